@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The endogenous reward as pure tensor functions: no models, no tokenizers, no TRL.
+
+A response is a trajectory of a token MDP: state `s_h = (prompt, a_1..a_{h-1})`, action `a_h` the next token, horizon
+`H`. A language model trained by next-token prediction has logits `f(s, .)` that solve an offline inverse-RL problem
+(Prop. 1 of https://huggingface.co/papers/2506.23235), so they can be read as a soft Q-function, and its inverse soft
+Bellman operator gives every token a reward.
+
+Notation of tensor shapes: `B` completions, `H` tokens of a completion, `V` vocabulary. All functions compute and return
+float32 whatever they are given, and take any number of leading batch dimensions.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+TokenRewardForm = Literal["bellman", "log_prob", "centered"]
+Aggregate = Literal["sum", "mean", "discounted"]
+
+
+def soft_value(logits: Tensor, alpha: float = 1.0) -> Tensor:
+    r"""
+    Soft value of a state, $V(s) = \alpha \log \sum_a \exp(f(s, a) / \alpha)$ (https://huggingface.co/papers/2506.23235,
+    Section 3).
+
+    Args:
+        logits (`torch.Tensor` of shape `(..., V)`):
+            Logits $f(s, \cdot)$ of the frozen model.
+        alpha (`float`, *optional*, defaults to `1.0`):
+            Temperature. Pretrained and fine-tuned language models have `alpha=1.0`.
+
+    Returns:
+        `torch.Tensor` of shape `(...)`, float32: soft values, in nats for `alpha=1.0`.
+
+    Raises:
+        `ValueError`: If `alpha` is not a positive finite number.
+
+    Example:
+    ```python
+    >>> import torch
+    >>> from endotrl.bellman import soft_value
+
+    >>> soft_value(torch.tensor([[0.0, 0.0], [1.0, 1.0]]))
+    tensor([0.6931, 1.6931])
+    ```
+    """
+    check_alpha(alpha)
+    return alpha * torch.logsumexp(logits.float() / alpha, dim=-1)
+
+
+def token_rewards(
+    chosen_logits: Tensor,
+    soft_values: Tensor,
+    alpha: float = 1.0,
+    gamma: float = 1.0,
+    form: TokenRewardForm = "bellman",
+    entropies: Tensor | None = None,
+) -> Tensor:
+    r"""
+    Reward of every token of a response.
+
+    - `"bellman"`: $r_h = f(s_h, a_h) - \gamma V(s_{h+1})$, the inverse soft Bellman operator (eq. 11 of
+      https://huggingface.co/papers/2506.23235). Equal to $\alpha \log \hat\pi(a_h|s_h) + V(s_h) - \gamma V(s_{h+1})$.
+    - `"log_prob"`: $r_h = \alpha \log \hat\pi(a_h|s_h) = f(s_h, a_h) - V(s_h)$, the same without the potential $V$.
+    - `"centered"`: $r_h = \alpha (\log \hat\pi(a_h|s_h) + \mathcal{H}(\hat\pi(\cdot|s_h)))$, whose expectation under the
+      frozen model is 0 at every length, so that length alone earns nothing.
+
+    `soft_values` decides what follows the last token: $V(s_{H+1}) = 0$ for a response that ended (terminal state), the
+    model's own value to bootstrap a response that was cut off.
+
+    Args:
+        chosen_logits (`torch.Tensor` of shape `(..., H)`):
+            Logit of the token that was taken, $f(s_h, a_h)$.
+        soft_values (`torch.Tensor` of shape `(..., H + 1)`):
+            Soft values $V(s_1), \dots, V(s_{H+1})$.
+        alpha (`float`, *optional*, defaults to `1.0`):
+            Temperature that `soft_values` were computed with.
+        gamma (`float`, *optional*, defaults to `1.0`):
+            Discount inside the operator, in $(0, 1]$. Only `"bellman"` uses it.
+        form (`str`, *optional*, defaults to `"bellman"`):
+            Form of the reward, see above.
+        entropies (`torch.Tensor` of shape `(..., H)`, *optional*):
+            Entropy of $\hat\pi(\cdot|s_h) = \mathrm{softmax}(f(s_h, \cdot)/\alpha)$ in nats. Needed by `"centered"`.
+
+    Returns:
+        `torch.Tensor` of shape `(..., H)`, float32: rewards, in nats for `alpha=1.0`.
+
+    Raises:
+        `ValueError`: If shapes do not fit, `alpha` or `gamma` is out of range, `form` is unknown, or `"centered"` lacks
+        `entropies`.
+
+    Example:
+    ```python
+    >>> import torch
+    >>> from endotrl.bellman import token_rewards
+
+    >>> token_rewards(torch.tensor([2.0, 3.0]), torch.tensor([2.5, 3.5, 0.0]))
+    tensor([-1.5000,  3.0000])
+    ```
+    """
+    check_alpha(alpha)
+    check_discount("gamma", gamma)
+    if soft_values.shape[:-1] != chosen_logits.shape[:-1] or soft_values.shape[-1] != chosen_logits.shape[-1] + 1:
+        raise ValueError(
+            f"`chosen_logits` has shape {tuple(chosen_logits.shape)} and `soft_values` {tuple(soft_values.shape)}, but "
+            "`soft_values` must have one entry more in its last dimension: the value of the state after the last "
+            "token (0 for a response that ended)."
+        )
+    chosen_logits, soft_values = chosen_logits.float(), soft_values.float()
+    if form == "bellman":
+        return chosen_logits - gamma * soft_values[..., 1:]
+    log_prob_rewards = chosen_logits - soft_values[..., :-1]  # alpha * log pi
+    if form == "log_prob":
+        return log_prob_rewards
+    if form == "centered":
+        if entropies is None:
+            raise ValueError('`form="centered"` needs `entropies`: the entropy of the frozen policy at every token.')
+        return log_prob_rewards + alpha * entropies.float()
+    raise ValueError(f'Unknown token reward {form!r}: it must be "bellman", "log_prob" or "centered".')
+
+
+def outcome_reward(
+    rewards: Tensor,
+    initial_value: Tensor | float = 0.0,
+    aggregate: Aggregate = "sum",
+    discount: float = 0.95,
+) -> Tensor:
+    r"""
+    One number for a whole response from its token rewards.
+
+    - `"sum"`: $\sum_h r_h - V(s_1)$. For a finished response and `"bellman"` rewards with `gamma=1.0` this telescopes to
+      $\alpha \log \hat\pi(y|x)$, the outcome reward (eq. 12 of https://huggingface.co/papers/2506.23235) without the
+      constant $V(s_1)$ of the prompt.
+    - `"mean"`: the same divided by the number of tokens.
+    - `"discounted"`: $\sum_h \delta^{h-1} r_h$ with $\delta$ = `discount`, which looks at about the first
+      $1/(1-\delta)$ tokens.
+
+    Args:
+        rewards (`torch.Tensor` of shape `(..., H)`):
+            Token rewards.
+        initial_value (`torch.Tensor` of shape `(...)` or `float`, *optional*, defaults to `0.0`):
+            $V(s_1)$, which `"sum"` and `"mean"` leave out. Pass it for `"bellman"` rewards; `"log_prob"` and
+            `"centered"` rewards do not contain it.
+        aggregate (`str`, *optional*, defaults to `"sum"`):
+            How to aggregate, see above.
+        discount (`float`, *optional*, defaults to `0.95`):
+            Discount $\delta$ of `"discounted"`, in $(0, 1]$.
+
+    Returns:
+        `torch.Tensor` of shape `(...)`, float32.
+
+    Raises:
+        `ValueError`: If there is no token, `discount` is out of range, or `aggregate` is unknown.
+
+    Example:
+    ```python
+    >>> import torch
+    >>> from endotrl.bellman import outcome_reward
+
+    >>> outcome_reward(torch.tensor([-1.5, 3.0]), initial_value=2.5)
+    tensor(-1.)
+    ```
+    """
+    num_tokens = rewards.shape[-1]
+    if num_tokens == 0:
+        raise ValueError("A response without a token has no reward: `rewards` is empty in its last dimension.")
+    # Bellman rewards are differences of soft values, which are large and cancel: summed in float64, thousands of tokens
+    # leave no rounding error in the sum.
+    if aggregate == "sum":
+        return (rewards.double().sum(dim=-1) - initial_value).float()
+    if aggregate == "mean":
+        return ((rewards.double().sum(dim=-1) - initial_value) / num_tokens).float()
+    if aggregate == "discounted":
+        check_discount("discount", discount)
+        weights = discount ** torch.arange(num_tokens, dtype=torch.float64, device=rewards.device)
+        return (rewards.double() * weights).sum(dim=-1).float()
+    raise ValueError(f'Unknown aggregate {aggregate!r}: it must be "sum", "mean" or "discounted".')
+
+
+def check_alpha(alpha: float) -> None:
+    """Raises `ValueError` if `alpha` is not a positive finite number."""
+    if not 0.0 < alpha < float("inf"):
+        raise ValueError(f"`alpha` is {alpha}, but the temperature of the soft value must be positive and finite.")
+
+
+def check_discount(name: str, value: float) -> None:
+    """Raises `ValueError` if the discount `value`, called `name`, is not in `(0, 1]`."""
+    if not 0.0 < value <= 1.0:
+        raise ValueError(f"`{name}` is {value}, but a discount must be greater than 0 and at most 1.")
