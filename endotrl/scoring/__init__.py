@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From token ids to the frozen model's logit and soft value at every token of a completion."""
+
+from .scorer import FrozenScorer, TokenStats
+
+
+__all__ = ["FrozenScorer", "TokenStats"]

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prompts and completions as users give them: text or messages."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+Message = Mapping[str, Any]
+Prompt = str | Sequence[Message]
+Completion = str | Sequence[Message]
+
+
+def check_row(row: int, prompt: Prompt, completion: Completion) -> None:
+    """
+    Raises `TypeError` if prompt and completion number `row` are neither text nor messages, or not of one kind, and
+    `ValueError` if the prompt has no message.
+    """
+    for name, value in (("prompt", prompt), ("completion", completion)):
+        if isinstance(value, str):
+            continue
+        if not isinstance(value, Sequence) or not all(isinstance(m, Mapping) and "role" in m for m in value):
+            raise TypeError(
+                f"The {name} of row {row} is {_brief(value)}, but it must be a string or a list of messages such as "
+                '[{"role": "user", "content": "..."}].'
+            )
+    if isinstance(prompt, str) and not isinstance(completion, str):
+        raise TypeError(
+            f"The prompt of row {row} is a string, but its completion is a list of messages. Make both of one kind."
+        )
+    if not isinstance(prompt, str) and len(prompt) == 0:
+        raise ValueError(f"The prompt of row {row} is an empty list of messages. It needs at least one message.")
+
+
+def add_criterion(prompt: Prompt, criterion: str | None) -> Prompt:
+    """
+    Puts a criterion before a prompt: as the system message, joined with one that is there already (templates accept
+    only one), or as a first paragraph of a plain-text prompt.
+
+    Example:
+    ```python
+    >>> from endotrl.scoring.messages import add_criterion
+
+    >>> add_criterion([{"role": "user", "content": "Hi"}], "Prefer short answers.")
+    [{'role': 'system', 'content': 'Prefer short answers.'}, {'role': 'user', 'content': 'Hi'}]
+    ```
+    """
+    if criterion is None:
+        return prompt
+    if not isinstance(criterion, str):
+        raise TypeError(f"A criterion is {_brief(criterion)}, but it must be a string, or `None` for no criterion.")
+    if isinstance(prompt, str):
+        return f"{criterion}\n\n{prompt}"
+    if prompt and prompt[0]["role"] == "system":
+        content = prompt[0].get("content")
+        if not content:
+            joined: str | list[Any] = criterion
+        elif isinstance(content, str):
+            joined = f"{criterion}\n\n{content}"
+        else:  # parts, which templates write one after the other
+            joined = [{"type": "text", "text": f"{criterion}\n\n"}, *content]
+        return [{**prompt[0], "content": joined}, *prompt[1:]]
+    return [{"role": "system", "content": criterion}, *prompt]
+
+
+def as_messages(completion: Completion) -> list[Message]:
+    """A completion as a list of messages."""
+    return [{"role": "assistant", "content": completion}] if isinstance(completion, str) else list(completion)
+
+
+def _brief(value: object) -> str:
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"

@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whose weights the frozen model uses: its own copy, a loaded model, or the trainer's frozen weights."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import is_peft_model
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers.integrations.deepspeed import (
+    is_deepspeed_zero3_enabled,
+    set_hf_deepspeed_config,
+    unset_hf_deepspeed_config,
+)
+
+
+NEEDS_CAUSAL_LM = (
+    "The endogenous reward is read off the next-token logits of a causal language model: pass one that "
+    "`AutoModelForCausalLM` loads."
+)
+
+
+class Placement(Protocol):
+    """Where the frozen weights live. `active` is the only way to reach them."""
+
+    config: PretrainedConfig
+    eos_token_ids: list[int]
+    description: str
+
+    def active(self) -> AbstractContextManager[PreTrainedModel]:
+        """Context manager that yields the model in evaluation mode with exactly the frozen weights."""
+        ...
+
+
+def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """
+    The dtype of the frozen model. `"auto"` is bfloat16 on accelerators and float32 on CPU.
+
+    Raises:
+        `ValueError`: If `dtype` names no floating dtype of torch.
+    """
+    if dtype == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    resolved = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}.get(str(dtype), dtype)
+    if not isinstance(resolved, torch.dtype) or not resolved.is_floating_point:
+        raise ValueError(f'`dtype` is {dtype!r}, but it must be "auto", "float32", "bfloat16" or "float16".')
+    return resolved
+
+
+def load_config(model: str, trust_remote_code: bool = False) -> PretrainedConfig:
+    """
+    Config of a model by path or hub id.
+
+    Raises:
+        `OSError`: If there is no such model, with the reason.
+    """
+    try:
+        return AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"The frozen model {model!r} cannot be loaded: it is neither a folder with a model's `config.json` nor a "
+            f"model that the Hugging Face hub gives. Check the name, or pass a loaded model. Reason: {error}"
+        ) from error
+
+
+class OwnCopy:
+    """
+    The reward's own frozen copy, loaded on first use and kept on one device.
+
+    Under DeepSpeed ZeRO-3, every process keeps a whole copy.
+
+    Args:
+        model (`str`):
+            Path or hub id.
+        dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`):
+            See [`resolve_dtype`].
+        device (`str` or `torch.device`, *optional*):
+            Defaults to this process's device, as `accelerate` gives it.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether code from the model's repository may run.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        dtype: str | torch.dtype = "auto",
+        device: str | torch.device | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        resolve_dtype(dtype, torch.device("cpu"))  # raises now if the dtype is none
+        self.config = load_config(model, trust_remote_code)
+        if self.config.is_encoder_decoder:
+            raise ValueError(f"{model!r} is an encoder-decoder model. {NEEDS_CAUSAL_LM}")
+        self.eos_token_ids = _eos_token_ids(_load_generation_config(model, self.config))
+        self.description = f"own copy of {model}"
+        self._name = model
+        self._dtype, self._device, self._trust_remote_code = dtype, device, trust_remote_code
+        self._model: PreTrainedModel | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_model": None}
+
+    @contextmanager
+    def active(self) -> Iterator[PreTrainedModel]:
+        if self._model is None:
+            self._model = self._load()
+        yield self._model
+
+    def _load(self) -> PreTrainedModel:
+        device = PartialState().device if self._device is None else torch.device(self._device)
+        with _without_zero3_init():
+            model = AutoModelForCausalLM.from_pretrained(
+                self._name, dtype=resolve_dtype(self._dtype, device), trust_remote_code=self._trust_remote_code
+            )
+        return model.to(device).eval().requires_grad_(False)
+
+
+class LoadedModel:
+    """
+    A model instance that the user has loaded. It is used as it is, without a copy, and must not be trained: that would
+    move the reward. Training it, or putting an adapter into it, is noticed and refused.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        if model.config.is_encoder_decoder or model.get_output_embeddings() is None:
+            kind = "an encoder-decoder model" if model.config.is_encoder_decoder else "a model without an LM head"
+            raise ValueError(f"A {type(model).__name__} was given, {kind}. {NEEDS_CAUSAL_LM}")
+        self.config = model.config
+        self.eos_token_ids = _eos_token_ids(model.generation_config)
+        self.description = f"the {type(model).__name__} given"
+        self._model: PreTrainedModel = model
+        self._fingerprint = _fingerprint(model)
+
+    def as_own_copy(self, trust_remote_code: bool = False) -> OwnCopy:
+        """
+        The same model by name, for a pickle.
+
+        Raises:
+            `TypeError`: If the model was not loaded from a path or hub.
+        """
+        name = self.config._name_or_path
+        if not name:
+            raise TypeError(
+                "A reward made from a model instance can be pickled only if the instance was loaded from a path or the "
+                "hub, because weights are not pickled. Pass a path to `EndogenousReward`."
+            )
+        return OwnCopy(name, self._model.dtype, trust_remote_code=trust_remote_code)
+
+    @contextmanager
+    def active(self) -> Iterator[PreTrainedModel]:
+        (versions, sample), (first_versions, first_sample) = _fingerprint(self._model), self._fingerprint
+        if versions != first_versions or not torch.allclose(sample, first_sample, rtol=0, atol=0, equal_nan=True):
+            raise RuntimeError(
+                "The model instance given to the endogenous reward has changed since: its weights were updated, or an "
+                "adapter was put into it. The reward must come from a frozen model. If it is the policy that you "
+                "train, share its frozen base with `EndogenousReward(model=None)` and `reward.attach(trainer)`; or "
+                "pass a path, so that the reward loads its own copy."
+            )
+        with _eval_mode(self._model):
+            yield self._model
+
+
+class AdapterDisabled:
+    """The policy of a LoRA run with its adapter disabled: the frozen base model, without another parameter in memory."""
+
+    def __init__(self, trainer: Any) -> None:
+        self._accelerator = trainer.accelerator
+        self._policy = trainer.accelerator.unwrap_model(trainer.model)
+        self.config = self._policy.config
+        self.eos_token_ids = _eos_token_ids(self._policy.generation_config)
+        self.description = "the policy's frozen base (adapter disabled)"
+
+    @contextmanager
+    def active(self) -> Iterator[PreTrainedModel]:
+        # The precision in which the trainer runs its own reference pass.
+        with self._accelerator.autocast(), _eval_mode(self._policy), self._policy.disable_adapter():
+            yield self._policy.get_base_model()
+
+
+class SharedReference:
+    """The reference model of a trainer with `beta > 0`."""
+
+    def __init__(self, trainer: Any) -> None:
+        self._accelerator = trainer.accelerator
+        self._model = trainer.accelerator.unwrap_model(trainer.ref_model)
+        self.config = self._model.config
+        self.eos_token_ids = _eos_token_ids(self._model.generation_config)
+        self.description = "the trainer's reference model"
+
+    @contextmanager
+    def active(self) -> Iterator[PreTrainedModel]:
+        with self._accelerator.autocast(), _eval_mode(self._model):
+            yield self._model
+
+
+def share_with(trainer: Any) -> AdapterDisabled | SharedReference:
+    """
+    Finds the frozen weights that a TRL trainer already holds: with LoRA, the policy without its adapter; with
+    `beta > 0`, the reference model.
+
+    Raises:
+        `ValueError`: If the trainer holds no frozen weights, or moves or shards them.
+    """
+    policy = trainer.accelerator.unwrap_model(trainer.model)
+    if trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled():
+        raise ValueError(
+            "The trainer shards its weights (DeepSpeed ZeRO-3 or FSDP), and sharing sharded weights is not supported "
+            "yet. Give the reward its own copy: `EndogenousReward(model=<path>)` without `attach`."
+        )
+    if is_peft_model(policy):
+        if "ref" in policy.peft_config:
+            raise ValueError(
+                "The trainer continues a trained adapter and keeps its start as the adapter 'ref', so the model without "
+                "adapter is not the policy's start. Merge the adapter first, or give the reward its own copy."
+            )
+        # LoRA starts as the identity, B = 0. Anything else was trained before, or has moved weights of the base model
+        # into the adapter (PiSSA, OLoRA).
+        if any("lora_B" in name and weight.any() for name, weight in policy.named_parameters()):
+            raise ValueError(
+                "The policy's adapter is not at zero, so the model without it is not the policy's start. Attach the reward "
+                "before training; merge an adapter that was trained before; use a LoRA initialisation with B = 0; or "
+                "give the reward its own copy: `EndogenousReward(model=<path>)`."
+            )
+        return AdapterDisabled(trainer)
+    if trainer.ref_model is None:
+        raise ValueError(
+            "The trainer holds no frozen weights to share: it trains all weights (no `peft_config`) and keeps no "
+            "reference model (`beta` is 0). Set `beta` > 0, train with LoRA, or give the reward its own copy: "
+            "`EndogenousReward(model=<path>)`."
+        )
+    # OnlineDPO has no such setting: its reference model always stays.
+    if getattr(trainer.args, "sync_ref_model", False):
+        raise ValueError(
+            "The trainer has `sync_ref_model=True`: its reference model follows the policy, so a reward that shares it "
+            "would move during training. Set `sync_ref_model=False`, or give the reward its own copy: "
+            "`EndogenousReward(model=<path>)`."
+        )
+    return SharedReference(trainer)
+
+
+def _load_generation_config(model: str, config: PretrainedConfig) -> GenerationConfig:
+    try:
+        return GenerationConfig.from_pretrained(model)
+    except OSError:  # the file is optional
+        return GenerationConfig.from_model_config(config)
+
+
+def _eos_token_ids(generation_config: GenerationConfig | None) -> list[int]:
+    eos = None if generation_config is None else generation_config.eos_token_id
+    return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+
+
+def _fingerprint(model: nn.Module) -> tuple[list[tuple[int, int]], Tensor]:
+    """Changes with the set of parameters (an adapter adds some) and with their values."""
+    # In-place updates raise a tensor's version counter, except those of fused optimizers (the default of `Trainer`) and
+    # through `.data`. These touch every weight that has a gradient, so that a sample of each tensor shows them.
+    versions = [(id(parameter), parameter._version) for parameter in model.parameters()]
+    samples = [
+        parameter.detach().flatten()[:: max(1, parameter.numel() // 64)].float().cpu()
+        for parameter in model.parameters()
+        if not parameter.is_meta  # offloaded
+    ]
+    return versions, torch.cat(samples)
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards every module is as it was (a plain `train()` would wake frozen dropout)."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def _without_zero3_init() -> Iterator[None]:
+    """Lets `from_pretrained` load whole weights while a ZeRO-3 trainer exists (it would partition them otherwise)."""
+    if not is_deepspeed_zero3_enabled():
+        yield
+        return
+    from transformers.integrations import deepspeed
+
+    config = deepspeed._hf_deepspeed_config_weak_ref()
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        set_hf_deepspeed_config(config)

@@ -1,0 +1,367 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The scoring engine against one sequence at a time with all logits."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    Cohere2Config,
+    CohereConfig,
+    FalconConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPTJConfig,
+    GPTNeoXConfig,
+    GraniteConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MixtralConfig,
+    OPTConfig,
+    PhiConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from endotrl.scoring import FrozenScorer, TokenStats, lm_head
+from endotrl.scoring.placement import LoadedModel
+from endotrl.scoring.rendering import Rendered
+
+from ..helpers import LargestTensor, assert_same_to_the_bit, count_forwards, weights
+from ..reference import scores_from_logits, state_logits
+
+
+VOCAB_SIZE, EOS = 97, 1
+SHARED = {"vocab_size": VOCAB_SIZE, "bos_token_id": None, "eos_token_id": EOS, "pad_token_id": EOS}
+# Most families take these. Weights are larger than usual, so that a random model has opinions.
+SIZES = {
+    **SHARED,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,
+}
+GPT_SIZES = {**SHARED, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "initializer_range": 0.3}
+
+FAMILIES: list[tuple[str, Callable[[], PretrainedConfig]]] = [
+    ("llama, untied head", lambda: LlamaConfig(**SIZES, tie_word_embeddings=False)),
+    ("llama, tied head", lambda: LlamaConfig(**SIZES, tie_word_embeddings=True)),
+    ("qwen2", lambda: Qwen2Config(**SIZES)),
+    ("qwen3", lambda: Qwen3Config(**SIZES, head_dim=8)),
+    ("gemma2, soft cap", lambda: Gemma2Config(**SIZES, head_dim=8, final_logit_softcapping=2.0)),
+    ("gemma3, sliding window", lambda: Gemma3TextConfig(**SIZES, head_dim=8, sliding_window=4)),
+    ("granite, logit scale", lambda: GraniteConfig(**SIZES, logits_scaling=4.0)),
+    ("cohere, logit scale", lambda: CohereConfig(**SIZES, logit_scale=0.25)),
+    ("cohere2, logit scale", lambda: Cohere2Config(**SIZES, head_dim=8, logit_scale=0.25)),
+    ("phi, head with bias", lambda: PhiConfig(**SIZES)),
+    ("gpt-j, head with bias", lambda: GPTJConfig(**GPT_SIZES, rotary_dim=4)),
+    ("gpt2, learned positions", lambda: GPT2Config(**GPT_SIZES)),
+    ("gpt-neox", lambda: GPTNeoXConfig(**SIZES)),
+    ("opt, projected embeddings", lambda: OPTConfig(**SIZES, ffn_dim=48, word_embed_proj_dim=16, init_std=0.3)),
+    ("bloom, ALiBi", lambda: BloomConfig(**SHARED, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.3)),
+    ("falcon", lambda: FalconConfig(**{k: v for k, v in SIZES.items() if k != "intermediate_size"})),
+    ("mixtral, experts", lambda: MixtralConfig(**SIZES, num_local_experts=4)),
+    ("mamba, recurrent", lambda: MambaConfig(**SHARED, hidden_size=32, num_hidden_layers=2, state_size=4)),
+]
+
+
+def make_model(config: PretrainedConfig) -> PreTrainedModel:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    head = model.get_output_embeddings()
+    if head.bias is not None:
+        torch.nn.init.normal_(head.bias)
+    return model
+
+
+def make_rows() -> list[Rendered]:
+    """Ragged rows: finished ones and cut-off ones, a prompt of one token, a completion of one, and one of none."""
+    generator = torch.Generator().manual_seed(1)
+    rows = []
+    for num_prompt, num_completion, finished in [
+        (5, 7, True),
+        (1, 12, False),
+        (9, 1, True),
+        (3, 0, False),
+        (2, 4, False),
+    ]:
+        ids = torch.randint(2, VOCAB_SIZE, (num_prompt + num_completion,), generator=generator).tolist()
+        if finished:
+            ids[-1] = EOS
+        rows.append(Rendered(ids[:num_prompt], ids[num_prompt:], list(range(num_completion)), finished))
+    # A tool wrote the tokens 2 to 5.
+    rows.append(replace(rows[1], action_positions=[0, 1, 6, 7, 8, 9, 10, 11]))
+    return rows
+
+
+@pytest.fixture(scope="module")
+def model() -> PreTrainedModel:
+    return make_model(LlamaConfig(**SIZES))
+
+
+@pytest.fixture(scope="module")
+def expected(model: PreTrainedModel) -> list[TokenStats]:
+    """Every row scored alone."""
+    return [FrozenScorer(LoadedModel(model))([row])[0] for row in make_rows()]
+
+
+def expected_numbers(model: PreTrainedModel, row: Rendered, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Chosen logits, soft values and entropies at the positions that the policy wrote."""
+    scores = scores_from_logits(state_logits(model, row.prompt_ids, row.completion_ids), row.completion_ids, alpha)
+    last = 0.0 if row.finished else scores.values[-1]
+    at = row.action_positions
+    return (
+        torch.tensor([scores.taken[p] for p in at]),
+        torch.tensor([scores.values[p] for p in at] + [last]),
+        torch.tensor([scores.entropies[p] for p in at]),
+    )
+
+
+def numbers(stats: TokenStats) -> tuple[Tensor, Tensor, Tensor]:
+    assert stats.entropies is not None
+    return stats.chosen_logits, stats.soft_values, stats.entropies
+
+
+def assert_equal_stats(actual: Sequence[TokenStats], expected: Sequence[TokenStats], atol: float = 2e-5) -> None:
+    assert len(actual) == len(expected)
+    for a, b in zip(actual, expected, strict=True):
+        assert torch.equal(a.token_ids, b.token_ids) and torch.equal(a.positions, b.positions)
+        assert (a.finished, a.num_completion_tokens) == (b.finished, b.num_completion_tokens)
+        for ours, theirs in zip(numbers(a), numbers(b), strict=True):
+            torch.testing.assert_close(ours, theirs, atol=atol, rtol=0)
+
+
+class TestFamilies:
+    @pytest.mark.parametrize("make_config", [make for _, make in FAMILIES], ids=[name for name, _ in FAMILIES])
+    def test_equal_to_all_logits(
+        self, make_config: Callable[[], PretrainedConfig], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(lm_head, "TOKEN_BLOCK", 5)
+        monkeypatch.setattr(lm_head, "VOCAB_BLOCK", 32)
+        model, rows = make_model(make_config()), make_rows()
+        for row, stats in zip(
+            rows, FrozenScorer(LoadedModel(model), max_tokens_per_batch=40)(rows, alpha=0.7), strict=True
+        ):
+            for ours, expected in zip(numbers(stats), expected_numbers(model, row, alpha=0.7), strict=True):
+                torch.testing.assert_close(ours, expected, atol=2e-5, rtol=1e-5)
+
+    def test_a_head_that_is_not_linear(self) -> None:
+        class ClampedHead(torch.nn.Linear):
+            def forward(self, hidden_states: Tensor) -> Tensor:
+                return super().forward(hidden_states).clamp(-1, 1)
+
+        model, rows = make_model(LlamaConfig(**SIZES)), make_rows()
+        head = ClampedHead(32, VOCAB_SIZE, bias=False)
+        head.weight = model.lm_head.weight
+        model.lm_head = head
+        for row, stats in zip(rows, FrozenScorer(LoadedModel(model))(rows), strict=True):
+            expected = expected_numbers(model, row, alpha=1.0)
+            assert len(expected[0]) == 0 or expected[0].abs().max() <= 1
+            for ours, theirs in zip(numbers(stats), expected, strict=True):
+                torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-5)
+
+    def test_half_precision_is_no_worse_than_all_logits_in_it(self) -> None:
+        # The truth: float32 with the weights as they were before rounding. The rival: the same model in bfloat16, one
+        # sequence at a time, all logits. Most of both errors is the backbone's; the head must not add to it.
+        full, rows = make_model(LlamaConfig(**SIZES)), make_rows()
+        half = make_model(LlamaConfig(**SIZES)).bfloat16()
+        stats = FrozenScorer(LoadedModel(half))(rows)
+        errors: dict[str, list[Tensor]] = {"ours": [], "naive": []}
+        for row, row_stats in zip(rows, stats, strict=True):
+            assert row_stats.chosen_logits.dtype == torch.float32
+            truth = torch.cat(expected_numbers(full, row, 1.0))
+            errors["ours"].append((torch.cat(numbers(row_stats)) - truth).abs())
+            errors["naive"].append((torch.cat(expected_numbers(half, row, 1.0)) - truth).abs())
+        ours, naive = torch.cat(errors["ours"]), torch.cat(errors["naive"])
+        assert naive.max() > 1e-3  # bfloat16 does cost something here
+        assert ours.mean() <= 1.05 * naive.mean() + 1e-3
+        assert ours.max() <= 1.05 * naive.max() + 5e-3
+
+    @pytest.mark.parametrize(
+        "change",
+        [lambda z: 1.5 * z, lambda z: z - z.mean(-1, keepdim=True), lambda z: z.clamp(max=0.5), lambda z: z / z.std()],
+        ids=["scale", "shift", "clamp", "norm"],
+    )
+    def test_an_unknown_family_is_refused(self, change: Callable[[Tensor], Tensor]) -> None:
+        class NewForCausalLM(LlamaForCausalLM):
+            def forward(self, *args: Any, **kwargs: Any) -> CausalLMOutputWithPast:
+                output = super().forward(*args, **kwargs)
+                output.logits = change(output.logits)
+                return output
+
+        torch.manual_seed(0)
+        scorer = FrozenScorer(LoadedModel(NewForCausalLM(LlamaConfig(**SIZES)).eval()))
+        for _ in range(2):  # and it stays refused
+            with pytest.raises(
+                ValueError, match="logits of NewForCausalLM are not.*rewards would be wrong.*open an issue"
+            ):
+                scorer(make_rows())
+
+    def test_the_check_runs_once(self, model: PreTrainedModel) -> None:
+        scorer, rows = FrozenScorer(LoadedModel(model)), make_rows()
+        runs = []
+        for _ in range(2):
+            with count_forwards(model) as ran:
+                scorer(rows)
+            runs.append((ran.count("LlamaForCausalLM"), ran.count("LlamaModel")))
+        # The check runs the model and its backbone; scoring runs the backbone alone, and the six rows fit one batch.
+        assert runs == [(1, 3), (0, 1)]
+
+
+class TestInvariance:
+    """One row's numbers depend on that row only."""
+
+    @pytest.mark.parametrize("max_tokens_per_batch", [1, 13, 26, 40, 10_000])
+    def test_token_budget(self, model: PreTrainedModel, expected: list[TokenStats], max_tokens_per_batch: int) -> None:
+        assert_equal_stats(FrozenScorer(LoadedModel(model), max_tokens_per_batch)(make_rows()), expected)
+
+    def test_order(self, model: PreTrainedModel, expected: list[TokenStats]) -> None:
+        order, rows = [4, 0, 5, 2, 3, 1], make_rows()
+        actual = FrozenScorer(LoadedModel(model))([rows[i] for i in order])
+        assert_equal_stats(actual, [expected[i] for i in order])
+
+    def test_neighbours(self, model: PreTrainedModel, expected: list[TokenStats]) -> None:
+        rows = make_rows()
+        long = Rendered([3] * 20, [4] * 30, list(range(30)), False)
+        actual = FrozenScorer(LoadedModel(model))([long, *rows, *rows, long])
+        assert_equal_stats(actual[1:-1], [*expected, *expected])
+
+    def test_calls_before(self, model: PreTrainedModel, expected: list[TokenStats]) -> None:
+        scorer = FrozenScorer(LoadedModel(model))
+        scorer(make_rows()[2:4], alpha=3.0, entropy=False)
+        assert_equal_stats(scorer(make_rows()), expected)
+
+    def test_entropy_or_not(self, model: PreTrainedModel, expected: list[TokenStats]) -> None:
+        for row, other in zip(FrozenScorer(LoadedModel(model))(make_rows(), entropy=False), expected, strict=True):
+            assert row.entropies is None
+            torch.testing.assert_close(row.soft_values, other.soft_values, atol=2e-5, rtol=0)
+
+    def test_training_mode_of_the_instance(self, expected: list[TokenStats]) -> None:
+        model = make_model(LlamaConfig(**SIZES, attention_dropout=0.5)).train()
+        assert_equal_stats(FrozenScorer(LoadedModel(model))(make_rows()), expected)
+        assert model.training
+
+
+class TestStats:
+    def test_shapes_and_meaning(self, model: PreTrainedModel) -> None:
+        rows = make_rows()
+        stats = FrozenScorer(LoadedModel(model))(rows, alpha=0.7)
+        for row, s in zip(rows, stats, strict=True):
+            num_actions = len(row.action_positions)
+            assert s.token_ids.tolist() == [row.completion_ids[p] for p in row.action_positions]
+            assert s.positions.tolist() == row.action_positions
+            assert s.chosen_logits.shape == s.log_probs.shape == (num_actions,)
+            assert s.soft_values.shape == (num_actions + 1,)
+            assert s.num_completion_tokens == len(row.completion_ids)
+            assert (s.finished, s.alpha) == (row.finished, 0.7)
+            assert (s.soft_values[-1] == 0) == row.finished
+            assert (s.text, s.offsets) == (None, None)
+
+    def test_log_probs(self, model: PreTrainedModel) -> None:
+        row = make_rows()[1]
+        (stats,) = FrozenScorer(LoadedModel(model))([row], alpha=0.7)
+        logits = state_logits(model, row.prompt_ids, row.completion_ids)[:-1]
+        log_policy = torch.log_softmax(logits.double() / 0.7, dim=-1)
+        expected = log_policy.gather(1, torch.tensor(row.completion_ids)[:, None]).squeeze(1)
+        torch.testing.assert_close(stats.log_probs.double(), expected, atol=1e-5, rtol=1e-5)
+
+    def test_rows_do_not_share_memory(self, model: PreTrainedModel) -> None:
+        # A view of one row would keep the tensors of the whole batch alive, and writing to it would change others.
+        first, second = FrozenScorer(LoadedModel(model))([make_rows()[0]] * 2)
+        before = second.soft_values.clone()
+        first.soft_values.zero_()
+        assert torch.equal(second.soft_values, before)
+        assert first.chosen_logits.untyped_storage().nbytes() == 4 * len(first.chosen_logits)
+
+    def test_nothing_is_left_behind(self) -> None:
+        model = make_model(LlamaConfig(**SIZES))
+        before = weights(model)
+        stats = FrozenScorer(LoadedModel(model))(make_rows())
+        assert_same_to_the_bit(before, weights(model))
+        assert all(p.requires_grad and p.grad is None for p in model.parameters())  # the user's own setting stays
+        assert not any(tensor.requires_grad for row in stats for tensor in numbers(row))
+
+    def test_progress_bar(self, model: PreTrainedModel, capsys: pytest.CaptureFixture[str]) -> None:
+        scorer = FrozenScorer(LoadedModel(model))
+        scorer(make_rows())
+        assert capsys.readouterr().err == ""
+        scorer(make_rows(), progress=True)
+        assert "6/6" in capsys.readouterr().err
+
+
+class TestMemory:
+    def test_no_tensor_of_tokens_by_vocabulary(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(lm_head, "TOKEN_BLOCK", 64)
+        monkeypatch.setattr(lm_head, "VOCAB_BLOCK", 1024)
+        vocab_size, num_rows, num_prompt, num_completion = 8192, 16, 8, 40
+        model = make_model(LlamaConfig(**{**SIZES, "vocab_size": vocab_size, "hidden_size": 8}))
+        row = Rendered([5] * num_prompt, [7] * num_completion, list(range(num_completion)), False)
+        with LargestTensor() as largest:
+            FrozenScorer(LoadedModel(model))([row] * num_rows)
+        # Nothing above one block of logits, or the head check's 8 tokens by vocabulary: a 80th of all logits.
+        assert largest.numel == 64 * 1024
+        assert largest.numel < num_rows * num_completion * vocab_size / 75
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("prompt_ids", "completion_ids", "message"),
+        [
+            ([VOCAB_SIZE], [3], r"Row 1 .*vocabulary of 97 tokens \(ids from 97 to 97\).*another tokenizer"),
+            ([3], [4, 500, 2], r"Row 1 .*\(ids from 2 to 500\)"),
+            ([3], [-1, 2], r"Row 1 .*\(ids from -1 to 2\)"),
+        ],
+    )
+    def test_ids_out_of_vocabulary(
+        self, model: PreTrainedModel, prompt_ids: list[int], completion_ids: list[int], message: str
+    ) -> None:
+        rows = [make_rows()[0], Rendered(prompt_ids, completion_ids, list(range(len(completion_ids))), False)]
+        with count_forwards(model) as ran, pytest.raises(ValueError, match=message):
+            FrozenScorer(LoadedModel(model))(rows)
+        assert ran == []
+
+    @pytest.mark.parametrize("alpha", [0.0, float("nan")])
+    def test_alpha(self, model: PreTrainedModel, alpha: float) -> None:
+        with count_forwards(model) as ran, pytest.raises(ValueError, match="`alpha` is"):
+            FrozenScorer(LoadedModel(model))(make_rows(), alpha=alpha)
+        assert ran == []
+
+    def test_budget(self, model: PreTrainedModel) -> None:
+        with pytest.raises(ValueError, match="`max_tokens_per_batch` is 0"):
+            FrozenScorer(LoadedModel(model), max_tokens_per_batch=0)
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_damaged_weights_of_some_words(self, value: float) -> None:
+        model = make_model(LlamaConfig(**SIZES, tie_word_embeddings=False))
+        with torch.no_grad():
+            model.get_input_embeddings().weight[50] = value
+        rows = [
+            Rendered([3, 4], [5, EOS], [0, 1], True),
+            Rendered([3, 50], [5, EOS], [0, 1], True),
+            Rendered([3, 4], [5, 6], [0, 1], False),
+            Rendered([3, 4], [50, 6], [0, 1], False),
+        ]
+        message = r"the LlamaForCausalLM given\) gives NaN or infinite logits for rows 1, 3 of 4.*damaged.*float32"
+        with pytest.raises(ValueError, match=message):
+            FrozenScorer(LoadedModel(model))(rows)
+
+    def test_damaged_head(self) -> None:
+        model = make_model(LlamaConfig(**SIZES, tie_word_embeddings=False))
+        with torch.no_grad():
+            model.lm_head.weight[-1, 0] = float("nan")
+        rows = [Rendered([3, 4], [5, EOS], [0, 1], True)] * 12
+        with pytest.raises(ValueError, match=r"for rows 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, \.\.\. of 12"):
+            FrozenScorer(LoadedModel(model))(rows)
