@@ -1,0 +1,502 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The endogenous reward as a TRL reward function."""
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+
+from ..bellman import Aggregate, TokenRewardForm, check_alpha, check_discount, outcome_reward, token_rewards
+from ..scoring.batching import plan_batches
+from ..scoring.messages import Completion, Prompt
+from ..scoring.offsets import decode_with_offsets
+from ..scoring.placement import LoadedModel, OwnCopy, Placement, share_with
+from ..scoring.rendering import OverlongPrompt, Rendered, Renderer
+from ..scoring.scorer import FrozenScorer, TokenStats
+
+
+logger = logging.getLogger(__name__)
+
+Truncation = Literal["terminal", "bootstrap", "skip"]
+
+
+class EndogenousReward:
+    r"""
+    The reward that a language model already contains (EndoRM, https://huggingface.co/papers/2506.23235): the logits of
+    a frozen model, read as a soft Q-function, give every token the reward
+
+    $$
+    r(s_h, a_h) = f(s_h, a_h) - \gamma V(s_{h+1}), \qquad V(s) = \alpha \log \sum_a \exp(f(s, a) / \alpha),
+    $$
+
+    and a whole response, with the default settings, $\alpha \log \hat\pi(y|x)$ (eq. 11 and 12). It needs no reward
+    model, judge or labels, and plugs into TRL's `GRPOTrainer`, `RLOOTrainer` and `OnlineDPOTrainer` as a reward
+    function.
+
+    Train with a KL penalty (`beta` > 0): the optimum is then $\hat\pi(y|x)^{1 + \alpha/\beta}$, normalised. Without one,
+    the policy collapses onto its most probable response.
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`], *optional*):
+            Frozen model: a path or hub id, from which the reward loads its own copy on first use; `"quickstart"` for
+            the demo's model; or a loaded model, which is used as it is and must not be trained. With `None`, the reward
+            shares the frozen weights of a trainer and must be attached to it: see [`attach`].
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Tokenizer of `model`, or a processor that holds it. Loaded with the model if not given.
+        alpha (`float`, *optional*, defaults to `1.0`):
+            Temperature of the soft value. Pretrained and fine-tuned language models have `1.0`.
+        gamma (`float`, *optional*, defaults to `1.0`):
+            Discount inside the operator, in $(0, 1]$.
+        token_reward (`str`, *optional*, defaults to `"bellman"`):
+            Form of the token rewards: `"bellman"`, $f(s, a) - \gamma V(s')$; `"log_prob"`, $\alpha \log \hat\pi$;
+            `"centered"`, $\alpha (\log \hat\pi + \mathcal{H})$.
+        aggregate (`str`, *optional*, defaults to `"sum"`):
+            How token rewards become one number: `"sum"` (without $V(s_1)$, a constant of the prompt), `"mean"` (the same
+            by token), or `"discounted"`, $\sum_h \delta^{h-1} r_h$.
+        discount (`float`, *optional*, defaults to `0.95`):
+            $\delta$ of `aggregate="discounted"`, in $(0, 1]$.
+        truncation (`str`, *optional*, defaults to `"terminal"`):
+            Completions without EOS: `"terminal"` takes the state after the last token for the end, $V(s_{H+1}) = 0$;
+            `"bootstrap"` subtracts the model's own value of it; `"skip"` gives no reward (`None`). Next to other reward
+            functions, TRL takes `None` for 0, more than any log-probability: then use `"skip"` only with
+            `multi_objective_aggregation="normalize_then_sum"`.
+        criterion (`str` or `dict[str, str]`, *optional*):
+            System message under which the frozen model judges; the policy does not see it. A dictionary gives one for
+            each value of the dataset's column `domain`.
+        max_tokens_per_batch (`int`, *optional*, defaults to `8192`):
+            Padded tokens of one forward pass. It bounds memory and does not change rewards.
+        dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`):
+            Dtype of the reward's own copy: `"auto"` is bfloat16 on accelerators and float32 on CPU.
+        device (`str` or `torch.device`, *optional*):
+            Device of the reward's own copy. Defaults to this process's device, as `accelerate` gives it.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether code from the model's repository may run.
+        name (`str`, *optional*, defaults to `"endogenous_reward"`):
+            Name in logs. Give two endogenous rewards in one trainer different names.
+        overlong_prompt (`str`, *optional*, defaults to `"error"`):
+            What to do when prompt and completion do not fit the frozen model's context: `"error"`, or
+            `"truncate_left"` to drop the beginning of the prompt.
+        chat_template_kwargs (`dict[str, Any]`, *optional*):
+            Further arguments for the chat template. Pass what the trainer's `chat_template_kwargs` has.
+
+    Raises:
+        `ValueError`: If a setting is out of range or unknown.
+        `OSError`: If there is no model of that name.
+
+    Example:
+    ```python
+    >>> from endotrl import EndogenousReward
+
+    >>> reward = EndogenousReward("quickstart")
+    >>> prompts = [[{"role": "user", "content": "What is the capital of France?"}]] * 2
+    >>> completions = [
+    ...     [{"role": "assistant", "content": "The capital of France is Paris."}],
+    ...     [{"role": "assistant", "content": "The capital of France is Rome."}],
+    ... ]
+    >>> paris, rome = reward(prompts=prompts, completions=completions)
+    >>> paris > rome
+    True
+    ```
+    """
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | None,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
+        alpha: float = 1.0,
+        gamma: float = 1.0,
+        token_reward: TokenRewardForm = "bellman",
+        aggregate: Aggregate = "sum",
+        discount: float = 0.95,
+        truncation: Truncation = "terminal",
+        criterion: str | Mapping[str, str] | None = None,
+        max_tokens_per_batch: int = 8192,
+        dtype: str | torch.dtype = "auto",
+        device: str | torch.device | None = None,
+        trust_remote_code: bool = False,
+        name: str = "endogenous_reward",
+        overlong_prompt: OverlongPrompt = "error",
+        chat_template_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        check_alpha(alpha)
+        check_discount("gamma", gamma)
+        check_discount("discount", discount)
+        _check_choice("token_reward", token_reward, get_args(TokenRewardForm))
+        _check_choice("aggregate", aggregate, get_args(Aggregate))
+        _check_choice("truncation", truncation, get_args(Truncation))
+        _check_choice("overlong_prompt", overlong_prompt, get_args(OverlongPrompt))
+        plan_batches([], max_tokens_per_batch)  # raises now if the budget is not a budget
+        self.alpha, self.gamma = alpha, gamma
+        self.token_reward, self.aggregate, self.discount = token_reward, aggregate, discount
+        self.truncation = truncation
+        self.criterion = criterion
+        self.max_tokens_per_batch = max_tokens_per_batch
+        self.trust_remote_code = trust_remote_code
+        self.overlong_prompt = overlong_prompt
+        self.chat_template_kwargs = chat_template_kwargs
+        self.__name__ = name  # TRL's name for a callable in logs
+        self._processing_class = processing_class
+        # What the user gave holds in every trainer; the rest is taken from the one that the reward is attached to.
+        self._given = (processing_class, chat_template_kwargs)
+        self._placement = _place(model, dtype, device, trust_remote_code)
+        # Made on first use; not pickled.
+        self._renderer: Renderer | None = None
+        self._scorer: FrozenScorer | None = None
+
+    def __repr__(self) -> str:
+        where = "not attached to a trainer yet" if self._placement is None else self._placement.description
+        return (
+            f"EndogenousReward({where}, alpha={self.alpha}, gamma={self.gamma}, token_reward={self.token_reward!r}, "
+            f"aggregate={self.aggregate!r}, truncation={self.truncation!r}, name={self.__name__!r})"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Weights are not pickled: a copy is loaded again on first use, a shared one is attached again."""
+        placement = self._placement
+        if isinstance(placement, LoadedModel):
+            placement = placement.as_own_copy(self.trust_remote_code)
+        elif not isinstance(placement, OwnCopy):
+            placement = None
+        return {**self.__dict__, "_placement": placement, "_renderer": None, "_scorer": None}
+
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Completion],
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        domain: Sequence[str] | None = None,
+        log_extra: Callable[[str, list[Any]], None] | None = None,
+        log_metric: Callable[[str, float], None] | None = None,
+        **kwargs: Any,
+    ) -> list[float | None]:
+        """
+        One reward a completion: TRL's contract for reward functions.
+
+        Args:
+            prompts (`list[str]` or `list[list[dict]]`):
+                Prompts, as text or as messages.
+            completions (`list[str]` or `list[list[dict]]`):
+                Completions.
+            completion_ids (`list[list[int]]`, *optional*):
+                Token ids of the completions as the policy generated them, EOS included, without padding. Scored as
+                they are if they are of the frozen model's tokenizer; otherwise, or if not given, the text is encoded.
+            domain (`list[str]`, *optional*):
+                Column of the dataset that selects the criterion, if `criterion` is a dictionary.
+            log_extra (`Callable`, *optional*), log_metric (`Callable`, *optional*):
+                TRL's loggers. Columns: reward per token. Metrics: reward, log-probability and entropy per token (nats),
+                the fraction of truncated completions, and the correlation of the reward with the length.
+            **kwargs:
+                Other columns; not used.
+
+        Returns:
+            `list[float | None]`: `None` for a completion without a scored token, and for truncated ones with
+            `truncation="skip"`.
+
+        Raises:
+            `ValueError`, `TypeError`: For a batch that cannot be rendered (before anything is computed; see
+            [`Renderer.render`]), and for NaN logits.
+            `RuntimeError`: If the reward shares a trainer's weights and is not attached.
+        """
+        need_entropy = self.token_reward == "centered" or log_metric is not None
+        stats = self._score_rows(self._render(prompts, completions, completion_ids, domain), entropy=need_entropy)
+        rewards = [self.aggregate_from(row) for row in stats]
+        if log_extra is not None or log_metric is not None:
+            # Whatever the aggregate is, so that runs with different ones can be compared.
+            per_token = [self._outcome(row, "mean") for row in stats]
+            if log_extra is not None:
+                log_extra(f"{self.__name__}/per_token", per_token)
+            if log_metric is not None:
+                for key, value in batch_diagnostics(rewards, per_token, stats).items():
+                    log_metric(f"{self.__name__}/{key}", value)
+        return rewards
+
+    def token_rewards(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Completion],
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        domain: Sequence[str] | None = None,
+    ) -> list[Tensor]:
+        """
+        One reward a token.
+
+        Args:
+            prompts, completions, completion_ids, domain:
+                As in [`__call__`].
+
+        Returns:
+            `list[torch.Tensor]`, one of shape `(H_i,)` a completion, float32, on the CPU. Tokens that a tool wrote get
+            0. With the default settings the rewards of a completion sum to its reward plus $V(s_1)$. With
+            `truncation="skip"`, those of a truncated completion are NaN.
+        """
+        stats = self._score_rows(
+            self._render(prompts, completions, completion_ids, domain), entropy=self.token_reward == "centered"
+        )
+        return [self.token_rewards_from(row) for row in stats]
+
+    def score(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Completion],
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        domain: Sequence[str] | None = None,
+        progress: bool = False,
+    ) -> list[TokenStats]:
+        """
+        All that the frozen model says about each completion, for looking at: chosen logits, soft values, entropies,
+        the decoded text and the characters of each token.
+
+        Args:
+            prompts, completions, completion_ids, domain:
+                As in [`__call__`].
+            progress (`bool`, *optional*, defaults to `False`):
+                Whether to show a progress bar.
+
+        Returns:
+            `list[TokenStats]`, in the order given. [`token_rewards_from`] and [`aggregate_from`] turn them into
+            rewards.
+        """
+        rows = self._render(prompts, completions, completion_ids, domain)
+        results = []
+        for row, stats in zip(rows, self._score_rows(rows, entropy=True, progress=progress), strict=True):
+            text, offsets = decode_with_offsets(self._tokenizer, row.completion_ids)
+            spans = [offsets[position] for position in row.action_positions]
+            results.append(replace(stats, text=text, offsets=spans))
+        return results
+
+    def token_rewards_from(self, stats: TokenStats) -> Tensor:
+        """Token rewards of a scored completion, of shape `(H,)`: one a token of the completion, 0 where a tool wrote."""
+        rewards = torch.zeros(stats.num_completion_tokens)
+        rewards[stats.positions] = self._action_rewards(stats)
+        return rewards
+
+    def aggregate_from(self, stats: TokenStats) -> float | None:
+        """Reward of a scored completion, as the aggregate of its token rewards; `None` if it has none."""
+        return self._outcome(stats, self.aggregate)
+
+    def _outcome(self, stats: TokenStats, aggregate: Aggregate) -> float | None:
+        if len(stats.token_ids) == 0 or (self.truncation == "skip" and not stats.finished):
+            return None
+        # Only Bellman rewards contain the potential V, of which V(s_1) is a constant of the prompt.
+        initial_value = stats.soft_values[0].double() if self.token_reward == "bellman" else 0.0
+        return outcome_reward(self._action_rewards(stats), initial_value, aggregate, self.discount).item()
+
+    @property
+    def is_shared(self) -> bool:
+        """`True` if this reward has no weights of its own: made with `model=None`, or attached to a trainer."""
+        return not isinstance(self._placement, OwnCopy | LoadedModel)
+
+    def attach(self, trainer: Any) -> "EndogenousReward":
+        """
+        Shares the frozen weights of a trainer, so that the reward adds no second model to memory: with LoRA, the policy
+        with its adapter disabled; with `beta` > 0, the trainer's reference model.
+
+        Args:
+            trainer ([`~trl.GRPOTrainer`], [`~trl.RLOOTrainer`] or `OnlineDPOTrainer`):
+                The trainer that has this reward among its `reward_funcs`.
+
+        Returns:
+            This reward.
+
+        Raises:
+            `ValueError`: If the trainer holds no frozen weights, moves them (`sync_ref_model=True`) or shards them, or
+            if this reward was made for another model.
+
+        Example:
+        ```python
+        >>> reward = EndogenousReward(model=None)
+        >>> trainer = GRPOTrainer(model, reward_funcs=reward, args=GRPOConfig(beta=0.1), train_dataset=dataset)
+        >>> reward.attach(trainer)
+        >>> trainer.train()
+        ```
+        """
+        placement = share_with(trainer)
+        if self._placement is not None:
+            ours, theirs = self._placement.config._name_or_path, placement.config._name_or_path
+            # A model that was built and never saved has no name to compare.
+            if not ours or ours != theirs:
+                raise ValueError(
+                    f"The reward was made for the model {ours!r}, but the trainer's frozen weights are of {theirs!r}. "
+                    "Make it with `model=None` to share the trainer's, or do not attach it to keep its own."
+                )
+        self._placement = placement
+        processing_class, chat_template_kwargs = self._given
+        self._processing_class = trainer.processing_class if processing_class is None else processing_class
+        if chat_template_kwargs is None:
+            # What the trainer renders prompts with. Only GRPO has tools, and OnlineDPO has neither of the others.
+            chat_template_kwargs = dict(getattr(trainer.args, "chat_template_kwargs", None) or {})
+            for key in ("tools", "chat_template"):
+                if getattr(trainer, key, None):
+                    chat_template_kwargs[key] = getattr(trainer, key)
+        self.chat_template_kwargs = chat_template_kwargs
+        if trainer.beta == 0.0:
+            logger.warning(
+                "The trainer has `beta=0`: without a KL penalty, training on an endogenous reward collapses onto the most "
+                "probable response. Set `beta` > 0 (the optimum is then the frozen model to the power 1 + alpha / beta)."
+            )
+        self._renderer = self._scorer = None
+        return self
+
+    def load(self) -> "EndogenousReward":
+        """
+        Loads tokenizer and weights now instead of on first use, and scores one token, so that what is wrong with the
+        model shows before there is data.
+
+        Returns:
+            This reward.
+
+        Raises:
+            `OSError`: If tokenizer or weights cannot be loaded.
+            `ValueError`: If the model gives NaN, or its tokenizer cannot be found.
+            `RuntimeError`: If the reward shares a trainer's weights and is not attached.
+
+        Example:
+        ```python
+        >>> reward = EndogenousReward("quickstart").load()
+        ```
+        """
+        self._tokenizer  # noqa: B018
+        probe = Rendered(prompt_ids=[0], completion_ids=[0], action_positions=[0], finished=True)
+        self._score_rows([probe], entropy=False)
+        return self
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """Configuration of the frozen model; there is one before the weights are loaded."""
+        return self._require_placement().config
+
+    def _action_rewards(self, stats: TokenStats) -> Tensor:
+        if self.truncation == "skip" and not stats.finished:
+            return torch.full_like(stats.chosen_logits, torch.nan)
+        values = stats.soft_values
+        if self.truncation == "terminal" and not stats.finished:
+            values = torch.cat([values[:-1], torch.zeros(1)])
+        return token_rewards(stats.chosen_logits, values, self.alpha, self.gamma, self.token_reward, stats.entropies)
+
+    def _score_rows(self, rows: list[Rendered], entropy: bool, progress: bool = False) -> list[TokenStats]:
+        if self._scorer is None:
+            self._scorer = FrozenScorer(self._require_placement(), self.max_tokens_per_batch)
+        return self._scorer(rows, alpha=self.alpha, entropy=entropy, progress=progress)
+
+    def _render(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Completion],
+        completion_ids: Sequence[Sequence[int]] | None,
+        domain: Sequence[str] | None,
+    ) -> list[Rendered]:
+        if self._renderer is None:
+            placement, tokenizer = self._require_placement(), self._tokenizer
+            eos_token_ids = [*placement.eos_token_ids, tokenizer.eos_token_id]
+            text_config = placement.config.get_text_config()
+            self._renderer = Renderer(
+                tokenizer,
+                eos_token_ids=[token_id for token_id in eos_token_ids if token_id is not None],
+                vocab_size=text_config.vocab_size,
+                # Not every family has a limit (state-space models have none).
+                max_length=getattr(text_config, "max_position_embeddings", None),
+                overlong_prompt=self.overlong_prompt,
+                chat_template_kwargs=self.chat_template_kwargs,
+            )
+        return self._renderer.render(prompts, completions, completion_ids, self._criteria(len(prompts), domain))
+
+    def _criteria(self, num_rows: int, domain: Sequence[str] | None) -> list[str | None]:
+        if self.criterion is None or isinstance(self.criterion, str):
+            return [self.criterion] * num_rows
+        if domain is None:
+            raise ValueError(
+                f"`criterion` is a dictionary with the domains {sorted(self.criterion)}, so every row needs a domain, "
+                "but the dataset has no column `domain`. Add one, or pass one criterion as a string."
+            )
+        if len(domain) != num_rows:
+            raise ValueError(
+                f"There are {len(domain)} entries in `domain` for {num_rows} prompts. Pass one a row: it selects the "
+                "criterion under which the row is judged."
+            )
+        unknown = sorted(set(domain) - set(self.criterion), key=repr)
+        if unknown:
+            raise ValueError(
+                f"There is no criterion for the domains {unknown}; `criterion` has {sorted(self.criterion)}."
+            )
+        return [self.criterion[d] for d in domain]
+
+    def _require_placement(self) -> Placement:
+        if self._placement is None:
+            raise RuntimeError(
+                "This reward was made with `model=None`, to share the frozen weights of a trainer, but it is not "
+                "attached to one. Call `reward.attach(trainer)` before `trainer.train()`, or give it a model."
+            )
+        return self._placement
+
+    @property
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        if self._processing_class is None:
+            name = self._require_placement().config._name_or_path
+            if not name:
+                raise ValueError(
+                    "The model instance given to the endogenous reward was not loaded from a path or the hub, so its "
+                    "tokenizer cannot be found. Pass it as `processing_class`."
+                )
+            self._processing_class = AutoTokenizer.from_pretrained(name, trust_remote_code=self.trust_remote_code)
+        if isinstance(self._processing_class, ProcessorMixin):
+            return self._processing_class.tokenizer
+        return self._processing_class
+
+
+def batch_diagnostics(
+    rewards: Sequence[float | None], per_token: Sequence[float | None], stats: Sequence[TokenStats]
+) -> dict[str, float]:
+    """
+    What a user needs to see of a batch: mean over completions of the reward per token, mean over tokens of
+    log-probability and entropy (nats), the fraction of truncated completions, and the correlation (Pearson) of the reward
+    with the length in tokens. A figure that is not defined for the batch (no scored token, all rewards or lengths the
+    same) is left out.
+    """
+    figures = {"truncated_fraction": sum(not row.finished for row in stats) / len(stats)}
+    scored = [(r, row) for r, row in zip(rewards, stats, strict=True) if r is not None]
+    if not scored:
+        return figures
+    values = torch.tensor([r for r, _ in scored], dtype=torch.float64)
+    lengths = torch.tensor([len(row.token_ids) for _, row in scored], dtype=torch.float64)
+    means = [mean for mean in per_token if mean is not None]
+    figures["reward_per_token"] = sum(means) / len(means)
+    figures["log_prob_per_token"] = torch.cat([row.log_probs for _, row in scored]).mean().item()
+    entropies = [row.entropies for _, row in scored if row.entropies is not None]
+    if entropies:
+        figures["entropy"] = torch.cat(entropies).mean().item()
+    if len(scored) > 1 and values.std() > 0 and lengths.std() > 0:
+        figures["length_correlation"] = torch.corrcoef(torch.stack([values, lengths]))[0, 1].item()
+    return figures
+
+
+def _place(
+    model: str | PreTrainedModel | None,
+    dtype: str | torch.dtype,
+    device: str | torch.device | None,
+    trust_remote_code: bool,
+) -> Placement | None:
+    if model is None:
+        return None
+    if isinstance(model, PreTrainedModel):
+        return LoadedModel(model)
+    if not isinstance(model, str | os.PathLike):
+        raise TypeError(
+            f"`model` is a {type(model).__name__}, but it must be a path or hub id, a loaded causal language model of "
+            "transformers, or None to share the weights of a trainer."
+        )
+    model = os.fspath(model)
+    if model == "quickstart":
+        from ..quickstart.model import quickstart_model_path
+
+        model = quickstart_model_path()
+    return OwnCopy(model, dtype, device, trust_remote_code)
+
+
+def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"`{name}` is {value!r}, but it must be one of {', '.join(map(repr, choices))}.")

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The endogenous reward for `trl grpo`, with its settings from environment variables."""
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from .endogenous import EndogenousReward
+
+
+class _EnvironmentReward:
+    """
+    An endogenous reward for `trl grpo --reward_funcs endotrl.rewards.endogenous_reward`, which takes a ready callable and
+    no parameters: made on first use from the environment variables `ENDOTRL_MODEL`, `ENDOTRL_ALPHA`, ..., one for each
+    parameter of [`EndogenousReward`] that is a string or a number. The `env:` block of TRL's YAML files sets them.
+    """
+
+    __name__ = "endogenous_reward"
+
+    def __init__(self) -> None:
+        self._reward: EndogenousReward | None = None
+
+    def __call__(self, **kwargs: Any) -> list[float | None]:
+        if self._reward is None:
+            self._reward = reward_from_environment(os.environ)
+        return self._reward(**kwargs)
+
+
+# Parameters that an environment variable can give, and how to read them.
+_ENVIRONMENT_TYPES: dict[str, Callable[[str], Any]] = {
+    "model": str,
+    "alpha": float,
+    "gamma": float,
+    "token_reward": str,
+    "aggregate": str,
+    "discount": float,
+    "truncation": str,
+    "criterion": str,
+    "max_tokens_per_batch": int,
+    "dtype": str,
+    "device": str,
+    "overlong_prompt": str,
+}
+
+
+def reward_from_environment(environ: Mapping[str, str]) -> EndogenousReward:
+    """
+    Makes an [`EndogenousReward`] from variables `ENDOTRL_<PARAMETER>`.
+
+    Raises:
+        `ValueError`: If `ENDOTRL_MODEL` is missing, a variable is of no parameter, or its value cannot be read.
+    """
+    settings: dict[str, Any] = {}
+    for key, value in environ.items():
+        if not key.startswith("ENDOTRL_") or key == "ENDOTRL_CACHE":  # the quickstart model's folder
+            continue
+        parameter = key.removeprefix("ENDOTRL_").lower()
+        if parameter not in _ENVIRONMENT_TYPES:
+            known = ", ".join(f"ENDOTRL_{known_parameter.upper()}" for known_parameter in _ENVIRONMENT_TYPES)
+            raise ValueError(
+                f"The environment variable {key} is not a setting of the endogenous reward. There are {known}."
+            )
+        try:
+            settings[parameter] = _ENVIRONMENT_TYPES[parameter](value)
+        except ValueError as error:
+            kind = _ENVIRONMENT_TYPES[parameter].__name__
+            raise ValueError(f"The environment variable {key} is {value!r}, but it must be of type {kind}.") from error
+    if "model" not in settings:
+        raise ValueError(
+            "`endotrl.rewards.endogenous_reward` takes its settings from environment variables, and ENDOTRL_MODEL, the path "
+            "or hub id of the frozen model, is not set. In a TRL YAML file: `env: {ENDOTRL_MODEL: <model>}`."
+        )
+    return EndogenousReward(**settings)
+
+
+endogenous_reward = _EnvironmentReward()

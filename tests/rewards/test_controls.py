@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+import copy
+import pickle
+
+import pytest
+
+from endotrl.rewards import LengthReward, RandomReward
+
+
+class TestRandomReward:
+    def test_uniform_and_blind(self) -> None:
+        draws = RandomReward(seed=1)(prompts=["a"] * 4000, completions=["b"] * 4000)
+        assert all(0 <= draw < 1 for draw in draws)
+        # The mean of 4000 draws from U(0, 1) has a standard deviation of 1 / sqrt(12 * 4000) = 0.0046.
+        assert sum(draws) / 4000 == pytest.approx(0.5, abs=0.02)
+        assert draws == RandomReward(seed=1)(prompts=["x"] * 4000, completions=["longer text"] * 4000)
+
+    def test_seeds(self) -> None:
+        batch = {"prompts": ["a"] * 3, "completions": ["b"] * 3}
+        reward = RandomReward(seed=0)
+        first = reward(**batch)
+        assert first == RandomReward()(**batch)
+        assert first != RandomReward(seed=1)(**batch)
+        assert first != reward(**batch)  # every call draws anew
+
+    def test_a_pickle_goes_on_where_it_was(self) -> None:
+        reward = RandomReward()
+        reward(prompts=["a"] * 5, completions=["b"] * 5)
+        copies = [pickle.loads(pickle.dumps(reward)), copy.deepcopy(reward)]
+        expected = reward(prompts=["a"] * 3, completions=["b"] * 3)
+        for other in copies:
+            assert other.__name__ == "random_reward"
+            assert other(prompts=["a"] * 3, completions=["b"] * 3) == expected
+
+    def test_takes_all_that_trl_gives(self) -> None:
+        columns = {
+            "completion_ids": [[1]],
+            "trainer_state": None,
+            "log_extra": None,
+            "log_metric": None,
+            "answer": ["x"],
+        }
+        assert len(RandomReward()(prompts=["a"], completions=["b"], **columns)) == 1
+
+
+class TestLengthReward:
+    IDS = [[5, 6, 7], [], [8]]
+
+    @pytest.mark.parametrize(("prefer", "expected"), [("short", [-3, 0, -1]), ("long", [3, 0, 1])])
+    def test_counts_tokens(self, prefer: str, expected: list[float]) -> None:
+        reward = LengthReward(prefer)
+        assert (
+            reward(prompts=["a"] * 3, completions=["long text", "", "b"], completion_ids=self.IDS, answer=[1, 2, 3])
+            == expected
+        )
+        assert reward.__name__ == f"{prefer}_length_reward"
+
+    def test_pickle(self) -> None:
+        reward = pickle.loads(pickle.dumps(LengthReward("long")))
+        assert reward.__name__ == "long_length_reward"
+        assert reward(prompts=["a"] * 3, completions=["b"] * 3, completion_ids=self.IDS) == [3, 0, 1]
+
+    def test_unknown_preference(self) -> None:
+        with pytest.raises(ValueError, match='`prefer` is \'medium\', but it must be "short" or "long"'):
+            LengthReward("medium")

@@ -1,0 +1,875 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`EndogenousReward` by itself. Inside TRL's trainers: `test_trl_integration.py`."""
+
+import copy
+import itertools
+import math
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from endotrl import EndogenousReward, TokenStats
+from endotrl.rewards import endogenous_reward
+from endotrl.rewards.endogenous import batch_diagnostics
+from endotrl.rewards.environment import reward_from_environment
+from endotrl.scoring import lm_head
+from endotrl.scoring.placement import OwnCopy
+
+from ..helpers import LargestTensor, assert_same_to_the_bit, count_forwards, weights
+from ..reference import ReferenceScores, chatml, scores_from_logits, state_logits
+from ..reference import token_rewards as reference_token_rewards
+
+
+FORMS: list[Any] = ["bellman", "log_prob", "centered"]
+USER = [{"role": "user", "content": "Capital of France?"}]
+PARIS = [{"role": "assistant", "content": "Paris."}]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A batch as a trainer gives it, and what the model must read, written out by hand."""
+
+    prompts: list[Any]
+    completions: list[Any]
+    completion_ids: list[list[int]]
+    prompt_texts: list[str]
+    finished: list[bool]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The reference's view of a batch: the logits of every row, from which all rewards follow."""
+
+    logits: list[Tensor]
+    actions: list[list[int]]
+    finished: list[bool]
+
+    def scores(self, alpha: float) -> list[ReferenceScores]:
+        return [scores_from_logits(f, a, alpha) for f, a in zip(self.logits, self.actions, strict=True)]
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def make_case(
+    tokenizer: PreTrainedTokenizerBase, default_system: str = "", criterion: str = "", plain: bool = False
+) -> Case:
+    """
+    Four ragged rows: one turn, several turns, a system message, and again one turn; two of them are cut off.
+
+    `default_system` is what the template puts before messages without a system message.
+    """
+    system = {"role": "system", "content": "Answer in one word."}
+    conversations = [
+        USER,
+        [*USER, {"role": "assistant", "content": "Rome."}, {"role": "user", "content": "Sure? 😀"}],
+        [system, {"role": "user", "content": "2+2?"}],
+        [{"role": "user", "content": "Name a colour."}],
+    ]
+    texts = ["The capital of France is Paris.", "No: Par", "4", "Blue, as the sky above"]
+    finished = [True, False, True, False]
+    end = [tokenizer.eos_token_id]
+    ids = [encode(tokenizer, text) + (end if done else []) for text, done in zip(texts, finished, strict=True)]
+    if plain:
+        prompts: list[Any] = ["The capital of France", "Q: 2+2?\nA:", "x", "Blue is"]
+        prefix = f"{criterion}\n\n" if criterion else ""
+        return Case(prompts, texts, ids, [prefix + prompt for prompt in prompts], finished)
+    prompt_texts = []
+    for messages in conversations:
+        if criterion and messages[0]["role"] == "system":
+            messages = [{"role": "system", "content": f"{criterion}\n\n{messages[0]['content']}"}, *messages[1:]]
+        elif criterion:
+            messages = [{"role": "system", "content": criterion}, *messages]
+        elif default_system and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": default_system}, *messages]
+        prompt_texts.append(chatml(messages, generation_prompt=True))
+    completions = [[{"role": "assistant", "content": text}] for text in texts]
+    return Case(conversations, completions, ids, prompt_texts, finished)
+
+
+def expect(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, case: Case) -> Expected:
+    prompt_ids = [encode(tokenizer, text) for text in case.prompt_texts]
+    logits = [state_logits(model, p, c) for p, c in zip(prompt_ids, case.completion_ids, strict=True)]
+    return Expected(logits, case.completion_ids, case.finished)
+
+
+def assert_token_rewards(
+    actual: list[Tensor], expected: Expected, form: str, alpha: float, gamma: float, truncation: str, tolerance: float
+) -> None:
+    for rewards, scores, finished in zip(actual, expected.scores(alpha), expected.finished, strict=True):
+        assert rewards.dtype == torch.float32
+        assert rewards.shape == (len(scores.taken),)
+        if truncation == "skip" and not finished:
+            assert rewards.isnan().all()
+            continue
+        wanted = reference_token_rewards(scores, form, alpha, gamma, finished, truncation)
+        torch.testing.assert_close(rewards, torch.tensor(wanted), atol=tolerance, rtol=0)
+
+
+def aggregate_by_hand(rewards: list[float], first_value: float, form: str, aggregate: str, discount: float) -> float:
+    if aggregate == "discounted":
+        return sum(discount**h * r for h, r in enumerate(rewards))
+    total = sum(rewards) - (first_value if form == "bellman" else 0.0)
+    return total / len(rewards) if aggregate == "mean" else total
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model_path: str) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(tiny_model_path)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model_path: str) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(tiny_model_path).eval()
+
+
+@pytest.fixture(scope="module")
+def case(tokenizer: PreTrainedTokenizerBase) -> Case:
+    return make_case(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def expected(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, case: Case) -> Expected:
+    return expect(model, tokenizer, case)
+
+
+class TestAgainstTheReference:
+    @pytest.mark.parametrize("form", FORMS)
+    @pytest.mark.parametrize("truncation", ["terminal", "bootstrap", "skip"])
+    @pytest.mark.parametrize(("alpha", "gamma"), [(1.0, 1.0), (0.7, 0.9)])
+    def test_token_rewards(
+        self,
+        model: PreTrainedModel,
+        case: Case,
+        expected: Expected,
+        form: Any,
+        truncation: Any,
+        alpha: float,
+        gamma: float,
+    ) -> None:
+        reward = EndogenousReward(model, alpha=alpha, gamma=gamma, token_reward=form, truncation=truncation)
+        actual = reward.token_rewards(case.prompts, case.completions, case.completion_ids)
+        assert_token_rewards(actual, expected, form, alpha, gamma, truncation, tolerance=1e-4)
+
+    @pytest.mark.parametrize("form", FORMS)
+    @pytest.mark.parametrize("aggregate", ["sum", "mean", "discounted"])
+    @pytest.mark.parametrize("truncation", ["terminal", "bootstrap", "skip"])
+    def test_aggregates(
+        self, model: PreTrainedModel, case: Case, expected: Expected, form: Any, aggregate: Any, truncation: Any
+    ) -> None:
+        settings: Any = {"alpha": 0.7, "gamma": 0.9, "discount": 0.8}
+        reward = EndogenousReward(model, token_reward=form, aggregate=aggregate, truncation=truncation, **settings)
+        actual = reward(prompts=case.prompts, completions=case.completions, completion_ids=case.completion_ids)
+        for value, scores, finished in zip(actual, expected.scores(0.7), case.finished, strict=True):
+            if truncation == "skip" and not finished:
+                assert value is None
+                continue
+            by_token = reference_token_rewards(scores, form, 0.7, 0.9, finished, truncation)
+            wanted = aggregate_by_hand(by_token, scores.values[0], form, aggregate, 0.8)
+            assert isinstance(value, float)
+            assert value == pytest.approx(wanted, abs=1e-4, rel=1e-5)
+
+    @pytest.mark.parametrize("alpha", [1.0, 0.7])
+    def test_default_outcome_is_the_log_probability(
+        self, model: PreTrainedModel, case: Case, expected: Expected, alpha: float
+    ) -> None:
+        # Cut-off rows too: by default the state after the last token is the end.
+        actual = EndogenousReward(model, alpha=alpha)(case.prompts, case.completions, case.completion_ids)
+        for value, logits, ids in zip(actual, expected.logits, case.completion_ids, strict=True):
+            log_policy = torch.log_softmax(logits[:-1].double() / alpha, dim=-1)
+            assert value == pytest.approx(
+                alpha * log_policy.gather(1, torch.tensor(ids)[:, None]).sum().item(), abs=1e-4
+            )
+
+    def test_token_rewards_sum_to_the_reward_and_the_first_value(
+        self, model: PreTrainedModel, case: Case, expected: Expected
+    ) -> None:
+        batch = (case.prompts, case.completions, case.completion_ids)
+        for truncation in ("terminal", "bootstrap"):
+            reward = EndogenousReward(model, truncation=truncation)
+            for value, by_token, scores in zip(
+                reward(*batch), reward.token_rewards(*batch), expected.scores(1.0), strict=True
+            ):
+                assert value is not None
+                assert by_token.double().sum().item() == pytest.approx(value + scores.values[0], abs=1e-4)
+
+    @pytest.mark.parametrize("plain", [False, True], ids=["messages", "plain"])
+    @pytest.mark.parametrize("criterion", ["", "Prefer short answers."])
+    def test_prompts_and_criterion(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, plain: bool, criterion: str
+    ) -> None:
+        case = make_case(tokenizer, criterion=criterion, plain=plain)
+        actual = EndogenousReward(model, criterion=criterion or None).token_rewards(
+            case.prompts, case.completions, case.completion_ids
+        )
+        assert_token_rewards(actual, expect(model, tokenizer, case), "bellman", 1.0, 1.0, "terminal", 1e-4)
+
+    def test_criterion_by_domain(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, case: Case) -> None:
+        criteria = {"short": "Prefer short answers.", "long": "Prefer long answers."}
+        domain = ["short", "long", "long", "short"]
+        actual = EndogenousReward(model, criterion=criteria)(
+            case.prompts, case.completions, case.completion_ids, domain=domain
+        )
+        for row, name in enumerate(domain):
+            one = make_case(tokenizer, criterion=criteria[name])
+            scores = expect(model, tokenizer, one).scores(1.0)[row]
+            assert actual[row] == pytest.approx(sum(scores.log_probs), abs=1e-4)
+
+    def test_text_is_read_like_the_ids_of_a_finished_answer(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, case: Case
+    ) -> None:
+        reward = EndogenousReward(model)
+        end = [tokenizer.eos_token_id]
+        ids = [ids if done else ids + end for ids, done in zip(case.completion_ids, case.finished, strict=True)]
+        assert reward(case.prompts, case.completions) == pytest.approx(
+            reward(case.prompts, case.completions, ids), abs=1e-4
+        )
+
+    def test_rows_without_a_token(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        reward = EndogenousReward(model)
+        eos = tokenizer.eos_token_id
+        batch = ([USER] * 3, ["", "", "Paris."], [[], [eos], [*encode(tokenizer, "Paris."), eos]])
+        nothing, end, paris = reward(*batch)
+        logits = state_logits(model, encode(tokenizer, chatml(USER, generation_prompt=True)), [])
+        assert nothing is None
+        assert end == pytest.approx(torch.log_softmax(logits[0], -1)[eos].item(), abs=1e-4)
+        assert paris is not None
+        assert [len(rewards) for rewards in reward.token_rewards(*batch)] == [0, 1, len(batch[2][2])]
+        assert reward([USER], [""], [[]]) == [None]  # alone, too
+
+    def test_tool_results_are_read_but_not_scored(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    ) -> None:
+        completion = [
+            {"role": "assistant", "content": "Let me see."},
+            {"role": "tool", "name": "search", "content": "Paris"},
+            {"role": "assistant", "content": "Paris."},
+        ]
+        pieces = [
+            "Let me see.<|im_end|>",
+            "\n<|im_start|>tool\nParis<|im_end|>\n<|im_start|>assistant\n",
+            "Paris.<|im_end|>",
+        ]
+        first, tool, last = (encode(tokenizer, piece) for piece in pieces)
+        ids = first + tool + last
+        reward = EndogenousReward(model)
+        (rewards,) = reward.token_rewards([USER], [completion], [ids])
+        prompt_ids = encode(tokenizer, chatml(USER, generation_prompt=True))
+        scores = scores_from_logits(state_logits(model, prompt_ids, ids), ids, alpha=1.0)
+        # The state after the policy's first turn is the one in which it writes its second.
+        written = [*range(len(first)), *range(len(first) + len(tool), len(ids))]
+        expected = torch.zeros(len(ids))
+        for position, following in itertools.pairwise([*written, None]):
+            expected[position] = scores.taken[position] - (0.0 if following is None else scores.values[following])
+        torch.testing.assert_close(rewards, expected, atol=1e-4, rtol=0)
+        (outcome,) = reward([USER], [completion], [ids])
+        assert outcome == pytest.approx(sum(scores.log_probs[position] for position in written), abs=1e-4)
+
+
+class TestGauge:
+    def test_a_constant_per_state(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, case: Case, expected: Expected
+    ) -> None:
+        # The same vector u added to every row of the head adds u.h(s) to all logits of the state s.
+        moved = copy.deepcopy(model)
+        with torch.no_grad():
+            moved.lm_head.weight += 0.5 * torch.randn(32, generator=torch.Generator().manual_seed(1))
+        constants = [
+            (after - before).mean(-1)
+            for after, before in zip(expect(moved, tokenizer, case).logits, expected.logits, strict=True)
+        ]
+        assert min(c.std().item() for c in constants) > 0.5  # they are not small, nor the same everywhere
+        batch = (case.prompts, case.completions, case.completion_ids)
+
+        gauge_free: list[Any] = [{}, {"aggregate": "mean"}, {"token_reward": "centered"}, {"token_reward": "log_prob"}]
+        for settings in gauge_free:
+            outcomes = [EndogenousReward(m, tokenizer, **settings)(*batch) for m in (model, moved)]
+            assert outcomes[1] == pytest.approx(outcomes[0], abs=1e-3), settings
+
+        before, after = (EndogenousReward(m, tokenizer).token_rewards(*batch) for m in (model, moved))
+        for old, new, c in zip(before, after, constants, strict=True):
+            # c(s_h) - c(s_{h+1}), where the terminal state has no logits.
+            torch.testing.assert_close(new - old, c[:-1] - torch.cat([c[1:-1], torch.zeros(1)]), atol=1e-3, rtol=0)
+
+
+class TestInvariance:
+    @pytest.mark.parametrize("max_tokens_per_batch", [1, 50, 130, 100_000])
+    @pytest.mark.parametrize("padding_side", ["left", "right"])
+    def test_budget_and_padding_side(
+        self,
+        model: PreTrainedModel,
+        tiny_model_path: str,
+        case: Case,
+        expected: Expected,
+        max_tokens_per_batch: int,
+        padding_side: str,
+    ) -> None:
+        tokenizer = AutoTokenizer.from_pretrained(tiny_model_path, padding_side=padding_side)
+        assert tokenizer.pad_token_id == tokenizer.eos_token_id
+        reward = EndogenousReward(model, tokenizer, max_tokens_per_batch=max_tokens_per_batch)
+        actual = reward.token_rewards(case.prompts, case.completions, case.completion_ids)
+        assert_token_rewards(actual, expected, "bellman", 1.0, 1.0, "terminal", 1e-4)
+
+    def test_order_and_neighbours(self, model: PreTrainedModel, case: Case, expected: Expected) -> None:
+        reward = EndogenousReward(model)
+        order = [2, 0, 3, 1, 0, 0, 2]
+        actual = reward.token_rewards(
+            [case.prompts[i] for i in order],
+            [case.completions[i] for i in order],
+            [case.completion_ids[i] for i in order],
+        )
+        again = Expected(
+            logits=[expected.logits[i] for i in order],
+            actions=[expected.actions[i] for i in order],
+            finished=[expected.finished[i] for i in order],
+        )
+        assert_token_rewards(actual, again, "bellman", 1.0, 1.0, "terminal", 1e-4)
+
+    def test_no_tensor_of_tokens_by_vocabulary(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(lm_head, "TOKEN_BLOCK", 32)
+        monkeypatch.setattr(lm_head, "VOCAB_BLOCK", 128)
+        ids = [5 + i % 100 for i in range(60)]
+        with LargestTensor() as largest:
+            EndogenousReward(model, tokenizer)(["Hi"] * 20, [tokenizer.decode(ids)] * 20, [ids] * 20)
+        # The largest are activations: 20 rows of 62 tokens in the MLP, which is 64 wide. All logits would be 308 wide.
+        assert largest.numel < 20 * 60 * 308 / 4
+
+
+class TestScore:
+    def test_everything_about_a_completion(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, case: Case, expected: Expected
+    ) -> None:
+        reward = EndogenousReward(model, alpha=0.7)
+        stats = reward.score(case.prompts, case.completions, case.completion_ids)
+        for row, ids, scores, finished in zip(
+            stats, case.completion_ids, expected.scores(0.7), case.finished, strict=True
+        ):
+            assert row.token_ids.tolist() == ids
+            torch.testing.assert_close(row.chosen_logits, torch.tensor(scores.taken), atol=1e-4, rtol=0)
+            values = scores.values[:-1] + [0.0 if finished else scores.values[-1]]
+            torch.testing.assert_close(row.soft_values, torch.tensor(values), atol=1e-4, rtol=0)
+            assert row.entropies is not None
+            torch.testing.assert_close(row.entropies, torch.tensor(scores.entropies), atol=1e-4, rtol=0)
+            torch.testing.assert_close(row.log_probs, torch.tensor(scores.log_probs), atol=1e-4, rtol=0)
+            assert (row.finished, row.alpha) == (finished, 0.7)
+            assert row.text == tokenizer.decode(ids)
+            text, offsets = row.text, row.offsets
+            assert text is not None and offsets is not None
+            assert "".join(text[start:stop] for start, stop in offsets) == text
+
+    def test_offsets_leave_out_what_a_tool_wrote(self, model: PreTrainedModel) -> None:
+        completion = [
+            {"role": "assistant", "content": "Let me see."},
+            {"role": "tool", "name": "search", "content": "Rome"},
+            {"role": "assistant", "content": "Paris."},
+        ]
+        (stats,) = EndogenousReward(model).score([USER], [completion])
+        assert stats.text is not None and stats.offsets is not None and "Rome" in stats.text
+        assert (
+            "".join(stats.text[start:stop] for start, stop in stats.offsets) == "Let me see.<|im_end|>Paris.<|im_end|>"
+        )
+
+    def test_rewards_from_stats_are_the_rewards(self, model: PreTrainedModel, case: Case) -> None:
+        batch = (case.prompts, case.completions, case.completion_ids)
+        for form in FORMS:
+            reward = EndogenousReward(model, token_reward=form, aggregate="discounted", truncation="bootstrap")
+            stats = reward.score(*batch)
+            assert [reward.aggregate_from(row) for row in stats] == pytest.approx(reward(*batch), abs=1e-5)
+            for row, rewards in zip(stats, reward.token_rewards(*batch), strict=True):
+                torch.testing.assert_close(reward.token_rewards_from(row), rewards, atol=1e-5, rtol=0)
+
+
+LN2, LN3, LN4, LN5 = math.log(2), math.log(3), math.log(4), math.log(5)
+
+
+def stats_by_hand(finished: bool, with_gap: bool = False, entropies: bool = True) -> TokenStats:
+    # As in tests/test_bellman.py: f = ln 3 of V = ln 4, f = ln 2 of V = ln 3, then V = ln 5. A tool may have written one
+    # token in between.
+    return TokenStats(
+        token_ids=torch.tensor([1, 0]),
+        positions=torch.tensor([0, 2] if with_gap else [0, 1]),
+        chosen_logits=torch.tensor([LN3, LN2]),
+        soft_values=torch.tensor([LN4, LN3, 0.0 if finished else LN5]),
+        entropies=torch.tensor([0.5, 0.6]) if entropies else None,
+        finished=finished,
+        alpha=1.0,
+        num_completion_tokens=3 if with_gap else 2,
+    )
+
+
+class TestPure:
+    """Rewards from statistics, without a model, by hand."""
+
+    @pytest.mark.parametrize(
+        ("settings", "finished", "by_token", "total"),
+        [
+            # sum: ln 3/4 + ln 2/3 = ln 1/2
+            ({}, True, [0.0, LN2], -LN2),
+            ({}, False, [0.0, LN2], -LN2),
+            ({"truncation": "bootstrap"}, False, [0.0, LN2 - LN5], -LN2 - LN5),
+            ({"truncation": "skip"}, True, [0.0, LN2], -LN2),
+            ({"truncation": "skip"}, False, [math.nan, math.nan], None),
+            ({"aggregate": "mean"}, True, [0.0, LN2], -LN2 / 2),
+            ({"aggregate": "discounted", "discount": 0.5}, True, [0.0, LN2], LN2 / 2),
+            ({"gamma": 0.5}, True, [LN3 / 2, LN2], LN3 / 2 + LN2 - LN4),
+            ({"token_reward": "log_prob"}, False, [LN3 - LN4, LN2 - LN3], -LN2),
+            ({"token_reward": "centered"}, True, [LN3 - LN4 + 0.5, LN2 - LN3 + 0.6], -LN2 + 1.1),
+        ],
+    )
+    def test_by_hand(self, settings: Any, finished: bool, by_token: list[float], total: float | None) -> None:
+        reward = EndogenousReward(None, **settings)
+        stats = stats_by_hand(finished)
+        assert reward.token_rewards_from(stats).tolist() == pytest.approx(by_token, abs=1e-6, nan_ok=True)
+        assert reward.aggregate_from(stats) == pytest.approx(total, abs=1e-6)
+
+    def test_gaps_get_zero(self) -> None:
+        reward = EndogenousReward(None, token_reward="log_prob")
+        rewards = reward.token_rewards_from(stats_by_hand(True, with_gap=True))
+        assert rewards.tolist() == pytest.approx([LN3 - LN4, 0.0, LN2 - LN3], abs=1e-6)
+
+    def test_diagnostics(self) -> None:
+        short, long = stats_by_hand(True), stats_by_hand(False)
+        long = TokenStats(
+            token_ids=torch.zeros(4, dtype=torch.long),
+            positions=torch.arange(4),
+            chosen_logits=torch.zeros(4),
+            soft_values=torch.tensor([1.0, 1.0, 1.0, 1.0, 9.0]),  # log pi = -1 everywhere
+            entropies=torch.full((4,), 2.0),
+            finished=False,
+            alpha=1.0,
+            num_completion_tokens=4,
+        )
+        figures = batch_diagnostics([-1.0, -8.0, None], [-0.5, -2.0, None], [short, long, stats_by_hand(False)])
+        assert figures == pytest.approx(
+            {
+                "truncated_fraction": 2 / 3,
+                "reward_per_token": (-1 / 2 - 8 / 4) / 2,
+                "log_prob_per_token": (-LN2 - 4) / 6,  # two tokens of together ln 1/2, four of -1
+                "entropy": (0.5 + 0.6 + 4 * 2.0) / 6,
+                "length_correlation": -1.0,  # two points: the longer is worse
+            },
+            abs=1e-6,
+        )
+
+    @pytest.mark.parametrize(
+        ("rewards", "missing"),
+        [([None, None], 4), ([-1.0, None], 1), ([-1.0, -1.0], 1)],
+        ids=["no reward", "one reward", "all rewards and lengths the same"],
+    )
+    def test_what_is_not_defined_is_left_out(self, rewards: list[float | None], missing: int) -> None:
+        figures = batch_diagnostics(rewards, rewards, [stats_by_hand(True)] * 2)
+        assert len(figures) == 5 - missing
+        assert "length_correlation" not in figures
+        assert all(math.isfinite(value) for value in figures.values())
+
+    def test_equal_rewards_have_no_correlation_with_length(self) -> None:
+        short = stats_by_hand(True)
+        long = replace(short, token_ids=torch.zeros(3, dtype=torch.long))
+        assert "length_correlation" in batch_diagnostics([-1.0, -2.0], [-1.0, -2.0], [short, long])
+        assert "length_correlation" not in batch_diagnostics([-1.0, -1.0], [-1.0, -2.0], [short, long])
+
+    def test_diagnostics_without_entropies(self) -> None:
+        assert "entropy" not in batch_diagnostics([-1.0], [-1.0], [stats_by_hand(True, entropies=False)])
+
+
+class TestLogging:
+    def test_metrics_and_columns(self, model: PreTrainedModel, case: Case, expected: Expected) -> None:
+        metrics: dict[str, float] = {}
+        columns: dict[str, list[Any]] = {}
+        rewards = EndogenousReward(model, name="mine", truncation="skip")(
+            case.prompts,
+            case.completions,
+            case.completion_ids,
+            log_metric=metrics.__setitem__,
+            log_extra=columns.__setitem__,
+            answer=["another column"] * 4,
+            trainer_state=None,
+        )
+        scores = [s for s, done in zip(expected.scores(1.0), case.finished, strict=True) if done]
+        per_token = [sum(s.log_probs) / len(s.log_probs) for s in scores]
+        assert rewards[1] is None and rewards[3] is None
+        assert columns["mine/per_token"] == [
+            pytest.approx(per_token[0], abs=1e-4),
+            None,
+            pytest.approx(per_token[1], abs=1e-4),
+            None,
+        ]
+        assert set(columns) == {"mine/per_token"}
+        assert metrics["mine/truncated_fraction"] == 0.5
+        assert metrics["mine/reward_per_token"] == pytest.approx(sum(per_token) / 2, abs=1e-4)
+        entropies = [entropy for s in scores for entropy in s.entropies]
+        assert metrics["mine/entropy"] == pytest.approx(sum(entropies) / len(entropies), abs=1e-4)
+        log_probs = [log_prob for s in scores for log_prob in s.log_probs]
+        assert metrics["mine/log_prob_per_token"] == pytest.approx(sum(log_probs) / len(log_probs), abs=1e-4)
+        assert metrics["mine/length_correlation"] == pytest.approx(-1.0)
+        assert all(key.startswith("mine/") for key in metrics)
+
+
+class TestPlacement:
+    def test_load(self, tiny_model_path: str) -> None:
+        reward = EndogenousReward(tiny_model_path)
+        assert isinstance(reward._placement, OwnCopy) and reward._placement._model is None
+        assert reward.config._name_or_path == tiny_model_path
+        assert reward.load() is reward and reward._placement._model is not None
+        assert reward([USER], [PARIS]) == EndogenousReward(tiny_model_path)([USER], [PARIS])
+
+    def test_weights_do_not_change(self, tiny_model_path: str, case: Case) -> None:
+        reward = EndogenousReward(tiny_model_path)
+        reward([USER], [PARIS])
+        assert reward._placement is not None
+        with reward._placement.active() as own:
+            before = weights(own)
+        for form in FORMS:
+            reward.token_reward = form
+            reward(case.prompts, case.completions, case.completion_ids, log_metric=lambda key, value: None)
+            reward.score(case.prompts, case.completions)
+        assert_same_to_the_bit(before, weights(own))
+        assert_same_to_the_bit(before, weights(AutoModelForCausalLM.from_pretrained(tiny_model_path)))
+
+    def test_path_and_instance_agree(self, tiny_model_path: str, model: PreTrainedModel, case: Case) -> None:
+        batch = (case.prompts, case.completions, case.completion_ids)
+        expected = EndogenousReward(model)(*batch)
+        assert EndogenousReward(tiny_model_path)(*batch) == expected
+        assert EndogenousReward(Path(tiny_model_path))(*batch) == expected
+
+    def test_a_trained_instance_is_refused(self, tiny_model_path: str) -> None:
+        policy = AutoModelForCausalLM.from_pretrained(tiny_model_path)
+        reward = EndogenousReward(policy)
+        reward([USER], [PARIS])
+        ids = torch.arange(8)[None]
+        policy(input_ids=ids, labels=ids).loss.backward()
+        torch.optim.SGD(policy.parameters(), lr=0.1).step()
+        with count_forwards(policy) as ran, pytest.raises(RuntimeError, match="has changed since"):
+            reward([USER], [PARIS])
+        assert ran == []
+
+    @pytest.mark.parametrize("used", [False, True], ids=["before use", "after use"])
+    @pytest.mark.parametrize("kind", ["path", "instance"])
+    @pytest.mark.parametrize("clone", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copy", "pickle"])
+    def test_travels_without_weights(
+        self, tiny_model_path: str, case: Case, clone: Callable[[Any], Any], kind: str, used: bool
+    ) -> None:
+        settings: dict[str, Any] = {
+            "alpha": 0.7, "gamma": 0.9, "token_reward": "centered", "aggregate": "discounted", "discount": 0.8,
+            "truncation": "bootstrap", "criterion": "Be exact.", "max_tokens_per_batch": 50, "name": "mine",
+        }  # fmt: skip
+        model = tiny_model_path if kind == "path" else AutoModelForCausalLM.from_pretrained(tiny_model_path)
+        reward = EndogenousReward(model, **settings)
+        batch = (case.prompts, case.completions, case.completion_ids)
+        if used:
+            reward(*batch)
+        other = clone(reward)
+        assert (other.__name__, repr(other.alpha), other.criterion) == ("mine", "0.7", "Be exact.")
+        assert other._placement._model is None
+        assert len(pickle.dumps(reward)) < 40_000  # the weights are 150 kB; a tokenizer that is loaded travels along
+        assert other(*batch) == reward(*batch)
+
+    def test_an_instance_without_a_name_does_not_pickle(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    ) -> None:
+        nameless = type(model)(copy.deepcopy(model.config))
+        nameless.config._name_or_path = ""
+        with pytest.raises(TypeError, match="pickled only if the instance was loaded from a path"):
+            pickle.dumps(EndogenousReward(nameless, tokenizer))
+
+    def test_shared_or_not(self, tiny_model_path: str, model: PreTrainedModel) -> None:
+        assert EndogenousReward(None).is_shared
+        assert not EndogenousReward(tiny_model_path).is_shared
+        assert not EndogenousReward(model).is_shared
+
+    def test_repr(self, model: PreTrainedModel) -> None:
+        assert repr(EndogenousReward(None)).startswith("EndogenousReward(not attached to a trainer yet, alpha=1.0")
+        assert "the LlamaForCausalLM given" in repr(EndogenousReward(model))
+
+
+class TestBadSettings:
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"alpha": 0.0}, "`alpha` is 0.0.*positive and finite"),
+            ({"alpha": -1.0}, "`alpha` is -1.0.*positive and finite"),
+            ({"alpha": math.nan}, "`alpha` is nan.*positive and finite"),
+            ({"gamma": 0.0}, "`gamma` is 0.0.*greater than 0 and at most 1"),
+            ({"gamma": 1.5}, "`gamma` is 1.5.*greater than 0 and at most 1"),
+            ({"discount": -0.1}, "`discount` is -0.1.*greater than 0 and at most 1"),
+            ({"discount": math.nan}, "`discount` is nan"),
+            ({"token_reward": "q"}, "`token_reward` is 'q', but it must be one of 'bellman', 'log_prob', 'centered'"),
+            ({"aggregate": "max"}, "`aggregate` is 'max', but it must be one of 'sum', 'mean', 'discounted'"),
+            ({"truncation": "drop"}, "`truncation` is 'drop', but it must be one of 'terminal', 'bootstrap', 'skip'"),
+            ({"overlong_prompt": "cut"}, "`overlong_prompt` is 'cut', but it must be one of 'error', 'truncate_left'"),
+            ({"max_tokens_per_batch": 0}, "`max_tokens_per_batch` is 0.*at least one token"),
+            ({"dtype": "int8"}, "`dtype` is 'int8'"),
+        ],
+        ids=str,
+    )
+    def test_out_of_range_or_unknown(self, tiny_model_path: str, settings: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            EndogenousReward(tiny_model_path, **settings)
+
+    def test_unknown_model(self) -> None:
+        with pytest.raises(OSError, match="frozen model 'no/such-model' cannot be loaded.*Check the name"):
+            EndogenousReward("no/such-model")
+
+    @pytest.mark.parametrize("model", [3, torch.nn.Linear(2, 2), LN2])
+    def test_not_a_model(self, model: Any) -> None:
+        with pytest.raises(TypeError, match=f"`model` is a {type(model).__name__}.*path or hub id, a loaded.*or None"):
+            EndogenousReward(model)
+
+
+class TestBadBatches:
+    """Each is told before the model runs."""
+
+    @pytest.mark.parametrize(
+        ("batch", "error", "message"),
+        [
+            ({"prompts": [], "completions": []}, ValueError, "batch is empty"),
+            ({"prompts": [USER, USER], "completions": [PARIS]}, ValueError, "2 prompts and 1 completions"),
+            (
+                {"prompts": [USER], "completions": [PARIS], "completion_ids": [[5], [6]]},
+                ValueError,
+                "2 lists of `completion_ids` for 1 completions",
+            ),
+            ({"prompts": [USER], "completions": [42]}, TypeError, "completion of row 0 is int 42"),
+            ({"prompts": [USER], "completions": [["Paris."]]}, TypeError, "completion of row 0 is list"),
+            ({"prompts": ["Hi"], "completions": [PARIS]}, TypeError, "prompt of row 0 is a string"),
+            ({"prompts": ["Hi", ""], "completions": ["a", "b"]}, ValueError, "prompt of row 1 renders to no token"),
+            (
+                {"prompts": ["Hi", "word " * 300], "completions": ["a", "b"]},
+                ValueError,
+                "Row 1 has .* prompt tokens .* more than the 256 tokens of the frozen model's context.*truncate_left",
+            ),
+        ],
+        ids=lambda value: "" if isinstance(value, dict | type) else value,
+    )
+    def test_is_refused(self, model: PreTrainedModel, batch: dict[str, Any], error: type, message: str) -> None:
+        reward = EndogenousReward(model)
+        for call in (reward, reward.token_rewards, reward.score):
+            with count_forwards(model) as ran, pytest.raises(error, match=message):
+                call(**batch)
+            assert ran == []
+
+    def test_an_own_copy_is_not_even_loaded(self, tiny_model_path: str) -> None:
+        reward = EndogenousReward(tiny_model_path)
+        with pytest.raises(ValueError, match="2 prompts and 1 completions"):
+            reward([USER, USER], [PARIS])
+        assert reward._placement._model is None  # type: ignore[union-attr]
+
+    def test_overlong_prompt_truncated_on_request(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    ) -> None:
+        prompt = "".join(f" {i}" for i in range(200))
+        reward = EndogenousReward(model, overlong_prompt="truncate_left")
+        (actual,) = reward([prompt], ["Paris."])
+        ids = [*encode(tokenizer, "Paris."), tokenizer.eos_token_id]
+        kept = encode(tokenizer, prompt)[-(256 - len(ids)) :]
+        scores = scores_from_logits(state_logits(model, kept, ids), ids, 1.0)
+        assert actual == pytest.approx(sum(scores.log_probs), abs=1e-4)
+
+    def test_messages_without_a_template(self, model: PreTrainedModel, tiny_model_path: str) -> None:
+        tokenizer = AutoTokenizer.from_pretrained(tiny_model_path)
+        tokenizer.chat_template = None
+        with count_forwards(model) as ran, pytest.raises(ValueError, match="has no chat template.*`processing_class`"):
+            EndogenousReward(model, tokenizer)([USER], [PARIS])
+        assert ran == []
+
+    def test_a_tokenizer_larger_than_the_model(self, model: PreTrainedModel, tiny_model_path: str) -> None:
+        tokenizer = AutoTokenizer.from_pretrained(tiny_model_path)
+        tokenizer.add_tokens(["zebra"])
+        with (
+            count_forwards(model) as ran,
+            pytest.raises(ValueError, match=r"Row 1 .*vocabulary of 308 tokens.* to 308\)"),
+        ):
+            EndogenousReward(model, tokenizer)(["Hi", "zebra"], ["a", "b"])
+        assert ran == []
+
+    def test_an_instance_without_a_tokenizer(self, model: PreTrainedModel) -> None:
+        nameless = copy.deepcopy(model)
+        nameless.config._name_or_path = ""
+        with pytest.raises(ValueError, match="tokenizer cannot be found. Pass it as `processing_class`"):
+            EndogenousReward(nameless)([USER], [PARIS])
+
+    def test_not_attached(self) -> None:
+        with pytest.raises(RuntimeError, match=r"`model=None`.*Call `reward.attach\(trainer\)` before"):
+            EndogenousReward(None)([USER], [PARIS])
+
+    @pytest.mark.parametrize(
+        ("domain", "message"),
+        [
+            (None, r"domains \['art', 'law'\].*no column `domain`. Add one"),
+            (["art", "tax"], r"no criterion for the domains \['tax'\]; `criterion` has \['art', 'law'\]"),
+            ([None, "tax"], r"no criterion for the domains \['tax', None\]"),
+            (["art"], "1 entries in `domain` for 2 prompts"),
+        ],
+    )
+    def test_criterion_without_its_domain(self, model: PreTrainedModel, domain: Any, message: str) -> None:
+        reward = EndogenousReward(model, criterion={"law": "Be exact.", "art": "Be bold."})
+        with count_forwards(model) as ran, pytest.raises(ValueError, match=message):
+            reward([USER] * 2, [PARIS] * 2, domain=domain)
+        assert ran == []
+
+    def test_a_column_called_domain_is_ignored_without_criteria(self, model: PreTrainedModel) -> None:
+        reward = EndogenousReward(model)
+        assert reward([USER], [PARIS], domain=["tax"]) == reward([USER], [PARIS])
+
+    def test_nan_weights(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        damaged = copy.deepcopy(model)
+        zed = encode(tokenizer, "Z")[0]
+        with torch.no_grad():
+            damaged.get_input_embeddings().weight[zed] = math.nan
+        with pytest.raises(ValueError, match=r"gives NaN or infinite logits for rows 1, 2 of 4"):
+            EndogenousReward(damaged)(["a", "Z", "b", "c"], ["d", "e", "Zf", "g"])
+
+
+class TestEnvironment:
+    def test_all_settings(self, tiny_model_path: str) -> None:
+        reward = reward_from_environment(
+            {
+                "ENDOTRL_MODEL": tiny_model_path,
+                "ENDOTRL_ALPHA": "0.7",
+                "ENDOTRL_GAMMA": "0.9",
+                "ENDOTRL_TOKEN_REWARD": "centered",
+                "ENDOTRL_AGGREGATE": "discounted",
+                "ENDOTRL_DISCOUNT": "0.8",
+                "ENDOTRL_TRUNCATION": "skip",
+                "ENDOTRL_CRITERION": "Be exact.",
+                "ENDOTRL_MAX_TOKENS_PER_BATCH": "512",
+                "ENDOTRL_DTYPE": "float32",
+                "ENDOTRL_DEVICE": "cpu",
+                "ENDOTRL_OVERLONG_PROMPT": "truncate_left",
+                "ENDOTRL_CACHE": "/tmp/models",  # the quickstart model's folder, not a setting of the reward
+                "HOME": "/root",
+            }
+        )
+        assert (reward.alpha, reward.gamma, reward.discount, reward.max_tokens_per_batch) == (0.7, 0.9, 0.8, 512)
+        assert (reward.token_reward, reward.aggregate, reward.truncation) == ("centered", "discounted", "skip")
+        assert (reward.criterion, reward.overlong_prompt) == ("Be exact.", "truncate_left")
+        assert reward([USER], [PARIS])[0] is not None
+
+    @pytest.mark.parametrize(
+        ("variables", "message"),
+        [
+            ({}, "ENDOTRL_MODEL, the path or hub id of the frozen model, is not set.*`env: {ENDOTRL_MODEL: <model>}`"),
+            ({"ENDOTRL_ALPHA": "1"}, "ENDOTRL_MODEL, .* is not set"),
+            ({"ENDOTRL_MODLE": "x"}, "ENDOTRL_MODLE is not a setting.*There are ENDOTRL_MODEL, ENDOTRL_ALPHA"),
+            ({"ENDOTRL_ALPHA": "one"}, "ENDOTRL_ALPHA is 'one', but it must be of type float"),
+            ({"ENDOTRL_MAX_TOKENS_PER_BATCH": "8k"}, "ENDOTRL_MAX_TOKENS_PER_BATCH is '8k'.*of type int"),
+        ],
+    )
+    def test_bad_variables(self, variables: dict[str, str], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            reward_from_environment(variables)
+
+    def test_a_value_out_of_range(self, tiny_model_path: str) -> None:
+        with pytest.raises(ValueError, match="`alpha` is 0.0"):
+            reward_from_environment({"ENDOTRL_MODEL": tiny_model_path, "ENDOTRL_ALPHA": "0"})
+
+    def test_the_instance_that_trl_imports(
+        self, tiny_model_path: str, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fresh = type(endogenous_reward)()  # the module's own would keep what this test gives it
+        assert fresh.__name__ == "endogenous_reward"
+        monkeypatch.delenv("ENDOTRL_MODEL", raising=False)
+        with pytest.raises(ValueError, match="ENDOTRL_MODEL.*is not set"):
+            fresh(prompts=[USER], completions=[PARIS])
+        monkeypatch.setenv("ENDOTRL_MODEL", tiny_model_path)
+        monkeypatch.setenv("ENDOTRL_ALPHA", "0.7")
+        expected = EndogenousReward(model, alpha=0.7)([USER], [PARIS])
+        assert fresh(prompts=[USER], completions=[PARIS], trainer_state=None) == expected
+        assert pickle.loads(pickle.dumps(fresh))(prompts=[USER], completions=[PARIS]) == expected
+
+
+@pytest.mark.slow
+class TestSmolLM2:
+    """The same on a real model: float32, ragged rows, several turns, cut-off rows, pad == eos."""
+
+    SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"  # its template's own
+    CRITERION = "Prefer one-word answers."
+    TRUNCATIONS: tuple[Any, ...] = ("terminal", "bootstrap", "skip")
+
+    @pytest.fixture(scope="class", autouse=True)
+    @classmethod
+    def one_thread(cls) -> Any:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        yield
+        torch.set_num_threads(threads)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def smollm2(cls, smollm2_path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        model = AutoModelForCausalLM.from_pretrained(smollm2_path, dtype=torch.float32).eval()
+        return model, AutoTokenizer.from_pretrained(smollm2_path)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def plain(cls, smollm2: Any) -> tuple[Case, Expected]:
+        case = make_case(smollm2[1], default_system=cls.SYSTEM)
+        model, tokenizer = smollm2
+        return case, expect(model, tokenizer, case)
+
+    @pytest.mark.parametrize("alpha", [1.0, 0.7])
+    def test_all_forms(self, smollm2: Any, plain: tuple[Case, Expected], alpha: float) -> None:
+        model, tokenizer = smollm2
+        case, expected = plain
+        assert tokenizer.pad_token_id == tokenizer.eos_token_id
+        stats = EndogenousReward(model, tokenizer, alpha=alpha).score(
+            case.prompts, case.completions, case.completion_ids
+        )
+        for form, truncation, gamma in itertools.product(FORMS, self.TRUNCATIONS, [1.0, 0.9]):
+            reward = EndogenousReward(None, alpha=alpha, gamma=gamma, token_reward=form, truncation=truncation)
+            actual = [reward.token_rewards_from(row) for row in stats]
+            assert_token_rewards(actual, expected, form, alpha, gamma, truncation, tolerance=1e-3)
+        for row, logits, ids in zip(stats, expected.logits, case.completion_ids, strict=True):
+            log_policy = torch.log_softmax(logits[:-1].double() / alpha, dim=-1)
+            outcome = alpha * log_policy.gather(1, torch.tensor(ids)[:, None]).sum().item()
+            assert EndogenousReward(None, alpha=alpha).aggregate_from(row) == pytest.approx(outcome, abs=1e-3)
+
+    @pytest.mark.parametrize("padding_side", ["left", "right"])
+    def test_own_copy_and_batches(self, smollm2_path: str, plain: tuple[Case, Expected], padding_side: str) -> None:
+        tokenizer = AutoTokenizer.from_pretrained(smollm2_path, padding_side=padding_side)
+        case, expected = plain
+        budget = {"left": 100, "right": 8192}[padding_side]  # two rows a batch, or all in one
+        reward = EndogenousReward(smollm2_path, tokenizer, max_tokens_per_batch=budget)
+        actual = reward.token_rewards(case.prompts, case.completions, case.completion_ids)
+        assert_token_rewards(actual, expected, "bellman", 1.0, 1.0, "terminal", tolerance=1e-3)
+
+    def test_criterion(self, smollm2: Any) -> None:
+        model, tokenizer = smollm2
+        case = make_case(tokenizer, criterion=self.CRITERION)
+        actual = EndogenousReward(model, tokenizer, criterion=self.CRITERION).token_rewards(
+            case.prompts, case.completions, case.completion_ids
+        )
+        assert_token_rewards(actual, expect(model, tokenizer, case), "bellman", 1.0, 1.0, "terminal", tolerance=1e-3)
+
+    def test_bfloat16_is_no_worse_than_all_logits_in_it(self, smollm2: Any, plain: tuple[Case, Expected]) -> None:
+        # The truth is the float32 model's. A sum over tokens, so that rounding shows: the default reward.
+        case, expected = plain
+        half = copy.deepcopy(smollm2[0]).bfloat16()
+        ours = EndogenousReward(half, smollm2[1]).token_rewards(case.prompts, case.completions, case.completion_ids)
+        naive = expect(half, smollm2[1], case)
+        errors: dict[str, list[Tensor]] = {"ours": [], "naive": []}
+        for row, scores in enumerate(expected.scores(1.0)):
+            truth = torch.tensor(reference_token_rewards(scores, "bellman", 1.0, 1.0, case.finished[row], "terminal"))
+            rival = torch.tensor(
+                reference_token_rewards(naive.scores(1.0)[row], "bellman", 1.0, 1.0, case.finished[row], "terminal")
+            )
+            errors["ours"].append((ours[row] - truth).abs())
+            errors["naive"].append((rival - truth).abs())
+        assert torch.cat(errors["ours"]).mean() <= 1.05 * torch.cat(errors["naive"]).mean() + 0.01
+
+    def test_the_docstrings_example(self, smollm2: Any) -> None:
+        prompts = [[{"role": "user", "content": "What is the capital of France?"}]] * 2
+        completions = ["The capital of France is Paris.", "The capital of France is Rome."]
+        paris, rome = EndogenousReward(*smollm2)(prompts, completions)
+        assert paris is not None and rome is not None
+        assert paris > rome

@@ -1,0 +1,592 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+`EndogenousReward` inside TRL's own trainers: the numbers that TRL gets and logs, against a naive fp32 reference; every
+placement of the frozen weights; and that those weights are the same to the bit after training.
+"""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
+
+from endotrl import EndogenousReward
+
+
+EOS = 2
+PLAIN = Dataset.from_dict({"prompt": ["a b c", "d e", "f", "g h i j"] * 4})
+CONVERSATIONAL = Dataset.from_dict({"prompt": [[{"role": "user", "content": text}] for text in PLAIN["prompt"]]})
+DATASETS = {"plain": PLAIN, "conversational": CONVERSATIONAL}
+LORA = LoraConfig(r=4, lora_alpha=16, target_modules=["q_proj", "v_proj", "down_proj"], task_type="CAUSAL_LM")
+
+
+class Recorder:
+    """A reward function of weight 0 that keeps what TRL hands over."""
+
+    def __init__(self) -> None:
+        self.__name__ = "recorder"
+        self.calls: list[dict[str, Any]] = []
+
+    def __call__(
+        self, prompts: list[Any], completions: list[Any], completion_ids: list[list[int]], **kwargs: Any
+    ) -> list[float]:
+        self.calls.append({"prompts": prompts, "completions": completions, "completion_ids": completion_ids})
+        return [float(len(ids)) for ids in completion_ids]
+
+
+def make_args(config_class: type, output_dir: Path, **kwargs: Any) -> Any:
+    defaults = {
+        "per_device_train_batch_size": 8,
+        "per_device_eval_batch_size": 8,
+        "num_generations": 4,
+        "max_completion_length": 8,
+        "max_steps": 2,
+        "learning_rate": 0.05,  # so that the policy moves far in two steps
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "use_cpu": True,
+        "bf16": False,
+        "disable_tqdm": True,
+    }
+    if config_class is OnlineDPOConfig:
+        defaults["max_new_tokens"] = defaults.pop("max_completion_length")
+        del defaults["num_generations"]
+    return config_class(output_dir=str(output_dir), **{**defaults, **kwargs})
+
+
+def make_trainer(model: Any, reward_funcs: Any, args: Any, dataset: Dataset = PLAIN, **kwargs: Any) -> Any:
+    trainer_class = {GRPOConfig: GRPOTrainer, RLOOConfig: RLOOTrainer, OnlineDPOConfig: OnlineDPOTrainer}[type(args)]
+    if trainer_class is OnlineDPOTrainer:
+        name = model if isinstance(model, str) else model.config._name_or_path
+        kwargs["processing_class"] = AutoTokenizer.from_pretrained(name)
+    return trainer_class(model=model, reward_funcs=reward_funcs, args=args, train_dataset=dataset, **kwargs)
+
+
+@torch.no_grad()
+def reference_scores(path: str, call: dict[str, Any]) -> list[dict[str, Any]]:
+    """One sequence at a time, full logits, fp32."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
+    rows = []
+    for prompt, ids in zip(call["prompts"], call["completion_ids"], strict=True):
+        if EOS in ids:  # OnlineDPO pads
+            ids = ids[: ids.index(EOS) + 1]
+        if isinstance(prompt, str):
+            prompt_ids = tokenizer(prompt)["input_ids"]
+        else:
+            prompt_ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True)["input_ids"]
+        logits = model(torch.tensor([prompt_ids + ids])).logits[0, len(prompt_ids) - 1 : -1]
+        log_probs = logits.log_softmax(-1)
+        rows.append(
+            {
+                "reward": log_probs.gather(1, torch.tensor(ids)[:, None]).sum().item(),
+                "entropies": -(log_probs.exp() * log_probs).sum(-1),
+                "length": len(ids),
+                "truncated": EOS not in ids,
+            }
+        )
+    return rows
+
+
+def rewards_of(path: str, call: dict[str, Any]) -> list[float]:
+    return [row["reward"] for row in reference_scores(path, call)]
+
+
+def snapshot(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_same_to_the_bit(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> None:
+    assert before.keys() == after.keys()
+    for name in before:
+        assert torch.equal(before[name], after[name]), name
+
+
+def history(trainer: Any, key: str) -> list[float]:
+    return [entry[key] for entry in trainer.state.log_history if key in entry]
+
+
+def own_model(reward: EndogenousReward) -> PreTrainedModel:
+    with reward._placement.active() as model:
+        return model
+
+
+class TestDropIn:
+    @pytest.mark.parametrize("kind", ["plain", "conversational"])
+    @pytest.mark.parametrize("config_class", [GRPOConfig, RLOOConfig])
+    def test_group_trainers(self, config_class: type, kind: str, tiny_policy_path: str, tmp_path: Path) -> None:
+        reward, recorder = EndogenousReward(tiny_policy_path), Recorder()
+        before = snapshot(own_model(reward))
+        args = make_args(config_class, tmp_path, reward_weights=[1.0, 0.0], beta=0.1, max_steps=3)
+        trainer = make_trainer(tiny_policy_path, [reward, recorder], args, DATASETS[kind])
+        trainer.train()
+
+        logged = history(trainer, "rewards/endogenous_reward/mean")
+        assert len(recorder.calls) == len(logged) == 3
+        expected = [rewards_of(tiny_policy_path, call) for call in recorder.calls]
+        assert logged == pytest.approx([sum(step) / len(step) for step in expected], abs=1e-4)
+        assert history(trainer, "rewards/endogenous_reward/std") == pytest.approx(
+            [torch.tensor(step).std().item() for step in expected], abs=1e-4
+        )
+        # The monitor has weight 0: TRL's total is the endogenous reward alone.
+        assert history(trainer, "reward") == pytest.approx(logged, abs=1e-4)
+        assert history(trainer, "rewards/recorder/mean")[0] > 0
+        assert_same_to_the_bit(before, own_model(reward).state_dict())
+        # The policy did train.
+        moved = [
+            not torch.equal(before[name], tensor)
+            for name, tensor in trainer.model.state_dict().items()
+            if name in before
+        ]
+        assert all(moved)
+
+    @pytest.mark.parametrize("kind", ["plain", "conversational"])
+    def test_online_dpo(self, kind: str, tiny_policy_path: str, tmp_path: Path) -> None:
+        reward, recorder = EndogenousReward(tiny_policy_path), Recorder()
+        before = snapshot(own_model(reward))
+        args = make_args(OnlineDPOConfig, tmp_path, reward_weights=[1.0, 0.0])
+        trainer = make_trainer(tiny_policy_path, [reward, recorder], args, DATASETS[kind])
+        trainer.train()
+
+        expected = [rewards_of(tiny_policy_path, call) for call in recorder.calls]
+        logged = history(trainer, "objective/scores")
+        assert len(logged) == 2
+        assert logged == pytest.approx([sum(step) / len(step) for step in expected], abs=1e-4)
+        # The trainer pads completions: some of these do end early, and what follows the end is not scored.
+        assert any(ids[-1] == 0 for call in recorder.calls for ids in call["completion_ids"])
+        assert_same_to_the_bit(before, own_model(reward).state_dict())
+
+    @pytest.mark.parametrize("pad", ["<pad>", "<eos>", "<unk>"])
+    def test_padding_after_the_end_is_not_scored(self, pad: str, tiny_policy_path: str) -> None:
+        tokenizer = AutoTokenizer.from_pretrained(tiny_policy_path)
+        pad_id = tokenizer.convert_tokens_to_ids(pad)
+        reward = EndogenousReward(tiny_policy_path)
+        unpadded = [[10, 11, EOS], [10], [10, 11, 12, 12, 12], [EOS]]
+        padded = [[10, 11, EOS, *[pad_id] * 3], [10], [10, 11, 12, 12, 12], [EOS, *[pad_id] * 5]]
+        completions = tokenizer.batch_decode(unpadded, skip_special_tokens=True)
+        batch = {"prompts": ["a b"] * 4, "completions": completions}
+        expected = [row.token_ids.tolist() for row in reward.score(**batch, completion_ids=unpadded)]
+        assert expected == unpadded
+        assert [row.token_ids.tolist() for row in reward.score(**batch, completion_ids=padded)] == unpadded
+        assert reward(**batch, completion_ids=padded) == reward(**batch, completion_ids=unpadded)
+
+    @pytest.mark.parametrize("config_class", [GRPOConfig, RLOOConfig])
+    def test_several_rewards_and_weights(self, config_class: type, tiny_policy_path: str, tmp_path: Path) -> None:
+        total = EndogenousReward(tiny_policy_path, name="total")
+        per_token = EndogenousReward(tiny_policy_path, aggregate="mean", name="per_token")
+        recorder = Recorder()
+        args = make_args(config_class, tmp_path, reward_weights=[0.5, 2.0, 0.0])
+        trainer = make_trainer(tiny_policy_path, [total, per_token, recorder], args)
+        trainer.train()
+        rows = [reference_scores(tiny_policy_path, call) for call in recorder.calls]
+        sums = [sum(row["reward"] for row in step) / len(step) for step in rows]
+        means = [sum(row["reward"] / row["length"] for row in step) / len(step) for step in rows]
+        assert history(trainer, "rewards/total/mean") == pytest.approx(sums, abs=1e-4)
+        assert history(trainer, "rewards/per_token/mean") == pytest.approx(means, abs=1e-4)
+        for name in ("total", "per_token"):  # a figure of the completions, not of the aggregate
+            assert history(trainer, f"{name}/reward_per_token") == pytest.approx(means, abs=1e-4)
+        assert history(trainer, "reward") == pytest.approx(
+            [0.5 * s + 2.0 * m for s, m in zip(sums, means, strict=True)], abs=1e-4
+        )
+
+    def test_criterion_is_scored_but_not_generated_from(self, tiny_policy_path: str, tmp_path: Path) -> None:
+        prompts = [*CONVERSATIONAL["prompt"]]
+        dataset = Dataset.from_dict({"prompt": prompts, "domain": ["x", "y"] * (len(prompts) // 2)})
+        reward = EndogenousReward(tiny_policy_path, criterion={"x": "k l", "y": "l"})
+        recorder = Recorder()
+        args = make_args(GRPOConfig, tmp_path, reward_weights=[1.0, 0.0], shuffle_dataset=False)
+        trainer = make_trainer(tiny_policy_path, [reward, recorder], args, dataset)
+        trainer.train()
+        domains = {prompt[0]["content"]: domain for prompt, domain in zip(prompts, dataset["domain"], strict=True)}
+        for call, logged in zip(recorder.calls, history(trainer, "rewards/endogenous_reward/mean"), strict=True):
+            assert all(message["role"] == "user" for prompt in call["prompts"] for message in prompt)
+            judged = [
+                [{"role": "system", "content": {"x": "k l", "y": "l"}[domains[prompt[0]["content"]]]}, *prompt]
+                for prompt in call["prompts"]
+            ]
+            expected = rewards_of(tiny_policy_path, {**call, "prompts": judged})
+            assert logged == pytest.approx(sum(expected) / len(expected), abs=1e-4)
+
+    def test_evaluation_during_training(self, tiny_policy_path: str, tmp_path: Path) -> None:
+        reward, recorder = EndogenousReward(tiny_policy_path), Recorder()
+        args = make_args(
+            GRPOConfig,
+            tmp_path,
+            reward_weights=[1.0, 0.0],
+            eval_strategy="steps",
+            eval_steps=1,
+            num_generations_eval=2,
+        )
+        trainer = make_trainer(tiny_policy_path, [reward, recorder], args, eval_dataset=PLAIN.select(range(4)))
+        trainer.train()
+        # Evaluation follows each step: training call, evaluation call, training call, evaluation call.
+        expected = [sum(step) / len(step) for step in (rewards_of(tiny_policy_path, call) for call in recorder.calls)]
+        assert history(trainer, "rewards/endogenous_reward/mean") == pytest.approx(expected[::2], abs=1e-4)
+        assert history(trainer, "eval_rewards/endogenous_reward/mean") == pytest.approx(expected[1::2], abs=1e-4)
+        assert len(history(trainer, "eval_endogenous_reward/entropy")) == 2
+
+    def test_bf16_autocast_does_not_reach_the_own_copy(self, tiny_policy_path: str, tmp_path: Path) -> None:
+        reward, recorder = EndogenousReward(tiny_policy_path), Recorder()
+        args = make_args(GRPOConfig, tmp_path, reward_weights=[1.0, 0.0], bf16=True)
+        trainer = make_trainer(tiny_policy_path, [reward, recorder], args)
+        trainer.train()
+        expected = [sum(step) / len(step) for step in (rewards_of(tiny_policy_path, call) for call in recorder.calls)]
+        assert history(trainer, "rewards/endogenous_reward/mean") == pytest.approx(expected, abs=1e-4)
+
+    def test_loaded_instance_stays_as_it_is(self, tiny_policy_path: str, tmp_path: Path) -> None:
+        frozen = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
+        frozen.train()
+        before = snapshot(frozen)
+        reward, recorder = EndogenousReward(frozen), Recorder()
+        args = make_args(GRPOConfig, tmp_path, reward_weights=[1.0, 0.0])
+        trainer = make_trainer(tiny_policy_path, [reward, recorder], args)
+        trainer.train()
+        expected = [sum(step) / len(step) for step in (rewards_of(tiny_policy_path, call) for call in recorder.calls)]
+        assert history(trainer, "rewards/endogenous_reward/mean") == pytest.approx(expected, abs=1e-4)
+        assert_same_to_the_bit(before, frozen.state_dict())
+        assert all(module.training for module in frozen.modules())
+
+    def test_pickled_reward_trains(self, tiny_policy_path: str, tmp_path: Path) -> None:
+        reward = pickle.loads(pickle.dumps(EndogenousReward(tiny_policy_path, name="pickled")))
+        trainer = make_trainer(tiny_policy_path, reward, make_args(GRPOConfig, tmp_path, max_steps=1))
+        trainer.train()
+        assert len(history(trainer, "rewards/pickled/mean")) == 1
+
+
+class TestNoReward:
+    """`truncation="skip"`: completions that were cut off get `None`, which TRL treats in more than one way."""
+
+    def test_alone_they_are_left_out(self, tiny_policy_path: str, tmp_path: Path) -> None:
+        reward = EndogenousReward(tiny_policy_path, truncation="skip")
+
+        class NoReward(Recorder):
+            def __call__(self, *args: Any, **kwargs: Any) -> list[None]:  # type: ignore[override]
+                return [None] * len(super().__call__(*args, **kwargs))
+
+        spy = NoReward()
+        args = make_args(GRPOConfig, tmp_path, log_completions=True, learning_rate=1e-3)
+        trainer = make_trainer(tiny_policy_path, [reward, spy], args)
+        trainer.train()
+        calls = spy.calls
+        for step, call in enumerate(calls, start=1):
+            table = pd.read_parquet(tmp_path / "completions" / f"completions_{step:05d}.parquet")
+            truncated = [EOS not in ids for ids in call["completion_ids"]]
+            assert 0 < sum(truncated) < len(truncated)
+            assert table["endogenous_reward"].isna().tolist() == truncated
+            assert table["endogenous_reward/per_token"].isna().tolist() == truncated
+            assert (table["advantage"][truncated] == 0).all()
+        finished = [
+            [row["reward"] for row in reference_scores(tiny_policy_path, call) if not row["truncated"]]
+            for call in calls
+        ]
+        assert history(trainer, "rewards/endogenous_reward/mean") == pytest.approx(
+            [sum(step) / len(step) for step in finished], abs=1e-4
+        )
+
+    @pytest.mark.parametrize("aggregation", ["sum_then_normalize", "normalize_then_sum"])
+    def test_next_to_another_reward(self, aggregation: str, tiny_policy_path: str, tmp_path: Path) -> None:
+        # TRL's default sums rewards with `nansum`: next to any other reward function, even one of weight 0, `None`
+        # counts as 0, more than every log-probability. The other aggregation centres each reward first, where 0 is the
+        # average. docs/trl.md warns; this shows when it may stop.
+        reward = EndogenousReward(tiny_policy_path, truncation="skip")
+        args = make_args(
+            GRPOConfig,
+            tmp_path,
+            reward_weights=[1.0, 0.0],
+            multi_objective_aggregation=aggregation,
+            log_completions=True,
+            max_steps=1,
+        )
+        trainer = make_trainer(tiny_policy_path, [reward, Recorder()], args)
+        trainer.train()
+        table = pd.read_parquet(tmp_path / "completions" / "completions_00001.parquet")
+        truncated = table["endogenous_reward"].isna()
+        assert 0 < truncated.sum() < len(truncated)
+        best = table["advantage"][~truncated].max()
+        if aggregation == "sum_then_normalize":
+            assert table["advantage"][truncated].max() > best
+        else:
+            assert table["advantage"][truncated].max() < best
+
+
+class TestLogging:
+    @pytest.mark.parametrize("config_class", [GRPOConfig, RLOOConfig])
+    def test_metrics_and_table(self, config_class: type, tiny_policy_path: str, tmp_path: Path) -> None:
+        reward, recorder = EndogenousReward(tiny_policy_path), Recorder()
+        args = make_args(config_class, tmp_path, reward_weights=[1.0, 0.0], log_completions=True, max_steps=3)
+        trainer = make_trainer(tiny_policy_path, [reward, recorder], args)
+        trainer.train()
+        for step, call in enumerate(recorder.calls):
+            rows = reference_scores(tiny_policy_path, call)
+            rewards = torch.tensor([row["reward"] for row in rows])
+            lengths = torch.tensor([float(row["length"]) for row in rows])
+            expected = {
+                "reward_per_token": (rewards / lengths).mean(),
+                "log_prob_per_token": rewards.sum() / lengths.sum(),
+                "entropy": torch.cat([row["entropies"] for row in rows]).mean(),
+                "truncated_fraction": sum(row["truncated"] for row in rows) / len(rows),
+                "length_correlation": torch.corrcoef(torch.stack([rewards, lengths]))[0, 1],
+            }
+            for key, value in expected.items():
+                logged = history(trainer, f"endogenous_reward/{key}")
+                assert len(logged) == 3
+                assert logged[step] == pytest.approx(float(value), abs=1e-4), key
+            if config_class is RLOOConfig:  # prints its table, and writes no file
+                continue
+            table = pd.read_parquet(tmp_path / "completions" / f"completions_{step + 1:05d}.parquet")
+            assert table["endogenous_reward"].tolist() == pytest.approx(rewards.tolist(), abs=1e-4)
+            assert table["endogenous_reward/per_token"].tolist() == pytest.approx(
+                (rewards / lengths).tolist(), abs=1e-4
+            )
+
+    def test_figures_of_two_rewards_stay_apart(self, tiny_policy_path: str, tmp_path: Path) -> None:
+        first = EndogenousReward(tiny_policy_path, name="first")
+        second = EndogenousReward(tiny_policy_path, alpha=0.5, name="second")
+        trainer = make_trainer(tiny_policy_path, [first, second], make_args(GRPOConfig, tmp_path))
+        trainer.train()
+        for key in ("entropy", "truncated_fraction", "reward_per_token"):
+            assert len(history(trainer, f"first/{key}")) == len(history(trainer, f"second/{key}")) == 2
+        assert history(trainer, "first/truncated_fraction") == history(trainer, "second/truncated_fraction")
+        assert history(trainer, "first/entropy")[0] > history(trainer, "second/entropy")[0]  # a lower temperature
+
+
+class TestShared:
+    """`model=None` and `attach`: the trainer's own frozen weights."""
+
+    @staticmethod
+    def batch(path: str) -> dict[str, Any]:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        ids = [[10, 11, EOS], [7, 7, 7, 12], [9, EOS], [15]]
+        return {
+            "prompts": ["a b", "c", "d e f", "l"],
+            "completions": tokenizer.batch_decode(ids, skip_special_tokens=True),
+            "completion_ids": ids,
+        }
+
+    @pytest.mark.parametrize("config_class", [GRPOConfig, RLOOConfig, OnlineDPOConfig])
+    @pytest.mark.parametrize("setting", ["lora", "reference"])
+    @pytest.mark.parametrize("checkpointing", [False, True])
+    def test_equals_own_copy(
+        self, checkpointing: bool, setting: str, config_class: type, tiny_policy_path: str, tmp_path: Path
+    ) -> None:
+        reward, recorder = EndogenousReward(model=None), Recorder()
+        args = make_args(
+            config_class, tmp_path, beta=0.1, gradient_checkpointing=checkpointing, reward_weights=[1.0, 0.0]
+        )
+        peft = {"peft_config": LORA} if setting == "lora" else {}
+        trainer = make_trainer(tiny_policy_path, [reward, recorder], args, CONVERSATIONAL, **peft)
+        assert reward.is_shared
+        assert reward.attach(trainer) is reward
+        if setting == "lora":
+            assert trainer.ref_model is None
+            frozen = trainer.model.get_base_model()
+        else:
+            frozen = trainer.ref_model
+        assert shared_parameters(reward) <= {id(parameter) for parameter in frozen.parameters()}
+        names = [name for name, _ in frozen.named_parameters() if "lora_" not in name]
+        before = {name: frozen.get_parameter(name).clone() for name in names}
+        trainer.train()
+
+        key = "objective/scores" if config_class is OnlineDPOConfig else "rewards/endogenous_reward/mean"
+        expected = [sum(step) / len(step) for step in (rewards_of(tiny_policy_path, call) for call in recorder.calls)]
+        assert history(trainer, key) == pytest.approx(expected, abs=1e-4)
+        assert_same_to_the_bit(before, {name: frozen.get_parameter(name) for name in names})
+        # The policy has moved, the reward has not.
+        batch = self.batch(tiny_policy_path)
+        own = EndogenousReward(tiny_policy_path)(**batch)
+        assert reward(**batch) == pytest.approx(own, abs=1e-4)
+        trained = trainer.model.merge_and_unload() if setting == "lora" else trainer.model
+        moved = EndogenousReward(trained, reward._processing_class)(**batch)
+        assert max(abs(a - b) for a, b in zip(own, moved, strict=True)) > 0.1
+
+    def test_bf16_base(self, tiny_policy_path: str, tmp_path: Path) -> None:
+        # TRL's default precision: autocast to bfloat16, as in its own reference pass. The rounding is bfloat16's.
+        reward = EndogenousReward(model=None)
+        args = make_args(GRPOConfig, tmp_path, bf16=True)
+        trainer = make_trainer(tiny_policy_path, reward, args, peft_config=LORA)
+        reward.attach(trainer)
+        trainer.train()
+        batch = self.batch(tiny_policy_path)
+        own = EndogenousReward(tiny_policy_path)(**batch)
+        for shared_reward, own_reward, ids in zip(reward(**batch), own, batch["completion_ids"], strict=True):
+            assert shared_reward == pytest.approx(own_reward, abs=0.05 * len(ids))
+
+    @pytest.mark.parametrize("setting", ["lora", "reference"])
+    def test_dropout_is_off_and_training_mode_comes_back(
+        self, setting: str, tiny_dropout_policy_path: str, tmp_path: Path
+    ) -> None:
+        path = tiny_dropout_policy_path
+        reward = EndogenousReward(model=None)
+        recorder = Recorder()
+        args = make_args(GRPOConfig, tmp_path, beta=0.1, reward_weights=[1.0, 0.0])
+        lora = LoraConfig(r=4, lora_dropout=0.5, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+        trainer = make_trainer(path, [reward, recorder], args, **({"peft_config": lora} if setting == "lora" else {}))
+        reward.attach(trainer)
+        trainer.train()
+        expected = [sum(step) / len(step) for step in (rewards_of(path, call) for call in recorder.calls)]
+        assert history(trainer, "rewards/endogenous_reward/mean") == pytest.approx(expected, abs=1e-4)
+
+        trainer.model.train()
+        trainer.model.get_submodule("base_model.model.model.norm" if setting == "lora" else "model.norm").eval()
+        modes = {name: module.training for name, module in trainer.model.named_modules()}
+        batch = self.batch(path)
+        first, second = reward(**batch), reward(**batch)
+        assert first == second
+        assert first == pytest.approx(EndogenousReward(path)(**batch), abs=1e-4)
+        assert {name: module.training for name, module in trainer.model.named_modules()} == modes
+        if setting == "lora":  # and the adapter is active again, and trains
+            assert all(p.requires_grad for name, p in trainer.model.named_parameters() if "lora_" in name)
+            assert not any(p.requires_grad for name, p in trainer.model.named_parameters() if "lora_" not in name)
+
+    def test_no_memory_of_its_own(self, tiny_policy_path: str, tmp_path: Path) -> None:
+        reward = EndogenousReward(tiny_policy_path)
+        reward(**self.batch(tiny_policy_path))
+        own = own_model(reward)
+        trainer = make_trainer(tiny_policy_path, reward, make_args(GRPOConfig, tmp_path), peft_config=LORA)
+        reward.attach(trainer)
+        reward(**self.batch(tiny_policy_path))
+        # The copy that it had is given up.
+        assert not any(value is own for value in vars(reward._placement).values())
+        assert shared_parameters(reward) <= {id(parameter) for parameter in trainer.model.parameters()}
+
+    def test_pickled_shared_reward_must_be_attached_again(self, tiny_policy_path: str, tmp_path: Path) -> None:
+        reward = EndogenousReward(model=None)
+        trainer = make_trainer(tiny_policy_path, reward, make_args(GRPOConfig, tmp_path), peft_config=LORA)
+        reward.attach(trainer)
+        batch = self.batch(tiny_policy_path)
+        copy = pickle.loads(pickle.dumps(reward))
+        with pytest.raises(RuntimeError, match="not attached"):
+            copy(**batch)
+        assert copy.attach(trainer)(**batch) == reward(**batch)
+
+
+class TestRefused:
+    def test_not_attached(self, tiny_policy_path: str, tmp_path: Path) -> None:
+        trainer = make_trainer(tiny_policy_path, EndogenousReward(model=None), make_args(GRPOConfig, tmp_path))
+        with pytest.raises(RuntimeError, match=r"reward\.attach\(trainer\)"):
+            trainer.train()
+
+    def test_reference_that_moves(self, tiny_policy_path: str, tmp_path: Path) -> None:
+        reward = EndogenousReward(model=None)
+        args = make_args(GRPOConfig, tmp_path, beta=0.1, sync_ref_model=True)
+        trainer = make_trainer(tiny_policy_path, reward, args)
+        with pytest.raises(ValueError, match="sync_ref_model=True"):
+            reward.attach(trainer)
+
+    @pytest.mark.parametrize("config_class", [GRPOConfig, RLOOConfig])
+    def test_no_frozen_weights(self, config_class: type, tiny_policy_path: str, tmp_path: Path) -> None:
+        reward = EndogenousReward(model=None)
+        trainer = make_trainer(tiny_policy_path, reward, make_args(config_class, tmp_path, beta=0.0))
+        with pytest.raises(ValueError, match="The trainer holds no frozen weights to share"):
+            reward.attach(trainer)
+
+    def test_another_base_model(self, tiny_policy_path: str, tiny_dropout_policy_path: str, tmp_path: Path) -> None:
+        reward = EndogenousReward(tiny_dropout_policy_path)
+        trainer = make_trainer(tiny_policy_path, reward, make_args(GRPOConfig, tmp_path, beta=0.1))
+        with pytest.raises(ValueError, match="was made for the model"):
+            reward.attach(trainer)
+
+    def test_models_without_a_name_are_not_taken_for_the_same(self, tiny_policy_path: str, tmp_path: Path) -> None:
+        tokenizer = AutoTokenizer.from_pretrained(tiny_policy_path)
+        config = LlamaConfig(
+            vocab_size=19, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+        )
+        reward = EndogenousReward(LlamaForCausalLM(config), tokenizer)
+        trainer = make_trainer(
+            LlamaForCausalLM(config),
+            reward,
+            make_args(GRPOConfig, tmp_path),
+            peft_config=LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"),
+            processing_class=tokenizer,
+        )
+        with pytest.raises(ValueError, match="was made for the model ''"):
+            reward.attach(trainer)
+
+    def test_continued_adapter(self, tiny_policy_path: str, tmp_path: Path) -> None:
+        from peft import get_peft_model
+
+        policy = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_policy_path), LORA)
+        reward = EndogenousReward(model=None)
+        trainer = make_trainer(policy, reward, make_args(GRPOConfig, tmp_path, beta=0.1))
+        with pytest.raises(ValueError, match="adapter 'ref'"):
+            reward.attach(trainer)
+
+    @pytest.mark.parametrize("beta", [0.0, 0.1])
+    def test_adapter_that_was_trained_before(self, beta: float, tiny_policy_path: str, tmp_path: Path) -> None:
+        policy = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
+        trainer = make_trainer(
+            policy, EndogenousReward(model=None), make_args(GRPOConfig, tmp_path, beta=beta), peft_config=LORA
+        )
+        weight = next(weight for name, weight in trainer.model.named_parameters() if "lora_B" in name)
+        weight.data[0, 0] = 1e-3
+        with pytest.raises(ValueError, match="adapter is not at zero"):
+            EndogenousReward(model=None).attach(trainer)
+
+    def test_a_second_trainer_brings_its_own_tokenizer_and_template(
+        self, tiny_policy_path: str, tmp_path: Path
+    ) -> None:
+        reward = EndogenousReward(model=None)
+        for enable_thinking in (True, False):
+            kwargs = {"enable_thinking": enable_thinking}
+            args = make_args(GRPOConfig, tmp_path, beta=0.1, chat_template_kwargs=kwargs)
+            trainer = make_trainer(AutoModelForCausalLM.from_pretrained(tiny_policy_path), reward, args)
+            reward.attach(trainer)
+            assert reward.chat_template_kwargs == kwargs
+            assert reward._tokenizer is trainer.processing_class
+
+    def test_the_template_and_tools_of_the_trainer(self, tiny_policy_path: str, tmp_path: Path) -> None:
+        reward = EndogenousReward(model=None)
+        args = make_args(GRPOConfig, tmp_path, beta=0.1)
+        trainer = make_trainer(AutoModelForCausalLM.from_pretrained(tiny_policy_path), reward, args)
+
+        def add(a: int, b: int) -> int:
+            """
+            Adds.
+
+            Args:
+                a: one
+                b: two
+            """
+            return a + b
+
+        trainer.tools, trainer.chat_template = [add], "{{ tools[0].function.name }}: {{ messages[0].content }}"
+        reward.attach(trainer)
+        assert reward.chat_template_kwargs == {"tools": [add], "chat_template": trainer.chat_template}
+        (row,) = reward._render([[{"role": "user", "content": "x"}]], ["y"], None, None)
+        assert row.prompt_ids == reward._tokenizer("add: x", add_special_tokens=False)["input_ids"]
+
+    # "adamw_torch_fused" is the default of `Trainer`; it leaves no trace in the version counters of tensors.
+    @pytest.mark.parametrize("optim", ["adamw_torch_fused", "adamw_torch", "sgd"])
+    def test_policy_as_its_own_reward(self, optim: str, tiny_policy_path: str, tmp_path: Path) -> None:
+        policy = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
+        reward = EndogenousReward(policy)
+        trainer = make_trainer(policy, reward, make_args(GRPOConfig, tmp_path, optim=optim, max_steps=4))
+        with pytest.raises(RuntimeError, match="has changed since"):
+            trainer.train()
+        assert trainer.state.global_step == 1  # at the first reward after the first update
+
+    def test_policy_with_an_adapter_as_its_own_reward(self, tiny_policy_path: str, tmp_path: Path) -> None:
+        policy = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
+        reward = EndogenousReward(policy)
+        trainer = make_trainer(policy, reward, make_args(GRPOConfig, tmp_path), peft_config=LORA)
+        with pytest.raises(RuntimeError, match=r"EndogenousReward\(model=None\)"):
+            trainer.train()
+        assert trainer.state.global_step == 0
+        # What the message says.
+        reward = EndogenousReward(model=None)
+        trainer = make_trainer(trainer.model.unload(), reward, make_args(GRPOConfig, tmp_path), peft_config=LORA)
+        reward.attach(trainer)
+        trainer.train()
+
+
+def shared_parameters(reward: EndogenousReward) -> set[int]:
+    """Identities of the parameters that the reward's model has, adapters aside."""
+    with reward._placement.active() as model:
+        return {id(parameter) for name, parameter in model.named_parameters() if "lora_" not in name}

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What endotrl relies on in TRL, transformers and peft, name by name: read from their source, so that a change upstream
+fails here first, and says what it changes for us.
+"""
+
+import ast
+import dataclasses
+import inspect
+import textwrap
+import tomllib
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import transformers.integrations.deepspeed
+import trl.scripts.grpo
+from packaging.requirements import Requirement
+from transformers import PretrainedConfig, Trainer
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
+from trl.trainer.utils import get_callable_name
+
+
+GROUP_TRAINERS = [GRPOTrainer, RLOOTrainer]
+TRAINERS = [*GROUP_TRAINERS, OnlineDPOTrainer]
+# Where a trainer calls its reward functions.
+CALLER = {
+    GRPOTrainer: "_calculate_rewards",
+    RLOOTrainer: "_calculate_rewards",
+    OnlineDPOTrainer: "_calculate_rewards_from_functions",
+}
+
+
+def tree_of(function: Callable[..., Any]) -> ast.AST:
+    return ast.parse(textwrap.dedent(inspect.getsource(function)))
+
+
+def calls_of(function: Callable[..., Any], name: str) -> list[ast.Call]:
+    """Calls of `name(...)` or `something.name(...)` in the source of a function."""
+    calls = [node for node in ast.walk(tree_of(function)) if isinstance(node, ast.Call)]
+    return [c for c in calls if name in (getattr(c.func, "id", None), getattr(c.func, "attr", None))]
+
+
+def keywords(call: ast.Call) -> dict[str, str]:
+    """Keyword arguments of a call, as written. `**kwargs` has the key "**"."""
+    return {keyword.arg or "**": ast.unparse(keyword.value) for keyword in call.keywords}
+
+
+def assigned(function: Callable[..., Any]) -> set[str]:
+    """What a function assigns to, as written: `self.ref_model`, `reward_kwargs['log_extra']`."""
+    targets: set[str] = set()
+    for node in ast.walk(tree_of(function)):
+        if isinstance(node, ast.Assign):
+            targets.update(ast.unparse(target) for target in node.targets)
+    return targets
+
+
+def has_field(config: type, name: str) -> bool:
+    return name in {field.name for field in dataclasses.fields(config)}
+
+
+def test_installed_trl_is_in_the_supported_range() -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    requirement = next(r for r in map(Requirement, project["dependencies"]) if r.name == "trl")
+    assert version("trl") in requirement.specifier, (
+        f"TRL {version('trl')} is outside {requirement}. If this whole file passes with it, widen the range."
+    )
+
+
+class TestRewardFunctions:
+    """[`EndogenousReward.__call__`] takes what the trainers pass."""
+
+    @pytest.mark.parametrize("trainer", TRAINERS)
+    def test_arguments(self, trainer: type) -> None:
+        calls = calls_of(getattr(trainer, CALLER[trainer]), "reward_func")
+        # One call is of classifiers, with a tokenized batch; one is of functions.
+        (given,) = [keywords(call) for call in calls if keywords(call).get("**") == "reward_kwargs"]
+        assert not any(call.args for call in calls), "Reward functions are now called with positional arguments."
+        assert given.keys() == {"prompts", "completions", "completion_ids", "**"}, f"Called with {sorted(given)}."
+        assert given["completion_ids"] == "completion_ids_list", "`completion_ids` are no longer lists of ids."
+
+    @pytest.mark.parametrize("trainer", GROUP_TRAINERS)
+    def test_loggers(self, trainer: type) -> None:
+        targets = assigned(trainer._calculate_rewards)
+        for name in ("log_extra", "log_metric", "trainer_state"):
+            assert f"reward_kwargs['{name}']" in targets, f"{trainer.__name__} no longer passes `{name}` to rewards."
+        assert list(inspect.signature(trainer._log_completion_extra).parameters) == ["self", "column", "values"]
+        assert list(inspect.signature(trainer._log_metric).parameters) == ["self", "name", "value"]
+
+    def test_online_dpo_has_no_loggers(self) -> None:
+        source = inspect.getsource(OnlineDPOTrainer)
+        assert "log_metric" not in source, "OnlineDPO passes loggers now: say so in docs/trl.md."
+
+    @pytest.mark.parametrize("trainer", TRAINERS)
+    def test_none_becomes_nan(self, trainer: type) -> None:
+        source = inspect.getsource(getattr(trainer, CALLER[trainer]))
+        assert "reward if reward is not None else torch.nan" in source, (
+            "How is `None` treated now? See truncation='skip'."
+        )
+
+    @pytest.mark.parametrize("trainer", TRAINERS)
+    def test_modules_are_taken_for_classifiers(self, trainer: type) -> None:
+        # Why `EndogenousReward` is no `nn.Module`.
+        source = inspect.getsource(getattr(trainer, CALLER[trainer]))
+        assert "isinstance(reward_func, nn.Module)" in source
+
+    def test_name(self) -> None:
+        class Named:
+            def __init__(self) -> None:
+                self.__name__ = "mine"
+
+            def __call__(self) -> None: ...
+
+        assert get_callable_name(Named()) == "mine", "TRL no longer names a reward by its `__name__`."
+
+    def test_command_line_takes_ready_callables(self) -> None:
+        # `trl grpo` imports a dotted path and does not call it: `endotrl.rewards.endogenous_reward` is an instance.
+        source = inspect.getsource(trl.scripts.grpo.main)
+        assert "reward_func = getattr(module, func_name)" in source
+        assert "reward_funcs.append(reward_func)" in source
+
+
+class TestPrompts:
+    """The renderer builds the prompt's tokens as the trainers do."""
+
+    @pytest.mark.parametrize("trainer", GROUP_TRAINERS)
+    def test_messages(self, trainer: type) -> None:
+        for call in calls_of(trainer._tokenize_prompts, "apply_chat_template"):
+            given = keywords(call)
+            assert given["add_generation_prompt"] == "True"
+            assert "self.chat_template_kwargs" in ast.unparse(call)
+            unknown = given.keys() - {
+                *("conversation", "tools", "chat_template", "add_generation_prompt", "tokenize", "return_dict", "**")
+            }
+            assert not unknown, f"Prompts are now rendered with {sorted(unknown)} too: the renderer must follow."
+
+    @pytest.mark.parametrize("trainer", GROUP_TRAINERS)
+    def test_text(self, trainer: type) -> None:
+        source = inspect.getsource(trainer._tokenize_prompts)
+        assert 'self.processing_class(text=prompts)["input_ids"]' in source, "Plain prompts are tokenized otherwise."
+
+
+class TestSharing:
+    """[`EndogenousReward.attach`] finds the trainer's frozen weights."""
+
+    @pytest.mark.parametrize("trainer", TRAINERS)
+    def test_attributes(self, trainer: type) -> None:
+        assert "self.ref_model" in assigned(trainer.__init__)
+        base = inspect.getsource(Trainer)
+        for name in ("is_fsdp_enabled", "accelerator", "processing_class", "args", "model"):
+            assert f"self.{name} = " in base, f"`Trainer.{name}` is gone."
+
+    @pytest.mark.parametrize("config", [GRPOConfig, RLOOConfig])
+    def test_settings(self, config: type) -> None:
+        for name in ("sync_ref_model", "chat_template_kwargs", "beta"):
+            assert has_field(config, name), f"`{config.__name__}.{name}` is gone."
+
+    def test_online_dpo_cannot_sync(self) -> None:
+        assert not has_field(OnlineDPOConfig, "sync_ref_model"), "`share_with` must look at it now."
+        assert not has_field(OnlineDPOConfig, "chat_template_kwargs"), "`attach` could take it over now."
+
+    @pytest.mark.parametrize("trainer", GROUP_TRAINERS)
+    def test_reference_is_loaded_by_name(self, trainer: type) -> None:
+        # So it is the base model, even if the policy was given as a trained instance.
+        loads = [ast.unparse(call) for call in calls_of(trainer.__init__, "create_model_from_path")]
+        assert any("get_config_model_id(self.model.config)" in load for load in loads)
+
+    @pytest.mark.parametrize("trainer", GROUP_TRAINERS)
+    def test_continued_adapter_is_called_ref(self, trainer: type) -> None:
+        assert any(ast.unparse(call.args[0]) == "'ref'" for call in calls_of(trainer.__init__, "add_adapter"))
+
+    def test_peft(self) -> None:
+        for name in ("disable_adapter", "get_base_model"):
+            assert callable(getattr(peft.PeftModel, name))
+
+    def test_transformers(self) -> None:
+        assert "_name_or_path" in vars(PretrainedConfig()), "Models are no longer known by `config._name_or_path`."
+        # Private: put back after loading a whole model while a ZeRO-3 trainer exists.
+        assert hasattr(transformers.integrations.deepspeed, "_hf_deepspeed_config_weak_ref")
+
+
+class TestWhatTheDocsSay:
+    """Defaults and formulas of TRL that docs/trl.md explains."""
+
+    def test_defaults(self, tmp_path: Path) -> None:
+        args = GRPOConfig(output_dir=str(tmp_path), bf16=False, use_cpu=True)
+        assert (args.beta, args.scale_rewards, args.use_bias_correction_kl) == (0.0, "group", True)
+        assert args.multi_objective_aggregation == "sum_then_normalize"
+        rloo = RLOOConfig(output_dir=str(tmp_path), bf16=False, use_cpu=True)
+        assert (rloo.beta, rloo.normalize_advantages) == (0.05, False)
+
+    def test_kl_of_grpo(self) -> None:
+        source = inspect.getsource(GRPOTrainer._compute_loss)
+        assert (
+            "torch.exp(ref_per_token_logps - per_token_logps) - (ref_per_token_logps - per_token_logps) - 1" in source
+        )
+        assert "per_token_kl = per_token_kl * coef_1" in source
+
+    def test_kl_of_rloo(self) -> None:
+        source = inspect.getsource(RLOOTrainer._generate_and_score_completions)
+        assert "per_token_kl = old_per_token_logps - ref_per_token_logps" in source
+        assert "rewards = rewards - self.beta * kl" in source
