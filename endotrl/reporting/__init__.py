@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Building blocks of reports: self-contained HTML and terminal tables.
+
+A page needs no network, no script and no font, reads on a phone, in dark mode and on paper, and trusts nobody's text:
+every block takes plain strings, escapes them, and returns [`~markupsafe.Markup`]. A string that is not `Markup` is
+always text, so nothing that a model writes can become part of the page.
+"""
+
+from .heat_map import OPACITY, STEPS, ColorScale, legend, token_heat_map
+from .html import SupportsSavefig, figure, page, table
+from .terminal import say, terminal_table, terminal_text
+from .text import correlation_in_words, number, plain
+
+
+__all__ = [
+    "OPACITY",
+    "STEPS",
+    "ColorScale",
+    "SupportsSavefig",
+    "correlation_in_words",
+    "figure",
+    "legend",
+    "number",
+    "page",
+    "plain",
+    "say",
+    "table",
+    "terminal_table",
+    "terminal_text",
+    "token_heat_map",
+]

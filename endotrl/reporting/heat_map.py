@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Heat maps of token rewards: the colours, their legend, and a completion in them."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+from .text import JOINERS, character_name, is_hidden, number, plain
+
+
+STEPS = 8  # shades on each side of neutral
+# Opacity of the strongest shade. Text stays readable on every shade, in both modes: a test computes the contrast.
+OPACITY = 0.75
+# Blue and orange are told apart with every common colour blindness. They are laid over the page's own background, so
+# that neutral is white on a white page and dark on a dark one.
+SHADES = "\n".join(
+    f".{side}{step} {{ background-color: rgb(var(--{name}) / {OPACITY * step / STEPS:.3f}); }}"
+    for side, name in (("p", "pos"), ("n", "neg"))
+    for step in range(1, STEPS + 1)
+)
+
+
+@dataclass(frozen=True)
+class ColorScale:
+    """
+    Diverging colour scale of token rewards: orange below `center`, neutral at it, blue above. Heat maps of one page
+    share a scale, so that their colours compare.
+
+    Args:
+        limit (`float`):
+            Distance from `center`, in nats, from which colours stay at their strongest.
+        center (`float`, *optional*, defaults to `0.0`):
+            Neutral reward, in nats.
+
+    Example:
+    ```python
+    >>> from endotrl.reporting import ColorScale
+
+    >>> scale = ColorScale(limit=4.0)
+    >>> [scale.shade(reward) for reward in (-9.0, -1.0, 0.0, 2.0)]
+    ['n8', 'n2', '', 'p4']
+    ```
+    """
+
+    limit: float
+    center: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (0.0 < self.limit < math.inf and math.isfinite(self.center)):
+            raise ValueError(
+                f"A colour scale has limit {self.limit} and center {self.center}, but the limit must be positive, and "
+                "both must be finite."
+            )
+
+    @classmethod
+    def of(cls, rewards: Iterable[Iterable[float]], center: float = 0.0, quantile: float = 0.95) -> "ColorScale":
+        """
+        The scale on which a fraction `quantile` of all tokens stays below the strongest colour, so that a few extreme
+        ones do not wash out the others. `rewards` has one iterable a completion.
+        """
+        distances = sorted(abs(float(r) - center) for row in rewards for r in row if math.isfinite(float(r)))
+        limit = distances[int(quantile * (len(distances) - 1))] if distances else 0.0
+        return cls(limit or 1.0, center)
+
+    def shade(self, reward: float) -> str:
+        """CSS class of a reward: `"p1"`..`"p8"` above the centre, `"n1"`..`"n8"` below, `""` at it, `"bad"` for NaN."""
+        if math.isnan(reward):
+            return "bad"
+        distance = max(-1.0, min(1.0, (reward - self.center) / self.limit))
+        step = round(abs(distance) * STEPS)
+        return "" if step == 0 else f"{'p' if distance > 0 else 'n'}{step}"
+
+
+def legend(scale: ColorScale) -> Markup:
+    """The colours of a page's heat maps, with their rewards."""
+    low, high = scale.center - scale.limit, scale.center + scale.limit
+    shades = [f"n{i}" for i in range(STEPS, 0, -1)] + [""] + [f"p{i}" for i in range(1, STEPS + 1)]
+    return Markup(
+        '<div class="legend"><span>token reward, nats</span><span class="bar">≤ {low}<span class="ramp" '
+        'aria-hidden="true">{ramp}</span>≥ {high}</span><span>neutral at {center}. Point at a token, or tap it, to '
+        "see its numbers.</span></div>"
+    ).format(
+        low=number(low, 1, sign=True),
+        high=number(high, 1, sign=True),
+        center=number(scale.center, 1),
+        ramp=Markup("").join(Markup('<i class="{}"></i>').format(shade) for shade in shades),
+    )
+
+
+def token_heat_map(
+    text: str,
+    offsets: Sequence[tuple[int, int]],
+    rewards: Iterable[float],
+    scale: ColorScale,
+    *,
+    log_probs: Iterable[float] | None = None,
+    soft_values: Iterable[float] | None = None,
+    entropies: Iterable[float] | None = None,
+    eos: bool = False,
+    prompt: str = "",
+    meta: str = "",
+) -> Markup:
+    """
+    A completion with every token in the colour of its reward. Pointing at a token, or tapping it, shows its numbers.
+
+    Args:
+        text (`str`):
+            The completion.
+        offsets (`Sequence[tuple[int, int]]` of length `H`):
+            Span of characters in `text` of each token, in order, as [`TokenStats`] has them. A token that ends inside a
+            character has an empty span. Text outside all spans (what a tool wrote) is shown without colour.
+        rewards (`Iterable[float]` of length `H`):
+            Token rewards, in nats.
+        scale (`ColorScale`):
+            Colours; use one scale a page.
+        log_probs (`Iterable[float]` of length `H`, *optional*):
+            Log-probabilities of the tokens under the frozen model, in nats.
+        soft_values (`Iterable[float]` of length `H` or `H + 1`, *optional*):
+            Soft values V(s_h) of the states in which the tokens were taken, in nats. One entry more is ignored.
+        entropies (`Iterable[float]` of length `H`, *optional*):
+            Entropies of the frozen model's next-token distributions, in nats.
+        eos (`bool`, *optional*, defaults to `False`):
+            Whether the last token ends the sequence. It is shown as a badge.
+        prompt (`str`, *optional*):
+            Shown above the completion.
+        meta (`str`, *optional*):
+            A line above both, such as the outcome reward.
+
+    Returns:
+        `Markup`: the block.
+
+    Raises:
+        `ValueError`: If the lengths do not fit.
+
+    Example:
+    ```python
+    >>> from endotrl.reporting import ColorScale, token_heat_map
+
+    >>> html = token_heat_map("A cat", [(0, 1), (1, 5)], [-2.1, -7.5], ColorScale(limit=6.0))
+    ```
+    """
+    columns = [("reward", [float(reward) for reward in rewards])]
+    for name, values in (("log-prob", log_probs), ("soft value", soft_values), ("entropy", entropies)):
+        if values is not None:
+            columns.append((name, [float(value) for value in values]))
+    for name, column in columns:
+        surplus = len(column) - len(offsets)
+        if surplus != 0 and not (name == "soft value" and surplus == 1):
+            raise ValueError(f"There are {len(offsets)} tokens, but {len(column)} values of {name!r}.")
+    pieces, end = [], 0
+    for i, (start, stop) in enumerate(offsets):
+        if start > end:
+            pieces.append(Markup('<span class="gap">{}</span>').format(_token_text(text[end:start])))
+        end = max(end, stop)
+        token, reward = text[start:stop], columns[0][1][i]
+        numbers = " · ".join(f"{name} {number(column[i], 3, sign=name == 'reward')}" for name, column in columns)
+        is_eos = eos and i == len(offsets) - 1
+        # The space before a word stays outside the colour: at a line's end it would hang there as a strip.
+        space = " " if token.startswith(" ") and not token.isspace() else ""
+        pieces.append(
+            Markup('{space}<span class="t {shade}{eos}" tabindex="-1" data-tip="{tip}">{text}</span>').format(
+                space=space,
+                shade=scale.shade(reward),
+                eos=" eos" if is_eos else "",
+                tip=f"token {i + 1}  “{plain(token, newline='↵')}”\n{numbers}",
+                text="EOS" if is_eos else _token_text(token[len(space) :]),
+            )
+        )
+    if end < len(text):
+        pieces.append(Markup('<span class="gap">{}</span>').format(_token_text(text[end:])))
+    return Markup('<div class="heat">{meta}{prompt}<p class="tokens" dir="auto">{tokens}</p></div>').format(
+        meta=Markup('<p class="meta">{}</p>').format(plain(meta)) if meta else "",
+        prompt=Markup('<div class="prompt" dir="auto">{}</div>').format(plain(prompt)) if prompt else "",
+        tokens=Markup("").join(pieces),
+    )
+
+
+def _token_text(token: str) -> Markup:
+    """A token with its white space and its hidden characters made visible."""
+    if token == "":
+        return Markup("<i>▯</i>")  # a part of a character
+    blank = token.isspace()
+    alone = all(is_hidden(c) or c in JOINERS for c in token)
+    pieces = []
+    for character in token:
+        if character == "\n":
+            pieces.append(Markup("<i>↵</i>\n"))
+        elif blank and character in " \t":
+            pieces.append(Markup("<i>{}</i>").format("·" if character == " " else "→\t"))
+        elif character != "\t" and (is_hidden(character) or alone):
+            pieces.append(Markup('<span class="u">{}</span>').format(character_name(character)))
+        else:
+            pieces.append(escape(character))
+    return Markup("").join(pieces)

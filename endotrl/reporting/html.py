@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The HTML page in one file, with its tables and pictures."""
+
+import base64
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from io import BytesIO
+from typing import Any, Protocol
+
+from markupsafe import Markup, escape
+
+from .heat_map import SHADES
+from .text import cell_text, is_number, plain
+
+
+_STYLE = files(__package__).joinpath("style.css").read_text(encoding="utf-8")
+_PAGE = Markup("""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; \
+img-src data:; base-uri 'none'; form-action 'none'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="referrer" content="no-referrer">
+<title>{title}</title>
+<style>
+{style}</style>
+</head>
+<body>
+<header><h1>{title}</h1>{lead}</header>
+<main>
+{body}
+</main>
+{footer}
+</body>
+</html>
+""")
+
+
+class SupportsSavefig(Protocol):
+    """A matplotlib figure, as far as a report needs one."""
+
+    def savefig(self, fname: Any, **kwargs: Any) -> None: ...
+
+
+def page(
+    title: str, sections: Sequence[tuple[str, Markup | str]], lead: Markup | str = "", footer: Markup | str = ""
+) -> str:
+    """
+    A whole HTML page in one file.
+
+    Args:
+        title (`str`):
+            Title, as text.
+        sections (`Sequence[tuple[str, Markup | str]]`):
+            Heading (as text; `""` for none) and content of each section. A content that is not `Markup` is text, and
+            becomes a paragraph; join several blocks with `Markup("").join(blocks)`.
+        lead (`Markup` or `str`, *optional*):
+            A line or two under the title.
+        footer (`Markup` or `str`, *optional*):
+            Last lines: versions, the command that made the page.
+
+    Returns:
+        `str`: the page; write it as UTF-8.
+
+    Example:
+    ```python
+    >>> from endotrl.reporting import page, table
+
+    >>> html = page("Results", [("Accuracy", table(["before", "after"], [[0.385, 0.719]]))])
+    >>> "<script>" in page("<script>", [])
+    False
+    ```
+    """
+    body = Markup("\n").join(
+        Markup("<section>{}{}</section>").format(
+            Markup("<h2>{}</h2>").format(plain(heading)) if heading else "", _paragraph(content)
+        )
+        for heading, content in sections
+    )
+    html = _PAGE.format(
+        title=plain(title),
+        style=Markup(_STYLE + SHADES),
+        lead=Markup('<div class="lead">{}</div>').format(_paragraph(lead)) if lead else "",
+        body=body,
+        footer=Markup("<footer>{}</footer>").format(_paragraph(footer)) if footer else "",
+    )
+    return str(html)  # the page is done: no longer `Markup`, which would escape what is added
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "") -> Markup:
+    """
+    An HTML table. Numbers are aligned right and rounded to three decimals, `None` is a dash, `Markup` is kept, and
+    anything else is text. On a narrow screen it scrolls sideways by itself.
+
+    Args:
+        headers (`Sequence[str]`):
+            Column titles.
+        rows (`Iterable[Sequence[object]]`):
+            Cells of each row.
+        caption (`str`, *optional*):
+            Text above the table.
+    """
+    cells = [list(row) for row in rows]
+    for row in cells:
+        if len(row) != len(headers):
+            raise ValueError(f"A row has {len(row)} cells, but the table has {len(headers)} columns: {headers}.")
+    right = [bool(cells) and all(row[i] is None or is_number(row[i]) for row in cells) for i in range(len(headers))]
+
+    def line(tag: str, row: Sequence[object]) -> Markup:
+        return Markup("<tr>{}</tr>").format(
+            Markup("").join(
+                Markup("<{tag}{css}>{cell}</{tag}>").format(
+                    tag=Markup(tag), css=Markup(' class="r"') if right[i] else "", cell=_cell(cell)
+                )
+                for i, cell in enumerate(row)
+            )
+        )
+
+    return Markup('<div class="scroll"><table>{}<thead>{}</thead><tbody>{}</tbody></table></div>').format(
+        Markup("<caption>{}</caption>").format(plain(caption)) if caption else "",
+        line("th", headers),
+        Markup("").join(line("td", row) for row in cells),
+    )
+
+
+def figure(image: bytes | SupportsSavefig, caption: str = "", alt: str = "") -> Markup:
+    """
+    A picture, embedded in the page.
+
+    Args:
+        image (`bytes` or `matplotlib.figure.Figure`):
+            Bytes of a PNG file, or a figure, which is rendered at 144 dots an inch.
+        caption (`str`, *optional*):
+            Text under the picture.
+        alt (`str`, *optional*):
+            What the picture shows, for those who do not see it. Defaults to `caption`.
+    """
+    if not isinstance(image, bytes):
+        buffer = BytesIO()
+        image.savefig(buffer, format="png", dpi=144, bbox_inches="tight")
+        image = buffer.getvalue()
+    if not image.startswith(b"\x89PNG\r\n\x1a\n"):
+        raise ValueError(f"The image is not a PNG file: it begins with {image[:8]!r}.")
+    return Markup('<figure><img alt="{}" src="data:image/png;base64,{}">{}</figure>').format(
+        plain(alt or caption),
+        base64.b64encode(image).decode("ascii"),
+        Markup("<figcaption>{}</figcaption>").format(plain(caption)) if caption else "",
+    )
+
+
+def _paragraph(content: Markup | str) -> Markup:
+    return content if isinstance(content, Markup) else Markup("<p>{}</p>").format(plain(content))
+
+
+def _cell(cell: object) -> Markup:
+    return cell if isinstance(cell, Markup) else escape(plain(cell_text(cell)))

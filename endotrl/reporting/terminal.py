@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables and lines for a terminal, which text of users and models cannot steer."""
+
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from .text import JOINERS, cell_text, is_hidden, is_number
+
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+_ANSI_SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_].*?(?:\x07|\x1b\\|\Z)|[ -/]*[0-~])", re.DOTALL)
+
+
+def terminal_text(text: str, limit: int = 300) -> str:
+    r"""
+    Text of a model for one line of a terminal: escape sequences and control, zero-width and direction characters are
+    taken out, line breaks become `↵`, and what is beyond `limit` characters is cut off.
+
+    Example:
+    ```python
+    >>> from endotrl.reporting import terminal_text
+
+    >>> terminal_text("one\x1b[31m\ntwo")
+    'one↵two'
+    ```
+    """
+    text = _ANSI_SEQUENCE.sub("", text[: 4 * limit]).replace("\r\n", "\n").replace("\n", "↵").replace("\t", " ")
+    return "".join(c for c in text if not is_hidden(c) and c not in JOINERS)[:limit]
+
+
+def terminal_table(headers: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> "Table":
+    """
+    A table for [`rich.console.Console.print`]. Numbers are aligned right; the last column takes the width that is left
+    and is cut with an ellipsis; text is never read as markup.
+
+    Args:
+        headers (`Sequence[str]`):
+            Column titles.
+        rows (`Iterable[Sequence[object]]`):
+            Cells of each row.
+        title (`str`, *optional*):
+            Line above the table.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    def text(cell: object) -> Text:
+        return Text(cell_text(cell) if is_number(cell) else terminal_text(cell_text(cell)))
+
+    cells = [list(row) for row in rows]
+    result = Table(
+        title=text(title) if title else None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, expand=True
+    )
+    for i, header in enumerate(headers):
+        last = i == len(headers) - 1
+        right = not last and all(row[i] is None or is_number(row[i]) for row in cells)
+        result.add_column(
+            text(header),
+            justify="right" if right else "left",
+            ratio=1 if last else None,
+            no_wrap=True,
+            overflow="ellipsis",
+        )
+    for row in cells:
+        result.add_row(*map(text, row))
+    return result
+
+
+def say(message: str) -> None:
+    """Writes a line to standard error; text of users and models in it cannot steer the terminal."""
+    from tqdm import tqdm
+
+    # Above the progress bar, if there is one.
+    tqdm.write(terminal_text(message, limit=1000), file=sys.stderr)

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plain text for pages and terminals: numbers as people write them, and characters that could act taken out."""
+
+import unicodedata
+
+
+# Characters that join their neighbours (emoji families, Persian, Indic scripts). Shown as they are unless alone.
+JOINERS = "\u200c\u200d"
+
+
+def plain(text: str, newline: str = "\n") -> str:
+    """
+    Text without characters that act on what is around them: control characters, direction overrides, zero-width and
+    unassigned characters are written by name, such as `‹U+202E›`. Escapes nothing: that is left to `Markup`.
+    """
+    return "".join(newline if c == "\n" else f"‹{character_name(c)}›" if is_hidden(c) else c for c in text)
+
+
+def number(value: float | None, decimals: int = 3, sign: bool = False) -> str:
+    """A number as text, with a real minus sign; a dash for `None`."""
+    if value is None:
+        return "–"
+    text = f"{value:{'+' if sign else ''}.{decimals}f}"
+    return (f"{0:.{decimals}f}" if float(text) == 0 else text).replace("-", "−")
+
+
+def correlation_in_words(correlation: float) -> str:
+    """
+    Correlation of reward and length as people say it.
+
+    Example:
+    ```python
+    >>> from endotrl.reporting import correlation_in_words
+
+    >>> correlation_in_words(0.05)
+    'reward hardly depends on length (r = +0.05)'
+    ```
+    """
+    value = f"(r = {number(correlation, 2, sign=True)})"
+    if abs(correlation) < 0.2:
+        return f"reward hardly depends on length {value}"
+    return f"longer answers score {'higher' if correlation > 0 else 'lower'} {value}"
+
+
+def is_number(cell: object) -> bool:
+    """Whether a cell of a table is a number, which `True` and `False` are not."""
+    return isinstance(cell, int | float) and not isinstance(cell, bool)
+
+
+def cell_text(cell: object) -> str:
+    """A cell of a table as text: floats rounded, a dash for `None`."""
+    if cell is None or isinstance(cell, float):
+        return number(cell)
+    return str(cell)
+
+
+def is_hidden(character: str) -> bool:
+    """Whether a character is not seen itself, but may act on what is around it."""
+    # Cc control, Cf format (direction, zero width), Cs surrogate, Co private, Cn unassigned, Zl and Zp separators.
+    if character in "\n\t" or character in JOINERS:
+        return False
+    return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+
+
+def character_name(character: str) -> str:
+    """A character by its code point, such as `U+202E`."""
+    return f"U+{ord(character):04X}"

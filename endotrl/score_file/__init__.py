@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Rewards of a JSON Lines file, row by row, into another: the work behind `endotrl score`.
+
+```text
+input.jsonl  ->  blocks of rows  ->  EndogenousReward.score  ->  output.jsonl               one line a row, input order
+                                                                 output.jsonl.errors.jsonl  the bad rows alone
+                                                                 output.jsonl.meta.json     settings, versions, checkpoint
+```
+
+Memory is that of a block, whatever the file's length. A block is written and synced before the checkpoint says so, and
+the output alone tells what is done. So after a crash, a full disk or a power cut the same command goes on behind the last
+whole block, and ends with the same bytes as a run without a break.
+"""
+
+from .blocks import DECIMALS
+from .rows import OUTPUT_KEYS, STREAM, Row, message_text, parse_row
+from .run import Example, ScoreReport, score_file
+from .storage import model_digest
+from .tally import Tally
+
+
+__all__ = [
+    "DECIMALS",
+    "OUTPUT_KEYS",
+    "STREAM",
+    "Example",
+    "Row",
+    "ScoreReport",
+    "Tally",
+    "message_text",
+    "model_digest",
+    "parse_row",
+    "score_file",
+]

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The scores of a block of rows, and the lines that the output gets for them."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import TemplateError
+
+from .rows import Row
+
+
+if TYPE_CHECKING:
+    from ..rewards.endogenous import EndogenousReward
+    from ..scoring.scorer import TokenStats
+
+
+DECIMALS = 6  # of rewards in the output, in nats: float32 has no more to give
+_OWN_INDEX = re.compile(r"\b([Rr])ows? 0\b(?: of 1\b)?")
+
+
+def score_rows(reward: "EndogenousReward", rows: Sequence[Row]) -> list["TokenStats | str"]:
+    """Token statistics of each row, or the reason why there are none."""
+    results: list[TokenStats | str] = [row.error or _missing_domain(reward, row) or "" for row in rows]
+    # A file may mix text and messages, and rows with and without token ids; a call may not.
+    kinds: dict[tuple[bool, bool], list[int]] = {}
+    for i, row in enumerate(rows):
+        if not results[i]:
+            kinds.setdefault((isinstance(row.prompt, str), row.completion_ids is None), []).append(i)
+    for indices in kinds.values():
+        for i, result in zip(indices, _score_kind(reward, [rows[i] for i in indices]), strict=True):
+            results[i] = result
+    return results
+
+
+def _missing_domain(reward: "EndogenousReward", row: Row) -> str | None:
+    if not isinstance(reward.criterion, Mapping) or row.extra.get("domain") is not None:
+        return None
+    state = "null" if "domain" in row.extra else "missing"
+    return f'The key "domain" is {state}, which selects the criterion. There is one for {sorted(reward.criterion)}.'
+
+
+def _score_kind(reward: "EndogenousReward", rows: list[Row]) -> list["TokenStats | str"]:
+    # Without a token there is no text either, whatever the row says: a mismatch would have the text encoded instead.
+    completions = ["" if row.completion_ids == [] else row.completion for row in rows]
+    ids = [row.completion_ids for row in rows if row.completion_ids is not None] or None
+    domain = [str(row.extra["domain"]) for row in rows] if isinstance(reward.criterion, Mapping) else None
+    try:
+        return list(reward.score([row.prompt for row in rows], completions, completion_ids=ids, domain=domain))
+    except (ValueError, TypeError, TemplateError) as error:
+        if len(rows) == 1:
+            # The reward counts the rows of its batch; the reader of the message knows the line.
+            return [_OWN_INDEX.sub(lambda match: "This row" if match[1] == "R" else "this row", str(error))]
+    # A bad row fails its whole batch: halve the batch until the row is alone.
+    middle = len(rows) // 2
+    return _score_kind(reward, rows[:middle]) + _score_kind(reward, rows[middle:])
+
+
+def output_record(reward: "EndogenousReward", row: Row, stats: "TokenStats | str", tokens: bool) -> dict[str, Any]:
+    """Output line of a row."""
+    if isinstance(stats, str):
+        return {"line": row.line, **row.extra, "reward": None, "error": stats}
+    num_tokens = len(stats.token_ids)
+    token_rewards = reward.token_rewards_from(stats)[stats.positions].tolist()
+    outcome = _finite(reward.aggregate_from(stats))
+    record = {"line": row.line, **row.extra, "reward": outcome}
+    if outcome is None:
+        empty = "no scored token (the completion_ids are empty)" if row.completion_ids == [] else "no scored token"
+        record["reason"] = empty if num_tokens == 0 else "no end-of-sequence token"
+    record["num_tokens"] = num_tokens
+    record["finished"] = stats.finished
+    if num_tokens:
+        # As `aggregate="mean"`, whatever the aggregate is: without V(s_1), a constant of the prompt.
+        initial_value = stats.soft_values[0].item() if reward.token_reward == "bellman" else 0.0
+        record["reward_per_token"] = _finite((math.fsum(token_rewards) - initial_value) / num_tokens)
+        if stats.entropies is not None:
+            record["entropy"] = _finite(stats.entropies.mean().item())
+    if tokens:
+        record["tokens"] = [(stats.text or "")[start:end] for start, end in stats.offsets or []]
+        record["token_rewards"] = [_finite(token_reward) for token_reward in token_rewards]
+    return record
+
+
+def _finite(value: float | None) -> float | None:
+    # JSON has neither NaN nor infinity. Adding 0.0 makes a negative zero positive.
+    return round(value, DECIMALS) + 0.0 if value is not None and math.isfinite(value) else None

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What came out of `endotrl score`, in a table and in words."""
+
+import argparse
+from typing import Any
+
+from ..reporting import correlation_in_words, number, terminal_table
+from .rows import Row, message_text
+from .run import ScoreReport
+
+
+def show_report(report: ScoreReport, args: argparse.Namespace, output: str) -> None:
+    """Table and summary on the terminal; on standard error if the output goes to standard output."""
+    from rich.console import Console
+
+    console = Console(stderr=output == "-", highlight=False)
+    tally = report.tally
+    tables = [("Highest rewards", tally.top[: args.top])] if args.top else []
+    tables += [("Lowest rewards", tally.bottom[: args.bottom])] if args.bottom else []
+    for title, rows in tables or [("First rows", tally.head[:10])]:
+        cells = [_table_row(row, record) for row, record in rows]
+        console.print()
+        console.print(terminal_table(["line", "reward", "tokens", "per token", "completion"], cells, title))
+    for line in summary_lines(report, output):
+        console.print(line, markup=False, soft_wrap=False)
+    for what, path in (("Rewards", output), ("Heat map", args.html)):
+        if path is not None and path != "-":
+            console.print(f"{what}: {path}", markup=False, soft_wrap=True)
+
+
+def _table_row(row: Row, record: dict[str, Any]) -> list[object]:
+    error = record.get("error") or record.get("reason")
+    text = f"({error})" if error else message_text(row.completion)
+    return [row.line, record["reward"], record.get("num_tokens"), record.get("reward_per_token"), text]
+
+
+def summary_lines(report: ScoreReport, output: str) -> list[str]:
+    """What came out, in words."""
+    tally = report.tally
+    scored = tally.rows - tally.errors
+    speed = f"{tally.tokens:,} tokens in {report.seconds:,.1f} s ({report.tokens_per_second:,.0f} tokens/s)"
+    lines = [f"{scored:,} {_plural('row', scored)} scored, {speed}."]
+    if report.resumed_rows:
+        kept, new = report.resumed_rows, tally.rows - report.resumed_rows
+        lines.append(f"{kept:,} {'row was' if kept == 1 else 'rows were'} done by earlier runs, {new:,} by this one.")
+    if tally.mean_reward is not None:
+        words = f"Mean reward {number(tally.mean_reward)} nats"
+        if tally.length_correlation is not None:
+            words += f"; {correlation_in_words(tally.length_correlation)}"
+        lines.append(f"{words}.")
+    if tally.skipped:
+        lines.append(f"{tally.skipped:,} {_plural('row', tally.skipped)} got no reward (null, with the reason).")
+    if tally.errors:
+        where = "" if output == "-" else f"; {output}.errors.jsonl says why"
+        lines.append(f"{tally.errors:,} {_plural('row', tally.errors)} could not be scored{where}.")
+    return lines
+
+
+def _plural(noun: str, count: int) -> str:
+    return noun if count == 1 else f"{noun}s"

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Statistics of a file's rows, kept while they pass by."""
+
+import heapq
+import math
+from typing import Any
+
+from .rows import Row
+
+
+class Tally:
+    """
+    Running statistics of the rows of a file, in memory that does not grow with their number.
+
+    Args:
+        keep (`int`, *optional*, defaults to `10`):
+            How many first, highest and lowest rows to keep, each with its output line.
+    """
+
+    def __init__(self, keep: int = 10) -> None:
+        self.keep = keep
+        self.rows = self.errors = self.skipped = self.tokens = 0
+        self.head: list[tuple[Row, dict[str, Any]]] = []
+        self._top: list[tuple[float, int, Row, dict[str, Any]]] = []
+        self._bottom: list[tuple[float, int, Row, dict[str, Any]]] = []
+        # Count, means of length and reward, central second moments (xx, yy, xy): Welford's recurrence.
+        self._moments = (0, 0.0, 0.0, 0.0, 0.0, 0.0)
+
+    def add(self, row: Row, record: dict[str, Any]) -> None:
+        """Adds a row and its output line."""
+        record = {key: value for key, value in record.items() if key not in ("tokens", "token_rewards")}
+        self.rows += 1
+        if len(self.head) < self.keep:
+            self.head.append((row, record))
+        if "error" in record:
+            self.errors += 1
+            return
+        self.tokens += record["num_tokens"]
+        if record["reward"] is None:
+            self.skipped += 1
+            return
+        for heap, sign in ((self._top, 1.0), (self._bottom, -1.0)):
+            # Lines differ, so that rows are never compared; of equal rewards the earlier line stays.
+            heapq.heappush(heap, (sign * record["reward"], -row.line, row, record))
+            if len(heap) > self.keep:
+                heapq.heappop(heap)
+        count, mean_x, mean_y, xx, yy, xy = self._moments
+        dx, dy, count = record["num_tokens"] - mean_x, record["reward"] - mean_y, count + 1
+        mean_x, mean_y = mean_x + dx / count, mean_y + dy / count
+        to_mean_y = record["reward"] - mean_y
+        xx, yy, xy = xx + dx * (record["num_tokens"] - mean_x), yy + dy * to_mean_y, xy + dx * to_mean_y
+        self._moments = (count, mean_x, mean_y, xx, yy, xy)
+
+    @property
+    def top(self) -> list[tuple[Row, dict[str, Any]]]:
+        """Rows with the highest rewards, the highest first."""
+        return [(row, record) for *_, row, record in sorted(self._top, key=lambda item: item[:2], reverse=True)]
+
+    @property
+    def bottom(self) -> list[tuple[Row, dict[str, Any]]]:
+        """Rows with the lowest rewards, the lowest first."""
+        return [(row, record) for *_, row, record in sorted(self._bottom, key=lambda item: item[:2], reverse=True)]
+
+    @property
+    def mean_reward(self) -> float | None:
+        """Mean reward in nats; `None` if no row has one."""
+        return self._moments[2] if self._moments[0] else None
+
+    @property
+    def length_correlation(self) -> float | None:
+        """Pearson correlation of reward and length in tokens; `None` where it is not defined."""
+        count, _, _, xx, yy, xy = self._moments
+        # The second moment of equal values is a rounding error, not a variance.
+        if count < 3 or min(xx, yy) <= 1e-12 * count:
+            return None
+        return max(-1.0, min(1.0, xy / math.sqrt(xx * yy)))

@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: Apache-2.0
+import html
+import io
+import itertools
+import math
+import re
+import struct
+import zlib
+from html.parser import HTMLParser
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from markupsafe import Markup
+from rich.console import Console
+
+from endotrl.reporting import (
+    OPACITY,
+    STEPS,
+    ColorScale,
+    figure,
+    legend,
+    number,
+    page,
+    table,
+    terminal_table,
+    terminal_text,
+    token_heat_map,
+)
+
+
+NASTY = [
+    "<script>alert(1)</script>",
+    "</style></title><script>alert(1)</script>",
+    '" onmouseover="alert(1)" x="',
+    "' onfocus='alert(1)",
+    "<img src=x onerror=alert(1)>",
+    "&lt;b&gt; &amp; &#60;script&#62;",
+    "{{ 7 * 7 }} {% raw %} {title} %s",
+    "[bold red]markup[/bold red] [link=http://example.com]x[/link] [/]",
+    "\x1b[31mred\x1b[0m \x1b]8;;http://example.com\x07link\x1b]8;;\x07 \x9b31m \x07\x08\x00",
+    "\u202eevil\u202c \u2066isolate\u2069 \u200bzero\u200b \ufeff \u2028line\u2029",
+    "مرحبا بالعالم שלום",
+    "👩‍👩‍👧 🇫🇷 é e\u0301 \U0001f9d1🏽",
+    "\ud800 lone surrogate",
+    "a\r\nb\tc\n",
+    "",
+]
+PNG = b"\x89PNG\r\n\x1a\n" + b"".join(
+    struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    for kind, data in (
+        (b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"\0\0")),
+        (b"IEND", b""),
+    )
+)
+
+
+class Document(HTMLParser):
+    """What a browser would make of a page: its tags, attributes and text."""
+
+    VOID = ("meta", "img", "br", "hr", "link", "input")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self._open, f"left open: {self._open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def spans(text: str) -> list[tuple[int, int]]:
+    """One token a character."""
+    return [(i, i + 1) for i in range(len(text))]
+
+
+class TestPage:
+    def test_nothing_is_loaded_or_run(self):
+        blocks = [table(["a"], [[1]]), legend(ColorScale(1.0)), figure(PNG, "One pixel")]
+        document = Document(page("Title", [("Section", Markup("").join(blocks))], lead="Lead", footer="Footer"))
+        tags = [tag for tag, _ in document.tags]
+        assert not {"script", "link", "iframe", "object", "embed", "form", "base"} & set(tags)
+        for tag, attributes in document.tags:
+            assert not any(name.startswith("on") for name in attributes)
+            for name in ("src", "href", "srcset", "action"):
+                assert (attributes.get(name) or "data:image/png;base64,").startswith("data:image/png;base64,"), tag
+        assert "url(" not in document.text and "@import" not in document.text  # the text of <style> is in it
+        policy = next(a["content"] for _, a in document.tags if a.get("http-equiv") == "Content-Security-Policy")
+        assert "default-src 'none'" in policy and "script-src" not in policy and "http" not in policy
+
+    def test_readable_on_a_phone_and_in_dark_mode(self):
+        text = page("Title", [])
+        assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in text
+        assert "prefers-color-scheme: dark" in text and "@media print" in text and '<html lang="en">' in text
+
+    @pytest.mark.parametrize("nasty", NASTY)
+    def test_text_stays_text(self, nasty):
+        heat = token_heat_map(
+            nasty, spans(nasty), [0.5] * len(nasty), ColorScale(1.0), prompt=nasty, meta=nasty, eos=False
+        )
+        sections = [
+            (nasty, heat),
+            ("", nasty),
+            ("x", table([nasty], [[nasty]], caption=nasty)),
+            ("", figure(PNG, nasty)),
+        ]
+        written = page(nasty, sections, lead=nasty, footer=nasty)
+        written.encode("utf-8")  # no surrogate is left
+        document = Document(written)
+        empty = page("", [("", token_heat_map("", [], [], ColorScale(1.0)))])
+        allowed = {tag for tag, _ in Document(empty).tags} | set("header h1 h2 footer section p div span i".split())
+        allowed |= set("table thead tbody tr th td caption figure figcaption img".split())
+        assert {tag for tag, _ in document.tags} <= allowed
+        names = {name for _, attributes in document.tags for name in attributes}
+        assert not any(name.startswith("on") for name in names) and "style" not in names
+        # No character that acts on its surroundings is left, not even as a reference.
+        assert not re.search(
+            "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u2028-\u202e\u2066-\u2069\ufeff]", html.unescape(written)
+        )
+
+    def test_a_string_is_text_and_markup_is_kept(self):
+        text = page("T", [("", "<b>a</b>"), ("", Markup("<b>b</b>"))])
+        assert "<p>&lt;b&gt;a&lt;/b&gt;</p>" in text and "<b>b</b>" in text
+        assert type(text) is str  # a Markup would escape what its user appends
+
+
+class TestTokenHeatMap:
+    def test_every_token_has_its_numbers(self):
+        block = token_heat_map(
+            "Hi you<|im_end|>",
+            [(0, 2), (2, 6), (6, 16)],
+            [-1.25, 0.0, 7.5],
+            ColorScale(5.0),
+            log_probs=[-2.0, -0.5, -0.125],
+            soft_values=[10.0, 9.25, 8.75, 0.0],
+            entropies=[1.0, 2.0, 3.0],
+            eos=True,
+        )
+        tips = [a["data-tip"] for _, a in Document(block).tags if "data-tip" in a]
+        assert tips == [
+            "token 1  “Hi”\nreward −1.250 · log-prob −2.000 · soft value 10.000 · entropy 1.000",
+            "token 2  “ you”\nreward 0.000 · log-prob −0.500 · soft value 9.250 · entropy 2.000",
+            "token 3  “<|im_end|>”\nreward +7.500 · log-prob −0.125 · soft value 8.750 · entropy 3.000",
+        ]
+        classes = [a["class"].split() for _, a in Document(block).tags if "data-tip" in a]
+        assert classes == [["t", "n2"], ["t"], ["t", "p8", "eos"]]
+        assert Document(block).text == "Hi youEOS"
+
+    def test_white_space_and_parts_of_characters_are_visible(self):
+        text = "a\n\n  \t 9\u200bé"
+        offsets = [(0, 1), (1, 3), (3, 6), (6, 9), (9, 9), (9, 10)]
+        block = token_heat_map(text, offsets, [0.0] * 6, ColorScale(1.0))
+        assert Document(block).text == "a↵\n↵\n··→\t 9U+200B▯é"
+
+    def test_text_that_is_not_scored_has_no_colour(self):
+        block = token_heat_map("call 42 done!", [(0, 4), (7, 12)], [1.0, 1.0], ColorScale(1.0))
+        document = Document(block)
+        assert document.text == "call 42 done!"
+        assert [a["class"] for _, a in document.tags if a.get("class", "").startswith(("t", "gap"))] == [
+            "tokens", "t p8", "gap", "t p8", "gap",
+        ]  # fmt: skip
+
+    @pytest.mark.parametrize("text", ["مرحبا بالعالم", "שלום"])
+    def test_right_to_left_text_sets_its_direction(self, text):
+        block = token_heat_map(text, spans(text), [0.0] * len(text), ColorScale(1.0))
+        assert next(a for _, a in Document(block).tags if a.get("class") == "tokens")["dir"] == "auto"
+
+    def test_joiners_are_shown_only_when_alone(self):
+        family = "👩\u200d👧"
+        whole = token_heat_map(family, [(0, 3)], [0.0], ColorScale(1.0))
+        split = token_heat_map(family, spans(family), [0.0] * 3, ColorScale(1.0))
+        assert Document(whole).text == family and Document(split).text == "👩U+200D👧"
+
+    def test_lengths_must_fit(self):
+        with pytest.raises(ValueError, match="There are 2 tokens, but 1 values of 'reward'"):
+            token_heat_map("ab", spans("ab"), [0.0], ColorScale(1.0))
+        with pytest.raises(ValueError, match="There are 2 tokens, but 3 values of 'entropy'"):
+            token_heat_map("ab", spans("ab"), [0.0, 0.0], ColorScale(1.0), entropies=[1.0, 1.0, 1.0])
+
+
+class TestColorScale:
+    def test_shades_are_symmetric_about_the_center(self):
+        scale = ColorScale(limit=4.0, center=1.0)
+        assert [scale.shade(1.0 + d) for d in (-100, -4, -2, -0.2, 0, 0.2, 2, 4, math.inf)] == [
+            "n8", "n8", "n4", "", "", "", "p4", "p8", "p8",
+        ]  # fmt: skip
+        assert scale.shade(math.nan) == "bad"
+
+    def test_few_extreme_tokens_do_not_set_the_scale(self):
+        assert ColorScale.of([[float(i) for i in range(100)], [1e6]]).limit == 95.0
+        assert ColorScale.of([[4.0, -1.0]], center=1.0) == ColorScale(2.0, 1.0)
+        assert ColorScale.of([[0.0], [], [math.nan]]) == ColorScale(1.0)  # nothing to scale by
+
+    @pytest.mark.parametrize(
+        ("limit", "center"), [(0.0, 0.0), (-1.0, 0.0), (math.inf, 0.0), (math.nan, 0.0), (1.0, math.nan)]
+    )
+    def test_rejects_what_is_no_scale(self, limit, center):
+        with pytest.raises(ValueError, match="limit must be positive, and both must be finite"):
+            ColorScale(limit, center)
+
+    def test_text_has_contrast_on_every_shade_in_both_modes(self):
+        """WCAG 2: at least 4.5 to 1, computed from the colours of the style sheet."""
+
+        def luminance(rgb):
+            linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (x / 255 for x in rgb)]
+            return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+        def contrast(a, b):
+            high, low = sorted((luminance(a), luminance(b)), reverse=True)
+            return (high + 0.05) / (low + 0.05)
+
+        modes = re.findall(r":root \{(.*?)\}", page("", []), re.DOTALL)
+        assert len(modes) == 2
+        for mode in modes:
+            colors = {k: [int(v[i : i + 2], 16) for i in (0, 2, 4)] for k, v in re.findall(r"--(\w+): #(\w{6})", mode)}
+            overlays = {k: list(map(int, v.split())) for k, v in re.findall(r"--(pos|neg): ([\d ]+);", mode)}
+            for overlay, step in itertools.product(overlays.values(), range(STEPS + 1)):
+                opacity = OPACITY * step / STEPS
+                shade = [opacity * o + (1 - opacity) * p for o, p in zip(overlay, colors["paper"], strict=True)]
+                assert contrast(colors["text"], shade) >= 4.5
+            for paper in ("paper", "card"):
+                assert contrast(colors["soft"], colors[paper]) >= 4.5
+
+
+class TestBlocks:
+    def test_table(self):
+        block = table(["name", "value"], [["a", 0.12345], ["b", None], [Markup("<b>c</b>"), -2]], caption="Values")
+        assert "<caption>Values</caption>" in block and "<td><b>c</b></td>" in block
+        assert re.findall(r'<td class="r">(.*?)</td>', block) == ["0.123", "–", "-2"]
+        with pytest.raises(ValueError, match="A row has 1 cells, but the table has 2 columns"):
+            table(["a", "b"], [["a"]])
+
+    def test_figure(self):
+        pytest.importorskip("matplotlib")
+        from matplotlib.figure import Figure
+
+        assert 'alt="A &amp; B"' in figure(PNG, caption="A & B")
+        assert figure(Figure()).startswith('<figure><img alt="" src="data:image/png;base64,iVBOR')
+        with pytest.raises(ValueError, match="not a PNG file: it begins with b'GIF89a'"):
+            figure(b"GIF89a")
+
+    @pytest.mark.parametrize(
+        ("value", "text"),
+        [
+            (None, "–"),
+            (1.0, "1.000"),
+            (-0.0004, "0.000"),
+            (-12.3456, "−12.346"),
+            (math.nan, "nan"),
+            (-math.inf, "−inf"),
+        ],
+    )
+    def test_number(self, value, text):
+        assert number(value) == text
+
+
+class TestTerminal:
+    def render(self, renderable, width=80):
+        console = Console(width=width, file=io.StringIO(), force_terminal=True, color_system=None)
+        console.print(renderable)
+        return console.file.getvalue()
+
+    @pytest.mark.parametrize("width", [40, 80, 120])
+    def test_fits_the_width(self, width):
+        rows = [[i, -123.456789, 512, -0.25, "word " * 50] for i in range(3)] + [[99, None, None, None, "人" * 99]]
+        lines = self.render(terminal_table(["line", "reward", "tokens", "per token", "completion"], rows), width)
+        from rich.cells import cell_len
+
+        assert max(cell_len(line) for line in lines.splitlines()) <= width
+        if width >= 80:
+            assert "−123.457" in lines and "…" in lines
+
+    @pytest.mark.parametrize("nasty", NASTY)
+    def test_text_cannot_steer_the_terminal(self, nasty):
+        written = self.render(terminal_table([nasty, "b"], [[nasty, nasty]], title=nasty), width=200)
+        body = written.replace("\n", "")
+        assert not re.search("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]", body)
+
+    def test_rich_markup_is_text(self):
+        assert "[bold red]x[/bold red] [/]" in self.render(terminal_table(["a"], [["[bold red]x[/bold red] [/]"]]))
+
+    @given(st.text(alphabet=st.characters(codec=None)))
+    def test_one_clean_line(self, text):
+        clean = terminal_text(text)
+        assert clean.isprintable() or all(c.isspace() or c.isprintable() for c in clean)
+        assert len(clean) <= 300 and "\n" not in clean and "\x1b" not in clean
+        assert terminal_text(clean) == clean
+
+    def test_escape_sequences_go_as_a_whole(self):
+        assert terminal_text("\x1b[1;31mred\x1b[0m \x1b]0;title\x07x\x1b]8;;u\x1b\\y\x1b(Bz\ra") == "red xyza"
