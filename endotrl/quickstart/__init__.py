@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo: two language models that improve by their own reward, without a label, a hub or a GPU."""
+
+from .demo import run_demo
+
+
+__all__ = ["run_demo"]

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+A language model in miniature, from birth: it learns addition by next-token prediction from demonstrations of which 30%
+are wrong, and then improves by its own reward, without a label.
+
+A question is two numbers of three digits, `437+286=`; an answer is the sum with its last digit first, `327`, the order in
+which one adds. A wrong demonstration has one digit changed. Errors are scattered and the truth is not, so the truth is
+the most probable answer, though a sampled answer is often wrong: that is what an endogenous reward can mend.
+"""
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from tqdm.auto import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+
+BOS, EOS, PAD = "<bos>", "<eos>", "<pad>"
+QUESTION_LENGTH = 9  # BOS and `437+286=`
+MAX_ANSWER_LENGTH = 5  # four digits and EOS
+
+Question = tuple[int, int]
+
+
+def make_questions(number: int, seed: int) -> list[Question]:
+    """Draws `number` different questions."""
+    generator = random.Random(seed)
+    questions: dict[Question, None] = {}
+    while len(questions) < number:
+        questions[(generator.randint(100, 999), generator.randint(100, 999))] = None
+    return list(questions)
+
+
+def question_text(question: Question) -> str:
+    """`(437, 286)` as `437+286=`."""
+    return f"{question[0]}+{question[1]}="
+
+
+def answer_text(question: Question) -> str:
+    """The right answer, last digit first: `(437, 286)` gives `327`."""
+    return str(sum(question))[::-1]
+
+
+def wrong_answer(question: Question, generator: random.Random) -> str:
+    """The answer with one digit changed."""
+    answer = answer_text(question)
+    position = generator.randrange(len(answer))
+    digit = generator.choice([d for d in "0123456789" if d != answer[position]])
+    return answer[:position] + digit + answer[position + 1 :]
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a character."""
+    vocabulary = {token: i for i, token in enumerate([BOS, EOS, PAD, *"0123456789+="])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=PAD))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, vocabulary[BOS])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD, padding_side="left"
+    )
+
+
+def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """A transformer of 3 layers and width 128 (0.64 M parameters), freshly initialised."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=32,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlamaForCausalLM(config)
+
+
+def pretrain(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    steps: int,
+    noise: float,
+    seed: int,
+    held_out: Sequence[Question],
+    batch_size: int = 256,
+) -> None:
+    """
+    Next-token prediction on demonstrations, of which the fraction `noise` has a wrong answer. Questions of `held_out`
+    never occur. Every step draws fresh demonstrations.
+    """
+    generator = random.Random(seed)
+    excluded = set(held_out)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps, pct_start=0.1)
+    model.train()
+    with tqdm(range(steps), desc="Learning addition by next-token prediction", unit=" steps") as bar:
+        for step in bar:
+            texts: list[str] = []
+            while len(texts) < batch_size:
+                question = (generator.randint(100, 999), generator.randint(100, 999))
+                if question in excluded:
+                    continue
+                wrong = generator.random() < noise
+                answer = wrong_answer(question, generator) if wrong else answer_text(question)
+                texts.append(question_text(question) + answer + EOS)
+            batch = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
+            labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+            labels[:, :QUESTION_LENGTH] = -100  # questions are random: there is nothing to learn in them
+            loss = model(**batch, labels=labels).loss
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            if step % 20 == 0:
+                bar.set_postfix(loss=f"{loss.item():.3f}")
+    model.eval()
+
+
+def make_dataset(questions: Sequence[Question]) -> Dataset:
+    """Prompts for GRPO. The column `answer` serves the accuracy that is shown (weight 0), not the reward."""
+    return Dataset.from_dict(
+        {"prompt": [question_text(q) for q in questions], "answer": [answer_text(q) for q in questions]}
+    )
+
+
+def accuracy(completions: list[str], answer: list[str], **kwargs: Any) -> list[float]:
+    """1.0 for the right answer, complete and with nothing after it."""
+    return [float(c == a) for c, a in zip(completions, answer, strict=True)]

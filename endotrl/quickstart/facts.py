@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Short factual questions for a real pretrained model. No answer is ever shown to it: the answers serve to measure accuracy,
+on facts that no training question is about.
+"""
+
+import json
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+from datasets import Dataset
+
+
+@dataclass(frozen=True)
+class Question:
+    """
+    One question about one fact.
+
+    Attributes:
+        relation (`str`):
+            What is asked, such as `"capital"`.
+        text (`str`):
+            The question.
+        answers (`list[str]`):
+            Accepted answers.
+    """
+
+    relation: str
+    text: str
+    answers: list[str]
+
+    @property
+    def prompt(self) -> list[dict[str, str]]:
+        """The question as a conversation."""
+        return [{"role": "user", "content": self.text}]
+
+
+def load_questions(held_out_fraction: float = 1 / 3, seed: int = 0) -> tuple[list[Question], list[Question]]:
+    """
+    The facts that ship with endotrl (`facts.json`, CC0), split by subject within each relation.
+
+    Args:
+        held_out_fraction (`float`, *optional*, defaults to `1/3`):
+            Fraction of the facts that no training question is about.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the split.
+
+    Returns:
+        Training questions (each fact in all phrasings, shuffled), and held-out questions (each fact once, the
+        phrasings in turn).
+    """
+    relations = json.loads(files("endotrl.quickstart").joinpath("facts.json").read_text(encoding="utf-8"))["relations"]
+    generator = random.Random(seed)
+    train, held_out = [], []
+    for relation in relations:
+        facts = list(relation["facts"])
+        generator.shuffle(facts)
+        num_held_out = round(held_out_fraction * len(facts))
+        for i, (subject, answers) in enumerate(facts):
+            texts = [template.format(subject=subject) for template in relation["templates"]]
+            if i < num_held_out:
+                held_out.append(Question(relation["name"], texts[i % len(texts)], answers))
+            else:
+                train += [Question(relation["name"], text, answers) for text in texts]
+    generator.shuffle(train)
+    return train, held_out
+
+
+def make_dataset(questions: Sequence[Question]) -> Dataset:
+    """Prompts for GRPO. The column `answers` serves the accuracy that is shown (weight 0), not the reward."""
+    return Dataset.from_dict({"prompt": [q.prompt for q in questions], "answers": [q.answers for q in questions]})
+
+
+def is_right(completion: str, answers: Sequence[str]) -> bool:
+    """Whether an accepted answer occurs in the completion as whole words, ignoring case."""
+    return any(re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", completion, re.IGNORECASE) for answer in answers)
+
+
+def accuracy(completions: list[list[dict[str, str]]], answers: list[list[str]], **kwargs: Any) -> list[float]:
+    """1.0 for a right answer."""
+    return [float(is_right(c[0]["content"], a)) for c, a in zip(completions, answers, strict=True)]

@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the two parts of the demo share: a GRPO run on any reward, and answers before and after."""
+
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from tqdm.auto import tqdm
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from ..rewards.endogenous import EndogenousReward
+
+
+Prompts = Sequence[str] | Sequence[list[dict[str, str]]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """
+    A finished GRPO run.
+
+    Attributes:
+        name (`str`):
+            Name of the reward.
+        history (`list[dict[str, float]]`):
+            What the trainer logged, one entry a step.
+        seconds (`float`):
+            Duration of the training.
+        model ([`~transformers.PreTrainedModel`]):
+            The trained policy.
+    """
+
+    name: str
+    history: list[dict[str, float]]
+    seconds: float
+    model: PreTrainedModel
+
+
+class _BarCallback(TrainerCallback):
+    """One progress bar with the figures that matter, where the Trainer would print a dictionary a step."""
+
+    def __init__(self, title: str, accuracy_key: str, reward_key: str) -> None:
+        self._title, self._accuracy_key, self._reward_key = title, accuracy_key, reward_key
+        self._bar: tqdm | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._bar = tqdm(total=state.max_steps, desc=self._title, unit=" steps")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        if self._bar is not None and logs is not None and self._accuracy_key in logs:
+            self._bar.set_postfix(
+                accuracy=f"{logs[self._accuracy_key]:.2f}", reward=f"{logs[self._reward_key]:.2f}", refresh=False
+            )
+            self._bar.update(state.global_step - self._bar.n)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def train_with_grpo(
+    name: str,
+    model: PreTrainedModel,
+    processing_class: PreTrainedTokenizerBase,
+    reward: Any,
+    accuracy: Callable[..., list[float]],
+    dataset: Dataset,
+    output_dir: Path,
+    peft_config: Any = None,
+    **grpo: Any,
+) -> Run:
+    """
+    Trains a policy with TRL's `GRPOTrainer`. The only rewards are `reward` (weight 1) and, to be looked at, `accuracy`
+    (weight 0).
+
+    Args:
+        name (`str`):
+            Name of the run, for the progress bar, the folder and W&B.
+        model ([`~transformers.PreTrainedModel`]):
+            Base model, which becomes the policy.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        reward (`Callable`):
+            The reward. An [`EndogenousReward`] made with `model=None` is attached to the trainer.
+        accuracy (`Callable`):
+            Reward function with weight 0.
+        dataset ([`~datasets.Dataset`]):
+            Prompts.
+        output_dir (`Path`):
+            Where the trainer may write.
+        peft_config (`peft.PeftConfig`, *optional*):
+            Adapter to train.
+        **grpo:
+            Further arguments of `GRPOConfig`.
+    """
+    args = GRPOConfig(
+        output_dir=str(output_dir / name),
+        run_name=f"endotrl-demo-{name}",
+        reward_weights=[1.0, 0.0],
+        temperature=1.0,
+        logging_steps=1,
+        save_strategy="no",
+        report_to=["wandb"] if find_spec("wandb") else [],
+        disable_tqdm=True,
+        use_cpu=True,
+        gradient_checkpointing=False,
+        **grpo,
+    )
+    with _offline_wandb(output_dir):
+        trainer = GRPOTrainer(
+            model=model,
+            reward_funcs=[reward, accuracy],
+            args=args,
+            train_dataset=dataset,
+            processing_class=processing_class,
+            peft_config=peft_config,
+        )
+        if isinstance(reward, EndogenousReward) and reward.is_shared:
+            reward.attach(trainer)
+        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(
+            _BarCallback(name, f"rewards/{accuracy.__name__}/mean", f"rewards/{trainer.reward_func_names[0]}/mean")
+        )
+        started = time.perf_counter()
+        trainer.train()
+        seconds = time.perf_counter() - started
+    history = [entry for entry in trainer.state.log_history if "reward" in entry]
+    return Run(name, history, seconds, trainer.accelerator.unwrap_model(trainer.model).eval())
+
+
+@contextmanager
+def _offline_wandb(output_dir: Path) -> Iterator[None]:
+    """Inside, W&B writes an offline run into the demo's folder, unless the user has decided otherwise."""
+    settings = {
+        "WANDB_MODE": "offline",
+        "WANDB_DIR": str(output_dir),
+        "WANDB_PROJECT": "endotrl-demo",
+        "WANDB_SILENT": "true",
+    }
+    ours = {key: value for key, value in settings.items() if key not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        if find_spec("wandb"):
+            import wandb
+
+            wandb.finish()
+            wandb.teardown()  # forgets the folder
+        for key in ours:
+            del os.environ[key]
+
+
+@torch.no_grad()
+def generate_answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Prompts,
+    max_new_tokens: int,
+    greedy: bool = False,
+    seed: int = 0,
+    batch_size: int = 128,
+) -> tuple[list[str], list[list[int]]]:
+    """
+    One answer a prompt: the most probable token at every step (`greedy`), or sampled at T = 1 from the whole
+    distribution. Returns the texts, and the token ids with EOS where it was generated.
+    """
+    rendered = [
+        p if isinstance(p, str) else tokenizer.apply_chat_template(p, add_generation_prompt=True, tokenize=False)
+        for p in prompts
+    ]
+    torch.manual_seed(seed)
+    model.eval()
+    sampling = {"do_sample": False} if greedy else {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    answers: list[list[int]] = []
+    for start in range(0, len(rendered), batch_size):
+        batch = tokenizer(
+            rendered[start : start + batch_size],
+            padding=True,
+            padding_side="left",
+            add_special_tokens=isinstance(prompts[0], str),
+            return_tensors="pt",
+        )
+        output = model.generate(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            max_new_tokens=max_new_tokens,
+            pad_token_id=tokenizer.pad_token_id,
+            **sampling,
+        )
+        for ids in output[:, batch["input_ids"].shape[1] :].tolist():
+            end = ids.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in ids else len(ids)
+            answers.append(ids[:end])
+    return tokenizer.batch_decode(answers, skip_special_tokens=True), answers
+
+
+def load_model(path: str | Path, dtype: str = "float32") -> PreTrainedModel:
+    """
+    Loads a causal language model whose LM head takes its input contiguous.
+
+    `generate` gives the head a slice of the hidden states. PyTorch multiplies a non-contiguous batch with a matrix by
+    copying the matrix for every row, which for 64 rows and 49,152 words takes longer on a CPU than all other work of the
+    prompt's forward pass.
+    """
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+    model.get_output_embeddings().register_forward_pre_hook(lambda head, args: (args[0].contiguous(),))
+    return model
+
+
+def quiet() -> None:
+    """Leaves the terminal to the demo: no loading bars and no advice of the libraries, errors excepted."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl")
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("trl").setLevel(logging.ERROR)
+
+
+def faster_dtype() -> str:
+    """The dtype in which this machine multiplies matrices faster: bfloat16 where the CPU has instructions for it."""
+
+    def seconds(dtype: torch.dtype) -> float:
+        a, b = torch.randn(512, 1024, dtype=dtype), torch.randn(1024, 1024, dtype=dtype)
+        a @ b
+        started = time.perf_counter()
+        for _ in range(10):
+            a @ b
+        return time.perf_counter() - started
+
+    return "bfloat16" if seconds(torch.bfloat16) < seconds(torch.float32) else "float32"
