@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The snippets of docs/trl.md and of the README run as they stand, only smaller: a tiny model for the hub's, and one step.
+Links lead somewhere.
+"""
+
+import functools
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trl
+import trl.experimental.online_dpo
+import yaml
+from trl import TrlParser
+from trl.scripts.grpo import make_parser
+
+from endotrl import EndogenousReward
+from endotrl.rewards.environment import reward_from_environment
+
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "docs" / "trl.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MODEL = "Qwen/Qwen2.5-0.5B-Instruct"
+# The README's later snippets show a line of a script each; its first one is whole.
+SNIPPETS = re.findall(r"^```python\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
+SNIPPETS += re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)[:1]
+(CONFIG,) = re.findall(r"^```yaml\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=range(1, len(SNIPPETS) + 1))
+def test_snippet(snippet: str, tiny_model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small: dict[str, Any] = {
+        "max_steps": 1,
+        "max_completion_length": 8,
+        "report_to": [],
+        "save_strategy": "no",
+        "use_cpu": True,
+        "bf16": False,
+    }
+    for module, name in [(trl, "GRPOConfig"), (trl, "RLOOConfig"), (trl.experimental.online_dpo, "OnlineDPOConfig")]:
+        settings = {**small}
+        if name == "OnlineDPOConfig":
+            settings["max_new_tokens"] = settings.pop("max_completion_length")
+        monkeypatch.setattr(module, name, functools.partial(getattr(module, name), **settings))
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile(snippet.replace(MODEL, tiny_model_path), "docs/trl.md", "exec"), names)
+    assert names["trainer"].state.global_step == 1
+
+
+def test_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # TRL's own parser; what it does not know would go to `accelerate launch`.
+    path = tmp_path / "grpo.yaml"
+    path.write_text(CONFIG + "use_cpu: true\nbf16: false\n")
+    monkeypatch.setenv("ENDOTRL_MODEL", "")  # so that the parser's change of it is undone
+    parser = make_parser()
+    assert isinstance(parser, TrlParser)
+    script, training, model, _ = parser.parse_args_and_config(["--config", str(path)])
+    assert script.reward_funcs == ["endotrl.rewards.endogenous_reward"]
+    assert (training.beta, training.scale_rewards) == (0.05, "none")
+    assert model.model_name_or_path == MODEL
+    with pytest.raises(OSError, match=MODEL):  # read, and not to be had offline
+        reward_from_environment(yaml.safe_load(CONFIG)["env"])
+
+
+def test_every_figure_is_explained(tiny_model_path: str) -> None:
+    logged: dict[str, Any] = {}
+    EndogenousReward(tiny_model_path)(
+        prompts=["a", "a"], completions=["b", "c d e"], log_metric=logged.__setitem__, log_extra=logged.__setitem__
+    )
+    for key in logged:
+        assert f"`{key}`" in TEXT
+
+
+@pytest.mark.parametrize("page", sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]), ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert "@@" not in text  # a placeholder that nobody filled
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
