@@ -288,6 +288,8 @@ class TestScore:
                 [sys.executable, "-m", "endotrl.cli", *options, "--output", str(output)],
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
+                # A shell starts background jobs (this suite, perhaps) with Ctrl-C ignored, and children inherit that.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
             while not output.exists() or output.stat().st_size <= size:
                 assert process.poll() is None
