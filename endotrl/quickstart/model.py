@@ -60,7 +60,7 @@ def _convert(gguf: Path, target: Path) -> None:
         gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
     )
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    # Transformers < 5.20 keep a note there that the file was quantized, and refuse to train such a checkpoint.
+    # Where transformers notes that the file was quantized, it would refuse to train the checkpoint.
     if "quantization_config" in model.config.__dict__:
         del model.config.quantization_config
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,12 @@ def _convert(gguf: Path, target: Path) -> None:
     try:
         model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
-        if not target.exists():  # another process may have been faster
+        aside.chmod(0o755)  # `mkdtemp` shuts others out
+        try:
             os.replace(aside, target)
+        except OSError:
+            if not (target / "config.json").exists():
+                raise
+            # Another process was faster.
     finally:
         shutil.rmtree(aside, ignore_errors=True)
