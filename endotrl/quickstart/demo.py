@@ -53,12 +53,10 @@ class Part:
     Attributes:
         title (`str`):
             Heading in the report.
-        metrics (`dict[str, float]`):
-            The part's entry in `metrics.json`.
         runs (`list[Run]`):
             GRPO runs, the endogenous reward first.
-        before (`Answers`), after (`dict[str, Answers]`):
-            Sampled answers of the base model, and of each run's policy, to the same questions.
+        before (`Answers`), greedy (`Answers`), after (`dict[str, Answers]`):
+            Answers of the base model, sampled and greedy, and sampled ones of each run's policy, by the run's name.
         questions (`list[str]`), groups (`list[str]`):
             Held-out questions as they are shown, and the kind of each.
         examples (`list[tuple[str, TokenStats, Any]]`):
@@ -68,14 +66,25 @@ class Part:
     """
 
     title: str
-    metrics: dict[str, float]
     runs: list[Run]
     before: Answers
+    greedy: Answers
     after: dict[str, Answers]
     questions: list[str]
     groups: list[str]
     examples: list[tuple[str, TokenStats, Any]] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The part's entry in `metrics.json`."""
+        own, *controls = self.runs
+        return {
+            "accuracy_before": self.before.accuracy,
+            "accuracy_after": self.after[own.name].accuracy,
+            "greedy_before": self.greedy.accuracy,
+            **{f"{run.reward}_reward_after": self.after[run.name].accuracy for run in controls},
+        }
 
 
 # Both leave TRL's `scale_rewards="group"` on: it gives the endogenous, the random and the length reward the same scale, and
@@ -170,18 +179,11 @@ def run_arithmetic(output_dir: Path, seed: int, say: Callable[[str], None]) -> P
     after = {run.name: answer(run.model) for run in runs}
     runs[0].model.save_pretrained(output_dir / "arithmetic" / "trained_model")
     tokenizer.save_pretrained(output_dir / "arithmetic" / "trained_model")
-    endogenous, random_run, length_run = after.values()
     return Part(
         title="Arithmetic: a small transformer trained from nothing",
-        metrics={
-            "accuracy_before": before.accuracy,
-            "accuracy_after": endogenous.accuracy,
-            "greedy_before": greedy.accuracy,
-            "random_reward_after": random_run.accuracy,
-            "length_reward_after": length_run.accuracy,
-        },
         runs=runs,
         before=before,
+        greedy=greedy,
         after=after,
         questions=prompts,
         groups=["addition"] * len(prompts),
@@ -238,21 +240,15 @@ def run_facts(output_dir: Path, seed: int, say: Callable[[str], None]) -> Part:
     after = {run.name: answer(run.model) for run in runs}
     runs[0].model.save_pretrained(output_dir / "facts" / "adapter")
     tokenizer.save_pretrained(output_dir / "facts" / "adapter")
-    endogenous, random_run = after.values()
     return Part(
         title="Facts: a pretrained model",
-        metrics={
-            "accuracy_before": before.accuracy,
-            "accuracy_after": endogenous.accuracy,
-            "greedy_before": greedy.accuracy,
-            "random_reward_after": random_run.accuracy,
-        },
         runs=runs,
         before=before,
+        greedy=greedy,
         after=after,
         questions=[q.text for q in held_out],
         groups=[q.relation for q in held_out],
-        examples=_examples(base, tokenizer, held_out, before, endogenous),
+        examples=_examples(base, tokenizer, held_out, before, after[runs[0].name]),
         settings={
             "questions to draw from": len(train),
             **{f"LoRA {key}": value for key, value in LORA.items()},
@@ -354,12 +350,12 @@ def summary(part: Part) -> str:
         verdict = "" if abs(after.accuracy - before) > noise else ", which is within noise"
         return f"{points} ± {100 * noise:.0f} points{verdict}"
 
-    (_, own), *controls = part.after.items()
-    others = "; ".join(f"the {name.split('-')[-1]} reward, {change(after)}" for name, after in controls)
+    own, *controls = part.runs
+    others = "; ".join(f"the {run.reward} reward, {change(part.after[run.name])}" for run in controls)
     return (
-        f"Sampled accuracy on held-out questions went from {before:.0%} to {own.accuracy:.0%} by the model's own reward, "
-        f"without a label: {change(own)}. On the same footing: {others}. (One run each.) The reward makes a model more "
-        f"itself: it approaches its most probable answers (greedy before: {part.metrics['greedy_before']:.0%}), and "
+        f"Sampled accuracy on held-out questions went from {before:.0%} to {part.after[own.name].accuracy:.0%} by the model's own reward, "
+        f"without a label: {change(part.after[own.name])}. On the same footing: {others}. (One run each.) The reward makes a model more "
+        f"itself: it approaches its most probable answers (greedy before: {part.greedy.accuracy:.0%}), and "
         "teaches it nothing that it does not know."
     )
 
@@ -388,13 +384,12 @@ def accuracy_rows(part: Part) -> list[list[str]]:
 
     rows = [
         ["base model", cell(part.before.accuracy), f"{part.before.cut_off:.0%}", ""],
-        ["base model, greedy", cell(part.metrics["greedy_before"]), "", ""],
+        ["base model, greedy", cell(part.greedy.accuracy), "", ""],
     ]
     for run in part.runs:
-        reward = run.name.split("-")[-1]
         after = part.after[run.name]
         rows.append(
-            [f"GRPO on the {reward} reward", cell(after.accuracy), f"{after.cut_off:.0%}", f"{run.seconds:.0f} s"]
+            [f"GRPO on the {run.reward} reward", cell(after.accuracy), f"{after.cut_off:.0%}", f"{run.seconds:.0f} s"]
         )
     return rows
 

@@ -82,22 +82,21 @@ def plot_accuracy(part: Part) -> bytes:
     plt.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
     fig, (curves, bars) = plt.subplots(1, 2, figsize=(9, 3.4), width_ratios=[1.6, 1], layout="constrained")
     for run in part.runs:
-        reward = run.name.split("-")[-1]
         values = [entry["rewards/accuracy/mean"] for entry in run.history]
         window = max(1, len(values) // 12)
         smooth = [sum(values[max(0, i - window + 1) : i + 1]) / min(i + 1, window) for i in range(len(values))]
-        curves.plot(range(1, len(values) + 1), values, color=COLORS[reward], alpha=0.25, linewidth=1)
-        curves.plot(range(1, len(values) + 1), smooth, color=COLORS[reward], linewidth=2, label=f"{reward} reward")
+        curves.plot(range(1, len(values) + 1), values, color=COLORS[run.reward], alpha=0.25, linewidth=1)
+        curves.plot(
+            range(1, len(values) + 1), smooth, color=COLORS[run.reward], linewidth=2, label=f"{run.reward} reward"
+        )
     curves.set(xlabel="GRPO step", ylabel="accuracy of sampled answers", ylim=(0, 1))
     curves.legend(frameon=False, loc="best")
-    labels = ["base"] + [run.name.split("-")[-1] for run in part.runs]
+    labels = ["base"] + [run.reward for run in part.runs]
     heights = [part.before.accuracy] + [part.after[run.name].accuracy for run in part.runs]
     errors = [half_width(height, len(part.questions)) for height in heights]
     bars.bar(labels, heights, yerr=errors, capsize=3, color=["#444444"] + [COLORS[label] for label in labels[1:]])
-    bars.axhline(part.metrics["greedy_before"], color="#444444", linestyle=":", linewidth=1)
-    bars.text(
-        len(labels) - 0.5, part.metrics["greedy_before"] - 0.01, "base, greedy", ha="right", va="top", fontsize=8
-    )
+    bars.axhline(part.greedy.accuracy, color="#444444", linestyle=":", linewidth=1)
+    bars.text(len(labels) - 0.5, part.greedy.accuracy - 0.01, "base, greedy", ha="right", va="top", fontsize=8)
     bars.set(ylabel="held-out accuracy", ylim=(0, 1.05))
     bars.tick_params(axis="x", labelsize=8)
     for x, height in enumerate(heights):
@@ -115,19 +114,20 @@ def _by_group(part: Part) -> Markup:
         after = [sum(answers.right[i] for i in members) / len(members) for answers in part.after.values()]
         before = sum(part.before.right[i] for i in members) / len(members)
         rows.append([group.replace("_", " "), str(len(members)), f"{before:.0%}", *[f"{a:.0%}" for a in after]])
-    headers = ["held-out questions", "number", "before", *[name.split("-")[-1] for name in part.after]]
+    headers = ["held-out questions", "number", "before", *[run.reward for run in part.runs]]
     return table(headers, rows, caption="Accuracy by kind of question, sampled.")
 
 
 def _answers(part: Part) -> Markup:
-    name, after = next(iter(part.after.items()))
+    own = part.runs[0]
+    after = part.after[own.name]
     # Every k-th question, chosen by position alone.
     step = max(1, len(part.questions) // NUM_ANSWERS)
     rows = [
         [part.questions[i], _marked(part.before, i), _marked(after, i)] for i in range(0, len(part.questions), step)
     ][:NUM_ANSWERS]
     return table(
-        ["question", "before", f"after ({name.split('-')[-1]} reward)"],
+        ["question", "before", f"after ({own.reward} reward)"],
         rows,
         caption=f"Sampled answers to held-out questions, chosen by position alone: one in {step}. ✓ is right, ✗ wrong.",
     )

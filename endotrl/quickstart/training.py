@@ -32,7 +32,7 @@ class Run:
 
     Attributes:
         name (`str`):
-            Name of the reward.
+            `<part>-<reward>`.
         history (`list[dict[str, float]]`):
             What the trainer logged, one entry a step.
         seconds (`float`):
@@ -45,6 +45,11 @@ class Run:
     history: list[dict[str, float]]
     seconds: float
     model: PreTrainedModel
+
+    @property
+    def reward(self) -> str:
+        """Name of the reward: a run is called `<part>-<reward>`."""
+        return self.name.split("-")[-1]
 
 
 class _BarCallback(TrainerCallback):
