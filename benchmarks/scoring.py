@@ -21,7 +21,7 @@ from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 from benchmarks.flops import ModelShape, padded_work, useful_work
 from benchmarks.measure import add_common_options, alternate, describe_run, in_fresh_process, matmul_peak, spread
 from benchmarks.memory import be_quiet, peak_of_method, peak_of_scorer
-from benchmarks.methods import METHODS, Endotrl, Method, PaddedLogits, exact_log_probs
+from benchmarks.methods import METHODS, Batches, Endotrl, Method, PaddedLogits, exact_log_probs
 from benchmarks.scoring_page import write_page
 from benchmarks.workloads import TokenSource, Workload, make_workloads, rm_bench_workload
 from endotrl.quickstart.model import quickstart_model_path
@@ -31,19 +31,21 @@ from endotrl.scoring.rendering import Rendered
 
 # Error of a log-probability in float32 above which the engine is wrong, in nats.
 TOLERANCE = 1e-3
-# Figure, what it is called, and how those of the workloads become one.
+# Figure, and what it is called.
 ACCURACY = (
-    ("token_mean", "mean error of a token", statistics.mean),
-    ("token_max", "largest error of a token", max),
-    ("reward_mean", "mean error of a reward", statistics.mean),
-    ("reward_max", "largest error of a reward", max),
+    ("token_mean", "mean error of a token"),
+    ("token_rms", "root mean square error of a token"),
+    ("token_max", "largest error of a token"),
+    ("reward_mean", "mean error of a reward"),
+    ("reward_rms", "root mean square error of a reward"),
+    ("reward_max", "largest error of a reward"),
 )
 
 
 def main() -> None:
     """Runs the benchmark and writes its JSON, page and plots."""
     args = make_parser().parse_args()
-    for option in ("rounds", "eval_prompts"):
+    for option in ("rounds", "eval_prompts", "accuracy_seeds"):
         if getattr(args, option) < 1:
             raise SystemExit(f"--{option.replace('_', '-')} is {getattr(args, option)}, but must be at least 1.")
     be_quiet()
@@ -66,7 +68,12 @@ def main() -> None:
             "quick": args.quick,
         },
     }
-    results["accuracy"] = {w.name: accuracy(w, path, dtype, args.device) for w in workloads}
+    # A reward's error is mostly what all its tokens share: a few rewards say nothing.
+    batches = [batch for workload in workloads for batch in workload.batches]
+    for seed in range(args.seed + 1, args.seed + args.accuracy_seeds):
+        for workload in make_workloads(TokenSource.of_texts(path, seed), args.quick, eval_prompts):
+            batches += workload.batches
+    results["accuracy"] = accuracy(batches, path, dtype, args.device)
     console.print(accuracy_table(results["accuracy"]))
     size = 128 if args.quick else 2048
     peaks = [matmul_peak(dtype, args.device, size)]
@@ -104,38 +111,45 @@ def make_parser() -> argparse.ArgumentParser:
     add_common_options(parser)
     parser.add_argument("--rm-bench", type=Path, metavar="PATH", help="file of RM-Bench for the workload 'eval'")
     parser.add_argument("--eval-prompts", type=int, default=4, help="prompts of the workload 'eval' (default: 4)")
+    parser.add_argument(
+        "--accuracy-seeds", type=int, default=5, help="draws of all workloads whose errors are measured (default: 5)"
+    )
     parser.add_argument("--scale", action="store_true", help="also score 20,000 completions, and one of 8,000 tokens")
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds (default: 5)")
     return parser
 
 
-def accuracy(workload: Workload, path: str, dtype: torch.dtype, device: str) -> dict[str, dict[str, float]]:
+def accuracy(batches: Batches, path: str, dtype: torch.dtype, device: str) -> dict[str, Any]:
     """
-    Errors, in nats, of the workload's log-probabilities and rewards against float32.
+    Errors, in nats, of every method's log-probabilities and rewards against float32.
 
     Raises:
         `RuntimeError`: If endotrl errs in float32 by more than rounding.
     """
-    truth = exact_log_probs(path, dtype, device, workload.rows)
+    rows = [row for batch in batches for row in batch]
+    truth = exact_log_probs(path, dtype, device, rows)
     errors = {}
     for name, method in METHODS.items():
         if name == "reward_model":
             continue
-        found = method(path, dtype, device)(workload.batches)
-        tokens = torch.cat([(a - b).abs() for a, b in zip(found, truth, strict=True)])
-        rewards = torch.stack([(a.double().sum() - b.double().sum()).abs() for a, b in zip(found, truth, strict=True)])
+        found = method(path, dtype, device)(batches)
+        differences = [a.double() - b.double() for a, b in zip(found, truth, strict=True)]
+        tokens, rewards = torch.cat(differences), torch.stack([d.sum() for d in differences])
         errors[name] = {
-            "token_mean": tokens.mean().item(),
-            "token_max": tokens.max().item(),
-            "reward_mean": rewards.mean().item(),
-            "reward_max": rewards.max().item(),
-        }
-        if dtype == torch.float32 and name.startswith("endotrl") and tokens.max() > TOLERANCE:
-            raise RuntimeError(
-                f"{name} differs from the float32 reference by {tokens.max():.2g} nats on the workload "
-                f"{workload.name!r}; at most {TOLERANCE} is rounding. Its speed means nothing."
+            f"{kind}_{pool}": value.item()
+            for kind, values in (("token", tokens), ("reward", rewards))
+            for pool, value in (
+                ("mean", values.abs().mean()),
+                ("rms", values.square().mean().sqrt()),
+                ("max", values.abs().max()),
             )
-    return errors
+        }
+        if dtype == torch.float32 and name.startswith("endotrl") and tokens.abs().max() > TOLERANCE:
+            raise RuntimeError(
+                f"{name} differs from the float32 reference by {tokens.abs().max():.2g} nats; at most {TOLERANCE} is "
+                "rounding. Its speed means nothing."
+            )
+    return {"rewards": len(rows), "tokens": sum(map(len, truth)), "errors": errors}
 
 
 def time_workloads(
@@ -302,10 +316,8 @@ def check_targets(results: dict[str, Any]) -> list[dict[str, Any]]:
                 "reached": share >= 0.6,
             }
         )
-    for key, label, pool in ACCURACY:
-        ours, naive = (
-            pool(errors[name][key] for errors in results["accuracy"].values()) for name in ("endotrl", "padded_logits")
-        )
+    for key, label in ACCURACY:
+        ours, naive = (results["accuracy"]["errors"][name][key] for name in ("endotrl", "padded_logits"))
         limit, wanted = naive, f"<= {naive:.4f} (a)"
         if results["settings"]["dtype"] == "float32":
             limit, wanted = TOLERANCE, f"<= {TOLERANCE}"
@@ -315,16 +327,15 @@ def check_targets(results: dict[str, Any]) -> list[dict[str, Any]]:
     return targets
 
 
-def accuracy_table(accuracies: dict[str, dict[str, dict[str, float]]]) -> Any:
+def accuracy_table(accuracy: dict[str, Any]) -> Any:
     """Errors against float32."""
     return terminal_table(
-        ["workload", "token", "max", "reward", "max", "method"],
+        ["token", "RMS", "max", "reward", "RMS", "max", "method"],
         [
-            [workload, *(f"{value:.4f}" for value in errors.values()), METHODS[name].label]
-            for workload, entry in accuracies.items()
-            for name, errors in entry.items()
+            [*(f"{value:.4f}" for value in errors.values()), METHODS[name].label]
+            for name, errors in accuracy["errors"].items()
         ],
-        title="Absolute errors against float32, nats (mean and max)",
+        title=f"Errors of {accuracy['rewards']} rewards against float32, nats",
     )
 
 

@@ -75,14 +75,14 @@ def _page(results: dict[str, Any], images: str) -> str:
         f"two square matrices of {results['matmul_size']} rows in {settings['dtype']} in this run, "
         f"{results['matmul_peak'] / 1e9:,.0f} GFLOP/s.",
         "## Accuracy",
-        "Absolute errors in nats on each workload, against the same weights in float32, each "
-        "sequence alone. The reward is the sum over a completion.",
+        f"Errors in nats of {results['accuracy']['tokens']:,} tokens in {results['accuracy']['rewards']} completions "
+        "(several draws of the workloads), against the same weights in float32, each sequence alone. The reward is the sum "
+        "over a completion. RMS: root mean square.",
         markdown_table(
-            ["workload, method", "token, mean", "token, max", "reward, mean", "reward, max"],
+            ["method", "token, mean", "RMS", "max", "reward, mean", "RMS", "max"],
             [
-                [f"{workload}, {METHODS[name].label}", *(_error(value) for value in errors.values())]
-                for workload, entry in results["accuracy"].items()
-                for name, errors in entry.items()
+                [METHODS[name].label, *(_error(value) for value in errors.values())]
+                for name, errors in results["accuracy"]["errors"].items()
             ],
         ),
         "## Sweeps",

@@ -23,6 +23,9 @@ TRL_HAS_KERNEL = Version(trl.__version__) >= Version("1.15.0")
 # A head of an unknown kind gives the whole vocabulary at once.
 OTHER_HEAD_TOKEN_BLOCK = 64
 
+# Blocks of tokens have one of few sizes: kernels of half precision on a CPU are compiled for each shape and kept.
+TOKEN_MULTIPLE = 32
+
 LOWEST = torch.finfo(torch.float32).min
 
 
@@ -138,15 +141,28 @@ def token_statistics(
     transform = transform or LogitTransform()
     if hidden_states.device.type == "cuda" and type(head) is nn.Linear and TRL_HAS_KERNEL:
         return fused_statistics(hidden_states, head, token_ids, alpha, transform, entropy, mean_logits)
-    largest = TOKEN_BLOCK if type(head) is nn.Linear else OTHER_HEAD_TOKEN_BLOCK
-    num_blocks = max(1, math.ceil(hidden_states.shape[0] / largest))
-    parts = [
-        _block_statistics(hidden, head, targets, alpha, transform, entropy, mean_logits)
-        for hidden, targets in zip(
-            hidden_states.tensor_split(num_blocks), token_ids.tensor_split(num_blocks), strict=True
+    largest, multiple = (TOKEN_BLOCK, TOKEN_MULTIPLE) if type(head) is nn.Linear else (OTHER_HEAD_TOKEN_BLOCK, 1)
+    num_tokens = hidden_states.shape[0]
+    num_blocks = max(1, math.ceil(num_tokens / largest))
+    size = math.ceil(num_tokens / num_blocks / multiple) * multiple
+    parts = []
+    for start in range(0, num_tokens, size) if num_tokens else [0]:
+        hidden, targets = hidden_states[start : start + size], token_ids[start : start + size]
+        filler = -len(targets) % multiple
+        parts.append(
+            _block_statistics(
+                nn.functional.pad(hidden, (0, 0, 0, filler)),
+                head,
+                nn.functional.pad(targets, (0, filler)),
+                alpha,
+                transform,
+                entropy,
+                mean_logits,
+            )
         )
+    joined = [
+        None if columns[0] is None else torch.cat(columns)[:num_tokens].clone() for columns in zip(*parts, strict=True)
     ]
-    joined = [None if columns[0] is None else torch.cat(columns) for columns in zip(*parts, strict=True)]
     return HeadStatistics(*joined)  # type: ignore[arg-type]
 
 

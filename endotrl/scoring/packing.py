@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Many completions in one row without padding, where those of one prompt share its pass through the model."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,6 +17,9 @@ from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 ATTENTION = "endotrl_shared_prefix"
 # CPU kernels of `scaled_dot_product_attention` take about half the time if the number of keys is a multiple of it.
 KEY_MULTIPLE = 32
+# Part of a row that may be filler, so that rows have few different lengths: kernels of half precision on a CPU are compiled
+# for each shape and kept, about 1 MB for every new length.
+MAX_FILLER = 1 / 32
 # Queries for which one mask is made: bounds a mask to 1024 times the length of the sequence.
 QUERY_BLOCK = 1024
 # Masks are the same in every layer and are kept for all of them, up to this many elements (64 MB in bfloat16).
@@ -51,13 +55,15 @@ class Group:
 class PackedRow:
     """
     Groups one after another in one row of `T` tokens: a prompt, its continuations, the next prompt, ... Every
-    continuation has the positions that follow its prompt, and attends to its prompt and itself only.
+    continuation has the positions that follow its prompt, and attends to its prompt and itself only. A few tokens that
+    nobody sees fill the row up to one of few lengths.
 
     Attributes:
         input_ids (`torch.Tensor` of shape `(1, T)`), position_ids (`torch.Tensor` of shape `(1, T)`):
             What the model is given.
         spans (`list[tuple[int, int, list[tuple[int, int]]]]`):
-            For every group: start and end of the prompt, and start and end of every continuation, in the row.
+            For every group, and the filler: start and end of the prompt, and start and end of every continuation, in the
+            row.
         longest (`int`):
             Length of the longest prompt with a continuation.
     """
@@ -75,7 +81,8 @@ class PackedRow:
         positions: list[Tensor] = []
         spans = []
         longest = 0
-        for group in groups:
+        filler = _filler(sum(group.num_tokens for group in groups))
+        for group in [*groups, Group([0] * filler, [])] if filler else groups:
             start, prompt_end = len(tokens), len(tokens) + len(group.prompt)
             tokens.extend(group.prompt)
             positions.append(torch.arange(len(group.prompt)))
@@ -109,6 +116,12 @@ class PackedRow:
             self._masks[key] = mask
             self._kept += mask.numel()
         return mask
+
+
+def _filler(num_tokens: int) -> int:
+    """Tokens that bring a row to a multiple of the largest power of two of which less than [`MAX_FILLER`] is wasted."""
+    multiple = 2 ** max(0, math.floor(math.log2(max(1, num_tokens * MAX_FILLER))))
+    return -num_tokens % multiple
 
 
 _row: ContextVar[PackedRow] = ContextVar("packed_row")

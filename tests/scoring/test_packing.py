@@ -142,6 +142,18 @@ class TestRow:
         assert [row.states(0, k) for k in range(3)] == [[1, 2], [1], [1, 3, 4]]
         assert row.states(1, 0) == [5, 6]
 
+    def test_few_lengths_and_little_filler(self) -> None:
+        for shortest, longest, most in ((1, 64, 64), (1000, 2000, 48), (8000, 8192, 2)):
+            lengths = {
+                n: PackedRow.of([Group([1] * n, [[2]])]).input_ids.shape[1] - 1 for n in range(shortest, longest)
+            }
+            assert all(0 <= padded - n <= (n + 1) / 32 for n, padded in lengths.items())
+            assert len(set(lengths.values())) <= most
+        # What fills the row stands after everything else, and is in no state.
+        row = PackedRow.of([Group([1] * 1000, [[2] * 50])])
+        assert row.input_ids.shape == row.position_ids.shape == (1, 1056)
+        assert row.states(0, 0) == list(range(999, 1050))
+
 
 @contextmanager
 def tokens_run(model: PreTrainedModel) -> Iterator[list[int]]:
