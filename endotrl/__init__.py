@@ -3,6 +3,8 @@
 
 from typing import TYPE_CHECKING
 
+from ._lazy import attach
+
 
 __version__ = "0.1.0"
 
@@ -50,14 +52,4 @@ _LOCATIONS = {
     "TokenStats": ".scoring.token_stats",
 }
 
-
-def __getattr__(name: str) -> object:
-    if name not in _LOCATIONS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(_LOCATIONS[name], __name__), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = attach(__name__, _LOCATIONS, __all__)

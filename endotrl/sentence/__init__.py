@@ -3,6 +3,7 @@
 
 from typing import TYPE_CHECKING
 
+from .._lazy import attach
 from .rules import RuleSegmenter
 from .segmentation import SatSegmenter, Segmenter, last_tokens, load_segmenter
 
@@ -45,14 +46,4 @@ _LOCATIONS = {
     "find_sentences": ".encoding",
 }
 
-
-def __getattr__(name: str) -> object:
-    if name not in _LOCATIONS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(_LOCATIONS[name], __name__), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = attach(__name__, _LOCATIONS, __all__)
