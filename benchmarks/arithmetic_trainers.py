@@ -252,7 +252,7 @@ def main() -> None:
 def save(results: list[dict[str, Any]], args: argparse.Namespace, started: float) -> None:
     """Writes what is there after every run: JSON always, plot and page at the end."""
     settings = {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", "-m", "benchmarks.arithmetic_trainers", *sys.argv[1:]]),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, one thread a run",
         "versions": ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl"))
         + f", Python {platform.python_version()}",
