@@ -46,7 +46,7 @@ CHOICE_SCORERS = (
     "self_certainty",
     "length",
 )
-SAMPLING = ("--samples", "8", "--max-new-tokens", "160")
+SAMPLING = ("--samples", "8", "--max-new-tokens", "128")
 
 
 @dataclass(frozen=True)
@@ -81,46 +81,52 @@ class Run:
 
 RUNS = (
     Run("rm-bench-chat", "RM-Bench, chat", "rm-bench", "rm_bench/chat_filtered.json"),
-    Run("rm-bench-safety-response", "RM-Bench, safety-response", "rm-bench", "rm_bench/safety-response_filtered.json"),
+    Run(
+        "rm-bench-safety-response",
+        "RM-Bench, safety-response",
+        "rm-bench",
+        "rm_bench/safety-response_filtered.json",
+        ("--limit", "80"),
+    ),
     Run(
         "rm-bench-safety-refuse",
         "RM-Bench, safety-refuse",
         "rm-bench",
         "rm_bench/safety-refuse_filtered.json",
-        ("--limit", "64"),
+        ("--limit", "48"),
     ),
-    Run("rm-bench-code", "RM-Bench, code", "rm-bench", "rm_bench/code_filtered.json", ("--limit", "64")),
+    Run("rm-bench-code", "RM-Bench, code", "rm-bench", "rm_bench/code_filtered.json", ("--limit", "32")),
     Run(
         "llmbar",
         "LLMBar Natural, with judges",
         "llmbar",
         "llmbar/natural.json",
-        ("--scorers", "single-pass", "two-pass", "judges", "controls"),
+        ("--limit", "40", "--scorers", "single-pass", "two-pass", "judges", "controls"),
     ),
-    Run("judge-bench", "JudgeBench", "judge-bench", "judgebench", ("--limit", "20")),
+    Run("judge-bench", "JudgeBench", "judge-bench", "judgebench", ("--limit", "12")),
     Run("prm-bench", "PRMBench", "prm-bench", "prmbench", ("--scorers", "single-pass", "two-pass", "controls")),
-    Run("dsp", "DSP", "dsp", "dsp/domain_specific_preference.test.json", ("--limit", "24")),
-    Run("preference", "HH-RLHF harmless", "preference", "hh_rlhf/harmless-base.test.jsonl.gz", ("--limit", "300")),
+    Run("dsp", "DSP", "dsp", "dsp/domain_specific_preference.test.json", ("--limit", "12")),
+    Run("preference", "HH-RLHF harmless", "preference", "hh_rlhf/harmless-base.test.jsonl.gz", ("--limit", "200")),
     Run(
         "best-of-n",
         "Best of 8, MAWPS",
         "best-of-n",
         "math/mawps/singleop.jsonl",
-        ("--limit", "64", *SAMPLING, "--scorers", *CHOICE_SCORERS),
+        ("--limit", "32", *SAMPLING, "--scorers", *CHOICE_SCORERS),
     ),
     Run(
         "generation-chat",
         "Answers to MAWPS, chat template",
         "generation",
         "math/mawps/singleop.jsonl",
-        ("--limit", "32", *SAMPLING, "--k", "1", "4", "8"),
+        ("--limit", "16", *SAMPLING, "--k", "1", "4", "8"),
     ),
     Run(
         "generation-plain",
         "Answers to MAWPS, plain text",
         "generation",
         "math/mawps/singleop.jsonl",
-        ("--limit", "32", *SAMPLING, "--k", "1", "4", "8", "--no-chat"),
+        ("--limit", "16", *SAMPLING, "--k", "1", "4", "8", "--no-chat"),
     ),
 )
 COMPARED = ("generation-chat", "generation-plain")

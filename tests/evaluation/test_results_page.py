@@ -30,7 +30,9 @@ def test_one_command(tmp_path, tiny_model_path, capsys):
     data = json.loads((tmp_path / "docs" / "results" / "evaluation.json").read_text())
     results = json.loads((tmp_path / "work" / "rm-bench-chat" / "results.json").read_text())
     assert data["results"]["rm-bench-chat"]["metrics"] == results["metrics"] and results["num_items"] == 2
-    assert all((tmp_path / "docs" / "images" / f"evaluation-{name}.png").exists() for name in ("rm-bench", "best-of-n"))
+    assert all(
+        (tmp_path / "docs" / "images" / f"evaluation-{name}.png").exists() for name in ("rm-bench", "best-of-n")
+    )
     # Done is done: with the files of the runs as they are, nothing is run.
     changed = {**results, "num_items": 77}
     (tmp_path / "work" / "rm-bench-chat" / "results.json").write_text(json.dumps(changed))
@@ -46,3 +48,16 @@ def test_every_run_is_a_command(run, tmp_path):
 def test_no_files(tmp_path):
     with pytest.raises(SystemExit, match="has none of the files"):
         main(["--data", str(tmp_path)])
+
+
+def test_speed(tmp_path, tiny_model_path):
+    from benchmarks.evaluation_speed import OURS, WHOLE
+    from benchmarks.evaluation_speed import main as measure
+
+    path = write(tmp_path / "chat.json", [{**RM_BENCH_ROW, "id": i, "prompt": f"{i}+2?"} for i in range(3)])
+    options = ["--model", tiny_model_path, "--dtype", "float32", "--quick", "--output", str(tmp_path)]
+    assert measure(["--data", path, *options]) == 0  # it checks that the naive reward is the same
+    found = json.loads((tmp_path / "results" / "evaluation_speed.json").read_text())
+    assert found["settings"]["responses"] == 12 and found["largest difference"] < 0.01
+    assert found["ratios"][OURS]["median"] > 0 and found["ratios"][WHOLE]["median"] > 0
+    assert str(tmp_path) not in (tmp_path / "results" / "evaluation_speed.md").read_text().replace(tiny_model_path, "")
