@@ -23,9 +23,11 @@ A response that was cut counts as ended there, V = 0, so that `bellman.sum` is t
 
 import math
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,6 +49,7 @@ ALIASES = {
 }
 CONTROLS = ("length", "shortness", "position", "random")
 RELATIVE_PERPLEXITY = "relative_perplexity"
+_MARKDOWN = re.compile(r"^\s*#{1,6} |^\s*[-*] |^\s*\d+\. |\*\*|```", re.MULTILINE)
 
 
 def token_values(response: ScoredResponse, token: str, vocab_size: int) -> Tensor:
@@ -234,32 +237,50 @@ def token_counts(item: Item, responses: Sequence[ScoredResponse]) -> list[int]:
     return [int((steps == step).sum()) for step in range(len(item.steps))]
 
 
+def markdown_density(text: str) -> float:
+    """
+    How much Markdown a text has: headings, bold (`**`), list items and code fences per 100 characters.
+
+    Example:
+    ```python
+    >>> from endotrl.evaluation.forms import markdown_density
+
+    >>> markdown_density("- one\\n- two")  # 2 list items in 11 characters
+    18.181818181818183
+    ```
+    """
+    return 100 * len(_MARKDOWN.findall(text)) / max(1, len(text))
+
+
 def residuals(
-    scores: Sequence[Sequence[float]], lengths: Sequence[Sequence[int]], groups: Sequence[str]
-) -> tuple[list[list[float]], dict[str, float]]:
+    scores: Sequence[Sequence[float]], covariates: Sequence[Sequence[Sequence[float]]], groups: Sequence[str]
+) -> tuple[list[list[float]], dict[str, list[float]]]:
     r"""
-    What length does not explain (ours): $s - b \log H$, with the slope $b$ of the score on the logarithm of the length among the
-    responses of an item, pooled over the items of a group (least squares with a level for each item). It takes no labels, but
-    all items: the score of one depends, a little, on the others.
+    What style does not explain (ours): $s - b^\top x$, with the slopes $b$ of the score on covariates $x$, such as the logarithm
+    of the length, among the responses of an item, pooled over the items of a group (least squares with a level for each item).
+    It takes no labels, but all items: the score of one depends, a little, on the others.
 
     Args:
-        scores (`Sequence[Sequence[float]]`), lengths (`Sequence[Sequence[int]]`):
-            One number a response, by item. Lengths in tokens.
+        scores (`Sequence[Sequence[float]]`):
+            One number a response, by item.
+        covariates (`Sequence[Sequence[Sequence[float]]]`):
+            C numbers a response, by item.
         groups (`Sequence[str]`):
             Group of each item. What is long for one domain is not for another.
 
     Returns:
-        The residuals, and the slope of each group (0 where all lengths of each item are the same).
+        The residuals, and the C slopes of each group (0 where a covariate is the same for all responses of each item).
     """
-    logs = [[math.log(max(1, count)) for count in row] for row in lengths]
-    covariance, variance = dict.fromkeys(groups, 0.0), dict.fromkeys(groups, 0.0)
-    for row, log_lengths, group in zip(scores, logs, groups, strict=True):
-        mean_score, mean_log = sum(row) / len(row), sum(log_lengths) / len(log_lengths)
-        covariance[group] += sum((x - mean_log) * (s - mean_score) for s, x in zip(row, log_lengths, strict=True))
-        variance[group] += sum((x - mean_log) ** 2 for x in log_lengths)
-    slopes = {group: covariance[group] / variance[group] if variance[group] > 0 else 0.0 for group in covariance}
+    rows = [np.asarray(row, dtype=float) for row in scores]  # (responses,)
+    tables = [np.asarray(table, dtype=float) for table in covariates]  # (responses, C)
+    slopes: dict[str, list[float]] = {}
+    for group in dict.fromkeys(groups):
+        own = [i for i, name in enumerate(groups) if name == group]
+        x = np.concatenate([tables[i] - tables[i].mean(axis=0) for i in own])
+        y = np.concatenate([rows[i] - rows[i].mean() for i in own])
+        slopes[group] = np.linalg.lstsq(x, y, rcond=None)[0].tolist()
     corrected = [
-        [s - slopes[group] * x for s, x in zip(row, log_lengths, strict=True)]
-        for row, log_lengths, group in zip(scores, logs, groups, strict=True)
+        (row - table @ np.array(slopes[group])).tolist()
+        for row, table, group in zip(rows, tables, groups, strict=True)
     ]
     return corrected, slopes

@@ -77,7 +77,7 @@ def _add_benchmark(parser: argparse.ArgumentParser, name: str, positive: Any) ->
         metavar="NAME",
         nargs="+",
         help="what to compare, the first is what others are compared with: forms TOKEN.AGGREGATE such as bellman.sum, "
-        "log_prob.discounted=0.95, centered.mean; residual:FORM; self_certainty, negative_entropy, mean_log_prob, "
+        "log_prob.discounted=0.95, centered.mean; residual:FORM, style_residual:FORM; self_certainty, negative_entropy, mean_log_prob, "
         "relative_perplexity; judge_pairwise, judge_pointwise, judge_verifier; reward_model:PATH; length, random; or sets: "
         "single-pass, two-pass, judges, controls (default: single-pass controls)",
     )

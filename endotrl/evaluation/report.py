@@ -18,7 +18,7 @@ from .engine import ScoredResponse
 from .forms import Form, token_values
 from .items import Item
 from .plots import plot_calibration, plot_length, plot_levels, plot_metric
-from .scorers import make_form, needs_model
+from .scorers import base_name, make_form, needs_model
 from .stats_cache import StatsCache
 from .tables import full_rows, value
 
@@ -157,7 +157,7 @@ def _disagreements(
     """Token rewards of the pairs that the first scorer gets most wrong."""
     scorer = next(iter(results["metrics"]))
     token = "log_prob"
-    base = scorer.removeprefix("residual:")
+    base = base_name(scorer)
     if not needs_model(base):
         form = make_form(base, vocab_size)
         token = form.token if isinstance(form, Form) and form.token != "bellman" else "log_prob"

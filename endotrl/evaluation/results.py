@@ -28,7 +28,7 @@ from .statistics import (
 )
 
 
-DECIMALS = 6
+DECIMALS = 12
 
 
 def pairs_of(items: Sequence[Item], scores: Scores, lengths: Sequence[Sequence[int]]) -> list[Pair]:
@@ -90,13 +90,13 @@ def evaluate(
         "details": {
             name: details
             for name, (rows, slopes) in scored.items()
-            if (details := benchmark.details(items, rows) | ({"slopes on log length": slopes} if slopes else {}))
+            if (details := benchmark.details(items, rows) | ({"slopes": slopes} if slopes else {}))
         },
         "units": [
             {
                 "cluster": unit.cluster,
                 "group": unit.group,
-                "values": {name: rounded(dict(units[name][i].values), 12) for name in names},
+                "values": {name: rounded(dict(units[name][i].values)) for name in names},
             }
             for i, unit in enumerate(first)
         ],
@@ -192,9 +192,9 @@ def estimates_to_json(values: Mapping[str, Estimate]) -> dict[str, dict[str, flo
     return {name: rounded(asdict(estimate)) for name, estimate in values.items()}
 
 
-def rounded(values: Mapping[str, Any], decimals: int = DECIMALS) -> dict[str, Any]:
+def rounded(values: Mapping[str, Any]) -> dict[str, Any]:
     """Floats rounded; JSON has no NaN."""
     return {
-        key: (round(value, decimals) if math.isfinite(value) else None) if isinstance(value, float) else value
+        key: (round(value, DECIMALS) if math.isfinite(value) else None) if isinstance(value, float) else value
         for key, value in values.items()
     }

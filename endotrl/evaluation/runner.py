@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """From items to scores: block by block, behind what an earlier run has done."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tqdm.auto import tqdm
 
+from ..score_file import message_text
+from ..scoring.messages import Completion
 from .engine import Engine, ScoredResponse
-from .forms import residuals, token_counts
+from .forms import markdown_density, residuals, token_counts
 from .items import Item
 from .judges import Judge
 from .reward_model import RewardModel
-from .scorers import RESIDUAL, Scorer, base_names, make_form, needs_model
+from .scorers import RESIDUALS, Scorer, base_name, base_names, make_form, needs_model
 from .storage import RunFolder, append_lines, merge_line
 
 
@@ -126,14 +129,29 @@ def score_items(
 
 def scores_of(
     name: str, items: Sequence[Item], records: Mapping[str, dict[str, Any]]
-) -> tuple[list[list[float]], dict[str, float] | None]:
-    """Scores of one scorer, by item; and of residuals, which are made here as they need all items, the slope of each group."""
-    base = name.removeprefix(RESIDUAL)
+) -> tuple[list[list[float]], dict[str, dict[str, float]] | None]:
+    """Scores of one scorer, by item; and of residuals, which are made here as they need all items, the slopes of each group."""
+    base = base_name(name)
     rows = [records[item.key]["scores"][base] for item in items]
     if base == name:
         return rows, None
-    lengths = [records[item.key]["tokens"] for item in items]
-    return residuals(rows, lengths, [item.group for item in items])
+    kinds = RESIDUALS[name.partition(":")[0]]
+    covariates = [
+        [
+            [_COVARIATES[kind](response, length) for kind in kinds]
+            for response, length in zip(item.responses, records[item.key]["tokens"], strict=True)
+        ]
+        for item in items
+    ]
+    corrected, slopes = residuals(rows, covariates, [item.group for item in items])
+    return corrected, {group: dict(zip(kinds, values, strict=True)) for group, values in slopes.items()}
+
+
+# Of a response and its number of tokens.
+_COVARIATES: dict[str, Callable[[Completion, int], float]] = {
+    "log length": lambda response, length: math.log(max(1, length)),
+    "Markdown": lambda response, length: markdown_density(message_text(response)),
+}
 
 
 def _has_stats(folder: RunFolder, item: Item, alone: bool) -> bool:

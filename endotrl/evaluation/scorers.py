@@ -27,10 +27,12 @@ SINGLE_PASS = (
     "self_certainty",
     "negative_entropy",
     "residual:bellman.sum",
-    "residual:bellman.mean",
     "residual:bellman.discounted=0.93",
     "residual:bellman.discounted=0.95",
     "residual:log_prob.discounted=0.95",
+    "style_residual:bellman.discounted=0.93",
+    "style_residual:bellman.discounted=0.95",
+    "style_residual:log_prob.discounted=0.95",
 )
 STEP_PASS = (
     "bellman.sum",
@@ -57,7 +59,8 @@ STEP_SETS = {
     "controls": ("length", "position", "random"),
 }
 DEFAULT = ("single-pass", "controls")
-RESIDUAL = "residual:"
+# Scores from which what some covariates explain is taken, by prefix of their names.
+RESIDUALS = {"residual": ("log length",), "style_residual": ("log length", "Markdown")}
 REWARD_MODEL = "reward_model:"
 
 
@@ -90,7 +93,7 @@ def expand_names(names: Sequence[str], steps: bool) -> list[str]:
     if steps:
         for name in result:
             aggregate = ALIASES.get(name, name).partition(".")[2].partition("=")[0]
-            whole_only = name.startswith(RESIDUAL) or needs_model(name)
+            whole_only = base_name(name) != name or needs_model(name)
             if whole_only or not (aggregate in STEP_AGGREGATES or name in (*CONTROLS, RELATIVE_PERPLEXITY)):
                 raise ValueError(
                     f"{name!r} does not score steps. Forms that do are TOKEN.AGGREGATE with one of {', '.join(STEP_AGGREGATES)}; "
@@ -99,9 +102,15 @@ def expand_names(names: Sequence[str], steps: bool) -> list[str]:
     return result
 
 
+def base_name(name: str) -> str:
+    """The scorer itself, or the one whose residual it is."""
+    prefix, _, base = name.partition(":")
+    return base if prefix in RESIDUALS else name
+
+
 def base_names(names: Sequence[str]) -> list[str]:
     """The scorers that must score: those named, and those whose residuals are."""
-    return list(dict.fromkeys(name.removeprefix(RESIDUAL) for name in names))
+    return list(dict.fromkeys(base_name(name) for name in names))
 
 
 def make_form(name: str, vocab_size: int) -> Form | RelativePerplexity | Control:

@@ -7,6 +7,7 @@ training: a frozen scorer is this package's choice, and Intuitor's authors found
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -100,7 +101,7 @@ def empty_prompt_ids(renderer: Renderer, chat: bool) -> list[int]:
     return [first]
 
 
-class _IntrinsicReward:
+class _IntrinsicReward(ABC):
     """TRL's contract around a number that a subclass reads from token statistics."""
 
     _default_name: str
@@ -158,14 +159,23 @@ class _IntrinsicReward:
         self._model.load()
         return self
 
+    @abstractmethod
+    def _rewards(self, prompts: Sequence[Prompt], rows: list[Rendered], stats: list[TokenStats]) -> list[float | None]:
+        """One reward a completion, `None` for one without a scored token."""
+
+
+class _SinglePassReward(_IntrinsicReward):
+    """A reward that each completion's own statistics suffice for."""
+
     def _rewards(self, prompts: Sequence[Prompt], rows: list[Rendered], stats: list[TokenStats]) -> list[float | None]:
         return [None if len(row.token_ids) == 0 else self._reward(row) for row in stats]
 
+    @abstractmethod
     def _reward(self, stats: TokenStats) -> float:
-        raise NotImplementedError
+        """The reward of one completion that has a scored token."""
 
 
-class SelfCertaintyReward(_IntrinsicReward):
+class SelfCertaintyReward(_SinglePassReward):
     r"""
     Self-certainty (Intuitor, https://huggingface.co/papers/2505.19590): the mean over tokens of
     $\mathrm{KL}(U \| \hat\pi(\cdot|s_h))$, how far the model is from knowing nothing, in nats.
@@ -191,7 +201,7 @@ class SelfCertaintyReward(_IntrinsicReward):
         return self_certainty(stats.soft_values[:-1], stats.mean_logits, vocab_size, stats.alpha).mean().item()
 
 
-class NegativeEntropyReward(_IntrinsicReward):
+class NegativeEntropyReward(_SinglePassReward):
     r"""
     Negative entropy (RENT, https://huggingface.co/papers/2505.22660): minus the mean over tokens of the entropy of
     $\hat\pi(\cdot|s_h)$, in nats.
@@ -216,7 +226,7 @@ class NegativeEntropyReward(_IntrinsicReward):
         return -stats.entropies.mean().item()
 
 
-class MeanLogProbReward(_IntrinsicReward):
+class MeanLogProbReward(_SinglePassReward):
     r"""
     Mean log-probability of the tokens, $\frac1H \log \hat\pi(y|x)$, in nats: minus the logarithm of the perplexity. The same as
     `EndogenousReward(aggregate="mean")` for a finished response.

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """TRL's `GRPOTrainer` with the rewards of tokens at hand: what the trainers that credit tokens have in common."""
 
+from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from ..rewards.dense import DenseScores
 from .reward_recording import RewardRecorder, ScoredBatch, pad_rows
 
 
-class DenseRewardTrainer(GRPOTrainer):
+class DenseRewardTrainer(GRPOTrainer, ABC):
     """
     Base class of [`DenseGRPOTrainer`] and [`PPOTrainer`], which differ in how the rewards become advantages:
     `_compute_advantages`.
@@ -50,6 +51,7 @@ class DenseRewardTrainer(GRPOTrainer):
         self._log_credit(output["advantages"], loss_mask(output), scored)
         return output
 
+    @abstractmethod
     def _compute_advantages(self, output: dict[str, Any], scored: ScoredBatch) -> Tensor:
         """
         How token rewards become advantages: a subclass says it.
@@ -65,7 +67,6 @@ class DenseRewardTrainer(GRPOTrainer):
         Returns:
             `torch.Tensor` of shape `(B, T)`: advantages, 0 for tokens that are not in the loss.
         """
-        raise NotImplementedError
 
     def _scored_batch(self, output: dict[str, Any]) -> ScoredBatch:
         """What the recorders kept, padded like the batch."""

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from endotrl import EndogenousReward
 from endotrl.evaluation.engine import Engine, step_spans
-from endotrl.evaluation.forms import Control, Form, RelativePerplexity, residuals
+from endotrl.evaluation.forms import Control, Form, RelativePerplexity, markdown_density, residuals
 from endotrl.evaluation.items import Item, step_item
 from endotrl.evaluation.scorers import SETS, STEP_SETS, base_names, expand_names, make_form
 
@@ -225,7 +225,13 @@ class TestNames:
             make_form(name, VOCAB)
 
     def test_residuals_need_their_base(self):
-        assert base_names(["residual:bellman.sum", "length", "bellman.sum"]) == ["bellman.sum", "length"]
+        names = ["residual:bellman.sum", "length", "bellman.sum", "style_residual:log_prob.mean", "reward_model:a:b"]
+        assert base_names(names) == ["bellman.sum", "length", "log_prob.mean", "reward_model:a:b"]
+
+
+def logs(lengths):
+    """The logarithm of the length as the only covariate."""
+    return [[[math.log(n)] for n in row] for row in lengths]
 
 
 class TestResiduals:
@@ -233,25 +239,43 @@ class TestResiduals:
         lengths = [[10, 20, 70], [5, 9]]
         scores = [[3.0 - 0.5 * math.log(n) for n in row] for row in lengths]  # each item may have its own level
         scores[1] = [s + 100 for s in scores[1]]
-        corrected, slopes = residuals(scores, lengths, ["g", "g"])
-        assert slopes == {"g": pytest.approx(-0.5)}
+        corrected, slopes = residuals(scores, logs(lengths), ["g", "g"])
+        assert slopes == {"g": pytest.approx([-0.5])}
         for row in corrected:
             assert row == pytest.approx([row[0]] * len(row))
 
-    def test_uncorrelated_with_length_within_items(self):
+    def test_uncorrelated_with_each_covariate_within_items(self):
         torch.manual_seed(0)
-        lengths = torch.randint(1, 200, (40, 6)).tolist()
-        scores = (torch.randn(40, 6) - 0.3 * torch.tensor(lengths)).tolist()
-        corrected, _ = residuals(scores, lengths, ["g"] * 40)
-        rest, long = torch.tensor(corrected).double(), torch.tensor(lengths).double().log()
-        rest, long = rest - rest.mean(1, keepdim=True), long - long.mean(1, keepdim=True)
-        assert (rest * long).sum().item() == pytest.approx(0.0, abs=1e-2)
+        covariates = torch.rand(40, 6, 2).double()
+        scores = torch.randn(40, 6).double() - 3 * covariates[..., 0] + 2 * covariates[..., 1]
+        corrected, slopes = residuals(scores.tolist(), covariates.tolist(), ["g"] * 40)
+        rest = torch.tensor(corrected, dtype=torch.float64)
+        rest, centered = rest - rest.mean(1, keepdim=True), covariates - covariates.mean(1, keepdim=True)
+        assert (rest[..., None] * centered).sum((0, 1)).tolist() == pytest.approx([0.0, 0.0], abs=1e-9)
+        assert slopes["g"] == pytest.approx([-3, 2], abs=0.5)
+
+    def test_one_covariate_is_the_ratio_of_sums(self):
+        lengths, scores = [[3, 9, 4], [5, 6, 50]], [[1.0, 5.0, 2.0], [0.0, 7.0, 3.0]]
+        _, slopes = residuals(scores, logs(lengths), ["g", "g"])
+        covariance = variance = 0.0
+        for row, log_lengths in zip(scores, [[math.log(n) for n in row] for row in lengths], strict=True):
+            for score, x in zip(row, log_lengths, strict=True):
+                covariance += (score - sum(row) / 3) * (x - sum(log_lengths) / 3)
+                variance += (x - sum(log_lengths) / 3) ** 2
+        assert slopes["g"] == pytest.approx([covariance / variance])
 
     def test_equal_lengths(self):
-        assert residuals([[1.0, 2.0]], [[7, 7]], ["g"]) == ([[1.0, 2.0]], {"g": 0.0})
+        assert residuals([[1.0, 2.0]], logs([[7, 7]]), ["g"]) == ([[1.0, 2.0]], {"g": [0.0]})
 
     def test_groups_do_not_mix(self):
         scores, lengths = [[1.0, 5.0], [2.0, 1.0], [0.0, 7.0]], [[3, 9], [10, 40], [5, 6]]
-        both, slopes = residuals(scores, lengths, ["a", "b", "a"])
-        assert both[1] == residuals(scores[1:2], lengths[1:2], ["b"])[0][0]
+        both, slopes = residuals(scores, logs(lengths), ["a", "b", "a"])
+        assert both[1] == pytest.approx(residuals(scores[1:2], logs(lengths[1:2]), ["b"])[0][0])
         assert slopes["a"] != slopes["b"]
+
+
+def test_markdown_density():
+    text = "## Title\n\nSome **bold** text - and no list.\n\n- one\n* two\n 3. three\n```python\n2 * 3\n```\n"
+    # A heading, two halves of bold, three list items, two fences.
+    assert markdown_density(text) == pytest.approx(100 * 8 / len(text))
+    assert markdown_density("") == markdown_density("It costs 3.5 - or 2 * 4. #1!") == 0

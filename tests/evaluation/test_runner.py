@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from endotrl.evaluation.engine import Engine
+from endotrl.evaluation.forms import markdown_density
 from endotrl.evaluation.items import Item
 from endotrl.evaluation.runner import score_items, scores_of
 from endotrl.evaluation.scorers import make_scorer
@@ -162,3 +163,22 @@ class TestResiduals:
         ]
         assert shift == pytest.approx([shift[0]] * len(shift))  # one slope for all
         assert shift[0] > 0  # the sum favours the shorter
+
+    def test_style_takes_markdown_too(self, folder, placement):
+        answers = [
+            ("Paris is it.", "**Paris** is it, I think."),
+            ("- 4", "It is 5, as all know."),
+            ("Yes" * 9, "# No"),
+        ]
+        items = [Item(f"q{i}", "g", f"Question {i}?", answers[i % 3], better=((0, 1),)) for i in range(6)]
+        scores = run(
+            folder, items, ["log_prob.mean", "residual:log_prob.mean", "style_residual:log_prob.mean"], placement
+        )
+        plain, length, style = (np.array(rows) for rows in scores.values())
+        marks = np.array([[markdown_density(text) for text in item.responses] for item in items])
+
+        def slope(rows):  # within items
+            return ((rows - rows.mean(1, keepdims=True)) * (marks - marks.mean(1, keepdims=True))).sum()
+
+        assert slope(style) == pytest.approx(0.0, abs=1e-9)
+        assert abs(slope(length)) > 1e-3 and abs(slope(plain)) > 1e-3

@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page, the plots and the JSON of `benchmarks.evaluation`."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import machine_line
+from endotrl.evaluation.compare import comparison_rows
+from endotrl.evaluation.plots import plot_metric
+from endotrl.evaluation.results import compare, metrics_of, units_of
+from endotrl.evaluation.statistics import Array, Estimate, Means, differences, estimates, resampling_weights, verdict
+from endotrl.evaluation.tables import full_rows, markdown_table
+
+
+RM_BENCH = "rm-bench"
+LEVELS = ("easy", "normal", "hard")
+# Forms in the summary of RM-Bench; the corrected ones are compared with the form that they correct.
+SHOWN = (
+    "bellman.sum",
+    "bellman.mean",
+    "bellman.discounted=0.93",
+    "residual:bellman.discounted=0.93",
+    "style_residual:bellman.discounted=0.93",
+    "log_prob.discounted=0.95",
+    "residual:log_prob.discounted=0.95",
+    "style_residual:log_prob.discounted=0.95",
+    "centered.mean",
+    "self_certainty",
+    "negative_entropy",
+    "length",
+    "random",
+)
+KEPT = (
+    "benchmark", "title", "model", "model_version", "settings", "versions", "started", "updated", "seconds", "tokens",
+    "num_items", "cut", "main_metric", "tie_rule", "metrics", "differences", "statements", "length", "calibration", "ties",
+    "details", "pass@1 by seed",
+)  # fmt: skip
+# What the papers report, with other and much larger models.
+PUBLISHED = {
+    "RM-Bench": "**Published** (Qwen2.5-7B-Instruct, https://huggingface.co/papers/2506.23235, Table 1), in per cent. EndoRM: "
+    "Chat 84.7, Math 56.7, Code 53.2, Safety 91.2; easy 86.9, normal 74.4, hard 49.4; average 70.2. The same model as a judge: "
+    "generative verifier 64.6, pairwise 61.4, pointwise 44.2. Skywork-Reward-Llama-3.1-8B, trained on preferences: 70.1. "
+    "How token rewards became one number is not told there; the pattern is that of a discounted sum.",
+    "dsp": "**Published** (Qwen2.5-7B-Instruct, the same paper, Table 2), in per cent, domains under their own criterion: "
+    "Academy 76.9, Business 69.2, Literature 63.0, Entertainment 72.1. Other criteria: 30.4 to 67.2. Its criteria are not "
+    "public; these are ours.",
+    "generation-plain": "**Published** (Qwen2.5-Math-7B, the same paper, Table 3), accuracy in per cent before and after RL on "
+    "the endogenous reward: AIME24 19.0 and 20.4, AMC 42.3 and 49.4, MATH-500 63.0 and 67.4, Minerva 12.1 and 22.8, "
+    "OlympiadBench 28.4 and 34.2. Questions of that kind are beyond a model of 135M parameters: MAWPS, one step of "
+    "arithmetic, is not. Nothing was trained here: what is compared is two ways to ask.",
+}
+NO_FIGURES = "Neither paper has figures for it."
+
+
+def write_page(
+    run: dict[str, Any],
+    titles: Mapping[str, str],
+    commands: Mapping[str, str],
+    results: Mapping[str, dict[str, Any]],
+    compared: tuple[str, str],
+    output: Path,
+) -> Path:
+    """
+    Writes `results/evaluation.json`, `results/evaluation.md` and plots into `images/`.
+
+    Args:
+        run (`dict`):
+            From [`~benchmarks.measure.describe_run`].
+        titles (`dict[str, str]`), commands (`dict[str, str]`):
+            Of each run.
+        results (`dict[str, dict]`):
+            Contents of its `results.json`.
+        compared (`tuple[str, str]`):
+            Two runs, of which the paired differences are shown.
+        output (`Path`):
+            The folder.
+
+    Returns:
+        `Path` of the page.
+    """
+    folder, images = output / "results", output / "images"
+    folder.mkdir(parents=True, exist_ok=True)
+    images.mkdir(parents=True, exist_ok=True)
+    first = next(iter(results.values()))
+    tokens, seconds = (sum(found[key] for found in results.values()) for key in ("tokens", "seconds"))
+    blocks = [
+        "# How good is the reward",
+        machine_line(run),
+        f"Model: {first['model']} (SmolLM2-135M-Instruct, if `quickstart`) in {first['settings']['dtype']}. {tokens:,} tokens of "
+        f"responses, {seconds / 60:.0f} minutes of computing. A 95% interval (bootstrap over items) follows each main figure; "
+        "the last column is the paired difference to the first scorer of the table, in words: better, worse, noise. A figure "
+        "says how this small model does, not how a larger one would: the papers' figures, beside, are those of models of 7B "
+        "parameters. No explicit reward model was at hand.",
+        "What the columns mean, and what to make of it: [eval.md](../eval.md).",
+    ]
+    parts = {name: found for name, found in results.items() if found["benchmark"] == RM_BENCH}
+    if parts:
+        image = images / "evaluation-rm-bench.png"
+        _plot_parts({titles[name]: found for name, found in parts.items()}, image)
+        blocks += ["## RM-Bench: substance against style", *_rm_bench(parts, titles), PUBLISHED["RM-Bench"]]
+        blocks.append(f"![Accuracy by level, part and form]({os.path.relpath(image, folder)})")
+    for name, found in results.items():
+        blocks += [f"## {titles[name]}", f"```bash\n{commands[name]}\n```", _sentence(found), _table(found)]
+        if name not in parts:
+            blocks.append(PUBLISHED.get(name, NO_FIGURES))
+        if found["benchmark"] == "best-of-n":
+            image = images / "evaluation-best-of-n.png"
+            image.write_bytes(plot_metric(found))
+            blocks.append(f"![Accuracy by what chooses]({os.path.relpath(image, folder)})")
+    if all(name in results for name in compared):
+        a, b = (results[name] for name in compared)
+        blocks += [
+            f"## {titles[compared[0]]} (A) against {titles[compared[1]].rpartition(', ')[2]} (B)",
+            f"```bash\nendotrl eval compare {compared[0]} {compared[1]}\n```",
+            markdown_table(*comparison_rows(compare(a, b))),
+        ]
+    kept = {name: {key: found[key] for key in KEPT if key in found} for name, found in results.items()}
+    data = {"run": run, "commands": dict(commands), "results": kept}
+    (folder / "evaluation.json").write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    page = folder / "evaluation.md"
+    page.write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
+    return page
+
+
+def _sentence(found: Mapping[str, Any]) -> str:
+    cut = f" {found['cut']} responses did not fit the context and were cut." if found.get("cut") else ""
+    return (
+        f"{found['num_items']:,} items, {found['tokens']:,} tokens, {found['seconds']:.0f} s.{cut} {found['tie_rule']}"
+    )
+
+
+def _table(found: Mapping[str, Any]) -> str:
+    if found["benchmark"] == "generation":
+        rows: list[list[object]] = [
+            [metric, estimate["value"], f"{estimate['low']:.3f} to {estimate['high']:.3f}"]
+            for metric, estimate in found["metrics"]["answers"].items()
+        ]
+        return markdown_table(["figure", "value", "95% interval"], rows)
+    headers, rows = full_rows(found)
+    main, num_clusters = found["main_metric"], len({unit["cluster"] for unit in found["units"]})
+    first, *others = found["metrics"]
+    words = {first: "–"}
+    words |= {name: verdict(_estimate(found["differences"][name][main]), num_clusters) for name in others}
+    return markdown_table([*headers, f"against {first}"], [[*row, words[str(row[0])]] for row in rows])
+
+
+def _rm_bench(parts: Mapping[str, dict[str, Any]], titles: Mapping[str, str]) -> list[str]:
+    """Easy, normal, hard and average of each part, and what the corrections do, with intervals."""
+    names = [name for name in SHOWN if all(name in found["metrics"] for found in parts.values())]
+    columns = [titles[part].rpartition(", ")[2] for part in parts]
+    rows: list[list[object]] = []
+    for name in names:
+        cells = []
+        for found in parts.values():
+            values = {key: estimate["value"] for key, estimate in found["metrics"][name].items()}
+            levels = " / ".join(f"{values[level]:.2f}" for level in LEVELS)
+            cells.append(f"{levels} / **{values['average']:.3f}**")
+        rows.append([f"`{name}`", *cells])
+    sizes = ", ".join(f"{column} {found['num_items']}" for column, found in zip(columns, parts.values(), strict=True))
+    blocks = [
+        f"Easy / normal / hard / **average** ({sizes} items). Easy: the better response is in the fancier style. A reward that "
+        "looks at substance has the three equal.",
+        markdown_table(["scorer", *columns], rows),
+    ]
+    corrections = [name for name in names if ":" in name]
+    rows = []
+    for name in corrections:
+        base = name.partition(":")[2]
+        for column, found in zip(columns, parts.values(), strict=True):
+            before, after = units_of(found, base), units_of(found, name)
+            weights = resampling_weights(before)
+            tilt = [estimates(units, _tilt, weights)["easy - hard"] for units in (before, after)]
+            gap = differences(before, after, metrics_of(RM_BENCH), weights)["average"]
+            rows.append([f"`{name}`", column, *map(_with_interval, tilt), _with_interval(gap)])
+    if rows:
+        blocks += [
+            "What the corrections do to easy minus hard (0 is balanced) and to the average, with 95% intervals:",
+            markdown_table(
+                ["scorer", "part", "easy - hard, uncorrected", "easy - hard, corrected", "change of the average"], rows
+            ),
+        ]
+    return blocks
+
+
+def _tilt(means: Means) -> dict[str, Array]:
+    levels = metrics_of(RM_BENCH)(means)
+    return {"easy - hard": levels["easy"] - levels["hard"]}
+
+
+def _estimate(value: Mapping[str, float | None]) -> Estimate:
+    found = [float("nan") if value[key] is None else value[key] for key in ("value", "low", "high")]
+    return Estimate(*found)  # type: ignore[arg-type]
+
+
+def _with_interval(estimate: Estimate) -> str:
+    return f"{estimate.value:+.3f} ({estimate.low:+.3f} to {estimate.high:+.3f})"
+
+
+def _plot_parts(parts: Mapping[str, dict[str, Any]], path: Path) -> None:
+    """Easy, normal and hard of each form, a panel for each part: balanced is where the three points meet."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    names = [name for name in SHOWN if all(name in found["metrics"] for found in parts.values())][::-1]
+    fig, axes = plt.subplots(
+        1,
+        len(parts),
+        figsize=(4 + 2.4 * len(parts), 0.8 + 0.3 * len(names)),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for axis, (title, found) in zip(axes[0], parts.items(), strict=True):
+        for y, name in enumerate(names):
+            values = [found["metrics"][name][level]["value"] for level in LEVELS]
+            axis.plot([min(values), max(values)], [y, y], color="#999999", linewidth=1.5, alpha=0.6)
+        for level, color in zip(LEVELS, ("#0072b2", "#999999", "#d55e00"), strict=True):
+            values = [found["metrics"][name][level]["value"] for name in names]
+            axis.plot(values, range(len(names)), "o", color=color, label=level, markersize=5)
+        axis.axvline(0.5, color="#999999", linestyle=":", linewidth=1)
+        axis.set(xlim=(-0.02, 1.02), xlabel="accuracy")
+        axis.set_title(title.rpartition(", ")[2], fontsize=10)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0][0].set_yticks(range(len(names)), names, fontsize=8)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    fig.legend(handles, labels, ncols=3, frameon=False, loc="outside lower center")
+    fig.savefig(path, dpi=130)
+    plt.close(fig)

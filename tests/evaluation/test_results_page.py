@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`benchmarks.evaluation` runs, goes on, and says what its runs say. What it measures is not tested."""
+
+import json
+
+import pytest
+
+from benchmarks.evaluation import RUNS, main
+from endotrl.cli import make_parser
+
+from .rows import RM_BENCH_ROW, write
+
+
+def test_one_command(tmp_path, tiny_model_path, capsys):
+    for folder, rows in (
+        ("rm_bench", [{**RM_BENCH_ROW, "id": i, "prompt": f"{i}+2?"} for i in range(3)]),
+        ("math/mawps", [{"input": f"{i}+1?", "target": i + 1} for i in range(2)]),
+    ):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+        name = "chat_filtered.json" if folder == "rm_bench" else "singleop.jsonl"
+        write(tmp_path / "data" / folder / name, rows)
+    command = ["--data", str(tmp_path / "data"), "--work", str(tmp_path / "work"), "--output", str(tmp_path / "docs")]
+    command += ["--model", tiny_model_path, "--dtype", "float32", "--quick", "--jobs", "2"]
+    command += ["--only", "rm-bench-chat", "best-of-n", "llmbar"]
+    assert main(command) == 0
+    assert "llmbar is left out" in capsys.readouterr().err
+    page = (tmp_path / "docs" / "results" / "evaluation.md").read_text()
+    assert "## RM-Bench, chat" in page and "## Best of 8, MAWPS" in page and str(tmp_path) not in page
+    assert "endotrl eval rm-bench --model" in page and "--data DIR/rm_bench/chat_filtered.json" in page
+    data = json.loads((tmp_path / "docs" / "results" / "evaluation.json").read_text())
+    results = json.loads((tmp_path / "work" / "rm-bench-chat" / "results.json").read_text())
+    assert data["results"]["rm-bench-chat"]["metrics"] == results["metrics"] and results["num_items"] == 2
+    assert all(
+        (tmp_path / "docs" / "images" / f"evaluation-{name}.png").exists() for name in ("rm-bench", "best-of-n")
+    )
+    # Done is done: with the files of the runs as they are, nothing is run.
+    changed = {**results, "num_items": 77}
+    (tmp_path / "work" / "rm-bench-chat" / "results.json").write_text(json.dumps(changed))
+    assert main(command) == 0
+    assert "77 items" in (tmp_path / "docs" / "results" / "evaluation.md").read_text()
+
+
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
+def test_every_run_is_a_command(run, tmp_path):
+    assert make_parser().parse_args(run.arguments(tmp_path, "m", "float32")).benchmark == run.what
+
+
+def test_no_files(tmp_path):
+    with pytest.raises(SystemExit, match="has none of the files"):
+        main(["--data", str(tmp_path)])
+
+
+def test_speed(tmp_path, tiny_model_path):
+    from benchmarks.evaluation_speed import OURS, WHOLE
+    from benchmarks.evaluation_speed import main as measure
+
+    path = write(tmp_path / "chat.json", [{**RM_BENCH_ROW, "id": i, "prompt": f"{i}+2?"} for i in range(3)])
+    options = ["--model", tiny_model_path, "--dtype", "float32", "--quick", "--output", str(tmp_path)]
+    assert measure(["--data", path, *options]) == 0  # it checks that the naive reward is the same
+    found = json.loads((tmp_path / "results" / "evaluation_speed.json").read_text())
+    assert found["settings"]["responses"] == 12 and found["largest difference"] < 0.01
+    assert found["ratios"][OURS]["median"] > 0 and found["ratios"][WHOLE]["median"] > 0
+    assert str(tmp_path) not in (tmp_path / "results" / "evaluation_speed.md").read_text().replace(tiny_model_path, "")
