@@ -9,6 +9,7 @@ from ._lazy import attach
 __version__ = "0.1.0"
 
 __all__ = [
+    "CollapseMonitor",
     "DenseGRPOConfig",
     "DenseGRPOTrainer",
     "EndogenousReward",
@@ -24,6 +25,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from .monitoring.collapse import CollapseMonitor
     from .rewards.endogenous import EndogenousReward
     from .rewards.sentence import SentenceReward
     from .scoring.scorer import FrozenScorer
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
 # Resolved on first use (PEP 562), so that `import endotrl` and `endotrl --help` do not wait for torch.
 _LOCATIONS = {
+    "CollapseMonitor": ".monitoring.collapse",
     "DenseGRPOConfig": ".trainers.dense_grpo_config",
     "DenseGRPOTrainer": ".trainers.dense_grpo_trainer",
     "EndogenousReward": ".rewards.endogenous",

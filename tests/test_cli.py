@@ -68,8 +68,8 @@ class TestParser:
         from typing import get_args, get_type_hints
 
         parameters = dict(inspect.signature(EndogenousReward).parameters)
-        # Required, an object, a name in TRL's logs, and what only makes sense between a trainer's steps.
-        for name in ("model", "processing_class", "name", "offload"):
+        # Required, an object, a name in TRL's logs, and what only makes sense in a trainer (a correction takes a batch of groups).
+        for name in ("model", "processing_class", "name", "offload", "correction"):
             del parameters[name]
         args = make_parser().parse_args(["score", "file", "--model", "m"])
         assert {name: getattr(args, name) for name in parameters} == {k: p.default for k, p in parameters.items()}

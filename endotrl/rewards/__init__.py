@@ -3,6 +3,7 @@
 
 from .accuracy import AccuracyReward
 from .controls import FormatReward, LengthReward, RandomReward
+from .corrections import ClipTokens, InformationGain, LengthControl
 from .dense import DenseReward, DenseScores
 from .endogenous import EndogenousReward
 from .environment import endogenous_reward
@@ -13,10 +14,13 @@ from .sentence_pooled import SentencePooledReward
 
 __all__ = [
     "AccuracyReward",
+    "ClipTokens",
     "DenseReward",
     "DenseScores",
     "EndogenousReward",
     "FormatReward",
+    "InformationGain",
+    "LengthControl",
     "LengthReward",
     "MeanLogProbReward",
     "NegativeEntropyReward",

@@ -2,6 +2,7 @@
 """The endogenous reward as a TRL reward function."""
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -18,6 +19,16 @@ from ..scoring.placement import LoadedModel, OwnCopy, Placement, place, share_wi
 from ..scoring.rendering import OverlongPrompt, Rendered, Renderer
 from ..scoring.scorer import FrozenScorer
 from ..scoring.token_stats import TokenStats
+from .corrections import (
+    ClipTokens,
+    Correction,
+    CorrectionName,
+    InformationGain,
+    LengthControl,
+    as_correction,
+    length_shares,
+    length_slope_sums,
+)
 from .dense import DenseScores
 from .diagnostics import batch_diagnostics
 
@@ -92,6 +103,9 @@ class EndogenousReward:
         offload (`bool`, *optional*, defaults to `False`):
             Whether the reward's own copy waits in CPU memory between calls, which frees the accelerator's for training
             and costs a transfer of the weights a call.
+        correction (`str` or [`Correction`], *optional*):
+            What is taken out of the reward: `"length"` or a [`LengthControl`], what length explains; `"clip"` or a [`ClipTokens`],
+            what single tokens lose or gain beyond a bound; an [`InformationGain`], what another model knows too.
 
     Raises:
         `ValueError`: If a setting is out of range or unknown.
@@ -132,6 +146,7 @@ class EndogenousReward:
         overlong_prompt: OverlongPrompt = "error",
         chat_template_kwargs: dict[str, Any] | None = None,
         offload: bool = False,
+        correction: Correction | CorrectionName | None = None,
     ) -> None:
         check_alpha(alpha)
         check_discount("gamma", gamma)
@@ -154,6 +169,21 @@ class EndogenousReward:
         # What the user gave holds in every trainer; the rest is taken from the one that the reward is attached to.
         self._given = (processing_class, chat_template_kwargs)
         self._placement = place(model, dtype, device, trust_remote_code, offload)
+        self.correction = as_correction(correction, token_reward)
+        self._length_sums = (0.0, 0.0)
+        self._generalist: EndogenousReward | None = None
+        if isinstance(self.correction, InformationGain):
+            self._generalist = EndogenousReward(
+                self.correction.generalist,
+                # Of a loaded model, the tokenizer cannot always be found.
+                None if isinstance(self.correction.generalist, str) else processing_class,
+                alpha=alpha,
+                max_tokens_per_batch=max_tokens_per_batch,
+                dtype=dtype,
+                device=device,
+                trust_remote_code=trust_remote_code,
+                offload=offload,
+            )
         # Made on first use; not pickled.
         self._renderer: Renderer | None = None
         self._scorer: FrozenScorer | None = None
@@ -162,7 +192,8 @@ class EndogenousReward:
         where = "not attached to a trainer yet" if self._placement is None else self._placement.description
         return (
             f"EndogenousReward({where}, alpha={self.alpha}, gamma={self.gamma}, token_reward={self.token_reward!r}, "
-            f"aggregate={self.aggregate!r}, truncation={self.truncation!r}, name={self.__name__!r})"
+            f"aggregate={self.aggregate!r}, truncation={self.truncation!r}, correction={self.correction!r}, "
+            f"name={self.__name__!r})"
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -172,7 +203,10 @@ class EndogenousReward:
             placement = placement.as_own_copy(self.trust_remote_code)
         elif not isinstance(placement, OwnCopy):
             placement = None
-        return {**self.__dict__, "_placement": placement, "_renderer": None, "_scorer": None}
+        correction = self.correction
+        if isinstance(correction, InformationGain) and not isinstance(correction.generalist, str):
+            correction = replace(correction, generalist=correction.generalist.config._name_or_path)
+        return {**self.__dict__, "correction": correction, "_placement": placement, "_renderer": None, "_scorer": None}
 
     def __call__(
         self,
@@ -212,8 +246,8 @@ class EndogenousReward:
             [`Renderer.render`]), and for NaN logits.
             `RuntimeError`: If the reward shares a trainer's weights and is not attached.
         """
-        stats = self._score_and_log(self._render(prompts, completions, completion_ids, domain), log_extra, log_metric)
-        return [self.aggregate_from(row) for row in stats]
+        rows = self._render(prompts, completions, completion_ids, domain)
+        return self._score_and_log(rows, log_extra, log_metric)[1]
 
     def outcome_and_token_rewards(
         self,
@@ -235,8 +269,8 @@ class EndogenousReward:
 
         Returns:
             [`DenseScores`]. The token rewards are those of [`token_rewards`], and with `aggregate="discounted"`
-            $\delta^{h-1}$ times them: they sum to the outcome, plus $V(s_1)$ for `aggregate="sum"` and `"bellman"`
-            rewards. The state values of `"bellman"` rewards are $V(s_h)$, times the same weight; other forms have none.
+            $\delta^{h-1}$ times them, with [`LengthControl`] plus the share of each in the correction: they sum to the outcome,
+            plus $V(s_1)$ for `aggregate="sum"` and `"bellman"` rewards. The state values of `"bellman"` rewards are $V(s_h)$, times the same weight; other forms have none.
 
         Raises:
             `ValueError`: With `aggregate="mean"`, which no sum of token rewards is: what a token adds to a mean depends
@@ -256,9 +290,14 @@ class EndogenousReward:
                     f"tokens in place of {len(given)}, so its token rewards are of other tokens than the policy's. Use a "
                     "frozen model with the policy's tokenizer and chat template, or credit the outcome."
                 )
-        stats = self._score_and_log(rows, log_extra, log_metric)
-        outcomes = [self.aggregate_from(row) for row in stats]
-        token_rewards = [self._on_all_tokens(row, self._weights(row) * self._action_rewards(row)) for row in stats]
+        stats, outcomes = self._score_and_log(rows, log_extra, log_metric)
+        slope = self._length_slope
+        token_rewards = [
+            self._on_all_tokens(
+                row, self._weights(row) * self._action_rewards(row) + length_shares(len(row.token_ids), slope)
+            )
+            for row in stats
+        ]
         if self.token_reward != "bellman":
             return DenseScores(outcomes, token_rewards)
         values = [self._on_all_tokens(row, self._weights(row) * row.soft_values[:-1]) for row in stats]
@@ -269,19 +308,42 @@ class EndogenousReward:
         rows: list[Rendered],
         log_extra: Callable[[str, list[Any]], None] | None,
         log_metric: Callable[[str, float], None] | None,
-    ) -> list[TokenStats]:
+    ) -> tuple[list[TokenStats], list[float | None]]:
         need_entropy = self.token_reward == "centered" or log_metric is not None
         stats = self._score_rows(rows, entropy=need_entropy)
+        rewards = self._outcomes(rows, stats)
         if log_extra is not None or log_metric is not None:
             # Whatever the aggregate is, so that runs with different ones can be compared.
             per_token = [self._outcome(row, "mean") for row in stats]
             if log_extra is not None:
                 log_extra(f"{self.__name__}/per_token", per_token)
             if log_metric is not None:
-                rewards = [self.aggregate_from(row) for row in stats]
                 for key, value in batch_diagnostics(rewards, per_token, stats).items():
                     log_metric(f"{self.__name__}/{key}", value)
-        return stats
+                if isinstance(self.correction, LengthControl):
+                    log_metric(f"{self.__name__}/length_slope", self._length_slope)
+        return stats, rewards
+
+    def _outcomes(self, rows: list[Rendered], stats: list[TokenStats]) -> list[float | None]:
+        """Rewards of a batch, with what only a batch can correct."""
+        outcomes = [self.aggregate_from(row) for row in stats]
+        if not isinstance(self.correction, LengthControl):
+            return outcomes
+        lengths = [len(row.token_ids) for row in stats]
+        sums = length_slope_sums(outcomes, lengths, [tuple(row.prompt_ids) for row in rows])
+        xy, xx = (self.correction.decay * old + new for old, new in zip(self._length_sums, sums, strict=True))
+        self._length_sums = (xy, xx)
+        slope = self._length_slope
+        return [
+            None if outcome is None else outcome - slope * math.log(length)
+            for outcome, length in zip(outcomes, lengths, strict=True)
+        ]
+
+    @property
+    def _length_slope(self) -> float:
+        """Slope of the outcome on log length, 0 where all lengths are the same."""
+        xy, xx = self._length_sums
+        return xy / xx if xx > 0 else 0.0
 
     def _weights(self, stats: TokenStats) -> Tensor:
         """Weight of each token reward in the aggregate, of shape `(H,)`, float32."""
@@ -358,7 +420,10 @@ class EndogenousReward:
         return self._on_all_tokens(stats, self._action_rewards(stats))
 
     def aggregate_from(self, stats: TokenStats) -> float | None:
-        """Reward of a scored completion, as the aggregate of its token rewards; `None` if it has none."""
+        """
+        Reward of a scored completion, as the aggregate of its token rewards; `None` if it has none. Without [`LengthControl`],
+        which needs the batch.
+        """
         return self._outcome(stats, self.aggregate)
 
     def _outcome(self, stats: TokenStats, aggregate: Aggregate) -> float | None:
@@ -481,14 +546,39 @@ class EndogenousReward:
         values = stats.soft_values
         if self.truncation == "terminal" and not stats.finished:
             values = torch.cat([values[:-1], torch.zeros(1)])
-        return token_rewards(stats.chosen_logits, values, self.alpha, self.gamma, self.token_reward, stats.entropies)
+        rewards = token_rewards(stats.chosen_logits, values, self.alpha, self.gamma, self.token_reward, stats.entropies)
+        if isinstance(self.correction, ClipTokens):
+            return rewards.clamp(self.correction.low, self.correction.high)
+        if isinstance(self.correction, InformationGain):
+            if stats.generalist_log_probs is None:
+                raise ValueError(
+                    "These token statistics have no `generalist_log_probs`, which `InformationGain` needs: they were not made by "
+                    "this reward. Score the completions with it."
+                )
+            gains = rewards - self.alpha * stats.generalist_log_probs
+            weight = self.correction.weight
+            return gains if weight is None else weight(stats.log_probs.exp()) * gains
+        return rewards
 
     def _score_rows(
         self, rows: list[Rendered], entropy: bool, mean_logits: bool = False, progress: bool = False
     ) -> list[TokenStats]:
         if self._scorer is None:
             self._scorer = FrozenScorer(self._require_placement(), self.max_tokens_per_batch)
-        return self._scorer(rows, self.alpha, entropy, mean_logits, progress)
+        stats = self._scorer(rows, self.alpha, entropy, mean_logits, progress)
+        if self._generalist is None:
+            return stats
+        theirs, ours = self._generalist._tokenizer, self._tokenizer
+        if theirs is not ours and theirs.get_vocab() != ours.get_vocab():
+            raise ValueError(
+                f"The generalist {self._generalist.config._name_or_path!r} has another tokenizer than the frozen model "
+                f"{self.config._name_or_path!r}, so that their log-probabilities are of different tokens. Take two models of one "
+                "family."
+            )
+        others = self._generalist._score_rows(rows, entropy=False, progress=progress)
+        return [
+            replace(row, generalist_log_probs=other.log_probs) for row, other in zip(stats, others, strict=True)
+        ]
 
     def _render(
         self,

@@ -47,6 +47,7 @@ _ENVIRONMENT_TYPES: dict[str, Callable[[str], Any]] = {
     "dtype": str,
     "device": str,
     "overlong_prompt": str,
+    "correction": str,
 }
 
 

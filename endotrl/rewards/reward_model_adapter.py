@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 from trl.experimental.utils import get_reward
 
+from .corrections import InformationGain, LengthControl
+
 
 if TYPE_CHECKING:
     from .endogenous import EndogenousReward
@@ -68,6 +70,11 @@ class RewardModelAdapter(nn.Module):
                 "The reward has `truncation='skip'`, which gives no reward to responses without EOS, but a reward model "
                 "gives every response a number. Use 'terminal' or 'bootstrap', and `missing_eos_penalty` of the "
                 "trainer's config."
+            )
+        if isinstance(reward.correction, LengthControl | InformationGain):
+            raise ValueError(
+                f"The reward has the correction {reward.correction!r}, but a reward model sees single responses under one model. "
+                "Use none, or `ClipTokens`, here."
             )
         if reward.criterion is not None:
             raise ValueError(

@@ -1,0 +1,348 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""
+Judges a run from what it logged: a fold over the entries of `trainer.state.log_history`, without a trainer.
+
+Evidence of a drift is the one-sided CUSUM of Page (1954), $S_t = \max(0, S_{t-1} + (\mu - x_t)/\sigma - k)$ with the allowance $k$:
+noise keeps it near 0, a level that is $d$ standard deviations lower raises it by $d - k$ a step. $\sigma$ is the mean
+difference of consecutive entries over $2/\sqrt\pi$ (the moving range of control charts), which a slow drift does not inflate; of
+held-out rewards, where the monitor sees them, the standard error of the batch.
+"""
+
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from .thresholds import CollapseThresholds
+
+
+# What trainers call the same thing: GRPO, RLOO, DenseGRPO and PPO; OnlineDPO.
+REWARD_KEYS = ("reward", "objective/scores")
+ENTROPY_KEYS = ("entropy", "objective/entropy")
+KL_KEYS = ("kl", "objective/kl")
+HELD_OUT = "collapse/held_out/"
+HELD_OUT_ERROR = "collapse/held_out_error/"
+AGREEMENT_EVIDENCE = "collapse/agreement_z/"
+
+ALLOWANCE = 0.75  # of the CUSUM, in standard deviations
+WINDOW = 10  # entries of a running mean
+INFERRED = 1.2  # what noise that is inferred from few differences is taken for, times itself
+NOISE_WINDOW = 100  # entries of the noise estimate
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """
+    What one entry of the log says.
+
+    Attributes:
+        alarm (`str`, *optional*):
+            Why the run is taken for a collapse, as a sentence; `None` if it is not.
+        symptoms (`list[str]`):
+            What differs from a healthy run at this step, alarm or not.
+        evidence (`float`):
+            Evidence that held-out rewards fall, the greatest of them; 0 without one.
+        level (`float`, *optional*):
+            Running mean of the held-out rewards (their sum, of several), to compare checkpoints by; `None` without one.
+    """
+
+    alarm: str | None
+    symptoms: list[str] = field(default_factory=list)
+    evidence: float = 0.0
+    level: float | None = None
+
+
+class _Series:
+    """A logged number: its first level, its running mean and its noise."""
+
+    def __init__(self, warmup: int) -> None:
+        self._warmup = warmup
+        self._recent: deque[float] = deque(maxlen=WINDOW)
+        self._differences: deque[float] = deque(maxlen=NOISE_WINDOW)
+        self._first: list[float] = []
+        self.count = 0
+
+    def add(self, value: float) -> None:
+        if self._recent:
+            self._differences.append(abs(value - self._recent[-1]))
+        self._recent.append(value)
+        if self.count < self._warmup:
+            self._first.append(value)
+        self.count += 1
+
+    @property
+    def ready(self) -> bool:
+        return self.count >= self._warmup
+
+    @property
+    def first(self) -> float:
+        return sum(self._first) / len(self._first)
+
+    @property
+    def noise(self) -> float:
+        """Standard deviation of an entry."""
+        return INFERRED * sum(self._differences) / len(self._differences) * math.sqrt(math.pi) / 2
+
+    @property
+    def mean(self) -> float:
+        return sum(self._recent) / len(self._recent)
+
+    def recent(self, number: int) -> list[float]:
+        return list(self._recent)[-number:]
+
+
+class _Drift(_Series):
+    """Evidence that a number has left its first level: downwards, or both ways."""
+
+    def __init__(self, warmup: int, both_ways: bool) -> None:
+        super().__init__(warmup)
+        self._both_ways = both_ways
+        self._evidence = [0.0, 0.0]
+
+    def add(self, value: float) -> None:
+        if self.ready:
+            deviation = (value - self.first) / max(self.noise, 1e-9 + 1e-6 * abs(self.first))
+            down, up = self._evidence
+            self._evidence = [_cusum(down, -deviation), _cusum(up, deviation) if self._both_ways else 0.0]
+        super().add(value)
+
+    @property
+    def evidence(self) -> float:
+        return max(self._evidence)
+
+
+class _HeldOut(_Series):
+    """Evidence that a held-out reward falls from the best level that it had. Entries may come with their standard error."""
+
+    def __init__(self, warmup: int) -> None:
+        super().__init__(warmup)
+        self._errors: deque[float] = deque(maxlen=WINDOW)
+        self._excursion: list[float] = []  # entries since the evidence left 0
+        self.best = -math.inf
+        self.evidence = 0.0
+
+    @property
+    def ready(self) -> bool:
+        # Measured noise is known sooner than noise that must be inferred from the differences of entries.
+        return self.count >= (self._warmup // 2 if self._errors else self._warmup)
+
+    @property
+    def noise(self) -> float:
+        return sum(self._errors) / len(self._errors) if self._errors else super().noise
+
+    def add(self, value: float, error: float | None = None) -> None:
+        if error is not None:
+            self._errors.append(error)
+        if self.ready:
+            # An entry beyond four deviations is an outlier or a fall that others will show too.
+            deviation = min((self.best - value) / max(self.noise, 1e-3), 4.0)
+            self.evidence = _cusum(self.evidence, deviation)
+            self._excursion = [*self._excursion, value] if self.evidence else []
+        super().add(value)
+        if self.ready:
+            # Two standard errors below the running mean, or the best of many means would be mostly luck.
+            self.best = max(self.best, self.mean - 2 * self.noise / math.sqrt(len(self._recent)))
+
+    @property
+    def fall(self) -> float:
+        """How far the reward is below its best level, on average since it began to fall."""
+        return self.best - sum(self._excursion) / len(self._excursion) if self._excursion else 0.0
+
+
+class Detector:
+    """
+    Reads log entries in order and says after each whether the run collapses.
+
+    With a held-out reward, a collapse is that it falls, and the symptoms only say how much evidence is enough. Without one,
+    symptoms decide.
+
+    Args:
+        thresholds ([`CollapseThresholds`], *optional*):
+            When to speak.
+        held_out (`list[str]`, *optional*):
+            Names of reward functions whose logged means are held-out rewards, if the log has no `collapse/held_out/<name>`.
+
+    Example:
+    ```python
+    >>> from endotrl.monitoring import Detector
+
+    >>> detector = Detector(held_out=["accuracy"])
+    >>> noise = [0.01, -0.01] * 50
+    >>> accuracies = [0.7 + e for e in noise[:40]] + [0.7 - 0.005 * i + e for i, e in enumerate(noise[:20])]
+    >>> alarms = [detector.update({"step": i, "reward": 0.1 * i, "rewards/accuracy/mean": a}).alarm for i, a in enumerate(accuracies)]
+    >>> any(alarms[:40]), any(alarms)
+    (False, True)
+    ```
+    """
+
+    def __init__(self, thresholds: CollapseThresholds | None = None, held_out: Sequence[str] = ()) -> None:
+        self.thresholds = CollapseThresholds() if thresholds is None else thresholds
+        self._named = {f"rewards/{name}/mean": name for name in held_out}
+        self._held_out: dict[str, _HeldOut] = {}
+        self._evaluations: dict[str, _Evaluations] = {}
+        self._drifts: dict[str, _Drift] = {}
+        self._levels: dict[str, _Series] = {}
+        self._agreement: dict[str, float] = {}
+        self._gross: dict[str, int] = {}  # entries in a row that show it
+        self.last = Verdict(None)
+
+    def update(self, entry: Mapping[str, float]) -> Verdict:
+        """
+        Reads one entry.
+
+        Args:
+            entry (`dict[str, float]`):
+                What the trainer logged at a step, with what the monitor added. Entries that are neither of a training step nor
+                of an evaluation (the summary at the end) are passed over.
+
+        Returns:
+            [`Verdict`].
+        """
+        entry = {key: value for key, value in entry.items() if isinstance(value, int | float) and math.isfinite(value)}
+        if any(key.startswith("eval_") for key in entry):
+            self.last = self._evaluation(entry)
+        elif any(key in entry for key in REWARD_KEYS):
+            self.last = self._step(entry)
+        return self.last
+
+    def _evaluation(self, entry: Mapping[str, float]) -> Verdict:
+        reasons = []
+        for name in {*self._held_out, *self._named.values()}:
+            key = f"eval_rewards/{name}/mean"
+            if key not in entry:
+                continue
+            series = self._evaluations.setdefault(name, _Evaluations())
+            series.add(entry[key])
+            if series.fell_by > self.thresholds.evaluation_fall:
+                reasons.append(
+                    f"`{name}` on the evaluation set was {series.best:.3f} and has been {series.fell_by:.3f} or more below "
+                    "that twice in a row"
+                )
+        alarm = f"{'; '.join(reasons)}." if reasons else None
+        return replace(self.last, alarm=alarm)
+
+    def _step(self, entry: Mapping[str, float]) -> Verdict:
+        symptoms = self._symptoms(entry)
+        gross = self._gross_symptoms(entry)
+        reasons, held_out = [], []
+        limit = self.thresholds.evidence_with_symptom if symptoms or gross else self.thresholds.evidence
+        for key, name in self._held_out_keys(entry):
+            series = self._held_out.setdefault(name, _HeldOut(self.thresholds.warmup))
+            series.add(entry[key], entry.get(HELD_OUT_ERROR + name))
+            held_out.append(series)
+            if series.evidence > limit and series.fall > self.thresholds.held_out_fall:
+                reasons.append(
+                    f"the held-out reward `{name}` is {series.fall:.3f} below its best level of {series.best:.3f}, more than "
+                    f"its noise of {series.noise:.3f} a step explains"
+                )
+        if not self._held_out:
+            reasons, gross = gross, []
+        verdict = Verdict(
+            alarm=None,
+            symptoms=[*symptoms, *gross],
+            evidence=max((series.evidence for series in held_out), default=0.0),
+            level=sum(series.mean for series in held_out) if held_out else None,
+        )
+        if not reasons:
+            return verdict
+        alarm = f"{'; '.join(reasons)}."
+        besides = f" Besides: {'; '.join(verdict.symptoms)}." if verdict.symptoms else ""
+        return replace(verdict, alarm=alarm[0].upper() + alarm[1:] + besides)
+
+    def _held_out_keys(self, entry: Mapping[str, float]) -> list[tuple[str, str]]:
+        measured = [(key, key.removeprefix(HELD_OUT)) for key in entry if key.startswith(HELD_OUT)]
+        return measured or [(key, name) for key, name in self._named.items() if key in entry]
+
+    def _symptoms(self, entry: Mapping[str, float]) -> list[str]:
+        """What no healthy run shows, but is no collapse by itself: it corroborates the fall of a held-out reward."""
+        thresholds = self.thresholds
+        found = []
+        for key, value in entry.items():
+            if key.startswith(AGREEMENT_EVIDENCE):
+                name = key.removeprefix(AGREEMENT_EVIDENCE)
+                self._agreement[name] = _cusum(self._agreement.get(name, 0.0), -value)
+                if self._agreement[name] > thresholds.drift_evidence:
+                    found.append(f"within groups, the trained reward is higher where `{name}` is lower")
+        log_prob = [value for key, value in entry.items() if key.endswith("/log_prob_per_token")]
+        for name, value, both_ways, text in (
+            ("log_prob", log_prob[0] if log_prob else None, False, "the frozen model finds the completions less probable"),
+            ("length", entry.get("completions/mean_length"), True, "the length drifts"),
+        ):
+            if value is not None:
+                drift = self._drifts.setdefault(name, _Drift(thresholds.warmup, both_ways))
+                drift.add(value)
+                if drift.evidence > thresholds.drift_evidence:
+                    found.append(f"{text} ({drift.first:.3g} at first, now {drift.mean:.3g})")
+        return found
+
+    def _gross_symptoms(self, entry: Mapping[str, float]) -> list[str]:
+        """What is taken for a collapse without a held-out reward, once it lasts."""
+        t = self.thresholds
+        log_prob = [value for key, value in entry.items() if key.endswith("/log_prob_per_token")]
+        values = {
+            "length": entry.get("completions/mean_length"),
+            "clipped": entry.get("completions/clipped_ratio"),
+            "repetition": entry.get("collapse/repetition"),
+            "log_prob": log_prob[0] if log_prob else None,
+            "kl": _first(entry, KL_KEYS),
+            "entropy": _first(entry, ENTROPY_KEYS),
+        }
+        first, now = {}, {}
+        for name, value in values.items():
+            if value is not None:
+                series = self._levels.setdefault(name, _Series(t.warmup))
+                series.add(value)
+                if series.ready:
+                    first[name], now[name] = series.first, value
+        change = {name: now[name] - first[name] for name in now}
+        deterministic = (
+            "entropy" in now
+            and now["entropy"] < t.entropy_ratio * first["entropy"]
+            and entry.get("collapse/distinct_completions", math.inf) <= t.distinct_completions
+            and not entry.get("collapse/reward_is_verdict", 1.0)
+        )
+        length_ratio = now["length"] / first["length"] if first.get("length") else 1.0
+        little_but_length = abs(entry.get("collapse/length_correlation", 0.0)) > t.length_correlation
+        shown = {
+            "completions have become short": length_ratio < t.length_ratio,
+            "the reward is little but length, which has halved or doubled": little_but_length
+            and not 0.5 < length_ratio < 2.0,
+            "completions do not end any more": change.get("clipped", 0.0) > t.clipped_rise,
+            "completions repeat themselves": change.get("repetition", 0.0) > t.repetition_rise,
+            "the frozen model finds the completions improbable": change.get("log_prob", 0.0) < -t.log_prob_fall,
+            "the policy is far from the reference": now.get("kl", 0.0) > t.kl,
+            "the policy says one thing only": deterministic,
+        }
+        found = []
+        for reason, is_shown in shown.items():
+            self._gross[reason] = self._gross.get(reason, 0) + 1 if is_shown else 0
+            if self._gross[reason] >= t.patience:
+                found.append(reason)
+        return found
+
+
+class _Evaluations:
+    """A held-out reward on the evaluation set, which is measured seldom."""
+
+    def __init__(self) -> None:
+        self._values: list[float] = []
+
+    def add(self, value: float) -> None:
+        self._values.append(value)
+
+    @property
+    def best(self) -> float:
+        return max(self._values)
+
+    @property
+    def fell_by(self) -> float:
+        """The least distance below the best of the last two evaluations."""
+        return self.best - max(self._values[-2:])
+
+
+def _cusum(evidence: float, deviation: float) -> float:
+    return max(0.0, evidence + deviation - ALLOWANCE)
+
+
+def _first(entry: Mapping[str, float], keys: Sequence[str]) -> float | None:
+    return next((entry[key] for key in keys if key in entry), None)

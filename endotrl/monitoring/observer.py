@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Looks at the completions and rewards of every batch that a trainer scores, and changes none of them."""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from trl import GRPOTrainer, RLOOTrainer
+
+from .detector import AGREEMENT_EVIDENCE, HELD_OUT, HELD_OUT_ERROR
+from .statistics import distinct_completions, group_correlation, repetition
+
+
+# A reward that has had no more different values than this is a verdict, as of a verifier.
+MAX_VERDICTS = 32
+# Groups from which on their differences tell the error of their mean.
+MIN_GROUPS = 8
+# The policy's own log-probabilities where the trainer keeps them, else the reference's.
+LOG_PROB_KEYS = ("old_logps", "old_per_token_logps", "sampling_per_token_logps", "ref_per_token_logps")
+
+
+class BatchObserver:
+    """
+    Stands behind the method with which a trainer scores completions, and keeps statistics of what passes until they are asked
+    for. TRL has no public place that shows completions *and* all their rewards; the private methods are those that the trainers of
+    this package override too, and `tests/test_contract.py` watches them.
+
+    Args:
+        trainer ([`~trl.GRPOTrainer`], [`~trl.RLOOTrainer`] or `OnlineDPOTrainer`):
+            The trainer. Of another kind, nothing is observed.
+        held_out (`list[str]`, *optional*):
+            Names of the reward functions that are held out. By default those of weight 0 whose values stay in $[0, 1]$.
+
+    Raises:
+        `ValueError`: If a name is of no reward function, or of one that is trained on.
+    """
+
+    def __init__(self, trainer: Any, held_out: Sequence[str] | None = None) -> None:
+        self._trainer = trainer
+        self._sums: dict[str, list[float]] = {}
+        self._values_seen: set[float] = set()
+        self._held_out: dict[str, int] = {}
+        if isinstance(trainer, GRPOTrainer | RLOOTrainer):
+            self._held_out = self._find_held_out(held_out)
+            self._explicit = held_out is not None
+            self._scored: Tensor | None = None
+            self._observe_groups()
+        elif _is_online_dpo(trainer):
+            if held_out:
+                raise ValueError(
+                    f"`held_out` is {list(held_out)}, but OnlineDPO adds its reward functions up, so that single ones cannot be "
+                    "observed. Leave it out."
+                )
+            self._observe_pairs()
+
+    def pop(self) -> dict[str, float]:
+        """Means of the statistics of the batches since the last call, under their names in the log; the same on all processes."""
+        means = {key: sum(values) / len(values) for key, values in self._sums.items()}
+        for key in means:  # of several batches together
+            if key.startswith(AGREEMENT_EVIDENCE):
+                means[key] *= math.sqrt(len(self._sums[key]))
+            elif key.startswith(HELD_OUT_ERROR):
+                means[key] /= math.sqrt(len(self._sums[key]))
+        self._sums = {}
+        return means
+
+    def _find_held_out(self, names: Sequence[str] | None) -> dict[str, int]:
+        weights = dict(zip(self._trainer.reward_func_names, self._trainer.reward_weights.tolist(), strict=True))
+        indices = {name: index for index, name in enumerate(weights)}
+        for name in names or []:
+            if weights.get(name) != 0.0:
+                known = ", ".join(name for name, weight in weights.items() if weight == 0.0) or "none"
+                raise ValueError(
+                    f"`held_out` names {name!r}, which is {'trained on' if name in weights else 'no reward function'}. It takes "
+                    f"reward functions of weight 0 (`reward_weights`): here {known}."
+                )
+        return {name: indices[name] for name in ([n for n in weights if weights[n] == 0.0] if names is None else names)}
+
+    def _observe_groups(self) -> None:
+        calculate, generate = self._trainer._calculate_rewards, self._trainer._generate_and_score_completions
+
+        def calculate_rewards(inputs: Any, prompts: Any, completions: Any, completion_ids_list: list[list[int]]) -> Tensor:
+            rewards = calculate(inputs, prompts, completions, completion_ids_list)
+            if self._trainer.model.training:
+                trained = (rewards * self._trainer.reward_weights.to(rewards.device)).nansum(dim=1)
+                self._scored = trained.masked_fill(rewards.isnan().all(dim=1), torch.nan)
+                self._observe(completion_ids_list, self._scored, self._trainer.num_generations)
+                self._observe_held_out(rewards, self._scored)
+            return rewards
+
+        def generate_and_score_completions(inputs: Any) -> dict[str, Any]:
+            output = generate(inputs)
+            key = next((key for key in LOG_PROB_KEYS if output.get(key) is not None), None)
+            if self._trainer.model.training and key is not None and self._scored is not None:
+                log_probs = output[key].float()
+                if log_probs.ndim == 2:  # of tokens; RLOO has them of completions
+                    log_probs = (log_probs * output["completion_mask"].bool()).sum(dim=1)
+                self._add_correlation(
+                    "collapse/probability_correlation",
+                    self._scored,
+                    self._trainer.accelerator.gather(log_probs),
+                    self._trainer.num_generations,
+                )
+            return output
+
+        self._trainer._calculate_rewards = calculate_rewards
+        self._trainer._generate_and_score_completions = generate_and_score_completions
+
+    def _observe_pairs(self) -> None:
+        calculate = self._trainer._calculate_rewards_from_functions
+
+        def calculate_rewards(prompts: Any, completions: Any, completion_ids_list: list[list[int]], **kwargs: Any) -> Tensor:
+            rewards = calculate(prompts, completions, completion_ids_list, **kwargs)
+            # The first answers to all prompts come before the second ones.
+            order = torch.arange(len(rewards)).view(2, -1).T.flatten()
+            ids = [completion_ids_list[i] for i in order.tolist()]
+            self._observe(ids, self._trainer.accelerator.gather(rewards[order.to(rewards.device)]), 2)
+            return rewards
+
+        self._trainer._calculate_rewards_from_functions = calculate_rewards
+
+    def _observe(self, completion_ids: Sequence[Sequence[int]], rewards: Tensor, num_generations: int) -> None:
+        recurring = [repetition(ids) for ids in completion_ids]
+        figures = torch.tensor(
+            [[len(ids), math.nan if r is None else r] for ids, r in zip(completion_ids, recurring, strict=True)],
+            device=rewards.device,
+        )
+        hashes = torch.tensor([_hash(ids) for ids in completion_ids], device=rewards.device)
+        lengths, recurring_all = self._trainer.accelerator.gather(figures).T
+        self._add("collapse/repetition", recurring_all.nanmean().item())
+        self._add(
+            "collapse/distinct_completions",
+            distinct_completions(self._trainer.accelerator.gather(hashes), num_generations),
+        )
+        self._add_correlation("collapse/length_correlation", rewards, lengths, num_generations)
+        if len(self._values_seen) <= MAX_VERDICTS:
+            self._values_seen.update(round(value, 6) for value in rewards.tolist() if math.isfinite(value))
+        self._add("collapse/reward_is_verdict", float(len(self._values_seen) <= MAX_VERDICTS))
+
+    def _observe_held_out(self, rewards: Tensor, trained: Tensor) -> None:
+        for name, index in list(self._held_out.items()):
+            values = rewards[:, index]
+            given = values[~values.isnan()]
+            if not self._explicit and ((given < 0) | (given > 1)).any():
+                del self._held_out[name]  # no accuracy: a length, a log-probability
+                self._sums = {key: value for key, value in self._sums.items() if key.rpartition("/")[2] != name}
+                continue
+            self._add(HELD_OUT + name, given.mean().item())
+            groups = values.view(-1, self._trainer.num_generations).nanmean(dim=1)
+            groups = groups[~groups.isnan()]
+            if len(groups) >= MIN_GROUPS:
+                # What the groups differ by, and one answer: where all are right, the error is not 0.
+                self._add(HELD_OUT_ERROR + name, math.hypot(groups.std().item() / len(groups) ** 0.5, 1 / len(given)))
+            correlation = group_correlation(trained, values, self._trainer.num_generations)
+            if correlation is not None:
+                self._add(f"collapse/agreement/{name}", correlation[0])
+                self._add(AGREEMENT_EVIDENCE + name, correlation[1])
+
+    def _add_correlation(self, key: str, rewards: Tensor, others: Tensor, num_generations: int) -> None:
+        correlation = group_correlation(rewards, others.to(rewards.device), num_generations)
+        if correlation is not None:
+            self._add(key, correlation[0])
+
+    def _add(self, key: str, value: float) -> None:
+        if math.isfinite(value):
+            self._sums.setdefault(key, []).append(value)
+
+
+def _is_online_dpo(trainer: Any) -> bool:
+    # By name: importing an experimental module prints a warning.
+    return any(cls.__name__ == "OnlineDPOTrainer" and cls.__module__.startswith("trl.") for cls in type(trainer).__mro__)
+
+
+def _hash(token_ids: Sequence[int]) -> int:
+    """The same on every process, which Python's `hash` of text is not; 63 bits."""
+    digest = hashlib.blake2b(b",".join(str(i).encode() for i in token_ids), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1

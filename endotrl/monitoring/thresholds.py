@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When the collapse monitor speaks, and where each number comes from."""
+
+from dataclasses import dataclass, field, fields
+
+
+@dataclass(frozen=True)
+class CollapseThresholds:
+    r"""
+    Thresholds of [`CollapseMonitor`]. "Measured" means chosen on the runs of `docs/results/collapse.md`.
+
+    Args:
+        warmup (`int`, *optional*, defaults to `8`):
+            Logged steps before anything is judged. They give the levels that symptoms are compared with.
+        held_out_fall (`float`, *optional*, defaults to `0.02`):
+            Least fall of a held-out reward, from its best level, that counts.
+        evidence (`float`, *optional*, defaults to `8.0`):
+            Evidence, in standard deviations summed over steps, at which a falling held-out reward alone raises the alarm.
+        evidence_with_symptom (`float`, *optional*, defaults to `2.0`):
+            The same while another symptom is there.
+        drift_evidence (`float`, *optional*, defaults to `8.0`):
+            Evidence at which a drift of length, frozen log-probability or agreement counts as a symptom.
+        evaluation_fall (`float`, *optional*, defaults to `0.05`):
+            Fall of a held-out reward on the evaluation set that raises the alarm, if two evaluations in a row show it.
+        length_ratio (`float`, *optional*, defaults to `0.33`):
+            Mean length, relative to its first level, below which answers have collapsed.
+        clipped_rise (`float`, *optional*, defaults to `0.5`):
+            Rise of the fraction of completions that are cut off.
+        repetition_rise (`float`, *optional*, defaults to `0.3`):
+            Rise of the fraction of repeated 4-grams.
+        log_prob_fall (`float`, *optional*, defaults to `0.5`):
+            Fall of the frozen model's log-probability per token, in nats.
+        kl (`float`, *optional*, defaults to `1.0`):
+            KL to the reference, in nats a token.
+        entropy_ratio (`float`, *optional*, defaults to `0.02`):
+            Entropy of the policy, relative to its first level.
+        distinct_completions (`float`, *optional*, defaults to `1.1`):
+            Different completions a group.
+        length_correlation (`float`, *optional*, defaults to `0.9`):
+            Correlation of reward and length within groups, in absolute value.
+        probability_correlation (`float`, *optional*, defaults to `0.95`):
+            Correlation of reward and log-probability within groups.
+        patience (`int`, *optional*, defaults to `3`):
+            Logged steps in a row for which a symptom must last.
+
+    Raises:
+        `ValueError`: If a number is not positive.
+    """
+
+    warmup: int = field(
+        default=8,
+        metadata={
+            "help": "Logged steps before anything is judged, which give the levels that symptoms are compared with. Measured: "
+            "the noise of a step is known from 7 differences to about 30%."
+        },
+    )
+    held_out_fall: float = field(
+        default=0.02,
+        metadata={
+            "help": "Least fall of a held-out reward below its best level. Ours: less than half of the five points before "
+            "which a collapse should be caught."
+        },
+    )
+    evidence: float = field(
+        default=8.0,
+        metadata={
+            "help": "Evidence (CUSUM, Page 1954) at which a falling held-out reward alone raises the alarm. Simulated: with 8, and the "
+            "errors of batches known, none of 50 runs of 1,000 healthy steps raised it; with 5 and allowance 0.5, as textbooks have "
+            "it, most did."
+        },
+    )
+    evidence_with_symptom: float = field(
+        default=2.0, metadata={"help": "The same while a symptom is there that no healthy run had. Measured."}
+    )
+    drift_evidence: float = field(
+        default=8.0,
+        metadata={"help": "Evidence at which a drift counts as a symptom. As `evidence`."},
+    )
+    evaluation_fall: float = field(
+        default=0.05,
+        metadata={
+            "help": "Fall of a held-out reward on the evaluation set, in two evaluations in a row. Ours: five points; of 400 "
+            "answers or more, that is two standard errors."
+        },
+    )
+    length_ratio: float = field(
+        default=0.33,
+        metadata={
+            "help": "Mean length, relative to its first level, below which answers have collapsed: what probability rewards "
+            "end in (https://huggingface.co/papers/2603.08660). Ours; verbose models that learn to be brief halve it."
+        },
+    )
+    clipped_rise: float = field(
+        default=0.5,
+        metadata={"help": "Rise of the fraction of completions that are cut off: answers that do not end any more. Ours."},
+    )
+    repetition_rise: float = field(
+        default=0.3,
+        metadata={
+            "help": "Rise of the fraction of repeated 4-grams: what entropy rewards end in "
+            "(https://huggingface.co/papers/2603.08660). Ours; ordinary prose has less than 0.05."
+        },
+    )
+    log_prob_fall: float = field(
+        default=0.5,
+        metadata={
+            "help": "Fall of the frozen model's log-probability of what the policy writes, nats a token: text that the model "
+            "whose reward it earns finds improbable. Measured: healthy runs rise; the entropy reward loses it in 10 steps."
+        },
+    )
+    kl: float = field(
+        default=1.0,
+        metadata={
+            "help": "KL to the reference, nats a token. Measured: at most 0.2 in healthy runs; a spike was reported for "
+            "a collapse (https://github.com/sunblaze-ucb/Intuitor/issues/23)."
+        },
+    )
+    entropy_ratio: float = field(
+        default=0.02,
+        metadata={
+            "help": "Entropy of the policy, relative to its first level, below which it is deterministic. Counts only together "
+            "with `distinct_completions`, and not for rewards that are verdicts, which such a policy may simply have learned. Measured."
+        },
+    )
+    distinct_completions: float = field(
+        default=1.1, metadata={"help": "Different completions a group, at or below which the policy is deterministic. Ours."}
+    )
+    length_correlation: float = field(
+        default=0.9,
+        metadata={"help": "Absolute correlation of reward and length within groups: the reward is little but length. Ours."},
+    )
+    probability_correlation: float = field(
+        default=0.95,
+        metadata={
+            "help": "Correlation of reward and log-probability within groups: the reward pays for what is said anyway. "
+            "Logged and named in the message, and no reason for an alarm: an endogenous reward has it by construction. Ours."
+        },
+    )
+    patience: int = field(
+        default=3, metadata={"help": "Logged steps in a row for which a symptom must last to raise the alarm. Ours."}
+    )
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if not value > 0:
+                raise ValueError(f"`{entry.name}` is {value}, but every threshold of the monitor must be positive.")

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""
+Corrections of the endogenous reward: what takes out of it the parts that a policy exploits.
+
+- [`LengthControl`] takes out what length explains.
+- [`ClipTokens`] bounds what a single token can do.
+- [`InformationGain`] pays only for what the model knows beyond another one.
+
+The centered form is a token reward of its own (`token_reward="centered"`), and mixing with a verifiable reward is TRL's
+`reward_weights`.
+"""
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+
+def length_slope_sums(
+    outcomes: Sequence[float | None], lengths: Sequence[int], groups: Sequence[Hashable]
+) -> tuple[float, float]:
+    r"""
+    Sums from which the slope of outcomes on log length follows, $b = S_{xy} / S_{xx}$ with
+
+    $$
+    S_{xy} = \sum_g \sum_{i \in g} (\log H_i - \overline{\log H}_g)(s_i - \bar s_g), \qquad
+    S_{xx} = \sum_g \sum_{i \in g} (\log H_i - \overline{\log H}_g)^2 :
+    $$
+
+    within groups, so that prompts that ask for long answers do not count as an effect of length.
+
+    Args:
+        outcomes (`list[float | None]`):
+            One number a completion; `None` ones are left out.
+        lengths (`list[int]`):
+            Lengths in tokens, $H_i$.
+        groups (`list`):
+            What tells groups apart, such as the prompt.
+
+    Returns:
+        `tuple[float, float]`: $S_{xy}$ and $S_{xx}$.
+
+    Example:
+    ```python
+    >>> from endotrl.rewards.corrections import length_slope_sums
+
+    >>> xy, xx = length_slope_sums([-1.0, -3.0, -10.0, -12.0], [1, 4, 1, 4], ["a", "a", "b", "b"])
+    >>> round(xy / xx, 4)  # two nats less for four times the length, whatever the prompt
+    -1.4427
+    ```
+    """
+    members: dict[Hashable, list[tuple[float, float]]] = {}
+    for outcome, length, group in zip(outcomes, lengths, groups, strict=True):
+        if outcome is not None and length > 0:
+            members.setdefault(group, []).append((math.log(length), outcome))
+    xy = xx = 0.0
+    for pairs in members.values():
+        x, y = torch.tensor(pairs, dtype=torch.float64).T
+        x, y = x - x.mean(), y - y.mean()
+        xy, xx = xy + (x @ y).item(), xx + (x @ x).item()
+    return xy, xx
+
+
+def length_shares(num_tokens: int, slope: float) -> Tensor:
+    r"""
+    What each token adds to $-b \log H$: $-b \log \frac{h}{h-1}$ for token $h$, and 0 for the first. They sum to $-b \log H$, and
+    depend on nothing that comes later.
+
+    Returns:
+        `torch.Tensor` of shape `(H,)`, float32.
+    """
+    logs = torch.arange(1, num_tokens + 1, dtype=torch.float64).log()
+    return (-slope * torch.diff(logs, prepend=torch.zeros(1, dtype=torch.float64))).float()
+
+
+@dataclass(frozen=True)
+class LengthControl:
+    r"""
+    Length control: $s - b \log H$ for an outcome $s$ of $H$ tokens, the residual of the outcome on log length.
+
+    The slope $b$ is estimated by least squares within groups, pooled over the prompts of a batch: the completions that this
+    process scores in one call. It uses no labels. Completions of one prompt are then no longer ranked by length on average. If longer
+    answers *are* better, that is taken out too.
+
+    Args:
+        decay (`float`, *optional*, defaults to `0.0`):
+            Weight of earlier batches: with 0 the batch decides alone, so that a run that was interrupted goes on as it would
+            have. Above 0, in $[0, 1)$, $S_{xy}$ and $S_{xx}$ are sums over all batches so far, each earlier one times `decay`: for
+            batches of few groups, whose own slope is mostly noise. They are not in checkpoints.
+
+    Raises:
+        `ValueError`: If `decay` is out of range.
+
+    Example:
+    ```python
+    >>> from endotrl import EndogenousReward
+    >>> from endotrl.rewards import LengthControl
+
+    >>> reward = EndogenousReward("quickstart", correction=LengthControl(decay=0.9))
+    ```
+    """
+
+    decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.decay < 1.0:
+            raise ValueError(f"`decay` is {self.decay}, but it must be at least 0 and less than 1.")
+
+
+@dataclass(frozen=True)
+class ClipTokens:
+    r"""
+    Clipping: each token reward is kept in `[low, high]`, so that one improbable token (a name, a number) does not decide over a whole
+    answer, and none can be gained without limit.
+
+    It needs token rewards that are free of the arbitrary constants in the logits: `token_reward="log_prob"` or `"centered"`. The
+    outcome is the aggregate of the clipped rewards; it is no longer a log-probability, so that the power distribution is no longer the
+    optimum.
+
+    Args:
+        low (`float`, *optional*, defaults to `-5.0`), high (`float`, *optional*, defaults to `inf`):
+            Bounds, in nats for `alpha=1.0`.
+
+    Raises:
+        `ValueError`: If `low` is not less than `high`.
+
+    Example:
+    ```python
+    >>> from endotrl import EndogenousReward
+    >>> from endotrl.rewards import ClipTokens
+
+    >>> reward = EndogenousReward("quickstart", token_reward="log_prob", correction=ClipTokens(low=-3.0))
+    ```
+    """
+
+    low: float = -5.0
+    high: float = math.inf
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise ValueError(f"`low` is {self.low} and `high` {self.high}, but `low` must be less than `high`.")
+
+
+@dataclass(frozen=True)
+class InformationGain:
+    r"""
+    Information gain over a second model: the token reward is
+
+    $$
+    r_h = w(\hat\pi(a_h|s_h)) \, \alpha \, (\log \hat\pi(a_h|s_h) - \log \pi_{\text{gen}}(a_h|s_h))
+    $$
+
+    with a generalist $\pi_{\text{gen}}$: what any model finds probable earns nothing. The idea is TCER's
+    (https://huggingface.co/papers/2604.11522), whose formula is not public: this is none of its numbers' source, and no parity with it
+    is claimed.
+
+    It needs `token_reward="log_prob"`. With `weight=None` and `aggregate="sum"`, the outcome is the log-ratio
+    $\alpha \log \frac{\hat\pi(y|x)}{\pi_{\text{gen}}(y|x)}$. It costs a forward pass of the generalist.
+
+    Args:
+        generalist (`str` or [`~transformers.PreTrainedModel`]):
+            The other model, with the same tokenizer: a path, a hub id, or a loaded model.
+        weight (`Callable`, *optional*):
+            Weight of a token, from the probabilities of the tokens under the frozen model, shape `(H,)`, to shape `(H,)`; for example
+            [`one_minus_probability`]. `None` is 1 for all.
+
+    Example:
+    ```python
+    >>> from endotrl import EndogenousReward
+    >>> from endotrl.rewards import InformationGain
+    >>> from endotrl.rewards.corrections import one_minus_probability
+
+    >>> gain = InformationGain("Qwen/Qwen2.5-Math-7B", weight=one_minus_probability)
+    >>> reward = EndogenousReward("my-sft-model", token_reward="log_prob", correction=gain)
+    ```
+    """
+
+    generalist: str | PreTrainedModel
+    weight: Callable[[Tensor], Tensor] | None = None
+
+
+Correction = LengthControl | ClipTokens | InformationGain
+CorrectionName = Literal["length", "clip"]
+
+
+def one_minus_probability(probabilities: Tensor) -> Tensor:
+    """A weight for [`InformationGain`]: 0 for a token that the model was sure of, 1 for one that it did not expect."""
+    return 1 - probabilities
+
+
+def as_correction(correction: Correction | CorrectionName | None, token_reward: str) -> Correction | None:
+    """
+    The correction that is meant: `"length"` is `LengthControl()`, `"clip"` is `ClipTokens()`.
+
+    Raises:
+        `ValueError`: If there is no such correction, or it does not go with the form of the token rewards.
+    """
+    if correction == "length":
+        correction = LengthControl()
+    elif correction == "clip":
+        correction = ClipTokens()
+    if correction is not None and not isinstance(correction, LengthControl | ClipTokens | InformationGain):
+        raise ValueError(
+            f'`correction` is {correction!r}, but it must be "length", "clip", a `LengthControl`, a `ClipTokens`, an '
+            "`InformationGain`, or `None`."
+        )
+    if isinstance(correction, ClipTokens) and token_reward == "bellman":
+        raise ValueError(
+            "`ClipTokens` bounds single token rewards, and those of `token_reward=\"bellman\"` contain arbitrary constants of the "
+            'logits, which it would turn into rewards. Use `token_reward="log_prob"` (the same sum) or "centered".'
+        )
+    if isinstance(correction, InformationGain) and token_reward != "log_prob":
+        raise ValueError(
+            f"`InformationGain` is a difference of log-probabilities, and `token_reward` is {token_reward!r}. Use "
+            '`token_reward="log_prob"`.'
+        )
+    return correction

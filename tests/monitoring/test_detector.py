@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The detector on logs of our own making: when it speaks, how soon, and how seldom for nothing."""
+
+import math
+import random
+from collections.abc import Iterable
+from dataclasses import fields
+from typing import Any
+
+import pytest
+
+from endotrl.monitoring import CollapseThresholds, Detector
+
+
+def first_alarm(entries: Iterable[dict[str, float]], **kwargs: Any) -> int | None:
+    detector = Detector(**kwargs)
+    return next((i for i, entry in enumerate(entries) if detector.update(entry).alarm), None)
+
+
+def noisy(levels: Iterable[float], noise: float, seed: int) -> list[float]:
+    generator = random.Random(seed)
+    return [level + generator.gauss(0, noise) for level in levels]
+
+
+def accuracies(levels: Iterable[float], noise: float = 0.03, seed: int = 0, with_error: bool = True) -> list[dict[str, float]]:
+    return [
+        {"reward": 0.1 * i, "collapse/held_out/accuracy": a, **({"collapse/held_out_error/accuracy": noise} if with_error else {})}
+        for i, a in enumerate(noisy(levels, noise, seed))
+    ]
+
+
+@pytest.mark.parametrize("with_error", [True, False])
+def test_silent_where_nothing_falls(with_error: bool) -> None:
+    # 20 runs of 1,000 steps: flat, and rising to a plateau.
+    plateau = [0.95 - 0.3 * math.exp(-i / 30) for i in range(1000)]
+    alarms = [first_alarm(accuracies([0.7] * 1000, seed=seed, with_error=with_error)) for seed in range(10)]
+    alarms += [first_alarm(accuracies(plateau, seed=seed, with_error=with_error)) for seed in range(10)]
+    assert sum(alarm is not None for alarm in alarms) <= 1
+
+
+@pytest.mark.parametrize("with_error", [True, False])
+@pytest.mark.parametrize("points_a_step", [0.003, 0.01, 0.03])
+def test_a_fall_is_seen(points_a_step: float, with_error: bool) -> None:
+    levels = [0.7] * 40 + [0.7 - points_a_step * i for i in range(60)]
+    lost = []
+    for seed in range(10):
+        alarm = first_alarm(accuracies(levels, seed=seed, with_error=with_error))
+        assert alarm is not None and alarm >= 40
+        lost.append(0.7 - levels[alarm])
+    # Alone, the held-out reward of a step is known to 3 points, and nothing can see a fall of that size at once.
+    assert sum(lost) / len(lost) < 0.08 + 3.5 * points_a_step
+
+
+def test_a_symptom_makes_it_sooner() -> None:
+    levels = [0.7] * 40 + [0.7 - 0.004 * i for i in range(60)]
+    for seed in range(5):
+        plain = accuracies(levels, seed=seed)
+        disagreeing = [{**entry, "collapse/agreement_z/accuracy": -3.0} for entry in plain]
+        alone, together = first_alarm(plain), first_alarm(disagreeing)
+        assert together < alone
+        assert 0.7 - levels[together] < 0.06
+    # The symptom itself is no alarm.
+    assert first_alarm({**e, "collapse/agreement_z/accuracy": -3.0} for e in accuracies([0.7] * 200, noise=0.001)) is None
+
+
+def test_a_fast_fall_from_the_first_step() -> None:
+    alarm = first_alarm(accuracies([0.7 - 0.03 * i for i in range(20)], noise=0.02))
+    assert alarm is not None and alarm <= 7
+
+
+@pytest.mark.parametrize("scale", [1, 50])
+def test_names_of_held_out_rewards_suffice(scale: int) -> None:
+    # Not attached: only what the trainer logs.
+    log = [
+        {"reward": i, "rewards/accuracy/mean": e["collapse/held_out/accuracy"]}
+        for i, e in enumerate(accuracies([0.7] * 30 + [0.7 - 0.01 * i for i in range(40)]))
+    ]
+    assert first_alarm(log, held_out=["accuracy"]) is not None
+    assert first_alarm(log) is None
+
+
+BASE = {"reward": 0.0, "completions/mean_length": 100.0, "completions/clipped_ratio": 0.1, "entropy": 1.0, "kl": 0.01}
+BASE |= {"collapse/repetition": 0.02, "r/log_prob_per_token": -1.0, "collapse/distinct_completions": 8.0}
+BASE |= {"collapse/length_correlation": -0.5, "collapse/reward_is_verdict": 0.0}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"completions/mean_length": 30.0},
+        {"completions/clipped_ratio": 0.9},
+        {"collapse/repetition": 0.5},
+        {"r/log_prob_per_token": -2.0},
+        {"kl": 2.0},
+        {"entropy": 0.001, "collapse/distinct_completions": 1.0},
+        {"collapse/length_correlation": -0.97, "completions/mean_length": 45.0},
+    ],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_symptoms_decide_without_a_held_out_reward(changed: dict[str, float]) -> None:
+    entries = [BASE] * 20 + [{**BASE, **changed}] * 5
+    assert first_alarm(entries) == 22  # the third in a row
+    # They do not last: no alarm.
+    assert first_alarm([*[BASE] * 20, *([{**BASE, **changed}] * 2 + [BASE]) * 5]) is None
+    # A held-out reward that does not fall has the last word.
+    assert first_alarm({**entry, "collapse/held_out/accuracy": 0.7 + 0.01 * (i % 2)} for i, entry in enumerate(entries)) is None
+
+
+def test_what_success_looks_like() -> None:
+    # A verifier's verdict: the policy has become sure, and brief, and right.
+    sure = {"entropy": 0.001, "collapse/distinct_completions": 1.0, "completions/mean_length": 60.0}
+    assert first_alarm([*[{**BASE, "collapse/reward_is_verdict": 1.0}] * 20, *[{**BASE, **sure, "collapse/reward_is_verdict": 1.0}] * 50]) is None
+    # Longer answers, as of models that learn to reason.
+    assert first_alarm([{**BASE, "completions/mean_length": 100.0 + 10 * i} for i in range(100)]) is None
+
+
+def test_evaluations() -> None:
+    steps = accuracies([0.7] * 10, noise=0.01)
+    evaluations = lambda *values: [{"eval_loss": 0.0, "eval_rewards/accuracy/mean": v} for v in values]  # noqa: E731
+    assert first_alarm([*steps, *evaluations(0.7, 0.72, 0.66, 0.71, 0.60)]) is None  # never twice in a row
+    assert first_alarm([*steps, *evaluations(0.7, 0.72, 0.66, 0.65)]) == 13
+
+
+def test_other_entries_are_passed_over() -> None:
+    detector = Detector()
+    assert detector.update({"train_runtime": 3.0, "train_loss": 0.1}).alarm is None
+    assert detector.update({"reward": math.nan, "completions/mean_length": None}).alarm is None  # type: ignore[dict-item]
+    assert detector.update({"step": 3, "loss": 0.1}).symptoms == []
+
+
+def test_thresholds_have_help_and_are_checked() -> None:
+    for field in fields(CollapseThresholds):
+        assert field.metadata["help"].endswith(".")
+        assert f"{field.name} (`" in (CollapseThresholds.__doc__ or "")
+        with pytest.raises(ValueError, match=f"`{field.name}` is 0"):
+            CollapseThresholds(**{field.name: 0})

@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The monitor in TRL's trainers, on a tiny policy whose held-out reward follows a script."""
+
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
+
+from endotrl import (
+    CollapseMonitor,
+    DenseGRPOConfig,
+    DenseGRPOTrainer,
+    EndogenousReward,
+    PPOConfig,
+    PPOTrainer,
+)
+from endotrl.rewards import LengthReward
+
+from ..helpers import assert_same_to_the_bit, weights
+
+
+pytestmark = pytest.mark.slow
+DATASET = Dataset.from_dict({"prompt": ["a b c", "d e", "f", "g h i j"] * 8})
+FALLS_AFTER = 14
+
+
+class ScriptedAccuracy:
+    """Right three times out of four until a step, and never after it."""
+
+    def __init__(self, falls_after: float) -> None:
+        self.__name__ = "accuracy"
+        self.falls_after = falls_after
+
+    def __call__(self, completions: list[Any], trainer_state: Any, **kwargs: Any) -> list[float]:
+        fine = trainer_state.global_step < self.falls_after
+        return [float(fine and i % 4 != trainer_state.global_step % 4) for i in range(len(completions))]
+
+
+class Reported(TrainerCallback):
+    """What a reporting callback, such as W&B's, is given."""
+
+    def __init__(self) -> None:
+        self.logs: list[dict[str, float]] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        self.logs.append(dict(logs or {}))
+
+
+def make_trainer(
+    path: str,
+    output_dir: Path,
+    falls_after: float = FALLS_AFTER,
+    trainer_class: Any = GRPOTrainer,
+    config_class: Any = GRPOConfig,
+    weight: float = 0.0,
+    **settings: Any,
+) -> Any:
+    settings = {
+        "max_steps": 24,
+        "save_strategy": "no",
+        "per_device_train_batch_size": 32,
+        "num_generations": 4,
+        "max_completion_length": 8,
+        "logging_steps": 1,
+        **settings,
+    }
+    if config_class is PPOConfig:
+        settings |= {"num_generations": 4, "critic": "none", "scale_rewards": "none"}
+    args = config_class(
+        output_dir=str(output_dir),
+        report_to=[],
+        use_cpu=True,
+        bf16=False,
+        disable_tqdm=True,
+        learning_rate=1e-2,
+        beta=0.05,
+        seed=3,
+        reward_weights=[1.0, weight],
+        **settings,
+    )
+    return trainer_class(
+        model=AutoModelForCausalLM.from_pretrained(path),
+        reward_funcs=[EndogenousReward(path), ScriptedAccuracy(falls_after)],
+        args=args,
+        train_dataset=DATASET,
+        processing_class=AutoTokenizer.from_pretrained(path),
+    )
+
+
+def steps(trainer: Any) -> list[dict[str, float]]:
+    return [entry for entry in trainer.state.log_history if "reward" in entry]
+
+
+@pytest.mark.parametrize(
+    ("trainer_class", "config_class"),
+    [
+        (GRPOTrainer, GRPOConfig),
+        (RLOOTrainer, RLOOConfig),
+        (DenseGRPOTrainer, DenseGRPOConfig),
+        (PPOTrainer, PPOConfig),
+    ],
+    ids=lambda c: c.__name__,
+)
+def test_figures_of_every_trainer(
+    trainer_class: Any, config_class: Any, tiny_policy_path: str, tmp_path: Path
+) -> None:
+    trainer = make_trainer(
+        tiny_policy_path, tmp_path, math.inf, trainer_class, config_class, max_steps=3, logging_steps=3
+    )
+    monitor = CollapseMonitor().attach(trainer)
+    seen: list[tuple[list[list[int]], torch.Tensor]] = []
+    calculate = trainer._calculate_rewards
+
+    def watch(inputs: Any, prompts: Any, completions: Any, ids: Any) -> torch.Tensor:
+        rewards = calculate(inputs, prompts, completions, ids)
+        seen.append((ids, rewards))
+        return rewards
+
+    trainer._calculate_rewards = watch
+    reported = Reported()
+    trainer.add_callback(reported)
+    trainer.train()
+    assert len(seen) == 3 and not monitor.alarms
+    (entry,) = steps(trainer)
+    # Naively, completion by completion.
+    repeated, distinct = [], []
+    for ids, _ in seen:
+        for row in ids:
+            grams = [tuple(row[i : i + 4]) for i in range(len(row) - 3)]
+            if len(grams) > 1:
+                repeated.append((len(seen), 1 - len(set(grams)) / len(grams)))
+        distinct += [len({tuple(row) for row in ids[i : i + 4]}) for i in range(0, 32, 4)]
+    assert entry["collapse/distinct_completions"] == pytest.approx(sum(distinct) / len(distinct))
+    accuracy = torch.stack([rewards[:, 1] for _, rewards in seen]).mean().item()
+    assert entry["collapse/held_out/accuracy"] == pytest.approx(accuracy) == pytest.approx(0.75)
+    correlations = []
+    for ids, rewards in seen:
+        x = rewards[:, 0].double().view(-1, 4)
+        y = torch.tensor([float(len(row)) for row in ids]).double().view(-1, 4)
+        x, y = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
+        correlations.append((x * y).sum() / (x.square().sum() * y.square().sum()).sqrt())
+    assert entry["collapse/length_correlation"] == pytest.approx(torch.stack(correlations).mean().item(), abs=1e-4)
+    # The reward is the log-probability under the model that the policy began as.
+    assert entry["collapse/probability_correlation"] > 0.9
+    assert entry["collapse/alarm"] == 0.0
+    assert any("collapse/held_out/accuracy" in logs for logs in reported.logs)
+    json.dumps(trainer.state.log_history, allow_nan=False)
+
+
+def test_watching_changes_nothing(tiny_policy_path: str, tmp_path: Path) -> None:
+    trained = []
+    for watched in (False, True):
+        trainer = make_trainer(tiny_policy_path, tmp_path, max_steps=4)
+        if watched:
+            CollapseMonitor().attach(trainer)
+        trainer.train()
+        trained.append(weights(trainer.model))
+    assert_same_to_the_bit(*trained)
+
+
+def test_warns_once(tiny_policy_path: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trainer = make_trainer(tiny_policy_path, tmp_path)
+    monitor = CollapseMonitor().attach(trainer)
+    with caplog.at_level(logging.WARNING, logger="endotrl"):
+        trainer.train()
+    ((step, reason),) = monitor.alarms
+    assert FALLS_AFTER < step <= FALLS_AFTER + 4
+    assert "`accuracy`" in reason
+    (message,) = [record.getMessage() for record in caplog.records if "collapses" in record.getMessage()]
+    assert f"step {step}" in message
+    assert trainer.state.global_step == 24
+    alarms = [entry["step"] for entry in steps(trainer) if entry["collapse/alarm"]]
+    assert alarms == list(range(step, 25))
+
+
+def test_silent_on_a_healthy_run(tiny_policy_path: str, tmp_path: Path) -> None:
+    trainer = make_trainer(tiny_policy_path, tmp_path, falls_after=math.inf)
+    monitor = CollapseMonitor(action="stop").attach(trainer)
+    trainer.train()
+    assert monitor.alarms == [] and trainer.state.global_step == 24
+
+
+def test_stops(tiny_policy_path: str, tmp_path: Path) -> None:
+    trainer = make_trainer(tiny_policy_path, tmp_path)
+    monitor = CollapseMonitor(action="stop").attach(trainer)
+    trainer.train()
+    assert trainer.state.global_step == monitor.alarms[0][0] < 24
+
+
+def test_restores_the_best_checkpoint(tiny_policy_path: str, tmp_path: Path) -> None:
+    trainer = make_trainer(tiny_policy_path, tmp_path, save_strategy="steps", save_steps=5, save_total_limit=2)
+    CollapseMonitor(action="restore").attach(trainer)
+    trainer.train()
+    best = Path(trainer.state.best_model_checkpoint)
+    # Saved at 5 (too early to judge), 10 and 15, when the first answers had just become wrong.
+    assert best.name == "checkpoint-10"
+    expected = AutoModelForCausalLM.from_pretrained(best)
+    assert_same_to_the_bit(weights(expected), weights(trainer.model))
+
+
+def test_goes_on_after_an_interruption(tiny_policy_path: str, tmp_path: Path) -> None:
+    whole = make_trainer(tiny_policy_path, tmp_path / "whole")
+    monitor = CollapseMonitor().attach(whole)
+    whole.train()
+    # Interrupted shortly after the fall began, before there was evidence enough.
+    first = make_trainer(tiny_policy_path, tmp_path / "parts", save_strategy="steps", save_steps=FALLS_AFTER + 1)
+
+    class Interrupt(TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            control.should_training_stop = True
+
+    before = CollapseMonitor().attach(first)
+    first.add_callback(Interrupt())
+    first.train()
+    assert before.alarms == []
+    second = make_trainer(tiny_policy_path, tmp_path / "parts")
+    after = CollapseMonitor().attach(second)
+    second.train(resume_from_checkpoint=True)
+    assert after.alarms == monitor.alarms
+    for entry, other in zip(steps(whole), steps(second), strict=True):
+        for key in entry:
+            if key.startswith("collapse/"):
+                assert other[key] == pytest.approx(entry[key], rel=1e-4), (entry["step"], key)
+
+
+def test_as_a_plain_callback_it_reads_the_log(tiny_policy_path: str, tmp_path: Path) -> None:
+    trainer = make_trainer(tiny_policy_path, tmp_path)
+    monitor = CollapseMonitor(held_out=["accuracy"])
+    trainer.add_callback(monitor)
+    trainer.train()
+    assert len(monitor.alarms) == 1 and monitor.alarms[0][0] > FALLS_AFTER
+
+
+def test_online_dpo(tiny_policy_path: str, tmp_path: Path) -> None:
+    trainer = OnlineDPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(tiny_policy_path),
+        reward_funcs=LengthReward(),
+        args=OnlineDPOConfig(
+            output_dir=str(tmp_path),
+            report_to=[],
+            use_cpu=True,
+            bf16=False,
+            max_steps=2,
+            save_strategy="no",
+            per_device_train_batch_size=8,
+            max_new_tokens=8,
+            logging_steps=1,
+            disable_tqdm=True,
+        ),
+        processing_class=AutoTokenizer.from_pretrained(tiny_policy_path, padding_side="left"),
+        train_dataset=DATASET,
+    )
+    monitor = CollapseMonitor().attach(trainer)
+    trainer.train()
+    entries = [entry for entry in trainer.state.log_history if "objective/scores" in entry]
+    assert len(entries) == 2 and not monitor.alarms
+    for entry in entries:
+        assert entry["collapse/length_correlation"] == pytest.approx(-1.0)  # within pairs: the order is right
+        assert 1.0 <= entry["collapse/distinct_completions"] <= 2.0
+
+
+class TestBadSettings:
+    def test_action(self) -> None:
+        with pytest.raises(ValueError, match="`action` is 'halt'"):
+            CollapseMonitor(action="halt")  # type: ignore[arg-type]
+
+    def test_held_out_as_text(self) -> None:
+        with pytest.raises(ValueError, match=r"list of names: \['accuracy'\]"):
+            CollapseMonitor(held_out="accuracy")
+
+    @pytest.mark.parametrize(
+        ("name", "message"), [("accuracies", "no reward function"), ("endogenous_reward", "trained on")]
+    )
+    def test_held_out(self, name: str, message: str, tiny_policy_path: str, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=f"{name}.*{message}.*here accuracy"):
+            CollapseMonitor(held_out=[name]).attach(make_trainer(tiny_policy_path, tmp_path))
+
+    def test_attached_twice(self, tiny_policy_path: str, tmp_path: Path) -> None:
+        trainer = make_trainer(tiny_policy_path, tmp_path)
+        monitor = CollapseMonitor().attach(trainer)
+        with pytest.raises(ValueError, match="attached to a trainer already"):
+            monitor.attach(trainer)
+
+    def test_restore_without_checkpoints(self, tiny_policy_path: str, tmp_path: Path) -> None:
+        trainer = make_trainer(tiny_policy_path, tmp_path)
+        CollapseMonitor(action="restore").attach(trainer)
+        with pytest.raises(ValueError, match='`save_strategy` is "no"'):
+            trainer.train()
