@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The recipes: their files are read by their real parsers, their mistakes are found early, and they train."""
 
-import importlib.util
 import json
 import math
 import os
@@ -9,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,9 +15,8 @@ import yaml
 from datasets import Dataset
 from trl import ModelConfig
 
-from endotrl import DenseGRPOConfig, EndogenousReward, PPOConfig
+from endotrl import DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward, PPOConfig, PPOTrainer, recipes
 from endotrl.recipes import RewardArguments, load_prompts, make_parser, make_reward_funcs
-from endotrl.recipes import training as recipe_training
 from endotrl.recipes.training import print_summary
 from endotrl.rewards import AccuracyReward, FormatReward, LengthReward, RandomReward
 
@@ -33,12 +30,8 @@ def config_class(recipe: Path) -> type[DenseGRPOConfig] | type[PPOConfig]:
     return PPOConfig if recipe.stem == "ppo" else DenseGRPOConfig
 
 
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"recipe_{name}", ROOT / "recipes" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def trainer_class(recipe: Path) -> type[DenseGRPOTrainer] | type[PPOTrainer]:
+    return PPOTrainer if recipe.stem == "ppo" else DenseGRPOTrainer
 
 
 @pytest.fixture
@@ -77,12 +70,15 @@ def recipe(name: str) -> Path:
     return ROOT / "recipes" / "smollm2-135m" / f"{name}.yaml"
 
 
-def run(name: str, recipe_name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+def train(path: Path, *arguments: str) -> list[dict[str, Any]]:
+    """Runs a recipe in this process, and returns what was logged."""
+    trainer = recipes.run(trainer_class(path), recipes.prepare(*parse(path, *arguments)))
+    return trainer.state.log_history
+
+
+def run(name: str, arguments: list[str]) -> list[dict[str, Any]]:
     """Runs a recipe in this process, and returns what was logged in training."""
-    histories: list[list[dict[str, Any]]] = []
-    monkeypatch.setattr(recipe_training, "print_summary", lambda history, output_dir: histories.append(history))
-    script(name).main(*parse(recipe(recipe_name), *arguments))
-    return [entry for entry in histories[0] if "reward" in entry]
+    return [entry for entry in train(recipe(name), *arguments) if "reward" in entry]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -165,7 +161,7 @@ class TestMistakes:
     )
     def test_settings(self, name: str, arguments: list[str], message: str, small: list[str]) -> None:
         with pytest.raises(ValueError, match=message):
-            script("ppo" if name == "ppo" else "grpo").main(*parse(recipe(name), *small, *arguments))
+            recipes.prepare(*parse(recipe(name), *small, *arguments))
 
     @pytest.mark.parametrize(
         ("criterion", "message"),
@@ -179,15 +175,15 @@ class TestMistakes:
         if "also" in message:
             prompts.write_text(prompts.read_text().replace("answer", "domain"))
         with pytest.raises(ValueError, match=message):
-            script("grpo").main(*parse(path, *small))
+            recipes.prepare(*parse(path, *small))
 
     def test_no_file(self, small: list[str], tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match="no such file"):
-            script("grpo").main(*parse(recipe("grpo"), *small, "--dataset_name", str(tmp_path / "other.jsonl")))
+            recipes.prepare(*parse(recipe("grpo"), *small, "--dataset_name", str(tmp_path / "other.jsonl")))
 
     def test_no_frozen_model(self, small: list[str], tmp_path: Path) -> None:
         with pytest.raises(OSError, match="nowhere"):
-            script("grpo").main(*parse(recipe("grpo"), *small, "--reward_model", str(tmp_path / "nowhere")))
+            recipes.prepare(*parse(recipe("grpo"), *small, "--reward_model", str(tmp_path / "nowhere")))
 
 
 def reward_funcs(
@@ -287,13 +283,11 @@ class TestPrompts:
 
 
 class TestRuns:
-    @pytest.mark.parametrize(("name", "recipe_name"), [("grpo", "grpo"), ("grpo", "dense_grpo"), ("ppo", "ppo")])
-    def test_lora(
-        self, name: str, recipe_name: str, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    @pytest.mark.parametrize("name", ["grpo", "dense_grpo", "ppo"])
+    def test_lora(self, name: str, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         attached: list[EndogenousReward] = []
         monkeypatch.setattr(EndogenousReward, "attach", _watched_attach(attached))
-        steps = run(name, recipe_name, small, monkeypatch)
+        steps = run(name, small)
         assert len(steps) == (1 if name == "ppo" else 2)  # PPO trains for four steps on what it has generated
         assert len(attached) == 1 and attached[0].is_shared
         for step in steps:
@@ -302,13 +296,13 @@ class TestRuns:
             # The accuracy has the weight 0.
             assert step["reward"] == pytest.approx(step["rewards/endogenous_reward/mean"])
             # Credit by token: advantages differ within completions, and do not with the credit of the outcome.
-            assert (step["advantage/within_completion"] > 1e-3) == (recipe_name != "grpo")
+            assert (step["advantage/within_completion"] > 1e-3) == (name != "grpo")
         assert (tmp_path / "output" / "adapter_model.safetensors").is_file()
 
     @pytest.mark.parametrize("control", ["random", "length", "format"])
     @pytest.mark.parametrize("name", ["grpo", "ppo"])
-    def test_control(self, name: str, control: str, small: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-        steps = run(name, name, [*small, "--max_steps", "1", "--reward", control], monkeypatch)
+    def test_control(self, name: str, control: str, small: list[str]) -> None:
+        steps = run(name, [*small, "--max_steps", "1", "--reward", control])
         key = {"random": "random_reward", "length": "short_length_reward", "format": "format_reward"}[control]
         assert math.isfinite(steps[0][f"rewards/{key}/mean"])
         assert not any(k.startswith("endogenous_reward") for k in steps[0])
@@ -333,16 +327,14 @@ class TestRuns:
         attached: list[EndogenousReward] = []
         monkeypatch.setattr(EndogenousReward, "attach", _watched_attach(attached))
         arguments = [argument.format(model=tiny_policy_path) for argument in arguments]
-        steps = run("grpo", "grpo", [*small, "--max_steps", "1", *arguments], monkeypatch)
+        steps = run("grpo", [*small, "--max_steps", "1", *arguments])
         assert len(attached) == shared
         assert steps[0]["rewards/endogenous_reward/mean"] < 0
 
-    def test_evaluation(self, small: list[str], prompts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_evaluation(self, small: list[str], prompts: Path) -> None:
         evaluation = ["--eval_strategy", "steps", "--eval_on_start", "True", "--dataset_test_split", "train"]
-        histories: list[list[dict[str, Any]]] = []
-        monkeypatch.setattr(recipe_training, "print_summary", lambda history, output_dir: histories.append(history))
-        script("grpo").main(*parse(recipe("grpo"), *small, "--max_steps", "1", "--eval_steps", "1", *evaluation))
-        evaluations = [entry for entry in histories[0] if "eval_reward" in entry]
+        history = train(recipe("grpo"), *small, "--max_steps", "1", "--eval_steps", "1", *evaluation)
+        evaluations = [entry for entry in history if "eval_reward" in entry]
         assert len(evaluations) == 2
         assert all(0 <= entry["eval_rewards/accuracy/mean"] <= 1 for entry in evaluations)
 

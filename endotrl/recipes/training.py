@@ -1,24 +1,134 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a recipe does before and after the trainer is made."""
 
-from typing import Any
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any, NamedTuple
 
 import transformers
 from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
+from datasets import Dataset, IterableDataset
 from packaging.version import Version
+from transformers import TrainingArguments
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-from trl import GRPOConfig, ModelConfig
+from trl import DatasetMixtureConfig, GRPOConfig, ModelConfig, get_peft_config, get_quantization_config
 
 from ..quickstart.model import quickstart_model_path
 from ..quickstart.training import make_head_input_contiguous
 from ..reporting import terminal_table
 from ..rewards import EndogenousReward
 from ..trainers.dense_reward_trainer import DenseRewardTrainer
-from .arguments import RewardArguments
+from .arguments import RecipeArguments, RewardArguments
+from .prompts import load_prompts
+from .rewards import make_reward_funcs
 
 
 logger = get_logger(__name__)
+
+
+class Job(NamedTuple):
+    """A recipe whose settings were checked: what a trainer is made of. No weights are loaded yet."""
+
+    script_args: RecipeArguments
+    training_args: GRPOConfig
+    reward_args: RewardArguments
+    model_args: ModelConfig
+    train_dataset: Dataset | IterableDataset
+    eval_dataset: Dataset | IterableDataset | None
+    reward_funcs: list[Callable[..., Any]]
+
+
+def prepare(
+    script_args: RecipeArguments,
+    training_args: GRPOConfig,
+    reward_args: RewardArguments,
+    model_args: ModelConfig,
+    dataset_args: DatasetMixtureConfig,
+) -> Job:
+    """
+    Loads the data, makes the rewards and checks all settings, before any weights are loaded.
+
+    Args:
+        script_args ([`RecipeArguments`]), training_args ([`~trl.GRPOConfig`]), reward_args ([`RewardArguments`]),
+        model_args ([`~trl.ModelConfig`]), dataset_args ([`~trl.DatasetMixtureConfig`]):
+            What the parser of [`make_parser`] returns.
+
+    Returns:
+        [`Job`]: what [`run`] runs.
+
+    Raises:
+        `ValueError`, `ImportError`, `OSError`: If something is wrong: see [`load_prompts`], [`make_reward_funcs`],
+            [`resolve_model`] and [`check_packages`].
+    """
+    check_packages(training_args, model_args)
+    train_dataset, eval_dataset = load_prompts(script_args, training_args, dataset_args)
+    reward_funcs = make_reward_funcs(script_args, training_args, reward_args, model_args, train_dataset)
+    resolve_model(model_args, training_args)
+    return Job(script_args, training_args, reward_args, model_args, train_dataset, eval_dataset, reward_funcs)
+
+
+def run(trainer_class: type[DenseRewardTrainer], job: Job) -> DenseRewardTrainer:
+    """
+    Trains what was prepared.
+
+    Args:
+        trainer_class (`type`):
+            [`DenseGRPOTrainer`] or [`PPOTrainer`], or a class derived from them.
+        job ([`Job`]):
+            What [`prepare`] returns.
+
+    Returns:
+        [`DenseGRPOTrainer`] or [`PPOTrainer`]: the trainer, done.
+    """
+    trainer = trainer_class(
+        model=job.model_args.model_name_or_path,
+        reward_funcs=job.reward_funcs,
+        args=job.training_args,
+        train_dataset=job.train_dataset,
+        eval_dataset=job.eval_dataset,
+        quantization_config=get_quantization_config(job.model_args),
+        peft_config=get_peft_config(job.model_args),
+    )
+    share_frozen_weights(trainer, job.reward_args, job.model_args)
+    train(trainer, job.script_args.dataset_name)
+    return trainer
+
+
+# What a tracker or a setting needs: name of the module, and what to install.
+PACKAGES = {
+    "wandb": "pip install 'endotrl[wandb]'",
+    "tensorboard": "pip install tensorboard",
+    "trackio": "pip install trackio",
+    "peft": "pip install 'endotrl[peft]'",
+    "vllm": "pip install 'endotrl[vllm]'",
+    "deepspeed": "pip install 'endotrl[deepspeed]'",
+    "bitsandbytes": "pip install bitsandbytes",
+}
+
+
+def check_packages(training_args: TrainingArguments, model_args: ModelConfig) -> None:
+    """
+    Raises `ImportError` if settings need a package that is not installed.
+
+    Args:
+        training_args ([`~transformers.TrainingArguments`]):
+            Settings of the trainer.
+        model_args ([`~trl.ModelConfig`]):
+            Settings of the model.
+    """
+    trackers = [name for name in training_args.report_to if name in PACKAGES]
+    needed = {f"report_to: {name}": name for name in trackers}
+    if model_args.use_peft:
+        needed["use_peft: true"] = "peft"
+    if model_args.load_in_4bit or model_args.load_in_8bit:
+        needed["quantization"] = "bitsandbytes"
+    if isinstance(training_args, GRPOConfig) and training_args.use_vllm:
+        needed["use_vllm: true"] = "vllm"
+    for setting, package in needed.items():
+        if find_spec(package) is None and not (package == "tensorboard" and find_spec("tensorboardX")):
+            fallback = ", or set `report_to: none`" if package in trackers else ", or leave that setting out"
+            raise ImportError(f"`{setting}` needs {package}, which is not installed: {PACKAGES[package]}{fallback}.")
 
 
 def resolve_model(model_args: ModelConfig, training_args: GRPOConfig) -> None:
