@@ -11,13 +11,14 @@ from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from packaging.version import Version
 from transformers import TrainingArguments
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-from trl import DatasetMixtureConfig, GRPOConfig, ModelConfig, get_peft_config, get_quantization_config
+from trl import DatasetMixtureConfig, GRPOConfig, ModelConfig, RewardConfig, get_peft_config, get_quantization_config
 
 from ..quickstart.model import quickstart_model_path
 from ..quickstart.training import make_head_input_contiguous
 from ..reporting import terminal_table
-from ..rewards import EndogenousReward
+from ..rewards import EndogenousReward, SentenceReward
+from ..scoring.placement import shards_weights
+from ..sentence import SentenceRewardTrainerConfig
 from ..trainers.dense_reward_trainer import DenseRewardTrainer
 from .arguments import RecipeArguments, RewardArguments
 from .prompts import load_prompts
@@ -103,6 +104,7 @@ PACKAGES = {
     "peft": "pip install 'endotrl[peft]'",
     "vllm": "pip install 'endotrl[vllm]'",
     "deepspeed": "pip install 'endotrl[deepspeed]'",
+    "wtpsplit": "pip install 'endotrl[sat]'",
     "bitsandbytes": "pip install bitsandbytes",
 }
 
@@ -125,13 +127,15 @@ def check_packages(training_args: TrainingArguments, model_args: ModelConfig) ->
         needed["quantization"] = "bitsandbytes"
     if isinstance(training_args, GRPOConfig) and training_args.use_vllm:
         needed["use_vllm: true"] = "vllm"
+    if isinstance(training_args, SentenceRewardTrainerConfig) and training_args.segmenter != "rules":
+        needed[f"segmenter: {training_args.segmenter}"] = "wtpsplit"
     for setting, package in needed.items():
         if find_spec(package) is None and not (package == "tensorboard" and find_spec("tensorboardX")):
             fallback = ", or set `report_to: none`" if package in trackers else ", or leave that setting out"
             raise ImportError(f"`{setting}` needs {package}, which is not installed: {PACKAGES[package]}{fallback}.")
 
 
-def resolve_model(model_args: ModelConfig, training_args: GRPOConfig) -> None:
+def resolve_model(model_args: ModelConfig, training_args: GRPOConfig | RewardConfig) -> None:
     """
     Turns the model name `"quickstart"` into the path of SmolLM2-135M-Instruct, and puts what TRL's
     [`~trl.ModelConfig`] says about loading into `training_args.model_init_kwargs`, as TRL's scripts do.
@@ -154,28 +158,34 @@ def resolve_model(model_args: ModelConfig, training_args: GRPOConfig) -> None:
 def share_frozen_weights(trainer: DenseRewardTrainer, reward_args: RewardArguments, model_args: ModelConfig) -> None:
     """
     Lets the endogenous reward read the frozen weights that the trainer has in memory anyway: the policy without its
-    adapter, or the reference model. Where there are none, where they are sharded or moved, or where `reward_model` names
-    a model, the reward keeps its own copy.
+    adapter, or the reference model. Where there are none, or where `reward_model` names a model, the reward keeps its own
+    copy. Under DeepSpeed ZeRO-3 and FSDP2, frozen weights are split over the processes; with `reward_shard: false`, the
+    reward keeps a whole copy on each.
 
     Raises:
-        `ValueError`: If a copy is needed and would be of another revision than the policy, or of a policy whose weights
-            the trainer quantizes.
+        `ValueError`: If a copy is needed and would be of another revision than the policy.
     """
     for reward in trainer.reward_funcs:
-        if not isinstance(reward, EndogenousReward) or reward_args.reward_model is not None:
+        if isinstance(reward, SentenceReward):
+            reward.attach(trainer)  # for the policy's tokenizer
+        if not isinstance(reward, EndogenousReward):
             continue
-        if _holds_frozen_weights(trainer):
+        if reward_args.reward_model is None and _holds_frozen_weights(trainer, reward_args):
             reward.attach(trainer)
-        elif model_args.model_revision != "main":
+        elif reward_args.reward_model is None and model_args.model_revision != "main":
             raise ValueError(
                 "The trainer has no frozen weights to share, and the reward's own copy would be of the revision 'main', "
                 f"not {model_args.model_revision!r}. Download that revision, and give its path as `model_name_or_path`."
             )
+        elif reward_args.reward_shard and not reward_args.reward_offload:
+            reward.shard(trainer)
         logger.info(f"Frozen model of the reward: {reward}")
 
 
-def _holds_frozen_weights(trainer: DenseRewardTrainer) -> bool:
-    if trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled():
+def _holds_frozen_weights(trainer: DenseRewardTrainer, reward_args: RewardArguments) -> bool:
+    if trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2:
+        return False
+    if shards_weights(trainer.accelerator) and not reward_args.reward_shard:
         return False
     if is_peft_model(trainer.accelerator.unwrap_model(trainer.model)):
         return True
