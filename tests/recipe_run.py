@@ -53,12 +53,10 @@ def main(kind: str, *arguments: str) -> None:
     classes = {"grpo": (FixedGRPO, DenseGRPOConfig), "ppo": (FixedPPO, PPOConfig)}
     trainer = launch(*classes[kind], arguments)
     if trainer.accelerator.is_main_process:
-        plugin = trainer.accelerator.state.deepspeed_plugin
-        fsdp = trainer.accelerator.state.fsdp_plugin
         result = {
             "engine": type(trainer.model_wrapped).__name__,
-            "zero_stage": 0 if plugin is None else plugin.zero_stage,
-            "fsdp_version": None if fsdp is None else fsdp.fsdp_version,
+            "zero_stage": trainer._dist.zero_stage,
+            "fsdp_version": trainer._dist.fsdp_version,
             "num_processes": trainer.accelerator.num_processes,
             "reward": repr(trainer.reward_funcs[0]),
             "history": trainer.state.log_history,

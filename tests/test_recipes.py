@@ -119,7 +119,9 @@ def test_controls_of_each_recipe(path: Path, control: str, tmp_path: Path) -> No
     script_args, training_args, reward_args, model_args, _ = parse(
         path, "--output_dir", str(tmp_path), "--reward", control, *ON_CPU
     )
-    dataset = Dataset.from_dict({script_args.dataset_prompt_column: ["a"], script_args.answer_column or "answer": ["b"]})
+    dataset = Dataset.from_dict(
+        {script_args.dataset_prompt_column: ["a"], script_args.answer_column or "answer": ["b"]}
+    )
     made = make_reward_funcs(script_args, training_args, reward_args, model_args, dataset)
     assert type(made[0]) is {"random": RandomReward, "length": LengthReward, "format": FormatReward}[control]
     assert training_args.reward_weights == [1.0, *([0.0] * (len(made) - 1))]

@@ -31,7 +31,7 @@ ENGINES = {
 RUNS: dict[str, list[str]] = {
     # The frozen model is the reference model, the policy without its adapter, and a copy.
     "shared": ["grpo", "--beta", "0.1", "--num_generations", "2"],
-    "adapter": ["ppo", "--use_peft", "True", "--lora_target_modules", "q_proj", "v_proj", "--num_iterations", "1"],
+    "adapter": ["ppo", "--use_peft", "True", "--lora_target_modules", "q_proj", "v_proj", "--lora_dropout", "0"],
     "own": ["grpo", "--beta", "0", "--num_generations", "2", "--credit", "outcome"],
 }
 WHERE = {
@@ -39,7 +39,7 @@ WHERE = {
     "adapter": "the policy's frozen base (adapter disabled)",
     "own": "own copy of",
 }
-COMPARED = ("loss", "grad_norm", "reward", "endogenous_reward/entropy", "endogenous_reward/log_prob_per_token")
+COMPARED = ("loss", "grad_norm", "reward", "endogenous_reward/reward_per_token")
 
 
 def accelerate(launcher: str, num_processes: int, *command: str) -> subprocess.CompletedProcess[str]:

@@ -31,6 +31,8 @@ class RecipeArguments(ScriptArguments):
             Text to add to each prompt, or to the last message of it, such as how to write the answer.
         dataset_prompt_chat (`bool`, *optional*, defaults to `False`):
             Whether prompts that are text become messages of a user, for the chat template.
+        resume (`bool`, *optional*, defaults to `True`):
+            Whether to go on from the last complete checkpoint in `output_dir`, if there is one.
         accuracy (`str`, *optional*, defaults to `"auto"`):
             Accuracy to log beside the reward, with weight 0: `"math"` compares by math-verify; `"match"` looks for the
             answer as whole words; `"none"`; or `"auto"`: `"math"` for a column `solution` or `answer` if math-verify is
@@ -52,6 +54,10 @@ class RecipeArguments(ScriptArguments):
     dataset_prompt_chat: bool = field(
         default=False,
         metadata={"help": "Whether prompts that are text become messages of a user, for the chat template."},
+    )
+    resume: bool = field(
+        default=True,
+        metadata={"help": "Whether to go on from the last complete checkpoint in `output_dir`, if there is one."},
     )
     accuracy: str = field(
         default="auto",

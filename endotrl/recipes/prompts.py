@@ -69,7 +69,11 @@ def load_preferences(
     train, evaluation = _splits(script_args, training_args, dataset_args, _quickstart_preferences)
     for dataset in (train, evaluation):
         columns = set() if dataset is None else set(column_names(dataset))
-        if dataset is not None and not columns >= {"chosen", "rejected"} and not columns >= {"chosen_ids", "rejected_ids"}:
+        if (
+            dataset is not None
+            and not columns >= {"chosen", "rejected"}
+            and not columns >= {"chosen_ids", "rejected_ids"}
+        ):
             raise ValueError(
                 f"The dataset has the columns {', '.join(map(repr, column_names(dataset)))}, but preferences need "
                 "'chosen' and 'rejected' (and 'prompt', unless it is the beginning of both). Rename its columns."
@@ -149,7 +153,9 @@ def _with_prompts(
             f"{', '.join(map(repr, columns))}. Set `dataset_prompt_column` to one of them."
         )
     if column != "prompt":
-        dataset = (dataset.remove_columns("prompt") if "prompt" in columns else dataset).rename_column(column, "prompt")
+        dataset = (dataset.remove_columns("prompt") if "prompt" in columns else dataset).rename_column(
+            column, "prompt"
+        )
     suffix, chat = script_args.dataset_prompt_suffix or "", script_args.dataset_prompt_chat
     if not suffix and not chat:
         return dataset

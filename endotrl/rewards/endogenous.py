@@ -14,7 +14,7 @@ from ..bellman import Aggregate, TokenRewardForm, check_alpha, check_discount, o
 from ..scoring.batching import plan_batches
 from ..scoring.messages import Completion, Prompt
 from ..scoring.offsets import decode_with_offsets
-from ..scoring.placement import LoadedModel, OwnCopy, Placement, place, share_with, shards_weights
+from ..scoring.placement import LoadedModel, OwnCopy, Placement, place, shards_weights, share_with
 from ..scoring.rendering import OverlongPrompt, Rendered, Renderer
 from ..scoring.scorer import FrozenScorer
 from ..scoring.token_stats import TokenStats
