@@ -21,9 +21,12 @@ from endotrl.recipes.resumption import COMPLETE_FILE, last_complete_checkpoint
 pytestmark = pytest.mark.slow
 
 CLASSES = {"grpo": (DenseGRPOTrainer, DenseGRPOConfig), "ppo": (PPOTrainer, PPOConfig)}
-# What a reward function of weight 0 does when it is called for the n-th time in a run.
-fuse: Callable[[int], None] = lambda call: None
 calls = 0
+
+
+def fuse(call: int) -> None:
+    """What a reward function of weight 0 does when it is called for the n-th time in a run."""
+
 
 
 def watch(completions: list[Any], **kwargs: Any) -> list[float]:
@@ -84,7 +87,8 @@ def assert_same_run(found: Path, expected: Path) -> None:
         state = json.loads((folder / "checkpoint-6" / "trainer_state.json").read_text())
         return [(entry["step"], entry["reward"]) for entry in state["log_history"] if "reward" in entry]
 
-    assert history(found) == pytest.approx(history(expected))
+    for (step, reward), (expected_step, expected_reward) in zip(history(found), history(expected), strict=True):
+        assert step == expected_step and reward == pytest.approx(expected_reward)
 
 
 def set_fuse(monkeypatch: pytest.MonkeyPatch, call: int, action: Callable[[], None]) -> None:

@@ -33,6 +33,9 @@ class RecipeArguments(ScriptArguments):
             Whether prompts that are text become messages of a user, for the chat template.
         resume (`bool`, *optional*, defaults to `True`):
             Whether to go on from the last complete checkpoint in `output_dir`, if there is one.
+        heat_map_steps (`int`, *optional*, defaults to `0`):
+            Steps from one page of completions in the colours of their token rewards to the next, in
+            `output_dir/completions` and on W&B; 0 for none.
         accuracy (`str`, *optional*, defaults to `"auto"`):
             Accuracy to log beside the reward, with weight 0: `"math"` compares by math-verify; `"match"` looks for the
             answer as whole words; `"none"`; or `"auto"`: `"math"` for a column `solution` or `answer` if math-verify is
@@ -59,6 +62,13 @@ class RecipeArguments(ScriptArguments):
         default=True,
         metadata={"help": "Whether to go on from the last complete checkpoint in `output_dir`, if there is one."},
     )
+    heat_map_steps: int = field(
+        default=0,
+        metadata={
+            "help": "Steps from one page of completions in the colours of their token rewards to the next, in "
+            "`output_dir/completions` and on W&B; 0 for none."
+        },
+    )
     accuracy: str = field(
         default="auto",
         metadata={
@@ -76,6 +86,8 @@ class RecipeArguments(ScriptArguments):
     )
 
     def __post_init__(self) -> None:
+        if self.heat_map_steps < 0:
+            raise ValueError(f"`heat_map_steps` is {self.heat_map_steps}, but it must be 0 (none) or more.")
         if self.accuracy not in ACCURACIES:
             raise ValueError(
                 f"`accuracy` is {self.accuracy!r}, but it must be one of {', '.join(map(repr, ACCURACIES))}."

@@ -13,8 +13,8 @@ from markupsafe import Markup
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..reporting import ColorScale, legend, page, token_heat_map
-from ..score_file.rows import message_text
 from ..rewards import EndogenousReward
+from ..score_file.rows import message_text
 from ..scoring.messages import Prompt
 from ..scoring.token_stats import TokenStats
 from ..trainers.dense_reward_trainer import DenseRewardTrainer

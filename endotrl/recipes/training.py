@@ -26,6 +26,7 @@ from .prompts import load_prompts
 from .record import check_same_settings, make_record, write_record
 from .resumption import Interruptions, clear_when_disk_is_full, continue_wandb_run, last_complete_checkpoint
 from .rewards import make_reward_funcs
+from .tracking import Tracking
 
 
 logger = get_logger(__name__)
@@ -107,7 +108,9 @@ def run(trainer_class: type[DenseRewardTrainer], job: Job) -> DenseRewardTrainer
     share_frozen_weights(trainer, job.reward_args, job.model_args)
     if trainer.accelerator.is_main_process:
         write_record(job.training_args.output_dir, job.record)
-    train(trainer, job.script_args.dataset_name, job.record)
+    # In front of the trackers, which log what it adds.
+    trainer.callback_handler.callbacks.insert(0, Tracking(trainer, job.record, job.script_args.heat_map_steps))
+    train(trainer, job.script_args.dataset_name)
     return trainer
 
 
@@ -217,8 +220,6 @@ def train(trainer: DenseRewardTrainer, dataset_name: str | None = None, record: 
             The trainer.
         dataset_name (`str`, *optional*):
             Name for the model card on the hub.
-        record (`dict[str, Any]`, *optional*):
-            What the run is made of, for trackers: see [`make_record`].
 
     Raises:
         `FloatingPointError`: For NaN or infinite gradients or loss.
