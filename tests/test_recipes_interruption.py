@@ -28,7 +28,6 @@ def fuse(call: int) -> None:
     """What a reward function of weight 0 does when it is called for the n-th time in a run."""
 
 
-
 def watch(completions: list[Any], **kwargs: Any) -> list[float]:
     global calls
     calls += 1

@@ -89,7 +89,7 @@ def _make(
             max_tokens_per_batch=reward_args.reward_max_tokens_per_batch,
             dtype=reward_args.reward_dtype,
             trust_remote_code=training_args.trust_remote_code,
-            overlong_prompt=reward_args.reward_overlong_prompt,
+            overlong_prompt=reward_args.endogenous_settings["overlong_prompt"],
         )
     if name == "random":
         return RandomReward(training_args.seed + training_args.process_index)

@@ -92,9 +92,9 @@ class Tracking(TrainerCallback):
             self._log_heat_maps(self._reward, args, state)
 
     def _log_heat_maps(self, reward: EndogenousReward, args: TrainingArguments, state: TrainerState) -> None:
-        prompts, completions, completion_ids = (
-            rows[: self._num_completions] for rows in self._trainer.last_completions
-        )
+        prompts, completions, completion_ids = self._trainer.last_completions
+        number = slice(self._num_completions)
+        prompts, completions, completion_ids = prompts[number], completions[number], completion_ids[number]
         # On all processes, as frozen weights may be split over them.
         stats = reward.score(prompts, completions, completion_ids)
         if not state.is_world_process_zero:
@@ -112,7 +112,7 @@ class Tracking(TrainerCallback):
                     + [wandb.Html(heat_map_page(title, reward, [prompt], [row]), inject=False)]
                     for prompt, row in zip(prompts, stats, strict=True)
                 ]
-                columns = ["step", "prompt", "completion", "reward", "token_rewards"]
+                columns: list[str | int] = ["step", "prompt", "completion", "reward", "token_rewards"]
                 wandb.log({"token_rewards": wandb.Table(columns=columns, data=rows)}, commit=False)
 
 

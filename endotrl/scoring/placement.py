@@ -33,8 +33,11 @@ class Placement(Protocol):
     eos_token_ids: list[int]
     description: str
     recorder: ReferenceRecorder | None
-    # Whether nobody else uses the weights. Others must not find tensors that inference mode left in the modules.
-    is_own: bool
+
+    @property
+    def is_own(self) -> bool:
+        """Whether nobody else uses the weights. Others must not find tensors that inference mode left in the modules."""
+        ...
 
     def active(self) -> AbstractContextManager[PreTrainedModel]:
         """Context manager that yields the model in evaluation mode with exactly the frozen weights."""
