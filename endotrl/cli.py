@@ -69,6 +69,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_score(commands)
     add_eval(commands, _HelpFormatter, _positive)
+    _add_plan(commands)
     return parser
 
 
@@ -233,6 +234,50 @@ def _score(args: argparse.Namespace) -> int:
     from .score_file.command import run
 
     return EXIT_BAD_ROWS if run(args, command_line(args)).tally.errors else EXIT_OK
+
+
+def _add_plan(commands: Any) -> None:
+    parser = commands.add_parser(
+        "plan",
+        help="say whether a recipe fits on given GPUs, and how long it takes",
+        description="Memory of each GPU under each way to split a recipe over GPUs, what to change if it does not fit, and a "
+        "rough time. From configs alone: no weights are loaded, and no GPU is needed.",
+        formatter_class=_HelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("recipe", metavar="RECIPE", help="YAML file of a recipe")
+    add("--gpus", metavar="N", type=_positive, required=True, help="GPUs of all machines together")
+    add("--gpu-memory", metavar="GIB", type=float, required=True, help="memory of each, in GiB")
+    add(
+        "--kind", choices=("grpo", "ppo", "sentence_reward"), help="script of the recipe (default: by the file's name)"
+    )
+    add("--model", help="model in place of the recipe's: path or hub id, of which only the config is read")
+    add(
+        "--prompt-tokens",
+        metavar="N",
+        type=_positive,
+        default=512,
+        help="longest prompt, if the recipe does not say it",
+    )
+    add("--gpu-tflops", metavar="X", type=float, default=312.0, help="peak of dense bfloat16, in TFLOPS (A100: 312)")
+    add(
+        "--gpu-bandwidth", metavar="X", type=float, default=2000.0, help="memory bandwidth, in GB/s (A100 80 GB: 2000)"
+    )
+    add(
+        "override",
+        nargs=argparse.REMAINDER,
+        help="settings of the recipe to override, behind a --: -- --use_peft true",
+    )
+    parser.set_defaults(run=_plan)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from .planning.command import run_plan
+
+    args.override = [word for word in args.override if word != "--"]
+    run_plan(args)
+    return EXIT_OK
 
 
 def _criterion(text: str) -> str | dict[str, str]:

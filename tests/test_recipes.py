@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The recipes: their files are read by their real parsers, their mistakes are found early, and they train."""
 
-import importlib.util
 import json
 import math
 import os
@@ -9,23 +8,29 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
 from datasets import Dataset
-from trl import ModelConfig
+from trl import ModelConfig, get_peft_config
 
-from endotrl import DenseGRPOConfig, EndogenousReward, PPOConfig
-from endotrl.recipes import RewardArguments, load_prompts, make_parser, make_reward_funcs
-from endotrl.recipes import training as recipe_training
+from endotrl import DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward, PPOConfig, PPOTrainer, recipes
+from endotrl.cli import make_parser as make_command_parser
+from endotrl.recipes import (
+    RewardArguments,
+    load_prompts,
+    make_parser,
+    make_reward_funcs,
+    make_sentence_reward_parser,
+)
 from endotrl.recipes.training import print_summary
 from endotrl.rewards import AccuracyReward, FormatReward, LengthReward, RandomReward
 
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+RL_RECIPES = [path for path in RECIPES if path.stem not in ("evaluate", "sentence_reward")]
 LAUNCHERS = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
 
 
@@ -33,12 +38,8 @@ def config_class(recipe: Path) -> type[DenseGRPOConfig] | type[PPOConfig]:
     return PPOConfig if recipe.stem == "ppo" else DenseGRPOConfig
 
 
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"recipe_{name}", ROOT / "recipes" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def trainer_class(recipe: Path) -> type[DenseGRPOTrainer] | type[PPOTrainer]:
+    return PPOTrainer if recipe.stem == "ppo" else DenseGRPOTrainer
 
 
 @pytest.fixture
@@ -77,17 +78,28 @@ def recipe(name: str) -> Path:
     return ROOT / "recipes" / "smollm2-135m" / f"{name}.yaml"
 
 
-def run(name: str, recipe_name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+def train(path: Path, *arguments: str) -> list[dict[str, Any]]:
+    """Runs a recipe in this process, and returns what was logged."""
+    trainer = recipes.run(trainer_class(path), recipes.prepare(*parse(path, *arguments)))
+    return trainer.state.log_history
+
+
+def run(name: str, arguments: list[str]) -> list[dict[str, Any]]:
     """Runs a recipe in this process, and returns what was logged in training."""
-    histories: list[list[dict[str, Any]]] = []
-    monkeypatch.setattr(recipe_training, "print_summary", lambda history, output_dir: histories.append(history))
-    script(name).main(*parse(recipe(recipe_name), *arguments))
-    return [entry for entry in histories[0] if "reward" in entry]
+    return [entry for entry in train(recipe(name), *arguments) if "reward" in entry]
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def name_of(path: Path) -> str:
+    return f"{path.parent.name}/{path.stem}"
+
+
+# Here there is no GPU, which they are for.
+ON_CPU = ["--use_cpu", "True"]
+
+
+@pytest.mark.parametrize("path", RL_RECIPES, ids=name_of)
 def test_recipe_is_read(path: Path, tmp_path: Path) -> None:
-    script_args, training_args, reward_args, model_args, _ = parse(path, "--output_dir", str(tmp_path))
+    script_args, training_args, reward_args, model_args, _ = parse(path, "--output_dir", str(tmp_path), *ON_CPU)
     given = yaml.safe_load(path.read_text())
     # The values of the file arrive; the command line wins.
     assert training_args.output_dir == str(tmp_path)
@@ -97,14 +109,69 @@ def test_recipe_is_read(path: Path, tmp_path: Path) -> None:
     assert reward_args.reward == [given["reward"]]
     assert script_args.dataset_name == given["dataset_name"]
     assert (path.parent / "README.md").is_file()
+    assert (get_peft_config(model_args) is not None) == given.get("use_peft", False)
+
+
+@pytest.mark.parametrize("control", ["random", "length", "format"])
+@pytest.mark.parametrize("path", RL_RECIPES, ids=name_of)
+def test_controls_of_each_recipe(path: Path, control: str, tmp_path: Path) -> None:
+    """One override, without weights: with what the recipe reads of its data."""
+    script_args, training_args, reward_args, model_args, _ = parse(
+        path, "--output_dir", str(tmp_path), "--reward", control, *ON_CPU
+    )
+    dataset = Dataset.from_dict(
+        {script_args.dataset_prompt_column: ["a"], script_args.answer_column or "answer": ["b"]}
+    )
+    made = make_reward_funcs(script_args, training_args, reward_args, model_args, dataset)
+    assert type(made[0]) is {"random": RandomReward, "length": LengthReward, "format": FormatReward}[control]
+    assert training_args.reward_weights == [1.0, *([0.0] * (len(made) - 1))]
+
+
+@pytest.mark.parametrize("path", [p for p in RECIPES if p.stem == "sentence_reward"], ids=name_of)
+def test_sentence_reward_recipe_is_read(path: Path, tmp_path: Path) -> None:
+    parser = make_sentence_reward_parser()
+    arguments = ["--config", str(path), "--output_dir", str(tmp_path), *ON_CPU]
+    script_args, args, model_args, _ = parser.parse_args_and_config(arguments)
+    given = yaml.safe_load(path.read_text())
+    assert (args.attention_dim, args.learning_rate) == (given["attention_dim"], given["learning_rate"])
+    assert model_args.model_name_or_path == given["model_name_or_path"]
+    assert script_args.dataset_name == given["dataset_name"]
+    assert (path.parent / "README.md").is_file()
+
+
+@pytest.mark.parametrize("path", [p for p in RECIPES if p.stem == "evaluate"], ids=name_of)
+def test_evaluation_recipe_is_read(path: Path) -> None:
+    given = yaml.safe_load(path.read_text())
+    args = make_command_parser().parse_args(recipes.evaluation_command(given))
+    assert args.benchmark == given["benchmark"]
+    for key in set(given) - {"benchmark"}:
+        assert vars(args)[key] == given[key]
+    assert (path.parent / "README.md").is_file()
 
 
 def test_there_are_recipes() -> None:
-    assert {f"{path.parent.name}/{path.stem}" for path in RECIPES} >= {
-        f"smollm2-135m/{name}" for name in ("grpo", "dense_grpo", "ppo")
+    assert {name_of(path) for path in RECIPES} == {
+        *(f"smollm2-135m/{name}" for name in ("grpo", "dense_grpo", "ppo", "sentence_reward", "evaluate")),
+        *(f"qwen2.5-math-7b/{name}" for name in ("grpo", "ppo", "evaluate")),
+        *(f"olmo-2-7b/{name}" for name in ("grpo", "ppo", "evaluate")),
+        *(f"qwen2.5-7b-instruct/{name}" for name in ("grpo", "evaluate")),
+        *(f"llama-3.1-8b/{name}" for name in ("sentence_reward", "grpo", "ppo", "evaluate")),
     }
     assert parse(recipe("grpo"))[1].credit == "outcome"
     assert parse(recipe("dense_grpo"))[1].credit == "token"
+
+
+def test_the_papers_setting() -> None:
+    """EndoRM, section on RL: KL 0.01, 1024 tokens of prompt and of response, the frozen model is the policy's start."""
+    for name in ("ppo", "grpo"):
+        given = yaml.safe_load((ROOT / "recipes" / "qwen2.5-math-7b" / f"{name}.yaml").read_text())
+        assert (given["beta"], given["max_completion_length"], given["vllm_max_model_length"]) == (0.01, 1024, 2048)
+        assert given["model_name_or_path"] == "Qwen/Qwen2.5-Math-7B" and "reward_model" not in given
+        assert given["dataset_name"].endswith("MATH-lighteval")
+    # https://huggingface.co/papers/2503.04793: batches of 256 pairs on 8 GPUs.
+    given = yaml.safe_load((ROOT / "recipes" / "llama-3.1-8b" / "sentence_reward.yaml").read_text())
+    assert 8 * given["per_device_train_batch_size"] * given["gradient_accumulation_steps"] == 256
+    assert (given["learning_rate"], given["max_length"], given["num_train_epochs"]) == (3e-6, 1024, 1)
 
 
 @pytest.mark.parametrize("path", LAUNCHERS, ids=lambda path: path.stem)
@@ -113,15 +180,22 @@ def test_launcher_is_read(path: Path) -> None:
     from accelerate.utils import DistributedType
 
     config = load_config_from_file(str(path))  # an unknown key is an error
-    stage = {"zero2": 2, "zero3": 3}.get(path.stem)
+    stage = {"zero1": 1, "zero2": 2, "zero3": 3, "zero3_offload": 3, "multi_node": 3}.get(path.stem)
     if stage is not None:
         assert config.distributed_type == DistributedType.DEEPSPEED
         assert config.deepspeed_config["zero_stage"] == stage
+        assert (config.deepspeed_config["offload_param_device"] == "cpu") == (path.stem == "zero3_offload")
+    if path.stem == "fsdp2":
+        assert (config.distributed_type, config.fsdp_config["fsdp_version"]) == (DistributedType.FSDP, 2)
+    assert config.num_machines == (2 if path.stem == "multi_node" else 1)
     assert config.use_cpu == (path.stem == "cpu")
 
 
 def test_launchers() -> None:
-    assert {path.stem for path in LAUNCHERS} >= {"cpu", "single_gpu", "multi_gpu", "zero2", "zero3"}
+    assert {path.stem for path in LAUNCHERS} == {
+        *("cpu", "single_gpu", "multi_gpu", "multi_node"),
+        *("zero1", "zero2", "zero3", "zero3_offload", "fsdp2"),
+    }
 
 
 class TestMistakes:
@@ -165,7 +239,7 @@ class TestMistakes:
     )
     def test_settings(self, name: str, arguments: list[str], message: str, small: list[str]) -> None:
         with pytest.raises(ValueError, match=message):
-            script("ppo" if name == "ppo" else "grpo").main(*parse(recipe(name), *small, *arguments))
+            recipes.prepare(*parse(recipe(name), *small, *arguments))
 
     @pytest.mark.parametrize(
         ("criterion", "message"),
@@ -179,15 +253,15 @@ class TestMistakes:
         if "also" in message:
             prompts.write_text(prompts.read_text().replace("answer", "domain"))
         with pytest.raises(ValueError, match=message):
-            script("grpo").main(*parse(path, *small))
+            recipes.prepare(*parse(path, *small))
 
     def test_no_file(self, small: list[str], tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match="no such file"):
-            script("grpo").main(*parse(recipe("grpo"), *small, "--dataset_name", str(tmp_path / "other.jsonl")))
+            recipes.prepare(*parse(recipe("grpo"), *small, "--dataset_name", str(tmp_path / "other.jsonl")))
 
     def test_no_frozen_model(self, small: list[str], tmp_path: Path) -> None:
         with pytest.raises(OSError, match="nowhere"):
-            script("grpo").main(*parse(recipe("grpo"), *small, "--reward_model", str(tmp_path / "nowhere")))
+            recipes.prepare(*parse(recipe("grpo"), *small, "--reward_model", str(tmp_path / "nowhere")))
 
 
 def reward_funcs(
@@ -267,6 +341,28 @@ class TestRewards:
 
 
 class TestPrompts:
+    @pytest.mark.parametrize(
+        ("arguments", "expected"),
+        [
+            (["--dataset_prompt_suffix", " ?"], "d e f ?"),
+            (["--dataset_prompt_chat", "True"], [{"role": "user", "content": "d e f"}]),
+            (
+                ["--dataset_prompt_chat", "True", "--dataset_prompt_suffix", " ?"],
+                [{"role": "user", "content": "d e f ?"}],
+            ),
+            (
+                ["--dataset_prompt_column", "prompt", "--dataset_prompt_suffix", " ?"],
+                [{"role": "user", "content": "d e f ?"}],
+            ),
+        ],
+    )
+    def test_wording(self, arguments: list[str], expected: Any, small: list[str]) -> None:
+        script_args, training_args, _, _, dataset_args = parse(
+            recipe("grpo"), *small, "--dataset_prompt_column", "question", *arguments
+        )
+        train, _ = load_prompts(script_args, training_args, dataset_args)
+        assert train[2]["prompt"] == expected
+
     def test_column_is_renamed(self, small: list[str]) -> None:
         script_args, training_args, _, _, dataset_args = parse(
             recipe("grpo"), *small, "--dataset_prompt_column", "question"
@@ -287,13 +383,11 @@ class TestPrompts:
 
 
 class TestRuns:
-    @pytest.mark.parametrize(("name", "recipe_name"), [("grpo", "grpo"), ("grpo", "dense_grpo"), ("ppo", "ppo")])
-    def test_lora(
-        self, name: str, recipe_name: str, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    @pytest.mark.parametrize("name", ["grpo", "dense_grpo", "ppo"])
+    def test_lora(self, name: str, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         attached: list[EndogenousReward] = []
         monkeypatch.setattr(EndogenousReward, "attach", _watched_attach(attached))
-        steps = run(name, recipe_name, small, monkeypatch)
+        steps = run(name, small)
         assert len(steps) == (1 if name == "ppo" else 2)  # PPO trains for four steps on what it has generated
         assert len(attached) == 1 and attached[0].is_shared
         for step in steps:
@@ -302,13 +396,13 @@ class TestRuns:
             # The accuracy has the weight 0.
             assert step["reward"] == pytest.approx(step["rewards/endogenous_reward/mean"])
             # Credit by token: advantages differ within completions, and do not with the credit of the outcome.
-            assert (step["advantage/within_completion"] > 1e-3) == (recipe_name != "grpo")
+            assert (step["advantage/within_completion"] > 1e-3) == (name != "grpo")
         assert (tmp_path / "output" / "adapter_model.safetensors").is_file()
 
     @pytest.mark.parametrize("control", ["random", "length", "format"])
     @pytest.mark.parametrize("name", ["grpo", "ppo"])
-    def test_control(self, name: str, control: str, small: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-        steps = run(name, name, [*small, "--max_steps", "1", "--reward", control], monkeypatch)
+    def test_control(self, name: str, control: str, small: list[str]) -> None:
+        steps = run(name, [*small, "--max_steps", "1", "--reward", control])
         key = {"random": "random_reward", "length": "short_length_reward", "format": "format_reward"}[control]
         assert math.isfinite(steps[0][f"rewards/{key}/mean"])
         assert not any(k.startswith("endogenous_reward") for k in steps[0])
@@ -333,16 +427,14 @@ class TestRuns:
         attached: list[EndogenousReward] = []
         monkeypatch.setattr(EndogenousReward, "attach", _watched_attach(attached))
         arguments = [argument.format(model=tiny_policy_path) for argument in arguments]
-        steps = run("grpo", "grpo", [*small, "--max_steps", "1", *arguments], monkeypatch)
+        steps = run("grpo", [*small, "--max_steps", "1", *arguments])
         assert len(attached) == shared
         assert steps[0]["rewards/endogenous_reward/mean"] < 0
 
-    def test_evaluation(self, small: list[str], prompts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_evaluation(self, small: list[str], prompts: Path) -> None:
         evaluation = ["--eval_strategy", "steps", "--eval_on_start", "True", "--dataset_test_split", "train"]
-        histories: list[list[dict[str, Any]]] = []
-        monkeypatch.setattr(recipe_training, "print_summary", lambda history, output_dir: histories.append(history))
-        script("grpo").main(*parse(recipe("grpo"), *small, "--max_steps", "1", "--eval_steps", "1", *evaluation))
-        evaluations = [entry for entry in histories[0] if "eval_reward" in entry]
+        history = train(recipe("grpo"), *small, "--max_steps", "1", "--eval_steps", "1", *evaluation)
+        evaluations = [entry for entry in history if "eval_reward" in entry]
         assert len(evaluations) == 2
         assert all(0 <= entry["eval_rewards/accuracy/mean"] <= 1 for entry in evaluations)
 

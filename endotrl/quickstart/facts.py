@@ -76,6 +76,26 @@ def make_dataset(questions: Sequence[Question]) -> Dataset:
     return Dataset.from_dict({"prompt": [q.prompt for q in questions], "answers": [q.answers for q in questions]})
 
 
+def make_preferences(questions: Sequence[Question]) -> Dataset:
+    """
+    Right answers against wrong ones, as pairs for a reward model: the wrong answer is the right one to another question
+    of the same relation.
+    """
+    rows = []
+    for i, question in enumerate(questions):
+        others = [
+            other.answers[0]
+            for other in (*questions[i + 1 :], *questions[:i])
+            if other.relation == question.relation and not set(other.answers) & set(question.answers)
+        ]
+        chosen, rejected = (
+            [{"role": "assistant", "content": f"I know this one. The answer is {answer}."}]
+            for answer in (question.answers[0], others[0])
+        )
+        rows.append({"prompt": question.prompt, "chosen": chosen, "rejected": rejected})
+    return Dataset.from_list(rows)
+
+
 def accuracy(completions: list[list[dict[str, str]]], answers: list[list[str]], **kwargs: Any) -> list[float]:
     """1.0 for a right answer."""
     return [float(is_right(c[0]["content"], a)) for c, a in zip(completions, answers, strict=True)]

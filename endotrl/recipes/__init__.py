@@ -2,18 +2,30 @@
 """What the scripts in `recipes/` are made of, for scripts of your own."""
 
 from .arguments import RecipeArguments, RewardArguments, make_parser
-from .prompts import load_prompts
+from .evaluation import evaluate, evaluation_command
+from .launch import launch
+from .prompts import load_preferences, load_prompts
 from .rewards import make_reward_funcs
-from .training import resolve_model, share_frozen_weights, train
+from .sentence_reward import launch_sentence_reward, make_sentence_reward_parser
+from .training import Job, prepare, resolve_model, run, share_frozen_weights, train
 
 
 __all__ = [
+    "Job",
     "RecipeArguments",
     "RewardArguments",
+    "evaluate",
+    "evaluation_command",
+    "launch",
+    "launch_sentence_reward",
+    "load_preferences",
     "load_prompts",
     "make_parser",
     "make_reward_funcs",
+    "make_sentence_reward_parser",
+    "prepare",
     "resolve_model",
+    "run",
     "share_frozen_weights",
     "train",
 ]

@@ -12,7 +12,7 @@ from ..rewards.endogenous import EndogenousReward, Truncation
 from ..scoring.rendering import OverlongPrompt
 
 
-REWARDS = ("endogenous", "random", "length", "format")
+REWARDS = ("endogenous", "sentence", "random", "length", "format")
 ACCURACIES = ("auto", "math", "match", "none")
 
 
@@ -27,6 +27,15 @@ class RecipeArguments(ScriptArguments):
     Parameters:
         dataset_prompt_column (`str`, *optional*, defaults to `"prompt"`):
             Column with the prompts, as text or as messages.
+        dataset_prompt_suffix (`str`, *optional*):
+            Text to add to each prompt, or to the last message of it, such as how to write the answer.
+        dataset_prompt_chat (`bool`, *optional*, defaults to `False`):
+            Whether prompts that are text become messages of a user, for the chat template.
+        resume (`bool`, *optional*, defaults to `True`):
+            Whether to go on from the last complete checkpoint in `output_dir`, if there is one.
+        heat_map_steps (`int`, *optional*, defaults to `0`):
+            Steps from one page of completions in the colours of their token rewards to the next, in
+            `output_dir/completions` and on W&B; 0 for none.
         accuracy (`str`, *optional*, defaults to `"auto"`):
             Accuracy to log beside the reward, with weight 0: `"math"` compares by math-verify; `"match"` looks for the
             answer as whole words; `"none"`; or `"auto"`: `"math"` for a column `solution` or `answer` if math-verify is
@@ -41,6 +50,24 @@ class RecipeArguments(ScriptArguments):
 
     dataset_prompt_column: str = field(
         default="prompt", metadata={"help": "Column with the prompts, as text or as messages."}
+    )
+    dataset_prompt_suffix: str | None = field(
+        default=None, metadata={"help": "Text to add to each prompt, or to the last message of it."}
+    )
+    dataset_prompt_chat: bool = field(
+        default=False,
+        metadata={"help": "Whether prompts that are text become messages of a user, for the chat template."},
+    )
+    resume: bool = field(
+        default=True,
+        metadata={"help": "Whether to go on from the last complete checkpoint in `output_dir`, if there is one."},
+    )
+    heat_map_steps: int = field(
+        default=0,
+        metadata={
+            "help": "Steps from one page of completions in the colours of their token rewards to the next, in "
+            "`output_dir/completions` and on W&B; 0 for none."
+        },
     )
     accuracy: str = field(
         default="auto",
@@ -59,6 +86,8 @@ class RecipeArguments(ScriptArguments):
     )
 
     def __post_init__(self) -> None:
+        if self.heat_map_steps < 0:
+            raise ValueError(f"`heat_map_steps` is {self.heat_map_steps}, but it must be 0 (none) or more.")
         if self.accuracy not in ACCURACIES:
             raise ValueError(
                 f"`accuracy` is {self.accuracy!r}, but it must be one of {', '.join(map(repr, ACCURACIES))}."
@@ -72,12 +101,18 @@ class RewardArguments:
 
     Parameters:
         reward (`list[str]`, *optional*, defaults to `["endogenous"]`):
-            Rewards, weighted by the trainer's `reward_weights`: `"endogenous"`; the controls `"random"`, `"length"`
-            (shorter is better) and `"format"`; or a dotted path to a reward function of your own, as in TRL.
+            Rewards, weighted by the trainer's `reward_weights`: `"endogenous"`; `"sentence"`, a trained sentence-level
+            reward model; the controls `"random"`, `"length"` (shorter is better) and `"format"`; or a dotted path to a
+            reward function of your own, as in TRL.
         reward_model (`str`, *optional*):
             Frozen model of the endogenous reward: a path or hub id, or `"quickstart"`. By default it is the policy as it
             was before training: the weights that the trainer holds anyway where it does (LoRA, or `beta` > 0 without
             ZeRO-3 and FSDP), and a copy elsewhere. A model that is given is always a copy.
+        reward_shard (`bool`, *optional*, defaults to `True`):
+            Whether frozen weights are split over the processes where the policy's are (DeepSpeed ZeRO-3, FSDP2), and put
+            together for each call; or else whole on every process.
+        reward_sentence_model (`str`, *optional*):
+            The sentence-level reward model of `"sentence"`: a path or hub id.
         reward_alpha (`float`, *optional*, defaults to `1.0`):
             Temperature of the soft value.
         reward_gamma (`float`, *optional*, defaults to `1.0`):
@@ -111,8 +146,8 @@ class RewardArguments:
     reward: list[str] = field(
         default_factory=lambda: ["endogenous"],
         metadata={
-            "help": "Rewards, weighted by `reward_weights`: 'endogenous'; the controls 'random', 'length' (shorter is "
-            "better), 'format'; or a dotted path to a reward function."
+            "help": "Rewards, weighted by `reward_weights`: 'endogenous'; 'sentence' (a trained reward model); the "
+            "controls 'random', 'length' (shorter is better), 'format'; or a dotted path to a reward function."
         },
     )
     reward_model: str | None = field(
@@ -121,6 +156,16 @@ class RewardArguments:
             "help": "Frozen model: a path or hub id, or 'quickstart'. By default the policy as it was before training, "
             "shared with the trainer where that holds its weights."
         },
+    )
+    reward_shard: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether frozen weights are split over the processes where the policy's are (DeepSpeed ZeRO-3, "
+            "FSDP2), and put together for each call; or else whole on every process."
+        },
+    )
+    reward_sentence_model: str | None = field(
+        default=None, metadata={"help": "The sentence-level reward model of 'sentence': a path or hub id."}
     )
     reward_alpha: float = field(default=1.0, metadata={"help": "Temperature of the soft value."})
     reward_gamma: float = field(default=1.0, metadata={"help": "Discount inside the operator, in (0, 1]."})
@@ -182,6 +227,11 @@ class RewardArguments:
                     f"`reward` has {name!r}, but it must be one of {', '.join(map(repr, REWARDS))}, or the dotted path "
                     "to a reward function, such as 'my_rewards.brevity'."
                 )
+        if "sentence" in self.reward and self.reward_sentence_model is None:
+            raise ValueError(
+                "`reward` has 'sentence', but no model is named. Train one with recipes/sentence_reward.py, and set "
+                "`reward_sentence_model` to its path."
+            )
         try:  # no weights yet: only the checks
             EndogenousReward(None, **self.endogenous_settings)
             FormatReward(self.reward_pattern)
@@ -191,7 +241,7 @@ class RewardArguments:
     @property
     def endogenous_settings(self) -> dict[str, Any]:
         """Arguments of [`EndogenousReward`], the model excepted."""
-        others = ("reward", "reward_model", "reward_pattern")
+        others = ("reward", "reward_model", "reward_pattern", "reward_sentence_model", "reward_shard")
         return {f.name.removeprefix("reward_"): getattr(self, f.name) for f in fields(self) if f.name not in others}
 
 

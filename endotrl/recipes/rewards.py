@@ -12,7 +12,7 @@ from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from trl import GRPOConfig, ModelConfig
 
-from ..rewards import AccuracyReward, EndogenousReward, FormatReward, LengthReward, RandomReward
+from ..rewards import AccuracyReward, EndogenousReward, FormatReward, LengthReward, RandomReward, SentenceReward
 from .arguments import RecipeArguments, RewardArguments
 from .prompts import column_names
 
@@ -82,6 +82,14 @@ def _make(
             trust_remote_code=training_args.trust_remote_code,
             chat_template_kwargs=training_args.chat_template_kwargs,
             **reward_args.endogenous_settings,
+        )
+    if name == "sentence":
+        return SentenceReward(
+            reward_args.reward_sentence_model,
+            max_tokens_per_batch=reward_args.reward_max_tokens_per_batch,
+            dtype=reward_args.reward_dtype,
+            trust_remote_code=training_args.trust_remote_code,
+            overlong_prompt=reward_args.endogenous_settings["overlong_prompt"],
         )
     if name == "random":
         return RandomReward(training_args.seed + training_args.process_index)

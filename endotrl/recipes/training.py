@@ -1,27 +1,159 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a recipe does before and after the trainer is made."""
 
-from typing import Any
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any, NamedTuple
 
 import transformers
 from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
+from datasets import Dataset, IterableDataset
 from packaging.version import Version
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-from trl import GRPOConfig, ModelConfig
+from transformers import TrainingArguments
+from trl import DatasetMixtureConfig, GRPOConfig, ModelConfig, RewardConfig, get_peft_config, get_quantization_config
 
 from ..quickstart.model import quickstart_model_path
 from ..quickstart.training import make_head_input_contiguous
-from ..reporting import terminal_table
-from ..rewards import EndogenousReward
+from ..reporting import say, terminal_table
+from ..rewards import EndogenousReward, SentenceReward
+from ..scoring.placement import shards_weights
+from ..sentence import SentenceRewardTrainerConfig
 from ..trainers.dense_reward_trainer import DenseRewardTrainer
-from .arguments import RewardArguments
+from .arguments import RecipeArguments, RewardArguments
+from .prompts import load_prompts
+from .record import check_same_settings, make_record, write_record
+from .resumption import Interruptions, clear_when_disk_is_full, continue_wandb_run, last_complete_checkpoint
+from .rewards import make_reward_funcs
+from .tracking import Tracking
 
 
 logger = get_logger(__name__)
 
+EXIT_TERMINATED = 143  # 128 and SIGTERM, as of a process that it has ended
 
-def resolve_model(model_args: ModelConfig, training_args: GRPOConfig) -> None:
+
+class Job(NamedTuple):
+    """A recipe whose settings were checked: what a trainer is made of. No weights are loaded yet."""
+
+    script_args: RecipeArguments
+    training_args: GRPOConfig
+    reward_args: RewardArguments
+    model_args: ModelConfig
+    train_dataset: Dataset | IterableDataset
+    eval_dataset: Dataset | IterableDataset | None
+    reward_funcs: list[Callable[..., Any]]
+    record: dict[str, Any]
+
+
+def prepare(
+    script_args: RecipeArguments,
+    training_args: GRPOConfig,
+    reward_args: RewardArguments,
+    model_args: ModelConfig,
+    dataset_args: DatasetMixtureConfig,
+) -> Job:
+    """
+    Loads the data, makes the rewards and checks all settings, before any weights are loaded.
+
+    Args:
+        script_args ([`RecipeArguments`]), training_args ([`~trl.GRPOConfig`]), reward_args ([`RewardArguments`]),
+        model_args ([`~trl.ModelConfig`]), dataset_args ([`~trl.DatasetMixtureConfig`]):
+            What the parser of [`make_parser`] returns.
+
+    Returns:
+        [`Job`]: what [`run`] runs.
+
+    Raises:
+        `ValueError`, `ImportError`, `OSError`: If something is wrong: see [`load_prompts`], [`make_reward_funcs`],
+            [`resolve_model`] and [`check_packages`].
+    """
+    check_packages(training_args, model_args)
+    train_dataset, eval_dataset = load_prompts(script_args, training_args, dataset_args)
+    reward_funcs = make_reward_funcs(script_args, training_args, reward_args, model_args, train_dataset)
+    resolve_model(model_args, training_args)
+    record = make_record({"data": script_args, "training": training_args, "reward": reward_args, "model": model_args})
+    if script_args.resume and training_args.resume_from_checkpoint is None:
+        checkpoint = last_complete_checkpoint(training_args.output_dir)
+        if checkpoint is not None:
+            check_same_settings(training_args.output_dir, record)
+            training_args.resume_from_checkpoint = str(checkpoint)
+    training_args.logging_nan_inf_filter = False  # it would hide what `Interruptions` looks for
+    return Job(script_args, training_args, reward_args, model_args, train_dataset, eval_dataset, reward_funcs, record)
+
+
+def run(trainer_class: type[DenseRewardTrainer], job: Job) -> DenseRewardTrainer:
+    """
+    Trains what was prepared.
+
+    Args:
+        trainer_class (`type`):
+            [`DenseGRPOTrainer`] or [`PPOTrainer`], or a class derived from them.
+        job ([`Job`]):
+            What [`prepare`] returns.
+
+    Returns:
+        [`DenseGRPOTrainer`] or [`PPOTrainer`]: the trainer, done.
+    """
+    trainer = trainer_class(
+        model=job.model_args.model_name_or_path,
+        reward_funcs=job.reward_funcs,
+        args=job.training_args,
+        train_dataset=job.train_dataset,
+        eval_dataset=job.eval_dataset,
+        quantization_config=get_quantization_config(job.model_args),
+        peft_config=get_peft_config(job.model_args),
+    )
+    share_frozen_weights(trainer, job.reward_args, job.model_args)
+    if trainer.accelerator.is_main_process:
+        write_record(job.training_args.output_dir, job.record)
+    # In front of the trackers, which log what it adds.
+    trainer.callback_handler.callbacks.insert(0, Tracking(trainer, job.record, job.script_args.heat_map_steps))
+    train(trainer, job.script_args.dataset_name)
+    return trainer
+
+
+# What a tracker or a setting needs: name of the module, and what to install.
+PACKAGES = {
+    "wandb": "pip install 'endotrl[wandb]'",
+    "tensorboard": "pip install tensorboard",
+    "trackio": "pip install trackio",
+    "peft": "pip install 'endotrl[peft]'",
+    "vllm": "pip install 'endotrl[vllm]'",
+    "deepspeed": "pip install 'endotrl[deepspeed]'",
+    "wtpsplit": "pip install 'endotrl[sat]'",
+    "bitsandbytes": "pip install bitsandbytes",
+}
+
+
+def check_packages(training_args: TrainingArguments, model_args: ModelConfig) -> None:
+    """
+    Raises `ImportError` if settings need a package that is not installed.
+
+    Args:
+        training_args ([`~transformers.TrainingArguments`]):
+            Settings of the trainer.
+        model_args ([`~trl.ModelConfig`]):
+            Settings of the model.
+    """
+    trackers = [name for name in training_args.report_to if name in PACKAGES]
+    needed = {f"report_to: {name}": name for name in trackers}
+    if model_args.use_peft:
+        needed["use_peft: true"] = "peft"
+    if model_args.load_in_4bit or model_args.load_in_8bit:
+        needed["quantization"] = "bitsandbytes"
+    if isinstance(training_args, GRPOConfig) and training_args.use_vllm:
+        needed["use_vllm: true"] = "vllm"
+    if isinstance(training_args, SentenceRewardTrainerConfig) and training_args.segmenter != "rules":
+        needed[f"segmenter: {training_args.segmenter}"] = "wtpsplit"
+    for setting, package in needed.items():
+        if find_spec(package) is None and not (package == "tensorboard" and find_spec("tensorboardX")):
+            fallback = ", or set `report_to: none`" if package in trackers else ", or leave that setting out"
+            raise ImportError(f"`{setting}` needs {package}, which is not installed: {PACKAGES[package]}{fallback}.")
+
+
+def resolve_model(model_args: ModelConfig, training_args: GRPOConfig | RewardConfig) -> None:
     """
     Turns the model name `"quickstart"` into the path of SmolLM2-135M-Instruct, and puts what TRL's
     [`~trl.ModelConfig`] says about loading into `training_args.model_init_kwargs`, as TRL's scripts do.
@@ -44,56 +176,79 @@ def resolve_model(model_args: ModelConfig, training_args: GRPOConfig) -> None:
 def share_frozen_weights(trainer: DenseRewardTrainer, reward_args: RewardArguments, model_args: ModelConfig) -> None:
     """
     Lets the endogenous reward read the frozen weights that the trainer has in memory anyway: the policy without its
-    adapter, or the reference model. Where there are none, where they are sharded or moved, or where `reward_model` names
-    a model, the reward keeps its own copy.
+    adapter, or the reference model. Where there are none, or where `reward_model` names a model, the reward keeps its own
+    copy. Under DeepSpeed ZeRO-3 and FSDP2, frozen weights are split over the processes; with `reward_shard: false`, the
+    reward keeps a whole copy on each.
 
     Raises:
-        `ValueError`: If a copy is needed and would be of another revision than the policy, or of a policy whose weights
-            the trainer quantizes.
+        `ValueError`: If a copy is needed and would be of another revision than the policy.
     """
     for reward in trainer.reward_funcs:
-        if not isinstance(reward, EndogenousReward) or reward_args.reward_model is not None:
+        if isinstance(reward, SentenceReward):
+            reward.attach(trainer)  # for the policy's tokenizer
+        if not isinstance(reward, EndogenousReward):
             continue
-        if _holds_frozen_weights(trainer):
+        if reward_args.reward_model is None and _holds_frozen_weights(trainer, reward_args):
             reward.attach(trainer)
-        elif model_args.model_revision != "main":
+        elif reward_args.reward_model is None and model_args.model_revision != "main":
             raise ValueError(
                 "The trainer has no frozen weights to share, and the reward's own copy would be of the revision 'main', "
                 f"not {model_args.model_revision!r}. Download that revision, and give its path as `model_name_or_path`."
             )
+        elif reward_args.reward_shard and not reward_args.reward_offload:
+            reward.shard(trainer)
         logger.info(f"Frozen model of the reward: {reward}")
 
 
-def _holds_frozen_weights(trainer: DenseRewardTrainer) -> bool:
-    if trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled():
+def _holds_frozen_weights(trainer: DenseRewardTrainer, reward_args: RewardArguments) -> bool:
+    if trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2:
+        return False
+    if shards_weights(trainer.accelerator) and not reward_args.reward_shard:
         return False
     if is_peft_model(trainer.accelerator.unwrap_model(trainer.model)):
         return True
     return trainer.ref_model is not None and not trainer.args.sync_ref_model
 
 
-def train(trainer: DenseRewardTrainer, dataset_name: str | None = None) -> None:
+def train(trainer: DenseRewardTrainer, dataset_name: str | None = None, record: dict[str, Any] | None = None) -> None:
     """
-    Trains, saves to `output_dir`, pushes to the hub if asked to, and prints how the most telling metrics went.
+    Trains, from `resume_from_checkpoint` if it is set; saves to `output_dir`, pushes to the hub if asked to, and prints how
+    the most telling metrics went. After SIGTERM, what there is by then is a checkpoint, and the process ends with code 143.
 
     Args:
         trainer ([`DenseGRPOTrainer`] or [`PPOTrainer`]):
             The trainer.
         dataset_name (`str`, *optional*):
             Name for the model card on the hub.
+
+    Raises:
+        `FloatingPointError`: For NaN or infinite gradients or loss.
+        `OSError`: If the disk is full.
+        `SystemExit`: After SIGTERM.
     """
     args = trainer.args
     if args.device.type == "cpu":
         make_head_input_contiguous(trainer.accelerator.unwrap_model(trainer.model))
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    trainer.save_model(args.output_dir)
-    if trainer.accelerator.is_main_process:
+    if "wandb" in args.report_to and trainer.accelerator.is_main_process:
+        continue_wandb_run(args.output_dir, anew=args.resume_from_checkpoint is None)
+    interruptions = Interruptions(trainer.accelerator)
+    # First, so that a run with NaN stops before they are logged.
+    trainer.callback_handler.callbacks.insert(0, interruptions)
+    with clear_when_disk_is_full(args.output_dir), interruptions.listening():
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        if not interruptions.terminated:
+            trainer.save_model(args.output_dir)
+    if interruptions.terminated:
+        say(f"Terminated at step {trainer.state.global_step}, which is saved. The same command goes on from there.")
+    elif trainer.accelerator.is_main_process:
         print_summary(trainer.state.log_history, args.output_dir)
-    if args.push_to_hub:
+    if args.push_to_hub and not interruptions.terminated:
         trainer.push_to_hub(dataset_name=dataset_name)
     # Finishes the trackers and the process group. There is no such method before, and no need of it.
     if Version(transformers.__version__) >= Version("5.18.0"):
         trainer.end()
+    if interruptions.terminated:
+        sys.exit(EXIT_TERMINATED)
 
 
 def print_summary(history: list[dict[str, Any]], output_dir: str) -> None:

@@ -15,7 +15,7 @@ from ..bellman import Aggregate, TokenRewardForm, check_alpha, check_discount, o
 from ..scoring.batching import plan_batches
 from ..scoring.messages import Completion, Prompt
 from ..scoring.offsets import decode_with_offsets
-from ..scoring.placement import LoadedModel, OwnCopy, Placement, place, share_with
+from ..scoring.placement import LoadedModel, OwnCopy, Placement, place, shards_weights, share_with
 from ..scoring.rendering import OverlongPrompt, Rendered, Renderer
 from ..scoring.scorer import FrozenScorer
 from ..scoring.token_stats import TokenStats
@@ -452,8 +452,8 @@ class EndogenousReward:
             This reward.
 
         Raises:
-            `ValueError`: If the trainer holds no frozen weights, moves them (`sync_ref_model=True`) or shards them, or
-            if this reward was made for another model.
+            `ValueError`: If the trainer holds no frozen weights, moves them (`sync_ref_model=True`) or shards them by
+            FSDP1, or if this reward was made for another model.
 
         Example:
         ```python
@@ -490,6 +490,39 @@ class EndogenousReward:
                 "probable response. Set `beta` > 0 (the optimum is then the frozen model to the power 1 + alpha / beta)."
             )
         self._renderer = self._scorer = None
+        return self
+
+    def shard(self, trainer: Any) -> "EndogenousReward":
+        """
+        Splits the reward's own copy over the processes, as the trainer splits the policy's weights (DeepSpeed ZeRO-3,
+        FSDP2). It is put together for each call. Elsewhere it stays whole.
+
+        Args:
+            trainer ([`~transformers.Trainer`]):
+                The trainer that has this reward among its `reward_funcs`.
+
+        Returns:
+            This reward.
+
+        Raises:
+            `ValueError`: If the reward has no copy of its own, or it is loaded already, or was given a `device` or
+            `offload=True`.
+
+        Example:
+        ```python
+        >>> reward = EndogenousReward("Qwen/Qwen2.5-0.5B-Instruct")
+        >>> trainer = GRPOTrainer(model, reward_funcs=reward, args=GRPOConfig(beta=0.1), train_dataset=dataset)
+        >>> reward.shard(trainer)
+        >>> trainer.train()
+        ```
+        """
+        if not isinstance(self._placement, OwnCopy):
+            raise ValueError(
+                "This reward has no copy of its own to split: it shares a trainer's weights, or was given a loaded model. "
+                "Make it with a path: `EndogenousReward(model=<path>)`."
+            )
+        if shards_weights(trainer.accelerator):
+            self._placement.shard(trainer.accelerator)
         return self
 
     def as_reward_model(self) -> "RewardModelAdapter":

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from ..scoring.batching import plan_batches
 from ..scoring.messages import Completion, Prompt
 from ..scoring.offsets import decode_with_offsets
-from ..scoring.placement import _eval_mode, _without_zero3_init, load_config, resolve_dtype
+from ..scoring.placement import _eval_mode, _loaded_whole, load_config, resolve_dtype
 from ..scoring.rendering import OverlongPrompt
 from ..sentence.configuration import SentenceRewardConfig
 from ..sentence.encoding import EncodedResponse, SentenceEncoder, SentenceTokens, pad_batch
@@ -322,7 +322,7 @@ class SentenceReward:
         if self._model is None:
             assert self._path is not None
             device = PartialState().device if self._device is None else torch.device(self._device)
-            with _without_zero3_init():
+            with _loaded_whole():
                 model = SentenceRewardModel.from_pretrained(self._path, dtype=resolve_dtype(self._dtype, device))
             self._model = model.to(device).eval().requires_grad_(False)
         return self._model

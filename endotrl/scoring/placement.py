@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 from accelerate.utils import is_peft_model
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
@@ -33,8 +33,11 @@ class Placement(Protocol):
     eos_token_ids: list[int]
     description: str
     recorder: ReferenceRecorder | None
-    # Whether nobody else uses the weights. Others must not find tensors that inference mode left in the modules.
-    is_own: bool
+
+    @property
+    def is_own(self) -> bool:
+        """Whether nobody else uses the weights. Others must not find tensors that inference mode left in the modules."""
+        ...
 
     def active(self) -> AbstractContextManager[PreTrainedModel]:
         """Context manager that yields the model in evaluation mode with exactly the frozen weights."""
@@ -76,7 +79,7 @@ class OwnCopy:
     """
     The reward's own frozen copy, loaded on first use and kept on one device.
 
-    Under DeepSpeed ZeRO-3, every process keeps a whole copy.
+    Every process keeps a whole copy, unless [`shard`] says otherwise.
 
     Args:
         model (`str`):
@@ -90,8 +93,6 @@ class OwnCopy:
         offload (`bool`, *optional*, defaults to `False`):
             Whether to keep the weights in CPU memory while they are not used.
     """
-
-    is_own = True
 
     def __init__(
         self,
@@ -112,12 +113,45 @@ class OwnCopy:
         self._dtype, self._device, self._trust_remote_code = dtype, device, trust_remote_code
         self._offload = offload
         self._model: PreTrainedModel | None = None
+        # Of a trainer that shards, if this copy is to be sharded too.
+        self._accelerator: Accelerator | None = None
+        self._wrapped: Any = None
+
+    @property
+    def is_own(self) -> bool:
+        return self._accelerator is None  # a sharded copy is the engine's as well
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_model": None}
+        return {**self.__dict__, "_model": None, "_accelerator": None, "_wrapped": None}
+
+    def shard(self, accelerator: Accelerator) -> None:
+        """
+        Splits the copy over the processes, as the policy is split. It is put together for each call, which all processes
+        must make together.
+
+        Args:
+            accelerator ([`~accelerate.Accelerator`]):
+                Of a trainer that shards its weights: see [`shards_weights`].
+
+        Raises:
+            `ValueError`: If the copy is loaded already, or is to be offloaded or on another device.
+        """
+        if self._model is not None or self._offload or self._device is not None:
+            raise ValueError(
+                f"The {self.description} cannot be sharded: it is loaded already, or was given a `device` or `offload=True`. "
+                "Shard it before it is used, without these."
+            )
+        self._accelerator = accelerator
+        self.description = f"own copy of {self._name}, sharded"
 
     @contextmanager
     def active(self) -> Iterator[PreTrainedModel]:
+        if self._accelerator is not None:
+            if self._model is None:
+                self._model, self._wrapped = self._load_sharded(self._accelerator)
+            with whole_weights(self._wrapped, self._accelerator):
+                yield self._model
+            return
         device = PartialState().device if self._device is None else torch.device(self._device)
         if self._model is None:
             self._model = self._load(device)
@@ -130,11 +164,24 @@ class OwnCopy:
                 self._model.to("cpu")
 
     def _load(self, device: torch.device) -> PreTrainedModel:
-        with _without_zero3_init():
-            model = AutoModelForCausalLM.from_pretrained(
-                self._name, dtype=resolve_dtype(self._dtype, device), trust_remote_code=self._trust_remote_code
-            )
-        return model.to(device).eval().requires_grad_(False)
+        with _loaded_whole():
+            return self._from_pretrained(device).to(device).eval().requires_grad_(False)
+
+    def _load_sharded(self, accelerator: Accelerator) -> tuple[PreTrainedModel, Any]:
+        """The model, and what wraps it."""
+        from trl.models import prepare_deepspeed, prepare_fsdp
+
+        if accelerator.is_fsdp2:
+            with _loaded_whole():
+                model = self._from_pretrained(accelerator.device)
+            return model, prepare_fsdp(model.requires_grad_(False), accelerator)
+        model = self._from_pretrained(accelerator.device)  # arrives in parts
+        return model, prepare_deepspeed(model.requires_grad_(False), accelerator)
+
+    def _from_pretrained(self, device: torch.device) -> PreTrainedModel:
+        return AutoModelForCausalLM.from_pretrained(
+            self._name, dtype=resolve_dtype(self._dtype, device), trust_remote_code=self._trust_remote_code
+        )
 
 
 class LoadedModel:
@@ -191,6 +238,7 @@ class AdapterDisabled:
     is_own = False
 
     def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
         self._accelerator = trainer.accelerator
         self._policy = trainer.accelerator.unwrap_model(trainer.model)
         self.config = self._policy.config
@@ -212,6 +260,8 @@ class AdapterDisabled:
     def active(self) -> Iterator[PreTrainedModel]:
         # The precision in which the trainer runs its own reference pass.
         with (
+            # The trainer wraps the policy when it starts to train.
+            whole_weights(self._trainer.model_wrapped, self._accelerator),
             self._accelerator.autocast(),
             _eval_mode(self._policy),
             self._policy.disable_adapter(),
@@ -227,6 +277,7 @@ class SharedReference:
 
     def __init__(self, trainer: Any) -> None:
         self._accelerator = trainer.accelerator
+        self._wrapped = trainer.ref_model
         self._model = trainer.accelerator.unwrap_model(trainer.ref_model)
         self.config = self._model.config
         self.eos_token_ids = _eos_token_ids(self._model.generation_config)
@@ -237,7 +288,12 @@ class SharedReference:
 
     @contextmanager
     def active(self) -> Iterator[PreTrainedModel]:
-        with self._accelerator.autocast(), _eval_mode(self._model), _paused(self.recorder):
+        with (
+            whole_weights(self._wrapped, self._accelerator),
+            self._accelerator.autocast(),
+            _eval_mode(self._model),
+            _paused(self.recorder),
+        ):
             yield self._model
 
 
@@ -277,13 +333,13 @@ def share_with(trainer: Any) -> AdapterDisabled | SharedReference:
     `beta > 0`, the reference model.
 
     Raises:
-        `ValueError`: If the trainer holds no frozen weights, or moves or shards them.
+        `ValueError`: If the trainer holds no frozen weights, moves them, or shards them by FSDP1.
     """
     policy = trainer.accelerator.unwrap_model(trainer.model)
-    if trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled():
+    if trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2:
         raise ValueError(
-            "The trainer shards its weights (DeepSpeed ZeRO-3 or FSDP), and sharing sharded weights is not supported "
-            "yet. Give the reward its own copy: `EndogenousReward(model=<path>)` without `attach`."
+            "The trainer shards its weights by FSDP1, whose weights cannot be shared. Use FSDP2 (`fsdp_version: 2`) or "
+            "DeepSpeed ZeRO-3, or give the reward its own copy: `EndogenousReward(model=<path>)` without `attach`."
         )
     if is_peft_model(policy):
         if "ref" in policy.peft_config:
@@ -355,6 +411,63 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def shards_weights(accelerator: Accelerator) -> bool:
+    """Whether a trainer with this accelerator splits weights over processes in a way that [`whole_weights`] knows."""
+    return is_deepspeed_zero3_enabled() or accelerator.is_fsdp2
+
+
+@contextmanager
+def whole_weights(wrapped: Any, accelerator: Accelerator) -> Iterator[None]:
+    """
+    Inside, weights that DeepSpeed ZeRO-3 or FSDP2 split over processes are whole on each, so that passes through the model
+    need no communication: processes may run different numbers of them. All processes must enter it together. Others'
+    weights are left as they are.
+
+    Args:
+        wrapped (`torch.nn.Module`):
+            The model as the engine wraps it.
+        accelerator ([`~accelerate.Accelerator`]):
+            Of the trainer.
+    """
+    if is_deepspeed_zero3_enabled():
+        from trl.models import unwrap_model_for_generation
+
+        with unwrap_model_for_generation(wrapped, accelerator):
+            yield
+        return
+    if not accelerator.is_fsdp2:
+        yield
+        return
+    from torch.distributed.fsdp import FSDPModule
+
+    sharded = [module for module in wrapped.modules() if isinstance(module, FSDPModule)]
+    wrapped.set_reshard_after_forward(False)
+    for module in sharded:
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module in sharded:
+            module.reshard()
+        wrapped.set_reshard_after_forward(accelerator.state.fsdp_plugin.reshard_after_forward)
+
+
+@contextmanager
+def _loaded_whole() -> Iterator[None]:
+    """
+    Lets `from_pretrained` load whole weights while a trainer shards: under ZeRO-3 it would load a part on every process,
+    and under FSDP with `cpu_ram_efficient_loading` all of them on the first process of a machine only.
+    """
+    with _without_zero3_init():
+        key = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+        given = os.environ.pop(key, None)
+        try:
+            yield
+        finally:
+            if given is not None:
+                os.environ[key] = given
 
 
 @contextmanager

@@ -25,6 +25,8 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
     reward_funcs: list[Any]
     # Whether dense rewards are asked for each token, or for one number a completion like all others.
     _keep_token_rewards = True
+    # Prompts, completions and token ids that this process has rewarded last, to look at.
+    last_completions: tuple[list[Any], list[Any], list[list[int]]] = ([], [], [])
 
     def _calculate_rewards(
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: list[list[int]]
@@ -40,6 +42,7 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
         try:
             rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
             self._recorded = _Recorded(self.reward_funcs, rewards_per_func, completion_ids_list)
+            self.last_completions = (prompts, completions, completion_ids_list)
         finally:
             self.reward_funcs = reward_funcs
         return rewards_per_func

@@ -455,6 +455,7 @@ class TestPure:
                 "truncated_fraction": 2 / 3,
                 "reward_per_token": (-1 / 2 - 8 / 4) / 2,
                 "log_prob_per_token": (-LN2 - 4) / 6,  # two tokens of together ln 1/2, four of -1
+                "soft_value": (LN4 + LN3 + 4 * 1.0) / 6,  # of the states in which the tokens were taken
                 "entropy": (0.5 + 0.6 + 4 * 2.0) / 6,
                 "length_correlation": -1.0,  # two points: the longer is worse
             },
@@ -463,12 +464,12 @@ class TestPure:
 
     @pytest.mark.parametrize(
         ("rewards", "missing"),
-        [([None, None], 4), ([-1.0, None], 1), ([-1.0, -1.0], 1)],
+        [([None, None], 5), ([-1.0, None], 1), ([-1.0, -1.0], 1)],
         ids=["no reward", "one reward", "all rewards and lengths the same"],
     )
     def test_what_is_not_defined_is_left_out(self, rewards: list[float | None], missing: int) -> None:
         figures = batch_diagnostics(rewards, rewards, [stats_by_hand(True)] * 2)
-        assert len(figures) == 5 - missing
+        assert len(figures) == 6 - missing
         assert "length_correlation" not in figures
         assert all(math.isfinite(value) for value in figures.values())
 

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command `endotrl plan`: from a recipe's YAML file to a table and advice."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+from trl import get_peft_config
+
+from ..quickstart.model import quickstart_model_path
+from ..recipes import make_parser, make_sentence_reward_parser
+from ..reporting import terminal_table
+from ..scoring.placement import load_config
+from ..trainers.dense_grpo_config import DenseGRPOConfig
+from ..trainers.ppo_config import PPOConfig
+from .memory import ENGINES, GIB, SHARDING, Engine, Hardware, Plan, Workload, plan_memory
+from .sizes import ModelSize, model_size
+from .timing import Speed, plan_time
+
+
+LAUNCHERS = {"ddp": "multi_gpu.yaml (DDP)"}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What `endotrl plan` reads of a recipe."""
+
+    name: str
+    size: ModelSize
+    full_size: ModelSize
+    work: Workload
+    accumulation: int
+    iterations: int
+    max_steps: int
+    uses_peft: bool
+
+
+def run_plan(args: argparse.Namespace) -> list[Plan]:
+    """
+    Runs `endotrl plan`.
+
+    Args:
+        args (`argparse.Namespace`):
+            Options, as the parser of the command line gives them.
+
+    Returns:
+        `list[Plan]`: one for each engine.
+
+    Raises:
+        `ValueError`, `OSError`: With one message for the user.
+    """
+    recipe = read_recipe(args.recipe, args.kind, args.override, args.model, args.prompt_tokens)
+    hardware = Hardware(args.gpus, args.gpu_memory * GIB)
+    plans = [plan_memory(recipe.size, recipe.work, hardware, engine) for engine in ENGINES]
+    _show(recipe, hardware, plans, Speed(flops=args.gpu_tflops * 1e12, bandwidth=args.gpu_bandwidth * 1e9))
+    return plans
+
+
+def read_recipe(path: str, kind: str | None, overrides: list[str], model: str | None, prompt_tokens: int) -> Recipe:
+    """Reads a recipe and its model's config."""
+    kind = kind or _kind_of(Path(path))
+    parser = (
+        make_sentence_reward_parser()
+        if kind == "sentence_reward"
+        else make_parser(PPOConfig if kind == "ppo" else DenseGRPOConfig)
+    )
+    # Planned where there may be no GPU; read again for what the file itself says.
+    parsed = parser.parse_args_and_config(["--config", path, "--use_cpu", "True", *overrides])
+    training_args, model_args = parsed[1], parsed[-2]
+    name = model or model_args.model_name_or_path
+    if name is None:
+        raise ValueError(f"{path} names no model. Pass --model.")
+    config = load_config(quickstart_model_path() if name == "quickstart" else name)
+    full = model_size(config)
+    size = model_size(config, get_peft_config(model_args)) if model_args.use_peft else full
+    micro_batch, accumulation = training_args.per_device_train_batch_size, training_args.gradient_accumulation_steps
+    work = Workload(
+        micro_batch=micro_batch,
+        generation_batch=0,
+        prompt_tokens=prompt_tokens,
+        completion_tokens=0,
+        weight_bytes=4 if model_args.dtype == "float32" else 2,
+        mixed_precision=training_args.bf16 or training_args.fp16,
+        gradient_checkpointing=training_args.gradient_checkpointing,
+    )
+    if kind == "sentence_reward":
+        length = training_args.max_length or prompt_tokens
+        work = replace(work, prompt_tokens=length, sequences=2)
+        return Recipe(name, size, full, work, accumulation, 1, training_args.max_steps, model_args.use_peft)
+    reward_args = parsed[2]
+    rewards = set(reward_args.reward)
+    frozen = None
+    if "endogenous" in rewards and reward_args.reward_model is not None:
+        frozen = model_size(load_config(reward_args.reward_model))
+    elif not model_args.use_peft and (training_args.beta > 0 or "endogenous" in rewards):
+        frozen = full
+    elif "sentence" in rewards:
+        frozen = full  # about the size of the policy
+    completion_tokens = training_args.max_completion_length
+    if training_args.vllm_max_model_length:
+        work = replace(work, prompt_tokens=training_args.vllm_max_model_length - completion_tokens)
+    colocated = training_args.use_vllm and training_args.vllm_mode == "colocate"
+    work = replace(
+        work,
+        # A server generates elsewhere.
+        generation_batch=0
+        if training_args.use_vllm and not colocated
+        else micro_batch * training_args.steps_per_generation,
+        completion_tokens=completion_tokens,
+        frozen=frozen,
+        frozen_sharded=reward_args.reward_shard,
+        value_model=kind == "ppo" and training_args.critic == "value_model",
+        vllm_share=training_args.vllm_gpu_memory_utilization if colocated else 0.0,
+        vllm_sleeps=colocated and training_args.vllm_enable_sleep_mode,
+    )
+    steps = training_args.steps_per_generation
+    return Recipe(
+        name, size, full, work, steps, training_args.num_iterations, training_args.max_steps, model_args.use_peft
+    )
+
+
+def advice(recipe: Recipe, hardware: Hardware) -> list[tuple[str, Engine, float]]:
+    """Changes that make a recipe fit which does not: what to set, under which engine, and the bytes it then takes."""
+    changes: list[tuple[str, Callable[[Workload], Workload], ModelSize]] = [
+        ("--gradient_checkpointing true", lambda w: replace(w, gradient_checkpointing=True), recipe.size),
+        ("--per_device_train_batch_size 1", lambda w: replace(w, micro_batch=1), recipe.size),
+        ("--vllm_enable_sleep_mode true", lambda w: replace(w, vllm_sleeps=w.vllm_share > 0), recipe.size),
+        (
+            "all of these",
+            lambda w: replace(w, gradient_checkpointing=True, micro_batch=1, vllm_sleeps=w.vllm_share > 0),
+            recipe.size,
+        ),
+    ]
+    found = []
+    for name, change, size in changes:
+        work = change(recipe.work)
+        if work == recipe.work:
+            continue
+        fitting = [p for e in ENGINES if (p := plan_memory(size, work, hardware, e)).total <= hardware.gpu_memory]
+        if fitting:
+            found.append((name, fitting[0].engine, fitting[0].total))
+    if not recipe.uses_peft:
+        # An adapter of about a hundredth of the weights, and no second model.
+        adapter = recipe.full_size.parameters // 100
+        size = replace(recipe.full_size, parameters=recipe.full_size.parameters + adapter, trainable=adapter)
+        work = replace(recipe.work, frozen=None)
+        fitting = [p for e in ENGINES if (p := plan_memory(size, work, hardware, e)).total <= hardware.gpu_memory]
+        if fitting:
+            found.append(("--use_peft true --lora_target_modules all-linear", fitting[0].engine, fitting[0].total))
+    return found
+
+
+def _kind_of(path: Path) -> str:
+    kinds = [kind for kind in ("sentence_reward", "ppo", "grpo") if kind in path.stem]
+    if not kinds:
+        raise ValueError(
+            f"{path.name} does not say in its name which script it is for: pass --kind ppo, grpo or sentence_reward."
+        )
+    return kinds[0]
+
+
+def _show(recipe: Recipe, hardware: Hardware, plans: list[Plan], speed: Speed) -> None:
+    console = Console(highlight=False)
+    size, work = recipe.size, recipe.work
+    trained = "all weights" if size.trainable == size.parameters else f"{size.trainable / 1e6:,.1f} M of them"
+    console.print(
+        f"{recipe.name}: {size.parameters / 1e9:.2f} B parameters, trained {trained}; {work.micro_batch} sequences of "
+        f"{work.prompt_tokens} + {work.completion_tokens} tokens at a time on each of {hardware.gpus} GPUs",
+        markup=False,
+    )
+    rows = [
+        [
+            plan.engine,
+            *(
+                value / GIB
+                for value in (
+                    plan.parameters,
+                    plan.gradients,
+                    plan.optimizer,
+                    plan.frozen,
+                    plan.vllm,
+                    plan.gathered + plan.activations,
+                    plan.logits,
+                    plan.generation,
+                    plan.scoring,
+                    plan.total,
+                )
+            ),
+            "yes" if plan.total <= hardware.gpu_memory else "no",
+        ]
+        for plan in plans
+    ]
+    columns = ["", "weights", "grads", "optim", "frozen", "vLLM", "activ", "logits", "gen", "scoring", "total", "fits"]
+    console.print(terminal_table(columns, rows, f"GiB on each GPU, of {hardware.gpu_memory / GIB:g}"))
+    offloaded = next(plan.cpu for plan in plans if plan.engine == "zero3_offload")
+    lines = [
+        "total: weights, optim, frozen and vLLM, and the largest of training (grads, activ, logits), generation and scoring, "
+        "which do not overlap; with 1.5 GiB for CUDA.",
+        f"zero3_offload: {offloaded * hardware.gpus / GIB:,.0f} GiB of CPU memory over all machines.",
+    ]
+    fitting = [plan.engine for plan in plans if plan.total <= hardware.gpu_memory]
+    if fitting:
+        lines.append("It fits with " + ", ".join(LAUNCHERS.get(engine, f"{engine}.yaml") for engine in fitting) + ".")
+    else:
+        lines.append("It does not fit. It would with:")
+        changes = advice(recipe, hardware)
+        lines += [f"  {name}  ({engine}: {total / GIB:.1f} GiB)" for name, engine, total in changes]
+        if not changes:
+            need = min(plan.total for plan in plans if plan.engine in SHARDING) / GIB
+            lines.append(f"  more GPUs, or larger ones: the least is {need:.1f} GiB with {hardware.gpus} GPUs")
+    seconds = plan_time(size, work, recipe.accumulation, recipe.iterations, speed)
+    total = sum(seconds.values())
+    parts = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
+    lines.append(
+        f"Time: about {total:.0f} s for {recipe.accumulation * work.micro_batch * hardware.gpus} sequences ({parts}), if a GPU "
+        f"has {speed.flops / 1e12:g} TFLOPS and {speed.bandwidth / 1e9:g} GB/s, of which {speed.training_utilization:.0%} are "
+        f"reached in training and {speed.decoding_utilization:.0%} in decoding, all sequences are of full length, and "
+        "communication is free."
+    )
+    if recipe.max_steps > 0:
+        updates = recipe.iterations if work.sequences == 1 else 1
+        lines.append(f"{recipe.max_steps} steps: about {recipe.max_steps * total / updates / 3600:.1f} hours.")
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory of a GPU under each way to split a run over GPUs."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from .sizes import ModelSize
+
+
+Engine = Literal["ddp", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2"]
+ENGINES: tuple[Engine, ...] = ("ddp", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2")
+SHARDING = ("zero3", "zero3_offload", "fsdp2")
+GIB = 2**30
+# The CUDA context, kernels' work spaces and what the allocator cannot use: an assumption, not measured here.
+OVERHEAD = 1.5 * GIB
+# DeepSpeed and DDP send gradients in buckets; DeepSpeed's default holds 5e8 numbers, and DDP's are a copy of all gradients.
+LOGIT_TOKENS, LOGIT_WORDS = 4096, 32768  # the largest tile of logits that TRL's fused head holds
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """
+    Attributes:
+        gpus (`int`):
+            GPUs of all machines together.
+        gpu_memory (`float`):
+            Bytes of each.
+    """
+
+    gpus: int
+    gpu_memory: float
+
+
+@dataclass(frozen=True)
+class Workload:
+    """
+    What a run does, as far as its memory and time depend on it.
+
+    Attributes:
+        micro_batch (`int`):
+            Sequences of one forward and backward pass on a GPU.
+        generation_batch (`int`):
+            Completions that a GPU generates at a time; 0 if none are, or a server does it.
+        prompt_tokens, completion_tokens (`int`):
+            Longest prompt and completion.
+        weight_bytes (`int`):
+            Bytes of a weight as it is loaded: 2 for bfloat16, 4 for float32.
+        mixed_precision (`bool`):
+            Whether it computes in bfloat16 (`bf16: true`).
+        gradient_checkpointing (`bool`):
+            Whether activations are computed again in the backward pass.
+        frozen (`ModelSize`, *optional*):
+            A frozen model beside the policy: reference model or the reward's copy. `None` where the policy without its adapter
+            is that, or nothing is frozen.
+        frozen_sharded (`bool`):
+            Whether it is split where the policy is.
+        value_model (`bool`):
+            Whether PPO trains a second model as critic.
+        vllm_share (`float`):
+            Fraction of a GPU's memory that vLLM takes in the training process; 0 without it.
+        vllm_sleeps (`bool`):
+            Whether vLLM gives its memory back while the policy is trained.
+        sequences (`int`):
+            Sequences of one row of the micro-batch: 2 for pairs of a reward model, which has no logits.
+    """
+
+    micro_batch: int
+    generation_batch: int
+    prompt_tokens: int
+    completion_tokens: int
+    weight_bytes: int = 2
+    mixed_precision: bool = True
+    gradient_checkpointing: bool = True
+    frozen: ModelSize | None = None
+    frozen_sharded: bool = True
+    value_model: bool = False
+    vllm_share: float = 0.0
+    vllm_sleeps: bool = False
+    sequences: int = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """
+    Bytes on a GPU under one engine, by what they hold. The three phases of a step do not overlap, so the largest counts.
+
+    Attributes:
+        engine (`str`):
+            How the run is split.
+        parameters, gradients, optimizer, frozen (`float`):
+            The policy's weights, their gradients, the optimizer's states with its float32 weights, and the frozen model.
+        vllm (`float`):
+            vLLM's share, unless it sleeps.
+        activations, logits (`float`):
+            In the forward and backward pass.
+        gathered (`float`):
+            Weights that an engine which splits them holds whole at a time in training.
+        generation (`float`):
+            Weights put together and the cache of keys and values (or vLLM's share, if it sleeps in training).
+        scoring (`float`):
+            The frozen model put together, and its activations.
+        cpu (`float`):
+            Bytes of CPU memory of each GPU's process: what is offloaded.
+    """
+
+    engine: Engine
+    parameters: float
+    gradients: float
+    optimizer: float
+    frozen: float
+    vllm: float
+    activations: float
+    logits: float
+    gathered: float
+    generation: float
+    scoring: float
+    cpu: float
+
+    @property
+    def model_states(self) -> float:
+        """Weights, gradients and optimizer states, with what is gathered: what DeepSpeed's estimators give."""
+        return self.parameters + self.gradients + self.optimizer + self.gathered
+
+    @property
+    def total(self) -> float:
+        """Bytes of the worst phase, with an allowance for the CUDA context and fragmentation."""
+        resident = self.parameters + self.optimizer + self.frozen + self.vllm
+        training = self.gradients + self.gathered + self.activations + self.logits
+        return OVERHEAD + resident + max(training, self.generation, self.scoring)
+
+
+def plan_memory(size: ModelSize, work: Workload, hardware: Hardware, engine: Engine) -> Plan:
+    """
+    Memory of a GPU. Model states follow DeepSpeed's own estimators: with bfloat16 2 bytes a weight, and 16 for its float32
+    copy, its two moments and its float32 gradient. DDP trains weights as they are loaded, FSDP2 in float32.
+
+    Args:
+        size ([`ModelSize`]), work ([`Workload`]), hardware ([`Hardware`]):
+            The policy, what is done with it, and where.
+        engine (`str`):
+            `"ddp"`, `"zero1"`, `"zero2"`, `"zero3"`, `"zero3_offload"` or `"fsdp2"`.
+
+    Returns:
+        [`Plan`].
+    """
+    models = 2 if work.value_model else 1
+    trained, frozen_part = models * size.trainable, size.parameters - size.trainable
+    gpus, cpu, gathered = hardware.gpus, 0.0, 0.0
+    b = work.weight_bytes
+    parameters: float
+    gradients: float
+    optimizer: float
+    if engine == "ddp":
+        parameters, optimizer = b * (trained + frozen_part), 2.0 * b * trained
+        gradients = b * trained * (2 if gpus > 1 else 1)  # and the buckets in which they are sent
+    elif engine == "fsdp2":
+        # Trained weights become float32 in mixed precision.
+        wide = 4 if work.mixed_precision else b
+        parameters = (wide * trained + b * frozen_part) / gpus
+        gradients, optimizer = wide * trained / gpus, 2 * wide * trained / gpus
+        gathered = 2 * (2 if work.mixed_precision else b) * size.block  # this block and the next
+    else:
+        half = 2 if work.mixed_precision else 4
+        # Without mixed precision the weights are their own float32 copy.
+        states = 12 if work.mixed_precision else 8
+        fp32_gradients = 4 if work.mixed_precision else 0
+        split = gpus if engine.startswith("zero3") else 1
+        parameters = half * (trained + frozen_part) / split
+        optimizer = states * trained / gpus
+        if engine == "zero1":
+            gradients = half * trained + fp32_gradients * trained / gpus
+        elif engine == "zero2":
+            gradients = (half + fp32_gradients) * trained / gpus
+        else:
+            gradients = 4 * trained / gpus
+            gathered = 4 * size.largest_layer
+        if engine == "zero3_offload":
+            cpu = parameters + optimizer + gradients
+            parameters = optimizer = gradients = 0.0
+
+    tokens = work.micro_batch * work.sequences * (work.prompt_tokens + work.completion_tokens)
+    compute = 2 if work.mixed_precision else b
+    activations = compute * activation_numbers(size, tokens, work.gradient_checkpointing) * models
+    logits = 4.0 * min(tokens, LOGIT_TOKENS) * min(size.vocabulary, LOGIT_WORDS) * (work.sequences == 1)
+
+    sharded = engine in SHARDING
+    frozen = scoring = 0.0
+    if work.frozen is not None:
+        whole = b * work.frozen.parameters
+        frozen = whole / gpus if sharded and work.frozen_sharded else whole
+        # One block of its activations at a time; put together for the call.
+        scoring = compute * block_numbers(work.frozen, 8192) + (whole - frozen)
+    elif size.trainable < size.parameters and sharded:
+        scoring = compute * size.parameters  # the policy without its adapter
+
+    share = work.vllm_share * hardware.gpu_memory
+    generation = share if work.vllm_sleeps else 0.0
+    if work.generation_batch and not work.vllm_share:
+        cache = 2 * size.layers * size.key_value * (work.prompt_tokens + work.completion_tokens)
+        generation = compute * cache * work.generation_batch + (compute * size.parameters if sharded else 0)
+    return Plan(
+        engine=engine,
+        parameters=parameters,
+        gradients=gradients,
+        optimizer=optimizer,
+        frozen=frozen,
+        vllm=0.0 if work.vllm_sleeps else share,
+        activations=activations,
+        logits=logits,
+        gathered=gathered,
+        generation=generation,
+        scoring=scoring,
+        cpu=cpu,
+    )
+
+
+def block_numbers(size: ModelSize, tokens: int) -> float:
+    """
+    Numbers that one transformer block keeps for its backward pass: the residual stream and the normed one in both precisions
+    (9 widths), attention's queries, output and their rotated copies (3), keys and values with theirs (3), and four of the MLP.
+    """
+    return tokens * (12 * size.hidden + 3 * size.key_value + 4 * size.intermediate)
+
+
+def activation_numbers(size: ModelSize, tokens: int, gradient_checkpointing: bool) -> float:
+    """Numbers that the forward pass of all blocks keeps: with checkpointing, one width a block, and one block whole."""
+    if gradient_checkpointing:
+        return size.layers * tokens * size.hidden + block_numbers(size, tokens)
+    return size.layers * block_numbers(size, tokens)

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A rough time of a training step from counts of operations and bytes."""
+
+from dataclasses import dataclass
+
+from .memory import Workload
+from .sizes import ModelSize
+
+
+@dataclass(frozen=True)
+class Speed:
+    """
+    What is assumed of a GPU.
+
+    Attributes:
+        flops (`float`):
+            Peak of dense bfloat16 products, operations per second.
+        bandwidth (`float`):
+            Bytes per second of its memory.
+        training_utilization, scoring_utilization, decoding_utilization (`float`):
+            Fraction of the peak (for decoding: of the bandwidth) that is reached.
+    """
+
+    flops: float = 312e12
+    bandwidth: float = 2.0e12
+    training_utilization: float = 0.35
+    scoring_utilization: float = 0.5
+    decoding_utilization: float = 0.5
+
+
+def plan_time(
+    size: ModelSize, work: Workload, accumulation: int, iterations: int = 1, speed: Speed | None = None
+) -> dict[str, float]:
+    """
+    Seconds that a GPU spends on one generation batch, by phase. A pass costs 2 operations a parameter and token, a backward
+    pass 4 (2 with an adapter), a second forward pass for checkpointing 2; decoding reads all weights and the cache once a token.
+    Communication is not counted.
+
+    Args:
+        size ([`ModelSize`]), work ([`Workload`]):
+            The policy and what is done with it.
+        accumulation (`int`):
+            Micro-batches of a generation batch.
+        iterations (`int`, *optional*, defaults to `1`):
+            Optimization epochs over it.
+        speed ([`Speed`], *optional*):
+            The GPU.
+
+    Returns:
+        `dict[str, float]`: `"generation"`, `"scoring"`, `"training"`.
+    """
+    speed = speed or Speed()
+    length = work.prompt_tokens + work.completion_tokens
+    tokens = work.micro_batch * work.sequences * length * accumulation
+    backward = 2 if size.trainable < size.parameters else 4
+    again = 2 if work.gradient_checkpointing else 0
+    training = (2 + backward + again) * size.parameters * tokens * iterations * (2 if work.value_model else 1)
+    # The frozen model, which is also the reference; without one, the policy without its adapter is.
+    scored = (work.frozen or size).parameters if work.sequences == 1 else 0
+    generation = 0.0
+    if work.generation_batch:
+        cache = 4 * size.layers * size.key_value * (work.prompt_tokens + work.completion_tokens / 2)
+        read = 2 * size.parameters + work.generation_batch * cache
+        generation = work.completion_tokens * read / (speed.bandwidth * speed.decoding_utilization)
+    return {
+        "generation": generation,
+        "scoring": 2 * scored * tokens / (speed.flops * speed.scoring_utilization),
+        "training": training / (speed.flops * speed.training_utilization),
+    }

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the scripts in `recipes/` do when `accelerate launch` starts them."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType, parse_flag_from_env
+from trl import GRPOConfig, TrlParser
+
+from ..reporting import say
+from ..trainers.dense_reward_trainer import DenseRewardTrainer
+from .arguments import make_parser
+from .training import prepare, run
+
+
+EXIT_WRONG_SETTINGS = 2
+
+
+def launch(
+    trainer_class: type[DenseRewardTrainer], training_config: type[GRPOConfig], argv: Sequence[str] | None = None
+) -> DenseRewardTrainer:
+    """
+    Runs a recipe from the command line. What is wrong with its settings is said in one line, before a model is loaded,
+    and ends the process with exit code 2.
+
+    Args:
+        trainer_class (`type`):
+            [`DenseGRPOTrainer`] or [`PPOTrainer`], or a class derived from them.
+        training_config (`type`):
+            Its configuration class.
+        argv (`Sequence[str]`, *optional*):
+            Arguments. Defaults to those of the process.
+
+    Returns:
+        [`DenseGRPOTrainer`] or [`PPOTrainer`]: the trainer, done.
+    """
+    try:
+        parsed = parse(make_parser(training_config), argv)
+        job = prepare(*parsed)
+    except (ValueError, TypeError, ImportError, OSError) as error:
+        exit_with(error)
+    return run(trainer_class, job)
+
+
+def exit_with(error: Exception) -> None:
+    """Ends the process with what is wrong, said by one process of a machine."""
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        say(f"{os.path.basename(sys.argv[0])}: error: {error}")
+    sys.exit(EXIT_WRONG_SETTINGS)
+
+
+def parse(parser: TrlParser, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
+    """
+    Settings of a recipe: those of the YAML file (`--config`), of which the command line wins. Where `accelerate` was
+    asked for DeepSpeed or FSDP and there is no accelerator, the processes are made to shard on the CPU.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if shards_on_cpu():
+        # accelerate shards on accelerators only: on CPUs it would take plain DDP, without a word.
+        state = PartialState(cpu=True)
+        uses_deepspeed = parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
+        state.distributed_type = DistributedType.DEEPSPEED if uses_deepspeed else DistributedType.MULTI_GPU
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        argv += ["--accelerator_config", '{"use_configured_state": true}']
+    return parser.parse_args_and_config(argv)
+
+
+def shards_on_cpu() -> bool:
+    """Whether `accelerate launch` was asked for DeepSpeed or FSDP on a machine without an accelerator."""
+    asked = parse_flag_from_env("ACCELERATE_USE_DEEPSPEED") or parse_flag_from_env("ACCELERATE_USE_FSDP")
+    return asked and "LOCAL_RANK" in os.environ and not torch.accelerator.is_available()

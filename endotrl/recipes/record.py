@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run was made of, recorded in its folder: settings, versions, git revision."""
+
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+
+
+RECORD_FILE = "recipe.json"
+PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "peft", "deepspeed", "vllm")
+# Settings that may differ between a run and the one that goes on with it: how long, where, how often to look.
+FREE_PREFIXES = (
+    "logging",
+    "log_",
+    "save",
+    "eval",
+    "per_device_eval",
+    "dataloader",
+    "hub",
+    "push",
+    "vllm",
+    "ddp",
+    "use_vllm",
+)
+FREE = {
+    *("output_dir", "resume_from_checkpoint", "resume", "report_to", "run_name", "max_steps", "num_train_epochs"),
+    *("disable_tqdm", "project", "trackio_space_id", "num_completions_to_print", "accelerator_config", "deepspeed"),
+    *("fsdp", "fsdp_config", "use_cpu", "reward_max_tokens_per_batch", "reward_shard", "reward_offload", "do_eval"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "generation_batch_size", "steps_per_generation"),
+    *("gradient_checkpointing", "attn_implementation", "prediction_loss_only", "model_init_kwargs"),
+    *("num_generations_eval", "heat_map_steps", "activation_checkpointing"),
+}
+
+
+def make_record(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Args:
+        settings (`dict[str, Any]`):
+            Dataclasses of settings by their names.
+
+    Returns:
+        `dict`: `settings`, `command`, `versions` and, in a git clone, `git`: revision and whether files were changed.
+    """
+    return {
+        "command": sys.argv,
+        "settings": {name: _plain(value) for name, value in settings.items()},
+        "versions": {"endotrl": __version__, "python": platform.python_version(), **_versions()},
+        "git": _git(Path(sys.argv[0]).resolve().parent),
+    }
+
+
+def write_record(output_dir: str, record: Mapping[str, Any]) -> None:
+    """Writes the record to `output_dir/recipe.json`."""
+    folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RECORD_FILE).write_text(json.dumps(record, indent=2, ensure_ascii=False), encoding="utf-8")
+
+
+def check_same_settings(output_dir: str, record: Mapping[str, Any]) -> None:
+    """
+    Raises `ValueError` if the run in `output_dir` was made with other settings than these, so that going on with it would
+    mix two runs.
+    """
+    path = Path(output_dir) / RECORD_FILE
+    if not path.is_file():
+        return
+    before, now = (_flat(r["settings"]) for r in (json.loads(path.read_text(encoding="utf-8")), record))
+    changed = [
+        f"{key}: {before[key]!r} -> {now[key]!r}"
+        for key in before.keys() & now.keys()
+        if before[key] != now[key] and key not in FREE and not key.startswith(FREE_PREFIXES)
+    ]
+    if changed:
+        raise ValueError(
+            f"{output_dir} has checkpoints of a run with other settings ({'; '.join(sorted(changed))}), and this one would go "
+            "on with them. Choose another `output_dir`, or start anew with `--resume False`."
+        )
+
+
+def _flat(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    return {key: value for part in settings.values() for key, value in part.items()}
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold."""
+    if is_dataclass(value) and not isinstance(value, type):
+        # transformers hides tokens in its own.
+        value = value.to_dict() if hasattr(value, "to_dict") else asdict(value)
+    return json.loads(json.dumps(value, default=str))
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _git(folder: Path) -> dict[str, Any] | None:
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        return {"revision": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.SubprocessError):  # no git, or no clone
+        return None

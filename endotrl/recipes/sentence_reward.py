@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The recipe of the sentence-level reward model."""
+
+from collections.abc import Sequence
+
+import transformers
+from packaging.version import Version
+from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
+
+from ..sentence import SentenceRewardTrainer, SentenceRewardTrainerConfig
+from .launch import exit_with, parse
+from .prompts import load_preferences
+from .training import check_packages, resolve_model
+
+
+def make_sentence_reward_parser() -> TrlParser:
+    """
+    Parser of the recipe's command line and YAML file (`--config`), of which the command line wins.
+
+    Returns:
+        [`~trl.TrlParser`], whose `parse_args_and_config` returns [`~trl.ScriptArguments`],
+        [`SentenceRewardTrainerConfig`], [`~trl.ModelConfig`] and [`~trl.DatasetMixtureConfig`].
+    """
+    return TrlParser(
+        (ScriptArguments, SentenceRewardTrainerConfig, ModelConfig, DatasetMixtureConfig), allow_abbrev=False
+    )
+
+
+def launch_sentence_reward(argv: Sequence[str] | None = None) -> SentenceRewardTrainer:
+    """
+    Trains a sentence-level reward model from the command line. What is wrong with the settings is said in one line, before
+    a model is loaded, and ends the process with exit code 2.
+
+    Args:
+        argv (`Sequence[str]`, *optional*):
+            Arguments. Defaults to those of the process.
+
+    Returns:
+        [`SentenceRewardTrainer`]: the trainer, done.
+    """
+    try:
+        script_args, args, model_args, dataset_args = parse(make_sentence_reward_parser(), argv)
+        check_packages(args, model_args)
+        train_dataset, eval_dataset = load_preferences(script_args, args, dataset_args)
+        resolve_model(model_args, args)
+    except (ValueError, TypeError, ImportError, OSError) as error:
+        exit_with(error)
+    trainer = SentenceRewardTrainer(
+        model=model_args.model_name_or_path,
+        args=args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+    )
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.save_model(args.output_dir)
+    if eval_dataset is not None:
+        trainer.log_metrics("eval", trainer.evaluate())
+    if args.push_to_hub:
+        trainer.push_to_hub(dataset_name=script_args.dataset_name)
+    if Version(transformers.__version__) >= Version("5.18.0"):
+        trainer.end()
+    return trainer

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plans against DeepSpeed's own estimators, against what small runs hold, and against what every plan must satisfy."""
+
+import importlib
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig
+from transformers import LlamaConfig, LlamaForCausalLM, PretrainedConfig
+
+from endotrl.cli import main
+from endotrl.planning import Hardware, ModelSize, Workload, model_size, plan_memory, plan_time
+from endotrl.planning.command import read_recipe
+from endotrl.planning.memory import ENGINES, GIB, activation_numbers
+
+
+ROOT = Path(__file__).parents[2]
+WORK = Workload(micro_batch=4, generation_batch=32, prompt_tokens=512, completion_tokens=512)
+# Sizes of Llama 2 7B, which is LlamaConfig's default.
+SEVEN_B = LlamaConfig()
+
+
+@pytest.fixture(scope="module")
+def seven_b() -> ModelSize:
+    return model_size(SEVEN_B)
+
+
+def small_config(**changes: Any) -> PretrainedConfig:
+    sizes = {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 4, "num_attention_heads": 4}
+    return LlamaConfig(vocab_size=512, num_key_value_heads=2, **{**sizes, **changes})
+
+
+class TestSizes:
+    def test_against_a_model_with_weights(self) -> None:
+        config = small_config()
+        model = LlamaForCausalLM(config)
+        size = model_size(config)
+        assert size.parameters == size.trainable == model.num_parameters()
+        assert size.largest_layer == 512 * 128  # the embedding
+        assert size.block == sum(p.numel() for p in model.model.layers[0].parameters())
+        assert (size.layers, size.hidden, size.intermediate, size.key_value) == (4, 128, 352, 64)
+
+    def test_tied_weights_count_once(self) -> None:
+        tied, untied = (model_size(small_config(tie_word_embeddings=tie)) for tie in (True, False))
+        assert untied.parameters - tied.parameters == 512 * 128
+
+    def test_adapter(self) -> None:
+        config = small_config()
+        size = model_size(config, LoraConfig(r=8, target_modules=["q_proj", "v_proj"]))
+        # A of (8, in) and B of (out, 8) for a projection of 128 to 128 and one of 128 to 64, in 4 blocks.
+        assert size.trainable == 4 * (8 * (128 + 128) + 8 * (128 + 64))
+        assert size.parameters == model_size(config).parameters + size.trainable
+
+
+class TestAgainstDeepSpeed:
+    @pytest.mark.parametrize("gpus", [1, 2, 8, 64])
+    def test_model_states(self, gpus: int, seven_b: ModelSize) -> None:
+        # Named like the functions that DeepSpeed re-exports, which hide the modules from `import ... as`.
+        stage2 = importlib.import_module("deepspeed.runtime.zero.stage_1_and_2")
+        stage3 = importlib.import_module("deepspeed.runtime.zero.stage3")
+        hardware = Hardware(gpus, 80 * GIB)
+
+        def ours(engine: Any) -> float:
+            return plan_memory(seven_b, WORK, hardware, engine).model_states
+
+        _, zero2 = stage2.estimate_zero2_model_states_mem_needs(seven_b.parameters, gpus, 1, cpu_offload=False)
+        assert ours("zero2") == pytest.approx(zero2, rel=1e-6)
+        sizes = (seven_b.parameters, seven_b.largest_layer, gpus, 1)
+        _, zero3, _ = stage3.estimate_zero3_model_states_mem_needs(*sizes, cpu_offload=False)
+        assert ours("zero3") == pytest.approx(zero3, rel=1e-6)
+        _, offloaded, _ = stage3.estimate_zero3_model_states_mem_needs(*sizes, cpu_offload=True)
+        assert ours("zero3_offload") == pytest.approx(offloaded, rel=1e-6)
+
+
+class TestAgainstMeasured:
+    @pytest.mark.parametrize("adapter", [False, True])
+    def test_model_states(self, adapter: bool, tmp_path: Path) -> None:
+        """One process in float32: what weights, gradients and Adam's moments hold, byte by byte."""
+        config = small_config()
+        model: Any = LlamaForCausalLM(config)
+        lora = LoraConfig(r=8, target_modules=["q_proj", "v_proj"]) if adapter else None
+        if lora is not None:
+            from peft import get_peft_model
+
+            model = get_peft_model(model, lora)
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+        model(input_ids=torch.arange(8)[None], labels=torch.arange(8)[None]).loss.backward()
+        optimizer.step()
+        weights = sum(p.nbytes for p in model.parameters())
+        gradients = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
+        moments = sum(t.nbytes for state in optimizer.state.values() for t in state.values() if t.ndim > 0)
+        work = replace(WORK, weight_bytes=4, mixed_precision=False)
+        plan = plan_memory(model_size(config, lora), work, Hardware(1, GIB), "ddp")
+        assert (plan.parameters, plan.gradients, plan.optimizer) == (weights, gradients, moments)
+
+    @pytest.mark.parametrize("checkpointing", [False, True])
+    @pytest.mark.parametrize(("batch", "length"), [(2, 128), (4, 256)])
+    def test_activations(self, checkpointing: bool, batch: int, length: int) -> None:
+        """What autograd keeps for the backward pass of the blocks of a small model in float32."""
+        config = small_config(hidden_size=256, intermediate_size=704, num_hidden_layers=6)
+        model = LlamaForCausalLM(config).model.train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        kept: dict[int, int] = {}
+        weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        tokens = torch.randint(0, 512, (batch, length))
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            hidden = model(input_ids=tokens, use_cache=False).last_hidden_state
+        measured = sum(kept.values())
+        size = model_size(config)
+        planned = 4 * activation_numbers(size, batch * length, checkpointing)
+        if checkpointing:  # before the backward pass there is no block whole yet
+            planned -= 4 * (activation_numbers(size, batch * length, True) - size.layers * batch * length * size.hidden)
+        assert hidden.requires_grad
+        assert planned == pytest.approx(measured, rel=0.35)
+
+
+class TestProperties:
+    def test_sharding_saves_and_gpus_help(self, seven_b: ModelSize) -> None:
+        work = replace(WORK, frozen=seven_b)
+        eight, sixteen = ({e: plan_memory(seven_b, work, Hardware(n, 80 * GIB), e) for e in ENGINES} for n in (8, 16))
+        assert eight["zero1"].model_states > eight["zero2"].model_states > eight["zero3"].model_states
+        assert eight["zero3"].total > eight["zero3_offload"].total
+        for engine in ENGINES[1:-2]:
+            assert sixteen[engine].total < eight[engine].total
+        assert eight["zero3"].frozen == eight["zero2"].frozen / 8  # split as the policy is
+        whole = plan_memory(seven_b, replace(work, frozen_sharded=False), Hardware(8, 80 * GIB), "zero3")
+        assert whole.frozen == eight["zero2"].frozen == 2 * seven_b.parameters
+
+    def test_a_7b_model_as_everybody_knows_it(self, seven_b: ModelSize) -> None:
+        """Full training takes 16 bytes a parameter and more: not on one GPU of 80 GiB, but on eight with ZeRO-3."""
+        one, eight = Hardware(1, 80 * GIB), Hardware(8, 80 * GIB)
+        assert plan_memory(seven_b, WORK, one, "zero2").total > 80 * GIB
+        assert plan_memory(seven_b, WORK, eight, "zero3").total < 80 * GIB
+        lora = model_size(SEVEN_B, LoraConfig(r=16, target_modules=["q_proj", "v_proj"]))
+        assert plan_memory(lora, WORK, one, "ddp").total < 40 * GIB
+
+    def test_vllm(self, seven_b: ModelSize) -> None:
+        hardware = Hardware(8, 80 * GIB)
+        resident = plan_memory(seven_b, replace(WORK, vllm_share=0.3), hardware, "zero3")
+        asleep = plan_memory(seven_b, replace(WORK, vllm_share=0.3, vllm_sleeps=True), hardware, "zero3")
+        assert resident.vllm == 0.3 * 80 * GIB and resident.generation == 0
+        assert asleep.vllm == 0 and asleep.generation == 0.3 * 80 * GIB
+        assert asleep.total < resident.total
+
+    def test_time(self, seven_b: ModelSize) -> None:
+        seconds = plan_time(seven_b, WORK, accumulation=8)
+        # 4 * 8 sequences of 1024 tokens, 8 operations a parameter with checkpointing, 35% of 312 TFLOPS.
+        assert seconds["training"] == pytest.approx(8 * 6.738e9 * 32 * 1024 / (0.35 * 312e12), rel=1e-3)
+        assert plan_time(seven_b, WORK, 8, iterations=2)["training"] == 2 * seconds["training"]
+        assert all(value > 0 and math.isfinite(value) for value in seconds.values())
+
+
+class TestCommand:
+    @pytest.fixture
+    def config_only(self, tmp_path: Path) -> str:
+        """A folder with a 7B model's config, and no weights."""
+        SEVEN_B.save_pretrained(tmp_path / "seven-b")
+        return str(tmp_path / "seven-b")
+
+    @pytest.mark.parametrize(
+        "recipe", ["qwen2.5-math-7b/ppo", "qwen2.5-math-7b/grpo", "qwen2.5-7b-instruct/grpo", "llama-3.1-8b/sentence_reward"]
+    )
+    def test_recipes_fit_on_what_their_readme_says(
+        self, recipe: str, config_only: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        path = str(ROOT / "recipes" / f"{recipe}.yaml")
+        assert main(["plan", path, "--gpus", "8", "--gpu-memory", "80", "--model", config_only]) == 0
+        printed = capsys.readouterr().out
+        assert "It fits with" in printed and "zero3.yaml" in printed
+        assert "Time: about" in printed
+
+    def test_what_to_change(self, config_only: str, capsys: pytest.CaptureFixture[str]) -> None:
+        path = str(ROOT / "recipes" / "qwen2.5-math-7b" / "grpo.yaml")
+        main(["plan", path, "--gpus", "1", "--gpu-memory", "40", "--model", config_only])
+        printed = capsys.readouterr().out
+        assert "It does not fit. It would with:" in printed
+        assert "--use_peft true" in printed
+
+    def test_what_the_recipe_says_is_read(self, config_only: str) -> None:
+        path = str(ROOT / "recipes" / "qwen2.5-math-7b" / "grpo.yaml")
+        recipe = read_recipe(path, None, ["--per_device_train_batch_size", "2"], config_only, 512)
+        work = recipe.work
+        assert (work.micro_batch, work.generation_batch) == (2, 32)
+        assert (work.prompt_tokens, work.completion_tokens) == (1024, 1024)
+        assert work.gradient_checkpointing and work.mixed_precision and work.vllm_share == 0.3
+        assert work.frozen is not None and work.frozen.parameters == recipe.size.parameters  # beta > 0
+
+    def test_mistakes(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        path = tmp_path / "other.yaml"
+        path.write_text("model_name_or_path: nowhere\noutput_dir: output\n")
+        assert main(["plan", str(path), "--gpus", "1", "--gpu-memory", "80"]) == 2
+        assert "pass --kind" in capsys.readouterr().err
+        assert main(["plan", str(path), "--gpus", "1", "--gpu-memory", "80", "--kind", "grpo"]) == 2
+        assert "'nowhere' cannot be loaded" in capsys.readouterr().err
