@@ -60,7 +60,7 @@ NUM_HELD_OUT = 1000
 LEARNED = 0.95
 
 
-def make_base(folder: Path, seed: int) -> None:
+def make_base(folder: Path, seed: int, noise: float = WRONG_DEMONSTRATIONS) -> None:
     """
     Trains the base model of a seed, as the demo does. 800 steps do not teach every one to add (some never leave the plateau of
     1% right answers, where there is nothing to sharpen): then another initialisation and other demonstrations are tried.
@@ -71,7 +71,7 @@ def make_base(folder: Path, seed: int) -> None:
         seed_of_attempt = seed + 1000 * attempt
         torch.manual_seed(seed_of_attempt)
         model = arithmetic.make_model(tokenizer)
-        arithmetic.pretrain(model, tokenizer, PRETRAINING_STEPS, WRONG_DEMONSTRATIONS, seed_of_attempt, held_out)
+        arithmetic.pretrain(model, tokenizer, PRETRAINING_STEPS, noise, seed_of_attempt, held_out)
         if held_out_accuracy(model, tokenizer, seed, greedy=True) >= LEARNED:
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)

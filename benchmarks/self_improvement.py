@@ -1,0 +1,330 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""
+What a language model gains by its own reward, and what it does not: the demo's arithmetic, with more or fewer wrong
+demonstrations, by several trainers, next to controls and to training with labels.
+
+A base model learns addition from demonstrations of which a fraction (the noise) is wrong, and is then trained for 100 steps of
+256 answers (`beta=0.1`, learning rate 3e-4):
+
+- `grpo`, `dense`, `ppo`: on its own endogenous reward, by TRL's GRPOTrainer, DenseGRPOTrainer and PPOTrainer.
+- `some_digits`: as `grpo`, but no question that it trains on has a digit 7, 8 or 9.
+- `majority`: GRPO on agreement with the most frequent of the 8 answers to a question
+  (https://huggingface.co/papers/2504.16084).
+- `random`, `length`: controls that know nothing of the question.
+- `labels`: GRPO on whether the answer is right, which is what no label-free reward should beat.
+
+Each is asked 500 new questions, 16 times: pass@k, and the majority of the 16. Then other numbers: all with a digit from 7 to
+9, and numbers of two and of four digits, of which it has never seen any.
+
+    python -m benchmarks.self_improvement                     # 15 base models and 120 runs: 3 hours on 2 cores
+    python -m benchmarks.self_improvement --noise 0.3 --arms grpo random labels --seeds 2
+
+Finished runs are kept in `--folder`, and not run again: the command can be interrupted, and extended.
+"""
+
+import argparse
+import json
+import logging
+import os
+import platform
+import random
+import shlex
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from tqdm.auto import tqdm
+from transformers import AutoTokenizer
+from trl import GRPOConfig, GRPOTrainer
+
+from benchmarks.arithmetic_trainers import NUM_HELD_OUT, PPO, make_base, mean_and_interval
+from endotrl import DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward, PPOConfig, PPOTrainer
+from endotrl.evaluation.generation import pass_at_k
+from endotrl.quickstart import arithmetic
+from endotrl.quickstart.demo import ARITHMETIC
+from endotrl.quickstart.training import generate_answers, load_model, quiet, train_with_grpo
+from endotrl.reporting import terminal_table
+from endotrl.rewards import LengthReward, RandomReward
+
+
+GRPO = (GRPOTrainer, GRPOConfig, {"scale_rewards": "none"})
+ARMS: dict[str, tuple[str, type, type, dict[str, Any]]] = {
+    "grpo": ("endogenous, GRPO", *GRPO),
+    "dense": ("endogenous, DenseGRPO", DenseGRPOTrainer, DenseGRPOConfig, {"scale_rewards": "none"}),
+    "ppo": ("endogenous, PPO", PPOTrainer, PPOConfig, {**PPO, "value_learning_rate": 1e-3}),
+    "some_digits": ("endogenous, GRPO, digits 0 to 6", *GRPO),
+    "majority": ("majority of 8, GRPO", *GRPO),
+    "random": ("random, GRPO", *GRPO),
+    "length": ("length, GRPO", *GRPO),
+    "labels": ("labels, GRPO", *GRPO),
+}
+NUM_QUESTIONS, NUM_SAMPLES = 500, 16
+KS = (1, 4, 16)
+HIGH_DIGITS = frozenset("789")
+FIGURES = {
+    "pass@1": "pass@1",
+    "greedy": "greedy",
+    "pass@4": "pass@4",
+    "pass@16": "pass@16",
+    "majority": "majority of 16",
+    "high_digits": "7 to 9",
+    "two_digits": "2 digits",
+    "four_digits": "4 digits",
+}
+
+
+def majority_reward(prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
+    """1.0 for the most frequent completion of a prompt (the first of several)."""
+    votes: dict[str, Counter[str]] = {}
+    for prompt, completion in zip(prompts, completions, strict=True):
+        votes.setdefault(prompt, Counter())[completion] += 1
+    return [float(votes[p].most_common(1)[0][0] == c) for p, c in zip(prompts, completions, strict=True)]
+
+
+def reward_of(arm: str, base: Path, seed: int) -> Any:
+    """What an arm is trained on."""
+    rewards = {
+        "majority": majority_reward,
+        "random": RandomReward(seed=seed),
+        "length": LengthReward(),
+        "labels": _is_right,
+    }
+    return rewards[arm] if arm in rewards else EndogenousReward(str(base))
+
+
+def _is_right(completions: list[str], answer: list[str], **kwargs: Any) -> list[float]:
+    # Not `arithmetic.accuracy` itself, which is the second reward of every run, and TRL tells rewards apart by their names.
+    return arithmetic.accuracy(completions, answer)
+
+
+def has_high_digit(number: int) -> bool:
+    """Whether a number has a digit 7, 8 or 9."""
+    return not HIGH_DIGITS.isdisjoint(str(number))
+
+
+def measure(model: Any, tokenizer: Any, seed: int) -> dict[str, float]:
+    """All figures of a model: fractions of right answers."""
+    questions = arithmetic.make_questions(NUM_HELD_OUT, seed=seed + 1)
+    generator = random.Random(seed)
+
+    def numbers(low: int, high: int) -> list[arithmetic.Question]:
+        return [(generator.randint(low, high), generator.randint(low, high)) for _ in range(NUM_QUESTIONS)]
+
+    some = questions[:NUM_QUESTIONS]
+    samples = [answers(model, tokenizer, some, seed + 10_000 * i) for i in range(NUM_SAMPLES)]
+    truths = [arithmetic.answer_text(question) for question in some]
+    right = [sum(texts[i] == truth for texts in samples) for i, truth in enumerate(truths)]
+    majorities = [Counter(texts[i] for texts in samples).most_common(1)[0][0] for i in range(NUM_QUESTIONS)]
+    high = [q for q in questions if all(map(has_high_digit, q))]
+    return {
+        **{f"pass@{k}": sum(pass_at_k(NUM_SAMPLES, n, k) for n in right) / NUM_QUESTIONS for k in KS},
+        "greedy": accuracy(model, tokenizer, some, seed, greedy=True),
+        "majority": sum(map(str.__eq__, majorities, truths)) / NUM_QUESTIONS,
+        "high_digits": accuracy(model, tokenizer, high, seed),
+        "two_digits": accuracy(model, tokenizer, numbers(10, 99), seed),
+        "four_digits": accuracy(model, tokenizer, numbers(1000, 9999), seed),
+    }
+
+
+def answers(
+    model: Any, tokenizer: Any, questions: Sequence[arithmetic.Question], seed: int, greedy: bool = False
+) -> list[str]:
+    """One answer a question."""
+    prompts = [arithmetic.question_text(question) for question in questions]
+    # One token more than the longest answer to numbers of four digits, so that none is right because it was cut off.
+    return generate_answers(model, tokenizer, prompts, 7, greedy=greedy, seed=seed, batch_size=len(prompts))[0]
+
+
+def accuracy(
+    model: Any, tokenizer: Any, questions: Sequence[arithmetic.Question], seed: int, greedy: bool = False
+) -> float:
+    """Fraction of right answers, one a question."""
+    texts = answers(model, tokenizer, questions, seed, greedy)
+    return sum(map(str.__eq__, texts, map(arithmetic.answer_text, questions))) / len(questions)
+
+
+def run(noise: float, seed: int, arm: str | None, steps: int, folder: Path) -> dict[str, Any]:
+    """Makes and measures a base model (`arm=None`), or what one arm makes of it; a result that is there is taken."""
+    file = folder / f"noise-{noise:g}-seed-{seed}-{arm or 'base'}-{steps}.json"
+    if file.exists():
+        return json.loads(file.read_text(encoding="utf-8"))
+    quiet()
+    logging.getLogger("endotrl").setLevel(logging.ERROR)
+    base = folder / f"base-{noise:g}-{seed}"
+    started = time.perf_counter()
+    if arm is None:
+        if not (base / "tokenizer.json").exists():
+            make_base(base, seed, noise)
+        tokenizer, model = AutoTokenizer.from_pretrained(base), load_model(base)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(base)
+        model = trained(arm, base, tokenizer, seed, steps, folder)
+    result = {
+        "noise": noise,
+        "seed": seed,
+        "arm": arm or "base",
+        "figures": measure(model, tokenizer, seed),
+        "seconds": time.perf_counter() - started,
+    }
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(result), encoding="utf-8")
+    partial.rename(file)
+    return result
+
+
+def trained(arm: str, base: Path, tokenizer: Any, seed: int, steps: int, folder: Path) -> Any:
+    """The policy of an arm."""
+    _, trainer_class, config_class, settings = ARMS[arm]
+    excluded = set(arithmetic.make_questions(NUM_HELD_OUT, seed=seed + 1))
+    questions = [q for q in arithmetic.make_questions(20_000, seed=seed + 2) if q not in excluded]
+    if arm == "some_digits":
+        questions = [q for q in questions if not any(map(has_high_digit, q))]
+    return train_with_grpo(
+        f"{base.name}-{arm}",
+        load_model(base),
+        tokenizer,
+        reward_of(arm, base, seed),
+        arithmetic.accuracy,
+        arithmetic.make_dataset(questions[:4000]),
+        folder,
+        trainer_class=trainer_class,
+        config_class=config_class,
+        seed=seed,
+        **{**ARITHMETIC, **settings, "max_steps": steps},
+    ).model
+
+
+def table(results: list[dict[str, Any]], noise: float) -> list[list[str]]:
+    """One row an arm, of one noise level: mean and 95% interval over seeds, in percent."""
+    rows = []
+    for arm in ["base", *ARMS]:
+        figures = [r["figures"] for r in results if r["noise"] == noise and r["arm"] == arm]
+        if not figures:
+            continue
+        cells = []
+        for key in FIGURES:
+            mean, half = mean_and_interval([f[key] for f in figures])
+            cells.append(f"{100 * mean:.1f}" + ("" if len(figures) < 2 else f" ± {100 * half:.1f}"))
+        rows.append(["base model" if arm == "base" else ARMS[arm][0], str(len(figures)), *cells])
+    return rows
+
+
+def page(results: list[dict[str, Any]], settings: dict[str, Any]) -> str:
+    """The results page, in Markdown."""
+    lines = [
+        "# Self-improvement on arithmetic: what improves, what does not",
+        "",
+        f"Command: `{settings['command']}`. Machine: {settings['machine']}. {settings['versions']}.",
+        "",
+        f"A small transformer learns addition from demonstrations, and is then trained for {settings['steps']} steps of 256 answers on "
+        "its own reward or on another one (`benchmarks/self_improvement.py` says how). Percent of right answers to 500 new "
+        "questions, each asked 16 times; ± is the 95% interval over seeds (Student's t), which contains that every seed has a base "
+        "model of its own. *7 to 9*: questions whose numbers both have a digit 7, 8 or 9. *2 digits*, *4 digits*: numbers of other "
+        "lengths than the model has ever seen.",
+    ]
+    header = ["reward, trainer", "seeds", *FIGURES.values()]
+    for noise in sorted({r["noise"] for r in results}):
+        lines += ["", f"## {noise:.0%} of the demonstrations wrong", ""]
+        lines += ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+        lines += ["| " + " | ".join(row) + " |" for row in table(results, noise)]
+    lines += ["", "![pass@k before and after](../images/self-improvement.png)", ""]
+    return "\n".join(lines)
+
+
+def plot(results: list[dict[str, Any]], path: Path) -> None:
+    """pass@k of every arm, one panel a noise level."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    noises = sorted({r["noise"] for r in results})
+    figure, panels = plt.subplots(
+        1, len(noises), figsize=(3.6 * len(noises), 3.8), layout="constrained", sharey=True, squeeze=False
+    )
+    colors = dict(zip(["base", *ARMS], ["#000000", *plt.get_cmap("tab10").colors], strict=False))
+    for axes, noise in zip(panels[0], noises, strict=True):
+        for arm in ["base", *ARMS]:
+            figures = [r["figures"] for r in results if r["noise"] == noise and r["arm"] == arm]
+            if figures:
+                means = [sum(f[f"pass@{k}"] for f in figures) / len(figures) for k in KS]
+                label = "base model" if arm == "base" else ARMS[arm][0]
+                axes.plot(KS, means, "o-", color=colors[arm], label=label, linewidth=1.5, markersize=4)
+        axes.set(title=f"{noise:.0%} wrong demonstrations", xlabel="k")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(KS, [str(k) for k in KS])
+        axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0][0].set_ylabel("pass@k")
+    panels[0][-1].legend(frameon=False, fontsize=7, loc="lower right")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Runs what is not there yet, and writes figures, plot and page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--noise", type=float, nargs="+", default=[0.1, 0.3, 0.5], help="Fractions of wrong answers.")
+    parser.add_argument("--seeds", type=int, default=5, help="Number of seeds.")
+    parser.add_argument("--arms", nargs="*", choices=list(ARMS), default=list(ARMS), help="What to train.")
+    parser.add_argument("--steps", type=int, default=ARITHMETIC["max_steps"], help="Training steps.")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="Runs side by side, one thread each.")
+    parser.add_argument("--folder", type=Path, default=Path("self-improvement"), help="Where runs are kept.")
+    parser.add_argument("--output", type=Path, default=Path("docs"), help="Folder of `results/` and `images/`.")
+    args = parser.parse_args()
+    os.environ |= {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", "TQDM_DISABLE": "1"}
+    for folder in (args.folder, args.output / "results", args.output / "images"):
+        folder.mkdir(parents=True, exist_ok=True)
+    results: list[dict[str, Any]] = []
+    total = len(args.noise) * args.seeds * (1 + len(args.arms))
+    with (
+        ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool,
+        tqdm(total=total, desc="Runs", unit=" runs", disable=False) as bar,
+    ):
+        pending = {
+            pool.submit(run, noise, seed, None, args.steps, args.folder)
+            for seed in range(args.seeds)
+            for noise in args.noise
+        }
+        while pending:
+            done, pending = wait(pending, return_when=FIRST_COMPLETED)
+            for future in done:
+                result = future.result()
+                results.append(result)
+                if result["arm"] == "base":
+                    pending |= {
+                        pool.submit(run, result["noise"], result["seed"], arm, args.steps, args.folder)
+                        for arm in args.arms
+                    }
+                bar.set_postfix(last=f"{result['arm']} {result['figures']['pass@1']:.1%}")
+                bar.update()
+    order = ["base", *ARMS]
+    results.sort(key=lambda r: (r["noise"], r["seed"], order.index(r["arm"])))
+    settings = {
+        "command": shlex.join(["python", "-m", "benchmarks.self_improvement", *sys.argv[1:]]),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, one thread a run",
+        "versions": ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl"))
+        + f", Python {platform.python_version()}",
+        "steps": args.steps,
+    }
+    (args.output / "results" / "self-improvement.json").write_text(
+        json.dumps({"settings": settings, "results": results}, indent=1) + "\n", encoding="utf-8"
+    )
+    plot(results, args.output / "images" / "self-improvement.png")
+    (args.output / "results" / "self-improvement.md").write_text(page(results, settings), encoding="utf-8")
+    for noise in sorted(args.noise):
+        rows = [[row[0], row[1], *row[2:7]] for row in table(results, noise)]
+        header = ["reward, trainer", "seeds", *list(FIGURES.values())[:5]]
+        Console().print(terminal_table(header, rows, title=f"{noise:.0%} of the demonstrations wrong"))
+
+
+if __name__ == "__main__":
+    main()
