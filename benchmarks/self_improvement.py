@@ -26,15 +26,11 @@ import argparse
 import json
 import logging
 import os
-import platform
 import random
-import shlex
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -45,6 +41,7 @@ from transformers import AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks.arithmetic_trainers import NUM_HELD_OUT, PPO, make_base, mean_and_interval
+from benchmarks.measure import describe_run, machine_line, markdown_table
 from endotrl import DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward, PPOConfig, PPOTrainer
 from endotrl.evaluation.generation import pass_at_k
 from endotrl.quickstart import arithmetic
@@ -216,26 +213,24 @@ def table(results: list[dict[str, Any]], noise: float) -> list[list[str]]:
     return rows
 
 
-def page(results: list[dict[str, Any]], settings: dict[str, Any]) -> str:
+def page(results: list[dict[str, Any]], run: dict[str, Any], steps: int) -> str:
     """The results page, in Markdown."""
-    lines = [
+    blocks = [
         "# Self-improvement on arithmetic: what improves, what does not",
-        "",
-        f"Command: `{settings['command']}`. Machine: {settings['machine']}. {settings['versions']}.",
-        "",
-        f"A small transformer learns addition from demonstrations, and is then trained for {settings['steps']} steps of 256 answers on "
+        machine_line(run),
+        f"A small transformer learns addition from demonstrations, and is then trained for {steps} steps of 256 answers on "
         "its own reward or on another one (`benchmarks/self_improvement.py` says how). Percent of right answers to 500 new "
-        "questions, each asked 16 times; ± is the 95% interval over seeds (Student's t), which contains that every seed has a base "
+        "questions, each asked 16 times; ± is the 95% interval over seeds (Student's t); each seed has a base "
         "model of its own. *7 to 9*: questions whose numbers both have a digit 7, 8 or 9. *2 digits*, *4 digits*: numbers of other "
         "lengths than the model has ever seen.",
     ]
-    header = ["reward, trainer", "seeds", *FIGURES.values()]
     for noise in sorted({r["noise"] for r in results}):
-        lines += ["", f"## {noise:.0%} of the demonstrations wrong", ""]
-        lines += ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-        lines += ["| " + " | ".join(row) + " |" for row in table(results, noise)]
-    lines += ["", "![pass@k before and after](../images/self-improvement.png)", ""]
-    return "\n".join(lines)
+        blocks += [
+            f"## {noise:.0%} of the demonstrations wrong",
+            markdown_table(["reward, trainer", "seeds", *FIGURES.values()], table(results, noise)),
+        ]
+    blocks.append("![pass@k before and after](../images/self-improvement.png)")
+    return "\n\n".join(blocks) + "\n"
 
 
 def plot(results: list[dict[str, Any]], path: Path) -> None:
@@ -308,18 +303,14 @@ def main() -> None:
                 bar.update()
     order = ["base", *ARMS]
     results.sort(key=lambda r: (r["noise"], r["seed"], order.index(r["arm"])))
-    settings = {
-        "command": shlex.join(["python", "-m", "benchmarks.self_improvement", *sys.argv[1:]]),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, one thread a run",
-        "versions": ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl"))
-        + f", Python {platform.python_version()}",
-        "steps": args.steps,
-    }
+    described = describe_run("benchmarks.self_improvement", "cpu")
     (args.output / "results" / "self-improvement.json").write_text(
-        json.dumps({"settings": settings, "results": results}, indent=1) + "\n", encoding="utf-8"
+        json.dumps({"run": described, "steps": args.steps, "results": results}, indent=1) + "\n", encoding="utf-8"
     )
     plot(results, args.output / "images" / "self-improvement.png")
-    (args.output / "results" / "self-improvement.md").write_text(page(results, settings), encoding="utf-8")
+    (args.output / "results" / "self-improvement.md").write_text(
+        page(results, described, args.steps), encoding="utf-8"
+    )
     for noise in sorted(args.noise):
         rows = [[row[0], row[1], *row[2:7]] for row in table(results, noise)]
         header = ["reward, trainer", "seeds", *list(FIGURES.values())[:5]]
