@@ -265,9 +265,11 @@ def _add_plan(commands: Any) -> None:
         "--gpu-bandwidth", metavar="X", type=float, default=2000.0, help="memory bandwidth, in GB/s (A100 80 GB: 2000)"
     )
     add(
-        "override",
-        nargs=argparse.REMAINDER,
-        help="settings of the recipe to override, behind a --: -- --use_peft true",
+        "--set",
+        metavar="KEY=VALUE",
+        nargs="+",
+        default=[],
+        help="settings of the recipe to override, such as use_peft=true",
     )
     parser.set_defaults(run=_plan)
 
@@ -275,7 +277,6 @@ def _add_plan(commands: Any) -> None:
 def _plan(args: argparse.Namespace) -> int:
     from .planning.command import run_plan
 
-    args.override = [word for word in args.override if word != "--"]
     run_plan(args)
     return EXIT_OK
 

@@ -255,6 +255,49 @@ class TestMistakes:
         with pytest.raises(ValueError, match=message):
             recipes.prepare(*parse(path, *small))
 
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--reward_alfa", "2"], "--reward_alfa"),
+            (["--dataset_prompt_column", "text"], "no column 'text'"),
+            (["--num_generations", "7"], "divisible by"),
+            (["--per_device_train_batch_size", "136"], "16 prompts, but one generation batch has 17"),
+            (
+                ["--use_vllm", "True"],
+                "`use_vllm: true` needs vllm, which is not installed: pip install 'endotrl[vllm]'",
+            ),
+            (["--heat_map_steps", "-1"], "`heat_map_steps` is -1"),
+            (["--reward", "sentence"], "`reward_sentence_model`"),
+        ],
+    )
+    def test_said_in_one_line(
+        self,
+        arguments: list[str],
+        message: str,
+        small: list[str],
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        monkeypatch.setattr("endotrl.recipes.training.find_spec", lambda name: None if name == "vllm" else object())
+        monkeypatch.setattr(sys, "argv", ["recipes/grpo.py"])
+        words = ["--config", str(recipe("grpo")), *small, *arguments]
+        with pytest.raises(SystemExit) as ended:
+            recipes.launch(DenseGRPOTrainer, DenseGRPOConfig, words)
+        assert ended.value.code == 2
+        said = capsys.readouterr().err
+        assert said.count("grpo.py: error:") == 1 and "Traceback" not in said
+        assert message in " ".join(said.split())
+
+    def test_preferences_without_columns(
+        self, small: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        data = small[small.index("--dataset_name") + 1]
+        path = ROOT / "recipes" / "smollm2-135m" / "sentence_reward.yaml"
+        with pytest.raises(SystemExit) as ended:
+            recipes.launch_sentence_reward(["--config", str(path), "--dataset_name", data])
+        assert ended.value.code == 2
+        assert "preferences need 'chosen' and 'rejected'" in " ".join(capsys.readouterr().err.split())
+
     def test_no_file(self, small: list[str], tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match="no such file"):
             recipes.prepare(*parse(recipe("grpo"), *small, "--dataset_name", str(tmp_path / "other.jsonl")))
@@ -437,6 +480,33 @@ class TestRuns:
         evaluations = [entry for entry in history if "eval_reward" in entry]
         assert len(evaluations) == 2
         assert all(0 <= entry["eval_rewards/accuracy/mean"] <= 1 for entry in evaluations)
+
+    def test_sentence_reward_and_rl_on_it(
+        self, tiny_model_path: str, small: list[str], prompts: Path, tmp_path: Path
+    ) -> None:
+        overrides = {
+            "model_name_or_path": tiny_model_path,
+            "output_dir": tmp_path / "reward",
+            "max_steps": 2,
+            "per_device_train_batch_size": 4,
+        }
+        words = [str(part) for key, value in overrides.items() for part in (f"--{key}", value)]
+        path = ROOT / "recipes" / "smollm2-135m" / "sentence_reward.yaml"
+        trained = recipes.launch_sentence_reward(["--config", str(path), *words])
+        assert len([entry for entry in trained.state.log_history if "loss" in entry]) == 2
+        on_it = ["--reward", "sentence", "--reward_sentence_model", str(tmp_path / "reward"), "--max_steps", "1"]
+        (step,) = run("dense_grpo", [*small, *on_it])
+        assert math.isfinite(step["rewards/sentence_reward/mean"])
+
+    def test_evaluation_script(self, tiny_model_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        path = ROOT / "recipes" / "smollm2-135m" / "evaluate.yaml"
+        pairs = ROOT / "recipes" / "smollm2-135m" / "pairs.jsonl"
+        overrides = ["--model", tiny_model_path, "--data", str(pairs), "--output", str(tmp_path), "--limit", "4"]
+        assert recipes.evaluate(["--config", str(path), *overrides]) == 0
+        results = json.loads((tmp_path / "results.json").read_text())
+        assert results["num_items"] == 4 and results["model"] == tiny_model_path
+        assert recipes.evaluate(["--model", tiny_model_path]) == 2
+        assert "must be --config" in capsys.readouterr().err
 
     @pytest.mark.slow
     def test_accelerate_launch(self, small: list[str], tmp_path: Path) -> None:

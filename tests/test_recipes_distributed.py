@@ -126,3 +126,17 @@ def test_two_processes_agree_with_one(launcher: str, alone: Path, tiny_policy_pa
         theirs = load_file(tmp_path / name / file)
         for key, tensor in load_file(alone / name / file).items():
             torch.testing.assert_close(theirs[key], tensor, atol=2e-4, rtol=1e-3, msg=lambda m, k=key: f"{k}: {m}")
+
+
+def test_the_readmes_command_for_zero3(smollm2_path: str, tmp_path: Path) -> None:
+    """A pretrained model in two processes, each with half of the weights, as recipes/smollm2-135m/README.md says."""
+    arguments = ["--output_dir", str(tmp_path), "--bf16", "false", "--dtype", "float32", "--save_strategy", "no"]
+    arguments += ["--per_device_train_batch_size", "8", "--max_steps", "1", "--max_completion_length", "4"]
+    command = ["recipes/grpo.py", "--config", "recipes/smollm2-135m/grpo.yaml", *arguments]
+    finished = accelerate("zero3", 2, *command)
+    assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr[-6000:]
+    assert "rewards/endogenous_reward/mean" in finished.stdout
+    adapter = load_file(tmp_path / "adapter_model.safetensors")
+    # The upper 15 layers have one, whole, and it has learned something.
+    assert len(adapter) == 15 * 2 * 2
+    assert any(weight.abs().max() > 0 for name, weight in adapter.items() if "lora_B" in name)

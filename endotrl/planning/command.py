@@ -51,7 +51,11 @@ def run_plan(args: argparse.Namespace) -> list[Plan]:
     Raises:
         `ValueError`, `OSError`: With one message for the user.
     """
-    recipe = read_recipe(args.recipe, args.kind, args.override, args.model, args.prompt_tokens)
+    bad = [setting for setting in args.set if "=" not in setting]
+    if bad:
+        raise ValueError(f"--set takes settings as KEY=VALUE, such as use_peft=true, and not {bad[0]!r}.")
+    overrides = [word for setting in args.set for word in f"--{setting}".split("=", 1)]
+    recipe = read_recipe(args.recipe, args.kind, overrides, args.model, args.prompt_tokens)
     hardware = Hardware(args.gpus, args.gpu_memory * GIB)
     plans = [plan_memory(recipe.size, recipe.work, hardware, engine) for engine in ENGINES]
     _show(recipe, hardware, plans, Speed(flops=args.gpu_tflops * 1e12, bandwidth=args.gpu_bandwidth * 1e9))

@@ -121,7 +121,9 @@ class TestAgainstMeasured:
         size = model_size(config)
         planned = 4 * activation_numbers(size, batch * length, checkpointing)
         if checkpointing:  # before the backward pass there is no block whole yet
-            planned -= 4 * (activation_numbers(size, batch * length, True) - size.layers * batch * length * size.hidden)
+            planned -= 4 * (
+                activation_numbers(size, batch * length, True) - size.layers * batch * length * size.hidden
+            )
         assert hidden.requires_grad
         assert planned == pytest.approx(measured, rel=0.35)
 
@@ -170,7 +172,8 @@ class TestCommand:
         return str(tmp_path / "seven-b")
 
     @pytest.mark.parametrize(
-        "recipe", ["qwen2.5-math-7b/ppo", "qwen2.5-math-7b/grpo", "qwen2.5-7b-instruct/grpo", "llama-3.1-8b/sentence_reward"]
+        "recipe",
+        ["qwen2.5-math-7b/ppo", "qwen2.5-math-7b/grpo", "qwen2.5-7b-instruct/grpo", "llama-3.1-8b/sentence_reward"],
     )
     def test_recipes_fit_on_what_their_readme_says(
         self, recipe: str, config_only: str, capsys: pytest.CaptureFixture[str]
