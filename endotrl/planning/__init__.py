@@ -3,6 +3,8 @@
 
 from typing import TYPE_CHECKING
 
+from .._lazy import attach
+
 
 __all__ = ["Hardware", "ModelSize", "Plan", "Workload", "model_size", "plan_memory", "plan_time"]
 
@@ -23,10 +25,4 @@ _LOCATIONS = {
     "plan_time": ".timing",
 }
 
-
-def __getattr__(name: str) -> object:
-    if name not in _LOCATIONS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(_LOCATIONS[name], __name__), name)
+__getattr__, __dir__ = attach(__name__, _LOCATIONS, __all__)

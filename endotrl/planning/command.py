@@ -174,34 +174,29 @@ def _show(recipe: Recipe, hardware: Hardware, plans: list[Plan], speed: Speed) -
         f"{work.prompt_tokens} + {work.completion_tokens} tokens at a time on each of {hardware.gpus} GPUs",
         markup=False,
     )
-    rows = [
-        [
-            plan.engine,
-            *(
-                value / GIB
-                for value in (
-                    plan.parameters,
-                    plan.gradients,
-                    plan.optimizer,
-                    plan.frozen,
-                    plan.vllm,
-                    plan.gathered + plan.activations,
-                    plan.logits,
-                    plan.generation,
-                    plan.scoring,
-                    plan.total,
-                )
-            ),
-            "yes" if plan.total <= hardware.gpu_memory else "no",
-        ]
-        for plan in plans
-    ]
-    columns = ["", "weights", "grads", "optim", "frozen", "vLLM", "activ", "logits", "gen", "scoring", "total", "fits"]
-    console.print(terminal_table(columns, rows, f"GiB on each GPU, of {hardware.gpu_memory / GIB:g}"))
+    parts: dict[str, Callable[[Plan], float]] = {
+        "weights": lambda plan: plan.parameters,
+        "optimizer": lambda plan: plan.optimizer,
+        "frozen model": lambda plan: plan.frozen,
+        "vLLM": lambda plan: plan.vllm,
+        "gradients": lambda plan: plan.gradients,
+        "activations": lambda plan: plan.gathered + plan.activations,
+        "logits": lambda plan: plan.logits,
+        "generation": lambda plan: plan.generation,
+        "scoring": lambda plan: plan.scoring,
+        "total": lambda plan: plan.total,
+    }
+    rows = [[name, *(f"{part(plan) / GIB:6.1f}" for plan in plans)] for name, part in parts.items()]
+    rows.append(["fits", *("   yes" if plan.total <= hardware.gpu_memory else "    no" for plan in plans)])
+    console.print(
+        terminal_table(
+            ["", *(plan.engine for plan in plans)], rows, f"GiB on each GPU, of {hardware.gpu_memory / GIB:g}"
+        )
+    )
     offloaded = next(plan.cpu for plan in plans if plan.engine == "zero3_offload")
     lines = [
-        "total: weights, optim, frozen and vLLM, and the largest of training (grads, activ, logits), generation and scoring, "
-        "which do not overlap; with 1.5 GiB for CUDA.",
+        "total: the first four, and the largest of training (gradients, activations, logits), generation and scoring, which do "
+        "not overlap; with 1.5 GiB for CUDA.",
         f"zero3_offload: {offloaded * hardware.gpus / GIB:,.0f} GiB of CPU memory over all machines.",
     ]
     fitting = [plan.engine for plan in plans if plan.total <= hardware.gpu_memory]

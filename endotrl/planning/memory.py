@@ -13,7 +13,6 @@ SHARDING = ("zero3", "zero3_offload", "fsdp2")
 GIB = 2**30
 # The CUDA context, kernels' work spaces and what the allocator cannot use: an assumption, not measured here.
 OVERHEAD = 1.5 * GIB
-# DeepSpeed and DDP send gradients in buckets; DeepSpeed's default holds 5e8 numbers, and DDP's are a copy of all gradients.
 LOGIT_TOKENS, LOGIT_WORDS = 4096, 32768  # the largest tile of logits that TRL's fused head holds
 
 
