@@ -174,7 +174,7 @@ def _show(recipe: Recipe, hardware: Hardware, plans: list[Plan], speed: Speed) -
         f"{work.prompt_tokens} + {work.completion_tokens} tokens at a time on each of {hardware.gpus} GPUs",
         markup=False,
     )
-    parts: dict[str, Callable[[Plan], float]] = {
+    kinds: dict[str, Callable[[Plan], float]] = {
         "weights": lambda plan: plan.parameters,
         "optimizer": lambda plan: plan.optimizer,
         "frozen model": lambda plan: plan.frozen,
@@ -186,7 +186,7 @@ def _show(recipe: Recipe, hardware: Hardware, plans: list[Plan], speed: Speed) -
         "scoring": lambda plan: plan.scoring,
         "total": lambda plan: plan.total,
     }
-    rows = [[name, *(f"{part(plan) / GIB:6.1f}" for plan in plans)] for name, part in parts.items()]
+    rows = [[name, *(f"{part(plan) / GIB:6.1f}" for plan in plans)] for name, part in kinds.items()]
     rows.append(["fits", *("   yes" if plan.total <= hardware.gpu_memory else "    no" for plan in plans)])
     console.print(
         terminal_table(

@@ -18,7 +18,7 @@ from ..quickstart.model import quickstart_model_path
 from ..quickstart.training import make_head_input_contiguous
 from ..reporting import say, terminal_table
 from ..rewards import EndogenousReward, SentenceReward
-from ..scoring.placement import shards_weights
+from ..scoring.sharding import shards_weights
 from ..sentence import SentenceRewardTrainerConfig
 from ..trainers.dense_reward_trainer import DenseRewardTrainer
 from .arguments import RecipeArguments, RewardArguments

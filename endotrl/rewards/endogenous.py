@@ -15,9 +15,11 @@ from ..bellman import Aggregate, TokenRewardForm, check_alpha, check_discount, o
 from ..scoring.batching import plan_batches
 from ..scoring.messages import Completion, Prompt
 from ..scoring.offsets import decode_with_offsets
-from ..scoring.placement import LoadedModel, OwnCopy, Placement, place, shards_weights, share_with
+from ..scoring.placement import LoadedModel, OwnCopy, Placement, place
 from ..scoring.rendering import OverlongPrompt, Rendered, Renderer
 from ..scoring.scorer import FrozenScorer
+from ..scoring.sharding import shards_weights
+from ..scoring.sharing import share_with
 from ..scoring.token_stats import TokenStats
 from .corrections import (
     ClipTokens,

@@ -18,8 +18,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from ..scoring.batching import plan_batches
 from ..scoring.messages import Completion, Prompt
 from ..scoring.offsets import decode_with_offsets
-from ..scoring.placement import _eval_mode, _loaded_whole, load_config, resolve_dtype
+from ..scoring.placement import eval_mode, load_config, resolve_dtype
 from ..scoring.rendering import OverlongPrompt
+from ..scoring.sharding import loaded_whole
 from ..sentence.configuration import SentenceRewardConfig
 from ..sentence.encoding import EncodedResponse, SentenceEncoder, SentenceTokens, pad_batch
 from ..sentence.modeling import SentenceRewardModel
@@ -265,7 +266,7 @@ class SentenceReward:
         device = model.device
         with (
             torch.no_grad(),
-            _eval_mode(model),
+            eval_mode(model),
             tqdm(total=len(rows), desc="Scoring", unit=" completions", disable=not progress) as bar,
         ):
             for batch in plan_batches([len(row.input_ids) for row in rows], self.max_tokens_per_batch):
@@ -322,7 +323,7 @@ class SentenceReward:
         if self._model is None:
             assert self._path is not None
             device = PartialState().device if self._device is None else torch.device(self._device)
-            with _loaded_whole():
+            with loaded_whole():
                 model = SentenceRewardModel.from_pretrained(self._path, dtype=resolve_dtype(self._dtype, device))
             self._model = model.to(device).eval().requires_grad_(False)
         return self._model

@@ -1,23 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whose weights the frozen model uses: its own copy, a loaded model, or the trainer's frozen weights."""
+"""Whose weights the frozen model uses: its own copy, or a loaded model. A trainer's frozen weights are in [`sharing`]."""
 
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import is_peft_model
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
-from transformers.integrations.deepspeed import (
-    is_deepspeed_zero3_enabled,
-    set_hf_deepspeed_config,
-    unset_hf_deepspeed_config,
-)
 
 from .recording import ReferenceRecorder
+from .sharding import loaded_whole, whole_weights
 
 
 NEEDS_CAUSAL_LM = (
@@ -106,7 +101,7 @@ class OwnCopy:
         self.config = load_config(model, trust_remote_code)
         if self.config.is_encoder_decoder:
             raise ValueError(f"{model!r} is an encoder-decoder model. {NEEDS_CAUSAL_LM}")
-        self.eos_token_ids = _eos_token_ids(_load_generation_config(model, self.config))
+        self.eos_token_ids = eos_token_ids(_load_generation_config(model, self.config))
         self.description = f"own copy of {model}"
         self.recorder: ReferenceRecorder | None = None
         self._name = model
@@ -164,7 +159,7 @@ class OwnCopy:
                 self._model.to("cpu")
 
     def _load(self, device: torch.device) -> PreTrainedModel:
-        with _loaded_whole():
+        with loaded_whole():
             return self._from_pretrained(device).to(device).eval().requires_grad_(False)
 
     def _load_sharded(self, accelerator: Accelerator) -> tuple[PreTrainedModel, Any]:
@@ -172,7 +167,7 @@ class OwnCopy:
         from trl.models import prepare_deepspeed, prepare_fsdp
 
         if accelerator.is_fsdp2:
-            with _loaded_whole():
+            with loaded_whole():
                 model = self._from_pretrained(accelerator.device)
             return model, prepare_fsdp(model.requires_grad_(False), accelerator)
         model = self._from_pretrained(accelerator.device)  # arrives in parts
@@ -197,7 +192,7 @@ class LoadedModel:
             kind = "an encoder-decoder model" if model.config.is_encoder_decoder else "a model without an LM head"
             raise ValueError(f"A {type(model).__name__} was given, {kind}. {NEEDS_CAUSAL_LM}")
         self.config = model.config
-        self.eos_token_ids = _eos_token_ids(model.generation_config)
+        self.eos_token_ids = eos_token_ids(model.generation_config)
         self.description = f"the {type(model).__name__} given"
         self.recorder: ReferenceRecorder | None = None
         self._model: PreTrainedModel = model
@@ -228,72 +223,7 @@ class LoadedModel:
                 "train, share its frozen base with `EndogenousReward(model=None)` and `reward.attach(trainer)`; or "
                 "pass a path, so that the reward loads its own copy."
             )
-        with _eval_mode(self._model):
-            yield self._model
-
-
-class AdapterDisabled:
-    """The policy of a LoRA run with its adapter disabled: the frozen base model, without another parameter in memory."""
-
-    is_own = False
-
-    def __init__(self, trainer: Any) -> None:
-        self._trainer = trainer
-        self._accelerator = trainer.accelerator
-        self._policy = trainer.accelerator.unwrap_model(trainer.model)
-        self.config = self._policy.config
-        self.eos_token_ids = _eos_token_ids(self._policy.generation_config)
-        self.description = "the policy's frozen base (adapter disabled)"
-        from peft.tuners.tuners_utils import BaseTunerLayer
-
-        adapted = next((module for module in self._policy.modules() if isinstance(module, BaseTunerLayer)), None)
-        # Prompt tuning adapts no layer, and its passes begin with virtual tokens.
-        self.recorder: ReferenceRecorder | None = None
-        if adapted is not None:
-            self.recorder = ReferenceRecorder(
-                self._policy.get_base_model(),
-                is_frozen=lambda: adapted.disable_adapters,
-                current_step=lambda: trainer.state.global_step,
-            )
-
-    @contextmanager
-    def active(self) -> Iterator[PreTrainedModel]:
-        # The precision in which the trainer runs its own reference pass.
-        with (
-            # The trainer wraps the policy when it starts to train.
-            whole_weights(self._trainer.model_wrapped, self._accelerator),
-            self._accelerator.autocast(),
-            _eval_mode(self._policy),
-            self._policy.disable_adapter(),
-            _paused(self.recorder),
-        ):
-            yield self._policy.get_base_model()
-
-
-class SharedReference:
-    """The reference model of a trainer with `beta > 0`."""
-
-    is_own = False
-
-    def __init__(self, trainer: Any) -> None:
-        self._accelerator = trainer.accelerator
-        self._wrapped = trainer.ref_model
-        self._model = trainer.accelerator.unwrap_model(trainer.ref_model)
-        self.config = self._model.config
-        self.eos_token_ids = _eos_token_ids(self._model.generation_config)
-        self.description = "the trainer's reference model"
-        self.recorder: ReferenceRecorder | None = ReferenceRecorder(
-            self._model, is_frozen=lambda: True, current_step=lambda: trainer.state.global_step
-        )
-
-    @contextmanager
-    def active(self) -> Iterator[PreTrainedModel]:
-        with (
-            whole_weights(self._wrapped, self._accelerator),
-            self._accelerator.autocast(),
-            _eval_mode(self._model),
-            _paused(self.recorder),
-        ):
+        with eval_mode(self._model):
             yield self._model
 
 
@@ -327,51 +257,6 @@ def place(
     return OwnCopy(model, dtype, device, trust_remote_code, offload)
 
 
-def share_with(trainer: Any) -> AdapterDisabled | SharedReference:
-    """
-    Finds the frozen weights that a TRL trainer already holds: with LoRA, the policy without its adapter; with
-    `beta > 0`, the reference model.
-
-    Raises:
-        `ValueError`: If the trainer holds no frozen weights, moves them, or shards them by FSDP1.
-    """
-    policy = trainer.accelerator.unwrap_model(trainer.model)
-    if trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2:
-        raise ValueError(
-            "The trainer shards its weights by FSDP1, whose weights cannot be shared. Use FSDP2 (`fsdp_version: 2`) or "
-            "DeepSpeed ZeRO-3, or give the reward its own copy: `EndogenousReward(model=<path>)` without `attach`."
-        )
-    if is_peft_model(policy):
-        if "ref" in policy.peft_config:
-            raise ValueError(
-                "The trainer continues a trained adapter and keeps its start as the adapter 'ref', so the model without "
-                "adapter is not the policy's start. Merge the adapter first, or give the reward its own copy."
-            )
-        # LoRA starts as the identity, B = 0. Anything else was trained before, or has moved weights of the base model
-        # into the adapter (PiSSA, OLoRA).
-        if any("lora_B" in name and weight.any() for name, weight in policy.named_parameters()):
-            raise ValueError(
-                "The policy's adapter is not at zero, so the model without it is not the policy's start. Attach the reward "
-                "before training; merge an adapter that was trained before; use a LoRA initialisation with B = 0; or "
-                "give the reward its own copy: `EndogenousReward(model=<path>)`."
-            )
-        return AdapterDisabled(trainer)
-    if trainer.ref_model is None:
-        raise ValueError(
-            "The trainer holds no frozen weights to share: it trains all weights (no `peft_config`) and keeps no "
-            "reference model (`beta` is 0). Set `beta` > 0, train with LoRA, or give the reward its own copy: "
-            "`EndogenousReward(model=<path>)`."
-        )
-    # OnlineDPO has no such setting: its reference model always stays.
-    if getattr(trainer.args, "sync_ref_model", False):
-        raise ValueError(
-            "The trainer has `sync_ref_model=True`: its reference model follows the policy, so a reward that shares it "
-            "would move during training. Set `sync_ref_model=False`, or give the reward its own copy: "
-            "`EndogenousReward(model=<path>)`."
-        )
-    return SharedReference(trainer)
-
-
 def _load_generation_config(model: str, config: PretrainedConfig) -> GenerationConfig:
     try:
         return GenerationConfig.from_pretrained(model)
@@ -379,7 +264,8 @@ def _load_generation_config(model: str, config: PretrainedConfig) -> GenerationC
         return GenerationConfig.from_model_config(config)
 
 
-def _eos_token_ids(generation_config: GenerationConfig | None) -> list[int]:
+def eos_token_ids(generation_config: GenerationConfig | None) -> list[int]:
+    """Tokens that end a completion; none if the config names none."""
     eos = None if generation_config is None else generation_config.eos_token_id
     return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
 
@@ -397,12 +283,8 @@ def _fingerprint(model: nn.Module) -> tuple[list[tuple[int, int]], Tensor]:
     return versions, torch.cat(samples)
 
 
-def _paused(recorder: ReferenceRecorder | None) -> AbstractContextManager[None]:
-    return nullcontext() if recorder is None else recorder.paused()
-
-
 @contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside; afterwards every module is as it was (a plain `train()` would wake frozen dropout)."""
     training = [module for module in model.modules() if module.training]
     model.eval()
@@ -411,76 +293,3 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def shards_weights(accelerator: Accelerator) -> bool:
-    """Whether a trainer with this accelerator splits weights over processes in a way that [`whole_weights`] knows."""
-    return is_deepspeed_zero3_enabled() or accelerator.is_fsdp2
-
-
-@contextmanager
-def whole_weights(wrapped: Any, accelerator: Accelerator) -> Iterator[None]:
-    """
-    Inside, weights that DeepSpeed ZeRO-3 or FSDP2 split over processes are whole on each, so that passes through the model
-    need no communication: processes may run different numbers of them. All processes must enter it together. Others'
-    weights are left as they are.
-
-    Args:
-        wrapped (`torch.nn.Module`):
-            The model as the engine wraps it.
-        accelerator ([`~accelerate.Accelerator`]):
-            Of the trainer.
-    """
-    if is_deepspeed_zero3_enabled():
-        from trl.models import unwrap_model_for_generation
-
-        with unwrap_model_for_generation(wrapped, accelerator):
-            yield
-        return
-    if not accelerator.is_fsdp2:
-        yield
-        return
-    from torch.distributed.fsdp import FSDPModule
-
-    sharded = [module for module in wrapped.modules() if isinstance(module, FSDPModule)]
-    wrapped.set_reshard_after_forward(False)
-    for module in sharded:
-        module.unshard()
-    try:
-        yield
-    finally:
-        for module in sharded:
-            module.reshard()
-        wrapped.set_reshard_after_forward(accelerator.state.fsdp_plugin.reshard_after_forward)
-
-
-@contextmanager
-def _loaded_whole() -> Iterator[None]:
-    """
-    Lets `from_pretrained` load whole weights while a trainer shards: under ZeRO-3 it would load a part on every process,
-    and under FSDP with `cpu_ram_efficient_loading` all of them on the first process of a machine only.
-    """
-    with _without_zero3_init():
-        key = "FSDP_CPU_RAM_EFFICIENT_LOADING"
-        given = os.environ.pop(key, None)
-        try:
-            yield
-        finally:
-            if given is not None:
-                os.environ[key] = given
-
-
-@contextmanager
-def _without_zero3_init() -> Iterator[None]:
-    """Lets `from_pretrained` load whole weights while a ZeRO-3 trainer exists (it would partition them otherwise)."""
-    if not is_deepspeed_zero3_enabled():
-        yield
-        return
-    from transformers.integrations import deepspeed
-
-    config = deepspeed._hf_deepspeed_config_weak_ref()
-    unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        set_hf_deepspeed_config(config)
