@@ -32,8 +32,8 @@ PANELS = {
 @pytest.fixture
 def arguments(tiny_policy_path: str, tmp_path: Path) -> list[str]:
     prompts = tmp_path / "prompts.jsonl"
-    # Prompts of which one looks like a page's own text.
-    rows = [{"prompt": prompt, "answer": "h"} for prompt in ["a b", "c", "d e f", "<script>alert(1)</script>"] * 4]
+    # Prompts that look like a page's own text.
+    rows = [{"prompt": f"{word} <script>alert(1)</script>", "answer": "h"} for word in "abcd" * 4]
     prompts.write_text("\n".join(map(json.dumps, rows)))
     settings = {
         "model_name_or_path": tiny_policy_path,
