@@ -19,11 +19,14 @@ WORKERS ?= 2
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 THEORY_ARGS ?=
+# grpo, dense_grpo, ppo or sentence_reward; RECIPE_ARGS='--max_steps 4' overrides its settings.
+RECIPE ?= grpo
+RECIPE_ARGS ?=
 # For both benchmarks, for example BENCH_ARGS='--device cuda'; each has more options of its own (--help).
 BENCH_ARGS ?=
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=15
 
-.PHONY: help demo theory sentence-rl test test-fast test-compat bench lint format clean
+.PHONY: help demo theory recipe sentence-rl test test-fast test-compat bench lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -34,6 +37,10 @@ demo: $(VENV)/.demo  ## Improve two language models by their own reward, write a
 
 theory: $(VENV)/.demo  ## Measure the papers' bounds on exact token MDPs (about a minute)
 	@$(BIN)/python -m endotrl.theory $(THEORY_ARGS)
+
+recipe: $(VENV)/.demo  ## Run a recipe with SmolLM2-135M on a CPU (RECIPE=grpo, dense_grpo, ppo or sentence_reward)
+	@$(BIN)/accelerate launch --config_file accelerate_configs/cpu.yaml recipes/$(subst dense_,,$(RECIPE)).py \
+	    --config recipes/smollm2-135m/$(RECIPE).yaml $(RECIPE_ARGS)
 
 sentence-rl: $(VENV)/.demo  ## Train a sentence reward model on preferences, and a policy on it (about 3 minutes)
 	@$(BIN)/python benchmarks/sentence_rl.py

@@ -3,6 +3,8 @@
 
 import json
 import os
+import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +32,8 @@ PANELS = {
 @pytest.fixture
 def arguments(tiny_policy_path: str, tmp_path: Path) -> list[str]:
     prompts = tmp_path / "prompts.jsonl"
-    # Prompts of which one looks like a page's own text.
-    rows = [{"prompt": prompt, "answer": "h"} for prompt in ["a b", "c", "d e f", "<script>alert(1)</script>"] * 4]
+    # Prompts that look like a page's own text.
+    rows = [{"prompt": f"{word} <script>alert(1)</script>", "answer": "h"} for word in "abcd" * 4]
     prompts.write_text("\n".join(map(json.dumps, rows)))
     settings = {
         "model_name_or_path": tiny_policy_path,
@@ -59,22 +61,38 @@ def arguments(tiny_policy_path: str, tmp_path: Path) -> list[str]:
     return [str(part) for key, value in settings.items() for part in (f"--{key}", value)]
 
 
+def records(path: Path) -> Iterator[bytes]:
+    """
+    Records of a `.wandb` file: after 7 bytes of its own, LevelDB's log format, blocks of 32 KiB with pieces of records, each
+    behind its checksum (4 bytes), length (2) and kind (1: whole, 2: first, 3: middle, 4: last).
+    """
+    data, place, record = path.read_bytes(), 7, b""
+    assert data[:4] == b":W&B"
+    while place + 7 <= len(data):
+        if 2**15 - place % 2**15 < 7:  # a piece does not begin so near to the end of a block
+            place += 2**15 - place % 2**15
+            continue
+        length, kind = struct.unpack("<HB", data[place + 4 : place + 7])
+        record += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):
+            yield record
+            record = b""
+
+
 def read_offline_run(path: Path) -> tuple[set[str], dict[str, Any], str]:
     """Keys of what was logged, the config, and the run's id."""
     from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
 
-    store = DataStore()
-    store.open_for_scan(str(path))
     keys: set[str] = set()
     config: dict[str, Any] = {}
     run_id = ""
-    while (data := store.scan_data()) is not None:
+    for data in records(path):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
-        keys |= {item.key or "/".join(item.nested_key) for item in record.history.item}
+        keys |= {item.key or item.nested_key[0] for item in record.history.item}
         updates = [*record.run.config.update, *record.config.update]
-        config |= {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in updates}
+        config |= {item.key or item.nested_key[0]: json.loads(item.value_json) for item in updates}
         run_id = record.run.run_id or run_id
     return keys, config, run_id
 
@@ -84,7 +102,9 @@ def test_wandb(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyP
         # Set in the process by the recipe; put back after the test.
         monkeypatch.setenv(key, "")
         monkeypatch.delenv(key)
+    wandb = pytest.importorskip("wandb")
     recipes.launch(DenseGRPOTrainer, DenseGRPOConfig, [*arguments, "--report_to", "wandb"])
+    wandb.teardown()  # as at the end of a process: all is written
     first_id = (tmp_path / "run" / WANDB_ID_FILE).read_text()
     (file,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
     keys, config, run_id = read_offline_run(file)
@@ -95,7 +115,7 @@ def test_wandb(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert config["learning_rate"] == 1e-6 and config["beta"] == 0.1
     record = config["recipe"]
     assert record["settings"]["reward"]["reward_alpha"] == 1.0
-    assert record["versions"]["trl"] and record["git"].keys() == {"revision", "changed"}
+    assert record["versions"]["trl"] and (record["git"] is None or len(record["git"]["revision"]) == 40)
     # Text of users and models is escaped.
     table = next((tmp_path / "run" / "wandb").glob("offline-run-*/files/media/table/token_rewards*"))
     assert "&lt;script&gt;" in "".join(p.read_text() for p in table.parent.parent.rglob("*.html"))
@@ -105,6 +125,7 @@ def test_wandb(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyP
     # The same command, to a later step, goes on with the same run.
     monkeypatch.delenv("WANDB_RUN_ID")
     recipes.launch(DenseGRPOTrainer, DenseGRPOConfig, [*arguments, "--report_to", "wandb", "--max_steps", "3"])
+    wandb.teardown()
     files = list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
     assert len(files) == 2 and {read_offline_run(path)[2] for path in files} == {first_id}
     assert os.environ["WANDB_RUN_ID"] == first_id

@@ -4,7 +4,7 @@
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import PartialState
@@ -46,7 +46,7 @@ def launch(
     return run(trainer_class, job)
 
 
-def exit_with(error: Exception) -> None:
+def exit_with(error: Exception) -> NoReturn:
     """Ends the process with what is wrong, said by one process of a machine."""
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:
         say(f"{os.path.basename(sys.argv[0])}: error: {error}")

@@ -53,7 +53,8 @@ def make_record(settings: Mapping[str, Any]) -> dict[str, Any]:
         "command": sys.argv,
         "settings": {name: _plain(value) for name, value in settings.items()},
         "versions": {"endotrl": __version__, "python": platform.python_version(), **_versions()},
-        "git": _git(Path(sys.argv[0]).resolve().parent),
+        # Of the clone with the script, or else with this package.
+        "git": _git(Path(sys.argv[0]).resolve().parent) or _git(Path(__file__).parent),
     }
 
 

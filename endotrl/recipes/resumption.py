@@ -9,16 +9,22 @@ import re
 import secrets
 import shutil
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from packaging.version import Version
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from ..reporting import say
+from .record import check_same_settings, write_record
 
 
 logger = get_logger(__name__)
@@ -27,6 +33,7 @@ logger = get_logger(__name__)
 COMPLETE_FILE = "complete.json"
 WANDB_ID_FILE = "wandb_run_id"
 FULL_DISK_BYTES = 2**20
+EXIT_TERMINATED = 143  # 128 and SIGTERM, as of a process that it has ended
 
 
 def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> Path | None:
@@ -157,6 +164,65 @@ def clear_when_disk_is_full(output_dir: str) -> Iterator[None]:
             "same command again: it goes on from there.",
             output_dir,
         ) from error
+
+
+def find_checkpoint(args: TrainingArguments, record: Mapping[str, Any]) -> None:
+    """
+    Sets `resume_from_checkpoint` to the last complete checkpoint of `output_dir`, if there is one and it is not set.
+
+    Raises:
+        `ValueError`: If the run there was made with other settings.
+    """
+    if args.resume_from_checkpoint is not None:
+        return
+    checkpoint = last_complete_checkpoint(args.output_dir)
+    if checkpoint is not None:
+        check_same_settings(args.output_dir, record)
+        args.resume_from_checkpoint = str(checkpoint)
+
+
+def train_and_save(trainer: Trainer, record: Mapping[str, Any]) -> bool:
+    """
+    Trains, from `resume_from_checkpoint` if it is set, and saves to `output_dir`.
+
+    Args:
+        trainer ([`~transformers.Trainer`]):
+            The trainer.
+        record (`dict[str, Any]`):
+            What the run is made of: see [`make_record`].
+
+    Returns:
+        `bool`: whether SIGTERM has stopped it. There is a checkpoint then, and nothing in `output_dir` itself.
+
+    Raises:
+        `FloatingPointError`: For NaN or infinite gradients or loss.
+        `OSError`: If the disk is full.
+    """
+    args = trainer.args
+    if trainer.accelerator.is_main_process:
+        write_record(args.output_dir, record)
+        if "wandb" in args.report_to:
+            continue_wandb_run(args.output_dir, anew=args.resume_from_checkpoint is None)
+    args.logging_nan_inf_filter = False  # it would hide what is looked for
+    interruptions = Interruptions(trainer.accelerator)
+    # First, so that a run with NaN stops before they are logged.
+    trainer.callback_handler.callbacks.insert(0, interruptions)
+    with clear_when_disk_is_full(args.output_dir), interruptions.listening():
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        if not interruptions.terminated:
+            trainer.save_model(args.output_dir)
+    if interruptions.terminated and trainer.accelerator.is_main_process:
+        say(f"Terminated at step {trainer.state.global_step}, which is saved. The same command goes on from there.")
+    return interruptions.terminated
+
+
+def end(trainer: Trainer, terminated: bool) -> None:
+    """Finishes the trackers and the process group, and ends the process with code 143 if SIGTERM has stopped it."""
+    # There is no such method before, and no need of it.
+    if Version(transformers.__version__) >= Version("5.18.0"):
+        trainer.end()
+    if terminated:
+        sys.exit(EXIT_TERMINATED)
 
 
 def continue_wandb_run(output_dir: str, anew: bool) -> None:

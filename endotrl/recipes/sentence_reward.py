@@ -3,13 +3,13 @@
 
 from collections.abc import Sequence
 
-import transformers
-from packaging.version import Version
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
 from ..sentence import SentenceRewardTrainer, SentenceRewardTrainerConfig
 from .launch import exit_with, parse
 from .prompts import load_preferences
+from .record import make_record
+from .resumption import end, find_checkpoint, train_and_save
 from .training import check_packages, resolve_model
 
 
@@ -43,6 +43,8 @@ def launch_sentence_reward(argv: Sequence[str] | None = None) -> SentenceRewardT
         check_packages(args, model_args)
         train_dataset, eval_dataset = load_preferences(script_args, args, dataset_args)
         resolve_model(model_args, args)
+        record = make_record({"data": script_args, "training": args, "model": model_args})
+        find_checkpoint(args, record)
     except (ValueError, TypeError, ImportError, OSError) as error:
         exit_with(error)
     trainer = SentenceRewardTrainer(
@@ -53,12 +55,10 @@ def launch_sentence_reward(argv: Sequence[str] | None = None) -> SentenceRewardT
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    trainer.save_model(args.output_dir)
-    if eval_dataset is not None:
+    terminated = train_and_save(trainer, record)
+    if not terminated and eval_dataset is not None:
         trainer.log_metrics("eval", trainer.evaluate())
-    if args.push_to_hub:
+    if not terminated and args.push_to_hub:
         trainer.push_to_hub(dataset_name=script_args.dataset_name)
-    if Version(transformers.__version__) >= Version("5.18.0"):
-        trainer.end()
+    end(trainer, terminated)
     return trainer

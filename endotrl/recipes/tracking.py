@@ -93,8 +93,13 @@ class Tracking(TrainerCallback):
 
     def _log_heat_maps(self, reward: EndogenousReward, args: TrainingArguments, state: TrainerState) -> None:
         prompts, completions, completion_ids = self._trainer.last_completions
-        number = slice(self._num_completions)
-        prompts, completions, completion_ids = prompts[number], completions[number], completion_ids[number]
+        # Of different prompts: completions of one stand together.
+        spread = slice(None, None, max(1, len(prompts) // self._num_completions))
+        prompts, completions, completion_ids = (
+            prompts[spread][: self._num_completions],
+            completions[spread][: self._num_completions],
+            completion_ids[spread][: self._num_completions],
+        )
         # On all processes, as frozen weights may be split over them.
         stats = reward.score(prompts, completions, completion_ids)
         if not state.is_world_process_zero:

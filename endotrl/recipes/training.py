@@ -1,37 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a recipe does before and after the trainer is made."""
 
-import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
-import transformers
 from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
-from packaging.version import Version
 from transformers import TrainingArguments
 from trl import DatasetMixtureConfig, GRPOConfig, ModelConfig, RewardConfig, get_peft_config, get_quantization_config
 
 from ..quickstart.model import quickstart_model_path
 from ..quickstart.training import make_head_input_contiguous
-from ..reporting import say, terminal_table
+from ..reporting import terminal_table
 from ..rewards import EndogenousReward, SentenceReward
 from ..scoring.sharding import shards_weights
 from ..sentence import SentenceRewardTrainerConfig
 from ..trainers.dense_reward_trainer import DenseRewardTrainer
 from .arguments import RecipeArguments, RewardArguments
 from .prompts import load_prompts
-from .record import check_same_settings, make_record, write_record
-from .resumption import Interruptions, clear_when_disk_is_full, continue_wandb_run, last_complete_checkpoint
+from .record import make_record
+from .resumption import end, find_checkpoint, train_and_save
 from .rewards import make_reward_funcs
 from .tracking import Tracking
 
 
 logger = get_logger(__name__)
-
-EXIT_TERMINATED = 143  # 128 and SIGTERM, as of a process that it has ended
 
 
 class Job(NamedTuple):
@@ -74,12 +69,8 @@ def prepare(
     reward_funcs = make_reward_funcs(script_args, training_args, reward_args, model_args, train_dataset)
     resolve_model(model_args, training_args)
     record = make_record({"data": script_args, "training": training_args, "reward": reward_args, "model": model_args})
-    if script_args.resume and training_args.resume_from_checkpoint is None:
-        checkpoint = last_complete_checkpoint(training_args.output_dir)
-        if checkpoint is not None:
-            check_same_settings(training_args.output_dir, record)
-            training_args.resume_from_checkpoint = str(checkpoint)
-    training_args.logging_nan_inf_filter = False  # it would hide what `Interruptions` looks for
+    if script_args.resume:
+        find_checkpoint(training_args, record)
     return Job(script_args, training_args, reward_args, model_args, train_dataset, eval_dataset, reward_funcs, record)
 
 
@@ -106,11 +97,9 @@ def run(trainer_class: type[DenseRewardTrainer], job: Job) -> DenseRewardTrainer
         peft_config=get_peft_config(job.model_args),
     )
     share_frozen_weights(trainer, job.reward_args, job.model_args)
-    if trainer.accelerator.is_main_process:
-        write_record(job.training_args.output_dir, job.record)
     # In front of the trackers, which log what it adds.
     trainer.callback_handler.callbacks.insert(0, Tracking(trainer, job.record, job.script_args.heat_map_steps))
-    train(trainer, job.script_args.dataset_name)
+    train(trainer, job.record, job.script_args.dataset_name)
     return trainer
 
 
@@ -218,6 +207,8 @@ def train(trainer: DenseRewardTrainer, dataset_name: str | None = None, record: 
     Args:
         trainer ([`DenseGRPOTrainer`] or [`PPOTrainer`]):
             The trainer.
+        record (`dict[str, Any]`):
+            What the run is made of: see [`Job`].
         dataset_name (`str`, *optional*):
             Name for the model card on the hub.
 
@@ -229,26 +220,13 @@ def train(trainer: DenseRewardTrainer, dataset_name: str | None = None, record: 
     args = trainer.args
     if args.device.type == "cpu":
         make_head_input_contiguous(trainer.accelerator.unwrap_model(trainer.model))
-    if "wandb" in args.report_to and trainer.accelerator.is_main_process:
-        continue_wandb_run(args.output_dir, anew=args.resume_from_checkpoint is None)
-    interruptions = Interruptions(trainer.accelerator)
-    # First, so that a run with NaN stops before they are logged.
-    trainer.callback_handler.callbacks.insert(0, interruptions)
-    with clear_when_disk_is_full(args.output_dir), interruptions.listening():
-        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-        if not interruptions.terminated:
-            trainer.save_model(args.output_dir)
-    if interruptions.terminated:
-        say(f"Terminated at step {trainer.state.global_step}, which is saved. The same command goes on from there.")
-    elif trainer.accelerator.is_main_process:
-        print_summary(trainer.state.log_history, args.output_dir)
-    if args.push_to_hub and not interruptions.terminated:
-        trainer.push_to_hub(dataset_name=dataset_name)
-    # Finishes the trackers and the process group. There is no such method before, and no need of it.
-    if Version(transformers.__version__) >= Version("5.18.0"):
-        trainer.end()
-    if interruptions.terminated:
-        sys.exit(EXIT_TERMINATED)
+    terminated = train_and_save(trainer, record)
+    if not terminated:
+        if trainer.accelerator.is_main_process:
+            print_summary(trainer.state.log_history, args.output_dir)
+        if args.push_to_hub:
+            trainer.push_to_hub(dataset_name=dataset_name)
+    end(trainer, terminated)
 
 
 def print_summary(history: list[dict[str, Any]], output_dir: str) -> None:
