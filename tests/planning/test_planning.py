@@ -186,7 +186,7 @@ class TestCommand:
 
     def test_what_to_change(self, config_only: str, capsys: pytest.CaptureFixture[str]) -> None:
         path = str(ROOT / "recipes" / "qwen2.5-math-7b" / "grpo.yaml")
-        main(["plan", path, "--gpus", "1", "--gpu-memory", "30", "--model", config_only])
+        main(["plan", path, "--gpus", "1", "--gpu-memory", "26", "--model", config_only])
         printed = capsys.readouterr().out
         assert "It does not fit. It would with:" in printed
         assert "--use_peft true" in printed
