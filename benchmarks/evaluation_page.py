@@ -89,7 +89,7 @@ def write_page(
     blocks = [
         "# How good is the reward",
         machine_line(run),
-        f"Model: {first['model']} (SmolLM2-135M-Instruct, if `quickstart`) in {first['settings']['dtype']}. {tokens:,} tokens of "
+        f"Model: {first['model']} (SmolLM2-135M-Instruct, if `quickstart`). {tokens:,} tokens of "
         f"responses, {seconds / 60:.0f} minutes of computing. A 95% interval (bootstrap over items) follows each main figure; "
         "the last column is the paired difference to the first scorer of the table, in words: better, worse, noise. A figure "
         "says how this small model does, not how a larger one would: the papers' figures, beside, are those of models of 7B "
