@@ -27,7 +27,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,8 @@ class Run:
             Its file or folder under `--data`.
         options (`tuple[str, ...]`):
             Other options.
+        dtype (`str`, *optional*, defaults to `"bfloat16"`):
+            Of the model.
     """
 
     name: str
@@ -72,30 +74,27 @@ class Run:
     what: str
     data: str
     options: tuple[str, ...] = ()
+    dtype: str = "bfloat16"
 
-    def arguments(self, data: Path, model: str, dtype: str) -> list[str]:
+    def arguments(self, data: Path, model: str) -> list[str]:
         """Arguments of `endotrl`, without `--output`."""
-        common = ["--model", model, "--dtype", dtype, "--data", str(data / self.data)]
+        common = ["--model", model, "--dtype", self.dtype, "--data", str(data / self.data)]
         return ["eval", self.what, *common, *self.options]
 
 
+RM_BENCH_PARTS = {"chat": 60, "safety-response": 40, "safety-refuse": 32, "code": 32}
 RUNS = (
-    Run("rm-bench-chat", "RM-Bench, chat", "rm-bench", "rm_bench/chat_filtered.json"),
-    Run(
-        "rm-bench-safety-response",
-        "RM-Bench, safety-response",
-        "rm-bench",
-        "rm_bench/safety-response_filtered.json",
-        ("--limit", "80"),
+    *(
+        Run(
+            f"rm-bench-{part}",
+            f"RM-Bench, {part}",
+            "rm-bench",
+            f"rm_bench/{part}_filtered.json",
+            ("--limit", str(limit), "--max-response-tokens", "512"),
+            "float32",
+        )
+        for part, limit in RM_BENCH_PARTS.items()
     ),
-    Run(
-        "rm-bench-safety-refuse",
-        "RM-Bench, safety-refuse",
-        "rm-bench",
-        "rm_bench/safety-refuse_filtered.json",
-        ("--limit", "48"),
-    ),
-    Run("rm-bench-code", "RM-Bench, code", "rm-bench", "rm_bench/code_filtered.json", ("--limit", "32")),
     Run(
         "llmbar",
         "LLMBar Natural, with judges",
@@ -147,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for job in tqdm(jobs, desc="Evaluating", unit=" runs"):
             job.result()
     done = {run.name: json.loads((args.work / run.name / "results.json").read_text(encoding="utf-8")) for run in runs}
-    shown = {run.name: " ".join(["endotrl", *run.arguments(Path("DIR"), args.model, args.dtype)]) for run in runs}
+    shown = {run.name: " ".join(["endotrl", *run.arguments(Path("DIR"), args.model)]) for run in runs}
     page = write_page(
         describe_run("benchmarks.evaluation", "cpu")
         | {"command": f"python -m benchmarks.evaluation --data DIR{' --quick' if args.quick else ''}"},
@@ -168,7 +167,7 @@ def evaluate(run: Run, args: argparse.Namespace) -> None:
     Raises:
         `SystemExit`: If it fails.
     """
-    arguments = run.arguments(args.data, args.model, args.dtype)
+    arguments = run.arguments(args.data, args.model)
     folder = args.work / run.name
     marker = folder / "done.json"
     if marker.exists() and json.loads(marker.read_text(encoding="utf-8")) == arguments:
@@ -192,7 +191,7 @@ def quick(run: Run) -> Run:
             options[options.index(option) + 1] = value
         elif option == "--limit":
             options += [option, value]
-    return Run(run.name, run.title, run.what, run.data, tuple(options))
+    return replace(run, options=tuple(options))
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -202,7 +201,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--work", type=Path, default=Path("evaluation-runs"), help="where runs are kept")
     parser.add_argument("--output", type=Path, default=Path("docs"), help="folder of results/ and images/")
     parser.add_argument("--model", default="quickstart", help="path, hub id, or quickstart (SmolLM2-135M-Instruct)")
-    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="of the model")
     parser.add_argument("--only", nargs="+", choices=[run.name for run in RUNS], help="only these runs")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; the cores are shared among them")
     parser.add_argument("--quick", action="store_true", help="two items of each part, whose figures mean nothing")

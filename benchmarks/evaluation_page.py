@@ -34,7 +34,7 @@ SHOWN = (
     "random",
 )
 KEPT = (
-    "benchmark", "title", "model", "model_version", "settings", "versions", "started", "updated", "seconds", "tokens",
+    "benchmark", "title", "model", "model_version", "settings", "versions", "started", "updated", "tokens",
     "num_items", "cut", "main_metric", "tie_rule", "metrics", "differences", "statements", "length", "calibration", "ties",
     "details", "pass@1 by seed",
 )  # fmt: skip
@@ -85,12 +85,12 @@ def write_page(
     folder.mkdir(parents=True, exist_ok=True)
     images.mkdir(parents=True, exist_ok=True)
     first = next(iter(results.values()))
-    tokens, seconds = (sum(found[key] for found in results.values()) for key in ("tokens", "seconds"))
+    tokens = sum(found["tokens"] for found in results.values())
     blocks = [
         "# How good is the reward",
         machine_line(run),
-        f"Model: {first['model']} (SmolLM2-135M-Instruct, if `quickstart`) in {first['settings']['dtype']}. {tokens:,} tokens of "
-        f"responses, {seconds / 60:.0f} minutes of computing. A 95% interval (bootstrap over items) follows each main figure; "
+        f"Model: {first['model']} (SmolLM2-135M-Instruct, if `quickstart`). {tokens:,} tokens of "
+        f"responses. A 95% interval (bootstrap over items) follows each main figure; "
         "the last column is the paired difference to the first scorer of the table, in words: better, worse, noise. A figure "
         "says how this small model does, not how a larger one would: the papers' figures, beside, are those of models of 7B "
         "parameters. No explicit reward model was at hand.",
@@ -126,10 +126,8 @@ def write_page(
 
 
 def _sentence(found: Mapping[str, Any]) -> str:
-    cut = f" {found['cut']} responses did not fit the context and were cut." if found.get("cut") else ""
-    return (
-        f"{found['num_items']:,} items, {found['tokens']:,} tokens, {found['seconds']:.0f} s.{cut} {found['tie_rule']}"
-    )
+    cut = f" {found['cut']} responses were cut at the limit of tokens." if found.get("cut") else ""
+    return f"{found['num_items']:,} items, {found['tokens']:,} tokens of responses.{cut} {found['tie_rule']}"
 
 
 def _table(found: Mapping[str, Any]) -> str:

@@ -196,7 +196,8 @@ def _record(question: Question, name: str, samples: Sequence[Sample], seconds: f
 
 def _sampler(args: argparse.Namespace, engine: Engine, temperature: float) -> Generator:
     if args.backend == "vllm":
-        return VLLMSampler(engine, args.model, args.max_new_tokens, temperature, args.top_p, args.dtype)
+        path = engine.placement.config._name_or_path
+        return VLLMSampler(engine, path, args.max_new_tokens, temperature, args.top_p, args.dtype)
     return Sampler(engine, args.max_new_tokens, temperature, args.top_p)
 
 

@@ -68,7 +68,7 @@ def _add_benchmark(parser: argparse.ArgumentParser, name: str, positive: Any) ->
         "--data",
         metavar="PATH",
         required=name in NEEDS_DATA,
-        help="file (.json, .jsonl, both also .gz, .parquet) or folder of such files"
+        help="file (.json, .jsonl, both also .gz, .parquet), folder of such files, or OWNER/NAME[:SPLIT] on the hub"
         + ("" if name in NEEDS_DATA else " (default: the benchmark's dataset on the Hugging Face hub)"),
     )
     add("--limit", metavar="N", type=positive, help="only the first N items of each group (domain, subset)")

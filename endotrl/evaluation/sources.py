@@ -3,6 +3,7 @@
 
 import gzip
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
+DEFAULT_SPLIT = "test"
+_HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*?)(:(?P<split>[\w.-]+))?")
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,9 @@ def read_rows(data: str | None, hub: HubDataset | None, benchmark: str) -> Itera
 
     Args:
         data (`str`, *optional*):
-            File (JSON array, JSON Lines, both also as `.gz`, or Parquet), or folder with such files.
+            File (JSON array, JSON Lines, both also as `.gz`, or Parquet), folder with such files, or, where neither is there,
+            a dataset on the hub, `OWNER/NAME` or `OWNER/NAME:SPLIT` (default: `test`). Of a folder without such files, those
+            in the folders below are read.
         hub ([`HubDataset`], *optional*):
             Where to load from if `data` is not given.
         benchmark (`str`):
@@ -141,11 +146,15 @@ def read_rows(data: str | None, hub: HubDataset | None, benchmark: str) -> Itera
         return
     path = Path(data)
     if path.is_dir():
-        paths = sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES))
+        paths = [file for file in path.iterdir() if file.name.endswith(SUFFIXES)]
+        paths = sorted(paths or [file for file in path.rglob("*") if file.name.endswith(SUFFIXES)])
         if not paths:
             raise ValueError(f"--data {data}: the folder has no file that ends with {', '.join(SUFFIXES)}.")
     elif path.is_file():
         paths = [path]
+    elif (found := _HUB_ID.fullmatch(data)) and not data.endswith(SUFFIXES):
+        yield from _hub_rows(HubDataset(found["name"], (found["split"] or DEFAULT_SPLIT,)))
+        return
     else:
         raise ValueError(f"--data {data}: there is no such file or folder.")
     for file in paths:
@@ -216,8 +225,8 @@ def _hub_rows(hub: HubDataset) -> Iterator[Row]:
             rows = load_dataset(hub.name, hub.config, split=split)
         except Exception as error:  # the library raises many kinds; all end the command with one message
             raise ValueError(
-                f"The dataset {hub.name} (split {split}) cannot be loaded from the Hugging Face hub: {error}. Without "
-                "network, give a local file or folder with --data."
+                f"The dataset {hub.name} (split {split}) is no file or folder here, and cannot be loaded from the Hugging "
+                f"Face hub: {error}. Without network, give a local file or folder with --data."
             ) from error
         for number, data in enumerate(rows, start=1):
             yield Row(data, f"{hub.name} ({split})", f"row {number}", split)

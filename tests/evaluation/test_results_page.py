@@ -20,7 +20,7 @@ def test_one_command(tmp_path, tiny_model_path, capsys):
         name = "chat_filtered.json" if folder == "rm_bench" else "singleop.jsonl"
         write(tmp_path / "data" / folder / name, rows)
     command = ["--data", str(tmp_path / "data"), "--work", str(tmp_path / "work"), "--output", str(tmp_path / "docs")]
-    command += ["--model", tiny_model_path, "--dtype", "float32", "--quick", "--jobs", "2"]
+    command += ["--model", tiny_model_path, "--quick", "--jobs", "2"]
     command += ["--only", "rm-bench-chat", "best-of-n", "llmbar"]
     assert main(command) == 0
     assert "llmbar is left out" in capsys.readouterr().err
@@ -42,7 +42,7 @@ def test_one_command(tmp_path, tiny_model_path, capsys):
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
 def test_every_run_is_a_command(run, tmp_path):
-    assert make_parser().parse_args(run.arguments(tmp_path, "m", "float32")).benchmark == run.what
+    assert make_parser().parse_args(run.arguments(tmp_path, "m")).benchmark == run.what
 
 
 def test_no_files(tmp_path):

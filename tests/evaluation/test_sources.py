@@ -5,6 +5,7 @@ import json
 import pytest
 from datasets import Dataset
 
+from endotrl.evaluation.benchmarks import BENCHMARKS
 from endotrl.evaluation.sources import FormatError, HubDataset, read_rows
 
 from .rows import PAIR_ROW, RM_BENCH_ROW, items_of, write
@@ -88,3 +89,104 @@ class TestErrors:
         with pytest.raises(FormatError) as error:
             items_of("reward-bench", write(tmp_path / "g.jsonl", [{**PAIR_ROW, "subset": "y" * 5000}]))
         assert len(str(error.value)) < 1500 and json.loads(open(path).read())
+
+
+class TestHub:
+    """`datasets` takes a folder of that name for the dataset, so that its own loading is run without network."""
+
+    ROWS = {
+        "rm-bench": {"train": [{**RM_BENCH_ROW, "domain": "safety-refuse"}, {**RM_BENCH_ROW, "domain": "math"}]},
+        "reward-bench": {"filtered": [{**PAIR_ROW, "subset": "donotanswer", "id": 1}]},
+        "llmbar": {"filtered": [{**PAIR_ROW, "subset": "llmbar-natural", "id": 1}]},
+        "reward-bench-2": {
+            "test": [
+                {"id": "7", "prompt": "p", "chosen": ["a"], "rejected": ["b", "c", "d"], "subset": "Precise IF"},
+                {"id": "ref:0", "prompt": "p", "chosen": ["a"], "rejected": ["b"], "subset": "Ties"},
+                {"id": "tied:0", "prompt": "p", "chosen": ["a", "e"], "rejected": ["b"], "subset": "Ties"},
+            ]
+        },
+        "process-bench": {
+            split: [{"id": f"{split}-0", "problem": "p", "steps": ["a", "b"], "label": 1, "final_answer_correct": False}]
+            for split in ("gsm8k", "math", "olympiadbench", "omnimath")
+        },
+        "prm-bench": {
+            "train": [
+                {
+                    "idx": "i", "classification": "circular", "modified_question": "q", "original_question": "q",
+                    "modified_process": ["a", "b"], "original_process": ["a", "b"], "error_steps": [2],
+                }
+            ]
+        },
+        "judge-bench": {
+            split: [
+                {
+                    "pair_id": split, "source": "livebench-math", "question": "q", "response_A": "a", "response_B": "b",
+                    "label": "A>B",
+                }
+            ]
+            for split in ("gpt", "claude")
+        },
+    }  # fmt: skip
+
+    @pytest.fixture(autouse=True)
+    def folder(self, tmp_path, monkeypatch):
+        import datasets
+
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+        monkeypatch.chdir(tmp_path)
+        datasets.disable_progress_bars()
+        yield
+        datasets.enable_progress_bars()
+
+    def upload(self, tmp_path, name, splits):
+        (tmp_path / name / "data").mkdir(parents=True)
+        for split, rows in splits.items():
+            Dataset.from_list(rows).to_parquet(str(tmp_path / name / "data" / f"{split}-00000-of-00001.parquet"))
+
+    def test_every_benchmark_that_has_one_is_tried(self):
+        assert set(self.ROWS) == {name for name, benchmark in BENCHMARKS.items() if benchmark.hub is not None}
+
+    @pytest.mark.parametrize("name", ROWS)
+    def test_its_splits_become_items(self, tmp_path, name):
+        benchmark = BENCHMARKS[name]
+        self.upload(tmp_path, benchmark.hub.name, self.ROWS[name])
+        items = benchmark.read(read_rows(None, benchmark.hub, name))
+        assert len(items) == sum(map(len, self.ROWS[name].values()))
+        assert {item.group for item in items} == {
+            "rm-bench": {"safety-refuse", "math"}, "reward-bench": {"donotanswer"}, "llmbar": {"Natural"},
+            "reward-bench-2": {"Precise IF", "Ties"}, "process-bench": set(self.ROWS["process-bench"]),
+            "prm-bench": {"circular"}, "judge-bench": {"Mathematics"},
+        }[name]  # fmt: skip
+
+    def test_any_preference_dataset(self, tmp_path):
+        self.upload(
+            tmp_path, "some/pairs", {"test": [PAIR_ROW], "train": [PAIR_ROW, {**PAIR_ROW, "prompt": "Say no"}]}
+        )
+        assert len(items_of("preference", "some/pairs:train")) == 2
+        assert len(items_of("preference", "some/pairs:test")) == 1
+        self.upload(tmp_path, "some/others", {"train": [{"chosen": "a"}]})
+        with pytest.raises(FormatError, match=r'some/others \(train\), row 1: the key "rejected" is missing'):
+            items_of("preference", "some/others:train")
+        with pytest.raises(ValueError, match=r"some/none \(split test\) is no file or folder here"):
+            items_of("preference", "some/none")
+
+
+class TestFolders:
+    def test_files_of_the_folders_below(self, tmp_path):
+        row = {"input": "i", "output_1": "a", "output_2": "b", "label": 2}
+        for name in ("Natural", "Adversarial/Neighbor"):
+            (tmp_path / name).mkdir(parents=True)
+            write(tmp_path / name / "dataset.json", [row])
+        assert [item.group for item in items_of("llmbar", str(tmp_path))] == ["Neighbor", "Natural"]
+
+    def test_the_whole_beside_its_parts_counts_once(self, tmp_path):
+        rows = [{**RM_BENCH_ROW, "id": i, "prompt": str(i)} for i in range(3)]
+        write(tmp_path / "chat_filtered.json", rows[:2])
+        write(tmp_path / "math_filtered.json", rows[2:])
+        write(
+            tmp_path / "total_dataset.json",
+            [{**row, "domain": "chat" if i < 2 else "math"} for i, row in enumerate(rows)],
+        )
+        assert [(item.group, item.id) for item in items_of("rm-bench", str(tmp_path))] == [
+            ("chat", "0"), ("chat", "1"), ("math", "2"),
+        ]  # fmt: skip

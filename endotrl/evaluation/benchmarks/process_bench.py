@@ -19,10 +19,11 @@ SPLITS = ("gsm8k", "math", "olympiadbench", "omnimath")
 def read(rows: Iterable[Row]) -> list[Item]:
     """Rows `{"id", "problem", "steps": [...], "label"}`: `label` is the first wrong step, from 0, or -1."""
     items = []
+    longest_first = sorted(SPLITS, key=len, reverse=True)  # "math" is in "omnimath"
     for row in rows:
         steps = row.steps("steps")
         label = row.integer("label", -1, len(steps) - 1)
-        group = next((split for split in SPLITS if split in f"{row.stem} {row.data.get('id', '')}"), row.stem)
+        group = next((split for split in longest_first if split in f"{row.stem} {row.data.get('id', '')}"), row.stem)
         items.append(step_item(row.name("id"), group, row.text("problem"), steps, {"label": label}))
     return items
 

@@ -20,19 +20,21 @@ LEVELS = ("easy", "normal", "hard")
 
 
 def read(rows: Iterable[Row]) -> list[Item]:
-    """Rows `{"prompt", "chosen": [3], "rejected": [3], "domain"}`; without a domain, the file's name tells it."""
+    """Rows `{"prompt", "chosen": [3], "rejected": [3], "domain"}`; without a domain, the file's name tells it. What another file has, too, counts once."""
     items = []
+    sources: dict[str, str] = {}
     for row in rows:
         chosen, rejected = row.responses("chosen", exactly=3), row.responses("rejected", exactly=3)
-        items.append(
-            Item(
-                row.name("id"),
-                _part(row),
-                row.text("prompt"),
-                (*chosen, *rejected),
-                better=tuple((i, 3 + j) for i in range(3) for j in range(3)),
-            )
+        item = Item(
+            row.name("id"),
+            _part(row),
+            row.text("prompt"),
+            (*chosen, *rejected),
+            better=tuple((i, 3 + j) for i in range(3) for j in range(3)),
         )
+        # The repository's folder holds the parts and, in another file, all of them together.
+        if sources.setdefault(item.key, row.source) == row.source:
+            items.append(item)
     return items
 
 
