@@ -65,8 +65,6 @@ class Run:
             Its file or folder under `--data`.
         options (`tuple[str, ...]`):
             Other options.
-        dtype (`str`, *optional*, defaults to `"bfloat16"`):
-            Of the model.
     """
 
     name: str
@@ -74,15 +72,15 @@ class Run:
     what: str
     data: str
     options: tuple[str, ...] = ()
-    dtype: str = "bfloat16"
 
-    def arguments(self, data: Path, model: str) -> list[str]:
+    def arguments(self, data: Path, model: str, dtype: str = "bfloat16") -> list[str]:
         """Arguments of `endotrl`, without `--output`."""
-        common = ["--model", model, "--dtype", self.dtype, "--data", str(data / self.data)]
+        common = ["--model", model, "--dtype", dtype, "--data", str(data / self.data)]
         return ["eval", self.what, *common, *self.options]
 
 
-RM_BENCH_PARTS = {"chat": 60, "safety-response": 40, "safety-refuse": 32, "code": 32}
+# All of chat and safety-response.
+RM_BENCH_PARTS = {"chat": 129, "safety-response": 157, "safety-refuse": 120, "code": 100}
 RUNS = (
     *(
         Run(
@@ -91,7 +89,6 @@ RUNS = (
             "rm-bench",
             f"rm_bench/{part}_filtered.json",
             ("--limit", str(limit), "--max-response-tokens", "512"),
-            "float32",
         )
         for part, limit in RM_BENCH_PARTS.items()
     ),
@@ -146,10 +143,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         for job in tqdm(jobs, desc="Evaluating", unit=" runs"):
             job.result()
     done = {run.name: json.loads((args.work / run.name / "results.json").read_text(encoding="utf-8")) for run in runs}
-    shown = {run.name: " ".join(["endotrl", *run.arguments(Path("DIR"), args.model)]) for run in runs}
+    shown = {run.name: " ".join(["endotrl", *run.arguments(Path("DIR"), args.model, args.dtype)]) for run in runs}
+    options = [*(["--quick"] if args.quick else []), *(["--only", *args.only] if args.only else [])]
     page = write_page(
         describe_run("benchmarks.evaluation", "cpu")
-        | {"command": f"python -m benchmarks.evaluation --data DIR{' --quick' if args.quick else ''}"},
+        | {"command": " ".join(["python -m benchmarks.evaluation --data DIR", *options])},
         {run.name: run.title for run in runs},
         shown,
         done,
@@ -167,7 +165,7 @@ def evaluate(run: Run, args: argparse.Namespace) -> None:
     Raises:
         `SystemExit`: If it fails.
     """
-    arguments = run.arguments(args.data, args.model)
+    arguments = run.arguments(args.data, args.model, args.dtype)
     folder = args.work / run.name
     marker = folder / "done.json"
     if marker.exists() and json.loads(marker.read_text(encoding="utf-8")) == arguments:
@@ -201,6 +199,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--work", type=Path, default=Path("evaluation-runs"), help="where runs are kept")
     parser.add_argument("--output", type=Path, default=Path("docs"), help="folder of results/ and images/")
     parser.add_argument("--model", default="quickstart", help="path, hub id, or quickstart (SmolLM2-135M-Instruct)")
+    parser.add_argument("--dtype", default="bfloat16", help="of the model (default: bfloat16)")
     parser.add_argument("--only", nargs="+", choices=[run.name for run in RUNS], help="only these runs")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; the cores are shared among them")
     parser.add_argument("--quick", action="store_true", help="two items of each part, whose figures mean nothing")

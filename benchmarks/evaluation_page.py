@@ -11,7 +11,17 @@ from benchmarks.measure import machine_line
 from endotrl.evaluation.compare import comparison_rows
 from endotrl.evaluation.plots import plot_metric
 from endotrl.evaluation.results import compare, metrics_of, units_of
-from endotrl.evaluation.statistics import Array, Estimate, Means, differences, estimates, resampling_weights, verdict
+from endotrl.evaluation.statistics import (
+    Array,
+    Estimate,
+    Means,
+    Unit,
+    differences,
+    estimates,
+    point_values,
+    resampling_weights,
+    verdict,
+)
 from endotrl.evaluation.tables import full_rows, markdown_table
 
 
@@ -33,6 +43,8 @@ SHOWN = (
     "length",
     "random",
 )
+# First items of each part that discount and covariates were chosen on. What comes after them had no part in it.
+CHOSEN_ON = {"rm-bench-chat": 60, "rm-bench-safety-response": 40, "rm-bench-safety-refuse": 32, "rm-bench-code": 32}
 KEPT = (
     "benchmark", "title", "model", "model_version", "settings", "versions", "started", "updated", "tokens",
     "num_items", "cut", "main_metric", "tie_rule", "metrics", "differences", "statements", "length", "calibration", "ties",
@@ -149,22 +161,40 @@ def _rm_bench(parts: Mapping[str, dict[str, Any]], titles: Mapping[str, str]) ->
     """Easy, normal, hard and average of each part, and what the corrections do, with intervals."""
     names = [name for name in SHOWN if all(name in found["metrics"] for found in parts.values())]
     columns = [titles[part].rpartition(", ")[2] for part in parts]
-    rows: list[list[object]] = []
-    for name in names:
-        cells = []
-        for found in parts.values():
-            values = {key: estimate["value"] for key, estimate in found["metrics"][name].items()}
-            levels = " / ".join(f"{values[level]:.2f}" for level in LEVELS)
-            cells.append(f"{levels} / **{values['average']:.3f}**")
-        rows.append([f"`{name}`", *cells])
+
+    def levels_of(units: Mapping[str, Mapping[str, list[Unit]]]) -> list[list[object]]:
+        rows: list[list[object]] = []
+        for name in names:
+            cells = []
+            for part in parts:
+                values = point_values(units[part][name], metrics_of(RM_BENCH))
+                cells.append(
+                    " / ".join(f"{values[level]:.2f}" for level in LEVELS) + f" / **{values['average']:.3f}**"
+                )
+            rows.append([f"`{name}`", *cells])
+        return rows
+
+    all_units = {part: {name: units_of(found, name) for name in names} for part, found in parts.items()}
     sizes = ", ".join(f"{column} {found['num_items']}" for column, found in zip(columns, parts.values(), strict=True))
     blocks = [
         f"Easy / normal / hard / **average** ({sizes} items). Easy: the better response is in the fancier style. A reward that "
         "looks at substance has the three equal.",
-        markdown_table(["scorer", *columns], rows),
+        markdown_table(["scorer", *columns], levels_of(all_units)),
     ]
+    unseen = {
+        part: {name: _after(units, CHOSEN_ON.get(part, 0)) for name, units in of_part.items()}
+        for part, of_part in all_units.items()
+    }
+    counts = [len({unit.cluster for unit in unseen[part][names[0]]}) for part in parts]
+    if all(counts):
+        sizes = ", ".join(f"{column} {count}" for column, count in zip(columns, counts, strict=True))
+        blocks += [
+            "The discount, and what the corrections regress on, were chosen by looking at the first items of each part. On the "
+            f"others alone ({sizes} items):",
+            markdown_table(["scorer", *columns], levels_of(unseen)),
+        ]
     corrections = [name for name in names if ":" in name]
-    rows = []
+    rows: list[list[object]] = []
     for name in corrections:
         base = name.partition(":")[2]
         for column, found in zip(columns, parts.values(), strict=True):
@@ -181,6 +211,13 @@ def _rm_bench(parts: Mapping[str, dict[str, Any]], titles: Mapping[str, str]) ->
             ),
         ]
     return blocks
+
+
+def _after(units: list[Unit], num_clusters: int) -> list[Unit]:
+    """Units of all items but the first ones."""
+    clusters = list(dict.fromkeys(unit.cluster for unit in units))
+    first = set(clusters[:num_clusters])
+    return [unit for unit in units if unit.cluster not in first]
 
 
 def _tilt(means: Means) -> dict[str, Array]:
