@@ -41,7 +41,7 @@ def launch(
     try:
         parsed = parse(make_parser(training_config), argv)
         job = prepare(*parsed)
-    except (ValueError, TypeError, ImportError, OSError) as error:
+    except (ValueError, ImportError, OSError) as error:
         exit_with(error)
     return run(trainer_class, job)
 

@@ -45,7 +45,7 @@ def launch_sentence_reward(argv: Sequence[str] | None = None) -> SentenceRewardT
         resolve_model(model_args, args)
         record = make_record({"data": script_args, "training": args, "model": model_args})
         find_checkpoint(args, record)
-    except (ValueError, TypeError, ImportError, OSError) as error:
+    except (ValueError, ImportError, OSError) as error:
         exit_with(error)
     trainer = SentenceRewardTrainer(
         model=model_args.model_name_or_path,

@@ -199,7 +199,7 @@ def _holds_frozen_weights(trainer: DenseRewardTrainer, reward_args: RewardArgume
     return trainer.ref_model is not None and not trainer.args.sync_ref_model
 
 
-def train(trainer: DenseRewardTrainer, dataset_name: str | None = None, record: dict[str, Any] | None = None) -> None:
+def train(trainer: DenseRewardTrainer, record: dict[str, Any], dataset_name: str | None = None) -> None:
     """
     Trains, from `resume_from_checkpoint` if it is set; saves to `output_dir`, pushes to the hub if asked to, and prints how
     the most telling metrics went. After SIGTERM, what there is by then is a checkpoint, and the process ends with code 143.
