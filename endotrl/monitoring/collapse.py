@@ -175,7 +175,7 @@ class CollapseMonitor(TrainerCallback):
         if level is None:
             better = not self._verdict.symptoms
         else:
-            better = state.best_metric is None or level > state.best_metric
+            better = state.best_metric is None or level >= state.best_metric
         if better:
             state.best_model_checkpoint, state.best_metric, state.best_global_step = str(path), level, state.global_step
 

@@ -116,11 +116,16 @@ class BatchObserver:
             rewards = calculate(prompts, completions, completion_ids_list, **kwargs)
             # The first answers to all prompts come before the second ones.
             order = torch.arange(len(rewards)).view(2, -1).T.flatten()
-            ids = [completion_ids_list[i] for i in order.tolist()]
+            ids = [self._until_eos(completion_ids_list[i]) for i in order.tolist()]
             self._observe(ids, self._trainer.accelerator.gather(rewards[order.to(rewards.device)]), 2)
             return rewards
 
         self._trainer._calculate_rewards_from_functions = calculate_rewards
+
+    def _until_eos(self, token_ids: Sequence[int]) -> Sequence[int]:
+        """OnlineDPO hands completions over with their padding."""
+        eos = self._trainer.processing_class.eos_token_id
+        return token_ids[: token_ids.index(eos) + 1] if eos in token_ids else token_ids
 
     def _observe(self, completion_ids: Sequence[Sequence[int]], rewards: Tensor, num_generations: int) -> None:
         recurring = [repetition(ids) for ids in completion_ids]

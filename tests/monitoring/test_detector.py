@@ -31,11 +31,11 @@ def accuracies(levels: Iterable[float], noise: float = 0.03, seed: int = 0, with
 
 @pytest.mark.parametrize("with_error", [True, False])
 def test_silent_where_nothing_falls(with_error: bool) -> None:
-    # 20 runs of 1,000 steps: flat, and rising to a plateau.
+    # 10 runs of 1,000 steps: flat, and rising to a plateau.
     plateau = [0.95 - 0.3 * math.exp(-i / 30) for i in range(1000)]
-    alarms = [first_alarm(accuracies([0.7] * 1000, seed=seed, with_error=with_error)) for seed in range(10)]
-    alarms += [first_alarm(accuracies(plateau, seed=seed, with_error=with_error)) for seed in range(10)]
-    assert sum(alarm is not None for alarm in alarms) <= 1
+    alarms = [first_alarm(accuracies([0.7] * 1000, seed=seed, with_error=with_error)) for seed in range(5)]
+    alarms += [first_alarm(accuracies(plateau, seed=seed, with_error=with_error)) for seed in range(5)]
+    assert sum(alarm is not None for alarm in alarms) <= 1, alarms
 
 
 @pytest.mark.parametrize("with_error", [True, False])
