@@ -71,8 +71,8 @@ ARMS = {
     "entropy_fast": Arm("negative entropy, β = 0, ten times as fast", NegativeEntropyReward, True, steps=20),
     "certainty": Arm("self-certainty, β = 0", SelfCertaintyReward, True, learning_rate=3e-5, steps=100),
     "length": Arm("shorter is better, β = 0", lambda base: LengthReward(), True, learning_rate=1e-4),
-    "misled_mean": Arm("mean log-probability, β = 0, misled base", MeanLogProbReward, True, 0.0, 1e-5, True, 100),
-    "misled": Arm("endogenous, β = 0, misled base", EndogenousReward, True, 0.0, 1e-5, True, 100),
+    "misled_mean": Arm("mean log-probability, β = 0, misled base", MeanLogProbReward, True, 0.0, 1e-4, True),
+    "misled": Arm("endogenous, β = 0, misled base", EndogenousReward, True, 0.0, 1e-4, True),
     "endogenous": Arm("endogenous, β = 0.1", EndogenousReward, False, beta=0.1, steps=100),
     "mean": Arm("mean log-probability, β = 0", MeanLogProbReward, False),
     "sharpened": Arm("endogenous, β = 0", EndogenousReward, False),
@@ -329,7 +329,9 @@ def page(results: list[dict[str, Any]], settings: dict[str, Any]) -> str:
 def main() -> None:
     """Runs all arms and writes figures, plot and page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bases", type=Path, required=True, help="Folder where base models are kept (made if missing).")
+    parser.add_argument(
+        "--bases", type=Path, required=True, help="Folder where base models are kept (made if missing)."
+    )
     parser.add_argument("--runs", nargs="*", choices=list(ARMS), default=list(ARMS), help="Which runs.")
     parser.add_argument(
         "--judge-again", action="store_true", help="Judge the runs recorded before with the detector as it is now."
@@ -345,8 +347,17 @@ def main() -> None:
         (args.output / folder).mkdir(parents=True, exist_ok=True)
     file = args.output / "results" / "collapse.json"
     # Runs that are there are kept, so that single ones can be repeated.
-    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"settings": {"cpu_seconds": 0.0}, "results": []}
-    settings, results, seconds, started = known["settings"], known["results"], known["settings"]["cpu_seconds"], time.process_time()
+    known = (
+        json.loads(file.read_text(encoding="utf-8"))
+        if file.exists()
+        else {"settings": {"cpu_seconds": 0.0}, "results": []}
+    )
+    settings, results, seconds, started = (
+        known["settings"],
+        known["results"],
+        known["settings"]["cpu_seconds"],
+        time.process_time(),
+    )
     if args.judge_again:
         results = [judged_again(result) for result in results]
     with tqdm(total=len(args.seeds) * len(args.runs), desc="Runs", unit=" runs", disable=False) as bar:
@@ -364,7 +375,9 @@ def main() -> None:
                     "versions": ", ".join(f"{p} {version(p)}" for p in ("torch", "transformers", "trl")),
                     "cpu_seconds": seconds + time.process_time() - started,
                 }
-                file.write_text(json.dumps({"settings": settings, "results": results}, indent=1) + "\n", encoding="utf-8")
+                file.write_text(
+                    json.dumps({"settings": settings, "results": results}, indent=1) + "\n", encoding="utf-8"
+                )
                 bar.set_postfix(last=name, alarm=result["alarms"][0][0] if result["alarms"] else "none")
                 bar.update()
     file.write_text(json.dumps({"settings": settings, "results": results}, indent=1) + "\n", encoding="utf-8")

@@ -147,7 +147,7 @@ def page(results: list[dict[str, Any]], settings: dict[str, Any]) -> str:
         f"CPU time: {settings['cpu_seconds'] / 60:.0f} minutes.",
         "",
         "The arithmetic task of `endotrl demo`: GRPO, constant learning rate "
-        f"{results[0]['learning_rate']:g}, `scale_rewards=\"group\"`. One seed. Accuracy on {NUM_HELD_OUT:,} questions that were never "
+        f'{results[0]["learning_rate"]:g}, `scale_rewards="group"`. One seed. Accuracy on {NUM_HELD_OUT:,} questions that were never '
         f"trained on, sampled at T = 1, every {EVERY} steps (standard error 1.5 points or less). The collapse monitor, with accuracy on "
         "the training questions as a reward of weight 0, only watches.",
         "",
@@ -167,7 +167,9 @@ def page(results: list[dict[str, Any]], settings: dict[str, Any]) -> str:
 def main() -> None:
     """Runs the cells and writes figures, plot and page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bases", type=Path, required=True, help="Folder where base models are kept (made if missing).")
+    parser.add_argument(
+        "--bases", type=Path, required=True, help="Folder where base models are kept (made if missing)."
+    )
     parser.add_argument(
         "--cells",
         nargs="+",
@@ -191,7 +193,11 @@ def main() -> None:
     for folder in ("results", "images"):
         (args.output / folder).mkdir(parents=True, exist_ok=True)
     file = args.output / "results" / "corrections.json"
-    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"settings": {"cpu_seconds": 0.0}, "results": []}
+    known = (
+        json.loads(file.read_text(encoding="utf-8"))
+        if file.exists()
+        else {"settings": {"cpu_seconds": 0.0}, "results": []}
+    )
     results, seconds, started = known["results"], known["settings"]["cpu_seconds"], time.process_time()
     for seed in {args.seed, 1 - args.seed % 2}:
         if not (args.bases / f"base-{seed}").exists():

@@ -29,7 +29,13 @@ AGREEMENT_EVIDENCE = "collapse/agreement_z/"
 
 ALLOWANCE = 0.75  # of the CUSUM, in standard deviations
 REFERENCE = 20  # most entries of a level of a held-out reward
-RECENT = (3, 5, 10, 20, 40)  # entries that are compared with the best level before them: short ones see fast falls, long ones slow ones
+RECENT = (
+    3,
+    5,
+    10,
+    20,
+    40,
+)  # entries that are compared with the best level before them: short ones see fast falls, long ones slow ones
 WINDOW = 10  # entries of a running mean
 INFERRED = 1.2  # what noise that is inferred from few differences is taken for, times itself
 NOISE_WINDOW = 100  # entries of the noise estimate
@@ -93,9 +99,6 @@ class _Series:
     @property
     def mean(self) -> float:
         return sum(self._recent) / len(self._recent)
-
-    def recent(self, number: int) -> list[float]:
-        return list(self._recent)[-number:]
 
 
 class _Drift(_Series):
@@ -279,7 +282,12 @@ class Detector:
                     found.append(f"within groups, the trained reward is higher where `{name}` is lower")
         log_prob = [value for key, value in entry.items() if key.endswith("/log_prob_per_token")]
         for name, value, both_ways, text in (
-            ("log_prob", log_prob[0] if log_prob else None, False, "the frozen model finds the completions less probable"),
+            (
+                "log_prob",
+                log_prob[0] if log_prob else None,
+                False,
+                "the frozen model finds the completions less probable",
+            ),
             ("length", entry.get("completions/mean_length"), True, "the length drifts"),
         ):
             if value is not None:

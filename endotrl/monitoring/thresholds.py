@@ -94,7 +94,9 @@ class CollapseThresholds:
     )
     clipped_rise: float = field(
         default=0.5,
-        metadata={"help": "Rise of the fraction of completions that are cut off: answers that do not end any more. Ours."},
+        metadata={
+            "help": "Rise of the fraction of completions that are cut off: answers that do not end any more. Ours."
+        },
     )
     repetition_rise: float = field(
         default=0.3,
@@ -125,11 +127,14 @@ class CollapseThresholds:
         },
     )
     distinct_completions: float = field(
-        default=1.1, metadata={"help": "Different completions a group, at or below which the policy is deterministic. Ours."}
+        default=1.1,
+        metadata={"help": "Different completions a group, at or below which the policy is deterministic. Ours."},
     )
     length_correlation: float = field(
         default=0.9,
-        metadata={"help": "Absolute correlation of reward and length within groups: the reward is little but length. Ours."},
+        metadata={
+            "help": "Absolute correlation of reward and length within groups: the reward is little but length. Ours."
+        },
     )
     probability_correlation: float = field(
         default=0.95,

@@ -546,7 +546,9 @@ class EndogenousReward:
         values = stats.soft_values
         if self.truncation == "terminal" and not stats.finished:
             values = torch.cat([values[:-1], torch.zeros(1)])
-        rewards = token_rewards(stats.chosen_logits, values, self.alpha, self.gamma, self.token_reward, stats.entropies)
+        rewards = token_rewards(
+            stats.chosen_logits, values, self.alpha, self.gamma, self.token_reward, stats.entropies
+        )
         if isinstance(self.correction, ClipTokens):
             return rewards.clamp(self.correction.low, self.correction.high)
         if isinstance(self.correction, InformationGain):
@@ -576,9 +578,7 @@ class EndogenousReward:
                 "family."
             )
         others = self._generalist._score_rows(rows, entropy=False, progress=progress)
-        return [
-            replace(row, generalist_log_probs=other.log_probs) for row, other in zip(stats, others, strict=True)
-        ]
+        return [replace(row, generalist_log_probs=other.log_probs) for row, other in zip(stats, others, strict=True)]
 
     def _render(
         self,

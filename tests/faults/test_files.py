@@ -32,7 +32,9 @@ def score(model: str, folder: Path, *more: str) -> int:
     file = folder / "rows.jsonl"
     if not file.exists():
         file.write_text("\n".join(LINES) + "\n", encoding="utf-8")
-    return main(["score", str(file), "--model", model, "--output", str(folder / "out.jsonl"), "--block-size", "2", *more])
+    return main(
+        ["score", str(file), "--model", model, "--output", str(folder / "out.jsonl"), "--block-size", "2", *more]
+    )
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -44,9 +46,15 @@ def test_half_written_input_names_the_bad_line_only(cut: int) -> None:
     assert all(row.error is None for row in rows[:-1])
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.EIO], ids=errno.errorcode.get)
+@pytest.mark.parametrize(
+    "code", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.EIO], ids=errno.errorcode.get
+)
 def test_a_disk_that_refuses(
-    code: int, tiny_model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    code: int,
+    tiny_model_path: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """One line for the user, and no half of a result that looks whole."""
     original = Path.open
@@ -83,7 +91,11 @@ def everything_written(folder: Path) -> str:
 
 
 def test_secrets_of_the_environment_are_not_written(
-    tiny_model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: Any
+    tiny_model_path: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: Any,
 ) -> None:
     for name in ("HF_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, SECRET)
@@ -96,7 +108,9 @@ def test_secrets_of_the_environment_are_not_written(
 
 
 @pytest.mark.slow
-def test_secrets_of_a_training_run_are_not_written(tiny_policy_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_of_a_training_run_are_not_written(
+    tiny_policy_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """W&B's configuration is the trainer's arguments and the model's: a token for the hub is in the first."""
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -134,7 +148,9 @@ def test_a_damaged_checkpoint_is_not_gone_on_from(name: str, tiny_policy_path: s
         second.train(resume_from_checkpoint=True)
 
 
-def test_a_model_folder_that_was_half_copied(tiny_policy_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_folder_that_was_half_copied(
+    tiny_policy_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An interrupted download or copy: shards that the index names are missing."""
     model = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
     model.save_pretrained(tmp_path, max_shard_size="8KB")

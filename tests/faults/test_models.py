@@ -73,7 +73,7 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_damaged_models_give_no_reward(damage: Callable[[Path], Any], model: Path) -> None:
     damage(model)
-    with pytest.raises((ValueError, OSError, RuntimeError, Exception)) as caught:  # noqa: PT011, B017
+    with pytest.raises(Exception, match=r".") as caught:
         EndogenousReward(str(model))(prompts=PROMPTS, completions=COMPLETIONS)
     assert str(caught.value).strip()
     assert not isinstance(caught.value, AssertionError | IndexError | KeyError | AttributeError)

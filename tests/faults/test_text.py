@@ -65,7 +65,9 @@ def test_any_conversation(history: list[tuple[str, str]], answer: str, reward: E
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "x"]), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "x"]), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 
@@ -110,7 +112,7 @@ class Tags(HTMLParser):
 ATTACKS = [
     "<script>alert(1)</script>",
     "</td></table><img src=x onerror=alert(1)>",
-    "\"><svg/onload=alert(1)>",
+    '"><svg/onload=alert(1)>',
     "<!-- -->]]></style><iframe src=javascript:alert(1)>",
 ]
 
@@ -118,7 +120,10 @@ ATTACKS = [
 def test_markup_in_prompts_and_answers_is_text(tiny_model_path: str, tmp_path: Path) -> None:
     def page(texts: list[str], name: str) -> str:
         rows = [{"prompt": text, "completion": text, "id": text} for text in texts]
-        rows += [{"prompt": [{"role": "user", "content": t}], "completion": [{"role": "assistant", "content": t}]} for t in texts]
+        rows += [
+            {"prompt": [{"role": "user", "content": t}], "completion": [{"role": "assistant", "content": t}]}
+            for t in texts
+        ]
         file = tmp_path / f"{name}.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
         command = ["score", str(file), "--model", tiny_model_path, "--html", str(tmp_path / f"{name}.html")]
