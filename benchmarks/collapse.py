@@ -361,7 +361,7 @@ def main() -> None:
     if args.judge_again:
         results = [judged_again(result) for result in results]
     with tqdm(total=len(args.seeds) * len(args.runs), desc="Runs", unit=" runs", disable=False) as bar:
-        for seed in args.seeds:
+        for seed in args.seeds if args.runs else []:
             if not (args.bases / f"base-{seed}").exists():
                 make_base(args.bases / f"base-{seed}", seed)
             if not (args.bases / f"misled-{seed}").exists():

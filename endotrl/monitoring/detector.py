@@ -281,7 +281,7 @@ class Detector:
                 if self._agreement[name] > thresholds.drift_evidence:
                     found.append(f"within groups, the trained reward is higher where `{name}` is lower")
         log_prob = [value for key, value in entry.items() if key.endswith("/log_prob_per_token")]
-        for name, value, both_ways, text in (
+        for name, level, both_ways, text in (
             (
                 "log_prob",
                 log_prob[0] if log_prob else None,
@@ -290,9 +290,9 @@ class Detector:
             ),
             ("length", entry.get("completions/mean_length"), True, "the length drifts"),
         ):
-            if value is not None:
+            if level is not None:
                 drift = self._drifts.setdefault(name, _Drift(thresholds.warmup, both_ways))
-                drift.add(value)
+                drift.add(level)
                 if drift.evidence > thresholds.drift_evidence:
                     found.append(f"{text} ({drift.first:.3g} at first, now {drift.mean:.3g})")
         return found
