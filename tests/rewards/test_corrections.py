@@ -215,7 +215,7 @@ def test_token_rewards_sum_to_the_outcome(
         assert rewards.sum().item() - value == pytest.approx(outcome, abs=1e-3)
 
 
-@pytest.mark.parametrize("correction", ["lenght", 3, LengthControl], ids=str)
+@pytest.mark.parametrize("correction", ["longer", 3, LengthControl], ids=str)
 def test_unknown_corrections(correction: Any, tiny_policy_path: str) -> None:
     with pytest.raises(ValueError, match="`correction` is"):
         EndogenousReward(tiny_policy_path, correction=correction)
