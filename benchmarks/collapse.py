@@ -18,8 +18,6 @@ import logging
 import os
 import platform
 import random
-import shlex
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -45,6 +43,8 @@ from endotrl.rewards import LengthReward, MeanLogProbReward, NegativeEntropyRewa
 from .arithmetic_trainers import NUM_HELD_OUT, held_out_accuracy, make_base
 
 
+# What the detector reads, so that its verdict can be made again from the results.
+LOGGED = ("step", "reward", "entropy", "/mean_length", "/clipped_ratio", "kl", "/log_prob_per_token")
 EVERY = 5  # steps between two measurements on held-out questions
 
 
@@ -196,7 +196,7 @@ def run(name: str, bases: Path, seed: int) -> dict[str, Any]:
         "held_out": ask.accuracies,
         "blind": first_alarm_without_accuracy(log),
         "log": [
-            {k: v for k, v in entry.items() if k.startswith("collapse/") or k in ("step", "reward", "entropy", "completions/mean_length")}
+            {key: value for key, value in entry.items() if key.startswith("collapse/") or key.endswith(LOGGED)}
             for entry in log
         ],
     }
@@ -210,6 +210,17 @@ def first_alarm_without_accuracy(log: list[dict[str, float]]) -> tuple[int, str]
         if alarm:
             return int(entry["step"]), alarm
     return None
+
+
+def judged_again(result: dict[str, Any]) -> dict[str, Any]:
+    """A recorded run with the alarms of the present detector."""
+    detector, alarms, quiet_before = Detector(), [], True
+    for entry in result["log"]:
+        alarm = detector.update(entry).alarm
+        if alarm and quiet_before:
+            alarms.append((int(entry["step"]), alarm))
+        quiet_before = not alarm
+    return {**result, "alarms": alarms}
 
 
 def held_out_at(result: dict[str, Any], step: int) -> float:
@@ -318,8 +329,13 @@ def page(results: list[dict[str, Any]], settings: dict[str, Any]) -> str:
 def main() -> None:
     """Runs all arms and writes figures, plot and page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bases", type=Path, required=True, help="Folder where base models are kept (made if missing).")
-    parser.add_argument("--runs", nargs="+", choices=list(ARMS), default=list(ARMS), help="Which runs.")
+    parser.add_argument(
+        "--bases", type=Path, required=True, help="Folder where base models are kept (made if missing)."
+    )
+    parser.add_argument("--runs", nargs="*", choices=list(ARMS), default=list(ARMS), help="Which runs.")
+    parser.add_argument(
+        "--judge-again", action="store_true", help="Judge the runs recorded before with the detector as it is now."
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="Seeds; each has a base model of its own.")
     parser.add_argument("--output", type=Path, default=Path("docs"), help="Folder of `results/` and `images/`.")
     args = parser.parse_args()
@@ -331,11 +347,21 @@ def main() -> None:
         (args.output / folder).mkdir(parents=True, exist_ok=True)
     file = args.output / "results" / "collapse.json"
     # Runs that are there are kept, so that single ones can be repeated.
-    results = json.loads(file.read_text(encoding="utf-8"))["results"] if file.exists() else []
-    seconds = json.loads(file.read_text(encoding="utf-8"))["settings"]["cpu_seconds"] if file.exists() else 0.0
-    started = time.process_time()
+    known = (
+        json.loads(file.read_text(encoding="utf-8"))
+        if file.exists()
+        else {"settings": {"cpu_seconds": 0.0}, "results": []}
+    )
+    settings, results, seconds, started = (
+        known["settings"],
+        known["results"],
+        known["settings"]["cpu_seconds"],
+        time.process_time(),
+    )
+    if args.judge_again:
+        results = [judged_again(result) for result in results]
     with tqdm(total=len(args.seeds) * len(args.runs), desc="Runs", unit=" runs", disable=False) as bar:
-        for seed in args.seeds:
+        for seed in args.seeds if args.runs else []:
             if not (args.bases / f"base-{seed}").exists():
                 make_base(args.bases / f"base-{seed}", seed)
             if not (args.bases / f"misled-{seed}").exists():
@@ -344,14 +370,17 @@ def main() -> None:
                 result = json.loads(json.dumps(run(name, args.bases, seed)))
                 results = [r for r in results if (r["run"], r["seed"]) != (name, seed)] + [result]
                 settings = {
-                    "command": shlex.join(["python", "-m", "benchmarks.collapse", *sys.argv[1:]]),
+                    "command": "python -m benchmarks.collapse --bases DIR",
                     "machine": f"{platform.system()} {platform.machine()}, one thread",
                     "versions": ", ".join(f"{p} {version(p)}" for p in ("torch", "transformers", "trl")),
                     "cpu_seconds": seconds + time.process_time() - started,
                 }
-                file.write_text(json.dumps({"settings": settings, "results": results}, indent=1) + "\n", encoding="utf-8")
+                file.write_text(
+                    json.dumps({"settings": settings, "results": results}, indent=1) + "\n", encoding="utf-8"
+                )
                 bar.set_postfix(last=name, alarm=result["alarms"][0][0] if result["alarms"] else "none")
                 bar.update()
+    file.write_text(json.dumps({"settings": settings, "results": results}, indent=1) + "\n", encoding="utf-8")
     plot(results, args.output / "images" / "collapse.png")
     (args.output / "results" / "collapse.md").write_text(page(results, settings), encoding="utf-8")
     Console().print(terminal_table(HEADER, table_rows(results)))

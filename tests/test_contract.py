@@ -373,3 +373,31 @@ class TestWhatTheDocsSay:
         source = inspect.getsource(RLOOTrainer._generate_and_score_completions)
         assert "per_token_kl = old_per_token_logps - ref_per_token_logps" in source
         assert "rewards = rewards - self.beta * kl" in source
+
+
+class TestCollapseMonitor:
+    """What [`CollapseMonitor`] stands behind, reads and sets."""
+
+    @pytest.mark.parametrize("trainer", GROUP_TRAINERS)
+    def test_methods_of_group_trainers(self, trainer: type) -> None:
+        parameters = list(inspect.signature(trainer._calculate_rewards).parameters)
+        assert parameters == ["self", "inputs", "prompts", "completions", "completion_ids_list"]
+        assert list(inspect.signature(trainer._generate_and_score_completions).parameters) == ["self", "inputs"]
+        assert calls_of(trainer._generate_and_score_completions, "_calculate_rewards")
+        assert "gather(rewards_per_func)" in inspect.getsource(trainer._calculate_rewards), "Rewards of all processes?"
+        for name in ("self.reward_weights", "self.reward_func_names", "self.num_generations"):
+            assert name in inspect.getsource(trainer), f"{trainer.__name__} has no {name} any more."
+
+    def test_methods_of_online_dpo(self) -> None:
+        parameters = list(inspect.signature(OnlineDPOTrainer._calculate_rewards_from_functions).parameters)
+        assert parameters == ["self", "prompts", "completions", "completion_ids_list", "reward_kwargs"]
+        source = inspect.getsource(OnlineDPOTrainer.training_step)
+        assert "first_half, second_half = rewards.split(batch_size)" in source, "How are pairs ordered now?"
+
+    def test_the_log_is_kept_before_callbacks_see_it(self) -> None:
+        source = inspect.getsource(Trainer.log)
+        assert source.index("log_history.append") < source.index("callback_handler.on_log")
+
+    def test_the_best_checkpoint_is_loaded_at_the_end(self) -> None:
+        source = inspect.getsource(Trainer)
+        assert "self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None" in source

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The snippets of docs/trl.md, docs/dense.md, docs/ppo.md and of the README run as they stand, only smaller: a tiny model for
+The snippets of docs/trl.md, docs/dense.md, docs/ppo.md, docs/collapse.md and of the README run as they stand, only smaller: a tiny model for
 the hub's, and one step. Links lead somewhere.
 """
 
@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "trl.md").read_text(encoding="utf-8")
 DENSE = (ROOT / "docs" / "dense.md").read_text(encoding="utf-8")
 PPO = (ROOT / "docs" / "ppo.md").read_text(encoding="utf-8")
+COLLAPSE = (ROOT / "docs" / "collapse.md").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MODEL = "Qwen/Qwen2.5-0.5B-Instruct"
 # The README's later snippets show a line of a script each; its first one is whole.
@@ -32,6 +33,8 @@ SNIPPETS = re.findall(r"^```python\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DO
 SNIPPETS += re.findall(r"^```python\n(.*?)^```", DENSE, flags=re.MULTILINE | re.DOTALL)
 SNIPPETS += re.findall(r"^```python\n(.*?)^```", PPO, flags=re.MULTILINE | re.DOTALL)
 SNIPPETS += re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)[:1]
+# Its second snippet only makes rewards, of models that are not here.
+SNIPPETS += re.findall(r"^```python\n(.*?)^```", COLLAPSE, flags=re.MULTILINE | re.DOTALL)[:1]
 HAS_PPO = Version(version("trl")) < Version("1.13")
 (CONFIG,) = re.findall(r"^```yaml\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
 

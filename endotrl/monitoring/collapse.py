@@ -63,7 +63,9 @@ class CollapseMonitor(TrainerCallback):
         thresholds: CollapseThresholds | None = None,
     ) -> None:
         if action not in get_args(Action):
-            raise ValueError(f"`action` is {action!r}, but it must be one of {', '.join(map(repr, get_args(Action)))}.")
+            raise ValueError(
+                f"`action` is {action!r}, but it must be one of {', '.join(map(repr, get_args(Action)))}."
+            )
         if isinstance(held_out, str):
             raise ValueError(f"`held_out` is the string {held_out!r}, but it must be a list of names: [{held_out!r}].")
         self.action = action
@@ -137,7 +139,9 @@ class CollapseMonitor(TrainerCallback):
         figures = self._observer.pop() if self._observer is not None and is_step else {}
         alarm = self._judge({**logs, **figures}, state.global_step)
         if alarm and state.is_world_process_zero:
-            logger.warning("The run collapses (step %d). %s%s", state.global_step, self._verdict.alarm, _THEN[self.action])
+            logger.warning(
+                "The run collapses (step %d). %s%s", state.global_step, self._verdict.alarm, _THEN[self.action]
+            )
         if is_step:
             figures["collapse/evidence"] = self._verdict.evidence
             figures["collapse/symptoms"] = float(len(self._verdict.symptoms))
@@ -175,9 +179,13 @@ class CollapseMonitor(TrainerCallback):
         if level is None:
             better = not self._verdict.symptoms
         else:
-            better = state.best_metric is None or level > state.best_metric
+            better = state.best_metric is None or level >= state.best_metric
         if better:
-            state.best_model_checkpoint, state.best_metric, state.best_global_step = str(path), level, state.global_step
+            state.best_model_checkpoint, state.best_metric, state.best_global_step = (
+                str(path),
+                level,
+                state.global_step,
+            )
 
     def _restore(self, args: TrainingArguments, state: TrainerState) -> None:
         if state.best_model_checkpoint is None:

@@ -2,10 +2,13 @@
 r"""
 Judges a run from what it logged: a fold over the entries of `trainer.state.log_history`, without a trainer.
 
+Evidence that a held-out reward falls is the difference between the best level that it had (the mean of up to 20 entries, with the
+highest lower confidence bound) and its mean since, over the last 3 to 40 entries, in standard errors of that difference. The error of
+an entry is the standard error of the batch where the monitor sees it; else it is inferred from the differences of entries.
+
 Evidence of a drift is the one-sided CUSUM of Page (1954), $S_t = \max(0, S_{t-1} + (\mu - x_t)/\sigma - k)$ with the allowance $k$:
 noise keeps it near 0, a level that is $d$ standard deviations lower raises it by $d - k$ a step. $\sigma$ is the mean
-difference of consecutive entries over $2/\sqrt\pi$ (the moving range of control charts), which a slow drift does not inflate; of
-held-out rewards, where the monitor sees them, the standard error of the batch.
+difference of consecutive entries over $2/\sqrt\pi$ (the moving range of control charts), which a slow drift does not inflate.
 """
 
 import math
@@ -25,6 +28,14 @@ HELD_OUT_ERROR = "collapse/held_out_error/"
 AGREEMENT_EVIDENCE = "collapse/agreement_z/"
 
 ALLOWANCE = 0.75  # of the CUSUM, in standard deviations
+REFERENCE = 20  # most entries of a level of a held-out reward
+RECENT = (
+    3,
+    5,
+    10,
+    20,
+    40,
+)  # entries that are compared with the best level before them: short ones see fast falls, long ones slow ones
 WINDOW = 10  # entries of a running mean
 INFERRED = 1.2  # what noise that is inferred from few differences is taken for, times itself
 NOISE_WINDOW = 100  # entries of the noise estimate
@@ -81,14 +92,13 @@ class _Series:
     @property
     def noise(self) -> float:
         """Standard deviation of an entry."""
+        if not self._differences:
+            return 0.0
         return INFERRED * sum(self._differences) / len(self._differences) * math.sqrt(math.pi) / 2
 
     @property
     def mean(self) -> float:
         return sum(self._recent) / len(self._recent)
-
-    def recent(self, number: int) -> list[float]:
-        return list(self._recent)[-number:]
 
 
 class _Drift(_Series):
@@ -112,41 +122,48 @@ class _Drift(_Series):
 
 
 class _HeldOut(_Series):
-    """Evidence that a held-out reward falls from the best level that it had. Entries may come with their standard error."""
+    """How far a held-out reward is below the best level that it had. Entries may come with their standard error."""
 
     def __init__(self, warmup: int) -> None:
         super().__init__(warmup)
-        self._errors: deque[float] = deque(maxlen=WINDOW)
-        self._excursion: list[float] = []  # entries since the evidence left 0
-        self.best = -math.inf
-        self.evidence = 0.0
-
-    @property
-    def ready(self) -> bool:
-        # Measured noise is known sooner than noise that must be inferred from the differences of entries.
-        return self.count >= (self._warmup // 2 if self._errors else self._warmup)
-
-    @property
-    def noise(self) -> float:
-        return sum(self._errors) / len(self._errors) if self._errors else super().noise
+        # Sums of the values and of the squared errors of the first entries.
+        self._sums, self._squares = [0.0], [0.0]
+        self._measured = True
+        # For each number of entries: lower confidence bound, mean and squared error of the best level until then.
+        self._best: list[tuple[float, float, float]] = [(-math.inf, 0.0, 0.0)]
+        self.evidence, self.fall, self.best = 0.0, 0.0, math.nan
 
     def add(self, value: float, error: float | None = None) -> None:
-        if error is not None:
-            self._errors.append(error)
-        if self.ready:
-            # An entry beyond four deviations is an outlier or a fall that others will show too.
-            deviation = min((self.best - value) / max(self.noise, 1e-3), 4.0)
-            self.evidence = _cusum(self.evidence, deviation)
-            self._excursion = [*self._excursion, value] if self.evidence else []
         super().add(value)
-        if self.ready:
-            # Two standard errors below the running mean, or the best of many means would be mostly luck.
-            self.best = max(self.best, self.mean - 2 * self.noise / math.sqrt(len(self._recent)))
+        self._measured = self._measured and error is not None
+        self._sums.append(self._sums[-1] + value)
+        self._squares.append(self._squares[-1] + (error or 0.0) ** 2)
+        mean, square = self._level(max(0, self.count - REFERENCE), self.count)
+        # Where the errors are measured, the first entry counts as a level: it is the model as it was.
+        fewest = 1 if self._measured else self._warmup // 2
+        if self.count >= fewest:
+            # The lower bound, or the best of many levels would be mostly luck.
+            self._best.append(max(self._best[-1], (mean - 2 * math.sqrt(square), mean, square)))
+        else:
+            self._best.append(self._best[-1])
+        self.evidence, self.fall = 0.0, 0.0
+        if self.count < self._warmup:
+            return
+        for number in RECENT:
+            before = self.count - number
+            if before < fewest:
+                break
+            _, self.best, square = self._best[before]
+            mean, own_square = self._level(before, self.count)
+            evidence = (self.best - mean) / math.sqrt(square + own_square + 1e-12)
+            if evidence > self.evidence:
+                self.evidence, self.fall = evidence, self.best - mean
 
-    @property
-    def fall(self) -> float:
-        """How far the reward is below its best level, on average since it began to fall."""
-        return self.best - sum(self._excursion) / len(self._excursion) if self._excursion else 0.0
+    def _level(self, start: int, end: int) -> tuple[float, float]:
+        """Mean of some entries, and its squared standard error."""
+        number = end - start
+        square = (self._squares[end] - self._squares[start]) / number if self._measured else self.noise**2
+        return (self._sums[end] - self._sums[start]) / number, square / number
 
 
 class Detector:
@@ -233,7 +250,7 @@ class Detector:
             if series.evidence > limit and series.fall > self.thresholds.held_out_fall:
                 reasons.append(
                     f"the held-out reward `{name}` is {series.fall:.3f} below its best level of {series.best:.3f}, more than "
-                    f"its noise of {series.noise:.3f} a step explains"
+                    f"noise explains ({series.evidence:.1f} standard errors)"
                 )
         if not self._held_out:
             reasons, gross = gross, []
@@ -265,7 +282,12 @@ class Detector:
                     found.append(f"within groups, the trained reward is higher where `{name}` is lower")
         log_prob = [value for key, value in entry.items() if key.endswith("/log_prob_per_token")]
         for name, level, both_ways, text in (
-            ("log_prob", log_prob[0] if log_prob else None, False, "the frozen model finds the completions less probable"),
+            (
+                "log_prob",
+                log_prob[0] if log_prob else None,
+                False,
+                "the frozen model finds the completions less probable",
+            ),
             ("length", entry.get("completions/mean_length"), True, "the length drifts"),
         ):
             if level is not None:

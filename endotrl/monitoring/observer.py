@@ -77,12 +77,16 @@ class BatchObserver:
                     f"`held_out` names {name!r}, which is {'trained on' if name in weights else 'no reward function'}. It takes "
                     f"reward functions of weight 0 (`reward_weights`): here {known}."
                 )
-        return {name: indices[name] for name in ([n for n in weights if weights[n] == 0.0] if names is None else names)}
+        return {
+            name: indices[name] for name in ([n for n in weights if weights[n] == 0.0] if names is None else names)
+        }
 
     def _observe_groups(self) -> None:
         calculate, generate = self._trainer._calculate_rewards, self._trainer._generate_and_score_completions
 
-        def calculate_rewards(inputs: Any, prompts: Any, completions: Any, completion_ids_list: list[list[int]]) -> Tensor:
+        def calculate_rewards(
+            inputs: Any, prompts: Any, completions: Any, completion_ids_list: list[list[int]]
+        ) -> Tensor:
             rewards = calculate(inputs, prompts, completions, completion_ids_list)
             if self._trainer.model.training:
                 trained = (rewards * self._trainer.reward_weights.to(rewards.device)).nansum(dim=1)
@@ -112,15 +116,22 @@ class BatchObserver:
     def _observe_pairs(self) -> None:
         calculate = self._trainer._calculate_rewards_from_functions
 
-        def calculate_rewards(prompts: Any, completions: Any, completion_ids_list: list[list[int]], **kwargs: Any) -> Tensor:
+        def calculate_rewards(
+            prompts: Any, completions: Any, completion_ids_list: list[list[int]], **kwargs: Any
+        ) -> Tensor:
             rewards = calculate(prompts, completions, completion_ids_list, **kwargs)
             # The first answers to all prompts come before the second ones.
             order = torch.arange(len(rewards)).view(2, -1).T.flatten()
-            ids = [completion_ids_list[i] for i in order.tolist()]
+            ids = [self._until_eos(completion_ids_list[i]) for i in order.tolist()]
             self._observe(ids, self._trainer.accelerator.gather(rewards[order.to(rewards.device)]), 2)
             return rewards
 
         self._trainer._calculate_rewards_from_functions = calculate_rewards
+
+    def _until_eos(self, token_ids: Sequence[int]) -> Sequence[int]:
+        """OnlineDPO hands completions over with their padding."""
+        eos = self._trainer.processing_class.eos_token_id
+        return token_ids[: token_ids.index(eos) + 1] if eos in token_ids else token_ids
 
     def _observe(self, completion_ids: Sequence[Sequence[int]], rewards: Tensor, num_generations: int) -> None:
         recurring = [repetition(ids) for ids in completion_ids]
@@ -171,7 +182,9 @@ class BatchObserver:
 
 def _is_online_dpo(trainer: Any) -> bool:
     # By name: importing an experimental module prints a warning.
-    return any(cls.__name__ == "OnlineDPOTrainer" and cls.__module__.startswith("trl.") for cls in type(trainer).__mro__)
+    return any(
+        cls.__name__ == "OnlineDPOTrainer" and cls.__module__.startswith("trl.") for cls in type(trainer).__mro__
+    )
 
 
 def _hash(token_ids: Sequence[int]) -> int:

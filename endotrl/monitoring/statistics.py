@@ -7,7 +7,6 @@ Statistics of a batch of sampled completions that tell how a run is doing: pure 
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 
@@ -101,7 +100,11 @@ def group_correlation(values: Tensor, others: Tensor, num_generations: int) -> t
     squares_x, squares_y = x.square().sum(dim=1), y.square().sum(dim=1)
     # Numbers that are equal but for rounding have no correlation.
     scale_x, scale_y = (t.abs().nan_to_num().max().item() * 1e-6 for t in (values.double(), others.double()))
-    if num_generations < 2 or (squares_x.sum() <= scale_x**2 * x.numel()) or (squares_y.sum() <= scale_y**2 * y.numel()):
+    if (
+        num_generations < 2
+        or (squares_x.sum() <= scale_x**2 * x.numel())
+        or (squares_y.sum() <= scale_y**2 * y.numel())
+    ):
         return None
     product = (x * y).sum()
     shuffled = (squares_x * squares_y).sum() / (num_generations - 1)

@@ -210,7 +210,7 @@ def as_correction(correction: Correction | CorrectionName | None, token_reward: 
         )
     if isinstance(correction, ClipTokens) and token_reward == "bellman":
         raise ValueError(
-            "`ClipTokens` bounds single token rewards, and those of `token_reward=\"bellman\"` contain arbitrary constants of the "
+            '`ClipTokens` bounds single token rewards, and those of `token_reward="bellman"` contain arbitrary constants of the '
             'logits, which it would turn into rewards. Use `token_reward="log_prob"` (the same sum) or "centered".'
         )
     if isinstance(correction, InformationGain) and token_reward != "log_prob":

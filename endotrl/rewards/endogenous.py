@@ -581,7 +581,9 @@ class EndogenousReward:
         values = stats.soft_values
         if self.truncation == "terminal" and not stats.finished:
             values = torch.cat([values[:-1], torch.zeros(1)])
-        rewards = token_rewards(stats.chosen_logits, values, self.alpha, self.gamma, self.token_reward, stats.entropies)
+        rewards = token_rewards(
+            stats.chosen_logits, values, self.alpha, self.gamma, self.token_reward, stats.entropies
+        )
         if isinstance(self.correction, ClipTokens):
             return rewards.clamp(self.correction.low, self.correction.high)
         if isinstance(self.correction, InformationGain):
@@ -599,10 +601,18 @@ class EndogenousReward:
         self, rows: list[Rendered], entropy: bool, mean_logits: bool = False, progress: bool = False
     ) -> list[TokenStats]:
         if self._scorer is None:
+            self._check_generalist()
             self._scorer = FrozenScorer(self._require_placement(), self.max_tokens_per_batch)
         stats = self._scorer(rows, self.alpha, entropy, mean_logits, progress)
         if self._generalist is None:
             return stats
+        others = self._generalist._score_rows(rows, entropy=False, progress=progress)
+        return [replace(row, generalist_log_probs=other.log_probs) for row, other in zip(stats, others, strict=True)]
+
+    def _check_generalist(self) -> None:
+        """Raises `ValueError` if the generalist of [`InformationGain`] has another tokenizer."""
+        if self._generalist is None:
+            return
         theirs, ours = self._generalist._tokenizer, self._tokenizer
         if theirs is not ours and theirs.get_vocab() != ours.get_vocab():
             raise ValueError(
@@ -610,10 +620,6 @@ class EndogenousReward:
                 f"{self.config._name_or_path!r}, so that their log-probabilities are of different tokens. Take two models of one "
                 "family."
             )
-        others = self._generalist._score_rows(rows, entropy=False, progress=progress)
-        return [
-            replace(row, generalist_log_probs=other.log_probs) for row, other in zip(stats, others, strict=True)
-        ]
 
     def _render(
         self,

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The output of a run on disk: its rows, its error file, and the metadata by which a later run goes on."""
 
+import errno
 import hashlib
 import json
 import os
@@ -17,6 +18,12 @@ from typing import IO, Any, Self
 from .. import __version__
 from .rows import STREAM, Reader
 from .tally import Tally
+
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks: there, two runs in one output are not noticed
+    fcntl = None  # type: ignore[assignment]
 
 
 # Weights up to this size, in bytes, are read as a whole to tell one model from another: at 1.3 GiB/s (sha256 on one core),
@@ -91,11 +98,26 @@ class Output:
             return
         with self._writing():
             self._file = self.path.open("ab")
+            self._lock(self._file)
             if self.path.stat().st_size != self._kept_bytes:
                 self._file.truncate(self._kept_bytes)
             self.errors_path.unlink(missing_ok=True)
             if not self.kept_rows:
                 self._write_meta(0, 0, 0)
+
+    def _lock(self, file: IO[bytes]) -> None:
+        """Keeps other runs from the output until this one ends, however it ends."""
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"Another run is writing {self.path} right now. Wait for it, or choose another output."
+            ) from error
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP):  # a file system without locks
+                raise
 
     def kept_records(self) -> Iterator[dict[str, Any]]:
         """Output lines of earlier runs that are kept."""

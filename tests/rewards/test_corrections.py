@@ -96,10 +96,15 @@ class TestLengthControl:
         )
 
     def test_running_sums(self, tiny_policy_path: str) -> None:
-        halves = [{key: values[:4] for key, values in BATCH.items()}, {key: values[4:] for key, values in BATCH.items()}]
+        halves = [
+            {key: values[:4] for key, values in BATCH.items()},
+            {key: values[4:] for key, values in BATCH.items()},
+        ]
         lengths = [len(ids) for ids in IDS]
         plain = EndogenousReward(tiny_policy_path)(**BATCH)
-        first, second = (length_slope_sums(plain[part], lengths[part], PROMPTS[part]) for part in (slice(4), slice(4, 8)))
+        first, second = (
+            length_slope_sums(plain[part], lengths[part], PROMPTS[part]) for part in (slice(4), slice(4, 8))
+        )
         slope = (0.5 * first[0] + second[0]) / (0.5 * first[1] + second[1])
         reward = EndogenousReward(tiny_policy_path, correction=LengthControl(decay=0.5))
         reward(**halves[0])
@@ -119,7 +124,9 @@ class TestLengthControl:
         plain = EndogenousReward(tiny_policy_path)(**BATCH)
         xy, xx = length_slope_sums(plain, lengths, PROMPTS)
         assert logged["endogenous_reward/length_slope"] == pytest.approx(xy / xx, rel=1e-3)
-        assert logged["endogenous_reward/length_correlation"] == pytest.approx(np.corrcoef(corrected, lengths)[0, 1], abs=1e-4)
+        assert logged["endogenous_reward/length_correlation"] == pytest.approx(
+            np.corrcoef(corrected, lengths)[0, 1], abs=1e-4
+        )
 
 
 class TestClipTokens:
@@ -208,7 +215,7 @@ def test_token_rewards_sum_to_the_outcome(
         assert rewards.sum().item() - value == pytest.approx(outcome, abs=1e-3)
 
 
-@pytest.mark.parametrize("correction", ["lenght", 3, LengthControl], ids=str)
+@pytest.mark.parametrize("correction", ["longer", 3, LengthControl], ids=str)
 def test_unknown_corrections(correction: Any, tiny_policy_path: str) -> None:
     with pytest.raises(ValueError, match="`correction` is"):
         EndogenousReward(tiny_policy_path, correction=correction)

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Disks that are full or read-only, files that are half there, two runs in one place, and secrets."""
+
+import builtins
+import errno
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from endotrl import EndogenousReward
+from endotrl.cli import main
+from endotrl.score_file import Row, parse_row
+from endotrl.score_file.rows import Reader
+from endotrl.score_file.storage import Output
+from endotrl.score_file.tally import Tally
+
+from ..monitoring.test_monitor import CollapseMonitor, make_trainer
+
+
+LINES = [json.dumps({"prompt": f"{i} + {i} =", "completion": f" {2 * i} 😀"}, ensure_ascii=False) for i in range(6)]
+SECRET = "hf_thisMustNotBeSeenAnywhere0123456789"
+
+
+def score(model: str, folder: Path, *more: str) -> int:
+    file = folder / "rows.jsonl"
+    if not file.exists():
+        file.write_text("\n".join(LINES) + "\n", encoding="utf-8")
+    return main(
+        ["score", str(file), "--model", model, "--output", str(folder / "out.jsonl"), "--block-size", "2", *more]
+    )
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cut=st.integers(0, 400))
+def test_half_written_input_names_the_bad_line_only(cut: int) -> None:
+    data = "\n".join(LINES).encode()[:cut]
+    rows = [parse_row(i, line) for i, line in enumerate(data.split(b"\n"), start=1) if line.strip()]
+    assert all(isinstance(row, Row) for row in rows)
+    assert all(row.error is None for row in rows[:-1])
+
+
+@pytest.mark.parametrize(
+    "code", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.EIO], ids=errno.errorcode.get
+)
+def test_a_disk_that_refuses(
+    code: int,
+    tiny_model_path: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One line for the user, and no half of a result that looks whole."""
+    original = Path.open
+
+    def refuse(self: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        if self.name.startswith("out.jsonl") and mode != "rb":
+            raise OSError(code, os.strerror(code), str(self))
+        return original(self, mode, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert score(tiny_model_path, tmp_path) != 0
+    message = capsys.readouterr().err
+    assert os.strerror(code) in message and "Traceback" not in message
+    monkeypatch.undo()
+    assert score(tiny_model_path, tmp_path) == 0  # and then it goes on
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == len(LINES)
+
+
+def test_two_runs_in_one_output(tiny_model_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "rows.jsonl").write_text("\n".join(LINES) + "\n", encoding="utf-8")
+    with Reader(tmp_path / "rows.jsonl") as reader, Output(tmp_path / "out.jsonl", reader, {}) as first:
+        first.check(2, overwrite=False)
+        first.open()
+        first.write([{"line": 1, "reward": -1.0}], Tally(1), 0.1)
+        before = (tmp_path / "out.jsonl").read_bytes()
+        assert score(tiny_model_path, tmp_path, "--overwrite") != 0
+        assert "Another run is writing" in capsys.readouterr().err
+        assert (tmp_path / "out.jsonl").read_bytes() == before
+    assert score(tiny_model_path, tmp_path, "--overwrite") == 0  # the first has ended
+
+
+def everything_written(folder: Path) -> str:
+    return "".join(path.read_bytes().decode("utf-8", "replace") for path in folder.rglob("*") if path.is_file())
+
+
+def test_secrets_of_the_environment_are_not_written(
+    tiny_model_path: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: Any,
+) -> None:
+    for name in ("HF_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, SECRET)
+    with caplog.at_level(logging.DEBUG, logger="endotrl"):
+        assert score(tiny_model_path, tmp_path, "--html", str(tmp_path / "page.html")) == 0
+        assert score("/nonexistent", tmp_path, "--overwrite") != 0
+    output = capsys.readouterr()
+    assert SECRET not in everything_written(tmp_path) + output.out + output.err + caplog.text
+    assert SECRET not in repr(EndogenousReward(tiny_model_path))
+
+
+@pytest.mark.slow
+def test_secrets_of_a_training_run_are_not_written(
+    tiny_policy_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """W&B's configuration is the trainer's arguments and the model's: a token for the hub is in the first."""
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    trainer = make_trainer(
+        tiny_policy_path, tmp_path / "run", max_steps=2, hub_token=SECRET, save_strategy="steps", save_steps=2
+    )
+    from transformers.integrations import WandbCallback
+
+    trainer.add_callback(WandbCallback())
+    CollapseMonitor().attach(trainer)
+    trainer.train()
+    assert "train/collapse/alarm" in dict(wandb.run.summary)
+    config = json.dumps(dict(wandb.run.config), default=str)
+    wandb.finish()
+    assert SECRET not in config
+    # `training_args.bin`, which transformers pickles beside a checkpoint, is not ours.
+    (tmp_path / "run" / "checkpoint-2" / "training_args.bin").unlink()
+    assert SECRET not in everything_written(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["trainer_state.json", "model.safetensors"])
+def test_a_damaged_checkpoint_is_not_gone_on_from(name: str, tiny_policy_path: str, tmp_path: Path) -> None:
+    first = make_trainer(tiny_policy_path, tmp_path, max_steps=2, save_strategy="steps", save_steps=2)
+    CollapseMonitor().attach(first)
+    first.train()
+    path = tmp_path / "checkpoint-2" / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    second = make_trainer(tiny_policy_path, tmp_path, max_steps=4)
+    CollapseMonitor().attach(second)
+    with pytest.raises(Exception, match=r"."):
+        second.train(resume_from_checkpoint=True)
+
+
+def test_a_model_folder_that_was_half_copied(
+    tiny_policy_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupted download or copy: shards that the index names are missing."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
+    model.save_pretrained(tmp_path, max_shard_size="8KB")
+    AutoTokenizer.from_pretrained(tiny_policy_path).save_pretrained(tmp_path)
+    shards = sorted(tmp_path.glob("model-*.safetensors"))
+    assert len(shards) > 1
+    shards[-1].unlink()
+    with pytest.raises(OSError, match="model-"):
+        EndogenousReward(str(tmp_path))(prompts=["a"], completions=["b"])
+
+
+def test_no_reward_reads_the_network(tiny_model_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("The network was used.")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr(builtins, "input", refuse)  # nor does anything ask whether to trust code
+    EndogenousReward(tiny_model_path)(prompts=["a"], completions=["b"])

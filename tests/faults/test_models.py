@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models that are damaged, not what they seem, or hostile: an error before anything is scored, and no code of theirs runs."""
+
+import json
+import pickle
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from endotrl import EndogenousReward
+
+
+ROOT = Path(__file__).parents[2]
+PROMPTS, COMPLETIONS = ["a b", "c"], ["d e", "f"]
+
+
+@pytest.fixture
+def model(tiny_policy_path: str, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_policy_path, tmp_path / "model"))
+
+
+def cut(path: Path, fraction: float = 0.5) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * fraction)])
+
+
+def change_weights(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:
+    def damage(model: Path) -> None:
+        tensors = load_file(model / "model.safetensors")
+        change(tensors)
+        save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+
+    return damage
+
+
+def change_config(**values: Any) -> Callable[[Path], None]:
+    def damage(model: Path) -> None:
+        config = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps({**config, **values}))
+
+    return damage
+
+
+DAMAGES: dict[str, Callable[[Path], Any]] = {
+    "weights cut off": lambda model: cut(model / "model.safetensors"),
+    "weights of no byte": lambda model: (model / "model.safetensors").write_bytes(b""),
+    "weights of noise": lambda model: (model / "model.safetensors").write_bytes(bytes(range(256)) * 20),
+    "no weights": lambda model: (model / "model.safetensors").unlink(),
+    "NaN weights": change_weights(lambda tensors: tensors["model.norm.weight"].fill_(torch.nan)),
+    "infinite weights": change_weights(lambda tensors: tensors["lm_head.weight"].fill_(torch.inf)),
+    "weights of another shape": change_config(hidden_size=32),
+    "config cut off": lambda model: cut(model / "config.json"),
+    "config that is a list": lambda model: (model / "config.json").write_text("[]"),
+    "config of no known model": change_config(model_type="nonesuch"),
+    "no config": lambda model: (model / "config.json").unlink(),
+    "tokenizer cut off": lambda model: cut(model / "tokenizer.json"),
+    "no tokenizer": lambda model: [path.unlink() for path in model.glob("*token*")],
+    "smaller vocabulary than the tokenizer's": lambda model: (
+        change_weights(
+            lambda t: t.update({k: t[k][:9].clone() for k in ("model.embed_tokens.weight", "lm_head.weight")})
+        )(model),
+        change_config(vocab_size=9)(model),
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_damaged_models_give_no_reward(damage: Callable[[Path], Any], model: Path) -> None:
+    damage(model)
+    with pytest.raises(Exception, match=r".") as caught:
+        EndogenousReward(str(model))(prompts=PROMPTS, completions=COMPLETIONS)
+    assert str(caught.value).strip()
+    assert not isinstance(caught.value, AssertionError | IndexError | KeyError | AttributeError)
+
+
+def test_pickled_weights_do_not_run(model: Path, tmp_path: Path) -> None:
+    class Attack:
+        def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+            return Path.touch, (tmp_path / "attacked",)
+
+    (model / "model.safetensors").unlink()
+    with (model / "pytorch_model.bin").open("wb") as file:
+        pickle.dump({"lm_head.weight": Attack()}, file)
+    with pytest.raises(Exception, match=r".") as caught:
+        EndogenousReward(str(model))(prompts=PROMPTS, completions=COMPLETIONS)
+    assert not isinstance(caught.value, AssertionError)
+    assert not (tmp_path / "attacked").exists()
+
+
+def test_code_of_a_model_does_not_run(model: Path, tmp_path: Path) -> None:
+    (model / "modeling_attack.py").write_text(f"open({str(tmp_path / 'attacked')!r}, 'w')\n")
+    auto_map = {"AutoConfig": "modeling_attack.C", "AutoModelForCausalLM": "modeling_attack.M"}
+    change_config(model_type="attack", auto_map=auto_map)(model)
+    with pytest.raises(OSError, match="trust_remote_code"):
+        EndogenousReward(str(model))(prompts=PROMPTS, completions=COMPLETIONS)
+    assert not (tmp_path / "attacked").exists()
+
+
+def test_remote_code_is_off_everywhere() -> None:
+    """No default is `True`, nothing passes a literal `True`, and every loading from a name says which."""
+    sources = [*ROOT.glob("endotrl/**/*.py"), *ROOT.glob("recipes/**/*.py"), *ROOT.glob("benchmarks/**/*.py")]
+    assert len(sources) > 100
+    for path in sources:
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"trust_remote_code(: bool)?\s*=\s*True", text), path
+
+
+def test_nothing_unpickles() -> None:
+    for path in ROOT.glob("endotrl/**/*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"^\s*(import|from) (pickle|dill|cloudpickle|joblib|shelve)\b", text, re.MULTILINE), path
+        for call in re.findall(r"torch\.load\([^)]*\)", text):
+            assert "weights_only=True" in call, path
+        assert "allow_pickle=True" not in text, path

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Any text, any lengths, any messages: a finite reward, or an error that says what is wrong. And markup stays text."""
+
+import html
+import json
+import math
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from endotrl import EndogenousReward
+from endotrl.cli import main
+from endotrl.monitoring.statistics import repetition
+from endotrl.score_file import parse_row
+
+
+FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+# All of Unicode but lone surrogates, which no UTF-8 file can hold.
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60) | st.sampled_from(
+    ["", " ", "\0", "\u202e\u0301", "🏳️‍🌈" * 5, "<|im_end|>", "<eos><pad>", "\r\n\t", "\ufeff", "{{ x }}", "{% raw %}"]
+)
+ROLES = st.sampled_from(["user", "assistant", "system"])
+
+
+@pytest.fixture(scope="module")
+def reward(tiny_model_path: str) -> EndogenousReward:
+    return EndogenousReward(tiny_model_path, dtype="float32", device="cpu").load()
+
+
+@FUZZ
+@given(rows=st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=4))
+def test_any_text(rows: list[tuple[str, str]], reward: EndogenousReward) -> None:
+    prompts, completions = ["Q: " + prompt for prompt, _ in rows], [completion for _, completion in rows]
+    rewards = reward(prompts=prompts, completions=completions)
+    assert len(rewards) == len(rows)
+    for value in rewards:
+        assert value is None or (math.isfinite(value) and value < 1e-3)  # a log-probability
+    alone = [reward(prompts=[p], completions=[c])[0] for p, c in zip(prompts, completions, strict=True)]
+    for value, other in zip(rewards, alone, strict=True):
+        assert (value is None) == (other is None)
+        if value is not None:
+            assert value == pytest.approx(other, rel=1e-4, abs=1e-3)
+
+
+def test_an_empty_prompt_without_bos_is_explained(reward: EndogenousReward) -> None:
+    with pytest.raises(ValueError, match="row 0 renders to no token.*Give it a prompt"):
+        reward(prompts=[""], completions=["a"])
+
+
+@FUZZ
+@given(history=st.lists(st.tuples(ROLES, TEXT), min_size=1, max_size=5), answer=TEXT)
+def test_any_conversation(history: list[tuple[str, str]], answer: str, reward: EndogenousReward) -> None:
+    prompt = [{"role": role, "content": content} for role, content in history]
+    try:
+        (value,) = reward(prompts=[prompt], completions=[[{"role": "assistant", "content": answer}]])
+    except ValueError as error:
+        assert len(str(error)) > 40
+    else:
+        assert value is None or (math.isfinite(value) and value < 1e-3)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "x"]), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@FUZZ
+@given(prompt=JSON, completion=JSON)
+def test_any_structure_is_scored_or_explained(prompt: Any, completion: Any, reward: EndogenousReward) -> None:
+    try:
+        (value,) = reward(prompts=[prompt], completions=[completion])
+    except (ValueError, TypeError) as error:
+        assert len(str(error)) > 20
+    else:
+        assert value is None or math.isfinite(value)
+
+
+@FUZZ
+@given(line=TEXT | JSON.map(json.dumps) | st.fixed_dictionaries({"prompt": JSON, "completion": JSON}).map(json.dumps))
+def test_any_line_of_a_file(line: str) -> None:
+    row = parse_row(1, line.encode())
+    assert row is not None
+
+
+@given(st.lists(st.integers(0, 5), max_size=50), st.integers(1, 6))
+def test_repetition_is_a_fraction(ids: list[int], n: int) -> None:
+    value = repetition(ids, n)
+    assert value is None or 0 <= value < 1
+
+
+class Tags(HTMLParser):
+    """Every tag and attribute of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.handlers: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.handlers += [name for name, _ in attrs if name.startswith("on")]
+
+
+ATTACKS = [
+    "<script>alert(1)</script>",
+    "</td></table><img src=x onerror=alert(1)>",
+    '"><svg/onload=alert(1)>',
+    "<!-- -->]]></style><iframe src=javascript:alert(1)>",
+]
+
+
+def test_markup_in_prompts_and_answers_is_text(tiny_model_path: str, tmp_path: Path) -> None:
+    def page(texts: list[str], name: str) -> str:
+        rows = [{"prompt": text, "completion": text, "id": text} for text in texts]
+        rows += [
+            {"prompt": [{"role": "user", "content": t}], "completion": [{"role": "assistant", "content": t}]}
+            for t in texts
+        ]
+        file = tmp_path / f"{name}.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        command = ["score", str(file), "--model", tiny_model_path, "--html", str(tmp_path / f"{name}.html")]
+        assert main([*command, "--output", str(tmp_path / f"{name}.out.jsonl")]) == 0
+        return (tmp_path / f"{name}.html").read_text(encoding="utf-8")
+
+    attacked, plain = Tags(), Tags()
+    text = page(ATTACKS, "attack")
+    attacked.feed(text)
+    plain.feed(page(["x"] * len(ATTACKS), "plain"))
+    assert attacked.handlers == plain.handlers == []
+    assert set(attacked.tags) == set(plain.tags)
+    assert attacked.tags.count("script") == plain.tags.count("script")
+    assert html.escape(ATTACKS[0], quote=False) in text or "&lt;" in text
