@@ -20,10 +20,8 @@ from .rows import STREAM, Reader
 from .tally import Tally
 
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # Windows has no such locks: there, two runs in one output are not noticed
-    fcntl = None  # type: ignore[assignment]
 
 
 # Weights up to this size, in bytes, are read as a whole to tell one model from another: at 1.3 GiB/s (sha256 on one core),
@@ -107,7 +105,7 @@ class Output:
 
     def _lock(self, file: IO[bytes]) -> None:
         """Keeps other runs from the output until this one ends, however it ends."""
-        if fcntl is None:
+        if sys.platform == "win32":  # has no such locks: there, two runs in one output are not noticed
             return
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
