@@ -102,21 +102,29 @@ class CollapseMonitor(TrainerCallback):
         callbacks.insert(0, self)
         return self
 
+    def check(self, args: TrainingArguments) -> None:
+        """
+        Raises `ValueError` if the monitor cannot do what it is to do under these settings, as it does itself when the training
+        begins.
+        """
+        if self.action != "restore":
+            return
+        if args.load_best_model_at_end:
+            raise ValueError(
+                '`CollapseMonitor(action="restore")` and `load_best_model_at_end=True` both choose the checkpoint to end with. '
+                'Use one of them, or `action="stop"`.'
+            )
+        if args.save_strategy == SaveStrategy.NO:
+            raise ValueError(
+                '`CollapseMonitor(action="restore")` needs checkpoints to come back to, and `save_strategy` is "no". Set it to '
+                '"steps", and `save_steps`.'
+            )
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Reads the log of a run that goes on, so that an interruption changes no verdict."""
-        if self.action == "restore":
-            if args.load_best_model_at_end:
-                raise ValueError(
-                    '`CollapseMonitor(action="restore")` and `load_best_model_at_end=True` both choose the checkpoint to end with. '
-                    'Use one of them, or `action="stop"`.'
-                )
-            if args.save_strategy == SaveStrategy.NO:
-                raise ValueError(
-                    '`CollapseMonitor(action="restore")` needs checkpoints to come back to, and `save_strategy` is "no". Set it to '
-                    '"steps", and `save_steps`.'
-                )
+        self.check(args)
         self._detector, self._verdict, self.alarms = self._new_detector(), Verdict(None), []
         if self._observer is not None:
             self._observer.pop()

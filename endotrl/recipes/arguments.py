@@ -7,13 +7,16 @@ from typing import Any, get_args
 from trl import DatasetMixtureConfig, GRPOConfig, ModelConfig, ScriptArguments, TrlParser
 
 from ..bellman import Aggregate, TokenRewardForm
+from ..monitoring.collapse import Action
 from ..rewards.controls import FormatReward
+from ..rewards.corrections import CorrectionName
 from ..rewards.endogenous import EndogenousReward, Truncation
 from ..scoring.rendering import OverlongPrompt
 
 
 REWARDS = ("endogenous", "sentence", "random", "length", "format")
 ACCURACIES = ("auto", "math", "match", "none")
+ON_COLLAPSE = (*get_args(Action), "none")
 
 
 @dataclass
@@ -36,6 +39,9 @@ class RecipeArguments(ScriptArguments):
         heat_map_steps (`int`, *optional*, defaults to `0`):
             Steps from one page of completions in the colours of their token rewards to the next, in
             `output_dir/completions` and on W&B; 0 for none.
+        on_collapse (`str`, *optional*, defaults to `"warn"`):
+            What [`CollapseMonitor`] does when the run collapses: `"warn"`, `"stop"`, or `"restore"` the best checkpoint.
+            `"none"` does without it.
         accuracy (`str`, *optional*, defaults to `"auto"`):
             Accuracy to log beside the reward, with weight 0: `"math"` compares by math-verify; `"match"` looks for the
             answer as whole words; `"none"`; or `"auto"`: `"math"` for a column `solution` or `answer` if math-verify is
@@ -45,7 +51,7 @@ class RecipeArguments(ScriptArguments):
             `answers` that there is.
 
     Raises:
-        `ValueError`: If `accuracy` is unknown.
+        `ValueError`: If `accuracy` or `on_collapse` is unknown.
     """
 
     dataset_prompt_column: str = field(
@@ -69,6 +75,13 @@ class RecipeArguments(ScriptArguments):
             "`output_dir/completions` and on W&B; 0 for none."
         },
     )
+    on_collapse: str = field(
+        default="warn",
+        metadata={
+            "help": "What to do when the run collapses: 'warn', 'stop', 'restore' (the best checkpoint), or 'none' (not look).",
+            "choices": list(ON_COLLAPSE),
+        },
+    )
     accuracy: str = field(
         default="auto",
         metadata={
@@ -88,10 +101,11 @@ class RecipeArguments(ScriptArguments):
     def __post_init__(self) -> None:
         if self.heat_map_steps < 0:
             raise ValueError(f"`heat_map_steps` is {self.heat_map_steps}, but it must be 0 (none) or more.")
-        if self.accuracy not in ACCURACIES:
-            raise ValueError(
-                f"`accuracy` is {self.accuracy!r}, but it must be one of {', '.join(map(repr, ACCURACIES))}."
-            )
+        for name, choices in (("accuracy", ACCURACIES), ("on_collapse", ON_COLLAPSE)):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"`{name}` is {getattr(self, name)!r}, but it must be one of {', '.join(map(repr, choices))}."
+                )
 
 
 @dataclass
@@ -136,6 +150,8 @@ class RewardArguments:
             What to do with what does not fit the frozen model's context: `"error"` or `"truncate_left"`.
         reward_offload (`bool`, *optional*, defaults to `False`):
             Whether the reward's own copy waits in CPU memory between calls.
+        reward_correction (`str`, *optional*):
+            What is taken out of the reward: `"length"`, what length explains; `"clip"`, what single tokens lose beyond a bound.
         reward_pattern (`str`, *optional*, defaults to a non-empty `\boxed{...}`):
             Regular expression that `"format"` looks for.
 
@@ -210,6 +226,13 @@ class RewardArguments:
     )
     reward_offload: bool = field(
         default=False, metadata={"help": "Whether the reward's own copy waits in CPU memory between calls."}
+    )
+    reward_correction: str | None = field(
+        default=None,
+        metadata={
+            "help": "What is taken out of the reward: what length explains, or what single tokens lose beyond a bound.",
+            "choices": list(get_args(CorrectionName)),
+        },
     )
     reward_pattern: str = field(
         default=FormatReward.BOXED, metadata={"help": "Regular expression that the reward 'format' looks for."}

@@ -36,7 +36,7 @@ FREE = {
     *("fsdp", "fsdp_config", "use_cpu", "reward_max_tokens_per_batch", "reward_shard", "reward_offload", "do_eval"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "generation_batch_size", "steps_per_generation"),
     *("gradient_checkpointing", "attn_implementation", "prediction_loss_only", "model_init_kwargs"),
-    *("num_generations_eval", "heat_map_steps", "activation_checkpointing"),
+    *("num_generations_eval", "heat_map_steps", "on_collapse", "activation_checkpointing"),
 }
 
 

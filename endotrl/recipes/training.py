@@ -3,7 +3,7 @@
 
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
@@ -11,6 +11,8 @@ from datasets import Dataset, IterableDataset
 from transformers import TrainingArguments
 from trl import DatasetMixtureConfig, GRPOConfig, ModelConfig, RewardConfig, get_peft_config, get_quantization_config
 
+from ..monitoring import CollapseMonitor
+from ..monitoring.collapse import Action
 from ..quickstart.model import quickstart_model_path
 from ..quickstart.training import make_head_input_contiguous
 from ..reporting import terminal_table
@@ -39,6 +41,7 @@ class Job(NamedTuple):
     train_dataset: Dataset | IterableDataset
     eval_dataset: Dataset | IterableDataset | None
     reward_funcs: list[Callable[..., Any]]
+    collapse_monitor: CollapseMonitor | None
     record: dict[str, Any]
 
 
@@ -65,13 +68,18 @@ def prepare(
             [`resolve_model`] and [`check_packages`].
     """
     check_packages(training_args, model_args)
+    monitor = None if script_args.on_collapse == "none" else CollapseMonitor(cast(Action, script_args.on_collapse))
+    if monitor is not None:
+        monitor.check(training_args)
     train_dataset, eval_dataset = load_prompts(script_args, training_args, dataset_args)
     reward_funcs = make_reward_funcs(script_args, training_args, reward_args, model_args, train_dataset)
     resolve_model(model_args, training_args)
     record = make_record({"data": script_args, "training": training_args, "reward": reward_args, "model": model_args})
     if script_args.resume:
         find_checkpoint(training_args, record)
-    return Job(script_args, training_args, reward_args, model_args, train_dataset, eval_dataset, reward_funcs, record)
+    return Job(
+        script_args, training_args, reward_args, model_args, train_dataset, eval_dataset, reward_funcs, monitor, record
+    )
 
 
 def run(trainer_class: type[DenseRewardTrainer], job: Job) -> DenseRewardTrainer:
@@ -97,6 +105,8 @@ def run(trainer_class: type[DenseRewardTrainer], job: Job) -> DenseRewardTrainer
         peft_config=get_peft_config(job.model_args),
     )
     share_frozen_weights(trainer, job.reward_args, job.model_args)
+    if job.collapse_monitor is not None:
+        job.collapse_monitor.attach(trainer)
     # In front of the trackers, which log what it adds.
     trainer.callback_handler.callbacks.insert(0, Tracking(trainer, job.record, job.script_args.heat_map_steps))
     train(trainer, job.record, job.script_args.dataset_name)

@@ -160,7 +160,15 @@ class OwnCopy:
 
     def _load(self, device: torch.device) -> PreTrainedModel:
         with loaded_whole():
-            return self._from_pretrained(device).to(device).eval().requires_grad_(False)
+            model, info = self._from_pretrained(device, output_loading_info=True)
+        if info["missing_keys"]:
+            # transformers fills them with random numbers.
+            raise OSError(
+                f"The checkpoint of the frozen model {self._name!r} lacks weights: {', '.join(sorted(info['missing_keys'])[:5])}"
+                f"{', ...' if len(info['missing_keys']) > 5 else ''}. It was cut off while it was saved or downloaded, or is "
+                "not one of a causal language model."
+            )
+        return model.to(device).eval().requires_grad_(False)
 
     def _load_sharded(self, accelerator: Accelerator) -> tuple[PreTrainedModel, Any]:
         """The model, and what wraps it."""
@@ -173,9 +181,9 @@ class OwnCopy:
         model = self._from_pretrained(accelerator.device)  # arrives in parts
         return model, prepare_deepspeed(model.requires_grad_(False), accelerator)
 
-    def _from_pretrained(self, device: torch.device) -> PreTrainedModel:
+    def _from_pretrained(self, device: torch.device, **kwargs: Any) -> Any:
         return AutoModelForCausalLM.from_pretrained(
-            self._name, dtype=resolve_dtype(self._dtype, device), trust_remote_code=self._trust_remote_code
+            self._name, dtype=resolve_dtype(self._dtype, device), trust_remote_code=self._trust_remote_code, **kwargs
         )
 
 

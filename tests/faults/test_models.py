@@ -54,6 +54,7 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
     "no weights": lambda model: (model / "model.safetensors").unlink(),
     "NaN weights": change_weights(lambda tensors: tensors["model.norm.weight"].fill_(torch.nan)),
     "infinite weights": change_weights(lambda tensors: tensors["lm_head.weight"].fill_(torch.inf)),
+    "a weight missing": change_weights(lambda tensors: tensors.pop("model.norm.weight")),
     "weights of another shape": change_config(hidden_size=32),
     "config cut off": lambda model: cut(model / "config.json"),
     "config that is a list": lambda model: (model / "config.json").write_text("[]"),
