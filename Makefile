@@ -26,11 +26,11 @@ RECIPE_ARGS ?=
 BENCH_ARGS ?=
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=15
 
-.PHONY: help demo theory recipe sentence-rl test test-fast test-compat bench lint format clean
+.PHONY: help demo theory recipe sentence-rl sentence-rl-smollm2 test test-fast test-compat bench lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
-	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /: /' | awk -F': ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
+	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /: /' | awk -F': ' '{ printf "  make %-19s %s\n", $$1, $$2 }'
 
 demo: $(VENV)/.demo  ## Improve two language models by their own reward, write a report (about 10 minutes)
 	@$(BIN)/endotrl demo $(DEMO_ARGS)
@@ -44,6 +44,11 @@ recipe: $(VENV)/.demo  ## Run a recipe with SmolLM2-135M on a CPU (RECIPE=grpo, 
 
 sentence-rl: $(VENV)/.demo  ## Train a sentence reward model on preferences, and a policy on it (about 3 minutes)
 	@$(BIN)/python benchmarks/sentence_rl.py
+
+sentence-rl-smollm2:  ## The same by recipes, with SmolLM2-135M and questions with right and wrong answers
+	@$(MAKE) recipe RECIPE=sentence_reward
+	@$(MAKE) recipe RECIPE=dense_grpo RECIPE_ARGS="--reward sentence \
+	    --reward_sentence_model output/smollm2-135m-sentence-reward --output_dir output/smollm2-135m-sentence-rl"
 
 test: $(VENV)/.installed  ## Run all tests
 	$(PYTEST) $(PYTEST_ARGS)
