@@ -310,7 +310,8 @@ def page(results: list[dict[str, Any]], settings: dict[str, Any]) -> str:
             'constant learning rate, `scale_rewards="group"`. Accuracy on the questions that are trained on is a reward of weight 0, '
             f"which the monitor sees; what was lost is measured on {NUM_HELD_OUT:,} other questions, asked every {EVERY} steps "
             "(standard error 1.5 points), from the best measurement on. The last column is what the monitor would have said in the "
-            "same run without a held-out reward. The misled base model gives, 60% of the time, the sum plus 100.",
+            "same run without a held-out reward. The misled base model gives, 60% of the time, the sum plus 100. The thresholds were "
+            "chosen on runs of these kinds: this shows what the monitor does, and is no test of it on others.",
             "",
             "| " + " | ".join(HEADER) + " |",
             "|" + "---|" * len(HEADER),
