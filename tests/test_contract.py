@@ -30,7 +30,6 @@ from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer.utils import (
     get_callable_name,
     get_config_model_id,
-    is_async_callable,
     shuffle_sequence_dict,
     split_tensor_dict,
 )
@@ -256,6 +255,7 @@ class TestTokenCredit:
     def test_helpers(self) -> None:
         async def later() -> None: ...
 
+        is_async_callable = trl.trainer.utils.is_async_callable
         assert is_async_callable(later) and not is_async_callable(len)
         assert get_config_model_id(PretrainedConfig(name_or_path="a/b")) == "a/b"
 

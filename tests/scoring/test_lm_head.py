@@ -255,6 +255,7 @@ class TestPrecision:
         )
 
 
+@pytest.mark.skipif(not lm_head.TRL_HAS_KERNEL, reason="TRL has the kernel from 1.15 on")
 class TestFused:
     """The path of GPUs: TRL's kernel, which TRL also has in plain torch."""
 
