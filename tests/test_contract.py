@@ -193,6 +193,7 @@ class TestSharing:
         assert hasattr(transformers.integrations.deepspeed, "_hf_deepspeed_config_weak_ref")
 
 
+@pytest.mark.skipif(Version(version("trl")) < Version("1.15"), reason="The trainers of endotrl need TRL 1.15.")
 class TestTokenCredit:
     """[`DenseGRPOTrainer`] takes the rewards where TRL calculates them, and gives back advantages of shape (B, T)."""
 
@@ -272,6 +273,7 @@ class TestRewardModel:
         assert "reward_logits = model.score(output." in source
 
 
+@pytest.mark.skipif(Version(version("trl")) < Version("1.15"), reason="The trainers of endotrl need TRL 1.15.")
 class TestPPO:
     """[`PPOTrainer`] and its critic inside the policy's forward pass."""
 
