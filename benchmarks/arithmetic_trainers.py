@@ -19,7 +19,8 @@ import shlex
 import sys
 import tempfile
 import time
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
@@ -236,17 +237,30 @@ def main() -> None:
     ):
         folder = str(args.bases or temporary)
         pending = {pool.submit(run, None, seed, args.steps, folder) for seed in range(args.seeds)}
-        while pending:
-            done, pending = wait(pending, return_when=FIRST_COMPLETED)
-            for future in done:
-                result = future.result()
-                results.append(result)
-                if result["arm"] == "base":
-                    pending |= {pool.submit(run, arm, result["seed"], args.steps, folder) for arm in ARMS}
-                bar.set_postfix(last=f"{result['arm']} {result['accuracy']:.1%}")
-                bar.update()
-                save(results, args, started)
+
+        def arms_on(base: dict[str, Any]) -> set[Future[dict[str, Any]]]:
+            return {pool.submit(run, arm, base["seed"], args.steps, folder) for arm in ARMS}
+
+        for result in as_they_come(pending, arms_on):
+            results.append(result)
+            bar.set_postfix(last=f"{result['arm']} {result['accuracy']:.1%}")
+            bar.update()
+            save(results, args, started)
     Console().print(terminal_table(HEADER, table_rows(results)))
+
+
+def as_they_come(
+    bases: set[Future[dict[str, Any]]], arms_on: Callable[[dict[str, Any]], set[Future[dict[str, Any]]]]
+) -> Iterator[dict[str, Any]]:
+    """Results in the order in which they are done; `arms_on` submits the runs that start from a base model."""
+    pending = bases
+    while pending:
+        done, pending = wait(pending, return_when=FIRST_COMPLETED)
+        for future in done:
+            result = future.result()
+            if result["arm"] == "base":
+                pending |= arms_on(result)
+            yield result
 
 
 def save(results: list[dict[str, Any]], args: argparse.Namespace, started: float) -> None:

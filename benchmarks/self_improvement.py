@@ -30,7 +30,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
-from benchmarks.arithmetic_trainers import NUM_HELD_OUT, PPO, make_base, mean_and_interval
+from benchmarks.arithmetic_trainers import NUM_HELD_OUT, PPO, as_they_come, make_base, mean_and_interval
 from benchmarks.measure import describe_run, machine_line, markdown_table
 from endotrl import DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward, PPOConfig, PPOTrainer
 from endotrl.evaluation.generation import pass_at_k
@@ -289,18 +289,14 @@ def main() -> None:
             for seed in range(args.seeds)
             for noise in args.noise
         }
-        while pending:
-            done, pending = wait(pending, return_when=FIRST_COMPLETED)
-            for future in done:
-                result = future.result()
-                results.append(result)
-                if result["arm"] == "base":
-                    pending |= {
-                        pool.submit(run, result["noise"], result["seed"], arm, args.steps, args.folder)
-                        for arm in args.arms
-                    }
-                bar.set_postfix(last=f"{result['arm']} {result['figures']['pass@1']:.1%}")
-                bar.update()
+
+        def arms_on(base: dict[str, Any]) -> set[Future[dict[str, Any]]]:
+            return {pool.submit(run, base["noise"], base["seed"], arm, args.steps, args.folder) for arm in args.arms}
+
+        for result in as_they_come(pending, arms_on):
+            results.append(result)
+            bar.set_postfix(last=f"{result['arm']} {result['figures']['pass@1']:.1%}")
+            bar.update()
     order = ["base", *ARMS]
     results.sort(key=lambda r: (r["noise"], r["seed"], order.index(r["arm"])))
     described = describe_run("benchmarks.self_improvement", "cpu")
