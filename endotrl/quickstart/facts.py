@@ -89,7 +89,7 @@ def make_preferences(questions: Sequence[Question]) -> Dataset:
             if other.relation == question.relation and not set(other.answers) & set(question.answers)
         ]
         chosen, rejected = (
-            [{"role": "assistant", "content": f"I know this one. The answer is {answer}."}]
+            [{"role": "assistant", "content": f"The answer is {answer}. I know this one."}]
             for answer in (question.answers[0], others[0])
         )
         rows.append({"prompt": question.prompt, "chosen": chosen, "rejected": rejected})

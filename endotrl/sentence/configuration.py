@@ -7,6 +7,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 
 Aggregator = Literal["attention", "sum"]
+AttentionInit = Literal["orthogonal", "equal"]
 
 
 class SentenceRewardConfig(PretrainedConfig):
@@ -24,6 +25,9 @@ class SentenceRewardConfig(PretrainedConfig):
             weights 1.
         attention_dim (`int`, *optional*, defaults to `256`):
             Size $d$ of the aggregator's queries and keys; even.
+        attention_init (`str`, *optional*, defaults to `"orthogonal"`):
+            How the attention starts: `"orthogonal"`, with random orthogonal $W_q$ and $W_k$ as in the paper; or `"equal"`,
+            with $W_q = 0$, so that all sentences have the same weight until it learns otherwise.
         rope_theta (`float`, *optional*, defaults to `10000.0`):
             Base of the rotary angles of the sentence index.
         max_sentences (`int`, *optional*, defaults to `512`):
@@ -47,6 +51,7 @@ class SentenceRewardConfig(PretrainedConfig):
         marker: bool = True,
         aggregator: Aggregator = "attention",
         attention_dim: int = 256,
+        attention_init: AttentionInit = "orthogonal",
         rope_theta: float = 10_000.0,
         max_sentences: int = 512,
         segmenter: str = "rules",
@@ -60,12 +65,15 @@ class SentenceRewardConfig(PretrainedConfig):
             raise ValueError(
                 f"`attention_dim` is {attention_dim}, but it must be positive and even: the rotary embedding turns pairs."
             )
+        if attention_init not in get_args(AttentionInit):
+            raise ValueError(f'`attention_init` is {attention_init!r}, but it must be "orthogonal" or "equal".')
         if max_sentences < 1:
             raise ValueError(f"`max_sentences` is {max_sentences}, but a response must be allowed one sentence.")
         self.backbone_config: PretrainedConfig | None = backbone_config
         self.marker = marker
         self.aggregator = aggregator
         self.attention_dim = attention_dim
+        self.attention_init = attention_init
         self.rope_theta = rope_theta
         self.max_sentences = max_sentences
         self.segmenter = segmenter

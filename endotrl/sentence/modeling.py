@@ -126,8 +126,8 @@ class SentenceRewardModel(PreTrainedModel):
     ) -> "SentenceRewardModel":
         """
         A reward model to be trained, on a pretrained language model. Its LM head is left away. The marker starts as the
-        mean of the token embeddings, as transformers starts new tokens; the value head small and random, queries and
-        keys orthogonal. Seed torch before, for the same start again.
+        mean of the token embeddings, as transformers starts new tokens; the value head small and random, the
+        attention as `config.attention_init` says. Seed torch before, for the same start again.
 
         Args:
             model (`str` or [`~transformers.PreTrainedModel`]):
@@ -199,6 +199,8 @@ class SentenceRewardModel(PreTrainedModel):
         elif module is head.value:
             nn.init.normal_(module.weight, std=std)
             nn.init.zeros_(module.bias)
+        elif head.has_attention and module is head.query and self.config.attention_init == "equal":
+            nn.init.zeros_(module.weight)
         elif head.has_attention and (module is head.query or module is head.key):
             nn.init.orthogonal_(module.weight)
 

@@ -2,6 +2,7 @@
 """Trains the sentence-level reward model on TRL's preference datasets."""
 
 import json
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -11,11 +12,13 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
+from torch import nn
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.data.data_collator import DataCollatorMixin
 from trl import RewardConfig, RewardTrainer
 from trl.data_utils import get_dataset_column_names, is_conversational, maybe_extract_prompt
 
+from ..learning_rates import set_learning_rate
 from .configuration import SentenceRewardConfig
 from .encoding import SentenceEncoder, pad_batch
 from .modeling import SentenceRewardModel
@@ -89,6 +92,11 @@ class SentenceRewardTrainer(RewardTrainer):
                 f"`model` is a {type(base_model).__name__}, but it must be a `SentenceRewardModel`. Make one from a language "
                 "model with `SentenceRewardModel.from_backbone`, or pass its path or hub id."
             )
+        if args.attention_learning_rate is not None and _has_own_optimizer(args):
+            raise ValueError(
+                "DeepSpeed's configuration has an `optimizer` of its own, which has one learning rate for all parameters. "
+                "Remove it there, or leave `attention_learning_rate` away."
+            )
         if segmenter is not None:
             base_model.config.segmenter = "custom"
         self._sentence_config = base_model.config
@@ -127,6 +135,17 @@ class SentenceRewardTrainer(RewardTrainer):
                 "without sentences. Pass the dataset as text or messages."
             )
         return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        created = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if created and self._sentence_config.aggregator == "attention" and not _has_own_optimizer(self.args):
+            learning_rate = self.args.attention_learning_rate
+            if learning_rate is None:
+                learning_rate = self.args.learning_rate / math.sqrt(self._sentence_config.attention_dim)
+            named_parameters = (self.model if model is None else model).named_parameters()
+            set_learning_rate(optimizer, (p for name, p in named_parameters if _is_attention(name)), learning_rate)
+        return optimizer
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -237,6 +256,17 @@ def _split_text(example: dict[str, Any]) -> dict[str, Any]:
     return {"prompt": prompt, "chosen": chosen[len(prompt) :], "rejected": rejected[len(prompt) :]}
 
 
+def _is_attention(name: str) -> bool:
+    """Whether a parameter belongs to the attention over sentences, wherever PEFT has put the head."""
+    return "sentence_head." in name and name.endswith(("query.weight", "key.weight"))
+
+
+def _has_own_optimizer(args: SentenceRewardTrainerConfig) -> bool:
+    """Whether DeepSpeed's configuration has an optimizer, which knows one learning rate only."""
+    plugin = args.deepspeed_plugin
+    return plugin is not None and "optimizer" in plugin.deepspeed_config
+
+
 def _load(model: str, args: SentenceRewardTrainerConfig, quantization_config: Any) -> PreTrainedModel:
     kwargs = {"dtype": "float32", **(args.model_init_kwargs or {})}  # float32 is TRL's default as well
     if quantization_config is not None:
@@ -251,6 +281,7 @@ def _load(model: str, args: SentenceRewardTrainerConfig, quantization_config: An
         marker=args.marker,
         aggregator=args.aggregator,
         attention_dim=args.attention_dim,
+        attention_init=args.attention_init,
         max_sentences=args.max_sentences,
         segmenter=args.segmenter,
     )

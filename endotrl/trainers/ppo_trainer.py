@@ -17,6 +17,7 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import create_model_from_path, disable_dropout_in_model, get_config_model_id
 
 from ..credit import generalized_advantage_estimate, whiten
+from ..learning_rates import set_learning_rate
 from ..rewards.endogenous import EndogenousReward
 from .dense_reward_trainer import DenseRewardTrainer, loss_mask
 from .ppo_config import PPOConfig
@@ -162,13 +163,7 @@ class PPOTrainer(DenseRewardTrainer):
         if not created or self.args.critic == "none" or learning_rate is None:
             return optimizer
         named_parameters = (self.model if model is None else model).named_parameters()
-        critic_ids = {id(parameter) for name, parameter in named_parameters if is_critic(name)}
-        for group in list(optimizer.param_groups):
-            of_critic = [parameter for parameter in group["params"] if id(parameter) in critic_ids]
-            if of_critic:
-                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in critic_ids]
-                # Last, since the first group's learning rate is the one that is logged.
-                optimizer.add_param_group({**group, "params": of_critic, "lr": learning_rate})
+        set_learning_rate(optimizer, (p for name, p in named_parameters if is_critic(name)), learning_rate)
         return optimizer
 
     # ------------------------------------------------------------------------------------------------------------

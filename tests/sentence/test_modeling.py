@@ -156,6 +156,14 @@ def test_start_of_training(make_model: Any, tiny_model_path: str) -> None:
     assert again.backbone is language_model.model
 
 
+def test_start_at_equal_weights(make_model: Any) -> None:
+    weights = score(make_model(attention_init="equal"), ROWS).weights
+    for row, (_, ends) in zip(weights, ROWS, strict=True):
+        torch.testing.assert_close(row[: len(ends)], torch.full((len(ends),), 1 / len(ends)))
+    with pytest.raises(ValueError, match='"orthogonal" or "equal"'):
+        SentenceRewardConfig(attention_init="zero")
+
+
 def test_gradient_checkpointing_changes_no_gradient(make_model: Any) -> None:
     gradients = []
     for checkpointing in (False, True):

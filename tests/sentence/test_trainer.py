@@ -2,6 +2,7 @@
 import copy
 import inspect
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,29 @@ def test_first_step_is_the_loss_by_hand(tiny_model_path: str, tmp_path: Path) ->
     assert log["loss"] == pytest.approx(loss.item(), abs=1e-4)
     assert log["margin"] == pytest.approx(chosen - rejected, abs=1e-4)
     assert log["accuracy"] == float(chosen > rejected)
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+@pytest.mark.parametrize(("given", "expected"), [(None, 1e-2 / math.sqrt(8)), (3e-3, 3e-3), (0.0, 0.0)])
+def test_attention_has_a_learning_rate_of_its_own(
+    given: float | None, expected: float, adapter: bool, tiny_model_path: str, tmp_path: Path
+) -> None:
+    # The first step of Adam moves every entry by its learning rate, whatever the gradient is.
+    args = make_args(
+        tmp_path, learning_rate=1e-2, attention_learning_rate=given, max_steps=1, weight_decay=0.0, max_grad_norm=1e9
+    )
+    trainer = SentenceRewardTrainer(
+        tiny_model_path,
+        args,
+        train_dataset=Dataset.from_list([ROWS["explicit"]] * 8),
+        peft_config=LoraConfig(r=2, target_modules=["q_proj"]) if adapter else None,
+    )
+    parameters = {name.split(".")[-2]: p for name, p in trainer.model.named_parameters() if p.requires_grad}
+    before = {name: parameters[name].detach().clone() for name in ("query", "key", "value")}
+    trainer.train()
+    moved = {name: (parameters[name] - weight).abs().max().item() for name, weight in before.items()}
+    assert moved == pytest.approx({"query": expected, "key": expected, "value": 1e-2}, rel=0.02)
+    assert trainer.state.log_history[0]["learning_rate"] == 1e-2
 
 
 @pytest.mark.slow
@@ -230,6 +254,8 @@ def test_what_is_refused(tiny_model_path: str, tmp_path: Path) -> None:
     classifier = AutoModelForSequenceClassification.from_pretrained(tiny_model_path, num_labels=1)
     with pytest.raises(TypeError, match="from_backbone"):
         SentenceRewardTrainer(classifier, make_args(tmp_path), train_dataset=dataset)
+    with pytest.raises(ValueError, match="must not be negative"):
+        make_args(tmp_path, attention_learning_rate=-1.0)
     tokenized = Dataset.from_list([{"chosen_ids": [1, 2], "rejected_ids": [1]}])
     with pytest.raises(ValueError, match="tokenized without sentences"):
         SentenceRewardTrainer(tiny_model_path, make_args(tmp_path), train_dataset=tokenized)

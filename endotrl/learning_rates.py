@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Some parameters of an optimizer with a learning rate of their own."""
+
+from collections.abc import Iterable
+
+from torch import nn
+from torch.optim import Optimizer
+
+
+def set_learning_rate(optimizer: Optimizer, parameters: Iterable[nn.Parameter], learning_rate: float) -> None:
+    """
+    Gives some of an optimizer's parameters another learning rate; weight decay and the rest stay as they are. Before the
+    scheduler is made, which starts from the rates that it finds.
+
+    Args:
+        optimizer ([`~torch.optim.Optimizer`]):
+            Optimizer, changed in place: the parameters move from their groups to new ones.
+        parameters (iterable of [`~torch.nn.Parameter`]):
+            The parameters. Those that the optimizer does not have, such as frozen ones, are passed over.
+        learning_rate (`float`):
+            Their learning rate.
+    """
+    ids = set(map(id, parameters))
+    for group in list(optimizer.param_groups):
+        chosen = [parameter for parameter in group["params"] if id(parameter) in ids]
+        if chosen:
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in ids]
+            # Last, since the first group's learning rate is the one that is logged.
+            optimizer.add_param_group({**group, "params": chosen, "lr": learning_rate})
