@@ -65,18 +65,23 @@ class Document(HTMLParser):
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.text = ""
+        self.parents: list[tuple[str, list[str]]] = []  # of each tag, the classes of what it stands in
         self._open: list[str] = []
+        self._classes: list[str] = []
         self.feed(text)
         self.close()
         assert not self._open, f"left open: {self._open}"
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
+        self.parents.append((tag, [*self._classes]))
         if tag not in self.VOID:
             self._open.append(tag)
+            self._classes.append(dict(attrs).get("class") or "")
 
     def handle_endtag(self, tag: str) -> None:
         assert self._open.pop() == tag
+        self._classes.pop()
 
     def handle_data(self, data: str) -> None:
         self.text += data
@@ -105,6 +110,13 @@ class TestPage:
         text = page("Title", [])
         assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in text
         assert "prefers-color-scheme: dark" in text and "@media print" in text and '<html lang="en">' in text
+
+    def test_what_may_be_wide_scrolls_by_itself(self):
+        wide = struct.pack(">II", 1300, 400)
+        blocks = [table(["a"], [[1]]), figure(PNG, "One pixel"), figure(PNG[:16] + wide + PNG[24:], "Wide")]
+        document = Document(page("Title", [("", Markup("").join(blocks))]))
+        scrolls = [(tag, "scroll" in classes) for tag, classes in document.parents if tag in ("table", "img")]
+        assert scrolls == [("table", True), ("img", False), ("img", True)]
 
     @pytest.mark.parametrize("nasty", NASTY)
     def test_text_stays_text(self, nasty):
@@ -158,6 +170,18 @@ class TestTokenHeatMap:
         classes = [a["class"].split() for _, a in Document(block).tags if "data-tip" in a]
         assert classes == [["t", "n2"], ["t"], ["t", "p8", "eos"]]
         assert Document(block).text == "Hi youEOS"
+
+    def test_extremes_stand_below_in_words(self):
+        text = "one two\nthree four five six seven eight"
+        tokens = [(m.start(), m.end()) for m in re.finditer(r"\s?\S+", text)]
+        rewards = [-1.0, -9.0, -8.0, math.nan, -0.5, 0.25, 2.0, 1.0]
+        block = token_heat_map(text, tokens, rewards, ColorScale(5.0))
+        assert len(rewards) == 8 and "Lowest" not in block  # seven have a reward: seen at a glance
+        rewards[3] = 0.0
+        document = Document(token_heat_map(text, tokens, rewards, ColorScale(5.0)))
+        assert document.text.endswith(
+            "Lowest: “two” −9.00, “↵three” −8.00, “one” −1.00. Highest: “seven” +2.00, “eight” +1.00, “six” +0.25."
+        )
 
     def test_white_space_and_parts_of_characters_are_visible(self):
         text = "a\n\n  \t 9\u200bé"
@@ -238,10 +262,14 @@ class TestColorScale:
 class TestBlocks:
     def test_table(self):
         block = table(["name", "value"], [["a", 0.12345], ["b", None], [Markup("<b>c</b>"), -2]], caption="Values")
-        assert "<caption>Values</caption>" in block and "<td><b>c</b></td>" in block
+        assert "<caption><span>Values</span></caption>" in block and "<td><b>c</b></td>" in block
         assert re.findall(r'<td class="r">(.*?)</td>', block) == ["0.123", "–", "-2"]
         with pytest.raises(ValueError, match="A row has 1 cells, but the table has 2 columns"):
             table(["a", "b"], [["a"]])
+
+    def test_short_text_does_not_wrap(self):
+        block = table(["scorer", "why"], [["bellman.sum", "a" * 41], ["length", ""]])
+        assert '<td class="s">bellman.sum</td><td>aaa' in block and '<th class="s">scorer</th><th>why</th>' in block
 
     def test_figure(self):
         pytest.importorskip("matplotlib")

@@ -13,6 +13,7 @@ from .text import JOINERS, character_name, is_hidden, number, plain
 STEPS = 8  # shades on each side of neutral
 # Opacity of the strongest shade. Text stays readable on every shade, in both modes: a test computes the contrast.
 OPACITY = 0.75
+MIN_FOR_EXTREMES = 8  # tokens; fewer are taken in at a glance
 # Blue and orange are told apart with every common colour blindness. They are laid over the page's own background, so
 # that neutral is white on a white page and dark on a dark one.
 SHADES = "\n".join(
@@ -106,8 +107,8 @@ def token_heat_map(
     meta: str = "",
 ) -> Markup:
     """
-    A completion with every token in the colour of its reward. Pointing at a token, or tapping it, shows its numbers.
-    The units may be others than tokens, such as sentences.
+    A completion with every token in the colour of its reward. Pointing at a token, or tapping it, shows its numbers; the
+    lowest and the highest stand below. The units may be others than tokens, such as sentences.
 
     Args:
         text (`str`):
@@ -179,11 +180,27 @@ def token_heat_map(
         )
     if end < len(text):
         pieces.append(Markup('<span class="gap">{}</span>').format(_token_text(text[end:])))
-    return Markup('<div class="heat">{meta}{prompt}<p class="tokens" dir="auto">{tokens}</p></div>').format(
+    return Markup('<div class="heat">{meta}{prompt}<p class="tokens" dir="auto">{tokens}</p>{extremes}</div>').format(
         meta=Markup('<p class="meta">{}</p>').format(plain(meta)) if meta else "",
         prompt=Markup('<div class="prompt" dir="auto">{}</div>').format(plain(prompt)) if prompt else "",
         tokens=Markup("").join(pieces),
+        extremes=_extremes(text, offsets, columns[0][1]),
     )
+
+
+def _extremes(text: str, offsets: Sequence[tuple[int, int]], rewards: Sequence[float]) -> Markup:
+    """The lowest and the highest rewards in words, for those who see no colours and point at nothing, and on paper."""
+    order = sorted((i for i in range(len(rewards)) if not math.isnan(rewards[i])), key=lambda i: rewards[i])
+    if len(order) < MIN_FOR_EXTREMES:
+        return Markup("")
+    lowest, highest = (
+        ", ".join(
+            f"“{plain(text[slice(*offsets[i])].strip(' '), newline='↵') or '▯'}” {number(rewards[i], 2, sign=True)}"
+            for i in chosen
+        )
+        for chosen in (order[:3], order[:-4:-1])
+    )
+    return Markup('<p class="meta extremes" dir="auto">{}</p>').format(f"Lowest: {lowest}. Highest: {highest}.")
 
 
 def _token_text(token: str) -> Markup:
