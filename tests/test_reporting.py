@@ -216,6 +216,17 @@ class TestTokenHeatMap:
 
 
 class TestColorScale:
+    @pytest.mark.parametrize(
+        ("scale", "shown"),
+        [
+            (ColorScale(8.24), ("≤ −8.2", "≥ +8.2", "neutral at 0.0.")),
+            (ColorScale(0.0234, center=0.5), ("≤ +0.48", "≥ +0.52", "neutral at 0.50.")),
+        ],
+    )
+    def test_legend_tells_the_ends_apart(self, scale, shown):
+        text = Document(legend(scale)).text
+        assert all(part in text for part in shown)
+
     def test_shades_are_symmetric_about_the_center(self):
         scale = ColorScale(limit=4.0, center=1.0)
         assert [scale.shade(1.0 + d) for d in (-100, -4, -2, -0.2, 0, 0.2, 2, 4, math.inf)] == [
@@ -269,7 +280,10 @@ class TestBlocks:
 
     def test_short_text_does_not_wrap(self):
         block = table(["scorer", "why"], [["bellman.sum", "a" * 41], ["length", ""]])
-        assert '<td class="s">bellman.sum</td><td>aaa' in block and '<th class="s">scorer</th><th>why</th>' in block
+        assert (
+            '<td class="s">bellman.sum</td><td class="w">aaa' in block
+            and '<th class="s">scorer</th><th class="w">why</th>' in block
+        )
 
     def test_figure(self):
         pytest.importorskip("matplotlib")
@@ -310,6 +324,13 @@ class TestTerminal:
         assert max(cell_len(line) for line in lines.splitlines()) <= width
         if width >= 80:
             assert "−123.457" in lines and "…" in lines
+
+    def test_the_last_column_folds_or_is_cut(self):
+        rows = [[0.123, "style_residual:bellman.discounted=0.95"]]
+        folded = self.render(terminal_table(["accuracy", "scorer"], rows, fold=True), 30)
+        assert max(map(len, folded.splitlines())) <= 30
+        assert "style_residual:bellman.discounted=0.95" in "".join(line[10:].strip() for line in folded.splitlines())
+        assert "…" in self.render(terminal_table(["accuracy", "scorer"], rows), 30)
 
     @pytest.mark.parametrize("nasty", NASTY)
     def test_text_cannot_steer_the_terminal(self, nasty):

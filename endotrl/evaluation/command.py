@@ -158,7 +158,7 @@ def show(results: Mapping[str, Any], folder: RunFolder) -> None:
     console = Console(highlight=False)
     title = f"{results['title']}, {results['num_items']} items, {results['model']}"
     console.print()
-    console.print(terminal_table(*terminal_rows(results), title))
+    console.print(terminal_table(*terminal_rows(results), title, fold=True))
     if results["length"]:
         console.print(
             "bias: accuracy where the better response is longer minus where it is shorter; 0 is balanced.",

@@ -292,7 +292,7 @@ def _show(results: Mapping[str, Any], folder: RunFolder, rows: Sequence[Sequence
     console.print()
     cells = [[number(v, 1 if m == "tokens" else 3), i, m, n] for n, m, v, i in rows]
     title = f"{results['title']}: {results['num_items']} questions, {results['model']}"
-    console.print(terminal_table(["value", "95% interval", "metric", "of"], cells, title))
+    console.print(terminal_table(["value", "95% interval", "metric", "of"], cells, title, fold=True))
     for statement in results["statements"]:
         console.print(f"- {statement}", markup=False)
     for path in (folder.report_path, folder.table_path, folder.results_path):

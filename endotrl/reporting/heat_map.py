@@ -77,6 +77,7 @@ class ColorScale:
 def legend(scale: ColorScale, what: str = "token reward, nats") -> Markup:
     """The colours of a page's heat maps, with what they stand for."""
     low, high = scale.center - scale.limit, scale.center + scale.limit
+    decimals = max(1, -math.floor(math.log10(scale.limit)))  # a small limit is not written as 0.0
     shades = [f"n{i}" for i in range(STEPS, 0, -1)] + [""] + [f"p{i}" for i in range(1, STEPS + 1)]
     return Markup(
         '<div class="legend"><span>{what}</span><span class="bar">≤ {low}<span class="ramp" '
@@ -84,9 +85,9 @@ def legend(scale: ColorScale, what: str = "token reward, nats") -> Markup:
         "see its numbers.</span></div>"
     ).format(
         what=what,
-        low=number(low, 1, sign=True),
-        high=number(high, 1, sign=True),
-        center=number(scale.center, 1),
+        low=number(low, decimals, sign=True),
+        high=number(high, decimals, sign=True),
+        center=number(scale.center, decimals),
         ramp=Markup("").join(Markup('<i class="{}"></i>').format(shade) for shade in shades),
     )
 

@@ -166,11 +166,12 @@ def _paragraph(content: Markup | str) -> Markup:
 
 
 def _column_class(cells: Sequence[object]) -> str:
-    """`"r"` for numbers, `"s"` for short text, `""` for any other column."""
-    if cells and all(cell is None or is_number(cell) for cell in cells):
+    """`"r"` for numbers, `"s"` for short text, `"w"` for text that wraps, `""` for blocks."""
+    if not cells or any(isinstance(cell, Markup) for cell in cells):
+        return ""
+    if all(cell is None or is_number(cell) for cell in cells):
         return "r"
-    short = all(not isinstance(cell, Markup) and len(cell_text(cell)) <= MAX_SHORT_TEXT for cell in cells)
-    return "s" if cells and short else ""
+    return "s" if all(len(cell_text(cell)) <= MAX_SHORT_TEXT for cell in cells) else "w"
 
 
 def _cell(cell: object) -> Markup:
