@@ -183,6 +183,13 @@ class TestTokenHeatMap:
             "Lowest: “two” −9.00, “↵three” −8.00, “one” −1.00. Highest: “seven” +2.00, “eight” +1.00, “six” +0.25."
         )
 
+    def test_blank_partial_and_long_units_among_the_extremes(self):
+        text = "  " + "x" * 60 + "abcdefgh"
+        units = [(0, 2), (2, 62), (62, 62), *((62 + i, 63 + i) for i in range(8))]
+        rewards = [-9.0, -8.0, -7.0, *map(float, range(8))]
+        document = Document(token_heat_map(text, units, rewards, ColorScale(5.0), unit="sentence"))
+        assert f"Lowest: “··” −9.00, “{'x' * 39}…” −8.00, “▯” −7.00. Highest: “h” +7.00," in document.text
+
     def test_white_space_and_parts_of_characters_are_visible(self):
         text = "a\n\n  \t 9\u200bé"
         offsets = [(0, 1), (1, 3), (3, 6), (6, 9), (9, 9), (9, 10)]

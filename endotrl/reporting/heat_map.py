@@ -195,13 +195,18 @@ def _extremes(text: str, offsets: Sequence[tuple[int, int]], rewards: Sequence[f
     if len(order) < MIN_FOR_EXTREMES:
         return Markup("")
     lowest, highest = (
-        ", ".join(
-            f"“{plain(text[slice(*offsets[i])].strip(' '), newline='↵') or '▯'}” {number(rewards[i], 2, sign=True)}"
-            for i in chosen
-        )
+        ", ".join(f"“{_brief(text[slice(*offsets[i])])}” {number(rewards[i], 2, sign=True)}" for i in chosen)
         for chosen in (order[:3], order[:-4:-1])
     )
     return Markup('<p class="meta extremes" dir="auto">{}</p>').format(f"Lowest: {lowest}. Highest: {highest}.")
+
+
+def _brief(token: str) -> str:
+    """A token, or the beginning of a sentence, within a line of text."""
+    if token == "":
+        return "▯"
+    shown = token.replace(" ", "·") if token.isspace() else token.strip(" ")
+    return plain(shown if len(shown) <= 40 else f"{shown[:39]}…", newline="↵")
 
 
 def _token_text(token: str) -> Markup:

@@ -37,7 +37,7 @@ img-src data:; base-uri 'none'; form-action 'none'">
 """)
 
 
-# Characters that a cell of a column of short text may have: the longest names of scorers have 40.
+# Characters that a cell of a column of short text may have: the longest names of scorers have about as many.
 MAX_SHORT_TEXT = 40
 # Pixels, at the 144 dots an inch of reports: text of 9 points in a picture of 7 inches is still read at the width of a phone.
 MAX_PHONE_PIXELS = 1008
@@ -133,8 +133,8 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]], caption: str
 
 def figure(image: bytes | SupportsSavefig, caption: str = "", alt: str = "") -> Markup:
     """
-    A picture, embedded in the page. It is as wide as the page; one that would be too small to read on a narrow screen
-    scrolls sideways there.
+    A picture, embedded in the page. It is never wider than the page, but where a narrow screen would make it too small to
+    read, it scrolls sideways.
 
     Args:
         image (`bytes` or `matplotlib.figure.Figure`):
