@@ -14,14 +14,10 @@ import argparse
 import json
 import logging
 import os
-import platform
-import shlex
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -32,6 +28,7 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
+from benchmarks.measure import describe_run, machine_line
 from endotrl import DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward, PPOConfig, PPOTrainer
 from endotrl.quickstart import arithmetic
 from endotrl.quickstart.demo import ARITHMETIC, PRETRAINING_STEPS, WRONG_DEMONSTRATIONS
@@ -193,8 +190,7 @@ def page(results: list[dict[str, Any]], settings: dict[str, Any]) -> str:
     lines = [
         "# The demo's arithmetic task under every trainer",
         "",
-        f"Command: `{settings['command']}`. Machine: {settings['machine']}. {settings['versions']}. "
-        f"Time: {settings['seconds'] / 60:.0f} minutes.",
+        f"{machine_line(settings)} Time: {settings['seconds'] / 60:.0f} minutes, runs side by side, one thread each.",
         "",
         f"Base model, questions and reward of `endotrl demo --task arithmetic`; {settings['steps']} steps of 256 answers, "
         "one optimizer step for each, "
@@ -266,10 +262,8 @@ def as_they_come(
 def save(results: list[dict[str, Any]], args: argparse.Namespace, started: float) -> None:
     """Writes what is there after every run: JSON always, plot and page at the end."""
     settings = {
-        "command": shlex.join(["python", "-m", "benchmarks.arithmetic_trainers", *sys.argv[1:]]),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, one thread a run",
-        "versions": ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl"))
-        + f", Python {platform.python_version()}",
+        **describe_run("benchmarks.arithmetic_trainers", "cpu"),
+        "threads": 1,  # of every run
         "seconds": time.perf_counter() - started,
         "steps": args.steps,
         "seeds": args.seeds,

@@ -18,7 +18,7 @@ from .items import Item
 from .report import report_page
 from .results import evaluate
 from .runner import score_items
-from .scorers import DEFAULT, base_name, expand_names, make_form, make_scorer, needs_model
+from .scorers import DEFAULT, base_names, check_name, expand_names, make_scorer
 from .sources import read_rows
 from .storage import RunFolder, now, versions, write_json
 from .tables import markdown_page, terminal_rows
@@ -54,10 +54,8 @@ def run_benchmark(args: argparse.Namespace, command: str) -> dict[str, Any]:
         "judge_reasoning_tokens": args.judge_reasoning,
     }
     vocab_size = placement.config.get_text_config().vocab_size
-    for name in names:
-        base = base_name(name)
-        if not needs_model(base):
-            make_form(base, vocab_size)  # raises now if there is none of that name
+    for name in base_names(names):
+        check_name(name, vocab_size)
     tokenizer = AutoTokenizer.from_pretrained(placement.config._name_or_path, trust_remote_code=args.trust_remote_code)
     if tokenizer.chat_template is None:
         settings["chat"] = chat = False
@@ -160,7 +158,7 @@ def show(results: Mapping[str, Any], folder: RunFolder) -> None:
     console = Console(highlight=False)
     title = f"{results['title']}, {results['num_items']} items, {results['model']}"
     console.print()
-    console.print(terminal_table(*terminal_rows(results), title))
+    console.print(terminal_table(*terminal_rows(results), title, fold=True))
     if results["length"]:
         console.print(
             "bias: accuracy where the better response is longer minus where it is shorter; 0 is balanced.",

@@ -21,7 +21,7 @@ def run_compare(args: argparse.Namespace) -> dict[str, Any]:
     console = Console(highlight=False)
     console.print()
     title = f"{found['benchmark']}: B minus A on {found['num_units']} items"
-    console.print(terminal_table(*comparison_rows(found, short=True), title))
+    console.print(terminal_table(*comparison_rows(found, short=True), title, fold=True))
     console.print(f"A: {args.a} ({a['model']})", markup=False, soft_wrap=True)
     console.print(f"B: {args.b} ({b['model']})", markup=False, soft_wrap=True)
     if found["left_out"]:

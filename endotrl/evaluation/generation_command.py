@@ -27,7 +27,7 @@ from .generation import (
 from .items import Item
 from .math_answers import Question, is_right, read_questions, same_answer
 from .results import estimates_to_json, plain_means
-from .scorers import base_names, make_scorer
+from .scorers import base_names, check_name, make_scorer
 from .statistics import Unit, difference_in_words, differences, estimates, resampling_weights
 from .storage import RunFolder, append_lines, now, read_lines, versions, write_json
 from .tables import interval, markdown_page, value
@@ -87,11 +87,13 @@ def run_best_of_n(args: argparse.Namespace, command: str) -> dict[str, Any]:
     questions = read_questions(args.data, args.question, args.answer, args.limit)
     names = base_names(args.scorers or BEST_OF_N_SCORERS)
     folder, engine, settings = _open(args, "eval-best-of-n")
-    answers = _answers(args, questions, folder, engine, greedy=False)
     judge = engine
     if args.reward_model is not None:
         placement, _ = open_model(argparse.Namespace(**{**vars(args), "model": args.reward_model}))
         judge = Engine(placement, chat=engine.chat, max_tokens_per_batch=args.max_tokens_per_batch)
+    for name in names:
+        check_name(name, judge.vocab_size)
+    answers = _answers(args, questions, folder, engine, greedy=False)
     scorers = [make_scorer(name, judge, dtype=args.dtype, device=args.device) for name in names]
     units: dict[str, list[Unit]] = {name: [] for name in [*names, "majority", "random", "best possible"]}
     for question in tqdm(questions, desc="Choosing", unit=" questions", disable=args.quiet):
@@ -290,7 +292,7 @@ def _show(results: Mapping[str, Any], folder: RunFolder, rows: Sequence[Sequence
     console.print()
     cells = [[number(v, 1 if m == "tokens" else 3), i, m, n] for n, m, v, i in rows]
     title = f"{results['title']}: {results['num_items']} questions, {results['model']}"
-    console.print(terminal_table(["value", "95% interval", "metric", "of"], cells, title))
+    console.print(terminal_table(["value", "95% interval", "metric", "of"], cells, title, fold=True))
     for statement in results["statements"]:
         console.print(f"- {statement}", markup=False)
     for path in (folder.report_path, folder.table_path, folder.results_path):

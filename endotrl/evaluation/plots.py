@@ -19,14 +19,14 @@ def plot_metric(results: Mapping[str, Any]) -> bytes:
     metric = results["main_metric"]
     names = sorted(results["metrics"], key=lambda name: value(results, name, metric) or 0.0)
     plt = _pyplot()
-    fig, axis = plt.subplots(figsize=(8, 0.6 + 0.28 * len(names)), layout="constrained")
+    fig, axis = plt.subplots(figsize=(6, 0.6 + 0.28 * len(names)), layout="constrained")
     for y, name in enumerate(names):
         estimate = results["metrics"][name][metric]
         color = GREY if name in CONTROLS else BLUE
         if estimate["low"] is not None:
             axis.plot([estimate["low"], estimate["high"]], [y, y], color=color, linewidth=2, alpha=0.5)
         axis.plot(estimate["value"], y, "o", color=color, markersize=5)
-    axis.set_yticks(range(len(names)), names, fontsize=8)
+    axis.set_yticks(range(len(names)), names, fontsize=9)
     axis.set(xlabel=f"{metric}, with 95% interval")
     axis.grid(axis="x", alpha=0.3)
     return _png(fig)
@@ -36,7 +36,7 @@ def plot_levels(results: Mapping[str, Any], levels: tuple[str, ...]) -> bytes:
     """A few metrics side by side for each scorer, such as RM-Bench's easy, normal and hard: balanced is where they meet."""
     names = list(results["metrics"])[::-1]
     plt = _pyplot()
-    fig, axis = plt.subplots(figsize=(8, 0.6 + 0.28 * len(names)), layout="constrained")
+    fig, axis = plt.subplots(figsize=(6, 0.6 + 0.28 * len(names)), layout="constrained")
     for y, name in enumerate(names):
         found = [value(results, name, level) or 0.0 for level in levels]
         axis.plot([min(found), max(found)], [y, y], color=GREY, linewidth=1.5, alpha=0.6)
@@ -50,7 +50,7 @@ def plot_levels(results: Mapping[str, Any], levels: tuple[str, ...]) -> bytes:
             markersize=5,
         )
     axis.axvline(0.5, color=GREY, linestyle=":", linewidth=1)
-    axis.set_yticks(range(len(names)), names, fontsize=8)
+    axis.set_yticks(range(len(names)), names, fontsize=9)
     axis.set(xlabel="accuracy", xlim=(-0.02, 1.02))
     axis.legend(frameon=False, ncols=len(levels), loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return _png(fig)
@@ -60,14 +60,14 @@ def plot_length(results: Mapping[str, Any]) -> bytes:
     """Accuracy where the better response is longer, and where it is shorter: far apart means that length decides."""
     names = [name for name in results["length"] if length_of(results, name, "bias") is not None][::-1]
     plt = _pyplot()
-    fig, axis = plt.subplots(figsize=(8, 0.6 + 0.28 * max(1, len(names))), layout="constrained")
+    fig, axis = plt.subplots(figsize=(6, 0.6 + 0.28 * max(1, len(names))), layout="constrained")
     for y, name in enumerate(names):
         longer, shorter = (length_of(results, name, f"better_is_{which}") for which in ("longer", "shorter"))
         axis.plot([longer, shorter], [y, y], color=GREY, linewidth=1.5, alpha=0.6)
         axis.plot(longer, y, ">", color=BLUE, label="better is longer" if y == 0 else None)
         axis.plot(shorter, y, "<", color=ORANGE, label="better is shorter" if y == 0 else None)
     axis.axvline(0.5, color=GREY, linestyle=":", linewidth=1)
-    axis.set_yticks(range(len(names)), names, fontsize=8)
+    axis.set_yticks(range(len(names)), names, fontsize=9)
     axis.set(xlabel="accuracy", xlim=(-0.02, 1.02))
     if names:
         axis.legend(frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
@@ -77,7 +77,7 @@ def plot_length(results: Mapping[str, Any]) -> bytes:
 def plot_calibration(results: Mapping[str, Any]) -> bytes:
     """Accuracy against margin, for the first scorers."""
     plt = _pyplot()
-    fig, axis = plt.subplots(figsize=(8, 3.2), layout="constrained")
+    fig, axis = plt.subplots(figsize=(6, 3.2), layout="constrained")
     for color, (name, bins) in zip(CYCLE, results["calibration"].items(), strict=False):
         axis.plot(
             range(1, len(bins) + 1), [part["accuracy"] for part in bins], "o-", color=color, label=name, markersize=4

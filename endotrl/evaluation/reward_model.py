@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An explicit reward model: any sequence-classification checkpoint with one output."""
+"""An explicit reward model: a sequence-classification checkpoint with one output, or a sentence reward model."""
 
 from collections.abc import Sequence
 
@@ -8,11 +8,51 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from ..rewards.sentence import SentenceReward
 from ..scoring.batching import plan_batches
 from ..scoring.messages import as_messages
-from ..scoring.placement import resolve_dtype
+from ..scoring.placement import load_config, resolve_dtype
+from ..sentence.configuration import SentenceRewardConfig
 from .engine import Engine, ScoredResponse
 from .items import Item
+
+
+class SentenceModel:
+    """
+    Scores responses with a trained [`SentenceRewardModel`], as [`SentenceReward`] does. What does not fit its context is the
+    beginning of a prompt.
+
+    Args:
+        path (`str`), engine ([`Engine`]), dtype (`str`, *optional*), device (`str`, *optional*):
+            As for [`RewardModel`].
+    """
+
+    needs_alone = False
+
+    def __init__(self, path: str, engine: Engine, dtype: str = "auto", device: str | None = None) -> None:
+        self.name = f"reward_model:{path}"
+        self._engine = engine
+        self._reward = SentenceReward(
+            path,
+            max_tokens_per_batch=engine.max_tokens_per_batch,
+            dtype=dtype,
+            device=device,
+            overlong_prompt="truncate_left",
+        ).load()
+
+    def score(self, item: Item, responses: Sequence[ScoredResponse]) -> list[float]:
+        """One number a response."""
+        return self.score_items([item])[0]
+
+    def score_items(self, items: Sequence[Item], progress: bool = False) -> list[list[float]]:
+        """One number a response, for several items at once."""
+        _check_no_steps(self.name, items)
+        owners = [(item, response) for item in items for response in item.responses]
+        rows = self._reward.score(
+            [self._engine.prompt(item) for item, _ in owners], [response for _, response in owners], progress=progress
+        )
+        flat = iter(row.score for row in rows)
+        return [[next(flat) for _ in item.responses] for item in items]
 
 
 class RewardModel:
@@ -29,27 +69,24 @@ class RewardModel:
             As for [`EndogenousReward`].
 
     Raises:
-        `ValueError`: If the checkpoint has no single output.
+        `OSError`: If the checkpoint lacks weights.
     """
 
     needs_alone = False
 
-    def __init__(
-        self,
-        path: str,
-        engine: Engine,
-        dtype: str = "auto",
-        device: str | None = None,
-    ) -> None:
+    def __init__(self, path: str, engine: Engine, dtype: str = "auto", device: str | None = None) -> None:
         self.name = f"reward_model:{path}"
         self._engine = engine
         place = PartialState().device if device is None else torch.device(device)
         self._tokenizer = AutoTokenizer.from_pretrained(path)
-        self._model = AutoModelForSequenceClassification.from_pretrained(path, dtype=resolve_dtype(dtype, place))
-        if self._model.config.num_labels != 1:
-            raise ValueError(
-                f"{path} has {self._model.config.num_labels} outputs, but a reward model has one: its score. Is it a "
-                "sequence-classification checkpoint with num_labels=1, as TRL's RewardTrainer saves it?"
+        self._model, info = AutoModelForSequenceClassification.from_pretrained(
+            path, dtype=resolve_dtype(dtype, place), output_loading_info=True
+        )
+        if info["missing_keys"]:
+            # transformers fills them with random numbers.
+            raise OSError(
+                f"The checkpoint of the reward model {path!r} lacks weights: {', '.join(sorted(info['missing_keys'])[:5])}. It "
+                "was cut off while it was saved or downloaded, or is one of another kind of model."
             )
         if self._model.config.pad_token_id is None:
             # Where a classifier reads its last token depends on it.
@@ -65,11 +102,8 @@ class RewardModel:
     @torch.no_grad()
     def score_items(self, items: Sequence[Item], progress: bool = False) -> list[list[float]]:
         """One number a response, for several items at once."""
-        rows = []
-        for item in items:
-            if item.steps is not None:
-                raise ValueError(f"{self.name} scores whole responses, not steps. Leave it out of --scorers.")
-            rows += [self._ids(item, response) for response in item.responses]
+        _check_no_steps(self.name, items)
+        rows = [self._ids(item, response) for item in items for response in item.responses]
         limit = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
         rows = [row if limit is None else row[-limit:] for row in rows]
         scores = [0.0] * len(rows)
@@ -96,3 +130,27 @@ class RewardModel:
             return ids if end is None or ids[-1] == end else [*ids, end]
         text = self._tokenizer.apply_chat_template([*prompt, *as_messages(response)], tokenize=False)  # type: ignore[arg-type]
         return self._tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _check_no_steps(name: str, items: Sequence[Item]) -> None:
+    if any(item.steps is not None for item in items):
+        raise ValueError(f"{name} scores whole responses, not steps. Leave it out of --scorers.")
+
+
+def reward_model_class(path: str) -> type[RewardModel] | type[SentenceModel]:
+    """
+    What scores with the reward model at a path, by its configuration.
+
+    Raises:
+        `OSError`: If there is no model of that name.
+        `ValueError`: If it is no reward model.
+    """
+    config = load_config(path)
+    if isinstance(config, SentenceRewardConfig):
+        return SentenceModel
+    if config.num_labels != 1:
+        raise ValueError(
+            f"{path} has {config.num_labels} outputs, but a reward model has one: its score. Is it a "
+            "sequence-classification checkpoint with num_labels=1, as TRL's RewardTrainer saves it, or a sentence reward model?"
+        )
+    return RewardModel

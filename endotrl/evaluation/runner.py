@@ -14,7 +14,7 @@ from .engine import Engine, ScoredResponse
 from .forms import markdown_density, residuals, token_counts
 from .items import Item
 from .judges import Judge
-from .reward_model import RewardModel
+from .reward_model import RewardModel, SentenceModel
 from .scorers import RESIDUALS, Scorer, base_name, base_names, make_form, needs_model
 from .storage import RunFolder, append_lines, merge_line
 
@@ -161,5 +161,5 @@ def _has_stats(folder: RunFolder, item: Item, alone: bool) -> bool:
 
 
 def _score_by_model(scorer: Scorer, items: Sequence[Item], progress: bool) -> list[list[float]]:
-    assert isinstance(scorer, Judge | RewardModel)
+    assert isinstance(scorer, Judge | RewardModel | SentenceModel)
     return scorer.score_items(items, progress)

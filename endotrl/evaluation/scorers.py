@@ -8,7 +8,7 @@ from .engine import Engine, ScoredResponse
 from .forms import ALIASES, CONTROLS, RELATIVE_PERPLEXITY, STEP_AGGREGATES, Control, Form, RelativePerplexity
 from .items import Item
 from .judges import JUDGES, Judge
-from .reward_model import RewardModel
+from .reward_model import reward_model_class
 
 
 SINGLE_PASS = (
@@ -132,6 +132,20 @@ def needs_model(name: str) -> bool:
     return name in JUDGES or name.startswith(REWARD_MODEL)
 
 
+def check_name(name: str, vocab_size: int) -> None:
+    """
+    Raises what [`make_scorer`] would raise for a name, before any weights are loaded.
+
+    Raises:
+        `ValueError`: If there is no scorer of that name, or its model is no reward model.
+        `OSError`: If there is no model of that name.
+    """
+    if name.startswith(REWARD_MODEL):
+        reward_model_class(name.removeprefix(REWARD_MODEL))
+    elif not needs_model(name):
+        make_form(name, vocab_size)
+
+
 def make_scorer(
     name: str, engine: Engine, reasoning_tokens: int = 0, dtype: str = "auto", device: str | None = None
 ) -> Scorer:
@@ -153,5 +167,5 @@ def make_scorer(
             return Judge(kind, engine, reasoning_tokens)
     if name.startswith(REWARD_MODEL):
         path = name.removeprefix(REWARD_MODEL)
-        return RewardModel(path, engine, dtype, device)
+        return reward_model_class(path)(path, engine, dtype, device)
     return make_form(name, engine.vocab_size)

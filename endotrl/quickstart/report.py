@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from .. import __version__
-from ..reporting import ColorScale, figure, legend, page, table, token_heat_map
+from ..reporting import ColorScale, figure, legend, number, page, table, token_heat_map
 from .demo import Part, accuracy_rows, summary
 
 
@@ -159,7 +159,7 @@ def _heat_maps(part: Part) -> Markup:
                 entropies=None if stats.entropies is None else stats.entropies.tolist(),
                 eos=stats.finished,
                 prompt=question,
-                meta=f"reward {rewards.sum():.1f} nats",
+                meta=f"reward {number(rewards.sum().item(), 1)} nats",
             )
         )
     return Markup("").join(blocks)

@@ -13,6 +13,7 @@ from .text import JOINERS, character_name, is_hidden, number, plain
 STEPS = 8  # shades on each side of neutral
 # Opacity of the strongest shade. Text stays readable on every shade, in both modes: a test computes the contrast.
 OPACITY = 0.75
+MIN_FOR_EXTREMES = 8  # tokens; fewer are taken in at a glance
 # Blue and orange are told apart with every common colour blindness. They are laid over the page's own background, so
 # that neutral is white on a white page and dark on a dark one.
 SHADES = "\n".join(
@@ -76,6 +77,7 @@ class ColorScale:
 def legend(scale: ColorScale, what: str = "token reward, nats") -> Markup:
     """The colours of a page's heat maps, with what they stand for."""
     low, high = scale.center - scale.limit, scale.center + scale.limit
+    decimals = max(1, -math.floor(math.log10(scale.limit)))  # a small limit is not written as 0.0
     shades = [f"n{i}" for i in range(STEPS, 0, -1)] + [""] + [f"p{i}" for i in range(1, STEPS + 1)]
     return Markup(
         '<div class="legend"><span>{what}</span><span class="bar">≤ {low}<span class="ramp" '
@@ -83,9 +85,9 @@ def legend(scale: ColorScale, what: str = "token reward, nats") -> Markup:
         "see its numbers.</span></div>"
     ).format(
         what=what,
-        low=number(low, 1, sign=True),
-        high=number(high, 1, sign=True),
-        center=number(scale.center, 1),
+        low=number(low, decimals, sign=True),
+        high=number(high, decimals, sign=True),
+        center=number(scale.center, decimals),
         ramp=Markup("").join(Markup('<i class="{}"></i>').format(shade) for shade in shades),
     )
 
@@ -106,8 +108,8 @@ def token_heat_map(
     meta: str = "",
 ) -> Markup:
     """
-    A completion with every token in the colour of its reward. Pointing at a token, or tapping it, shows its numbers.
-    The units may be others than tokens, such as sentences.
+    A completion with every token in the colour of its reward. Pointing at a token, or tapping it, shows its numbers; the
+    lowest and the highest stand below. The units may be others than tokens, such as sentences.
 
     Args:
         text (`str`):
@@ -179,11 +181,32 @@ def token_heat_map(
         )
     if end < len(text):
         pieces.append(Markup('<span class="gap">{}</span>').format(_token_text(text[end:])))
-    return Markup('<div class="heat">{meta}{prompt}<p class="tokens" dir="auto">{tokens}</p></div>').format(
+    return Markup('<div class="heat">{meta}{prompt}<p class="tokens" dir="auto">{tokens}</p>{extremes}</div>').format(
         meta=Markup('<p class="meta">{}</p>').format(plain(meta)) if meta else "",
         prompt=Markup('<div class="prompt" dir="auto">{}</div>').format(plain(prompt)) if prompt else "",
         tokens=Markup("").join(pieces),
+        extremes=_extremes(text, offsets, columns[0][1]),
     )
+
+
+def _extremes(text: str, offsets: Sequence[tuple[int, int]], rewards: Sequence[float]) -> Markup:
+    """The lowest and the highest rewards in words, for those who see no colours and point at nothing, and on paper."""
+    order = sorted((i for i in range(len(rewards)) if not math.isnan(rewards[i])), key=lambda i: rewards[i])
+    if len(order) < MIN_FOR_EXTREMES:
+        return Markup("")
+    lowest, highest = (
+        ", ".join(f"“{_brief(text[slice(*offsets[i])])}” {number(rewards[i], 2, sign=True)}" for i in chosen)
+        for chosen in (order[:3], order[:-4:-1])
+    )
+    return Markup('<p class="meta extremes" dir="auto">{}</p>').format(f"Lowest: {lowest}. Highest: {highest}.")
+
+
+def _brief(token: str) -> str:
+    """A token, or the beginning of a sentence, within a line of text."""
+    if token == "":
+        return "▯"
+    shown = token.replace(" ", "·") if token.isspace() else token.strip(" ")
+    return plain(shown if len(shown) <= 40 else f"{shown[:39]}…", newline="↵")
 
 
 def _token_text(token: str) -> Markup:

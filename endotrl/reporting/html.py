@@ -37,6 +37,12 @@ img-src data:; base-uri 'none'; form-action 'none'">
 """)
 
 
+# Characters that a cell of a column of short text may have: the longest names of scorers have about as many.
+MAX_SHORT_TEXT = 40
+# Pixels, at the 144 dots an inch of reports: text of 9 points in a picture of 7 inches is still read at the width of a phone.
+MAX_PHONE_PIXELS = 1008
+
+
 class SupportsSavefig(Protocol):
     """A matplotlib figure, as far as a report needs one."""
 
@@ -91,7 +97,8 @@ def page(
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "") -> Markup:
     """
     An HTML table. Numbers are aligned right and rounded to three decimals, `None` is a dash, `Markup` is kept, and
-    anything else is text. On a narrow screen it scrolls sideways by itself.
+    anything else is text. On a narrow screen it scrolls sideways by itself, under its caption and beside a first column
+    of short text; columns of short text do not wrap.
 
     Args:
         headers (`Sequence[str]`):
@@ -105,20 +112,20 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]], caption: str
     for row in cells:
         if len(row) != len(headers):
             raise ValueError(f"A row has {len(row)} cells, but the table has {len(headers)} columns: {headers}.")
-    right = [bool(cells) and all(row[i] is None or is_number(row[i]) for row in cells) for i in range(len(headers))]
+    kinds = [_column_class([row[i] for row in cells]) for i in range(len(headers))]
 
     def line(tag: str, row: Sequence[object]) -> Markup:
         return Markup("<tr>{}</tr>").format(
             Markup("").join(
                 Markup("<{tag}{css}>{cell}</{tag}>").format(
-                    tag=Markup(tag), css=Markup(' class="r"') if right[i] else "", cell=_cell(cell)
+                    tag=Markup(tag), css=Markup(' class="{}"').format(kinds[i]) if kinds[i] else "", cell=_cell(cell)
                 )
                 for i, cell in enumerate(row)
             )
         )
 
     return Markup('<div class="scroll"><table>{}<thead>{}</thead><tbody>{}</tbody></table></div>').format(
-        Markup("<caption>{}</caption>").format(plain(caption)) if caption else "",
+        Markup("<caption><span>{}</span></caption>").format(plain(caption)) if caption else "",
         line("th", headers),
         Markup("").join(line("td", row) for row in cells),
     )
@@ -126,7 +133,8 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]], caption: str
 
 def figure(image: bytes | SupportsSavefig, caption: str = "", alt: str = "") -> Markup:
     """
-    A picture, embedded in the page.
+    A picture, embedded in the page. It is never wider than the page, but where a narrow screen would make it too small to
+    read, it scrolls sideways.
 
     Args:
         image (`bytes` or `matplotlib.figure.Figure`):
@@ -142,15 +150,28 @@ def figure(image: bytes | SupportsSavefig, caption: str = "", alt: str = "") -> 
         image = buffer.getvalue()
     if not image.startswith(b"\x89PNG\r\n\x1a\n"):
         raise ValueError(f"The image is not a PNG file: it begins with {image[:8]!r}.")
-    return Markup('<figure><img alt="{}" src="data:image/png;base64,{}">{}</figure>').format(
-        plain(alt or caption),
-        base64.b64encode(image).decode("ascii"),
+    picture = Markup('<img alt="{}" src="data:image/png;base64,{}">').format(
+        plain(alt or caption), base64.b64encode(image).decode("ascii")
+    )
+    if int.from_bytes(image[16:20], "big") > MAX_PHONE_PIXELS:  # the width, in the header of a PNG file
+        picture = Markup('<div class="scroll">{}</div>').format(picture)
+    return Markup("<figure>{}{}</figure>").format(
+        picture,
         Markup("<figcaption>{}</figcaption>").format(plain(caption)) if caption else "",
     )
 
 
 def _paragraph(content: Markup | str) -> Markup:
     return content if isinstance(content, Markup) else Markup("<p>{}</p>").format(plain(content))
+
+
+def _column_class(cells: Sequence[object]) -> str:
+    """`"r"` for numbers, `"s"` for short text, `"w"` for text that wraps, `""` for blocks."""
+    if not cells or any(isinstance(cell, Markup) for cell in cells):
+        return ""
+    if all(cell is None or is_number(cell) for cell in cells):
+        return "r"
+    return "s" if all(len(cell_text(cell)) <= MAX_SHORT_TEXT for cell in cells) else "w"
 
 
 def _cell(cell: object) -> Markup:

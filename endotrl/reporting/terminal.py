@@ -33,10 +33,12 @@ def terminal_text(text: str, limit: int = 300) -> str:
     return "".join(c for c in text if not is_hidden(c) and c not in JOINERS)[:limit]
 
 
-def terminal_table(headers: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> "Table":
+def terminal_table(
+    headers: Sequence[str], rows: Iterable[Sequence[object]], title: str = "", fold: bool = False
+) -> "Table":
     """
-    A table for [`rich.console.Console.print`]. Numbers are aligned right; the last column takes the width that is left
-    and is cut with an ellipsis; text is never read as markup.
+    A table for [`rich.console.Console.print`]. Numbers are aligned right; the last column takes the width that is left;
+    text is never read as markup.
 
     Args:
         headers (`Sequence[str]`):
@@ -45,6 +47,9 @@ def terminal_table(headers: Sequence[str], rows: Iterable[Sequence[object]], tit
             Cells of each row.
         title (`str`, *optional*):
             Line above the table.
+        fold (`bool`, *optional*, defaults to `False`):
+            What becomes of text that is too long for the last column: `True` lets it go on in the next line, `False` cuts
+            it with an ellipsis.
     """
     from rich import box
     from rich.table import Table
@@ -55,7 +60,12 @@ def terminal_table(headers: Sequence[str], rows: Iterable[Sequence[object]], tit
 
     cells = [list(row) for row in rows]
     result = Table(
-        title=text(title) if title else None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, expand=True
+        title=text(title) if title else None,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+        expand=True,
     )
     for i, header in enumerate(headers):
         last = i == len(headers) - 1
@@ -64,8 +74,8 @@ def terminal_table(headers: Sequence[str], rows: Iterable[Sequence[object]], tit
             text(header),
             justify="right" if right else "left",
             ratio=1 if last else None,
-            no_wrap=True,
-            overflow="ellipsis",
+            no_wrap=not (last and fold),
+            overflow="fold" if last and fold else "ellipsis",
         )
     for row in cells:
         result.add_row(*map(text, row))

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..scoring.token_stats import TokenStats
+
 
 def length_slope_sums(
     outcomes: Sequence[float | None], lengths: Sequence[int], groups: Sequence[Hashable]
@@ -219,3 +221,35 @@ def as_correction(correction: Correction | CorrectionName | None, token_reward: 
             '`token_reward="log_prob"`.'
         )
     return correction
+
+
+def correct_tokens(rewards: Tensor, stats: TokenStats, correction: Correction | None) -> Tensor:
+    """
+    Token rewards with what [`ClipTokens`] and [`InformationGain`] take out of them. ([`LengthControl`] corrects outcomes of a
+    batch.)
+
+    Args:
+        rewards (`torch.Tensor` of shape `(H,)`):
+            Token rewards, one a scored token.
+        stats ([`TokenStats`]):
+            What they were made from.
+        correction ([`Correction`], *optional*):
+            The correction.
+
+    Returns:
+        `torch.Tensor` of shape `(H,)`.
+
+    Raises:
+        `ValueError`: If [`InformationGain`] is asked, and the statistics have no log-probabilities of the generalist.
+    """
+    if isinstance(correction, ClipTokens):
+        return rewards.clamp(correction.low, correction.high)
+    if isinstance(correction, InformationGain):
+        if stats.generalist_log_probs is None:
+            raise ValueError(
+                "These token statistics have no `generalist_log_probs`, which `InformationGain` needs: they were not made by "
+                "this reward. Score the completions with it."
+            )
+        gains = rewards - stats.alpha * stats.generalist_log_probs
+        return gains if correction.weight is None else correction.weight(stats.log_probs.exp()) * gains
+    return rewards

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The endogenous reward as a TRL reward function."""
 
-import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -9,42 +8,36 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from ..bellman import Aggregate, TokenRewardForm, check_alpha, check_discount, outcome_reward, token_rewards
-from ..scoring.batching import plan_batches
-from ..scoring.messages import Completion, Prompt
+from ..scoring.messages import Completion, Prompt, criteria_of_rows
 from ..scoring.offsets import decode_with_offsets
-from ..scoring.placement import LoadedModel, OwnCopy, Placement, place
-from ..scoring.rendering import OverlongPrompt, Rendered, Renderer
-from ..scoring.scorer import FrozenScorer
-from ..scoring.sharding import shards_weights
-from ..scoring.sharing import share_with
+from ..scoring.rendering import OverlongPrompt, Rendered
 from ..scoring.token_stats import TokenStats
 from .corrections import (
-    ClipTokens,
     Correction,
     CorrectionName,
     InformationGain,
     LengthControl,
     as_correction,
+    correct_tokens,
     length_shares,
     length_slope_sums,
 )
 from .dense import DenseScores
 from .diagnostics import batch_diagnostics
+from .frozen_model import FrozenModelReward
 
 
 if TYPE_CHECKING:
     from .reward_model_adapter import RewardModelAdapter
 
 
-logger = logging.getLogger(__name__)
-
 Truncation = Literal["terminal", "bootstrap", "skip"]
 
 
-class EndogenousReward:
+class EndogenousReward(FrozenModelReward):
     r"""
     The reward that a language model already contains (EndoRM, https://huggingface.co/papers/2506.23235): the logits of
     a frozen model, read as a soft Q-function, give every token the reward
@@ -157,20 +150,22 @@ class EndogenousReward:
         _check_choice("aggregate", aggregate, get_args(Aggregate))
         _check_choice("truncation", truncation, get_args(Truncation))
         _check_choice("overlong_prompt", overlong_prompt, get_args(OverlongPrompt))
-        plan_batches([], max_tokens_per_batch)  # raises now if the budget is not a budget
+        super().__init__(
+            model,
+            processing_class,
+            name,
+            max_tokens_per_batch,
+            dtype,
+            device,
+            trust_remote_code,
+            overlong_prompt,
+            chat_template_kwargs,
+            offload,
+        )
         self.alpha, self.gamma = alpha, gamma
         self.token_reward, self.aggregate, self.discount = token_reward, aggregate, discount
         self.truncation = truncation
         self.criterion = criterion
-        self.max_tokens_per_batch = max_tokens_per_batch
-        self.trust_remote_code = trust_remote_code
-        self.overlong_prompt = overlong_prompt
-        self.chat_template_kwargs = chat_template_kwargs
-        self.__name__ = name  # TRL's name for a callable in logs
-        self._processing_class = processing_class
-        # What the user gave holds in every trainer; the rest is taken from the one that the reward is attached to.
-        self._given = (processing_class, chat_template_kwargs)
-        self._placement = place(model, dtype, device, trust_remote_code, offload)
         self.correction = as_correction(correction, token_reward)
         self._length_sums = (0.0, 0.0)
         self._generalist: EndogenousReward | None = None
@@ -186,9 +181,6 @@ class EndogenousReward:
                 trust_remote_code=trust_remote_code,
                 offload=offload,
             )
-        # Made on first use; not pickled.
-        self._renderer: Renderer | None = None
-        self._scorer: FrozenScorer | None = None
 
     def __repr__(self) -> str:
         where = "not attached to a trainer yet" if self._placement is None else self._placement.description
@@ -199,16 +191,11 @@ class EndogenousReward:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Weights are not pickled: a copy is loaded again on first use, a shared one is attached again."""
-        placement = self._placement
-        if isinstance(placement, LoadedModel):
-            placement = placement.as_own_copy(self.trust_remote_code)
-        elif not isinstance(placement, OwnCopy):
-            placement = None
+        state = super().__getstate__()
         correction = self.correction
         if isinstance(correction, InformationGain) and not isinstance(correction.generalist, str):
-            correction = replace(correction, generalist=correction.generalist.config._name_or_path)
-        return {**self.__dict__, "correction": correction, "_placement": placement, "_renderer": None, "_scorer": None}
+            state["correction"] = replace(correction, generalist=correction.generalist.config._name_or_path)
+        return state
 
     def __call__(
         self,
@@ -248,7 +235,7 @@ class EndogenousReward:
             [`Renderer.render`]), and for NaN logits.
             `RuntimeError`: If the reward shares a trainer's weights and is not attached.
         """
-        rows = self._render(prompts, completions, completion_ids, domain)
+        rows = self._rows(prompts, completions, completion_ids, domain)
         return self._score_and_log(rows, log_extra, log_metric)[1]
 
     def outcome_and_token_rewards(
@@ -284,7 +271,7 @@ class EndogenousReward:
                 '`aggregate="mean"` cannot be credited to single tokens, because the weight of a token, one over the '
                 'length, depends on tokens to come. Use `aggregate="sum"` or `"discounted"`, or credit the outcome.'
             )
-        rows = self._render(prompts, completions, completion_ids, domain)
+        rows = self._rows(prompts, completions, completion_ids, domain)
         for i, (row, given) in enumerate(zip(rows, completion_ids or [], strict=completion_ids is not None)):
             if row.completion_ids != list(given):
                 raise ValueError(
@@ -295,14 +282,14 @@ class EndogenousReward:
         stats, outcomes = self._score_and_log(rows, log_extra, log_metric)
         slope = self._length_slope
         token_rewards = [
-            self._on_all_tokens(
-                row, self._weights(row) * self._action_rewards(row) + length_shares(len(row.token_ids), slope)
+            row.on_all_tokens(
+                self._weights(row) * self._action_rewards(row) + length_shares(len(row.token_ids), slope)
             )
             for row in stats
         ]
         if self.token_reward != "bellman":
             return DenseScores(outcomes, token_rewards)
-        values = [self._on_all_tokens(row, self._weights(row) * row.soft_values[:-1]) for row in stats]
+        values = [row.on_all_tokens(self._weights(row) * row.soft_values[:-1]) for row in stats]
         return DenseScores(outcomes, token_rewards, values)
 
     def _score_and_log(
@@ -352,13 +339,6 @@ class EndogenousReward:
         discount = self.discount if self.aggregate == "discounted" else 1.0
         return (discount ** torch.arange(len(stats.token_ids), dtype=torch.float64)).float()
 
-    @staticmethod
-    def _on_all_tokens(stats: TokenStats, values: Tensor) -> Tensor:
-        """Values of the scored tokens among all tokens of the completion, 0 at the others."""
-        scattered = torch.zeros(stats.num_completion_tokens)
-        scattered[stats.positions] = values
-        return scattered
-
     def token_rewards(
         self,
         prompts: Sequence[Prompt],
@@ -379,7 +359,7 @@ class EndogenousReward:
             `truncation="skip"`, those of a truncated completion are NaN.
         """
         stats = self._score_rows(
-            self._render(prompts, completions, completion_ids, domain), entropy=self.token_reward == "centered"
+            self._rows(prompts, completions, completion_ids, domain), entropy=self.token_reward == "centered"
         )
         return [self.token_rewards_from(row) for row in stats]
 
@@ -408,7 +388,7 @@ class EndogenousReward:
             `list[TokenStats]`, in the order given. [`token_rewards_from`] and [`aggregate_from`] turn them into
             rewards.
         """
-        rows = self._render(prompts, completions, completion_ids, domain)
+        rows = self._rows(prompts, completions, completion_ids, domain)
         results = []
         scored = self._score_rows(rows, entropy=True, mean_logits=mean_logits, progress=progress)
         for row, stats in zip(rows, scored, strict=True):
@@ -419,7 +399,7 @@ class EndogenousReward:
 
     def token_rewards_from(self, stats: TokenStats) -> Tensor:
         """Token rewards of a scored completion, of shape `(H,)`: one a token of the completion, 0 where a tool wrote."""
-        return self._on_all_tokens(stats, self._action_rewards(stats))
+        return stats.on_all_tokens(self._action_rewards(stats))
 
     def aggregate_from(self, stats: TokenStats) -> float | None:
         """
@@ -434,98 +414,6 @@ class EndogenousReward:
         # Only Bellman rewards contain the potential V, of which V(s_1) is a constant of the prompt.
         initial_value = stats.soft_values[0].double() if self.token_reward == "bellman" else 0.0
         return outcome_reward(self._action_rewards(stats), initial_value, aggregate, self.discount).item()
-
-    @property
-    def is_shared(self) -> bool:
-        """`True` if this reward has no weights of its own: made with `model=None`, or attached to a trainer."""
-        return not isinstance(self._placement, OwnCopy | LoadedModel)
-
-    def attach(self, trainer: Any) -> "EndogenousReward":
-        """
-        Shares the frozen weights of a trainer, so that the reward adds no second model to memory: with LoRA, the policy
-        with its adapter disabled; with `beta` > 0, the trainer's reference model. Where the trainer runs these weights
-        over the completions anyway (`beta` > 0), the reward reads that pass instead of running its own.
-
-        Args:
-            trainer ([`~trl.GRPOTrainer`], [`~trl.RLOOTrainer`] or `OnlineDPOTrainer`):
-                The trainer that has this reward among its `reward_funcs`.
-
-        Returns:
-            This reward.
-
-        Raises:
-            `ValueError`: If the trainer holds no frozen weights, moves them (`sync_ref_model=True`) or shards them by
-            FSDP1, or if this reward was made for another model.
-
-        Example:
-        ```python
-        >>> reward = EndogenousReward(model=None)
-        >>> trainer = GRPOTrainer(model, reward_funcs=reward, args=GRPOConfig(beta=0.1), train_dataset=dataset)
-        >>> reward.attach(trainer)
-        >>> trainer.train()
-        ```
-        """
-        placement = share_with(trainer)
-        if self._placement is not None:
-            ours, theirs = self._placement.config._name_or_path, placement.config._name_or_path
-            # A model that was built and never saved has no name to compare.
-            if not ours or ours != theirs:
-                raise ValueError(
-                    f"The reward was made for the model {ours!r}, but the trainer's frozen weights are of {theirs!r}. "
-                    "Make it with `model=None` to share the trainer's, or do not attach it to keep its own."
-                )
-        if self._placement is not None and self._placement.recorder is not None:
-            self._placement.recorder.close()
-        self._placement = placement
-        processing_class, chat_template_kwargs = self._given
-        self._processing_class = trainer.processing_class if processing_class is None else processing_class
-        if chat_template_kwargs is None:
-            # What the trainer renders prompts with. Only GRPO has tools, and OnlineDPO has neither of the others.
-            chat_template_kwargs = dict(getattr(trainer.args, "chat_template_kwargs", None) or {})
-            for key in ("tools", "chat_template"):
-                if getattr(trainer, key, None):
-                    chat_template_kwargs[key] = getattr(trainer, key)
-        self.chat_template_kwargs = chat_template_kwargs
-        if trainer.beta == 0.0:
-            logger.warning(
-                "The trainer has `beta=0`: without a KL penalty, training on an endogenous reward collapses onto the most "
-                "probable response. Set `beta` > 0 (the optimum is then the frozen model to the power 1 + alpha / beta)."
-            )
-        self._renderer = self._scorer = None
-        return self
-
-    def shard(self, trainer: Any) -> "EndogenousReward":
-        """
-        Splits the reward's own copy over the processes, as the trainer splits the policy's weights (DeepSpeed ZeRO-3,
-        FSDP2). It is put together for each call. Elsewhere it stays whole.
-
-        Args:
-            trainer ([`~transformers.Trainer`]):
-                The trainer that has this reward among its `reward_funcs`.
-
-        Returns:
-            This reward.
-
-        Raises:
-            `ValueError`: If the reward has no copy of its own, or it is loaded already, or was given a `device` or
-            `offload=True`.
-
-        Example:
-        ```python
-        >>> reward = EndogenousReward("Qwen/Qwen2.5-0.5B-Instruct")
-        >>> trainer = GRPOTrainer(model, reward_funcs=reward, args=GRPOConfig(beta=0.1), train_dataset=dataset)
-        >>> reward.shard(trainer)
-        >>> trainer.train()
-        ```
-        """
-        if not isinstance(self._placement, OwnCopy):
-            raise ValueError(
-                "This reward has no copy of its own to split: it shares a trainer's weights, or was given a loaded model. "
-                "Make it with a path: `EndogenousReward(model=<path>)`."
-            )
-        if shards_weights(trainer.accelerator):
-            self._placement.shard(trainer.accelerator)
-        return self
 
     def as_reward_model(self) -> "RewardModelAdapter":
         """
@@ -547,33 +435,15 @@ class EndogenousReward:
 
         return RewardModelAdapter(self)
 
-    def load(self) -> "EndogenousReward":
-        """
-        Loads tokenizer and weights now instead of on first use, and scores one token, so that what is wrong with the
-        model shows before there is data.
-
-        Returns:
-            This reward.
-
-        Raises:
-            `OSError`: If tokenizer or weights cannot be loaded.
-            `ValueError`: If the model gives NaN, or its tokenizer cannot be found.
-            `RuntimeError`: If the reward shares a trainer's weights and is not attached.
-
-        Example:
-        ```python
-        >>> reward = EndogenousReward("quickstart").load()
-        ```
-        """
-        self._tokenizer  # noqa: B018
-        probe = Rendered(prompt_ids=[0], completion_ids=[0], action_positions=[0], finished=True)
-        self._score_rows([probe], entropy=False)
-        return self
-
-    @property
-    def config(self) -> PretrainedConfig:
-        """Configuration of the frozen model; there is one before the weights are loaded."""
-        return self._require_placement().config
+    def _rows(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Completion],
+        completion_ids: Sequence[Sequence[int]] | None,
+        domain: Sequence[str] | None,
+    ) -> list[Rendered]:
+        criteria = criteria_of_rows(self.criterion, domain, len(prompts))
+        return self._render(prompts, completions, completion_ids, criteria)
 
     def _action_rewards(self, stats: TokenStats) -> Tensor:
         if self.truncation == "skip" and not stats.finished:
@@ -584,26 +454,14 @@ class EndogenousReward:
         rewards = token_rewards(
             stats.chosen_logits, values, self.alpha, self.gamma, self.token_reward, stats.entropies
         )
-        if isinstance(self.correction, ClipTokens):
-            return rewards.clamp(self.correction.low, self.correction.high)
-        if isinstance(self.correction, InformationGain):
-            if stats.generalist_log_probs is None:
-                raise ValueError(
-                    "These token statistics have no `generalist_log_probs`, which `InformationGain` needs: they were not made by "
-                    "this reward. Score the completions with it."
-                )
-            gains = rewards - self.alpha * stats.generalist_log_probs
-            weight = self.correction.weight
-            return gains if weight is None else weight(stats.log_probs.exp()) * gains
-        return rewards
+        return correct_tokens(rewards, stats, self.correction)
 
     def _score_rows(
         self, rows: list[Rendered], entropy: bool, mean_logits: bool = False, progress: bool = False
     ) -> list[TokenStats]:
         if self._scorer is None:
             self._check_generalist()
-            self._scorer = FrozenScorer(self._require_placement(), self.max_tokens_per_batch)
-        stats = self._scorer(rows, self.alpha, entropy, mean_logits, progress)
+        stats = super()._score_rows(rows, entropy, mean_logits, progress)
         if self._generalist is None:
             return stats
         others = self._generalist._score_rows(rows, entropy=False, progress=progress)
@@ -620,74 +478,6 @@ class EndogenousReward:
                 f"{self.config._name_or_path!r}, so that their log-probabilities are of different tokens. Take two models of one "
                 "family."
             )
-
-    def _render(
-        self,
-        prompts: Sequence[Prompt],
-        completions: Sequence[Completion],
-        completion_ids: Sequence[Sequence[int]] | None,
-        domain: Sequence[str] | None,
-    ) -> list[Rendered]:
-        criteria = self._criteria(len(prompts), domain)
-        return self._require_renderer().render(prompts, completions, completion_ids, criteria)
-
-    def _require_renderer(self) -> Renderer:
-        if self._renderer is None:
-            placement, tokenizer = self._require_placement(), self._tokenizer
-            eos_token_ids = [*placement.eos_token_ids, tokenizer.eos_token_id]
-            text_config = placement.config.get_text_config()
-            self._renderer = Renderer(
-                tokenizer,
-                eos_token_ids=[token_id for token_id in eos_token_ids if token_id is not None],
-                vocab_size=text_config.vocab_size,
-                # Not every family has a limit (state-space models have none).
-                max_length=getattr(text_config, "max_position_embeddings", None),
-                overlong_prompt=self.overlong_prompt,
-                chat_template_kwargs=self.chat_template_kwargs,
-            )
-        return self._renderer
-
-    def _criteria(self, num_rows: int, domain: Sequence[str] | None) -> list[str | None]:
-        if self.criterion is None or isinstance(self.criterion, str):
-            return [self.criterion] * num_rows
-        if domain is None:
-            raise ValueError(
-                f"`criterion` is a dictionary with the domains {sorted(self.criterion)}, so every row needs a domain, "
-                "but the dataset has no column `domain`. Add one, or pass one criterion as a string."
-            )
-        if len(domain) != num_rows:
-            raise ValueError(
-                f"There are {len(domain)} entries in `domain` for {num_rows} prompts. Pass one a row: it selects the "
-                "criterion under which the row is judged."
-            )
-        unknown = sorted(set(domain) - set(self.criterion), key=repr)
-        if unknown:
-            raise ValueError(
-                f"There is no criterion for the domains {unknown}; `criterion` has {sorted(self.criterion)}."
-            )
-        return [self.criterion[d] for d in domain]
-
-    def _require_placement(self) -> Placement:
-        if self._placement is None:
-            raise RuntimeError(
-                "This reward was made with `model=None`, to share the frozen weights of a trainer, but it is not "
-                "attached to one. Call `reward.attach(trainer)` before `trainer.train()`, or give it a model."
-            )
-        return self._placement
-
-    @property
-    def _tokenizer(self) -> PreTrainedTokenizerBase:
-        if self._processing_class is None:
-            name = self._require_placement().config._name_or_path
-            if not name:
-                raise ValueError(
-                    "The model instance given to the endogenous reward was not loaded from a path or the hub, so its "
-                    "tokenizer cannot be found. Pass it as `processing_class`."
-                )
-            self._processing_class = AutoTokenizer.from_pretrained(name, trust_remote_code=self.trust_remote_code)
-        if isinstance(self._processing_class, ProcessorMixin):
-            return self._processing_class.tokenizer
-        return self._processing_class
 
 
 def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:

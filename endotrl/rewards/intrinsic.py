@@ -19,7 +19,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 from ..scoring.messages import Completion, Prompt
 from ..scoring.rendering import Rendered, Renderer
 from ..scoring.token_stats import TokenStats
-from .endogenous import EndogenousReward, batch_diagnostics
+from .diagnostics import batch_diagnostics
+from .frozen_model import FrozenModelReward
 
 
 def self_certainty(soft_values: Tensor, mean_logits: Tensor, vocab_size: int, alpha: float = 1.0) -> Tensor:
@@ -101,7 +102,7 @@ def empty_prompt_ids(renderer: Renderer, chat: bool) -> list[int]:
     return [first]
 
 
-class _IntrinsicReward(ABC):
+class _IntrinsicReward(FrozenModelReward, ABC):
     """TRL's contract around a number that a subclass reads from token statistics."""
 
     _default_name: str
@@ -118,16 +119,14 @@ class _IntrinsicReward(ABC):
         trust_remote_code: bool = False,
         name: str | None = None,
     ) -> None:
-        self.__name__ = self._default_name if name is None else name  # TRL's name for a callable in logs
-        # Weights, rendering and sharing are those of the endogenous reward; its own formula is not used.
-        self._model = EndogenousReward(
+        super().__init__(
             model,
             processing_class,
+            self._default_name if name is None else name,
             max_tokens_per_batch=max_tokens_per_batch,
             dtype=dtype,
             device=device,
             trust_remote_code=trust_remote_code,
-            name=self.__name__,
         )
 
     def __call__(
@@ -139,8 +138,8 @@ class _IntrinsicReward(ABC):
         **kwargs: Any,
     ) -> list[float | None]:
         """One reward a completion, `None` for one without a scored token. As [`EndogenousReward.__call__`]."""
-        rows = self._model._render(prompts, completions, completion_ids, None)
-        stats = self._model._score_rows(rows, self._entropy, self._mean_logits)
+        rows = self._render(prompts, completions, completion_ids)
+        stats = self._score_rows(rows, self._entropy, self._mean_logits)
         rewards = self._rewards(prompts, rows, stats)
         if log_metric is not None:
             figures = batch_diagnostics(rewards, rewards, stats)
@@ -148,16 +147,6 @@ class _IntrinsicReward(ABC):
                 if key in figures:
                     log_metric(f"{self.__name__}/{key}", figures[key])
         return rewards
-
-    def attach(self, trainer: Any) -> "_IntrinsicReward":
-        """Shares the frozen weights of a trainer: see [`EndogenousReward.attach`]."""
-        self._model.attach(trainer)
-        return self
-
-    def load(self) -> "_IntrinsicReward":
-        """Loads tokenizer and weights now: see [`EndogenousReward.load`]."""
-        self._model.load()
-        return self
 
     @abstractmethod
     def _rewards(self, prompts: Sequence[Prompt], rows: list[Rendered], stats: list[TokenStats]) -> list[float | None]:
@@ -197,7 +186,7 @@ class SelfCertaintyReward(_SinglePassReward):
 
     def _reward(self, stats: TokenStats) -> float:
         assert stats.mean_logits is not None
-        vocab_size = self._model.config.get_text_config().vocab_size
+        vocab_size = self.config.get_text_config().vocab_size
         return self_certainty(stats.soft_values[:-1], stats.mean_logits, vocab_size, stats.alpha).mean().item()
 
 
@@ -269,12 +258,11 @@ class RelativePerplexityReward(_IntrinsicReward):
     _default_name = "relative_perplexity_reward"
 
     def _rewards(self, prompts: Sequence[Prompt], rows: list[Rendered], stats: list[TokenStats]) -> list[float | None]:
-        renderer = self._model._renderer
-        assert renderer is not None
+        renderer = self._require_renderer()
         empty = {
             chat: empty_prompt_ids(renderer, chat) for chat in {not isinstance(prompt, str) for prompt in prompts}
         }
-        alone = self._model._score_rows(
+        alone = self._score_rows(
             [replace(row, prompt_ids=empty[not isinstance(p, str)]) for p, row in zip(prompts, rows, strict=True)],
             entropy=False,
         )

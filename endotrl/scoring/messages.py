@@ -62,6 +62,41 @@ def add_criterion(prompt: Prompt, criterion: str | None) -> Prompt:
     return [{"role": "system", "content": criterion}, *prompt]
 
 
+def criteria_of_rows(
+    criterion: str | Mapping[str, str] | None, domain: Sequence[str] | None, num_rows: int
+) -> list[str | None]:
+    """
+    The criterion of each row: the same for all, or by the row's domain.
+
+    Raises:
+        `ValueError`: If `criterion` is a dictionary, and a row has no domain or one that is not in it.
+
+    Example:
+    ```python
+    >>> from endotrl.scoring.messages import criteria_of_rows
+
+    >>> criteria_of_rows({"law": "Be exact.", "chat": "Be kind."}, ["chat", "law"], num_rows=2)
+    ['Be kind.', 'Be exact.']
+    ```
+    """
+    if criterion is None or isinstance(criterion, str):
+        return [criterion] * num_rows
+    if domain is None:
+        raise ValueError(
+            f"`criterion` is a dictionary with the domains {sorted(criterion)}, so every row needs a domain, "
+            "but the dataset has no column `domain`. Add one, or pass one criterion as a string."
+        )
+    if len(domain) != num_rows:
+        raise ValueError(
+            f"There are {len(domain)} entries in `domain` for {num_rows} prompts. Pass one a row: it selects the "
+            "criterion under which the row is judged."
+        )
+    unknown = sorted(set(domain) - set(criterion), key=repr)
+    if unknown:
+        raise ValueError(f"There is no criterion for the domains {unknown}; `criterion` has {sorted(criterion)}.")
+    return [criterion[d] for d in domain]
+
+
 def as_messages(completion: Completion) -> list[Message]:
     """A completion as a list of messages."""
     return [{"role": "assistant", "content": completion}] if isinstance(completion, str) else list(completion)

@@ -3,6 +3,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -57,3 +58,12 @@ class TokenStats:
     def log_probs(self) -> Tensor:
         r"""$\log \hat\pi(a_h|s_h) = (f(s_h, a_h) - V(s_h)) / \alpha$, of shape `(H,)`, in nats."""
         return (self.chosen_logits - self.soft_values[:-1]) / self.alpha
+
+    def on_all_tokens(self, values: Tensor) -> Tensor:
+        """
+        Values of the scored tokens, of shape `(H,)`, among all tokens of the completion, of shape `(num_completion_tokens,)`:
+        0 where a tool wrote.
+        """
+        scattered = torch.zeros(self.num_completion_tokens)
+        scattered[self.positions] = values
+        return scattered

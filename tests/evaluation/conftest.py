@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
+import torch
+from transformers import AutoTokenizer, LlamaForSequenceClassification
 
+from endotrl import SentenceRewardModel
 from endotrl.evaluation.engine import Engine
 from endotrl.evaluation.items import Item
 from endotrl.scoring.placement import OwnCopy
+from endotrl.sentence import SentenceRewardConfig
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +25,24 @@ def pair_items():
     """Pairs of a good and a bad answer, of several lengths."""
     answers = [("Paris.", "Rome, I would say."), ("4", "It is 5, of course, as everyone knows."), ("Yes" * 9, "No")]
     return [Item(f"q{i}", "g", f"Question {i}?", answers[i % 3], better=((0, 1),)) for i in range(6)]
+
+
+@pytest.fixture(scope="session")
+def reward_model_path(tiny_model_path, tmp_path_factory):
+    """A sequence-classification checkpoint with one output."""
+    path = str(tmp_path_factory.mktemp("models") / "classifier")
+    torch.manual_seed(0)
+    model = LlamaForSequenceClassification.from_pretrained(tiny_model_path, num_labels=1)
+    torch.nn.init.normal_(model.score.weight)
+    model.save_pretrained(path)
+    AutoTokenizer.from_pretrained(tiny_model_path).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def sentence_model_path(tiny_model_path, tmp_path_factory):
+    path = str(tmp_path_factory.mktemp("models") / "sentence-reward")
+    torch.manual_seed(0)
+    SentenceRewardModel.from_backbone(tiny_model_path, SentenceRewardConfig(attention_dim=8)).save_pretrained(path)
+    AutoTokenizer.from_pretrained(tiny_model_path).save_pretrained(path)
+    return path

@@ -6,13 +6,17 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from endotrl import SentenceReward
 from endotrl.cli import main, make_parser
 from endotrl.evaluation.benchmarks import BENCHMARKS
 from endotrl.evaluation.options import BENCHMARK_HELP, NEEDS_DATA
 from endotrl.evaluation.results import pairs_of
 from endotrl.evaluation.tables import markdown_table
 
+from ..reference import chatml
 from .rows import PAIR_ROW, RM_BENCH_ROW, items_of, metrics_of, real_file, write
 
 
@@ -130,6 +134,47 @@ class TestBenchmark:
         assert plain["settings"]["chat"] is False and chat["settings"]["chat"] is True
         assert plain["examples"][0]["scores"] != chat["examples"][0]["scores"]
 
+    @pytest.mark.parametrize("chat", [False, True])
+    def test_explicit_reward_models_beside_the_intrinsic_ones(
+        self, evaluate, reward_model_path, sentence_model_path, tmp_path, capsys, chat
+    ):
+        rows = [
+            {"prompt": f"What is {i}+2?", "chosen": f"It is {i + 2}. I am sure of it.", "rejected": "No idea, sorry."}
+            for i in range(5)
+        ]
+        classifier, sentence = (f"reward_model:{path}" for path in (reward_model_path, sentence_model_path))
+        names = ["bellman.sum", "residual:bellman.sum", classifier, sentence, f"residual:{sentence}", "length"]
+        results = evaluate(
+            "preference",
+            write(tmp_path / "pairs.jsonl", rows),
+            "--scorers",
+            *names,
+            *(["--chat"] if chat else []),
+        )
+        assert list(results["metrics"]) == names
+        answers = [row[key] for row in rows for key in ("chosen", "rejected")]
+        questions = [row["prompt"] for row in rows for _ in range(2)]
+        prompts = [[{"role": "user", "content": question}] for question in questions] if chat else questions
+        scores = {
+            name: [score for example in results["examples"] for score in example["scores"][name]] for name in names
+        }
+        expected = SentenceReward(sentence_model_path, device="cpu")(prompts, answers)
+        assert scores[sentence] == pytest.approx(expected, abs=1e-4) and len(set(expected)) > 5
+        model = AutoModelForSequenceClassification.from_pretrained(reward_model_path).eval()
+        tokenizer = AutoTokenizer.from_pretrained(reward_model_path)
+        for question, answer, score in zip(questions, answers, scores[classifier], strict=True):
+            messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+            ids = tokenizer(chatml(messages) if chat else question + answer, add_special_tokens=not chat)["input_ids"]
+            if not chat:
+                ids = [*ids, tokenizer.eos_token_id]
+            with torch.no_grad():
+                hidden = model.model(torch.tensor([ids])).last_hidden_state[0]
+            last = max(i for i, token in enumerate(ids) if token != tokenizer.pad_token_id)
+            assert score == pytest.approx(model.score(hidden[last]).item(), abs=1e-4)
+        assert len(results["statements"]) == len(names) - 1
+        page = (tmp_path / "out" / "report.html").read_text()
+        assert all(f">{name}</td>" in page for name in names)
+
     def test_steps(self, evaluate, tmp_path):
         row = {"id": "gsm8k-1", "problem": "1+1?", "steps": ["Add.", "It is 2.", "So 2."], "label": 1}
         rows = [{**row, "id": f"gsm8k-{i}", "problem": f"{i}+1?", "label": i % 4 - 1} for i in range(8)]
@@ -167,12 +212,14 @@ class TestErrors:
             (["--scorers", "loss.sum"], "There is no scorer 'loss.sum'"),
             (["--data", "none.json"], "there is no such file or folder"),
             (["--device", "cuda:77"], "--device cuda:77 cannot be used"),
+            (["--scorers", "reward_model:no-such-model"], "'no-such-model' cannot be loaded"),
+            (["--scorers", "reward_model:{tiny}"], "has 2 outputs, but a reward model has one"),
             (["--model", "endotrl/no-such-model"], "cannot be loaded"),
         ],
     )
     def test_before_anything_is_written(self, tiny_model_path, rm_bench, tmp_path, capsys, options, message):
         given = {"--model": tiny_model_path, "--data": rm_bench, "--output": str(tmp_path / "out")}
-        given[options[0]] = options[1]
+        given[options[0]] = options[1].format(tiny=tiny_model_path)
         assert main(["eval", "rm-bench", *[word for pair in given.items() for word in pair]]) == 2
         assert message in capsys.readouterr().err
         assert not (tmp_path / "out").exists()

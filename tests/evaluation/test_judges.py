@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Judges and reward models against naive passes over one sequence at a time."""
 
+import shutil
+
 import pytest
 import torch
 from transformers import (
@@ -15,6 +17,7 @@ from endotrl.evaluation.generation import Sampler
 from endotrl.evaluation.items import Item, step_item
 from endotrl.evaluation.judges import Judge, next_token_log_probs
 from endotrl.evaluation.reward_model import RewardModel
+from endotrl.evaluation.scorers import make_scorer
 
 from ..reference import chatml
 
@@ -128,17 +131,6 @@ class TestJudge:
             Judge("judge_verifier", engine).score(step_item("s", "g", "q", ["a"], {}), [])
 
 
-@pytest.fixture(scope="module")
-def reward_model_path(tiny_model_path, tmp_path_factory):
-    path = str(tmp_path_factory.mktemp("rm"))
-    torch.manual_seed(0)
-    model = LlamaForSequenceClassification.from_pretrained(tiny_model_path, num_labels=1)
-    torch.nn.init.normal_(model.score.weight)
-    model.save_pretrained(path)
-    AutoTokenizer.from_pretrained(tiny_model_path).save_pretrained(path)
-    return path
-
-
 class TestRewardModel:
     def test_last_token_of_the_conversation(self, engine, reward_model_path, items):
         model = AutoModelForSequenceClassification.from_pretrained(reward_model_path).eval()
@@ -165,4 +157,12 @@ class TestRewardModel:
         LlamaForSequenceClassification.from_pretrained(tiny_model_path, num_labels=3).save_pretrained(tmp_path)
         AutoTokenizer.from_pretrained(tiny_model_path).save_pretrained(tmp_path)
         with pytest.raises(ValueError, match="has 3 outputs, but a reward model has one"):
-            RewardModel(str(tmp_path), engine, device="cpu")
+            make_scorer(f"reward_model:{tmp_path}", engine, device="cpu")
+
+    def test_a_checkpoint_without_its_head(self, engine, tiny_model_path, reward_model_path, tmp_path):
+        # transformers would fill the head with random numbers.
+        AutoModelForCausalLM.from_pretrained(tiny_model_path).save_pretrained(tmp_path)
+        AutoTokenizer.from_pretrained(tiny_model_path).save_pretrained(tmp_path)
+        shutil.copy(f"{reward_model_path}/config.json", tmp_path)
+        with pytest.raises(OSError, match=r"lacks weights: score\.weight"):
+            make_scorer(f"reward_model:{tmp_path}", engine, device="cpu")

@@ -13,7 +13,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from endotrl.scoring.messages import add_criterion
 from endotrl.scoring.offsets import decode_with_offsets
-from endotrl.scoring.rendering import Renderer, positions_outside
+from endotrl.scoring.rendering import Renderer
+from endotrl.scoring.turns import positions_outside
 
 from ..reference import chatml
 

@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A reward that a frozen language model gives: whose weights, which tokenizer, and from rows of a batch to token statistics."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+
+from ..scoring.batching import plan_batches
+from ..scoring.messages import Completion, Prompt
+from ..scoring.placement import LoadedModel, OwnCopy, Placement, place
+from ..scoring.rendering import OverlongPrompt, Rendered, Renderer
+from ..scoring.scorer import FrozenScorer
+from ..scoring.sharding import shards_weights
+from ..scoring.sharing import share_with
+from ..scoring.token_stats import TokenStats
+
+
+logger = logging.getLogger(__name__)
+
+
+class FrozenModelReward:
+    """
+    What rewards that are read off a frozen language model have in common: its weights and tokenizer, which may be a
+    trainer's, and token statistics of completions. How these become a reward is left to subclasses.
+
+    Args:
+        As [`EndogenousReward`].
+    """
+
+    alpha = 1.0  # temperature of the soft values, where a subclass has no other
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | None,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None,
+        name: str,
+        max_tokens_per_batch: int = 8192,
+        dtype: str | torch.dtype = "auto",
+        device: str | torch.device | None = None,
+        trust_remote_code: bool = False,
+        overlong_prompt: OverlongPrompt = "error",
+        chat_template_kwargs: dict[str, Any] | None = None,
+        offload: bool = False,
+    ) -> None:
+        plan_batches([], max_tokens_per_batch)  # raises now if the budget is not a budget
+        self.max_tokens_per_batch = max_tokens_per_batch
+        self.trust_remote_code = trust_remote_code
+        self.overlong_prompt = overlong_prompt
+        self.chat_template_kwargs = chat_template_kwargs
+        self.__name__ = name  # TRL's name for a callable in logs
+        self._processing_class = processing_class
+        # What the user gave holds in every trainer; the rest is taken from the one that the reward is attached to.
+        self._given = (processing_class, chat_template_kwargs)
+        self._placement = place(model, dtype, device, trust_remote_code, offload)
+        # Made on first use; not pickled.
+        self._renderer: Renderer | None = None
+        self._scorer: FrozenScorer | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Weights are not pickled: a copy is loaded again on first use, a shared one is attached again."""
+        placement = self._placement
+        if isinstance(placement, LoadedModel):
+            placement = placement.as_own_copy(self.trust_remote_code)
+        elif not isinstance(placement, OwnCopy):
+            placement = None
+        return {**self.__dict__, "_placement": placement, "_renderer": None, "_scorer": None}
+
+    @property
+    def is_shared(self) -> bool:
+        """`True` if this reward has no weights of its own: made with `model=None`, or attached to a trainer."""
+        return not isinstance(self._placement, OwnCopy | LoadedModel)
+
+    def attach(self, trainer: Any) -> Self:
+        """
+        Shares the frozen weights of a trainer, so that the reward adds no second model to memory: with LoRA, the policy
+        with its adapter disabled; with `beta` > 0, the trainer's reference model. Where the trainer runs these weights
+        over the completions anyway (`beta` > 0), the reward reads that pass instead of running its own.
+
+        Args:
+            trainer ([`~trl.GRPOTrainer`], [`~trl.RLOOTrainer`] or `OnlineDPOTrainer`):
+                The trainer that has this reward among its `reward_funcs`.
+
+        Returns:
+            This reward.
+
+        Raises:
+            `ValueError`: If the trainer holds no frozen weights, moves them (`sync_ref_model=True`) or shards them by
+            FSDP1, or if this reward was made for another model.
+
+        Example:
+        ```python
+        >>> reward = EndogenousReward(model=None)
+        >>> trainer = GRPOTrainer(model, reward_funcs=reward, args=GRPOConfig(beta=0.1), train_dataset=dataset)
+        >>> reward.attach(trainer)
+        >>> trainer.train()
+        ```
+        """
+        placement = share_with(trainer)
+        if self._placement is not None:
+            ours, theirs = self._placement.config._name_or_path, placement.config._name_or_path
+            # A model that was built and never saved has no name to compare.
+            if not ours or ours != theirs:
+                raise ValueError(
+                    f"The reward was made for the model {ours!r}, but the trainer's frozen weights are of {theirs!r}. "
+                    "Make it with `model=None` to share the trainer's, or do not attach it to keep its own."
+                )
+        if self._placement is not None and self._placement.recorder is not None:
+            self._placement.recorder.close()
+        self._placement = placement
+        processing_class, chat_template_kwargs = self._given
+        self._processing_class = trainer.processing_class if processing_class is None else processing_class
+        if chat_template_kwargs is None:
+            # What the trainer renders prompts with. Only GRPO has tools, and OnlineDPO has neither of the others.
+            chat_template_kwargs = dict(getattr(trainer.args, "chat_template_kwargs", None) or {})
+            for key in ("tools", "chat_template"):
+                if getattr(trainer, key, None):
+                    chat_template_kwargs[key] = getattr(trainer, key)
+        self.chat_template_kwargs = chat_template_kwargs
+        if trainer.beta == 0.0:
+            logger.warning(
+                "The trainer has `beta=0`: without a KL penalty, training on an endogenous reward collapses onto the most "
+                "probable response. Set `beta` > 0 (the optimum is then the frozen model to the power 1 + alpha / beta)."
+            )
+        self._renderer = self._scorer = None
+        return self
+
+    def shard(self, trainer: Any) -> Self:
+        """
+        Splits the reward's own copy over the processes, as the trainer splits the policy's weights (DeepSpeed ZeRO-3,
+        FSDP2). It is put together for each call. Elsewhere it stays whole.
+
+        Args:
+            trainer ([`~transformers.Trainer`]):
+                The trainer that has this reward among its `reward_funcs`.
+
+        Returns:
+            This reward.
+
+        Raises:
+            `ValueError`: If the reward has no copy of its own, or it is loaded already, or was given a `device` or
+            `offload=True`.
+
+        Example:
+        ```python
+        >>> reward = EndogenousReward("Qwen/Qwen2.5-0.5B-Instruct")
+        >>> trainer = GRPOTrainer(model, reward_funcs=reward, args=GRPOConfig(beta=0.1), train_dataset=dataset)
+        >>> reward.shard(trainer)
+        >>> trainer.train()
+        ```
+        """
+        if not isinstance(self._placement, OwnCopy):
+            raise ValueError(
+                "This reward has no copy of its own to split: it shares a trainer's weights, or was given a loaded model. "
+                "Make it with a path: `EndogenousReward(model=<path>)`."
+            )
+        if shards_weights(trainer.accelerator):
+            self._placement.shard(trainer.accelerator)
+        return self
+
+    def load(self) -> Self:
+        """
+        Loads tokenizer and weights now instead of on first use, and scores one token, so that what is wrong with the
+        model shows before there is data.
+
+        Returns:
+            This reward.
+
+        Raises:
+            `OSError`: If tokenizer or weights cannot be loaded.
+            `ValueError`: If the model gives NaN, or its tokenizer cannot be found.
+            `RuntimeError`: If the reward shares a trainer's weights and is not attached.
+
+        Example:
+        ```python
+        >>> reward = EndogenousReward("quickstart").load()
+        ```
+        """
+        self._tokenizer  # noqa: B018
+        probe = Rendered(prompt_ids=[0], completion_ids=[0], action_positions=[0], finished=True)
+        self._score_rows([probe], entropy=False)
+        return self
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """Configuration of the frozen model; there is one before the weights are loaded."""
+        return self._require_placement().config
+
+    def _render(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Completion],
+        completion_ids: Sequence[Sequence[int]] | None,
+        criteria: Sequence[str | None] | None = None,
+    ) -> list[Rendered]:
+        return self._require_renderer().render(prompts, completions, completion_ids, criteria)
+
+    def _score_rows(
+        self, rows: list[Rendered], entropy: bool, mean_logits: bool = False, progress: bool = False
+    ) -> list[TokenStats]:
+        if self._scorer is None:
+            self._scorer = FrozenScorer(self._require_placement(), self.max_tokens_per_batch)
+        return self._scorer(rows, self.alpha, entropy, mean_logits, progress)
+
+    def _require_renderer(self) -> Renderer:
+        if self._renderer is None:
+            placement, tokenizer = self._require_placement(), self._tokenizer
+            eos_token_ids = [*placement.eos_token_ids, tokenizer.eos_token_id]
+            text_config = placement.config.get_text_config()
+            self._renderer = Renderer(
+                tokenizer,
+                eos_token_ids=[token_id for token_id in eos_token_ids if token_id is not None],
+                vocab_size=text_config.vocab_size,
+                # Not every family has a limit (state-space models have none).
+                max_length=getattr(text_config, "max_position_embeddings", None),
+                overlong_prompt=self.overlong_prompt,
+                chat_template_kwargs=self.chat_template_kwargs,
+            )
+        return self._renderer
+
+    def _require_placement(self) -> Placement:
+        if self._placement is None:
+            raise RuntimeError(
+                "This reward was made with `model=None`, to share the frozen weights of a trainer, but it is not "
+                "attached to one. Call `reward.attach(trainer)` before `trainer.train()`, or give it a model."
+            )
+        return self._placement
+
+    @property
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        if self._processing_class is None:
+            name = self._require_placement().config._name_or_path
+            if not name:
+                raise ValueError(
+                    "The model instance given to the endogenous reward was not loaded from a path or the hub, so its "
+                    "tokenizer cannot be found. Pass it as `processing_class`."
+                )
+            self._processing_class = AutoTokenizer.from_pretrained(name, trust_remote_code=self.trust_remote_code)
+        if isinstance(self._processing_class, ProcessorMixin):
+            return self._processing_class.tokenizer
+        return self._processing_class
