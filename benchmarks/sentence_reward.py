@@ -6,6 +6,7 @@ Fine-tuned (the last layers and what is new), in TRL's trainers, on the same pai
 
 - `response`: TRL's RewardTrainer, a score at the last token.
 - `attention`: SentenceRewardTrainer, sentence rewards weighted by attention (https://huggingface.co/papers/2503.04793).
+- `equal`: the same from equal weights instead of random ones (`attention_init="equal"`), and without markers.
 - `sum`: the paper's ablation, the plain sum of sentence rewards.
 
 Frozen, a cheap look at all pairs by cross-validation: the language model is run once, without markers, and only heads are
@@ -13,6 +14,7 @@ trained on its states. The plain sum telescopes to the value of the last state t
 
 - `frozen response`: a linear head on the last state.
 - `frozen attention`: the sentence head on the states at the ends of sentences.
+- `frozen equal`: the same from equal weights.
 
 `longer` prefers the longer response, and shows what length alone explains. Pairs of Anthropic's HH-RLHF, as a file
 (`harmless-base.test.jsonl.gz` of https://github.com/anthropics/hh-rlhf) whose rows have `chosen` and `rejected` dialogues.
@@ -24,6 +26,7 @@ trained on its states. The plain sum telescopes to the value of the last state t
 import argparse
 import gzip
 import json
+import math
 import platform
 import random
 import shlex
@@ -47,6 +50,7 @@ from transformers.utils import logging as transformers_logging
 from trl import RewardConfig, RewardTrainer
 
 from endotrl import SentenceRewardModel, SentenceRewardTrainer, SentenceRewardTrainerConfig
+from endotrl.learning_rates import set_learning_rate
 from endotrl.quickstart.model import quickstart_model_path
 from endotrl.reporting import terminal_table
 from endotrl.scoring.batching import plan_batches
@@ -61,12 +65,21 @@ LABELS = {
     "longer": "longer response wins",
     "response": "response-level (TRL's RewardTrainer)",
     "attention": "sentence-level, attention",
+    "equal": "sentence-level, attention from equal weights, no markers",
     "sum": "sentence-level, plain sum",
     "frozen response": "frozen model: response-level (= plain sum)",
     "frozen attention": "frozen model: sentence-level, attention",
+    "frozen equal": "frozen model: sentence-level, attention from equal weights",
 }
-TUNED = ("response", "attention", "sum")
-RIVALS = {"attention": "response", "sum": "response", "frozen attention": "frozen response"}
+TUNED = ("response", "attention", "equal", "sum")
+FROZEN = ("frozen response", "frozen attention", "frozen equal")
+RIVALS = {
+    "attention": "response",
+    "equal": "response",
+    "sum": "response",
+    "frozen attention": "frozen response",
+    "frozen equal": "frozen response",
+}
 FOLDS, EPOCHS, LEARNING_RATES = 5, 10, (3e-4, 3e-3)
 BOOTSTRAP = 10_000
 
@@ -131,9 +144,14 @@ def tuned_margins(
             train_top(classifier, [classifier.score], args.layers)
             trainer = RewardTrainer(classifier, RewardConfig(**settings), **data)
         else:
-            config = SentenceRewardConfig(aggregator=arm)
+            config = SentenceRewardConfig(
+                aggregator="sum" if arm == "sum" else "attention",
+                attention_init="equal" if arm == "equal" else "orthogonal",
+                marker=arm != "equal",
+            )
             reward_model = SentenceRewardModel.from_backbone(model, config, dtype=torch.bfloat16)
-            train_top(reward_model, [reward_model.sentence_head, reward_model.marker], args.layers)
+            new = [reward_model.sentence_head, *([] if reward_model.marker is None else [reward_model.marker])]
+            train_top(reward_model, new, args.layers)
             trainer = SentenceRewardTrainer(reward_model, SentenceRewardTrainerConfig(**settings), **data)
         trainer.remove_callback(PrinterCallback)
         start = time.perf_counter()
@@ -189,13 +207,15 @@ class FrozenHead(nn.Module):
 
     def __init__(self, arm: str, backbone_config: Any) -> None:
         super().__init__()
-        aggregator = "attention" if arm == "frozen attention" else "sum"
+        aggregator = "sum" if arm == "frozen response" else "attention"
         self.head = SentenceHead(SentenceRewardConfig(backbone_config, aggregator=aggregator))
         nn.init.zeros_(self.head.value.weight)
         nn.init.zeros_(self.head.value.bias)
         if self.head.has_attention:
             nn.init.orthogonal_(self.head.query.weight)
             nn.init.orthogonal_(self.head.key.weight)
+            if arm == "frozen equal":
+                nn.init.zeros_(self.head.query.weight)
 
     def forward(self, states: Sequence[Tensor]) -> Tensor:
         """Scores of shape `(B,)` of responses, each of states `(N, D)`."""
@@ -225,6 +245,9 @@ def frozen_margins(arm: str, states: list[tuple[Tensor, Tensor]], backbone_confi
             set_seed(seed)
             head = FrozenHead(arm, backbone_config)
             optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=0.1)
+            if head.head.has_attention:  # as the trainer does it
+                attention = [head.head.query.weight, head.head.key.weight]
+                set_learning_rate(optimizer, attention, learning_rate / math.sqrt(len(attention[0])))
 
             def margin(pairs: list[int], head: FrozenHead = head, scaled: Any = scaled) -> Tensor:
                 scores = head([scaled[i][0] for i in pairs] + [scaled[i][1] for i in pairs])
@@ -343,7 +366,7 @@ were trained on; the spread over seeds, each of which draws its own, does.
   cross-validation on {settings["frozen_pairs"]}.
 - Fine-tuned: {settings["model"]}, its last {settings["layers"]} layers, heads and marker, {settings["epochs"]:g} epochs in batches of
   {settings["batch_size"]} pairs, AdamW, learning rate {settings["learning_rate"]:g} with a cosine schedule, bfloat16 autocast; the other
-  layers are frozen, in bfloat16. Sentence-level models have markers.
+  layers are frozen, in bfloat16. The attention learns at the trainer's default, a sixteenth of that rate.
 - Frozen: heads on standardised last states, {EPOCHS} epochs, learning rate of {" and ".join(f"{lr:g}" for lr in LEARNING_RATES)} and epoch
   by 15% of the training pairs.
 - Seconds of training a run: {", ".join(f"{LABELS[arm]} {seconds:.0f}" for arm, seconds in output["train_seconds"].items()) or "none"}.
@@ -409,7 +432,7 @@ def main() -> None:
     if args.only != "tuned":
         states = frozen_states(model, frozen_pairs, tokenizer)
         config = SentenceRewardModel.from_backbone(model).config.backbone_config
-        frozen_jobs = [(seed, arm) for seed in range(args.seeds) for arm in ("frozen response", "frozen attention")]
+        frozen_jobs = [(seed, arm) for seed in range(args.seeds) for arm in FROZEN]
         for seed, arm in tqdm(frozen_jobs, desc="Frozen model", unit=" runs"):
             margins.setdefault(arm, []).append(frozen_margins(arm, states, config, seed))
     results = summarize(margins, {"tuned": several(test), "frozen": several(frozen_pairs)})
