@@ -19,7 +19,7 @@ trained on its states. The plain sum telescopes to the value of the last state t
 `longer` prefers the longer response, and shows what length alone explains. Pairs of Anthropic's HH-RLHF, as a file
 (`harmless-base.test.jsonl.gz` of https://github.com/anthropics/hh-rlhf) whose rows have `chosen` and `rejected` dialogues.
 
-    python benchmarks/sentence_reward.py --data harmless-base.test.jsonl.gz           # 48 minutes on 2 busy cores
+    python benchmarks/sentence_reward.py --data harmless-base.test.jsonl.gz           # about 50 minutes on 2 cores
     python benchmarks/sentence_reward.py --data ... --train-pairs 16 --test-pairs 16 --frozen-pairs 32 --seeds 1
 """
 
@@ -115,8 +115,8 @@ def _turns(dialogue: str) -> list[dict[str, str]]:
 
 def tuned_margins(
     arm: str, model: str, train: list[dict[str, Any]], test: list[dict[str, Any]], seed: int, args: argparse.Namespace
-) -> tuple[list[float], dict[str, float]]:
-    """Trains one arm; the margin of every test pair, and what the training cost."""
+) -> tuple[list[float], float]:
+    """Trains one arm; the margin of every test pair, and the seconds that training took."""
     with tempfile.TemporaryDirectory() as folder:
         settings: dict[str, Any] = {
             "output_dir": folder,
@@ -157,7 +157,33 @@ def tuned_margins(
         start = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - start
-        return list(_margins(trainer)), {"train_seconds": seconds, "steps": trainer.state.global_step}
+        return list(_margins(trainer)), seconds
+
+
+# What a fine-tuned model depends on.
+RUN_SETTINGS = ("model", "train_pairs", "test_pairs", "max_length", "epochs", "batch_size", "learning_rate", "layers")
+
+
+def settings_of_runs(args: argparse.Namespace, num_pairs: int) -> dict[str, Any]:
+    """Settings under which runs can be compared."""
+    return {"data": args.data.name, "pairs": num_pairs, **{name: getattr(args, name) for name in RUN_SETTINGS}}
+
+
+def finished_runs(args: argparse.Namespace, num_pairs: int) -> dict[str, Any]:
+    """
+    Fine-tuned runs that were finished before.
+
+    Raises:
+        `SystemExit`: If they were made with other settings.
+    """
+    if not args.runs.exists():
+        return {}
+    kept = json.loads(args.runs.read_text(encoding="utf-8"))
+    if kept["settings"] != settings_of_runs(args, num_pairs):
+        raise SystemExit(
+            f"{args.runs} has runs with other settings, {kept['settings']}. Name another file with --runs."
+        )
+    return kept["runs"]
 
 
 def train_top(model: PreTrainedModel, new: Sequence[nn.Module], num_layers: int) -> None:
@@ -352,7 +378,7 @@ def markdown(output: dict[str, Any]) -> str:
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     return f"""# Sentence-level reward model: does it judge better?
 
-Written by `{output["command"]}` in {output["seconds"] / 60:.0f} minutes ({output["machine"]}).
+Written by `{output["command"]}` ({output["machine"]}).
 
 {table}
 
@@ -392,6 +418,12 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=5e-5)
     parser.add_argument("--layers", type=int, default=6, help="last layers to train")
     parser.add_argument("--only", choices=("tuned", "frozen"), help="run only these arms")
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        default=Path("sentence-reward-runs.json"),
+        help="where fine-tuned runs are kept, and not repeated",
+    )
     parser.add_argument("--output", type=Path, default=Path("sentence-reward.json"))
     parser.add_argument("--markdown", type=Path, help="document to write, too")
     args = parser.parse_args()
@@ -399,7 +431,6 @@ def main() -> None:
     transformers_logging.disable_progress_bar()
     disable_progress_bars()
     console = Console()
-    start = time.perf_counter()
     model = quickstart_model_path() if args.model == "quickstart" else args.model
     tokenizer = AutoTokenizer.from_pretrained(model)
     pairs = load_pairs(args.data, tokenizer, args.max_length)
@@ -421,14 +452,19 @@ def main() -> None:
         "longer": [[len(row["chosen"][0]["content"]) - len(row["rejected"][0]["content"]) for row in test]]
     }
     seconds: dict[str, list[float]] = {}
+    done = finished_runs(args, len(pairs))
     if args.only != "frozen":
         jobs = [(seed, arm) for seed in range(args.seeds) for arm in TUNED]
         for seed, arm in tqdm(jobs, desc="Fine-tuning", unit=" runs"):
-            train = random.Random(seed).sample(pool, args.train_pairs)
-            run_margins, cost = tuned_margins(arm, model, train, test, seed, args)
-            margins.setdefault(arm, []).append(run_margins)
-            seconds.setdefault(arm, []).append(cost["train_seconds"])
-            tqdm.write(f"seed {seed}, {arm}: {correctness(run_margins).mean():.3f} in {cost['train_seconds']:.0f} s")
+            if (run := done.get(f"{arm}-{seed}")) is None:
+                train = random.Random(seed).sample(pool, args.train_pairs)
+                run_margins, train_seconds = tuned_margins(arm, model, train, test, seed, args)
+                run = {"margins": run_margins, "seconds": train_seconds}
+                done[f"{arm}-{seed}"] = run
+                args.runs.write_text(json.dumps({"settings": settings_of_runs(args, len(pairs)), "runs": done}))
+            margins.setdefault(arm, []).append(run["margins"])
+            seconds.setdefault(arm, []).append(run["seconds"])
+            tqdm.write(f"seed {seed}, {arm}: {correctness(run['margins']).mean():.3f} in {run['seconds']:.0f} s")
     if args.only != "tuned":
         states = frozen_states(model, frozen_pairs, tokenizer)
         config = SentenceRewardModel.from_backbone(model).config.backbone_config
@@ -447,7 +483,6 @@ def main() -> None:
         "results": results,
         "train_seconds": {arm: statistics.mean(values) for arm, values in seconds.items()},
         "margins": margins,
-        "seconds": time.perf_counter() - start,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "versions": {name: version(name) for name in ("torch", "transformers", "trl")},
     }
