@@ -28,11 +28,14 @@ class Question:
             The question.
         answers (`list[str]`):
             Accepted answers.
+        statement (`str`):
+            A sentence that says it, with `{answer}` where the answer belongs.
     """
 
     relation: str
     text: str
     answers: list[str]
+    statement: str
 
     @property
     def prompt(self) -> list[dict[str, str]]:
@@ -63,10 +66,12 @@ def load_questions(held_out_fraction: float = 1 / 3, seed: int = 0) -> tuple[lis
         num_held_out = round(held_out_fraction * len(facts))
         for i, (subject, answers) in enumerate(facts):
             texts = [template.format(subject=subject) for template in relation["templates"]]
+            statement = relation["statement"].replace("{subject}", subject)
+            statement = statement[0].upper() + statement[1:]  # "the Louvre"
             if i < num_held_out:
-                held_out.append(Question(relation["name"], texts[i % len(texts)], answers))
+                held_out.append(Question(relation["name"], texts[i % len(texts)], answers, statement))
             else:
-                train += [Question(relation["name"], text, answers) for text in texts]
+                train += [Question(relation["name"], text, answers, statement) for text in texts]
     generator.shuffle(train)
     return train, held_out
 
@@ -78,8 +83,8 @@ def make_dataset(questions: Sequence[Question]) -> Dataset:
 
 def make_preferences(questions: Sequence[Question]) -> Dataset:
     """
-    Right answers against wrong ones, as pairs for a reward model: the wrong answer is the right one to another question
-    of the same relation.
+    Right answers against wrong ones, as pairs for a reward model, in a sentence as the model itself would say it, or in two: the
+    wrong answer is the right one to another question of the same relation.
     """
     rows = []
     for i, question in enumerate(questions):
@@ -88,8 +93,9 @@ def make_preferences(questions: Sequence[Question]) -> Dataset:
             for other in (*questions[i + 1 :], *questions[:i])
             if other.relation == question.relation and not set(other.answers) & set(question.answers)
         ]
+        second = " I am sure of it." if i % 2 else ""
         chosen, rejected = (
-            [{"role": "assistant", "content": f"The answer is {answer}. I know this one."}]
+            [{"role": "assistant", "content": question.statement.replace("{answer}", answer) + second}]
             for answer in (question.answers[0], others[0])
         )
         rows.append({"prompt": question.prompt, "chosen": chosen, "rejected": rejected})
