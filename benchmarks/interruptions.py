@@ -145,7 +145,7 @@ def has_ended(pid: int, log: Path, block: bool = False) -> bool:
 
 def kill_at_random(pid: int, notes: Notes, rng: random.Random, pace: dict[int, float], log: Path) -> int | None:
     """Kills a process at some moment, and returns the phase that this hit; `None` if the process ended before."""
-    aim = rng.choices((LOADING, STEP, CHECKPOINT), weights=(1, 4, 5))[0]
+    aim = rng.choices((LOADING, STEP, CHECKPOINT), weights=(2, 3, 5))[0]
     # The first or the second of its kind in this launch, so that there is some progress between kills, and not too much.
     number = rng.choice((1, 2))
     while aim != LOADING and notes.count(aim) < number:
@@ -220,7 +220,7 @@ def disturb(kind: str, folder: Path, kills: int, max_steps: int, seed: int, note
     pace = {phase: notes.mean_seconds(phase) for phase in (STEP, CHECKPOINT)}
     pace[LOADING] = 0.5
 
-    rng = random.Random(seed)
+    rng = random.Random(f"{seed} {kind}")
     hit: Counter[int] = Counter()
     launches, done = 0, False
     progress = tqdm(total=kills, desc=f"Kills of recipes/{kind}.py", unit="kill")
@@ -264,15 +264,14 @@ Command: `{results["command"]}`. Machine: {results["machine"]}; {results["versio
 SIGKILL at random moments, and the same command again, until the run has ended. What is there then, next to an undisturbed run:
 tensors of the final model that are not the same to the bit, and logged metrics (all but times) that are not the same number.
 
-| script | steps | kills | what they hit | checkpoints found cut off | different tensors | different metrics |
+| script | steps | kills | what they hit | launches that skipped a checkpoint as cut off | different tensors | different metrics |
 |---|---|---|---|---|---|---|
 {chr(10).join(rows)}
 
-Half of the kills aim at a checkpoint that is being saved, {PHASES[STEP]} is hit by most others, and about one in ten hits a process
-that is {PHASES[LOADING]} its model. The model is tiny and random, and a checkpoint a few files of some kilobytes. Every step is saved;
-with `save_total_limit: 1`, so that a kill between saving one checkpoint and deleting the one before would lose the run if there were a
-moment without a complete one. In GRPO and PPO a generation batch serves four steps, an epoch has twelve, and every second step is logged:
-most checkpoints are within a generation batch, half of them between two logs.
+Half of the kills aim at a checkpoint that is being saved, the others at a step, or at a process that is loading its model. The model is
+tiny and random, and a checkpoint a few files of some kilobytes. Every step is saved, with `save_total_limit: 1`: if there were a moment
+without a complete checkpoint, a kill would lose the run. In GRPO and PPO a generation batch serves four steps, an epoch has twelve, and
+every second step is logged: most checkpoints are within a generation batch, half of them between two logs.
 """
 
 
@@ -283,7 +282,7 @@ def main() -> None:
     )
     parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     parser.add_argument("--kills", type=int, default=20, help="Kills of each run.")
-    parser.add_argument("--steps", type=int, default=36, help="Steps of a run: more than one for a kill.")
+    parser.add_argument("--steps", type=int, default=48, help="Steps of a run: two for a kill.")
     parser.add_argument("--seed", type=int, default=0, help="Of the moments.")
     parser.add_argument(
         "--output",

@@ -379,7 +379,8 @@ def test_other_settings_are_another_run(
 def test_killed_at_random_twenty_times(tmp_path: Path) -> None:
     """By real SIGKILLs. `benchmarks/interruptions.py` says how, and does the same to the other recipes."""
     subprocess.run(
-        [sys.executable, "-m", "benchmarks.interruptions", "--recipes", "grpo", "--output", str(tmp_path / "results")],
+        [sys.executable, "-m", "benchmarks.interruptions", "--recipes", "grpo", "--steps", "64"]
+        + ["--output", str(tmp_path / "results")],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         check=True,
