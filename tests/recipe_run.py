@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
 Recipes as a script, for tests that need several processes: `accelerate launch ... recipe_run.py ARGUMENTS.json ...`, one file
-of arguments a run, the first of which is `grpo` or `ppo`.
+of arguments a run, the first of which is `grpo`, `ppo` or `sampled`.
 
 Completions are a function of the prompt and their place in its group, so that runs that split the prompts differently are
-comparable. What the main process ends with goes to `<output_dir>/result.json`.
+comparable; `sampled` is GRPO as it is. What the main process ends with goes to `<output_dir>/result.json`.
 """
 
 import json
@@ -21,6 +21,11 @@ from endotrl.recipes import launch
 
 
 EOS = 2
+
+
+class SampledGRPO(DenseGRPOTrainer):
+    def end(self) -> None:
+        """The processes are needed for the next run."""
 
 
 class FixedRollouts:
@@ -50,7 +55,11 @@ class FixedPPO(FixedRollouts, PPOTrainer):
 
 def main(kind: str, *arguments: str) -> None:
     AcceleratorState._reset_state()
-    classes = {"grpo": (FixedGRPO, DenseGRPOConfig), "ppo": (FixedPPO, PPOConfig)}
+    classes = {
+        "grpo": (FixedGRPO, DenseGRPOConfig),
+        "ppo": (FixedPPO, PPOConfig),
+        "sampled": (SampledGRPO, DenseGRPOConfig),
+    }
     trainer = launch(*classes[kind], arguments)
     if trainer.accelerator.is_main_process:
         result = {

@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,19 @@ import torch
 from safetensors.torch import load_file
 
 from endotrl import DenseGRPOConfig, DenseGRPOTrainer, PPOConfig, PPOTrainer, recipes
-from endotrl.recipes.resumption import COMPLETE_FILE, last_complete_checkpoint
+from endotrl.recipes import resumption
+from endotrl.recipes.checkpoints import (
+    COMPLETE_FILE,
+    checkpoints,
+    delete_old,
+    last_complete_checkpoint,
+    mark_complete,
+)
 
 
 pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
 
 CLASSES = {"grpo": (DenseGRPOTrainer, DenseGRPOConfig), "ppo": (PPOTrainer, PPOConfig)}
 calls = 0
@@ -117,6 +128,53 @@ def test_killed(
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
 
 
+def test_killed_between_the_last_checkpoint_and_the_end(launch: Callable[..., Any], tmp_path: Path) -> None:
+    launch("grpo", "run")
+    (tmp_path / "run").rename(tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "run")
+    (tmp_path / "run" / "model.safetensors").unlink()
+    trainer = launch("grpo", "run")
+    assert calls == 0 and trainer.state.global_step == 6
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_with_a_limit_there_is_always_a_complete_checkpoint(
+    launch: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch("grpo", "whole", "--save_total_limit", "1")
+    assert [path.name for path in (tmp_path / "whole").glob("checkpoint-*")] == ["checkpoint-6"]
+
+    def killed_before_marking(checkpoint: Path, step: int, *args: Any) -> None:
+        if step == 4:
+            raise Killed
+        mark_complete(checkpoint, step, *args)
+
+    monkeypatch.setattr(resumption, "mark_complete", killed_before_marking)
+    with pytest.raises(Killed):
+        launch("grpo", "run", "--save_total_limit", "1")
+    assert (tmp_path / "run" / "checkpoint-4").is_dir()
+    assert last_complete_checkpoint(tmp_path / "run") == tmp_path / "run" / "checkpoint-2"
+    monkeypatch.undo()
+    launch("grpo", "run", "--save_total_limit", "1")
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_rewards_with_a_state(launch: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["--reward", "random", "endogenous", "tests.test_recipes_interruption.watch"]
+    arguments += ["--reward_weights", "1", "1", "0", "--reward_correction", "length"]
+    launch("grpo", "whole", *arguments)
+
+    def kill() -> None:
+        raise Killed
+
+    set_fuse(monkeypatch, 4, kill)
+    with pytest.raises(Killed):
+        launch("grpo", "run", *arguments)
+    monkeypatch.undo()
+    launch("grpo", "run", *arguments)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
 def test_sigterm(launch: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     launch("grpo", "whole")
     handler = signal.getsignal(signal.SIGTERM)
@@ -132,6 +190,131 @@ def test_sigterm(launch: Callable[..., Any], tmp_path: Path, monkeypatch: pytest
     assert_same_run(tmp_path / "terminated", tmp_path / "whole")
 
 
+def test_start_from_elsewhere_and_go_on_from_here(launch: Callable[..., Any], tmp_path: Path) -> None:
+    launch("grpo", "first", "--max_steps", "2")
+    arguments = ["--resume_from_checkpoint", str(tmp_path / "first" / "checkpoint-2")]
+    assert launch("grpo", "second", *arguments, "--max_steps", "4").state.global_step == 4 and calls == 2
+    assert launch("grpo", "second", *arguments).state.global_step == 6 and calls == 2  # from step 4
+    # But a checkpoint of its own is the one that was asked for.
+    back = ["--resume_from_checkpoint", str(tmp_path / "second" / "checkpoint-4")]
+    assert launch("grpo", "second", *back).state.global_step == 6 and calls == 2
+
+
+def test_starting_anew_gives_up_what_was_there(
+    launch: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch("grpo", "run")
+
+    def kill() -> None:
+        raise Killed
+
+    set_fuse(monkeypatch, 4, kill)
+    with pytest.raises(Killed):
+        launch("grpo", "run", "--resume", "False", "--learning_rate", "1e-3")
+    # Not the checkpoint-6 of the run before.
+    assert last_complete_checkpoint(tmp_path / "run") == tmp_path / "run" / "checkpoint-2"
+
+
+class TestOneRunInAFolder:
+    def test_the_second_is_refused_before_a_model_is_loaded(
+        self, launch: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        launch("grpo", "run", "--max_steps", "2")
+        before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+        with resumption.only_run_in(str(tmp_path / "run")):
+            with pytest.raises(SystemExit) as ended:
+                launch("grpo", "run", "--model_name_or_path", "no-such-model")
+            assert ended.value.code == 2
+            assert "Another run is writing to" in " ".join(capsys.readouterr().err.split())
+            assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+        assert launch("grpo", "run", "--max_steps", "4").state.global_step == 4  # the other one has ended
+
+    def test_the_lock_ends_with_its_process_and_workers_do_not_hold_it(self, tmp_path: Path) -> None:
+        program = (
+            "import os, sys, time\n"
+            "from endotrl.recipes.resumption import only_run_in\n"
+            f"with only_run_in({str(tmp_path)!r}):\n"
+            "    worker = os.fork()\n"
+            "    if worker: print(worker, flush=True)\n"
+            "    time.sleep(600)\n"
+        )
+        with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as run:
+            assert run.stdout is not None
+            worker = next(int(line) for line in run.stdout if line.strip().isdecimal())
+            try:
+                with pytest.raises(ValueError, match="Another run is writing"), resumption.only_run_in(str(tmp_path)):
+                    pass
+                run.kill()
+                run.wait()
+                with resumption.only_run_in(str(tmp_path)):
+                    os.kill(worker, 0)  # it is still there
+            finally:
+                os.kill(worker, signal.SIGKILL)
+
+    def test_a_file_system_without_locks(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*args: Any) -> None:
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr("fcntl.flock", refuse)
+        with resumption.only_run_in(str(tmp_path)):
+            pass
+
+
+def test_what_a_complete_checkpoint_consists_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for step in (2, 10):
+        folder = tmp_path / f"checkpoint-{step}" / f"global_step{step}"
+        folder.mkdir(parents=True)
+        for rank in (0, 1):
+            (folder / f"rank_{rank}.pt").write_bytes(b"weights")
+        assert last_complete_checkpoint(tmp_path) == (None if step == 2 else tmp_path / "checkpoint-2")
+        mark_complete(tmp_path / f"checkpoint-{step}", step, 2)
+        assert last_complete_checkpoint(tmp_path) == tmp_path / f"checkpoint-{step}"
+    (tmp_path / "checkpoint-10" / "README.md").write_text("more is no harm")
+    assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    (folder / "rank_1.pt").write_bytes(b"weig")
+    assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+    assert "global_step10/rank_1.pt has 4 bytes in place of 7" in caplog.text
+    (folder / "rank_1.pt").unlink()
+    assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+    assert "global_step10/rank_1.pt is missing" in caplog.text
+
+
+def test_old_checkpoints(tmp_path: Path) -> None:
+    for step in (1, 2, 9, 10, 12):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+
+    def left() -> set[int]:
+        return set(checkpoints(tmp_path))
+
+    delete_old(tmp_path, 10, None, None)
+    delete_old(tmp_path, 10, 0, None)
+    assert left() == {1, 2, 9, 10, 12}
+    delete_old(tmp_path, 10, 3, str(tmp_path / "checkpoint-1"))  # the best one, one more, and the last one
+    assert left() == {1, 9, 10, 12}  # a later one is of a run before, and will be written over
+    delete_old(tmp_path, 10, 1, str(tmp_path / "checkpoint-1"))
+    assert left() == {1, 10, 12}
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_counts(
+    launch: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync, synced, seen = os.fsync, set(), []
+
+    def watched_fsync(descriptor: int) -> None:
+        fsync(descriptor)
+        synced.add(os.fstat(descriptor).st_ino)
+
+    def watched_mark(checkpoint: Path, *args: Any) -> None:
+        seen.append({path.stat().st_ino for path in checkpoint.rglob("*") if path.is_file()})
+        assert seen[-1] <= synced
+        mark_complete(checkpoint, *args)
+
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    monkeypatch.setattr(resumption, "mark_complete", watched_mark)
+    launch("grpo", "run", "--max_steps", "2")
+    assert len(seen) == 1 and len(seen[0]) > 5
+
+
 def test_nan(launch: Callable[..., Any], tmp_path: Path) -> None:
     class Exploding(DenseGRPOTrainer):
         def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
@@ -144,6 +327,18 @@ def test_nan(launch: Callable[..., Any], tmp_path: Path) -> None:
     checkpoint = last_complete_checkpoint(tmp_path / "run")
     assert checkpoint is not None and checkpoint.name == "checkpoint-2"
     assert all(tensor.isfinite().all() for tensor in load_file(checkpoint / "model.safetensors").values())
+
+
+def test_nan_that_the_gradients_do_not_show(launch: Callable[..., Any], tmp_path: Path) -> None:
+    """As with DeepSpeed, whose gradients are its own, and between two logs."""
+
+    class Exploding(DenseGRPOTrainer):
+        def training_step(self, *args: Any, **kwargs: Any) -> Any:
+            return super().training_step(*args, **kwargs) * (float("nan") if self.state.global_step == 2 else 1.0)
+
+    with pytest.raises(FloatingPointError, match="loss is NaN.*at step 4.*checkpoint-2 is from before, and is kept"):
+        launch("grpo", "run", "--logging_steps", "5", trainer_class=Exploding)
+    assert last_complete_checkpoint(tmp_path / "run") == tmp_path / "run" / "checkpoint-2"
 
 
 def test_full_disk(launch: Callable[..., Any], tmp_path: Path) -> None:
@@ -179,3 +374,20 @@ def test_other_settings_are_another_run(
     assert record["settings"]["training"]["learning_rate"] == record_of.args.learning_rate
     assert record["settings"]["reward"]["reward"][0] == "endogenous"
     assert record["versions"].keys() >= {"endotrl", "torch", "trl", "transformers", "accelerate", "python"}
+
+
+def test_killed_at_random_twenty_times(tmp_path: Path) -> None:
+    """By real SIGKILLs. `benchmarks/interruptions.py` says how, and does the same to the other recipes."""
+    subprocess.run(
+        [sys.executable, "-m", "benchmarks.interruptions", "--recipes", "grpo", "--steps", "64"]
+        + ["--output", str(tmp_path / "results")],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True,
+        timeout=500,
+    )
+    (run,) = json.loads((tmp_path / "results.json").read_text())["runs"]
+    assert run["kills"] == 20
+    assert run["hit"]["a training step"] >= 3 and run["hit"]["saving a checkpoint"] >= 3
+    assert run["tensors"] > 20 and run["metrics"] > 400
+    assert run["different_tensors"] == [] and run["different_metrics"] == []

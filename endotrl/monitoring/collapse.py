@@ -17,6 +17,8 @@ from .thresholds import CollapseThresholds
 
 logger = logging.getLogger(__name__)
 
+# Where the trainer's state, which is in every checkpoint, has what the monitor saw since the last log.
+MEMORY = "collapse_monitor"
 Action = Literal["warn", "stop", "restore"]
 _THEN = {"warn": "", "stop": " Training stops.", "restore": " Training stops, and goes back to the best checkpoint."}
 
@@ -128,6 +130,9 @@ class CollapseMonitor(TrainerCallback):
         self._detector, self._verdict, self.alarms = self._new_detector(), Verdict(None), []
         if self._observer is not None:
             self._observer.pop()
+            if MEMORY in state.stateful_callbacks:
+                self._observer.remember(state.stateful_callbacks[MEMORY])
+            state.stateful_callbacks[MEMORY] = self._observer.memory
         for entry in state.log_history:
             self._judge(entry, int(entry["step"]))
         self._remember_checkpoint(args, state)

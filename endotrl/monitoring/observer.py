@@ -3,7 +3,7 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,7 +41,7 @@ class BatchObserver:
     def __init__(self, trainer: Any, held_out: Sequence[str] | None = None) -> None:
         self._trainer = trainer
         self._sums: dict[str, list[float]] = {}
-        self._values_seen: set[float] = set()
+        self._values_seen: list[float] = []
         self._held_out: dict[str, int] = {}
         if isinstance(trainer, GRPOTrainer | RLOOTrainer):
             self._held_out = self._find_held_out(held_out)
@@ -64,8 +64,18 @@ class BatchObserver:
                 means[key] *= math.sqrt(len(self._sums[key]))
             elif key.startswith(HELD_OUT_ERROR):
                 means[key] /= math.sqrt(len(self._sums[key]))
-        self._sums = {}
+        self._sums.clear()
         return means
+
+    @property
+    def memory(self) -> dict[str, Any]:
+        """What a run that goes on must know of the batches before. It follows them, and JSON can hold it."""
+        return {"sums": self._sums, "values_seen": self._values_seen, "held_out": self._held_out}
+
+    def remember(self, memory: Mapping[str, Any]) -> None:
+        """Takes over the `memory` of the interrupted run."""
+        self._sums, self._values_seen = dict(memory["sums"]), list(memory["values_seen"])
+        self._held_out = {name: self._held_out[name] for name in memory["held_out"] if name in self._held_out}
 
     def _find_held_out(self, names: Sequence[str] | None) -> dict[str, int]:
         weights = dict(zip(self._trainer.reward_func_names, self._trainer.reward_weights.tolist(), strict=True))
@@ -148,7 +158,8 @@ class BatchObserver:
         )
         self._add_correlation("collapse/length_correlation", rewards, lengths, num_generations)
         if len(self._values_seen) <= MAX_VERDICTS:
-            self._values_seen.update(round(value, 6) for value in rewards.tolist() if math.isfinite(value))
+            values = {round(value, 6) for value in rewards.tolist() if math.isfinite(value)}
+            self._values_seen += values.difference(self._values_seen)
         self._add("collapse/reward_is_verdict", float(len(self._values_seen) <= MAX_VERDICTS))
 
     def _observe_held_out(self, rewards: Tensor, trained: Tensor) -> None:
@@ -157,7 +168,8 @@ class BatchObserver:
             given = values[~values.isnan()]
             if not self._explicit and ((given < 0) | (given > 1)).any():
                 del self._held_out[name]  # no accuracy: a length, a log-probability
-                self._sums = {key: value for key, value in self._sums.items() if key.rpartition("/")[2] != name}
+                for key in [key for key in self._sums if key.rpartition("/")[2] == name]:
+                    del self._sums[key]
                 continue
             self._add(HELD_OUT + name, given.mean().item())
             groups = values.view(-1, self._trainer.num_generations).nanmean(dim=1)

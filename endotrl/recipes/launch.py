@@ -4,6 +4,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any, NoReturn
 
 import torch
@@ -14,6 +15,7 @@ from trl import GRPOConfig, TrlParser
 from ..reporting import say
 from ..trainers.dense_reward_trainer import DenseRewardTrainer
 from .arguments import make_parser
+from .resumption import only_run_in
 from .training import prepare, run
 
 
@@ -38,12 +40,14 @@ def launch(
     Returns:
         [`DenseGRPOTrainer`] or [`PPOTrainer`]: the trainer, done.
     """
-    try:
-        parsed = parse(make_parser(training_config), argv)
-        job = prepare(*parsed)
-    except (ValueError, ImportError, OSError) as error:
-        exit_with(error)
-    return run(trainer_class, job)
+    with ExitStack() as stack:
+        try:
+            parsed = parse(make_parser(training_config), argv)
+            stack.enter_context(only_run_in(parsed[1].output_dir))
+            job = prepare(*parsed)
+        except (ValueError, ImportError, OSError) as error:
+            exit_with(error)
+        return run(trainer_class, job)
 
 
 def exit_with(error: Exception) -> NoReturn:

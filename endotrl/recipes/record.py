@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..files import replace_text
 
 
 RECORD_FILE = "recipe.json"
@@ -62,7 +63,15 @@ def write_record(output_dir: str, record: Mapping[str, Any]) -> None:
     """Writes the record to `output_dir/recipe.json`."""
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / RECORD_FILE).write_text(json.dumps(record, indent=2, ensure_ascii=False), encoding="utf-8")
+    replace_text(folder / RECORD_FILE, json.dumps(record, indent=2, ensure_ascii=False))
+
+
+def starts_from(output_dir: str) -> str | None:
+    """The checkpoint that the run in a folder was told to start from."""
+    path = Path(output_dir) / RECORD_FILE
+    if not path.is_file():
+        return None
+    return json.loads(path.read_text(encoding="utf-8"))["settings"]["training"]["resume_from_checkpoint"]
 
 
 def check_same_settings(output_dir: str, record: Mapping[str, Any]) -> None:

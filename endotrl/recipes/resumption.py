@@ -5,69 +5,82 @@ import errno
 import json
 import math
 import os
-import re
 import secrets
 import shutil
 import signal
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from accelerate import Accelerator
-from accelerate.logging import get_logger
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from packaging.version import Version
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..files import lock, replace_text
 from ..reporting import say
-from .record import check_same_settings, write_record
+from .checkpoints import checkpoints, delete_old, discard_later, flush, last_complete_checkpoint, mark_complete
+from .record import check_same_settings, starts_from, write_record
 
 
-logger = get_logger(__name__)
-
-# Written into a checkpoint after everything else.
-COMPLETE_FILE = "complete.json"
+LOCK_FILE = ".run.lock"
+# In a checkpoint: what was gathered for the next log, and TRL's count of tokens.
+SINCE_LAST_LOG_FILE = "since_last_log.json"
+# Before, the sum of the losses is out of reach, and the first log after an interruption has the mean of fewer steps.
+HAS_LOSS = Version(transformers.__version__) >= Version("5.3.0")
 WANDB_ID_FILE = "wandb_run_id"
 FULL_DISK_BYTES = 2**20
 EXIT_TERMINATED = 143  # 128 and SIGTERM, as of a process that it has ended
 
 
-def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> Path | None:
+@contextmanager
+def only_run_in(output_dir: str) -> Iterator[None]:
     """
-    The last checkpoint of a recipe that was written to its end.
+    Inside, no other run can enter with this folder. The lock ends with the process, however it ends; the processes of one
+    run have it together, through the first one. Windows and some network file systems have no locks: there, nothing is
+    noticed.
 
     Args:
         output_dir (`str`):
-            Folder of the run.
+            Folder of the run, which is made if there is none.
 
-    Returns:
-        `Path`, *optional*: `None` if there is none. Later checkpoints that were cut off while they were written are named
-        in a warning.
+    Raises:
+        `ValueError`: If another run is in there.
     """
-    checkpoints = {
-        int(match[1]): path
-        for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-        if (match := re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name)) and path.is_dir()
-    }
-    for step in sorted(checkpoints, reverse=True):
-        if (checkpoints[step] / COMPLETE_FILE).is_file():
-            return checkpoints[step]
-        logger.warning(f"{checkpoints[step]} was cut off while it was written, and is skipped.")
-    return None
+    with ExitStack() as stack:
+        failure: Exception | None = None
+        if PartialState().is_main_process:
+            try:
+                Path(output_dir).mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context((Path(output_dir) / LOCK_FILE).open("a"))
+                lock(
+                    file,
+                    f"Another run is writing to {output_dir} right now. Wait for it, stop it, or choose another `output_dir`.",
+                )
+                if sys.platform != "win32":
+                    # Workers that are forked would keep the lock after this process.
+                    os.register_at_fork(after_in_child=file.close)
+            except (ValueError, OSError) as error:
+                failure = error
+        (failure,) = broadcast_object_list([failure])
+        if failure is not None:
+            raise failure
+        yield
 
 
 class Interruptions(TrainerCallback):
     """
-    Marks checkpoints that were written to their end; saves one and stops after SIGTERM, on all processes after the same step;
-    and stops a run whose gradients or loss are NaN or infinite, before it is saved.
+    Marks checkpoints that were written to their end, and deletes those beyond `save_total_limit` only then; saves one and
+    stops after SIGTERM, on all processes after the same step; and stops a run whose gradients or loss are NaN or infinite,
+    before it is saved.
 
     Args:
-        accelerator ([`~accelerate.Accelerator`]):
-            Of the trainer.
+        trainer ([`~transformers.Trainer`]):
+            The trainer, one of TRL's.
 
     Attributes:
         terminated (`bool`):
@@ -77,11 +90,13 @@ class Interruptions(TrainerCallback):
         `FloatingPointError`: In training, for NaN or infinite gradients or loss.
     """
 
-    def __init__(self, accelerator: Accelerator) -> None:
+    def __init__(self, trainer: Any) -> None:
         self.terminated = False
-        self._accelerator = accelerator
+        self._trainer = trainer
+        self._accelerator = trainer.accelerator
         self._asked = False
         self._former: Any = None
+        self._save_total_limit = trainer.args.save_total_limit
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -95,6 +110,24 @@ class Interruptions(TrainerCallback):
     def _ask(self, signum: int, frame: Any) -> None:
         self._asked = True
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if args.should_save:
+            discard_later(args.output_dir, state.global_step)
+        since = Path(args.resume_from_checkpoint or "") / SINCE_LAST_LOG_FILE
+        if args.resume_from_checkpoint is not None and since.is_file():
+            gathered = json.loads(since.read_text(encoding="utf-8"))
+            for key, values in gathered["metrics"].items():
+                self._trainer._metrics["train"][key].extend(values)
+            self._trainer._total_train_tokens = gathered["tokens"]
+            if HAS_LOSS:
+                self._trainer._tr_loss += gathered["loss"]
+                self._trainer._globalstep_last_logged = gathered["last_log"]
+        if state.global_step >= state.max_steps:
+            # Killed between the last checkpoint and the end. transformers would take one step more.
+            self._trainer.get_batch_samples = lambda *args, **kwargs: ([], None)
+
     def on_pre_optimizer_step(
         self,
         args: TrainingArguments,
@@ -103,7 +136,7 @@ class Interruptions(TrainerCallback):
         model: torch.nn.Module,
         **kwargs: Any,
     ) -> None:
-        """Weights are still good here. (DeepSpeed keeps its gradients to itself: see `on_log`.)"""
+        """Weights are still good here. (DeepSpeed keeps its gradients to itself: see `on_log` and `on_save`.)"""
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         if gradients and not torch.nn.utils.get_total_norm(gradients).isfinite():
             self._stop(args, state.global_step + 1, "The gradients are")
@@ -120,21 +153,38 @@ class Interruptions(TrainerCallback):
             if key in logs and not math.isfinite(float(logs[key])):
                 self._stop(args, state.global_step, f"`{key}` is")
 
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # transformers would delete checkpoints before the last one is marked. Not before trackers have seen the settings.
+        args.save_total_limit = None
+
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         # A signal may reach processes at different steps.
         asked = torch.tensor(float(self._asked), device=self._accelerator.device)
-        if self._accelerator.reduce(asked, reduction="sum") > 0:
+        if self._accelerator.reduce(asked, reduction="sum") > 0 and state.global_step < state.max_steps:
             self.terminated = control.should_save = control.should_training_stop = True
         return control
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        loss = self._accelerator.reduce(self._trainer._tr_loss, reduction="mean").item() if HAS_LOSS else 0.0
+        if not math.isfinite(loss):  # of a step since the last log
+            self._stop(args, state.global_step, "The loss is")
         self._accelerator.wait_for_everyone()
         if args.should_save:
-            folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-            marker = {"step": state.global_step, "num_processes": args.world_size}
-            (folder / COMPLETE_FILE).write_text(json.dumps(marker), encoding="utf-8")
+            folder = checkpoints(args.output_dir)[state.global_step]
+            gathered = {
+                "metrics": self._trainer._metrics["train"],
+                "tokens": self._trainer._total_train_tokens,
+                "loss": loss,
+                "last_log": self._trainer._globalstep_last_logged,
+            }
+            (folder / SINCE_LAST_LOG_FILE).write_text(json.dumps(gathered), encoding="utf-8")
+            flush(folder)
+            mark_complete(folder, state.global_step, args.world_size)
+            delete_old(args.output_dir, state.global_step, self._save_total_limit, state.best_model_checkpoint)
 
     def _stop(self, args: TrainingArguments, step: int, what: str) -> None:
         checkpoint = last_complete_checkpoint(args.output_dir)
@@ -168,14 +218,18 @@ def clear_when_disk_is_full(output_dir: str) -> Iterator[None]:
 
 def find_checkpoint(args: TrainingArguments, record: Mapping[str, Any]) -> None:
     """
-    Sets `resume_from_checkpoint` to the last complete checkpoint of `output_dir`, if there is one and it is not set.
+    Sets `resume_from_checkpoint` to the last complete checkpoint of `output_dir`, if there is one. If it names another one,
+    that holds unless the run in `output_dir` was already told to start from there. The first process decides for all.
 
     Raises:
         `ValueError`: If the run there was made with other settings.
     """
-    if args.resume_from_checkpoint is not None:
-        return
-    checkpoint = last_complete_checkpoint(args.output_dir)
+    checkpoint = None
+    if PartialState().is_main_process:
+        given = args.resume_from_checkpoint
+        if given is None or given == starts_from(args.output_dir):
+            checkpoint = last_complete_checkpoint(args.output_dir)
+    (checkpoint,) = broadcast_object_list([checkpoint])
     if checkpoint is not None:
         check_same_settings(args.output_dir, record)
         args.resume_from_checkpoint = str(checkpoint)
@@ -204,11 +258,15 @@ def train_and_save(trainer: Trainer, record: Mapping[str, Any]) -> bool:
         if "wandb" in args.report_to:
             continue_wandb_run(args.output_dir, anew=args.resume_from_checkpoint is None)
     args.logging_nan_inf_filter = False  # it would hide what is looked for
-    interruptions = Interruptions(trainer.accelerator)
+    save_total_limit = args.save_total_limit
+    interruptions = Interruptions(trainer)
     # First, so that a run with NaN stops before they are logged.
     trainer.callback_handler.callbacks.insert(0, interruptions)
     with clear_when_disk_is_full(args.output_dir), interruptions.listening():
-        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        try:
+            trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        finally:
+            args.save_total_limit = save_total_limit
         if not interruptions.terminated:
             trainer.save_model(args.output_dir)
     if interruptions.terminated and trainer.accelerator.is_main_process:
@@ -238,7 +296,7 @@ def continue_wandb_run(output_dir: str, anew: bool) -> None:
     path = Path(output_dir) / WANDB_ID_FILE
     if anew or not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4), encoding="utf-8")
+        replace_text(path, os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
     os.environ["WANDB_RUN_ID"] = path.read_text(encoding="utf-8").strip()
     os.environ.setdefault("WANDB_RESUME", "allow")
     os.environ.setdefault("WANDB_DIR", output_dir)

@@ -2,6 +2,7 @@
 """The recipe of the sentence-level reward model."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
@@ -9,7 +10,7 @@ from ..sentence import SentenceRewardTrainer, SentenceRewardTrainerConfig
 from .launch import exit_with, parse
 from .prompts import load_preferences
 from .record import make_record
-from .resumption import end, find_checkpoint, train_and_save
+from .resumption import end, find_checkpoint, only_run_in, train_and_save
 from .training import check_packages, resolve_model
 
 
@@ -38,27 +39,29 @@ def launch_sentence_reward(argv: Sequence[str] | None = None) -> SentenceRewardT
     Returns:
         [`SentenceRewardTrainer`]: the trainer, done.
     """
-    try:
-        script_args, args, model_args, dataset_args = parse(make_sentence_reward_parser(), argv)
-        check_packages(args, model_args)
-        train_dataset, eval_dataset = load_preferences(script_args, args, dataset_args)
-        resolve_model(model_args, args)
-        record = make_record({"data": script_args, "training": args, "model": model_args})
-        find_checkpoint(args, record)
-    except (ValueError, ImportError, OSError) as error:
-        exit_with(error)
-    trainer = SentenceRewardTrainer(
-        model=model_args.model_name_or_path,
-        args=args,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        quantization_config=get_quantization_config(model_args),
-        peft_config=get_peft_config(model_args),
-    )
-    terminated = train_and_save(trainer, record)
-    if not terminated and eval_dataset is not None:
-        trainer.log_metrics("eval", trainer.evaluate())
-    if not terminated and args.push_to_hub:
-        trainer.push_to_hub(dataset_name=script_args.dataset_name)
-    end(trainer, terminated)
-    return trainer
+    with ExitStack() as stack:
+        try:
+            script_args, args, model_args, dataset_args = parse(make_sentence_reward_parser(), argv)
+            stack.enter_context(only_run_in(args.output_dir))
+            check_packages(args, model_args)
+            train_dataset, eval_dataset = load_preferences(script_args, args, dataset_args)
+            resolve_model(model_args, args)
+            record = make_record({"data": script_args, "training": args, "model": model_args})
+            find_checkpoint(args, record)
+        except (ValueError, ImportError, OSError) as error:
+            exit_with(error)
+        trainer = SentenceRewardTrainer(
+            model=model_args.model_name_or_path,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            quantization_config=get_quantization_config(model_args),
+            peft_config=get_peft_config(model_args),
+        )
+        terminated = train_and_save(trainer, record)
+        if not terminated and eval_dataset is not None:
+            trainer.log_metrics("eval", trainer.evaluate())
+        if not terminated and args.push_to_hub:
+            trainer.push_to_hub(dataset_name=script_args.dataset_name)
+        end(trainer, terminated)
+        return trainer

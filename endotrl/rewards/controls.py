@@ -36,6 +36,14 @@ class RandomReward:
         """Returns one draw a completion."""
         return [self._random.random() for _ in completions]
 
+    def state_dict(self) -> dict[str, Any]:
+        """Where the draws are: for checkpoints of [`DenseGRPOTrainer`] and [`PPOTrainer`]."""
+        return {"random": self._random.getstate()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on with the draws where `state_dict` was taken."""
+        self._random.setstate(state_dict["random"])
+
 
 class LengthReward:
     """

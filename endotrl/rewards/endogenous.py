@@ -328,6 +328,17 @@ class EndogenousReward(FrozenModelReward):
             for outcome, length in zip(outcomes, lengths, strict=True)
         ]
 
+    def state_dict(self) -> dict[str, Any]:
+        """
+        What it has learned from batches, with `correction="length"`: for checkpoints of [`DenseGRPOTrainer`] and
+        [`PPOTrainer`].
+        """
+        return {"length_sums": self._length_sums}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from where `state_dict` was taken."""
+        self._length_sums = state_dict["length_sums"]
+
     @property
     def _length_slope(self) -> float:
         """Slope of the outcome on log length, 0 where all lengths are the same."""

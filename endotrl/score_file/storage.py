@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The output of a run on disk: its rows, its error file, and the metadata by which a later run goes on."""
 
-import errno
 import hashlib
 import json
 import os
@@ -16,12 +15,9 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from .. import __version__
+from ..files import lock, replace_text
 from .rows import STREAM, Reader
 from .tally import Tally
-
-
-if sys.platform != "win32":
-    import fcntl
 
 
 # Weights up to this size, in bytes, are read as a whole to tell one model from another: at 1.3 GiB/s (sha256 on one core),
@@ -96,26 +92,12 @@ class Output:
             return
         with self._writing():
             self._file = self.path.open("ab")
-            self._lock(self._file)
+            lock(self._file, f"Another run is writing {self.path} right now. Wait for it, or choose another output.")
             if self.path.stat().st_size != self._kept_bytes:
                 self._file.truncate(self._kept_bytes)
             self.errors_path.unlink(missing_ok=True)
             if not self.kept_rows:
                 self._write_meta(0, 0, 0)
-
-    def _lock(self, file: IO[bytes]) -> None:
-        """Keeps other runs from the output until this one ends, however it ends."""
-        if sys.platform == "win32":  # has no such locks: there, two runs in one output are not noticed
-            return
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(
-                f"Another run is writing {self.path} right now. Wait for it, or choose another output."
-            ) from error
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP):  # a file system without locks
-                raise
 
     def kept_records(self) -> Iterator[dict[str, Any]]:
         """Output lines of earlier runs that are kept."""
@@ -176,14 +158,7 @@ class Output:
                 **{name: version(name) for name in ("torch", "transformers", "trl")},
             },
         }
-        # Replaced in one step: after a crash there is the old checkpoint or the new one, never half of one.
-        temporary = Path(f"{self.meta_path}.tmp")
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(meta, file, indent=2, ensure_ascii=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.meta_path)
+        replace_text(self.meta_path, json.dumps(meta, indent=2, ensure_ascii=False) + "\n")
 
     @contextmanager
     def _writing(self, saved_rows: int = 0) -> Iterator[None]:

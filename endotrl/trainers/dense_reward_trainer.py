@@ -2,15 +2,18 @@
 """TRL's `GRPOTrainer` with the rewards of tokens at hand: what the trainers that credit tokens have in common."""
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
-from trl.trainer.utils import is_async_callable
+from trl.trainer.utils import RepeatSampler, is_async_callable
 
 from ..rewards.dense import DenseScores
 from .reward_recording import RewardRecorder, ScoredBatch, pad_rows
+from .rollout_state import load_rollouts, save_rollouts, skip_epochs
 
 
 class DenseRewardTrainer(GRPOTrainer, ABC):
@@ -27,6 +30,7 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
     _keep_token_rewards = True
     # Prompts, completions and token ids that this process has rewarded last, to look at.
     last_completions: tuple[list[Any], list[Any], list[list[int]]] = ([], [], [])
+    _train_sampler: RepeatSampler | None = None
 
     def _calculate_rewards(
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: list[list[int]]
@@ -152,6 +156,24 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
         for index, rewards, count in zip(rewarded, per_function[:num_dense], per_function[num_dense:], strict=True):
             if count:
                 metrics[f"token_rewards/{self.reward_func_names[index]}/mean"].append(rewards / count)
+
+    def _get_train_sampler(self, dataset: Any = None) -> RepeatSampler:
+        self._train_sampler = super()._get_train_sampler(dataset)
+        return self._train_sampler
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if not self.args.save_only_model:
+            save_rollouts(self, self._checkpoint_folder(trial))
+
+    def _checkpoint_folder(self, trial: Any) -> Path:
+        return Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            load_rollouts(self, Path(checkpoint))
+            skip_epochs(self._train_sampler, Path(checkpoint))
 
 
 class _Recorded(NamedTuple):

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from accelerate.logging import get_logger
-from accelerate.utils import is_peft_model, send_to_device
+from accelerate.utils import is_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import create_model_from_path, disable_dropout_in_model, get_config_model_id
 
@@ -41,7 +40,6 @@ from .value_head import (
 logger = get_logger(__name__)
 
 STATE_FILE = "ppo_state.json"
-ROLLOUT_FILE = "ppo_rollout_{rank}.pt"
 
 
 class PPOTrainer(DenseRewardTrainer):
@@ -384,36 +382,13 @@ class PPOTrainer(DenseRewardTrainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
-        if self.args.save_only_model:
-            return
-        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        folder.mkdir(parents=True, exist_ok=True)
-        generate_every = self.args.steps_per_generation * self.num_iterations
-        if self._step % generate_every:
-            # The next steps use what this policy's predecessor generated.
-            torch.save(self._buffered_inputs, folder / ROLLOUT_FILE.format(rank=self.args.process_index))
-        if self.args.should_save:
-            state = {"step": self._step, "beta": self.beta, "world_size": self.args.world_size}
-            (folder / STATE_FILE).write_text(json.dumps(state))
+        if self.args.kl_target is not None and self.args.should_save and not self.args.save_only_model:
+            (self._checkpoint_folder(trial) / STATE_FILE).write_text(json.dumps({"beta": self.beta}))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None or not (Path(checkpoint) / STATE_FILE).exists():
-            return
-        state = json.loads((Path(checkpoint) / STATE_FILE).read_text())
-        if self.args.kl_target is not None:
-            self.beta = state["beta"]
-        if state["world_size"] != self.args.world_size:
-            logger.warning(
-                f"The checkpoint was written by {state['world_size']} processes and is resumed by {self.args.world_size}: "
-                "its unfinished generation batch is dropped."
-            )
-            return
-        self._step = state["step"]
-        rollout = Path(checkpoint) / ROLLOUT_FILE.format(rank=self.args.process_index)
-        if rollout.exists():
-            batches = torch.load(rollout, map_location="cpu", weights_only=True)
-            self._buffered_inputs = send_to_device(batches, self.accelerator.device)
+        if self.args.kl_target is not None and checkpoint is not None and (Path(checkpoint) / STATE_FILE).exists():
+            self.beta = json.loads((Path(checkpoint) / STATE_FILE).read_text())["beta"]
 
 
 def _check_arguments(model: Any, reward_funcs: Any, args: PPOConfig, value_model: Any, optimizers: Any) -> None:

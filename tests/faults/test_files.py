@@ -128,6 +128,7 @@ def test_secrets_of_a_training_run_are_not_written(
     assert "train/collapse/alarm" in dict(wandb.run.summary)
     config = json.dumps(dict(wandb.run.config), default=str)
     wandb.finish()
+    wandb.teardown()  # or the next test's run would go to this one's folder
     assert SECRET not in config
     # `training_args.bin`, which transformers pickles beside a checkpoint, is not ours.
     (tmp_path / "run" / "checkpoint-2" / "training_args.bin").unlink()

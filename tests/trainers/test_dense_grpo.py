@@ -444,6 +444,22 @@ class TestBatches:
         args = torch.load(tmp_path / "whole" / "checkpoint-4" / "training_args.bin", weights_only=False)
         assert (type(args), args.credit) == (DenseGRPOConfig, "token")
 
+    def test_resumed_within_a_generation_batch_and_in_a_later_epoch(
+        self, tiny_policy_path: str, tmp_path: Path
+    ) -> None:
+        # An epoch has two generation batches of 8 prompts, each of which serves 4 steps.
+        prompts = DATASET.select(range(16))
+        kwargs: dict[str, Any] = {"num_iterations": 2, "steps_per_generation": 2, "num_generations": 2}
+        kwargs |= {"max_steps": 14, "save_strategy": "steps", "save_steps": 1}
+        rewards = [EndogenousReward(tiny_policy_path), dense_vowels]
+        whole = train(DenseGRPOTrainer, tiny_policy_path, list(rewards), tmp_path, prompts, **kwargs)
+        for step in (3, 8, 12, 13):
+            args = make_args(DenseGRPOConfig, tmp_path / "resumed", **{**kwargs, "save_strategy": "no"})
+            resumed = DenseGRPOTrainer(tiny_policy_path, list(rewards), args, prompts)
+            resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+            assert_same_to_the_bit(weights(whole.model), weights(resumed.model))
+            assert logged(resumed, "loss") == logged(whole, "loss")
+
 
 class TestConfig:
     def test_old_trl(self, monkeypatch: pytest.MonkeyPatch) -> None:

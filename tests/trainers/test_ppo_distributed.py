@@ -121,10 +121,10 @@ def test_two_processes_agree_with_one(engine: str, alone: Path, tiny_policy_path
         assert_same_weights(tmp_path / name / "final", alone / name / "final", atol=2e-4, rtol=1e-3)
     # A checkpoint holds what is left of the generation batch, for each process,
     checkpoint = tmp_path / "whole" / "checkpoint-2"
-    assert {path.name for path in checkpoint.glob("ppo_*")} == {
-        "ppo_state.json",
-        "ppo_rollout_0.pt",
-        "ppo_rollout_1.pt",
+    assert {path.name for path in checkpoint.glob("rollout_*")} == {
+        "rollout_state.json",
+        "rollout_0.pt",
+        "rollout_1.pt",
     }
     # so that a resumed run is the uninterrupted one,
     assert_same_weights(tmp_path / "resumed" / "final", tmp_path / "whole" / "final", atol=1e-6, rtol=0)

@@ -532,7 +532,7 @@ class TestCheckpoints:
         # A generation batch serves 6 steps: 2 and 7 are in the middle of one, 6 is between two.
         for step in (2, 6, 7):
             folder = tmp_path / f"checkpoint-{step}"
-            assert (folder / "ppo_rollout_0.pt").exists() == (step != 6)
+            assert (folder / "rollout_0.pt").exists() == (step != 6)
             resumed = make_trainer(tiny_policy_path, tmp_path / "resumed", **{**settings, "save_strategy": "no"})
             resumed.train(resume_from_checkpoint=str(folder))
             assert resumed.state.global_step == 10
@@ -600,7 +600,7 @@ class TestCheckpoints:
 
     def test_other_number_of_processes(self, tiny_policy_path: str, tmp_path: Path) -> None:
         make_trainer(tiny_policy_path, tmp_path, save_strategy="steps", save_steps=1).train()
-        path = tmp_path / "checkpoint-1" / "ppo_state.json"
+        path = tmp_path / "checkpoint-1" / "rollout_state.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "world_size": 2}))
         resumed = make_trainer(tiny_policy_path, tmp_path / "resumed")
         resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))

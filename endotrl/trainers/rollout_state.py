@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a checkpoint of a trainer that generates needs besides TRL's own, so that a resumed run is the uninterrupted one."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.logging import get_logger
+from accelerate.utils import send_to_device
+from torch.distributed.checkpoint.stateful import Stateful
+from transformers.trainer import TRAINER_STATE_NAME
+from trl import GRPOTrainer
+from trl.trainer.utils import RepeatSampler
+
+
+logger = get_logger(__name__)
+
+STATE_FILE = "rollout_state.json"
+ROLLOUT_FILE = "rollout_{rank}.pt"
+REWARDS_FILE = "rewards_{rank}.pt"
+
+
+def save_rollouts(trainer: GRPOTrainer, folder: Path) -> None:
+    """
+    Writes to a checkpoint what is left of the generation batch: TRL would generate in the middle of it when it resumes, and
+    at other steps from there on. And the state of reward functions that have one: `state_dict` and `load_state_dict`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    states = {name: reward.state_dict() for name, reward in _stateful_rewards(trainer).items()}
+    if states:
+        torch.save(states, folder / REWARDS_FILE.format(rank=trainer.args.process_index))
+    if trainer._step % (trainer.args.steps_per_generation * trainer.num_iterations):
+        # The next steps use what this policy's predecessor generated.
+        torch.save(trainer._buffered_inputs, folder / ROLLOUT_FILE.format(rank=trainer.args.process_index))
+    if trainer.args.should_save:
+        state = {"step": trainer._step, "world_size": trainer.args.world_size}
+        (folder / STATE_FILE).write_text(json.dumps(state))
+
+
+def load_rollouts(trainer: GRPOTrainer, checkpoint: Path) -> None:
+    """Reads what [`save_rollouts`] wrote, if there is any."""
+    if not (checkpoint / STATE_FILE).exists():
+        return
+    state = json.loads((checkpoint / STATE_FILE).read_text())
+    if state["world_size"] != trainer.args.world_size:
+        logger.warning(
+            f"The checkpoint was written by {state['world_size']} processes and is resumed by {trainer.args.world_size}: its "
+            "unfinished generation batch and the state of its reward functions are dropped."
+        )
+        return
+    trainer._step = state["step"]
+    rollout = checkpoint / ROLLOUT_FILE.format(rank=trainer.args.process_index)
+    if rollout.exists():
+        batches = torch.load(rollout, map_location="cpu", weights_only=True)
+        trainer._buffered_inputs = send_to_device(batches, trainer.accelerator.device)
+    rewards = checkpoint / REWARDS_FILE.format(rank=trainer.args.process_index)
+    states = torch.load(rewards, map_location="cpu", weights_only=True) if rewards.exists() else {}
+    for name, reward in _stateful_rewards(trainer).items():
+        if name in states:
+            reward.load_state_dict(states[name])
+
+
+def _stateful_rewards(trainer: GRPOTrainer) -> dict[str, Stateful]:
+    """Reward functions with a state; reward models have frozen weights, which are not the checkpoint's."""
+    functions = zip(trainer.reward_func_names, trainer.reward_funcs, strict=True)
+    return {
+        name: reward
+        for name, reward in functions
+        if isinstance(reward, Stateful) and not isinstance(reward, torch.nn.Module)
+    }
+
+
+def skip_epochs(sampler: RepeatSampler | None, checkpoint: Path) -> None:
+    """
+    Draws the orders of the epochs before a checkpoint: TRL's sampler draws one an epoch from a generator of its own, which
+    begins anew in a resumed run, and would give the prompts of the first epoch again.
+    """
+    if sampler is None or not sampler.shuffle or not (checkpoint / TRAINER_STATE_NAME).exists():
+        return
+    state: dict[str, Any] = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    for _ in range(int(state["epoch"] or 0)):
+        torch.randperm(sampler.num_samples, generator=sampler.generator)
