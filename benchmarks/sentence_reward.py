@@ -6,7 +6,8 @@ Fine-tuned (the last layers and what is new), in TRL's trainers, on the same pai
 
 - `response`: TRL's RewardTrainer, a score at the last token.
 - `attention`: SentenceRewardTrainer, sentence rewards weighted by attention (https://huggingface.co/papers/2503.04793).
-- `equal`: the same from equal weights instead of random ones (`attention_init="equal"`), and without markers.
+  As there: markers, random weights at first, and one learning rate for all parameters.
+- `equal`: from equal weights (`attention_init="equal"`), with the trainer's own learning rate of the attention, without markers.
 - `sum`: the paper's ablation, the plain sum of sentence rewards.
 
 Frozen, a cheap look at all pairs by cross-validation: the language model is run once, without markers, and only heads are
@@ -14,7 +15,7 @@ trained on its states. The plain sum telescopes to the value of the last state t
 
 - `frozen response`: a linear head on the last state.
 - `frozen attention`: the sentence head on the states at the ends of sentences.
-- `frozen equal`: the same from equal weights.
+- `frozen equal`: the same from equal weights, with the trainer's own learning rate of the attention.
 
 `longer` prefers the longer response, and shows what length alone explains. Pairs of Anthropic's HH-RLHF, as a file
 (`harmless-base.test.jsonl.gz` of https://github.com/anthropics/hh-rlhf) whose rows have `chosen` and `rejected` dialogues.
@@ -152,6 +153,7 @@ def tuned_margins(
             reward_model = SentenceRewardModel.from_backbone(model, config, dtype=torch.bfloat16)
             new = [reward_model.sentence_head, *([] if reward_model.marker is None else [reward_model.marker])]
             train_top(reward_model, new, args.layers)
+            settings["attention_learning_rate"] = None if arm == "equal" else args.learning_rate
             trainer = SentenceRewardTrainer(reward_model, SentenceRewardTrainerConfig(**settings), **data)
         trainer.remove_callback(PrinterCallback)
         start = time.perf_counter()
@@ -271,7 +273,7 @@ def frozen_margins(arm: str, states: list[tuple[Tensor, Tensor]], backbone_confi
             set_seed(seed)
             head = FrozenHead(arm, backbone_config)
             optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=0.1)
-            if head.head.has_attention:  # as the trainer does it
+            if arm == "frozen equal":  # as the trainer does it
                 attention = [head.head.query.weight, head.head.key.weight]
                 set_learning_rate(optimizer, attention, learning_rate / math.sqrt(len(attention[0])))
 
@@ -392,7 +394,7 @@ were trained on; the spread over seeds, each of which draws its own, does.
   cross-validation on {settings["frozen_pairs"]}.
 - Fine-tuned: {settings["model"]}, its last {settings["layers"]} layers, heads and marker, {settings["epochs"]:g} epochs in batches of
   {settings["batch_size"]} pairs, AdamW, learning rate {settings["learning_rate"]:g} with a cosine schedule, bfloat16 autocast; the other
-  layers are frozen, in bfloat16. The attention learns at the trainer's default, a sixteenth of that rate.
+  layers are frozen, in bfloat16. From equal weights, the attention learns at the trainer's default, a sixteenth of that rate.
 - Frozen: heads on standardised last states, {EPOCHS} epochs, learning rate of {" and ".join(f"{lr:g}" for lr in LEARNING_RATES)} and epoch
   by 15% of the training pairs.
 - Seconds of training a run: {", ".join(f"{LABELS[arm]} {seconds:.0f}" for arm, seconds in output["train_seconds"].items()) or "none"}.
