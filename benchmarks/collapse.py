@@ -2,11 +2,13 @@
 r"""
 Runs driven into collapse on purpose, and healthy ones, under the collapse monitor: when it speaks, and what was lost by then.
 
-The demo's arithmetic task, by TRL's GRPO at a constant learning rate: 256 answers a step. The *misled* base model was shown, for some
+The demo's arithmetic task, by TRL's GRPO at a constant learning rate. Some runs are driven hard, and lose 20 points in one update, which
+no monitor can prevent; *slow* ones move as a real run does: 512 answers a step, a learning rate so low that five points take ten
+steps or more. The *misled* base model was shown, for some
 more steps, demonstrations of which 60% have one digit too many carried: it is sure of what is wrong, and sharpening it makes it wrong
 more often. Accuracy is a reward of weight 0, on the questions that are trained on; what is lost is measured on 1,000 others.
 
-    python -m benchmarks.collapse --bases DIR                     # about 12 minutes on one core
+    python -m benchmarks.collapse --bases DIR                     # about 12 minutes on one core; finished runs are kept
     python -m benchmarks.collapse --bases DIR --runs entropy      # one of the runs
 """
 
@@ -45,6 +47,7 @@ from .arithmetic_trainers import NUM_HELD_OUT, held_out_accuracy, make_base
 
 # What the detector reads, so that its verdict can be made again from the results.
 LOGGED = ("step", "reward", "entropy", "/mean_length", "/clipped_ratio", "kl", "/log_prob_per_token")
+OF_HELD_OUT = ("collapse/held_out", "collapse/agreement", "collapse/change")
 EVERY = 5  # steps between two measurements on held-out questions
 
 
@@ -64,27 +67,34 @@ class Arm:
     learning_rate: float = 3e-4
     misled: bool = False
     steps: int = 60
+    answers: int = 256
 
 
 ARMS = {
-    "entropy": Arm("negative entropy, β = 0", NegativeEntropyReward, True, learning_rate=3e-5, steps=100),
-    "entropy_fast": Arm("negative entropy, β = 0, ten times as fast", NegativeEntropyReward, True, steps=20),
-    "certainty": Arm("self-certainty, β = 0", SelfCertaintyReward, True, learning_rate=3e-5, steps=100),
-    "length": Arm("shorter is better, β = 0", lambda base: LengthReward(), True, learning_rate=1e-4),
-    "misled_mean": Arm("mean log-probability, β = 0, misled base", MeanLogProbReward, True, 0.0, 1e-4, True),
-    "misled": Arm("endogenous, β = 0, misled base", EndogenousReward, True, 0.0, 1e-4, True),
+    "certainty_slow": Arm("self-certainty, slow", SelfCertaintyReward, True, learning_rate=1e-5, answers=512),
+    "length_slow": Arm(
+        "shorter is better, slow", lambda base: LengthReward(), True, learning_rate=3e-5, steps=40, answers=512
+    ),
+    "misled_slow": Arm("endogenous, misled base, slow", EndogenousReward, True, 0.0, 1e-5, True, 40, 512),
+    "entropy": Arm("negative entropy", NegativeEntropyReward, True, learning_rate=3e-5, steps=100),
+    "certainty": Arm("self-certainty", SelfCertaintyReward, True, learning_rate=3e-5),
+    "length": Arm("shorter is better", lambda base: LengthReward(), True, learning_rate=1e-4, steps=40),
+    "misled": Arm("endogenous, misled base", EndogenousReward, True, 0.0, 1e-4, True, 30),
+    "misled_mean": Arm("mean log-probability, misled base", MeanLogProbReward, True, 0.0, 1e-4, True, 30),
+    "entropy_fast": Arm("negative entropy, fast", NegativeEntropyReward, True, steps=20),
     "endogenous": Arm("endogenous, β = 0.1", EndogenousReward, False, beta=0.1, steps=100),
-    "mean": Arm("mean log-probability, β = 0", MeanLogProbReward, False),
-    "sharpened": Arm("endogenous, β = 0", EndogenousReward, False),
-    "verifiable": Arm("right or wrong, β = 0", lambda base: verdict, False, steps=100),
+    "sharpened_slow": Arm("endogenous, slow", EndogenousReward, False, learning_rate=3e-5, answers=512),
+    "sharpened": Arm("endogenous", EndogenousReward, False, steps=40),
+    "mean": Arm("mean log-probability", MeanLogProbReward, False, steps=40),
+    "verifiable": Arm("right or wrong", lambda base: verdict, False),
 }
 
 
 class Ask(TrainerCallback):
     """Accuracy on held-out questions, every few steps, without a trace in the run."""
 
-    def __init__(self, tokenizer: Any, seed: int) -> None:
-        self._tokenizer, self._seed = tokenizer, seed
+    def __init__(self, tokenizer: Any, seed: int, every: int = EVERY) -> None:
+        self._tokenizer, self._seed, self._every = tokenizer, seed, every
         self.accuracies: dict[int, float] = {}
 
     def ask(self, model: Any, step: int) -> None:
@@ -97,7 +107,7 @@ class Ask(TrainerCallback):
         self.ask(model, 0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        if state.global_step % EVERY == 0:
+        if state.global_step % self._every == 0:
             self.ask(model, state.global_step)
 
 
@@ -127,7 +137,7 @@ def mislead(base: Path, folder: Path, seed: int, steps: int = 150, wrong: float 
 
 
 def train(
-    reward: Any,
+    rewards: Sequence[Any],
     base: str,
     seed: int,
     steps: int,
@@ -145,7 +155,7 @@ def train(
             **ARITHMETIC,
             "max_steps": steps,
             "seed": seed,
-            "reward_weights": [1.0, 0.0],
+            "reward_weights": [1.0] * len(rewards) + [0.0],
             "lr_scheduler_type": "constant",
             "logging_steps": 1,
             "save_strategy": "no",
@@ -158,7 +168,7 @@ def train(
     )
     trainer = GRPOTrainer(
         model=load_model(base),
-        reward_funcs=[reward, arithmetic.accuracy],
+        reward_funcs=[*rewards, arithmetic.accuracy],
         args=args,
         train_dataset=arithmetic.make_dataset(questions),
         processing_class=AutoTokenizer.from_pretrained(base),
@@ -178,7 +188,7 @@ def run(name: str, bases: Path, seed: int) -> dict[str, Any]:
     ask, monitor = Ask(AutoTokenizer.from_pretrained(base), seed), CollapseMonitor()
     with tempfile.TemporaryDirectory() as folder:
         trainer = train(
-            arm.make(str(base)),
+            [arm.make(str(base))],
             str(base),
             seed,
             arm.steps,
@@ -187,26 +197,37 @@ def run(name: str, bases: Path, seed: int) -> dict[str, Any]:
             monitor,
             beta=arm.beta,
             learning_rate=arm.learning_rate,
+            per_device_train_batch_size=arm.answers,
         )
-    log = [entry for entry in trainer.state.log_history if "reward" in entry]
+    log = logged(trainer)
     return {
         "run": name,
         "seed": seed,
         "alarms": monitor.alarms,
         "held_out": ask.accuracies,
         "blind": first_alarm_without_accuracy(log),
-        "log": [
-            {key: value for key, value in entry.items() if key.startswith("collapse/") or key.endswith(LOGGED)}
-            for entry in log
-        ],
+        "log": log,
     }
+
+
+def logged(trainer: GRPOTrainer) -> list[dict[str, float]]:
+    """What the detector read at every step, to five digits."""
+    return [
+        {
+            key: float(f"{value:.5g}")
+            for key, value in entry.items()
+            if key.startswith("collapse/") or key.endswith(LOGGED)
+        }
+        for entry in trainer.state.log_history
+        if "reward" in entry
+    ]
 
 
 def first_alarm_without_accuracy(log: list[dict[str, float]]) -> tuple[int, str] | None:
     """When the monitor would have spoken in the same run without a held-out reward."""
     detector = Detector()
     for entry in log:
-        alarm = detector.update({k: v for k, v in entry.items() if "held_out" not in k and "agreement" not in k}).alarm
+        alarm = detector.update({k: v for k, v in entry.items() if not k.startswith(OF_HELD_OUT)}).alarm
         if alarm:
             return int(entry["step"]), alarm
     return None
@@ -238,7 +259,23 @@ def lost_by(result: dict[str, Any], step: int) -> float:
     return best - held_out_at(result, step)
 
 
-HEADER = ["run", "seed", "accuracy: first, best, last", "alarm at step", "lost by then", "without held-out reward"]
+def five_lost(result: dict[str, Any]) -> int | None:
+    """The first measured step at which five points were lost for good."""
+    steps = sorted(map(int, result["held_out"]))
+    below = [lost_by(result, step) > 0.05 for step in steps]
+    return next((step for i, step in enumerate(steps) if all(below[i:])), None)
+
+
+HEADER = [
+    "run",
+    "seed",
+    "answers, learning rate",
+    "accuracy: first, best, last",
+    "5 points lost at step",
+    "alarm at step",
+    "lost by then",
+    "without held-out reward",
+]
 
 
 def table_rows(results: list[dict[str, Any]]) -> list[list[str]]:
@@ -248,11 +285,14 @@ def table_rows(results: list[dict[str, Any]]) -> list[list[str]]:
         values = list(result["held_out"].values())
         alarm = result["alarms"][0][0] if result["alarms"] else None
         blind = result["blind"]
+        arm, late = ARMS[result["run"]], five_lost(result)
         rows.append(
             [
-                ARMS[result["run"]].label,
+                arm.label,
                 str(result["seed"]),
+                f"{arm.answers}, {arm.learning_rate:.0e}".replace("e-0", "e-"),
                 f"{values[0]:.1%}, {max(values):.1%}, {values[-1]:.1%}",
+                "" if late is None else str(late),
                 "none" if alarm is None else str(alarm),
                 "" if alarm is None else f"{100 * lost_by(result, alarm):.1f} points",
                 "none" if blind is None else f"step {blind[0]} ({100 * lost_by(result, blind[0]):.1f} points)",
@@ -282,7 +322,7 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
             if result["alarms"]:
                 step = result["alarms"][0][0]
                 panel.plot(step, held_out_at(result, step), "v", color=color, markersize=9, markeredgecolor="black")
-        panel.set(title="meant to collapse (▼ alarm)" if collapses else "healthy", xlabel="step (256 answers each)")
+        panel.set(title="meant to collapse (▼ alarm)" if collapses else "healthy", xlabel="step")
         panel.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
@@ -306,10 +346,11 @@ def page(results: list[dict[str, Any]], settings: dict[str, Any]) -> str:
             f"Command: `{settings['command']}`. Machine: {settings['machine']}. {settings['versions']}. "
             f"CPU time: {settings['cpu_seconds'] / 60:.0f} minutes.",
             "",
-            "The arithmetic task of `endotrl demo` under `CollapseMonitor()` with its default thresholds: GRPO, 256 answers a step, "
-            'constant learning rate, `scale_rewards="group"`. Accuracy on the questions that are trained on is a reward of weight 0, '
-            f"which the monitor sees; what was lost is measured on {NUM_HELD_OUT:,} other questions, asked every {EVERY} steps "
-            "(standard error 1.5 points), from the best measurement on. The last column is what the monitor would have said in the "
+            "The arithmetic task of `endotrl demo` under `CollapseMonitor()` with its default thresholds, live: GRPO, constant learning "
+            'rate, `scale_rewards="group"`, β = 0 unless it says otherwise. *Slow* runs move as real ones do; the others are driven so '
+            "hard that some lose 20 points in one update. Accuracy on the questions that are trained on is a reward of weight 0, which the "
+            f"monitor sees; what was lost is measured on {NUM_HELD_OUT:,} other questions, asked every {EVERY} steps (standard error 1.5 "
+            "points; between, a straight line), from the best measurement on. The last column is what the monitor would have said in the "
             "same run without a held-out reward. The misled base model gives, 60% of the time, the sum plus 100. The thresholds were "
             "chosen on runs of these kinds: this shows what the monitor does, and is no test of it on others.",
             "",
@@ -334,6 +375,7 @@ def main() -> None:
         "--bases", type=Path, required=True, help="Folder where base models are kept (made if missing)."
     )
     parser.add_argument("--runs", nargs="*", choices=list(ARMS), default=list(ARMS), help="Which runs.")
+    parser.add_argument("--again", action="store_true", help="Run again what has been run.")
     parser.add_argument(
         "--judge-again", action="store_true", help="Judge the runs recorded before with the detector as it is now."
     )
@@ -347,41 +389,32 @@ def main() -> None:
     for folder in ("results", "images"):
         (args.output / folder).mkdir(parents=True, exist_ok=True)
     file = args.output / "results" / "collapse.json"
-    # Runs that are there are kept, so that single ones can be repeated.
-    known = (
-        json.loads(file.read_text(encoding="utf-8"))
-        if file.exists()
-        else {"settings": {"cpu_seconds": 0.0}, "results": []}
-    )
-    settings, results, seconds, started = (
-        known["settings"],
-        known["results"],
-        known["settings"]["cpu_seconds"],
-        time.process_time(),
-    )
+    known: dict[str, Any] = {"settings": {"cpu_seconds": 0.0}, "results": []}
+    if file.exists():
+        known = json.loads(file.read_text(encoding="utf-8"))
+    settings, results = known["settings"], known["results"]
     if args.judge_again:
         results = [judged_again(result) for result in results]
-    with tqdm(total=len(args.seeds) * len(args.runs), desc="Runs", unit=" runs", disable=False) as bar:
-        for seed in args.seeds if args.runs else []:
+    there = set() if args.again or args.judge_again else {(result["run"], result["seed"]) for result in results}
+    todo = [(name, seed) for seed in args.seeds for name in args.runs if (name, seed) not in there]
+    with tqdm([] if args.judge_again else todo, desc="Runs", unit=" runs", disable=False) as bar:
+        for name, seed in bar:
+            started = time.process_time()
             if not (args.bases / f"base-{seed}").exists():
                 make_base(args.bases / f"base-{seed}", seed)
             if not (args.bases / f"misled-{seed}").exists():
                 mislead(args.bases / f"base-{seed}", args.bases / f"misled-{seed}", seed)
-            for name in args.runs:
-                result = json.loads(json.dumps(run(name, args.bases, seed)))
-                results = [r for r in results if (r["run"], r["seed"]) != (name, seed)] + [result]
-                settings = {
-                    "command": "python -m benchmarks.collapse --bases DIR",
-                    "machine": f"{platform.system()} {platform.machine()}, one thread",
-                    "versions": ", ".join(f"{p} {version(p)}" for p in ("torch", "transformers", "trl")),
-                    "cpu_seconds": seconds + time.process_time() - started,
-                }
-                file.write_text(
-                    json.dumps({"settings": settings, "results": results}, indent=1) + "\n", encoding="utf-8"
-                )
-                bar.set_postfix(last=name, alarm=result["alarms"][0][0] if result["alarms"] else "none")
-                bar.update()
-    file.write_text(json.dumps({"settings": settings, "results": results}, indent=1) + "\n", encoding="utf-8")
+            result = json.loads(json.dumps(run(name, args.bases, seed)))
+            results = [r for r in results if (r["run"], r["seed"]) != (name, seed)] + [result]
+            settings = {
+                "command": "python -m benchmarks.collapse --bases DIR",
+                "machine": f"{platform.system()} {platform.machine()}, one thread",
+                "versions": ", ".join(f"{p} {version(p)}" for p in ("torch", "transformers", "trl")),
+                "cpu_seconds": settings["cpu_seconds"] + time.process_time() - started,
+            }
+            file.write_text(json.dumps({"settings": settings, "results": results}) + "\n", encoding="utf-8")
+            bar.set_postfix(last=name, alarm=result["alarms"][0][0] if result["alarms"] else "none")
+    file.write_text(json.dumps({"settings": settings, "results": results}) + "\n", encoding="utf-8")
     plot(results, args.output / "images" / "collapse.png")
     (args.output / "results" / "collapse.md").write_text(page(results, settings), encoding="utf-8")
     Console().print(terminal_table(HEADER, table_rows(results)))

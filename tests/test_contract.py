@@ -390,6 +390,15 @@ class TestCollapseMonitor:
         for name in ("self.reward_weights", "self.reward_func_names", "self.num_generations"):
             assert name in inspect.getsource(trainer), f"{trainer.__name__} has no {name} any more."
 
+    @pytest.mark.parametrize("trainer", GROUP_TRAINERS)
+    def test_log_probabilities(self, trainer: type) -> None:
+        first = ["self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size"]
+        assert list(inspect.signature(trainer._get_per_token_logps_and_entropies).parameters)[:6] == first
+        source = inspect.getsource(trainer._generate_and_score_completions)
+        assert 'adapter_name="ref" if "ref" in model.peft_config else None' in source
+        for key in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask"):
+            assert f'"{key}": {key}' in source, f"{trainer.__name__}'s batch has no `{key}` any more."
+
     def test_methods_of_online_dpo(self) -> None:
         parameters = list(inspect.signature(OnlineDPOTrainer._calculate_rewards_from_functions).parameters)
         assert parameters == ["self", "prompts", "completions", "completion_ids_list", "reward_kwargs"]

@@ -4,7 +4,8 @@ Judges a run from what it logged: a fold over the entries of `trainer.state.log_
 
 Evidence that a held-out reward falls is the difference between the best level that it had (the mean of up to 20 entries, with the
 highest lower confidence bound) and its mean since, over the last 3 to 40 entries, in standard errors of that difference. The error of
-an entry is the standard error of the batch where the monitor sees it; else it is inferred from the differences of entries.
+an entry is the standard error of the batch where the monitor sees it; else it is inferred from the differences of entries. The same is
+asked of the change since the first policy ([`change_since`]), whose level at first is known: 0.
 
 Evidence of a drift is the one-sided CUSUM of Page (1954), $S_t = \max(0, S_{t-1} + (\mu - x_t)/\sigma - k)$ with the allowance $k$:
 noise keeps it near 0, a level that is $d$ standard deviations lower raises it by $d - k$ a step. $\sigma$ is the mean
@@ -15,6 +16,7 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from .thresholds import CollapseThresholds
 
@@ -25,6 +27,8 @@ ENTROPY_KEYS = ("entropy", "objective/entropy")
 KL_KEYS = ("kl", "objective/kl")
 HELD_OUT = "collapse/held_out/"
 HELD_OUT_ERROR = "collapse/held_out_error/"
+CHANGE = "collapse/change/"
+CHANGE_ERROR = "collapse/change_error/"
 AGREEMENT_EVIDENCE = "collapse/agreement_z/"
 
 ALLOWANCE = 0.75  # of the CUSUM, in standard deviations
@@ -121,17 +125,31 @@ class _Drift(_Series):
         return max(self._evidence)
 
 
-class _HeldOut(_Series):
-    """How far a held-out reward is below the best level that it had. Entries may come with their standard error."""
+class _Fall(NamedTuple):
+    """How far the mean of a window is below the best level before it: in standard errors, in size, and from which level."""
 
-    def __init__(self, warmup: int) -> None:
+    evidence: float
+    size: float
+    best: float
+
+
+class _HeldOut(_Series):
+    """
+    How far a held-out reward is below the best level that it had, or below a level `start` that is known exactly. Entries may come with
+    their standard error.
+    """
+
+    def __init__(self, warmup: int, start: float | None = None) -> None:
         super().__init__(warmup)
+        self._start = start
         # Sums of the values and of the squared errors of the first entries.
         self._sums, self._squares = [0.0], [0.0]
         self._measured = True
         # For each number of entries: lower confidence bound, mean and squared error of the best level until then.
-        self._best: list[tuple[float, float, float]] = [(-math.inf, 0.0, 0.0)]
-        self.evidence, self.fall, self.best = 0.0, 0.0, math.nan
+        self._best: list[tuple[float, float, float]] = [
+            (-math.inf, 0.0, 0.0) if start is None else (start, start, 0.0)
+        ]
+        self.windows: list[_Fall] = []
 
     def add(self, value: float, error: float | None = None) -> None:
         super().add(value)
@@ -140,29 +158,45 @@ class _HeldOut(_Series):
         self._squares.append(self._squares[-1] + (error or 0.0) ** 2)
         mean, square = self._level(max(0, self.count - REFERENCE), self.count)
         # Where the errors are measured, the first entry counts as a level: it is the model as it was.
-        fewest = 1 if self._measured else self._warmup // 2
-        if self.count >= fewest:
+        fewest = 0 if self._start is not None else 1 if self._measured else self._warmup // 2
+        if self._start is None and self.count >= fewest:
             # The lower bound, or the best of many levels would be mostly luck.
             self._best.append(max(self._best[-1], (mean - 2 * math.sqrt(square), mean, square)))
         else:
             self._best.append(self._best[-1])
-        self.evidence, self.fall = 0.0, 0.0
+        self.windows = []
         if self.count < self._warmup:
             return
         for number in RECENT:
             before = self.count - number
             if before < fewest:
                 break
-            _, self.best, square = self._best[before]
+            _, best, square = self._best[before]
             mean, own_square = self._level(before, self.count)
-            evidence = (self.best - mean) / math.sqrt(square + own_square + 1e-12)
-            if evidence > self.evidence:
-                self.evidence, self.fall = evidence, self.best - mean
+            self.windows.append(_Fall((best - mean) / math.sqrt(square + own_square + 1e-12), best - mean, best))
+
+    @property
+    def evidence(self) -> float:
+        """The greatest of the windows; 0 if nothing fell."""
+        return max((0.0, *(window.evidence for window in self.windows)))
+
+    def fell(self, evidence: float, fall: float) -> _Fall | None:
+        """The greatest fall of more than `fall` on more evidence than this, if the shortest window has not come back."""
+        if not self.windows or self.windows[0].size <= fall:
+            return None
+        found = [window for window in self.windows if window.evidence > evidence and window.size > fall]
+        return max(found, key=lambda window: window.size, default=None)
 
     def _level(self, start: int, end: int) -> tuple[float, float]:
         """Mean of some entries, and its squared standard error."""
         number = end - start
-        square = (self._squares[end] - self._squares[start]) / number if self._measured else self.noise**2
+        # A few batches without a wrong answer look more exact than they are: those before them tell.
+        longer = max(0, min(start, end - REFERENCE))
+        square = (
+            max((self._squares[end] - self._squares[i]) / (end - i) for i in (start, longer))
+            if self._measured
+            else self.noise**2
+        )
         return (self._sums[end] - self._sums[start]) / number, square / number
 
 
@@ -196,6 +230,8 @@ class Detector:
         self.thresholds = CollapseThresholds() if thresholds is None else thresholds
         self._named = {f"rewards/{name}/mean": name for name in held_out}
         self._held_out: dict[str, _HeldOut] = {}
+        self._changes: dict[str, _HeldOut] = {}  # since the first policy, of held-out rewards
+        self._changes_age: dict[str, int] = {}  # entries since the last one
         self._evaluations: dict[str, _Evaluations] = {}
         self._drifts: dict[str, _Drift] = {}
         self._levels: dict[str, _Series] = {}
@@ -241,24 +277,34 @@ class Detector:
     def _step(self, entry: Mapping[str, float]) -> Verdict:
         symptoms = self._symptoms(entry)
         gross = self._gross_symptoms(entry)
-        reasons, held_out = [], []
-        limit = self.thresholds.evidence_with_symptom if symptoms or gross else self.thresholds.evidence
+        reasons, levels, changes = [], [], self._changes_until(entry)
+        # A length that drifts is none: healthy runs become brief, or think longer.
+        corroborated = gross or any(symptom != "length" for symptom in symptoms)
+        limit = self.thresholds.evidence_with_symptom if corroborated else self.thresholds.evidence
         for key, name in self._held_out_keys(entry):
             series = self._held_out.setdefault(name, _HeldOut(self.thresholds.warmup))
             series.add(entry[key], entry.get(HELD_OUT_ERROR + name))
-            held_out.append(series)
-            if series.evidence > limit and series.fall > self.thresholds.held_out_fall:
+            levels.append(series)
+            fall = series.fell(limit, self.thresholds.held_out_fall)
+            if fall:
                 reasons.append(
-                    f"the held-out reward `{name}` is {series.fall:.3f} below its best level of {series.best:.3f}, more than "
-                    f"noise explains ({series.evidence:.1f} standard errors)"
+                    f"the held-out reward `{name}` is {fall.size:.3f} below its best level of {fall.best:.3f}, more than noise "
+                    f"explains ({fall.evidence:.1f} standard errors)"
                 )
         if not self._held_out:
             reasons, gross = gross, []
+        for name, series in changes.items():
+            fall = series.fell(limit, self.thresholds.held_out_fall)
+            if fall:
+                reasons.append(
+                    f"next to the first policy, completion by completion, the held-out reward `{name}` has lost {fall.size:.3f} "
+                    f"({fall.evidence:.1f} standard errors)"
+                )
         verdict = Verdict(
             alarm=None,
-            symptoms=[*symptoms, *gross],
-            evidence=max((series.evidence for series in held_out), default=0.0),
-            level=sum(series.mean for series in held_out) if held_out else None,
+            symptoms=[*symptoms.values(), *gross],
+            evidence=max((series.evidence for series in [*levels, *changes.values()]), default=0.0),
+            level=sum(series.mean for series in levels) if levels else None,
         )
         if not reasons:
             return verdict
@@ -266,20 +312,32 @@ class Detector:
         besides = f" Besides: {'; '.join(verdict.symptoms)}." if verdict.symptoms else ""
         return replace(verdict, alarm=alarm[0].upper() + alarm[1:] + besides)
 
+    def _changes_until(self, entry: Mapping[str, float]) -> dict[str, _HeldOut]:
+        """Held-out rewards compared with the first policy, where that was possible in the last entries."""
+        for name in self._changes_age:
+            self._changes_age[name] += 1
+        for key, value in entry.items():
+            if key.startswith(CHANGE):
+                name = key.removeprefix(CHANGE)
+                series = self._changes.setdefault(name, _HeldOut(self.thresholds.change_warmup, start=0.0))
+                series.add(value, entry.get(CHANGE_ERROR + name))
+                self._changes_age[name] = 0
+        return {name: series for name, series in self._changes.items() if self._changes_age[name] < WINDOW}
+
     def _held_out_keys(self, entry: Mapping[str, float]) -> list[tuple[str, str]]:
         measured = [(key, key.removeprefix(HELD_OUT)) for key in entry if key.startswith(HELD_OUT)]
         return measured or [(key, name) for key, name in self._named.items() if key in entry]
 
-    def _symptoms(self, entry: Mapping[str, float]) -> list[str]:
-        """What no healthy run shows, but is no collapse by itself: it corroborates the fall of a held-out reward."""
+    def _symptoms(self, entry: Mapping[str, float]) -> dict[str, str]:
+        """What is no collapse by itself, by what it is seen in."""
         thresholds = self.thresholds
-        found = []
+        found = {}
         for key, value in entry.items():
             if key.startswith(AGREEMENT_EVIDENCE):
                 name = key.removeprefix(AGREEMENT_EVIDENCE)
                 self._agreement[name] = _cusum(self._agreement.get(name, 0.0), -value)
                 if self._agreement[name] > thresholds.drift_evidence:
-                    found.append(f"within groups, the trained reward is higher where `{name}` is lower")
+                    found["agreement"] = f"within groups, the trained reward is higher where `{name}` is lower"
         log_prob = [value for key, value in entry.items() if key.endswith("/log_prob_per_token")]
         for name, level, both_ways, text in (
             (
@@ -294,7 +352,7 @@ class Detector:
                 drift = self._drifts.setdefault(name, _Drift(thresholds.warmup, both_ways))
                 drift.add(level)
                 if drift.evidence > thresholds.drift_evidence:
-                    found.append(f"{text} ({drift.first:.3g} at first, now {drift.mean:.3g})")
+                    found[name] = f"{text} ({drift.first:.3g} at first, now {drift.mean:.3g})"
         return found
 
     def _gross_symptoms(self, entry: Mapping[str, float]) -> list[str]:

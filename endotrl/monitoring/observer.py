@@ -10,14 +10,17 @@ import torch
 from torch import Tensor
 from trl import GRPOTrainer, RLOOTrainer
 
-from .detector import AGREEMENT_EVIDENCE, HELD_OUT, HELD_OUT_ERROR
-from .statistics import distinct_completions, group_correlation, repetition
+from .detector import AGREEMENT_EVIDENCE, CHANGE, CHANGE_ERROR, HELD_OUT, HELD_OUT_ERROR
+from .first_policy import FirstPolicy
+from .statistics import change_since, distinct_completions, group_correlation, repetition
 
 
 # A reward that has had no more different values than this is a verdict, as of a verifier.
 MAX_VERDICTS = 32
 # Groups from which on their differences tell the error of their mean.
 MIN_GROUPS = 8
+# Batches in a row in which the policy is too far from the first one to be compared with it, after which it is no longer tried.
+FAR = 10
 # The policy's own log-probabilities where the trainer keeps them, else the reference's.
 LOG_PROB_KEYS = ("old_logps", "old_per_token_logps", "sampling_per_token_logps", "ref_per_token_logps")
 
@@ -33,12 +36,14 @@ class BatchObserver:
             The trainer. Of another kind, nothing is observed.
         held_out (`list[str]`, *optional*):
             Names of the reward functions that are held out. By default those of weight 0 whose values stay in $[0, 1]$.
+        copy_weights (`bool`, *optional*):
+            As in [`CollapseMonitor`].
 
     Raises:
         `ValueError`: If a name is of no reward function, or of one that is trained on.
     """
 
-    def __init__(self, trainer: Any, held_out: Sequence[str] | None = None) -> None:
+    def __init__(self, trainer: Any, held_out: Sequence[str] | None = None, copy_weights: bool | None = None) -> None:
         self._trainer = trainer
         self._sums: dict[str, list[float]] = {}
         self._values_seen: list[float] = []
@@ -46,7 +51,10 @@ class BatchObserver:
         if isinstance(trainer, GRPOTrainer | RLOOTrainer):
             self._held_out = self._find_held_out(held_out)
             self._explicit = held_out is not None
+            self._rewards: Tensor | None = None
             self._scored: Tensor | None = None
+            self._first = FirstPolicy(trainer, copy_weights) if self._held_out else None
+            self._far = 0  # batches in a row
             self._observe_groups()
         elif _is_online_dpo(trainer):
             if held_out:
@@ -62,7 +70,7 @@ class BatchObserver:
         for key in means:  # of several batches together
             if key.startswith(AGREEMENT_EVIDENCE):
                 means[key] *= math.sqrt(len(self._sums[key]))
-            elif key.startswith(HELD_OUT_ERROR):
+            elif key.startswith((HELD_OUT_ERROR, CHANGE_ERROR)):
                 means[key] /= math.sqrt(len(self._sums[key]))
         self._sums.clear()
         return means
@@ -103,10 +111,13 @@ class BatchObserver:
                 self._scored = trained.masked_fill(rewards.isnan().all(dim=1), torch.nan)
                 self._observe(completion_ids_list, self._scored, self._trainer.num_generations)
                 self._observe_held_out(rewards, self._scored)
+                self._rewards = rewards
             return rewards
 
         def generate_and_score_completions(inputs: Any) -> dict[str, Any]:
             output = generate(inputs)
+            if self._trainer.model.training and self._rewards is not None and self._first is not None:
+                self._observe_change(self._first.log_ratios(output), self._rewards)
             key = next((key for key in LOG_PROB_KEYS if output.get(key) is not None), None)
             if self._trainer.model.training and key is not None and self._scored is not None:
                 log_probs = output[key].float()
@@ -181,6 +192,24 @@ class BatchObserver:
             if correlation is not None:
                 self._add(f"collapse/agreement/{name}", correlation[0])
                 self._add(AGREEMENT_EVIDENCE + name, correlation[1])
+
+    def _observe_change(self, log_ratios: Tensor | None, rewards: Tensor) -> None:
+        if log_ratios is None:
+            self._first = None
+            return
+        log_ratios = self._trainer.accelerator.gather(log_ratios).to(rewards.device)
+        changes = {
+            name: change_since(rewards[:, index], log_ratios, self._trainer.num_generations)
+            for name, index in self._held_out.items()
+        }
+        for name, change in changes.items():
+            if change is not None:
+                self._add(CHANGE + name, change[0])
+                self._add(CHANGE_ERROR + name, math.hypot(change[1], 1 / len(rewards)))
+        self._far = 0 if any(change is not None for change in changes.values()) else self._far + 1
+        # Far for good: the copy goes. Far at first: what there is to compare with is another model.
+        if self._far >= FAR or (self._far and self._trainer.state.global_step == 0):
+            self._first = None
 
     def _add_correlation(self, key: str, rewards: Tensor, others: Tensor, num_generations: int) -> None:
         correlation = group_correlation(rewards, others.to(rewards.device), num_generations)

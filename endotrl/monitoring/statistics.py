@@ -5,6 +5,7 @@ Statistics of a batch of sampled completions that tell how a run is doing: pure 
 `N` completions are in groups of `G`, one group a prompt, in contiguous rows.
 """
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -111,3 +112,56 @@ def group_correlation(values: Tensor, others: Tensor, num_generations: int) -> t
     if shuffled <= 0:
         return None
     return (product / (squares_x.sum() * squares_y.sum()).sqrt()).item(), (product / shuffled.sqrt()).item()
+
+
+def change_since(values: Tensor, log_ratios: Tensor, num_generations: int) -> tuple[float, float] | None:
+    r"""
+    How much the mean of a number has changed since an earlier policy $\pi_0$, from completions of the present one $\pi_t$ alone: with
+    the importance weights $w_i = \pi_0(y_i) / \pi_t(y_i)$,
+
+    $$
+    \Delta = \frac1N \sum_i (1 - w_i)(a_i - b_i), \qquad \mathbb{E}[\Delta] = \mathbb{E}_{\pi_t}[a] - \mathbb{E}_{\pi_0}[a]
+    $$
+
+    with the mean $b_i$ of the *other* completions of the group: it does not depend on $y_i$, and $\mathbb{E}_{\pi_t}[1 - w] = 0$, so that
+    it takes nothing but noise. Both policies answer the same questions with the same completions. While they are close, that is far more
+    precise than the difference of two means of $a$: its variance is about $\sigma_a^2 \chi^2(\pi_0, \pi_t) / N$, instead of
+    $2 \sigma_a^2 / N$.
+
+    Args:
+        values (`torch.Tensor` of shape `(N,)`):
+            The number, $a$. Groups in which one is NaN are left out.
+        log_ratios (`torch.Tensor` of shape `(N,)`):
+            $\log \pi_0(y_i) - \log \pi_t(y_i)$, in nats a completion.
+        num_generations (`int`):
+            Completions a group, `G`.
+
+    Returns:
+        `tuple[float, float]` of $\Delta$ and its standard error over groups; `None` where the policies are too far apart (the effective
+        sample size $(\sum w)^2 / \sum w^2$ is less than half of `N`, or the mean weight is off 1 by a quarter), or there are fewer than
+        two groups.
+
+    Example:
+    ```python
+    >>> import torch
+    >>> from endotrl.monitoring.statistics import change_since
+
+    >>> right = torch.tensor([1.0, 0.0, 1.0, 0.0])
+    >>> change, error = change_since(right, torch.log(torch.tensor([1.5, 0.5, 1.5, 0.5])), 2)
+    >>> change  # 3 of 4 were right before, and 2 of 4 are now; a group of 2 has a baseline of 1
+    -0.5
+    ```
+    """
+    if num_generations < 2:
+        return None
+    a, weights = (t.double().view(-1, num_generations) for t in (values, log_ratios.double().exp()))
+    defined = ~(a + weights).isnan().any(dim=1)
+    a, weights = a[defined], weights[defined]
+    if len(a) < 2:
+        return None
+    mean = weights.mean().item()
+    if not 0.75 < mean < 1.25 or mean**2 < 0.5 * weights.square().mean().item():
+        return None
+    others = (a.sum(dim=1, keepdim=True) - a) / (num_generations - 1)
+    changes = ((1 - weights) * (a - others)).mean(dim=1)
+    return changes.mean().item(), changes.std().item() / math.sqrt(len(changes))

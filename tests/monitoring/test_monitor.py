@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
@@ -22,6 +23,7 @@ from endotrl import (
     PPOConfig,
     PPOTrainer,
 )
+from endotrl.monitoring.statistics import change_since
 
 from ..helpers import assert_same_to_the_bit, weights
 
@@ -61,9 +63,12 @@ def make_trainer(
     trainer_class: Any = GRPOTrainer,
     config_class: Any = GRPOConfig,
     weight: float = 0.0,
+    adapter: bool = False,
     **settings: Any,
 ) -> Any:
     settings = {
+        "beta": 0.05,
+        "learning_rate": 1e-4,
         "max_steps": 24,
         "save_strategy": "no",
         "per_device_train_batch_size": 32,
@@ -80,8 +85,6 @@ def make_trainer(
         use_cpu=True,
         bf16=False,
         disable_tqdm=True,
-        learning_rate=1e-4,
-        beta=0.05,
         seed=3,
         reward_weights=[1.0, weight],
         **settings,
@@ -92,6 +95,7 @@ def make_trainer(
         args=args,
         train_dataset=DATASET,
         processing_class=AutoTokenizer.from_pretrained(path),
+        **({"peft_config": LoraConfig(target_modules=["q_proj", "v_proj"])} if adapter else {}),
     )
 
 
@@ -155,10 +159,78 @@ def test_figures_of_every_trainer(
     json.dumps(trainer.state.log_history, allow_nan=False)
 
 
-def test_watching_changes_nothing(tiny_policy_path: str, tmp_path: Path) -> None:
+def log_probs(model: Any, output: dict[str, Any]) -> torch.Tensor:
+    """Naively, row by row and without padding."""
+    sums = []
+    for row in range(len(output["completion_ids"])):
+        prompt = output["prompt_ids"][row][output["prompt_mask"][row].bool()]
+        completion = output["completion_ids"][row][output["completion_mask"][row].bool()]
+        with torch.no_grad():
+            logits = model(torch.cat([prompt, completion])[None]).logits[0, len(prompt) - 1 : -1]
+        sums.append(logits.log_softmax(-1)[range(len(completion)), completion].sum())
+    return torch.stack(sums)
+
+
+@pytest.mark.parametrize(
+    ("trainer_class", "config_class", "settings"),
+    [
+        (GRPOTrainer, GRPOConfig, {"beta": 0.0}),
+        (GRPOTrainer, GRPOConfig, {"beta": 0.05}),
+        (GRPOTrainer, GRPOConfig, {"beta": 0.0, "adapter": True, "learning_rate": 3e-2}),
+        (RLOOTrainer, RLOOConfig, {"beta": 0.05}),
+        (PPOTrainer, PPOConfig, {"beta": 0.0}),
+    ],
+    ids=["copy", "reference", "adapter", "RLOO", "PPO"],
+)
+def test_compared_with_the_first_policy(
+    trainer_class: Any, config_class: Any, settings: dict[str, Any], tiny_policy_path: str, tmp_path: Path
+) -> None:
+    trainer = make_trainer(
+        tiny_policy_path,
+        tmp_path,
+        math.inf,
+        trainer_class,
+        config_class,
+        **{"max_steps": 4, "learning_rate": 3e-3, "num_iterations": 1, **settings},
+    )
+    CollapseMonitor().attach(trainer)
+    first = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
+    seen, generate, calculate = [], trainer._generate_and_score_completions, trainer._calculate_rewards
+    rewards: list[torch.Tensor] = []
+
+    def watch_rewards(*args: Any) -> torch.Tensor:
+        rewards.append(calculate(*args))
+        return rewards[-1]
+
+    def watch(inputs: Any) -> dict[str, Any]:
+        output = generate(inputs)
+        ratios = log_probs(first, output) - log_probs(trainer.model, output)
+        seen.append(change_since(rewards[-1][:, 1], ratios, 4))
+        return output
+
+    trainer._generate_and_score_completions, trainer._calculate_rewards = watch, watch_rewards
+    trainer.train()
+    entries = steps(trainer)
+    assert len(entries) == len(seen) == 4
+    for entry, change in zip(entries, seen, strict=True):
+        assert change is not None
+        assert entry["collapse/change/accuracy"] == pytest.approx(change[0], abs=2e-5)
+        assert entry["collapse/change_error/accuracy"] == pytest.approx(math.hypot(change[1], 1 / 32), rel=1e-3)
+    assert seen[0][0] == pytest.approx(0.0, abs=1e-6) and abs(seen[-1][0]) > 1e-4, "The policy has moved."
+
+
+def test_no_copy_without_leave(tiny_policy_path: str, tmp_path: Path) -> None:
+    trainer = make_trainer(tiny_policy_path, tmp_path, max_steps=2, beta=0.0)
+    CollapseMonitor(copy_weights=False).attach(trainer)
+    trainer.train()
+    assert not any(key.startswith("collapse/change") for entry in steps(trainer) for key in entry)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.05])
+def test_watching_changes_nothing(beta: float, tiny_dropout_policy_path: str, tmp_path: Path) -> None:
     trained = []
     for watched in (False, True):
-        trainer = make_trainer(tiny_policy_path, tmp_path, max_steps=4)
+        trainer = make_trainer(tiny_dropout_policy_path, tmp_path, max_steps=4, beta=beta)
         if watched:
             CollapseMonitor().attach(trainer)
         trainer.train()

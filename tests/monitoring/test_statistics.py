@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from endotrl.monitoring.statistics import distinct_completions, group_correlation, repetition
+from endotrl.monitoring import Detector
+from endotrl.monitoring.statistics import change_since, distinct_completions, group_correlation, repetition
 
 
 def test_repetition_by_hand() -> None:
@@ -54,3 +55,78 @@ def test_undefined_correlations() -> None:
     assert group_correlation(x, x * math.nan, 2) is None
     # A group with a completion that has no reward is left out.
     assert group_correlation(torch.tensor([1.0, 2.0, 3.0, math.nan]), x, 2)[0] == pytest.approx(1.0)
+
+
+class Tabular:
+    """Two policies over 8 answers to each of many questions, of which the first is right; the present one is the first one shifted."""
+
+    def __init__(self, num_groups: int, spread: float, towards_right: float, seed: int) -> None:
+        self.generator = np.random.default_rng(seed)
+        logits = self.generator.standard_normal((num_groups, 8))
+        logits[:, 0] += 2.0
+        shift = spread * self.generator.standard_normal((num_groups, 8))
+        shift[:, 0] += towards_right
+        self.first, self.present = (np.exp(x) / np.exp(x).sum(1, keepdims=True) for x in (logits, logits + shift))
+
+    def batch(self, group_size: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
+        """Whether sampled answers are right, and their log-ratios."""
+        draws = self.generator.random((len(self.present), group_size, 1))
+        answers = (draws > self.present.cumsum(1)[:, None, :-1]).sum(2)
+        ratios = np.log(np.take_along_axis(self.first / self.present, answers, 1))
+        return torch.from_numpy(answers == 0).double().flatten(), torch.from_numpy(ratios).flatten()
+
+    @property
+    def change(self) -> float:
+        return float((self.present - self.first)[:, 0].mean())
+
+
+@pytest.mark.parametrize("towards_right", [-0.4, 0.0, 0.4])
+def test_change_is_unbiased_and_knows_its_error(towards_right: float) -> None:
+    # 64 questions, always the same: what varies is what is answered.
+    policies = Tabular(64, 0.3, towards_right, seed=0)
+    found = [change_since(*policies.batch(), 8) for _ in range(400)]
+    values, errors = np.array([f for f in found if f is not None]).T
+    assert len(values) == 400
+    assert abs(values.mean() - policies.change) < 4 * values.std() / 20
+    # Errors count what questions differ by, too.
+    assert values.std() < np.sqrt((errors**2).mean()) < 3 * values.std()
+    # Far less than the error of a difference of two means.
+    assert values.std() < 0.6 * math.sqrt(2 * 0.25 * 0.75 / 512)
+
+
+def test_change_by_hand() -> None:
+    # Present policy: right with 1/2; before, with 3/4. Weights 3/2 and 1/2.
+    right = torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0, 1.0])
+    weights = torch.where(right > 0, 1.5, 0.5)
+    change, _ = change_since(right, weights.log(), 2)
+    # Groups of one right answer: ((1 - 1.5)(1 - 0) + (1 - 0.5)(0 - 1)) / 2; of two: 0.
+    assert change == pytest.approx((-0.5 - 0.5 + 0.0) / 3)
+    assert change_since(right, torch.zeros(6), 2) == (0.0, 0.0)
+
+
+def test_too_far_apart_to_compare() -> None:
+    right = torch.tensor([1.0, 0.0] * 8)
+    one_heavy = torch.tensor([math.log(9.0)] + [math.log(7 / 15)] * 15)  # the mean is 1, and one answer has most of it
+    assert change_since(right, one_heavy, 4) is None
+    assert change_since(right, torch.full((16,), -1.0), 4) is None  # what the first policy did is not sampled any more
+    assert change_since(right, torch.zeros(16), 1) is None
+    assert change_since(right[:4], torch.zeros(4), 4) is None
+    # A group with a completion that has no held-out reward is left out.
+    right[0] = math.nan
+    assert change_since(right, torch.zeros(16), 4) == (0.0, 0.0)
+
+
+def test_no_alarm_from_a_drift_that_changes_nothing() -> None:
+    # The shift is such that the mean accuracy stays, by bisection on many questions.
+    low, high = -1.0, 1.0
+    for _ in range(20):
+        middle = (low + high) / 2
+        low, high = (middle, high) if Tabular(20_000, 0.5, middle, seed=1).change < 0 else (low, middle)
+    for seed in range(3):
+        detector = Detector()
+        for step in range(150):
+            found = change_since(*Tabular(32, 0.5, middle, seed=1000 * seed + step).batch(), 8)
+            entry = {"reward": 0.0}
+            if found is not None:
+                entry |= {"collapse/change/accuracy": found[0], "collapse/change_error/accuracy": found[1]}
+            assert detector.update(entry).alarm is None

@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""
+Corrections of the endogenous reward on the demo's arithmetic task: which of them hold, for how long, at which beta.
+
+GRPO with the demo's settings, but 64 answers a step and a constant learning rate, which never lets go: a third of the demo's, and the
+demo's, which is too high for so few answers. A cell of the grid is `<reward>:<beta>`. The default (`none:0.1`) is trained for 1,000
+steps, all others for 250. Runs that are in the results are kept.
+
+    python -m benchmarks.corrections --bases DIR                        # about 15 minutes on one core
+    python -m benchmarks.corrections --bases DIR --learning-rate 3e-4   # the same once more
+    python -m benchmarks.corrections --bases DIR --cells none:0 clip:0  # some of them
+"""
+
+import argparse
+import json
+import logging
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from tqdm.auto import tqdm
+from transformers import AutoTokenizer
+
+from endotrl import CollapseMonitor, EndogenousReward
+from endotrl.quickstart import arithmetic
+from endotrl.quickstart.demo import WRONG_DEMONSTRATIONS
+from endotrl.quickstart.training import quiet
+from endotrl.reporting import terminal_table
+from endotrl.rewards import InformationGain
+
+from .arithmetic_trainers import NUM_HELD_OUT, make_base
+from .collapse import Ask, train, verdict
+
+
+ANSWERS = 64  # a step, 8 of them to a question
+STEPS = 250
+LONG = {"none:0.1": 1000}  # the default
+EVERY = 25  # steps between two measurements on held-out questions
+LOST = 0.05  # below its best, from which on a run has not held
+EARLY_STEPS = 100  # of the pretraining, after which the generalist stops; base models have 800
+# Rewards made for a base model, with a model that was trained less as the generalist, and settings of the trainer.
+REWARDS: dict[str, tuple[str, Callable[[str, str], list[Any]], dict[str, Any]]] = {
+    "none": ("endogenous (default)", lambda base, early: [EndogenousReward(base)], {}),
+    "centered": ("centered", lambda base, early: [EndogenousReward(base, token_reward="centered")], {}),
+    "length": ("length control", lambda base, early: [EndogenousReward(base, correction="length")], {}),
+    "clip": (
+        "clipped at -5 nats a token",
+        lambda base, early: [EndogenousReward(base, token_reward="log_prob", correction="clip")],
+        {},
+    ),
+    "gain": (
+        "gain over a model trained less",
+        lambda base, early: [EndogenousReward(base, token_reward="log_prob", correction=InformationGain(early))],
+        {},
+    ),
+    "mixed": (
+        "mixed with right or wrong, 1 : 0.3",
+        lambda base, early: [EndogenousReward(base), verdict],
+        {"reward_weights": [1.0, 0.3, 0.0], "multi_objective_aggregation": "normalize_then_sum"},
+    ),
+}
+CELLS = [
+    "none:0.1",
+    *(f"{name}:{beta}" for beta in (0, 0.1, 0.02) for name in REWARDS if (name, beta) != ("none", 0.1)),
+]
+
+
+def make_early(folder: Path, seed: int) -> None:
+    """A base model whose pretraining stopped early: it knows what an answer looks like, and little about sums."""
+    torch.manual_seed(seed)
+    tokenizer = arithmetic.make_tokenizer()
+    model = arithmetic.make_model(tokenizer)
+    held_out = arithmetic.make_questions(NUM_HELD_OUT, seed=seed + 1)
+    arithmetic.pretrain(model, tokenizer, EARLY_STEPS, WRONG_DEMONSTRATIONS, seed, held_out)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def run(cell: str, bases: Path, seed: int, learning_rate: float) -> dict[str, Any]:
+    """Trains one cell."""
+    name, _, beta = cell.partition(":")
+    base, early = str(bases / f"base-{seed}"), str(bases / f"early-{seed}")
+    _, make, settings = REWARDS[name]
+    ask = Ask(AutoTokenizer.from_pretrained(base), seed, EVERY)
+    monitor = CollapseMonitor()
+    with tempfile.TemporaryDirectory() as folder:
+        train(
+            make(base, early),
+            base,
+            seed,
+            LONG.get(cell, STEPS),
+            folder,
+            [ask],
+            monitor,
+            beta=float(beta),
+            learning_rate=learning_rate,
+            per_device_train_batch_size=ANSWERS,
+            **settings,
+        )
+    return {
+        "cell": cell,
+        "seed": seed,
+        "learning_rate": learning_rate,
+        "held_out": ask.accuracies,
+        "alarms": monitor.alarms,
+    }
+
+
+def lost(result: dict[str, Any]) -> tuple[int | None, int | None]:
+    """
+    The first measured step at which held-out accuracy is 5 points below its best until then, and the first from which on it stays
+    there; `None` if there is none.
+    """
+    best, steps, below = 0.0, [], []
+    for step, accuracy in sorted((int(s), a) for s, a in result["held_out"].items()):
+        best = max(best, accuracy)
+        steps.append(step)
+        below.append(accuracy < best - LOST)
+    first = next((step for step, is_below in zip(steps, below, strict=True) if is_below), None)
+    return first, next((step for i, step in enumerate(steps) if all(below[i:])), None)
+
+
+HEADER = [
+    "reward",
+    "β",
+    "learning rate",
+    "steps",
+    "held-out accuracy: first, best, last",
+    "gain (points): at the end, mean from step 100 on",
+    "5 points below its best: once",
+    "for good",
+    "alarm",
+]
+
+
+def table_rows(results: list[dict[str, Any]]) -> list[list[str]]:
+    """One row a cell."""
+    rows = []
+    for result in sorted(results, key=lambda r: (r["learning_rate"], CELLS.index(r["cell"]), r["seed"])):
+        name, _, beta = result["cell"].partition(":")
+        points = sorted((int(s), a) for s, a in result["held_out"].items())
+        values = [accuracy for _, accuracy in points]
+        later = [accuracy for step, accuracy in points if step >= 100]
+        once, for_good = lost(result)
+        rows.append(
+            [
+                REWARDS[name][0],
+                beta,
+                f"{result['learning_rate']:.0e}".replace("e-0", "e-"),
+                f"{points[-1][0]:,}",
+                f"{values[0]:.1%}, {max(values):.1%}, {values[-1]:.1%}",
+                f"{100 * (values[-1] - values[0]):+.1f}, {100 * (sum(later) / len(later) - values[0]):+.1f}",
+                "never" if once is None else f"step {once}",
+                "no" if for_good is None else f"step {for_good}",
+                str(result["alarms"][0][0]) if result["alarms"] else "none",
+            ]
+        )
+    return rows
+
+
+def plot(results: list[dict[str, Any]], path: Path) -> None:
+    """Held-out accuracy over steps, a panel for each beta."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    betas = sorted({result["cell"].partition(":")[2] for result in results}, key=float)
+    rates = sorted({result["learning_rate"] for result in results})
+    figure, panels = plt.subplots(
+        len(rates),
+        len(betas),
+        figsize=(4.5 * len(betas), 3.5 * len(rates)),
+        layout="constrained",
+        sharey=True,
+        squeeze=False,
+    )
+    colors = dict(zip(REWARDS, plt.get_cmap("tab10").colors, strict=False))
+    for rate, row in zip(rates, panels, strict=True):
+        for beta, panel in zip(betas, row, strict=True):
+            for result in results:
+                name, _, of_result = result["cell"].partition(":")
+                if (of_result, result["learning_rate"]) == (beta, rate):
+                    points = sorted((int(step), accuracy) for step, accuracy in result["held_out"].items())
+                    panel.plot(*zip(*points, strict=True), color=colors[name], label=REWARDS[name][0], linewidth=1.2)
+            panel.set(title=f"β = {beta}, learning rate {rate:g}", xlabel=f"step ({ANSWERS} answers each)")
+            panel.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
+            panel.grid(alpha=0.25)
+            panel.spines[["top", "right"]].set_visible(False)
+            panel.set_visible(bool(panel.lines))
+    panels[-1][0].legend(frameon=False, fontsize=8)
+    figure.supylabel("accuracy on held-out questions")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def page(results: list[dict[str, Any]], settings: dict[str, Any]) -> str:
+    """The results page, in Markdown."""
+    rates = sorted({result["learning_rate"] for result in results})
+    there = {(result["cell"], result["learning_rate"]) for result in results}
+    missing = {rate: [f"`{cell}`" for cell in CELLS if (cell, rate) not in there] for rate in rates}
+    commands = ", ".join(f"`{settings['command']} --learning-rate {rate:g}`" for rate in rates)
+    lines = [
+        "# Which corrections hold?",
+        "",
+        f"Commands: {commands}. Machine: {settings['machine']}. {settings['versions']}. "
+        f"CPU time: {settings['cpu_seconds'] / 60:.0f} minutes.",
+        "",
+        f"The arithmetic task of `endotrl demo`: GRPO, {ANSWERS} answers a step, constant learning rate (the demo has 256 answers and "
+        'a rate that falls from 3e-4 to 0), `scale_rewards="group"`. One seed. Accuracy on '
+        f"{NUM_HELD_OUT:,} questions that are never trained on, sampled at T = 1, every {EVERY} steps (standard error 1.5 points or "
+        "less). Of the two steps, one is the first measurement that is 5 points below the best until then, the other the first from "
+        "which on all are. The last column is the first step at which `CollapseMonitor` raised the alarm. The generalist of the "
+        f"information gain is the base model's pretraining, stopped after {EARLY_STEPS} of 800 steps.",
+        "",
+        "| " + " | ".join(HEADER) + " |",
+        "|" + "---|" * len(HEADER),
+        *("| " + " | ".join(row) + " |" for row in table_rows(results)),
+        "",
+        "![Accuracy on held-out questions over steps](../images/corrections.png)",
+        "",
+    ]
+    from_log = sorted({r["learning_rate"] for r in results if r.get("alarms_from_log")})
+    if from_log:
+        lines += [
+            f"The alarms at {', '.join(f'{rate:g}' for rate in from_log)} were made afterwards from the logs of the runs, which lack the "
+            "comparison with the first policy.",
+            "",
+        ]
+    for rate, cells in missing.items():
+        if cells:
+            lines += [f"Not run at {rate:g}: {', '.join(cells)}.", ""]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Runs the cells and writes figures, plot and page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--bases", type=Path, required=True, help="Folder where base models are kept (made if missing)."
+    )
+    parser.add_argument("--cells", nargs="*", choices=CELLS, default=CELLS, help="Which; none: only the page.")
+    parser.add_argument("--learning-rate", type=float, default=1e-4, help="Constant learning rate.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed, which has a base model of its own.")
+    parser.add_argument("--output", type=Path, default=Path("docs"), help="Folder of `results/` and `images/`.")
+    args = parser.parse_args()
+    os.environ["TQDM_DISABLE"] = "1"
+    quiet()
+    logging.getLogger("endotrl").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    for folder in ("results", "images"):
+        (args.output / folder).mkdir(parents=True, exist_ok=True)
+    file = args.output / "results" / "corrections.json"
+    known: dict[str, Any] = {"settings": {"cpu_seconds": 0.0}, "results": []}
+    if file.exists():
+        known = json.loads(file.read_text(encoding="utf-8"))
+    settings, results = known["settings"], known["results"]
+    if not (args.bases / f"base-{args.seed}").exists():
+        make_base(args.bases / f"base-{args.seed}", args.seed)
+    if not (args.bases / f"early-{args.seed}").exists():
+        make_early(args.bases / f"early-{args.seed}", args.seed)
+    there = {(result["cell"], result["seed"], result["learning_rate"]) for result in results}
+    todo = [cell for cell in args.cells if (cell, args.seed, args.learning_rate) not in there]
+    for cell in tqdm(todo, desc="Cells", unit=" runs", disable=False):
+        started = time.process_time()
+        results.append(json.loads(json.dumps(run(cell, args.bases, args.seed, args.learning_rate))))
+        settings = {
+            "command": "python -m benchmarks.corrections --bases DIR",
+            "machine": f"{platform.system()} {platform.machine()}, one thread",
+            "versions": ", ".join(f"{p} {version(p)}" for p in ("torch", "transformers", "trl")),
+            "cpu_seconds": settings["cpu_seconds"] + time.process_time() - started,
+        }
+        file.write_text(json.dumps({"settings": settings, "results": results}, indent=1) + "\n", encoding="utf-8")
+    plot(results, args.output / "images" / "corrections.png")
+    (args.output / "results" / "corrections.md").write_text(page(results, settings), encoding="utf-8")
+    Console().print(terminal_table(HEADER, table_rows(results)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The policy as training found it, to compare the present one with."""
+
+import copy
+import inspect
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer.utils import use_adapter
+
+
+# Weights of up to this many bytes are copied without being asked to.
+SMALL = 2**30
+
+
+class FirstPolicy:
+    """
+    What the policy was when training began: the base under a PEFT adapter, the trainer's reference model (`beta` above 0) if it is not
+    moved, or else a copy of the weights.
+
+    Args:
+        trainer ([`~trl.GRPOTrainer`] or [`~trl.RLOOTrainer`]):
+            The trainer, before training.
+        copy_weights (`bool`, *optional*):
+            As in [`CollapseMonitor`].
+    """
+
+    def __init__(self, trainer: Any, copy_weights: bool | None) -> None:
+        self._trainer = trainer
+        self._model: Any = None
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        self._adapter = hasattr(model, "peft_config")
+        self._reference = trainer.beta != 0.0 and not trainer.args.sync_ref_model
+        if self._adapter:
+            return
+        if self._reference:
+            self._model = trainer.ref_model
+            return
+        if copy_weights is None:
+            size = sum(p.numel() * p.element_size() for p in model.parameters())
+            copy_weights = size <= SMALL and not (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled)
+        if copy_weights:
+            self._model = copy.deepcopy(model).requires_grad_(False).eval()
+
+    def log_ratios(self, output: dict[str, Any]) -> Tensor | None:
+        r"""
+        $\log \pi_0(y) - \log \pi_t(y)$ of the completions of a batch.
+
+        Args:
+            output (`dict`):
+                What the trainer's `_generate_and_score_completions` gives back.
+
+        Returns:
+            `torch.Tensor` of shape `(B,)`, in nats a completion; `None` if the first policy is not there.
+        """
+        if not (self._adapter or self._reference or self._model is not None):
+            return None
+        mask = output["completion_mask"].bool()
+        if "tool_mask" in output:
+            mask = mask & output["tool_mask"].bool()
+        first = output.get("ref_per_token_logps") if self._reference else None
+        if first is None:
+            first = self._log_probs(output, self._trainer.model if self._model is None else self._model, True)
+        present = output.get("old_logps")  # of RLOO, of completions
+        if present is None:
+            tokens = output.get("old_per_token_logps")
+            if tokens is None:
+                tokens = self._log_probs(output, self._trainer.model, False)
+            present = _sum(tokens, mask)
+        return _sum(first, mask) - present
+
+    def _log_probs(self, output: dict[str, Any], model: Any, as_first: bool) -> Tensor:
+        trainer = self._trainer
+        compute = trainer._get_per_token_logps_and_entropies
+        completion_ids = output["completion_ids"]
+        adapter: AbstractContextManager[Any] = nullcontext()
+        if as_first and self._model is None:
+            policy = trainer.accelerator.unwrap_model(trainer.model)
+            adapter = use_adapter(policy, adapter_name="ref" if "ref" in policy.peft_config else None)
+        training = model.training
+        model.eval()  # no dropout: it would draw random numbers, and the run is not to change
+        with (
+            torch.no_grad(),
+            adapter,
+            disable_gradient_checkpointing(trainer.model, trainer.args.gradient_checkpointing_kwargs),
+        ):
+            log_probs, *_ = compute(
+                model,
+                torch.cat([output["prompt_ids"], completion_ids], dim=1),
+                torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1),
+                completion_ids.shape[1],
+                batch_size=trainer.args.per_device_train_batch_size,
+                # Images
+                **{name: output[name] for name in inspect.signature(compute).parameters if name in output},
+            )
+        model.train(training)
+        return log_probs
+
+
+def _sum(log_probs: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(mask, log_probs.float(), 0.0).sum(dim=1)

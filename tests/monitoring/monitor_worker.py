@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+A monitored run as a script: `accelerate launch ... monitor_worker.py MODEL FOLDER ROWS`. Each process writes what it saw to
+`<FOLDER>/<rank>.json`.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import GRPOConfig, GRPOTrainer
+
+from endotrl import CollapseMonitor
+from tests.recipe_run import FixedRollouts
+
+
+FALLS_AFTER = 14
+
+
+class FixedGRPO(FixedRollouts, GRPOTrainer):
+    pass
+
+
+def longer(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
+    return [float(len(ids)) for ids in completion_ids]
+
+
+def accuracy(completion_ids: list[list[int]], trainer_state: Any, **kwargs: Any) -> list[float]:
+    """Right three times out of four, and every other time later."""
+    wrong = 1 if trainer_state.global_step < FALLS_AFTER else 2
+    return [float(i % 4 >= wrong) for i in range(len(completion_ids))]
+
+
+def main(model: str, folder: str, rows: str) -> None:
+    args = GRPOConfig(
+        output_dir=folder,
+        max_steps=24,
+        per_device_train_batch_size=int(rows),
+        num_generations=4,
+        max_completion_length=8,
+        learning_rate=1e-3,
+        scale_rewards="none",
+        reward_weights=[1.0, 0.0],
+        shuffle_dataset=False,
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        disable_tqdm=True,
+    )
+    trainer = FixedGRPO(
+        model=AutoModelForCausalLM.from_pretrained(model),
+        reward_funcs=[longer, accuracy],
+        args=args,
+        train_dataset=Dataset.from_dict(
+            {"prompt": ["a b c", "d e", "f", "g h i j", "a a", "k l", "b", "c d e f"] * 4}
+        ),
+        processing_class=AutoTokenizer.from_pretrained(model),
+    )
+    monitor = CollapseMonitor(action="stop").attach(trainer)
+    trainer.train()
+    result = {
+        "num_processes": trainer.accelerator.num_processes,
+        "step": trainer.state.global_step,
+        "alarms": monitor.alarms,
+        "history": [entry for entry in trainer.state.log_history if "reward" in entry],
+    }
+    (Path(folder) / f"{trainer.accelerator.process_index}.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
