@@ -45,10 +45,11 @@ recipe: $(VENV)/.demo  ## Run a recipe with SmolLM2-135M on a CPU (RECIPE=grpo, 
 sentence-rl: $(VENV)/.demo  ## Train a sentence reward model on preferences, and a policy on it (about 3 minutes)
 	@$(BIN)/python benchmarks/sentence_rl.py
 
-sentence-rl-smollm2:  ## The same by recipes, with SmolLM2-135M and questions with right and wrong answers
+sentence-rl-smollm2:  ## The same by recipes, with SmolLM2-135M and right and wrong answers (about 12 minutes)
 	@$(MAKE) recipe RECIPE=sentence_reward
 	@$(MAKE) recipe RECIPE=dense_grpo RECIPE_ARGS="--reward sentence \
-	    --reward_sentence_model output/smollm2-135m-sentence-reward --output_dir output/smollm2-135m-sentence-rl"
+	    --reward_sentence_model output/smollm2-135m-sentence-reward --output_dir output/smollm2-135m-sentence-rl \
+	    --eval_strategy steps --eval_on_start true"
 
 test: $(VENV)/.installed  ## Run all tests
 	$(PYTEST) $(PYTEST_ARGS)
