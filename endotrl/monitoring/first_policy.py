@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from accelerate.utils import is_peft_model
 from torch import Tensor
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import use_adapter
@@ -32,7 +33,7 @@ class FirstPolicy:
         self._trainer = trainer
         self._model: Any = None
         model = trainer.accelerator.unwrap_model(trainer.model)
-        self._adapter = hasattr(model, "peft_config")
+        self._adapter = is_peft_model(model)
         self._reference = trainer.beta != 0.0 and not trainer.args.sync_ref_model
         if self._adapter:
             return
