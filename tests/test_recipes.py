@@ -294,7 +294,7 @@ class TestMistakes:
         data = small[small.index("--dataset_name") + 1]
         path = ROOT / "recipes" / "smollm2-135m" / "sentence_reward.yaml"
         with pytest.raises(SystemExit) as ended:
-            recipes.launch_sentence_reward(["--config", str(path), "--dataset_name", data])
+            recipes.launch_sentence_reward(["--config", str(path), "--dataset_name", data, "--eval_strategy", "no"])
         assert ended.value.code == 2
         assert "preferences need 'chosen' and 'rejected'" in " ".join(capsys.readouterr().err.split())
 
