@@ -368,6 +368,35 @@ def page(results: list[dict[str, Any]], settings: dict[str, Any]) -> str:
     )
 
 
+def use_one_thread() -> None:
+    """One thread, and nothing on the screen but what the benchmark itself says."""
+    os.environ["TQDM_DISABLE"] = "1"
+    quiet()
+    logging.getLogger("endotrl").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+
+
+def kept_results(output: Path, name: str) -> tuple[Path, dict[str, Any], list[dict[str, Any]]]:
+    """The file of a benchmark's results, and the settings and results that are in it. Makes the folders."""
+    for folder in ("results", "images"):
+        (output / folder).mkdir(parents=True, exist_ok=True)
+    file = output / "results" / f"{name}.json"
+    known: dict[str, Any] = {"settings": {"cpu_seconds": 0.0}, "results": []}
+    if file.exists():
+        known = json.loads(file.read_text(encoding="utf-8"))
+    return file, known["settings"], known["results"]
+
+
+def described(name: str, cpu_seconds: float) -> dict[str, Any]:
+    """Settings of a benchmark: command, machine, versions and the time of all its runs."""
+    return {
+        "command": f"python -m benchmarks.{name} --bases DIR",
+        "machine": f"{platform.system()} {platform.machine()}, one thread",
+        "versions": ", ".join(f"{p} {version(p)}" for p in ("torch", "transformers", "trl")),
+        "cpu_seconds": cpu_seconds,
+    }
+
+
 def main() -> None:
     """Runs all arms and writes figures, plot and page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -382,17 +411,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="Seeds; each has a base model of its own.")
     parser.add_argument("--output", type=Path, default=Path("docs"), help="Folder of `results/` and `images/`.")
     args = parser.parse_args()
-    os.environ["TQDM_DISABLE"] = "1"
-    quiet()
-    logging.getLogger("endotrl").setLevel(logging.ERROR)
-    torch.set_num_threads(1)
-    for folder in ("results", "images"):
-        (args.output / folder).mkdir(parents=True, exist_ok=True)
-    file = args.output / "results" / "collapse.json"
-    known: dict[str, Any] = {"settings": {"cpu_seconds": 0.0}, "results": []}
-    if file.exists():
-        known = json.loads(file.read_text(encoding="utf-8"))
-    settings, results = known["settings"], known["results"]
+    use_one_thread()
+    file, settings, results = kept_results(args.output, "collapse")
     if args.judge_again:
         results = [judged_again(result) for result in results]
     there = set() if args.again or args.judge_again else {(result["run"], result["seed"]) for result in results}
@@ -406,12 +426,7 @@ def main() -> None:
                 mislead(args.bases / f"base-{seed}", args.bases / f"misled-{seed}", seed)
             result = json.loads(json.dumps(run(name, args.bases, seed)))
             results = [r for r in results if (r["run"], r["seed"]) != (name, seed)] + [result]
-            settings = {
-                "command": "python -m benchmarks.collapse --bases DIR",
-                "machine": f"{platform.system()} {platform.machine()}, one thread",
-                "versions": ", ".join(f"{p} {version(p)}" for p in ("torch", "transformers", "trl")),
-                "cpu_seconds": settings["cpu_seconds"] + time.process_time() - started,
-            }
+            settings = described("collapse", settings["cpu_seconds"] + time.process_time() - started)
             file.write_text(json.dumps({"settings": settings, "results": results}) + "\n", encoding="utf-8")
             bar.set_postfix(last=name, alarm=result["alarms"][0][0] if result["alarms"] else "none")
     file.write_text(json.dumps({"settings": settings, "results": results}) + "\n", encoding="utf-8")

@@ -13,13 +13,9 @@ steps, all others for 250. Runs that are in the results are kept.
 
 import argparse
 import json
-import logging
-import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +27,11 @@ from transformers import AutoTokenizer
 from endotrl import CollapseMonitor, EndogenousReward
 from endotrl.quickstart import arithmetic
 from endotrl.quickstart.demo import WRONG_DEMONSTRATIONS
-from endotrl.quickstart.training import quiet
 from endotrl.reporting import terminal_table
 from endotrl.rewards import InformationGain
 
 from .arithmetic_trainers import NUM_HELD_OUT, make_base
-from .collapse import Ask, train, verdict
+from .collapse import Ask, described, kept_results, train, use_one_thread, verdict
 
 
 ANSWERS = 64  # a step, 8 of them to a question
@@ -251,17 +246,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="Seed, which has a base model of its own.")
     parser.add_argument("--output", type=Path, default=Path("docs"), help="Folder of `results/` and `images/`.")
     args = parser.parse_args()
-    os.environ["TQDM_DISABLE"] = "1"
-    quiet()
-    logging.getLogger("endotrl").setLevel(logging.ERROR)
-    torch.set_num_threads(1)
-    for folder in ("results", "images"):
-        (args.output / folder).mkdir(parents=True, exist_ok=True)
-    file = args.output / "results" / "corrections.json"
-    known: dict[str, Any] = {"settings": {"cpu_seconds": 0.0}, "results": []}
-    if file.exists():
-        known = json.loads(file.read_text(encoding="utf-8"))
-    settings, results = known["settings"], known["results"]
+    use_one_thread()
+    file, settings, results = kept_results(args.output, "corrections")
     if not (args.bases / f"base-{args.seed}").exists():
         make_base(args.bases / f"base-{args.seed}", args.seed)
     if not (args.bases / f"early-{args.seed}").exists():
@@ -271,12 +257,7 @@ def main() -> None:
     for cell in tqdm(todo, desc="Cells", unit=" runs", disable=False):
         started = time.process_time()
         results.append(json.loads(json.dumps(run(cell, args.bases, args.seed, args.learning_rate))))
-        settings = {
-            "command": "python -m benchmarks.corrections --bases DIR",
-            "machine": f"{platform.system()} {platform.machine()}, one thread",
-            "versions": ", ".join(f"{p} {version(p)}" for p in ("torch", "transformers", "trl")),
-            "cpu_seconds": settings["cpu_seconds"] + time.process_time() - started,
-        }
+        settings = described("corrections", settings["cpu_seconds"] + time.process_time() - started)
         file.write_text(json.dumps({"settings": settings, "results": results}, indent=1) + "\n", encoding="utf-8")
     plot(results, args.output / "images" / "corrections.png")
     (args.output / "results" / "corrections.md").write_text(page(results, settings), encoding="utf-8")

@@ -5,6 +5,13 @@ from collections.abc import Iterable
 
 from torch import nn
 from torch.optim import Optimizer
+from transformers import TrainingArguments
+
+
+def has_one_learning_rate(args: TrainingArguments) -> bool:
+    """Whether DeepSpeed's configuration has an optimizer of its own, which knows one learning rate for all parameters."""
+    plugin = args.deepspeed_plugin
+    return plugin is not None and "optimizer" in plugin.deepspeed_config
 
 
 def set_learning_rate(optimizer: Optimizer, parameters: Iterable[nn.Parameter], learning_rate: float) -> None:

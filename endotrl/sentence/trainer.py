@@ -18,7 +18,7 @@ from transformers.data.data_collator import DataCollatorMixin
 from trl import RewardConfig, RewardTrainer
 from trl.data_utils import get_dataset_column_names, is_conversational, maybe_extract_prompt
 
-from ..learning_rates import set_learning_rate
+from ..learning_rates import has_one_learning_rate, set_learning_rate
 from .configuration import SentenceRewardConfig
 from .encoding import SentenceEncoder, pad_batch
 from .modeling import SentenceRewardModel
@@ -92,7 +92,7 @@ class SentenceRewardTrainer(RewardTrainer):
                 f"`model` is a {type(base_model).__name__}, but it must be a `SentenceRewardModel`. Make one from a language "
                 "model with `SentenceRewardModel.from_backbone`, or pass its path or hub id."
             )
-        if args.attention_learning_rate is not None and _has_own_optimizer(args):
+        if args.attention_learning_rate is not None and has_one_learning_rate(args):
             raise ValueError(
                 "DeepSpeed's configuration has an `optimizer` of its own, which has one learning rate for all parameters. "
                 "Remove it there, or leave `attention_learning_rate` away."
@@ -139,7 +139,7 @@ class SentenceRewardTrainer(RewardTrainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         created = self.optimizer is None
         optimizer = super().create_optimizer(model)
-        if created and self._sentence_config.aggregator == "attention" and not _has_own_optimizer(self.args):
+        if created and self._sentence_config.aggregator == "attention" and not has_one_learning_rate(self.args):
             learning_rate = self.args.attention_learning_rate
             if learning_rate is None:
                 learning_rate = self.args.learning_rate / math.sqrt(self._sentence_config.attention_dim)
@@ -259,12 +259,6 @@ def _split_text(example: dict[str, Any]) -> dict[str, Any]:
 def _is_attention(name: str) -> bool:
     """Whether a parameter belongs to the attention over sentences, wherever PEFT has put the head."""
     return "sentence_head." in name and name.endswith(("query.weight", "key.weight"))
-
-
-def _has_own_optimizer(args: SentenceRewardTrainerConfig) -> bool:
-    """Whether DeepSpeed's configuration has an optimizer, which knows one learning rate only."""
-    plugin = args.deepspeed_plugin
-    return plugin is not None and "optimizer" in plugin.deepspeed_config
 
 
 def _load(model: str, args: SentenceRewardTrainerConfig, quantization_config: Any) -> PreTrainedModel:

@@ -16,7 +16,7 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import create_model_from_path, disable_dropout_in_model, get_config_model_id
 
 from ..credit import generalized_advantage_estimate, whiten
-from ..learning_rates import set_learning_rate
+from ..learning_rates import has_one_learning_rate, set_learning_rate
 from ..rewards.endogenous import EndogenousReward
 from .dense_reward_trainer import DenseRewardTrainer, loss_mask
 from .ppo_config import PPOConfig
@@ -421,8 +421,7 @@ def _check_arguments(model: Any, reward_funcs: Any, args: PPOConfig, value_model
                 "those of the optimizer. Set the optimizer through `PPOConfig` (`optim`, `learning_rate`, ...), or use "
                 "`critic='none'`."
             )
-        plugin = args.deepspeed_plugin
-        if args.value_learning_rate is not None and plugin is not None and "optimizer" in plugin.deepspeed_config:
+        if args.value_learning_rate is not None and has_one_learning_rate(args):
             raise ValueError(
                 "DeepSpeed's configuration has an `optimizer` of its own, which has one learning rate for all parameters. "
                 "Remove it there, or set `value_learning_rate=None`."
