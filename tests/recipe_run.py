@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from accelerate.state import AcceleratorState
 
 from endotrl import DenseGRPOConfig, DenseGRPOTrainer, PPOConfig, PPOTrainer
@@ -76,3 +77,5 @@ def main(kind: str, *arguments: str) -> None:
 if __name__ == "__main__":
     for path in sys.argv[1:]:
         main(*json.loads(Path(path).read_text()))
+    # A process that leaves its group to the interpreter's end may abort there, when a thread of gloo is still at work.
+    PartialState().destroy_process_group()

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
@@ -75,3 +76,5 @@ def main(model: str, folder: str, rows: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    # A process that leaves its group to the interpreter's end may abort there, when a thread of gloo is still at work.
+    PartialState().destroy_process_group()

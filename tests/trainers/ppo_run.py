@@ -85,3 +85,5 @@ def main(settings: dict[str, Any]) -> None:
 if __name__ == "__main__":
     for path in sys.argv[1:]:
         main(json.loads(Path(path).read_text()))
+    # A process that leaves its group to the interpreter's end may abort there, when a thread of gloo is still at work.
+    PartialState().destroy_process_group()
