@@ -14,6 +14,8 @@ class CollapseThresholds:
             Logged steps before anything is judged. They give the levels that symptoms are compared with.
         change_warmup (`int`, *optional*, defaults to `6`):
             The same for the change of a held-out reward since the first policy.
+        early_warmup (`int`, *optional*, defaults to `3`):
+            The same as `change_warmup` while the trained reward has not been higher where the held-out one is.
         held_out_fall (`float`, *optional*, defaults to `0.02`):
             Least fall of a held-out reward, from its best level, that counts.
         evidence (`float`, *optional*, defaults to `5.0`):
@@ -62,6 +64,14 @@ class CollapseThresholds:
             "help": "Logged steps before a change since the first policy is judged: it needs no level to compare with, but Adam's first "
             "updates are erratic. Measured: healthy runs at a learning rate of 3e-4 lost 7 to 12 points in the first one, and had "
             "most of them back by the fourth."
+        },
+    )
+    early_warmup: int = field(
+        default=3,
+        metadata={
+            "help": "As `change_warmup`, while the trained reward has not been higher, within groups, where the held-out one is (pooled over "
+            "batches, by 2 standard deviations). What falls then is pushed there, or pushed nowhere, and does not come back by itself. "
+            "Ours: the first batch is the first policy's own, which leaves two."
         },
     )
     held_out_fall: float = field(

@@ -101,6 +101,18 @@ def test_what_comes_back_is_no_collapse() -> None:
     assert all(first_alarm(changes(levels, error=0.015, seed=seed)) is None for seed in range(5))
 
 
+@pytest.mark.parametrize("agreement", [-3.0, 0.5, 5.0])
+def test_what_is_lost_at_once_counts_early_where_the_reward_does_not_push_it_up(agreement: float) -> None:
+    levels = [0.0, -0.05, -0.1, -0.15, -0.2, -0.2, -0.2, -0.2]
+    for seed in range(5):
+        entries = [
+            {**entry, "collapse/agreement_z/accuracy": agreement} for entry in changes(levels, error=0.012, seed=seed)
+        ]
+        # The third batch, which the policy wrote after two updates; or else the sixth.
+        assert first_alarm(entries) == (5 if agreement == 5.0 else 2)
+        assert first_alarm(entries, thresholds=CollapseThresholds(early_warmup=6)) == 5
+
+
 def test_a_change_that_is_no_longer_known_is_forgotten() -> None:
     fallen = changes([0.0] * 10 + [-0.1] * 10, error=0.01)
     after = accuracies([0.7] * 20, noise=0.01)

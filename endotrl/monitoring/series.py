@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""
+Logged numbers over time: whether they fall, or drift, beyond their noise.
+
+Evidence that a held-out reward falls is the difference between the best level that it had (the mean of up to 20 entries, with the
+highest lower confidence bound) and its mean since, over the last 2 to 40 entries, in standard errors of that difference. The error of
+an entry is the standard error of the batch where the monitor sees it; else it is inferred from the differences of entries.
+
+Evidence of a drift is the one-sided CUSUM of Page (1954), $S_t = \max(0, S_{t-1} + (\mu - x_t)/\sigma - k)$ with the allowance $k$:
+noise keeps it near 0, a level that is $d$ standard deviations lower raises it by $d - k$ a step. $\sigma$ is the mean
+difference of consecutive entries over $2/\sqrt\pi$ (the moving range of control charts), which a slow drift does not inflate.
+"""
+
+import math
+from collections import deque
+from typing import NamedTuple
+
+
+ALLOWANCE = 0.75  # of the CUSUM, in standard deviations
+REFERENCE = 20  # most entries of a level of a held-out reward
+# Entries that are compared with the best level before them: few see fast falls, many slow ones.
+RECENT = (2, 3, 5, 10, 20, 40)
+WINDOW = 10  # entries of a running mean
+INFERRED = 1.2  # what noise that is inferred from few differences is taken for, times itself
+NOISE_WINDOW = 100  # entries of the noise estimate
+
+
+class Series:
+    """A logged number: its first level, its running mean and its noise."""
+
+    def __init__(self, warmup: int) -> None:
+        self._warmup = warmup
+        self._recent: deque[float] = deque(maxlen=WINDOW)
+        self._differences: deque[float] = deque(maxlen=NOISE_WINDOW)
+        self._first: list[float] = []
+        self.count = 0
+
+    def add(self, value: float) -> None:
+        if self._recent:
+            self._differences.append(abs(value - self._recent[-1]))
+        self._recent.append(value)
+        if self.count < self._warmup:
+            self._first.append(value)
+        self.count += 1
+
+    @property
+    def ready(self) -> bool:
+        return self.count >= self._warmup
+
+    @property
+    def first(self) -> float:
+        return sum(self._first) / len(self._first)
+
+    @property
+    def noise(self) -> float:
+        """Standard deviation of an entry."""
+        if not self._differences:
+            return 0.0
+        return INFERRED * sum(self._differences) / len(self._differences) * math.sqrt(math.pi) / 2
+
+    @property
+    def mean(self) -> float:
+        return sum(self._recent) / len(self._recent)
+
+
+class Drift(Series):
+    """Evidence that a number has left its first level: downwards, or both ways."""
+
+    def __init__(self, warmup: int, both_ways: bool) -> None:
+        super().__init__(warmup)
+        self._both_ways = both_ways
+        self._evidence = [0.0, 0.0]
+
+    def add(self, value: float) -> None:
+        if self.ready:
+            deviation = (value - self.first) / max(self.noise, 1e-9 + 1e-6 * abs(self.first))
+            down, up = self._evidence
+            self._evidence = [cusum(down, -deviation), cusum(up, deviation) if self._both_ways else 0.0]
+        super().add(value)
+
+    @property
+    def evidence(self) -> float:
+        return max(self._evidence)
+
+
+class Fall(NamedTuple):
+    """How far the mean of a window is below the best level before it: in standard errors, in size, and from which level."""
+
+    evidence: float
+    size: float
+    best: float
+
+
+class HeldOut(Series):
+    """
+    How far a held-out reward is below the best level that it had, or below a level `start` that is known exactly. Entries may come with
+    their standard error.
+    """
+
+    def __init__(self, warmup: int, start: float | None = None) -> None:
+        super().__init__(warmup)
+        self._start = start
+        # Sums of the values and of the squared errors of the first entries.
+        self._sums, self._squares = [0.0], [0.0]
+        self._measured = True
+        # For each number of entries: lower confidence bound, mean and squared error of the best level until then.
+        self._best: list[tuple[float, float, float]] = [
+            (-math.inf, 0.0, 0.0) if start is None else (start, start, 0.0)
+        ]
+        self.windows: list[Fall] = []
+
+    def add(self, value: float, error: float | None = None) -> None:
+        super().add(value)
+        self._measured = self._measured and error is not None
+        self._sums.append(self._sums[-1] + value)
+        self._squares.append(self._squares[-1] + (error or 0.0) ** 2)
+        mean, square = self._level(max(0, self.count - REFERENCE), self.count)
+        # Where the errors are measured, the first entry counts as a level: it is the model as it was.
+        fewest = 0 if self._start is not None else 1 if self._measured else self._warmup // 2
+        if self._start is None and self.count >= fewest:
+            # The lower bound, or the best of many levels would be mostly luck.
+            self._best.append(max(self._best[-1], (mean - 2 * math.sqrt(square), mean, square)))
+        else:
+            self._best.append(self._best[-1])
+        self.windows = []
+        if self.count < self._warmup:
+            return
+        for number in RECENT:
+            before = self.count - number
+            if before < fewest:
+                break
+            _, best, square = self._best[before]
+            mean, own_square = self._level(before, self.count)
+            self.windows.append(Fall((best - mean) / math.sqrt(square + own_square + 1e-12), best - mean, best))
+
+    @property
+    def evidence(self) -> float:
+        """The greatest of the windows; 0 if nothing fell."""
+        return max((0.0, *(window.evidence for window in self.windows)))
+
+    def fell(self, evidence: float, fall: float) -> Fall | None:
+        """The greatest fall of more than `fall` on more evidence than this, if the shortest window has not come back."""
+        if not self.windows or self.windows[0].size <= fall:
+            return None
+        found = [window for window in self.windows if window.evidence > evidence and window.size > fall]
+        return max(found, key=lambda window: window.size, default=None)
+
+    def _level(self, start: int, end: int) -> tuple[float, float]:
+        """Mean of some entries, and its squared standard error."""
+        number = end - start
+        # A few batches without a wrong answer look more exact than they are: those before them tell.
+        longer = max(0, min(start, end - REFERENCE))
+        square = (
+            max((self._squares[end] - self._squares[i]) / (end - i) for i in (start, longer))
+            if self._measured
+            else self.noise**2
+        )
+        return (self._sums[end] - self._sums[start]) / number, square / number
+
+
+class Evaluations:
+    """A held-out reward on the evaluation set, which is measured seldom."""
+
+    def __init__(self) -> None:
+        self._values: list[float] = []
+
+    def add(self, value: float) -> None:
+        self._values.append(value)
+
+    @property
+    def best(self) -> float:
+        return max(self._values)
+
+    @property
+    def fell_by(self) -> float:
+        """The least distance below the best of the last two evaluations."""
+        return self.best - max(self._values[-2:])
+
+
+def cusum(evidence: float, deviation: float) -> float:
+    """The next value of a one-sided CUSUM, for a deviation in standard deviations."""
+    return max(0.0, evidence + deviation - ALLOWANCE)
