@@ -250,7 +250,8 @@ class Detector:
             and not 0.5 < length_ratio < 2.0,
             "completions do not end any more": change.get("clipped", 0.0) > t.clipped_rise,
             "completions repeat themselves": change.get("repetition", 0.0) > t.repetition_rise,
-            "the frozen model finds the completions improbable": change.get("log_prob", 0.0) < -t.log_prob_fall,
+            "the frozen model finds the completions improbable": change.get("log_prob", 0.0) < -t.log_prob_fall
+            or self._log_prob_sinks(),
             "the policy is far from the reference": now.get("kl", 0.0) > t.kl,
             "the policy says one thing only": deterministic,
         }
@@ -260,6 +261,13 @@ class Detector:
             if self._gross[reason] >= t.patience:
                 found.append(reason)
         return found
+
+    def _log_prob_sinks(self) -> bool:
+        """Whether the frozen model's log-probability has sunk by more than noise explains, and by enough to matter."""
+        drift = self._drifts.get("log_prob")
+        if drift is None or drift.evidence <= self.thresholds.drift_evidence:
+            return False
+        return drift.mean - drift.first < -self.thresholds.log_prob_drift
 
 
 def _first(entry: Mapping[str, float], keys: Sequence[str]) -> float | None:

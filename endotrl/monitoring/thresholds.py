@@ -34,6 +34,8 @@ class CollapseThresholds:
             Rise of the fraction of repeated 4-grams.
         log_prob_fall (`float`, *optional*, defaults to `0.5`):
             Fall of the frozen model's log-probability per token, in nats.
+        log_prob_drift (`float`, *optional*, defaults to `0.05`):
+            The same, if it sinks by more than noise explains (`drift_evidence`).
         kl (`float`, *optional*, defaults to `1.0`):
             KL to the reference, in nats a token.
         entropy_ratio (`float`, *optional*, defaults to `0.02`):
@@ -134,6 +136,13 @@ class CollapseThresholds:
         metadata={
             "help": "Fall of the frozen model's log-probability of what the policy writes, nats a token: text that the model "
             "whose reward it earns finds improbable. Measured: healthy runs rise; the entropy reward loses it in 10 steps."
+        },
+    )
+    log_prob_drift: float = field(
+        default=0.05,
+        metadata={
+            "help": "The same, if it sinks by more than noise explains (`drift_evidence`). Measured: it rises in healthy runs on "
+            "rewards of a frozen model, and sank in four of six runs that such rewards drove into collapse, at first by this much."
         },
     )
     kl: float = field(

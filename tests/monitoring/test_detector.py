@@ -183,6 +183,16 @@ def test_symptoms_decide_without_a_held_out_reward(changed: dict[str, float]) ->
     )
 
 
+@pytest.mark.parametrize(("sinks", "speaks"), [(0.1, True), (0.03, False), (-0.2, False)])
+def test_the_frozen_models_log_probability_may_not_sink_for_good(sinks: float, speaks: bool) -> None:
+    levels = [-0.4] * 20 + [-0.4 - sinks * min(1.0, i / 20) for i in range(80)]
+    for seed in range(5):
+        log = [{**BASE, "r/log_prob_per_token": level} for level in noisy(levels, 0.02, seed)]
+        alarm = first_alarm(log)
+        assert (alarm is not None and alarm >= 20) if speaks else alarm is None
+        assert first_alarm(log, thresholds=CollapseThresholds(log_prob_drift=0.2)) is None
+
+
 def test_what_success_looks_like() -> None:
     # A verifier's verdict: the policy has become sure, and brief, and right.
     sure = {"entropy": 0.001, "collapse/distinct_completions": 1.0, "completions/mean_length": 60.0}
