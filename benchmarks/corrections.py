@@ -31,7 +31,7 @@ from endotrl.reporting import terminal_table
 from endotrl.rewards import InformationGain
 
 from .arithmetic_trainers import NUM_HELD_OUT, make_base
-from .collapse import Ask, described, kept_results, train, use_one_thread, verdict
+from .collapse_runs import Ask, described, kept_results, train, use_one_thread, verdict
 
 
 ANSWERS = 64  # a step, 8 of them to a question

@@ -33,7 +33,7 @@ from endotrl.quickstart.model import quickstart_model_path
 from endotrl.quickstart.training import faster_dtype, generate_answers, load_model, quiet
 from endotrl.reporting import terminal_table
 
-from .collapse import kept_results
+from .collapse_runs import kept_results
 from .corrections import lost
 from .measure import describe_run, machine_line, markdown_table
 
