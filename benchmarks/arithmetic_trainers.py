@@ -31,7 +31,7 @@ from trl import GRPOConfig, GRPOTrainer
 from benchmarks.measure import describe_run, machine_line
 from endotrl import DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward, PPOConfig, PPOTrainer
 from endotrl.quickstart import arithmetic
-from endotrl.quickstart.demo import ARITHMETIC, PRETRAINING_STEPS, WRONG_DEMONSTRATIONS
+from endotrl.quickstart.parts import ARITHMETIC, PRETRAINING_STEPS, WRONG_DEMONSTRATIONS
 from endotrl.quickstart.training import generate_answers, load_model, quiet, train_with_grpo
 from endotrl.reporting import terminal_table
 

@@ -37,7 +37,7 @@ from trl import GRPOConfig, GRPOTrainer
 from endotrl import CollapseMonitor, EndogenousReward
 from endotrl.monitoring import Detector
 from endotrl.quickstart import arithmetic
-from endotrl.quickstart.demo import ARITHMETIC
+from endotrl.quickstart.parts import ARITHMETIC
 from endotrl.quickstart.training import load_model, quiet
 from endotrl.reporting import terminal_table
 from endotrl.rewards import LengthReward, MeanLogProbReward, NegativeEntropyReward, SelfCertaintyReward

@@ -26,7 +26,7 @@ from transformers import AutoTokenizer
 
 from endotrl import CollapseMonitor, EndogenousReward
 from endotrl.quickstart import arithmetic
-from endotrl.quickstart.demo import WRONG_DEMONSTRATIONS
+from endotrl.quickstart.parts import WRONG_DEMONSTRATIONS
 from endotrl.reporting import terminal_table
 from endotrl.rewards import InformationGain
 

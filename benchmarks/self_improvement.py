@@ -45,7 +45,7 @@ from benchmarks.measure import describe_run, machine_line, markdown_table
 from endotrl import DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward, PPOConfig, PPOTrainer
 from endotrl.evaluation.generation import pass_at_k
 from endotrl.quickstart import arithmetic
-from endotrl.quickstart.demo import ARITHMETIC
+from endotrl.quickstart.parts import ARITHMETIC
 from endotrl.quickstart.training import generate_answers, load_model, quiet, train_with_grpo
 from endotrl.reporting import terminal_table
 from endotrl.rewards import LengthReward, RandomReward
