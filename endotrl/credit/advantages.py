@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor
 
-from ..bellman import check_discount
+from ..checks import check_discount
 from .masking import masked
 
 
