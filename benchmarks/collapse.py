@@ -42,7 +42,7 @@ from endotrl.quickstart.training import load_model, quiet
 from endotrl.reporting import terminal_table
 from endotrl.rewards import LengthReward, MeanLogProbReward, NegativeEntropyReward, SelfCertaintyReward
 
-from .arithmetic_trainers import NUM_HELD_OUT, held_out_accuracy, make_base
+from .arithmetic_runs import NUM_HELD_OUT, held_out_accuracy, make_base, training_questions
 
 
 # What the detector reads, so that its verdict can be made again from the results.
@@ -147,8 +147,6 @@ def train(
     **settings: Any,
 ) -> GRPOTrainer:
     """One run on the arithmetic task, with accuracy as a reward of weight 0."""
-    held_out = set(arithmetic.make_questions(NUM_HELD_OUT, seed=seed + 1))
-    questions = [q for q in arithmetic.make_questions(4000, seed=seed + 2) if q not in held_out]
     args = GRPOConfig(
         output_dir=output_dir,
         **{
@@ -170,7 +168,7 @@ def train(
         model=load_model(base),
         reward_funcs=[*rewards, arithmetic.accuracy],
         args=args,
-        train_dataset=arithmetic.make_dataset(questions),
+        train_dataset=arithmetic.make_dataset(training_questions(seed, 4000)),
         processing_class=AutoTokenizer.from_pretrained(base),
         callbacks=list(callbacks),
     )

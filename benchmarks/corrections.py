@@ -30,7 +30,7 @@ from endotrl.quickstart.parts import WRONG_DEMONSTRATIONS
 from endotrl.reporting import terminal_table
 from endotrl.rewards import InformationGain
 
-from .arithmetic_trainers import NUM_HELD_OUT, make_base
+from .arithmetic_runs import NUM_HELD_OUT, make_base
 from .collapse import Ask, described, kept_results, train, use_one_thread, verdict
 
 

@@ -40,7 +40,14 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
-from benchmarks.arithmetic_trainers import NUM_HELD_OUT, PPO, as_they_come, make_base, mean_and_interval
+from benchmarks.arithmetic_runs import (
+    NUM_HELD_OUT,
+    PPO,
+    as_they_come,
+    make_base,
+    mean_and_interval,
+    training_questions,
+)
 from benchmarks.measure import describe_run, machine_line, markdown_table
 from endotrl import DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward, PPOConfig, PPOTrainer
 from endotrl.evaluation.generation import pass_at_k
@@ -179,8 +186,7 @@ def run(noise: float, seed: int, arm: str | None, steps: int, folder: Path) -> d
 def trained(arm: str, base: Path, tokenizer: Any, seed: int, steps: int, folder: Path) -> Any:
     """The policy of an arm."""
     _, trainer_class, config_class, settings = ARMS[arm]
-    excluded = set(arithmetic.make_questions(NUM_HELD_OUT, seed=seed + 1))
-    questions = [q for q in arithmetic.make_questions(20_000, seed=seed + 2) if q not in excluded]
+    questions = training_questions(seed, 20_000)
     if arm == "some_digits":
         questions = [q for q in questions if not any(map(has_high_digit, q))]
     return train_with_grpo(
