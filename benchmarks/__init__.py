@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Speed and memory of endotrl, each against a named rival in the same run: `make bench`."""
+"""What endotrl costs (`make bench`) and what it gains, each against a named rival in the same run."""

@@ -16,8 +16,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -28,15 +27,23 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
+from benchmarks.arithmetic_runs import (
+    LEARNED,
+    PPO,
+    as_they_come,
+    held_out_accuracy,
+    make_base,
+    mean_and_interval,
+    training_questions,
+)
 from benchmarks.measure import describe_run, machine_line
 from endotrl import DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward, PPOConfig, PPOTrainer
 from endotrl.quickstart import arithmetic
-from endotrl.quickstart.demo import ARITHMETIC, PRETRAINING_STEPS, WRONG_DEMONSTRATIONS
-from endotrl.quickstart.training import generate_answers, load_model, quiet, train_with_grpo
+from endotrl.quickstart.parts import ARITHMETIC
+from endotrl.quickstart.training import load_model, quiet, train_with_grpo
 from endotrl.reporting import terminal_table
 
 
-PPO = {"num_generations": 1, "num_iterations": 1, "scale_rewards": "none"}
 ARMS: dict[str, tuple[str, type, type, dict[str, Any]]] = {
     "grpo_group": ('GRPO (TRL), scale_rewards="group"', GRPOTrainer, GRPOConfig, {"scale_rewards": "group"}),
     "dense_group": ('DenseGRPO, scale_rewards="group"', DenseGRPOTrainer, DenseGRPOConfig, {"scale_rewards": "group"}),
@@ -53,38 +60,6 @@ COLORS = {
     "ppo": "#009e73",
     "ppo_soft_value": "#cc79a7",
 }
-NUM_HELD_OUT = 1000
-# Greedy accuracy from which a base model counts as one that can add.
-LEARNED = 0.95
-
-
-def make_base(folder: Path, seed: int, noise: float = WRONG_DEMONSTRATIONS) -> None:
-    """
-    Trains the base model of a seed, as the demo does. 800 steps do not teach every one to add (some never leave the plateau of
-    1% right answers, where there is nothing to sharpen): then another initialisation and other demonstrations are tried.
-    """
-    held_out = arithmetic.make_questions(NUM_HELD_OUT, seed=seed + 1)
-    tokenizer = arithmetic.make_tokenizer()
-    for attempt in range(10):
-        seed_of_attempt = seed + 1000 * attempt
-        torch.manual_seed(seed_of_attempt)
-        model = arithmetic.make_model(tokenizer)
-        arithmetic.pretrain(model, tokenizer, PRETRAINING_STEPS, noise, seed_of_attempt, held_out)
-        if held_out_accuracy(model, tokenizer, seed, greedy=True) >= LEARNED:
-            model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-            return
-    raise RuntimeError(f"None of ten base models of seed {seed} learned to add in {PRETRAINING_STEPS} steps.")
-
-
-def held_out_accuracy(model: Any, tokenizer: Any, seed: int, greedy: bool = False) -> float:
-    """Fraction of right answers to questions that were never trained on, sampled at T = 1 or greedy."""
-    questions = arithmetic.make_questions(NUM_HELD_OUT, seed=seed + 1)
-    prompts = [arithmetic.question_text(question) for question in questions]
-    texts, _ = generate_answers(
-        model, tokenizer, prompts, arithmetic.MAX_ANSWER_LENGTH, greedy=greedy, seed=seed, batch_size=NUM_HELD_OUT
-    )
-    return sum(map(str.__eq__, texts, map(arithmetic.answer_text, questions))) / NUM_HELD_OUT
 
 
 def run(arm: str | None, seed: int, steps: int, folder: str) -> dict[str, Any]:
@@ -104,15 +79,13 @@ def run(arm: str | None, seed: int, steps: int, folder: str) -> dict[str, Any]:
         }
     _, trainer_class, config_class, settings = ARMS[arm]
     tokenizer = AutoTokenizer.from_pretrained(base)
-    excluded = set(arithmetic.make_questions(NUM_HELD_OUT, seed=seed + 1))
-    questions = [q for q in arithmetic.make_questions(4000, seed=seed + 2) if q not in excluded]
     trained = train_with_grpo(
         f"{arm}-{seed}",
         load_model(base),
         tokenizer,
         EndogenousReward(str(base)),
         arithmetic.accuracy,
-        arithmetic.make_dataset(questions),
+        arithmetic.make_dataset(training_questions(seed, 4000)),
         Path(folder),
         trainer_class=trainer_class,
         config_class=config_class,
@@ -127,15 +100,6 @@ def run(arm: str | None, seed: int, steps: int, folder: str) -> dict[str, Any]:
         "reward": [entry["rewards/endogenous_reward/mean"] for entry in trained.history],
         "seconds": trained.seconds,
     }
-
-
-def mean_and_interval(values: list[float]) -> tuple[float, float]:
-    """Mean over seeds, and half the width of its 95 % interval (Student's t)."""
-    tensor = torch.tensor(values, dtype=torch.float64)
-    if len(values) < 2:
-        return tensor.mean().item(), float("nan")
-    quantile = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}.get(len(values), 2.0)
-    return tensor.mean().item(), quantile * (tensor.std() / len(values) ** 0.5).item()
 
 
 def table_rows(results: list[dict[str, Any]]) -> list[list[str]]:
@@ -243,20 +207,6 @@ def main() -> None:
             bar.update()
             save(results, args, started)
     Console().print(terminal_table(HEADER, table_rows(results)))
-
-
-def as_they_come(
-    bases: set[Future[dict[str, Any]]], arms_on: Callable[[dict[str, Any]], set[Future[dict[str, Any]]]]
-) -> Iterator[dict[str, Any]]:
-    """Results in the order in which they are done; `arms_on` submits the runs that start from a base model."""
-    pending = bases
-    while pending:
-        done, pending = wait(pending, return_when=FIRST_COMPLETED)
-        for future in done:
-            result = future.result()
-            if result["arm"] == "base":
-                pending |= arms_on(result)
-            yield result
 
 
 def save(results: list[dict[str, Any]], args: argparse.Namespace, started: float) -> None:

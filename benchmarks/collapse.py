@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from endotrl.reporting import terminal_table
 
-from .arithmetic_trainers import NUM_HELD_OUT
+from .arithmetic_runs import NUM_HELD_OUT
 from .collapse_runs import ARMS, EVERY, TASKS, described, judged_again, kept_results, run, use_one_thread
 
 

@@ -24,12 +24,12 @@ from trl import GRPOConfig, GRPOTrainer
 from endotrl import CollapseMonitor, EndogenousReward
 from endotrl.monitoring import Detector
 from endotrl.quickstart import arithmetic
-from endotrl.quickstart.demo import ARITHMETIC
+from endotrl.quickstart.parts import ARITHMETIC
 from endotrl.quickstart.training import load_model, quiet
 from endotrl.rewards import LengthReward, MeanLogProbReward, NegativeEntropyReward, SelfCertaintyReward
 
 from . import letters
-from .arithmetic_trainers import NUM_HELD_OUT, held_out_accuracy, make_base
+from .arithmetic_runs import NUM_HELD_OUT, held_out_accuracy, make_base
 
 
 # What the detector reads, so that its verdict can be made again from the results.

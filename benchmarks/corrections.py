@@ -26,11 +26,11 @@ from transformers import AutoTokenizer
 
 from endotrl import CollapseMonitor, EndogenousReward
 from endotrl.quickstart import arithmetic
-from endotrl.quickstart.demo import WRONG_DEMONSTRATIONS
+from endotrl.quickstart.parts import WRONG_DEMONSTRATIONS
 from endotrl.reporting import terminal_table
 from endotrl.rewards import InformationGain
 
-from .arithmetic_trainers import NUM_HELD_OUT, make_base
+from .arithmetic_runs import NUM_HELD_OUT, make_base
 from .collapse_runs import Ask, described, kept_results, train, use_one_thread, verdict
 
 

@@ -28,9 +28,9 @@ from trl import GRPOConfig, GRPOTrainer
 
 from endotrl import CollapseMonitor, EndogenousReward
 from endotrl.quickstart import facts
-from endotrl.quickstart.demo import FACTS, FACTS_ANSWER_LENGTH, LORA
-from endotrl.quickstart.model import quickstart_model_path
+from endotrl.quickstart.parts import FACTS, FACTS_ANSWER_LENGTH, LORA
 from endotrl.quickstart.training import faster_dtype, generate_answers, load_model, quiet
+from endotrl.quickstart_model import quickstart_model_path
 from endotrl.reporting import terminal_table
 
 from .collapse_runs import kept_results

@@ -39,7 +39,7 @@ from endotrl.evaluation.results import evaluate
 from endotrl.evaluation.runner import score_items
 from endotrl.evaluation.scorers import DEFAULT, expand_names, make_scorer
 from endotrl.evaluation.storage import RunFolder, now, versions
-from endotrl.quickstart.model import quickstart_model_path
+from endotrl.quickstart_model import quickstart_model_path
 from endotrl.reporting import terminal_table
 from endotrl.scoring.placement import OwnCopy
 

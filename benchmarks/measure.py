@@ -31,7 +31,7 @@ PACKAGES = ("torch", "transformers", "trl")
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
-    """Options that both benchmarks have."""
+    """Options that benchmarks of speed have."""
     parser.add_argument(
         "--model", default="quickstart", help="checkpoint (default: quickstart, SmolLM2-135M-Instruct)"
     )

@@ -40,12 +40,19 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
-from benchmarks.arithmetic_trainers import NUM_HELD_OUT, PPO, as_they_come, make_base, mean_and_interval
+from benchmarks.arithmetic_runs import (
+    NUM_HELD_OUT,
+    PPO,
+    as_they_come,
+    make_base,
+    mean_and_interval,
+    training_questions,
+)
 from benchmarks.measure import describe_run, machine_line, markdown_table
 from endotrl import DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward, PPOConfig, PPOTrainer
 from endotrl.evaluation.generation import pass_at_k
 from endotrl.quickstart import arithmetic
-from endotrl.quickstart.demo import ARITHMETIC
+from endotrl.quickstart.parts import ARITHMETIC
 from endotrl.quickstart.training import generate_answers, load_model, quiet, train_with_grpo
 from endotrl.reporting import terminal_table
 from endotrl.rewards import LengthReward, RandomReward
@@ -85,7 +92,7 @@ def majority_reward(prompts: list[str], completions: list[str], **kwargs: Any) -
     return [float(votes[p].most_common(1)[0][0] == c) for p, c in zip(prompts, completions, strict=True)]
 
 
-def reward_of(arm: str, base: Path, seed: int) -> Any:
+def reward_of(arm: str, seed: int) -> Any:
     """What an arm is trained on."""
     rewards = {
         "majority": majority_reward,
@@ -93,7 +100,8 @@ def reward_of(arm: str, base: Path, seed: int) -> Any:
         "length": LengthReward(),
         "labels": _is_right,
     }
-    return rewards[arm] if arm in rewards else EndogenousReward(str(base))
+    # Shared: it reads the reference pass that TRL runs for `beta` anyway.
+    return rewards[arm] if arm in rewards else EndogenousReward(model=None)
 
 
 def _is_right(completions: list[str], answer: list[str], **kwargs: Any) -> list[float]:
@@ -179,15 +187,14 @@ def run(noise: float, seed: int, arm: str | None, steps: int, folder: Path) -> d
 def trained(arm: str, base: Path, tokenizer: Any, seed: int, steps: int, folder: Path) -> Any:
     """The policy of an arm."""
     _, trainer_class, config_class, settings = ARMS[arm]
-    excluded = set(arithmetic.make_questions(NUM_HELD_OUT, seed=seed + 1))
-    questions = [q for q in arithmetic.make_questions(20_000, seed=seed + 2) if q not in excluded]
+    questions = training_questions(seed, 20_000)
     if arm == "some_digits":
         questions = [q for q in questions if not any(map(has_high_digit, q))]
     return train_with_grpo(
         f"{base.name}-{arm}",
         load_model(base),
         tokenizer,
-        reward_of(arm, base, seed),
+        reward_of(arm, seed),
         arithmetic.accuracy,
         arithmetic.make_dataset(questions[:4000]),
         folder,
@@ -284,16 +291,21 @@ def main() -> None:
         ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool,
         tqdm(total=total, desc="Runs", unit=" runs", disable=False) as bar,
     ):
-        pending = {
-            pool.submit(run, noise, seed, None, args.steps, args.folder)
-            for seed in range(args.seeds)
-            for noise in args.noise
-        }
 
-        def arms_on(base: dict[str, Any]) -> set[Future[dict[str, Any]]]:
-            return {pool.submit(run, base["noise"], base["seed"], arm, args.steps, args.folder) for arm in args.arms}
+        def bases(seed: int) -> set[Future[dict[str, Any]]]:
+            return {pool.submit(run, noise, seed, None, args.steps, args.folder) for noise in args.noise}
 
-        for result in as_they_come(pending, arms_on):
+        made: Counter[int] = Counter()
+
+        def follow(base: dict[str, Any]) -> set[Future[dict[str, Any]]]:
+            seed = base["seed"]
+            arms = {pool.submit(run, base["noise"], seed, arm, args.steps, args.folder) for arm in args.arms}
+            made[seed] += 1
+            # Seed by seed, so that what is there after an interruption can be compared.
+            last = made[seed] == len(args.noise) and seed + 1 < args.seeds
+            return arms | bases(seed + 1) if last else arms
+
+        for result in as_they_come(bases(0), follow):
             results.append(result)
             bar.set_postfix(last=f"{result['arm']} {result['figures']['pass@1']:.1%}")
             bar.update()

@@ -52,7 +52,7 @@ from trl import RewardConfig, RewardTrainer
 
 from endotrl import SentenceRewardModel, SentenceRewardTrainer, SentenceRewardTrainerConfig
 from endotrl.learning_rates import set_learning_rate
-from endotrl.quickstart.model import quickstart_model_path
+from endotrl.quickstart_model import quickstart_model_path
 from endotrl.reporting import terminal_table
 from endotrl.scoring.batching import plan_batches
 from endotrl.sentence import SentenceRewardConfig

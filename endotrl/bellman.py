@@ -16,6 +16,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .checks import check_alpha, check_discount
+
 
 TokenRewardForm = Literal["bellman", "log_prob", "centered"]
 Aggregate = Literal["sum", "mean", "discounted"]
@@ -178,15 +180,3 @@ def outcome_reward(
         weights = discount ** torch.arange(num_tokens, dtype=torch.float64, device=rewards.device)
         return (rewards.double() * weights).sum(dim=-1).float()
     raise ValueError(f'Unknown aggregate {aggregate!r}: it must be "sum", "mean" or "discounted".')
-
-
-def check_alpha(alpha: float) -> None:
-    """Raises `ValueError` if `alpha` is not a positive finite number."""
-    if not 0.0 < alpha < float("inf"):
-        raise ValueError(f"`alpha` is {alpha}, but the temperature of the soft value must be positive and finite.")
-
-
-def check_discount(name: str, value: float) -> None:
-    """Raises `ValueError` if the discount `value`, called `name`, is not in `(0, 1]`."""
-    if not 0.0 < value <= 1.0:
-        raise ValueError(f"`{name}` is {value}, but a discount must be greater than 0 and at most 1.")

@@ -131,7 +131,7 @@ def tiny_model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def smollm2_path() -> str:
     """Checkpoint of SmolLM2-135M-Instruct; skips the test if the packages that it comes from are not installed."""
-    from endotrl.quickstart.model import quickstart_model_path
+    from endotrl.quickstart_model import quickstart_model_path
 
     try:
         return quickstart_model_path()

@@ -161,7 +161,7 @@ class TestSharing:
     def test_attributes(self, trainer: type) -> None:
         assert "self.ref_model" in assigned(trainer.__init__)
         base = inspect.getsource(Trainer)
-        for name in ("is_fsdp_enabled", "accelerator", "processing_class", "args", "model"):
+        for name in ("is_fsdp_enabled", "accelerator", "processing_class", "args", "model", "model_wrapped"):
             assert f"self.{name} = " in base, f"`Trainer.{name}` is gone."
 
     @pytest.mark.parametrize("config", [GRPOConfig, RLOOConfig])
@@ -253,6 +253,25 @@ class TestTokenCredit:
         ):
             assert line in source, f"TRL's advantages are others now: `dense_advantages` must follow. Gone: {line}"
 
+    def test_constructors(self) -> None:
+        from endotrl import DenseGRPOTrainer, PPOTrainer
+
+        for trainer in (GRPOTrainer, DenseGRPOTrainer, PPOTrainer):
+            parameters = list(inspect.signature(trainer.__init__).parameters)[:5]
+            assert parameters == ["self", "model", "reward_funcs", "args", "train_dataset"], trainer
+
+    def test_sampler(self) -> None:
+        # A resumed run draws the orders of earlier epochs again.
+        assert calls_of(GRPOTrainer._get_train_sampler, "RepeatSampler")
+        assert list(inspect.signature(GRPOTrainer._get_train_sampler).parameters) == ["self", "dataset"]
+        sampler = trl.trainer.utils.RepeatSampler([0] * 5, mini_repeat_count=1, shuffle=True, seed=3)
+        generator = torch.Generator().manual_seed(3)
+        for _ in range(2):
+            assert list(sampler) == torch.randperm(5, generator=generator).tolist(), (
+                "An epoch's order is drawn otherwise."
+            )
+        assert (sampler.shuffle, sampler.num_samples) == (True, 5)
+
     def test_helpers(self) -> None:
         async def later() -> None: ...
 
@@ -331,8 +350,18 @@ class TestPPO:
         assert "self._buffered_inputs[self._step % self.args.steps_per_generation]" in source
         assert "self._step += 1" in inspect.getsource(GRPOTrainer.training_step)
 
+    def test_attributes(self) -> None:
+        targets = assigned(GRPOTrainer.__init__)
+        for name in ("eos_token_ids", "use_vllm", "num_iterations", "beta"):
+            assert f"self.{name}" in targets, f"`GRPOTrainer.{name}` is gone."
+        base = inspect.getsource(Trainer)
+        for name in ("current_gradient_accumulation_steps", "is_deepspeed_enabled"):
+            assert f"self.{name} = " in base, f"`Trainer.{name}` is gone."
+
     def test_checkpoints(self) -> None:
         for name, parameters in {
+            "_get_output_dir": ["self", "trial"],
+            "_load_best_model": ["self"],
             "_save": ["self", "output_dir", "state_dict"],
             "_save_checkpoint": ["self", "model", "trial"],
             "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],

@@ -325,15 +325,9 @@ class TestSegments:
 
 
 def test_examples_in_docstrings() -> None:
-    functions = [
-        getattr(credit, name) for name in dir(credit) if getattr(credit, name).__class__.__name__ == "function"
-    ]
     parser, runner = doctest.DocTestParser(), doctest.DocTestRunner()
-    documented = 0
-    for function in functions:
-        if function.__module__ == credit.__name__ and not function.__name__.startswith("_"):
-            text = (function.__doc__ or "").replace("```", "")
-            result = runner.run(parser.get_doctest(text, {}, function.__name__, None, None))
-            assert result.attempted > 1 and result.failed == 0, function.__name__
-            documented += 1
-    assert documented == 9
+    for name in credit.__all__:
+        text = (getattr(credit, name).__doc__ or "").replace("```", "")
+        result = runner.run(parser.get_doctest(text, {}, name, None, None))
+        assert result.attempted > 1 and result.failed == 0, name
+    assert len(credit.__all__) == 9

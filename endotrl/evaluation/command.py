@@ -134,7 +134,7 @@ def open_model(args: argparse.Namespace) -> tuple[OwnCopy, dict[str, Any]]:
     """The frozen model, not loaded yet, and the settings that tell which it is."""
     name = args.model
     if name == "quickstart":
-        from ..quickstart.model import quickstart_model_path
+        from ..quickstart_model import quickstart_model_path
 
         name = quickstart_model_path()
     if args.device is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from trl import get_peft_config
 
-from ..quickstart.model import quickstart_model_path
+from ..quickstart_model import quickstart_model_path
 from ..recipes import make_parser, make_sentence_reward_parser
 from ..reporting import terminal_table
 from ..scoring.placement import load_config

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from .. import __version__
 from ..reporting import ColorScale, figure, legend, number, page, table, token_heat_map
-from .demo import Part, accuracy_rows, summary
+from .findings import Answers, Part, accuracy_rows, half_width, summary
 
 
 NUM_ANSWERS = 12
@@ -77,8 +77,6 @@ def plot_accuracy(part: Part) -> bytes:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    from .demo import half_width
-
     plt.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
     fig, (curves, bars) = plt.subplots(1, 2, figsize=(9, 3.4), width_ratios=[1.6, 1], layout="constrained")
     for run in part.runs:
@@ -133,7 +131,7 @@ def _answers(part: Part) -> Markup:
     )
 
 
-def _marked(answers: Any, index: int) -> str:
+def _marked(answers: Answers, index: int) -> str:
     return f"{'✓' if answers.right[index] else '✗'} {answers.texts[index]}"
 
 

@@ -13,8 +13,8 @@ from trl import DatasetMixtureConfig, GRPOConfig, ModelConfig, RewardConfig, get
 
 from ..monitoring import CollapseMonitor
 from ..monitoring.collapse import Action
-from ..quickstart.model import quickstart_model_path
 from ..quickstart.training import make_head_input_contiguous
+from ..quickstart_model import quickstart_model_path
 from ..reporting import terminal_table
 from ..rewards import EndogenousReward, SentenceReward
 from ..scoring.sharding import shards_weights

@@ -69,8 +69,8 @@ def length_slope_sums(
 
 def length_shares(num_tokens: int, slope: float) -> Tensor:
     r"""
-    What each token adds to $-b \log H$: $-b \log \frac{h}{h-1}$ for token $h$, and 0 for the first. They sum to $-b \log H$, and
-    depend on nothing that comes later.
+    What each token adds to $-b \log H$: $-b \log \frac{h}{h-1}$ for token $h$, and 0 for the first. They sum to
+    $-b \log H$, and depend on nothing that comes later.
 
     Returns:
         `torch.Tensor` of shape `(H,)`, float32.
@@ -84,15 +84,16 @@ class LengthControl:
     r"""
     Length control: $s - b \log H$ for an outcome $s$ of $H$ tokens, the residual of the outcome on log length.
 
-    The slope $b$ is estimated by least squares within groups, pooled over the prompts of a batch: the completions that this
-    process scores in one call. It uses no labels. Completions of one prompt are then no longer ranked by length on average. If longer
-    answers *are* better, that is taken out too.
+    The slope $b$ is estimated by least squares within groups, pooled over the prompts of a batch: the completions that
+    this process scores in one call. It uses no labels. Completions of one prompt are then no longer ranked by length
+    on average. If longer answers *are* better, that is taken out too.
 
     Args:
         decay (`float`, *optional*, defaults to `0.0`):
-            Weight of earlier batches: with 0 the batch decides alone, so that a run that was interrupted goes on as it would
-            have. Above 0, in $[0, 1)$, $S_{xy}$ and $S_{xx}$ are sums over all batches so far, each earlier one times `decay`: for
-            batches of few groups, whose own slope is mostly noise. They are not in checkpoints.
+            Weight of earlier batches: with 0 the batch decides alone, so that a run that was interrupted goes on as it
+            would have. Above 0, in $[0, 1)$, $S_{xy}$ and $S_{xx}$ are sums over all batches so far, each earlier one
+            times `decay`: for batches of few groups, whose own slope is mostly noise. Checkpoints of
+            [`DenseGRPOTrainer`] and [`PPOTrainer`] keep them, those of other trainers do not.
 
     Raises:
         `ValueError`: If `decay` is out of range.
@@ -116,12 +117,12 @@ class LengthControl:
 @dataclass(frozen=True)
 class ClipTokens:
     r"""
-    Clipping: each token reward is kept in `[low, high]`, so that one improbable token (a name, a number) does not decide over a whole
-    answer, and none can be gained without limit.
+    Clipping: each token reward is kept in `[low, high]`, so that one improbable token (a name, a number) does not
+    decide over a whole answer, and none can be gained without limit.
 
-    It needs token rewards that are free of the arbitrary constants in the logits: `token_reward="log_prob"` or `"centered"`. The
-    outcome is the aggregate of the clipped rewards; it is no longer a log-probability, so that the power distribution is no longer the
-    optimum.
+    It needs token rewards that are free of the arbitrary constants in the logits: `token_reward="log_prob"` or
+    `"centered"`. The outcome is the aggregate of the clipped rewards; it is no longer a log-probability, so that the
+    power distribution is no longer the optimum.
 
     Args:
         low (`float`, *optional*, defaults to `-5.0`), high (`float`, *optional*, defaults to `inf`):
@@ -157,8 +158,7 @@ class InformationGain:
     $$
 
     with a generalist $\pi_{\text{gen}}$: what any model finds probable earns nothing. The idea is TCER's
-    (https://huggingface.co/papers/2604.11522), whose formula is not public: this is none of its numbers' source, and no parity with it
-    is claimed.
+    (https://huggingface.co/papers/2604.11522), whose formula is not public: no parity with it is claimed.
 
     It needs `token_reward="log_prob"`. With `weight=None` and `aggregate="sum"`, the outcome is the log-ratio
     $\alpha \log \frac{\hat\pi(y|x)}{\pi_{\text{gen}}(y|x)}$. It costs a forward pass of the generalist.
@@ -167,8 +167,8 @@ class InformationGain:
         generalist (`str` or [`~transformers.PreTrainedModel`]):
             The other model, with the same tokenizer: a path, a hub id, or a loaded model.
         weight (`Callable`, *optional*):
-            Weight of a token, from the probabilities of the tokens under the frozen model, shape `(H,)`, to shape `(H,)`; for example
-            [`one_minus_probability`]. `None` is 1 for all.
+            Weight of a token, from the probabilities of the tokens under the frozen model, shape `(H,)`, to shape
+            `(H,)`; for example [`one_minus_probability`]. `None` is 1 for all.
 
     Example:
     ```python
@@ -225,8 +225,8 @@ def as_correction(correction: Correction | CorrectionName | None, token_reward: 
 
 def correct_tokens(rewards: Tensor, stats: TokenStats, correction: Correction | None) -> Tensor:
     """
-    Token rewards with what [`ClipTokens`] and [`InformationGain`] take out of them. ([`LengthControl`] corrects outcomes of a
-    batch.)
+    Token rewards with what [`ClipTokens`] and [`InformationGain`] take out of them. ([`LengthControl`] corrects
+    outcomes of a batch.)
 
     Args:
         rewards (`torch.Tensor` of shape `(H,)`):

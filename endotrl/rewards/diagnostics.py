@@ -13,9 +13,9 @@ def batch_diagnostics(
 ) -> dict[str, float]:
     """
     What a user needs to see of a batch: mean over completions of the reward per token, mean over tokens of
-    log-probability, soft value and entropy (nats), the fraction of truncated completions, and the correlation (Pearson) of the reward
-    with the length in tokens. A figure that is not defined for the batch (no scored token, all rewards or lengths the
-    same) is left out.
+    log-probability, soft value and entropy (nats), the fraction of truncated completions, and the correlation
+    (Pearson) of the reward with the length in tokens. A figure that is not defined for the batch (no scored token, all
+    rewards or lengths the same) is left out.
     """
     figures = {"truncated_fraction": sum(not row.finished for row in stats) / len(stats)}
     scored = [(r, row) for r, row in zip(rewards, stats, strict=True) if r is not None]

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-from ..bellman import Aggregate, TokenRewardForm, check_alpha, check_discount, outcome_reward, token_rewards
+from ..bellman import Aggregate, TokenRewardForm, outcome_reward, token_rewards
+from ..checks import check_alpha, check_choice, check_discount
 from ..scoring.messages import Completion, Prompt, criteria_of_rows
 from ..scoring.offsets import decode_with_offsets
 from ..scoring.rendering import OverlongPrompt, Rendered
@@ -99,8 +100,9 @@ class EndogenousReward(FrozenModelReward):
             Whether the reward's own copy waits in CPU memory between calls, which frees the accelerator's for training
             and costs a transfer of the weights a call.
         correction (`str` or [`Correction`], *optional*):
-            What is taken out of the reward: `"length"` or a [`LengthControl`], what length explains; `"clip"` or a [`ClipTokens`],
-            what single tokens lose or gain beyond a bound; an [`InformationGain`], what another model knows too.
+            What is taken out of the reward: `"length"` or a [`LengthControl`], what length explains; `"clip"` or a
+            [`ClipTokens`], what single tokens lose or gain beyond a bound; an [`InformationGain`], what another model
+            knows too.
 
     Raises:
         `ValueError`: If a setting is out of range or unknown.
@@ -146,21 +148,21 @@ class EndogenousReward(FrozenModelReward):
         check_alpha(alpha)
         check_discount("gamma", gamma)
         check_discount("discount", discount)
-        _check_choice("token_reward", token_reward, get_args(TokenRewardForm))
-        _check_choice("aggregate", aggregate, get_args(Aggregate))
-        _check_choice("truncation", truncation, get_args(Truncation))
-        _check_choice("overlong_prompt", overlong_prompt, get_args(OverlongPrompt))
+        check_choice("token_reward", token_reward, get_args(TokenRewardForm))
+        check_choice("aggregate", aggregate, get_args(Aggregate))
+        check_choice("truncation", truncation, get_args(Truncation))
+        check_choice("overlong_prompt", overlong_prompt, get_args(OverlongPrompt))
         super().__init__(
             model,
             processing_class,
             name,
-            max_tokens_per_batch,
-            dtype,
-            device,
-            trust_remote_code,
-            overlong_prompt,
-            chat_template_kwargs,
-            offload,
+            max_tokens_per_batch=max_tokens_per_batch,
+            dtype=dtype,
+            device=device,
+            trust_remote_code=trust_remote_code,
+            overlong_prompt=overlong_prompt,
+            chat_template_kwargs=chat_template_kwargs,
+            offload=offload,
         )
         self.alpha, self.gamma = alpha, gamma
         self.token_reward, self.aggregate, self.discount = token_reward, aggregate, discount
@@ -258,8 +260,9 @@ class EndogenousReward(FrozenModelReward):
 
         Returns:
             [`DenseScores`]. The token rewards are those of [`token_rewards`], and with `aggregate="discounted"`
-            $\delta^{h-1}$ times them, with [`LengthControl`] plus the share of each in the correction: they sum to the outcome,
-            plus $V(s_1)$ for `aggregate="sum"` and `"bellman"` rewards. The state values of `"bellman"` rewards are $V(s_h)$, times the same weight; other forms have none.
+            $\delta^{h-1}$ times them, with [`LengthControl`] plus the share of each in the correction: they sum to the
+            outcome, plus $V(s_1)$ for `aggregate="sum"` and `"bellman"` rewards. The state values of `"bellman"`
+            rewards are $V(s_h)$, times the same weight; other forms have none.
 
         Raises:
             `ValueError`: With `aggregate="mean"`, which no sum of token rewards is: what a token adds to a mean depends
@@ -414,8 +417,8 @@ class EndogenousReward(FrozenModelReward):
 
     def aggregate_from(self, stats: TokenStats) -> float | None:
         """
-        Reward of a scored completion, as the aggregate of its token rewards; `None` if it has none. Without [`LengthControl`],
-        which needs the batch.
+        Reward of a scored completion, as the aggregate of its token rewards; `None` if it has none. Without
+        [`LengthControl`], which needs the batch.
         """
         return self._outcome(stats, self.aggregate)
 
@@ -489,8 +492,3 @@ class EndogenousReward(FrozenModelReward):
                 f"{self.config._name_or_path!r}, so that their log-probabilities are of different tokens. Take two models of one "
                 "family."
             )
-
-
-def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"`{name}` is {value!r}, but it must be one of {', '.join(map(repr, choices))}.")

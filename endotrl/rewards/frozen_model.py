@@ -178,7 +178,7 @@ class FrozenModelReward:
         >>> reward = EndogenousReward("quickstart").load()
         ```
         """
-        self._tokenizer  # noqa: B018
+        self._require_renderer()
         probe = Rendered(prompt_ids=[0], completion_ids=[0], action_positions=[0], finished=True)
         self._score_rows([probe], entropy=False)
         return self

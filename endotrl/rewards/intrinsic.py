@@ -62,12 +62,15 @@ def self_certainty(soft_values: Tensor, mean_logits: Tensor, vocab_size: int, al
 
 def relative_perplexity(log_probs: Tensor, log_probs_alone: Tensor) -> float:
     r"""
-    How much the prompt lowers the perplexity of a response, $(p_0 - p) / p_0$ clipped to $[-1, 1]$, with the perplexities $p$
-    after the prompt and $p_0$ without it (SAR, https://huggingface.co/papers/2509.05489).
+    How much the prompt lowers the perplexity of a response, $(p_0 - p) / p_0$ clipped to $[-1, 1]$, with the
+    perplexities $p$ after the prompt and $p_0$ without it (SAR, https://huggingface.co/papers/2509.05489).
 
     Args:
         log_probs (`torch.Tensor` of shape `(H,)`), log_probs_alone (`torch.Tensor` of shape `(H,)`):
             Log-probabilities of the tokens with and without the prompt, in nats.
+
+    Returns:
+        `float`: positive if the prompt makes the response more probable, 0 if it changes nothing.
 
     Example:
     ```python
@@ -84,8 +87,8 @@ def relative_perplexity(log_probs: Tensor, log_probs_alone: Tensor) -> float:
 
 def empty_prompt_ids(renderer: Renderer, chat: bool) -> list[int]:
     """
-    Tokens of a prompt that says nothing: an empty message of a user, or, for plain text, the token that begins texts (BOS, or
-    EOS where there is none).
+    Tokens of a prompt that says nothing: an empty message of a user, or, for plain text, the token that begins texts
+    (BOS, or EOS where there is none).
 
     Raises:
         `ValueError`: If plain text is asked, and the tokenizer has neither token.
@@ -170,8 +173,8 @@ class SelfCertaintyReward(_SinglePassReward):
     $\mathrm{KL}(U \| \hat\pi(\cdot|s_h))$, how far the model is from knowing nothing, in nats.
 
     Args:
-        As [`EndogenousReward`]: `model`, `processing_class`, `max_tokens_per_batch`, `dtype`, `device`, `trust_remote_code`, and
-        `name` in logs.
+        As [`EndogenousReward`]: `model`, `processing_class`, `max_tokens_per_batch`, `dtype`, `device`,
+        `trust_remote_code`, and `name` in logs.
 
     Example:
     ```python
@@ -196,8 +199,8 @@ class NegativeEntropyReward(_SinglePassReward):
     $\hat\pi(\cdot|s_h)$, in nats.
 
     Args:
-        As [`EndogenousReward`]: `model`, `processing_class`, `max_tokens_per_batch`, `dtype`, `device`, `trust_remote_code`, and
-        `name` in logs.
+        As [`EndogenousReward`]: `model`, `processing_class`, `max_tokens_per_batch`, `dtype`, `device`,
+        `trust_remote_code`, and `name` in logs.
 
     Example:
     ```python
@@ -217,12 +220,12 @@ class NegativeEntropyReward(_SinglePassReward):
 
 class MeanLogProbReward(_SinglePassReward):
     r"""
-    Mean log-probability of the tokens, $\frac1H \log \hat\pi(y|x)$, in nats: minus the logarithm of the perplexity. The same as
-    `EndogenousReward(aggregate="mean")` for a finished response.
+    Mean log-probability of the tokens, $\frac1H \log \hat\pi(y|x)$, in nats: minus the logarithm of the perplexity.
+    The same as `EndogenousReward(aggregate="mean")` for a finished response.
 
     Args:
-        As [`EndogenousReward`]: `model`, `processing_class`, `max_tokens_per_batch`, `dtype`, `device`, `trust_remote_code`, and
-        `name` in logs.
+        As [`EndogenousReward`]: `model`, `processing_class`, `max_tokens_per_batch`, `dtype`, `device`,
+        `trust_remote_code`, and `name` in logs.
 
     Example:
     ```python
@@ -240,12 +243,12 @@ class MeanLogProbReward(_SinglePassReward):
 
 class RelativePerplexityReward(_IntrinsicReward):
     r"""
-    How much the prompt lowers the perplexity of the response (SAR, https://huggingface.co/papers/2509.05489), in $[-1, 1]$: see
-    [`relative_perplexity`]. It takes a second pass, without the prompt ([`empty_prompt_ids`]).
+    How much the prompt lowers the perplexity of the response (SAR, https://huggingface.co/papers/2509.05489), in
+    $[-1, 1]$: see [`relative_perplexity`]. It takes a second pass, without the prompt ([`empty_prompt_ids`]).
 
     Args:
-        As [`EndogenousReward`]: `model`, `processing_class`, `max_tokens_per_batch`, `dtype`, `device`, `trust_remote_code`, and
-        `name` in logs.
+        As [`EndogenousReward`]: `model`, `processing_class`, `max_tokens_per_batch`, `dtype`, `device`,
+        `trust_remote_code`, and `name` in logs.
 
     Example:
     ```python

@@ -13,11 +13,9 @@ the output alone tells what is done. So after a crash, a full disk or a power cu
 whole block, and ends with the same bytes as a run without a break.
 """
 
-from .blocks import DECIMALS
-from .rows import OUTPUT_KEYS, STREAM, Row, message_text, parse_row
-from .run import Example, ScoreReport, score_file
-from .storage import model_digest
-from .tally import Tally
+from typing import TYPE_CHECKING
+
+from .._lazy import attach
 
 
 __all__ = [
@@ -33,3 +31,28 @@ __all__ = [
     "parse_row",
     "score_file",
 ]
+
+if TYPE_CHECKING:
+    from .blocks import DECIMALS
+    from .rows import OUTPUT_KEYS, STREAM, Row, message_text, parse_row
+    from .run import Example, ScoreReport, score_file
+    from .storage import model_digest
+    from .tally import Tally
+
+
+# Resolved on first use (PEP 562), so that `endotrl --help`, which knows the options of all commands, does not wait.
+_LOCATIONS = {
+    "DECIMALS": ".blocks",
+    "Example": ".run",
+    "OUTPUT_KEYS": ".rows",
+    "Row": ".rows",
+    "STREAM": ".rows",
+    "ScoreReport": ".run",
+    "Tally": ".tally",
+    "message_text": ".rows",
+    "model_digest": ".storage",
+    "parse_row": ".rows",
+    "score_file": ".run",
+}
+
+__getattr__, __dir__ = attach(__name__, _LOCATIONS, __all__)

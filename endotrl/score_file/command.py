@@ -7,9 +7,10 @@ from typing import Any
 
 from ..reporting import say
 from .heat_map_page import heat_map_page
+from .options import default_options
 from .rows import STREAM
 from .run import ScoreReport, score_file
-from .sentences import sentence_page
+from .sentence_page import sentence_page
 from .storage import model_digest
 from .summary import SHOWN_SENTENCES, show_report
 
@@ -144,9 +145,7 @@ def _make_reward(args: argparse.Namespace) -> tuple[Any, dict[str, Any], bool]:
 
 
 def _check_no_endogenous_option(args: argparse.Namespace) -> None:
-    from ..cli import make_parser
-
-    defaults = vars(make_parser().parse_args(["score", args.file, "--model", args.model]))
+    defaults = default_options()
     given = [name for name in ENDOGENOUS_OPTIONS if getattr(args, name) != defaults[name]]
     if given:
         option = given[0].replace("_", "-")

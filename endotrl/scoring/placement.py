@@ -11,6 +11,7 @@ from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 
+from ..quickstart_model import quickstart_model_path
 from .recording import ReferenceRecorder
 from .sharding import loaded_whole, whole_weights
 
@@ -259,8 +260,6 @@ def place(
         )
     model = os.fspath(model)
     if model == "quickstart":
-        from ..quickstart.model import quickstart_model_path
-
         model = quickstart_model_path()
     return OwnCopy(model, dtype, device, trust_remote_code, offload)
 

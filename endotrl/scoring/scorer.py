@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..bellman import check_alpha
+from ..checks import check_alpha
 from .batching import plan_batches, plan_packs
 from .lm_head import HeadStatistics, LogitTransform, token_statistics
 from .packing import Group, PackedRow, last_hidden_states, longest_packable, packed_hidden_states, why_not_packable
@@ -183,28 +183,15 @@ class FrozenScorer:
         mean_logits: bool,
     ) -> tuple[Tensor, HeadStatistics]:
         """Applies the head to the states of the scored tokens. Returns these tokens and what the head says, on the CPU."""
-        # A completion that was cut off has one state more, the one after its last token; its "token" is a dummy, only its
-        # value is used.
-        positions = [
-            position
-            for row, row_states in zip(rows, states, strict=True)
-            for position in [
-                *(row_states[action] for action in row.action_positions),
-                *([] if row.finished else [row_states[len(row.completion_ids)]]),
-            ]
-        ]
-        token_ids = torch.tensor(
-            [
-                token
-                for row in rows
-                for token in [
-                    *(row.completion_ids[action] for action in row.action_positions),
-                    *([] if row.finished else [0]),
-                ]
-            ],
-            dtype=torch.long,
-        )
-        selected = hidden_states[torch.tensor(positions, dtype=torch.long, device=hidden_states.device)]  # (N, D)
+        read: list[tuple[int, int]] = []  # (position of the state, token)
+        for row, row_states in zip(rows, states, strict=True):
+            read += [(row_states[action], row.completion_ids[action]) for action in row.action_positions]
+            if not row.finished:
+                # The state after the last token, of which only the value is used: any token will do.
+                read.append((row_states[len(row.completion_ids)], 0))
+        positions = torch.tensor([position for position, _ in read], dtype=torch.long, device=hidden_states.device)
+        token_ids = torch.tensor([token for _, token in read], dtype=torch.long)
+        selected = hidden_states[positions]  # (N, D)
         head = model.get_output_embeddings()
         # With a model spread over devices, the backbone can end elsewhere than the head is.
         device = next(head.parameters()).device

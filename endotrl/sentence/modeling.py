@@ -143,7 +143,7 @@ class SentenceRewardModel(PreTrainedModel):
             `ValueError`: If the model is an encoder-decoder model, or a sentence reward model already.
         """
         if model == "quickstart":
-            from ..quickstart.model import quickstart_model_path
+            from ..quickstart_model import quickstart_model_path
 
             model = quickstart_model_path()
         if not isinstance(model, PreTrainedModel):

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from trl import GRPOConfig
 
-from ..bellman import check_discount
+from ..checks import check_choice, check_discount
 
 
 Credit = Literal["token", "sentence", "outcome"]
@@ -74,7 +74,5 @@ class DenseGRPOConfig(GRPOConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_discount("gamma", self.gamma)
-        for name, choices in (("credit", get_args(Credit)), ("baseline", get_args(Baseline))):
-            value = getattr(self, name)
-            if value not in choices:
-                raise ValueError(f"`{name}` is {value!r}, but it must be one of {', '.join(map(repr, choices))}.")
+        check_choice("credit", self.credit, get_args(Credit))
+        check_choice("baseline", self.baseline, get_args(Baseline))

@@ -127,10 +127,10 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
         """Rows of all processes, whose completions may be padded to different lengths."""
         return self.accelerator.gather(self.accelerator.pad_across_processes(values, dim=1))
 
-    def _log_credit(self, advantages: Tensor, loss_mask: Tensor, scored: ScoredBatch) -> None:
+    def _log_credit(self, advantages: Tensor, in_loss: Tensor, scored: ScoredBatch) -> None:
         metrics = self._metrics["train" if self.model.training else "eval"]
-        per_row = loss_mask.sum(dim=1)
-        row_means = (advantages * loss_mask).sum(dim=1) / per_row.clamp(min=1)
+        per_row = in_loss.sum(dim=1)
+        row_means = (advantages * in_loss).sum(dim=1) / per_row.clamp(min=1)
         # Of the completions for which the function gave a reward.
         rewarded = {
             index: scored.mask & ~scored.rewards_per_func[scored.local, index, None].isnan()
@@ -139,7 +139,7 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
         sums = [
             per_row.sum(),
             (row_means * per_row).sum(),
-            (advantages.square() * loss_mask).sum(),
+            (advantages.square() * in_loss).sum(),
             (row_means.square() * per_row).sum(),
             *(scored.token_rewards[index][mask].sum() for index, mask in rewarded.items()),
             *(mask.sum() for mask in rewarded.values()),

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arguments of `PPOTrainer`."""
+"""Configuration of [`PPOTrainer`]."""
 
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from trl import GRPOConfig
 
-from ..bellman import check_discount
+from ..checks import check_choice, check_discount
 
 
 Critic = Literal["value_head", "value_model", "none"]
@@ -39,7 +39,7 @@ class PPOConfig(GRPOConfig):
     `epsilon`, `epsilon_high`, `loss_type` and `importance_sampling_level` are those of GRPO; their defaults give PPO's
     clipped policy loss, averaged over tokens. `scale_rewards`, which scales GRPO's group advantages, has no effect.
 
-    Args:
+    Parameters:
         > Parameters that control the rollout and its use
 
         num_generations (`int`, *optional*, defaults to `1`):
@@ -235,15 +235,9 @@ class PPOConfig(GRPOConfig):
         if single:
             self.num_generations = 1
 
-        for name, choices in (
-            ("truncation", get_args(PPOTruncation)),
-            ("critic", get_args(Critic)),
-            ("kl_placement", get_args(KLPlacement)),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"`{name}` is {getattr(self, name)!r}, but it must be one of {', '.join(map(repr, choices))}."
-                )
+        check_choice("truncation", self.truncation, get_args(PPOTruncation))
+        check_choice("critic", self.critic, get_args(Critic))
+        check_choice("kl_placement", self.kl_placement, get_args(KLPlacement))
         check_discount("gamma", self.gamma)
         if not 0.0 <= self.lam <= 1.0:
             raise ValueError(f"`lam` is {self.lam}, but it must be between 0 and 1.")

@@ -64,12 +64,13 @@ class PPOTrainer(DenseRewardTrainer):
             Reward functions. A dense one rewards every token, any other one the last token of a completion.
         args ([`PPOConfig`], *optional*):
             Configuration of this trainer. If `None`, a default configuration is used.
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`], *optional*):
+            Prompts to train on.
         value_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
             With `critic="value_model"`, the model whose hidden states the value head reads: a path or hub id, or an
             instance, which is trained in place. Without it, a second copy of the policy's checkpoint is loaded.
         **kwargs:
-            Further arguments of [`~trl.GRPOTrainer`]: `train_dataset`, `eval_dataset`, `processing_class`,
-            `peft_config` and so on.
+            All other arguments of [`~trl.GRPOTrainer`].
 
     Raises:
         `TypeError`: If an argument has another type.
@@ -110,6 +111,8 @@ class PPOTrainer(DenseRewardTrainer):
         model: Any,
         reward_funcs: Any = None,
         args: PPOConfig | None = None,
+        train_dataset: Any = None,
+        *,
         value_model: str | PreTrainedModel | None = None,
         **kwargs: Any,
     ) -> None:
@@ -117,7 +120,7 @@ class PPOTrainer(DenseRewardTrainer):
             model_name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = PPOConfig(f"{model_name.split('/')[-1]}-PPO")
         _check_arguments(model, reward_funcs, args, value_model, kwargs.get("optimizers"))
-        super().__init__(model, reward_funcs=reward_funcs, args=args, **kwargs)
+        super().__init__(model, reward_funcs, args, train_dataset, **kwargs)
         if args.critic != "none":
             add_critic(self._base_policy, self._make_critic(value_model))
             if self.use_vllm:
@@ -202,7 +205,7 @@ class PPOTrainer(DenseRewardTrainer):
         targets = torch.where(mask, returns - offset, 0.0)
 
         all_targets = self._gather_masked(targets, mask)
-        self._log_rollout(advantages, values, targets, all_targets, mask)
+        self._log_rollout(advantages, values, all_targets, mask)
         if self.beta != 0.0:
             self._log_and_adapt_kl(log_ratio, mask)
         if args.critic != "none":
@@ -251,14 +254,7 @@ class PPOTrainer(DenseRewardTrainer):
         gathered = self.accelerator.gather(flat)
         return gathered[~gathered.isnan()]
 
-    def _log_rollout(
-        self,
-        advantages: Tensor,
-        values: Tensor,
-        targets: Tensor,
-        all_targets: Tensor,
-        mask: Tensor,
-    ) -> None:
+    def _log_rollout(self, advantages: Tensor, values: Tensor, all_targets: Tensor, mask: Tensor) -> None:
         metrics = self._metrics["train" if self.model.training else "eval"]
         all_advantages = self._gather_masked(advantages, mask)
         if all_targets.numel() == 0:

@@ -9,13 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
 from endotrl import CollapseMonitor
-from tests.recipe_run import FixedRollouts
+from tests.worker import FixedRollouts, leave_group
 
 
 FALLS_AFTER = 14
@@ -76,5 +75,4 @@ def main(model: str, folder: str, rows: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
-    # A process that leaves its group to the interpreter's end may abort there, when a thread of gloo is still at work.
-    PartialState().destroy_process_group()
+    leave_group()

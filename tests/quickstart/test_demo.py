@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from endotrl.quickstart import arithmetic, demo, facts, run_demo
-from endotrl.quickstart.demo import half_width, paired_half_width
+from endotrl.quickstart import arithmetic, demo, facts, parts, run_demo
+from endotrl.quickstart.findings import half_width, paired_half_width
 
 
 class TestArithmetic:
@@ -91,13 +91,13 @@ class TestStatistics:
 @pytest.fixture
 def small_demo(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "quiet", lambda: None)  # it mutes the libraries for the rest of the process
-    monkeypatch.setattr(demo, "PRETRAINING_STEPS", 3)
+    monkeypatch.setattr(parts, "PRETRAINING_STEPS", 3)
     tiny = {"max_steps": 2, "per_device_train_batch_size": 8, "num_generations": 4}
-    monkeypatch.setattr(demo, "ARITHMETIC", {**demo.ARITHMETIC, **tiny})
-    monkeypatch.setattr(demo, "FACTS", {**demo.FACTS, **tiny, "max_completion_length": 4})
-    monkeypatch.setattr(demo, "FACTS_ANSWER_LENGTH", 4)
+    monkeypatch.setattr(parts, "ARITHMETIC", {**parts.ARITHMETIC, **tiny})
+    monkeypatch.setattr(parts, "FACTS", {**parts.FACTS, **tiny, "max_completion_length": 4})
+    monkeypatch.setattr(parts, "FACTS_ANSWER_LENGTH", 4)
     train, held_out = facts.load_questions()
-    monkeypatch.setattr(demo.facts, "load_questions", lambda seed: (train[:16], held_out[:6]))
+    monkeypatch.setattr(facts, "load_questions", lambda seed: (train[:16], held_out[:6]))
 
 
 def check_folder(folder: Path, part: str, controls: list[str]) -> None:

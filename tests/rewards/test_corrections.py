@@ -109,7 +109,11 @@ class TestLengthControl:
         reward = EndogenousReward(tiny_policy_path, correction=LengthControl(decay=0.5))
         reward(**halves[0])
         expected = [s - slope * math.log(n) for s, n in zip(plain[4:], lengths[4:], strict=True)]
+        state = reward.state_dict()
         assert reward(**halves[1]) == pytest.approx(expected, abs=1e-4)
+        resumed = EndogenousReward(tiny_policy_path, correction=LengthControl(decay=0.5))
+        resumed.load_state_dict(state)
+        assert resumed(**halves[1]) == pytest.approx(expected, abs=1e-4)
 
     def test_equal_lengths_stay(self, tiny_policy_path: str) -> None:
         batch = {"prompts": ["a"] * 2, "completions": ["b", "c"], "completion_ids": [[8, 2], [9, 2]]}

@@ -14,10 +14,10 @@ from typing import Any
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 
-from accelerate import PartialState
 from datasets import Dataset
 
 from endotrl import DenseGRPOConfig, DenseGRPOTrainer
+from tests.worker import leave_group
 
 
 TOTAL = 8  # completions of a batch, over all processes: one group, or two of 4
@@ -136,5 +136,4 @@ def main(model: str, output: Path) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1], Path(sys.argv[2]))
-    # A process that leaves its group to the interpreter's end may abort there, when a thread of gloo is still at work.
-    PartialState().destroy_process_group()
+    leave_group()

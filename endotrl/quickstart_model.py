@@ -25,7 +25,7 @@ def quickstart_model_path() -> str:
     Example:
     ```python
     >>> from transformers import AutoModelForCausalLM
-    >>> from endotrl.quickstart.model import quickstart_model_path
+    >>> from endotrl.quickstart_model import quickstart_model_path
 
     >>> model = AutoModelForCausalLM.from_pretrained(quickstart_model_path())
     ```

@@ -1,25 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""
-Credit assignment as pure tensor functions: how rewards of tokens become advantages of tokens. No models, no TRL.
-
-Conventions, for all functions:
-
-- Shapes: `B` completions, `T` positions of the padded completion, `K` segments (sentences).
-- `mask` is boolean of shape `(B, T)`, `True` where the policy wrote the token. `False` is padding (on either side) or
-  a token that someone else wrote, such as a tool's result: a hole. What stands there is never read, be it NaN, and
-  results are 0 there.
-- Recurrences pass over holes as if they were cut out: the token after a hole follows the token before it, one
-  discount away. Time is counted in tokens of the policy.
-- Computed and returned in float32, whatever the input is. Discounts are applied by a backward recurrence, never as
-  $\gamma^t$ of an absolute position, which underflows.
-"""
-
-from typing import Literal
+"""From rewards of tokens to their advantages."""
 
 import torch
 from torch import Tensor
 
-from .bellman import check_discount
+from ..checks import check_discount
+from .masking import masked
 
 
 def returns_to_go(rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:
@@ -50,7 +36,7 @@ def returns_to_go(rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:
     ```
     """
     check_discount("gamma", gamma)
-    return _discounted_sum(_masked("rewards", rewards, mask), mask, gamma)
+    return _discounted_sum(masked("rewards", rewards, mask), mask, gamma)
 
 
 def generalized_advantage_estimate(
@@ -110,7 +96,7 @@ def generalized_advantage_estimate(
     check_discount("gamma", gamma)
     if not 0.0 <= lam <= 1.0:
         raise ValueError(f"`lam` is {lam}, but it must be between 0 and 1.")
-    rewards, values = _masked("rewards", rewards, mask), _masked("values", values, mask)
+    rewards, values = masked("rewards", rewards, mask), masked("values", values, mask)
     if final_values is None:
         final_values = values.new_zeros(values.shape[0])
     elif final_values.shape != values.shape[:1]:
@@ -189,7 +175,7 @@ def group_baseline(
         )
     has_token = mask.any(dim=1)
     valid = has_token if valid is None else valid & has_token
-    own = _masked("values", values, mask)
+    own = masked("values", values, mask)
     everywhere = torch.where(valid[:, None], _hold(own, mask), 0.0)
     groups = everywhere.view(-1, num_generations, everywhere.shape[1])
     num_valid = valid.view(-1, num_generations).sum(dim=1).repeat_interleave(num_generations)[:, None]
@@ -232,7 +218,7 @@ def whiten(values: Tensor, mask: Tensor, population: Tensor | None = None, shift
     tensor([[-0.7071,  0.7071,  0.0000]])
     ```
     """
-    values = _masked("values", values, mask)
+    values = masked("values", values, mask)
     population = values[mask] if population is None else population.float()
     if population.numel() == 0:
         return values
@@ -242,168 +228,6 @@ def whiten(values: Tensor, mask: Tensor, population: Tensor | None = None, shift
     scale = torch.where(std > 1e-6 * population.abs().max(), std, 1.0)
     whitened = (values - mean) / scale if shift_mean else values / scale
     return torch.where(mask, whitened, 0.0)
-
-
-def segment_ids_from_ends(ends: Tensor) -> Tensor:
-    """
-    Numbers segments from their last tokens.
-
-    Args:
-        ends (`torch.Tensor` of shape `(B, T)`, bool):
-            `True` at the last token of each segment. Tokens after the last end are one more segment.
-
-    Returns:
-        `torch.Tensor` of shape `(B, T)`, int64: the index of each token's segment, from 0.
-
-    Example:
-    ```python
-    >>> import torch
-    >>> from endotrl.credit import segment_ids_from_ends
-
-    >>> segment_ids_from_ends(torch.tensor([[False, True, False, True, False]]))
-    tensor([[0, 0, 1, 1, 2]])
-    ```
-    """
-    return ends.long().cumsum(dim=1) - ends.long()
-
-
-def sum_by_segment(values: Tensor, segment_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """
-    Sum of the token values of each segment.
-
-    Args:
-        values (`torch.Tensor` of shape `(B, T)`):
-            Token values, such as rewards.
-        segment_ids (`torch.Tensor` of shape `(B, T)`, int64):
-            Index of each token's segment, from 0.
-        mask (`torch.Tensor` of shape `(B, T)`, bool):
-            `True` where the policy wrote the token.
-
-    Returns:
-        `tuple[torch.Tensor, torch.Tensor]`, both of shape `(B, K)`: the sums, float32, and a mask, `True` for segments
-        that have a token of the policy. `K` is the largest number of segments of a row.
-
-    Raises:
-        `ValueError`: If shapes or dtype of the mask do not fit.
-
-    Example:
-    ```python
-    >>> import torch
-    >>> from endotrl.credit import sum_by_segment
-
-    >>> sum_by_segment(torch.tensor([[1.0, 2.0, 4.0]]), torch.tensor([[0, 0, 1]]), torch.tensor([[True, True, True]]))
-    (tensor([[3., 4.]]), tensor([[True, True]]))
-    ```
-    """
-    values = _masked("values", values, mask)
-    ids = torch.where(mask, segment_ids, 0)  # at holes and padding, ids may be anything
-    num_segments = int(ids.max()) + 1 if ids.numel() else 0
-    sums = values.new_zeros(values.shape[0], num_segments).scatter_add_(1, ids, values)
-    counts = torch.zeros_like(sums).scatter_add_(1, ids, mask.to(sums.dtype))
-    return sums, counts > 0
-
-
-def spread_over_segments(segment_values: Tensor, segment_ids: Tensor, mask: Tensor) -> Tensor:
-    """
-    Gives every token the value of its segment.
-
-    Args:
-        segment_values (`torch.Tensor` of shape `(B, K)`):
-            Values of segments.
-        segment_ids (`torch.Tensor` of shape `(B, T)`, int64), mask (`torch.Tensor` of shape `(B, T)`, bool):
-            As in [`sum_by_segment`].
-
-    Returns:
-        `torch.Tensor` of shape `(B, T)`: 0 where `mask` is `False`.
-
-    Example:
-    ```python
-    >>> import torch
-    >>> from endotrl.credit import spread_over_segments
-
-    >>> spread_over_segments(torch.tensor([[3.0, 4.0]]), torch.tensor([[0, 0, 1]]), torch.tensor([[True, True, True]]))
-    tensor([[3., 3., 4.]])
-    ```
-    """
-    return torch.where(mask, segment_values.gather(1, torch.where(mask, segment_ids, 0)), 0.0)
-
-
-def start_of_segment(values: Tensor, segment_ids: Tensor, mask: Tensor) -> Tensor:
-    """
-    Value at the first token of each segment that the policy wrote.
-
-    Args:
-        values (`torch.Tensor` of shape `(B, T)`):
-            Token values, such as the value of the state before each token.
-        segment_ids (`torch.Tensor` of shape `(B, T)`, int64), mask (`torch.Tensor` of shape `(B, T)`, bool):
-            As in [`sum_by_segment`].
-
-    Returns:
-        `torch.Tensor` of shape `(B, K)`, float32: 0 for segments that have no token of the policy.
-
-    Raises:
-        `ValueError`: If shapes or dtype of the mask do not fit.
-
-    Example:
-    ```python
-    >>> import torch
-    >>> from endotrl.credit import start_of_segment
-
-    >>> start_of_segment(torch.tensor([[1.0, 2.0, 4.0]]), torch.tensor([[0, 0, 1]]), torch.tensor([[True, True, True]]))
-    tensor([[1., 4.]])
-    ```
-    """
-    starts, _ = sum_by_segment(torch.where(_at_end(segment_ids, mask, "first"), values, 0.0), segment_ids, mask)
-    return starts
-
-
-def pool_by_segment(values: Tensor, segment_ids: Tensor, mask: Tensor, at: Literal["last", "all"] = "last") -> Tensor:
-    """
-    Replaces token values by the sum of their segment: the reward of a sentence instead of its tokens'.
-
-    Args:
-        values (`torch.Tensor` of shape `(B, T)`), segment_ids (`torch.Tensor` of shape `(B, T)`, int64), mask
-        (`torch.Tensor` of shape `(B, T)`, bool):
-            As in [`sum_by_segment`].
-        at (`str`, *optional*, defaults to `"last"`):
-            Where to put the sum: `"last"`, at the last token of the segment that the policy wrote, and 0 at the
-            others, so that the total of the completion stays; `"all"`, at each of its tokens.
-
-    Returns:
-        `torch.Tensor` of shape `(B, T)`, float32: 0 where `mask` is `False`.
-
-    Raises:
-        `ValueError`: If shapes or dtype of the mask do not fit, or `at` is unknown.
-
-    Example:
-    ```python
-    >>> import torch
-    >>> from endotrl.credit import pool_by_segment
-
-    >>> mask = torch.tensor([[True, True, True]])
-    >>> pool_by_segment(torch.tensor([[1.0, 2.0, 4.0]]), torch.tensor([[0, 0, 1]]), mask)
-    tensor([[0., 3., 4.]])
-    ```
-    """
-    if at not in ("last", "all"):
-        raise ValueError(f'`at` is {at!r}, but it must be "last" or "all".')
-    sums, _ = sum_by_segment(values, segment_ids, mask)
-    pooled = spread_over_segments(sums, segment_ids, mask)
-    if at == "all":
-        return pooled
-    return torch.where(_at_end(segment_ids, mask, "last"), pooled, 0.0)
-
-
-def _masked(name: str, values: Tensor, mask: Tensor) -> Tensor:
-    """`values` in float32, and 0 where `mask` is `False`."""
-    if values.ndim != 2 or values.shape != mask.shape:
-        raise ValueError(
-            f"`{name}` has shape {tuple(values.shape)} and `mask` {tuple(mask.shape)}, but both must be "
-            "(completions, tokens)."
-        )
-    if mask.dtype != torch.bool:
-        raise ValueError(f"`mask` is {mask.dtype}, but it must be bool: `True` where the policy wrote the token.")
-    return torch.where(mask, values.float(), 0.0)
 
 
 def _discounted_sum(values: Tensor, mask: Tensor, discount: float) -> Tensor:
@@ -422,14 +246,3 @@ def _hold(values: Tensor, mask: Tensor) -> Tensor:
     following = torch.where(mask, positions, num_positions).flip(1).cummin(dim=1).values.flip(1)
     last = torch.where(mask, positions, 0).amax(dim=1, keepdim=True) if num_positions else following
     return values.gather(1, torch.minimum(following, last))
-
-
-def _at_end(segment_ids: Tensor, mask: Tensor, end: Literal["first", "last"]) -> Tensor:
-    """`True` at the first or the last token of each segment that the policy wrote."""
-    positions = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
-    ids = torch.where(mask, segment_ids, 0)
-    outside, reduce = (mask.shape[1], "amin") if end == "first" else (-1, "amax")
-    extreme = torch.full_like(positions, outside).scatter_reduce(
-        1, ids, torch.where(mask, positions, outside), reduce=reduce
-    )
-    return extreme.gather(1, ids) == positions

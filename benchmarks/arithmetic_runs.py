@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What benchmarks on the demo's arithmetic task share: base models that can add, their questions, and runs of several seeds."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from endotrl.quickstart import arithmetic
+from endotrl.quickstart.parts import PRETRAINING_STEPS, WRONG_DEMONSTRATIONS
+from endotrl.quickstart.training import generate_answers
+
+
+NUM_HELD_OUT = 1000
+# Greedy accuracy from which a base model counts as one that can add.
+LEARNED = 0.95
+# One answer a question, and one update a batch, as the GRPO runs beside it.
+PPO = {"num_generations": 1, "num_iterations": 1, "scale_rewards": "none"}
+
+
+def make_base(folder: Path, seed: int, noise: float = WRONG_DEMONSTRATIONS) -> None:
+    """
+    Trains the base model of a seed, as the demo does. 800 steps do not teach every one to add (some never leave the plateau of
+    1% right answers, where there is nothing to sharpen): then another initialisation and other demonstrations are tried.
+    """
+    held_out = arithmetic.make_questions(NUM_HELD_OUT, seed=seed + 1)
+    tokenizer = arithmetic.make_tokenizer()
+    for attempt in range(10):
+        seed_of_attempt = seed + 1000 * attempt
+        torch.manual_seed(seed_of_attempt)
+        model = arithmetic.make_model(tokenizer)
+        arithmetic.pretrain(model, tokenizer, PRETRAINING_STEPS, noise, seed_of_attempt, held_out)
+        if held_out_accuracy(model, tokenizer, seed, greedy=True) >= LEARNED:
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            return
+    raise RuntimeError(f"None of ten base models of seed {seed} learned to add in {PRETRAINING_STEPS} steps.")
+
+
+def held_out_accuracy(model: Any, tokenizer: Any, seed: int, greedy: bool = False) -> float:
+    """Fraction of right answers to questions that were never trained on, sampled at T = 1 or greedy."""
+    questions = arithmetic.make_questions(NUM_HELD_OUT, seed=seed + 1)
+    prompts = [arithmetic.question_text(question) for question in questions]
+    texts, _ = generate_answers(
+        model, tokenizer, prompts, arithmetic.MAX_ANSWER_LENGTH, greedy=greedy, seed=seed, batch_size=NUM_HELD_OUT
+    )
+    return sum(map(str.__eq__, texts, map(arithmetic.answer_text, questions))) / NUM_HELD_OUT
+
+
+def training_questions(seed: int, number: int) -> list[arithmetic.Question]:
+    """About `number` questions, none of which [`held_out_accuracy`] asks."""
+    held_out = set(arithmetic.make_questions(NUM_HELD_OUT, seed=seed + 1))
+    return [question for question in arithmetic.make_questions(number, seed=seed + 2) if question not in held_out]
+
+
+def as_they_come(
+    bases: set[Future[dict[str, Any]]], arms_on: Callable[[dict[str, Any]], set[Future[dict[str, Any]]]]
+) -> Iterator[dict[str, Any]]:
+    """Results in the order in which they are done; `arms_on` submits the runs that start from a base model."""
+    pending = bases
+    while pending:
+        done, pending = wait(pending, return_when=FIRST_COMPLETED)
+        for future in done:
+            result = future.result()
+            if result["arm"] == "base":
+                pending |= arms_on(result)
+            yield result
+
+
+def mean_and_interval(values: list[float]) -> tuple[float, float]:
+    """Mean over seeds, and half the width of its 95 % interval (Student's t)."""
+    tensor = torch.tensor(values, dtype=torch.float64)
+    if len(values) < 2:
+        return tensor.mean().item(), float("nan")
+    quantile = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}.get(len(values), 2.0)
+    return tensor.mean().item(), quantile * (tensor.std() / len(values) ** 0.5).item()

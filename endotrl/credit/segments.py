@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Token values by segment, such as a sentence: numbered, summed, spread."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .masking import masked
+
+
+def segment_ids_from_ends(ends: Tensor) -> Tensor:
+    """
+    Numbers segments from their last tokens.
+
+    Args:
+        ends (`torch.Tensor` of shape `(B, T)`, bool):
+            `True` at the last token of each segment. Tokens after the last end are one more segment.
+
+    Returns:
+        `torch.Tensor` of shape `(B, T)`, int64: the index of each token's segment, from 0.
+
+    Example:
+    ```python
+    >>> import torch
+    >>> from endotrl.credit import segment_ids_from_ends
+
+    >>> segment_ids_from_ends(torch.tensor([[False, True, False, True, False]]))
+    tensor([[0, 0, 1, 1, 2]])
+    ```
+    """
+    return ends.long().cumsum(dim=1) - ends.long()
+
+
+def sum_by_segment(values: Tensor, segment_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """
+    Sum of the token values of each segment.
+
+    Args:
+        values (`torch.Tensor` of shape `(B, T)`):
+            Token values, such as rewards.
+        segment_ids (`torch.Tensor` of shape `(B, T)`, int64):
+            Index of each token's segment, from 0.
+        mask (`torch.Tensor` of shape `(B, T)`, bool):
+            `True` where the policy wrote the token.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`, both of shape `(B, K)`: the sums, float32, and a mask, `True` for segments
+        that have a token of the policy. `K` is the largest number of segments of a row.
+
+    Raises:
+        `ValueError`: If shapes or dtype of the mask do not fit.
+
+    Example:
+    ```python
+    >>> import torch
+    >>> from endotrl.credit import sum_by_segment
+
+    >>> sum_by_segment(torch.tensor([[1.0, 2.0, 4.0]]), torch.tensor([[0, 0, 1]]), torch.tensor([[True, True, True]]))
+    (tensor([[3., 4.]]), tensor([[True, True]]))
+    ```
+    """
+    values = masked("values", values, mask)
+    ids = torch.where(mask, segment_ids, 0)  # at holes and padding, ids may be anything
+    num_segments = int(ids.max()) + 1 if ids.numel() else 0
+    sums = values.new_zeros(values.shape[0], num_segments).scatter_add_(1, ids, values)
+    counts = torch.zeros_like(sums).scatter_add_(1, ids, mask.to(sums.dtype))
+    return sums, counts > 0
+
+
+def spread_over_segments(segment_values: Tensor, segment_ids: Tensor, mask: Tensor) -> Tensor:
+    """
+    Gives every token the value of its segment.
+
+    Args:
+        segment_values (`torch.Tensor` of shape `(B, K)`):
+            Values of segments.
+        segment_ids (`torch.Tensor` of shape `(B, T)`, int64), mask (`torch.Tensor` of shape `(B, T)`, bool):
+            As in [`sum_by_segment`].
+
+    Returns:
+        `torch.Tensor` of shape `(B, T)`: 0 where `mask` is `False`.
+
+    Example:
+    ```python
+    >>> import torch
+    >>> from endotrl.credit import spread_over_segments
+
+    >>> spread_over_segments(torch.tensor([[3.0, 4.0]]), torch.tensor([[0, 0, 1]]), torch.tensor([[True, True, True]]))
+    tensor([[3., 3., 4.]])
+    ```
+    """
+    return torch.where(mask, segment_values.gather(1, torch.where(mask, segment_ids, 0)), 0.0)
+
+
+def start_of_segment(values: Tensor, segment_ids: Tensor, mask: Tensor) -> Tensor:
+    """
+    Value at the first token of each segment that the policy wrote.
+
+    Args:
+        values (`torch.Tensor` of shape `(B, T)`):
+            Token values, such as the value of the state before each token.
+        segment_ids (`torch.Tensor` of shape `(B, T)`, int64), mask (`torch.Tensor` of shape `(B, T)`, bool):
+            As in [`sum_by_segment`].
+
+    Returns:
+        `torch.Tensor` of shape `(B, K)`, float32: 0 for segments that have no token of the policy.
+
+    Raises:
+        `ValueError`: If shapes or dtype of the mask do not fit.
+
+    Example:
+    ```python
+    >>> import torch
+    >>> from endotrl.credit import start_of_segment
+
+    >>> start_of_segment(torch.tensor([[1.0, 2.0, 4.0]]), torch.tensor([[0, 0, 1]]), torch.tensor([[True, True, True]]))
+    tensor([[1., 4.]])
+    ```
+    """
+    starts, _ = sum_by_segment(torch.where(_at_end(segment_ids, mask, "first"), values, 0.0), segment_ids, mask)
+    return starts
+
+
+def pool_by_segment(values: Tensor, segment_ids: Tensor, mask: Tensor, at: Literal["last", "all"] = "last") -> Tensor:
+    """
+    Replaces token values by the sum of their segment: the reward of a sentence instead of its tokens'.
+
+    Args:
+        values (`torch.Tensor` of shape `(B, T)`), segment_ids (`torch.Tensor` of shape `(B, T)`, int64), mask
+        (`torch.Tensor` of shape `(B, T)`, bool):
+            As in [`sum_by_segment`].
+        at (`str`, *optional*, defaults to `"last"`):
+            Where to put the sum: `"last"`, at the last token of the segment that the policy wrote, and 0 at the
+            others, so that the total of the completion stays; `"all"`, at each of its tokens.
+
+    Returns:
+        `torch.Tensor` of shape `(B, T)`, float32: 0 where `mask` is `False`.
+
+    Raises:
+        `ValueError`: If shapes or dtype of the mask do not fit, or `at` is unknown.
+
+    Example:
+    ```python
+    >>> import torch
+    >>> from endotrl.credit import pool_by_segment
+
+    >>> mask = torch.tensor([[True, True, True]])
+    >>> pool_by_segment(torch.tensor([[1.0, 2.0, 4.0]]), torch.tensor([[0, 0, 1]]), mask)
+    tensor([[0., 3., 4.]])
+    ```
+    """
+    if at not in ("last", "all"):
+        raise ValueError(f'`at` is {at!r}, but it must be "last" or "all".')
+    sums, _ = sum_by_segment(values, segment_ids, mask)
+    pooled = spread_over_segments(sums, segment_ids, mask)
+    if at == "all":
+        return pooled
+    return torch.where(_at_end(segment_ids, mask, "last"), pooled, 0.0)
+
+
+def _at_end(segment_ids: Tensor, mask: Tensor, end: Literal["first", "last"]) -> Tensor:
+    """`True` at the first or the last token of each segment that the policy wrote."""
+    positions = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+    ids = torch.where(mask, segment_ids, 0)
+    outside, reduce = (mask.shape[1], "amin") if end == "first" else (-1, "amax")
+    extreme = torch.full_like(positions, outside).scatter_reduce(
+        1, ids, torch.where(mask, positions, outside), reduce=reduce
+    )
+    return extreme.gather(1, ids) == positions

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which part of the package may import which, as CONTRIBUTING.md says: nothing on the left imports from the right."""
+
+import ast
+from pathlib import Path
+
+
+PACKAGE = Path(__file__).parents[1] / "endotrl"
+ORDER = [
+    # Leaves, which import nothing of ours.
+    *("_lazy", "checks", "files", "learning_rates", "options", "quickstart_model", "reporting"),
+    *("bellman", "credit", "scoring", "sentence", "rewards", "trainers", "monitoring"),
+    *("theory", "quickstart", "score_file", "evaluation", "recipes", "planning", "cli"),
+]
+EXCEPTIONS = {("recipes", "cli")}  # `recipes/evaluate.py` is a file of options in front of the command line
+
+
+def imported_parts(path: Path) -> set[str]:
+    """Parts of the package that a module imports anywhere, functions and `TYPE_CHECKING` included."""
+    module = ["endotrl", *path.relative_to(PACKAGE).with_suffix("").parts]
+    parts = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        base = module[: len(module) - node.level] if node.level else []
+        names = [*base, *(node.module.split(".") if node.module else [])]
+        if names[0] == "endotrl":
+            parts.update(names[1:2] or [alias.name for alias in node.names])
+    return parts - {"__version__"}
+
+
+def test_nothing_imports_from_the_right() -> None:
+    seen = set()
+    for path in PACKAGE.rglob("*.py"):
+        part = path.relative_to(PACKAGE).with_suffix("").parts[0]
+        if part == "__init__":
+            continue  # names the public objects of all parts
+        assert part in ORDER, f"Where does {part} belong?"
+        seen.add(part)
+        for other in imported_parts(path) - {part}:
+            allowed = ORDER.index(other) < ORDER.index(part) or (part, other) in EXCEPTIONS
+            assert allowed, f"{path.relative_to(PACKAGE)} imports {other}, which is on its right."
+    assert seen == set(ORDER)
