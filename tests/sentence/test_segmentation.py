@@ -38,6 +38,13 @@ PROSE = [
     ["Am 3. mai war es.", "Danach z.B. nicht."],
     ["Wait?!", "What!!", "Really."],
     ["Great.", "🎉 It works.", "Next one! 😀😀"],
+    ["J.R.R. Tolkien met the U.S. Army in Washington, D.C. in 1944.", "It was in the U.S.", "Then he left."],
+    ["Smith et al. (2019) say so, as Li et al. 2020 and Fig. A1 do.", "See Eq. (3)."],
+    ["Bob a.k.a. Rob takes i.i.d. samples w.r.t. $x$.", "He ends."],
+    ["So it is.[1]", "And so.[2][3]", "That too.²", "Done [4]."],
+    ["So . . . yes.", "Wait . . .", "No."],
+    ["Am 3. Mai 2020 kam er, d. h. spät.", "Es war z. B. gut.", "Er war 5.", "„Ja.“", "»Nein.«", "„Gut.“ sagte er."],
+    ["« Bonjour ! » dit-il.", "« Oui. »", "Elle rit."],
 ]
 
 
@@ -51,7 +58,7 @@ def test_prose(sentences: list[str]) -> None:
     "sentences",
     [
         ["我喜欢你。", "你呢？", "好的！", "“真的吗？”", "他说「行。」", "完"],
-        ["今日は３．５度です。", "寒い！"],
+        ["今日は３．５度です。", "寒い！", "「はい。」と言った。", "「いいえ。」、「はい。」と。"],
         ["هل هذا صحيح؟", "نعم۔", "لا"],
         ["यह वाक्य है।", "दूसरा वाक्य॥", "तीसरा"],
         ["Բարև։", "Այո։"],
@@ -75,13 +82,19 @@ MARKDOWN = [
     [("We have", r"\[ x = 1. Y = 2. \]", "where y."), "So z."],
     [("A line that somebody has wrapped at about seventy characters, as in", "London mails"), "", "New paragraph"],
     [("A wrapped", "line.")],
+    ["# 1. Title. More", "## 1.2. Section", "Text.", "1.1. Sub", "1.2. Sub"],
+    ["1. Run:", ("```bash", "   ls. A", "", "   cd ..", "   ```"), "2. Stop.", "Now."],
+    [("1. ```bash", "   ls. A", "   ```"), ("2. ```bash", "   cd", "   ```"), ("- ```", "x", "```"), "End."],
+    ["```x = 1. Y``` is code.", "Next."],
+    ["", ("```", "x", "```"), "", ("~~~", "y", "~~~"), "", "1. One."],
 ]
 
 
+@pytest.mark.parametrize("newline", ["\n", "\r\n"], ids=["lf", "crlf"])
 @pytest.mark.parametrize("units", MARKDOWN, ids=str)
-def test_markdown(units: list[str | tuple[str, ...]]) -> None:
-    text = "\n".join("\n".join(unit) if isinstance(unit, tuple) else unit for unit in units)
-    assert split(text) == [unit if isinstance(unit, str) else "\n".join(unit) for unit in units if unit]
+def test_markdown(units: list[str | tuple[str, ...]], newline: str) -> None:
+    text = newline.join(newline.join(unit) if isinstance(unit, tuple) else unit for unit in units)
+    assert split(text) == [unit if isinstance(unit, str) else newline.join(unit) for unit in units if unit]
 
 
 @pytest.mark.parametrize(
@@ -118,7 +131,20 @@ def test_empty_text_has_no_sentence() -> None:
 
 # Characters that the rules look at, so that they meet in every order.
 RULE_TEXT = st.lists(
-    st.sampled_from([*" \n\r\t.!?…。؟।\"'()[]{}*_`~$\\#|>-1aBI😀é़", "```", "\n\n", "\\[", "\\]", "www.", "\\begin{a}"])
+    st.sampled_from(
+        [
+            *" \n\r\t.!?…。؟।\"'()[]{}*_`~$\\#|>-1aBI😀é़",
+            "```",
+            "\n\n",
+            "\\[",
+            "\\]",
+            "www.",
+            "\\begin{a}",
+            "\n- ```",
+            ". . .",
+            "[1]",
+        ]
+    )
 ).map("".join)
 
 
@@ -147,11 +173,16 @@ def test_spans_always_tile(text: str) -> None:
         "A. ",
         " ",
         "* ",
+        " .",
+        ".[1]",
+        "\n- ```",
+        "\n# a. ",
+        "J. ",
     ],
 )
 def test_linear_time(pattern: str) -> None:
-    # A quadratic rule needs minutes for half a megabyte, a linear one a second.
-    text = pattern * (500_000 // len(pattern))
+    # A quadratic rule needs minutes for so long a text, a linear one a second.
+    text = pattern * (200_000 // len(pattern))
     start = time.process_time()
     check_tiling(text, RuleSegmenter()(text))
     assert time.process_time() - start < 10
