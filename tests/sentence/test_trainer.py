@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import RewardTrainer, TrlParser
 
 from endotrl import SentenceReward, SentenceRewardModel, SentenceRewardTrainer, SentenceRewardTrainerConfig
-from endotrl.sentence.trainer import DataCollatorForSentencePreference, PairEncoder
+from endotrl.sentence.preferences import DataCollatorForSentencePreference, PairEncoder
 
 
 def make_args(tmp_path: Path, **settings: Any) -> SentenceRewardTrainerConfig:
@@ -169,9 +169,9 @@ def test_learns_a_preference(marker: bool, aggregator: str, tiny_model_path: str
 def test_lora_adapter_is_saved_and_loaded(tiny_model_path: str, tmp_path: Path) -> None:
     dataset = Dataset.from_list([ROWS["explicit messages"]] * 16)
     args = make_args(tmp_path, learning_rate=1e-2, gradient_checkpointing=True, max_steps=3, aggregator="sum")
-    trainer = SentenceRewardTrainer(
-        tiny_model_path, args, train_dataset=dataset, peft_config=LoraConfig(r=2, target_modules="all-linear")
-    )
+    peft_config = LoraConfig(r=2, target_modules="all-linear")
+    trainer = SentenceRewardTrainer(tiny_model_path, args, train_dataset=dataset, peft_config=peft_config)
+    assert peft_config.modules_to_save is None  # the caller's stays as it is
     trainer.train()
     trainer.save_model()
     assert not (Path(args.output_dir) / "model.safetensors").exists()
@@ -191,7 +191,9 @@ def test_a_trained_model_is_trained_further(tiny_model_path: str, tmp_path: Path
     trainer = SentenceRewardTrainer(tiny_model_path, args, train_dataset=dataset)
     trainer.train()
     checkpoint = Path(args.output_dir) / "checkpoint-1"
-    assert "sentence-reward" in (Path(args.output_dir) / "README.md").read_text()
+    card = (Path(args.output_dir) / "README.md").read_text()
+    assert "sentence-reward" in card and "2503.04793" in card
+    assert f'SentenceReward("{args.output_dir}")' in card and "pipeline" not in card
     assert json.loads((checkpoint / "config.json").read_text())["model_type"] == "sentence_reward"
     # `args` of the second run ask for markers; the model that is there has none.
     again = SentenceRewardTrainer(str(checkpoint), make_args(tmp_path, max_steps=1), train_dataset=dataset)
@@ -254,6 +256,11 @@ def test_what_is_refused(tiny_model_path: str, tmp_path: Path) -> None:
     classifier = AutoModelForSequenceClassification.from_pretrained(tiny_model_path, num_labels=1)
     with pytest.raises(TypeError, match="from_backbone"):
         SentenceRewardTrainer(classifier, make_args(tmp_path), train_dataset=dataset)
+    without_head = get_peft_model(
+        SentenceRewardModel.from_backbone(tiny_model_path), LoraConfig(r=2, target_modules=["q_proj"])
+    )
+    with pytest.raises(ValueError, match=r"modules_to_save=\['sentence_head', 'marker'\]"):
+        SentenceRewardTrainer(without_head, make_args(tmp_path), train_dataset=dataset)
     with pytest.raises(ValueError, match="must not be negative"):
         make_args(tmp_path, attention_learning_rate=-1.0)
     tokenized = Dataset.from_list([{"chosen_ids": [1, 2], "rejected_ids": [1]}])
