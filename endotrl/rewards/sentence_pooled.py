@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..scoring.messages import Completion, Prompt
-from ..sentence.encoding import find_sentences
 from ..sentence.segmentation import Segmenter, load_segmenter
+from ..sentence.tokens import find_sentences
 from .dense import DenseReward, DenseScores
 
 

@@ -16,7 +16,8 @@ from .rows import Row, message_text
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ..rewards.sentence import SentenceReward, SentenceScores
+    from ..rewards.sentence import SentenceReward
+    from ..sentence.scorer import SentenceScores
     from .run import Example, ScoreReport
 
 DECIMALS = 6

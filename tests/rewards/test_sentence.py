@@ -194,7 +194,7 @@ def test_grpo_with_the_scalar(model_path: str, tiny_model_path: str, tmp_path: P
     from peft import LoraConfig
 
     reward = SentenceReward(model_path).load()
-    before = weights(reward._load())
+    before = weights(reward._scorer.load())
     trainer = GRPOTrainer(
         tiny_model_path,
         reward_funcs=reward,
@@ -218,7 +218,7 @@ def test_grpo_with_the_scalar(model_path: str, tiny_model_path: str, tmp_path: P
     logs = trainer.state.log_history[0]
     assert logs["rewards/sentence_reward/mean"] == pytest.approx(logs["reward"])
     assert logs["sentence_reward/sentences"] >= 1
-    assert_same_to_the_bit(before, weights(reward._load()))
+    assert_same_to_the_bit(before, weights(reward._scorer.load()))
 
 
 def test_pool_by_hand() -> None:
