@@ -108,6 +108,5 @@ def _split_text(example: dict[str, Any]) -> dict[str, Any]:
     chosen, rejected = example["chosen"], example["rejected"]
     shared = os.path.commonprefix([chosen, rejected])
     # A word of which they share the beginning goes to the responses, with the space before it, as tokenizers have it.
-    word = re.search(r" ?\S*$", shared)
-    prompt = (shared[: word.start()] if word else shared) or shared
+    prompt = re.sub(r" ?\S*$", "", shared)
     return {"prompt": prompt, "chosen": chosen[len(prompt) :], "rejected": rejected[len(prompt) :]}

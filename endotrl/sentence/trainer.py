@@ -2,6 +2,7 @@
 """Trains the sentence-level reward model on TRL's preference datasets."""
 
 import copy
+import logging
 import math
 import re
 import textwrap
@@ -24,6 +25,8 @@ from .preferences import DataCollatorForSentencePreference, PairEncoder
 from .segmentation import Segmenter
 from .trainer_config import SentenceRewardTrainerConfig
 
+
+logger = logging.getLogger(__name__)
 
 # Of the model card.
 QUICK_START = """```python
@@ -98,11 +101,15 @@ class SentenceRewardTrainer(RewardTrainer):
         if args is None:
             name = model if isinstance(model, str) else model.config._name_or_path
             args = SentenceRewardTrainerConfig(f"{name.rstrip('/').split('/')[-1] or 'model'}-SentenceReward")
+        if not isinstance(args, SentenceRewardTrainerConfig):
+            raise TypeError(f"`args` is a {type(args).__name__}, but it must be a `SentenceRewardTrainerConfig`.")
         if isinstance(model, str):
             set_seed(args.seed)  # the heads start at random
             model = _load(model, args, kwargs.pop("quantization_config", None))
             args.model_init_kwargs = None  # used; TRL would warn that a loaded model has no use for them
-        base_model = model.get_base_model() if is_peft_model(model) else model
+        given: Any = model
+        has_adapter = isinstance(given, nn.Module) and is_peft_model(given)
+        base_model = given.get_base_model() if has_adapter else given
         if not isinstance(base_model, SentenceRewardModel):
             raise TypeError(
                 f"`model` is a {type(base_model).__name__}, but it must be a `SentenceRewardModel`. Make one from a language "
@@ -122,9 +129,9 @@ class SentenceRewardTrainer(RewardTrainer):
             peft_config = copy.copy(kwargs["peft_config"])  # the caller's stays as it is
             peft_config.modules_to_save = list(dict.fromkeys([*(peft_config.modules_to_save or []), *new]))
             kwargs["peft_config"] = peft_config
-        elif is_peft_model(model) and not set(new) <= set(model.active_peft_config.modules_to_save or []):
+        elif has_adapter and not set(new) <= set(given.active_peft_config.modules_to_save or []):
             raise ValueError(
-                f"The adapter of `model` has `modules_to_save={model.active_peft_config.modules_to_save}`, but a sentence "
+                f"The adapter of `model` has `modules_to_save={given.active_peft_config.modules_to_save}`, but a sentence "
                 f"reward model's head has no pretrained weights and is trained and saved with the adapter. Make it with "
                 f"`modules_to_save={new}`, or pass the model without an adapter, and `peft_config`."
             )
@@ -143,6 +150,11 @@ class SentenceRewardTrainer(RewardTrainer):
     ) -> Dataset | IterableDataset:
         columns = get_dataset_column_names(dataset)
         if "chosen_ids" not in columns:
+            if not {"chosen", "rejected"} <= set(columns):
+                raise ValueError(
+                    f"The {dataset_name} dataset has the columns {columns}, but preferences need `chosen` and `rejected`, "
+                    "and better a `prompt`, too. Rename its columns, or make pairs of its rows."
+                )
             encode = PairEncoder(processing_class, self._sentence_config, self._segmenter)
             map_kwargs: dict[str, Any] = {}
             if isinstance(dataset, Dataset):  # `IterableDataset.map` supports neither
@@ -157,7 +169,16 @@ class SentenceRewardTrainer(RewardTrainer):
                 f"The {dataset_name} dataset has `chosen_ids`, but no `chosen_ends` and `rejected_ends`: it was tokenized "
                 "without sentences. Pass the dataset as text or messages."
             )
-        return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        if isinstance(dataset, Dataset) and len(prepared) < len(dataset):
+            message = (
+                f"{len(dataset) - len(prepared)} of {len(dataset)} rows of the {dataset_name} dataset are longer than "
+                f"`max_length`, {args.max_length} tokens and markers"
+            )
+            if len(prepared) == 0:
+                raise ValueError(f"{message}: none is left. Raise it, or pass shorter rows.")
+            logger.warning(f"{message}, and are left out.")
+        return prepared
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         created = self.optimizer is None

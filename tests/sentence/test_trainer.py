@@ -12,7 +12,7 @@ from datasets import Dataset, IterableDataset
 from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from trl import RewardTrainer, TrlParser
+from trl import RewardConfig, RewardTrainer, TrlParser
 
 from endotrl import SentenceReward, SentenceRewardModel, SentenceRewardTrainer, SentenceRewardTrainerConfig
 from endotrl.sentence.preferences import DataCollatorForSentencePreference, PairEncoder
@@ -90,9 +90,11 @@ def test_implicit_prompts_are_cut_between_words(tiny_model_path: str) -> None:
     assert tokenizer.decode(row["chosen_ids"][: row["chosen_ends"][0]]) == "Human: hi\nBot: I"
     assert tokenizer.decode(row["chosen_ids"][row["chosen_ends"][0] + 1 : row["chosen_ends"][1]]).strip() == "can."
     # Nothing in common: there is still a state before the response.
-    row = encode({"chosen": "Yes.", "rejected": "No."})
-    assert row["chosen_ids"][0] == tokenizer.eos_token_id
-    assert row["chosen_ends"][0] == 1
+    for chosen, rejected in (("Yes.", "No."), ("Yes.", "Yesterday."), ("Yes.", "Yes."), ("", "")):
+        row = encode({"chosen": chosen, "rejected": rejected})
+        assert row["chosen_ids"][0] == tokenizer.eos_token_id
+        assert row["chosen_ends"][0] == 1
+        assert tokenizer.decode(row["chosen_ids"][2:-1]) == chosen + "<|im_end|>"
 
 
 def test_first_step_is_the_loss_by_hand(tiny_model_path: str, tmp_path: Path) -> None:
@@ -217,11 +219,14 @@ def test_streamed_datasets_and_grouping_by_length(tiny_model_path: str, tmp_path
     assert sampler.lengths == list(trainer.train_dataset["length"]) == sorted(sampler.lengths)
 
 
-def test_long_rows_are_left_out(tiny_model_path: str, tmp_path: Path) -> None:
+def test_long_rows_are_left_out(tiny_model_path: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = [ROWS["explicit"], {**ROWS["explicit"], "chosen": " Yes." * 40}]
     args = make_args(tmp_path, max_length=100)
     trainer = SentenceRewardTrainer(tiny_model_path, args, train_dataset=Dataset.from_list(rows))
     assert len(trainer.train_dataset) == 1
+    assert "1 of 2 rows of the train dataset are longer than `max_length`, 100" in caplog.text
+    with pytest.raises(ValueError, match="1 of 1 rows .* none is left"):
+        SentenceRewardTrainer(tiny_model_path, args, train_dataset=Dataset.from_list(rows[1:]))
 
 
 def test_segments_once(tiny_model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,6 +268,14 @@ def test_what_is_refused(tiny_model_path: str, tmp_path: Path) -> None:
         SentenceRewardTrainer(without_head, make_args(tmp_path), train_dataset=dataset)
     with pytest.raises(ValueError, match="must not be negative"):
         make_args(tmp_path, attention_learning_rate=-1.0)
+    with pytest.raises(TypeError, match="`args` is a RewardConfig"):
+        SentenceRewardTrainer(
+            tiny_model_path, RewardConfig(str(tmp_path), use_cpu=True, bf16=False), train_dataset=dataset
+        )
+    with pytest.raises(TypeError, match="`model` is a int"):
+        SentenceRewardTrainer(7, make_args(tmp_path), train_dataset=dataset)
+    with pytest.raises(ValueError, match=r"columns \['prompt', 'chosen'\].*`rejected`"):
+        SentenceRewardTrainer(tiny_model_path, make_args(tmp_path), train_dataset=dataset.remove_columns("rejected"))
     tokenized = Dataset.from_list([{"chosen_ids": [1, 2], "rejected_ids": [1]}])
     with pytest.raises(ValueError, match="tokenized without sentences"):
         SentenceRewardTrainer(tiny_model_path, make_args(tmp_path), train_dataset=tokenized)
