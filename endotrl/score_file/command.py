@@ -9,7 +9,7 @@ from ..reporting import say
 from .heat_map_page import heat_map_page
 from .rows import STREAM
 from .run import ScoreReport, score_file
-from .sentences import sentence_page
+from .sentence_page import sentence_page
 from .storage import model_digest
 from .summary import SHOWN_SENTENCES, show_report
 
