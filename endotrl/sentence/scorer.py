@@ -4,7 +4,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from accelerate import PartialState
@@ -94,6 +94,8 @@ class SentenceScorer:
     ) -> None:
         plan_batches([], max_tokens_per_batch)  # raises now if the budget is not a budget
         resolve_dtype(dtype, torch.device("cpu"))
+        if overlong_prompt not in get_args(OverlongPrompt):
+            raise ValueError(f'`overlong_prompt` is {overlong_prompt!r}, but it must be "error" or "truncate_left".')
         if isinstance(model, str | os.PathLike):
             self._path: str | None = os.fspath(model)
             self._model: SentenceRewardModel | None = None  # loaded on first use

@@ -174,6 +174,8 @@ def test_what_is_refused(tiny_model_path: str, model_path: str, tmp_path: Path) 
         SentenceReward(tiny_model_path)
     with pytest.raises(ValueError, match="not a sentence reward model"):
         SentenceReward(AutoModelForCausalLM.from_pretrained(tiny_model_path))
+    with pytest.raises(ValueError, match="`overlong_prompt` is 'cut'"):
+        SentenceReward(model_path, overlong_prompt="cut")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="`model` is a int"):
         SentenceReward(7)
     with pytest.raises(OSError, match="nowhere"):
