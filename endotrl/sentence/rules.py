@@ -16,7 +16,7 @@ _OPENERS = r"\"'“‘„«‹(\[{「『（【〈《*_~`¿¡"
 
 # Full stops, with what closes there: quotes and brackets, also of German (.“ .«) and French (! »), emphasis, and notes ([1], ²).
 _MARK = re.compile(
-    rf"(?P<stops>\.(?:[ \u00a0]\.){{2,}}|[{_SPACED}{_UNSPACED}]++)"
+    rf"(?P<stops>[{_SPACED}{_UNSPACED}]++)"
     rf"(?:[{_CLOSERS}¹²³⁰⁴-⁹]|\[\^?\d{{1,3}}\])*+(?:[“«](?=\s|$)|[ \u00a0\u202f]»(?!\w))?"
     r"|\n\s*+"
 )
@@ -233,7 +233,7 @@ def _full_stop(text: str, mark: re.Match[str], sentence_start: int) -> int | Non
     assert opening is not None
     following = text[opening.end() : opening.end() + 20]
     lower = following[:1].islower()
-    if lower and (closed or stops.endswith(("...", "…", ". ."))):
+    if lower and (closed or stops.endswith(("...", "…"))):
         return None  # "Stop!" he said. Well... yes.
     if stops != ".":
         return start

@@ -39,7 +39,6 @@ PROSE = [
     ["Smith et al. (2019) say so, as Li et al. 2020 and Fig. A1 do.", "See Eq. (3)."],
     ["Bob a.k.a. Rob takes i.i.d. samples w.r.t. $x$.", "He ends."],
     ["So it is.[1]", "And so.[2][3]", "That too.²", "Done [4]."],
-    ["So . . . yes.", "Wait . . .", "No."],
     ["Am 3. Mai 2020 kam er, d. h. spät.", "Es war z. B. gut.", "Er war 5.", "„Ja.“", "»Nein.«", "„Gut.“ sagte er."],
     ["« Bonjour ! » dit-il.", "« Oui. »", "Elle rit."],
 ]
