@@ -277,3 +277,22 @@ def test_pooled_rewards_skip_what_tools_wrote(tiny_model_path: str) -> None:
     assert rewards.sum().item() == scores.outcomes[0]
     with pytest.raises(ValueError, match="completion_ids"):
         pooled.outcome_and_token_rewards(prompts=["a"], completions=["b"])
+
+
+def test_pooled_rewards_do_not_read_what_has_no_outcome(tiny_model_path: str) -> None:
+    class Inner:
+        def outcome_and_token_rewards(self, completion_ids: Any, **kwargs: Any) -> DenseScores:
+            rewards = [torch.empty(0), torch.ones(len(completion_ids[1]))]
+            return DenseScores([None, float(len(completion_ids[1]))], rewards, rewards)
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_path)
+    ids = tokenizer("It is. A.", add_special_tokens=False)["input_ids"]
+    pooled = SentencePooledReward(Inner(), tokenizer)
+    scores = pooled.outcome_and_token_rewards(
+        prompts=["a"] * 2, completions=["It is. A."] * 2, completion_ids=[ids] * 2
+    )
+    assert scores.outcomes == [None, len(ids)]
+    assert scores.token_rewards[1].sum() == len(ids)
+    assert scores.state_values is not None and len(scores.state_values) == 2
+    with pytest.raises(TypeError, match="`reward` is a function"):
+        SentencePooledReward(lambda **kwargs: [1.0], tokenizer)  # type: ignore[arg-type]
