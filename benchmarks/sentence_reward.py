@@ -58,8 +58,8 @@ from endotrl.scoring.batching import plan_batches
 from endotrl.sentence import SentenceRewardConfig
 from endotrl.sentence.aggregation import attention_weights, sentence_rewards
 from endotrl.sentence.encoding import pad_batch
-from endotrl.sentence.modeling import SentenceHead
-from endotrl.sentence.trainer import PairEncoder
+from endotrl.sentence.head import SentenceHead
+from endotrl.sentence.preferences import PairEncoder
 
 
 LABELS = {

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import io
 import json
 import shutil
 from pathlib import Path
@@ -6,11 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from transformers import AutoTokenizer
 
 from endotrl import SentenceReward, SentenceRewardModel
 from endotrl.cli import main
-from endotrl.sentence import SentenceRewardConfig
+from endotrl.score_file.rows import Row
+from endotrl.score_file.run import Example
+from endotrl.score_file.sentences import sentence_tables
+from endotrl.sentence import SentenceRewardConfig, SentenceTokens
+from endotrl.sentence.scorer import SentenceScores
 
 
 ROWS = [
@@ -62,11 +68,32 @@ def test_sentences_in_the_output_on_the_terminal_and_on_the_page(score: Any, mod
     # The terminal shows the sentences of the first three good rows, and no escape sequence.
     assert printed.out.count("Sentences of line") == 3
     assert "It is <b>good</b>." in printed.out and "\x1b[31m" not in printed.out
-    assert "nats" not in printed.out
+    assert "nats" not in printed.out and "per token" not in printed.out
     page = (tmp_path / "page.html").read_text()
     assert page.count("<details>") == 2
     assert "&lt;b&gt;good" in page and "<b>good" not in page
     assert "weight" in page and "nats" not in page
+    # The numbers have the same names as in the table.
+    contribution, reward, weight = expected.contributions[0], expected.sentence_rewards[1], expected.weights[1]
+    numbers = f"contribution {contribution:+.4f} · reward {reward:.4f} · weight {weight:.4f}".replace("-", "−")
+    assert numbers in page
+    assert "· 2 sentences<" in page and "· 1 sentence<" in page
+
+
+def test_many_sentences_on_a_narrow_terminal() -> None:
+    spans = [(4 * i, 4 * i + 4) for i in range(200)]
+    sentences = SentenceTokens("Ab. " * 200, spans, list(range(200)))
+    scores = SentenceScores(0.4, torch.full((201,), 0.4), torch.full((201,), 1 / 201), sentences, list(range(200)))
+    with io.StringIO() as out:
+        row = Row(line=7, prompt="Hi?", completion=sentences.text)
+        Console(file=out, width=80).print(*sentence_tables([Example(row, scores)]))
+        lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    # 0.4 / 201 is 0.0020: it is seen.
+    assert [line.split() for line in lines if " Ab." in line] == [
+        [str(i), "0.4000", "0.0050", "0.0020", "Ab."] for i in range(1, 41)
+    ]
+    assert "(160 more: see --html)" in lines[-2]
 
 
 def test_goes_on_and_leaves_sentences_out(score: Any, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """An explicit reward model: a sequence-classification checkpoint with one output, or a sentence reward model."""
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -8,19 +9,22 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from ..rewards.sentence import SentenceReward
 from ..scoring.batching import plan_batches
 from ..scoring.messages import as_messages
 from ..scoring.placement import load_config, resolve_dtype
 from ..sentence.configuration import SentenceRewardConfig
+from ..sentence.scorer import SentenceScorer
 from .engine import Engine, ScoredResponse
 from .items import Item
 
 
+logger = logging.getLogger(__name__)
+
+
 class SentenceModel:
     """
-    Scores responses with a trained [`SentenceRewardModel`], as [`SentenceReward`] does. What does not fit its context is the
-    beginning of a prompt.
+    Scores responses with a trained [`SentenceRewardModel`], as [`SentenceReward`] does. What does not fit its context is cut as
+    [`Engine`] cuts it: the end of a response, and the beginning of a prompt that is too long by itself.
 
     Args:
         path (`str`), engine ([`Engine`]), dtype (`str`, *optional*), device (`str`, *optional*):
@@ -32,13 +36,14 @@ class SentenceModel:
     def __init__(self, path: str, engine: Engine, dtype: str = "auto", device: str | None = None) -> None:
         self.name = f"reward_model:{path}"
         self._engine = engine
-        self._reward = SentenceReward(
+        self._scorer = SentenceScorer(
             path,
             max_tokens_per_batch=engine.max_tokens_per_batch,
             dtype=dtype,
             device=device,
-            overlong_prompt="truncate_left",
-        ).load()
+            cut_overlong=True,
+        )
+        self._scorer.load()
 
     def score(self, item: Item, responses: Sequence[ScoredResponse]) -> list[float]:
         """One number a response."""
@@ -48,9 +53,11 @@ class SentenceModel:
         """One number a response, for several items at once."""
         _check_no_steps(self.name, items)
         owners = [(item, response) for item in items for response in item.responses]
-        rows = self._reward.score(
+        rows = self._scorer(
             [self._engine.prompt(item) for item, _ in owners], [response for _, response in owners], progress=progress
         )
+        if cut := sum(row.cut for row in rows):
+            logger.warning("%d responses to %s are longer than the model's context, and were cut.", cut, self.name)
         flat = iter(row.score for row in rows)
         return [[next(flat) for _ in item.responses] for item in items]
 

@@ -103,6 +103,8 @@ def token_heat_map(
     entropies: Iterable[float] | None = None,
     others: Mapping[str, Iterable[float]] | None = None,
     unit: str = "token",
+    name: str = "reward",
+    decimals: int = 3,
     eos: bool = False,
     prompt: str = "",
     meta: str = "",
@@ -131,6 +133,10 @@ def token_heat_map(
             Further numbers of every token, by name.
         unit (`str`, *optional*, defaults to `"token"`):
             What the spans are.
+        name (`str`, *optional*, defaults to `"reward"`):
+            What `rewards` are called.
+        decimals (`int`, *optional*, defaults to `3`):
+            Decimals of the numbers.
         eos (`bool`, *optional*, defaults to `False`):
             Whether the last token ends the sequence. It is shown as a badge.
         prompt (`str`, *optional*):
@@ -151,22 +157,22 @@ def token_heat_map(
     >>> html = token_heat_map("A cat", [(0, 1), (1, 5)], [-2.1, -7.5], ColorScale(limit=6.0))
     ```
     """
-    columns = [("reward", [float(reward) for reward in rewards])]
+    columns = [(name, [float(reward) for reward in rewards])]
     named = (("log-prob", log_probs), ("soft value", soft_values), ("entropy", entropies), *(others or {}).items())
-    for name, values in named:
+    for title, values in named:
         if values is not None:
-            columns.append((name, [float(value) for value in values]))
-    for name, column in columns:
+            columns.append((title, [float(value) for value in values]))
+    for title, column in columns:
         surplus = len(column) - len(offsets)
-        if surplus != 0 and not (name == "soft value" and surplus == 1):
-            raise ValueError(f"There are {len(offsets)} {unit}s, but {len(column)} values of {name!r}.")
+        if surplus != 0 and not (title == "soft value" and surplus == 1):
+            raise ValueError(f"There are {len(offsets)} {unit}s, but {len(column)} values of {title!r}.")
     pieces, end = [], 0
     for i, (start, stop) in enumerate(offsets):
         if start > end:
             pieces.append(Markup('<span class="gap">{}</span>').format(_token_text(text[end:start])))
         end = max(end, stop)
         token, reward = text[start:stop], columns[0][1][i]
-        numbers = " · ".join(f"{name} {number(column[i], 3, sign=name == 'reward')}" for name, column in columns)
+        numbers = " · ".join(f"{title} {number(column[i], decimals, sign=title == name)}" for title, column in columns)
         is_eos = eos and i == len(offsets) - 1
         # The space before a word stays outside the colour: at a line's end it would hang there as a strip.
         space = " " if token.startswith(" ") and not token.isspace() else ""
@@ -185,17 +191,17 @@ def token_heat_map(
         meta=Markup('<p class="meta">{}</p>').format(plain(meta)) if meta else "",
         prompt=Markup('<div class="prompt" dir="auto">{}</div>').format(plain(prompt)) if prompt else "",
         tokens=Markup("").join(pieces),
-        extremes=_extremes(text, offsets, columns[0][1]),
+        extremes=_extremes(text, offsets, columns[0][1], decimals - 1),
     )
 
 
-def _extremes(text: str, offsets: Sequence[tuple[int, int]], rewards: Sequence[float]) -> Markup:
+def _extremes(text: str, offsets: Sequence[tuple[int, int]], rewards: Sequence[float], decimals: int) -> Markup:
     """The lowest and the highest rewards in words, for those who see no colours and point at nothing, and on paper."""
     order = sorted((i for i in range(len(rewards)) if not math.isnan(rewards[i])), key=lambda i: rewards[i])
     if len(order) < MIN_FOR_EXTREMES:
         return Markup("")
     lowest, highest = (
-        ", ".join(f"“{_brief(text[slice(*offsets[i])])}” {number(rewards[i], 2, sign=True)}" for i in chosen)
+        ", ".join(f"“{_brief(text[slice(*offsets[i])])}” {number(rewards[i], decimals, sign=True)}" for i in chosen)
         for chosen in (order[:3], order[:-4:-1])
     )
     return Markup('<p class="meta extremes" dir="auto">{}</p>').format(f"Lowest: {lowest}. Highest: {highest}.")

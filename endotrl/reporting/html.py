@@ -94,9 +94,9 @@ def page(
     return str(html)  # the page is done: no longer `Markup`, which would escape what is added
 
 
-def table(headers: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "") -> Markup:
+def table(headers: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "", decimals: int = 3) -> Markup:
     """
-    An HTML table. Numbers are aligned right and rounded to three decimals, `None` is a dash, `Markup` is kept, and
+    An HTML table. Numbers are aligned right and rounded, `None` is a dash, `Markup` is kept, and
     anything else is text. On a narrow screen it scrolls sideways by itself, under its caption and beside a first column
     of short text; columns of short text do not wrap.
 
@@ -107,6 +107,8 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]], caption: str
             Cells of each row.
         caption (`str`, *optional*):
             Text above the table.
+        decimals (`int`, *optional*, defaults to `3`):
+            Decimals of numbers.
     """
     cells = [list(row) for row in rows]
     for row in cells:
@@ -118,7 +120,9 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]], caption: str
         return Markup("<tr>{}</tr>").format(
             Markup("").join(
                 Markup("<{tag}{css}>{cell}</{tag}>").format(
-                    tag=Markup(tag), css=Markup(' class="{}"').format(kinds[i]) if kinds[i] else "", cell=_cell(cell)
+                    tag=Markup(tag),
+                    css=Markup(' class="{}"').format(kinds[i]) if kinds[i] else "",
+                    cell=_cell(cell, decimals),
                 )
                 for i, cell in enumerate(row)
             )
@@ -174,5 +178,5 @@ def _column_class(cells: Sequence[object]) -> str:
     return "s" if all(len(cell_text(cell)) <= MAX_SHORT_TEXT for cell in cells) else "w"
 
 
-def _cell(cell: object) -> Markup:
-    return cell if isinstance(cell, Markup) else escape(plain(cell_text(cell)))
+def _cell(cell: object, decimals: int) -> Markup:
+    return cell if isinstance(cell, Markup) else escape(plain(cell_text(cell, decimals)))

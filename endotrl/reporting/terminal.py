@@ -34,7 +34,11 @@ def terminal_text(text: str, limit: int = 300) -> str:
 
 
 def terminal_table(
-    headers: Sequence[str], rows: Iterable[Sequence[object]], title: str = "", fold: bool = False
+    headers: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    title: str = "",
+    fold: bool = False,
+    decimals: int = 3,
 ) -> "Table":
     """
     A table for [`rich.console.Console.print`]. Numbers are aligned right; the last column takes the width that is left;
@@ -50,13 +54,16 @@ def terminal_table(
         fold (`bool`, *optional*, defaults to `False`):
             What becomes of text that is too long for the last column: `True` lets it go on in the next line, `False` cuts
             it with an ellipsis.
+        decimals (`int`, *optional*, defaults to `3`):
+            Decimals of numbers.
     """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     def text(cell: object) -> Text:
-        return Text(cell_text(cell) if is_number(cell) else terminal_text(cell_text(cell)))
+        shown = cell_text(cell, decimals)
+        return Text(shown if is_number(cell) else terminal_text(shown))
 
     cells = [list(row) for row in rows]
     result = Table(

@@ -47,10 +47,10 @@ def is_number(cell: object) -> bool:
     return isinstance(cell, int | float) and not isinstance(cell, bool)
 
 
-def cell_text(cell: object) -> str:
+def cell_text(cell: object, decimals: int = 3) -> str:
     """A cell of a table as text: floats rounded, a dash for `None`."""
     if cell is None or isinstance(cell, float):
-        return number(cell)
+        return number(cell, decimals)
     return str(cell)
 
 

@@ -1,68 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A trained sentence-level reward model as a TRL reward function, and other rewards by sentence."""
+"""A trained sentence-level reward model as a TRL reward function."""
 
 import logging
-import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import is_peft_model
-from torch import Tensor, nn
-from tqdm.auto import tqdm
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from ..scoring.batching import plan_batches
 from ..scoring.messages import Completion, Prompt
-from ..scoring.offsets import decode_with_offsets
-from ..scoring.placement import eval_mode, load_config, resolve_dtype
 from ..scoring.rendering import OverlongPrompt
-from ..scoring.sharding import loaded_whole
 from ..sentence.configuration import SentenceRewardConfig
-from ..sentence.encoding import EncodedResponse, SentenceEncoder, SentenceTokens, pad_batch
 from ..sentence.modeling import SentenceRewardModel
-from ..sentence.segmentation import Segmenter, last_tokens, load_segmenter
+from ..sentence.scorer import SentenceScorer, SentenceScores
+from ..sentence.segmentation import Segmenter
+from ..sentence.tokens import transfer
 from .dense import DenseScores
 
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class SentenceScores:
-    r"""
-    What a sentence reward model says about one completion of `n` sentences.
-
-    Attributes:
-        score (`float`):
-            $R(y) = \sum_i a_i r_i$.
-        sentence_rewards (`torch.Tensor` of shape `(n + 1,)`):
-            $r_i$, float32. The first is the value of the prompt, the others what each sentence added.
-        weights (`torch.Tensor` of shape `(n + 1,)`):
-            $a_i$, float32.
-        sentences ([`~endotrl.sentence.SentenceTokens`]):
-            Text, spans and last tokens of the sentences, by the tokenizer of the reward model.
-        completion_ids (`list[int]`):
-            The completion's tokens, by the tokenizer of the reward model.
-    """
-
-    score: float
-    sentence_rewards: Tensor
-    weights: Tensor
-    sentences: SentenceTokens
-    completion_ids: list[int]
-
-    @property
-    def contributions(self) -> Tensor:
-        r"""
-        $a_i r_i$ of every sentence, of shape `(n,)`; they sum to the score. The first has that of the prompt with it,
-        which is earned before there is any token to give it to.
-        """
-        terms = self.weights * self.sentence_rewards
-        return torch.cat([terms[:1] + terms[1:2], terms[2:]]) if len(terms) > 1 else terms[:0]
 
 
 class SentenceReward:
@@ -128,49 +85,28 @@ class SentenceReward:
         overlong_prompt: OverlongPrompt = "error",
         chat_template_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        plan_batches([], max_tokens_per_batch)  # raises now if the budget is not a budget
-        resolve_dtype(dtype, torch.device("cpu"))
-        if isinstance(model, str | os.PathLike):
-            self._path: str | None = os.fspath(model)
-            self._model: SentenceRewardModel | None = None  # loaded on first use
-            config = load_config(self._path, trust_remote_code)
-        else:
-            if not isinstance(model, nn.Module):
-                raise TypeError(
-                    f"`model` is a {type(model).__name__}, but it must be a path or hub id, or a `SentenceRewardModel`."
-                )
-            loaded: Any = model
-            self._model = loaded.get_base_model() if is_peft_model(loaded) else loaded
-            self._path, config = None, loaded.config
-        if not isinstance(config, SentenceRewardConfig):
-            raise ValueError(
-                f"{self._path or type(model).__name__!r} is a model of type {config.model_type!r}, not a sentence reward "
-                "model. Train one on it with `SentenceRewardTrainer`."
-            )
-        self.config = config
-        self.segmenter = load_segmenter(config.segmenter) if segmenter is None else segmenter
+        self._scorer = SentenceScorer(
+            model,
+            processing_class,
+            segmenter,
+            max_tokens_per_batch,
+            dtype,
+            device,
+            trust_remote_code,
+            overlong_prompt,
+            chat_template_kwargs,
+        )
         self.policy_processing_class = policy_processing_class
-        self.max_tokens_per_batch = max_tokens_per_batch
-        self.trust_remote_code = trust_remote_code
-        self.overlong_prompt: OverlongPrompt = overlong_prompt
-        self.chat_template_kwargs = chat_template_kwargs
         self.__name__ = name  # TRL's name for a callable in logs
-        self._dtype, self._device = dtype, device
-        self._processing_class = processing_class
-        self._encoder: SentenceEncoder | None = None
         self._said_other_text = False
 
     def __repr__(self) -> str:
-        return f"SentenceReward({self._path or self.config._name_or_path!r}, name={self.__name__!r})"
+        return f"SentenceReward({self._scorer.name!r}, name={self.__name__!r})"
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Weights are not pickled, but loaded again on first use."""
-        if self._path is None:
-            raise TypeError(
-                "A sentence reward made from a loaded model cannot be pickled, because weights are not pickled. Save the "
-                "model, and make the reward from its path."
-            )
-        return {**self.__dict__, "_model": None, "_encoder": None}
+    @property
+    def config(self) -> SentenceRewardConfig:
+        """Configuration of the model."""
+        return self._scorer.config
 
     def __call__(
         self,
@@ -260,38 +196,7 @@ class SentenceReward:
         Returns:
             `list[SentenceScores]`, in the order given.
         """
-        rows = self._encode(prompts, completions, completion_ids)
-        results: list[SentenceScores | None] = [None] * len(rows)
-        model = self._load()
-        device = model.device
-        with (
-            torch.no_grad(),
-            eval_mode(model),
-            tqdm(total=len(rows), desc="Scoring", unit=" completions", disable=not progress) as bar,
-        ):
-            for batch in plan_batches([len(row.input_ids) for row in rows], self.max_tokens_per_batch):
-                inputs = pad_batch([(rows[i].input_ids, rows[i].sentence_ends) for i in batch], pad_token_id=0)
-                output = model(**{key: tensor.to(device) for key, tensor in inputs.items()})
-                scores = output.logits.squeeze(-1).cpu()  # (B,)
-                rewards, weights = output.sentence_rewards.cpu(), output.weights.cpu()  # (B, N)
-                for j, i in enumerate(batch):
-                    count = len(rows[i].sentence_ends)
-                    results[i] = SentenceScores(
-                        scores[j].item(),
-                        rewards[j, :count].clone(),
-                        weights[j, :count].clone(),
-                        rows[i].sentences,
-                        rows[i].completion_ids,
-                    )
-                bar.update(len(batch))
-        scored = [result for result in results if result is not None]
-        bad = [i for i, row in enumerate(scored) if not torch.isfinite(torch.tensor(row.score))]
-        if bad:
-            raise ValueError(
-                f"The sentence reward model gives NaN or infinite scores for rows {', '.join(map(str, bad[:10]))} of "
-                f'{len(scored)}. Its weights are damaged, or its dtype is too narrow: try `dtype="float32"`.'
-            )
-        return scored
+        return self._scorer(prompts, completions, completion_ids, progress)
 
     def attach(self, trainer: Any) -> "SentenceReward":
         """
@@ -315,47 +220,8 @@ class SentenceReward:
         Returns:
             This reward.
         """
-        self._tokenizer()
-        self._load()
+        self._scorer.load()
         return self
-
-    def _load(self) -> SentenceRewardModel:
-        if self._model is None:
-            assert self._path is not None
-            device = PartialState().device if self._device is None else torch.device(self._device)
-            with loaded_whole():
-                model = SentenceRewardModel.from_pretrained(self._path, dtype=resolve_dtype(self._dtype, device))
-            self._model = model.to(device).eval().requires_grad_(False)
-        return self._model
-
-    def _tokenizer(self) -> PreTrainedTokenizerBase:
-        if self._processing_class is None:
-            name = self._path or self.config._name_or_path
-            if not name:
-                raise ValueError(
-                    "The model instance given to the sentence reward was not loaded from a path or the hub, so its "
-                    "tokenizer cannot be found. Pass it as `processing_class`."
-                )
-            self._processing_class = AutoTokenizer.from_pretrained(name, trust_remote_code=self.trust_remote_code)
-        return self._processing_class
-
-    def _encode(
-        self,
-        prompts: Sequence[Prompt],
-        completions: Sequence[Completion],
-        completion_ids: Sequence[Sequence[int]] | None,
-    ) -> list[EncodedResponse]:
-        if self._encoder is None:
-            self._encoder = SentenceEncoder(
-                self._tokenizer(),
-                self.config,
-                self.segmenter,
-                # Not every family has a limit (state-space models have none).
-                max_length=getattr(self.config.get_text_config(), "max_position_embeddings", None),
-                overlong_prompt=self.overlong_prompt,
-                chat_template_kwargs=self.chat_template_kwargs,
-            )
-        return self._encoder(prompts, completions, completion_ids)
 
     def _token_rewards(self, row: SentenceScores, ids: list[int] | None) -> Tensor:
         tokens = row.sentences.last_tokens
@@ -376,18 +242,14 @@ class SentenceReward:
                 "Policy and reward model have different tokenizers, and rewards of sentences go to tokens of the policy. Pass "
                 "its tokenizer as `policy_processing_class`, or call `reward.attach(trainer)`."
             )
-        text, offsets = decode_with_offsets(self.policy_processing_class, ids)
-        # Templates and tokenizers differ in whitespace: a place is found in both texts by the other characters before it.
-        visible = [position for position, character in enumerate(text) if not character.isspace()]
-        pieces = ["".join(row.sentences.text[start:end].split()) for start, end in row.sentences.spans[:-1]]
-        if not "".join(text.split()).startswith("".join(pieces)) and not self._said_other_text:
+        tokens, exact = transfer(row.sentences, self.policy_processing_class, ids)
+        if not exact and not self._said_other_text:
             logger.warning(
                 "The reward model's tokenizer changes the text of completions, so that the ends of sentences among the "
                 "policy's tokens are approximate. (Said once.)"
             )
             self._said_other_text = True
-        ends = [visible[count] if count < len(visible) else len(text) for count in accumulate(map(len, pieces))]
-        return last_tokens(text, list(zip([0, *ends], [*ends, len(text)], strict=True)), offsets)
+        return tokens
 
     def _log(
         self,

@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..scoring.messages import Completion, Prompt
-from ..sentence.encoding import find_sentences
 from ..sentence.segmentation import Segmenter, load_segmenter
+from ..sentence.tokens import find_sentences
 from .dense import DenseReward, DenseScores
 
 
@@ -54,6 +54,11 @@ class SentencePooledReward:
         segmenter: str | Segmenter = "rules",
         name: str = "sentence_pooled_reward",
     ) -> None:
+        if not isinstance(reward, DenseReward):
+            raise TypeError(
+                f"`reward` is a {type(reward).__name__}, which has no rewards of tokens to sum over sentences. Pass a "
+                "`DenseReward`, such as an `EndogenousReward`."
+            )
         self.reward = reward
         self.processing_class = processing_class
         self.segmenter = load_segmenter(segmenter) if isinstance(segmenter, str) else segmenter
@@ -84,22 +89,22 @@ class SentencePooledReward:
                 prompts=prompts, completions=completions, completion_ids=completion_ids, **kwargs
             )
         )
-        ends = [
-            self._ends(list(ids), completion, rewards)
-            for ids, completion, rewards in zip(completion_ids, completions, scores.token_rewards, strict=True)
-        ]
-        pooled = [pool(rewards, row_ends) for rewards, row_ends in zip(scores.token_rewards, ends, strict=True)]
-        if scores.state_values is None:
-            return DenseScores(scores.outcomes, pooled)
-        # What was earned up to the token and not paid yet.
-        owed = [
-            rewards.double().cumsum(0) - rewards - (paid.double().cumsum(0) - paid)
-            for rewards, paid in zip(scores.token_rewards, pooled, strict=True)
-        ]
-        values = [values + debt.float() for values, debt in zip(scores.state_values, owed, strict=True)]
-        return DenseScores(scores.outcomes, pooled, values)
+        pooled, values = [], []
+        for i, (outcome, rewards) in enumerate(zip(scores.outcomes, scores.token_rewards, strict=True)):
+            # What has no outcome is not read, whatever it is.
+            paid = (
+                rewards if outcome is None else pool(rewards, self._ends(completion_ids[i], completions[i], rewards))
+            )
+            pooled.append(paid)
+            if scores.state_values is not None and outcome is not None:
+                # What was earned up to the token and not paid yet.
+                owed = rewards.double().cumsum(0) - rewards - (paid.double().cumsum(0) - paid)
+                values.append(scores.state_values[i] + owed.float())
+            elif scores.state_values is not None:
+                values.append(scores.state_values[i])
+        return DenseScores(scores.outcomes, pooled, None if scores.state_values is None else values)
 
-    def _ends(self, ids: list[int], completion: Completion, rewards: Tensor) -> list[int]:
+    def _ends(self, ids: Sequence[int], completion: Completion, rewards: Tensor) -> list[int]:
         # What a tool wrote has no reward, and cannot carry one: trainers mask it.
         has_tools = not isinstance(completion, str) and len(completion) > 1
         positions = rewards.nonzero().flatten().tolist() if has_tools else range(len(ids))

@@ -14,8 +14,9 @@ from .sentences import sentence_record
 
 if TYPE_CHECKING:
     from ..rewards.endogenous import EndogenousReward
-    from ..rewards.sentence import SentenceReward, SentenceScores
+    from ..rewards.sentence import SentenceReward
     from ..scoring.token_stats import TokenStats
+    from ..sentence.scorer import SentenceScores
 
 
 DECIMALS = 6  # of rewards in the output, in nats: float32 has no more to give

@@ -19,8 +19,9 @@ from .tally import Tally
 
 if TYPE_CHECKING:
     from ..rewards.endogenous import EndogenousReward
-    from ..rewards.sentence import SentenceReward, SentenceScores
+    from ..rewards.sentence import SentenceReward
     from ..scoring.token_stats import TokenStats
+    from ..sentence.scorer import SentenceScores
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from .. import __version__
 from ..reporting import ColorScale, legend, number, page, plain, table, token_heat_map
 from .rows import message_text
 from .run import ScoreReport
-from .sentences import HEADERS, sentence_rows
+from .sentences import HEADERS, SHOWN_DECIMALS, sentence_rows
 from .summary import summary_lines
 
 
@@ -29,6 +29,7 @@ def sentence_page(
     for example in examples:
         scores = example.stats
         name = f"line {example.row.line}" + (f" · id {example.row.extra['id']}" if "id" in example.row.extra else "")
+        count = len(scores.sentences.spans)
         blocks.append(
             token_heat_map(
                 scores.sentences.text,
@@ -36,14 +37,20 @@ def sentence_page(
                 scores.contributions.tolist(),
                 scale,
                 unit="sentence",
-                others={"r": scores.sentence_rewards[1:].tolist(), "weight": scores.weights[1:].tolist()},
+                name="contribution",
+                decimals=SHOWN_DECIMALS,
+                others={"reward": scores.sentence_rewards[1:].tolist(), "weight": scores.weights[1:].tolist()},
                 prompt=message_text(example.row.prompt),
-                meta=f"{name} · score {number(scores.score)} · {len(scores.sentences.spans)} sentences",
+                meta=f"{name} · score {number(scores.score)} · {count:,} sentence{'' if count == 1 else 's'}",
             )
         )
         blocks.append(
             Markup("<details><summary>Sentences</summary>{}</details>").format(
-                table(HEADERS, [[*row[:-1], plain(str(row[-1]))] for row in sentence_rows(scores)])
+                table(
+                    HEADERS,
+                    [[*row[:-1], plain(str(row[-1]))] for row in sentence_rows(scores)],
+                    decimals=SHOWN_DECIMALS,
+                )
             )
         )
     return page(
@@ -53,7 +60,7 @@ def sentence_page(
             ("Settings", table(["setting", "value"], [["segmenter", reward.config.segmenter]])),
         ],
         lead=f"The sentence reward model {args.model}, for the first {len(examples)} rows. A sentence's contribution is its "
-        "weight a times its reward r; with the prompt's, which the first sentence has in its own, they sum to the score. "
+        "weight times its reward; with the prompt's, which the first sentence has in its own, they sum to the score. "
         + " ".join(summary_lines(report, output, unit="")),
         footer=f"endotrl {__version__} · {command}",
     )

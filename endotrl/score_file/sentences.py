@@ -11,10 +11,12 @@ from .rows import Row
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ..rewards.sentence import SentenceScores
+    from ..sentence.scorer import SentenceScores
     from .run import Example
 
 DECIMALS = 6
+SHOWN_DECIMALS = 4  # the contributions of long responses are small
+MAX_SHOWN = 40  # sentences of a response on the terminal
 HEADERS = ["", "reward", "weight", "contribution", "sentence"]
 
 
@@ -51,7 +53,12 @@ def sentence_rows(scores: "SentenceScores") -> list[list[object]]:
 
 def sentence_tables(examples: Sequence["Example"]) -> list["Table"]:
     """Tables of the sentences of rows, for the terminal."""
-    return [
-        terminal_table(HEADERS, sentence_rows(example.stats), f"Sentences of line {example.row.line}")
-        for example in examples
-    ]
+    tables = []
+    for example in examples:
+        rows = sentence_rows(example.stats)
+        left_out = len(rows) - 1 - MAX_SHOWN
+        if left_out > 0:
+            rows[1 + MAX_SHOWN :] = [[None] * 4 + [f"({left_out:,} more: see --html)"]]
+        title = f"Sentences of line {example.row.line}"
+        tables.append(terminal_table(HEADERS, rows, title, decimals=SHOWN_DECIMALS))
+    return tables

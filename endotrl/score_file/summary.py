@@ -25,9 +25,10 @@ def show_report(report: ScoreReport, args: argparse.Namespace, output: str, by_s
     tables = [("Highest rewards", tally.top[: args.top])] if args.top else []
     tables += [("Lowest rewards", tally.bottom[: args.bottom])] if args.bottom else []
     for title, rows in tables or [("First rows", tally.head[:10])]:
-        cells = [_table_row(row, record) for row, record in rows]
+        per_token = [] if by_sentence else ["per token"]
+        cells = [_table_row(row, record, by_sentence) for row, record in rows]
         console.print()
-        console.print(terminal_table(["line", "reward", "tokens", "per token", "completion"], cells, title))
+        console.print(terminal_table(["line", "reward", "tokens", *per_token, "completion"], cells, title))
     if by_sentence:
         for sentences in sentence_tables(report.examples[:SHOWN_SENTENCES]):
             console.print()
@@ -39,10 +40,11 @@ def show_report(report: ScoreReport, args: argparse.Namespace, output: str, by_s
             console.print(f"{what}: {path}", markup=False, soft_wrap=True)
 
 
-def _table_row(row: Row, record: dict[str, Any]) -> list[object]:
+def _table_row(row: Row, record: dict[str, Any], by_sentence: bool) -> list[object]:
     error = record.get("error") or record.get("reason")
     text = f"({error})" if error else message_text(row.completion)
-    return [row.line, record["reward"], record.get("num_tokens"), record.get("reward_per_token"), text]
+    per_token = [] if by_sentence else [record.get("reward_per_token")]
+    return [row.line, record["reward"], record.get("num_tokens"), *per_token, text]
 
 
 def summary_lines(report: ScoreReport, output: str, unit: str = " nats") -> list[str]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from .._lazy import attach
 from .rules import RuleSegmenter
-from .segmentation import SatSegmenter, Segmenter, last_tokens, load_segmenter
+from .segmentation import SatSegmenter, Segmenter, load_segmenter
 
 
 __all__ = [
@@ -27,8 +27,9 @@ __all__ = [
 
 if TYPE_CHECKING:
     from .configuration import SentenceRewardConfig
-    from .encoding import EncodedResponse, SentenceEncoder, SentenceTokens, find_sentences
+    from .encoding import EncodedResponse, SentenceEncoder
     from .modeling import SentenceRewardModel, SentenceRewardOutput
+    from .tokens import SentenceTokens, find_sentences, last_tokens
     from .trainer import SentenceRewardTrainer
     from .trainer_config import SentenceRewardTrainerConfig
 
@@ -42,8 +43,9 @@ _LOCATIONS = {
     "SentenceRewardOutput": ".modeling",
     "SentenceRewardTrainer": ".trainer",
     "SentenceRewardTrainerConfig": ".trainer_config",
-    "SentenceTokens": ".encoding",
-    "find_sentences": ".encoding",
+    "SentenceTokens": ".tokens",
+    "find_sentences": ".tokens",
+    "last_tokens": ".tokens",
 }
 
 __getattr__, __dir__ = attach(__name__, _LOCATIONS, __all__)

@@ -58,7 +58,13 @@ class SentenceRewardConfig(PretrainedConfig):
         **kwargs: Any,
     ) -> None:
         if isinstance(backbone_config, dict):
-            backbone_config = CONFIG_MAPPING[backbone_config["model_type"]](**backbone_config)
+            kind = backbone_config.get("model_type")
+            if kind not in CONFIG_MAPPING:
+                raise ValueError(
+                    f"`backbone_config` is of type {kind!r}, which this version of transformers does not know. Install the "
+                    "version with which the model was trained."
+                )
+            backbone_config = CONFIG_MAPPING[kind](**backbone_config)
         if aggregator not in get_args(Aggregator):
             raise ValueError(f'`aggregator` is {aggregator!r}, but it must be "attention" or "sum".')
         if attention_dim < 2 or attention_dim % 2:
@@ -67,6 +73,8 @@ class SentenceRewardConfig(PretrainedConfig):
             )
         if attention_init not in get_args(AttentionInit):
             raise ValueError(f'`attention_init` is {attention_init!r}, but it must be "orthogonal" or "equal".')
+        if not rope_theta > 0.0:
+            raise ValueError(f"`rope_theta` is {rope_theta}, but the base of angles must be positive.")
         if max_sentences < 1:
             raise ValueError(f"`max_sentences` is {max_sentences}, but a response must be allowed one sentence.")
         self.backbone_config: PretrainedConfig | None = backbone_config

@@ -3,7 +3,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,35 +11,16 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..scoring.messages import Completion, Prompt
-from ..scoring.offsets import decode_with_offsets
 from ..scoring.rendering import OverlongPrompt, Rendered, Renderer
 from .configuration import SentenceRewardConfig
-from .segmentation import Segmenter, check_tiling, last_tokens, load_segmenter
+from .segmentation import Segmenter, load_segmenter
+from .tokens import SentenceTokens, find_sentences
 
 
 logger = logging.getLogger(__name__)
 
 # Stands in `input_ids` where a marker is; the model does not read it there.
 PLACEHOLDER = 0
-
-
-@dataclass(frozen=True)
-class SentenceTokens:
-    """
-    The sentences of one completion.
-
-    Attributes:
-        text (`str`):
-            The completion, decoded with its special tokens.
-        spans (`list[tuple[int, int]]`):
-            Characters of each sentence in `text`. Special tokens behind a sentence, such as EOS, belong to it.
-        last_tokens (`list[int]`):
-            Position in the completion of the token that ends each sentence; rising.
-    """
-
-    text: str
-    spans: list[tuple[int, int]]
-    last_tokens: list[int]
 
 
 @dataclass(frozen=True)
@@ -56,12 +37,15 @@ class EncodedResponse:
             The sentences.
         completion_ids (`list[int]`):
             Tokens of the response, without markers.
+        cut (`bool`):
+            `True` if the row was too long, and its prompt or response lost something.
     """
 
     input_ids: list[int]
     sentence_ends: list[int]
     sentences: SentenceTokens
     completion_ids: list[int]
+    cut: bool = False
 
 
 class SentenceEncoder:
@@ -87,6 +71,9 @@ class SentenceEncoder:
             What to do with a longer row: `"error"`, or `"truncate_left"` to drop the beginning of its prompt.
         chat_template_kwargs (`dict[str, Any]`, *optional*):
             Further arguments for the chat template.
+        cut_overlong (`bool`, *optional*, defaults to `False`):
+            Whether to cut a longer row whatever is too long in it, as evaluations do: the end of its response; and if the
+            prompt leaves less than a quarter of `max_length` for the response, the beginning of its prompt.
     """
 
     def __init__(
@@ -97,6 +84,7 @@ class SentenceEncoder:
         max_length: int | None = None,
         overlong_prompt: OverlongPrompt = "error",
         chat_template_kwargs: dict[str, Any] | None = None,
+        cut_overlong: bool = False,
     ) -> None:
         text_config = config.get_text_config()
         eos = [text_config.eos_token_id, tokenizer.eos_token_id]
@@ -105,6 +93,7 @@ class SentenceEncoder:
         self.segmenter = load_segmenter(config.segmenter) if segmenter is None else segmenter
         self.max_length = max_length
         self.overlong_prompt = overlong_prompt
+        self.cut_overlong = cut_overlong
         self._renderer = Renderer(
             tokenizer,
             eos_token_ids=[i for ids in eos if ids is not None for i in (ids if isinstance(ids, list) else [ids])],
@@ -137,6 +126,21 @@ class SentenceEncoder:
         return [self._encode(number, row) for number, row in enumerate(rows)]
 
     def _encode(self, number: int, row: Rendered) -> EncodedResponse:
+        encoded = self._with_markers(row)
+        excess = 0 if self.max_length is None else len(encoded.input_ids) - self.max_length
+        if excess <= 0:
+            return encoded
+        if self.cut_overlong:
+            return self._cut(row, encoded)
+        if self.overlong_prompt == "error" or excess >= len(row.prompt_ids):
+            raise ValueError(
+                f"Row {number} has {len(encoded.input_ids)} tokens and markers, more than the {self.max_length} that the "
+                f"reward model can read, of which its prompt has {len(row.prompt_ids)}. Shorten it"
+                + (', or pass `overlong_prompt="truncate_left"`.' if excess < len(row.prompt_ids) else ".")
+            )
+        return replace(self._with_markers(replace(row, prompt_ids=row.prompt_ids[excess:])), cut=True)
+
+    def _with_markers(self, row: Rendered) -> EncodedResponse:
         sentences = self._limit(
             find_sentences(self.tokenizer, self.segmenter, row.completion_ids, row.action_positions)
         )
@@ -148,17 +152,20 @@ class SentenceEncoder:
             input_ids += [*row.completion_ids[start : last + 1], *marker]
             sentence_ends.append(len(input_ids) - 1)
             start = last + 1
-        excess = 0 if self.max_length is None else len(input_ids) - self.max_length
-        if excess > 0:
-            if self.overlong_prompt == "error" or excess >= len(row.prompt_ids):
-                raise ValueError(
-                    f"Row {number} has {len(input_ids)} tokens and markers, more than the {self.max_length} that the "
-                    f"reward model can read, of which its prompt has {len(row.prompt_ids)}. Shorten it"
-                    + (', or pass `overlong_prompt="truncate_left"`.' if excess < len(row.prompt_ids) else ".")
-                )
-            input_ids = input_ids[excess:]
-            sentence_ends = [end - excess for end in sentence_ends]
         return EncodedResponse(input_ids, sentence_ends, sentences, row.completion_ids)
+
+    def _cut(self, row: Rendered, encoded: EncodedResponse) -> EncodedResponse:
+        assert self.max_length is not None
+        response = len(encoded.input_ids) - len(row.prompt_ids)
+        row = replace(row, prompt_ids=row.prompt_ids[-(self.max_length - min(response, self.max_length // 4)) :])
+        encoded = self._with_markers(row)
+        while (excess := len(encoded.input_ids) - self.max_length) > 0:
+            # Without some tokens there are fewer sentences, and so fewer markers; rarely more.
+            length = len(row.completion_ids) - excess
+            positions = [position for position in row.action_positions if position < length]
+            row = replace(row, completion_ids=row.completion_ids[:length], action_positions=positions, finished=False)
+            encoded = self._with_markers(row)
+        return replace(encoded, cut=True)
 
     def _limit(self, sentences: SentenceTokens) -> SentenceTokens:
         limit = self.config.max_sentences
@@ -176,59 +183,6 @@ class SentenceEncoder:
             [*spans[: limit - 1], (spans[limit - 1][0], spans[-1][1])],
             [*tokens[: limit - 1], tokens[-1]],
         )
-
-
-def find_sentences(
-    tokenizer: PreTrainedTokenizerBase,
-    segmenter: Segmenter,
-    ids: Sequence[int],
-    positions: Sequence[int] | None = None,
-) -> SentenceTokens:
-    """
-    The sentences that token ids write.
-
-    Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer of the ids.
-        segmenter ([`Segmenter`]):
-            Splits text into sentences.
-        ids (`Sequence[int]`):
-            Token ids of a completion.
-        positions (`Sequence[int]`, *optional*):
-            Positions in `ids` that the policy wrote, rising; all by default. Sentences lie and end there only: what a tool
-            wrote in between separates them and is in none.
-
-    Raises:
-        `ValueError`: If the segmenter's spans do not tile the text.
-    """
-    text, offsets = decode_with_offsets(tokenizer, ids)
-    special = set(tokenizer.all_special_ids)
-    spans: list[tuple[int, int]] = []
-    ends: list[int] = []
-    for first, last in _runs(range(len(ids)) if positions is None else positions):
-        end = last  # of what is text: special tokens that follow belong to the last sentence
-        while end >= first and ids[end] in special:
-            end -= 1
-        run_start, run_end = offsets[first][0], offsets[last][1]
-        run_text = text[run_start : offsets[end][1]] if end >= first else ""
-        run_spans = [(a + run_start, b + run_start) for a, b in segmenter(run_text)]
-        check_tiling(run_text, [(a - run_start, b - run_start) for a, b in run_spans])
-        tokens = (
-            [first + token for token in last_tokens(text, run_spans, offsets[first : end + 1])] if run_spans else []
-        )
-        if not run_spans:
-            if ends:  # nothing but special tokens after a tool's turn
-                spans[-1], ends[-1] = (spans[-1][0], run_end), last
-                continue
-            run_spans, tokens = [(run_start, run_end)], [last]
-        run_spans[-1], tokens[-1] = (run_spans[-1][0], run_end), last
-        for span, token in zip(run_spans, tokens, strict=True):
-            if ends and token == ends[-1]:  # one token writes both
-                spans[-1] = (spans[-1][0], span[1])
-            else:
-                spans.append(span)
-                ends.append(token)
-    return SentenceTokens(text, spans, ends)
 
 
 def pad_batch(
@@ -259,14 +213,3 @@ def pad_batch(
         attention_mask[i, : len(ids)] = 1
         sentence_ends[i, : len(ends)] = torch.tensor(ends)
     return {"input_ids": input_ids, "attention_mask": attention_mask, "sentence_ends": sentence_ends}
-
-
-def _runs(positions: Sequence[int]) -> list[tuple[int, int]]:
-    """First and last of each run of consecutive positions."""
-    runs: list[tuple[int, int]] = []
-    for position in positions:
-        if runs and position == runs[-1][1] + 1:
-            runs[-1] = (runs[-1][0], position)
-        else:
-            runs.append((position, position))
-    return runs

@@ -3,19 +3,20 @@
 
 import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils import ModelOutput
 
 from .aggregation import attention_weights, sentence_rewards
 from .configuration import SentenceRewardConfig
+from .head import SentenceHead
 
 
 @dataclass
@@ -39,33 +40,6 @@ class SentenceRewardOutput(ModelOutput):
     logits: Tensor | None = None
     sentence_rewards: Tensor | None = None
     weights: Tensor | None = None
-
-
-class SentenceHead(nn.Module):
-    """
-    Value, query and key of a state, in float32 whatever its dtype is: rewards are small differences of values.
-
-    Args:
-        config ([`SentenceRewardConfig`]):
-            Configuration of the model.
-    """
-
-    def __init__(self, config: SentenceRewardConfig) -> None:
-        super().__init__()
-        self.value = nn.Linear(config.hidden_size, 1)
-        if config.aggregator == "attention":
-            self.query = nn.Linear(config.hidden_size, config.attention_dim, bias=False)
-            self.key = nn.Linear(config.hidden_size, config.attention_dim, bias=False)
-        self.has_attention = config.aggregator == "attention"
-
-    def forward(self, states: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Values of shape `(batch_size, N)`, and queries and keys of shape `(batch_size, N, d)`; float32."""
-        states = states.float()
-        with torch.autocast(states.device.type, enabled=False):
-            values = _linear(self.value, states).squeeze(-1)
-            if not self.has_attention:
-                return values, None, None
-            return values, _linear(self.query, states), _linear(self.key, states)
 
 
 class SentenceRewardModel(PreTrainedModel):
@@ -111,6 +85,11 @@ class SentenceRewardModel(PreTrainedModel):
 
     def __init__(self, config: SentenceRewardConfig, backbone: PreTrainedModel | None = None) -> None:
         super().__init__(config)
+        if config.backbone_config is None:
+            raise ValueError(
+                "The configuration has no `backbone_config`: it does not say which language model reads the text. Build a "
+                "reward model on one with `SentenceRewardModel.from_backbone`."
+            )
         self.backbone = AutoModel.from_config(config.backbone_config) if backbone is None else backbone
         self.marker = nn.Embedding(1, config.hidden_size) if config.marker else None
         self.sentence_head = SentenceHead(config)
@@ -177,17 +156,38 @@ class SentenceRewardModel(PreTrainedModel):
         """
         Loads a trained sentence reward model, see [`~transformers.PreTrainedModel.from_pretrained`]. From a folder in which
         [`SentenceRewardTrainer`] saved a LoRA adapter, it loads the base model with the adapter merged.
+
+        Raises:
+            `OSError`: If there is no model of that name, or it lacks weights.
+            `ValueError`: If it is another kind of model.
         """
         path = str(pretrained_model_name_or_path)
-        if not os.path.isfile(os.path.join(path, "adapter_config.json")):
-            return super().from_pretrained(path, *args, **kwargs)
+        if os.path.isfile(os.path.join(path, "adapter_config.json")):
+            return cls._from_adapter(path, *args, **kwargs)
+        if "config" not in kwargs:
+            kind = PretrainedConfig.get_config_dict(path, **kwargs)[0].get("model_type")
+            if kind != SentenceRewardConfig.model_type:
+                raise ValueError(
+                    f"{path!r} is a model of type {kind!r}, not a sentence reward model. Train one on it with "
+                    "`SentenceRewardTrainer`, or build an untrained one with `SentenceRewardModel.from_backbone`."
+                )
+        with_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
+        _check_complete(path, info["missing_keys"])
+        return (model, info) if with_info else model  # type: ignore[return-value]
+
+    @classmethod
+    def _from_adapter(cls, path: str, *args: Any, **kwargs: Any) -> "SentenceRewardModel":
         from peft import PeftConfig, PeftModel
 
-        base = PeftConfig.from_pretrained(path).base_model_name_or_path
+        peft_config = PeftConfig.from_pretrained(path)
+        base = peft_config.base_model_name_or_path
         if isinstance(AutoConfig.from_pretrained(base), SentenceRewardConfig):
             model = cls.from_pretrained(base, *args, **kwargs)
         else:
-            model = cls.from_backbone(base, SentenceRewardConfig.from_pretrained(path), **kwargs)
+            config = SentenceRewardConfig.from_pretrained(path)
+            _check_complete(path, set(new_modules(config)) - set(peft_config.modules_to_save or []))
+            model = cls.from_backbone(base, config, **kwargs)
         return PeftModel.from_pretrained(model, path).merge_and_unload()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -278,9 +278,18 @@ class SentenceRewardModel(PreTrainedModel):
         )
 
 
-def _linear(layer: nn.Linear, inputs: Tensor) -> Tensor:
-    bias = None if layer.bias is None else layer.bias.float()
-    return nn.functional.linear(inputs, layer.weight.float(), bias)
+def new_modules(config: SentenceRewardConfig) -> list[str]:
+    """Names of the modules without pretrained weights: trained and saved whole where the backbone gets an adapter."""
+    return ["sentence_head", *(["marker"] if config.marker else [])]
+
+
+def _check_complete(path: str, missing: Collection[str]) -> None:
+    if missing:
+        # transformers fills them with random numbers.
+        raise OSError(
+            f"The sentence reward model {path!r} lacks weights: {', '.join(sorted(missing)[:5])}"
+            f"{', ...' if len(missing) > 5 else ''}. It was cut off while it was saved or downloaded, or saved without them."
+        )
 
 
 @contextmanager

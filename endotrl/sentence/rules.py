@@ -4,6 +4,8 @@
 import re
 from bisect import bisect_right
 
+from .abbreviations import AMBIGUOUS, INNER, MONTHS, NUMBERED, STARTERS, TITLES
+
 
 # Ends a sentence where whitespace, or the end of the line, follows.
 _SPACED = ".!?…"
@@ -12,21 +14,30 @@ _UNSPACED = "。！？｡．।॥؟۔։።។။"
 _CLOSERS = r"\"'”’»›)\]}」』）】〉》*_~`"
 _OPENERS = r"\"'“‘„«‹(\[{「『（【〈《*_~`¿¡"
 
-_MARK = re.compile(rf"[{_SPACED}{_UNSPACED}]++[{_CLOSERS}]*+|\n\s*+")
+# Full stops, with what closes there: quotes and brackets, also of German (.“ .«) and French (! »), emphasis, and notes ([1], ²).
+_MARK = re.compile(
+    rf"(?P<stops>[{_SPACED}{_UNSPACED}]++)"
+    rf"(?:[{_CLOSERS}¹²³⁰⁴-⁹]|\[\^?\d{{1,3}}\])*+(?:[“«](?=\s|$)|[ \u00a0\u202f]»(?!\w))?"
+    r"|\n\s*+"
+)
 _SPACE = re.compile(r"\s*+")
 _OPENING = re.compile(rf"[{_OPENERS}]*+")
-_WORD_BEFORE = re.compile(r"[\w.'’-]+$")
+# With the letter before a single one: z. B., J. K.
+_WORD_BEFORE = re.compile(r"(?:(?<![\w.])[^\W\d_]\.[ \u00a0\u202f](?=[^\W\d_]$))?[\w.'’-]+$")
+_LETTERS = re.compile(r"(?:[^\W\d_]\.)*[^\W\d_]")
 _WORD = re.compile(r"\w")
-# What a list item starts with: "- ", "1. ", "(a) ", "iv) ", also in bold or as a heading.
-_ITEM = re.compile(r"[#>*_ \t]{0,8}(?:[-*+•‣◦▪–]|\(?(?:\d{1,4}|[A-Za-z]|[ivxIVX]{2,5})[.)．、])(?:[*_]{0,3})(?=\s)")
+# What a list item starts with: "- ", "1. ", "1.2. ", "(a) ", "iv) ", also in bold or as a heading.
+_ITEM = re.compile(
+    r"[#>*_ \t]{0,8}(?:[-*+•‣◦▪–]|\(?(?:\d{1,4}(?:\.\d{1,2}){0,3}|[A-Za-z]|[ivxIVX]{2,5})[.)．、])(?:[*_]{0,3})(?=\s)"
+)
 # A line that is a unit of its own, or starts one: heading, quote, table row, rule.
-_BLOCK_LINE = re.compile(r"[ \t]*(?:#{1,6}\s|>|\||(?:[-*_][ \t]*){3,}$)", re.MULTILINE)
+_BLOCK_LINE = re.compile(r"[ \t]*(?:#{1,6}\s|>|\||(?:[-*_][ \t\r]*){3,}$)", re.MULTILINE)
 
 # Openers of spans in which nothing ends a sentence. Escaped characters come first, so that `\$` and `\\[2pt]` open none.
 _PROTECTED = re.compile(
     r"\\\\|\\\$|\\`"
-    r"|(?P<fence>^[ \t>]*(?P<ticks>`{3,}|~{3,})[^\n]*)"
-    r"|(?P<table>^[ \t]*\|[^\n]*)"
+    r"|(?P<fence>^[ \t>]*(?:(?:[-*+]|\d{1,4}[.)])[ \t]+)?(?P<ticks>`{3,}+(?=[^`\n]*$)|~{3,})[^\n]*)"
+    r"|(?P<line>^[ \t]*(?:\|[^\n]*|\#{1,6}[ \t][^\n]{0,120}$))"  # table row or heading
     r"|(?P<url>(?:https?://|www\.)[^\s<>\"“”「」。！？]+)"
     r"|(?P<code>`+)"
     r"|(?P<display>\$\$|\\\[|\\\(|\\begin\{(?P<environment>[A-Za-z]+\*?)\})"
@@ -34,48 +45,12 @@ _PROTECTED = re.compile(
     re.MULTILINE,
 )
 _FENCE_END = {
-    "`": re.compile(r"^[ \t>]*(`{3,})[ \t]*$", re.MULTILINE),
-    "~": re.compile(r"^[ \t>]*(~{3,})[ \t]*$", re.MULTILINE),
+    "`": re.compile(r"^[ \t>]*(`{3,})[ \t\r]*$", re.MULTILINE),
+    "~": re.compile(r"^[ \t>]*(~{3,})[ \t\r]*$", re.MULTILINE),
 }
 _DISPLAY_END = {"$$": "$$", r"\[": r"\]", r"\(": r"\)"}
 # Longer "formulas" are openers that nobody closed. The bound keeps the search linear in the length of the text.
 _LONGEST_FORMULA, _LONGEST_INLINE = 5000, 1000
-
-# Stand before a name, with a capital: Dr. Li, but "one more rep. Then".
-_TITLES = frozenset(
-    """
-    adm brig capt cmdr col comdr cpl dr drs fr frau gen gov herr hon hr insp lt maj messrs mlle mm mme mr mrs ms mt mx
-    prof pvt rep rev sen sgt sr sra srta st supt
-    """.split()
-)
-# Stand in the middle of a sentence.
-_INNER = frozenset(
-    """
-    approx bzw ca cf dept dist e.g eg engr esp est evtl ex ext ggf hrsg i.e ie incl inkl misc p.ex prop resp s.a d.h
-    temp trans u.a univ v vgl viz vs z.b
-    """.split()
-)
-# Stand before a number: No. 5, Fig. 2, Dec. 25.
-_NUMBERED = frozenset(
-    """
-    abs apr art aug ave bd bldg ch chap chr dec def eq eqs feb fig figs jan jul jun lem mar max min no nos nov nr num oct
-    op p par para pp prop pt sec sect sep sept tab tel thm vol vols
-    """.split()
-)
-# End a sentence where a capital letter follows.
-_AMBIGUOUS = frozenset(
-    """
-    a.m al am b.a b.sc bros co corp d.c e.u etc inc jr ltd m.a m.d m.sc p.m ph.d pm sr u.k u.n u.s usw
-    """.split()
-)
-# After a single letter with a dot, these start a sentence; other words with a capital are taken for a name.
-_STARTERS = frozenset(
-    """
-    a after all also although an and as at because before but by each every finally first for from hence here how
-    however i if in is it its let next no now of on one or our since so that the their then there therefore these they
-    this those though thus to we what when where which while who why with yes yet you your
-    """.split()
-)
 
 
 class RuleSegmenter:
@@ -137,10 +112,7 @@ class RuleSegmenter:
 
 
 def _protected_spans(text: str) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """
-    Spans, in order, in which no sentence ends; and those of fenced code blocks, from the start of their first line to the
-    start of the line after their last.
-    """
+    """Spans, by their start, in which no sentence ends; and those of fenced code blocks, with the whitespace behind."""
     spans: list[tuple[int, int]] = []
     fences: list[tuple[int, int]] = []
     searched: dict[str, int] = {}  # closing of a formula -> there is none before this position
@@ -151,10 +123,14 @@ def _protected_spans(text: str) -> tuple[list[tuple[int, int]], list[tuple[int, 
         if match["fence"] is not None:
             # A fence that is not closed (the response was cut off) reaches to the end.
             position = _fence_end(text, match["ticks"], end)
-            fences.append((start, position))
-        elif match["url"] is not None:
+            first, next_start = _skip_space(text, start), _skip_space(text, position)
+            fences.append((first, next_start))
+            item = _ITEM.match(text, next_start)  # the dot of a list number ends nothing
+            spans.append((start, item.end() if item else next_start))
+            continue
+        if match["url"] is not None:
             position = start + len(match["url"].rstrip(".,;:!?…)]}'\"*_~"))
-        elif match["table"] is not None:
+        elif match["line"] is not None:
             pass
         elif match["code"] is not None:
             close = text.find(match["code"], end, _line_end(text, end))
@@ -188,6 +164,12 @@ def _fence_end(text: str, ticks: str, position: int) -> int:
     return len(text)
 
 
+def _skip_space(text: str, position: int) -> int:
+    match = _SPACE.match(text, position)
+    assert match is not None
+    return match.end()
+
+
 def _line_end(text: str, position: int) -> int:
     """End of the line, or of as much of it as an inline formula may fill."""
     end = text.find("\n", position, position + _LONGEST_INLINE)
@@ -198,7 +180,7 @@ def _sentence_starts(text: str, protected: list[tuple[int, int]]) -> list[int]:
     """Positions at which a sentence starts, without the first, in order."""
     protected_starts = [start for start, _ in protected]
     starts: list[int] = []
-    item = _ITEM.match(text, _SPACE.match(text).end())  # type: ignore[union-attr]
+    item = _ITEM.match(text, _skip_space(text, 0))
     item_end = item.end() if item else 0  # the dot of a list number ends nothing
     for mark in _MARK.finditer(text):
         index = bisect_right(protected_starts, mark.start()) - 1
@@ -236,40 +218,48 @@ def _line_break(text: str, mark: re.Match[str]) -> int | None:
 
 def _full_stop(text: str, mark: re.Match[str], sentence_start: int) -> int | None:
     """Where the next sentence starts if a punctuation mark ends one, else `None`."""
-    stops = mark[0].rstrip(_CLOSERS.replace("\\", ""))
-    space = _SPACE.match(text, mark.end())
-    assert space is not None
+    stops, closed = mark["stops"], mark["stops"] != mark[0]
+    start = _skip_space(text, mark.end())
+    space = text[mark.end() : start]
     if any(stop in _UNSPACED for stop in stops):
-        decimal = stops == "．" and text[mark.end() : mark.end() + 1].isdigit()
-        return None if decimal or "\n" in space[0] else space.end()
-    if not space[0] or "\n" in space[0]:  # inside a word; or the line break decides
+        after = text[mark.end() : mark.end() + 1]
+        inside = (stops == "．" and after.isdigit()) or (
+            closed and after != "" and after in "と，、"
+        )  # 「はい。」と言った
+        return None if inside or "\n" in space else start
+    if not space or "\n" in space:  # inside a word; or the line break decides
         return None
-    opening = _OPENING.match(text, space.end())
+    opening = _OPENING.match(text, start)
     assert opening is not None
     following = text[opening.end() : opening.end() + 20]
     lower = following[:1].islower()
-    if lower and (len(mark[0]) > len(stops) or stops.endswith(("...", "…"))):
+    if lower and (closed or stops.endswith(("...", "…"))):
         return None  # "Stop!" he said. Well... yes.
     if stops != ".":
-        return space.end()
+        return start
     before = _WORD_BEFORE.search(text, max(sentence_start, mark.start() - 30), mark.start())
-    if before is None or len(mark[0]) > len(stops):
-        return space.end()
-    written = before[0].strip("'’-.")
+    if before is None or closed:
+        return start
+    written = "".join(before[0].split()).strip("'’-.")
     word = written.lower()
     if (
-        word in _INNER
-        or (word in _TITLES and written[:1].isupper())
-        or (word in _NUMBERED and following[:1].isdigit())
-        or (word in _AMBIGUOUS and lower)
+        word in INNER
+        or (word in TITLES and written[:1].isupper())
+        or (word in NUMBERED and re.match(r"[A-Z]?\d", following))
+        or (word in AMBIGUOUS and lower)
     ):
         return None
-    if word in _AMBIGUOUS:
-        return space.end()
-    if len(word) == 1 and written.isupper() and word != "i":  # an initial, unless the next word shows that it is none
-        next_word = re.match(r"\w*", following)
-        assert next_word is not None
-        return space.end() if next_word[0].lower() in _STARTERS else None
+    if word in AMBIGUOUS:
+        return start
     if lower and ("." in word or word.isdigit()):  # a.b. next; 3. mai
         return None
-    return space.end()
+    if len(word) == 1 and re.match(r"[^\W\d_]\.", following):  # z. B.
+        return None
+    next_word = re.match(r"\w*", following)
+    assert next_word is not None
+    if _LETTERS.fullmatch(written) and ("." in written or written.isupper()) and word != "i":
+        # Initials or U.S., unless the next word shows that the sentence ends.
+        return start if next_word[0].lower() in STARTERS else None
+    if word.isdigit() and len(word) <= 2 and next_word[0].lower() in MONTHS:
+        return None
+    return start

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From text to sentences, and from sentences to the tokens that end them."""
+"""From text to sentences."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -142,58 +142,3 @@ def check_tiling(text: str, spans: Sequence[tuple[int, int]]) -> None:
         f"The segmenter's spans {list(spans)[:5]} do not tile the text of {len(text)} characters: each must be non-empty "
         "and start where the one before it ends, from the first character to the last."
     )
-
-
-def last_tokens(text: str, spans: Sequence[tuple[int, int]], offsets: Sequence[tuple[int, int]]) -> list[int]:
-    """
-    The token that ends each sentence.
-
-    A token belongs to the sentence in which the first character that it writes, other than whitespace, lies: the token
-    " The" belongs to the sentence of "The", though its space follows the full stop before. A token that reaches over a
-    boundary (".\\n\\nThe") therefore ends the earlier sentence, and a token that writes only whitespace belongs to the
-    sentence in which it starts. Tokens that write a part of a character belong with the one that completes it.
-
-    Args:
-        text (`str`):
-            The text that the tokens write.
-        spans (`Sequence[tuple[int, int]]`):
-            Spans of characters of the sentences; they tile the text.
-        offsets (`Sequence[tuple[int, int]]`):
-            Spans of characters of the tokens, as [`~endotrl.scoring.offsets.decode_with_offsets`] gives them; they tile
-            the text.
-
-    Returns:
-        `list[int]`, one a sentence: index of its last token, which never falls. A sentence that has no token of its own
-        (one token writes several) gets that of the sentence before it; where that has none either, the first token that
-        writes a part of it.
-
-    Raises:
-        `ValueError`: If there are sentences but no tokens.
-
-    Example:
-    ```python
-    >>> from endotrl.sentence import last_tokens
-
-    >>> last_tokens("Hi. You", [(0, 4), (4, 7)], [(0, 2), (2, 3), (3, 7)])  # "Hi", ".", " You"
-    [1, 2]
-    ```
-    """
-    if spans and not offsets:
-        raise ValueError(f"There are {len(spans)} sentences, but no token that writes them.")
-    ends: list[int] = []
-    token = 0
-    for _, end in spans:
-        while token < len(offsets) and _first_character(text, *offsets[token]) < end:
-            token += 1
-        # Before any token of its own: the text starts with whitespace that a later sentence's token writes.
-        ends.append(max(token - 1, 0))
-    if ends:
-        ends[-1] = len(offsets) - 1
-    return ends
-
-
-def _first_character(text: str, start: int, end: int) -> int:
-    """Position of the first character that is not whitespace; `start` if there is none."""
-    piece = text[start:end]
-    stripped = piece.lstrip()
-    return start + len(piece) - len(stripped) if stripped else start

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains the sentence-level reward model on TRL's preference datasets."""
 
-import json
+import copy
+import logging
 import math
-import os
 import re
-from dataclasses import dataclass
+import textwrap
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,20 +15,27 @@ from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
-from transformers.data.data_collator import DataCollatorMixin
 from trl import RewardConfig, RewardTrainer
-from trl.data_utils import get_dataset_column_names, is_conversational, maybe_extract_prompt
+from trl.data_utils import get_dataset_column_names
 
 from ..learning_rates import has_one_learning_rate, set_learning_rate
 from .configuration import SentenceRewardConfig
-from .encoding import SentenceEncoder, pad_batch
-from .modeling import SentenceRewardModel
+from .modeling import SentenceRewardModel, new_modules
+from .preferences import DataCollatorForSentencePreference, PairEncoder
 from .segmentation import Segmenter
 from .trainer_config import SentenceRewardTrainerConfig
 
 
-# What is trained whole where the backbone gets an adapter: it has no pretrained weights to adapt.
-NEW_MODULES = ("sentence_head", "marker")
+logger = logging.getLogger(__name__)
+
+# Of the model card.
+QUICK_START = """```python
+from endotrl import SentenceReward
+
+reward = SentenceReward("{model}")
+(scores,) = reward.score(["What is the capital of France?"], ["It is Paris. It was founded by the Gauls."])
+print(scores.score, scores.contributions)
+```"""
 
 
 class SentenceRewardTrainer(RewardTrainer):
@@ -71,6 +79,17 @@ class SentenceRewardTrainer(RewardTrainer):
 
     _tag_names = ["trl", "endotrl", "sentence-reward"]
     _name = "Sentence Reward"
+    _paper = {
+        "title": "Sentence-level Reward Model can Generalize Better for Aligning LLM from Human Preference",
+        "id": "2503.04793",
+        "citation": textwrap.dedent("""\
+            @article{qiu2025sentence,
+                title        = {{Sentence-level Reward Model can Generalize Better for Aligning LLM from Human Preference}},
+                author       = {Wenjie Qiu and Yi-Chen Li and Xuqin Zhang and Tianyi Zhang and Yihang Zhang and Zongzhang Zhang and Yang Yu},
+                year         = 2025,
+                eprint       = {arXiv:2503.04793},
+            }"""),
+    }
 
     def __init__(
         self,
@@ -82,11 +101,15 @@ class SentenceRewardTrainer(RewardTrainer):
         if args is None:
             name = model if isinstance(model, str) else model.config._name_or_path
             args = SentenceRewardTrainerConfig(f"{name.rstrip('/').split('/')[-1] or 'model'}-SentenceReward")
+        if not isinstance(args, SentenceRewardTrainerConfig):
+            raise TypeError(f"`args` is a {type(args).__name__}, but it must be a `SentenceRewardTrainerConfig`.")
         if isinstance(model, str):
             set_seed(args.seed)  # the heads start at random
             model = _load(model, args, kwargs.pop("quantization_config", None))
             args.model_init_kwargs = None  # used; TRL would warn that a loaded model has no use for them
-        base_model = model.get_base_model() if is_peft_model(model) else model
+        given: Any = model
+        has_adapter = isinstance(given, nn.Module) and is_peft_model(given)
+        base_model = given.get_base_model() if has_adapter else given
         if not isinstance(base_model, SentenceRewardModel):
             raise TypeError(
                 f"`model` is a {type(base_model).__name__}, but it must be a `SentenceRewardModel`. Make one from a language "
@@ -101,10 +124,17 @@ class SentenceRewardTrainer(RewardTrainer):
             base_model.config.segmenter = "custom"
         self._sentence_config = base_model.config
         self._segmenter = segmenter
+        new = new_modules(base_model.config)
         if kwargs.get("peft_config") is not None:
-            peft_config = kwargs["peft_config"]
-            new = [name for name in NEW_MODULES if name == "sentence_head" or base_model.config.marker]
+            peft_config = copy.copy(kwargs["peft_config"])  # the caller's stays as it is
             peft_config.modules_to_save = list(dict.fromkeys([*(peft_config.modules_to_save or []), *new]))
+            kwargs["peft_config"] = peft_config
+        elif has_adapter and not set(new) <= set(given.active_peft_config.modules_to_save or []):
+            raise ValueError(
+                f"The adapter of `model` has `modules_to_save={given.active_peft_config.modules_to_save}`, but a sentence "
+                f"reward model's head has no pretrained weights and is trained and saved with the adapter. Make it with "
+                f"`modules_to_save={new}`, or pass the model without an adapter, and `peft_config`."
+            )
         super().__init__(model=model, args=args, **kwargs)
         if kwargs.get("data_collator") is None:
             self.data_collator = DataCollatorForSentencePreference(
@@ -120,6 +150,11 @@ class SentenceRewardTrainer(RewardTrainer):
     ) -> Dataset | IterableDataset:
         columns = get_dataset_column_names(dataset)
         if "chosen_ids" not in columns:
+            if not {"chosen", "rejected"} <= set(columns):
+                raise ValueError(
+                    f"The {dataset_name} dataset has the columns {columns}, but preferences need `chosen` and `rejected`, "
+                    "and better a `prompt`, too. Rename its columns, or make pairs of its rows."
+                )
             encode = PairEncoder(processing_class, self._sentence_config, self._segmenter)
             map_kwargs: dict[str, Any] = {}
             if isinstance(dataset, Dataset):  # `IterableDataset.map` supports neither
@@ -134,7 +169,16 @@ class SentenceRewardTrainer(RewardTrainer):
                 f"The {dataset_name} dataset has `chosen_ids`, but no `chosen_ends` and `rejected_ends`: it was tokenized "
                 "without sentences. Pass the dataset as text or messages."
             )
-        return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        if isinstance(dataset, Dataset) and len(prepared) < len(dataset):
+            message = (
+                f"{len(dataset) - len(prepared)} of {len(dataset)} rows of the {dataset_name} dataset are longer than "
+                f"`max_length`, {args.max_length} tokens and markers"
+            )
+            if len(prepared) == 0:
+                raise ValueError(f"{message}: none is left. Raise it, or pass shorter rows.")
+            logger.warning(f"{message}, and are left out.")
+        return prepared
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         created = self.optimizer is None
@@ -153,107 +197,22 @@ class SentenceRewardTrainer(RewardTrainer):
             if column not in self._signature_columns:
                 self._signature_columns.append(column)
 
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        super().create_model_card(*args, **kwargs)
+        if self.is_world_process_zero():
+            # TRL's card says how to use a sequence-classification model, which this is not.
+            path = Path(self.args.output_dir) / "README.md"
+            snippet = QUICK_START.format(model=self.hub_model_id or self.args.output_dir)
+            card = re.sub(
+                r"```python\n.*?```", lambda match: snippet, path.read_text("utf-8"), count=1, flags=re.DOTALL
+            )
+            path.write_text(card, "utf-8")
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
         if is_peft_model(self.model):
             # What `SentenceRewardModel.from_pretrained` needs to build the model under the adapter.
             self._sentence_config.save_pretrained(self.args.output_dir if output_dir is None else output_dir)
-
-
-class PairEncoder:
-    """
-    Adds to a row of a preference dataset what the model reads of it: `chosen_ids`, `chosen_ends`, `rejected_ids`,
-    `rejected_ends`, and `length`, the longer one's length in tokens.
-
-    Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer of the backbone.
-        config ([`SentenceRewardConfig`]):
-            Configuration of the model.
-        segmenter ([`Segmenter`], *optional*):
-            Splits text into sentences. Defaults to the one that `config` names.
-    """
-
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, config: SentenceRewardConfig, segmenter: Segmenter | None = None
-    ) -> None:
-        self.tokenizer = tokenizer
-        self.config = config
-        self.segmenter = segmenter
-        self._encoders: dict[str, SentenceEncoder] = {}  # by arguments of the chat template
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Equal before and after use, or the cache of `datasets` would not know it again.
-        return {**self.__dict__, "_encoders": {}}
-
-    def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
-        """Encodes a row."""
-        pair = maybe_extract_prompt(example) if is_conversational(example) else _split_text(example)
-        prompt = pair["prompt"]
-        if prompt == "" and not self.tokenizer("")["input_ids"]:
-            prompt = self.tokenizer.eos_token  # responses without a prompt need something before them
-        chosen, rejected = self._encoder(example)([prompt] * 2, [pair["chosen"], pair["rejected"]])
-        return {
-            "chosen_ids": chosen.input_ids,
-            "chosen_ends": chosen.sentence_ends,
-            "rejected_ids": rejected.input_ids,
-            "rejected_ends": rejected.sentence_ends,
-            "length": max(len(chosen.input_ids), len(rejected.input_ids)),
-        }
-
-    def _encoder(self, example: dict[str, Any]) -> SentenceEncoder:
-        """The encoder of a row's `tools` and `chat_template_kwargs`, columns that TRL's trainers know as well."""
-        template_kwargs = dict(example.get("chat_template_kwargs") or {})
-        if tools := example.get("tools"):
-            template_kwargs["tools"] = json.loads(tools) if isinstance(tools, str) else tools
-        key = json.dumps(template_kwargs, sort_keys=True, default=repr)
-        if key not in self._encoders:
-            self._encoders[key] = SentenceEncoder(
-                self.tokenizer, self.config, self.segmenter, chat_template_kwargs=template_kwargs
-            )
-        return self._encoders[key]
-
-
-@dataclass
-class DataCollatorForSentencePreference(DataCollatorMixin):
-    """
-    Batches of [`SentenceRewardTrainer`]: as TRL's `DataCollatorForPreference`, the first half holds the chosen responses
-    and the second the rejected ones, and there is a `margin` if the examples have one.
-
-    Args:
-        pad_token_id (`int`):
-            Token id for padding, on the right.
-        pad_to_multiple_of (`int`, *optional*):
-            The width is padded to a multiple of it.
-    """
-
-    pad_token_id: int
-    pad_to_multiple_of: int | None = None
-    return_tensors: str = "pt"
-
-    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Makes a batch; see [`~endotrl.sentence.encoding.pad_batch`]."""
-        rows = [
-            (example[f"{which}_ids"], example[f"{which}_ends"])
-            for which in ("chosen", "rejected")
-            for example in examples
-        ]
-        batch = pad_batch(rows, self.pad_token_id, self.pad_to_multiple_of or 1)
-        if "margin" in examples[0]:
-            batch["margin"] = torch.tensor([example["margin"] for example in examples], dtype=torch.float)
-        return batch
-
-
-def _split_text(example: dict[str, Any]) -> dict[str, Any]:
-    """Prompt and responses as text; the prompt is what the responses share, up to a whole word, if there is no other."""
-    if "prompt" in example:
-        return example
-    chosen, rejected = example["chosen"], example["rejected"]
-    shared = os.path.commonprefix([chosen, rejected])
-    # A word of which they share the beginning goes to the responses, with the space before it, as tokenizers have it.
-    word = re.search(r" ?\S*$", shared)
-    prompt = (shared[: word.start()] if word else shared) or shared
-    return {"prompt": prompt, "chosen": chosen[len(prompt) :], "rejected": rejected[len(prompt) :]}
 
 
 def _is_attention(name: str) -> bool:

@@ -9,7 +9,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ..credit import segment_ids_from_ends
 from ..scoring.offsets import decode_with_offsets
-from ..sentence.segmentation import Segmenter, check_tiling, last_tokens
+from ..sentence.segmentation import Segmenter, check_tiling
+from ..sentence.tokens import last_tokens
 
 
 def token_segments(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], segmenter: Segmenter) -> Tensor:

@@ -134,6 +134,17 @@ class TestBenchmark:
         assert plain["settings"]["chat"] is False and chat["settings"]["chat"] is True
         assert plain["examples"][0]["scores"] != chat["examples"][0]["scores"]
 
+    def test_responses_longer_than_a_reward_models_context(
+        self, evaluate, reward_model_path, sentence_model_path, tmp_path, caplog
+    ):
+        rows = [{"prompt": "Say a.", "chosen": "a. " * 300, "rejected": "a. " * 400}]  # the context has 256 tokens
+        names = [f"reward_model:{path}" for path in (reward_model_path, sentence_model_path)]
+        results = evaluate("preference", write(tmp_path / "pairs.jsonl", rows), "--scorers", *names)
+        assert f"2 responses to {names[1]} are longer than the model's context" in caplog.text
+        # Both are cut at the same place, so that they are the same.
+        better, worse = results["examples"][0]["scores"][names[1]]
+        assert better == pytest.approx(worse, abs=1e-5)
+
     @pytest.mark.parametrize("chat", [False, True])
     def test_explicit_reward_models_beside_the_intrinsic_ones(
         self, evaluate, reward_model_path, sentence_model_path, tmp_path, capsys, chat

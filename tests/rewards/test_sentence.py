@@ -174,6 +174,8 @@ def test_what_is_refused(tiny_model_path: str, model_path: str, tmp_path: Path) 
         SentenceReward(tiny_model_path)
     with pytest.raises(ValueError, match="not a sentence reward model"):
         SentenceReward(AutoModelForCausalLM.from_pretrained(tiny_model_path))
+    with pytest.raises(ValueError, match="`overlong_prompt` is 'cut'"):
+        SentenceReward(model_path, overlong_prompt="cut")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="`model` is a int"):
         SentenceReward(7)
     with pytest.raises(OSError, match="nowhere"):
@@ -194,7 +196,7 @@ def test_grpo_with_the_scalar(model_path: str, tiny_model_path: str, tmp_path: P
     from peft import LoraConfig
 
     reward = SentenceReward(model_path).load()
-    before = weights(reward._load())
+    before = weights(reward._scorer.load())
     trainer = GRPOTrainer(
         tiny_model_path,
         reward_funcs=reward,
@@ -218,7 +220,7 @@ def test_grpo_with_the_scalar(model_path: str, tiny_model_path: str, tmp_path: P
     logs = trainer.state.log_history[0]
     assert logs["rewards/sentence_reward/mean"] == pytest.approx(logs["reward"])
     assert logs["sentence_reward/sentences"] >= 1
-    assert_same_to_the_bit(before, weights(reward._load()))
+    assert_same_to_the_bit(before, weights(reward._scorer.load()))
 
 
 def test_pool_by_hand() -> None:
@@ -275,3 +277,22 @@ def test_pooled_rewards_skip_what_tools_wrote(tiny_model_path: str) -> None:
     assert rewards.sum().item() == scores.outcomes[0]
     with pytest.raises(ValueError, match="completion_ids"):
         pooled.outcome_and_token_rewards(prompts=["a"], completions=["b"])
+
+
+def test_pooled_rewards_do_not_read_what_has_no_outcome(tiny_model_path: str) -> None:
+    class Inner:
+        def outcome_and_token_rewards(self, completion_ids: Any, **kwargs: Any) -> DenseScores:
+            rewards = [torch.empty(0), torch.ones(len(completion_ids[1]))]
+            return DenseScores([None, float(len(completion_ids[1]))], rewards, rewards)
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_path)
+    ids = tokenizer("It is. A.", add_special_tokens=False)["input_ids"]
+    pooled = SentencePooledReward(Inner(), tokenizer)
+    scores = pooled.outcome_and_token_rewards(
+        prompts=["a"] * 2, completions=["It is. A."] * 2, completion_ids=[ids] * 2
+    )
+    assert scores.outcomes == [None, len(ids)]
+    assert scores.token_rewards[1].sum() == len(ids)
+    assert scores.state_values is not None and len(scores.state_values) == 2
+    with pytest.raises(TypeError, match="`reward` is a function"):
+        SentencePooledReward(lambda **kwargs: [1.0], tokenizer)  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-from endotrl.sentence import RuleSegmenter, SentenceEncoder, SentenceRewardConfig, find_sentences
+from endotrl.sentence import SentenceEncoder, SentenceRewardConfig
 from endotrl.sentence.encoding import PLACEHOLDER, pad_batch
 
 
@@ -114,31 +114,6 @@ def test_too_many_sentences_become_one(tiny_model_path: str, caplog: pytest.LogC
     ]
 
 
-def test_one_token_can_write_several_sentences(tokenizer: PreTrainedTokenizerBase) -> None:
-    def every_character(text: str) -> list[tuple[int, int]]:
-        return [(i, i + 1) for i in range(len(text))]
-
-    ids = tokenizer("The capital.", add_special_tokens=False)["input_ids"]
-    sentences = find_sentences(tokenizer, every_character, ids)
-    assert [tokenizer.decode([i]) for i in ids] == ["The", " capital", "."]
-    assert sentences.last_tokens == [0, 1, 2]
-    # The space is written by the next token, but has none of its own.
-    assert [sentences.text[start:end] for start, end in sentences.spans] == ["The ", "capital", "."]
-
-
-def test_tools_are_in_no_sentence(tokenizer: PreTrainedTokenizerBase) -> None:
-    def encode(text: str) -> list[int]:
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    first, tool, second = encode("Wait. I ask<|im_end|>"), encode("\ntool. It says. "), encode("So. Done<|im_end|>")
-    positions = [*range(len(first)), *range(len(first) + len(tool), len(first) + len(tool) + len(second))]
-    sentences = find_sentences(tokenizer, RuleSegmenter(), [*first, *tool, *second], positions)
-    texts = [sentences.text[start:end] for start, end in sentences.spans]
-    assert texts == ["Wait. ", "I ask<|im_end|>", "So. ", "Done<|im_end|>"]
-    assert set(sentences.last_tokens) <= set(positions)
-    assert sentences.last_tokens[1] == len(first) - 1
-
-
 def test_long_rows(tiny_model_path: str) -> None:
     def encode(max_length: int | None, overlong_prompt: Any = "error") -> Any:
         encoder = make_encoder(tiny_model_path, max_length=max_length)
@@ -155,6 +130,42 @@ def test_long_rows(tiny_model_path: str) -> None:
     assert [cut.input_ids[end] for end in cut.sentence_ends] == [PLACEHOLDER] * 3
     with pytest.raises(ValueError, match=r"Shorten it\.$"):
         encode(4, "truncate_left")
+
+
+def test_rows_that_are_cut(tiny_model_path: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    def encode(prompt: str, completion: str, max_length: int, marker: bool = True) -> Any:
+        encoder = make_encoder(tiny_model_path, max_length=max_length, marker=marker)
+        encoder.cut_overlong = True
+        return encoder([prompt], [completion])[0]
+
+    def ids(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    prompt, marker = "The capital of France?", [PLACEHOLDER]
+    sentences = [ids("Paris. "), ids("Yes. "), ids("No")]
+    whole = encode(prompt, "Paris. Yes. No", 256)
+    length = len(whole.input_ids)
+    assert not whole.cut and encode(prompt, "Paris. Yes. No", length) == whole
+    # Without EOS, and then without "No" and its marker; what is left ends with a marker.
+    for lost in range(1, len(sentences[2]) + 1):
+        row = encode(prompt, "Paris. Yes. No", length - lost)
+        left = [*sentences[2], tokenizer.eos_token_id][:-lost]
+        assert row.cut and len(row.input_ids) == length - lost
+        assert row.input_ids == [
+            *ids(prompt), *marker, *sentences[0], *marker, *sentences[1], *marker, *left, *marker
+        ]  # fmt: skip
+        assert row.completion_ids == [*sentences[0], *sentences[1], *left]
+        assert [row.input_ids[end] for end in row.sentence_ends] == marker * 4
+        assert row.sentences.text == tokenizer.decode(row.completion_ids)
+    # No room for another sentence of one token and its marker: the end of "Yes." is the end.
+    row = encode(prompt, "Paris. Yes. No", length - len(sentences[2]) - 1)
+    assert row.input_ids == [*ids(prompt), *marker, *sentences[0], *marker, *sentences[1], *marker]
+    # A quarter of the context is for the response, the end of the prompt for the rest.
+    row = encode("a" * 300, "b" * 300, 80, marker=False)
+    assert tokenizer.decode(row.input_ids) == "a" * 60 + "b" * 20
+    row = encode("a" * 300, "b" * 9, 80, marker=False)
+    assert tokenizer.decode(row.input_ids) == "a" * 70 + "b" * 9 + "<|im_end|>"
+    assert encode("a", "A b. " * 5000, 256).sentence_ends[-1] <= 255
 
 
 def test_a_segmenter_that_drops_text_is_refused(tiny_model_path: str) -> None:

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import json
 from pathlib import Path
 from typing import Any
 
@@ -6,6 +7,7 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from endotrl.sentence import SentenceRewardConfig, SentenceRewardModel
@@ -207,10 +209,41 @@ def test_what_is_refused(make_model: Any, tiny_model_path: str) -> None:
     for bad, message in (
         ({"aggregator": "mean"}, "aggregator"),
         ({"attention_dim": 7}, "even"),
+        ({"rope_theta": 0.0}, "rope_theta"),
         ({"max_sentences": 0}, "max_sentences"),
     ):
         with pytest.raises(ValueError, match=message):
             SentenceRewardConfig(**bad)
+
+
+@pytest.mark.parametrize("lost", ["sentence_head", "marker", "backbone.layers.1"])
+def test_a_checkpoint_that_lacks_weights_is_refused(make_model: Any, tmp_path: Path, lost: str) -> None:
+    make_model().save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file({name: w for name, w in weights.items() if not name.startswith(lost)}, tmp_path / "model.safetensors")
+    with pytest.raises(OSError, match=f"lacks weights: {lost}"):
+        SentenceRewardModel.from_pretrained(tmp_path)
+
+
+def test_an_adapter_without_the_head_is_refused(make_model: Any, tmp_path: Path) -> None:
+    model = make_model()
+    get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path)
+    model.config.save_pretrained(tmp_path)
+    with pytest.raises(OSError, match="lacks weights: marker, sentence_head"):
+        SentenceRewardModel.from_pretrained(tmp_path)
+
+
+def test_other_folders_are_refused(make_model: Any, tiny_model_path: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'llama', not a sentence reward model"):
+        SentenceRewardModel.from_pretrained(tiny_model_path)
+    with pytest.raises(ValueError, match="no `backbone_config`"):
+        SentenceRewardModel(SentenceRewardConfig())
+    make_model().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["backbone_config"]["model_type"] = "of-tomorrow"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="'of-tomorrow', which this version of transformers does not know"):
+        SentenceRewardModel.from_pretrained(tmp_path)
 
 
 SMALL = {"vocab_size": 128, "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2}

@@ -81,7 +81,9 @@ def test_rewards_of_sentences(
     assert trainer.state.log_history[0]["rewards/spy/mean"] == pytest.approx(
         sum(scores.outcomes) / len(scores.outcomes), rel=1e-4
     )
-    for rewards, ids in zip(scores.token_rewards, completion_ids, strict=True):
+    for outcome, rewards, ids in zip(scores.outcomes, scores.token_rewards, completion_ids, strict=True):
+        if kind == "trained":  # the sum identity: what is credited is what is logged
+            assert rewards.sum().item() == pytest.approx(outcome, abs=1e-5)
         assert rewards.shape == (len(ids),)
         assert 1 <= rewards.count_nonzero() <= len(ids) / 2  # at ends of sentences only
         assert rewards[-1] != 0

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 import pickle
-import random
 import sys
 import time
 import types
@@ -8,10 +7,8 @@ import types
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
 
-from endotrl.scoring.offsets import decode_with_offsets
-from endotrl.sentence import RuleSegmenter, SatSegmenter, last_tokens, load_segmenter
+from endotrl.sentence import RuleSegmenter, SatSegmenter, load_segmenter
 from endotrl.sentence.segmentation import align, check_tiling
 
 
@@ -38,6 +35,12 @@ PROSE = [
     ["Am 3. mai war es.", "Danach z.B. nicht."],
     ["Wait?!", "What!!", "Really."],
     ["Great.", "🎉 It works.", "Next one! 😀😀"],
+    ["J.R.R. Tolkien met the U.S. Army in Washington, D.C. in 1944.", "It was in the U.S.", "Then he left."],
+    ["Smith et al. (2019) say so, as Li et al. 2020 and Fig. A1 do.", "See Eq. (3)."],
+    ["Bob a.k.a. Rob takes i.i.d. samples w.r.t. $x$.", "He ends."],
+    ["So it is.[1]", "And so.[2][3]", "That too.²", "Done [4]."],
+    ["Am 3. Mai 2020 kam er, d. h. spät.", "Es war z. B. gut.", "Er war 5.", "„Ja.“", "»Nein.«", "„Gut.“ sagte er."],
+    ["« Bonjour ! » dit-il.", "« Oui. »", "Elle rit."],
 ]
 
 
@@ -51,7 +54,7 @@ def test_prose(sentences: list[str]) -> None:
     "sentences",
     [
         ["我喜欢你。", "你呢？", "好的！", "“真的吗？”", "他说「行。」", "完"],
-        ["今日は３．５度です。", "寒い！"],
+        ["今日は３．５度です。", "寒い！", "「はい。」と言った。", "「いいえ。」、「はい。」と。"],
         ["هل هذا صحيح؟", "نعم۔", "لا"],
         ["यह वाक्य है।", "दूसरा वाक्य॥", "तीसरा"],
         ["Բարև։", "Այո։"],
@@ -75,13 +78,19 @@ MARKDOWN = [
     [("We have", r"\[ x = 1. Y = 2. \]", "where y."), "So z."],
     [("A line that somebody has wrapped at about seventy characters, as in", "London mails"), "", "New paragraph"],
     [("A wrapped", "line.")],
+    ["# 1. Title. More", "## 1.2. Section", "Text.", "1.1. Sub", "1.2. Sub"],
+    ["1. Run:", ("```bash", "   ls. A", "", "   cd ..", "   ```"), "2. Stop.", "Now."],
+    [("1. ```bash", "   ls. A", "   ```"), ("2. ```bash", "   cd", "   ```"), ("- ```", "x", "```"), "End."],
+    ["```x = 1. Y``` is code.", "Next."],
+    ["", ("```", "x", "```"), "", ("~~~", "y", "~~~"), "", "1. One."],
 ]
 
 
+@pytest.mark.parametrize("newline", ["\n", "\r\n"], ids=["lf", "crlf"])
 @pytest.mark.parametrize("units", MARKDOWN, ids=str)
-def test_markdown(units: list[str | tuple[str, ...]]) -> None:
-    text = "\n".join("\n".join(unit) if isinstance(unit, tuple) else unit for unit in units)
-    assert split(text) == [unit if isinstance(unit, str) else "\n".join(unit) for unit in units if unit]
+def test_markdown(units: list[str | tuple[str, ...]], newline: str) -> None:
+    text = newline.join(newline.join(unit) if isinstance(unit, tuple) else unit for unit in units)
+    assert split(text) == [unit if isinstance(unit, str) else newline.join(unit) for unit in units if unit]
 
 
 @pytest.mark.parametrize(
@@ -118,7 +127,20 @@ def test_empty_text_has_no_sentence() -> None:
 
 # Characters that the rules look at, so that they meet in every order.
 RULE_TEXT = st.lists(
-    st.sampled_from([*" \n\r\t.!?…。؟।\"'()[]{}*_`~$\\#|>-1aBI😀é़", "```", "\n\n", "\\[", "\\]", "www.", "\\begin{a}"])
+    st.sampled_from(
+        [
+            *" \n\r\t.!?…。؟।\"'()[]{}*_`~$\\#|>-1aBI😀é़",
+            "```",
+            "\n\n",
+            "\\[",
+            "\\]",
+            "www.",
+            "\\begin{a}",
+            "\n- ```",
+            ". . .",
+            "[1]",
+        ]
+    )
 ).map("".join)
 
 
@@ -147,11 +169,16 @@ def test_spans_always_tile(text: str) -> None:
         "A. ",
         " ",
         "* ",
+        " .",
+        ".[1]",
+        "\n- ```",
+        "\n# a. ",
+        "J. ",
     ],
 )
 def test_linear_time(pattern: str) -> None:
-    # A quadratic rule needs minutes for half a megabyte, a linear one a second.
-    text = pattern * (500_000 // len(pattern))
+    # A quadratic rule needs minutes for so long a text, a linear one a second.
+    text = pattern * (200_000 // len(pattern))
     start = time.process_time()
     check_tiling(text, RuleSegmenter()(text))
     assert time.process_time() - start < 10
@@ -204,68 +231,3 @@ def test_align_refuses_another_text() -> None:
 def test_check_tiling(spans: list[tuple[int, int]]) -> None:
     with pytest.raises(ValueError, match="do not tile"):
         check_tiling("abc", spans)
-
-
-# (tokens, sentences, index of the token that ends each)
-LAST_TOKENS = [
-    (["Hi", ".", " You", "."], ["Hi. ", "You."], [1, 3]),
-    (["Hi", ".", " ", "You"], ["Hi. ", "You"], [2, 3]),  # a space of its own goes with the sentence before
-    (["Hi", ".\n\nYou", " go"], ["Hi.\n\n", "You go"], [1, 2]),  # reaches over the border: ends the first
-    (["a.b.c.", " d"], ["a.", "b.", "c. ", "d"], [0, 0, 0, 1]),  # one token writes three sentences
-    ([" a", "b"], [" ", "ab"], [0, 1]),  # nothing before the first token
-    (["好", "", "", "。", "", "吗"], ["好。", "吗"], [3, 5]),  # empty: a part of a character that a later token ends
-    (["a", " ", "\n", "b", ""], ["a \n", "b"], [2, 4]),
-]
-
-
-@pytest.mark.parametrize(("tokens", "sentences", "expected"), LAST_TOKENS, ids=str)
-def test_last_tokens(tokens: list[str], sentences: list[str], expected: list[int]) -> None:
-    def spans(pieces: list[str]) -> list[tuple[int, int]]:
-        ends = [len("".join(pieces[: i + 1])) for i in range(len(pieces))]
-        return list(zip([0, *ends], ends, strict=False))
-
-    assert "".join(tokens) == "".join(sentences)
-    assert last_tokens("".join(tokens), spans(sentences), spans(tokens)) == expected
-
-
-def test_last_tokens_needs_tokens() -> None:
-    assert last_tokens("", [], []) == []
-    with pytest.raises(ValueError, match="no token"):
-        last_tokens("a", [(0, 1)], [])
-
-
-def sentencepiece_tokenizer() -> object:
-    """Unigram with byte fallback and "▁" for spaces, as Llama 2 and Gemma have it."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    pieces = [("<unk>", 0.0), *((f"<0x{i:02X}>", -9.0) for i in range(256))]
-    pieces += [
-        (piece, -2.0) for piece in ["▁", "▁The", "▁a", "e", "t", "c", ".", "!", "▁so", "o", "n", "。", "好", "!▁"]
-    ]
-    backend = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=True))
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
-
-
-@pytest.mark.parametrize("kind", ["byte-level", "sentencepiece"])
-def test_sentences_of_real_tokenizers_end_at_their_tokens(kind: str, tiny_model_path: str) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model_path) if kind == "byte-level" else sentencepiece_tokenizer()
-    pieces = ["The", "a", "好。", "😀!", "so", "etc.", "on.", "no...", "!", "\n", "é.", "न।", "\n\n", "1.5"]
-    rng = random.Random(0)
-    for _ in range(100):
-        original = "".join(rng.choice(pieces) + rng.choice(["", " "]) for _ in range(12)).strip()
-        ids = tokenizer(original, add_special_tokens=False)["input_ids"]
-        text, offsets = decode_with_offsets(tokenizer, ids)
-        spans = RuleSegmenter()(text)
-        ends = last_tokens(text, spans, offsets)
-        for (_, end), token in zip(spans[:-1], ends, strict=False):
-            # Up to that token the whole sentence is written, and no token after it writes a letter of the sentence.
-            assert offsets[token][1] >= len(text[:end].rstrip())
-            rest = text[offsets[token][1] :]
-            assert len(text) - len(rest.lstrip()) >= end
-        assert ends == sorted(ends)
-        assert ends[-1] == len(ids) - 1

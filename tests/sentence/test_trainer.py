@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from trl import RewardTrainer, TrlParser
+from trl import RewardConfig, RewardTrainer, TrlParser
 
 from endotrl import SentenceReward, SentenceRewardModel, SentenceRewardTrainer, SentenceRewardTrainerConfig
-from endotrl.sentence.trainer import DataCollatorForSentencePreference, PairEncoder
+from endotrl.sentence.preferences import DataCollatorForSentencePreference, PairEncoder
 
 
 def make_args(tmp_path: Path, **settings: Any) -> SentenceRewardTrainerConfig:
@@ -90,9 +90,11 @@ def test_implicit_prompts_are_cut_between_words(tiny_model_path: str) -> None:
     assert tokenizer.decode(row["chosen_ids"][: row["chosen_ends"][0]]) == "Human: hi\nBot: I"
     assert tokenizer.decode(row["chosen_ids"][row["chosen_ends"][0] + 1 : row["chosen_ends"][1]]).strip() == "can."
     # Nothing in common: there is still a state before the response.
-    row = encode({"chosen": "Yes.", "rejected": "No."})
-    assert row["chosen_ids"][0] == tokenizer.eos_token_id
-    assert row["chosen_ends"][0] == 1
+    for chosen, rejected in (("Yes.", "No."), ("Yes.", "Yesterday."), ("Yes.", "Yes."), ("", "")):
+        row = encode({"chosen": chosen, "rejected": rejected})
+        assert row["chosen_ids"][0] == tokenizer.eos_token_id
+        assert row["chosen_ends"][0] == 1
+        assert tokenizer.decode(row["chosen_ids"][2:-1]) == chosen + "<|im_end|>"
 
 
 def test_first_step_is_the_loss_by_hand(tiny_model_path: str, tmp_path: Path) -> None:
@@ -169,9 +171,9 @@ def test_learns_a_preference(marker: bool, aggregator: str, tiny_model_path: str
 def test_lora_adapter_is_saved_and_loaded(tiny_model_path: str, tmp_path: Path) -> None:
     dataset = Dataset.from_list([ROWS["explicit messages"]] * 16)
     args = make_args(tmp_path, learning_rate=1e-2, gradient_checkpointing=True, max_steps=3, aggregator="sum")
-    trainer = SentenceRewardTrainer(
-        tiny_model_path, args, train_dataset=dataset, peft_config=LoraConfig(r=2, target_modules="all-linear")
-    )
+    peft_config = LoraConfig(r=2, target_modules="all-linear")
+    trainer = SentenceRewardTrainer(tiny_model_path, args, train_dataset=dataset, peft_config=peft_config)
+    assert peft_config.modules_to_save is None  # the caller's stays as it is
     trainer.train()
     trainer.save_model()
     assert not (Path(args.output_dir) / "model.safetensors").exists()
@@ -191,7 +193,9 @@ def test_a_trained_model_is_trained_further(tiny_model_path: str, tmp_path: Path
     trainer = SentenceRewardTrainer(tiny_model_path, args, train_dataset=dataset)
     trainer.train()
     checkpoint = Path(args.output_dir) / "checkpoint-1"
-    assert "sentence-reward" in (Path(args.output_dir) / "README.md").read_text()
+    card = (Path(args.output_dir) / "README.md").read_text()
+    assert "sentence-reward" in card and "2503.04793" in card
+    assert f'SentenceReward("{args.output_dir}")' in card and "pipeline" not in card
     assert json.loads((checkpoint / "config.json").read_text())["model_type"] == "sentence_reward"
     # `args` of the second run ask for markers; the model that is there has none.
     again = SentenceRewardTrainer(str(checkpoint), make_args(tmp_path, max_steps=1), train_dataset=dataset)
@@ -215,11 +219,14 @@ def test_streamed_datasets_and_grouping_by_length(tiny_model_path: str, tmp_path
     assert sampler.lengths == list(trainer.train_dataset["length"]) == sorted(sampler.lengths)
 
 
-def test_long_rows_are_left_out(tiny_model_path: str, tmp_path: Path) -> None:
+def test_long_rows_are_left_out(tiny_model_path: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = [ROWS["explicit"], {**ROWS["explicit"], "chosen": " Yes." * 40}]
     args = make_args(tmp_path, max_length=100)
     trainer = SentenceRewardTrainer(tiny_model_path, args, train_dataset=Dataset.from_list(rows))
     assert len(trainer.train_dataset) == 1
+    assert "1 of 2 rows of the train dataset are longer than `max_length`, 100" in caplog.text
+    with pytest.raises(ValueError, match="1 of 1 rows .* none is left"):
+        SentenceRewardTrainer(tiny_model_path, args, train_dataset=Dataset.from_list(rows[1:]))
 
 
 def test_segments_once(tiny_model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,8 +261,21 @@ def test_what_is_refused(tiny_model_path: str, tmp_path: Path) -> None:
     classifier = AutoModelForSequenceClassification.from_pretrained(tiny_model_path, num_labels=1)
     with pytest.raises(TypeError, match="from_backbone"):
         SentenceRewardTrainer(classifier, make_args(tmp_path), train_dataset=dataset)
+    without_head = get_peft_model(
+        SentenceRewardModel.from_backbone(tiny_model_path), LoraConfig(r=2, target_modules=["q_proj"])
+    )
+    with pytest.raises(ValueError, match=r"modules_to_save=\['sentence_head', 'marker'\]"):
+        SentenceRewardTrainer(without_head, make_args(tmp_path), train_dataset=dataset)
     with pytest.raises(ValueError, match="must not be negative"):
         make_args(tmp_path, attention_learning_rate=-1.0)
+    with pytest.raises(TypeError, match="`args` is a RewardConfig"):
+        SentenceRewardTrainer(
+            tiny_model_path, RewardConfig(str(tmp_path), use_cpu=True, bf16=False), train_dataset=dataset
+        )
+    with pytest.raises(TypeError, match="`model` is a int"):
+        SentenceRewardTrainer(7, make_args(tmp_path), train_dataset=dataset)
+    with pytest.raises(ValueError, match=r"columns \['prompt', 'chosen'\].*`rejected`"):
+        SentenceRewardTrainer(tiny_model_path, make_args(tmp_path), train_dataset=dataset.remove_columns("rejected"))
     tokenized = Dataset.from_list([{"chosen_ids": [1, 2], "rejected_ids": [1]}])
     with pytest.raises(ValueError, match="tokenized without sentences"):
         SentenceRewardTrainer(tiny_model_path, make_args(tmp_path), train_dataset=tokenized)

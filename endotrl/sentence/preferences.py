@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows of a preference dataset, in TRL's formats, to what a sentence reward model reads, and to batches of it."""
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+from transformers.data.data_collator import DataCollatorMixin
+from trl.data_utils import is_conversational, maybe_extract_prompt
+
+from .configuration import SentenceRewardConfig
+from .encoding import SentenceEncoder, pad_batch
+from .segmentation import Segmenter
+
+
+class PairEncoder:
+    """
+    Adds to a row of a preference dataset what the model reads of it: `chosen_ids`, `chosen_ends`, `rejected_ids`,
+    `rejected_ends`, and `length`, the longer one's length in tokens.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the backbone.
+        config ([`SentenceRewardConfig`]):
+            Configuration of the model.
+        segmenter ([`Segmenter`], *optional*):
+            Splits text into sentences. Defaults to the one that `config` names.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, config: SentenceRewardConfig, segmenter: Segmenter | None = None
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.config = config
+        self.segmenter = segmenter
+        self._encoders: dict[str, SentenceEncoder] = {}  # by arguments of the chat template
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Equal before and after use, or the cache of `datasets` would not know it again.
+        return {**self.__dict__, "_encoders": {}}
+
+    def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
+        """Encodes a row."""
+        pair = maybe_extract_prompt(example) if is_conversational(example) else _split_text(example)
+        prompt = pair["prompt"]
+        if prompt == "" and not self.tokenizer("")["input_ids"]:
+            prompt = self.tokenizer.eos_token  # responses without a prompt need something before them
+        chosen, rejected = self._encoder(example)([prompt] * 2, [pair["chosen"], pair["rejected"]])
+        return {
+            "chosen_ids": chosen.input_ids,
+            "chosen_ends": chosen.sentence_ends,
+            "rejected_ids": rejected.input_ids,
+            "rejected_ends": rejected.sentence_ends,
+            "length": max(len(chosen.input_ids), len(rejected.input_ids)),
+        }
+
+    def _encoder(self, example: dict[str, Any]) -> SentenceEncoder:
+        """The encoder of a row's `tools` and `chat_template_kwargs`, columns that TRL's trainers know as well."""
+        template_kwargs = dict(example.get("chat_template_kwargs") or {})
+        if tools := example.get("tools"):
+            template_kwargs["tools"] = json.loads(tools) if isinstance(tools, str) else tools
+        key = json.dumps(template_kwargs, sort_keys=True, default=repr)
+        if key not in self._encoders:
+            self._encoders[key] = SentenceEncoder(
+                self.tokenizer, self.config, self.segmenter, chat_template_kwargs=template_kwargs
+            )
+        return self._encoders[key]
+
+
+@dataclass
+class DataCollatorForSentencePreference(DataCollatorMixin):
+    """
+    Batches of [`SentenceRewardTrainer`]: as TRL's `DataCollatorForPreference`, the first half holds the chosen responses
+    and the second the rejected ones, and there is a `margin` if the examples have one.
+
+    Args:
+        pad_token_id (`int`):
+            Token id for padding, on the right.
+        pad_to_multiple_of (`int`, *optional*):
+            The width is padded to a multiple of it.
+    """
+
+    pad_token_id: int
+    pad_to_multiple_of: int | None = None
+    return_tensors: str = "pt"
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Makes a batch; see [`~endotrl.sentence.encoding.pad_batch`]."""
+        rows = [
+            (example[f"{which}_ids"], example[f"{which}_ends"])
+            for which in ("chosen", "rejected")
+            for example in examples
+        ]
+        batch = pad_batch(rows, self.pad_token_id, self.pad_to_multiple_of or 1)
+        if "margin" in examples[0]:
+            batch["margin"] = torch.tensor([example["margin"] for example in examples], dtype=torch.float)
+        return batch
+
+
+def _split_text(example: dict[str, Any]) -> dict[str, Any]:
+    """Prompt and responses as text; the prompt is what the responses share, up to a whole word, if there is no other."""
+    if "prompt" in example:
+        return example
+    chosen, rejected = example["chosen"], example["rejected"]
+    shared = os.path.commonprefix([chosen, rejected])
+    # A word of which they share the beginning goes to the responses, with the space before it, as tokenizers have it.
+    prompt = re.sub(r" ?\S*$", "", shared)
+    return {"prompt": prompt, "chosen": chosen[len(prompt) :], "rejected": rejected[len(prompt) :]}

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From sentences to the tokens that end them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from transformers import PreTrainedTokenizerBase
+
+from ..scoring.offsets import decode_with_offsets
+from .segmentation import Segmenter, check_tiling
+
+
+@dataclass(frozen=True)
+class SentenceTokens:
+    """
+    The sentences of one completion.
+
+    Attributes:
+        text (`str`):
+            The completion, decoded with its special tokens.
+        spans (`list[tuple[int, int]]`):
+            Characters of each sentence in `text`. Special tokens behind a sentence, such as EOS, belong to it.
+        last_tokens (`list[int]`):
+            Position in the completion of the token that ends each sentence; rising.
+    """
+
+    text: str
+    spans: list[tuple[int, int]]
+    last_tokens: list[int]
+
+
+def find_sentences(
+    tokenizer: PreTrainedTokenizerBase,
+    segmenter: Segmenter,
+    ids: Sequence[int],
+    positions: Sequence[int] | None = None,
+) -> SentenceTokens:
+    """
+    The sentences that token ids write.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the ids.
+        segmenter ([`Segmenter`]):
+            Splits text into sentences.
+        ids (`Sequence[int]`):
+            Token ids of a completion.
+        positions (`Sequence[int]`, *optional*):
+            Positions in `ids` that the policy wrote, rising; all by default. Sentences lie and end there only: what a tool
+            wrote in between separates them and is in none.
+
+    Raises:
+        `ValueError`: If the segmenter's spans do not tile the text.
+    """
+    text, offsets = decode_with_offsets(tokenizer, ids)
+    special = set(tokenizer.all_special_ids)
+    spans: list[tuple[int, int]] = []
+    ends: list[int] = []
+    for first, last in _runs(range(len(ids)) if positions is None else positions):
+        end = last  # of what is text: special tokens that follow belong to the last sentence
+        while end >= first and ids[end] in special:
+            end -= 1
+        run_start, run_end = offsets[first][0], offsets[last][1]
+        run_text = text[run_start : offsets[end][1]] if end >= first else ""
+        run_spans = [(a + run_start, b + run_start) for a, b in segmenter(run_text)]
+        check_tiling(run_text, [(a - run_start, b - run_start) for a, b in run_spans])
+        tokens = (
+            [first + token for token in last_tokens(text, run_spans, offsets[first : end + 1])] if run_spans else []
+        )
+        if not run_spans:
+            if ends:  # nothing but special tokens after a tool's turn
+                spans[-1], ends[-1] = (spans[-1][0], run_end), last
+                continue
+            run_spans, tokens = [(run_start, run_end)], [last]
+        run_spans[-1], tokens[-1] = (run_spans[-1][0], run_end), last
+        for span, token in zip(run_spans, tokens, strict=True):
+            if ends and token == ends[-1]:  # one token writes both
+                spans[-1] = (spans[-1][0], span[1])
+            else:
+                spans.append(span)
+                ends.append(token)
+    return SentenceTokens(text, spans, ends)
+
+
+def last_tokens(text: str, spans: Sequence[tuple[int, int]], offsets: Sequence[tuple[int, int]]) -> list[int]:
+    """
+    The token that ends each sentence.
+
+    A token belongs to the sentence in which the first character that it writes, other than whitespace, lies: the token
+    " The" belongs to the sentence of "The", though its space follows the full stop before. A token that reaches over a
+    boundary (".\\n\\nThe") therefore ends the earlier sentence, and a token that writes only whitespace belongs to the
+    sentence in which it starts. Tokens that write a part of a character belong with the one that completes it.
+
+    Args:
+        text (`str`):
+            The text that the tokens write.
+        spans (`Sequence[tuple[int, int]]`):
+            Spans of characters of the sentences; they tile the text.
+        offsets (`Sequence[tuple[int, int]]`):
+            Spans of characters of the tokens, as [`~endotrl.scoring.offsets.decode_with_offsets`] gives them; they tile
+            the text.
+
+    Returns:
+        `list[int]`, one a sentence: index of its last token, which never falls. A sentence that has no token of its own
+        (one token writes several) gets that of the sentence before it; where that has none either, the first token that
+        writes a part of it.
+
+    Raises:
+        `ValueError`: If there are sentences but no tokens.
+
+    Example:
+    ```python
+    >>> from endotrl.sentence import last_tokens
+
+    >>> last_tokens("Hi. You", [(0, 4), (4, 7)], [(0, 2), (2, 3), (3, 7)])  # "Hi", ".", " You"
+    [1, 2]
+    ```
+    """
+    if spans and not offsets:
+        raise ValueError(f"There are {len(spans)} sentences, but no token that writes them.")
+    ends: list[int] = []
+    token = 0
+    for _, end in spans:
+        while token < len(offsets) and _first_character(text, *offsets[token]) < end:
+            token += 1
+        # Before any token of its own: the text starts with whitespace that a later sentence's token writes.
+        ends.append(max(token - 1, 0))
+    if ends:
+        ends[-1] = len(offsets) - 1
+    return ends
+
+
+def transfer(
+    sentences: SentenceTokens, tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]
+) -> tuple[list[int], bool]:
+    """
+    The same sentences in tokens of another tokenizer.
+
+    Args:
+        sentences ([`SentenceTokens`]):
+            Sentences of a completion.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The other tokenizer.
+        ids (`Sequence[int]`):
+            Its token ids of the completion.
+
+    Returns:
+        Position in `ids` of the token that ends each sentence, and whether the ids write the text of the sentences. If they
+        do not, positions are approximate.
+    """
+    text, offsets = decode_with_offsets(tokenizer, ids)
+    # Templates and tokenizers differ in whitespace: a place is found in both texts by the other characters before it.
+    visible = [position for position, character in enumerate(text) if not character.isspace()]
+    pieces = ["".join(sentences.text[start:end].split()) for start, end in sentences.spans[:-1]]
+    ends = [visible[count] if count < len(visible) else len(text) for count in accumulate(map(len, pieces))]
+    tokens = last_tokens(text, list(zip([0, *ends], [*ends, len(text)], strict=True)), offsets)
+    return tokens, "".join(text.split()).startswith("".join(pieces))
+
+
+def _first_character(text: str, start: int, end: int) -> int:
+    """Position of the first character that is not whitespace; `start` if there is none."""
+    piece = text[start:end]
+    stripped = piece.lstrip()
+    return start + len(piece) - len(stripped) if stripped else start
+
+
+def _runs(positions: Sequence[int]) -> list[tuple[int, int]]:
+    """First and last of each run of consecutive positions."""
+    runs: list[tuple[int, int]] = []
+    for position in positions:
+        if runs and position == runs[-1][1] + 1:
+            runs[-1] = (runs[-1][0], position)
+        else:
+            runs.append((position, position))
+    return runs

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+import random
+
+import pytest
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from endotrl.scoring.offsets import decode_with_offsets
+from endotrl.sentence import RuleSegmenter, find_sentences, last_tokens
+
+
+@pytest.fixture
+def tokenizer(tiny_model_path: str) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(tiny_model_path)
+
+
+# (tokens, sentences, index of the token that ends each)
+LAST_TOKENS = [
+    (["Hi", ".", " You", "."], ["Hi. ", "You."], [1, 3]),
+    (["Hi", ".", " ", "You"], ["Hi. ", "You"], [2, 3]),  # a space of its own goes with the sentence before
+    (["Hi", ".\n\nYou", " go"], ["Hi.\n\n", "You go"], [1, 2]),  # reaches over the border: ends the first
+    (["a.b.c.", " d"], ["a.", "b.", "c. ", "d"], [0, 0, 0, 1]),  # one token writes three sentences
+    ([" a", "b"], [" ", "ab"], [0, 1]),  # nothing before the first token
+    (["好", "", "", "。", "", "吗"], ["好。", "吗"], [3, 5]),  # empty: a part of a character that a later token ends
+    (["a", " ", "\n", "b", ""], ["a \n", "b"], [2, 4]),
+]
+
+
+@pytest.mark.parametrize(("tokens", "sentences", "expected"), LAST_TOKENS, ids=str)
+def test_last_tokens(tokens: list[str], sentences: list[str], expected: list[int]) -> None:
+    def spans(pieces: list[str]) -> list[tuple[int, int]]:
+        ends = [len("".join(pieces[: i + 1])) for i in range(len(pieces))]
+        return list(zip([0, *ends], ends, strict=False))
+
+    assert "".join(tokens) == "".join(sentences)
+    assert last_tokens("".join(tokens), spans(sentences), spans(tokens)) == expected
+
+
+def test_last_tokens_needs_tokens() -> None:
+    assert last_tokens("", [], []) == []
+    with pytest.raises(ValueError, match="no token"):
+        last_tokens("a", [(0, 1)], [])
+
+
+def sentencepiece_tokenizer() -> object:
+    """Unigram with byte fallback and "▁" for spaces, as Llama 2 and Gemma have it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = [("<unk>", 0.0), *((f"<0x{i:02X}>", -9.0) for i in range(256))]
+    pieces += [
+        (piece, -2.0) for piece in ["▁", "▁The", "▁a", "e", "t", "c", ".", "!", "▁so", "o", "n", "。", "好", "!▁"]
+    ]
+    backend = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=True))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "sentencepiece"])
+def test_sentences_of_real_tokenizers_end_at_their_tokens(kind: str, tiny_model_path: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_path) if kind == "byte-level" else sentencepiece_tokenizer()
+    pieces = ["The", "a", "好。", "😀!", "so", "etc.", "on.", "no...", "!", "\n", "é.", "न।", "\n\n", "1.5"]
+    rng = random.Random(0)
+    for _ in range(100):
+        original = "".join(rng.choice(pieces) + rng.choice(["", " "]) for _ in range(12)).strip()
+        ids = tokenizer(original, add_special_tokens=False)["input_ids"]
+        text, offsets = decode_with_offsets(tokenizer, ids)
+        spans = RuleSegmenter()(text)
+        ends = last_tokens(text, spans, offsets)
+        for (_, end), token in zip(spans[:-1], ends, strict=False):
+            # Up to that token the whole sentence is written, and no token after it writes a letter of the sentence.
+            assert offsets[token][1] >= len(text[:end].rstrip())
+            rest = text[offsets[token][1] :]
+            assert len(text) - len(rest.lstrip()) >= end
+        assert ends == sorted(ends)
+        assert ends[-1] == len(ids) - 1
+
+
+def test_one_token_can_write_several_sentences(tokenizer: PreTrainedTokenizerBase) -> None:
+    def every_character(text: str) -> list[tuple[int, int]]:
+        return [(i, i + 1) for i in range(len(text))]
+
+    ids = tokenizer("The capital.", add_special_tokens=False)["input_ids"]
+    sentences = find_sentences(tokenizer, every_character, ids)
+    assert [tokenizer.decode([i]) for i in ids] == ["The", " capital", "."]
+    assert sentences.last_tokens == [0, 1, 2]
+    # The space is written by the next token, but has none of its own.
+    assert [sentences.text[start:end] for start, end in sentences.spans] == ["The ", "capital", "."]
+
+
+def test_tools_are_in_no_sentence(tokenizer: PreTrainedTokenizerBase) -> None:
+    def encode(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    first, tool, second = encode("Wait. I ask<|im_end|>"), encode("\ntool. It says. "), encode("So. Done<|im_end|>")
+    positions = [*range(len(first)), *range(len(first) + len(tool), len(first) + len(tool) + len(second))]
+    sentences = find_sentences(tokenizer, RuleSegmenter(), [*first, *tool, *second], positions)
+    texts = [sentences.text[start:end] for start, end in sentences.spans]
+    assert texts == ["Wait. ", "I ask<|im_end|>", "So. ", "Done<|im_end|>"]
+    assert set(sentences.last_tokens) <= set(positions)
+    assert sentences.last_tokens[1] == len(first) - 1
