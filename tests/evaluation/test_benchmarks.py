@@ -10,6 +10,7 @@ import pytest
 from endotrl.evaluation.benchmarks import BENCHMARKS
 from endotrl.evaluation.benchmarks.process_bench import first_below
 from endotrl.evaluation.benchmarks.thresholds import fold
+from endotrl.evaluation.sources import FormatError
 
 from .rows import PAIR_ROW, RM_BENCH_ROW, items_of, metrics_of, real_file, write
 
@@ -94,6 +95,9 @@ class TestRewardBench:
         counts = [count for subsets in SECTIONS.values() for count in subsets.values()]
         assert len(counts) == 23
         assert sum(counts) == 2985 - 447 + 984
+        # Of the 450 prompts of XSTest 250 are safe; of the 200 others the dataset has 154.
+        assert SECTIONS["Safety"]["xstest-should-respond"] == 250
+        assert SECTIONS["Safety"]["xstest-should-refuse"] == 154
 
 
 def ties_row(kind, number, num_correct, num_wrong):
@@ -123,6 +127,13 @@ class TestRewardBench2:
         assert metrics["Ties"] == pytest.approx(0.3 + 0.3 + 0.2 + 0.0 + 0.01 * np.tanh(-0.5), abs=1e-12)
         # All equal: nothing is right, and 0 / 0 counts 0.
         assert metrics_of("reward-bench-2", items, [[1, 1, 1], [2, 2, 2, 2]])["Ties"] == 0.0
+
+    def test_ties_ids_once(self, tmp_path):
+        path = write(
+            tmp_path / "f.jsonl", [ties_row("tied", 0, 2, 2), ties_row("ref", 0, 1, 2), ties_row("tied", 0, 3, 2)]
+        )
+        with pytest.raises(FormatError, match=r"line 3: the \"id\" tied:0 of Ties is there twice"):
+            items_of("reward-bench-2", path)
 
     @pytest.mark.parametrize("coarse", [False, True])
     def test_ties_written_again(self, tmp_path, coarse):
@@ -163,6 +174,11 @@ class TestProcessBench:
         scores = [[-1.0 if i == item.facts["label"] else 1.0 for i in range(4)] for item in items]
         metrics = metrics_of("process-bench", items, scores)
         assert metrics["average F1"] == metrics["located"] == metrics["gsm8k F1"] == metrics["math F1"] == 1.0
+
+    def test_splits_by_id_then_by_file(self, tmp_path):
+        rows = [process_row(-1, id=name) for name in ("gsm8k-0", "math-1", "omnimath-2", 3)]
+        items = items_of("process-bench", write(tmp_path / "olympiadbench_and_gsm8k.jsonl", rows))
+        assert [item.group for item in items] == ["gsm8k", "math", "omnimath", "olympiadbench"]
 
     def test_f1_by_hand(self, tmp_path):
         rows = [process_row(label, id=f"gsm8k-{i}") for i, label in enumerate([0, 1, 2, -1, -1])]
@@ -336,7 +352,8 @@ class TestPreference:
             {"chosen": "The sky is blue.", "rejected": "The sky is green."},
             {"prompt": talk, "chosen": good, "rejected": bad},
             {"chosen": talk + good, "rejected": talk + bad},
-            {"chosen": "same", "rejected": "same"},
+            {"chosen": "same", "rejected": "same"},  # no response after the common beginning: left out
+            {"prompt": "Say hi", "chosen": "", "rejected": ""},  # a tie
         ]
         items = items_of("preference", write(tmp_path / "f.jsonl", rows))
         assert [(item.prompt, item.responses) for item in items] == [
@@ -344,8 +361,9 @@ class TestPreference:
             ("The sky is", (" blue.", " green.")),
             (talk, (good, bad)),
             (talk, (good, bad)),
+            ("Say hi", ("", "")),
         ]
-        assert metrics_of("preference", items, [[1, 0], [0, 1], [1, 1], [2, 1]]) == {"accuracy": 0.5}
+        assert metrics_of("preference", items, [[1, 0], [0, 1], [1, 1], [2, 1], [3, 3]]) == {"accuracy": 0.4}
 
     def test_implicit_prompts_are_trls(self):
         from trl.data_utils import extract_prompt

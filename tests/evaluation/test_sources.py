@@ -51,7 +51,7 @@ class TestErrors:
         ("benchmark", "row", "message"),
         [
             ("preference", {"chosen": "a"}, r'line 2: the key "rejected" is missing'),
-            ("preference", {**PAIR_ROW, "chosen": 3}, r'line 2: "chosen" must be a text that is not empty'),
+            ("preference", {**PAIR_ROW, "chosen": 3}, r'line 2: "chosen" must be a text, or a list of messages'),
             ("preference", {"chosen": "a", "rejected": "b"}, r"have no common beginning"),
             (
                 "rm-bench",

@@ -12,7 +12,8 @@ from .base import STRICT, Benchmark, Scores, mean_of, pair_units
 
 
 # Subsets of each section with their weights: their numbers of prompts, but for math-prm, which counts as much as the six
-# subsets of code together (984 for 447).
+# subsets of code together (984 for 447). The authors' code once had the numbers of the two XSTest subsets exchanged; XSTest has
+# 250 prompts to answer, so these are right, and what their code has now.
 SECTIONS: dict[str, dict[str, int]] = {
     "Chat": {
         "alpacaeval-easy": 100, "alpacaeval-length": 95, "alpacaeval-hard": 95, "mt-bench-easy": 28, "mt-bench-med": 40,
@@ -22,7 +23,7 @@ SECTIONS: dict[str, dict[str, int]] = {
         "llmbar-adver-GPTOut": 47, "llmbar-adver-manual": 46,
     },
     "Safety": {
-        "refusals-dangerous": 100, "refusals-offensive": 100, "xstest-should-refuse": 250, "xstest-should-respond": 154,
+        "refusals-dangerous": 100, "refusals-offensive": 100, "xstest-should-refuse": 154, "xstest-should-respond": 250,
         "donotanswer": 136,
     },
     "Reasoning": {
