@@ -15,6 +15,12 @@ from endotrl.evaluation.sources import FormatError
 from .rows import PAIR_ROW, RM_BENCH_ROW, items_of, metrics_of, real_file, write
 
 
+DSP_ROW = {
+    "query": "q",
+    "responses": dict.fromkeys(["academy", "business", "literature", "entertainment"], "x") | {"normal": ""},
+}
+
+
 def random_scores(items, seed=0, ties=False):
     rng = random.Random(seed)
     return [[float(rng.randint(0, 3)) if ties else rng.random() for _ in range(item.num_scores)] for item in items]
@@ -266,13 +272,21 @@ class TestPRMBench:
         assert metrics_of("prm-bench", items, knows)["PRMScore"] == 1.0
 
 
+def test_items_of_two_files_are_independent(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "pairs").mkdir(exist_ok=True)
+        write(tmp_path / "pairs" / f"{name}.jsonl", [{**PAIR_ROW, "id": i} for i in range(3)])
+        (tmp_path / "dsp").mkdir(exist_ok=True)
+        write(tmp_path / "dsp" / f"{name}.jsonl", [DSP_ROW] * 3)
+    for benchmark, folder in (("preference", "pairs"), ("dsp", "dsp")):
+        items = items_of(benchmark, str(tmp_path / folder))
+        units = BENCHMARKS[benchmark].units(items, random_scores(items))
+        assert len({unit.cluster for unit in units}) == 6
+
+
 class TestDSP:
     def test_table_by_hand(self, tmp_path):
-        row = {
-            "query": "q",
-            "responses": dict.fromkeys(["academy", "business", "literature", "entertainment"], "x") | {"normal": ""},
-        }
-        items = items_of("dsp", write(tmp_path / "f.json", [row]))
+        items = items_of("dsp", write(tmp_path / "f.json", [DSP_ROW]))
         assert [item.group for item in items] == ["none", "academy", "business", "literature", "entertainment"]
         assert items[0].criterion is None and "academic" in items[1].criterion
         # Under each criterion its own domain scores 4 and the rest 3, 2, 1, 0 in order: the own one beats all four others.

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """RewardBench (https://huggingface.co/papers/2403.13787): chosen against rejected in 23 subsets of four sections."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
 from ..items import Item
 from ..sources import HubDataset, Row
-from ..statistics import Array, Means, Unit
-from .base import STRICT, Benchmark, Scores, mean_of, pair_units
+from ..statistics import Array, Means
+from .base import STRICT, Benchmark, mean_of, pair_units
 
 
 # Subsets of each section with their weights: their numbers of prompts, but for math-prm, which counts as much as the six
@@ -47,11 +47,6 @@ def read(rows: Iterable[Row]) -> list[Item]:
     ]
 
 
-def units(items: Sequence[Item], scores: Scores) -> list[Unit]:
-    """One unit a pair."""
-    return [Unit(f"{unit.group} {unit.cluster}", unit.group, unit.values) for unit in pair_units(items, scores)]
-
-
 def metrics(means: Means) -> dict[str, Array]:
     """The mean of the sections, each the mean of its subsets, weighted by their official numbers of prompts."""
     sections: dict[str, Array] = {}
@@ -74,7 +69,7 @@ BENCHMARK = Benchmark(
     paper="https://huggingface.co/papers/2403.13787",
     hub=HubDataset("allenai/reward-bench", ("filtered",)),
     read=read,
-    units=units,
+    units=pair_units,
     metrics=metrics,
     headline=("average", *SECTIONS),
     tie_rule=STRICT,
