@@ -68,7 +68,11 @@ def _check(row: Row, key: str, empty: bool) -> None:
 
 
 def _is_message(message: object) -> bool:
-    return isinstance(message, dict) and isinstance(message.get("role"), str) and "content" in message
+    return (
+        isinstance(message, dict)
+        and isinstance(message.get("role"), str)
+        and (isinstance(message.get("content"), str | list) or "tool_calls" in message)
+    )
 
 
 BENCHMARK = Benchmark(
