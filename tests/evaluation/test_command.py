@@ -118,6 +118,15 @@ class TestBenchmark:
         assert 'name="viewport"' in page and 'class="t ' in page
         assert page.count("<figure>") == 4  # metric, levels, length, calibration
 
+    def test_few_items_are_called_few(self, evaluate, tmp_path, capsys):
+        path = write(tmp_path / "pairs.jsonl", [PAIR_ROW, {**PAIR_ROW, "prompt": "Say no"}])
+        evaluate("preference", path, "--scorers", "bellman.sum", "length")
+        out, page = capsys.readouterr().out, (tmp_path / "out" / "report.html").read_text()
+        for text in (out, page, (tmp_path / "out" / "results.md").read_text()):
+            assert "Of 2 items they are too narrow." in text
+        # The better response is never the shorter one here: there is nothing to plot of length.
+        assert page.count("<figure>") == 2 and "Far apart" not in page
+
     def test_the_same_command_goes_on(self, evaluate, rm_bench):
         few = evaluate("rm-bench", rm_bench, "--limit", "1", "--scorers", "bellman.sum")
         assert few["num_items"] == 1
