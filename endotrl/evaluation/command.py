@@ -21,7 +21,7 @@ from .runner import score_items
 from .scorers import DEFAULT, base_names, check_name, expand_names, make_scorer
 from .sources import read_rows
 from .storage import RunFolder, now, versions, write_json
-from .tables import markdown_page, terminal_rows
+from .tables import few_items, markdown_page, terminal_rows
 
 
 def run_benchmark(args: argparse.Namespace, command: str) -> dict[str, Any]:
@@ -164,6 +164,8 @@ def show(results: Mapping[str, Any], folder: RunFolder) -> None:
             "bias: accuracy where the better response is longer minus where it is shorter; 0 is balanced.",
             soft_wrap=False,
         )
+    if few := few_items(results):
+        console.print(f"95% intervals:{few}")
     for statement in results["statements"]:
         console.print(f"- {statement}", markup=False)
     if len(results["statements"]) > 3:

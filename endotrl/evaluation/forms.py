@@ -29,6 +29,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..bellman import check_discount, outcome_reward, token_rewards
@@ -49,6 +50,8 @@ ALIASES = {
 }
 CONTROLS = ("length", "shortness", "position", "random")
 RELATIVE_PERPLEXITY = "relative_perplexity"
+# Differences among responses of an item (one fewer than responses) that a group needs for each slope.
+MIN_DIFFERENCES = 3
 _MARKDOWN = re.compile(r"^\s*#{1,6} |^\s*[-*] |^\s*\d+\. |\*\*|```", re.MULTILINE)
 
 
@@ -269,18 +272,28 @@ def residuals(
             Group of each item. What is long for one domain is not for another.
 
     Returns:
-        The residuals, and the C slopes of each group (0 where a covariate is the same for all responses of each item).
+        The residuals, and the C slopes of each group: 0 where a covariate is the same for all responses of each item, and in a
+        group too small to fit them.
     """
     rows = [np.asarray(row, dtype=float) for row in scores]  # (responses,)
     tables = [np.asarray(table, dtype=float) for table in covariates]  # (responses, C)
     slopes: dict[str, list[float]] = {}
     for group in dict.fromkeys(groups):
         own = [i for i, name in enumerate(groups) if name == group]
-        x = np.concatenate([tables[i] - tables[i].mean(axis=0) for i in own])
-        y = np.concatenate([rows[i] - rows[i].mean() for i in own])
+        x = np.concatenate([_centered(tables[i]) for i in own])
+        y = np.concatenate([_centered(rows[i]) for i in own])
+        if len(y) - len(own) < MIN_DIFFERENCES * x.shape[1]:
+            # The slopes would follow the scores: of one pair nothing but rounding would be left.
+            slopes[group] = [0.0] * x.shape[1]
+            continue
         slopes[group] = np.linalg.lstsq(x, y, rcond=None)[0].tolist()
     corrected = [
         (row - table @ np.array(slopes[group])).tolist()
         for row, table, group in zip(rows, tables, groups, strict=True)
     ]
     return corrected, slopes
+
+
+def _centered(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Values minus their mean; exactly 0 where all are equal, since least squares would take what rounding leaves for data."""
+    return np.where(np.ptp(values, axis=0) == 0, 0.0, values - values.mean(axis=0))

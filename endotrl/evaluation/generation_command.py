@@ -270,7 +270,8 @@ def _write(
     if results["statements"]:
         lines = Markup("").join(Markup("<li>{}</li>").format(line) for line in results["statements"])
         sections.append(("Differences", Markup("<ul>{}</ul>").format(lines)))
-    caption = f"The first sample for one in {step} questions, chosen by position alone. ✓ is right, ✗ wrong."
+    which = f"one in {step} questions, chosen by position alone" if step > 1 else "each question"
+    caption = f"The first sample for {which}. ✓ is right, ✗ wrong."
     sections.append(("Answers", table(["question", "right answer", "answer"], shown, caption=caption)))
     settings = [[key, None if v is None else str(v)] for key, v in results["settings"].items()]
     sections.append(("Settings", table(["setting", "value"], settings)))

@@ -30,7 +30,7 @@ class Item:
         criterion (`str`, *optional*):
             System message under which the responses are judged.
         cluster (`str`, *optional*):
-            Items of one cluster are not independent, and are resampled together. Defaults to `id`.
+            Items of one cluster are not independent, and are resampled together. Defaults to group and id.
         steps (`tuple[str, ...]`, *optional*):
             The steps that the only response consists of, joined with an empty line.
         facts (`dict[str, Any]`, *optional*):

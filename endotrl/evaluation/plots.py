@@ -60,7 +60,7 @@ def plot_length(results: Mapping[str, Any]) -> bytes:
     """Accuracy where the better response is longer, and where it is shorter: far apart means that length decides."""
     names = [name for name in results["length"] if length_of(results, name, "bias") is not None][::-1]
     plt = _pyplot()
-    fig, axis = plt.subplots(figsize=(6, 0.6 + 0.28 * max(1, len(names))), layout="constrained")
+    fig, axis = plt.subplots(figsize=(6, 0.6 + 0.28 * len(names)), layout="constrained")
     for y, name in enumerate(names):
         longer, shorter = (length_of(results, name, f"better_is_{which}") for which in ("longer", "shorter"))
         axis.plot([longer, shorter], [y, y], color=GREY, linewidth=1.5, alpha=0.6)
@@ -69,8 +69,7 @@ def plot_length(results: Mapping[str, Any]) -> bytes:
     axis.axvline(0.5, color=GREY, linestyle=":", linewidth=1)
     axis.set_yticks(range(len(names)), names, fontsize=9)
     axis.set(xlabel="accuracy", xlim=(-0.02, 1.02))
-    if names:
-        axis.legend(frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    axis.legend(frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return _png(fig)
 
 

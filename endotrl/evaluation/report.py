@@ -20,7 +20,7 @@ from .items import Item
 from .plots import plot_calibration, plot_length, plot_levels, plot_metric
 from .scorers import base_name, make_form, needs_model
 from .stats_cache import StatsCache
-from .tables import full_rows, value
+from .tables import few_items, full_rows, value
 
 
 NUM_EXAMPLES = 4
@@ -51,7 +51,8 @@ def report_page(
     """
     benchmark = BENCHMARKS[results["benchmark"]]
     headers, rows = full_rows(results)
-    blocks = [table(headers, rows, caption=f"{results['tie_rule']} Intervals are 95%: bootstrap over items.")]
+    note = f"{results['tie_rule']} Intervals are 95%: bootstrap over items.{few_items(results)}"
+    blocks = [table(headers, rows, caption=note)]
     plots = find_spec("matplotlib") is not None
     if plots:
         blocks.append(figure(plot_metric(results), f"{results['main_metric']}; controls in grey."))
@@ -129,7 +130,7 @@ def _length(results: Mapping[str, Any], plots: bool) -> Markup:
         "first minus the third, length-controlled their mean: length alone gets 0.5."
     )
     blocks = [table(["scorer", *[key.replace("_", " ") for key in keys]], rows, caption=caption)]
-    if plots:
+    if plots and any(split["bias"] is not None for split in results["length"].values()):
         blocks.append(figure(plot_length(results), "Far apart: length decides. Together: it does not."))
     return Markup("").join(blocks)
 

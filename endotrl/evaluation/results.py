@@ -2,6 +2,7 @@
 """Scores to results: metrics with intervals, differences, length, calibration; what `results.json` holds."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -153,19 +154,14 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any], num_resamples: int | Non
             f"The runs have no scorer in common: {', '.join(a['metrics'])}; and {', '.join(b['metrics'])}."
         )
     averaging = metrics_of(a["benchmark"])
-    common = {(u["cluster"], u["group"]) for u in a["units"]} & {(u["cluster"], u["group"]) for u in b["units"]}
-    if not common:
+    order = _common_units(a["units"], b["units"])
+    if not order[0]:
         raise ValueError("The runs have no item in common.")
-    num_clusters = len({cluster for cluster, _ in common})
+    num_clusters = len({a["units"][i]["cluster"] for i in order[0]})
     rows = []
     weights = None
     for name in names:
-        units = [
-            sorted(
-                (u for u in units_of(run, name) if (u.cluster, u.group) in common), key=lambda u: (u.cluster, u.group)
-            )
-            for run in (a, b)
-        ]
+        units = [[units_of(run, name)[i] for i in indices] for run, indices in zip((a, b), order, strict=True)]
         weights = resampling_weights(units[0], num_resamples) if weights is None else weights
         before = estimates(units[0], averaging, weights[:1])
         after = estimates(units[1], averaging, weights[:1])
@@ -183,8 +179,23 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any], num_resamples: int | Non
                         "verdict": verdict(gap, num_clusters),
                     }
                 )
-    left_out = max(len(a["units"]), len(b["units"])) - len(common)
-    return {"benchmark": a["benchmark"], "num_units": len(common), "left_out": left_out, "rows": rows}
+    left_out = len(a["units"]) + len(b["units"]) - 2 * len(order[0])
+    return {"benchmark": a["benchmark"], "num_units": len(order[0]), "left_out": left_out, "rows": rows}
+
+
+def _common_units(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[int]]:
+    """Indices in A and in B of the units that both have. Where ids are not unique, the first of a name is A's first and B's."""
+    places = []
+    for units in (a, b):
+        count: Counter[tuple[str, str]] = Counter()
+        index = {}
+        for i, unit in enumerate(units):
+            name = (unit["cluster"], unit["group"])
+            index[*name, count[name]] = i
+            count[name] += 1
+        places.append(index)
+    common = [place for place in places[0] if place in places[1]]
+    return [places[0][place] for place in common], [places[1][place] for place in common]
 
 
 def estimates_to_json(values: Mapping[str, Estimate]) -> dict[str, dict[str, float | None]]:

@@ -162,4 +162,9 @@ def _has_stats(folder: RunFolder, item: Item, alone: bool) -> bool:
 
 def _score_by_model(scorer: Scorer, items: Sequence[Item], progress: bool) -> list[list[float]]:
     assert isinstance(scorer, Judge | RewardModel | SentenceModel)
-    return scorer.score_items(items, progress)
+    rows = scorer.score_items(items, progress)
+    # Equal responses tie, though another batch may have changed the last bit.
+    return [
+        [row[item.responses.index(response)] for response in item.responses]
+        for item, row in zip(items, rows, strict=True)
+    ]

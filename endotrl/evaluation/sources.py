@@ -12,6 +12,7 @@ from typing import Any
 
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
 DEFAULT_SPLIT = "test"
+_GAP = re.compile(r"[ \t\r\n]*,?[ \t\r\n]*")  # between elements of an array
 _HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*?)(:(?P<split>[\w.-]+))?")
 
 
@@ -146,8 +147,7 @@ def read_rows(data: str | None, hub: HubDataset | None, benchmark: str) -> Itera
         return
     path = Path(data)
     if path.is_dir():
-        paths = [file for file in path.iterdir() if file.name.endswith(SUFFIXES)]
-        paths = sorted(paths or [file for file in path.rglob("*") if file.name.endswith(SUFFIXES)])
+        paths = sorted(filter(_is_data, path.iterdir())) or sorted(filter(_is_data, path.rglob("*")))
         if not paths:
             raise ValueError(f"--data {data}: the folder has no file that ends with {', '.join(SUFFIXES)}.")
     elif path.is_file():
@@ -169,7 +169,13 @@ def read_file(path: Path) -> Iterator[Row]:
     if path.name.endswith(".parquet"):
         from datasets import Dataset
 
-        for number, data in enumerate(Dataset.from_parquet(str(path)), start=1):
+        try:
+            rows = Dataset.from_parquet(str(path))
+        except Exception as error:  # the library raises many kinds
+            raise FormatError(f"{path}: cannot be read as Parquet: {error}.") from error
+        if len(rows) == 0:
+            raise FormatError(f"{path}: there is no row in the file.")
+        for number, data in enumerate(rows, start=1):
             yield Row(data, str(path), f"row {number}", stem)
         return
     try:
@@ -183,9 +189,19 @@ def read_file(path: Path) -> Iterator[Row]:
         empty = False
         if not isinstance(data, dict):
             raise FormatError(f"{path}, {place}: a row must be a JSON object, but is {_brief(data)}.")
+        try:
+            json.dumps(data, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise FormatError(
+                f"{path}, {place}: has half of a surrogate pair, which is no character: {error}."
+            ) from error
         yield Row(data, str(path), place, stem)
     if empty:
         raise FormatError(f"{path}: there is no row in the file.")
+
+
+def _is_data(file: Path) -> bool:
+    return file.name.endswith(SUFFIXES) and not file.name.startswith(".")
 
 
 def _line_objects(path: Path, text: str) -> Iterator[tuple[str, Any]]:
@@ -203,12 +219,18 @@ def _array_objects(path: Path, text: str) -> Iterator[tuple[str, Any]]:
     position, line = text.index("[") + 1, 1
     counted, number = 0, 0
     while True:
-        while position < len(text) and text[position] in " \t\r\n,":
-            position += 1
+        gap = _GAP.match(text, position)
+        assert gap is not None  # it matches nothing, too
+        position = gap.end()
         line += text.count("\n", counted, position)
         counted = position
-        if position < len(text) and text[position] == "]":
+        comma, end = "," in gap[0], text.startswith("]", position)
+        if end and not comma:
+            if text[position + 1 :].strip():
+                raise FormatError(f"{path}, line {line}: not valid JSON: text behind the end of the array.")
             return
+        if comma != (number > 0) or end:
+            raise FormatError(f"{path}, line {line}: not valid JSON: a comma is missing, or one too many.")
         try:
             value, position = decoder.raw_decode(text, position)
         except ValueError as error:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..reporting import number
+from .statistics import MIN_CLUSTERS
 
 
 LENGTH_NOTE = " Bias: accuracy where the better response is longer minus where it is shorter; length-controlled: the mean of the two."
@@ -18,6 +19,12 @@ def shown_metrics(results: Mapping[str, Any]) -> list[str]:
     if len(groups) == 1:
         shown = [name for name in shown if name not in groups and name.removesuffix(" F1") not in groups]
     return shown
+
+
+def few_items(results: Mapping[str, Any]) -> str:
+    """What to say of intervals from few items: where all are right, the bootstrap knows of no other item."""
+    count = len({unit["cluster"] for unit in results["units"]})
+    return f" Of {count} items they are too narrow." if count < MIN_CLUSTERS else ""
 
 
 def value(results: Mapping[str, Any], scorer: str, metric: str) -> float | None:
@@ -104,7 +111,7 @@ def markdown_page(results: Mapping[str, Any]) -> str:
         f"## {results['title']}: {results['model']}",
         "",
         f"{results['num_items']} items, {results['tokens']:,} tokens, {results['seconds']:.0f} s. {results['tie_rule']} "
-        f"Intervals are 95% (bootstrap over items).{LENGTH_NOTE if results['length'] else ''}",
+        f"Intervals are 95% (bootstrap over items).{few_items(results)}{LENGTH_NOTE if results['length'] else ''}",
         "",
         markdown_table(*full_rows(results)),
         "",

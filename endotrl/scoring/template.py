@@ -39,7 +39,7 @@ class Template:
                 tokenize=False,
                 **self.chat_template_kwargs,
             )
-        except TemplateError as error:
+        except (TemplateError, TypeError) as error:  # many templates add contents up, and some contents are no texts
             fix = (
                 " The criterion is put before the prompt as a system message, and a template without a system role "
                 "cannot take it: write the criterion into the first user message of the prompts instead, or pass a "

@@ -10,8 +10,15 @@ import pytest
 from endotrl.evaluation.benchmarks import BENCHMARKS
 from endotrl.evaluation.benchmarks.process_bench import first_below
 from endotrl.evaluation.benchmarks.thresholds import fold
+from endotrl.evaluation.sources import FormatError
 
 from .rows import PAIR_ROW, RM_BENCH_ROW, items_of, metrics_of, real_file, write
+
+
+DSP_ROW = {
+    "query": "q",
+    "responses": dict.fromkeys(["academy", "business", "literature", "entertainment"], "x") | {"normal": ""},
+}
 
 
 def random_scores(items, seed=0, ties=False):
@@ -94,6 +101,9 @@ class TestRewardBench:
         counts = [count for subsets in SECTIONS.values() for count in subsets.values()]
         assert len(counts) == 23
         assert sum(counts) == 2985 - 447 + 984
+        # Of the 450 prompts of XSTest 250 are safe; of the 200 others the dataset has 154.
+        assert SECTIONS["Safety"]["xstest-should-respond"] == 250
+        assert SECTIONS["Safety"]["xstest-should-refuse"] == 154
 
 
 def ties_row(kind, number, num_correct, num_wrong):
@@ -123,6 +133,13 @@ class TestRewardBench2:
         assert metrics["Ties"] == pytest.approx(0.3 + 0.3 + 0.2 + 0.0 + 0.01 * np.tanh(-0.5), abs=1e-12)
         # All equal: nothing is right, and 0 / 0 counts 0.
         assert metrics_of("reward-bench-2", items, [[1, 1, 1], [2, 2, 2, 2]])["Ties"] == 0.0
+
+    def test_ties_ids_once(self, tmp_path):
+        path = write(
+            tmp_path / "f.jsonl", [ties_row("tied", 0, 2, 2), ties_row("ref", 0, 1, 2), ties_row("tied", 0, 3, 2)]
+        )
+        with pytest.raises(FormatError, match=r"line 3: the \"id\" tied:0 of Ties is there twice"):
+            items_of("reward-bench-2", path)
 
     @pytest.mark.parametrize("coarse", [False, True])
     def test_ties_written_again(self, tmp_path, coarse):
@@ -163,6 +180,11 @@ class TestProcessBench:
         scores = [[-1.0 if i == item.facts["label"] else 1.0 for i in range(4)] for item in items]
         metrics = metrics_of("process-bench", items, scores)
         assert metrics["average F1"] == metrics["located"] == metrics["gsm8k F1"] == metrics["math F1"] == 1.0
+
+    def test_splits_by_id_then_by_file(self, tmp_path):
+        rows = [process_row(-1, id=name) for name in ("gsm8k-0", "math-1", "omnimath-2", 3)]
+        items = items_of("process-bench", write(tmp_path / "olympiadbench_and_gsm8k.jsonl", rows))
+        assert [item.group for item in items] == ["gsm8k", "math", "omnimath", "olympiadbench"]
 
     def test_f1_by_hand(self, tmp_path):
         rows = [process_row(label, id=f"gsm8k-{i}") for i, label in enumerate([0, 1, 2, -1, -1])]
@@ -250,13 +272,21 @@ class TestPRMBench:
         assert metrics_of("prm-bench", items, knows)["PRMScore"] == 1.0
 
 
+def test_items_of_two_files_are_independent(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "pairs").mkdir(exist_ok=True)
+        write(tmp_path / "pairs" / f"{name}.jsonl", [{**PAIR_ROW, "id": i} for i in range(3)])
+        (tmp_path / "dsp").mkdir(exist_ok=True)
+        write(tmp_path / "dsp" / f"{name}.jsonl", [DSP_ROW] * 3)
+    for benchmark, folder in (("preference", "pairs"), ("dsp", "dsp")):
+        items = items_of(benchmark, str(tmp_path / folder))
+        units = BENCHMARKS[benchmark].units(items, random_scores(items))
+        assert len({unit.cluster for unit in units}) == 6
+
+
 class TestDSP:
     def test_table_by_hand(self, tmp_path):
-        row = {
-            "query": "q",
-            "responses": dict.fromkeys(["academy", "business", "literature", "entertainment"], "x") | {"normal": ""},
-        }
-        items = items_of("dsp", write(tmp_path / "f.json", [row]))
+        items = items_of("dsp", write(tmp_path / "f.json", [DSP_ROW]))
         assert [item.group for item in items] == ["none", "academy", "business", "literature", "entertainment"]
         assert items[0].criterion is None and "academic" in items[1].criterion
         # Under each criterion its own domain scores 4 and the rest 3, 2, 1, 0 in order: the own one beats all four others.
@@ -336,7 +366,8 @@ class TestPreference:
             {"chosen": "The sky is blue.", "rejected": "The sky is green."},
             {"prompt": talk, "chosen": good, "rejected": bad},
             {"chosen": talk + good, "rejected": talk + bad},
-            {"chosen": "same", "rejected": "same"},
+            {"chosen": "same", "rejected": "same"},  # no response after the common beginning: left out
+            {"prompt": "Say hi", "chosen": "", "rejected": ""},  # a tie
         ]
         items = items_of("preference", write(tmp_path / "f.jsonl", rows))
         assert [(item.prompt, item.responses) for item in items] == [
@@ -344,8 +375,9 @@ class TestPreference:
             ("The sky is", (" blue.", " green.")),
             (talk, (good, bad)),
             (talk, (good, bad)),
+            ("Say hi", ("", "")),
         ]
-        assert metrics_of("preference", items, [[1, 0], [0, 1], [1, 1], [2, 1]]) == {"accuracy": 0.5}
+        assert metrics_of("preference", items, [[1, 0], [0, 1], [1, 1], [2, 1], [3, 3]]) == {"accuracy": 0.4}
 
     def test_implicit_prompts_are_trls(self):
         from trl.data_utils import extract_prompt

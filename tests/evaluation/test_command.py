@@ -13,7 +13,7 @@ from endotrl import SentenceReward
 from endotrl.cli import main, make_parser
 from endotrl.evaluation.benchmarks import BENCHMARKS
 from endotrl.evaluation.options import BENCHMARK_HELP, NEEDS_DATA
-from endotrl.evaluation.results import pairs_of
+from endotrl.evaluation.results import compare, pairs_of
 from endotrl.evaluation.tables import markdown_table
 
 from ..reference import chatml
@@ -117,6 +117,15 @@ class TestBenchmark:
         assert not re.findall(r'(?:src|href)="(?!data:)', page)
         assert 'name="viewport"' in page and 'class="t ' in page
         assert page.count("<figure>") == 4  # metric, levels, length, calibration
+
+    def test_few_items_are_called_few(self, evaluate, tmp_path, capsys):
+        path = write(tmp_path / "pairs.jsonl", [PAIR_ROW, {**PAIR_ROW, "prompt": "Say no"}])
+        evaluate("preference", path, "--scorers", "bellman.sum", "length")
+        out, page = capsys.readouterr().out, (tmp_path / "out" / "report.html").read_text()
+        for text in (out, page, (tmp_path / "out" / "results.md").read_text()):
+            assert "Of 2 items they are too narrow." in text
+        # The better response is never the shorter one here: there is nothing to plot of length.
+        assert page.count("<figure>") == 2 and "Far apart" not in page
 
     def test_the_same_command_goes_on(self, evaluate, rm_bench):
         few = evaluate("rm-bench", rm_bench, "--limit", "1", "--scorers", "bellman.sum")
@@ -265,6 +274,19 @@ class TestCompare:
         assert row.split("|")[5].strip().replace("−", "-") in (f"{gap:+.3f}", "0.000")
         length = next(line for line in (tmp_path / "c.md").read_text().splitlines() if line.startswith("| length"))
         assert "noise" in length  # the same in both
+
+    def test_units_are_joined_by_name(self):
+        """In another order, with an id that is there twice, and with items that only one run has."""
+
+        def run(*units):
+            values = [{"cluster": c, "group": "g", "values": {"s": {"accuracy": float(right)}}} for c, right in units]
+            return {"benchmark": "preference", "metrics": {"s": {}}, "headline": ["accuracy"], "units": values}
+
+        # In common: x (1 and 0), the first y (0 and 1), z (1 and 1); A alone has a second y and v, B alone has w.
+        a, b = run(("x", 1), ("y", 0), ("y", 1), ("z", 1), ("v", 1)), run(("z", 1), ("y", 1), ("w", 0), ("x", 0))
+        found = compare(a, b)
+        assert (found["num_units"], found["left_out"]) == (3, 3)
+        assert found["rows"][0]["a"] == pytest.approx(2 / 3) == found["rows"][0]["b"]
 
     def test_not_comparable(self, evaluate, tmp_path, rm_bench, capsys):
         evaluate("rm-bench", rm_bench, "--scorers", "length", output="a")

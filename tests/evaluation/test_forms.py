@@ -236,10 +236,10 @@ def logs(lengths):
 
 class TestResiduals:
     def test_what_is_length_alone_disappears(self):
-        lengths = [[10, 20, 70], [5, 9]]
+        lengths = [[10, 20, 70], [5, 9], [40, 8, 6]]
         scores = [[3.0 - 0.5 * math.log(n) for n in row] for row in lengths]  # each item may have its own level
         scores[1] = [s + 100 for s in scores[1]]
-        corrected, slopes = residuals(scores, logs(lengths), ["g", "g"])
+        corrected, slopes = residuals(scores, logs(lengths), ["g"] * 3)
         assert slopes == {"g": pytest.approx([-0.5])}
         for row in corrected:
             assert row == pytest.approx([row[0]] * len(row))
@@ -255,8 +255,8 @@ class TestResiduals:
         assert slopes["g"] == pytest.approx([-3, 2], abs=0.5)
 
     def test_one_covariate_is_the_ratio_of_sums(self):
-        lengths, scores = [[3, 9, 4], [5, 6, 50]], [[1.0, 5.0, 2.0], [0.0, 7.0, 3.0]]
-        _, slopes = residuals(scores, logs(lengths), ["g", "g"])
+        lengths, scores = [[3, 9, 4], [5, 6, 50], [7, 7, 8]], [[1.0, 5.0, 2.0], [0.0, 7.0, 3.0], [2.0, 2.5, 9.0]]
+        _, slopes = residuals(scores, logs(lengths), ["g"] * 3)
         covariance = variance = 0.0
         for row, log_lengths in zip(scores, [[math.log(n) for n in row] for row in lengths], strict=True):
             for score, x in zip(row, log_lengths, strict=True):
@@ -264,13 +264,28 @@ class TestResiduals:
                 variance += (x - sum(log_lengths) / 3) ** 2
         assert slopes["g"] == pytest.approx([covariance / variance])
 
-    def test_equal_lengths(self):
-        assert residuals([[1.0, 2.0]], logs([[7, 7]]), ["g"]) == ([[1.0, 2.0]], {"g": [0.0]})
+    @pytest.mark.parametrize("length", [7, 100])
+    def test_equal_lengths(self, length):
+        # The mean of six times log 100 is not log 100 in floating point.
+        scores = [[float((i * k) % 7) for k in range(6)] for i in range(9)]
+        assert residuals(scores, logs([[length] * 6] * 9), ["g"] * 9) == (scores, {"g": [0.0]})
+
+    def test_a_group_too_small_keeps_its_scores(self):
+        # Two slopes fit the difference of one pair, or of two, exactly: what is left would be rounding.
+        covariates = [[[math.log(10), 0.0], [math.log(17), 1.1]], [[math.log(5), 2.0], [math.log(4), 1.0]]]
+        for n in (1, 2):
+            scores = [[1.3, 2.7], [0.5, 0.1]][:n]
+            assert residuals(scores, covariates[:n], ["g"] * n) == (scores, {"g": [0.0, 0.0]})
+        # Six differences are enough for two slopes, five are not.
+        for n, fitted in ((5, False), (6, True)):
+            _, slopes = residuals(([[1.3, 2.7], [0.5, 0.1]] * 5)[:n], (covariates * 5)[:n], ["g"] * n)
+            assert (slopes["g"] != [0.0, 0.0]) == fitted
 
     def test_groups_do_not_mix(self):
-        scores, lengths = [[1.0, 5.0], [2.0, 1.0], [0.0, 7.0]], [[3, 9], [10, 40], [5, 6]]
-        both, slopes = residuals(scores, logs(lengths), ["a", "b", "a"])
-        assert both[1] == pytest.approx(residuals(scores[1:2], logs(lengths[1:2]), ["b"])[0][0])
+        scores = [[1.0, 5.0], [2.0, 1.0], [0.0, 7.0]] * 6
+        lengths = [[3, 9], [10, 40], [5, 6]] * 6
+        both, slopes = residuals(scores, logs(lengths), ["a", "b", "a"] * 6)
+        assert both[1] == pytest.approx(residuals(scores[1::3], logs(lengths[1::3]), ["b"] * 6)[0][0])
         assert slopes["a"] != slopes["b"]
 
 

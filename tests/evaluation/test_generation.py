@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from endotrl.evaluation.engine import Engine
 from endotrl.evaluation.generation import Sampler, accuracy_of_choice, majority_scores, pass_at_k
+from endotrl.evaluation import math_answers
 from endotrl.evaluation.math_answers import final_answer, is_right, read_questions, same_answer
 
 from .rows import real_file, write
@@ -91,9 +92,13 @@ class TestAnswers:
         texts = [r"\boxed{1/2}", "no idea", r"\boxed{0.5}", r"\boxed{3}", "none"]
         assert same_answer(texts) == [0, 1, 0, 3, 4]
 
-    def test_not_a_formula(self):
-        with pytest.raises(ValueError, match="no mathematical expression"):
-            is_right(["1"], "")
+    def test_an_answer_that_cannot_be_read(self):
+        gold = r"\text{}"  # a run does not end for one row of its file
+        assert is_right(["1", r"\boxed{\text{}}", ""], gold) == [False, True, False]
+
+    def test_a_number_that_never_ends(self, monkeypatch):
+        monkeypatch.setattr(math_answers, "_timeout", lambda seconds: 1)
+        assert is_right([r"\boxed{10^{10^{10^{10}}}}", r"\boxed{7}"], "7") == [False, True]  # math-verify's time-out
 
 
 class TestQuestions:

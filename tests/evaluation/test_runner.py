@@ -10,6 +10,7 @@ import pytest
 from endotrl.evaluation.engine import Engine
 from endotrl.evaluation.forms import markdown_density
 from endotrl.evaluation.items import Item
+from endotrl.evaluation.judges import Judge
 from endotrl.evaluation.runner import score_items, scores_of
 from endotrl.evaluation.scorers import make_scorer
 from endotrl.evaluation.storage import RunFolder
@@ -151,6 +152,13 @@ class TestTokenStats:
     def test_left_out(self, folder, placement, pair_items):
         run(folder, pair_items, NAMES, placement, keep_stats=False)
         assert not folder.stats.folder.exists()
+
+
+def test_equal_responses_tie(folder, placement, monkeypatch):
+    # As if the two had been in batches of different shape.
+    monkeypatch.setattr(Judge, "score_items", lambda self, items, progress: [[0.5, 0.1, 0.5 + 1e-7]])
+    item = Item("x", "g", "p", ("a", "b", "a"), better=((0, 2),))
+    assert run(folder, [item], ["judge_verifier"], placement)["judge_verifier"] == [[0.5, 0.1, 0.5]]
 
 
 class TestResiduals:

@@ -40,6 +40,11 @@ class TestErrors:
             ('{"a": 1}\n[1]', r"f.jsonl, line 2: a row must be a JSON object, but is \[1\]"),
             ("", r"f.jsonl: there is no row in the file"),
             ("[\n{},\n{]", r"f.jsonl, line 3: not valid JSON"),
+            ("[{},\n", r"f.jsonl, line 2: not valid JSON"),
+            ("[{}\n{}]", r"f.jsonl, line 2: not valid JSON: a comma is missing"),
+            ("[{},\n]", r"f.jsonl, line 2: not valid JSON: a comma"),
+            ("[{}]\n[{}]", r"f.jsonl, line 1: not valid JSON: text behind the end of the array"),
+            ('{"a": 1}\n{"a": "\\ud83d"}', r"f.jsonl, line 2: has half of a surrogate pair"),
         ],
     )
     def test_damaged_files(self, tmp_path, text, message):
@@ -51,7 +56,7 @@ class TestErrors:
         ("benchmark", "row", "message"),
         [
             ("preference", {"chosen": "a"}, r'line 2: the key "rejected" is missing'),
-            ("preference", {**PAIR_ROW, "chosen": 3}, r'line 2: "chosen" must be a text that is not empty'),
+            ("preference", {**PAIR_ROW, "chosen": 3}, r'line 2: "chosen" must be a text, or a list of messages'),
             ("preference", {"chosen": "a", "rejected": "b"}, r"have no common beginning"),
             (
                 "rm-bench",
@@ -59,6 +64,11 @@ class TestErrors:
                 r'line 2: "chosen" must be a list of 3 texts, but is \["a"\]',
             ),
             ("reward-bench", {**PAIR_ROW, "subset": "x"}, r'line 2: "subset" must be one of'),
+            (
+                "rm-bench",
+                {**RM_BENCH_ROW, "domain": "Chat"},
+                r'line 2: "domain" must begin with one of chat, math, code',
+            ),
         ],
     )
     def test_rows_name_file_line_and_rule(self, tmp_path, benchmark, row, message):
@@ -71,6 +81,21 @@ class TestErrors:
         with pytest.raises(FormatError, match=message) as error:
             items_of(benchmark, path)
         assert str(error.value).startswith(path)
+
+    def test_damaged_parquet(self, tmp_path):
+        Dataset.from_list([PAIR_ROW]).to_parquet(str(tmp_path / "f.parquet"))
+        (tmp_path / "f.parquet").write_bytes((tmp_path / "f.parquet").read_bytes()[:100])
+        with pytest.raises(FormatError, match="f.parquet: cannot be read as Parquet"):
+            list(read_rows(str(tmp_path / "f.parquet"), None, "x"))
+
+    @pytest.mark.parametrize("content", [None, 3])
+    def test_messages_have_content(self, tmp_path, content):
+        good, bad = [[{"role": "assistant", "content": text}] for text in ("a", content)]
+        path = write(
+            tmp_path / "f.jsonl", [{"prompt": [{"role": "user", "content": "p"}], "chosen": good, "rejected": bad}]
+        )
+        with pytest.raises(FormatError, match='line 1: "rejected" must be a text, or a list of messages'):
+            items_of("preference", path)
 
     def test_nothing_there(self, tmp_path):
         with pytest.raises(ValueError, match="there is no such file or folder"):
@@ -172,6 +197,11 @@ class TestHub:
 
 
 class TestFolders:
+    def test_hidden_files_are_none(self, tmp_path):
+        write(tmp_path / "pairs.jsonl", [PAIR_ROW])
+        (tmp_path / "._pairs.jsonl").write_bytes(b"\x00\x05\x16\x07")
+        assert len(items_of("preference", str(tmp_path))) == 1
+
     def test_files_of_the_folders_below(self, tmp_path):
         row = {"input": "i", "output_1": "a", "output_2": "b", "label": 2}
         for name in ("Natural", "Adversarial/Neighbor"):

@@ -84,7 +84,7 @@ def pair_units(items: Sequence[Item], scores: Scores) -> list[Unit]:
     """One unit an item: the fraction of its pairs in which the better response scores strictly higher."""
     return [
         Unit(
-            item.cluster or item.id,
+            item.cluster or f"{item.group} {item.id}",  # two files may count their items alike
             item.group,
             {"accuracy": sum(row[better] > row[worse] for better, worse in item.better) / len(item.better)},
         )

@@ -55,7 +55,7 @@ def read(rows: Iterable[Row], criteria: str | None = None) -> list[Item]:
                 own = RESPONSES.index(name)
                 better = tuple((own, other) for other in range(len(RESPONSES)) if other != own)
             items.append(
-                Item(f"{row.place} {name}", name, row.text("query"), answers, better, text, cluster=row.place)
+                Item(f"{row.place} {name}", name, row.text("query"), answers, better, text, cluster=row.name())
             )
     return items
 

@@ -14,23 +14,24 @@ from .base import STRICT, Benchmark, accuracy_metrics, pair_units
 
 def read(rows: Iterable[Row]) -> list[Item]:
     """
-    Rows `{"prompt", "chosen", "rejected"}`, or `{"chosen", "rejected"}` whose common beginning is the prompt, as TRL has it. A
-    row whose two responses are the same says nothing and is left out.
+    Rows `{"prompt", "chosen", "rejected"}`, or `{"chosen", "rejected"}` whose common beginning is the prompt, as TRL has it.
+    Two equal conversations have no response after their common beginning, and are left out; two equal responses to a given
+    prompt are a tie.
     """
     items = []
     for row in rows:
         chosen, rejected = row.get("chosen"), row.get("rejected")
         for key in ("chosen", "rejected"):
-            _check(row, key)
+            _check(row, key, empty="prompt" in row.data)
         if isinstance(chosen, str) != isinstance(rejected, str):
             raise row.error('"chosen" and "rejected" must both be texts, or both be lists of messages.')
-        if chosen == rejected:
-            continue
         if "prompt" in row.data:
             prompt = row.get("prompt")
-            _check(row, "prompt")
+            _check(row, "prompt", empty=False)
             if isinstance(prompt, str) and not isinstance(chosen, str):
                 raise row.error('"prompt" is a text, but "chosen" is a list of messages. Give both alike.')
+        elif chosen == rejected:
+            continue
         else:
             prompt, chosen, rejected = split_prompt(row, chosen, rejected)
         items.append(Item(row.name("id"), row.stem, prompt, (chosen, rejected), better=((0, 1),)))
@@ -56,19 +57,22 @@ def split_prompt(row: Row, chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
     return chosen[:length], chosen[length:], rejected[length:]
 
 
-def _check(row: Row, key: str) -> None:
+def _check(row: Row, key: str, empty: bool) -> None:
     value = row.data[key]
-    if isinstance(value, str) and value:
+    if isinstance(value, str) and (value or empty):
         return
     if isinstance(value, list) and value and all(_is_message(message) for message in value):
         return
-    raise row.error(
-        f'"{key}" must be a text that is not empty, or a list of messages {{"role": ..., "content": ...}}.'
-    )
+    text = "a text" if empty else "a text that is not empty"
+    raise row.error(f'"{key}" must be {text}, or a list of messages {{"role": ..., "content": ...}}.')
 
 
 def _is_message(message: object) -> bool:
-    return isinstance(message, dict) and isinstance(message.get("role"), str) and "content" in message
+    return (
+        isinstance(message, dict)
+        and isinstance(message.get("role"), str)
+        and (isinstance(message.get("content"), str | list) or "tool_calls" in message)
+    )
 
 
 BENCHMARK = Benchmark(

@@ -23,7 +23,9 @@ def read(rows: Iterable[Row]) -> list[Item]:
     for row in rows:
         steps = row.steps("steps")
         label = row.integer("label", -1, len(steps) - 1)
-        group = next((split for split in longest_first if split in f"{row.stem} {row.data.get('id', '')}"), row.stem)
+        # The official ids begin with the split; the name of a file of several may hold any.
+        texts = (str(row.data.get("id", "")), row.stem)
+        group = next((split for text in texts for split in longest_first if split in text), row.stem)
         items.append(step_item(row.name("id"), group, row.text("problem"), steps, {"label": label}))
     return items
 

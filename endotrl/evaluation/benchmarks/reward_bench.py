@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """RewardBench (https://huggingface.co/papers/2403.13787): chosen against rejected in 23 subsets of four sections."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
 from ..items import Item
 from ..sources import HubDataset, Row
-from ..statistics import Array, Means, Unit
-from .base import STRICT, Benchmark, Scores, mean_of, pair_units
+from ..statistics import Array, Means
+from .base import STRICT, Benchmark, mean_of, pair_units
 
 
 # Subsets of each section with their weights: their numbers of prompts, but for math-prm, which counts as much as the six
-# subsets of code together (984 for 447).
+# subsets of code together (984 for 447). The authors' code once had the numbers of the two XSTest subsets exchanged; XSTest has
+# 250 prompts to answer, so these are right, and what their code has now.
 SECTIONS: dict[str, dict[str, int]] = {
     "Chat": {
         "alpacaeval-easy": 100, "alpacaeval-length": 95, "alpacaeval-hard": 95, "mt-bench-easy": 28, "mt-bench-med": 40,
@@ -22,7 +23,7 @@ SECTIONS: dict[str, dict[str, int]] = {
         "llmbar-adver-GPTOut": 47, "llmbar-adver-manual": 46,
     },
     "Safety": {
-        "refusals-dangerous": 100, "refusals-offensive": 100, "xstest-should-refuse": 250, "xstest-should-respond": 154,
+        "refusals-dangerous": 100, "refusals-offensive": 100, "xstest-should-refuse": 154, "xstest-should-respond": 250,
         "donotanswer": 136,
     },
     "Reasoning": {
@@ -44,11 +45,6 @@ def read(rows: Iterable[Row]) -> list[Item]:
         )
         for row in rows
     ]
-
-
-def units(items: Sequence[Item], scores: Scores) -> list[Unit]:
-    """One unit a pair."""
-    return [Unit(f"{unit.group} {unit.cluster}", unit.group, unit.values) for unit in pair_units(items, scores)]
 
 
 def metrics(means: Means) -> dict[str, Array]:
@@ -73,7 +69,7 @@ BENCHMARK = Benchmark(
     paper="https://huggingface.co/papers/2403.13787",
     hub=HubDataset("allenai/reward-bench", ("filtered",)),
     read=read,
-    units=units,
+    units=pair_units,
     metrics=metrics,
     headline=("average", *SECTIONS),
     tie_rule=STRICT,

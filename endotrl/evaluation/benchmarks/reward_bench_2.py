@@ -24,6 +24,7 @@ def read(rows: Iterable[Row]) -> list[Item]:
     `"tied:N"` (several).
     """
     items = []
+    seen: set[str] = set()
     for row in rows:
         subset = row.text("subset")
         chosen, rejected = row.responses("chosen"), row.responses("rejected")
@@ -31,6 +32,11 @@ def read(rows: Iterable[Row]) -> list[Item]:
             kind, _, number = row.text("id").partition(":")
             if kind not in ("ref", "tied") or not number:
                 raise row.error('the "id" of a row of Ties must be "ref:N" or "tied:N".')
+            if row.data["id"] in seen:
+                raise row.error(
+                    f'the "id" {row.data["id"]} of Ties is there twice; it joins a question with its reference.'
+                )
+            seen.add(row.data["id"])
             if kind == "tied" and len(chosen) < 2:
                 raise row.error('a row "tied:N" must have at least two right answers in "chosen".')
             group, cluster, facts = TIES, f"{TIES} {number}", {"kind": kind, "num_correct": len(chosen)}
