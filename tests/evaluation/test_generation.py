@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from endotrl.evaluation import math_answers
 from endotrl.evaluation.engine import Engine
 from endotrl.evaluation.generation import Sampler, accuracy_of_choice, majority_scores, pass_at_k
-from endotrl.evaluation import math_answers
 from endotrl.evaluation.math_answers import final_answer, is_right, read_questions, same_answer
 
 from .rows import real_file, write
