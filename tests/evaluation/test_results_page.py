@@ -2,16 +2,34 @@
 """`benchmarks.evaluation` runs, goes on, and says what its runs say. What it measures is not tested."""
 
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 
+import benchmarks.evaluation
 from benchmarks.evaluation import RUNS, main
 from endotrl.cli import make_parser
 
 from .rows import RM_BENCH_ROW, write
 
 
-def test_one_command(tmp_path, tiny_model_path, capsys):
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Runs what the benchmark hands to new interpreters in this one, which has imported everything already."""
+
+    def run(command, env):
+        _, _, code, *arguments = command
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", ["-c", *arguments])
+            with pytest.raises(SystemExit) as end:
+                exec(code, {})
+        return SimpleNamespace(returncode=end.value.code)
+
+    monkeypatch.setattr(benchmarks.evaluation, "subprocess", SimpleNamespace(run=run))
+
+
+def test_one_command(tmp_path, tiny_model_path, capsys, in_this_process):
     for folder, rows in (
         ("rm_bench", [{**RM_BENCH_ROW, "id": i, "prompt": f"{i}+2?"} for i in range(3)]),
         ("math/mawps", [{"input": f"{i}+1?", "target": i + 1} for i in range(2)]),
@@ -20,7 +38,7 @@ def test_one_command(tmp_path, tiny_model_path, capsys):
         name = "chat_filtered.json" if folder == "rm_bench" else "singleop.jsonl"
         write(tmp_path / "data" / folder / name, rows)
     command = ["--data", str(tmp_path / "data"), "--work", str(tmp_path / "work"), "--output", str(tmp_path / "docs")]
-    command += ["--model", tiny_model_path, "--quick", "--jobs", "2"]
+    command += ["--model", tiny_model_path, "--quick", "--jobs", "1"]
     command += ["--only", "rm-bench-chat", "best-of-n", "llmbar"]
     assert main(command) == 0
     assert "llmbar is left out" in capsys.readouterr().err
