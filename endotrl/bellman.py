@@ -11,6 +11,8 @@ Notation of tensor shapes: `B` completions, `H` tokens of a completion, `V` voca
 float32 whatever they are given, and take any number of leading batch dimensions.
 """
 
+from collections.abc import Sequence
+from numbers import Real
 from typing import Literal
 
 import torch
@@ -103,11 +105,16 @@ def token_rewards(
     """
     check_alpha(alpha)
     check_discount("gamma", gamma)
-    if soft_values.shape[:-1] != chosen_logits.shape[:-1] or soft_values.shape[-1] != chosen_logits.shape[-1] + 1:
+    if soft_values.ndim == 0 or soft_values.shape != (*chosen_logits.shape[:-1], chosen_logits.shape[-1] + 1):
         raise ValueError(
             f"`chosen_logits` has shape {tuple(chosen_logits.shape)} and `soft_values` {tuple(soft_values.shape)}, but "
             "`soft_values` must have one entry more in its last dimension: the value of the state after the last "
             "token (0 for a response that ended)."
+        )
+    if form == "centered" and entropies is not None and entropies.shape != chosen_logits.shape:
+        raise ValueError(
+            f"`entropies` has shape {tuple(entropies.shape)}, but it must have that of `chosen_logits`, "
+            f"{tuple(chosen_logits.shape)}: one entry a token."
         )
     chosen_logits, soft_values = chosen_logits.float(), soft_values.float()
     if form == "bellman":
@@ -164,9 +171,15 @@ def outcome_reward(
     tensor(-1.)
     ```
     """
-    num_tokens = rewards.shape[-1]
+    num_tokens = rewards.shape[-1] if rewards.ndim else 0
     if num_tokens == 0:
         raise ValueError("A response without a token has no reward: `rewards` is empty in its last dimension.")
+    # A column of values would silently make a table of all pairs.
+    if isinstance(initial_value, Tensor) and initial_value.ndim and initial_value.shape != rewards.shape[:-1]:
+        raise ValueError(
+            f"`initial_value` has shape {tuple(initial_value.shape)} and `rewards` {tuple(rewards.shape)}, but there must "
+            f"be one value a response: a number, or shape {tuple(rewards.shape[:-1])}."
+        )
     # Bellman rewards are differences of soft values, which are large and cancel: summed in float64, thousands of tokens
     # leave no rounding error in the sum.
     if aggregate == "sum":
@@ -182,11 +195,22 @@ def outcome_reward(
 
 def check_alpha(alpha: float) -> None:
     """Raises `ValueError` if `alpha` is not a positive finite number."""
-    if not 0.0 < alpha < float("inf"):
-        raise ValueError(f"`alpha` is {alpha}, but the temperature of the soft value must be positive and finite.")
+    if not (_is_number(alpha) and 0.0 < alpha < float("inf")):
+        raise ValueError(f"`alpha` is {alpha!r}, but the temperature of the soft value must be positive and finite.")
 
 
 def check_discount(name: str, value: float) -> None:
     """Raises `ValueError` if the discount `value`, called `name`, is not in `(0, 1]`."""
-    if not 0.0 < value <= 1.0:
-        raise ValueError(f"`{name}` is {value}, but a discount must be greater than 0 and at most 1.")
+    if not (_is_number(value) and 0.0 < value <= 1.0):
+        raise ValueError(f"`{name}` is {value!r}, but a discount must be greater than 0 and at most 1.")
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raises `ValueError` if the setting `name` is none of `choices`."""
+    if value not in choices:
+        raise ValueError(f"`{name}` is {value!r}, but it must be one of {', '.join(map(repr, choices))}.")
+
+
+def _is_number(value: object) -> bool:
+    # YAML reads `1e-1` as text.
+    return isinstance(value, Real | Tensor)

@@ -6,19 +6,20 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import is_peft_model
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
+from ..bellman import check_choice
 from ..scoring.batching import plan_batches
 from ..scoring.messages import Completion, Prompt
 from ..scoring.offsets import decode_with_offsets
-from ..scoring.placement import eval_mode, load_config, resolve_dtype
+from ..scoring.placement import check_device, eval_mode, load_config, load_tokenizer, resolve_dtype
 from ..scoring.rendering import OverlongPrompt
 from ..scoring.sharding import loaded_whole
 from ..sentence.configuration import SentenceRewardConfig
@@ -130,6 +131,8 @@ class SentenceReward:
     ) -> None:
         plan_batches([], max_tokens_per_batch)  # raises now if the budget is not a budget
         resolve_dtype(dtype, torch.device("cpu"))
+        check_device(device)
+        check_choice("overlong_prompt", overlong_prompt, get_args(OverlongPrompt))
         if isinstance(model, str | os.PathLike):
             self._path: str | None = os.fspath(model)
             self._model: SentenceRewardModel | None = None  # loaded on first use
@@ -336,7 +339,7 @@ class SentenceReward:
                     "The model instance given to the sentence reward was not loaded from a path or the hub, so its "
                     "tokenizer cannot be found. Pass it as `processing_class`."
                 )
-            self._processing_class = AutoTokenizer.from_pretrained(name, trust_remote_code=self.trust_remote_code)
+            self._processing_class = load_tokenizer(name, self.trust_remote_code)
         return self._processing_class
 
     def _encode(

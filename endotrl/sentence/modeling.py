@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils import ModelOutput
 
+from ..scoring.placement import check_complete
 from .aggregation import attention_weights, sentence_rewards
 from .configuration import SentenceRewardConfig
 
@@ -180,7 +181,11 @@ class SentenceRewardModel(PreTrainedModel):
         """
         path = str(pretrained_model_name_or_path)
         if not os.path.isfile(os.path.join(path, "adapter_config.json")):
-            return super().from_pretrained(path, *args, **kwargs)
+            with_info = kwargs.pop("output_loading_info", False)
+            loaded: Any = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
+            if not is_deepspeed_zero3_enabled():
+                check_complete(f"the sentence reward model {path!r}", loaded[1]["missing_keys"])
+            return loaded if with_info else loaded[0]
         from peft import PeftConfig, PeftModel
 
         base = PeftConfig.from_pretrained(path).base_model_name_or_path
