@@ -183,15 +183,20 @@ def group_baseline(
             [4., 0.]])
     ```
     """
+    own = _masked("values", values, mask)
     if num_generations < 1 or values.shape[0] % num_generations:
         raise ValueError(
             f"There are {values.shape[0]} completions, which are not full groups of `num_generations`={num_generations}."
         )
+    if valid is not None and (valid.shape != mask.shape[:1] or valid.dtype != torch.bool):
+        raise ValueError(
+            f"`valid` is {valid.dtype} of shape {tuple(valid.shape)}, but it must be bool, with one entry for each of the "
+            f"{values.shape[0]} completions."
+        )
     has_token = mask.any(dim=1)
     valid = has_token if valid is None else valid & has_token
-    own = _masked("values", values, mask)
     everywhere = torch.where(valid[:, None], _hold(own, mask), 0.0)
-    groups = everywhere.view(-1, num_generations, everywhere.shape[1])
+    groups = everywhere.unflatten(0, (values.shape[0] // num_generations, num_generations))
     num_valid = valid.view(-1, num_generations).sum(dim=1).repeat_interleave(num_generations)[:, None]
     total = groups.sum(dim=1).repeat_interleave(num_generations, dim=0)
     if leave_one_out:
@@ -296,7 +301,7 @@ def sum_by_segment(values: Tensor, segment_ids: Tensor, mask: Tensor) -> tuple[T
     ```
     """
     values = _masked("values", values, mask)
-    ids = torch.where(mask, segment_ids, 0)  # at holes and padding, ids may be anything
+    ids = _segments(segment_ids, mask)
     num_segments = int(ids.max()) + 1 if ids.numel() else 0
     sums = values.new_zeros(values.shape[0], num_segments).scatter_add_(1, ids, values)
     counts = torch.zeros_like(sums).scatter_add_(1, ids, mask.to(sums.dtype))
@@ -325,7 +330,18 @@ def spread_over_segments(segment_values: Tensor, segment_ids: Tensor, mask: Tens
     tensor([[3., 3., 4.]])
     ```
     """
-    return torch.where(mask, segment_values.gather(1, torch.where(mask, segment_ids, 0)), 0.0)
+    ids = _segments(segment_ids, mask)
+    if (
+        segment_values.ndim != 2
+        or len(segment_values) != len(ids)
+        or ids.numel()
+        and segment_values.shape[1] <= ids.max()
+    ):
+        raise ValueError(
+            f"`segment_values` has shape {tuple(segment_values.shape)}, but it must have a value for each of the "
+            f"{int(ids.max()) + 1 if ids.numel() else 0} segments of the {len(ids)} completions."
+        )
+    return torch.where(mask, segment_values.gather(1, ids), 0.0)
 
 
 def start_of_segment(values: Tensor, segment_ids: Tensor, mask: Tensor) -> Tensor:
@@ -353,6 +369,7 @@ def start_of_segment(values: Tensor, segment_ids: Tensor, mask: Tensor) -> Tenso
     tensor([[1., 4.]])
     ```
     """
+    values = _masked("values", values, mask)
     starts, _ = sum_by_segment(torch.where(_at_end(segment_ids, mask, "first"), values, 0.0), segment_ids, mask)
     return starts
 
@@ -406,6 +423,24 @@ def _masked(name: str, values: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, values.float(), 0.0)
 
 
+def _segments(segment_ids: Tensor, mask: Tensor) -> Tensor:
+    """The index of each token's segment, and 0 where `mask` is `False`: there ids may be anything."""
+    if (
+        segment_ids.shape != mask.shape
+        or segment_ids.dtype != torch.int64
+        or mask.dtype != torch.bool
+        or mask.ndim != 2
+    ):
+        raise ValueError(
+            f"`segment_ids` is {segment_ids.dtype} of shape {tuple(segment_ids.shape)} and `mask` {mask.dtype} of shape "
+            f"{tuple(mask.shape)}, but they must be int64 and bool, both of shape (completions, tokens)."
+        )
+    ids = torch.where(mask, segment_ids, 0)
+    if ids.numel() and ids.min() < 0:
+        raise ValueError(f"`segment_ids` contains {int(ids.min())}, but segments are counted from 0.")
+    return ids
+
+
 def _discounted_sum(values: Tensor, mask: Tensor, discount: float) -> Tensor:
     sums = torch.zeros_like(values)
     upcoming = values.new_zeros(values.shape[0])
@@ -427,7 +462,7 @@ def _hold(values: Tensor, mask: Tensor) -> Tensor:
 def _at_end(segment_ids: Tensor, mask: Tensor, end: Literal["first", "last"]) -> Tensor:
     """`True` at the first or the last token of each segment that the policy wrote."""
     positions = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
-    ids = torch.where(mask, segment_ids, 0)
+    ids = _segments(segment_ids, mask)
     outside, reduce = (mask.shape[1], "amin") if end == "first" else (-1, "amax")
     extreme = torch.full_like(positions, outside).scatter_reduce(
         1, ids, torch.where(mask, positions, outside), reduce=reduce

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-from ..bellman import Aggregate, TokenRewardForm, check_alpha, check_discount, outcome_reward, token_rewards
+from ..bellman import (
+    Aggregate,
+    TokenRewardForm,
+    check_alpha,
+    check_choice,
+    check_discount,
+    outcome_reward,
+    token_rewards,
+)
 from ..scoring.messages import Completion, Prompt, criteria_of_rows
 from ..scoring.offsets import decode_with_offsets
 from ..scoring.rendering import OverlongPrompt, Rendered
@@ -146,10 +154,15 @@ class EndogenousReward(FrozenModelReward):
         check_alpha(alpha)
         check_discount("gamma", gamma)
         check_discount("discount", discount)
-        _check_choice("token_reward", token_reward, get_args(TokenRewardForm))
-        _check_choice("aggregate", aggregate, get_args(Aggregate))
-        _check_choice("truncation", truncation, get_args(Truncation))
-        _check_choice("overlong_prompt", overlong_prompt, get_args(OverlongPrompt))
+        check_choice("token_reward", token_reward, get_args(TokenRewardForm))
+        check_choice("aggregate", aggregate, get_args(Aggregate))
+        check_choice("truncation", truncation, get_args(Truncation))
+        check_choice("overlong_prompt", overlong_prompt, get_args(OverlongPrompt))
+        texts = list(criterion.values()) if isinstance(criterion, Mapping) else [criterion]
+        if not all(isinstance(text, str) or (text is None and criterion is None) for text in texts):
+            raise TypeError(
+                f"`criterion` is {criterion!r}, but it must be a string, a dictionary with one string for each domain, or `None`."
+            )
         super().__init__(
             model,
             processing_class,
@@ -170,6 +183,11 @@ class EndogenousReward(FrozenModelReward):
         self._length_sums = (0.0, 0.0)
         self._generalist: EndogenousReward | None = None
         if isinstance(self.correction, InformationGain):
+            if self.correction.generalist is None:
+                raise ValueError(
+                    "The `generalist` of `InformationGain` is None, but it must be a path, a hub id or a loaded model: no trainer "
+                    "has one to share."
+                )
             self._generalist = EndogenousReward(
                 self.correction.generalist,
                 # Of a loaded model, the tokenizer cannot always be found.
@@ -489,8 +507,3 @@ class EndogenousReward(FrozenModelReward):
                 f"{self.config._name_or_path!r}, so that their log-probabilities are of different tokens. Take two models of one "
                 "family."
             )
-
-
-def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"`{name}` is {value!r}, but it must be one of {', '.join(map(repr, choices))}.")
