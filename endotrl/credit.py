@@ -464,7 +464,8 @@ def _at_end(segment_ids: Tensor, mask: Tensor, end: Literal["first", "last"]) ->
     positions = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
     ids = _segments(segment_ids, mask)
     outside, reduce = (mask.shape[1], "amin") if end == "first" else (-1, "amax")
-    extreme = torch.full_like(positions, outside).scatter_reduce(
+    num_segments = int(ids.max()) + 1 if ids.numel() else 0
+    extreme = positions.new_full((len(mask), num_segments), outside).scatter_reduce(
         1, ids, torch.where(mask, positions, outside), reduce=reduce
     )
     return extreme.gather(1, ids) == positions

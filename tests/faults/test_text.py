@@ -14,7 +14,12 @@ from hypothesis import strategies as st
 
 from endotrl import EndogenousReward
 from endotrl.cli import main
+from endotrl.evaluation.tables import markdown_table
 from endotrl.monitoring.statistics import repetition
+from endotrl.quickstart.demo import Answers, Part
+from endotrl.quickstart.report import _answers
+from endotrl.quickstart.training import Run
+from endotrl.reporting import page
 from endotrl.score_file import parse_row
 
 
@@ -118,7 +123,7 @@ ATTACKS = [
 
 
 def test_markup_in_prompts_and_answers_is_text(tiny_model_path: str, tmp_path: Path) -> None:
-    def page(texts: list[str], name: str) -> str:
+    def scored(texts: list[str], name: str) -> str:
         rows = [{"prompt": text, "completion": text, "id": text} for text in texts]
         rows += [
             {"prompt": [{"role": "user", "content": t}], "completion": [{"role": "assistant", "content": t}]}
@@ -131,10 +136,29 @@ def test_markup_in_prompts_and_answers_is_text(tiny_model_path: str, tmp_path: P
         return (tmp_path / f"{name}.html").read_text(encoding="utf-8")
 
     attacked, plain = Tags(), Tags()
-    text = page(ATTACKS, "attack")
+    text = scored(ATTACKS, "attack")
     attacked.feed(text)
-    plain.feed(page(["x"] * len(ATTACKS), "plain"))
+    plain.feed(scored(["x"] * len(ATTACKS), "plain"))
     assert attacked.handlers == plain.handlers == []
     assert set(attacked.tags) == set(plain.tags)
     assert attacked.tags.count("script") == plain.tags.count("script")
     assert html.escape(ATTACKS[0], quote=False) in text or "&lt;" in text
+
+
+def test_markup_in_data_is_text_in_markdown() -> None:
+    """Names of models, groups and scorers may come from data, and may head a column of `results.md`."""
+    hostile = [*ATTACKS, "![x](http://example.com)", "a|b", "two\nlines\r\n# heading"]
+    text = markdown_table(hostile, [hostile, [0.5] * len(hostile)])
+    lines = text.splitlines()
+    assert "<" not in text and "](" not in text
+    assert len(lines) == 4 and len({line.replace("\\|", "").count("|") for line in lines}) == 1
+
+
+def test_markup_in_answers_is_text_in_the_demo_report() -> None:
+    number = len(ATTACKS)
+    answers = Answers(ATTACKS, [[]] * number, [False] * number, [True] * number)
+    run = Run("facts-endogenous", [], 0.0, None)  # type: ignore[arg-type]
+    part = Part("t", [run], answers, answers, {run.name: answers}, ATTACKS, ["g"] * number)
+    tags = Tags()
+    tags.feed(page("demo", [("", _answers(part))]))
+    assert not tags.handlers and not {"script", "img", "svg", "iframe"} & set(tags.tags)
