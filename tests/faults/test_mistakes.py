@@ -127,6 +127,17 @@ def test_attached_to_what_is_no_trainer(given: Any) -> None:
         EndogenousReward(None).attach(given)
 
 
+def test_attached_twice_and_late(tiny_policy_path: str, tmp_path: Path) -> None:
+    """Neither is wrong: the reference model is what it was before the first step."""
+    reward = EndogenousReward(None)
+    trainer = make_trainer(tiny_policy_path, reward, tmp_path, bf16=False)
+    before = reward.attach(trainer).attach(trainer)(**TEXT)
+    trainer.train()
+    assert (
+        reward.attach(trainer)(**TEXT) == before == pytest.approx(EndogenousReward(tiny_policy_path)(**TEXT), abs=1e-5)
+    )
+
+
 def test_the_policy_itself_as_frozen_model(tiny_policy_path: str, tmp_path: Path) -> None:
     """In mixed precision, before its first update."""
     policy = AutoModelForCausalLM.from_pretrained(tiny_policy_path)

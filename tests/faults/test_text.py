@@ -4,6 +4,7 @@
 import html
 import json
 import math
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from endotrl.quickstart.report import _answers
 from endotrl.quickstart.training import Run
 from endotrl.reporting import page
 from endotrl.score_file import parse_row
+from endotrl.score_file.blocks import score_rows
+from endotrl.scoring import TokenStats
 
 
 FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -83,16 +86,19 @@ def test_any_structure_is_scored_or_explained(prompt: Any, completion: Any, rewa
     try:
         (value,) = reward(prompts=[prompt], completions=[completion])
     except (ValueError, TypeError) as error:
-        assert len(str(error)) > 20
+        # Of this package, with the row or the template that it is about: not Python's own words.
+        assert re.match(r"The (prompt|completion|chat template) of ", str(error)), error
     else:
         assert value is None or math.isfinite(value)
 
 
 @FUZZ
 @given(line=TEXT | JSON.map(json.dumps) | st.fixed_dictionaries({"prompt": JSON, "completion": JSON}).map(json.dumps))
-def test_any_line_of_a_file(line: str) -> None:
-    row = parse_row(1, line.encode())
-    assert row is not None
+def test_any_line_of_a_file(line: str, reward: EndogenousReward) -> None:
+    row, good = parse_row(1, line.encode()), parse_row(2, b'{"prompt": "a", "completion": "b"}')
+    result, other = score_rows(reward, [row, good])
+    assert isinstance(other, TokenStats)  # the others are scored, whatever this one is
+    assert isinstance(result, TokenStats) or len(result) > 20
 
 
 @given(st.lists(st.integers(0, 5), max_size=50), st.integers(1, 6))
