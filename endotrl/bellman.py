@@ -105,11 +105,16 @@ def token_rewards(
     """
     check_alpha(alpha)
     check_discount("gamma", gamma)
-    if soft_values.shape[:-1] != chosen_logits.shape[:-1] or soft_values.shape[-1] != chosen_logits.shape[-1] + 1:
+    if soft_values.ndim == 0 or soft_values.shape != (*chosen_logits.shape[:-1], chosen_logits.shape[-1] + 1):
         raise ValueError(
             f"`chosen_logits` has shape {tuple(chosen_logits.shape)} and `soft_values` {tuple(soft_values.shape)}, but "
             "`soft_values` must have one entry more in its last dimension: the value of the state after the last "
             "token (0 for a response that ended)."
+        )
+    if form == "centered" and entropies is not None and entropies.shape != chosen_logits.shape:
+        raise ValueError(
+            f"`entropies` has shape {tuple(entropies.shape)}, but it must have that of `chosen_logits`, "
+            f"{tuple(chosen_logits.shape)}: one entry a token."
         )
     chosen_logits, soft_values = chosen_logits.float(), soft_values.float()
     if form == "bellman":
@@ -166,9 +171,15 @@ def outcome_reward(
     tensor(-1.)
     ```
     """
-    num_tokens = rewards.shape[-1]
+    num_tokens = rewards.shape[-1] if rewards.ndim else 0
     if num_tokens == 0:
         raise ValueError("A response without a token has no reward: `rewards` is empty in its last dimension.")
+    # A column of values would silently make a table of all pairs.
+    if isinstance(initial_value, Tensor) and initial_value.ndim and initial_value.shape != rewards.shape[:-1]:
+        raise ValueError(
+            f"`initial_value` has shape {tuple(initial_value.shape)} and `rewards` {tuple(rewards.shape)}, but there must "
+            f"be one value a response: a number, or shape {tuple(rewards.shape[:-1])}."
+        )
     # Bellman rewards are differences of soft values, which are large and cancel: summed in float64, thousands of tokens
     # leave no rounding error in the sum.
     if aggregate == "sum":

@@ -2,21 +2,29 @@
 """Ranges of settings that several objects have."""
 
 from collections.abc import Sequence
+from numbers import Real
+
+from torch import Tensor
 
 
 def check_alpha(alpha: float) -> None:
     """Raises `ValueError` if `alpha` is not a positive finite number."""
-    if not 0.0 < alpha < float("inf"):
-        raise ValueError(f"`alpha` is {alpha}, but the temperature of the soft value must be positive and finite.")
+    if not (_is_number(alpha) and 0.0 < alpha < float("inf")):
+        raise ValueError(f"`alpha` is {alpha!r}, but the temperature of the soft value must be positive and finite.")
 
 
 def check_discount(name: str, value: float) -> None:
     """Raises `ValueError` if the discount `value`, called `name`, is not in `(0, 1]`."""
-    if not 0.0 < value <= 1.0:
-        raise ValueError(f"`{name}` is {value}, but a discount must be greater than 0 and at most 1.")
+    if not (_is_number(value) and 0.0 < value <= 1.0):
+        raise ValueError(f"`{name}` is {value!r}, but a discount must be greater than 0 and at most 1.")
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     """Raises `ValueError` if the setting `value`, called `name`, is not among the choices."""
     if value not in choices:
         raise ValueError(f"`{name}` is {value!r}, but it must be one of {', '.join(map(repr, choices))}.")
+
+
+def _is_number(value: object) -> bool:
+    # YAML reads `1e-1` as text.
+    return isinstance(value, Real | Tensor)

@@ -169,15 +169,20 @@ def group_baseline(
             [4., 0.]])
     ```
     """
+    own = masked("values", values, mask)
     if num_generations < 1 or values.shape[0] % num_generations:
         raise ValueError(
             f"There are {values.shape[0]} completions, which are not full groups of `num_generations`={num_generations}."
         )
+    if valid is not None and (valid.shape != mask.shape[:1] or valid.dtype != torch.bool):
+        raise ValueError(
+            f"`valid` is {valid.dtype} of shape {tuple(valid.shape)}, but it must be bool, with one entry for each of the "
+            f"{values.shape[0]} completions."
+        )
     has_token = mask.any(dim=1)
     valid = has_token if valid is None else valid & has_token
-    own = masked("values", values, mask)
     everywhere = torch.where(valid[:, None], _hold(own, mask), 0.0)
-    groups = everywhere.view(-1, num_generations, everywhere.shape[1])
+    groups = everywhere.unflatten(0, (values.shape[0] // num_generations, num_generations))
     num_valid = valid.view(-1, num_generations).sum(dim=1).repeat_interleave(num_generations)[:, None]
     total = groups.sum(dim=1).repeat_interleave(num_generations, dim=0)
     if leave_one_out:

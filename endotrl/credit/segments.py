@@ -61,7 +61,7 @@ def sum_by_segment(values: Tensor, segment_ids: Tensor, mask: Tensor) -> tuple[T
     ```
     """
     values = masked("values", values, mask)
-    ids = torch.where(mask, segment_ids, 0)  # at holes and padding, ids may be anything
+    ids = _segments(segment_ids, mask)
     num_segments = int(ids.max()) + 1 if ids.numel() else 0
     sums = values.new_zeros(values.shape[0], num_segments).scatter_add_(1, ids, values)
     counts = torch.zeros_like(sums).scatter_add_(1, ids, mask.to(sums.dtype))
@@ -90,7 +90,17 @@ def spread_over_segments(segment_values: Tensor, segment_ids: Tensor, mask: Tens
     tensor([[3., 3., 4.]])
     ```
     """
-    return torch.where(mask, segment_values.gather(1, torch.where(mask, segment_ids, 0)), 0.0)
+    ids = _segments(segment_ids, mask)
+    if (
+        segment_values.ndim != 2
+        or len(segment_values) != len(ids)
+        or (ids.numel() and segment_values.shape[1] <= ids.max())
+    ):
+        raise ValueError(
+            f"`segment_values` has shape {tuple(segment_values.shape)}, but it must have a value for each of the "
+            f"{int(ids.max()) + 1 if ids.numel() else 0} segments of the {len(ids)} completions."
+        )
+    return torch.where(mask, segment_values.gather(1, ids), 0.0)
 
 
 def start_of_segment(values: Tensor, segment_ids: Tensor, mask: Tensor) -> Tensor:
@@ -118,6 +128,7 @@ def start_of_segment(values: Tensor, segment_ids: Tensor, mask: Tensor) -> Tenso
     tensor([[1., 4.]])
     ```
     """
+    values = masked("values", values, mask)
     starts, _ = sum_by_segment(torch.where(_at_end(segment_ids, mask, "first"), values, 0.0), segment_ids, mask)
     return starts
 
@@ -159,12 +170,31 @@ def pool_by_segment(values: Tensor, segment_ids: Tensor, mask: Tensor, at: Liter
     return torch.where(_at_end(segment_ids, mask, "last"), pooled, 0.0)
 
 
+def _segments(segment_ids: Tensor, mask: Tensor) -> Tensor:
+    """The index of each token's segment, and 0 where `mask` is `False`: there ids may be anything."""
+    if (
+        segment_ids.shape != mask.shape
+        or segment_ids.dtype != torch.int64
+        or mask.dtype != torch.bool
+        or mask.ndim != 2
+    ):
+        raise ValueError(
+            f"`segment_ids` is {segment_ids.dtype} of shape {tuple(segment_ids.shape)} and `mask` {mask.dtype} of shape "
+            f"{tuple(mask.shape)}, but they must be int64 and bool, both of shape (completions, tokens)."
+        )
+    ids = torch.where(mask, segment_ids, 0)
+    if ids.numel() and ids.min() < 0:
+        raise ValueError(f"`segment_ids` contains {int(ids.min())}, but segments are counted from 0.")
+    return ids
+
+
 def _at_end(segment_ids: Tensor, mask: Tensor, end: Literal["first", "last"]) -> Tensor:
     """`True` at the first or the last token of each segment that the policy wrote."""
     positions = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
-    ids = torch.where(mask, segment_ids, 0)
+    ids = _segments(segment_ids, mask)
     outside, reduce = (mask.shape[1], "amin") if end == "first" else (-1, "amax")
-    extreme = torch.full_like(positions, outside).scatter_reduce(
+    num_segments = int(ids.max()) + 1 if ids.numel() else 0
+    extreme = positions.new_full((len(mask), num_segments), outside).scatter_reduce(
         1, ids, torch.where(mask, positions, outside), reduce=reduce
     )
     return extreme.gather(1, ids) == positions

@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import AutoTokenizer
 
 from ..reporting import say, terminal_table
 from ..score_file import model_digest
-from ..scoring.placement import OwnCopy, resolve_dtype
+from ..scoring.placement import OwnCopy, load_tokenizer, resolve_dtype
 from .benchmarks import BENCHMARKS, Benchmark
 from .engine import Engine
 from .items import Item
@@ -56,12 +55,13 @@ def run_benchmark(args: argparse.Namespace, command: str) -> dict[str, Any]:
     vocab_size = placement.config.get_text_config().vocab_size
     for name in base_names(names):
         check_name(name, vocab_size)
-    tokenizer = AutoTokenizer.from_pretrained(placement.config._name_or_path, trust_remote_code=args.trust_remote_code)
+    tokenizer = load_tokenizer(placement.config._name_or_path, args.trust_remote_code)
     if tokenizer.chat_template is None:
         settings["chat"] = chat = False
         if any(not isinstance(item.prompt, str) for item in items):
             raise ValueError(f"{args.data} has conversations, and the tokenizer of {args.model} has no chat template.")
     folder = RunFolder(args.output or f"eval-{benchmark.name}")
+    folder.hold()
     folder.open(settings, args.overwrite)
     started = now()
 

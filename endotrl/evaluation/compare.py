@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..reporting import number, terminal_table
+from ..reporting import number, terminal_table, terminal_text
 from .results import compare
-from .tables import markdown_table
+from .tables import markdown_table, markdown_text
 
 
 def run_compare(args: argparse.Namespace) -> dict[str, Any]:
@@ -22,12 +22,12 @@ def run_compare(args: argparse.Namespace) -> dict[str, Any]:
     console.print()
     title = f"{found['benchmark']}: B minus A on {found['num_units']} items"
     console.print(terminal_table(*comparison_rows(found, short=True), title, fold=True))
-    console.print(f"A: {args.a} ({a['model']})", markup=False, soft_wrap=True)
-    console.print(f"B: {args.b} ({b['model']})", markup=False, soft_wrap=True)
+    for name, path, results in (("A", args.a, a), ("B", args.b, b)):
+        console.print(terminal_text(f"{name}: {path} ({results['model']})"), markup=False, soft_wrap=True)
     if found["left_out"]:
         console.print(f"{found['left_out']} items that only one of the runs has are left out.")
     if args.markdown:
-        text = f"{title}. A: {a['model']}; B: {b['model']}. Paired bootstrap, 95%.\n\n"
+        text = markdown_text(f"{title}. A: {a['model']}; B: {b['model']}. Paired bootstrap, 95%.") + "\n\n"
         Path(args.markdown).write_text(text + markdown_table(*comparison_rows(found)) + "\n", encoding="utf-8")
     return found
 

@@ -32,7 +32,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..bellman import check_discount, outcome_reward, token_rewards
+from ..bellman import outcome_reward, token_rewards
+from ..checks import check_discount
 from ..rewards.intrinsic import relative_perplexity, self_certainty
 from .engine import ScoredResponse
 from .items import Item

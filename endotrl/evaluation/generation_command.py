@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer
 
 from ..reporting import number, page, table, terminal_table
 from ..scoring.messages import Prompt
+from ..scoring.placement import load_tokenizer
 from .command import open_model
 from .engine import Engine
 from .generation import (
@@ -125,7 +125,7 @@ def run_best_of_n(args: argparse.Namespace, command: str) -> dict[str, Any]:
 
 def _open(args: argparse.Namespace, default: str) -> tuple[RunFolder, Engine, dict[str, Any]]:
     placement, settings = open_model(args)
-    tokenizer = AutoTokenizer.from_pretrained(placement.config._name_or_path, trust_remote_code=args.trust_remote_code)
+    tokenizer = load_tokenizer(placement.config._name_or_path, args.trust_remote_code)
     chat = tokenizer.chat_template is not None if args.chat is None else args.chat
     if chat and tokenizer.chat_template is None:
         raise ValueError(f"--chat was given, but the tokenizer of {args.model} has no chat template.")
@@ -139,6 +139,7 @@ def _open(args: argparse.Namespace, default: str) -> tuple[RunFolder, Engine, di
         "backend": args.backend,
     }
     folder = RunFolder(args.output or default)
+    folder.hold()
     folder.open(settings, args.overwrite)
     return folder, Engine(placement, tokenizer, chat, max_tokens_per_batch=args.max_tokens_per_batch), settings
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from ..scoring.batching import plan_batches
 from ..scoring.messages import as_messages
-from ..scoring.placement import load_config, resolve_dtype
+from ..scoring.placement import check_complete, load_config, resolve_dtype
 from ..sentence.configuration import SentenceRewardConfig
 from ..sentence.scorer import SentenceScorer
 from .engine import Engine, ScoredResponse
@@ -89,12 +89,7 @@ class RewardModel:
         self._model, info = AutoModelForSequenceClassification.from_pretrained(
             path, dtype=resolve_dtype(dtype, place), output_loading_info=True
         )
-        if info["missing_keys"]:
-            # transformers fills them with random numbers.
-            raise OSError(
-                f"The checkpoint of the reward model {path!r} lacks weights: {', '.join(sorted(info['missing_keys'])[:5])}. It "
-                "was cut off while it was saved or downloaded, or is one of another kind of model."
-            )
+        check_complete(f"the reward model {path!r}", info["missing_keys"])
         if self._model.config.pad_token_id is None:
             # Where a classifier reads its last token depends on it.
             self._model.config.pad_token_id = (

@@ -8,10 +8,14 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from .. import __version__
+from ..files import lock
 from .stats_cache import StatsCache
+
+
+LOCK_FILE = ".run.lock"
 
 
 class RunFolder:
@@ -42,6 +46,20 @@ class RunFolder:
         self.table_path = self.folder / "results.md"
         self.report_path = self.folder / "report.html"
         self.stats = StatsCache(self.folder / "token_stats")
+        self._lock: IO[str] | None = None
+
+    def hold(self) -> None:
+        """
+        Makes the folder, and keeps other runs out of it until this object is gone.
+
+        Raises:
+            `ValueError`: If another run is in there.
+        """
+        self._check_is_folder()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.folder / LOCK_FILE).open("a")
+        message = f"Another run is writing to {self.folder} right now. Wait for it, or choose another --output."
+        lock(self._lock, message)
 
     def open(self, settings: Mapping[str, Any], overwrite: bool = False) -> None:
         """
@@ -50,8 +68,7 @@ class RunFolder:
         Raises:
             `ValueError`: If it was not.
         """
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ValueError(f"--output {self.folder} is a file, but a run needs a folder. Choose another one.")
+        self._check_is_folder()
         if self.settings_path.exists() and not overwrite:
             old = self.read_settings()
             changed = [
@@ -75,6 +92,10 @@ class RunFolder:
             path.unlink(missing_ok=True)
         self.stats = StatsCache(self.stats.folder)
         write_json(self.settings_path, settings)
+
+    def _check_is_folder(self) -> None:
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"--output {self.folder} is a file, but a run needs a folder. Choose another one.")
 
     def read_settings(self) -> dict[str, Any]:
         """

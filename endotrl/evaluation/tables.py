@@ -99,7 +99,10 @@ def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> 
     ```
     """
     numeric = [all(not isinstance(row[i], str) for row in rows) for i in range(len(headers))]
-    lines = [f"| {' | '.join(headers)} |", "|" + "|".join("---:" if right else "---" for right in numeric) + "|"]
+    lines = [
+        f"| {' | '.join(map(_cell, headers))} |",
+        "|" + "|".join("---:" if right else "---" for right in numeric) + "|",
+    ]
     lines += [f"| {' | '.join(_cell(cell) for cell in row)} |" for row in rows]
     return "\n".join(lines)
 
@@ -108,16 +111,16 @@ def markdown_page(results: Mapping[str, Any]) -> str:
     """The table with what it takes to read it, in Markdown."""
     settings = ", ".join(f"{key} {val}" for key, val in results["settings"].items() if val not in (None, False))
     lines = [
-        f"## {results['title']}: {results['model']}",
+        f"## {markdown_text(results['title'])}: {markdown_text(results['model'])}",
         "",
         f"{results['num_items']} items, {results['tokens']:,} tokens, {results['seconds']:.0f} s. {results['tie_rule']} "
         f"Intervals are 95% (bootstrap over items).{few_items(results)}{LENGTH_NOTE if results['length'] else ''}",
         "",
         markdown_table(*full_rows(results)),
         "",
-        *[f"- {statement}" for statement in results["statements"]],
+        *[f"- {markdown_text(statement)}" for statement in results["statements"]],
         "",
-        f"Settings: {settings}. Versions: {', '.join(f'{k} {v}' for k, v in results['versions'].items())}.",
+        f"Settings: {markdown_text(settings)}. Versions: {', '.join(f'{k} {v}' for k, v in results['versions'].items())}.",
         "",
         f"```bash\n{results['command']}\n```",
         "",
@@ -128,4 +131,9 @@ def markdown_page(results: Mapping[str, Any]) -> str:
 def _cell(cell: object) -> str:
     if cell is None or isinstance(cell, float):
         return number(cell)
-    return str(cell).replace("|", "\\|").replace("\n", " ")
+    return markdown_text(str(cell)).replace("|", "\\|")
+
+
+def markdown_text(text: str) -> str:
+    """Text of data and users for a line of Markdown, in which it makes no tag, link or picture."""
+    return " ".join(text.splitlines()).replace("<", "&lt;").replace("](", "]\\(")

@@ -3,9 +3,10 @@
 
 import json
 import platform
+import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,6 +17,9 @@ from ..files import replace_text
 
 
 RECORD_FILE = "recipe.json"
+SECRET = "<SECRET>"
+_SECRET_OPTION = re.compile(r"--[\w-]*(token|api[_-]?key|secret|password)")
+_HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "peft", "deepspeed", "vllm")
 # Settings that may differ between a run and the one that goes on with it: how long, where, how often to look.
 FREE_PREFIXES = (
@@ -51,12 +55,38 @@ def make_record(settings: Mapping[str, Any]) -> dict[str, Any]:
         `dict`: `settings`, `command`, `versions` and, in a git clone, `git`: revision and whether files were changed.
     """
     return {
-        "command": sys.argv,
+        "command": without_secrets(sys.argv),
         "settings": {name: _plain(value) for name, value in settings.items()},
         "versions": {"endotrl": __version__, "python": platform.python_version(), **_versions()},
         # Of the clone with the script, or else with this package.
         "git": _git(Path(sys.argv[0]).resolve().parent) or _git(Path(__file__).parent),
     }
+
+
+def without_secrets(words: Sequence[str]) -> list[str]:
+    """
+    A command line without its tokens: the values of options such as `--hub_token`, and whatever looks like a token of the hub.
+
+    Example:
+    ```python
+    >>> from endotrl.recipes.record import without_secrets
+
+    >>> without_secrets(["grpo.py", "--hub_token", "hf_abc", "--wandb_api_key=123"])
+    ['grpo.py', '--hub_token', '<SECRET>', '--wandb_api_key=<SECRET>']
+    ```
+    """
+    hidden = []
+    previous = ""
+    for word in words:
+        option, equals, value = word.partition("=")
+        if _SECRET_OPTION.fullmatch(previous) and not word.startswith("--"):
+            hidden.append(SECRET)
+        elif equals and _SECRET_OPTION.fullmatch(option):
+            hidden.append(f"{option}={SECRET}")
+        else:
+            hidden.append(_HUB_TOKEN.sub(SECRET, word))
+        previous = word
+    return hidden
 
 
 def write_record(output_dir: str, record: Mapping[str, Any]) -> None:
@@ -104,7 +134,7 @@ def _plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         # transformers hides tokens in its own.
         value = value.to_dict() if hasattr(value, "to_dict") else asdict(value)
-    return json.loads(json.dumps(value, default=str))
+    return json.loads(_HUB_TOKEN.sub(SECRET, json.dumps(value, default=str)))
 
 
 def _versions() -> dict[str, str]:

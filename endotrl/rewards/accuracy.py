@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from ..scoring.messages import as_messages
+from ..scoring.messages import text_of
 
 
 def is_right(completion: str, answers: Sequence[str]) -> bool:
@@ -28,6 +28,7 @@ class AccuracyReward:
 
     Raises:
         `ImportError`: If `math=True`, and math-verify is not installed.
+        `ValueError`: When called, if the dataset has no such column.
 
     Example:
     ```python
@@ -50,7 +51,12 @@ class AccuracyReward:
 
     def __call__(self, completions: list[Any], **columns: Any) -> list[float]:
         """Returns one number a completion. `columns` has the dataset's columns."""
-        texts = [str(as_messages(completion)[-1]["content"] or "") for completion in completions]
+        if self.column not in columns:
+            raise ValueError(
+                f"The reward compares with the column {self.column!r}, which the dataset does not have. It has "
+                f"{sorted(columns)}."
+            )
+        texts = [text_of(completion) for completion in completions]
         answers = [[str(a) for a in (given if isinstance(given, list) else [given])] for given in columns[self.column]]
         if not self.math:
             return [float(is_right(text, accepted)) for text, accepted in zip(texts, answers, strict=True)]

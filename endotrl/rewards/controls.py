@@ -8,7 +8,7 @@ import random
 import re
 from typing import Any
 
-from ..scoring.messages import as_messages
+from ..scoring.messages import text_of
 
 
 class RandomReward:
@@ -111,5 +111,4 @@ class FormatReward:
 
     def __call__(self, prompts: list[Any], completions: list[Any], **kwargs: Any) -> list[float]:
         """Returns 1.0 or 0.0 a completion; of messages, the last one counts."""
-        texts = [str(as_messages(completion)[-1]["content"] or "") for completion in completions]
-        return [float(self._pattern.search(text) is not None) for text in texts]
+        return [float(self._pattern.search(text_of(completion)) is not None) for completion in completions]

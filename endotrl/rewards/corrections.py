@@ -240,7 +240,8 @@ def correct_tokens(rewards: Tensor, stats: TokenStats, correction: Correction | 
         `torch.Tensor` of shape `(H,)`.
 
     Raises:
-        `ValueError`: If [`InformationGain`] is asked, and the statistics have no log-probabilities of the generalist.
+        `ValueError`: If [`InformationGain`] is asked, and the statistics have no log-probabilities of the generalist, or its
+            weights are not one finite number a token.
     """
     if isinstance(correction, ClipTokens):
         return rewards.clamp(correction.low, correction.high)
@@ -251,5 +252,13 @@ def correct_tokens(rewards: Tensor, stats: TokenStats, correction: Correction | 
                 "this reward. Score the completions with it."
             )
         gains = rewards - stats.alpha * stats.generalist_log_probs
-        return gains if correction.weight is None else correction.weight(stats.log_probs.exp()) * gains
+        if correction.weight is None:
+            return gains
+        weights = correction.weight(stats.log_probs.exp())
+        if not isinstance(weights, Tensor) or weights.shape != gains.shape or not weights.isfinite().all():
+            raise ValueError(
+                f"The `weight` of `InformationGain` must give a tensor of shape {tuple(gains.shape)}, one finite number a token, "
+                f"but it gave {weights!r}."
+            )
+        return weights * gains
     return rewards

@@ -152,6 +152,11 @@ class EndogenousReward(FrozenModelReward):
         check_choice("aggregate", aggregate, get_args(Aggregate))
         check_choice("truncation", truncation, get_args(Truncation))
         check_choice("overlong_prompt", overlong_prompt, get_args(OverlongPrompt))
+        texts = list(criterion.values()) if isinstance(criterion, Mapping) else [criterion]
+        if not all(isinstance(text, str) or (text is None and criterion is None) for text in texts):
+            raise TypeError(
+                f"`criterion` is {criterion!r}, but it must be a string, a dictionary with one string for each domain, or `None`."
+            )
         super().__init__(
             model,
             processing_class,
@@ -172,6 +177,11 @@ class EndogenousReward(FrozenModelReward):
         self._length_sums = (0.0, 0.0)
         self._generalist: EndogenousReward | None = None
         if isinstance(self.correction, InformationGain):
+            if self.correction.generalist is None:
+                raise ValueError(
+                    "The `generalist` of `InformationGain` is None, but it must be a path, a hub id or a loaded model: no trainer "
+                    "has one to share."
+                )
             self._generalist = EndogenousReward(
                 self.correction.generalist,
                 # Of a loaded model, the tokenizer cannot always be found.

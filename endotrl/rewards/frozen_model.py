@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
-from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from ..scoring.batching import plan_batches
 from ..scoring.messages import Completion, Prompt
-from ..scoring.placement import LoadedModel, OwnCopy, Placement, place
+from ..scoring.placement import LoadedModel, OwnCopy, Placement, load_tokenizer, place
 from ..scoring.rendering import OverlongPrompt, Rendered, Renderer
 from ..scoring.scorer import FrozenScorer
 from ..scoring.sharding import shards_weights
@@ -46,6 +46,11 @@ class FrozenModelReward:
         offload: bool = False,
     ) -> None:
         plan_batches([], max_tokens_per_batch)  # raises now if the budget is not a budget
+        if not isinstance(processing_class, PreTrainedTokenizerBase | ProcessorMixin | None):
+            raise TypeError(
+                f"`processing_class` is a {type(processing_class).__name__}, but it must be a tokenizer, as "
+                "`AutoTokenizer.from_pretrained` loads it, a processor, or `None` to load that of the model."
+            )
         self.max_tokens_per_batch = max_tokens_per_batch
         self.trust_remote_code = trust_remote_code
         self.overlong_prompt = overlong_prompt
@@ -237,7 +242,7 @@ class FrozenModelReward:
                     "The model instance given to the endogenous reward was not loaded from a path or the hub, so its "
                     "tokenizer cannot be found. Pass it as `processing_class`."
                 )
-            self._processing_class = AutoTokenizer.from_pretrained(name, trust_remote_code=self.trust_remote_code)
+            self._processing_class = load_tokenizer(name, self.trust_remote_code)
         if isinstance(self._processing_class, ProcessorMixin):
             return self._processing_class.tokenizer
         return self._processing_class

@@ -87,7 +87,11 @@ def run(args: argparse.Namespace, command: str) -> ScoreReport:
         ) from error
     if args.html is not None:
         make_page = sentence_page if by_sentence else heat_map_page
-        Path(args.html).write_text(make_page(report, args, command, output, reward), encoding="utf-8")
+        try:
+            Path(args.html).write_text(make_page(report, args, command, output, reward), encoding="utf-8")
+        except OSError as error:
+            saved = "" if output == STREAM else f" The rows are scored, and in {output}."
+            raise OSError(f"The page {args.html} cannot be written: {error.strerror}.{saved}") from error
     if not args.quiet:
         show_report(report, args, output, by_sentence)
     return report

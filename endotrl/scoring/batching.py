@@ -98,5 +98,5 @@ def plan_packs(
 
 
 def _check_budget(max_tokens: int) -> None:
-    if max_tokens < 1:
-        raise ValueError(f"`max_tokens_per_batch` is {max_tokens}, but a micro-batch must hold at least one token.")
+    if not isinstance(max_tokens, int | float) or max_tokens < 1:
+        raise ValueError(f"`max_tokens_per_batch` is {max_tokens!r}, but a micro-batch must hold at least one token.")

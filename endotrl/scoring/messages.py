@@ -13,7 +13,7 @@ Completion = str | Sequence[Message]
 def check_row(row: int, prompt: Prompt, completion: Completion) -> None:
     """
     Raises `TypeError` if prompt and completion number `row` are neither text nor messages, or not of one kind, and
-    `ValueError` if the prompt has no message.
+    `ValueError` if the prompt has no message, or one has a part that is no text.
     """
     for name, value in (("prompt", prompt), ("completion", completion)):
         if isinstance(value, str):
@@ -22,6 +22,12 @@ def check_row(row: int, prompt: Prompt, completion: Completion) -> None:
             raise TypeError(
                 f"The {name} of row {row} is {_brief(value)}, but it must be a string or a list of messages such as "
                 '[{"role": "user", "content": "..."}].'
+            )
+        seen = next((kind for message in as_messages(value) if (kind := _unread_part(message)) is not None), None)
+        if seen is not None:
+            raise ValueError(
+                f"The {name} of row {row} has a part of type {seen!r}, which the frozen model would not get to see: only text is "
+                "scored. Leave such rows out, or reward them by another function."
             )
     if isinstance(prompt, str) and not isinstance(completion, str):
         raise TypeError(
@@ -100,6 +106,26 @@ def criteria_of_rows(
 def as_messages(completion: Completion) -> list[Message]:
     """A completion as a list of messages."""
     return [{"role": "assistant", "content": completion}] if isinstance(completion, str) else list(completion)
+
+
+def text_of(completion: Completion) -> str:
+    """The text that a completion ends with: of messages, that of the last one."""
+    if isinstance(completion, str):
+        return completion
+    content = completion[-1].get("content") if completion else None
+    if isinstance(content, str) or not content:
+        return content or ""
+    return "".join(str(part.get("text", "")) if isinstance(part, Mapping) else str(part) for part in content)
+
+
+def _unread_part(message: Message) -> str | None:
+    """The type of a part of a message that is an image, a video or a sound."""
+    content = message.get("content")
+    for part in content if isinstance(content, list) else ():
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if isinstance(kind, str) and kind.removesuffix("_url").removeprefix("input_") in ("image", "video", "audio"):
+            return kind
+    return None
 
 
 def _brief(value: object) -> str:

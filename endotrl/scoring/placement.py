@@ -2,14 +2,23 @@
 """Whose weights the frozen model uses: its own copy, or a loaded model. A trainer's frozen weights are in [`sharing`]."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from ..quickstart_model import quickstart_model_path
 from .recording import ReferenceRecorder
@@ -55,6 +64,14 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
     return resolved
 
 
+def check_device(device: str | torch.device | None) -> None:
+    """Raises `ValueError` if `device` names no device of torch. Whether it is there shows when it is used."""
+    try:
+        torch.device("cpu" if device is None else device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f'`device` is {device!r}, but it must be one of torch, such as "cuda:0" or "cpu".') from error
+
+
 def load_config(model: str, trust_remote_code: bool = False) -> PretrainedConfig:
     """
     Config of a model by path or hub id.
@@ -69,6 +86,32 @@ def load_config(model: str, trust_remote_code: bool = False) -> PretrainedConfig
             f"The frozen model {model!r} cannot be loaded: it is neither a folder with a model's `config.json` nor a "
             f"model that the Hugging Face hub gives. Check the name, or pass a loaded model. Reason: {error}"
         ) from error
+
+
+def load_tokenizer(model: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """
+    Tokenizer of a model by path or hub id.
+
+    Raises:
+        `OSError`: If there is none, or it is damaged, with the reason.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
+    except Exception as error:  # tokenizers raises plain `Exception` for a file that it cannot read
+        raise OSError(
+            f"The tokenizer of {model!r} cannot be loaded. Are its files (`tokenizer.json`, `tokenizer_config.json`) beside the "
+            f"model's? If they are elsewhere, load them from there, and pass `processing_class`. Reason: {error}"
+        ) from error
+
+
+def check_complete(what: str, missing_keys: Collection[str]) -> None:
+    """Raises `OSError` if a checkpoint lacks weights. transformers warns, and fills them with random numbers."""
+    if missing_keys:
+        raise OSError(
+            f"The checkpoint of {what} lacks weights: {', '.join(sorted(missing_keys)[:5])}"
+            f"{', ...' if len(missing_keys) > 5 else ''}. It was cut off while it was saved or downloaded, or is of another "
+            "kind of model."
+        )
 
 
 class OwnCopy:
@@ -99,9 +142,16 @@ class OwnCopy:
         offload: bool = False,
     ) -> None:
         resolve_dtype(dtype, torch.device("cpu"))  # raises now if the dtype is none
+        check_device(device)
         self.config = load_config(model, trust_remote_code)
         if self.config.is_encoder_decoder:
             raise ValueError(f"{model!r} is an encoder-decoder model. {NEEDS_CAUSAL_LM}")
+        of_its_own_code = "AutoModelForCausalLM" in (vars(self.config).get("auto_map") or {})
+        if type(self.config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not of_its_own_code:
+            raise ValueError(
+                f"{model!r} is a model of type {self.config.model_type!r}, which `AutoModelForCausalLM` does not load. "
+                f"{NEEDS_CAUSAL_LM} Of a model that reads images too, load it yourself, and pass the instance: it scores text."
+            )
         self.eos_token_ids = eos_token_ids(_load_generation_config(model, self.config))
         self.description = f"own copy of {model}"
         self.recorder: ReferenceRecorder | None = None
@@ -162,13 +212,7 @@ class OwnCopy:
     def _load(self, device: torch.device) -> PreTrainedModel:
         with loaded_whole():
             model, info = self._from_pretrained(device, output_loading_info=True)
-        if info["missing_keys"]:
-            # transformers fills them with random numbers.
-            raise OSError(
-                f"The checkpoint of the frozen model {self._name!r} lacks weights: {', '.join(sorted(info['missing_keys'])[:5])}"
-                f"{', ...' if len(info['missing_keys']) > 5 else ''}. It was cut off while it was saved or downloaded, or is "
-                "not one of a causal language model."
-            )
+        check_complete(f"the frozen model {self._name!r}", info["missing_keys"])
         return model.to(device).eval().requires_grad_(False)
 
     def _load_sharded(self, accelerator: Accelerator) -> tuple[PreTrainedModel, Any]:

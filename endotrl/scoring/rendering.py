@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
@@ -137,7 +138,7 @@ class Renderer:
                 prompt_text = self._prompt_text(prompt, has_criterion=criterion is not None)
                 prompt_cache[key] = (prompt_text, self._template.encode(prompt_text, special=isinstance(prompt, str)))
             prompt_text, prompt_ids = prompt_cache[key]
-            ids = None if completion_ids is None else list(completion_ids[row])
+            ids = None if completion_ids is None else _token_ids(row, completion_ids[row])
             if ids and min(ids) < 0:
                 raise ValueError(
                     f"`completion_ids` of row {row} contain {min(ids)}, which is no token id. Pass the ids that the "
@@ -316,6 +317,16 @@ class Renderer:
         return Rendered(
             rendered.prompt_ids[-room:], rendered.completion_ids, rendered.action_positions, rendered.finished
         )
+
+
+def _token_ids(row: int, ids: Sequence[int]) -> list[int]:
+    try:
+        return [index(token_id) for token_id in ids]
+    except TypeError as error:
+        raise TypeError(
+            f"`completion_ids` of row {row} must be a list of whole numbers, but {error}. Pass the ids that the policy "
+            "generated, or leave `completion_ids` out to have the text encoded."
+        ) from error
 
 
 def _count(number: int, noun: str) -> str:

@@ -254,6 +254,13 @@ class FrozenScorer:
         exact = hidden_states.dtype == torch.float32 and not torch.is_autocast_enabled(device.type)
         tolerance = (1e-4 if exact else 0.02) * max(1.0, reference.abs().max().item())
         if error.isfinite() and error > tolerance:
+            if "_original_forward" in vars(model):
+                raise ValueError(
+                    f"The {type(model).__name__} given to the endogenous reward was put into mixed precision by a trainer, so it "
+                    "is the policy that is trained, and not frozen. Share its frozen base with "
+                    "`EndogenousReward(model=None)` and `reward.attach(trainer)`; or pass a path, so that the reward loads its "
+                    "own copy."
+                )
             raise ValueError(
                 f"The logits of {type(model).__name__} are not its hidden states times its LM head: they differ by "
                 f"{error:.3g}. This model family transforms its logits in a way that endotrl does not know; its rewards "

@@ -39,7 +39,8 @@ class Template:
                 tokenize=False,
                 **self.chat_template_kwargs,
             )
-        except (TemplateError, TypeError) as error:  # many templates add contents up, and some contents are no texts
+        except (TemplateError, TypeError, AttributeError, LookupError) as error:
+            # A template is a program: what it says of a message that it was not written for is any of Python's errors.
             fix = (
                 " The criterion is put before the prompt as a system message, and a template without a system role "
                 "cannot take it: write the criterion into the first user message of the prompts instead, or pass a "
@@ -47,6 +48,8 @@ class Template:
                 if has_criterion
                 else ""
             )
+            if type(error) is not TemplateError:  # that one is what the template says itself
+                fix += " Most templates want `role` and `content`, as text, in every message."
             reason = str(error).rstrip(".")
             raise ValueError(
                 f"The chat template of {self.tokenizer.name_or_path!r} refuses these messages: {reason}.{fix}"

@@ -11,11 +11,12 @@ from accelerate import PartialState
 from accelerate.utils import is_peft_model
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
+from ..checks import check_choice
 from ..scoring.batching import plan_batches
 from ..scoring.messages import Completion, Prompt
-from ..scoring.placement import eval_mode, load_config, resolve_dtype
+from ..scoring.placement import check_device, eval_mode, load_config, load_tokenizer, resolve_dtype
 from ..scoring.rendering import OverlongPrompt
 from ..scoring.sharding import loaded_whole
 from .configuration import SentenceRewardConfig
@@ -94,8 +95,8 @@ class SentenceScorer:
     ) -> None:
         plan_batches([], max_tokens_per_batch)  # raises now if the budget is not a budget
         resolve_dtype(dtype, torch.device("cpu"))
-        if overlong_prompt not in get_args(OverlongPrompt):
-            raise ValueError(f'`overlong_prompt` is {overlong_prompt!r}, but it must be "error" or "truncate_left".')
+        check_device(device)
+        check_choice("overlong_prompt", overlong_prompt, get_args(OverlongPrompt))
         if isinstance(model, str | os.PathLike):
             self._path: str | None = os.fspath(model)
             self._model: SentenceRewardModel | None = None  # loaded on first use
@@ -224,5 +225,5 @@ class SentenceScorer:
                     "The model instance given to the sentence reward was not loaded from a path or the hub, so its "
                     "tokenizer cannot be found. Pass it as `processing_class`."
                 )
-            self._processing_class = AutoTokenizer.from_pretrained(self.name, trust_remote_code=self.trust_remote_code)
+            self._processing_class = load_tokenizer(self.name, self.trust_remote_code)
         return self._processing_class

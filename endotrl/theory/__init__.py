@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exact tabular token MDPs: the papers' statements, computed without sampling. `python -m endotrl.theory` runs them."""
 
-from .families import Imitation, drift, forked_cliff, perturbed, random_mdp, trapdoor
+from .families import Imitation, drift, forked_cliff, learned_cliff, perturbed, random_mdp, trapdoor
 from .inverse_rl import (
     InverseRL,
     maximum_entropy_irl,
@@ -44,6 +44,7 @@ __all__ = [
     "greedy_policy",
     "inverse_soft_bellman",
     "kl_divergence",
+    "learned_cliff",
     "log_error",
     "maximum_entropy_irl",
     "maximum_likelihood_logits",

@@ -5,6 +5,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from ..reporting import say
 from .run import run_theory
 
 
@@ -22,7 +23,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.seeds < 2:
         parser.error(f"--seeds is {args.seeds}, but intervals need at least 2.")
-    run_theory(args.output, args.seeds)
+    try:
+        run_theory(args.output, args.seeds)
+    except OSError as error:
+        say(f"endotrl.theory: error: {error}")
+        return 2
     return 0
 
 

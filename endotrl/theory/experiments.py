@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .families import Imitation, drift, forked_cliff, perturbed, random_mdp, trapdoor
+from .families import Imitation, drift, forked_cliff, learned_cliff, perturbed, random_mdp, trapdoor
 from .inverse_rl import maximum_entropy_irl, maximum_likelihood_logits, next_token_objective, token_counts
 from .mdp import (
     TokenMDP,
@@ -34,10 +34,11 @@ Family = Callable[[int, float, int], Imitation]
 
 HORIZONS = (8, 16, 32, 64, 128)
 EPSILONS = (1e-4, 3e-4, 1e-3, 3e-3)
-# Families with the error of their base model. In the quadratic regime an error compounds, but has not yet hit nearly every
+# Families with the error of their base model, or the number of demonstrations that it has learned from. In the quadratic regime an error compounds, but has not yet hit nearly every
 # response: horizon * epsilon stays well below 1.
 FAMILIES: dict[str, tuple[Family, float]] = {
     "forked cliff": (forked_cliff, 1e-3),
+    "learned cliff": (learned_cliff, 300),
     "drift": (drift, 1e-2),
     "random MDP": (random_mdp, 0.1),
     "random MDP, worst": (lambda horizon, epsilon, seed: random_mdp(horizon, epsilon, seed, worst=True), 0.1),
@@ -109,7 +110,34 @@ def growth(
     family, default = FAMILIES[name]
     epsilon = default if epsilon is None else epsilon
     runs = [[losses(family(horizon, epsilon, seed)) for seed in seeds] for horizon in horizons]
-    return {"family": name, "epsilon": epsilon, "horizons": list(horizons), **_collected(horizons, runs)}
+    found = {"family": name, "epsilon": epsilon, "horizons": list(horizons), **_collected(horizons, runs)}
+    return {**found, "shares_of_bounds": shares_of_bounds(found)}
+
+
+def shares_of_bounds(run: dict[str, Any]) -> dict[str, float]:
+    r"""
+    How much of each bound is used, at most, over all horizons and seeds of a run of [`growth`]; more than 1 would refute it.
+
+    `base_tv`: $\epsilon H (H + 1) / 2$, $\epsilon$ the total variation. `base_nats`: $H \sqrt{H \epsilon \tanh(\epsilon/2) / 2}$,
+    $\epsilon$ the log error. `rl_two_responses`: [`Imitation.guarantee`]. `rl_nats`: $2 \alpha H \epsilon$.
+    """
+    shares = {"base_tv": 0.0, "base_nats": 0.0, "rl_two_responses": 0.0, "rl_nats": 0.0}
+    for i, horizon in enumerate(run["horizons"]):
+        columns = (
+            run["losses"][key][i]
+            for key in ("base", "rl_to_best", "guarantee", "total_variation", "log_error", "alpha")
+        )
+        for base, rl, guarantee, tv, nats, alpha in zip(*columns, strict=True):
+            bounds = {
+                "base_tv": (base, tv * horizon * (horizon + 1) / 2),
+                "base_nats": (base, horizon * response_tv_bound(horizon, nats)),
+                "rl_two_responses": (rl, guarantee),
+                "rl_nats": (rl, 2 * alpha * horizon * nats),
+            }
+            for key, (loss, bound) in bounds.items():
+                # Rounding: what is 0 is 1e-15 in the sums.
+                shares[key] = max(shares[key], loss / bound if loss > 1e-12 else 0.0)
+    return shares
 
 
 def growth_in_epsilon(seeds: Sequence[int], epsilons: Sequence[float] = EPSILONS, horizon: int = 32) -> dict[str, Any]:

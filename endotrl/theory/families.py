@@ -2,7 +2,8 @@
 r"""
 Families of token MDPs, by horizon, in which the papers' bounds are met, and one in which their assumption fails.
 
-In each, the expert is soft-optimal for the true rewards, which lie in $[0, 1]$ a token, and the base model is the expert
+In [`learned_cliff`] the base model is what next-token prediction makes of demonstrations. In all others its error is put in:
+they are examples that show how bad it can get. There, the expert is soft-optimal for the true rewards, which lie in $[0, 1]$ a token, and the base model is the expert
 with an error of a given size in every state. What differs is where the error sits, and how it is measured:
 
 - *total variation*: the largest $TV(\pi_E(\cdot|s), \hat\pi(\cdot|s))$ of a state;
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .inverse_rl import token_counts
 from .mdp import (
     TokenMDP,
     expected_return,
@@ -23,6 +25,7 @@ from .mdp import (
     log_error,
     optimal_q,
     policy_q,
+    sample_responses,
     soft_optimal_q,
     soft_policy,
     suboptimality,
@@ -125,6 +128,27 @@ def forked_cliff(horizon: int, epsilon: float, seed: int, alpha: float = 0.05) -
     base = expert.clone()
     base[:, road_a] = on_road.log()
     return Imitation(mdp, rewards, alpha, expert, base)
+
+
+def learned_cliff(horizon: int, number: float, seed: int, alpha: float = 0.05, synonyms: int = 3) -> Imitation:
+    r"""
+    A road along a cliff, and a base model that has learned it by next-token prediction from `number` demonstrations of the
+    expert, counts plus one: nobody has put an error in.
+
+    Several tokens stay on the road and earn between 0.9 and 1; one more falls off, and nothing is earned any more. No
+    demonstration falls, but the base model holds it for possible, about once in `number` tokens. Which token of the road is the best
+    it knows only as well as the counts tell.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    road, fallen = 0, 1
+    transitions = torch.full((2, synonyms + 1), fallen)
+    transitions[road, :synonyms] = road
+    mdp = TokenMDP(transitions, horizon)
+    rewards = torch.zeros(mdp.shape, dtype=torch.float64)
+    rewards[:, road, :synonyms] = _uniform(generator, 0.9, 1.0, horizon, synonyms)
+    expert = soft_policy(soft_optimal_q(mdp, rewards, alpha), alpha)
+    counts = token_counts(mdp, sample_responses(mdp, expert, int(number), generator)) + 1
+    return Imitation(mdp, rewards, alpha, expert, (counts / counts.sum(-1, keepdim=True)).log())
 
 
 def drift(horizon: int, epsilon: float, seed: int, alpha: float = 0.05, synonyms: int = 8) -> Imitation:

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..checks import check_alpha
+
 
 TERMINAL = -1
 
@@ -40,12 +42,14 @@ class TokenMDP:
     initial: int = 0
 
     def __post_init__(self) -> None:
-        states = self.transitions.shape[0]
+        states = len(self.transitions) if self.transitions.dim() else 0
         if self.transitions.dim() != 2 or self.transitions.dtype != torch.int64:
             raise ValueError(
                 f"`transitions` has shape {tuple(self.transitions.shape)} and dtype {self.transitions.dtype}, but it "
                 "must be an int64 tensor of shape (states, tokens)."
             )
+        if self.transitions.numel() == 0:
+            raise ValueError("`transitions` is empty, but there must be at least one state and one token.")
         if self.transitions.min() < TERMINAL or self.transitions.max() >= states:
             raise ValueError(f"`transitions` leads out of the {states} states: use -1 for the end of a response.")
         if self.horizon < 1:
@@ -86,6 +90,11 @@ def prefix_tree(num_tokens: int, horizon: int, eos: int | None = None) -> TokenM
             [-1, -1, -1]])
     ```
     """
+    if num_tokens < 1 or horizon < 1 or eos not in (None, *range(num_tokens)):
+        raise ValueError(
+            f"`num_tokens` is {num_tokens}, `horizon` {horizon} and `eos` {eos}, but there must be at least one token and one step, "
+            "and `eos` must be one of the tokens, or `None`."
+        )
     words = [token for token in range(num_tokens) if token != eos]
     prefixes = [prefix for length in range(horizon) for prefix in itertools.product(words, repeat=length)]
     index = {prefix: state for state, prefix in enumerate(prefixes)}
@@ -97,6 +106,7 @@ def soft_values(mdp: TokenMDP, q: Tensor, alpha: float) -> Tensor:
     r"""
     Soft values $V_h(s) = \alpha \log \sum_a e^{Q_h(s, a)/\alpha}$, and 0 after the last step. Returns shape `(H + 1, S)`.
     """
+    check_alpha(alpha)
     values = alpha * torch.logsumexp(mdp.expand(q) / alpha, dim=-1)
     return torch.cat([values, values.new_zeros(1, values.shape[1])])
 
@@ -113,6 +123,7 @@ def soft_optimal_q(mdp: TokenMDP, rewards: Tensor, alpha: float, reference: Tens
     Returns:
         `torch.Tensor` of shape `(H, S, A)`: differentiable with respect to `rewards`.
     """
+    check_alpha(alpha)
     rewards = mdp.expand(rewards)
     offsets = torch.zeros_like(rewards) if reference is None else alpha * mdp.expand(reference)
     value = rewards.new_zeros(rewards.shape[1])

@@ -78,6 +78,11 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
     def _scored_batch(self, output: dict[str, Any]) -> ScoredBatch:
         """What the recorders kept, padded like the batch."""
         reward_funcs, rewards_per_func, completion_ids = self._recorded
+        for index in rewards_per_func.isinf().any(dim=0).nonzero()[:, 0].tolist():
+            raise ValueError(
+                f"The reward function '{self.reward_func_names[index]}' returned an infinite reward. It must return a "
+                "finite number, or `None` for a completion that has no reward."
+            )
         num_positions, device = output["completion_ids"].shape[1], output["completion_ids"].device
         scores = [reward.scores if isinstance(reward, RewardRecorder) else None for reward in reward_funcs]
         local = slice(

@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from endotrl import EndogenousReward
 from endotrl.cli import main
+from endotrl.evaluation.storage import RunFolder, append_lines
+from endotrl.recipes.record import make_record
 from endotrl.score_file import Row, parse_row
 from endotrl.score_file.rows import Reader
 from endotrl.score_file.storage import Output
@@ -170,3 +173,79 @@ def test_no_reward_reads_the_network(tiny_model_path: str, monkeypatch: pytest.M
     monkeypatch.setattr("socket.socket.connect", refuse)
     monkeypatch.setattr(builtins, "input", refuse)  # nor does anything ask whether to trust code
     EndogenousReward(tiny_model_path)(prompts=["a"], completions=["b"])
+
+
+PAIRS = [{"prompt": f"{i} + {i} =", "chosen": f" {2 * i}", "rejected": " 1"} for i in range(6)]
+
+
+def evaluate(model: str, folder: Path, *more: str) -> int:
+    file = folder / "pairs.jsonl"
+    file.write_text("".join(json.dumps(pair) + "\n" for pair in PAIRS), encoding="utf-8")
+    command = ["eval", "preference", "--model", model, "--data", str(file), "--output", str(folder / "run"), "--quiet"]
+    return main([*command, "--scorers", "log_prob.sum", *more])
+
+
+def test_two_evaluations_in_one_folder(
+    tiny_model_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With `--overwrite` and other settings, the scores of both would stand in one file."""
+    first = RunFolder(tmp_path / "run")
+    first.hold()
+    first.open({"model": "another"})
+    append_lines(first.scores_path, [{"key": "k", "tokens": [1], "cut": 0, "scores": {}, "seconds": 0.1}])
+    before = first.scores_path.read_bytes()
+    assert evaluate(tiny_model_path, tmp_path, "--overwrite") != 0
+    assert "Another run is writing" in capsys.readouterr().err
+    assert first.scores_path.read_bytes() == before
+    del first  # it has ended
+    assert evaluate(tiny_model_path, tmp_path, "--overwrite") == 0
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EIO], ids=errno.errorcode.get)
+@pytest.mark.parametrize("name", ["scores.jsonl", "settings.json.tmp", "report.html"])
+def test_an_evaluation_on_a_disk_that_refuses(
+    code: int,
+    name: str,
+    tiny_model_path: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    original = Path.open
+
+    def refuse(self: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        if self.name == name and mode != "rb":
+            raise OSError(code, os.strerror(code), str(self))
+        return original(self, mode, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert evaluate(tiny_model_path, tmp_path) != 0
+    message = capsys.readouterr().err
+    assert os.strerror(code) in message and name in message and "Traceback" not in message
+    monkeypatch.undo()
+    assert evaluate(tiny_model_path, tmp_path) == 0  # and then it goes on
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["num_items"] == len(PAIRS)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is Linux's")
+def test_a_page_on_a_full_disk(tiny_model_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The disk that is full for real: the rows are saved, and the message says which file is not."""
+    page = tmp_path / "page.html"
+    page.symlink_to("/dev/full")
+    assert score(tiny_model_path, tmp_path, "--html", str(page)) != 0
+    assert f"The page {page} cannot be written: No space left on device." in capsys.readouterr().err
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == len(LINES)
+
+
+def test_tokens_on_the_command_line_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`recipe.json` and W&B's configuration have the command and the settings of a run."""
+    for words in (
+        ["--hub_token", "my-token"],
+        ["--hub_token=my-token"],
+        ["--wandb_api_key", "my-token"],
+        ["--model_init_kwargs", json.dumps({"token": SECRET})],
+    ):
+        monkeypatch.setattr("sys.argv", ["grpo.py", "--config", "grpo.yaml", *words, "--beta", "0.1"])
+        record = json.dumps(make_record({"training": {"model_init_kwargs": {"token": SECRET}, "beta": 0.1}}))
+        assert "my-token" not in record and SECRET not in record
+        assert "grpo.yaml" in record and '"--beta", "0.1"' in record

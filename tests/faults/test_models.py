@@ -2,6 +2,7 @@
 """Models that are damaged, not what they seem, or hostile: an error before anything is scored, and no code of theirs runs."""
 
 import json
+import math
 import pickle
 import re
 import shutil
@@ -12,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
-from endotrl import EndogenousReward
+from endotrl import EndogenousReward, SentenceReward, SentenceRewardModel
 
 
 ROOT = Path(__file__).parents[2]
@@ -80,6 +82,48 @@ def test_damaged_models_give_no_reward(damage: Callable[[Path], Any], model: Pat
     assert not isinstance(caught.value, AssertionError | IndexError | KeyError | AttributeError)
 
 
+@pytest.fixture(scope="module")
+def sentence_model(tiny_model_path: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sentence_model")
+    SentenceRewardModel.from_backbone(tiny_model_path).save_pretrained(path)
+    AutoTokenizer.from_pretrained(tiny_model_path).save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("part", ["sentence_head.value", "sentence_head.query", "marker", "layers.0.mlp.up_proj"])
+@pytest.mark.parametrize("value", [None, math.nan, math.inf])
+def test_damaged_sentence_reward_models_give_no_reward(
+    part: str, value: float | None, sentence_model: Path, tmp_path: Path
+) -> None:
+    """Weights that are missing would be random: a reward that looks like any other."""
+    path = Path(shutil.copytree(sentence_model, tmp_path / "model"))
+
+    def damage(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in tensors if part in name]:
+            if value is None:
+                del tensors[name]
+            else:
+                tensors[name].fill_(value)
+
+    change_weights(damage)(path)
+    error, message = (OSError, f"lacks weights: .*{part}") if value is None else (ValueError, "NaN or infinite scores")
+    with pytest.raises(error, match=message):
+        SentenceReward(str(path))(prompts=["What? Say."], completions=["It is this. And that."])
+
+
+def test_a_tokenizer_of_the_same_size_with_other_ids(model: Path, tiny_policy_path: str) -> None:
+    """The policy's ids are words here too, but others: what counts is the text."""
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    letters, vocabulary = "abcdefghijkl", tokenizer["model"]["vocab"]
+    vocabulary |= {letter: 7 + (i + 5) % 12 for i, letter in enumerate(letters)}
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    ids = AutoTokenizer.from_pretrained(tiny_policy_path)("d e", add_special_tokens=False)["input_ids"]
+    reward = EndogenousReward(str(model))
+    assert ids != AutoTokenizer.from_pretrained(model)("d e", add_special_tokens=False)["input_ids"]
+    as_text = reward(prompts=["a"], completions=["d e"])
+    assert reward(prompts=["a"], completions=["d e"], completion_ids=[[*ids, 2]]) == as_text
+
+
 def test_pickled_weights_do_not_run(model: Path, tmp_path: Path) -> None:
     class Attack:
         def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
@@ -104,12 +148,21 @@ def test_code_of_a_model_does_not_run(model: Path, tmp_path: Path) -> None:
 
 
 def test_remote_code_is_off_everywhere() -> None:
-    """No default is `True`, nothing passes a literal `True`, and every loading from a name says which."""
+    """No default is `True`, and nothing passes a literal `True`."""
     sources = [*ROOT.glob("endotrl/**/*.py"), *ROOT.glob("recipes/**/*.py"), *ROOT.glob("benchmarks/**/*.py")]
     assert len(sources) > 100
     for path in sources:
         text = path.read_text(encoding="utf-8")
-        assert not re.search(r"trust_remote_code(: bool)?\s*=\s*True", text), path
+        assert not re.search(r"trust_remote_code[\"']?(: bool)?\s*[=:]\s*True", text), path
+
+
+def test_nothing_runs_text() -> None:
+    """Neither Python nor a shell, and YAML makes no objects."""
+    sources = [*ROOT.glob("endotrl/**/*.py"), *ROOT.glob("recipes/**/*.py")]
+    for path in sources:
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"(?<![\w.])(eval|exec|compile)\(|shell=True|os\.(system|popen)|__import__\(", text), path
+        assert not re.search(r"yaml\.(load|unsafe_load|full_load)\(", text), path
 
 
 def test_nothing_unpickles() -> None:

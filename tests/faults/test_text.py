@@ -4,6 +4,7 @@
 import html
 import json
 import math
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,15 @@ from hypothesis import strategies as st
 
 from endotrl import EndogenousReward
 from endotrl.cli import main
+from endotrl.evaluation.tables import markdown_table
 from endotrl.monitoring.statistics import repetition
+from endotrl.quickstart.demo import Answers, Part
+from endotrl.quickstart.report import _answers
+from endotrl.quickstart.training import Run
+from endotrl.reporting import page
 from endotrl.score_file import parse_row
+from endotrl.score_file.blocks import score_rows
+from endotrl.scoring import TokenStats
 
 
 FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -78,16 +86,19 @@ def test_any_structure_is_scored_or_explained(prompt: Any, completion: Any, rewa
     try:
         (value,) = reward(prompts=[prompt], completions=[completion])
     except (ValueError, TypeError) as error:
-        assert len(str(error)) > 20
+        # Of this package, with the row or the template that it is about: not Python's own words.
+        assert re.match(r"The (prompt|completion|chat template) of ", str(error)), error
     else:
         assert value is None or math.isfinite(value)
 
 
 @FUZZ
 @given(line=TEXT | JSON.map(json.dumps) | st.fixed_dictionaries({"prompt": JSON, "completion": JSON}).map(json.dumps))
-def test_any_line_of_a_file(line: str) -> None:
-    row = parse_row(1, line.encode())
-    assert row is not None
+def test_any_line_of_a_file(line: str, reward: EndogenousReward) -> None:
+    row, good = parse_row(1, line.encode()), parse_row(2, b'{"prompt": "a", "completion": "b"}')
+    result, other = score_rows(reward, [row, good])
+    assert isinstance(other, TokenStats)  # the others are scored, whatever this one is
+    assert isinstance(result, TokenStats) or len(result) > 20
 
 
 @given(st.lists(st.integers(0, 5), max_size=50), st.integers(1, 6))
@@ -118,7 +129,7 @@ ATTACKS = [
 
 
 def test_markup_in_prompts_and_answers_is_text(tiny_model_path: str, tmp_path: Path) -> None:
-    def page(texts: list[str], name: str) -> str:
+    def scored(texts: list[str], name: str) -> str:
         rows = [{"prompt": text, "completion": text, "id": text} for text in texts]
         rows += [
             {"prompt": [{"role": "user", "content": t}], "completion": [{"role": "assistant", "content": t}]}
@@ -131,10 +142,29 @@ def test_markup_in_prompts_and_answers_is_text(tiny_model_path: str, tmp_path: P
         return (tmp_path / f"{name}.html").read_text(encoding="utf-8")
 
     attacked, plain = Tags(), Tags()
-    text = page(ATTACKS, "attack")
+    text = scored(ATTACKS, "attack")
     attacked.feed(text)
-    plain.feed(page(["x"] * len(ATTACKS), "plain"))
+    plain.feed(scored(["x"] * len(ATTACKS), "plain"))
     assert attacked.handlers == plain.handlers == []
     assert set(attacked.tags) == set(plain.tags)
     assert attacked.tags.count("script") == plain.tags.count("script")
     assert html.escape(ATTACKS[0], quote=False) in text or "&lt;" in text
+
+
+def test_markup_in_data_is_text_in_markdown() -> None:
+    """Names of models, groups and scorers may come from data, and may head a column of `results.md`."""
+    hostile = [*ATTACKS, "![x](http://example.com)", "a|b", "two\nlines\r\n# heading"]
+    text = markdown_table(hostile, [hostile, [0.5] * len(hostile)])
+    lines = text.splitlines()
+    assert "<" not in text and "](" not in text
+    assert len(lines) == 4 and len({line.replace("\\|", "").count("|") for line in lines}) == 1
+
+
+def test_markup_in_answers_is_text_in_the_demo_report() -> None:
+    number = len(ATTACKS)
+    answers = Answers(ATTACKS, [[]] * number, [False] * number, [True] * number)
+    run = Run("facts-endogenous", [], 0.0, None)  # type: ignore[arg-type]
+    part = Part("t", [run], answers, answers, {run.name: answers}, ATTACKS, ["g"] * number)
+    tags = Tags()
+    tags.feed(page("demo", [("", _answers(part))]))
+    assert not tags.handlers and not {"script", "img", "svg", "iframe"} & set(tags.tags)

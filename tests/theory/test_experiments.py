@@ -14,6 +14,7 @@ from endotrl.theory import (
     expected_return,
     forked_cliff,
     kl_divergence,
+    learned_cliff,
     log_error,
     occupancy,
     perturbed,
@@ -37,6 +38,7 @@ from endotrl.theory.experiments import (
     preference_total_variation,
     response_tv_bound,
     rounds,
+    shares_of_bounds,
 )
 
 
@@ -55,6 +57,17 @@ class TestFamilies:
         returns = response_sums(imitation.mdp, imitation.rewards, some)
         log_probs = imitation.alpha * response_sums(imitation.mdp, imitation.expert, some)
         torch.testing.assert_close(returns - returns[0], log_probs - log_probs[0])
+
+    def test_a_learned_base_model_by_hand(self) -> None:
+        """Nobody falls in the demonstrations, so all counts of a fall are the one that is added."""
+        imitation = learned_cliff(6, 300, 0)
+        base = imitation.base.exp()
+        torch.testing.assert_close(base[:, 0, 3], torch.full((6,), 1 / 304).double())
+        assert imitation.expert[:, 0, 3].exp().max() < 1e-6
+        # Sampled, not put in: a standard error of 300 draws, and no more, and other seeds have others.
+        error = (base - imitation.expert.exp())[:, 0, :3]
+        assert 0.005 < error.abs().mean() < 0.03
+        assert not torch.equal(base, learned_cliff(6, 300, 1).base.exp())
 
     @pytest.mark.parametrize("family", [forked_cliff, trapdoor])
     def test_error_in_total_variation(self, family) -> None:
@@ -136,6 +149,27 @@ class TestGrowth:
         assert fits["base"]["exponent"] == pytest.approx(2.0, abs=0.1)
         assert fits["rl"]["exponent"] == pytest.approx(1.0, abs=0.1)
         assert fits["rl"]["high"] < 1.5 < fits["base"]["low"]
+
+    def test_learned_from_demonstrations(self) -> None:
+        fits = growth("learned cliff", seeds=range(12), horizons=(8, 32, 128))["exponents"]
+        assert fits["base"]["exponent"] == pytest.approx(1.9, abs=0.1)
+        assert fits["rl_to_best"]["low"] < 1.1 and fits["rl_to_best"]["high"] < fits["base"]["low"] - 0.2
+
+    def test_shares_of_bounds(self) -> None:
+        run = {
+            "horizons": [2, 4],
+            "losses": {
+                "base": [[0.3, -1.0], [1.0, 0.0]],
+                "rl_to_best": [[0.0, 0.1], [0.4, 1e-16]],
+                "guarantee": [[0.0, 0.2], [0.5, 1e-17]],
+                "total_variation": [[0.5, 0.5], [0.5, 0.5]],
+                "log_error": [[1.0, 1.0], [1.0, 1.0]],
+                "alpha": [[0.5, 0.5], [0.5, 0.5]],
+            },
+        }
+        # Bounds for horizons 2 and 4: 1.5 and 5; H sqrt(H tanh(1/2) / 2); the guarantee; 2 and 4.
+        expected = [0.2, 1 / (4 * (2 * math.tanh(0.5)) ** 0.5), 0.8, 0.1]
+        assert list(shares_of_bounds(run).values()) == pytest.approx(expected)
 
     def test_linear_in_the_error(self) -> None:
         fits = growth_in_epsilon(seeds=range(3))["exponents"]
@@ -222,11 +256,17 @@ class TestCommand:
         page = (tmp_path / "theory.md").read_text(encoding="utf-8")
         fit = results["growth"][0]["exponents"]["base"]
         assert f"| forked cliff | 0.001 TV | {fit['exponent']:.2f} [{fit['low']:.2f}, {fit['high']:.2f}] |" in page
+        assert all(max(run["shares_of_bounds"].values()) <= 1 + 1e-9 for run in results["growth"])
         images = re.findall(r"!\[[^]]+\]\(([^)]+)\)", page)
         assert len(images) == 3
         for image in images:
             assert (tmp_path / image).read_bytes().startswith(b"\x89PNG")
             assert (tmp_path / image).stat().st_size < 200_000
+
+    def test_a_folder_that_cannot_be(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (tmp_path / "file").write_text("")
+        assert main(["--output", str(tmp_path / "file" / "in"), "--seeds", "2"]) == 2
+        assert "error: [Errno 20] Not a directory" in capsys.readouterr().err
 
     def test_too_few_seeds(self, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit):

@@ -47,6 +47,8 @@ MDPS = {
     "fixed length": prefix_tree(num_tokens=3, horizon=4),
     "eos": prefix_tree(num_tokens=3, horizon=4, eos=1),
     "markov": loop(),
+    "one token": prefix_tree(num_tokens=1, horizon=3),
+    "one step": prefix_tree(num_tokens=4, horizon=1, eos=2),
 }
 
 
@@ -74,6 +76,9 @@ class TestTokenMDP:
             ({"transitions": torch.zeros(2, 2), "horizon": 1}, "int64"),
             ({"transitions": torch.full((2, 2), 2), "horizon": 1}, "out of the 2 states"),
             ({"transitions": torch.full((2, 2), -2), "horizon": 1}, "out of the 2 states"),
+            ({"transitions": torch.zeros(0, 2, dtype=torch.int64), "horizon": 1}, "at least one state and one token"),
+            ({"transitions": torch.zeros(2, 0, dtype=torch.int64), "horizon": 1}, "at least one state and one token"),
+            ({"transitions": torch.zeros((), dtype=torch.int64), "horizon": 1}, "int64 tensor of shape"),
             ({"transitions": torch.zeros(2, 2, dtype=torch.int64), "horizon": 0}, "`horizon` is 0"),
             ({"transitions": torch.zeros(2, 2, dtype=torch.int64), "horizon": 1, "initial": 2}, "`initial` is 2"),
         ],
@@ -81,6 +86,18 @@ class TestTokenMDP:
     def test_bad_arguments(self, arguments: dict, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             TokenMDP(**arguments)
+
+    @pytest.mark.parametrize("arguments", [(0, 2, None), (3, 0, None), (3, 2, 7), (3, 2, -1)])
+    def test_bad_trees(self, arguments: tuple) -> None:
+        with pytest.raises(ValueError, match="there must be at least one token and one step"):
+            prefix_tree(*arguments)
+
+    @pytest.mark.parametrize("alpha", [0.0, -1.0, math.nan])
+    def test_bad_temperature(self, alpha: float) -> None:
+        mdp = MDPS["eos"]
+        for call in (soft_values, soft_optimal_q):
+            with pytest.raises(ValueError, match="`alpha` is"):
+                call(mdp, torch.zeros(mdp.shape), alpha)
 
 
 class TestClosedForms:
@@ -143,7 +160,8 @@ class TestEnumeration:
         largest = response_sums(mdp, rewards, responses(mdp)).max().item()
         assert expected_return(mdp, rewards, best) == pytest.approx(largest)
         assert suboptimality(mdp, rewards, best) == 0.0
-        assert suboptimality(mdp, rewards, random_table(mdp, 1).log_softmax(-1)) > 0.01
+        other = suboptimality(mdp, rewards, random_table(mdp, 1).log_softmax(-1))
+        assert other > 0.01 if mdp.shape[2] > 1 else other == 0.0  # of one token there is one policy
 
     def test_samples(self, mdp: TokenMDP) -> None:
         policy, every = random_table(mdp, 1).log_softmax(-1), responses(mdp)

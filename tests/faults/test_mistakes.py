@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The mistakes that users are most likely to make: each is answered by what was given, what is wrong, and what to do."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
+from trl import GRPOConfig, GRPOTrainer
+
+from endotrl import DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward
+from endotrl.rewards import AccuracyReward, FormatReward, InformationGain
+
+
+CHAT = {"prompts": [[{"role": "user", "content": "a"}]], "completions": [[{"role": "assistant", "content": "b"}]]}
+TEXT = {"prompts": ["a"], "completions": ["b"]}
+PROMPTS = Dataset.from_dict({"prompt": ["a b", "c d"] * 4})
+
+
+def make_trainer(model: Any, reward: Any, folder: Path, **config: Any) -> GRPOTrainer:
+    settings = {
+        "output_dir": str(folder),
+        "max_steps": 2,
+        "per_device_train_batch_size": 4,
+        "num_generations": 2,
+        "max_completion_length": 6,
+        "report_to": [],
+        "save_strategy": "no",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "learning_rate": 0.01,
+        "beta": 0.1,
+        **config,
+    }
+    tokenizer = None if isinstance(model, str) else AutoTokenizer.from_pretrained(model.config._name_or_path)
+    return GRPOTrainer(model, reward, args=GRPOConfig(**settings), train_dataset=PROMPTS, processing_class=tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"alpha": "1e-1"}, "`alpha` is '1e-1', but the temperature .* positive and finite"),  # so YAML reads it
+        ({"gamma": None}, "`gamma` is None, but a discount must be"),
+        ({"max_tokens_per_batch": "8192"}, "`max_tokens_per_batch` is '8192', but"),
+        ({"device": "gpu0"}, "`device` is 'gpu0', but it must be one of torch"),
+        ({"processing_class": "gpt2"}, "`processing_class` is a str, but it must be a tokenizer"),
+        ({"criterion": ["be brief"]}, r"`criterion` is \['be brief'\], but it must be a string, a dictionary"),
+        ({"criterion": {"law": 3}}, "`criterion` is .*, but it must be a string, a dictionary"),
+        ({"correction": InformationGain(None), "token_reward": "log_prob"}, "`generalist` .* is None"),  # type: ignore[arg-type]
+    ],
+)
+def test_settings(settings: dict[str, Any], message: str, tiny_policy_path: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        EndogenousReward(tiny_policy_path, **settings)
+
+
+def test_a_name_of_no_model() -> None:
+    with pytest.raises(OSError, match=r"frozen model 'Qwen/Qwen2.5-0.5B-Instrukt' cannot be loaded.*Check the name"):
+        EndogenousReward("Qwen/Qwen2.5-0.5B-Instrukt")
+
+
+def test_a_folder_without_tokenizer(tiny_policy_path: str, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_policy_path, tmp_path / "model", ignore=shutil.ignore_patterns("*token*"))
+    with pytest.raises(OSError, match=r"tokenizer of '.*model' cannot be loaded.*pass `processing_class`"):
+        EndogenousReward(str(folder))(**TEXT)
+
+
+def vision_language_model(folder: Path, tokenizer: str) -> LlavaForConditionalGeneration:
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = CLIPVisionConfig(image_size=8, patch_size=4, **small)
+    config = LlavaConfig(vision_config=vision, text_config=LlamaConfig(vocab_size=19, **small), image_token_index=18)
+    model = LlavaForConditionalGeneration(config)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
+    return model
+
+
+def test_a_model_that_reads_images(tiny_policy_path: str, tmp_path: Path) -> None:
+    model = vision_language_model(tmp_path, tiny_policy_path)
+    with pytest.raises(ValueError, match="type 'llava'.*load it yourself, and pass the instance") as caught:
+        EndogenousReward(str(tmp_path))
+    assert len(str(caught.value)) < 600  # transformers lists all the models that there are
+    (value,) = EndogenousReward(model, AutoTokenizer.from_pretrained(tiny_policy_path))(**TEXT)
+    assert value < 0
+
+
+@pytest.mark.parametrize("part", [{"type": "image"}, {"type": "image_url", "image_url": "x"}, {"type": "input_audio"}])
+@pytest.mark.parametrize("side", ["prompt", "completion"])
+def test_what_the_model_would_not_see_is_not_scored(part: dict[str, str], side: str, tiny_model_path: str) -> None:
+    """Only text is read: an image would be left out, and the reward that of an answer to another question."""
+    row = {name: [dict(message) for message in CHAT[f"{name}s"][0]] for name in ("prompt", "completion")}
+    row[side][0]["content"] = [part, {"type": "text", "text": "What is this?"}]
+    with pytest.raises(ValueError, match=f"{side} of row 0 has a part of type .* only text is scored"):
+        EndogenousReward(tiny_model_path)(prompts=[row["prompt"]], completions=[row["completion"]])
+
+
+def test_content_that_the_template_cannot_write(tiny_model_path: str) -> None:
+    prompt = [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
+    with pytest.raises(ValueError, match="chat template of .* refuses these messages: .*Most templates want `role`"):
+        EndogenousReward(tiny_model_path)(prompts=[prompt], completions=CHAT["completions"])
+
+
+@pytest.mark.parametrize("ids", [[1.5], ["7"], None, 7])
+def test_completion_ids_that_are_none(ids: Any, tiny_policy_path: str) -> None:
+    with pytest.raises(TypeError, match="`completion_ids` of row 0 must be a list of whole numbers"):
+        EndogenousReward(tiny_policy_path)(**TEXT, completion_ids=[ids])
+
+
+def test_completion_ids_of_other_kinds_of_integers(tiny_policy_path: str) -> None:
+    reward = EndogenousReward(tiny_policy_path)
+    assert reward(**TEXT, completion_ids=[torch.tensor([8, 2])]) == reward(**TEXT, completion_ids=[[8, 2]])
+
+
+@pytest.mark.parametrize("given", [None, torch.nn.Linear(1, 1)])
+def test_attached_to_what_is_no_trainer(given: Any) -> None:
+    with pytest.raises(TypeError, match="`attach` was given a .*, but it needs the trainer"):
+        EndogenousReward(None).attach(given)
+
+
+def test_attached_twice_and_late(tiny_policy_path: str, tmp_path: Path) -> None:
+    """Neither is wrong: the reference model is what it was before the first step."""
+    reward = EndogenousReward(None)
+    trainer = make_trainer(tiny_policy_path, reward, tmp_path, bf16=False)
+    before = reward.attach(trainer).attach(trainer)(**TEXT)
+    trainer.train()
+    assert (
+        reward.attach(trainer)(**TEXT) == before == pytest.approx(EndogenousReward(tiny_policy_path)(**TEXT), abs=1e-5)
+    )
+
+
+def test_the_policy_itself_as_frozen_model(tiny_policy_path: str, tmp_path: Path) -> None:
+    """In mixed precision, before its first update."""
+    policy = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
+    trainer = make_trainer(policy, EndogenousReward(policy), tmp_path, beta=0.0, bf16=True)
+    with pytest.raises(ValueError, match=r"is the policy that is trained.*reward\.attach\(trainer\)"):
+        trainer.train()
+
+
+def test_a_dictionary_of_criteria_without_the_column(tiny_policy_path: str, tmp_path: Path) -> None:
+    reward = EndogenousReward(tiny_policy_path, criterion={"law": "a", "chat": "b"})
+    with pytest.raises(ValueError, match=r"domains \['chat', 'law'\].*the dataset has no column `domain`"):
+        make_trainer(tiny_policy_path, reward, tmp_path).train()
+
+
+def test_answers_in_a_column_that_is_not_there() -> None:
+    with pytest.raises(ValueError, match=r"column 'answer', which the dataset does not have. It has \['solution'\]"):
+        AccuracyReward("answer")(completions=["a"], solution=["a"])
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [[], [{"role": "assistant"}], [{"role": "assistant", "content": None}], [{"role": "assistant", "content": []}]],
+)
+def test_completions_without_text_earn_nothing(completion: Any) -> None:
+    assert FormatReward()(prompts=["a"], completions=[completion]) == [0.0]
+    assert AccuracyReward("answer")(completions=[completion], answer=["4"]) == [0.0]
+
+
+def test_text_in_parts() -> None:
+    completion = [
+        {"role": "assistant", "content": [{"type": "text", "text": "It is "}, {"type": "text", "text": "4"}]}
+    ]
+    assert FormatReward("^It is 4$")(prompts=["a"], completions=[completion]) == [1.0]
+    assert AccuracyReward("answer")(completions=[completion], answer=["4"]) == [1.0]
+
+
+@pytest.mark.parametrize("weight", [lambda p: p[:1], lambda p: p[:, None], lambda p: p * torch.nan, lambda p: None])
+def test_a_weight_that_is_none(weight: Any, tiny_policy_path: str) -> None:
+    gain = InformationGain(tiny_policy_path, weight=weight)
+    reward = EndogenousReward(tiny_policy_path, token_reward="log_prob", correction=gain)
+    with pytest.raises(ValueError, match="`weight` of `InformationGain`"):
+        reward(prompts=["a"], completions=["b c"])
+
+
+def test_an_infinite_reward_does_not_spoil_the_policy(tiny_policy_path: str, tmp_path: Path) -> None:
+    def boundless(completions: list[Any], **kwargs: Any) -> list[float]:
+        return [float("inf")] * len(completions)
+
+    args = DenseGRPOConfig(
+        output_dir=str(tmp_path),
+        max_steps=1,
+        per_device_train_batch_size=4,
+        num_generations=2,
+        max_completion_length=6,
+        report_to=[],
+        save_strategy="no",
+        use_cpu=True,
+    )
+    trainer = DenseGRPOTrainer(tiny_policy_path, boundless, args=args, train_dataset=PROMPTS)
+    with pytest.raises(ValueError, match="'boundless' returned an infinite reward"):
+        trainer.train()
