@@ -10,11 +10,12 @@ from typing import Any, NoReturn
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType, parse_flag_from_env
-from trl import GRPOConfig, TrlParser
+from trl import GRPOConfig
 
 from ..reporting import say
 from ..trainers.dense_reward_trainer import DenseRewardTrainer
 from .arguments import make_parser
+from .parser import RecipeParser
 from .resumption import only_run_in
 from .training import prepare, run
 
@@ -57,7 +58,7 @@ def exit_with(error: Exception) -> NoReturn:
     sys.exit(EXIT_WRONG_SETTINGS)
 
 
-def parse(parser: TrlParser, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
+def parse(parser: RecipeParser, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
     """
     Settings of a recipe: those of the YAML file (`--config`), of which the command line wins. Where `accelerate` was
     asked for DeepSpeed or FSDP and there is no accelerator, the processes are made to shard on the CPU.

@@ -3,9 +3,10 @@
 
 import json
 import platform
+import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -51,7 +52,7 @@ def make_record(settings: Mapping[str, Any]) -> dict[str, Any]:
         `dict`: `settings`, `command`, `versions` and, in a git clone, `git`: revision and whether files were changed.
     """
     return {
-        "command": sys.argv,
+        "command": _without_tokens(sys.argv),
         "settings": {name: _plain(value) for name, value in settings.items()},
         "versions": {"endotrl": __version__, "python": platform.python_version(), **_versions()},
         # Of the clone with the script, or else with this package.
@@ -104,7 +105,24 @@ def _plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         # transformers hides tokens in its own.
         value = value.to_dict() if hasattr(value, "to_dict") else asdict(value)
-    return json.loads(json.dumps(value, default=str))
+    return json.loads(json.dumps(_without_token(value), default=str))
+
+
+def _without_token(value: Any) -> Any:
+    """Without what `from_pretrained` takes as `token`, as in `model_init_kwargs`."""
+    if isinstance(value, Mapping):
+        return {k: "<TOKEN>" if k == "token" and v else _without_token(v) for k, v in value.items()}
+    return value
+
+
+def _without_tokens(command: Sequence[str]) -> list[str]:
+    """A command line without what comes after options like `--hub_token`, nor JSON with a `token`."""
+    words = [re.sub(r'("token"\s*:\s*)"[^"]*"', r'\1"<TOKEN>"', word) for word in command]
+    words = [re.sub(r"^(--\w[\w-]*token)=.*", r"\1=<TOKEN>", word) for word in words]
+    return words[:1] + [
+        "<TOKEN>" if re.fullmatch(r"--\w[\w-]*token", option) else word
+        for option, word in zip(words, words[1:], strict=False)
+    ]
 
 
 def _versions() -> dict[str, str]:
