@@ -535,7 +535,8 @@ class TestRuns:
         }
         words = [str(part) for key, value in overrides.items() for part in (f"--{key}", value)]
         path = ROOT / "recipes" / "smollm2-135m" / "sentence_reward.yaml"
-        trained = recipes.launch_sentence_reward(["--config", str(path), *words])
+        # It ends with an evaluation, else.
+        trained = recipes.launch_sentence_reward(["--config", str(path), *words, "--eval_strategy", "no"])
         assert len([entry for entry in trained.state.log_history if "loss" in entry]) == 2
         on_it = ["--reward", "sentence", "--reward_sentence_model", str(tmp_path / "reward"), "--max_steps", "1"]
         (step,) = run("dense_grpo", [*small, *on_it])
