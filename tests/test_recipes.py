@@ -211,13 +211,33 @@ class TestMistakes:
     def test_misspelt_key_in_yaml(self, tmp_path: Path) -> None:
         path = tmp_path / "grpo.yaml"
         path.write_text(recipe("grpo").read_text() + "reward_alfa: 2.0\n")
-        with pytest.raises(ValueError, match=r"Unknown arguments.*--reward_alfa"):
+        with pytest.raises(ValueError, match=r"no setting --reward_alfa \(did you mean --reward_alpha\?\)"):
             parse(path)
 
-    @pytest.mark.parametrize("argument", ["--reward_alfa", "--max_step"])  # the second is the start of a known one
-    def test_misspelt_argument(self, argument: str) -> None:
-        with pytest.raises(ValueError, match=argument):
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("beta: [1\nb: }", "no YAML: while parsing a flow sequence.*line 1"),
+            ("- beta", "must contain a YAML mapping"),
+            ("beta: much", "argument --beta: invalid float value: 'much'"),
+        ],
+    )
+    def test_file_that_cannot_be_read(self, text: str, message: str, tmp_path: Path) -> None:
+        path = tmp_path / "grpo.yaml"
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            parse(path)
+        with pytest.raises(ValueError, match="must come after it"):
+            make_parser(DenseGRPOConfig).parse_args_and_config(["--config"])
+
+    @pytest.mark.parametrize(
+        ("argument", "similar"),
+        [("--reward_alfa", "--reward_alpha"), ("--max_step", "--max_steps"), ("--xyz123", None)],
+    )
+    def test_misspelt_argument(self, argument: str, similar: str | None) -> None:
+        with pytest.raises(ValueError, match=f"There is no setting {argument}") as raised:
             parse(recipe("ppo"), argument, "2")
+        assert (f"did you mean {similar}?" in str(raised.value)) == (similar is not None)
 
     @pytest.mark.parametrize(
         ("name", "arguments", "message"),
@@ -268,6 +288,15 @@ class TestMistakes:
             ),
             (["--heat_map_steps", "-1"], "`heat_map_steps` is -1"),
             (["--reward", "sentence"], "`reward_sentence_model`"),
+            (["--beta", "much"], "argument --beta: invalid float value: 'much'"),
+            (["--reward_aggregate", "summ"], "invalid choice: 'summ'"),
+            (
+                ["--model_name_or_path", "nowhere/at/all", "--reward", "random"],
+                "`model_name_or_path` is 'nowhere/at/all'",
+            ),
+            (["--reward", "nowhere.at_all"], "`reward` has 'nowhere.at_all', but there is no module 'nowhere'"),
+            (["--reward", "json.at_all"], "the module 'json' has no 'at_all'"),
+            (["--output_dir", __file__ + "/output"], "where nothing can be written"),
         ],
     )
     def test_said_in_one_line(
@@ -278,14 +307,14 @@ class TestMistakes:
         monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
     ) -> None:
-        monkeypatch.setattr("endotrl.recipes.training.find_spec", lambda name: None if name == "vllm" else object())
+        monkeypatch.setattr("endotrl.recipes.checks.find_spec", lambda name: None if name == "vllm" else object())
         monkeypatch.setattr(sys, "argv", ["recipes/grpo.py"])
         words = ["--config", str(recipe("grpo")), *small, *arguments]
         with pytest.raises(SystemExit) as ended:
             recipes.launch(DenseGRPOTrainer, DenseGRPOConfig, words)
         assert ended.value.code == 2
         said = capsys.readouterr().err
-        assert said.count("grpo.py: error:") == 1 and "Traceback" not in said
+        assert said.count("grpo.py: error:") == 1 and "Traceback" not in said and "usage:" not in said
         assert message in " ".join(said.split())
 
     def test_preferences_without_columns(
@@ -297,6 +326,20 @@ class TestMistakes:
             recipes.launch_sentence_reward(["--config", str(path), "--dataset_name", data, "--eval_strategy", "no"])
         assert ended.value.code == 2
         assert "preferences need 'chosen' and 'rejected'" in " ".join(capsys.readouterr().err.split())
+
+    @pytest.mark.parametrize("text", ["", '{"prompt": "a'])
+    def test_file_without_rows(self, text: str, small: list[str], prompts: Path) -> None:
+        prompts.write_text(text)
+        with pytest.raises(ValueError, match=r"prompts.jsonl', but that file (is empty|cannot be read as jsonl: .+)"):
+            recipes.prepare(*parse(recipe("grpo"), *small))
+
+    def test_what_a_reward_module_imports(
+        self, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "own_reward_of_a_test.py").write_text("import nowhere_at_all\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        with pytest.raises(ModuleNotFoundError, match="No module named 'nowhere_at_all'"):
+            recipes.prepare(*parse(recipe("grpo"), *small, "--reward", "own_reward_of_a_test.reward"))
 
     def test_no_file(self, small: list[str], tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match="no such file"):
@@ -492,7 +535,8 @@ class TestRuns:
         }
         words = [str(part) for key, value in overrides.items() for part in (f"--{key}", value)]
         path = ROOT / "recipes" / "smollm2-135m" / "sentence_reward.yaml"
-        trained = recipes.launch_sentence_reward(["--config", str(path), *words])
+        # It ends with an evaluation, else.
+        trained = recipes.launch_sentence_reward(["--config", str(path), *words, "--eval_strategy", "no"])
         assert len([entry for entry in trained.state.log_history if "loss" in entry]) == 2
         on_it = ["--reward", "sentence", "--reward_sentence_model", str(tmp_path / "reward"), "--max_steps", "1"]
         (step,) = run("dense_grpo", [*small, *on_it])

@@ -53,13 +53,13 @@ WHERE = {
 COMPARED = ("loss", "grad_norm", "reward", "endogenous_reward/reward_per_token")
 
 
-def accelerate(launcher: str, num_processes: int, *command: str) -> subprocess.CompletedProcess[str]:
+def accelerate(launcher: str, num_processes: int, *command: str, **env: str) -> subprocess.CompletedProcess[str]:
     options = ["--config_file", f"accelerate_configs/{launcher}.yaml", "--num_processes", str(num_processes)]
     options += ["--mixed_precision", "no", "--main_process_port", "0"]
     return subprocess.run(
         [sys.executable, "-m", "accelerate.commands.launch", *options, *command],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **env},
         capture_output=True,
         text=True,
         timeout=500,
@@ -95,8 +95,12 @@ def launch(folder: Path, model: str, launcher: str, num_processes: int) -> Path:
         words = [kind, *(str(part) for key, value in given.items() for part in (f"--{key}", value)), *arguments]
         files.append(folder / f"{name}.json")
         files[-1].write_text(json.dumps(words))
-    finished = accelerate(launcher, num_processes, "tests/recipe_run.py", *map(str, files))
+    extensions = folder / "extensions"
+    finished = accelerate(
+        launcher, num_processes, "tests/recipe_run.py", *map(str, files), TORCH_EXTENSIONS_DIR=str(extensions)
+    )
     assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr[-6000:]
+    assert not extensions.exists()  # nothing was compiled
     return folder
 
 

@@ -8,7 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,36 +59,45 @@ def no_fuse(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def launch(tiny_policy_path: str, tmp_path: Path) -> Callable[..., Any]:
-    prompts = tmp_path / "prompts.jsonl"
+    return lambda *arguments, **kwargs: start(tmp_path, tiny_policy_path, *arguments, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_policy_path: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """GRPO, undisturbed: what most tests compare with."""
+    folder = tmp_path_factory.mktemp("whole")
+    start(folder, tiny_policy_path, "grpo", "whole")
+    return folder / "whole"
+
+
+def start(folder: Path, model: str, kind: str, output: str, *arguments: str, trainer_class: Any = None) -> Any:
+    """Launches a recipe in this process."""
+    global calls
+    calls = 0
+    prompts = folder / "prompts.jsonl"
     prompts.write_text("\n".join(json.dumps({"prompt": prompt}) for prompt in ["a b", "c", "d e f", "g"] * 4))
-
-    def start(kind: str, output: str, *arguments: str, trainer_class: Any = None) -> Any:
-        global calls
-        calls = 0
-        settings = {
-            "model_name_or_path": tiny_policy_path,
-            "dataset_name": prompts,
-            "output_dir": tmp_path / output,
-            "max_steps": 6,
-            "save_steps": 2,
-            "logging_steps": 1,
-            "per_device_train_batch_size": 4,
-            "num_generations": {"grpo": 2, "ppo": 1}[kind],
-            "learning_rate": 1e-2,
-            "beta": 0.1,
-            "max_completion_length": 6,
-            "report_to": "none",
-            "use_cpu": True,
-            "bf16": False,
-            "gradient_checkpointing": False,
-            "disable_tqdm": True,
-        }
-        words = [str(part) for key, value in settings.items() for part in (f"--{key}", value)]
-        words += ["--reward", "endogenous", "tests.test_recipes_interruption.watch", "--reward_weights", "1", "0"]
-        standard, config = CLASSES[kind]
-        return recipes.launch(trainer_class or standard, config, [*words, *arguments])
-
-    return start
+    settings = {
+        "model_name_or_path": model,
+        "dataset_name": prompts,
+        "output_dir": folder / output,
+        "max_steps": 6,
+        "save_steps": 2,
+        "logging_steps": 1,
+        "per_device_train_batch_size": 4,
+        "num_generations": {"grpo": 2, "ppo": 1}[kind],
+        "learning_rate": 1e-2,
+        "beta": 0.1,
+        "max_completion_length": 6,
+        "report_to": "none",
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "disable_tqdm": True,
+    }
+    words = [str(part) for key, value in settings.items() for part in (f"--{key}", value)]
+    words += ["--reward", "endogenous", "tests.test_recipes_interruption.watch", "--reward_weights", "1", "0"]
+    standard, config = CLASSES[kind]
+    return recipes.launch(trainer_class or standard, config, [*words, *arguments])
 
 
 def assert_same_run(found: Path, expected: Path) -> None:
@@ -108,9 +119,11 @@ def set_fuse(monkeypatch: pytest.MonkeyPatch, call: int, action: Callable[[], No
 # PPO generates every four steps: here its second generation is for step 5, and a step before is resumed within a batch.
 @pytest.mark.parametrize(("kind", "call"), [("grpo", 6), ("ppo", 2)])
 def test_killed(
-    kind: str, call: int, launch: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, call: int, launch: Callable[..., Any], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    launch(kind, "whole")
+    if kind == "ppo":
+        launch(kind, "whole")
+        whole = tmp_path / "whole"
 
     def kill() -> None:
         raise Killed
@@ -125,25 +138,22 @@ def test_killed(
     assert last_complete_checkpoint(tmp_path / "killed") == tmp_path / "killed" / "checkpoint-2"
     monkeypatch.undo()
     launch(kind, "killed")
-    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+    assert_same_run(tmp_path / "killed", whole)
 
 
-def test_killed_between_the_last_checkpoint_and_the_end(launch: Callable[..., Any], tmp_path: Path) -> None:
-    launch("grpo", "run")
-    (tmp_path / "run").rename(tmp_path / "whole")
-    shutil.copytree(tmp_path / "whole", tmp_path / "run")
+def test_killed_between_the_last_checkpoint_and_the_end(
+    launch: Callable[..., Any], whole: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(whole, tmp_path / "run")
     (tmp_path / "run" / "model.safetensors").unlink()
-    trainer = launch("grpo", "run")
+    trainer = launch("grpo", "run", "--dataset_name", str(whole.parent / "prompts.jsonl"))
     assert calls == 0 and trainer.state.global_step == 6
-    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    assert_same_run(tmp_path / "run", whole)
 
 
 def test_with_a_limit_there_is_always_a_complete_checkpoint(
-    launch: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    launch: Callable[..., Any], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    launch("grpo", "whole", "--save_total_limit", "1")
-    assert [path.name for path in (tmp_path / "whole").glob("checkpoint-*")] == ["checkpoint-6"]
-
     def killed_before_marking(checkpoint: Path, step: int, *args: Any) -> None:
         if step == 4:
             raise Killed
@@ -156,7 +166,8 @@ def test_with_a_limit_there_is_always_a_complete_checkpoint(
     assert last_complete_checkpoint(tmp_path / "run") == tmp_path / "run" / "checkpoint-2"
     monkeypatch.undo()
     launch("grpo", "run", "--save_total_limit", "1")
-    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-6"]
+    assert_same_run(tmp_path / "run", whole)
 
 
 def test_rewards_with_a_state(launch: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,8 +186,7 @@ def test_rewards_with_a_state(launch: Callable[..., Any], tmp_path: Path, monkey
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
-def test_sigterm(launch: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    launch("grpo", "whole")
+def test_sigterm(launch: Callable[..., Any], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     handler = signal.getsignal(signal.SIGTERM)
     set_fuse(monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(SystemExit) as ended:
@@ -187,7 +197,7 @@ def test_sigterm(launch: Callable[..., Any], tmp_path: Path, monkeypatch: pytest
     assert not (tmp_path / "terminated" / "model.safetensors").exists()  # it is not done
     monkeypatch.undo()
     launch("grpo", "terminated")
-    assert_same_run(tmp_path / "terminated", tmp_path / "whole")
+    assert_same_run(tmp_path / "terminated", whole)
 
 
 def test_start_from_elsewhere_and_go_on_from_here(launch: Callable[..., Any], tmp_path: Path) -> None:
@@ -230,26 +240,29 @@ class TestOneRunInAFolder:
         assert launch("grpo", "run", "--max_steps", "4").state.global_step == 4  # the other one has ended
 
     def test_the_lock_ends_with_its_process_and_workers_do_not_hold_it(self, tmp_path: Path) -> None:
-        program = (
-            "import os, sys, time\n"
-            "from endotrl.recipes.resumption import only_run_in\n"
-            f"with only_run_in({str(tmp_path)!r}):\n"
-            "    worker = os.fork()\n"
-            "    if worker: print(worker, flush=True)\n"
-            "    time.sleep(600)\n"
-        )
-        with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as run:
-            assert run.stdout is not None
-            worker = next(int(line) for line in run.stdout if line.strip().isdecimal())
+        reading, writing = os.pipe()
+        run = os.fork()
+        if not run:  # which is killed in here, whatever happens
             try:
-                with pytest.raises(ValueError, match="Another run is writing"), resumption.only_run_in(str(tmp_path)):
-                    pass
-                run.kill()
-                run.wait()
                 with resumption.only_run_in(str(tmp_path)):
-                    os.kill(worker, 0)  # it is still there
+                    worker = os.fork()
+                    if worker:
+                        os.write(writing, str(worker).encode())
+                    time.sleep(600)
             finally:
-                os.kill(worker, signal.SIGKILL)
+                os._exit(1)
+        worker = int(os.read(reading, 20))
+        try:
+            with pytest.raises(ValueError, match="Another run is writing"), resumption.only_run_in(str(tmp_path)):
+                pass
+            os.kill(run, signal.SIGKILL)
+            os.waitpid(run, 0)
+            with resumption.only_run_in(str(tmp_path)):
+                os.kill(worker, 0)  # it is still there
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(run, signal.SIGKILL)
+            os.kill(worker, signal.SIGKILL)
 
     def test_a_file_system_without_locks(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def refuse(*args: Any) -> None:
@@ -341,18 +354,17 @@ def test_nan_that_the_gradients_do_not_show(launch: Callable[..., Any], tmp_path
     assert last_complete_checkpoint(tmp_path / "run") == tmp_path / "run" / "checkpoint-2"
 
 
-def test_full_disk(launch: Callable[..., Any], tmp_path: Path) -> None:
+def test_full_disk(launch: Callable[..., Any], whole: Path, tmp_path: Path) -> None:
     class OnSmallDisk(DenseGRPOTrainer):
         def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
             if self.state.global_step == 4:
                 raise OSError(errno.ENOSPC, "No space left on device")
             super()._save_optimizer_and_scheduler(output_dir)
 
-    launch("grpo", "whole")
     with pytest.raises(OSError, match="disk of `output_dir` is full.*checkpoint-2 is complete.*same command again"):
         launch("grpo", "run", trainer_class=OnSmallDisk)
     launch("grpo", "run")
-    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    assert_same_run(tmp_path / "run", whole)
 
 
 def test_other_settings_are_another_run(

@@ -2,8 +2,8 @@
 """What W&B shows of a run, read back from what an offline run has written."""
 
 import json
+import os
 import struct
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from endotrl import DenseGRPOConfig, DenseGRPOTrainer, recipes
-from endotrl.recipes.resumption import WANDB_ID_FILE
+from endotrl import DenseGRPOConfig, DenseGRPOTrainer, PPOConfig, PPOTrainer, recipes
+from endotrl.recipes.record import make_record
+from endotrl.recipes.wandb_run import WANDB_ID_FILE
 
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[1]
+SECRET = "hf_nobody_is_to_read_this"
 
 PANELS = {
     # learning
@@ -60,6 +61,7 @@ def arguments(tiny_policy_path: str, tmp_path: Path) -> list[str]:
         "eval_steps": 2,
         "per_device_eval_batch_size": 8,
         "num_generations_eval": 2,
+        "hub_token": SECRET,
     }
     return [str(part) for key, value in settings.items() for part in (f"--{key}", value)]
 
@@ -100,55 +102,166 @@ def read_offline_run(path: Path) -> tuple[set[str], dict[str, Any], str]:
     return keys, config, run_id
 
 
-def test_wandb(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     for key in ("WANDB_RUN_ID", "WANDB_RESUME", "WANDB_DIR"):
         # Set in the process by the recipe; put back after the test.
         monkeypatch.setenv(key, "")
         monkeypatch.delenv(key)
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))  # where artifacts wait for being uploaded
-    wandb = pytest.importorskip("wandb")
-    recipes.launch(DenseGRPOTrainer, DenseGRPOConfig, [*arguments, "--report_to", "wandb"])
-    wandb.teardown()  # as at the end of a process: all is written
-    first_id = (tmp_path / "run" / WANDB_ID_FILE).read_text()
-    (file,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
-    keys, config, run_id = read_offline_run(file)
-    assert {f"train/{panel}" for panel in PANELS} <= keys
+    module = pytest.importorskip("wandb")
+    end_process(module)
+    yield module
+    end_process(module)
+
+
+def end_process(wandb: Any) -> None:
+    """As at the end of a process: all is written, and the environment will be read again."""
+    if wandb.run is not None:
+        wandb.finish()
+    wandb.teardown()
+
+
+def read_back(wandb: Any, output_dir: Path) -> tuple[set[str], dict[str, Any], str]:
+    end_process(wandb)
+    (file,) = (output_dir / "wandb").glob("offline-run-*/*.wandb")
+    return read_offline_run(file)
+
+
+def check_config(config: dict[str, Any], output_dir: Path) -> dict[str, Any]:
+    """What a run was made of, in the config and in its folder, and no secrets."""
+    record = config["recipe"]
+    assert record["settings"]["training"]["learning_rate"] == config["learning_rate"]
+    assert record["versions"].keys() >= {"endotrl", "torch", "transformers", "trl", "accelerate", "datasets", "python"}
+    assert record["git"] is None or len(record["git"]["revision"]) == 40
+    on_disk = (output_dir / "recipe.json").read_text()
+    assert json.loads(on_disk) == record
+    assert SECRET not in json.dumps(config) + on_disk
+    return record
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "more"),
+    [
+        ("grpo", ["--credit", "outcome"], set()),
+        (
+            "dense_grpo",
+            ["--credit", "token", "--reward_correction", "length", "--reward", "endogenous", "random"],
+            {
+                *("endogenous_reward/correction", "endogenous_reward/length_slope", "rewards/random_reward/mean"),
+                *("token_rewards/endogenous_reward/mean", "advantage/within_completion"),
+            },
+        ),
+        (
+            "ppo",
+            ["--reward_token_reward", "log_prob", "--reward_correction", "clip", "--num_iterations", "1"],
+            {"endogenous_reward/correction", "ppo/kl_reward", "ppo/explained_variance", "ppo/values_mean"},
+        ),
+    ],
+)
+def test_wandb(
+    kind: str, settings: list[str], more: set[str], arguments: list[str], tmp_path: Path, wandb: Any
+) -> None:
+    classes = (PPOTrainer, PPOConfig) if kind == "ppo" else (DenseGRPOTrainer, DenseGRPOConfig)
+    words = [*arguments, *settings, "--report_to", "wandb"]
+    recipes.launch(*classes, words)
+    run = tmp_path / "run"
+    keys, config, run_id = read_back(wandb, run)
+    assert {f"train/{panel}" for panel in PANELS | more} <= keys
     assert "eval/rewards/accuracy/mean" in keys  # held-out accuracy
     assert "token_rewards" in keys
-    assert run_id == first_id
+    assert run_id == (run / WANDB_ID_FILE).read_text()
     assert config["learning_rate"] == 1e-6 and config["beta"] == 0.1
-    record = config["recipe"]
-    assert record["settings"]["reward"]["reward_alpha"] == 1.0
-    assert record["versions"]["trl"] and (record["git"] is None or len(record["git"]["revision"]) == 40)
+    assert check_config(config, run)["settings"]["reward"]["reward_alpha"] == 1.0
     # Text of users and models is escaped. A table's pages are an artifact.
     pages = "".join(
         path.read_text() for path in (tmp_path / "data").rglob("*") if path.is_file() and b"<html" in path.read_bytes()
     )
     assert pages.count('class="heat"') == 4 and "&lt;script&gt;" in pages and "<script" not in pages
-    page = (tmp_path / "run" / "completions" / "token_rewards_2.html").read_text()
+    page = (run / "completions" / "token_rewards_2.html").read_text()
     assert "<script" not in page and page.count('class="heat"') == 4
 
-    # The same command, to a later step, goes on with the same run.
-    monkeypatch.delenv("WANDB_RUN_ID")
-    command = [
-        sys.executable,
-        str(ROOT / "recipes" / "grpo.py"),
-        *arguments,
-        "--report_to",
-        "wandb",
-        "--max_steps",
-        "3",
+    if kind == "grpo":  # The same command, to a later step, goes on with the same run.
+        del os.environ["WANDB_RUN_ID"]
+        recipes.launch(*classes, [*words, "--max_steps", "3"])
+        end_process(wandb)
+        files = list((run / "wandb").glob("offline-run-*/*.wandb"))
+        assert len(files) == 2 and {read_offline_run(path)[2] for path in files} == {run_id}
+
+
+def test_wandb_of_the_sentence_reward(tiny_model_path: str, tmp_path: Path, wandb: Any) -> None:
+    pairs = [{"prompt": f"{w} ", "chosen": "Yes. It is.", "rejected": "No. Not so."} for w in "abcd"]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    settings = {
+        "model_name_or_path": tiny_model_path,
+        "dataset_name": tmp_path / "pairs.jsonl",
+        "dataset_test_split": "train",
+        "output_dir": tmp_path / "run",
+        "max_steps": 2,
+        "logging_steps": 1,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "save_strategy": "no",
+        "per_device_train_batch_size": 2,
+        "use_cpu": True,
+        "bf16": False,
+        "disable_tqdm": True,
+        "hub_token": SECRET,
+        "report_to": "wandb",
+    }
+    recipes.launch_sentence_reward([str(part) for key, value in settings.items() for part in (f"--{key}", value)])
+    keys, config, run_id = read_back(wandb, tmp_path / "run")
+    panels = {"loss", "grad_norm", "learning_rate", "accuracy", "margin", "mean_reward", "num_tokens"}
+    panels |= {"perf/tokens_per_second", "perf/seconds_per_step", "perf/memory_gib"}
+    assert {f"train/{panel}" for panel in panels} | {"eval/accuracy"} <= keys
+    assert run_id == (tmp_path / "run" / WANDB_ID_FILE).read_text()
+    check_config(config, tmp_path / "run")
+
+
+def test_secrets_of_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    kwargs = json.dumps({"dtype": "bfloat16", "token": SECRET})
+    words = [
+        "recipes/grpo.py",
+        "--hub_token",
+        SECRET,
+        f"--hub-token={SECRET}",
+        "--model_init_kwargs",
+        kwargs,
+        "--beta",
+        "0",
     ]
-    subprocess.run(command, check=True, capture_output=True, timeout=300)
-    files = list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
-    assert len(files) == 2 and {read_offline_run(path)[2] for path in files} == {first_id}
+    monkeypatch.setattr(sys, "argv", words)
+    record = make_record({"training": DenseGRPOConfig(use_cpu=True, model_init_kwargs=json.loads(kwargs))})
+    assert SECRET not in json.dumps(record)
+    hidden = {1: "--hub_token", 2: "<SECRET>", 3: "--hub-token=<SECRET>"}
+    hidden[5] = json.dumps({"dtype": "bfloat16", "token": "<SECRET>"})
+    assert record["command"] == [hidden.get(index, word) for index, word in enumerate(words)]
+    assert record["settings"]["training"]["model_init_kwargs"] == {"dtype": "bfloat16", "token": "<SECRET>"}
+
+
+def test_without_an_account(
+    arguments: list[str],
+    tmp_path: Path,
+    wandb: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setattr(DenseGRPOTrainer, "__init__", lambda *args, **kwargs: pytest.fail("A trainer was made."))
+    with pytest.raises(SystemExit) as ended:
+        recipes.launch(DenseGRPOTrainer, DenseGRPOConfig, [*arguments, "--report_to", "wandb"])
+    assert ended.value.code == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "`report_to: wandb` needs an account" in said and "set WANDB_MODE=offline" in said
 
 
 @pytest.mark.parametrize("tracker", ["wandb", "tensorboard", "trackio"])
 def test_without_the_package(
     tracker: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("endotrl.recipes.training.find_spec", lambda name: None)
+    monkeypatch.setattr("endotrl.recipes.checks.find_spec", lambda name: None)
     with pytest.raises(SystemExit) as ended:
         recipes.launch(DenseGRPOTrainer, DenseGRPOConfig, [*arguments, "--report_to", tracker])
     assert ended.value.code == 2

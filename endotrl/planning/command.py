@@ -5,17 +5,18 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
-from trl import get_peft_config
+from trl import GRPOConfig, get_peft_config
 
 from ..quickstart_model import quickstart_model_path
-from ..recipes import make_parser, make_sentence_reward_parser
+from ..recipes import RecipeArguments, RewardArguments, make_parser, make_sentence_reward_parser
 from ..reporting import terminal_table
 from ..scoring.placement import load_config
 from ..trainers.dense_grpo_config import DenseGRPOConfig
 from ..trainers.ppo_config import PPOConfig
-from .memory import ENGINES, GIB, SHARDING, Engine, Hardware, Plan, Workload, plan_memory
+from .memory import ENGINES, GIB, SHARDING, Engine, FrozenModel, Hardware, Plan, Workload, plan_memory
 from .sizes import ModelSize, model_size
 from .timing import Speed, plan_time
 
@@ -31,10 +32,14 @@ class Recipe:
     size: ModelSize
     full_size: ModelSize
     work: Workload
+    # Micro-batches of an optimizer step, and of a generation batch
     accumulation: int
+    micro_batches: int
     iterations: int
     max_steps: int
     uses_peft: bool
+    # Beside a policy with an adapter
+    frozen_with_adapter: tuple[FrozenModel, ...] = ()
 
 
 def run_plan(args: argparse.Namespace) -> list[Plan]:
@@ -77,8 +82,9 @@ def read_recipe(path: str, kind: str | None, overrides: list[str], model: str | 
     if name is None:
         raise ValueError(f"{path} names no model. Pass --model.")
     config = load_config(quickstart_model_path() if name == "quickstart" else name)
-    full = model_size(config)
-    size = model_size(config, get_peft_config(model_args)) if model_args.use_peft else full
+    head = kind != "sentence_reward"
+    full = model_size(config, head=head)
+    size = model_size(config, get_peft_config(model_args), head) if model_args.use_peft else full
     micro_batch, accumulation = training_args.per_device_train_batch_size, training_args.gradient_accumulation_steps
     work = Workload(
         micro_batch=micro_batch,
@@ -92,16 +98,14 @@ def read_recipe(path: str, kind: str | None, overrides: list[str], model: str | 
     if kind == "sentence_reward":
         length = training_args.max_length or prompt_tokens
         work = replace(work, prompt_tokens=length, sequences=2)
-        return Recipe(name, size, full, work, accumulation, 1, training_args.max_steps, model_args.use_peft)
-    reward_args = parsed[2]
-    rewards = set(reward_args.reward)
-    frozen = None
-    if "endogenous" in rewards and reward_args.reward_model is not None:
-        frozen = model_size(load_config(reward_args.reward_model))
-    elif not model_args.use_peft and (training_args.beta > 0 or "endogenous" in rewards):
-        frozen = full
-    elif "sentence" in rewards:
-        frozen = full  # about the size of the policy
+        return Recipe(
+            name, size, full, work, accumulation, accumulation, 1, training_args.max_steps, model_args.use_peft
+        )
+    script_args, reward_args = parsed[0], parsed[2]
+    frozen, frozen_with_adapter = (
+        frozen_models(training_args, reward_args, full, work.weight_bytes, adapter)
+        for adapter in (model_args.use_peft, True)
+    )
     completion_tokens = training_args.max_completion_length
     if training_args.vllm_max_model_length:
         work = replace(work, prompt_tokens=training_args.vllm_max_model_length - completion_tokens)
@@ -114,45 +118,92 @@ def read_recipe(path: str, kind: str | None, overrides: list[str], model: str | 
         else micro_batch * training_args.steps_per_generation,
         completion_tokens=completion_tokens,
         frozen=frozen,
-        frozen_sharded=reward_args.reward_shard,
+        monitored=monitored(script_args, training_args, model_args.use_peft),
         value_model=kind == "ppo" and training_args.critic == "value_model",
         vllm_share=training_args.vllm_gpu_memory_utilization if colocated else 0.0,
         vllm_sleeps=colocated and training_args.vllm_enable_sleep_mode,
     )
-    steps = training_args.steps_per_generation
     return Recipe(
-        name, size, full, work, steps, training_args.num_iterations, training_args.max_steps, model_args.use_peft
+        name,
+        size,
+        full,
+        work,
+        accumulation,
+        training_args.steps_per_generation,
+        training_args.num_iterations,
+        training_args.max_steps,
+        model_args.use_peft,
+        frozen_with_adapter,
     )
+
+
+def frozen_models(
+    training_args: GRPOConfig, reward_args: RewardArguments, policy: ModelSize, policy_bytes: int, adapter: bool
+) -> tuple[FrozenModel, ...]:
+    """The models beside a policy with or without an adapter, as the recipe shares them: see `share_frozen_weights`."""
+    rewards = set(reward_args.reward)
+    own_bytes = 4 if reward_args.reward_dtype == "float32" else 2
+    models = []
+    has_reference = not adapter and training_args.beta > 0
+    own = reward_args.reward_model is not None or not (adapter or (has_reference and not training_args.sync_ref_model))
+    if has_reference:
+        models.append(FrozenModel(policy, policy_bytes, gathered="endogenous" in rewards and not own))
+    if "endogenous" in rewards:
+        size = policy if reward_args.reward_model is None else _size_of(reward_args.reward_model)
+        split = reward_args.reward_shard and not reward_args.reward_offload
+        if own or not reward_args.reward_shard:
+            offloaded = reward_args.reward_offload
+            models.append(FrozenModel(size, own_bytes, split, offloaded=offloaded, only_where_split=not own))
+    if "sentence" in rewards:  # whole on each GPU, and about the size of the policy
+        models.append(FrozenModel(policy, own_bytes, sharded=False))
+    return tuple(models)
+
+
+def monitored(script_args: RecipeArguments, training_args: GRPOConfig, adapter: bool) -> bool:
+    """Whether the collapse monitor may copy the policy. (If the data have answers: that is not looked up.)"""
+    held_out = script_args.accuracy != "none" or 0.0 in (training_args.reward_weights or [])
+    shared = adapter or (training_args.beta > 0 and not training_args.sync_ref_model)
+    return script_args.on_collapse != "none" and held_out and not shared
+
+
+def _size_of(model: str) -> ModelSize:
+    return model_size(load_config(quickstart_model_path() if model == "quickstart" else model))
 
 
 def advice(recipe: Recipe, hardware: Hardware) -> list[tuple[str, Engine, float]]:
     """Changes that make a recipe fit which does not: what to set, under which engine, and the bytes it then takes."""
-    changes: list[tuple[str, Callable[[Workload], Workload], ModelSize]] = [
-        ("--gradient_checkpointing true", lambda w: replace(w, gradient_checkpointing=True), recipe.size),
-        ("--per_device_train_batch_size 1", lambda w: replace(w, micro_batch=1), recipe.size),
-        ("--vllm_enable_sleep_mode true", lambda w: replace(w, vllm_sleeps=w.vllm_share > 0), recipe.size),
-        (
-            "all of these",
-            lambda w: replace(w, gradient_checkpointing=True, micro_batch=1, vllm_sleeps=w.vllm_share > 0),
-            recipe.size,
-        ),
-    ]
-    found = []
-    for name, change, size in changes:
-        work = change(recipe.work)
-        if work == recipe.work:
-            continue
-        fitting = [p for e in ENGINES if (p := plan_memory(size, work, hardware, e)).total <= hardware.gpu_memory]
-        if fitting:
-            found.append((name, fitting[0].engine, fitting[0].total))
+    work = recipe.work
+    smaller = f"--per_device_train_batch_size 1 --gradient_accumulation_steps {recipe.accumulation * work.micro_batch}"
+    if recipe.micro_batches != recipe.accumulation:
+        smaller += f" --steps_per_generation {recipe.micro_batches * work.micro_batch}"
+    changes: list[tuple[str, dict[str, Any]]] = []
+    if not work.gradient_checkpointing:
+        changes.append(("--gradient_checkpointing true", {"gradient_checkpointing": True}))
+    if work.micro_batch > 1:  # the same batch in smaller parts
+        changes.append((smaller, {"micro_batch": 1}))
+    if work.vllm_share and not work.vllm_sleeps:
+        changes.append(("--vllm_enable_sleep_mode true", {"vllm_sleeps": True}))
+    everything = {key: value for _, change in changes for key, value in change.items()}
+    tried = [(words, recipe.size, replace(work, **change)) for words, change in changes]
+    if len(changes) > 1:
+        tried.append((" ".join(words for words, _ in changes), recipe.size, replace(work, **everything)))
     if not recipe.uses_peft:
-        # An adapter of about a hundredth of the weights, and no second model.
+        # An adapter of about a hundredth of the weights.
         adapter = recipe.full_size.parameters // 100
         size = replace(recipe.full_size, parameters=recipe.full_size.parameters + adapter, trainable=adapter)
-        work = replace(recipe.work, frozen=None)
-        fitting = [p for e in ENGINES if (p := plan_memory(size, work, hardware, e)).total <= hardware.gpu_memory]
+        with_adapter = replace(work, frozen=recipe.frozen_with_adapter, monitored=False)
+        words = "--use_peft true --lora_target_modules all-linear"
+        if work.sequences == 2:  # a reward model
+            words += " --lora_task_type TOKEN_CLS"
+        tried.append((words, size, with_adapter))
+        if changes:
+            everywhere = " ".join([words, *(words for words, _ in changes)])
+            tried.append((everywhere, size, replace(with_adapter, **everything)))
+    found = []
+    for words, size, changed in tried:
+        fitting = [p for e in ENGINES if (p := plan_memory(size, changed, hardware, e)).total <= hardware.gpu_memory]
         if fitting:
-            found.append(("--use_peft true --lora_target_modules all-linear", fitting[0].engine, fitting[0].total))
+            found.append((words, fitting[0].engine, fitting[0].total))
     return found
 
 
@@ -177,7 +228,8 @@ def _show(recipe: Recipe, hardware: Hardware, plans: list[Plan], speed: Speed) -
     kinds: dict[str, Callable[[Plan], float]] = {
         "weights": lambda plan: plan.parameters,
         "optimizer": lambda plan: plan.optimizer,
-        "frozen model": lambda plan: plan.frozen,
+        "frozen models": lambda plan: plan.frozen,
+        "monitor's copy": lambda plan: plan.monitor,
         "vLLM": lambda plan: plan.vllm,
         "gradients": lambda plan: plan.gradients,
         "activations": lambda plan: plan.gathered + plan.activations,
@@ -186,6 +238,8 @@ def _show(recipe: Recipe, hardware: Hardware, plans: list[Plan], speed: Speed) -
         "scoring": lambda plan: plan.scoring,
         "total": lambda plan: plan.total,
     }
+    if not any(plan.monitor for plan in plans):
+        del kinds["monitor's copy"]
     rows = [[name, *(f"{part(plan) / GIB:6.1f}" for plan in plans)] for name, part in kinds.items()]
     rows.append(["fits", *("   yes" if plan.total <= hardware.gpu_memory else "    no" for plan in plans)])
     console.print(
@@ -195,8 +249,8 @@ def _show(recipe: Recipe, hardware: Hardware, plans: list[Plan], speed: Speed) -
     )
     offloaded = next(plan.cpu for plan in plans if plan.engine == "zero3_offload")
     lines = [
-        "total: the first four, and the largest of training (gradients, activations, logits), generation and scoring, which do "
-        "not overlap; with 1.5 GiB for CUDA.",
+        "total: what stays (the rows down to vLLM), and the largest of training (gradients, activations, logits), generation "
+        "and scoring, which do not overlap; with 1.5 GiB for CUDA.",
         f"zero3_offload: {offloaded * hardware.gpus / GIB:,.0f} GiB of CPU memory over all machines.",
     ]
     fitting = [plan.engine for plan in plans if plan.total <= hardware.gpu_memory]
@@ -209,11 +263,11 @@ def _show(recipe: Recipe, hardware: Hardware, plans: list[Plan], speed: Speed) -
         if not changes:
             need = min(plan.total for plan in plans if plan.engine in SHARDING) / GIB
             lines.append(f"  more GPUs, or larger ones: the least is {need:.1f} GiB with {hardware.gpus} GPUs")
-    seconds = plan_time(size, work, recipe.accumulation, recipe.iterations, speed)
+    seconds = plan_time(size, work, recipe.micro_batches, recipe.iterations, speed)
     total = sum(seconds.values())
     parts = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
     lines.append(
-        f"Time: about {total:.0f} s for {recipe.accumulation * work.micro_batch * hardware.gpus} sequences ({parts}), if a GPU "
+        f"Time: about {total:.0f} s for {recipe.micro_batches * work.micro_batch * hardware.gpus} sequences ({parts}), if a GPU "
         f"has {speed.flops / 1e12:g} TFLOPS and {speed.bandwidth / 1e9:g} GB/s, of which {speed.training_utilization:.0%} are "
         f"reached in training and {speed.decoding_utilization:.0%} in decoding, all sequences are of full length, and "
         "communication is free."

@@ -4,6 +4,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from ..monitoring.first_policy import SMALL
 from .sizes import ModelSize
 
 
@@ -31,6 +32,34 @@ class Hardware:
 
 
 @dataclass(frozen=True)
+class FrozenModel:
+    """
+    A model beside the policy that is not trained: a reference model, or what a reward reads.
+
+    Attributes:
+        size ([`ModelSize`]):
+            Its sizes.
+        weight_bytes (`int`):
+            Bytes of a weight.
+        sharded (`bool`):
+            Whether it is split where the policy is.
+        gathered (`bool`):
+            Whether a split one is put together for a pass, as a reward does; a reference model goes block by block.
+        offloaded (`bool`):
+            Whether it waits in CPU memory between passes.
+        only_where_split (`bool`):
+            Whether it is there only where the policy is split, as with `reward_shard: false`.
+    """
+
+    size: ModelSize
+    weight_bytes: int = 2
+    sharded: bool = True
+    gathered: bool = True
+    offloaded: bool = False
+    only_where_split: bool = False
+
+
+@dataclass(frozen=True)
 class Workload:
     """
     What a run does, as far as its memory and time depend on it.
@@ -48,11 +77,11 @@ class Workload:
             Whether it computes in bfloat16 (`bf16: true`).
         gradient_checkpointing (`bool`):
             Whether activations are computed again in the backward pass.
-        frozen (`ModelSize`, *optional*):
-            A frozen model beside the policy: reference model or the reward's copy. `None` where the policy without its adapter
-            is that, or nothing is frozen.
-        frozen_sharded (`bool`):
-            Whether it is split where the policy is.
+        frozen (`tuple[FrozenModel, ...]`):
+            Frozen models beside the policy. None where the policy without its adapter is that, or nothing is frozen.
+        monitored (`bool`):
+            Whether the collapse monitor compares with the first policy, and nothing else holds its weights, so that it keeps a
+            copy of small ones: see [`CollapseMonitor`].
         value_model (`bool`):
             Whether PPO trains a second model as critic.
         vllm_share (`float`):
@@ -70,8 +99,8 @@ class Workload:
     weight_bytes: int = 2
     mixed_precision: bool = True
     gradient_checkpointing: bool = True
-    frozen: ModelSize | None = None
-    frozen_sharded: bool = True
+    frozen: tuple[FrozenModel, ...] = ()
+    monitored: bool = False
     value_model: bool = False
     vllm_share: float = 0.0
     vllm_sleeps: bool = False
@@ -87,7 +116,9 @@ class Plan:
         engine (`str`):
             How the run is split.
         parameters, gradients, optimizer, frozen (`float`):
-            The policy's weights, their gradients, the optimizer's states with its float32 weights, and the frozen model.
+            The policy's weights, their gradients, the optimizer's states with its float32 weights, and the frozen models.
+        monitor (`float`):
+            The collapse monitor's copy of the first policy.
         vllm (`float`):
             vLLM's share, unless it sleeps.
         activations, logits (`float`):
@@ -97,7 +128,7 @@ class Plan:
         generation (`float`):
             Weights put together and the cache of keys and values (or vLLM's share, if it sleeps in training).
         scoring (`float`):
-            The frozen model put together, and its activations.
+            A frozen model put together, and its activations.
         cpu (`float`):
             Bytes of CPU memory of each GPU's process: what is offloaded.
     """
@@ -107,6 +138,7 @@ class Plan:
     gradients: float
     optimizer: float
     frozen: float
+    monitor: float
     vllm: float
     activations: float
     logits: float
@@ -123,7 +155,7 @@ class Plan:
     @property
     def total(self) -> float:
         """Bytes of the worst phase, with an allowance for the CUDA context and fragmentation."""
-        resident = self.parameters + self.optimizer + self.frozen + self.vllm
+        resident = self.parameters + self.optimizer + self.frozen + self.monitor + self.vllm
         training = self.gradients + self.gathered + self.activations + self.logits
         return OVERHEAD + resident + max(training, self.generation, self.scoring)
 
@@ -183,14 +215,19 @@ def plan_memory(size: ModelSize, work: Workload, hardware: Hardware, engine: Eng
     logits = 4.0 * min(tokens, LOGIT_TOKENS) * min(size.vocabulary, LOGIT_WORDS) * (work.sequences == 1)
 
     sharded = engine in SHARDING
+    models_there = [model for model in work.frozen if sharded or not model.only_where_split]
     frozen = scoring = 0.0
-    if work.frozen is not None:
-        whole = b * work.frozen.parameters
-        frozen = whole / gpus if sharded and work.frozen_sharded else whole
-        # One block of its activations at a time; put together for the call.
-        scoring = compute * block_numbers(work.frozen, 8192) + (whole - frozen)
-    elif size.trainable < size.parameters and sharded:
+    for model in models_there:
+        whole = float(model.weight_bytes * model.size.parameters)
+        held = 0.0 if model.offloaded else whole / gpus if sharded and model.sharded else whole
+        frozen += held
+        # One block of its activations at a time.
+        scoring = max(scoring, compute * block_numbers(model.size, 8192) + (whole - held) * model.gathered)
+    if not models_there and size.trainable < size.parameters and sharded:
         scoring = compute * size.parameters  # the policy without its adapter
+
+    policy = float(b * size.parameters)
+    monitor = policy if work.monitored and engine == "ddp" and policy <= SMALL else 0.0
 
     share = work.vllm_share * hardware.gpu_memory
     generation = share if work.vllm_sleeps else 0.0
@@ -203,6 +240,7 @@ def plan_memory(size: ModelSize, work: Workload, hardware: Hardware, engine: Eng
         gradients=gradients,
         optimizer=optimizer,
         frozen=frozen,
+        monitor=monitor,
         vllm=0.0 if work.vllm_sleeps else share,
         activations=activations,
         logits=logits,

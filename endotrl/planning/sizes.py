@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class ModelSize:
     vocabulary: int
 
 
-def model_size(config: PretrainedConfig, peft_config: Any = None) -> ModelSize:
+def model_size(config: PretrainedConfig, peft_config: Any = None, head: bool = True) -> ModelSize:
     """
     Sizes of the causal language model of a config.
 
@@ -47,6 +47,8 @@ def model_size(config: PretrainedConfig, peft_config: Any = None) -> ModelSize:
             The config.
         peft_config ([`~peft.PeftConfig`], *optional*):
             The adapter that is trained. By default, all weights are.
+        head (`bool`, *optional*, defaults to `True`):
+            Whether with the head that gives logits, which a reward model does without.
 
     Returns:
         [`ModelSize`].
@@ -61,7 +63,7 @@ def model_size(config: PretrainedConfig, peft_config: Any = None) -> ModelSize:
     ```
     """
     with torch.device("meta"):
-        model: nn.Module = AutoModelForCausalLM.from_config(config)
+        model: nn.Module = (AutoModelForCausalLM if head else AutoModel).from_config(config)
         if peft_config is not None:
             from peft import get_peft_model
 

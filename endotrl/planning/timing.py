@@ -55,8 +55,8 @@ def plan_time(
     backward = 2 if size.trainable < size.parameters else 4
     again = 2 if work.gradient_checkpointing else 0
     training = (2 + backward + again) * size.parameters * tokens * iterations * (2 if work.value_model else 1)
-    # The frozen model, which is also the reference; without one, the policy without its adapter is.
-    scored = (work.frozen or size).parameters if work.sequences == 1 else 0
+    # The frozen models; without one, the policy without its adapter is.
+    scored = sum(m.size.parameters for m in work.frozen) or size.parameters if work.sequences == 1 else 0
     generation = 0.0
     if work.generation_batch:
         cache = 4 * size.layers * size.key_value * (work.prompt_tokens + work.completion_tokens / 2)

@@ -4,7 +4,7 @@
 from dataclasses import dataclass, field, fields
 from typing import Any, get_args
 
-from trl import DatasetMixtureConfig, GRPOConfig, ModelConfig, ScriptArguments, TrlParser
+from trl import DatasetMixtureConfig, GRPOConfig, ModelConfig, ScriptArguments
 
 from ..bellman import Aggregate, TokenRewardForm
 from ..monitoring.collapse import Action
@@ -12,6 +12,7 @@ from ..rewards.controls import FormatReward
 from ..rewards.corrections import CorrectionName
 from ..rewards.endogenous import EndogenousReward, Truncation
 from ..scoring.rendering import OverlongPrompt
+from .parser import RecipeParser
 
 
 REWARDS = ("endogenous", "sentence", "random", "length", "format")
@@ -268,17 +269,16 @@ class RewardArguments:
         return {f.name.removeprefix("reward_"): getattr(self, f.name) for f in fields(self) if f.name not in others}
 
 
-def make_parser(training_config: type[GRPOConfig]) -> TrlParser:
+def make_parser(training_config: type[GRPOConfig]) -> RecipeParser:
     """
-    Parser of a recipe's command line and YAML file (`--config`), of which the command line wins. What it does not know
-    is an error, and so are abbreviations.
+    Parser of a recipe's command line and YAML file (`--config`), of which the command line wins.
 
     Args:
         training_config (`type`):
             Configuration class of the trainer.
 
     Returns:
-        [`~trl.TrlParser`], whose `parse_args_and_config` returns [`RecipeArguments`], `training_config`,
+        [`RecipeParser`], whose `parse_args_and_config` returns [`RecipeArguments`], `training_config`,
         [`RewardArguments`], [`~trl.ModelConfig`] and [`~trl.DatasetMixtureConfig`].
 
     Example:
@@ -292,6 +292,4 @@ def make_parser(training_config: type[GRPOConfig]) -> TrlParser:
     ['random']
     ```
     """
-    return TrlParser(
-        (RecipeArguments, training_config, RewardArguments, ModelConfig, DatasetMixtureConfig), allow_abbrev=False
-    )
+    return RecipeParser((RecipeArguments, training_config, RewardArguments, ModelConfig, DatasetMixtureConfig))

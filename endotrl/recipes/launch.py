@@ -10,11 +10,12 @@ from typing import Any, NoReturn
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType, parse_flag_from_env
-from trl import GRPOConfig, TrlParser
+from trl import GRPOConfig
 
 from ..reporting import say
 from ..trainers.dense_reward_trainer import DenseRewardTrainer
 from .arguments import make_parser
+from .parser import RecipeParser
 from .resumption import only_run_in
 from .training import prepare, run
 
@@ -57,18 +58,20 @@ def exit_with(error: Exception) -> NoReturn:
     sys.exit(EXIT_WRONG_SETTINGS)
 
 
-def parse(parser: TrlParser, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
+def parse(parser: RecipeParser, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
     """
     Settings of a recipe: those of the YAML file (`--config`), of which the command line wins. Where `accelerate` was
     asked for DeepSpeed or FSDP and there is no accelerator, the processes are made to shard on the CPU.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if shards_on_cpu():
+        uses_deepspeed = parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
+        if uses_deepspeed:
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+            do_without_shared_memory()
         # accelerate shards on accelerators only: on CPUs it would take plain DDP, without a word.
         state = PartialState(cpu=True)
-        uses_deepspeed = parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
         state.distributed_type = DistributedType.DEEPSPEED if uses_deepspeed else DistributedType.MULTI_GPU
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
         argv += ["--accelerator_config", '{"use_configured_state": true}']
     return parser.parse_args_and_config(argv)
 
@@ -77,3 +80,14 @@ def shards_on_cpu() -> bool:
     """Whether `accelerate launch` was asked for DeepSpeed or FSDP on a machine without an accelerator."""
     asked = parse_flag_from_env("ACCELERATE_USE_DEEPSPEED") or parse_flag_from_env("ACCELERATE_USE_FSDP")
     return asked and "LOCAL_RANK" in os.environ and not torch.accelerator.is_available()
+
+
+def do_without_shared_memory() -> None:
+    """
+    Keeps DeepSpeed from compiling its collectives in shared memory: gloo has all that is needed. The compiler may not be there,
+    it takes minutes, and a process that is killed meanwhile leaves a lock that later ones wait for without end.
+    """
+    import deepspeed.ops
+
+    # Looked at when process groups are made, and else worked out by looking for compilers.
+    vars(deepspeed.ops)["__compatible_ops__"] = {}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset
+from datasets.exceptions import DatasetGenerationError
 from transformers import TrainingArguments
 from trl import DatasetMixtureConfig, GRPOConfig, RewardConfig, ScriptArguments, get_dataset
 
@@ -30,8 +31,8 @@ def load_prompts(
 
     Raises:
         `FileNotFoundError`: If there is no such file.
-        `ValueError`: If no dataset is named; if a split or the column of the prompts is missing; or if there are fewer
-            prompts than one generation batch has.
+        `ValueError`: If no dataset is named, or its file cannot be read; if a split or the column of the prompts is missing; or
+            if there are fewer prompts than one generation batch has.
     """
     train, evaluation = _splits(script_args, training_args, dataset_args, _quickstart_prompts)
     train = _with_prompts(train, script_args.dataset_train_split, script_args)
@@ -64,7 +65,7 @@ def load_preferences(
 
     Raises:
         `FileNotFoundError`: If there is no such file.
-        `ValueError`: If no dataset is named, or a split or column is missing.
+        `ValueError`: If no dataset is named, its file cannot be read, or a split or column is missing.
     """
     train, evaluation = _splits(script_args, training_args, dataset_args, _quickstart_preferences)
     for dataset in (train, evaluation):
@@ -117,7 +118,14 @@ def _load(
         return load_dataset(name, name=script_args.dataset_config, streaming=script_args.dataset_streaming)
     if not Path(name).is_file():
         raise FileNotFoundError(f"`dataset_name` is {name!r}, but there is no such file.")
-    return load_dataset(file_format, data_files=name, streaming=script_args.dataset_streaming)
+    if not Path(name).stat().st_size:
+        raise ValueError(f"`dataset_name` is {name!r}, but that file is empty.")
+    try:
+        return load_dataset(file_format, data_files=name, streaming=script_args.dataset_streaming)
+    except DatasetGenerationError as error:
+        raise ValueError(
+            f"`dataset_name` is {name!r}, but that file cannot be read as {Path(name).suffix.removeprefix('.')}: {error.__cause__}"
+        ) from error
 
 
 def _quickstart_prompts() -> DatasetDict:

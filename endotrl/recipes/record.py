@@ -20,6 +20,8 @@ RECORD_FILE = "recipe.json"
 SECRET = "<SECRET>"
 _SECRET_OPTION = re.compile(r"--[\w-]*(token|api[_-]?key|secret|password)")
 _HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
+# What `from_pretrained` takes as `token`, in JSON.
+_JSON_TOKEN = re.compile(r'("token"\s*:\s*)"[^"]*"')
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "peft", "deepspeed", "vllm")
 # Settings that may differ between a run and the one that goes on with it: how long, where, how often to look.
 FREE_PREFIXES = (
@@ -65,7 +67,8 @@ def make_record(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def without_secrets(words: Sequence[str]) -> list[str]:
     """
-    A command line without its tokens: the values of options such as `--hub_token`, and whatever looks like a token of the hub.
+    A command line without its tokens: the values of options such as `--hub_token`, `token` in JSON, and whatever looks like a token of
+    the hub.
 
     Example:
     ```python
@@ -84,7 +87,7 @@ def without_secrets(words: Sequence[str]) -> list[str]:
         elif equals and _SECRET_OPTION.fullmatch(option):
             hidden.append(f"{option}={SECRET}")
         else:
-            hidden.append(_HUB_TOKEN.sub(SECRET, word))
+            hidden.append(_hide(word))
         previous = word
     return hidden
 
@@ -134,7 +137,11 @@ def _plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         # transformers hides tokens in its own.
         value = value.to_dict() if hasattr(value, "to_dict") else asdict(value)
-    return json.loads(_HUB_TOKEN.sub(SECRET, json.dumps(value, default=str)))
+    return json.loads(_hide(json.dumps(value, default=str)))
+
+
+def _hide(text: str) -> str:
+    return _HUB_TOKEN.sub(SECRET, _JSON_TOKEN.sub(rf'\1"{SECRET}"', text))
 
 
 def _versions() -> dict[str, str]:

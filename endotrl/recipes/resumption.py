@@ -5,7 +5,6 @@ import errno
 import json
 import math
 import os
-import secrets
 import shutil
 import signal
 import sys
@@ -21,10 +20,11 @@ from accelerate.utils import broadcast_object_list
 from packaging.version import Version
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..files import lock, replace_text
+from ..files import lock
 from ..reporting import say
 from .checkpoints import checkpoints, delete_old, discard_later, flush, last_complete_checkpoint, mark_complete
 from .record import check_same_settings, starts_from, write_record
+from .wandb_run import continue_wandb_run
 
 
 LOCK_FILE = ".run.lock"
@@ -32,7 +32,6 @@ LOCK_FILE = ".run.lock"
 SINCE_LAST_LOG_FILE = "since_last_log.json"
 # Before, the sum of the losses is out of reach, and the first log after an interruption has the mean of fewer steps.
 HAS_LOSS = Version(transformers.__version__) >= Version("5.3.0")
-WANDB_ID_FILE = "wandb_run_id"
 FULL_DISK_BYTES = 2**20
 EXIT_TERMINATED = 143  # 128 and SIGTERM, as of a process that it has ended
 
@@ -50,13 +49,17 @@ def only_run_in(output_dir: str) -> Iterator[None]:
 
     Raises:
         `ValueError`: If another run is in there.
+        `OSError`: If nothing can be written there.
     """
     with ExitStack() as stack:
         failure: Exception | None = None
         if PartialState().is_main_process:
             try:
-                Path(output_dir).mkdir(parents=True, exist_ok=True)
-                file = stack.enter_context((Path(output_dir) / LOCK_FILE).open("a"))
+                try:
+                    Path(output_dir).mkdir(parents=True, exist_ok=True)
+                    file = stack.enter_context((Path(output_dir) / LOCK_FILE).open("a"))
+                except OSError as error:
+                    raise OSError(f"`output_dir` is {output_dir!r}, where nothing can be written: {error}") from error
                 lock(
                     file,
                     f"Another run is writing to {output_dir} right now. Wait for it, stop it, or choose another `output_dir`.",
@@ -281,22 +284,3 @@ def end(trainer: Trainer, terminated: bool) -> None:
         trainer.end()
     if terminated:
         sys.exit(EXIT_TERMINATED)
-
-
-def continue_wandb_run(output_dir: str, anew: bool) -> None:
-    """
-    Lets W&B go on with the run that is named in the output folder, or names one there.
-
-    Args:
-        output_dir (`str`):
-            Folder of the run.
-        anew (`bool`):
-            Whether to begin another run.
-    """
-    path = Path(output_dir) / WANDB_ID_FILE
-    if anew or not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(path, os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
-    os.environ["WANDB_RUN_ID"] = path.read_text(encoding="utf-8").strip()
-    os.environ.setdefault("WANDB_RESUME", "allow")
-    os.environ.setdefault("WANDB_DIR", output_dir)

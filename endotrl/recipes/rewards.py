@@ -100,7 +100,14 @@ def _make(
     if os.getcwd() not in sys.path:  # as in TRL's own scripts
         sys.path.insert(0, os.getcwd())
     module_name, function_name = name.rsplit(".", 1)
-    module = importlib.import_module(module_name)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # of something that the module imports
+        raise ImportError(
+            f"`reward` has {name!r}, but there is no module {error.name!r} in the current folder, nor an installed one."
+        ) from error
     if function_name not in vars(module):
         raise ImportError(f"`reward` has {name!r}, but the module {module_name!r} has no {function_name!r}.")
     return vars(module)[function_name]

@@ -4,27 +4,29 @@
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
+from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
 
 from ..sentence import SentenceRewardTrainer, SentenceRewardTrainerConfig
+from .checks import check_model, check_packages
 from .launch import exit_with, parse
+from .parser import RecipeParser
 from .prompts import load_preferences
 from .record import make_record
 from .resumption import end, find_checkpoint, only_run_in, train_and_save
-from .training import check_packages, resolve_model
+from .tracking import Tracking
+from .training import resolve_model
+from .wandb_run import check_wandb_login
 
 
-def make_sentence_reward_parser() -> TrlParser:
+def make_sentence_reward_parser() -> RecipeParser:
     """
     Parser of the recipe's command line and YAML file (`--config`), of which the command line wins.
 
     Returns:
-        [`~trl.TrlParser`], whose `parse_args_and_config` returns [`~trl.ScriptArguments`],
+        [`RecipeParser`], whose `parse_args_and_config` returns [`~trl.ScriptArguments`],
         [`SentenceRewardTrainerConfig`], [`~trl.ModelConfig`] and [`~trl.DatasetMixtureConfig`].
     """
-    return TrlParser(
-        (ScriptArguments, SentenceRewardTrainerConfig, ModelConfig, DatasetMixtureConfig), allow_abbrev=False
-    )
+    return RecipeParser((ScriptArguments, SentenceRewardTrainerConfig, ModelConfig, DatasetMixtureConfig))
 
 
 def launch_sentence_reward(argv: Sequence[str] | None = None) -> SentenceRewardTrainer:
@@ -44,10 +46,12 @@ def launch_sentence_reward(argv: Sequence[str] | None = None) -> SentenceRewardT
             script_args, args, model_args, dataset_args = parse(make_sentence_reward_parser(), argv)
             stack.enter_context(only_run_in(args.output_dir))
             check_packages(args, model_args)
+            check_model(model_args, args)
             train_dataset, eval_dataset = load_preferences(script_args, args, dataset_args)
             resolve_model(model_args, args)
             record = make_record({"data": script_args, "training": args, "model": model_args})
             find_checkpoint(args, record)
+            check_wandb_login(args)
         except (ValueError, ImportError, OSError) as error:
             exit_with(error)
         trainer = SentenceRewardTrainer(
@@ -58,6 +62,8 @@ def launch_sentence_reward(argv: Sequence[str] | None = None) -> SentenceRewardT
             quantization_config=get_quantization_config(model_args),
             peft_config=get_peft_config(model_args),
         )
+        # In front of the trackers, which log what it adds.
+        trainer.callback_handler.callbacks.insert(0, Tracking(trainer, record))
         terminated = train_and_save(trainer, record)
         if not terminated and eval_dataset is not None:
             trainer.log_metrics("eval", trainer.evaluate())

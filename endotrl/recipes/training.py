@@ -2,13 +2,11 @@
 """What a recipe does before and after the trainer is made."""
 
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import Any, NamedTuple, cast
 
 from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
-from transformers import TrainingArguments
 from trl import DatasetMixtureConfig, GRPOConfig, ModelConfig, RewardConfig, get_peft_config, get_quantization_config
 
 from ..monitoring import CollapseMonitor
@@ -18,14 +16,16 @@ from ..quickstart_model import quickstart_model_path
 from ..reporting import terminal_table
 from ..rewards import EndogenousReward, SentenceReward
 from ..scoring.sharding import shards_weights
-from ..sentence import SentenceRewardTrainerConfig
 from ..trainers.dense_reward_trainer import DenseRewardTrainer
 from .arguments import RecipeArguments, RewardArguments
+from .checks import check_model, check_packages
+from .heat_maps import HeatMaps
 from .prompts import load_prompts
 from .record import make_record
 from .resumption import end, find_checkpoint, train_and_save
 from .rewards import make_reward_funcs
 from .tracking import Tracking
+from .wandb_run import check_wandb_login
 
 
 logger = get_logger(__name__)
@@ -65,9 +65,10 @@ def prepare(
 
     Raises:
         `ValueError`, `ImportError`, `OSError`: If something is wrong: see [`load_prompts`], [`make_reward_funcs`],
-            [`resolve_model`] and [`check_packages`].
+            [`check_model`], [`check_packages`] and [`check_wandb_login`].
     """
     check_packages(training_args, model_args)
+    check_model(model_args, training_args)
     monitor = None if script_args.on_collapse == "none" else CollapseMonitor(cast(Action, script_args.on_collapse))
     if monitor is not None:
         monitor.check(training_args)
@@ -77,6 +78,7 @@ def prepare(
     record = make_record({"data": script_args, "training": training_args, "reward": reward_args, "model": model_args})
     if script_args.resume:
         find_checkpoint(training_args, record)
+    check_wandb_login(training_args)
     return Job(
         script_args, training_args, reward_args, model_args, train_dataset, eval_dataset, reward_funcs, monitor, record
     )
@@ -107,61 +109,19 @@ def run(trainer_class: type[DenseRewardTrainer], job: Job) -> DenseRewardTrainer
     share_frozen_weights(trainer, job.reward_args, job.model_args)
     if job.collapse_monitor is not None:
         job.collapse_monitor.attach(trainer)
-    # In front of the trackers, which log what it adds.
-    trainer.callback_handler.callbacks.insert(0, Tracking(trainer, job.record, job.script_args.heat_map_steps))
+    # In front of the trackers, which log what they add.
+    if job.script_args.heat_map_steps:
+        trainer.callback_handler.callbacks.insert(0, HeatMaps(trainer, job.script_args.heat_map_steps))
+    trainer.callback_handler.callbacks.insert(0, Tracking(trainer, job.record))
     train(trainer, job.record, job.script_args.dataset_name)
     return trainer
-
-
-# What a tracker or a setting needs: name of the module, and what to install.
-PACKAGES = {
-    "wandb": "pip install 'endotrl[wandb]'",
-    "tensorboard": "pip install tensorboard",
-    "trackio": "pip install trackio",
-    "peft": "pip install 'endotrl[peft]'",
-    "vllm": "pip install 'endotrl[vllm]'",
-    "deepspeed": "pip install 'endotrl[deepspeed]'",
-    "wtpsplit": "pip install 'endotrl[sat]'",
-    "bitsandbytes": "pip install bitsandbytes",
-}
-
-
-def check_packages(training_args: TrainingArguments, model_args: ModelConfig) -> None:
-    """
-    Raises `ImportError` if settings need a package that is not installed.
-
-    Args:
-        training_args ([`~transformers.TrainingArguments`]):
-            Settings of the trainer.
-        model_args ([`~trl.ModelConfig`]):
-            Settings of the model.
-    """
-    trackers = [name for name in training_args.report_to if name in PACKAGES]
-    needed = {f"report_to: {name}": name for name in trackers}
-    if model_args.use_peft:
-        needed["use_peft: true"] = "peft"
-    if model_args.load_in_4bit or model_args.load_in_8bit:
-        needed["quantization"] = "bitsandbytes"
-    if isinstance(training_args, GRPOConfig) and training_args.use_vllm:
-        needed["use_vllm: true"] = "vllm"
-    if isinstance(training_args, SentenceRewardTrainerConfig) and training_args.segmenter != "rules":
-        needed[f"segmenter: {training_args.segmenter}"] = "wtpsplit"
-    for setting, package in needed.items():
-        if find_spec(package) is None and not (package == "tensorboard" and find_spec("tensorboardX")):
-            fallback = ", or set `report_to: none`" if package in trackers else ", or leave that setting out"
-            raise ImportError(f"`{setting}` needs {package}, which is not installed: {PACKAGES[package]}{fallback}.")
 
 
 def resolve_model(model_args: ModelConfig, training_args: GRPOConfig | RewardConfig) -> None:
     """
     Turns the model name `"quickstart"` into the path of SmolLM2-135M-Instruct, and puts what TRL's
     [`~trl.ModelConfig`] says about loading into `training_args.model_init_kwargs`, as TRL's scripts do.
-
-    Raises:
-        `ValueError`: If no model is named.
     """
-    if model_args.model_name_or_path is None:
-        raise ValueError("There is no model to train. Set `model_name_or_path`.")
     if model_args.model_name_or_path == "quickstart":
         model_args.model_name_or_path = quickstart_model_path()
     training_args.model_init_kwargs = {

@@ -322,6 +322,11 @@ class EndogenousReward(FrozenModelReward):
             if log_metric is not None:
                 for key, value in batch_diagnostics(rewards, per_token, stats).items():
                     log_metric(f"{self.__name__}/{key}", value)
+                if self.correction is not None:
+                    plain = [self._outcome(row, self.aggregate, corrected=False) for row in stats]
+                    changes = [r - p for r, p in zip(rewards, plain, strict=True) if r is not None and p is not None]
+                    if changes:
+                        log_metric(f"{self.__name__}/correction", sum(changes) / len(changes))
                 if isinstance(self.correction, LengthControl):
                     log_metric(f"{self.__name__}/length_slope", self._length_slope)
         return stats, rewards
@@ -432,12 +437,13 @@ class EndogenousReward(FrozenModelReward):
         """
         return self._outcome(stats, self.aggregate)
 
-    def _outcome(self, stats: TokenStats, aggregate: Aggregate) -> float | None:
+    def _outcome(self, stats: TokenStats, aggregate: Aggregate, corrected: bool = True) -> float | None:
         if len(stats.token_ids) == 0 or (self.truncation == "skip" and not stats.finished):
             return None
         # Only Bellman rewards contain the potential V, of which V(s_1) is a constant of the prompt.
         initial_value = stats.soft_values[0].double() if self.token_reward == "bellman" else 0.0
-        return outcome_reward(self._action_rewards(stats), initial_value, aggregate, self.discount).item()
+        rewards = self._action_rewards(stats, corrected)
+        return outcome_reward(rewards, initial_value, aggregate, self.discount).item()
 
     def as_reward_model(self) -> "RewardModelAdapter":
         """
@@ -469,7 +475,7 @@ class EndogenousReward(FrozenModelReward):
         criteria = criteria_of_rows(self.criterion, domain, len(prompts))
         return self._render(prompts, completions, completion_ids, criteria)
 
-    def _action_rewards(self, stats: TokenStats) -> Tensor:
+    def _action_rewards(self, stats: TokenStats, corrected: bool = True) -> Tensor:
         if self.truncation == "skip" and not stats.finished:
             return torch.full_like(stats.chosen_logits, torch.nan)
         values = stats.soft_values
@@ -478,7 +484,7 @@ class EndogenousReward(FrozenModelReward):
         rewards = token_rewards(
             stats.chosen_logits, values, self.alpha, self.gamma, self.token_reward, stats.entropies
         )
-        return correct_tokens(rewards, stats, self.correction)
+        return correct_tokens(rewards, stats, self.correction if corrected else None)
 
     def _score_rows(
         self, rows: list[Rendered], entropy: bool, mean_logits: bool = False, progress: bool = False

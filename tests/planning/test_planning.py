@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plans against DeepSpeed's own estimators, against what small runs hold, and against what every plan must satisfy."""
 
+import functools
 import importlib
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,9 +15,10 @@ from peft import LoraConfig
 from transformers import LlamaConfig, LlamaForCausalLM, PretrainedConfig
 
 from endotrl.cli import main
+from endotrl.monitoring.first_policy import FirstPolicy
 from endotrl.planning import Hardware, ModelSize, Workload, model_size, plan_memory, plan_time
-from endotrl.planning.command import read_recipe
-from endotrl.planning.memory import ENGINES, GIB, activation_numbers
+from endotrl.planning.command import Recipe, advice, read_recipe
+from endotrl.planning.memory import ENGINES, GIB, FrozenModel, activation_numbers
 
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +50,7 @@ class TestSizes:
     def test_tied_weights_count_once(self) -> None:
         tied, untied = (model_size(small_config(tie_word_embeddings=tie)) for tie in (True, False))
         assert untied.parameters - tied.parameters == 512 * 128
+        assert model_size(small_config(tie_word_embeddings=False), head=False).parameters == tied.parameters
 
     def test_adapter(self) -> None:
         config = small_config()
@@ -97,6 +101,33 @@ class TestAgainstMeasured:
         plan = plan_memory(model_size(config, lora), work, Hardware(1, GIB), "ddp")
         assert (plan.parameters, plan.gradients, plan.optimizer) == (weights, gradients, moments)
 
+    def test_the_monitors_copy(self) -> None:
+        """What the monitor holds of a small model without adapter and reference model, byte by byte; of a large one nothing."""
+        config = small_config()
+        model = LlamaForCausalLM(config)
+        trainer = SimpleNamespace(
+            model=model,
+            accelerator=SimpleNamespace(unwrap_model=lambda model: model),
+            beta=0.0,
+            args=SimpleNamespace(sync_ref_model=False),
+            is_deepspeed_enabled=False,
+            is_fsdp_enabled=False,
+        )
+        copied = FirstPolicy(trainer, None)._model
+        work = replace(WORK, weight_bytes=4, mixed_precision=False)
+        plans = {
+            (monitored, engine): plan_memory(
+                model_size(config), replace(work, monitored=monitored), Hardware(2, GIB), engine
+            )
+            for monitored in (False, True)
+            for engine in ENGINES
+        }
+        assert plans[True, "ddp"].monitor == sum(p.nbytes for p in copied.parameters()) > 0
+        assert plans[True, "ddp"].total - plans[False, "ddp"].total == plans[True, "ddp"].monitor
+        assert not any(plans[True, engine].monitor for engine in ENGINES[1:])  # under DeepSpeed and FSDP2, none
+        large = replace(model_size(config), parameters=2**28 + 1)  # times 4 bytes, more than a GiB
+        assert plan_memory(large, replace(work, monitored=True), Hardware(1, GIB), "ddp").monitor == 0
+
     @pytest.mark.parametrize("checkpointing", [False, True])
     @pytest.mark.parametrize(("batch", "length"), [(2, 128), (4, 256)])
     def test_activations(self, checkpointing: bool, batch: int, length: int) -> None:
@@ -130,15 +161,25 @@ class TestAgainstMeasured:
 
 class TestProperties:
     def test_sharding_saves_and_gpus_help(self, seven_b: ModelSize) -> None:
-        work = replace(WORK, frozen=seven_b)
+        work = replace(WORK, frozen=(FrozenModel(seven_b),))
         eight, sixteen = ({e: plan_memory(seven_b, work, Hardware(n, 80 * GIB), e) for e in ENGINES} for n in (8, 16))
         assert eight["zero1"].model_states > eight["zero2"].model_states > eight["zero3"].model_states
         assert eight["zero3"].total > eight["zero3_offload"].total
         for engine in ENGINES[1:-2]:
             assert sixteen[engine].total < eight[engine].total
         assert eight["zero3"].frozen == eight["zero2"].frozen / 8  # split as the policy is
-        whole = plan_memory(seven_b, replace(work, frozen_sharded=False), Hardware(8, 80 * GIB), "zero3")
-        assert whole.frozen == eight["zero2"].frozen == 2 * seven_b.parameters
+        whole, only_there, waiting = (
+            {e: plan_memory(seven_b, replace(WORK, frozen=(model,)), Hardware(8, 80 * GIB), e) for e in ENGINES}
+            for model in (
+                FrozenModel(seven_b, sharded=False),
+                FrozenModel(seven_b, sharded=False, only_where_split=True),
+                FrozenModel(seven_b, offloaded=True),
+            )
+        )
+        assert whole["zero3"].frozen == eight["zero2"].frozen == 2 * seven_b.parameters
+        assert (only_there["zero2"].frozen, only_there["fsdp2"].frozen) == (0, 2 * seven_b.parameters)
+        # It waits in CPU memory, and is whole for a call.
+        assert waiting["ddp"].frozen == 0 and waiting["ddp"].scoring - eight["ddp"].scoring == 2 * seven_b.parameters
 
     def test_a_7b_model_as_everybody_knows_it(self, seven_b: ModelSize) -> None:
         """Full training takes 16 bytes a parameter and more: not on one GPU of 80 GiB, but on eight with ZeRO-3."""
@@ -173,7 +214,8 @@ class TestCommand:
 
     @pytest.mark.parametrize(
         "recipe",
-        ["qwen2.5-math-7b/ppo", "qwen2.5-math-7b/grpo", "qwen2.5-7b-instruct/grpo", "llama-3.1-8b/sentence_reward"],
+        ["qwen2.5-math-7b/ppo", "qwen2.5-math-7b/grpo", "qwen2.5-7b-instruct/grpo", "llama-3.1-8b/sentence_reward"]
+        + ["llama-3.1-8b/ppo"],
     )
     def test_recipes_fit_on_what_their_readme_says(
         self, recipe: str, config_only: str, capsys: pytest.CaptureFixture[str]
@@ -198,7 +240,88 @@ class TestCommand:
         assert (work.micro_batch, work.generation_batch) == (2, 32)
         assert (work.prompt_tokens, work.completion_tokens) == (1024, 1024)
         assert work.gradient_checkpointing and work.mixed_precision and work.vllm_share == 0.3
-        assert work.frozen is not None and work.frozen.parameters == recipe.size.parameters  # beta > 0
+        assert work.frozen == (FrozenModel(recipe.size),)  # the reference model, which the reward reads too
+
+    @pytest.mark.parametrize(
+        ("settings", "expected"),
+        [
+            # The reward reads the reference model, or has none to read; a reference model that moves is no frozen one.
+            ("", {"reference, read"}),
+            ("--beta 0", {"copy"}),
+            ("--sync_ref_model True", {"reference", "copy"}),
+            # Another model is a copy beside the reference model.
+            ("--reward_model {model}", {"reference", "copy"}),
+            ("--reward_model {model} --reward_offload True", {"reference", "waiting copy"}),
+            ("--reward_shard False", {"reference, read", "whole copy where split"}),
+            # With an adapter, the policy without it.
+            ("--use_peft True --lora_target_modules all-linear", set()),
+            ("--use_peft True --lora_target_modules all-linear --reward_model {model}", {"copy"}),
+            # A sentence reward model is whole everywhere, and is not the reference model.
+            ("--reward sentence --reward_sentence_model nowhere", {"reference", "whole"}),
+            ("--reward random", {"reference"}),
+            ("--reward random --beta 0", set()),
+        ],
+    )
+    def test_frozen_models(self, settings: str, expected: set[str], tmp_path: Path) -> None:
+        small_config().save_pretrained(tmp_path)
+        path = str(ROOT / "recipes" / "qwen2.5-math-7b" / "grpo.yaml")
+        recipe = read_recipe(path, None, settings.format(model=tmp_path).split(), str(tmp_path), 512)
+        kinds = {
+            "reference, read": FrozenModel(recipe.full_size),
+            "reference": FrozenModel(recipe.full_size, gathered=False),
+            "copy": FrozenModel(recipe.full_size),
+            "waiting copy": FrozenModel(recipe.full_size, sharded=False, offloaded=True),
+            "whole copy where split": FrozenModel(recipe.full_size, sharded=False, only_where_split=True),
+            "whole": FrozenModel(recipe.full_size, sharded=False),
+        }
+        assert set(recipe.work.frozen) == {kinds[name] for name in expected}
+        assert len(recipe.work.frozen) == len(expected)
+
+    @pytest.mark.parametrize(
+        ("settings", "monitored"),
+        [
+            ("--beta 0", True),
+            ("--beta 0.1", False),
+            ("--beta 0.1 --sync_ref_model True", True),
+            ("--beta 0 --on_collapse none", False),
+            ("--beta 0 --accuracy none", False),  # nothing is held out
+            ("--beta 0 --accuracy none --reward endogenous length --reward_weights 1 0", True),
+            ("--beta 0 --use_peft True --lora_target_modules all-linear", False),
+        ],
+    )
+    def test_the_monitors_copy(
+        self, settings: str, monitored: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        small_config().save_pretrained(tmp_path)
+        path = str(ROOT / "recipes" / "qwen2.5-math-7b" / "grpo.yaml")
+        assert read_recipe(path, None, settings.split(), str(tmp_path), 512).work.monitored == monitored
+        if settings in ("--beta 0", "--beta 0.1"):
+            words = ["--set", settings.removeprefix("--").replace(" ", "=")]
+            assert main(["plan", path, "--gpus", "1", "--gpu-memory", "80", "--model", str(tmp_path), *words]) == 0
+            assert ("monitor's copy" in capsys.readouterr().out) == monitored
+
+    @pytest.mark.parametrize("name", ["qwen2.5-math-7b/grpo", "qwen2.5-math-7b/ppo", "llama-3.1-8b/sentence_reward"])
+    def test_advice_that_is_followed_fits(self, name: str, tmp_path: Path) -> None:
+        LlamaConfig(num_hidden_layers=4).save_pretrained(tmp_path)
+        path, hardware = str(ROOT / "recipes" / f"{name}.yaml"), Hardware(1, (6 if "sentence" in name else 14) * GIB)
+        without = " --gradient_checkpointing False" + " --use_vllm False" * ("sentence" not in name)
+
+        @functools.cache
+        def read(words: str) -> Recipe:
+            return read_recipe(path, None, f"{without} {words}".split(), str(tmp_path), 512)
+
+        recipe = read("")
+        changes = advice(recipe, hardware)
+        assert any("--use_peft" in words for words, _, _ in changes)
+        for words, engine, total in changes:
+            followed = read(words)
+            plan = plan_memory(followed.size, followed.work, hardware, engine)
+            assert plan.total <= hardware.gpu_memory, words
+            assert plan.total == pytest.approx(total, rel=0.02), words
+            # Only memory: it is the same training.
+            assert followed.work.generation_batch == recipe.work.generation_batch
+            batches = [r.work.micro_batch * r.accumulation for r in (followed, recipe)]
+            assert batches[0] == batches[1]
 
     def test_mistakes(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         path = tmp_path / "other.yaml"

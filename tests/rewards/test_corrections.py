@@ -128,6 +128,7 @@ class TestLengthControl:
         plain = EndogenousReward(tiny_policy_path)(**BATCH)
         xy, xx = length_slope_sums(plain, lengths, PROMPTS)
         assert logged["endogenous_reward/length_slope"] == pytest.approx(xy / xx, rel=1e-3)
+        assert logged["endogenous_reward/correction"] == pytest.approx(np.mean(corrected) - np.mean(plain), abs=1e-4)
         assert logged["endogenous_reward/length_correlation"] == pytest.approx(
             np.corrcoef(corrected, lengths)[0, 1], abs=1e-4
         )
@@ -138,7 +139,11 @@ class TestClipTokens:
         reward = EndogenousReward(tiny_policy_path, token_reward="log_prob", correction=ClipTokens(-3.0, -1.0))
         expected = [[min(max(p, -3.0), -1.0) for p in row] for row in log_probs(tiny_policy_path)]
         assert any(p in (-3.0, -1.0) for row in expected for p in row)
-        assert reward(**BATCH) == pytest.approx([sum(row) for row in expected], abs=1e-4)
+        logged: dict[str, float] = {}
+        given = reward(**BATCH, log_metric=logged.__setitem__)
+        assert given == pytest.approx([sum(row) for row in expected], abs=1e-4)
+        without = [sum(row) for row in log_probs(tiny_policy_path)]
+        assert logged["endogenous_reward/correction"] == pytest.approx(np.mean(given) - np.mean(without), abs=1e-4)
         for rewards, row in zip(reward.token_rewards(**BATCH), expected, strict=True):
             assert rewards.tolist() == pytest.approx(row, abs=1e-4)
 

@@ -17,6 +17,7 @@ from datasets import Dataset
 from peft import LoraConfig
 
 from endotrl import EndogenousReward, PPOConfig, PPOTrainer
+from endotrl.recipes.launch import do_without_shared_memory
 from tests.worker import FixedRollouts, leave_group, what_ran
 
 
@@ -34,6 +35,8 @@ def main(settings: dict[str, Any]) -> None:
     if sharded:
         # accelerate shards on accelerators only. What it runs works over gloo on CPUs too, if it believes to be on one.
         AcceleratorState._reset_state()
+        if "deepspeed" in settings:
+            do_without_shared_memory()
         state = PartialState(cpu=True)
         state.distributed_type = DistributedType.DEEPSPEED if "deepspeed" in settings else DistributedType.MULTI_GPU
     args = PPOConfig(

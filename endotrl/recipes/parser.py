@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parser of recipes: TRL's, and strict."""
+
+import sys
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+import yaml
+from trl import TrlParser
+
+
+class RecipeParser(TrlParser):
+    """
+    TRL's parser of a command line and a YAML file (`--config`), of which the command line wins. Settings that it does not know are
+    errors, and so are abbreviations. Every error is a `ValueError` of one line, without the usage of some hundred settings.
+
+    Args:
+        dataclasses (`Sequence[type]`):
+            Classes of settings.
+    """
+
+    def __init__(self, dataclasses: Sequence[type]) -> None:
+        super().__init__(dataclasses, allow_abbrev=False)
+
+    def parse_args_and_config(self, args: Iterable[str] | None = None, **kwargs: Any) -> tuple[Any, ...]:
+        """
+        Args:
+            args (`Iterable[str]`, *optional*):
+                Words of the command line. Defaults to those of the process.
+            kwargs:
+                Not used: what is unknown is an error.
+
+        Returns:
+            `tuple`: one instance of each class.
+
+        Raises:
+            `ValueError`: For an unknown setting, a value that is none, or a file that is no YAML.
+            `OSError`: If there is no such file.
+        """
+        words = list(sys.argv[1:] if args is None else args)
+        if words[-1:] == ["--config"]:
+            raise ValueError("`--config` is the last word, but the recipe's YAML file must come after it.")
+        try:
+            *parsed, unknown = super().parse_args_and_config(words, return_remaining_strings=True)
+        except yaml.YAMLError as error:
+            raise ValueError(f"The file that `--config` names is no YAML: {' '.join(str(error).split())}.") from error
+        if unknown:
+            raise ValueError(self._unknown(unknown))
+        return tuple(parsed)
+
+    def error(self, message: str) -> NoReturn:
+        """In place of printing the usage and ending the process."""
+        raise ValueError(f"{message}. `--help` lists all settings.")
+
+    def _unknown(self, words: Sequence[str]) -> str:
+        known = [option for action in self._actions for option in action.option_strings]
+        unknown = []
+        for word in words:
+            if word.startswith("--"):
+                similar = get_close_matches(word, known, n=1)
+                unknown.append(word + (f" (did you mean {similar[0]}?)" if similar else ""))
+        return f"There is no setting {', '.join(unknown or words)}. `--help` lists all settings."
