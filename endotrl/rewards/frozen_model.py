@@ -92,6 +92,7 @@ class FrozenModelReward:
             This reward.
 
         Raises:
+            `TypeError`: If it is no trainer with reward functions.
             `ValueError`: If the trainer holds no frozen weights, moves them (`sync_ref_model=True`) or shards them by
             FSDP1, or if this reward was made for another model.
 
