@@ -17,7 +17,7 @@ from endotrl import EndogenousReward
 from endotrl.cli import main
 from endotrl.evaluation.tables import markdown_table
 from endotrl.monitoring.statistics import repetition
-from endotrl.quickstart.demo import Answers, Part
+from endotrl.quickstart.findings import Answers, Part
 from endotrl.quickstart.report import _answers
 from endotrl.quickstart.training import Run
 from endotrl.reporting import page
