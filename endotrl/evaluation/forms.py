@@ -171,7 +171,7 @@ class Form:
     def _step_scores(self, response: ScoredResponse, num_steps: int) -> list[float]:
         """
         Scores of steps. Summed over a step, `bellman` rewards are its log-probability plus V at its start minus V at its end. A
-        step without a token of its own (cut off) gets the score of the step before it.
+        step without a token of its own (empty, or cut off) gets the score of the step before it.
         """
         assert response.step_of_token is not None
         values = token_values(response, self.token, self.vocab_size).double()

@@ -72,13 +72,8 @@ class Sampler:
             `ValueError`: If a prompt and its answer do not fit the model's context.
         """
         engine = self._engine
-        rows = [rendered.prompt_ids for rendered in engine.renderer.render(prompts, [""] * len(prompts))]
+        rows = prompt_rows(engine, prompts, self._max_new_tokens)
         longest = max(map(len, rows)) + self._max_new_tokens
-        if engine.max_length is not None and longest > engine.max_length:
-            raise ValueError(
-                f"The longest prompt and {self._max_new_tokens} new tokens are {longest} tokens, and the model's context has "
-                f"{engine.max_length}. Lower --max-new-tokens."
-            )
         per_batch = max(1, engine.max_tokens_per_batch // (num_samples * longest))
         results: list[list[Sample]] = []
         starts = range(0, len(rows), per_batch)
@@ -117,6 +112,23 @@ class Sampler:
             )[:, width:].tolist()
         samples = [_sample(engine, row, set(ends)) for row in output]
         return [samples[i * num_samples : (i + 1) * num_samples] for i in range(len(rows))]
+
+
+def prompt_rows(engine: Engine, prompts: Sequence[Prompt], max_new_tokens: int) -> list[list[int]]:
+    """
+    Token ids of prompts.
+
+    Raises:
+        `ValueError`: If one of them and its answer do not fit the model's context.
+    """
+    rows = [rendered.prompt_ids for rendered in engine.renderer.render(prompts, [""] * len(prompts))]
+    longest = max(map(len, rows)) + max_new_tokens
+    if engine.max_length is not None and longest > engine.max_length:
+        raise ValueError(
+            f"The longest prompt and {max_new_tokens} new tokens are {longest} tokens, and the model's context has "
+            f"{engine.max_length}. Lower --max-new-tokens."
+        )
+    return rows
 
 
 class VLLMSampler:

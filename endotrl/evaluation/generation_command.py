@@ -23,6 +23,7 @@ from .generation import (
     accuracy_of_choice,
     majority_scores,
     pass_at_k,
+    prompt_rows,
 )
 from .items import Item
 from .math_answers import Question, is_right, read_questions, same_answer
@@ -153,6 +154,8 @@ def _answers(
     args: argparse.Namespace, questions: Sequence[Question], folder: RunFolder, engine: Engine, greedy: bool
 ) -> dict[tuple[str, str], dict[str, Any]]:
     """Answers with their grades, by key of the question and seed; what an earlier run has is kept."""
+    # Now, not when the run comes to the longest question.
+    prompt_rows(engine, [_prompt(q, args, engine) for q in questions], args.max_new_tokens)
     lines = read_lines(
         folder.answers_path, ("key", "seed", "texts", "token_ids", "finished", "right", "tokens", "seconds")
     )

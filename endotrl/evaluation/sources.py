@@ -94,10 +94,10 @@ class Row:
         raise self.error(f"{json.dumps(key)} must be {wanted}, but is {_brief(value)}.")
 
     def steps(self, key: str) -> list[str]:
-        """A list of steps, none of them empty."""
+        """A list of steps; a few of PRMBench's are empty, but never all of a solution."""
         value = self.responses(key)
-        if not all(step.strip() for step in value):
-            raise self.error(f"{json.dumps(key)} has an empty step, which has no token to score.")
+        if not any(step.strip() for step in value):
+            raise self.error(f"{json.dumps(key)} has only empty steps: there is nothing to score.")
         return value
 
     def one_of(self, key: str, choices: Sequence[Any]) -> Any:

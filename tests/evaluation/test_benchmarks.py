@@ -10,6 +10,7 @@ import pytest
 from endotrl.evaluation.benchmarks import BENCHMARKS
 from endotrl.evaluation.benchmarks.process_bench import first_below
 from endotrl.evaluation.benchmarks.thresholds import fold
+from endotrl.evaluation.scorers import make_form
 from endotrl.evaluation.sources import FormatError
 
 from .rows import PAIR_ROW, RM_BENCH_ROW, items_of, metrics_of, real_file, write
@@ -220,6 +221,17 @@ class TestPRMBench:
             "idx": idx, "modified_question": "q", "original_question": "q", "modified_process": steps,
             "original_process": steps, "error_steps": errors, "classification": kind,
         }  # fmt: skip
+
+    def test_empty_steps(self, tmp_path, engine):
+        """Three of the authors' rows have some; a solution of nothing else is no solution."""
+        row = {**self.row([2]), "modified_process": ["1+1=2.", "", "So 2.", " "]}
+        (item,) = items_of("prm-bench", write(tmp_path / "f.jsonl", [row]))
+        (scored,) = engine.score([item])
+        for form in ("bellman.sum", "log_prob.mean", "log_prob.min", "length"):
+            scores = make_form(form, engine.vocab_size).score(item, scored)
+            assert len(scores) == 4 and np.isfinite(scores).all()
+        with pytest.raises(FormatError, match='"modified_process" has only empty steps'):
+            items_of("prm-bench", write(tmp_path / "f.jsonl", [{**row, "modified_process": ["", " "]}]))
 
     def test_confusion_by_hand(self):
         from endotrl.evaluation.benchmarks.prm_bench import confusion, prm_score

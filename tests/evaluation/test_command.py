@@ -315,6 +315,14 @@ class TestGeneration:
         assert len((tmp_path / "out" / "answers.jsonl").read_text().splitlines()) == 12
         assert "answers" in (tmp_path / "out" / "report.html").read_text()
 
+    def test_a_question_too_long_ends_the_run_before_it_begins(self, tmp_path, tiny_model_path, capsys):
+        rows = [{"question": f"{i}+{i}?", "answer": str(2 * i)} for i in range(20)]
+        path = write(tmp_path / "q.jsonl", [*rows, {"question": "long " * 300, "answer": "1"}])
+        command = ["eval", "generation", "--model", tiny_model_path, "--data", path, "--output", str(tmp_path / "out")]
+        assert main([*command, "--max-new-tokens", "6", "--instruction=", "--quiet"]) == 2
+        assert "the model's context has 256. Lower --max-new-tokens." in capsys.readouterr().err
+        assert not (tmp_path / "out" / "answers.jsonl").exists()
+
     def test_best_of_n_chooses_among_the_same_samples(self, evaluate, tmp_path, tiny_model_path, monkeypatch):
         # A grader that a random model can satisfy: an answer is right if it has an even number of characters.
         grader = lambda texts, gold: [len(text) % 2 == 0 for text in texts]  # noqa: E731

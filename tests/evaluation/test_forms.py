@@ -175,6 +175,8 @@ class TestSteps:
         spans = step_spans(steps, text)
         assert [text[a:b] for a, b in spans] == ["First.\n\n", "Then first.\n\n", "End"]
         assert step_spans(steps, "first.\n\nthen") is None
+        # An empty step has the white space up to the next one; behind the last, nothing.
+        assert step_spans(["a", "", "b", ""], "a\n\n\n\nb\n\n") == [(0, 1), (1, 5), (5, 6), (6, 6)]
         # Cut in the second step: it keeps what is there, and the third has nothing.
         cut = "First.\n\nThen f"
         assert [cut[a:b] for a, b in step_spans(steps, cut, whole=False)] == ["First.\n\n", "Then f", ""]
