@@ -173,7 +173,9 @@ def _check_row(row: dict[str, Any], extra: dict[str, Any]) -> str | None:
 
 def _check_text(key: str, value: object) -> str | None:
     if isinstance(value, str):
-        return "The prompt is empty." if key == "prompt" and value == "" else None
+        return (
+            "The prompt is empty, so that the first token has no context." if key == "prompt" and value == "" else None
+        )
     if not isinstance(value, list):
         return f"The {key} must be text or a list of messages, but it is of type {type(value).__name__}."
     if not value:

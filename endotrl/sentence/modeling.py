@@ -3,7 +3,7 @@
 
 import copy
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Pretrained
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils import ModelOutput
 
+from ..scoring.placement import check_complete
 from .aggregation import attention_weights, sentence_rewards
 from .configuration import SentenceRewardConfig
 from .head import SentenceHead
@@ -174,7 +175,7 @@ class SentenceRewardModel(PreTrainedModel):
         with_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
         if not is_deepspeed_zero3_enabled():  # its weights arrive in parts
-            _check_complete(path, info["missing_keys"])
+            check_complete(f"the sentence reward model {path!r}", info["missing_keys"])
         return (model, info) if with_info else model  # type: ignore[return-value]
 
     @classmethod
@@ -187,7 +188,10 @@ class SentenceRewardModel(PreTrainedModel):
             model = cls.from_pretrained(base, *args, **kwargs)
         else:
             config = SentenceRewardConfig.from_pretrained(path)
-            _check_complete(path, set(new_modules(config)) - set(peft_config.modules_to_save or []))
+            check_complete(
+                f"the sentence reward model {path!r}",
+                set(new_modules(config)) - set(peft_config.modules_to_save or []),
+            )
             model = cls.from_backbone(base, config, **kwargs)
         return PeftModel.from_pretrained(model, path).merge_and_unload()
 
@@ -282,15 +286,6 @@ class SentenceRewardModel(PreTrainedModel):
 def new_modules(config: SentenceRewardConfig) -> list[str]:
     """Names of the modules without pretrained weights: trained and saved whole where the backbone gets an adapter."""
     return ["sentence_head", *(["marker"] if config.marker else [])]
-
-
-def _check_complete(path: str, missing: Collection[str]) -> None:
-    if missing:
-        # transformers fills them with random numbers.
-        raise OSError(
-            f"The sentence reward model {path!r} lacks weights: {', '.join(sorted(missing)[:5])}"
-            f"{', ...' if len(missing) > 5 else ''}. It was cut off while it was saved or downloaded, or saved without them."
-        )
 
 
 @contextmanager
