@@ -60,7 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_demo(commands)
     add_score(commands)
-    add_eval(commands, HelpFormatter, positive)
+    add_eval(commands)
     _add_plan(commands)
     return parser
 

@@ -4,6 +4,8 @@
 import argparse
 from typing import Any
 
+from ..options import HelpFormatter, positive
+
 
 BENCHMARK_HELP = {
     "rm-bench": "substance against style: 3 right and 3 wrong answers in three styles (RM-Bench)",
@@ -19,17 +21,13 @@ BENCHMARK_HELP = {
 NEEDS_DATA = ("dsp", "preference")
 
 
-def add_eval(commands: Any, formatter: type[argparse.HelpFormatter], positive: Any) -> None:
+def add_eval(commands: Any) -> None:
     """
     Adds `eval` with its sub-commands to the parser of the command line.
 
     Args:
         commands:
             Sub-parsers of the command line.
-        formatter (`type`):
-            Help formatter.
-        positive (`Callable`):
-            Type of options that are whole numbers of at least 1.
     """
     parser = commands.add_parser(
         "eval",
@@ -42,7 +40,7 @@ def add_eval(commands: Any, formatter: type[argparse.HelpFormatter], positive: A
 
     def sub(name: str, text: str, description: str, run: Any) -> argparse.ArgumentParser:
         result = kinds.add_parser(
-            name, help=text, description=description, formatter_class=formatter, allow_abbrev=False
+            name, help=text, description=description, formatter_class=HelpFormatter, allow_abbrev=False
         )
         result.set_defaults(run=run)
         return result
@@ -55,15 +53,15 @@ def add_eval(commands: Any, formatter: type[argparse.HelpFormatter], positive: A
             "on where an earlier run was cut off; with more --scorers or a larger --limit, only what is missing is scored.",
             _run_benchmark,
         )
-        _add_benchmark(result, name, positive)
+        _add_benchmark(result, name)
     _add_compare(sub)
-    _add_generation(sub, positive)
-    _add_best_of_n(sub, positive)
+    _add_generation(sub)
+    _add_best_of_n(sub)
 
 
-def _add_benchmark(parser: argparse.ArgumentParser, name: str, positive: Any) -> None:
+def _add_benchmark(parser: argparse.ArgumentParser, name: str) -> None:
     add = parser.add_argument
-    _add_model(parser, positive)
+    _add_model(parser)
     add(
         "--data",
         metavar="PATH",
@@ -105,7 +103,7 @@ def _add_benchmark(parser: argparse.ArgumentParser, name: str, positive: Any) ->
     )
 
 
-def _add_model(parser: argparse.ArgumentParser, positive: Any) -> None:
+def _add_model(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", required=True, help='model: path, hub id, or "quickstart" for the model of the demo')
     add(
@@ -144,7 +142,7 @@ def _add_compare(sub: Any) -> None:
     parser.add_argument("--markdown", metavar="F", help="file to write the table to, in Markdown")
 
 
-def _add_generation(sub: Any, positive: Any) -> None:
+def _add_generation(sub: Any) -> None:
     parser = sub(
         "generation",
         "accuracy of a model's answers: greedy, sampled, pass@k",
@@ -152,13 +150,13 @@ def _add_generation(sub: Any, positive: Any) -> None:
         "estimator). Run it before and after training, and compare the two with `endotrl eval compare`.",
         _run_generation,
     )
-    _add_model(parser, positive)
+    _add_model(parser)
     _add_sampling(parser, positive, "eval-generation")
     parser.add_argument("--k", metavar="K", type=positive, nargs="+", default=[1], help="values of k in pass@k")
     parser.add_argument("--no-greedy", action="store_true", help="leave out the greedy answers")
 
 
-def _add_best_of_n(sub: Any, positive: Any) -> None:
+def _add_best_of_n(sub: Any) -> None:
     parser = sub(
         "best-of-n",
         "choose among N answers by the reward, and by majority, at random, by mean log-prob",
@@ -166,7 +164,7 @@ def _add_best_of_n(sub: Any, positive: Any) -> None:
         "mean of all and the best possible. All choose among the same samples.",
         _run_best_of_n,
     )
-    _add_model(parser, positive)
+    _add_model(parser)
     _add_sampling(parser, positive, "eval-best-of-n")
     parser.add_argument(
         "--scorers",

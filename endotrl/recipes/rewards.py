@@ -90,6 +90,7 @@ def _make(
             dtype=reward_args.reward_dtype,
             trust_remote_code=training_args.trust_remote_code,
             overlong_prompt=reward_args.endogenous_settings["overlong_prompt"],
+            chat_template_kwargs=training_args.chat_template_kwargs,
         )
     if name == "random":
         return RandomReward(training_args.seed + training_args.process_index)
