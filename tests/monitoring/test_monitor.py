@@ -282,8 +282,8 @@ def test_goes_on_after_an_interruption(tiny_policy_path: str, tmp_path: Path) ->
     whole = make_trainer(tiny_policy_path, tmp_path / "whole")
     monitor = CollapseMonitor().attach(whole)
     whole.train()
-    # Interrupted shortly after the fall began, before there was evidence enough.
-    first = make_trainer(tiny_policy_path, tmp_path / "parts", save_strategy="steps", save_steps=FALLS_AFTER + 1)
+    # Interrupted just before the fall, which is one from the level until then.
+    first = make_trainer(tiny_policy_path, tmp_path / "parts", save_strategy="steps", save_steps=FALLS_AFTER)
 
     class Interrupt(TrainerCallback):
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
