@@ -2,7 +2,7 @@
 r"""
 Corrections of the endogenous reward on a pretrained model: SmolLM2-135M-Instruct and the demo's factual questions.
 
-GRPO with the demo's settings (LoRA, 64 answers a step, constant learning rate of 1e-3), for twice as many steps. A cell is
+GRPO with the demo's settings (LoRA, ten steps of 64 answers, constant learning rate of 1e-3). A cell is
 `<reward>:<beta>`. Accuracy on questions about other facts, sampled at T = 1, every 5 steps. Runs that are in the results are kept.
 
     python -m benchmarks.corrections_facts                        # about 4 minutes a cell on 2 cores
@@ -38,9 +38,9 @@ from .corrections import lost
 from .measure import describe_run, machine_line, markdown_table
 
 
-STEPS = 20
+STEPS = FACTS["max_steps"]
 EVERY = 5  # steps between two measurements on held-out questions
-SAMPLES = 4  # answers to each of them
+SAMPLES = 2  # answers to each of them
 
 
 def verdict(completions: list[Any], answers: list[list[str]], **kwargs: Any) -> list[float]:
@@ -175,8 +175,8 @@ def page(results: list[dict[str, Any]], settings: dict[str, Any]) -> str:
                 "# Which corrections hold on SmolLM2?",
                 machine_line(settings),
                 f"The factual questions of `endotrl demo`: SmolLM2-135M-Instruct with a LoRA adapter, GRPO, 64 answers a step, constant learning "
-                f"rate of {FACTS['learning_rate']:g}, {STEPS} steps (the demo has {FACTS['max_steps']}), one seed. Accuracy on {number} facts that no "
-                f"training question is about, {SAMPLES} answers each sampled at T = 1, every {EVERY} steps (standard error of a change about 2 "
+                f"rate of {FACTS['learning_rate']:g}, {STEPS} steps, one seed. Accuracy on {number} facts that no "
+                f"training question is about, {SAMPLES} answers each sampled at T = 1, every {EVERY} steps (standard error about 3 "
                 "points: the same questions are asked). The last column is the first step at which `CollapseMonitor` raised the alarm. In "
                 "*mixed*, the verifier sees the answers to the training questions, which the others never do.",
                 markdown_table(HEADER, table_rows(results)),
