@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from accelerate.utils import broadcast_object_list
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
 from .detector import REWARD_KEYS, Detector, Verdict
@@ -98,8 +98,13 @@ class CollapseMonitor(TrainerCallback):
             This monitor.
 
         Raises:
+            `TypeError`: If it is no trainer.
             `ValueError`: If it is attached already, or `held_out` names what is not held out in this trainer.
         """
+        if not isinstance(trainer, Trainer):
+            raise TypeError(
+                f"`trainer` is a {type(trainer).__name__}, but it must be a trainer, made before this call."
+            )
         if self._observer is not None:
             raise ValueError("This monitor is attached to a trainer already. Make one for each trainer.")
         self._observer = BatchObserver(trainer, self.held_out, self.copy_weights)

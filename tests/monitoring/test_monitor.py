@@ -361,6 +361,10 @@ class TestBadSettings:
         with pytest.raises(ValueError, match=f"{name}.*{message}.*here accuracy"):
             CollapseMonitor(held_out=[name]).attach(make_trainer(tiny_policy_path, tmp_path))
 
+    def test_no_trainer(self) -> None:
+        with pytest.raises(TypeError, match="`trainer` is a GRPOConfig, but it must be a trainer"):
+            CollapseMonitor().attach(GRPOConfig(use_cpu=True, bf16=False))
+
     def test_attached_twice(self, tiny_policy_path: str, tmp_path: Path) -> None:
         trainer = make_trainer(tiny_policy_path, tmp_path)
         monitor = CollapseMonitor().attach(trainer)
