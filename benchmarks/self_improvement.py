@@ -84,6 +84,9 @@ FIGURES = {
 }
 
 
+HEADER = ["reward, trainer", "seeds", "gain", *FIGURES.values()]
+
+
 def majority_reward(prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
     """1.0 for the most frequent completion of a prompt (the first of several)."""
     votes: dict[str, Counter[str]] = {}
@@ -206,13 +209,18 @@ def trained(arm: str, base: Path, tokenizer: Any, seed: int, steps: int, folder:
 
 
 def table(results: list[dict[str, Any]], noise: float) -> list[list[str]]:
-    """One row an arm, of one noise level: mean and 95% interval over seeds, in percent."""
+    """One row an arm, of one noise level: mean and 95% interval over seeds, in percent; the gain is paired by seed."""
+    by_arm = {
+        arm: {r["seed"]: r["figures"] for r in results if r["noise"] == noise and r["arm"] == arm}
+        for arm in ["base", *ARMS]
+    }
     rows = []
-    for arm in ["base", *ARMS]:
-        figures = [r["figures"] for r in results if r["noise"] == noise and r["arm"] == arm]
+    for arm, of_seed in by_arm.items():
+        figures = list(of_seed.values())
         if not figures:
             continue
-        cells = []
+        gain, half = mean_and_interval([f["pass@1"] - by_arm["base"][seed]["pass@1"] for seed, f in of_seed.items()])
+        cells = ["" if arm == "base" else f"{100 * gain:+.1f}" + ("" if len(figures) < 2 else f" ± {100 * half:.1f}")]
         for key in FIGURES:
             mean, half = mean_and_interval([f[key] for f in figures])
             cells.append(f"{100 * mean:.1f}" + ("" if len(figures) < 2 else f" ± {100 * half:.1f}"))
@@ -228,13 +236,13 @@ def page(results: list[dict[str, Any]], run: dict[str, Any], steps: int) -> str:
         f"A small transformer learns addition from demonstrations, and is then trained for {steps} steps of 256 answers on "
         "its own reward or on another one (`benchmarks/self_improvement.py` says how). Percent of right answers to 500 new "
         "questions, each asked 16 times; ± is the 95% interval over seeds (Student's t); each seed has a base "
-        "model of its own. *7 to 9*: questions whose numbers both have a digit 7, 8 or 9. *2 digits*, *4 digits*: numbers of other "
-        "lengths than the model has ever seen.",
+        "model of its own, to whose pass@1 the gain is paired. *7 to 9*: questions whose numbers both have a digit 7, 8 or 9. *2 digits*, *4 digits*: numbers of other "
+        "lengths than the model has ever seen. Where there are fewer than five seeds, the others were not run.",
     ]
     for noise in sorted({r["noise"] for r in results}):
         blocks += [
             f"## {noise:.0%} of the demonstrations wrong",
-            markdown_table(["reward, trainer", "seeds", *FIGURES.values()], table(results, noise)),
+            markdown_table(HEADER, table(results, noise)),
         ]
     blocks.append("![pass@k before and after](../images/self-improvement.png)")
     return "\n\n".join(blocks) + "\n"
@@ -271,20 +279,8 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
-def main() -> None:
-    """Runs what is not there yet, and writes figures, plot and page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--noise", type=float, nargs="+", default=[0.1, 0.3, 0.5], help="Fractions of wrong answers.")
-    parser.add_argument("--seeds", type=int, default=5, help="Number of seeds.")
-    parser.add_argument("--arms", nargs="*", choices=list(ARMS), default=list(ARMS), help="What to train.")
-    parser.add_argument("--steps", type=int, default=ARITHMETIC["max_steps"], help="Training steps.")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="Runs side by side, one thread each.")
-    parser.add_argument("--folder", type=Path, default=Path("self-improvement"), help="Where runs are kept.")
-    parser.add_argument("--output", type=Path, default=Path("docs"), help="Folder of `results/` and `images/`.")
-    args = parser.parse_args()
-    os.environ |= {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", "TQDM_DISABLE": "1"}
-    for folder in (args.folder, args.output / "results", args.output / "images"):
-        folder.mkdir(parents=True, exist_ok=True)
+def run_all(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Runs what is not there yet, seed by seed."""
     results: list[dict[str, Any]] = []
     total = len(args.noise) * args.seeds * (1 + len(args.arms))
     with (
@@ -309,9 +305,34 @@ def main() -> None:
             results.append(result)
             bar.set_postfix(last=f"{result['arm']} {result['figures']['pass@1']:.1%}")
             bar.update()
+    return results
+
+
+def main() -> None:
+    """Runs what is not there yet, and writes figures, plot and page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--noise", type=float, nargs="+", default=[0.1, 0.3, 0.5], help="Fractions of wrong answers.")
+    parser.add_argument("--seeds", type=int, default=5, help="Number of seeds.")
+    parser.add_argument("--arms", nargs="*", choices=list(ARMS), default=list(ARMS), help="What to train.")
+    parser.add_argument("--steps", type=int, default=ARITHMETIC["max_steps"], help="Training steps.")
+    parser.add_argument("--page", action="store_true", help="Run nothing: the page, of all runs in the folder.")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="Runs side by side, one thread each.")
+    parser.add_argument("--folder", type=Path, default=Path("self-improvement"), help="Where runs are kept.")
+    parser.add_argument("--output", type=Path, default=Path("docs"), help="Folder of `results/` and `images/`.")
+    args = parser.parse_args()
+    os.environ |= {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", "TQDM_DISABLE": "1"}
+    for folder in (args.folder, args.output / "results", args.output / "images"):
+        folder.mkdir(parents=True, exist_ok=True)
+    if args.page:
+        files = sorted(args.folder.glob(f"noise-*-{args.steps}.json"))
+        results = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    else:
+        results = run_all(args)
     order = ["base", *ARMS]
     results.sort(key=lambda r: (r["noise"], r["seed"], order.index(r["arm"])))
-    described = describe_run("benchmarks.self_improvement", "cpu")
+    # The command that makes all of it, whatever part of it was run now.
+    command = f"python -m benchmarks.self_improvement --steps {args.steps}"
+    described = {**describe_run("benchmarks.self_improvement", "cpu"), "command": command}
     (args.output / "results" / "self-improvement.json").write_text(
         json.dumps({"run": described, "steps": args.steps, "results": results}, indent=1) + "\n", encoding="utf-8"
     )
@@ -319,10 +340,9 @@ def main() -> None:
     (args.output / "results" / "self-improvement.md").write_text(
         page(results, described, args.steps), encoding="utf-8"
     )
-    for noise in sorted(args.noise):
-        rows = [[row[0], row[1], *row[2:7]] for row in table(results, noise)]
-        header = ["reward, trainer", "seeds", *list(FIGURES.values())[:5]]
-        Console().print(terminal_table(header, rows, title=f"{noise:.0%} of the demonstrations wrong"))
+    for noise in sorted({r["noise"] for r in results}):
+        rows = [row[:4] for row in table(results, noise)]
+        Console().print(terminal_table(HEADER[:4], rows, title=f"{noise:.0%} of the demonstrations wrong"))
 
 
 if __name__ == "__main__":
