@@ -11,15 +11,14 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from endotrl.quickstart import arithmetic
 from endotrl.quickstart.training import generate_answers, load_model
 
 
 LETTERS = "abcdefghij"
-BOS, EOS, PAD = "<bos>", "<eos>", "<pad>"
 MAX_ANSWER_LENGTH = 12  # room for answers that are too long
 NUM_HELD_OUT = 1000
 STEPS, WRONG = 700, 0.35  # of the demonstrations that a base model learns from
@@ -51,14 +50,7 @@ def held_out_accuracy(model: Any, tokenizer: Any, seed: int) -> float:
 
 def make_base(folder: Path, seed: int) -> None:
     """Trains the base model of a seed (0.3 M parameters)."""
-    vocabulary = {token: i for i, token in enumerate([BOS, EOS, PAD, *LETTERS, ">"])}
-    inner = Tokenizer(models.WordLevel(vocabulary, unk_token=PAD))
-    inner.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
-    inner.decoder = decoders.Fuse()
-    inner.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 0)])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, bos_token=BOS, eos_token=EOS, pad_token=PAD, padding_side="left"
-    )
+    tokenizer = arithmetic.make_tokenizer(LETTERS + ">")
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -104,7 +96,7 @@ def _learn(
     for _ in tqdm(range(steps), desc="Learning to write backwards", unit=" steps"):
         drawn = ["".join(generator.choices(LETTERS, k=generator.randint(4, 7))) for _ in range(128)]
         questions = [question for question in drawn if question not in held_out]
-        texts = [f"{q}>{demonstration(q[::-1], generator)}{EOS}" for q in questions]
+        texts = [f"{q}>{demonstration(q[::-1], generator)}{arithmetic.EOS}" for q in questions]
         batch = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
         for row, question in zip(labels, questions, strict=True):

@@ -53,9 +53,9 @@ def wrong_answer(question: Question, generator: random.Random) -> str:
     return answer[:position] + digit + answer[position + 1 :]
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
+def make_tokenizer(characters: str = "0123456789+=") -> PreTrainedTokenizerFast:
     """One token a character."""
-    vocabulary = {token: i for i, token in enumerate([BOS, EOS, PAD, *"0123456789+="])}
+    vocabulary = {token: i for i, token in enumerate([BOS, EOS, PAD, *characters])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=PAD))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
