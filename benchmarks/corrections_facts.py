@@ -5,7 +5,7 @@ Corrections of the endogenous reward on a pretrained model: SmolLM2-135M-Instruc
 GRPO with the demo's settings (LoRA, ten steps of 64 answers, constant learning rate of 1e-3). A cell is
 `<reward>:<beta>`. Accuracy on questions about other facts, sampled at T = 1, every 5 steps. Runs that are in the results are kept.
 
-    python -m benchmarks.corrections_facts                        # about 4 minutes a cell on 2 cores
+    python -m benchmarks.corrections_facts                        # about 5 minutes a cell on 2 cores
     python -m benchmarks.corrections_facts --cells none:0 clip:0  # some of them
 """
 
@@ -177,7 +177,7 @@ def page(results: list[dict[str, Any]], settings: dict[str, Any]) -> str:
                 f"The factual questions of `endotrl demo`: SmolLM2-135M-Instruct with a LoRA adapter, GRPO, 64 answers a step, constant learning "
                 f"rate of {FACTS['learning_rate']:g}, {STEPS} steps, one seed. Accuracy on {number} facts that no "
                 f"training question is about, {SAMPLES} answers each sampled at T = 1, every {EVERY} steps (standard error about 3 "
-                "points: the same questions are asked). The last column is the first step at which `CollapseMonitor` raised the alarm. In "
+                "points). The last column is the first step at which `CollapseMonitor` raised the alarm. In "
                 "*mixed*, the verifier sees the answers to the training questions, which the others never do.",
                 markdown_table(HEADER, table_rows(results)),
                 *([f"Not run: {', '.join(missing)}."] if missing else []),
@@ -203,7 +203,7 @@ def main() -> None:
         settings = describe_run("benchmarks.corrections_facts", "cpu")
         file.write_text(json.dumps({"settings": settings, "results": results}, indent=1) + "\n", encoding="utf-8")
     (args.output / "results" / "corrections-facts.md").write_text(page(results, settings), encoding="utf-8")
-    Console().print(terminal_table(HEADER, table_rows(results)))
+    Console().print(terminal_table(HEADER[:3], [row[:3] for row in table_rows(results)]))
 
 
 if __name__ == "__main__":
