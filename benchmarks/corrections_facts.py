@@ -19,11 +19,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import LoraConfig
 from rich.console import Console
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer, TrainerCallback
+from transformers import AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
 from endotrl import CollapseMonitor, EndogenousReward
@@ -33,7 +32,7 @@ from endotrl.quickstart.training import faster_dtype, generate_answers, load_mod
 from endotrl.quickstart_model import quickstart_model_path
 from endotrl.reporting import terminal_table
 
-from .collapse_runs import kept_results
+from .collapse_runs import Ask, kept_results
 from .corrections import lost
 from .measure import describe_run, machine_line, markdown_table
 
@@ -60,32 +59,20 @@ REWARDS: dict[str, tuple[str, dict[str, Any]]] = {
 CELLS = [f"{name}:{beta}" for beta in (FACTS["beta"], 0) for name in REWARDS]
 
 
-class Ask(TrainerCallback):
-    """Accuracy and length of answers to held-out questions, every few steps, without a trace in the run."""
+class AskFacts(Ask):
+    """Accuracy on held-out questions, and the length of the answers."""
 
     def __init__(self, tokenizer: Any, questions: list[facts.Question]) -> None:
-        self._tokenizer, self._questions = tokenizer, questions
-        self.accuracies: dict[int, float] = {}
-        self.lengths: dict[int, float] = {}
+        super().__init__(tokenizer, 0, EVERY, self._accuracy)
+        self._questions = questions * SAMPLES
+        self.lengths: list[float] = []  # tokens, one mean for each accuracy
 
-    def ask(self, model: Any, step: int) -> None:
-        questions = self._questions * SAMPLES
-        with torch.random.fork_rng():
-            training = model.training
-            texts, ids = generate_answers(
-                model, self._tokenizer, [q.prompt for q in questions], FACTS_ANSWER_LENGTH, batch_size=160
-            )
-            model.train(training)
-        right = sum(facts.is_right(text, q.answers) for text, q in zip(texts, questions, strict=True))
-        self.accuracies[step] = right / len(questions)
-        self.lengths[step] = sum(map(len, ids)) / len(ids)
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        self.ask(model, 0)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        if state.global_step % EVERY == 0:
-            self.ask(model, state.global_step)
+    def _accuracy(self, model: Any, tokenizer: Any, seed: int) -> float:
+        prompts = [question.prompt for question in self._questions]
+        texts, ids = generate_answers(model, tokenizer, prompts, FACTS_ANSWER_LENGTH, seed=seed, batch_size=160)
+        self.lengths.append(sum(map(len, ids)) / len(ids))
+        right = sum(facts.is_right(text, q.answers) for text, q in zip(texts, self._questions, strict=True))
+        return right / len(self._questions)
 
 
 def run(cell: str, seed: int) -> dict[str, Any]:
@@ -94,7 +81,7 @@ def run(cell: str, seed: int) -> dict[str, Any]:
     path, dtype = quickstart_model_path(), faster_dtype()
     tokenizer = AutoTokenizer.from_pretrained(path)
     questions, held_out = facts.load_questions(seed=seed)
-    ask, monitor = Ask(tokenizer, held_out), CollapseMonitor()
+    ask, monitor = AskFacts(tokenizer, held_out), CollapseMonitor()
     reward = EndogenousReward(None, **REWARDS[name][1])
     rewards: list[Any] = [reward, *([verdict] if name == "mixed" else []), facts.accuracy]
     settings: dict[str, Any] = {**FACTS, "max_steps": STEPS, "beta": float(beta), "seed": seed}
@@ -132,7 +119,7 @@ def run(cell: str, seed: int) -> dict[str, Any]:
         "cell": cell,
         "seed": seed,
         "held_out": ask.accuracies,
-        "lengths": ask.lengths,
+        "lengths": dict(zip(ask.accuracies, ask.lengths, strict=True)),
         "alarms": monitor.alarms,
         "seconds": time.perf_counter() - started,
     }

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer
 
 from endotrl.quickstart import arithmetic
 from endotrl.quickstart.training import generate_answers, load_model
@@ -52,18 +52,8 @@ def make_base(folder: Path, seed: int) -> None:
     """Trains the base model of a seed (0.3 M parameters)."""
     tokenizer = arithmetic.make_tokenizer(LETTERS + ">")
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=96,
-        intermediate_size=256,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        max_position_embeddings=32,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    _learn(LlamaForCausalLM(config), tokenizer, folder, seed, STEPS, 3e-3, _scattered)
+    model = arithmetic.make_model(tokenizer, hidden_size=96, intermediate_size=256)
+    _learn(model, tokenizer, folder, seed, STEPS, 3e-3, _scattered)
 
 
 def mislead(base: Path, folder: Path, seed: int) -> None:

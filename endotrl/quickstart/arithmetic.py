@@ -67,12 +67,14 @@ def make_tokenizer(characters: str = "0123456789+=") -> PreTrainedTokenizerFast:
     )
 
 
-def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A transformer of 3 layers and width 128 (0.64 M parameters), freshly initialised."""
+def make_model(
+    tokenizer: PreTrainedTokenizerFast, hidden_size: int = 128, intermediate_size: int = 384
+) -> LlamaForCausalLM:
+    """A transformer of 3 layers, by default of width 128 (0.64 M parameters), freshly initialised."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=384,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
         num_hidden_layers=3,
         num_attention_heads=4,
         max_position_embeddings=32,
