@@ -3,8 +3,8 @@ r"""
 What a language model gains by its own reward, and what it does not: the demo's arithmetic, with more or fewer wrong
 demonstrations, by several trainers, next to controls and to training with labels.
 
-A base model learns addition from demonstrations of which a fraction (the noise) is wrong, and is then trained for 100 steps of
-256 answers (`beta=0.1`, learning rate 3e-4):
+A base model learns addition from demonstrations of which a fraction (the noise) is wrong, and is then trained for 60 steps of
+256 answers (`beta=0.1`, learning rate 3e-4, no warm-up):
 
 - `grpo`, `dense`, `ppo`: on its own endogenous reward, by TRL's GRPOTrainer, DenseGRPOTrainer and PPOTrainer.
 - `some_digits`: as `grpo`, but no question that it trains on has a digit 7, 8 or 9.
@@ -16,7 +16,7 @@ A base model learns addition from demonstrations of which a fraction (the noise)
 Each is asked 500 new questions, 16 times: pass@k, and the majority of the 16. Then other numbers: all with a digit from 7 to
 9, and numbers of two and of four digits, of which it has never seen any.
 
-    python -m benchmarks.self_improvement                     # 15 base models and 120 runs: 3 hours on 2 cores
+    python -m benchmarks.self_improvement                     # 15 base models and 120 runs: 2 hours on 2 cores
     python -m benchmarks.self_improvement --noise 0.3 --arms grpo random labels --seeds 2
 
 Finished runs are kept in `--folder`, and not run again: the command can be interrupted, and extended.
@@ -69,6 +69,7 @@ ARMS: dict[str, tuple[str, type, type, dict[str, Any]]] = {
     "length": ("length, GRPO", *GRPO),
     "labels": ("labels, GRPO", *GRPO),
 }
+STEPS = 60
 NUM_QUESTIONS, NUM_SAMPLES = 500, 16
 KS = (1, 4, 16)
 HIGH_DIGITS = frozenset("789")
@@ -237,7 +238,7 @@ def page(results: list[dict[str, Any]], run: dict[str, Any], steps: int) -> str:
         "its own reward or on another one (`benchmarks/self_improvement.py` says how). Percent of right answers to 500 new "
         "questions, each asked 16 times; ± is the 95% interval over seeds (Student's t); each seed has a base "
         "model of its own, to whose pass@1 the gain is paired. *7 to 9*: questions whose numbers both have a digit 7, 8 or 9. *2 digits*, *4 digits*: numbers of other "
-        "lengths than the model has ever seen. Where there are fewer than five seeds, the others were not run.",
+        "lengths than the model has ever seen.",
     ]
     for noise in sorted({r["noise"] for r in results}):
         blocks += [
@@ -314,7 +315,7 @@ def main() -> None:
     parser.add_argument("--noise", type=float, nargs="+", default=[0.1, 0.3, 0.5], help="Fractions of wrong answers.")
     parser.add_argument("--seeds", type=int, default=5, help="Number of seeds.")
     parser.add_argument("--arms", nargs="*", choices=list(ARMS), default=list(ARMS), help="What to train.")
-    parser.add_argument("--steps", type=int, default=ARITHMETIC["max_steps"], help="Training steps.")
+    parser.add_argument("--steps", type=int, default=STEPS, help="Training steps.")
     parser.add_argument("--page", action="store_true", help="Run nothing: the page, of all runs in the folder.")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="Runs side by side, one thread each.")
     parser.add_argument("--folder", type=Path, default=Path("self-improvement"), help="Where runs are kept.")
@@ -331,7 +332,7 @@ def main() -> None:
     order = ["base", *ARMS]
     results.sort(key=lambda r: (r["noise"], r["seed"], order.index(r["arm"])))
     # The command that makes all of it, whatever part of it was run now.
-    command = f"python -m benchmarks.self_improvement --steps {args.steps}"
+    command = "python -m benchmarks.self_improvement" + ("" if args.steps == STEPS else f" --steps {args.steps}")
     described = {**describe_run("benchmarks.self_improvement", "cpu"), "command": command}
     (args.output / "results" / "self-improvement.json").write_text(
         json.dumps({"run": described, "steps": args.steps, "results": results}, indent=1) + "\n", encoding="utf-8"
