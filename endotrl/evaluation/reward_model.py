@@ -56,8 +56,7 @@ class SentenceModel:
         rows = self._scorer(
             [self._engine.prompt(item) for item, _ in owners], [response for _, response in owners], progress=progress
         )
-        if cut := sum(row.cut for row in rows):
-            logger.warning("%d responses to %s are longer than the model's context, and were cut.", cut, self.name)
+        _warn_of_cut(self.name, sum(row.cut for row in rows))
         flat = iter(row.score for row in rows)
         return [[next(flat) for _ in item.responses] for item in items]
 
@@ -65,7 +64,8 @@ class SentenceModel:
 class RewardModel:
     """
     Scores responses as TRL's trainers do with a reward model: the conversation in its chat template, tokenized without further
-    special tokens, and the only logit.
+    special tokens, and the only logit. Of a conversation that does not fit the model's context, the beginning is cut: a classifier
+    reads its score at the end.
 
     Args:
         path (`str`):
@@ -107,7 +107,9 @@ class RewardModel:
         _check_no_steps(self.name, items)
         rows = [self._ids(item, response) for item in items for response in item.responses]
         limit = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
-        rows = [row if limit is None else row[-limit:] for row in rows]
+        if limit is not None:
+            _warn_of_cut(self.name, sum(len(row) > limit for row in rows))
+            rows = [row[-limit:] for row in rows]
         scores = [0.0] * len(rows)
         device = self._model.device
         batches = plan_batches([len(row) for row in rows], self._engine.max_tokens_per_batch)
@@ -132,6 +134,11 @@ class RewardModel:
             return ids if end is None or ids[-1] == end else [*ids, end]
         text = self._tokenizer.apply_chat_template([*prompt, *as_messages(response)], tokenize=False)  # type: ignore[arg-type]
         return self._tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _warn_of_cut(name: str, number: int) -> None:
+    if number:
+        logger.warning("%d responses to %s are longer than the model's context, and were cut.", number, name)
 
 
 def _check_no_steps(name: str, items: Sequence[Item]) -> None:
