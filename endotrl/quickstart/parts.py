@@ -27,6 +27,9 @@ ARITHMETIC: dict[str, Any] = {
     "learning_rate": 3e-4,
     "bf16": False,
 }
+# Adam's first steps are as large as all others, whatever the gradient's noise: without a warm-up, accuracy falls by 20 points in
+# the first of them, by any reward.
+WARMUP_STEPS = 10
 PRETRAINING_STEPS = 800
 WRONG_DEMONSTRATIONS = 0.3
 
@@ -101,6 +104,7 @@ def run_arithmetic(output_dir: Path, seed: int, say: Callable[[str], None]) -> P
             dataset,
             output_dir,
             seed=seed,
+            warmup_steps=WARMUP_STEPS,
             **ARITHMETIC,
         )
         for name, reward in rewards.items()
@@ -121,6 +125,7 @@ def run_arithmetic(output_dir: Path, seed: int, say: Callable[[str], None]) -> P
             "wrong demonstrations": WRONG_DEMONSTRATIONS,
             "dtype": "float32",
             **ARITHMETIC,
+            "warmup_steps": WARMUP_STEPS,
         },
     )
 
