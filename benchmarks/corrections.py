@@ -2,12 +2,13 @@
 r"""
 Corrections of the endogenous reward on the demo's arithmetic task: which of them hold, for how long, at which beta.
 
-GRPO with the demo's settings, but 64 answers a step and a constant learning rate, which never lets go: a third of the demo's, and the
-demo's, which is too high for so few answers. A cell of the grid is `<reward>:<beta>`. The default (`none:0.1`) is trained for 1,000
-steps, all others for 250. Runs that are in the results are kept.
+GRPO with the demo's settings, but 64 answers a step and a constant learning rate without a warm-up, which never lets go: a third
+of the demo's, and the demo's, which is too high for so few answers. A cell of the grid is `<reward>:<beta>`. The default (`none:0.1`)
+is trained for 1,000 steps, all others for 250. Runs that are in the results are kept.
 
     python -m benchmarks.corrections --bases DIR                        # about 15 minutes on one core
     python -m benchmarks.corrections --bases DIR --learning-rate 3e-4   # the same once more
+    python -m benchmarks.corrections --bases DIR --seed 1               # with another base model
     python -m benchmarks.corrections --bases DIR --cells none:0 clip:0  # some of them
 """
 
@@ -39,6 +40,7 @@ STEPS = 250
 LONG = {"none:0.1": 1000}  # the default
 EVERY = 25  # steps between two measurements on held-out questions
 LOST = 0.05  # below its best, from which on a run has not held
+LINE_STYLES = ["-", "--", ":"]  # of seeds
 EARLY_STEPS = 100  # of the pretraining, after which the generalist stops; base models have 800
 # Rewards made for a base model, with a model that was trained less as the generalist, and settings of the trainer.
 REWARDS: dict[str, tuple[str, Callable[[str, str], list[Any]], dict[str, Any]]] = {
@@ -126,6 +128,7 @@ HEADER = [
     "reward",
     "β",
     "learning rate",
+    "seed",
     "steps",
     "held-out accuracy: first, best, last",
     "gain (points): at the end, mean from step 100 on",
@@ -149,6 +152,7 @@ def table_rows(results: list[dict[str, Any]]) -> list[list[str]]:
                 REWARDS[name][0],
                 beta,
                 f"{result['learning_rate']:.0e}".replace("e-0", "e-"),
+                str(result["seed"]),
                 f"{points[-1][0]:,}",
                 f"{values[0]:.1%}, {max(values):.1%}, {values[-1]:.1%}",
                 f"{100 * (values[-1] - values[0]):+.1f}, {100 * (sum(later) / len(later) - values[0]):+.1f}",
@@ -184,7 +188,13 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
                 name, _, of_result = result["cell"].partition(":")
                 if (of_result, result["learning_rate"]) == (beta, rate):
                     points = sorted((int(step), accuracy) for step, accuracy in result["held_out"].items())
-                    panel.plot(*zip(*points, strict=True), color=colors[name], label=REWARDS[name][0], linewidth=1.2)
+                    panel.plot(
+                        *zip(*points, strict=True),
+                        color=colors[name],
+                        linestyle=LINE_STYLES[result["seed"] % len(LINE_STYLES)],
+                        label=REWARDS[name][0] if result["seed"] == 0 else None,
+                        linewidth=1.2,
+                    )
             panel.set(title=f"β = {beta}, learning rate {rate:g}", xlabel=f"step ({ANSWERS} answers each)")
             panel.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
             panel.grid(alpha=0.25)
@@ -198,10 +208,10 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
 
 def page(results: list[dict[str, Any]], settings: dict[str, Any]) -> str:
     """The results page, in Markdown."""
-    rates = sorted({result["learning_rate"] for result in results})
-    there = {(result["cell"], result["learning_rate"]) for result in results}
-    missing = {rate: [f"`{cell}`" for cell in CELLS if (cell, rate) not in there] for rate in rates}
-    commands = ", ".join(f"`{settings['command']} --learning-rate {rate:g}`" for rate in rates)
+    studies = sorted({(result["seed"], result["learning_rate"]) for result in results})
+    seeds = {seed for seed, _ in studies}
+    there = {(result["cell"], result["seed"], result["learning_rate"]) for result in results}
+    commands = ", ".join(f"`{settings['command']} --learning-rate {rate:g} --seed {seed}`" for seed, rate in studies)
     lines = [
         "# Which corrections hold?",
         "",
@@ -209,11 +219,13 @@ def page(results: list[dict[str, Any]], settings: dict[str, Any]) -> str:
         f"CPU time: {settings['cpu_seconds'] / 60:.0f} minutes.",
         "",
         f"The arithmetic task of `endotrl demo`: GRPO, {ANSWERS} answers a step, constant learning rate (the demo has 256 answers and "
-        'a rate that falls from 3e-4 to 0), `scale_rewards="group"`. One seed. Accuracy on '
+        'a rate that rises to 3e-4 in ten steps and falls to 0), `scale_rewards="group"`. '
+        f"{'One seed' if len(seeds) == 1 else f'{len(seeds)} seeds, each with a base model of its own'}. Accuracy on "
         f"{NUM_HELD_OUT:,} questions that are never trained on, sampled at T = 1, every {EVERY} steps (standard error 1.5 points or "
         "less). Of the two steps, one is the first measurement that is 5 points below the best until then, the other the first from "
         "which on all are. The last column is the first step at which `CollapseMonitor` raised the alarm. The generalist of the "
-        f"information gain is the base model's pretraining, stopped after {EARLY_STEPS} of 800 steps.",
+        f"information gain is the base model's pretraining, stopped after {EARLY_STEPS} of 800 steps. In the plot, lines of seed 0 are "
+        "solid, of seed 1 broken.",
         "",
         "| " + " | ".join(HEADER) + " |",
         "|" + "---|" * len(HEADER),
@@ -229,9 +241,10 @@ def page(results: list[dict[str, Any]], settings: dict[str, Any]) -> str:
             "comparison with the first policy.",
             "",
         ]
-    for rate, cells in missing.items():
-        if cells:
-            lines += [f"Not run at {rate:g}: {', '.join(cells)}.", ""]
+    for seed, rate in studies:
+        missing = ", ".join(f"`{cell}`" for cell in CELLS if (cell, seed, rate) not in there)
+        if missing:
+            lines += [f"Not run at {rate:g} with seed {seed}: {missing}.", ""]
     return "\n".join(lines)
 
 
@@ -248,12 +261,11 @@ def main() -> None:
     args = parser.parse_args()
     use_one_thread()
     file, settings, results = kept_results(args.output, "corrections")
-    if not (args.bases / f"base-{args.seed}").exists():
-        make_base(args.bases / f"base-{args.seed}", args.seed)
-    if not (args.bases / f"early-{args.seed}").exists():
-        make_early(args.bases / f"early-{args.seed}", args.seed)
     there = {(result["cell"], result["seed"], result["learning_rate"]) for result in results}
     todo = [cell for cell in args.cells if (cell, args.seed, args.learning_rate) not in there]
+    for name, make in (("base", make_base), ("early", make_early)):
+        if todo and not (args.bases / f"{name}-{args.seed}").exists():
+            make(args.bases / f"{name}-{args.seed}", args.seed)
     for cell in tqdm(todo, desc="Cells", unit=" runs", disable=False):
         started = time.process_time()
         results.append(json.loads(json.dumps(run(cell, args.bases, args.seed, args.learning_rate))))
