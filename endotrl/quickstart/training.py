@@ -249,10 +249,12 @@ def faster_dtype() -> str:
 
     def seconds(dtype: torch.dtype) -> float:
         a, b = torch.randn(512, 1024, dtype=dtype), torch.randn(1024, 1024, dtype=dtype)
-        a @ b
         started = time.perf_counter()
-        for _ in range(10):
+        for _ in range(3):
             a @ b
         return time.perf_counter() - started
 
-    return "bfloat16" if seconds(torch.bfloat16) < seconds(torch.float32) else "float32"
+    # The fastest of several in turn: other work on the same cores must not decide, or a run could not be repeated.
+    rounds = [(seconds(torch.bfloat16), seconds(torch.float32)) for _ in range(10)]
+    bfloat16, float32 = (min(times) for times in zip(*rounds, strict=True))
+    return "bfloat16" if bfloat16 < float32 else "float32"
