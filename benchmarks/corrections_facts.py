@@ -37,6 +37,7 @@ from .corrections import lost
 from .measure import describe_run, machine_line, markdown_table
 
 
+COMMAND = "python -m benchmarks.corrections_facts"
 STEPS = FACTS["max_steps"]
 EVERY = 5  # steps between two measurements on held-out questions
 SAMPLES = 2  # answers to each of them
@@ -121,6 +122,7 @@ def run(cell: str, seed: int) -> dict[str, Any]:
         "held_out": ask.accuracies,
         "lengths": dict(zip(ask.accuracies, ask.lengths, strict=True)),
         "alarms": monitor.alarms,
+        "dtype": dtype,
         "seconds": time.perf_counter() - started,
     }
 
@@ -187,7 +189,8 @@ def main() -> None:
     there = {(result["cell"], result["seed"]) for result in results}
     for cell in tqdm([c for c in args.cells if (c, args.seed) not in there], desc="Cells", unit=" runs"):
         results.append(json.loads(json.dumps(run(cell, args.seed))))
-        settings = describe_run("benchmarks.corrections_facts", "cpu")
+        # The command that makes all of it, whatever part of it was run now.
+        settings = {**describe_run("benchmarks.corrections_facts", "cpu"), "command": COMMAND}
         file.write_text(json.dumps({"settings": settings, "results": results}, indent=1) + "\n", encoding="utf-8")
     (args.output / "results" / "corrections-facts.md").write_text(page(results, settings), encoding="utf-8")
     Console().print(terminal_table(HEADER[:3], [row[:3] for row in table_rows(results)]))
