@@ -5,7 +5,7 @@ Corrections of the endogenous reward on a pretrained model: SmolLM2-135M-Instruc
 GRPO with the demo's settings (LoRA, ten steps of 64 answers, constant learning rate of 1e-3). A cell is
 `<reward>:<beta>`. Accuracy on questions about other facts, sampled at T = 1, every 5 steps. Runs that are in the results are kept.
 
-    python -m benchmarks.corrections_facts                        # about 5 minutes a cell on 2 cores
+    python -m benchmarks.corrections_facts                        # 5 to 7 minutes a cell on 2 cores
     python -m benchmarks.corrections_facts --cells none:0 clip:0  # some of them
 """
 
