@@ -36,14 +36,14 @@ demo: $(VENV)/.demo  ## Improve two language models by their own reward, write a
 	@$(BIN)/endotrl demo $(DEMO_ARGS)
 
 theory: $(VENV)/.demo  ## Measure the papers' bounds on exact token MDPs (about a minute)
-	@$(BIN)/python -m endotrl.theory $(THEORY_ARGS)
+	@$(BIN)/python -m studies.theory $(THEORY_ARGS)
 
 recipe: $(VENV)/.demo  ## Run a recipe with SmolLM2-135M on a CPU (RECIPE=grpo, dense_grpo, ppo or sentence_reward)
 	@$(BIN)/accelerate launch --config_file accelerate_configs/cpu.yaml recipes/$(subst dense_,,$(RECIPE)).py \
 	    --config recipes/smollm2-135m/$(RECIPE).yaml $(RECIPE_ARGS)
 
 sentence-rl: $(VENV)/.demo  ## Train a sentence reward model on preferences, and a policy on it (about 3 minutes)
-	@$(BIN)/python benchmarks/sentence_rl.py
+	@$(BIN)/python studies/sentence_rl.py
 
 sentence-rl-smollm2:  ## The same by recipes, with SmolLM2-135M and right and wrong answers (about 12 minutes)
 	@$(MAKE) recipe RECIPE=sentence_reward

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`benchmarks.evaluation` runs, goes on, and says what its runs say. What it measures is not tested."""
+"""`studies.evaluation` runs, goes on, and says what its runs say. What it measures is not tested."""
 
 import json
 import sys
@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-import benchmarks.evaluation
-from benchmarks.evaluation import RUNS, main
+import studies.evaluation
 from endotrl.cli import make_parser
+from studies.evaluation import RUNS, main
 
 from .rows import RM_BENCH_ROW, write
 
@@ -26,7 +26,7 @@ def in_this_process(monkeypatch):
                 exec(code, {})
         return SimpleNamespace(returncode=end.value.code)
 
-    monkeypatch.setattr(benchmarks.evaluation, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(studies.evaluation, "subprocess", SimpleNamespace(run=run))
 
 
 def test_one_command(tmp_path, tiny_model_path, capsys, in_this_process):

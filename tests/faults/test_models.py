@@ -149,7 +149,12 @@ def test_code_of_a_model_does_not_run(model: Path, tmp_path: Path) -> None:
 
 def test_remote_code_is_off_everywhere() -> None:
     """No default is `True`, and nothing passes a literal `True`."""
-    sources = [*ROOT.glob("endotrl/**/*.py"), *ROOT.glob("recipes/**/*.py"), *ROOT.glob("benchmarks/**/*.py")]
+    sources = [
+        *ROOT.glob("endotrl/**/*.py"),
+        *ROOT.glob("recipes/**/*.py"),
+        *ROOT.glob("benchmarks/**/*.py"),
+        *ROOT.glob("studies/**/*.py"),
+    ]
     assert len(sources) > 100
     for path in sources:
         text = path.read_text(encoding="utf-8")

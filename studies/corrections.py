@@ -6,10 +6,10 @@ GRPO with the demo's settings, but 64 answers a step and a constant learning rat
 of the demo's, and the demo's, which is too high for so few answers. A cell of the grid is `<reward>:<beta>`. The default (`none:0.1`)
 is trained for 1,000 steps, all others for 250. Runs that are in the results are kept.
 
-    python -m benchmarks.corrections --bases DIR                        # about 15 minutes on one core
-    python -m benchmarks.corrections --bases DIR --learning-rate 3e-4   # the same once more
-    python -m benchmarks.corrections --bases DIR --seed 1               # with another base model
-    python -m benchmarks.corrections --bases DIR --cells none:0 clip:0  # some of them
+    python -m studies.corrections --bases DIR                        # about 15 minutes on one core
+    python -m studies.corrections --bases DIR --learning-rate 3e-4   # the same once more
+    python -m studies.corrections --bases DIR --seed 1               # with another base model
+    python -m studies.corrections --bases DIR --cells none:0 clip:0  # some of them
 """
 
 import argparse

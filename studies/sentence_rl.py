@@ -10,8 +10,8 @@ start from random transformers.
 2. The same random policy is trained on that model, with as many responses: by DenseGRPOTrainer on the rewards of the sentences, and by
    TRL's GRPOTrainer on the score of the response.
 
-    python benchmarks/sentence_rl.py                                 # about 3 minutes on 2 quiet cores
-    python benchmarks/sentence_rl.py --pairs 64 --steps 2 --seeds 1  # a look
+    python studies/sentence_rl.py                                 # about 3 minutes on 2 quiet cores
+    python studies/sentence_rl.py --pairs 64 --steps 2 --seeds 1  # a look
 """
 
 import argparse

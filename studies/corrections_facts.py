@@ -5,8 +5,8 @@ Corrections of the endogenous reward on a pretrained model: SmolLM2-135M-Instruc
 GRPO with the demo's settings (LoRA, ten steps of 64 answers, constant learning rate of 1e-3). A cell is
 `<reward>:<beta>`. Accuracy on questions about other facts, sampled at T = 1, every 5 steps. Runs that are in the results are kept.
 
-    python -m benchmarks.corrections_facts                        # 5 to 7 minutes a cell on 2 cores
-    python -m benchmarks.corrections_facts --cells none:0 clip:0  # some of them
+    python -m studies.corrections_facts                        # 5 to 7 minutes a cell on 2 cores
+    python -m studies.corrections_facts --cells none:0 clip:0  # some of them
 """
 
 import argparse
@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
+from benchmarks.measure import describe_run, machine_line, markdown_table
 from endotrl import CollapseMonitor, EndogenousReward
 from endotrl.quickstart import facts
 from endotrl.quickstart.parts import FACTS, FACTS_ANSWER_LENGTH, LORA
@@ -34,10 +35,9 @@ from endotrl.reporting import terminal_table
 
 from .collapse_runs import Ask, kept_results
 from .corrections import lost
-from .measure import describe_run, machine_line, markdown_table
 
 
-COMMAND = "python -m benchmarks.corrections_facts"
+COMMAND = "python -m studies.corrections_facts"
 STEPS = FACTS["max_steps"]
 EVERY = 5  # steps between two measurements on held-out questions
 SAMPLES = 2  # answers to each of them
@@ -190,7 +190,7 @@ def main() -> None:
     for cell in tqdm([c for c in args.cells if (c, args.seed) not in there], desc="Cells", unit=" runs"):
         results.append(json.loads(json.dumps(run(cell, args.seed))))
         # The command that makes all of it, whatever part of it was run now.
-        settings = {**describe_run("benchmarks.corrections_facts", "cpu"), "command": COMMAND}
+        settings = {**describe_run("studies.corrections_facts", "cpu"), "command": COMMAND}
         file.write_text(json.dumps({"settings": settings, "results": results}, indent=1) + "\n", encoding="utf-8")
     (args.output / "results" / "corrections-facts.md").write_text(page(results, settings), encoding="utf-8")
     Console().print(terminal_table(HEADER[:3], [row[:3] for row in table_rows(results)]))

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from endotrl.theory import (
+from studies.theory import (
     maximum_entropy_irl,
     maximum_likelihood_logits,
     next_token_objective,
@@ -17,7 +17,7 @@ from endotrl.theory import (
     soft_policy,
     token_counts,
 )
-from endotrl.theory.experiments import inverse_rl_is_next_token_prediction
+from studies.theory.experiments import inverse_rl_is_next_token_prediction
 
 
 def test_counts_by_hand() -> None:

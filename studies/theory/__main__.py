@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m endotrl.theory`, or `make theory`: every experiment, a table, plots, JSON and a page."""
+"""`python -m studies.theory`, or `make theory`: every experiment, a table, plots, JSON and a page."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 
-from ..reporting import say
+from endotrl.reporting import say
+
 from .run import run_theory
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m endotrl.theory",
+        prog="python -m studies.theory",
         description="Measures the papers' bounds on exact token MDPs. Writes theory.json, theory.md and plots.",
         allow_abbrev=False,
     )
@@ -26,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run_theory(args.output, args.seeds)
     except OSError as error:
-        say(f"endotrl.theory: error: {error}")
+        say(f"studies.theory: error: {error}")
         return 2
     return 0
 

@@ -319,7 +319,7 @@ def kept_results(output: Path, name: str) -> tuple[Path, dict[str, Any], list[di
 def described(name: str, cpu_seconds: float) -> dict[str, Any]:
     """Settings of a benchmark: command, machine, versions and the time of all its runs."""
     return {
-        "command": f"python -m benchmarks.{name} --bases DIR",
+        "command": f"python -m studies.{name} --bases DIR",
         "machine": f"{platform.system()} {platform.machine()}, one thread",
         "versions": ", ".join(f"{p} {version(p)}" for p in ("torch", "transformers", "trl")),
         "cpu_seconds": cpu_seconds,

@@ -14,8 +14,8 @@ rates, and is shown with the one that is best for it:
 - `ppo_outcome`: PPOTrainer on the outcome, which the last word gets. What the deciding word was worth is for the critic to
   find out.
 
-    python benchmarks/credit_assignment.py                       # about 10 minutes on 2 quiet cores
-    python benchmarks/credit_assignment.py --seeds 2 --steps 40  # a look
+    python studies/credit_assignment.py                       # about 10 minutes on 2 quiet cores
+    python studies/credit_assignment.py --seeds 2 --steps 40  # a look
 """
 
 import argparse
@@ -372,9 +372,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     budget = args.steps * BATCH
     results = {
-        "command": shlex.join(
-            ["python", "benchmarks/credit_assignment.py", *(sys.argv[1:] if argv is None else argv)]
-        ),
+        "command": shlex.join(["python", "studies/credit_assignment.py", *(sys.argv[1:] if argv is None else argv)]),
         "settings": {"seeds": args.seeds, "steps": args.steps, "samples": budget},
         "best_learning_rate": {arm: best_learning_rate(runs[arm], reached[arm], budget) for arm in runs},
         "samples_to_threshold": reached,

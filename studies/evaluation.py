@@ -2,9 +2,9 @@
 r"""
 How good is the reward: every benchmark whose files are there, with one small model, by `endotrl eval`.
 
-    python -m benchmarks.evaluation --data DIR               # about 40 core-minutes
-    python -m benchmarks.evaluation --data DIR --quick       # shows in a minute or two that everything runs
-    python -m benchmarks.evaluation --data DIR --only dsp llmbar
+    python -m studies.evaluation --data DIR               # about 40 core-minutes
+    python -m studies.evaluation --data DIR --quick       # shows in a minute or two that everything runs
+    python -m studies.evaluation --data DIR --only dsp llmbar
 
 `DIR` holds the authors' files; what is not there is left out, by name:
 
@@ -33,9 +33,9 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from benchmarks.evaluation_page import write_page
 from benchmarks.measure import describe_run
 from endotrl.reporting import say
+from studies.evaluation_page import write_page
 
 
 CHOICE_SCORERS = (
@@ -137,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"{run.name} is left out: {args.data / run.data} is not there.")
     runs = [quick(run) if args.quick else run for run in chosen if run not in missing]
     if not runs:
-        raise SystemExit(f"--data {args.data} has none of the files: see the head of benchmarks/evaluation.py.")
+        raise SystemExit(f"--data {args.data} has none of the files: see the head of studies/evaluation.py.")
     with ThreadPoolExecutor(args.jobs) as pool:
         jobs = [pool.submit(evaluate, run, args) for run in runs]
         for job in tqdm(jobs, desc="Evaluating", unit=" runs"):
@@ -146,8 +146,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     shown = {run.name: " ".join(["endotrl", *run.arguments(Path("DIR"), args.model, args.dtype)]) for run in runs}
     options = [*(["--quick"] if args.quick else []), *(["--only", *args.only] if args.only else [])]
     page = write_page(
-        describe_run("benchmarks.evaluation", "cpu")
-        | {"command": " ".join(["python -m benchmarks.evaluation --data DIR", *options])},
+        describe_run("studies.evaluation", "cpu")
+        | {"command": " ".join(["python -m studies.evaluation --data DIR", *options])},
         {run.name: run.title for run in runs},
         shown,
         done,

@@ -9,8 +9,8 @@ steps or more. The *misled* base model was shown, for some
 more steps, demonstrations of which 60% are wrong in one and the same way: it is sure of what is wrong, and sharpening it makes it wrong
 more often. Accuracy is a reward of weight 0, on the questions that are trained on; what is lost is measured on 1,000 others.
 
-    python -m benchmarks.collapse --bases DIR                     # about 25 minutes on one core; finished runs are kept
-    python -m benchmarks.collapse --bases DIR --runs entropy      # one of the runs
+    python -m studies.collapse --bases DIR                     # about 25 minutes on one core; finished runs are kept
+    python -m studies.collapse --bases DIR --runs entropy      # one of the runs
 """
 
 import argparse
@@ -156,7 +156,7 @@ def page(results: list[dict[str, Any]], settings: dict[str, Any]) -> str:
             "",
             "## Letters backwards",
             "",
-            "4 to 7 letters, to be written in reverse (`benchmarks/letters.py`). The misled base model exchanges the last two and writes one "
+            "4 to 7 letters, to be written in reverse (`studies/letters.py`). The misled base model exchanges the last two and writes one "
             "twice. No threshold was chosen on these runs.",
             "",
             *_table(results, "letters"),

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..checks import check_alpha
+from endotrl.checks import check_alpha
 
 
 TERMINAL = -1
@@ -82,7 +82,7 @@ def prefix_tree(num_tokens: int, horizon: int, eos: int | None = None) -> TokenM
 
     Example:
     ```python
-    >>> from endotrl.theory import prefix_tree
+    >>> from studies.theory import prefix_tree
 
     >>> prefix_tree(num_tokens=3, horizon=2, eos=0).transitions
     tensor([[-1,  1,  2],

@@ -14,8 +14,9 @@ import torch
 from rich.console import Console
 from tqdm.auto import tqdm
 
-from .. import __version__
-from ..reporting import terminal_table
+from endotrl import __version__
+from endotrl.reporting import terminal_table
+
 from . import experiments
 from .report import exponent_rows, write_page, write_plots
 
@@ -72,7 +73,7 @@ def run_theory(output_dir: str | os.PathLike[str] = "theory-output", num_seeds: 
 
 
 def measure(num_seeds: int) -> dict[str, Any]:
-    """Every experiment of [`endotrl.theory.experiments`], with a progress bar."""
+    """Every experiment of [`studies.theory.experiments`], with a progress bar."""
     seeds, few = range(num_seeds), range(min(num_seeds, 5))
     pairs = ((1.0, 1.0), (1.0, 0.3), (0.5, 0.5), (0.5, 0.1))
     with tqdm(total=len(experiments.FAMILIES) + 5 + len(pairs), unit=" experiments") as bar:

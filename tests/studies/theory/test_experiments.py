@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from endotrl.theory import (
+from studies.theory import (
     drift,
     expected_return,
     forked_cliff,
@@ -25,8 +25,8 @@ from endotrl.theory import (
     total_variation,
     trapdoor,
 )
-from endotrl.theory.__main__ import main
-from endotrl.theory.experiments import (
+from studies.theory.__main__ import main
+from studies.theory.experiments import (
     FAMILIES,
     _language_model,
     beta_path,

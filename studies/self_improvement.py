@@ -16,8 +16,8 @@ A base model learns addition from demonstrations of which a fraction (the noise)
 Each is asked 500 new questions, 16 times: pass@k, and the majority of the 16. Then other numbers: all with a digit from 7 to
 9, and numbers of two and of four digits, of which it has never seen any.
 
-    python -m benchmarks.self_improvement                     # 15 base models and 120 runs: 2 hours on 2 cores
-    python -m benchmarks.self_improvement --noise 0.3 --arms grpo random labels --seeds 2
+    python -m studies.self_improvement                     # 15 base models and 120 runs: 2 hours on 2 cores
+    python -m studies.self_improvement --noise 0.3 --arms grpo random labels --seeds 2
 
 Finished runs are kept in `--folder`, and not run again: the command can be interrupted, and extended.
 """
@@ -40,14 +40,6 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
-from benchmarks.arithmetic_runs import (
-    NUM_HELD_OUT,
-    PPO,
-    as_they_come,
-    make_base,
-    mean_and_interval,
-    training_questions,
-)
 from benchmarks.measure import describe_run, machine_line, markdown_table
 from endotrl import DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward, PPOConfig, PPOTrainer
 from endotrl.evaluation.generation import pass_at_k
@@ -56,6 +48,14 @@ from endotrl.quickstart.parts import ARITHMETIC
 from endotrl.quickstart.training import generate_answers, load_model, quiet, train_with_grpo
 from endotrl.reporting import terminal_table
 from endotrl.rewards import LengthReward, RandomReward
+from studies.arithmetic_runs import (
+    NUM_HELD_OUT,
+    PPO,
+    as_they_come,
+    make_base,
+    mean_and_interval,
+    training_questions,
+)
 
 
 GRPO = (GRPOTrainer, GRPOConfig, {"scale_rewards": "none"})
@@ -235,7 +235,7 @@ def page(results: list[dict[str, Any]], run: dict[str, Any], steps: int) -> str:
         "# Self-improvement on arithmetic: what improves, what does not",
         machine_line(run),
         f"A small transformer learns addition from demonstrations, and is then trained for {steps} steps of 256 answers on "
-        "its own reward or on another one (`benchmarks/self_improvement.py` says how). Percent of right answers to 500 new "
+        "its own reward or on another one (`studies/self_improvement.py` says how). Percent of right answers to 500 new "
         "questions, each asked 16 times; ± is the 95% interval over seeds (Student's t); each seed has a base "
         "model of its own, to whose pass@1 the gain is paired. *7 to 9*: questions whose numbers both have a digit 7, 8 or 9. *2 digits*, *4 digits*: numbers of other "
         "lengths than the model has ever seen.",
@@ -332,8 +332,8 @@ def main() -> None:
     order = ["base", *ARMS]
     results.sort(key=lambda r: (r["noise"], r["seed"], order.index(r["arm"])))
     # The command that makes all of it, whatever part of it was run now.
-    command = "python -m benchmarks.self_improvement" + ("" if args.steps == STEPS else f" --steps {args.steps}")
-    described = {**describe_run("benchmarks.self_improvement", "cpu"), "command": command}
+    command = "python -m studies.self_improvement" + ("" if args.steps == STEPS else f" --steps {args.steps}")
+    described = {**describe_run("studies.self_improvement", "cpu"), "command": command}
     (args.output / "results" / "self-improvement.json").write_text(
         json.dumps({"run": described, "steps": args.steps, "results": results}, indent=1) + "\n", encoding="utf-8"
     )

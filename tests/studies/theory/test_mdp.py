@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from endotrl.bellman import outcome_reward, soft_value, token_rewards
-from endotrl.theory import (
+from studies.theory import (
     TERMINAL,
     TokenMDP,
     expected_return,

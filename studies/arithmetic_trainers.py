@@ -6,8 +6,8 @@ The base model, questions, reward and number of answers are those of `endotrl de
 answers, one optimizer step for each batch, learning rate 3e-4. All arms but the two with `scale_rewards="group"` (TRL's
 default, and the demo's) have the same objective, E[log pi_hat] - 0.1 KL.
 
-    python -m benchmarks.arithmetic_trainers                       # about 20 minutes on 2 cores
-    python -m benchmarks.arithmetic_trainers --seeds 1 --steps 10  # a look
+    python -m studies.arithmetic_trainers                       # about 20 minutes on 2 cores
+    python -m studies.arithmetic_trainers --seeds 1 --steps 10  # a look
 """
 
 import argparse
@@ -27,7 +27,13 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
-from benchmarks.arithmetic_runs import (
+from benchmarks.measure import describe_run, machine_line
+from endotrl import DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward, PPOConfig, PPOTrainer
+from endotrl.quickstart import arithmetic
+from endotrl.quickstart.parts import ARITHMETIC
+from endotrl.quickstart.training import load_model, quiet, train_with_grpo
+from endotrl.reporting import terminal_table
+from studies.arithmetic_runs import (
     LEARNED,
     PPO,
     as_they_come,
@@ -36,12 +42,6 @@ from benchmarks.arithmetic_runs import (
     mean_and_interval,
     training_questions,
 )
-from benchmarks.measure import describe_run, machine_line
-from endotrl import DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward, PPOConfig, PPOTrainer
-from endotrl.quickstart import arithmetic
-from endotrl.quickstart.parts import ARITHMETIC
-from endotrl.quickstart.training import load_model, quiet, train_with_grpo
-from endotrl.reporting import terminal_table
 
 
 ARMS: dict[str, tuple[str, type, type, dict[str, Any]]] = {
@@ -212,7 +212,7 @@ def main() -> None:
 def save(results: list[dict[str, Any]], args: argparse.Namespace, started: float) -> None:
     """Writes what is there after every run: JSON always, plot and page at the end."""
     settings = {
-        **describe_run("benchmarks.arithmetic_trainers", "cpu"),
+        **describe_run("studies.arithmetic_trainers", "cpu"),
         "threads": 1,  # of every run
         "seconds": time.perf_counter() - started,
         "steps": args.steps,

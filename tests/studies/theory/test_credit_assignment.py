@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`benchmarks/credit_assignment.py`: its reward, its statistics, and a few steps of every arm."""
+"""`studies/credit_assignment.py`: its reward, its statistics, and a few steps of every arm."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import credit_assignment as benchmark
+from studies import credit_assignment as benchmark
 
 
 def test_reward_looks_at_one_word() -> None:

@@ -224,7 +224,7 @@ def write_page(results: dict[str, Any], output: Path) -> Path:
 
     text = f"""# The bounds, measured
 
-Command: `make theory` (the same as `python -m endotrl.theory`). No text, no training of networks: token MDPs with
+Command: `make theory` (the same as `python -m studies.theory`). No text, no training of networks: token MDPs with
 tables, solved exactly in float64; only demonstrations are sampled. Machine: {environment["machine"]}; torch {environment["torch"]}, Python
 {environment["python"]}, endotrl {environment["endotrl"]}. Seeds 0 to {environment["seeds"] - 1}, for the learned cliff and the
 random MDPs 0 to {2 * environment["seeds"] - 1}. Time: {environment["seconds"]:.0f} s. Numbers behind this page: `theory.json`, which the command

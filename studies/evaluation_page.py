@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page, the plots and the JSON of `benchmarks.evaluation`."""
+"""The page, the plots and the JSON of `studies.evaluation`."""
 
 import json
 import os

@@ -20,8 +20,8 @@ trained on its states. The plain sum telescopes to the value of the last state t
 `longer` prefers the longer response, and shows what length alone explains. Pairs of Anthropic's HH-RLHF, as a file
 (`harmless-base.test.jsonl.gz` of https://github.com/anthropics/hh-rlhf) whose rows have `chosen` and `rejected` dialogues.
 
-    python benchmarks/sentence_reward.py --data harmless-base.test.jsonl.gz           # about 50 minutes on 2 cores
-    python benchmarks/sentence_reward.py --data ... --train-pairs 16 --test-pairs 16 --frozen-pairs 32 --seeds 1
+    python studies/sentence_reward.py --data harmless-base.test.jsonl.gz           # about 50 minutes on 2 cores
+    python studies/sentence_reward.py --data ... --train-pairs 16 --test-pairs 16 --frozen-pairs 32 --seeds 1
 """
 
 import argparse
@@ -475,7 +475,7 @@ def main() -> None:
             margins.setdefault(arm, []).append(frozen_margins(arm, states, config, seed))
     results = summarize(margins, {"tuned": several(test), "frozen": several(frozen_pairs)})
     output = {
-        "command": shlex.join(["python", "benchmarks/sentence_reward.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", "studies/sentence_reward.py", *sys.argv[1:]]),
         "settings": {
             **{key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()},
             "data": args.data.name,

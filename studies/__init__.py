@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Research: theory on exact token MDPs, and studies of whole runs. Not in the wheel."""
