@@ -43,7 +43,7 @@ recipe: $(VENV)/.demo  ## Run a recipe with SmolLM2-135M on a CPU (RECIPE=grpo, 
 	    --config recipes/smollm2-135m/$(RECIPE).yaml $(RECIPE_ARGS)
 
 sentence-rl: $(VENV)/.demo  ## Train a sentence reward model on preferences, and a policy on it (about 3 minutes)
-	@$(BIN)/python studies/sentence_rl.py
+	@$(BIN)/python -m studies.sentence_rl
 
 sentence-rl-smollm2:  ## The same by recipes, with SmolLM2-135M and right and wrong answers (about 12 minutes)
 	@$(MAKE) recipe RECIPE=sentence_reward

@@ -3,6 +3,8 @@
 
 import argparse
 import gc
+import gzip
+import json
 import os
 import platform
 import re
@@ -72,6 +74,23 @@ def markdown_table(headers: list[str], rows: list[list[str]]) -> str:
     """A table of Markdown; the first column is aligned left, all others right."""
     lines = [headers, ["---", *["---:"] * (len(headers) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def write_figures(path: Path, figures: Any) -> Path:
+    """
+    Writes all figures behind a page as gzipped JSON.
+
+    Args:
+        path (`Path`):
+            File whose name ends in `.json.gz`. The same figures give the same bytes.
+    """
+    path.write_bytes(gzip.compress(json.dumps(figures, ensure_ascii=False).encode(), mtime=0))
+    return path
+
+
+def read_figures(path: Path) -> Any:
+    """What [`write_figures`] wrote."""
+    return json.loads(gzip.decompress(path.read_bytes()))
 
 
 def synchronize(device: str) -> None:

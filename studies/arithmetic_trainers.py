@@ -11,7 +11,6 @@ default, and the demo's) have the same objective, E[log pi_hat] - 0.1 KL.
 """
 
 import argparse
-import json
 import logging
 import os
 import tempfile
@@ -27,7 +26,7 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
-from benchmarks.measure import describe_run, machine_line
+from benchmarks.measure import describe_run, machine_line, write_figures
 from endotrl import DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward, PPOConfig, PPOTrainer
 from endotrl.quickstart import arithmetic
 from endotrl.quickstart.parts import ARITHMETIC
@@ -219,9 +218,7 @@ def save(results: list[dict[str, Any]], args: argparse.Namespace, started: float
         "seeds": args.seeds,
     }
     results.sort(key=lambda r: (r["seed"], r["arm"]))
-    (args.output / "results" / "arithmetic-trainers.json").write_text(
-        json.dumps({"settings": settings, "results": results}, indent=1) + "\n", encoding="utf-8"
-    )
+    write_figures(args.output / "results" / "arithmetic-trainers.json.gz", {"settings": settings, "results": results})
     if len(results) < args.seeds * (1 + len(ARMS)):
         return
     plot(results, args.output / "images" / "arithmetic-trainers.png")

@@ -22,6 +22,7 @@ from typing import Any
 from rich.console import Console
 from tqdm.auto import tqdm
 
+from benchmarks.measure import write_figures
 from endotrl.reporting import terminal_table
 
 from .arithmetic_runs import NUM_HELD_OUT
@@ -203,9 +204,9 @@ def main() -> None:
             result = json.loads(json.dumps(run(name, args.bases, seed)))
             results = [r for r in results if (r["run"], r["seed"]) != (name, seed)] + [result]
             settings = described("collapse", settings["cpu_seconds"] + time.process_time() - started)
-            file.write_text(json.dumps({"settings": settings, "results": results}) + "\n", encoding="utf-8")
+            write_figures(file, {"settings": settings, "results": results})
             bar.set_postfix(last=name, alarm=result["alarms"][0][0] if result["alarms"] else "none")
-    file.write_text(json.dumps({"settings": settings, "results": results}) + "\n", encoding="utf-8")
+    write_figures(file, {"settings": settings, "results": results})
     plot(results, args.output / "images" / "collapse.png")
     (args.output / "results" / "collapse.md").write_text(page(results, settings), encoding="utf-8")
     for name, task in TASKS.items():

@@ -3,7 +3,6 @@
 
 import contextlib
 import io
-import json
 import logging
 import os
 import platform
@@ -21,6 +20,7 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from benchmarks.measure import read_figures
 from endotrl import CollapseMonitor, EndogenousReward
 from endotrl.monitoring import Detector
 from endotrl.quickstart import arithmetic
@@ -309,10 +309,10 @@ def kept_results(output: Path, name: str) -> tuple[Path, dict[str, Any], list[di
     """The file of a benchmark's results, and the settings and results that are in it. Makes the folders."""
     for folder in ("results", "images"):
         (output / folder).mkdir(parents=True, exist_ok=True)
-    file = output / "results" / f"{name}.json"
+    file = output / "results" / f"{name}.json.gz"
     known: dict[str, Any] = {"settings": {"cpu_seconds": 0.0}, "results": []}
     if file.exists():
-        known = json.loads(file.read_text(encoding="utf-8"))
+        known = read_figures(file)
     return file, known["settings"], known["results"]
 
 

@@ -25,6 +25,7 @@ from rich.console import Console
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 
+from benchmarks.measure import write_figures
 from endotrl import CollapseMonitor, EndogenousReward
 from endotrl.quickstart import arithmetic
 from endotrl.quickstart.parts import WRONG_DEMONSTRATIONS
@@ -270,7 +271,7 @@ def main() -> None:
         started = time.process_time()
         results.append(json.loads(json.dumps(run(cell, args.bases, args.seed, args.learning_rate))))
         settings = described("corrections", settings["cpu_seconds"] + time.process_time() - started)
-        file.write_text(json.dumps({"settings": settings, "results": results}, indent=1) + "\n", encoding="utf-8")
+        write_figures(file, {"settings": settings, "results": results})
     plot(results, args.output / "images" / "corrections.png")
     (args.output / "results" / "corrections.md").write_text(page(results, settings), encoding="utf-8")
     Console().print(terminal_table(HEADER, table_rows(results)))

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
-from benchmarks.measure import describe_run, machine_line, markdown_table
+from benchmarks.measure import describe_run, machine_line, markdown_table, write_figures
 from endotrl import CollapseMonitor, EndogenousReward
 from endotrl.quickstart import facts
 from endotrl.quickstart.parts import FACTS, FACTS_ANSWER_LENGTH, LORA
@@ -191,7 +191,7 @@ def main() -> None:
         results.append(json.loads(json.dumps(run(cell, args.seed))))
         # The command that makes all of it, whatever part of it was run now.
         settings = {**describe_run("studies.corrections_facts", "cpu"), "command": COMMAND}
-        file.write_text(json.dumps({"settings": settings, "results": results}, indent=1) + "\n", encoding="utf-8")
+        write_figures(file, {"settings": settings, "results": results})
     (args.output / "results" / "corrections-facts.md").write_text(page(results, settings), encoding="utf-8")
     Console().print(terminal_table(HEADER[:3], [row[:3] for row in table_rows(results)]))
 

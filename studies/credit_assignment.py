@@ -14,12 +14,11 @@ rates, and is shown with the one that is best for it:
 - `ppo_outcome`: PPOTrainer on the outcome, which the last word gets. What the deciding word was worth is for the critic to
   find out.
 
-    python studies/credit_assignment.py                       # about 10 minutes on 2 quiet cores
-    python studies/credit_assignment.py --seeds 2 --steps 40  # a look
+    python -m studies.credit_assignment                       # about 10 minutes on 2 quiet cores
+    python -m studies.credit_assignment --seeds 2 --steps 40  # a look
 """
 
 import argparse
-import json
 import logging
 import os
 import platform
@@ -48,6 +47,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 from trl import GRPOConfig, GRPOTrainer
 
+from benchmarks.measure import write_figures
 from endotrl import DenseGRPOConfig, DenseGRPOTrainer, PPOConfig, PPOTrainer
 from endotrl.reporting import terminal_table
 from endotrl.rewards import DenseScores
@@ -287,7 +287,7 @@ def write_page(results: dict[str, Any], output: Path) -> Path:
 
 Command: `{results["command"]}`. Machine: {environment["machine"]}; torch {environment["torch"]}, transformers
 {environment["transformers"]}, TRL {environment["trl"]}, Python {environment["python"]}. Seeds 0 to {settings["seeds"] - 1}. Time: {environment["seconds"]:.0f} s. Numbers behind
-this page: `credit.json`, which the command writes beside it.
+this page: `credit.json.gz`, which the command writes beside it.
 
 A prompt is one of {NUM_QUESTIONS} questions, a response {LENGTH} words from a vocabulary of {len(VOCABULARY) - 1}. Word number {DECIDING + 1} must be the answer to the question; the
 others do not matter. Outcome: 1 or 0. The dense reward gives the same to the deciding word, and 0 to all others: all arms
@@ -372,7 +372,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     budget = args.steps * BATCH
     results = {
-        "command": shlex.join(["python", "studies/credit_assignment.py", *(sys.argv[1:] if argv is None else argv)]),
+        "command": shlex.join(
+            ["python", "-m", "studies.credit_assignment", *(sys.argv[1:] if argv is None else argv)]
+        ),
         "settings": {"seeds": args.seeds, "steps": args.steps, "samples": budget},
         "best_learning_rate": {arm: best_learning_rate(runs[arm], reached[arm], budget) for arm in runs},
         "samples_to_threshold": reached,
@@ -384,12 +386,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             "seconds": round(time.perf_counter() - started, 1),
         },
     }
-    (output / "credit.json").write_text(json.dumps(results) + "\n", encoding="utf-8")
+    write_figures(output / "credit.json.gz", results)
     write_plot(results, output / "credit.png")
     page = write_page(results, output)
     console = Console(width=min(80, Console().width))
     console.print(terminal_table(*summary_rows(results), title=f"Samples to {THRESHOLD:.0%} right responses"))
-    console.print(f"Page: {page}; figures: {output / 'credit.json'}.", markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        f"Page: {page}; figures: {output / 'credit.json.gz'}.", markup=False, highlight=False, soft_wrap=True
+    )
     return 0
 
 

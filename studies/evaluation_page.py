@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page, the plots and the JSON of `studies.evaluation`."""
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import machine_line
+from benchmarks.measure import machine_line, write_figures
 from endotrl.evaluation.compare import comparison_rows
 from endotrl.evaluation.plots import plot_metric
 from endotrl.evaluation.results import compare, metrics_of, units_of
@@ -76,7 +75,7 @@ def write_page(
     output: Path,
 ) -> Path:
     """
-    Writes `results/evaluation.json`, `results/evaluation.md` and plots into `images/`.
+    Writes `results/evaluation.json.gz`, `results/evaluation.md` and plots into `images/`.
 
     Args:
         run (`dict`):
@@ -131,7 +130,7 @@ def write_page(
         ]
     kept = {name: {key: found[key] for key in KEPT if key in found} for name, found in results.items()}
     data = {"run": run, "commands": dict(commands), "results": kept}
-    (folder / "evaluation.json").write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_figures(folder / "evaluation.json.gz", data)
     page = folder / "evaluation.md"
     page.write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
     return page

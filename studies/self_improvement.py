@@ -40,7 +40,7 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
-from benchmarks.measure import describe_run, machine_line, markdown_table
+from benchmarks.measure import describe_run, machine_line, markdown_table, write_figures
 from endotrl import DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward, PPOConfig, PPOTrainer
 from endotrl.evaluation.generation import pass_at_k
 from endotrl.quickstart import arithmetic
@@ -334,8 +334,9 @@ def main() -> None:
     # The command that makes all of it, whatever part of it was run now.
     command = "python -m studies.self_improvement" + ("" if args.steps == STEPS else f" --steps {args.steps}")
     described = {**describe_run("studies.self_improvement", "cpu"), "command": command}
-    (args.output / "results" / "self-improvement.json").write_text(
-        json.dumps({"run": described, "steps": args.steps, "results": results}, indent=1) + "\n", encoding="utf-8"
+    write_figures(
+        args.output / "results" / "self-improvement.json.gz",
+        {"run": described, "steps": args.steps, "results": results},
     )
     plot(results, args.output / "images" / "self-improvement.png")
     (args.output / "results" / "self-improvement.md").write_text(

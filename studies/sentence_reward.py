@@ -20,8 +20,8 @@ trained on its states. The plain sum telescopes to the value of the last state t
 `longer` prefers the longer response, and shows what length alone explains. Pairs of Anthropic's HH-RLHF, as a file
 (`harmless-base.test.jsonl.gz` of https://github.com/anthropics/hh-rlhf) whose rows have `chosen` and `rejected` dialogues.
 
-    python studies/sentence_reward.py --data harmless-base.test.jsonl.gz           # about 50 minutes on 2 cores
-    python studies/sentence_reward.py --data ... --train-pairs 16 --test-pairs 16 --frozen-pairs 32 --seeds 1
+    python -m studies.sentence_reward --data harmless-base.test.jsonl.gz           # about 50 minutes on 2 cores
+    python -m studies.sentence_reward --data ... --train-pairs 16 --test-pairs 16 --frozen-pairs 32 --seeds 1
 """
 
 import argparse
@@ -50,6 +50,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 from trl import RewardConfig, RewardTrainer
 
+from benchmarks.measure import write_figures
 from endotrl import SentenceRewardModel, SentenceRewardTrainer, SentenceRewardTrainerConfig
 from endotrl.learning_rates import set_learning_rate
 from endotrl.quickstart_model import quickstart_model_path
@@ -426,7 +427,7 @@ def main() -> None:
         default=Path("sentence-reward-runs.json"),
         help="where fine-tuned runs are kept, and not repeated",
     )
-    parser.add_argument("--output", type=Path, default=Path("sentence-reward.json"))
+    parser.add_argument("--output", type=Path, default=Path("sentence-reward.json.gz"))
     parser.add_argument("--markdown", type=Path, help="document to write, too")
     args = parser.parse_args()
     transformers_logging.set_verbosity_error()
@@ -475,7 +476,7 @@ def main() -> None:
             margins.setdefault(arm, []).append(frozen_margins(arm, states, config, seed))
     results = summarize(margins, {"tuned": several(test), "frozen": several(frozen_pairs)})
     output = {
-        "command": shlex.join(["python", "studies/sentence_reward.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "studies.sentence_reward", *sys.argv[1:]]),
         "settings": {
             **{key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()},
             "data": args.data.name,
@@ -488,7 +489,7 @@ def main() -> None:
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "versions": {name: version(name) for name in ("torch", "transformers", "trl")},
     }
-    args.output.write_text(json.dumps(output, indent=1) + "\n", encoding="utf-8")
+    write_figures(args.output, output)
     if args.markdown is not None:
         args.markdown.write_text(markdown(output), encoding="utf-8")
     console.print(terminal_table(HEADERS, table_rows(results), "Held-out preferences"))

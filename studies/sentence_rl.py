@@ -10,12 +10,11 @@ start from random transformers.
 2. The same random policy is trained on that model, with as many responses: by DenseGRPOTrainer on the rewards of the sentences, and by
    TRL's GRPOTrainer on the score of the response.
 
-    python studies/sentence_rl.py                                 # about 3 minutes on 2 quiet cores
-    python studies/sentence_rl.py --pairs 64 --steps 2 --seeds 1  # a look
+    python -m studies.sentence_rl                                 # about 3 minutes on 2 quiet cores
+    python -m studies.sentence_rl --pairs 64 --steps 2 --seeds 1  # a look
 """
 
 import argparse
-import json
 import random
 import statistics
 import tempfile
@@ -35,6 +34,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 from trl import GRPOConfig, GRPOTrainer
 
+from benchmarks.measure import write_figures
 from endotrl import (
     DenseGRPOConfig,
     DenseGRPOTrainer,
@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=4000, help="preferences to learn from")
     parser.add_argument("--steps", type=int, default=60, help="policy updates, each on 64 responses")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=Path("sentence-rl.json"))
+    parser.add_argument("--output", type=Path, default=Path("sentence-rl.json.gz"))
     args = parser.parse_args()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -179,7 +179,7 @@ def main() -> None:
         "settings": {"pairs": args.pairs, "steps": args.steps, "seeds": args.seeds},
         "seconds": time.perf_counter() - start,
     }
-    args.output.write_text(json.dumps(output, indent=1) + "\n", encoding="utf-8")
+    write_figures(args.output, output)
     console = Console()
     console.print(f"Reward model: {100 * statistics.mean(accuracies):.1f}% of held-out pairs in the right order.")
     title = f"Gold score of the policy's responses: first step, and mean of the last {last}"

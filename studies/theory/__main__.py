@@ -14,7 +14,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m studies.theory",
-        description="Measures the papers' bounds on exact token MDPs. Writes theory.json, theory.md and plots.",
+        description="Measures the papers' bounds on exact token MDPs. Writes theory.json.gz, theory.md and plots.",
         allow_abbrev=False,
     )
     parser.add_argument(

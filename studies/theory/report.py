@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page of `make theory`: its plots, its table, its words. Every number in it comes from `theory.json`'s content."""
+"""The page of `make theory`: its plots, its table, its words. Every number in it comes from `theory.json.gz`'s content."""
 
 from pathlib import Path
 from typing import Any
@@ -227,7 +227,7 @@ def write_page(results: dict[str, Any], output: Path) -> Path:
 Command: `make theory` (the same as `python -m studies.theory`). No text, no training of networks: token MDPs with
 tables, solved exactly in float64; only demonstrations are sampled. Machine: {environment["machine"]}; torch {environment["torch"]}, Python
 {environment["python"]}, endotrl {environment["endotrl"]}. Seeds 0 to {environment["seeds"] - 1}, for the learned cliff and the
-random MDPs 0 to {2 * environment["seeds"] - 1}. Time: {environment["seconds"]:.0f} s. Numbers behind this page: `theory.json`, which the command
+random MDPs 0 to {2 * environment["seeds"] - 1}. Time: {environment["seconds"]:.0f} s. Numbers behind this page: `theory.json.gz`, which the command
 writes beside it. What the statements are, and why they hold: `docs/theory.md`.
 
 ## How the loss grows with the length of responses

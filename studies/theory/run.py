@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """All experiments in a row, and what is written of them."""
 
-import json
 import os
 import platform
-import re
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +12,7 @@ import torch
 from rich.console import Console
 from tqdm.auto import tqdm
 
+from benchmarks.measure import write_figures
 from endotrl import __version__
 from endotrl.reporting import terminal_table
 
@@ -28,7 +27,7 @@ MANY_SEEDS = ("learned cliff", "random MDP", "random MDP, worst")
 
 def run_theory(output_dir: str | os.PathLike[str] = "theory-output", num_seeds: int = 20) -> dict[str, Any]:
     """
-    Runs every experiment and writes `theory.json`, the page `theory.md` and its plots.
+    Runs every experiment and writes `theory.json.gz`, the page `theory.md` and its plots.
 
     Args:
         output_dir (`str`, *optional*, defaults to `"theory-output"`):
@@ -37,7 +36,7 @@ def run_theory(output_dir: str | os.PathLike[str] = "theory-output", num_seeds: 
             Seeds 0, 1, ... of every experiment; the learned cliff and the random MDPs take twice as many.
 
     Returns:
-        `dict[str, Any]`: the content of `theory.json`.
+        `dict[str, Any]`: the content of `theory.json.gz`.
     """
     output = Path(output_dir)
     output.mkdir(parents=True, exist_ok=True)
@@ -58,17 +57,14 @@ def run_theory(output_dir: str | os.PathLike[str] = "theory-output", num_seeds: 
         "seeds": num_seeds,
         "seconds": round(time.perf_counter() - started, 1),
     }
-    # 6 digits are what there is to read, in a file a third as large.
-    text = json.dumps(results, indent=1)
-    text = re.sub(r"-?\d+\.\d{6,}(e[-+]?\d+)?", lambda match: f"{float(match[0]):.6g}", text)
-    (output / "theory.json").write_text(text + "\n", encoding="utf-8")
+    figures = write_figures(output / "theory.json.gz", results)
     write_plots(results, output)
     page = write_page(results, output)
     headers, rows = exponent_rows(results)
     # Without the column of errors, to fit 80 columns.
     headers, rows = [headers[0], *headers[2:]], [[row[0], *row[2:]] for row in rows]
     console.print(terminal_table(headers, rows, title="Loss of true return grows as horizon ** exponent"))
-    console.print(f"Page: {page}; figures: {output / 'theory.json'}.", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"Page: {page}; figures: {figures}.", markup=False, highlight=False, soft_wrap=True)
     return results
 
 

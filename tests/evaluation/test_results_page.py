@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 import studies.evaluation
+from benchmarks.measure import read_figures
 from endotrl.cli import make_parser
 from studies.evaluation import RUNS, main
 
@@ -45,7 +46,7 @@ def test_one_command(tmp_path, tiny_model_path, capsys, in_this_process):
     page = (tmp_path / "docs" / "results" / "evaluation.md").read_text()
     assert "## RM-Bench, chat" in page and "## Best of 8, MAWPS" in page and str(tmp_path) not in page
     assert "endotrl eval rm-bench --model" in page and "--data DIR/rm_bench/chat_filtered.json" in page
-    data = json.loads((tmp_path / "docs" / "results" / "evaluation.json").read_text())
+    data = read_figures(tmp_path / "docs" / "results" / "evaluation.json.gz")
     results = json.loads((tmp_path / "work" / "rm-bench-chat" / "results.json").read_text())
     assert data["results"]["rm-bench-chat"]["metrics"] == results["metrics"] and results["num_items"] == 2
     assert all(

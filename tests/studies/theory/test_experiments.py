@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The families are what they say they are, the bounds hold, and the page's words are true."""
 
-import json
 import math
 import re
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.measure import read_figures
 from studies.theory import (
     drift,
     expected_return,
@@ -252,7 +252,7 @@ class TestCommand:
         printed = capsys.readouterr().out
         table = [line for line in printed.splitlines() if not line.startswith("Page:")]
         assert all(len(line) <= 80 for line in table) and "…" not in printed
-        results = json.loads((tmp_path / "theory.json").read_text())
+        results = read_figures(tmp_path / "theory.json.gz")
         page = (tmp_path / "theory.md").read_text(encoding="utf-8")
         fit = results["growth"][0]["exponents"]["base"]
         assert f"| forked cliff | 0.001 TV | {fit['exponent']:.2f} [{fit['low']:.2f}, {fit['high']:.2f}] |" in page

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """`studies/credit_assignment.py`: its reward, its statistics, and a few steps of every arm."""
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.measure import read_figures
 from studies import credit_assignment as benchmark
 
 
@@ -66,7 +66,7 @@ def test_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert benchmark.main([*settings, "--output", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert all(label in printed for label in benchmark.LABELS.values())
-    results = json.loads((tmp_path / "credit.json").read_text())
+    results = read_figures(tmp_path / "credit.json.gz")
     rates = {arm: by_rate["0.001"] for arm, by_rate in results["success_rates"].items()}
     assert rates.keys() == benchmark.LABELS.keys()
     for runs in rates.values():
