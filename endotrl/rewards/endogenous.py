@@ -185,7 +185,7 @@ class EndogenousReward(FrozenModelReward):
             self._generalist = EndogenousReward(
                 self.correction.generalist,
                 # Of a loaded model, the tokenizer cannot always be found.
-                None if isinstance(self.correction.generalist, str) else processing_class,
+                processing_class if isinstance(self.correction.generalist, PreTrainedModel) else None,
                 alpha=alpha,
                 max_tokens_per_batch=max_tokens_per_batch,
                 dtype=dtype,
@@ -205,7 +205,8 @@ class EndogenousReward(FrozenModelReward):
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
         correction = self.correction
-        if isinstance(correction, InformationGain) and not isinstance(correction.generalist, str):
+        if isinstance(correction, InformationGain) and isinstance(correction.generalist, PreTrainedModel):
+            # Only its name is kept here; `_generalist` scores, and answers for its weights.
             state["correction"] = replace(correction, generalist=correction.generalist.config._name_or_path)
         return state
 

@@ -60,17 +60,15 @@ class FrozenModelReward:
         # What the user gave holds in every trainer; the rest is taken from the one that the reward is attached to.
         self._given = (processing_class, chat_template_kwargs)
         self._placement = place(model, dtype, device, trust_remote_code, offload)
+        # Name and digest of the model given, once it has been left for a trainer's.
+        self._made_for: tuple[str, str] | None = None
         # Made on first use; not pickled.
         self._renderer: Renderer | None = None
         self._scorer: FrozenScorer | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Weights are not pickled: a copy is loaded again on first use, a shared one is attached again."""
-        placement = self._placement
-        if isinstance(placement, LoadedModel):
-            placement = placement.as_own_copy(self.trust_remote_code)
-        elif not isinstance(placement, OwnCopy):
-            placement = None
+        placement = None if self.is_shared else self._placement
         return {**self.__dict__, "_placement": placement, "_renderer": None, "_scorer": None}
 
     @property
@@ -105,13 +103,15 @@ class FrozenModelReward:
         ```
         """
         placement = share_with(trainer)
-        if self._placement is not None:
-            ours, theirs = self._placement.config._name_or_path, placement.config._name_or_path
-            # A model that was built and never saved has no name to compare.
-            if not ours or ours != theirs:
+        if isinstance(self._placement, OwnCopy | LoadedModel):
+            self._made_for = self._placement.config._name_or_path, self._placement.digest(placement.dtype)
+        if self._made_for is not None:
+            (ours, our_digest), theirs = self._made_for, placement.config._name_or_path
+            if our_digest != placement.digest():
                 raise ValueError(
-                    f"The reward was made for the model {ours!r}, but the trainer's frozen weights are of {theirs!r}. "
-                    "Make it with `model=None` to share the trainer's, or do not attach it to keep its own."
+                    f"The reward was made for the model {ours!r}, but the trainer's frozen weights ({theirs!r}) are others"
+                    f"{', by their values' if ours == theirs else ''}. Make it with `model=None` to share the trainer's, or do "
+                    "not attach it to keep its own."
                 )
         if self._placement is not None and self._placement.recorder is not None:
             self._placement.recorder.close()

@@ -12,6 +12,8 @@ from packaging.version import Version
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from .weights import is_plain_linear
+
 
 # Logits that exist at a time. Few blocks of tokens, because a matrix multiplication of the CPU rearranges the weights each
 # time, which costs as much as multiplying them with about 200 tokens.
@@ -139,9 +141,9 @@ def token_statistics(
         [`HeadStatistics`] of `N` positions.
     """
     transform = transform or LogitTransform()
-    if hidden_states.device.type == "cuda" and type(head) is nn.Linear and TRL_HAS_KERNEL:
+    if hidden_states.device.type == "cuda" and is_plain_linear(head) and TRL_HAS_KERNEL:
         return fused_statistics(hidden_states, head, token_ids, alpha, transform, entropy, mean_logits)
-    largest, multiple = (TOKEN_BLOCK, TOKEN_MULTIPLE) if type(head) is nn.Linear else (OTHER_HEAD_TOKEN_BLOCK, 1)
+    largest, multiple = (TOKEN_BLOCK, TOKEN_MULTIPLE) if is_plain_linear(head) else (OTHER_HEAD_TOKEN_BLOCK, 1)
     num_tokens = hidden_states.shape[0]
     num_blocks = max(1, math.ceil(num_tokens / largest))
     size = math.ceil(num_tokens / num_blocks / multiple) * multiple
@@ -249,7 +251,7 @@ def _logit_blocks(
     hidden: Tensor, head: nn.Module, targets: Tensor, transform: LogitTransform
 ) -> Iterator[tuple[int, Tensor]]:
     """Yields (first word, float32 logits of a block of the vocabulary, which may be overwritten)."""
-    if type(head) is not nn.Linear:
+    if not is_plain_linear(head):
         yield 0, transform(head(hidden).float().clone())
         return
     exact = None

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
+from .weights import backbone, execution_device
+
 
 ATTENTION = "endotrl_shared_prefix"
 # CPU kernels of `scaled_dot_product_attention` take about half the time if the number of keys is a multiple of it.
@@ -72,7 +74,7 @@ class PackedRow:
     position_ids: Tensor
     spans: list[tuple[int, int, list[tuple[int, int]]]]
     longest: int
-    _masks: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)
+    _masks: dict[tuple[int, int, int, torch.device], Tensor] = field(default_factory=dict)
     _kept: int = 0
 
     @classmethod
@@ -106,7 +108,7 @@ class PackedRow:
 
     def mask(self, num_queries: int, first_visible: int, num_keys: int, like: Tensor) -> Tensor:
         """Additive mask of shape `(num_queries, num_keys)`: query `i` sees the first `first_visible + i` keys."""
-        key = (num_queries, first_visible, num_keys)
+        key = (num_queries, first_visible, num_keys, like.device)  # layers may be spread over devices
         if key in self._masks:
             return self._masks[key]
         visible = torch.arange(first_visible, first_visible + num_queries, device=like.device)
@@ -248,9 +250,9 @@ def packed_attention(model: PreTrainedModel, row: PackedRow) -> Iterator[None]:
 
 def packed_hidden_states(model: PreTrainedModel, row: PackedRow) -> Tensor:
     """Hidden states of shape `(T, D)` that the LM head reads."""
-    device = model.get_input_embeddings().weight.device
+    device = execution_device(model, model.get_input_embeddings())
     with packed_attention(model, row):
-        return model.base_model(
+        return backbone(model)(
             input_ids=row.input_ids.to(device), position_ids=row.position_ids.to(device), use_cache=False
         ).last_hidden_state[0]
 
@@ -258,8 +260,8 @@ def packed_hidden_states(model: PreTrainedModel, row: PackedRow) -> Tensor:
 def last_hidden_states(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
     """Hidden states of shape `(B, T, D)` that the LM head reads."""
     # Padding is on the right and needs no mask, but without one some families (GPT-2) warn of padding.
-    input_ids = input_ids.to(model.get_input_embeddings().weight.device)
-    return model.base_model(
+    input_ids = input_ids.to(execution_device(model, model.get_input_embeddings()))
+    return backbone(model)(
         input_ids=input_ids, attention_mask=torch.ones_like(input_ids), use_cache=False
     ).last_hidden_state
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whose weights the frozen model uses: its own copy, or a loaded model. A trainer's frozen weights are in [`sharing`]."""
 
+import copy
 import os
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -8,7 +9,8 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator, PartialState
-from torch import Tensor, nn
+from accelerate.utils import has_offloaded_params, is_peft_model
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -23,6 +25,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from ..quickstart_model import quickstart_model_path
 from .recording import ReferenceRecorder
 from .sharding import loaded_whole, whole_weights
+from .weights import have_moved, named_weights, sample_weights, weights_digest
 
 
 NEEDS_CAUSAL_LM = (
@@ -131,6 +134,8 @@ class OwnCopy:
             Whether code from the model's repository may run.
         offload (`bool`, *optional*, defaults to `False`):
             Whether to keep the weights in CPU memory while they are not used.
+        expected_digest (`str`, *optional*):
+            [`weights_digest`] that the loaded model must have.
     """
 
     def __init__(
@@ -140,6 +145,7 @@ class OwnCopy:
         device: str | torch.device | None = None,
         trust_remote_code: bool = False,
         offload: bool = False,
+        expected_digest: str | None = None,
     ) -> None:
         resolve_dtype(dtype, torch.device("cpu"))  # raises now if the dtype is none
         check_device(device)
@@ -158,6 +164,7 @@ class OwnCopy:
         self._name = model
         self._dtype, self._device, self._trust_remote_code = dtype, device, trust_remote_code
         self._offload = offload
+        self._expected_digest = expected_digest
         self._model: PreTrainedModel | None = None
         # Of a trainer that shards, if this copy is to be sharded too.
         self._accelerator: Accelerator | None = None
@@ -190,12 +197,29 @@ class OwnCopy:
         self._accelerator = accelerator
         self.description = f"own copy of {self._name}, sharded"
 
+    def digest(self, dtype: torch.dtype) -> str:
+        """
+        [`weights_digest`] of this copy. If it is not loaded yet, it is for the time of the call, into the memory of the CPU.
+
+        Args:
+            dtype (`torch.dtype`):
+                Dtype in which to load it.
+        """
+        if self._model is not None:
+            with self.active() as model:
+                return weights_digest(model)
+        with loaded_whole():
+            return weights_digest(self._from_pretrained(dtype))
+
     @contextmanager
     def active(self) -> Iterator[PreTrainedModel]:
         if self._accelerator is not None:
+            is_new = self._model is None
             if self._model is None:
                 self._model, self._wrapped = self._load_sharded(self._accelerator)
             with whole_weights(self._wrapped, self._accelerator):
+                if is_new:
+                    self._check_digest(self._model)
                 yield self._model
             return
         device = PartialState().device if self._device is None else torch.device(self._device)
@@ -211,25 +235,36 @@ class OwnCopy:
 
     def _load(self, device: torch.device) -> PreTrainedModel:
         with loaded_whole():
-            model, info = self._from_pretrained(device, output_loading_info=True)
-        check_complete(f"the frozen model {self._name!r}", info["missing_keys"])
+            model = self._from_pretrained(resolve_dtype(self._dtype, device))
+        self._check_digest(model)
         return model.to(device).eval().requires_grad_(False)
 
     def _load_sharded(self, accelerator: Accelerator) -> tuple[PreTrainedModel, Any]:
         """The model, and what wraps it."""
         from trl.models import prepare_deepspeed, prepare_fsdp
 
+        dtype = resolve_dtype(self._dtype, accelerator.device)
         if accelerator.is_fsdp2:
             with loaded_whole():
-                model = self._from_pretrained(accelerator.device)
+                model = self._from_pretrained(dtype)
             return model, prepare_fsdp(model.requires_grad_(False), accelerator)
-        model = self._from_pretrained(accelerator.device)  # arrives in parts
+        model = self._from_pretrained(dtype)  # arrives in parts
         return model, prepare_deepspeed(model.requires_grad_(False), accelerator)
 
-    def _from_pretrained(self, device: torch.device, **kwargs: Any) -> Any:
-        return AutoModelForCausalLM.from_pretrained(
-            self._name, dtype=resolve_dtype(self._dtype, device), trust_remote_code=self._trust_remote_code, **kwargs
+    def _from_pretrained(self, dtype: torch.dtype) -> PreTrainedModel:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            self._name, dtype=dtype, trust_remote_code=self._trust_remote_code, output_loading_info=True
         )
+        check_complete(f"the frozen model {self._name!r}", info["missing_keys"])
+        return model
+
+    def _check_digest(self, model: PreTrainedModel) -> None:
+        if self._expected_digest is not None and weights_digest(model) != self._expected_digest:
+            raise OSError(
+                f"The reward was made from a model instance that was loaded from {self._name!r} and changed after that (an "
+                "adapter merged or put into it, weights trained, quantised or resized), so that its pickle, which has no weights, "
+                "cannot give it back. Save the instance (`save_pretrained`), and make the reward with that path."
+            )
 
 
 class LoadedModel:
@@ -240,20 +275,34 @@ class LoadedModel:
 
     is_own = False
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, trust_remote_code: bool = False) -> None:
         if model.config.is_encoder_decoder or model.get_output_embeddings() is None:
             kind = "an encoder-decoder model" if model.config.is_encoder_decoder else "a model without an LM head"
             raise ValueError(f"A {type(model).__name__} was given, {kind}. {NEEDS_CAUSAL_LM}")
+        on_meta = [name for name, tensor in named_weights(model) if tensor.is_meta]
+        if on_meta and not any(has_offloaded_params(module) for module in model.modules()):
+            raise ValueError(
+                f"The {type(model).__name__} given has weights on the device `meta` ({on_meta[0]}, ...), and none of its "
+                "modules loads them: they were never loaded, or are offloaded as one block. Load it with `from_pretrained`, which "
+                "offloads layer by layer where a `device_map` says so."
+            )
         self.config = model.config
         self.eos_token_ids = eos_token_ids(model.generation_config)
         self.description = f"the {type(model).__name__} given"
         self.recorder: ReferenceRecorder | None = None
+        self._trust_remote_code = trust_remote_code
         self._model: PreTrainedModel = model
-        self._fingerprint = _fingerprint(model)
+        self._versions, self._sample = _versions(model), sample_weights(named_weights(model))
 
-    def as_own_copy(self, trust_remote_code: bool = False) -> OwnCopy:
+    def __deepcopy__(self, memo: dict[int, Any]) -> "LoadedModel":
+        return self  # the instance is not copied, as it is not when the reward is made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return copy.copy, (self.as_own_copy(),)  # unpickled as a copy of its own
+
+    def as_own_copy(self) -> OwnCopy:
         """
-        The same model by name, for a pickle.
+        The same model by name, for a pickle. That it has the same weights is checked when it is loaded.
 
         Raises:
             `TypeError`: If the model was not loaded from a path or hub.
@@ -264,12 +313,22 @@ class LoadedModel:
                 "A reward made from a model instance can be pickled only if the instance was loaded from a path or the "
                 "hub, because weights are not pickled. Pass a path to `EndogenousReward`."
             )
-        return OwnCopy(name, self._model.dtype, trust_remote_code=trust_remote_code)
+        return OwnCopy(
+            name,
+            self._model.dtype,
+            trust_remote_code=self._trust_remote_code,
+            expected_digest=weights_digest(self._model),
+        )
+
+    def digest(self, dtype: torch.dtype) -> str:
+        """[`weights_digest`] of the instance, whatever the dtype."""
+        return weights_digest(self._model)
 
     @contextmanager
     def active(self) -> Iterator[PreTrainedModel]:
-        (versions, sample), (first_versions, first_sample) = _fingerprint(self._model), self._fingerprint
-        if versions != first_versions or not torch.allclose(sample, first_sample, rtol=0, atol=0, equal_nan=True):
+        if _versions(self._model) != self._versions or have_moved(
+            self._sample, sample_weights(named_weights(self._model))
+        ):
             raise RuntimeError(
                 "The model instance given to the endogenous reward has changed since: its weights were updated, or an "
                 "adapter was put into it. The reward must come from a frozen model. If it is the policy that you "
@@ -296,7 +355,13 @@ def place(
     if model is None:
         return None
     if isinstance(model, PreTrainedModel):
-        return LoadedModel(model)
+        return LoadedModel(model, trust_remote_code)
+    if isinstance(model, nn.Module) and is_peft_model(model):
+        raise TypeError(
+            f"`model` is a {type(model).__name__}, whose adapter may be trained, switched or taken off, so that it is no frozen "
+            "model. Merge the adapter (`model.merge_and_unload()`) and pass the model that this gives. If it is the policy that "
+            "you train, share its frozen base with `EndogenousReward(model=None)` and `reward.attach(trainer)`."
+        )
     if not isinstance(model, str | os.PathLike):
         raise TypeError(
             f"`model` is a {type(model).__name__}, but it must be a path or hub id, a loaded causal language model of "
@@ -321,17 +386,14 @@ def eos_token_ids(generation_config: GenerationConfig | None) -> list[int]:
     return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
 
 
-def _fingerprint(model: nn.Module) -> tuple[list[tuple[int, int]], Tensor]:
-    """Changes with the set of parameters (an adapter adds some) and with their values."""
-    # In-place updates raise a tensor's version counter, except those of fused optimizers (the default of `Trainer`) and
-    # through `.data`. These touch every weight that has a gradient, so that a sample of each tensor shows them.
-    versions = [(id(parameter), parameter._version) for parameter in model.parameters()]
-    samples = [
-        parameter.detach().flatten()[:: max(1, parameter.numel() // 64)].float().cpu()
-        for parameter in model.parameters()
-        if not parameter.is_meta  # offloaded
-    ]
-    return versions, torch.cat(samples)
+def _versions(model: PreTrainedModel) -> dict[str, tuple[torch.dtype, int]]:
+    """Changes with most updates of a weight. Those that it does not see (fused optimizers, `.data`) change all values."""
+    return {
+        name: (tensor.dtype, 0 if tensor.is_inference() else tensor._version)
+        for name, tensor in named_weights(model)
+        # Offloaded weights are made anew by each pass, and kernels rearrange those that are quantised.
+        if tensor.is_floating_point() and not tensor.is_meta
+    }
 
 
 @contextmanager

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .weights import backbone
+
 
 class ReferenceRecorder:
     """
@@ -46,7 +48,7 @@ class ReferenceRecorder:
         self._passes: list[tuple[Tensor, Tensor, Tensor]] = []  # input ids, attention mask, hidden states
         self._rows: dict[tuple[int, ...], Tensor] | None = None
         self._paused = False
-        self._handle = model.base_model.register_forward_hook(self._record, with_kwargs=True)
+        self._handle = backbone(model).register_forward_hook(self._record, with_kwargs=True)
 
     def close(self) -> None:
         """Stops watching."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 import torch
+from accelerate.utils import align_module_device
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
@@ -18,6 +19,7 @@ from .packing import Group, PackedRow, last_hidden_states, longest_packable, pac
 from .placement import Placement
 from .rendering import Rendered
 from .token_stats import TokenStats
+from .weights import execution_device
 
 
 logger = logging.getLogger(__name__)
@@ -194,10 +196,11 @@ class FrozenScorer:
         selected = hidden_states[positions]  # (N, D)
         head = model.get_output_embeddings()
         # With a model spread over devices, the backbone can end elsewhere than the head is.
-        device = next(head.parameters()).device
-        on_device = token_statistics(
-            selected.to(device), head, token_ids.to(device), alpha, self._transform, entropy, mean_logits
-        )
+        device = execution_device(model, head)
+        with align_module_device(head):  # an offloaded head is loaded once for all blocks
+            on_device = token_statistics(
+                selected.to(device), head, token_ids.to(device), alpha, self._transform, entropy, mean_logits
+            )
         return token_ids, HeadStatistics(*(None if column is None else column.cpu() for column in on_device))  # type: ignore[arg-type]
 
     def _packable_length(self, model: PreTrainedModel) -> float:
@@ -238,16 +241,17 @@ class FrozenScorer:
         if self._head_checked:
             return
         vocab_size = model.config.get_text_config().vocab_size
-        device = model.get_input_embeddings().weight.device
+        device = execution_device(model, model.get_input_embeddings())
         input_ids = (torch.arange(8, device=device) * 7919 % vocab_size)[None]  # (1, 8)
         mask = torch.ones_like(input_ids)
         expected = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits[0].float()  # (8, V)
         hidden_states = last_hidden_states(model, input_ids)[0]
         head = model.get_output_embeddings()
         targets = expected.argmax(dim=-1)
-        chosen, values, *_ = token_statistics(
-            hidden_states.to(expected.device), head, targets, transform=self._transform, entropy=False
-        )
+        with align_module_device(head):
+            chosen, values, *_ = token_statistics(
+                hidden_states.to(expected.device), head, targets, transform=self._transform, entropy=False
+            )
         reference = expected.gather(1, targets[:, None]).squeeze(1)
         error = torch.maximum((chosen - reference).abs(), (values - torch.logsumexp(expected, -1)).abs()).max()
         # Half precision keeps 8 (bfloat16) or 11 bits of a logit, and the two passes may round differently.

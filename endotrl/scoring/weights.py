@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which weights a model has, whether they moved, and where they compute: in memory, offloaded or quantised."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
+
+import torch
+from accelerate.utils import align_module_device, has_offloaded_params
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from transformers import PretrainedConfig, PreTrainedModel
+
+
+# Values of each tensor that are looked at to see whether it moved.
+SAMPLED_VALUES = 64
+# Settings of a family that trainers and generation set, and that no logit depends on.
+HARMLESS_SETTINGS = ("use_cache", "output_", "router_aux_loss_coef", "router_z_loss_coef")
+
+
+def backbone(model: PreTrainedModel) -> nn.Module:
+    """The part of a causal language model whose hidden states the LM head reads."""
+    if model.base_model is not model:
+        return model.base_model
+    # `base_model_prefix` names a part that the class does not have (Llama 4's text model).
+    embeddings = model.get_input_embeddings()
+    return next(part for part in model.children() if any(module is embeddings for module in part.modules()))
+
+
+def execution_device(model: PreTrainedModel, module: nn.Module) -> torch.device:
+    """Device on which a module of a model computes: not that of its weights if accelerate offloads them."""
+    tensor = next(chain(module.parameters(), module.buffers()), None)
+    if tensor is None:
+        return torch.device("cpu")  # dynamic quantisation, whose modules have neither
+    if not tensor.is_meta:
+        return tensor.device
+    # Its own hook, or one that loads several modules at once.
+    hooked = next(part for part in chain([module], model.modules()) if has_offloaded_params(part))
+    return torch.device(hooked._hf_hook.execution_device)
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """
+    Whether a module is no more than a multiplication by its `weight`, which can then be done in parts. Not so for quantised
+    weights, parametrisations and hooks, whose module must be called.
+    """
+    return (
+        type(module) is nn.Linear
+        and type(module.weight) is nn.Parameter
+        and not module._forward_hooks
+        and not module._forward_pre_hooks
+    )
+
+
+def named_weights(
+    model: PreTrainedModel, without_adapters: bool = False, load_offloaded: bool = False
+) -> Iterator[tuple[str, Tensor]]:
+    """
+    Parameters and saved buffers that the logits depend on, those of backbone and LM head, by name.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            Causal language model.
+        without_adapters (`bool`, *optional*, defaults to `False`):
+            Whether to leave out what PEFT put into the model, and to give the rest the names of the model without it.
+        load_offloaded (`bool`, *optional*, defaults to `False`):
+            Whether to load weights that accelerate offloaded, for as long as each is looked at. Otherwise these are on the
+            device `meta`.
+    """
+    yield from _walk(backbone(model), "backbone", without_adapters, load_offloaded)
+    yield from _walk(model.get_output_embeddings(), "head", without_adapters, load_offloaded)
+
+
+def _walk(module: nn.Module, name: str, without_adapters: bool, load_offloaded: bool) -> Iterator[tuple[str, Tensor]]:
+    if without_adapters:
+        from peft.tuners.tuners_utils import BaseTunerLayer
+        from peft.utils import AuxiliaryTrainingWrapper
+
+        if isinstance(module, BaseTunerLayer):
+            yield from _walk(module.base_layer, name, without_adapters, load_offloaded)
+            return
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            yield from _walk(module.original_module, name, without_adapters, load_offloaded)
+            return
+    aligned: AbstractContextManager[None] = align_module_device(module) if load_offloaded else nullcontext()
+    with aligned:
+        saved = {k: v for k, v in module._buffers.items() if k not in module._non_persistent_buffers_set}
+        for key, tensor in chain(module._parameters.items(), saved.items()):
+            if tensor is not None:
+                yield from _plain_tensors(f"{name}.{key}", tensor)
+        for key, part in module._modules.items():
+            if part is not None:
+                yield from _walk(part, f"{name}.{key}", without_adapters, load_offloaded)
+
+
+def _plain_tensors(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of which one of another kind is made (quantised by torchao, sharded), or the tensor itself."""
+    if not is_traceable_wrapper_subclass(tensor):
+        yield name, tensor
+        return
+    for part in tensor.__tensor_flatten__()[0]:
+        yield from _plain_tensors(f"{name}.{part}", getattr(tensor, part))
+
+
+@torch.no_grad()
+def weights_digest(model: PreTrainedModel, without_adapters: bool = False) -> str:
+    """
+    Digest of all weights, and of the settings that logits depend on: equal for models that give the same logits. Weights are
+    rounded to bfloat16 first, so that copies of one checkpoint in several dtypes have the same digest.
+    """
+    digest = hashlib.blake2b(_settings(model.config).encode())
+    for name, tensor in named_weights(model, without_adapters, load_offloaded=True):
+        digest.update(f"{name}{list(tensor.shape)}".encode())
+        bits = tensor.detach().to(torch.bfloat16) if tensor.is_floating_point() else tensor.detach()
+        bits = bits.contiguous().flatten().view(torch.uint8)
+        # Sums of integers are the same in any order, hence on any device.
+        sums = pad(bits, (0, -bits.numel() % 8192)).view(torch.int64).view(-1, 1024).sum(dim=1)
+        digest.update(sums.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _settings(config: PretrainedConfig) -> str:
+    text_config = config.get_text_config()
+    common = PretrainedConfig().to_dict()
+    settings = {
+        key: value
+        for key, value in text_config.to_dict().items()
+        if key not in common and not key.startswith(HARMLESS_SETTINGS) and not key.endswith(("token_id", "dropout"))
+    }
+    return json.dumps(settings, sort_keys=True, default=str)
+
+
+def sample_weights(weights: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """
+    Some values of each tensor, on the CPU, for [`have_moved`]. Offloaded weights are left out, and integers: nothing trains
+    those of quantised weights, and kernels rearrange them.
+    """
+    return {
+        # An odd distance: an even one would meet the same few columns of every matrix.
+        name: tensor.detach().flatten()[:: max(1, tensor.numel() // SAMPLED_VALUES) | 1].to("cpu", copy=True)
+        for name, tensor in weights
+        if tensor.is_floating_point() and not tensor.is_meta
+    }
+
+
+def have_moved(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> bool:
+    """
+    Whether two samples are of different weights. Those in two dtypes are rounded to the lower one: a trainer may cast its
+    model when it starts.
+    """
+    if before.keys() != after.keys():
+        return True
+    for name, first in before.items():
+        lower = min(first.dtype, after[name].dtype, key=lambda dtype: dtype.itemsize)
+        # As bits, in which NaN is equal to itself.
+        if not torch.equal(first.to(lower).view(torch.uint8), after[name].to(lower).view(torch.uint8)):
+            return True
+    return False
