@@ -4,7 +4,7 @@ Recipes as a script, for tests that need several processes: `accelerate launch .
 of arguments a run, the first of which is `grpo`, `ppo` or `sampled`.
 
 Completions are those of [`FixedRollouts`], except for `sampled`, which is GRPO as it is. What the main process ends with goes
-to `<output_dir>/result.json`.
+to `<output_dir>/result.json`, the frozen weights of the reward after training to `frozen.safetensors`.
 """
 
 import json
@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from accelerate.state import AcceleratorState
+from safetensors.torch import save_file
 
 from endotrl import DenseGRPOConfig, DenseGRPOTrainer, PPOConfig, PPOTrainer
 from endotrl.recipes import launch
@@ -46,6 +47,14 @@ def main(kind: str, *arguments: str) -> None:
     if trainer.accelerator.is_main_process:
         result = {**what_ran(trainer), "reward": repr(trainer.reward_funcs[0])}
         (Path(trainer.args.output_dir) / "result.json").write_text(json.dumps(result))
+    with trainer.reward_funcs[0]._placement.active() as model:  # on all processes
+        weights = {
+            name.replace(".base_layer", ""): weight.detach().clone()
+            for name, weight in model.named_parameters()
+            if "lora_" not in name and "ppo_critic" not in name
+        }
+    if trainer.accelerator.is_main_process:
+        save_file(weights, Path(trainer.args.output_dir) / "frozen.safetensors")
 
 
 if __name__ == "__main__":

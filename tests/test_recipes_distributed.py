@@ -126,6 +126,9 @@ def test_two_processes_agree_with_one(launcher: str, alone: Path, tiny_policy_pa
             values = [[entry[key] for entry in result["history"] if key in entry] for result in (found, expected)]
             assert len(values[1]) == 3, key
             assert values[0] == pytest.approx(values[1], rel=1e-3, abs=1e-4), (name, key)
+        frozen = load_file(tmp_path / name / "frozen.safetensors")
+        for key, tensor in load_file(Path(tiny_policy_path) / "model.safetensors").items():
+            assert torch.equal(frozen[key], tensor), (name, key)
         file = "adapter_model.safetensors" if name == "adapter" else "model.safetensors"
         theirs = load_file(tmp_path / name / file)
         for key, tensor in load_file(alone / name / file).items():

@@ -43,10 +43,10 @@ def whole_weights(wrapped: Any, accelerator: Accelerator) -> Iterator[None]:
         return
     from torch.distributed.fsdp import FSDPModule
 
-    if not isinstance(wrapped, FSDPModule):  # a policy before training
+    sharded = [module for module in wrapped.modules() if isinstance(module, FSDPModule)]
+    if not sharded:  # a policy before training
         yield
         return
-    sharded = [module for module in wrapped.modules() if isinstance(module, FSDPModule)]
     wrapped.set_reshard_after_forward(False)
     for module in sharded:
         module.unshard()

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from trl.trainer.callbacks import SyncRefModelCallback
 
@@ -75,6 +75,8 @@ class AdapterDisabled(_Shared):
             _check_nothing_trains(base)
         with self._whole_policy(), torch.no_grad():
             _check_adapter_is_at_zero(self._policy)
+        if trainer.args.use_vllm:
+            _keep_base_in_merges(trainer, self._model)
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         adapted = next((module for module in self._policy.modules() if isinstance(module, BaseTunerLayer)), None)
@@ -220,6 +222,37 @@ def _check_adapter_is_at_zero(policy: Any) -> None:
             "before training; merge an adapter that was trained before; use an initialisation that changes nothing (LoRA with "
             "B = 0); or give the reward its own copy: `EndogenousReward(model=<path>)`."
         )
+
+
+def _keep_base_in_merges(trainer: Any, base: PreTrainedModel) -> None:
+    """
+    Gives the base model its weights back, to the bit, each time that the trainer has sent the policy to vLLM. For that, TRL adds
+    the adapter to the base weights and subtracts it again, which leaves rounding errors: in bfloat16, they add up to 1% of a
+    weight in 1,000 steps.
+
+    Raises:
+        `ValueError`: If the base model is quantised, so that its weights are quantised anew each time.
+    """
+    if not all(type(weight) is nn.Parameter and weight.is_floating_point() for weight in base.parameters()):
+        raise ValueError(
+            "The trainer has `use_vllm=True` and a quantised base model: each time that it sends the policy to vLLM it merges the "
+            "adapter into the base and takes it out again, which quantises the weights anew, so that the reward would move. Give "
+            "the reward its own copy: `EndogenousReward(model=<path>)`."
+        )
+    # OnlineDPO sends it itself.
+    owner, method = trainer, "_move_model_to_vllm"
+    if "vllm_generation" in vars(trainer):
+        owner, method = trainer.vllm_generation, "sync_weights"
+    send = getattr(owner, method)
+
+    @torch.no_grad()
+    def send_and_restore() -> None:
+        kept = {key: weight.to("cpu", copy=True) for key, weight in named_weights(base, without_adapters=True)}
+        send()
+        for key, weight in named_weights(base, without_adapters=True):
+            weight.copy_(kept.pop(key))
+
+    setattr(owner, method, send_and_restore)
 
 
 def _paused(recorder: ReferenceRecorder | None) -> AbstractContextManager[None]:

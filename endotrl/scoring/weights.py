@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
+from typing import Any, TypeGuard
 
 import torch
 from accelerate.utils import align_module_device, has_offloaded_params
@@ -42,7 +43,7 @@ def execution_device(model: PreTrainedModel, module: nn.Module) -> torch.device:
     return torch.device(hooked._hf_hook.execution_device)
 
 
-def is_plain_linear(module: nn.Module) -> bool:
+def is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
     """
     Whether a module is no more than a multiplication by its `weight`, which can then be done in parts. Not so for quantised
     weights, parametrisations and hooks, whose module must be called.
@@ -96,7 +97,7 @@ def _walk(module: nn.Module, name: str, without_adapters: bool, load_offloaded: 
                 yield from _walk(part, f"{name}.{key}", without_adapters, load_offloaded)
 
 
-def _plain_tensors(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+def _plain_tensors(name: str, tensor: Any) -> Iterator[tuple[str, Tensor]]:
     """The tensors of which one of another kind is made (quantised by torchao, sharded), or the tensor itself."""
     if not is_traceable_wrapper_subclass(tensor):
         yield name, tensor
