@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import accelerate.hooks
 import peft
 import pytest
 import torch
@@ -175,7 +176,7 @@ class TestSharing:
 
     @pytest.mark.parametrize("trainer", GROUP_TRAINERS)
     def test_reference_is_loaded_by_name(self, trainer: type) -> None:
-        # So it is the base model, even if the policy was given as a trained instance.
+        # So it is the base model, even if the policy was given as a trained instance. `attach` compares weights.
         loads = [ast.unparse(call) for call in calls_of(trainer.__init__, "create_model_from_path")]
         assert any("get_config_model_id(self.model.config)" in load for load in loads)
 
@@ -186,6 +187,24 @@ class TestSharing:
     def test_peft(self) -> None:
         for name in ("disable_adapter", "get_base_model"):
             assert callable(getattr(peft.PeftModel, name))
+        # What an adapter is put around, by which the base model is told from it.
+        assert "self.base_layer = base_layer" in inspect.getsource(peft.tuners.lora.layer.LoraLayer)
+        assert "self.original_module = module_to_save" in inspect.getsource(peft.utils.AuxiliaryTrainingWrapper)
+
+    def test_the_policy_is_merged_for_vllm(self) -> None:
+        # By a method that `attach` can wrap, to give the base its weights back.
+        assert calls_of(VLLMGeneration.sync_weights, "_iter_named_params")
+        assert calls_of(OnlineDPOTrainer._move_model_to_vllm, "_move_model_to_vllm_inner")
+        for method in (VLLMGeneration._iter_named_params, OnlineDPOTrainer._move_model_to_vllm_inner):
+            assert calls_of(method, "merge_adapter") and calls_of(method, "unmerge_adapter")
+        for trainer in GROUP_TRAINERS:
+            assert "self.vllm_generation" in assigned(trainer.__init__)
+            # Its name says that the reference model moves.
+            assert calls_of(trainer.__init__, "SyncRefModelCallback")
+
+    def test_accelerate(self) -> None:
+        hook = inspect.signature(accelerate.hooks.AlignDevicesHook.__init__).parameters
+        assert {"execution_device", "offload"} <= hook.keys(), "Where do offloaded weights compute now?"
 
     def test_transformers(self) -> None:
         assert "_name_or_path" in vars(PretrainedConfig()), "Models are no longer known by `config._name_or_path`."

@@ -9,14 +9,13 @@ import pickle
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from datasets import Dataset
 from peft import (
-    BOFTConfig,
     HRAConfig,
     IA3Config,
     LNTuningConfig,
@@ -32,8 +31,6 @@ from peft import (
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from trl import GRPOConfig, GRPOTrainer
-from trl.distributed import DistributedBackend
-from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer.callbacks import SyncRefModelCallback
 
 from endotrl import EndogenousReward
@@ -110,7 +107,6 @@ ADAPTERS: dict[str, Any] = {
     "LoHa": LoHaConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "down_proj"], r=2),
     "LoKr": LoKrConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "down_proj"], r=2),
     "OFT": OFTConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], oft_block_size=4, r=0),
-    "BOFT": BOFTConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], boft_block_size=4),
     "HRA": HRAConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], r=2),
 }
 VIRTUAL_TOKENS: dict[str, Any] = {
@@ -120,7 +116,7 @@ VIRTUAL_TOKENS: dict[str, Any] = {
 MOVES_THE_BASE: dict[str, Any] = {
     "all": lora(bias="all"),
     "lora_only": lora(bias="lora_only"),
-    "boft_only": BOFTConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], boft_block_size=4, bias="boft_only"),
+    "oft_only": OFTConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], oft_block_size=4, r=0, bias="oft_only"),
 }
 
 
@@ -261,36 +257,44 @@ class TestSentToVLLM:
     """TRL merges the adapter into its base, sends it and takes the adapter out again, which leaves rounding errors."""
 
     @staticmethod
-    def make(path: str, folder: Path) -> tuple[GRPOTrainer, list[torch.Tensor]]:
+    def make(path: str, folder: Path, method: str) -> Any:
         trainer = make_trainer(path, folder, torch.bfloat16, peft_config=lora())
-        generation: Any = object.__new__(VLLMGeneration)
-        generation.model, generation._dist = trainer.model, DistributedBackend(Accelerator(cpu=True))
-        sent: list[torch.Tensor] = []
-        # What there is of `sync_weights` without vLLM.
-        generation.sync_weights = lambda: sent.extend(weight.clone() for _, weight in generation._iter_named_params())
-        trainer.args.use_vllm, trainer.vllm_generation = True, generation
-        return trainer, sent
 
-    def test_the_base_gets_its_weights_back(self, path: str, tmp_path: Path) -> None:
-        trainer, sent = self.make(path, tmp_path)
+        def send() -> None:
+            trainer.model.merge_adapter()
+            trainer.sent = trainer.model.get_base_model().model.layers[0].self_attn.q_proj.base_layer.weight.clone()
+            trainer.model.unmerge_adapter()
+
+        trainer.args.use_vllm, trainer.send = True, send
+        if method == "sync_weights":
+            trainer.vllm_generation = SimpleNamespace(sync_weights=send)
+        else:
+            trainer._move_model_to_vllm = send
+        return trainer
+
+    @pytest.mark.parametrize("method", ["sync_weights", "_move_model_to_vllm"])
+    def test_the_base_gets_its_weights_back(self, method: str, path: str, tmp_path: Path) -> None:
+        trainer = self.make(path, tmp_path, method)
         weight = trainer.model.get_base_model().model.layers[0].self_attn.q_proj.base_layer.weight
         before = weight.clone()
         reward = EndogenousReward(model=None).attach(trainer)
         first = reward(**ROWS)
         train(trainer.model)
-        trainer.vllm_generation.sync_weights()
-        assert torch.equal(weight, before)
+        for _ in range(2):
+            (trainer.vllm_generation.sync_weights if method == "sync_weights" else trainer._move_model_to_vllm)()
+            assert torch.equal(weight, before)
+            assert not torch.equal(trainer.sent, before)  # the policy, and not its base
         assert reward(**ROWS) == first
-        # The policy was sent, and not its base; and this is why the weights are restored.
-        assert not any(torch.equal(before, tensor) for tensor in sent if tensor.shape == before.shape)
-        list(trainer.vllm_generation._iter_named_params())
-        assert not torch.equal(weight, before)
+        trainer.send()
+        assert not torch.equal(weight, before)  # so it would be
 
     def test_a_quantised_base_is_refused(self, path: str, tmp_path: Path) -> None:
-        trainer, _ = self.make(path, tmp_path)
-        layer = trainer.model.get_base_model().model.layers[0].self_attn.k_proj
-        layer.weight = nn.Parameter(torch.zeros(16, 16, dtype=torch.int8), requires_grad=False)
-        with pytest.raises((ValueError, RuntimeError), match=r"quantised base model|must have the same dtype|Char"):
+        trainer = self.make(path, tmp_path, "sync_weights")
+        layer = trainer.model.get_base_model().model.layers[0].mlp.gate_proj
+        codes = nn.Parameter((layer.weight * 100).to(torch.int8), requires_grad=False)
+        layer.forward = partial(nn.functional.linear, weight=layer.weight.detach(), bias=layer.bias.detach())
+        layer.weight = codes
+        with pytest.raises(ValueError, match="`use_vllm=True` and a quantised base model"):
             EndogenousReward(model=None).attach(trainer)
 
 

@@ -4,6 +4,7 @@
 placement of the frozen weights; and that those weights are the same to the bit after training.
 """
 
+import copy
 import pickle
 from pathlib import Path
 from typing import Any
@@ -555,10 +556,10 @@ class TestShared:
         trainer = make_trainer(tiny_policy_path, reward, make_args(GRPOConfig, tmp_path), peft_config=LORA)
         reward.attach(trainer)
         batch = self.batch(tiny_policy_path)
-        copy = pickle.loads(pickle.dumps(reward))
+        clone = pickle.loads(pickle.dumps(reward))
         with pytest.raises(RuntimeError, match="not attached"):
-            copy(**batch)
-        assert copy.attach(trainer)(**batch) == reward(**batch)
+            clone(**batch)
+        assert clone.attach(trainer)(**batch) == reward(**batch)
 
 
 class TestRefused:
@@ -581,27 +582,32 @@ class TestRefused:
         with pytest.raises(ValueError, match="The trainer holds no frozen weights to share"):
             reward.attach(trainer)
 
-    def test_another_base_model(self, tiny_policy_path: str, tiny_dropout_policy_path: str, tmp_path: Path) -> None:
-        reward = EndogenousReward(tiny_dropout_policy_path)
+    def test_another_base_model(self, tiny_policy_path: str, tiny_model_path: str, tmp_path: Path) -> None:
+        reward = EndogenousReward(tiny_model_path)
         trainer = make_trainer(tiny_policy_path, reward, make_args(GRPOConfig, tmp_path, beta=0.1))
-        with pytest.raises(ValueError, match="was made for the model"):
+        with pytest.raises(ValueError, match=f"was made for the model '{tiny_model_path}'"):
             reward.attach(trainer)
 
-    def test_models_without_a_name_are_not_taken_for_the_same(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("same", [False, True])
+    def test_models_without_a_name(self, same: bool, tiny_policy_path: str, tmp_path: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(tiny_policy_path)
         config = LlamaConfig(
             vocab_size=19, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
         )
-        reward = EndogenousReward(LlamaForCausalLM(config), tokenizer)
+        model = LlamaForCausalLM(config)
+        reward = EndogenousReward(model, tokenizer)
         trainer = make_trainer(
-            LlamaForCausalLM(config),
+            copy.deepcopy(model) if same else LlamaForCausalLM(config),
             reward,
             make_args(GRPOConfig, tmp_path),
             peft_config=LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"),
             processing_class=tokenizer,
         )
-        with pytest.raises(ValueError, match="was made for the model ''"):
-            reward.attach(trainer)
+        if same:
+            assert reward.attach(trainer).is_shared
+        else:
+            with pytest.raises(ValueError, match="was made for the model ''"):
+                reward.attach(trainer)
 
     def test_continued_adapter(self, tiny_policy_path: str, tmp_path: Path) -> None:
         from peft import get_peft_model

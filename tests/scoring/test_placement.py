@@ -5,6 +5,7 @@ import copy
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from endotrl.scoring.placement import LoadedModel, OwnCopy, load_config, resolve_dtype
+from endotrl.scoring.placement import LoadedModel, OwnCopy, load_config, place, resolve_dtype
 
 
 SIZES = {
@@ -133,6 +134,18 @@ class TestOwnCopy:
         assert use(other) is not model
         assert use(other).dtype == torch.bfloat16
         assert torch.equal(use(other).lm_head.weight, model.lm_head.weight)
+
+    @pytest.mark.parametrize("is_fsdp2", [None, True, False], ids=["whole", "FSDP2", "ZeRO-3"])
+    def test_a_checkpoint_that_lacks_weights(self, is_fsdp2: bool | None, tmp_path: Path) -> None:
+        model = make_model()
+        model.save_pretrained(
+            tmp_path, state_dict={k: v for k, v in model.state_dict().items() if "layers.1" not in k}
+        )
+        placement = OwnCopy(str(tmp_path))
+        if is_fsdp2 is not None:
+            placement.shard(SimpleNamespace(is_fsdp2=is_fsdp2, device=torch.device("cpu")))
+        with pytest.raises(OSError, match=r"lacks weights: model\.layers\.1\.input_layernorm\.weight, "):
+            use(placement)
 
     @pytest.mark.parametrize("name", ["no/such-model", "/no/such/folder", ""])
     def test_unknown_model(self, name: str) -> None:
@@ -282,6 +295,15 @@ class TestLoadedModel:
         assert use(own_copy) is not model
         assert use(own_copy).dtype == torch.bfloat16
         assert torch.equal(use(own_copy).lm_head.weight, model.lm_head.weight)
+
+    def test_a_model_with_an_adapter(self, tiny_model_path: str) -> None:
+        model = AutoModelForCausalLM.from_pretrained(tiny_model_path)
+        policy = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"]))
+        with pytest.raises(
+            TypeError, match=r"PeftModelForCausalLM.*`model.merge_and_unload\(\)`.*`reward.attach\(trainer\)`"
+        ):
+            place(policy, "auto", None, False, False)
+        assert isinstance(place(policy.merge_and_unload(), "auto", None, False, False), LoadedModel)
 
     def test_without_a_name(self) -> None:
         with pytest.raises(TypeError, match="pickled only if the instance was loaded from a path.*Pass a path"):
