@@ -321,8 +321,9 @@ class LoadedModel:
         )
 
     def digest(self, dtype: torch.dtype) -> str:
-        """[`weights_digest`] of the instance, whatever the dtype."""
-        return weights_digest(self._model)
+        """[`weights_digest`] of the instance, whatever the dtype; without an adapter that a trainer has put into it since."""
+        base = sample_weights(named_weights(self._model, without_adapters=True))
+        return weights_digest(self._model, without_adapters=not have_moved(self._sample, base))
 
     @contextmanager
     def active(self) -> Iterator[PreTrainedModel]:

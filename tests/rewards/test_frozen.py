@@ -353,6 +353,15 @@ class TestIdentity:
         trainer = make_trainer(path, tmp_path, theirs, peft_config=lora())
         assert reward.attach(trainer).is_shared
 
+    def test_the_instance_that_is_trained(self, path: str, tmp_path: Path) -> None:
+        model = AutoModelForCausalLM.from_pretrained(path)
+        reward = EndogenousReward(model)
+        trainer = make_trainer(model, tmp_path, peft_config=lora())  # puts the adapter into it
+        assert reward.attach(trainer)(**ROWS) == pytest.approx(naive_rewards(path), abs=1e-4)
+        adapted = EndogenousReward(trainer.model.get_base_model(), AutoTokenizer.from_pretrained(path))
+        with pytest.raises(ValueError, match="was made for the model"):
+            adapted.attach(trainer)  # that one has its adapter in it
+
     def test_saved_elsewhere(self, path: str, tmp_path: Path) -> None:
         AutoModelForCausalLM.from_pretrained(path).save_pretrained(tmp_path / "copy")
         AutoTokenizer.from_pretrained(path).save_pretrained(tmp_path / "copy")
