@@ -75,7 +75,7 @@ class AdapterDisabled(_Shared):
             _check_nothing_trains(base)
         with self._whole_policy(), torch.no_grad():
             _check_adapter_is_at_zero(self._policy)
-        if trainer.args.use_vllm:
+        if getattr(trainer.args, "use_vllm", False):
             _keep_base_in_merges(trainer, self._model)
         from peft.tuners.tuners_utils import BaseTunerLayer
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.utils import is_peft_available
 
 
 # Values of each tensor that are looked at to see whether it moved.
@@ -46,14 +47,9 @@ def execution_device(model: PreTrainedModel, module: nn.Module) -> torch.device:
 def is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
     """
     Whether a module is no more than a multiplication by its `weight`, which can then be done in parts. Not so for quantised
-    weights, parametrisations and hooks, whose module must be called.
+    and parametrised weights, whose module must be called.
     """
-    return (
-        type(module) is nn.Linear
-        and type(module.weight) is nn.Parameter
-        and not module._forward_hooks
-        and not module._forward_pre_hooks
-    )
+    return type(module) is nn.Linear and type(module.weight) is nn.Parameter
 
 
 def named_weights(
@@ -76,7 +72,7 @@ def named_weights(
 
 
 def _walk(module: nn.Module, name: str, without_adapters: bool, load_offloaded: bool) -> Iterator[tuple[str, Tensor]]:
-    if without_adapters:
+    if without_adapters and is_peft_available():
         from peft.tuners.tuners_utils import BaseTunerLayer
         from peft.utils import AuxiliaryTrainingWrapper
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Models by their weights, and models whose weights are not plain tensors of their modules: offloaded, quantised, hooked. The naive
+Models by their weights, and models whose weights are not plain tensors of their modules: offloaded, quantised, parametrised. The naive
 values are those of full logits, one sequence at a time, of the model as it is given.
 """
 
@@ -263,11 +263,6 @@ def quantise(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def scale_logits(model: PreTrainedModel) -> PreTrainedModel:
-    model.lm_head.register_forward_hook(lambda module, args, output: output * 1.5)
-    return model
-
-
 def parametrise(model: PreTrainedModel) -> PreTrainedModel:
     class Doubled(nn.Module):
         def forward(self, weight: torch.Tensor) -> torch.Tensor:
@@ -278,7 +273,7 @@ def parametrise(model: PreTrainedModel) -> PreTrainedModel:
 
 
 class TestNotPlain:
-    @pytest.mark.parametrize("change", [quantise, scale_logits, parametrise])
+    @pytest.mark.parametrize("change", [quantise, parametrise])
     def test_scored_by_their_own_modules(self, change: Callable[[Any], Any]) -> None:
         model = change(make_model())
         assert_scored(model)
