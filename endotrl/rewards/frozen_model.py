@@ -91,8 +91,8 @@ class FrozenModelReward:
 
         Raises:
             `TypeError`: If it is no trainer with reward functions.
-            `ValueError`: If the trainer holds no frozen weights, moves them (`sync_ref_model=True`) or shards them by
-            FSDP1, or if this reward was made for another model.
+            `ValueError`: If the trainer holds no frozen weights, moves them (`sync_ref_model=True`, LoRA biases) or
+            shards them by FSDP1, if its adapter was trained before, or if this reward was made for another model.
 
         Example:
         ```python
@@ -109,9 +109,9 @@ class FrozenModelReward:
             (ours, our_digest), theirs = self._made_for, placement.config._name_or_path
             if our_digest != placement.digest():
                 raise ValueError(
-                    f"The reward was made for the model {ours!r}, but the trainer's frozen weights ({theirs!r}) are others"
-                    f"{', by their values' if ours == theirs else ''}. Make it with `model=None` to share the trainer's, or do "
-                    "not attach it to keep its own."
+                    f"The reward was made for the model {ours!r}, but the trainer's frozen weights ({theirs!r}) are "
+                    f"others{', by their values' if ours == theirs else ''}. Make it with `model=None` to share the "
+                    "trainer's, or do not attach it to keep its own."
                 )
         if self._placement is not None and self._placement.recorder is not None:
             self._placement.recorder.close()

@@ -199,7 +199,7 @@ class OwnCopy:
 
     def digest(self, dtype: torch.dtype) -> str:
         """
-        [`weights_digest`] of this copy. If it is not loaded yet, it is for the time of the call, into the memory of the CPU.
+        [`weights_digest`] of this copy. If it is not loaded yet, it is for the time of the call, into CPU memory.
 
         Args:
             dtype (`torch.dtype`):
@@ -261,9 +261,10 @@ class OwnCopy:
     def _check_digest(self, model: PreTrainedModel) -> None:
         if self._expected_digest is not None and weights_digest(model) != self._expected_digest:
             raise OSError(
-                f"The reward was made from a model instance that was loaded from {self._name!r} and changed after that (an "
-                "adapter merged or put into it, weights trained, quantised or resized), so that its pickle, which has no weights, "
-                "cannot give it back. Save the instance (`save_pretrained`), and make the reward with that path."
+                f"The reward was made from a model instance that was loaded from {self._name!r} and changed after "
+                "that (an adapter merged or put into it, weights trained, quantised or resized), so that its pickle, which "
+                "has no weights, cannot give it back. Save the instance (`save_pretrained`), and make the reward with "
+                "that path."
             )
 
 
@@ -282,9 +283,9 @@ class LoadedModel:
         on_meta = [name for name, tensor in named_weights(model) if tensor.is_meta]
         if on_meta and not any(has_offloaded_params(module) for module in model.modules()):
             raise ValueError(
-                f"The {type(model).__name__} given has weights on the device `meta` ({on_meta[0]}, ...), and none of its "
-                "modules loads them: they were never loaded, or are offloaded as one block. Load it with `from_pretrained`, which "
-                "offloads layer by layer where a `device_map` says so."
+                f"The {type(model).__name__} given has weights on the device `meta` ({on_meta[0]}, ...), and none of "
+                "its modules loads them: they were never loaded, or are offloaded as one block. Load it with "
+                "`from_pretrained`, which offloads layer by layer where a `device_map` says so."
             )
         self.config = model.config
         self.eos_token_ids = eos_token_ids(model.generation_config)
@@ -321,7 +322,7 @@ class LoadedModel:
         )
 
     def digest(self, dtype: torch.dtype) -> str:
-        """[`weights_digest`] of the instance, whatever the dtype; without an adapter that a trainer has put into it since."""
+        """[`weights_digest`] of the instance, without an adapter that a trainer has put into it since."""
         base = sample_weights(named_weights(self._model, without_adapters=True))
         return weights_digest(self._model, without_adapters=not have_moved(self._sample, base))
 
@@ -359,9 +360,10 @@ def place(
         return LoadedModel(model, trust_remote_code)
     if isinstance(model, nn.Module) and is_peft_model(model):
         raise TypeError(
-            f"`model` is a {type(model).__name__}, whose adapter may be trained, switched or taken off, so that it is no frozen "
-            "model. Merge the adapter (`model.merge_and_unload()`) and pass the model that this gives. If it is the policy that "
-            "you train, share its frozen base with `EndogenousReward(model=None)` and `reward.attach(trainer)`."
+            f"`model` is a {type(model).__name__}, whose adapter may be trained, switched or taken off, so that it is "
+            "no frozen model. Merge the adapter (`model.merge_and_unload()`) and pass what this returns. If it is "
+            "the policy that you train, share its frozen base with `EndogenousReward(model=None)` and "
+            "`reward.attach(trainer)`."
         )
     if not isinstance(model, str | os.PathLike):
         raise TypeError(
@@ -388,7 +390,10 @@ def eos_token_ids(generation_config: GenerationConfig | None) -> list[int]:
 
 
 def _versions(model: PreTrainedModel) -> dict[str, tuple[torch.dtype, int]]:
-    """Changes with most updates of a weight. Those that it does not see (fused optimizers, `.data`) change all values."""
+    """
+    Changes with most updates of a weight. What it does not see, fused optimizers and `.data`, changes all values of a
+    tensor.
+    """
     return {
         name: (tensor.dtype, 0 if tensor.is_inference() else tensor._version)
         for name, tensor in named_weights(model)

@@ -55,15 +55,16 @@ class _Shared:
         sample = sample_weights(named_weights(self._model, without_adapters=True))
         if self._sample is not None and have_moved(self._sample, sample):
             raise RuntimeError(
-                f"The reward reads {self.description}, whose weights have changed since `attach`: parameters were unfrozen, a "
-                "callback synchronises the reference model, or an adapter was merged into its base. The reward must come from a "
-                "frozen model. Keep it frozen, or give the reward its own copy: `EndogenousReward(model=<path>)`."
+                f"The reward reads {self.description}, whose weights have changed since `attach`: parameters were "
+                "unfrozen, a callback synchronises the reference model, or an adapter was merged into its base. The "
+                "reward must come from a frozen model. Keep it frozen, or give the reward its own copy: "
+                "`EndogenousReward(model=<path>)`."
             )
         self._sample = sample
 
 
 class AdapterDisabled(_Shared):
-    """The policy of a LoRA run with its adapter disabled: the frozen base model, without another parameter in memory."""
+    """The policy of a LoRA run with its adapter disabled: the frozen base model, with no other parameter in memory."""
 
     description = "the policy's frozen base (adapter disabled)"
 
@@ -151,14 +152,14 @@ def share_with(trainer: Any) -> AdapterDisabled | SharedReference:
     policy = trainer.accelerator.unwrap_model(trainer.model)
     if trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2:
         raise ValueError(
-            "The trainer shards its weights by FSDP1, whose weights cannot be shared. Use FSDP2 (`fsdp_version: 2`) or "
-            "DeepSpeed ZeRO-3, or give the reward its own copy: `EndogenousReward(model=<path>)` without `attach`."
+            "The trainer shards its weights by FSDP1, whose weights cannot be shared. Use FSDP2 (`fsdp_version: 2`) "
+            "or DeepSpeed ZeRO-3, or give the reward its own copy: `EndogenousReward(model=<path>)` without `attach`."
         )
     if is_peft_model(policy):
         if "ref" in policy.peft_config:
             raise ValueError(
-                "The trainer continues a trained adapter and keeps its start as the adapter 'ref', so the model without "
-                "adapter is not the policy's start. Merge the adapter first, or give the reward its own copy."
+                "The trainer continues a trained adapter and keeps its start as the adapter 'ref', so the model "
+                "without adapter is not the policy's start. Merge the adapter first, or give the reward its own copy."
             )
         return AdapterDisabled(trainer)
     if trainer.ref_model is None:
@@ -171,8 +172,8 @@ def share_with(trainer: Any) -> AdapterDisabled | SharedReference:
     if any(isinstance(callback, SyncRefModelCallback) for callback in trainer.callback_handler.callbacks):
         raise ValueError(
             "The trainer synchronises its reference model with the policy (`sync_ref_model=True`, or a "
-            "`SyncRefModelCallback`), so a reward that shares it would move during training. Set `sync_ref_model=False`, or "
-            "give the reward its own copy: `EndogenousReward(model=<path>)`."
+            "`SyncRefModelCallback`), so a reward that shares it would move during training. Set "
+            "`sync_ref_model=False`, or give the reward its own copy: `EndogenousReward(model=<path>)`."
         )
     return SharedReference(trainer)
 
@@ -182,17 +183,17 @@ def _check_nothing_trains(base: PreTrainedModel) -> None:
     trained = [name for name, weight in named_weights(base, without_adapters=True) if weight.requires_grad]
     if trained:
         raise ValueError(
-            f"The trainer trains weights of the base model itself ({', '.join(trained[:3])}"
-            f"{', ...' if len(trained) > 3 else ''}), which stay trained with the adapter disabled, so that the reward would move "
-            'during training. Set `bias="none"` in the `peft_config`, unfreeze nothing but the adapter, or give the reward its '
-            "own copy: `EndogenousReward(model=<path>)`."
+            "The trainer trains weights of the base model itself "
+            f"({', '.join(trained[:3])}{', ...' if len(trained) > 3 else ''}), which stay trained with the adapter "
+            'disabled, so that the reward would move during training. Set `bias="none"` in the `peft_config`, '
+            "unfreeze nothing but the adapter, or give the reward its own copy: `EndogenousReward(model=<path>)`."
         )
 
 
 def _check_adapter_is_at_zero(policy: Any) -> None:
     """
-    Raises `ValueError` if the policy does not start as its base model: its adapter was trained before, begins at random
-    weights, or has moved weights of the base model into itself (PiSSA, OLoRA).
+    Raises `ValueError` if the policy does not start as its base model: its adapter was trained before, begins at
+    random weights, or has moved weights of the base model into itself (PiSSA, OLoRA).
     """
     if policy.active_peft_config.is_prompt_learning:
         return  # Virtual tokens before a base model that is as it was. None of them are nothing.
@@ -218,26 +219,26 @@ def _check_adapter_is_at_zero(policy: Any) -> None:
         trained = trained or bool((adapted - base).abs().max() > tolerance * base.abs().max())
     if trained:
         raise ValueError(
-            "The policy's adapter is not at zero, so the model without it is not the policy's start. Attach the reward "
-            "before training; merge an adapter that was trained before; use an initialisation that changes nothing (LoRA with "
-            "B = 0); or give the reward its own copy: `EndogenousReward(model=<path>)`."
+            "The policy's adapter is not at zero, so the model without it is not the policy's start. Attach the "
+            "reward before training; merge an adapter that was trained before; use an initialisation that changes "
+            "nothing (LoRA with B = 0); or give the reward its own copy: `EndogenousReward(model=<path>)`."
         )
 
 
 def _keep_base_in_merges(trainer: Any, base: PreTrainedModel) -> None:
     """
-    Gives the base model its weights back, to the bit, each time that the trainer has sent the policy to vLLM. For that, TRL adds
-    the adapter to the base weights and subtracts it again, which leaves rounding errors: in bfloat16, they add up to 1% of a
-    weight in 1,000 steps.
+    Gives the base model its weights back, to the bit, each time that the trainer has sent the policy to vLLM. For this,
+    TRL adds the adapter to the base weights and subtracts it again, which leaves rounding errors: in bfloat16, they
+    grow to 1% of a weight in 1,000 steps.
 
     Raises:
         `ValueError`: If the base model is quantised, so that its weights are quantised anew each time.
     """
     if not all(type(weight) is nn.Parameter and weight.is_floating_point() for weight in base.parameters()):
         raise ValueError(
-            "The trainer has `use_vllm=True` and a quantised base model: each time that it sends the policy to vLLM it merges the "
-            "adapter into the base and takes it out again, which quantises the weights anew, so that the reward would move. Give "
-            "the reward its own copy: `EndogenousReward(model=<path>)`."
+            "The trainer has `use_vllm=True` and a quantised base model: each time that it sends the policy to vLLM "
+            "it merges the adapter into the base and takes it out again, which quantises the weights anew, so that "
+            "the reward would move. Give the reward its own copy: `EndogenousReward(model=<path>)`."
         )
     # OnlineDPO sends it itself.
     owner, method = trainer, "_move_model_to_vllm"

@@ -46,8 +46,8 @@ def execution_device(model: PreTrainedModel, module: nn.Module) -> torch.device:
 
 def is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
     """
-    Whether a module is no more than a multiplication by its `weight`, which can then be done in parts. Not so for quantised
-    and parametrised weights, whose module must be called.
+    Whether a module is no more than a multiplication by its `weight`, which can then be done in parts. Not so for
+    quantised and parametrised weights, whose module must be called.
     """
     return type(module) is nn.Linear and type(module.weight) is nn.Parameter
 
@@ -64,8 +64,8 @@ def named_weights(
         without_adapters (`bool`, *optional*, defaults to `False`):
             Whether to leave out what PEFT put into the model, and to give the rest the names of the model without it.
         load_offloaded (`bool`, *optional*, defaults to `False`):
-            Whether to load weights that accelerate offloaded, for as long as each is looked at. Otherwise these are on the
-            device `meta`.
+            Whether to load weights that accelerate offloaded, for as long as each is looked at. Otherwise these are on
+            the device `meta`.
     """
     yield from _walk(backbone(model), "backbone", without_adapters, load_offloaded)
     yield from _walk(model.get_output_embeddings(), "head", without_adapters, load_offloaded)
@@ -105,8 +105,8 @@ def _plain_tensors(name: str, tensor: Any) -> Iterator[tuple[str, Tensor]]:
 @torch.no_grad()
 def weights_digest(model: PreTrainedModel, without_adapters: bool = False) -> str:
     """
-    Digest of all weights, and of the settings that logits depend on: equal for models that give the same logits. Weights are
-    rounded to bfloat16 first, so that copies of one checkpoint in several dtypes have the same digest.
+    Digest of all weights, and of the settings that logits depend on: equal for models that give the same logits.
+    Weights are rounded to bfloat16 first, so that copies of one checkpoint in several dtypes have the same digest.
     """
     digest = hashlib.blake2b(_settings(model.config).encode())
     for name, tensor in named_weights(model, without_adapters, load_offloaded=True):
@@ -132,8 +132,8 @@ def _settings(config: PretrainedConfig) -> str:
 
 def sample_weights(weights: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
     """
-    Some values of each tensor, on the CPU, for [`have_moved`]. Offloaded weights are left out, and integers: nothing trains
-    those of quantised weights, and kernels rearrange them.
+    Some values of each tensor, on the CPU, for [`have_moved`]. Offloaded weights are left out, and integers: nothing
+    trains those of quantised weights, and kernels rearrange them.
     """
     return {
         # An odd distance: an even one would meet the same few columns of every matrix.
@@ -145,8 +145,8 @@ def sample_weights(weights: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
 
 def have_moved(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> bool:
     """
-    Whether two samples are of different weights. Those in two dtypes are rounded to the lower one: a trainer may cast its
-    model when it starts.
+    Whether two samples are of different weights. Those in two dtypes are rounded to the lower one: a trainer may cast
+    its model when it starts.
     """
     if before.keys() != after.keys():
         return True

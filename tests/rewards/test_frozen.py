@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What a trainer shares stays as it is, to the bit, whatever is trained; what would change it is refused by `attach`, and noticed
-if it comes later. The naive rewards are those of a fresh copy of the checkpoint, one sequence at a time.
+What a trainer shares stays as it is, to the bit, whatever is trained; what would change it is refused by `attach`, and
+noticed if it comes later. The naive rewards are those of a fresh copy of the checkpoint, one sequence at a time.
 """
 
 import copy

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Models by their weights, and models whose weights are not plain tensors of their modules: offloaded, quantised, parametrised. The naive
-values are those of full logits, one sequence at a time, of the model as it is given.
+Models by their weights, and models whose weights are not plain tensors of their modules: offloaded, quantised,
+parametrised. The naive values are those of full logits, one sequence at a time, of the model as it is given.
 """
 
 import copy
