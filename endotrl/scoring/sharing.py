@@ -227,9 +227,9 @@ def _check_adapter_is_at_zero(policy: Any) -> None:
 
 def _keep_base_in_merges(trainer: Any, base: PreTrainedModel) -> None:
     """
-    Gives the base model its weights back, to the bit, each time that the trainer has sent the policy to vLLM. For this,
-    TRL adds the adapter to the base weights and subtracts it again, which leaves rounding errors: in bfloat16, they
-    grow to 1% of a weight in 1,000 steps.
+    Gives the base model its weights back, to the bit, each time that the trainer has sent the policy to vLLM. For
+    this, TRL adds the adapter to the base weights and subtracts it again, which leaves rounding errors: in bfloat16,
+    they grow to 1% of a weight in 1,000 steps.
 
     Raises:
         `ValueError`: If the base model is quantised, so that its weights are quantised anew each time.
