@@ -4,11 +4,12 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from types import MethodType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, Trainer
 
 from ..bellman import Aggregate, TokenRewardForm, outcome_reward, token_rewards
 from ..checks import check_alpha, check_choice, check_discount
@@ -272,18 +273,15 @@ class EndogenousReward(FrozenModelReward):
             [`DenseScores`]. The token rewards are those of [`token_rewards`], and with `aggregate="discounted"`
             $\delta^{h-1}$ times them, with [`LengthControl`] plus the share of each in the correction: they sum to the
             outcome, plus $V(s_1)$ for `aggregate="sum"` and `"bellman"` rewards. The state values of `"bellman"`
-            rewards are $V(s_h)$, times the same weight; other forms have none.
+            rewards are $V(s_h)$, times the same weight, and the final ones $V(s_{H+1})$ with `truncation="bootstrap"`;
+            other forms have none.
 
         Raises:
             `ValueError`: With `aggregate="mean"`, which no sum of token rewards is: what a token adds to a mean depends
             on tokens to come. If the frozen model has another tokenizer than the policy, so that its token rewards are
             of other tokens. And as [`__call__`].
         """
-        if self.aggregate == "mean":
-            raise ValueError(
-                '`aggregate="mean"` cannot be credited to single tokens, because the weight of a token, one over the '
-                'length, depends on tokens to come. Use `aggregate="sum"` or `"discounted"`, or credit the outcome.'
-            )
+        self.check_token_credit()
         rows = self._rows(prompts, completions, completion_ids, domain)
         for i, (row, given) in enumerate(zip(rows, completion_ids or [], strict=completion_ids is not None)):
             if row.completion_ids != list(given):
@@ -292,28 +290,41 @@ class EndogenousReward(FrozenModelReward):
                     f"tokens in place of {len(given)}, so its token rewards are of other tokens than the policy's. Use a "
                     "frozen model with the policy's tokenizer and chat template, or credit the outcome."
                 )
-        stats, outcomes = self._score_and_log(rows, log_extra, log_metric)
-        slope = self._length_slope
+        stats, outcomes, slope = self._score_and_log(rows, log_extra, log_metric)
         token_rewards = [
             row.on_all_tokens(
-                self._weights(row) * self._action_rewards(row) + length_shares(len(row.token_ids), slope)
+                self._weights(row)[:-1] * self._action_rewards(row) + length_shares(len(row.token_ids), slope)
             )
             for row in stats
         ]
         if self.token_reward != "bellman":
             return DenseScores(outcomes, token_rewards)
-        values = [row.on_all_tokens(self._weights(row) * row.soft_values[:-1]) for row in stats]
-        return DenseScores(outcomes, token_rewards, values)
+        values = [self._weights(row) * self._soft_values(row) for row in stats]
+        return DenseScores(
+            outcomes,
+            token_rewards,
+            [row.on_all_tokens(value[:-1]) for row, value in zip(stats, values, strict=True)],
+            [value[-1].item() for value in values],
+        )
+
+    def check_token_credit(self) -> None:
+        """Raises `ValueError` if the reward is no sum of token rewards."""
+        if self.aggregate == "mean":
+            raise ValueError(
+                '`aggregate="mean"` cannot be credited to single tokens, because the weight of a token, one over the '
+                'length, depends on tokens to come. Use `aggregate="sum"` or `"discounted"`, or credit the outcome.'
+            )
 
     def _score_and_log(
         self,
         rows: list[Rendered],
         log_extra: Callable[[str, list[Any]], None] | None,
         log_metric: Callable[[str, float], None] | None,
-    ) -> tuple[list[TokenStats], list[float | None]]:
+    ) -> tuple[list[TokenStats], list[float | None], float]:
+        """Statistics and rewards of a batch, and the slope that [`LengthControl`] took out of them."""
         need_entropy = self.token_reward == "centered" or log_metric is not None
         stats = self._score_rows(rows, entropy=need_entropy)
-        rewards = self._outcomes(rows, stats)
+        rewards, slope = self._outcomes(rows, stats, learn=not _is_evaluation(log_metric))
         if log_extra is not None or log_metric is not None:
             # Whatever the aggregate is, so that runs with different ones can be compared.
             per_token = [self._outcome(row, "mean") for row in stats]
@@ -328,23 +339,30 @@ class EndogenousReward(FrozenModelReward):
                     if changes:
                         log_metric(f"{self.__name__}/correction", sum(changes) / len(changes))
                 if isinstance(self.correction, LengthControl):
-                    log_metric(f"{self.__name__}/length_slope", self._length_slope)
-        return stats, rewards
+                    log_metric(f"{self.__name__}/length_slope", slope)
+        return stats, rewards, slope
 
-    def _outcomes(self, rows: list[Rendered], stats: list[TokenStats]) -> list[float | None]:
-        """Rewards of a batch, with what only a batch can correct."""
+    def _outcomes(
+        self, rows: list[Rendered], stats: list[TokenStats], learn: bool
+    ) -> tuple[list[float | None], float]:
+        """
+        Rewards of a batch, with what only a batch can correct, and the slope that this took: 0 without [`LengthControl`]. With
+        `learn`, later batches remember this one.
+        """
         outcomes = [self.aggregate_from(row) for row in stats]
         if not isinstance(self.correction, LengthControl):
-            return outcomes
+            return outcomes, 0.0
         lengths = [len(row.token_ids) for row in stats]
         sums = length_slope_sums(outcomes, lengths, [tuple(row.prompt_ids) for row in rows])
         xy, xx = (self.correction.decay * old + new for old, new in zip(self._length_sums, sums, strict=True))
-        self._length_sums = (xy, xx)
-        slope = self._length_slope
-        return [
+        if learn:
+            self._length_sums = (xy, xx)
+        slope = xy / xx if xx > 0 else 0.0  # all lengths are the same
+        corrected = [
             None if outcome is None else outcome - slope * math.log(length)
             for outcome, length in zip(outcomes, lengths, strict=True)
         ]
+        return corrected, slope
 
     def state_dict(self) -> dict[str, Any]:
         """
@@ -357,16 +375,14 @@ class EndogenousReward(FrozenModelReward):
         """Goes on from where `state_dict` was taken."""
         self._length_sums = state_dict["length_sums"]
 
-    @property
-    def _length_slope(self) -> float:
-        """Slope of the outcome on log length, 0 where all lengths are the same."""
-        xy, xx = self._length_sums
-        return xy / xx if xx > 0 else 0.0
-
     def _weights(self, stats: TokenStats) -> Tensor:
-        """Weight of each token reward in the aggregate, of shape `(H,)`, float32."""
-        discount = self.discount if self.aggregate == "discounted" else 1.0
-        return (discount ** torch.arange(len(stats.token_ids), dtype=torch.float64)).float()
+        """Weight of each token reward in the aggregate, and of one more token, of shape `(H + 1,)`, float32."""
+        return (self.step_discount ** torch.arange(len(stats.token_ids) + 1, dtype=torch.float64)).float()
+
+    @property
+    def step_discount(self) -> float:
+        """Weight of a token reward in the aggregate, in units of that of the token before it."""
+        return self.discount if self.aggregate == "discounted" else 1.0
 
     def token_rewards(
         self,
@@ -478,13 +494,16 @@ class EndogenousReward(FrozenModelReward):
     def _action_rewards(self, stats: TokenStats, corrected: bool = True) -> Tensor:
         if self.truncation == "skip" and not stats.finished:
             return torch.full_like(stats.chosen_logits, torch.nan)
-        values = stats.soft_values
-        if self.truncation == "terminal" and not stats.finished:
-            values = torch.cat([values[:-1], torch.zeros(1)])
         rewards = token_rewards(
-            stats.chosen_logits, values, self.alpha, self.gamma, self.token_reward, stats.entropies
+            stats.chosen_logits, self._soft_values(stats), self.alpha, self.gamma, self.token_reward, stats.entropies
         )
         return correct_tokens(rewards, stats, self.correction if corrected else None)
+
+    def _soft_values(self, stats: TokenStats) -> Tensor:
+        r"""$V(s_1), \dots, V(s_{H+1})$ as the rewards have them: the last is 0 where the state counts as terminal."""
+        if self.truncation == "bootstrap" or stats.finished:
+            return stats.soft_values
+        return torch.cat([stats.soft_values[:-1], torch.zeros(1)])
 
     def _score_rows(
         self, rows: list[Rendered], entropy: bool, mean_logits: bool = False, progress: bool = False
@@ -508,3 +527,9 @@ class EndogenousReward(FrozenModelReward):
                 f"{self.config._name_or_path!r}, so that their log-probabilities are of different tokens. Take two models of one "
                 "family."
             )
+
+
+def _is_evaluation(log_metric: Callable[[str, float], None] | None) -> bool:
+    """Whether a trainer evaluates: TRL's loggers are methods of the trainer, and nothing else that it passes tells."""
+    trainer = log_metric.__self__ if isinstance(log_metric, MethodType) else None
+    return isinstance(trainer, Trainer) and not trainer.model.training

@@ -91,6 +91,7 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
         )
         token_rewards: dict[int, Tensor] = {}
         state_values: dict[int, Tensor] = {}
+        final_values: dict[int, Tensor] = {}
         for index in self._dense_functions(scores, rewards_per_func[local]):
             score = scores[index]
             if score is None:  # dense on another process, and here it gave only `None`
@@ -99,6 +100,8 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
             token_rewards[index] = pad_rows(score.token_rewards, num_positions, device)
             if score.state_values is not None:
                 state_values[index] = pad_rows(score.state_values, num_positions, device)
+            if score.final_values is not None:
+                final_values[index] = torch.tensor(score.final_values, device=device)
         mask = pad_rows([torch.ones(len(ids)) for ids in completion_ids], num_positions, device).bool()
         if "tool_mask" in output:
             # TRL also clears the tool mask of completions that `mask_truncated_completions` drops.
@@ -110,6 +113,7 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
             local=local,
             token_rewards=token_rewards,
             state_values=state_values,
+            final_values=final_values,
             mask=mask,
             completion_ids=completion_ids,
         )
