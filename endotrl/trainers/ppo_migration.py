@@ -7,18 +7,18 @@ docs/ppo.md shows them.
 from collections.abc import Iterable, Mapping
 
 
-_COMPUTED = "nothing: it follows from `per_device_train_batch_size`, `gradient_accumulation_steps` and the number of processes"
+_COMPUTED = "nothing; it follows from `per_device_train_batch_size`, `gradient_accumulation_steps` and the number of processes"
 
 # Options of its `PPOConfig` that `endotrl.PPOConfig` does not have under the same name.
 CONFIG: dict[str, str] = {
     "kl_coef": "`beta`",
-    "kl_estimator": "nothing: it is k1 with `kl_placement='reward'`, and k3 with `kl_placement='loss'`",
+    "kl_estimator": "nothing; it is k1 with `kl_placement='reward'`, and k3 with `kl_placement='loss'`",
     "cliprange": "`epsilon`",
     "num_ppo_epochs": "`num_iterations`",
     "num_mini_batches": "`steps_per_generation`, the micro-batches of a generation batch, over `gradient_accumulation_steps`",
     "whiten_rewards": "`whiten_advantages`; rewards are not whitened",
     "response_length": "`max_completion_length`",
-    "stop_token": "nothing: the EOS tokens of the model's generation config and tokenizer end a completion",
+    "stop_token": "nothing; the EOS tokens of the model's generation config and tokenizer end a completion",
     "stop_token_id": "`eos_token_id` of the model's generation config",
     "missing_eos_penalty": "a reward function that returns minus the penalty for `completion_ids` without EOS",
     "total_episodes": "`max_steps` or `num_train_epochs`",
@@ -28,8 +28,8 @@ CONFIG: dict[str, str] = {
     "sft_model_path": "the argument `model` of `PPOTrainer`",
     "reward_model_path": "the argument `reward_funcs` of `PPOTrainer`, which takes the path of a reward model",
     "model_adapter_name": "a `PeftModel` as the argument `model` of `PPOTrainer`: its active adapter is trained",
-    "ref_adapter_name": "nothing: the reference is the base model, or a copy of the adapter that the policy began with",
-    "dataset_num_proc": "nothing: prompts are tokenized when they are used",
+    "ref_adapter_name": "nothing; the reference is the base model, or a copy of the adapter that the policy began with",
+    "dataset_num_proc": "nothing; prompts are tokenized when they are used",
     "world_size": _COMPUTED,
     "num_total_batches": _COMPUTED,
     "micro_batch_size": _COMPUTED,
@@ -45,11 +45,11 @@ ARGUMENTS: dict[str, str] = {
     "policy_model": "`model`",
     "config": "`args`",
     "tokenizer": "`processing_class`",
-    "reward_model": "`reward_funcs`, which takes functions, `EndogenousReward`s, and reward models as instances or paths",
-    "ref_model": "nothing: the reference is the checkpoint that `model` was loaded from, or the model under its adapter; with "
+    "reward_model": "`reward_funcs`, which takes functions, an `EndogenousReward`, and reward models as instances or paths",
+    "ref_model": "nothing; the reference is the checkpoint that `model` was loaded from, or the model under its adapter; with "
     "`beta=0.0` there is none",
     "dataset": "`train_dataset`",
-    "data_collator": "nothing: prompts are tokenized and padded when they are used",
+    "data_collator": "nothing; prompts are tokenized and padded when they are used",
 }
 
 
@@ -67,8 +67,7 @@ def check_names(given: Iterable[str], moved: Mapping[str, str], where: str) -> N
     """
     found = [name for name in given if name in moved]
     if found:
-        answers = ". ".join(f"Instead of `{name}`, use {moved[name]}" for name in found)
         raise TypeError(
-            f"{where} has no {', '.join(f'`{name}`' for name in found)}, which {'is' if len(found) == 1 else 'are'} of TRL's own "
-            f"PPO. {answers.replace('use nothing:', 'set nothing:')}. docs/ppo.md has the whole table."
+            f"{where} has no {', '.join(f'`{name}`' for name in found)}: that is TRL's own PPO, up to TRL 1.12. "
+            f"{' '.join(f'`{name}`: now {moved[name]}.' for name in found)} docs/ppo.md has the whole table."
         )
