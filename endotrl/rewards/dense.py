@@ -24,16 +24,11 @@ class DenseScores(NamedTuple):
             One tensor of shape `(H_i,)` a completion: before each token, an estimate of the rewards from it on, made
             from the prompt and the tokens before it only. Trainers subtract it as a baseline, which changes no
             expected gradient.
-        final_values (`list[float]`, *optional*):
-            One number a completion: the same estimate of the state after the last token, if the token rewards are
-            written for a return that goes on there; 0, the default, where it ends. [`PPOTrainer`] adds it with
-            `truncation="bootstrap"`.
     """
 
     outcomes: list[float | None]
     token_rewards: list[Tensor]
     state_values: list[Tensor] | None = None
-    final_values: list[float] | None = None
 
 
 @runtime_checkable
@@ -74,6 +69,6 @@ class DenseReward(Protocol):
                 What TRL gives reward functions: columns of the dataset, `trainer_state`, `log_extra`, `log_metric`.
 
         Returns:
-            [`DenseScores`], or a tuple of at least its first two entries.
+            [`DenseScores`], or a tuple of its first two entries.
         """
         ...

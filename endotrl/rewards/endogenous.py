@@ -273,8 +273,7 @@ class EndogenousReward(FrozenModelReward):
             [`DenseScores`]. The token rewards are those of [`token_rewards`], and with `aggregate="discounted"`
             $\delta^{h-1}$ times them, with [`LengthControl`] plus the share of each in the correction: they sum to the
             outcome, plus $V(s_1)$ for `aggregate="sum"` and `"bellman"` rewards. The state values of `"bellman"`
-            rewards are $V(s_h)$, times the same weight, and the final ones $V(s_{H+1})$ with `truncation="bootstrap"`;
-            other forms have none.
+            rewards are $V(s_h)$, times the same weight; other forms have none.
 
         Raises:
             `ValueError`: With `aggregate="mean"`, which no sum of token rewards is: what a token adds to a mean depends
@@ -293,19 +292,14 @@ class EndogenousReward(FrozenModelReward):
         stats, outcomes, slope = self._score_and_log(rows, log_extra, log_metric)
         token_rewards = [
             row.on_all_tokens(
-                self._weights(row)[:-1] * self._action_rewards(row) + length_shares(len(row.token_ids), slope)
+                self._weights(row) * self._action_rewards(row) + length_shares(len(row.token_ids), slope)
             )
             for row in stats
         ]
         if self.token_reward != "bellman":
             return DenseScores(outcomes, token_rewards)
-        values = [self._weights(row) * self._soft_values(row) for row in stats]
-        return DenseScores(
-            outcomes,
-            token_rewards,
-            [row.on_all_tokens(value[:-1]) for row, value in zip(stats, values, strict=True)],
-            [value[-1].item() for value in values],
-        )
+        values = [row.on_all_tokens(self._weights(row) * row.soft_values[:-1]) for row in stats]
+        return DenseScores(outcomes, token_rewards, values)
 
     def check_token_credit(self) -> None:
         """Raises `ValueError` if the reward is no sum of token rewards."""
@@ -376,8 +370,8 @@ class EndogenousReward(FrozenModelReward):
         self._length_sums = state_dict["length_sums"]
 
     def _weights(self, stats: TokenStats) -> Tensor:
-        """Weight of each token reward in the aggregate, and of one more token, of shape `(H + 1,)`, float32."""
-        return (self.step_discount ** torch.arange(len(stats.token_ids) + 1, dtype=torch.float64)).float()
+        """Weight of each token reward in the aggregate, of shape `(H,)`, float32."""
+        return (self.step_discount ** torch.arange(len(stats.token_ids), dtype=torch.float64)).float()
 
     @property
     def step_discount(self) -> float:
@@ -494,16 +488,13 @@ class EndogenousReward(FrozenModelReward):
     def _action_rewards(self, stats: TokenStats, corrected: bool = True) -> Tensor:
         if self.truncation == "skip" and not stats.finished:
             return torch.full_like(stats.chosen_logits, torch.nan)
+        values = stats.soft_values
+        if self.truncation == "terminal" and not stats.finished:
+            values = torch.cat([values[:-1], torch.zeros(1)])
         rewards = token_rewards(
-            stats.chosen_logits, self._soft_values(stats), self.alpha, self.gamma, self.token_reward, stats.entropies
+            stats.chosen_logits, values, self.alpha, self.gamma, self.token_reward, stats.entropies
         )
         return correct_tokens(rewards, stats, self.correction if corrected else None)
-
-    def _soft_values(self, stats: TokenStats) -> Tensor:
-        r"""$V(s_1), \dots, V(s_{H+1})$ as the rewards have them: the last is 0 where the state counts as terminal."""
-        if self.truncation == "bootstrap" or stats.finished:
-            return stats.soft_values
-        return torch.cat([stats.soft_values[:-1], torch.zeros(1)])
 
     def _score_rows(
         self, rows: list[Rendered], entropy: bool, mean_logits: bool = False, progress: bool = False

@@ -32,6 +32,15 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
     last_completions: tuple[list[Any], list[Any], list[list[int]]] = ([], [], [])
     _train_sampler: RepeatSampler | None = None
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # A hook that TRL may get (https://github.com/huggingface/trl/pull/7298), for advantages that are replaced here.
+        if "_transform_advantages" in vars(cls):
+            raise TypeError(
+                f"{cls.__name__} overrides `_transform_advantages`, which TRL calls with one advantage a completion. This trainer "
+                "has one a token: override `_compute_advantages` instead."
+            )
+
     def _calculate_rewards(
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: list[list[int]]
     ) -> Tensor:
@@ -91,7 +100,6 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
         )
         token_rewards: dict[int, Tensor] = {}
         state_values: dict[int, Tensor] = {}
-        final_values: dict[int, Tensor] = {}
         for index in self._dense_functions(scores, rewards_per_func[local]):
             score = scores[index]
             if score is None:  # dense on another process, and here it gave only `None`
@@ -100,8 +108,6 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
             token_rewards[index] = pad_rows(score.token_rewards, num_positions, device)
             if score.state_values is not None:
                 state_values[index] = pad_rows(score.state_values, num_positions, device)
-            if score.final_values is not None:
-                final_values[index] = torch.tensor(score.final_values, device=device)
         mask = pad_rows([torch.ones(len(ids)) for ids in completion_ids], num_positions, device).bool()
         if "tool_mask" in output:
             # TRL also clears the tool mask of completions that `mask_truncated_completions` drops.
@@ -113,7 +119,6 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
             local=local,
             token_rewards=token_rewards,
             state_values=state_values,
-            final_values=final_values,
             mask=mask,
             completion_ids=completion_ids,
         )

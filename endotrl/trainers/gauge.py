@@ -53,7 +53,9 @@ def warn_of_constants(
         reasons = []
         step = reward.step_discount
         if sentences and gamma is not None and gamma < 1.0:
-            reasons.append("`gamma` discounts from sentence to sentence, and soft values change from token to token: use 1.0.")
+            reasons.append(
+                "`gamma` discounts from sentence to sentence, and soft values change from token to token: use 1.0."
+            )
         elif gamma is not None and abs(gamma * step - reward.gamma) > 1e-9:
             reasons.append(
                 f"The discount of the returns is {gamma * step:g} and that inside the endogenous reward {reward.gamma:g}: "

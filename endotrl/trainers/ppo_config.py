@@ -61,8 +61,7 @@ class PPOConfig(GRPOConfig):
             all processes.
         truncation (`str`, *optional*, defaults to `"terminal"`):
             What follows the last token of a completion without EOS: `"terminal"`, nothing, so that the return ends there;
-            `"bootstrap"`, the value of the state that it was cut off in: what the critic predicts, and the frozen model's
-            soft value if the reward, with a `truncation="bootstrap"` of its own, and `soft_value_baseline` have it.
+            `"bootstrap"`, the critic's value of the state that it was cut off in.
 
         > Parameters that control the critic
 

@@ -7,7 +7,9 @@ docs/ppo.md shows them.
 from collections.abc import Iterable, Mapping
 
 
-_COMPUTED = "nothing; it follows from `per_device_train_batch_size`, `gradient_accumulation_steps` and the number of processes"
+_COMPUTED = (
+    "nothing; it follows from `per_device_train_batch_size`, `gradient_accumulation_steps` and the number of processes"
+)
 
 # Options of its `PPOConfig` that `endotrl.PPOConfig` does not have under the same name.
 CONFIG: dict[str, str] = {

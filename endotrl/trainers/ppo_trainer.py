@@ -226,8 +226,6 @@ class PPOTrainer(DenseRewardTrainer):
             is_eos = torch.isin(output["completion_ids"], torch.tensor(self.eos_token_ids, device=mask.device))
             finished = is_eos.gather(1, last)[:, 0]
             final_values = torch.where(finished, 0.0, values.gather(1, lengths[:, None])[:, 0])
-            if args.soft_value_baseline:
-                final_values = final_values + scored.weighted_final_values
         values = values[:, :-1]
         advantages, returns = generalized_advantage_estimate(
             rewards, offset + values, mask, args.gamma, args.lam, final_values
@@ -266,7 +264,7 @@ class PPOTrainer(DenseRewardTrainer):
         # As TRL computes `old_per_token_logps`
         with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
             log_probs, _, _ = self._get_per_token_logps_and_entropies(
-                recorder,
+                recorder,  # type: ignore[arg-type]
                 torch.cat([output["prompt_ids"], completion_ids], dim=1),
                 torch.cat([output["prompt_mask"], completion_mask], dim=1),
                 num_tokens,
@@ -478,14 +476,17 @@ def _check_rewards(reward_funcs: list[Any], args: PPOConfig) -> None:
     check_token_rewards(reward_funcs)
     bootstrap = args.truncation == "bootstrap"
     for reward in reward_funcs:
-        # The values that a critic learns without the baseline contain soft values, that of the last state, too.
-        if (
-            isinstance(reward, EndogenousReward)
-            and reward.token_reward == "bellman"
-            and reward.truncation != "bootstrap"
-            and bootstrap
-            and not args.soft_value_baseline
-        ):
+        if not (bootstrap and isinstance(reward, EndogenousReward) and reward.token_reward == "bellman"):
+            continue
+        # What the reward takes away for the state after a completion that was cut off, the critic's value of it must bring back.
+        # It contains the soft value if, and only if, the critic has to learn it.
+        if args.soft_value_baseline and reward.truncation == "bootstrap":
+            raise ValueError(
+                "Both the endogenous reward and `PPOConfig` have `truncation='bootstrap'`: the reward takes the frozen "
+                "value of the state after a completion that was cut off away, and PPO adds the critic's, which with "
+                "`soft_value_baseline=True` does not contain it. Keep it in `PPOConfig` only."
+            )
+        if not args.soft_value_baseline and reward.truncation != "bootstrap":
             raise ValueError(
                 "With `truncation='bootstrap'` and `soft_value_baseline=False`, the critic's value of the state that a completion "
                 "was cut off in contains its soft value, which the endogenous reward has not subtracted: being cut off would earn "

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Keeps the token rewards aside while TRL calls the reward functions for one number a completion."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -88,19 +87,7 @@ class RewardRecorder:
             scores.outcomes,
             check("token_rewards", scores.token_rewards),
             None if values is None else check("state_values", values),
-            self._check_final(scores),
         )
-
-    def _check_final(self, scores: DenseScores) -> list[float] | None:
-        if scores.final_values is None:
-            return None
-        if len(scores.final_values) != len(scores.outcomes) or not all(map(math.isfinite, scores.final_values)):
-            raise ValueError(
-                f"The reward function '{self.name}' returned the final values {scores.final_values}. It must return one finite "
-                f"number for each of the {len(scores.outcomes)} completions."
-            )
-        pairs = zip(scores.outcomes, scores.final_values, strict=True)
-        return [0.0 if outcome is None else value for outcome, value in pairs]
 
     def _check_row(self, field: str, row: int, tensor: Tensor, num_tokens: int) -> Tensor:
         tensor = tensor.detach().to("cpu", torch.float32)
@@ -141,8 +128,6 @@ class ScoredBatch:
             completions for which it gave `None`. The same keys on every process.
         state_values (`dict[int, torch.Tensor]`):
             For those of them that give values: shape `(B, T)`, 0 at the same places.
-        final_values (`dict[int, torch.Tensor]`):
-            For those of them that say how the return goes on after the last token: shape `(B,)`.
         mask (`torch.Tensor` of shape `(B, T)`, bool):
             `True` where the policy wrote the token. Completions that `mask_truncated_completions` takes out of the
             loss are still in it: they count in the baselines of the others, as in TRL.
@@ -155,7 +140,6 @@ class ScoredBatch:
     local: slice
     token_rewards: dict[int, Tensor]
     state_values: dict[int, Tensor]
-    final_values: dict[int, Tensor]
     mask: Tensor
     completion_ids: list[list[int]]
 
@@ -167,17 +151,12 @@ class ScoredBatch:
     @property
     def weighted_token_rewards(self) -> Tensor:
         """Weighted sum of the dense rewards, shape `(B, T)`."""
-        return self._weighted(self.token_rewards, torch.zeros_like(self.mask, dtype=torch.float32))
+        return self._weighted(self.token_rewards)
 
     @property
     def weighted_state_values(self) -> Tensor:
         """Weighted sum of the state values, shape `(B, T)`: a baseline of [`weighted_token_rewards`]' returns to go."""
-        return self._weighted(self.state_values, torch.zeros_like(self.mask, dtype=torch.float32))
-
-    @property
-    def weighted_final_values(self) -> Tensor:
-        """Weighted sum of the values of the states after the last tokens, shape `(B,)`."""
-        return self._weighted(self.final_values, torch.zeros(len(self.mask), device=self.mask.device))
+        return self._weighted(self.state_values)
 
     @property
     def weighted_outcomes(self) -> Tensor:
@@ -185,7 +164,8 @@ class ScoredBatch:
         scalar = [i for i in range(self.rewards_per_func.shape[1]) if i not in self.token_rewards]
         return (self.rewards_per_func[self.local][:, scalar].nan_to_num(0.0) * self.reward_weights[scalar]).sum(dim=1)
 
-    def _weighted(self, tensors: dict[int, Tensor], total: Tensor) -> Tensor:
+    def _weighted(self, tensors: dict[int, Tensor]) -> Tensor:
+        total = torch.zeros_like(self.mask, dtype=torch.float32)
         for index, tensor in tensors.items():
             total = total + self.reward_weights[index] * tensor
         return total

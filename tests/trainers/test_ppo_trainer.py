@@ -4,6 +4,7 @@
 passes, loops over tokens), optima that are known, and runs that must be equal.
 """
 
+import functools
 import json
 import logging
 import math
@@ -17,7 +18,7 @@ from peft import LoraConfig
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
-from trl import GRPOConfig
+from trl import GRPOConfig, GRPOTrainer
 
 from endotrl import EndogenousReward, PPOConfig, PPOTrainer
 from endotrl.rewards import DenseScores
@@ -138,7 +139,6 @@ class TestAdvantages:
             ("terminal", "terminal", False),
             ("terminal", "bootstrap", True),
             ("bootstrap", "terminal", True),
-            ("bootstrap", "bootstrap", True),
             ("bootstrap", "bootstrap", False),
         ],
     )
@@ -198,8 +198,6 @@ class TestAdvantages:
             final = 0.0
             if truncation == "bootstrap" and not finished:
                 final = predicted[len(completion)]
-                if token_reward == "bellman" and reward_truncation == "bootstrap" and soft_value_baseline:
-                    final += 0.5 * soft_values[len(completion)]
             values = [u + v for u, v in zip(predicted, offset, strict=False)]
             advantages, returns = naive_gae(rewards, values, gamma, lam, final)
             targets = [r - v for r, v in zip(returns, offset, strict=True)]
@@ -706,6 +704,81 @@ class TestSettings:
         # Its state values are exact: nothing is left for the critic to learn.
         assert output["advantages"].abs().max() < 1e-5
         assert output["value_targets"].abs().max() < 1e-5
+
+
+class TestNextTRL:
+    """Changes that are open in TRL: see `TestOpenChanges` in `tests/test_contract.py`."""
+
+    @pytest.mark.parametrize("critic", ["value_head", "value_model"])
+    def test_padding_free_passes(
+        self, critic: str, tiny_policy_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        trainer = make_trainer(tiny_policy_path, tmp_path, critic=critic, whiten_advantages=False)
+        set_head(trainer)
+        output = rollout(trainer)
+        names = ("advantages", "old_values", "value_targets", "ref_per_token_logps", "old_per_token_logps")
+        expected = {name: output[name] for name in names}
+        loss = trainer._compute_loss(trainer.model, output)
+        loss.backward()
+        gradients = {name: p.grad.clone() for name, p in trainer.model.named_parameters()}
+        trainer.model.zero_grad()
+
+        padded = GRPOTrainer._get_per_token_logps_and_entropies
+
+        def without_padding(
+            self: Any,
+            model: Any,
+            input_ids: Tensor,
+            attention_mask: Tensor,
+            logits_to_keep: int,
+            batch_size: int | None = None,
+            **kwargs: Any,
+        ) -> Any:
+            rows = []
+            for start in range(0, len(input_ids), 4):
+                chunk = slice(start, start + 4)
+                mask = attention_mask[chunk].bool()
+                labels = input_ids[chunk].clone()
+                labels[:, 0] = -100  # of the padding or of the row before
+                labels[mask.cumsum(dim=1) == 1] = -100
+                outputs = model(
+                    input_ids=input_ids[chunk][mask][None],
+                    position_ids=(mask.cumsum(dim=1) - 1)[mask][None],
+                    labels=labels[mask][None],
+                    fused_lm_head=True,
+                )
+                for packed in (outputs.log_probs, outputs.entropy):
+                    shifted = torch.cat([packed.new_zeros(1, 1), packed], dim=1)[0]
+                    rows.append(shifted.new_zeros(mask.shape).masked_scatter(mask, shifted)[:, -logits_to_keep:])
+            return torch.cat(rows[::2]), torch.cat(rows[1::2]), None
+
+        monkeypatch.setattr(
+            GRPOTrainer, "_get_per_token_logps_and_entropies", functools.wraps(padded)(without_padding)
+        )
+        found, log_probs = trainer._values_and_log_probs(output)
+        mask = output["value_mask"]
+        torch.testing.assert_close(found[:, :-1][mask], expected["old_values"][mask], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(log_probs[mask], expected["old_per_token_logps"][mask], atol=1e-5, rtol=1e-4)
+        again = trainer._compute_loss(trainer.model, output)
+        torch.testing.assert_close(again, loss, atol=1e-5, rtol=1e-4)
+        again.backward()
+        for name, parameter in trainer.model.named_parameters():
+            torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-4, rtol=1e-3, msg=name)
+
+    def test_batches_without_old_log_probs(self, tiny_policy_path: str, tmp_path: Path) -> None:
+        # TRL leaves them out where it does not need them; the KL of the reward does.
+        trainer = make_trainer(tiny_policy_path, tmp_path, num_iterations=1, whiten_advantages=False, beta=0.5)
+        with torch.no_grad():
+            trainer.model.lm_head.weight.mul_(1.3)
+        output = rollout(trainer)
+        assert "old_per_token_logps" not in output
+        frozen = AutoModelForCausalLM.from_pretrained(tiny_policy_path).eval()
+        kls = []
+        for prompt, completion in rows_of(output):
+            ours, theirs = (naive(model, prompt, completion)[0] for model in (trainer.model, frozen))
+            kls.append(sum(ours) - sum(theirs))
+        found = trainer._metrics["train"]["ppo/kl_per_completion"]
+        assert found == [pytest.approx(sum(kls) / len(kls), rel=1e-3)]
 
 
 class TestErrors:

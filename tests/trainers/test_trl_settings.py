@@ -200,10 +200,7 @@ class TestCredit:
     @pytest.mark.parametrize(
         "settings",
         [
-            *(
-                {"loss_type": name}
-                for name in ("grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo")
-            ),
+            *({"loss_type": name} for name in ("grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo")),
             {"top_entropy_quantile": 0.5},
             {"entropy_coef": 0.1},
             {"delta": 1.5, "epsilon_high": 0.3},
@@ -234,7 +231,10 @@ class TestCredit:
             kept = mask & (gradient != 0)  # `top_entropy_quantile` leaves tokens out
             if kept.sum() > 1:
                 torch.testing.assert_close(
-                    gradient[kept] * advantage[kept].sum(), advantage[kept] * gradient[kept].sum(), atol=1e-5, rtol=1e-3
+                    gradient[kept] * advantage[kept].sum(),
+                    advantage[kept] * gradient[kept].sum(),
+                    atol=1e-5,
+                    rtol=1e-3,
                 )
                 told_apart += int(gradient[kept].std() > 1e-4)
         assert told_apart >= 2

@@ -95,9 +95,7 @@ class TestForward:
 
     @pytest.mark.parametrize("settings", [{"temperature": 0.7}, {"cast_lm_head_to_fp32": True}], ids=str)
     def test_fused_forward_is_that_of_trl(self, settings: dict[str, Any], tiny_policy_path: str) -> None:
-        plain, model = (
-            AutoModelForCausalLM.from_pretrained(tiny_policy_path, dtype=torch.bfloat16) for _ in range(2)
-        )
+        plain, model = (AutoModelForCausalLM.from_pretrained(tiny_policy_path, dtype=torch.bfloat16) for _ in range(2))
         fields = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
         for policy in (plain, model):
             add_fused_lm_head(policy, outputs=fields, **settings)

@@ -139,7 +139,9 @@ class TestImages:
 
     def test_value_model_without_eyes(self, tiny_vlm_path: str, tmp_path: Path) -> None:
         blind = LlamaForCausalLM(
-            LlamaConfig(vocab_size=400, hidden_size=16, num_hidden_layers=1, num_attention_heads=4, intermediate_size=8)
+            LlamaConfig(
+                vocab_size=400, hidden_size=16, num_hidden_layers=1, num_attention_heads=4, intermediate_size=8
+            )
         )
         with pytest.raises(ValueError, match=r"'llama' and the policy a 'llava_next', which reads images"):
             make_trainer(tiny_vlm_path, tmp_path, IMAGES, critic="value_model", value_model=blind)
@@ -166,7 +168,9 @@ class TestTrainedHead:
         bias = value_model.score.bias
         assert head.bias.item() == pytest.approx(0.0 if bias is None else bias.item())
         output = rollout(trainer)
-        prompt, completion = (output[f"{part}_ids"][0][output[f"{part}_mask"][0].bool()] for part in ("prompt", "completion"))
+        prompt, completion = (
+            output[f"{part}_ids"][0][output[f"{part}_mask"][0].bool()] for part in ("prompt", "completion")
+        )
         with torch.no_grad():
             hidden = value_model.base_model(torch.cat([prompt, completion])[None]).last_hidden_state
             expected = value_model.score(hidden)[0, len(prompt) - 1 : -1, 0]
@@ -202,7 +206,9 @@ class TestPromptLearning:
         seen: list[torch.Tensor] = []
         trainer._base_policy.base_model.register_forward_hook(lambda *args: seen.append(args[2].last_hidden_state))
         for i in range(4):
-            ids = torch.cat([output["prompt_ids"][i], output["completion_ids"][i][output["completion_mask"][i].bool()]])
+            ids = torch.cat(
+                [output["prompt_ids"][i], output["completion_ids"][i][output["completion_mask"][i].bool()]]
+            )
             seen.clear()
             with torch.no_grad():
                 trainer.model(input_ids=ids[None], attention_mask=torch.ones_like(ids)[None])
