@@ -12,7 +12,8 @@ import tomllib
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from types import MethodType
+from typing import Any, get_type_hints
 
 import accelerate.hooks
 import peft
@@ -21,13 +22,15 @@ import torch
 import transformers.integrations.deepspeed
 import trl.scripts.grpo
 import trl.trainer.utils
+from datasets import Dataset
 from packaging.requirements import Requirement
 from packaging.version import Version
-from transformers import PretrainedConfig, Trainer
+from transformers import AutoModelForCausalLM, PretrainedConfig, Trainer
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 from trl.experimental.utils import get_reward
 from trl.generation.vllm_generation import VLLMGeneration
+from trl.trainer.callbacks import SyncRefModelCallback
 from trl.trainer.utils import (
     get_callable_name,
     get_config_model_id,
@@ -400,6 +403,73 @@ class TestPPO:
             "Weights reach vLLM past `_iter_named_params`: filter the critic there."
         )
         assert "self.vllm_generation = VLLMGeneration(" in inspect.getsource(GRPOTrainer.__init__)
+
+    def test_values_of_a_pass(self) -> None:
+        # A recorder in the model's place is told what TRL made of the pass, and for which rows.
+        method = GRPOTrainer._get_per_token_logps_and_entropies
+        assert list(inspect.signature(method).parameters)[1:4] == ["model", "input_ids", "attention_mask"]
+        assert (
+            get_type_hints(inspect.unwrap(method))["return"]
+            == tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
+        )
+
+    def test_synchronised_reference(self) -> None:
+        # `SyncPolicyOnly` stands around this callback.
+        assert "on_step_end" in vars(SyncRefModelCallback), "Where is the reference model synchronised now?"
+        assert list(inspect.signature(Trainer.pop_callback).parameters) == ["self", "callback"]
+
+    def test_fused_forward_belongs_to_the_model(self, tiny_policy_path: str) -> None:
+        # `add_critic` takes it as a function of the model, so that copies of the model have their own.
+        model = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
+        trl.trainer.utils.add_fused_lm_head(model)
+        assert isinstance(model.forward, MethodType) and model.forward.__self__ is model
+
+
+@pytest.mark.skipif(Version(version("trl")) < Version("1.15"), reason="The trainers of endotrl need TRL 1.15.")
+class TestOpenChanges:
+    """
+    Changes that are open in TRL, and touch what we touch. Each is met by the tests that are named here; when one of these tests
+    fails, the change is in the installed version: try them with it, and put what they show in the place of the test.
+    """
+
+    def test_hook_for_gathered_advantages(self) -> None:
+        # https://github.com/huggingface/trl/pull/7298. Met by `test_dense_rewards.py::test_hook_of_trl`.
+        for trainer in GROUP_TRAINERS:
+            assert not hasattr(trainer, "_transform_advantages"), "It sees TRL's advantages, which ours replace."
+
+    def test_padding_free_passes(self) -> None:
+        # https://github.com/huggingface/trl/pull/7087. Met by `test_ppo_trainer.py::TestNextTRL`.
+        for config in (GRPOConfig, RLOOConfig):
+            assert not has_field(config, "padding_free"), (
+                "Who reads the model's outputs of a pass must know packed rows."
+            )
+
+    def test_importance_ratios_in_the_loss(self) -> None:
+        # https://github.com/huggingface/trl/pull/5413: on the policy, vLLM's batches have no `old_per_token_logps` then. Met by
+        # `test_ppo_trainer.py::TestNextTRL`.
+        made = inspect.unwrap(GRPOTrainer._generate_and_score_completions).__code__.co_consts
+        assert {"old_per_token_logps", "importance_sampling_ratio"} <= set(made), "Made in `_compute_loss` now?"
+
+    def test_moving_reference_adapter(self, tiny_policy_path: str, tmp_path: Path) -> None:
+        # https://github.com/huggingface/trl/pull/6975. Met by `test_first_policy.py`; `EndogenousReward.attach` refuses
+        # `sync_ref_model`.
+        args = {"use_cpu": True, "bf16": False, "report_to": [], "beta": 0.1, "sync_ref_model": True}
+        for trainer, config in ((GRPOTrainer, GRPOConfig), (RLOOTrainer, RLOOConfig)):
+            with pytest.raises(NotImplementedError, match="sync_ref_model"):
+                trainer(
+                    tiny_policy_path,
+                    reward_funcs=len,
+                    args=config(str(tmp_path), **args),
+                    train_dataset=Dataset.from_dict({"prompt": ["a"]}),
+                    peft_config=peft.LoraConfig(target_modules=["q_proj"]),
+                )
+
+    def test_key_of_the_completions_table(self) -> None:
+        # https://github.com/huggingface/trl/pull/6568. Nothing of ours reads the table; docs/trl.md names its columns.
+        for config in (GRPOConfig, RLOOConfig):
+            assert not has_field(config, "wandb_log_completions_by_step"), (
+                "The table can have another key: say so in docs."
+            )
 
 
 class TestWhatTheDocsSay:

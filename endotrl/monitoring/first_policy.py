@@ -19,8 +19,8 @@ SMALL = 2**30
 
 class FirstPolicy:
     """
-    What the policy was when training began: the base under a PEFT adapter, the trainer's reference model (`beta` above 0) if it is not
-    moved, or else a copy of the weights.
+    What the policy was when training began: the base under a PEFT adapter, or the adapter `ref` that TRL keeps of a trained one;
+    the trainer's reference model (`beta` above 0); or, if these are moved (`sync_ref_model`), a copy of the weights.
 
     Args:
         trainer ([`~trl.GRPOTrainer`] or [`~trl.RLOOTrainer`]):
@@ -33,8 +33,9 @@ class FirstPolicy:
         self._trainer = trainer
         self._model: Any = None
         model = trainer.accelerator.unwrap_model(trainer.model)
-        self._adapter = is_peft_model(model)
-        self._reference = trainer.beta != 0.0 and not trainer.args.sync_ref_model
+        moved = trainer.args.sync_ref_model
+        self._adapter = is_peft_model(model) and not (moved and "ref" in model.peft_config)
+        self._reference = trainer.beta != 0.0 and not moved
         if self._adapter:
             return
         if self._reference:

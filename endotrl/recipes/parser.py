@@ -54,10 +54,18 @@ class RecipeParser(TrlParser):
         raise ValueError(f"{message}. `--help` lists all settings.")
 
     def _unknown(self, words: Sequence[str]) -> str:
+        moved: dict[str, str] = {}
+        if any(dataclass.__name__ == "PPOConfig" for dataclass in self.dataclass_types):
+            from ..trainers.ppo_migration import CONFIG as moved  # needs a newer TRL than other recipes
         known = [option for action in self._actions for option in action.option_strings]
         unknown = []
         for word in words:
-            if word.startswith("--"):
-                similar = get_close_matches(word, known, n=1)
-                unknown.append(word + (f" (did you mean {similar[0]}?)" if similar else ""))
+            if not word.startswith("--"):
+                continue
+            name = word.removeprefix("--").split("=")[0]
+            if name in moved:
+                unknown.append(f"{word} (of TRL's own PPO: now {moved[name]})")
+                continue
+            similar = get_close_matches(word, known, n=1)
+            unknown.append(word + (f" (did you mean {similar[0]}?)" if similar else ""))
         return f"There is no setting {', '.join(unknown or words)}. `--help` lists all settings."

@@ -92,8 +92,9 @@ class LengthControl:
         decay (`float`, *optional*, defaults to `0.0`):
             Weight of earlier batches: with 0 the batch decides alone, so that a run that was interrupted goes on as it
             would have. Above 0, in $[0, 1)$, $S_{xy}$ and $S_{xx}$ are sums over all batches so far, each earlier one
-            times `decay`: for batches of few groups, whose own slope is mostly noise. Checkpoints of
-            [`DenseGRPOTrainer`] and [`PPOTrainer`] keep them, those of other trainers do not.
+            times `decay`: for batches of few groups, whose own slope is mostly noise. Evaluations of a trainer use
+            these sums and leave them as they are. Checkpoints of [`DenseGRPOTrainer`] and [`PPOTrainer`] keep them, those
+            of other trainers do not.
 
     Raises:
         `ValueError`: If `decay` is out of range.

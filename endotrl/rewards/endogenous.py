@@ -4,11 +4,12 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from types import MethodType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, Trainer
 
 from ..bellman import Aggregate, TokenRewardForm, outcome_reward, token_rewards
 from ..checks import check_alpha, check_choice, check_discount
@@ -280,11 +281,7 @@ class EndogenousReward(FrozenModelReward):
             on tokens to come. If the frozen model has another tokenizer than the policy, so that its token rewards are
             of other tokens. And as [`__call__`].
         """
-        if self.aggregate == "mean":
-            raise ValueError(
-                '`aggregate="mean"` cannot be credited to single tokens, because the weight of a token, one over the '
-                'length, depends on tokens to come. Use `aggregate="sum"` or `"discounted"`, or credit the outcome.'
-            )
+        self.check_token_credit()
         rows = self._rows(prompts, completions, completion_ids, domain)
         for i, (row, given) in enumerate(zip(rows, completion_ids or [], strict=completion_ids is not None)):
             if row.completion_ids != list(given):
@@ -293,8 +290,7 @@ class EndogenousReward(FrozenModelReward):
                     f"tokens in place of {len(given)}, so its token rewards are of other tokens than the policy's. Use a "
                     "frozen model with the policy's tokenizer and chat template, or credit the outcome."
                 )
-        stats, outcomes = self._score_and_log(rows, log_extra, log_metric)
-        slope = self._length_slope
+        stats, outcomes, slope = self._score_and_log(rows, log_extra, log_metric)
         token_rewards = [
             row.on_all_tokens(
                 self._weights(row) * self._action_rewards(row) + length_shares(len(row.token_ids), slope)
@@ -306,15 +302,24 @@ class EndogenousReward(FrozenModelReward):
         values = [row.on_all_tokens(self._weights(row) * row.soft_values[:-1]) for row in stats]
         return DenseScores(outcomes, token_rewards, values)
 
+    def check_token_credit(self) -> None:
+        """Raises `ValueError` if the reward is no sum of token rewards."""
+        if self.aggregate == "mean":
+            raise ValueError(
+                '`aggregate="mean"` cannot be credited to single tokens, because the weight of a token, one over the '
+                'length, depends on tokens to come. Use `aggregate="sum"` or `"discounted"`, or credit the outcome.'
+            )
+
     def _score_and_log(
         self,
         rows: list[Rendered],
         log_extra: Callable[[str, list[Any]], None] | None,
         log_metric: Callable[[str, float], None] | None,
-    ) -> tuple[list[TokenStats], list[float | None]]:
+    ) -> tuple[list[TokenStats], list[float | None], float]:
+        """Statistics and rewards of a batch, and the slope that [`LengthControl`] took out of them."""
         need_entropy = self.token_reward == "centered" or log_metric is not None
         stats = self._score_rows(rows, entropy=need_entropy)
-        rewards = self._outcomes(rows, stats)
+        rewards, slope = self._outcomes(rows, stats, learn=not _is_evaluation(log_metric))
         if log_extra is not None or log_metric is not None:
             # Whatever the aggregate is, so that runs with different ones can be compared.
             per_token = [self._outcome(row, "mean") for row in stats]
@@ -329,23 +334,30 @@ class EndogenousReward(FrozenModelReward):
                     if changes:
                         log_metric(f"{self.__name__}/correction", sum(changes) / len(changes))
                 if isinstance(self.correction, LengthControl):
-                    log_metric(f"{self.__name__}/length_slope", self._length_slope)
-        return stats, rewards
+                    log_metric(f"{self.__name__}/length_slope", slope)
+        return stats, rewards, slope
 
-    def _outcomes(self, rows: list[Rendered], stats: list[TokenStats]) -> list[float | None]:
-        """Rewards of a batch, with what only a batch can correct."""
+    def _outcomes(
+        self, rows: list[Rendered], stats: list[TokenStats], learn: bool
+    ) -> tuple[list[float | None], float]:
+        """
+        Rewards of a batch, with what only a batch can correct, and the slope that this took: 0 without [`LengthControl`]. With
+        `learn`, later batches remember this one.
+        """
         outcomes = [self.aggregate_from(row) for row in stats]
         if not isinstance(self.correction, LengthControl):
-            return outcomes
+            return outcomes, 0.0
         lengths = [len(row.token_ids) for row in stats]
         sums = length_slope_sums(outcomes, lengths, [tuple(row.prompt_ids) for row in rows])
         xy, xx = (self.correction.decay * old + new for old, new in zip(self._length_sums, sums, strict=True))
-        self._length_sums = (xy, xx)
-        slope = self._length_slope
-        return [
+        if learn:
+            self._length_sums = (xy, xx)
+        slope = xy / xx if xx > 0 else 0.0  # all lengths are the same
+        corrected = [
             None if outcome is None else outcome - slope * math.log(length)
             for outcome, length in zip(outcomes, lengths, strict=True)
         ]
+        return corrected, slope
 
     def state_dict(self) -> dict[str, Any]:
         """
@@ -358,16 +370,14 @@ class EndogenousReward(FrozenModelReward):
         """Goes on from where `state_dict` was taken."""
         self._length_sums = state_dict["length_sums"]
 
-    @property
-    def _length_slope(self) -> float:
-        """Slope of the outcome on log length, 0 where all lengths are the same."""
-        xy, xx = self._length_sums
-        return xy / xx if xx > 0 else 0.0
-
     def _weights(self, stats: TokenStats) -> Tensor:
         """Weight of each token reward in the aggregate, of shape `(H,)`, float32."""
-        discount = self.discount if self.aggregate == "discounted" else 1.0
-        return (discount ** torch.arange(len(stats.token_ids), dtype=torch.float64)).float()
+        return (self.step_discount ** torch.arange(len(stats.token_ids), dtype=torch.float64)).float()
+
+    @property
+    def step_discount(self) -> float:
+        """Weight of a token reward in the aggregate, in units of that of the token before it."""
+        return self.discount if self.aggregate == "discounted" else 1.0
 
     def token_rewards(
         self,
@@ -509,3 +519,9 @@ class EndogenousReward(FrozenModelReward):
                 f"{self.config._name_or_path!r}, so that their log-probabilities are of different tokens. Take two models of one "
                 "family."
             )
+
+
+def _is_evaluation(log_metric: Callable[[str, float], None] | None) -> bool:
+    """Whether a trainer evaluates: TRL's loggers are methods of the trainer, and nothing else that it passes tells."""
+    trainer = log_metric.__self__ if isinstance(log_metric, MethodType) else None
+    return isinstance(trainer, Trainer) and not trainer.model.training

@@ -12,8 +12,13 @@ from ..sentence.segmentation import Segmenter, load_segmenter
 from .dense_advantages import dense_advantages, rewards_to_go
 from .dense_grpo_config import DenseGRPOConfig
 from .dense_reward_trainer import DenseRewardTrainer, loss_mask
+from .gauge import warn_of_constants
 from .reward_recording import ScoredBatch, pad_rows
 from .segments import token_segments
+from .trl_settings import check_prompts, check_token_credit, check_token_rewards
+
+
+OTHER_CREDIT = ", or `credit='outcome'`"
 
 
 class DenseGRPOTrainer(DenseRewardTrainer):
@@ -47,6 +52,7 @@ class DenseGRPOTrainer(DenseRewardTrainer):
 
     Raises:
         `TypeError`: If `args` is no [`DenseGRPOConfig`].
+        `ValueError`: If a setting of TRL would undo the credit of tokens, or a reward cannot be credited to them.
         `ImportError`: If `args.segmenter` names a SaT model, and `wtpsplit` is not installed.
 
     Example:
@@ -86,9 +92,22 @@ class DenseGRPOTrainer(DenseRewardTrainer):
             )
         self.segmenter: Segmenter = load_segmenter(args.segmenter) if segmenter is None else segmenter
         self._keep_token_rewards = args.credit != "outcome"
+        rewards = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+        if self._keep_token_rewards and check_token_rewards(rewards):
+            check_token_credit(args, OTHER_CREDIT)
+        warn_of_constants(
+            rewards,
+            args.gamma if self._keep_token_rewards else None,
+            sentences=args.credit == "sentence",
+            batch=args.scale_rewards == "batch",
+        )
+        check_prompts("train_dataset", train_dataset)
+        check_prompts("eval_dataset", kwargs.get("eval_dataset"))
         super().__init__(model, reward_funcs, args, train_dataset, **kwargs)
 
     def _compute_advantages(self, output: dict[str, Any], scored: ScoredBatch) -> Tensor:
+        if scored.token_rewards:  # of plain functions, too
+            check_token_credit(self.args, OTHER_CREDIT)
         segment_ids = self._segment_ids(output, scored)
         to_go = {
             index: rewards_to_go(rewards, scored.state_values.get(index), segment_ids, scored.mask, self.args.gamma)

@@ -32,6 +32,15 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
     last_completions: tuple[list[Any], list[Any], list[list[int]]] = ([], [], [])
     _train_sampler: RepeatSampler | None = None
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # A hook that TRL may get (https://github.com/huggingface/trl/pull/7298), for advantages that are replaced here.
+        if "_transform_advantages" in vars(cls):
+            raise TypeError(
+                f"{cls.__name__} overrides `_transform_advantages`, which TRL calls with one advantage a completion. This trainer "
+                "has one a token: override `_compute_advantages` instead."
+            )
+
     def _calculate_rewards(
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: list[list[int]]
     ) -> Tensor:

@@ -2,11 +2,12 @@
 """Configuration of [`PPOTrainer`]."""
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from trl import GRPOConfig
 
 from ..checks import check_choice, check_discount
+from .ppo_migration import CONFIG, check_names
 
 
 Critic = Literal["value_head", "value_model", "none"]
@@ -37,7 +38,8 @@ class PPOConfig(GRPOConfig):
     > - `beta`: Defaults to `0.01` instead of `0.0`.
 
     `epsilon`, `epsilon_high`, `loss_type` and `importance_sampling_level` are those of GRPO; their defaults give PPO's
-    clipped policy loss, averaged over tokens. `scale_rewards`, which scales GRPO's group advantages, has no effect.
+    clipped policy loss, averaged over tokens. `scale_rewards`, which scales GRPO's group advantages, has no effect. Options of
+    TRL's own PPO (up to TRL 1.12) that have other names here raise a `TypeError` that says which.
 
     Parameters:
         > Parameters that control the rollout and its use
@@ -223,6 +225,11 @@ class PPOConfig(GRPOConfig):
         metadata={"help": "Number of completions over which `beta` changes by at most 20 %, if `kl_target` is set."},
     )
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> "PPOConfig":
+        # Before the dataclass says "unexpected keyword argument"
+        check_names(kwargs, CONFIG, "PPOConfig")
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         if self.num_generations is None or self.num_generations < 1:
             raise ValueError(
@@ -261,7 +268,7 @@ class PPOConfig(GRPOConfig):
         if self.critic == "none" and self.truncation == "bootstrap":
             raise ValueError(
                 "`truncation='bootstrap'` takes the value of the state that a completion was cut off in from the critic, "
-                "but `critic='none'`. Use `truncation='terminal'`, or `truncation='bootstrap'` of the endogenous reward."
+                "but `critic='none'`. Use `truncation='terminal'`, or a critic."
             )
         if self.critic != "value_head" and not self.detach_value:
             raise ValueError(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Proximal policy optimization with rewards of tokens and a critic, on TRL's `GRPOTrainer`."""
 
+import functools
 import inspect
 import json
 import textwrap
@@ -12,19 +13,25 @@ from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer.callbacks import SyncRefModelCallback
 from trl.trainer.utils import create_model_from_path, disable_dropout_in_model, get_config_model_id
 
 from ..credit import generalized_advantage_estimate, whiten
 from ..learning_rates import has_one_learning_rate, set_learning_rate
 from ..rewards.endogenous import EndogenousReward
 from .dense_reward_trainer import DenseRewardTrainer, loss_mask
+from .gauge import warn_of_constants
 from .ppo_config import PPOConfig
 from .ppo_loss import adapted_kl_coefficient, clipped_value_loss, explained_variance
+from .ppo_migration import ARGUMENTS, check_names
 from .reward_recording import ScoredBatch
+from .trl_settings import check_prompts, check_token_credit, check_token_rewards
 from .value_head import (
     Critic,
     ForwardRecorder,
+    SyncPolicyOnly,
     ValueHead,
     add_critic,
     critic_of,
@@ -68,7 +75,8 @@ class PPOTrainer(DenseRewardTrainer):
             Prompts to train on.
         value_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
             With `critic="value_model"`, the model whose hidden states the value head reads: a path or hub id, or an
-            instance, which is trained in place. Without it, a second copy of the policy's checkpoint is loaded.
+            instance, which is trained in place. If it is a classifier with one label, the value head starts from its head
+            (`score`), else at zero. Without it, a second copy of the policy's checkpoint is loaded.
         **kwargs:
             All other arguments of [`~trl.GRPOTrainer`].
 
@@ -116,15 +124,27 @@ class PPOTrainer(DenseRewardTrainer):
         value_model: str | PreTrainedModel | None = None,
         **kwargs: Any,
     ) -> None:
+        check_names(kwargs, ARGUMENTS, "PPOTrainer")
+        if isinstance(model, GRPOConfig):
+            raise TypeError(
+                "The first argument of `PPOTrainer` is the policy, and a configuration was given. Other than in TRL's own PPO, the "
+                "order is `model`, `reward_funcs`, `args`, `train_dataset`. Pass them by name."
+            )
         if args is None:
             model_name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = PPOConfig(f"{model_name.split('/')[-1]}-PPO")
-        _check_arguments(model, reward_funcs, args, value_model, kwargs.get("optimizers"))
+        _check_arguments(model, args, value_model, kwargs.get("optimizers"))
+        _check_rewards(reward_funcs if isinstance(reward_funcs, list) else [reward_funcs], args)
+        _check_peft(model, args, kwargs.get("peft_config"))
+        check_prompts("train_dataset", train_dataset)
+        check_prompts("eval_dataset", kwargs.get("eval_dataset"))
         super().__init__(model, reward_funcs, args, train_dataset, **kwargs)
         if args.critic != "none":
             add_critic(self._base_policy, self._make_critic(value_model))
             if self.use_vllm:
                 send_policy_only(self.vllm_generation)
+            if args.sync_ref_model:
+                self.add_callback(SyncPolicyOnly(self.pop_callback(SyncRefModelCallback), self._base_policy))
 
     @property
     def _base_policy(self) -> PreTrainedModel:
@@ -134,7 +154,7 @@ class PPOTrainer(DenseRewardTrainer):
 
     def _make_critic(self, value_model: Any) -> Critic:
         policy, args = self._base_policy, self.args
-        backbone = None
+        backbone = trained_head = None
         if args.critic == "value_model":
             if not isinstance(value_model, PreTrainedModel):
                 value_model = create_model_from_path(
@@ -149,12 +169,25 @@ class PPOTrainer(DenseRewardTrainer):
                     f"The value model has an embedding of {vocab_size} tokens, but the policy's tokenizer has "
                     f"{len(self._tokenizer)}. The value model reads the policy's token ids: it must share its tokenizer."
                 )
+            if self._is_vlm and value_model.config.model_type != policy.config.model_type:
+                raise ValueError(
+                    f"The value model is a {value_model.config.model_type!r} and the policy a {policy.config.model_type!r}, which "
+                    "reads images: the value model is given the same inputs, and must be of the same kind."
+                )
+            trained_head = dict(value_model.named_children()).get("score")
+            if trained_head is not None and trained_head.out_features != 1:
+                raise ValueError(
+                    f"The value model has a head with {trained_head.out_features} labels, but a value is one number. Load it with "
+                    "`num_labels=1`, or pass the model without the head, its `base_model`."
+                )
             backbone = value_model.base_model.requires_grad_(True)
             if args.disable_dropout:
                 disable_dropout_in_model(backbone)
         hidden_size = (policy if backbone is None else backbone).config.get_text_config().hidden_size
         # FSDP shards parameters of one dtype together; elsewhere float32 keeps small updates of the head.
         head = ValueHead(hidden_size, policy.dtype if self.is_fsdp_enabled else torch.float32)
+        if trained_head is not None:
+            head.copy_from(trained_head)
         return Critic(head, backbone, detach=args.detach_value).to(policy.get_output_embeddings().weight.device)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -231,7 +264,7 @@ class PPOTrainer(DenseRewardTrainer):
         # As TRL computes `old_per_token_logps`
         with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
             log_probs, _, _ = self._get_per_token_logps_and_entropies(
-                recorder,
+                recorder,  # type: ignore[arg-type]
                 torch.cat([output["prompt_ids"], completion_ids], dim=1),
                 torch.cat([output["prompt_mask"], completion_mask], dim=1),
                 num_tokens,
@@ -240,8 +273,17 @@ class PPOTrainer(DenseRewardTrainer):
                 **{name: output[name] for name in signature.parameters if name in output},
             )
         if has_critic:
-            values = recorder.values(num_tokens)
+            values = recorder.values
         return values, log_probs if old_log_probs is None else old_log_probs
+
+    @functools.wraps(GRPOTrainer._get_per_token_logps_and_entropies)
+    def _get_per_token_logps_and_entropies(
+        self, model: Any, input_ids: Tensor, attention_mask: Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
+        outputs = super()._get_per_token_logps_and_entropies(model, input_ids, attention_mask, *args, **kwargs)
+        if isinstance(model, ForwardRecorder):
+            model.finish(outputs[0], attention_mask)
+        return outputs
 
     def _gather_masked(self, values: Tensor, mask: Tensor) -> Tensor:
         """The values where `mask` is `True`, of all processes, of shape `(N,)`."""
@@ -303,8 +345,7 @@ class PPOTrainer(DenseRewardTrainer):
             self.beta = beta
 
         mask = loss_mask(inputs)
-        num_tokens = mask.shape[1]
-        log_probs = recorder.log_probs(num_tokens).detach()
+        log_probs = recorder.log_probs.detach()
         old_log_probs = inputs.get("old_per_token_logps")
         log_ratio = torch.zeros_like(log_probs) if old_log_probs is None else log_probs - old_log_probs
         # Estimator k3 of KL(old policy | policy): http://joschu.net/blog/kl-approx.html
@@ -319,7 +360,7 @@ class PPOTrainer(DenseRewardTrainer):
         if args.critic != "none":
             value_mask = inputs["value_mask"]
             losses, clipped = clipped_value_loss(
-                recorder.values(num_tokens)[:, :-1],
+                recorder.values[:, :-1],
                 inputs["old_values"],
                 inputs["value_targets"],
                 inputs["value_scale"],
@@ -382,7 +423,7 @@ class PPOTrainer(DenseRewardTrainer):
             self.beta = json.loads((Path(checkpoint) / STATE_FILE).read_text())["beta"]
 
 
-def _check_arguments(model: Any, reward_funcs: Any, args: PPOConfig, value_model: Any, optimizers: Any) -> None:
+def _check_arguments(model: Any, args: PPOConfig, value_model: Any, optimizers: Any) -> None:
     """Raises `TypeError` or `ValueError` before any model is loaded."""
     if not isinstance(args, PPOConfig):
         raise TypeError(
@@ -417,23 +458,52 @@ def _check_arguments(model: Any, reward_funcs: Any, args: PPOConfig, value_model
                 "DeepSpeed's configuration has an `optimizer` of its own, which has one learning rate for all parameters. "
                 "Remove it there, or set `value_learning_rate=None`."
             )
-    reward_funcs = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+    check_token_credit(args)
+    if args.multi_objective_aggregation != "sum_then_normalize":
+        raise ValueError(
+            f"`multi_objective_aggregation` is {args.multi_objective_aggregation!r}, but PPO compares no completions with each "
+            "other, by which each reward function would be normalized. Use 'sum_then_normalize', and `reward_weights`."
+        )
+    if args.truncation == "bootstrap" and args.mask_truncated_completions:
+        raise ValueError(
+            "`truncation='bootstrap'` says how the return of a completion that was cut off goes on, and "
+            "`mask_truncated_completions=True` leaves such completions out. Use one of the two."
+        )
+
+
+def _check_rewards(reward_funcs: list[Any], args: PPOConfig) -> None:
+    """Raises `ValueError` for rewards that do not go with the configuration, and warns of constants in the logits."""
+    check_token_rewards(reward_funcs)
+    bootstrap = args.truncation == "bootstrap"
     for reward in reward_funcs:
-        if not isinstance(reward, EndogenousReward):
+        if not (bootstrap and isinstance(reward, EndogenousReward) and reward.token_reward == "bellman"):
             continue
-        if args.truncation == "bootstrap" and reward.truncation == "bootstrap":
+        # What the reward takes away for the state after a completion that was cut off, the critic's value of it must bring back.
+        # It contains the soft value if, and only if, the critic has to learn it.
+        if args.soft_value_baseline and reward.truncation == "bootstrap":
             raise ValueError(
                 "Both the endogenous reward and `PPOConfig` have `truncation='bootstrap'`: the reward takes the frozen "
-                "value of the state after a completion that was cut off away, and PPO adds the critic's. Keep it in "
-                "`PPOConfig` only."
+                "value of the state after a completion that was cut off away, and PPO adds the critic's, which with "
+                "`soft_value_baseline=True` does not contain it. Keep it in `PPOConfig` only."
             )
-        discount = args.gamma * (reward.discount if reward.aggregate == "discounted" else 1.0)
-        if reward.token_reward == "bellman" and abs(discount - reward.gamma) > 1e-9:
-            logger.warning(
-                f"The discount of the returns is {discount:g} and that inside the endogenous reward {reward.gamma:g}. With "
-                "Bellman rewards they should be the same: otherwise the soft values do not telescope, and advantages depend "
-                "on a constant that the frozen model's logits may contain. Set both, or use `token_reward='log_prob'`."
+        if not args.soft_value_baseline and reward.truncation != "bootstrap":
+            raise ValueError(
+                "With `truncation='bootstrap'` and `soft_value_baseline=False`, the critic's value of the state that a completion "
+                "was cut off in contains its soft value, which the endogenous reward has not subtracted: being cut off would earn "
+                "it, and the constants in the frozen model's logits with it. Use `soft_value_baseline=True`, the default, or "
+                "`EndogenousReward(truncation='bootstrap')`."
             )
+    warn_of_constants(reward_funcs, args.gamma, baseline=args.soft_value_baseline, bootstrap=bootstrap)
+
+
+def _check_peft(model: Any, args: PPOConfig, peft_config: Any) -> None:
+    """Raises `ValueError` for adapters that give the policy inputs which a value model does not have."""
+    config = model.active_peft_config if not isinstance(model, str) and is_peft_model(model) else peft_config
+    if args.critic == "value_model" and config is not None and config.is_prompt_learning:
+        raise ValueError(
+            f"`peft_config` is a {type(config).__name__}, whose virtual tokens only the policy reads, and not the value model. Use "
+            "`critic='value_head'`, or LoRA."
+        )
 
 
 def _check_finite(what: str, values: Tensor, mask: Tensor) -> None:

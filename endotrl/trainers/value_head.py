@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerCallback
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer.utils import FusedCausalLMOutput
 
@@ -26,6 +26,8 @@ from trl.trainer.utils import FusedCausalLMOutput
 # Name of the critic among the policy's submodules.
 CRITIC = "ppo_critic"
 CRITIC_FILE = "value_head.safetensors"
+# What the policy is given for its LM head and its loss, and a model without them does not take.
+OF_THE_LM_HEAD = {"fused_lm_head", "labels", "shift_labels", "num_items_in_batch", "output_router_logits"}
 
 
 class ValueHead(nn.Module):
@@ -52,6 +54,13 @@ class ValueHead(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(hidden_size, dtype=dtype))
         self.bias = nn.Parameter(torch.zeros(1, dtype=dtype))
+
+    def copy_from(self, head: nn.Linear) -> None:
+        """Takes over a trained head, such as that of a sequence classification model with one label."""
+        with torch.no_grad():
+            self.weight.copy_(head.weight[0])
+            if head.bias is not None:
+                self.bias.copy_(head.bias)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """
@@ -85,20 +94,19 @@ class Critic(nn.Module):
         self.backbone = backbone
         self.detach = detach
 
-    def forward(self, hidden_states: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def forward(self, hidden_states: Tensor, **inputs: Any) -> Tensor:
         """
         Args:
             hidden_states (`torch.Tensor` of shape `(B, L, D)`):
                 The policy's last hidden states.
-            input_ids (`torch.Tensor` of shape `(B, L)`), attention_mask (`torch.Tensor` of shape `(B, L)`):
-                What they were computed from. 1 in the mask is a token, 0 is padding.
+            **inputs:
+                What they were computed from: token ids, attention mask, images, positions.
 
         Returns:
             `torch.Tensor` of shape `(B, L)`, float32: value of the state after each token.
         """
         if self.backbone is not None:
-            outputs = self.backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-            hidden_states = outputs.last_hidden_state
+            hidden_states = self.backbone(**inputs, use_cache=False).last_hidden_state
         elif self.detach:
             hidden_states = hidden_states.detach()
         return self.head(hidden_states)
@@ -130,24 +138,29 @@ def add_critic(model: PreTrainedModel, critic: Critic) -> None:
             Critic, which becomes the submodule `ppo_critic`.
     """
     model.add_module(CRITIC, critic)
-    fused_forward = model.forward
+    # As a function, so that a deep copy of the model calls it with itself. (TRL's LM head does the same, except for its plain
+    # forward, which it holds bound to the model.)
+    fused_forward = model.forward.__func__
 
     # Keep the original signature: `generate` validates its model kwargs against it
     @functools.wraps(type(model).forward)
     def forward(self: PreTrainedModel, *args: Any, return_values: bool = False, **kwargs: Any) -> Any:
+        if self is not model and not kwargs.get("fused_lm_head"):
+            return type(self).forward(self, *args, **kwargs)
         if not return_values:
-            return fused_forward(*args, **kwargs)
+            return fused_forward(self, *args, **kwargs)
         hidden_states: list[Tensor] = []
         # TRL's fused forward keeps the hidden states to itself.
         handle = self.base_model.register_forward_hook(
             lambda module, inputs, output: hidden_states.append(output.last_hidden_state)
         )
         try:
-            outputs = fused_forward(*args, **kwargs)
+            outputs = fused_forward(self, *args, **kwargs)
         finally:
             handle.remove()
         # The critic is looked up on each call, since FSDP replaces modules after patching
-        values = getattr(self, CRITIC)(hidden_states[0], kwargs["input_ids"], kwargs["attention_mask"])
+        inputs = {name: value for name, value in kwargs.items() if name not in OF_THE_LM_HEAD}
+        values = getattr(self, CRITIC)(hidden_states[0], **inputs)
         return FusedValueOutput(**outputs, state_values=values)
 
     model.forward = types.MethodType(forward, model)
@@ -155,7 +168,7 @@ def add_critic(model: PreTrainedModel, critic: Critic) -> None:
 
 class ForwardRecorder:
     """
-    Calls a policy, wrapped or not, and keeps the log-probabilities and values of each call.
+    Calls a policy, wrapped or not, and keeps the values of each call.
 
     Takes the policy's place where TRL computes log-probabilities, so that one forward pass yields both.
 
@@ -164,25 +177,56 @@ class ForwardRecorder:
             Policy.
         return_values (`bool`):
             Whether to ask it for values.
+
+    Attributes:
+        log_probs (`torch.Tensor` of shape `(B, T)`):
+            Log-probabilities of the completions' tokens, of the last pass over all rows.
+        values (`torch.Tensor` of shape `(B, T + 1)`):
+            Values before each of these tokens and after the last one, if it was asked for values.
     """
+
+    log_probs: Tensor
+    values: Tensor
 
     def __init__(self, model: nn.Module, return_values: bool) -> None:
         self._model = model
         self._arguments = {"return_values": True} if return_values else {}
-        self._outputs: list[FusedCausalLMOutput] = []
+        self._chunks: list[Tensor] = []
 
     def __call__(self, **inputs: Any) -> FusedCausalLMOutput:
         outputs = self._model(**inputs, **self._arguments)
-        self._outputs.append(outputs)
+        if self._arguments:
+            self._chunks.append(outputs.state_values)
         return outputs
 
-    def log_probs(self, num_tokens: int) -> Tensor:
-        """Log-probabilities of the last `num_tokens` tokens, of shape `(B, num_tokens)`."""
-        return torch.cat([outputs.log_probs for outputs in self._outputs])[:, -num_tokens:]
+    def finish(self, log_probs: Tensor, attention_mask: Tensor) -> None:
+        """
+        Ends a pass over all rows, which may have been computed in chunks.
 
-    def values(self, num_tokens: int) -> Tensor:
-        """Values before each of the last `num_tokens` tokens and after the last one, of shape `(B, num_tokens + 1)`."""
-        return torch.cat([outputs.state_values for outputs in self._outputs])[:, -(num_tokens + 1) :]
+        Args:
+            log_probs (`torch.Tensor` of shape `(B, T)`):
+                What TRL made of them.
+            attention_mask (`torch.Tensor` of shape `(B, L)`):
+                Of the rows: 1 is a token.
+        """
+        self.log_probs = log_probs
+        if self._arguments:
+            self.values = _by_row(self._chunks, attention_mask)[:, -(log_probs.shape[1] + 1) :]
+            self._chunks = []
+
+
+def _by_row(chunks: list[Tensor], attention_mask: Tensor) -> Tensor:
+    """Values of chunks of rows, or of chunks that hold the tokens of several rows one after the other, without padding."""
+    num_rows, num_positions = attention_mask.shape
+    if sum(map(len, chunks)) == num_rows and all(chunk.shape[1] >= num_positions for chunk in chunks):
+        return torch.cat(chunks)
+    values, mask = torch.cat([chunk.flatten() for chunk in chunks]), attention_mask.bool()
+    if values.numel() != mask.sum():
+        raise RuntimeError(
+            f"The policy gave {values.numel()} state values for {int(mask.sum())} tokens of {num_rows} rows. TRL computes "
+            "log-probabilities in a way that PPO's critic does not know: use `critic='none'`, or another version of TRL."
+        )
+    return values.new_zeros(mask.shape).masked_scatter(mask, values)
 
 
 def critic_of(model: PreTrainedModel) -> Critic:
@@ -193,6 +237,26 @@ def critic_of(model: PreTrainedModel) -> Critic:
 def is_critic(name: str) -> bool:
     """Whether a parameter of the policy, by its name, is the critic's."""
     return CRITIC in name.split(".")
+
+
+class SyncPolicyOnly(TrainerCallback):
+    """
+    Keeps the critic out of TRL's synchronisation of the reference model, which pairs all parameters of the two.
+
+    Args:
+        sync ([`~transformers.TrainerCallback`]):
+            TRL's callback.
+        policy ([`~transformers.PreTrainedModel`]):
+            The model that holds the critic.
+    """
+
+    def __init__(self, sync: TrainerCallback, policy: PreTrainedModel) -> None:
+        self._sync = sync
+        self._policy = policy
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        with without_critic(self._policy):
+            self._sync.on_step_end(*args, **kwargs)
 
 
 def send_policy_only(generation: VLLMGeneration) -> None:

@@ -78,7 +78,7 @@ def make_trainer(
         **settings,
     }
     if config_class is PPOConfig:
-        settings |= {"num_generations": 4, "critic": "none", "scale_rewards": "none"}
+        settings = {"critic": "none", "scale_rewards": "none", **settings}
     args = config_class(
         output_dir=str(output_dir),
         report_to=[],
@@ -179,8 +179,16 @@ def log_probs(model: Any, output: dict[str, Any]) -> torch.Tensor:
         (GRPOTrainer, GRPOConfig, {"beta": 0.0, "adapter": True, "learning_rate": 3e-2}),
         (RLOOTrainer, RLOOConfig, {"beta": 0.05}),
         (PPOTrainer, PPOConfig, {"beta": 0.0}),
+        (PPOTrainer, PPOConfig, {"beta": 0.0, "critic": "value_head"}),
+        (PPOTrainer, PPOConfig, {"beta": 0.0, "critic": "value_model"}),
+        (GRPOTrainer, GRPOConfig, {"beta": 0.05, "sync_ref_model": True, "ref_model_sync_steps": 1}),
+        (
+            PPOTrainer,
+            PPOConfig,
+            {"beta": 0.05, "critic": "value_head", "sync_ref_model": True, "ref_model_sync_steps": 1},
+        ),
     ],
-    ids=["copy", "reference", "adapter", "RLOO", "PPO"],
+    ids=["copy", "reference", "adapter", "RLOO", "PPO", "value head", "value model", "moved", "moved, value head"],
 )
 def test_compared_with_the_first_policy(
     trainer_class: Any, config_class: Any, settings: dict[str, Any], tiny_policy_path: str, tmp_path: Path

@@ -3,14 +3,18 @@
 
 import math
 import pickle
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+import trl
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCallback
 
+import endotrl
 from endotrl import EndogenousReward
 from endotrl.rewards import ClipTokens, InformationGain, LengthControl
 from endotrl.rewards.corrections import length_shares, length_slope_sums, one_minus_probability
@@ -45,6 +49,19 @@ def log_probs(path: str) -> list[list[float]]:
         logits = state_logits(model, tokenizer(prompt)["input_ids"], ids)
         rows.append(scores_from_logits(logits, ids, 1.0).log_probs)
     return rows
+
+
+class Sums(TrainerCallback):
+    """Notes the running sums after each step and each evaluation."""
+
+    def __init__(self, reward: EndogenousReward, calls: list[tuple[Any, Any]]) -> None:
+        self.reward, self.calls = reward, calls
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.calls.append(("train", self.reward.state_dict()["length_sums"]))
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.calls.append(("eval", self.reward.state_dict()["length_sums"]))
 
 
 class TestLengthControl:
@@ -114,6 +131,44 @@ class TestLengthControl:
         resumed = EndogenousReward(tiny_policy_path, correction=LengthControl(decay=0.5))
         resumed.load_state_dict(state)
         assert resumed(**halves[1]) == pytest.approx(expected, abs=1e-4)
+
+    @pytest.mark.parametrize("kind", ["GRPO", "RLOO", "DenseGRPO", "PPO"])
+    def test_evaluations_leave_the_running_sums(self, kind: str, tiny_policy_path: str, tmp_path: Path) -> None:
+        module = trl if kind in ("GRPO", "RLOO") else endotrl
+        reward = EndogenousReward(tiny_policy_path, correction=LengthControl(decay=0.5))
+        dataset = Dataset.from_dict({"prompt": ["a b c", "d e", "f", "g h i j"] * 2})
+        args = getattr(module, f"{kind}Config")(
+            str(tmp_path),
+            **{"per_device_train_batch_size": 8, "per_device_eval_batch_size": 8, "num_generations": 4},
+            **{"max_steps": 1, "max_completion_length": 8, "beta": 0.0, "eval_on_start": True},
+            **{"eval_strategy": "steps", "use_cpu": True, "bf16": False, "report_to": [], "disable_tqdm": True},
+        )
+        trainer = getattr(module, f"{kind}Trainer")(
+            tiny_policy_path, reward_funcs=reward, args=args, train_dataset=dataset, eval_dataset=dataset
+        )
+        trainer.evaluate()
+        assert reward.state_dict() == {"length_sums": (0.0, 0.0)}
+        calls: list[tuple[Any, Any]] = []
+        trainer.add_callback(Sums(reward, calls))
+        trainer.train()
+        assert [mode for mode, _ in calls] == ["eval", "train", "eval"]
+        assert calls[0][1] == (0.0, 0.0)
+        assert calls[1][1] == calls[2][1] != (0.0, 0.0)
+
+    def test_evaluations_use_the_running_sums(self, tiny_policy_path: str) -> None:
+        halves = [{key: values[part] for key, values in BATCH.items()} for part in (slice(4), slice(4, 8))]
+        trainer = object.__new__(trl.GRPOTrainer)
+        trainer.model = torch.nn.Linear(1, 1).eval()
+        trainer._pending_metrics = defaultdict(list)
+        trained, evaluated = (
+            EndogenousReward(tiny_policy_path, correction=LengthControl(decay=0.5)) for _ in range(2)
+        )
+        for reward in (trained, evaluated):
+            reward(**halves[0])
+        state = evaluated.state_dict()
+        expected = trained(**halves[1])
+        assert evaluated(**halves[1], log_metric=trainer._log_metric) == pytest.approx(expected)
+        assert evaluated.state_dict() == state != trained.state_dict()
 
     def test_equal_lengths_stay(self, tiny_policy_path: str) -> None:
         batch = {"prompts": ["a"] * 2, "completions": ["b", "c"], "completion_ids": [[8, 2], [9, 2]]}

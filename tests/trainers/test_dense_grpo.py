@@ -363,9 +363,8 @@ class TestAdvantages:
 
 class TestLosses:
     @pytest.mark.parametrize("loss_type", LOSS_TYPES)
-    @pytest.mark.parametrize("level", ["token", "sequence"])
     def test_gradient_of_every_loss_is_that_of_each_token_s_advantage(
-        self, loss_type: str, level: str, tiny_policy_path: str, tmp_path: Path
+        self, loss_type: str, tiny_policy_path: str, tmp_path: Path
     ) -> None:
         """
         On-policy, each of TRL's losses is linear in the advantages: the gradient with (B, T) advantages is the sum of those with
@@ -377,7 +376,6 @@ class TestLosses:
             [dense_vowels, length],
             tmp_path,
             loss_type=loss_type,
-            importance_sampling_level=level,
             max_steps=1,
             learning_rate=0.0,
         )

@@ -4,6 +4,7 @@
 passes, loops over tokens), optima that are known, and runs that must be equal.
 """
 
+import functools
 import json
 import logging
 import math
@@ -16,8 +17,8 @@ from datasets import Dataset
 from peft import LoraConfig
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import GRPOConfig
+from transformers import AutoModelForCausalLM
+from trl import GRPOConfig, GRPOTrainer
 
 from endotrl import EndogenousReward, PPOConfig, PPOTrainer
 from endotrl.rewards import DenseScores
@@ -131,16 +132,35 @@ class Lengths:
 
 class TestAdvantages:
     @pytest.mark.parametrize("token_reward", ["bellman", "log_prob"])
-    @pytest.mark.parametrize("truncation", ["terminal", "bootstrap"])
-    @pytest.mark.parametrize("soft_value_baseline", [True, False])
+    @pytest.mark.parametrize(
+        ("truncation", "reward_truncation", "soft_value_baseline"),
+        [
+            ("terminal", "terminal", True),
+            ("terminal", "terminal", False),
+            ("terminal", "bootstrap", True),
+            ("bootstrap", "terminal", True),
+            ("bootstrap", "bootstrap", False),
+        ],
+    )
     def test_by_hand(
-        self, token_reward: str, truncation: str, soft_value_baseline: bool, tiny_policy_path: str, tmp_path: Path
+        self,
+        token_reward: str,
+        truncation: str,
+        reward_truncation: str,
+        soft_value_baseline: bool,
+        tiny_policy_path: str,
+        tmp_path: Path,
     ) -> None:
         gamma, lam, beta = 0.9, 0.7, 0.1
         trainer = make_trainer(
             tiny_policy_path,
             tmp_path,
-            [EndogenousReward(tiny_policy_path, token_reward=token_reward, gamma=gamma), Lengths()],
+            [
+                EndogenousReward(
+                    tiny_policy_path, token_reward=token_reward, gamma=gamma, truncation=reward_truncation
+                ),
+                Lengths(),
+            ],
             reward_weights=[0.5, 2.0],
             gamma=gamma,
             lam=lam,
@@ -163,8 +183,10 @@ class TestAdvantages:
             ref_log_probs, soft_values, _ = naive(frozen, prompt, completion)
             predicted = (hidden @ head.weight + head.bias).tolist()
             rewards, offset = [], []
+            finished = completion[-1] == EOS
             for h in range(len(completion)):
-                next_value = soft_values[h + 1] if h + 1 < len(completion) else 0.0
+                ends = h + 1 == len(completion) and (finished or reward_truncation == "terminal")
+                next_value = 0.0 if ends else soft_values[h + 1]
                 reward = ref_log_probs[h]
                 if token_reward == "bellman":
                     reward += soft_values[h] - gamma * next_value
@@ -173,8 +195,9 @@ class TestAdvantages:
                 rewards.append(reward)
                 offset.append(0.5 * soft_values[h] if token_reward == "bellman" and soft_value_baseline else 0.0)
             rewards[-1] += 2.0 * (len(completion) / 4 - 1)
-            finished = completion[-1] == EOS
-            final = 0.0 if finished or truncation == "terminal" else predicted[len(completion)]
+            final = 0.0
+            if truncation == "bootstrap" and not finished:
+                final = predicted[len(completion)]
             values = [u + v for u, v in zip(predicted, offset, strict=False)]
             advantages, returns = naive_gae(rewards, values, gamma, lam, final)
             targets = [r - v for r, v in zip(returns, offset, strict=True)]
@@ -207,24 +230,6 @@ class TestAdvantages:
         advantages = output["advantages"][output["value_mask"]]
         assert advantages.mean().item() == pytest.approx(0.0, abs=1e-5)
         assert advantages.std().item() == pytest.approx(1.0, abs=1e-4)
-
-    def test_constants_of_the_frozen_logits_do_not_matter(self, tiny_policy_path: str, tmp_path: Path) -> None:
-        # A bias of the LM head that is the same for all tokens: other soft values, the same probabilities.
-        shifted = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
-        shifted.lm_head = torch.nn.Linear(16, 19).requires_grad_(False)
-        shifted.lm_head.weight.copy_(AutoModelForCausalLM.from_pretrained(tiny_policy_path).lm_head.weight)
-        shifted.lm_head.bias.fill_(7.0)
-        tokenizer = AutoTokenizer.from_pretrained(tiny_policy_path)
-        found = {}
-        for baseline in (True, False):
-            for name, frozen in (("plain", tiny_policy_path), ("shifted", shifted)):
-                reward = EndogenousReward(frozen, processing_class=tokenizer)
-                trainer = make_trainer(
-                    tiny_policy_path, tmp_path, reward, soft_value_baseline=baseline, whiten_advantages=False
-                )
-                found[name, baseline] = rollout(trainer)["advantages"]
-        torch.testing.assert_close(found["shifted", True], found["plain", True], atol=1e-4, rtol=1e-4)
-        assert (found["shifted", False] - found["plain", False]).abs().max() > 1.0
 
     @pytest.mark.parametrize("value", [math.inf, math.nan])
     def test_rewards_that_are_no_numbers(self, value: float, tiny_policy_path: str, tmp_path: Path) -> None:
@@ -701,6 +706,81 @@ class TestSettings:
         assert output["value_targets"].abs().max() < 1e-5
 
 
+class TestNextTRL:
+    """Changes that are open in TRL: see `TestOpenChanges` in `tests/test_contract.py`."""
+
+    @pytest.mark.parametrize("critic", ["value_head", "value_model"])
+    def test_padding_free_passes(
+        self, critic: str, tiny_policy_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        trainer = make_trainer(tiny_policy_path, tmp_path, critic=critic, whiten_advantages=False)
+        set_head(trainer)
+        output = rollout(trainer)
+        names = ("advantages", "old_values", "value_targets", "ref_per_token_logps", "old_per_token_logps")
+        expected = {name: output[name] for name in names}
+        loss = trainer._compute_loss(trainer.model, output)
+        loss.backward()
+        gradients = {name: p.grad.clone() for name, p in trainer.model.named_parameters()}
+        trainer.model.zero_grad()
+
+        padded = GRPOTrainer._get_per_token_logps_and_entropies
+
+        def without_padding(
+            self: Any,
+            model: Any,
+            input_ids: Tensor,
+            attention_mask: Tensor,
+            logits_to_keep: int,
+            batch_size: int | None = None,
+            **kwargs: Any,
+        ) -> Any:
+            rows = []
+            for start in range(0, len(input_ids), 4):
+                chunk = slice(start, start + 4)
+                mask = attention_mask[chunk].bool()
+                labels = input_ids[chunk].clone()
+                labels[:, 0] = -100  # of the padding or of the row before
+                labels[mask.cumsum(dim=1) == 1] = -100
+                outputs = model(
+                    input_ids=input_ids[chunk][mask][None],
+                    position_ids=(mask.cumsum(dim=1) - 1)[mask][None],
+                    labels=labels[mask][None],
+                    fused_lm_head=True,
+                )
+                for packed in (outputs.log_probs, outputs.entropy):
+                    shifted = torch.cat([packed.new_zeros(1, 1), packed], dim=1)[0]
+                    rows.append(shifted.new_zeros(mask.shape).masked_scatter(mask, shifted)[:, -logits_to_keep:])
+            return torch.cat(rows[::2]), torch.cat(rows[1::2]), None
+
+        monkeypatch.setattr(
+            GRPOTrainer, "_get_per_token_logps_and_entropies", functools.wraps(padded)(without_padding)
+        )
+        found, log_probs = trainer._values_and_log_probs(output)
+        mask = output["value_mask"]
+        torch.testing.assert_close(found[:, :-1][mask], expected["old_values"][mask], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(log_probs[mask], expected["old_per_token_logps"][mask], atol=1e-5, rtol=1e-4)
+        again = trainer._compute_loss(trainer.model, output)
+        torch.testing.assert_close(again, loss, atol=1e-5, rtol=1e-4)
+        again.backward()
+        for name, parameter in trainer.model.named_parameters():
+            torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-4, rtol=1e-3, msg=name)
+
+    def test_batches_without_old_log_probs(self, tiny_policy_path: str, tmp_path: Path) -> None:
+        # TRL leaves them out where it does not need them; the KL of the reward does.
+        trainer = make_trainer(tiny_policy_path, tmp_path, num_iterations=1, whiten_advantages=False, beta=0.5)
+        with torch.no_grad():
+            trainer.model.lm_head.weight.mul_(1.3)
+        output = rollout(trainer)
+        assert "old_per_token_logps" not in output
+        frozen = AutoModelForCausalLM.from_pretrained(tiny_policy_path).eval()
+        kls = []
+        for prompt, completion in rows_of(output):
+            ours, theirs = (naive(model, prompt, completion)[0] for model in (trainer.model, frozen))
+            kls.append(sum(ours) - sum(theirs))
+        found = trainer._metrics["train"]["ppo/kl_per_completion"]
+        assert found == [pytest.approx(sum(kls) / len(kls), rel=1e-3)]
+
+
 class TestErrors:
     """Before any model is loaded: the model's path leads nowhere."""
 
@@ -727,16 +807,6 @@ class TestErrors:
         model = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
         with pytest.raises(ValueError, match="is the policy itself"):
             make_trainer(model, tmp_path, Lengths(), critic="value_model", value_model=model)
-
-    def test_bootstrapping_twice(self, tiny_policy_path: str, tmp_path: Path) -> None:
-        reward = EndogenousReward(tiny_policy_path, truncation="bootstrap")
-        with pytest.raises(ValueError, match="Keep it in `PPOConfig` only"):
-            make_trainer("/nowhere", tmp_path, reward, truncation="bootstrap")
-
-    def test_two_discounts(self, tiny_policy_path: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-        with caplog.at_level(logging.WARNING):
-            make_trainer(tiny_policy_path, tmp_path, gamma=0.9)
-        assert "The discount of the returns is 0.9 and that inside the endogenous reward 1" in caplog.text
 
     def test_value_model_with_another_vocabulary(
         self, tiny_policy_path: str, tiny_model_path: str, tmp_path: Path

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The critic inside the policy's forward pass: same numbers as by hand, and nothing else changes."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,57 @@ class TestForward:
         )
         assert not model.base_model._forward_hooks  # nothing stays behind
 
+    @pytest.mark.parametrize("settings", [{"temperature": 0.7}, {"cast_lm_head_to_fp32": True}], ids=str)
+    def test_fused_forward_is_that_of_trl(self, settings: dict[str, Any], tiny_policy_path: str) -> None:
+        plain, model = (AutoModelForCausalLM.from_pretrained(tiny_policy_path, dtype=torch.bfloat16) for _ in range(2))
+        fields = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
+        for policy in (plain, model):
+            add_fused_lm_head(policy, outputs=fields, **settings)
+        add_critic(model, Critic(random_head()))
+        expected = plain(**batch(), fused_lm_head=True)
+        found = model(**batch(), fused_lm_head=True, return_values=True)
+        assert found.keys() - expected.keys() == {"state_values"}
+        for name in expected:
+            assert torch.equal(found[name], expected[name]), name
+        # TRL patches a policy once more, if another trainer is made for it
+        add_fused_lm_head(model, outputs=fields, **settings)
+        add_critic(model, Critic(random_head()))
+        again = model(**batch(), fused_lm_head=True, return_values=True)
+        for name in found:
+            assert torch.equal(again[name], found[name]), name
+
+    @pytest.mark.parametrize("own_model", [False, True])
+    @pytest.mark.parametrize("mixed_precision", [False, True])
+    def test_deep_copy_has_its_own_weights(
+        self, mixed_precision: bool, own_model: bool, tiny_policy_path: str
+    ) -> None:
+        backbone = AutoModel.from_pretrained(tiny_policy_path) if own_model else None
+        model = policy_with(tiny_policy_path, Critic(random_head(), backbone))
+        if mixed_precision:  # accelerate patches the forward, too
+            AcceleratorState._reset_state(reset_partial_state=True)
+            model = Accelerator(cpu=True, mixed_precision="bf16").prepare_model(model)
+
+        def everything(of: PreTrainedModel) -> list[Tensor]:
+            with torch.no_grad():
+                outputs = of(**batch(), fused_lm_head=True, return_values=True)
+                ids = batch()["input_ids"][:1, :3]
+                return [
+                    *(outputs.log_probs, outputs.state_values, of(ids).logits),
+                    of.generate(ids, do_sample=False, max_new_tokens=4),
+                ]
+
+        before = everything(model)
+        copied = copy.deepcopy(model)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(-1.3)
+        assert all(torch.equal(a, b) for a, b in zip(everything(copied), before, strict=True))
+        with torch.no_grad():
+            for parameter in copied.parameters():
+                parameter.mul_(-1.3)
+        assert all(torch.equal(a, b) for a, b in zip(everything(copied), everything(model), strict=True))
+        AcceleratorState._reset_state(reset_partial_state=True)
+
     @pytest.mark.parametrize("kind", ["detached", "attached", "own model"])
     def test_who_gets_the_gradient(self, kind: str, tiny_policy_path: str) -> None:
         backbone = AutoModel.from_pretrained(tiny_policy_path) if kind == "own model" else None
@@ -106,9 +158,9 @@ class TestForward:
         model = policy_with(tiny_policy_path, Critic(random_head()))
         hidden = torch.randn(2, 3, 16)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            values = critic_of(model)(hidden, torch.zeros(2, 3), torch.ones(2, 3))
+            values = critic_of(model)(hidden)
         assert values.dtype == torch.float32
-        assert torch.equal(values, critic_of(model)(hidden, torch.zeros(2, 3), torch.ones(2, 3)))
+        assert torch.equal(values, critic_of(model)(hidden))
 
     def test_accelerate_can_convert_the_output(self, tiny_policy_path: str) -> None:
         # Mixed precision rebuilds outputs from their entries, and takes them for dictionaries.
@@ -127,19 +179,49 @@ class TestRecorder:
         model = policy_with(tiny_policy_path, Critic(random_head()))
         recorder = ForwardRecorder(model, return_values=True)
         rows = batch()
-        for i in range(2):  # TRL calls it in chunks
-            recorder(**{name: tensor[i : i + 1] for name, tensor in rows.items()}, fused_lm_head=True)
         outputs = model(**rows, fused_lm_head=True, return_values=True)
-        torch.testing.assert_close(recorder.log_probs(3), outputs.log_probs[:, -3:])
-        # The state before the first of the last 3 tokens is the one after the third last but one.
-        torch.testing.assert_close(recorder.values(3), outputs.state_values[:, 2:])
+        for _ in range(2):  # a second pass begins anew
+            for i in range(2):  # TRL calls it in chunks
+                recorder(**{name: tensor[i : i + 1] for name, tensor in rows.items()}, fused_lm_head=True)
+            recorder.finish(outputs.log_probs[:, -3:], rows["attention_mask"])
+            # The state before the first of the last 3 tokens is the one after the third last but one.
+            torch.testing.assert_close(recorder.values, outputs.state_values[:, 2:])
+
+    @pytest.mark.parametrize("rows_of_a_chunk", [1, 2])
+    @pytest.mark.parametrize("own_model", [False, True])
+    def test_without_padding(self, own_model: bool, rows_of_a_chunk: int, tiny_policy_path: str) -> None:
+        """As passes without padding are: all tokens of a chunk in one row, with the positions of each."""
+        backbone = AutoModel.from_pretrained(tiny_policy_path) if own_model else None
+        model = policy_with(tiny_policy_path, Critic(random_head(), backbone))
+        rows = batch()
+        mask = rows["attention_mask"].bool()
+        expected = model(**rows, fused_lm_head=True, return_values=True).state_values
+        recorder = ForwardRecorder(model, return_values=True)
+        for start in range(0, 2, rows_of_a_chunk):
+            chunk = slice(start, start + rows_of_a_chunk)
+            recorder(
+                input_ids=rows["input_ids"][chunk][mask[chunk]][None],
+                position_ids=(mask[chunk].cumsum(dim=1) - 1)[mask[chunk]][None],
+                labels=rows["labels"][chunk][mask[chunk]][None],
+                fused_lm_head=True,
+            )
+        recorder.finish(torch.zeros(2, 3), rows["attention_mask"])
+        # Of padding, there is no value.
+        torch.testing.assert_close(recorder.values, torch.where(mask, expected, 0.0)[:, 2:], atol=1e-5, rtol=1e-5)
+
+    def test_neither(self, tiny_policy_path: str) -> None:
+        recorder = ForwardRecorder(policy_with(tiny_policy_path, Critic(random_head())), return_values=True)
+        recorder(**{name: tensor[:, :4] for name, tensor in batch().items()}, fused_lm_head=True)
+        with pytest.raises(RuntimeError, match="gave 8 state values for 10 tokens of 2 rows"):
+            recorder.finish(torch.zeros(2, 3), batch()["attention_mask"])
 
     def test_without_critic(self, tiny_policy_path: str) -> None:
         model = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
         add_fused_lm_head(model)
         recorder = ForwardRecorder(model, return_values=False)
         outputs = recorder(**batch(), fused_lm_head=True)
-        assert torch.equal(recorder.log_probs(3), outputs.log_probs[:, -3:])
+        recorder.finish(outputs.log_probs[:, -3:], batch()["attention_mask"])
+        assert torch.equal(recorder.log_probs, outputs.log_probs[:, -3:])
 
 
 class TestFiles:

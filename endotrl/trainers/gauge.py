@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""
+Whether advantages depend on the constants that logits are only defined up to.
+
+A constant $c(s)$ added to all logits of a state changes no probability, and adds $c(s)$ to the soft value $V(s)$. Bellman
+rewards contain $V(s_h) - \gamma V(s_{h+1})$, which cancels from a return if, and only if, the return discounts as the reward
+does, begins by subtracting $V$, and ends where the reward's does (Section 3 of https://huggingface.co/papers/2506.23235).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from accelerate.logging import get_logger
+
+from ..rewards.corrections import LengthControl
+from ..rewards.endogenous import EndogenousReward
+
+
+logger = get_logger(__name__)
+
+REMEDY = "With `token_reward='log_prob'`, no setting does this."
+
+
+def warn_of_constants(
+    reward_funcs: Sequence[Any],
+    gamma: float | None,
+    *,
+    sentences: bool = False,
+    baseline: bool = True,
+    bootstrap: bool = False,
+    batch: bool = False,
+) -> None:
+    """
+    Warns of each endogenous reward whose advantages would depend on constants in the frozen model's logits, with all reasons.
+
+    Args:
+        reward_funcs (`list`):
+            Reward functions of a trainer.
+        gamma (`float`, *optional*):
+            Discount of the returns from one step to the next; `None` if completions are credited with their outcome.
+        sentences (`bool`, *optional*, defaults to `False`):
+            Whether a step is a sentence, and not a token.
+        baseline (`bool`, *optional*, defaults to `True`):
+            Whether the soft value is subtracted from the return.
+        bootstrap (`bool`, *optional*, defaults to `False`):
+            Whether it is added to the return of a completion that was cut off.
+        batch (`bool`, *optional*, defaults to `False`):
+            Whether outcomes of different prompts are compared.
+    """
+    for reward in reward_funcs:
+        if not isinstance(reward, EndogenousReward) or reward.token_reward != "bellman":
+            continue
+        reasons = []
+        step = reward.step_discount
+        if sentences and gamma is not None and gamma < 1.0:
+            reasons.append(
+                "`gamma` discounts from sentence to sentence, and soft values change from token to token: use 1.0."
+            )
+        elif gamma is not None and abs(gamma * step - reward.gamma) > 1e-9:
+            reasons.append(
+                f"The discount of the returns is {gamma * step:g} and that inside the endogenous reward {reward.gamma:g}: "
+                "set both the same, so that soft values telescope."
+            )
+        is_read = gamma is None or isinstance(reward.correction, LengthControl)
+        if is_read and abs(step - reward.gamma) > 1e-9:
+            reasons.append(
+                f"The outcome of a completion discounts by {step:g}, and `gamma` of the endogenous reward is {reward.gamma:g}: "
+                "set both the same."
+            )
+        elif gamma is None and batch and reward.aggregate == "discounted":
+            reasons.append(
+                "The discounted outcome contains the soft value of the prompt, and `scale_rewards='batch'` compares prompts: "
+                "use 'group' or 'none'."
+            )
+        if not baseline:
+            reasons.append(
+                "`soft_value_baseline=False` leaves the soft value to the critic, which has to learn it: use `True`, the default."
+            )
+        if reward.truncation == "bootstrap" and not bootstrap:
+            reasons.append(
+                "The endogenous reward has `truncation='bootstrap'`, which subtracts the soft value of the state that a "
+                "completion was cut off in: use 'terminal'."
+            )
+        if reasons:
+            logger.warning(
+                f"The advantages from '{reward.__name__}' depend on constants that the frozen model's logits may contain. "
+                f"{' '.join(reasons)} {REMEDY}"
+            )

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the present policy is compared with, where the reference of the trainer moves."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import GRPOConfig, GRPOTrainer
+
+from endotrl.monitoring.first_policy import FirstPolicy
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_adapter_of_the_reference(moved: bool, tiny_policy_path: str, tmp_path: Path) -> None:
+    """TRL keeps a copy of a trained adapter as "ref". With `sync_ref_model`, it may follow the policy."""
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(tiny_policy_path),
+        LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False),
+    )
+    args = GRPOConfig(
+        str(tmp_path),
+        beta=0.1,
+        per_device_train_batch_size=8,
+        report_to=[],
+        use_cpu=True,
+        bf16=False,
+        max_completion_length=8,
+    )
+    trainer = GRPOTrainer(
+        model,
+        reward_funcs=lambda completion_ids, **kwargs: [float(len(ids)) for ids in completion_ids],
+        args=args,
+        train_dataset=Dataset.from_dict({"prompt": ["a b c"] * 8}),
+        processing_class=AutoTokenizer.from_pretrained(tiny_policy_path),
+    )
+    trainer.args.sync_ref_model = moved  # which TRL 1.16 refuses for adapters
+    first = FirstPolicy(trainer, None)
+    output = trainer._generate_and_score_completions([trainer.train_dataset[i] for i in range(8)])
+    before = first.log_ratios(output)
+    assert before is not None and before.abs().max() < 1e-4
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".ref." in name:
+                parameter.mul_(3.0)
+    output["ref_per_token_logps"] = output["ref_per_token_logps"] + 1.0  # of the moved adapter
+    after = first.log_ratios(output)
+    assert after is not None
+    assert bool(after.abs().max() < 1e-4) == moved

@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Constants in the frozen model's logits: probabilities do not depend on them, so neither may advantages and trained weights. Each
+option is met with the default of every other; where the constants do matter, the trainer says so or refuses.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from endotrl import DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward, PPOConfig, PPOTrainer
+from endotrl.rewards import ClipTokens, LengthControl
+from endotrl.trainers.value_head import critic_of
+
+
+DATASET = Dataset.from_dict({"prompt": ["a b c", "d e", "f", "g h i j"] * 8})
+MESSAGE = "depend on constants that the frozen model's logits may contain"
+
+
+@pytest.fixture(scope="module")
+def shifted(tiny_policy_path: str) -> Any:
+    """The tiny policy with w · h(s) added to all logits of a state with hidden state h(s)."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_policy_path).requires_grad_(False)
+    model.lm_head.weight += 2.0 * torch.randn(16, generator=torch.Generator().manual_seed(0))
+    plain = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
+    ids = torch.tensor([[7, 8, 9, 10, 11]])
+    constants = model(ids).logits - plain(ids).logits
+    assert constants.std(dim=1).min() > 1.0 and constants.abs().min() > 10.0
+    assert constants.std(dim=2).max() < 1e-4
+    return model
+
+
+def lengths(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
+    return [0.2 * len(ids) for ids in completion_ids]
+
+
+def three_letters(text: str) -> list[tuple[int, int]]:
+    """A segmenter: a "sentence" is three words of one letter."""
+    return [(start, min(start + 6, len(text))) for start in range(0, len(text), 6)]
+
+
+def make(kind: str, path: str, output_dir: Path, frozen: Any, reward: dict[str, Any], **kwargs: Any) -> Any:
+    defaults = {
+        "per_device_train_batch_size": 8,
+        "num_generations": 4 if kind == "dense" else 1,
+        "max_completion_length": 8,
+        "max_steps": 2,
+        "learning_rate": 0.1,
+        "optim": "sgd",
+        "save_strategy": "no",
+        "report_to": [],
+        "use_cpu": True,
+        "bf16": False,
+        "disable_tqdm": True,
+    }
+    if kind == "ppo":
+        defaults |= {"value_learning_rate": 0.1, "num_iterations": 2}
+    trainer_class, config_class = (DenseGRPOTrainer, DenseGRPOConfig) if kind == "dense" else (PPOTrainer, PPOConfig)
+    others = {"segmenter": three_letters} if kwargs.get("credit") == "sentence" else {}
+    second = kwargs.pop("second", False)
+    first = EndogenousReward(frozen, AutoTokenizer.from_pretrained(path), **reward)
+    trainer = trainer_class(
+        path,
+        reward_funcs=[first, lengths] if second else first,
+        args=config_class(output_dir=str(output_dir), **{**defaults, **kwargs}),
+        train_dataset=DATASET,
+        **others,
+    )
+    if kind == "ppo" and trainer.args.critic != "none":
+        head = critic_of(trainer._base_policy).head  # one that says something, as after some training
+        with torch.no_grad():
+            head.bias.fill_(0.5)
+            head.weight.copy_(torch.randn(16, generator=torch.Generator().manual_seed(0)))
+    return trainer
+
+
+def advantages_of(trainer: Any) -> Tensor:
+    trainer.model.train()
+    rows = [trainer.train_dataset[i // trainer.num_generations] for i in range(8)]
+    return trainer._generate_and_score_completions(rows)["advantages"]
+
+
+DENSE = [
+    ({}, {}),
+    ({}, {"token_reward": "log_prob"}),
+    ({}, {"token_reward": "centered"}),
+    ({}, {"alpha": 2.0}),
+    ({}, {"truncation": "skip"}),
+    ({}, {"correction": LengthControl(decay=0.5)}),
+    ({}, {"correction": ClipTokens(), "token_reward": "log_prob"}),
+    ({}, {"aggregate": "discounted", "discount": 0.9, "gamma": 0.9}),
+    ({}, {"aggregate": "discounted", "discount": 0.9, "gamma": 0.9, "correction": "length"}),
+    ({"gamma": 0.9}, {"gamma": 0.9}),
+    ({"gamma": 0.9}, {"token_reward": "log_prob"}),
+    ({"baseline": "leave_one_out"}, {}),
+    ({"mask_truncated_completions": True}, {}),
+    ({"num_generations_eval": 2}, {}),
+    ({"beta": 0.1}, {}),
+    *(
+        ({"credit": credit, "scale_rewards": scale_rewards}, {})
+        for credit in ("token", "sentence", "outcome")
+        for scale_rewards in ("group", "batch", "none")
+    ),
+    ({"credit": "sentence"}, {"aggregate": "discounted", "discount": 0.9, "gamma": 0.9}),
+    ({"credit": "outcome"}, {"aggregate": "mean"}),
+    ({"credit": "outcome"}, {"aggregate": "discounted", "discount": 0.9, "gamma": 0.9}),
+    ({"credit": "outcome", "gamma": 0.9}, {}),
+    ({"scale_rewards": "batch"}, {"aggregate": "discounted", "discount": 0.9, "gamma": 0.9}),
+    ({"scale_rewards": "batch", "second": True, "reward_weights": [0.5, 2.0]}, {}),
+    ({"multi_objective_aggregation": "normalize_then_sum", "second": True}, {}),
+    ({"multi_objective_aggregation": "normalize_then_sum", "second": True, "credit": "sentence"}, {}),
+]
+PPO = [
+    ({}, {}),
+    ({}, {"token_reward": "log_prob"}),
+    ({}, {"token_reward": "centered"}),
+    ({}, {"alpha": 2.0}),
+    ({}, {"truncation": "skip"}),
+    ({}, {"correction": "length"}),
+    ({}, {"aggregate": "discounted", "discount": 0.9, "gamma": 0.9}),
+    ({"gamma": 0.9}, {"gamma": 0.9}),
+    ({"gamma": 0.9}, {"token_reward": "log_prob"}),
+    ({"lam": 0.0}, {}),
+    ({"lam": 1.0}, {}),
+    ({"whiten_advantages": False}, {}),
+    ({"truncation": "bootstrap"}, {}),
+    ({"truncation": "bootstrap", "gamma": 0.9}, {"gamma": 0.9}),
+    (
+        {"truncation": "bootstrap", "whiten_advantages": False},
+        {"aggregate": "discounted", "discount": 0.9, "gamma": 0.9},
+    ),
+    ({"truncation": "bootstrap"}, {"truncation": "skip"}),
+    ({"truncation": "bootstrap"}, {"truncation": "bootstrap", "token_reward": "log_prob"}),
+    ({"truncation": "bootstrap", "soft_value_baseline": False}, {"token_reward": "log_prob"}),
+    ({"soft_value_baseline": False}, {"token_reward": "centered"}),
+    ({"critic": "none"}, {}),
+    ({"critic": "value_model"}, {}),
+    ({"detach_value": False}, {}),
+    ({"cliprange_value": None}, {}),
+    ({"scale_value_loss": False, "whiten_advantages": False}, {}),
+    ({"beta": 0.0}, {}),
+    ({"kl_placement": "loss"}, {}),
+    ({"kl_target": 1.0}, {}),
+    ({"num_generations": 4}, {}),
+    ({"mask_truncated_completions": True}, {}),
+    ({"second": True, "reward_weights": [0.5, 2.0]}, {}),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "reward"),
+    [("dense", *case) for case in DENSE] + [("ppo", *case) for case in PPO],
+    ids=str,
+)
+def test_advantages_do_not_change(
+    kind: str,
+    settings: dict[str, Any],
+    reward: dict[str, Any],
+    shifted: Any,
+    tiny_policy_path: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        plain, other = (
+            advantages_of(make(kind, tiny_policy_path, tmp_path, frozen, reward, **settings))
+            for frozen in (tiny_policy_path, shifted)
+        )
+    assert MESSAGE not in caplog.text
+    assert plain.std() > 0.05
+    torch.testing.assert_close(other, plain, atol=5e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "reward"),
+    [
+        ("dense", {}, {}),
+        ("dense", {"credit": "sentence", "scale_rewards": "batch"}, {}),
+        ("ppo", {}, {}),
+        ("ppo", {"truncation": "bootstrap"}, {}),
+        ("ppo", {"critic": "value_model"}, {}),
+    ],
+    ids=str,
+)
+def test_trained_weights_do_not_change(
+    kind: str, settings: dict[str, Any], reward: dict[str, Any], shifted: Any, tiny_policy_path: str, tmp_path: Path
+) -> None:
+    trained = []
+    for frozen in (tiny_policy_path, shifted):
+        trainer = make(kind, tiny_policy_path, tmp_path, frozen, reward, **settings)
+        trainer.train()
+        trained.append(trainer.model.state_dict())
+    before = AutoModelForCausalLM.from_pretrained(tiny_policy_path).state_dict()
+    assert any((trained[0][name] - tensor).abs().max() > 1e-2 for name, tensor in before.items())
+    for name, tensor in trained[0].items():
+        torch.testing.assert_close(trained[1][name], tensor, atol=2e-4, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "reward", "reason"),
+    [
+        ("dense", {"gamma": 0.9}, {}, "The discount of the returns is 0.9 and that inside the endogenous reward 1"),
+        ("dense", {}, {"gamma": 0.9}, "The discount of the returns is 1 and that inside the endogenous reward 0.9"),
+        ("dense", {}, {"aggregate": "discounted"}, "The discount of the returns is 0.95"),
+        ("dense", {"credit": "sentence", "gamma": 0.9}, {"gamma": 0.9}, "from sentence to sentence"),
+        ("dense", {"credit": "sentence", "gamma": 0.9}, {}, "from sentence to sentence"),
+        ("dense", {}, {"truncation": "bootstrap"}, "which subtracts the soft value of the state"),
+        (
+            "dense",
+            {"gamma": 0.9},
+            {"gamma": 0.9, "correction": "length"},
+            "The outcome of a completion discounts by 1",
+        ),
+        ("dense", {"credit": "outcome"}, {"aggregate": "discounted"}, "The outcome of a completion discounts by 0.95"),
+        ("dense", {"credit": "outcome"}, {"gamma": 0.9}, "The outcome of a completion discounts by 1"),
+        (
+            "dense",
+            {"credit": "outcome", "scale_rewards": "batch"},
+            {"aggregate": "discounted", "discount": 0.9, "gamma": 0.9},
+            "compares prompts",
+        ),
+        ("ppo", {"gamma": 0.9}, {}, "The discount of the returns is 0.9 and that inside the endogenous reward 1"),
+        ("ppo", {}, {"aggregate": "discounted"}, "The discount of the returns is 0.95"),
+        ("ppo", {}, {"truncation": "bootstrap"}, "which subtracts the soft value of the state"),
+        ("ppo", {"soft_value_baseline": False}, {}, "leaves the soft value to the critic"),
+        (
+            "ppo",
+            {"soft_value_baseline": False, "truncation": "bootstrap"},
+            {"truncation": "bootstrap"},
+            "leaves the soft value to the critic",
+        ),
+    ],
+    ids=str,
+)
+def test_one_warning_where_they_do(
+    kind: str,
+    settings: dict[str, Any],
+    reward: dict[str, Any],
+    reason: str,
+    shifted: Any,
+    tiny_policy_path: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        plain = make(kind, tiny_policy_path, tmp_path, tiny_policy_path, reward, **settings)
+    warnings = [record.getMessage() for record in caplog.records if MESSAGE in record.getMessage()]
+    assert len(warnings) == 1 and reason in warnings[0] and "'endogenous_reward'" in warnings[0]
+    other = make(kind, tiny_policy_path, tmp_path, shifted, reward, **settings)
+    assert (advantages_of(other) - advantages_of(plain)).abs().max() > 0.05  # it is true
+
+
+@pytest.mark.parametrize(
+    ("truncation", "soft_value_baseline", "message"),
+    [
+        # Being cut off would earn the critic's value of a state, in which soft values are that the reward has not subtracted,
+        ("terminal", False, r"being cut off would earn it.*soft_value_baseline=True"),
+        ("skip", False, r"being cut off would earn it.*soft_value_baseline=True"),
+        # or cost a soft value that no value of the critic's brings back.
+        ("bootstrap", True, "Keep it in `PPOConfig` only"),
+    ],
+)
+def test_two_ends_that_do_not_meet(truncation: Any, soft_value_baseline: bool, message: str, tmp_path: Path) -> None:
+    args = PPOConfig(
+        str(tmp_path), truncation="bootstrap", soft_value_baseline=soft_value_baseline, use_cpu=True, bf16=False
+    )
+    with pytest.raises(ValueError, match=message):
+        PPOTrainer("/nowhere", EndogenousReward("quickstart", truncation=truncation), args, DATASET)

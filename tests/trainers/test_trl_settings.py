@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each setting of TRL's `GRPOConfig`: it goes with the credit of tokens, or it is refused when the trainer is made."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+from torch import Tensor
+from transformers import TrainingArguments
+from trl import GRPOConfig
+
+from endotrl import DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward, PPOConfig, PPOTrainer
+from endotrl.trainers.value_head import critic_of
+
+
+PROMPTS = Dataset.from_dict({"prompt": ["a b c", "d e", "f", "g h i j"] * 8})
+TRAINERS = {"dense": (DenseGRPOTrainer, DenseGRPOConfig), "ppo": (PPOTrainer, PPOConfig)}
+
+# For each setting that `GRPOConfig` adds to transformers', a value that is not its default, with what it may need.
+FINE: dict[str, dict[str, Any]] = {
+    "model_init_kwargs": {"model_init_kwargs": {"dtype": "float32"}},
+    "trust_remote_code": {"trust_remote_code": True},
+    "router_aux_loss_coef": {"router_aux_loss_coef": 0.01},
+    "disable_dropout": {"disable_dropout": True},
+    "cast_lm_head_to_fp32": {"cast_lm_head_to_fp32": True},
+    "num_generations": {"num_generations": 2},
+    "num_generations_eval": {"num_generations_eval": 2},
+    "max_completion_length": {"max_completion_length": 4},
+    "ds3_gather_for_generation": {"ds3_gather_for_generation": False},
+    "shuffle_dataset": {"shuffle_dataset": False},
+    "pad_to_multiple_of": {"pad_to_multiple_of": 8},
+    "generation_batch_size": {"generation_batch_size": 16},
+    "steps_per_generation": {"steps_per_generation": 2},
+    # What completions are drawn from. Log-probabilities are those of the policy at `temperature`, as in TRL.
+    "temperature": {"temperature": 0.8},
+    "top_p": {"top_p": 0.9},
+    "top_k": {"top_k": 5},
+    "min_p": {"min_p": 0.1},
+    "generation_kwargs": {"generation_kwargs": {"typical_p": 0.9}},
+    "chat_template_kwargs": {"chat_template_kwargs": {"enable_thinking": False}},
+    "repetition_penalty": {"repetition_penalty": 1.1},
+    "cache_implementation": {"cache_implementation": "dynamic"},
+    "use_transformers_continuous_batching": {"use_transformers_continuous_batching": True},
+    "transformers_continuous_batching_config": {"transformers_continuous_batching_config": {"block_size": 16}},
+    # vLLM's importance ratio is one factor a completion in its default mode, and is not differentiated: tokens keep theirs.
+    "use_vllm": {"use_vllm": True},
+    "vllm_mode": {"vllm_mode": "server"},
+    "vllm_model_impl": {"vllm_model_impl": "transformers"},
+    "vllm_enable_sleep_mode": {"vllm_enable_sleep_mode": True},
+    "vllm_structured_outputs_regex": {"vllm_structured_outputs_regex": "a+"},
+    "vllm_server_base_url": {"vllm_server_base_url": "http://localhost:1"},
+    "vllm_server_host": {"vllm_server_host": "localhost"},
+    "vllm_server_port": {"vllm_server_port": 1},
+    "vllm_server_timeout": {"vllm_server_timeout": 1.0},
+    "vllm_group_port": {"vllm_group_port": 1},
+    "vllm_gpu_memory_utilization": {"vllm_gpu_memory_utilization": 0.1},
+    "vllm_max_model_length": {"vllm_max_model_length": 64},
+    "vllm_tensor_parallel_size": {"vllm_tensor_parallel_size": 2},
+    "vllm_importance_sampling_correction": {"vllm_importance_sampling_correction": False},
+    "vllm_importance_sampling_mode": {"vllm_importance_sampling_mode": "token_truncate"},
+    "vllm_importance_sampling_clip_max": {"vllm_importance_sampling_clip_max": 2.0},
+    "vllm_importance_sampling_clip_min": {"vllm_importance_sampling_clip_min": 0.5},
+    "max_tool_calling_iterations": {"max_tool_calling_iterations": 2},
+    "beta": {"beta": 0.2},
+    "num_iterations": {"num_iterations": 2},
+    "epsilon": {"epsilon": 0.1},
+    "delta": {"delta": 1.5},
+    "epsilon_high": {"epsilon_high": 0.3},
+    "sapo_temperature_neg": {"loss_type": "sapo", "sapo_temperature_neg": 2.0},
+    "sapo_temperature_pos": {"loss_type": "sapo", "sapo_temperature_pos": 2.0},
+    "vespo_k_pos": {"loss_type": "vespo", "vespo_k_pos": 1.0},
+    "vespo_lambda_pos": {"loss_type": "vespo", "vespo_lambda_pos": 1.0},
+    "vespo_k_neg": {"loss_type": "vespo", "vespo_k_neg": 1.0},
+    "vespo_lambda_neg": {"loss_type": "vespo", "vespo_lambda_neg": 1.0},
+    "reward_weights": {"reward_weights": [0.5]},
+    "scale_rewards": {"scale_rewards": "batch"},  # no effect in PPO, as its docs say
+    "loss_type": {"loss_type": "luspo"},  # `TestCredit` has all of them
+    "mask_truncated_completions": {"mask_truncated_completions": True},
+    "sync_ref_model": {"sync_ref_model": True, "beta": 0.1},
+    "ref_model_mixup_alpha": {"sync_ref_model": True, "beta": 0.1, "ref_model_mixup_alpha": 0.5},
+    "ref_model_sync_steps": {"sync_ref_model": True, "beta": 0.1, "ref_model_sync_steps": 2},
+    "top_entropy_quantile": {"top_entropy_quantile": 0.5},
+    "entropy_coef": {"entropy_coef": 0.01},
+    "use_adaptive_entropy": {"use_adaptive_entropy": True},
+    "entropy_coef_min": {"use_adaptive_entropy": True, "entropy_coef_min": 0.01},
+    "entropy_coef_max": {"use_adaptive_entropy": True, "entropy_coef_max": 0.1},
+    "entropy_coef_delta": {"use_adaptive_entropy": True, "entropy_coef_delta": 0.1},
+    "entropy_target": {"use_adaptive_entropy": True, "entropy_target": 2.0},
+    "use_bias_correction_kl": {"use_bias_correction_kl": False},
+    "log_completions": {"log_completions": True},
+    "log_multimodal": {"log_multimodal": False},
+    "num_completions_to_print": {"num_completions_to_print": 1},
+    "log_unique_prompts": {"log_unique_prompts": True},
+    "log_completions_hub_repo": {"log_completions": True, "log_completions_hub_repo": "a/b"},
+}
+# And those that would undo the credit of tokens, or have no meaning: of both trainers, or of PPO.
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "importance_sampling_level": ({"importance_sampling_level": "sequence"}, "one importance ratio before all tokens"),
+    "off_policy_mask_threshold": ({"off_policy_mask_threshold": 0.5}, "drops whole completions"),
+}
+REFUSED_BY_PPO: dict[str, tuple[dict[str, Any], str]] = {
+    "multi_objective_aggregation": (
+        {"multi_objective_aggregation": "normalize_then_sum"},
+        "PPO compares no completions",
+    ),
+    "mask_truncated_completions": (
+        {"mask_truncated_completions": True, "truncation": "bootstrap"},
+        "leaves such completions out",
+    ),
+}
+# They warn, and set another one.
+DEPRECATED = {"use_transformers_paged", "vllm_importance_sampling_cap"}
+
+
+def length(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
+    return [float(len(ids)) for ids in completion_ids]
+
+
+def every_second(completion_ids: list[list[int]], **kwargs: Any) -> list[list[float]]:
+    return [[float(h % 2) for h in range(len(ids))] for ids in completion_ids]
+
+
+def make_trainer(kind: str, path: str, output_dir: Path, reward: Any, **kwargs: Any) -> Any:
+    trainer_class, config_class = TRAINERS[kind]
+    defaults = {
+        "per_device_train_batch_size": 8,
+        "max_completion_length": 8,
+        "max_steps": 2,
+        "num_generations": 4 if kind == "dense" else 1,
+        "gradient_checkpointing": False,
+        "save_strategy": "no",
+        "report_to": [],
+        "use_cpu": True,
+        "bf16": False,
+        "disable_tqdm": True,
+    }
+    others = {name: kwargs.pop(name) for name in ("train_dataset", "eval_dataset") if name in kwargs}
+    args = config_class(output_dir=str(output_dir), **{**defaults, **kwargs})
+    return trainer_class(path, reward_funcs=reward, args=args, **{"train_dataset": PROMPTS, **others})
+
+
+def test_all_settings_are_decided_on() -> None:
+    inherited = {field.name for field in dataclasses.fields(TrainingArguments)}
+    fields = {field.name for field in dataclasses.fields(GRPOConfig)} - inherited
+    decided = FINE.keys() | REFUSED.keys() | REFUSED_BY_PPO.keys() | DEPRECATED
+    assert fields == decided, "Does the new setting of TRL go with the credit of tokens?"
+
+
+@pytest.mark.parametrize("kind", TRAINERS)
+@pytest.mark.parametrize("name", FINE)
+def test_fine(name: str, kind: str, tmp_path: Path) -> None:
+    # Nothing is said against it, and the trainer goes on to the model, whose path leads nowhere.
+    with pytest.raises(OSError, match="nowhere"):
+        make_trainer(kind, "/nowhere", tmp_path, EndogenousReward("quickstart"), **FINE[name])
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [(kind, *case) for kind in TRAINERS for case in REFUSED.values()]
+    + [("ppo", *case) for case in REFUSED_BY_PPO.values()],
+    ids=str,
+)
+def test_refused(kind: str, settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_trainer(kind, "/nowhere", tmp_path, EndogenousReward("quickstart"), **settings)
+
+
+class TestDense:
+    """Where all tokens of a completion are credited alike, TRL's settings mean what they mean in TRL."""
+
+    @pytest.mark.parametrize("settings", [case for case, _ in REFUSED.values()], ids=str)
+    def test_outcome_credit(self, settings: dict[str, Any], tiny_policy_path: str, tmp_path: Path) -> None:
+        reward = EndogenousReward(tiny_policy_path)
+        make_trainer("dense", tiny_policy_path, tmp_path, reward, credit="outcome", **settings).train()
+
+    @pytest.mark.parametrize("settings", [case for case, _ in REFUSED.values()], ids=str)
+    def test_rewards_of_completions(self, settings: dict[str, Any], tiny_policy_path: str, tmp_path: Path) -> None:
+        make_trainer("dense", tiny_policy_path, tmp_path, length, **settings).train()
+
+    @pytest.mark.parametrize(("settings", "message"), REFUSED.values(), ids=str)
+    def test_function_that_turns_out_dense(
+        self, settings: dict[str, Any], message: str, tiny_policy_path: str, tmp_path: Path
+    ) -> None:
+        trainer = make_trainer("dense", tiny_policy_path, tmp_path, every_second, **settings)
+        with pytest.raises(ValueError, match=f"{message}.*or `credit='outcome'`"):
+            trainer.train()
+
+    def test_normalize_then_sum(self, tmp_path: Path) -> None:
+        with pytest.raises(OSError, match="nowhere"):
+            make_trainer("dense", "/nowhere", tmp_path, length, multi_objective_aggregation="normalize_then_sum")
+
+
+class TestCredit:
+    """On the policy, the gradient at a token is minus its advantage, times what a completion has in common."""
+
+    @pytest.mark.parametrize("kind", TRAINERS)
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            *({"loss_type": name} for name in ("grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo")),
+            {"top_entropy_quantile": 0.5},
+            {"entropy_coef": 0.1},
+            {"delta": 1.5, "epsilon_high": 0.3},
+            {"temperature": 0.7},
+        ],
+        ids=str,
+    )
+    def test_gradient(self, settings: dict[str, Any], kind: str, tiny_policy_path: str, tmp_path: Path) -> None:
+        trainer = make_trainer(kind, tiny_policy_path, tmp_path, EndogenousReward(tiny_policy_path), **settings)
+        trainer.model.train()
+        trainer.current_gradient_accumulation_steps = 1
+        rows = [trainer.train_dataset[i // trainer.num_generations] for i in range(8)]
+        output = trainer._generate_and_score_completions(rows)
+        log_probs: list[Tensor] = []
+        compute = trainer._get_per_token_logps_and_entropies
+
+        def keep(*args: Any, **kwargs: Any) -> Any:
+            outputs = compute(*args, **kwargs)
+            outputs[0].retain_grad()
+            log_probs.append(outputs[0])
+            return outputs
+
+        trainer._get_per_token_logps_and_entropies = keep
+        trainer._compute_loss(trainer.model, output).backward()
+        gradients, advantages = log_probs[0].grad, output["advantages"]
+        told_apart = 0
+        for gradient, advantage, mask in zip(gradients, advantages, output["completion_mask"].bool(), strict=True):
+            kept = mask & (gradient != 0)  # `top_entropy_quantile` leaves tokens out
+            if kept.sum() > 1:
+                torch.testing.assert_close(
+                    gradient[kept] * advantage[kept].sum(),
+                    advantage[kept] * gradient[kept].sum(),
+                    atol=1e-5,
+                    rtol=1e-3,
+                )
+                told_apart += int(gradient[kept].std() > 1e-4)
+        assert told_apart >= 2
+
+
+@pytest.mark.parametrize("mixup", [1.0, 0.6])
+def test_synchronised_reference_has_no_critic(mixup: float, tiny_policy_path: str, tmp_path: Path) -> None:
+    trainer = make_trainer(
+        *("ppo", tiny_policy_path, tmp_path, EndogenousReward(tiny_policy_path)),
+        sync_ref_model=True,
+        ref_model_sync_steps=1,
+        ref_model_mixup_alpha=mixup,
+        max_steps=1,
+        learning_rate=1e-2,
+    )
+    before = {name: tensor.clone() for name, tensor in trainer.ref_model.state_dict().items()}
+    trainer.train()
+    policy = trainer.model.state_dict()
+    for name, tensor in trainer.ref_model.state_dict().items():
+        torch.testing.assert_close(tensor, (1 - mixup) * before[name] + mixup * policy[name])
+        assert not torch.equal(tensor, before[name])
+    assert critic_of(trainer._base_policy).head.bias.abs() > 0  # and the critic is still there, and was trained
+
+
+@pytest.mark.parametrize("kind", TRAINERS)
+@pytest.mark.parametrize("name", ["train_dataset", "eval_dataset"])
+def test_tokenized_dataset(kind: str, name: str, tmp_path: Path) -> None:
+    tokenized = Dataset.from_dict({"input_ids": [[5, 6]] * 8, "attention_mask": [[1, 1]] * 8})
+    for dataset in (tokenized, tokenized.to_iterable_dataset()):
+        with pytest.raises(ValueError, match=f"`{name}` has a column `input_ids` and none called `prompt`"):
+            make_trainer(kind, "/nowhere", tmp_path, length, **{name: dataset})
+    if name == "eval_dataset":
+        with pytest.raises(ValueError, match="it is tokenized"):
+            make_trainer(kind, "/nowhere", tmp_path, length, eval_dataset=DatasetDict({"a": tokenized}))
+
+
+@pytest.mark.parametrize("kind", TRAINERS)
+def test_mean_is_refused_before_any_model_is_loaded(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot be credited to single tokens"):
+        make_trainer(kind, "/nowhere", tmp_path, EndogenousReward("quickstart", aggregate="mean"))

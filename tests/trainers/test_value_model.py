@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PPO's critic as a model of its own: it is given what the policy is given, and brings its trained head along."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import trl
+from datasets import Dataset, Features, Image, Value
+from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextImageProcessor,
+    LlavaNextProcessor,
+)
+
+from endotrl import PPOConfig, PPOTrainer
+from endotrl.trainers.value_head import critic_of
+
+
+PROMPTS = Dataset.from_dict({"prompt": ["a b c", "d e", "f", "g h i j"] * 8})
+PIXELS = [np.random.default_rng(i).integers(0, 255, (40, 48, 3), dtype=np.uint8) for i in range(4)]
+MESSAGE = [{"role": Value("string"), "content": Value("string")}]
+IMAGES = Dataset.from_dict(
+    {"prompt": [[{"role": "user", "content": "What is it?"}]] * 4, "image": PIXELS},
+    features=Features(prompt=MESSAGE, image=Image()),
+)
+
+
+@pytest.fixture(scope="module")
+def tiny_vlm_path(tiny_model_path: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Checkpoint of a random LLaVA-NeXT of two layers, with its processor."""
+    path = str(tmp_path_factory.mktemp("models") / "tiny-vlm")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_path)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    tokenizer.image_token = "<image>"
+    template = (Path(trl.__file__).parent / "chat_templates" / "llava_next.jinja").read_text()
+    pins = [[56, 112], [112, 56]]
+    small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
+    torch.manual_seed(0)
+    LlavaNextForConditionalGeneration(
+        LlavaNextConfig(
+            text_config=LlamaConfig(vocab_size=len(tokenizer), **small),
+            vision_config=CLIPVisionConfig(image_size=56, patch_size=14, projection_dim=16, **small),
+            image_grid_pinpoints=pins,
+            image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        )
+    ).save_pretrained(path)
+    LlavaNextProcessor(
+        image_processor=LlavaNextImageProcessor(
+            size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}, image_grid_pinpoints=pins
+        ),
+        tokenizer=tokenizer,
+        chat_template=template,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    ).save_pretrained(path)
+    return path
+
+
+def length(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
+    return [float(len(ids)) for ids in completion_ids]
+
+
+def make_trainer(path: str, output_dir: Path, dataset: Dataset = PROMPTS, **kwargs: Any) -> PPOTrainer:
+    defaults = {
+        "per_device_train_batch_size": 4,
+        "max_completion_length": 4,
+        "max_steps": 1,
+        "num_iterations": 1,
+        "learning_rate": 1e-2,
+        "value_learning_rate": 1e-2,
+        "gradient_checkpointing": False,
+        "save_strategy": "no",
+        "report_to": [],
+        "use_cpu": True,
+        "bf16": False,
+        "disable_tqdm": True,
+    }
+    others = {name: kwargs.pop(name) for name in ("value_model", "peft_config") if name in kwargs}
+    args = PPOConfig(output_dir=str(output_dir), **{**defaults, **kwargs})
+    return PPOTrainer(path, reward_funcs=length, args=args, train_dataset=dataset, **others)
+
+
+def rollout(trainer: PPOTrainer) -> dict[str, Any]:
+    trainer.model.train()
+    return trainer._generate_and_score_completions([trainer.train_dataset[i] for i in range(4)])
+
+
+class TestImages:
+    def test_values_depend_on_the_image(self, tiny_vlm_path: str, tmp_path: Path) -> None:
+        trainer = make_trainer(tiny_vlm_path, tmp_path, IMAGES, critic="value_model")
+        critic = critic_of(trainer._base_policy)
+        with torch.no_grad():
+            critic.head.weight.copy_(torch.randn(16, generator=torch.Generator().manual_seed(0)))
+        output = rollout(trainer)
+        names = ("pixel_values", "image_sizes", "num_images")
+        found, _ = trainer._values_and_log_probs(output)
+        # By hand: the value model, one row at a time.
+        for i, values in enumerate(found):
+            prompt, completion = (
+                output[f"{part}_ids"][i][output[f"{part}_mask"][i].bool()] for part in ("prompt", "completion")
+            )
+            with torch.no_grad():
+                hidden = critic.backbone(
+                    input_ids=torch.cat([prompt, completion])[None],
+                    pixel_values=output["pixel_values"][i : i + 1],
+                    image_sizes=output["image_sizes"][i : i + 1],
+                ).last_hidden_state[0]
+            expected = (hidden @ critic.head.weight + critic.head.bias)[len(prompt) - 1 :]
+            torch.testing.assert_close(values[: len(completion) + 1], expected, atol=1e-4, rtol=1e-4)
+        # The prompts are the same: with one image for all, so are the values of their first states.
+        assert found[:, 0].std() > 1e-4
+        blind = {**output, "pixel_values": output["pixel_values"][:1].expand_as(output["pixel_values"])}
+        assert set(names) <= blind.keys()
+        assert trainer._values_and_log_probs(blind)[0][:, 0].std() < 1e-6
+
+    @pytest.mark.parametrize("critic", ["value_head", "value_model"])
+    def test_trains(self, critic: str, tiny_vlm_path: str, tmp_path: Path) -> None:
+        trainer = make_trainer(tiny_vlm_path, tmp_path, IMAGES, critic=critic)
+        critic_before = {n: p.detach().clone() for n, p in critic_of(trainer._base_policy).named_parameters()}
+        trainer.train()
+        moved = {
+            name
+            for name, parameter in critic_of(trainer._base_policy).named_parameters()
+            if not torch.equal(parameter, critic_before[name])
+        }
+        assert "head.bias" in moved
+
+    def test_value_model_without_eyes(self, tiny_vlm_path: str, tmp_path: Path) -> None:
+        blind = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=400, hidden_size=16, num_hidden_layers=1, num_attention_heads=4, intermediate_size=8
+            )
+        )
+        with pytest.raises(ValueError, match=r"'llama' and the policy a 'llava_next', which reads images"):
+            make_trainer(tiny_vlm_path, tmp_path, IMAGES, critic="value_model", value_model=blind)
+
+
+class TestTrainedHead:
+    @pytest.mark.parametrize("auto", [AutoModelForSequenceClassification, AutoModelForTokenClassification])
+    @pytest.mark.parametrize("from_path", [False, True])
+    def test_loads(self, auto: Any, from_path: bool, tiny_policy_path: str, tmp_path: Path) -> None:
+        value_model = auto.from_pretrained(tiny_policy_path, num_labels=1)
+        with torch.no_grad():
+            value_model.score.weight.normal_()
+        weight = value_model.score.weight[0].clone()
+        if from_path:
+            value_model.save_pretrained(tmp_path / "value")
+        trainer = make_trainer(
+            tiny_policy_path,
+            tmp_path,
+            critic="value_model",
+            value_model=str(tmp_path / "value") if from_path else value_model,
+        )
+        head = critic_of(trainer._base_policy).head
+        assert torch.equal(head.weight, weight)
+        bias = value_model.score.bias
+        assert head.bias.item() == pytest.approx(0.0 if bias is None else bias.item())
+        output = rollout(trainer)
+        prompt, completion = (
+            output[f"{part}_ids"][0][output[f"{part}_mask"][0].bool()] for part in ("prompt", "completion")
+        )
+        with torch.no_grad():
+            hidden = value_model.base_model(torch.cat([prompt, completion])[None]).last_hidden_state
+            expected = value_model.score(hidden)[0, len(prompt) - 1 : -1, 0]
+        torch.testing.assert_close(output["old_values"][0, : len(completion)], expected, atol=1e-4, rtol=1e-4)
+
+    def test_of_a_language_model_starts_at_zero(self, tiny_policy_path: str, tmp_path: Path) -> None:
+        trainer = make_trainer(tiny_policy_path, tmp_path, critic="value_model")
+        assert not critic_of(trainer._base_policy).head.weight.any()
+
+    def test_several_labels(self, tiny_policy_path: str, tmp_path: Path) -> None:
+        value_model = AutoModelForSequenceClassification.from_pretrained(tiny_policy_path, num_labels=2)
+        with pytest.raises(ValueError, match="a head with 2 labels"):
+            make_trainer(tiny_policy_path, tmp_path, critic="value_model", value_model=value_model)
+
+
+VIRTUAL_TOKENS = [
+    PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+    PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=3, encoder_hidden_size=8),
+    PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+]
+
+
+@pytest.mark.parametrize("peft_config", VIRTUAL_TOKENS, ids=lambda config: type(config).__name__)
+class TestPromptLearning:
+    @pytest.mark.filterwarnings("ignore:Position ids are not supported")
+    def test_value_head(self, peft_config: Any, tiny_policy_path: str, tmp_path: Path) -> None:
+        same_length = Dataset.from_dict({"prompt": ["a b c", "d e f", "g h i", "j k l"] * 4})  # no padding on the left
+        trainer = make_trainer(tiny_policy_path, tmp_path, same_length, peft_config=peft_config)
+        head = critic_of(trainer._base_policy).head
+        with torch.no_grad():
+            head.weight.copy_(torch.randn(16, generator=torch.Generator().manual_seed(0)))
+        output = rollout(trainer)
+        seen: list[torch.Tensor] = []
+        trainer._base_policy.base_model.register_forward_hook(lambda *args: seen.append(args[2].last_hidden_state))
+        for i in range(4):
+            ids = torch.cat(
+                [output["prompt_ids"][i], output["completion_ids"][i][output["completion_mask"][i].bool()]]
+            )
+            seen.clear()
+            with torch.no_grad():
+                trainer.model(input_ids=ids[None], attention_mask=torch.ones_like(ids)[None])
+            expected = (seen[0][0] @ head.weight)[-(len(ids) - 3) - 1 : -1]
+            found = output["old_values"][i, : len(ids) - 3]
+            torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+        trainer.train()
+        assert head.bias.any()
+
+    def test_value_model(self, peft_config: Any, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="virtual tokens only the policy reads"):
+            make_trainer("/nowhere", tmp_path, critic="value_model", peft_config=peft_config)
