@@ -30,11 +30,12 @@ class PolicyTokens:
 
     @classmethod
     def of(cls, trainer: Any) -> "PolicyTokens":
-        """Those of the policy of a [`~trl.GRPOTrainer`], [`~trl.RLOOTrainer`] or `OnlineDPOTrainer`."""
-        if Version(trl.__version__) < Version("1.14"):  # generation stops at the tokenizer's EOS only
+        """Those of the policy of a trainer; its `eos_token_ids` are known of TRL's trainers with reward functions."""
+        if Version(trl.__version__) < Version("1.14") and hasattr(trainer, "reward_funcs"):
+            # Generation stops at the tokenizer's EOS only.
             eos_token_ids = [tokenizer_of(trainer.processing_class).eos_token_id]
         else:
-            eos_token_ids = trainer.eos_token_ids
+            eos_token_ids = getattr(trainer, "eos_token_ids", ())
         return cls(trainer.processing_class, eos_token_ids, padded=is_online_dpo(trainer))
 
 

@@ -11,15 +11,17 @@ from typing import Any, Literal
 from transformers import PreTrainedTokenizerBase
 
 from .ends import Ends
-from .messages import Completion, Message, Prompt, add_criterion, as_messages, check_row, text_of
+from .messages import Completion, Prompt, add_criterion, as_messages, check_row, says_more, text_of
 from .policy_tokens import PolicyTokens, foreign_token_ids
 from .template import Template
-from .turns import render_turns
+from .turns import header_of, render_turns
 
 
 logger = logging.getLogger(__name__)
 
 OverlongPrompt = Literal["error", "truncate_left"]
+# Under these names, messages hold what a policy has thought before it wrote the content.
+REASONING = ("reasoning_content", "reasoning", "thinking")
 
 
 @dataclass(frozen=True)
@@ -262,7 +264,7 @@ class Renderer:
         texts = [text, self._template.decode(ids).strip(), self._template.decode(body).strip()]
         written = [message for message in as_messages(completion) if message["role"] == "assistant"]
         contents = [content for message in written if (content := text_of([message]).strip())]
-        is_parsed = any(_says_more(message) for message in written)
+        is_parsed = any(says_more(message) for message in written)
         if not contents:
             if not text:
                 # Of another tokenizer, this may be the end, which is some special token of ours.
@@ -287,28 +289,35 @@ class Renderer:
             ids = self._template.continuation(prompt_text, prompt_ids, str(completion), special=True)
             return self.ends.close(ids, self.ends.of_text)
         messages = as_messages(completion)
-        header, _ = self._template.finished_turn
-        if not messages or not _says_more(messages[0]):
+        if not messages or not says_more(messages[0]):
             # As the policy continued the prompt, whatever the template makes of a finished turn.
-            if header.strip():
-                self._warn_of_header(header)
-            ids = self._template.continuation(prompt_text, prompt_ids, text_of(messages), special=False)
+            text = text_of(messages)
+            self._warn_of_header(text)
+            ids = self._template.continuation(prompt_text, prompt_ids, text, special=False)
             return self.ends.close(ids, self.ends.of_turn)
-        full_text = self._template.apply([*prompt, *messages], add_generation_prompt=False)
+        (message,) = messages
+        full_text = self._template.apply([*prompt, message], add_generation_prompt=False)
         if not full_text.startswith(prompt_text):
             raise ValueError(
                 f"The chat template of {self.tokenizer.name_or_path!r} does not render a finished turn as a "
-                f"continuation of the generation prompt, so of a message with {sorted(messages[0])} it cannot be told what the "
+                f"continuation of the generation prompt, so of a message with {sorted(message)} it cannot be told what the "
                 "policy wrote. Pass `completion_ids`, or the whole text as `content`."
             )
-        turn = full_text[len(prompt_text) :].removeprefix(header)
+        turn = full_text[len(prompt_text) :]
+        turn = turn.removeprefix(header_of(self._template, message, turn))
+        if any(str(message[key]).strip() not in turn for key in REASONING if message.get(key)):
+            raise ValueError(
+                f"The chat template of {self.tokenizer.name_or_path!r} leaves out the reasoning of a message with "
+                f"{sorted(message)}, so the policy's tokens cannot be told. Pass `completion_ids`, or the whole text as `content`."
+            )
         ids = self._template.continuation(prompt_text, prompt_ids, turn, special=False)
         length = self.ends.turn_length(ids)
-        end = self.ends.of_call if messages[0].get("tool_calls") else self.ends.of_turn
+        end = self.ends.of_call if message.get("tool_calls") else self.ends.of_turn
         return [*ids, *end] if length is None else ids[:length]
 
-    def _warn_of_header(self, header: str) -> None:
-        if not self._said_header:
+    def _warn_of_header(self, text: str) -> None:
+        header, _ = self._template.finished_turn
+        if text.strip() and header.strip() and not self._said_header:
             logger.warning(
                 f"The chat template of {self.tokenizer.name_or_path!r} writes {header!r} before the text of a finished turn, "
                 "which a policy would have to write itself: completions that are given as text are scored without it. If it "
@@ -358,11 +367,6 @@ class Renderer:
         return Rendered(
             rendered.prompt_ids[-room:], rendered.completion_ids, rendered.action_positions, rendered.finished
         )
-
-
-def _says_more(message: Message) -> bool:
-    """Whether there is more in a message than its content: the call of a tool, reasoning."""
-    return any(value for key, value in message.items() if key not in ("role", "content", "name"))
 
 
 def _token_ids(row: int, ids: Sequence[int]) -> list[int]:

@@ -6,7 +6,7 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 from .ends import Ends
-from .messages import Message
+from .messages import Message, says_more, text_of
 from .template import Template
 
 
@@ -115,7 +115,7 @@ class _Transcript:
             by_role = bool(self._missing_end) and ends.stops.issuperset(between[:1])
             self._add(self._appended(before), between[:by_role], written=True)
             self._add("", between[by_role:], written=False)
-            is_ended = self._add_turn(template.apply(messages[: i + 1], False), following)
+            is_ended = self._add_turn(messages[i], template.apply(messages[: i + 1], False), following)
             of_turn = ends.of_call if messages[i].get("tool_calls") else ends.of_turn
             self._missing_end = [] if is_ended else of_turn
 
@@ -152,14 +152,13 @@ class _Transcript:
         if ids:
             self.pieces.append((ids, written))
 
-    def _add_turn(self, closed: str, following: str | None) -> bool:
+    def _add_turn(self, message: Message, closed: str, following: str | None) -> bool:
         """Adds a turn up to its end, and says whether it has one."""
         turn = self._appended(closed)
-        header, _ = self._template.finished_turn
+        header = header_of(self._template, message, turn)
+        turn = turn.removeprefix(header)
         # What a template writes before the content, such as an empty `<think>` block, it may leave out of earlier turns.
-        headers = [header, ""] if header.strip() and turn.startswith(header) else [""]
-        turn = turn.removeprefix(headers[0])
-        for header in headers:
+        for header in [header, ""] if header else [""]:
             header_ids = self._continue(header)
             ids = self._continue(turn, header, header_ids)
             length = self._ends.turn_length(ids)
@@ -171,6 +170,13 @@ class _Transcript:
         self._add(header, header_ids, written=False)
         self._add(ended, ids[:length], written=True)
         return length is not None
+
+
+def header_of(template: Template, message: Message, turn: str) -> str:
+    """What a template writes before what a message says, such as an empty `<think>` block; not white space alone."""
+    before, found, _ = turn.partition(text_of([message]).strip())
+    header = before if before and found and not says_more(message) else template.finished_turn[0]
+    return header if header.strip() and turn.startswith(header) else ""
 
 
 def _outside_results(template: Template, completion: Sequence[Message], ids: list[int]) -> list[int] | None:
