@@ -33,7 +33,7 @@ class PolicyTokens:
         """Those of the policy of a trainer; its `eos_token_ids` are known of TRL's trainers with reward functions."""
         if Version(trl.__version__) < Version("1.14") and hasattr(trainer, "reward_funcs"):
             # Generation stops at the tokenizer's EOS only.
-            eos_token_ids = [tokenizer_of(trainer.processing_class).eos_token_id]
+            eos_token_ids: Sequence[int] = [tokenizer_of(trainer.processing_class).eos_token_id]
         else:
             eos_token_ids = getattr(trainer, "eos_token_ids", ())
         return cls(trainer.processing_class, eos_token_ids, padded=is_online_dpo(trainer))

@@ -155,10 +155,10 @@ class _Transcript:
     def _add_turn(self, message: Message, closed: str, following: str | None) -> bool:
         """Adds a turn up to its end, and says whether it has one."""
         turn = self._appended(closed)
-        header = header_of(self._template, message, turn)
-        turn = turn.removeprefix(header)
-        # What a template writes before the content, such as an empty `<think>` block, it may leave out of earlier turns.
-        for header in [header, ""] if header else [""]:
+        written_before = header_of(self._template, message, turn)
+        turn = turn.removeprefix(written_before)
+        # Of earlier turns, some templates leave it out.
+        for header in [written_before, ""] if written_before else [""]:
             header_ids = self._continue(header)
             ids = self._continue(turn, header, header_ids)
             length = self._ends.turn_length(ids)
@@ -174,9 +174,12 @@ class _Transcript:
 
 def header_of(template: Template, message: Message, turn: str) -> str:
     """What a template writes before what a message says, such as an empty `<think>` block; not white space alone."""
-    before, found, _ = turn.partition(text_of([message]).strip())
-    header = before if before and found and not says_more(message) else template.finished_turn[0]
-    return header if header.strip() and turn.startswith(header) else ""
+    header, _ = template.finished_turn
+    text = text_of([message]).strip()
+    if header.strip() and turn.startswith(header):
+        return header
+    before, found, _ = (turn, "", "") if says_more(message) or not text else turn.partition(text)
+    return before if found and before.strip() else ""
 
 
 def _outside_results(template: Template, completion: Sequence[Message], ids: list[int]) -> list[int] | None:
