@@ -75,16 +75,16 @@ class Ends:
     def turn_length(self, ids: Sequence[int]) -> int | None:
         """
         Tokens of a turn in what a template writes of it, up to the first of the ends that it writes after the last word, or
-        to another special token, if it writes no end. `None` if the template does not end the turn.
+        to other special tokens, if it writes no end. `None` if the template does not end the turn.
         """
         start = len(ids)
         while start > 0 and (ids[start - 1] in self._special or self._template.decode([ids[start - 1]]).isspace()):
             start -= 1
-        for ends in (self.token_ids, frozenset() if self._calls_are_followed else self._special):
-            for position in range(start, len(ids)):
-                if ids[position] in ends:
-                    return position + 1
-        return None
+        end = next((i for i in range(start, len(ids)) if ids[i] in self.token_ids), None)
+        if end is None and not self._calls_are_followed:
+            special = [i for i in range(start, len(ids)) if ids[i] in self._special]
+            end = next((i for i in special if i + 1 not in special), None)
+        return None if end is None else end + 1
 
     def without_padding(self, ids: list[int]) -> list[int]:
         """Cuts the padding behind the end: OnlineDPO hands its completions over padded, GRPO and RLOO do not."""

@@ -240,7 +240,10 @@ class Renderer:
             ids = None
         if not is_turn:
             assert not isinstance(prompt, str) and not isinstance(completion, str)  # `check_row` has seen to it
-            turns = render_turns(self._template, self.ends, prompt, prompt_text, prompt_ids, completion, ids)
+            of_trainer = self._policy_tokens is not None
+            turns = render_turns(
+                self._template, self.ends, prompt, prompt_text, prompt_ids, completion, ids, of_trainer
+            )
             if turns.rerendered:
                 self._warn_of_rerendering()
             return self._finish(prompt_ids, turns.ids, turns.positions)

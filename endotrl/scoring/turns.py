@@ -37,6 +37,7 @@ def render_turns(
     prompt_ids: list[int],
     completion: Sequence[Message],
     ids: list[int] | None,
+    of_trainer: bool,
 ) -> Turns:
     """
     A completion of several messages: tool results and the template's own tokens are read, but not scored. Those
@@ -53,11 +54,13 @@ def render_turns(
             Messages of the completion.
         ids (`list[int]`, *optional*):
             Token ids as the policy generated them, those of tools in between.
+        of_trainer (`bool`):
+            Whether `ids` are known to come from a trainer of TRL.
 
     Raises:
         `ValueError`: If the template rewrites earlier messages when later ones follow.
     """
-    if ids is not None:
+    if ids is not None and of_trainer:
         positions = _outside_results(template, completion, ids)
         if positions is not None:
             return Turns(ids, positions, rerendered=False)
