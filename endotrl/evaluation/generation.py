@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from tqdm.auto import tqdm
 
+from ..scoring.ends import until_first
 from ..scoring.messages import Prompt
 from .engine import Engine
 
@@ -211,9 +212,8 @@ def majority_scores(groups: Sequence[int]) -> list[float]:
 
 def _sample(engine: Engine, token_ids: Sequence[int], ends: set[int]) -> Sample:
     """Cuts off the padding behind the token that ends an answer."""
-    end = next((i for i, token_id in enumerate(token_ids) if token_id in ends), None)
-    kept = tuple(token_ids if end is None else token_ids[: end + 1])
-    return Sample(engine.tokenizer.decode(kept, skip_special_tokens=True), kept, end is not None)
+    kept = tuple(until_first(token_ids, ends))
+    return Sample(engine.tokenizer.decode(kept, skip_special_tokens=True), kept, bool(kept) and kept[-1] in ends)
 
 
 def _check(temperature: float, top_p: float) -> None:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from trl import GRPOTrainer, RLOOTrainer
 
+from ..scoring.ends import until_first
+from ..scoring.policy_tokens import PolicyTokens, is_online_dpo
 from .detector import AGREEMENT_EVIDENCE, CHANGE, CHANGE_ERROR, HELD_OUT, HELD_OUT_ERROR
 from .first_policy import FirstPolicy
 from .statistics import change_since, distinct_completions, group_correlation, repetition
@@ -56,7 +58,7 @@ class BatchObserver:
             self._first = FirstPolicy(trainer, copy_weights) if self._held_out else None
             self._far = 0  # batches in a row
             self._observe_groups()
-        elif _is_online_dpo(trainer):
+        elif is_online_dpo(trainer):
             if held_out:
                 raise ValueError(
                     f"`held_out` is {list(held_out)}, but OnlineDPO adds its reward functions up, so that single ones cannot be "
@@ -136,6 +138,7 @@ class BatchObserver:
 
     def _observe_pairs(self) -> None:
         calculate = self._trainer._calculate_rewards_from_functions
+        stops = frozenset(PolicyTokens.of(self._trainer).eos_token_ids)
 
         def calculate_rewards(
             prompts: Any, completions: Any, completion_ids_list: list[list[int]], **kwargs: Any
@@ -143,16 +146,11 @@ class BatchObserver:
             rewards = calculate(prompts, completions, completion_ids_list, **kwargs)
             # The first answers to all prompts come before the second ones.
             order = torch.arange(len(rewards)).view(2, -1).T.flatten()
-            ids = [self._until_eos(completion_ids_list[i]) for i in order.tolist()]
+            ids = [until_first(completion_ids_list[i], stops) for i in order.tolist()]  # they come with padding
             self._observe(ids, self._trainer.accelerator.gather(rewards[order.to(rewards.device)]), 2)
             return rewards
 
         self._trainer._calculate_rewards_from_functions = calculate_rewards
-
-    def _until_eos(self, token_ids: Sequence[int]) -> Sequence[int]:
-        """OnlineDPO hands completions over with their padding."""
-        eos = self._trainer.processing_class.eos_token_id
-        return token_ids[: token_ids.index(eos) + 1] if eos in token_ids else token_ids
 
     def _observe(self, completion_ids: Sequence[Sequence[int]], rewards: Tensor, num_generations: int) -> None:
         recurring = [repetition(ids) for ids in completion_ids]
@@ -219,13 +217,6 @@ class BatchObserver:
     def _add(self, key: str, value: float) -> None:
         if math.isfinite(value):
             self._sums.setdefault(key, []).append(value)
-
-
-def _is_online_dpo(trainer: Any) -> bool:
-    # By name: importing an experimental module prints a warning.
-    return any(
-        cls.__name__ == "OnlineDPOTrainer" and cls.__module__.startswith("trl.") for cls in type(trainer).__mro__
-    )
 
 
 def _hash(token_ids: Sequence[int]) -> int:

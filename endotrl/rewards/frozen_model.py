@@ -11,6 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from ..scoring.batching import plan_batches
 from ..scoring.messages import Completion, Prompt
 from ..scoring.placement import LoadedModel, OwnCopy, Placement, load_tokenizer, place
+from ..scoring.policy_tokens import PolicyTokens
 from ..scoring.rendering import OverlongPrompt, Rendered, Renderer
 from ..scoring.scorer import FrozenScorer
 from ..scoring.sharding import shards_weights
@@ -59,6 +60,7 @@ class FrozenModelReward:
         self._processing_class = processing_class
         # What the user gave holds in every trainer; the rest is taken from the one that the reward is attached to.
         self._given = (processing_class, chat_template_kwargs)
+        self._policy_tokens: PolicyTokens | None = None
         self._placement = place(model, dtype, device, trust_remote_code, offload)
         # Name and digest of the model given, once it has been left for a trainer's.
         self._made_for: tuple[str, str] | None = None
@@ -116,6 +118,7 @@ class FrozenModelReward:
         if self._placement is not None and self._placement.recorder is not None:
             self._placement.recorder.close()
         self._placement = placement
+        self._policy_tokens = PolicyTokens.of(trainer)
         processing_class, chat_template_kwargs = self._given
         self._processing_class = trainer.processing_class if processing_class is None else processing_class
         if chat_template_kwargs is None:
@@ -223,6 +226,7 @@ class FrozenModelReward:
                 max_length=getattr(text_config, "max_position_embeddings", None),
                 overlong_prompt=self.overlong_prompt,
                 chat_template_kwargs=self.chat_template_kwargs,
+                policy_tokens=self._policy_tokens,
             )
         return self._renderer
 

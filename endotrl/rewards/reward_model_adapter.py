@@ -108,7 +108,7 @@ class RewardModelAdapter(nn.Module):
                 from text; for token ids that the frozen model does not know, and for NaN logits.
         """
         renderer = self.reward._require_renderer()
-        pad_ends = pad_token_id in renderer.eos_token_ids
+        pad_ends = pad_token_id in renderer.ends.stops
         if pad_ends and not self._said_pad_ends:
             logger.warning(
                 "The tokenizer pads with a token that ends responses (%d). TRL's PPO hides such tokens from the policy "
@@ -136,11 +136,7 @@ class RewardModelAdapter(nn.Module):
                 queries.append(query[padding:])
             else:
                 queries.append([token_id for token_id in query if token_id != pad_token_id])
-            if pad_token_id in response:
-                end = response.index(pad_token_id)
-                ended = end > 0 and response[end - 1] in renderer.eos_token_ids
-                response = response[: end + 1] if pad_ends and not ended else response[:end]
-            responses.append(response)
+            responses.append(renderer.ends.before_padding(response, pad_token_id))
         rows = renderer.render_ids(queries, responses)
         stats = self.reward._score_rows(rows, entropy=self.reward.token_reward == "centered")
         rewards = [self.reward.aggregate_from(row) for row in stats]

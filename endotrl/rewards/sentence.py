@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..scoring.messages import Completion, Prompt
+from ..scoring.policy_tokens import PolicyTokens
 from ..scoring.rendering import OverlongPrompt
 from ..sentence.configuration import SentenceRewardConfig
 from ..sentence.modeling import SentenceRewardModel
@@ -97,6 +98,8 @@ class SentenceReward:
             chat_template_kwargs,
         )
         self.policy_processing_class = policy_processing_class
+        if policy_processing_class is not None:
+            self._scorer.know_policy(PolicyTokens(policy_processing_class))
         self.__name__ = name  # TRL's name for a callable in logs
         self._said_other_text = False
 
@@ -200,7 +203,8 @@ class SentenceReward:
 
     def attach(self, trainer: Any) -> "SentenceReward":
         """
-        Takes the policy's tokenizer from a trainer, to find the policy's tokens that end sentences.
+        Takes the policy's tokenizer from a trainer, to find the policy's tokens that end sentences, and the tokens that
+        end its completions.
 
         Args:
             trainer ([`~transformers.Trainer`]):
@@ -210,6 +214,7 @@ class SentenceReward:
             This reward.
         """
         self.policy_processing_class = trainer.processing_class
+        self._scorer.know_policy(PolicyTokens.of(trainer))
         return self
 
     def load(self) -> "SentenceReward":

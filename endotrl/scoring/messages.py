@@ -118,6 +118,11 @@ def text_of(completion: Completion) -> str:
     return "".join(str(part.get("text", "")) if isinstance(part, Mapping) else str(part) for part in content)
 
 
+def says_more(message: Message) -> bool:
+    """Whether there is more in a message than its content: the call of a tool, reasoning."""
+    return any(value for key, value in message.items() if key not in ("role", "content", "name"))
+
+
 def _unread_part(message: Message) -> str | None:
     """The type of a part of a message that is an image, a video or a sound."""
     content = message.get("content")

@@ -11,14 +11,17 @@ from typing import Any, Literal
 from transformers import PreTrainedTokenizerBase
 
 from .ends import Ends
-from .messages import Completion, Prompt, add_criterion, as_messages, check_row
+from .messages import Completion, Prompt, add_criterion, as_messages, check_row, says_more, text_of
+from .policy_tokens import PolicyTokens, foreign_token_ids
 from .template import Template
-from .turns import render_turns
+from .turns import header_of, render_turns
 
 
 logger = logging.getLogger(__name__)
 
 OverlongPrompt = Literal["error", "truncate_left"]
+# Under these names, messages hold what a policy has thought before it wrote the content.
+REASONING = ("reasoning_content", "reasoning", "thinking")
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,11 @@ class Renderer:
     - The prompt is rendered as TRL's GRPO and RLOO trainers render it: chat template with the generation prompt for
       messages, plain tokenization (special tokens included) for text. OnlineDPO tokenizes plain prompts without special
       tokens; here they are kept, as the frozen model expects its BOS.
-    - `completion_ids` are scored as they are if they decode to the completion, that is, if policy and frozen model
-      share a tokenizer. Otherwise the completion's text is rendered with this tokenizer and template.
+    - `completion_ids` are scored as they are if policy and frozen model share a tokenizer. Where the policy's is not known, they
+      must decode to the completion. Otherwise the completion's text is rendered with this tokenizer and template.
     - A completion given as text is a complete answer: the end of the turn (or the EOS token, for plain text) that
-      follows it is scored too, as TRL's SFT and reward trainers do.
+      follows it is scored too, as TRL's SFT and reward trainers do. Nothing else that the template writes into a finished
+      turn is: the text continues the prompt, as the policy's own tokens do.
     - In completions of several messages, only the assistant's tokens are scored.
 
     Args:
@@ -71,6 +75,8 @@ class Renderer:
             its prompt.
         chat_template_kwargs (`dict[str, Any]`, *optional*):
             Further arguments for the chat template, such as `enable_thinking` or `tools`.
+        policy_tokens ([`PolicyTokens`], *optional*):
+            What is known of the `completion_ids`.
     """
 
     def __init__(
@@ -81,20 +87,31 @@ class Renderer:
         max_length: int | None = None,
         overlong_prompt: OverlongPrompt = "error",
         chat_template_kwargs: dict[str, Any] | None = None,
+        policy_tokens: PolicyTokens | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.vocab_size = vocab_size
         self.max_length = max_length
         self.overlong_prompt = overlong_prompt
         self._template = Template(tokenizer, chat_template_kwargs)
-        self._ends = Ends(self._template, eos_token_ids)
+        self._policy_tokens = policy_tokens
+        # Of a policy that is known, and `None` if it has another tokenizer.
+        self._foreign_ids = (
+            None if policy_tokens is None else foreign_token_ids(tokenizer, policy_tokens.processing_class)
+        )
+        padded = None
+        if policy_tokens is not None and self._foreign_ids is not None:
+            eos_token_ids = policy_tokens.eos_token_ids or eos_token_ids
+            padded = policy_tokens.padded
+        self.ends = Ends(self._template, eos_token_ids, padded)
         self._said_reencoding = False
+        self._said_header = False
         self._said_rerendering = False
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
         """Tokens that end a response."""
-        return self._ends.token_ids
+        return self.ends.token_ids
 
     def render(
         self,
@@ -168,7 +185,7 @@ class Renderer:
         """
         rendered = []
         for row, (prompt, completion) in enumerate(zip(prompt_ids, completion_ids, strict=True)):
-            ids = self._ends.without_padding(list(completion))
+            ids = list(completion)
             rendered.append(self._fit(row, self._finish(list(prompt), ids, list(range(len(ids))))))
         return rendered
 
@@ -209,46 +226,63 @@ class Renderer:
     def _render_completion(
         self, prompt: Prompt, prompt_text: str, prompt_ids: list[int], completion: Completion, ids: list[int] | None
     ) -> Rendered:
-        if ids is not None and not self._decodes_to(ids, completion):
+        is_turn = isinstance(completion, str) or [message["role"] for message in completion] in ([], ["assistant"])
+        if ids is not None and is_turn:
+            ids = self.ends.without_padding(ids)
+        if ids is not None and not self._is_read(ids, completion):
             if not self._said_reencoding:
                 logger.warning(
-                    "`completion_ids` do not decode to the completions with the tokenizer of the frozen model: policy "
+                    "`completion_ids` are not read as the completions by the tokenizer of the frozen model: policy "
                     "and frozen model have different tokenizers. The completions' text is encoded again for scoring, "
                     "as complete answers. (Said once.)"
                 )
                 self._said_reencoding = True
             ids = None
-        if not isinstance(completion, str) and len(completion) > 1:
-            assert not isinstance(prompt, str)  # `check_row` has seen to it
-            turns = render_turns(self._template, self._ends, prompt, prompt_text, completion, ids)
+        if not is_turn:
+            assert not isinstance(prompt, str) and not isinstance(completion, str)  # `check_row` has seen to it
+            of_trainer = self._policy_tokens is not None
+            turns = render_turns(
+                self._template, self.ends, prompt, prompt_text, prompt_ids, completion, ids, of_trainer
+            )
             if turns.rerendered:
                 self._warn_of_rerendering()
             return self._finish(prompt_ids, turns.ids, turns.positions)
         if ids is None:
             ids = self._encode_answer(prompt, prompt_text, prompt_ids, completion)
-        else:
-            ids = self._ends.without_padding(ids)
         return self._finish(prompt_ids, ids, list(range(len(ids))))
 
-    def _decodes_to(self, ids: list[int], completion: Completion) -> bool:
+    def _is_read(self, ids: list[int], completion: Completion) -> bool:
         """Whether this tokenizer reads in `ids` what the policy's tokenizer wrote there."""
         if any(token_id >= self.vocab_size for token_id in ids):
             return False
+        if self._policy_tokens is not None:
+            return self._foreign_ids is not None and self._foreign_ids.isdisjoint(ids)
+        return self._decodes_to(ids, completion)
+
+    def _decodes_to(self, ids: list[int], completion: Completion) -> bool:
+        """Whether `ids` decode to the completion: all there is to go by if the policy's tokenizer is not known."""
         text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
-        if isinstance(completion, str):
-            # Users may have kept the special tokens in the text; TRL has not.
-            return completion.strip() in (text, self._template.decode(ids).strip())
-        written = [message for message in completion if message["role"] == "assistant"]
-        contents = [m["content"].strip() for m in written if isinstance(m.get("content"), str)]
-        if len(completion) == 1 and contents and set(written[0]) <= {"role", "content"}:
-            # Reasoning may have been parsed out of the content, before which it stood.
-            return text.endswith(contents[0]) if contents[0] else not text
-        if not any(contents) and text:
+        # Users and parsers may have kept the special tokens in the text, and that at the end or not.
+        body = ids[:-1] if self.ends.is_end(ids) else ids
+        texts = [text, self._template.decode(ids).strip(), self._template.decode(body).strip()]
+        written = [message for message in as_messages(completion) if message["role"] == "assistant"]
+        contents = [content for message in written if (content := text_of([message]).strip())]
+        is_parsed = any(says_more(message) for message in written)
+        if not contents:
+            if not text:
+                # Of another tokenizer, this may be the end, which is some special token of ours.
+                return not ids or self.ends.is_end(ids)
             # Nothing to compare the text with. Ids of another tokenizer read as words cut at odd places, which this
             # tokenizer would cut otherwise.
-            return self._template.encode(self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)) == ids
+            as_decoded = self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+            return is_parsed and self._template.encode(as_decoded) == ids
+        if isinstance(completion, str):
+            return contents[0] in texts
+        if len(completion) == 1 and not is_parsed:
+            # Reasoning may have been parsed out of the content, before which it stood.
+            return any(text.endswith(contents[0]) for text in texts)
         # Reasoning and tool calls are parsed out of the content, so the content is a part of the text.
-        return all(content in text for content in contents)
+        return any(all(content in text for content in contents) for text in texts)
 
     def _encode_answer(
         self, prompt: Prompt, prompt_text: str, prompt_ids: list[int], completion: Completion
@@ -256,27 +290,44 @@ class Renderer:
         """Token ids of a completion of one message or of plain text, with the token that ends it."""
         if isinstance(prompt, str):
             ids = self._template.continuation(prompt_text, prompt_ids, str(completion), special=True)
-            return self._ends.close(ids, self._ends.of_text)
+            return self.ends.close(ids, self.ends.of_text)
         messages = as_messages(completion)
-        content = messages[0].get("content") if messages else ""
-        full_text = self._template.apply([*prompt, *messages], add_generation_prompt=False)
-        if full_text.startswith(prompt_text):
-            ids = self._template.continuation(prompt_text, prompt_ids, full_text[len(prompt_text) :], special=False)
-            if not self.eos_token_ids.isdisjoint(ids) or not isinstance(content, str):
-                return self._ends.close_turn(ids)
-            # The template ends a turn with no token that stops the model, or with none at all: its answers end with EOS
-            # instead.
-        elif not isinstance(content, str):
-            raise TypeError(
+        if not messages or not says_more(messages[0]):
+            # As the policy continued the prompt, whatever the template makes of a finished turn.
+            text = text_of(messages)
+            self._warn_of_header(text)
+            ids = self._template.continuation(prompt_text, prompt_ids, text, special=False)
+            return self.ends.close(ids, self.ends.of_turn)
+        (message,) = messages
+        full_text = self._template.apply([*prompt, message], add_generation_prompt=False)
+        if not full_text.startswith(prompt_text):
+            raise ValueError(
                 f"The chat template of {self.tokenizer.name_or_path!r} does not render a finished turn as a "
-                "continuation of the generation prompt, so only completions with text content can be scored, but the "
-                f"content is a {type(content).__name__}. Pass `completion_ids`."
+                f"continuation of the generation prompt, so of a message with {sorted(message)} it cannot be told what the "
+                "policy wrote. Pass `completion_ids`, or the whole text as `content`."
             )
-        # Likewise where the template writes a finished turn otherwise than an open one (a prefilled `<think>`, for
-        # example): the policy continued the open one.
-        return self._ends.close(
-            self._template.continuation(prompt_text, prompt_ids, content, special=False), self._ends.of_turn
-        )
+        turn = full_text[len(prompt_text) :]
+        turn = turn.removeprefix(header_of(self._template, message, turn))
+        if any(str(message[key]).strip() not in turn for key in REASONING if message.get(key)):
+            raise ValueError(
+                f"The chat template of {self.tokenizer.name_or_path!r} leaves out the reasoning of a message with "
+                f"{sorted(message)}, so the policy's tokens cannot be told. Pass `completion_ids`, or the whole text as `content`."
+            )
+        ids = self._template.continuation(prompt_text, prompt_ids, turn, special=False)
+        length = self.ends.turn_length(ids)
+        end = self.ends.of_call if message.get("tool_calls") else self.ends.of_turn
+        return [*ids, *end] if length is None else ids[:length]
+
+    def _warn_of_header(self, text: str) -> None:
+        header, _ = self._template.finished_turn
+        if text.strip() and header.strip() and not self._said_header:
+            logger.warning(
+                f"The chat template of {self.tokenizer.name_or_path!r} writes {header!r} before the text of a finished turn, "
+                "which a policy would have to write itself: completions that are given as text are scored without it. If it "
+                "belongs there, put it into the prompts (`chat_template_kwargs`, such as `enable_thinking=False`) or into "
+                "the completions. (Said once.)"
+            )
+            self._said_header = True
 
     def _warn_of_rerendering(self) -> None:
         if not self._said_rerendering:
@@ -291,7 +342,9 @@ class Renderer:
     def _finish(self, prompt_ids: list[int], ids: list[int], positions: list[int]) -> Rendered:
         # A tool result ends with the token that ends turns as well, but the policy's turn comes next.
         written_last = bool(positions) and positions[-1] == len(ids) - 1
-        return Rendered(prompt_ids, ids, positions, finished=written_last and self._ends.is_end(ids))
+        from_others = sorted({*range(len(ids))}.difference(positions))
+        last_turn = ids[from_others[-1] + 1 :] if from_others else ids
+        return Rendered(prompt_ids, ids, positions, finished=written_last and self.ends.finishes(last_turn))
 
     def _fit(self, row: int, rendered: Rendered) -> Rendered:
         num_prompt, num_completion = len(rendered.prompt_ids), len(rendered.completion_ids)

@@ -1,13 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The frozen model's tokenizer and its chat template: messages to text, text to tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from .messages import Message
+
+
+# A word that no template writes itself.
+WORD = "Endotrl"
+# Texts that other ones are put behind, to see how they are encoded inside a text.
+ANCHORS = ("x", "\n", ".", "1", "\u4e00")
 
 
 class Template:
@@ -55,19 +62,36 @@ class Template:
                 f"The chat template of {self.tokenizer.name_or_path!r} refuses these messages: {reason}.{fix}"
             ) from error
 
-    def turn_end(self) -> list[int]:
-        """The special token with which the chat template ends an assistant's turn, if there is one."""
-        if self.tokenizer.chat_template is None:
-            return []
-        answer = "Endotrl"  # a word that no template writes itself
-        messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}]
+    @cached_property
+    def finished_turn(self) -> tuple[str, str]:
+        """
+        What the chat template writes around the content of a finished turn of the assistant: behind the generation prompt
+        (an empty `<think>` block, say), and after the content. Both are empty if that cannot be told.
+        """
+        for content in (WORD, [{"type": "text", "text": WORD}]):
+            opened, closed = self._probe([{"role": "assistant", "content": content}])
+            before, found, after = closed.rpartition(WORD)
+            if found:
+                return before.removeprefix(opened) if before.startswith(opened) else "", after
+        return "", ""
+
+    @cached_property
+    def finished_call(self) -> tuple[str, str]:
+        """What the chat template writes after the arguments of a tool's call, and where the result follows, after the turn."""
+        call = {"type": "function", "function": {"name": WORD, "arguments": {WORD: WORD}}}
+        message = {"role": "assistant", "content": "", "tool_calls": [call]}
+        _, closed = self._probe([message])
+        _, continued = self._probe([message, {"role": "tool", "name": WORD, "content": ""}])
+        _, found, after = closed.rpartition(WORD)
+        return (after, continued.removeprefix(closed) if continued.startswith(closed) else "") if found else ("", "")
+
+    def _probe(self, completion: Sequence[Message]) -> tuple[str, str]:
+        """A short conversation before and with `completion`; empty if the template is for other messages."""
+        prompt = [{"role": "user", "content": "a"}]
         try:
-            text = self.apply(messages, add_generation_prompt=False)
-        except (TypeError, ValueError):
-            return []  # a template for other messages than these; whoever renders some hears of what it refuses
-        _, found, after = text.rpartition(answer)
-        ids = self.encode(after)[:1] if found else []
-        return ids if ids and ids[0] in self.tokenizer.all_special_ids else []
+            return self.apply(prompt, True), self.apply([*prompt, *completion], False)
+        except ValueError:
+            return "", ""  # whoever renders some hears of what it refuses
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Token ids of a text; with `special`, with the tokens that the tokenizer adds itself."""
@@ -78,8 +102,36 @@ class Template:
         return self.tokenizer.decode(ids, skip_special_tokens=False)
 
     def continuation(self, prompt_text: str, prompt_ids: list[int], text: str, special: bool) -> list[int]:
-        """Token ids of `text` as it continues the prompt; the prompt's own tokens stay as they are."""
+        """
+        Token ids of `text` as it continues the prompt, whose own tokens stay as they are: all of them together decode to what
+        the tokenizer makes of both texts at once.
+
+        Args:
+            prompt_text (`str`), prompt_ids (`list[int]`):
+                The prompt.
+            text (`str`):
+                What follows.
+            special (`bool`):
+                Whether the prompt has the tokens that the tokenizer adds itself.
+        """
         joint_ids = self.encode(prompt_text + text, special=special)
         if joint_ids[: len(prompt_ids)] == prompt_ids:
             return joint_ids[len(prompt_ids) :]
-        return self.encode(text)  # a token would straddle the border, which generation cannot do
+        # A token would straddle the border, which generation cannot do.
+        alone = self.encode(text)
+        wanted = self._decode_raw(joint_ids)
+        candidates = (ids for ids in (alone, *self._behind_anchors(text)))
+        return next((ids for ids in candidates if self._decode_raw([*prompt_ids, *ids]) == wanted), alone)
+
+    def _behind_anchors(self, text: str) -> Iterator[list[int]]:
+        """
+        Token ids of `text` inside a longer one. At the beginning of a text, many tokenizers take a word for one with a space
+        before it, SentencePiece's and WordPiece's among them.
+        """
+        for anchor in ANCHORS:
+            anchor_ids, joint_ids = self.encode(anchor), self.encode(anchor + text)
+            if joint_ids[: len(anchor_ids)] == anchor_ids:
+                yield joint_ids[len(anchor_ids) :]
+
+    def _decode_raw(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)

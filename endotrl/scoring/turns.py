@@ -2,10 +2,11 @@
 """Completions of several messages: which of their tokens the policy wrote, and which came from tools or the template."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from itertools import groupby
+from typing import Any, NamedTuple
 
 from .ends import Ends
-from .messages import Message
+from .messages import Message, says_more, text_of
 from .template import Template
 
 
@@ -33,8 +34,10 @@ def render_turns(
     ends: Ends,
     prompt: Sequence[Message],
     prompt_text: str,
+    prompt_ids: list[int],
     completion: Sequence[Message],
     ids: list[int] | None,
+    of_trainer: bool,
 ) -> Turns:
     """
     A completion of several messages: tool results and the template's own tokens are read, but not scored. Those
@@ -45,68 +48,182 @@ def render_turns(
             Of the frozen model.
         prompt (`list[dict]`):
             Messages before the completion.
-        prompt_text (`str`):
+        prompt_text (`str`), prompt_ids (`list[int]`):
             The same, rendered with the generation prompt.
         completion (`list[dict]`):
             Messages of the completion.
         ids (`list[int]`, *optional*):
             Token ids as the policy generated them, those of tools in between.
+        of_trainer (`bool`):
+            Whether `ids` are known to come from a trainer of TRL.
 
     Raises:
         `ValueError`: If the template rewrites earlier messages when later ones follow.
     """
-    pieces: list[tuple[list[int], bool]] = []  # (token ids, written by the policy)
-    text = prompt_text
-    for i, message in enumerate(completion):
-        if message["role"] != "assistant":
-            continue
-        before = [*prompt, *completion[:i]]
-        opened = prompt_text if i == 0 else template.apply(before, add_generation_prompt=True)
-        closed = template.apply([*before, message], add_generation_prompt=False)
-        if opened != text:
-            pieces.append((template.encode(_appended(template, text, opened)), False))
-        answer = template.encode(_appended(template, opened, closed))
-        ended = ends.close_turn(answer)
-        pieces.append((ended, True))
-        # What the template writes after the end of a turn opens the next one.
-        surplus = 0 if len(ended) >= len(answer) else len(template.decode(answer[len(ended) :]))
-        text = closed[: len(closed) - surplus]
-    if ids is not None:
-        between = [piece for piece, written in pieces if not written]
-        tails: list[list[int]] = [[]]
-        if completion[-1]["role"] != "assistant":
-            # TRL opens the next turn before it finds that there is no room for it; other rollouts may not.
-            whole = [*prompt, *completion]
-            tails = [
-                template.encode(_appended(template, text, template.apply(whole, opens))) for opens in (True, False)
-            ]
-        for tail in tails:
-            end = len(ids) - len(tail)
-            positions = positions_outside(ids[:end], between) if end >= 0 and ids[end:] == tail else None
-            if positions is not None:
-                return Turns(ids, positions, rerendered=False)
-        if tails[0]:
-            pieces.append((tails[0], False))
-        elif not ends.is_end(ids):
-            last, _ = pieces.pop()  # was cut off, so that its end is the template's
-            pieces.append((last[:-1] if ends.is_end(last) else last, True))
-    flags = [written for piece, written in pieces for _ in piece]
-    return Turns(
-        [token_id for piece, _ in pieces for token_id in piece],
-        [i for i, written in enumerate(flags) if written],
-        rerendered=ids is not None,
-    )
+    if ids is not None and of_trainer:
+        positions = _outside_results(template, completion, ids)
+        if positions is not None:
+            return Turns(ids, positions, rerendered=False)
+    text = _Transcript(template, ends, prompt, prompt_text, prompt_ids, completion)
+    if ids is None:
+        text.close()
+        return text.turns(rerendered=False)
+    between = [piece for piece, written in text.pieces if not written]
+    tails: list[list[int]] = [[]]
+    if completion[-1]["role"] != "assistant":
+        # TRL opens the next turn before it finds that there is no room for it; other rollouts may not.
+        tails = [text.encode(template.apply([*prompt, *completion], opens)) for opens in (True, False)]
+    for tail in tails:
+        positions = _outside(ids, between, tail)
+        if positions is not None:
+            return Turns(ids, positions, rerendered=False)
+    if tails[0]:
+        text.pieces.append((tails[0], False))
+    elif ends.is_end(ids):
+        text.close()
+    else:
+        last, _ = text.pieces.pop()  # was cut off, so that its end is the template's
+        text.pieces.append((last[:-1] if ends.is_end(last) else last, True))
+    return text.turns(rerendered=True)
 
 
-def _appended(template: Template, text: str, longer: str) -> str:
-    """What a rendering of more messages adds to one of fewer."""
-    if not longer.startswith(text):
-        raise ValueError(
-            f"The chat template of {template.tokenizer.name_or_path!r} rewrites earlier messages when later ones "
-            "follow, so the tokens of a completion of several messages cannot be told apart. Give the "
-            "tokenizer a prefix-preserving template: `trl.chat_template_utils.get_training_chat_template`."
+class _Transcript:
+    """
+    A completion of several messages as its chat template writes it, up to the end of the last turn.
+
+    Attributes:
+        pieces (`list[tuple[list[int], bool]]`):
+            Its token ids, and whether the policy wrote them.
+    """
+
+    def __init__(
+        self,
+        template: Template,
+        ends: Ends,
+        prompt: Sequence[Message],
+        prompt_text: str,
+        prompt_ids: list[int],
+        completion: Sequence[Message],
+    ) -> None:
+        self._template, self._ends = template, ends
+        self._text, self._ids = prompt_text, prompt_ids  # of all that is written
+        self._missing_end: list[int] = []
+        self.pieces: list[tuple[list[int], bool]] = []
+        messages = [*prompt, *completion]
+        turns = [i for i in range(len(prompt), len(messages)) if messages[i]["role"] == "assistant"]
+        opened = [prompt_text if i == len(prompt) else template.apply(messages[:i], True) for i in turns]
+        for i, before, following in zip(turns, opened, [*opened[1:], None], strict=True):
+            between = self.encode(before)
+            # A turn that the template does not end is ended by the role that comes next, if generation stops there.
+            by_role = bool(self._missing_end) and ends.stops.issuperset(between[:1])
+            self._add(self._appended(before), between[:by_role], written=True)
+            self._add("", between[by_role:], written=False)
+            is_ended = self._add_turn(messages[i], template.apply(messages[: i + 1], False), following)
+            of_turn = ends.of_call if messages[i].get("tool_calls") else ends.of_turn
+            self._missing_end = [] if is_ended else of_turn
+
+    def close(self) -> None:
+        """Ends the last turn if the template does not."""
+        self._add("", self._missing_end, written=True)
+
+    def turns(self, rerendered: bool) -> Turns:
+        flags = [written for piece, written in self.pieces for _ in piece]
+        return Turns(
+            [token_id for piece, _ in self.pieces for token_id in piece],
+            [i for i, written in enumerate(flags) if written],
+            rerendered,
         )
-    return longer[len(text) :]
+
+    def encode(self, longer: str) -> list[int]:
+        """Token ids of what a rendering of more messages adds."""
+        return self._continue(self._appended(longer))
+
+    def _continue(self, text: str, after: str = "", after_ids: Sequence[int] = ()) -> list[int]:
+        return self._template.continuation(self._text + after, [*self._ids, *after_ids], text, special=False)
+
+    def _appended(self, longer: str) -> str:
+        if not longer.startswith(self._text):
+            raise ValueError(
+                f"The chat template of {self._template.tokenizer.name_or_path!r} rewrites earlier messages when later ones "
+                "follow, so the tokens of a completion of several messages cannot be told apart. Give the "
+                "tokenizer a prefix-preserving template: `trl.chat_template_utils.get_training_chat_template`."
+            )
+        return longer[len(self._text) :]
+
+    def _add(self, text: str, ids: list[int], written: bool) -> None:
+        self._text, self._ids = self._text + text, [*self._ids, *ids]
+        if ids:
+            self.pieces.append((ids, written))
+
+    def _add_turn(self, message: Message, closed: str, following: str | None) -> bool:
+        """Adds a turn up to its end, and says whether it has one."""
+        turn = self._appended(closed)
+        written_before = header_of(self._template, message, turn)
+        turn = turn.removeprefix(written_before)
+        # Of earlier turns, some templates leave it out.
+        for header in [written_before, ""] if written_before else [""]:
+            header_ids = self._continue(header)
+            ids = self._continue(turn, header, header_ids)
+            length = self._ends.turn_length(ids)
+            surplus = [] if length is None else ids[length:]
+            # What the template writes after the end of a turn opens the next one.
+            ended = turn[: len(turn) - len(self._template.decode(surplus))]
+            if following is None or following.startswith(self._text + header + ended):
+                break
+        self._add(header, header_ids, written=False)
+        self._add(ended, ids[:length], written=True)
+        return length is not None
+
+
+def header_of(template: Template, message: Message, turn: str) -> str:
+    """What a template writes before what a message says, such as an empty `<think>` block; not white space alone."""
+    header, _ = template.finished_turn
+    text = text_of([message]).strip()
+    if header.strip() and turn.startswith(header):
+        return header
+    before, found, _ = (turn, "", "") if says_more(message) or not text else turn.partition(text)
+    return before if found and before.strip() else ""
+
+
+def _outside_results(template: Template, completion: Sequence[Message], ids: list[int]) -> list[int] | None:
+    """Positions of `ids` outside the tokens that TRL's trainers write between turns; `None` if they do not stand there."""
+    runs = [
+        (role, [*messages]) for role, messages in groupby(completion, lambda message: message["role"] == "assistant")
+    ]
+    if any(len(messages) > 1 if is_turn else i == 0 for i, (is_turn, messages) in enumerate(runs)):
+        return None  # not of TRL: turns that follow each other, or another beginning
+    try:
+        pieces = [_results_as_trl(template, messages) for is_turn, messages in runs if not is_turn]
+    except ValueError:
+        return None  # a template for other messages, or one that TRL cannot train with
+    tail = [] if runs[-1][0] else pieces.pop()
+    return _outside(ids, pieces, tail)
+
+
+def _results_as_trl(template: Template, results: Sequence[Message]) -> list[int]:
+    """
+    Token ids that TRL's trainers write between the turn that calls tools and the next one, whatever the policy has written:
+    see `_get_tool_suffix_ids` of [`~trl.GRPOTrainer`].
+
+    Raises:
+        `ValueError`: If the template does not write results as an addition to what is there.
+    """
+    function: dict[str, Any] = {"name": results[0].get("name"), "arguments": {}}
+    call = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
+    before: list[Message] = [{"role": "user", "content": "dummy"}, call]
+    prefix_ids = template.encode(template.apply(before, False))
+    whole_ids = template.encode(template.apply([*before, *results], True))
+    eos = [i for i, token_id in enumerate(prefix_ids) if token_id == template.tokenizer.eos_token_id]
+    length = eos[-1] + 1 if eos else len(prefix_ids)
+    if whole_ids[:length] != prefix_ids[:length]:
+        raise ValueError("The chat template rewrites the turn before the results of tools.")
+    return whole_ids[length:]
+
+
+def _outside(ids: list[int], between: list[list[int]], tail: list[int]) -> list[int] | None:
+    """Positions of `ids` outside `between` and before `tail`, with which they must end; `None` if they are not there."""
+    end = len(ids) - len(tail)
+    return positions_outside(ids[:end], between) if end >= 0 and ids[end:] == tail else None
 
 
 def positions_outside(ids: list[int], pieces: list[list[int]]) -> list[int] | None:

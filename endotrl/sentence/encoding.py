@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..scoring.messages import Completion, Prompt
+from ..scoring.policy_tokens import PolicyTokens
 from ..scoring.rendering import OverlongPrompt, Rendered, Renderer
 from .configuration import SentenceRewardConfig
 from .segmentation import Segmenter, load_segmenter
@@ -74,6 +75,8 @@ class SentenceEncoder:
         cut_overlong (`bool`, *optional*, defaults to `False`):
             Whether to cut a longer row whatever is too long in it, as evaluations do: the end of its response; and if the
             prompt leaves less than a quarter of `max_length` for the response, the beginning of its prompt.
+        policy_tokens ([`~endotrl.scoring.policy_tokens.PolicyTokens`], *optional*):
+            What is known of the `completion_ids`.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class SentenceEncoder:
         overlong_prompt: OverlongPrompt = "error",
         chat_template_kwargs: dict[str, Any] | None = None,
         cut_overlong: bool = False,
+        policy_tokens: PolicyTokens | None = None,
     ) -> None:
         text_config = config.get_text_config()
         eos = [text_config.eos_token_id, tokenizer.eos_token_id]
@@ -99,6 +103,7 @@ class SentenceEncoder:
             eos_token_ids=[i for ids in eos if ids is not None for i in (ids if isinstance(ids, list) else [ids])],
             vocab_size=text_config.vocab_size,
             chat_template_kwargs=chat_template_kwargs,
+            policy_tokens=policy_tokens,
         )
         self._said_limit = False
 

@@ -17,6 +17,7 @@ from ..checks import check_choice
 from ..scoring.batching import plan_batches
 from ..scoring.messages import Completion, Prompt
 from ..scoring.placement import check_device, eval_mode, load_config, load_tokenizer, resolve_dtype
+from ..scoring.policy_tokens import PolicyTokens
 from ..scoring.rendering import OverlongPrompt
 from ..scoring.sharding import loaded_whole
 from .configuration import SentenceRewardConfig
@@ -123,7 +124,12 @@ class SentenceScorer:
         self.cut_overlong = cut_overlong
         self._dtype, self._device = dtype, device
         self._processing_class = processing_class
+        self._policy_tokens: PolicyTokens | None = None
         self._encoder: SentenceEncoder | None = None
+
+    def know_policy(self, policy_tokens: PolicyTokens) -> None:
+        """Sets what is known of the `completion_ids`, instead of guessing from the text whether they are this tokenizer's."""
+        self._policy_tokens, self._encoder = policy_tokens, None
 
     @property
     def name(self) -> str:
@@ -171,6 +177,7 @@ class SentenceScorer:
                 overlong_prompt=self.overlong_prompt,
                 chat_template_kwargs=self.chat_template_kwargs,
                 cut_overlong=self.cut_overlong,
+                policy_tokens=self._policy_tokens,
             )
         rows = self._encoder(prompts, completions, completion_ids)
         results: list[SentenceScores | None] = [None] * len(rows)

@@ -8,6 +8,7 @@ from itertools import accumulate
 from transformers import PreTrainedTokenizerBase
 
 from ..scoring.offsets import decode_with_offsets
+from ..scoring.policy_tokens import special_token_ids
 from .segmentation import Segmenter, check_tiling
 
 
@@ -54,7 +55,7 @@ def find_sentences(
         `ValueError`: If the segmenter's spans do not tile the text.
     """
     text, offsets = decode_with_offsets(tokenizer, ids)
-    special = set(tokenizer.all_special_ids)
+    special = special_token_ids(tokenizer)
     spans: list[tuple[int, int]] = []
     ends: list[int] = []
     for first, last in _runs(range(len(ids)) if positions is None else positions):

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..credit import segment_ids_from_ends
 from ..scoring.offsets import decode_with_offsets
+from ..scoring.policy_tokens import special_token_ids
 from ..sentence.segmentation import Segmenter, check_tiling
 from ..sentence.tokens import last_tokens
 
@@ -44,7 +45,7 @@ def token_segments(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], segme
     tensor([0, 0, 1, 1, 1, 1])
     ```
     """
-    special = set(tokenizer.all_special_ids)
+    special = special_token_ids(tokenizer)
     written = [position for position, token_id in enumerate(ids) if token_id not in special]
     text, offsets = decode_with_offsets(tokenizer, [ids[position] for position in written])
     spans = segmenter(text)

@@ -23,6 +23,7 @@ from endotrl import (
     PPOConfig,
     PPOTrainer,
 )
+from endotrl.monitoring.observer import BatchObserver
 from endotrl.monitoring.statistics import change_since
 
 from ..helpers import assert_same_to_the_bit, weights
@@ -351,6 +352,40 @@ def test_online_dpo(tiny_policy_path: str, tmp_path: Path) -> None:
     for entry in entries:
         assert entry["collapse/length_correlation"] == pytest.approx(-1.0)  # within pairs: the order is right
         assert 1.0 <= entry["collapse/distinct_completions"] <= 2.0
+
+
+def test_online_dpo_with_two_ends(tiny_policy_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
+    model.generation_config.eos_token_id = [2, 9]
+    handed_over: list[list[int]] = []
+    observed: list[list[int]] = []
+
+    def note(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
+        handed_over.extend(completion_ids)
+        return [0.0] * len(completion_ids)
+
+    monkeypatch.setattr(BatchObserver, "_observe", lambda self, ids, rewards, num_generations: observed.extend(ids))
+    args = OnlineDPOConfig(
+        output_dir=str(tmp_path),
+        report_to=[],
+        use_cpu=True,
+        bf16=False,
+        max_steps=1,
+        save_strategy="no",
+        per_device_train_batch_size=8,
+        max_new_tokens=8,
+        disable_tqdm=True,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(tiny_policy_path, padding_side="left")
+    trainer = OnlineDPOTrainer(
+        model=model, reward_funcs=note, args=args, processing_class=tokenizer, train_dataset=DATASET
+    )
+    CollapseMonitor().attach(trainer)
+    trainer.train()
+    first_ends = [min([ids.index(end) for end in (2, 9) if end in ids], default=7) for ids in handed_over]
+    without_padding = [ids[: end + 1] for ids, end in zip(handed_over, first_ends, strict=True)]
+    assert sorted(observed) == sorted(without_padding) != sorted(handed_over)
+    assert any(ids[-1] == 9 for ids in observed)
 
 
 class TestBadSettings:

@@ -427,6 +427,39 @@ class TestShared:
         moved = EndogenousReward(trained, reward._processing_class)(**batch)
         assert max(abs(a - b) for a, b in zip(own, moved, strict=True)) > 0.1
 
+    @pytest.mark.parametrize("config_class", [GRPOConfig, OnlineDPOConfig])
+    @pytest.mark.parametrize("pad", [16, 12])
+    def test_two_ends_and_a_pad_token_that_is_a_word(
+        self, pad: int, config_class: type, tiny_policy_path: str, tmp_path: Path
+    ) -> None:
+        # The one end may also pad, as Qwen2.5's. Whatever pads, the end is scored, and nothing behind it.
+        path, ends = str(tmp_path / "policy"), (EOS, 16)
+        tokenizer = AutoTokenizer.from_pretrained(tiny_policy_path, padding_side="left")
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
+        tokenizer.save_pretrained(path)
+        model = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
+        model.generation_config.eos_token_id = list(ends)
+        model.save_pretrained(path)
+        reward, recorder = EndogenousReward(model=None), Recorder()
+        args = make_args(config_class, tmp_path, beta=0.1, max_steps=1, reward_weights=[1.0, 0.0])
+        trainer = make_trainer(path, [reward, recorder], args)
+        reward.attach(trainer)
+        trainer.train()
+        (call,) = recorder.calls
+        cut = [
+            ids[: next((i for i, t in enumerate(ids) if t in ends), len(ids)) + 1] for ids in call["completion_ids"]
+        ]
+        assert {ids[-1] for ids in cut} >= set(ends)
+        expected = []
+        for prompt, ids in zip(call["prompts"], cut, strict=True):
+            prompt_ids = tokenizer(prompt)["input_ids"]
+            log_probs = AutoModelForCausalLM.from_pretrained(path)(
+                torch.tensor([prompt_ids + ids])
+            ).logits.log_softmax(-1)
+            expected.append(sum(log_probs[0, len(prompt_ids) - 1 + i, t].item() for i, t in enumerate(ids)))
+        key = "objective/scores" if config_class is OnlineDPOConfig else "rewards/endogenous_reward/mean"
+        assert history(trainer, key) == pytest.approx([sum(expected) / len(expected)], abs=1e-4)
+
     def test_bf16_base(self, tiny_policy_path: str, tmp_path: Path) -> None:
         # TRL's default precision: autocast to bfloat16, as in its own reference pass. The rounding is bfloat16's.
         reward = EndogenousReward(model=None)

@@ -257,13 +257,36 @@ class TestCompletionsAsText:
         assert tokenizer.decode(row.prompt_ids) == chatml(USER, generation_prompt=True) + "<think>\n"
         assert row.completion_ids == [*encode(tokenizer, answer), EOS]
 
-    def test_a_template_that_opens_the_reasoning_and_content_that_is_not_text(
+    def test_a_template_that_opens_the_reasoning_and_a_message_with_more_than_content(
         self, tokenizer: PreTrainedTokenizerBase
     ) -> None:
-        tokenizer.chat_template = THINK_TEMPLATE.replace("m['content']", "(m['content'] | string)")
-        completion = [{"role": "assistant", "content": [{"type": "text", "text": "Paris."}]}]
-        with pytest.raises(TypeError, match="content is a list. Pass `completion_ids`"):
+        # What the policy wrote is in the template's words, and these stand in another turn than the one that it continued.
+        tokenizer.chat_template = THINK_TEMPLATE
+        completion = [{"role": "assistant", "content": "Paris.", "reasoning_content": "Hm."}]
+        with pytest.raises(ValueError, match=r"\['content', 'reasoning_content', 'role'\].*Pass `completion_ids`"):
             make_renderer(tokenizer).render([USER], [completion])
+
+    def test_reasoning_that_the_template_leaves_out(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        completion = [{"role": "assistant", "content": "Paris.", "reasoning_content": "Hm."}]
+        with pytest.raises(ValueError, match="leaves out the reasoning"):
+            make_renderer(tokenizer).render([USER], [completion])
+
+    @pytest.mark.parametrize("content", ["Paris.", [{"type": "text", "text": "Pa"}, {"type": "text", "text": "ris."}]])
+    def test_what_the_template_writes_into_a_finished_turn(
+        self, tokenizer: PreTrainedTokenizerBase, content: Any, warnings_logged: pytest.LogCaptureFixture
+    ) -> None:
+        # As Qwen3's and Llama 2's: an empty block before the answer, and a space before the end.
+        tokenizer.chat_template = (
+            "{% for m in messages %}{{ m['role'] + ': ' }}{% if m['role'] == 'assistant' %}{{ '<think></think>' }}{% endif %}"
+            "{{ (m['content'] | string).strip() + ' <|im_end|>' }}{% endfor %}"
+            "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+        )
+        renderer = make_renderer(tokenizer)
+        for _ in range(2):
+            (row,) = renderer.render([USER], [[{"role": "assistant", "content": content}]])
+            assert row.completion_ids == [*encode(tokenizer, "Paris."), EOS]
+        (record,) = warnings_logged.records
+        assert "'<think></think>'" in record.getMessage() and "enable_thinking=False" in record.getMessage()
 
     def test_the_first_of_several_ends_closes(self, tokenizer: PreTrainedTokenizerBase) -> None:
         # Llama 3 has three; the tokenizer's own is written.
@@ -281,9 +304,10 @@ class TestCompletionsAsText:
         (as_ids,) = renderer.render([USER], [PARIS], [turn])
         assert as_text == as_ids
         assert (as_text.completion_ids, as_text.finished) == (turn, True)
-        # OnlineDPO pads with a token that ends responses too; one more would be an action that was never taken.
-        (padded,) = renderer.render([USER], [PARIS], [turn + [other_eos] * 3])
-        assert padded == as_ids
+        # Generation goes on behind the end of the turn, up to an EOS, which may also pad what follows.
+        for padding in ([], [other_eos], [other_eos] * 3):
+            (row,) = renderer.render([USER], [PARIS], [[*turn, other_eos, *padding]])
+            assert (row.completion_ids, row.finished) == ([*turn, other_eos], True)
         # Plain text has no turns.
         (row,) = renderer.render(["The capital is"], [" Paris."])
         assert row.completion_ids == [*encode(tokenizer, " Paris."), other_eos]
