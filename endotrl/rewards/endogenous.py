@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-from ..bellman import Aggregate, TokenRewardForm, outcome_reward, token_rewards
+from ..bellman import (
+    Aggregate,
+    Contributions,
+    TokenRewardForm,
+    aggregate_weights,
+    bellman_contributions,
+    outcome_reward,
+    token_rewards,
+)
 from ..checks import check_alpha, check_choice, check_discount
 from ..scoring.messages import Completion, Prompt, criteria_of_rows
 from ..scoring.offsets import decode_with_offsets
@@ -293,7 +301,7 @@ class EndogenousReward(FrozenModelReward):
                     "frozen model with the policy's tokenizer and chat template, or credit the outcome."
                 )
         stats, outcomes = self._score_and_log(rows, log_extra, log_metric)
-        slope = self._length_slope
+        slope = self.length_slope
         token_rewards = [
             row.on_all_tokens(
                 self._weights(row) * self._action_rewards(row) + length_shares(len(row.token_ids), slope)
@@ -328,7 +336,7 @@ class EndogenousReward(FrozenModelReward):
                     if changes:
                         log_metric(f"{self.__name__}/correction", sum(changes) / len(changes))
                 if isinstance(self.correction, LengthControl):
-                    log_metric(f"{self.__name__}/length_slope", self._length_slope)
+                    log_metric(f"{self.__name__}/length_slope", self.length_slope)
         return stats, rewards
 
     def _outcomes(self, rows: list[Rendered], stats: list[TokenStats]) -> list[float | None]:
@@ -340,7 +348,7 @@ class EndogenousReward(FrozenModelReward):
         sums = length_slope_sums(outcomes, lengths, [tuple(row.prompt_ids) for row in rows])
         xy, xx = (self.correction.decay * old + new for old, new in zip(self._length_sums, sums, strict=True))
         self._length_sums = (xy, xx)
-        slope = self._length_slope
+        slope = self.length_slope
         return [
             None if outcome is None else outcome - slope * math.log(length)
             for outcome, length in zip(outcomes, lengths, strict=True)
@@ -358,15 +366,14 @@ class EndogenousReward(FrozenModelReward):
         self._length_sums = state_dict["length_sums"]
 
     @property
-    def _length_slope(self) -> float:
-        """Slope of the outcome on log length, 0 where all lengths are the same."""
+    def length_slope(self) -> float:
+        """Slope of the outcome on log length that [`LengthControl`] takes out, 0 where all lengths are the same."""
         xy, xx = self._length_sums
         return xy / xx if xx > 0 else 0.0
 
     def _weights(self, stats: TokenStats) -> Tensor:
         """Weight of each token reward in the aggregate, of shape `(H,)`, float32."""
-        discount = self.discount if self.aggregate == "discounted" else 1.0
-        return (discount ** torch.arange(len(stats.token_ids), dtype=torch.float64)).float()
+        return aggregate_weights(len(stats.token_ids), self.aggregate, self.discount).float()
 
     def token_rewards(
         self,
@@ -437,6 +444,23 @@ class EndogenousReward(FrozenModelReward):
         """
         return self._outcome(stats, self.aggregate)
 
+    def contributions_from(self, stats: TokenStats) -> Contributions | None:
+        r"""
+        What each token of a scored completion contributes to its reward: the numbers that sum to [`aggregate_from`], and that
+        heat maps colour. `None` if it has no reward.
+
+        For `"bellman"` rewards with the default settings, that is $\alpha \log \hat\pi(a_h|s_h)$, and not the token rewards
+        themselves: these differ from it by the change of the soft value, which arbitrary constants of the logits move and
+        which cancels in the sum.
+        """
+        if self.aggregate_from(stats) is None:
+            return None
+        weights = aggregate_weights(len(stats.token_ids), self.aggregate, self.discount)
+        if self.token_reward == "bellman":
+            keep = self.aggregate == "discounted"
+            return bellman_contributions(stats.chosen_logits, self._state_values(stats), weights, self.gamma, keep)
+        return Contributions(weights * self._action_rewards(stats).double())
+
     def _outcome(self, stats: TokenStats, aggregate: Aggregate, corrected: bool = True) -> float | None:
         if len(stats.token_ids) == 0 or (self.truncation == "skip" and not stats.finished):
             return None
@@ -478,13 +502,16 @@ class EndogenousReward(FrozenModelReward):
     def _action_rewards(self, stats: TokenStats, corrected: bool = True) -> Tensor:
         if self.truncation == "skip" and not stats.finished:
             return torch.full_like(stats.chosen_logits, torch.nan)
-        values = stats.soft_values
-        if self.truncation == "terminal" and not stats.finished:
-            values = torch.cat([values[:-1], torch.zeros(1)])
         rewards = token_rewards(
-            stats.chosen_logits, values, self.alpha, self.gamma, self.token_reward, stats.entropies
+            stats.chosen_logits, self._state_values(stats), self.alpha, self.gamma, self.token_reward, stats.entropies
         )
         return correct_tokens(rewards, stats, self.correction if corrected else None)
+
+    def _state_values(self, stats: TokenStats) -> Tensor:
+        """Soft values, of shape `(H + 1,)`, in which 0 follows the last token if the completion counts as ended there."""
+        if self.truncation == "terminal" and not stats.finished:
+            return torch.cat([stats.soft_values[:-1], torch.zeros(1)])
+        return stats.soft_values
 
     def _score_rows(
         self, rows: list[Rendered], entropy: bool, mean_logits: bool = False, progress: bool = False
