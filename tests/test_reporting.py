@@ -289,7 +289,7 @@ class TestColorScale:
 
     def test_few_extreme_tokens_do_not_set_the_scale(self):
         assert ColorScale.of([[float(i) for i in range(100)], [1e6]]).limit == 95.0
-        assert ColorScale.of([[4.0, -1.0]], center=1.0) == ColorScale(2.0, 1.0)
+        assert ColorScale.of([[4.0, -1.0]], center=1.0) == ColorScale(3.0, 1.0)
         assert ColorScale.of([[0.0], [], [math.nan]]) == ColorScale(1.0)  # nothing to scale by
 
     @pytest.mark.parametrize(

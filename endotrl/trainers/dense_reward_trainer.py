@@ -12,6 +12,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler, is_async_callable
 
 from ..rewards.dense import DenseScores
+from ..rewards.frozen_model import warn_without_kl_penalty
 from .reward_recording import RewardRecorder, ScoredBatch, pad_rows
 from .rollout_state import load_rollouts, save_rollouts, skip_epochs
 
@@ -31,6 +32,10 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
     # Prompts, completions and token ids that this process has rewarded last, to look at.
     last_completions: tuple[list[Any], list[Any], list[list[int]]] = ([], [], [])
     _train_sampler: RepeatSampler | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        warn_without_kl_penalty(self)
 
     def _calculate_rewards(
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: list[list[int]]
