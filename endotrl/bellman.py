@@ -11,7 +11,7 @@ Notation of tensor shapes: `B` completions, `H` tokens of a completion, `V` voca
 float32 whatever they are given, and take any number of leading batch dimensions.
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -191,3 +191,83 @@ def outcome_reward(
         weights = discount ** torch.arange(num_tokens, dtype=torch.float64, device=rewards.device)
         return (rewards.double() * weights).sum(dim=-1).float()
     raise ValueError(f'Unknown aggregate {aggregate!r}: it must be "sum", "mean" or "discounted".')
+
+
+class Contributions(NamedTuple):
+    r"""
+    What each token of a response contributes to its outcome.
+
+    Attributes:
+        tokens (`torch.Tensor` of shape `(H,)`):
+            Contributions of the tokens, float64.
+        prompt (`float`, *optional*, defaults to `0.0`):
+            What the prompt has of the outcome: $V(s_1)$, which the aggregate `"discounted"` of `"bellman"` rewards keeps.
+        cut_off (`float`, *optional*, defaults to `0.0`):
+            What the state after the last token has of it, in a response that was cut off.
+    """
+
+    tokens: Tensor
+    prompt: float = 0.0
+    cut_off: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """The outcome: the sum of all contributions."""
+        return self.tokens.sum().item() + self.prompt + self.cut_off
+
+
+def aggregate_weights(num_tokens: int, aggregate: Aggregate = "sum", discount: float = 0.95) -> Tensor:
+    r"""
+    Weights of token rewards in [`outcome_reward`]: 1 for `"sum"`, $1/H$ for `"mean"`, $\delta^{h-1}$ for `"discounted"`.
+
+    Returns:
+        `torch.Tensor` of shape `(H,)`, float64.
+    """
+    if aggregate == "discounted":
+        return discount ** torch.arange(num_tokens, dtype=torch.float64)
+    return torch.full((num_tokens,), 1.0 if aggregate == "sum" else 1.0 / max(1, num_tokens), dtype=torch.float64)
+
+
+def bellman_contributions(
+    chosen_logits: Tensor, soft_values: Tensor, weights: Tensor, gamma: float = 1.0, keep_initial_value: bool = False
+) -> Contributions:
+    r"""
+    Contributions of tokens to a weighted sum of `"bellman"` rewards, $\sum_h w_h (f(s_h, a_h) - \gamma V(s_{h+1}))$, without
+    the potential that moves credit from each token to the one before it:
+
+    $$
+    c_1 = w_1 (f(s_1, a_1) - V(s_1)), \qquad c_h = w_h f(s_h, a_h) - \gamma w_{h-1} V(s_h) \quad (h > 1).
+    $$
+
+    With $\gamma = 1$ and equal weights, $c_h = w_h \alpha \log \hat\pi(a_h|s_h)$: no constant that is added to the logits of a
+    state changes it, while it moves the Bellman rewards themselves at will.
+
+    Args:
+        chosen_logits (`torch.Tensor` of shape `(H,)`), soft_values (`torch.Tensor` of shape `(H + 1,)`):
+            As in [`token_rewards`].
+        weights (`torch.Tensor` of shape `(H,)`):
+            Weights $w_h$, as of [`aggregate_weights`].
+        gamma (`float`, *optional*, defaults to `1.0`):
+            Discount inside the operator.
+        keep_initial_value (`bool`, *optional*, defaults to `False`):
+            `True` if the outcome keeps $V(s_1)$, as that of `"discounted"` does; it is then the prompt's contribution.
+
+    Returns:
+        [`Contributions`], which sum to the outcome.
+
+    Example:
+    ```python
+    >>> import torch
+    >>> from endotrl.bellman import bellman_contributions
+
+    >>> bellman_contributions(torch.tensor([2.0, 3.0]), torch.tensor([2.5, 3.5, 0.0]), torch.ones(2)).tokens
+    tensor([-0.5000, -0.5000], dtype=torch.float64)
+    ```
+    """
+    logits, values, weights = chosen_logits.double(), soft_values.double(), weights.double()
+    before = torch.cat([weights[:1], gamma * weights[:-1]])
+    return Contributions(
+        weights * logits - before * values[:-1],
+        prompt=(weights[0] * values[0]).item() if keep_initial_value else 0.0,
+        cut_off=-(gamma * weights[-1] * values[-1]).item() + 0.0,
+    )

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from endotrl.bellman import outcome_reward, soft_value, token_rewards
+from endotrl.bellman import aggregate_weights, bellman_contributions, outcome_reward, soft_value, token_rewards
 
 from .reference import scores_from_logits
 from .reference import token_rewards as reference_token_rewards
@@ -265,6 +265,57 @@ class TestOutcomeReward:
         # 0+1+2-1, 3+4+5-2, 6+7+8-3, 9+10+11-4
         assert outcomes.tolist() == [[2.0, 10.0], [18.0, 26.0]]
         assert outcomes.dtype == torch.float32
+
+
+class TestContributions:
+    @pytest.mark.parametrize(
+        ("values", "weights", "gamma", "keep", "tokens", "prompt", "cut_off"),
+        [
+            # log pi of each token
+            (FINISHED, [1.0, 1.0], 1.0, False, [LN3 - LN4, LN2 - LN3], 0.0, 0.0),
+            (FINISHED, [0.5, 0.5], 1.0, False, [0.5 * (LN3 - LN4), 0.5 * (LN2 - LN3)], 0.0, 0.0),
+            (CUT_OFF, [1.0, 1.0], 1.0, False, [LN3 - LN4, LN2 - LN3], 0.0, -LN5),
+            # f_1 - 0.9 V_2 + 0.5 (f_2 - 0.9 V_3), and V_1 stays: c_2 = 0.5 f_2 - 0.9 V_2
+            (CUT_OFF, [1.0, 0.5], 0.9, True, [LN3 - LN4, 0.5 * LN2 - 0.9 * LN3], LN4, -0.45 * LN5),
+        ],
+    )
+    def test_by_hand(
+        self,
+        values: Tensor,
+        weights: list[float],
+        gamma: float,
+        keep: bool,
+        tokens: list[float],
+        prompt: float,
+        cut_off: float,
+    ) -> None:
+        found = bellman_contributions(CHOSEN, values, torch.tensor(weights), gamma, keep)
+        assert found.tokens.tolist() == pytest.approx(tokens, abs=1e-6)
+        assert (found.prompt, found.cut_off) == pytest.approx((prompt, cut_off), abs=1e-6)
+
+    @given(st.integers(0, 99), st.integers(1, 30), st.sampled_from([0.8, 1.0]), st.booleans())
+    @settings(max_examples=30, deadline=None)
+    @pytest.mark.parametrize("aggregate", ["sum", "mean", "discounted"])
+    def test_sum_to_the_outcome(
+        self, aggregate: Any, seed: int, num_tokens: int, gamma: float, finished: bool
+    ) -> None:
+        chosen, values = chosen_and_values(*random_episode(seed, num_tokens), 1.0, finished)
+        rewards = token_rewards(chosen, values, gamma=gamma)
+        expected = outcome_reward(rewards, values[0], aggregate, 0.9).item()
+        weights = aggregate_weights(num_tokens, aggregate, 0.9)
+        found = bellman_contributions(chosen, values, weights, gamma, aggregate == "discounted")
+        assert found.total == pytest.approx(expected, abs=1e-4)
+        assert (found.cut_off == 0.0) == finished
+
+    @pytest.mark.parametrize("aggregate", ["sum", "mean"])
+    def test_constants_in_the_logits_do_not_move_them(self, aggregate: Any) -> None:
+        logits, actions = random_episode(3, 6)
+        moved = logits + 10 * torch.randn(7, 1, generator=torch.Generator().manual_seed(1))
+        weights = aggregate_weights(6, aggregate)
+        before, after = (
+            bellman_contributions(*chosen_and_values(f, actions, 1.0, finished=True), weights) for f in (logits, moved)
+        )
+        torch.testing.assert_close(before.tokens, after.tokens, atol=1e-4, rtol=0.0)
 
 
 class TestBadInput:

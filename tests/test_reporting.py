@@ -18,7 +18,9 @@ from endotrl.reporting import (
     OPACITY,
     STEPS,
     ColorScale,
+    HeatMapRow,
     figure,
+    heat_maps,
     legend,
     number,
     page,
@@ -222,7 +224,51 @@ class TestTokenHeatMap:
             token_heat_map("ab", spans("ab"), [0.0, 0.0], ColorScale(1.0), entropies=[1.0, 1.0, 1.0])
 
 
+class TestHeatMaps:
+    def test_the_sum_is_stated(self):
+        rows = [
+            HeatMapRow("ab", spans("ab"), [-2.0, -0.5], total=-2.5, meta="line 1"),
+            HeatMapRow("a", spans("a"), [-1.0], total=9.0, rest={"V of the prompt": 10.0}, details=Markup("<p>D</p>")),
+            HeatMapRow("a", spans("a"), [math.nan], total=None),
+        ]
+        document = Document(heat_maps(rows))
+        for shown in (
+            "line 1 · reward −2.500 = 2 tokens −2.500",
+            "reward 9.000 = 1 token −1.000 + V of the prompt 10.000",
+            "no reward · 1 token",
+        ):
+            assert shown in document.text
+        assert document.text.endswith("no reward · 1 tokena") and "aD" in document.text
+        tips = [a["data-tip"] for _, a in document.tags if "data-tip" in a]
+        assert tips[0] == "token 1  “a”\ncontribution −2.000"
+        classes = [a["class"] for _, a in document.tags if "data-tip" in a]
+        assert classes == ["t n8", "t n2", "t n4", "t bad"]  # one scale, to −2
+
+    def test_another_sum_is_refused(self):
+        rows = [HeatMapRow("ab", spans("ab"), [-2.0, -0.5], total=-2.7)]
+        with pytest.raises(ValueError, match="sum to -2.5, but its reward is -2.7"):
+            heat_maps(rows)
+
+    def test_shares_of_a_mean_keep_their_digits(self):
+        row = HeatMapRow("ab", spans("ab"), [-0.00123, -0.00045], total=-0.00168)
+        assert "contribution −0.001230" in heat_maps([row]) and "contribution −0.000450" in heat_maps([row])
+
+
 class TestColorScale:
+    @pytest.mark.parametrize(
+        ("values", "sides", "shown", "shades"),
+        [
+            ([-4.0, 0.0], "below", "≤ −4.00.0neutral at 0.0.", STEPS + 1),
+            ([0.0, 2.0], "above", "0.0≥ +2.0neutral", STEPS + 1),
+            ([-4.0, 2.0], "both", "≤ −4.0≥ +4.0neutral", 2 * STEPS + 1),
+        ],
+    )
+    def test_numbers_of_one_sign_have_a_sequential_scale(self, values, sides, shown, shades):
+        scale = ColorScale.of([values])
+        assert scale.sides == sides
+        document = Document(legend(scale))
+        assert shown in document.text and [tag for tag, _ in document.tags].count("i") == shades
+
     @pytest.mark.parametrize(
         ("scale", "shown"),
         [
@@ -243,7 +289,7 @@ class TestColorScale:
 
     def test_few_extreme_tokens_do_not_set_the_scale(self):
         assert ColorScale.of([[float(i) for i in range(100)], [1e6]]).limit == 95.0
-        assert ColorScale.of([[4.0, -1.0]], center=1.0) == ColorScale(2.0, 1.0)
+        assert ColorScale.of([[4.0, -1.0]], center=1.0) == ColorScale(3.0, 1.0)
         assert ColorScale.of([[0.0], [], [math.nan]]) == ColorScale(1.0)  # nothing to scale by
 
     @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import torch
 
 from endotrl import EndogenousReward
 from endotrl.score_file import OUTPUT_KEYS, Row, Tally, message_text, model_digest, parse_row, score_file
+from endotrl.score_file.rows import TOKEN_KEYS
 
 
 SETTINGS = {"model": "tiny", "alpha": 1.0}
@@ -174,11 +175,50 @@ class TestScores:
             assert mean["reward_per_token"] == pytest.approx(mean["reward"], abs=2e-6)
             assert total["reward_per_token"] == pytest.approx(total["reward"] / total["num_tokens"], abs=2e-6)
 
+    @pytest.mark.parametrize("aggregate", ["sum", "mean", "discounted"])
+    @pytest.mark.parametrize("token_reward", ["bellman", "log_prob", "centered"])
+    @pytest.mark.parametrize("truncation", ["terminal", "bootstrap"])
+    def test_a_line_has_what_its_reward_is_made_of(
+        self, token_reward, aggregate, truncation, tokenizer, tiny_model_path, tmp_path
+    ):
+        settings = {"alpha": 0.7, "gamma": 0.9, "discount": 0.8, "truncation": truncation}
+        reward = EndogenousReward(
+            tiny_model_path, token_reward=token_reward, aggregate=aggregate, device="cpu", **settings
+        )
+        cut_off = {**text_row(3), "completion": " 6 of", "completion_ids": tokenizer(" 6 of")["input_ids"]}
+        source = write_rows(tmp_path / "in.jsonl", [text_row(1), message_row(4), cut_off])
+        score_file(reward, source, tmp_path / "out.jsonl", SETTINGS)
+        for record in read_rows(tmp_path / "out.jsonl"):
+            chosen, values = record["chosen_logits"], record["soft_values"]
+            assert len(values) == len(chosen) + 1 == record["num_tokens"] + 1
+            assert record["finished"] == (values[-1] == 0.0)
+            if truncation == "terminal":
+                values = [*values[:-1], 0.0]
+            # The formulas of the paper, by hand.
+            rewards = {
+                "bellman": [f - 0.9 * v for f, v in zip(chosen, values[1:], strict=True)],
+                "log_prob": [f - v for f, v in zip(chosen, values[:-1], strict=True)],
+                "centered": [
+                    f - v + 0.7 * h
+                    for f, v, h in zip(chosen, values[:-1], record.get("entropies", [0.0] * len(chosen)), strict=True)
+                ],
+            }[token_reward]
+            assert record["token_rewards"] == pytest.approx(rewards, abs=1e-5)
+            first = values[0] if token_reward == "bellman" else 0.0
+            outcome = {
+                "sum": sum(rewards) - first,
+                "mean": (sum(rewards) - first) / len(rewards),
+                "discounted": sum(0.8**h * r for h, r in enumerate(rewards)),
+            }[aggregate]
+            assert record["reward"] == pytest.approx(outcome, abs=1e-4)
+            rest = record.get("prompt_contribution", 0.0) + record.get("cut_off_contribution", 0.0)
+            assert sum(record["contributions"]) + rest == pytest.approx(record["reward"], abs=1e-4)
+
     def test_without_tokens(self, reward, tmp_path):
         source = write_rows(tmp_path / "in.jsonl", [text_row(1)])
         score_file(reward, source, tmp_path / "out.jsonl", SETTINGS, tokens=False)
         (record,) = read_rows(tmp_path / "out.jsonl")
-        assert "tokens" not in record and "token_rewards" not in record and record["reward"] < 0
+        assert not TOKEN_KEYS & set(record) and record["reward"] < 0
 
     def test_text_of_tools_is_not_scored(self, reward, tmp_path):
         turns = [("assistant", "I look it up."), ("tool", "42"), ("assistant", "It is 42.")]

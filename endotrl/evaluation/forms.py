@@ -31,8 +31,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import one_hot
 
-from ..bellman import outcome_reward, token_rewards
+from ..bellman import Contributions, aggregate_weights, bellman_contributions, token_rewards
 from ..checks import check_discount
 from ..rewards.intrinsic import relative_perplexity, self_certainty
 from .engine import ScoredResponse
@@ -147,26 +148,42 @@ class Form:
         if item.steps is not None:
             return self._step_scores(responses[0], len(item.steps))
         shortest = min(response.num_tokens for response in responses)
-        return [self._aggregate(response, shortest) for response in responses]
+        return [self.contributions(response, shortest).total for response in responses]
 
-    def _aggregate(self, response: ScoredResponse, shortest: int) -> float:
-        values = token_values(response, self.token, self.vocab_size)
-        # Of `bellman` rewards, V(s_1) is a constant of the prompt.
-        initial = (
-            response.stats.soft_values[0].double() if self.token == "bellman" else torch.zeros((), dtype=torch.float64)
+    def contributions(self, response: ScoredResponse, shortest: int) -> Contributions:
+        """
+        What each token of a response contributes to its score, which they sum to.
+
+        Args:
+            response ([`ScoredResponse`]):
+                The response.
+            shortest (`int`):
+                Tokens of the shortest response of the item.
+        """
+        values = token_values(response, self.token, self.vocab_size).double()
+        num_tokens = len(values)
+        count = {"first": int(self.parameter or 0), "matched": shortest}.get(self.aggregate, num_tokens)
+        if self.aggregate in ("mean", "discounted"):
+            weights = aggregate_weights(num_tokens, self.aggregate, self.parameter or 1.0)  # type: ignore[arg-type]
+        elif self.aggregate == "min":
+            weights = one_hot(values.argmin(), num_tokens).double()
+        else:
+            power = self.parameter if self.aggregate == "power" else 0.0
+            weights = torch.full((num_tokens,), num_tokens ** -(power or 0.0), dtype=torch.float64)
+        if self.token != "bellman" or self.aggregate == "min":
+            return Contributions(weights * values * (torch.arange(num_tokens) < count))
+        stats = response.stats
+        states = torch.cat([stats.soft_values[:-1], torch.zeros(1)])[: count + 1]
+        own = bellman_contributions(
+            stats.chosen_logits[:count],
+            states,
+            weights[:count],
+            # Of `bellman` rewards, V(s_1) is a constant of the prompt, which only this aggregate keeps.
+            keep_initial_value=self.aggregate == "discounted",
         )
-        if self.aggregate in ("sum", "mean"):
-            return outcome_reward(values, initial, self.aggregate).item()  # type: ignore[arg-type]
-        if self.aggregate == "discounted":
-            assert self.parameter is not None
-            return outcome_reward(values, aggregate="discounted", discount=self.parameter).item()
-        if self.aggregate == "min":
-            return values.min().item()
-        if self.aggregate == "power":
-            assert self.parameter is not None
-            return ((values.double().sum() - initial) / len(values) ** self.parameter).item()
-        count = shortest if self.aggregate == "matched" else int(self.parameter or 0)
-        return (values[:count].double().sum() - initial).item()
+        tokens = torch.zeros_like(weights)
+        tokens[: len(own.tokens)] = own.tokens
+        return own._replace(tokens=tokens)
 
     def _step_scores(self, response: ScoredResponse, num_steps: int) -> list[float]:
         """

@@ -3,6 +3,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -10,7 +11,7 @@ from markupsafe import Markup
 from transformers import PreTrainedTokenizerBase
 
 from .. import __version__
-from ..reporting import ColorScale, figure, legend, number, page, table, token_heat_map
+from ..reporting import HeatMapRow, figure, heat_maps, number, page, table
 from ..score_file import message_text
 from ..scoring.offsets import decode_with_offsets
 from .benchmarks import BENCHMARKS
@@ -155,38 +156,32 @@ def _disagreements(
     tokenizer: PreTrainedTokenizerBase,
     vocab_size: int,
 ) -> Markup | None:
-    """Token rewards of the pairs that the first scorer gets most wrong."""
+    """What tokens contribute in the pairs that the first scorer gets most wrong."""
     scorer = next(iter(results["metrics"]))
-    token = "log_prob"
-    base = base_name(scorer)
-    if not needs_model(base):
-        form = make_form(base, vocab_size)
-        token = form.token if isinstance(form, Form) and form.token != "bellman" else "log_prob"
     if items[0].steps is not None:
-        return _missed_steps(results, items, stats, tokenizer, vocab_size, scorer, token)
-    worst = _worst_pairs(results, items, stats, scorer)
-    if not worst:
+        return _missed_steps(results, items, stats, tokenizer, vocab_size, scorer)
+    form = _shown_form(scorer, vocab_size)
+    rows = []
+    for item, pair, margin in _worst_pairs(results, items, stats, scorer):
+        responses = stats.load(item.key)
+        scores = next(e for e in results["examples"] if e["key"] == item.key)["scores"][scorer]
+        shortest = min(response.num_tokens for response in responses)
+        for which in pair:
+            first = which == pair[0]
+            note = f"margin {number(margin)}" if first else "preferred, but worse"
+            meta = f"{item.group} · {item.id} · {note}"
+            row = _heat_map_row(
+                responses[which], shortest, form, tokenizer, message_text(item.prompt) if first else "", meta
+            )
+            if form.name == scorer:
+                row = replace(row, total=scores[which])  # the one that judged
+            else:
+                row = replace(row, meta=f"{meta} · {scorer} {number(scores[which])}")
+            rows.append(row)
+    if not rows:
         return None
-    responses = [(item, which, stats.load(item.key)[which], margin) for item, pair, margin in worst for which in pair]
-    values = [token_values(response, token, vocab_size)[:SHOWN_TOKENS].tolist() for _, _, response, _ in responses]
-    center = sum(map(sum, values)) / max(1, sum(map(len, values))) if token == "self_certainty" else 0.0
-    scale = ColorScale.of(values, center=center)
-    blocks = [
-        Markup("<p>{}</p>").format(
-            f"The pairs that {scorer} gets most wrong: first the better response, then the one that it prefers. Colour is the "
-            f"token reward {token}, for the first {SHOWN_TOKENS} tokens."
-        ),
-        legend(scale),
-    ]
-    for i, (item, which, response, margin) in enumerate(responses):
-        first = i % 2 == 0
-        example = next(e for e in results["examples"] if e["key"] == item.key)
-        score = number(example["scores"][scorer][which])
-        note = f"margin {number(margin)}" if first else "preferred, but worse"
-        meta = f"{item.group} · {item.id} · score {score} · {response.num_tokens} tokens · {note}"
-        prompt = message_text(item.prompt) if first else ""
-        blocks.append(_heat_map(response, values[i], tokenizer, scale, prompt, meta))
-    return Markup("").join(blocks)
+    text = f"The pairs that {scorer} gets most wrong: first the better response, then the one that it prefers."
+    return Markup("<p>{} {}</p>").format(text, _what_is_shown(form)) + _heat_maps(rows, form)
 
 
 def _missed_steps(
@@ -196,9 +191,8 @@ def _missed_steps(
     tokenizer: PreTrainedTokenizerBase,
     vocab_size: int,
     scorer: str,
-    token: str,
 ) -> Markup | None:
-    """Token rewards of the solutions in which the first wrong step scores highest above the lowest step."""
+    """What tokens contribute in the solutions in which the first wrong step scores highest above the lowest step."""
     found = []
     for item, example in zip(items, results["examples"], strict=True):
         scores = example["scores"][scorer]
@@ -208,22 +202,18 @@ def _missed_steps(
     worst = sorted(found, key=lambda entry: -entry[0])[:NUM_EXAMPLES]
     if not worst:
         return None
-    responses = [stats.load(item.key)[0] for _, item, _, _ in worst]
-    values = [token_values(response, token, vocab_size)[:SHOWN_TOKENS].tolist() for response in responses]
-    scale = ColorScale.of(values)
-    blocks = [
-        Markup("<p>{}</p>").format(
-            f"Solutions in which {scorer} finds another step worse than the first wrong one. Colour is the token reward {token}, "
-            f"for the first {SHOWN_TOKENS} tokens."
-        ),
-        legend(scale),
-    ]
-    for (_, item, wrong, lowest), response, row in zip(worst, responses, values, strict=True):
+    token = _shown_form(scorer, vocab_size).token
+    # Summed over a step, Bellman rewards are its log-probability and a difference of soft values.
+    form = Form.parse(f"{'log_prob' if token == 'bellman' else token}.sum", vocab_size)
+    rows = []
+    for _, item, wrong, lowest in worst:
+        (response,) = stats.load(item.key)
         meta = (
             f"{item.group} · {item.id} · first wrong step {wrong + 1}, lowest step {lowest + 1} of {item.num_scores}"
         )
-        blocks.append(_heat_map(response, row, tokenizer, scale, message_text(item.prompt), meta))
-    return Markup("").join(blocks)
+        rows.append(_heat_map_row(response, response.num_tokens, form, tokenizer, message_text(item.prompt), meta))
+    text = f"Solutions in which {scorer} finds another step worse than the first wrong one."
+    return Markup("<p>{} {}</p>").format(text, _what_is_shown(form)) + _heat_maps(rows, form)
 
 
 def _worst_pairs(
@@ -239,26 +229,56 @@ def _worst_pairs(
     return sorted(found, key=lambda entry: entry[2])[:NUM_EXAMPLES]
 
 
-def _heat_map(
+def _shown_form(scorer: str, vocab_size: int) -> Form:
+    """The form whose contributions are shown for a scorer: its own, or for one that is no sum over tokens the log-probability."""
+    base = base_name(scorer)
+    form = None if needs_model(base) else make_form(base, vocab_size)
+    return form if isinstance(form, Form) else Form.parse("log_prob.sum", vocab_size)
+
+
+def _what_is_shown(form: Form) -> str:
+    return f"Colour is what a token contributes to {form.name}, for the first {SHOWN_TOKENS} tokens."
+
+
+def _heat_maps(rows: Sequence[HeatMapRow], form: Form) -> Markup:
+    values = [value for row in rows for value in row.contributions]
+    # Never negative, and much alike: what tells is the difference to the mean.
+    center = math.fsum(values) / max(1, len(values)) if form.token == "self_certainty" else 0.0
+    return heat_maps(rows, f"contribution to {form.name}", form.name, center=center)
+
+
+def _heat_map_row(
     response: ScoredResponse,
-    values: list[float],
+    shortest: int,
+    form: Form,
     tokenizer: PreTrainedTokenizerBase,
-    scale: ColorScale,
     prompt: str,
     meta: str,
-) -> Markup:
-    token_stats = response.stats
-    count = len(values)
-    text, offsets = decode_with_offsets(tokenizer, token_stats.token_ids[:count].tolist())
-    return token_heat_map(
-        text,
-        offsets,
-        values,
-        scale,
-        log_probs=token_stats.log_probs[:count].tolist(),
-        soft_values=token_stats.soft_values[:count].tolist(),
-        entropies=None if token_stats.entropies is None else token_stats.entropies[:count].tolist(),
-        eos=token_stats.finished and count == len(token_stats.token_ids),
+) -> HeatMapRow:
+    stats = response.stats
+    contributions = form.contributions(response, shortest)
+    tokens = contributions.tokens.tolist()
+    count = min(SHOWN_TOKENS, len(tokens))
+    text, offsets = decode_with_offsets(tokenizer, stats.token_ids[:count].tolist())
+    rest = {
+        f"{len(tokens) - count:,} not shown": math.fsum(tokens[count:]),
+        "V of the prompt": contributions.prompt,
+        "V of the state behind": contributions.cut_off,
+    }
+    columns = {
+        "token reward": token_values(response, form.token, form.vocab_size),
+        "log-prob": stats.log_probs,
+        "soft value": stats.soft_values,
+        **({} if stats.entropies is None else {"entropy": stats.entropies}),
+    }
+    return HeatMapRow(
+        text=text,
+        offsets=offsets,
+        contributions=tokens[:count],
+        total=contributions.total,
+        rest={name: value for name, value in rest.items() if value},
+        columns={name: values[:count].tolist() for name, values in columns.items()},
+        eos=stats.finished and count == len(tokens),
         prompt=prompt,
         meta=meta,
     )

@@ -10,6 +10,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
+from ..rewards.frozen_model import warn_without_kl_penalty
 from .detector import REWARD_KEYS, Detector, Verdict
 from .observer import BatchObserver
 from .thresholds import CollapseThresholds
@@ -108,6 +109,7 @@ class CollapseMonitor(TrainerCallback):
         if self._observer is not None:
             raise ValueError("This monitor is attached to a trainer already. Make one for each trainer.")
         self._observer = BatchObserver(trainer, self.held_out, self.copy_weights)
+        warn_without_kl_penalty(trainer)
         callbacks = trainer.callback_handler.callbacks
         if self in callbacks:
             callbacks.remove(self)

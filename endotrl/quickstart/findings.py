@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..scoring.token_stats import TokenStats
+from ..reporting import HeatMapRow
 from .training import Run
 
 
@@ -43,8 +43,8 @@ class Part:
             Answers of the base model, sampled and greedy, and sampled ones of each run's policy, by the run's name.
         questions (`list[str]`), groups (`list[str]`):
             Held-out questions as they are shown, and the kind of each.
-        examples (`list[tuple[str, TokenStats, Any]]`):
-            Questions with scored answers and their token rewards, for the heat map.
+        examples (`list[HeatMapRow]`):
+            Scored answers, for the heat map.
         settings (`dict[str, Any]`):
             What was trained and how.
     """
@@ -56,7 +56,7 @@ class Part:
     after: dict[str, Answers]
     questions: list[str]
     groups: list[str]
-    examples: list[tuple[str, TokenStats, Any]] = field(default_factory=list)
+    examples: list[HeatMapRow] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -9,8 +9,9 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..quickstart_model import quickstart_model_path
+from ..reporting import HeatMapRow
 from ..rewards import EndogenousReward, LengthReward, RandomReward
-from ..scoring.token_stats import TokenStats
+from ..rewards.heat_map import heat_map_row
 from . import arithmetic, facts
 from .findings import Answers, Part
 from .training import faster_dtype, generate_answers, load_model, train_with_grpo
@@ -202,9 +203,9 @@ def _examples(
     questions: Sequence[facts.Question],
     before: Answers,
     after: Answers,
-) -> list[tuple[str, TokenStats, Any]]:
-    """Token rewards of three wrong answers from before and of the answers to the same questions from after."""
-    reward = EndogenousReward(base, tokenizer, token_reward="log_prob")
+) -> list[HeatMapRow]:
+    """Three wrong answers from before, and the answers to the same questions from after."""
+    reward = EndogenousReward(base, tokenizer)
     mended = [i for i in range(len(questions)) if after.right[i] and not before.right[i]][:3]
     rows = [(questions[i], answers.texts[i], answers.ids[i]) for i in mended for answers in (before, after)]
     if not rows:
@@ -214,7 +215,7 @@ def _examples(
         [[{"role": "assistant", "content": text}] for _, text, _ in rows],
         completion_ids=[ids for _, _, ids in rows],
     )
-    return [(row[0].text, stats, reward.token_rewards_from(stats)) for row, stats in zip(rows, scored, strict=True)]
+    return [heat_map_row(reward, stats, row[0].text) for row, stats in zip(rows, scored, strict=True)]
 
 
 PARTS = {"arithmetic": run_arithmetic, "facts": run_facts}

@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from .. import __version__
-from ..reporting import ColorScale, figure, legend, number, page, table, token_heat_map
+from ..reporting import figure, heat_maps, page, table
 from .findings import Answers, Part, accuracy_rows, half_width, summary
 
 
@@ -136,31 +136,11 @@ def _marked(answers: Answers, index: int) -> str:
 
 
 def _heat_maps(part: Part) -> Markup:
-    scale = ColorScale.of([rewards.tolist() for _, _, rewards in part.examples])
-    blocks = [
-        Markup(
-            "<p>What the frozen model thinks of each token: α log π, its share of the endogenous reward. A wrong answer "
-            "from before and the answer from after, to three questions whose answer was mended. Point at a token, or tap "
-            "it, for its numbers.</p>"
-        ),
-        legend(scale),
-    ]
-    for question, stats, rewards in part.examples:
-        blocks.append(
-            token_heat_map(
-                stats.text or "",
-                stats.offsets or [],
-                rewards.tolist(),
-                scale,
-                log_probs=stats.log_probs.tolist(),
-                soft_values=stats.soft_values.tolist(),
-                entropies=None if stats.entropies is None else stats.entropies.tolist(),
-                eos=stats.finished,
-                prompt=question,
-                meta=f"reward {number(rewards.sum().item(), 1)} nats",
-            )
-        )
-    return Markup("").join(blocks)
+    text = Markup(
+        "<p>What each token contributes to the endogenous reward: α log π of the frozen model. A wrong answer from before "
+        "and the answer from after, to three questions whose answer was mended.</p>"
+    )
+    return text + heat_maps(part.examples)
 
 
 def _settings(part: Part) -> Markup:

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Completions of a run in the colours of their token rewards."""
+"""Completions of a run in the colours of what their tokens contribute to the reward."""
 
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..reporting import ColorScale, legend, page, token_heat_map
+from ..reporting import HeatMapRow, heat_maps, page
 from ..rewards import EndogenousReward
+from ..rewards.heat_map import heat_map_row
 from ..score_file.rows import message_text
 from ..scoring.messages import Prompt
 from ..scoring.token_stats import TokenStats
@@ -20,7 +20,7 @@ HEAT_MAP_TITLE = "Token rewards of completions"
 
 class HeatMaps(TrainerCallback):
     """
-    Every few steps, scores some of the last completions again, and writes them with their token rewards as heat maps to
+    Every few steps, scores some of the last completions again, and writes them as heat maps to
     `output_dir/completions/token_rewards_<step>.html` and, with W&B, to the table `token_rewards`.
 
     Args:
@@ -73,9 +73,9 @@ class HeatMaps(TrainerCallback):
 
             if wandb.run is not None:
                 rows = [
-                    [state.global_step, message_text(prompt), row.text, reward.aggregate_from(row)]
-                    + [wandb.Html(heat_map_page(title, reward, [prompt], [row]), inject=False)]
-                    for prompt, row in zip(prompts, stats, strict=True)
+                    [state.global_step, row.prompt, row.text, row.total]
+                    + [wandb.Html(page(title, [("", heat_maps([row]))]), inject=False)]
+                    for row in _rows(reward, prompts, stats)
                 ]
                 columns: list[str | int] = ["step", "prompt", "completion", "reward", "token_rewards"]
                 wandb.log({"token_rewards": wandb.Table(columns=columns, data=rows)}, commit=False)
@@ -83,7 +83,7 @@ class HeatMaps(TrainerCallback):
 
 def heat_map_page(title: str, reward: EndogenousReward, prompts: list[Prompt], stats: list[TokenStats]) -> str:
     """
-    A page of completions with every token in the colour of its reward. Text of prompts and completions is escaped.
+    A page of completions with every token in the colour of what it contributes to the reward. Text of prompts and completions is escaped.
 
     Args:
         title (`str`):
@@ -98,23 +98,12 @@ def heat_map_page(title: str, reward: EndogenousReward, prompts: list[Prompt], s
     Returns:
         `str`: HTML.
     """
-    rewards = [reward.token_rewards_from(row)[row.positions] for row in stats]
-    # The end of a finished answer gets the whole of f(s_H, a_H), as V of the end is 0: it would set the scale alone.
-    inner = [row[:-1] if one.finished else row for row, one in zip(rewards, stats, strict=True)]
-    scale = ColorScale.of(row.tolist() for row in inner)
-    maps = [
-        token_heat_map(
-            row.text or "",
-            row.offsets or [],
-            row_rewards.tolist(),
-            scale,
-            log_probs=row.log_probs.tolist(),
-            soft_values=row.soft_values.tolist(),
-            entropies=None if row.entropies is None else row.entropies.tolist(),
-            eos=row.finished,
-            prompt=message_text(prompt),
-            meta=f"reward {reward.aggregate_from(row)}",
-        )
-        for prompt, row, row_rewards in zip(prompts, stats, rewards, strict=True)
+    return page(title, [("", heat_maps(_rows(reward, prompts, stats)))])
+
+
+def _rows(reward: EndogenousReward, prompts: list[Prompt], stats: list[TokenStats]) -> list[HeatMapRow]:
+    # The completions are of the last batch, and so is the slope.
+    return [
+        heat_map_row(reward, row, message_text(prompt), length_slope=reward.length_slope)
+        for prompt, row in zip(prompts, stats, strict=True)
     ]
-    return page(title, [("", Markup("").join([legend(scale), *maps]))])

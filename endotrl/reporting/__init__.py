@@ -7,7 +7,7 @@ every block takes plain strings, escapes them, and returns [`~markupsafe.Markup`
 always text, so nothing that a model writes can become part of the page.
 """
 
-from .heat_map import OPACITY, STEPS, ColorScale, legend, token_heat_map
+from .heat_map import OPACITY, STEPS, ColorScale, HeatMapRow, heat_maps, legend, token_heat_map
 from .html import SupportsSavefig, figure, page, table
 from .terminal import say, terminal_table, terminal_text
 from .text import correlation_in_words, number, plain
@@ -17,9 +17,11 @@ __all__ = [
     "OPACITY",
     "STEPS",
     "ColorScale",
+    "HeatMapRow",
     "SupportsSavefig",
     "correlation_in_words",
     "figure",
+    "heat_maps",
     "legend",
     "number",
     "page",

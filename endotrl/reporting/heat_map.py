@@ -3,7 +3,8 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 from markupsafe import Markup, escape
 
@@ -26,14 +27,17 @@ SHADES = "\n".join(
 @dataclass(frozen=True)
 class ColorScale:
     """
-    Diverging colour scale of token rewards: orange below `center`, neutral at it, blue above. Heat maps of one page
-    share a scale, so that their colours compare.
+    Colour scale of token rewards: orange below `center`, neutral at it, blue above. Heat maps of one page share a scale, so
+    that their colours compare.
 
     Args:
         limit (`float`):
             Distance from `center`, in nats, from which colours stay at their strongest.
         center (`float`, *optional*, defaults to `0.0`):
             Neutral reward, in nats.
+        sides (`str`, *optional*, defaults to `"both"`):
+            `"both"` for signed numbers, a diverging scale; `"below"` (log-probabilities) or `"above"` for numbers of one
+            sign, a sequential one.
 
     Example:
     ```python
@@ -47,6 +51,7 @@ class ColorScale:
 
     limit: float
     center: float = 0.0
+    sides: Literal["both", "below", "above"] = "both"
 
     def __post_init__(self) -> None:
         if not (0.0 < self.limit < math.inf and math.isfinite(self.center)):
@@ -59,11 +64,13 @@ class ColorScale:
     def of(cls, rewards: Iterable[Iterable[float]], center: float = 0.0, quantile: float = 0.95) -> "ColorScale":
         """
         The scale on which a fraction `quantile` of all tokens stays below the strongest colour, so that a few extreme
-        ones do not wash out the others. `rewards` has one iterable a completion.
+        ones do not wash out the others, with the sides that rewards are on. `rewards` has one iterable a completion.
         """
-        distances = sorted(abs(float(r) - center) for row in rewards for r in row if math.isfinite(float(r)))
-        limit = distances[int(quantile * (len(distances) - 1))] if distances else 0.0
-        return cls(limit or 1.0, center)
+        differences = [float(r) - center for row in rewards for r in row if math.isfinite(float(r))]
+        distances = sorted(map(abs, differences))
+        limit = distances[math.ceil(quantile * (len(distances) - 1))] if distances else 0.0
+        below, above = (any(sign * d > 0 for d in differences) for sign in (-1, 1))
+        return cls(limit or 1.0, center, "both" if below == above else "below" if below else "above")
 
     def shade(self, reward: float) -> str:
         """CSS class of a reward: `"p1"`..`"p8"` above the centre, `"n1"`..`"n8"` below, `""` at it, `"bad"` for NaN."""
@@ -76,20 +83,135 @@ class ColorScale:
 
 def legend(scale: ColorScale, what: str = "token reward, nats") -> Markup:
     """The colours of a page's heat maps, with what they stand for."""
-    low, high = scale.center - scale.limit, scale.center + scale.limit
     decimals = max(1, -math.floor(math.log10(scale.limit)))  # a small limit is not written as 0.0
-    shades = [f"n{i}" for i in range(STEPS, 0, -1)] + [""] + [f"p{i}" for i in range(1, STEPS + 1)]
+    middle = number(scale.center, decimals)
+    low = "≤ " + number(scale.center - scale.limit, decimals, sign=True) if scale.sides != "above" else middle
+    high = "≥ " + number(scale.center + scale.limit, decimals, sign=True) if scale.sides != "below" else middle
+    shades = [f"n{i}" for i in range(STEPS, 0, -1)] if scale.sides != "above" else []
+    shades += ["", *(f"p{i}" for i in range(1, STEPS + 1))] if scale.sides != "below" else [""]
     return Markup(
-        '<div class="legend"><span>{what}</span><span class="bar">≤ {low}<span class="ramp" '
-        'aria-hidden="true">{ramp}</span>≥ {high}</span><span>neutral at {center}. Point at the text, or tap it, to '
+        '<div class="legend"><span>{what}</span><span class="bar">{low}<span class="ramp" '
+        'aria-hidden="true">{ramp}</span>{high}</span><span>neutral at {middle}. Point at the text, or tap it, to '
         "see its numbers.</span></div>"
     ).format(
         what=what,
-        low=number(low, decimals, sign=True),
-        high=number(high, decimals, sign=True),
-        center=number(scale.center, decimals),
+        low=low,
+        high=high,
+        middle=middle,
         ramp=Markup("").join(Markup('<i class="{}"></i>').format(shade) for shade in shades),
     )
+
+
+@dataclass(frozen=True)
+class HeatMapRow:
+    """
+    A completion of [`heat_maps`]: what each of its tokens contributes to one number.
+
+    Attributes:
+        text (`str`), offsets (`Sequence[tuple[int, int]]` of length `H`):
+            As in [`token_heat_map`].
+        contributions (`Sequence[float]` of length `H`):
+            Contributions of the tokens.
+        total (`float`, *optional*):
+            The number; `None` if there is none, as for a completion that was cut off and is not to be rewarded.
+        rest (`Mapping[str, float]`, *optional*):
+            What else is in the number, by name: with the contributions, it sums to `total`.
+        columns (`Mapping[str, Sequence[float]]`, *optional*):
+            Further numbers of every token, by name.
+        eos (`bool`), prompt (`str`), meta (`str`):
+            As in [`token_heat_map`].
+        details (`Markup`, *optional*):
+            What stands below.
+    """
+
+    text: str
+    offsets: Sequence[tuple[int, int]]
+    contributions: Sequence[float]
+    total: float | None
+    rest: Mapping[str, float] = field(default_factory=dict)
+    columns: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    eos: bool = False
+    prompt: str = ""
+    meta: str = ""
+    details: Markup = Markup("")
+
+
+def heat_maps(
+    rows: Sequence[HeatMapRow],
+    what: str = "contribution to the reward, nats",
+    total: str = "reward",
+    unit: str = "token",
+    center: float = 0.0,
+    decimals: int | None = None,
+) -> Markup:
+    """
+    Completions in the colours of what their tokens contribute to one number, in one scale, under its legend. Above each
+    stands the sum.
+
+    Args:
+        rows (`Sequence[HeatMapRow]`):
+            The completions.
+        what (`str`, *optional*, defaults to `"contribution to the reward, nats"`):
+            What the colours stand for.
+        total (`str`, *optional*, defaults to `"reward"`):
+            Name of the number.
+        unit (`str`, *optional*, defaults to `"token"`):
+            What the spans are.
+        center (`float`, *optional*, defaults to `0.0`):
+            Neutral contribution.
+        decimals (`int`, *optional*):
+            Decimals of the numbers of tokens; by default at least 3, and as many as the shares of a mean need.
+
+    Returns:
+        `Markup`: the blocks.
+
+    Raises:
+        `ValueError`: If the contributions of a completion and its `rest` do not sum to its `total`: the page would show
+            another number than the one that judges.
+
+    Example:
+    ```python
+    >>> from endotrl.reporting import HeatMapRow, heat_maps
+
+    >>> html = heat_maps([HeatMapRow("A cat", [(0, 1), (1, 5)], [-2.1, -7.5], total=-9.6)])
+    ```
+    """
+    scale = ColorScale.of((row.contributions for row in rows), center=center)
+    if decimals is None:
+        decimals = max(3, 3 - math.floor(math.log10(scale.limit)))
+    maps = [
+        token_heat_map(
+            row.text,
+            row.offsets,
+            row.contributions,
+            scale,
+            others=row.columns,
+            unit=unit,
+            name="contribution",
+            decimals=decimals,
+            eos=row.eos,
+            prompt=row.prompt,
+            meta=" · ".join(filter(None, [row.meta, _sum_in_words(row, total, unit)])),
+        )
+        + row.details
+        for row in rows
+    ]
+    return Markup("").join([legend(scale, what), *maps])
+
+
+def _sum_in_words(row: HeatMapRow, total: str, unit: str) -> str:
+    count = len(row.contributions)
+    units = f"{count:,} {unit}{'' if count == 1 else 's'}"
+    if row.total is None:
+        return f"no {total} · {units}"
+    parts = {units: math.fsum(row.contributions), **row.rest}
+    scale = 1.0 + math.fsum(map(abs, [*row.contributions, *row.rest.values()]))
+    if math.isfinite(row.total) and abs(math.fsum(parts.values()) - row.total) > 1e-4 * scale:
+        raise ValueError(
+            f"The contributions of a completion sum to {math.fsum(parts.values())}, but its {total} is {row.total}: they are "
+            "of another reward."
+        )
+    return f"{total} {number(row.total)} = " + " + ".join(f"{name} {number(value)}" for name, value in parts.items())
 
 
 def token_heat_map(

@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, Trainer
 
-from ..bellman import Aggregate, TokenRewardForm, outcome_reward, token_rewards
+from ..bellman import (
+    Aggregate,
+    Contributions,
+    TokenRewardForm,
+    aggregate_weights,
+    bellman_contributions,
+    outcome_reward,
+    token_rewards,
+)
 from ..checks import check_alpha, check_choice, check_discount
 from ..scoring.messages import Completion, Prompt, criteria_of_rows
 from ..scoring.offsets import decode_with_offsets
@@ -176,6 +184,7 @@ class EndogenousReward(FrozenModelReward):
         self.criterion = criterion
         self.correction = as_correction(correction, token_reward)
         self._length_sums = (0.0, 0.0)
+        self.length_slope = 0.0  # that [`LengthControl`] took out of the last batch
         self._generalist: EndogenousReward | None = None
         if isinstance(self.correction, InformationGain):
             if self.correction.generalist is None:
@@ -353,6 +362,7 @@ class EndogenousReward(FrozenModelReward):
         if learn:
             self._length_sums = (xy, xx)
         slope = xy / xx if xx > 0 else 0.0  # all lengths are the same
+        self.length_slope = slope
         corrected = [
             None if outcome is None else outcome - slope * math.log(length)
             for outcome, length in zip(outcomes, lengths, strict=True)
@@ -372,7 +382,7 @@ class EndogenousReward(FrozenModelReward):
 
     def _weights(self, stats: TokenStats) -> Tensor:
         """Weight of each token reward in the aggregate, of shape `(H,)`, float32."""
-        return (self.step_discount ** torch.arange(len(stats.token_ids), dtype=torch.float64)).float()
+        return aggregate_weights(len(stats.token_ids), self.aggregate, self.discount).float()
 
     @property
     def step_discount(self) -> float:
@@ -448,6 +458,23 @@ class EndogenousReward(FrozenModelReward):
         """
         return self._outcome(stats, self.aggregate)
 
+    def contributions_from(self, stats: TokenStats) -> Contributions | None:
+        r"""
+        What each token of a scored completion contributes to its reward: the numbers that sum to [`aggregate_from`], and that
+        heat maps colour. `None` if it has no reward.
+
+        For `"bellman"` rewards with the default settings, that is $\alpha \log \hat\pi(a_h|s_h)$, and not the token rewards
+        themselves: these differ from it by the change of the soft value, which arbitrary constants of the logits move and
+        which cancels in the sum.
+        """
+        if self.aggregate_from(stats) is None:
+            return None
+        weights = aggregate_weights(len(stats.token_ids), self.aggregate, self.discount)
+        if self.token_reward == "bellman":
+            keep = self.aggregate == "discounted"
+            return bellman_contributions(stats.chosen_logits, self._state_values(stats), weights, self.gamma, keep)
+        return Contributions(weights * self._action_rewards(stats).double())
+
     def _outcome(self, stats: TokenStats, aggregate: Aggregate, corrected: bool = True) -> float | None:
         if len(stats.token_ids) == 0 or (self.truncation == "skip" and not stats.finished):
             return None
@@ -489,13 +516,16 @@ class EndogenousReward(FrozenModelReward):
     def _action_rewards(self, stats: TokenStats, corrected: bool = True) -> Tensor:
         if self.truncation == "skip" and not stats.finished:
             return torch.full_like(stats.chosen_logits, torch.nan)
-        values = stats.soft_values
-        if self.truncation == "terminal" and not stats.finished:
-            values = torch.cat([values[:-1], torch.zeros(1)])
         rewards = token_rewards(
-            stats.chosen_logits, values, self.alpha, self.gamma, self.token_reward, stats.entropies
+            stats.chosen_logits, self._state_values(stats), self.alpha, self.gamma, self.token_reward, stats.entropies
         )
         return correct_tokens(rewards, stats, self.correction if corrected else None)
+
+    def _state_values(self, stats: TokenStats) -> Tensor:
+        """Soft values, of shape `(H + 1,)`, in which 0 follows the last token if the completion counts as ended there."""
+        if self.truncation == "terminal" and not stats.finished:
+            return torch.cat([stats.soft_values[:-1], torch.zeros(1)])
+        return stats.soft_values
 
     def _score_rows(
         self, rows: list[Rendered], entropy: bool, mean_logits: bool = False, progress: bool = False

@@ -4,6 +4,7 @@
 import logging
 from collections.abc import Sequence
 from typing import Any, Self
+from weakref import WeakSet
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
@@ -20,6 +21,7 @@ from ..scoring.token_stats import TokenStats
 
 
 logger = logging.getLogger(__name__)
+_warned: WeakSet[Any] = WeakSet()  # trainers
 
 
 class FrozenModelReward:
@@ -128,11 +130,7 @@ class FrozenModelReward:
                 if getattr(trainer, key, None):
                     chat_template_kwargs[key] = getattr(trainer, key)
         self.chat_template_kwargs = chat_template_kwargs
-        if trainer.beta == 0.0:
-            logger.warning(
-                "The trainer has `beta=0`: without a KL penalty, training on an endogenous reward collapses onto the most "
-                "probable response. Set `beta` > 0 (the optimum is then the frozen model to the power 1 + alpha / beta)."
-            )
+        warn_without_kl_penalty(trainer)
         self._renderer = self._scorer = None
         return self
 
@@ -251,3 +249,35 @@ class FrozenModelReward:
         if isinstance(self._processing_class, ProcessorMixin):
             return self._processing_class.tokenizer
         return self._processing_class
+
+
+def warn_without_kl_penalty(trainer: Any) -> None:
+    """
+    Warns, once for each trainer, of training on the reward of a frozen model without a KL penalty, which is the default of
+    [`~trl.GRPOConfig`].
+
+    Args:
+        trainer ([`~transformers.Trainer`]):
+            Any trainer. Only those with reward functions and a KL penalty, [`~trl.GRPOTrainer`] and
+            [`~trl.RLOOTrainer`], are warned of.
+    """
+    from trl import GRPOTrainer, RLOOTrainer  # takes seconds, and who scores a file has no trainer
+
+    if not isinstance(trainer, GRPOTrainer | RLOOTrainer) or trainer.beta != 0.0 or trainer in _warned:
+        return
+    trained = [
+        name
+        for reward, name, weight in zip(
+            trainer.reward_funcs, trainer.reward_func_names, trainer.reward_weights.tolist(), strict=True
+        )
+        if isinstance(reward, FrozenModelReward) and weight != 0.0
+    ]
+    if trained and trainer.accelerator.is_main_process:
+        _warned.add(trainer)
+        logger.warning(
+            "The trainer has `beta=0`, no KL penalty, and is trained on %s, the reward of a frozen model: the policy "
+            "collapses onto the most probable response, while the reward rises. Set `beta` > 0, for example "
+            "`%s(beta=0.05, ...)`: the optimum is then the frozen model to the power 1 + alpha / beta.",
+            ", ".join(trained),
+            type(trainer.args).__name__,
+        )

@@ -106,8 +106,22 @@ def output_record(
             record["entropy"] = _finite(stats.entropies.mean().item())
     if tokens:
         record["tokens"] = [(stats.text or "")[start:end] for start, end in stats.offsets or []]
-        record["token_rewards"] = [_finite(token_reward) for token_reward in token_rewards]
+        record["token_rewards"] = _rounded(token_rewards)
+        # What the reward can be computed from again.
+        record["chosen_logits"] = _rounded(stats.chosen_logits.tolist())
+        record["soft_values"] = _rounded(stats.soft_values.tolist())
+        if reward.token_reward == "centered" and stats.entropies is not None:
+            record["entropies"] = _rounded(stats.entropies.tolist())
+        contributions = reward.contributions_from(stats)
+        if contributions is not None:
+            record["contributions"] = _rounded(contributions.tokens.tolist())
+            rest = {"prompt_contribution": contributions.prompt, "cut_off_contribution": contributions.cut_off}
+            record |= {name: _finite(value) for name, value in rest.items() if value}
     return record
+
+
+def _rounded(values: Sequence[float]) -> list[float | None]:
+    return [_finite(value) for value in values]
 
 
 def _finite(value: float | None) -> float | None:

@@ -16,7 +16,10 @@ STREAM = "-"  # standard input or standard output
 INPUT_KEYS = ("prompt", "completion", "completion_ids")
 # Keys that an output line can have. A row of the input must not bring its own.
 OUTPUT_KEYS = {"line", "error", "reward", "reason", "num_tokens", "finished", "reward_per_token", "entropy"}
-OUTPUT_KEYS |= {"tokens", "token_rewards", "sentence_scores"}
+# Those that `--no-tokens` leaves out.
+TOKEN_KEYS = {"tokens", "token_rewards", "chosen_logits", "soft_values", "entropies", "contributions"}
+TOKEN_KEYS |= {"prompt_contribution", "cut_off_contribution", "sentence_scores"}
+OUTPUT_KEYS |= TOKEN_KEYS
 ROW_FORMAT = '{"prompt": ..., "completion": ...}'
 
 

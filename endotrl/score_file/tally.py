@@ -5,7 +5,7 @@ import heapq
 import math
 from typing import Any
 
-from .rows import Row
+from .rows import TOKEN_KEYS, Row
 
 
 class Tally:
@@ -28,9 +28,7 @@ class Tally:
 
     def add(self, row: Row, record: dict[str, Any]) -> None:
         """Adds a row and its output line."""
-        record = {
-            key: value for key, value in record.items() if key not in ("tokens", "token_rewards", "sentence_scores")
-        }
+        record = {key: value for key, value in record.items() if key not in TOKEN_KEYS}
         self.rows += 1
         if len(self.head) < self.keep:
             self.head.append((row, record))

@@ -12,6 +12,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler, is_async_callable
 
 from ..rewards.dense import DenseScores
+from ..rewards.frozen_model import warn_without_kl_penalty
 from .reward_recording import RewardRecorder, ScoredBatch, pad_rows
 from .rollout_state import load_rollouts, save_rollouts, skip_epochs
 
@@ -40,6 +41,10 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
                 f"{cls.__name__} overrides `_transform_advantages`, which TRL calls with one advantage a completion. This trainer "
                 "has one a token: override `_compute_advantages` instead."
             )
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        warn_without_kl_penalty(self)
 
     def _calculate_rewards(
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: list[list[int]]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`endotrl eval` as users run it: files, terminal of 80 columns, page, comparison, errors."""
 
+import html
 import json
 import re
 from pathlib import Path
@@ -117,6 +118,30 @@ class TestBenchmark:
         assert not re.findall(r'(?:src|href)="(?!data:)', page)
         assert 'name="viewport"' in page and 'class="t ' in page
         assert page.count("<figure>") == 4  # metric, levels, length, calibration
+
+    @pytest.mark.parametrize(
+        ("scorer", "shown"),
+        [
+            *((name, name) for name in ("bellman.sum", "bellman.discounted=0.9", "centered.mean", "self_certainty")),
+            *(("residual:bellman.mean", "bellman.mean"), ("length", "log_prob.sum"), ("gain.sum", "gain.sum")),
+        ],
+    )
+    def test_shown_tokens_sum_to_the_score(self, evaluate, rm_bench, tmp_path, scorer, shown):
+        results = evaluate("rm-bench", rm_bench, "--scorers", scorer, "random")
+        page = html.unescape((tmp_path / "out" / "report.html").read_text()).replace("−", "-")
+        assert f"what a token contributes to {shown}," in page
+        blocks = page.split('class="heat"')[1:]
+        assert blocks
+        scores = [score for example in results["examples"] for score in example["scores"][scorer]]
+        for block in blocks:
+            total = float(re.search(rf"{re.escape(shown)} ([-\d.]+) = ", block)[1])
+            parts = re.search(r" = ([^<]*)<", block)[1].split(" + ")
+            rest = sum(float(part.split()[-1]) for part in parts[1:])
+            tokens = [float(number) for number in re.findall(r"\ncontribution ([-+\d.]+)", block)]
+            assert sum(tokens) == pytest.approx(float(parts[0].split()[-1]), abs=0.002 * len(tokens))
+            assert sum(tokens) + rest == pytest.approx(total, abs=0.002 * len(tokens))
+            if scorer == shown:
+                assert any(abs(total - score) < 0.001 for score in scores)
 
     def test_few_items_are_called_few(self, evaluate, tmp_path, capsys):
         path = write(tmp_path / "pairs.jsonl", [PAIR_ROW, {**PAIR_ROW, "prompt": "Say no"}])

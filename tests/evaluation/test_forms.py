@@ -83,6 +83,24 @@ class TestForms:
             [sum(row[:shortest]) for row in rows], abs=1e-4
         )
 
+    def test_prefixes_and_lowest_of_bellman_rewards(self, item, scored, references):
+        rows = [token_rewards(ref, "bellman", 1.0, 1.0, True, "terminal") for _, _, ref in references]
+        first = [ref.values[0] for _, _, ref in references]
+        expected = [sum(row[:3]) - v for row, v in zip(rows, first, strict=True)]
+        assert score("bellman.first=3", item, scored) == pytest.approx(expected, abs=2e-4)
+        expected = [row[0] - v for row, v in zip(rows, first, strict=True)]
+        assert score("bellman.matched", item, scored) == pytest.approx(expected, abs=2e-4)
+        assert score("bellman.min", item, scored) == pytest.approx([min(row) for row in rows], abs=2e-4)
+
+    def test_contributions_are_of_single_tokens(self, item, scored, references):
+        log_probs = references[0][2].log_probs
+        found = Form.parse("bellman.sum", VOCAB).contributions(scored[0], 1)
+        assert found.tokens.tolist() == pytest.approx(log_probs, abs=1e-4)
+        found = Form.parse("log_prob.min", VOCAB).contributions(scored[0], 1)
+        lowest = min(range(len(log_probs)), key=lambda h: log_probs[h])
+        expected = [log_probs[h] if h == lowest else 0.0 for h in range(len(log_probs))]
+        assert found.tokens.tolist() == pytest.approx(expected, abs=1e-4)
+
     def test_power_between_sum_and_mean(self, item, scored):
         assert score("bellman.power=0", item, scored) == pytest.approx(score("bellman.sum", item, scored), abs=1e-5)
         assert score("bellman.power=1", item, scored) == pytest.approx(score("bellman.mean", item, scored), abs=1e-5)

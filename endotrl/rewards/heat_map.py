@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A scored completion as a row of a heat map: what each token contributes to its reward."""
+
+import math
+
+import torch
+
+from ..reporting import HeatMapRow
+from ..scoring.token_stats import TokenStats
+from .corrections import length_shares
+from .endogenous import EndogenousReward
+
+
+def heat_map_row(
+    reward: EndogenousReward, stats: TokenStats, prompt: str = "", meta: str = "", length_slope: float = 0.0
+) -> HeatMapRow:
+    """
+    A completion in the colours of its contributions to the reward ([`EndogenousReward.contributions_from`]), with the token
+    rewards and what they are made of as further numbers.
+
+    Args:
+        reward ([`EndogenousReward`]):
+            The reward.
+        stats ([`TokenStats`]):
+            What [`EndogenousReward.score`] says about the completion.
+        prompt (`str`, *optional*), meta (`str`, *optional*):
+            As in [`~endotrl.reporting.HeatMapRow`].
+        length_slope (`float`, *optional*, defaults to `0.0`):
+            Slope of the reward on log length that [`LengthControl`] takes out.
+    """
+    contributions, total = reward.contributions_from(stats), reward.aggregate_from(stats)
+    token_rewards = reward.token_rewards_from(stats)[stats.positions]
+    rest = {}
+    if contributions is None or total is None:
+        tokens = torch.full_like(token_rewards, torch.nan)
+    else:
+        num_tokens = len(stats.token_ids)
+        tokens = contributions.tokens + length_shares(num_tokens, length_slope).double()
+        total -= length_slope * math.log(num_tokens)
+        if contributions.prompt:
+            rest["V of the prompt"] = contributions.prompt
+        if contributions.cut_off:
+            rest["V of the state where it was cut off"] = contributions.cut_off
+    columns = {
+        "token reward": token_rewards,
+        "log-prob": stats.log_probs,
+        "soft value": stats.soft_values[:-1],
+        **({} if stats.entropies is None else {"entropy": stats.entropies}),
+    }
+    return HeatMapRow(
+        text=stats.text or "",
+        offsets=stats.offsets or [],
+        contributions=tokens.tolist(),
+        total=total,
+        rest=rest,
+        columns={name: values.tolist() for name, values in columns.items()},
+        eos=stats.finished,
+        prompt=prompt,
+        meta=meta,
+    )
