@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import trl
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from trl.chat_template_utils import get_training_chat_template
 
 from endotrl.scoring.messages import add_criterion
+from endotrl.scoring.rendering import Renderer
 from endotrl.scoring.template import Template
 
 
@@ -192,3 +194,49 @@ class TestCriterion:
         text = self.judge(tokenizer, (FOLDER / "llama3_2.jinja").read_text())
         head, _, rest = text.partition("Be exact.")
         assert "Today Date: " in head and "Capital of France?" in rest
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_instruct_2507", "llama3", "smolvlm", "idefics3"])
+def test_rows_are_the_same_in_both_forms(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.chat_template = (FOLDER / f"{name}.jinja").read_text()
+    renderer = Renderer(tokenizer, eos_token_ids=[tokenizer.eos_token_id], vocab_size=len(tokenizer))
+    text, parts = (
+        renderer.render([[say("user", "Capital?", parts=p)]], [[say("assistant", "Paris.", parts=p)]])
+        for p in (False, True)
+    )
+    assert text == parts
+    assert "Capital?" in tokenizer.decode(text[0].prompt_ids)
+    assert tokenizer.decode(text[0].completion_ids).startswith("Paris.")
+
+
+class TestPrefixPreserving:
+    """Completions of several messages are written by a template that does not rewrite earlier turns."""
+
+    TURNS = [
+        say("assistant", "", tool_calls=[CALL]),
+        say("tool", "12", name="multiply"),
+        say("assistant", "It is 12."),
+    ]
+
+    def test_a_template_of_which_trl_has_another_version(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        tokenizer.chat_template = (FOLDER / "qwen3.jinja").read_text()
+        training = get_training_chat_template(tokenizer)
+        rows = [
+            Renderer(tokenizer, [tokenizer.eos_token_id], len(tokenizer), chat_template_kwargs=kwargs).render(
+                [[say("user", "3 times 4?")]], [self.TURNS]
+            )
+            for kwargs in (None, {"chat_template": training})
+        ]
+        assert rows[0] == rows[1]
+        written = [rows[0][0].completion_ids[i] for i in rows[0][0].action_positions]
+        call = '<tool_call>\n{"name": "multiply", "arguments": {"a": 3, "b": 4}}\n</tool_call><|im_end|>'
+        assert tokenizer.decode(written) == call + "It is 12.<|im_end|>"
+
+    def test_others_stay(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        template = Template(tokenizer)  # ChatML, which TRL has no version of
+        assert template.prefix_preserving is template
+        tokenizer.chat_template = (FOLDER / "qwen3_instruct_2507.jinja").read_text()
+        template = Template(tokenizer)
+        assert template.prefix_preserving is template
+        template = Template(tokenizer, {"chat_template": (FOLDER / "qwen3.jinja").read_text()})
+        assert template.prefix_preserving is template  # it was asked for
