@@ -7,6 +7,7 @@ fails here first, and says what it changes for us.
 import ast
 import dataclasses
 import inspect
+import re
 import textwrap
 import tomllib
 from collections.abc import Callable
@@ -20,6 +21,8 @@ import peft
 import pytest
 import torch
 import transformers.integrations.deepspeed
+import trl.chat_template_utils
+import trl.data_utils
 import trl.scripts.grpo
 import trl.trainer.utils
 from datasets import Dataset
@@ -158,6 +161,42 @@ class TestPrompts:
         assert 'self.processing_class(text=prompts)["input_ids"]' in source, "Plain prompts are tokenized otherwise."
 
 
+class TestPolicyPrompts:
+    """A reward finds the trainer that calls it, and the token ids of the prompts that its policy has read: [`find_call`]."""
+
+    @pytest.mark.parametrize("trainer", GROUP_TRAINERS)
+    def test_group_trainers(self, trainer: type) -> None:
+        method = trainer._generate_and_score_completions
+        names = {name for target in assigned(method) for name in re.findall(r"\w+", target)}
+        assert {"prompts", "prompt_ids_list"} <= names, "Where are the token ids of the prompts now?"
+        (call,) = calls_of(method, "_calculate_rewards")
+        assert ast.unparse(call.args[1]) == "prompts", "Rewards are asked for other prompts than those tokenized."
+        source = inspect.getsource(trainer._calculate_rewards)
+        for name in ("_log_completion_extra", "_log_metric"):  # methods, by which a reward knows the trainer
+            assert f"= self.{name}\n" in source, f"`{name}` is no method of {trainer.__name__} any more."
+
+    def test_online_dpo(self) -> None:
+        source = inspect.getsource(OnlineDPOTrainer.training_step)
+        assert "prompt_ids, prompt_mask, completion_ids, completion_mask" in source
+        assert "prompts=2 * prompts," in source, "Rewards are asked for other prompts than those tokenized."
+        assert "add_special_tokens=False" in inspect.getsource(OnlineDPOTrainer._generate), "Text has a BOS now."
+        assert "continue_final_message=continue_final_message" in inspect.getsource(trl.data_utils.apply_chat_template)
+
+    def test_tools_and_templates(self) -> None:
+        targets = assigned(GRPOTrainer.__init__)
+        for name in ("tools", "chat_template", "_env_tools", "_multi_environment", "_is_vlm"):
+            assert any(f"self.{name}" in target for target in targets), f"`GRPOTrainer.{name}` is gone."
+        source = inspect.getsource(GRPOTrainer._tokenize_prompts)
+        assert "tools=self._env_tools[name] or None" in source, "Environments' tools are given otherwise."
+        assert "prepare_multimodal_messages(prompt) for prompt in prompts" in source
+        batch = inspect.getsource(GRPOTrainer._generate_and_score_completions)
+        assert 'x.get("environment") if self._multi_environment else None' in batch
+        # A swapped-in template is taken over for completions of several messages, too.
+        for name in ("get_training_chat_template", "is_chat_template_prefix_preserving"):
+            parameters = list(inspect.signature(getattr(trl.chat_template_utils, name)).parameters)
+            assert parameters[0] == "processing_class"
+
+
 class TestSharing:
     """[`EndogenousReward.attach`] finds the trainer's frozen weights."""
 
@@ -175,7 +214,9 @@ class TestSharing:
 
     def test_online_dpo_cannot_sync(self) -> None:
         assert not has_field(OnlineDPOConfig, "sync_ref_model"), "`share_with` must look at it now."
-        assert not has_field(OnlineDPOConfig, "chat_template_kwargs"), "`attach` could take it over now."
+        assert not has_field(OnlineDPOConfig, "chat_template_kwargs"), (
+            "Is it rendered with? `PromptSettings` takes it over."
+        )
 
     @pytest.mark.parametrize("trainer", GROUP_TRAINERS)
     def test_reference_is_loaded_by_name(self, trainer: type) -> None:

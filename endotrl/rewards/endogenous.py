@@ -69,7 +69,9 @@ class EndogenousReward(FrozenModelReward):
             the demo's model; or a loaded model, which is used as it is and must not be trained. With `None`, the reward
             shares the frozen weights of a trainer and must be attached to it: see [`attach`].
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Tokenizer of `model`, or a processor that holds it. Loaded with the model if not given.
+            Tokenizer of `model`, or a processor that holds it. Loaded with the model if not given. In a trainer whose policy
+            has the same tokenizer, prompts are read as the policy reads them: a chat template of another
+            `processing_class` holds, with a warning.
         alpha (`float`, *optional*, defaults to `1.0`):
             Temperature of the soft value. Pretrained and fine-tuned language models have `1.0`.
         gamma (`float`, *optional*, defaults to `1.0`):
@@ -104,7 +106,7 @@ class EndogenousReward(FrozenModelReward):
             What to do when prompt and completion do not fit the frozen model's context: `"error"`, or
             `"truncate_left"` to drop the beginning of the prompt.
         chat_template_kwargs (`dict[str, Any]`, *optional*):
-            Further arguments for the chat template. Pass what the trainer's `chat_template_kwargs` has.
+            Further arguments for the chat template. In a trainer, its own are taken over: see [`bind`].
         offload (`bool`, *optional*, defaults to `False`):
             Whether the reward's own copy waits in CPU memory between calls, which frees the accelerator's for training
             and costs a transfer of the weights a call.
@@ -247,7 +249,7 @@ class EndogenousReward(FrozenModelReward):
                 TRL's loggers. Columns: reward per token. Metrics: reward, log-probability and entropy per token (nats),
                 the fraction of truncated completions, and the correlation of the reward with the length.
             **kwargs:
-                Other columns; not used.
+                Other columns. `environment` selects tools, where the trainer has several environments.
 
         Returns:
             `list[float | None]`: `None` for a completion without a scored token, and for truncated ones with
@@ -258,7 +260,7 @@ class EndogenousReward(FrozenModelReward):
             [`Renderer.render`]), and for NaN logits.
             `RuntimeError`: If the reward shares a trainer's weights and is not attached.
         """
-        rows = self._rows(prompts, completions, completion_ids, domain)
+        rows = self._rows(prompts, completions, completion_ids, domain, log_extra, kwargs.get("environment"))
         return self._score_and_log(rows, log_extra, log_metric)[1]
 
     def outcome_and_token_rewards(
@@ -291,7 +293,7 @@ class EndogenousReward(FrozenModelReward):
             of other tokens. And as [`__call__`].
         """
         self.check_token_credit()
-        rows = self._rows(prompts, completions, completion_ids, domain)
+        rows = self._rows(prompts, completions, completion_ids, domain, log_extra, kwargs.get("environment"))
         for i, (row, given) in enumerate(zip(rows, completion_ids or [], strict=completion_ids is not None)):
             if row.completion_ids != list(given):
                 raise ValueError(
@@ -509,9 +511,11 @@ class EndogenousReward(FrozenModelReward):
         completions: Sequence[Completion],
         completion_ids: Sequence[Sequence[int]] | None,
         domain: Sequence[str] | None,
+        log_extra: Callable[[str, list[Any]], None] | None = None,
+        environment: Sequence[str] | None = None,
     ) -> list[Rendered]:
         criteria = criteria_of_rows(self.criterion, domain, len(prompts))
-        return self._render(prompts, completions, completion_ids, criteria)
+        return self._render(prompts, completions, completion_ids, criteria, log_extra, environment)
 
     def _action_rewards(self, stats: TokenStats, corrected: bool = True) -> Tensor:
         if self.truncation == "skip" and not stats.finished:

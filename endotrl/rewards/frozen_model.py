@@ -2,7 +2,7 @@
 """A reward that a frozen language model gives: whose weights, which tokenizer, and from rows of a batch to token statistics."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 from weakref import WeakSet
 
@@ -12,7 +12,8 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from ..scoring.batching import plan_batches
 from ..scoring.messages import Completion, Prompt
 from ..scoring.placement import LoadedModel, OwnCopy, Placement, load_tokenizer, place
-from ..scoring.policy_tokens import PolicyTokens
+from ..scoring.policy import PolicyBinding, Reading
+from ..scoring.policy_tokens import tokenizer_of
 from ..scoring.rendering import OverlongPrompt, Rendered, Renderer
 from ..scoring.scorer import FrozenScorer
 from ..scoring.sharding import shards_weights
@@ -57,34 +58,64 @@ class FrozenModelReward:
         self.max_tokens_per_batch = max_tokens_per_batch
         self.trust_remote_code = trust_remote_code
         self.overlong_prompt = overlong_prompt
-        self.chat_template_kwargs = chat_template_kwargs
         self.__name__ = name  # TRL's name for a callable in logs
-        self._processing_class = processing_class
-        # What the user gave holds in every trainer; the rest is taken from the one that the reward is attached to.
-        self._given = (processing_class, chat_template_kwargs)
-        self._policy_tokens: PolicyTokens | None = None
+        self._loaded: PreTrainedTokenizerBase | None = None
         self._placement = place(model, dtype, device, trust_remote_code, offload)
         # Name and digest of the model given, once it has been left for a trainer's.
         self._made_for: tuple[str, str] | None = None
-        # Made on first use; not pickled.
-        self._renderer: Renderer | None = None
-        self._scorer: FrozenScorer | None = None
+        self._prompts = PolicyBinding(
+            processing_class,
+            chat_template_kwargs,
+            self._get_processing_class,
+            self._make_renderer,
+            on_bind=warn_without_kl_penalty,
+        )
+        self._scorer: FrozenScorer | None = None  # made on first use; not pickled
 
     def __getstate__(self) -> dict[str, Any]:
         """Weights are not pickled: a copy is loaded again on first use, a shared one is attached again."""
         placement = None if self.is_shared else self._placement
-        return {**self.__dict__, "_placement": placement, "_renderer": None, "_scorer": None}
+        return {**self.__dict__, "_placement": placement, "_scorer": None}
 
     @property
     def is_shared(self) -> bool:
         """`True` if this reward has no weights of its own: made with `model=None`, or attached to a trainer."""
         return not isinstance(self._placement, OwnCopy | LoadedModel)
 
+    def bind(self, trainer: Any) -> Self:
+        """
+        Reads prompts as the policy of a trainer does: with its processor, chat template, `chat_template_kwargs` and
+        `tools`, but for what this reward was given itself. The weights stay its own.
+
+        TRL's trainers need no such call: a reward finds the trainer that calls it, and the token ids of the prompts that
+        the policy has read. It is for rewards that are called from another thread, or before training.
+
+        Args:
+            trainer ([`~trl.GRPOTrainer`], [`~trl.RLOOTrainer`] or `OnlineDPOTrainer`):
+                The trainer that has this reward among its `reward_funcs`.
+
+        Returns:
+            This reward.
+
+        Raises:
+            `TypeError`: If it is no trainer with reward functions.
+
+        Example:
+        ```python
+        >>> reward = EndogenousReward("Qwen/Qwen3-0.6B")
+        >>> trainer = GRPOTrainer(model, reward_funcs=reward, tools=tools, train_dataset=dataset)
+        >>> reward.bind(trainer)
+        ```
+        """
+        self._prompts.bind(trainer)
+        return self
+
     def attach(self, trainer: Any) -> Self:
         """
         Shares the frozen weights of a trainer, so that the reward adds no second model to memory: with LoRA, the policy
         with its adapter disabled; with `beta` > 0, the trainer's reference model. Where the trainer runs these weights
-        over the completions anyway (`beta` > 0), the reward reads that pass instead of running its own.
+        over the completions anyway (`beta` > 0), the reward reads that pass instead of running its own. It reads prompts as the
+        policy does: see [`bind`].
 
         Args:
             trainer ([`~trl.GRPOTrainer`], [`~trl.RLOOTrainer`] or `OnlineDPOTrainer`):
@@ -106,6 +137,7 @@ class FrozenModelReward:
         >>> trainer.train()
         ```
         """
+        self.bind(trainer)
         placement = share_with(trainer)
         if isinstance(self._placement, OwnCopy | LoadedModel):
             self._made_for = self._placement.config._name_or_path, self._placement.digest(placement.dtype)
@@ -120,18 +152,8 @@ class FrozenModelReward:
         if self._placement is not None and self._placement.recorder is not None:
             self._placement.recorder.close()
         self._placement = placement
-        self._policy_tokens = PolicyTokens.of(trainer)
-        processing_class, chat_template_kwargs = self._given
-        self._processing_class = trainer.processing_class if processing_class is None else processing_class
-        if chat_template_kwargs is None:
-            # What the trainer renders prompts with. Only GRPO has tools, and OnlineDPO has neither of the others.
-            chat_template_kwargs = dict(getattr(trainer.args, "chat_template_kwargs", None) or {})
-            for key in ("tools", "chat_template"):
-                if getattr(trainer, key, None):
-                    chat_template_kwargs[key] = getattr(trainer, key)
-        self.chat_template_kwargs = chat_template_kwargs
-        warn_without_kl_penalty(trainer)
-        self._renderer = self._scorer = None
+        self._prompts.forget()
+        self._scorer = None
         return self
 
     def shard(self, trainer: Any) -> Self:
@@ -195,14 +217,27 @@ class FrozenModelReward:
         """Configuration of the frozen model; there is one before the weights are loaded."""
         return self._require_placement().config
 
+    @property
+    def processing_class(self) -> PreTrainedTokenizerBase | ProcessorMixin:
+        """Tokenizer or processor that prompts are read with: in a trainer, its policy's, if the tokens are the same."""
+        return self._prompts.reading().processing_class
+
+    @property
+    def chat_template_kwargs(self) -> dict[str, Any]:
+        """Arguments for the chat template: those that were given, and those of the trainer that it is bound to."""
+        return self._prompts.reading().chat_template_kwargs
+
     def _render(
         self,
         prompts: Sequence[Prompt],
         completions: Sequence[Completion],
         completion_ids: Sequence[Sequence[int]] | None,
         criteria: Sequence[str | None] | None = None,
+        log_extra: Callable[..., Any] | None = None,
+        environment: Sequence[str] | None = None,
     ) -> list[Rendered]:
-        return self._require_renderer().render(prompts, completions, completion_ids, criteria)
+        columns = (completions, completion_ids, criteria)
+        return self._prompts.render(Renderer.render, prompts, *columns, log_extra=log_extra, environment=environment)
 
     def _score_rows(
         self, rows: list[Rendered], entropy: bool, mean_logits: bool = False, progress: bool = False
@@ -212,21 +247,24 @@ class FrozenModelReward:
         return self._scorer(rows, self.alpha, entropy, mean_logits, progress)
 
     def _require_renderer(self) -> Renderer:
-        if self._renderer is None:
-            placement, tokenizer = self._require_placement(), self._tokenizer
-            eos_token_ids = [*placement.eos_token_ids, tokenizer.eos_token_id]
-            text_config = placement.config.get_text_config()
-            self._renderer = Renderer(
-                tokenizer,
-                eos_token_ids=[token_id for token_id in eos_token_ids if token_id is not None],
-                vocab_size=text_config.vocab_size,
-                # Not every family has a limit (state-space models have none).
-                max_length=getattr(text_config, "max_position_embeddings", None),
-                overlong_prompt=self.overlong_prompt,
-                chat_template_kwargs=self.chat_template_kwargs,
-                policy_tokens=self._policy_tokens,
-            )
-        return self._renderer
+        return self._prompts.of()
+
+    def _make_renderer(self, reading: Reading) -> Renderer:
+        placement = self._require_placement()
+        eos_token_ids = [*placement.eos_token_ids, self._tokenizer.eos_token_id]
+        text_config = placement.config.get_text_config()
+        return Renderer(
+            reading.processing_class,
+            eos_token_ids=[token_id for token_id in eos_token_ids if token_id is not None],
+            vocab_size=text_config.vocab_size,
+            # Not every family has a limit (state-space models have none).
+            max_length=getattr(text_config, "max_position_embeddings", None),
+            overlong_prompt=self.overlong_prompt,
+            chat_template_kwargs=reading.chat_template_kwargs,
+            policy_tokens=reading.policy_tokens,
+            continues_turns=reading.continues_turns,
+            keeps_prompts=reading.keeps_prompts,
+        )
 
     def _require_placement(self) -> Placement:
         if self._placement is None:
@@ -236,19 +274,25 @@ class FrozenModelReward:
             )
         return self._placement
 
-    @property
-    def _tokenizer(self) -> PreTrainedTokenizerBase:
-        if self._processing_class is None:
-            name = self._require_placement().config._name_or_path
-            if not name:
+    def _get_processing_class(self) -> PreTrainedTokenizerBase | ProcessorMixin:
+        """That of the frozen model: given, of the trainer whose weights are shared, or loaded."""
+        if self._prompts.given is not None:
+            return self._prompts.given
+        placement = self._require_placement()
+        if self.is_shared and self._prompts.policy is not None:
+            return self._prompts.policy.tokens.processing_class
+        if self._loaded is None:
+            if not placement.config._name_or_path:
                 raise ValueError(
                     "The model instance given to the endogenous reward was not loaded from a path or the hub, so its "
                     "tokenizer cannot be found. Pass it as `processing_class`."
                 )
-            self._processing_class = load_tokenizer(name, self.trust_remote_code)
-        if isinstance(self._processing_class, ProcessorMixin):
-            return self._processing_class.tokenizer
-        return self._processing_class
+            self._loaded = load_tokenizer(placement.config._name_or_path, self.trust_remote_code)
+        return self._loaded
+
+    @property
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        return tokenizer_of(self._get_processing_class())
 
 
 def warn_without_kl_penalty(trainer: Any) -> None:

@@ -141,7 +141,13 @@ class _IntrinsicReward(FrozenModelReward, ABC):
         **kwargs: Any,
     ) -> list[float | None]:
         """One reward a completion, `None` for one without a scored token. As [`EndogenousReward.__call__`]."""
-        rows = self._render(prompts, completions, completion_ids)
+        rows = self._render(
+            prompts,
+            completions,
+            completion_ids,
+            log_extra=kwargs.get("log_extra"),
+            environment=kwargs.get("environment"),
+        )
         stats = self._score_rows(rows, self._entropy, self._mean_logits)
         rewards = self._rewards(prompts, rows, stats)
         if log_metric is not None:

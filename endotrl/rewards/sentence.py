@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..scoring.messages import Completion, Prompt
-from ..scoring.policy_tokens import PolicyTokens
+from ..scoring.policy_tokens import PolicyTokens, tokenizer_of
 from ..scoring.rendering import OverlongPrompt
 from ..sentence.configuration import SentenceRewardConfig
 from ..sentence.modeling import SentenceRewardModel
@@ -30,7 +30,7 @@ class SentenceReward:
     number, in [`DenseGRPOTrainer`] and [`PPOTrainer`].
 
     Policy and reward model may have different tokenizers: the text is encoded again then, and a sentence's reward goes to
-    the token of the policy that ends it. That takes the policy's tokenizer: see `policy_processing_class`.
+    the token of the policy that ends it. Outside of trainers, that takes `policy_processing_class`.
 
     Args:
         model (`str`, [`SentenceRewardModel`] or [`~peft.PeftModel`]):
@@ -41,7 +41,7 @@ class SentenceReward:
         segmenter ([`~endotrl.sentence.Segmenter`], *optional*):
             Splits text into sentences. Defaults to the one that the model was trained with.
         policy_processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Tokenizer of the policy, if it is another. [`attach`] takes it from a trainer.
+            Tokenizer of the policy, if it is another. In a trainer, it is found.
         max_tokens_per_batch (`int`, *optional*, defaults to `8192`):
             Padded tokens of one forward pass. It bounds memory and does not change rewards.
         dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`):
@@ -56,7 +56,7 @@ class SentenceReward:
             What to do when prompt and completion do not fit the model's context: `"error"`, or `"truncate_left"` to drop the
             beginning of the prompt.
         chat_template_kwargs (`dict[str, Any]`, *optional*):
-            Further arguments for the chat template.
+            Further arguments for the chat template. In a trainer, its own are taken over.
 
     Raises:
         `ValueError`: If a setting is out of range, or the model is another kind of model.
@@ -98,13 +98,21 @@ class SentenceReward:
             chat_template_kwargs,
         )
         self.policy_processing_class = policy_processing_class
-        if policy_processing_class is not None:
-            self._scorer.know_policy(PolicyTokens(policy_processing_class))
         self.__name__ = name  # TRL's name for a callable in logs
         self._said_other_text = False
 
     def __repr__(self) -> str:
         return f"SentenceReward({self._scorer.name!r}, name={self.__name__!r})"
+
+    @property
+    def policy_processing_class(self) -> PreTrainedTokenizerBase | None:
+        """Tokenizer of the policy: given, or of the trainer that the reward is bound to."""
+        tokens = self._scorer.prompts.policy_tokens
+        return None if tokens is None else tokenizer_of(tokens.processing_class)
+
+    @policy_processing_class.setter
+    def policy_processing_class(self, processing_class: PreTrainedTokenizerBase | None) -> None:
+        self._scorer.prompts.know(None if processing_class is None else PolicyTokens(processing_class))
 
     @property
     def config(self) -> SentenceRewardConfig:
@@ -143,7 +151,9 @@ class SentenceReward:
             `ValueError`, `TypeError`: For a batch that cannot be encoded (before anything is computed; see
             [`~endotrl.sentence.SentenceEncoder`]), and for NaN scores.
         """
-        rows = self.score(prompts, completions, completion_ids)
+        rows = self._scorer(
+            prompts, completions, completion_ids, log_extra=log_extra, environment=kwargs.get("environment")
+        )
         self._log(rows, log_extra, log_metric)
         return [row.score for row in rows]
 
@@ -172,7 +182,9 @@ class SentenceReward:
             `ValueError`: As [`__call__`], and if policy and reward model have different tokenizers and the policy's is not
             known.
         """
-        rows = self.score(prompts, completions, completion_ids)
+        rows = self._scorer(
+            prompts, completions, completion_ids, log_extra=log_extra, environment=kwargs.get("environment")
+        )
         self._log(rows, log_extra, log_metric)
         token_rewards = [
             self._token_rewards(row, None if completion_ids is None else list(completion_ids[i]))
@@ -201,10 +213,10 @@ class SentenceReward:
         """
         return self._scorer(prompts, completions, completion_ids, progress)
 
-    def attach(self, trainer: Any) -> "SentenceReward":
+    def bind(self, trainer: Any) -> "SentenceReward":
         """
-        Takes the policy's tokenizer from a trainer, to find the policy's tokens that end sentences, and the tokens that
-        end its completions.
+        Reads prompts as the policy of a trainer does (see [`EndogenousReward.bind`]), and finds the tokens that end sentences
+        with its tokenizer.
 
         Args:
             trainer ([`~transformers.Trainer`]):
@@ -212,10 +224,16 @@ class SentenceReward:
 
         Returns:
             This reward.
+
+        Raises:
+            `TypeError`: If it is no trainer with reward functions.
         """
-        self.policy_processing_class = trainer.processing_class
-        self._scorer.know_policy(PolicyTokens.of(trainer))
+        self._scorer.prompts.bind(trainer)
         return self
+
+    def attach(self, trainer: Any) -> "SentenceReward":
+        """As [`bind`]: no trainer has weights that it could share."""
+        return self.bind(trainer)
 
     def load(self) -> "SentenceReward":
         """

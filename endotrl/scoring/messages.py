@@ -108,14 +108,77 @@ def as_messages(completion: Completion) -> list[Message]:
     return [{"role": "assistant", "content": completion}] if isinstance(completion, str) else list(completion)
 
 
+def continued(prompt: Sequence[Message], message: Message) -> list[Message]:
+    """A prompt whose last message goes on with what another one says."""
+    return [*prompt[:-1], {**prompt[-1], **message, "content": "".join([*texts_of(prompt[-1]), *texts_of(message)])}]
+
+
 def text_of(completion: Completion) -> str:
     """The text that a completion ends with: of messages, that of the last one."""
     if isinstance(completion, str):
         return completion
-    content = completion[-1].get("content") if completion else None
-    if isinstance(content, str) or not content:
-        return content or ""
-    return "".join(str(part.get("text", "")) if isinstance(part, Mapping) else str(part) for part in content)
+    return "".join(texts_of(completion[-1])) if completion else ""
+
+
+def texts_of(message: Message) -> list[str]:
+    """Texts of a message: of its content, or of the parts that its content has."""
+    if _has_parts(message):
+        return [_part_text(part) or "" for part in message["content"]]
+    content = message.get("content")
+    return [content] if isinstance(content, str) and content else []
+
+
+def with_texts(message: Message, texts: Sequence[str], mark: str) -> Message:
+    """
+    A message with other texts, one for each of [`texts_of`].
+
+    Args:
+        message (`dict`):
+            The message.
+        texts (`Sequence[str]`):
+            The texts.
+        mark (`str`):
+            A key to add to every part, which no template reads.
+    """
+    if not _has_parts(message):
+        return {**message, "content": texts[0]} if texts else message
+    parts: list[Any] = []
+    for part, text in zip(message["content"], texts, strict=True):
+        if not isinstance(part, Mapping):
+            parts.append(text)
+            continue
+        key = "text" if "text" in part else part["type"]
+        parts.append({**part, key: text, mark: mark})
+    return {**message, "content": parts}
+
+
+def as_text(message: Message) -> Message:
+    """A message whose content is one string, whatever parts it had."""
+    return {**message, "content": "".join(texts_of(message))} if _has_parts(message) else message
+
+
+def as_parts(message: Message) -> Message:
+    """A message whose content is a list of parts, as models that also read images have it."""
+    content = message.get("content")
+    return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
+
+
+def _has_parts(message: Message) -> bool:
+    return isinstance(message.get("content"), list | tuple)
+
+
+def _part_text(part: Any) -> str | None:
+    """Text of a part of a message; `None` if it is no text."""
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, Mapping):
+        return None
+    kind = part.get("type", "text")
+    if isinstance(kind, str) and kind.removesuffix("_url").removeprefix("input_") in ("image", "video", "audio"):
+        return None
+    # `{"type": "thinking", "thinking": "..."}` is text as well. Datasets fill keys that other parts have with `None`.
+    text = (part["text"] or "") if "text" in part else part.get(kind)
+    return text if isinstance(text, str) else None
 
 
 def says_more(message: Message) -> bool:
@@ -124,12 +187,10 @@ def says_more(message: Message) -> bool:
 
 
 def _unread_part(message: Message) -> str | None:
-    """The type of a part of a message that is an image, a video or a sound."""
-    content = message.get("content")
-    for part in content if isinstance(content, list) else ():
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        if isinstance(kind, str) and kind.removesuffix("_url").removeprefix("input_") in ("image", "video", "audio"):
-            return kind
+    """The type of a part of a message that is no text: an image, a video, a sound."""
+    for part in message["content"] if _has_parts(message) else ():
+        if _part_text(part) is None:
+            return str(part.get("type")) if isinstance(part, Mapping) else type(part).__name__
     return None
 
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from operator import index
 from typing import Any, Literal
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from .ends import Ends
-from .messages import Completion, Prompt, add_criterion, as_messages, check_row, says_more, text_of
+from .messages import Completion, Prompt, add_criterion, as_messages, check_row, continued, says_more, text_of
 from .policy_tokens import PolicyTokens, foreign_token_ids
 from .template import Template
 from .turns import header_of, render_turns
@@ -51,9 +51,9 @@ class Renderer:
     """
     Turns rows of a TRL batch into token ids, by one rule: what the policy generated is scored as it was generated.
 
-    - The prompt is rendered as TRL's GRPO and RLOO trainers render it: chat template with the generation prompt for
-      messages, plain tokenization (special tokens included) for text. OnlineDPO tokenizes plain prompts without special
-      tokens; here they are kept, as the frozen model expects its BOS.
+    - The prompt's tokens are those that the policy read, where they are known. Otherwise it is rendered as TRL's GRPO and
+      RLOO trainers render it: chat template with the generation prompt for messages, plain tokenization (special tokens
+      included) for text; or, with `continues_turns`, as OnlineDPO does.
     - `completion_ids` are scored as they are if policy and frozen model share a tokenizer. Where the policy's is not known, they
       must decode to the completion. Otherwise the completion's text is rendered with this tokenizer and template.
     - A completion given as text is a complete answer: the end of the turn (or the EOS token, for plain text) that
@@ -62,8 +62,8 @@ class Renderer:
     - In completions of several messages, only the assistant's tokens are scored.
 
     Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer of the frozen model.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`]):
+            Tokenizer of the frozen model, or the processor that holds it.
         eos_token_ids (`Sequence[int]`):
             Tokens that end a response. The special token with which the chat template ends a turn is one, too.
         vocab_size (`int`):
@@ -77,27 +77,36 @@ class Renderer:
             Further arguments for the chat template, such as `enable_thinking` or `tools`.
         policy_tokens ([`PolicyTokens`], *optional*):
             What is known of the `completion_ids`.
+        continues_turns (`bool`, *optional*, defaults to `False`):
+            Whether a last message of the assistant is continued, where otherwise another turn is opened, and plain text
+            gets no special tokens.
+        keeps_prompts (`bool`, *optional*, defaults to `False`):
+            Whether prompts stay as they are rendered here, where the policy has read others.
     """
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin,
         eos_token_ids: Sequence[int],
         vocab_size: int,
         max_length: int | None = None,
         overlong_prompt: OverlongPrompt = "error",
         chat_template_kwargs: dict[str, Any] | None = None,
         policy_tokens: PolicyTokens | None = None,
+        continues_turns: bool = False,
+        keeps_prompts: bool = False,
     ) -> None:
-        self.tokenizer = tokenizer
         self.vocab_size = vocab_size
         self.max_length = max_length
         self.overlong_prompt = overlong_prompt
-        self._template = Template(tokenizer, chat_template_kwargs)
+        self.continues_turns = continues_turns
+        self.keeps_prompts = keeps_prompts
+        self._template = Template(processing_class, chat_template_kwargs)
+        self.tokenizer = self._template.tokenizer
         self._policy_tokens = policy_tokens
         # Of a policy that is known, and `None` if it has another tokenizer.
         self._foreign_ids = (
-            None if policy_tokens is None else foreign_token_ids(tokenizer, policy_tokens.processing_class)
+            None if policy_tokens is None else foreign_token_ids(self.tokenizer, policy_tokens.processing_class)
         )
         padded = None
         if policy_tokens is not None and self._foreign_ids is not None:
@@ -107,6 +116,7 @@ class Renderer:
         self._said_reencoding = False
         self._said_header = False
         self._said_rerendering = False
+        self._said_other_prompts = False
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
@@ -119,6 +129,7 @@ class Renderer:
         completions: Sequence[Completion],
         completion_ids: Sequence[Sequence[int]] | None = None,
         criteria: Sequence[str | None] | None = None,
+        policy_prompt_ids: Sequence[list[int]] | None = None,
     ) -> list[Rendered]:
         """
         Renders a batch.
@@ -132,6 +143,9 @@ class Renderer:
                 Token ids as the policy generated them, EOS included, without padding.
             criteria (`list[str | None]`, *optional*):
                 System message for each row, put before the prompt.
+            policy_prompt_ids (`list[list[int]]`, *optional*):
+                Token ids of the prompts as the policy read them. If its tokens mean the same here, they are scored in all
+                rows without a criterion, unless `keeps_prompts`; a warning says so if they are others.
 
         Returns:
             `list[Rendered]`, in the order given.
@@ -150,11 +164,16 @@ class Renderer:
             check_row(row, prompt, completion)
             prompt = add_criterion(prompt, criterion)
             # A GRPO group repeats its prompt: rendered once.
+            template = self._template_for(completion)
             key = prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, default=repr)
+            key = f"{id(template)} {key}"
             if key not in prompt_cache:
-                prompt_text = self._prompt_text(prompt, has_criterion=criterion is not None)
-                prompt_cache[key] = (prompt_text, self._template.encode(prompt_text, special=isinstance(prompt, str)))
+                prompt_text = self._prompt_text(template, prompt, has_criterion=criterion is not None)
+                special = self._adds_special_tokens(prompt, prompt_text)
+                prompt_cache[key] = (prompt_text, template.encode_prompt(prompt_text, special))
             prompt_text, prompt_ids = prompt_cache[key]
+            if policy_prompt_ids is not None and criterion is None:
+                prompt_ids = self._settle(row, prompt_ids, policy_prompt_ids[row])
             ids = None if completion_ids is None else _token_ids(row, completion_ids[row])
             if ids and min(ids) < 0:
                 raise ValueError(
@@ -211,22 +230,59 @@ class Renderer:
             raise ValueError(
                 "The batch is empty: `prompts` and `completions` have no rows, so there is nothing to score."
             )
-        if self.tokenizer.chat_template is None and any(not isinstance(prompt, str) for prompt in prompts):
+        if not self._template.exists and any(not isinstance(prompt, str) for prompt in prompts):
             raise ValueError(
                 f"The prompts are messages, but the tokenizer {self.tokenizer.name_or_path!r} of the frozen model has no "
-                "chat template. Pass a `processing_class` with one (`trl.clone_chat_template` copies it from another "
-                "model), or use plain-text prompts."
+                "chat template. Pass a `processing_class` with one (the model's processor, if that has it; "
+                "`trl.clone_chat_template` copies it from another model), or use plain-text prompts."
             )
 
-    def _prompt_text(self, prompt: Prompt, has_criterion: bool) -> str:
+    def _template_for(self, completion: Completion) -> Template:
+        """The turns of a completion of several messages must not be written otherwise when others follow."""
+        return self._template if _is_turn(completion) else self._template.prefix_preserving
+
+    def _prompt_text(self, template: Template, prompt: Prompt, has_criterion: bool) -> str:
         if isinstance(prompt, str):
             return prompt
-        return self._template.apply(prompt, add_generation_prompt=True, has_criterion=has_criterion)
+        continues = self._continues(prompt)
+        return template.apply(
+            prompt, add_generation_prompt=not continues, has_criterion=has_criterion, continue_final_message=continues
+        )
+
+    def _continues(self, prompt: Prompt) -> bool:
+        """Whether the completion goes on with the prompt's last message."""
+        return self.continues_turns and not isinstance(prompt, str) and prompt[-1]["role"] == "assistant"
+
+    def _adds_special_tokens(self, prompt: Prompt, prompt_text: str) -> bool:
+        is_chat = not isinstance(prompt, str)
+        return not self.continues_turns and self._template.adds_special_tokens(prompt_text, is_chat)
+
+    def _settle(self, row: int, ours: list[int], theirs: list[int]) -> list[int]:
+        """Which prompt is scored: the one rendered here, or the one that the policy has read."""
+        if self._foreign_ids is None or not self._foreign_ids.isdisjoint(theirs) or ours == theirs:
+            return ours
+        if not self._said_other_prompts:
+            pairs = enumerate(zip(ours, theirs, strict=False))
+            at = next((i for i, (a, b) in pairs if a != b), min(len(ours), len(theirs)))
+            here, there = (self._template.decode(ids[at : at + 8]) for ids in (ours, theirs))
+            scored = (
+                "The reward's are scored, because it was given a `processing_class` or `chat_template_kwargs`: leave them out to "
+                "score the policy's."
+                if self.keeps_prompts
+                else "The policy's are scored."
+            )
+            logger.warning(
+                f"The policy has read other prompts than the reward renders: that of row {row} has "
+                f"{_count(len(theirs), 'token')} for the policy and {len(ours)} for the reward. They differ from token {at} on: "
+                f"{there!r} for the policy, {here!r} for the reward. {scored} (Said once.)"
+            )
+            self._said_other_prompts = True
+        return ours if self.keeps_prompts else theirs
 
     def _render_completion(
         self, prompt: Prompt, prompt_text: str, prompt_ids: list[int], completion: Completion, ids: list[int] | None
     ) -> Rendered:
-        is_turn = isinstance(completion, str) or [message["role"] for message in completion] in ([], ["assistant"])
+        is_turn = _is_turn(completion)
         if ids is not None and is_turn:
             ids = self.ends.without_padding(ids)
         if ids is not None and not self._is_read(ids, completion):
@@ -241,9 +297,8 @@ class Renderer:
         if not is_turn:
             assert not isinstance(prompt, str) and not isinstance(completion, str)  # `check_row` has seen to it
             of_trainer = self._policy_tokens is not None
-            turns = render_turns(
-                self._template, self.ends, prompt, prompt_text, prompt_ids, completion, ids, of_trainer
-            )
+            template = self._template_for(completion)
+            turns = render_turns(template, self.ends, prompt, prompt_text, prompt_ids, completion, ids, of_trainer)
             if turns.rerendered:
                 self._warn_of_rerendering()
             return self._finish(prompt_ids, turns.ids, turns.positions)
@@ -288,18 +343,20 @@ class Renderer:
         self, prompt: Prompt, prompt_text: str, prompt_ids: list[int], completion: Completion
     ) -> list[int]:
         """Token ids of a completion of one message or of plain text, with the token that ends it."""
+        special = self._adds_special_tokens(prompt, prompt_text)
         if isinstance(prompt, str):
-            ids = self._template.continuation(prompt_text, prompt_ids, str(completion), special=True)
+            ids = self._template.continuation(prompt_text, prompt_ids, str(completion), special)
             return self.ends.close(ids, self.ends.of_text)
         messages = as_messages(completion)
         if not messages or not says_more(messages[0]):
             # As the policy continued the prompt, whatever the template makes of a finished turn.
             text = text_of(messages)
             self._warn_of_header(text)
-            ids = self._template.continuation(prompt_text, prompt_ids, text, special=False)
+            ids = self._template.continuation(prompt_text, prompt_ids, text, special)
             return self.ends.close(ids, self.ends.of_turn)
         (message,) = messages
-        full_text = self._template.apply([*prompt, message], add_generation_prompt=False)
+        whole = continued(prompt, message) if self._continues(prompt) else [*prompt, message]
+        full_text = self._template.apply(whole, add_generation_prompt=False)
         if not full_text.startswith(prompt_text):
             raise ValueError(
                 f"The chat template of {self.tokenizer.name_or_path!r} does not render a finished turn as a "
@@ -313,7 +370,7 @@ class Renderer:
                 f"The chat template of {self.tokenizer.name_or_path!r} leaves out the reasoning of a message with "
                 f"{sorted(message)}, so the policy's tokens cannot be told. Pass `completion_ids`, or the whole text as `content`."
             )
-        ids = self._template.continuation(prompt_text, prompt_ids, turn, special=False)
+        ids = self._template.continuation(prompt_text, prompt_ids, turn, special)
         length = self.ends.turn_length(ids)
         end = self.ends.of_call if message.get("tool_calls") else self.ends.of_turn
         return [*ids, *end] if length is None else ids[:length]
@@ -370,6 +427,11 @@ class Renderer:
         return Rendered(
             rendered.prompt_ids[-room:], rendered.completion_ids, rendered.action_positions, rendered.finished
         )
+
+
+def _is_turn(completion: Completion) -> bool:
+    """Whether a completion is one turn of the assistant."""
+    return isinstance(completion, str) or [message["role"] for message in completion] in ([], ["assistant"])
 
 
 def _token_ids(row: int, ids: Sequence[int]) -> list[int]:

@@ -140,15 +140,8 @@ def share_with(trainer: Any) -> AdapterDisabled | SharedReference:
     `beta > 0`, the reference model.
 
     Raises:
-        `TypeError`: If it is no trainer with reward functions.
         `ValueError`: If the trainer holds no frozen weights, moves them, or shards them by FSDP1.
     """
-    # TRL's trainers with reward functions have no class of their own in common.
-    if not hasattr(trainer, "reward_funcs"):
-        raise TypeError(
-            f"`attach` was given a {type(trainer).__name__}, but it needs the trainer that has this reward among its "
-            "`reward_funcs`: a `GRPOTrainer`, `RLOOTrainer`, `OnlineDPOTrainer`, `DenseGRPOTrainer` or `PPOTrainer`."
-        )
     policy = trainer.accelerator.unwrap_model(trainer.model)
     if trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2:
         raise ValueError(

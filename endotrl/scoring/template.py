@@ -1,53 +1,114 @@
 # SPDX-License-Identifier: Apache-2.0
 """The frozen model's tokenizer and its chat template: messages to text, text to tokens."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
 from jinja2.exceptions import TemplateError
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-from .messages import Message
+from .messages import Message, as_parts, as_text, texts_of, with_texts
+from .policy_tokens import tokenizer_of
 
 
-# A word that no template writes itself.
-WORD = "Endotrl"
+# A template is a program: what it says of a message that it was not written for is any of Python's errors.
+REFUSALS = (TemplateError, TypeError, AttributeError, LookupError)
+
+# Stand in the place of what messages say, to see whether a template writes it: words that none writes itself.
+WORD, MARK = "Endotrl", "endotrl_probe"
 # Texts that other ones are put behind, to see how they are encoded inside a text.
 ANCHORS = ("x", "\n", ".", "1", "\u4e00")
 
 
+def _unchanged(message: Message) -> Message:
+    return message
+
+
+def _one_part(message: Message) -> Message:
+    return as_parts(as_text(message))
+
+
+class _LeftOut(Exception):
+    """What a template does not write."""
+
+
 class Template:
     """
-    A tokenizer with a fixed set of arguments for its chat template.
+    A tokenizer or processor with a fixed set of arguments for its chat template.
+
+    The content of messages is text or a list of parts, and templates read one of them, or both; of the other they write
+    nothing, or a Python list. Messages are put into the form that the template reads, and what it still does not write is
+    refused: a template that knows no role "tool", say, would leave out what a tool has said. What a template does to a text
+    that it writes (it strips white space, say, or cuts the reasoning of earlier turns) is its own affair.
 
     Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer of the frozen model.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`]):
+            Tokenizer of the frozen model, or the processor that holds it. A processor's own template, BOS and expansion
+            of text are used.
         chat_template_kwargs (`dict[str, Any]`, *optional*):
             Further arguments for the chat template, such as `enable_thinking` or `tools`.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: dict[str, Any] | None = None) -> None:
-        self.tokenizer = tokenizer
+    def __init__(
+        self,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin,
+        chat_template_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        self.processing_class = processing_class
+        self.tokenizer = tokenizer_of(processing_class)
         self.chat_template_kwargs = chat_template_kwargs or {}
+        # A processor without a template has that of its tokenizer.
+        has_own = isinstance(processing_class, ProcessorMixin) and processing_class.chat_template is not None
+        self._writer: Any = processing_class if has_own else self.tokenizer
+        # How messages of each shape are given to the template.
+        self._forms: dict[Any, Callable[[Message], Message]] = {}
 
-    def apply(self, messages: Sequence[Message], add_generation_prompt: bool, has_criterion: bool = False) -> str:
+    @property
+    def exists(self) -> bool:
+        """`False` if there is no chat template."""
+        return self._writer.chat_template is not None or self.chat_template_kwargs.get("chat_template") is not None
+
+    @cached_property
+    def prefix_preserving(self) -> "Template":
+        """
+        This template, or, if it writes earlier turns otherwise when later ones follow, TRL's version of it that does not:
+        the one with which TRL trains a policy that calls tools.
+        """
+        from trl.chat_template_utils import get_training_chat_template, is_chat_template_prefix_preserving
+
+        if "chat_template" in self.chat_template_kwargs:
+            return self
+        try:
+            preserves = is_chat_template_prefix_preserving(self._writer)
+            training = None if preserves else get_training_chat_template(self._writer)
+        except (*REFUSALS, ValueError):  # a template that cannot call tools, or that TRL does not know
+            return self
+        if training is None:
+            return self
+        return Template(self.processing_class, {**self.chat_template_kwargs, "chat_template": training})
+
+    def apply(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool,
+        has_criterion: bool = False,
+        continue_final_message: bool = False,
+    ) -> str:
         """
         Messages as text.
 
         Raises:
-            `ValueError`: If the template refuses them; with `has_criterion`, the criterion may be why.
+            `ValueError`: If the template refuses them, or leaves out what one of them says; with `has_criterion`, the
+                criterion may be why.
         """
+        flags = {"add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message}
         try:
-            return self.tokenizer.apply_chat_template(
-                list(messages),
-                add_generation_prompt=add_generation_prompt,
-                tokenize=False,
-                **self.chat_template_kwargs,
-            )
-        except (TemplateError, TypeError, AttributeError, LookupError) as error:
-            # A template is a program: what it says of a message that it was not written for is any of Python's errors.
+            key = (*flags.values(), *(_shape(message) for message in messages))
+            if key not in self._forms:
+                self._forms[key] = self._find_form(messages, flags)
+            return self._write([self._forms[key](message) for message in messages], flags)
+        except (*REFUSALS, _LeftOut) as error:
             fix = (
                 " The criterion is put before the prompt as a system message, and a template without a system role "
                 "cannot take it: write the criterion into the first user message of the prompts instead, or pass a "
@@ -55,12 +116,58 @@ class Template:
                 if has_criterion
                 else ""
             )
+            name = self.tokenizer.name_or_path
+            if isinstance(error, _LeftOut):
+                raise ValueError(
+                    f"The chat template of {name!r} leaves out {error}, so that the frozen model would not read it.{fix} Pass a "
+                    "`processing_class` with a template that writes it, or leave such messages out."
+                ) from None
             if type(error) is not TemplateError:  # that one is what the template says itself
                 fix += " Most templates want `role` and `content`, as text, in every message."
             reason = str(error).rstrip(".")
-            raise ValueError(
-                f"The chat template of {self.tokenizer.name_or_path!r} refuses these messages: {reason}.{fix}"
-            ) from error
+            raise ValueError(f"The chat template of {name!r} refuses these messages: {reason}.{fix}") from error
+
+    def _write(self, messages: Sequence[Message], flags: dict[str, bool]) -> str:
+        return self._writer.apply_chat_template(list(messages), tokenize=False, **flags, **self.chat_template_kwargs)
+
+    def _find_form(self, messages: Sequence[Message], flags: dict[str, bool]) -> Callable[[Message], Message]:
+        """The form of content in which the template writes all that messages of this shape say."""
+        # TRL's GRPO gives messages to processors as parts.
+        given = as_parts if isinstance(self.processing_class, ProcessorMixin) else _unchanged
+        left_out: _LeftOut | None = None
+        refused = given
+        for form in (given, as_text, _one_part):
+            try:
+                self._check_all_written([form(message) for message in messages], flags)
+            except _LeftOut as error:
+                left_out = left_out or error
+            except REFUSALS as error:
+                if type(error) is TemplateError and refused is given:  # says itself what is wrong
+                    refused = form
+            else:
+                return form
+        if left_out is not None:
+            raise left_out
+        return refused  # the messages, or just the words that stood in them
+
+    def _check_all_written(self, messages: Sequence[Message], flags: dict[str, bool]) -> None:
+        """Raises `_LeftOut` if the template does not write a word that stands in the place of a text."""
+        words = [
+            [f"{WORD}{i}x{j}y" if text.strip() else text for j, text in enumerate(texts_of(message))]
+            for i, message in enumerate(messages)
+        ]
+        probes = [with_texts(message, texts, MARK) for message, texts in zip(messages, words, strict=True)]
+        written = self._write(probes, flags)
+        for i, (message, texts) in enumerate(zip(messages, words, strict=True)):
+            calls = _tool_names(message)
+            where = f"message {i + 1} (role {message['role']!r})"
+            # Many templates write a call and not what is said before it.
+            if not calls and any(text not in written for text in texts):
+                raise _LeftOut(f"what {where} says")
+            if any(name not in written for name in calls):
+                raise _LeftOut(f"the call of a tool in {where}")
+        if MARK in written:
+            raise _LeftOut("the form of content, and writes a Python list of its parts")
 
     @cached_property
     def finished_turn(self) -> tuple[str, str]:
@@ -68,12 +175,9 @@ class Template:
         What the chat template writes around the content of a finished turn of the assistant: behind the generation prompt
         (an empty `<think>` block, say), and after the content. Both are empty if that cannot be told.
         """
-        for content in (WORD, [{"type": "text", "text": WORD}]):
-            opened, closed = self._probe([{"role": "assistant", "content": content}])
-            before, found, after = closed.rpartition(WORD)
-            if found:
-                return before.removeprefix(opened) if before.startswith(opened) else "", after
-        return "", ""
+        opened, closed = self._probe([{"role": "assistant", "content": WORD}])
+        before, found, after = closed.rpartition(WORD)
+        return (before.removeprefix(opened) if before.startswith(opened) else "", after) if found else ("", "")
 
     @cached_property
     def finished_call(self) -> tuple[str, str]:
@@ -87,11 +191,37 @@ class Template:
 
     def _probe(self, completion: Sequence[Message]) -> tuple[str, str]:
         """A short conversation before and with `completion`; empty if the template is for other messages."""
+        if not self.exists:
+            return "", ""
         prompt = [{"role": "user", "content": "a"}]
         try:
             return self.apply(prompt, True), self.apply([*prompt, *completion], False)
         except ValueError:
             return "", ""  # whoever renders some hears of what it refuses
+
+    def encode_prompt(self, text: str, special: bool) -> list[int]:
+        """
+        Token ids of a prompt. A processor encodes it itself: it may write more than its text.
+
+        Args:
+            text (`str`):
+                The prompt: plain text, or what [`apply`] has made of messages.
+            special (`bool`):
+                As [`adds_special_tokens`] says.
+        """
+        if not isinstance(self.processing_class, ProcessorMixin):
+            return self.encode(text, special)
+        return [int(i) for i in self.processing_class(text=[text], add_special_tokens=special)["input_ids"][0]]
+
+    def adds_special_tokens(self, text: str, is_chat: bool) -> bool:
+        """
+        Whether the special tokens of the tokenizer are added to a prompt: to plain text, and by processors to messages, too,
+        unless the template has written a BOS.
+        """
+        if not is_chat:
+            return True
+        bos = self.tokenizer.bos_token
+        return self._writer is not self.tokenizer and not (bos is not None and text.startswith(bos))
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Token ids of a text; with `special`, with the tokens that the tokenizer adds itself."""
@@ -135,3 +265,21 @@ class Template:
 
     def _decode_raw(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def _shape(message: Message) -> Any:
+    """All of a message that decides what a template writes, but for the texts themselves."""
+    content = message.get("content")
+    parts = (
+        tuple(str(p.get("type")) if isinstance(p, dict) else "" for p in content) if isinstance(content, list) else ()
+    )
+    blank = tuple(not text.strip() for text in texts_of(message))
+    keys = tuple(sorted(key for key, value in message.items() if value is not None))
+    return message["role"], type(content), parts, blank, keys, _tool_names(message)
+
+
+def _tool_names(message: Message) -> tuple[str, ...]:
+    """Names of the tools that a message calls."""
+    calls = message.get("tool_calls") or ()
+    names = [(call.get("function") or call).get("name") for call in calls]
+    return tuple(name for name in names if isinstance(name, str))

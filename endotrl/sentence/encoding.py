@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from ..scoring.messages import Completion, Prompt
-from ..scoring.policy_tokens import PolicyTokens
+from ..scoring.policy_tokens import tokenizer_of
 from ..scoring.rendering import OverlongPrompt, Rendered, Renderer
 from .configuration import SentenceRewardConfig
 from .segmentation import Segmenter, load_segmenter
@@ -60,8 +60,8 @@ class SentenceEncoder:
     response without text is one sentence if it has a token (EOS), and none if it has not.
 
     Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer of the backbone.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`]):
+            Tokenizer of the backbone, or a processor that holds it.
         config ([`SentenceRewardConfig`]):
             Configuration of the model.
         segmenter ([`Segmenter`], *optional*):
@@ -75,22 +75,23 @@ class SentenceEncoder:
         cut_overlong (`bool`, *optional*, defaults to `False`):
             Whether to cut a longer row whatever is too long in it, as evaluations do: the end of its response; and if the
             prompt leaves less than a quarter of `max_length` for the response, the beginning of its prompt.
-        policy_tokens ([`~endotrl.scoring.policy_tokens.PolicyTokens`], *optional*):
-            What is known of the `completion_ids`.
+        **kwargs:
+            Further arguments of the renderer.
     """
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin,
         config: SentenceRewardConfig,
         segmenter: Segmenter | None = None,
         max_length: int | None = None,
         overlong_prompt: OverlongPrompt = "error",
         chat_template_kwargs: dict[str, Any] | None = None,
         cut_overlong: bool = False,
-        policy_tokens: PolicyTokens | None = None,
+        **kwargs: Any,
     ) -> None:
         text_config = config.get_text_config()
+        tokenizer = tokenizer_of(processing_class)
         eos = [text_config.eos_token_id, tokenizer.eos_token_id]
         self.tokenizer = tokenizer
         self.config = config
@@ -99,11 +100,11 @@ class SentenceEncoder:
         self.overlong_prompt = overlong_prompt
         self.cut_overlong = cut_overlong
         self._renderer = Renderer(
-            tokenizer,
+            processing_class,
             eos_token_ids=[i for ids in eos if ids is not None for i in (ids if isinstance(ids, list) else [ids])],
             vocab_size=text_config.vocab_size,
             chat_template_kwargs=chat_template_kwargs,
-            policy_tokens=policy_tokens,
+            **kwargs,
         )
         self._said_limit = False
 
@@ -112,12 +113,13 @@ class SentenceEncoder:
         prompts: Sequence[Prompt],
         completions: Sequence[Completion],
         completion_ids: Sequence[Sequence[int]] | None = None,
+        policy_prompt_ids: Sequence[list[int]] | None = None,
     ) -> list[EncodedResponse]:
         """
         Encodes a batch.
 
         Args:
-            prompts, completions, completion_ids:
+            prompts, completions, completion_ids, policy_prompt_ids:
                 As in [`~endotrl.scoring.rendering.Renderer.render`], which also says what is raised.
 
         Returns:
@@ -127,7 +129,7 @@ class SentenceEncoder:
             `ValueError`: For a batch that cannot be rendered, a row longer than `max_length`, or a segmenter whose spans
             do not tile the text.
         """
-        rows = self._renderer.render(prompts, completions, completion_ids)
+        rows = self._renderer.render(prompts, completions, completion_ids, policy_prompt_ids=policy_prompt_ids)
         return [self._encode(number, row) for number, row in enumerate(rows)]
 
     def _encode(self, number: int, row: Rendered) -> EncodedResponse:

@@ -2,7 +2,7 @@
 """A trained sentence reward model, run over text: what it says about each sentence."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -17,7 +17,7 @@ from ..checks import check_choice
 from ..scoring.batching import plan_batches
 from ..scoring.messages import Completion, Prompt
 from ..scoring.placement import check_device, eval_mode, load_config, load_tokenizer, resolve_dtype
-from ..scoring.policy_tokens import PolicyTokens
+from ..scoring.policy import PolicyBinding, Reading
 from ..scoring.rendering import OverlongPrompt
 from ..scoring.sharding import loaded_whole
 from .configuration import SentenceRewardConfig
@@ -120,16 +120,11 @@ class SentenceScorer:
         self.max_tokens_per_batch = max_tokens_per_batch
         self.trust_remote_code = trust_remote_code
         self.overlong_prompt: OverlongPrompt = overlong_prompt
-        self.chat_template_kwargs = chat_template_kwargs
         self.cut_overlong = cut_overlong
         self._dtype, self._device = dtype, device
         self._processing_class = processing_class
-        self._policy_tokens: PolicyTokens | None = None
-        self._encoder: SentenceEncoder | None = None
-
-    def know_policy(self, policy_tokens: PolicyTokens) -> None:
-        """Sets what is known of the `completion_ids`, instead of guessing from the text whether they are this tokenizer's."""
-        self._policy_tokens, self._encoder = policy_tokens, None
+        # How prompts are read: in a trainer, as its policy does.
+        self.prompts = PolicyBinding(processing_class, chat_template_kwargs, self.tokenizer, self._make_encoder)
 
     @property
     def name(self) -> str:
@@ -143,7 +138,7 @@ class SentenceScorer:
                 "A sentence reward made from a loaded model cannot be pickled, because weights are not pickled. Save the "
                 "model, and make the reward from its path."
             )
-        return {**self.__dict__, "_model": None, "_encoder": None}
+        return {**self.__dict__, "_model": None}
 
     def __call__(
         self,
@@ -151,6 +146,8 @@ class SentenceScorer:
         completions: Sequence[Completion],
         completion_ids: Sequence[Sequence[int]] | None = None,
         progress: bool = False,
+        log_extra: Callable[..., Any] | None = None,
+        environment: Sequence[str] | None = None,
     ) -> list[SentenceScores]:
         """
         Scores a batch.
@@ -160,6 +157,8 @@ class SentenceScorer:
                 As in [`SentenceEncoder`].
             progress (`bool`, *optional*, defaults to `False`):
                 Whether to show a progress bar.
+            log_extra (`Callable`, *optional*), environment (`list[str]`, *optional*):
+                As a trainer hands them over.
 
         Returns:
             `list[SentenceScores]`, in the order given.
@@ -167,19 +166,14 @@ class SentenceScorer:
         Raises:
             `ValueError`, `TypeError`: For a batch that cannot be encoded (before anything is computed), and for NaN scores.
         """
-        if self._encoder is None:
-            self._encoder = SentenceEncoder(
-                self.tokenizer(),
-                self.config,
-                self.segmenter,
-                # Not every family has a limit (state-space models have none).
-                max_length=getattr(self.config.get_text_config(), "max_position_embeddings", None),
-                overlong_prompt=self.overlong_prompt,
-                chat_template_kwargs=self.chat_template_kwargs,
-                cut_overlong=self.cut_overlong,
-                policy_tokens=self._policy_tokens,
-            )
-        rows = self._encoder(prompts, completions, completion_ids)
+        rows = self.prompts.render(
+            SentenceEncoder.__call__,
+            prompts,
+            completions,
+            completion_ids,
+            log_extra=log_extra,
+            environment=environment,
+        )
         results: list[SentenceScores | None] = [None] * len(rows)
         model = self.load()
         device = model.device
@@ -234,3 +228,18 @@ class SentenceScorer:
                 )
             self._processing_class = load_tokenizer(self.name, self.trust_remote_code)
         return self._processing_class
+
+    def _make_encoder(self, reading: Reading) -> SentenceEncoder:
+        return SentenceEncoder(
+            reading.processing_class,
+            self.config,
+            self.segmenter,
+            # Not every family has a limit (state-space models have none).
+            max_length=getattr(self.config.get_text_config(), "max_position_embeddings", None),
+            overlong_prompt=self.overlong_prompt,
+            chat_template_kwargs=reading.chat_template_kwargs,
+            cut_overlong=self.cut_overlong,
+            policy_tokens=reading.policy_tokens,
+            continues_turns=reading.continues_turns,
+            keeps_prompts=reading.keeps_prompts,
+        )

@@ -12,7 +12,8 @@ from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler, is_async_callable
 
 from ..rewards.dense import DenseScores
-from ..rewards.frozen_model import warn_without_kl_penalty
+from ..rewards.frozen_model import FrozenModelReward
+from ..rewards.sentence import SentenceReward
 from .reward_recording import RewardRecorder, ScoredBatch, pad_rows
 from .rollout_state import load_rollouts, save_rollouts, skip_epochs
 
@@ -44,7 +45,9 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        warn_without_kl_penalty(self)
+        for reward in self.reward_funcs:
+            if isinstance(reward, FrozenModelReward | SentenceReward):
+                reward.bind(self)
 
     def _calculate_rewards(
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: list[list[int]]

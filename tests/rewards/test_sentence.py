@@ -108,13 +108,15 @@ def test_policy_with_another_tokenizer(
     assert not [record for record in caplog.records if "approximate" in record.message]
 
 
-def test_attach_takes_the_policys_tokenizer(model_path: str) -> None:
-    class Trainer:
-        processing_class = object()
-
+@pytest.mark.parametrize("method", ["attach", "bind"])
+def test_the_policys_tokenizer_is_the_trainers(
+    method: str, model_path: str, tiny_policy_path: str, tmp_path: Path
+) -> None:
     reward = SentenceReward(model_path)
-    assert reward.attach(Trainer()) is reward
-    assert reward.policy_processing_class is Trainer.processing_class
+    args = GRPOConfig(str(tmp_path), bf16=False, use_cpu=True, report_to=[])
+    trainer = GRPOTrainer(tiny_policy_path, reward, args, Dataset.from_dict({"prompt": ["a"]}))
+    assert getattr(reward, method)(trainer) is reward
+    assert reward.policy_processing_class is trainer.processing_class
 
 
 def test_padding_behind_the_end_gets_nothing(model_path: str) -> None:

@@ -424,7 +424,7 @@ class TestShared:
         own = EndogenousReward(tiny_policy_path)(**batch)
         assert reward(**batch) == pytest.approx(own, abs=1e-4)
         trained = trainer.model.merge_and_unload() if setting == "lora" else trainer.model
-        moved = EndogenousReward(trained, reward._processing_class)(**batch)
+        moved = EndogenousReward(trained, reward.processing_class)(**batch)
         assert max(abs(a - b) for a, b in zip(own, moved, strict=True)) > 0.1
 
     @pytest.mark.parametrize("config_class", [GRPOConfig, OnlineDPOConfig])

@@ -189,10 +189,10 @@ class TestCriterion:
             renderer.render([[{"role": "system", "content": "Be brief."}, *USER]], [PARIS])
         assert renderer.render([USER], [PARIS])[0].finished  # without a system message, nothing is wrong
 
-    def test_a_template_that_adds_contents_up(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        parts = [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
-        with pytest.raises(ValueError, match="refuses these messages: can only concatenate str"):
-            make_renderer(tokenizer).render([parts], [PARIS])
+    def test_of_parts_where_the_template_reads_text(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        parts = [{"role": "user", "content": [{"type": "text", "text": "Capital of France?"}]}]
+        rows = make_renderer(tokenizer).render([parts, USER], [PARIS, PARIS], criteria=["Be exact."] * 2)
+        assert rows[0] == rows[1]
 
     def test_none_changes_nothing(self) -> None:
         assert add_criterion(USER, None) is USER

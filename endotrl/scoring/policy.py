@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the policy of a TRL trainer reads: how its prompts are rendered, and the token ids that they became."""
+
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Concatenate, Generic, NamedTuple, TypeAlias, TypeVar
+
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
+from .messages import Prompt
+from .policy_tokens import PolicyTokens, foreign_token_ids, is_online_dpo
+
+
+R = TypeVar("R")
+T = TypeVar("T")
+ProcessingClass: TypeAlias = PreTrainedTokenizerBase | ProcessorMixin
+
+
+@dataclass(frozen=True)
+class PromptSettings:
+    """
+    How the policy of a trainer reads prompts.
+
+    Attributes:
+        tokens ([`PolicyTokens`]):
+            Its tokenizer or processor, and what is known of the token ids that it generates.
+        chat_template_kwargs (`dict[str, Any]`):
+            What the trainer gives to the chat template: its `chat_template_kwargs`, its `tools`, and the
+            `chat_template` that TRL swaps in where the policy's own rewrites earlier turns.
+        tools_of (`dict[str, list]`, *optional*):
+            Tools of each environment, where rows of a batch select theirs by the column `environment`.
+        continues_turns (`bool`):
+            `True` for OnlineDPO: a last message of the assistant is continued, where GRPO and RLOO open another turn, and
+            plain text is tokenized without special tokens.
+    """
+
+    tokens: PolicyTokens
+    chat_template_kwargs: dict[str, Any]
+    tools_of: dict[str | None, list[Any]] | None
+    continues_turns: bool
+
+    @classmethod
+    def of(cls, trainer: Any) -> "PromptSettings":
+        """
+        Those of a trainer.
+
+        Raises:
+            `TypeError`: If it is no trainer with reward functions.
+        """
+        # TRL's trainers with reward functions have no class of their own in common.
+        if not hasattr(trainer, "reward_funcs"):
+            raise TypeError(
+                f"A {type(trainer).__name__} was given, but the reward needs the trainer that has it among its `reward_funcs`: "
+                "a `GRPOTrainer`, `RLOOTrainer`, `OnlineDPOTrainer`, `DenseGRPOTrainer` or `PPOTrainer`."
+            )
+        # OnlineDPO has no `chat_template_kwargs`, and only GRPO has the others.
+        kwargs = dict(getattr(trainer.args, "chat_template_kwargs", None) or {})
+        for key in ("tools", "chat_template"):
+            if getattr(trainer, key, None):
+                kwargs[key] = getattr(trainer, key)
+        return cls(
+            tokens=PolicyTokens.of(trainer),
+            chat_template_kwargs=kwargs,
+            tools_of=dict(trainer._env_tools) if getattr(trainer, "_multi_environment", False) else None,
+            continues_turns=is_online_dpo(trainer),
+        )
+
+    def kwargs_of(self, environment: str | None) -> dict[str, Any]:
+        """`chat_template_kwargs` of the rows of one environment."""
+        if self.tools_of is None or environment not in self.tools_of:
+            return self.chat_template_kwargs
+        rest = {key: value for key, value in self.chat_template_kwargs.items() if key != "tools"}
+        tools = self.tools_of[environment]
+        return {**rest, "tools": tools} if tools else rest
+
+
+class Reading(NamedTuple):
+    """
+    How a reward reads prompts: as the policy does, but for what the user gave, and for what another tokenizer cannot
+    take over.
+
+    Attributes:
+        processing_class ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`]), chat_template_kwargs
+        (`dict[str, Any]`), policy_tokens ([`PolicyTokens`], *optional*), continues_turns (`bool`), keeps_prompts (`bool`):
+            As in [`Renderer`].
+    """
+
+    processing_class: ProcessingClass
+    chat_template_kwargs: dict[str, Any]
+    policy_tokens: PolicyTokens | None = None
+    continues_turns: bool = False
+    keeps_prompts: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        own: ProcessingClass,
+        is_given: bool,
+        given_kwargs: dict[str, Any] | None,
+        policy: PromptSettings | None,
+        policy_tokens: PolicyTokens | None,
+        environment: str | None = None,
+    ) -> "Reading":
+        """
+        How a reward reads prompts.
+
+        Args:
+            own ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`]):
+                Of the reward's model.
+            is_given (`bool`):
+                Whether it is the user who gave it to the reward.
+            given_kwargs (`dict[str, Any]`, *optional*):
+                Arguments for the chat template that the user gave to the reward. They hold, key by key.
+            policy ([`PromptSettings`], *optional*):
+                Those of the trainer that the reward is bound to.
+            policy_tokens ([`PolicyTokens`], *optional*):
+                What is known of the policy without a trainer.
+            environment (`str`, *optional*):
+                Environment of the rows.
+        """
+        given = given_kwargs or {}
+        if policy is None:
+            return cls(own, given, policy_tokens)
+        theirs = policy.tokens.processing_class
+        foreign = foreign_token_ids(own, theirs)
+        template = own.chat_template
+        keeps_template = is_given and template is not None and template != theirs.chat_template
+        taken_over = policy.kwargs_of(environment)
+        if keeps_template or foreign is None:
+            # A template writes special tokens of its own tokenizer.
+            taken_over = {key: value for key, value in taken_over.items() if key != "chat_template"}
+        elif foreign:
+            taken_over = {"chat_template": theirs.chat_template, **taken_over}
+        return cls(
+            processing_class=own if keeps_template or foreign is None or foreign else theirs,
+            chat_template_kwargs={**taken_over, **given},
+            policy_tokens=policy.tokens,
+            continues_turns=policy.continues_turns,
+            keeps_prompts=keeps_template or any(taken_over.get(key) != value for key, value in given.items()),
+        )
+
+
+class RewardCall(NamedTuple):
+    """
+    A trainer's call of a reward function.
+
+    Attributes:
+        trainer (`Any`):
+            The trainer.
+        prompt_ids (`list[list[int]]`, *optional*):
+            Token ids of the prompts as its policy read them, without padding, where they can be found.
+    """
+
+    trainer: Any
+    prompt_ids: list[list[int]] | None
+
+
+def find_call(prompts: Sequence[Prompt], log_extra: Callable[..., Any] | None = None) -> RewardCall | None:
+    """
+    The trainer that asks for the rewards of `prompts` right now, if one does.
+
+    TRL gives reward functions neither the trainer nor the token ids of the prompts, which the chat template's settings, a
+    processor or a `rollout_func` may have made into others than one expects. Both stand in the frame of the method that
+    calls; `tests/test_contract.py` watches their names. From another thread, only the trainer is known: `log_extra` is
+    its method.
+
+    Args:
+        prompts (`list[str]` or `list[list[dict]]`):
+            Prompts that the reward function was given.
+        log_extra (`Callable`, *optional*):
+            As the reward function was given it.
+    """
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code.co_name not in ("_generate_and_score_completions", "training_step"):
+            continue
+        names = frame.f_locals
+        if "prompt_ids_list" in names:  # GRPO and RLOO
+            prompt_ids = [list(map(int, ids)) for ids in names["prompt_ids_list"]]
+            scored = names["prompts"]
+        elif "prompt_mask" in names and is_online_dpo(names["self"]):
+            rows = zip(names["prompt_ids"], names["prompt_mask"], strict=True)
+            prompt_ids = [ids[mask.bool()].tolist() for ids, mask in rows]
+            scored = 2 * names["prompts"]
+        else:
+            continue
+        # A reward function may ask another one about other prompts than its own.
+        return RewardCall(names["self"], prompt_ids if list(prompts) == list(scored) else None)
+    if inspect.ismethod(log_extra) and hasattr(log_extra.__self__, "reward_funcs"):
+        return RewardCall(log_extra.__self__, None)
+    return None
+
+
+class PolicyBinding(Generic[R]):
+    """
+    Lets a reward read prompts as the policy of the trainer that calls it.
+
+    Args:
+        processing_class ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`], *optional*):
+            That which the user gave to the reward.
+        chat_template_kwargs (`dict[str, Any]`, *optional*):
+            Those which the user gave to the reward.
+        own (`Callable`):
+            Gives the processing class of the reward's model.
+        make (`Callable`):
+            Makes what renders rows, from a [`Reading`].
+        on_bind (`Callable`, *optional*):
+            Is given each trainer that the reward is bound to.
+    """
+
+    def __init__(
+        self,
+        processing_class: ProcessingClass | None,
+        chat_template_kwargs: dict[str, Any] | None,
+        own: Callable[[], ProcessingClass],
+        make: Callable[[Reading], R],
+        on_bind: Callable[[Any], None] | None = None,
+    ) -> None:
+        self.given, self.given_kwargs = processing_class, chat_template_kwargs
+        self.policy: PromptSettings | None = None
+        self._tokens: PolicyTokens | None = None
+        self._own, self._make, self._on_bind = own, make, on_bind
+        self._readings: dict[str | None, Reading] = {}
+        self._made: dict[str | None, R] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "policy": None, "_readings": {}, "_made": {}}
+
+    def bind(self, trainer: Any) -> None:
+        """Reads as the policy of a trainer does from now on."""
+        policy = PromptSettings.of(trainer)
+        if policy != self.policy:
+            self.policy = policy
+            self.forget()
+        if self._on_bind is not None:
+            self._on_bind(trainer)
+
+    def know(self, tokens: PolicyTokens | None) -> None:
+        """Sets what is known of the policy's tokens without a trainer."""
+        self._tokens = tokens
+        self.forget()
+
+    @property
+    def policy_tokens(self) -> PolicyTokens | None:
+        """What is known of the policy's tokens."""
+        return self._tokens if self.policy is None else self.policy.tokens
+
+    def forget(self) -> None:
+        """Drops what was made: the model is another one."""
+        self._readings, self._made = {}, {}
+
+    def reading(self, environment: str | None = None) -> Reading:
+        """How rows of an environment are read."""
+        if environment not in self._readings:
+            is_given = self.given is not None
+            self._readings[environment] = Reading.of(
+                self._own(), is_given, self.given_kwargs, self.policy, self._tokens, environment
+            )
+        return self._readings[environment]
+
+    def of(self, environment: str | None = None) -> R:
+        """What renders rows of an environment."""
+        if environment not in self._made:
+            self._made[environment] = self._make(self.reading(environment))
+        return self._made[environment]
+
+    def render(
+        self,
+        method: Callable[Concatenate[R, ...], list[T]],
+        prompts: Sequence[Prompt],
+        *columns: Sequence[Any] | None,
+        log_extra: Callable[..., Any] | None,
+        environment: Sequence[str] | None,
+    ) -> list[T]:
+        """
+        Renders a batch, which a trainer may have asked for.
+
+        Args:
+            method (`Callable`):
+                Renders rows: given what `make` made, prompts, columns, and the token ids of the prompts as the policy read
+                them, if they are known.
+            prompts (`list[str]` or `list[list[dict]]`):
+                Prompts.
+            *columns (`list`):
+                Further arguments of `method`, with one entry for each prompt.
+            log_extra (`Callable`, *optional*), environment (`list[str]`, *optional*):
+                As the trainer hands them over.
+        """
+        call = find_call(prompts, log_extra)
+        if call is not None:
+            self.bind(call.trainer)
+        read = None if call is None else call.prompt_ids
+        if self.policy is None or self.policy.tools_of is None or environment is None:
+            return method(self.of(), prompts, *columns, read)
+        # Rows of different environments have different tools.
+        rows: dict[int, T] = {}
+        for name in dict.fromkeys(environment):
+            chosen = [i for i, other in enumerate(environment) if other == name]
+            theirs = [None if c is None else [c[i] for i in chosen] for c in (prompts, *columns, read)]
+            rows.update(zip(chosen, method(self.of(name), *theirs), strict=True))
+        return [rows[i] for i in range(len(prompts))]

@@ -1,0 +1,683 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+A reward scores completions after the prompts that the policy read, in every trainer. What the policy read comes from the
+trainer's own tokenization, from its generation, or is written out by hand.
+"""
+
+import logging
+import pickle
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import trl
+from datasets import Dataset, IterableDataset
+from packaging.version import Version
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
+
+from endotrl import EndogenousReward, SentenceReward, SentenceRewardModel
+from endotrl.rewards import MeanLogProbReward
+from endotrl.scoring.policy import PromptSettings
+from endotrl.scoring.rendering import Rendered
+from endotrl.sentence import SentenceRewardConfig
+
+
+TEMPLATES = Path(trl.__file__).parent / "chat_templates"
+NAMES = sorted(path.stem for path in TEMPLATES.glob("*.jinja") if not path.stem.endswith("_training"))
+# As `test_template.py` has it: roles must alternate.
+MISTRAL = (
+    "{{ bos_token }}{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
+    "{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}{% else %}{{ m.content + eos_token }}{% endif %}"
+    "{% endfor %}"
+)
+# Opens the reasoning, as DeepSeek-R1's later template does, and cuts it from finished turns.
+DEEPSEEK_R1 = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ '<User>' + m.content }}{% else %}"
+    "{{ '<Assistant>' + m.content.split('</think>')[-1] + eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<Assistant><think>\n' }}{% endif %}"
+)
+QUESTION = [{"role": "user", "content": "What is 3 times 4?"}]
+PROMPTS = [QUESTION, [{"role": "user", "content": "Capital of Italy?"}]]
+BOS = "<|im_start|>"
+
+
+def multiply(a: int, b: int) -> int:
+    """
+    Multiplies two numbers.
+
+    Args:
+        a: The first.
+        b: The second.
+    """
+    return a * b
+
+
+def negate(a: int) -> int:
+    """
+    Negates a number.
+
+    Args:
+        a: The number.
+    """
+    return -a
+
+
+@pytest.fixture(scope="module")
+def path(tiny_model_path: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Checkpoint with a context for long system prompts, a BOS, and Qwen3's template."""
+    folder = str(tmp_path_factory.mktemp("models") / "tiny-qwen3")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_path, bos_token=BOS)
+    tokenizer.chat_template = (TEMPLATES / "qwen3.jinja").read_text()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=8192,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+class Watched:
+    """A reward that keeps the rows that it scores."""
+
+    def __init__(self, reward: Any) -> None:
+        self.reward, self.__name__ = reward, reward.__name__
+        self.rows: list[list[Rendered]] = []
+        score = reward._score_rows
+        reward._score_rows = lambda rows, *args, **kwargs: self.rows.append(rows) or score(rows, *args, **kwargs)
+
+    def __call__(self, **kwargs: Any) -> Any:
+        return self.reward(**kwargs)
+
+    @property
+    def prompt_ids(self) -> list[list[int]]:
+        """Of the last batch."""
+        return [row.prompt_ids for row in self.rows[-1]]
+
+
+def make_trainer(
+    path: str, reward: Any, folder: Path, config: type = GRPOConfig, prompts: Any = PROMPTS, **kwargs: Any
+) -> Any:
+    own = {
+        key: kwargs.pop(key)
+        for key in ("tools", "environment_factory", "rollout_func", "processing_class", "peft_config")
+        if key in kwargs
+    }
+    settings: dict[str, Any] = {
+        "per_device_train_batch_size": 4,
+        "num_generations": 2,
+        "max_completion_length": 4,
+        "max_steps": 1,
+        "bf16": False,
+        "use_cpu": True,
+        "report_to": [],
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }
+    if config is OnlineDPOConfig:
+        settings["max_new_tokens"] = settings.pop("max_completion_length")
+        del settings["num_generations"]
+        own["processing_class"] = AutoTokenizer.from_pretrained(path)
+    trainer = {GRPOConfig: GRPOTrainer, RLOOConfig: RLOOTrainer, OnlineDPOConfig: OnlineDPOTrainer}[config]
+    dataset = prompts if isinstance(prompts, IterableDataset) else Dataset.from_dict({"prompt": prompts * 2})
+    args = config(str(folder), **{**settings, **kwargs})
+    return trainer(path, reward_funcs=reward, args=args, train_dataset=dataset, **own)
+
+
+def ask(trainer: Any, prompts: list[Any], completions: list[Any], ids: list[list[int]], **columns: list[Any]) -> None:
+    """Has a trainer calculate the rewards of given completions, as it does for those that its policy has generated."""
+    inputs = [{"prompt": p, **{k: v[i] for k, v in columns.items()}} for i, p in enumerate(prompts)]
+    trainer._calculate_rewards(inputs, prompts, completions, ids)
+
+
+def answers(tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[list[Any], list[list[int]]]:
+    ids = [*tokenizer("12", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    return [[{"role": "assistant", "content": "12"}]] * count, [ids] * count
+
+
+@pytest.fixture
+def warnings_logged(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
+    with caplog.at_level(logging.WARNING, logger="endotrl"):
+        yield lambda: [r.getMessage() for r in caplog.records if r.name.startswith("endotrl")]
+
+
+class TestOwnCopy:
+    """The README's one line: the reward is told nothing."""
+
+    @pytest.mark.parametrize("kind", ["messages", "text"])
+    @pytest.mark.parametrize("config", [GRPOConfig, RLOOConfig])
+    def test_settings_of_the_trainer(
+        self, config: type, kind: str, path: str, tmp_path: Path, warnings_logged: Callable[[], list[str]]
+    ) -> None:
+        prompts = PROMPTS if kind == "messages" else ["3 times 4 is", "Italy's"]
+        reward = Watched(EndogenousReward(path))
+        kwargs = {"chat_template_kwargs": {"enable_thinking": False}, "beta": 0.1, "shuffle_dataset": False}
+        trainer = make_trainer(path, reward, tmp_path, config, prompts, **kwargs)
+        trainer.train()
+        read = trainer._tokenize_prompts(prompts)[0]
+        assert reward.prompt_ids == [read[0], read[0], read[1], read[1]]
+        ending = "<think>\n\n</think>\n\n" if kind == "messages" else "3 times 4 is"
+        assert trainer.processing_class.decode(read[0]).endswith(ending)
+        assert not warnings_logged()
+
+    def test_tools_and_the_template_that_trl_swaps_in(
+        self, path: str, tmp_path: Path, warnings_logged: Callable[[], list[str]]
+    ) -> None:
+        reward = Watched(EndogenousReward(path))
+        trainer = make_trainer(path, reward, tmp_path, tools=[multiply])
+        assert trainer.chat_template is not None
+        tokenizer = trainer.processing_class
+        call = {"type": "function", "function": {"name": "multiply", "arguments": {"a": 3, "b": 4}}}
+        completion = [
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "name": "multiply", "content": "12"},
+            {"role": "assistant", "content": "12"},
+        ]
+        first = '<tool_call>\n{"name": "multiply", "arguments": {"a": 3, "b": 4}}\n</tool_call><|im_end|>'
+        result = "\n<|im_start|>user\n<tool_response>\n12\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
+        turns = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (first, result, "12<|im_end|>")]
+        ids = [token_id for turn in turns for token_id in turn]
+        ask(trainer, [QUESTION], [completion], [ids])
+        (row,) = reward.rows[-1]
+        assert row.prompt_ids == trainer._tokenize_prompts([QUESTION])[0][0]
+        assert "multiply" in tokenizer.decode(row.prompt_ids)
+        start, end = len(turns[0]), len(turns[0]) + len(turns[1])
+        assert row.action_positions == [*range(start), *range(end, len(ids))]
+        assert not warnings_logged()
+
+    @pytest.mark.skipif(Version(trl.__version__) < Version("1.14"), reason="Generation has other arguments.")
+    def test_training_with_tools(
+        self, path: str, tmp_path: Path, warnings_logged: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As TRL's own test: a call, one with a wrong argument, one without a name, and no call at all."""
+        reward = Watched(EndogenousReward(path))
+        kwargs = {"prompts": [QUESTION], "num_generations": 4, "max_completion_length": 200}
+        trainer = make_trainer(path, reward, tmp_path, tools=[multiply], **kwargs)
+        calls = [
+            '{"name": "multiply", "arguments": {"a": 3, "b": 4}}',
+            '{"name": "multiply", "arguments": {"a": 3, "c": 4}}',
+            '{"arguments": {"a": 3, "b": 4}}',
+        ]
+        texts = [*(f"<tool_call>\n{call}\n</tool_call><|im_end|>" for call in calls), "I know no tool.<|im_end|>"]
+        tokenizer = trainer.processing_class
+
+        def generate(prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> tuple[list[list[int]], None]:
+            answers = texts if len(prompt_ids) == 4 else ["Done!<|im_end|>"] * len(prompt_ids)
+            return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in answers], None
+
+        monkeypatch.setattr(trainer, "_generate_single_turn", generate)
+        trainer.train()
+        assert reward.prompt_ids == trainer._tokenize_prompts([QUESTION])[0] * 4
+        rows = reward.rows[-1]
+        scored = [tokenizer.decode([row.completion_ids[i] for i in row.action_positions]) for row in rows]
+        assert scored == [texts[0] + "Done!<|im_end|>", texts[1] + "Done!<|im_end|>", *texts[2:]]
+        assert all(row.finished for row in rows)
+        assert not warnings_logged()
+
+    def test_tools_of_environments(self, path: str, tmp_path: Path) -> None:
+        class Multiplier:
+            def reset(self, **kwargs: Any) -> None: ...
+
+            def multiply(self, a: int, b: int) -> int:
+                """
+                Multiplies.
+
+                Args:
+                    a: The first.
+                    b: The second.
+                """
+                return a * b
+
+        class Nothing:
+            def reset(self, **kwargs: Any) -> None: ...
+
+        reward = Watched(EndogenousReward(path))
+        factories = {"multiplier": Multiplier, "nothing": Nothing}
+        dataset_prompts = [*PROMPTS, *PROMPTS]
+        trainer = make_trainer(path, reward, tmp_path, environment_factory=factories)
+        names = ["multiplier", "nothing", "nothing", "multiplier"]
+        trainer._batch_environments = names
+        read = trainer._tokenize_prompts(dataset_prompts)[0]
+        ask(trainer, dataset_prompts, *answers(trainer.processing_class, 4), environment=names)
+        assert reward.prompt_ids == read
+        texts = trainer.processing_class.batch_decode(read)
+        assert ["multiply" in text for text in texts] == [True, False, False, True]
+
+    def test_one_environment(self, path: str, tmp_path: Path) -> None:
+        class Multiplier:
+            def reset(self, **kwargs: Any) -> str:
+                return " Use a tool."
+
+            def multiply(self, a: int, b: int) -> int:
+                """
+                Multiplies.
+
+                Args:
+                    a: The first.
+                    b: The second.
+                """
+                return a * b
+
+        reward = Watched(EndogenousReward(path))
+        trainer = make_trainer(path, reward, tmp_path, environment_factory=Multiplier)
+        trainer.train()
+        text = trainer.processing_class.decode(reward.prompt_ids[0])
+        assert " Use a tool.<|im_end|>" in text and "multiply" in text
+
+    def test_what_a_rollout_made_of_the_prompts(
+        self, path: str, tmp_path: Path, warnings_logged: Callable[[], list[str]]
+    ) -> None:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+
+        def rollout(prompts: list[Any], trainer: Any) -> dict[str, Any]:
+            texts = [f"Q: {prompt[0]['content']} A:" for prompt in prompts]
+            completion_ids = answers(tokenizer, len(prompts))[1]
+            return {
+                "prompt_ids": [tokenizer(text)["input_ids"] for text in texts],
+                "completion_ids": completion_ids,
+                "logprobs": [[0.0] * len(ids) for ids in completion_ids],
+            }
+
+        reward = Watched(EndogenousReward(path))
+        trainer = make_trainer(path, reward, tmp_path, prompts=[QUESTION], rollout_func=rollout)
+        trainer.train()
+        expected = tokenizer("Q: What is 3 times 4? A:")["input_ids"]
+        assert reward.prompt_ids == [expected] * 4
+        (warning,) = warnings_logged()
+        assert f"has {len(expected)} tokens for the policy" in warning
+        assert "They differ from token 0 on: 'Q:" in warning and "The policy's are scored." in warning
+
+    @pytest.mark.parametrize("config", [GRPOConfig, RLOOConfig])
+    def test_streamed_data(self, config: type, path: str, tmp_path: Path) -> None:
+        def rows() -> Iterator[dict[str, Any]]:
+            for _ in range(4):
+                yield {"prompt": QUESTION}
+
+        reward = Watched(EndogenousReward(path))
+        data = IterableDataset.from_generator(rows)
+        trainer = make_trainer(path, reward, tmp_path, config, data, accelerator_config={"dispatch_batches": False})
+        trainer.train()
+        assert reward.prompt_ids == trainer._tokenize_prompts([QUESTION])[0] * 4
+
+    def test_rivals(self, path: str, tmp_path: Path) -> None:
+        reward = Watched(MeanLogProbReward(path))
+        trainer = make_trainer(path, reward, tmp_path, chat_template_kwargs={"enable_thinking": False})
+        ask(trainer, [QUESTION], *answers(trainer.processing_class, 1))
+        assert reward.prompt_ids == trainer._tokenize_prompts([QUESTION])[0]
+
+    def test_two_trainers_one_after_the_other(self, path: str, tmp_path: Path) -> None:
+        reward = Watched(EndogenousReward(path))
+        for thinks in (True, False, True):
+            trainer = make_trainer(path, reward, tmp_path, chat_template_kwargs={"enable_thinking": thinks})
+            ask(trainer, [QUESTION], *answers(trainer.processing_class, 1))
+            assert reward.prompt_ids == trainer._tokenize_prompts([QUESTION])[0]
+
+    def test_other_prompts_than_the_trainers(self, path: str, tmp_path: Path) -> None:
+        """A reward function that asks another one about prompts of its own gets the reward after those."""
+        inner = Watched(EndogenousReward(path))
+
+        def outer(prompts: list[Any], completions: list[Any], **kwargs: Any) -> list[float]:
+            return inner(prompts=[[{"role": "user", "content": "Other?"}]] * len(prompts), completions=completions)
+
+        trainer = make_trainer(path, outer, tmp_path, chat_template_kwargs={"enable_thinking": False})
+        trainer.train()
+        other = trainer._tokenize_prompts([[{"role": "user", "content": "Other?"}]])[0]
+        assert inner.prompt_ids == other * 4
+
+    def test_the_criterion_is_the_rewards_own(
+        self, path: str, tmp_path: Path, warnings_logged: Callable[[], list[str]]
+    ) -> None:
+        reward = Watched(EndogenousReward(path, criterion="Be exact."))
+        trainer = make_trainer(
+            path, reward, tmp_path, prompts=[QUESTION], chat_template_kwargs={"enable_thinking": False}
+        )
+        trainer.train()
+        judged = [{"role": "system", "content": "Be exact."}, *QUESTION]
+        assert reward.prompt_ids == trainer._tokenize_prompts([judged])[0] * 4
+        assert not warnings_logged()
+
+    def test_images_are_refused(self, path: str, tmp_path: Path) -> None:
+        reward = EndogenousReward(path)
+        trainer = make_trainer(path, reward, tmp_path)
+        prompt = [{"role": "user", "content": [{"type": "image", "image": object()}, {"type": "text", "text": "Hi"}]}]
+        with pytest.raises(ValueError, match="a part of type 'image', which the frozen model would not get to see"):
+            ask(trainer, [prompt], *answers(trainer.processing_class, 1))
+
+
+@pytest.mark.parametrize("name", [*NAMES, "mistral", "deepseek_r1"])
+def test_every_template_of_trl(name: str, path: str, tmp_path: Path) -> None:
+    """The reward renders what the trainer's own tokenization gives, without being given its token ids."""
+    written = {"mistral": MISTRAL, "deepseek_r1": DEEPSEEK_R1}
+    trainer = shared_trainer(path, tmp_path)
+    tokenizer = trainer.processing_class
+    tokenizer.chat_template = written.get(name) or (TEMPLATES / f"{name}.jinja").read_text()
+    reads_parts = name in ("smolvlm", "idefics3", "llava_next")
+    conversations = [
+        QUESTION,
+        [*QUESTION, {"role": "assistant", "content": "<think>\nHm.\n</think>\n\n12"}, *PROMPTS[1]],
+    ]
+    if name not in ("gemma", "mistral", "deepseek_r1"):
+        conversations.append([{"role": "system", "content": "Be brief.\n"}, *QUESTION])
+    if reads_parts:
+        conversations = [
+            [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
+            for messages in conversations
+        ]
+    trainer.chat_template_kwargs = trainer.args.chat_template_kwargs = {"enable_thinking": False}
+    reward = EndogenousReward(path)
+    trainer.reward_funcs = [watched := Watched(reward)]
+    for prompt in conversations:
+        ask(trainer, [prompt], *answers(tokenizer, 1))
+        assert watched.prompt_ids == trainer._tokenize_prompts([prompt])[0]
+
+
+_TRAINERS: dict[str, Any] = {}
+
+
+def shared_trainer(path: str, folder: Path) -> Any:
+    """One for all templates, which costs less than one for each."""
+    if path not in _TRAINERS:
+        _TRAINERS[path] = make_trainer(path, EndogenousReward(path), folder)
+    return _TRAINERS[path]
+
+
+class TestGiven:
+    """What the user gave to the reward holds."""
+
+    def test_arguments_of_the_template(
+        self, path: str, tmp_path: Path, warnings_logged: Callable[[], list[str]]
+    ) -> None:
+        reward = Watched(EndogenousReward(path, chat_template_kwargs={"enable_thinking": True}))
+        kwargs = {"chat_template_kwargs": {"enable_thinking": False}, "max_steps": 2}
+        trainer = make_trainer(path, reward, tmp_path, prompts=[QUESTION], **kwargs)
+        trainer.train()
+        tokenizer = trainer.processing_class
+        expected = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True)["input_ids"]
+        assert reward.prompt_ids == [expected] * 4
+        (warning,) = warnings_logged()
+        read = trainer._tokenize_prompts([QUESTION])[0][0]
+        assert f"has {len(read)} tokens for the policy and {len(expected)} for the reward" in warning
+        assert f"from token {len(expected)} on: '<think>\\n' for the policy, ''" in warning
+        assert "The reward's are scored" in warning and "leave them out" in warning
+
+    def test_the_same_arguments_as_the_trainers(
+        self, path: str, tmp_path: Path, warnings_logged: Callable[[], list[str]]
+    ) -> None:
+        kwargs = {"enable_thinking": False}
+        reward = Watched(EndogenousReward(path, chat_template_kwargs=kwargs))
+        trainer = make_trainer(path, reward, tmp_path, tools=[multiply], chat_template_kwargs=dict(kwargs))
+        ask(trainer, [QUESTION], *answers(trainer.processing_class, 1))
+        assert reward.prompt_ids == trainer._tokenize_prompts([QUESTION])[0]
+        assert not warnings_logged()
+
+    def test_a_tokenizer_with_the_policys_template(
+        self, path: str, tmp_path: Path, warnings_logged: Callable[[], list[str]]
+    ) -> None:
+        model = LlamaForCausalLM.from_pretrained(path)
+        reward = Watched(EndogenousReward(model, AutoTokenizer.from_pretrained(path)))
+        trainer = make_trainer(path, reward, tmp_path, tools=[multiply])
+        ask(trainer, [QUESTION], *answers(trainer.processing_class, 1))
+        assert reward.prompt_ids == trainer._tokenize_prompts([QUESTION])[0]
+        assert not warnings_logged()
+
+    def test_a_tokenizer_with_another_template(
+        self, path: str, tmp_path: Path, warnings_logged: Callable[[], list[str]]
+    ) -> None:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer.chat_template = "{{ tools | length }} tools, {{ messages[0].content }}"
+        reward = Watched(EndogenousReward(path, tokenizer))
+        trainer = make_trainer(path, reward, tmp_path, prompts=[QUESTION], tools=[multiply, negate])
+        trainer.train()
+        expected = tokenizer("2 tools, What is 3 times 4?", add_special_tokens=False)["input_ids"]
+        assert reward.prompt_ids == [expected] * 4
+        (warning,) = warnings_logged()
+        assert "other prompts than the reward renders" in warning
+
+
+def test_another_tokenizer_keeps_its_template(path: str, tiny_policy_path: str, tmp_path: Path) -> None:
+    """Of tools and arguments it gets what its template has a use for; token ids of the policy mean nothing to it."""
+    reward = Watched(EndogenousReward(tiny_policy_path))
+    trainer = make_trainer(path, reward, tmp_path, tools=[multiply])
+    ask(trainer, [[{"role": "user", "content": "a b"}]], *answers(trainer.processing_class, 1))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_policy_path)
+    assert tokenizer.decode(reward.prompt_ids[0]) == "<user> a b <assistant>"
+    assert reward.reward.chat_template_kwargs == {"tools": [multiply]}
+
+
+def test_tokens_that_were_added_to_the_policys_tokenizer(path: str, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.chat_template = "[INST] {{ messages[0].content }} [/INST]"
+    model = LlamaForCausalLM.from_pretrained(path)
+    model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(tmp_path / "policy")
+    tokenizer.save_pretrained(tmp_path / "policy")
+    reward = Watched(EndogenousReward(path))
+    trainer = make_trainer(str(tmp_path / "policy"), reward, tmp_path)
+    ask(trainer, [QUESTION], *answers(tokenizer, 1))
+    assert reward.prompt_ids == trainer._tokenize_prompts([QUESTION])[0]
+
+
+class TestBind:
+    def test_before_training(self, path: str, tmp_path: Path) -> None:
+        reward = EndogenousReward(path)
+        trainer = make_trainer(
+            path, reward, tmp_path, tools=[multiply], chat_template_kwargs={"enable_thinking": False}
+        )
+        assert reward.bind(trainer) is reward and not reward.is_shared
+        expected = {"enable_thinking": False, "tools": [multiply], "chat_template": trainer.chat_template}
+        assert reward.chat_template_kwargs == expected
+        (row,) = reward._render([QUESTION], ["12"], None)
+        assert row.prompt_ids == trainer._tokenize_prompts([QUESTION])[0][0]
+
+    @pytest.mark.parametrize("algorithm", ["DenseGRPO", "PPO"])
+    def test_our_trainers_do_it(self, algorithm: str, path: str, tmp_path: Path) -> None:
+        import endotrl
+
+        reward = EndogenousReward(path)
+        config = getattr(endotrl, f"{algorithm}Config")
+        args = config(
+            str(tmp_path),
+            per_device_train_batch_size=2,
+            max_completion_length=4,
+            bf16=False,
+            use_cpu=True,
+            report_to=[],
+            chat_template_kwargs={"enable_thinking": False},
+            **({"num_generations": 2} if algorithm == "DenseGRPO" else {}),
+        )
+        getattr(endotrl, f"{algorithm}Trainer")(path, reward, args, Dataset.from_dict({"prompt": PROMPTS}))
+        assert reward.chat_template_kwargs == {"enable_thinking": False}
+
+    def test_what_is_no_trainer(self, path: str) -> None:
+        with pytest.raises(TypeError, match="A dict was given, but the reward needs the trainer that has it among"):
+            EndogenousReward(path).bind({})
+
+    def test_pickled(self, path: str, tmp_path: Path) -> None:
+        reward = EndogenousReward(path)
+        trainer = make_trainer(path, reward, tmp_path, chat_template_kwargs={"enable_thinking": False})
+        copy = Watched(pickle.loads(pickle.dumps(reward.bind(trainer))))
+        assert copy.reward.chat_template_kwargs == {}  # of no trainer
+        trainer.reward_funcs = [copy]
+        ask(trainer, [QUESTION], *answers(trainer.processing_class, 1))
+        assert copy.prompt_ids == trainer._tokenize_prompts([QUESTION])[0]
+
+
+class TestOnlineDPO:
+    CONTINUED = [*QUESTION, {"role": "assistant", "content": "It is"}]
+
+    @pytest.mark.parametrize("placement", ["own copy", "attached"])
+    def test_an_open_answer_is_continued(self, placement: str, path: str, tmp_path: Path) -> None:
+        reward = EndogenousReward(path if placement == "own copy" else None)
+        watched = Watched(reward)
+        trainer = make_trainer(path, watched, tmp_path, OnlineDPOConfig, [self.CONTINUED])
+        if placement == "attached":
+            reward.attach(trainer)
+        trainer.train()
+        text = trainer.processing_class.decode(watched.prompt_ids[0])
+        assert text.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\nIt is")
+
+    def test_groups_open_another_turn(self, path: str, tmp_path: Path) -> None:
+        reward = Watched(EndogenousReward(path))
+        trainer = make_trainer(path, reward, tmp_path, prompts=[self.CONTINUED])
+        trainer.train()
+        assert reward.prompt_ids == trainer._tokenize_prompts([self.CONTINUED])[0] * 4
+        assert trainer.processing_class.decode(reward.prompt_ids[0]).endswith(
+            "It is<|im_end|>\n<|im_start|>assistant\n"
+        )
+
+    def test_with_a_criterion(self, path: str, tmp_path: Path) -> None:
+        reward = Watched(EndogenousReward(path, criterion="Be exact."))
+        trainer = make_trainer(path, reward, tmp_path, OnlineDPOConfig, [self.CONTINUED])
+        trainer.train()
+        text = trainer.processing_class.decode(reward.prompt_ids[0])
+        assert text.startswith("<|im_start|>system\nBe exact.<|im_end|>") and text.endswith("\n\nIt is")
+
+    def test_text_goes_on_with_the_open_answer(self, path: str, tmp_path: Path) -> None:
+        reward = EndogenousReward(path)
+        trainer = make_trainer(path, reward, tmp_path, OnlineDPOConfig, [self.CONTINUED])
+        reward.bind(trainer)
+        (row,) = reward._render([self.CONTINUED], [[{"role": "assistant", "content": " 12."}]], None)
+        tokenizer = trainer.processing_class
+        assert tokenizer.decode(row.prompt_ids).endswith("\n\nIt is")
+        assert tokenizer.decode(row.completion_ids) == " 12.<|im_end|>"
+
+    def test_plain_text_has_no_special_tokens(self, path: str, tmp_path: Path) -> None:
+        from tokenizers import processors
+
+        folder = str(tmp_path / "with-bos")
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        bos_id = tokenizer.convert_tokens_to_ids(BOS)
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{BOS} $A", special_tokens=[(BOS, bos_id)]
+        )
+        tokenizer.save_pretrained(folder)
+        LlamaForCausalLM.from_pretrained(path).save_pretrained(folder)
+        expected = tokenizer("3 times 4 is", add_special_tokens=False)["input_ids"]
+        reward = Watched(EndogenousReward(folder))
+        make_trainer(folder, reward, tmp_path, OnlineDPOConfig, ["3 times 4 is"]).train()
+        assert reward.prompt_ids[0] == expected
+        # GRPO's policy reads the BOS.
+        make_trainer(folder, reward, tmp_path, prompts=["3 times 4 is"]).train()
+        assert reward.prompt_ids[0] == [bos_id, *expected]
+
+
+class TestSentenceReward:
+    def test_reads_what_the_policy_reads(self, path: str, tmp_path: Path) -> None:
+        folder = str(tmp_path / "sentence-reward")
+        model = SentenceRewardModel.from_backbone(path, SentenceRewardConfig(attention_dim=8))
+        model.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(path).save_pretrained(folder)
+        reward = SentenceReward(folder)
+        trainer = make_trainer(path, reward, tmp_path, chat_template_kwargs={"enable_thinking": False})
+        completions, ids = answers(trainer.processing_class, 1)
+        ask(trainer, [QUESTION], completions, ids)
+        (row,) = reward._scorer.prompts.of()([QUESTION], completions, ids)
+        read = trainer._tokenize_prompts([QUESTION])[0][0]
+        assert row.input_ids[: len(read)] == read
+        assert reward.policy_processing_class is trainer.processing_class
+
+
+def test_settings_of_a_trainer_without_tools(path: str, tmp_path: Path) -> None:
+    # No tools are not an empty list of them: Llama's template writes of tools then.
+    trainer = make_trainer(path, EndogenousReward(path), tmp_path)
+    assert PromptSettings.of(trainer).chat_template_kwargs == {}
+
+
+class TestProcessors:
+    """A processor's own template, BOS and parts of content."""
+
+    @pytest.fixture
+    def processor(self, path: str) -> Any:
+        from transformers import CLIPImageProcessorPil, LlavaProcessor
+
+        tokenizer = AutoTokenizer.from_pretrained(path, additional_special_tokens=["<image>"], image_token="<image>")
+        tokenizer.chat_template = None
+        template = (TEMPLATES / "llava_next.jinja").read_text()
+        return LlavaProcessor(CLIPImageProcessorPil(), tokenizer, patch_size=14, chat_template=template)
+
+    @pytest.fixture
+    def model(self, processor: Any) -> LlamaForCausalLM:
+        config = LlamaConfig(
+            vocab_size=len(processor.tokenizer),
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+        )
+        return LlamaForCausalLM(config)
+
+    def test_its_own_template(self, processor: Any, model: LlamaForCausalLM) -> None:
+        parts = [{"role": "user", "content": [{"type": "text", "text": "Two plus two?"}]}]
+        text = [{"role": "user", "content": "Two plus two?"}]
+        answer = [{"role": "assistant", "content": "Four."}]
+        expected = processor.apply_chat_template(parts, add_generation_prompt=True, tokenize=True)[0]
+        rows = EndogenousReward(model, processor)._render([parts, text], [answer, answer], None)
+        assert [row.prompt_ids for row in rows] == [expected, expected]
+        assert [processor.tokenizer.decode(row.completion_ids).lstrip() for row in rows] == ["Four.<|im_end|>"] * 2
+
+    def test_its_bos(self, processor: Any, model: LlamaForCausalLM) -> None:
+        from tokenizers import processors
+
+        bos_id = processor.tokenizer.convert_tokens_to_ids(BOS)
+        processor.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{BOS} $A", special_tokens=[(BOS, bos_id)]
+        )
+        template = processor.chat_template
+        ids = [processor.tokenizer.eos_token_id]
+        for own in (template, "{{ bos_token }}" + template):
+            processor.chat_template = own
+            parts = [{"role": "user", "content": [{"type": "text", "text": "Two plus two?"}]}]
+            expected = processor.apply_chat_template(parts, add_generation_prompt=True, tokenize=True)[0]
+            assert expected.count(bos_id) == 1
+            given, encoded = EndogenousReward(model, processor)._render([parts] * 2, ["", "Four."], [ids, [259] * 9])
+            assert given.prompt_ids == encoded.prompt_ids == expected
+            assert processor.tokenizer.decode(encoded.completion_ids).lstrip() == "Four.<|im_end|>"
+
+    def test_a_policy_that_could_read_images(self, processor: Any, path: str, tmp_path: Path) -> None:
+        from transformers import (
+            CLIPVisionConfig,
+            LlavaNextConfig,
+            LlavaNextForConditionalGeneration,
+            LlavaNextImageProcessorPil,
+            LlavaNextProcessor,
+        )
+
+        tokenizer, pins = processor.tokenizer, [[56, 112], [112, 56]]
+        small: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+        config = LlavaNextConfig(
+            text_config=LlamaConfig(vocab_size=len(tokenizer), num_hidden_layers=1, **small),
+            vision_config=CLIPVisionConfig(
+                num_hidden_layers=2, image_size=56, patch_size=14, projection_dim=16, **small
+            ),
+            image_grid_pinpoints=pins,
+            image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        )
+        images = LlavaNextImageProcessorPil(size={"shortest_edge": 56}, image_grid_pinpoints=pins)
+        folder = str(tmp_path / "policy")
+        LlavaNextForConditionalGeneration(config).save_pretrained(folder)
+        LlavaNextProcessor(images, tokenizer, chat_template=processor.chat_template, patch_size=14).save_pretrained(
+            folder
+        )
+        reward = EndogenousReward(model=None)
+        watched = Watched(reward)
+        trainer = make_trainer(folder, watched, tmp_path, prompts=[QUESTION], beta=0.1)
+        reward.attach(trainer)
+        (row,) = reward._render([QUESTION], ["12"], None)
+        read = trainer._tokenize_prompts([QUESTION])[0][0]
+        assert tokenizer.decode(read) == "[INST] What is 3 times 4? [/INST]"
+        assert row.prompt_ids == read
+        trainer.train()
+        assert watched.prompt_ids == [read] * 4
