@@ -103,11 +103,6 @@ def dense_advantages(
     has_reward = ~rewards_per_func.isnan()  # (N, F)
     scorable = has_reward.any(dim=1)
     outcomes = rewards_per_func.nan_to_num(0.0)
-    first = mask.int().argmax(dim=1, keepdim=True)  # segment of a completion
-    # Rewards to go have no potential: the outcomes of a dense function may contain one, such as a soft value of the prompt.
-    totals = torch.stack(
-        [to_go[i].gather(1, first)[:, 0] if i in to_go else outcomes[:, i] for i in range(outcomes.shape[1])], dim=1
-    )
 
     def centred(index: int, valid: Tensor) -> Tensor:
         if index in to_go:
@@ -136,9 +131,15 @@ def dense_advantages(
         if scale_rewards == "group":
             credit /= group_std(credit, scorable)[:, None] + EPSILON
         elif scale_rewards == "batch":
-            weighted = (totals * reward_weights).sum(dim=1)
-            group_means = group_sum(weighted * scorable) / group_sum(scorable.float()).clamp(min=1)
-            between = torch.where(scorable, (group_means - weighted[scorable].mean()).square(), 0.0)
+            # Of dense functions, the rewards to go from the first segment: an outcome may contain a constant of the prompt, such
+            # as its soft value.
+            first = mask.int().argmax(dim=1, keepdim=True)
+            per_func = [
+                to_go[i].gather(1, first)[:, 0] if i in to_go else outcomes[:, i] for i in range(len(reward_weights))
+            ]
+            totals = (torch.stack(per_func, dim=1) * reward_weights).sum(dim=1)
+            group_means = group_sum(totals * scorable) / group_sum(scorable.float()).clamp(min=1)
+            between = torch.where(scorable, (group_means - totals[scorable].mean()).square(), 0.0)
             credit /= ((mean_square(credit) + between).sum() / (num_scorable - 1).clamp(min=1)).sqrt() + EPSILON
     else:
         for index, weight in enumerate(reward_weights):

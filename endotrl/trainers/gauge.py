@@ -2,9 +2,9 @@
 r"""
 Whether advantages depend on the constants that logits are only defined up to.
 
-A constant $c(s)$ added to all logits of a state changes no probability, and adds $c(s)$ to the soft value $V(s)$. Bellman
-rewards contain $V(s_h) - \gamma V(s_{h+1})$, which cancels from a return if, and only if, the return discounts as the reward
-does, begins by subtracting $V$, and ends where the reward's does (Section 3 of https://huggingface.co/papers/2506.23235).
+A constant $c(s)$ added to all logits of a state changes no probability, and adds $c(s)$ to the soft value $V(s)$. A Bellman
+reward is $\alpha \log \hat\pi(a_h|s_h) + V(s_h) - \gamma V(s_{h+1})$. The soft values cancel from a return if it discounts as the
+reward does, if $V$ is subtracted from it where it begins, and if it ends where the reward takes the state for terminal.
 """
 
 from collections.abc import Sequence

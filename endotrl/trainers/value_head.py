@@ -9,7 +9,7 @@ its optimizer state is saved with the policy's. It is not part of the model that
 import functools
 import types
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, TrainerCallback
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer.utils import FusedCausalLMOutput
 
@@ -57,7 +58,12 @@ class ValueHead(nn.Module):
 
     def copy_from(self, head: nn.Linear) -> None:
         """Takes over a trained head, such as that of a sequence classification model with one label."""
-        with torch.no_grad():
+        gathered: AbstractContextManager[Any] = nullcontext()
+        if is_deepspeed_zero3_enabled():  # loaded in parts
+            import deepspeed
+
+            gathered = deepspeed.zero.GatheredParameters(list(head.parameters()))
+        with torch.no_grad(), gathered:
             self.weight.copy_(head.weight[0])
             if head.bias is not None:
                 self.bias.copy_(head.bias)

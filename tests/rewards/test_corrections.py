@@ -12,6 +12,7 @@ import pytest
 import torch
 import trl
 from datasets import Dataset
+from packaging.version import Version
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 import endotrl
@@ -135,6 +136,8 @@ class TestLengthControl:
     @pytest.mark.parametrize("kind", ["GRPO", "RLOO", "DenseGRPO", "PPO"])
     def test_evaluations_leave_the_running_sums(self, kind: str, tiny_policy_path: str, tmp_path: Path) -> None:
         module = trl if kind in ("GRPO", "RLOO") else endotrl
+        if module is endotrl and Version(trl.__version__) < Version("1.15"):
+            pytest.skip("The trainers of endotrl need TRL 1.15.")
         reward = EndogenousReward(tiny_policy_path, correction=LengthControl(decay=0.5))
         dataset = Dataset.from_dict({"prompt": ["a b c", "d e", "f", "g h i j"] * 2})
         args = getattr(module, f"{kind}Config")(

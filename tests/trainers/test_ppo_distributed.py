@@ -63,6 +63,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "resumed": {"resume": "whole/checkpoint-2"},
     "value_model": {"critic": "value_model"},
     "lora": {"lora": True},
+    "moving reference": {"sync_ref_model": True, "ref_model_sync_steps": 1},
 }
 
 
