@@ -27,6 +27,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks.measure import describe_run, machine_line, markdown_table, write_figures
 from endotrl import CollapseMonitor, EndogenousReward
+from endotrl.grading import is_right
 from endotrl.quickstart import facts
 from endotrl.quickstart.parts import FACTS, FACTS_ANSWER_LENGTH, LORA
 from endotrl.quickstart.training import faster_dtype, generate_answers, load_model, quiet
@@ -72,7 +73,7 @@ class AskFacts(Ask):
         prompts = [question.prompt for question in self._questions]
         texts, ids = generate_answers(model, tokenizer, prompts, FACTS_ANSWER_LENGTH, seed=seed, batch_size=160)
         self.lengths.append(sum(map(len, ids)) / len(ids))
-        right = sum(facts.is_right(text, q.answers) for text, q in zip(texts, self._questions, strict=True))
+        right = sum(is_right(text, q.answers) for text, q in zip(texts, self._questions, strict=True))
         return right / len(self._questions)
 
 

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "endotrl"
 ORDER = [
     # Leaves, which import nothing of ours.
     *("_lazy", "checks", "files", "learning_rates", "options", "quickstart_model", "reporting"),
-    *("bellman", "credit", "scoring", "sentence", "rewards", "trainers", "monitoring"),
+    *("bellman", "credit", "scoring", "sentence", "grading", "rewards", "trainers", "monitoring"),
     *("quickstart", "score_file", "evaluation", "recipes", "planning", "cli"),
 ]
 EXCEPTIONS = {("recipes", "cli")}  # `recipes/evaluate.py` is a file of options in front of the command line

@@ -10,6 +10,7 @@ import numpy as np
 from markupsafe import Markup
 from tqdm.auto import tqdm
 
+from ..grading import VERSION, is_right, require_math_verify, same_answer
 from ..reporting import number, page, table, terminal_table
 from ..scoring.messages import Prompt
 from ..scoring.placement import load_tokenizer
@@ -26,7 +27,7 @@ from .generation import (
     prompt_rows,
 )
 from .items import Item
-from .math_answers import Question, is_right, read_questions, same_answer
+from .math_answers import Question, read_questions
 from .results import estimates_to_json, plain_means
 from .scorers import base_names, check_name, make_scorer
 from .statistics import Unit, difference_in_words, differences, estimates, resampling_weights
@@ -49,6 +50,7 @@ def run_generation(args: argparse.Namespace, command: str) -> dict[str, Any]:
     """
     for k in args.k:
         pass_at_k(args.samples, 0, k)  # raises now if there are too few samples
+    require_math_verify()
     questions = read_questions(args.data, args.question, args.answer, args.limit)
     folder, engine, settings = _open(args, "eval-generation")
     answers = _answers(args, questions, folder, engine, greedy=not args.no_greedy)
@@ -71,7 +73,7 @@ def run_generation(args: argparse.Namespace, command: str) -> dict[str, Any]:
     )
     results["pass@1 by seed"] = by_seed
     results["tie_rule"] = (
-        f"An answer is right if math-verify says so. pass@k is the unbiased estimate from {args.samples} samples, the mean of "
+        f"An answer is right if `endotrl.grading` says so, with math-verify. pass@k is the unbiased estimate from {args.samples} samples, the mean of "
         f"{len(args.seeds)} seeds."
     )
     _write(results, folder, questions, answers, args)
@@ -85,6 +87,7 @@ def run_best_of_n(args: argparse.Namespace, command: str) -> dict[str, Any]:
     Raises:
         `ValueError`, `OSError`, `ImportError`: With one message for the user.
     """
+    require_math_verify()
     questions = read_questions(args.data, args.question, args.answer, args.limit)
     names = base_names(args.scorers or BEST_OF_N_SCORERS)
     folder, engine, settings = _open(args, "eval-best-of-n")
@@ -109,7 +112,9 @@ def run_best_of_n(args: argparse.Namespace, command: str) -> dict[str, Any]:
             )
             scored = judge.score([item], alone=any(scorer.needs_alone for scorer in scorers))[0]
             chosen = {scorer.name: accuracy_of_choice(scorer.score(item, scored), row["right"]) for scorer in scorers}
-            chosen["majority"] = accuracy_of_choice(majority_scores(same_answer(row["texts"])), row["right"])
+            chosen["majority"] = accuracy_of_choice(
+                majority_scores(same_answer(row["texts"], math=True)), row["right"]
+            )
             chosen["random"] = float(np.mean(row["right"]))
             chosen["best possible"] = float(any(row["right"]))
             for name, accuracy in chosen.items():
@@ -133,6 +138,7 @@ def _open(args: argparse.Namespace, default: str) -> tuple[RunFolder, Engine, di
     settings |= {
         "chat": chat,
         "instruction": args.instruction,
+        "grader": VERSION,
         "samples": args.samples,
         "temperature": args.temperature,
         "top_p": args.top_p,
@@ -194,7 +200,7 @@ def _record(question: Question, name: str, samples: Sequence[Sample], seconds: f
         "texts": texts,
         "token_ids": [list(sample.token_ids) for sample in samples],
         "finished": [sample.finished for sample in samples],
-        "right": is_right(texts, question.answer),
+        "right": [is_right(text, [question.answer], math=True) for text in texts],
         "tokens": [len(sample.token_ids) for sample in samples],
         "seconds": round(seconds, 4),
     }

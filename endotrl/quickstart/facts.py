@@ -9,11 +9,10 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
 
 from datasets import Dataset
 
-from ..rewards.accuracy import is_right
+from ..rewards import AccuracyReward
 
 
 @dataclass(frozen=True)
@@ -102,6 +101,4 @@ def make_preferences(questions: Sequence[Question]) -> Dataset:
     return Dataset.from_list(rows)
 
 
-def accuracy(completions: list[list[dict[str, str]]], answers: list[list[str]], **kwargs: Any) -> list[float]:
-    """1.0 for a right answer."""
-    return [float(is_right(c[0]["content"], a)) for c, a in zip(completions, answers, strict=True)]
+accuracy = AccuracyReward("answers")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..grading import is_right
 from ..quickstart_model import quickstart_model_path
 from ..reporting import HeatMapRow
 from ..rewards import EndogenousReward, LengthReward, RandomReward
@@ -144,7 +145,7 @@ def run_facts(output_dir: Path, seed: int, say: Callable[[str], None]) -> Part:
         texts, ids = generate_answers(
             model, tokenizer, prompts, FACTS_ANSWER_LENGTH, greedy=greedy, seed=seed, batch_size=80
         )
-        right = [facts.is_right(text, question.answers) for text, question in zip(texts, held_out, strict=True)]
+        right = [is_right(text, question.answers) for text, question in zip(texts, held_out, strict=True)]
         return _answers(texts, ids, right, tokenizer)
 
     base = load_model(path, dtype)

@@ -1,30 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Accuracy against known answers: to be looked at beside a reward, or a reward itself."""
 
-import re
-from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import Any
 
+from ..grading import is_right, require_math_verify
 from ..scoring.messages import text_of
 
 
-def is_right(completion: str, answers: Sequence[str]) -> bool:
-    """Whether an accepted answer occurs in the completion as whole words, ignoring case."""
-    return any(re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", completion, re.IGNORECASE) for answer in answers)
-
-
 class AccuracyReward:
-    """
-    1.0 for a right answer, 0.0 for a wrong one.
+    r"""
+    1.0 for a right final answer, 0.0 for a wrong one: see [`~endotrl.grading.is_right`].
 
     Args:
         column (`str`):
-            Column of the dataset with the right answer, or a list of accepted ones.
+            Column of the dataset with the right answer, or a list of accepted ones. Of a solution, what stands in `\boxed{}` or
+            behind `####` counts.
         math (`bool`, *optional*, defaults to `False`):
-            Whether to compare by math-verify, as TRL's `accuracy_reward` does: the completion must have its answer in
-            LaTeX. Answers that are no mathematical expression are matched as text. If `False`, all are: an accepted
-            answer must occur as whole words, in any case.
+            Whether expressions that are no numbers are compared by math-verify, which knows that $(x+1)^2$ is $x^2+2x+1$. If
+            `False`, they must be written alike. Numbers, tuples, intervals, choices and words are compared in the same way with
+            either.
 
     Raises:
         `ImportError`: If `math=True`, and math-verify is not installed.
@@ -35,17 +29,14 @@ class AccuracyReward:
     >>> from endotrl.rewards import AccuracyReward
 
     >>> accuracy = AccuracyReward("capital")
-    >>> accuracy(completions=["It is Paris.", "It is Parisian."], capital=["Paris", "Paris"])
+    >>> accuracy(completions=["It is Paris.", "It is not Paris."], capital=["Paris", "Paris"])
     [1.0, 0.0]
     ```
     """
 
     def __init__(self, column: str, math: bool = False) -> None:
-        if math and find_spec("math_verify") is None:
-            raise ImportError(
-                "Accuracy by math-verify needs the package `math-verify`, which is not installed. Install it with "
-                "`pip install 'endotrl[eval]'`, or match answers as text."
-            )
+        if math:
+            require_math_verify()
         self.__name__ = "accuracy"
         self.column, self.math = column, math
 
@@ -56,19 +47,7 @@ class AccuracyReward:
                 f"The reward compares with the column {self.column!r}, which the dataset does not have. It has "
                 f"{sorted(columns)}."
             )
-        texts = [text_of(completion) for completion in completions]
-        answers = [[str(a) for a in (given if isinstance(given, list) else [given])] for given in columns[self.column]]
-        if not self.math:
-            return [float(is_right(text, accepted)) for text, accepted in zip(texts, answers, strict=True)]
-        from trl.rewards import accuracy_reward
-
-        rewards = []
-        for text, accepted in zip(texts, answers, strict=True):
-            verdicts = accuracy_reward([[{"role": "assistant", "content": text}]] * len(accepted), accepted)
-            rewards.append(
-                max(
-                    float(is_right(text, [answer])) if verdict is None else verdict
-                    for verdict, answer in zip(verdicts, accepted, strict=True)
-                )
-            )
-        return rewards
+        return [
+            float(is_right(text_of(completion), given if isinstance(given, list) else [given], self.math))
+            for completion, given in zip(completions, columns[self.column], strict=True)
+        ]

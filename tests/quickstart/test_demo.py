@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from endotrl.grading import is_right
 from endotrl.quickstart import arithmetic, demo, facts, parts, run_demo
 from endotrl.quickstart.findings import half_width, paired_half_width
 
@@ -53,7 +54,7 @@ class TestFacts:
     def test_no_question_contains_its_answer(self) -> None:
         train, held_out = facts.load_questions()
         for question in [*train, *held_out]:
-            assert not facts.is_right(question.text, question.answers), question
+            assert not is_right(question.text, question.answers), question
 
     def test_subjects_are_unique_in_a_relation(self) -> None:
         for relation in _relations():
@@ -72,7 +73,7 @@ class TestFacts:
         ],
     )
     def test_is_right(self, completion: str, right: bool) -> None:
-        assert facts.is_right(completion, ["Lutetia", "Paris"]) is right
+        assert is_right(completion, ["Lutetia", "Paris"]) is right
 
 
 class TestStatistics:

@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One grader for rewards, evaluation and the demo: the final answer of a completion, and whether it is right."""
+
+from .grader import final_answer, is_right, same_answer
+from .symbolic import has_math_verify, require_math_verify
+
+
+__all__ = ["VERSION", "final_answer", "has_math_verify", "is_right", "require_math_verify", "same_answer"]
+
+# Verdicts of different versions are not mixed in one file.
+VERSION = 2

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""
+Where a completion has its final answer: in `\boxed{}`, in `<answer>`, behind `####`, behind words such as "the answer is", or
+nowhere in particular.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from .text import tidy, without_markdown
+
+
+# Characters of a completion that are read, its last ones. Some searches take the square of a sentence's length, and a policy that
+# collapses writes long ones.
+LONGEST = 8000
+MOST_STATEMENTS = 8
+_THOUGHT_END = re.compile(r"</(?:think|thinking|thought|reasoning|scratchpad)>|<\|end_of_thought\|>", re.IGNORECASE)
+_THOUGHT_START = re.compile(r"<(?:think|thinking|thought|reasoning|scratchpad)>|<\|begin_of_thought\|>", re.IGNORECASE)
+_TAG = re.compile(
+    r"<(?:answer|final_answer)>(?P<inside>.*?)(?:</(?:answer|final_answer)>|$)", re.IGNORECASE | re.DOTALL
+)
+_BOX = re.compile(r"\\(?:f?boxed)\s*(?=[{\d])")
+# Between boxes that are meant together.
+_BETWEEN_BOXES = re.compile(
+    r"[\s$,;.&\\()\[\]]*(?:and|or|\\(?:text|quad|mathrm)(?:\{\s*(?:and|or|,)?\s*\})?)?[\s$,;.&\\()\[\]]*(?:[a-z]\w?\s*=\s*)?",
+    re.IGNORECASE,
+)
+_HASHES = re.compile(r"^[ \t]*####[ \t]*(?P<answer>.*)$", re.MULTILINE)
+_KIND = r"(?:final|correct|right|best|overall|actual|true|real|my|our|your|numerical|exact|possible|likely|desired|required|proper|only|valid|complete|short)"
+_LABEL = re.compile(
+    rf"(?:^|(?<=[\s.:(*_]))(?:{_KIND}\s+)*answers?(?:\s*\([^()\n]{{0,40}}\))?(?:\s+(?:is|are|below|here|choice))?\s*:\s*",
+    re.IGNORECASE,
+)
+_SAID = re.compile(
+    rf"\b(?:{_KIND}\s+)*(?:answers?|solutions?|options?|choices?|results?|responses?)\b(?:\s*\([^()\n]{{0,40}}\))?"
+    r"(?:\s+(?:to|for|of|in|that|which|we|you|i)\s+[^.:;=?\n]{0,120}?)?\s*,?\s*"
+    r"(?:=|\b(?:(?:is|are|was|equals?|becomes|remains)\b|turns? out to be\b|comes? out to(?: be)?\b|comes? to\b"
+    r"|(?:must|should|would|could|might|may|can|will|has to|have to|ought to)\s+(?:\w+\s+)?be\b)|(?=\b(?:isn't|aren't|wasn't|can't|cannot|won't)\b))"
+    r"(?:\s+(?:therefore|thus|then|hence|simply|just|clearly|indeed|definitely|certainly|now|also|equal to|given by|going to be))*"
+    r"\s*:?\s*",
+    re.IGNORECASE,
+)
+_LETTER_RIGHT = re.compile(
+    r"\b(?:option|choice|answer|statement|letter)?\s*\(?\b[A-J]\)?\s+(?:is|must be|would be)\s+(?:the\s+)?(?:\w+\s+)?(?:correct|right|best|true|answer)\b"
+)
+
+
+class Claim(NamedTuple):
+    """
+    What a completion gives as its answer.
+
+    Attributes:
+        text (`str`):
+            The words.
+        boxed (`bool`):
+            Whether it is marked off as the answer: all of `text` is the answer, and nothing else is.
+    """
+
+    text: str
+    boxed: bool
+
+
+def visible(completion: str) -> str:
+    """A completion without its reasoning; empty if it never comes to the end of that."""
+    text = tidy(completion)
+    ends = list(_THOUGHT_END.finditer(text))
+    if ends:
+        text = text[ends[-1].end() :]
+    start = _THOUGHT_START.search(text)
+    if start is not None:
+        text = text[: start.start()]
+    return text.strip()[-LONGEST:]
+
+
+def marked(text: str) -> Claim | None:
+    r"""
+    The answer that a text marks off: in the last `\boxed{}` (several that stand together are one answer, a list), in `<answer>`, or
+    behind `####` at its end. A box that was never closed is an answer that was cut off: it is empty.
+    """
+    tags = list(_TAG.finditer(text))
+    if tags:
+        inside = tags[-1]["inside"].strip()
+        return _boxed(inside) or Claim(inside, boxed=False)
+    return _boxed(text)
+
+
+def _boxed(text: str) -> Claim | None:
+    boxes = list(_boxes(text))
+    if boxes:
+        if boxes[-1][1] is None:
+            return Claim("", boxed=True)
+        together = [boxes[-1]]
+        for box in reversed(boxes[:-1]):
+            if box[1] is None or not _BETWEEN_BOXES.fullmatch(text[box[2] : together[0][0]]):
+                break
+            together.insert(0, box)
+        contents = list(dict.fromkeys(box[1] for box in together if box[1] is not None))
+        return Claim(", ".join(contents).strip(), boxed=True)
+    hashes = list(_HASHES.finditer(text))
+    if hashes and not text[hashes[-1].end() :].strip():
+        return Claim(hashes[-1]["answer"].strip(), boxed=True)
+    return None
+
+
+def _boxes(text: str) -> Iterator[tuple[int, str | None, int]]:
+    """Start, content and end of each box; the content of one that is not closed is `None`."""
+    position = 0
+    while match := _BOX.search(text, position):
+        if text[match.end()] != "{":
+            number = re.match(r"[\d.,]*\d", text[match.end() :])
+            assert number is not None
+            position = match.end() + number.end()
+            yield match.start(), number[0], position
+            continue
+        depth = 0
+        for i in range(match.end(), len(text)):
+            depth += {"{": 1, "}": -1}.get(text[i], 0)
+            if depth == 0:
+                yield match.start(), text[match.end() + 1 : i].strip(), i + 1
+                position = i + 1
+                break
+        else:
+            yield match.start(), None, len(text)
+            return
+
+
+def said(text: str) -> list[str]:
+    """What follows each "the answer is" and "Answer:", the last first, to the end of the text: of the last few of them."""
+    text = without_markdown(text)
+    ends = {match.end() for pattern in (_LABEL, _SAID) for match in pattern.finditer(text)}
+    return [text[end:].strip() for end in sorted(ends, reverse=True)[:MOST_STATEMENTS]]

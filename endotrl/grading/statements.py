@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a text says something of what it mentions: affirms it, denies it, or leaves it open among others."""
+
+import re
+from collections.abc import Callable, Iterable
+
+from ..sentence.segmentation import RuleSegmenter
+
+
+_segment = RuleSegmenter()
+# Characters of a sentence, and of what stands around a mention, that are read.
+_LONGEST_SENTENCE, _AROUND = 600, 200
+_MOST_CORRECTIONS = 5
+# Where a statement ends within a sentence.
+_BOUNDARY = re.compile(
+    r"[,;:()\[\]—–\n]|\s-\s|[.!?]\s|\b(?:but|however|although|though|while|whereas|instead|rather(?! than)|so|because|since|yet|and)\b",
+    re.IGNORECASE,
+)
+_NO_DENIAL = re.compile(
+    r"\bnot (?:only|just|merely|surprisingly|to be confused with [^,.;]*)|\bno (?:doubt|question|other than)|\bwithout (?:a |any )?doubt"
+    r"|\bnone other than|\bnothing (?:but|other than)|\bno one but|\bcannot be (?:anything|other)[^,.;]*|\bdoubt(?:less|lessly)\b",
+    re.IGNORECASE,
+)
+_DENIAL = re.compile(
+    r"\b(?:not|never|no|none|neither|nor|cannot|without|isn't|rul(?:e[sd]?|ing) out|exclud(?:e[sd]?|ing)|eliminat(?:e[sd]?|ing)"
+    r"|reject(?:s|ed|ing)?|discard(?:s|ed|ing)?|rather than|instead of|other than|except(?: for)?|unlike|far from|incorrect(?:ly)?"
+    r"|wrong(?:ly)?|false(?:ly)?|mistaken(?:ly)?|den(?:y|ies|ied)|anything but|opposed to)\b|n't\b",
+    re.IGNORECASE,
+)
+_DENIAL_BEHIND = re.compile(
+    r"^[\"'*_)\s]*(?:'s\s+)?(?:\w+\s+){0,1}?(?:"
+    r"(?:is|was|are|were|does|did|do|has|had|can|could|would|will|should|must|may|might)(?:n't\b|\s+not\b|\s+never\b|not\b)(?!\s+(?:only|just))"
+    r"|(?:is|was|are|were|seems|looks|sounds|would be|must be)\s+(?:\w+\s+){0,2}?"
+    r"(?:wrong|incorrect|false|ruled out|mistaken|untrue|impossible|out\b|too (?:large|small|big|high|low)|eliminated|excluded|a (?:common )?"
+    r"(?:mistake|misconception|trap))"
+    r"|(?:can|could|may|might|should|must) be (?:ruled out|excluded|eliminated|discarded|rejected))",
+    re.IGNORECASE,
+)
+_DISTANCE = re.compile(
+    r"\b(?:(?:might|may|could|would)\s+(?:\w+\s+)?(?:guess|think|say|assume|expect|believe|answer)|(?:thought|assumed|believed|guessed|expected|claimed"
+    r"|tempt(?:ed|ing))|(?:first|initial|common|naive|obvious)\s+(?:guess|thought|answer|mistake|choice)|(?:many|some|most|people|others)\s+(?:people\s+)?"
+    r"(?:think|say|believe|claim|answer|guess|assume)|at first|it (?:seems|looks|appears)|commonly (?:mistaken|confused)|used to be|formerly|previously"
+    r"|was once)\b",
+    re.IGNORECASE,
+)
+_ASIDE = re.compile(
+    r"\bthan\s+(?:the\s+|in\s+)?$|\b(?:some|many|most|a few|other)s?\s+(?:people\s+)?(?:also\s+|might\s+|may\s+)?(?:say|think|believe|claim|answer|guess"
+    r"|assume|call)\b[^,.;]*$",
+    re.IGNORECASE,
+)
+_CONTRAST = re.compile(
+    r"\b(?:but|however|yet|actually|in fact|in reality|instead|whereas|(?<!no )others?)\b(?=[^.]*\b(?:is|was|are|it's|be|say|think|answer|moved|correct"
+    r"|right|became|not)\b)|\bothers?\b",
+    re.IGNORECASE,
+)
+# What takes back what was said before.
+CORRECTION = re.compile(
+    r"(?:^|(?<=[.!?;:,\n—–])|(?<=\.\.)|(?<=- ))\s*(?:oh,? |hmm,? |oops,? |sorry,? |but )?(?:no,? )?"
+    r"(?:wait\b|actually,|actually (?=it|the|that|i)|correction\b|scratch that|on second thoughts?|on reflection|let me (?:re-?|double.)?(?:check|think again|redo|recompute|recalculate|correct)"
+    r"|i (?:made|was) (?:a |an )?(?:mistake|error|wrong)|that(?:'s| is| was) (?:wrong|incorrect|not right)|no, )",
+    re.IGNORECASE,
+)
+_QUESTION = re.compile(
+    r"^\W*(?:so,? |now,? |and |but )?(?:what|which|who|whom|whose|where|when|why|how|is|are|was|were|do|does|did|can|could|should|would|will|tell me|name the"
+    r"|the question (?:asks|is)|(?:we|you) (?:are|were) asked|i (?:am|was) asked|question\s*:|q\s*:)\b",
+    re.IGNORECASE,
+)
+_POSSIBLY = re.compile(
+    r"\b(?:maybe|perhaps|possibly|might(?: also)? be|could(?: also)? be|may(?: also)? be|either)\b", re.IGNORECASE
+)
+
+
+def sentences(text: str) -> list[str]:
+    """Sentences of a text, without those that only ask."""
+    parts = [text[start:end].strip()[-_LONGEST_SENTENCE:] for start, end in _segment(text)]
+    return [part for part in parts if part and not _asks(part)]
+
+
+def _asks(sentence: str) -> bool:
+    match = _QUESTION.match(sentence)
+    return match is not None and (
+        sentence.endswith("?")
+        or "ask" in match[0].lower()
+        or match[0].lower().strip(" :").startswith(("question", "q", "tell", "name"))
+    )
+
+
+def is_denied(sentence: str, start: int, end: int) -> bool:
+    """Whether a sentence denies what it mentions between `start` and `end`."""
+    before = sentence[max(0, start - _AROUND) : start]
+    boundaries = [m.end() for m in _BOUNDARY.finditer(before)]
+    clause = _NO_DENIAL.sub(" ", before[boundaries[-1] if boundaries else 0 :])
+    if _DENIAL.search(clause):
+        return True
+    following = sentence[end : end + 80]
+    if _DENIAL_BEHIND.match(following):
+        return True
+    contrast = _CONTRAST.search(sentence[end : end + _AROUND])
+    clause_start = max((m.end() for m in re.finditer(r"[.!?]\s", before)), default=0)
+    return contrast is not None and _DISTANCE.search(before[clause_start:]) is not None
+
+
+def is_aside(sentence: str, start: int) -> bool:
+    """Whether a sentence mentions something only to compare with it, or as what others say."""
+    return _ASIDE.search(sentence[max(0, start - _AROUND) : start]) is not None
+
+
+def after_corrections(text: str, says_something: Callable[[str], bool]) -> str:
+    """What a text says after it has taken back the rest, if it then says something."""
+    for match in reversed(list(CORRECTION.finditer(text))[-_MOST_CORRECTIONS:]):
+        if text[: match.start()].strip() and says_something(text[match.end() :]):
+            return text[match.end() :]
+    return text
+
+
+def is_open(sentence: str, start: int, end: int, is_accepted: Callable[[str], bool]) -> bool:
+    """
+    Whether a sentence offers others beside what it mentions between `start` and `end`: "Paris or Rome", "Rome, Paris and London",
+    "Paris/Rome".
+    """
+    before, after = sentence[max(0, start - _AROUND) : start], sentence[end : end + _AROUND]
+    if match := re.match(
+        r"^[\"'*_)]*\s*(?:,\s*)?(?:(?:or|and/or)\s+(?:maybe |perhaps |possibly |even |else )?|/\s*|\bvs\.?\s+)(?P<other>\S.*)",
+        after,
+        re.IGNORECASE,
+    ):
+        if not re.match(
+            r"(?:so|more|less|fewer|at least|rather|simply|just|about|as|in other words|better)\b",
+            match["other"],
+            re.IGNORECASE,
+        ) and not is_accepted(match["other"]):
+            return True
+    if match := re.search(
+        r"(?P<other>[\w.' -]*)(?:,\s*|\s+)(?:or|and/or)\s+(?:the |in |maybe |perhaps |possibly |even )?[\"'*_(]*$|(?P<slash>[\w.' -]+)/$",
+        before,
+        re.IGNORECASE,
+    ):
+        other = match["other"] if match["other"] is not None else match["slash"]
+        if re.search(r"\w", other) and not _ends_accepted(other, is_accepted):
+            return True
+    name = r"(?:the )?[A-Z0-9][\w.'-]*(?:\s+(?:of|the|de|la|da|von|van|[A-Z0-9][\w.'-]*)){0,3}"
+    if match := re.match(rf"^\s+(?:and|&)\s+(?P<other>{name})", after):
+        if not is_accepted(match["other"]):
+            return True
+    if match := re.search(rf"(?P<other>{name})\s+(?:and|&)\s+(?:the )?$", before):
+        if not _ends_accepted(match["other"], is_accepted):
+            return True
+    listed = rf"(?:,\s*{name})+,?\s+(?:or|and|&)\s+(?:the )?[A-Z0-9]"
+    if re.match(rf"^{listed}", after) or re.match(rf"^(?:,\s*{name}){{2,}}\s*(?:[.!]|$|,?\s*etc)", after):
+        return True
+    if re.search(rf"(?:{name},\s*){{2,}}(?:(?:or|and|&)\s+)?(?:the )?$", before):
+        return True
+    if re.fullmatch(r"\W*\w+(?:\s\w+)?(?:,\s*\w+(?:\s\w+)?)*,?\s+(?:and|or)\s+", before) and not re.search(
+        r"\w", after
+    ):
+        return not _ends_accepted(re.sub(r",?\s+(?:and|or)\s+$", "", before), is_accepted)
+    alone = re.fullmatch(rf"\W*(?P<other>{name}),\s*(?:and )?\W*", before)
+    if (
+        alone
+        and re.match(r"\W*$", after) is not None
+        and not re.fullmatch(
+            r"(?i)(?:yes|no|sure|well|so|ok|okay|oh|hmm|right|of course|certainly|thus|hence|therefore|indeed|answer|absolutely|correct)",
+            alone["other"],
+        )
+    ):
+        return not _ends_accepted(alone["other"], is_accepted)
+    return False
+
+
+def _ends_accepted(text: str, is_accepted: Callable[[str], bool]) -> bool:
+    words = text.split()
+    return any(is_accepted(" ".join(words[-k:])) for k in range(1, min(6, len(words)) + 1))
+
+
+def offers_several(parts: Iterable[str], mentions: Callable[[str], bool]) -> bool:
+    """Whether a text guesses more than once, and not always the same: "It may be Paris. It may be Rome."."""
+    guesses = [part for part in parts if _POSSIBLY.search(part)]
+    hedges = sum(len(_POSSIBLY.findall(part)) for part in guesses)
+    return hedges > 1 and (len(guesses) == 1 or not all(mentions(part) for part in guesses))

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Expressions by math-verify, which is optional."""
+
+import logging
+import re
+import threading
+from importlib.util import find_spec
+
+
+# Longer ones are no answer; towers of powers are numbers that never end, and outside the main thread nothing would stop them.
+_MAX_LENGTH = 300
+_TOWER = re.compile(r"\^\s*\{?[^{}^]*\{?[^{}^]*\^|\^\s*\{?\s*\d{4,}|\d{3,}\s*!")
+
+
+def has_math_verify() -> bool:
+    """Whether math-verify is installed."""
+    return find_spec("math_verify") is not None
+
+
+def require_math_verify() -> None:
+    """Raises `ImportError` if math-verify is not installed."""
+    if not has_math_verify():
+        raise ImportError(
+            "Expressions are compared by the package `math-verify`, which is not installed. Install it with "
+            "`pip install 'endotrl[eval]'`."
+        )
+
+
+def same_expression(right: str, given: str) -> bool:
+    """Whether an expression in LaTeX is the right one, by math-verify."""
+    from math_verify import parse, verify
+
+    if max(len(right), len(given)) > _MAX_LENGTH or _TOWER.search(right) or _TOWER.search(given):
+        return False
+    # math-verify's timeouts are signals, which only the main thread gets. TRL's `accuracy_reward` does the same.
+    timeout: int | None = 5
+    if threading.current_thread() is not threading.main_thread():
+        timeout = None
+        for name in ("math_verify.parser", "math_verify.grader"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+    a, b = (parse(f"${text.strip().strip('$')}$", parsing_timeout=timeout) for text in (right, given))
+    return bool(a and b) and bool(verify(a, b, timeout_seconds=timeout))

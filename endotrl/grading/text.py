@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Text as it is compared: one spelling for characters, quotes, dashes and Markdown."""
+
+import re
+import unicodedata
+
+
+_SUPERSCRIPTS = {ord(c): d for c, d in zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-", strict=True)}
+_SUPERSCRIPT_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+")
+_FRACTION = re.compile(r"(\d?)([¼-¾⅐-⅞])")
+_CHARACTERS = str.maketrans(
+    {
+        **dict.fromkeys("−﹣－", "-"),
+        **dict.fromkeys("‘’ʼ`´", "'"),
+        **dict.fromkeys("“”„«»", '"'),
+        **dict.fromkeys("‐‑‒", "-"),
+        **dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff\u00ad", None),
+        "⁄": "/",
+        "∕": "/",
+    }
+)
+# Tokens that a tokenizer adds, should they be in the text.
+_SPECIAL = re.compile(r"<\|(?!(?:begin|end)_of_thought)[^<>|]{1,40}\|>|</?s>|<(?:end_of_turn|eos|pad|bos)>")
+_EMPHASIS = re.compile(r"(?<![\w*])(\*{1,3}|__)(?=[^\s*])([^*\n]*?[^\s*])\1(?![\w*])")
+_CODE = re.compile(r"`([^`\n]+)`")
+_HEADING = re.compile(r"^[ \t]*(?:#{1,6}[ \t]+|>[ \t]*|[-*•+][ \t]+(?=[^\d\s.]|\d[\d.,]*\s+[A-Za-z]))", re.MULTILINE)
+
+
+def tidy(text: str) -> str:
+    """Text in which one character stands for all that look like it."""
+    text = _SPECIAL.sub("", text)
+    text = _SUPERSCRIPT_RUN.sub(lambda m: "^{" + m[0].translate(_SUPERSCRIPTS) + "}", text)
+    text = _FRACTION.sub(lambda m: (f"{m[1]} " if m[1] else "") + unicodedata.normalize("NFKC", m[2]), text)
+    return unicodedata.normalize("NFKC", text).translate(_CHARACTERS)
+
+
+def without_markdown(text: str) -> str:
+    """Text without emphasis, inline code, headings, quotes and bullets."""
+    text = _CODE.sub(r"\1", text)
+    text = _EMPHASIS.sub(r"\2", _EMPHASIS.sub(r"\2", text))  # bold around italic
+    return _HEADING.sub("", text)
+
+
+def fold(text: str) -> str:
+    """Text without accents, for words in any case."""
+    return "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+
+
+def same_words(a: str, b: str) -> bool:
+    """Whether two texts are the same but for case, accents, punctuation around them, white space and a leading article."""
+    return _bare(a) == _bare(b) != ""
+
+
+def _bare(text: str) -> str:
+    words = " ".join(fold(text).casefold().split()).strip(" .,;:!?\"'*_")
+    return re.sub(r"^(?:the|an?) (?=\w)", "", words)
