@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 from jinja2.exceptions import TemplateError
@@ -249,9 +250,10 @@ class Template:
             return joint_ids[len(prompt_ids) :]
         # A token would straddle the border, which generation cannot do.
         alone = self.encode(text)
-        wanted = self._decode_raw(joint_ids)
-        candidates = (ids for ids in (alone, *self._behind_anchors(text)))
-        return next((ids for ids in candidates if self._decode_raw([*prompt_ids, *ids]) == wanted), alone)
+        # The second is for prompts that the policy has read in other tokens than these.
+        wanted = (self._decode_raw(joint_ids), self._decode_raw(prompt_ids) + text)
+        candidates = chain([alone], self._behind_anchors(text))
+        return next((ids for ids in candidates if self._decode_raw([*prompt_ids, *ids]) in wanted), alone)
 
     def _behind_anchors(self, text: str) -> Iterator[list[int]]:
         """

@@ -59,6 +59,20 @@ def test_a_word_in_two_halves(name: str) -> None:
     assert row.completion_ids[-1] == tokenizer.eos_token_id
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_prompt_in_other_tokens(name: str) -> None:
+    # As a policy may have read it: letter by letter.
+    tokenizer = cached(name)
+    template = Template(tokenizer)
+    prompt_ids = [
+        template.encode("The")[0],
+        *template.continuation("The", template.encode("The"), " cap", special=False),
+    ]
+    prompt = decode(tokenizer, prompt_ids)
+    ids = template.continuation("Some other prompt", prompt_ids, "ital of", special=False)
+    assert decode(tokenizer, prompt_ids + ids) == prompt + "ital of"
+
+
 def test_no_merge_is_lost() -> None:
     # Alone, "ital" is "▁" and "ital" to this tokenizer; inside of the word, it is one token, as of all its other words.
     tokenizer = cached("bpe metaspace always")
