@@ -144,7 +144,7 @@ class RewardArguments:
             System message under which the frozen model judges. In YAML also a dictionary, one criterion for each value of
             the dataset's column `domain`.
         reward_max_tokens_per_batch (`int`, *optional*, defaults to `8192`):
-            Padded tokens of one forward pass of the frozen model.
+            Tokens of one forward pass of the frozen model.
         reward_dtype (`str`, *optional*, defaults to `"auto"`):
             Dtype of the reward's own copy: `"auto"` is bfloat16 on accelerators and float32 on CPU.
         reward_overlong_prompt (`str`, *optional*, defaults to `"error"`):
@@ -209,7 +209,7 @@ class RewardArguments:
         },
     )
     reward_max_tokens_per_batch: int = field(
-        default=8192, metadata={"help": "Padded tokens of one forward pass of the frozen model."}
+        default=8192, metadata={"help": "Tokens of one forward pass of the frozen model."}
     )
     reward_dtype: str = field(
         default="auto",
