@@ -172,9 +172,7 @@ def _answers(
         for name, count, temperature in passes:
             todo = list({q.key: q for q in questions if (q.key, name) not in answers}.values())
             generator = _sampler(args, engine, vllm, temperature)
-            bar = tqdm(
-                total=len(todo), desc=f"Answering ({name})", unit=" questions", disable=args.quiet or not todo
-            )
+            bar = tqdm(total=len(todo), desc=f"Answering ({name})", unit=" questions", disable=args.quiet or not todo)
             with bar:
                 for start in range(0, len(todo), BLOCK):
                     began = time.perf_counter()

@@ -126,7 +126,9 @@ def _largest(config: PretrainedConfig, name: str) -> int:
     settings = config.to_dict()
     name = config.attribute_map.get(name, name)
     return max(
-        _numbers([settings.get(name), *(layer.get(name) for layer in (settings.get("per_layer_config") or {}).values())]),
+        _numbers(
+            [settings.get(name), *(layer.get(name) for layer in (settings.get("per_layer_config") or {}).values())]
+        ),
         default=0,
     )
 

@@ -10,10 +10,11 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..quickstart_model import quickstart_model_path
 from ..rewards import EndogenousReward, LengthReward, RandomReward
+from ..scoring.cpu_dtype import faster_dtype
 from ..scoring.token_stats import TokenStats
 from . import arithmetic, facts
 from .findings import Answers, Part
-from .training import faster_dtype, generate_answers, load_model, train_with_grpo
+from .training import generate_answers, load_model, train_with_grpo
 
 
 # Both leave TRL's `scale_rewards="group"` on: it gives the endogenous, the random and the length reward the same scale, and

@@ -246,7 +246,19 @@ def _load(model: str, args: SentenceRewardTrainerConfig, quantization_config: An
         config = AutoConfig.from_pretrained(model, trust_remote_code=args.trust_remote_code)
         if isinstance(config, SentenceRewardConfig):
             return SentenceRewardModel.from_pretrained(model, **kwargs)
-    config = SentenceRewardConfig(
+    return SentenceRewardModel.from_backbone(
+        model, reward_model_config(args), trust_remote_code=args.trust_remote_code, **kwargs
+    )
+
+
+def reward_model_config(args: SentenceRewardTrainerConfig) -> SentenceRewardConfig:
+    """
+    Configuration of the reward model that is made from a language model, as the trainer's says.
+
+    Raises:
+        `ValueError`: If a setting is out of range or unknown.
+    """
+    return SentenceRewardConfig(
         marker=args.marker,
         aggregator=args.aggregator,
         attention_dim=args.attention_dim,
@@ -254,4 +266,3 @@ def _load(model: str, args: SentenceRewardTrainerConfig, quantization_config: An
         max_sentences=args.max_sentences,
         segmenter=args.segmenter,
     )
-    return SentenceRewardModel.from_backbone(model, config, trust_remote_code=args.trust_remote_code, **kwargs)

@@ -63,7 +63,10 @@ def own_code(tmp_path, monkeypatch):
             "from transformers import PreTrainedTokenizerFast\n\n\nclass OwnTokenizer(PreTrainedTokenizerFast):\n    pass\n"
         )
         config = json.loads((folder / "tokenizer_config.json").read_text())
-        config |= {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": [None, "own_tokenizer.OwnTokenizer"]}}
+        config |= {
+            "tokenizer_class": "OwnTokenizer",
+            "auto_map": {"AutoTokenizer": [None, "own_tokenizer.OwnTokenizer"]},
+        }
         (folder / "tokenizer_config.json").write_text(json.dumps(config))
         return str(folder)
 

@@ -380,12 +380,18 @@ class TestGeneration:
         evaluate("generation", self.questions(tmp_path), *options)
         assert len(fake_vllm.started) == 1
 
-    def test_best_of_n_by_a_model_with_code_of_its_own(
-        self, tiny_model_path, tmp_path, own_code, monkeypatch, capsys
-    ):
+    def test_best_of_n_by_a_model_with_code_of_its_own(self, tiny_model_path, tmp_path, own_code, monkeypatch, capsys):
         monkeypatch.setattr("endotrl.evaluation.generation_command.is_right", lambda texts, gold: [True] * len(texts))
         command = ["eval", "best-of-n", "--model", tiny_model_path, "--reward-model", own_code(tiny_model_path)]
-        command += ["--data", self.questions(tmp_path), "--output", str(tmp_path / "out"), "--quiet", "--device", "cpu"]
+        command += [
+            "--data",
+            self.questions(tmp_path),
+            "--output",
+            str(tmp_path / "out"),
+            "--quiet",
+            "--device",
+            "cpu",
+        ]
         command += ["--samples", "2", "--max-new-tokens", "4", "--scorers", "log_prob.mean"]
         assert main(command) == 2
         assert "trust_remote_code" in capsys.readouterr().err

@@ -170,7 +170,9 @@ def test_learns_a_preference(marker: bool, aggregator: str, tiny_model_path: str
 def test_default_lora_is_that_of_the_backbone(tiny_model_path: str, tmp_path: Path) -> None:
     args = make_args(tmp_path)
     adapter = LoraConfig(r=2)
-    trainer = SentenceRewardTrainer(tiny_model_path, args, train_dataset=Dataset.from_list([ROWS["explicit"]] * 4), peft_config=adapter)
+    trainer = SentenceRewardTrainer(
+        tiny_model_path, args, train_dataset=Dataset.from_list([ROWS["explicit"]] * 4), peft_config=adapter
+    )
     adapted = {name.split(".lora_")[0] for name, _ in trainer.model.named_parameters() if "lora_" in name}
     # What PEFT adapts in a Llama: the queries and values of both layers.
     assert {name.split(".")[-1] for name in adapted} == {"q_proj", "v_proj"} and len(adapted) == 4
@@ -181,7 +183,10 @@ def test_adapters_of_prompts_are_refused(tiny_model_path: str, tmp_path: Path) -
     adapter = PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2)
     with pytest.raises(ValueError, match="in front of the text"):
         SentenceRewardTrainer(
-            tiny_model_path, make_args(tmp_path), train_dataset=Dataset.from_list([ROWS["explicit"]] * 4), peft_config=adapter
+            tiny_model_path,
+            make_args(tmp_path),
+            train_dataset=Dataset.from_list([ROWS["explicit"]] * 4),
+            peft_config=adapter,
         )
 
 
