@@ -24,6 +24,7 @@ from trl import GRPOConfig, ModelConfig, RewardConfig, get_peft_config, get_quan
 from ..learning_rates import has_one_learning_rate
 from ..quickstart_model import quickstart_model_path
 from ..sentence import SentenceRewardConfig, SentenceRewardTrainerConfig
+from .values import check_value
 
 
 # What a tracker or a setting needs: name of the module, and what to install.
@@ -107,7 +108,7 @@ def check_optimizer(training_args: TrainingArguments) -> None:
             optimizer,
             num_warmup_steps=1,
             num_training_steps=2,
-            scheduler_specific_kwargs=training_args.lr_scheduler_kwargs,  # type: ignore[arg-type]
+            scheduler_specific_kwargs=training_args.lr_scheduler_kwargs,
         )
     except (ValueError, TypeError, KeyError) as error:
         name = str(getattr(training_args.lr_scheduler_type, "value", training_args.lr_scheduler_type))
@@ -124,10 +125,12 @@ def check_generation(training_args: GRPOConfig) -> None:
     """
     if training_args.use_vllm:
         return
-    further: dict[str, Any] = training_args.generation_kwargs or {}  # type: ignore[assignment]
+    further: dict[str, Any] = training_args.generation_kwargs or {}
     unknown = sorted(further.keys() - vars(GenerationConfig()).keys())
     if unknown:
         raise ValueError(f"`generation_kwargs` has {unknown[0]!r}, which is no setting of transformers' generation.")
+    for name, value in further.items():  # these go before the trainer's
+        check_value(name, value, Any)
     settings = {name: vars(training_args)[name] for name in ("temperature", "top_p", "top_k", "min_p")}
     settings |= {name: vars(training_args)[name] for name in ("repetition_penalty", "cache_implementation")}
     settings["max_new_tokens"] = training_args.max_completion_length

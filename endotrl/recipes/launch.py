@@ -16,6 +16,7 @@ from trl import GRPOConfig
 from ..reporting import say
 from ..trainers.dense_reward_trainer import DenseRewardTrainer
 from .arguments import make_parser
+from .launcher import end_with_launcher
 from .parser import RecipeParser
 from .precision import choose_precision
 from .resumption import only_run_in
@@ -47,6 +48,7 @@ def launch(
     Returns:
         [`DenseGRPOTrainer`] or [`PPOTrainer`]: the trainer, done.
     """
+    end_with_launcher()
     with ExitStack() as stack:
         try:
             parsed = parse(make_parser(training_config), argv)

@@ -86,15 +86,16 @@ class _Lengths:
 
     def __init__(self, reader: Reader, training_args: GRPOConfig) -> None:
         tokenizer = load_tokenizer(reader.model, training_args.trust_remote_code)
-        self._template = Template(tokenizer, training_args.chat_template_kwargs)  # type: ignore[arg-type]
+        self._template = Template(tokenizer, training_args.chat_template_kwargs)
         self._reader = reader
 
     def __call__(self, row: dict[str, Any]) -> int:
         (criterion,) = criteria_of_rows(self._reader.criterion, [row.get("domain")], 1)  # type: ignore[list-item]
         prompt = add_criterion(row["prompt"], criterion)
-        is_text = isinstance(prompt, str)
-        text = prompt if is_text else self._template.apply(prompt, True, has_criterion=criterion is not None)
-        return len(self._template.encode(text, special=is_text))
+        if isinstance(prompt, str):
+            return len(self._template.encode(prompt, special=True))
+        text = self._template.apply(prompt, add_generation_prompt=True, has_criterion=criterion is not None)
+        return len(self._template.encode(text, special=False))
 
 
 def _length(length: _Lengths, index: int, row: dict[str, Any]) -> int:

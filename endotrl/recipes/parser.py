@@ -76,11 +76,12 @@ class RecipeParser(TrlParser):
         on_line = {a.dest for a in self._actions if options.intersection(a.option_strings)}
         if self.settle is not None:
             self.settle(namespace, self._in_file | on_line)
+        settings = vars(namespace)
         for action in self._actions:
-            given = action.dest in self._in_file | on_line
-            if given and action.dest in self._hints:
-                check_value(action.dest, vars(namespace)[action.dest], self._hints[action.dest], action.choices)
-        check_together(vars(namespace))
+            name = action.dest
+            if name in self._hints and name in self._in_file | on_line:
+                settings[name] = check_value(name, settings[name], self._hints[name], action.choices)
+        check_together(settings)
         return namespace, unknown
 
     def error(self, message: str) -> NoReturn:

@@ -111,6 +111,9 @@ class Interruptions(TrainerCallback):
             signal.signal(signal.SIGTERM, self._former)
 
     def _ask(self, signum: int, frame: Any) -> None:
+        if not self._asked and self._accelerator.is_local_main_process:
+            # Not by `say`: the signal may have come in the middle of its own writing.
+            os.write(2, b"SIGTERM: this step is finished, a checkpoint is saved, and then the run ends.\n")
         self._asked = True
 
     def on_train_begin(

@@ -10,6 +10,7 @@ from ..sentence import SentenceRewardTrainer, SentenceRewardTrainerConfig
 from ..sentence.trainer import reward_model_config
 from .checks import check_model, check_optimizer, check_packages
 from .launch import WRONG_SETTINGS, exit_with, parse
+from .launcher import end_with_launcher
 from .parser import RecipeParser
 from .prompts import load_preferences
 from .record import make_record
@@ -41,6 +42,7 @@ def launch_sentence_reward(argv: Sequence[str] | None = None) -> SentenceRewardT
     Returns:
         [`SentenceRewardTrainer`]: the trainer, done.
     """
+    end_with_launcher()
     with ExitStack() as stack:
         try:
             script_args, args, model_args, dataset_args = parse(make_sentence_reward_parser(), argv)

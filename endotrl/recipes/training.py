@@ -2,6 +2,7 @@
 """What a recipe does before and after the trainer is made."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from accelerate.logging import get_logger
@@ -207,8 +208,15 @@ def train(trainer: DenseRewardTrainer, record: dict[str, Any], dataset_name: str
     if not terminated:
         if trainer.accelerator.is_main_process:
             print_summary(trainer.state.log_history, args.output_dir)
+        # Of a file, others have nothing.
+        on_hub = (
+            None
+            if dataset_name is None or dataset_name == "quickstart" or Path(dataset_name).exists()
+            else dataset_name
+        )
+        trainer.create_model_card(model_name=Path(args.output_dir).name, dataset_name=on_hub)
         if args.push_to_hub:
-            trainer.push_to_hub(dataset_name=dataset_name)
+            trainer.push_to_hub(dataset_name=on_hub)
     end(trainer, terminated)
 
 

@@ -18,7 +18,7 @@ RANGES: dict[str, tuple[str, ...]] = {
         *("num_iterations", "max_completion_length", "max_length", "ref_model_sync_steps", "lora_r"),
         *("eval_accumulation_steps", "torch_empty_cache_steps", "dataloader_prefetch_factor", "ddp_timeout"),
         *("vllm_max_model_length", "vllm_tensor_parallel_size", "dataset_num_proc", "max_sentences"),
-        *("ddp_bucket_cap_mb", "pad_to_multiple_of"),
+        *("ddp_bucket_cap_mb", "pad_to_multiple_of", "max_new_tokens", "num_beams"),
     ),
     "(0, inf)": (
         *("learning_rate", "temperature", "repetition_penalty", "logging_steps", "eval_steps", "save_steps"),
@@ -53,9 +53,9 @@ ALSO: dict[str, Any] = {"scale_rewards": bool}
 NEVER_NULL = ("num_generations", "max_completion_length")
 
 
-def check_value(name: str, value: Any, hint: Any, choices: Any = None) -> None:
+def check_value(name: str, value: Any, hint: Any, choices: Any = None) -> Any:
     """
-    Raises `ValueError` if a setting cannot be what it is.
+    A setting as it is used: a number with a fraction where its type is that, and YAML may have a whole one.
 
     Args:
         name (`str`):
@@ -66,6 +66,9 @@ def check_value(name: str, value: Any, hint: Any, choices: Any = None) -> None:
             Its type.
         choices (`Sequence`, *optional*):
             Values that it may have.
+
+    Raises:
+        `ValueError`: If it cannot be what it is.
     """
     said = f"`{name}` is {'null' if value is None else repr(value)}"
     if not fits(value, hint) and not fits(value, ALSO.get(name, hint)):
@@ -97,6 +100,8 @@ def check_value(name: str, value: Any, hint: Any, choices: Any = None) -> None:
         raise ValueError(f"{said}, but it must be {_interval_in_words(interval)}.")
     if name == "max_steps" and value != -1 and value < 1:
         raise ValueError(f"{said}, but it must be at least 1, or -1 for `num_train_epochs`.")
+    parts = get_args(hint) or (hint,)
+    return float(value) if float in parts and int not in parts and fits(value, int) else value
 
 
 def check_together(settings: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
 from ..credit import spread_over_segments, sum_by_segment
@@ -65,6 +66,8 @@ class DenseGRPOTrainer(DenseRewardTrainer):
 
     _tag_names = ["trl", "endotrl", "dense-grpo"]
     _name = "Dense GRPO"
+    # Which did not introduce the credit of tokens.
+    _paper = {"citation": GRPOTrainer._paper["citation"]}
 
     def __init__(
         self,
@@ -86,6 +89,9 @@ class DenseGRPOTrainer(DenseRewardTrainer):
             )
         self.segmenter: Segmenter = load_segmenter(args.segmenter) if segmenter is None else segmenter
         self._keep_token_rewards = args.credit != "outcome"
+        if args.credit == "outcome":  # GRPO as it is, for the model card
+            self._name, self._paper = GRPOTrainer._name, GRPOTrainer._paper
+            self._tag_names = [*GRPOTrainer._tag_names, "endotrl"]
         super().__init__(model, reward_funcs, args, train_dataset, **kwargs)
 
     def _compute_advantages(self, output: dict[str, Any], scored: ScoredBatch) -> Tensor:
