@@ -15,7 +15,7 @@ from typing import Any
 
 from . import __version__
 from .evaluation.options import add_eval
-from .options import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, HelpFormatter, positive
+from .options import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, HelpFormatter, positive, positive_number
 from .reporting import say
 from .score_file.options import add_score, command_line
 
@@ -100,7 +100,7 @@ def _add_plan(commands: Any) -> None:
     add = parser.add_argument
     add("recipe", metavar="RECIPE", help="YAML file of a recipe")
     add("--gpus", metavar="N", type=positive, required=True, help="GPUs of all machines together")
-    add("--gpu-memory", metavar="GIB", type=float, required=True, help="memory of each, in GiB")
+    add("--gpu-memory", metavar="GIB", type=positive_number, required=True, help="memory of each, in GiB")
     add(
         "--kind", choices=("grpo", "ppo", "sentence_reward"), help="script of the recipe (default: by the file's name)"
     )
@@ -112,9 +112,19 @@ def _add_plan(commands: Any) -> None:
         default=512,
         help="longest prompt, if the recipe does not say it",
     )
-    add("--gpu-tflops", metavar="X", type=float, default=312.0, help="peak of dense bfloat16, in TFLOPS (A100: 312)")
     add(
-        "--gpu-bandwidth", metavar="X", type=float, default=2000.0, help="memory bandwidth, in GB/s (A100 80 GB: 2000)"
+        "--gpu-tflops",
+        metavar="X",
+        type=positive_number,
+        default=312.0,
+        help="peak of dense bfloat16, in TFLOPS (A100: 312)",
+    )
+    add(
+        "--gpu-bandwidth",
+        metavar="X",
+        type=positive_number,
+        default=2000.0,
+        help="memory bandwidth, in GB/s (A100 80 GB: 2000)",
     )
     add(
         "--set",

@@ -30,9 +30,10 @@ from endotrl import CollapseMonitor, EndogenousReward
 from endotrl.grading import is_right
 from endotrl.quickstart import facts
 from endotrl.quickstart.parts import FACTS, FACTS_ANSWER_LENGTH, LORA
-from endotrl.quickstart.training import faster_dtype, generate_answers, load_model, quiet
+from endotrl.quickstart.training import generate_answers, load_model, quiet
 from endotrl.quickstart_model import quickstart_model_path
 from endotrl.reporting import terminal_table
+from endotrl.scoring.cpu_dtype import faster_dtype
 
 from .collapse_runs import Ask, kept_results
 from .corrections import lost

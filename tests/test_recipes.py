@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The recipes: their files are read by their real parsers, their mistakes are found early, and they train."""
 
+import gzip
+import importlib
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -27,6 +30,9 @@ from endotrl.recipes import (
 from endotrl.recipes.training import print_summary
 from endotrl.rewards import AccuracyReward, FormatReward, LengthReward, RandomReward
 
+
+# The package's function of that name hides it.
+launch_module = importlib.import_module("endotrl.recipes.launch")
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -297,6 +303,40 @@ class TestMistakes:
             (["--reward", "nowhere.at_all"], "`reward` has 'nowhere.at_all', but there is no module 'nowhere'"),
             (["--reward", "json.at_all"], "the module 'json' has no 'at_all'"),
             (["--output_dir", __file__ + "/output"], "where nothing can be written"),
+            (["--output_dir", ""], "a run needs a folder of its own"),
+            # What trains nothing
+            (["--num_iterations", "0"], "`num_iterations` is 0, but it must be at least 1"),
+            (["--max_steps", "0"], "`max_steps` is 0, but it must be at least 1, or -1"),
+            (["--max_steps", "-1", "--num_train_epochs", "0"], "nothing would be trained"),
+            (["--learning_rate", "0"], "`learning_rate` is 0.0, but it must be greater than 0"),
+            (["--num_generations", "0"], "`num_generations` is 0"),
+            (["--num_generations", "1"], "at least 2 generations"),
+            (["--reward_weights", "0"], "there is nothing to train on"),
+            # Ranges
+            (["--temperature", "0"], "`temperature` is 0.0, but it must be greater than 0"),
+            (["--temperature", "nan"], "`temperature` is nan, but it must be finite"),
+            (["--max_completion_length", "0"], "`max_completion_length` is 0"),
+            (["--top_p", "1.5"], "greater than 0 and at most 1"),
+            (["--lora_dropout", "1"], "at least 0 and less than 1"),
+            (["--loss_type", "grop"], "`loss_type` is 'grop', but it must be one of 'grpo'"),
+            # What libraries need
+            (["--use_liger_kernel", "True"], "`use_liger_kernel: true` needs liger-kernel"),
+            (["--optim", "adamw_bnb_8bit"], "`optim: adamw_bnb_8bit` needs a package"),
+            (["--optim", "galore_adamw"], "`optim: galore_adamw` needs a package"),
+            (["--lr_scheduler_type", "cosine_with_min_lr"], "`lr_scheduler_type: cosine_with_min_lr` cannot be made"),
+            (["--attn_implementation", "flash_attention_2"], "`attn_implementation` is 'flash_attention_2'"),
+            (["--attn_implementation", "flash"], "`attn_implementation` is 'flash'"),
+            (["--report_to", "mlflow"], "`report_to: mlflow` needs a package"),
+            (["--report_to", "mlfow"], "mlfow is not supported"),
+            (["--push_to_hub", "True"], "`push_to_hub: true` needs an account"),
+            (["--lora_target_modules", "nope"], "The adapter (`lora_...`) does not go with"),
+            (["--lora_task_type", "LM"], "Invalid task type: 'LM'"),
+            (["--generation_kwargs", '{"beams": 2}'], "`generation_kwargs` has 'beams'"),
+            (["--generation_kwargs", '{"temperature": 0}'], "`temperature` is 0, but it must be greater than 0"),
+            (["--cache_implementation", "none"], "cache_implementation"),
+            (["--resume_from_checkpoint", "nowhere"], "`resume_from_checkpoint` is 'nowhere'"),
+            (["--reward", "json.JSONDecoder"], "which is a class"),
+            (["--reward", "math.pi"], "which is a float"),
         ],
     )
     def test_said_in_one_line(
@@ -308,6 +348,8 @@ class TestMistakes:
         capsys: pytest.CaptureFixture[str],
     ) -> None:
         monkeypatch.setattr("endotrl.recipes.checks.find_spec", lambda name: None if name == "vllm" else object())
+        monkeypatch.setattr("endotrl.recipes.checks.get_available_reporting_integrations", lambda: ["wandb"])
+        monkeypatch.setattr("endotrl.recipes.checks.get_token", lambda: None)
         monkeypatch.setattr(sys, "argv", ["recipes/grpo.py"])
         words = ["--config", str(recipe("grpo")), *small, *arguments]
         with pytest.raises(SystemExit) as ended:
@@ -316,6 +358,65 @@ class TestMistakes:
         said = capsys.readouterr().err
         assert said.count("grpo.py: error:") == 1 and "Traceback" not in said and "usage:" not in said
         assert message in " ".join(said.split())
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"temperature": None}, "`temperature` is null, but it must be a number"),
+            ({"max_completion_length": None}, "`max_completion_length` is null"),
+            ({"num_iterations": 1.5}, "`num_iterations` is 1.5, but it must be a whole number"),
+            ({"num_generations": [2]}, r"`num_generations` is \[2\]"),
+            ({"eval_strategy": False}, "YAML reads no, off"),
+            ({"output_dir": 7}, "`output_dir` is 7, but it must be text"),
+            ({"reward_weights": ["much"]}, "`reward_weights` is"),
+            ({"chat_template_kwargs": "thinking"}, "must be a mapping"),
+            ({"model_init_kwargs": ["a"]}, "`model_init_kwargs` is"),
+            ({"datasets": [1]}, "`datasets` is"),
+            ({"on_collapse": "ignore"}, "`on_collapse` is 'ignore'"),
+            ({"accuracy": "exact"}, "`accuracy` is 'exact'"),
+            ({"parallelism_config": {"a": 1}}, "`parallelism_config`|Settings do not go together"),
+        ],
+    )
+    def test_values_of_yaml(self, settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+        given = {**yaml.safe_load(recipe("grpo").read_text()), "output_dir": str(tmp_path), **settings}
+        (tmp_path / "grpo.yaml").write_text(yaml.safe_dump(given))
+        with pytest.raises(ValueError, match=message):
+            parse(tmp_path / "grpo.yaml")
+
+    def test_whole_numbers_stand_for_others(self, tmp_path: Path) -> None:
+        given = {
+            **yaml.safe_load(recipe("grpo").read_text()),
+            "output_dir": str(tmp_path),
+            "adam_beta1": 0,
+            "top_p": 1,
+        }
+        (tmp_path / "grpo.yaml").write_text(yaml.safe_dump(given))
+        args = parse(tmp_path / "grpo.yaml")[1]
+        # torch's Adam refuses betas of two types.
+        assert (args.adam_beta1, type(args.adam_beta1), type(args.top_p)) == (0.0, float, float)
+        assert type(args.num_generations) is int
+
+    @pytest.mark.parametrize(
+        ("bad", "message"),
+        [
+            (None, "Row 15 of the dataset cannot be used: The prompt must be text or a list of messages"),
+            ([], "Row 15.*empty list"),
+            ([{"content": "a"}], "Row 15.*role"),
+            ([{"role": "user"}], "Row 15.*no content"),
+        ],
+    )
+    def test_rows(self, bad: Any, message: str, small: list[str], prompts: Path) -> None:
+        rows = [json.loads(line) for line in prompts.read_text().splitlines()]
+        rows[15]["prompt"] = bad
+        prompts.write_text("\n".join(map(json.dumps, rows)))
+        with pytest.raises(ValueError, match=message):
+            recipes.prepare(*parse(recipe("grpo"), *small))
+
+    def test_prompts_without_chat_template(self, small: list[str], tiny_policy_path: str, tmp_path: Path) -> None:
+        model = shutil.copytree(tiny_policy_path, tmp_path / "model")
+        (model / "chat_template.jinja").unlink()
+        with pytest.raises(ValueError, match="chat"):
+            recipes.prepare(*parse(recipe("grpo"), *small, "--model_name_or_path", str(model), "--reward", "random"))
 
     def test_preferences_without_columns(
         self, small: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -466,6 +567,113 @@ class TestPrompts:
         asked = {row["prompt"][0]["content"] for row in train}
         assert evaluation is not None and len(evaluation) > 100
         assert not asked & {row["prompt"][0]["content"] for row in evaluation}
+
+    @pytest.mark.parametrize("content", ["parts", "image last", "text"])
+    def test_suffix_of_parts(self, content: str, prompts: Path, small: list[str]) -> None:
+        image, text = {"type": "image", "text": None}, {"type": "text", "text": "a"}
+        given, expected = {
+            "parts": ([image, text], [image, {"type": "text", "text": "a ?"}]),
+            "image last": ([text, image], [text, image, {"type": "text", "text": " ?"}]),
+            "text": ("a", "a ?"),
+        }[content]
+        # The only column, too.
+        prompts.write_text("\n".join([json.dumps({"prompt": [{"role": "user", "content": given}]})] * 16))
+        script_args, training_args, _, _, dataset_args = parse(recipe("grpo"), *small, "--dataset_prompt_suffix", " ?")
+        train, _ = load_prompts(script_args, training_args, dataset_args)
+        assert train[3]["prompt"] == [{"role": "user", "content": expected}]
+
+    @pytest.mark.parametrize("streaming", ["False", "True"])
+    def test_compressed(self, streaming: str, prompts: Path, small: list[str]) -> None:
+        path = prompts.with_suffix(".jsonl.gz")
+        path.write_bytes(gzip.compress(prompts.read_bytes()))
+        arguments = ["--dataset_name", str(path), "--dataset_streaming", streaming]
+        script_args, training_args, _, _, dataset_args = parse(recipe("grpo"), *small, *arguments)
+        train, _ = load_prompts(script_args, training_args, dataset_args)
+        assert [row["question"] for row in train][:3] == ["a b", "c", "d e f"]
+
+
+class TestLengths:
+    """The tiny policy has a context of 64 tokens. Its template adds two: who asks, and who answers."""
+
+    def prepare(self, small: list[str], *arguments: str) -> Any:
+        return recipes.prepare(*parse(recipe("grpo"), *small, *arguments))
+
+    def test_fits_to_the_token(self, small: list[str]) -> None:
+        job = self.prepare(small, "--max_completion_length", "59")  # "d e f" is 5 tokens
+        assert len(job.train_dataset) == 16
+        with pytest.raises(
+            ValueError,
+            match="4 of 16 prompts do not fit the context of the policy, 64 tokens, with `max_completion_length` 60; row 2 is the "
+            "first, with 5 tokens. Lower `max_completion_length`.*`dataset_overlong: drop`",
+        ):
+            self.prepare(small, "--max_completion_length", "60")
+
+    def test_drop(self, small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        drop = ["--dataset_overlong", "drop"]
+        job = self.prepare(small, "--max_completion_length", "60", *drop)
+        assert [row["question"] for row in job.train_dataset] == ["a b", "c", "g"] * 4
+        assert "4 of 16 prompts" in capsys.readouterr().err
+        stream = self.prepare(small, "--max_completion_length", "60", "--dataset_streaming", "True", *drop)
+        assert [row["question"] for row in stream.train_dataset] == ["a b", "c", "g"] * 4
+        with pytest.raises(ValueError, match="None is left"):
+            self.prepare(small, "--max_completion_length", "64", *drop)
+        with pytest.raises(ValueError, match="has 12 prompts, but one generation batch has 16"):
+            self.prepare(small, "--max_completion_length", "60", "--per_device_train_batch_size", "128", *drop)
+
+    def test_the_frozen_model_reads_more(self, small: list[str], tmp_path: Path) -> None:
+        """The criterion is a message of its own, of three tokens."""
+        criterion = ["--reward_criterion", "k l"]
+        assert self.prepare(small, "--max_completion_length", "56", *criterion)
+        with pytest.raises(
+            ValueError, match="4 of 16 prompts do not fit the context of the frozen model .*with 8 tokens"
+        ):
+            self.prepare(small, "--max_completion_length", "57", *criterion)
+        # Its beginning is cut, if that is wanted, and no other reward reads it.
+        for other in (["--reward_overlong_prompt", "truncate_left"], ["--reward", "random"]):
+            assert self.prepare(small, "--max_completion_length", "57", *criterion, *other)
+
+
+class TestPrecision:
+    @pytest.fixture
+    def settle(self, small: list[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[bool, str]]:
+        i = small.index("--bf16")
+        words = [word for k, word in enumerate(small) if k not in range(i, i + 4)]  # and --dtype
+
+        def settle(faster: str, *arguments: str) -> tuple[bool, str]:
+            seconds = {"bfloat16": 1.0, "float32": 1.0, faster: 0.25}
+            monkeypatch.setattr("endotrl.recipes.precision.matmul_seconds", lambda: seconds)
+            path = recipe("grpo")
+            parser = make_parser(DenseGRPOConfig)
+            _, args, _, model_args, _ = launch_module.parse(parser, ["--config", str(path), *words, *arguments])
+            return args.bf16, model_args.dtype
+
+        return settle
+
+    def test_the_faster_one(self, settle: Callable[..., tuple[bool, str]], capsys: pytest.CaptureFixture[str]) -> None:
+        assert settle("float32") == (False, "float32")
+        said = " ".join(capsys.readouterr().err.split())
+        assert "`bf16: false`, `dtype: float32`, as it multiplies matrices 4.0 times as fast in float32" in said
+        assert settle("bfloat16") == (True, "bfloat16")
+
+    @pytest.mark.parametrize(
+        ("arguments", "expected"),
+        [
+            (["--bf16", "True"], (True, "float32")),
+            (["--dtype", "bfloat16"], (False, "bfloat16")),
+            (["--bf16", "True", "--dtype", "bfloat16"], (True, "bfloat16")),
+        ],
+    )
+    def test_what_is_said_holds(
+        self, arguments: list[str], expected: tuple[bool, str], settle: Callable[..., tuple[bool, str]]
+    ) -> None:
+        assert settle("float32", *arguments) == expected
+
+    def test_a_resumed_run_keeps_its_own(self, settle: Callable[..., tuple[bool, str]], tmp_path: Path) -> None:
+        record = {"settings": {"training": {"bf16": True}, "model": {"dtype": "bfloat16"}}}
+        (tmp_path / "output").mkdir()
+        (tmp_path / "output" / "recipe.json").write_text(json.dumps(record))
+        assert settle("float32") == (True, "bfloat16")
+        assert settle("float32", "--resume", "False") == (False, "float32")
 
 
 class TestRuns:

@@ -54,7 +54,7 @@ def run_benchmark(args: argparse.Namespace, command: str) -> dict[str, Any]:
     }
     vocab_size = placement.config.get_text_config().vocab_size
     for name in base_names(names):
-        check_name(name, vocab_size)
+        check_name(name, vocab_size, args.trust_remote_code)
     tokenizer = load_tokenizer(placement.config._name_or_path, args.trust_remote_code)
     if tokenizer.chat_template is None:
         settings["chat"] = chat = False
@@ -82,7 +82,9 @@ def run_benchmark(args: argparse.Namespace, command: str) -> dict[str, Any]:
         folder,
         vocab_size,
         make_engine,
-        lambda name, engine: make_scorer(name, engine, args.judge_reasoning, args.dtype, args.device),
+        lambda name, engine: make_scorer(
+            name, engine, args.judge_reasoning, args.dtype, args.device, args.trust_remote_code
+        ),
         keep_stats=not args.no_token_stats,
         progress=not args.quiet,
     )

@@ -63,7 +63,7 @@ class Engine:
         max_response_tokens (`int`, *optional*):
             Responses are cut at so many tokens. They are cut at the model's context anyway.
         max_tokens_per_batch (`int`, *optional*, defaults to `8192`):
-            Padded tokens of one forward pass. It bounds memory and does not change results.
+            Tokens of one forward pass: see [`FrozenScorer`]. It bounds memory and does not change results.
     """
 
     def __init__(
@@ -123,6 +123,32 @@ class Engine:
                 scored[i] = replace(scored[i], log_probs_alone=stats.log_probs)
         pieces = iter(scored)
         return [[self._with_steps(item, next(pieces)) for _ in item.responses] for item in items]
+
+    def next_token_logits(
+        self, rows: Sequence[Sequence[int]], token_ids: Sequence[int], progress: bool = False
+    ) -> Tensor:
+        """
+        Logits of some tokens after each row of ids.
+
+        Args:
+            rows (`Sequence[Sequence[int]]`):
+                The rows, none of them empty.
+            token_ids (`Sequence[int]`):
+                The tokens.
+            progress (`bool`, *optional*, defaults to `False`):
+                Whether to show a progress bar.
+
+        Returns:
+            `torch.Tensor` of shape `(rows, tokens)`, float32, on the CPU.
+        """
+        # Each token as a completion of its own: the scorer knows what every family of models needs.
+        completions = [
+            Rendered(list(row), [token_id], action_positions=[0], finished=True)
+            for row in rows
+            for token_id in token_ids
+        ]
+        stats = self._scorer(completions, entropy=False, progress=progress)
+        return torch.cat([row.chosen_logits for row in stats]).view(len(rows), len(token_ids))
 
     def prompt(self, item: Item) -> Prompt:
         """The prompt of an item as the model sees it: as a message if this is a chat, its criterion in front."""

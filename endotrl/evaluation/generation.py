@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Answers of a model, sampled in batches, and what they are worth: pass@k, best of N."""
 
+import gc
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from tqdm.auto import tqdm
@@ -132,48 +133,82 @@ def prompt_rows(engine: Engine, prompts: Sequence[Prompt], max_new_tokens: int) 
     return rows
 
 
+class VLLMEngine:
+    """
+    The one vLLM engine of a run, which starts when it is first needed. As a context manager, it ends with the context, and gives
+    its memory back.
+
+    Args:
+        model (`str`):
+            Path or hub id.
+        **kwargs:
+            Further arguments of [`~vllm.LLM`], such as `dtype`, `trust_remote_code` or `gpu_memory_utilization`.
+    """
+
+    def __init__(self, model: str, **kwargs: Any) -> None:
+        self._kwargs = {"model": model, **kwargs}
+        self._llm: Any = None
+
+    @property
+    def llm(self) -> Any:
+        """
+        The engine.
+
+        Raises:
+            `ImportError`: If vLLM is not installed.
+        """
+        if self._llm is None:
+            try:
+                from vllm import LLM
+            except ImportError as error:
+                raise ImportError(
+                    '--backend vllm needs vLLM, which is not installed: pip install "endotrl[vllm]".'
+                ) from error
+            self._llm = LLM(**self._kwargs)
+        return self._llm
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._llm = None  # its process ends when the last reference is gone
+        gc.collect()
+
+
 class VLLMSampler:
     """
-    The same with vLLM, which takes prompts of any length together. Not run by the tests: it needs a GPU.
+    The same with vLLM, which takes prompts of any length together. The tests run it with a stand-in for vLLM.
 
     Args:
         engine ([`Engine`]):
             For tokenizer and rendering; its weights are not loaded.
-        model (`str`):
-            Path or hub id.
+        vllm ([`VLLMEngine`]):
+            What generates.
         max_new_tokens, temperature, top_p:
             As in [`Sampler`].
-        dtype (`str`, *optional*, defaults to `"auto"`):
-            Dtype of the weights.
 
     Raises:
         `ImportError`: If vLLM is not installed.
     """
 
     def __init__(
-        self, engine: Engine, model: str, max_new_tokens: int, temperature: float, top_p: float, dtype: str = "auto"
+        self, engine: Engine, vllm: VLLMEngine, max_new_tokens: int, temperature: float = 1.0, top_p: float = 1.0
     ) -> None:
         _check(temperature, top_p)
-        try:
-            from vllm import LLM
-        except ImportError as error:
-            raise ImportError(
-                '--backend vllm needs vLLM, which is not installed: pip install "endotrl[vllm]".'
-            ) from error
-        self._engine = engine
-        self._llm = LLM(model=model, dtype=dtype)
+        self._engine, self._vllm = engine, vllm
         self._settings = {"max_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
 
     def __call__(
         self, prompts: Sequence[Prompt], num_samples: int, seed: int = 0, progress: bool = False
     ) -> list[list[Sample]]:
         """Answers to each prompt."""
+        llm = self._vllm.llm
         from vllm import SamplingParams
 
         ends = sorted(self._engine.renderer.eos_token_ids)
         rows = [rendered.prompt_ids for rendered in self._engine.renderer.render(prompts, [""] * len(prompts))]
         settings = SamplingParams(n=num_samples, seed=seed, stop_token_ids=ends, **self._settings)
-        outputs = self._llm.generate([{"prompt_token_ids": row} for row in rows], settings, use_tqdm=progress)
+        outputs = llm.generate([{"prompt_token_ids": row} for row in rows], settings, use_tqdm=progress)
         return [[_sample(self._engine, answer.token_ids, set(ends)) for answer in out.outputs] for out in outputs]
 
 

@@ -3,7 +3,7 @@
 
 import argparse
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from .generation import (
     Generator,
     Sample,
     Sampler,
+    VLLMEngine,
     VLLMSampler,
     accuracy_of_choice,
     majority_scores,
@@ -94,11 +95,15 @@ def run_best_of_n(args: argparse.Namespace, command: str) -> dict[str, Any]:
     judge = engine
     if args.reward_model is not None:
         placement, _ = open_model(argparse.Namespace(**{**vars(args), "model": args.reward_model}))
-        judge = Engine(placement, chat=engine.chat, max_tokens_per_batch=args.max_tokens_per_batch)
+        tokenizer = load_tokenizer(placement.config._name_or_path, args.trust_remote_code)
+        judge = Engine(placement, tokenizer, engine.chat, max_tokens_per_batch=args.max_tokens_per_batch)
     for name in names:
-        check_name(name, judge.vocab_size)
+        check_name(name, judge.vocab_size, args.trust_remote_code)
     answers = _answers(args, questions, folder, engine, greedy=False)
-    scorers = [make_scorer(name, judge, dtype=args.dtype, device=args.device) for name in names]
+    scorers = [
+        make_scorer(name, judge, dtype=args.dtype, device=args.device, trust_remote_code=args.trust_remote_code)
+        for name in names
+    ]
     units: dict[str, list[Unit]] = {name: [] for name in [*names, "majority", "random", "best possible"]}
     for question in tqdm(questions, desc="Choosing", unit=" questions", disable=args.quiet):
         for seed in args.seeds:
@@ -166,28 +171,26 @@ def _answers(
         folder.answers_path, ("key", "seed", "texts", "token_ids", "finished", "right", "tokens", "seconds")
     )
     answers = {(line["key"], line["seed"]): line for line in lines}
-    passes: list[tuple[str, int, Callable[[], Generator]]] = []
-    if greedy:
-        passes.append((GREEDY, 1, lambda: _sampler(args, engine, 0.0)))
-    passes += [(str(seed), args.samples, lambda: _sampler(args, engine, args.temperature)) for seed in args.seeds]
-    for name, count, make in passes:
-        todo = list({q.key: q for q in questions if (q.key, name) not in answers}.values())
-        if not todo:
-            continue
-        generator = make()
-        bar = tqdm(total=len(todo), desc=f"Answering ({name})", unit=" questions", disable=args.quiet)
-        with bar:
-            for start in range(0, len(todo), BLOCK):
-                began = time.perf_counter()
-                block = todo[start : start + BLOCK]
-                # What a block draws depends on its seed and its first question, not on what was done before it.
-                seed = 0 if name == GREEDY else int(name) * 2**32 + int(block[0].key[:8], 16)
-                samples = generator([_prompt(q, args, engine) for q in block], count, seed % 2**63)
-                seconds = (time.perf_counter() - began) / len(block)
-                records = [_record(q, name, row, seconds) for q, row in zip(block, samples, strict=True)]
-                append_lines(folder.answers_path, records)
-                answers |= {(record["key"], record["seed"]): record for record in records}
-                bar.update(len(block))
+    passes = [(GREEDY, 1, 0.0)] if greedy else []
+    passes += [(str(seed), args.samples, args.temperature) for seed in args.seeds]
+    settings = {"dtype": args.dtype, "trust_remote_code": args.trust_remote_code, **(args.vllm_kwargs or {})}
+    with VLLMEngine(engine.placement.config._name_or_path, **settings) as vllm:
+        for name, count, temperature in passes:
+            todo = list({q.key: q for q in questions if (q.key, name) not in answers}.values())
+            generator = _sampler(args, engine, vllm, temperature)
+            bar = tqdm(total=len(todo), desc=f"Answering ({name})", unit=" questions", disable=args.quiet or not todo)
+            with bar:
+                for start in range(0, len(todo), BLOCK):
+                    began = time.perf_counter()
+                    block = todo[start : start + BLOCK]
+                    # What a block draws depends on its seed and its first question, not on what was done before it.
+                    seed = 0 if name == GREEDY else int(name) * 2**32 + int(block[0].key[:8], 16)
+                    samples = generator([_prompt(q, args, engine) for q in block], count, seed % 2**63)
+                    seconds = (time.perf_counter() - began) / len(block)
+                    records = [_record(q, name, row, seconds) for q, row in zip(block, samples, strict=True)]
+                    append_lines(folder.answers_path, records)
+                    answers |= {(record["key"], record["seed"]): record for record in records}
+                    bar.update(len(block))
     return answers
 
 
@@ -206,10 +209,9 @@ def _record(question: Question, name: str, samples: Sequence[Sample], seconds: f
     }
 
 
-def _sampler(args: argparse.Namespace, engine: Engine, temperature: float) -> Generator:
+def _sampler(args: argparse.Namespace, engine: Engine, vllm: VLLMEngine, temperature: float) -> Generator:
     if args.backend == "vllm":
-        path = engine.placement.config._name_or_path
-        return VLLMSampler(engine, path, args.max_new_tokens, temperature, args.top_p, args.dtype)
+        return VLLMSampler(engine, vllm, args.max_new_tokens, temperature, args.top_p)
     return Sampler(engine, args.max_new_tokens, temperature, args.top_p)
 
 

@@ -16,9 +16,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from ..scoring.batching import plan_batches
 from ..scoring.messages import Completion, Prompt, add_criterion
 from .engine import Engine, ScoredResponse
 from .items import Item
@@ -158,34 +156,7 @@ class Judge:
                     engine.max_length,
                 )
             ids = [row[-engine.max_length :] for row in ids]
-        answers = torch.empty(len(ids), len(self._words))
-        batches = plan_batches([len(row) for row in ids], engine.max_tokens_per_batch)
-        for batch in tqdm(batches, desc=self.name, unit=" batches", disable=not progress, leave=False):
-            log_probs = next_token_log_probs(engine, [ids[i] for i in batch])
-            answers[batch] = log_probs[:, self._words].softmax(dim=-1)
-        return answers
-
-
-@torch.no_grad()
-def next_token_log_probs(engine: Engine, rows: Sequence[Sequence[int]]) -> Tensor:
-    """Log-probabilities of the token after each row of ids, of shape `(B, V)`, float32, on the CPU."""
-    width = max(map(len, rows))
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):  # padded on the left, so that the last position is everyone's last token
-        ids[i, width - len(row) :] = torch.tensor(row)
-        mask[i, width - len(row) :] = 1
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    with engine.placement.active() as model:
-        device = model.get_input_embeddings().weight.device
-        logits = model(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            position_ids=positions.to(device),
-            use_cache=False,
-            logits_to_keep=1,
-        ).logits[:, -1]
-    return logits.float().log_softmax(dim=-1).cpu()
+        return engine.next_token_logits(ids, self._words, progress).softmax(dim=-1)
 
 
 def plain_text(value: Completion) -> str:

@@ -4,7 +4,7 @@
 import argparse
 from typing import Any
 
-from ..options import HelpFormatter, positive
+from ..options import HelpFormatter, json_object, positive
 
 
 BENCHMARK_HELP = {
@@ -119,7 +119,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type=positive,
         default=8192,
-        help="padded tokens of one forward pass; bounds memory, does not change results",
+        help="tokens of one forward pass; bounds memory, does not change results",
     )
 
 
@@ -208,6 +208,13 @@ def _add_sampling(parser: argparse.ArgumentParser, positive: Any, output: str) -
         help="whether to ask in the chat template (default: yes, if the model has one)",
     )
     add("--backend", choices=("transformers", "vllm"), default="transformers", help="what generates")
+    add(
+        "--vllm-kwargs",
+        metavar="JSON",
+        type=json_object,
+        help="further arguments of vLLM's `LLM`, such as "
+        '{"gpu_memory_utilization": 0.5, "max_model_len": 4096, "enforce_eager": true}',
+    )
     _add_output(parser, output)
 
 

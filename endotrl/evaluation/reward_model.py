@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from accelerate import PartialState
 from tqdm.auto import tqdm
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
 from ..scoring.batching import plan_batches
 from ..scoring.messages import as_messages
-from ..scoring.placement import check_complete, load_config, resolve_dtype
+from ..scoring.placement import check_complete, load_config, load_tokenizer, resolve_dtype
 from ..sentence.configuration import SentenceRewardConfig
 from ..sentence.scorer import SentenceScorer
 from .engine import Engine, ScoredResponse
@@ -27,13 +27,20 @@ class SentenceModel:
     [`Engine`] cuts it: the end of a response, and the beginning of a prompt that is too long by itself.
 
     Args:
-        path (`str`), engine ([`Engine`]), dtype (`str`, *optional*), device (`str`, *optional*):
+        path (`str`), engine ([`Engine`]), dtype (`str`, *optional*), device (`str`, *optional*), trust_remote_code (`bool`, *optional*):
             As for [`RewardModel`].
     """
 
     needs_alone = False
 
-    def __init__(self, path: str, engine: Engine, dtype: str = "auto", device: str | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        engine: Engine,
+        dtype: str = "auto",
+        device: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
         self.name = f"reward_model:{path}"
         self._engine = engine
         self._scorer = SentenceScorer(
@@ -41,6 +48,7 @@ class SentenceModel:
             max_tokens_per_batch=engine.max_tokens_per_batch,
             dtype=dtype,
             device=device,
+            trust_remote_code=trust_remote_code,
             cut_overlong=True,
         )
         self._scorer.load()
@@ -71,8 +79,8 @@ class RewardModel:
         path (`str`):
             Path or hub id.
         engine ([`Engine`]):
-            How prompts are written, and how many padded tokens a forward pass may have.
-        dtype (`str`, *optional*, defaults to `"auto"`), device (`str`, *optional*):
+            How prompts are written, and how many tokens a forward pass may have; here, with padding.
+        dtype (`str`, *optional*, defaults to `"auto"`), device (`str`, *optional*), trust_remote_code (`bool`, *optional*, defaults to `False`):
             As for [`EndogenousReward`].
 
     Raises:
@@ -81,13 +89,20 @@ class RewardModel:
 
     needs_alone = False
 
-    def __init__(self, path: str, engine: Engine, dtype: str = "auto", device: str | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        engine: Engine,
+        dtype: str = "auto",
+        device: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
         self.name = f"reward_model:{path}"
         self._engine = engine
         place = PartialState().device if device is None else torch.device(device)
-        self._tokenizer = AutoTokenizer.from_pretrained(path)
+        self._tokenizer = load_tokenizer(path, trust_remote_code)
         self._model, info = AutoModelForSequenceClassification.from_pretrained(
-            path, dtype=resolve_dtype(dtype, place), output_loading_info=True
+            path, dtype=resolve_dtype(dtype, place), trust_remote_code=trust_remote_code, output_loading_info=True
         )
         check_complete(f"the reward model {path!r}", info["missing_keys"])
         if self._model.config.pad_token_id is None:
@@ -146,7 +161,7 @@ def _check_no_steps(name: str, items: Sequence[Item]) -> None:
         raise ValueError(f"{name} scores whole responses, not steps. Leave it out of --scorers.")
 
 
-def reward_model_class(path: str) -> type[RewardModel] | type[SentenceModel]:
+def reward_model_class(path: str, trust_remote_code: bool = False) -> type[RewardModel] | type[SentenceModel]:
     """
     What scores with the reward model at a path, by its configuration.
 
@@ -154,7 +169,7 @@ def reward_model_class(path: str) -> type[RewardModel] | type[SentenceModel]:
         `OSError`: If there is no model of that name.
         `ValueError`: If it is no reward model.
     """
-    config = load_config(path)
+    config = load_config(path, trust_remote_code)
     if isinstance(config, SentenceRewardConfig):
         return SentenceModel
     if config.num_labels != 1:

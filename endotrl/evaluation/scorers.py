@@ -132,7 +132,7 @@ def needs_model(name: str) -> bool:
     return name in JUDGES or name.startswith(REWARD_MODEL)
 
 
-def check_name(name: str, vocab_size: int) -> None:
+def check_name(name: str, vocab_size: int, trust_remote_code: bool = False) -> None:
     """
     Raises what [`make_scorer`] would raise for a name, before any weights are loaded.
 
@@ -141,13 +141,18 @@ def check_name(name: str, vocab_size: int) -> None:
         `OSError`: If there is no model of that name.
     """
     if name.startswith(REWARD_MODEL):
-        reward_model_class(name.removeprefix(REWARD_MODEL))
+        reward_model_class(name.removeprefix(REWARD_MODEL), trust_remote_code)
     elif not needs_model(name):
         make_form(name, vocab_size)
 
 
 def make_scorer(
-    name: str, engine: Engine, reasoning_tokens: int = 0, dtype: str = "auto", device: str | None = None
+    name: str,
+    engine: Engine,
+    reasoning_tokens: int = 0,
+    dtype: str = "auto",
+    device: str | None = None,
+    trust_remote_code: bool = False,
 ) -> Scorer:
     """
     A scorer of any kind.
@@ -159,7 +164,7 @@ def make_scorer(
             The frozen model.
         reasoning_tokens (`int`, *optional*, defaults to `0`):
             Tokens in which judges may reason first.
-        dtype (`str`, *optional*), device (`str`, *optional*):
+        dtype (`str`, *optional*), device (`str`, *optional*), trust_remote_code (`bool`, *optional*):
             Of an explicit reward model.
     """
     for kind in JUDGES:
@@ -167,5 +172,5 @@ def make_scorer(
             return Judge(kind, engine, reasoning_tokens)
     if name.startswith(REWARD_MODEL):
         path = name.removeprefix(REWARD_MODEL)
-        return reward_model_class(path)(path, engine, dtype, device)
+        return reward_model_class(path, trust_remote_code)(path, engine, dtype, device, trust_remote_code)
     return make_form(name, engine.vocab_size)

@@ -44,8 +44,6 @@ class CollapseThresholds:
             Different completions a group.
         length_correlation (`float`, *optional*, defaults to `0.9`):
             Correlation of reward and length within groups, in absolute value.
-        probability_correlation (`float`, *optional*, defaults to `0.95`):
-            Correlation of reward and log-probability within groups.
         patience (`int`, *optional*, defaults to `3`):
             Logged steps in a row for which a symptom must last.
 
@@ -167,13 +165,6 @@ class CollapseThresholds:
         default=0.9,
         metadata={
             "help": "Absolute correlation of reward and length within groups: the reward is little but length. Ours."
-        },
-    )
-    probability_correlation: float = field(
-        default=0.95,
-        metadata={
-            "help": "Correlation of reward and log-probability within groups: the reward pays for what is said anyway. "
-            "Logged and named in the message, and no reason for an alarm: an endogenous reward has it by construction. Ours."
         },
     )
     patience: int = field(

@@ -13,9 +13,10 @@ from ..quickstart_model import quickstart_model_path
 from ..reporting import HeatMapRow
 from ..rewards import EndogenousReward, LengthReward, RandomReward
 from ..rewards.heat_map import heat_map_row
+from ..scoring.cpu_dtype import faster_dtype
 from . import arithmetic, facts
 from .findings import Answers, Part
-from .training import faster_dtype, generate_answers, load_model, train_with_grpo
+from .training import generate_answers, load_model, train_with_grpo
 
 
 # Both leave TRL's `scale_rewards="group"` on: it gives the endogenous, the random and the length reward the same scale, and

@@ -242,19 +242,3 @@ def quiet() -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("trl").setLevel(logging.ERROR)
-
-
-def faster_dtype() -> str:
-    """The dtype in which this machine multiplies matrices faster: bfloat16 where the CPU has instructions for it."""
-
-    def seconds(dtype: torch.dtype) -> float:
-        a, b = torch.randn(512, 1024, dtype=dtype), torch.randn(1024, 1024, dtype=dtype)
-        started = time.perf_counter()
-        for _ in range(3):
-            a @ b
-        return time.perf_counter() - started
-
-    # The fastest of several in turn: other work on the same cores must not decide, or a run could not be repeated.
-    rounds = [(seconds(torch.bfloat16), seconds(torch.float32)) for _ in range(10)]
-    bfloat16, float32 = (min(times) for times in zip(*rounds, strict=True))
-    return "bfloat16" if bfloat16 < float32 else "float32"

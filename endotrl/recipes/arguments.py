@@ -26,7 +26,7 @@ class RecipeArguments(ScriptArguments):
     Data of a recipe: TRL's script arguments, and how to measure accuracy.
 
     `dataset_name` may also be `"quickstart"`, the factual questions that ship with endotrl (splits `train` and `test`),
-    or a file: `.jsonl`, `.json`, `.csv` or `.parquet` (split `train`).
+    or a file: `.jsonl`, `.json`, `.csv` or `.parquet`, also compressed (`.jsonl.gz`; split `train`).
 
     Parameters:
         dataset_prompt_column (`str`, *optional*, defaults to `"prompt"`):
@@ -35,6 +35,9 @@ class RecipeArguments(ScriptArguments):
             Text to add to each prompt, or to the last message of it, such as how to write the answer.
         dataset_prompt_chat (`bool`, *optional*, defaults to `False`):
             Whether prompts that are text become messages of a user, for the chat template.
+        dataset_overlong (`str`, *optional*, defaults to `"error"`):
+            What to do with prompts that, with a completion of `max_completion_length`, do not fit the policy's or a frozen
+            model's context: `"error"`, or `"drop"` to leave them out.
         resume (`bool`, *optional*, defaults to `True`):
             Whether to go on from the last complete checkpoint in `output_dir`, if there is one.
         heat_map_steps (`int`, *optional*, defaults to `0`):
@@ -64,6 +67,14 @@ class RecipeArguments(ScriptArguments):
     dataset_prompt_chat: bool = field(
         default=False,
         metadata={"help": "Whether prompts that are text become messages of a user, for the chat template."},
+    )
+    dataset_overlong: str = field(
+        default="error",
+        metadata={
+            "help": "What to do with prompts that, with the longest completion, do not fit the policy's or a frozen model's "
+            "context: 'error', or 'drop' (leave them out).",
+            "choices": ["error", "drop"],
+        },
     )
     resume: bool = field(
         default=True,
@@ -144,7 +155,7 @@ class RewardArguments:
             System message under which the frozen model judges. In YAML also a dictionary, one criterion for each value of
             the dataset's column `domain`.
         reward_max_tokens_per_batch (`int`, *optional*, defaults to `8192`):
-            Padded tokens of one forward pass of the frozen model.
+            Tokens of one forward pass of the frozen model.
         reward_dtype (`str`, *optional*, defaults to `"auto"`):
             Dtype of the reward's own copy: `"auto"` is bfloat16 on accelerators and float32 on CPU.
         reward_overlong_prompt (`str`, *optional*, defaults to `"error"`):
@@ -209,7 +220,7 @@ class RewardArguments:
         },
     )
     reward_max_tokens_per_batch: int = field(
-        default=8192, metadata={"help": "Padded tokens of one forward pass of the frozen model."}
+        default=8192, metadata={"help": "Tokens of one forward pass of the frozen model."}
     )
     reward_dtype: str = field(
         default="auto",

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the scripts in `recipes/` do when `accelerate launch` starts them."""
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -15,20 +16,26 @@ from trl import GRPOConfig
 from ..reporting import say
 from ..trainers.dense_reward_trainer import DenseRewardTrainer
 from .arguments import make_parser
+from .launcher import end_with_launcher
 from .parser import RecipeParser
+from .precision import choose_precision
 from .resumption import only_run_in
-from .training import prepare, run
+from .training import make_trainer, prepare, train
 
 
 EXIT_WRONG_SETTINGS = 2
+# What TRL, transformers and their backends raise for settings before anything is trained.
+WRONG_SETTINGS = (ValueError, TypeError, ImportError, OSError, RuntimeError)
+
+logger = logging.getLogger(__name__)
 
 
 def launch(
     trainer_class: type[DenseRewardTrainer], training_config: type[GRPOConfig], argv: Sequence[str] | None = None
 ) -> DenseRewardTrainer:
     """
-    Runs a recipe from the command line. What is wrong with its settings is said in one line, before a model is loaded,
-    and ends the process with exit code 2.
+    Runs a recipe from the command line. What is wrong with its settings is said in one line, before a model is loaded if it can be
+    known then and before anything is trained, and ends the process with exit code 2.
 
     Args:
         trainer_class (`type`):
@@ -41,20 +48,24 @@ def launch(
     Returns:
         [`DenseGRPOTrainer`] or [`PPOTrainer`]: the trainer, done.
     """
+    end_with_launcher()
     with ExitStack() as stack:
         try:
             parsed = parse(make_parser(training_config), argv)
             stack.enter_context(only_run_in(parsed[1].output_dir))
             job = prepare(*parsed)
-        except (ValueError, ImportError, OSError) as error:
+            trainer = make_trainer(trainer_class, job)
+        except WRONG_SETTINGS as error:
             exit_with(error)
-        return run(trainer_class, job)
+        train(trainer, job.record, job.script_args.dataset_name)
+        return trainer
 
 
 def exit_with(error: Exception) -> NoReturn:
     """Ends the process with what is wrong, said by one process of a machine."""
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-        say(f"{os.path.basename(sys.argv[0])}: error: {error}")
+        say(f"{os.path.basename(sys.argv[0])}: error: {' '.join(str(error).split())}")
+    logger.debug("Where it was found", exc_info=error)
     sys.exit(EXIT_WRONG_SETTINGS)
 
 
@@ -73,6 +84,7 @@ def parse(parser: RecipeParser, argv: Sequence[str] | None = None) -> tuple[Any,
         state = PartialState(cpu=True)
         state.distributed_type = DistributedType.DEEPSPEED if uses_deepspeed else DistributedType.MULTI_GPU
         argv += ["--accelerator_config", '{"use_configured_state": true}']
+    parser.settle = choose_precision
     return parser.parse_args_and_config(argv)
 
 

@@ -2,26 +2,37 @@
 """The parser of recipes: TRL's, and strict."""
 
 import sys
-from collections.abc import Iterable, Sequence
+from argparse import Namespace
+from collections.abc import Callable, Collection, Iterable, Sequence
 from difflib import get_close_matches
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_type_hints
 
 import yaml
 from trl import TrlParser
+
+from .values import check_together, check_value
 
 
 class RecipeParser(TrlParser):
     """
     TRL's parser of a command line and a YAML file (`--config`), of which the command line wins. Settings that it does not know are
-    errors, and so are abbreviations. Every error is a `ValueError` of one line, without the usage of some hundred settings.
+    errors, and so are abbreviations, and values that are of another type or out of range. Every error is a `ValueError` of one line,
+    without the usage of some hundred settings.
 
     Args:
         dataclasses (`Sequence[type]`):
             Classes of settings.
+
+    Attributes:
+        settle (`Callable`, *optional*):
+            Called with all settings, to change what is not given, and the names of those that are, before they are checked.
     """
 
     def __init__(self, dataclasses: Sequence[type]) -> None:
         super().__init__(dataclasses, allow_abbrev=False)
+        self.settle: Callable[[Namespace, Collection[str]], None] | None = None
+        self._in_file: set[str] = set()
+        self._hints = {name: hint for one in dataclasses for name, hint in get_type_hints(one).items()}
 
     def parse_args_and_config(self, args: Iterable[str] | None = None, **kwargs: Any) -> tuple[Any, ...]:
         """
@@ -45,9 +56,33 @@ class RecipeParser(TrlParser):
             *parsed, unknown = super().parse_args_and_config(words, return_remaining_strings=True)
         except yaml.YAMLError as error:
             raise ValueError(f"The file that `--config` names is no YAML: {' '.join(str(error).split())}.") from error
+        except (ValueError, OSError, ImportError):
+            raise
+        except Exception as error:  # where a class of settings computes with a value before it checks it
+            raise ValueError(f"Settings do not go together: {type(error).__name__}: {error}.") from error
         if unknown:
             raise ValueError(self._unknown(unknown))
         return tuple(parsed)
+
+    def set_defaults_with_config(self, **settings: Any) -> list[str]:
+        """Takes the settings of the file."""
+        self._in_file = set(settings)
+        return super().set_defaults_with_config(**settings)
+
+    def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Checks values before anything computes with them."""
+        namespace, unknown = super().parse_known_args(*args, **kwargs)
+        options = {word.partition("=")[0] for word in (args[0] if args else kwargs["args"]) or ()}
+        on_line = {a.dest for a in self._actions if options.intersection(a.option_strings)}
+        if self.settle is not None:
+            self.settle(namespace, self._in_file | on_line)
+        settings = vars(namespace)
+        for action in self._actions:
+            name = action.dest
+            if name in self._hints and name in self._in_file | on_line:
+                settings[name] = check_value(name, settings[name], self._hints[name], action.choices)
+        check_together(settings)
+        return namespace, unknown
 
     def error(self, message: str) -> NoReturn:
         """In place of printing the usage and ending the process."""

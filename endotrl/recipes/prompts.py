@@ -2,18 +2,22 @@
 """Data of a recipe, checked before any model is loaded."""
 
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset
-from datasets.exceptions import DatasetGenerationError
+from datasets.exceptions import DatasetsError
 from transformers import TrainingArguments
 from trl import DatasetMixtureConfig, GRPOConfig, RewardConfig, ScriptArguments, get_dataset
 
+from ..score_file.rows import check_text
 from .arguments import RecipeArguments
 
 
 FILE_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+_NEW = "prompt, worded"
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
 
 def load_prompts(
@@ -31,13 +35,19 @@ def load_prompts(
 
     Raises:
         `FileNotFoundError`: If there is no such file.
-        `ValueError`: If no dataset is named, or its file cannot be read; if a split or the column of the prompts is missing; or
-            if there are fewer prompts than one generation batch has.
+        `ValueError`: If no dataset is named, or it cannot be read; if a split or the column of the prompts is missing; if a prompt is
+            neither text nor messages; or if there are fewer prompts than one generation batch has.
     """
     train, evaluation = _splits(script_args, training_args, dataset_args, _quickstart_prompts)
     train = _with_prompts(train, script_args.dataset_train_split, script_args)
     if evaluation is not None:
         evaluation = _with_prompts(evaluation, script_args.dataset_test_split, script_args)
+    check_number(train, training_args)
+    return train, evaluation
+
+
+def check_number(train: Dataset | IterableDataset, training_args: GRPOConfig) -> None:
+    """Raises `ValueError` if there are fewer prompts than one generation batch has, so that no step would be made."""
     num_prompts = training_args.generation_batch_size // training_args.num_generations
     if isinstance(train, Dataset) and len(train) < num_prompts:
         raise ValueError(
@@ -46,7 +56,6 @@ def load_prompts(
             "times processes times `gradient_accumulation_steps`) divided by `num_generations` "
             f"{training_args.num_generations}. Make the batch smaller, or use more prompts."
         )
-    return train, evaluation
 
 
 def load_preferences(
@@ -69,22 +78,22 @@ def load_preferences(
     """
     train, evaluation = _splits(script_args, training_args, dataset_args, _quickstart_preferences)
     for dataset in (train, evaluation):
-        columns = set() if dataset is None else set(column_names(dataset))
-        if (
-            dataset is not None
-            and not columns >= {"chosen", "rejected"}
-            and not columns >= {"chosen_ids", "rejected_ids"}
-        ):
+        if dataset is None:
+            continue
+        columns = set(column_names(dataset))
+        if not columns >= {"chosen", "rejected"} and not columns >= {"chosen_ids", "rejected_ids"}:
             raise ValueError(
                 f"The dataset has the columns {', '.join(map(repr, column_names(dataset)))}, but preferences need "
                 "'chosen' and 'rejected' (and 'prompt', unless it is the beginning of both). Rename its columns."
             )
+        for column in columns & {"prompt", "chosen", "rejected"}:
+            _check_rows(dataset, column)
     return train, evaluation
 
 
 def column_names(dataset: Dataset | IterableDataset) -> list[str]:
     """Names of the columns; a streamed dataset may tell only by its first row."""
-    return dataset.column_names or list(next(iter(dataset)))
+    return dataset.column_names or list(next(iter(dataset), {}))
 
 
 def _splits(
@@ -103,29 +112,36 @@ def _splits(
 def _load(
     script_args: ScriptArguments, dataset_args: DatasetMixtureConfig, quickstart: Callable[[], DatasetDict]
 ) -> Any:
-    if dataset_args.datasets:
-        return get_dataset(dataset_args)
     name = script_args.dataset_name
-    if name is None:
+    if name == "quickstart" and not dataset_args.datasets:
+        return quickstart()
+    if not name and not dataset_args.datasets:
         raise ValueError(
             "There is no dataset. Set `dataset_name` (a dataset of the hub, a file such as `prompts.jsonl`, or "
             "`quickstart`) or `datasets`."
         )
-    if name == "quickstart":
-        return quickstart()
-    file_format = FILE_FORMATS.get(Path(name).suffix)
-    if file_format is None:
-        return load_dataset(name, name=script_args.dataset_config, streaming=script_args.dataset_streaming)
-    if not Path(name).is_file():
-        raise FileNotFoundError(f"`dataset_name` is {name!r}, but there is no such file.")
-    if not Path(name).stat().st_size:
-        raise ValueError(f"`dataset_name` is {name!r}, but that file is empty.")
+    suffix = _suffix(name)
     try:
-        return load_dataset(file_format, data_files=name, streaming=script_args.dataset_streaming)
-    except DatasetGenerationError as error:
-        raise ValueError(
-            f"`dataset_name` is {name!r}, but that file cannot be read as {Path(name).suffix.removeprefix('.')}: {error.__cause__}"
-        ) from error
+        if dataset_args.datasets:
+            return get_dataset(dataset_args)
+        if suffix is None:
+            return load_dataset(name, name=script_args.dataset_config, streaming=script_args.dataset_streaming)
+        if not Path(name).is_file():
+            raise FileNotFoundError(f"`dataset_name` is {name!r}, but there is no such file.")
+        if not Path(name).stat().st_size:
+            raise ValueError(f"`dataset_name` is {name!r}, but that file is empty.")
+        return load_dataset(FILE_FORMATS[suffix], data_files=name, streaming=script_args.dataset_streaming)
+    except DatasetsError as error:  # not all of them are `ValueError` or `OSError`
+        given = "`datasets` is given" if dataset_args.datasets else f"`dataset_name` is {name!r}"
+        what = "it cannot be read" if suffix is None else f"that file cannot be read as {suffix.removeprefix('.')}"
+        raise ValueError(f"{given}, but {what}: {error.__cause__ or error}") from error
+
+
+def _suffix(name: str | None) -> str | None:
+    """What the name of a file says about its format; `None` for a dataset of the hub, or a folder."""
+    path = Path(name or "")
+    suffixes = [suffix for suffix in path.suffixes if suffix not in COMPRESSED]
+    return suffixes[-1] if suffixes and suffixes[-1] in FILE_FORMATS and not path.is_dir() else None
 
 
 def _quickstart_prompts() -> DatasetDict:
@@ -164,18 +180,43 @@ def _with_prompts(
         dataset = (dataset.remove_columns("prompt") if "prompt" in columns else dataset).rename_column(
             column, "prompt"
         )
+    _check_rows(dataset, "prompt")
     suffix, chat = script_args.dataset_prompt_suffix or "", script_args.dataset_prompt_chat
     if not suffix and not chat:
         return dataset
     if isinstance(dataset, Dataset):
         # A column cannot change its type in a `map` that writes into it.
         prompts = [_worded(prompt, suffix, chat) for prompt in dataset["prompt"]]
-        return dataset.remove_columns("prompt").add_column("prompt", prompts)
+        return dataset.add_column(_NEW, prompts).remove_columns("prompt").rename_column(_NEW, "prompt")
     return dataset.map(lambda row: {"prompt": _worded(row["prompt"], suffix, chat)})
+
+
+def _check_rows(dataset: Dataset | IterableDataset, column: str) -> None:
+    """Raises `ValueError` if a row is neither text nor messages, or not of one kind with the others. Of a stream, the first is looked at."""
+    kind = None
+    values = dataset[column] if isinstance(dataset, Dataset) else (row[column] for row in islice(dataset, 1))
+    for row, value in enumerate(values):
+        reason = check_text(column, value)
+        if reason is None and kind not in (None, type(value)):
+            reason = (
+                f"The {column} is {'text' if isinstance(value, str) else 'messages'}, and those before it are not."
+            )
+        if reason is not None:
+            raise ValueError(f"Row {row} of the dataset cannot be used: {reason} Mend it, or leave it out.")
+        kind = type(value)
+    if kind is None:
+        raise ValueError("The dataset has no rows.")
 
 
 def _worded(prompt: str | list[dict[str, Any]], suffix: str, chat: bool) -> str | list[dict[str, Any]]:
     if isinstance(prompt, str):
         text = prompt + suffix
         return [{"role": "user", "content": text}] if chat else text
-    return [*prompt[:-1], {**prompt[-1], "content": prompt[-1]["content"] + suffix}]
+    content = prompt[-1]["content"] or ""
+    if isinstance(content, str):
+        content += suffix
+    elif content and content[-1]["type"] == "text":
+        content = [*content[:-1], {**content[-1], "text": content[-1]["text"] + suffix}]
+    else:
+        content = [*content, {"type": "text", "text": suffix}]
+    return [*prompt[:-1], {**prompt[-1], "content": content}]

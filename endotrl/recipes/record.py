@@ -99,12 +99,10 @@ def write_record(output_dir: str, record: Mapping[str, Any]) -> None:
     replace_text(folder / RECORD_FILE, json.dumps(record, indent=2, ensure_ascii=False))
 
 
-def starts_from(output_dir: str) -> str | None:
-    """The checkpoint that the run in a folder was told to start from."""
-    path = Path(output_dir) / RECORD_FILE
-    if not path.is_file():
-        return None
-    return json.loads(path.read_text(encoding="utf-8"))["settings"]["training"]["resume_from_checkpoint"]
+def recorded_settings(output_dir: str | None) -> dict[str, Any]:
+    """All settings of the run in a folder by their names; empty if there is none."""
+    path = Path(output_dir or "") / RECORD_FILE
+    return _flat(json.loads(path.read_text(encoding="utf-8"))["settings"]) if path.is_file() else {}
 
 
 def check_same_settings(output_dir: str, record: Mapping[str, Any]) -> None:
@@ -112,10 +110,7 @@ def check_same_settings(output_dir: str, record: Mapping[str, Any]) -> None:
     Raises `ValueError` if the run in `output_dir` was made with other settings than these, so that going on with it would
     mix two runs.
     """
-    path = Path(output_dir) / RECORD_FILE
-    if not path.is_file():
-        return
-    before, now = (_flat(r["settings"]) for r in (json.loads(path.read_text(encoding="utf-8")), record))
+    before, now = recorded_settings(output_dir), _flat(record["settings"])
     changed = [
         f"{key}: {before[key]!r} -> {now[key]!r}"
         for key in before.keys() & now.keys()

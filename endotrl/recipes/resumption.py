@@ -23,7 +23,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from ..files import lock
 from ..reporting import say
 from .checkpoints import checkpoints, delete_old, discard_later, flush, last_complete_checkpoint, mark_complete
-from .record import check_same_settings, starts_from, write_record
+from .record import check_same_settings, recorded_settings, write_record
 from .wandb_run import continue_wandb_run
 
 
@@ -111,6 +111,9 @@ class Interruptions(TrainerCallback):
             signal.signal(signal.SIGTERM, self._former)
 
     def _ask(self, signum: int, frame: Any) -> None:
+        if not self._asked and self._accelerator.is_local_main_process:
+            # Not by `say`: the signal may have come in the middle of its own writing.
+            os.write(2, b"SIGTERM: this step is finished, a checkpoint is saved, and then the run ends.\n")
         self._asked = True
 
     def on_train_begin(
@@ -225,17 +228,20 @@ def find_checkpoint(args: TrainingArguments, record: Mapping[str, Any]) -> None:
     that holds unless the run in `output_dir` was already told to start from there. The first process decides for all.
 
     Raises:
-        `ValueError`: If the run there was made with other settings.
+        `ValueError`: If the run there was made with other settings, or there is no checkpoint of that name.
     """
     checkpoint = None
     if PartialState().is_main_process:
         given = args.resume_from_checkpoint
-        if given is None or given == starts_from(args.output_dir):
+        # What the run there was told to start from.
+        if given is None or given == recorded_settings(args.output_dir).get("resume_from_checkpoint"):
             checkpoint = last_complete_checkpoint(args.output_dir)
     (checkpoint,) = broadcast_object_list([checkpoint])
     if checkpoint is not None:
         check_same_settings(args.output_dir, record)
         args.resume_from_checkpoint = str(checkpoint)
+    elif args.resume_from_checkpoint is not None and not Path(args.resume_from_checkpoint).is_dir():
+        raise ValueError(f"`resume_from_checkpoint` is {args.resume_from_checkpoint!r}, but there is no such folder.")
 
 
 def train_and_save(trainer: Trainer, record: Mapping[str, Any]) -> bool:

@@ -111,7 +111,13 @@ def _make(
         ) from error
     if function_name not in vars(module):
         raise ImportError(f"`reward` has {name!r}, but the module {module_name!r} has no {function_name!r}.")
-    return vars(module)[function_name]
+    function = vars(module)[function_name]
+    if isinstance(function, type) or not callable(function):
+        kind = "a class" if isinstance(function, type) else f"a {type(function).__name__}"
+        raise ValueError(
+            f"`reward` has {name!r}, which is {kind}, but it must be a function, or an instance that can be called."
+        )
+    return function
 
 
 def _make_accuracy(script_args: RecipeArguments, dataset: Dataset | IterableDataset) -> AccuracyReward | None:

@@ -7,8 +7,10 @@ from contextlib import ExitStack
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
 
 from ..sentence import SentenceRewardTrainer, SentenceRewardTrainerConfig
-from .checks import check_model, check_packages
-from .launch import exit_with, parse
+from ..sentence.trainer import reward_model_config
+from .checks import check_model, check_optimizer, check_packages
+from .launch import WRONG_SETTINGS, exit_with, parse
+from .launcher import end_with_launcher
 from .parser import RecipeParser
 from .prompts import load_preferences
 from .record import make_record
@@ -31,8 +33,7 @@ def make_sentence_reward_parser() -> RecipeParser:
 
 def launch_sentence_reward(argv: Sequence[str] | None = None) -> SentenceRewardTrainer:
     """
-    Trains a sentence-level reward model from the command line. What is wrong with the settings is said in one line, before
-    a model is loaded, and ends the process with exit code 2.
+    Trains a sentence-level reward model from the command line. What is wrong with the settings is said as by [`launch`].
 
     Args:
         argv (`Sequence[str]`, *optional*):
@@ -41,27 +42,30 @@ def launch_sentence_reward(argv: Sequence[str] | None = None) -> SentenceRewardT
     Returns:
         [`SentenceRewardTrainer`]: the trainer, done.
     """
+    end_with_launcher()
     with ExitStack() as stack:
         try:
             script_args, args, model_args, dataset_args = parse(make_sentence_reward_parser(), argv)
             stack.enter_context(only_run_in(args.output_dir))
             check_packages(args, model_args)
+            check_optimizer(args)
             check_model(model_args, args)
+            reward_model_config(args)  # raises for what it cannot be
             train_dataset, eval_dataset = load_preferences(script_args, args, dataset_args)
             resolve_model(model_args, args)
             record = make_record({"data": script_args, "training": args, "model": model_args})
             find_checkpoint(args, record)
             check_wandb_login(args)
-        except (ValueError, ImportError, OSError) as error:
+            trainer = SentenceRewardTrainer(
+                model=model_args.model_name_or_path,
+                args=args,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                quantization_config=get_quantization_config(model_args),
+                peft_config=get_peft_config(model_args),
+            )
+        except WRONG_SETTINGS as error:
             exit_with(error)
-        trainer = SentenceRewardTrainer(
-            model=model_args.model_name_or_path,
-            args=args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            quantization_config=get_quantization_config(model_args),
-            peft_config=get_peft_config(model_args),
-        )
         # In front of the trackers, which log what it adds.
         trainer.callback_handler.callbacks.insert(0, Tracking(trainer, record))
         terminated = train_and_save(trainer, record)

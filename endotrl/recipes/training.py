@@ -2,6 +2,7 @@
 """What a recipe does before and after the trainer is made."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from accelerate.logging import get_logger
@@ -18,9 +19,10 @@ from ..rewards import EndogenousReward, SentenceReward
 from ..scoring.sharding import shards_weights
 from ..trainers.dense_reward_trainer import DenseRewardTrainer
 from .arguments import RecipeArguments, RewardArguments
-from .checks import check_model, check_packages
+from .checks import check_generation, check_model, check_optimizer, check_packages
 from .heat_maps import HeatMaps
-from .prompts import load_prompts
+from .lengths import fit_lengths
+from .prompts import check_number, load_prompts
 from .record import make_record
 from .resumption import end, find_checkpoint, train_and_save
 from .rewards import make_reward_funcs
@@ -65,9 +67,11 @@ def prepare(
 
     Raises:
         `ValueError`, `ImportError`, `OSError`: If something is wrong: see [`load_prompts`], [`make_reward_funcs`],
-            [`check_model`], [`check_packages`] and [`check_wandb_login`].
+            [`fit_lengths`], [`check_model`], [`check_packages`], [`check_optimizer`], [`check_generation`] and [`check_wandb_login`].
     """
     check_packages(training_args, model_args)
+    check_optimizer(training_args)
+    check_generation(training_args)
     check_model(model_args, training_args)
     monitor = None if script_args.on_collapse == "none" else CollapseMonitor(cast(Action, script_args.on_collapse))
     if monitor is not None:
@@ -75,6 +79,10 @@ def prepare(
     train_dataset, eval_dataset = load_prompts(script_args, training_args, dataset_args)
     reward_funcs = make_reward_funcs(script_args, training_args, reward_args, model_args, train_dataset)
     resolve_model(model_args, training_args)
+    lengths = (script_args, training_args, model_args, reward_funcs)
+    train_dataset = fit_lengths(train_dataset, *lengths)
+    check_number(train_dataset, training_args)
+    eval_dataset = None if eval_dataset is None else fit_lengths(eval_dataset, *lengths)
     record = make_record({"data": script_args, "training": training_args, "reward": reward_args, "model": model_args})
     if script_args.resume:
         find_checkpoint(training_args, record)
@@ -97,6 +105,13 @@ def run(trainer_class: type[DenseRewardTrainer], job: Job) -> DenseRewardTrainer
     Returns:
         [`DenseGRPOTrainer`] or [`PPOTrainer`]: the trainer, done.
     """
+    trainer = make_trainer(trainer_class, job)
+    train(trainer, job.record, job.script_args.dataset_name)
+    return trainer
+
+
+def make_trainer(trainer_class: type[DenseRewardTrainer], job: Job) -> DenseRewardTrainer:
+    """The trainer of [`run`], with its weights, rewards and callbacks, before it trains."""
     trainer = trainer_class(
         model=job.model_args.model_name_or_path,
         reward_funcs=job.reward_funcs,
@@ -113,7 +128,6 @@ def run(trainer_class: type[DenseRewardTrainer], job: Job) -> DenseRewardTrainer
     if job.script_args.heat_map_steps:
         trainer.callback_handler.callbacks.insert(0, HeatMaps(trainer, job.script_args.heat_map_steps))
     trainer.callback_handler.callbacks.insert(0, Tracking(trainer, job.record))
-    train(trainer, job.record, job.script_args.dataset_name)
     return trainer
 
 
@@ -194,8 +208,15 @@ def train(trainer: DenseRewardTrainer, record: dict[str, Any], dataset_name: str
     if not terminated:
         if trainer.accelerator.is_main_process:
             print_summary(trainer.state.log_history, args.output_dir)
+        # Of a file, others have nothing.
+        on_hub = (
+            None
+            if dataset_name is None or dataset_name == "quickstart" or Path(dataset_name).exists()
+            else dataset_name
+        )
+        trainer.create_model_card(model_name=Path(args.output_dir).name, dataset_name=on_hub)
         if args.push_to_hub:
-            trainer.push_to_hub(dataset_name=dataset_name)
+            trainer.push_to_hub(dataset_name=on_hub)
     end(trainer, terminated)
 
 

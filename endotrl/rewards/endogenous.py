@@ -93,7 +93,7 @@ class EndogenousReward(FrozenModelReward):
             System message under which the frozen model judges; the policy does not see it. A dictionary gives one for
             each value of the dataset's column `domain`.
         max_tokens_per_batch (`int`, *optional*, defaults to `8192`):
-            Padded tokens of one forward pass. It bounds memory and does not change rewards.
+            Tokens of one forward pass: see [`FrozenScorer`]. It bounds memory and does not change rewards.
         dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`):
             Dtype of the reward's own copy: `"auto"` is bfloat16 on accelerators and float32 on CPU.
         device (`str` or `torch.device`, *optional*):

@@ -43,7 +43,7 @@ class SentenceReward:
         policy_processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Tokenizer of the policy, if it is another. In a trainer, it is found.
         max_tokens_per_batch (`int`, *optional*, defaults to `8192`):
-            Padded tokens of one forward pass. It bounds memory and does not change rewards.
+            Tokens of one forward pass, padding included. It bounds memory and does not change rewards.
         dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`):
             Dtype of the reward's own copy: `"auto"` is bfloat16 on accelerators and float32 on CPU. Heads stay float32.
         device (`str` or `torch.device`, *optional*):

@@ -11,7 +11,7 @@ from .options import default_options
 from .rows import STREAM
 from .run import ScoreReport, score_file
 from .sentence_page import sentence_page
-from .storage import model_digest
+from .storage import model_digest, only_run_on
 from .summary import SHOWN_SENTENCES, show_report
 
 
@@ -47,7 +47,6 @@ def run(args: argparse.Namespace, command: str) -> ScoreReport:
             raise ValueError(f"The folder of the page, {Path(args.html).parent}, does not exist. Make it first.")
         if Path(args.html).resolve() in (Path(args.file).resolve(), Path(output).resolve()):
             raise ValueError(f"--html {args.html} is also the input or the output. Choose another name.")
-    reward, settings, by_sentence = _make_reward(args)
     shown = 0
 
     def on_error(line: int, error: str) -> None:
@@ -58,33 +57,36 @@ def run(args: argparse.Namespace, command: str) -> ScoreReport:
         elif shown == SHOWN_ERRORS + 1:
             say(f"More rows are bad: {'the output' if output == STREAM else f'{output}.errors.jsonl'} names them all.")
 
-    try:
-        report = score_file(
-            reward,
-            args.file,
-            output,
-            settings,
-            block_size=args.block_size,
-            limit=args.limit,
-            overwrite=args.overwrite,
-            tokens=not args.no_tokens,
-            keep=max(10, args.top or 0, args.bottom or 0),
-            num_examples=max(0 if args.html is None else args.html_rows, SHOWN_SENTENCES if by_sentence else 0),
-            progress=not args.quiet,
-            on_error=on_error,
-        )
-    except KeyboardInterrupt as interrupt:
-        saved = "" if output == STREAM else f" What was scored is in {output}; the same command goes on behind it."
-        raise KeyboardInterrupt(f"Interrupted.{saved}") from interrupt
-    except RuntimeError as error:
-        import torch
+    with only_run_on(output):  # before the checkpoint is read, which takes a while
+        reward, settings, by_sentence = _make_reward(args)
+        try:
+            report = score_file(
+                reward,
+                args.file,
+                output,
+                settings,
+                block_size=args.block_size,
+                limit=args.limit,
+                overwrite=args.overwrite,
+                tokens=not args.no_tokens,
+                keep=max(10, args.top or 0, args.bottom or 0),
+                num_examples=max(0 if args.html is None else args.html_rows, SHOWN_SENTENCES if by_sentence else 0),
+                progress=not args.quiet,
+                on_error=on_error,
+                held=True,
+            )
+        except KeyboardInterrupt as interrupt:
+            saved = "" if output == STREAM else f" What was scored is in {output}; the same command goes on behind it."
+            raise KeyboardInterrupt(f"Interrupted.{saved}") from interrupt
+        except RuntimeError as error:
+            import torch
 
-        if not isinstance(error, torch.OutOfMemoryError):
-            raise
-        raise ValueError(
-            f"The device has not enough memory for batches of {args.max_tokens_per_batch} tokens. Run the same command "
-            "with a smaller --max-tokens-per-batch: it goes on behind what was scored."
-        ) from error
+            if not isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise ValueError(
+                f"The device has not enough memory for batches of {args.max_tokens_per_batch} tokens. Run the same command "
+                "with a smaller --max-tokens-per-batch: it goes on behind what was scored."
+            ) from error
     if args.html is not None:
         make_page = sentence_page if by_sentence else heat_map_page
         try:

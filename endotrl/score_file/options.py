@@ -150,7 +150,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type=positive,
         default=8192,
-        help="padded tokens of one forward pass; bounds memory, does not change rewards",
+        help="tokens of one forward pass; bounds memory, does not change rewards",
     )
     add(
         "--dtype",

@@ -148,12 +148,31 @@ def message_text(value: str | Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(turns)
 
 
+def check_text(key: str, value: object) -> str | None:
+    """Why a prompt or completion, called `key`, is neither text nor messages; `None` if it is."""
+    if isinstance(value, str):
+        return (
+            "The prompt is empty, so that the first token has no context." if key == "prompt" and value == "" else None
+        )
+    if not isinstance(value, list):
+        return f"The {key} must be text or a list of messages, but it is of type {type(value).__name__}."
+    if not value:
+        return f"The {key} is an empty list of messages. It needs at least one."
+    for i, message in enumerate(value, start=1):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            return f'Message {i} of the {key} must be an object {{"role": ..., "content": ...}} with a role as text.'
+        content = message.get("content")
+        if not isinstance(content, str | list) and not (content is None and message.get("tool_calls")):
+            return f"Message {i} of the {key} has no content that is text or a list of parts."
+    return None
+
+
 def _check_row(row: dict[str, Any], extra: dict[str, Any]) -> str | None:
     """Why a row cannot be scored, or `None`."""
     for key in ("prompt", "completion"):
         if key not in row:
             return f'The key "{key}" is missing. A row is {ROW_FORMAT}.'
-        reason = _check_text(key, row[key])
+        reason = check_text(key, row[key])
         if reason is not None:
             return reason
     kinds = ["text" if isinstance(row[key], str) else "messages" for key in ("prompt", "completion")]
@@ -171,24 +190,6 @@ def _check_row(row: dict[str, Any], extra: dict[str, Any]) -> str | None:
         return "The text contains one half of a surrogate pair (\\ud800 to \\udfff), which is not valid Unicode."
     except ValueError:
         return "A number is too large for a float."
-    return None
-
-
-def _check_text(key: str, value: object) -> str | None:
-    if isinstance(value, str):
-        return (
-            "The prompt is empty, so that the first token has no context." if key == "prompt" and value == "" else None
-        )
-    if not isinstance(value, list):
-        return f"The {key} must be text or a list of messages, but it is of type {type(value).__name__}."
-    if not value:
-        return f"The {key} is an empty list of messages. It needs at least one."
-    for i, message in enumerate(value, start=1):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            return f'Message {i} of the {key} must be an object {{"role": ..., "content": ...}} with a role as text.'
-        content = message.get("content")
-        if not isinstance(content, str | list) and not (content is None and message.get("tool_calls")):
-            return f"Message {i} of the {key} has no content that is text or a list of parts."
     return None
 
 

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from .blocks import output_record, score_rows
 from .rows import ROW_FORMAT, Reader, Row
-from .storage import Output
+from .storage import Output, only_run_on
 from .tally import Tally
 
 
@@ -73,6 +73,7 @@ def score_file(
     num_examples: int = 0,
     progress: bool = False,
     on_error: Callable[[int, str], None] | None = None,
+    held: bool = False,
 ) -> ScoreReport:
     """
     Scores the rows of a JSON Lines file, and goes on where an earlier run was cut off.
@@ -102,6 +103,8 @@ def score_file(
             Whether to show a progress bar.
         on_error (`Callable[[int, str], None]`, *optional*):
             Called with line number and reason of each bad row.
+        held (`bool`, *optional*, defaults to `False`):
+            Whether the caller keeps other runs from the output already: see [`only_run_on`].
 
     Returns:
         [`ScoreReport`].
@@ -117,8 +120,10 @@ def score_file(
     tally = Tally(keep)
     examples: list[Example] = []
     with ExitStack() as stack:
+        if not held:
+            stack.enter_context(only_run_on(output_path))
         reader = stack.enter_context(Reader(input_path))
-        output = stack.enter_context(Output(output_path, reader, {**settings, "tokens": tokens}))
+        output = stack.enter_context(Output(output_path, reader, {**settings, "tokens": tokens}, held=True))
         output.check(block_size, overwrite)
         total = reader.count_rows(limit)
         if total == 0:

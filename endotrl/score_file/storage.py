@@ -23,17 +23,55 @@ from .tally import Tally
 # Weights up to this size, in bytes, are read as a whole to tell one model from another: at 1.3 GiB/s (sha256 on one core),
 # 0.4 s for a model of 0.5 GiB and 1.5 s at the limit.
 WHOLE_WEIGHTS = 2 * 2**30
+BUSY = "Another run is writing {} right now. Wait for it, or choose another output."
 _SMALL_FILE = 4 * 2**20  # bytes; files up to this size are always read as a whole
 
 
-class Output:
-    """The output, its error file and its metadata: what is kept of an earlier run, and the writing of blocks."""
+@contextmanager
+def only_run_on(path: str | Path) -> Iterator[None]:
+    """
+    Inside, no other run can enter with this output, standard output excepted. A run that ends before it has opened its output
+    leaves none behind.
 
-    def __init__(self, path: str | Path, reader: Reader, settings: Mapping[str, Any]) -> None:
+    Args:
+        path (`str` or `Path`):
+            File to write.
+
+    Raises:
+        `ValueError`: If another run has it, or its folder does not exist.
+        `OSError`: If it cannot be written.
+    """
+    path = Path(path)
+    if str(path) == STREAM:
+        yield
+        return
+    if not path.parent.is_dir():
+        raise ValueError(f"The folder of the output, {path.parent}, does not exist. Make it first.")
+    is_new = not path.exists()
+    try:
+        opened = path.open("ab")
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error.strerror}.") from error
+    with opened as file:
+        lock(file, BUSY.format(path))
+        try:
+            yield
+        finally:
+            if is_new and path.stat().st_size == 0 and not Path(f"{path}.meta.json").exists():
+                path.unlink()
+
+
+class Output:
+    """
+    The output, its error file and its metadata: what is kept of an earlier run, and the writing of blocks. `held` says that the
+    caller keeps other runs from it already, see [`only_run_on`].
+    """
+
+    def __init__(self, path: str | Path, reader: Reader, settings: Mapping[str, Any], held: bool = False) -> None:
         self.path, self.stream = Path(path), str(path) == STREAM
         self.errors_path, self.meta_path = Path(f"{path}.errors.jsonl"), Path(f"{path}.meta.json")
         self.kept_rows, self.seconds = 0, 0.0
-        self._reader, self._settings = reader, dict(settings)
+        self._reader, self._settings, self._held = reader, dict(settings), held
         self._started = _now()
         self._kept_bytes = 0
         self._file: IO[bytes] | None = None
@@ -56,8 +94,6 @@ class Output:
         for path in (self.path, self.errors_path, self.meta_path):
             if path.exists() and self._reader.path != STREAM and path.samefile(self._reader.path):
                 raise ValueError(f"The output would be written over the input {self._reader.path}.")
-        if not self.path.parent.is_dir():
-            raise ValueError(f"The folder of the output, {self.path.parent}, does not exist. Make it first.")
         if overwrite or not self.path.exists() or self.path.stat().st_size == 0:
             return
         way_out = "Choose another output, or overwrite this one (--overwrite)."
@@ -92,7 +128,8 @@ class Output:
             return
         with self._writing():
             self._file = self.path.open("ab")
-            lock(self._file, f"Another run is writing {self.path} right now. Wait for it, or choose another output.")
+            if not self._held:
+                lock(self._file, BUSY.format(self.path))
             if self.path.stat().st_size != self._kept_bytes:
                 self._file.truncate(self._kept_bytes)
             self.errors_path.unlink(missing_ok=True)

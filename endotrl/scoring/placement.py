@@ -84,7 +84,7 @@ def load_config(model: str, trust_remote_code: bool = False) -> PretrainedConfig
     """
     try:
         return AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of many kinds, as each family checks its values in its own way
         raise OSError(
             f"The frozen model {model!r} cannot be loaded: it is neither a folder with a model's `config.json` nor a "
             f"model that the Hugging Face hub gives. Check the name, or pass a loaded model. Reason: {error}"

@@ -127,7 +127,14 @@ class SentenceRewardTrainer(RewardTrainer):
         new = new_modules(base_model.config)
         if kwargs.get("peft_config") is not None:
             peft_config = copy.copy(kwargs["peft_config"])  # the caller's stays as it is
+            if peft_config.is_prompt_learning:
+                raise ValueError(
+                    f"`peft_config` is a {type(peft_config).__name__}, which puts tokens of its own in front of the text, where a "
+                    "sentence reward model does not find its sentences. Use an adapter of weights, such as `LoraConfig()`."
+                )
             peft_config.modules_to_save = list(dict.fromkeys([*(peft_config.modules_to_save or []), *new]))
+            if peft_config.target_modules is None and not vars(peft_config).get("target_parameters"):
+                peft_config.target_modules = _default_target_modules(peft_config, base_model.config)
             kwargs["peft_config"] = peft_config
         elif has_adapter and not set(new) <= set(given.active_peft_config.modules_to_save or []):
             raise ValueError(
@@ -220,6 +227,15 @@ def _is_attention(name: str) -> bool:
     return "sentence_head." in name and name.endswith(("query.weight", "key.weight"))
 
 
+def _default_target_modules(peft_config: Any, config: SentenceRewardConfig) -> list[str] | str | None:
+    """PEFT's default for the backbone. PEFT itself looks at the type of the whole model, which it does not know."""
+    from peft import PEFT_TYPE_TO_TUNER_MAPPING
+
+    tuner = PEFT_TYPE_TO_TUNER_MAPPING[peft_config.peft_type]
+    # (IA)³ has no such table, and needs modules named.
+    return getattr(tuner, "target_module_mapping", {}).get(config.get_text_config().model_type)
+
+
 def _load(model: str, args: SentenceRewardTrainerConfig, quantization_config: Any) -> PreTrainedModel:
     kwargs = {"dtype": "float32", **(args.model_init_kwargs or {})}  # float32 is TRL's default as well
     if quantization_config is not None:
@@ -230,7 +246,19 @@ def _load(model: str, args: SentenceRewardTrainerConfig, quantization_config: An
         config = AutoConfig.from_pretrained(model, trust_remote_code=args.trust_remote_code)
         if isinstance(config, SentenceRewardConfig):
             return SentenceRewardModel.from_pretrained(model, **kwargs)
-    config = SentenceRewardConfig(
+    return SentenceRewardModel.from_backbone(
+        model, reward_model_config(args), trust_remote_code=args.trust_remote_code, **kwargs
+    )
+
+
+def reward_model_config(args: SentenceRewardTrainerConfig) -> SentenceRewardConfig:
+    """
+    Configuration of the reward model that is made from a language model, as the trainer's says.
+
+    Raises:
+        `ValueError`: If a setting is out of range or unknown.
+    """
+    return SentenceRewardConfig(
         marker=args.marker,
         aggregator=args.aggregator,
         attention_dim=args.attention_dim,
@@ -238,4 +266,3 @@ def _load(model: str, args: SentenceRewardTrainerConfig, quantization_config: An
         max_sentences=args.max_sentences,
         segmenter=args.segmenter,
     )
-    return SentenceRewardModel.from_backbone(model, config, trust_remote_code=args.trust_remote_code, **kwargs)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
 from ..credit import spread_over_segments, sum_by_segment
@@ -71,6 +72,8 @@ class DenseGRPOTrainer(DenseRewardTrainer):
 
     _tag_names = ["trl", "endotrl", "dense-grpo"]
     _name = "Dense GRPO"
+    # Which did not introduce the credit of tokens.
+    _paper = {"citation": GRPOTrainer._paper["citation"]}
 
     def __init__(
         self,
@@ -103,6 +106,9 @@ class DenseGRPOTrainer(DenseRewardTrainer):
         )
         check_prompts("train_dataset", train_dataset)
         check_prompts("eval_dataset", kwargs.get("eval_dataset"))
+        if args.credit == "outcome":  # GRPO as it is, for the model card
+            self._name, self._paper = GRPOTrainer._name, GRPOTrainer._paper
+            self._tag_names = [*GRPOTrainer._tag_names, "endotrl"]
         super().__init__(model, reward_funcs, args, train_dataset, **kwargs)
 
     def _compute_advantages(self, output: dict[str, Any], scored: ScoredBatch) -> Tensor:

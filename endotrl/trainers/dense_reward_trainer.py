@@ -14,6 +14,7 @@ from trl.trainer.utils import RepeatSampler, is_async_callable
 from ..rewards.dense import DenseScores
 from ..rewards.frozen_model import FrozenModelReward
 from ..rewards.sentence import SentenceReward
+from .model_card import with_rewards
 from .reward_recording import RewardRecorder, ScoredBatch, pad_rows
 from .rollout_state import load_rollouts, save_rollouts, skip_epochs
 
@@ -187,6 +188,12 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
         super()._save_checkpoint(model, trial)
         if not self.args.save_only_model:
             save_rollouts(self, self._checkpoint_folder(trial))
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        super().create_model_card(*args, **kwargs)
+        if self.is_world_process_zero():
+            path = Path(self.args.output_dir) / "README.md"
+            path.write_text(with_rewards(path.read_text("utf-8"), self), "utf-8")
 
     def _checkpoint_folder(self, trial: Any) -> Path:
         return Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"

@@ -1,4 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
+import json
+import shutil
+
 import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForSequenceClassification
@@ -46,3 +49,25 @@ def sentence_model_path(tiny_model_path, tmp_path_factory):
     SentenceRewardModel.from_backbone(tiny_model_path, SentenceRewardConfig(attention_dim=8)).save_pretrained(path)
     AutoTokenizer.from_pretrained(tiny_model_path).save_pretrained(path)
     return path
+
+
+@pytest.fixture
+def own_code(tmp_path, monkeypatch):
+    """Copies a checkpoint, and lets its tokenizer be of a class of its own, which may run only if it is trusted."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+
+    def copy(path):
+        folder = shutil.copytree(path, tmp_path / "own_code")
+        (folder / "own_tokenizer.py").write_text(
+            "from transformers import PreTrainedTokenizerFast\n\n\nclass OwnTokenizer(PreTrainedTokenizerFast):\n    pass\n"
+        )
+        config = json.loads((folder / "tokenizer_config.json").read_text())
+        config |= {
+            "tokenizer_class": "OwnTokenizer",
+            "auto_map": {"AutoTokenizer": [None, "own_tokenizer.OwnTokenizer"]},
+        }
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+        return str(folder)
+
+    return copy

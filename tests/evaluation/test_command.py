@@ -2,9 +2,14 @@
 """`endotrl eval` as users run it: files, terminal of 80 columns, page, comparison, errors."""
 
 import html
+import importlib.machinery
 import json
 import re
+import sys
+import types
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -54,6 +59,27 @@ def evaluate(tiny_model_path, tmp_path):
         return json.loads((folder / "results.json").read_text())
 
     return run
+
+
+@pytest.fixture
+def fake_vllm(monkeypatch):
+    """A stand-in for vLLM, which says the same two tokens always, and notes what it is asked."""
+    notes = SimpleNamespace(started=[], asked=[])
+
+    class LLM:
+        def __init__(self, model, **settings):
+            notes.started.append((weakref.ref(self), settings))
+
+        def generate(self, prompts, settings, use_tqdm=False):
+            notes.asked.append(settings)
+            answer = SimpleNamespace(token_ids=[34, 35])
+            return [SimpleNamespace(outputs=[answer] * settings.n) for _ in prompts]
+
+    module = types.ModuleType("vllm")
+    module.LLM, module.SamplingParams = LLM, lambda **settings: SimpleNamespace(**settings)
+    module.__spec__ = importlib.machinery.ModuleSpec("vllm", None)
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    return notes
 
 
 @pytest.fixture
@@ -365,6 +391,36 @@ class TestGeneration:
             for line in lines
         ]
         assert value["length"] == pytest.approx(sum(sum(row) / len(row) for row in longest) / 4)
+
+    def test_one_engine_of_vllm(self, evaluate, tmp_path, fake_vllm):
+        options = ["--samples", "2", "--seeds", "0", "1", "--backend", "vllm", "--trust-remote-code"]
+        options += ["--vllm-kwargs", '{"enforce_eager": true}', "--max-new-tokens", "4"]
+        results = evaluate("generation", self.questions(tmp_path), *options)
+        ((started, settings),) = fake_vllm.started  # greedy and two seeds
+        assert (settings["trust_remote_code"], settings["enforce_eager"]) == (True, True)
+        assert started() is None  # ended with the run
+        assert [(call.n, call.temperature) for call in fake_vllm.asked] == [(1, 0.0), (2, 1.0), (2, 1.0)]
+        assert results["metrics"]["answers"]["tokens"]["value"] == 2
+        # Nothing is left to answer.
+        evaluate("generation", self.questions(tmp_path), *options)
+        assert len(fake_vllm.started) == 1
+
+    def test_best_of_n_by_a_model_with_code_of_its_own(self, tiny_model_path, tmp_path, own_code, monkeypatch, capsys):
+        monkeypatch.setattr("endotrl.evaluation.generation_command.is_right", lambda texts, gold: [True] * len(texts))
+        command = ["eval", "best-of-n", "--model", tiny_model_path, "--reward-model", own_code(tiny_model_path)]
+        command += [
+            "--data",
+            self.questions(tmp_path),
+            "--output",
+            str(tmp_path / "out"),
+            "--quiet",
+            "--device",
+            "cpu",
+        ]
+        command += ["--samples", "2", "--max-new-tokens", "4", "--scorers", "log_prob.mean"]
+        assert main(command) == 2
+        assert "trust_remote_code" in capsys.readouterr().err
+        assert main([*command, "--trust-remote-code", "--overwrite"]) == 0
 
     def test_k_needs_samples(self, tiny_model_path, tmp_path, capsys):
         path = self.questions(tmp_path)

@@ -9,15 +9,20 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BloomConfig,
+    GPT2Config,
     LlamaForSequenceClassification,
+    MambaConfig,
 )
 
 from endotrl.evaluation import judges
+from endotrl.evaluation.engine import Engine
 from endotrl.evaluation.generation import Sampler
 from endotrl.evaluation.items import Item, step_item
-from endotrl.evaluation.judges import Judge, next_token_log_probs
+from endotrl.evaluation.judges import Judge
 from endotrl.evaluation.reward_model import RewardModel
-from endotrl.evaluation.scorers import make_scorer
+from endotrl.evaluation.scorers import check_name, make_scorer
+from endotrl.scoring.placement import OwnCopy
 
 from ..reference import chatml
 
@@ -27,14 +32,45 @@ def items():
     return [Item("a", "g", "1+1?", ("2", "3")), Item("b", "g", "Hi", ("Hello", "Go", "No"), criterion="Be kind.")]
 
 
+# Families without position ids: positions by distance, and a state.
+OTHER_FAMILIES = {
+    "bloom": BloomConfig(hidden_size=32, n_layer=2, n_head=4),
+    "mamba": MambaConfig(hidden_size=32, num_hidden_layers=2, state_size=4),
+    "gpt2": GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=256),
+}
+
+
 class TestNextToken:
     def test_batched_equals_alone(self, engine, tiny_model_path):
         model = AutoModelForCausalLM.from_pretrained(tiny_model_path).eval()
         rows = [[5, 6, 7, 8, 9, 10], [11], [12, 13, 14]]
-        batched = next_token_log_probs(engine, rows)
+        batched = engine.next_token_logits(rows, [3, 50, 200])
         with torch.no_grad():
             for row, got in zip(rows, batched, strict=True):
-                assert torch.allclose(got, model(torch.tensor([row])).logits[0, -1].log_softmax(-1), atol=1e-5)
+                assert torch.allclose(got, model(torch.tensor([row])).logits[0, -1, [3, 50, 200]], atol=1e-4)
+
+    @pytest.mark.parametrize("family", OTHER_FAMILIES)
+    def test_families(self, family, items, tiny_model_path, tmp_path):
+        """A judge of a family whose forward pass has no `position_ids` says what a pass of one prompt says."""
+        tokenizer = AutoTokenizer.from_pretrained(tiny_model_path)
+        config = OTHER_FAMILIES[family]
+        config.vocab_size, config.eos_token_id = len(tokenizer), tokenizer.eos_token_id
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config).eval()
+        model.save_pretrained(tmp_path)
+        tokenizer.save_pretrained(tmp_path)
+        engine = Engine(OwnCopy(str(tmp_path), device="cpu"))
+        judge = Judge("judge_verifier", engine)
+        yes, no = (tokenizer(word)["input_ids"][0] for word in ("Yes", "No"))
+        prompts = [judge._question(item, i, None) for item in items for i in range(len(item.responses))]
+        expected = []
+        for prompt in prompts:
+            ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)[-256:]
+            with torch.no_grad():
+                logits = model(torch.tensor([ids])).logits[0, -1]
+            expected.append(logits[[yes, no]].softmax(-1)[0].item())
+        scores = [score for row in judge.score_items(items) for score in row]
+        assert scores == pytest.approx(expected, abs=1e-5)
 
 
 class TestJudge:
@@ -166,3 +202,13 @@ class TestRewardModel:
         shutil.copy(f"{reward_model_path}/config.json", tmp_path)
         with pytest.raises(OSError, match=r"lacks weights: score\.weight"):
             make_scorer(f"reward_model:{tmp_path}", engine, device="cpu")
+
+    def test_code_of_its_own(self, engine, reward_model_path, items, own_code):
+        path = own_code(reward_model_path)
+        name = f"reward_model:{path}"
+        with pytest.raises(OSError, match="trust_remote_code"):
+            make_scorer(name, engine, device="cpu")
+        check_name(name, 308, trust_remote_code=True)
+        scorer = make_scorer(name, engine, device="cpu", trust_remote_code=True)
+        expected = RewardModel(reward_model_path, engine, device="cpu").score_items(items)
+        assert scorer.score_items(items) == expected

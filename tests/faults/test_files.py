@@ -21,7 +21,7 @@ from endotrl.evaluation.storage import RunFolder, append_lines
 from endotrl.recipes.record import make_record
 from endotrl.score_file import Row, parse_row
 from endotrl.score_file.rows import Reader
-from endotrl.score_file.storage import Output
+from endotrl.score_file.storage import Output, only_run_on
 from endotrl.score_file.tally import Tally
 
 from ..monitoring.test_monitor import CollapseMonitor, make_trainer
@@ -87,6 +87,24 @@ def test_two_runs_in_one_output(tiny_model_path: str, tmp_path: Path, capsys: py
         assert "Another run is writing" in capsys.readouterr().err
         assert (tmp_path / "out.jsonl").read_bytes() == before
     assert score(tiny_model_path, tmp_path, "--overwrite") == 0  # the first has ended
+
+
+def test_the_output_is_taken_before_the_checkpoint_is_read(
+    tiny_model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rows.jsonl").write_text("\n".join(LINES) + "\n", encoding="utf-8")
+
+    def read(*args: Any) -> None:
+        raise AssertionError("The checkpoint was read.")
+
+    with monkeypatch.context() as patch, only_run_on(tmp_path / "out.jsonl"):
+        patch.setattr("endotrl.score_file.command.model_digest", read)
+        patch.setattr("endotrl.scoring.placement.AutoConfig.from_pretrained", read)
+        assert score(tiny_model_path, tmp_path) != 0
+        assert "Another run is writing" in capsys.readouterr().err
+    # What ends before it has begun leaves nothing behind.
+    assert score("/nonexistent", tmp_path) != 0
+    assert not (tmp_path / "out.jsonl").exists()
 
 
 def everything_written(folder: Path) -> str:

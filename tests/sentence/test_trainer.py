@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoTokenizer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import RewardConfig, RewardTrainer, TrlParser
@@ -165,6 +165,29 @@ def test_learns_a_preference(marker: bool, aggregator: str, tiny_model_path: str
     # In the plain sum, v_N, of a pair the bias cancels; all else is trained.
     same = {name for name, weight in trainer.model.named_parameters() if torch.equal(before[name], weight)}
     assert same == ({"sentence_head.value.bias"} if aggregator == "sum" else set())
+
+
+def test_default_lora_is_that_of_the_backbone(tiny_model_path: str, tmp_path: Path) -> None:
+    args = make_args(tmp_path)
+    adapter = LoraConfig(r=2)
+    trainer = SentenceRewardTrainer(
+        tiny_model_path, args, train_dataset=Dataset.from_list([ROWS["explicit"]] * 4), peft_config=adapter
+    )
+    adapted = {name.split(".lora_")[0] for name, _ in trainer.model.named_parameters() if "lora_" in name}
+    # What PEFT adapts in a Llama: the queries and values of both layers.
+    assert {name.split(".")[-1] for name in adapted} == {"q_proj", "v_proj"} and len(adapted) == 4
+    assert adapter.target_modules is None  # the caller's stays as it is
+
+
+def test_adapters_of_prompts_are_refused(tiny_model_path: str, tmp_path: Path) -> None:
+    adapter = PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2)
+    with pytest.raises(ValueError, match="in front of the text"):
+        SentenceRewardTrainer(
+            tiny_model_path,
+            make_args(tmp_path),
+            train_dataset=Dataset.from_list([ROWS["explicit"]] * 4),
+            peft_config=adapter,
+        )
 
 
 @pytest.mark.slow

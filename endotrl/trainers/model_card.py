@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a trained model's card says about its rewards."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..rewards import AccuracyReward, EndogenousReward, SentenceReward
+from ..rewards.frozen_model import FrozenModelReward
+
+
+# Neither changes a reward.
+NOT_SHOWN = ("max_tokens_per_batch", "trust_remote_code", "chat_template_kwargs", "processing_class")
+
+
+def with_rewards(card: str, trainer: Any) -> str:
+    """
+    A model card of TRL with a section on the rewards: which, of which frozen model, with which settings, and whether labels were used.
+
+    Args:
+        card (`str`):
+            Text of the card.
+        trainer ([`~trl.GRPOTrainer`]):
+            The trainer.
+
+    Returns:
+        `str`: the card.
+    """
+    card = card.replace("[None](https://huggingface.co/None)", "a model in a local folder")
+    before, heading, after = card.partition("### Framework versions")
+    return f"{before}{reward_section(trainer)}\n\n{heading}{after}"
+
+
+def reward_section(trainer: Any) -> str:
+    """The section on the rewards of a trainer, in Markdown."""
+    weights = trainer.reward_weights.tolist()
+    rewards = list(zip(trainer.reward_func_names, trainer.reward_funcs, weights, strict=True))
+    trained_on = [reward for _, reward, weight in rewards if weight]
+    lines = ["### Rewards", ""]
+    if all(isinstance(reward, FrozenModelReward) for reward in trained_on):
+        lines += [
+            "No labels and no reward model were used: what was rewarded is read off a frozen language model.",
+            "",
+        ]
+    for name, reward, weight in rewards:
+        use = f"weight {weight:g}" if weight else "weight 0: only logged"
+        lines += [f"- `{name}` ({use}): {_described(reward)}"]
+        if isinstance(reward, FrozenModelReward):
+            settings = json.dumps(_settings(reward), indent=2, ensure_ascii=False, default=str)
+            lines += ["", "  ```json", *(f"  {line}" for line in settings.splitlines()), "  ```", ""]
+    lines += ["", f"KL penalty: `beta` {trainer.args.beta:g}."]
+    return "\n".join(lines)
+
+
+def _described(reward: Any) -> str:
+    if isinstance(reward, EndogenousReward):
+        return f"the [endogenous reward](https://huggingface.co/papers/2506.23235) of {_frozen(reward)}, with the settings"
+    if isinstance(reward, FrozenModelReward):
+        return f"{type(reward).__name__} of endotrl, read off {_frozen(reward)}, with the settings"
+    if isinstance(reward, SentenceReward):
+        return "a sentence-level reward model, which was trained on preferences"
+    if isinstance(reward, AccuracyReward):
+        return f"agreement with the answers in the column `{reward.column}` of the dataset"
+    return "a reward function"
+
+
+def _frozen(reward: FrozenModelReward) -> str:
+    name = reward.config._name_or_path
+    # Of a folder, as in TRL's cards, only the last part says something to others.
+    name = f"`{Path(name).name if Path(name).is_dir() else name}`" if name else "a model without a name"
+    return f"{name}, frozen: the policy as it was before training" if reward.is_shared else f"{name}, frozen"
+
+
+def _settings(reward: FrozenModelReward) -> dict[str, Any]:
+    settings = {key: value for key, value in vars(reward).items() if not key.startswith("_") and key not in NOT_SHOWN}
+    if settings.get("aggregate") != "discounted":
+        settings.pop("discount", None)
+    return settings
