@@ -30,18 +30,18 @@ from transformers import AutoTokenizer
 
 from benchmarks.measure import add_common_options, alternate, describe_run, machine_line, markdown_table, spread
 from benchmarks.methods import PaddedLogits
+from endotrl.commands.evaluate import load_items
 from endotrl.evaluation.benchmarks import BENCHMARKS
-from endotrl.evaluation.command import load_items
 from endotrl.evaluation.engine import Engine
 from endotrl.evaluation.items import Item, as_messages
-from endotrl.evaluation.report import report_page
 from endotrl.evaluation.results import evaluate
+from endotrl.evaluation.results_page import report_page
+from endotrl.evaluation.run_folder import RunFolder, now, versions
 from endotrl.evaluation.runner import score_items
-from endotrl.evaluation.scorers import DEFAULT, expand_names, make_scorer
-from endotrl.evaluation.storage import RunFolder, now, versions
-from endotrl.quickstart_model import quickstart_model_path
+from endotrl.evaluation.scorer_names import DEFAULT, expand_names, make_scorer
+from endotrl.frozen.placement import OwnCopy
+from endotrl.frozen.quickstart_model import quickstart_model_path
 from endotrl.reporting import terminal_table
-from endotrl.scoring.placement import OwnCopy
 
 
 NAIVE, OURS, WHOLE = "naive reward alone", "endotrl, all single-pass scorers", "endotrl, to the end"

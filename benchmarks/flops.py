@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PreTrainedModel
 
-from endotrl.scoring.rendering import Rendered
+from endotrl.rendering.renderer import Rendered
 
 
 @dataclass(frozen=True)

@@ -42,10 +42,10 @@ from safetensors.torch import load_file
 from tqdm.auto import tqdm
 from transformers.trainer_callback import CallbackHandler
 
-import endotrl.recipes  # noqa: F401 (before the forks)
+import endotrl.launch  # noqa: F401 (before the forks)
 from endotrl import DenseGRPOTrainer, PPOTrainer, SentenceRewardTrainer
 from endotrl.reporting import terminal_table
-from tests.tiny_policy import save_tiny_policy
+from tests.support.tiny_policy import save_tiny_policy
 
 
 ROOT = Path(__file__).parents[1]

@@ -6,8 +6,8 @@ from transformers.utils import logging as transformers_logging
 
 from benchmarks.measure import peak_memory
 from benchmarks.methods import METHODS, Batches
-from endotrl.scoring.placement import OwnCopy
-from endotrl.scoring.rendering import Rendered
+from endotrl.frozen.placement import OwnCopy
+from endotrl.rendering.renderer import Rendered
 from endotrl.scoring.scorer import FrozenScorer
 
 

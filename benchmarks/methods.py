@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from endotrl.scoring.placement import OwnCopy
-from endotrl.scoring.rendering import Rendered
+from endotrl.frozen.placement import OwnCopy
+from endotrl.rendering.renderer import Rendered
 from endotrl.scoring.scorer import FrozenScorer
 
 

@@ -24,9 +24,9 @@ from benchmarks.memory import be_quiet, peak_of_method, peak_of_scorer
 from benchmarks.methods import METHODS, Batches, Endotrl, Method, PaddedLogits, exact_log_probs
 from benchmarks.scoring_page import write_page
 from benchmarks.workloads import TokenSource, Workload, make_workloads, rm_bench_workload
-from endotrl.quickstart_model import quickstart_model_path
+from endotrl.frozen.quickstart_model import quickstart_model_path
+from endotrl.rendering.renderer import Rendered
 from endotrl.reporting import terminal_table
-from endotrl.scoring.rendering import Rendered
 
 
 # Error of a log-probability in float32 above which the engine is wrong, in nats.

@@ -26,8 +26,8 @@ from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks.measure import add_common_options, describe_run, machine_line, markdown_table, spread, synchronize
 from endotrl import EndogenousReward
-from endotrl.quickstart.training import load_model, quiet
-from endotrl.quickstart_model import quickstart_model_path
+from endotrl.demo.grpo_runs import load_model, quiet
+from endotrl.frozen.quickstart_model import quickstart_model_path
 from endotrl.reporting import terminal_table
 
 

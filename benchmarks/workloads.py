@@ -9,8 +9,8 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from endotrl.scoring.placement import OwnCopy
-from endotrl.scoring.rendering import Rendered, Renderer
+from endotrl.frozen.placement import OwnCopy
+from endotrl.rendering.renderer import Rendered, Renderer
 
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """endotrl: the reward model inside the language model, for TRL."""
 
+import sys
 from typing import TYPE_CHECKING
 
 from ._lazy import attach
+from ._moved import MovedModules
 
 
 __version__ = "0.1.0"
@@ -25,7 +27,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from .monitoring.collapse import CollapseMonitor
+    from .monitoring.monitor import CollapseMonitor
     from .rewards.endogenous import EndogenousReward
     from .rewards.sentence import SentenceReward
     from .scoring.scorer import FrozenScorer
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
 
 # Resolved on first use (PEP 562), so that `import endotrl` and `endotrl --help` do not wait for torch.
 _LOCATIONS = {
-    "CollapseMonitor": ".monitoring.collapse",
+    "CollapseMonitor": ".monitoring.monitor",
     "DenseGRPOConfig": ".trainers.dense_grpo_config",
     "DenseGRPOTrainer": ".trainers.dense_grpo_trainer",
     "EndogenousReward": ".rewards.endogenous",
@@ -56,3 +58,5 @@ _LOCATIONS = {
 }
 
 __getattr__, __dir__ = attach(__name__, _LOCATIONS, __all__)
+
+sys.meta_path.insert(0, MovedModules())

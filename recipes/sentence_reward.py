@@ -8,7 +8,7 @@ A sentence-level reward model, trained on preferences, for `--reward sentence --
 Everything in the YAML file can be overridden on the command line, such as `--aggregator sum`.
 """
 
-from endotrl.recipes import launch_sentence_reward
+from endotrl.launch import launch_sentence_reward
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from endotrl.quickstart import arithmetic
-from endotrl.quickstart.parts import PRETRAINING_STEPS, WRONG_DEMONSTRATIONS
-from endotrl.quickstart.training import generate_answers
+from endotrl.demo.grpo_runs import generate_answers
+from endotrl.demo.parts import PRETRAINING_STEPS, WRONG_DEMONSTRATIONS
+from endotrl.tasks import arithmetic
 
 
 NUM_HELD_OUT = 1000

@@ -28,10 +28,10 @@ from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks.measure import describe_run, machine_line, write_figures
 from endotrl import DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward, PPOConfig, PPOTrainer
-from endotrl.quickstart import arithmetic
-from endotrl.quickstart.parts import ARITHMETIC
-from endotrl.quickstart.training import load_model, quiet, train_with_grpo
+from endotrl.demo.grpo_runs import load_model, quiet, train_with_grpo
+from endotrl.demo.parts import ARITHMETIC
 from endotrl.reporting import terminal_table
+from endotrl.tasks import arithmetic
 from studies.arithmetic_runs import (
     LEARNED,
     PPO,

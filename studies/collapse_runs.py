@@ -22,11 +22,11 @@ from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks.measure import read_figures
 from endotrl import CollapseMonitor, EndogenousReward
+from endotrl.demo.grpo_runs import load_model, quiet
+from endotrl.demo.parts import ARITHMETIC
 from endotrl.monitoring import Detector
-from endotrl.quickstart import arithmetic
-from endotrl.quickstart.parts import ARITHMETIC
-from endotrl.quickstart.training import load_model, quiet
 from endotrl.rewards import LengthReward, MeanLogProbReward, NegativeEntropyReward, SelfCertaintyReward
+from endotrl.tasks import arithmetic
 
 from . import letters
 from .arithmetic_runs import NUM_HELD_OUT, held_out_accuracy, make_base

@@ -27,10 +27,10 @@ from transformers import AutoTokenizer
 
 from benchmarks.measure import write_figures
 from endotrl import CollapseMonitor, EndogenousReward
-from endotrl.quickstart import arithmetic
-from endotrl.quickstart.parts import WRONG_DEMONSTRATIONS
+from endotrl.demo.parts import WRONG_DEMONSTRATIONS
 from endotrl.reporting import terminal_table
 from endotrl.rewards import InformationGain
+from endotrl.tasks import arithmetic
 
 from .arithmetic_runs import NUM_HELD_OUT, make_base
 from .collapse_runs import Ask, described, kept_results, train, use_one_thread, verdict

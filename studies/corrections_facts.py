@@ -27,13 +27,13 @@ from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks.measure import describe_run, machine_line, markdown_table, write_figures
 from endotrl import CollapseMonitor, EndogenousReward
+from endotrl.demo.grpo_runs import generate_answers, load_model, quiet
+from endotrl.demo.parts import FACTS, FACTS_ANSWER_LENGTH, LORA
+from endotrl.frozen.cpu_dtype import faster_dtype
+from endotrl.frozen.quickstart_model import quickstart_model_path
 from endotrl.grading import is_right
-from endotrl.quickstart import facts
-from endotrl.quickstart.parts import FACTS, FACTS_ANSWER_LENGTH, LORA
-from endotrl.quickstart.training import generate_answers, load_model, quiet
-from endotrl.quickstart_model import quickstart_model_path
 from endotrl.reporting import terminal_table
-from endotrl.scoring.cpu_dtype import faster_dtype
+from endotrl.tasks import facts
 
 from .collapse_runs import Ask, kept_results
 from .corrections import lost

@@ -171,7 +171,7 @@ def evaluate(run: Run, args: argparse.Namespace) -> None:
     if marker.exists() and json.loads(marker.read_text(encoding="utf-8")) == arguments:
         return
     threads = str(max(1, (os.cpu_count() or 1) // args.jobs))
-    code = "import sys; from endotrl.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; from endotrl.commands.main import main; sys.exit(main(sys.argv[1:]))"
     process = subprocess.run(
         [sys.executable, "-c", code, *arguments, "--output", str(folder), "--quiet"],
         env={**os.environ, "OMP_NUM_THREADS": threads},

@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import machine_line, write_figures
-from endotrl.evaluation.compare import comparison_rows
-from endotrl.evaluation.plots import plot_metric
-from endotrl.evaluation.results import compare, metrics_of, units_of
-from endotrl.evaluation.statistics import (
+from endotrl.commands.evaluate_compare import comparison_rows
+from endotrl.evaluation.intervals import (
     Array,
     Estimate,
     Means,
@@ -21,6 +19,8 @@ from endotrl.evaluation.statistics import (
     resampling_weights,
     verdict,
 )
+from endotrl.evaluation.plots import plot_metric
+from endotrl.evaluation.results import compare, metrics_of, units_of
 from endotrl.evaluation.tables import full_rows, markdown_table
 
 

@@ -14,8 +14,8 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 
-from endotrl.quickstart import arithmetic
-from endotrl.quickstart.training import generate_answers, load_model
+from endotrl.demo.grpo_runs import generate_answers, load_model
+from endotrl.tasks import arithmetic
 
 
 LETTERS = "abcdefghij"

@@ -42,12 +42,12 @@ from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks.measure import describe_run, machine_line, markdown_table, write_figures
 from endotrl import DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward, PPOConfig, PPOTrainer
+from endotrl.demo.grpo_runs import generate_answers, load_model, quiet, train_with_grpo
+from endotrl.demo.parts import ARITHMETIC
 from endotrl.evaluation.generation import pass_at_k
-from endotrl.quickstart import arithmetic
-from endotrl.quickstart.parts import ARITHMETIC
-from endotrl.quickstart.training import generate_answers, load_model, quiet, train_with_grpo
 from endotrl.reporting import terminal_table
 from endotrl.rewards import LengthReward, RandomReward
+from endotrl.tasks import arithmetic
 from studies.arithmetic_runs import (
     NUM_HELD_OUT,
     PPO,

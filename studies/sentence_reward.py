@@ -52,8 +52,8 @@ from trl import RewardConfig, RewardTrainer
 
 from benchmarks.measure import write_figures
 from endotrl import SentenceRewardModel, SentenceRewardTrainer, SentenceRewardTrainerConfig
+from endotrl.frozen.quickstart_model import quickstart_model_path
 from endotrl.learning_rates import set_learning_rate
-from endotrl.quickstart_model import quickstart_model_path
 from endotrl.reporting import terminal_table
 from endotrl.scoring.batching import plan_batches
 from endotrl.sentence import SentenceRewardConfig

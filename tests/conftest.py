@@ -19,7 +19,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import pytest
 
-from .tiny_policy import save_tiny_policy
+from .support.tiny_policy import save_tiny_policy
 
 
 # Deprecations that are announced by log message and that upstream itself triggers: a part of the message, and why.
@@ -131,7 +131,7 @@ def tiny_model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def smollm2_path() -> str:
     """Checkpoint of SmolLM2-135M-Instruct; skips the test if the packages that it comes from are not installed."""
-    from endotrl.quickstart_model import quickstart_model_path
+    from endotrl.frozen.quickstart_model import quickstart_model_path
 
     try:
         return quickstart_model_path()
@@ -141,7 +141,7 @@ def smollm2_path() -> str:
 
 @pytest.fixture(scope="session")
 def tiny_policy_path(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Checkpoint of a random Llama with a vocabulary of 19 words, for training: see `tests/tiny_policy.py`."""
+    """Checkpoint of a random Llama with a vocabulary of 19 words, for training: see `tests/support/tiny_policy.py`."""
     path = tmp_path_factory.mktemp("tiny_policy")
     save_tiny_policy(path)
     return str(path)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from endotrl.bellman import aggregate_weights, bellman_contributions, outcome_reward, soft_value, token_rewards
 
-from .reference import scores_from_logits
-from .reference import token_rewards as reference_token_rewards
+from .support.reference import scores_from_logits
+from .support.reference import token_rewards as reference_token_rewards
 
 
 LN2, LN3, LN4, LN5 = math.log(2), math.log(3), math.log(4), math.log(5)

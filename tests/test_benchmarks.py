@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from benchmarks.flops import ModelShape, padded_work, useful_work
 from benchmarks.measure import peak_memory
 from benchmarks.methods import METHODS, exact_log_probs, pad
-from endotrl.scoring.rendering import Rendered
+from endotrl.rendering.renderer import Rendered
 
 
 ROOT = Path(__file__).parents[1]

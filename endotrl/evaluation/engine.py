@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from ..frozen.placement import Placement
+from ..rendering.messages import Prompt, add_criterion
+from ..rendering.offsets import decode_with_offsets
+from ..rendering.renderer import Rendered, Renderer
 from ..rewards.intrinsic import empty_prompt_ids
-from ..scoring.messages import Prompt, add_criterion
-from ..scoring.offsets import decode_with_offsets
-from ..scoring.placement import Placement
-from ..scoring.rendering import Rendered, Renderer
 from ..scoring.scorer import FrozenScorer
 from ..scoring.token_stats import TokenStats
 from .items import Item, as_messages

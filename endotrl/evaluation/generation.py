@@ -11,8 +11,8 @@ from typing import Any, Protocol, Self
 import torch
 from tqdm.auto import tqdm
 
-from ..scoring.ends import until_first
-from ..scoring.messages import Prompt
+from ..rendering.ends import until_first
+from ..rendering.messages import Prompt
 from .engine import Engine
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..scoring.messages import Completion, Prompt
+from ..rendering.messages import Completion, Prompt
 
 
 @dataclass(frozen=True)

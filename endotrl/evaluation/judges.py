@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..scoring.messages import Completion, Prompt, add_criterion
+from ..rendering.messages import Completion, Prompt, add_criterion
 from .engine import Engine, ScoredResponse
 from .items import Item
 

@@ -9,9 +9,7 @@ from typing import Any
 
 from .benchmarks import BENCHMARKS, Benchmark
 from .benchmarks.base import Scores
-from .items import Item
-from .runner import scores_of
-from .statistics import (
+from .intervals import (
     TOTAL,
     Array,
     Estimate,
@@ -27,6 +25,8 @@ from .statistics import (
     resampling_weights,
     verdict,
 )
+from .items import Item
+from .runner import scores_of
 
 
 DECIMALS = 12

@@ -9,11 +9,11 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification
 
+from ..frozen.placement import check_complete, load_config, load_tokenizer, resolve_dtype
+from ..rendering.messages import as_messages
 from ..scoring.batching import plan_batches
-from ..scoring.messages import as_messages
-from ..scoring.placement import check_complete, load_config, load_tokenizer, resolve_dtype
 from ..sentence.configuration import SentenceRewardConfig
-from ..sentence.scorer import SentenceScorer
+from ..sentence.sentence_scorer import SentenceScorer
 from .engine import Engine, ScoredResponse
 from .items import Item
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..reporting import number
-from .statistics import MIN_CLUSTERS
+from .intervals import MIN_CLUSTERS
 
 
 LENGTH_NOTE = " Bias: accuracy where the better response is longer minus where it is shorter; length-controlled: the mean of the two."

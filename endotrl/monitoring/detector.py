@@ -10,8 +10,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from .collapse_thresholds import CollapseThresholds
 from .series import WINDOW, Drift, Evaluations, HeldOut, Series, cusum
-from .thresholds import CollapseThresholds
 
 
 # What trainers call the same thing: GRPO, RLOO, DenseGRPO and PPO; OnlineDPO.

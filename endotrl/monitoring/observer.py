@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from trl import GRPOTrainer, RLOOTrainer
 
-from ..scoring.ends import until_first
-from ..scoring.policy_tokens import PolicyTokens, is_online_dpo
+from ..rendering.ends import until_first
+from ..rendering.policy_tokens import PolicyTokens, is_online_dpo
+from .batch_statistics import change_since, distinct_completions, group_correlation, repetition
 from .detector import AGREEMENT_EVIDENCE, CHANGE, CHANGE_ERROR, HELD_OUT, HELD_OUT_ERROR
 from .first_policy import FirstPolicy
-from .statistics import change_since, distinct_completions, group_correlation, repetition
 
 
 # A reward that has had no more different values than this is a verdict, as of a verifier.

@@ -4,10 +4,10 @@
 from .accuracy import AccuracyReward
 from .controls import FormatReward, LengthReward, RandomReward
 from .corrections import ClipTokens, InformationGain, LengthControl
-from .dense import DenseReward, DenseScores
 from .endogenous import EndogenousReward
 from .environment import endogenous_reward
 from .intrinsic import MeanLogProbReward, NegativeEntropyReward, RelativePerplexityReward, SelfCertaintyReward
+from .protocol import DenseReward, DenseScores
 from .sentence import SentenceReward
 from .sentence_pooled import SentencePooledReward
 

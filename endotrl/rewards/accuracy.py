@@ -4,7 +4,7 @@
 from typing import Any
 
 from ..grading import is_right, require_math_verify
-from ..scoring.messages import text_of
+from ..rendering.messages import text_of
 
 
 class AccuracyReward:

@@ -8,7 +8,7 @@ import random
 import re
 from typing import Any
 
-from ..scoring.messages import text_of
+from ..rendering.messages import text_of
 
 
 class RandomReward:

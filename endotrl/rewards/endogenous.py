@@ -21,10 +21,11 @@ from ..bellman import (
     token_rewards,
 )
 from ..checks import check_alpha, check_choice, check_discount
-from ..scoring.messages import Completion, Prompt, criteria_of_rows
-from ..scoring.offsets import decode_with_offsets
-from ..scoring.rendering import OverlongPrompt, Rendered
+from ..rendering.messages import Completion, Prompt, criteria_of_rows
+from ..rendering.offsets import decode_with_offsets
+from ..rendering.renderer import OverlongPrompt, Rendered
 from ..scoring.token_stats import TokenStats
+from .base import FrozenModelReward
 from .corrections import (
     Correction,
     CorrectionName,
@@ -35,9 +36,8 @@ from .corrections import (
     length_shares,
     length_slope_sums,
 )
-from .dense import DenseScores
 from .diagnostics import batch_diagnostics
-from .frozen_model import FrozenModelReward
+from .protocol import DenseScores
 
 
 if TYPE_CHECKING:

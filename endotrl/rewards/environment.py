@@ -5,8 +5,8 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .dense import DenseScores
 from .endogenous import EndogenousReward
+from .protocol import DenseScores
 
 
 class _EnvironmentReward:

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-from ..scoring.messages import Completion, Prompt
-from ..scoring.rendering import Rendered, Renderer
+from ..rendering.messages import Completion, Prompt
+from ..rendering.renderer import Rendered, Renderer
 from ..scoring.token_stats import TokenStats
+from .base import FrozenModelReward
 from .diagnostics import batch_diagnostics
-from .frozen_model import FrozenModelReward
 
 
 def self_certainty(soft_values: Tensor, mean_logits: Tensor, vocab_size: int, alpha: float = 1.0) -> Tensor:

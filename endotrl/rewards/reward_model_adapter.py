@@ -47,7 +47,7 @@ class RewardModelAdapter(nn.Module):
     ```python
     >>> from transformers import AutoTokenizer
     >>> from endotrl import EndogenousReward
-    >>> from endotrl.quickstart_model import quickstart_model_path
+    >>> from endotrl.frozen.quickstart_model import quickstart_model_path
 
     >>> tokenizer = AutoTokenizer.from_pretrained(quickstart_model_path())
     >>> tokenizer.pad_token = "<|endoftext|>"

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..scoring.messages import Completion, Prompt
-from ..scoring.policy_tokens import PolicyTokens, tokenizer_of
-from ..scoring.rendering import OverlongPrompt
+from ..rendering.messages import Completion, Prompt
+from ..rendering.policy_tokens import PolicyTokens, tokenizer_of
+from ..rendering.renderer import OverlongPrompt
 from ..sentence.configuration import SentenceRewardConfig
 from ..sentence.modeling import SentenceRewardModel
-from ..sentence.scorer import SentenceScorer, SentenceScores
 from ..sentence.segmentation import Segmenter
+from ..sentence.sentence_scorer import SentenceScorer, SentenceScores
 from ..sentence.tokens import transfer
-from .dense import DenseScores
+from .protocol import DenseScores
 
 
 logger = logging.getLogger(__name__)

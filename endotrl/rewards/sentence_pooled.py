@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..scoring.messages import Completion, Prompt
+from ..rendering.messages import Completion, Prompt
 from ..sentence.segmentation import Segmenter, load_segmenter
 from ..sentence.tokens import find_sentences
-from .dense import DenseReward, DenseScores
+from .protocol import DenseReward, DenseScores
 
 
 class SentencePooledReward:

@@ -34,9 +34,9 @@ __all__ = [
 
 if TYPE_CHECKING:
     from .blocks import DECIMALS
+    from .output_files import model_digest
     from .rows import OUTPUT_KEYS, STREAM, Row, message_text, parse_row
     from .run import Example, ScoreReport, score_file
-    from .storage import model_digest
     from .tally import Tally
 
 
@@ -50,7 +50,7 @@ _LOCATIONS = {
     "ScoreReport": ".run",
     "Tally": ".tally",
     "message_text": ".rows",
-    "model_digest": ".storage",
+    "model_digest": ".output_files",
     "parse_row": ".rows",
     "score_file": ".run",
 }

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..rewards.endogenous import EndogenousReward
     from ..rewards.sentence import SentenceReward
     from ..scoring.token_stats import TokenStats
-    from ..sentence.scorer import SentenceScores
+    from ..sentence.sentence_scorer import SentenceScores
 
 
 DECIMALS = 6  # of rewards in the output, in nats: float32 has no more to give

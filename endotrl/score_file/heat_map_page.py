@@ -20,7 +20,7 @@ def heat_map_page(
     report: ScoreReport, args: argparse.Namespace, command: str, output: str, reward: "EndogenousReward"
 ) -> str:
     """The first rows, with every token in the colour of what it contributes, and the command that makes the page."""
-    from ..rewards.heat_map import heat_map_row
+    from ..rewards.contributions import heat_map_row
 
     rows = [
         heat_map_row(

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from .blocks import output_record, score_rows
+from .output_files import Output, only_run_on
 from .rows import ROW_FORMAT, Reader, Row
-from .storage import Output, only_run_on
 from .tally import Tally
 
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..rewards.endogenous import EndogenousReward
     from ..rewards.sentence import SentenceReward
     from ..scoring.token_stats import TokenStats
-    from ..sentence.scorer import SentenceScores
+    from ..sentence.sentence_scorer import SentenceScores
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
-from .weights import backbone, execution_device
+from ..frozen.weights import backbone, execution_device
 
 
 ATTENTION = "endotrl_shared_prefix"

@@ -13,13 +13,13 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..checks import check_alpha
+from ..frozen.placement import Placement
+from ..frozen.weights import execution_device
+from ..rendering.renderer import Rendered
 from .batching import plan_batches, plan_packs
 from .lm_head import HeadStatistics, LogitTransform, token_statistics
 from .packing import Group, PackedRow, last_hidden_states, longest_packable, packed_hidden_states, why_not_packable
-from .placement import Placement
-from .rendering import Rendered
 from .token_stats import TokenStats
-from .weights import execution_device
 
 
 logger = logging.getLogger(__name__)

@@ -4,7 +4,7 @@
 from typing import TYPE_CHECKING
 
 from .._lazy import attach
-from .rules import RuleSegmenter
+from .boundary_rules import RuleSegmenter
 from .segmentation import SatSegmenter, Segmenter, load_segmenter
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-from ..scoring.messages import Completion, Prompt
-from ..scoring.policy_tokens import tokenizer_of
-from ..scoring.rendering import OverlongPrompt, Rendered, Renderer
+from ..rendering.messages import Completion, Prompt
+from ..rendering.policy_tokens import tokenizer_of
+from ..rendering.renderer import OverlongPrompt, Rendered, Renderer
 from .configuration import SentenceRewardConfig
 from .segmentation import Segmenter, load_segmenter
 from .tokens import SentenceTokens, find_sentences
@@ -51,7 +51,7 @@ class EncodedResponse:
 
 class SentenceEncoder:
     """
-    Renders rows by the rules of [`~endotrl.scoring.rendering.Renderer`], splits the responses into sentences, and puts the
+    Renders rows by the rules of [`~endotrl.rendering.renderer.Renderer`], splits the responses into sentences, and puts the
     markers in. Sentences are found in the decoded tokens and markers put between tokens, so that the tokens of the policy
     stay as they are, and no text, whatever it contains, becomes a marker.
 
@@ -120,7 +120,7 @@ class SentenceEncoder:
 
         Args:
             prompts, completions, completion_ids, policy_prompt_ids:
-                As in [`~endotrl.scoring.rendering.Renderer.render`], which also says what is raised.
+                As in [`~endotrl.rendering.renderer.Renderer.render`], which also says what is raised.
 
         Returns:
             `list[EncodedResponse]`, in the order given.

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Pretrained
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils import ModelOutput
 
-from ..scoring.placement import check_complete
+from ..frozen.placement import check_complete
 from .aggregation import attention_weights, sentence_rewards
 from .configuration import SentenceRewardConfig
 from .head import SentenceHead
@@ -123,7 +123,7 @@ class SentenceRewardModel(PreTrainedModel):
             `ValueError`: If the model is an encoder-decoder model, or a sentence reward model already.
         """
         if model == "quickstart":
-            from ..quickstart_model import quickstart_model_path
+            from ..frozen.quickstart_model import quickstart_model_path
 
             model = quickstart_model_path()
         if not isinstance(model, PreTrainedModel):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any, Protocol
 
-from .rules import RuleSegmenter
+from .boundary_rules import RuleSegmenter
 
 
 class Segmenter(Protocol):

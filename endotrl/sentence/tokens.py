@@ -7,8 +7,8 @@ from itertools import accumulate
 
 from transformers import PreTrainedTokenizerBase
 
-from ..scoring.offsets import decode_with_offsets
-from ..scoring.policy_tokens import special_token_ids
+from ..rendering.offsets import decode_with_offsets
+from ..rendering.policy_tokens import special_token_ids
 from .segmentation import Segmenter, check_tiling
 
 
@@ -99,7 +99,7 @@ def last_tokens(text: str, spans: Sequence[tuple[int, int]], offsets: Sequence[t
         spans (`Sequence[tuple[int, int]]`):
             Spans of characters of the sentences; they tile the text.
         offsets (`Sequence[tuple[int, int]]`):
-            Spans of characters of the tokens, as [`~endotrl.scoring.offsets.decode_with_offsets`] gives them; they tile
+            Spans of characters of the tokens, as [`~endotrl.rendering.offsets.decode_with_offsets`] gives them; they tile
             the text.
 
     Returns:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..rewards import AccuracyReward, EndogenousReward, SentenceReward
-from ..rewards.frozen_model import FrozenModelReward
+from ..rewards.base import FrozenModelReward
 
 
 # Neither changes a reward.

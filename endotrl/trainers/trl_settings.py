@@ -7,8 +7,8 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 from trl import GRPOConfig
 
-from ..rewards.dense import DenseReward
 from ..rewards.endogenous import EndogenousReward
+from ..rewards.protocol import DenseReward
 
 
 def check_token_credit(args: GRPOConfig, alternative: str = "") -> None:

@@ -24,8 +24,8 @@ from transformers import (
 
 from endotrl import EndogenousReward
 
-from ..helpers import assert_same_to_the_bit, weights
-from ..reference import scores_from_logits, state_logits
+from ..support.helpers import assert_same_to_the_bit, weights
+from ..support.reference import scores_from_logits, state_logits
 
 
 HAS_PPO = Version("1.12") <= Version(version("trl")) < Version("1.13")

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from endotrl.evaluation.benchmarks import BENCHMARKS
+from endotrl.evaluation.intervals import point_values
 from endotrl.evaluation.items import Item
 from endotrl.evaluation.sources import read_rows
-from endotrl.evaluation.statistics import point_values
 
 
 RM_BENCH_ROW = {

@@ -9,8 +9,8 @@ import pytest
 
 from endotrl.evaluation.benchmarks import BENCHMARKS
 from endotrl.evaluation.benchmarks.process_bench import first_below
-from endotrl.evaluation.benchmarks.thresholds import fold
-from endotrl.evaluation.scorers import make_form
+from endotrl.evaluation.benchmarks.step_threshold import fold
+from endotrl.evaluation.scorer_names import make_form
 from endotrl.evaluation.sources import FormatError
 
 from .rows import PAIR_ROW, RM_BENCH_ROW, items_of, metrics_of, real_file, write

@@ -11,9 +11,9 @@ from endotrl import EndogenousReward
 from endotrl.evaluation.engine import Engine, step_spans
 from endotrl.evaluation.forms import Control, Form, RelativePerplexity, markdown_density, residuals
 from endotrl.evaluation.items import Item, step_item
-from endotrl.evaluation.scorers import SETS, STEP_SETS, base_names, expand_names, make_form
+from endotrl.evaluation.scorer_names import SETS, STEP_SETS, base_names, expand_names, make_form
 
-from ..reference import chatml, scores_from_logits, state_logits, token_rewards
+from ..support.reference import chatml, scores_from_logits, state_logits, token_rewards
 
 
 VOCAB = 308

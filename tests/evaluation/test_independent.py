@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from endotrl.cli import main
+from endotrl.commands.main import main
 
 from .rows import items_of, metrics_of, write
 

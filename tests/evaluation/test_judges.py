@@ -21,10 +21,10 @@ from endotrl.evaluation.generation import Sampler
 from endotrl.evaluation.items import Item, step_item
 from endotrl.evaluation.judges import Judge
 from endotrl.evaluation.reward_model import RewardModel
-from endotrl.evaluation.scorers import check_name, make_scorer
-from endotrl.scoring.placement import OwnCopy
+from endotrl.evaluation.scorer_names import check_name, make_scorer
+from endotrl.frozen.placement import OwnCopy
 
-from ..reference import chatml
+from ..support.reference import chatml
 
 
 @pytest.fixture

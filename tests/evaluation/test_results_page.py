@@ -9,7 +9,7 @@ import pytest
 
 import studies.evaluation
 from benchmarks.measure import read_figures
-from endotrl.cli import make_parser
+from endotrl.commands.main import make_parser
 from studies.evaluation import RUNS, main
 
 from .rows import RM_BENCH_ROW, write

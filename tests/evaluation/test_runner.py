@@ -11,11 +11,11 @@ from endotrl.evaluation.engine import Engine
 from endotrl.evaluation.forms import markdown_density
 from endotrl.evaluation.items import Item
 from endotrl.evaluation.judges import Judge
+from endotrl.evaluation.run_folder import RunFolder
 from endotrl.evaluation.runner import score_items, scores_of
-from endotrl.evaluation.scorers import make_scorer
-from endotrl.evaluation.storage import RunFolder
+from endotrl.evaluation.scorer_names import make_scorer
 
-from ..helpers import count_forwards
+from ..support.helpers import count_forwards
 
 
 NAMES = ["bellman.sum", "self_certainty", "centered.discounted=0.95", "length"]

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from endotrl.evaluation.statistics import (
+from endotrl.evaluation.intervals import (
     Estimate,
     Pair,
     Unit,

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from endotrl import EndogenousReward
-from endotrl.cli import main
-from endotrl.evaluation.storage import RunFolder, append_lines
-from endotrl.recipes.record import make_record
+from endotrl.commands.main import main
+from endotrl.evaluation.run_folder import RunFolder, append_lines
+from endotrl.runs.record import make_record
 from endotrl.score_file import Row, parse_row
+from endotrl.score_file.output_files import Output, only_run_on
 from endotrl.score_file.rows import Reader
-from endotrl.score_file.storage import Output, only_run_on
 from endotrl.score_file.tally import Tally
 
 from ..monitoring.test_monitor import CollapseMonitor, make_trainer
@@ -98,8 +98,8 @@ def test_the_output_is_taken_before_the_checkpoint_is_read(
         raise AssertionError("The checkpoint was read.")
 
     with monkeypatch.context() as patch, only_run_on(tmp_path / "out.jsonl"):
-        patch.setattr("endotrl.score_file.command.model_digest", read)
-        patch.setattr("endotrl.scoring.placement.AutoConfig.from_pretrained", read)
+        patch.setattr("endotrl.commands.score.model_digest", read)
+        patch.setattr("endotrl.frozen.placement.AutoConfig.from_pretrained", read)
         assert score(tiny_model_path, tmp_path) != 0
         assert "Another run is writing" in capsys.readouterr().err
     # What ends before it has begun leaves nothing behind.

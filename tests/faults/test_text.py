@@ -14,12 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from endotrl import EndogenousReward
-from endotrl.cli import main
+from endotrl.commands.main import main
+from endotrl.demo.demo_page import _answers
+from endotrl.demo.findings import Answers, Part
+from endotrl.demo.grpo_runs import Run
 from endotrl.evaluation.tables import markdown_table
-from endotrl.monitoring.statistics import repetition
-from endotrl.quickstart.findings import Answers, Part
-from endotrl.quickstart.report import _answers
-from endotrl.quickstart.training import Run
+from endotrl.monitoring.batch_statistics import repetition
 from endotrl.reporting import page
 from endotrl.score_file import parse_row
 from endotrl.score_file.blocks import score_rows

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
 from endotrl import CollapseMonitor
-from tests.worker import FixedRollouts, leave_group
+from tests.support.worker import FixedRollouts, leave_group
 
 
 FALLS_AFTER = 14

@@ -23,10 +23,10 @@ from endotrl import (
     PPOConfig,
     PPOTrainer,
 )
+from endotrl.monitoring.batch_statistics import change_since
 from endotrl.monitoring.observer import BatchObserver
-from endotrl.monitoring.statistics import change_since
 
-from ..helpers import assert_same_to_the_bit, weights
+from ..support.helpers import assert_same_to_the_bit, weights
 
 
 pytestmark = pytest.mark.slow

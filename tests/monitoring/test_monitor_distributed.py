@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ..test_recipes_distributed import accelerate
+from ..launch.test_recipes_distributed import accelerate
 
 
 pytestmark = pytest.mark.slow

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from endotrl.monitoring import Detector
-from endotrl.monitoring.statistics import change_since, distinct_completions, group_correlation, repetition
+from endotrl.monitoring.batch_statistics import change_since, distinct_completions, group_correlation, repetition
 
 
 def test_repetition_by_hand() -> None:

@@ -14,10 +14,10 @@ import torch
 from peft import LoraConfig
 from transformers import LlamaConfig, LlamaForCausalLM, PretrainedConfig
 
-from endotrl.cli import main
+from endotrl.commands.main import main
+from endotrl.commands.plan import Recipe, advice, read_recipe
 from endotrl.monitoring.first_policy import FirstPolicy
 from endotrl.planning import Hardware, ModelSize, Workload, model_size, plan_memory, plan_time
-from endotrl.planning.command import Recipe, advice, read_recipe
 from endotrl.planning.memory import ENGINES, GIB, FrozenModel, activation_numbers
 
 

@@ -21,7 +21,7 @@ from endotrl.rewards import ClipTokens, InformationGain, LengthControl
 from endotrl.rewards.corrections import length_shares, length_slope_sums, one_minus_probability
 from endotrl.rewards.environment import reward_from_environment
 
-from ..reference import scores_from_logits, state_logits
+from ..support.reference import scores_from_logits, state_logits
 
 
 PROMPTS = ["a b c"] * 4 + ["d e"] * 4

@@ -16,16 +16,16 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from endotrl import EndogenousReward, TokenStats
-from endotrl.quickstart import facts
+from endotrl.frozen.placement import OwnCopy
 from endotrl.rewards import endogenous_reward
 from endotrl.rewards.diagnostics import batch_diagnostics
 from endotrl.rewards.environment import reward_from_environment
 from endotrl.scoring import lm_head
-from endotrl.scoring.placement import OwnCopy
+from endotrl.tasks import facts
 
-from ..helpers import LargestTensor, assert_same_to_the_bit, count_forwards, weights
-from ..reference import ReferenceScores, chatml, scores_from_logits, state_logits
-from ..reference import token_rewards as reference_token_rewards
+from ..support.helpers import LargestTensor, assert_same_to_the_bit, count_forwards, weights
+from ..support.reference import ReferenceScores, chatml, scores_from_logits, state_logits
+from ..support.reference import token_rewards as reference_token_rewards
 
 
 FORMS: list[Any] = ["bellman", "log_prob", "centered"]

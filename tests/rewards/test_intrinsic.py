@@ -14,7 +14,7 @@ from endotrl import EndogenousReward
 from endotrl.rewards import MeanLogProbReward, NegativeEntropyReward, RelativePerplexityReward, SelfCertaintyReward
 from endotrl.rewards.intrinsic import relative_perplexity, self_certainty
 
-from ..reference import chatml, scores_from_logits, state_logits
+from ..support.reference import chatml, scores_from_logits, state_logits
 
 
 ALL = (SelfCertaintyReward, NegativeEntropyReward, MeanLogProbReward, RelativePerplexityReward)

@@ -20,9 +20,9 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
 from endotrl import EndogenousReward, SentenceReward, SentenceRewardModel
+from endotrl.rendering.policy import PromptSettings
+from endotrl.rendering.renderer import Rendered
 from endotrl.rewards import MeanLogProbReward
-from endotrl.scoring.policy import PromptSettings
-from endotrl.scoring.rendering import Rendered
 from endotrl.sentence import SentenceRewardConfig
 
 

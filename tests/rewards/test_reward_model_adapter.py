@@ -18,8 +18,8 @@ from trl.experimental.utils import get_reward
 from endotrl import EndogenousReward
 from endotrl.rewards.reward_model_adapter import RewardModelAdapter
 
-from ..helpers import assert_same_to_the_bit, weights
-from ..reference import chatml, scores_from_logits, state_logits
+from ..support.helpers import assert_same_to_the_bit, weights
+from ..support.reference import chatml, scores_from_logits, state_logits
 
 
 PAD, EOS = 0, 2  # of the tiny policy

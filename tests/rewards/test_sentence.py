@@ -15,7 +15,7 @@ from endotrl.rewards import DenseReward, DenseScores, SentencePooledReward
 from endotrl.rewards.sentence_pooled import pool
 from endotrl.sentence import SentenceRewardConfig
 
-from ..helpers import assert_same_to_the_bit, weights
+from ..support.helpers import assert_same_to_the_bit, weights
 
 
 PROMPTS = ["What is it?", "Hi?", "So?", "And?"]

@@ -20,7 +20,7 @@ from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
 from endotrl import EndogenousReward
 
-from ..helpers import count_forwards
+from ..support.helpers import count_forwards
 
 
 EOS = 2

@@ -15,7 +15,7 @@ from transformers import CohereConfig, FalconH1Config, Gemma2Config, GraniteConf
 from endotrl.scoring import lm_head
 from endotrl.scoring.lm_head import LogitTransform, fused_statistics, token_statistics
 
-from ..helpers import LargestTensor
+from ..support.helpers import LargestTensor
 
 
 all_statistics = partial(token_statistics, mean_logits=True)

@@ -28,6 +28,8 @@ from transformers import (
     Qwen2Config,
 )
 
+from endotrl.frozen.placement import LoadedModel
+from endotrl.rendering.renderer import Rendered
 from endotrl.scoring import FrozenScorer, packing
 from endotrl.scoring.packing import (
     Group,
@@ -38,8 +40,6 @@ from endotrl.scoring.packing import (
     shared_prefix_attention,
     why_not_packable,
 )
-from endotrl.scoring.placement import LoadedModel
-from endotrl.scoring.rendering import Rendered
 
 from .test_scorer import EOS, GPT_SIZES, SHARED, SIZES, VOCAB_SIZE, assert_equal_stats, make_model, make_rows
 

@@ -33,12 +33,12 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from endotrl.frozen.placement import LoadedModel
+from endotrl.rendering.renderer import Rendered
 from endotrl.scoring import FrozenScorer, TokenStats, lm_head
-from endotrl.scoring.placement import LoadedModel
-from endotrl.scoring.rendering import Rendered
 
-from ..helpers import LargestTensor, assert_same_to_the_bit, count_forwards, weights
-from ..reference import scores_from_logits, state_logits
+from ..support.helpers import LargestTensor, assert_same_to_the_bit, count_forwards, weights
+from ..support.reference import scores_from_logits, state_logits
 
 
 VOCAB_SIZE, EOS = 97, 1

@@ -21,7 +21,7 @@ from endotrl import (
 from endotrl.rewards import DenseReward, DenseScores, SentencePooledReward
 from endotrl.sentence import SentenceRewardConfig
 
-from ..helpers import weights
+from ..support.helpers import weights
 
 
 class Spy:

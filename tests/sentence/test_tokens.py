@@ -4,7 +4,7 @@ import random
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from endotrl.scoring.offsets import decode_with_offsets
+from endotrl.rendering.offsets import decode_with_offsets
 from endotrl.sentence import RuleSegmenter, find_sentences, last_tokens
 
 

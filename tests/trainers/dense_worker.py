@@ -17,7 +17,7 @@ os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 from datasets import Dataset
 
 from endotrl import DenseGRPOConfig, DenseGRPOTrainer
-from tests.worker import leave_group
+from tests.support.worker import leave_group
 
 
 TOTAL = 8  # completions of a batch, over all processes: one group, or two of 4

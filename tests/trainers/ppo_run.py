@@ -17,8 +17,8 @@ from datasets import Dataset
 from peft import LoraConfig
 
 from endotrl import EndogenousReward, PPOConfig, PPOTrainer
-from endotrl.recipes.launch import do_without_shared_memory
-from tests.worker import FixedRollouts, leave_group, what_ran
+from endotrl.launch.script import do_without_shared_memory
+from tests.support.worker import FixedRollouts, leave_group, what_ran
 
 
 PROMPTS = ["a b c", "d e", "f", "g h i j", "a a", "k l", "b", "c d e f"] * 4

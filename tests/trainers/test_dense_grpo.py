@@ -23,8 +23,8 @@ from trl import GRPOConfig, GRPOTrainer
 import endotrl.trainers
 from endotrl import DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward
 
-from ..helpers import assert_same_to_the_bit, weights
-from ..tiny_policy import WORDS
+from ..support.helpers import assert_same_to_the_bit, weights
+from ..support.tiny_policy import WORDS
 
 
 DATASET = Dataset.from_dict({"prompt": ["a b c", "d e", "f", "g h i j"] * 8})

@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM
 from endotrl import DenseGRPOTrainer, EndogenousReward, PPOTrainer
 from endotrl.rewards import DenseReward, DenseScores, LengthReward
 from endotrl.sentence import RuleSegmenter
-from endotrl.trainers.reward_recording import RewardRecorder, ScoredBatch
-from endotrl.trainers.segments import token_segments
+from endotrl.trainers.scored_batch import RewardRecorder, ScoredBatch
+from endotrl.trainers.sentence_segments import token_segments
 
-from ..reference import scores_from_logits, state_logits, token_rewards
+from ..support.reference import scores_from_logits, state_logits, token_rewards
 
 
 IDS = [[5, 6, 7], [8], [9, 9]]

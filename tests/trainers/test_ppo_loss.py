@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from endotrl.trainers.ppo_loss import adapted_kl_coefficient, clipped_value_loss, explained_variance
+from endotrl.trainers.ppo_math import adapted_kl_coefficient, clipped_value_loss, explained_variance
 
 
 class TestClippedValueLoss:

@@ -14,7 +14,7 @@ from datasets import Dataset
 from trl import GRPOTrainer
 
 from endotrl import DenseGRPOConfig, PPOConfig, PPOTrainer
-from endotrl.recipes.arguments import make_parser
+from endotrl.launch.arguments import make_parser
 from endotrl.trainers.ppo_migration import ARGUMENTS, CONFIG
 
 

@@ -24,7 +24,7 @@ from endotrl import EndogenousReward, PPOConfig, PPOTrainer
 from endotrl.rewards import DenseScores
 from endotrl.trainers.value_head import CRITIC_FILE, critic_of, is_critic
 
-from ..helpers import assert_same_to_the_bit, weights
+from ..support.helpers import assert_same_to_the_bit, weights
 
 
 EOS = 2

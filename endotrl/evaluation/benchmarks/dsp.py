@@ -9,9 +9,9 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from ..intervals import Array, Means, Unit
 from ..items import Item
 from ..sources import Row
-from ..statistics import Array, Means, Unit
 from .base import Benchmark, Scores, mean_of
 
 

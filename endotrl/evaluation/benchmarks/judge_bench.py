@@ -5,9 +5,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from ..intervals import TOTAL, Array, Means
 from ..items import Item
 from ..sources import HubDataset, Row
-from ..statistics import TOTAL, Array, Means
 from .base import STRICT, Benchmark, pair_units
 
 

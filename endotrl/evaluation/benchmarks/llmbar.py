@@ -3,9 +3,9 @@
 
 from collections.abc import Iterable
 
+from ..intervals import Array, Means
 from ..items import Item
 from ..sources import HubDataset, Row
-from ..statistics import Array, Means
 from .base import STRICT, Benchmark, mean_of, pair_units
 
 

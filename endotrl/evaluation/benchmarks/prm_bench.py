@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from ..intervals import TOTAL, Array, Means, Unit
 from ..items import Item, step_item
 from ..sources import HubDataset, Row
-from ..statistics import TOTAL, Array, Means, Unit
 from .base import Benchmark, Scores, harmonic_mean
-from .thresholds import crossfit_thresholds, fold
+from .step_threshold import crossfit_thresholds, fold
 
 
 CORRECT = "correct"

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from ..intervals import Array, Means, Unit
 from ..items import Item
 from ..sources import HubDataset, Row
-from ..statistics import Array, Means, Unit
 from .base import Benchmark, Scores, mean_of
 
 

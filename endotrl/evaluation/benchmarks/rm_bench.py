@@ -6,9 +6,9 @@ detailed with Markdown. The 3x3 matrix of wins tells substance from style.
 
 from collections.abc import Iterable, Sequence
 
+from ..intervals import Array, Means, Unit
 from ..items import Item
 from ..sources import HubDataset, Row
-from ..statistics import Array, Means, Unit
 from .base import STRICT, Benchmark, Scores, mean_of
 
 

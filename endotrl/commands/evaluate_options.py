@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options of `endotrl eval`. Imports nothing heavy, so that `endotrl --help` answers at once."""
+
+import argparse
+from typing import Any
+
+from .common import HelpFormatter, json_object, positive
+
+
+BENCHMARK_HELP = {
+    "rm-bench": "substance against style: 3 right and 3 wrong answers in three styles (RM-Bench)",
+    "reward-bench": "chosen against rejected in four sections (RewardBench)",
+    "reward-bench-2": "the best of four, and Ties (RewardBench 2)",
+    "process-bench": "the first wrong step of a solution (ProcessBench)",
+    "prm-bench": "right and wrong steps of a solution (PRMBench)",
+    "dsp": "answers for four domains, under a criterion for each (DSP)",
+    "judge-bench": "hard pairs of right and wrong answers (JudgeBench)",
+    "llmbar": "outputs that follow an instruction or only look good (LLMBar)",
+    "preference": "any preference dataset of TRL's formats",
+}
+NEEDS_DATA = ("dsp", "preference")
+
+
+def add_eval(commands: Any) -> None:
+    """
+    Adds `eval` with its sub-commands to the parser of the command line.
+
+    Args:
+        commands:
+            Sub-parsers of the command line.
+    """
+    parser = commands.add_parser(
+        "eval",
+        help="measure how good a reward is, or what training on it did",
+        description="Measures rewards on benchmarks, each with its own file formats and averaging; and answers of models to "
+        "questions, before and after training.",
+        allow_abbrev=False,
+    )
+    kinds = parser.add_subparsers(dest="benchmark", metavar="WHAT", required=True)
+
+    def sub(name: str, text: str, description: str, run: Any) -> argparse.ArgumentParser:
+        result = kinds.add_parser(
+            name, help=text, description=description, formatter_class=HelpFormatter, allow_abbrev=False
+        )
+        result.set_defaults(run=run)
+        return result
+
+    for name, text in BENCHMARK_HELP.items():
+        result = sub(
+            name,
+            text,
+            f"Evaluates rewards on {name}: {text}. All forms of the reward come from one forward pass. The same command goes "
+            "on where an earlier run was cut off; with more --scorers or a larger --limit, only what is missing is scored.",
+            _run_benchmark,
+        )
+        _add_benchmark(result, name)
+    _add_compare(sub)
+    _add_generation(sub)
+    _add_best_of_n(sub)
+
+
+def _add_benchmark(parser: argparse.ArgumentParser, name: str) -> None:
+    add = parser.add_argument
+    _add_model(parser)
+    add(
+        "--data",
+        metavar="PATH",
+        required=name in NEEDS_DATA,
+        help="file (.json, .jsonl, both also .gz, .parquet), folder of such files, or OWNER/NAME[:SPLIT] on the hub"
+        + ("" if name in NEEDS_DATA else " (default: the benchmark's dataset on the Hugging Face hub)"),
+    )
+    add("--limit", metavar="N", type=positive, help="only the first N items of each group (domain, subset)")
+    add(
+        "--scorers",
+        metavar="NAME",
+        nargs="+",
+        help="what to compare, the first is what others are compared with: forms TOKEN.AGGREGATE such as bellman.sum, "
+        "log_prob.discounted=0.95, centered.mean; residual:FORM, style_residual:FORM; self_certainty, negative_entropy, mean_log_prob, "
+        "relative_perplexity; judge_pairwise, judge_pointwise, judge_verifier; reward_model:PATH; length, random; or sets: "
+        "single-pass, two-pass, judges, controls (default: single-pass controls)",
+    )
+    _add_output(parser, f"eval-{name}")
+    add("--alpha", type=float, default=1.0, help="temperature of the soft value; language models have 1")
+    add(
+        "--chat",
+        action=argparse.BooleanOptionalAction,
+        help="whether a prompt given as text is the message of a user"
+        + (" (default: no, it is continued, as in TRL)" if name == "preference" else " (default: yes, if the model has a chat template)"),
+    )  # fmt: skip
+    add("--max-response-tokens", metavar="N", type=positive, help="cut responses at N tokens")
+    add(
+        "--judge-reasoning",
+        metavar="N",
+        type=positive,
+        help="let judges write up to N tokens of reasons before their verdict",
+    )
+    if name == "dsp":
+        add("--criteria", metavar="FILE", help="JSON {domain: system message} for the four domains, in place of ours")
+    add(
+        "--no-token-stats",
+        action="store_true",
+        help="do not keep token statistics (other scorers then need the model)",
+    )
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", required=True, help='model: path, hub id, or "quickstart" for the model of the demo')
+    add(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="dtype of the model: auto is bfloat16 on accelerators and float32 on CPU",
+    )
+    add("--device", help="device of the model, such as cpu or cuda:1 (default: the best there is)")
+    add("--trust-remote-code", action="store_true", help="let code from the model's repository run")
+    add(
+        "--max-tokens-per-batch",
+        metavar="N",
+        type=positive,
+        default=8192,
+        help="tokens of one forward pass; bounds memory, does not change results",
+    )
+
+
+def _add_output(parser: argparse.ArgumentParser, default: str) -> None:
+    add = parser.add_argument
+    add("--output", metavar="DIR", help=f"folder for results.json, results.md and report.html (default: {default})")
+    add("--overwrite", action="store_true", help="start anew if the folder holds a run")
+    add("--quiet", action="store_true", help="show neither progress nor table; errors only")
+
+
+def _add_compare(sub: Any) -> None:
+    parser = sub(
+        "compare",
+        "paired differences of two runs, with intervals",
+        "Compares two runs of one benchmark on the items that both have: B minus A, with paired bootstrap intervals (95%).",
+        _run_compare,
+    )
+    parser.add_argument("a", metavar="A", help="folder or results.json of the first run")
+    parser.add_argument("b", metavar="B", help="folder or results.json of the second run")
+    parser.add_argument("--markdown", metavar="F", help="file to write the table to, in Markdown")
+
+
+def _add_generation(sub: Any) -> None:
+    parser = sub(
+        "generation",
+        "accuracy of a model's answers: greedy, sampled, pass@k",
+        "Has a model answer maths questions and grades the answers with math-verify: greedy, pass@1 and pass@k (unbiased "
+        "estimator). Run it before and after training, and compare the two with `endotrl eval compare`.",
+        _run_generation,
+    )
+    _add_model(parser)
+    _add_sampling(parser, positive, "eval-generation")
+    parser.add_argument("--k", metavar="K", type=positive, nargs="+", default=[1], help="values of k in pass@k")
+    parser.add_argument("--no-greedy", action="store_true", help="leave out the greedy answers")
+
+
+def _add_best_of_n(sub: Any) -> None:
+    parser = sub(
+        "best-of-n",
+        "choose among N answers by the reward, and by majority, at random, by mean log-prob",
+        "Samples N answers to each maths question and chooses one: by each scorer, by majority vote, at random; next to the "
+        "mean of all and the best possible. All choose among the same samples.",
+        _run_best_of_n,
+    )
+    _add_model(parser)
+    _add_sampling(parser, positive, "eval-best-of-n")
+    parser.add_argument(
+        "--scorers",
+        metavar="NAME",
+        nargs="+",
+        help="scorers that choose (default: bellman.sum log_prob.mean bellman.discounted=0.95 centered.sum self_certainty)",
+    )
+    parser.add_argument(
+        "--reward-model", metavar="M", help="model whose reward chooses (default: the one that answers)"
+    )
+
+
+def _add_sampling(parser: argparse.ArgumentParser, positive: Any, output: str) -> None:
+    add = parser.add_argument
+    add("--data", metavar="FILE", required=True, help="JSON Lines file of questions and answers")
+    add(
+        "--question",
+        metavar="KEY",
+        help="key of the question (default: the first of question, problem, input, prompt)",
+    )
+    add(
+        "--answer",
+        metavar="KEY",
+        help="key of the answer (default: the first of answer, target, solution, final_answer)",
+    )
+    add("--limit", metavar="N", type=positive, help="only the first N questions")
+    add("--samples", metavar="N", type=positive, default=4, help="sampled answers to each question and seed")
+    add("--seeds", metavar="SEED", type=int, nargs="+", default=[0], help="seeds of the sampling")
+    add("--temperature", type=float, default=1.0, help="temperature of the sampling")
+    add("--top-p", type=float, default=1.0, help="nucleus of the sampling")
+    add("--max-new-tokens", metavar="N", type=positive, default=512, help="longest answer, in tokens")
+    add(
+        "--instruction",
+        metavar="TEXT",
+        default="Please reason step by step, and put your final answer within \\boxed{}.",
+        help="what is added to each question; empty for nothing",
+    )
+    add(
+        "--chat",
+        action=argparse.BooleanOptionalAction,
+        help="whether to ask in the chat template (default: yes, if the model has one)",
+    )
+    add("--backend", choices=("transformers", "vllm"), default="transformers", help="what generates")
+    add(
+        "--vllm-kwargs",
+        metavar="JSON",
+        type=json_object,
+        help="further arguments of vLLM's `LLM`, such as "
+        '{"gpu_memory_utilization": 0.5, "max_model_len": 4096, "enforce_eager": true}',
+    )
+    _add_output(parser, output)
+
+
+def _run_benchmark(args: argparse.Namespace) -> int:
+    from .evaluate import run_benchmark
+
+    run_benchmark(args, args.command_line)
+    return 0
+
+
+def _run_compare(args: argparse.Namespace) -> int:
+    from .evaluate_compare import run_compare
+
+    run_compare(args)
+    return 0
+
+
+def _run_generation(args: argparse.Namespace) -> int:
+    from .evaluate_answers import run_generation
+
+    run_generation(args, args.command_line)
+    return 0
+
+
+def _run_best_of_n(args: argparse.Namespace) -> int:
+    from .evaluate_answers import run_best_of_n
+
+    run_best_of_n(args, args.command_line)
+    return 0

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The command `endotrl`.
+
+Exit codes: 0 if all went well, 1 if some rows could not be scored, 2 if the command could not be run or could not go on,
+130 after Ctrl-C. Nothing heavy is imported before a command runs, so that `endotrl --help` answers at once.
+"""
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from .. import __version__
+from ..reporting import say
+from .common import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, HelpFormatter, positive, positive_number
+from .evaluate_options import add_eval
+from .score_options import add_score, command_line
+
+
+__all__ = ["command_line", "main", "make_parser"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Runs the command line.
+
+    Args:
+        argv (`Sequence[str]`, *optional*):
+            Arguments. Defaults to those of the process.
+
+    Returns:
+        `int`: exit code.
+    """
+    args = make_parser().parse_args(argv)
+    if args.command == "eval":
+        args.command_line = shlex.join(["endotrl", *(sys.argv[1:] if argv is None else argv)])
+    try:
+        return args.run(args)
+    except KeyboardInterrupt as interrupt:
+        say(str(interrupt) or "Interrupted.")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output (`| head`) has left. Python would complain once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except (ValueError, OSError, ImportError) as error:
+        say(f"endotrl {args.command}: error: {error}")
+        return EXIT_FAILED
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="endotrl", description="The reward model inside the language model, for TRL.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"endotrl {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_demo(commands)
+    add_score(commands)
+    add_eval(commands)
+    _add_plan(commands)
+    return parser
+
+
+def _add_demo(commands: Any) -> None:
+    parser = commands.add_parser(
+        "demo",
+        help="train on the endogenous reward, from nothing to a report, in about ten minutes on a CPU",
+        description="Runs GRPO on the endogenous reward, without labels, and writes a report. Two tasks: a small "
+        "transformer that learns addition from faulty demonstrations, and a pretrained model that answers factual "
+        "questions.",
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--task", choices=("arithmetic", "facts", "all"), default="all", help="what to run")
+    parser.add_argument("--output", metavar="DIR", default="demo-output", help="folder for report, metrics and model")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all randomness")
+    parser.set_defaults(run=_demo)
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from ..demo import run_demo
+
+    run_demo(task=args.task, output_dir=args.output, seed=args.seed)
+    return EXIT_OK
+
+
+def _add_plan(commands: Any) -> None:
+    parser = commands.add_parser(
+        "plan",
+        help="say whether a recipe fits on given GPUs, and how long it takes",
+        description="Memory of each GPU under each way to split a recipe over GPUs, what to change if it does not fit, and a "
+        "rough time. From configs alone: no weights are loaded, and no GPU is needed.",
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("recipe", metavar="RECIPE", help="YAML file of a recipe")
+    add("--gpus", metavar="N", type=positive, required=True, help="GPUs of all machines together")
+    add("--gpu-memory", metavar="GIB", type=positive_number, required=True, help="memory of each, in GiB")
+    add(
+        "--kind", choices=("grpo", "ppo", "sentence_reward"), help="script of the recipe (default: by the file's name)"
+    )
+    add("--model", help="model in place of the recipe's: path or hub id, of which only the config is read")
+    add(
+        "--prompt-tokens",
+        metavar="N",
+        type=positive,
+        default=512,
+        help="longest prompt, if the recipe does not say it",
+    )
+    add(
+        "--gpu-tflops",
+        metavar="X",
+        type=positive_number,
+        default=312.0,
+        help="peak of dense bfloat16, in TFLOPS (A100: 312)",
+    )
+    add(
+        "--gpu-bandwidth",
+        metavar="X",
+        type=positive_number,
+        default=2000.0,
+        help="memory bandwidth, in GB/s (A100 80 GB: 2000)",
+    )
+    add(
+        "--set",
+        metavar="KEY=VALUE",
+        nargs="+",
+        default=[],
+        help="settings of the recipe to override, such as use_peft=true",
+    )
+    parser.set_defaults(run=_plan)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from .plan import run_plan
+
+    run_plan(args)
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

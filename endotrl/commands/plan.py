@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command `endotrl plan`: from a recipe's YAML file to a table and advice."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from trl import GRPOConfig, get_peft_config
+
+from ..frozen.placement import load_config
+from ..frozen.quickstart_model import quickstart_model_path
+from ..launch import RecipeArguments, RewardArguments, make_parser, make_sentence_reward_parser
+from ..planning.memory import ENGINES, GIB, SHARDING, Engine, FrozenModel, Hardware, Plan, Workload, plan_memory
+from ..planning.sizes import ModelSize, model_size
+from ..planning.timing import Speed, plan_time
+from ..reporting import terminal_table
+from ..trainers.dense_grpo_config import DenseGRPOConfig
+from ..trainers.ppo_config import PPOConfig
+
+
+LAUNCHERS = {"ddp": "multi_gpu.yaml (DDP)"}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What `endotrl plan` reads of a recipe."""
+
+    name: str
+    size: ModelSize
+    full_size: ModelSize
+    work: Workload
+    # Micro-batches of an optimizer step, and of a generation batch
+    accumulation: int
+    micro_batches: int
+    iterations: int
+    max_steps: int
+    uses_peft: bool
+    # Beside a policy with an adapter
+    frozen_with_adapter: tuple[FrozenModel, ...] = ()
+
+
+def run_plan(args: argparse.Namespace) -> list[Plan]:
+    """
+    Runs `endotrl plan`.
+
+    Args:
+        args (`argparse.Namespace`):
+            Options, as the parser of the command line gives them.
+
+    Returns:
+        `list[Plan]`: one for each engine.
+
+    Raises:
+        `ValueError`, `OSError`: With one message for the user.
+    """
+    bad = [setting for setting in args.set if "=" not in setting]
+    if bad:
+        raise ValueError(f"--set takes settings as KEY=VALUE, such as use_peft=true, and not {bad[0]!r}.")
+    overrides = [word for setting in args.set for word in f"--{setting}".split("=", 1)]
+    recipe = read_recipe(args.recipe, args.kind, overrides, args.model, args.prompt_tokens)
+    hardware = Hardware(args.gpus, args.gpu_memory * GIB)
+    plans = [plan_memory(recipe.size, recipe.work, hardware, engine) for engine in ENGINES]
+    _show(recipe, hardware, plans, Speed(flops=args.gpu_tflops * 1e12, bandwidth=args.gpu_bandwidth * 1e9))
+    return plans
+
+
+def read_recipe(path: str, kind: str | None, overrides: list[str], model: str | None, prompt_tokens: int) -> Recipe:
+    """Reads a recipe and its model's config."""
+    kind = kind or _kind_of(Path(path))
+    parser = (
+        make_sentence_reward_parser()
+        if kind == "sentence_reward"
+        else make_parser(PPOConfig if kind == "ppo" else DenseGRPOConfig)
+    )
+    # Planned where there may be no GPU; read again for what the file itself says.
+    parsed = parser.parse_args_and_config(["--config", path, "--use_cpu", "True", *overrides])
+    training_args, model_args = parsed[1], parsed[-2]
+    name = model or model_args.model_name_or_path
+    if name is None:
+        raise ValueError(f"{path} names no model. Pass --model.")
+    config = load_config(quickstart_model_path() if name == "quickstart" else name)
+    head = kind != "sentence_reward"
+    full = model_size(config, head=head)
+    size = model_size(config, get_peft_config(model_args), head) if model_args.use_peft else full
+    micro_batch, accumulation = training_args.per_device_train_batch_size, training_args.gradient_accumulation_steps
+    work = Workload(
+        micro_batch=micro_batch,
+        generation_batch=0,
+        prompt_tokens=prompt_tokens,
+        completion_tokens=0,
+        weight_bytes=4 if model_args.dtype == "float32" else 2,
+        mixed_precision=training_args.bf16 or training_args.fp16,
+        gradient_checkpointing=training_args.gradient_checkpointing,
+    )
+    if kind == "sentence_reward":
+        length = training_args.max_length or prompt_tokens
+        work = replace(work, prompt_tokens=length, sequences=2)
+        return Recipe(
+            name, size, full, work, accumulation, accumulation, 1, training_args.max_steps, model_args.use_peft
+        )
+    script_args, reward_args = parsed[0], parsed[2]
+    frozen, frozen_with_adapter = (
+        frozen_models(training_args, reward_args, full, work.weight_bytes, adapter)
+        for adapter in (model_args.use_peft, True)
+    )
+    completion_tokens = training_args.max_completion_length
+    if training_args.vllm_max_model_length:
+        work = replace(work, prompt_tokens=training_args.vllm_max_model_length - completion_tokens)
+    colocated = training_args.use_vllm and training_args.vllm_mode == "colocate"
+    work = replace(
+        work,
+        # A server generates elsewhere.
+        generation_batch=0
+        if training_args.use_vllm and not colocated
+        else micro_batch * training_args.steps_per_generation,
+        completion_tokens=completion_tokens,
+        frozen=frozen,
+        monitored=monitored(script_args, training_args, model_args.use_peft),
+        value_model=kind == "ppo" and training_args.critic == "value_model",
+        vllm_share=training_args.vllm_gpu_memory_utilization if colocated else 0.0,
+        vllm_sleeps=colocated and training_args.vllm_enable_sleep_mode,
+    )
+    return Recipe(
+        name,
+        size,
+        full,
+        work,
+        accumulation,
+        training_args.steps_per_generation,
+        training_args.num_iterations,
+        training_args.max_steps,
+        model_args.use_peft,
+        frozen_with_adapter,
+    )
+
+
+def frozen_models(
+    training_args: GRPOConfig, reward_args: RewardArguments, policy: ModelSize, policy_bytes: int, adapter: bool
+) -> tuple[FrozenModel, ...]:
+    """The models beside a policy with or without an adapter, as the recipe shares them: see `share_frozen_weights`."""
+    rewards = set(reward_args.reward)
+    own_bytes = 4 if reward_args.reward_dtype == "float32" else 2
+    models = []
+    has_reference = not adapter and training_args.beta > 0
+    own = reward_args.reward_model is not None or not (adapter or (has_reference and not training_args.sync_ref_model))
+    if has_reference:
+        models.append(FrozenModel(policy, policy_bytes, gathered="endogenous" in rewards and not own))
+    if "endogenous" in rewards:
+        size = policy if reward_args.reward_model is None else _size_of(reward_args.reward_model)
+        split = reward_args.reward_shard and not reward_args.reward_offload
+        if own or not reward_args.reward_shard:
+            offloaded = reward_args.reward_offload
+            models.append(FrozenModel(size, own_bytes, split, offloaded=offloaded, only_where_split=not own))
+    if "sentence" in rewards:  # whole on each GPU, and about the size of the policy
+        models.append(FrozenModel(policy, own_bytes, sharded=False))
+    return tuple(models)
+
+
+def monitored(script_args: RecipeArguments, training_args: GRPOConfig, adapter: bool) -> bool:
+    """Whether the collapse monitor may copy the policy. (If the data have answers: that is not looked up.)"""
+    held_out = script_args.accuracy != "none" or 0.0 in (training_args.reward_weights or [])
+    shared = adapter or (training_args.beta > 0 and not training_args.sync_ref_model)
+    return script_args.on_collapse != "none" and held_out and not shared
+
+
+def _size_of(model: str) -> ModelSize:
+    return model_size(load_config(quickstart_model_path() if model == "quickstart" else model))
+
+
+def advice(recipe: Recipe, hardware: Hardware) -> list[tuple[str, Engine, float]]:
+    """Changes that make a recipe fit which does not: what to set, under which engine, and the bytes it then takes."""
+    work = recipe.work
+    smaller = f"--per_device_train_batch_size 1 --gradient_accumulation_steps {recipe.accumulation * work.micro_batch}"
+    if recipe.micro_batches != recipe.accumulation:
+        smaller += f" --steps_per_generation {recipe.micro_batches * work.micro_batch}"
+    changes: list[tuple[str, dict[str, Any]]] = []
+    if not work.gradient_checkpointing:
+        changes.append(("--gradient_checkpointing true", {"gradient_checkpointing": True}))
+    if work.micro_batch > 1:  # the same batch in smaller parts
+        changes.append((smaller, {"micro_batch": 1}))
+    if work.vllm_share and not work.vllm_sleeps:
+        changes.append(("--vllm_enable_sleep_mode true", {"vllm_sleeps": True}))
+    everything = {key: value for _, change in changes for key, value in change.items()}
+    tried = [(words, recipe.size, replace(work, **change)) for words, change in changes]
+    if len(changes) > 1:
+        tried.append((" ".join(words for words, _ in changes), recipe.size, replace(work, **everything)))
+    if not recipe.uses_peft:
+        # An adapter of about a hundredth of the weights.
+        adapter = recipe.full_size.parameters // 100
+        size = replace(recipe.full_size, parameters=recipe.full_size.parameters + adapter, trainable=adapter)
+        with_adapter = replace(work, frozen=recipe.frozen_with_adapter, monitored=False)
+        words = "--use_peft true --lora_target_modules all-linear"
+        if work.sequences == 2:  # a reward model
+            words += " --lora_task_type TOKEN_CLS"
+        tried.append((words, size, with_adapter))
+        if changes:
+            everywhere = " ".join([words, *(words for words, _ in changes)])
+            tried.append((everywhere, size, replace(with_adapter, **everything)))
+    found = []
+    for words, size, changed in tried:
+        fitting = [p for e in ENGINES if (p := plan_memory(size, changed, hardware, e)).total <= hardware.gpu_memory]
+        if fitting:
+            found.append((words, fitting[0].engine, fitting[0].total))
+    return found
+
+
+def _kind_of(path: Path) -> str:
+    kinds = [kind for kind in ("sentence_reward", "ppo", "grpo") if kind in path.stem]
+    if not kinds:
+        raise ValueError(
+            f"{path.name} does not say in its name which script it is for: pass --kind ppo, grpo or sentence_reward."
+        )
+    return kinds[0]
+
+
+def _show(recipe: Recipe, hardware: Hardware, plans: list[Plan], speed: Speed) -> None:
+    console = Console(highlight=False)
+    size, work = recipe.size, recipe.work
+    trained = "all weights" if size.trainable == size.parameters else f"{size.trainable / 1e6:,.1f} M of them"
+    console.print(
+        f"{recipe.name}: {size.parameters / 1e9:.2f} B parameters, trained {trained}; {work.micro_batch} sequences of "
+        f"{work.prompt_tokens} + {work.completion_tokens} tokens at a time on each of {hardware.gpus} GPUs",
+        markup=False,
+    )
+    kinds: dict[str, Callable[[Plan], float]] = {
+        "weights": lambda plan: plan.parameters,
+        "optimizer": lambda plan: plan.optimizer,
+        "frozen models": lambda plan: plan.frozen,
+        "monitor's copy": lambda plan: plan.monitor,
+        "vLLM": lambda plan: plan.vllm,
+        "gradients": lambda plan: plan.gradients,
+        "activations": lambda plan: plan.gathered + plan.activations,
+        "logits": lambda plan: plan.logits,
+        "generation": lambda plan: plan.generation,
+        "scoring": lambda plan: plan.scoring,
+        "total": lambda plan: plan.total,
+    }
+    if not any(plan.monitor for plan in plans):
+        del kinds["monitor's copy"]
+    rows = [[name, *(f"{part(plan) / GIB:6.1f}" for plan in plans)] for name, part in kinds.items()]
+    rows.append(["fits", *("   yes" if plan.total <= hardware.gpu_memory else "    no" for plan in plans)])
+    console.print(
+        terminal_table(
+            ["", *(plan.engine for plan in plans)], rows, f"GiB on each GPU, of {hardware.gpu_memory / GIB:g}"
+        )
+    )
+    offloaded = next(plan.cpu for plan in plans if plan.engine == "zero3_offload")
+    lines = [
+        "total: what stays (the rows down to vLLM), and the largest of training (gradients, activations, logits), generation "
+        "and scoring, which do not overlap; with 1.5 GiB for CUDA.",
+        f"zero3_offload: {offloaded * hardware.gpus / GIB:,.0f} GiB of CPU memory over all machines.",
+    ]
+    fitting = [plan.engine for plan in plans if plan.total <= hardware.gpu_memory]
+    if fitting:
+        lines.append("It fits with " + ", ".join(LAUNCHERS.get(engine, f"{engine}.yaml") for engine in fitting) + ".")
+    else:
+        lines.append("It does not fit. It would with:")
+        changes = advice(recipe, hardware)
+        lines += [f"  {name}  ({engine}: {total / GIB:.1f} GiB)" for name, engine, total in changes]
+        if not changes:
+            need = min(plan.total for plan in plans if plan.engine in SHARDING) / GIB
+            lines.append(f"  more GPUs, or larger ones: the least is {need:.1f} GiB with {hardware.gpus} GPUs")
+    seconds = plan_time(size, work, recipe.micro_batches, recipe.iterations, speed)
+    total = sum(seconds.values())
+    parts = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
+    lines.append(
+        f"Time: about {total:.0f} s for {recipe.micro_batches * work.micro_batch * hardware.gpus} sequences ({parts}), if a GPU "
+        f"has {speed.flops / 1e12:g} TFLOPS and {speed.bandwidth / 1e9:g} GB/s, of which {speed.training_utilization:.0%} are "
+        f"reached in training and {speed.decoding_utilization:.0%} in decoding, all sequences are of full length, and "
+        "communication is free."
+    )
+    if recipe.max_steps > 0:
+        updates = recipe.iterations if work.sequences == 1 else 1
+        lines.append(f"{recipe.max_steps} steps: about {recipe.max_steps * total / updates / 3600:.1f} hours.")
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command `endotrl score`: from its options to the files, the page and the terminal."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..reporting import say
+from ..score_file.heat_map_page import heat_map_page
+from ..score_file.output_files import model_digest, only_run_on
+from ..score_file.rows import STREAM
+from ..score_file.run import ScoreReport, score_file
+from ..score_file.sentence_page import sentence_page
+from ..score_file.summary import SHOWN_SENTENCES, show_report
+from .score_options import default_options
+
+
+# Settings of the endogenous reward that a sentence reward model does not have.
+ENDOGENOUS_OPTIONS = ("alpha", "gamma", "token_reward", "aggregate", "discount", "truncation", "criterion")
+SHOWN_ERRORS = 20  # bad rows named on the terminal; the error file has them all
+
+
+def run(args: argparse.Namespace, command: str) -> ScoreReport:
+    """
+    Runs `endotrl score`.
+
+    Args:
+        args (`argparse.Namespace`):
+            Options, as the parser of the command line gives them.
+        command (`str`):
+            The same as a line for the shell, for the page.
+
+    Returns:
+        [`ScoreReport`]: what is on the terminal and in the files by now.
+
+    Raises:
+        `ValueError`, `OSError`: With one message for the user, if the command cannot run or cannot go on.
+        `KeyboardInterrupt`: After Ctrl-C, with a message that says what is saved.
+    """
+    if args.file != STREAM and not Path(args.file).is_file():
+        raise ValueError(f"There is no file {args.file}.")
+    output = args.output
+    if output is None:
+        output = STREAM if args.file == STREAM else str(Path(args.file).with_suffix(".scores.jsonl"))
+    if args.html is not None:
+        if not Path(args.html).parent.is_dir():
+            raise ValueError(f"The folder of the page, {Path(args.html).parent}, does not exist. Make it first.")
+        if Path(args.html).resolve() in (Path(args.file).resolve(), Path(output).resolve()):
+            raise ValueError(f"--html {args.html} is also the input or the output. Choose another name.")
+    shown = 0
+
+    def on_error(line: int, error: str) -> None:
+        nonlocal shown
+        shown += 1
+        if shown <= SHOWN_ERRORS:
+            say(f"line {line}: {error}")
+        elif shown == SHOWN_ERRORS + 1:
+            say(f"More rows are bad: {'the output' if output == STREAM else f'{output}.errors.jsonl'} names them all.")
+
+    with only_run_on(output):  # before the checkpoint is read, which takes a while
+        reward, settings, by_sentence = _make_reward(args)
+        try:
+            report = score_file(
+                reward,
+                args.file,
+                output,
+                settings,
+                block_size=args.block_size,
+                limit=args.limit,
+                overwrite=args.overwrite,
+                tokens=not args.no_tokens,
+                keep=max(10, args.top or 0, args.bottom or 0),
+                num_examples=max(0 if args.html is None else args.html_rows, SHOWN_SENTENCES if by_sentence else 0),
+                progress=not args.quiet,
+                on_error=on_error,
+                held=True,
+            )
+        except KeyboardInterrupt as interrupt:
+            saved = "" if output == STREAM else f" What was scored is in {output}; the same command goes on behind it."
+            raise KeyboardInterrupt(f"Interrupted.{saved}") from interrupt
+        except RuntimeError as error:
+            import torch
+
+            if not isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise ValueError(
+                f"The device has not enough memory for batches of {args.max_tokens_per_batch} tokens. Run the same command "
+                "with a smaller --max-tokens-per-batch: it goes on behind what was scored."
+            ) from error
+    if args.html is not None:
+        make_page = sentence_page if by_sentence else heat_map_page
+        try:
+            Path(args.html).write_text(make_page(report, args, command, output, reward), encoding="utf-8")
+        except OSError as error:
+            saved = "" if output == STREAM else f" The rows are scored, and in {output}."
+            raise OSError(f"The page {args.html} cannot be written: {error.strerror}.{saved}") from error
+    if not args.quiet:
+        show_report(report, args, output, by_sentence)
+    return report
+
+
+def _make_reward(args: argparse.Namespace) -> tuple[Any, dict[str, Any], bool]:
+    """
+    The reward that the options and the kind of model ask for, the settings that its numbers depend on, and whether it
+    is a sentence reward model's.
+    """
+    import torch
+    from accelerate import PartialState
+
+    from ..frozen.placement import load_config, resolve_dtype
+    from ..rewards.endogenous import EndogenousReward
+    from ..rewards.sentence import SentenceReward
+    from ..sentence.configuration import SentenceRewardConfig
+
+    device = args.device
+    if device is not None:
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
+    by_sentence = args.model != "quickstart" and isinstance(
+        load_config(args.model, args.trust_remote_code), SentenceRewardConfig
+    )
+    # Numbers depend on these, but not on the three below: a run may go on with smaller batches, or on another device.
+    settings = {
+        "chat_template_kwargs": args.chat_template_kwargs,
+        "overlong_prompt": args.overlong_prompt,
+        "dtype": args.dtype,
+    }
+    if by_sentence:
+        _check_no_endogenous_option(args)
+    else:
+        settings = {**{name: getattr(args, name) for name in ENDOGENOUS_OPTIONS}, **settings}
+    reward: EndogenousReward | SentenceReward = (SentenceReward if by_sentence else EndogenousReward)(
+        args.model,
+        **settings,
+        max_tokens_per_batch=args.max_tokens_per_batch,
+        device=device,
+        trust_remote_code=args.trust_remote_code,
+    )
+    # What "auto" and the name stand for today: on another machine, or after training, it can be something else.
+    resolved = resolve_dtype(args.dtype, PartialState().device if device is None else torch.device(device))
+    version = model_digest(reward.config._name_or_path) or reward.config._commit_hash
+    settings_in_file = {
+        "model": args.model,
+        "model_version": version,
+        **settings,
+        "dtype": str(resolved).removeprefix("torch."),
+    }
+    return reward, settings_in_file, by_sentence
+
+
+def _check_no_endogenous_option(args: argparse.Namespace) -> None:
+    defaults = default_options()
+    given = [name for name in ENDOGENOUS_OPTIONS if getattr(args, name) != defaults[name]]
+    if given:
+        option = given[0].replace("_", "-")
+        raise ValueError(
+            f"--{option} is a setting of the endogenous reward, but {args.model} is a sentence reward model, which has no "
+            "use for it. Leave it out."
+        )

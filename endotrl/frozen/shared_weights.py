@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The frozen weights that a trainer holds already: the policy without its adapter, or the reference model."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate.utils import is_peft_model
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from trl.trainer.callbacks import SyncRefModelCallback
+
+from .placement import eos_token_ids, eval_mode
+from .reference_pass import ReferenceRecorder
+from .sharded_weights import whole_weights
+from .weights import execution_device, have_moved, named_weights, sample_weights, weights_digest
+
+
+class _Shared:
+    """
+    Weights that a trainer holds, which must stay as they are when this is made.
+
+    Args:
+        trainer (`Any`):
+            Trainer.
+        model ([`~transformers.PreTrainedModel`]):
+            Causal language model that has the weights.
+    """
+
+    is_own = False
+    description: str
+
+    def __init__(self, trainer: Any, model: PreTrainedModel) -> None:
+        self._accelerator = trainer.accelerator
+        self._model = model
+        self.config = model.config
+        self.dtype = model.dtype
+        self.eos_token_ids = eos_token_ids(model.generation_config)
+        self.recorder: ReferenceRecorder | None = None
+        self._sample: dict[str, Tensor] | None = None
+
+    def active(self) -> AbstractContextManager[PreTrainedModel]:
+        """See [`Placement`]."""
+        raise NotImplementedError
+
+    def digest(self) -> str:
+        """[`weights_digest`] of the frozen weights."""
+        with self.active() as model:
+            return weights_digest(model, without_adapters=True)
+
+    def _check_unmoved(self) -> None:
+        """Raises `RuntimeError` if the weights, which must be whole, are not what they were in the call before."""
+        sample = sample_weights(named_weights(self._model, without_adapters=True))
+        if self._sample is not None and have_moved(self._sample, sample):
+            raise RuntimeError(
+                f"The reward reads {self.description}, whose weights have changed since `attach`: parameters were "
+                "unfrozen, a callback synchronises the reference model, or an adapter was merged into its base. The "
+                "reward must come from a frozen model. Keep it frozen, or give the reward its own copy: "
+                "`EndogenousReward(model=<path>)`."
+            )
+        self._sample = sample
+
+
+class AdapterDisabled(_Shared):
+    """The policy of a LoRA run with its adapter disabled: the frozen base model, with no other parameter in memory."""
+
+    description = "the policy's frozen base (adapter disabled)"
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+        self._policy = trainer.accelerator.unwrap_model(trainer.model)
+        super().__init__(trainer, self._policy.get_base_model())
+        with self.active() as base:
+            _check_nothing_trains(base)
+        with self._whole_policy(), torch.no_grad():
+            _check_adapter_is_at_zero(self._policy)
+        if getattr(trainer.args, "use_vllm", False):
+            _keep_base_in_merges(trainer, self._model)
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        adapted = next((module for module in self._policy.modules() if isinstance(module, BaseTunerLayer)), None)
+        # Prompt tuning adapts no layer, and its passes begin with virtual tokens.
+        if adapted is not None:
+            self.recorder = ReferenceRecorder(
+                self._model,
+                is_frozen=lambda: adapted.disable_adapters,
+                current_step=lambda: trainer.state.global_step,
+            )
+
+    @contextmanager
+    def active(self) -> Iterator[PreTrainedModel]:
+        with (
+            self._whole_policy(),
+            # The precision in which the trainer runs its own reference pass.
+            self._accelerator.autocast(),
+            self._policy.disable_adapter(),
+            _paused(self.recorder),
+        ):
+            self._check_unmoved()
+            yield self._model
+
+    @contextmanager
+    def _whole_policy(self) -> Iterator[None]:
+        # The trainer wraps the policy when it starts to train.
+        with whole_weights(self._trainer.model_wrapped, self._accelerator), eval_mode(self._policy):
+            yield
+
+
+class SharedReference(_Shared):
+    """The reference model of a trainer with `beta > 0`."""
+
+    description = "the trainer's reference model"
+
+    def __init__(self, trainer: Any) -> None:
+        self._wrapped = trainer.ref_model
+        super().__init__(trainer, trainer.accelerator.unwrap_model(trainer.ref_model))
+        with self.active():
+            pass  # from now on, they must not move
+        self.recorder = ReferenceRecorder(
+            self._model, is_frozen=lambda: True, current_step=lambda: trainer.state.global_step
+        )
+
+    @contextmanager
+    def active(self) -> Iterator[PreTrainedModel]:
+        with (
+            whole_weights(self._wrapped, self._accelerator),
+            self._accelerator.autocast(),
+            eval_mode(self._model),
+            _paused(self.recorder),
+        ):
+            self._check_unmoved()
+            yield self._model
+
+
+def share_with(trainer: Any) -> AdapterDisabled | SharedReference:
+    """
+    Finds the frozen weights that a TRL trainer already holds: with LoRA, the policy without its adapter; with
+    `beta > 0`, the reference model.
+
+    Raises:
+        `ValueError`: If the trainer holds no frozen weights, moves them, or shards them by FSDP1.
+    """
+    policy = trainer.accelerator.unwrap_model(trainer.model)
+    if trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2:
+        raise ValueError(
+            "The trainer shards its weights by FSDP1, whose weights cannot be shared. Use FSDP2 (`fsdp_version: 2`) "
+            "or DeepSpeed ZeRO-3, or give the reward its own copy: `EndogenousReward(model=<path>)` without `attach`."
+        )
+    if is_peft_model(policy):
+        if "ref" in policy.peft_config:
+            raise ValueError(
+                "The trainer continues a trained adapter and keeps its start as the adapter 'ref', so the model "
+                "without adapter is not the policy's start. Merge the adapter first, or give the reward its own copy."
+            )
+        return AdapterDisabled(trainer)
+    if trainer.ref_model is None:
+        raise ValueError(
+            "The trainer holds no frozen weights to share: it trains all weights (no `peft_config`) and keeps no "
+            "reference model (`beta` is 0). Set `beta` > 0, train with LoRA, or give the reward its own copy: "
+            "`EndogenousReward(model=<path>)`."
+        )
+    # `sync_ref_model=True` adds this callback; so may users.
+    if any(isinstance(callback, SyncRefModelCallback) for callback in trainer.callback_handler.callbacks):
+        raise ValueError(
+            "The trainer synchronises its reference model with the policy (`sync_ref_model=True`, or a "
+            "`SyncRefModelCallback`), so a reward that shares it would move during training. Set "
+            "`sync_ref_model=False`, or give the reward its own copy: `EndogenousReward(model=<path>)`."
+        )
+    return SharedReference(trainer)
+
+
+def _check_nothing_trains(base: PreTrainedModel) -> None:
+    """Raises `ValueError` if weights are trained that are in use while the adapter is disabled."""
+    trained = [name for name, weight in named_weights(base, without_adapters=True) if weight.requires_grad]
+    if trained:
+        raise ValueError(
+            "The trainer trains weights of the base model itself "
+            f"({', '.join(trained[:3])}{', ...' if len(trained) > 3 else ''}), which stay trained with the adapter "
+            'disabled, so that the reward would move during training. Set `bias="none"` in the `peft_config`, '
+            "unfreeze nothing but the adapter, or give the reward its own copy: `EndogenousReward(model=<path>)`."
+        )
+
+
+def _check_adapter_is_at_zero(policy: Any) -> None:
+    """
+    Raises `ValueError` if the policy does not start as its base model: its adapter was trained before, begins at
+    random weights, or has moved weights of the base model into itself (PiSSA, OLoRA).
+    """
+    if policy.active_peft_config.is_prompt_learning:
+        return  # Virtual tokens before a base model that is as it was. None of them are nothing.
+    embeddings = policy.get_input_embeddings()
+    device, vocab_size = execution_device(policy, embeddings), policy.config.get_text_config().vocab_size
+    tokens = (torch.arange(32, device=device) * 7919 % vocab_size)[None]  # (1, 32)
+    passes: list[Callable[[], Tensor]] = [
+        lambda: policy(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False).logits,
+        # An adapter of the embedding may have trained only the tokens of its data.
+        *(partial(embeddings, block) for block in torch.arange(vocab_size, device=device).split(8192)),
+    ]
+    trained = any(
+        f"lora_B.{adapter}." in name and weight.any()
+        for name, weight in policy.named_parameters()
+        for adapter in policy.active_adapters
+    )
+    for run in passes if not trained else ():
+        adapted = run()
+        with policy.disable_adapter():
+            base = run()
+        # LoRA adds zeros, others (DoRA, HRA) multiply by what is 1 but for rounding.
+        tolerance = 1e-5 if base.dtype == torch.float32 else 0.03
+        trained = trained or bool((adapted - base).abs().max() > tolerance * base.abs().max())
+    if trained:
+        raise ValueError(
+            "The policy's adapter is not at zero, so the model without it is not the policy's start. Attach the "
+            "reward before training; merge an adapter that was trained before; use an initialisation that changes "
+            "nothing (LoRA with B = 0); or give the reward its own copy: `EndogenousReward(model=<path>)`."
+        )
+
+
+def _keep_base_in_merges(trainer: Any, base: PreTrainedModel) -> None:
+    """
+    Gives the base model its weights back, to the bit, each time that the trainer has sent the policy to vLLM. For
+    this, TRL adds the adapter to the base weights and subtracts it again, which leaves rounding errors: in bfloat16,
+    they grow to 1% of a weight in 1,000 steps.
+
+    Raises:
+        `ValueError`: If the base model is quantised, so that its weights are quantised anew each time.
+    """
+    if not all(type(weight) is nn.Parameter and weight.is_floating_point() for weight in base.parameters()):
+        raise ValueError(
+            "The trainer has `use_vllm=True` and a quantised base model: each time that it sends the policy to vLLM "
+            "it merges the adapter into the base and takes it out again, which quantises the weights anew, so that "
+            "the reward would move. Give the reward its own copy: `EndogenousReward(model=<path>)`."
+        )
+    # OnlineDPO sends it itself.
+    owner, method = trainer, "_move_model_to_vllm"
+    if "vllm_generation" in vars(trainer):
+        owner, method = trainer.vllm_generation, "sync_weights"
+    send = getattr(owner, method)
+
+    @torch.no_grad()
+    def send_and_restore() -> None:
+        kept = {key: weight.to("cpu", copy=True) for key, weight in named_weights(base, without_adapters=True)}
+        send()
+        for key, weight in named_weights(base, without_adapters=True):
+            weight.copy_(kept.pop(key))
+
+    setattr(owner, method, send_and_restore)
+
+
+def _paused(recorder: ReferenceRecorder | None) -> AbstractContextManager[None]:
+    return nullcontext() if recorder is None else recorder.paused()

@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a recipe's YAML file may contain besides the trainer's own settings."""
+
+from dataclasses import dataclass, field, fields
+from typing import Any, get_args
+
+from trl import DatasetMixtureConfig, GRPOConfig, ModelConfig, ScriptArguments
+
+from ..bellman import Aggregate, TokenRewardForm
+from ..monitoring.monitor import Action
+from ..rendering.renderer import OverlongPrompt
+from ..rewards.controls import FormatReward
+from ..rewards.corrections import CorrectionName
+from ..rewards.endogenous import EndogenousReward, Truncation
+from .parser import RecipeParser
+
+
+REWARDS = ("endogenous", "sentence", "random", "length", "format")
+ACCURACIES = ("auto", "math", "match", "none")
+ON_COLLAPSE = (*get_args(Action), "none")
+
+
+@dataclass
+class RecipeArguments(ScriptArguments):
+    """
+    Data of a recipe: TRL's script arguments, and how to measure accuracy.
+
+    `dataset_name` may also be `"quickstart"`, the factual questions that ship with endotrl (splits `train` and `test`),
+    or a file: `.jsonl`, `.json`, `.csv` or `.parquet`, also compressed (`.jsonl.gz`; split `train`).
+
+    Parameters:
+        dataset_prompt_column (`str`, *optional*, defaults to `"prompt"`):
+            Column with the prompts, as text or as messages.
+        dataset_prompt_suffix (`str`, *optional*):
+            Text to add to each prompt, or to the last message of it, such as how to write the answer.
+        dataset_prompt_chat (`bool`, *optional*, defaults to `False`):
+            Whether prompts that are text become messages of a user, for the chat template.
+        dataset_overlong (`str`, *optional*, defaults to `"error"`):
+            What to do with prompts that, with a completion of `max_completion_length`, do not fit the policy's or a frozen
+            model's context: `"error"`, or `"drop"` to leave them out.
+        resume (`bool`, *optional*, defaults to `True`):
+            Whether to go on from the last complete checkpoint in `output_dir`, if there is one.
+        heat_map_steps (`int`, *optional*, defaults to `0`):
+            Steps from one page of completions in the colours of their token rewards to the next, in
+            `output_dir/completions` and on W&B; 0 for none.
+        on_collapse (`str`, *optional*, defaults to `"warn"`):
+            What [`CollapseMonitor`] does when the run collapses: `"warn"`, `"stop"`, or `"restore"` the best checkpoint.
+            `"none"` does without it.
+        accuracy (`str`, *optional*, defaults to `"auto"`):
+            Accuracy to log beside the reward, with weight 0: `"math"` compares by math-verify; `"match"` looks for the
+            answer as whole words; `"none"`; or `"auto"`: `"math"` for a column `solution` or `answer` if math-verify is
+            installed, `"match"` if not and for a column `answers`, and `"none"` without such a column.
+        answer_column (`str`, *optional*):
+            Column with the right answer, or a list of accepted ones. Defaults to the first of `solution`, `answer` and
+            `answers` that there is.
+
+    Raises:
+        `ValueError`: If `accuracy` or `on_collapse` is unknown.
+    """
+
+    dataset_prompt_column: str = field(
+        default="prompt", metadata={"help": "Column with the prompts, as text or as messages."}
+    )
+    dataset_prompt_suffix: str | None = field(
+        default=None, metadata={"help": "Text to add to each prompt, or to the last message of it."}
+    )
+    dataset_prompt_chat: bool = field(
+        default=False,
+        metadata={"help": "Whether prompts that are text become messages of a user, for the chat template."},
+    )
+    dataset_overlong: str = field(
+        default="error",
+        metadata={
+            "help": "What to do with prompts that, with the longest completion, do not fit the policy's or a frozen model's "
+            "context: 'error', or 'drop' (leave them out).",
+            "choices": ["error", "drop"],
+        },
+    )
+    resume: bool = field(
+        default=True,
+        metadata={"help": "Whether to go on from the last complete checkpoint in `output_dir`, if there is one."},
+    )
+    heat_map_steps: int = field(
+        default=0,
+        metadata={
+            "help": "Steps from one page of completions in the colours of their token rewards to the next, in "
+            "`output_dir/completions` and on W&B; 0 for none."
+        },
+    )
+    on_collapse: str = field(
+        default="warn",
+        metadata={
+            "help": "What to do when the run collapses: 'warn', 'stop', 'restore' (the best checkpoint), or 'none' (not look).",
+            "choices": list(ON_COLLAPSE),
+        },
+    )
+    accuracy: str = field(
+        default="auto",
+        metadata={
+            "help": "Accuracy to log beside the reward, with weight 0: 'math' (math-verify), 'match' (the answer occurs "
+            "as whole words), 'none', or 'auto', which looks at the columns.",
+            "choices": list(ACCURACIES),
+        },
+    )
+    answer_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column with the right answer, or a list of accepted ones. Defaults to the first of `solution`, "
+            "`answer` and `answers` that there is."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if self.heat_map_steps < 0:
+            raise ValueError(f"`heat_map_steps` is {self.heat_map_steps}, but it must be 0 (none) or more.")
+        for name, choices in (("accuracy", ACCURACIES), ("on_collapse", ON_COLLAPSE)):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"`{name}` is {getattr(self, name)!r}, but it must be one of {', '.join(map(repr, choices))}."
+                )
+
+
+@dataclass
+class RewardArguments:
+    r"""
+    What is rewarded. `reward_<parameter>` is that parameter of [`EndogenousReward`].
+
+    Parameters:
+        reward (`list[str]`, *optional*, defaults to `["endogenous"]`):
+            Rewards, weighted by the trainer's `reward_weights`: `"endogenous"`; `"sentence"`, a trained sentence-level
+            reward model; the controls `"random"`, `"length"` (shorter is better) and `"format"`; or a dotted path to a
+            reward function of your own, as in TRL.
+        reward_model (`str`, *optional*):
+            Frozen model of the endogenous reward: a path or hub id, or `"quickstart"`. By default it is the policy as it
+            was before training: the weights that the trainer holds anyway where it does (LoRA, or `beta` > 0 without
+            ZeRO-3 and FSDP), and a copy elsewhere. A model that is given is always a copy.
+        reward_shard (`bool`, *optional*, defaults to `True`):
+            Whether frozen weights are split over the processes where the policy's are (DeepSpeed ZeRO-3, FSDP2), and put
+            together for each call; or else whole on every process.
+        reward_sentence_model (`str`, *optional*):
+            The sentence-level reward model of `"sentence"`: a path or hub id.
+        reward_alpha (`float`, *optional*, defaults to `1.0`):
+            Temperature of the soft value.
+        reward_gamma (`float`, *optional*, defaults to `1.0`):
+            Discount inside the operator, in $(0, 1]$.
+        reward_token_reward (`str`, *optional*, defaults to `"bellman"`):
+            Form of the token rewards: `"bellman"`, `"log_prob"` or `"centered"`.
+        reward_aggregate (`str`, *optional*, defaults to `"sum"`):
+            How token rewards become one number: `"sum"`, `"mean"` or `"discounted"`.
+        reward_discount (`float`, *optional*, defaults to `0.95`):
+            Discount of `reward_aggregate="discounted"`.
+        reward_truncation (`str`, *optional*, defaults to `"terminal"`):
+            Completions without EOS: `"terminal"`, `"bootstrap"` or `"skip"`.
+        reward_criterion (`str` or `dict[str, str]`, *optional*):
+            System message under which the frozen model judges. In YAML also a dictionary, one criterion for each value of
+            the dataset's column `domain`.
+        reward_max_tokens_per_batch (`int`, *optional*, defaults to `8192`):
+            Tokens of one forward pass of the frozen model.
+        reward_dtype (`str`, *optional*, defaults to `"auto"`):
+            Dtype of the reward's own copy: `"auto"` is bfloat16 on accelerators and float32 on CPU.
+        reward_overlong_prompt (`str`, *optional*, defaults to `"error"`):
+            What to do with what does not fit the frozen model's context: `"error"` or `"truncate_left"`.
+        reward_offload (`bool`, *optional*, defaults to `False`):
+            Whether the reward's own copy waits in CPU memory between calls.
+        reward_correction (`str`, *optional*):
+            What is taken out of the reward: `"length"`, what length explains; `"clip"`, what single tokens lose beyond a bound.
+        reward_pattern (`str`, *optional*, defaults to a non-empty `\boxed{...}`):
+            Regular expression that `"format"` looks for.
+
+    Raises:
+        `ValueError`: If a value is out of range or unknown.
+    """
+
+    reward: list[str] = field(
+        default_factory=lambda: ["endogenous"],
+        metadata={
+            "help": "Rewards, weighted by `reward_weights`: 'endogenous'; 'sentence' (a trained reward model); the "
+            "controls 'random', 'length' (shorter is better), 'format'; or a dotted path to a reward function."
+        },
+    )
+    reward_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "Frozen model: a path or hub id, or 'quickstart'. By default the policy as it was before training, "
+            "shared with the trainer where that holds its weights."
+        },
+    )
+    reward_shard: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether frozen weights are split over the processes where the policy's are (DeepSpeed ZeRO-3, "
+            "FSDP2), and put together for each call; or else whole on every process."
+        },
+    )
+    reward_sentence_model: str | None = field(
+        default=None, metadata={"help": "The sentence-level reward model of 'sentence': a path or hub id."}
+    )
+    reward_alpha: float = field(default=1.0, metadata={"help": "Temperature of the soft value."})
+    reward_gamma: float = field(default=1.0, metadata={"help": "Discount inside the operator, in (0, 1]."})
+    reward_token_reward: str = field(
+        default="bellman",
+        metadata={"help": "Form of the token rewards.", "choices": list(get_args(TokenRewardForm))},
+    )
+    reward_aggregate: str = field(
+        default="sum",
+        metadata={"help": "How token rewards become one number.", "choices": list(get_args(Aggregate))},
+    )
+    reward_discount: float = field(
+        default=0.95, metadata={"help": "Discount of `reward_aggregate='discounted'`, in (0, 1]."}
+    )
+    reward_truncation: str = field(
+        default="terminal",
+        metadata={"help": "How completions without EOS are rewarded.", "choices": list(get_args(Truncation))},
+    )
+    reward_criterion: dict[str, str] | str | None = field(
+        default=None,
+        metadata={
+            "help": "System message under which the frozen model judges. In YAML also a dictionary, one criterion for "
+            "each value of the dataset's column `domain`."
+        },
+    )
+    reward_max_tokens_per_batch: int = field(
+        default=8192, metadata={"help": "Tokens of one forward pass of the frozen model."}
+    )
+    reward_dtype: str = field(
+        default="auto",
+        metadata={
+            "help": "Dtype of the reward's own copy: 'auto' is bfloat16 on accelerators and float32 on CPU.",
+            "choices": ["auto", "bfloat16", "float16", "float32"],
+        },
+    )
+    reward_overlong_prompt: str = field(
+        default="error",
+        metadata={
+            "help": "What to do with what does not fit the frozen model's context.",
+            "choices": list(get_args(OverlongPrompt)),
+        },
+    )
+    reward_offload: bool = field(
+        default=False, metadata={"help": "Whether the reward's own copy waits in CPU memory between calls."}
+    )
+    reward_correction: str | None = field(
+        default=None,
+        metadata={
+            "help": "What is taken out of the reward: what length explains, or what single tokens lose beyond a bound.",
+            "choices": list(get_args(CorrectionName)),
+        },
+    )
+    reward_pattern: str = field(
+        default=FormatReward.BOXED, metadata={"help": "Regular expression that the reward 'format' looks for."}
+    )
+
+    def __post_init__(self) -> None:
+        given: Any = self.reward
+        if isinstance(given, str):  # `reward: random` in YAML
+            self.reward = [given]
+        if not self.reward:
+            raise ValueError("`reward` is an empty list, but there must be something to train on.")
+        for name in self.reward:
+            if name not in REWARDS and "." not in name:
+                raise ValueError(
+                    f"`reward` has {name!r}, but it must be one of {', '.join(map(repr, REWARDS))}, or the dotted path "
+                    "to a reward function, such as 'my_rewards.brevity'."
+                )
+        if "sentence" in self.reward and self.reward_sentence_model is None:
+            raise ValueError(
+                "`reward` has 'sentence', but no model is named. Train one with recipes/sentence_reward.py, and set "
+                "`reward_sentence_model` to its path."
+            )
+        try:  # no weights yet: only the checks
+            EndogenousReward(None, **self.endogenous_settings)
+            FormatReward(self.reward_pattern)
+        except ValueError as error:
+            raise ValueError(f"Among the settings `reward_...`: {error}") from error
+
+    @property
+    def endogenous_settings(self) -> dict[str, Any]:
+        """Arguments of [`EndogenousReward`], the model excepted."""
+        others = ("reward", "reward_model", "reward_pattern", "reward_sentence_model", "reward_shard")
+        return {f.name.removeprefix("reward_"): getattr(self, f.name) for f in fields(self) if f.name not in others}
+
+
+def make_parser(training_config: type[GRPOConfig]) -> RecipeParser:
+    """
+    Parser of a recipe's command line and YAML file (`--config`), of which the command line wins.
+
+    Args:
+        training_config (`type`):
+            Configuration class of the trainer.
+
+    Returns:
+        [`RecipeParser`], whose `parse_args_and_config` returns [`RecipeArguments`], `training_config`,
+        [`RewardArguments`], [`~trl.ModelConfig`] and [`~trl.DatasetMixtureConfig`].
+
+    Example:
+    ```python
+    >>> from endotrl import DenseGRPOConfig
+    >>> from endotrl.launch import make_parser
+
+    >>> parser = make_parser(DenseGRPOConfig)
+    >>> script_args, training_args, reward_args, *_ = parser.parse_args_and_config(["--reward", "random"])
+    >>> reward_args.reward
+    ['random']
+    ```
+    """
+    return RecipeParser((RecipeArguments, training_config, RewardArguments, ModelConfig, DatasetMixtureConfig))

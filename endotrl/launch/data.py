@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data of a recipe, checked before any model is loaded."""
+
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset
+from datasets.exceptions import DatasetsError
+from transformers import TrainingArguments
+from trl import DatasetMixtureConfig, GRPOConfig, RewardConfig, ScriptArguments, get_dataset
+
+from ..score_file.rows import check_text
+from .arguments import RecipeArguments
+
+
+FILE_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+_NEW = "prompt, worded"
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+
+
+def load_prompts(
+    script_args: RecipeArguments, training_args: GRPOConfig, dataset_args: DatasetMixtureConfig
+) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset | None]:
+    """
+    Loads the prompts to train on, and those to evaluate on if `eval_strategy` asks for it.
+
+    Args:
+        script_args ([`RecipeArguments`]), training_args ([`~trl.GRPOConfig`]), dataset_args ([`~trl.DatasetMixtureConfig`]):
+            What the parser of [`make_parser`] returns. A mixture (`datasets`) goes before `dataset_name`.
+
+    Returns:
+        Two datasets with a column `prompt`, the second of them `None` without evaluation.
+
+    Raises:
+        `FileNotFoundError`: If there is no such file.
+        `ValueError`: If no dataset is named, or it cannot be read; if a split or the column of the prompts is missing; if a prompt is
+            neither text nor messages; or if there are fewer prompts than one generation batch has.
+    """
+    train, evaluation = _splits(script_args, training_args, dataset_args, _quickstart_prompts)
+    train = _with_prompts(train, script_args.dataset_train_split, script_args)
+    if evaluation is not None:
+        evaluation = _with_prompts(evaluation, script_args.dataset_test_split, script_args)
+    check_number(train, training_args)
+    return train, evaluation
+
+
+def check_number(train: Dataset | IterableDataset, training_args: GRPOConfig) -> None:
+    """Raises `ValueError` if there are fewer prompts than one generation batch has, so that no step would be made."""
+    num_prompts = training_args.generation_batch_size // training_args.num_generations
+    if isinstance(train, Dataset) and len(train) < num_prompts:
+        raise ValueError(
+            f"The dataset has {len(train)} prompts, but one generation batch has {num_prompts}: "
+            f"`generation_batch_size` {training_args.generation_batch_size} (by default `per_device_train_batch_size` "
+            "times processes times `gradient_accumulation_steps`) divided by `num_generations` "
+            f"{training_args.num_generations}. Make the batch smaller, or use more prompts."
+        )
+
+
+def load_preferences(
+    script_args: ScriptArguments, training_args: RewardConfig, dataset_args: DatasetMixtureConfig
+) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset | None]:
+    """
+    Loads the pairs to train on, and those to evaluate on if `eval_strategy` asks for it.
+
+    Args:
+        script_args ([`~trl.ScriptArguments`]), training_args ([`~trl.RewardConfig`]), dataset_args ([`~trl.DatasetMixtureConfig`]):
+            Settings. `dataset_name` is a dataset of the hub or a file, or `"quickstart"`: right against wrong answers to
+            the questions that ship with endotrl. A mixture (`datasets`) goes before `dataset_name`.
+
+    Returns:
+        Two datasets with columns `chosen` and `rejected`, the second of them `None` without evaluation.
+
+    Raises:
+        `FileNotFoundError`: If there is no such file.
+        `ValueError`: If no dataset is named, its file cannot be read, or a split or column is missing.
+    """
+    train, evaluation = _splits(script_args, training_args, dataset_args, _quickstart_preferences)
+    for dataset in (train, evaluation):
+        if dataset is None:
+            continue
+        columns = set(column_names(dataset))
+        if not columns >= {"chosen", "rejected"} and not columns >= {"chosen_ids", "rejected_ids"}:
+            raise ValueError(
+                f"The dataset has the columns {', '.join(map(repr, column_names(dataset)))}, but preferences need "
+                "'chosen' and 'rejected' (and 'prompt', unless it is the beginning of both). Rename its columns."
+            )
+        for column in columns & {"prompt", "chosen", "rejected"}:
+            _check_rows(dataset, column)
+    return train, evaluation
+
+
+def column_names(dataset: Dataset | IterableDataset) -> list[str]:
+    """Names of the columns; a streamed dataset may tell only by its first row."""
+    return dataset.column_names or list(next(iter(dataset), {}))
+
+
+def _splits(
+    script_args: ScriptArguments,
+    training_args: TrainingArguments,
+    dataset_args: DatasetMixtureConfig,
+    quickstart: Callable[[], DatasetDict],
+) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset | None]:
+    splits = _load(script_args, dataset_args, quickstart)
+    train = _split(splits, script_args.dataset_train_split, "dataset_train_split")
+    if training_args.eval_strategy == "no":
+        return train, None
+    return train, _split(splits, script_args.dataset_test_split, "dataset_test_split")
+
+
+def _load(
+    script_args: ScriptArguments, dataset_args: DatasetMixtureConfig, quickstart: Callable[[], DatasetDict]
+) -> Any:
+    name = script_args.dataset_name
+    if name == "quickstart" and not dataset_args.datasets:
+        return quickstart()
+    if not name and not dataset_args.datasets:
+        raise ValueError(
+            "There is no dataset. Set `dataset_name` (a dataset of the hub, a file such as `prompts.jsonl`, or "
+            "`quickstart`) or `datasets`."
+        )
+    suffix = _suffix(name)
+    try:
+        if dataset_args.datasets:
+            return get_dataset(dataset_args)
+        if suffix is None:
+            return load_dataset(name, name=script_args.dataset_config, streaming=script_args.dataset_streaming)
+        if not Path(name).is_file():
+            raise FileNotFoundError(f"`dataset_name` is {name!r}, but there is no such file.")
+        if not Path(name).stat().st_size:
+            raise ValueError(f"`dataset_name` is {name!r}, but that file is empty.")
+        return load_dataset(FILE_FORMATS[suffix], data_files=name, streaming=script_args.dataset_streaming)
+    except DatasetsError as error:  # not all of them are `ValueError` or `OSError`
+        given = "`datasets` is given" if dataset_args.datasets else f"`dataset_name` is {name!r}"
+        what = "it cannot be read" if suffix is None else f"that file cannot be read as {suffix.removeprefix('.')}"
+        raise ValueError(f"{given}, but {what}: {error.__cause__ or error}") from error
+
+
+def _suffix(name: str | None) -> str | None:
+    """What the name of a file says about its format; `None` for a dataset of the hub, or a folder."""
+    path = Path(name or "")
+    suffixes = [suffix for suffix in path.suffixes if suffix not in COMPRESSED]
+    return suffixes[-1] if suffixes and suffixes[-1] in FILE_FORMATS and not path.is_dir() else None
+
+
+def _quickstart_prompts() -> DatasetDict:
+    from ..tasks import facts
+
+    train, held_out = facts.load_questions()
+    return DatasetDict(train=facts.make_dataset(train), test=facts.make_dataset(held_out))
+
+
+def _quickstart_preferences() -> DatasetDict:
+    from ..tasks import facts
+
+    train, held_out = facts.load_questions()
+    return DatasetDict(train=facts.make_preferences(train), test=facts.make_preferences(held_out))
+
+
+def _split(splits: DatasetDict | IterableDatasetDict, name: str, argument: str) -> Dataset | IterableDataset:
+    if name not in splits:
+        raise ValueError(
+            f"The dataset has no split {name!r}, only {', '.join(map(repr, splits))}. Set `{argument}` to one of them"
+            + (", or `eval_strategy: no`." if argument == "dataset_test_split" else ".")
+        )
+    return splits[name]
+
+
+def _with_prompts(
+    dataset: Dataset | IterableDataset, split: str, script_args: RecipeArguments
+) -> Dataset | IterableDataset:
+    columns, column = column_names(dataset), script_args.dataset_prompt_column
+    if column not in columns:
+        raise ValueError(
+            f"The split {split!r} of the dataset has no column {column!r} with prompts, only "
+            f"{', '.join(map(repr, columns))}. Set `dataset_prompt_column` to one of them."
+        )
+    if column != "prompt":
+        dataset = (dataset.remove_columns("prompt") if "prompt" in columns else dataset).rename_column(
+            column, "prompt"
+        )
+    _check_rows(dataset, "prompt")
+    suffix, chat = script_args.dataset_prompt_suffix or "", script_args.dataset_prompt_chat
+    if not suffix and not chat:
+        return dataset
+    if isinstance(dataset, Dataset):
+        # A column cannot change its type in a `map` that writes into it.
+        prompts = [_worded(prompt, suffix, chat) for prompt in dataset["prompt"]]
+        return dataset.add_column(_NEW, prompts).remove_columns("prompt").rename_column(_NEW, "prompt")
+    return dataset.map(lambda row: {"prompt": _worded(row["prompt"], suffix, chat)})
+
+
+def _check_rows(dataset: Dataset | IterableDataset, column: str) -> None:
+    """Raises `ValueError` if a row is neither text nor messages, or not of one kind with the others. Of a stream, the first is looked at."""
+    kind = None
+    values = dataset[column] if isinstance(dataset, Dataset) else (row[column] for row in islice(dataset, 1))
+    for row, value in enumerate(values):
+        reason = check_text(column, value)
+        if reason is None and kind not in (None, type(value)):
+            reason = (
+                f"The {column} is {'text' if isinstance(value, str) else 'messages'}, and those before it are not."
+            )
+        if reason is not None:
+            raise ValueError(f"Row {row} of the dataset cannot be used: {reason} Mend it, or leave it out.")
+        kind = type(value)
+    if kind is None:
+        raise ValueError("The dataset has no rows.")
+
+
+def _worded(prompt: str | list[dict[str, Any]], suffix: str, chat: bool) -> str | list[dict[str, Any]]:
+    if isinstance(prompt, str):
+        text = prompt + suffix
+        return [{"role": "user", "content": text}] if chat else text
+    content = prompt[-1]["content"] or ""
+    if isinstance(content, str):
+        content += suffix
+    elif content and content[-1]["type"] == "text":
+        content = [*content[:-1], {**content[-1], "text": content[-1]["text"] + suffix}]
+    else:
+        content = [*content, {"type": "text", "text": suffix}]
+    return [*prompt[:-1], {**prompt[-1], "content": content}]

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prompts that with a completion do not fit the policy's or a frozen model's context: found before the run, not in the middle of it."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from datasets import Dataset, IterableDataset
+from tqdm.auto import tqdm
+from transformers import AutoConfig, PretrainedConfig
+from trl import GRPOConfig, ModelConfig
+
+from ..frozen.placement import load_tokenizer
+from ..rendering.messages import add_criterion, criteria_of_rows
+from ..rendering.template import Template
+from ..reporting import say
+from ..rewards import EndogenousReward
+from .arguments import RecipeArguments
+
+
+class Reader(NamedTuple):
+    """Who reads prompts and completions, and how many tokens fit."""
+
+    name: str
+    model: str
+    context: float
+    criterion: Any = None
+
+
+def fit_lengths(
+    dataset: Dataset | IterableDataset,
+    script_args: RecipeArguments,
+    training_args: GRPOConfig,
+    model_args: ModelConfig,
+    reward_funcs: Sequence[Callable[..., Any]],
+) -> Dataset | IterableDataset:
+    """
+    Looks for prompts which with the longest completion do not fit a context. Of a stream, nothing is looked at unless such rows are to
+    be left out.
+
+    Args:
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Prompts.
+        script_args ([`RecipeArguments`]), training_args ([`~trl.GRPOConfig`]), model_args ([`~trl.ModelConfig`]):
+            Settings.
+        reward_funcs (`list[Callable]`):
+            Rewards. Of the endogenous ones, the frozen models read the prompts, too.
+
+    Returns:
+        The dataset; with `dataset_overlong="drop"`, without such rows.
+
+    Raises:
+        `ValueError`: If there are such rows, or none is left; or if the chat template refuses a prompt.
+    """
+    drop = script_args.dataset_overlong == "drop"
+    for reader in _readers(training_args, model_args, reward_funcs):
+        length = _Lengths(reader, training_args)
+        room = reader.context - training_args.max_completion_length
+        if isinstance(dataset, IterableDataset):
+            if drop:
+                dataset = dataset.filter(lambda row, length=length, room=room: length(row) <= room)
+            continue
+        lengths = [
+            _length(length, i, row)
+            for i, row in enumerate(
+                tqdm(dataset, desc=f"Lengths for {reader.name}", unit=" prompts", delay=2, leave=False)
+            )
+        ]
+        overlong = [i for i, tokens in enumerate(lengths) if tokens > room]
+        if not overlong:
+            continue
+        what = (
+            f"{len(overlong)} of {len(lengths)} prompts do not fit the context of {reader.name}, {reader.context} tokens, with "
+            f"`max_completion_length` {training_args.max_completion_length}; row {overlong[0]} is the first, with {lengths[overlong[0]]} tokens"
+        )
+        if not drop or len(overlong) == len(lengths):
+            fix = "Lower `max_completion_length`, or leave such rows out with `dataset_overlong: drop`."
+            raise ValueError(f"{what}. {fix if not drop else 'None is left.'}")
+        if training_args.process_index == 0:
+            say(f"{what}. They are left out.")
+        dataset = dataset.select(sorted(set(range(len(lengths))) - set(overlong)))
+    return dataset
+
+
+class _Lengths:
+    """Tokens of a row's prompt as somebody reads it."""
+
+    def __init__(self, reader: Reader, training_args: GRPOConfig) -> None:
+        tokenizer = load_tokenizer(reader.model, training_args.trust_remote_code)
+        self._template = Template(tokenizer, training_args.chat_template_kwargs)
+        self._reader = reader
+
+    def __call__(self, row: dict[str, Any]) -> int:
+        (criterion,) = criteria_of_rows(self._reader.criterion, [row.get("domain")], 1)  # type: ignore[list-item]
+        prompt = add_criterion(row["prompt"], criterion)
+        if isinstance(prompt, str):
+            return len(self._template.encode(prompt, special=True))
+        text = self._template.apply(prompt, add_generation_prompt=True, has_criterion=criterion is not None)
+        return len(self._template.encode(text, special=False))
+
+
+def _length(length: _Lengths, index: int, row: dict[str, Any]) -> int:
+    try:
+        return length(row)
+    except ValueError as error:
+        raise ValueError(f"Row {index} of the dataset cannot be used: {error}") from error
+
+
+def _readers(
+    training_args: GRPOConfig, model_args: ModelConfig, reward_funcs: Sequence[Callable[..., Any]]
+) -> list[Reader]:
+    name = str(model_args.model_name_or_path)
+    config = AutoConfig.from_pretrained(
+        name, revision=model_args.model_revision, trust_remote_code=training_args.trust_remote_code
+    )
+    contexts = [_context(config), training_args.vllm_max_model_length if training_args.use_vllm else None]
+    limits = [limit for limit in contexts if limit is not None]
+    readers = [Reader("the policy", name, min(limits, default=float("inf")))]
+    for reward in reward_funcs:
+        if isinstance(reward, EndogenousReward) and reward.overlong_prompt == "error":
+            frozen = reward.config._name_or_path
+            context = _context(reward.config)
+            # The policy has said it.
+            if context is not None and (frozen != name or reward.criterion is not None):
+                readers.append(Reader(f"the frozen model {frozen}", frozen, context, reward.criterion))
+    return readers
+
+
+def _context(config: PretrainedConfig) -> int | None:
+    # Not every family has a limit (state-space models have none).
+    return getattr(config.get_text_config(), "max_position_embeddings", None)

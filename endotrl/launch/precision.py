@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Precision of a run on a CPU, where nobody has said it: what is faster there."""
+
+from argparse import Namespace
+from collections.abc import Collection
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
+
+from ..frozen.cpu_dtype import matmul_seconds
+from ..reporting import say
+from ..runs.record import recorded_settings
+
+
+def choose_precision(settings: Namespace, given: Collection[str]) -> None:
+    """
+    Sets `bf16` and `dtype` of a run on a CPU by what is faster there, unless they are given: `bf16` (or `fp16`) by any value, `dtype`
+    by any but `"auto"`. A run that is resumed keeps what it has. What was chosen, and why, is said in one line.
+
+    Args:
+        settings (`argparse.Namespace`):
+            All settings, changed in place.
+        given (`Collection[str]`):
+            Names of those that the recipe or the command line says.
+    """
+    on_cpu = settings.use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    choose_bf16 = not {"bf16", "fp16"} & set(given)
+    choose_dtype = settings.dtype == "auto"
+    if not on_cpu or not (choose_bf16 or choose_dtype):
+        return
+    before = recorded_settings(settings.output_dir) if vars(settings).get("resume", True) else {}
+    if {"bf16", "dtype"} <= before.keys():
+        faster, reason = before["dtype"], f"the run in {settings.output_dir} has it"
+        bf16 = before["bf16"]
+    else:
+        seconds = matmul_seconds()
+        if int(PartialState(cpu=True).num_processes) > 1:
+            (seconds,) = broadcast_object_list([seconds])  # all the same, though each has measured
+        faster, slower = sorted(seconds, key=lambda dtype: seconds[dtype])
+        ratio = seconds[slower] / seconds[faster]
+        reason = f"it multiplies matrices {ratio:.1f} times as fast in {faster} as in {slower}"
+        bf16 = faster == "bfloat16"
+    chosen = {}
+    if choose_bf16:
+        settings.bf16 = chosen["bf16"] = bf16
+    if choose_dtype:
+        settings.dtype = chosen["dtype"] = faster
+    if PartialState().is_main_process:
+        values = ", ".join(f"`{name}: {str(value).lower()}`" for name, value in chosen.items())
+        say(f"Chosen for this CPU: {values}, as {reason}. Say otherwise in the recipe to have it otherwise.")

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can be known to go wrong before any data or weights are loaded."""
+
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import get_token
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    GenerationMixin,
+    PretrainedConfig,
+    Trainer,
+    TrainingArguments,
+    get_scheduler,
+)
+from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
+from transformers.utils import is_liger_kernel_available
+from trl import GRPOConfig, ModelConfig, RewardConfig, get_peft_config, get_quantization_config
+
+from ..frozen.quickstart_model import quickstart_model_path
+from ..learning_rates import has_one_learning_rate
+from ..sentence import SentenceRewardConfig, SentenceRewardTrainerConfig
+from .values import check_value
+
+
+# What a tracker or a setting needs: name of the module, and what to install.
+PACKAGES = {
+    "wandb": "pip install 'endotrl[wandb]'",
+    "tensorboard": "pip install tensorboard",
+    "trackio": "pip install trackio",
+    "peft": "pip install 'endotrl[peft]'",
+    "vllm": "pip install 'endotrl[vllm]'",
+    "deepspeed": "pip install 'endotrl[deepspeed]'",
+    "wtpsplit": "pip install 'endotrl[sat]'",
+    "bitsandbytes": "pip install bitsandbytes",
+}
+# transformers does not say whether these are there: the first is a part of another, and of the second it does not look.
+UNKNOWN_TRACKERS = ("azure_ml", "flyte")
+
+
+def check_packages(training_args: TrainingArguments, model_args: ModelConfig) -> None:
+    """
+    Raises `ImportError` if settings need a package that is not installed, and `ValueError` if they need what no package has.
+
+    Args:
+        training_args ([`~transformers.TrainingArguments`]):
+            Settings of the trainer.
+        model_args ([`~trl.ModelConfig`]):
+            Settings of the model.
+    """
+    trackers = [name for name in training_args.report_to if name in PACKAGES]
+    needed = {f"report_to: {name}": name for name in trackers}
+    if model_args.use_peft:
+        needed["use_peft: true"] = "peft"
+    if model_args.load_in_4bit or model_args.load_in_8bit:
+        needed["quantization"] = "bitsandbytes"
+    if isinstance(training_args, GRPOConfig) and training_args.use_vllm:
+        needed["use_vllm: true"] = "vllm"
+    segmenter = training_args.segmenter if isinstance(training_args, SentenceRewardTrainerConfig) else "rules"
+    if segmenter != "rules":
+        needed[f"segmenter: {segmenter}"] = "wtpsplit"
+    for setting, package in needed.items():
+        if find_spec(package) is None and not (package == "tensorboard" and find_spec("tensorboardX")):
+            fallback = ", or set `report_to: none`" if package in trackers else ", or leave that setting out"
+            raise ImportError(f"`{setting}` needs {package}, which is not installed: {PACKAGES[package]}{fallback}.")
+    get_reporting_integration_callbacks(training_args.report_to)  # raises for names that it does not know
+    for name in training_args.report_to:
+        if name not in (*PACKAGES, *UNKNOWN_TRACKERS, *get_available_reporting_integrations()):
+            raise ImportError(
+                f"`report_to: {name}` needs a package that is not installed. Install it, or set `report_to: none`."
+            )
+    if training_args.use_liger_kernel and not is_liger_kernel_available():
+        raise ImportError(
+            "`use_liger_kernel: true` needs liger-kernel, which is not installed: pip install liger-kernel, or leave that setting out."
+        )
+    if training_args.push_to_hub and training_args.hub_token is None and get_token() is None:
+        raise ValueError("`push_to_hub: true` needs an account: run `hf auth login`, or set `hub_token`.")
+
+
+def check_optimizer(training_args: TrainingArguments) -> None:
+    """
+    Raises `ImportError` if the optimizer needs a package that is not installed, and `ValueError` if it or the schedule of the learning
+    rate cannot be made as the settings say.
+
+    Args:
+        training_args ([`~transformers.TrainingArguments`]):
+            Settings of the trainer.
+    """
+    if has_one_learning_rate(training_args):  # DeepSpeed has an optimizer of its own
+        return
+    name = str(getattr(training_args.optim, "value", training_args.optim))
+    try:
+        optimizer_class, settings = Trainer.get_optimizer_cls_and_kwargs(training_args)
+        optimizer = optimizer_class([torch.nn.Parameter(torch.zeros(2, 2))], **settings)
+    except ImportError as error:
+        raise ImportError(f"`optim: {name}` needs a package that is not installed: {error}") from error
+    except (ValueError, TypeError) as error:
+        if "need to pass a" in str(error):  # those that look at the model, too, are made with it
+            return
+        raise ValueError(f"`optim: {name}` cannot be made with these settings: {error}") from error
+    try:
+        get_scheduler(
+            training_args.lr_scheduler_type,
+            optimizer,
+            num_warmup_steps=1,
+            num_training_steps=2,
+            scheduler_specific_kwargs=training_args.lr_scheduler_kwargs,
+        )
+    except (ValueError, TypeError, KeyError) as error:
+        name = str(getattr(training_args.lr_scheduler_type, "value", training_args.lr_scheduler_type))
+        raise ValueError(f"`lr_scheduler_type: {name}` cannot be made with these settings: {error}") from error
+
+
+def check_generation(training_args: GRPOConfig) -> None:
+    """
+    Raises `ValueError` for settings of generation that transformers refuses. vLLM has its own.
+
+    Args:
+        training_args ([`~trl.GRPOConfig`]):
+            Settings of the trainer.
+    """
+    if training_args.use_vllm:
+        return
+    further: dict[str, Any] = training_args.generation_kwargs or {}
+    unknown = sorted(further.keys() - vars(GenerationConfig()).keys())
+    if unknown:
+        raise ValueError(f"`generation_kwargs` has {unknown[0]!r}, which is no setting of transformers' generation.")
+    for name, value in further.items():  # these go before the trainer's
+        check_value(name, value, Any)
+    settings = {name: vars(training_args)[name] for name in ("temperature", "top_p", "top_k", "min_p")}
+    settings |= {name: vars(training_args)[name] for name in ("repetition_penalty", "cache_implementation")}
+    settings["max_new_tokens"] = training_args.max_completion_length
+    GenerationConfig(**{**settings, "do_sample": True, **further}).validate()
+
+
+def check_model(model_args: ModelConfig, training_args: GRPOConfig | RewardConfig) -> None:
+    """
+    Raises `ValueError` if no model is named, or it cannot be made as the settings say, `OSError` if there is none of that name, and
+    `ImportError` if it needs a package that is not installed. No weights are loaded.
+
+    Args:
+        model_args ([`~trl.ModelConfig`]), training_args ([`~trl.GRPOConfig`]):
+            Settings.
+    """
+    name = model_args.model_name_or_path
+    if name is None:
+        raise ValueError("There is no model to train. Set `model_name_or_path`.")
+    if name == "quickstart":
+        name = quickstart_model_path()
+    try:
+        config = AutoConfig.from_pretrained(
+            name, revision=model_args.model_revision, trust_remote_code=training_args.trust_remote_code
+        )
+    except Exception as error:  # of many kinds, as each family checks its values in its own way
+        raise OSError(
+            f"`model_name_or_path` is {name!r}, which is neither a folder with a model's `config.json` nor a model that the Hugging "
+            f"Face hub gives. Check the name. Reason: {error}"
+        ) from error
+    get_quantization_config(model_args)
+    peft_config = get_peft_config(model_args)
+    attention = dict(training_args.model_init_kwargs or {}).get("attn_implementation", model_args.attn_implementation)
+    if isinstance(config, SentenceRewardConfig):
+        config = config.backbone_config
+    model_class = _policy_class(name, config) if isinstance(training_args, GRPOConfig) else None
+    adapted = peft_config is not None and isinstance(training_args, GRPOConfig)
+    if attention is None and not adapted:
+        return
+    with torch.device("meta"):
+        try:
+            model = (
+                AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+                if model_class is None
+                else model_class._from_config(config, attn_implementation=attention)
+            )
+        except (ImportError, ValueError) as error:
+            raise type(error)(f"`attn_implementation` is {attention!r}, which cannot be used: {error}") from error
+        if adapted:
+            from peft import get_peft_model
+
+            try:
+                get_peft_model(model, peft_config)
+            except ValueError as error:
+                raise ValueError(f"The adapter (`lora_...`) does not go with {name}: {error}") from error
+
+
+def _policy_class(name: str, config: PretrainedConfig) -> Any:
+    """What TRL loads the policy as: the class that its config names, if it is transformers' own."""
+    if not config.architectures:
+        raise ValueError(f"The `config.json` of {name} names no `architectures`, by which TRL knows what to load.")
+    model_class = getattr(transformers, config.architectures[0], None)
+    if model_class is not None and (config.is_encoder_decoder or not issubclass(model_class, GenerationMixin)):
+        raise ValueError(
+            f"{name} is a {model_class.__name__}, but a policy must be a model that generates text from left to right."
+        )
+    return model_class

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reward functions of a recipe, made and checked before any model is loaded."""
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+from accelerate.logging import get_logger
+from datasets import Dataset, IterableDataset
+from trl import GRPOConfig, ModelConfig
+
+from ..rewards import AccuracyReward, EndogenousReward, FormatReward, LengthReward, RandomReward, SentenceReward
+from .arguments import RecipeArguments, RewardArguments
+from .data import column_names
+
+
+logger = get_logger(__name__)
+
+ANSWER_COLUMNS = ("solution", "answer", "answers")
+
+
+def make_reward_funcs(
+    script_args: RecipeArguments,
+    training_args: GRPOConfig,
+    reward_args: RewardArguments,
+    model_args: ModelConfig,
+    dataset: Dataset | IterableDataset,
+) -> list[Callable[..., Any]]:
+    """
+    Makes the rewards that `reward` names and, last, the accuracy, for whose weight a 0 is added to
+    `training_args.reward_weights`. Weights of models are not loaded yet.
+
+    Args:
+        script_args ([`RecipeArguments`]), training_args ([`~trl.GRPOConfig`]), reward_args ([`RewardArguments`]),
+        model_args ([`~trl.ModelConfig`]):
+            What the parser of [`make_parser`] returns.
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Prompts to train on, with the columns that the rewards read.
+
+    Returns:
+        `list[Callable]`: Reward functions, for the trainer's `reward_funcs`.
+
+    Raises:
+        `ValueError`: If settings contradict each other, or a column is missing.
+        `ImportError`: If accuracy by math-verify is asked for, and it is not installed, or a dotted path leads nowhere.
+        `OSError`: If there is no frozen model of that name.
+    """
+    _check_settings(training_args, reward_args, dataset)
+    weights = training_args.reward_weights or [1.0] * len(reward_args.reward)
+    if len(weights) != len(reward_args.reward):
+        raise ValueError(
+            f"`reward_weights` has {len(weights)} numbers, but `reward` has {len(reward_args.reward)} rewards: "
+            f"{', '.join(reward_args.reward)}. Give one number for each. (The accuracy gets its 0 by itself.)"
+        )
+    accuracy = _make_accuracy(script_args, dataset)
+    monitors: list[Callable[..., Any]] = [] if accuracy is None else [accuracy]
+    if (
+        reward_args.reward_truncation == "skip"
+        and "endogenous" in reward_args.reward
+        and len(weights) + len(monitors) > 1
+    ):
+        if training_args.multi_objective_aggregation != "normalize_then_sum":
+            raise ValueError(
+                '`reward_truncation="skip"` gives no reward to completions that were cut off, which TRL takes for 0, more '
+                "than any log-probability, as soon as there is another reward function (accuracy too). Set "
+                '`multi_objective_aggregation="normalize_then_sum"`, or `accuracy: none` and no other reward.'
+            )
+    rewards = [_make(name, training_args, reward_args, model_args) for name in reward_args.reward]
+    training_args.reward_weights = [*weights, *(0.0 for _ in monitors)]
+    return [*rewards, *monitors]
+
+
+def _make(
+    name: str, training_args: GRPOConfig, reward_args: RewardArguments, model_args: ModelConfig
+) -> Callable[..., Any]:
+    if name == "endogenous":
+        return EndogenousReward(
+            reward_args.reward_model or model_args.model_name_or_path,
+            trust_remote_code=training_args.trust_remote_code,
+            chat_template_kwargs=training_args.chat_template_kwargs,
+            **reward_args.endogenous_settings,
+        )
+    if name == "sentence":
+        return SentenceReward(
+            reward_args.reward_sentence_model,
+            max_tokens_per_batch=reward_args.reward_max_tokens_per_batch,
+            dtype=reward_args.reward_dtype,
+            trust_remote_code=training_args.trust_remote_code,
+            overlong_prompt=reward_args.endogenous_settings["overlong_prompt"],
+            chat_template_kwargs=training_args.chat_template_kwargs,
+        )
+    if name == "random":
+        return RandomReward(training_args.seed + training_args.process_index)
+    if name == "length":
+        return LengthReward()
+    if name == "format":
+        return FormatReward(reward_args.reward_pattern)
+    if os.getcwd() not in sys.path:  # as in TRL's own scripts
+        sys.path.insert(0, os.getcwd())
+    module_name, function_name = name.rsplit(".", 1)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # of something that the module imports
+        raise ImportError(
+            f"`reward` has {name!r}, but there is no module {error.name!r} in the current folder, nor an installed one."
+        ) from error
+    if function_name not in vars(module):
+        raise ImportError(f"`reward` has {name!r}, but the module {module_name!r} has no {function_name!r}.")
+    function = vars(module)[function_name]
+    if isinstance(function, type) or not callable(function):
+        kind = "a class" if isinstance(function, type) else f"a {type(function).__name__}"
+        raise ValueError(
+            f"`reward` has {name!r}, which is {kind}, but it must be a function, or an instance that can be called."
+        )
+    return function
+
+
+def _make_accuracy(script_args: RecipeArguments, dataset: Dataset | IterableDataset) -> AccuracyReward | None:
+    if script_args.accuracy == "none":
+        return None
+    columns = column_names(dataset)
+    column = script_args.answer_column
+    if column is None:
+        column = next((name for name in ANSWER_COLUMNS if name in columns), None)
+        if column is None and script_args.accuracy == "auto":
+            return None
+    if column not in columns:
+        raise ValueError(
+            f"The dataset has no column {column or ' or '.join(ANSWER_COLUMNS)} to measure accuracy by, only "
+            f"{', '.join(columns)}. Set `answer_column` to one of them, or `accuracy: none`."
+        )
+    if script_args.accuracy != "auto":
+        return AccuracyReward(column, math=script_args.accuracy == "math")
+    math = column in ("solution", "answer")
+    if math and find_spec("math_verify") is None:
+        logger.warning(
+            "Answers are matched as text, because math-verify is not installed (`pip install 'endotrl[eval]'`). Set "
+            "`accuracy: match` if that is what you want."
+        )
+        math = False
+    return AccuracyReward(column, math)
+
+
+def _check_settings(
+    training_args: GRPOConfig, reward_args: RewardArguments, dataset: Dataset | IterableDataset
+) -> None:
+    """Raises `ValueError` for what would only show at the first batch."""
+    if "endogenous" not in reward_args.reward:
+        return
+    # Of the trainers with token rewards, only GRPO with the credit of outcomes does not ask for them.
+    if reward_args.reward_aggregate == "mean" and getattr(training_args, "credit", "token") != "outcome":
+        raise ValueError(
+            '`reward_aggregate="mean"` cannot be credited to single tokens. Use "sum" or "discounted", or GRPO with '
+            '`credit="outcome"`.'
+        )
+    criterion = reward_args.reward_criterion
+    if isinstance(criterion, dict):
+        if "domain" not in column_names(dataset):
+            raise ValueError(
+                "`reward_criterion` has one criterion for each domain, but the dataset has no column 'domain', only "
+                f"{', '.join(map(repr, column_names(dataset)))}. Add one, or set one criterion for all."
+            )
+        if isinstance(dataset, Dataset):
+            unknown = sorted(set(dataset.unique("domain")) - set(criterion), key=repr)
+            if unknown:
+                raise ValueError(
+                    f"`reward_criterion` has the domains {sorted(criterion)}, but the dataset has also {unknown}."
+                )

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""
+Statistics of a batch of sampled completions that tell how a run is doing: pure functions, without models or trainers.
+
+`N` completions are in groups of `G`, one group a prompt, in contiguous rows.
+"""
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+
+def repetition(token_ids: Sequence[int], n: int = 4) -> float | None:
+    """
+    Fraction of a completion's n-grams that occurred in it before: 0 where nothing is said twice, near 1 in a loop.
+
+    Args:
+        token_ids (`list[int]`):
+            Tokens of one completion.
+        n (`int`, *optional*, defaults to `4`):
+            Length of the n-grams, in tokens.
+
+    Returns:
+        `float` or `None`: In $[0, 1)$; `None` for a completion with fewer than two n-grams, in which nothing can recur.
+
+    Example:
+    ```python
+    >>> from endotrl.monitoring.batch_statistics import repetition
+
+    >>> repetition([1, 2, 1, 2, 1, 2], n=2)  # (1, 2), (2, 1), and three more of the same
+    0.6
+    ```
+    """
+    total = len(token_ids) - n + 1
+    if total < 2:
+        return None
+    return 1 - len({tuple(token_ids[i : i + n]) for i in range(total)}) / total
+
+
+def distinct_completions(hashes: Tensor, num_generations: int) -> float:
+    """
+    Mean over groups of the number of different completions: from 1, if all are the same, to `G`.
+
+    Args:
+        hashes (`torch.Tensor` of shape `(N,)`, int64):
+            One number a completion, the same for the same completions.
+        num_generations (`int`):
+            Completions a group, `G`.
+
+    Example:
+    ```python
+    >>> import torch
+    >>> from endotrl.monitoring.batch_statistics import distinct_completions
+
+    >>> distinct_completions(torch.tensor([5, 5, 5, 6, 7, 8]), num_generations=3)
+    2.0
+    ```
+    """
+    groups = hashes.view(-1, num_generations).tolist()
+    return sum(len(set(group)) for group in groups) / len(groups)
+
+
+def group_correlation(values: Tensor, others: Tensor, num_generations: int) -> tuple[float, float] | None:
+    r"""
+    Correlation of two numbers a completion *within groups*: of their differences to their group's means,
+
+    $$
+    \rho = \frac{\sum_i \tilde x_i \tilde y_i}{\sqrt{\sum_i \tilde x_i^2 \sum_i \tilde y_i^2}}, \qquad
+    z = \frac{\sum_i \tilde x_i \tilde y_i}{\sqrt{\sum_g S^x_g S^y_g / (G - 1)}}
+    $$
+
+    with $S_g = \sum_{i \in g} \tilde x_i^2$. $z$ is in standard deviations: the denominator is the exact one if the numbers were
+    shuffled inside each group. What differs between prompts does not count, as it does not count in GRPO's advantage.
+
+    With a reward $x$, $\rho$ says what the policy is being pushed towards: the mean of any $y$ changes in proportion to its
+    covariance with the advantage (the policy gradient of a tabular policy).
+
+    Args:
+        values (`torch.Tensor` of shape `(N,)`), others (`torch.Tensor` of shape `(N,)`):
+            Two numbers a completion. Groups in which one is NaN are left out.
+        num_generations (`int`):
+            Completions a group, `G`.
+
+    Returns:
+        `tuple[float, float]` of $\rho$ and $z$, or `None` if one of the numbers is the same within every group.
+
+    Example:
+    ```python
+    >>> import torch
+    >>> from endotrl.monitoring.batch_statistics import group_correlation
+
+    >>> correlation, z = group_correlation(torch.tensor([1.0, 2.0, 7.0, 8.0]), torch.tensor([3.0, 4.0, 0.0, 1.0]), 2)
+    >>> round(correlation, 6)
+    1.0
+    ```
+    """
+    x, y = (t.double().view(-1, num_generations) for t in (values, others))
+    defined = ~(x + y).isnan().any(dim=1)
+    x, y = (t[defined] - t[defined].mean(dim=1, keepdim=True) for t in (x, y))
+    squares_x, squares_y = x.square().sum(dim=1), y.square().sum(dim=1)
+    # Numbers that are equal but for rounding have no correlation.
+    scale_x, scale_y = (t.abs().nan_to_num().max().item() * 1e-6 for t in (values.double(), others.double()))
+    if (
+        num_generations < 2
+        or (squares_x.sum() <= scale_x**2 * x.numel())
+        or (squares_y.sum() <= scale_y**2 * y.numel())
+    ):
+        return None
+    product = (x * y).sum()
+    shuffled = (squares_x * squares_y).sum() / (num_generations - 1)
+    if shuffled <= 0:
+        return None
+    return (product / (squares_x.sum() * squares_y.sum()).sqrt()).item(), (product / shuffled.sqrt()).item()
+
+
+def change_since(values: Tensor, log_ratios: Tensor, num_generations: int) -> tuple[float, float] | None:
+    r"""
+    How much the mean of a number has changed since an earlier policy $\pi_0$, from completions of the present one $\pi_t$ alone: with
+    the importance weights $w_i = \pi_0(y_i) / \pi_t(y_i)$,
+
+    $$
+    \Delta = \frac1N \sum_i (1 - w_i)(a_i - b_i), \qquad \mathbb{E}[\Delta] = \mathbb{E}_{\pi_t}[a] - \mathbb{E}_{\pi_0}[a]
+    $$
+
+    with the mean $b_i$ of the *other* completions of the group: it does not depend on $y_i$, and $\mathbb{E}_{\pi_t}[1 - w] = 0$, so that
+    it takes nothing but noise. Both policies answer the same questions with the same completions. While they are close, that is far more
+    precise than the difference of two means of $a$: its variance is about $\sigma_a^2 \chi^2(\pi_0, \pi_t) / N$, instead of
+    $2 \sigma_a^2 / N$.
+
+    Args:
+        values (`torch.Tensor` of shape `(N,)`):
+            The number, $a$. Groups in which one is NaN are left out.
+        log_ratios (`torch.Tensor` of shape `(N,)`):
+            $\log \pi_0(y_i) - \log \pi_t(y_i)$, in nats a completion.
+        num_generations (`int`):
+            Completions a group, `G`.
+
+    Returns:
+        `tuple[float, float]` of $\Delta$ and its standard error over groups; `None` where the policies are too far apart (the effective
+        sample size $(\sum w)^2 / \sum w^2$ is less than half of `N`, or the mean weight is off 1 by a quarter), or there are fewer than
+        two groups.
+
+    Example:
+    ```python
+    >>> import torch
+    >>> from endotrl.monitoring.batch_statistics import change_since
+
+    >>> right = torch.tensor([1.0, 0.0, 1.0, 0.0])
+    >>> change, error = change_since(right, torch.log(torch.tensor([1.5, 0.5, 1.5, 0.5])), 2)
+    >>> change  # 3 of 4 were right before, and 2 of 4 are now; a group of 2 has a baseline of 1
+    -0.5
+    ```
+    """
+    if num_generations < 2:
+        return None
+    a, weights = (t.double().view(-1, num_generations) for t in (values, log_ratios.double().exp()))
+    defined = ~(a + weights).isnan().any(dim=1)
+    a, weights = a[defined], weights[defined]
+    if len(a) < 2:
+        return None
+    mean = weights.mean().item()
+    if not 0.75 < mean < 1.25 or mean**2 < 0.5 * weights.square().mean().item():
+        return None
+    others = (a.sum(dim=1, keepdim=True) - a) / (num_generations - 1)
+    changes = ((1 - weights) * (a - others)).mean(dim=1)
+    return changes.mean().item(), changes.std().item() / math.sqrt(len(changes))

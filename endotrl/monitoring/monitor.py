@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The collapse monitor, a callback."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from accelerate.utils import broadcast_object_list
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
+
+from ..rewards.base import warn_without_kl_penalty
+from .collapse_thresholds import CollapseThresholds
+from .detector import REWARD_KEYS, Detector, Verdict
+from .observer import BatchObserver
+
+
+logger = logging.getLogger(__name__)
+
+# Where the trainer's state, which is in every checkpoint, has what the monitor saw since the last log.
+MEMORY = "collapse_monitor"
+Action = Literal["warn", "stop", "restore"]
+_THEN = {"warn": "", "stop": " Training stops.", "restore": " Training stops, and goes back to the best checkpoint."}
+
+
+class CollapseMonitor(TrainerCallback):
+    r"""
+    Sees a run collapse, says so, and stops it if you like. For any trainer of TRL and any reward.
+
+    Intrinsic rewards rise whatever happens to the answers, first with their quality and then without it
+    (https://huggingface.co/papers/2603.08660). What tells is a **held-out reward**: one of weight 0, such as an accuracy. It falls,
+    beyond its noise: that is a collapse, and the alarm. Other symptoms (length, repetition, entropy, diversity within groups, KL,
+    the frozen model's log-probability, correlation of the reward with length, probability and the held-out reward) make the alarm
+    come earlier, and decide alone if there is no held-out reward.
+
+    Args:
+        action (`str`, *optional*, defaults to `"warn"`):
+            What to do on an alarm: `"warn"`; `"stop"` the training; or stop and `"restore"` the best checkpoint, into the model
+            that the trainer holds, the way `load_best_model_at_end` does. The best is the one with the highest held-out reward,
+            or without one the last before there was a symptom.
+        held_out (`list[str]`, *optional*):
+            Names of the reward functions that are held out. By default all of weight 0 whose values are in $[0, 1]$; needed
+            only where the monitor is not attached.
+        thresholds ([`CollapseThresholds`], *optional*):
+            When to speak.
+        copy_weights (`bool`, *optional*):
+            Whether to keep a copy of the weights that training begins with, so that the present policy can be compared with the
+            first one completion by completion, which sees a fall several times sooner. It takes the memory of the weights. By default
+            those of up to 1 GiB are copied. With an adapter, or with a reference model (`beta` above 0), no copy is needed.
+
+    Raises:
+        `ValueError`: If `action` is unknown.
+
+    Example:
+    ```python
+    >>> from endotrl import CollapseMonitor, EndogenousReward
+
+    >>> args = GRPOConfig(reward_weights=[1.0, 0.0], beta=0.05, scale_rewards="none")
+    >>> trainer = GRPOTrainer(model, reward_funcs=[EndogenousReward(model), accuracy], args=args, train_dataset=dataset)
+    >>> CollapseMonitor(action="stop").attach(trainer)
+    >>> trainer.train()
+    ```
+    """
+
+    def __init__(
+        self,
+        action: Action = "warn",
+        held_out: Sequence[str] | None = None,
+        thresholds: CollapseThresholds | None = None,
+        copy_weights: bool | None = None,
+    ) -> None:
+        if action not in get_args(Action):
+            raise ValueError(
+                f"`action` is {action!r}, but it must be one of {', '.join(map(repr, get_args(Action)))}."
+            )
+        if isinstance(held_out, str):
+            raise ValueError(f"`held_out` is the string {held_out!r}, but it must be a list of names: [{held_out!r}].")
+        self.action = action
+        self.held_out = held_out
+        self.thresholds = CollapseThresholds() if thresholds is None else thresholds
+        self.copy_weights = copy_weights
+        self.alarms: list[tuple[int, str]] = []
+        self._observer: BatchObserver | None = None
+        self._detector = self._new_detector()
+        self._verdict = Verdict(None)
+
+    def attach(self, trainer: Any) -> "CollapseMonitor":
+        """
+        Adds the monitor to a trainer and lets it see completions and rewards, which the log does not hold. Passed as
+        `callbacks=[monitor]` instead, it reads the log only, and what it finds does not reach W&B.
+
+        Args:
+            trainer ([`~transformers.Trainer`]):
+                A trainer of TRL. Completions are seen in `GRPOTrainer`, `RLOOTrainer`, `DenseGRPOTrainer`, `PPOTrainer` and
+                `OnlineDPOTrainer`; of others, the log is read.
+
+        Returns:
+            This monitor.
+
+        Raises:
+            `TypeError`: If it is no trainer.
+            `ValueError`: If it is attached already, or `held_out` names what is not held out in this trainer.
+        """
+        if not isinstance(trainer, Trainer):
+            raise TypeError(
+                f"`trainer` is a {type(trainer).__name__}, but it must be a trainer, made before this call."
+            )
+        if self._observer is not None:
+            raise ValueError("This monitor is attached to a trainer already. Make one for each trainer.")
+        self._observer = BatchObserver(trainer, self.held_out, self.copy_weights)
+        warn_without_kl_penalty(trainer)
+        callbacks = trainer.callback_handler.callbacks
+        if self in callbacks:
+            callbacks.remove(self)
+        # First, so that what it adds to the log is there when the callbacks of W&B and others report it.
+        callbacks.insert(0, self)
+        return self
+
+    def check(self, args: TrainingArguments) -> None:
+        """
+        Raises `ValueError` if the monitor cannot do what it is to do under these settings, as it does itself when the training
+        begins.
+        """
+        if self.action != "restore":
+            return
+        if args.load_best_model_at_end:
+            raise ValueError(
+                '`CollapseMonitor(action="restore")` and `load_best_model_at_end=True` both choose the checkpoint to end with. '
+                'Use one of them, or `action="stop"`.'
+            )
+        if args.save_strategy == SaveStrategy.NO:
+            raise ValueError(
+                '`CollapseMonitor(action="restore")` needs checkpoints to come back to, and `save_strategy` is "no". Set it to '
+                '"steps", and `save_steps`.'
+            )
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Reads the log of a run that goes on, so that an interruption changes no verdict."""
+        self.check(args)
+        self._detector, self._verdict, self.alarms = self._new_detector(), Verdict(None), []
+        if self._observer is not None:
+            self._observer.pop()
+            if MEMORY in state.stateful_callbacks:
+                self._observer.remember(state.stateful_callbacks[MEMORY])
+            state.stateful_callbacks[MEMORY] = self._observer.memory
+        for entry in state.log_history:
+            self._judge(entry, int(entry["step"]))
+        self._remember_checkpoint(args, state)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Adds `collapse/...` to the log and judges it."""
+        if logs is None:
+            return
+        is_step = any(key in logs for key in REWARD_KEYS)
+        figures = self._observer.pop() if self._observer is not None and is_step else {}
+        alarm = self._judge({**logs, **figures}, state.global_step)
+        if alarm and state.is_world_process_zero:
+            logger.warning(
+                "The run collapses (step %d). %s%s", state.global_step, self._verdict.alarm, _THEN[self.action]
+            )
+        if is_step:
+            figures["collapse/evidence"] = self._verdict.evidence
+            figures["collapse/symptoms"] = float(len(self._verdict.symptoms))
+            figures["collapse/alarm"] = float(self._verdict.alarm is not None)
+            logs.update(figures)
+            state.log_history[-1].update(figures)
+        # Processes log the same numbers; but if one ever differed, and stopped alone, the others would wait for it for ever.
+        (decided,) = broadcast_object_list([alarm])
+        if decided and self.action != "warn":
+            control.should_training_stop = True
+            if self.action == "restore":
+                self._restore(args, state)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Remembers the checkpoint if it is the best one."""
+        self._remember_checkpoint(args, state)
+
+    def _new_detector(self) -> Detector:
+        return Detector(self.thresholds, self.held_out or [])
+
+    def _judge(self, entry: dict[str, float], step: int) -> bool:
+        """Whether this entry raises the alarm. It is raised once: again only after it has been quiet."""
+        before, self._verdict = self._verdict.alarm, self._detector.update(entry)
+        if self._verdict.alarm is None or before is not None:
+            return False
+        self.alarms.append((step, self._verdict.alarm))
+        return True
+
+    def _remember_checkpoint(self, args: TrainingArguments, state: TrainerState) -> None:
+        """The best checkpoint, where transformers keeps it: there, `save_total_limit` does not delete it."""
+        path = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        if self.action != "restore" or self._verdict.alarm is not None or not path.is_dir():
+            return
+        level = self._verdict.level
+        if level is None:
+            better = not self._verdict.symptoms
+        else:
+            better = state.best_metric is None or level >= state.best_metric
+        if better:
+            state.best_model_checkpoint, state.best_metric, state.best_global_step = (
+                str(path),
+                level,
+                state.global_step,
+            )
+
+    def _restore(self, args: TrainingArguments, state: TrainerState) -> None:
+        if state.best_model_checkpoint is None:
+            logger.warning("There is no checkpoint from before the collapse to go back to: the model stays as it is.")
+            return
+        logger.warning("Going back to %s.", state.best_model_checkpoint)
+        # The trainer loads it when it ends, with DeepSpeed, FSDP and adapters as well.
+        args.load_best_model_at_end = True

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prompts and completions as users give them: text or messages."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+Message = Mapping[str, Any]
+Prompt = str | Sequence[Message]
+Completion = str | Sequence[Message]
+
+
+def check_row(row: int, prompt: Prompt, completion: Completion) -> None:
+    """
+    Raises `TypeError` if prompt and completion number `row` are neither text nor messages, or not of one kind, and
+    `ValueError` if the prompt has no message, or one has a part that is no text.
+    """
+    for name, value in (("prompt", prompt), ("completion", completion)):
+        if isinstance(value, str):
+            continue
+        if not isinstance(value, Sequence) or not all(isinstance(m, Mapping) and "role" in m for m in value):
+            raise TypeError(
+                f"The {name} of row {row} is {_brief(value)}, but it must be a string or a list of messages such as "
+                '[{"role": "user", "content": "..."}].'
+            )
+        seen = next((kind for message in as_messages(value) if (kind := _unread_part(message)) is not None), None)
+        if seen is not None:
+            raise ValueError(
+                f"The {name} of row {row} has a part of type {seen!r}, which the frozen model would not get to see: only text is "
+                "scored. Leave such rows out, or reward them by another function."
+            )
+    if isinstance(prompt, str) and not isinstance(completion, str):
+        raise TypeError(
+            f"The prompt of row {row} is a string, but its completion is a list of messages. Make both of one kind."
+        )
+    if not isinstance(prompt, str) and len(prompt) == 0:
+        raise ValueError(f"The prompt of row {row} is an empty list of messages. It needs at least one message.")
+
+
+def add_criterion(prompt: Prompt, criterion: str | None) -> Prompt:
+    """
+    Puts a criterion before a prompt: as the system message, joined with one that is there already (templates accept
+    only one), or as a first paragraph of a plain-text prompt.
+
+    Example:
+    ```python
+    >>> from endotrl.rendering.messages import add_criterion
+
+    >>> add_criterion([{"role": "user", "content": "Hi"}], "Prefer short answers.")
+    [{'role': 'system', 'content': 'Prefer short answers.'}, {'role': 'user', 'content': 'Hi'}]
+    ```
+    """
+    if criterion is None:
+        return prompt
+    if not isinstance(criterion, str):
+        raise TypeError(f"A criterion is {_brief(criterion)}, but it must be a string, or `None` for no criterion.")
+    if isinstance(prompt, str):
+        return f"{criterion}\n\n{prompt}"
+    if prompt and prompt[0]["role"] == "system":
+        content = prompt[0].get("content")
+        if not content:
+            joined: str | list[Any] = criterion
+        elif isinstance(content, str):
+            joined = f"{criterion}\n\n{content}"
+        else:  # parts, which templates write one after the other
+            joined = [{"type": "text", "text": f"{criterion}\n\n"}, *content]
+        return [{**prompt[0], "content": joined}, *prompt[1:]]
+    return [{"role": "system", "content": criterion}, *prompt]
+
+
+def criteria_of_rows(
+    criterion: str | Mapping[str, str] | None, domain: Sequence[str] | None, num_rows: int
+) -> list[str | None]:
+    """
+    The criterion of each row: the same for all, or by the row's domain.
+
+    Raises:
+        `ValueError`: If `criterion` is a dictionary, and a row has no domain or one that is not in it.
+
+    Example:
+    ```python
+    >>> from endotrl.rendering.messages import criteria_of_rows
+
+    >>> criteria_of_rows({"law": "Be exact.", "chat": "Be kind."}, ["chat", "law"], num_rows=2)
+    ['Be kind.', 'Be exact.']
+    ```
+    """
+    if criterion is None or isinstance(criterion, str):
+        return [criterion] * num_rows
+    if domain is None:
+        raise ValueError(
+            f"`criterion` is a dictionary with the domains {sorted(criterion)}, so every row needs a domain, "
+            "but the dataset has no column `domain`. Add one, or pass one criterion as a string."
+        )
+    if len(domain) != num_rows:
+        raise ValueError(
+            f"There are {len(domain)} entries in `domain` for {num_rows} prompts. Pass one a row: it selects the "
+            "criterion under which the row is judged."
+        )
+    unknown = sorted(set(domain) - set(criterion), key=repr)
+    if unknown:
+        raise ValueError(f"There is no criterion for the domains {unknown}; `criterion` has {sorted(criterion)}.")
+    return [criterion[d] for d in domain]
+
+
+def as_messages(completion: Completion) -> list[Message]:
+    """A completion as a list of messages."""
+    return [{"role": "assistant", "content": completion}] if isinstance(completion, str) else list(completion)
+
+
+def continued(prompt: Sequence[Message], message: Message) -> list[Message]:
+    """A prompt whose last message goes on with what another one says."""
+    return [*prompt[:-1], {**prompt[-1], **message, "content": "".join([*texts_of(prompt[-1]), *texts_of(message)])}]
+
+
+def text_of(completion: Completion) -> str:
+    """The text that a completion ends with: of messages, that of the last one."""
+    if isinstance(completion, str):
+        return completion
+    return "".join(texts_of(completion[-1])) if completion else ""
+
+
+def texts_of(message: Message) -> list[str]:
+    """Texts of a message: of its content, or of the parts that its content has."""
+    if _has_parts(message):
+        return [_part_text(part) or "" for part in message["content"]]
+    content = message.get("content")
+    return [content] if isinstance(content, str) and content else []
+
+
+def with_texts(message: Message, texts: Sequence[str], mark: str) -> Message:
+    """
+    A message with other texts, one for each of [`texts_of`].
+
+    Args:
+        message (`dict`):
+            The message.
+        texts (`Sequence[str]`):
+            The texts.
+        mark (`str`):
+            A key to add to every part, which no template reads.
+    """
+    if not _has_parts(message):
+        return {**message, "content": texts[0]} if texts else message
+    parts: list[Any] = []
+    for part, text in zip(message["content"], texts, strict=True):
+        if not isinstance(part, Mapping):
+            parts.append(text)
+            continue
+        key = "text" if "text" in part else part["type"]
+        parts.append({**part, key: text, mark: mark})
+    return {**message, "content": parts}
+
+
+def as_text(message: Message) -> Message:
+    """A message whose content is one string, whatever parts it had."""
+    return {**message, "content": "".join(texts_of(message))} if _has_parts(message) else message
+
+
+def as_parts(message: Message) -> Message:
+    """A message whose content is a list of parts, as models that also read images have it."""
+    content = message.get("content")
+    return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
+
+
+def _has_parts(message: Message) -> bool:
+    return isinstance(message.get("content"), list | tuple)
+
+
+def _part_text(part: Any) -> str | None:
+    """Text of a part of a message; `None` if it is no text."""
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, Mapping):
+        return None
+    kind = part.get("type", "text")
+    if isinstance(kind, str) and kind.removesuffix("_url").removeprefix("input_") in ("image", "video", "audio"):
+        return None
+    # `{"type": "thinking", "thinking": "..."}` is text as well. Datasets fill keys that other parts have with `None`.
+    text = (part["text"] or "") if "text" in part else part.get(kind)
+    return text if isinstance(text, str) else None
+
+
+def says_more(message: Message) -> bool:
+    """Whether there is more in a message than its content: the call of a tool, reasoning."""
+    return any(value for key, value in message.items() if key not in ("role", "content", "name"))
+
+
+def _unread_part(message: Message) -> str | None:
+    """The type of a part of a message that is no text: an image, a video, a sound."""
+    for part in message["content"] if _has_parts(message) else ():
+        if _part_text(part) is None:
+            return str(part.get("type")) if isinstance(part, Mapping) else type(part).__name__
+    return None
+
+
+def _brief(value: object) -> str:
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"

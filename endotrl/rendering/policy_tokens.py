@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The token ids that a policy generates: whether another tokenizer reads them, which end a completion, whether padding follows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import trl
+from packaging.version import Version
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
+
+@dataclass(frozen=True)
+class PolicyTokens:
+    """
+    What is known of the token ids that a policy generates.
+
+    Attributes:
+        processing_class ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`]):
+            Tokenizer of the policy, or the processor that holds it.
+        eos_token_ids (`Sequence[int]`, *optional*):
+            Tokens at which generation stops; none if they are not known.
+        padded (`bool`, *optional*):
+            `True` if padding follows the end of a completion, `False` if none does; `None` if not known.
+    """
+
+    processing_class: PreTrainedTokenizerBase | ProcessorMixin
+    eos_token_ids: Sequence[int] = ()
+    padded: bool | None = None
+
+    @classmethod
+    def of(cls, trainer: Any) -> "PolicyTokens":
+        """Those of the policy of a trainer; its `eos_token_ids` are known of TRL's trainers with reward functions."""
+        if Version(trl.__version__) < Version("1.14") and hasattr(trainer, "reward_funcs"):
+            # Generation stops at the tokenizer's EOS only.
+            eos_token_ids: Sequence[int] = [tokenizer_of(trainer.processing_class).eos_token_id]
+        else:
+            eos_token_ids = getattr(trainer, "eos_token_ids", ())
+        return cls(trainer.processing_class, eos_token_ids, padded=is_online_dpo(trainer))
+
+
+def is_online_dpo(trainer: Any) -> bool:
+    """Whether a trainer is an `OnlineDPOTrainer`, which hands completions over with their padding."""
+    # By name: importing an experimental module prints a warning.
+    return any(
+        cls.__name__ == "OnlineDPOTrainer" and cls.__module__.startswith("trl.") for cls in type(trainer).__mro__
+    )
+
+
+def tokenizer_of(processing_class: PreTrainedTokenizerBase | ProcessorMixin) -> PreTrainedTokenizerBase:
+    """A tokenizer, or the one that a processor holds."""
+    return processing_class.tokenizer if isinstance(processing_class, ProcessorMixin) else processing_class
+
+
+def foreign_token_ids(
+    tokenizer: PreTrainedTokenizerBase | ProcessorMixin, others: PreTrainedTokenizerBase | ProcessorMixin
+) -> frozenset[int] | None:
+    """
+    Token ids of another tokenizer that mean something else to this one.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`]):
+            Tokenizer that is to read the ids.
+        others ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`]):
+            Tokenizer that the ids are of.
+
+    Returns:
+        `frozenset[int]`, or `None` if their vocabularies differ. Of one vocabulary to which different tokens were added
+        (a pad token, tags of reasoning), the ids of those that `tokenizer` does not know as such.
+
+    Example:
+    ```python
+    >>> from transformers import AutoTokenizer
+    >>> from endotrl.frozen.quickstart_model import quickstart_model_path
+    >>> from endotrl.rendering.policy_tokens import foreign_token_ids
+
+    >>> ours, theirs = (AutoTokenizer.from_pretrained(quickstart_model_path()) for _ in range(2))
+    >>> foreign_token_ids(ours, theirs)
+    frozenset()
+    >>> theirs.add_special_tokens({"pad_token": "[PAD]"})
+    1
+    >>> foreign_token_ids(ours, theirs) == {theirs.pad_token_id}
+    True
+    ```
+    """
+    ours, theirs = tokenizer_of(tokenizer), tokenizer_of(others)
+    if ours is theirs:
+        return frozenset()
+    differing = dict(theirs.get_vocab().items() - ours.get_vocab().items())
+    return frozenset(differing.values()) if differing.keys() <= theirs.added_tokens_encoder.keys() else None
+
+
+def special_token_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Tokens that decoding can leave out. `all_special_ids` has only those of them that have a name, such as EOS."""
+    added = tokenizer.added_tokens_decoder.items()
+    return frozenset(tokenizer.all_special_ids) | {token_id for token_id, token in added if token.special}

@@ -1,0 +1,327 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A reward that a frozen language model gives: whose weights, which tokenizer, and from rows of a batch to token statistics."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+from weakref import WeakSet
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+
+from ..frozen.placement import LoadedModel, OwnCopy, Placement, load_tokenizer, place
+from ..frozen.sharded_weights import shards_weights
+from ..frozen.shared_weights import share_with
+from ..rendering.messages import Completion, Prompt
+from ..rendering.policy import PolicyBinding, Reading
+from ..rendering.policy_tokens import tokenizer_of
+from ..rendering.renderer import OverlongPrompt, Rendered, Renderer
+from ..scoring.batching import plan_batches
+from ..scoring.scorer import FrozenScorer
+from ..scoring.token_stats import TokenStats
+
+
+logger = logging.getLogger(__name__)
+_warned: WeakSet[Any] = WeakSet()  # trainers
+
+
+class FrozenModelReward:
+    """
+    What rewards that are read off a frozen language model have in common: its weights and tokenizer, which may be a
+    trainer's, and token statistics of completions. How these become a reward is left to subclasses.
+
+    Args:
+        As [`EndogenousReward`].
+    """
+
+    alpha = 1.0  # temperature of the soft values, where a subclass has no other
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | None,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None,
+        name: str,
+        max_tokens_per_batch: int = 8192,
+        dtype: str | torch.dtype = "auto",
+        device: str | torch.device | None = None,
+        trust_remote_code: bool = False,
+        overlong_prompt: OverlongPrompt = "error",
+        chat_template_kwargs: dict[str, Any] | None = None,
+        offload: bool = False,
+    ) -> None:
+        plan_batches([], max_tokens_per_batch)  # raises now if the budget is not a budget
+        if not isinstance(processing_class, PreTrainedTokenizerBase | ProcessorMixin | None):
+            raise TypeError(
+                f"`processing_class` is a {type(processing_class).__name__}, but it must be a tokenizer, as "
+                "`AutoTokenizer.from_pretrained` loads it, a processor, or `None` to load that of the model."
+            )
+        self.max_tokens_per_batch = max_tokens_per_batch
+        self.trust_remote_code = trust_remote_code
+        self.overlong_prompt = overlong_prompt
+        self.__name__ = name  # TRL's name for a callable in logs
+        self._loaded: PreTrainedTokenizerBase | None = None
+        self._placement = place(model, dtype, device, trust_remote_code, offload)
+        # Name and digest of the model given, once it has been left for a trainer's.
+        self._made_for: tuple[str, str] | None = None
+        self._prompts = PolicyBinding(
+            processing_class,
+            chat_template_kwargs,
+            self._get_processing_class,
+            self._make_renderer,
+            on_bind=warn_without_kl_penalty,
+        )
+        self._scorer: FrozenScorer | None = None  # made on first use; not pickled
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Weights are not pickled: a copy is loaded again on first use, a shared one is attached again."""
+        placement = None if self.is_shared else self._placement
+        return {**self.__dict__, "_placement": placement, "_scorer": None}
+
+    @property
+    def is_shared(self) -> bool:
+        """`True` if this reward has no weights of its own: made with `model=None`, or attached to a trainer."""
+        return not isinstance(self._placement, OwnCopy | LoadedModel)
+
+    def bind(self, trainer: Any) -> Self:
+        """
+        Reads prompts as the policy of a trainer does: with its processor, chat template, `chat_template_kwargs` and
+        `tools`, but for what this reward was given itself. The weights stay its own.
+
+        TRL's trainers need no such call: a reward finds the trainer that calls it, and the token ids of the prompts that
+        the policy has read. It is for rewards that are called from another thread, or before training.
+
+        Args:
+            trainer ([`~trl.GRPOTrainer`], [`~trl.RLOOTrainer`] or `OnlineDPOTrainer`):
+                The trainer that has this reward among its `reward_funcs`.
+
+        Returns:
+            This reward.
+
+        Raises:
+            `TypeError`: If it is no trainer with reward functions.
+
+        Example:
+        ```python
+        >>> reward = EndogenousReward("Qwen/Qwen3-0.6B")
+        >>> trainer = GRPOTrainer(model, reward_funcs=reward, tools=tools, train_dataset=dataset)
+        >>> reward.bind(trainer)
+        ```
+        """
+        self._prompts.bind(trainer)
+        return self
+
+    def attach(self, trainer: Any) -> Self:
+        """
+        Shares the frozen weights of a trainer, so that the reward adds no second model to memory: with LoRA, the policy
+        with its adapter disabled; with `beta` > 0, the trainer's reference model. Where the trainer runs these weights
+        over the completions anyway (`beta` > 0), the reward reads that pass instead of running its own. It reads prompts as the
+        policy does: see [`bind`].
+
+        Args:
+            trainer ([`~trl.GRPOTrainer`], [`~trl.RLOOTrainer`] or `OnlineDPOTrainer`):
+                The trainer that has this reward among its `reward_funcs`.
+
+        Returns:
+            This reward.
+
+        Raises:
+            `TypeError`: If it is no trainer with reward functions.
+            `ValueError`: If the trainer holds no frozen weights, moves them (`sync_ref_model=True`, LoRA biases) or
+            shards them by FSDP1, if its adapter was trained before, or if this reward was made for another model.
+
+        Example:
+        ```python
+        >>> reward = EndogenousReward(model=None)
+        >>> trainer = GRPOTrainer(model, reward_funcs=reward, args=GRPOConfig(beta=0.1), train_dataset=dataset)
+        >>> reward.attach(trainer)
+        >>> trainer.train()
+        ```
+        """
+        self.bind(trainer)
+        placement = share_with(trainer)
+        if isinstance(self._placement, OwnCopy | LoadedModel):
+            self._made_for = self._placement.config._name_or_path, self._placement.digest(placement.dtype)
+        if self._made_for is not None:
+            (ours, our_digest), theirs = self._made_for, placement.config._name_or_path
+            if our_digest != placement.digest():
+                raise ValueError(
+                    f"The reward was made for the model {ours!r}, but the trainer's frozen weights ({theirs!r}) are "
+                    f"others{', by their values' if ours == theirs else ''}. Make it with `model=None` to share the "
+                    "trainer's, or do not attach it to keep its own."
+                )
+        if self._placement is not None and self._placement.recorder is not None:
+            self._placement.recorder.close()
+        self._placement = placement
+        self._prompts.forget()
+        self._scorer = None
+        return self
+
+    def shard(self, trainer: Any) -> Self:
+        """
+        Splits the reward's own copy over the processes, as the trainer splits the policy's weights (DeepSpeed ZeRO-3,
+        FSDP2). It is put together for each call. Elsewhere it stays whole.
+
+        Args:
+            trainer ([`~transformers.Trainer`]):
+                The trainer that has this reward among its `reward_funcs`.
+
+        Returns:
+            This reward.
+
+        Raises:
+            `ValueError`: If the reward has no copy of its own, or it is loaded already, or was given a `device` or
+            `offload=True`.
+
+        Example:
+        ```python
+        >>> reward = EndogenousReward("Qwen/Qwen2.5-0.5B-Instruct")
+        >>> trainer = GRPOTrainer(model, reward_funcs=reward, args=GRPOConfig(beta=0.1), train_dataset=dataset)
+        >>> reward.shard(trainer)
+        >>> trainer.train()
+        ```
+        """
+        if not isinstance(self._placement, OwnCopy):
+            raise ValueError(
+                "This reward has no copy of its own to split: it shares a trainer's weights, or was given a loaded model. "
+                "Make it with a path: `EndogenousReward(model=<path>)`."
+            )
+        if shards_weights(trainer.accelerator):
+            self._placement.shard(trainer.accelerator)
+        return self
+
+    def load(self) -> Self:
+        """
+        Loads tokenizer and weights now instead of on first use, and scores one token, so that what is wrong with the
+        model shows before there is data.
+
+        Returns:
+            This reward.
+
+        Raises:
+            `OSError`: If tokenizer or weights cannot be loaded.
+            `ValueError`: If the model gives NaN, or its tokenizer cannot be found.
+            `RuntimeError`: If the reward shares a trainer's weights and is not attached.
+
+        Example:
+        ```python
+        >>> reward = EndogenousReward("quickstart").load()
+        ```
+        """
+        self._require_renderer()
+        probe = Rendered(prompt_ids=[0], completion_ids=[0], action_positions=[0], finished=True)
+        self._score_rows([probe], entropy=False)
+        return self
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """Configuration of the frozen model; there is one before the weights are loaded."""
+        return self._require_placement().config
+
+    @property
+    def processing_class(self) -> PreTrainedTokenizerBase | ProcessorMixin:
+        """Tokenizer or processor that prompts are read with: in a trainer, its policy's, if the tokens are the same."""
+        return self._prompts.reading().processing_class
+
+    @property
+    def chat_template_kwargs(self) -> dict[str, Any]:
+        """Arguments for the chat template: those that were given, and those of the trainer that it is bound to."""
+        return self._prompts.reading().chat_template_kwargs
+
+    def _render(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Completion],
+        completion_ids: Sequence[Sequence[int]] | None,
+        criteria: Sequence[str | None] | None = None,
+        log_extra: Callable[..., Any] | None = None,
+        environment: Sequence[str] | None = None,
+    ) -> list[Rendered]:
+        columns = (completions, completion_ids, criteria)
+        return self._prompts.render(Renderer.render, prompts, *columns, log_extra=log_extra, environment=environment)
+
+    def _score_rows(
+        self, rows: list[Rendered], entropy: bool, mean_logits: bool = False, progress: bool = False
+    ) -> list[TokenStats]:
+        if self._scorer is None:
+            self._scorer = FrozenScorer(self._require_placement(), self.max_tokens_per_batch)
+        return self._scorer(rows, self.alpha, entropy, mean_logits, progress)
+
+    def _require_renderer(self) -> Renderer:
+        return self._prompts.of()
+
+    def _make_renderer(self, reading: Reading) -> Renderer:
+        placement = self._require_placement()
+        eos_token_ids = [*placement.eos_token_ids, self._tokenizer.eos_token_id]
+        text_config = placement.config.get_text_config()
+        return Renderer(
+            reading.processing_class,
+            eos_token_ids=[token_id for token_id in eos_token_ids if token_id is not None],
+            vocab_size=text_config.vocab_size,
+            # Not every family has a limit (state-space models have none).
+            max_length=getattr(text_config, "max_position_embeddings", None),
+            overlong_prompt=self.overlong_prompt,
+            chat_template_kwargs=reading.chat_template_kwargs,
+            policy_tokens=reading.policy_tokens,
+            continues_turns=reading.continues_turns,
+            keeps_prompts=reading.keeps_prompts,
+        )
+
+    def _require_placement(self) -> Placement:
+        if self._placement is None:
+            raise RuntimeError(
+                "This reward was made with `model=None`, to share the frozen weights of a trainer, but it is not "
+                "attached to one. Call `reward.attach(trainer)` before `trainer.train()`, or give it a model."
+            )
+        return self._placement
+
+    def _get_processing_class(self) -> PreTrainedTokenizerBase | ProcessorMixin:
+        """That of the frozen model: given, of the trainer whose weights are shared, or loaded."""
+        if self._prompts.given is not None:
+            return self._prompts.given
+        placement = self._require_placement()
+        if self.is_shared and self._prompts.policy is not None:
+            return self._prompts.policy.tokens.processing_class
+        if self._loaded is None:
+            if not placement.config._name_or_path:
+                raise ValueError(
+                    "The model instance given to the endogenous reward was not loaded from a path or the hub, so its "
+                    "tokenizer cannot be found. Pass it as `processing_class`."
+                )
+            self._loaded = load_tokenizer(placement.config._name_or_path, self.trust_remote_code)
+        return self._loaded
+
+    @property
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        return tokenizer_of(self._get_processing_class())
+
+
+def warn_without_kl_penalty(trainer: Any) -> None:
+    """
+    Warns, once for each trainer, of training on the reward of a frozen model without a KL penalty, which is the default of
+    [`~trl.GRPOConfig`].
+
+    Args:
+        trainer ([`~transformers.Trainer`]):
+            Any trainer. Only those with reward functions and a KL penalty, [`~trl.GRPOTrainer`] and
+            [`~trl.RLOOTrainer`], are warned of.
+    """
+    from trl import GRPOTrainer, RLOOTrainer  # takes seconds, and who scores a file has no trainer
+
+    if not isinstance(trainer, GRPOTrainer | RLOOTrainer) or trainer.beta != 0.0 or trainer in _warned:
+        return
+    trained = [
+        name
+        for reward, name, weight in zip(
+            trainer.reward_funcs, trainer.reward_func_names, trainer.reward_weights.tolist(), strict=True
+        )
+        if isinstance(reward, FrozenModelReward) and weight != 0.0
+    ]
+    if trained and trainer.accelerator.is_main_process:
+        _warned.add(trainer)
+        logger.warning(
+            "The trainer has `beta=0`, no KL penalty, and is trained on %s, the reward of a frozen model: the policy "
+            "collapses onto the most probable response, while the reward rises. Set `beta` > 0, for example "
+            "`%s(beta=0.05, ...)`: the optimum is then the frozen model to the power 1 + alpha / beta.",
+            ", ".join(trained),
+            type(trainer.args).__name__,
+        )

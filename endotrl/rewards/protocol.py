@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a reward function offers to trainers that credit tokens, next to TRL's one number a completion."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from ..rendering.messages import Completion, Prompt
+
+
+class DenseScores(NamedTuple):
+    r"""
+    Rewards of a batch of completions, by completion and by token.
+
+    Attributes:
+        outcomes (`list[float | None]`):
+            One number a completion, which TRL logs; `None` for a completion that has no reward.
+        token_rewards (`list[torch.Tensor]`):
+            One tensor of shape `(H_i,)` a completion: a number for each of its token ids, 0 where a tool wrote. Their
+            sum is what a trainer maximises: the outcome, up to a constant of the prompt. Not read if the outcome is
+            `None`.
+        state_values (`list[torch.Tensor]`, *optional*):
+            One tensor of shape `(H_i,)` a completion: before each token, an estimate of the rewards from it on, made
+            from the prompt and the tokens before it only. Trainers subtract it as a baseline, which changes no
+            expected gradient.
+    """
+
+    outcomes: list[float | None]
+    token_rewards: list[Tensor]
+    state_values: list[Tensor] | None = None
+
+
+@runtime_checkable
+class DenseReward(Protocol):
+    """
+    A reward function that can also say what each token earned. [`DenseGRPOTrainer`] and [`PPOTrainer`] call this
+    method instead of the reward itself.
+
+    Example: a reward of -0.01 a token, the same in TRL's trainers and in those of endotrl.
+    ```python
+    >>> import torch
+    >>> from endotrl.rewards import DenseReward, DenseScores
+
+    >>> class Brevity:
+    ...     def __call__(self, completion_ids, **kwargs):
+    ...         return [-0.01 * len(ids) for ids in completion_ids]
+    ...
+    ...     def outcome_and_token_rewards(self, prompts, completions, completion_ids=None, **kwargs):
+    ...         return DenseScores(self(completion_ids), [torch.full((len(ids),), -0.01) for ids in completion_ids])
+
+    >>> isinstance(Brevity(), DenseReward)
+    True
+    ```
+    """
+
+    def outcome_and_token_rewards(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Completion],
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        **kwargs: Any,
+    ) -> DenseScores:
+        """
+        Scores a batch once, by completion and by token.
+
+        Args:
+            prompts, completions, completion_ids, **kwargs:
+                What TRL gives reward functions: columns of the dataset, `trainer_state`, `log_extra`, `log_metric`.
+
+        Returns:
+            [`DenseScores`], or a tuple of its first two entries.
+        """
+        ...

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which checkpoints of a recipe are complete, and which ones stay."""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+from accelerate.logging import get_logger
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from .files import replace_text
+
+
+logger = get_logger(__name__)
+
+# Written into a checkpoint after everything else: what it consists of.
+COMPLETE_FILE = "complete.json"
+
+
+def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> Path | None:
+    """
+    The last checkpoint of a recipe that was written to its end, and of which nothing is missing.
+
+    Args:
+        output_dir (`str`):
+            Folder of the run.
+
+    Returns:
+        `Path`, *optional*: `None` if there is none. Later checkpoints that are not complete are named in a warning.
+    """
+    for checkpoint in reversed(checkpoints(output_dir).values()):
+        lack = what_is_missing(checkpoint)
+        if lack is None:
+            return checkpoint
+        logger.warning(f"{checkpoint} is skipped: {lack}.")
+    return None
+
+
+def checkpoints(output_dir: str | os.PathLike[str]) -> dict[int, Path]:
+    """The checkpoints in a folder and their steps, the first one first."""
+    steps = {
+        int(match[1]): path
+        for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+        if (match := re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name)) and path.is_dir()
+    }
+    return dict(sorted(steps.items()))
+
+
+def what_is_missing(checkpoint: Path) -> str | None:
+    """Why a checkpoint is not complete; `None` if it is."""
+    marker = checkpoint / COMPLETE_FILE
+    if not marker.is_file():
+        return "it was cut off while it was written"
+    for name, size in json.loads(marker.read_text(encoding="utf-8"))["files"].items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes in place of {size}"
+    return None
+
+
+def flush(checkpoint: Path) -> None:
+    """Has the files of a checkpoint written to the disk, so that they outlive the machine's power."""
+    for path in checkpoint.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def mark_complete(checkpoint: Path, step: int, num_processes: int) -> None:
+    """Says that a checkpoint is complete as it is."""
+    files = {str(p.relative_to(checkpoint)): p.stat().st_size for p in sorted(checkpoint.rglob("*")) if p.is_file()}
+    files.pop(COMPLETE_FILE, None)
+    marker = {"step": step, "num_processes": num_processes, "files": files}
+    replace_text(checkpoint / COMPLETE_FILE, json.dumps(marker, indent=2))
+
+
+def discard_later(output_dir: str | os.PathLike[str], step: int) -> None:
+    """Lets checkpoints after a step, at which training now starts, count as complete no longer: they are of another run."""
+    for later, checkpoint in checkpoints(output_dir).items():
+        if later > step:
+            (checkpoint / COMPLETE_FILE).unlink(missing_ok=True)
+
+
+def delete_old(output_dir: str | os.PathLike[str], step: int, limit: int | None, best: str | None) -> None:
+    """
+    Deletes checkpoints before that of a step, but not the best one. What is cut off while it is deleted is not complete.
+
+    Args:
+        output_dir (`str`):
+            Folder of the run.
+        step (`int`):
+            Step of the last checkpoint, which stays.
+        limit (`int`, *optional*):
+            How many may stay, with the last and the best one; 0 or `None` for all.
+        best (`str`, *optional*):
+            Path of the best checkpoint.
+    """
+    before = [path for earlier, path in checkpoints(output_dir).items() if earlier < step]
+    old = [path for path in before if best is None or path != Path(best)]
+    if limit:
+        for checkpoint in old[: max(0, len(before) + 1 - limit)]:
+            (checkpoint / COMPLETE_FILE).unlink(missing_ok=True)
+            shutil.rmtree(checkpoint, ignore_errors=True)

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run was made of, recorded in its folder: settings, versions, git revision."""
+
+import json
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from .files import replace_text
+
+
+RECORD_FILE = "recipe.json"
+SECRET = "<SECRET>"
+_SECRET_OPTION = re.compile(r"--[\w-]*(token|api[_-]?key|secret|password)")
+_HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
+# What `from_pretrained` takes as `token`, in JSON.
+_JSON_TOKEN = re.compile(r'("token"\s*:\s*)"[^"]*"')
+PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "peft", "deepspeed", "vllm")
+# Settings that may differ between a run and the one that goes on with it: how long, where, how often to look.
+FREE_PREFIXES = (
+    "logging",
+    "log_",
+    "save",
+    "eval",
+    "per_device_eval",
+    "dataloader",
+    "hub",
+    "push",
+    "vllm",
+    "ddp",
+    "use_vllm",
+)
+FREE = {
+    *("output_dir", "resume_from_checkpoint", "resume", "report_to", "run_name", "max_steps", "num_train_epochs"),
+    *("disable_tqdm", "project", "trackio_space_id", "num_completions_to_print", "accelerator_config", "deepspeed"),
+    *("fsdp", "fsdp_config", "use_cpu", "reward_max_tokens_per_batch", "reward_shard", "reward_offload", "do_eval"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "generation_batch_size", "steps_per_generation"),
+    *("gradient_checkpointing", "attn_implementation", "prediction_loss_only", "model_init_kwargs"),
+    *("num_generations_eval", "heat_map_steps", "on_collapse", "activation_checkpointing"),
+}
+
+
+def make_record(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Args:
+        settings (`dict[str, Any]`):
+            Dataclasses of settings by their names.
+
+    Returns:
+        `dict`: `settings`, `command`, `versions` and, in a git clone, `git`: revision and whether files were changed.
+    """
+    return {
+        "command": without_secrets(sys.argv),
+        "settings": {name: _plain(value) for name, value in settings.items()},
+        "versions": {"endotrl": __version__, "python": platform.python_version(), **_versions()},
+        # Of the clone with the script, or else with this package.
+        "git": _git(Path(sys.argv[0]).resolve().parent) or _git(Path(__file__).parent),
+    }
+
+
+def without_secrets(words: Sequence[str]) -> list[str]:
+    """
+    A command line without its tokens: the values of options such as `--hub_token`, `token` in JSON, and whatever looks like a token of
+    the hub.
+
+    Example:
+    ```python
+    >>> from endotrl.runs.record import without_secrets
+
+    >>> without_secrets(["grpo.py", "--hub_token", "hf_abc", "--wandb_api_key=123"])
+    ['grpo.py', '--hub_token', '<SECRET>', '--wandb_api_key=<SECRET>']
+    ```
+    """
+    hidden = []
+    previous = ""
+    for word in words:
+        option, equals, value = word.partition("=")
+        if _SECRET_OPTION.fullmatch(previous) and not word.startswith("--"):
+            hidden.append(SECRET)
+        elif equals and _SECRET_OPTION.fullmatch(option):
+            hidden.append(f"{option}={SECRET}")
+        else:
+            hidden.append(_hide(word))
+        previous = word
+    return hidden
+
+
+def write_record(output_dir: str, record: Mapping[str, Any]) -> None:
+    """Writes the record to `output_dir/recipe.json`."""
+    folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_text(folder / RECORD_FILE, json.dumps(record, indent=2, ensure_ascii=False))
+
+
+def recorded_settings(output_dir: str | None) -> dict[str, Any]:
+    """All settings of the run in a folder by their names; empty if there is none."""
+    path = Path(output_dir or "") / RECORD_FILE
+    return _flat(json.loads(path.read_text(encoding="utf-8"))["settings"]) if path.is_file() else {}
+
+
+def check_same_settings(output_dir: str, record: Mapping[str, Any]) -> None:
+    """
+    Raises `ValueError` if the run in `output_dir` was made with other settings than these, so that going on with it would
+    mix two runs.
+    """
+    before, now = recorded_settings(output_dir), _flat(record["settings"])
+    changed = [
+        f"{key}: {before[key]!r} -> {now[key]!r}"
+        for key in before.keys() & now.keys()
+        if before[key] != now[key] and key not in FREE and not key.startswith(FREE_PREFIXES)
+    ]
+    if changed:
+        raise ValueError(
+            f"{output_dir} has checkpoints of a run with other settings ({'; '.join(sorted(changed))}), and this one would go "
+            "on with them. Choose another `output_dir`, or start anew with `--resume False`."
+        )
+
+
+def _flat(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    return {key: value for part in settings.values() for key, value in part.items()}
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold."""
+    if is_dataclass(value) and not isinstance(value, type):
+        # transformers hides tokens in its own.
+        value = value.to_dict() if hasattr(value, "to_dict") else asdict(value)
+    return json.loads(_hide(json.dumps(value, default=str)))
+
+
+def _hide(text: str) -> str:
+    return _HUB_TOKEN.sub(SECRET, _JSON_TOKEN.sub(rf'\1"{SECRET}"', text))
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _git(folder: Path) -> dict[str, Any] | None:
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        return {"revision": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.SubprocessError):  # no git, or no clone
+        return None

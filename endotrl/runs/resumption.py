@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Interrupted runs: what is saved, where the same command goes on, and what stops a run."""
+
+import errno
+import json
+import math
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from packaging.version import Version
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..reporting import say
+from .checkpoints import checkpoints, delete_old, discard_later, flush, last_complete_checkpoint, mark_complete
+from .files import lock
+from .record import check_same_settings, recorded_settings, write_record
+from .wandb_run import continue_wandb_run
+
+
+LOCK_FILE = ".run.lock"
+# In a checkpoint: what was gathered for the next log, and TRL's count of tokens.
+SINCE_LAST_LOG_FILE = "since_last_log.json"
+# Before, the sum of the losses is out of reach, and the first log after an interruption has the mean of fewer steps.
+HAS_LOSS = Version(transformers.__version__) >= Version("5.3.0")
+FULL_DISK_BYTES = 2**20
+EXIT_TERMINATED = 143  # 128 and SIGTERM, as of a process that it has ended
+
+
+@contextmanager
+def only_run_in(output_dir: str) -> Iterator[None]:
+    """
+    Inside, no other run can enter with this folder. The lock ends with the process, however it ends; the processes of one
+    run have it together, through the first one. Windows and some network file systems have no locks: there, nothing is
+    noticed.
+
+    Args:
+        output_dir (`str`):
+            Folder of the run, which is made if there is none.
+
+    Raises:
+        `ValueError`: If another run is in there.
+        `OSError`: If nothing can be written there.
+    """
+    with ExitStack() as stack:
+        failure: Exception | None = None
+        if PartialState().is_main_process:
+            try:
+                try:
+                    Path(output_dir).mkdir(parents=True, exist_ok=True)
+                    file = stack.enter_context((Path(output_dir) / LOCK_FILE).open("a"))
+                except OSError as error:
+                    raise OSError(f"`output_dir` is {output_dir!r}, where nothing can be written: {error}") from error
+                lock(
+                    file,
+                    f"Another run is writing to {output_dir} right now. Wait for it, stop it, or choose another `output_dir`.",
+                )
+                if sys.platform != "win32":
+                    # Workers that are forked would keep the lock after this process.
+                    os.register_at_fork(after_in_child=file.close)
+            except (ValueError, OSError) as error:
+                failure = error
+        (failure,) = broadcast_object_list([failure])
+        if failure is not None:
+            raise failure
+        yield
+
+
+class Interruptions(TrainerCallback):
+    """
+    Marks checkpoints that were written to their end, and deletes those beyond `save_total_limit` only then; saves one and
+    stops after SIGTERM, on all processes after the same step; and stops a run whose gradients or loss are NaN or infinite,
+    before it is saved.
+
+    Args:
+        trainer ([`~transformers.Trainer`]):
+            The trainer, one of TRL's.
+
+    Attributes:
+        terminated (`bool`):
+            Whether SIGTERM has stopped the run.
+
+    Raises:
+        `FloatingPointError`: In training, for NaN or infinite gradients or loss.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self.terminated = False
+        self._trainer = trainer
+        self._accelerator = trainer.accelerator
+        self._asked = False
+        self._former: Any = None
+        self._save_total_limit = trainer.args.save_total_limit
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Inside, SIGTERM asks for a checkpoint and the end, in place of the end."""
+        self._former = signal.signal(signal.SIGTERM, self._ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, self._former)
+
+    def _ask(self, signum: int, frame: Any) -> None:
+        if not self._asked and self._accelerator.is_local_main_process:
+            # Not by `say`: the signal may have come in the middle of its own writing.
+            os.write(2, b"SIGTERM: this step is finished, a checkpoint is saved, and then the run ends.\n")
+        self._asked = True
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if args.should_save:
+            discard_later(args.output_dir, state.global_step)
+        since = Path(args.resume_from_checkpoint or "") / SINCE_LAST_LOG_FILE
+        if args.resume_from_checkpoint is not None and since.is_file():
+            gathered = json.loads(since.read_text(encoding="utf-8"))
+            for key, values in gathered["metrics"].items():
+                self._trainer._metrics["train"][key].extend(values)
+            self._trainer._total_train_tokens = gathered["tokens"]
+            if HAS_LOSS:
+                self._trainer._tr_loss += gathered["loss"]
+                self._trainer._globalstep_last_logged = gathered["last_log"]
+        if state.global_step >= state.max_steps:
+            # Killed between the last checkpoint and the end. transformers would take one step more.
+            self._trainer.get_batch_samples = lambda *args, **kwargs: ([], None)
+
+    def on_pre_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: torch.nn.Module,
+        **kwargs: Any,
+    ) -> None:
+        """Weights are still good here. (DeepSpeed keeps its gradients to itself: see `on_log` and `on_save`.)"""
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        if gradients and not torch.nn.utils.get_total_norm(gradients).isfinite():
+            self._stop(args, state.global_step + 1, "The gradients are")
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any],
+        **kwargs: Any,
+    ) -> None:
+        for key in ("loss", "grad_norm"):
+            if key in logs and not math.isfinite(float(logs[key])):
+                self._stop(args, state.global_step, f"`{key}` is")
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # transformers would delete checkpoints before the last one is marked. Not before trackers have seen the settings.
+        args.save_total_limit = None
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        # A signal may reach processes at different steps.
+        asked = torch.tensor(float(self._asked), device=self._accelerator.device)
+        if self._accelerator.reduce(asked, reduction="sum") > 0 and state.global_step < state.max_steps:
+            self.terminated = control.should_save = control.should_training_stop = True
+        return control
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        loss = self._accelerator.reduce(self._trainer._tr_loss, reduction="mean").item() if HAS_LOSS else 0.0
+        if not math.isfinite(loss):  # of a step since the last log
+            self._stop(args, state.global_step, "The loss is")
+        self._accelerator.wait_for_everyone()
+        if args.should_save:
+            folder = checkpoints(args.output_dir)[state.global_step]
+            gathered = {
+                "metrics": self._trainer._metrics["train"],
+                "tokens": self._trainer._total_train_tokens,
+                "loss": loss,
+                "last_log": self._trainer._globalstep_last_logged,
+            }
+            (folder / SINCE_LAST_LOG_FILE).write_text(json.dumps(gathered), encoding="utf-8")
+            flush(folder)
+            mark_complete(folder, state.global_step, args.world_size)
+            delete_old(args.output_dir, state.global_step, self._save_total_limit, state.best_model_checkpoint)
+
+    def _stop(self, args: TrainingArguments, step: int, what: str) -> None:
+        checkpoint = last_complete_checkpoint(args.output_dir)
+        kept = "There is no checkpoint" if checkpoint is None else f"{checkpoint} is from before, and is kept"
+        raise FloatingPointError(
+            f"{what} NaN or infinite at step {step}, so training was stopped before they could spoil the weights that are "
+            f"saved. {kept}. Lower `learning_rate` or `max_grad_norm`, or use a wider dtype. (Other settings are another run: "
+            "give it its own `output_dir`, and `resume_from_checkpoint` to start from that one.)"
+        )
+
+
+@contextmanager
+def clear_when_disk_is_full(output_dir: str) -> Iterator[None]:
+    """Turns the various errors of a full disk into one `OSError` that says so."""
+    try:
+        yield
+    except Exception as error:  # safetensors, torch and Python each have their own
+        full = "No space left" in str(error) or (isinstance(error, OSError) and error.errno == errno.ENOSPC)
+        writing = isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error)
+        if not full and not (writing and shutil.disk_usage(output_dir).free < FULL_DISK_BYTES):
+            raise
+        checkpoint = last_complete_checkpoint(output_dir)
+        kept = "there is no complete checkpoint yet" if checkpoint is None else f"{checkpoint} is complete"
+        raise OSError(
+            errno.ENOSPC,
+            f"The disk of `output_dir` is full; {kept}. Make room (`save_total_limit` keeps fewer checkpoints), and start the "
+            "same command again: it goes on from there.",
+            output_dir,
+        ) from error
+
+
+def find_checkpoint(args: TrainingArguments, record: Mapping[str, Any]) -> None:
+    """
+    Sets `resume_from_checkpoint` to the last complete checkpoint of `output_dir`, if there is one. If it names another one,
+    that holds unless the run in `output_dir` was already told to start from there. The first process decides for all.
+
+    Raises:
+        `ValueError`: If the run there was made with other settings, or there is no checkpoint of that name.
+    """
+    checkpoint = None
+    if PartialState().is_main_process:
+        given = args.resume_from_checkpoint
+        # What the run there was told to start from.
+        if given is None or given == recorded_settings(args.output_dir).get("resume_from_checkpoint"):
+            checkpoint = last_complete_checkpoint(args.output_dir)
+    (checkpoint,) = broadcast_object_list([checkpoint])
+    if checkpoint is not None:
+        check_same_settings(args.output_dir, record)
+        args.resume_from_checkpoint = str(checkpoint)
+    elif args.resume_from_checkpoint is not None and not Path(args.resume_from_checkpoint).is_dir():
+        raise ValueError(f"`resume_from_checkpoint` is {args.resume_from_checkpoint!r}, but there is no such folder.")
+
+
+def train_and_save(trainer: Trainer, record: Mapping[str, Any]) -> bool:
+    """
+    Trains, from `resume_from_checkpoint` if it is set, and saves to `output_dir`.
+
+    Args:
+        trainer ([`~transformers.Trainer`]):
+            The trainer.
+        record (`dict[str, Any]`):
+            What the run is made of: see [`make_record`].
+
+    Returns:
+        `bool`: whether SIGTERM has stopped it. There is a checkpoint then, and nothing in `output_dir` itself.
+
+    Raises:
+        `FloatingPointError`: For NaN or infinite gradients or loss.
+        `OSError`: If the disk is full.
+    """
+    args = trainer.args
+    if trainer.accelerator.is_main_process:
+        write_record(args.output_dir, record)
+        if "wandb" in args.report_to:
+            continue_wandb_run(args.output_dir, anew=args.resume_from_checkpoint is None)
+    args.logging_nan_inf_filter = False  # it would hide what is looked for
+    save_total_limit = args.save_total_limit
+    interruptions = Interruptions(trainer)
+    # First, so that a run with NaN stops before they are logged.
+    trainer.callback_handler.callbacks.insert(0, interruptions)
+    with clear_when_disk_is_full(args.output_dir), interruptions.listening():
+        try:
+            trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        finally:
+            args.save_total_limit = save_total_limit
+        if not interruptions.terminated:
+            trainer.save_model(args.output_dir)
+    if interruptions.terminated and trainer.accelerator.is_main_process:
+        say(f"Terminated at step {trainer.state.global_step}, which is saved. The same command goes on from there.")
+    return interruptions.terminated
+
+
+def end(trainer: Trainer, terminated: bool) -> None:
+    """Finishes the trackers and the process group, and ends the process with code 143 if SIGTERM has stopped it."""
+    # There is no such method before, and no need of it.
+    if Version(transformers.__version__) >= Version("5.18.0"):
+        trainer.end()
+    if terminated:
+        sys.exit(EXIT_TERMINATED)

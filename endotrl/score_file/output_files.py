@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The output of a run on disk: its rows, its error file, and the metadata by which a later run goes on."""
+
+import hashlib
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, Self
+
+from .. import __version__
+from ..runs.files import lock, replace_text
+from .rows import STREAM, Reader
+from .tally import Tally
+
+
+# Weights up to this size, in bytes, are read as a whole to tell one model from another: at 1.3 GiB/s (sha256 on one core),
+# 0.4 s for a model of 0.5 GiB and 1.5 s at the limit.
+WHOLE_WEIGHTS = 2 * 2**30
+BUSY = "Another run is writing {} right now. Wait for it, or choose another output."
+_SMALL_FILE = 4 * 2**20  # bytes; files up to this size are always read as a whole
+
+
+@contextmanager
+def only_run_on(path: str | Path) -> Iterator[None]:
+    """
+    Inside, no other run can enter with this output, standard output excepted. A run that ends before it has opened its output
+    leaves none behind.
+
+    Args:
+        path (`str` or `Path`):
+            File to write.
+
+    Raises:
+        `ValueError`: If another run has it, or its folder does not exist.
+        `OSError`: If it cannot be written.
+    """
+    path = Path(path)
+    if str(path) == STREAM:
+        yield
+        return
+    if not path.parent.is_dir():
+        raise ValueError(f"The folder of the output, {path.parent}, does not exist. Make it first.")
+    is_new = not path.exists()
+    try:
+        opened = path.open("ab")
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error.strerror}.") from error
+    with opened as file:
+        lock(file, BUSY.format(path))
+        try:
+            yield
+        finally:
+            if is_new and path.stat().st_size == 0 and not Path(f"{path}.meta.json").exists():
+                path.unlink()
+
+
+class Output:
+    """
+    The output, its error file and its metadata: what is kept of an earlier run, and the writing of blocks. `held` says that the
+    caller keeps other runs from it already, see [`only_run_on`].
+    """
+
+    def __init__(self, path: str | Path, reader: Reader, settings: Mapping[str, Any], held: bool = False) -> None:
+        self.path, self.stream = Path(path), str(path) == STREAM
+        self.errors_path, self.meta_path = Path(f"{path}.errors.jsonl"), Path(f"{path}.meta.json")
+        self.kept_rows, self.seconds = 0, 0.0
+        self._reader, self._settings, self._held = reader, dict(settings), held
+        self._started = _now()
+        self._kept_bytes = 0
+        self._file: IO[bytes] | None = None
+        self._errors: IO[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in (None if self.stream else self._file, self._errors):
+            if file is not None:
+                # What could not be written was reported when it was: closing tries once more.
+                with suppress(OSError):
+                    file.close()
+
+    def check(self, block_size: int, overwrite: bool) -> None:
+        """Finds out what to keep of an earlier run, or why not. Writes nothing."""
+        if self.stream:
+            return
+        for path in (self.path, self.errors_path, self.meta_path):
+            if path.exists() and self._reader.path != STREAM and path.samefile(self._reader.path):
+                raise ValueError(f"The output would be written over the input {self._reader.path}.")
+        if overwrite or not self.path.exists() or self.path.stat().st_size == 0:
+            return
+        way_out = "Choose another output, or overwrite this one (--overwrite)."
+        if not self.meta_path.exists():
+            raise ValueError(f"{self.path} exists, and no {self.meta_path.name} tells what made it. {way_out}")
+        try:
+            meta = json.loads(self.meta_path.read_bytes())
+            settings, rows, lines, digest = (meta[k] for k in ("settings", "rows", "input_lines", "input_sha256"))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{self.meta_path} is damaged, so {self.path} cannot be resumed. {way_out}") from error
+        changed = [
+            f"`{key}` was {settings.get(key)!r} and is {self._settings.get(key)!r}"
+            for key in dict.fromkeys([*settings, *self._settings])
+            if settings.get(key) != self._settings.get(key)
+        ]
+        if changed:
+            raise ValueError(f"{self.path} was made with other settings: {'; '.join(changed)}. {way_out}")
+        if self._reader.path == STREAM:
+            raise ValueError(f"{self.path} exists, and standard input cannot be read again to resume it. {way_out}")
+        if self._reader.prefix_digest(lines) != digest:
+            raise ValueError(
+                f"{self.path} was made from another input: the first {lines} lines of {self._reader.path} are not the "
+                f"lines that were scored. {way_out}"
+            )
+        self._started, self.seconds = meta["started"], meta["seconds"]
+        self.kept_rows, self._kept_bytes = self._whole_rows(rows, block_size)
+
+    def open(self) -> None:
+        """Opens the output behind the rows that are kept, and cuts off what follows them."""
+        if self.stream:
+            self._file = sys.stdout.buffer
+            return
+        with self._writing():
+            self._file = self.path.open("ab")
+            if not self._held:
+                lock(self._file, BUSY.format(self.path))
+            if self.path.stat().st_size != self._kept_bytes:
+                self._file.truncate(self._kept_bytes)
+            self.errors_path.unlink(missing_ok=True)
+            if not self.kept_rows:
+                self._write_meta(0, 0, 0)
+
+    def kept_records(self) -> Iterator[dict[str, Any]]:
+        """Output lines of earlier runs that are kept."""
+        if self.kept_rows:
+            with self.path.open("rb") as file:
+                yield from map(json.loads, islice(file, self.kept_rows))
+
+    def write(self, records: Sequence[Mapping[str, Any]], tally: Tally, seconds: float) -> None:
+        """Writes a block, and then the checkpoint that counts it."""
+        assert self._file is not None
+        self.seconds += seconds
+        with self._writing(tally.rows - len(records)):
+            self._file.write(b"".join(map(_line, records)))
+            self._file.flush()
+            if self.stream:
+                return
+            os.fsync(self._file.fileno())
+            for record in records:
+                if "error" in record:
+                    self.write_error(record)
+            self._write_meta(tally.rows, tally.errors, tally.tokens)
+
+    def write_error(self, record: Mapping[str, Any]) -> None:
+        """Writes a bad row into the error file, which exists only if there is one."""
+        if not self.stream:
+            if self._errors is None:
+                self._errors = self.errors_path.open("wb")
+            self._errors.write(_line({key: record[key] for key in ("line", "id", "error") if key in record}))
+            self._errors.flush()
+
+    def _whole_rows(self, rows: int, block_size: int) -> tuple[int, int]:
+        """Rows, and their bytes, up to the checkpoint; or up to the last whole block, if lines are gone since."""
+        ends = [0]
+        with self.path.open("rb") as file:
+            for line in islice(file, rows):
+                if not _is_whole(line):
+                    break
+                ends.append(ends[-1] + len(line))
+        kept = rows if len(ends) > rows else (len(ends) - 1) // block_size * block_size
+        return kept, ends[kept]
+
+    def _write_meta(self, rows: int, errors: int, tokens: int) -> None:
+        meta = {
+            "settings": self._settings,
+            "input": self._reader.path,
+            "rows": rows,
+            "errors": errors,
+            "tokens": tokens,
+            "seconds": round(self.seconds, 3),
+            "tokens_per_second": round(tokens / self.seconds, 1) if self.seconds else None,
+            "input_lines": self._reader.lines,
+            "input_sha256": self._reader.digest.hexdigest(),
+            "started": self._started,
+            "updated": _now(),
+            "versions": {
+                "endotrl": __version__,
+                "python": platform.python_version(),
+                **{name: version(name) for name in ("torch", "transformers", "trl")},
+            },
+        }
+        replace_text(self.meta_path, json.dumps(meta, indent=2, ensure_ascii=False) + "\n")
+
+    @contextmanager
+    def _writing(self, saved_rows: int = 0) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:  # the reader of a pipe has seen enough
+            raise
+        except OSError as error:
+            raise OSError(
+                f"{self.path} cannot be written: {error.strerror or error}. The {saved_rows} rows before are saved, and the "
+                "same command goes on behind them."
+            ) from error
+
+
+def model_digest(model: str) -> str | None:
+    """
+    What tells a model folder from its neighbour, and from itself after more training: a digest of its files, which are
+    read as a whole if they have up to 2 GiB together. Of a larger model's large files it takes size, time of the last
+    change and 64 samples of 4 KiB, so that a changed file whose size and time were set back may pass unseen, and a
+    copied one counts as changed. `None` if `model` is not a folder.
+    """
+    if not Path(model).is_dir():
+        return None
+    digest = hashlib.sha256()
+    suffixes = (".json", ".jinja", ".safetensors", ".bin", ".model", ".txt")
+    paths = sorted(path for path in Path(model).iterdir() if path.suffix in suffixes and path.is_file())
+    whole = sum(path.stat().st_size for path in paths) <= WHOLE_WEIGHTS
+    for path in paths:
+        stat = path.stat()
+        size = stat.st_size
+        digest.update(f"{path.name}\0{size}\0".encode())
+        with path.open("rb") as file:
+            if whole or size <= _SMALL_FILE:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+            else:
+                digest.update(f"{stat.st_mtime_ns}\0".encode())
+                for i in range(64):
+                    file.seek((size - 4096) * i // 63)
+                    digest.update(file.read(4096))
+    return digest.hexdigest()
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    return (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _is_whole(line: bytes) -> bool:
+    """Whether an output line was written to its end."""
+    try:
+        return line.endswith(b"\n") and "line" in json.loads(line)
+    except (ValueError, TypeError):
+        return False
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Short factual questions for a real pretrained model. No answer is ever shown to it: the answers serve to measure accuracy,
+on facts that no training question is about.
+"""
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+
+from datasets import Dataset
+
+from ..rewards import AccuracyReward
+
+
+@dataclass(frozen=True)
+class Question:
+    """
+    One question about one fact.
+
+    Attributes:
+        relation (`str`):
+            What is asked, such as `"capital"`.
+        text (`str`):
+            The question.
+        answers (`list[str]`):
+            Accepted answers.
+        statement (`str`):
+            A sentence that says it, with `{answer}` where the answer belongs.
+    """
+
+    relation: str
+    text: str
+    answers: list[str]
+    statement: str
+
+    @property
+    def prompt(self) -> list[dict[str, str]]:
+        """The question as a conversation."""
+        return [{"role": "user", "content": self.text}]
+
+
+def load_questions(held_out_fraction: float = 1 / 3, seed: int = 0) -> tuple[list[Question], list[Question]]:
+    """
+    The facts that ship with endotrl (`facts.json`, CC0), split by subject within each relation.
+
+    Args:
+        held_out_fraction (`float`, *optional*, defaults to `1/3`):
+            Fraction of the facts that no training question is about.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the split.
+
+    Returns:
+        Training questions (each fact in all phrasings, shuffled), and held-out questions (each fact once, the
+        phrasings in turn).
+    """
+    relations = json.loads(files("endotrl.tasks").joinpath("facts.json").read_text(encoding="utf-8"))["relations"]
+    generator = random.Random(seed)
+    train, held_out = [], []
+    for relation in relations:
+        facts = list(relation["facts"])
+        generator.shuffle(facts)
+        num_held_out = round(held_out_fraction * len(facts))
+        for i, (subject, answers) in enumerate(facts):
+            texts = [template.format(subject=subject) for template in relation["templates"]]
+            statement = relation["statement"].replace("{subject}", subject)
+            statement = statement[0].upper() + statement[1:]  # "the Louvre"
+            if i < num_held_out:
+                held_out.append(Question(relation["name"], texts[i % len(texts)], answers, statement))
+            else:
+                train += [Question(relation["name"], text, answers, statement) for text in texts]
+    generator.shuffle(train)
+    return train, held_out
+
+
+def make_dataset(questions: Sequence[Question]) -> Dataset:
+    """Prompts for GRPO. The column `answers` serves the accuracy that is shown (weight 0), not the reward."""
+    return Dataset.from_dict({"prompt": [q.prompt for q in questions], "answers": [q.answers for q in questions]})
+
+
+def make_preferences(questions: Sequence[Question]) -> Dataset:
+    """
+    Right answers against wrong ones, as pairs for a reward model, in a sentence as the model itself would say it, or in two: the
+    wrong answer is the right one to another question of the same relation.
+    """
+    rows = []
+    for i, question in enumerate(questions):
+        others = [
+            other.answers[0]
+            for other in (*questions[i + 1 :], *questions[:i])
+            if other.relation == question.relation and not set(other.answers) & set(question.answers)
+        ]
+        second = " I am sure of it." if i % 2 else ""
+        chosen, rejected = (
+            [{"role": "assistant", "content": question.statement.replace("{answer}", answer) + second}]
+            for answer in (question.answers[0], others[0])
+        )
+        rows.append({"prompt": question.prompt, "chosen": chosen, "rejected": rejected})
+    return Dataset.from_list(rows)
+
+
+accuracy = AccuracyReward("answers")

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TRL's `GRPOTrainer` with the rewards of tokens at hand: what the trainers that credit tokens have in common."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl import GRPOTrainer
+from trl.trainer.utils import RepeatSampler, is_async_callable
+
+from ..rewards.base import FrozenModelReward
+from ..rewards.protocol import DenseScores
+from ..rewards.sentence import SentenceReward
+from .model_card import with_rewards
+from .resume import load_rollouts, save_rollouts, skip_epochs
+from .scored_batch import RewardRecorder, ScoredBatch, pad_rows
+
+
+class DenseRewardTrainer(GRPOTrainer, ABC):
+    """
+    Base class of [`DenseGRPOTrainer`] and [`PPOTrainer`], which differ in how the rewards become advantages:
+    `_compute_advantages`.
+
+    `reward_funcs` may be dense: a [`DenseReward`], or a function that returns a list of numbers a completion, one for
+    each token of `completion_ids`.
+    """
+
+    reward_funcs: list[Any]
+    # Whether dense rewards are asked for each token, or for one number a completion like all others.
+    _keep_token_rewards = True
+    # Prompts, completions and token ids that this process has rewarded last, to look at.
+    last_completions: tuple[list[Any], list[Any], list[list[int]]] = ([], [], [])
+    _train_sampler: RepeatSampler | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # A hook that TRL may get (https://github.com/huggingface/trl/pull/7298), for advantages that are replaced here.
+        if "_transform_advantages" in vars(cls):
+            raise TypeError(
+                f"{cls.__name__} overrides `_transform_advantages`, which TRL calls with one advantage a completion. This trainer "
+                "has one a token: override `_compute_advantages` instead."
+            )
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for reward in self.reward_funcs:
+            if isinstance(reward, FrozenModelReward | SentenceReward):
+                reward.bind(self)
+
+    def _calculate_rewards(
+        self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: list[list[int]]
+    ) -> Tensor:
+        # For this one call, recorders stand in for the functions that may be dense; TRL sees one number a completion.
+        reward_funcs = self.reward_funcs
+        self.reward_funcs = [
+            reward
+            if isinstance(reward, torch.nn.Module) or is_async_callable(reward)
+            else RewardRecorder(reward, name, self._keep_token_rewards)
+            for reward, name in zip(reward_funcs, self.reward_func_names, strict=True)
+        ]
+        try:
+            rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+            self._recorded = _Recorded(self.reward_funcs, rewards_per_func, completion_ids_list)
+            self.last_completions = (prompts, completions, completion_ids_list)
+        finally:
+            self.reward_funcs = reward_funcs
+        return rewards_per_func
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        output = super()._generate_and_score_completions(inputs)
+        scored = self._scored_batch(output)
+        output["advantages"] = self._compute_advantages(output, scored)
+        self._log_credit(output["advantages"], loss_mask(output), scored)
+        return output
+
+    @abstractmethod
+    def _compute_advantages(self, output: dict[str, Any], scored: ScoredBatch) -> Tensor:
+        """
+        How token rewards become advantages: a subclass says it.
+
+        Args:
+            output (`dict[str, Any]`):
+                What TRL made of the batch: `completion_ids` of shape `(B, T)`, `completion_mask`, `advantages` of
+                shape `(B,)` (TRL's), and so on. Tensors of shape `(B, ...)` that are added to it arrive in
+                `_compute_loss`.
+            scored ([`ScoredBatch`]):
+                The rewards.
+
+        Returns:
+            `torch.Tensor` of shape `(B, T)`: advantages, 0 for tokens that are not in the loss.
+        """
+
+    def _scored_batch(self, output: dict[str, Any]) -> ScoredBatch:
+        """What the recorders kept, padded like the batch."""
+        reward_funcs, rewards_per_func, completion_ids = self._recorded
+        for index in rewards_per_func.isinf().any(dim=0).nonzero()[:, 0].tolist():
+            raise ValueError(
+                f"The reward function '{self.reward_func_names[index]}' returned an infinite reward. It must return a "
+                "finite number, or `None` for a completion that has no reward."
+            )
+        num_positions, device = output["completion_ids"].shape[1], output["completion_ids"].device
+        scores = [reward.scores if isinstance(reward, RewardRecorder) else None for reward in reward_funcs]
+        local = slice(
+            self.accelerator.process_index * len(completion_ids),
+            (self.accelerator.process_index + 1) * len(completion_ids),
+        )
+        token_rewards: dict[int, Tensor] = {}
+        state_values: dict[int, Tensor] = {}
+        for index in self._dense_functions(scores, rewards_per_func[local]):
+            score = scores[index]
+            if score is None:  # dense on another process, and here it gave only `None`
+                token_rewards[index] = torch.zeros(len(completion_ids), num_positions, device=device)
+                continue
+            token_rewards[index] = pad_rows(score.token_rewards, num_positions, device)
+            if score.state_values is not None:
+                state_values[index] = pad_rows(score.state_values, num_positions, device)
+        mask = pad_rows([torch.ones(len(ids)) for ids in completion_ids], num_positions, device).bool()
+        if "tool_mask" in output:
+            # TRL also clears the tool mask of completions that `mask_truncated_completions` drops.
+            dropped = ~loss_mask(output).any(dim=1, keepdim=True)
+            mask = mask & (output["tool_mask"].bool() | dropped)
+        return ScoredBatch(
+            rewards_per_func=rewards_per_func,
+            reward_weights=self.reward_weights.to(device),
+            local=local,
+            token_rewards=token_rewards,
+            state_values=state_values,
+            mask=mask,
+            completion_ids=completion_ids,
+        )
+
+    def _dense_functions(self, scores: list[DenseScores | None], local_rewards: Tensor) -> list[int]:
+        """Indices of the reward functions that gave token rewards on any process: the same list on all."""
+        dense = torch.tensor([score is not None for score in scores], device=local_rewards.device)
+        gave_numbers = ~dense & ~local_rewards.isnan().all(dim=0)
+        any_dense, any_numbers = (
+            self.accelerator.reduce(flags.float(), reduction="sum").bool() for flags in (dense, gave_numbers)
+        )
+        for index in (any_dense & any_numbers).nonzero()[:, 0].tolist():
+            raise ValueError(
+                f"The reward function '{self.reward_func_names[index]}' gave one number a token on some processes, and "
+                "one number a completion on others. It must always do the same."
+            )
+        return any_dense.nonzero()[:, 0].tolist()
+
+    def _gather_ragged(self, values: Tensor) -> Tensor:
+        """Rows of all processes, whose completions may be padded to different lengths."""
+        return self.accelerator.gather(self.accelerator.pad_across_processes(values, dim=1))
+
+    def _log_credit(self, advantages: Tensor, in_loss: Tensor, scored: ScoredBatch) -> None:
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        per_row = in_loss.sum(dim=1)
+        row_means = (advantages * in_loss).sum(dim=1) / per_row.clamp(min=1)
+        # Of the completions for which the function gave a reward.
+        rewarded = {
+            index: scored.mask & ~scored.rewards_per_func[scored.local, index, None].isnan()
+            for index in scored.token_rewards
+        }
+        sums = [
+            per_row.sum(),
+            (row_means * per_row).sum(),
+            (advantages.square() * in_loss).sum(),
+            (row_means.square() * per_row).sum(),
+            *(scored.token_rewards[index][mask].sum() for index, mask in rewarded.items()),
+            *(mask.sum() for mask in rewarded.values()),
+        ]
+        totals = self.accelerator.reduce(torch.stack([value.float() for value in sums]), reduction="sum").tolist()
+        num_in_loss, total, squares, between, *per_function = totals
+        if num_in_loss:
+            mean = total / num_in_loss
+            variance = max(squares / num_in_loss - mean**2, 0.0)
+            metrics["advantage/std"].append(variance**0.5)
+            if variance > 0:
+                metrics["advantage/within_completion"].append(max(squares - between, 0.0) / num_in_loss / variance)
+        num_dense = len(rewarded)
+        for index, rewards, count in zip(rewarded, per_function[:num_dense], per_function[num_dense:], strict=True):
+            if count:
+                metrics[f"token_rewards/{self.reward_func_names[index]}/mean"].append(rewards / count)
+
+    def _get_train_sampler(self, dataset: Any = None) -> RepeatSampler:
+        self._train_sampler = super()._get_train_sampler(dataset)
+        return self._train_sampler
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if not self.args.save_only_model:
+            save_rollouts(self, self._checkpoint_folder(trial))
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        super().create_model_card(*args, **kwargs)
+        if self.is_world_process_zero():
+            path = Path(self.args.output_dir) / "README.md"
+            path.write_text(with_rewards(path.read_text("utf-8"), self), "utf-8")
+
+    def _checkpoint_folder(self, trial: Any) -> Path:
+        return Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            load_rollouts(self, Path(checkpoint))
+            skip_epochs(self._train_sampler, Path(checkpoint))
+
+
+class _Recorded(NamedTuple):
+    reward_funcs: list[Any]
+    rewards_per_func: Tensor
+    completion_ids: list[list[int]]
+
+
+def loss_mask(output: dict[str, Any]) -> Tensor:
+    """`True` for the tokens that TRL's loss counts, of shape `(B, T)`."""
+    mask = output["completion_mask"].bool()
+    return mask & output["tool_mask"].bool() if "tool_mask" in output else mask

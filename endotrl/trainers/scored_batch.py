@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keeps the token rewards aside while TRL calls the reward functions for one number a completion."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..rewards.protocol import DenseReward, DenseScores
+
+
+class RewardRecorder:
+    """
+    Stands in for a synchronous reward function during one batch: gives TRL one number a completion, and keeps the
+    token rewards if there are any.
+
+    Args:
+        reward (`Callable` or [`DenseReward`]):
+            The reward function. A plain callable is dense if it returns a list of numbers (or a 1-d tensor or array) a
+            completion; TRL then gets their sum.
+        name (`str`):
+            Its name in errors.
+        keep_token_rewards (`bool`, *optional*, defaults to `True`):
+            Whether to keep them. If not, a [`DenseReward`] is called as TRL calls it.
+
+    Attributes:
+        scores ([`DenseScores`], *optional*):
+            What the last call gave, one tensor a completion, on the CPU and in float32; `None` if the function is not
+            dense.
+    """
+
+    def __init__(self, reward: Any, name: str, keep_token_rewards: bool = True) -> None:
+        self.reward = reward
+        self.name = name
+        self.keep_token_rewards = keep_token_rewards
+        self.scores: DenseScores | None = None
+
+    def __call__(self, completion_ids: Sequence[Sequence[int]], **kwargs: Any) -> Sequence[float | None]:
+        if self.keep_token_rewards and isinstance(self.reward, DenseReward):
+            scores = DenseScores(*self.reward.outcome_and_token_rewards(completion_ids=completion_ids, **kwargs))
+        else:
+            output = list(self.reward(completion_ids=completion_ids, **kwargs))
+            if not any(_is_list_of_numbers(row) for row in output):
+                return output
+            scores = self._sum(output)
+        checked = self._check(scores, completion_ids)
+        if self.keep_token_rewards:
+            self.scores = checked
+        return scores.outcomes
+
+    def _sum(self, output: Sequence[Any]) -> DenseScores:
+        numbers = [row for row, value in enumerate(output) if value is not None and not _is_list_of_numbers(value)]
+        if numbers:
+            raise TypeError(
+                f"The reward function '{self.name}' gave one number a token for some completions, and for row "
+                f"{numbers[0]} {output[numbers[0]]!r}. It must return a list of numbers for each, or `None` for one "
+                "without a reward."
+            )
+        tokens = [torch.zeros(0) if row is None else torch.as_tensor(row, dtype=torch.float32) for row in output]
+        totals = [
+            None if row is None else token_rewards.double().sum().item()
+            for row, token_rewards in zip(output, tokens, strict=True)
+        ]
+        return DenseScores(totals, tokens)
+
+    def _check(self, scores: DenseScores, completion_ids: Sequence[Sequence[int]]) -> DenseScores:
+        """Raises `ValueError` if a scored completion has not one finite number for each of its tokens."""
+
+        def check(field: str, tensors: list[Tensor]) -> list[Tensor]:
+            if not len(scores.outcomes) == len(tensors) == len(completion_ids):
+                raise ValueError(
+                    f"The reward function '{self.name}' returned {len(scores.outcomes)} outcomes and {len(tensors)} "
+                    f"tensors of {field} for {len(completion_ids)} completions. It must return one for each."
+                )
+            return [
+                torch.zeros(len(ids)) if outcome is None else self._check_row(field, row, tensor, len(ids))
+                for row, (outcome, tensor, ids) in enumerate(
+                    zip(scores.outcomes, tensors, completion_ids, strict=True)
+                )
+            ]
+
+        values = scores.state_values
+        return DenseScores(
+            scores.outcomes,
+            check("token_rewards", scores.token_rewards),
+            None if values is None else check("state_values", values),
+        )
+
+    def _check_row(self, field: str, row: int, tensor: Tensor, num_tokens: int) -> Tensor:
+        tensor = tensor.detach().to("cpu", torch.float32)
+        if tensor.shape != (num_tokens,):
+            raise ValueError(
+                f"The reward function '{self.name}' returned {field} of shape {tuple(tensor.shape)} for row {row}, but "
+                f"this completion has {num_tokens} tokens. There must be one number for each of "
+                f"`completion_ids[{row}]`, EOS and the tokens of tools included."
+            )
+        if not tensor.isfinite().all():
+            position = int((~tensor.isfinite()).nonzero()[0])
+            raise ValueError(
+                f"The reward function '{self.name}' returned {field} of {tensor[position].item()} for token {position} "
+                f"of row {row}. They must be finite; the reward of a whole completion may be `None`."
+            )
+        return tensor
+
+
+def _is_list_of_numbers(value: Any) -> bool:
+    return isinstance(value, list | tuple) or (isinstance(value, Tensor | np.ndarray) and value.ndim > 0)
+
+
+@dataclass(frozen=True)
+class ScoredBatch:
+    """
+    The rewards of one batch: `N` completions over all processes, `B` of them on this one, `T` positions of the padded
+    completion, `F` reward functions.
+
+    Attributes:
+        rewards_per_func (`torch.Tensor` of shape `(N, F)`):
+            TRL's rewards of all processes' completions: NaN where the function gave `None`.
+        reward_weights (`torch.Tensor` of shape `(F,)`):
+            TRL's weights.
+        local (`slice`):
+            The rows of `rewards_per_func` that are this process's.
+        token_rewards (`dict[int, torch.Tensor]`):
+            For each dense reward function, by its index in `F`: its rewards of shape `(B, T)`, 0 at padding and for
+            completions for which it gave `None`. The same keys on every process.
+        state_values (`dict[int, torch.Tensor]`):
+            For those of them that give values: shape `(B, T)`, 0 at the same places.
+        mask (`torch.Tensor` of shape `(B, T)`, bool):
+            `True` where the policy wrote the token. Completions that `mask_truncated_completions` takes out of the
+            loss are still in it: they count in the baselines of the others, as in TRL.
+        completion_ids (`list[list[int]]`):
+            Token ids of this process's completions, without padding.
+    """
+
+    rewards_per_func: Tensor
+    reward_weights: Tensor
+    local: slice
+    token_rewards: dict[int, Tensor]
+    state_values: dict[int, Tensor]
+    mask: Tensor
+    completion_ids: list[list[int]]
+
+    @property
+    def scorable(self) -> Tensor:
+        """Shape `(N,)`, bool: `False` for completions for which every reward function gave `None`."""
+        return ~self.rewards_per_func.isnan().all(dim=1)
+
+    @property
+    def weighted_token_rewards(self) -> Tensor:
+        """Weighted sum of the dense rewards, shape `(B, T)`."""
+        return self._weighted(self.token_rewards)
+
+    @property
+    def weighted_state_values(self) -> Tensor:
+        """Weighted sum of the state values, shape `(B, T)`: a baseline of [`weighted_token_rewards`]' returns to go."""
+        return self._weighted(self.state_values)
+
+    @property
+    def weighted_outcomes(self) -> Tensor:
+        """Weighted sum of the rewards that are *not* dense, shape `(B,)`; `None` counts as 0, as in TRL."""
+        scalar = [i for i in range(self.rewards_per_func.shape[1]) if i not in self.token_rewards]
+        return (self.rewards_per_func[self.local][:, scalar].nan_to_num(0.0) * self.reward_weights[scalar]).sum(dim=1)
+
+    def _weighted(self, tensors: dict[int, Tensor]) -> Tensor:
+        total = torch.zeros_like(self.mask, dtype=torch.float32)
+        for index, tensor in tensors.items():
+            total = total + self.reward_weights[index] * tensor
+        return total
+
+
+def pad_rows(rows: Sequence[Tensor], num_positions: int, device: torch.device) -> Tensor:
+    """Stacks tensors of shape `(H_i,)` to one of shape `(B, num_positions)`, filled with 0 on the right."""
+    padded = torch.zeros(len(rows), num_positions)
+    for row, tensor in zip(padded, rows, strict=True):
+        row[: len(tensor)] = tensor
+    return padded.to(device)

@@ -1,0 +1,479 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`endotrl eval` as users run it: files, terminal of 80 columns, page, comparison, errors."""
+
+import html
+import importlib.machinery
+import json
+import re
+import sys
+import types
+import weakref
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from endotrl import SentenceReward
+from endotrl.commands.evaluate_options import BENCHMARK_HELP, NEEDS_DATA
+from endotrl.commands.main import main, make_parser
+from endotrl.evaluation.benchmarks import BENCHMARKS
+from endotrl.evaluation.results import compare, pairs_of
+from endotrl.evaluation.tables import markdown_table
+
+from ..evaluation.rows import PAIR_ROW, RM_BENCH_ROW, items_of, metrics_of, real_file, write
+from ..support.reference import chatml
+
+
+EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\x1b[31m"
+
+
+@pytest.fixture(autouse=True)
+def eighty_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+@pytest.fixture
+def evaluate(tiny_model_path, tmp_path):
+    """Runs `endotrl eval` with the tiny model, and returns what it wrote."""
+
+    def run(name, path, *options, output="out"):
+        folder = tmp_path / output
+        code = main(
+            [
+                "eval",
+                name,
+                "--model",
+                tiny_model_path,
+                "--device",
+                "cpu",
+                "--data",
+                path,
+                "--output",
+                str(folder),
+                *options,
+            ]
+        )
+        assert code == 0
+        return json.loads((folder / "results.json").read_text())
+
+    return run
+
+
+@pytest.fixture
+def fake_vllm(monkeypatch):
+    """A stand-in for vLLM, which says the same two tokens always, and notes what it is asked."""
+    notes = SimpleNamespace(started=[], asked=[])
+
+    class LLM:
+        def __init__(self, model, **settings):
+            notes.started.append((weakref.ref(self), settings))
+
+        def generate(self, prompts, settings, use_tqdm=False):
+            notes.asked.append(settings)
+            answer = SimpleNamespace(token_ids=[34, 35])
+            return [SimpleNamespace(outputs=[answer] * settings.n) for _ in prompts]
+
+    module = types.ModuleType("vllm")
+    module.LLM, module.SamplingParams = LLM, lambda **settings: SimpleNamespace(**settings)
+    module.__spec__ = importlib.machinery.ModuleSpec("vllm", None)
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    return notes
+
+
+@pytest.fixture
+def rm_bench(tmp_path):
+    rows = [{**RM_BENCH_ROW, "id": i, "prompt": f"What is {i}+2?"} for i in range(3)]
+    rows[1]["prompt"] = EVIL
+    rows[2]["chosen"] = [EVIL, "It is 4.", "**4**"]
+    return write(tmp_path / "chat.json", rows)
+
+
+class TestParser:
+    def test_benchmarks_are_those_there_are(self):
+        assert list(BENCHMARK_HELP) == list(BENCHMARKS)
+        assert set(NEEDS_DATA) == {name for name, benchmark in BENCHMARKS.items() if benchmark.hub is None}
+
+    def test_help_in_80_columns(self, capsys):
+        for name in [*BENCHMARK_HELP, "generation", "best-of-n", "compare"]:
+            with pytest.raises(SystemExit) as stop:
+                make_parser().parse_args(["eval", name, "--help"])
+            assert stop.value.code == 0
+            assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+class TestBenchmark:
+    def test_results_say_what_the_scores_say(self, evaluate, rm_bench, capsys, tmp_path):
+        names = ["bellman.sum", "residual:bellman.discounted=0.95", "judge_verifier", "length"]
+        results = evaluate("rm-bench", rm_bench, "--scorers", *names)
+        items = items_of("rm-bench", rm_bench)
+        assert [example["id"] for example in results["examples"]] == ["0", "1", "2"]
+        for name in names:
+            scores = [example["scores"][name] for example in results["examples"]]
+            expected = metrics_of("rm-bench", items, scores)
+            for metric, estimate in results["metrics"][name].items():
+                assert estimate["value"] == pytest.approx(expected[metric], abs=1e-6)
+                assert estimate["low"] - 1e-6 <= estimate["value"] <= estimate["high"] + 1e-6
+            lengths = [example["tokens"] for example in results["examples"]]
+            assert results["ties"][name] == sum(pair.margin == 0 for pair in pairs_of(items, scores, lengths))
+        assert results["num_items"] == 3 and results["tokens"] == sum(sum(e["tokens"]) for e in results["examples"])
+        for key in (
+            "model",
+            "model_version",
+            "settings",
+            "versions",
+            "seconds",
+            "command",
+            "started",
+            "tie_rule",
+            "data",
+        ):
+            assert results[key], key
+        out = capsys.readouterr().out
+        assert max(map(len, out.splitlines()[:12])) <= 80
+        assert "average" in out and "bellman.sum" in out and "items are too few to tell" in out
+        table = (tmp_path / "out" / "results.md").read_text()
+        assert "| scorer | average | 95% interval | easy | normal | hard |" in table and results["command"] in table
+
+    def test_page_is_alone_and_escaped(self, evaluate, rm_bench, tmp_path):
+        evaluate("rm-bench", rm_bench, "--scorers", "bellman.sum", "length", "random")
+        page = (tmp_path / "out" / "report.html").read_text()
+        assert "<script" not in page and "onerror=alert(2)>" not in page and "&lt;script&gt;" in page
+        assert "\x1b" not in page
+        assert not re.findall(r'(?:src|href)="(?!data:)', page)
+        assert 'name="viewport"' in page and 'class="t ' in page
+        assert page.count("<figure>") == 4  # metric, levels, length, calibration
+
+    @pytest.mark.parametrize(
+        ("scorer", "shown"),
+        [
+            *((name, name) for name in ("bellman.sum", "bellman.discounted=0.9", "centered.mean", "self_certainty")),
+            *(("residual:bellman.mean", "bellman.mean"), ("length", "log_prob.sum"), ("gain.sum", "gain.sum")),
+        ],
+    )
+    def test_shown_tokens_sum_to_the_score(self, evaluate, rm_bench, tmp_path, scorer, shown):
+        results = evaluate("rm-bench", rm_bench, "--scorers", scorer, "random")
+        page = html.unescape((tmp_path / "out" / "report.html").read_text()).replace("−", "-")
+        assert f"what a token contributes to {shown}," in page
+        blocks = page.split('class="heat"')[1:]
+        assert blocks
+        scores = [score for example in results["examples"] for score in example["scores"][scorer]]
+        for block in blocks:
+            total = float(re.search(rf"{re.escape(shown)} ([-\d.]+) = ", block)[1])
+            parts = re.search(r" = ([^<]*)<", block)[1].split(" + ")
+            rest = sum(float(part.split()[-1]) for part in parts[1:])
+            tokens = [float(number) for number in re.findall(r"\ncontribution ([-+\d.]+)", block)]
+            assert sum(tokens) == pytest.approx(float(parts[0].split()[-1]), abs=0.002 * len(tokens))
+            assert sum(tokens) + rest == pytest.approx(total, abs=0.002 * len(tokens))
+            if scorer == shown:
+                assert any(abs(total - score) < 0.001 for score in scores)
+
+    def test_few_items_are_called_few(self, evaluate, tmp_path, capsys):
+        path = write(tmp_path / "pairs.jsonl", [PAIR_ROW, {**PAIR_ROW, "prompt": "Say no"}])
+        evaluate("preference", path, "--scorers", "bellman.sum", "length")
+        out, page = capsys.readouterr().out, (tmp_path / "out" / "report.html").read_text()
+        for text in (out, page, (tmp_path / "out" / "results.md").read_text()):
+            assert "Of 2 items they are too narrow." in text
+        # The better response is never the shorter one here: there is nothing to plot of length.
+        assert page.count("<figure>") == 2 and "Far apart" not in page
+
+    def test_the_same_command_goes_on(self, evaluate, rm_bench):
+        few = evaluate("rm-bench", rm_bench, "--limit", "1", "--scorers", "bellman.sum")
+        assert few["num_items"] == 1
+        many = evaluate("rm-bench", rm_bench, "--scorers", "bellman.sum", "gain.mean")
+        assert many["examples"][0]["scores"]["bellman.sum"] == few["examples"][0]["scores"]["bellman.sum"]
+        with pytest.raises(AssertionError):  # exit code 2: another setting
+            evaluate("rm-bench", rm_bench, "--max-response-tokens", "3")
+        assert evaluate("rm-bench", rm_bench, "--max-response-tokens", "3", "--overwrite")["cut"] > 0
+
+    def test_plain_and_chat(self, evaluate, tmp_path):
+        path = write(tmp_path / "pairs.jsonl", [PAIR_ROW, {**PAIR_ROW, "prompt": "Say no"}])
+        plain = evaluate("preference", path, "--scorers", "bellman.sum", output="plain")
+        chat = evaluate("preference", path, "--scorers", "bellman.sum", "--chat", output="chat")
+        assert plain["settings"]["chat"] is False and chat["settings"]["chat"] is True
+        assert plain["examples"][0]["scores"] != chat["examples"][0]["scores"]
+
+    def test_responses_longer_than_a_reward_models_context(
+        self, evaluate, reward_model_path, sentence_model_path, tmp_path, caplog
+    ):
+        rows = [{"prompt": "Say a.", "chosen": "a. " * 300, "rejected": "a. " * 400}]  # the context has 256 tokens
+        names = [f"reward_model:{path}" for path in (reward_model_path, sentence_model_path)]
+        results = evaluate("preference", write(tmp_path / "pairs.jsonl", rows), "--scorers", *names)
+        for name in names:
+            assert f"2 responses to {name} are longer than the model's context" in caplog.text
+        # Both are cut at the same place, so that they are the same.
+        better, worse = results["examples"][0]["scores"][names[1]]
+        assert better == pytest.approx(worse, abs=1e-5)
+
+    @pytest.mark.parametrize("chat", [False, True])
+    def test_explicit_reward_models_beside_the_intrinsic_ones(
+        self, evaluate, reward_model_path, sentence_model_path, tmp_path, capsys, chat
+    ):
+        rows = [
+            {"prompt": f"What is {i}+2?", "chosen": f"It is {i + 2}. I am sure of it.", "rejected": "No idea, sorry."}
+            for i in range(5)
+        ]
+        classifier, sentence = (f"reward_model:{path}" for path in (reward_model_path, sentence_model_path))
+        names = ["bellman.sum", "residual:bellman.sum", classifier, sentence, f"residual:{sentence}", "length"]
+        results = evaluate(
+            "preference",
+            write(tmp_path / "pairs.jsonl", rows),
+            "--scorers",
+            *names,
+            *(["--chat"] if chat else []),
+        )
+        assert list(results["metrics"]) == names
+        answers = [row[key] for row in rows for key in ("chosen", "rejected")]
+        questions = [row["prompt"] for row in rows for _ in range(2)]
+        prompts = [[{"role": "user", "content": question}] for question in questions] if chat else questions
+        scores = {
+            name: [score for example in results["examples"] for score in example["scores"][name]] for name in names
+        }
+        expected = SentenceReward(sentence_model_path, device="cpu")(prompts, answers)
+        assert scores[sentence] == pytest.approx(expected, abs=1e-4) and len(set(expected)) > 5
+        model = AutoModelForSequenceClassification.from_pretrained(reward_model_path).eval()
+        tokenizer = AutoTokenizer.from_pretrained(reward_model_path)
+        for question, answer, score in zip(questions, answers, scores[classifier], strict=True):
+            messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+            ids = tokenizer(chatml(messages) if chat else question + answer, add_special_tokens=not chat)["input_ids"]
+            if not chat:
+                ids = [*ids, tokenizer.eos_token_id]
+            with torch.no_grad():
+                hidden = model.model(torch.tensor([ids])).last_hidden_state[0]
+            last = max(i for i, token in enumerate(ids) if token != tokenizer.pad_token_id)
+            assert score == pytest.approx(model.score(hidden[last]).item(), abs=1e-4)
+        assert len(results["statements"]) == len(names) - 1
+        page = (tmp_path / "out" / "report.html").read_text()
+        assert all(f">{name}</td>" in page for name in names)
+
+    def test_steps(self, evaluate, tmp_path):
+        row = {"id": "gsm8k-1", "problem": "1+1?", "steps": ["Add.", "It is 2.", "So 2."], "label": 1}
+        rows = [{**row, "id": f"gsm8k-{i}", "problem": f"{i}+1?", "label": i % 4 - 1} for i in range(8)]
+        results = evaluate("process-bench", write(tmp_path / "f.jsonl", rows))
+        assert len(results["details"]["bellman.sum"]["thresholds"]) == 2
+        assert results["length"] == {} and "average F1" in results["headline"]
+        assert all(len(example["scores"]["position"]) == 3 for example in results["examples"])
+        missed = [
+            row["label"] >= 0 and e["scores"]["bellman.sum"][row["label"]] > min(e["scores"]["bellman.sum"])
+            for row, e in zip(rows, results["examples"], strict=True)
+        ]
+        assert (tmp_path / "out" / "report.html").read_text().count("first wrong step") == min(4, sum(missed)) > 0
+
+    def test_criteria(self, evaluate, tmp_path):
+        from endotrl.evaluation.benchmarks.dsp import DOMAINS
+
+        rows = [
+            {
+                "query": "Hi",
+                "responses": dict.fromkeys([*DOMAINS, "normal"], "") | {"academy": "Hello", "normal": "Yo"},
+            }
+        ]
+        path = write(tmp_path / "f.json", rows)
+        criteria = tmp_path / "criteria.json"
+        criteria.write_text(json.dumps({domain: f"Be {domain}." for domain in DOMAINS}))
+        results = evaluate("dsp", path, "--criteria", str(criteria), "--scorers", "bellman.sum")
+        assert len(results["examples"]) == 5
+        assert "Criterion by domain" in (tmp_path / "out" / "report.html").read_text()
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--scorers", "loss.sum"], "There is no scorer 'loss.sum'"),
+            (["--data", "none.json"], "there is no such file or folder"),
+            (["--device", "cuda:77"], "--device cuda:77 cannot be used"),
+            (["--scorers", "reward_model:no-such-model"], "'no-such-model' cannot be loaded"),
+            (["--scorers", "reward_model:{tiny}"], "has 2 outputs, but a reward model has one"),
+            (["--model", "endotrl/no-such-model"], "cannot be loaded"),
+        ],
+    )
+    def test_before_anything_is_written(self, tiny_model_path, rm_bench, tmp_path, capsys, options, message):
+        given = {"--model": tiny_model_path, "--data": rm_bench, "--output": str(tmp_path / "out")}
+        given[options[0]] = options[1].format(tiny=tiny_model_path)
+        assert main(["eval", "rm-bench", *[word for pair in given.items() for word in pair]]) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+    def test_a_bad_row_is_named(self, tiny_model_path, tmp_path, capsys):
+        path = write(tmp_path / "f.jsonl", [PAIR_ROW, {"prompt": EVIL, "chosen": "a"}])
+        assert main(["eval", "preference", "--model", tiny_model_path, "--data", path]) == 2
+        err = capsys.readouterr().err
+        assert 'f.jsonl, line 2: the key "rejected" is missing' in err and "\x1b" not in err
+
+
+class TestCompare:
+    def test_two_runs(self, evaluate, tmp_path, capsys):
+        rows = [{**PAIR_ROW, "prompt": f"Say {i}", "id": i} for i in range(30)]
+        path = write(tmp_path / "pairs.jsonl", rows)
+        a = evaluate("preference", path, "--scorers", "bellman.sum", "length", output="a")
+        b = evaluate("preference", path, "--scorers", "bellman.sum", "length", "--chat", "--limit", "25", output="b")
+        capsys.readouterr()
+        code = main(
+            ["eval", "compare", str(tmp_path / "a"), str(tmp_path / "b"), "--markdown", str(tmp_path / "c.md")]
+        )
+        out = capsys.readouterr().out
+        assert code == 0 and "5 items that only one of the runs has are left out" in out
+        assert max(map(len, out.splitlines()[:8])) <= 80
+        # Recomputed from the examples of the 25 items that both have.
+        right = {
+            run: [e["scores"]["bellman.sum"][0] > e["scores"]["bellman.sum"][1] for e in results["examples"][:25]]
+            for run, results in (("a", a), ("b", b))
+        }
+        gap = (sum(right["b"]) - sum(right["a"])) / 25
+        row = next(line for line in (tmp_path / "c.md").read_text().splitlines() if line.startswith("| bellman.sum"))
+        assert row.split("|")[5].strip().replace("−", "-") in (f"{gap:+.3f}", "0.000")
+        length = next(line for line in (tmp_path / "c.md").read_text().splitlines() if line.startswith("| length"))
+        assert "noise" in length  # the same in both
+
+    def test_units_are_joined_by_name(self):
+        """In another order, with an id that is there twice, and with items that only one run has."""
+
+        def run(*units):
+            values = [{"cluster": c, "group": "g", "values": {"s": {"accuracy": float(right)}}} for c, right in units]
+            return {"benchmark": "preference", "metrics": {"s": {}}, "headline": ["accuracy"], "units": values}
+
+        # In common: x (1 and 0), the first y (0 and 1), z (1 and 1); A alone has a second y and v, B alone has w.
+        a, b = run(("x", 1), ("y", 0), ("y", 1), ("z", 1), ("v", 1)), run(("z", 1), ("y", 1), ("w", 0), ("x", 0))
+        found = compare(a, b)
+        assert (found["num_units"], found["left_out"]) == (3, 3)
+        assert found["rows"][0]["a"] == pytest.approx(2 / 3) == found["rows"][0]["b"]
+
+    def test_not_comparable(self, evaluate, tmp_path, rm_bench, capsys):
+        evaluate("rm-bench", rm_bench, "--scorers", "length", output="a")
+        evaluate("preference", write(tmp_path / "p.jsonl", [PAIR_ROW]), "--scorers", "length", output="b")
+        assert main(["eval", "compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 2
+        assert "different benchmarks: rm-bench and preference" in capsys.readouterr().err
+        assert main(["eval", "compare", str(tmp_path / "a"), str(tmp_path / "none")]) == 2
+        assert "is no run of endotrl eval" in capsys.readouterr().err
+
+
+class TestGeneration:
+    def questions(self, tmp_path):
+        rows = [{"question": f"{i}+{i}?", "answer": str(2 * i), "id": i} for i in range(4)]
+        return write(tmp_path / "q.jsonl", rows)
+
+    def test_pass_at_k(self, evaluate, tmp_path):
+        options = ["--samples", "3", "--k", "2", "--seeds", "0", "1", "--max-new-tokens", "6", "--instruction="]
+        results = evaluate("generation", self.questions(tmp_path), *options)
+        lines = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]
+        assert len(lines) == 4 * 3  # greedy and two seeds
+        sampled = [sum(line["right"]) / 3 for line in lines if line["seed"] != "greedy"]
+        assert results["metrics"]["answers"]["pass@1"]["value"] == pytest.approx(sum(sampled) / 8)
+        assert set(results["pass@1 by seed"]) == {"0", "1"} and results["headline"] == ["greedy", "pass@1", "pass@2"]
+        again = evaluate("generation", self.questions(tmp_path), *options)
+        assert again["metrics"] == results["metrics"]
+        assert len((tmp_path / "out" / "answers.jsonl").read_text().splitlines()) == 12
+        assert "answers" in (tmp_path / "out" / "report.html").read_text()
+
+    def test_a_question_too_long_ends_the_run_before_it_begins(self, tmp_path, tiny_model_path, capsys):
+        rows = [{"question": f"{i}+{i}?", "answer": str(2 * i)} for i in range(20)]
+        path = write(tmp_path / "q.jsonl", [*rows, {"question": "long " * 300, "answer": "1"}])
+        command = ["eval", "generation", "--model", tiny_model_path, "--data", path, "--output", str(tmp_path / "out")]
+        assert main([*command, "--max-new-tokens", "6", "--instruction=", "--quiet"]) == 2
+        assert "the model's context has 256. Lower --max-new-tokens." in capsys.readouterr().err
+        assert not (tmp_path / "out" / "answers.jsonl").exists()
+
+    def test_best_of_n_chooses_among_the_same_samples(self, evaluate, tmp_path, tiny_model_path, monkeypatch):
+        # A grader that a random model can satisfy: an answer is right if it has an even number of characters.
+        grader = lambda texts, gold: [len(text) % 2 == 0 for text in texts]  # noqa: E731
+        monkeypatch.setattr("endotrl.commands.evaluate_answers.is_right", grader)
+        options = ["--samples", "4", "--max-new-tokens", "6", "--instruction=", "--scorers", "log_prob.mean", "length"]
+        results = evaluate("best-of-n", self.questions(tmp_path), *options)
+        lines = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]
+        value = {name: metrics["accuracy"]["value"] for name, metrics in results["metrics"].items()}
+        assert list(value) == ["log_prob.mean", "length", "majority", "random", "best possible"]
+        assert value["random"] == pytest.approx(sum(sum(line["right"]) for line in lines) / 16)
+        assert value["best possible"] == pytest.approx(sum(any(line["right"]) for line in lines) / 4)
+        longest = [
+            [right for right, n in zip(line["right"], line["tokens"], strict=True) if n == max(line["tokens"])]
+            for line in lines
+        ]
+        assert value["length"] == pytest.approx(sum(sum(row) / len(row) for row in longest) / 4)
+
+    def test_one_engine_of_vllm(self, evaluate, tmp_path, fake_vllm):
+        options = ["--samples", "2", "--seeds", "0", "1", "--backend", "vllm", "--trust-remote-code"]
+        options += ["--vllm-kwargs", '{"enforce_eager": true}', "--max-new-tokens", "4"]
+        results = evaluate("generation", self.questions(tmp_path), *options)
+        ((started, settings),) = fake_vllm.started  # greedy and two seeds
+        assert (settings["trust_remote_code"], settings["enforce_eager"]) == (True, True)
+        assert started() is None  # ended with the run
+        assert [(call.n, call.temperature) for call in fake_vllm.asked] == [(1, 0.0), (2, 1.0), (2, 1.0)]
+        assert results["metrics"]["answers"]["tokens"]["value"] == 2
+        # Nothing is left to answer.
+        evaluate("generation", self.questions(tmp_path), *options)
+        assert len(fake_vllm.started) == 1
+
+    def test_best_of_n_by_a_model_with_code_of_its_own(self, tiny_model_path, tmp_path, own_code, monkeypatch, capsys):
+        monkeypatch.setattr("endotrl.commands.evaluate_answers.is_right", lambda texts, gold: [True] * len(texts))
+        command = ["eval", "best-of-n", "--model", tiny_model_path, "--reward-model", own_code(tiny_model_path)]
+        command += [
+            "--data",
+            self.questions(tmp_path),
+            "--output",
+            str(tmp_path / "out"),
+            "--quiet",
+            "--device",
+            "cpu",
+        ]
+        command += ["--samples", "2", "--max-new-tokens", "4", "--scorers", "log_prob.mean"]
+        assert main(command) == 2
+        assert "trust_remote_code" in capsys.readouterr().err
+        assert main([*command, "--trust-remote-code", "--overwrite"]) == 0
+
+    def test_k_needs_samples(self, tiny_model_path, tmp_path, capsys):
+        path = self.questions(tmp_path)
+        assert (
+            main(
+                [
+                    "eval",
+                    "generation",
+                    "--model",
+                    tiny_model_path,
+                    "--data",
+                    path,
+                    "--k",
+                    "9",
+                    "--output",
+                    str(tmp_path),
+                ]
+            )
+            == 2
+        )
+        assert "pass@9 cannot be estimated from 4 samples" in capsys.readouterr().err
+
+
+def test_markdown_table_escapes():
+    assert markdown_table(["a"], [["x|y\nz"], ["w"]]).splitlines()[2:] == ["| x\\|y z |", "| w |"]
+
+
+@pytest.mark.slow
+def test_smollm2_on_real_pairs(smollm2_path, tmp_path):
+    """The reward of a real model on real rows agrees with an implementation that shares nothing with this one."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = json.loads(Path(real_file("llmbar/natural.json")).read_text())
+    rows = sorted(source, key=lambda row: len(row["input"] + row["output_1"] + row["output_2"]))[:3]
+    path = write(tmp_path / "natural.json", rows)
+    code = main(["eval", "llmbar", "--model", smollm2_path, "--device", "cpu", "--data", path, "--output", str(tmp_path / "o"), "--scorers", "bellman.sum"])  # fmt: skip
+    assert code == 0
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_path)
+    model = AutoModelForCausalLM.from_pretrained(smollm2_path).eval()
+    results = json.loads((tmp_path / "o" / "results.json").read_text())
+    right = []
+    for row, example in zip(rows, results["examples"], strict=True):
+        scores = []
+        for text in (row["output_1"], row["output_2"]):
+            prompt = tokenizer.apply_chat_template(
+                [{"role": "user", "content": row["input"]}], add_generation_prompt=True, tokenize=False
+            )
+            head = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+            ids = tokenizer(prompt + text + "<|im_end|>", add_special_tokens=False)["input_ids"]
+            with torch.no_grad():
+                log_probs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+            scores.append(sum(log_probs[i - 1, ids[i]].item() for i in range(len(head), len(ids))))
+        assert example["scores"]["bellman.sum"] == pytest.approx(scores, abs=2e-2)
+        right.append(scores[row["label"] - 1] > scores[2 - row["label"]])
+    assert results["metrics"]["bellman.sum"]["average"]["value"] == pytest.approx(sum(right) / len(rows))

@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: Apache-2.0
+import html as html_entities
+import inspect
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from endotrl import EndogenousReward, __version__
+from endotrl.commands.main import command_line, main, make_parser
+from endotrl.reporting import correlation_in_words
+
+
+ROWS = [
+    {"prompt": "1 + 1 =", "completion": " 2", "id": "a"},
+    {"prompt": "What is 2 + 2?", "completion": " It is, beyond any doubt, 4."},
+    {"prompt": "3 + 3 =", "completion": " [bold]six[/bold] \x1b[31m<script>"},
+    {"prompt": [{"role": "user", "content": "Hi"}], "completion": [{"role": "assistant", "content": "Hello there!"}]},
+]
+
+
+@pytest.fixture(autouse=True)
+def eighty_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def score(tiny_model_path, source):
+    """Runs `endotrl score` on the rows with the tiny model."""
+    return lambda *options, file=source: main(
+        ["score", str(file), "--model", tiny_model_path, "--device", "cpu", *options]
+    )
+
+
+class TestParser:
+    def test_heavy_libraries_are_not_imported(self):
+        code = (
+            "import sys; from endotrl.commands.main import main\n"
+            "try: main(['score', '--help'])\n"
+            "except SystemExit as stop: assert stop.code == 0\n"
+            "heavy = {'torch', 'transformers', 'trl', 'numpy', 'rich', 'tqdm'} & set(sys.modules)\n"
+            "assert not heavy, heavy"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+    def test_version(self, capsys):
+        with pytest.raises(SystemExit) as stop:
+            main(["--version"])
+        assert stop.value.code == 0 and capsys.readouterr().out == f"endotrl {__version__}\n"
+
+    def test_options_are_the_parameters_of_the_reward(self):
+        """Same names, same defaults, same choices, so that what a user learns here holds there."""
+        from typing import get_args, get_type_hints
+
+        parameters = dict(inspect.signature(EndogenousReward).parameters)
+        # Required, an object, a name in TRL's logs, and what only makes sense in a trainer (a correction takes a batch of groups).
+        for name in ("model", "processing_class", "name", "offload", "correction"):
+            del parameters[name]
+        args = make_parser().parse_args(["score", "file", "--model", "m"])
+        assert {name: getattr(args, name) for name in parameters} == {k: p.default for k, p in parameters.items()}
+        score_parser = next(iter(make_parser()._subparsers._group_actions)).choices["score"]
+        choices = {action.dest: action.choices for action in score_parser._actions if action.choices}
+        hints = get_type_hints(EndogenousReward.__init__)
+        for name in ("token_reward", "aggregate", "truncation", "overlong_prompt"):
+            assert tuple(choices[name]) == get_args(hints[name])
+
+    @pytest.mark.parametrize(
+        ("options", "reason"),
+        [
+            ([], "required: COMMAND"),
+            (["score", "f"], "required: --model"),
+            (["score", "f", "--model", "m", "--limit", "0"], "'0' is not a whole number of at least 1"),
+            (["score", "f", "--model", "m", "--block-size", "x"], "'x' is not a whole number of at least 1"),
+            (["score", "f", "--model", "m", "--aggregate", "max"], "invalid choice: 'max'"),
+            (["score", "f", "--model", "m", "--chat-template-kwargs", "[1]"], "must be a JSON object"),
+            (["score", "f", "--model", "m", "--criterion", '{"law": 1}'], "every domain needs one message, as text"),
+            (["score", "f", "--model", "m", "--over"], "unrecognized arguments: --over"),
+        ],
+    )
+    def test_usage_errors(self, options, reason, capsys):
+        with pytest.raises(SystemExit) as stop:
+            main(options)
+        assert stop.value.code == 2 and reason in capsys.readouterr().err
+
+    def test_criterion(self):
+        parse = lambda text: make_parser().parse_args(["score", "f", "--model", "m", "--criterion", text]).criterion  # noqa: E731
+        assert parse("Be exact.") == "Be exact."
+        assert parse('{"law": "Be exact."}') == {"law": "Be exact."}
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            [],
+            ["--aggregate", "mean", "--alpha", "0.7", "--html", "a page.html", "--no-tokens", "--limit", "3"],
+            ["--criterion", "Is it 'exact'? $HOME"],
+            ["--criterion=-brief", "--output", "-"],
+            ["--criterion", '{"law": "Be exact."}', "--chat-template-kwargs", '{"enable_thinking": false}'],
+        ],
+    )
+    def test_command_line_is_parsed_to_the_same_options(self, options):
+        args = make_parser().parse_args(["score", "my rows.jsonl", "--model", "m", *options])
+        words = shlex.split(command_line(args))
+        assert words[0] == "endotrl" and make_parser().parse_args(words[1:]) == args
+        # Defaults are left out: each option takes its name and a value, or is one word.
+        assert len(words) <= 5 + len(options)
+
+
+class TestDemo:
+    @pytest.mark.parametrize("options", [[], ["--task", "facts", "--output", "there", "--seed", "7"]])
+    def test_runs_the_quickstart(self, options, monkeypatch):
+        calls = []
+        quickstart = ModuleType("endotrl.demo")
+        quickstart.run_demo = lambda **settings: calls.append(settings)
+        monkeypatch.setitem(sys.modules, "endotrl.demo", quickstart)
+        assert main(["demo", *options]) == 0
+        default = {"task": "all", "output_dir": "demo-output", "seed": 0}
+        assert calls == [{"task": "facts", "output_dir": "there", "seed": 7} if options else default]
+
+
+class TestScore:
+    def test_end_to_end(self, score, source, tmp_path, capsys):
+        page = tmp_path / "page.html"
+        assert score("--html", str(page)) == 0
+        rows = [json.loads(line) for line in (tmp_path / "in.scores.jsonl").read_text().splitlines()]
+        assert [row["line"] for row in rows] == [1, 2, 3, 4] and rows[0]["id"] == "a"
+        out = capsys.readouterr().out
+        # A line that names a file is as long as the name.
+        assert max(len(line) for line in out.splitlines() if ".jsonl" not in line and ".html" not in line) <= 80
+        assert "[bold]six[/bold] <script>" in out and "\x1b" not in out
+        tokens = sum(row["num_tokens"] for row in rows)
+        assert f"4 rows scored, {tokens} tokens" in out
+        assert "longer answers score lower (r = −" in out  # sums of log-probabilities
+        html = page.read_text(encoding="utf-8")
+        assert html.count('data-tip="') == tokens and "<script" not in html and html.count("EOS</span>") == 4
+        assert "line 1 · id a · reward −" in html
+
+    def test_settings_reach_the_reward(self, score, tmp_path, tiny_model_path, capsys):
+        options = ["--alpha", "0.7", "--gamma", "0.9", "--token-reward", "centered", "--aggregate", "discounted"]
+        assert (
+            score(*options, "--discount", "0.9", "--criterion", "Be brief.", "--output", str(tmp_path / "o.jsonl"))
+            == 0
+        )
+        reward = EndogenousReward(
+            tiny_model_path, alpha=0.7, gamma=0.9, token_reward="centered", aggregate="discounted", discount=0.9,
+            criterion="Be brief.", device="cpu",
+        )  # fmt: skip
+        for line, row in zip((tmp_path / "o.jsonl").read_text().splitlines(), ROWS, strict=True):
+            (expected,) = reward(prompts=[row["prompt"]], completions=[row["completion"]])
+            assert json.loads(line)["reward"] == pytest.approx(expected, abs=1e-4)
+        meta = json.loads((tmp_path / "o.jsonl.meta.json").read_text())["settings"]
+        assert meta["alpha"] == 0.7 and meta["criterion"] == "Be brief." and meta["dtype"] == "float32"
+        assert "max_tokens_per_batch" not in meta  # may change from run to run
+
+    def test_the_command_on_the_page_makes_the_page(self, score, tmp_path):
+        page = tmp_path / "page.html"
+        options = ["--html", str(page), "--output", "-", "--aggregate", "mean", "--criterion", "Is it 'brief'?"]
+        assert score(*options) == 0
+        command = re.search(r"endotrl score .*?(?=<)", html_entities.unescape(page.read_text(encoding="utf-8")))[0]
+        maps = page.read_text(encoding="utf-8").split("endotrl score")[0]
+        page.unlink()
+        assert main(shlex.split(command)[1:]) == 0
+        seconds = r"in [\d.,]+ s \([\d,]+ tokens/s\)"
+        again = page.read_text(encoding="utf-8").split("endotrl score")[0]
+        assert re.sub(seconds, "", again) == re.sub(seconds, "", maps)
+
+    def test_cut_off_rows_are_judged_as_the_option_says(self, score, tmp_path, tiny_model_path, capsys):
+        from transformers import AutoTokenizer
+
+        ids = AutoTokenizer.from_pretrained(tiny_model_path)(" It is, beyond")["input_ids"]
+        source = tmp_path / "cut.jsonl"
+        source.write_text(
+            json.dumps({"prompt": "What is 2 + 2?", "completion": " It is, beyond", "completion_ids": ids}) + "\n"
+        )
+        rewards = {}
+        for truncation in ("terminal", "bootstrap", "skip"):
+            output = tmp_path / f"{truncation}.jsonl"
+            assert score("--truncation", truncation, "--output", str(output), file=source) == 0
+            row = json.loads(output.read_text())
+            assert row["finished"] is False and row["num_tokens"] == len(ids)
+            rewards[truncation] = row["reward"]
+        assert rewards["bootstrap"] != rewards["terminal"] and rewards["skip"] is None
+        assert "1 row got no reward (null, with the reason)" in capsys.readouterr().out
+
+    def test_highest_and_lowest(self, score, tmp_path, capsys):
+        assert score("--top", "2", "--bottom", "1", "--no-tokens", "--limit", "3") == 0
+        out = capsys.readouterr().out
+        rewards = [json.loads(line)["reward"] for line in (tmp_path / "in.scores.jsonl").read_text().splitlines()]
+        order = sorted(range(3), key=lambda i: -rewards[i])
+        shown = [int(line.split()[0]) - 1 for line in out.splitlines() if line[:5].strip().isdigit()]
+        assert "Highest rewards" in out and "Lowest rewards" in out and shown == [*order[:2], order[-1]]
+
+    def test_bad_rows(self, score, source, tmp_path, capsys):
+        with source.open("a") as file:
+            file.write('{"prompt": "a"}\nnot json\n')
+        assert score() == 1
+        captured = capsys.readouterr()
+        assert 'line 5: The key "completion" is missing.' in captured.err
+        assert "line 6: Not valid JSON: Expecting value" in captured.err
+        assert "2 rows could not be scored" in captured.out
+        assert len((tmp_path / "in.scores.jsonl.errors.jsonl").read_text().splitlines()) == 2
+        assert score() == 1  # resumed, nothing to do, and still not all well
+
+    def test_many_bad_rows_do_not_flood_the_terminal(self, score, tmp_path, capsys):
+        bad = tmp_path / "bad.jsonl"
+        bad.write_text("{}\n" * 100)
+        assert score("--quiet", file=bad) == 1
+        captured = capsys.readouterr()
+        assert captured.err.count("line ") == 20 and captured.out == ""
+        assert "More rows are bad" in captured.err and "bad.scores.jsonl.errors.jsonl names them all" in captured.err
+
+    def test_from_and_to_standard_streams(self, tiny_model_path, source):
+        command = [
+            sys.executable,
+            "-m",
+            "endotrl.commands.main",
+            "score",
+            "-",
+            "--model",
+            tiny_model_path,
+            "--device",
+            "cpu",
+        ]
+        done = subprocess.run(command, stdin=source.open("rb"), capture_output=True, check=True)
+        assert [json.loads(line)["line"] for line in done.stdout.splitlines()] == [1, 2, 3, 4]
+        assert b"First rows" in done.stderr and b"Traceback" not in done.stderr
+
+    @pytest.mark.parametrize(
+        ("options", "reason"),
+        [
+            (["FILE", "--model", "no/such-model"], "The frozen model 'no/such-model' cannot be loaded"),
+            (["no.jsonl", "--model", "MODEL"], "There is no file no.jsonl"),
+            (["FILE", "--model", "MODEL", "--alpha", "0"], "`alpha` is 0.0, but the temperature"),
+            (["FILE", "--model", "MODEL", "--device", "cuda:99"], "--device cuda:99 cannot be used"),
+            (["FILE", "--model", "MODEL", "--device", "toaster"], "--device toaster cannot be used"),
+            (["FILE", "--model", "MODEL", "--output", "no/out.jsonl"], "The folder of the output, no, does not exist"),
+            (["FILE", "--model", "MODEL", "--html", "no/page.html"], "The folder of the page, no, does not exist"),
+            (["FILE", "--model", "MODEL", "--html", "FILE"], "is also the input or the output"),
+            (["FILE", "--model", "MODEL", "--output", "FILE"], "would be written over the input"),
+        ],
+    )
+    def test_errors_are_one_message(self, options, reason, source, tiny_model_path, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        before = source.read_bytes()
+        names = {"FILE": str(source), "MODEL": tiny_model_path}
+        assert main(["score", *(names.get(option, option) for option in options)]) == 2
+        err = capsys.readouterr().err
+        assert reason in err and "Traceback" not in err
+        assert source.read_bytes() == before and list(tmp_path.iterdir()) == [source]
+
+    def test_interruption_in_process(self, score, monkeypatch, capsys):
+        monkeypatch.setattr(EndogenousReward, "score", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert score() == 130
+        err = capsys.readouterr().err
+        assert "Interrupted. What was scored is in" in err and "Traceback" not in err
+
+    def test_out_of_memory_then_smaller_batches(self, score, source, tmp_path, monkeypatch, capsys):
+        score_rows = EndogenousReward.score
+        calls = []
+
+        def fail_once(self, *args, **kwargs):
+            calls.append(1)
+            if len(calls) == 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return score_rows(self, *args, **kwargs)
+
+        monkeypatch.setattr(EndogenousReward, "score", fail_once)
+        assert score("--block-size", "1") == 2
+        assert "not enough memory for batches of 8192 tokens" in capsys.readouterr().err
+        assert score("--block-size", "1", "--max-tokens-per-batch", "64") == 0
+        assert "1 row was done by earlier runs, 3 by this one" in capsys.readouterr().out
+
+    @pytest.mark.slow
+    def test_interruption_by_signal_and_kill(self, score, tiny_model_path, tmp_path):
+        """Ctrl-C, then a kill that cannot be caught, then to the end: the bytes of a run without a break."""
+        source, output = tmp_path / "many.jsonl", tmp_path / "many.out.jsonl"
+        source.write_text(
+            "".join(json.dumps({"prompt": "a", "completion": "b" * (i % 200)}) + "\n" for i in range(2000))
+        )
+        assert score("--quiet", "--block-size", "8", "--output", str(tmp_path / "whole.jsonl"), file=source) == 0
+        options = ["score", str(source), "--model", tiny_model_path, "--device", "cpu", "--block-size", "8"]
+        for number, code in ((signal.SIGINT, 130), (signal.SIGKILL, -9)):
+            size = output.stat().st_size if output.exists() else 0
+            process = subprocess.Popen(
+                [sys.executable, "-m", "endotrl.commands.main", *options, "--output", str(output)],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                # A shell starts background jobs (this suite, perhaps) with Ctrl-C ignored, and children inherit that.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            )
+            while not output.exists() or output.stat().st_size <= size:
+                assert process.poll() is None
+                time.sleep(0.01)
+            process.send_signal(number)
+            _, err = process.communicate(timeout=60)
+            assert process.returncode == code and b"Traceback" not in err
+        assert 0 < output.stat().st_size < (tmp_path / "whole.jsonl").stat().st_size
+        assert main([*options, "--quiet", "--output", str(output)]) == 0
+        assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("correlation", "words"),
+    [
+        (-0.8, "longer answers score lower (r = −0.80)"),
+        (0.35, "longer answers score higher (r = +0.35)"),
+        (-0.1, "reward hardly depends on length (r = −0.10)"),
+        (0.0, "reward hardly depends on length (r = 0.00)"),
+    ],
+)
+def test_correlation_in_words(correlation, words):
+    assert correlation_in_words(correlation) == words
+
+
+def test_module_is_the_entry_point():
+    project = Path(__file__).parents[2] / "pyproject.toml"
+    assert 'endotrl = "endotrl.commands.main:main"' in project.read_text()

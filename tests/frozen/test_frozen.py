@@ -1,0 +1,409 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What a trainer shares stays as it is, to the bit, whatever is trained; what would change it is refused by `attach`, and
+noticed if it comes later. The naive rewards are those of a fresh copy of the checkpoint, one sequence at a time.
+"""
+
+import copy
+import pickle
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import (
+    HRAConfig,
+    IA3Config,
+    LNTuningConfig,
+    LoHaConfig,
+    LoKrConfig,
+    LoraConfig,
+    OFTConfig,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    VeraConfig,
+    get_peft_model,
+)
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.callbacks import SyncRefModelCallback
+
+from endotrl import EndogenousReward
+from endotrl.rewards import InformationGain
+
+from ..support.tiny_policy import save_tiny_policy
+
+
+PROMPT, COMPLETIONS = [1, 7, 8, 9], [[10, 11, 2], [7, 7, 7, 12, 2], [9, 2]]
+ROWS = {"prompts": ["<bos> a b c"] * 3, "completions": ["d e", "a a a f", "c"], "completion_ids": COMPLETIONS}
+lora = partial(LoraConfig, task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "down_proj"])
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The tiny policy, with biases."""
+    folder = tmp_path_factory.mktemp("biased")
+    save_tiny_policy(folder, attention_bias=True, mlp_bias=True)
+    return str(folder)
+
+
+@torch.no_grad()
+def naive_rewards(model: PreTrainedModel | str) -> list[float]:
+    """Log-probabilities, from full logits: what the default Bellman rewards of finished completions come to."""
+    if isinstance(model, str):
+        model = AutoModelForCausalLM.from_pretrained(model)
+    rewards = []
+    for ids in COMPLETIONS:
+        logits = model.eval()(torch.tensor([PROMPT + ids])).logits[0, len(PROMPT) - 1 : -1].float()
+        rewards.append(logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None]).sum().item())
+    return rewards
+
+
+def make_trainer(model: Any, folder: Path, dtype: torch.dtype = torch.float32, **kwargs: Any) -> GRPOTrainer:
+    if isinstance(model, str):
+        name, model = model, AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+    else:
+        name = model.config._name_or_path
+    settings = {"per_device_train_batch_size": 2, "num_generations": 2, "max_steps": 2, "max_completion_length": 4}
+    settings |= {"learning_rate": 0.05, "report_to": [], "use_cpu": True, "bf16": False, "save_strategy": "no"}
+    peft_config = kwargs.pop("peft_config", None)
+    return GRPOTrainer(
+        model=model,
+        reward_funcs=kwargs.pop("reward_funcs", lambda completions, **_: [float(len(c)) for c in completions]),
+        args=GRPOConfig(str(folder), disable_tqdm=True, **settings | kwargs),
+        train_dataset=Dataset.from_dict({"prompt": ["a b c", "d e"]}),
+        processing_class=AutoTokenizer.from_pretrained(name),
+        peft_config=peft_config,
+    )
+
+
+def train(model: nn.Module, steps: int = 3) -> None:
+    """Optimiser steps on everything that is to be trained."""
+    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=0.05)
+    ids = torch.arange(3, 15)[None]
+    for _ in range(steps):
+        model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+ADAPTERS: dict[str, Any] = {
+    "LoRA": lora(),
+    "LoRA with a bias of its own": lora(lora_bias=True),
+    "DoRA": lora(use_dora=True),
+    "LoRA of the embedding": lora(target_modules=["embed_tokens"]),
+    "modules_to_save": lora(modules_to_save=["lm_head", "embed_tokens", "norm"]),
+    "trainable_token_indices": lora(trainable_token_indices=[7, 8]),
+    "IA3": IA3Config(
+        task_type="CAUSAL_LM", target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]
+    ),
+    "LN tuning": LNTuningConfig(task_type="CAUSAL_LM", target_modules=["input_layernorm", "norm"]),
+    "VeRA": VeraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], r=4),
+    "LoHa": LoHaConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "down_proj"], r=2),
+    "LoKr": LoKrConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "down_proj"], r=2),
+    "OFT": OFTConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], oft_block_size=4, r=0),
+    "HRA": HRAConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], r=2),
+}
+VIRTUAL_TOKENS: dict[str, Any] = {
+    "prompt tuning": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+    "prefix tuning": PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+}
+MOVES_THE_BASE: dict[str, Any] = {
+    "all": lora(bias="all"),
+    "lora_only": lora(bias="lora_only"),
+    "oft_only": OFTConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], oft_block_size=4, r=0, bias="oft_only"),
+}
+
+
+class TestAdapters:
+    @pytest.mark.parametrize("adapter", [*ADAPTERS, *VIRTUAL_TOKENS])
+    def test_the_base_stays_to_the_bit(self, adapter: str, path: str, tmp_path: Path) -> None:
+        policy = AutoModelForCausalLM.from_pretrained(path)
+        base = [(name, weight, weight.detach().clone()) for name, weight in policy.named_parameters()]
+        config = copy.deepcopy({**ADAPTERS, **VIRTUAL_TOKENS}[adapter])
+        trainer = make_trainer(policy, tmp_path, peft_config=config)
+        reward = EndogenousReward(model=None).attach(trainer)
+        expected = naive_rewards(path)
+        assert reward(**ROWS) == pytest.approx(expected, abs=1e-4)
+        train(trainer.model)
+        assert reward(**ROWS) == pytest.approx(expected, abs=1e-4)
+        assert all(torch.equal(weight, before) for _, weight, before in base), "the base has moved"
+        if adapter in VIRTUAL_TOKENS:
+            return
+        # What was trained is used, and is the reward of nothing.
+        assert max(abs(a - b) for a, b in zip(naive_rewards(trainer.model), expected, strict=True)) > 0.01
+        with pytest.raises(ValueError, match="adapter is not at zero"):
+            EndogenousReward(model=None).attach(trainer)
+
+    @pytest.mark.parametrize("adapter", ["LoRA", "DoRA", "IA3", "OFT", "HRA"])
+    def test_in_bfloat16(self, adapter: str, path: str, tmp_path: Path) -> None:
+        # The bases of multiplying methods round differently with the adapter and without it.
+        trainer = make_trainer(path, tmp_path, torch.bfloat16, peft_config=copy.deepcopy(ADAPTERS[adapter]))
+        EndogenousReward(model=None).attach(trainer)
+        train(trainer.model)
+        with pytest.raises(ValueError, match="adapter is not at zero"):
+            EndogenousReward(model=None).attach(trainer)
+
+    @pytest.mark.parametrize("bias", MOVES_THE_BASE)
+    def test_biases_of_the_base_are_refused(self, bias: str, path: str, tmp_path: Path) -> None:
+        trainer = make_trainer(path, tmp_path, peft_config=copy.deepcopy(MOVES_THE_BASE[bias]))
+        with pytest.raises(ValueError, match=r'trains weights of the base.*q_proj\.bias.*bias="none"'):
+            EndogenousReward(model=None).attach(trainer)
+        # It is true: with the adapter off, the model is another one after training.
+        train(trainer.model)
+        with trainer.model.disable_adapter():
+            moved = naive_rewards(trainer.model)
+        assert max(abs(a - b) for a, b in zip(moved, naive_rewards(path), strict=True)) > 0.1
+
+    def test_biases_that_the_model_does_not_have(self, tiny_policy_path: str, tmp_path: Path) -> None:
+        # Llama has none: nothing is trained but the adapter, whatever its config says.
+        trainer = make_trainer(tiny_policy_path, tmp_path, peft_config=lora(bias="all"))
+        with pytest.warns(UserWarning, match="bias configured to be 'all'"):  # PEFT's
+            reward = EndogenousReward(model=None).attach(trainer)
+            train(trainer.model)
+            assert reward(**ROWS) == pytest.approx(naive_rewards(tiny_policy_path), abs=1e-4)
+
+    def test_a_layer_that_was_unfrozen(self, path: str, tmp_path: Path) -> None:
+        trainer = make_trainer(path, tmp_path, peft_config=lora())
+        trainer.model.get_base_model().model.norm.requires_grad_(True)
+        with pytest.raises(ValueError, match=r"trains weights of the base.*norm\.weight"):
+            EndogenousReward(model=None).attach(trainer)
+
+    def test_one_that_is_unfrozen_later(self, path: str, tmp_path: Path) -> None:
+        trainer = make_trainer(path, tmp_path, peft_config=lora())
+        reward = EndogenousReward(model=None).attach(trainer)
+        trainer.model.get_base_model().model.norm.requires_grad_(True)
+        reward(**ROWS)
+        train(trainer.model, steps=1)
+        with pytest.raises(RuntimeError, match="weights have changed since `attach`"):
+            reward(**ROWS)
+
+    @pytest.mark.parametrize("initialisation", [False, "pissa", "olora"])
+    def test_adapters_that_start_elsewhere(self, initialisation: Any, path: str, tmp_path: Path) -> None:
+        trainer = make_trainer(path, tmp_path, peft_config=lora(init_lora_weights=initialisation))
+        with pytest.raises(ValueError, match="adapter is not at zero"):
+            EndogenousReward(model=None).attach(trainer)
+
+    def test_one_token_that_was_trained(self, path: str, tmp_path: Path) -> None:
+        config = lora(target_modules=["embed_tokens"])
+        trainer = make_trainer(path, tmp_path, peft_config=config)
+        layer = trainer.model.get_base_model().model.embed_tokens
+        layer.lora_embedding_A["default"].data[:, 18] = 0.5
+        with pytest.raises(ValueError, match="adapter is not at zero"):
+            EndogenousReward(model=None).attach(trainer)
+
+    def test_an_inactive_adapter_that_was_trained(self, path: str, tmp_path: Path) -> None:
+        policy = get_peft_model(AutoModelForCausalLM.from_pretrained(path), lora(), adapter_name="first")
+        train(policy)
+        policy.add_adapter("second", lora())
+        policy.set_adapter("second")
+        trainer = make_trainer(policy, tmp_path, beta=0.0)
+        assert EndogenousReward(model=None).attach(trainer)(**ROWS) == pytest.approx(naive_rewards(path), abs=1e-4)
+        policy.set_adapter("first")
+        with pytest.raises(ValueError, match="adapter is not at zero"):
+            EndogenousReward(model=None).attach(trainer)
+
+
+class TestReference:
+    def test_it_stays_to_the_bit(self, path: str, tmp_path: Path) -> None:
+        trainer = make_trainer(path, tmp_path, beta=0.1)
+        reward = EndogenousReward(model=None).attach(trainer)
+        before = {name: weight.clone() for name, weight in trainer.ref_model.state_dict().items()}
+        trainer.train()
+        assert all(torch.equal(weight, before[name]) for name, weight in trainer.ref_model.state_dict().items())
+        assert reward(**ROWS) == pytest.approx(naive_rewards(path), abs=1e-4)
+
+    def test_synchronised_by_a_callback(self, path: str, tmp_path: Path) -> None:
+        # Without the setting, of which the setting's callback is made.
+        trainer = make_trainer(path, tmp_path, beta=0.1)
+        trainer.add_callback(SyncRefModelCallback(trainer.ref_model, trainer.accelerator))
+        with pytest.raises(ValueError, match="synchronises its reference model.*`sync_ref_model=True`"):
+            EndogenousReward(model=None).attach(trainer)
+
+    def test_moved_later(self, path: str, tmp_path: Path) -> None:
+        reward = EndogenousReward(model=None)
+        trainer = make_trainer(path, tmp_path, beta=0.1, reward_funcs=reward, ref_model_sync_steps=1, max_steps=3)
+        reward.attach(trainer)
+        trainer.add_callback(SyncRefModelCallback(trainer.ref_model, trainer.accelerator))
+        with pytest.raises(RuntimeError, match="weights have changed since `attach`.*reference model"):
+            trainer.train()
+        assert trainer.state.global_step == 1
+
+    def test_one_value_in_a_thousand_steps(self, path: str, tmp_path: Path) -> None:
+        trainer = make_trainer(path, tmp_path, beta=0.1)
+        reward = EndogenousReward(model=None).attach(trainer)
+        for weight in trainer.ref_model.parameters():
+            weight.data.mul_(1 + 1e-6)  # no optimizer, no version counter
+        with pytest.raises(RuntimeError, match="weights have changed since `attach`"):
+            reward(**ROWS)
+
+    def test_a_trainer_that_casts_its_model(self, path: str, tmp_path: Path) -> None:
+        # As DeepSpeed does when training starts. The same weights, in fewer bits.
+        trainer = make_trainer(path, tmp_path, beta=0.1)
+        reward = EndogenousReward(model=None).attach(trainer)
+        trainer.ref_model.bfloat16()
+        assert reward(**ROWS) == pytest.approx(naive_rewards(path), rel=0.05)
+        trainer.ref_model.lm_head.weight.data.mul_(1.01)
+        with pytest.raises(RuntimeError, match="weights have changed"):
+            reward(**ROWS)
+
+
+class TestSentToVLLM:
+    """TRL merges the adapter into its base, sends it and takes the adapter out again, which leaves rounding errors."""
+
+    @staticmethod
+    def make(path: str, folder: Path, method: str) -> Any:
+        trainer = make_trainer(path, folder, torch.bfloat16, peft_config=lora())
+
+        def send() -> None:
+            trainer.model.merge_adapter()
+            trainer.sent = trainer.model.get_base_model().model.layers[0].self_attn.q_proj.base_layer.weight.clone()
+            trainer.model.unmerge_adapter()
+
+        trainer.args.use_vllm, trainer.send = True, send
+        if method == "sync_weights":
+            trainer.vllm_generation = SimpleNamespace(sync_weights=send)
+        else:
+            trainer._move_model_to_vllm = send
+        return trainer
+
+    @pytest.mark.parametrize("method", ["sync_weights", "_move_model_to_vllm"])
+    def test_the_base_gets_its_weights_back(self, method: str, path: str, tmp_path: Path) -> None:
+        trainer = self.make(path, tmp_path, method)
+        weight = trainer.model.get_base_model().model.layers[0].self_attn.q_proj.base_layer.weight
+        before = weight.clone()
+        reward = EndogenousReward(model=None).attach(trainer)
+        first = reward(**ROWS)
+        train(trainer.model)
+        for _ in range(2):
+            (trainer.vllm_generation.sync_weights if method == "sync_weights" else trainer._move_model_to_vllm)()
+            assert torch.equal(weight, before)
+            assert not torch.equal(trainer.sent, before)  # the policy, and not its base
+        assert reward(**ROWS) == first
+        trainer.send()
+        assert not torch.equal(weight, before)  # so it would be
+
+    def test_a_quantised_base_is_refused(self, path: str, tmp_path: Path) -> None:
+        trainer = self.make(path, tmp_path, "sync_weights")
+        layer = trainer.model.get_base_model().model.layers[0].mlp.gate_proj
+        codes = nn.Parameter((layer.weight * 100).to(torch.int8), requires_grad=False)
+        layer.forward = partial(nn.functional.linear, weight=layer.weight.detach(), bias=layer.bias.detach())
+        layer.weight = codes
+        with pytest.raises(ValueError, match="`use_vllm=True` and a quantised base model"):
+            EndogenousReward(model=None).attach(trainer)
+
+
+def change_one_row(model: PreTrainedModel) -> PreTrainedModel:
+    model.lm_head.weight.data[11] *= 3
+    return model
+
+
+def merge_an_adapter(model: PreTrainedModel) -> PreTrainedModel:
+    return get_peft_model(model, lora(init_lora_weights=False)).merge_and_unload()
+
+
+def rotate_otherwise(model: PreTrainedModel) -> PreTrainedModel:
+    model.config.rope_parameters = {**model.config.rope_parameters, "rope_theta": 17.0}
+    return type(model).from_pretrained(model.config._name_or_path, config=model.config)
+
+
+CHANGES = [change_one_row, merge_an_adapter, rotate_otherwise]
+changed = pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+
+
+class TestIdentity:
+    """A model is known by its weights, not by the place from which they were loaded."""
+
+    @changed
+    def test_the_reward_of_a_changed_model_is_not_the_base_trainers(
+        self, change: Callable[[Any], Any], path: str, tmp_path: Path
+    ) -> None:
+        model = change(AutoModelForCausalLM.from_pretrained(path))
+        assert model.config._name_or_path == path
+        reward = EndogenousReward(model, AutoTokenizer.from_pretrained(path))
+        expected = naive_rewards(model)
+        with pytest.raises(ValueError, match=f"was made for the model '{path}'.*others, by their values"):
+            reward.attach(make_trainer(path, tmp_path, beta=0.1))
+        assert reward(**ROWS) == pytest.approx(expected, abs=1e-4)  # as before
+
+    @changed
+    @pytest.mark.parametrize("loaded", [False, True])
+    def test_nor_the_reverse(self, loaded: bool, change: Callable[[Any], Any], path: str, tmp_path: Path) -> None:
+        model = change(AutoModelForCausalLM.from_pretrained(path))
+        reward = EndogenousReward(path)
+        if loaded:
+            reward.load()
+        with pytest.raises(ValueError, match="was made for the model"):
+            reward.attach(make_trainer(model, tmp_path, peft_config=lora()))
+
+    @pytest.mark.parametrize("theirs", [torch.float32, torch.bfloat16, torch.float16])
+    @pytest.mark.parametrize("ours", ["path", "loaded", "instance", "bfloat16"])
+    def test_the_same_model_in_another_dtype(self, ours: str, theirs: torch.dtype, path: str, tmp_path: Path) -> None:
+        if ours == "instance":
+            reward = EndogenousReward(AutoModelForCausalLM.from_pretrained(path, dtype=theirs))
+        else:
+            reward = EndogenousReward(path, dtype="bfloat16" if ours == "bfloat16" else "auto")
+        if ours == "loaded" and theirs != torch.float16:
+            reward.load()
+        trainer = make_trainer(path, tmp_path, theirs, peft_config=lora())
+        assert reward.attach(trainer).is_shared
+
+    def test_the_instance_that_is_trained(self, path: str, tmp_path: Path) -> None:
+        model = AutoModelForCausalLM.from_pretrained(path)
+        reward = EndogenousReward(model)
+        trainer = make_trainer(model, tmp_path, peft_config=lora())  # puts the adapter into it
+        assert reward.attach(trainer)(**ROWS) == pytest.approx(naive_rewards(path), abs=1e-4)
+        adapted = EndogenousReward(trainer.model.get_base_model(), AutoTokenizer.from_pretrained(path))
+        with pytest.raises(ValueError, match="was made for the model"):
+            adapted.attach(trainer)  # that one has its adapter in it
+
+    def test_saved_elsewhere(self, path: str, tmp_path: Path) -> None:
+        AutoModelForCausalLM.from_pretrained(path).save_pretrained(tmp_path / "copy")
+        AutoTokenizer.from_pretrained(path).save_pretrained(tmp_path / "copy")
+        trainer = make_trainer(path, tmp_path, peft_config=lora())
+        assert EndogenousReward(str(tmp_path / "copy")).attach(trainer).is_shared
+
+    def test_attached_again(self, path: str, tiny_policy_path: str, tmp_path: Path) -> None:
+        # What it was made for is not forgotten with the copy that it had.
+        reward = EndogenousReward(path).attach(make_trainer(path, tmp_path, peft_config=lora()))
+        reward.attach(make_trainer(path, tmp_path, beta=0.1))
+        with pytest.raises(ValueError, match="was made for the model"):
+            pickle.loads(pickle.dumps(reward)).attach(make_trainer(tiny_policy_path, tmp_path, beta=0.1))
+
+    @changed
+    def test_a_pickle_of_a_changed_model_does_not_score_as_the_base(
+        self, change: Callable[[Any], Any], path: str
+    ) -> None:
+        model = change(AutoModelForCausalLM.from_pretrained(path))
+        reward = pickle.loads(pickle.dumps(EndogenousReward(model)))
+        with pytest.raises(OSError, match=f"loaded from '{path}' and changed after that.*save_pretrained"):
+            reward(**ROWS)
+
+    @changed
+    def test_a_deep_copy_scores_with_the_same_instance(self, change: Callable[[Any], Any], path: str) -> None:
+        model = change(AutoModelForCausalLM.from_pretrained(path))
+        reward = EndogenousReward(model)
+        clone = copy.deepcopy(reward)
+        clone.__name__ = "clone"
+        assert (reward.__name__, clone.__name__) == ("endogenous_reward", "clone")
+        assert clone(**ROWS) == reward(**ROWS) == pytest.approx(naive_rewards(model), abs=1e-4)
+        change_one_row(model)
+        with pytest.raises(RuntimeError, match="has changed since"):
+            clone(**ROWS)
+
+    def test_the_generalist(self, path: str) -> None:
+        model = change_one_row(AutoModelForCausalLM.from_pretrained(path))
+        reward = EndogenousReward(path, token_reward="log_prob", correction=InformationGain(model))
+        expected = [a - b for a, b in zip(naive_rewards(path), naive_rewards(model), strict=True)]
+        assert copy.deepcopy(reward)(**ROWS) == pytest.approx(expected, abs=1e-4)
+        with pytest.raises(OSError, match="changed after that"):
+            pickle.loads(pickle.dumps(reward))(**ROWS)
+
+    def test_a_generalist_by_its_folder(self, path: str) -> None:
+        reward = EndogenousReward(path, token_reward="log_prob", correction=InformationGain(Path(path)))
+        assert pickle.loads(pickle.dumps(reward))(**ROWS) == pytest.approx([0.0] * 3, abs=1e-4)

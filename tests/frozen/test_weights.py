@@ -1,0 +1,329 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Models by their weights, and models whose weights are not plain tensors of their modules: offloaded, quantised,
+parametrised. The naive values are those of full logits, one sequence at a time, of the model as it is given.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import cpu_offload, cpu_offload_with_hook, disk_offload
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from torch.utils._python_dispatch import return_and_correct_aliasing
+from transformers import (
+    AutoModelForCausalLM,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
+
+from endotrl.frozen.placement import LoadedModel
+from endotrl.frozen.weights import backbone, have_moved, named_weights, sample_weights, weights_digest
+from endotrl.rendering.renderer import Rendered
+from endotrl.scoring.scorer import FrozenScorer
+
+from ..support.reference import scores_from_logits, state_logits
+
+
+CPU = torch.device("cpu")
+SIZES = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+ROWS = [([5, 6, 7], [8, 9, 1]), ([5, 6, 7], [30, 31]), ([11, 12], [13, 14, 15, 16, 17, 18, 19, 1])]
+
+
+def make_model(**config: Any) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**{**SIZES, **config}, initializer_range=0.3)).eval()
+
+
+def assert_scored(model: PreTrainedModel, tolerance: float = 1e-4) -> None:
+    """Twice: what the first call changed in the model must not matter, nor be taken for training."""
+    expected = [
+        scores_from_logits(state_logits(model, prompt, completion), completion, alpha=1.0)
+        for prompt, completion in ROWS
+    ]
+    rows = [
+        Rendered(prompt_ids=prompt, completion_ids=ids, action_positions=list(range(len(ids))), finished=False)
+        for prompt, ids in ROWS
+    ]
+    scorer = FrozenScorer(LoadedModel(model))
+    for _ in range(2):
+        for stats, reference in zip(scorer(rows), expected, strict=True):
+            assert stats.chosen_logits.tolist() == pytest.approx(reference.taken, abs=tolerance)
+            assert stats.soft_values.tolist() == pytest.approx(reference.values, abs=tolerance)
+            assert stats.entropies.tolist() == pytest.approx(reference.entropies, abs=tolerance)
+
+
+class TestDigest:
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+    def test_the_same_in_every_dtype(self, dtype: torch.dtype) -> None:
+        assert weights_digest(make_model().to(dtype)) == weights_digest(make_model())
+
+    @pytest.mark.parametrize("row", [0, 17, 39])
+    def test_one_value(self, row: int) -> None:
+        model = make_model()
+        model.lm_head.weight.data[row, 3] *= 1.01
+        assert weights_digest(model) != weights_digest(make_model())
+
+    @pytest.mark.parametrize("other", [1, 39])
+    def test_rows_that_changed_places(self, other: int) -> None:
+        model = make_model()
+        model.lm_head.weight.data[[0, other]] = model.lm_head.weight.data[[other, 0]]
+        assert weights_digest(model) != weights_digest(make_model())
+
+    @pytest.mark.parametrize(
+        "setting", [{"rms_norm_eps": 1e-2}, {"rope_parameters": {"rope_type": "default", "rope_theta": 5.0}}]
+    )
+    def test_settings_that_logits_depend_on(self, setting: dict[str, Any]) -> None:
+        assert weights_digest(make_model(**setting)) != weights_digest(make_model())
+
+    @pytest.mark.parametrize(
+        "setting",
+        [{"use_cache": False}, {"pad_token_id": 3}, {"attention_dropout": 0.1}, {"output_attentions": False}],
+        ids=str,
+    )
+    def test_what_trainers_set_is_no_difference(self, setting: dict[str, Any]) -> None:
+        model = make_model()
+        for key, value in setting.items():
+            setattr(model.config, key, value)
+        assert weights_digest(model) == weights_digest(make_model())
+
+    def test_of_the_base_under_an_adapter(self) -> None:
+        config = LoraConfig(
+            r=2,
+            target_modules=["q_proj"],
+            modules_to_save=["lm_head"],
+            trainable_token_indices=[3],
+            init_lora_weights=False,
+        )
+        policy = get_peft_model(make_model(), config)
+        assert weights_digest(policy.get_base_model(), without_adapters=True) == weights_digest(make_model())
+        assert weights_digest(policy.get_base_model()) != weights_digest(make_model())
+
+    def test_offloaded(self, tmp_path: Path) -> None:
+        model = make_model()
+        disk_offload(model, str(tmp_path), execution_device=CPU)
+        assert weights_digest(model) == weights_digest(make_model())
+        assert model.lm_head.weight.is_meta  # it was put back
+
+
+class TestMoved:
+    def test_what_is_looked_at(self) -> None:
+        policy = get_peft_model(make_model(), LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["norm"]))
+        names = [name for name, _ in named_weights(policy.get_base_model(), without_adapters=True)]
+        assert names == [name for name, _ in named_weights(make_model())]
+        plain = [name.replace("backbone.", "model.").replace("head.", "lm_head.") for name in names]
+        assert plain == list(make_model().state_dict())
+
+    @pytest.mark.parametrize("factor", [1 + 1e-6, 1.0])
+    def test_small_steps_and_none(self, factor: float) -> None:
+        model = make_model()
+        before = sample_weights(named_weights(model))
+        for weight in model.parameters():
+            weight.data.mul_(factor)
+        assert have_moved(before, sample_weights(named_weights(model))) == (factor != 1.0)
+
+    def test_a_sample_is_a_copy_and_small(self) -> None:
+        sample = sample_weights(named_weights(make_model(hidden_size=64, vocab_size=4000)))
+        assert max(values.numel() for values in sample.values()) <= 128
+
+    def test_nan_is_equal_to_itself(self) -> None:
+        model = make_model()
+        model.lm_head.weight.data.fill_(math.nan)
+        assert not have_moved(sample_weights(named_weights(model)), sample_weights(named_weights(model)))
+
+    def test_another_set_of_weights(self) -> None:
+        assert have_moved(sample_weights(named_weights(make_model())), {})
+
+
+def from_disk(folder: Path, **places: str) -> PreTrainedModel:
+    make_model(tie_word_embeddings=places.pop("tied", "") == "yes").save_pretrained(folder)
+    everywhere = {
+        "model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "cpu", "model.norm": "cpu",
+        "model.rotary_emb": "cpu", "lm_head": "cpu",
+    }  # fmt: skip
+    device_map = {**everywhere, **{name.replace("__", "."): place for name, place in places.items()}}
+    return AutoModelForCausalLM.from_pretrained(folder, device_map=device_map, offload_folder=str(folder / "off"))
+
+
+def hooked(offload: Callable[..., Any], **kwargs: Any) -> PreTrainedModel:
+    model = make_model()
+    offload(model, execution_device=CPU, **kwargs)
+    return model
+
+
+class TestOffloaded:
+    @pytest.mark.parametrize(
+        "places",
+        [
+            {},
+            {"lm_head": "disk"},
+            {"model__embed_tokens": "disk"},
+            {"model__layers__0": "disk", "model__layers__1": "disk"},
+            {"model__embed_tokens": "disk", "lm_head": "disk", "model__norm": "disk"},
+            {"model__embed_tokens": "disk", "lm_head": "disk", "tied": "yes"},
+        ],
+        ids=str,
+    )
+    def test_by_a_device_map(self, places: dict[str, str], tmp_path: Path) -> None:
+        assert_scored(from_disk(tmp_path, **places))
+
+    @pytest.mark.parametrize(
+        "kwargs",
+        [
+            {},
+            {"offload_buffers": True},
+            {"preload_module_classes": ["LlamaDecoderLayer"]},
+            {"preload_module_classes": ["LlamaModel"]},
+        ],
+        ids=str,
+    )
+    def test_to_the_cpu(self, kwargs: dict[str, Any]) -> None:
+        assert_scored(hooked(cpu_offload, **kwargs))
+
+    def test_to_the_disk(self, tmp_path: Path) -> None:
+        assert_scored(hooked(disk_offload, offload_dir=str(tmp_path)))
+
+    def test_as_a_whole(self) -> None:
+        assert_scored(hooked(cpu_offload_with_hook))
+
+    def test_loaded_once_for_the_head(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        model = hooked(cpu_offload)
+        loads = []
+        load = model.lm_head._hf_hook.pre_forward
+        monkeypatch.setattr(model.lm_head._hf_hook, "pre_forward", lambda *args: loads.append(1) or load(*args))
+        scorer = FrozenScorer(LoadedModel(model))
+        row = Rendered(list(range(5)), [7] * 600, list(range(600)), finished=True)
+        scorer([row])
+        loads.clear()
+        scorer([row])
+        assert len(loads) == 1  # for two blocks of 512 tokens
+
+    @pytest.mark.parametrize("make", [lambda: hooked(cpu_offload, preload_module_classes=["LlamaForCausalLM"])])
+    def test_in_one_block_is_refused(self, make: Callable[[], PreTrainedModel]) -> None:
+        with pytest.raises(
+            ValueError, match=r"weights on the device `meta` \(backbone.embed_tokens.weight.*as one block"
+        ):
+            LoadedModel(make())
+
+    def test_never_loaded(self) -> None:
+        with torch.device("meta"):
+            model = make_model()
+        with pytest.raises(ValueError, match=r"weights on the device `meta`.*never loaded.*`from_pretrained`"):
+            LoadedModel(model)
+
+
+class Int8Weight(torch.Tensor):
+    """A weight as quantisation libraries make them (torchao): a tensor that is computed from others."""
+
+    @staticmethod
+    def __new__(cls, codes: torch.Tensor, scale: torch.Tensor) -> "Int8Weight":
+        return torch.Tensor._make_wrapper_subclass(cls, codes.shape, dtype=scale.dtype, device=codes.device)
+
+    def __init__(self, codes: torch.Tensor, scale: torch.Tensor) -> None:
+        self.codes, self.scale = codes, scale
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["codes", "scale"], None
+
+    @classmethod
+    def __tensor_unflatten__(cls, tensors: dict[str, torch.Tensor], *_: Any) -> "Int8Weight":
+        return cls(tensors["codes"], tensors["scale"])
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.ops.aten.detach.default, torch.ops.aten.alias.default):
+            return return_and_correct_aliasing(func, args, kwargs or {}, cls(args[0].codes, args[0].scale))
+        if func not in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.t.default):
+            raise NotImplementedError(f"{func} of a quantised weight")  # as theirs raise, for slices or `flatten`
+        return func(
+            *(a.codes.to(a.scale.dtype) * a.scale if isinstance(a, cls) else a for a in args), **(kwargs or {})
+        )
+
+
+def quantise(model: PreTrainedModel) -> PreTrainedModel:
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            scale = module.weight.detach().abs().amax(dim=1, keepdim=True) / 127
+            codes = (module.weight.detach() / scale).round().to(torch.int8)
+            module.weight = nn.Parameter(Int8Weight(codes, scale), requires_grad=False)
+    return model
+
+
+def parametrise(model: PreTrainedModel) -> PreTrainedModel:
+    class Doubled(nn.Module):
+        def forward(self, weight: torch.Tensor) -> torch.Tensor:
+            return 2 * weight
+
+    nn.utils.parametrize.register_parametrization(model.lm_head, "weight", Doubled())
+    return model
+
+
+class TestNotPlain:
+    @pytest.mark.parametrize("change", [quantise, parametrise])
+    def test_scored_by_their_own_modules(self, change: Callable[[Any], Any]) -> None:
+        model = change(make_model())
+        assert_scored(model)
+        with pytest.raises(AssertionError):  # which is not what the plain model gives
+            for prompt, completion in ROWS:
+                torch.testing.assert_close(
+                    state_logits(model, prompt, completion), state_logits(make_model(), prompt, completion)
+                )
+
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+    def test_modules_without_parameters(self) -> None:
+        # Its scale is of the whole activation, so that a row alone in a pass is what can be compared.
+        model = torch.ao.quantization.quantize_dynamic(make_model(), {nn.Linear}, dtype=torch.qint8)
+        scorer = FrozenScorer(LoadedModel(model))
+        (stats,) = scorer([Rendered([5, 6, 7], [8, 9, 1], [0, 1, 2], finished=False)])
+        reference = scores_from_logits(state_logits(model, [5, 6, 7], [8, 9, 1]), [8, 9, 1], alpha=1.0)
+        assert stats.log_probs.tolist() == pytest.approx(reference.log_probs, abs=0.1)
+
+    def test_quantised_codes_that_a_kernel_rearranges(self) -> None:
+        model = quantise(make_model())
+        placement = LoadedModel(model)
+        weight = model.lm_head.weight
+        weight.codes = weight.codes.flip(0)
+        with placement.active():
+            pass
+        weight.scale.mul_(2)
+        with pytest.raises(RuntimeError, match="has changed since"), placement.active():
+            pass
+
+
+def test_a_family_whose_base_model_is_itself() -> None:
+    # Its `base_model_prefix` is of the model that reads images too.
+    torch.manual_seed(0)
+    config = Llama4TextConfig(
+        **SIZES,
+        intermediate_size_mlp=32,
+        num_key_value_heads=2,
+        head_dim=8,
+        num_local_experts=2,
+        initializer_range=0.3,
+        attention_chunk_size=4,
+        pad_token_id=None,
+    )
+    model = Llama4ForCausalLM(config).eval()
+    assert model.base_model is model
+    assert backbone(model) is model.model
+    assert_scored(model)
+
+
+def test_models_are_not_copied() -> None:
+    model = make_model()
+    placement = LoadedModel(model)
+    assert copy.deepcopy(placement)._model is model

@@ -1,0 +1,781 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The recipes: their files are read by their real parsers, their mistakes are found early, and they train."""
+
+import gzip
+import importlib
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from datasets import Dataset
+from trl import ModelConfig, get_peft_config
+
+from endotrl import DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward, PPOConfig, PPOTrainer
+from endotrl import launch as recipes
+from endotrl.launch import (
+    RewardArguments,
+    load_prompts,
+    make_parser,
+    make_reward_funcs,
+    make_sentence_reward_parser,
+)
+from endotrl.launch.pipeline import print_summary
+from endotrl.rewards import AccuracyReward, FormatReward, LengthReward, RandomReward
+
+
+# The package's function of that name hides it.
+launch_module = importlib.import_module("endotrl.launch.script")
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+RL_RECIPES = [path for path in RECIPES if path.stem != "sentence_reward"]
+LAUNCHERS = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
+
+
+def config_class(recipe: Path) -> type[DenseGRPOConfig] | type[PPOConfig]:
+    return PPOConfig if recipe.stem == "ppo" else DenseGRPOConfig
+
+
+def trainer_class(recipe: Path) -> type[DenseGRPOTrainer] | type[PPOTrainer]:
+    return PPOTrainer if recipe.stem == "ppo" else DenseGRPOTrainer
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.jsonl"
+    questions = ["a b", "c", "d e f", "g"] * 4
+    rows = [{"prompt": [{"role": "user", "content": q}], "answer": "h", "question": q} for q in questions]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return path
+
+
+@pytest.fixture
+def small(tiny_policy_path: str, prompts: Path, tmp_path: Path) -> list[str]:
+    """Overrides that make a recipe a matter of seconds."""
+    overrides = {
+        "model_name_or_path": tiny_policy_path,
+        "dataset_name": prompts,
+        "output_dir": tmp_path / "output",
+        "max_steps": 2,
+        "logging_steps": 1,
+        "per_device_train_batch_size": 8,
+        "bf16": False,
+        "dtype": "float32",
+        "use_cpu": True,
+        "lora_target_modules": ".*_proj",
+        "max_completion_length": 8,
+    }
+    return [str(part) for key, value in overrides.items() for part in (f"--{key}", value)]
+
+
+def parse(recipe: Path, *arguments: str) -> tuple[Any, ...]:
+    return make_parser(config_class(recipe)).parse_args_and_config(["--config", str(recipe), *arguments])
+
+
+def recipe(name: str) -> Path:
+    return ROOT / "recipes" / "smollm2-135m" / f"{name}.yaml"
+
+
+def train(path: Path, *arguments: str) -> list[dict[str, Any]]:
+    """Runs a recipe in this process, and returns what was logged."""
+    trainer = recipes.run(trainer_class(path), recipes.prepare(*parse(path, *arguments)))
+    return trainer.state.log_history
+
+
+def run(name: str, arguments: list[str]) -> list[dict[str, Any]]:
+    """Runs a recipe in this process, and returns what was logged in training."""
+    return [entry for entry in train(recipe(name), *arguments) if "reward" in entry]
+
+
+def name_of(path: Path) -> str:
+    return f"{path.parent.name}/{path.stem}"
+
+
+# Here there is no GPU, which they are for.
+ON_CPU = ["--use_cpu", "True"]
+
+
+@pytest.mark.parametrize("path", RL_RECIPES, ids=name_of)
+def test_recipe_is_read(path: Path, tmp_path: Path) -> None:
+    script_args, training_args, reward_args, model_args, _ = parse(path, "--output_dir", str(tmp_path), *ON_CPU)
+    given = yaml.safe_load(path.read_text())
+    # The values of the file arrive; the command line wins.
+    assert training_args.output_dir == str(tmp_path)
+    assert training_args.beta == given["beta"] > 0
+    assert training_args.learning_rate == given["learning_rate"]
+    assert (model_args.model_name_or_path, model_args.dtype) == (given["model_name_or_path"], given["dtype"])
+    assert reward_args.reward == [given["reward"]]
+    assert script_args.dataset_name == given["dataset_name"]
+    assert (path.parent / "README.md").is_file()
+    assert (get_peft_config(model_args) is not None) == given.get("use_peft", False)
+
+
+@pytest.mark.parametrize("control", ["random", "length", "format"])
+@pytest.mark.parametrize("path", RL_RECIPES, ids=name_of)
+def test_controls_of_each_recipe(path: Path, control: str, tmp_path: Path) -> None:
+    """One override, without weights: with what the recipe reads of its data."""
+    script_args, training_args, reward_args, model_args, _ = parse(
+        path, "--output_dir", str(tmp_path), "--reward", control, *ON_CPU
+    )
+    dataset = Dataset.from_dict(
+        {script_args.dataset_prompt_column: ["a"], script_args.answer_column or "answer": ["b"]}
+    )
+    made = make_reward_funcs(script_args, training_args, reward_args, model_args, dataset)
+    assert type(made[0]) is {"random": RandomReward, "length": LengthReward, "format": FormatReward}[control]
+    assert training_args.reward_weights == [1.0, *([0.0] * (len(made) - 1))]
+
+
+@pytest.mark.parametrize("path", [p for p in RECIPES if p.stem == "sentence_reward"], ids=name_of)
+def test_sentence_reward_recipe_is_read(path: Path, tmp_path: Path) -> None:
+    parser = make_sentence_reward_parser()
+    arguments = ["--config", str(path), "--output_dir", str(tmp_path), *ON_CPU]
+    script_args, args, model_args, _ = parser.parse_args_and_config(arguments)
+    given = yaml.safe_load(path.read_text())
+    assert (args.attention_dim, args.learning_rate) == (given["attention_dim"], given["learning_rate"])
+    assert model_args.model_name_or_path == given["model_name_or_path"]
+    assert script_args.dataset_name == given["dataset_name"]
+    assert (path.parent / "README.md").is_file()
+
+
+def test_there_are_recipes() -> None:
+    assert {name_of(path) for path in RECIPES} == {
+        *(f"smollm2-135m/{name}" for name in ("grpo", "dense_grpo", "ppo", "sentence_reward")),
+        *(f"qwen2.5-math-7b/{name}" for name in ("grpo", "ppo")),
+        *(f"olmo-2-7b/{name}" for name in ("grpo", "ppo")),
+        *(f"qwen2.5-7b-instruct/{name}" for name in ("grpo",)),
+        *(f"llama-3.1-8b/{name}" for name in ("sentence_reward", "grpo", "ppo")),
+    }
+    assert parse(recipe("grpo"))[1].credit == "outcome"
+    assert parse(recipe("dense_grpo"))[1].credit == "token"
+
+
+def test_the_papers_setting() -> None:
+    """EndoRM, section on RL: KL 0.01, 1024 tokens of prompt and of response, the frozen model is the policy's start."""
+    for name in ("ppo", "grpo"):
+        given = yaml.safe_load((ROOT / "recipes" / "qwen2.5-math-7b" / f"{name}.yaml").read_text())
+        assert (given["beta"], given["max_completion_length"], given["vllm_max_model_length"]) == (0.01, 1024, 2048)
+        assert given["model_name_or_path"] == "Qwen/Qwen2.5-Math-7B" and "reward_model" not in given
+        assert given["dataset_name"].endswith("MATH-lighteval")
+    # https://huggingface.co/papers/2503.04793: batches of 256 pairs on 8 GPUs.
+    given = yaml.safe_load((ROOT / "recipes" / "llama-3.1-8b" / "sentence_reward.yaml").read_text())
+    assert 8 * given["per_device_train_batch_size"] * given["gradient_accumulation_steps"] == 256
+    assert (given["learning_rate"], given["max_length"], given["num_train_epochs"]) == (3e-6, 1024, 1)
+
+
+@pytest.mark.parametrize("path", LAUNCHERS, ids=lambda path: path.stem)
+def test_launcher_is_read(path: Path) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.utils import DistributedType
+
+    config = load_config_from_file(str(path))  # an unknown key is an error
+    stage = {"zero1": 1, "zero2": 2, "zero3": 3, "zero3_offload": 3, "multi_node": 3}.get(path.stem)
+    if stage is not None:
+        assert config.distributed_type == DistributedType.DEEPSPEED
+        assert config.deepspeed_config["zero_stage"] == stage
+        assert (config.deepspeed_config["offload_param_device"] == "cpu") == (path.stem == "zero3_offload")
+    if path.stem == "fsdp2":
+        assert (config.distributed_type, config.fsdp_config["fsdp_version"]) == (DistributedType.FSDP, 2)
+    assert config.num_machines == (2 if path.stem == "multi_node" else 1)
+    assert config.use_cpu == (path.stem == "cpu")
+
+
+def test_launchers() -> None:
+    assert {path.stem for path in LAUNCHERS} == {
+        *("cpu", "single_gpu", "multi_gpu", "multi_node"),
+        *("zero1", "zero2", "zero3", "zero3_offload", "fsdp2"),
+    }
+
+
+class TestMistakes:
+    """Found before any model is loaded."""
+
+    @pytest.fixture(autouse=True)
+    def no_model(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def load(*args: Any, **kwargs: Any) -> None:
+            raise AssertionError("A model was loaded.")
+
+        monkeypatch.setattr("transformers.PreTrainedModel.from_pretrained", load)
+
+    def test_misspelt_key_in_yaml(self, tmp_path: Path) -> None:
+        path = tmp_path / "grpo.yaml"
+        path.write_text(recipe("grpo").read_text() + "reward_alfa: 2.0\n")
+        with pytest.raises(ValueError, match=r"no setting --reward_alfa \(did you mean --reward_alpha\?\)"):
+            parse(path)
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("beta: [1\nb: }", "no YAML: while parsing a flow sequence.*line 1"),
+            ("- beta", "must contain a YAML mapping"),
+            ("beta: much", "argument --beta: invalid float value: 'much'"),
+        ],
+    )
+    def test_file_that_cannot_be_read(self, text: str, message: str, tmp_path: Path) -> None:
+        path = tmp_path / "grpo.yaml"
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            parse(path)
+        with pytest.raises(ValueError, match="must come after it"):
+            make_parser(DenseGRPOConfig).parse_args_and_config(["--config"])
+
+    @pytest.mark.parametrize(
+        ("argument", "similar"),
+        [("--reward_alfa", "--reward_alpha"), ("--max_step", "--max_steps"), ("--xyz123", None)],
+    )
+    def test_misspelt_argument(self, argument: str, similar: str | None) -> None:
+        with pytest.raises(ValueError, match=f"There is no setting {argument}") as raised:
+            parse(recipe("ppo"), argument, "2")
+        assert (f"did you mean {similar}?" in str(raised.value)) == (similar is not None)
+
+    @pytest.mark.parametrize(
+        ("name", "arguments", "message"),
+        [
+            ("grpo", ["--reward_alpha", "-1"], r"`reward_...`: `alpha` is -1"),
+            ("grpo", ["--reward", "randon"], "`reward` has 'randon'"),
+            ("grpo", ["--reward_pattern", "("], "no regular expression"),
+            ("grpo", ["--num_generations", "7"], "divisible by num_generations"),
+            ("ppo", ["--dataset_prompt_column", "text"], "no column 'text'.*'prompt', 'answer', 'question'"),
+            ("grpo", ["--eval_strategy", "steps"], "no split 'test', only 'train'"),
+            ("grpo", ["--per_device_train_batch_size", "136"], "16 prompts, but one generation batch has 17"),
+            ("ppo", ["--per_device_train_batch_size", "17"], "16 prompts, but one generation batch has 17"),
+            ("grpo", ["--answer_column", "gold"], "no column gold"),
+            ("grpo", ["--reward", "random", "length", "--reward_weights", "1"], "has 1 numbers.*2 rewards"),
+            ("grpo", ["--reward_truncation", "skip"], "normalize_then_sum"),
+            ("dense_grpo", ["--reward_aggregate", "mean"], "cannot be credited to single tokens"),
+            ("ppo", ["--reward_aggregate", "mean"], "cannot be credited to single tokens"),
+        ],
+    )
+    def test_settings(self, name: str, arguments: list[str], message: str, small: list[str]) -> None:
+        with pytest.raises(ValueError, match=message):
+            recipes.prepare(*parse(recipe(name), *small, *arguments))
+
+    @pytest.mark.parametrize(
+        ("criterion", "message"),
+        [({"h": "Be kind.", "x": "Be brief."}, "no column 'domain'"), ({"g": "Be kind."}, r"has also \['h'\]")],
+    )
+    def test_criterion_without_domain(
+        self, criterion: dict[str, str], message: str, small: list[str], prompts: Path, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "grpo.yaml"
+        path.write_text(yaml.safe_dump({**yaml.safe_load(recipe("grpo").read_text()), "reward_criterion": criterion}))
+        if "also" in message:
+            prompts.write_text(prompts.read_text().replace("answer", "domain"))
+        with pytest.raises(ValueError, match=message):
+            recipes.prepare(*parse(path, *small))
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--reward_alfa", "2"], "--reward_alfa"),
+            (["--dataset_prompt_column", "text"], "no column 'text'"),
+            (["--num_generations", "7"], "divisible by"),
+            (["--per_device_train_batch_size", "136"], "16 prompts, but one generation batch has 17"),
+            (
+                ["--use_vllm", "True"],
+                "`use_vllm: true` needs vllm, which is not installed: pip install 'endotrl[vllm]'",
+            ),
+            (["--heat_map_steps", "-1"], "`heat_map_steps` is -1"),
+            (["--reward", "sentence"], "`reward_sentence_model`"),
+            (["--beta", "much"], "argument --beta: invalid float value: 'much'"),
+            (["--reward_aggregate", "summ"], "invalid choice: 'summ'"),
+            (
+                ["--model_name_or_path", "nowhere/at/all", "--reward", "random"],
+                "`model_name_or_path` is 'nowhere/at/all'",
+            ),
+            (["--reward", "nowhere.at_all"], "`reward` has 'nowhere.at_all', but there is no module 'nowhere'"),
+            (["--reward", "json.at_all"], "the module 'json' has no 'at_all'"),
+            (["--output_dir", __file__ + "/output"], "where nothing can be written"),
+            (["--output_dir", ""], "a run needs a folder of its own"),
+            # What trains nothing
+            (["--num_iterations", "0"], "`num_iterations` is 0, but it must be at least 1"),
+            (["--max_steps", "0"], "`max_steps` is 0, but it must be at least 1, or -1"),
+            (["--max_steps", "-1", "--num_train_epochs", "0"], "nothing would be trained"),
+            (["--learning_rate", "0"], "`learning_rate` is 0.0, but it must be greater than 0"),
+            (["--num_generations", "0"], "`num_generations` is 0"),
+            (["--num_generations", "1"], "at least 2 generations"),
+            (["--reward_weights", "0"], "there is nothing to train on"),
+            # Ranges
+            (["--temperature", "0"], "`temperature` is 0.0, but it must be greater than 0"),
+            (["--temperature", "nan"], "`temperature` is nan, but it must be finite"),
+            (["--max_completion_length", "0"], "`max_completion_length` is 0"),
+            (["--top_p", "1.5"], "greater than 0 and at most 1"),
+            (["--lora_dropout", "1"], "at least 0 and less than 1"),
+            (["--loss_type", "grop"], "`loss_type` is 'grop', but it must be one of 'grpo'"),
+            # What libraries need
+            (["--use_liger_kernel", "True"], "`use_liger_kernel: true` needs liger-kernel"),
+            (["--optim", "adamw_bnb_8bit"], "`optim: adamw_bnb_8bit` needs a package"),
+            (["--optim", "galore_adamw"], "`optim: galore_adamw` needs a package"),
+            (["--lr_scheduler_type", "cosine_with_min_lr"], "`lr_scheduler_type: cosine_with_min_lr` cannot be made"),
+            (["--attn_implementation", "flash_attention_2"], "`attn_implementation` is 'flash_attention_2'"),
+            (["--attn_implementation", "flash"], "`attn_implementation` is 'flash'"),
+            (["--report_to", "mlflow"], "`report_to: mlflow` needs a package"),
+            (["--report_to", "mlfow"], "mlfow is not supported"),
+            (["--push_to_hub", "True"], "`push_to_hub: true` needs an account"),
+            (["--lora_target_modules", "nope"], "The adapter (`lora_...`) does not go with"),
+            (["--lora_task_type", "LM"], "Invalid task type: 'LM'"),
+            (["--generation_kwargs", '{"beams": 2}'], "`generation_kwargs` has 'beams'"),
+            (["--generation_kwargs", '{"temperature": 0}'], "`temperature` is 0, but it must be greater than 0"),
+            (["--cache_implementation", "none"], "cache_implementation"),
+            (["--resume_from_checkpoint", "nowhere"], "`resume_from_checkpoint` is 'nowhere'"),
+            (["--reward", "json.JSONDecoder"], "which is a class"),
+            (["--reward", "math.pi"], "which is a float"),
+        ],
+    )
+    def test_said_in_one_line(
+        self,
+        arguments: list[str],
+        message: str,
+        small: list[str],
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        monkeypatch.setattr("endotrl.launch.preflight.find_spec", lambda name: None if name == "vllm" else object())
+        monkeypatch.setattr("endotrl.launch.preflight.get_available_reporting_integrations", lambda: ["wandb"])
+        monkeypatch.setattr("endotrl.launch.preflight.get_token", lambda: None)
+        monkeypatch.setattr(sys, "argv", ["recipes/grpo.py"])
+        words = ["--config", str(recipe("grpo")), *small, *arguments]
+        with pytest.raises(SystemExit) as ended:
+            recipes.launch(DenseGRPOTrainer, DenseGRPOConfig, words)
+        assert ended.value.code == 2
+        said = capsys.readouterr().err
+        assert said.count("grpo.py: error:") == 1 and "Traceback" not in said and "usage:" not in said
+        assert message in " ".join(said.split())
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"temperature": None}, "`temperature` is null, but it must be a number"),
+            ({"max_completion_length": None}, "`max_completion_length` is null"),
+            ({"num_iterations": 1.5}, "`num_iterations` is 1.5, but it must be a whole number"),
+            ({"num_generations": [2]}, r"`num_generations` is \[2\]"),
+            ({"eval_strategy": False}, "YAML reads no, off"),
+            ({"output_dir": 7}, "`output_dir` is 7, but it must be text"),
+            ({"reward_weights": ["much"]}, "`reward_weights` is"),
+            ({"chat_template_kwargs": "thinking"}, "must be a mapping"),
+            ({"model_init_kwargs": ["a"]}, "`model_init_kwargs` is"),
+            ({"datasets": [1]}, "`datasets` is"),
+            ({"on_collapse": "ignore"}, "`on_collapse` is 'ignore'"),
+            ({"accuracy": "exact"}, "`accuracy` is 'exact'"),
+            ({"parallelism_config": {"a": 1}}, "`parallelism_config`|Settings do not go together"),
+        ],
+    )
+    def test_values_of_yaml(self, settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+        given = {**yaml.safe_load(recipe("grpo").read_text()), "output_dir": str(tmp_path), **settings}
+        (tmp_path / "grpo.yaml").write_text(yaml.safe_dump(given))
+        with pytest.raises(ValueError, match=message):
+            parse(tmp_path / "grpo.yaml")
+
+    def test_whole_numbers_stand_for_others(self, tmp_path: Path) -> None:
+        given = {
+            **yaml.safe_load(recipe("grpo").read_text()),
+            "output_dir": str(tmp_path),
+            "adam_beta1": 0,
+            "top_p": 1,
+        }
+        (tmp_path / "grpo.yaml").write_text(yaml.safe_dump(given))
+        args = parse(tmp_path / "grpo.yaml")[1]
+        # torch's Adam refuses betas of two types.
+        assert (args.adam_beta1, type(args.adam_beta1), type(args.top_p)) == (0.0, float, float)
+        assert type(args.num_generations) is int
+
+    @pytest.mark.parametrize(
+        ("bad", "message"),
+        [
+            (None, "Row 15 of the dataset cannot be used: The prompt must be text or a list of messages"),
+            ([], "Row 15.*empty list"),
+            ([{"content": "a"}], "Row 15.*role"),
+            ([{"role": "user"}], "Row 15.*no content"),
+        ],
+    )
+    def test_rows(self, bad: Any, message: str, small: list[str], prompts: Path) -> None:
+        rows = [json.loads(line) for line in prompts.read_text().splitlines()]
+        rows[15]["prompt"] = bad
+        prompts.write_text("\n".join(map(json.dumps, rows)))
+        with pytest.raises(ValueError, match=message):
+            recipes.prepare(*parse(recipe("grpo"), *small))
+
+    def test_prompts_without_chat_template(self, small: list[str], tiny_policy_path: str, tmp_path: Path) -> None:
+        model = shutil.copytree(tiny_policy_path, tmp_path / "model")
+        (model / "chat_template.jinja").unlink()
+        with pytest.raises(ValueError, match="chat"):
+            recipes.prepare(*parse(recipe("grpo"), *small, "--model_name_or_path", str(model), "--reward", "random"))
+
+    def test_preferences_without_columns(
+        self, small: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        data = small[small.index("--dataset_name") + 1]
+        path = ROOT / "recipes" / "smollm2-135m" / "sentence_reward.yaml"
+        with pytest.raises(SystemExit) as ended:
+            recipes.launch_sentence_reward(["--config", str(path), "--dataset_name", data, "--eval_strategy", "no"])
+        assert ended.value.code == 2
+        assert "preferences need 'chosen' and 'rejected'" in " ".join(capsys.readouterr().err.split())
+
+    @pytest.mark.parametrize("text", ["", '{"prompt": "a'])
+    def test_file_without_rows(self, text: str, small: list[str], prompts: Path) -> None:
+        prompts.write_text(text)
+        with pytest.raises(ValueError, match=r"prompts.jsonl', but that file (is empty|cannot be read as jsonl: .+)"):
+            recipes.prepare(*parse(recipe("grpo"), *small))
+
+    def test_what_a_reward_module_imports(
+        self, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "own_reward_of_a_test.py").write_text("import nowhere_at_all\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        with pytest.raises(ModuleNotFoundError, match="No module named 'nowhere_at_all'"):
+            recipes.prepare(*parse(recipe("grpo"), *small, "--reward", "own_reward_of_a_test.reward"))
+
+    def test_no_file(self, small: list[str], tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match="no such file"):
+            recipes.prepare(*parse(recipe("grpo"), *small, "--dataset_name", str(tmp_path / "other.jsonl")))
+
+    def test_no_frozen_model(self, small: list[str], tmp_path: Path) -> None:
+        with pytest.raises(OSError, match="nowhere"):
+            recipes.prepare(*parse(recipe("grpo"), *small, "--reward_model", str(tmp_path / "nowhere")))
+
+
+def reward_funcs(
+    *arguments: str, columns: dict[str, list[Any]], model: str = "none"
+) -> tuple[list[Callable[..., Any]], Any]:
+    script_args, training_args, reward_args, *_ = parse(recipe("grpo"), *arguments)
+    dataset = Dataset.from_dict(columns)
+    made = make_reward_funcs(script_args, training_args, reward_args, ModelConfig(model_name_or_path=model), dataset)
+    return made, training_args.reward_weights
+
+
+def brevity(completions: list[Any], **kwargs: Any) -> list[float]:
+    return [-float(len(c[0]["content"])) for c in completions]
+
+
+class TestRewards:
+    def test_controls_and_own(self) -> None:
+        made, weights = reward_funcs(
+            *["--reward", "random", "length", "format", "tests.launch.test_recipes.brevity"],
+            *["--reward_weights", "1", "2", "3", "4"],
+            columns={"prompt": ["a"], "answers": [["b"]]},
+        )
+        assert [type(f) for f in made[:3]] == [RandomReward, LengthReward, FormatReward]
+        assert made[3].__name__ == "brevity"
+        assert isinstance(made[4], AccuracyReward)
+        assert weights == [1, 2, 3, 4, 0]
+
+    @pytest.mark.parametrize(
+        ("columns", "expected"),
+        [
+            (["solution", "answer"], ("solution", True)),
+            (["answer"], ("answer", True)),
+            (["answers"], ("answers", False)),
+            ([], None),
+        ],
+    )
+    def test_accuracy_by_columns(
+        self, columns: list[str], expected: tuple[str, bool] | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        rows = {"prompt": ["a"], **{column: ["b"] for column in columns}}
+        made, weights = reward_funcs("--reward", "random", columns=rows)
+        assert weights == [1.0] + [0.0] * (expected is not None)
+        found = [(f.column, f.math) for f in made if isinstance(f, AccuracyReward)]
+        assert found == ([] if expected is None else [expected])
+
+        # Without math-verify, text; if it is asked for, an error.
+        monkeypatch.setattr("endotrl.launch.reward_functions.find_spec", lambda name: None)
+        monkeypatch.setattr("endotrl.rewards.accuracy.find_spec", lambda name: None)
+        made, _ = reward_funcs("--reward", "random", columns=rows)
+        assert not any(f.math for f in made if isinstance(f, AccuracyReward))
+        if columns:
+            with pytest.raises(ImportError, match="math-verify"):
+                reward_funcs("--reward", "random", "--accuracy", "math", columns=rows)
+
+    def test_settings_of_the_endogenous_reward(self, tiny_policy_path: str) -> None:
+        made, _ = reward_funcs(
+            *["--reward_alpha", "2", "--reward_gamma", "0.5", "--reward_token_reward", "centered"],
+            *["--reward_aggregate", "discounted", "--reward_discount", "0.25", "--reward_truncation", "bootstrap"],
+            *["--reward_criterion", "Be brief.", "--reward_max_tokens_per_batch", "99"],
+            *["--reward_overlong_prompt", "truncate_left"],
+            columns={"prompt": ["a"]},
+            model=tiny_policy_path,
+        )
+        (reward,) = made
+        assert isinstance(reward, EndogenousReward)
+        assert (reward.alpha, reward.gamma, reward.token_reward) == (2, 0.5, "centered")
+        assert (reward.aggregate, reward.discount, reward.truncation) == ("discounted", 0.25, "bootstrap")
+        assert (reward.criterion, reward.max_tokens_per_batch) == ("Be brief.", 99)
+        assert reward.overlong_prompt == "truncate_left"
+
+    def test_defaults_are_those_of_the_reward(self) -> None:
+        import inspect
+
+        defaults = {name: p.default for name, p in inspect.signature(EndogenousReward).parameters.items()}
+        settings = RewardArguments().endogenous_settings
+        assert settings == {name: defaults[name] for name in settings}
+
+
+class TestPrompts:
+    @pytest.mark.parametrize(
+        ("arguments", "expected"),
+        [
+            (["--dataset_prompt_suffix", " ?"], "d e f ?"),
+            (["--dataset_prompt_chat", "True"], [{"role": "user", "content": "d e f"}]),
+            (
+                ["--dataset_prompt_chat", "True", "--dataset_prompt_suffix", " ?"],
+                [{"role": "user", "content": "d e f ?"}],
+            ),
+            (
+                ["--dataset_prompt_column", "prompt", "--dataset_prompt_suffix", " ?"],
+                [{"role": "user", "content": "d e f ?"}],
+            ),
+        ],
+    )
+    def test_wording(self, arguments: list[str], expected: Any, small: list[str]) -> None:
+        script_args, training_args, _, _, dataset_args = parse(
+            recipe("grpo"), *small, "--dataset_prompt_column", "question", *arguments
+        )
+        train, _ = load_prompts(script_args, training_args, dataset_args)
+        assert train[2]["prompt"] == expected
+
+    def test_column_is_renamed(self, small: list[str]) -> None:
+        script_args, training_args, _, _, dataset_args = parse(
+            recipe("grpo"), *small, "--dataset_prompt_column", "question"
+        )
+        train, evaluation = load_prompts(script_args, training_args, dataset_args)
+        assert evaluation is None
+        assert train.column_names == ["answer", "prompt"]
+        assert train[2]["prompt"] == "d e f"
+
+    def test_quickstart(self, tmp_path: Path) -> None:
+        script_args, training_args, _, _, dataset_args = parse(
+            recipe("grpo"), "--output_dir", str(tmp_path), "--eval_strategy", "steps"
+        )
+        train, evaluation = load_prompts(script_args, training_args, dataset_args)
+        asked = {row["prompt"][0]["content"] for row in train}
+        assert evaluation is not None and len(evaluation) > 100
+        assert not asked & {row["prompt"][0]["content"] for row in evaluation}
+
+    @pytest.mark.parametrize("content", ["parts", "image last", "text"])
+    def test_suffix_of_parts(self, content: str, prompts: Path, small: list[str]) -> None:
+        image, text = {"type": "image", "text": None}, {"type": "text", "text": "a"}
+        given, expected = {
+            "parts": ([image, text], [image, {"type": "text", "text": "a ?"}]),
+            "image last": ([text, image], [text, image, {"type": "text", "text": " ?"}]),
+            "text": ("a", "a ?"),
+        }[content]
+        # The only column, too.
+        prompts.write_text("\n".join([json.dumps({"prompt": [{"role": "user", "content": given}]})] * 16))
+        script_args, training_args, _, _, dataset_args = parse(recipe("grpo"), *small, "--dataset_prompt_suffix", " ?")
+        train, _ = load_prompts(script_args, training_args, dataset_args)
+        assert train[3]["prompt"] == [{"role": "user", "content": expected}]
+
+    @pytest.mark.parametrize("streaming", ["False", "True"])
+    def test_compressed(self, streaming: str, prompts: Path, small: list[str]) -> None:
+        path = prompts.with_suffix(".jsonl.gz")
+        path.write_bytes(gzip.compress(prompts.read_bytes()))
+        arguments = ["--dataset_name", str(path), "--dataset_streaming", streaming]
+        script_args, training_args, _, _, dataset_args = parse(recipe("grpo"), *small, *arguments)
+        train, _ = load_prompts(script_args, training_args, dataset_args)
+        assert [row["question"] for row in train][:3] == ["a b", "c", "d e f"]
+
+
+class TestLengths:
+    """The tiny policy has a context of 64 tokens. Its template adds two: who asks, and who answers."""
+
+    def prepare(self, small: list[str], *arguments: str) -> Any:
+        return recipes.prepare(*parse(recipe("grpo"), *small, *arguments))
+
+    def test_fits_to_the_token(self, small: list[str]) -> None:
+        job = self.prepare(small, "--max_completion_length", "59")  # "d e f" is 5 tokens
+        assert len(job.train_dataset) == 16
+        with pytest.raises(
+            ValueError,
+            match="4 of 16 prompts do not fit the context of the policy, 64 tokens, with `max_completion_length` 60; row 2 is the "
+            "first, with 5 tokens. Lower `max_completion_length`.*`dataset_overlong: drop`",
+        ):
+            self.prepare(small, "--max_completion_length", "60")
+
+    def test_drop(self, small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        drop = ["--dataset_overlong", "drop"]
+        job = self.prepare(small, "--max_completion_length", "60", *drop)
+        assert [row["question"] for row in job.train_dataset] == ["a b", "c", "g"] * 4
+        assert "4 of 16 prompts" in capsys.readouterr().err
+        stream = self.prepare(small, "--max_completion_length", "60", "--dataset_streaming", "True", *drop)
+        assert [row["question"] for row in stream.train_dataset] == ["a b", "c", "g"] * 4
+        with pytest.raises(ValueError, match="None is left"):
+            self.prepare(small, "--max_completion_length", "64", *drop)
+        with pytest.raises(ValueError, match="has 12 prompts, but one generation batch has 16"):
+            self.prepare(small, "--max_completion_length", "60", "--per_device_train_batch_size", "128", *drop)
+
+    def test_the_frozen_model_reads_more(self, small: list[str], tmp_path: Path) -> None:
+        """The criterion is a message of its own, of three tokens."""
+        criterion = ["--reward_criterion", "k l"]
+        assert self.prepare(small, "--max_completion_length", "56", *criterion)
+        with pytest.raises(
+            ValueError, match="4 of 16 prompts do not fit the context of the frozen model .*with 8 tokens"
+        ):
+            self.prepare(small, "--max_completion_length", "57", *criterion)
+        # Its beginning is cut, if that is wanted, and no other reward reads it.
+        for other in (["--reward_overlong_prompt", "truncate_left"], ["--reward", "random"]):
+            assert self.prepare(small, "--max_completion_length", "57", *criterion, *other)
+
+
+class TestPrecision:
+    @pytest.fixture
+    def settle(self, small: list[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[bool, str]]:
+        i = small.index("--bf16")
+        words = [word for k, word in enumerate(small) if k not in range(i, i + 4)]  # and --dtype
+
+        def settle(faster: str, *arguments: str) -> tuple[bool, str]:
+            seconds = {"bfloat16": 1.0, "float32": 1.0, faster: 0.25}
+            monkeypatch.setattr("endotrl.launch.precision.matmul_seconds", lambda: seconds)
+            path = recipe("grpo")
+            parser = make_parser(DenseGRPOConfig)
+            _, args, _, model_args, _ = launch_module.parse(parser, ["--config", str(path), *words, *arguments])
+            return args.bf16, model_args.dtype
+
+        return settle
+
+    def test_the_faster_one(self, settle: Callable[..., tuple[bool, str]], capsys: pytest.CaptureFixture[str]) -> None:
+        assert settle("float32") == (False, "float32")
+        said = " ".join(capsys.readouterr().err.split())
+        assert "`bf16: false`, `dtype: float32`, as it multiplies matrices 4.0 times as fast in float32" in said
+        assert settle("bfloat16") == (True, "bfloat16")
+
+    @pytest.mark.parametrize(
+        ("arguments", "expected"),
+        [
+            (["--bf16", "True"], (True, "float32")),
+            (["--dtype", "bfloat16"], (False, "bfloat16")),
+            (["--bf16", "True", "--dtype", "bfloat16"], (True, "bfloat16")),
+        ],
+    )
+    def test_what_is_said_holds(
+        self, arguments: list[str], expected: tuple[bool, str], settle: Callable[..., tuple[bool, str]]
+    ) -> None:
+        assert settle("float32", *arguments) == expected
+
+    def test_a_resumed_run_keeps_its_own(self, settle: Callable[..., tuple[bool, str]], tmp_path: Path) -> None:
+        record = {"settings": {"training": {"bf16": True}, "model": {"dtype": "bfloat16"}}}
+        (tmp_path / "output").mkdir()
+        (tmp_path / "output" / "recipe.json").write_text(json.dumps(record))
+        assert settle("float32") == (True, "bfloat16")
+        assert settle("float32", "--resume", "False") == (False, "float32")
+
+
+class TestRuns:
+    @pytest.mark.parametrize("name", ["grpo", "dense_grpo", "ppo"])
+    def test_lora(self, name: str, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        attached: list[EndogenousReward] = []
+        monkeypatch.setattr(EndogenousReward, "attach", _watched_attach(attached))
+        steps = run(name, small)
+        assert len(steps) == (1 if name == "ppo" else 2)  # PPO trains for four steps on what it has generated
+        assert len(attached) == 1 and attached[0].is_shared
+        for step in steps:
+            assert step["rewards/endogenous_reward/mean"] < 0
+            assert 0 <= step["rewards/accuracy/mean"] <= 1
+            # The accuracy has the weight 0.
+            assert step["reward"] == pytest.approx(step["rewards/endogenous_reward/mean"])
+            # Credit by token: advantages differ within completions, and do not with the credit of the outcome.
+            assert (step["advantage/within_completion"] > 1e-3) == (name != "grpo")
+        assert (tmp_path / "output" / "adapter_model.safetensors").is_file()
+
+    @pytest.mark.parametrize("control", ["random", "length", "format"])
+    @pytest.mark.parametrize("name", ["grpo", "ppo"])
+    def test_control(self, name: str, control: str, small: list[str]) -> None:
+        steps = run(name, [*small, "--max_steps", "1", "--reward", control])
+        key = {"random": "random_reward", "length": "short_length_reward", "format": "format_reward"}[control]
+        assert math.isfinite(steps[0][f"rewards/{key}/mean"])
+        assert not any(k.startswith("endogenous_reward") for k in steps[0])
+
+    @pytest.mark.parametrize(
+        ("arguments", "shared"),
+        [
+            (["--use_peft", "False"], True),  # the reference model
+            (["--use_peft", "False", "--beta", "0"], False),
+            (["--use_peft", "False", "--sync_ref_model", "True"], False),
+            (["--reward_model", "{model}"], False),
+        ],
+    )
+    def test_shared_or_own(
+        self,
+        arguments: list[str],
+        shared: bool,
+        small: list[str],
+        tiny_policy_path: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        attached: list[EndogenousReward] = []
+        monkeypatch.setattr(EndogenousReward, "attach", _watched_attach(attached))
+        arguments = [argument.format(model=tiny_policy_path) for argument in arguments]
+        steps = run("grpo", [*small, "--max_steps", "1", *arguments])
+        assert len(attached) == shared
+        assert steps[0]["rewards/endogenous_reward/mean"] < 0
+
+    def test_evaluation(self, small: list[str], prompts: Path) -> None:
+        evaluation = ["--eval_strategy", "steps", "--eval_on_start", "True", "--dataset_test_split", "train"]
+        history = train(recipe("grpo"), *small, "--max_steps", "1", "--eval_steps", "1", *evaluation)
+        evaluations = [entry for entry in history if "eval_reward" in entry]
+        assert len(evaluations) == 2
+        assert all(0 <= entry["eval_rewards/accuracy/mean"] <= 1 for entry in evaluations)
+
+    def test_sentence_reward_and_rl_on_it(
+        self, tiny_model_path: str, small: list[str], prompts: Path, tmp_path: Path
+    ) -> None:
+        overrides = {
+            "model_name_or_path": tiny_model_path,
+            "output_dir": tmp_path / "reward",
+            "max_steps": 2,
+            "per_device_train_batch_size": 4,
+        }
+        words = [str(part) for key, value in overrides.items() for part in (f"--{key}", value)]
+        path = ROOT / "recipes" / "smollm2-135m" / "sentence_reward.yaml"
+        # It ends with an evaluation, else.
+        trained = recipes.launch_sentence_reward(["--config", str(path), *words, "--eval_strategy", "no"])
+        assert len([entry for entry in trained.state.log_history if "loss" in entry]) == 2
+        on_it = ["--reward", "sentence", "--reward_sentence_model", str(tmp_path / "reward"), "--max_steps", "1"]
+        (step,) = run("dense_grpo", [*small, *on_it])
+        assert math.isfinite(step["rewards/sentence_reward/mean"])
+
+    @pytest.mark.slow
+    def test_accelerate_launch(self, small: list[str], tmp_path: Path) -> None:
+        launch = [str(Path(sys.executable).with_name("accelerate")), "launch"]
+        result = subprocess.run(
+            [*launch, "--config_file", "accelerate_configs/cpu.yaml", "recipes/grpo.py"]
+            + ["--config", "recipes/smollm2-135m/dense_grpo.yaml", *small],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert result.returncode == 0, result.stderr[-4000:]
+        assert "rewards/endogenous_reward/mean" in result.stdout
+        assert (tmp_path / "output" / "adapter_model.safetensors").is_file()
+
+
+def _watched_attach(attached: list[EndogenousReward]) -> Callable[..., EndogenousReward]:
+    attach = EndogenousReward.attach
+
+    def watched(self: EndogenousReward, trainer: Any) -> EndogenousReward:
+        attached.append(self)
+        return attach(self, trainer)
+
+    return watched
+
+
+def test_summary(capsys: pytest.CaptureFixture[str]) -> None:
+    history: list[dict[str, Any]] = [
+        {"reward": 0.0, "rewards/accuracy/mean": value, "clip_ratio": 7.0}
+        for value in [0.1, 0.3, 0, 0, 0, 0, 0, 0, 0.5, 0.7]
+    ]
+    history += [{"eval_reward": 0.0, "eval_rewards/accuracy/mean": value} for value in (0.25, 0.75)]
+    print_summary(history, "output")
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    # Ten steps: the first and the last two.
+    assert ["rewards/accuracy/mean", "0.200", "0.600"] in lines
+    assert ["eval_rewards/accuracy/mean", "0.250", "0.750"] in lines
+    assert not any("clip_ratio" in line for line in lines)

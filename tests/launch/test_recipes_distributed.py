@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Recipes in two processes, as `accelerate launch` starts them with the files in `accelerate_configs/`, agree with one process. On
+CPUs, over gloo.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+PROMPTS = ["a b c", "d e", "f", "g h i j", "a a", "k l", "b", "c d e f"] * 4
+# Name of the launcher's file, and what runs then.
+ENGINES = {
+    "multi_gpu": "DistributedDataParallel",
+    "zero1": "DeepSpeedEngine",
+    "zero2": "DeepSpeedEngine",
+    "zero3": "DeepSpeedEngine",
+    "fsdp2": "FSDP",
+}
+RUNS: dict[str, list[str]] = {
+    # The frozen model is the reference model, the policy without its adapter, and a copy.
+    "shared": ["grpo", "--beta", "0.1", "--num_generations", "2"],
+    "adapter": [
+        "ppo",
+        "--use_peft",
+        "True",
+        "--lora_target_modules",
+        "q_proj",
+        "v_proj",
+        "--lora_dropout",
+        "0",
+        "--num_iterations",
+        "1",
+    ],
+    "own": ["grpo", "--beta", "0", "--num_generations", "2", "--credit", "outcome"],
+}
+WHERE = {
+    "shared": "the trainer's reference model",
+    "adapter": "the policy's frozen base (adapter disabled)",
+    "own": "own copy of",
+}
+COMPARED = ("loss", "grad_norm", "reward", "endogenous_reward/reward_per_token")
+
+
+def accelerate(launcher: str, num_processes: int, *command: str, **env: str) -> subprocess.CompletedProcess[str]:
+    options = ["--config_file", f"accelerate_configs/{launcher}.yaml", "--num_processes", str(num_processes)]
+    options += ["--mixed_precision", "no", "--main_process_port", "0"]
+    return subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", *options, *command],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **env},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+
+
+def launch(folder: Path, model: str, launcher: str, num_processes: int) -> Path:
+    """All runs, one after the other, in one launch."""
+    prompts = folder / "prompts.jsonl"
+    prompts.write_text("\n".join(json.dumps({"prompt": prompt}) for prompt in PROMPTS))
+    settings = {
+        "model_name_or_path": model,
+        "dataset_name": prompts,
+        "max_steps": 3,
+        "max_completion_length": 8,
+        "per_device_train_batch_size": 8 // num_processes,
+        "shuffle_dataset": False,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "disable_tqdm": True,
+        "scale_rewards": "none",
+    }
+    files = []
+    for name, (kind, *arguments) in RUNS.items():
+        given = {**settings, "output_dir": folder / name}
+        if kind == "ppo":
+            del given["scale_rewards"]
+        words = [kind, *(str(part) for key, value in given.items() for part in (f"--{key}", value)), *arguments]
+        files.append(folder / f"{name}.json")
+        files[-1].write_text(json.dumps(words))
+    extensions = folder / "extensions"
+    finished = accelerate(
+        launcher, num_processes, "tests/support/recipe_run.py", *map(str, files), TORCH_EXTENSIONS_DIR=str(extensions)
+    )
+    assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr[-6000:]
+    assert not extensions.exists()  # nothing was compiled
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_policy_path: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return launch(tmp_path_factory.mktemp("alone"), tiny_policy_path, "cpu", 1)
+
+
+@pytest.mark.parametrize("launcher", ENGINES)
+def test_two_processes_agree_with_one(launcher: str, alone: Path, tiny_policy_path: str, tmp_path: Path) -> None:
+    launch(tmp_path, tiny_policy_path, launcher, 2)
+    for name in RUNS:
+        found: dict[str, Any] = json.loads((tmp_path / name / "result.json").read_text())
+        expected = json.loads((alone / name / "result.json").read_text())
+        # What ran is what was asked for.
+        assert found["engine"].startswith(ENGINES[launcher])
+        assert (found["num_processes"], expected["num_processes"]) == (2, 1)
+        stage = int(launcher[-1]) if launcher.startswith("zero") else 0
+        assert (found["zero_stage"], found["fsdp_version"]) == (stage, 2 if launcher == "fsdp2" else None)
+        assert WHERE[name] in found["reward"] and WHERE[name] in expected["reward"]
+        assert (", sharded" in found["reward"]) == (name == "own" and launcher in ("zero3", "fsdp2"))
+        for key in COMPARED:
+            values = [[entry[key] for entry in result["history"] if key in entry] for result in (found, expected)]
+            assert len(values[1]) == 3, key
+            assert values[0] == pytest.approx(values[1], rel=1e-3, abs=1e-4), (name, key)
+        frozen = load_file(tmp_path / name / "frozen.safetensors")
+        for key, tensor in load_file(Path(tiny_policy_path) / "model.safetensors").items():
+            assert torch.equal(frozen[key], tensor), (name, key)
+        file = "adapter_model.safetensors" if name == "adapter" else "model.safetensors"
+        theirs = load_file(tmp_path / name / file)
+        for key, tensor in load_file(alone / name / file).items():
+            torch.testing.assert_close(theirs[key], tensor, atol=2e-4, rtol=1e-3, msg=lambda m, k=key: f"{k}: {m}")
+
+
+def test_the_readmes_command_for_zero3(smollm2_path: str, tmp_path: Path) -> None:
+    """A pretrained model in two processes, each with half of the weights, as recipes/smollm2-135m/README.md says."""
+    arguments = ["--output_dir", str(tmp_path), "--bf16", "false", "--dtype", "float32", "--save_strategy", "no"]
+    arguments += ["--per_device_train_batch_size", "8", "--max_steps", "1", "--max_completion_length", "4"]
+    command = ["recipes/grpo.py", "--config", "recipes/smollm2-135m/grpo.yaml", *arguments]
+    finished = accelerate("zero3", 2, *command)
+    assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr[-6000:]
+    assert "rewards/endogenous_reward/mean" in finished.stdout
+    adapter = load_file(tmp_path / "adapter_model.safetensors")
+    # The upper 15 layers have one, whole, and it has learned something.
+    assert len(adapter) == 15 * 2 * 2
+    assert any(weight.abs().max() > 0 for name, weight in adapter.items() if "lora_B" in name)

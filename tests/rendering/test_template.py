@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What chat templates make of messages, over all templates that TRL ships: written in the form that they read, or refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trl
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from trl.chat_template_utils import get_training_chat_template
+
+from endotrl.rendering.messages import add_criterion
+from endotrl.rendering.renderer import Renderer
+from endotrl.rendering.template import Template
+
+
+FOLDER = Path(trl.__file__).parent / "chat_templates"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.jinja"))
+CALL = {"type": "function", "function": {"name": "multiply", "arguments": {"a": 3, "b": 4}}}
+MISTRAL = (
+    "{{ bos_token }}{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
+    "{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}{% else %}{{ m.content + eos_token }}{% endif %}"
+    "{% endfor %}"
+)
+# Says nothing of roles that it does not know.
+SILENT = (
+    "{% for m in messages %}{% if m.role in ('user', 'assistant') %}{{ m.role + ': ' + m.content + '\n' }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+
+
+def say(role: str, *texts: str, parts: bool = False, **keys: Any) -> dict[str, Any]:
+    content: Any = [{"type": "text", "text": text} for text in texts] if parts else "".join(texts)
+    return {"role": role, "content": content, **keys}
+
+
+def conversations(parts: bool) -> list[list[dict[str, Any]]]:
+    """Messages whose texts are single words, which no template has."""
+    user, answer, system = (
+        say("user", "Quagga", parts=parts),
+        say("assistant", "Okapi", parts=parts),
+        say("system", "Numbat", parts=parts),
+    )
+    call = say("assistant", "", parts=parts, tool_calls=[CALL])
+    thoughtful_call = say("assistant", "Dugong", parts=parts, tool_calls=[CALL])
+    tool = say("tool", "Kiwi", parts=parts, name="multiply")
+    last = say("user", "Zorilla", parts=parts)
+    return [
+        [user],
+        [system, user],
+        [user, answer, last],
+        [system, user, answer],
+        [user, answer, say("system", "Numbat", parts=parts), last],
+        [user, last],
+        [say("developer", "Numbat", parts=parts), user],
+        [user, call, tool],
+        [user, thoughtful_call, tool],
+        [user, thoughtful_call, tool, answer, last],
+    ]
+
+
+@pytest.fixture
+def tokenizer(tiny_model_path: str) -> PreTrainedTokenizerBase:
+    """A new one for every test: all change it."""
+    return AutoTokenizer.from_pretrained(tiny_model_path, bos_token="<|im_start|>")
+
+
+def apply(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]]) -> str:
+    opens = messages[-1]["role"] != "assistant"
+    return Template(tokenizer).apply(messages, add_generation_prompt=opens)
+
+
+def words_of(messages: list[dict[str, Any]]) -> list[str]:
+    """Of messages that call no tool: before a call, many templates write no text."""
+    contents = [message["content"] for message in messages if "tool_calls" not in message]
+    return [
+        "".join(part["text"] for part in content) if isinstance(content, list) else content for content in contents
+    ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_all_that_is_said_is_written(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.chat_template = (FOLDER / f"{name}.jinja").read_text()
+    written = 0
+    for texts, parts in zip(conversations(parts=False), conversations(parts=True), strict=True):
+        for messages in (texts, parts):
+            try:
+                text = apply(tokenizer, messages)
+            except ValueError as error:
+                assert "refuses these messages" in str(error) or "leaves out" in str(error)
+                continue
+            written += 1
+            assert all(text.count(word) == 1 for word in words_of(messages)), text
+            assert "tool_calls" not in str(messages) or "multiply" in text
+            assert "'text'" not in text and '"text"' not in text  # a list of parts
+    assert written >= 4  # every template knows users and answers
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_messages_that_a_template_reads_are_given_as_they_are(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.chat_template = (FOLDER / f"{name}.jinja").read_text()
+    reads_parts = {"smolvlm", "idefics3", "llava_next"}
+    parts = name.removesuffix("_training") in reads_parts
+    messages = [say("user", "What is 3 times 4?", parts=parts)]
+    expected = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert apply(tokenizer, messages) == expected
+    # The other form says the same.
+    assert apply(tokenizer, [say("user", "What is 3 times 4?", parts=not parts)]) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "messages", "what"),
+    [
+        ("qwen3", [say("developer", "Be brief."), say("user", "Hi")], r"what message 1 \(role 'developer'\) says"),
+        ("qwen3_vl", [say("user", "Hi"), say("system", "Be brief.")], r"what message 2 \(role 'system'\) says"),
+        ("phi3", [say("user", "Hi"), say("tool", "12", name="multiply")], r"what message 2 \(role 'tool'\) says"),
+        (
+            "llama3",
+            [say("user", "Hi"), say("assistant", "", tool_calls=[CALL]), say("tool", "12")],
+            r"the call of a tool in message 2 \(role 'assistant'\)",
+        ),
+    ],
+)
+def test_what_a_template_leaves_out_is_refused(
+    name: str, messages: list[dict[str, Any]], what: str, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    tokenizer.chat_template = (FOLDER / f"{name}.jinja").read_text()
+    with pytest.raises(ValueError, match=f"chat template of '.*tiny-llama' leaves out {what}.*`processing_class`"):
+        apply(tokenizer, messages)
+
+
+def test_parts_of_one_message_are_joined_where_only_the_first_is_read(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.chat_template = (FOLDER / "llava_next.jinja").read_text()
+    messages = [say("system", "Be ", "brief.", parts=True), say("user", "Hi", parts=True)]
+    assert apply(tokenizer, messages) == "<<SYS>>\nBe brief.\n<</SYS>>\n\n[INST] Hi [/INST]"
+    assert messages[0]["content"] == say("system", "Be ", "brief.", parts=True)["content"]  # the dataset's own stay
+
+
+def test_some_messages_as_text_and_some_as_parts(tokenizer: PreTrainedTokenizerBase) -> None:
+    mixed = [say("system", "Be brief."), say("user", "What ", "is it?", parts=True)]
+    assert apply(tokenizer, mixed) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhat is it?<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_what_a_template_does_to_texts_is_its_own_affair(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role + ': ' + m.content.split('</think>')[-1] | trim + '\n' }}{% endfor %}"
+    )
+    messages = [say("user", "  Hi "), say("assistant", "<think>Hm.</think>Hello."), say("user", "\n")]
+    assert Template(tokenizer).apply(messages, add_generation_prompt=True) == "user: Hi\nassistant: Hello.\nuser: \n"
+
+
+def test_a_template_for_certain_texts_only(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.chat_template = (
+        "{% if messages[0].content not in ('yes', 'no') %}{{ raise_exception('yes or no') }}{% endif %}"
+        "{{ messages[0].content }}"
+    )
+    assert apply(tokenizer, [say("user", "yes")]) == "yes"
+    with pytest.raises(ValueError, match="refuses these messages: yes or no"):
+        apply(tokenizer, [say("user", "maybe")])
+
+
+@pytest.mark.parametrize("content", [None, "", []], ids=["none", "empty", "no parts"])
+def test_nothing_said_is_nothing_left_out(content: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.chat_template = (FOLDER / "qwen3.jinja").read_text()
+    messages = [say("user", "Hi"), {"role": "assistant", "content": content, "tool_calls": [CALL]}, say("tool", "12")]
+    assert "multiply" in apply(tokenizer, messages)
+
+
+class TestCriterion:
+    PROMPT = [say("user", "Capital of France?")]
+
+    def judge(self, tokenizer: PreTrainedTokenizerBase, template: str) -> str:
+        tokenizer.chat_template = template
+        messages = add_criterion(self.PROMPT, "Be exact.")
+        return Template(tokenizer).apply(messages, True, has_criterion=True)  # type: ignore[arg-type]
+
+    def test_gemma_has_no_system_role(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        with pytest.raises(ValueError, match="System role not supported.*criterion.*first user message"):
+            self.judge(tokenizer, (FOLDER / "gemma.jinja").read_text())
+
+    def test_mistral_alternates_roles(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        with pytest.raises(ValueError, match="roles must alternate.*criterion.*first user message"):
+            self.judge(tokenizer, MISTRAL)
+        assert apply(tokenizer, self.PROMPT) == "<|im_start|>[INST] Capital of France? [/INST]"
+
+    def test_a_template_that_drops_it(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        with pytest.raises(ValueError, match=r"leaves out what message 1 \(role 'system'\) says.*criterion"):
+            self.judge(tokenizer, SILENT)
+
+    def test_llama_writes_it_beside_the_date(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        text = self.judge(tokenizer, (FOLDER / "llama3_2.jinja").read_text())
+        head, _, rest = text.partition("Be exact.")
+        assert "Today Date: " in head and "Capital of France?" in rest
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_instruct_2507", "llama3", "smolvlm", "idefics3"])
+def test_rows_are_the_same_in_both_forms(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.chat_template = (FOLDER / f"{name}.jinja").read_text()
+    renderer = Renderer(tokenizer, eos_token_ids=[tokenizer.eos_token_id], vocab_size=len(tokenizer))
+    text, parts = (
+        renderer.render([[say("user", "Capital?", parts=p)]], [[say("assistant", "Paris.", parts=p)]])
+        for p in (False, True)
+    )
+    assert text == parts
+    assert "Capital?" in tokenizer.decode(text[0].prompt_ids)
+    assert tokenizer.decode(text[0].completion_ids).startswith("Paris.")
+
+
+class TestPrefixPreserving:
+    """Completions of several messages are written by a template that does not rewrite earlier turns."""
+
+    TURNS = [
+        say("assistant", "", tool_calls=[CALL]),
+        say("tool", "12", name="multiply"),
+        say("assistant", "It is 12."),
+    ]
+
+    def test_a_template_of_which_trl_has_another_version(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        tokenizer.chat_template = (FOLDER / "qwen3.jinja").read_text()
+        training = get_training_chat_template(tokenizer)
+        rows = [
+            Renderer(tokenizer, [tokenizer.eos_token_id], len(tokenizer), chat_template_kwargs=kwargs).render(
+                [[say("user", "3 times 4?")]], [self.TURNS]
+            )
+            for kwargs in (None, {"chat_template": training})
+        ]
+        assert rows[0] == rows[1]
+        written = [rows[0][0].completion_ids[i] for i in rows[0][0].action_positions]
+        call = '<tool_call>\n{"name": "multiply", "arguments": {"a": 3, "b": 4}}\n</tool_call><|im_end|>'
+        assert tokenizer.decode(written) == call + "It is 12.<|im_end|>"
+
+    def test_others_stay(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        template = Template(tokenizer)  # ChatML, which TRL has no version of
+        assert template.prefix_preserving is template
+        tokenizer.chat_template = (FOLDER / "qwen3_instruct_2507.jinja").read_text()
+        template = Template(tokenizer)
+        assert template.prefix_preserving is template
+        template = Template(tokenizer, {"chat_template": (FOLDER / "qwen3.jinja").read_text()})
+        assert template.prefix_preserving is template  # it was asked for

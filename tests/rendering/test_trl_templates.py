@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All chat templates that TRL knows: text and token ids of one completion have one reward, that of what the policy wrote."""
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import trl
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from endotrl import EndogenousReward
+from endotrl.rendering.policy_tokens import PolicyTokens
+from endotrl.rendering.renderer import Renderer
+
+from ..support.reference import scores_from_logits, state_logits
+from .tokenizers_of_all_kinds import byte_level
+
+
+TEMPLATES = sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))
+NAMES = [path.stem for path in TEMPLATES]
+EOS = "<|endoftext|>"
+# How each family ends a turn, read off its template by hand. GLM's ends with nothing, in training with the next role.
+ENDS = {
+    "cohere": "<|END_OF_TURN_TOKEN|>",
+    "cohere2": "<|END_RESPONSE|><|END_OF_TURN_TOKEN|>",
+    "deepseek": "<｜end▁of▁sentence｜>",
+    "diffusion_gemma": "<turn|>",
+    "gemma": "<end_of_turn>",
+    "gemma4": "<turn|>",
+    "glm4moe": EOS,
+    "glm4moe_training": "<|user|>",
+    "gptoss": "<|return|>",
+    **dict.fromkeys(("idefics3", "smolvlm"), "<end_of_utterance>"),
+    **dict.fromkeys(("lfm2", "nemotron", "qwen"), "<|im_end|>"),
+    "llama3": "<|eot_id|>",
+    "llava_next": "</s>",
+    "muse_glimmer": "<|eot|>",
+    "phi3": "<|end|>",
+}
+PARTS_ONLY = ("idefics3", "llava_next", "smolvlm")
+SPECIAL = re.compile(r"<[|｜][^<>{}'\"\s]+[|｜]>|<[a-z]+_of_[a-z]+>|</s>|<\|?turn\|?>|<\|?tool_(?:call|response)\|?>")
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 2, "b": 2}}}
+RESULT = {"role": "tool", "name": "add", "content": "4"}
+# Templates that write calls of tools, and before them nothing, or what stands here.
+CALLERS = {
+    **dict.fromkeys([n for n in NAMES if re.match("qwen2_5(_training)?$|qwen3_(instruct|vl)|lfm2_2_5|gemma4", n)], ""),
+    **dict.fromkeys([n for n in NAMES if re.match("qwen3_5_nothink|diffusion_gemma|gptoss", n)], ""),
+    **dict.fromkeys([n for n in NAMES if re.match("qwen3(_training)?$", n)], "<think>\n\n</think>\n\n"),
+    **dict.fromkeys([n for n in NAMES if re.match("qwen3_(5_think|6|8)", n)], "\n</think>\n\n"),
+    **dict.fromkeys([n for n in NAMES if n.startswith("glm4moe")], "\n<think></think>\n"),
+}
+
+
+def tokenizer_for(name: str) -> PreTrainedTokenizerFast:
+    template = TEMPLATES[NAMES.index(name)].read_text(encoding="utf-8")
+    special = {*SPECIAL.findall(template), "<|im_end|>"} - {EOS}
+    return byte_level([EOS, *sorted(special)], EOS, template)
+
+
+def end_of(name: str) -> str:
+    return ENDS[max((family for family in ENDS if name.startswith(family)), key=len)]
+
+
+def content(name: str, text: str) -> Any:
+    return [{"type": "text", "text": text}] if name.startswith(PARTS_ONLY) else text
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+@pytest.fixture(scope="module")
+def model() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=320,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=4096,
+        initializer_range=0.5,
+        eos_token_id=0,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def test_the_hand_written_tables() -> None:
+    assert len(NAMES) >= 70 and all(end_of(name) for name in NAMES) and len(CALLERS) >= 25
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_text_and_ids_of_an_answer(name: str, model: LlamaForCausalLM) -> None:
+    tokenizer = tokenizer_for(name)
+    reward = EndogenousReward(model, tokenizer, token_reward="log_prob")
+    prompt = [{"role": "user", "content": content(name, "Where?")}]
+    answer = [{"role": "assistant", "content": content(name, "It is in Paris.")}]
+    prompt_ids = encode(tokenizer, tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False))
+    ids = encode(tokenizer, "It is in Paris." + end_of(name))
+    logits = state_logits(model, prompt_ids, ids)
+    expected = sum(scores_from_logits(logits, ids, alpha=1.0).log_probs)
+    assert reward([prompt], [answer]) == pytest.approx([expected], abs=1e-3)
+    assert reward([prompt], [answer], [ids]) == pytest.approx([expected], abs=1e-3)
+
+
+@pytest.mark.parametrize("name", CALLERS)
+def test_text_and_ids_of_a_call(name: str) -> None:
+    tokenizer = tokenizer_for(name)
+    prompt = [{"role": "user", "content": "2 + 2?"}]
+    call = [{"role": "assistant", "content": "", "tool_calls": [CALL]}]
+    opened = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+    closed = tokenizer.apply_chat_template([*prompt, *call], tokenize=False)
+    written = closed.removeprefix(opened).removeprefix(CALLERS[name]).removesuffix("\n")
+    assert closed.startswith(opened) and "add" in written
+    if name == "glm4moe":  # what a policy stops at is the role of the result
+        written += "<|observation|>"
+    stops = tokenizer.convert_tokens_to_ids([EOS, *(["<|observation|>"] if name.startswith("glm") else [])])
+    renderer = Renderer(tokenizer, stops, len(tokenizer))
+    (as_text,) = renderer.render([prompt], [call])
+    assert tokenizer.decode(as_text.completion_ids) == written
+    (as_ids,) = renderer.render([prompt], [call], [encode(tokenizer, written)])
+    assert as_text == as_ids and as_text.finished
+
+
+def as_trl_writes(tokenizer: PreTrainedTokenizerFast, results: list[dict[str, Any]]) -> list[int]:
+    """What TRL's GRPO trainer puts behind a turn that calls tools, by its own code."""
+    trainer = SimpleNamespace(
+        processing_class=tokenizer, _tokenizer=tokenizer, chat_template=None, chat_template_kwargs={}, _is_vlm=False
+    )
+    return trl.GRPOTrainer._get_tool_suffix_ids(trainer, results)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in CALLERS if name != "qwen3"]
+)  # TRL trains Qwen3 with another template
+def test_whatever_a_policy_writes_around_the_results_of_tools(name: str) -> None:
+    tokenizer = tokenizer_for(name)
+    tokenizer.eos_token = end_of(name)
+    results = as_trl_writes(tokenizer, [RESULT])
+    stops = tokenizer.convert_tokens_to_ids([end_of(name)])
+    renderer = Renderer(tokenizer, stops, len(tokenizer), policy_tokens=PolicyTokens(tokenizer, stops, padded=False))
+    # Nothing like what its template would write, and its parsed messages say little of it.
+    first, last = encode(tokenizer, "??<|im_end|>\n\n\n"), encode(tokenizer, " <|im_end|>4<|endoftext|><|endoftext|>")
+    completion = [
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        RESULT,
+        {"role": "assistant", "content": ""},
+    ]
+    ids = first + results + last
+    (row,) = renderer.render([[{"role": "user", "content": "2 + 2?"}]], [completion], [ids])
+    assert row.completion_ids == ids
+    assert [ids[i] for i in row.action_positions] == first + last
+    # Cut off behind the result.
+    (row,) = renderer.render([[{"role": "user", "content": "2 + 2?"}]], [completion[:2]], [first + results])
+    assert row.action_positions == list(range(len(first))) and not row.finished
+
+
+@pytest.mark.parametrize("name", [name for name in CALLERS if not CALLERS[name] and name != "gptoss"])
+def test_text_and_ids_of_a_conversation(name: str) -> None:
+    tokenizer = tokenizer_for(name)
+    prompt = [{"role": "user", "content": "2 + 2?"}]
+    completion = [
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        RESULT,
+        {"role": "assistant", "content": "It is 4."},
+    ]
+    renderer = Renderer(tokenizer, [tokenizer.eos_token_id], len(tokenizer))
+    (row,) = renderer.render([prompt], [completion])
+    whole = tokenizer.apply_chat_template([*prompt, *completion], tokenize=False)
+    assert tokenizer.decode(row.prompt_ids + row.completion_ids) == whole.removesuffix("\n")
+    runs = tokenizer.decode([row.completion_ids[i] for i in row.action_positions])
+    # Gemma 4 ends calls with what opens their results.
+    call = runs.removesuffix("It is 4." + end_of(name)).removesuffix("<|tool_response>")
+    assert call != runs and "add" in call
+    assert not any(word in call for word in ("tool_response", "assistant", "<|turn>"))
+    (as_ids,) = renderer.render([prompt], [completion], [row.completion_ids])
+    assert as_ids == row

@@ -1,0 +1,652 @@
+# SPDX-License-Identifier: Apache-2.0
+import io
+import json
+import math
+import os
+import shutil
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from endotrl import EndogenousReward
+from endotrl.score_file import OUTPUT_KEYS, Row, Tally, message_text, model_digest, parse_row, score_file
+from endotrl.score_file.rows import TOKEN_KEYS
+
+
+SETTINGS = {"model": "tiny", "alpha": 1.0}
+
+
+def text_row(i: int) -> dict:
+    return {"prompt": f"{i} + {i} =", "completion": f" {2 * i}", "id": f"t{i}"}
+
+
+def message_row(i: int) -> dict:
+    return {
+        "prompt": [{"role": "user", "content": f"Double {i}"}],
+        "completion": [{"role": "assistant", "content": "word " * (i % 5) + str(2 * i)}],
+        "source": {"set": ["a", i]},
+    }
+
+
+def write_rows(path: Path, rows: list) -> Path:
+    path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def read_rows(path: Path) -> list[dict]:
+    def reject(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    return [json.loads(line, parse_constant=reject) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def reward(tiny_model_path):
+    return EndogenousReward(tiny_model_path, dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model_path):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tiny_model_path)
+
+
+class Interrupted(EndogenousReward):
+    """Is interrupted at its n-th call."""
+
+    def __init__(self, *args, at: int, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.calls, self.at = 0, at
+
+    def score(self, *args, **kwargs):
+        self.calls += 1
+        if self.calls == self.at:
+            raise KeyboardInterrupt
+        return super().score(*args, **kwargs)
+
+
+class TestParseRow:
+    @pytest.mark.parametrize(
+        ("line", "reason"),
+        [
+            (b'{"prompt": "a", "completion": ', "Not valid JSON: Expecting value"),
+            (b"\xff\xfe", "Not valid JSON: 'utf-8' codec can't decode byte 0xff"),
+            (b'{"prompt": "a", "completion": "b", "x": NaN}', "NaN is not a JSON number"),
+            (b'{"prompt": "a", "completion": "b", "x": 1e999}', "A number is too large for a float"),
+            (b"[" * 100_000, "nested too deeply"),
+            (b'["a", "b"]', "A row must be a JSON object, but this is of type list"),
+            (b"{}", 'The key "prompt" is missing'),
+            (b'{"prompt": "a"}', 'The key "completion" is missing'),
+            (b'{"prompt": null, "completion": "b"}', "The prompt must be text or a list of messages, but it is of type NoneType"),
+            (b'{"prompt": "a", "completion": 4}', "The completion must be text or a list of messages, but it is of type int"),
+            (b'{"prompt": "", "completion": "b"}', "The prompt is empty"),
+            (b'{"prompt": [], "completion": []}', "The prompt is an empty list of messages"),
+            (b'{"prompt": "a", "completion": [{"role": "assistant", "content": "b"}]}', "The prompt is text, but the completion is messages"),
+            (b'{"prompt": [{"role": "user", "content": "a"}], "completion": "b"}', "The prompt is messages, but the completion is text"),
+            (b'{"prompt": ["a"], "completion": "b"}', "Message 1 of the prompt must be an object"),
+            (b'{"prompt": [{"content": "a"}], "completion": "b"}', "Message 1 of the prompt must be an object"),
+            (b'{"prompt": [{"role": "user", "content": 1}], "completion": "b"}', "Message 1 of the prompt has no content"),
+            (b'{"prompt": "a", "completion": "b", "reward": 1}', 'The key "reward" is one that the output uses itself'),
+            (b'{"prompt": "a", "completion": "\\ud800"}', "one half of a surrogate pair"),
+            (b'{"prompt": "a", "completion": "b", "completion_ids": "7"}', "must be a list of token ids, but they are of type str"),
+            (b'{"prompt": "a", "completion": "b", "completion_ids": [7, true]}', "Entry 2 of the completion_ids is true"),
+            (b'{"prompt": "a", "completion": "b", "completion_ids": [7.0]}', "Entry 1 of the completion_ids is 7.0"),
+            (b'{"prompt": "a", "completion": "b", "completion_ids": [7, 8, -100]}', "Entry 3 of the completion_ids is -100"),
+            (b'{"prompt": "a", "completion": "b", "completion_ids": [[7]]}', "Entry 1 of the completion_ids is [7]"),
+        ],
+    )  # fmt: skip
+    def test_says_what_is_wrong(self, line, reason):
+        assert reason in parse_row(3, line).error
+
+    def test_keeps_other_keys_and_the_id_of_a_bad_row(self):
+        row = parse_row(2, b'{"id": 7, "prompt": "a", "completion": "", "x": [1, {"y": null}]}')
+        assert row == Row(2, "a", "", {"id": 7, "x": [1, {"y": None}]})
+        assert parse_row(2, b'{"id": "seven", "prompt": 1, "x": 2}').extra == {"id": "seven"}
+
+    def test_token_ids_are_used_and_not_carried_over(self):
+        row = parse_row(2, b'{"prompt": "a", "completion": "b", "completion_ids": [7, 0], "x": 1}')
+        assert row == Row(2, "a", "b", {"x": 1}, completion_ids=[7, 0])
+        assert parse_row(2, b'{"prompt": "a", "completion": "", "completion_ids": []}').completion_ids == []
+        # As a table writes a row without them.
+        assert parse_row(2, b'{"prompt": "a", "completion": "b", "completion_ids": null}') == Row(2, "a", "b")
+
+    def test_byte_order_mark_on_the_first_line_only(self):
+        line = b'\xef\xbb\xbf{"prompt": "a", "completion": "b"}'
+        assert parse_row(1, line).error is None
+        assert "Not valid JSON" in parse_row(2, line).error
+
+    def test_tool_calls_need_no_content(self):
+        messages = [{"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}]
+        row = {"prompt": [{"role": "user", "content": "a"}], "completion": messages}
+        assert parse_row(1, json.dumps(row).encode()).error is None
+        assert message_text(messages) == '[{"function": {"name": "f"}}]'
+
+    def test_message_text(self):
+        parts = [{"type": "text", "text": "b"}, {"type": "text", "text": "c"}]
+        assert message_text("a") == "a"
+        assert message_text([{"role": "user", "content": "a"}]) == "a"
+        assert (
+            message_text([{"role": "user", "content": "a"}, {"role": "tool", "content": parts}])
+            == "user: a\ntool: b c"
+        )
+
+
+class TestScores:
+    def test_equal_to_the_reward_of_each_row_alone(self, reward, tmp_path):
+        rows = [message_row(i) if i % 3 else text_row(i) for i in range(13)]
+        source = write_rows(tmp_path / "in.jsonl", rows)
+        report = score_file(reward, source, tmp_path / "out.jsonl", SETTINGS, block_size=5)
+        written = read_rows(tmp_path / "out.jsonl")
+        assert [row["line"] for row in written] == list(range(1, 14))
+        assert report.tally.rows == 13 and report.tally.errors == 0 and report.resumed_rows == 0
+        for row, record in zip(rows, written, strict=True):
+            extra = {key: value for key, value in row.items() if key not in ("prompt", "completion")}
+            assert extra == {key: value for key, value in record.items() if key not in OUTPUT_KEYS}
+            (outcome,) = reward(prompts=[row["prompt"]], completions=[row["completion"]])
+            (tokens,) = reward.token_rewards([row["prompt"]], [row["completion"]])
+            (stats,) = reward.score([row["prompt"]], [row["completion"]])
+            assert record["reward"] == pytest.approx(outcome, abs=1e-4)
+            assert record["token_rewards"] == pytest.approx(tokens.tolist(), abs=1e-4)
+            assert record["entropy"] == pytest.approx(stats.entropies.mean().item(), abs=1e-4)
+            assert record["num_tokens"] == len(tokens) == len(record["tokens"]) and record["finished"] is True
+            assert record["reward_per_token"] == pytest.approx(outcome / len(tokens), abs=1e-4)
+            content = row["completion"] if isinstance(row["completion"], str) else row["completion"][0]["content"]
+            assert "".join(record["tokens"]).startswith(content)
+        assert not (tmp_path / "out.jsonl.errors.jsonl").exists()
+        meta = json.loads((tmp_path / "out.jsonl.meta.json").read_text())
+        assert meta["rows"] == 13 and meta["tokens"] == sum(row["num_tokens"] for row in written)
+        assert meta["settings"] == {**SETTINGS, "tokens": True} and meta["versions"]["torch"] == version("torch")
+
+    @pytest.mark.parametrize("token_reward", ["bellman", "log_prob", "centered"])
+    def test_reward_per_token_does_not_depend_on_the_aggregate(self, token_reward, tiny_model_path, tmp_path):
+        source = write_rows(tmp_path / "in.jsonl", [text_row(12), message_row(3)])
+        written = []
+        for aggregate in ("sum", "mean", "discounted"):
+            reward = EndogenousReward(tiny_model_path, token_reward=token_reward, aggregate=aggregate, device="cpu")
+            score_file(reward, source, tmp_path / f"{aggregate}.jsonl", SETTINGS)
+            written.append(read_rows(tmp_path / f"{aggregate}.jsonl"))
+        for total, mean, discounted in zip(*written, strict=True):
+            assert total["reward_per_token"] == mean["reward_per_token"] == discounted["reward_per_token"]
+            assert mean["reward_per_token"] == pytest.approx(mean["reward"], abs=2e-6)
+            assert total["reward_per_token"] == pytest.approx(total["reward"] / total["num_tokens"], abs=2e-6)
+
+    @pytest.mark.parametrize("aggregate", ["sum", "mean", "discounted"])
+    @pytest.mark.parametrize("token_reward", ["bellman", "log_prob", "centered"])
+    @pytest.mark.parametrize("truncation", ["terminal", "bootstrap"])
+    def test_a_line_has_what_its_reward_is_made_of(
+        self, token_reward, aggregate, truncation, tokenizer, tiny_model_path, tmp_path
+    ):
+        settings = {"alpha": 0.7, "gamma": 0.9, "discount": 0.8, "truncation": truncation}
+        reward = EndogenousReward(
+            tiny_model_path, token_reward=token_reward, aggregate=aggregate, device="cpu", **settings
+        )
+        cut_off = {**text_row(3), "completion": " 6 of", "completion_ids": tokenizer(" 6 of")["input_ids"]}
+        source = write_rows(tmp_path / "in.jsonl", [text_row(1), message_row(4), cut_off])
+        score_file(reward, source, tmp_path / "out.jsonl", SETTINGS)
+        for record in read_rows(tmp_path / "out.jsonl"):
+            chosen, values = record["chosen_logits"], record["soft_values"]
+            assert len(values) == len(chosen) + 1 == record["num_tokens"] + 1
+            assert record["finished"] == (values[-1] == 0.0)
+            if truncation == "terminal":
+                values = [*values[:-1], 0.0]
+            # The formulas of the paper, by hand.
+            rewards = {
+                "bellman": [f - 0.9 * v for f, v in zip(chosen, values[1:], strict=True)],
+                "log_prob": [f - v for f, v in zip(chosen, values[:-1], strict=True)],
+                "centered": [
+                    f - v + 0.7 * h
+                    for f, v, h in zip(chosen, values[:-1], record.get("entropies", [0.0] * len(chosen)), strict=True)
+                ],
+            }[token_reward]
+            assert record["token_rewards"] == pytest.approx(rewards, abs=1e-5)
+            first = values[0] if token_reward == "bellman" else 0.0
+            outcome = {
+                "sum": sum(rewards) - first,
+                "mean": (sum(rewards) - first) / len(rewards),
+                "discounted": sum(0.8**h * r for h, r in enumerate(rewards)),
+            }[aggregate]
+            assert record["reward"] == pytest.approx(outcome, abs=1e-4)
+            rest = record.get("prompt_contribution", 0.0) + record.get("cut_off_contribution", 0.0)
+            assert sum(record["contributions"]) + rest == pytest.approx(record["reward"], abs=1e-4)
+
+    def test_without_tokens(self, reward, tmp_path):
+        source = write_rows(tmp_path / "in.jsonl", [text_row(1)])
+        score_file(reward, source, tmp_path / "out.jsonl", SETTINGS, tokens=False)
+        (record,) = read_rows(tmp_path / "out.jsonl")
+        assert not TOKEN_KEYS & set(record) and record["reward"] < 0
+
+    def test_text_of_tools_is_not_scored(self, reward, tmp_path):
+        turns = [("assistant", "I look it up."), ("tool", "42"), ("assistant", "It is 42.")]
+        row = {**message_row(1), "completion": [{"role": role, "content": text} for role, text in turns]}
+        score_file(reward, write_rows(tmp_path / "in.jsonl", [row]), tmp_path / "out.jsonl", SETTINGS)
+        (record,) = read_rows(tmp_path / "out.jsonl")
+        (stats,) = reward.score([row["prompt"]], [row["completion"]])
+        text = "".join(record["tokens"])
+        assert "I look it up." in text and "It is 42." in text and "tool" not in text
+        assert (
+            len(record["token_rewards"]) == len(record["tokens"]) == len(stats.token_ids) < stats.num_completion_tokens
+        )
+
+    def test_limit_and_its_later_extension(self, reward, tmp_path):
+        source = write_rows(tmp_path / "in.jsonl", [text_row(i) for i in range(9)])
+        assert score_file(reward, source, tmp_path / "out.jsonl", SETTINGS, limit=4).tally.rows == 4
+        assert len(read_rows(tmp_path / "out.jsonl")) == 4
+        report = score_file(reward, source, tmp_path / "out.jsonl", SETTINGS)
+        assert report.tally.rows == 9 and report.resumed_rows == 4
+        assert [row["id"] for row in read_rows(tmp_path / "out.jsonl")] == [f"t{i}" for i in range(9)]
+
+    def test_examples_are_the_first_good_rows_even_of_an_earlier_run(self, reward, tmp_path):
+        source = write_rows(tmp_path / "in.jsonl", ["{}", *[text_row(i) for i in range(6)]])
+        for _ in range(2):
+            report = score_file(reward, source, tmp_path / "out.jsonl", SETTINGS, block_size=2, num_examples=3)
+            assert [example.row.line for example in report.examples] == [2, 3, 4]
+            assert all(example.stats.text is not None for example in report.examples)
+
+    def test_standard_streams(self, reward, tmp_path, monkeypatch):
+        lines = "".join(json.dumps(text_row(i)) + "\n" for i in range(3)).encode()
+        written = io.BytesIO()
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(lines)))
+        monkeypatch.setattr(sys, "stdout", SimpleNamespace(buffer=written))
+        report = score_file(reward, "-", "-", SETTINGS, block_size=2)
+        assert report.tally.rows == 3
+        assert [json.loads(line)["id"] for line in written.getvalue().splitlines()] == ["t0", "t1", "t2"]
+
+    def test_no_more_than_a_block_is_held(self, reward, tmp_path, monkeypatch):
+        source = write_rows(tmp_path / "in.jsonl", [text_row(i) for i in range(100)])
+        sizes = []
+        score = EndogenousReward.score
+
+        def counting(self, prompts, *args, **kwargs):
+            sizes.append(len(prompts))
+            # Blocks before this one are on disk, not in memory.
+            assert (tmp_path / "out.jsonl").read_bytes().count(b"\n") == sum(sizes[:-1])
+            return score(self, prompts, *args, **kwargs)
+
+        monkeypatch.setattr(EndogenousReward, "score", counting)
+        report = score_file(reward, source, tmp_path / "out.jsonl", SETTINGS, block_size=16, keep=2, num_examples=3)
+        assert sizes == [16] * 6 + [4]
+        tally = report.tally
+        assert len(tally.head) == len(tally.top) == len(tally.bottom) == 2 and len(report.examples) == 3
+
+
+class TestTokenIds:
+    """Rows with the tokens that the policy generated, which alone tell whether an answer came to its end."""
+
+    PROMPT, TEXT = "What is 2 + 2?", " It is, beyond"
+
+    @pytest.fixture
+    def cut_off(self, tokenizer):
+        return {"prompt": self.PROMPT, "completion": self.TEXT, "completion_ids": tokenizer(self.TEXT)["input_ids"]}
+
+    def score(self, model, rows, tmp_path, **settings):
+        reward = EndogenousReward(model, dtype="float32", device="cpu", **settings)
+        source = write_rows(tmp_path / "in.jsonl", rows)
+        report = score_file(reward, source, tmp_path / "out.jsonl", SETTINGS, overwrite=True)
+        return report, read_rows(tmp_path / "out.jsonl")
+
+    @pytest.mark.parametrize("truncation", ["terminal", "bootstrap", "skip"])
+    def test_truncation(self, truncation, cut_off, tokenizer, tiny_model_path, tmp_path):
+        from transformers import AutoModelForCausalLM
+
+        ids = cut_off["completion_ids"]
+        finished = {**cut_off, "completion_ids": [*ids, tokenizer.eos_token_id]}
+        report, (cut, whole) = self.score(tiny_model_path, [cut_off, finished], tmp_path, truncation=truncation)
+        prompt_ids = tokenizer(self.PROMPT)["input_ids"]
+        with torch.no_grad():
+            model = AutoModelForCausalLM.from_pretrained(tiny_model_path)
+            logits = model(torch.tensor([prompt_ids + ids])).logits[0, len(prompt_ids) - 1 :].double()
+        log_probs = logits.log_softmax(-1)
+        written = sum(log_probs[h, token_id].item() for h, token_id in enumerate(ids))
+        assert (cut["finished"], cut["num_tokens"]) == (False, len(ids))
+        assert (whole["finished"], whole["num_tokens"]) == (True, len(ids) + 1)
+        # An answer that ended is the same to all three: log pi of its tokens and of EOS.
+        assert whole["reward"] == pytest.approx(written + log_probs[-1, tokenizer.eos_token_id].item(), abs=1e-4)
+        assert "reason" not in whole
+        if truncation == "skip":
+            assert cut["reward"] is None and cut["reason"] == "no end-of-sequence token"
+            assert set(cut["token_rewards"]) == {None}  # NaN is not JSON
+            assert report.tally.skipped == 1 and report.tally.errors == 0
+        else:
+            # terminal: log pi of the tokens. bootstrap: without V of the state after the last, with gamma = 1.
+            value = logits[-1].logsumexp(-1).item() if truncation == "bootstrap" else 0.0
+            assert cut["reward"] == pytest.approx(written - value, abs=1e-4) and abs(logits[-1].logsumexp(-1)) > 0.1
+            assert report.tally.skipped == 0
+
+    def test_tokens_are_scored_as_they_are(self, tokenizer, tiny_model_path, tmp_path):
+        """The policy may have split a word otherwise than the tokenizer would."""
+        ids = [tokenizer.convert_tokens_to_ids(character) for character in "Paris"]
+        assert len(tokenizer("Paris")["input_ids"]) < len(ids)
+        row = {"prompt": "Where?", "completion": "Paris", "completion_ids": [*ids, tokenizer.eos_token_id]}
+        _, (record,) = self.score(tiny_model_path, [row], tmp_path)
+        assert record["tokens"] == [*"Paris", "<|im_end|>"] and "completion_ids" not in record
+
+    def test_order_is_kept_among_rows_with_and_without(self, cut_off, reward, tiny_model_path, tokenizer, tmp_path):
+        chat = {**message_row(3), "completion_ids": tokenizer(message_row(3)["completion"][0]["content"])["input_ids"]}
+        text = {key: cut_off[key] for key in ("prompt", "completion")}
+        rows = [cut_off, message_row(1), chat, text, {**cut_off, "completion_ids": [True]}, message_row(2), cut_off]
+        report, records = self.score(tiny_model_path, rows, tmp_path)
+        assert [record["line"] for record in records] == list(range(1, 8)) and report.tally.errors == 1
+        assert [record.get("finished") for record in records] == [False, True, False, True, None, True, False]
+        for row, record in zip(rows, records, strict=True):
+            if "error" not in record:
+                ids = [row["completion_ids"]] if "completion_ids" in row else None
+                (expected,) = reward(prompts=[row["prompt"]], completions=[row["completion"]], completion_ids=ids)
+                assert record["reward"] == pytest.approx(expected, abs=1e-4)
+
+    @pytest.mark.parametrize("row", [text_row(1), {**text_row(1), "completion": ""}, message_row(1)])
+    def test_no_token_is_no_reward(self, row, tiny_model_path, tmp_path):
+        report, (empty, good) = self.score(tiny_model_path, [{**row, "completion_ids": []}, row], tmp_path)
+        assert empty["reward"] is None and empty["reason"] == "no scored token (the completion_ids are empty)"
+        assert empty["num_tokens"] == 0 and empty["finished"] is False and empty["tokens"] == []
+        assert good["reward"] < 0 and report.tally.skipped == 1 and report.tally.errors == 0
+
+    def test_ids_of_another_tokenizer_leave_the_text(self, cut_off, tiny_model_path, tmp_path):
+        """Ids that do not spell the completion, or are not in the vocabulary: the text is scored, as a whole answer."""
+        text = {key: cut_off[key] for key in ("prompt", "completion")}
+        foreign = [{**text, "completion_ids": ids} for ids in ([7, 8, 9], [10**6], [10**30])]
+        _, records = self.score(tiny_model_path, [text, *foreign], tmp_path)
+        assert all(record["finished"] for record in records)
+        assert [record["tokens"] for record in records] == [records[0]["tokens"]] * 4
+
+
+class TestBadRows:
+    def test_are_named_and_do_not_stop_the_others(self, reward, tiny_model_path, tmp_path):
+        context = json.loads(Path(tiny_model_path, "config.json").read_text())["max_position_embeddings"]
+        rows = [
+            text_row(0),
+            '{"prompt": "a"',
+            message_row(1),
+            "",  # not a row
+            {"id": 9, "prompt": "word " * (context + 1), "completion": "b"},
+            message_row(2),
+            {"prompt": "a", "completion": ["b"]},
+            text_row(3),
+        ]
+        source = write_rows(tmp_path / "in.jsonl", rows)
+        seen = []
+        report = score_file(
+            reward, source, tmp_path / "out.jsonl", SETTINGS, on_error=lambda line, error: seen.append((line, error))
+        )
+        written = read_rows(tmp_path / "out.jsonl")
+        assert [row["line"] for row in written] == [1, 2, 3, 5, 6, 7, 8]
+        bad = [row for row in written if "error" in row]
+        assert [row["line"] for row in bad] == [2, 5, 7] and all(row["reward"] is None for row in bad)
+        assert report.tally.rows == 7 and report.tally.errors == 3
+        assert seen == [(row["line"], row["error"]) for row in bad]
+        errors = read_rows(tmp_path / "out.jsonl.errors.jsonl")
+        assert errors == [{key: row[key] for key in ("line", "id", "error") if key in row} for row in bad]
+        # The reward numbers the rows of its batch, which means nothing to the reader of the file.
+        assert errors[1]["id"] == 9 and errors[1]["error"].startswith("This row has")
+        # The good rows are scored as if the bad ones were not there.
+        good = write_rows(tmp_path / "good.jsonl", [rows[i] for i in (0, 2, 5, 7)])
+        score_file(reward, good, tmp_path / "good.out.jsonl", SETTINGS)
+        for row, expected in zip(
+            [r for r in written if "error" not in r], read_rows(tmp_path / "good.out.jsonl"), strict=True
+        ):
+            assert row["reward"] == pytest.approx(expected["reward"], abs=1e-4)
+
+    def test_a_criterion_for_each_domain(self, tiny_model_path, tmp_path):
+        reward = EndogenousReward(tiny_model_path, criterion={"law": "Be exact.", "poetry": "Be free."}, device="cpu")
+        rows = [{**message_row(1), "domain": domain} for domain in ("law", "poetry", "physics")] + [message_row(1)]
+        score_file(reward, write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl", SETTINGS)
+        law, poetry, physics, none = read_rows(tmp_path / "out.jsonl")
+        assert law["reward"] != poetry["reward"]
+        assert "no criterion for the domains ['physics']" in physics["error"]
+        assert none["error"].startswith('The key "domain" is missing, which selects the criterion.')
+        assert "['law', 'poetry']" in none["error"]
+        # As a table writes a row without one.
+        write_rows(tmp_path / "null.jsonl", [{**message_row(1), "domain": None}])
+        score_file(reward, tmp_path / "null.jsonl", tmp_path / "null.out.jsonl", SETTINGS)
+        assert read_rows(tmp_path / "null.out.jsonl")[0]["error"].startswith('The key "domain" is null')
+
+    def test_a_damaged_model_is_not_the_rows_fault(self, tiny_model_path, tmp_path):
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        model = AutoModelForCausalLM.from_pretrained(tiny_model_path)
+        torch.nn.init.constant_(model.get_input_embeddings().weight, math.nan)
+        reward = EndogenousReward(model, AutoTokenizer.from_pretrained(tiny_model_path))
+        source = write_rows(tmp_path / "in.jsonl", [text_row(1)])
+        with pytest.raises(ValueError, match="NaN"):
+            score_file(reward, source, tmp_path / "out.jsonl", SETTINGS)
+        assert list(tmp_path.iterdir()) == [source]  # nothing is left behind
+
+
+class TestResume:
+    @pytest.fixture
+    def source(self, tmp_path):
+        rows = [message_row(i) if i % 2 else text_row(i) for i in range(17)]
+        rows[6] = '{"prompt": 1}'
+        return write_rows(tmp_path / "in.jsonl", rows)
+
+    @pytest.fixture
+    def whole(self, reward, source, tmp_path):
+        """Output and errors of a run without a break."""
+        score_file(reward, source, tmp_path / "whole.jsonl", SETTINGS, block_size=4)
+        return (tmp_path / "whole.jsonl").read_bytes(), (tmp_path / "whole.jsonl.errors.jsonl").read_bytes()
+
+    @pytest.mark.parametrize("at", [1, 2, 5, 9])  # two calls a block
+    def test_after_an_interruption_the_bytes_are_the_same(self, at, reward, tiny_model_path, source, whole, tmp_path):
+        output = tmp_path / "out.jsonl"
+        with pytest.raises(KeyboardInterrupt):
+            score_file(Interrupted(tiny_model_path, device="cpu", at=at), source, output, SETTINGS, block_size=4)
+        done = output.read_bytes().count(b"\n")
+        assert done == (at - 1) // 2 * 4
+        report = score_file(reward, source, output, SETTINGS, block_size=4)
+        assert report.resumed_rows == done and report.tally.rows == 17
+        assert (output.read_bytes(), Path(f"{output}.errors.jsonl").read_bytes()) == whole
+
+    @pytest.mark.parametrize("cut", [0, 1, 100, 1000, -1, -20, -500])
+    def test_after_a_cut_at_any_byte_the_bytes_are_the_same(self, cut, reward, source, whole, tmp_path):
+        output = tmp_path / "out.jsonl"
+        score_file(reward, source, output, SETTINGS, block_size=4)
+        os.truncate(output, cut if cut >= 0 else len(whole[0]) + cut)
+        score_file(reward, source, output, SETTINGS, block_size=4)
+        assert (output.read_bytes(), Path(f"{output}.errors.jsonl").read_bytes()) == whole
+
+    def test_what_was_written_after_the_checkpoint_is_written_again(
+        self, reward, tiny_model_path, source, whole, tmp_path
+    ):
+        """A power cut between the block and its checkpoint, with half a line that went to disk."""
+        output = tmp_path / "out.jsonl"
+        with pytest.raises(KeyboardInterrupt):
+            score_file(Interrupted(tiny_model_path, device="cpu", at=5), source, output, SETTINGS, block_size=4)
+        with output.open("ab") as file:
+            file.write(whole[0].splitlines(keepends=True)[8] + b'{"line": 10, "rew')
+        with Path(f"{output}.errors.jsonl").open("ab") as file:
+            file.write(b'{"line"')
+        score_file(reward, source, output, SETTINGS, block_size=4)
+        assert (output.read_bytes(), Path(f"{output}.errors.jsonl").read_bytes()) == whole
+
+    def test_zeroed_tail_is_rewritten(self, reward, source, whole, tmp_path):
+        """Some file systems lengthen a file before its data is on disk: after a power cut the tail reads as zeros."""
+        output = tmp_path / "out.jsonl"
+        score_file(reward, source, output, SETTINGS, block_size=4)
+        with output.open("r+b") as file:
+            file.seek(len(whole[0]) - 300)
+            file.write(b"\0" * 300)
+        score_file(reward, source, output, SETTINGS, block_size=4)
+        assert output.read_bytes() == whole[0]
+
+    def test_a_finished_run_computes_nothing(self, reward, source, whole, tmp_path, monkeypatch):
+        monkeypatch.setattr(EndogenousReward, "score", lambda *_, **__: pytest.fail("scored again"))
+        report = score_file(reward, source, tmp_path / "whole.jsonl", SETTINGS, block_size=7)
+        assert report.resumed_rows == report.tally.rows == 17 and report.tally.errors == 1
+        assert (tmp_path / "whole.jsonl").read_bytes() == whole[0]
+        assert (tmp_path / "whole.jsonl.errors.jsonl").read_bytes() == whole[1]
+
+    def test_rows_appended_to_the_input_are_scored(self, reward, source, whole, tmp_path):
+        with source.open("a") as file:
+            file.write(json.dumps(text_row(99)))
+        report = score_file(reward, source, tmp_path / "whole.jsonl", SETTINGS, block_size=4)
+        assert report.tally.rows == 18 and report.resumed_rows == 17
+        assert (tmp_path / "whole.jsonl").read_bytes().startswith(whole[0])
+
+    def test_statistics_cover_earlier_runs(self, reward, source, tmp_path):
+        once = score_file(reward, source, tmp_path / "a.jsonl", SETTINGS).tally
+        score_file(reward, source, tmp_path / "b.jsonl", SETTINGS, limit=8)
+        twice = score_file(reward, source, tmp_path / "b.jsonl", SETTINGS).tally
+        assert twice.tokens == once.tokens and twice.mean_reward == pytest.approx(once.mean_reward, abs=1e-4)
+        assert [row.line for row, _ in twice.top] == [row.line for row, _ in once.top]
+
+    @pytest.mark.parametrize(
+        ("change", "reason"),
+        [
+            ("settings", r"other settings: `alpha` was 1\.0 and is 0\.7"),
+            ("tokens", "other settings: `tokens` was True and is False"),
+            ("input", "another input: the first 17 lines"),
+            ("no meta", r"exists, and no out\.jsonl\.meta\.json tells what made it"),
+            ("bad meta", "is damaged"),
+        ],
+    )
+    def test_refuses_what_is_not_the_same_run(self, change, reason, reward, source, tmp_path):
+        output, settings, tokens = tmp_path / "out.jsonl", dict(SETTINGS), True
+        score_file(reward, source, output, settings)
+        before = output.read_bytes()
+        if change == "settings":
+            settings["alpha"] = 0.7
+        elif change == "tokens":
+            tokens = False
+        elif change == "input":
+            source.write_bytes(source.read_bytes().replace(b"Double 3", b"Double 4"))
+        elif change == "no meta":
+            Path(f"{output}.meta.json").unlink()
+        else:
+            Path(f"{output}.meta.json").write_text("{")
+        with pytest.raises(ValueError, match=reason):
+            score_file(reward, source, output, settings, tokens=tokens)
+        assert output.read_bytes() == before
+        report = score_file(reward, source, output, settings, tokens=tokens, overwrite=True)
+        assert report.resumed_rows == 0 and report.tally.rows == 17
+
+    def test_overwriting_leaves_no_old_errors(self, reward, source, whole, tmp_path):
+        write_rows(source, [text_row(1)])
+        score_file(reward, source, tmp_path / "whole.jsonl", SETTINGS, overwrite=True)
+        assert not (tmp_path / "whole.jsonl.errors.jsonl").exists()
+
+    def test_an_unfinished_last_line_that_was_completed_since_is_another_input(self, reward, tmp_path):
+        source = tmp_path / "in.jsonl"
+        source.write_text('{"prompt": "a", "compl')
+        score_file(reward, source, tmp_path / "out.jsonl", SETTINGS)
+        source.write_text('{"prompt": "a", "completion": "b"}\n')
+        with pytest.raises(ValueError, match="another input"):
+            score_file(reward, source, tmp_path / "out.jsonl", SETTINGS)
+
+
+class TestPaths:
+    def test_impossible_ones(self, reward, tmp_path):
+        source = write_rows(tmp_path / "in.jsonl", [text_row(1)])
+        with pytest.raises(ValueError, match="written over the input"):
+            score_file(reward, source, source, SETTINGS)
+        with pytest.raises(ValueError, match="folder of the output, .*none, does not exist"):
+            score_file(reward, source, tmp_path / "none" / "out.jsonl", SETTINGS)
+        with pytest.raises(FileNotFoundError):
+            score_file(reward, tmp_path / "missing.jsonl", tmp_path / "out.jsonl", SETTINGS)
+        for name in ("limit", "block_size"):
+            with pytest.raises(ValueError, match=f"`{name}` is 0, but it must be at least 1"):
+                score_file(reward, source, tmp_path / "out.jsonl", SETTINGS, **{name: 0})
+        (tmp_path / "empty.jsonl").write_text("\n\n")
+        with pytest.raises(ValueError, match=r"empty\.jsonl has no rows"):
+            score_file(reward, tmp_path / "empty.jsonl", tmp_path / "out.jsonl", SETTINGS)
+        assert not (tmp_path / "out.jsonl").exists()
+
+    def test_a_full_disk_keeps_what_is_saved(self, reward, tmp_path):
+        resource = pytest.importorskip("resource")  # not on Windows
+        source = write_rows(tmp_path / "in.jsonl", [text_row(i) for i in range(40)])
+        score_file(reward, source, tmp_path / "whole.jsonl", SETTINGS, block_size=4)
+        whole = (tmp_path / "whole.jsonl").read_bytes()
+        output = tmp_path / "out.jsonl"
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        # A limit of the kernel on the size of files: writing fails in the middle of a line, as on a full disk.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) // 2, hard))
+        try:
+            with pytest.raises(
+                OSError, match=r"out\.jsonl cannot be written: File too large\. The (\d+) rows before are"
+            ):
+                score_file(reward, source, output, SETTINGS, block_size=4)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert output.stat().st_size == len(whole) // 2
+        report = score_file(reward, source, output, SETTINGS, block_size=4)
+        assert 0 < report.resumed_rows < 40 and report.resumed_rows % 4 == 0
+        assert output.read_bytes() == whole
+
+
+class TestTally:
+    def test_correlation_is_that_of_torch(self):
+        generator = torch.Generator().manual_seed(0)
+        lengths = torch.randint(1, 500, (300,), generator=generator)
+        rewards = -0.5 * lengths + 40 * torch.randn(300, generator=generator, dtype=torch.float64) + 1e4
+        tally = Tally(keep=3)
+        for i, (length, value) in enumerate(zip(lengths.tolist(), rewards.tolist(), strict=True), start=1):
+            tally.add(Row(i), {"reward": value, "num_tokens": length})
+        expected = torch.corrcoef(torch.stack([lengths.double(), rewards]))[0, 1].item()
+        assert tally.length_correlation == pytest.approx(expected, abs=1e-9)
+        assert tally.mean_reward == pytest.approx(rewards.mean().item())
+        order = rewards.argsort().tolist()
+        assert [row.line - 1 for row, _ in tally.bottom] == order[:3]
+        assert [row.line - 1 for row, _ in tally.top] == order[:-4:-1]
+        assert [row.line for row, _ in tally.head] == [1, 2, 3]
+
+    def test_correlation_is_none_where_it_is_not_defined(self):
+        for records in ([(-1.0, 3), (-2.0, 4)], [(-0.1, n) for n in range(9)], [(0.1 * n, 7) for n in range(9)], []):
+            tally = Tally()
+            for i, (value, length) in enumerate(records):
+                tally.add(Row(i), {"reward": value, "num_tokens": length})
+            assert tally.length_correlation is None
+
+    def test_of_equal_rewards_the_first_lines_are_kept(self):
+        tally = Tally(keep=2)
+        for i in range(1, 6):
+            tally.add(Row(i), {"reward": -1.0, "num_tokens": i})
+        assert [row.line for row, _ in tally.top] == [row.line for row, _ in tally.bottom] == [1, 2]
+
+
+class TestModelDigest:
+    def test_knows_a_trained_model_from_itself(self, tiny_model_path, tmp_path):
+        from safetensors.torch import load_file, save_file
+
+        folder = tmp_path / "model"
+        shutil.copytree(tiny_model_path, folder)
+        assert model_digest(str(folder)) == model_digest(tiny_model_path)
+        weights = load_file(folder / "model.safetensors")
+        weights["model.norm.weight"] += 1e-3
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        assert model_digest(str(folder)) != model_digest(tiny_model_path)
+        assert model_digest("some-organisation/some-model") is None
+
+    def test_every_byte_counts(self, tmp_path):
+        """A merged LoRA can change a few matrices only, anywhere in a large file."""
+        weights = tmp_path / "model.safetensors"
+        weights.write_bytes(bytes(5 * 2**20))  # more than a small file
+        digests = {model_digest(str(tmp_path))}
+        times = weights.stat().st_atime_ns, weights.stat().st_mtime_ns
+        for position in (0, 4096, 1_234_567, 5 * 2**20 - 1):
+            with weights.open("r+b") as file:
+                file.seek(position)
+                file.write(b"x")
+            os.utime(weights, ns=times)
+            digests.add(model_digest(str(tmp_path)))
+        assert len(digests) == 5
+
+    def test_of_very_large_weights_size_time_and_samples_count(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("endotrl.score_file.output_files.WHOLE_WEIGHTS", 2**20)
+        weights = tmp_path / "model.safetensors"
+        weights.write_bytes(bytes(5 * 2**20))
+        times = weights.stat().st_atime_ns, weights.stat().st_mtime_ns
+        digests = [model_digest(str(tmp_path))]
+        assert model_digest(str(tmp_path)) == digests[0]
+        os.utime(weights, ns=(times[0], times[1] + 10**9))
+        digests.append(model_digest(str(tmp_path)))
+        for size, position in ((5 * 2**20, 5 * 2**20 - 1), (5 * 2**20 + 1, 5 * 2**20)):  # in the last sample; longer
+            with weights.open("r+b") as file:
+                file.seek(position)
+                file.write(b"x")
+            os.utime(weights, ns=times)
+            assert weights.stat().st_size == size
+            digests.append(model_digest(str(tmp_path)))
+        assert len(set(digests)) == 4

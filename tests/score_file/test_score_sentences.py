@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from transformers import AutoTokenizer
+
+from endotrl import SentenceReward, SentenceRewardModel
+from endotrl.commands.main import main
+from endotrl.score_file.rows import Row
+from endotrl.score_file.run import Example
+from endotrl.score_file.sentences import sentence_tables
+from endotrl.sentence import SentenceRewardConfig, SentenceTokens
+from endotrl.sentence.sentence_scorer import SentenceScores
+
+
+ROWS = [
+    {"id": 1, "prompt": "What is it?", "completion": "It is <b>good</b>. Really.\x1b[31m No"},
+    {"id": 2, "prompt": [{"role": "user", "content": "Hi?"}], "completion": [{"role": "assistant", "content": ""}]},
+    {"id": 3, "prompt": "Hi?"},
+    {"id": 4, "prompt": "So?", "completion": "Yes."},
+    {"id": 5, "prompt": "And?", "completion": "No."},
+]
+
+
+@pytest.fixture(scope="module")
+def model_path(tiny_model_path: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = str(tmp_path_factory.mktemp("models") / "sentence-reward")
+    torch.manual_seed(0)
+    SentenceRewardModel.from_backbone(tiny_model_path, SentenceRewardConfig(attention_dim=8)).save_pretrained(path)
+    AutoTokenizer.from_pretrained(tiny_model_path).save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def score(model_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def run(*options: str) -> tuple[int, Any]:
+        code = main(["score", "rows.jsonl", "--model", model_path, "--device", "cpu", *options])
+        return code, capsys.readouterr()
+
+    return run
+
+
+def test_sentences_in_the_output_on_the_terminal_and_on_the_page(score: Any, model_path: str, tmp_path: Path) -> None:
+    code, printed = score("--html", "page.html", "--html-rows", "2")
+    assert code == 1  # row 3 is bad
+    records = [json.loads(line) for line in (tmp_path / "rows.scores.jsonl").read_text().splitlines()]
+    assert "completion" in records[2]["error"]
+    reward = SentenceReward(model_path)
+    (expected,) = reward.score([ROWS[0]["prompt"]], [ROWS[0]["completion"]])
+    record = records[0]
+    assert record["reward"] == pytest.approx(expected.score, abs=1e-5)
+    sentences = record["sentence_scores"]["sentences"]
+    assert [entry["text"] for entry in sentences] == ["It is <b>good</b>. ", "Really.\x1b[31m No<|im_end|>"]
+    entries = [record["sentence_scores"]["prompt"], *sentences]
+    assert [entry["reward"] for entry in entries] == pytest.approx(expected.sentence_rewards.tolist(), abs=1e-5)
+    assert sum(entry["weight"] for entry in entries) == pytest.approx(1.0, abs=1e-5)
+    assert sum(entry["weight"] * entry["reward"] for entry in entries) == pytest.approx(record["reward"], abs=1e-5)
+    # The terminal shows the sentences of the first three good rows, and no escape sequence.
+    assert printed.out.count("Sentences of line") == 3
+    assert "It is <b>good</b>." in printed.out and "\x1b[31m" not in printed.out
+    assert "nats" not in printed.out and "per token" not in printed.out
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<details>") == 2
+    assert "&lt;b&gt;good" in page and "<b>good" not in page
+    assert "weight" in page and "nats" not in page
+    # The numbers have the same names as in the table.
+    contribution, reward, weight = expected.contributions[0], expected.sentence_rewards[1], expected.weights[1]
+    numbers = f"contribution {contribution:+.4f} · reward {reward:.4f} · weight {weight:.4f}".replace("-", "−")
+    assert numbers in page
+    shown = f"score {expected.score:.3f} = 2 sentences {expected.score:.3f}<".replace("-", "−")
+    assert shown in page and "= 1 sentence " in page
+
+
+def test_many_sentences_on_a_narrow_terminal() -> None:
+    spans = [(4 * i, 4 * i + 4) for i in range(200)]
+    sentences = SentenceTokens("Ab. " * 200, spans, list(range(200)))
+    scores = SentenceScores(0.4, torch.full((201,), 0.4), torch.full((201,), 1 / 201), sentences, list(range(200)))
+    with io.StringIO() as out:
+        row = Row(line=7, prompt="Hi?", completion=sentences.text)
+        Console(file=out, width=80).print(*sentence_tables([Example(row, scores)]))
+        lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    # 0.4 / 201 is 0.0020: it is seen.
+    assert [line.split() for line in lines if " Ab." in line] == [
+        [str(i), "0.4000", "0.0050", "0.0020", "Ab."] for i in range(1, 41)
+    ]
+    assert "(160 more: see --html)" in lines[-2]
+
+
+def test_goes_on_and_leaves_sentences_out(score: Any, tmp_path: Path) -> None:
+    score("--limit", "2", "--block-size", "2")
+    code, printed = score("--block-size", "2")
+    assert "2 rows were done by earlier runs" in " ".join(printed.out.split())
+    assert len((tmp_path / "rows.scores.jsonl").read_text().splitlines()) == 5
+    score("--overwrite", "--no-tokens")
+    assert "sentence_scores" not in (tmp_path / "rows.scores.jsonl").read_text()
+
+
+def test_options_of_the_endogenous_reward_are_refused(score: Any) -> None:
+    code, printed = score("--token-reward", "log_prob")
+    assert code == 2
+    assert "--token-reward is a setting of the endogenous reward" in printed.err
+
+
+def test_another_model_does_not_go_on(score: Any, model_path: str, tmp_path: Path) -> None:
+    score("--limit", "1")
+    other = tmp_path / "other"
+    shutil.copytree(model_path, other)
+    code, printed = score("--model", str(other))
+    assert code == 2
+    assert "`model` was" in printed.err
