@@ -55,7 +55,9 @@ class LogitTransform:
                 scale = float(text_config[key])
                 break
         else:
-            if text_config.get("logits_scaling") is not None:
+            if text_config.get("dim_model_base") is not None:  # MiniCPM
+                scale = float(text_config["dim_model_base"]) / text_config["hidden_size"]
+            elif text_config.get("logits_scaling") is not None:
                 scaling = float(text_config["logits_scaling"])
                 scale = scaling if text_config.get("model_type") == "hyperclovax" else 1.0 / scaling
         for key in ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap"):

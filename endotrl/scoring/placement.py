@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -21,6 +22,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from ..quickstart_model import quickstart_model_path
+from .exclusive import exclusive
 from .recording import ReferenceRecorder
 from .sharding import loaded_whole, whole_weights
 
@@ -32,7 +34,7 @@ NEEDS_CAUSAL_LM = (
 
 
 class Placement(Protocol):
-    """Where the frozen weights live. `active` is the only way to reach them."""
+    """Where the frozen weights live. `active` is the only way to reach them, one thread at a time."""
 
     config: PretrainedConfig
     eos_token_ids: list[int]
@@ -192,6 +194,11 @@ class OwnCopy:
 
     @contextmanager
     def active(self) -> Iterator[PreTrainedModel]:
+        with exclusive(self), self._loaded() as model:
+            yield model
+
+    @contextmanager
+    def _loaded(self) -> Iterator[PreTrainedModel]:
         if self._accelerator is not None:
             if self._model is None:
                 self._model, self._wrapped = self._load_sharded(self._accelerator)
@@ -268,6 +275,11 @@ class LoadedModel:
 
     @contextmanager
     def active(self) -> Iterator[PreTrainedModel]:
+        with exclusive(self._model), eval_mode(self._model):
+            self._check_unchanged()
+            yield self._model
+
+    def _check_unchanged(self) -> None:
         (versions, sample), (first_versions, first_sample) = _fingerprint(self._model), self._fingerprint
         if versions != first_versions or not torch.allclose(sample, first_sample, rtol=0, atol=0, equal_nan=True):
             raise RuntimeError(
@@ -276,8 +288,6 @@ class LoadedModel:
                 "train, share its frozen base with `EndogenousReward(model=None)` and `reward.attach(trainer)`; or "
                 "pass a path, so that the reward loads its own copy."
             )
-        with eval_mode(self._model):
-            yield self._model
 
 
 def place(
@@ -295,6 +305,8 @@ def place(
     """
     if model is None:
         return None
+    if isinstance(model, nn.Module):
+        model = extract_model_from_parallel(model, keep_torch_compile=False)
     if isinstance(model, PreTrainedModel):
         return LoadedModel(model)
     if not isinstance(model, str | os.PathLike):

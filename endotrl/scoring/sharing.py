@@ -8,6 +8,7 @@ from typing import Any
 from accelerate.utils import is_peft_model
 from transformers import PreTrainedModel
 
+from .exclusive import exclusive
 from .placement import eos_token_ids, eval_mode
 from .recording import ReferenceRecorder
 from .sharding import whole_weights
@@ -21,7 +22,7 @@ class AdapterDisabled:
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
         self._accelerator = trainer.accelerator
-        self._policy = trainer.accelerator.unwrap_model(trainer.model)
+        self._policy = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
         self.config = self._policy.config
         self.eos_token_ids = eos_token_ids(self._policy.generation_config)
         self.description = "the policy's frozen base (adapter disabled)"
@@ -41,6 +42,7 @@ class AdapterDisabled:
     def active(self) -> Iterator[PreTrainedModel]:
         # The precision in which the trainer runs its own reference pass.
         with (
+            exclusive(self._policy.get_base_model()),
             # The trainer wraps the policy when it starts to train.
             whole_weights(self._trainer.model_wrapped, self._accelerator),
             self._accelerator.autocast(),
@@ -59,7 +61,7 @@ class SharedReference:
     def __init__(self, trainer: Any) -> None:
         self._accelerator = trainer.accelerator
         self._wrapped = trainer.ref_model
-        self._model = trainer.accelerator.unwrap_model(trainer.ref_model)
+        self._model = trainer.accelerator.unwrap_model(trainer.ref_model, keep_torch_compile=False)
         self.config = self._model.config
         self.eos_token_ids = eos_token_ids(self._model.generation_config)
         self.description = "the trainer's reference model"
@@ -70,6 +72,7 @@ class SharedReference:
     @contextmanager
     def active(self) -> Iterator[PreTrainedModel]:
         with (
+            exclusive(self._model),
             whole_weights(self._wrapped, self._accelerator),
             self._accelerator.autocast(),
             eval_mode(self._model),
@@ -93,7 +96,7 @@ def share_with(trainer: Any) -> AdapterDisabled | SharedReference:
             f"`attach` was given a {type(trainer).__name__}, but it needs the trainer that has this reward among its "
             "`reward_funcs`: a `GRPOTrainer`, `RLOOTrainer`, `OnlineDPOTrainer`, `DenseGRPOTrainer` or `PPOTrainer`."
         )
-    policy = trainer.accelerator.unwrap_model(trainer.model)
+    policy = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     if trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2:
         raise ValueError(
             "The trainer shards its weights by FSDP1, whose weights cannot be shared. Use FSDP2 (`fsdp_version: 2`) or "
