@@ -19,7 +19,7 @@ MOVED = {
     "endotrl.recipes": "endotrl.launch",
     "endotrl.scoring.messages": "endotrl.rendering.messages",
     "endotrl.scoring.placement": "endotrl.frozen.placement",
-    "endotrl.scoring.recording": "endotrl.frozen.reference_pass",
+    "endotrl.scoring.recording": "endotrl.scoring.reference_pass",
     "endotrl.scoring.rendering": "endotrl.rendering.renderer",
 }
 

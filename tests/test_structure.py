@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "endotrl"
 ORDER = [
     # Leaves, which import nothing of ours.
     *("_lazy", "_moved", "checks", "learning_rates", "reporting"),
-    *("bellman", "credit", "rendering", "frozen", "scoring", "sentence", "grading", "rewards", "tasks", "trainers"),
+    *("bellman", "credit", "rendering", "scoring", "frozen", "sentence", "grading", "rewards", "tasks", "trainers"),
     *("monitoring", "runs", "demo", "score_file", "evaluation", "launch", "planning", "commands"),
 ]
 

@@ -4,12 +4,12 @@
 import copy
 import os
 from collections.abc import Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Protocol
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import has_offloaded_params, is_peft_model
+from accelerate.utils import extract_model_from_parallel, has_offloaded_params, is_peft_model
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -22,8 +22,10 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from ..scoring.exclusive import exclusive
+from ..scoring.reference_pass import ReferenceRecorder
+from ..scoring.scorer import Placement
 from .quickstart_model import quickstart_model_path
-from .reference_pass import ReferenceRecorder
 from .sharded_weights import loaded_whole, whole_weights
 from .weights import have_moved, named_weights, sample_weights, weights_digest
 
@@ -32,24 +34,6 @@ NEEDS_CAUSAL_LM = (
     "The endogenous reward is read off the next-token logits of a causal language model: pass one that "
     "`AutoModelForCausalLM` loads."
 )
-
-
-class Placement(Protocol):
-    """Where the frozen weights live. `active` is the only way to reach them."""
-
-    config: PretrainedConfig
-    eos_token_ids: list[int]
-    description: str
-    recorder: ReferenceRecorder | None
-
-    @property
-    def is_own(self) -> bool:
-        """Whether nobody else uses the weights. Others must not find tensors that inference mode left in the modules."""
-        ...
-
-    def active(self) -> AbstractContextManager[PreTrainedModel]:
-        """Context manager that yields the model in evaluation mode with exactly the frozen weights."""
-        ...
 
 
 def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
@@ -213,6 +197,11 @@ class OwnCopy:
 
     @contextmanager
     def active(self) -> Iterator[PreTrainedModel]:
+        with exclusive(self), self._loaded() as model:
+            yield model
+
+    @contextmanager
+    def _loaded(self) -> Iterator[PreTrainedModel]:
         if self._accelerator is not None:
             is_new = self._model is None
             if self._model is None:
@@ -328,6 +317,11 @@ class LoadedModel:
 
     @contextmanager
     def active(self) -> Iterator[PreTrainedModel]:
+        with exclusive(self._model), eval_mode(self._model):
+            self._check_unchanged()
+            yield self._model
+
+    def _check_unchanged(self) -> None:
         if _versions(self._model) != self._versions or have_moved(
             self._sample, sample_weights(named_weights(self._model))
         ):
@@ -337,8 +331,6 @@ class LoadedModel:
                 "train, share its frozen base with `EndogenousReward(model=None)` and `reward.attach(trainer)`; or "
                 "pass a path, so that the reward loads its own copy."
             )
-        with eval_mode(self._model):
-            yield self._model
 
 
 def place(
@@ -356,6 +348,8 @@ def place(
     """
     if model is None:
         return None
+    if isinstance(model, nn.Module):
+        model = extract_model_from_parallel(model, keep_torch_compile=False)
     if isinstance(model, PreTrainedModel):
         return LoadedModel(model, trust_remote_code)
     if isinstance(model, nn.Module) and is_peft_model(model):

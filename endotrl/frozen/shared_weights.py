@@ -10,12 +10,13 @@ import torch
 from accelerate.utils import is_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from trl.trainer.callbacks import SyncRefModelCallback
 
+from ..scoring.exclusive import exclusive
+from ..scoring.modules import execution_device
+from ..scoring.reference_pass import ReferenceRecorder
 from .placement import eos_token_ids, eval_mode
-from .reference_pass import ReferenceRecorder
 from .sharded_weights import whole_weights
-from .weights import execution_device, have_moved, named_weights, sample_weights, weights_digest
+from .weights import have_moved, named_weights, sample_weights, weights_digest
 
 
 class _Shared:
@@ -70,7 +71,7 @@ class AdapterDisabled(_Shared):
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
-        self._policy = trainer.accelerator.unwrap_model(trainer.model)
+        self._policy = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
         super().__init__(trainer, self._policy.get_base_model())
         with self.active() as base:
             _check_nothing_trains(base)
@@ -92,6 +93,7 @@ class AdapterDisabled(_Shared):
     @contextmanager
     def active(self) -> Iterator[PreTrainedModel]:
         with (
+            exclusive(self._model),
             self._whole_policy(),
             # The precision in which the trainer runs its own reference pass.
             self._accelerator.autocast(),
@@ -115,7 +117,7 @@ class SharedReference(_Shared):
 
     def __init__(self, trainer: Any) -> None:
         self._wrapped = trainer.ref_model
-        super().__init__(trainer, trainer.accelerator.unwrap_model(trainer.ref_model))
+        super().__init__(trainer, trainer.accelerator.unwrap_model(trainer.ref_model, keep_torch_compile=False))
         with self.active():
             pass  # from now on, they must not move
         self.recorder = ReferenceRecorder(
@@ -125,6 +127,7 @@ class SharedReference(_Shared):
     @contextmanager
     def active(self) -> Iterator[PreTrainedModel]:
         with (
+            exclusive(self._model),
             whole_weights(self._wrapped, self._accelerator),
             self._accelerator.autocast(),
             eval_mode(self._model),
@@ -142,7 +145,7 @@ def share_with(trainer: Any) -> AdapterDisabled | SharedReference:
     Raises:
         `ValueError`: If the trainer holds no frozen weights, moves them, or shards them by FSDP1.
     """
-    policy = trainer.accelerator.unwrap_model(trainer.model)
+    policy = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     if trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2:
         raise ValueError(
             "The trainer shards its weights by FSDP1, whose weights cannot be shared. Use FSDP2 (`fsdp_version: 2`) "
@@ -161,6 +164,8 @@ def share_with(trainer: Any) -> AdapterDisabled | SharedReference:
             "reference model (`beta` is 0). Set `beta` > 0, train with LoRA, or give the reward its own copy: "
             "`EndogenousReward(model=<path>)`."
         )
+    from trl.trainer.callbacks import SyncRefModelCallback  # imports trackers, which who scores a file does without
+
     # `sync_ref_model=True` adds this callback; so may users.
     if any(isinstance(callback, SyncRefModelCallback) for callback in trainer.callback_handler.callbacks):
         raise ValueError(

@@ -6,50 +6,23 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
-from accelerate.utils import align_module_device, has_offloaded_params
+from accelerate.utils import align_module_device
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import is_peft_available
 
+from ..scoring.modules import backbone
+
 
 # Values of each tensor that are looked at to see whether it moved.
 SAMPLED_VALUES = 64
 # Settings of a family that trainers and generation set, and that no logit depends on.
 HARMLESS_SETTINGS = ("use_cache", "output_", "router_aux_loss_coef", "router_z_loss_coef")
-
-
-def backbone(model: PreTrainedModel) -> nn.Module:
-    """The part of a causal language model whose hidden states the LM head reads."""
-    if model.base_model is not model:
-        return model.base_model
-    # `base_model_prefix` names a part that the class does not have (Llama 4's text model).
-    embeddings = model.get_input_embeddings()
-    return next(part for part in model.children() if any(module is embeddings for module in part.modules()))
-
-
-def execution_device(model: PreTrainedModel, module: nn.Module) -> torch.device:
-    """Device on which a module of a model computes: not that of its weights if accelerate offloads them."""
-    tensor = next(chain(module.parameters(), module.buffers()), None)
-    if tensor is None:
-        return torch.device("cpu")  # dynamic quantisation, whose modules have neither
-    if not tensor.is_meta:
-        return tensor.device
-    # Its own hook, or one that loads several modules at once.
-    hooked = next(part for part in chain([module], model.modules()) if has_offloaded_params(part))
-    return torch.device(hooked._hf_hook.execution_device)
-
-
-def is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
-    """
-    Whether a module is no more than a multiplication by its `weight`, which can then be done in parts. Not so for
-    quantised and parametrised weights, whose module must be called.
-    """
-    return type(module) is nn.Linear and type(module.weight) is nn.Parameter
 
 
 def named_weights(

@@ -12,7 +12,7 @@ from packaging.version import Version
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from ..frozen.weights import is_plain_linear
+from .modules import is_plain_linear
 
 
 # Logits that exist at a time. Few blocks of tokens, because a matrix multiplication of the CPU rearranges the weights each
@@ -57,7 +57,9 @@ class LogitTransform:
                 scale = float(text_config[key])
                 break
         else:
-            if text_config.get("logits_scaling") is not None:
+            if text_config.get("dim_model_base") is not None:  # MiniCPM
+                scale = float(text_config["dim_model_base"]) / text_config["hidden_size"]
+            elif text_config.get("logits_scaling") is not None:
                 scaling = float(text_config["logits_scaling"])
                 scale = scaling if text_config.get("model_type") == "hyperclovax" else 1.0 / scaling
         for key in ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap"):

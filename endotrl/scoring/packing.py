@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
-from ..frozen.weights import backbone, execution_device
+from .modules import backbone, execution_device
+from .rope import rope_as_made
 
 
 ATTENTION = "endotrl_shared_prefix"
@@ -84,7 +85,7 @@ class PackedRow:
         spans = []
         longest = 0
         filler = _filler(sum(group.num_tokens for group in groups))
-        for group in [*groups, Group([0] * filler, [])] if filler else groups:
+        for group in groups:
             start, prompt_end = len(tokens), len(tokens) + len(group.prompt)
             tokens.extend(group.prompt)
             positions.append(torch.arange(len(group.prompt)))
@@ -96,6 +97,11 @@ class PackedRow:
                 positions.append(torch.arange(len(group.prompt), total))
                 longest = max(longest, total)
             spans.append((start, prompt_end, ends))
+        if filler:
+            spans.append((len(tokens), len(tokens) + filler, []))
+            tokens.extend([0] * filler)
+            # Not counted on, so that no position is beyond those of the rows.
+            positions.append(torch.zeros(filler, dtype=torch.long))
         return cls(torch.tensor([tokens]), torch.cat(positions)[None], spans, longest)
 
     def states(self, group: int, continuation: int) -> list[int]:
@@ -126,7 +132,7 @@ def _filler(num_tokens: int) -> int:
     return -num_tokens % multiple
 
 
-_row: ContextVar[PackedRow] = ContextVar("packed_row")
+_row: ContextVar[PackedRow | None] = ContextVar("packed_row", default=None)
 
 
 def longest_packable(config: PretrainedConfig) -> float:
@@ -178,8 +184,14 @@ def shared_prefix_attention(
     Raises:
         `NotPackable`: If the layer asks for a kind of attention that this is not (soft-capped or biased scores, sinks, a
         window shorter than the sequences).
+        `RuntimeError`: In a pass of another thread than the one that scores.
     """
     row = _row.get()
+    if row is None:
+        raise RuntimeError(
+            "A model instance was run while an endogenous reward scored with it in another thread. Run it before or after, or give "
+            "the reward its own copy: `EndogenousReward(model=<path>)`."
+        )
     special = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
     window = kwargs.get("sliding_window")
     if special or attention_mask is not None or (window is not None and window < row.longest):
@@ -251,19 +263,51 @@ def packed_attention(model: PreTrainedModel, row: PackedRow) -> Iterator[None]:
 def packed_hidden_states(model: PreTrainedModel, row: PackedRow) -> Tensor:
     """Hidden states of shape `(T, D)` that the LM head reads."""
     device = execution_device(model, model.get_input_embeddings())
-    with packed_attention(model, row):
+    with packed_attention(model, row), rope_as_made(model):
         return backbone(model)(
             input_ids=row.input_ids.to(device), position_ids=row.position_ids.to(device), use_cache=False
         ).last_hidden_state[0]
 
 
-def last_hidden_states(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
-    """Hidden states of shape `(B, T, D)` that the LM head reads."""
-    # Padding is on the right and needs no mask, but without one some families (GPT-2) warn of padding.
-    input_ids = input_ids.to(execution_device(model, model.get_input_embeddings()))
-    return backbone(model)(
-        input_ids=input_ids, attention_mask=torch.ones_like(input_ids), use_cache=False
-    ).last_hidden_state
+def last_hidden_states(
+    model: PreTrainedModel, input_ids: Tensor, mask: Tensor | None = None, position_ids: Tensor | None = None
+) -> Tensor:
+    """
+    Hidden states of shape `(B, T, D)` that the LM head reads.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            Causal language model.
+        input_ids (`torch.Tensor` of shape `(B, T)`):
+            Tokens.
+        mask (`torch.Tensor` of shape `(B, T)`, *optional*):
+            1 for tokens, 0 for padding. Padding on the right needs none, as nothing before it sees it.
+        position_ids (`torch.Tensor` of shape `(B, T)`, *optional*):
+            Positions other than 0, 1, 2, ...
+    """
+    device = execution_device(model, model.get_input_embeddings())
+    input_ids = input_ids.to(device)
+    positions = {} if position_ids is None else {"position_ids": position_ids.to(device)}
+    # Without a mask, some families (GPT-2) warn of padding.
+    mask = torch.ones_like(input_ids) if mask is None else mask.to(device)
+    with rope_as_made(model):
+        return backbone(model)(
+            input_ids=input_ids, attention_mask=mask, use_cache=False, **positions
+        ).last_hidden_state
+
+
+def relative_difference(states: Tensor, expected: Tensor) -> Tensor:
+    """How far each of `T` states is from the expected one, as a part of it, of shape `(T,)`."""
+    states, expected = states.float(), expected.float()
+    length = expected.norm(dim=-1)
+    # The state of a lone padding token may be 0.
+    return (states - expected).norm(dim=-1) / length.clamp(min=length.mean() / 100)
+
+
+def rounding(model: PreTrainedModel) -> float:
+    """Difference of two passes of different shapes that is rounding, relative to the states."""
+    device = execution_device(model, model.get_input_embeddings())
+    return 1e-3 if model.dtype == torch.float32 and not torch.is_autocast_enabled(device.type) else 0.1
 
 
 def why_not_packable(model: PreTrainedModel) -> str | None:
@@ -279,18 +323,14 @@ def why_not_packable(model: PreTrainedModel) -> str | None:
     groups = [Group(tokens[:5], [tokens[5:12], tokens[12:14]]), Group(tokens[14:18], [tokens[18:24], tokens[:3]])]
     row = PackedRow.of(groups)
     try:
-        packed = packed_hidden_states(model, row).float()
+        packed = packed_hidden_states(model, row)
     except NotPackable as error:
         return f"its attention has {error}"
     for g, group in enumerate(groups):
         for k, continuation in enumerate(group.continuations):
             alone = torch.tensor([[*group.prompt, *continuation]])
-            expected = last_hidden_states(model, alone)[0, len(group.prompt) - 1 :].float()
-            difference = (packed[row.states(g, k)] - expected).norm(dim=-1) / expected.norm(dim=-1)
+            expected = last_hidden_states(model, alone)[0, len(group.prompt) - 1 :]
             # Rounding apart, they are equal. What leaks from a neighbour, or a wrong position, is as large as the state.
-            tolerance = (
-                1e-3 if model.dtype == torch.float32 and not torch.is_autocast_enabled(packed.device.type) else 0.1
-            )
-            if difference.max() > tolerance:
+            if relative_difference(packed[row.states(g, k)], expected).max() > rounding(model):
                 return "its layers mix neighbouring sequences"
     return None

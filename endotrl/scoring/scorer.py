@@ -4,25 +4,48 @@
 import copy
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from itertools import accumulate
+from typing import Protocol
 
 import torch
 from accelerate.utils import align_module_device
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from ..checks import check_alpha
-from ..frozen.placement import Placement
-from ..frozen.weights import execution_device
 from ..rendering.renderer import Rendered
 from .batching import plan_batches, plan_packs
+from .exclusive import uncompiled
+from .isolation import PassRules, pass_rules
 from .lm_head import HeadStatistics, LogitTransform, token_statistics
-from .packing import Group, PackedRow, last_hidden_states, longest_packable, packed_hidden_states, why_not_packable
+from .modules import execution_device, is_plain_linear
+from .packing import Group, PackedRow, last_hidden_states, packed_hidden_states
+from .reference_pass import ReferenceRecorder
+from .rope import rope_as_made
 from .token_stats import TokenStats
 
 
 logger = logging.getLogger(__name__)
+
+
+class Placement(Protocol):
+    """Where the frozen weights live. `active` is the only way to reach them, one thread at a time."""
+
+    config: PretrainedConfig
+    eos_token_ids: list[int]
+    description: str
+    recorder: ReferenceRecorder | None
+
+    @property
+    def is_own(self) -> bool:
+        """Whether nobody else uses the weights. Others must not find tensors that inference mode left in the modules."""
+        ...
+
+    def active(self) -> AbstractContextManager[PreTrainedModel]:
+        """Context manager that yields the model in evaluation mode with exactly the frozen weights."""
+        ...
 
 
 class FrozenScorer:
@@ -51,7 +74,7 @@ class FrozenScorer:
         self.max_tokens_per_batch = max_tokens_per_batch
         self._transform = LogitTransform.from_config(placement.config)
         self._head_checked = False
-        self._longest_packable: float | None = None  # not known before the model has been tried
+        self._rules: PassRules | None = None  # not known before the model has been tried
 
     def __call__(
         self,
@@ -97,6 +120,7 @@ class FrozenScorer:
         with (
             torch.inference_mode() if self.placement.is_own else torch.no_grad(),
             self.placement.active() as model,
+            uncompiled(),
             tqdm(total=len(rows), desc="Scoring", unit=" completions", disable=not progress) as bar,
         ):
             self._check_head(model)
@@ -141,15 +165,26 @@ class FrozenScorer:
             remaining = [i for i in remaining if i not in recorded]
         if not remaining:
             return
+        rules = self._pass_rules(model)
         # What follows the end of a completion is not asked for, so its last token need not be run.
-        inputs = [row.completion_ids[:-1] if row.finished else row.completion_ids for row in rows]
+        inputs = [row.completion_ids[:-1] if row.finished and not rules.whole else row.completion_ids for row in rows]
         lengths = [len(row.prompt_ids) + len(tokens) for row, tokens in zip(rows, inputs, strict=True)]
+        shares: dict[object, list[int]] = {}
+        for i in sorted(remaining, key=lambda i: -lengths[i]):  # if memory does not suffice, the first pass shows it
+            shares.setdefault(i if rules.alone else rules.rope.length_class(lengths[i]), []).append(i)
+        for indices in shares.values():
+            packable = sorted(i for i in indices if lengths[i] <= rules.longest_packable)
+            yield from self._packed_passes(model, rows, inputs, packable)
+            padded = sorted(i for i in indices if lengths[i] > rules.longest_packable)
+            yield from self._padded_passes(model, rows, inputs, padded)
 
-        longest = self._packable_length(model)
+    def _packed_passes(
+        self, model: PreTrainedModel, rows: Sequence[Rendered], inputs: Sequence[Sequence[int]], chosen: Sequence[int]
+    ) -> Iterator[tuple[list[int], Tensor, list[list[int]]]]:
+        """[`_passes`] of the chosen rows, several in one row."""
         groups: dict[tuple[int, ...], list[int]] = {}
-        for i in remaining:
-            if lengths[i] <= longest:
-                groups.setdefault(tuple(rows[i].prompt_ids), []).append(i)
+        for i in chosen:
+            groups.setdefault(tuple(rows[i].prompt_ids), []).append(i)
         prompts, members = list(groups), list(groups.values())
         packs = plan_packs(
             [len(prompt) for prompt in prompts],
@@ -157,23 +192,26 @@ class FrozenScorer:
             self.max_tokens_per_batch,
         )
         for pack in packs:
-            chosen = [(prompts[group], [members[group][k] for k in kept]) for group, kept in pack]
-            packed = PackedRow.of([Group(prompt, [inputs[i] for i in indices]) for prompt, indices in chosen])
-            states = [packed.states(g, k) for g, (_, indices) in enumerate(chosen) for k in range(len(indices))]
-            yield [i for _, indices in chosen for i in indices], packed_hidden_states(model, packed), states
+            parts = [(prompts[group], [members[group][k] for k in kept]) for group, kept in pack]
+            packed = PackedRow.of([Group(prompt, [inputs[i] for i in indices]) for prompt, indices in parts])
+            states = [packed.states(g, k) for g, (_, indices) in enumerate(parts) for k in range(len(indices))]
+            yield [i for _, indices in parts for i in indices], packed_hidden_states(model, packed), states
 
-        padded = [i for i in remaining if lengths[i] > longest]
-        for batch in plan_batches([lengths[i] for i in padded], self.max_tokens_per_batch):
-            indices = [padded[k] for k in batch]
-            width = max(lengths[i] for i in indices)
-            input_ids = torch.zeros(len(indices), width, dtype=torch.long)  # (B, T)
-            for line, i in zip(input_ids, indices, strict=True):
-                line[: lengths[i]] = torch.tensor([*rows[i].prompt_ids, *inputs[i]])
+    def _padded_passes(
+        self, model: PreTrainedModel, rows: Sequence[Rendered], inputs: Sequence[Sequence[int]], chosen: Sequence[int]
+    ) -> Iterator[tuple[list[int], Tensor, list[list[int]]]]:
+        """[`_passes`] of the chosen rows, padded on the right."""
+        lengths = [len(rows[i].prompt_ids) + len(inputs[i]) for i in chosen]
+        for batch in plan_batches(lengths, self.max_tokens_per_batch):
+            width = max(lengths[k] for k in batch)
+            input_ids = torch.zeros(len(batch), width, dtype=torch.long)  # (B, T)
+            for line, k in zip(input_ids, batch, strict=True):
+                line[: lengths[k]] = torch.tensor([*rows[chosen[k]].prompt_ids, *inputs[chosen[k]]])
             states = [
-                list(range(k * width + len(rows[i].prompt_ids) - 1, k * width + lengths[i]))
-                for k, i in enumerate(indices)
+                list(range(line * width + len(rows[chosen[k]].prompt_ids) - 1, line * width + lengths[k]))
+                for line, k in enumerate(batch)
             ]
-            yield indices, last_hidden_states(model, input_ids).flatten(0, 1), states
+            yield [chosen[k] for k in batch], last_hidden_states(model, input_ids).flatten(0, 1), states
 
     def _read(
         self,
@@ -194,35 +232,43 @@ class FrozenScorer:
                 read.append((row_states[len(row.completion_ids)], 0))
         positions = torch.tensor([position for position, _ in read], dtype=torch.long, device=hidden_states.device)
         token_ids = torch.tensor([token for _, token in read], dtype=torch.long)
-        selected = hidden_states[positions]  # (N, D)
         head = model.get_output_embeddings()
         # With a model spread over devices, the backbone can end elsewhere than the head is.
         device = execution_device(model, head)
+        if self._rules is not None and self._rules.alone and not is_plain_linear(head):
+            # One scale for all tokens: the head, too, must see what it sees in the model, which is one whole row.
+            selected, head = head(hidden_states.to(device))[positions], nn.Identity()  # (N, V)
+        else:
+            selected = hidden_states[positions]  # (N, D)
         with align_module_device(head):  # an offloaded head is loaded once for all blocks
             on_device = token_statistics(
                 selected.to(device), head, token_ids.to(device), alpha, self._transform, entropy, mean_logits
             )
         return token_ids, HeadStatistics(*(None if column is None else column.cpu() for column in on_device))  # type: ignore[arg-type]
 
-    def _packable_length(self, model: PreTrainedModel) -> float:
-        """Length in tokens up to which this model scores packed rows; 0 if it cannot. Tried once, on a few tokens."""
-        if self._longest_packable is None:
-            reason = why_not_packable(model)
-            self._longest_packable = 0 if reason else longest_packable(model.config)
-            if reason:
+    def _pass_rules(self, model: PreTrainedModel) -> PassRules:
+        """Which rows may share a pass of this model. Tried once, on a few tokens."""
+        if self._rules is None:
+            self._rules = rules = pass_rules(model, self.max_tokens_per_batch)
+            name = type(model).__name__
+            if rules.alone:
+                logger.info(
+                    "%s scores one completion per pass (%s). Results are the same, but slower.", name, rules.alone
+                )
+            elif rules.not_packable:
                 logger.info(
                     "%s cannot score several completions in one row (%s): completions are padded, and those of one prompt "
                     "do not share its pass. Results are the same.",
-                    type(model).__name__,
-                    reason,
+                    name,
+                    rules.not_packable,
                 )
-            elif self._longest_packable < float("inf"):
+            elif rules.longest_packable < float("inf"):
                 logger.info(
                     "%s sees a window of %d tokens: longer sequences are padded, and do not share their prompt's pass.",
-                    type(model).__name__,
-                    self._longest_packable,
+                    name,
+                    rules.longest_packable,
                 )
-        return self._longest_packable
+        return self._rules
 
     def _check_ids(self, rows: Sequence[Rendered]) -> None:
         vocab_size = self.placement.config.get_text_config().vocab_size
@@ -245,7 +291,8 @@ class FrozenScorer:
         device = execution_device(model, model.get_input_embeddings())
         input_ids = (torch.arange(8, device=device) * 7919 % vocab_size)[None]  # (1, 8)
         mask = torch.ones_like(input_ids)
-        expected = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits[0].float()  # (8, V)
+        with rope_as_made(model):
+            expected = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits[0].float()  # (8, V)
         hidden_states = last_hidden_states(model, input_ids)[0]
         head = model.get_output_embeddings()
         targets = expected.argmax(dim=-1)

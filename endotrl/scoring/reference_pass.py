@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .weights import backbone
+from .isolation import reads_padding, why_alone
+from .modules import backbone
+from .rope import RopeLengths
 
 
 class ReferenceRecorder:
@@ -38,12 +40,14 @@ class ReferenceRecorder:
             for name, module in model.named_modules()
             if "lora_" not in name
         ) or any(
-            key.endswith(("dropout", "pdrop", "dropout_prob")) and isinstance(value, int | float) and value > 0
+            key.endswith(("dropout", "pdrop", "dropout_prob", "layerdrop", "jitter_noise"))
+            and isinstance(value, int | float)
+            and value > 0
             for key, value in settings.items()
         )
-        # Trainers pad prompts on the left and give no positions, so that only models that see distances between tokens
-        # compute the same for a padded row.
-        self._relative_positions = bool(settings.get("rope_parameters") or settings.get("rope_theta"))
+        self._model = model
+        # Which rows are those of the row alone is not known before the model has been tried.
+        self._reads: tuple[bool, bool] | None = None
         self._step = -1
         self._passes: list[tuple[Tensor, Tensor, Tensor]] = []  # input ids, attention mask, hidden states
         self._rows: dict[tuple[int, ...], Tensor] | None = None
@@ -73,16 +77,36 @@ class ReferenceRecorder:
         """Hidden states of shape `(T, D)` of a prompt and completion of `T` tokens, if recorded."""
         if self._rows is None:
             self._rows = {}
+            reads_whole, reads_padded = self._reads_rows() if self._passes else (False, False)
             for input_ids, mask, hidden_states in self._passes:
                 for ids, keep, states in zip(input_ids, mask.bool(), hidden_states, strict=True):
-                    if self._relative_positions or keep[0]:
+                    if reads_whole if keep[0] else reads_padded:
                         self._rows[tuple(ids[keep].tolist())] = states[keep.to(states.device)]
         return self._rows.get(token_ids)
 
+    def _reads_rows(self) -> tuple[bool, bool]:
+        """Whether rows of the trainer's passes have the states that they have alone: those that begin with a token, padded ones."""
+        if self._reads is None:
+            with self.paused():
+                any_length = not (rope := RopeLengths.from_config(self._model.config)).limits and not rope.unknown
+                whole = any_length and why_alone(self._model) is None
+                # Trainers pad prompts on the left and give no positions.
+                self._reads = whole, whole and reads_padding(self._model)
+        return self._reads
+
     def _record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         input_ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
-        # Not a pass over whole rows: generation (a cache), training (gradients), or the reward's own.
-        if torch.is_grad_enabled() or kwargs.get("use_cache") is not False or input_ids is None or mask is None:
+        # Not a pass over whole rows: generation (a cache), training (gradients), or the reward's own. What is compiled with the
+        # model could not look at the step.
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or kwargs.get("use_cache") is not False:
+            return
+        # A row that is more than its ids (images, types of tokens, positions) is not found by them.
+        known = ("input_ids", "attention_mask", "logits_to_keep")
+        if (
+            input_ids is None
+            or mask is None
+            or any(isinstance(value, Tensor) for key, value in kwargs.items() if key not in known)
+        ):
             return
         if self._paused or not self._is_frozen() or (module.training and self._dropout):
             return

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Of what else than its own tokens a row's states depend in a pass: other rows of the batch, the longest of them, padding,
+earlier passes. Tried out on a few tokens, once per model.
+"""
+
+import inspect
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .packing import last_hidden_states, longest_packable, relative_difference, rounding, why_not_packable
+from .rope import RopeLengths, rope_entries
+
+
+# Largest difference, relative to the states, of two passes of one shape. Rounding is the same in both.
+SAME_SHAPE = 1e-3
+# Factors of the attention by a token's absolute position, which a model's first positions may not show.
+POSITION_SCALES = ("llama_4_scaling_beta", "attn_temperature_tuning", "log_scaling_n_floor")
+
+
+@dataclass(frozen=True)
+class PassRules:
+    """
+    Which rows may share a pass of a model, so that each gets the states that it has alone.
+
+    Attributes:
+        longest_packable (`float`):
+            Length in tokens up to which rows are packed; longer ones are padded.
+        rope (`RopeLengths`):
+            Rows of one pass must be of one `length_class`.
+        not_packable (`str`, *optional*):
+            Why rows are padded, if they are.
+        alone (`str`, *optional*):
+            Why every row has a pass of its own, if it has.
+    """
+
+    longest_packable: float
+    rope: RopeLengths
+    not_packable: str | None = None
+    alone: str | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether a row must be run to its very end, because its states depend on its length or on later tokens."""
+        return self.alone is not None or bool(self.rope.limits)
+
+
+def pass_rules(model: PreTrainedModel, longest_pass: int) -> PassRules:
+    """
+    Tries out which rows may share a pass.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            Causal language model in evaluation mode.
+        longest_pass (`int`):
+            Length in tokens of the longest pass that there will be, of more than one row.
+
+    Raises:
+        `ValueError`: If its states depend on later tokens, or on earlier passes: it gives no row a score of its own.
+    """
+    states = _states(model, _batch(model))
+    rope = RopeLengths.from_config(model.config)
+    alone = why_alone(model, states)
+    if alone is None:
+        batch = _batch(model)
+        batch[0, 8:] = torch.tensor(_tokens(model, 8, 64))
+        if _differ(model, states[0, :8], _states(model, batch)[0, :8]):
+            raise ValueError(
+                f"The states of {type(model).__name__} depend on the tokens that follow: it is no causal language model (or its "
+                "config says that it is none, such as `is_decoder=False`), so that its logits are no policy."
+            )
+        alone = _why_no_lengths(model, rope, longest_pass)
+    not_packable = alone or why_not_packable(model)
+    if relative_difference(_states(model, _batch(model))[0], states[0]).max() > SAME_SHAPE:
+        raise ValueError(
+            f"{type(model).__name__} gives other states for the same tokens after other passes: it is random, or keeps what it "
+            "ran before. No score of it can be repeated; load the model without it."
+        )
+    return PassRules(0 if not_packable else longest_packable(model.config), rope, not_packable, alone)
+
+
+def why_alone(model: PreTrainedModel, states: Tensor | None = None) -> str | None:
+    """
+    Why a row's states, or its logits, depend on what the other rows of a batch say, if they do.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            Causal language model in evaluation mode.
+        states (`torch.Tensor`, *optional*):
+            Its states of `_batch(model)`, if known.
+    """
+    states = _states(model, _batch(model)) if states is None else states
+    other_states = _states(model, _batch(model, neighbours=64))
+    differ = _differ(model, other_states[0], states[0])
+    head = model.get_output_embeddings()
+    if not differ and type(head) is not nn.Linear:
+        other_states[0] = states[0]
+        logits, other_logits = (head(batch.flatten(0, 1))[: states.shape[1]] for batch in (states, other_states))
+        differ = bool(relative_difference(other_logits, logits).max() > SAME_SHAPE)
+    return "its layers take one scale, or one capacity, for all tokens of a pass" if differ else None
+
+
+def reads_padding(model: PreTrainedModel) -> bool:
+    """
+    Whether a batch that is padded on the left, with an attention mask and without positions, gives each row the states
+    that it has alone: not with absolute positions, nor where a state runs over the padding.
+    """
+    settings = model.config.get_text_config().to_dict()
+    if not RopeLengths.from_config(model.config).is_rotary or any(
+        entry.get(key) for entry in [settings, *rope_entries(settings)] for key in POSITION_SCALES
+    ):
+        return False
+    row, fillers, width = _tokens(model, 16, 0), _tokens(model, 48, 16), 24
+    ids = torch.tensor([[*fillers[:width], *row], _tokens(model, width + 16, 64)])
+    mask = torch.ones_like(ids)
+    mask[0, :width] = 0
+    padded = last_hidden_states(model, ids, mask)[0, width:]
+    ids[0, :width] = torch.tensor(fillers[width:])
+    if _differ(model, padded, last_hidden_states(model, ids, mask)[0, width:]):
+        return False
+    if _distance(model, padded, _states(model, torch.tensor([row]))[0]) > rounding(model):
+        return False
+    return _sees_distances(model, row)
+
+
+def _sees_distances(model: PreTrainedModel, row: list[int]) -> bool:
+    """Whether states stay the same if all positions are moved."""
+    if not _takes_positions(model):
+        return True
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", 2**15)
+    shifts = torch.tensor([0, 1, (longest - len(row)) // 16, longest - len(row)]).clamp(min=0)
+    positions = torch.arange(len(row))[None] + shifts[:, None]
+    states = _states(model, torch.tensor([row] * 4), positions)
+    # Angles of large positions are rounded more.
+    allowed = max(3 * _distance(model, states[1], states[0]), 0.01)
+    return not any(_distance(model, moved, states[0]) > allowed for moved in states[2:])
+
+
+def _why_no_lengths(model: PreTrainedModel, rope: RopeLengths, longest_pass: int) -> str | None:
+    """Why a row's states depend on how long a pass is in a way that `rope` does not tell, if they do."""
+    if not rope.is_rotary or not _takes_positions(model):
+        return None
+    reason = "its rotary positions depend on the longest row of a pass"
+    known = type(model.base_model).__module__.startswith("transformers.")
+    longest = model.config.get_text_config().to_dict().get("max_position_embeddings") or 2**15
+    # Other code may keep a table of positions, of this length.
+    far = 4 * max(longest, *rope.limits, 1) if known else longest - 1
+    tried = [(3, rope.limits[0] - 1 if rope.limits else far)]  # last positions of a row, and of its neighbour
+    if rope.switches and rope.grows_beyond is None:
+        tried.append((rope.switches[-1], far))
+    ids = torch.tensor([_tokens(model, 4, 0), _tokens(model, 4, 4)])
+    for own_last, others_last in tried:
+        if others_last <= own_last:
+            continue
+        positions = torch.tensor([[0, 1, 2, own_last]] * 2)
+        near = _states(model, ids, positions)[0]
+        positions[1, 3] = others_last
+        if _differ(model, near, _states(model, ids, positions)[0]):
+            return reason
+    if not rope.unknown and (known or not rope.limits):
+        return None
+    # Code that goes by the number of tokens shows it only on as many.
+    length = max(4, min(longest_pass, 2 * longest if known else longest))
+    extended = _states(model, torch.tensor([_tokens(model, length, 0)]))[0, :4]
+    return reason if _distance(model, extended, _states(model, ids[:1])[0]) > rounding(model) else None
+
+
+def _tokens(model: PreTrainedModel, count: int, skip: int) -> list[int]:
+    vocab_size = model.config.get_text_config().vocab_size
+    return (torch.arange(skip, skip + count) * 7919 % vocab_size).tolist()
+
+
+def _batch(model: PreTrainedModel, neighbours: int = 16) -> Tensor:
+    """A row of 16 tokens and three others, of shape `(4, 16)`; `neighbours` says which tokens these have."""
+    return torch.tensor([_tokens(model, 16, 0), *(_tokens(model, 16, neighbours + 16 * k) for k in range(3))])
+
+
+def _takes_positions(model: PreTrainedModel) -> bool:
+    return "position_ids" in inspect.signature(model.base_model.forward).parameters
+
+
+def _states(model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
+    return last_hidden_states(model, input_ids, position_ids=position_ids)
+
+
+def _distance(model: PreTrainedModel, states: Tensor, expected: Tensor) -> float:
+    """Largest relative difference of states; the middle one where single states may be far off by rounding."""
+    difference = relative_difference(states, expected)
+    return float(difference.median() if _rounds_by_neighbours(model) else difference.max())
+
+
+def _differ(model: PreTrainedModel, states: Tensor, expected: Tensor) -> bool:
+    """Whether states of two passes of one shape differ by more than rounding."""
+    allowed = rounding(model) if _rounds_by_neighbours(model) else SAME_SHAPE
+    return _distance(model, states, expected) > allowed
+
+
+def _rounds_by_neighbours(model: PreTrainedModel) -> bool:
+    """
+    Whether a token's rounding depends on other tokens. Experts compute as many tokens as are sent to them; in half precision
+    this changes, now and then, to which one a token is sent. What is quantised is trusted less: its scale changes as little.
+    """
+    settings = model.config.get_text_config().to_dict()
+    if rounding(model) <= SAME_SHAPE or not any("expert" in key for key in settings):
+        return False
+    return (
+        "quantization_config" not in model.config.to_dict()
+        and all(type(weight) is nn.Parameter and weight.is_floating_point() for weight in model.parameters())
+        and not any(isinstance(module, nn.Linear) and type(module) is not nn.Linear for module in model.modules())
+    )
