@@ -252,8 +252,8 @@ class OwnCopy:
             raise OSError(
                 f"The reward was made from a model instance that was loaded from {self._name!r} and changed after "
                 "that (an adapter merged or put into it, weights trained, quantised or resized), so that its pickle, "
-                "which has no weights, cannot give it back. Save the instance (`save_pretrained`), and make the reward "
-                "with that path."
+                "which has no weights, cannot give it back. Save the instance (`save_pretrained`), and make the "
+                "reward with that path."
             )
 
 

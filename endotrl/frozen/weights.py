@@ -20,7 +20,7 @@ from ..scoring.modules import backbone
 
 
 # Values of each tensor that are looked at to see whether it moved.
-SAMPLED_VALUES = 64
+SAMPLED_VALUES = 512
 # Settings of a family that trainers and generation set, and that no logit depends on.
 HARMLESS_SETTINGS = ("use_cache", "output_", "router_aux_loss_coef", "router_z_loss_coef")
 

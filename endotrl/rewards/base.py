@@ -144,6 +144,8 @@ class FrozenModelReward:
         if self._made_for is not None:
             (ours, our_digest), theirs = self._made_for, placement.config._name_or_path
             if our_digest != placement.digest():
+                if placement.recorder is not None:
+                    placement.recorder.close()
                 raise ValueError(
                     f"The reward was made for the model {ours!r}, but the trainer's frozen weights ({theirs!r}) are "
                     f"others{', by their values' if ours == theirs else ''}. Make it with `model=None` to share the "

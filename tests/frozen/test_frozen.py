@@ -327,8 +327,10 @@ class TestIdentity:
         assert model.config._name_or_path == path
         reward = EndogenousReward(model, AutoTokenizer.from_pretrained(path))
         expected = naive_rewards(model)
+        trainer = make_trainer(path, tmp_path, beta=0.1)
         with pytest.raises(ValueError, match=f"was made for the model '{path}'.*others, by their values"):
-            reward.attach(make_trainer(path, tmp_path, beta=0.1))
+            reward.attach(trainer)
+        assert not trainer.ref_model.model._forward_hooks  # nothing watches its passes
         assert reward(**ROWS) == pytest.approx(expected, abs=1e-4)  # as before
 
     @changed
