@@ -623,8 +623,8 @@ class TestLengths:
         assert len(job.train_dataset) == 16
         with pytest.raises(
             ValueError,
-            match="4 of 16 prompts do not fit the context of the policy, 64 tokens, with `max_completion_length` 60; row 2 is the "
-            "first, with 5 tokens. Lower `max_completion_length`.*`dataset_overlong: drop`",
+            match="4 of 16 prompts do not fit the context of the policy, 64 tokens, with `max_completion_length` 60; row 2 "
+            "is the first, with 5 tokens. Lower `max_completion_length`.*`dataset_overlong: drop`",
         ):
             self.prepare(small, "--max_completion_length", "60")
 
