@@ -84,8 +84,8 @@ def run(args: argparse.Namespace, command: str) -> ScoreReport:
             if not isinstance(error, torch.OutOfMemoryError):
                 raise
             raise ValueError(
-                f"The device has not enough memory for batches of {args.max_tokens_per_batch} tokens. Run the same command "
-                "with a smaller --max-tokens-per-batch: it goes on behind what was scored."
+                f"The device has not enough memory for batches of {args.max_tokens_per_batch} tokens. Run the same "
+                "command with a smaller --max-tokens-per-batch: it goes on behind what was scored."
             ) from error
     if args.html is not None:
         make_page = sentence_page if by_sentence else heat_map_page

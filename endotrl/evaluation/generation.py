@@ -135,8 +135,8 @@ def prompt_rows(engine: Engine, prompts: Sequence[Prompt], max_new_tokens: int) 
 
 class VLLMEngine:
     """
-    The one vLLM engine of a run, which starts when it is first needed. As a context manager, it ends with the context, and gives
-    its memory back.
+    The one vLLM engine of a run, which starts when it is first needed. As a context manager, it ends with the context,
+    and gives its memory back.
 
     Args:
         model (`str`):

@@ -27,7 +27,7 @@ class SentenceModel:
     [`Engine`] cuts it: the end of a response, and the beginning of a prompt that is too long by itself.
 
     Args:
-        path (`str`), engine ([`Engine`]), dtype (`str`, *optional*), device (`str`, *optional*), trust_remote_code (`bool`, *optional*):
+        path, engine, dtype, device, trust_remote_code:
             As for [`RewardModel`].
     """
 
@@ -80,7 +80,7 @@ class RewardModel:
             Path or hub id.
         engine ([`Engine`]):
             How prompts are written, and how many tokens a forward pass may have; here, with padding.
-        dtype (`str`, *optional*, defaults to `"auto"`), device (`str`, *optional*), trust_remote_code (`bool`, *optional*, defaults to `False`):
+        dtype (`str`, *optional*, defaults to `"auto"`), device (`str`, *optional*), trust_remote_code (`bool`, *optional*):
             As for [`EndogenousReward`].
 
     Raises:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The dtype in which a CPU is faster: few have instructions for bfloat16, and the others are several times slower in it."""
+"""
+The dtype in which a CPU is faster: few have instructions for bfloat16, and the others are several times slower in it.
+"""
 
 import time
 

@@ -36,8 +36,8 @@ class RecipeArguments(ScriptArguments):
         dataset_prompt_chat (`bool`, *optional*, defaults to `False`):
             Whether prompts that are text become messages of a user, for the chat template.
         dataset_overlong (`str`, *optional*, defaults to `"error"`):
-            What to do with prompts that, with a completion of `max_completion_length`, do not fit the policy's or a frozen
-            model's context: `"error"`, or `"drop"` to leave them out.
+            What to do with prompts that, with a completion of `max_completion_length`, do not fit the policy's or a
+            frozen model's context: `"error"`, or `"drop"` to leave them out.
         resume (`bool`, *optional*, defaults to `True`):
             Whether to go on from the last complete checkpoint in `output_dir`, if there is one.
         heat_map_steps (`int`, *optional*, defaults to `0`):
@@ -71,8 +71,8 @@ class RecipeArguments(ScriptArguments):
     dataset_overlong: str = field(
         default="error",
         metadata={
-            "help": "What to do with prompts that, with the longest completion, do not fit the policy's or a frozen model's "
-            "context: 'error', or 'drop' (leave them out).",
+            "help": "What to do with prompts that, with the longest completion, do not fit the policy's or a frozen "
+            "model's context: 'error', or 'drop' (leave them out).",
             "choices": ["error", "drop"],
         },
     )

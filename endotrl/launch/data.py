@@ -35,8 +35,8 @@ def load_prompts(
 
     Raises:
         `FileNotFoundError`: If there is no such file.
-        `ValueError`: If no dataset is named, or it cannot be read; if a split or the column of the prompts is missing; if a prompt is
-            neither text nor messages; or if there are fewer prompts than one generation batch has.
+        `ValueError`: If no dataset is named, or it cannot be read; if a split or the column of the prompts is missing;
+            if a prompt is neither text nor messages; or if there are fewer prompts than one generation batch has.
     """
     train, evaluation = _splits(script_args, training_args, dataset_args, _quickstart_prompts)
     train = _with_prompts(train, script_args.dataset_train_split, script_args)
@@ -192,7 +192,10 @@ def _with_prompts(
 
 
 def _check_rows(dataset: Dataset | IterableDataset, column: str) -> None:
-    """Raises `ValueError` if a row is neither text nor messages, or not of one kind with the others. Of a stream, the first is looked at."""
+    """
+    Raises `ValueError` if a row is neither text nor messages, or not of one kind with the others. Of a stream, the
+    first is looked at.
+    """
     kind = None
     values = dataset[column] if isinstance(dataset, Dataset) else (row[column] for row in islice(dataset, 1))
     for row, value in enumerate(values):

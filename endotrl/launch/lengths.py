@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prompts that with a completion do not fit the policy's or a frozen model's context: found before the run, not in the middle of it."""
+"""
+Prompts that with a completion do not fit the policy's or a frozen model's context: found before the run, not in the
+middle of it.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -34,8 +37,8 @@ def fit_lengths(
     reward_funcs: Sequence[Callable[..., Any]],
 ) -> Dataset | IterableDataset:
     """
-    Looks for prompts which with the longest completion do not fit a context. Of a stream, nothing is looked at unless such rows are to
-    be left out.
+    Looks for prompts which with the longest completion do not fit a context. Of a stream, nothing is looked at unless
+    such rows are to be left out.
 
     Args:
         dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
@@ -69,8 +72,9 @@ def fit_lengths(
         if not overlong:
             continue
         what = (
-            f"{len(overlong)} of {len(lengths)} prompts do not fit the context of {reader.name}, {reader.context} tokens, with "
-            f"`max_completion_length` {training_args.max_completion_length}; row {overlong[0]} is the first, with {lengths[overlong[0]]} tokens"
+            f"{len(overlong)} of {len(lengths)} prompts do not fit the context of {reader.name}, {reader.context} "
+            f"tokens, with `max_completion_length` {training_args.max_completion_length}; row {overlong[0]} is the "
+            f"first, with {lengths[overlong[0]]} tokens"
         )
         if not drop or len(overlong) == len(lengths):
             fix = "Lower `max_completion_length`, or leave such rows out with `dataset_overlong: drop`."

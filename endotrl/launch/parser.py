@@ -16,8 +16,8 @@ from .values import check_together, check_value
 class RecipeParser(TrlParser):
     """
     TRL's parser of a command line and a YAML file (`--config`), of which the command line wins. Settings that it does not know are
-    errors, and so are abbreviations, and values that are of another type or out of range. Every error is a `ValueError` of one line,
-    without the usage of some hundred settings.
+    errors, and so are abbreviations, and values that are of another type or out of range. Every error is a
+    `ValueError` of one line, without the usage of some hundred settings.
 
     Args:
         dataclasses (`Sequence[type]`):
@@ -25,7 +25,8 @@ class RecipeParser(TrlParser):
 
     Attributes:
         settle (`Callable`, *optional*):
-            Called with all settings, to change what is not given, and the names of those that are, before they are checked.
+            Called with all settings, to change what is not given, and the names of those that are, before they are
+            checked.
     """
 
     def __init__(self, dataclasses: Sequence[type]) -> None:

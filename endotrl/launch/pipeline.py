@@ -67,7 +67,8 @@ def prepare(
 
     Raises:
         `ValueError`, `ImportError`, `OSError`: If something is wrong: see [`load_prompts`], [`make_reward_funcs`],
-            [`fit_lengths`], [`check_model`], [`check_packages`], [`check_optimizer`], [`check_generation`] and [`check_wandb_login`].
+            [`fit_lengths`], [`check_model`], [`check_packages`], [`check_optimizer`], [`check_generation`] and
+            [`check_wandb_login`].
     """
     check_packages(training_args, model_args)
     check_optimizer(training_args)

@@ -15,8 +15,9 @@ from ..runs.record import recorded_settings
 
 def choose_precision(settings: Namespace, given: Collection[str]) -> None:
     """
-    Sets `bf16` and `dtype` of a run on a CPU by what is faster there, unless they are given: `bf16` (or `fp16`) by any value, `dtype`
-    by any but `"auto"`. A run that is resumed keeps what it has. What was chosen, and why, is said in one line.
+    Sets `bf16` and `dtype` of a run on a CPU by what is faster there, unless they are given: `bf16` (or `fp16`) by any
+    value, `dtype` by any but `"auto"`. A run that is resumed keeps what it has. What was chosen, and why, is said in
+    one line.
 
     Args:
         settings (`argparse.Namespace`):

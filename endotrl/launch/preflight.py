@@ -38,13 +38,14 @@ PACKAGES = {
     "wtpsplit": "pip install 'endotrl[sat]'",
     "bitsandbytes": "pip install bitsandbytes",
 }
-# transformers does not say whether these are there: the first is a part of another, and of the second it does not look.
+# transformers does not say whether these are there: the first is a part of another, and the second it does not know.
 UNKNOWN_TRACKERS = ("azure_ml", "flyte")
 
 
 def check_packages(training_args: TrainingArguments, model_args: ModelConfig) -> None:
     """
-    Raises `ImportError` if settings need a package that is not installed, and `ValueError` if they need what no package has.
+    Raises `ImportError` if settings need a package that is not installed, and `ValueError` if they need what no
+    package has.
 
     Args:
         training_args ([`~transformers.TrainingArguments`]):
@@ -75,7 +76,8 @@ def check_packages(training_args: TrainingArguments, model_args: ModelConfig) ->
             )
     if training_args.use_liger_kernel and not is_liger_kernel_available():
         raise ImportError(
-            "`use_liger_kernel: true` needs liger-kernel, which is not installed: pip install liger-kernel, or leave that setting out."
+            "`use_liger_kernel: true` needs liger-kernel, which is not installed: pip install liger-kernel, or leave "
+            "that setting out."
         )
     if training_args.push_to_hub and training_args.hub_token is None and get_token() is None:
         raise ValueError("`push_to_hub: true` needs an account: run `hf auth login`, or set `hub_token`.")
@@ -83,8 +85,8 @@ def check_packages(training_args: TrainingArguments, model_args: ModelConfig) ->
 
 def check_optimizer(training_args: TrainingArguments) -> None:
     """
-    Raises `ImportError` if the optimizer needs a package that is not installed, and `ValueError` if it or the schedule of the learning
-    rate cannot be made as the settings say.
+    Raises `ImportError` if the optimizer needs a package that is not installed, and `ValueError` if it or the schedule
+    of the learning rate cannot be made as the settings say.
 
     Args:
         training_args ([`~transformers.TrainingArguments`]):
@@ -139,8 +141,8 @@ def check_generation(training_args: GRPOConfig) -> None:
 
 def check_model(model_args: ModelConfig, training_args: GRPOConfig | RewardConfig) -> None:
     """
-    Raises `ValueError` if no model is named, or it cannot be made as the settings say, `OSError` if there is none of that name, and
-    `ImportError` if it needs a package that is not installed. No weights are loaded.
+    Raises `ValueError` if no model is named, or it cannot be made as the settings say, `OSError` if there is none of
+    that name, and `ImportError` if it needs a package that is not installed. No weights are loaded.
 
     Args:
         model_args ([`~trl.ModelConfig`]), training_args ([`~trl.GRPOConfig`]):

@@ -34,8 +34,8 @@ def launch(
     trainer_class: type[DenseRewardTrainer], training_config: type[GRPOConfig], argv: Sequence[str] | None = None
 ) -> DenseRewardTrainer:
     """
-    Runs a recipe from the command line. What is wrong with its settings is said in one line, before a model is loaded if it can be
-    known then and before anything is trained, and ends the process with exit code 2.
+    Runs a recipe from the command line. What is wrong with its settings is said in one line, before a model is loaded
+    if it can be known then and before anything is trained, and ends the process with exit code 2.
 
     Args:
         trainer_class (`type`):

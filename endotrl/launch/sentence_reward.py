@@ -33,7 +33,8 @@ def make_sentence_reward_parser() -> RecipeParser:
 
 def launch_sentence_reward(argv: Sequence[str] | None = None) -> SentenceRewardTrainer:
     """
-    Trains a sentence-level reward model from the command line. What is wrong with the settings is said as by [`launch`].
+    Trains a sentence-level reward model from the command line. What is wrong with the settings is said as by
+    [`launch`].
 
     Args:
         argv (`Sequence[str]`, *optional*):

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Types and ranges of a recipe's settings. TRL and transformers take most values as they are, and fail where they are used."""
+"""
+Types and ranges of a recipe's settings. TRL and transformers take most values as they are, and fail where they are
+used.
+"""
 
 import types
 from collections.abc import Mapping
@@ -108,18 +111,21 @@ def check_together(settings: Mapping[str, Any]) -> None:
     """Raises `ValueError` if settings together train nothing."""
     if settings.get("max_steps") == -1 and not settings.get("num_train_epochs", 1) > 0:
         raise ValueError(
-            f"`num_train_epochs` is {settings['num_train_epochs']}, so that nothing would be trained. Make it greater than 0, or "
-            "set `max_steps`."
+            f"`num_train_epochs` is {settings['num_train_epochs']}, so that nothing would be trained. Make it greater "
+            "than 0, or set `max_steps`."
         )
     if not any(settings.get("reward_weights") or [1.0]):
         raise ValueError(
-            f"`reward_weights` is {settings['reward_weights']}, so that there is nothing to train on. Give a reward another weight "
-            "than 0."
+            f"`reward_weights` is {settings['reward_weights']}, so that there is nothing to train on. Give a reward "
+            "another weight than 0."
         )
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a type, as far as YAML has such values. Text is left to the parser, which reads it by the type."""
+    """
+    Whether a value is of a type, as far as YAML has such values. Text is left to the parser, which reads it by the
+    type.
+    """
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
         return any(fits(value, part) for part in get_args(hint))

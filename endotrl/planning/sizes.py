@@ -28,8 +28,8 @@ class ModelSize:
         block (`int`):
             Parameters of the largest transformer block: what FSDP2 must hold whole at a time.
         layers, hidden, intermediate, key_value, vocabulary (`int`):
-            Transformer blocks; widths of the residual stream, of the MLP, of all keys (or values) of a token, each of the layer in
-            which it is largest; and words.
+            Transformer blocks; widths of the residual stream, of the MLP, of all keys (or values) of a token, each of
+            the layer in which it is largest; and words.
     """
 
     parameters: int
@@ -116,7 +116,8 @@ def _on_meta(config: PretrainedConfig, head: bool) -> Any:
     except Exception as error:  # of many kinds: what a config lacks, or a package
         reason = " ".join(str(error).split())
         raise ValueError(
-            f"transformers cannot build a model of type {config.model_type!r} from its config: {type(error).__name__}: {reason[:300]}"
+            f"transformers cannot build a model of type {config.model_type!r} from its config: "
+            f"{type(error).__name__}: {reason[:300]}"
         ) from error
 
 

@@ -30,8 +30,8 @@ _SMALL_FILE = 4 * 2**20  # bytes; files up to this size are always read as a who
 @contextmanager
 def only_run_on(path: str | Path) -> Iterator[None]:
     """
-    Inside, no other run can enter with this output, standard output excepted. A run that ends before it has opened its output
-    leaves none behind.
+    Inside, no other run can enter with this output, standard output excepted. A run that ends before it has opened its
+    output leaves none behind.
 
     Args:
         path (`str` or `Path`):
@@ -63,8 +63,8 @@ def only_run_on(path: str | Path) -> Iterator[None]:
 
 class Output:
     """
-    The output, its error file and its metadata: what is kept of an earlier run, and the writing of blocks. `held` says that the
-    caller keeps other runs from it already, see [`only_run_on`].
+    The output, its error file and its metadata: what is kept of an earlier run, and the writing of blocks. `held` says
+    that the caller keeps other runs from it already, see [`only_run_on`].
     """
 
     def __init__(self, path: str | Path, reader: Reader, settings: Mapping[str, Any], held: bool = False) -> None:

@@ -64,8 +64,8 @@ class FrozenScorer:
         placement (`Placement`):
             Whose weights to use.
         max_tokens_per_batch (`int`, *optional*, defaults to `8192`):
-            Tokens of one forward pass: where rows are packed, each prompt once and no padding; elsewhere, rows times the longest.
-            It bounds memory and does not change results.
+            Tokens of one forward pass: where rows are packed, each prompt once and no padding; elsewhere, rows times
+            the longest. It bounds memory and does not change results.
     """
 
     def __init__(self, placement: Placement, max_tokens_per_batch: int = 8192) -> None:

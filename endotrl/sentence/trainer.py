@@ -129,8 +129,9 @@ class SentenceRewardTrainer(RewardTrainer):
             peft_config = copy.copy(kwargs["peft_config"])  # the caller's stays as it is
             if peft_config.is_prompt_learning:
                 raise ValueError(
-                    f"`peft_config` is a {type(peft_config).__name__}, which puts tokens of its own in front of the text, where a "
-                    "sentence reward model does not find its sentences. Use an adapter of weights, such as `LoraConfig()`."
+                    f"`peft_config` is a {type(peft_config).__name__}, which puts tokens of its own in front of the "
+                    "text, where a sentence reward model does not find its sentences. Use an adapter of weights, such "
+                    "as `LoraConfig()`."
                 )
             peft_config.modules_to_save = list(dict.fromkeys([*(peft_config.modules_to_save or []), *new]))
             if peft_config.target_modules is None and not vars(peft_config).get("target_parameters"):

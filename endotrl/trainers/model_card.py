@@ -15,7 +15,8 @@ NOT_SHOWN = ("max_tokens_per_batch", "trust_remote_code", "chat_template_kwargs"
 
 def with_rewards(card: str, trainer: Any) -> str:
     """
-    A model card of TRL with a section on the rewards: which, of which frozen model, with which settings, and whether labels were used.
+    A model card of TRL with a section on the rewards: which, of which frozen model, with which settings, and whether
+    labels were used.
 
     Args:
         card (`str`):
@@ -54,7 +55,8 @@ def reward_section(trainer: Any) -> str:
 
 def _described(reward: Any) -> str:
     if isinstance(reward, EndogenousReward):
-        return f"the [endogenous reward](https://huggingface.co/papers/2506.23235) of {_frozen(reward)}, with the settings"
+        paper = "https://huggingface.co/papers/2506.23235"
+        return f"the [endogenous reward]({paper}) of {_frozen(reward)}, with the settings"
     if isinstance(reward, FrozenModelReward):
         return f"{type(reward).__name__} of endotrl, read off {_frozen(reward)}, with the settings"
     if isinstance(reward, SentenceReward):

@@ -3,9 +3,11 @@
 
 import gzip
 import importlib
+import inspect
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -28,6 +30,7 @@ from endotrl.launch import (
     make_sentence_reward_parser,
 )
 from endotrl.launch.pipeline import print_summary
+from endotrl.launch.values import CHOICES, RANGES
 from endotrl.rewards import AccuracyReward, FormatReward, LengthReward, RandomReward
 
 
@@ -194,6 +197,25 @@ def test_launchers() -> None:
     }
 
 
+class TestRanges:
+    """The tables name settings and choices that TRL has."""
+
+    def test_names(self) -> None:
+        parsers = (make_parser(DenseGRPOConfig), make_parser(PPOConfig), make_sentence_reward_parser())
+        known = {action.dest for parser in parsers for action in parser._actions}
+        named = {name for names in RANGES.values() for name in names} | set(CHOICES)
+        assert named - known == {"max_new_tokens", "num_beams"}  # of `generation_kwargs`
+        assert sum(map(len, RANGES.values())) == len({name for names in RANGES.values() for name in names})
+
+    def test_choices(self) -> None:
+        source = inspect.getsource(importlib.import_module("trl.trainer.grpo_trainer"))
+        known = re.findall(r"self\.loss_type (?:==|in) (\[[^]]*\]|\"[^\"]*\")", source)
+        assert {name for one in known for name in re.findall(r'"(\w+)"', one)} == set(CHOICES["loss_type"])
+        for name, choices in CHOICES.items():
+            if not name.startswith("vllm_m"):
+                assert all(f'"{choice}"' in source or f"'{choice}'" in source for choice in choices), name
+
+
 class TestMistakes:
     """Found before any model is loaded."""
 
@@ -308,7 +330,7 @@ class TestMistakes:
             (["--max_completion_length", "0"], "`max_completion_length` is 0"),
             (["--top_p", "1.5"], "greater than 0 and at most 1"),
             (["--lora_dropout", "1"], "at least 0 and less than 1"),
-            (["--loss_type", "grop"], "`loss_type` is 'grop', but it must be one of 'grpo'"),
+            (["--loss_type", "gpro"], "`loss_type` is 'gpro', but it must be one of 'grpo'"),
             # What libraries need
             (["--use_liger_kernel", "True"], "`use_liger_kernel: true` needs liger-kernel"),
             (["--optim", "adamw_bnb_8bit"], "`optim: adamw_bnb_8bit` needs a package"),
@@ -510,8 +532,6 @@ class TestRewards:
         assert reward.overlong_prompt == "truncate_left"
 
     def test_defaults_are_those_of_the_reward(self) -> None:
-        import inspect
-
         defaults = {name: p.default for name, p in inspect.signature(EndogenousReward).parameters.items()}
         settings = RewardArguments().endogenous_settings
         assert settings == {name: defaults[name] for name in settings}
@@ -593,8 +613,8 @@ class TestLengths:
         assert len(job.train_dataset) == 16
         with pytest.raises(
             ValueError,
-            match="4 of 16 prompts do not fit the context of the policy, 64 tokens, with `max_completion_length` 60; row 2 is the "
-            "first, with 5 tokens. Lower `max_completion_length`.*`dataset_overlong: drop`",
+            match="4 of 16 prompts do not fit the context of the policy, 64 tokens, with `max_completion_length` 60; row 2 "
+            "is the first, with 5 tokens. Lower `max_completion_length`.*`dataset_overlong: drop`",
         ):
             self.prepare(small, "--max_completion_length", "60")
 

@@ -12,7 +12,15 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig
-from transformers import LlamaConfig, LlamaForCausalLM, PretrainedConfig
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    Gemma3nTextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PretrainedConfig,
+)
 
 from endotrl.commands.main import main
 from endotrl.commands.plan import Recipe, advice, read_recipe
@@ -58,6 +66,73 @@ class TestSizes:
         # A of (8, in) and B of (out, 8) for a projection of 128 to 128 and one of 128 to 64, in 4 blocks.
         assert size.trainable == 4 * (8 * (128 + 128) + 8 * (128 + 64))
         assert size.parameters == model_size(config).parameters + size.trainable
+
+
+# What differs in how its sizes are written: names of their own, one number a layer, no heads, sizes in parts.
+FAMILIES = (
+    *(
+        "bloom",
+        "dbrx",
+        "deepseek_v3",
+        "falcon",
+        "falcon_mamba",
+        "gemma3",
+        "gemma3n_text",
+        "gpt2",
+        "gpt_oss",
+        "jamba",
+        "mamba",
+    ),
+    *("mpt", "opt", "recurrent_gemma", "rwkv"),
+)
+
+
+class TestFamilies:
+    @pytest.mark.parametrize("kind", FAMILIES)
+    def test_planned_or_refused(self, kind: str) -> None:
+        try:
+            size = model_size(CONFIG_MAPPING[kind]())
+        except ValueError as error:
+            assert "transformers cannot build" in str(error) and "\n" not in str(error)
+            return
+        with torch.device("meta"):
+            expected = sum(p.numel() for p in _reference(CONFIG_MAPPING[kind]()).parameters())
+        assert size.parameters == size.trainable == expected
+        assert all(isinstance(value, int) for value in vars(size).values())
+        for engine in ENGINES:
+            plan = plan_memory(size, WORK, Hardware(2, 24 * GIB), engine)
+            assert math.isfinite(plan.total) and plan.total > size.block
+        assert all(seconds > 0 for seconds in plan_time(size, WORK, 1).values())
+        assert size.key_value == 0 or kind not in ("mamba", "falcon_mamba", "rwkv")  # no cache that grows
+
+    def test_the_largest_layer_counts(self) -> None:
+        sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+        extra = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 400, "laurel_rank": 4}
+        config = Gemma3nTextConfig(
+            vocab_size=400,
+            intermediate_size=[64, 96, 64, 64],
+            num_hidden_layers=4,
+            altup_num_inputs=2,
+            num_kv_shared_layers=1,
+            activation_sparsity_pattern=[0.0] * 4,
+            **sizes,
+            **extra,
+        )
+        size = model_size(config)
+        assert (size.layers, size.hidden, size.intermediate, size.key_value) == (4, 32, 96, 16)
+        assert size.parameters == sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+
+    @pytest.mark.parametrize("kind", ["clip", "t5", "resnet", "whisper"])
+    def test_no_language_model(self, kind: str) -> None:
+        with pytest.raises(ValueError, match="transformers cannot build|is not of a causal language model"):
+            model_size(CONFIG_MAPPING[kind](is_encoder_decoder=kind in ("t5", "whisper")))
+
+
+def _reference(config: PretrainedConfig) -> torch.nn.Module:
+    try:
+        return AutoModelForCausalLM.from_config(config)
+    except ValueError:
+        return AutoModelForImageTextToText.from_config(config)
 
 
 class TestAgainstDeepSpeed:
@@ -330,3 +405,7 @@ class TestCommand:
         assert "pass --kind" in capsys.readouterr().err
         assert main(["plan", str(path), "--gpus", "1", "--gpu-memory", "80", "--kind", "grpo"]) == 2
         assert "'nowhere' cannot be loaded" in capsys.readouterr().err
+        for settings in (["--gpu-memory", "0"], ["--gpu-memory", "nan"], ["--gpu-memory", "80", "--gpu-tflops", "0"]):
+            with pytest.raises(SystemExit):
+                main(["plan", str(path), "--gpus", "1", *settings])
+            assert "is not a number above 0" in capsys.readouterr().err

@@ -519,3 +519,41 @@ class TestConfig:
             trainer.train()
         assert trainer.reward_funcs == [broken]
         assert not math.isnan(sum(p.sum().item() for p in trainer.model.parameters()))
+
+
+class TestModelCard:
+    def card(self, path: Path, tiny_policy_path: str, *reward_funcs: Any, **settings: Any) -> str:
+        args = make_args(DenseGRPOConfig, path, **settings)
+        trainer = DenseGRPOTrainer(tiny_policy_path, list(reward_funcs), args, DATASET)
+        for reward in reward_funcs:
+            if isinstance(reward, EndogenousReward) and reward.is_shared:
+                reward.attach(trainer)
+        trainer.create_model_card(model_name="policy")
+        return (path / "README.md").read_text()
+
+    def test_plain_grpo(self, tiny_policy_path: str, tmp_path: Path) -> None:
+        card = self.card(tmp_path, tiny_policy_path, vowels, credit="outcome")
+        assert "This model was trained with GRPO, a method introduced in [DeepSeekMath" in card
+        assert "- grpo\n" in card and "- endotrl\n" in card and "dense" not in card.lower()
+        assert "- `vowels` (weight 1): a reward function" in card and "No labels" not in card
+        assert "None" not in card.split("## Quick start")[0]
+
+    def test_endogenous(self, tiny_policy_path: str, tmp_path: Path) -> None:
+        reward = EndogenousReward(None, alpha=0.5, token_reward="centered", criterion="a `b`")
+        card = self.card(
+            tmp_path, tiny_policy_path, reward, vowels, credit="token", beta=0.25, reward_weights=[1.0, 0.0]
+        )
+        assert "This model was trained with Dense GRPO.\n" in card
+        assert "No labels and no reward model were used" in card
+        name = Path(tiny_policy_path).name
+        assert f"of `{name}`, frozen: the policy as it was before training" in card
+        (settings,) = (json.loads(part.split("```")[0]) for part in card.split("```json")[1:])
+        assert (settings["alpha"], settings["token_reward"], settings["criterion"]) == (0.5, "centered", "a `b`")
+        assert "discount" not in settings  # of another aggregate
+        assert "- `vowels` (weight 0: only logged)" in card and "`beta` 0.25" in card
+
+    def test_another_frozen_model(self, tiny_policy_path: str, tmp_path: Path) -> None:
+        reward = EndogenousReward(tiny_policy_path, aggregate="discounted", discount=0.75)
+        card = self.card(tmp_path, tiny_policy_path, reward, vowels)
+        assert "before training" not in card and '"discount": 0.75' in card
+        assert "No labels" not in card  # the other reward may be of labels
