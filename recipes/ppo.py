@@ -9,7 +9,7 @@ Everything in the YAML file can be overridden on the command line, such as `--re
 """
 
 from endotrl import PPOConfig, PPOTrainer
-from endotrl.launch import script as launch
+from endotrl.launch import launch
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, Trainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from ..bellman import (
     Aggregate,
@@ -558,4 +558,5 @@ class EndogenousReward(FrozenModelReward):
 def _is_evaluation(log_metric: Callable[[str, float], None] | None) -> bool:
     """Whether a trainer evaluates: TRL's loggers are methods of the trainer, and nothing else that it passes tells."""
     trainer = log_metric.__self__ if isinstance(log_metric, MethodType) else None
-    return isinstance(trainer, Trainer) and not trainer.model.training
+    # Only trainers have reward functions, and importing `Trainer` takes seconds.
+    return hasattr(trainer, "reward_funcs") and not trainer.model.training

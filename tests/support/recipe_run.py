@@ -15,7 +15,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import save_file
 
 from endotrl import DenseGRPOConfig, DenseGRPOTrainer, PPOConfig, PPOTrainer
-from endotrl.launch import script as launch
+from endotrl.launch import launch
 from tests.support.worker import FixedRollouts, leave_group, what_ran
 
 

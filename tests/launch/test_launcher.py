@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # Stands for `accelerate launch`, whose name it has in its command line: starts a process, and waits for it.
 LAUNCHER = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[2]]).wait()"
 CHILD = """
@@ -38,7 +38,7 @@ print("done", flush=True)
 def test_child_without_its_launcher(number: int, name: str, launched: bool, expected: str) -> None:
     env = {key: value for key, value in os.environ.items() if not key.startswith(("ACCELERATE", "TORCHELASTIC"))}
     env |= {
-        "MODULE": str(ROOT / "endotrl" / "recipes" / "launcher.py"),
+        "MODULE": str(ROOT / "endotrl" / "launch" / "launcher.py"),
         "SECONDS": "30" if expected != "done" else "1",
     }
     if launched:
