@@ -12,6 +12,7 @@ from transformers import AutoModelForSequenceClassification
 from ..frozen.placement import check_complete, load_config, load_tokenizer, resolve_dtype
 from ..rendering.messages import as_messages
 from ..scoring.batching import plan_batches
+from ..scoring.rope import RopeLengths, rope_as_made
 from ..sentence.configuration import SentenceRewardConfig
 from ..sentence.sentence_scorer import SentenceScorer
 from .engine import Engine, ScoredResponse
@@ -127,7 +128,11 @@ class RewardModel:
             rows = [row[-limit:] for row in rows]
         scores = [0.0] * len(rows)
         device = self._model.device
-        batches = plan_batches([len(row) for row in rows], self._engine.max_tokens_per_batch)
+        rope = RopeLengths.from_config(self._model.config)
+        lengths = [len(row) for row in rows]
+        batches = plan_batches(
+            lengths, self._engine.max_tokens_per_batch, [rope.length_class(length) for length in lengths]
+        )
         for batch in tqdm(batches, desc="reward model", unit=" batches", disable=not progress, leave=False):
             width = max(len(rows[i]) for i in batch)
             ids = torch.full((len(batch), width), self._model.config.pad_token_id)
@@ -135,7 +140,8 @@ class RewardModel:
             for k, i in enumerate(batch):
                 ids[k, : len(rows[i])] = torch.tensor(rows[i])
                 mask[k, : len(rows[i])] = 1
-            logits = self._model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits[:, 0].float()
+            with rope_as_made(self._model):
+                logits = self._model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits[:, 0].float()
             for k, i in enumerate(batch):
                 scores[i] = logits[k].item()
         flat = iter(scores)

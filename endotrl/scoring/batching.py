@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Micro-batches by token budget."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 
-def plan_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+def plan_batches(lengths: Sequence[int], max_tokens: int, kinds: Sequence[Hashable] | None = None) -> list[list[int]]:
     """
     Groups sequences of similar length into micro-batches whose padded size stays within a budget.
 
@@ -16,9 +16,11 @@ def plan_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
             Length of every sequence, in tokens.
         max_tokens (`int`):
             Budget: rows times the longest length of a batch, in tokens.
+        kinds (`Sequence[Hashable]`, *optional*):
+            Kind of every sequence. Sequences of different kinds are not batched together.
 
     Returns:
-        `list[list[int]]`: indices into `lengths`, each exactly once. Depends on the lengths only.
+        `list[list[int]]`: indices into `lengths`, each exactly once. Depends on lengths and kinds only.
 
     Raises:
         `ValueError`: If `max_tokens` is less than 1.
@@ -33,12 +35,15 @@ def plan_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     """
     _check_budget(max_tokens)
     batches: list[list[int]] = []
+    last: dict[Hashable, list[int]] = {}  # batch of each kind
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        kind = None if kinds is None else kinds[index]
         # The first of a batch is its longest.
-        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= max_tokens:
-            batches[-1].append(index)
+        if kind in last and (len(last[kind]) + 1) * lengths[last[kind][0]] <= max_tokens:
+            last[kind].append(index)
         else:
-            batches.append([index])
+            last[kind] = [index]
+            batches.append(last[kind])
     return batches
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .modules import backbone, is_plain_linear
 from .packing import last_hidden_states, longest_packable, relative_difference, rounding, why_not_packable
 from .rope import RopeLengths, rope_entries
 
@@ -72,7 +73,7 @@ def pass_rules(model: PreTrainedModel, longest_pass: int) -> PassRules:
                 f"The states of {type(model).__name__} depend on the tokens that follow: it is no causal language model (or its "
                 "config says that it is none, such as `is_decoder=False`), so that its logits are no policy."
             )
-        alone = _why_no_lengths(model, rope, longest_pass)
+        alone = why_alone_by_length(model, rope, longest_pass)
     not_packable = alone or why_not_packable(model)
     if relative_difference(_states(model, _batch(model))[0], states[0]).max() > SAME_SHAPE:
         raise ValueError(
@@ -88,7 +89,7 @@ def why_alone(model: PreTrainedModel, states: Tensor | None = None) -> str | Non
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
-            Causal language model in evaluation mode.
+            Model with a causal backbone, in evaluation mode.
         states (`torch.Tensor`, *optional*):
             Its states of `_batch(model)`, if known.
     """
@@ -96,7 +97,7 @@ def why_alone(model: PreTrainedModel, states: Tensor | None = None) -> str | Non
     other_states = _states(model, _batch(model, neighbours=64))
     differ = _differ(model, other_states[0], states[0])
     head = model.get_output_embeddings()
-    if not differ and type(head) is not nn.Linear:
+    if not differ and head is not None and not is_plain_linear(head):
         other_states[0] = states[0]
         logits, other_logits = (head(batch.flatten(0, 1))[: states.shape[1]] for batch in (states, other_states))
         differ = bool(relative_difference(other_logits, logits).max() > SAME_SHAPE)
@@ -139,12 +140,12 @@ def _sees_distances(model: PreTrainedModel, row: list[int]) -> bool:
     return not any(_distance(model, moved, states[0]) > allowed for moved in states[2:])
 
 
-def _why_no_lengths(model: PreTrainedModel, rope: RopeLengths, longest_pass: int) -> str | None:
+def why_alone_by_length(model: PreTrainedModel, rope: RopeLengths, longest_pass: int) -> str | None:
     """Why a row's states depend on how long a pass is in a way that `rope` does not tell, if they do."""
     if not rope.is_rotary or not _takes_positions(model):
         return None
     reason = "its rotary positions depend on the longest row of a pass"
-    known = type(model.base_model).__module__.startswith("transformers.")
+    known = type(backbone(model)).__module__.startswith("transformers.")
     longest = model.config.get_text_config().to_dict().get("max_position_embeddings") or 2**15
     # Other code may keep a table of positions, of this length.
     far = 4 * max(longest, *rope.limits, 1) if known else longest - 1
@@ -179,7 +180,7 @@ def _batch(model: PreTrainedModel, neighbours: int = 16) -> Tensor:
 
 
 def _takes_positions(model: PreTrainedModel) -> bool:
-    return "position_ids" in inspect.signature(model.base_model.forward).parameters
+    return "position_ids" in inspect.signature(backbone(model).forward).parameters
 
 
 def _states(model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:

@@ -20,6 +20,9 @@ from ..rendering.messages import Completion, Prompt
 from ..rendering.policy import PolicyBinding, Reading
 from ..rendering.renderer import OverlongPrompt
 from ..scoring.batching import plan_batches
+from ..scoring.exclusive import exclusive
+from ..scoring.isolation import why_alone, why_alone_by_length
+from ..scoring.rope import RopeLengths, rope_as_made
 from .configuration import SentenceRewardConfig
 from .encoding import SentenceEncoder, SentenceTokens, pad_batch
 from .modeling import SentenceRewardModel
@@ -122,6 +125,8 @@ class SentenceScorer:
         self.overlong_prompt: OverlongPrompt = overlong_prompt
         self.cut_overlong = cut_overlong
         self._dtype, self._device = dtype, device
+        # Why each row has a pass of its own; empty if it has none, and not known before the model has been tried.
+        self._alone: str | None = None
         self._processing_class = processing_class
         # How prompts are read: in a trainer, as its policy does.
         self.prompts = PolicyBinding(processing_class, chat_template_kwargs, self.tokenizer, self._make_encoder)
@@ -177,14 +182,21 @@ class SentenceScorer:
         results: list[SentenceScores | None] = [None] * len(rows)
         model = self.load()
         device = model.device
+        rope = RopeLengths.from_config(model.config)
         with (
+            exclusive(model),
             torch.no_grad(),
             eval_mode(model),
             tqdm(total=len(rows), desc="Scoring", unit=" completions", disable=not progress) as bar,
         ):
-            for batch in plan_batches([len(row.input_ids) for row in rows], self.max_tokens_per_batch):
+            if self._alone is None:
+                self._alone = why_alone(model) or why_alone_by_length(model, rope, self.max_tokens_per_batch) or ""
+            lengths = [len(row.input_ids) for row in rows]
+            kinds = [(i,) if self._alone else rope.length_class(length) for i, length in enumerate(lengths)]
+            for batch in plan_batches(lengths, self.max_tokens_per_batch, kinds):
                 inputs = pad_batch([(rows[i].input_ids, rows[i].sentence_ends) for i in batch], pad_token_id=0)
-                output = model(**{key: tensor.to(device) for key, tensor in inputs.items()})
+                with rope_as_made(model):
+                    output = model(**{key: tensor.to(device) for key, tensor in inputs.items()})
                 scores = output.logits.squeeze(-1).cpu()  # (B,)
                 rewards, weights = output.sentence_rewards.cpu(), output.weights.cpu()  # (B, N)
                 for j, i in enumerate(batch):
@@ -210,13 +222,14 @@ class SentenceScorer:
     def load(self) -> SentenceRewardModel:
         """Loads tokenizer and weights now instead of on first use, and returns the model."""
         self.tokenizer()
-        if self._model is None:
-            assert self._path is not None
-            device = PartialState().device if self._device is None else torch.device(self._device)
-            with loaded_whole():
-                model = SentenceRewardModel.from_pretrained(self._path, dtype=resolve_dtype(self._dtype, device))
-            self._model = model.to(device).eval().requires_grad_(False)
-        return self._model
+        with exclusive(self):
+            if self._model is None:
+                assert self._path is not None
+                device = PartialState().device if self._device is None else torch.device(self._device)
+                with loaded_whole():
+                    model = SentenceRewardModel.from_pretrained(self._path, dtype=resolve_dtype(self._dtype, device))
+                self._model = model.to(device).eval().requires_grad_(False)
+            return self._model
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Tokenizer of the model."""

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
 from endotrl import EndogenousReward, SentenceReward, SentenceRewardModel
@@ -62,6 +62,25 @@ def test_batches_and_order_change_nothing(model_path: str) -> None:
     assert one_by_one(PROMPTS, COMPLETIONS) == pytest.approx(expected, abs=1e-5)
     assert together(PROMPTS, COMPLETIONS) == pytest.approx(expected, abs=1e-5)
     assert together(PROMPTS[::-1], COMPLETIONS[::-1]) == pytest.approx(expected[::-1], abs=1e-5)
+
+
+def test_neighbours_of_another_length_change_nothing(tiny_model_path: str, tmp_path: Path) -> None:
+    # transformers takes other rotary frequencies for a pass of more than 16 tokens.
+    rope: dict[str, Any] = {"rope_type": "longrope", "rope_theta": 1e4}
+    config = AutoConfig.from_pretrained(tiny_model_path)
+    half = config.head_dim // 2
+    rope |= {"short_factor": [1.0] * half, "long_factor": [4.0] * half, "original_max_position_embeddings": 16}
+    config.rope_parameters = rope
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    model = SentenceRewardModel.from_backbone(str(tmp_path), SentenceRewardConfig(attention_dim=8)).eval()
+    reward = SentenceReward(model, AutoTokenizer.from_pretrained(tiny_model_path))
+    completions = ["No.", "Yes. " * 20, "It is."]
+    alone = [reward(["Hi?"], [completion])[0] for completion in completions]
+    assert reward(["Hi?"] * 3, completions) == pytest.approx(alone, abs=1e-5)
+    # It would matter: a pass of both lengths gives other numbers.
+    model.config.get_text_config().rope_parameters["rope_type"] = "default"
+    assert reward(["Hi?"] * 3, completions) != pytest.approx(alone, abs=1e-5)
 
 
 def test_the_policys_tokens_are_scored_as_they_are(model_path: str) -> None:

@@ -22,6 +22,11 @@ class TestPlanBatches:
     def test_by_hand(self, lengths: list[int], max_tokens: int, expected: list[list[int]]) -> None:
         assert plan_batches(lengths, max_tokens) == expected
 
+    def test_kinds_are_kept_apart(self) -> None:
+        # a: 10 and 9; b: 4 and 3, whose budget is their own.
+        assert plan_batches([3, 10, 4, 9], 20, kinds=["b", "a", "b", "a"]) == [[1, 3], [2, 0]]
+        assert plan_batches([9, 10, 4, 9], 20, kinds=["b", "a", "b", "a"]) == [[1, 3], [0, 2]]
+
     @given(st.lists(st.integers(1, 300), max_size=60), st.integers(1, 2000))
     def test_every_row_once_and_within_the_budget(self, lengths: list[int], max_tokens: int) -> None:
         batches = plan_batches(lengths, max_tokens)
