@@ -22,6 +22,7 @@ from transformers.utils import is_liger_kernel_available
 from trl import GRPOConfig, ModelConfig, RewardConfig, get_peft_config, get_quantization_config
 
 from ..frozen.quickstart_model import quickstart_model_path
+from ..frozen.sharded_weights import loaded_whole
 from ..learning_rates import has_one_learning_rate
 from ..sentence import SentenceRewardConfig, SentenceRewardTrainerConfig
 from .values import check_value
@@ -171,7 +172,7 @@ def check_model(model_args: ModelConfig, training_args: GRPOConfig | RewardConfi
     adapted = peft_config is not None and isinstance(training_args, GRPOConfig)
     if attention is None and not adapted:
         return
-    with torch.device("meta"):
+    with loaded_whole(), torch.device("meta"):
         try:
             model = (
                 AutoModelForCausalLM.from_config(config, attn_implementation=attention)

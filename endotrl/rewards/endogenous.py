@@ -557,6 +557,6 @@ class EndogenousReward(FrozenModelReward):
 
 def _is_evaluation(log_metric: Callable[[str, float], None] | None) -> bool:
     """Whether a trainer evaluates: TRL's loggers are methods of the trainer, and nothing else that it passes tells."""
-    trainer = log_metric.__self__ if isinstance(log_metric, MethodType) else None
+    trainer: Any = log_metric.__self__ if isinstance(log_metric, MethodType) else None
     # Only trainers have reward functions, and importing `Trainer` takes seconds.
     return hasattr(trainer, "reward_funcs") and not trainer.model.training
