@@ -26,6 +26,7 @@ class Reader(NamedTuple):
     name: str
     model: str
     context: float
+    is_policy: bool = False
     criterion: Any = None
 
 
@@ -62,12 +63,9 @@ def fit_lengths(
             if drop:
                 dataset = dataset.filter(lambda row, length=length, room=room: length(row) <= room)
             continue
-        lengths = [
-            _length(length, i, row)
-            for i, row in enumerate(
-                tqdm(dataset, desc=f"Lengths for {reader.name}", unit=" prompts", delay=2, leave=False)
-            )
-        ]
+        # Closed before an error is said.
+        with tqdm(dataset, desc=f"Lengths for {reader.name}", unit=" prompts", delay=2, leave=False) as rows:
+            lengths = [_length(length, i, row) for i, row in enumerate(rows)]
         overlong = [i for i, tokens in enumerate(lengths) if tokens > room]
         if not overlong:
             continue
@@ -99,6 +97,13 @@ class _Lengths:
         if isinstance(prompt, str):
             return len(self._template.encode(prompt, special=True))
         text = self._template.apply(prompt, add_generation_prompt=True, has_criterion=criterion is not None)
+        # TRL gives it to the policy's template as it is (but a processor's gets parts for text).
+        in_parts = any(isinstance(message.get("content"), list) for message in prompt)
+        if self._reader.is_policy and in_parts and not self._template.reads_as_given(prompt):
+            raise ValueError(
+                "The content of a message is a list of parts, which the chat template of the policy cannot read. Write it "
+                "as one text."
+            )
         return len(self._template.encode(text, special=False))
 
 
@@ -118,14 +123,14 @@ def _readers(
     )
     contexts = [_context(config), training_args.vllm_max_model_length if training_args.use_vllm else None]
     limits = [limit for limit in contexts if limit is not None]
-    readers = [Reader("the policy", name, min(limits, default=float("inf")))]
+    readers = [Reader("the policy", name, min(limits, default=float("inf")), is_policy=True)]
     for reward in reward_funcs:
         if isinstance(reward, EndogenousReward) and reward.overlong_prompt == "error":
             frozen = reward.config._name_or_path
             context = _context(reward.config)
             # The policy has said it.
             if context is not None and (frozen != name or reward.criterion is not None):
-                readers.append(Reader(f"the frozen model {frozen}", frozen, context, reward.criterion))
+                readers.append(Reader(f"the frozen model {frozen}", frozen, context, criterion=reward.criterion))
     return readers
 
 

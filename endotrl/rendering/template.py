@@ -128,6 +128,11 @@ class Template:
             reason = str(error).rstrip(".")
             raise ValueError(f"The chat template of {name!r} refuses these messages: {reason}.{fix}") from error
 
+    def reads_as_given(self, messages: Sequence[Message]) -> bool:
+        """Whether [`apply`] gives the template the content of a prompt in the form in which it is, as trainers do."""
+        self.apply(messages, add_generation_prompt=True)
+        return self._forms[(True, False, *(_shape(message) for message in messages))] is _unchanged
+
     def _write(self, messages: Sequence[Message], flags: dict[str, bool]) -> str:
         return self._writer.apply_chat_template(list(messages), tokenize=False, **flags, **self.chat_template_kwargs)
 

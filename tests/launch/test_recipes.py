@@ -592,6 +592,15 @@ class TestPrompts:
         train, _ = load_prompts(script_args, training_args, dataset_args)
         assert train[3]["prompt"] == [{"role": "user", "content": expected}]
 
+    def test_parts_that_the_policy_cannot_read(self, prompts: Path, small: list[str], tiny_model_path: str) -> None:
+        """TRL gives prompts to the policy's template as they are, and ChatML concatenates content."""
+        content = [{"type": "text", "text": "a"}]
+        prompts.write_text("\n".join([json.dumps({"prompt": [{"role": "user", "content": content}]})] * 16))
+        with pytest.raises(
+            ValueError, match="^Row 0 of the dataset cannot be used: The content of a message is a list"
+        ):
+            recipes.prepare(*parse(recipe("grpo"), *small, "--model_name_or_path", tiny_model_path))
+
     @pytest.mark.parametrize("streaming", ["False", "True"])
     def test_compressed(self, streaming: str, prompts: Path, small: list[str]) -> None:
         path = prompts.with_suffix(".jsonl.gz")
