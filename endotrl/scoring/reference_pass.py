@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .isolation import reads_padding, why_alone
+from .isolation import reads_padding, why_alone, why_alone_by_length
 from .modules import backbone
 from .rope import RopeLengths
 
@@ -85,11 +85,15 @@ class ReferenceRecorder:
         return self._rows.get(token_ids)
 
     def _reads_rows(self) -> tuple[bool, bool]:
-        """Whether rows of the trainer's passes have the states that they have alone: those that begin with a token, padded ones."""
+        """
+        Whether rows of the trainer's passes have the states that they have alone: those that begin with a token, and those
+        that are padded there.
+        """
         if self._reads is None:
             with self.paused():
-                any_length = not (rope := RopeLengths.from_config(self._model.config)).limits and not rope.unknown
-                whole = any_length and why_alone(self._model) is None
+                rope = RopeLengths.from_config(self._model.config)
+                whole = not (rope.limits or rope.unknown or why_alone(self._model))
+                whole = whole and why_alone_by_length(self._model, rope, longest_pass=0) is None
                 # Trainers pad prompts on the left and give no positions.
                 self._reads = whole, whole and reads_padding(self._model)
         return self._reads

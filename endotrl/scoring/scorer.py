@@ -235,12 +235,12 @@ class FrozenScorer:
         head = model.get_output_embeddings()
         # With a model spread over devices, the backbone can end elsewhere than the head is.
         device = execution_device(model, head)
-        if self._rules is not None and self._rules.alone and not is_plain_linear(head):
-            # One scale for all tokens: the head, too, must see what it sees in the model, which is one whole row.
-            selected, head = head(hidden_states.to(device))[positions], nn.Identity()  # (N, V)
-        else:
-            selected = hidden_states[positions]  # (N, D)
         with align_module_device(head):  # an offloaded head is loaded once for all blocks
+            if self._rules is not None and self._rules.alone and not is_plain_linear(head):
+                # One scale for all tokens: the head, too, must see what it sees in the model, which is one whole row.
+                selected, head = head(hidden_states.to(device))[positions.to(device)], nn.Identity()  # (N, V)
+            else:
+                selected = hidden_states[positions]  # (N, D)
             on_device = token_statistics(
                 selected.to(device), head, token_ids.to(device), alpha, self._transform, entropy, mean_logits
             )

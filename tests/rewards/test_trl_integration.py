@@ -427,6 +427,19 @@ class TestShared:
         moved = EndogenousReward(trained, reward.processing_class)(**batch)
         assert max(abs(a - b) for a, b in zip(own, moved, strict=True)) > 0.1
 
+    @pytest.mark.parametrize("setting", ["lora", "reference"])
+    def test_a_policy_that_is_compiled(self, setting: str, tiny_policy_path: str, tmp_path: Path) -> None:
+        reward, recorder = EndogenousReward(model=None), Recorder()
+        compiled = {"torch_compile": True, "torch_compile_backend": "eager"}
+        args = make_args(GRPOConfig, tmp_path, beta=0.1, reward_weights=[1.0, 0.0], **compiled)
+        peft = {"peft_config": LORA} if setting == "lora" else {}
+        trainer = make_trainer(tiny_policy_path, [reward, recorder], args, **peft)
+        reward.attach(trainer)
+        trainer.train()
+        expected = [sum(step) / len(step) for step in (rewards_of(tiny_policy_path, call) for call in recorder.calls)]
+        assert history(trainer, "rewards/endogenous_reward/mean") == pytest.approx(expected, abs=1e-4)
+        torch._dynamo.reset()
+
     @pytest.mark.parametrize("config_class", [GRPOConfig, OnlineDPOConfig])
     @pytest.mark.parametrize("pad", [16, 12])
     def test_two_ends_and_a_pad_token_that_is_a_word(

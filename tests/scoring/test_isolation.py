@@ -318,6 +318,14 @@ class TestUnknownLengths:
         model, rows = self.make("default", "positions"), rows_of_many_lengths()
         assert_equal_to_alone(FrozenScorer(LoadedModel(model))(rows), model, rows)
 
+    @pytest.mark.parametrize("rope_type", ["new", "default"])
+    def test_recorded_rows_are_not_read(self, unknown_type: str, rope_type: str) -> None:
+        model, rows = self.make(rope_type, "positions"), rows_of_many_lengths()
+        recorder = ReferenceRecorder(model, is_frozen=lambda: True, current_step=lambda: 0)
+        run_padded(model, rows)
+        with torch.no_grad():
+            assert not any(recorder.find((*row.prompt_ids, *row.completion_ids)) is not None for row in rows)
+
     def test_an_unknown_type_that_depends_on_nothing_is_packed(self, unknown_type: str) -> None:
         model, rows = self.make(unknown_type, "nothing"), group_rows()
         scorer = FrozenScorer(LoadedModel(model))
