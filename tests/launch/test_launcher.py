@@ -86,7 +86,7 @@ def test_sigterm_to_accelerate_launch(tiny_policy_path: str, tmp_path: Path) -> 
             stdout=said,
             stderr=subprocess.STDOUT,
         )
-        wait_until(lambda: "'loss'" in (tmp_path / "said.txt").read_text(), 120)
+        wait_until(lambda: "'loss'" in (tmp_path / "said.txt").read_text(), 400)
         (child,) = psutil.Process(launcher.pid).children()
         launcher.terminate()
         launcher.wait(timeout=10)
