@@ -146,7 +146,7 @@ def _add_generation(sub: Any) -> None:
     parser = sub(
         "generation",
         "accuracy of a model's answers: greedy, sampled, pass@k",
-        "Has a model answer maths questions and grades the answers with math-verify: greedy, pass@1 and pass@k (unbiased "
+        "Has a model answer maths questions and grades the answers (with math-verify): greedy, pass@1 and pass@k (unbiased "
         "estimator). Run it before and after training, and compare the two with `endotrl eval compare`.",
         _run_generation,
     )

@@ -20,7 +20,7 @@ _THOUGHT_START = re.compile(r"<(?:think|thinking|thought|reasoning|scratchpad)>|
 _TAG = re.compile(
     r"<(?:answer|final_answer)>(?P<inside>.*?)(?:</(?:answer|final_answer)>|$)", re.IGNORECASE | re.DOTALL
 )
-_BOX = re.compile(r"\\(?:f?boxed)\s*(?=[{\d])")
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=[{\d])")
 # Between boxes that are meant together.
 _BETWEEN_BOXES = re.compile(
     r"[\s$,;.&\\()\[\]]*(?:and|or|\\(?:text|quad|mathrm)(?:\{\s*(?:and|or|,)?\s*\})?)?[\s$,;.&\\()\[\]]*(?:[a-z]\w?\s*=\s*)?",
@@ -99,7 +99,7 @@ def _boxed(text: str) -> Claim | None:
         return Claim(", ".join(contents).strip(), boxed=True)
     hashes = list(_HASHES.finditer(text))
     if hashes and not text[hashes[-1].end() :].strip():
-        return Claim(hashes[-1]["answer"].strip(), boxed=True)
+        return Claim(hashes[-1]["answer"].strip(), boxed=False)
     return None
 
 

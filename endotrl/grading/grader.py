@@ -7,7 +7,7 @@ from typing import Any
 
 from .extraction import marked, said, visible
 from .numbers import NUMBER_WORDS, plain_math
-from .statements import after_corrections, is_aside, is_denied, is_open, offers_several, sentences
+from .statements import after_corrections, is_aside, is_denied, is_doubted, is_open, offers_several, sentences
 from .symbolic import same_expression
 from .text import fold, same_words, tidy, without_markdown
 from .units import canonical_unit
@@ -32,7 +32,7 @@ _MATH = re.compile(
 )
 _FILLER = re.compile(
     r"^(?:[\s\"'*_:=]+|(?:approximately|about|around|roughly|nearly|exactly|precisely|simply|just|only|therefore|thus|then|now|equal to|given by|indeed|also"
-    r"|definitely|certainly|clearly|the (?:number|value|integer|fraction|decimal|expression|interval|set|point|pair)|option|choice|letter|answer|a total of|at)\b"
+    r"|definitely|certainly|clearly|the (?:number|value|integer|fraction|decimal|expression|interval|set|point|pair)|option|choice|letter|answer|a total of|at(?! (?:most|least)))\b"
     r"|(?:\\approx|\\sim|≈|~)\s*)+",
     re.IGNORECASE,
 )
@@ -140,7 +140,7 @@ def _final(text: str) -> str:
         value = _first_value(rest)
         if value is not None:
             return _first_line(rest) if isinstance(value, Symbols) else _written(value)
-    value = _stated_value(text)
+    value, _ = _stated_value(text)
     return "" if value is None else _written(value)
 
 
@@ -175,7 +175,9 @@ def _gives(text: str, right: str, answers: Sequence[str], math: bool) -> bool:
         return True
     value = read_value(right)
     if _is_mathematical(right, value):
-        return _gives_value(text, right, value, math)
+        # "O" is a variable, or oxygen.
+        symbol = choice is None and re.fullmatch(r"[A-Z]", right.strip()) is not None
+        return _gives_value(text, right, value, math) or (symbol and _states(text, right, answers))
     return choice is None and _states(text, right, answers)
 
 
@@ -192,7 +194,8 @@ def _equal(right: str, given: str, math: bool) -> bool:
         return True
     choice, other = (
         _CHOICE.match(right),
-        _CHOICE.match(_plain_text(given)) or re.match(r"^\W*(?P<letter>[A-J])[).:]\s", _plain_text(given)),
+        _CHOICE.match(_plain_text(given))
+        or re.match(r"^\W*(?P<letter>[A-J])[).:]\s(?!or\b|and\b)", _plain_text(given)),
     )
     if choice is not None and other is not None:
         return choice["letter"].upper() == other["letter"].upper()
@@ -245,12 +248,12 @@ def _gives_value(text: str, right: str, value: Value | None, math: bool) -> bool
         whole = without_markdown(text).strip()
         found = read_value(whole)
         if found is not None:
-            return fits(found, whole)
-    found = _stated_value(text, symbolic=not isinstance(value, Quantity))
-    if found is not None:
-        last = list(_MATH.finditer(text))[-1:]
-        return fits(found, _inside(last[0]) if last else "")
-    return False
+            if fits(found, whole):
+                return True
+            if not isinstance(found, Symbols):
+                return False
+    found, written = _stated_value(text, symbolic=not isinstance(value, Quantity))
+    return found is not None and fits(found, written)
 
 
 def _inside(match: re.Match[str]) -> str:
@@ -329,6 +332,8 @@ def _chosen_quantity(line: str, first: bool) -> Value | None:
     if not found:
         return None
     equation = line.rfind("=")
+    if first and re.search(r"[A-Za-z]{2,}", line[found[0][1] : max(0, equation)]):
+        equation = -1  # of what follows the statement
     candidates = [i for i, (start, _, _) in enumerate(found) if start > equation]
     if equation >= 0 and candidates:
         index = candidates[0]
@@ -361,18 +366,24 @@ def _connected(line: str, one: tuple[int, int, Quantity], other: tuple[int, int,
     )
 
 
-def _stated_value(text: str, symbolic: bool = True) -> Value | None:
-    """The value of the last sentence that states one."""
+def _stated_value(text: str, symbolic: bool = True) -> tuple[Value | None, str]:
+    """The value of the last sentence that states one, and how it is written there."""
     for sentence in reversed(sentences(without_markdown(text))):
+        formulas = [_inside(formula) for formula in _MATH.finditer(sentence)]
+        if symbolic and not formulas and (verbs := list(_COPULA.finditer(sentence))):
+            written = sentence[verbs[-1].end() :].strip(" .")
+            value = read_value(written)
+            if isinstance(value, Symbols | Collection) and not is_denied(sentence, verbs[-1].end(), len(sentence)):
+                return value, written
         value = _chosen_quantity(sentence, first=False)
         if value is not None:
-            return value
+            return value, formulas[-1] if formulas else ""
         if symbolic:
-            for formula in reversed(list(_MATH.finditer(sentence))):
-                value = read_value(_inside(formula))
+            for written in reversed(formulas):
+                value = read_value(written)
                 if value is not None:
-                    return value
-    return None
+                    return value, written
+    return None, ""
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -398,7 +409,9 @@ def _chosen(text: str) -> str | None:
         if lower is not None:
             return lower["letter"].upper()
     parts = sentences(text)
-    options = [m["letter"] for part in parts if (m := re.match(r"^\W{0,3}(?P<letter>[A-J])[).:]\s", part))]
+    options = [
+        m["letter"] for part in parts if (m := re.match(r"^\W{0,3}(?P<letter>[A-J])[).:]\s(?!or\b|and\b)", part))
+    ]
     if len(set(options)) > 1:
         parts = [part for part in parts if not re.match(r"^\W{0,3}[A-J][).:]\s", part)]
     elif options and parts and re.match(r"^\W{0,3}[A-J][).:]\s", parts[0]):
@@ -471,6 +484,8 @@ def _states(text: str, right: str, answers: Sequence[str]) -> bool:
         return any(p.search(words) for p in accepted)
 
     text = after_corrections(text, lambda rest: bool(re.search(r"[A-Z0-9]\w|\bis\b", rest)) or mentions(rest))
+    if any(is_doubted(text, match.end()) for match in pattern.finditer(text)):
+        return False
     statements = said(text)
     if statements:
         claims = [claim for claim in map(_first_line, statements) if claim]

@@ -13,7 +13,7 @@ _LONGEST_SENTENCE, _AROUND = 600, 200
 _MOST_CORRECTIONS = 5
 # Where a statement ends within a sentence.
 _BOUNDARY = re.compile(
-    r"[,;:()\[\]—–\n]|\s-\s|[.!?]\s|\b(?:but|however|although|though|while|whereas|instead|rather(?! than)|so|because|since|yet|and)\b",
+    r"[,;:()\[\]—–\n]|\s-\s|[.!?]\s|\b(?:but|however|although|though|while|whereas|instead(?! of)|rather(?! than)|so|because|since|yet|and)\b",
     re.IGNORECASE,
 )
 _NO_DENIAL = re.compile(
@@ -38,16 +38,27 @@ _DENIAL_BEHIND = re.compile(
 )
 _DISTANCE = re.compile(
     r"\b(?:(?:might|may|could|would)\s+(?:\w+\s+)?(?:guess|think|say|assume|expect|believe|answer)|(?:thought|assumed|believed|guessed|expected|claimed"
-    r"|tempt(?:ed|ing))|(?:first|initial|common|naive|obvious)\s+(?:guess|thought|answer|mistake|choice)|(?:many|some|most|people|others)\s+(?:people\s+)?"
+    r"|tempt(?:ed|ing)|attributed|credited)|(?:first|initial|common|naive|obvious)\s+(?:guess|thought|answer|mistake|choice)|(?:many|some|most|people|others)\s+(?:people\s+)?"
     r"(?:think|say|believe|claim|answer|guess|assume)|at first|it (?:seems|looks|appears)|commonly (?:mistaken|confused)|used to be|formerly|previously"
     r"|was once)\b",
     re.IGNORECASE,
 )
 _ASIDE = re.compile(
-    r"\bthan\s+(?:the\s+|in\s+)?$|\b(?:some|many|most|a few|other)s?\s+(?:people\s+)?(?:also\s+|might\s+|may\s+)?(?:say|think|believe|claim|answer|guess"
+    r"\b(?:than|followed|succeeded|preceded|after|before|like|such as|near|next to|behind|ahead of|close to)\s+(?:the\s+|in\s+)?$|\b(?:some|many|most|a few|other)s?\s+(?:people\s+)?(?:also\s+|might\s+|may\s+)?(?:say|think|believe|claim|answer|guess"
     r"|assume|call)\b[^,.;]*$",
     re.IGNORECASE,
 )
+# A bound is no value.
+_BOUND = re.compile(
+    r"(?:\b(?:less|more|greater|fewer|larger|smaller|higher|lower|bigger|older|younger|longer|shorter)\s+than(?:\s+or\s+equal\s+to)?|\bat\s+(?:most|least)"
+    r"|\bup\s+to)\s*[$€£¥(\\]*$",
+    re.IGNORECASE,
+)
+_BOUND_BEHIND = re.compile(
+    r"^\s*(?:\w+\s+)?or\s+(?:more|less|fewer|greater|higher|lower|larger|smaller)\b", re.IGNORECASE
+)
+_ALL_BUT = re.compile(r"\b(?:any|every|all)(?:one|body|thing)?\s+(?:but|except)\s+(?:the\s+)?$", re.IGNORECASE)
+_DOUBT = re.compile(r"^[\"'*_)]*\?\s*(?:i doubt|no\b|not\b|hardly|unlikely|wrong|incorrect|never)", re.IGNORECASE)
 _CONTRAST = re.compile(
     r"\b(?:but|however|yet|actually|in fact|in reality|instead|whereas|(?<!no )others?)\b(?=[^.]*\b(?:is|was|are|it's|be|say|think|answer|moved|correct"
     r"|right|became|not)\b)|\bothers?\b",
@@ -90,10 +101,10 @@ def is_denied(sentence: str, start: int, end: int) -> bool:
     before = sentence[max(0, start - _AROUND) : start]
     boundaries = [m.end() for m in _BOUNDARY.finditer(before)]
     clause = _NO_DENIAL.sub(" ", before[boundaries[-1] if boundaries else 0 :])
-    if _DENIAL.search(clause):
+    if _DENIAL.search(clause) or _BOUND.search(before) or _ALL_BUT.search(before):
         return True
     following = sentence[end : end + 80]
-    if _DENIAL_BEHIND.match(following):
+    if _DENIAL_BEHIND.match(following) or _BOUND_BEHIND.match(following):
         return True
     contrast = _CONTRAST.search(sentence[end : end + _AROUND])
     clause_start = max((m.end() for m in re.finditer(r"[.!?]\s", before)), default=0)
@@ -103,6 +114,11 @@ def is_denied(sentence: str, start: int, end: int) -> bool:
 def is_aside(sentence: str, start: int) -> bool:
     """Whether a sentence mentions something only to compare with it, or as what others say."""
     return _ASIDE.search(sentence[max(0, start - _AROUND) : start]) is not None
+
+
+def is_doubted(text: str, end: int) -> bool:
+    """Whether a text asks for what it mentions up to `end`, and says no: "Paris? I doubt it."."""
+    return _DOUBT.match(text[end : end + _AROUND]) is not None
 
 
 def after_corrections(text: str, says_something: Callable[[str], bool]) -> str:

@@ -33,7 +33,8 @@ def same_expression(right: str, given: str) -> bool:
     if max(len(right), len(given)) > _MAX_LENGTH or _TOWER.search(right) or _TOWER.search(given):
         return False
     # math-verify's timeouts are signals, which only the main thread gets. TRL's `accuracy_reward` does the same.
-    timeout: int | None = 5
+    # They are wall-clock time, which must suffice on a machine that does other work: expressions are bounded above.
+    timeout: int | None = 20
     if threading.current_thread() is not threading.main_thread():
         timeout = None
         for name in ("math_verify.parser", "math_verify.grader"):

@@ -72,12 +72,6 @@ def canonical_unit(text: str) -> tuple[str, Fraction] | None:
     )
     lower = re.sub(r"^(?:degrees?\s*|°\s*)(celsius|fahrenheit|c|f)$", r"°\1", lower)
     lower = {"°celsius": "°c", "°fahrenheit": "°f"}.get(lower, lower)
-    power = 1
-    for pattern, exponent in ((_SQUARE, 2), (_CUBIC, 3)):
-        if match := pattern.match(lower):
-            lower, power = match[1], exponent
-    if match := re.match(r"^(.*?)\s*(?:\^\{?(-?\d)\}?|\b(squared|cubed))$", lower):
-        lower, power = match[1], int(match[2]) if match[2] else {"squared": 2, "cubed": 3}[match[3]]
     lower = re.sub(r"\s*(?:/|\bper\b)\s*", "/", lower)
     if "/" in lower and lower not in _TABLE:
         above, below = lower.split("/", 1)
@@ -85,6 +79,12 @@ def canonical_unit(text: str) -> tuple[str, Fraction] | None:
         if a is None or b is None:
             return None
         return ("speed", a[1] / b[1]) if (a[0], b[0]) == ("length", "time") else (f"{a[0]}/{b[0]}", a[1] / b[1])
+    power = 1
+    for pattern, exponent in ((_SQUARE, 2), (_CUBIC, 3)):
+        if match := pattern.match(lower):
+            lower, power = match[1], exponent
+    if match := re.match(r"^(.*?)\s*(?:\^\{?(-?\d)\}?|\b(squared|cubed))$", lower):
+        lower, power = match[1], int(match[2]) if match[2] else {"squared": 2, "cubed": 3}[match[3]]
     found = _TABLE.get(lower) or (_TABLE.get(lower[:-1]) if lower.endswith("s") and len(lower) > 3 else None)
     if found is None:
         return None

@@ -58,12 +58,12 @@ _UNIT = re.compile(
     r"\s?(?P<symbol>%|°\s?[CF]?\b|°|¢|[€£¥₹])|[\s-]?(?P<words>[A-Za-zµμ]+(?:[ /][A-Za-z]+){0,3}(?:\^\{?-?\d\}?)?)"
 )
 _LEFT_SIDE = re.compile(
-    r"^[A-Za-z]\w{0,12}(?:_\{?\w{1,6}\}?)?(?:\s?\([^()]{0,20}\))?\s*(?:=|:=|\\in(?![A-Za-z])|∈)\s*(?=\S)"
+    r"^[A-Za-z]\w{0,12}(?:_\{?\w{1,6}\}?)?'{0,2}(?:\s?\([^()]{0,20}\))?\s*(?:=|:=|\\in(?![A-Za-z])|∈)\s*(?=\S)"
 )
 _OPEN, _CLOSE = {"(": ")", "[": "]", "{": "}", "\\{": "\\}"}, {")", "]", "}", "\\}"}
 _SEPARATOR = re.compile(r"\s*(?:,|;)\s*(?:(?:and|or)\s+)?|\s+(?:and|or)\s+", re.IGNORECASE)
 _WORDY = re.compile(
-    r"(?<!\\)\b(?!sqrt|sin|cos|tan|cot|sec|csc|log|ln|exp|frac|pi|inf|min|max|mod|det|arcsin|arccos|arctan)[A-Za-z]{3,}"
+    r"(?<!\\)\b(?!(?:sqrt|sin|cos|tan|cot|sec|csc|log|ln|exp|frac|inf|min|max|mod|det|arcsin|arccos|arctan)\b)[A-Za-z]{3,}"
 )
 
 
@@ -116,7 +116,7 @@ def _read_plain(text: str, depth: int = 0) -> Value | None:
     if collection is not None:
         return collection
     right = text.rpartition("=")[2].strip()
-    if right != text and (value := _read_quantity(right)) is not None:
+    if right != text and not _WORDY.search(text) and (value := _read_quantity(right)) is not None:
         return value  # of a chain of equations, the last side
     return _read_symbols(text)
 
@@ -311,14 +311,12 @@ def quantities(text: str) -> list[tuple[int, int, Quantity]]:
         unit = currency
         if not currency and (following := _UNIT.match(text, end)):
             words = (following["symbol"] or following["words"]).strip()
-            kept = []
-            for part in words.split():
-                if part.casefold() in STOP_WORDS:
-                    break
-                kept.append(part)
-            unit = " ".join(kept)
-            # The longest beginning that is a known unit, or the word itself.
+            kept = words.split()
+            # The longest beginning that is a known unit, or the words up to one that is none.
             known = next((k for k in range(len(kept), 0, -1) if canonical_unit(" ".join(kept[:k]))), 0)
+            if not known:
+                kept = kept[: next((k for k, word in enumerate(kept) if word.casefold() in STOP_WORDS), len(kept))]
+            unit = " ".join(kept)
             if known:
                 unit = " ".join(kept[:known])
                 end = text.index(kept[known - 1], end) + len(kept[known - 1])

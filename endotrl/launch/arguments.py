@@ -47,8 +47,8 @@ class RecipeArguments(ScriptArguments):
             What [`CollapseMonitor`] does when the run collapses: `"warn"`, `"stop"`, or `"restore"` the best checkpoint.
             `"none"` does without it.
         accuracy (`str`, *optional*, defaults to `"auto"`):
-            Accuracy to log beside the reward, with weight 0: `"math"` compares by math-verify; `"match"` looks for the
-            answer as whole words; `"none"`; or `"auto"`: `"math"` for a column `solution` or `answer` if math-verify is
+            Accuracy of final answers ([`AccuracyReward`]) to log beside the reward, with weight 0: `"math"` compares
+            expressions by math-verify, `"match"` as they are written; `"none"`; or `"auto"`: `"math"` for a column `solution` or `answer` if math-verify is
             installed, `"match"` if not and for a column `answers`, and `"none"` without such a column.
         answer_column (`str`, *optional*):
             Column with the right answer, or a list of accepted ones. Defaults to the first of `solution`, `answer` and
@@ -97,8 +97,8 @@ class RecipeArguments(ScriptArguments):
     accuracy: str = field(
         default="auto",
         metadata={
-            "help": "Accuracy to log beside the reward, with weight 0: 'math' (math-verify), 'match' (the answer occurs "
-            "as whole words), 'none', or 'auto', which looks at the columns.",
+            "help": "Accuracy to log beside the reward, with weight 0: 'math' (expressions by math-verify), 'match' "
+            "(expressions as written), 'none', or 'auto', which looks at the columns.",
             "choices": list(ACCURACIES),
         },
     )

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import pickle
+from typing import Any
 
 import pytest
 
@@ -18,9 +19,11 @@ class TestMatch:
             ("12", 12, 1),  # columns may hold numbers
             ("120", "12", 0),
             ("", "a", 0),
+            ("It is not Paris.", "Paris", 0),
+            ("Paris or Rome", "Paris", 0),
         ],
     )
-    def test_whole_words(self, completion: str, answers: str | list[str], expected: float) -> None:
+    def test_whole_words(self, completion: str, answers: Any, expected: float) -> None:
         accuracy = AccuracyReward("gold")
         assert accuracy(completions=[completion], gold=[answers], prompts=["a"]) == [expected]
         assert accuracy(completions=[[{"role": "assistant", "content": completion}]], gold=[answers]) == [expected]
@@ -40,15 +43,20 @@ class TestMath:
             (r"\boxed{\frac{1}{3}}", "0.5", 0),
             ("no answer", "0.5", 0),
             (r"\boxed{3}", ["2", "3"], 1),
+            ("42", "42", 1),  # bare
+            ("42", 42.0, 1),
+            ("The answer is 40, 41 or 42.", "42", 0),
+            (r"\boxed{(x+1)^2}", "x^2+2x+1", 1),
             ("It is Paris.", "Paris", 1),  # no mathematical expression
             ("It is Rome.", "Paris", 0),
         ],
     )
-    def test_math(self, completion: str, answers: str | list[str], expected: float) -> None:
+    def test_math(self, completion: str, answers: Any, expected: float) -> None:
         pytest.importorskip("math_verify")
         assert AccuracyReward("gold", math=True)(completions=[completion], gold=[answers]) == [expected]
 
     def test_without_math_verify(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("endotrl.rewards.accuracy.find_spec", lambda name: None)
-        with pytest.raises(ImportError, match="math-verify"):
+        monkeypatch.setattr("endotrl.grading.symbolic.find_spec", lambda name: None)
+        with pytest.raises(ImportError, match=r"math-verify.*pip install 'endotrl\[eval\]'"):
             AccuracyReward("gold", math=True)
+        assert AccuracyReward("gold")(completions=[r"\boxed{\frac{1}{2}}"], gold=["0.5"]) == [1]

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The grader on hand-made cases: what a person says is right, is."""
+
+import json
+import random
+import threading
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from endotrl.grading import final_answer, is_right, same_answer
+from endotrl.grading.numbers import read_number, same_number
+from endotrl.grading.units import canonical_unit
+from endotrl.grading.values import read_value, same_value
+from endotrl.scoring.messages import text_of
+
+
+# One JSON object a line: accepted answers, a completion (text or messages), and whether it is right. "math": only math-verify can tell.
+CASES = [json.loads(line) for line in Path(__file__).with_name("cases.jsonl").read_text(encoding="utf-8").splitlines()]
+# Where nothing but knowledge could tell ("Canberra, Sydney" from "Paris, France"), or a sentence has several numbers.
+KNOWN = {"integer-78", "fact-62"}
+
+
+def graded(math: bool) -> list[tuple[dict[str, Any], bool]]:
+    return [(c, is_right(text_of(c["completion"]), c["answers"], math)) for c in CASES if math or "math" not in c]
+
+
+@pytest.mark.parametrize("math", [False, True])
+def test_cases(math: bool) -> None:
+    if math and find_spec("math_verify") is None:
+        pytest.skip("math-verify is not installed")
+    verdicts = graded(math)
+    right = [(case, verdict) for case, verdict in verdicts if case["right"]]
+    wrong = [(case, verdict) for case, verdict in verdicts if not case["right"]]
+    assert len(CASES) >= 300 and min(len(right), len(wrong)) >= 100
+    # The bounds that it is held to, and the state that it is in.
+    assert sum(verdict for _, verdict in wrong) <= 0.03 * len(wrong)
+    assert sum(not verdict for _, verdict in right) <= 0.05 * len(right)
+    assert {case["id"] for case, verdict in verdicts if verdict != case["right"]} <= KNOWN
+
+
+def test_cases_are_of_their_own() -> None:
+    keys = [json.dumps([case["answers"], case["completion"], case.get("math")]) for case in CASES]
+    assert len(set(keys)) == len(keys) == len({case["id"] for case in CASES})
+
+
+class TestNumbers:
+    @pytest.mark.parametrize(
+        ("text", "value"),
+        [
+            ("1,234.5", 1234.5), ("-7", -7), ("2 1/2", 2.5), ("1e-3", 0.001), ("3/4", 0.75), ("2^{10}", 1024), ("sqrt(16)", 4),
+            ("\\frac{1}{2}", 0.5), ("2*3+4", 10), ("2(3)", 6), ("-2^2", -4), ("seven", 7), ("forty-two", 42), ("10^{-2}", 0.01),
+            ("1 000", 1000), (".5", 0.5), ("1.5 x 10^3", 1500), ("\\sqrt[3]{27}", 3), ("2pi", 6.283185307179586),
+        ],
+    )  # fmt: skip
+    def test_read(self, text: str, value: float) -> None:
+        number = read_number(text)
+        assert number is not None and float(number.value) == pytest.approx(value, rel=1e-12)
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "",
+            "x",
+            "1/0",
+            "3 apples",
+            "1 2",
+            "10^{10^{10}}",
+            "(1",
+            "1)",
+            "1,23",
+            "--",
+            "2x",
+            "(-1)^{0.5}",
+            "9" * 500,
+            "__import__('os')",
+        ],
+    )
+    def test_not_a_number(self, text: str) -> None:
+        assert read_number(text) is None
+
+    @pytest.mark.parametrize(
+        ("right", "given", "same"),
+        [
+            ("1/3", "0.3333", True), ("1/3", "0.333", False), ("2/3", "0.6666", True), ("2/3", "0.6667", True), ("pi", "3.1416", True),
+            ("pi", "3.14", False), ("0.667", "2/3", True), ("0.67", "2/3", False), ("3.14159", "3.14", False), ("0.5", "0.52", False),
+            ("10^{400}", "10^{399}", False), ("10^{400}", "10^{400}", True), ("0", "0.00001", False),
+        ],
+    )  # fmt: skip
+    def test_decimals(self, right: str, given: str, same: bool) -> None:
+        a, b = read_number(right), read_number(given)
+        assert a is not None and b is not None and same_number(a, b) is same
+
+    @pytest.mark.parametrize(
+        ("unit", "dimension", "factor"),
+        [("km", "length", 1000), ("Meters", "length", 1), ("km/h", "speed", 1000 / 3600), ("miles per hour", "speed", 0.44704),
+         ("square cm", "length^2", 1e-4), ("cm^3", "length^3", 1e-6), ("m squared", "length^2", 1), ("degrees Celsius", "celsius", 1),
+         ("minutes", "time", 60), ("cents", "dollar", 0.01)],
+    )  # fmt: skip
+    def test_units(self, unit: str, dimension: str, factor: float) -> None:
+        found = canonical_unit(unit)
+        assert found is not None and found[0] == dimension and float(found[1]) == pytest.approx(factor)
+        assert canonical_unit("apples") is None and canonical_unit("K") is None
+
+    @pytest.mark.parametrize(
+        ("right", "given", "same"),
+        [
+            ("(1, 2)", "(1,2)", True), ("(1, 2)", "[1, 2]", False), ("{1, 2}", "\\{2, 1\\}", True), ("(0,1) \\cup (2,3)", "(2,3)\\cup(0,1)", True),
+            ("1, 2", "2 and 1", True), ("(1, 2)", "(2, 1)", False), ("\\pm 3", "3, -3", True), ("50%", "0.5", True), ("0.5", "0.5%", False),
+        ],
+    )  # fmt: skip
+    def test_values(self, right: str, given: str, same: bool) -> None:
+        assert same_value(read_value(right), read_value(given)) is same
+
+
+class TestSameAnswer:
+    def test_groups(self) -> None:
+        texts = [
+            r"\boxed{1/2}",
+            "no idea",
+            "The answer is 0.5.",
+            r"\boxed{3}",
+            "none",
+            "So it is 3 apples.",
+            "Answer: 50%",
+        ]
+        assert same_answer(texts) == [0, 1, 0, 3, 4, 3, 0]
+
+    def test_words(self) -> None:
+        assert same_answer([r"\boxed{\text{Paris}}", r"\boxed{paris}", r"\boxed{Rome}"]) == [0, 0, 2]
+
+
+class TestFinalAnswer:
+    @pytest.mark.parametrize(
+        ("value", "expected"),
+        [(27.0, "27"), (2.5, "2.5"), (7, "7"), ("a\n#### 1,234", "1234"), (r"x \boxed{\frac{1}{2}} y", r"\frac{1}{2}"),
+         (["2"], "2"), (["1", "3"], "1, 3"), ("$5$", "5"), (r"\boxed{1} then \boxed{2}", "2"), ("$18", "$18")],
+    )  # fmt: skip
+    def test_of_a_data_set(self, value: Any, expected: str) -> None:
+        assert final_answer(value) == expected
+
+
+class TestMathVerify:
+    def test_expressions(self) -> None:
+        pytest.importorskip("math_verify")
+        pairs = [
+            ("x^2+2x+1", r"\boxed{(x+1)^2}"),
+            (r"\frac{x}{2}", "The answer is $0.5x$."),
+            (r"\binom{5}{2}", r"\boxed{10}"),
+        ]
+        for right, completion in pairs:
+            assert is_right(completion, [right], math=True) and not is_right(completion, [right])
+        assert not is_right(r"\boxed{(x+1)^2}", ["x^2+2x+2"], math=True)
+
+    def test_numbers_that_never_end(self) -> None:
+        pytest.importorskip("math_verify")
+        started = time.process_time()
+        for power in (r"10^{10^{10^{10}}}", r"x^{99999999}", "9999!"):
+            assert not is_right(rf"\boxed{{{power}}}", ["7"], math=True)
+        assert time.process_time() - started < 2.0
+
+    def test_in_a_thread(self) -> None:
+        pytest.importorskip("math_verify")
+        verdicts: list[bool] = []
+        # math-verify's timeouts are signals, which threads do not get: as in TRL's `accuracy_reward`, they are off there.
+        thread = threading.Thread(
+            target=lambda: verdicts.append(is_right(r"\boxed{(x+1)^2}", ["x^2+2x+1"], math=True))
+        )
+        thread.start()
+        thread.join()
+        assert verdicts == [True]
+
+
+class TestAnyText:
+    @settings(max_examples=150, deadline=None)
+    @given(st.text(max_size=200), st.text(max_size=20))
+    def test_nothing_breaks_it(self, completion: str, answer: str) -> None:
+        assert is_right(completion, [answer]) in (True, False)
+        same_answer([completion, answer])
+
+    def test_nothing_breaks_it_that_looks_like_an_answer(self) -> None:
+        pieces = [
+            *r"$ { } ( ) [ ] , . - ^ = \boxed{ \frac{ \sqrt \text{ 42 1/0 ½ ² x e or and not Paris is".split(" "),
+            "the answer is ",
+            "\n",
+        ]
+        pieces += [
+            "<think>",
+            "</think>",
+            "<answer>",
+            "#### ",
+            "**",
+            "\ud800",
+            "\u202e",
+            "±",
+            r"\cup",
+            "-inf",
+            "million",
+            "(B)",
+            "yes",
+        ]
+        generator = random.Random(0)
+        for _ in range(1500):
+            text = "".join(generator.choice(pieces) for _ in range(generator.randint(0, 20)))
+            right = generator.choice(["42", "Paris", "B", "yes", "(1,2)", "x^2", "50%", text[:9]])
+            assert is_right(text, [right]) in (True, False)
+
+    @pytest.mark.parametrize(
+        "unit",
+        ["1 ", "1, ", "wait, ", "The answer is 42. ", "Paris or ", "(", r"\boxed{", "<answer>", "not ", "9", "- a\n"],
+    )
+    @pytest.mark.parametrize("right", ["42", "Paris", "B"])
+    def test_long_repetitions_are_read_in_time(self, unit: str, right: str) -> None:
+        started = time.process_time()
+        is_right(unit * (40_000 // len(unit)), [right])
+        assert time.process_time() - started < 5.0
