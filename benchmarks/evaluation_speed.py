@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as scratch:
             folder = RunFolder(scratch)
             records = score_items(
-                items, names, folder, engine.vocab_size, lambda: engine, lambda name, e: make_scorer(name, e)
+                items, names, folder, engine.renderer.vocab_size, lambda: engine, lambda name, e: make_scorer(name, e)
             )
             if page:
                 write_report(items, names, records, folder, engine)
@@ -124,7 +124,7 @@ def write_report(
         "cut": 0,
         **evaluate(BENCHMARKS["rm-bench"], items, names, records),
     }
-    page = report_page(results, items, folder.stats, engine.tokenizer, engine.vocab_size)
+    page = report_page(results, items, folder.stats, engine.tokenizer, engine.renderer.vocab_size)
     folder.report_path.write_text(page, encoding="utf-8")
 
 

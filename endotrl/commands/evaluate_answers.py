@@ -98,7 +98,7 @@ def run_best_of_n(args: argparse.Namespace, command: str) -> dict[str, Any]:
         tokenizer = load_tokenizer(placement.config._name_or_path, args.trust_remote_code)
         judge = Engine(placement, tokenizer, engine.chat, max_tokens_per_batch=args.max_tokens_per_batch)
     for name in names:
-        check_name(name, judge.vocab_size, args.trust_remote_code)
+        check_name(name, judge.renderer.vocab_size, args.trust_remote_code)
     answers = _answers(args, questions, folder, engine, greedy=False)
     scorers = [
         make_scorer(name, judge, dtype=args.dtype, device=args.device, trust_remote_code=args.trust_remote_code)
