@@ -39,7 +39,7 @@ from endotrl.evaluation.results_page import report_page
 from endotrl.evaluation.run_folder import RunFolder, now, versions
 from endotrl.evaluation.runner import score_items
 from endotrl.evaluation.scorer_names import DEFAULT, expand_names, make_scorer
-from endotrl.frozen.placement import OwnCopy
+from endotrl.frozen.own_copy import OwnCopy
 from endotrl.frozen.quickstart_model import quickstart_model_path
 from endotrl.reporting import terminal_table
 

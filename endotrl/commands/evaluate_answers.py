@@ -29,7 +29,7 @@ from ..evaluation.results import estimates_to_json, plain_means
 from ..evaluation.run_folder import RunFolder, append_lines, now, read_lines, versions, write_json
 from ..evaluation.scorer_names import base_names, check_name, make_scorer
 from ..evaluation.tables import interval, markdown_page, value
-from ..frozen.placement import load_tokenizer
+from ..frozen.names import load_tokenizer
 from ..grading import VERSION, is_right, require_math_verify, same_answer
 from ..rendering.messages import Prompt
 from ..reporting import number, page, table, terminal_table

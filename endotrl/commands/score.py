@@ -107,7 +107,8 @@ def _make_reward(args: argparse.Namespace) -> tuple[Any, dict[str, Any], bool]:
     import torch
     from accelerate import PartialState
 
-    from ..frozen.placement import load_config, resolve_dtype
+    from ..frozen.names import load_config
+    from ..frozen.own_copy import resolve_dtype
     from ..rewards.endogenous import EndogenousReward
     from ..rewards.sentence import SentenceReward
     from ..sentence.configuration import SentenceRewardConfig
@@ -118,9 +119,7 @@ def _make_reward(args: argparse.Namespace) -> tuple[Any, dict[str, Any], bool]:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
-    by_sentence = args.model != "quickstart" and isinstance(
-        load_config(args.model, args.trust_remote_code), SentenceRewardConfig
-    )
+    by_sentence = isinstance(load_config(args.model, args.trust_remote_code), SentenceRewardConfig)
     # Numbers depend on these, but not on the three below: a run may go on with smaller batches, or on another device.
     settings = {
         "chat_template_kwargs": args.chat_template_kwargs,

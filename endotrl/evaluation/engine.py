@@ -9,13 +9,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..frozen.model_renderer import model_renderer
-from ..frozen.placement import Placement, load_tokenizer
+from ..frozen.names import load_tokenizer
 from ..rendering.messages import Prompt, add_criterion
 from ..rendering.offsets import decode_with_offsets
 from ..rendering.policy import Reading
 from ..rendering.renderer import Rendered, cut_completion
 from ..rewards.intrinsic import empty_prompt_ids
-from ..scoring.scorer import FrozenScorer
+from ..scoring.scorer import FrozenScorer, Placement
 from ..scoring.token_stats import TokenStats
 from .items import Item, as_messages
 

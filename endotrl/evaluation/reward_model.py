@@ -10,7 +10,8 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification
 
 from ..frozen.model_renderer import context_length
-from ..frozen.placement import check_complete, load_config, load_tokenizer, resolve_dtype
+from ..frozen.names import load_config, load_tokenizer
+from ..frozen.own_copy import check_complete, resolve_dtype
 from ..rendering.messages import as_messages
 from ..rendering.renderer import truncate_left
 from ..scoring.batching import plan_batches

@@ -9,8 +9,11 @@ from weakref import WeakSet
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-from ..frozen.placement import LoadedModel, OwnCopy, Placement, load_tokenizer, place
+from ..frozen.loaded_model import LoadedModel
 from ..frozen.model_renderer import model_renderer
+from ..frozen.names import load_tokenizer
+from ..frozen.own_copy import OwnCopy
+from ..frozen.placement import place
 from ..frozen.sharded_weights import shards_weights
 from ..frozen.shared_weights import share_with
 from ..rendering.messages import Completion, Prompt
@@ -18,7 +21,7 @@ from ..rendering.policy import PolicyBinding, Reading
 from ..rendering.policy_tokens import tokenizer_of
 from ..rendering.renderer import OverlongPrompt, Rendered, Renderer
 from ..scoring.batching import plan_batches
-from ..scoring.scorer import FrozenScorer
+from ..scoring.scorer import FrozenScorer, Placement
 from ..scoring.token_stats import TokenStats
 
 

@@ -14,8 +14,10 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ..checks import check_choice
-from ..frozen.placement import check_device, eval_mode, load_config, load_tokenizer, resolve_dtype
+from ..frozen.loaded_model import eval_mode
 from ..frozen.model_renderer import context_length
+from ..frozen.names import load_config, load_tokenizer
+from ..frozen.own_copy import check_device, resolve_dtype
 from ..frozen.sharded_weights import loaded_whole
 from ..rendering.messages import Completion, Prompt
 from ..rendering.policy import PolicyBinding, Reading
