@@ -39,8 +39,8 @@ from endotrl.evaluation.results_page import report_page
 from endotrl.evaluation.run_folder import RunFolder, now, versions
 from endotrl.evaluation.runner import score_items
 from endotrl.evaluation.scorer_names import DEFAULT, expand_names, make_scorer
-from endotrl.frozen.placement import OwnCopy
-from endotrl.frozen.quickstart_model import quickstart_model_path
+from endotrl.frozen.names import resolve_model
+from endotrl.frozen.own_copy import OwnCopy
 from endotrl.reporting import terminal_table
 
 
@@ -52,7 +52,7 @@ LARGEST_DIFFERENCE = {"float32": 0.05, "bfloat16": 12.0}
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures, and writes page and JSON."""
     args = make_parser().parse_args(argv)
-    path = quickstart_model_path() if args.model == "quickstart" else args.model
+    path = resolve_model(args.model)
     items = load_items(BENCHMARKS["rm-bench"], str(args.data), None, {})
     if args.quick:
         args.prompts, args.rounds = 2, 1
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as scratch:
             folder = RunFolder(scratch)
             records = score_items(
-                items, names, folder, engine.vocab_size, lambda: engine, lambda name, e: make_scorer(name, e)
+                items, names, folder, engine.renderer.vocab_size, lambda: engine, lambda name, e: make_scorer(name, e)
             )
             if page:
                 write_report(items, names, records, folder, engine)
@@ -124,7 +124,7 @@ def write_report(
         "cut": 0,
         **evaluate(BENCHMARKS["rm-bench"], items, names, records),
     }
-    page = report_page(results, items, folder.stats, engine.tokenizer, engine.vocab_size)
+    page = report_page(results, items, folder.stats, engine.tokenizer, engine.renderer.vocab_size)
     folder.report_path.write_text(page, encoding="utf-8")
 
 

@@ -6,7 +6,7 @@ from transformers.utils import logging as transformers_logging
 
 from benchmarks.measure import peak_memory
 from benchmarks.methods import METHODS, Batches
-from endotrl.frozen.placement import OwnCopy
+from endotrl.frozen.own_copy import OwnCopy
 from endotrl.rendering.renderer import Rendered
 from endotrl.scoring.scorer import FrozenScorer
 

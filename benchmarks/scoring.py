@@ -24,7 +24,7 @@ from benchmarks.memory import be_quiet, peak_of_method, peak_of_scorer
 from benchmarks.methods import METHODS, Batches, Endotrl, Method, PaddedLogits, exact_log_probs
 from benchmarks.scoring_page import write_page
 from benchmarks.workloads import TokenSource, Workload, make_workloads, rm_bench_workload
-from endotrl.frozen.quickstart_model import quickstart_model_path
+from endotrl.frozen.names import resolve_model
 from endotrl.rendering.renderer import Rendered
 from endotrl.reporting import terminal_table
 
@@ -50,7 +50,7 @@ def main() -> None:
             raise SystemExit(f"--{option.replace('_', '-')} is {getattr(args, option)}, but must be at least 1.")
     be_quiet()
     console = Console(width=min(80, Console().width))
-    path = quickstart_model_path() if args.model == "quickstart" else args.model
+    path = resolve_model(args.model)
     dtype = getattr(torch, args.dtype)
     source = TokenSource.of_texts(path, args.seed)
     eval_prompts = 2 if args.quick else args.eval_prompts

@@ -27,7 +27,7 @@ from trl import GRPOConfig, GRPOTrainer
 from benchmarks.measure import add_common_options, describe_run, machine_line, markdown_table, spread, synchronize
 from endotrl import EndogenousReward
 from endotrl.demo.grpo_runs import load_model, quiet
-from endotrl.frozen.quickstart_model import quickstart_model_path
+from endotrl.frozen.names import resolve_model
 from endotrl.reporting import terminal_table
 
 
@@ -122,7 +122,7 @@ def main() -> None:
         raise SystemExit(f"--steps is {args.steps}, but at least one step must be counted.")
     quiet()
     console = Console(width=min(80, Console().width))
-    path = quickstart_model_path() if args.model == "quickstart" else args.model
+    path = resolve_model(args.model)
     new_tokens = 8 if args.quick else 64
     results: dict[str, Any] = {
         "run": describe_run("benchmarks.training_step", args.device),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from endotrl.frozen.placement import OwnCopy
+from endotrl.frozen.own_copy import OwnCopy
 from endotrl.rendering.renderer import Rendered, Renderer
 
 

@@ -18,7 +18,8 @@ from ..evaluation.runner import score_items
 from ..evaluation.scorer_names import DEFAULT, base_names, check_name, expand_names, make_scorer
 from ..evaluation.sources import read_rows
 from ..evaluation.tables import few_items, markdown_page, terminal_rows
-from ..frozen.placement import OwnCopy, load_tokenizer, resolve_dtype
+from ..frozen.names import load_tokenizer, resolve_model
+from ..frozen.own_copy import OwnCopy, resolve_dtype
 from ..reporting import say, terminal_table
 from ..score_file import model_digest
 
@@ -134,11 +135,7 @@ def load_items(benchmark: Benchmark, data: str | None, limit: int | None, option
 
 def open_model(args: argparse.Namespace) -> tuple[OwnCopy, dict[str, Any]]:
     """The frozen model, not loaded yet, and the settings that tell which it is."""
-    name = args.model
-    if name == "quickstart":
-        from ..frozen.quickstart_model import quickstart_model_path
-
-        name = quickstart_model_path()
+    name = resolve_model(args.model)
     if args.device is not None:
         try:
             torch.empty(0, device=args.device)

@@ -29,7 +29,7 @@ from ..evaluation.results import estimates_to_json, plain_means
 from ..evaluation.run_folder import RunFolder, append_lines, now, read_lines, versions, write_json
 from ..evaluation.scorer_names import base_names, check_name, make_scorer
 from ..evaluation.tables import interval, markdown_page, value
-from ..frozen.placement import load_tokenizer
+from ..frozen.names import load_tokenizer
 from ..grading import VERSION, is_right, require_math_verify, same_answer
 from ..rendering.messages import Prompt
 from ..reporting import number, page, table, terminal_table
@@ -98,7 +98,7 @@ def run_best_of_n(args: argparse.Namespace, command: str) -> dict[str, Any]:
         tokenizer = load_tokenizer(placement.config._name_or_path, args.trust_remote_code)
         judge = Engine(placement, tokenizer, engine.chat, max_tokens_per_batch=args.max_tokens_per_batch)
     for name in names:
-        check_name(name, judge.vocab_size, args.trust_remote_code)
+        check_name(name, judge.renderer.vocab_size, args.trust_remote_code)
     answers = _answers(args, questions, folder, engine, greedy=False)
     scorers = [
         make_scorer(name, judge, dtype=args.dtype, device=args.device, trust_remote_code=args.trust_remote_code)

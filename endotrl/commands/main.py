@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .. import __version__
-from ..reporting import say
+from ..reporting import ignore_upstream_warnings, say
 from .common import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, HelpFormatter, positive, positive_number
 from .evaluate_options import add_eval
 from .score_options import add_score, command_line
@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         `int`: exit code.
     """
     args = make_parser().parse_args(argv)
+    ignore_upstream_warnings()
     if args.command == "eval":
         args.command_line = shlex.join(["endotrl", *(sys.argv[1:] if argv is None else argv)])
     try:

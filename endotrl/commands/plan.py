@@ -10,8 +10,7 @@ from typing import Any
 from rich.console import Console
 from trl import GRPOConfig, get_peft_config
 
-from ..frozen.placement import load_config
-from ..frozen.quickstart_model import quickstart_model_path
+from ..frozen.names import load_config
 from ..launch import RecipeArguments, RewardArguments, make_parser, make_sentence_reward_parser
 from ..planning.memory import ENGINES, GIB, SHARDING, Engine, FrozenModel, Hardware, Plan, Workload, plan_memory
 from ..planning.sizes import ModelSize, model_size
@@ -81,7 +80,7 @@ def read_recipe(path: str, kind: str | None, overrides: list[str], model: str | 
     name = model or model_args.model_name_or_path
     if name is None:
         raise ValueError(f"{path} names no model. Pass --model.")
-    config = load_config(quickstart_model_path() if name == "quickstart" else name)
+    config = load_config(name)
     head = kind != "sentence_reward"
     full = model_size(config, head=head)
     size = model_size(config, get_peft_config(model_args), head) if model_args.use_peft else full
@@ -167,7 +166,7 @@ def monitored(script_args: RecipeArguments, training_args: GRPOConfig, adapter: 
 
 
 def _size_of(model: str) -> ModelSize:
-    return model_size(load_config(quickstart_model_path() if model == "quickstart" else model))
+    return model_size(load_config(model))
 
 
 def advice(recipe: Recipe, hardware: Hardware) -> list[tuple[str, Engine, float]]:

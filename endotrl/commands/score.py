@@ -2,6 +2,8 @@
 """The command `endotrl score`: from its options to the files, the page and the terminal."""
 
 import argparse
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from .score_options import default_options
 
 # Settings of the endogenous reward that a sentence reward model does not have.
 ENDOGENOUS_OPTIONS = ("alpha", "gamma", "token_reward", "aggregate", "discount", "truncation", "criterion")
+SHOWN_SETTINGS = ("token_reward", "aggregate", "alpha", "gamma", "truncation", "criterion")  # on the page
 SHOWN_ERRORS = 20  # bad rows named on the terminal; the error file has them all
 
 
@@ -58,7 +61,9 @@ def run(args: argparse.Namespace, command: str) -> ScoreReport:
             say(f"More rows are bad: {'the output' if output == STREAM else f'{output}.errors.jsonl'} names them all.")
 
     with only_run_on(output):  # before the checkpoint is read, which takes a while
-        reward, settings, by_sentence = _make_reward(args)
+        # Libraries print while they are imported (wandb: that it is offline), and standard output may be the rows.
+        with redirect_stdout(sys.stderr):
+            reward, settings, by_sentence = _make_reward(args)
         try:
             report = score_file(
                 reward,
@@ -88,14 +93,21 @@ def run(args: argparse.Namespace, command: str) -> ScoreReport:
                 "command with a smaller --max-tokens-per-batch: it goes on behind what was scored."
             ) from error
     if args.html is not None:
-        make_page = sentence_page if by_sentence else heat_map_page
+        names = {"file": args.file, "model": args.model, "output": output, "command": command}
+        html = (
+            sentence_page(report, reward, **names, num_rows=args.html_rows)
+            if by_sentence
+            else heat_map_page(
+                report, reward, **names, settings={name: getattr(args, name) for name in SHOWN_SETTINGS}
+            )
+        )
         try:
-            Path(args.html).write_text(make_page(report, args, command, output, reward), encoding="utf-8")
+            Path(args.html).write_text(html, encoding="utf-8")
         except OSError as error:
             saved = "" if output == STREAM else f" The rows are scored, and in {output}."
             raise OSError(f"The page {args.html} cannot be written: {error.strerror}.{saved}") from error
     if not args.quiet:
-        show_report(report, args, output, by_sentence)
+        show_report(report, output, args.html, args.top, args.bottom, by_sentence)
     return report
 
 
@@ -107,7 +119,8 @@ def _make_reward(args: argparse.Namespace) -> tuple[Any, dict[str, Any], bool]:
     import torch
     from accelerate import PartialState
 
-    from ..frozen.placement import load_config, resolve_dtype
+    from ..frozen.names import load_config
+    from ..frozen.own_copy import resolve_dtype
     from ..rewards.endogenous import EndogenousReward
     from ..rewards.sentence import SentenceReward
     from ..sentence.configuration import SentenceRewardConfig
@@ -118,9 +131,7 @@ def _make_reward(args: argparse.Namespace) -> tuple[Any, dict[str, Any], bool]:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
-    by_sentence = args.model != "quickstart" and isinstance(
-        load_config(args.model, args.trust_remote_code), SentenceRewardConfig
-    )
+    by_sentence = isinstance(load_config(args.model, args.trust_remote_code), SentenceRewardConfig)
     # Numbers depend on these, but not on the three below: a run may go on with smaller batches, or on another device.
     settings = {
         "chat_template_kwargs": args.chat_template_kwargs,

@@ -6,14 +6,16 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from ..frozen.placement import Placement
+from ..frozen.model_renderer import model_renderer
+from ..frozen.names import load_tokenizer
 from ..rendering.messages import Prompt, add_criterion
 from ..rendering.offsets import decode_with_offsets
-from ..rendering.renderer import Rendered, Renderer
+from ..rendering.policy import Reading
+from ..rendering.renderer import Rendered, cut_completion
 from ..rewards.intrinsic import empty_prompt_ids
-from ..scoring.scorer import FrozenScorer
+from ..scoring.scorer import FrozenScorer, Placement
 from ..scoring.token_stats import TokenStats
 from .items import Item, as_messages
 
@@ -78,17 +80,9 @@ class Engine:
     ) -> None:
         self.placement, self.alpha, self.chat, self.separator = placement, alpha, chat, separator
         self.max_response_tokens, self.max_tokens_per_batch = max_response_tokens, max_tokens_per_batch
-        self.tokenizer = (
-            AutoTokenizer.from_pretrained(placement.config._name_or_path) if tokenizer is None else tokenizer
-        )
-        text_config = placement.config.get_text_config()
+        self.tokenizer = load_tokenizer(placement.config._name_or_path) if tokenizer is None else tokenizer
         eos_token_ids = [*placement.eos_token_ids, self.tokenizer.eos_token_id]
-        self.vocab_size: int = text_config.vocab_size
-        # Not every family has a limit (state-space models have none).
-        self.max_length: int | None = getattr(text_config, "max_position_embeddings", None)
-        self.renderer = Renderer(
-            self.tokenizer, [token_id for token_id in eos_token_ids if token_id is not None], self.vocab_size
-        )
+        self.renderer = model_renderer(placement.config, eos_token_ids, Reading(self.tokenizer, {}), "cut")
         self._scorer = FrozenScorer(placement, max_tokens_per_batch)
 
     def score(self, items: Sequence[Item], alone: bool = False) -> list[list[ScoredResponse]]:
@@ -106,19 +100,20 @@ class Engine:
         """
         owners = [(item, response) for item in items for response in item.responses]
         generated = [ids for item in items for ids in item.response_ids or ()]
-        rendered = self.renderer.render(
+        rows = self.renderer.render(
             [self.prompt(item) for item, _ in owners], [response for _, response in owners], generated or None
         )
-        rows = [self._fit(row) for row in rendered]
-        for (item, _), (row, _) in zip(owners, rows, strict=True):
+        if self.max_response_tokens is not None:
+            rows = [cut_completion(row, self.max_response_tokens) for row in rows]
+        for (item, _), row in zip(owners, rows, strict=True):
             if not row.action_positions:
                 raise ValueError(
                     f"A response of item {item.id!r} has no token to score: it is empty, and nothing ends it."
                 )
-        all_stats = self._scorer([row for row, _ in rows], alpha=self.alpha, entropy=True, mean_logits=True)
-        scored = [ScoredResponse(stats, cut=cut) for stats, (_, cut) in zip(all_stats, rows, strict=True)]
+        all_stats = self._scorer(rows, alpha=self.alpha, entropy=True, mean_logits=True)
+        scored = [ScoredResponse(stats, cut=row.cut) for stats, row in zip(all_stats, rows, strict=True)]
         if alone:
-            others = [self._without_prompt(item.prompt, row) for (item, _), (row, _) in zip(owners, rows, strict=True)]
+            others = [self._without_prompt(item.prompt, row) for (item, _), row in zip(owners, rows, strict=True)]
             for i, stats in enumerate(self._scorer(others, alpha=self.alpha, entropy=False)):
                 scored[i] = replace(scored[i], log_probs_alone=stats.log_probs)
         pieces = iter(scored)
@@ -155,20 +150,6 @@ class Engine:
         if self.chat or not isinstance(item.prompt, str):
             return add_criterion(as_messages(item.prompt), item.criterion)
         return add_criterion(item.prompt + self.separator, item.criterion)
-
-    def _fit(self, row: Rendered) -> tuple[Rendered, bool]:
-        """Cuts what does not fit: the end of the response; and if the prompt alone does not, its beginning."""
-        prompt_ids = row.prompt_ids
-        limits = [len(row.completion_ids)] if self.max_response_tokens is None else [self.max_response_tokens]
-        if self.max_length is not None:
-            # At least a quarter of the context is for the response.
-            prompt_ids = prompt_ids[-(self.max_length - min(len(row.completion_ids), self.max_length // 4)) :]
-            limits.append(self.max_length - len(prompt_ids))
-        limit = min(limits)
-        if limit >= len(row.completion_ids):
-            return replace(row, prompt_ids=prompt_ids), len(prompt_ids) < len(row.prompt_ids)
-        positions = [position for position in row.action_positions if position < limit]
-        return Rendered(prompt_ids, row.completion_ids[:limit], positions, finished=False), True
 
     def _without_prompt(self, prompt: Prompt, row: Rendered) -> Rendered:
         """The same tokens after a prompt that says nothing."""

@@ -123,12 +123,12 @@ def prompt_rows(engine: Engine, prompts: Sequence[Prompt], max_new_tokens: int) 
     Raises:
         `ValueError`: If one of them and its answer do not fit the model's context.
     """
-    rows = [rendered.prompt_ids for rendered in engine.renderer.render(prompts, [""] * len(prompts))]
-    longest = max(map(len, rows)) + max_new_tokens
-    if engine.max_length is not None and longest > engine.max_length:
+    rows = engine.renderer.prompt_ids(prompts)
+    longest, limit = max(map(len, rows)) + max_new_tokens, engine.renderer.max_length
+    if limit is not None and longest > limit:
         raise ValueError(
             f"The longest prompt and {max_new_tokens} new tokens are {longest} tokens, and the model's context has "
-            f"{engine.max_length}. Lower --max-new-tokens."
+            f"{limit}. Lower --max-new-tokens."
         )
     return rows
 
@@ -206,7 +206,7 @@ class VLLMSampler:
         from vllm import SamplingParams
 
         ends = sorted(self._engine.renderer.eos_token_ids)
-        rows = [rendered.prompt_ids for rendered in self._engine.renderer.render(prompts, [""] * len(prompts))]
+        rows = self._engine.renderer.prompt_ids(prompts)
         settings = SamplingParams(n=num_samples, seed=seed, stop_token_ids=ends, **self._settings)
         outputs = llm.generate([{"prompt_token_ids": row} for row in rows], settings, use_tqdm=progress)
         return [[_sample(self._engine, answer.token_ids, set(ends)) for answer in out.outputs] for out in outputs]

@@ -10,7 +10,6 @@ gives a graded number without sampling; with `generate`, the model first writes 
   https://huggingface.co/papers/2408.15240).
 """
 
-import logging
 from collections.abc import Sequence
 from typing import Literal
 
@@ -18,11 +17,10 @@ import torch
 from torch import Tensor
 
 from ..rendering.messages import Completion, Prompt, add_criterion
+from ..rendering.renderer import truncate_left
 from .engine import Engine, ScoredResponse
 from .items import Item
 
-
-logger = logging.getLogger(__name__)
 
 Kind = Literal["judge_pairwise", "judge_pointwise", "judge_verifier"]
 JUDGES: tuple[Kind, ...] = ("judge_pairwise", "judge_pointwise", "judge_verifier")
@@ -145,17 +143,8 @@ class Judge:
             sampler = Sampler(engine, max_new_tokens=self._reasoning_tokens, temperature=0.0)
             reasons = [samples[0].text for samples in sampler(questions, num_samples=1, progress=progress)]
             questions = [_continue(prompt, text, request) for prompt, text in zip(questions, reasons, strict=True)]
-        ids = [row.prompt_ids for row in engine.renderer.render(questions, [""] * len(questions))]
-        if engine.max_length is not None:
-            too_long = sum(len(row) > engine.max_length for row in ids)
-            if too_long:
-                logger.warning(
-                    "%d questions to %s are longer than the model's context of %d tokens: their beginning is cut off.",
-                    too_long,
-                    self.name,
-                    engine.max_length,
-                )
-            ids = [row[-engine.max_length :] for row in ids]
+        ids = engine.renderer.prompt_ids(questions)
+        ids = truncate_left(ids, engine.renderer.max_length, f"questions to {self.name}")
         return engine.next_token_logits(ids, self._words, progress).softmax(dim=-1)
 
 

@@ -9,8 +9,11 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification
 
-from ..frozen.placement import check_complete, load_config, load_tokenizer, resolve_dtype
+from ..frozen.model_renderer import context_length
+from ..frozen.names import load_config, load_tokenizer
+from ..frozen.own_copy import check_complete, resolve_dtype
 from ..rendering.messages import as_messages
+from ..rendering.renderer import truncate_left
 from ..scoring.batching import plan_batches
 from ..scoring.rope import RopeLengths, rope_as_made
 from ..sentence.configuration import SentenceRewardConfig
@@ -65,7 +68,8 @@ class SentenceModel:
         rows = self._scorer(
             [self._engine.prompt(item) for item, _ in owners], [response for _, response in owners], progress=progress
         )
-        _warn_of_cut(self.name, sum(row.cut for row in rows))
+        if number := sum(row.cut for row in rows):
+            logger.warning("%d responses to %s are longer than the model's context, and were cut.", number, self.name)
         flat = iter(row.score for row in rows)
         return [[next(flat) for _ in item.responses] for item in items]
 
@@ -122,10 +126,7 @@ class RewardModel:
         """One number a response, for several items at once."""
         _check_no_steps(self.name, items)
         rows = [self._ids(item, response) for item in items for response in item.responses]
-        limit = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
-        if limit is not None:
-            _warn_of_cut(self.name, sum(len(row) > limit for row in rows))
-            rows = [row[-limit:] for row in rows]
+        rows = truncate_left(rows, context_length(self._model.config), f"responses to {self.name}")
         scores = [0.0] * len(rows)
         device = self._model.device
         rope = RopeLengths.from_config(self._model.config)
@@ -155,11 +156,6 @@ class RewardModel:
             return ids if end is None or ids[-1] == end else [*ids, end]
         text = self._tokenizer.apply_chat_template([*prompt, *as_messages(response)], tokenize=False)  # type: ignore[arg-type]
         return self._tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-def _warn_of_cut(name: str, number: int) -> None:
-    if number:
-        logger.warning("%d responses to %s are longer than the model's context, and were cut.", number, name)
 
 
 def _check_no_steps(name: str, items: Sequence[Item]) -> None:

@@ -173,4 +173,4 @@ def make_scorer(
     if name.startswith(REWARD_MODEL):
         path = name.removeprefix(REWARD_MODEL)
         return reward_model_class(path, trust_remote_code)(path, engine, dtype, device, trust_remote_code)
-    return make_form(name, engine.vocab_size)
+    return make_form(name, engine.renderer.vocab_size)

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 from ..scoring.exclusive import exclusive
 from ..scoring.modules import execution_device
 from ..scoring.reference_pass import ReferenceRecorder
-from .placement import eos_token_ids, eval_mode
+from .loaded_model import eval_mode
+from .names import eos_token_ids
 from .sharded_weights import whole_weights
 from .weights import have_moved, named_weights, sample_weights, weights_digest
 

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, PretrainedConfig
 from trl import GRPOConfig, ModelConfig
 
-from ..frozen.placement import load_tokenizer
+from ..frozen.names import load_tokenizer
 from ..rendering.messages import add_criterion, criteria_of_rows
 from ..rendering.template import Template
 from ..reporting import say

@@ -10,6 +10,7 @@ from typing import Any, NoReturn, get_type_hints
 import yaml
 from trl import TrlParser
 
+from ..reporting import ignore_upstream_warnings
 from .values import check_together, check_value
 
 
@@ -50,6 +51,7 @@ class RecipeParser(TrlParser):
             `ValueError`: For an unknown setting, a value that is none, or a file that is no YAML.
             `OSError`: If there is no such file.
         """
+        ignore_upstream_warnings()
         words = list(sys.argv[1:] if args is None else args)
         if words[-1:] == ["--config"]:
             raise ValueError("`--config` is the last word, but the recipe's YAML file must come after it.")

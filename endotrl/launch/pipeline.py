@@ -11,7 +11,7 @@ from datasets import Dataset, IterableDataset
 from trl import DatasetMixtureConfig, GRPOConfig, ModelConfig, RewardConfig, get_peft_config, get_quantization_config
 
 from ..demo.grpo_runs import make_head_input_contiguous
-from ..frozen.quickstart_model import quickstart_model_path
+from ..frozen import names
 from ..frozen.sharded_weights import shards_weights
 from ..monitoring import CollapseMonitor
 from ..monitoring.monitor import Action
@@ -137,8 +137,8 @@ def resolve_model(model_args: ModelConfig, training_args: GRPOConfig | RewardCon
     Turns the model name `"quickstart"` into the path of SmolLM2-135M-Instruct, and puts what TRL's
     [`~trl.ModelConfig`] says about loading into `training_args.model_init_kwargs`, as TRL's scripts do.
     """
-    if model_args.model_name_or_path == "quickstart":
-        model_args.model_name_or_path = quickstart_model_path()
+    if model_args.model_name_or_path is not None:
+        model_args.model_name_or_path = names.resolve_model(model_args.model_name_or_path)
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,

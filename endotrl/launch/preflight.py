@@ -21,7 +21,7 @@ from transformers.integrations import get_available_reporting_integrations, get_
 from transformers.utils import is_liger_kernel_available
 from trl import GRPOConfig, ModelConfig, RewardConfig, get_peft_config, get_quantization_config
 
-from ..frozen.quickstart_model import quickstart_model_path
+from ..frozen.names import resolve_model
 from ..frozen.sharded_weights import loaded_whole
 from ..learning_rates import has_one_learning_rate
 from ..sentence import SentenceRewardConfig, SentenceRewardTrainerConfig
@@ -152,8 +152,7 @@ def check_model(model_args: ModelConfig, training_args: GRPOConfig | RewardConfi
     name = model_args.model_name_or_path
     if name is None:
         raise ValueError("There is no model to train. Set `model_name_or_path`.")
-    if name == "quickstart":
-        name = quickstart_model_path()
+    name = resolve_model(name)
     try:
         config = AutoConfig.from_pretrained(
             name, revision=model_args.model_revision, trust_remote_code=training_args.trust_remote_code

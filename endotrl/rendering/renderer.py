@@ -4,7 +4,7 @@
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import index
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from .turns import header_of, render_turns
 logger = logging.getLogger(__name__)
 
 OverlongPrompt = Literal["error", "truncate_left"]
+Overlong = Literal[OverlongPrompt, "cut"]
 # Under these names, messages hold what a policy has thought before it wrote the content.
 REASONING = ("reasoning_content", "reasoning", "thinking")
 
@@ -39,12 +40,15 @@ class Rendered:
             and is not scored.
         finished (`bool`):
             `True` if the completion ends with a token of the policy that ends a response.
+        cut (`bool`, *optional*, defaults to `False`):
+            `True` if the row was too long, and lost some tokens.
     """
 
     prompt_ids: list[int]
     completion_ids: list[int]
     action_positions: list[int]
     finished: bool
+    cut: bool = False
 
 
 class Renderer:
@@ -71,8 +75,7 @@ class Renderer:
         max_length (`int`, *optional*):
             Context length of the frozen model, in tokens. `None` for no limit.
         overlong_prompt (`str`, *optional*, defaults to `"error"`):
-            What to do with a row longer than `max_length`: `"error"`, or `"truncate_left"` to drop the beginning of
-            its prompt.
+            What to do with a row longer than `max_length`: see [`fit`].
         chat_template_kwargs (`dict[str, Any]`, *optional*):
             Further arguments for the chat template, such as `enable_thinking` or `tools`.
         policy_tokens ([`PolicyTokens`], *optional*):
@@ -90,7 +93,7 @@ class Renderer:
         eos_token_ids: Sequence[int],
         vocab_size: int,
         max_length: int | None = None,
-        overlong_prompt: OverlongPrompt = "error",
+        overlong_prompt: Overlong = "error",
         chat_template_kwargs: dict[str, Any] | None = None,
         policy_tokens: PolicyTokens | None = None,
         continues_turns: bool = False,
@@ -168,9 +171,7 @@ class Renderer:
             key = prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, default=repr)
             key = f"{id(template)} {key}"
             if key not in prompt_cache:
-                prompt_text = self._prompt_text(template, prompt, has_criterion=criterion is not None)
-                special = self._adds_special_tokens(prompt, prompt_text)
-                prompt_cache[key] = (prompt_text, template.encode_prompt(prompt_text, special))
+                prompt_cache[key] = self._render_prompt(template, prompt, has_criterion=criterion is not None)
             prompt_text, prompt_ids = prompt_cache[key]
             if policy_prompt_ids is not None and criterion is None:
                 prompt_ids = self._settle(row, prompt_ids, policy_prompt_ids[row])
@@ -183,6 +184,14 @@ class Renderer:
             result = self._render_completion(prompt, prompt_text, prompt_ids, completion, ids)
             rendered.append(self._fit(row, result))
         return rendered
+
+    def prompt_ids(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Token ids of prompts alone, however long."""
+        completions = [""] * len(prompts)
+        self._check_batch(prompts, completions, None)
+        for row, prompt in enumerate(prompts):
+            check_row(row, prompt, "")
+        return [self._render_prompt(self._template, prompt)[1] for prompt in prompts]
 
     def render_ids(
         self, prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]]
@@ -241,13 +250,16 @@ class Renderer:
         """The turns of a completion of several messages must not be written otherwise when others follow."""
         return self._template if _is_turn(completion) else self._template.prefix_preserving
 
-    def _prompt_text(self, template: Template, prompt: Prompt, has_criterion: bool) -> str:
-        if isinstance(prompt, str):
-            return prompt
-        continues = self._continues(prompt)
-        return template.apply(
-            prompt, add_generation_prompt=not continues, has_criterion=has_criterion, continue_final_message=continues
-        )
+    def _render_prompt(self, template: Template, prompt: Prompt, has_criterion: bool = False) -> tuple[str, list[int]]:
+        """Text and tokens of a prompt."""
+        text = prompt
+        if not isinstance(prompt, str):
+            goes_on = self._continues(prompt)
+            text = template.apply(
+                prompt, add_generation_prompt=not goes_on, has_criterion=has_criterion, continue_final_message=goes_on
+            )
+        assert isinstance(text, str)
+        return text, template.encode_prompt(text, self._adds_special_tokens(prompt, text))
 
     def _continues(self, prompt: Prompt) -> bool:
         """Whether the completion goes on with the prompt's last message."""
@@ -404,29 +416,76 @@ class Renderer:
         return Rendered(prompt_ids, ids, positions, finished=written_last and self.ends.finishes(last_turn))
 
     def _fit(self, row: int, rendered: Rendered) -> Rendered:
-        num_prompt, num_completion = len(rendered.prompt_ids), len(rendered.completion_ids)
-        if num_prompt == 0:
+        if not rendered.prompt_ids:
             raise ValueError(
                 f"The prompt of row {row} renders to no token, and the tokenizer adds no BOS, so the first token of the "
                 "completion has no context to be scored in. Give it a prompt."
             )
-        if self.max_length is None or num_prompt + num_completion <= self.max_length:
-            return rendered
-        room = self.max_length - num_completion
-        if self.overlong_prompt == "error" or room < 1:
-            fix = (
-                "Shorten the completion (lower `max_completion_length` of the trainer), or use a frozen model with a "
-                "longer context."
-                if room < 1
-                else 'Shorten the prompt, or pass `overlong_prompt="truncate_left"` to drop its beginning.'
-            )
-            raise ValueError(
-                f"Row {row} has {_count(num_prompt, 'prompt token')} and {_count(num_completion, 'completion token')}, "
-                f"together more than the {self.max_length} tokens of the frozen model's context. {fix}"
-            )
-        return Rendered(
-            rendered.prompt_ids[-room:], rendered.completion_ids, rendered.action_positions, rendered.finished
+        return fit(row, rendered, self.max_length, self.overlong_prompt)
+
+
+def fit(row: int, rendered: Rendered, max_length: int | None, overlong: Overlong, markers: int = 0) -> Rendered:
+    """
+    Truncation of a row to a context length.
+
+    Args:
+        row (`int`):
+            Number of the row, for the error message.
+        rendered ([`Rendered`]):
+            The row.
+        max_length (`int`, *optional*):
+            Context length, in tokens. `None` for no limit.
+        overlong (`str`):
+            What to do with a longer row: `"error"`; `"truncate_left"` to drop the beginning of its prompt; or `"cut"` to drop
+            the end of its completion, and, if the prompt leaves less than a quarter of the context, its beginning.
+        markers (`int`, *optional*, defaults to `0`):
+            Further positions that are put into the completion.
+
+    Raises:
+        `ValueError`: If the row is too long, unless `overlong` allows to drop what is too much.
+    """
+    num_prompt, num_completion = len(rendered.prompt_ids), len(rendered.completion_ids)
+    if max_length is None or num_prompt + num_completion + markers <= max_length:
+        return rendered
+    room = max_length - num_completion - markers
+    if overlong == "cut":
+        room = max(room, max_length - max_length // 4)
+    elif overlong == "error" or room < 1:
+        also = f" and {_count(markers, 'marker')}" if markers else ""
+        fix = (
+            "Shorten the completion (lower `max_completion_length` of the trainer), or use a frozen model with a "
+            "longer context."
+            if room < 1
+            else 'Shorten the prompt, or pass `overlong_prompt="truncate_left"` to drop its beginning.'
         )
+        raise ValueError(
+            f"Row {row} has {_count(num_prompt, 'prompt token')} and {_count(num_completion, 'completion token')}{also}, "
+            f"together more than the {max_length} tokens of the frozen model's context. {fix}"
+        )
+    rendered = replace(rendered, prompt_ids=rendered.prompt_ids[-room:], cut=True)
+    return cut_completion(rendered, max_length - len(rendered.prompt_ids) - markers)
+
+
+def cut_completion(row: Rendered, length: int) -> Rendered:
+    """The row with at most the first `length` tokens of its completion; what is cut is not finished."""
+    if length >= len(row.completion_ids):
+        return row
+    positions = [position for position in row.action_positions if position < length]
+    return Rendered(row.prompt_ids, row.completion_ids[:length], positions, finished=False, cut=True)
+
+
+def truncate_left(rows: Sequence[list[int]], max_length: int | None, what: str) -> list[list[int]]:
+    """The last `max_length` tokens of each row; a warning says how many rows, of a kind called `what`, are longer."""
+    too_long = sum(max_length is not None and len(row) > max_length for row in rows)
+    if not too_long:
+        return list(rows)
+    logger.warning(
+        "%d %s are longer than the model's context of %d tokens: their beginning is cut off.",
+        too_long,
+        what,
+        max_length,
+    )
+    return [row[-max_length:] for row in rows]  # type: ignore[operator]
 
 
 def _is_turn(completion: Completion) -> bool:

@@ -9,7 +9,7 @@ always text, so nothing that a model writes can become part of the page.
 
 from .heat_map import OPACITY, STEPS, ColorScale, HeatMapRow, heat_maps, legend, token_heat_map
 from .html import SupportsSavefig, figure, page, table
-from .terminal import say, terminal_table, terminal_text
+from .terminal import ignore_upstream_warnings, say, terminal_table, terminal_text
 from .text import correlation_in_words, number, plain
 
 
@@ -22,6 +22,7 @@ __all__ = [
     "correlation_in_words",
     "figure",
     "heat_maps",
+    "ignore_upstream_warnings",
     "legend",
     "number",
     "page",

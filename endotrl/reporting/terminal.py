@@ -3,6 +3,7 @@
 
 import re
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,14 @@ if TYPE_CHECKING:
 
 
 _ANSI_SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_].*?(?:\x07|\x1b\\|\Z)|[ -/]*[0-~])", re.DOTALL)
+
+
+def ignore_upstream_warnings() -> None:
+    """
+    Silences warnings that users can do nothing about: TRL 1.16 sets `gradient_checkpointing` by default, which
+    transformers 5.23 has renamed. Can go when TRL has followed.
+    """
+    warnings.filterwarnings("ignore", r"`gradient_checkpointing(_kwargs)?` is deprecated", FutureWarning)
 
 
 def terminal_text(text: str, limit: int = 300) -> str:

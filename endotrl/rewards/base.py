@@ -9,7 +9,11 @@ from weakref import WeakSet
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-from ..frozen.placement import LoadedModel, OwnCopy, Placement, load_tokenizer, place
+from ..frozen.loaded_model import LoadedModel
+from ..frozen.model_renderer import model_renderer
+from ..frozen.names import load_tokenizer
+from ..frozen.own_copy import OwnCopy
+from ..frozen.placement import place
 from ..frozen.sharded_weights import shards_weights
 from ..frozen.shared_weights import share_with
 from ..rendering.messages import Completion, Prompt
@@ -17,7 +21,7 @@ from ..rendering.policy import PolicyBinding, Reading
 from ..rendering.policy_tokens import tokenizer_of
 from ..rendering.renderer import OverlongPrompt, Rendered, Renderer
 from ..scoring.batching import plan_batches
-from ..scoring.scorer import FrozenScorer
+from ..scoring.scorer import FrozenScorer, Placement
 from ..scoring.token_stats import TokenStats
 
 
@@ -254,19 +258,7 @@ class FrozenModelReward:
     def _make_renderer(self, reading: Reading) -> Renderer:
         placement = self._require_placement()
         eos_token_ids = [*placement.eos_token_ids, self._tokenizer.eos_token_id]
-        text_config = placement.config.get_text_config()
-        return Renderer(
-            reading.processing_class,
-            eos_token_ids=[token_id for token_id in eos_token_ids if token_id is not None],
-            vocab_size=text_config.vocab_size,
-            # Not every family has a limit (state-space models have none).
-            max_length=getattr(text_config, "max_position_embeddings", None),
-            overlong_prompt=self.overlong_prompt,
-            chat_template_kwargs=reading.chat_template_kwargs,
-            policy_tokens=reading.policy_tokens,
-            continues_turns=reading.continues_turns,
-            keeps_prompts=reading.keeps_prompts,
-        )
+        return model_renderer(placement.config, eos_token_ids, reading, self.overlong_prompt)
 
     def _require_placement(self) -> Placement:
         if self._placement is None:

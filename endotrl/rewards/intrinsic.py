@@ -94,7 +94,7 @@ def empty_prompt_ids(renderer: Renderer, chat: bool) -> list[int]:
         `ValueError`: If plain text is asked, and the tokenizer has neither token.
     """
     if chat:
-        return renderer.render([[{"role": "user", "content": ""}]], [""])[0].prompt_ids
+        return renderer.prompt_ids([[{"role": "user", "content": ""}]])[0]
     tokenizer = renderer.tokenizer
     first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     if first is None:

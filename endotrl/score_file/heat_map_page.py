@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page of `endotrl score --html`: the first rows, with every token in the colour of what it contributes to the reward."""
 
-import argparse
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..reporting import heat_maps, page, table
@@ -17,9 +17,19 @@ if TYPE_CHECKING:
 
 
 def heat_map_page(
-    report: ScoreReport, args: argparse.Namespace, command: str, output: str, reward: "EndogenousReward"
+    report: ScoreReport,
+    reward: "EndogenousReward",
+    *,
+    file: str,
+    model: str,
+    output: str,
+    command: str,
+    settings: Mapping[str, Any],
 ) -> str:
-    """The first rows, with every token in the colour of what it contributes, and the command that makes the page."""
+    """
+    The first rows, with every token in the colour of what it contributes. Names of `file`, `model` and `output`, the
+    `command` and the `settings` of the reward are shown as they are given.
+    """
     from ..rewards.contributions import heat_map_row
 
     rows = [
@@ -32,17 +42,14 @@ def heat_map_page(
         )
         for example in report.examples
     ]
-    settings = [
-        ("token reward", args.token_reward), ("aggregate", args.aggregate), ("alpha", args.alpha), ("gamma", args.gamma),
-        ("truncation", args.truncation), ("criterion", args.criterion),
-    ]  # fmt: skip
+    shown = [[name.replace("_", " "), None if value is None else str(value)] for name, value in settings.items()]
     return page(
-        f"Token rewards of {Path(args.file).name}",
+        f"Token rewards of {Path(file).name}",
         [
             ("", heat_maps(rows)),
-            ("Settings", table(["setting", "value"], [[k, None if v is None else str(v)] for k, v in settings])),
+            ("Settings", table(["setting", "value"], shown)),
         ],
-        lead=f"The endogenous reward of {args.model}, in nats, for the first {len(rows)} rows. Colour is "
+        lead=f"The endogenous reward of {model}, in nats, for the first {len(rows)} rows. Colour is "
         "what a token contributes: the numbers of a row sum to its reward. " + " ".join(summary_lines(report, output)),
         footer=f"endotrl {__version__} · {command}",
     )

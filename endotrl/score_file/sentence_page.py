@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page of `endotrl score --html` with a sentence reward model: the first rows, every sentence in the colour of its share."""
 
-import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,18 +19,28 @@ if TYPE_CHECKING:
 
 
 def sentence_page(
-    report: ScoreReport, args: argparse.Namespace, command: str, output: str, reward: "SentenceReward"
+    report: ScoreReport,
+    reward: "SentenceReward",
+    *,
+    file: str,
+    model: str,
+    output: str,
+    command: str,
+    num_rows: int,
 ) -> str:
-    """The first rows, with every sentence in the colour of its contribution, and the command that makes the page."""
-    examples = report.examples[: args.html_rows]
+    """
+    The first `num_rows` rows, with every sentence in the colour of its contribution. The rest as in
+    [`~endotrl.score_file.heat_map_page.heat_map_page`].
+    """
+    examples = report.examples[:num_rows]
     rows = [_heat_map_row(example) for example in examples]
     return page(
-        f"Sentence rewards of {Path(args.file).name}",
+        f"Sentence rewards of {Path(file).name}",
         [
             ("", heat_maps(rows, "contribution of a sentence", "score", "sentence", decimals=SHOWN_DECIMALS)),
             ("Settings", table(["setting", "value"], [["segmenter", reward.config.segmenter]])),
         ],
-        lead=f"The sentence reward model {args.model}, for the first {len(examples)} rows. A sentence's contribution is its "
+        lead=f"The sentence reward model {model}, for the first {len(examples)} rows. A sentence's contribution is its "
         "weight times its reward; with the prompt's, which the first sentence has in its own, they sum to the score. "
         + " ".join(summary_lines(report, output, unit="")),
         footer=f"endotrl {__version__} · {command}",

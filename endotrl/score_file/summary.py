@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What came out of `endotrl score`, in a table and in words."""
 
-import argparse
 from typing import Any
 
 from ..reporting import correlation_in_words, number, terminal_table
@@ -13,17 +12,33 @@ from .sentences import sentence_tables
 SHOWN_SENTENCES = 3  # rows whose sentences are on the terminal
 
 
-def show_report(report: ScoreReport, args: argparse.Namespace, output: str, by_sentence: bool = False) -> None:
+def show_report(
+    report: ScoreReport,
+    output: str,
+    html: str | None = None,
+    top: int | None = None,
+    bottom: int | None = None,
+    by_sentence: bool = False,
+) -> None:
     """
-    Table and summary on the terminal; on standard error if the output goes to standard output. `by_sentence` for the
-    rewards of a sentence reward model, of which the first rows' sentences are shown.
+    Table and summary on the terminal; on standard error if the output goes to standard output.
+
+    Args:
+        report ([`ScoreReport`]):
+            What was scored.
+        output (`str`), html (`str`, *optional*):
+            The files that were written.
+        top (`int`, *optional*), bottom (`int`, *optional*):
+            Number of rows to show, of the highest and of the lowest rewards. By default the first rows are shown.
+        by_sentence (`bool`, *optional*, defaults to `False`):
+            Whether the rewards are a sentence reward model's, of which the first rows' sentences are shown.
     """
     from rich.console import Console
 
     console = Console(stderr=output == "-", highlight=False)
     tally = report.tally
-    tables = [("Highest rewards", tally.top[: args.top])] if args.top else []
-    tables += [("Lowest rewards", tally.bottom[: args.bottom])] if args.bottom else []
+    tables = [("Highest rewards", tally.top[:top])] if top else []
+    tables += [("Lowest rewards", tally.bottom[:bottom])] if bottom else []
     for title, rows in tables or [("First rows", tally.head[:10])]:
         per_token = [] if by_sentence else ["per token"]
         cells = [_table_row(row, record, by_sentence) for row, record in rows]
@@ -35,7 +50,7 @@ def show_report(report: ScoreReport, args: argparse.Namespace, output: str, by_s
             console.print(sentences)
     for line in summary_lines(report, output, unit="" if by_sentence else " nats"):
         console.print(line, markup=False, soft_wrap=False)
-    for what, path in (("Rewards", output), ("Heat map", args.html)):
+    for what, path in (("Rewards", output), ("Heat map", html)):
         if path is not None and path != "-":
             console.print(f"{what}: {path}", markup=False, soft_wrap=True)
 

@@ -3,16 +3,18 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
+from ..frozen.model_renderer import model_renderer
 from ..rendering.messages import Completion, Prompt
+from ..rendering.policy import Reading
 from ..rendering.policy_tokens import tokenizer_of
-from ..rendering.renderer import OverlongPrompt, Rendered, Renderer
+from ..rendering.renderer import Overlong, Rendered, fit
 from .configuration import SentenceRewardConfig
 from .segmentation import Segmenter, load_segmenter
 from .tokens import SentenceTokens, find_sentences
@@ -69,14 +71,11 @@ class SentenceEncoder:
         max_length (`int`, *optional*):
             Longest row, in tokens and markers. `None` for no limit.
         overlong_prompt (`str`, *optional*, defaults to `"error"`):
-            What to do with a longer row: `"error"`, or `"truncate_left"` to drop the beginning of its prompt.
+            What to do with a longer row: see [`~endotrl.rendering.renderer.fit`].
         chat_template_kwargs (`dict[str, Any]`, *optional*):
             Further arguments for the chat template.
-        cut_overlong (`bool`, *optional*, defaults to `False`):
-            Whether to cut a longer row whatever is too long in it, as evaluations do: the end of its response; and if the
-            prompt leaves less than a quarter of `max_length` for the response, the beginning of its prompt.
         **kwargs:
-            Further arguments of the renderer.
+            Further fields of [`~endotrl.rendering.policy.Reading`].
     """
 
     def __init__(
@@ -85,9 +84,8 @@ class SentenceEncoder:
         config: SentenceRewardConfig,
         segmenter: Segmenter | None = None,
         max_length: int | None = None,
-        overlong_prompt: OverlongPrompt = "error",
+        overlong_prompt: Overlong = "error",
         chat_template_kwargs: dict[str, Any] | None = None,
-        cut_overlong: bool = False,
         **kwargs: Any,
     ) -> None:
         text_config = config.get_text_config()
@@ -98,13 +96,10 @@ class SentenceEncoder:
         self.segmenter = load_segmenter(config.segmenter) if segmenter is None else segmenter
         self.max_length = max_length
         self.overlong_prompt = overlong_prompt
-        self.cut_overlong = cut_overlong
-        self._renderer = Renderer(
-            processing_class,
-            eos_token_ids=[i for ids in eos if ids is not None for i in (ids if isinstance(ids, list) else [ids])],
-            vocab_size=text_config.vocab_size,
-            chat_template_kwargs=chat_template_kwargs,
-            **kwargs,
+        self._renderer = model_renderer(
+            config,
+            [i for ids in eos for i in (ids if isinstance(ids, list) else [ids])],
+            Reading(processing_class, chat_template_kwargs or {}, **kwargs),
         )
         self._said_limit = False
 
@@ -134,18 +129,12 @@ class SentenceEncoder:
 
     def _encode(self, number: int, row: Rendered) -> EncodedResponse:
         encoded = self._with_markers(row)
-        excess = 0 if self.max_length is None else len(encoded.input_ids) - self.max_length
-        if excess <= 0:
-            return encoded
-        if self.cut_overlong:
-            return self._cut(row, encoded)
-        if self.overlong_prompt == "error" or excess >= len(row.prompt_ids):
-            raise ValueError(
-                f"Row {number} has {len(encoded.input_ids)} tokens and markers, more than the {self.max_length} that the "
-                f"reward model can read, of which its prompt has {len(row.prompt_ids)}. Shorten it"
-                + (', or pass `overlong_prompt="truncate_left"`.' if excess < len(row.prompt_ids) else ".")
-            )
-        return replace(self._with_markers(replace(row, prompt_ids=row.prompt_ids[excess:])), cut=True)
+        while self.max_length is not None and len(encoded.input_ids) > self.max_length:
+            # Without some tokens there are fewer sentences, and so fewer markers; rarely more.
+            markers = len(encoded.input_ids) - len(row.prompt_ids) - len(row.completion_ids)
+            row = fit(number, row, self.max_length, self.overlong_prompt, markers)
+            encoded = self._with_markers(row)
+        return encoded
 
     def _with_markers(self, row: Rendered) -> EncodedResponse:
         sentences = self._limit(
@@ -159,20 +148,7 @@ class SentenceEncoder:
             input_ids += [*row.completion_ids[start : last + 1], *marker]
             sentence_ends.append(len(input_ids) - 1)
             start = last + 1
-        return EncodedResponse(input_ids, sentence_ends, sentences, row.completion_ids)
-
-    def _cut(self, row: Rendered, encoded: EncodedResponse) -> EncodedResponse:
-        assert self.max_length is not None
-        response = len(encoded.input_ids) - len(row.prompt_ids)
-        row = replace(row, prompt_ids=row.prompt_ids[-(self.max_length - min(response, self.max_length // 4)) :])
-        encoded = self._with_markers(row)
-        while (excess := len(encoded.input_ids) - self.max_length) > 0:
-            # Without some tokens there are fewer sentences, and so fewer markers; rarely more.
-            length = len(row.completion_ids) - excess
-            positions = [position for position in row.action_positions if position < length]
-            row = replace(row, completion_ids=row.completion_ids[:length], action_positions=positions, finished=False)
-            encoded = self._with_markers(row)
-        return replace(encoded, cut=True)
+        return EncodedResponse(input_ids, sentence_ends, sentences, row.completion_ids, row.cut)
 
     def _limit(self, sentences: SentenceTokens) -> SentenceTokens:
         limit = self.config.max_sentences

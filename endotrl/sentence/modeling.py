@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Pretrained
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils import ModelOutput
 
-from ..frozen.placement import check_complete
+from ..frozen.names import resolve_model
+from ..frozen.own_copy import check_complete
 from .aggregation import attention_weights, sentence_rewards
 from .configuration import SentenceRewardConfig
 from .head import SentenceHead
@@ -122,12 +123,10 @@ class SentenceRewardModel(PreTrainedModel):
         Raises:
             `ValueError`: If the model is an encoder-decoder model, or a sentence reward model already.
         """
-        if model == "quickstart":
-            from ..frozen.quickstart_model import quickstart_model_path
-
-            model = quickstart_model_path()
         if not isinstance(model, PreTrainedModel):
-            model = AutoModelForCausalLM.from_pretrained(model, trust_remote_code=trust_remote_code, **kwargs)
+            model = AutoModelForCausalLM.from_pretrained(
+                resolve_model(model), trust_remote_code=trust_remote_code, **kwargs
+            )
         if model.config.is_encoder_decoder or isinstance(model, SentenceRewardModel):
             raise ValueError(
                 f"The backbone {model.config._name_or_path!r} is a {type(model).__name__}, but a sentence reward model is "

@@ -14,7 +14,10 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ..checks import check_choice
-from ..frozen.placement import check_device, eval_mode, load_config, load_tokenizer, resolve_dtype
+from ..frozen.loaded_model import eval_mode
+from ..frozen.model_renderer import context_length
+from ..frozen.names import load_config, load_tokenizer
+from ..frozen.own_copy import check_device, resolve_dtype
 from ..frozen.sharded_weights import loaded_whole
 from ..rendering.messages import Completion, Prompt
 from ..rendering.policy import PolicyBinding, Reading
@@ -77,7 +80,7 @@ class SentenceScorer:
         processing_class, segmenter, max_tokens_per_batch, dtype, device, trust_remote_code, overlong_prompt, chat_template_kwargs:
             As in [`SentenceReward`].
         cut_overlong (`bool`, *optional*, defaults to `False`):
-            Whether to cut rows that do not fit the model's context, see [`SentenceEncoder`].
+            Whether to cut rows that do not fit the model's context, as [`~endotrl.rendering.renderer.fit`] does.
 
     Raises:
         `ValueError`: If a setting is out of range, or the model is another kind of model.
@@ -243,16 +246,12 @@ class SentenceScorer:
         return self._processing_class
 
     def _make_encoder(self, reading: Reading) -> SentenceEncoder:
+        kwargs = reading._asdict()
         return SentenceEncoder(
-            reading.processing_class,
+            kwargs.pop("processing_class"),
             self.config,
             self.segmenter,
-            # Not every family has a limit (state-space models have none).
-            max_length=getattr(self.config.get_text_config(), "max_position_embeddings", None),
-            overlong_prompt=self.overlong_prompt,
-            chat_template_kwargs=reading.chat_template_kwargs,
-            cut_overlong=self.cut_overlong,
-            policy_tokens=reading.policy_tokens,
-            continues_turns=reading.continues_turns,
-            keeps_prompts=reading.keeps_prompts,
+            max_length=context_length(self.config),
+            overlong_prompt="cut" if self.cut_overlong else self.overlong_prompt,
+            **kwargs,
         )

@@ -18,6 +18,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, s
 from trl import RewardConfig, RewardTrainer
 from trl.data_utils import get_dataset_column_names
 
+from ..frozen.names import resolve_model
 from ..learning_rates import has_one_learning_rate, set_learning_rate
 from .configuration import SentenceRewardConfig
 from .modeling import SentenceRewardModel, new_modules
@@ -243,10 +244,10 @@ def _load(model: str, args: SentenceRewardTrainerConfig, quantization_config: An
         kwargs["quantization_config"] = quantization_config
     if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
         kwargs["device_map"] = None
-    if model != "quickstart":
-        config = AutoConfig.from_pretrained(model, trust_remote_code=args.trust_remote_code)
-        if isinstance(config, SentenceRewardConfig):
-            return SentenceRewardModel.from_pretrained(model, **kwargs)
+    model = resolve_model(model)
+    config = AutoConfig.from_pretrained(model, trust_remote_code=args.trust_remote_code)
+    if isinstance(config, SentenceRewardConfig):
+        return SentenceRewardModel.from_pretrained(model, **kwargs)
     return SentenceRewardModel.from_backbone(
         model, reward_model_config(args), trust_remote_code=args.trust_remote_code, **kwargs
     )

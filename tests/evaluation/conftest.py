@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, LlamaForSequenceClassification
 from endotrl import SentenceRewardModel
 from endotrl.evaluation.engine import Engine
 from endotrl.evaluation.items import Item
-from endotrl.frozen.placement import OwnCopy
+from endotrl.frozen.own_copy import OwnCopy
 from endotrl.sentence import SentenceRewardConfig
 
 

@@ -22,7 +22,7 @@ from endotrl.evaluation.items import Item, step_item
 from endotrl.evaluation.judges import Judge
 from endotrl.evaluation.reward_model import RewardModel
 from endotrl.evaluation.scorer_names import check_name, make_scorer
-from endotrl.frozen.placement import OwnCopy
+from endotrl.frozen.own_copy import OwnCopy
 
 from ..support.reference import chatml
 

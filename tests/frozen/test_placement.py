@@ -23,7 +23,10 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from endotrl.frozen.placement import LoadedModel, OwnCopy, load_config, place, resolve_dtype
+from endotrl.frozen.loaded_model import LoadedModel
+from endotrl.frozen.names import load_config
+from endotrl.frozen.own_copy import OwnCopy, resolve_dtype
+from endotrl.frozen.placement import place
 
 
 SIZES = {

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from endotrl import EndogenousReward, TokenStats
-from endotrl.frozen.placement import OwnCopy
+from endotrl.frozen.own_copy import OwnCopy
 from endotrl.rewards import endogenous_reward
 from endotrl.rewards.diagnostics import batch_diagnostics
 from endotrl.rewards.environment import reward_from_environment

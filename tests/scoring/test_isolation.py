@@ -34,7 +34,8 @@ from transformers import (
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from endotrl import EndogenousReward
-from endotrl.frozen.placement import LoadedModel, OwnCopy
+from endotrl.frozen.loaded_model import LoadedModel
+from endotrl.frozen.own_copy import OwnCopy
 from endotrl.rendering.renderer import Rendered
 from endotrl.scoring import FrozenScorer, TokenStats
 from endotrl.scoring.isolation import reads_padding

@@ -28,7 +28,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from endotrl.frozen.placement import LoadedModel
+from endotrl.frozen.loaded_model import LoadedModel
 from endotrl.rendering.renderer import Rendered
 from endotrl.scoring import FrozenScorer, packing
 from endotrl.scoring.packing import (

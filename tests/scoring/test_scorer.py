@@ -33,7 +33,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from endotrl.frozen.placement import LoadedModel
+from endotrl.frozen.loaded_model import LoadedModel
 from endotrl.rendering.renderer import Rendered
 from endotrl.scoring import FrozenScorer, TokenStats, lm_head
 

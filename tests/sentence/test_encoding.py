@@ -14,13 +14,16 @@ def tokenizer(tiny_model_path: str) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(tiny_model_path)
 
 
-def make_encoder(path: str, segmenter: Any = None, max_length: int | None = None, **config: Any) -> SentenceEncoder:
+def make_encoder(
+    path: str, segmenter: Any = None, max_length: int | None = None, overlong_prompt: Any = "error", **config: Any
+) -> SentenceEncoder:
     backbone_config = AutoConfig.from_pretrained(path)
     return SentenceEncoder(
         AutoTokenizer.from_pretrained(path),
         SentenceRewardConfig(backbone_config, **config),
         segmenter,
         max_length=max_length,
+        overlong_prompt=overlong_prompt,
     )
 
 
@@ -116,26 +119,24 @@ def test_too_many_sentences_become_one(tiny_model_path: str, caplog: pytest.LogC
 
 def test_long_rows(tiny_model_path: str) -> None:
     def encode(max_length: int | None, overlong_prompt: Any = "error") -> Any:
-        encoder = make_encoder(tiny_model_path, max_length=max_length)
-        encoder.overlong_prompt = overlong_prompt
+        encoder = make_encoder(tiny_model_path, max_length=max_length, overlong_prompt=overlong_prompt)
         return encoder(["The capital of France?"], ["Paris. Yes."])[0]
 
     whole = encode(None)
     length = len(whole.input_ids)
     assert encode(length) == whole
-    with pytest.raises(ValueError, match=f"{length} tokens and markers, more than the {length - 2}.*truncate_left"):
+    with pytest.raises(ValueError, match=f"3 markers, together more than the {length - 2} tokens.*truncate_left"):
         encode(length - 2)
     cut = encode(length - 2, "truncate_left")
     assert cut.input_ids == whole.input_ids[2:]
     assert [cut.input_ids[end] for end in cut.sentence_ends] == [PLACEHOLDER] * 3
-    with pytest.raises(ValueError, match=r"Shorten it\.$"):
+    with pytest.raises(ValueError, match="Shorten the completion"):
         encode(4, "truncate_left")
 
 
 def test_rows_that_are_cut(tiny_model_path: str, tokenizer: PreTrainedTokenizerBase) -> None:
     def encode(prompt: str, completion: str, max_length: int, marker: bool = True) -> Any:
-        encoder = make_encoder(tiny_model_path, max_length=max_length, marker=marker)
-        encoder.cut_overlong = True
+        encoder = make_encoder(tiny_model_path, max_length=max_length, marker=marker, overlong_prompt="cut")
         return encoder([prompt], [completion])[0]
 
     def ids(text: str) -> list[int]:

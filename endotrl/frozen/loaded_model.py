@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A frozen model that the user has loaded."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate.utils import has_offloaded_params
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..scoring.exclusive import exclusive
+from ..scoring.reference_pass import ReferenceRecorder
+from .names import eos_token_ids
+from .own_copy import NEEDS_CAUSAL_LM, OwnCopy
+from .weights import have_moved, named_weights, sample_weights, weights_digest
+
+
+class LoadedModel:
+    """
+    A model instance that the user has loaded. It is used as it is, without a copy, and must not be trained: that would
+    move the reward. Training it, or putting an adapter into it, is noticed and refused.
+    """
+
+    is_own = False
+
+    def __init__(self, model: PreTrainedModel, trust_remote_code: bool = False) -> None:
+        if model.config.is_encoder_decoder or model.get_output_embeddings() is None:
+            kind = "an encoder-decoder model" if model.config.is_encoder_decoder else "a model without an LM head"
+            raise ValueError(f"A {type(model).__name__} was given, {kind}. {NEEDS_CAUSAL_LM}")
+        on_meta = [name for name, tensor in named_weights(model) if tensor.is_meta]
+        if on_meta and not any(has_offloaded_params(module) for module in model.modules()):
+            raise ValueError(
+                f"The {type(model).__name__} given has weights on the device `meta` ({on_meta[0]}, ...), and none of "
+                "its modules loads them: they were never loaded, or are offloaded as one block. Load it with "
+                "`from_pretrained`, which offloads layer by layer where a `device_map` says so."
+            )
+        self.config = model.config
+        self.eos_token_ids = eos_token_ids(model.generation_config)
+        self.description = f"the {type(model).__name__} given"
+        self.recorder: ReferenceRecorder | None = None
+        self._trust_remote_code = trust_remote_code
+        self._model: PreTrainedModel = model
+        self._versions, self._sample = _versions(model), sample_weights(named_weights(model))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "LoadedModel":
+        return self  # the instance is not copied, as it is not when the reward is made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return copy.copy, (self.as_own_copy(),)  # unpickled as a copy of its own
+
+    def as_own_copy(self) -> OwnCopy:
+        """
+        The same model by name, for a pickle. That it has the same weights is checked when it is loaded.
+
+        Raises:
+            `TypeError`: If the model was not loaded from a path or hub.
+        """
+        name = self.config._name_or_path
+        if not name:
+            raise TypeError(
+                "A reward made from a model instance can be pickled only if the instance was loaded from a path or the "
+                "hub, because weights are not pickled. Pass a path to `EndogenousReward`."
+            )
+        return OwnCopy(
+            name,
+            self._model.dtype,
+            trust_remote_code=self._trust_remote_code,
+            expected_digest=weights_digest(self._model),
+        )
+
+    def digest(self, dtype: torch.dtype) -> str:
+        """[`weights_digest`] of the instance, without an adapter that a trainer has put into it since."""
+        base = sample_weights(named_weights(self._model, without_adapters=True))
+        return weights_digest(self._model, without_adapters=not have_moved(self._sample, base))
+
+    @contextmanager
+    def active(self) -> Iterator[PreTrainedModel]:
+        with exclusive(self._model), eval_mode(self._model):
+            self._check_unchanged()
+            yield self._model
+
+    def _check_unchanged(self) -> None:
+        if _versions(self._model) != self._versions or have_moved(
+            self._sample, sample_weights(named_weights(self._model))
+        ):
+            raise RuntimeError(
+                "The model instance given to the endogenous reward has changed since: its weights were updated, or an "
+                "adapter was put into it. The reward must come from a frozen model. If it is the policy that you "
+                "train, share its frozen base with `EndogenousReward(model=None)` and `reward.attach(trainer)`; or "
+                "pass a path, so that the reward loads its own copy."
+            )
+
+
+def _versions(model: PreTrainedModel) -> dict[str, tuple[torch.dtype, int]]:
+    """
+    Changes with most updates of a weight. What it does not see, fused optimizers and `.data`, changes all values of a
+    tensor.
+    """
+    return {
+        name: (tensor.dtype, 0 if tensor.is_inference() else tensor._version)
+        for name, tensor in named_weights(model)
+        # Offloaded weights are made anew by each pass, and kernels rearrange those that are quantised.
+        if tensor.is_floating_point() and not tensor.is_meta
+    }
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards every module is as it was (a plain `train()` would wake frozen dropout)."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The renderer of a frozen model: its context length, vocabulary and end tokens, from its config."""
+
+from collections.abc import Iterable
+
+from transformers import PretrainedConfig
+
+from ..rendering.policy import Reading
+from ..rendering.renderer import Overlong, Renderer
+
+
+def context_length(config: PretrainedConfig) -> int | None:
+    """Longest sequence that a model reads, in tokens. Not every family has a limit (state-space models have none)."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def model_renderer(
+    config: PretrainedConfig,
+    eos_token_ids: Iterable[int | None],
+    reading: Reading,
+    overlong: Overlong | None = None,
+) -> Renderer:
+    """
+    Renderer for a model.
+
+    Args:
+        config ([`~transformers.PretrainedConfig`]):
+            Config of the model.
+        eos_token_ids (`Iterable[int | None]`):
+            Tokens that end a response, of model and tokenizer. `None` is left out.
+        reading ([`Reading`]):
+            How prompts are read.
+        overlong (`str`, *optional*):
+            What to do with rows longer than the model's context: see [`~endotrl.rendering.renderer.fit`]. `None` if the caller
+            looks after them.
+    """
+    return Renderer(
+        eos_token_ids=[token_id for token_id in eos_token_ids if token_id is not None],
+        vocab_size=config.get_text_config().vocab_size,
+        max_length=None if overlong is None else context_length(config),
+        overlong_prompt=overlong or "error",
+        **reading._asdict(),
+    )

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Model names: `"quickstart"`, paths and hub ids, and the config and tokenizer behind them."""
+
+import os
+
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+
+from .quickstart_model import quickstart_model_path
+
+
+def resolve_model(name: str | os.PathLike[str]) -> str:
+    """
+    Path or hub id for a model name.
+
+    Args:
+        name (`str` or `os.PathLike`):
+            `"quickstart"` for the demo's model, which is converted on first use; any other name is returned as it is.
+    """
+    return quickstart_model_path() if name == "quickstart" else os.fspath(name)
+
+
+def load_config(model: str, trust_remote_code: bool = False) -> PretrainedConfig:
+    """
+    Config of a model by name.
+
+    Raises:
+        `OSError`: If there is no such model, with the reason.
+    """
+    model = resolve_model(model)
+    try:
+        return AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+    except Exception as error:  # of many kinds, as each family checks its values in its own way
+        raise OSError(
+            f"The frozen model {model!r} cannot be loaded: it is neither a folder with a model's `config.json` nor a "
+            f"model that the Hugging Face hub gives. Check the name, or pass a loaded model. Reason: {error}"
+        ) from error
+
+
+def load_tokenizer(model: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """
+    Tokenizer of a model by name.
+
+    Raises:
+        `OSError`: If there is none, or it is damaged, with the reason.
+    """
+    model = resolve_model(model)
+    try:
+        return AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
+    except Exception as error:  # tokenizers raises plain `Exception` for a file that it cannot read
+        raise OSError(
+            f"The tokenizer of {model!r} cannot be loaded. Are its files (`tokenizer.json`, `tokenizer_config.json`) beside the "
+            f"model's? If they are elsewhere, load them from there, and pass `processing_class`. Reason: {error}"
+        ) from error
+
+
+def load_generation_config(model: str, config: PretrainedConfig) -> GenerationConfig:
+    """Generation config of a model by name; made from its config if there is none."""
+    try:
+        return GenerationConfig.from_pretrained(model)
+    except OSError:  # the file is optional
+        return GenerationConfig.from_model_config(config)
+
+
+def eos_token_ids(generation_config: GenerationConfig | None) -> list[int]:
+    """Tokens that end a completion; none if the config names none."""
+    eos = None if generation_config is None else generation_config.eos_token_id
+    return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A reward's own copy of the frozen model: loading by name, dtype and device, offloading, sharding."""
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from ..scoring.exclusive import exclusive
+from ..scoring.reference_pass import ReferenceRecorder
+from .names import eos_token_ids, load_config, load_generation_config, resolve_model
+from .sharded_weights import loaded_whole, whole_weights
+from .weights import weights_digest
+
+
+NEEDS_CAUSAL_LM = (
+    "The endogenous reward is read off the next-token logits of a causal language model: pass one that "
+    "`AutoModelForCausalLM` loads."
+)
+
+
+def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """
+    The dtype of the frozen model. `"auto"` is bfloat16 on accelerators and float32 on CPU.
+
+    Raises:
+        `ValueError`: If `dtype` names no floating dtype of torch.
+    """
+    if dtype == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    resolved = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}.get(str(dtype), dtype)
+    if not isinstance(resolved, torch.dtype) or not resolved.is_floating_point:
+        raise ValueError(f'`dtype` is {dtype!r}, but it must be "auto", "float32", "bfloat16" or "float16".')
+    return resolved
+
+
+def check_device(device: str | torch.device | None) -> None:
+    """Raises `ValueError` if `device` names no device of torch. Whether it is there shows when it is used."""
+    try:
+        torch.device("cpu" if device is None else device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f'`device` is {device!r}, but it must be one of torch, such as "cuda:0" or "cpu".') from error
+
+
+def check_complete(what: str, missing_keys: Collection[str]) -> None:
+    """Raises `OSError` if a checkpoint lacks weights. transformers warns, and fills them with random numbers."""
+    if missing_keys:
+        raise OSError(
+            f"The checkpoint of {what} lacks weights: {', '.join(sorted(missing_keys)[:5])}"
+            f"{', ...' if len(missing_keys) > 5 else ''}. It was cut off while it was saved or downloaded, or is of another "
+            "kind of model."
+        )
+
+
+class OwnCopy:
+    """
+    The reward's own frozen copy, loaded on first use and kept on one device.
+
+    Every process keeps a whole copy, unless [`shard`] says otherwise.
+
+    Args:
+        model (`str`):
+            Path, hub id or `"quickstart"`.
+        dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`):
+            See [`resolve_dtype`].
+        device (`str` or `torch.device`, *optional*):
+            Defaults to this process's device, as `accelerate` gives it.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether code from the model's repository may run.
+        offload (`bool`, *optional*, defaults to `False`):
+            Whether to keep the weights in CPU memory while they are not used.
+        expected_digest (`str`, *optional*):
+            [`weights_digest`] that the loaded model must have.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        dtype: str | torch.dtype = "auto",
+        device: str | torch.device | None = None,
+        trust_remote_code: bool = False,
+        offload: bool = False,
+        expected_digest: str | None = None,
+    ) -> None:
+        resolve_dtype(dtype, torch.device("cpu"))  # raises now if the dtype is none
+        check_device(device)
+        model = resolve_model(model)
+        self.config = load_config(model, trust_remote_code)
+        if self.config.is_encoder_decoder:
+            raise ValueError(f"{model!r} is an encoder-decoder model. {NEEDS_CAUSAL_LM}")
+        of_its_own_code = "AutoModelForCausalLM" in (vars(self.config).get("auto_map") or {})
+        if type(self.config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not of_its_own_code:
+            raise ValueError(
+                f"{model!r} is a model of type {self.config.model_type!r}, which `AutoModelForCausalLM` does not load. "
+                f"{NEEDS_CAUSAL_LM} Of a model that reads images too, load it yourself, and pass the instance: it scores text."
+            )
+        self.eos_token_ids = eos_token_ids(load_generation_config(model, self.config))
+        self.description = f"own copy of {model}"
+        self.recorder: ReferenceRecorder | None = None
+        self._name = model
+        self._dtype, self._device, self._trust_remote_code = dtype, device, trust_remote_code
+        self._offload = offload
+        self._expected_digest = expected_digest
+        self._model: PreTrainedModel | None = None
+        # Of a trainer that shards, if this copy is to be sharded too.
+        self._accelerator: Accelerator | None = None
+        self._wrapped: Any = None
+
+    @property
+    def is_own(self) -> bool:
+        return self._accelerator is None  # a sharded copy is the engine's as well
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_model": None, "_accelerator": None, "_wrapped": None}
+
+    def shard(self, accelerator: Accelerator) -> None:
+        """
+        Splits the copy over the processes, as the policy is split. It is put together for each call, which all processes
+        must make together.
+
+        Args:
+            accelerator ([`~accelerate.Accelerator`]):
+                Of a trainer that shards its weights: see [`shards_weights`].
+
+        Raises:
+            `ValueError`: If the copy is loaded already, or is to be offloaded or on another device.
+        """
+        if self._model is not None or self._offload or self._device is not None:
+            raise ValueError(
+                f"The {self.description} cannot be sharded: it is loaded already, or was given a `device` or `offload=True`. "
+                "Shard it before it is used, without these."
+            )
+        self._accelerator = accelerator
+        self.description = f"own copy of {self._name}, sharded"
+
+    def digest(self, dtype: torch.dtype) -> str:
+        """
+        [`weights_digest`] of this copy. If it is not loaded yet, it is for the time of the call, into CPU memory.
+
+        Args:
+            dtype (`torch.dtype`):
+                Dtype in which to load it.
+        """
+        if self._model is not None:
+            with self.active() as model:
+                return weights_digest(model)
+        with loaded_whole():
+            return weights_digest(self._from_pretrained(dtype))
+
+    @contextmanager
+    def active(self) -> Iterator[PreTrainedModel]:
+        with exclusive(self), self._loaded() as model:
+            yield model
+
+    @contextmanager
+    def _loaded(self) -> Iterator[PreTrainedModel]:
+        if self._accelerator is not None:
+            is_new = self._model is None
+            if self._model is None:
+                self._model, self._wrapped = self._load_sharded(self._accelerator)
+            with whole_weights(self._wrapped, self._accelerator):
+                if is_new:
+                    self._check_digest(self._model)
+                yield self._model
+            return
+        device = PartialState().device if self._device is None else torch.device(self._device)
+        if self._model is None:
+            self._model = self._load(device)
+        elif self._offload:
+            self._model.to(device)
+        try:
+            yield self._model
+        finally:
+            if self._offload:
+                self._model.to("cpu")
+
+    def _load(self, device: torch.device) -> PreTrainedModel:
+        with loaded_whole():
+            model = self._from_pretrained(resolve_dtype(self._dtype, device))
+        self._check_digest(model)
+        return model.to(device).eval().requires_grad_(False)
+
+    def _load_sharded(self, accelerator: Accelerator) -> tuple[PreTrainedModel, Any]:
+        """The model, and what wraps it."""
+        from trl.models import prepare_deepspeed, prepare_fsdp
+
+        dtype = resolve_dtype(self._dtype, accelerator.device)
+        if accelerator.is_fsdp2:
+            with loaded_whole():
+                model = self._from_pretrained(dtype)
+            return model, prepare_fsdp(model.requires_grad_(False), accelerator)
+        model = self._from_pretrained(dtype)  # arrives in parts
+        return model, prepare_deepspeed(model.requires_grad_(False), accelerator)
+
+    def _from_pretrained(self, dtype: torch.dtype) -> PreTrainedModel:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            self._name, dtype=dtype, trust_remote_code=self._trust_remote_code, output_loading_info=True
+        )
+        check_complete(f"the frozen model {self._name!r}", info["missing_keys"])
+        return model
+
+    def _check_digest(self, model: PreTrainedModel) -> None:
+        if self._expected_digest is not None and weights_digest(model) != self._expected_digest:
+            raise OSError(
+                f"The reward was made from a model instance that was loaded from {self._name!r} and changed after "
+                "that (an adapter merged or put into it, weights trained, quantised or resized), so that its pickle, "
+                "which has no weights, cannot give it back. Save the instance (`save_pretrained`), and make the "
+                "reward with that path."
+            )
