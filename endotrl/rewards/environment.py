@@ -11,9 +11,10 @@ from .protocol import DenseScores
 
 class _EnvironmentReward:
     """
-    An endogenous reward for `trl grpo --reward_funcs endotrl.rewards.endogenous_reward`, which takes a ready callable and
-    no parameters: made on first use from the environment variables `ENDOTRL_MODEL`, `ENDOTRL_ALPHA`, ..., one for each
-    parameter of [`EndogenousReward`] that is a string or a number. The `env:` block of TRL's YAML files sets them.
+    An endogenous reward for `trl grpo --reward_funcs endotrl.rewards.endogenous_reward`, which takes a ready callable
+    and no parameters: made on first use from the environment variables `ENDOTRL_MODEL`, `ENDOTRL_ALPHA`, ..., one for
+    each parameter of [`EndogenousReward`] that is a string or a number. The `env:` block of TRL's YAML files sets
+    them.
     """
 
     __name__ = "endogenous_reward"

@@ -532,7 +532,7 @@ class TestPlacement:
         with reward._placement.active() as own:
             before = weights(own)
         for form in FORMS:
-            reward.token_reward = form
+            reward.rule = replace(reward.rule, token_reward=form)
             reward(case.prompts, case.completions, case.completion_ids, log_metric=lambda key, value: None)
             reward.score(case.prompts, case.completions)
         assert_same_to_the_bit(before, weights(own))
@@ -593,7 +593,7 @@ class TestPlacement:
         assert not EndogenousReward(model).is_shared
 
     def test_repr(self, model: PreTrainedModel) -> None:
-        assert repr(EndogenousReward(None)).startswith("EndogenousReward(not attached to a trainer yet, alpha=1.0")
+        assert repr(EndogenousReward(None)).startswith("EndogenousReward(not attached to a trainer yet, token_reward='bellman'")
         assert "the LlamaForCausalLM given" in repr(EndogenousReward(model))
 
 
