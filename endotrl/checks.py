@@ -2,10 +2,7 @@
 """Ranges of settings that several objects have."""
 
 from collections.abc import Mapping, Sequence
-from numbers import Real
-from typing import Any
-
-from torch import Tensor
+from typing import Any, SupportsFloat
 
 
 def check_alpha(alpha: float) -> None:
@@ -42,5 +39,5 @@ def check_criterion(criterion: Any) -> Any:
 
 
 def _is_number(value: object) -> bool:
-    # YAML reads `1e-1` as text.
-    return isinstance(value, Real | Tensor)
+    # Tensors too; and YAML reads `1e-1` as text.
+    return isinstance(value, SupportsFloat)
