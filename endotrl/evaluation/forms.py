@@ -28,6 +28,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,12 +123,10 @@ class Form:
 
     @cached_property
     def rule(self) -> RewardRule:
-        """
-        Its settings; for `gain` those of `log_prob`, and for `matched` those of `sum`, which it makes its own of.
-        """
-        token = "log_prob" if self.token == GAIN else self.token
+        """Its settings: for `gain` those of `log_prob`, and for `matched` those of `sum`."""
+        token: Any = "log_prob" if self.token == GAIN else self.token
         aggregate = "sum" if self.aggregate == MATCHED else self.aggregate
-        return RewardRule(token, aggregate if self.parameter is None else f"{aggregate}={self.parameter!r}")  # type: ignore[arg-type]
+        return RewardRule(token, aggregate if self.parameter is None else f"{aggregate}={self.parameter!r}")
 
     def token_rewards(self, response: ScoredResponse) -> Tensor:
         """Token rewards of a response, of shape `(H,)`, float32."""

@@ -25,8 +25,8 @@ class Generalist(FrozenModelReward):
     ) -> None:
         if gain.generalist is None:
             raise ValueError(
-                "The `generalist` of `InformationGain` is None, but it must be a path, a hub id or a loaded model: no trainer "
-                "has one to share."
+                "The `generalist` of `InformationGain` is None, but it must be a path, a hub id or a loaded model: no "
+                "trainer has one to share."
             )
         # Of a loaded model, the tokenizer cannot always be found.
         processing_class = processing_class if isinstance(gain.generalist, PreTrainedModel) else None
@@ -39,8 +39,8 @@ class Generalist(FrozenModelReward):
         if theirs is not ours and theirs.get_vocab() != ours.get_vocab():
             raise ValueError(
                 f"The generalist {self.config._name_or_path!r} has another tokenizer than the frozen model "
-                f"{reward.config._name_or_path!r}, so that their log-probabilities are of different tokens. Take two models of one "
-                "family."
+                f"{reward.config._name_or_path!r}, so that their log-probabilities are of different tokens. Take two "
+                "models of one family."
             )
 
     def add_log_probs(self, rows: list[Rendered], stats: Sequence[TokenStats], progress: bool) -> list[TokenStats]:

@@ -149,16 +149,16 @@ SETTINGS = {
             "token_reward",
             str,
             "bellman",
-            "Form of the token rewards: f(s, a) - gamma V(s'); alpha log pi; alpha (log pi + entropy); minus the entropy; "
-            "KL of the uniform distribution to pi.",
+            "Form of the token rewards: f(s, a) - gamma V(s'); alpha log pi; alpha (log pi + entropy); minus the "
+            "entropy; KL of the uniform distribution to pi.",
             TOKEN_REWARDS,
         ),
         RewardSetting(
             "aggregate",
             str,
             "sum",
-            "How token rewards become one number: 'sum' (without V(s_1), a constant of the prompt), 'mean' (the same per "
-            "token), 'discounted' (the sum of discount^(h-1) r_h), 'power=NUMBER' (the sum over H^NUMBER), "
+            "How token rewards become one number: 'sum' (without V(s_1), a constant of the prompt), 'mean' (the same "
+            "per token), 'discounted' (the sum of discount^(h-1) r_h), 'power=NUMBER' (the sum over H^NUMBER), "
             "'first=NUMBER' (the sum over that many tokens), or 'min'.",
         ),
         RewardSetting("discount", float, 0.95, "Discount of the aggregate 'discounted', in (0, 1]."),
@@ -166,8 +166,8 @@ SETTINGS = {
             "truncation",
             str,
             "terminal",
-            "Completions without an end-of-sequence token: the state after the last token is the end; subtract the model's "
-            "own value of it; no reward.",
+            "Completions without an end-of-sequence token: the state after the last token is the end; subtract the "
+            "model's own value of it; no reward.",
             get_args(Truncation),
         ),
         RewardSetting(
@@ -194,7 +194,8 @@ SETTINGS = {
             "device",
             str | None,
             None,
-            "Device of the frozen model's own copy, such as cpu or cuda:1 (default: the best there is, or the process's own).",
+            "Device of the frozen model's own copy, such as cpu or cuda:1 (default: the best there is, or the process's "
+            "own).",
         ),
         RewardSetting(
             "trust_remote_code",
@@ -239,8 +240,8 @@ SETTINGS = {
             "correction",
             str | None,
             None,
-            "What is taken out of the reward: what length explains (in training only), or what single tokens lose beyond "
-            "a bound.",
+            "What is taken out of the reward: what length explains (in training only), or what single tokens lose "
+            "beyond a bound.",
             get_args(CorrectionName),
         ),
     )
