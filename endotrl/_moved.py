@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Import paths of 0.1 that moved: they work for one release, with a `DeprecationWarning`."""
+"""Import paths and calls of 0.1 that changed: they work for one release, with a warning."""
 
+import functools
 import importlib
+import inspect
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 
 MOVED = {
@@ -36,3 +39,30 @@ class MovedModules(MetaPathFinder, Loader):
         former, name = module.__name__, MOVED[module.__name__]
         warnings.warn(f"`{former}` is now `{name}`.", DeprecationWarning, stacklevel=2)
         sys.modules[former] = importlib.import_module(name)
+
+
+def accept_positional(init: Callable[..., None]) -> Callable[..., None]:
+    """
+    Lets an `__init__` take its keyword-only arguments by position, in their order, with a `FutureWarning` that names
+    them.
+    """
+    parameters = list(inspect.signature(init).parameters.values())
+    by_position = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
+    keywords = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+
+    @functools.wraps(init)
+    def wrapped(*args: Any, **settings: Any) -> None:
+        late = args[len(by_position) :]
+        if late and len(late) <= len(keywords):
+            given = dict(zip(keywords, late, strict=False))
+            words = ", ".join(f"{name}={value!r}" for name, value in given.items())
+            warnings.warn(
+                f"Arguments after `{by_position[-1]}` become keyword-only in the next release: pass `{words}`.",
+                FutureWarning,
+                stacklevel=2,
+            )
+            init(*args[: len(by_position)], **given, **settings)
+        else:
+            init(*args, **settings)
+
+    return wrapped

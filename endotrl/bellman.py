@@ -7,8 +7,8 @@ A response is a trajectory of a token MDP: state `s_h = (prompt, a_1..a_{h-1})`,
 (Prop. 1 of https://huggingface.co/papers/2506.23235), so they can be read as a soft Q-function, and its inverse soft
 Bellman operator gives every token a reward.
 
-Notation of tensor shapes: `B` completions, `H` tokens of a completion, `V` vocabulary. All functions compute and return
-float32 whatever they are given, and take any number of leading batch dimensions.
+Notation of tensor shapes: `B` completions, `H` tokens of a completion, `V` vocabulary. All functions compute and
+return float32 whatever they are given, and take any number of leading batch dimensions.
 """
 
 from typing import Literal, NamedTuple
@@ -25,8 +25,8 @@ Aggregate = Literal["sum", "mean", "discounted"]
 
 def soft_value(logits: Tensor, alpha: float = 1.0) -> Tensor:
     r"""
-    Soft value of a state, $V(s) = \alpha \log \sum_a \exp(f(s, a) / \alpha)$ (https://huggingface.co/papers/2506.23235,
-    Section 3).
+    Soft value of a state, $V(s) = \alpha \log \sum_a \exp(f(s, a) / \alpha)$
+    (https://huggingface.co/papers/2506.23235, Section 3).
 
     Args:
         logits (`torch.Tensor` of shape `(..., V)`):
@@ -67,8 +67,8 @@ def token_rewards(
     - `"bellman"`: $r_h = f(s_h, a_h) - \gamma V(s_{h+1})$, the inverse soft Bellman operator (eq. 11 of
       https://huggingface.co/papers/2506.23235). Equal to $\alpha \log \hat\pi(a_h|s_h) + V(s_h) - \gamma V(s_{h+1})$.
     - `"log_prob"`: $r_h = \alpha \log \hat\pi(a_h|s_h) = f(s_h, a_h) - V(s_h)$, the same without the potential $V$.
-    - `"centered"`: $r_h = \alpha (\log \hat\pi(a_h|s_h) + \mathcal{H}(\hat\pi(\cdot|s_h)))$, whose expectation under the
-      frozen model is 0 at every length, so that length alone earns nothing.
+    - `"centered"`: $r_h = \alpha (\log \hat\pi(a_h|s_h) + \mathcal{H}(\hat\pi(\cdot|s_h)))$, whose expectation under
+      the frozen model is 0 at every length, so that length alone earns nothing.
 
     `soft_values` decides what follows the last token: $V(s_{H+1}) = 0$ for a response that ended (terminal state), the
     model's own value to bootstrap a response that was cut off.
@@ -91,8 +91,8 @@ def token_rewards(
         `torch.Tensor` of shape `(..., H)`, float32: rewards, in nats for `alpha=1.0`.
 
     Raises:
-        `ValueError`: If shapes do not fit, `alpha` or `gamma` is out of range, `form` is unknown, or `"centered"` lacks
-        `entropies`.
+        `ValueError`: If shapes do not fit, `alpha` or `gamma` is out of range, `form` is unknown, or `"centered"`
+        lacks `entropies`.
 
     Example:
     ```python
@@ -138,9 +138,9 @@ def outcome_reward(
     r"""
     One number for a whole response from its token rewards.
 
-    - `"sum"`: $\sum_h r_h - V(s_1)$. For a finished response and `"bellman"` rewards with `gamma=1.0` this telescopes to
-      $\alpha \log \hat\pi(y|x)$, the outcome reward (eq. 12 of https://huggingface.co/papers/2506.23235) without the
-      constant $V(s_1)$ of the prompt.
+    - `"sum"`: $\sum_h r_h - V(s_1)$. For a finished response and `"bellman"` rewards with `gamma=1.0` this telescopes
+      to $\alpha \log \hat\pi(y|x)$, the outcome reward (eq. 12 of https://huggingface.co/papers/2506.23235) without
+      the constant $V(s_1)$ of the prompt.
     - `"mean"`: the same divided by the number of tokens.
     - `"discounted"`: $\sum_h \delta^{h-1} r_h$ with $\delta$ = `discount`, which looks at about the first
       $1/(1-\delta)$ tokens.
@@ -201,7 +201,8 @@ class Contributions(NamedTuple):
         tokens (`torch.Tensor` of shape `(H,)`):
             Contributions of the tokens, float64.
         prompt (`float`, *optional*, defaults to `0.0`):
-            What the prompt has of the outcome: $V(s_1)$, which the aggregate `"discounted"` of `"bellman"` rewards keeps.
+            What the prompt has of the outcome: $V(s_1)$, which the aggregate `"discounted"` of `"bellman"` rewards
+            keeps.
         cut_off (`float`, *optional*, defaults to `0.0`):
             What the state after the last token has of it, in a response that was cut off.
     """
@@ -218,7 +219,8 @@ class Contributions(NamedTuple):
 
 def aggregate_weights(num_tokens: int, aggregate: Aggregate = "sum", discount: float = 0.95) -> Tensor:
     r"""
-    Weights of token rewards in [`outcome_reward`]: 1 for `"sum"`, $1/H$ for `"mean"`, $\delta^{h-1}$ for `"discounted"`.
+    Weights of token rewards in [`outcome_reward`]: 1 for `"sum"`, $1/H$ for `"mean"`, $\delta^{h-1}$ for
+    `"discounted"`.
 
     Returns:
         `torch.Tensor` of shape `(H,)`, float64.
@@ -232,15 +234,15 @@ def bellman_contributions(
     chosen_logits: Tensor, soft_values: Tensor, weights: Tensor, gamma: float = 1.0, keep_initial_value: bool = False
 ) -> Contributions:
     r"""
-    Contributions of tokens to a weighted sum of `"bellman"` rewards, $\sum_h w_h (f(s_h, a_h) - \gamma V(s_{h+1}))$, without
-    the potential that moves credit from each token to the one before it:
+    Contributions of tokens to a weighted sum of `"bellman"` rewards, $\sum_h w_h (f(s_h, a_h) - \gamma V(s_{h+1}))$,
+    without the potential that moves credit from each token to the one before it:
 
     $$
     c_1 = w_1 (f(s_1, a_1) - V(s_1)), \qquad c_h = w_h f(s_h, a_h) - \gamma w_{h-1} V(s_h) \quad (h > 1).
     $$
 
-    With $\gamma = 1$ and equal weights, $c_h = w_h \alpha \log \hat\pi(a_h|s_h)$: no constant that is added to the logits of a
-    state changes it, while it moves the Bellman rewards themselves at will.
+    With $\gamma = 1$ and equal weights, $c_h = w_h \alpha \log \hat\pi(a_h|s_h)$: no constant that is added to the
+    logits of a state changes it, while it moves the Bellman rewards themselves at will.
 
     Args:
         chosen_logits (`torch.Tensor` of shape `(H,)`), soft_values (`torch.Tensor` of shape `(H + 1,)`):

@@ -2,8 +2,10 @@
 """What the commands of the command line have in common: exit codes, and types and help of their options."""
 
 import argparse
-import json
 from typing import Any
+
+from ..rewards import settings
+from ..rewards.settings import SETTINGS
 
 
 EXIT_OK, EXIT_BAD_ROWS, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 2, 130
@@ -19,12 +21,9 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 def positive(text: str) -> int:
     """Type of options that are whole numbers of at least 1."""
     try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return value
+        return settings.positive(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1") from error
 
 
 def positive_number(text: str) -> float:
@@ -41,9 +40,30 @@ def positive_number(text: str) -> float:
 def json_object(text: str) -> dict[str, Any]:
     """Type of options that are JSON objects."""
     try:
-        value = json.loads(text)
+        return settings.json_object(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError("must be a JSON object")
-    return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object") from error
+
+
+def add_reward_settings(parser: Any, *names: str) -> None:
+    """Adds options `--<name>` of settings of [`EndogenousReward`] to a parser or a group."""
+    metavars = {int: "N", dict[str, Any] | None: "JSON", dict[str, str] | str | None: "TEXT"}
+    for name in names:
+        setting = SETTINGS[name]
+        option = "--" + name.replace("_", "-")
+        text = setting.help[0].lower() + setting.help[1:].removesuffix(".")
+
+        def read(text: str, setting: settings.RewardSetting = setting) -> Any:
+            try:
+                return setting.read(text)
+            except ValueError as error:
+                raise argparse.ArgumentTypeError(f"{text!r}, but it {error}") from error
+
+        if setting.type is bool:
+            parser.add_argument(option, action="store_true", help=text)
+        elif setting.choices:
+            parser.add_argument(option, choices=setting.choices, default=setting.default, help=text)
+        else:
+            parser.add_argument(
+                option, type=read, default=setting.default, metavar=metavars.get(setting.type), help=text
+            )

@@ -4,7 +4,7 @@
 import argparse
 from typing import Any
 
-from .common import HelpFormatter, json_object, positive
+from .common import HelpFormatter, add_reward_settings, json_object, positive
 
 
 BENCHMARK_HELP = {
@@ -80,7 +80,7 @@ def _add_benchmark(parser: argparse.ArgumentParser, name: str) -> None:
         "single-pass, two-pass, judges, controls (default: single-pass controls)",
     )
     _add_output(parser, f"eval-{name}")
-    add("--alpha", type=float, default=1.0, help="temperature of the soft value; language models have 1")
+    add_reward_settings(parser, "alpha")
     add(
         "--chat",
         action=argparse.BooleanOptionalAction,
@@ -106,21 +106,7 @@ def _add_benchmark(parser: argparse.ArgumentParser, name: str) -> None:
 def _add_model(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", required=True, help='model: path, hub id, or "quickstart" for the model of the demo')
-    add(
-        "--dtype",
-        choices=("auto", "float32", "bfloat16", "float16"),
-        default="auto",
-        help="dtype of the model: auto is bfloat16 on accelerators and float32 on CPU",
-    )
-    add("--device", help="device of the model, such as cpu or cuda:1 (default: the best there is)")
-    add("--trust-remote-code", action="store_true", help="let code from the model's repository run")
-    add(
-        "--max-tokens-per-batch",
-        metavar="N",
-        type=positive,
-        default=8192,
-        help="tokens of one forward pass; bounds memory, does not change results",
-    )
+    add_reward_settings(parser, "dtype", "device", "trust_remote_code", "max_tokens_per_batch")
 
 
 def _add_output(parser: argparse.ArgumentParser, default: str) -> None:

@@ -18,7 +18,16 @@ from .score_options import default_options
 
 
 # Settings of the endogenous reward that a sentence reward model does not have.
-ENDOGENOUS_OPTIONS = ("alpha", "gamma", "token_reward", "aggregate", "discount", "truncation", "criterion")
+ENDOGENOUS_OPTIONS = (
+    "alpha",
+    "gamma",
+    "token_reward",
+    "aggregate",
+    "discount",
+    "truncation",
+    "criterion",
+    "correction",
+)
 SHOWN_SETTINGS = ("token_reward", "aggregate", "alpha", "gamma", "truncation", "criterion")  # on the page
 SHOWN_ERRORS = 20  # bad rows named on the terminal; the error file has them all
 
@@ -141,7 +150,14 @@ def _make_reward(args: argparse.Namespace) -> tuple[Any, dict[str, Any], bool]:
     if by_sentence:
         _check_no_endogenous_option(args)
     else:
-        settings = {**{name: getattr(args, name) for name in ENDOGENOUS_OPTIONS}, **settings}
+        if args.correction == "length":
+            raise ValueError(
+                "--correction length compares the completions of one batch, and every row is scored by itself. Use it in training."
+            )
+        given = {name: getattr(args, name) for name in ENDOGENOUS_OPTIONS}
+        if args.correction is None:
+            del given["correction"]  # as files that were begun before there was the option have it
+        settings = {**given, **settings}
     reward: EndogenousReward | SentenceReward = (SentenceReward if by_sentence else EndogenousReward)(
         args.model,
         **settings,

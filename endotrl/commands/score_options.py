@@ -6,7 +6,8 @@ import json
 import shlex
 from typing import Any
 
-from .common import EXIT_BAD_ROWS, EXIT_OK, HelpFormatter, json_object, positive
+from ..rewards.settings import SETTINGS
+from .common import EXIT_BAD_ROWS, EXIT_OK, HelpFormatter, add_reward_settings, positive
 
 
 def add_score(commands: Any) -> None:
@@ -102,77 +103,10 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add("--quiet", action="store_true", help="show neither progress nor table; errors only")
 
     settings = parser.add_argument_group("reward", "As the parameters of `endotrl.EndogenousReward`.")
-    add = settings.add_argument
-    add("--alpha", type=float, default=1.0, help="temperature of the soft value; language models have 1")
-    add("--gamma", type=float, default=1.0, help="discount inside the operator, in (0, 1]")
-    add(
-        "--token-reward",
-        choices=("bellman", "log_prob", "centered"),
-        default="bellman",
-        help="form of the token rewards: f(s, a) - gamma V(s'); alpha log pi; alpha (log pi + entropy)",
-    )
-    add(
-        "--aggregate",
-        choices=("sum", "mean", "discounted"),
-        default="sum",
-        help="how token rewards become one number: their sum without V(s_1), a constant of the prompt; the same by "
-        "token; or the sum of discount^(h-1) r_h",
-    )
-    add("--discount", type=float, default=0.95, help="discount of --aggregate discounted, in (0, 1]")
-    add(
-        "--truncation",
-        choices=("terminal", "bootstrap", "skip"),
-        default="terminal",
-        help='completions without an end-of-sequence token (only rows with "completion_ids" can be: text counts as '
-        "complete): the state after the last token is the end; subtract the model's own value of it; no reward",
-    )
-    add(
-        "--criterion",
-        metavar="TEXT",
-        type=_criterion,
-        help='system message under which the model judges; or JSON {"domain": "message", ...}, one for each value of '
-        'the key "domain" of the rows',
-    )
-    add(
-        "--chat-template-kwargs",
-        metavar="JSON",
-        type=json_object,
-        help='further arguments of the chat template, such as {"enable_thinking": false}',
-    )
-    add(
-        "--overlong-prompt",
-        choices=("error", "truncate_left"),
-        default="error",
-        help="rows longer than the model's context: report the row as bad, or drop the beginning of its prompt",
-    )
-    add(
-        "--max-tokens-per-batch",
-        metavar="N",
-        type=positive,
-        default=8192,
-        help="tokens of one forward pass; bounds memory, does not change rewards",
-    )
-    add(
-        "--dtype",
-        choices=("auto", "float32", "bfloat16", "float16"),
-        default="auto",
-        help="dtype of the model: auto is bfloat16 on accelerators and float32 on CPU",
-    )
-    add("--device", help="device of the model, such as cpu or cuda:1 (default: the best there is)")
-    add("--trust-remote-code", action="store_true", help="let code from the model's repository run")
+    add_reward_settings(settings, *(name for name, setting in SETTINGS.items() if "score" not in setting.absent))
 
 
 def _score(args: argparse.Namespace) -> int:
     from .score import run
 
     return EXIT_BAD_ROWS if run(args, command_line(args)).tally.errors else EXIT_OK
-
-
-def _criterion(text: str) -> str | dict[str, str]:
-    """A criterion, or one for each domain."""
-    if not text.lstrip().startswith("{"):
-        return text
-    criteria = json_object(text)
-    if not all(isinstance(message, str) for message in criteria.values()):
-        raise argparse.ArgumentTypeError("every domain needs one message, as text")
-    return criteria

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""
-Forms of intrinsic reward, all from the token statistics of one forward pass (`gain` needs a second one, without the prompt).
+Forms of intrinsic reward, all from the token statistics of one forward pass (`gain` needs a second one, without the
+prompt).
 
 A form is named `token.aggregate`, or `token.aggregate=parameter`.
 
@@ -13,37 +14,37 @@ Token rewards, for a token $a_h$ in state $s_h$ of a frozen model $\hat\pi$ with
 - `self_certainty`: $\mathrm{KL}(U \| \hat\pi(\cdot|s_h))$ (Intuitor, https://huggingface.co/papers/2505.19590)
 - `gain`: $\log \hat\pi(a_h|x, a_{<h}) - \log \hat\pi(a_h|a_{<h})$, what the prompt adds
 
-Aggregates: `sum` (eq. 12; of `bellman` without $V(s_1)$), `mean`, `discounted`=δ ($\sum_h \delta^{h-1} r_h$), `power`=ρ (sum /
-$H^\rho$: 0 is the sum, 1 the mean), `first`=K (sum over the first K tokens), `matched` (sum over as many tokens as the shortest
-response of the item has), `min`.
+Aggregates: `sum` (eq. 12; of `bellman` without $V(s_1)$), `mean`, `discounted`=δ ($\sum_h \delta^{h-1} r_h$),
+`power`=ρ (sum / $H^\rho$: 0 is the sum, 1 the mean), `first`=K (sum over the first K tokens), `matched` (sum over as
+many tokens as the shortest response of the item has), `min`.
 
-A response that was cut counts as ended there, V = 0, so that `bellman.sum` is the log-probability of what is left. Of the
-`bellman` forms only `sum`, `mean` and `power` are free of the arbitrary constants in V; the other tokens have none.
+A response that was cut counts as ended there, V = 0, so that `bellman.sum` is the log-probability of what is left. Of
+the `bellman` forms only `sum`, `mean` and `power` are free of the arbitrary constants in V; the other tokens have
+none.
 """
 
-import math
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import one_hot
 
-from ..bellman import Contributions, aggregate_weights, bellman_contributions, token_rewards
-from ..checks import check_discount
-from ..rewards.intrinsic import relative_perplexity, self_certainty
+from ..bellman import Contributions
+from ..rewards.intrinsic import relative_perplexity
+from ..rewards.rule import RewardRule
+from ..rewards.settings import AGGREGATES, EXAMPLES, TOKEN_REWARDS, parse_aggregate
 from .engine import ScoredResponse
 from .items import Item
 
 
-TOKENS = ("bellman", "log_prob", "centered", "negative_entropy", "self_certainty", "gain")
-AGGREGATES = ("sum", "mean", "discounted", "power", "first", "matched", "min")
+# Next to those of [`RewardRule`].
+GAIN, MATCHED = "gain", "matched"
 STEP_AGGREGATES = ("sum", "mean", "min")
-WITH_PARAMETER = ("discounted", "power", "first")
 # Names of rivals as their papers have them.
 ALIASES = {
     "self_certainty": "self_certainty.mean",
@@ -55,22 +56,6 @@ RELATIVE_PERPLEXITY = "relative_perplexity"
 # Differences among responses of an item (one fewer than responses) that a group needs for each slope.
 MIN_DIFFERENCES = 3
 _MARKDOWN = re.compile(r"^\s*#{1,6} |^\s*[-*] |^\s*\d+\. |\*\*|```", re.MULTILINE)
-
-
-def token_values(response: ScoredResponse, token: str, vocab_size: int) -> Tensor:
-    """Token rewards of a response, of shape `(H,)`, float32."""
-    stats = response.stats
-    if token in ("bellman", "log_prob", "centered"):
-        values = torch.cat([stats.soft_values[:-1], torch.zeros(1)])
-        return token_rewards(stats.chosen_logits, values, stats.alpha, 1.0, token, stats.entropies)  # type: ignore[arg-type]
-    if token == "negative_entropy":
-        assert stats.entropies is not None
-        return -stats.entropies
-    if token == "self_certainty":
-        assert stats.mean_logits is not None
-        return self_certainty(stats.soft_values[:-1], stats.mean_logits, vocab_size, stats.alpha)
-    assert token == "gain" and response.log_probs_alone is not None
-    return stats.log_probs - response.log_probs_alone
 
 
 @dataclass(frozen=True)
@@ -114,34 +99,41 @@ class Form:
         ('bellman', 'discounted', 0.95)
         ```
         """
-        token, _, rest = ALIASES.get(name, name).partition(".")
-        aggregate, has_parameter, text = rest.partition("=")
-        if token not in TOKENS or aggregate not in AGGREGATES:
+        token, _, aggregate = ALIASES.get(name, name).partition(".")
+        kind = aggregate.partition("=")[0]
+        if token not in (*TOKEN_REWARDS, GAIN) or kind not in (*AGGREGATES, MATCHED):
+            aggregates = [a + "=NUMBER" if a in EXAMPLES else a for a in (*AGGREGATES, MATCHED)]
             raise ValueError(
-                f"There is no scorer {name!r}. A form of the reward is TOKEN.AGGREGATE with TOKEN one of {', '.join(TOKENS)} "
-                f"and AGGREGATE one of {', '.join(a + '=NUMBER' if a in WITH_PARAMETER else a for a in AGGREGATES)}; "
+                f"There is no scorer {name!r}. A form of the reward is TOKEN.AGGREGATE with TOKEN one of "
+                f"{', '.join((*TOKEN_REWARDS, GAIN))} and AGGREGATE one of {', '.join(aggregates)}; "
                 f"others are {', '.join([*ALIASES, RELATIVE_PERPLEXITY, *CONTROLS])}."
             )
-        if bool(has_parameter) != (aggregate in WITH_PARAMETER):
-            example = {"discounted": "0.95", "power": "0.5", "first": "20"}.get(aggregate)
-            fix = f"a number, such as {token}.{aggregate}={example}" if example else f"no number: {token}.{aggregate}"
-            raise ValueError(f"The scorer {name!r} needs {fix}.")
-        parameter = None
-        if has_parameter:
-            try:
-                parameter = float(text)
-            except ValueError as error:
-                raise ValueError(f"The scorer {name!r} has the parameter {text!r}, which is not a number.") from error
-            if aggregate == "discounted":
-                check_discount(f"discount of {name}", parameter)
-            elif not (math.isfinite(parameter) and (aggregate == "power" or parameter >= 1)):
-                raise ValueError(f"The scorer {name!r} has the parameter {text!r}, which is out of range.")
-        return cls(name, token, aggregate, parameter, vocab_size)
+        if aggregate == "discounted":
+            raise ValueError(f"The scorer {name!r} needs a number, such as {token}.discounted=0.95.")
+        try:
+            parameter = None if aggregate == MATCHED else parse_aggregate(aggregate)[1]
+        except ValueError as error:
+            raise ValueError(f"There is no scorer {name!r}: {error}") from error
+        return cls(name, token, kind, parameter, vocab_size)
 
     @property
     def needs_alone(self) -> bool:
         """Whether it needs the second pass, without the prompt."""
-        return self.token == "gain"
+        return self.token == GAIN
+
+    @cached_property
+    def rule(self) -> RewardRule:
+        """Its settings: for `gain` those of `log_prob`, and for `matched` those of `sum`."""
+        token: Any = "log_prob" if self.token == GAIN else self.token
+        aggregate = "sum" if self.aggregate == MATCHED else self.aggregate
+        return RewardRule(token, aggregate if self.parameter is None else f"{aggregate}={self.parameter!r}")
+
+    def token_rewards(self, response: ScoredResponse) -> Tensor:
+        """Token rewards of a response, of shape `(H,)`, float32."""
+        if self.token == GAIN:
+            assert response.log_probs_alone is not None
+            return response.stats.log_probs - response.log_probs_alone
+        return self.rule.token_rewards(replace(response.stats, vocab_size=self.vocab_size))
 
     def score(self, item: Item, responses: Sequence[ScoredResponse]) -> list[float]:
         """One number a response, or a step."""
@@ -160,49 +152,31 @@ class Form:
             shortest (`int`):
                 Tokens of the shortest response of the item.
         """
-        values = token_values(response, self.token, self.vocab_size).double()
-        num_tokens = len(values)
-        count = {"first": int(self.parameter or 0), "matched": shortest}.get(self.aggregate, num_tokens)
-        if self.aggregate in ("mean", "discounted"):
-            weights = aggregate_weights(num_tokens, self.aggregate, self.parameter or 1.0)  # type: ignore[arg-type]
-        elif self.aggregate == "min":
-            weights = one_hot(values.argmin(), num_tokens).double()
-        else:
-            power = self.parameter if self.aggregate == "power" else 0.0
-            weights = torch.full((num_tokens,), num_tokens ** -(power or 0.0), dtype=torch.float64)
-        if self.token != "bellman" or self.aggregate == "min":
-            return Contributions(weights * values * (torch.arange(num_tokens) < count))
-        stats = response.stats
-        states = torch.cat([stats.soft_values[:-1], torch.zeros(1)])[: count + 1]
-        own = bellman_contributions(
-            stats.chosen_logits[:count],
-            states,
-            weights[:count],
-            # Of `bellman` rewards, V(s_1) is a constant of the prompt, which only this aggregate keeps.
-            keep_initial_value=self.aggregate == "discounted",
-        )
-        tokens = torch.zeros_like(weights)
-        tokens[: len(own.tokens)] = own.tokens
-        return own._replace(tokens=tokens)
+        rule = replace(self.rule, aggregate=f"first={shortest}") if self.aggregate == MATCHED else self.rule
+        if self.token == GAIN:
+            gains = self.token_rewards(response)
+            return Contributions(rule.weights(gains) * gains.double())
+        contributions = rule.contributions(replace(response.stats, vocab_size=self.vocab_size))
+        assert contributions is not None  # no response is without a token
+        return contributions
 
     def _step_scores(self, response: ScoredResponse, num_steps: int) -> list[float]:
         """
-        Scores of steps. Summed over a step, `bellman` rewards are its log-probability plus V at its start minus V at its end. A
-        step without a token of its own (empty, or cut off) gets the score of the step before it.
+        Scores of steps. Summed over a step, `bellman` rewards are its log-probability plus V at its start minus V at
+        its end. A step without a token of its own (empty, or cut off) gets the score of the step before it.
         """
         assert response.step_of_token is not None
-        values = token_values(response, self.token, self.vocab_size).double()
+        values = self.token_rewards(response).double()
         scores: list[float] = []
         for step in range(num_steps):
             own = values[response.step_of_token == step]
             if len(own) == 0:
                 scores.append(scores[-1] if scores else 0.0)
-            elif self.aggregate == "sum":
-                scores.append(own.sum().item())
-            elif self.aggregate == "mean":
-                scores.append(own.mean().item())
             else:
-                scores.append(own.min().item())
+                reduced = (
+                    own.sum() if self.aggregate == "sum" else own.mean() if self.aggregate == "mean" else own.min()
+                )
+                scores.append(reduced.item())
         return scores
 
 
@@ -231,8 +205,8 @@ def _relative_perplexity(response: ScoredResponse, tokens: Tensor | slice) -> fl
 @dataclass(frozen=True)
 class Control:
     """
-    A scorer that knows nothing of the content: `length` (longer wins, in tokens), `shortness`, `position` (earlier wins),
-    `random` (the same number for the same item in every run).
+    A scorer that knows nothing of the content: `length` (longer wins, in tokens), `shortness`, `position` (earlier
+    wins), `random` (the same number for the same item in every run).
     """
 
     name: str
@@ -277,9 +251,9 @@ def residuals(
     scores: Sequence[Sequence[float]], covariates: Sequence[Sequence[Sequence[float]]], groups: Sequence[str]
 ) -> tuple[list[list[float]], dict[str, list[float]]]:
     r"""
-    What style does not explain (ours): $s - b^\top x$, with the slopes $b$ of the score on covariates $x$, such as the logarithm
-    of the length, among the responses of an item, pooled over the items of a group (least squares with a level for each item).
-    It takes no labels, but all items: the score of one depends, a little, on the others.
+    What style does not explain (ours): $s - b^\top x$, with the slopes $b$ of the score on covariates $x$, such as the
+    logarithm of the length, among the responses of an item, pooled over the items of a group (least squares with a
+    level for each item). It takes no labels, but all items: the score of one depends, a little, on the others.
 
     Args:
         scores (`Sequence[Sequence[float]]`):
@@ -290,8 +264,8 @@ def residuals(
             Group of each item. What is long for one domain is not for another.
 
     Returns:
-        The residuals, and the C slopes of each group: 0 where a covariate is the same for all responses of each item, and in a
-        group too small to fit them.
+        The residuals, and the C slopes of each group: 0 where a covariate is the same for all responses of each item,
+        and in a group too small to fit them.
     """
     rows = [np.asarray(row, dtype=float) for row in scores]  # (responses,)
     tables = [np.asarray(table, dtype=float) for table in covariates]  # (responses, C)
@@ -313,5 +287,8 @@ def residuals(
 
 
 def _centered(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Values minus their mean; exactly 0 where all are equal, since least squares would take what rounding leaves for data."""
+    """
+    Values minus their mean; exactly 0 where all are equal, since least squares would take what rounding leaves for
+    data.
+    """
     return np.where(np.ptp(values, axis=0) == 0, 0.0, values - values.mean(axis=0))

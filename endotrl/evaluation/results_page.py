@@ -16,7 +16,7 @@ from ..reporting import HeatMapRow, figure, heat_maps, number, page, table
 from ..score_file import message_text
 from .benchmarks import BENCHMARKS
 from .engine import ScoredResponse
-from .forms import Form, token_values
+from .forms import Form
 from .items import Item
 from .plots import plot_calibration, plot_length, plot_levels, plot_metric
 from .scorer_names import base_name, make_form, needs_model
@@ -266,7 +266,7 @@ def _heat_map_row(
         "V of the state behind": contributions.cut_off,
     }
     columns = {
-        "token reward": token_values(response, form.token, form.vocab_size),
+        "token reward": form.token_rewards(response),
         "log-prob": stats.log_probs,
         "soft value": stats.soft_values,
         **({} if stats.entropies is None else {"entropy": stats.entropies}),

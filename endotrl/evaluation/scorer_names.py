@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of scorers to scorers."""
+"""Scorer names: parsing and construction."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -96,8 +96,8 @@ def expand_names(names: Sequence[str], steps: bool) -> list[str]:
             whole_only = base_name(name) != name or needs_model(name)
             if whole_only or not (aggregate in STEP_AGGREGATES or name in (*CONTROLS, RELATIVE_PERPLEXITY)):
                 raise ValueError(
-                    f"{name!r} does not score steps. Forms that do are TOKEN.AGGREGATE with one of {', '.join(STEP_AGGREGATES)}; "
-                    f"also {', '.join([*ALIASES, RELATIVE_PERPLEXITY, *CONTROLS])}."
+                    f"{name!r} does not score steps. Forms that do are TOKEN.AGGREGATE with one of "
+                    f"{', '.join(STEP_AGGREGATES)}; also {', '.join([*ALIASES, RELATIVE_PERPLEXITY, *CONTROLS])}."
                 )
     return result
 

@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a recipe's YAML file may contain besides the trainer's own settings."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, make_dataclass
 from typing import Any, get_args
 
 from trl import DatasetMixtureConfig, GRPOConfig, ModelConfig, ScriptArguments
 
-from ..bellman import Aggregate, TokenRewardForm
 from ..monitoring.monitor import Action
-from ..rendering.renderer import OverlongPrompt
 from ..rewards.controls import FormatReward
-from ..rewards.corrections import CorrectionName
-from ..rewards.endogenous import EndogenousReward, Truncation
+from ..rewards.endogenous import EndogenousReward
+from ..rewards.settings import SETTINGS
 from .parser import RecipeParser
 
 
@@ -120,10 +118,28 @@ class RecipeArguments(ScriptArguments):
                 )
 
 
+_EndogenousSettings: Any = make_dataclass(
+    "_EndogenousSettings",
+    [
+        (
+            f"reward_{setting.name}",
+            setting.type,
+            field(
+                default=setting.default,
+                metadata={"help": setting.help, **({"choices": list(setting.choices)} if setting.choices else {})},
+            ),
+        )
+        for setting in SETTINGS.values()
+        if "yaml" not in setting.absent
+    ],
+)
+
+
 @dataclass
-class RewardArguments:
+class RewardArguments(_EndogenousSettings):
     r"""
-    What is rewarded. `reward_<parameter>` is that parameter of [`EndogenousReward`].
+    Rewards to train on. `reward_<setting>` (`reward_alpha`, `reward_aggregate`, ...) is that setting of [`EndogenousReward`]:
+    see [`~endotrl.rewards.settings`].
 
     Parameters:
         reward (`list[str]`, *optional*, defaults to `["endogenous"]`):
@@ -139,31 +155,6 @@ class RewardArguments:
             together for each call; or else whole on every process.
         reward_sentence_model (`str`, *optional*):
             The sentence-level reward model of `"sentence"`: a path or hub id.
-        reward_alpha (`float`, *optional*, defaults to `1.0`):
-            Temperature of the soft value.
-        reward_gamma (`float`, *optional*, defaults to `1.0`):
-            Discount inside the operator, in $(0, 1]$.
-        reward_token_reward (`str`, *optional*, defaults to `"bellman"`):
-            Form of the token rewards: `"bellman"`, `"log_prob"` or `"centered"`.
-        reward_aggregate (`str`, *optional*, defaults to `"sum"`):
-            How token rewards become one number: `"sum"`, `"mean"` or `"discounted"`.
-        reward_discount (`float`, *optional*, defaults to `0.95`):
-            Discount of `reward_aggregate="discounted"`.
-        reward_truncation (`str`, *optional*, defaults to `"terminal"`):
-            Completions without EOS: `"terminal"`, `"bootstrap"` or `"skip"`.
-        reward_criterion (`str` or `dict[str, str]`, *optional*):
-            System message under which the frozen model judges. In YAML also a dictionary, one criterion for each value of
-            the dataset's column `domain`.
-        reward_max_tokens_per_batch (`int`, *optional*, defaults to `8192`):
-            Tokens of one forward pass of the frozen model.
-        reward_dtype (`str`, *optional*, defaults to `"auto"`):
-            Dtype of the reward's own copy: `"auto"` is bfloat16 on accelerators and float32 on CPU.
-        reward_overlong_prompt (`str`, *optional*, defaults to `"error"`):
-            What to do with what does not fit the frozen model's context: `"error"` or `"truncate_left"`.
-        reward_offload (`bool`, *optional*, defaults to `False`):
-            Whether the reward's own copy waits in CPU memory between calls.
-        reward_correction (`str`, *optional*):
-            What is taken out of the reward: `"length"`, what length explains; `"clip"`, what single tokens lose beyond a bound.
         reward_pattern (`str`, *optional*, defaults to a non-empty `\boxed{...}`):
             Regular expression that `"format"` looks for.
 
@@ -195,57 +186,6 @@ class RewardArguments:
     reward_sentence_model: str | None = field(
         default=None, metadata={"help": "The sentence-level reward model of 'sentence': a path or hub id."}
     )
-    reward_alpha: float = field(default=1.0, metadata={"help": "Temperature of the soft value."})
-    reward_gamma: float = field(default=1.0, metadata={"help": "Discount inside the operator, in (0, 1]."})
-    reward_token_reward: str = field(
-        default="bellman",
-        metadata={"help": "Form of the token rewards.", "choices": list(get_args(TokenRewardForm))},
-    )
-    reward_aggregate: str = field(
-        default="sum",
-        metadata={"help": "How token rewards become one number.", "choices": list(get_args(Aggregate))},
-    )
-    reward_discount: float = field(
-        default=0.95, metadata={"help": "Discount of `reward_aggregate='discounted'`, in (0, 1]."}
-    )
-    reward_truncation: str = field(
-        default="terminal",
-        metadata={"help": "How completions without EOS are rewarded.", "choices": list(get_args(Truncation))},
-    )
-    reward_criterion: dict[str, str] | str | None = field(
-        default=None,
-        metadata={
-            "help": "System message under which the frozen model judges. In YAML also a dictionary, one criterion for "
-            "each value of the dataset's column `domain`."
-        },
-    )
-    reward_max_tokens_per_batch: int = field(
-        default=8192, metadata={"help": "Tokens of one forward pass of the frozen model."}
-    )
-    reward_dtype: str = field(
-        default="auto",
-        metadata={
-            "help": "Dtype of the reward's own copy: 'auto' is bfloat16 on accelerators and float32 on CPU.",
-            "choices": ["auto", "bfloat16", "float16", "float32"],
-        },
-    )
-    reward_overlong_prompt: str = field(
-        default="error",
-        metadata={
-            "help": "What to do with what does not fit the frozen model's context.",
-            "choices": list(get_args(OverlongPrompt)),
-        },
-    )
-    reward_offload: bool = field(
-        default=False, metadata={"help": "Whether the reward's own copy waits in CPU memory between calls."}
-    )
-    reward_correction: str | None = field(
-        default=None,
-        metadata={
-            "help": "What is taken out of the reward: what length explains, or what single tokens lose beyond a bound.",
-            "choices": list(get_args(CorrectionName)),
-        },
-    )
     reward_pattern: str = field(
         default=FormatReward.BOXED, metadata={"help": "Regular expression that the reward 'format' looks for."}
     )
@@ -276,8 +216,8 @@ class RewardArguments:
     @property
     def endogenous_settings(self) -> dict[str, Any]:
         """Arguments of [`EndogenousReward`], the model excepted."""
-        others = ("reward", "reward_model", "reward_pattern", "reward_sentence_model", "reward_shard")
-        return {f.name.removeprefix("reward_"): getattr(self, f.name) for f in fields(self) if f.name not in others}
+        names = [name for name, setting in SETTINGS.items() if "yaml" not in setting.absent]
+        return {name: getattr(self, f"reward_{name}") for name in names}
 
 
 def make_parser(training_config: type[GRPOConfig]) -> RecipeParser:

@@ -109,9 +109,9 @@ def _make(
         raise ImportError(
             f"`reward` has {name!r}, but there is no module {error.name!r} in the current folder, nor an installed one."
         ) from error
-    if function_name not in vars(module):
+    function = getattr(module, function_name, None)
+    if function is None:
         raise ImportError(f"`reward` has {name!r}, but the module {module_name!r} has no {function_name!r}.")
-    function = vars(module)[function_name]
     if isinstance(function, type) or not callable(function):
         kind = "a class" if isinstance(function, type) else f"a {type(function).__name__}"
         raise ValueError(

@@ -1,15 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rewards to plug into TRL's trainers."""
 
-from .accuracy import AccuracyReward
-from .controls import FormatReward, LengthReward, RandomReward
-from .corrections import ClipTokens, InformationGain, LengthControl
-from .endogenous import EndogenousReward
-from .environment import endogenous_reward
-from .intrinsic import MeanLogProbReward, NegativeEntropyReward, RelativePerplexityReward, SelfCertaintyReward
-from .protocol import DenseReward, DenseScores
-from .sentence import SentenceReward
-from .sentence_pooled import SentencePooledReward
+from typing import TYPE_CHECKING
+
+from .._lazy import attach
 
 
 __all__ = [
@@ -31,3 +25,38 @@ __all__ = [
     "SentenceReward",
     "endogenous_reward",
 ]
+
+if TYPE_CHECKING:
+    from .accuracy import AccuracyReward
+    from .controls import FormatReward, LengthReward, RandomReward
+    from .corrections import ClipTokens, InformationGain, LengthControl
+    from .endogenous import EndogenousReward
+    from .environment import endogenous_reward
+    from .intrinsic import MeanLogProbReward, NegativeEntropyReward, RelativePerplexityReward, SelfCertaintyReward
+    from .protocol import DenseReward, DenseScores
+    from .sentence import SentenceReward
+    from .sentence_pooled import SentencePooledReward
+
+
+# Resolved on first use, so that the command line, which reads the settings, does not wait for torch.
+_LOCATIONS = {
+    "AccuracyReward": ".accuracy",
+    "ClipTokens": ".corrections",
+    "DenseReward": ".protocol",
+    "DenseScores": ".protocol",
+    "EndogenousReward": ".endogenous",
+    "FormatReward": ".controls",
+    "InformationGain": ".corrections",
+    "LengthControl": ".corrections",
+    "LengthReward": ".controls",
+    "MeanLogProbReward": ".intrinsic",
+    "NegativeEntropyReward": ".intrinsic",
+    "RandomReward": ".controls",
+    "RelativePerplexityReward": ".intrinsic",
+    "SelfCertaintyReward": ".intrinsic",
+    "SentencePooledReward": ".sentence_pooled",
+    "SentenceReward": ".sentence",
+    "endogenous_reward": ".environment",
+}
+
+__getattr__, __dir__ = attach(__name__, _LOCATIONS, __all__)

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A reward that a frozen language model gives: whose weights, which tokenizer, and from rows of a batch to token statistics."""
+"""
+A reward that a frozen language model gives: whose weights, which tokenizer, and from rows of a batch to token
+statistics.
+"""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -35,7 +38,30 @@ class FrozenModelReward:
     trainer's, and token statistics of completions. How these become a reward is left to subclasses.
 
     Args:
-        As [`EndogenousReward`].
+        model (`str` or [`~transformers.PreTrainedModel`], *optional*):
+            As in [`EndogenousReward`].
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Tokenizer of `model`, or a processor that holds it. Loaded with the model if not given. In a trainer whose
+            policy has the same tokenizer, prompts are read as the policy reads them: a chat template of another
+            `processing_class` holds, with a warning.
+        max_tokens_per_batch (`int`, *optional*, defaults to `8192`):
+            Tokens of one forward pass: see [`FrozenScorer`]. It bounds memory and does not change rewards.
+        dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`):
+            Dtype of the reward's own copy: `"auto"` is bfloat16 on accelerators and float32 on CPU.
+        device (`str` or `torch.device`, *optional*):
+            Device of the reward's own copy. Defaults to this process's device, as `accelerate` gives it.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether code from the model's repository may run.
+        name (`str`, *optional*, defaults to `"endogenous_reward"`):
+            Name in logs. Give two endogenous rewards in one trainer different names.
+        overlong_prompt (`str`, *optional*, defaults to `"error"`):
+            What to do when prompt and completion do not fit the frozen model's context: `"error"`, or
+            `"truncate_left"` to drop the beginning of the prompt.
+        chat_template_kwargs (`dict[str, Any]`, *optional*):
+            Further arguments for the chat template. In a trainer, its own are taken over: see [`bind`].
+        offload (`bool`, *optional*, defaults to `False`):
+            Whether the reward's own copy waits in CPU memory between calls, which frees the accelerator's for training
+            and costs a transfer of the weights a call.
     """
 
     alpha = 1.0  # temperature of the soft values, where a subclass has no other
@@ -91,8 +117,8 @@ class FrozenModelReward:
         Reads prompts as the policy of a trainer does: with its processor, chat template, `chat_template_kwargs` and
         `tools`, but for what this reward was given itself. The weights stay its own.
 
-        TRL's trainers need no such call: a reward finds the trainer that calls it, and the token ids of the prompts that
-        the policy has read. It is for rewards that are called from another thread, or before training.
+        TRL's trainers need no such call: a reward finds the trainer that calls it, and the token ids of the prompts
+        that the policy has read. It is for rewards that are called from another thread, or before training.
 
         Args:
             trainer ([`~trl.GRPOTrainer`], [`~trl.RLOOTrainer`] or `OnlineDPOTrainer`):
@@ -116,10 +142,10 @@ class FrozenModelReward:
 
     def attach(self, trainer: Any) -> Self:
         """
-        Shares the frozen weights of a trainer, so that the reward adds no second model to memory: with LoRA, the policy
-        with its adapter disabled; with `beta` > 0, the trainer's reference model. Where the trainer runs these weights
-        over the completions anyway (`beta` > 0), the reward reads that pass instead of running its own. It reads prompts as the
-        policy does: see [`bind`].
+        Shares the frozen weights of a trainer, so that the reward adds no second model to memory: with LoRA, the
+        policy with its adapter disabled; with `beta` > 0, the trainer's reference model. Where the trainer runs these
+        weights over the completions anyway (`beta` > 0), the reward reads that pass instead of running its own. It
+        reads prompts as the policy does: see [`bind`].
 
         Args:
             trainer ([`~trl.GRPOTrainer`], [`~trl.RLOOTrainer`] or `OnlineDPOTrainer`):
@@ -225,7 +251,9 @@ class FrozenModelReward:
 
     @property
     def processing_class(self) -> PreTrainedTokenizerBase | ProcessorMixin:
-        """Tokenizer or processor that prompts are read with: in a trainer, its policy's, if the tokens are the same."""
+        """
+        Tokenizer or processor that prompts are read with: in a trainer, its policy's, if the tokens are the same.
+        """
         return self._prompts.reading().processing_class
 
     @property
@@ -291,8 +319,8 @@ class FrozenModelReward:
 
 def warn_without_kl_penalty(trainer: Any) -> None:
     """
-    Warns, once for each trainer, of training on the reward of a frozen model without a KL penalty, which is the default of
-    [`~trl.GRPOConfig`].
+    Warns, once for each trainer, of training on the reward of a frozen model without a KL penalty, which is the
+    default of [`~trl.GRPOConfig`].
 
     Args:
         trainer ([`~transformers.Trainer`]):

@@ -6,20 +6,21 @@ Corrections of the endogenous reward: what takes out of it the parts that a poli
 - [`ClipTokens`] bounds what a single token can do.
 - [`InformationGain`] pays only for what the model knows beyond another one.
 
-The centered form is a token reward of its own (`token_reward="centered"`), and mixing with a verifiable reward is TRL's
-`reward_weights`.
+The centered form is a token reward of its own (`token_reward="centered"`), and mixing with a verifiable reward is
+TRL's `reward_weights`.
 """
 
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..scoring.token_stats import TokenStats
+from .settings import CorrectionName
 
 
 def length_slope_sums(
@@ -93,8 +94,8 @@ class LengthControl:
             Weight of earlier batches: with 0 the batch decides alone, so that a run that was interrupted goes on as it
             would have. Above 0, in $[0, 1)$, $S_{xy}$ and $S_{xx}$ are sums over all batches so far, each earlier one
             times `decay`: for batches of few groups, whose own slope is mostly noise. Evaluations of a trainer use
-            these sums and leave them as they are. Checkpoints of [`DenseGRPOTrainer`] and [`PPOTrainer`] keep them, those
-            of other trainers do not.
+            these sums and leave them as they are. Checkpoints of [`DenseGRPOTrainer`] and [`PPOTrainer`] keep them,
+            those of other trainers do not.
 
     Raises:
         `ValueError`: If `decay` is out of range.
@@ -185,9 +186,49 @@ class InformationGain:
     generalist: str | PreTrainedModel
     weight: Callable[[Tensor], Tensor] | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a loaded model, the name alone: the reward's own [`Generalist`] scores, and answers for its weights."""
+        model = self.generalist
+        return {
+            **self.__dict__,
+            "generalist": model.config._name_or_path if isinstance(model, PreTrainedModel) else model,
+        }
+
+
+class LengthSlope:
+    """
+    The slope that [`LengthControl`] takes out of a batch.
+
+    Args:
+        decay (`float`):
+            As in [`LengthControl`].
+
+    Attributes:
+        value (`float`):
+            Slope of the last batch.
+        sums (`tuple[float, float]`):
+            Sums over the batches so far: see [`length_slope_sums`].
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay, self.value, self.sums = decay, 0.0, (0.0, 0.0)
+
+    def correct(
+        self, outcomes: Sequence[float | None], lengths: Sequence[int], groups: Sequence[Hashable], learn: bool
+    ) -> list[float | None]:
+        """Outcomes without what length explains. With `learn`, later batches remember this one."""
+        sums = length_slope_sums(outcomes, lengths, groups)
+        xy, xx = (self.decay * old + new for old, new in zip(self.sums, sums, strict=True))
+        if learn:
+            self.sums = (xy, xx)
+        self.value = xy / xx if xx > 0 else 0.0  # all lengths are the same
+        return [
+            None if outcome is None else outcome - self.value * math.log(length)
+            for outcome, length in zip(outcomes, lengths, strict=True)
+        ]
+
 
 Correction = LengthControl | ClipTokens | InformationGain
-CorrectionName = Literal["length", "clip"]
 
 
 def one_minus_probability(probabilities: Tensor) -> Tensor:
@@ -241,7 +282,8 @@ def correct_tokens(rewards: Tensor, stats: TokenStats, correction: Correction | 
         `torch.Tensor` of shape `(H,)`.
 
     Raises:
-        `ValueError`: If [`InformationGain`] is asked, and the statistics have no log-probabilities of the generalist, or its
+        `ValueError`: If [`InformationGain`] is asked, and the statistics have no log-probabilities of the generalist,
+        or its
             weights are not one finite number a token.
     """
     if isinstance(correction, ClipTokens):

@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Figures of a scored batch that tell how a run is doing."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from types import MethodType
+from typing import Any
 
 import torch
 
 from ..scoring.token_stats import TokenStats
+from .rule import RewardRule
 
 
 def batch_diagnostics(
@@ -33,3 +37,40 @@ def batch_diagnostics(
     if len(scored) > 1 and values.std() > 0 and lengths.std() > 0:
         figures["length_correlation"] = torch.corrcoef(torch.stack([values, lengths]))[0, 1].item()
     return figures
+
+
+def log_batch(
+    name: str,
+    rule: RewardRule,
+    rewards: Sequence[float | None],
+    stats: Sequence[TokenStats],
+    log_extra: Callable[[str, list[Any]], None] | None,
+    log_metric: Callable[[str, float], None] | None,
+) -> None:
+    """
+    Gives TRL's loggers the column `per_token`, [`batch_diagnostics`], and with a correction the mean of what it adds.
+    """
+    if log_extra is None and log_metric is None:
+        return
+    # Whatever the aggregate is, so that runs with different ones can be compared.
+    mean, plain = replace(rule, aggregate="mean"), replace(rule, correction=None)
+    per_token = [mean.outcome(row) for row in stats]
+    if log_extra is not None:
+        log_extra(f"{name}/per_token", per_token)
+    if log_metric is None:
+        return
+    figures = batch_diagnostics(rewards, per_token, stats)
+    if rule.correction is not None:
+        without = [plain.outcome(row) for row in stats]
+        changes = [r - p for r, p in zip(rewards, without, strict=True) if r is not None and p is not None]
+        if changes:
+            figures["correction"] = sum(changes) / len(changes)
+    for key, value in figures.items():
+        log_metric(f"{name}/{key}", value)
+
+
+def is_evaluation(log_metric: Callable[[str, float], None] | None) -> bool:
+    """Whether a trainer evaluates: TRL's loggers are methods of the trainer, and nothing else that it passes tells."""
+    trainer: Any = log_metric.__self__ if isinstance(log_metric, MethodType) else None
+    # Only trainers have reward functions, and importing `Trainer` takes seconds.
+    return hasattr(trainer, "reward_funcs") and not trainer.model.training

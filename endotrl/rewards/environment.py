@@ -2,18 +2,20 @@
 """The endogenous reward for `trl grpo`, with its settings from environment variables."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from .endogenous import EndogenousReward
 from .protocol import DenseScores
+from .settings import SETTINGS
 
 
 class _EnvironmentReward:
     """
-    An endogenous reward for `trl grpo --reward_funcs endotrl.rewards.endogenous_reward`, which takes a ready callable and
-    no parameters: made on first use from the environment variables `ENDOTRL_MODEL`, `ENDOTRL_ALPHA`, ..., one for each
-    parameter of [`EndogenousReward`] that is a string or a number. The `env:` block of TRL's YAML files sets them.
+    An endogenous reward for `trl grpo --reward_funcs endotrl.rewards.endogenous_reward`, which takes a ready callable
+    and no parameters: made on first use from the environment variables `ENDOTRL_MODEL`, `ENDOTRL_ALPHA`, ..., one for
+    each parameter of [`EndogenousReward`] that is a string or a number. The `env:` block of TRL's YAML files sets
+    them.
     """
 
     __name__ = "endogenous_reward"
@@ -33,22 +35,7 @@ class _EnvironmentReward:
         return self._reward
 
 
-# Parameters that an environment variable can give, and how to read them.
-_ENVIRONMENT_TYPES: dict[str, Callable[[str], Any]] = {
-    "model": str,
-    "alpha": float,
-    "gamma": float,
-    "token_reward": str,
-    "aggregate": str,
-    "discount": float,
-    "truncation": str,
-    "criterion": str,
-    "max_tokens_per_batch": int,
-    "dtype": str,
-    "device": str,
-    "overlong_prompt": str,
-    "correction": str,
-}
+_PARAMETERS = ("model", *(setting.name for setting in SETTINGS.values() if "environment" not in setting.absent))
 
 
 def reward_from_environment(environ: Mapping[str, str]) -> EndogenousReward:
@@ -63,16 +50,15 @@ def reward_from_environment(environ: Mapping[str, str]) -> EndogenousReward:
         if not key.startswith("ENDOTRL_") or key == "ENDOTRL_CACHE":  # the quickstart model's folder
             continue
         parameter = key.removeprefix("ENDOTRL_").lower()
-        if parameter not in _ENVIRONMENT_TYPES:
-            known = ", ".join(f"ENDOTRL_{known_parameter.upper()}" for known_parameter in _ENVIRONMENT_TYPES)
+        if parameter not in _PARAMETERS:
+            known = ", ".join(f"ENDOTRL_{name.upper()}" for name in _PARAMETERS)
             raise ValueError(
                 f"The environment variable {key} is not a setting of the endogenous reward. There are {known}."
             )
         try:
-            settings[parameter] = _ENVIRONMENT_TYPES[parameter](value)
+            settings[parameter] = value if parameter == "model" else SETTINGS[parameter].read(value)
         except ValueError as error:
-            kind = _ENVIRONMENT_TYPES[parameter].__name__
-            raise ValueError(f"The environment variable {key} is {value!r}, but it must be of type {kind}.") from error
+            raise ValueError(f"The environment variable {key} is {value!r}, but it {error}.") from error
     if "model" not in settings:
         raise ValueError(
             "`endotrl.rewards.endogenous_reward` takes its settings from environment variables, and ENDOTRL_MODEL, the path "

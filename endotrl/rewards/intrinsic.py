@@ -2,11 +2,11 @@
 """
 Rivals of the endogenous reward as TRL reward functions: what else a language model gives without training or labels.
 
-They read a frozen model, as [`EndogenousReward`] does. (Intuitor and RENT score with the policy itself, which moves during
-training: a frozen scorer is this package's choice, and Intuitor's authors found theirs easier to game when frozen.)
+They read a frozen model, as [`EndogenousReward`] does. (Intuitor and RENT score with the policy itself, which moves
+during training: a frozen scorer is this package's choice, and Intuitor's authors found theirs easier to game when
+frozen.)
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -21,43 +21,7 @@ from ..rendering.renderer import Rendered, Renderer
 from ..scoring.token_stats import TokenStats
 from .base import FrozenModelReward
 from .diagnostics import batch_diagnostics
-
-
-def self_certainty(soft_values: Tensor, mean_logits: Tensor, vocab_size: int, alpha: float = 1.0) -> Tensor:
-    r"""
-    Self-certainty of a state (Intuitor, https://huggingface.co/papers/2505.19590),
-
-    $$
-    \mathrm{KL}(U \| \hat\pi(\cdot|s)) = -\frac{1}{|\mathcal{A}|} \sum_a \log(|\mathcal{A}| \, \hat\pi(a|s))
-    = \frac{V(s) - \bar f(s)}{\alpha} - \log |\mathcal{A}|
-    $$
-
-    with the mean logit $\bar f$.
-
-    Args:
-        soft_values (`torch.Tensor` of shape `(...)`):
-            Soft values of the states.
-        mean_logits (`torch.Tensor` of shape `(...)`):
-            Means of their logits over the vocabulary.
-        vocab_size (`int`):
-            Size of the vocabulary.
-        alpha (`float`, *optional*, defaults to `1.0`):
-            Temperature of the soft values.
-
-    Returns:
-        `torch.Tensor` of shape `(...)`, float32, in nats, at least 0.
-
-    Example:
-    ```python
-    >>> import torch
-    >>> from endotrl.rewards.intrinsic import self_certainty
-
-    >>> logits = torch.tensor([0.0, 0.0])
-    >>> self_certainty(logits.logsumexp(-1), logits.mean(-1), vocab_size=2)  # uniform: knows nothing
-    tensor(0.)
-    ```
-    """
-    return (soft_values.float() - mean_logits.float()) / alpha - math.log(vocab_size)
+from .rule import RewardRule
 
 
 def relative_perplexity(log_probs: Tensor, log_probs_alone: Tensor) -> float:
@@ -109,8 +73,7 @@ class _IntrinsicReward(FrozenModelReward, ABC):
     """TRL's contract around a number that a subclass reads from token statistics."""
 
     _default_name: str
-    _mean_logits = False  # what of the token statistics it needs
-    _entropy = False
+    _rule = RewardRule("log_prob", "mean")
 
     def __init__(
         self,
@@ -148,7 +111,7 @@ class _IntrinsicReward(FrozenModelReward, ABC):
             log_extra=kwargs.get("log_extra"),
             environment=kwargs.get("environment"),
         )
-        stats = self._score_rows(rows, self._entropy, self._mean_logits)
+        stats = self._score_rows(rows, self._rule.needs_entropy, self._rule.needs_mean_logits)
         rewards = self._rewards(prompts, rows, stats)
         if log_metric is not None:
             figures = batch_diagnostics(rewards, rewards, stats)
@@ -162,18 +125,19 @@ class _IntrinsicReward(FrozenModelReward, ABC):
         """One reward a completion, `None` for one without a scored token."""
 
 
-class _SinglePassReward(_IntrinsicReward):
-    """A reward that each completion's own statistics suffice for."""
+class _MeanReward(_IntrinsicReward):
+    """The mean over tokens of what a rule gives them."""
+
+    _dtype = torch.float32  # of the mean
 
     def _rewards(self, prompts: Sequence[Prompt], rows: list[Rendered], stats: list[TokenStats]) -> list[float | None]:
-        return [None if len(row.token_ids) == 0 else self._reward(row) for row in stats]
+        return [
+            self._rule.token_rewards(row).to(self._dtype).mean().item() if self._rule.has_outcome(row) else None
+            for row in stats
+        ]
 
-    @abstractmethod
-    def _reward(self, stats: TokenStats) -> float:
-        """The reward of one completion that has a scored token."""
 
-
-class SelfCertaintyReward(_SinglePassReward):
+class SelfCertaintyReward(_MeanReward):
     r"""
     Self-certainty (Intuitor, https://huggingface.co/papers/2505.19590): the mean over tokens of
     $\mathrm{KL}(U \| \hat\pi(\cdot|s_h))$, how far the model is from knowing nothing, in nats.
@@ -191,77 +155,34 @@ class SelfCertaintyReward(_SinglePassReward):
     """
 
     _default_name = "self_certainty_reward"
-    _mean_logits = True
-
-    def _reward(self, stats: TokenStats) -> float:
-        assert stats.mean_logits is not None
-        vocab_size = self.config.get_text_config().vocab_size
-        return self_certainty(stats.soft_values[:-1], stats.mean_logits, vocab_size, stats.alpha).mean().item()
+    _rule = RewardRule("self_certainty", "mean")
 
 
-class NegativeEntropyReward(_SinglePassReward):
+class NegativeEntropyReward(_MeanReward):
     r"""
     Negative entropy (RENT, https://huggingface.co/papers/2505.22660): minus the mean over tokens of the entropy of
-    $\hat\pi(\cdot|s_h)$, in nats.
-
-    Args:
-        As [`EndogenousReward`]: `model`, `processing_class`, `max_tokens_per_batch`, `dtype`, `device`,
-        `trust_remote_code`, and `name` in logs.
-
-    Example:
-    ```python
-    >>> from endotrl.rewards import NegativeEntropyReward
-
-    >>> trainer = GRPOTrainer(model, reward_funcs=NegativeEntropyReward("Qwen/Qwen2.5-0.5B-Instruct"), ...)
-    ```
+    $\hat\pi(\cdot|s_h)$, in nats. Used as [`SelfCertaintyReward`].
     """
 
     _default_name = "negative_entropy_reward"
-    _entropy = True
-
-    def _reward(self, stats: TokenStats) -> float:
-        assert stats.entropies is not None
-        return -stats.entropies.mean().item()
+    _rule = RewardRule("negative_entropy", "mean")
 
 
-class MeanLogProbReward(_SinglePassReward):
+class MeanLogProbReward(_MeanReward):
     r"""
     Mean log-probability of the tokens, $\frac1H \log \hat\pi(y|x)$, in nats: minus the logarithm of the perplexity.
-    The same as `EndogenousReward(aggregate="mean")` for a finished response.
-
-    Args:
-        As [`EndogenousReward`]: `model`, `processing_class`, `max_tokens_per_batch`, `dtype`, `device`,
-        `trust_remote_code`, and `name` in logs.
-
-    Example:
-    ```python
-    >>> from endotrl.rewards import MeanLogProbReward
-
-    >>> trainer = GRPOTrainer(model, reward_funcs=MeanLogProbReward("Qwen/Qwen2.5-0.5B-Instruct"), ...)
-    ```
+    The same as `EndogenousReward(aggregate="mean")` for a finished response. Used as [`SelfCertaintyReward`].
     """
 
     _default_name = "mean_log_prob_reward"
-
-    def _reward(self, stats: TokenStats) -> float:
-        return stats.log_probs.double().mean().item()
+    _dtype = torch.float64
 
 
 class RelativePerplexityReward(_IntrinsicReward):
     r"""
     How much the prompt lowers the perplexity of the response (SAR, https://huggingface.co/papers/2509.05489), in
-    $[-1, 1]$: see [`relative_perplexity`]. It takes a second pass, without the prompt ([`empty_prompt_ids`]).
-
-    Args:
-        As [`EndogenousReward`]: `model`, `processing_class`, `max_tokens_per_batch`, `dtype`, `device`,
-        `trust_remote_code`, and `name` in logs.
-
-    Example:
-    ```python
-    >>> from endotrl.rewards import RelativePerplexityReward
-
-    >>> trainer = GRPOTrainer(model, reward_funcs=RelativePerplexityReward("Qwen/Qwen2.5-0.5B-Instruct"), ...)
-    ```
+    $[-1, 1]$: see [`relative_perplexity`]. It takes a second pass, without the prompt ([`empty_prompt_ids`]). Used as
+    [`SelfCertaintyReward`].
     """
 
     _default_name = "relative_perplexity_reward"

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from torch import Tensor
 
 from ..rendering.messages import Completion, Prompt
+from ..rendering.renderer import Rendered
 
 
 class DenseScores(NamedTuple):
@@ -72,3 +73,14 @@ class DenseReward(Protocol):
             [`DenseScores`], or a tuple of its first two entries.
         """
         ...
+
+
+def check_same_tokens(rows: Sequence[Rendered], completion_ids: Sequence[Sequence[int]] | None) -> None:
+    """Raises `ValueError` if completions were encoded again, into other tokens than the policy's."""
+    for i, (row, given) in enumerate(zip(rows, completion_ids or [], strict=completion_ids is not None)):
+        if row.completion_ids != list(given):
+            raise ValueError(
+                f"The completion of row {i} was encoded again for the frozen model, into {len(row.completion_ids)} "
+                f"tokens in place of {len(given)}, so its token rewards are of other tokens than the policy's. Use a "
+                "frozen model with the policy's tokenizer and chat template, or credit the outcome."
+            )

@@ -138,7 +138,7 @@ class RewardModelAdapter(nn.Module):
                 queries.append([token_id for token_id in query if token_id != pad_token_id])
             responses.append(renderer.ends.before_padding(response, pad_token_id))
         rows = renderer.render_ids(queries, responses)
-        stats = self.reward._score_rows(rows, entropy=self.reward.token_reward == "centered")
+        stats = self.reward._score_rows(rows, entropy=False)
         rewards = [self.reward.aggregate_from(row) for row in stats]
         return torch.tensor([0.0 if r is None else r for r in rewards], device=query_responses.device)
 

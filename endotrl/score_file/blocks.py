@@ -110,8 +110,10 @@ def output_record(
         # What the reward can be computed from again.
         record["chosen_logits"] = _rounded(stats.chosen_logits.tolist())
         record["soft_values"] = _rounded(stats.soft_values.tolist())
-        if reward.token_reward == "centered" and stats.entropies is not None:
+        if reward.rule.needs_entropy and stats.entropies is not None:
             record["entropies"] = _rounded(stats.entropies.tolist())
+        if reward.rule.needs_mean_logits and stats.mean_logits is not None:
+            record["mean_logits"] = _rounded(stats.mean_logits.tolist())
         contributions = reward.contributions_from(stats)
         if contributions is not None:
             record["contributions"] = _rounded(contributions.tokens.tolist())

@@ -129,9 +129,10 @@ class FrozenScorer:
                 read.append((members, *self._read(model, batch, hidden_states, states, alpha, entropy, mean_logits)))
                 bar.update(sum(len(copies[i]) for i in members))
         results: list[TokenStats | None] = [None] * len(rows)
+        vocab_size = self.placement.config.get_text_config().vocab_size
         while read:
             members, token_ids, head_stats = read.pop()
-            made = _token_stats([unique[i] for i in members], token_ids, head_stats, alpha)
+            made = _token_stats([unique[i] for i in members], token_ids, head_stats, alpha, vocab_size)
             for i, stats in zip(members, made, strict=True):
                 for index in copies[i]:
                     # Each its own: a result may be changed in place.
@@ -335,7 +336,7 @@ class FrozenScorer:
 
 
 def _token_stats(
-    rows: Sequence[Rendered], token_ids: Tensor, head_stats: HeadStatistics, alpha: float
+    rows: Sequence[Rendered], token_ids: Tensor, head_stats: HeadStatistics, alpha: float, vocab_size: int
 ) -> list[TokenStats]:
     """One result a row, each with tensors of its own."""
     results, start = [], 0
@@ -357,6 +358,7 @@ def _token_stats(
                 finished=row.finished,
                 alpha=alpha,
                 num_completion_tokens=len(row.completion_ids),
+                vocab_size=vocab_size,
             )
         )
         start = end

@@ -27,6 +27,8 @@ class TokenStats:
         mean_logits (`torch.Tensor` of shape `(H,)`, *optional*):
             Mean of $f(s_h, \cdot)$ over the vocabulary, float32. The cross-entropy of the uniform distribution with
             $\hat\pi$ is $(V(s_h) - \bar f(s_h)) / \alpha$.
+        vocab_size (`int`, *optional*):
+            Size of the vocabulary.
         generalist_log_probs (`torch.Tensor` of shape `(H,)`, *optional*):
             Log-probabilities of the tokens under the second model of [`InformationGain`], in nats.
         finished (`bool`):
@@ -52,6 +54,7 @@ class TokenStats:
     text: str | None = None
     offsets: list[tuple[int, int]] | None = None
     mean_logits: Tensor | None = None
+    vocab_size: int | None = None
     generalist_log_probs: Tensor | None = None
 
     @property

@@ -51,7 +51,7 @@ def warn_of_constants(
         if not isinstance(reward, EndogenousReward) or reward.token_reward != "bellman":
             continue
         reasons = []
-        step = reward.step_discount
+        step = reward.rule.step_discount
         if sentences and gamma is not None and gamma < 1.0:
             reasons.append(
                 "`gamma` discounts from sentence to sentence, and soft values change from token to token: use 1.0."

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 import html as html_entities
-import inspect
 import json
 import re
 import shlex
@@ -63,22 +62,6 @@ class TestParser:
             main(["--version"])
         assert stop.value.code == 0 and capsys.readouterr().out == f"endotrl {__version__}\n"
 
-    def test_options_are_the_parameters_of_the_reward(self):
-        """Same names, same defaults, same choices, so that what a user learns here holds there."""
-        from typing import get_args, get_type_hints
-
-        parameters = dict(inspect.signature(EndogenousReward).parameters)
-        # Required, an object, a name in TRL's logs, and what only makes sense in a trainer (a correction takes a batch of groups).
-        for name in ("model", "processing_class", "name", "offload", "correction"):
-            del parameters[name]
-        args = make_parser().parse_args(["score", "file", "--model", "m"])
-        assert {name: getattr(args, name) for name in parameters} == {k: p.default for k, p in parameters.items()}
-        score_parser = next(iter(make_parser()._subparsers._group_actions)).choices["score"]
-        choices = {action.dest: action.choices for action in score_parser._actions if action.choices}
-        hints = get_type_hints(EndogenousReward.__init__)
-        for name in ("token_reward", "aggregate", "truncation", "overlong_prompt"):
-            assert tuple(choices[name]) == get_args(hints[name])
-
     @pytest.mark.parametrize(
         ("options", "reason"),
         [
@@ -86,9 +69,9 @@ class TestParser:
             (["score", "f"], "required: --model"),
             (["score", "f", "--model", "m", "--limit", "0"], "'0' is not a whole number of at least 1"),
             (["score", "f", "--model", "m", "--block-size", "x"], "'x' is not a whole number of at least 1"),
-            (["score", "f", "--model", "m", "--aggregate", "max"], "invalid choice: 'max'"),
-            (["score", "f", "--model", "m", "--chat-template-kwargs", "[1]"], "must be a JSON object"),
-            (["score", "f", "--model", "m", "--criterion", '{"law": 1}'], "every domain needs one message, as text"),
+            (["score", "f", "--model", "m", "--truncation", "max"], "invalid choice: 'max'"),
+            (["score", "f", "--model", "m", "--chat-template-kwargs", "[1]"], "'[1]', but it must be a JSON object"),
+            (["score", "f", "--model", "m", "--criterion", '{"law": 1}'], "one message, as text, for each domain"),
             (["score", "f", "--model", "m", "--over"], "unrecognized arguments: --over"),
         ],
     )

@@ -136,12 +136,18 @@ class TestForms:
         draws = Control("random").score(item, scored)
         assert draws == Control("random").score(item, scored) and len(set(draws)) == 3
 
-    @pytest.mark.parametrize("aggregate", ["sum", "mean", "discounted"])
-    def test_the_same_as_the_reward(self, aggregate, item, scored, tiny_model_path):
-        reward = EndogenousReward(tiny_model_path, aggregate=aggregate, discount=0.95, device="cpu")
+    @pytest.mark.parametrize(
+        "name",
+        [
+            *("bellman.sum", "bellman.mean", "bellman.discounted=0.95", "bellman.first=3", "log_prob.power=0.5"),
+            *("centered.min", "negative_entropy.mean", "self_certainty.sum"),
+        ],
+    )
+    def test_the_same_as_the_reward(self, name, item, scored, tiny_model_path):
+        token_reward, aggregate = name.split(".", 1)
+        reward = EndogenousReward(tiny_model_path, token_reward=token_reward, aggregate=aggregate, device="cpu")
         prompts = [[{"role": "user", "content": item.prompt}]] * 3
         completions = [[{"role": "assistant", "content": text}] for text in item.responses]
-        name = f"bellman.{aggregate}" + ("=0.95" if aggregate == "discounted" else "")
         assert score(name, item, scored) == pytest.approx(reward(prompts=prompts, completions=completions), abs=1e-5)
 
     def test_cut_responses_are_scored_by_their_beginning(self, placement, item, references):
@@ -233,9 +239,9 @@ class TestNames:
             ("bellman", "There is no scorer 'bellman'"),
             ("loss.sum", "There is no scorer 'loss.sum'"),
             ("bellman.discounted", "needs a number, such as bellman.discounted=0.95"),
-            ("bellman.sum=2", "needs no number: bellman.sum"),
+            ("bellman.sum=2", "needs no number: sum"),
             ("bellman.discounted=1.5", "must be greater than 0 and at most 1"),
-            ("log_prob.power=x", "which is not a number"),
+            ("log_prob.power=x", "'x' is not a number"),
             ("log_prob.first=0", "out of range"),
             ("log_prob.power=nan", "out of range"),
         ],

@@ -23,7 +23,6 @@ from trl import ModelConfig, get_peft_config
 from endotrl import DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward, PPOConfig, PPOTrainer
 from endotrl import launch as recipes
 from endotrl.launch import (
-    RewardArguments,
     load_prompts,
     make_parser,
     make_reward_funcs,
@@ -530,11 +529,6 @@ class TestRewards:
         assert (reward.aggregate, reward.discount, reward.truncation) == ("discounted", 0.25, "bootstrap")
         assert (reward.criterion, reward.max_tokens_per_batch) == ("Be brief.", 99)
         assert reward.overlong_prompt == "truncate_left"
-
-    def test_defaults_are_those_of_the_reward(self) -> None:
-        defaults = {name: p.default for name, p in inspect.signature(EndogenousReward).parameters.items()}
-        settings = RewardArguments().endogenous_settings
-        assert settings == {name: defaults[name] for name in settings}
 
 
 class TestPrompts:

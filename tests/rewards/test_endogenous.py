@@ -532,7 +532,7 @@ class TestPlacement:
         with reward._placement.active() as own:
             before = weights(own)
         for form in FORMS:
-            reward.token_reward = form
+            reward.rule = replace(reward.rule, token_reward=form)
             reward(case.prompts, case.completions, case.completion_ids, log_metric=lambda key, value: None)
             reward.score(case.prompts, case.completions)
         assert_same_to_the_bit(before, weights(own))
@@ -593,7 +593,9 @@ class TestPlacement:
         assert not EndogenousReward(model).is_shared
 
     def test_repr(self, model: PreTrainedModel) -> None:
-        assert repr(EndogenousReward(None)).startswith("EndogenousReward(not attached to a trainer yet, alpha=1.0")
+        assert repr(EndogenousReward(None)).startswith(
+            "EndogenousReward(not attached to a trainer yet, token_reward='bellman'"
+        )
         assert "the LlamaForCausalLM given" in repr(EndogenousReward(model))
 
 
@@ -766,8 +768,11 @@ class TestEnvironment:
             ({}, "ENDOTRL_MODEL, the path or hub id of the frozen model, is not set.*`env: {ENDOTRL_MODEL: <model>}`"),
             ({"ENDOTRL_ALPHA": "1"}, "ENDOTRL_MODEL, .* is not set"),
             ({"ENDOTRL_MODLE": "x"}, "ENDOTRL_MODLE is not a setting.*There are ENDOTRL_MODEL, ENDOTRL_ALPHA"),
-            ({"ENDOTRL_ALPHA": "one"}, "ENDOTRL_ALPHA is 'one', but it must be of type float"),
-            ({"ENDOTRL_MAX_TOKENS_PER_BATCH": "8k"}, "ENDOTRL_MAX_TOKENS_PER_BATCH is '8k'.*of type int"),
+            ({"ENDOTRL_ALPHA": "one"}, "ENDOTRL_ALPHA is 'one', but it must be a number"),
+            (
+                {"ENDOTRL_MAX_TOKENS_PER_BATCH": "8k"},
+                "ENDOTRL_MAX_TOKENS_PER_BATCH is '8k'.*a whole number of at least 1",
+            ),
         ],
     )
     def test_bad_variables(self, variables: dict[str, str], message: str) -> None:

@@ -12,7 +12,8 @@ from trl import GRPOConfig, GRPOTrainer
 
 from endotrl import EndogenousReward
 from endotrl.rewards import MeanLogProbReward, NegativeEntropyReward, RelativePerplexityReward, SelfCertaintyReward
-from endotrl.rewards.intrinsic import relative_perplexity, self_certainty
+from endotrl.rewards.intrinsic import relative_perplexity
+from endotrl.rewards.rule import self_certainty
 
 from ..support.reference import chatml, scores_from_logits, state_logits
 

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rule of the endogenous reward, from token statistics to rewards: no models, no tokenizers, no TRL."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from ..bellman import Contributions, aggregate_weights, bellman_contributions, outcome_reward, token_rewards
+from ..checks import check_alpha, check_choice, check_discount
+from ..scoring.token_stats import TokenStats
+from .corrections import Correction, as_correction, correct_tokens
+from .settings import ONLY_EVALUATED, TOKEN_REWARDS, CorrectionName, TokenReward, Truncation, parse_aggregate
+
+
+def self_certainty(soft_values: Tensor, mean_logits: Tensor, vocab_size: int, alpha: float = 1.0) -> Tensor:
+    r"""
+    Self-certainty of a state (Intuitor, https://huggingface.co/papers/2505.19590),
+
+    $$
+    \mathrm{KL}(U \| \hat\pi(\cdot|s)) = -\frac{1}{|\mathcal{A}|} \sum_a \log(|\mathcal{A}| \, \hat\pi(a|s))
+    = \frac{V(s) - \bar f(s)}{\alpha} - \log |\mathcal{A}|
+    $$
+
+    with the mean logit $\bar f$.
+
+    Args:
+        soft_values (`torch.Tensor` of shape `(...)`):
+            Soft values of the states.
+        mean_logits (`torch.Tensor` of shape `(...)`):
+            Means of their logits over the vocabulary.
+        vocab_size (`int`):
+            Size of the vocabulary.
+        alpha (`float`, *optional*, defaults to `1.0`):
+            Temperature of the soft values.
+
+    Returns:
+        `torch.Tensor` of shape `(...)`, float32, in nats, at least 0.
+
+    Example:
+    ```python
+    >>> import torch
+    >>> from endotrl.rewards.rule import self_certainty
+
+    >>> logits = torch.tensor([0.0, 0.0])
+    >>> self_certainty(logits.logsumexp(-1), logits.mean(-1), vocab_size=2)  # uniform: knows nothing
+    tensor(0.)
+    ```
+    """
+    return (soft_values.float() - mean_logits.float()) / alpha - math.log(vocab_size)
+
+
+@dataclass(frozen=True)
+class RewardRule:
+    r"""
+    Settings of the reward, and the arithmetic that they stand for, on the [`TokenStats`] of one completion of `H`
+    tokens. Of [`EndogenousReward`], of its rivals, and of the forms of `endotrl eval`.
+
+    Args:
+        token_reward (`str`, *optional*, defaults to `"bellman"`):
+            Form of the token rewards: those of [`~endotrl.bellman.token_rewards`]; `"negative_entropy"`,
+            $-\mathcal{H}$ (RENT, https://huggingface.co/papers/2505.22660); or `"self_certainty"`, see
+            [`self_certainty`].
+        aggregate (`str`, *optional*, defaults to `"sum"`):
+            How token rewards become one number: those of [`~endotrl.bellman.outcome_reward`], also with the discount
+            (`"discounted=0.9"`); `"power=ρ"`, the sum over $H^\rho$; `"first=K"`, the sum over the first K tokens; or
+            `"min"`.
+        discount, alpha, gamma, truncation, correction:
+            As in [`EndogenousReward`].
+
+    Raises:
+        `ValueError`: If a setting is out of range or unknown, or two do not go together.
+
+    Example:
+    ```python
+    >>> from endotrl import EndogenousReward
+    >>> from endotrl.rewards.rule import RewardRule
+
+    >>> (stats,) = EndogenousReward("quickstart").score(["The capital of France is"], [" Paris."])
+    >>> log_probability, lowest = RewardRule().outcome(stats), RewardRule("log_prob", "min").outcome(stats)
+    ```
+    """
+
+    token_reward: TokenReward = "bellman"
+    aggregate: str = "sum"
+    discount: float = 0.95
+    alpha: float = 1.0
+    gamma: float = 1.0
+    truncation: Truncation = "terminal"
+    correction: Correction | CorrectionName | None = None
+
+    def __post_init__(self) -> None:
+        check_alpha(self.alpha)
+        check_discount("gamma", self.gamma)
+        check_discount("discount", self.discount)
+        check_choice("token_reward", self.token_reward, TOKEN_REWARDS, ONLY_EVALUATED)
+        check_choice("truncation", self.truncation, get_args(Truncation))
+        name, number = parse_aggregate(self.aggregate)
+        settings: dict[str, Any] = {"correction": as_correction(self.correction, self.token_reward)}
+        if name == "discounted" and number is not None:
+            settings |= {"aggregate": name, "discount": number}
+        for key, value in settings.items():
+            object.__setattr__(self, key, value)
+
+    @property
+    def needs_entropy(self) -> bool:
+        """Whether the token rewards need `entropies` of the token statistics."""
+        return self.token_reward in ("centered", "negative_entropy")
+
+    @property
+    def needs_mean_logits(self) -> bool:
+        """Whether the token rewards need `mean_logits` of the token statistics."""
+        return self.token_reward == "self_certainty"
+
+    @property
+    def step_discount(self) -> float:
+        """Weight of a token reward in the outcome, in units of that of the token before it."""
+        return self.discount if self.aggregate == "discounted" else 1.0
+
+    def check_token_credit(self) -> None:
+        """Raises `ValueError` if the outcome is no sum of token rewards."""
+        name, _ = parse_aggregate(self.aggregate)
+        if name in ("mean", "power", "min"):
+            raise ValueError(
+                f"`aggregate={self.aggregate!r}` cannot be credited to single tokens, because the weight of a token depends "
+                'on tokens to come. Use `aggregate="sum"` or `"discounted"`, or credit the outcome.'
+            )
+
+    def has_outcome(self, stats: TokenStats) -> bool:
+        """Whether the completion has a reward: a scored token, and with `truncation="skip"` an end."""
+        return len(stats.token_ids) > 0 and (self.truncation != "skip" or stats.finished)
+
+    def state_values(self, stats: TokenStats) -> Tensor:
+        """
+        Soft values, of shape `(H + 1,)`, in which 0 follows the last token if the completion counts as ended there.
+        """
+        if self.truncation == "terminal" and not stats.finished:
+            return torch.cat([stats.soft_values[:-1], torch.zeros(1)])
+        return stats.soft_values
+
+    def token_rewards(self, stats: TokenStats) -> Tensor:
+        """
+        Rewards of the scored tokens, of shape `(H,)`, float32; NaN for a completion that `truncation="skip"` leaves
+        out.
+        """
+        if self.truncation == "skip" and not stats.finished:
+            return torch.full_like(stats.chosen_logits, torch.nan)
+        if self.token_reward == "negative_entropy":
+            rewards = -_given(stats.entropies, "entropies")
+        elif self.token_reward == "self_certainty":
+            mean_logits, vocab_size = _given(stats.mean_logits, "mean_logits"), _given(stats.vocab_size, "vocab_size")
+            rewards = self_certainty(stats.soft_values[:-1], mean_logits, vocab_size, stats.alpha)
+        else:
+            values = self.state_values(stats)
+            rewards = token_rewards(
+                stats.chosen_logits, values, stats.alpha, self.gamma, self.token_reward, stats.entropies
+            )
+        return correct_tokens(rewards, stats, self.correction)  # type: ignore[arg-type]
+
+    def weights(self, rewards: Tensor) -> Tensor:
+        """Weights of token rewards of shape `(H,)` in the outcome, of shape `(H,)`, float64."""
+        name, number = parse_aggregate(self.aggregate)
+        num_tokens = len(rewards)
+        if name == "min":
+            return one_hot(rewards.argmin(), num_tokens).double()
+        if name == "first":
+            return (torch.arange(num_tokens) < int(number or 0)).double()
+        if name == "power":
+            return torch.full((num_tokens,), num_tokens ** -(number or 0.0), dtype=torch.float64)
+        return aggregate_weights(num_tokens, name, self.discount)  # type: ignore[arg-type]
+
+    def outcome(self, stats: TokenStats) -> float | None:
+        """
+        Reward of the completion, `None` if it has none. Without [`LengthControl`], which needs the batch.
+        """
+        if self.aggregate not in ("sum", "mean", "discounted"):
+            contributions = self.contributions(stats)
+            return None if contributions is None else contributions.total
+        if not self.has_outcome(stats):
+            return None
+        # Only Bellman rewards contain the potential V, of which V(s_1) is a constant of the prompt.
+        initial_value = stats.soft_values[0].double() if self.token_reward == "bellman" else 0.0
+        rewards = self.token_rewards(stats)
+        return outcome_reward(rewards, initial_value, self.aggregate, self.discount).item()  # type: ignore[arg-type]
+
+    def contributions(self, stats: TokenStats) -> Contributions | None:
+        r"""
+        Contributions of the tokens to the outcome: the numbers that sum to [`outcome`], and that
+        heat maps colour. `None` if it has no reward.
+
+        For `"bellman"` rewards with the default settings, that is $\alpha \log \hat\pi(a_h|s_h)$, and not the token
+        rewards themselves: these differ from it by the change of the soft value, which arbitrary constants of the
+        logits move and which cancels in the sum.
+        """
+        if not self.has_outcome(stats):
+            return None
+        name, number = parse_aggregate(self.aggregate)
+        rewards = self.token_rewards(stats)
+        weights = self.weights(rewards)
+        if self.token_reward != "bellman" or name == "min":
+            return Contributions(weights * rewards.double())
+        count = min(len(rewards), int(number or 0)) if name == "first" else len(rewards)
+        own = bellman_contributions(
+            stats.chosen_logits[:count],
+            self.state_values(stats)[: count + 1],
+            weights[:count],
+            self.gamma,
+            keep_initial_value=name == "discounted",
+        )
+        return own._replace(tokens=torch.cat([own.tokens, torch.zeros(len(rewards) - count, dtype=torch.float64)]))
+
+
+def _given(value: Any, name: str) -> Any:
+    if value is None:
+        raise ValueError(
+            f"The token statistics have no `{name}`, which this reward needs. Score the completions with it."
+        )
+    return value

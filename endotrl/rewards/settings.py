@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The settings of the endogenous reward: one table, from which the YAML fields `reward_<name>`, the options of `endotrl
+score` and `endotrl eval`, and the environment variables `ENDOTRL_<NAME>` are made. Imports nothing heavy.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+from ..checks import check_choice, check_discount
+
+
+TokenReward = Literal["bellman", "log_prob", "centered", "negative_entropy", "self_certainty"]
+Truncation = Literal["terminal", "bootstrap", "skip"]
+CorrectionName = Literal["length", "clip"]
+
+TOKEN_REWARDS = get_args(TokenReward)
+AGGREGATES = ("sum", "mean", "discounted", "power", "first", "min")
+# Aggregates with a number, and an example of it.
+EXAMPLES = {"discounted": "0.95", "power": "0.5", "first": "20"}
+# Forms that `endotrl eval` has, and a reward function cannot have.
+ONLY_EVALUATED = {
+    "gain": "which needs a second pass, without the prompt: see `RelativePerplexityReward`",
+    "matched": "which needs the other completions of the prompt: see `LengthControl`",
+}
+
+
+def parse_aggregate(aggregate: str) -> tuple[str, float | None]:
+    """
+    Name and number of an aggregate, such as `"sum"` or `"power=0.5"`.
+
+    Raises:
+        `ValueError`: If there is none of that name, or its number is missing, out of range or not wanted.
+    """
+    name, has_number, text = aggregate.partition("=") if isinstance(aggregate, str) else (aggregate, "", "")
+    check_choice("aggregate", name, AGGREGATES, ONLY_EVALUATED)
+    example = EXAMPLES.get(name)
+    if bool(has_number) != (example is not None) and (has_number or name != "discounted"):
+        wanted = f"a number, such as {name}={example}" if example else f"no number: {name}"
+        raise ValueError(f"`aggregate` is {aggregate!r}, but it needs {wanted}.")
+    if not has_number:
+        return name, None
+    try:
+        number = float(text)
+    except ValueError as error:
+        raise ValueError(f"`aggregate` is {aggregate!r}, but {text!r} is not a number.") from error
+    if name == "discounted":
+        check_discount("discount", number)
+    elif not (math.isfinite(number) and (name == "power" or number >= 1)):
+        raise ValueError(f"`aggregate` is {aggregate!r}, but {text!r} is out of range.")
+    return name, number
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """Reads a JSON object. Raises `ValueError` for anything else."""
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError(text)
+    return value
+
+
+def positive(text: str) -> int:
+    """Reads a whole number of at least 1. Raises `ValueError` for anything else."""
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value
+
+
+def _criterion(text: str) -> str | dict[str, str]:
+    if not text.lstrip().startswith("{"):
+        return text
+    criteria = json_object(text)
+    if not all(isinstance(message, str) for message in criteria.values()):
+        raise ValueError(text)
+    return criteria
+
+
+def _boolean(text: str) -> bool:
+    values = {"true": True, "1": True, "false": False, "0": False}
+    if text.lower() not in values:
+        raise ValueError(text)
+    return values[text.lower()]
+
+
+# How a text becomes a value of a type, and what the text must be.
+_READERS: dict[Any, tuple[Callable[[str], Any], str]] = {
+    str: (str, "text"),
+    str | None: (str, "text"),
+    float: (float, "a number"),
+    int: (positive, "a whole number of at least 1"),
+    bool: (_boolean, "true or false"),
+    dict[str, Any] | None: (json_object, "a JSON object"),
+    dict[str, str] | str | None: (_criterion, "text, or a JSON object with one message, as text, for each domain"),
+}
+
+
+@dataclass(frozen=True)
+class RewardSetting:
+    """
+    One setting of [`EndogenousReward`].
+
+    Attributes:
+        name (`str`):
+            The parameter.
+        type (`type`):
+            Its type in YAML.
+        default:
+            Its default.
+        help (`str`):
+            Help, as a sentence.
+        choices (`tuple[str]`, *optional*):
+            Values that it may have.
+        absent (`Mapping[str, str]`, *optional*):
+            Where it cannot be set (`"yaml"`, `"score"`, `"environment"`), and why.
+    """
+
+    name: str
+    type: Any
+    default: Any
+    help: str
+    choices: tuple[str, ...] | None = None
+    absent: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+    def read(self, text: str) -> Any:
+        """
+        Its value, from an environment variable or a command line.
+
+        Raises:
+            `ValueError`: If the text is no such value: `must be <kind>`.
+        """
+        reader, kind = _READERS[self.type]
+        try:
+            return reader(text)
+        except ValueError as error:
+            raise ValueError(f"must be {kind}") from error
+
+
+SETTINGS = {
+    setting.name: setting
+    for setting in (
+        RewardSetting("alpha", float, 1.0, "Temperature of the soft value; language models have 1."),
+        RewardSetting("gamma", float, 1.0, "Discount inside the operator, in (0, 1]."),
+        RewardSetting(
+            "token_reward",
+            str,
+            "bellman",
+            "Form of the token rewards: f(s, a) - gamma V(s'); alpha log pi; alpha (log pi + entropy); minus the "
+            "entropy; KL of the uniform distribution to pi.",
+            TOKEN_REWARDS,
+        ),
+        RewardSetting(
+            "aggregate",
+            str,
+            "sum",
+            "How token rewards become one number: 'sum' (without V(s_1), a constant of the prompt), 'mean' (the same "
+            "per token), 'discounted' (the sum of discount^(h-1) r_h), 'power=NUMBER' (the sum over H^NUMBER), "
+            "'first=NUMBER' (the sum over that many tokens), or 'min'.",
+        ),
+        RewardSetting("discount", float, 0.95, "Discount of the aggregate 'discounted', in (0, 1]."),
+        RewardSetting(
+            "truncation",
+            str,
+            "terminal",
+            "Completions without an end-of-sequence token: the state after the last token is the end; subtract the "
+            "model's own value of it; no reward.",
+            get_args(Truncation),
+        ),
+        RewardSetting(
+            "criterion",
+            dict[str, str] | str | None,
+            None,
+            "System message under which the frozen model judges; or one for each value of the column `domain`, as a "
+            "dictionary (JSON on the command line).",
+        ),
+        RewardSetting(
+            "max_tokens_per_batch",
+            int,
+            8192,
+            "Tokens of one forward pass of the frozen model; bounds memory, does not change rewards.",
+        ),
+        RewardSetting(
+            "dtype",
+            str,
+            "auto",
+            "Dtype of the frozen model's own copy: auto is bfloat16 on accelerators and float32 on CPU.",
+            ("auto", "bfloat16", "float16", "float32"),
+        ),
+        RewardSetting(
+            "device",
+            str | None,
+            None,
+            "Device of the frozen model's own copy, such as cpu or cuda:1 (default: the best there is, or the process's "
+            "own).",
+        ),
+        RewardSetting(
+            "trust_remote_code",
+            bool,
+            False,
+            "Let code from the model's repository run.",
+            absent={"yaml": "the trainer's `trust_remote_code` holds"},
+        ),
+        RewardSetting(
+            "name",
+            str,
+            "endogenous_reward",
+            "Name in logs.",
+            absent={
+                "yaml": "a recipe has one endogenous reward",
+                "score": "nothing is logged",
+                "environment": "TRL reads the name before the reward is made",
+            },
+        ),
+        RewardSetting(
+            "overlong_prompt",
+            str,
+            "error",
+            "What is longer than the frozen model's context: report it, or drop the beginning of its prompt.",
+            ("error", "truncate_left"),
+        ),
+        RewardSetting(
+            "chat_template_kwargs",
+            dict[str, Any] | None,
+            None,
+            'Further arguments of the chat template, such as {"enable_thinking": false}.',
+            absent={"yaml": "the trainer's `chat_template_kwargs` hold"},
+        ),
+        RewardSetting(
+            "offload",
+            bool,
+            False,
+            "Whether the frozen model's own copy waits in CPU memory between calls.",
+            absent={"score": "nothing else needs the device between calls"},
+        ),
+        RewardSetting(
+            "correction",
+            str | None,
+            None,
+            "What is taken out of the reward: what length explains (in training only), or what single tokens lose "
+            "beyond a bound.",
+            get_args(CorrectionName),
+        ),
+    )
+}
