@@ -13,13 +13,15 @@ from ..evaluation.engine import Engine
 from ..evaluation.items import Item
 from ..evaluation.results import evaluate
 from ..evaluation.results_page import report_page
-from ..evaluation.run_folder import RunFolder, now, versions, write_json
+from ..evaluation.run_folder import RunFolder, now
 from ..evaluation.runner import score_items
 from ..evaluation.scorer_names import DEFAULT, base_names, check_name, expand_names, make_scorer
 from ..evaluation.sources import read_rows
 from ..evaluation.tables import few_items, markdown_page, terminal_rows
 from ..frozen.placement import OwnCopy, load_tokenizer, resolve_dtype
 from ..reporting import say, terminal_table
+from ..runs.files import write_json
+from ..runs.record import versions
 from ..score_file import model_digest
 
 
@@ -95,7 +97,7 @@ def run_benchmark(args: argparse.Namespace, command: str) -> dict[str, Any]:
         "model_version": settings["model_version"],
         "data": args.data or (benchmark.hub.name if benchmark.hub else None),
         "settings": settings,
-        "versions": versions(),
+        "versions": versions("torch", "transformers", "trl", "numpy"),
         "command": command,
         "started": started,
         "updated": now(),

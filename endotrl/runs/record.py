@@ -2,11 +2,13 @@
 """What a run was made of, recorded in its folder: settings, versions, git revision."""
 
 import json
+import os
 import platform
 import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -59,10 +61,24 @@ def make_record(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "command": without_secrets(sys.argv),
         "settings": {name: _plain(value) for name, value in settings.items()},
-        "versions": {"endotrl": __version__, "python": platform.python_version(), **_versions()},
+        "versions": versions(*PACKAGES),
         # Of the clone with the script, or else with this package.
         "git": _git(Path(sys.argv[0]).resolve().parent) or _git(Path(__file__).parent),
     }
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of endotrl, Python and those packages that are installed."""
+    found = {"endotrl": __version__, "python": platform.python_version()}
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def machine() -> str:
+    """Operating system, architecture and number of CPUs."""
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs"
 
 
 def without_secrets(words: Sequence[str]) -> list[str]:
@@ -137,16 +153,6 @@ def _plain(value: Any) -> Any:
 
 def _hide(text: str) -> str:
     return _HUB_TOKEN.sub(SECRET, _JSON_TOKEN.sub(rf'\1"{SECRET}"', text))
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _git(folder: Path) -> dict[str, Any] | None:

@@ -39,9 +39,8 @@ EXIT_TERMINATED = 143  # 128 and SIGTERM, as of a process that it has ended
 @contextmanager
 def only_run_in(output_dir: str) -> Iterator[None]:
     """
-    Inside, no other run can enter with this folder. The lock ends with the process, however it ends; the processes of one
-    run have it together, through the first one. Windows and some network file systems have no locks: there, nothing is
-    noticed.
+    Inside, no other run can enter with this folder. The processes of one run hold the [`lock`] together, through the first
+    one.
 
     Args:
         output_dir (`str`):
@@ -57,16 +56,14 @@ def only_run_in(output_dir: str) -> Iterator[None]:
             try:
                 try:
                     Path(output_dir).mkdir(parents=True, exist_ok=True)
-                    file = stack.enter_context((Path(output_dir) / LOCK_FILE).open("a"))
+                    held = lock(
+                        Path(output_dir) / LOCK_FILE,
+                        f"Another run is writing to {output_dir} right now. Wait for it, stop it, or choose another "
+                        "`output_dir`.",
+                    )
                 except OSError as error:
                     raise OSError(f"`output_dir` is {output_dir!r}, where nothing can be written: {error}") from error
-                lock(
-                    file,
-                    f"Another run is writing to {output_dir} right now. Wait for it, stop it, or choose another `output_dir`.",
-                )
-                if sys.platform != "win32":
-                    # Workers that are forked would keep the lock after this process.
-                    os.register_at_fork(after_in_child=file.close)
+                stack.callback(held.release)
             except (ValueError, OSError) as error:
                 failure = error
         (failure,) = broadcast_object_list([failure])
