@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parser of recipes: TRL's, and strict."""
+"""Strict parser of a recipe's command line and YAML file."""
 
 import sys
 from argparse import Namespace
@@ -10,7 +10,7 @@ from typing import Any, NoReturn, get_type_hints
 import yaml
 from trl import TrlParser
 
-from .values import check_together, check_value
+from .ranges import check_together, check_value
 
 
 class RecipeParser(TrlParser):

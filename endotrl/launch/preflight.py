@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be known to go wrong before any data or weights are loaded."""
+"""Checks before any data or weights are loaded: packages, optimizer, generation, model."""
 
 from importlib.util import find_spec
 from typing import Any
@@ -25,7 +25,7 @@ from ..frozen.quickstart_model import quickstart_model_path
 from ..frozen.sharded_weights import loaded_whole
 from ..learning_rates import has_one_learning_rate
 from ..sentence import SentenceRewardConfig, SentenceRewardTrainerConfig
-from .values import check_value
+from .ranges import check_value
 
 
 # What a tracker or a setting needs: name of the module, and what to install.

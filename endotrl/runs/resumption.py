@@ -241,18 +241,18 @@ def find_checkpoint(args: TrainingArguments, record: Mapping[str, Any]) -> None:
         raise ValueError(f"`resume_from_checkpoint` is {args.resume_from_checkpoint!r}, but there is no such folder.")
 
 
-def train_and_save(trainer: Trainer, record: Mapping[str, Any]) -> bool:
+def train_and_save(trainer: Trainer, interruptions: Interruptions, record: Mapping[str, Any]) -> None:
     """
     Trains, from `resume_from_checkpoint` if it is set, and saves to `output_dir`.
 
     Args:
         trainer ([`~transformers.Trainer`]):
             The trainer.
+        interruptions ([`Interruptions`]):
+            Its first callback. If it was `terminated` afterwards, there is a checkpoint, and nothing in `output_dir`
+            itself.
         record (`dict[str, Any]`):
             What the run is made of: see [`make_record`].
-
-    Returns:
-        `bool`: whether SIGTERM has stopped it. There is a checkpoint then, and nothing in `output_dir` itself.
 
     Raises:
         `FloatingPointError`: For NaN or infinite gradients or loss.
@@ -265,9 +265,6 @@ def train_and_save(trainer: Trainer, record: Mapping[str, Any]) -> bool:
             continue_wandb_run(args.output_dir, anew=args.resume_from_checkpoint is None)
     args.logging_nan_inf_filter = False  # it would hide what is looked for
     save_total_limit = args.save_total_limit
-    interruptions = Interruptions(trainer)
-    # First, so that a run with NaN stops before they are logged.
-    trainer.callback_handler.callbacks.insert(0, interruptions)
     with clear_when_disk_is_full(args.output_dir), interruptions.listening():
         try:
             trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
@@ -277,7 +274,6 @@ def train_and_save(trainer: Trainer, record: Mapping[str, Any]) -> bool:
             trainer.save_model(args.output_dir)
     if interruptions.terminated and trainer.accelerator.is_main_process:
         say(f"Terminated at step {trainer.state.global_step}, which is saved. The same command goes on from there.")
-    return interruptions.terminated
 
 
 def end(trainer: Trainer, terminated: bool) -> None:
