@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The folder of a run: settings, scores as they come, token statistics, results."""
+"""Folder of an evaluation: settings, scores as they come, token statistics, results."""
 
 import json
 from collections.abc import Mapping

@@ -62,9 +62,10 @@ def add_callbacks(
 
 class Tracking(TrainerCallback):
     """
-    Adds to what is logged: `perf/tokens_per_second` (tokens of prompts and completions of all processes that were trained on,
-    per second of wall clock), `perf/seconds_per_step` and `perf/memory_gib` (peak of this process: on an accelerator what
-    torch allocated, on a CPU its resident memory). With W&B, the run's config gets what it was made of.
+    Adds to what is logged: `perf/tokens_per_second` (tokens of prompts and completions of all processes that were
+    trained on, per second of wall clock), `perf/seconds_per_step` and `perf/memory_gib` (peak of this process: on an
+    accelerator what torch allocated, on a CPU its resident memory). With W&B, the run's config gets what it was made
+    of.
 
     Args:
         trainer ([`~transformers.Trainer`]):
@@ -187,7 +188,8 @@ class HeatMaps(TrainerCallback):
 
 def heat_map_page(title: str, reward: EndogenousReward, prompts: list[Prompt], stats: list[TokenStats]) -> str:
     """
-    A page of completions with every token in the colour of what it contributes to the reward. Text of prompts and completions is escaped.
+    A page of completions with every token in the colour of what it contributes to the reward. Text of prompts and
+    completions is escaped.
 
     Args:
         title (`str`):

@@ -55,8 +55,8 @@ def choose_precision(settings: Namespace, given: Collection[str]) -> None:
 
 def shard_on_cpu() -> list[str]:
     """
-    Where `accelerate launch` was asked for DeepSpeed or FSDP and there is no accelerator, makes the processes shard on the
-    CPU: accelerate shards on accelerators only, and would take plain DDP, without a word.
+    Where `accelerate launch` was asked for DeepSpeed or FSDP and there is no accelerator, makes the processes shard on
+    the CPU: accelerate shards on accelerators only, and would take plain DDP, without a word.
 
     Returns:
         `list[str]`: words to add to the command line.
@@ -75,8 +75,9 @@ def shard_on_cpu() -> list[str]:
 
 def do_without_shared_memory() -> None:
     """
-    Keeps DeepSpeed from compiling its collectives in shared memory: gloo has all that is needed. The compiler may not be there,
-    it takes minutes, and a process that is killed meanwhile leaves a lock that later ones wait for without end.
+    Keeps DeepSpeed from compiling its collectives in shared memory: gloo has all that is needed. The compiler may not
+    be there, it takes minutes, and a process that is killed meanwhile leaves a lock that later ones wait for without
+    end.
     """
     import deepspeed.ops
 

@@ -7,7 +7,8 @@ step by step.
     accelerate launch --config_file accelerate_configs/cpu.yaml \
         -m endotrl.launch.grpo --config recipes/smollm2-135m/grpo.yaml
 
-Everything in the YAML file can be overridden on the command line, such as `--reward random --output_dir output/random`.
+Everything in the YAML file can be overridden on the command line, such as `--reward random --output_dir
+output/random`.
 """
 
 from ..trainers.dense_grpo_config import DenseGRPOConfig

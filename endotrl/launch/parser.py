@@ -15,9 +15,9 @@ from .ranges import check_together, check_value
 
 class RecipeParser(TrlParser):
     """
-    TRL's parser of a command line and a YAML file (`--config`), of which the command line wins. Settings that it does not know are
-    errors, and so are abbreviations, and values that are of another type or out of range. Every error is a
-    `ValueError` of one line, without the usage of some hundred settings.
+    TRL's parser of a command line and a YAML file (`--config`), of which the command line wins. Settings that it does
+    not know are errors, and so are abbreviations, and values that are of another type or out of range. Every error is
+    a `ValueError` of one line, without the usage of some hundred settings.
 
     Args:
         dataclasses (`Sequence[type]`):

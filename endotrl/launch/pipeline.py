@@ -239,9 +239,9 @@ def resolve_model(model_args: ModelConfig, training_args: GRPOConfig | RewardCon
 def share_frozen_weights(trainer: DenseRewardTrainer, reward_args: RewardArguments, model_args: ModelConfig) -> None:
     """
     Lets the endogenous reward read the frozen weights that the trainer has in memory anyway: the policy without its
-    adapter, or the reference model. Where there are none, or where `reward_model` names a model, the reward keeps its own
-    copy. Under DeepSpeed ZeRO-3 and FSDP2, frozen weights are split over the processes; with `reward_shard: false`, the
-    reward keeps a whole copy on each.
+    adapter, or the reference model. Where there are none, or where `reward_model` names a model, the reward keeps its
+    own copy. Under DeepSpeed ZeRO-3 and FSDP2, frozen weights are split over the processes; with `reward_shard:
+    false`, the reward keeps a whole copy on each.
 
     Raises:
         `ValueError`: If a copy is needed and would be of another revision than the policy.
@@ -255,8 +255,9 @@ def share_frozen_weights(trainer: DenseRewardTrainer, reward_args: RewardArgumen
             reward.attach(trainer)
         elif reward_args.reward_model is None and model_args.model_revision != "main":
             raise ValueError(
-                "The trainer has no frozen weights to share, and the reward's own copy would be of the revision 'main', "
-                f"not {model_args.model_revision!r}. Download that revision, and give its path as `model_name_or_path`."
+                "The trainer has no frozen weights to share, and the reward's own copy would be of the revision "
+                f"'main', not {model_args.model_revision!r}. Download that revision, and give its path as "
+                "`model_name_or_path`."
             )
         elif reward_args.reward_shard and not reward_args.reward_offload:
             reward.shard(trainer)
@@ -276,9 +277,9 @@ def _holds_frozen_weights(trainer: DenseRewardTrainer, reward_args: RewardArgume
 
 def train(trainer: Any, interruptions: Interruptions, job: Job) -> None:
     """
-    Trains, from `resume_from_checkpoint` if it is set; saves to `output_dir`, pushes to the hub if asked to, and prints how
-    the most telling metrics went, or evaluates a reward model. After SIGTERM, what there is by then is a checkpoint, and
-    the process ends with code 143.
+    Trains, from `resume_from_checkpoint` if it is set; saves to `output_dir`, pushes to the hub if asked to, and
+    prints how the most telling metrics went, or evaluates a reward model. After SIGTERM, what there is by then is a
+    checkpoint, and the process ends with code 143.
 
     Args:
         trainer (`Any`), interruptions ([`Interruptions`]):
@@ -311,8 +312,8 @@ def train(trainer: Any, interruptions: Interruptions, job: Job) -> None:
 
 def print_summary(history: list[dict[str, Any]], output_dir: str) -> None:
     """
-    Prints a table of the metrics that tell most: means over the first and the last fifth of what was logged in training,
-    and the first and last evaluation.
+    Prints a table of the metrics that tell most: means over the first and the last fifth of what was logged in
+    training, and the first and last evaluation.
     """
     from rich.console import Console
 

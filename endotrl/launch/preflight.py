@@ -160,8 +160,8 @@ def check_model(model_args: ModelConfig, training_args: GRPOConfig | RewardConfi
         )
     except Exception as error:  # of many kinds, as each family checks its values in its own way
         raise OSError(
-            f"`model_name_or_path` is {name!r}, which is neither a folder with a model's `config.json` nor a model that the Hugging "
-            f"Face hub gives. Check the name. Reason: {error}"
+            f"`model_name_or_path` is {name!r}, which is neither a folder with a model's `config.json` nor a model "
+            f"that the Hugging Face hub gives. Check the name. Reason: {error}"
         ) from error
     get_quantization_config(model_args)
     peft_config = get_peft_config(model_args)

@@ -20,8 +20,8 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 def lock(path: Path, message: str) -> BaseFileLock:
     """
-    Locks a file until the lock is released or gone, or the process has ended, however it ends. Forked workers do not hold
-    it. On a file system without locks, nothing is kept from anyone.
+    Locks a file until the lock is released or gone, or the process has ended, however it ends. Forked workers do not
+    hold it. On a file system without locks, nothing is kept from anyone.
 
     Args:
         path (`Path`):

@@ -72,8 +72,8 @@ def read_lines(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
             records.append(parse_line(line, keys))
         except ValueError as error:
             raise ValueError(
-                f"{path}, line {number}: damaged ({error}). Take the line out, and the same command makes it again; or "
-                "start anew with --overwrite."
+                f"{path}, line {number}: damaged ({error}). Take the line out, and the same command makes it again; "
+                "or start anew with --overwrite."
             ) from error
     return records
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run was made of, recorded in its folder: settings, versions, git revision."""
+"""Record of a run in its folder: command, settings, versions, git revision."""
 
 import json
 import os
@@ -83,8 +83,8 @@ def machine() -> str:
 
 def without_secrets(words: Sequence[str]) -> list[str]:
     """
-    A command line without its tokens: the values of options such as `--hub_token`, `token` in JSON, and whatever looks like a token of
-    the hub.
+    A command line without its tokens: the values of options such as `--hub_token`, `token` in JSON, and whatever looks
+    like a token of the hub.
 
     Example:
     ```python
@@ -123,8 +123,8 @@ def recorded_settings(output_dir: str | None) -> dict[str, Any]:
 
 def check_same_settings(output_dir: str, record: Mapping[str, Any]) -> None:
     """
-    Raises `ValueError` if the run in `output_dir` was made with other settings than these, so that going on with it would
-    mix two runs.
+    Raises `ValueError` if the run in `output_dir` was made with other settings than these, so that going on with it
+    would mix two runs.
     """
     before, now = recorded_settings(output_dir), _flat(record["settings"])
     changed = [
@@ -134,8 +134,8 @@ def check_same_settings(output_dir: str, record: Mapping[str, Any]) -> None:
     ]
     if changed:
         raise ValueError(
-            f"{output_dir} has checkpoints of a run with other settings ({'; '.join(sorted(changed))}), and this one would go "
-            "on with them. Choose another `output_dir`, or start anew with `--resume False`."
+            f"{output_dir} has checkpoints of a run with other settings ({'; '.join(sorted(changed))}), and this one "
+            "would go on with them. Choose another `output_dir`, or start anew with `--resume False`."
         )
 
 

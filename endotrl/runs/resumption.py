@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Interrupted runs: what is saved, where the same command goes on, and what stops a run."""
+"""Resuming: what is saved, where the same command goes on, and what stops a run."""
 
 import errno
 import json
@@ -39,8 +39,8 @@ EXIT_TERMINATED = 143  # 128 and SIGTERM, as of a process that it has ended
 @contextmanager
 def only_run_in(output_dir: str) -> Iterator[None]:
     """
-    Inside, no other run can enter with this folder. The processes of one run hold the [`lock`] together, through the first
-    one.
+    Inside, no other run can enter with this folder. The processes of one run hold the [`lock`] together, through the
+    first one.
 
     Args:
         output_dir (`str`):
@@ -74,9 +74,9 @@ def only_run_in(output_dir: str) -> Iterator[None]:
 
 class Interruptions(TrainerCallback):
     """
-    Marks checkpoints that were written to their end, and deletes those beyond `save_total_limit` only then; saves one and
-    stops after SIGTERM, on all processes after the same step; and stops a run whose gradients or loss are NaN or infinite,
-    before it is saved.
+    Marks checkpoints that were written to their end, and deletes those beyond `save_total_limit` only then; saves one
+    and stops after SIGTERM, on all processes after the same step; and stops a run whose gradients or loss are NaN or
+    infinite, before it is saved.
 
     Args:
         trainer ([`~transformers.Trainer`]):
@@ -159,7 +159,8 @@ class Interruptions(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        # transformers would delete checkpoints before the last one is marked. Not before trackers have seen the settings.
+        # transformers would delete checkpoints before the last one is marked. Not before trackers have seen the
+        # settings.
         args.save_total_limit = None
 
     def on_step_end(
@@ -193,9 +194,9 @@ class Interruptions(TrainerCallback):
         checkpoint = last_complete_checkpoint(args.output_dir)
         kept = "There is no checkpoint" if checkpoint is None else f"{checkpoint} is from before, and is kept"
         raise FloatingPointError(
-            f"{what} NaN or infinite at step {step}, so training was stopped before they could spoil the weights that are "
-            f"saved. {kept}. Lower `learning_rate` or `max_grad_norm`, or use a wider dtype. (Other settings are another run: "
-            "give it its own `output_dir`, and `resume_from_checkpoint` to start from that one.)"
+            f"{what} NaN or infinite at step {step}, so training was stopped before they could spoil the weights that "
+            f"are saved. {kept}. Lower `learning_rate` or `max_grad_norm`, or use a wider dtype. (Other settings are "
+            "another run: give it its own `output_dir`, and `resume_from_checkpoint` to start from that one.)"
         )
 
 
@@ -213,16 +214,17 @@ def clear_when_disk_is_full(output_dir: str) -> Iterator[None]:
         kept = "there is no complete checkpoint yet" if checkpoint is None else f"{checkpoint} is complete"
         raise OSError(
             errno.ENOSPC,
-            f"The disk of `output_dir` is full; {kept}. Make room (`save_total_limit` keeps fewer checkpoints), and start the "
-            "same command again: it goes on from there.",
+            f"The disk of `output_dir` is full; {kept}. Make room (`save_total_limit` keeps fewer checkpoints), and "
+            "start the same command again: it goes on from there.",
             output_dir,
         ) from error
 
 
 def find_checkpoint(args: TrainingArguments, record: Mapping[str, Any]) -> None:
     """
-    Sets `resume_from_checkpoint` to the last complete checkpoint of `output_dir`, if there is one. If it names another one,
-    that holds unless the run in `output_dir` was already told to start from there. The first process decides for all.
+    Sets `resume_from_checkpoint` to the last complete checkpoint of `output_dir`, if there is one. If it names another
+    one, that holds unless the run in `output_dir` was already told to start from there. The first process decides for
+    all.
 
     Raises:
         `ValueError`: If the run there was made with other settings, or there is no checkpoint of that name.

@@ -18,8 +18,8 @@ from .rows import STREAM, Reader
 from .tally import Tally
 
 
-# Weights up to this size, in bytes, are read as a whole to tell one model from another: at 1.3 GiB/s (sha256 on one core),
-# 0.4 s for a model of 0.5 GiB and 1.5 s at the limit.
+# Weights up to this size, in bytes, are read as a whole to tell one model from another: at 1.3 GiB/s (sha256 on one
+# core), 0.4 s for a model of 0.5 GiB and 1.5 s at the limit.
 WHOLE_WEIGHTS = 2 * 2**30
 BUSY = "Another run is writing {} right now. Wait for it, or choose another output."
 _SMALL_FILE = 4 * 2**20  # bytes; files up to this size are always read as a whole
@@ -191,8 +191,8 @@ class Output:
             raise
         except OSError as error:
             raise OSError(
-                f"{self.path} cannot be written: {error.strerror or error}. The {saved_rows} rows before are saved, and the "
-                "same command goes on behind them."
+                f"{self.path} cannot be written: {error.strerror or error}. The {saved_rows} rows before are saved, "
+                "and the same command goes on behind them."
             ) from error
 
 
