@@ -29,7 +29,6 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
-from importlib.metadata import version
 from mmap import mmap
 from pathlib import Path
 from threading import RLock
@@ -45,6 +44,7 @@ from transformers.trainer_callback import CallbackHandler
 import endotrl.launch  # noqa: F401 (before the forks)
 from endotrl import DenseGRPOTrainer, PPOTrainer, SentenceRewardTrainer
 from endotrl.reporting import terminal_table
+from endotrl.runs.record import versions
 from tests.support.tiny_policy import save_tiny_policy
 
 
@@ -307,7 +307,7 @@ def main() -> None:
     results = {
         "command": shlex.join(["python", "-m", "benchmarks.interruptions", *sys.argv[1:]]),
         "machine": f"{platform.system()} {platform.machine()}, one thread",
-        "versions": ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl")),
+        "versions": ", ".join(map(" ".join, versions("torch", "transformers", "trl").items())),
         "seconds": time.perf_counter() - started,
         "runs": runs,
     }

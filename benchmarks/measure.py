@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from datetime import date
-from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ import psutil
 import torch
 from tqdm.auto import tqdm
 
-from endotrl import __version__
+from endotrl.runs.record import versions
 
 
 PACKAGES = ("torch", "transformers", "trl")
@@ -55,9 +54,7 @@ def describe_run(module: str, device: str) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "endotrl": __version__,
-        **{package: version(package) for package in PACKAGES},
+        **versions(*PACKAGES),
     }
 
 

@@ -1,18 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""
-GRPO on the endogenous reward, or on a control. `credit` says what a token is credited with: the reward from it on
-(`token`), from its sentence on (`sentence`), or of the whole completion (`outcome`), which is TRL's `GRPOTrainer`
-step by step.
+"""GRPO, as `python -m endotrl.launch.grpo`."""
 
-    accelerate launch --config_file accelerate_configs/cpu.yaml \
-        recipes/grpo.py --config recipes/smollm2-135m/grpo.yaml
-
-Everything in the YAML file can be overridden on the command line, such as `--reward random --output_dir output/random`.
-"""
-
-from endotrl import DenseGRPOConfig, DenseGRPOTrainer
-from endotrl.launch import launch
+from endotrl.launch.grpo import main
 
 
 if __name__ == "__main__":
-    launch(DenseGRPOTrainer, DenseGRPOConfig)
+    main()

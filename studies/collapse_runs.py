@@ -10,7 +10,6 @@ import random
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from endotrl.demo.grpo_runs import load_model, quiet
 from endotrl.demo.parts import ARITHMETIC
 from endotrl.monitoring import Detector
 from endotrl.rewards import LengthReward, MeanLogProbReward, NegativeEntropyReward, SelfCertaintyReward
+from endotrl.runs.record import versions
 from endotrl.tasks import arithmetic
 
 from . import letters
@@ -321,6 +321,6 @@ def described(name: str, cpu_seconds: float) -> dict[str, Any]:
     return {
         "command": f"python -m studies.{name} --bases DIR",
         "machine": f"{platform.system()} {platform.machine()}, one thread",
-        "versions": ", ".join(f"{p} {version(p)}" for p in ("torch", "transformers", "trl")),
+        "versions": ", ".join(map(" ".join, versions("torch", "transformers", "trl").items())),
         "cpu_seconds": cpu_seconds,
     }

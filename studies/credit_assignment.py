@@ -20,8 +20,6 @@ rates, and is shown with the one that is best for it:
 
 import argparse
 import logging
-import os
-import platform
 import random
 import shlex
 import sys
@@ -30,7 +28,6 @@ import time
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -51,6 +48,7 @@ from benchmarks.measure import write_figures
 from endotrl import DenseGRPOConfig, DenseGRPOTrainer, PPOConfig, PPOTrainer
 from endotrl.reporting import terminal_table
 from endotrl.rewards import DenseScores
+from endotrl.runs.record import machine, versions
 
 
 NUM_QUESTIONS, NUM_ANSWERS = 4, 8
@@ -380,9 +378,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "samples_to_threshold": reached,
         "success_rates": runs,
         "environment": {
-            **{package: version(package) for package in ("torch", "transformers", "trl")},
-            "python": platform.python_version(),
-            "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, {args.workers} processes",
+            **versions("torch", "transformers", "trl"),
+            "machine": f"{machine()}, {args.workers} processes",
             "seconds": round(time.perf_counter() - started, 1),
         },
     }

@@ -47,6 +47,7 @@ from endotrl.demo.parts import ARITHMETIC
 from endotrl.evaluation.generation import pass_at_k
 from endotrl.reporting import terminal_table
 from endotrl.rewards import LengthReward, RandomReward
+from endotrl.runs.files import replace_text
 from endotrl.tasks import arithmetic
 from studies.arithmetic_runs import (
     NUM_HELD_OUT,
@@ -182,9 +183,7 @@ def run(noise: float, seed: int, arm: str | None, steps: int, folder: Path) -> d
         "figures": measure(model, tokenizer, seed),
         "seconds": time.perf_counter() - started,
     }
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(result), encoding="utf-8")
-    partial.rename(file)
+    replace_text(file, json.dumps(result))
     return result
 
 

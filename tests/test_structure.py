@@ -8,9 +8,9 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "endotrl"
 ORDER = [
     # Leaves, which import nothing of ours.
-    *("_lazy", "_moved", "checks", "learning_rates", "reporting"),
+    *("_lazy", "_moved", "checks", "learning_rates", "reporting", "runs"),
     *("bellman", "credit", "rendering", "scoring", "frozen", "sentence", "grading", "rewards", "tasks", "trainers"),
-    *("monitoring", "runs", "demo", "score_file", "evaluation", "launch", "planning", "commands"),
+    *("monitoring", "demo", "score_file", "evaluation", "launch", "planning", "commands"),
 ]
 
 

@@ -13,7 +13,7 @@ from ..evaluation.engine import Engine
 from ..evaluation.items import Item
 from ..evaluation.results import evaluate
 from ..evaluation.results_page import report_page
-from ..evaluation.run_folder import RunFolder, now, versions, write_json
+from ..evaluation.run_folder import RunFolder, now
 from ..evaluation.runner import score_items
 from ..evaluation.scorer_names import DEFAULT, base_names, check_name, expand_names, make_scorer
 from ..evaluation.sources import read_rows
@@ -21,6 +21,8 @@ from ..evaluation.tables import few_items, markdown_page, terminal_rows
 from ..frozen.names import load_tokenizer, resolve_model
 from ..frozen.own_copy import OwnCopy, resolve_dtype
 from ..reporting import say, terminal_table
+from ..runs.files import write_json
+from ..runs.record import versions
 from ..score_file import model_digest
 
 
@@ -96,7 +98,7 @@ def run_benchmark(args: argparse.Namespace, command: str) -> dict[str, Any]:
         "model_version": settings["model_version"],
         "data": args.data or (benchmark.hub.name if benchmark.hub else None),
         "settings": settings,
-        "versions": versions(),
+        "versions": versions("torch", "transformers", "trl", "numpy"),
         "command": command,
         "started": started,
         "updated": now(),

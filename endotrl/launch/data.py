@@ -27,7 +27,8 @@ def load_prompts(
     Loads the prompts to train on, and those to evaluate on if `eval_strategy` asks for it.
 
     Args:
-        script_args ([`RecipeArguments`]), training_args ([`~trl.GRPOConfig`]), dataset_args ([`~trl.DatasetMixtureConfig`]):
+        script_args ([`RecipeArguments`]), training_args ([`~trl.GRPOConfig`]),
+        dataset_args ([`~trl.DatasetMixtureConfig`]):
             What the parser of [`make_parser`] returns. A mixture (`datasets`) goes before `dataset_name`.
 
     Returns:
@@ -65,9 +66,10 @@ def load_preferences(
     Loads the pairs to train on, and those to evaluate on if `eval_strategy` asks for it.
 
     Args:
-        script_args ([`~trl.ScriptArguments`]), training_args ([`~trl.RewardConfig`]), dataset_args ([`~trl.DatasetMixtureConfig`]):
-            Settings. `dataset_name` is a dataset of the hub or a file, or `"quickstart"`: right against wrong answers to
-            the questions that ship with endotrl. A mixture (`datasets`) goes before `dataset_name`.
+        script_args ([`~trl.ScriptArguments`]), training_args ([`~trl.RewardConfig`]),
+        dataset_args ([`~trl.DatasetMixtureConfig`]):
+            Settings. `dataset_name` is a dataset of the hub or a file, or `"quickstart"`: right against wrong answers
+            to the questions that ship with endotrl. A mixture (`datasets`) goes before `dataset_name`.
 
     Returns:
         Two datasets with columns `chosen` and `rejected`, the second of them `None` without evaluation.

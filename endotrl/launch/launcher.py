@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The process that launched this one, and what is to happen when it ends."""
+"""End of a process with the launcher that started it."""
 
 import os
 import signal

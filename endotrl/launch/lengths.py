@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""
-Prompts that with a completion do not fit the policy's or a frozen model's context: found before the run, not in the
-middle of it.
-"""
+"""Prompts that with a completion do not fit the policy's or a frozen model's context, found before the run."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parser of recipes: TRL's, and strict."""
+"""Strict parser of a recipe's command line and YAML file."""
 
 import sys
 from argparse import Namespace
@@ -11,14 +11,14 @@ import yaml
 from trl import TrlParser
 
 from ..reporting import ignore_upstream_warnings
-from .values import check_together, check_value
+from .ranges import check_together, check_value
 
 
 class RecipeParser(TrlParser):
     """
-    TRL's parser of a command line and a YAML file (`--config`), of which the command line wins. Settings that it does not know are
-    errors, and so are abbreviations, and values that are of another type or out of range. Every error is a
-    `ValueError` of one line, without the usage of some hundred settings.
+    TRL's parser of a command line and a YAML file (`--config`), of which the command line wins. Settings that it does
+    not know are errors, and so are abbreviations, and values that are of another type or out of range. Every error is
+    a `ValueError` of one line, without the usage of some hundred settings.
 
     Args:
         dataclasses (`Sequence[type]`):

@@ -1,50 +1,117 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a recipe does before and after the trainer is made."""
+"""From the command line of a recipe to a trained model."""
 
-from collections.abc import Callable
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, NoReturn, cast
 
-from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
-from trl import DatasetMixtureConfig, GRPOConfig, ModelConfig, RewardConfig, get_peft_config, get_quantization_config
+from trl import (
+    DatasetMixtureConfig,
+    GRPOConfig,
+    ModelConfig,
+    RewardConfig,
+    RewardTrainer,
+    get_peft_config,
+    get_quantization_config,
+)
 
 from ..demo.grpo_runs import make_head_input_contiguous
 from ..frozen import names
 from ..frozen.sharded_weights import shards_weights
 from ..monitoring import CollapseMonitor
 from ..monitoring.monitor import Action
-from ..reporting import terminal_table
+from ..reporting import say, terminal_table
 from ..rewards import EndogenousReward, SentenceReward
 from ..runs.record import make_record
-from ..runs.resumption import end, find_checkpoint, train_and_save
+from ..runs.resumption import Interruptions, end, find_checkpoint, only_run_in, train_and_save
 from ..runs.wandb_run import check_wandb_login
+from ..sentence import SentenceRewardTrainer, SentenceRewardTrainerConfig
+from ..sentence.trainer import reward_model_config
 from ..trainers.base import DenseRewardTrainer
-from .arguments import RecipeArguments, RewardArguments
-from .completion_heat_maps import HeatMaps
-from .data import check_number, load_prompts
+from .arguments import RecipeArguments, RewardArguments, RunArguments, make_parser
+from .callbacks import add_callbacks
+from .cpu import choose_precision, shard_on_cpu
+from .data import check_number, load_preferences, load_prompts
+from .launcher import end_with_launcher
 from .lengths import fit_lengths
+from .parser import RecipeParser
 from .preflight import check_generation, check_model, check_optimizer, check_packages
 from .reward_functions import make_reward_funcs
-from .tracking import Tracking
 
 
-logger = get_logger(__name__)
+EXIT_WRONG_SETTINGS = 2
+# What TRL, transformers and their backends raise for settings before anything is trained.
+WRONG_SETTINGS = (ValueError, TypeError, ImportError, OSError, RuntimeError)
+
+logger = logging.getLogger(__name__)
 
 
 class Job(NamedTuple):
     """A recipe whose settings were checked: what a trainer is made of. No weights are loaded yet."""
 
-    script_args: RecipeArguments
-    training_args: GRPOConfig
-    reward_args: RewardArguments
+    script_args: RunArguments
+    training_args: GRPOConfig | RewardConfig
     model_args: ModelConfig
     train_dataset: Dataset | IterableDataset
     eval_dataset: Dataset | IterableDataset | None
-    reward_funcs: list[Callable[..., Any]]
-    collapse_monitor: CollapseMonitor | None
     record: dict[str, Any]
+    # Of a policy, but not of a reward model
+    reward_args: RewardArguments | None = None
+    reward_funcs: list[Callable[..., Any]] | None = None
+    collapse_monitor: CollapseMonitor | None = None
+
+
+def launch(
+    trainer_class: type[DenseRewardTrainer | SentenceRewardTrainer],
+    training_config: type[GRPOConfig | SentenceRewardTrainerConfig],
+    argv: Sequence[str] | None = None,
+) -> Any:
+    """
+    Runs a recipe from the command line. What is wrong with its settings is said in one line, before a model is loaded
+    if it can be known then and before anything is trained, and ends the process with exit code 2.
+
+    Args:
+        trainer_class (`type`):
+            [`DenseGRPOTrainer`], [`PPOTrainer`] or [`SentenceRewardTrainer`], or a class derived from them.
+        training_config (`type`):
+            Its configuration class.
+        argv (`Sequence[str]`, *optional*):
+            Arguments. Defaults to those of the process.
+
+    Returns:
+        `trainer_class`: the trainer, done.
+    """
+    end_with_launcher()
+    with ExitStack() as stack:
+        try:
+            settings = parse(make_parser(training_config), argv)
+            stack.enter_context(only_run_in(settings[1].output_dir))
+            job = prepare_reward_model(*settings) if issubclass(training_config, RewardConfig) else prepare(*settings)
+            trainer, interruptions = make_trainer(trainer_class, job)
+        except WRONG_SETTINGS as error:
+            exit_with(error)
+        train(trainer, interruptions, job)
+        return trainer
+
+
+def parse(parser: RecipeParser, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
+    """Settings of a recipe: those of the YAML file (`--config`), of which the command line wins."""
+    parser.settle = choose_precision
+    return parser.parse_args_and_config([*(sys.argv[1:] if argv is None else argv), *shard_on_cpu()])
+
+
+def exit_with(error: Exception) -> NoReturn:
+    """Ends the process with what is wrong, said by one process of a machine."""
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        say(f"{os.path.basename(sys.argv[0])}: error: {' '.join(str(error).split())}")
+    logger.debug("Where it was found", exc_info=error)
+    sys.exit(EXIT_WRONG_SETTINGS)
 
 
 def prepare(
@@ -55,7 +122,7 @@ def prepare(
     dataset_args: DatasetMixtureConfig,
 ) -> Job:
     """
-    Loads the data, makes the rewards and checks all settings, before any weights are loaded.
+    Loads the data of a policy, makes its rewards and checks all settings, before any weights are loaded.
 
     Args:
         script_args ([`RecipeArguments`]), training_args ([`~trl.GRPOConfig`]), reward_args ([`RewardArguments`]),
@@ -84,52 +151,74 @@ def prepare(
     train_dataset = fit_lengths(train_dataset, *lengths)
     check_number(train_dataset, training_args)
     eval_dataset = None if eval_dataset is None else fit_lengths(eval_dataset, *lengths)
-    record = make_record({"data": script_args, "training": training_args, "reward": reward_args, "model": model_args})
+    record = _find_run(script_args, training_args, model_args, reward=reward_args)
+    datasets = (train_dataset, eval_dataset)
+    return Job(script_args, training_args, model_args, *datasets, record, reward_args, reward_funcs, monitor)
+
+
+def prepare_reward_model(
+    script_args: RunArguments,
+    training_args: SentenceRewardTrainerConfig,
+    model_args: ModelConfig,
+    dataset_args: DatasetMixtureConfig,
+) -> Job:
+    """As [`prepare`], of a sentence-level reward model: its data are preferences, see [`load_preferences`]."""
+    check_packages(training_args, model_args)
+    check_optimizer(training_args)
+    check_model(model_args, training_args)
+    reward_model_config(training_args)  # raises for what it cannot be
+    datasets = load_preferences(script_args, training_args, dataset_args)
+    resolve_model(model_args, training_args)
+    return Job(script_args, training_args, model_args, *datasets, _find_run(script_args, training_args, model_args))
+
+
+def _find_run(
+    script_args: RunArguments, training_args: GRPOConfig | RewardConfig, model_args: ModelConfig, **others: Any
+) -> dict[str, Any]:
+    """The record of the run, which goes on from a checkpoint if there is one."""
+    record = make_record({"data": script_args, "training": training_args, **others, "model": model_args})
     if script_args.resume:
         find_checkpoint(training_args, record)
     check_wandb_login(training_args)
-    return Job(
-        script_args, training_args, reward_args, model_args, train_dataset, eval_dataset, reward_funcs, monitor, record
-    )
+    return record
 
 
-def run(trainer_class: type[DenseRewardTrainer], job: Job) -> DenseRewardTrainer:
+def run(trainer_class: type[DenseRewardTrainer | SentenceRewardTrainer], job: Job) -> Any:
     """
     Trains what was prepared.
 
     Args:
         trainer_class (`type`):
-            [`DenseGRPOTrainer`] or [`PPOTrainer`], or a class derived from them.
+            As in [`launch`].
         job ([`Job`]):
             What [`prepare`] returns.
 
     Returns:
-        [`DenseGRPOTrainer`] or [`PPOTrainer`]: the trainer, done.
+        `trainer_class`: the trainer, done.
     """
-    trainer = make_trainer(trainer_class, job)
-    train(trainer, job.record, job.script_args.dataset_name)
+    trainer, interruptions = make_trainer(trainer_class, job)
+    train(trainer, interruptions, job)
     return trainer
 
 
-def make_trainer(trainer_class: type[DenseRewardTrainer], job: Job) -> DenseRewardTrainer:
-    """The trainer of [`run`], with its weights, rewards and callbacks, before it trains."""
-    trainer = trainer_class(
+def make_trainer(
+    trainer_class: type[DenseRewardTrainer | SentenceRewardTrainer], job: Job
+) -> tuple[Any, Interruptions]:
+    """The trainer of [`run`], with its weights, rewards and callbacks, before it trains, and what stops it."""
+    rewards: dict[str, Any] = {} if job.reward_funcs is None else {"reward_funcs": job.reward_funcs}
+    trainer: Any = trainer_class(
         model=job.model_args.model_name_or_path,
-        reward_funcs=job.reward_funcs,
         args=job.training_args,
         train_dataset=job.train_dataset,
         eval_dataset=job.eval_dataset,
         quantization_config=get_quantization_config(job.model_args),
         peft_config=get_peft_config(job.model_args),
+        **rewards,
     )
-    share_frozen_weights(trainer, job.reward_args, job.model_args)
-    if job.collapse_monitor is not None:
-        job.collapse_monitor.attach(trainer)
-    # In front of the trackers, which log what they add.
-    if job.script_args.heat_map_steps:
-        trainer.callback_handler.callbacks.insert(0, HeatMaps(trainer, job.script_args.heat_map_steps))
-    trainer.callback_handler.callbacks.insert(0, Tracking(trainer, job.record))
-    return trainer
+    if job.reward_args is not None:
+        share_frozen_weights(trainer, job.reward_args, job.model_args)
+    heat_map_steps = job.script_args.heat_map_steps if isinstance(job.script_args, RecipeArguments) else 0
+    return trainer, add_callbacks(trainer, job.record, heat_map_steps, job.collapse_monitor)
 
 
 def resolve_model(model_args: ModelConfig, training_args: GRPOConfig | RewardConfig) -> None:
@@ -150,9 +239,9 @@ def resolve_model(model_args: ModelConfig, training_args: GRPOConfig | RewardCon
 def share_frozen_weights(trainer: DenseRewardTrainer, reward_args: RewardArguments, model_args: ModelConfig) -> None:
     """
     Lets the endogenous reward read the frozen weights that the trainer has in memory anyway: the policy without its
-    adapter, or the reference model. Where there are none, or where `reward_model` names a model, the reward keeps its own
-    copy. Under DeepSpeed ZeRO-3 and FSDP2, frozen weights are split over the processes; with `reward_shard: false`, the
-    reward keeps a whole copy on each.
+    adapter, or the reference model. Where there are none, or where `reward_model` names a model, the reward keeps its
+    own copy. Under DeepSpeed ZeRO-3 and FSDP2, frozen weights are split over the processes; with `reward_shard:
+    false`, the reward keeps a whole copy on each.
 
     Raises:
         `ValueError`: If a copy is needed and would be of another revision than the policy.
@@ -166,12 +255,14 @@ def share_frozen_weights(trainer: DenseRewardTrainer, reward_args: RewardArgumen
             reward.attach(trainer)
         elif reward_args.reward_model is None and model_args.model_revision != "main":
             raise ValueError(
-                "The trainer has no frozen weights to share, and the reward's own copy would be of the revision 'main', "
-                f"not {model_args.model_revision!r}. Download that revision, and give its path as `model_name_or_path`."
+                "The trainer has no frozen weights to share, and the reward's own copy would be of the revision "
+                f"'main', not {model_args.model_revision!r}. Download that revision, and give its path as "
+                "`model_name_or_path`."
             )
         elif reward_args.reward_shard and not reward_args.reward_offload:
             reward.shard(trainer)
-        logger.info(f"Frozen model of the reward: {reward}")
+        if trainer.accelerator.is_main_process:
+            logger.info("Frozen model of the reward: %r", reward)
 
 
 def _holds_frozen_weights(trainer: DenseRewardTrainer, reward_args: RewardArguments) -> bool:
@@ -184,18 +275,17 @@ def _holds_frozen_weights(trainer: DenseRewardTrainer, reward_args: RewardArgume
     return trainer.ref_model is not None and not trainer.args.sync_ref_model
 
 
-def train(trainer: DenseRewardTrainer, record: dict[str, Any], dataset_name: str | None = None) -> None:
+def train(trainer: Any, interruptions: Interruptions, job: Job) -> None:
     """
-    Trains, from `resume_from_checkpoint` if it is set; saves to `output_dir`, pushes to the hub if asked to, and prints how
-    the most telling metrics went. After SIGTERM, what there is by then is a checkpoint, and the process ends with code 143.
+    Trains, from `resume_from_checkpoint` if it is set; saves to `output_dir`, pushes to the hub if asked to, and
+    prints how the most telling metrics went, or evaluates a reward model. After SIGTERM, what there is by then is a
+    checkpoint, and the process ends with code 143.
 
     Args:
-        trainer ([`DenseGRPOTrainer`] or [`PPOTrainer`]):
-            The trainer.
-        record (`dict[str, Any]`):
-            What the run is made of: see [`Job`].
-        dataset_name (`str`, *optional*):
-            Name for the model card on the hub.
+        trainer (`Any`), interruptions ([`Interruptions`]):
+            What [`make_trainer`] returns.
+        job ([`Job`]):
+            What the trainer was made of.
 
     Raises:
         `FloatingPointError`: For NaN or infinite gradients or loss.
@@ -203,28 +293,27 @@ def train(trainer: DenseRewardTrainer, record: dict[str, Any], dataset_name: str
         `SystemExit`: After SIGTERM.
     """
     args = trainer.args
-    if args.device.type == "cpu":
+    if args.device.type == "cpu" and isinstance(trainer, DenseRewardTrainer):
         make_head_input_contiguous(trainer.accelerator.unwrap_model(trainer.model))
-    terminated = train_and_save(trainer, record)
-    if not terminated:
+    train_and_save(trainer, interruptions, job.record)
+    if not interruptions.terminated:
+        if isinstance(trainer, RewardTrainer) and job.eval_dataset is not None:
+            trainer.log_metrics("eval", trainer.evaluate())
         if trainer.accelerator.is_main_process:
             print_summary(trainer.state.log_history, args.output_dir)
+        name = job.script_args.dataset_name
         # Of a file, others have nothing.
-        on_hub = (
-            None
-            if dataset_name is None or dataset_name == "quickstart" or Path(dataset_name).exists()
-            else dataset_name
-        )
+        on_hub = None if name is None or name == "quickstart" or Path(name).exists() else name
         trainer.create_model_card(model_name=Path(args.output_dir).name, dataset_name=on_hub)
         if args.push_to_hub:
             trainer.push_to_hub(dataset_name=on_hub)
-    end(trainer, terminated)
+    end(trainer, interruptions.terminated)
 
 
 def print_summary(history: list[dict[str, Any]], output_dir: str) -> None:
     """
-    Prints a table of the metrics that tell most: means over the first and the last fifth of what was logged in training,
-    and the first and last evaluation.
+    Prints a table of the metrics that tell most: means over the first and the last fifth of what was logged in
+    training, and the first and last evaluation.
     """
     from rich.console import Console
 

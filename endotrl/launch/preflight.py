@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be known to go wrong before any data or weights are loaded."""
+"""Checks before any data or weights are loaded: packages, optimizer, generation, model."""
 
 from importlib.util import find_spec
 from typing import Any
@@ -25,7 +25,7 @@ from ..frozen.names import resolve_model
 from ..frozen.sharded_weights import loaded_whole
 from ..learning_rates import has_one_learning_rate
 from ..sentence import SentenceRewardConfig, SentenceRewardTrainerConfig
-from .values import check_value
+from .ranges import check_value
 
 
 # What a tracker or a setting needs: name of the module, and what to install.
@@ -159,8 +159,8 @@ def check_model(model_args: ModelConfig, training_args: GRPOConfig | RewardConfi
         )
     except Exception as error:  # of many kinds, as each family checks its values in its own way
         raise OSError(
-            f"`model_name_or_path` is {name!r}, which is neither a folder with a model's `config.json` nor a model that the Hugging "
-            f"Face hub gives. Check the name. Reason: {error}"
+            f"`model_name_or_path` is {name!r}, which is neither a folder with a model's `config.json` nor a model "
+            f"that the Hugging Face hub gives. Check the name. Reason: {error}"
         ) from error
     get_quantization_config(model_args)
     peft_config = get_peft_config(model_args)

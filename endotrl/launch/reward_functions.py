@@ -45,8 +45,8 @@ def make_reward_funcs(
 
     Raises:
         `ValueError`: If settings contradict each other, or a column is missing.
-        `ImportError`: If accuracy by math-verify is asked for, and it is not installed, or a dotted path leads nowhere.
-        `OSError`: If there is no frozen model of that name.
+        `ImportError`: If accuracy by math-verify is asked for, and it is not installed, or a dotted path leads
+        nowhere. `OSError`: If there is no frozen model of that name.
     """
     _check_settings(training_args, reward_args, dataset)
     weights = training_args.reward_weights or [1.0] * len(reward_args.reward)
@@ -64,8 +64,8 @@ def make_reward_funcs(
     ):
         if training_args.multi_objective_aggregation != "normalize_then_sum":
             raise ValueError(
-                '`reward_truncation="skip"` gives no reward to completions that were cut off, which TRL takes for 0, more '
-                "than any log-probability, as soon as there is another reward function (accuracy too). Set "
+                '`reward_truncation="skip"` gives no reward to completions that were cut off, which TRL takes for 0, '
+                "more than any log-probability, as soon as there is another reward function (accuracy too). Set "
                 '`multi_objective_aggregation="normalize_then_sum"`, or `accuracy: none` and no other reward.'
             )
     rewards = [_make(name, training_args, reward_args, model_args) for name in reward_args.reward]
@@ -107,7 +107,8 @@ def _make(
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise  # of something that the module imports
         raise ImportError(
-            f"`reward` has {name!r}, but there is no module {error.name!r} in the current folder, nor an installed one."
+            f"`reward` has {name!r}, but there is no module {error.name!r} in the current folder, nor an installed "
+            "one."
         ) from error
     function = getattr(module, function_name, None)
     if function is None:

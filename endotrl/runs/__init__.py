@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that survive a crash: atomic writes, locks, checkpoints, resumption."""
+"""What survives a crash: atomic writes, locks, JSON Lines logs, records, checkpoints, resuming."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which checkpoints of a recipe are complete, and which ones stay."""
+"""Checkpoints: marks of completeness, and deletion of old ones."""
 
 import json
 import os
@@ -79,7 +79,7 @@ def mark_complete(checkpoint: Path, step: int, num_processes: int) -> None:
 
 
 def discard_later(output_dir: str | os.PathLike[str], step: int) -> None:
-    """Lets checkpoints after a step, at which training now starts, count as complete no longer: they are of another run."""
+    """Unmarks checkpoints after the step at which training starts: they are of another run."""
     for later, checkpoint in checkpoints(output_dir).items():
         if later > step:
             (checkpoint / COMPLETE_FILE).unlink(missing_ok=True)
@@ -87,7 +87,8 @@ def discard_later(output_dir: str | os.PathLike[str], step: int) -> None:
 
 def delete_old(output_dir: str | os.PathLike[str], step: int, limit: int | None, best: str | None) -> None:
     """
-    Deletes checkpoints before that of a step, but not the best one. What is cut off while it is deleted is not complete.
+    Deletes checkpoints before that of a step, but not the best one. What is cut off while it is deleted is not
+    complete.
 
     Args:
         output_dir (`str`):

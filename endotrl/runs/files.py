@@ -1,50 +1,94 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that a run leaves behind whole, and that no other run writes at the same time."""
+"""Atomic file writes and inter-process locks."""
 
 import errno
+import json
 import os
-import sys
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from filelock import BaseFileLock, FileLock, Timeout
 
-if sys.platform != "win32":
-    import fcntl
 
 # What a file system without locks says.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 
-def lock(file: IO[Any], message: str) -> None:
+def lock(path: Path, message: str) -> BaseFileLock:
     """
-    Keeps other runs from a file until it is closed, or the process has ended, however it ends. On Windows and on file systems
-    without locks nothing is kept from anyone.
+    Locks a file until the lock is released or gone, or the process has ended, however it ends. Forked workers do not
+    hold it. On a file system without locks, nothing is kept from anyone.
 
     Args:
-        file (`IO`):
-            The file, open for writing.
+        path (`Path`):
+            The lock file, made if it is not there, and left there.
         message (`str`):
-            What to say if another process has it.
+            Message of the error if another process, or another lock of this one, has it.
+
+    Returns:
+        [`~filelock.BaseFileLock`]: the lock, to `release()`.
 
     Raises:
-        `ValueError`: If another process has it.
+        `ValueError`: If it is locked already.
+        `OSError`: If the file cannot be written.
     """
-    if sys.platform == "win32":
-        return
+    held = FileLock(path, blocking=False, fallback_to_soft=False)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+        held.acquire()
+    except Timeout as error:
         raise ValueError(message) from error
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
+    return held
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Writes a file in one step: after a crash there is the old one or the new one, never half of one."""
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write in place of `path`: after a crash there is the old one or the new one, never half of one."""
     temporary = Path(f"{path}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with temporary.open("wb") as file:
+        yield file
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes text as by [`replacing`]."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON as by [`replacing`]."""
+    replace_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextmanager
+def new_folder(target: Path, marker: str) -> Iterator[Path]:
+    """
+    A folder to fill, which then becomes `target`; but if another process was faster, its folder stays.
+
+    Args:
+        target (`Path`):
+            The folder to be.
+        marker (`str`):
+            Name of a file in it without which it is none.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+    try:
+        yield aside
+        aside.chmod(0o755)  # `mkdtemp` shuts others out
+        try:
+            aside.replace(target)
+        except OSError:
+            if not (target / marker).exists():
+                raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

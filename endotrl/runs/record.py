@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run was made of, recorded in its folder: settings, versions, git revision."""
+"""Record of a run in its folder: command, settings, versions, git revision."""
 
 import json
+import os
 import platform
 import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -59,16 +61,30 @@ def make_record(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "command": without_secrets(sys.argv),
         "settings": {name: _plain(value) for name, value in settings.items()},
-        "versions": {"endotrl": __version__, "python": platform.python_version(), **_versions()},
+        "versions": versions(*PACKAGES),
         # Of the clone with the script, or else with this package.
         "git": _git(Path(sys.argv[0]).resolve().parent) or _git(Path(__file__).parent),
     }
 
 
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of endotrl, Python and those packages that are installed."""
+    found = {"endotrl": __version__, "python": platform.python_version()}
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def machine() -> str:
+    """Operating system, architecture and number of CPUs."""
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs"
+
+
 def without_secrets(words: Sequence[str]) -> list[str]:
     """
-    A command line without its tokens: the values of options such as `--hub_token`, `token` in JSON, and whatever looks like a token of
-    the hub.
+    A command line without its tokens: the values of options such as `--hub_token`, `token` in JSON, and whatever looks
+    like a token of the hub.
 
     Example:
     ```python
@@ -107,8 +123,8 @@ def recorded_settings(output_dir: str | None) -> dict[str, Any]:
 
 def check_same_settings(output_dir: str, record: Mapping[str, Any]) -> None:
     """
-    Raises `ValueError` if the run in `output_dir` was made with other settings than these, so that going on with it would
-    mix two runs.
+    Raises `ValueError` if the run in `output_dir` was made with other settings than these, so that going on with it
+    would mix two runs.
     """
     before, now = recorded_settings(output_dir), _flat(record["settings"])
     changed = [
@@ -118,8 +134,8 @@ def check_same_settings(output_dir: str, record: Mapping[str, Any]) -> None:
     ]
     if changed:
         raise ValueError(
-            f"{output_dir} has checkpoints of a run with other settings ({'; '.join(sorted(changed))}), and this one would go "
-            "on with them. Choose another `output_dir`, or start anew with `--resume False`."
+            f"{output_dir} has checkpoints of a run with other settings ({'; '.join(sorted(changed))}), and this one "
+            "would go on with them. Choose another `output_dir`, or start anew with `--resume False`."
         )
 
 
@@ -137,16 +153,6 @@ def _plain(value: Any) -> Any:
 
 def _hide(text: str) -> str:
     return _HUB_TOKEN.sub(SECRET, _JSON_TOKEN.sub(rf'\1"{SECRET}"', text))
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _git(folder: Path) -> dict[str, Any] | None:

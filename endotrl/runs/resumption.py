@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Interrupted runs: what is saved, where the same command goes on, and what stops a run."""
+"""Resuming: what is saved, where the same command goes on, and what stops a run."""
 
 import errno
 import json
@@ -39,9 +39,8 @@ EXIT_TERMINATED = 143  # 128 and SIGTERM, as of a process that it has ended
 @contextmanager
 def only_run_in(output_dir: str) -> Iterator[None]:
     """
-    Inside, no other run can enter with this folder. The lock ends with the process, however it ends; the processes of one
-    run have it together, through the first one. Windows and some network file systems have no locks: there, nothing is
-    noticed.
+    Inside, no other run can enter with this folder. The processes of one run hold the [`lock`] together, through the
+    first one.
 
     Args:
         output_dir (`str`):
@@ -57,16 +56,14 @@ def only_run_in(output_dir: str) -> Iterator[None]:
             try:
                 try:
                     Path(output_dir).mkdir(parents=True, exist_ok=True)
-                    file = stack.enter_context((Path(output_dir) / LOCK_FILE).open("a"))
+                    held = lock(
+                        Path(output_dir) / LOCK_FILE,
+                        f"Another run is writing to {output_dir} right now. Wait for it, stop it, or choose another "
+                        "`output_dir`.",
+                    )
                 except OSError as error:
                     raise OSError(f"`output_dir` is {output_dir!r}, where nothing can be written: {error}") from error
-                lock(
-                    file,
-                    f"Another run is writing to {output_dir} right now. Wait for it, stop it, or choose another `output_dir`.",
-                )
-                if sys.platform != "win32":
-                    # Workers that are forked would keep the lock after this process.
-                    os.register_at_fork(after_in_child=file.close)
+                stack.callback(held.release)
             except (ValueError, OSError) as error:
                 failure = error
         (failure,) = broadcast_object_list([failure])
@@ -77,9 +74,9 @@ def only_run_in(output_dir: str) -> Iterator[None]:
 
 class Interruptions(TrainerCallback):
     """
-    Marks checkpoints that were written to their end, and deletes those beyond `save_total_limit` only then; saves one and
-    stops after SIGTERM, on all processes after the same step; and stops a run whose gradients or loss are NaN or infinite,
-    before it is saved.
+    Marks checkpoints that were written to their end, and deletes those beyond `save_total_limit` only then; saves one
+    and stops after SIGTERM, on all processes after the same step; and stops a run whose gradients or loss are NaN or
+    infinite, before it is saved.
 
     Args:
         trainer ([`~transformers.Trainer`]):
@@ -162,7 +159,8 @@ class Interruptions(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        # transformers would delete checkpoints before the last one is marked. Not before trackers have seen the settings.
+        # transformers would delete checkpoints before the last one is marked. Not before trackers have seen the
+        # settings.
         args.save_total_limit = None
 
     def on_step_end(
@@ -196,9 +194,9 @@ class Interruptions(TrainerCallback):
         checkpoint = last_complete_checkpoint(args.output_dir)
         kept = "There is no checkpoint" if checkpoint is None else f"{checkpoint} is from before, and is kept"
         raise FloatingPointError(
-            f"{what} NaN or infinite at step {step}, so training was stopped before they could spoil the weights that are "
-            f"saved. {kept}. Lower `learning_rate` or `max_grad_norm`, or use a wider dtype. (Other settings are another run: "
-            "give it its own `output_dir`, and `resume_from_checkpoint` to start from that one.)"
+            f"{what} NaN or infinite at step {step}, so training was stopped before they could spoil the weights that "
+            f"are saved. {kept}. Lower `learning_rate` or `max_grad_norm`, or use a wider dtype. (Other settings are "
+            "another run: give it its own `output_dir`, and `resume_from_checkpoint` to start from that one.)"
         )
 
 
@@ -216,16 +214,17 @@ def clear_when_disk_is_full(output_dir: str) -> Iterator[None]:
         kept = "there is no complete checkpoint yet" if checkpoint is None else f"{checkpoint} is complete"
         raise OSError(
             errno.ENOSPC,
-            f"The disk of `output_dir` is full; {kept}. Make room (`save_total_limit` keeps fewer checkpoints), and start the "
-            "same command again: it goes on from there.",
+            f"The disk of `output_dir` is full; {kept}. Make room (`save_total_limit` keeps fewer checkpoints), and "
+            "start the same command again: it goes on from there.",
             output_dir,
         ) from error
 
 
 def find_checkpoint(args: TrainingArguments, record: Mapping[str, Any]) -> None:
     """
-    Sets `resume_from_checkpoint` to the last complete checkpoint of `output_dir`, if there is one. If it names another one,
-    that holds unless the run in `output_dir` was already told to start from there. The first process decides for all.
+    Sets `resume_from_checkpoint` to the last complete checkpoint of `output_dir`, if there is one. If it names another
+    one, that holds unless the run in `output_dir` was already told to start from there. The first process decides for
+    all.
 
     Raises:
         `ValueError`: If the run there was made with other settings, or there is no checkpoint of that name.
@@ -244,18 +243,18 @@ def find_checkpoint(args: TrainingArguments, record: Mapping[str, Any]) -> None:
         raise ValueError(f"`resume_from_checkpoint` is {args.resume_from_checkpoint!r}, but there is no such folder.")
 
 
-def train_and_save(trainer: Trainer, record: Mapping[str, Any]) -> bool:
+def train_and_save(trainer: Trainer, interruptions: Interruptions, record: Mapping[str, Any]) -> None:
     """
     Trains, from `resume_from_checkpoint` if it is set, and saves to `output_dir`.
 
     Args:
         trainer ([`~transformers.Trainer`]):
             The trainer.
+        interruptions ([`Interruptions`]):
+            Its first callback. If it was `terminated` afterwards, there is a checkpoint, and nothing in `output_dir`
+            itself.
         record (`dict[str, Any]`):
             What the run is made of: see [`make_record`].
-
-    Returns:
-        `bool`: whether SIGTERM has stopped it. There is a checkpoint then, and nothing in `output_dir` itself.
 
     Raises:
         `FloatingPointError`: For NaN or infinite gradients or loss.
@@ -268,9 +267,6 @@ def train_and_save(trainer: Trainer, record: Mapping[str, Any]) -> bool:
             continue_wandb_run(args.output_dir, anew=args.resume_from_checkpoint is None)
     args.logging_nan_inf_filter = False  # it would hide what is looked for
     save_total_limit = args.save_total_limit
-    interruptions = Interruptions(trainer)
-    # First, so that a run with NaN stops before they are logged.
-    trainer.callback_handler.callbacks.insert(0, interruptions)
     with clear_when_disk_is_full(args.output_dir), interruptions.listening():
         try:
             trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
@@ -280,7 +276,6 @@ def train_and_save(trainer: Trainer, record: Mapping[str, Any]) -> bool:
             trainer.save_model(args.output_dir)
     if interruptions.terminated and trainer.accelerator.is_main_process:
         say(f"Terminated at step {trainer.state.global_step}, which is saved. The same command goes on from there.")
-    return interruptions.terminated
 
 
 def end(trainer: Trainer, terminated: bool) -> None:

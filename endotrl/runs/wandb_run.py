@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The run on W&B: who is logged in, and which run goes on."""
+"""W&B: login, and the run that is resumed."""
 
 import os
 import secrets
@@ -17,8 +17,8 @@ WANDB_ID_FILE = "wandb_run_id"
 
 def check_wandb_login(training_args: TrainingArguments) -> None:
     """
-    Raises `ValueError` if the run is to go to W&B, and nobody is logged in there. (W&B would say so when the model is loaded.)
-    At a terminal, W&B asks for the key now.
+    Raises `ValueError` if the run is to go to W&B, and nobody is logged in there. (W&B would say so when the model is
+    loaded.) At a terminal, W&B asks for the key now.
 
     Args:
         training_args ([`~transformers.TrainingArguments`]):
@@ -40,8 +40,8 @@ def check_wandb_login(training_args: TrainingArguments) -> None:
     (reason,) = broadcast_object_list([reason])
     if reason is not None:
         raise ValueError(
-            f"`report_to: wandb` needs an account, and W&B says: {reason} Without one, set WANDB_MODE=offline, which keeps the run "
-            "on this machine (`wandb sync` uploads it later), or `report_to: none`."
+            f"`report_to: wandb` needs an account, and W&B says: {reason} Without one, set WANDB_MODE=offline, which "
+            "keeps the run on this machine (`wandb sync` uploads it later), or `report_to: none`."
         )
 
 

@@ -3,25 +3,23 @@
 
 import hashlib
 import json
-import os
-import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Self
 
-from .. import __version__
-from ..runs.files import lock, replace_text
+from ..runs.files import lock, write_json
+from ..runs.jsonl import append_lines, changed_settings, parse_line
+from ..runs.record import versions
 from .rows import STREAM, Reader
 from .tally import Tally
 
 
-# Weights up to this size, in bytes, are read as a whole to tell one model from another: at 1.3 GiB/s (sha256 on one core),
-# 0.4 s for a model of 0.5 GiB and 1.5 s at the limit.
+# Weights up to this size, in bytes, are read as a whole to tell one model from another: at 1.3 GiB/s (sha256 on one
+# core), 0.4 s for a model of 0.5 GiB and 1.5 s at the limit.
 WHOLE_WEIGHTS = 2 * 2**30
 BUSY = "Another run is writing {} right now. Wait for it, or choose another output."
 _SMALL_FILE = 4 * 2**20  # bytes; files up to this size are always read as a whole
@@ -30,8 +28,7 @@ _SMALL_FILE = 4 * 2**20  # bytes; files up to this size are always read as a who
 @contextmanager
 def only_run_on(path: str | Path) -> Iterator[None]:
     """
-    Inside, no other run can enter with this output, standard output excepted. A run that ends before it has opened its
-    output leaves none behind.
+    Inside, no other run can enter with this output, standard output excepted.
 
     Args:
         path (`str` or `Path`):
@@ -47,31 +44,32 @@ def only_run_on(path: str | Path) -> Iterator[None]:
         return
     if not path.parent.is_dir():
         raise ValueError(f"The folder of the output, {path.parent}, does not exist. Make it first.")
-    is_new = not path.exists()
+    lock_path = Path(f"{path}.lock")
     try:
-        opened = path.open("ab")
+        if path.exists():
+            path.open("ab").close()
+        held = lock(lock_path, BUSY.format(path))
     except OSError as error:
         raise OSError(f"{path} cannot be written: {error.strerror}.") from error
-    with opened as file:
-        lock(file, BUSY.format(path))
-        try:
-            yield
-        finally:
-            if is_new and path.stat().st_size == 0 and not Path(f"{path}.meta.json").exists():
-                path.unlink()
+    try:
+        yield
+    finally:
+        if held.is_locked:  # or another run may have it, on a file system without locks
+            lock_path.unlink(missing_ok=True)
+        held.release()
 
 
 class Output:
     """
-    The output, its error file and its metadata: what is kept of an earlier run, and the writing of blocks. `held` says
-    that the caller keeps other runs from it already, see [`only_run_on`].
+    The output, its error file and its metadata: what is kept of an earlier run, and the writing of blocks. The caller
+    keeps other runs from it, see [`only_run_on`].
     """
 
-    def __init__(self, path: str | Path, reader: Reader, settings: Mapping[str, Any], held: bool = False) -> None:
+    def __init__(self, path: str | Path, reader: Reader, settings: Mapping[str, Any]) -> None:
         self.path, self.stream = Path(path), str(path) == STREAM
         self.errors_path, self.meta_path = Path(f"{path}.errors.jsonl"), Path(f"{path}.meta.json")
         self.kept_rows, self.seconds = 0, 0.0
-        self._reader, self._settings, self._held = reader, dict(settings), held
+        self._reader, self._settings = reader, dict(settings)
         self._started = _now()
         self._kept_bytes = 0
         self._file: IO[bytes] | None = None
@@ -104,13 +102,9 @@ class Output:
             settings, rows, lines, digest = (meta[k] for k in ("settings", "rows", "input_lines", "input_sha256"))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self.meta_path} is damaged, so {self.path} cannot be resumed. {way_out}") from error
-        changed = [
-            f"`{key}` was {settings.get(key)!r} and is {self._settings.get(key)!r}"
-            for key in dict.fromkeys([*settings, *self._settings])
-            if settings.get(key) != self._settings.get(key)
-        ]
+        changed = changed_settings(settings, self._settings)
         if changed:
-            raise ValueError(f"{self.path} was made with other settings: {'; '.join(changed)}. {way_out}")
+            raise ValueError(f"{self.path} was made with other settings: {changed}. {way_out}")
         if self._reader.path == STREAM:
             raise ValueError(f"{self.path} exists, and standard input cannot be read again to resume it. {way_out}")
         if self._reader.prefix_digest(lines) != digest:
@@ -128,8 +122,6 @@ class Output:
             return
         with self._writing():
             self._file = self.path.open("ab")
-            if not self._held:
-                lock(self._file, BUSY.format(self.path))
             if self.path.stat().st_size != self._kept_bytes:
                 self._file.truncate(self._kept_bytes)
             self.errors_path.unlink(missing_ok=True)
@@ -147,11 +139,9 @@ class Output:
         assert self._file is not None
         self.seconds += seconds
         with self._writing(tally.rows - len(records)):
-            self._file.write(b"".join(map(_line, records)))
-            self._file.flush()
+            append_lines(self._file, records, ensure_ascii=False, sync=not self.stream)
             if self.stream:
                 return
-            os.fsync(self._file.fileno())
             for record in records:
                 if "error" in record:
                     self.write_error(record)
@@ -162,17 +152,17 @@ class Output:
         if not self.stream:
             if self._errors is None:
                 self._errors = self.errors_path.open("wb")
-            self._errors.write(_line({key: record[key] for key in ("line", "id", "error") if key in record}))
-            self._errors.flush()
+            error = {key: record[key] for key in ("line", "id", "error") if key in record}
+            append_lines(self._errors, [error], ensure_ascii=False, sync=False)
 
     def _whole_rows(self, rows: int, block_size: int) -> tuple[int, int]:
         """Rows, and their bytes, up to the checkpoint; or up to the last whole block, if lines are gone since."""
         ends = [0]
         with self.path.open("rb") as file:
-            for line in islice(file, rows):
-                if not _is_whole(line):
-                    break
-                ends.append(ends[-1] + len(line))
+            with suppress(ValueError):
+                for line in islice(file, rows):
+                    parse_line(line, ("line",))
+                    ends.append(ends[-1] + len(line))
         kept = rows if len(ends) > rows else (len(ends) - 1) // block_size * block_size
         return kept, ends[kept]
 
@@ -189,13 +179,9 @@ class Output:
             "input_sha256": self._reader.digest.hexdigest(),
             "started": self._started,
             "updated": _now(),
-            "versions": {
-                "endotrl": __version__,
-                "python": platform.python_version(),
-                **{name: version(name) for name in ("torch", "transformers", "trl")},
-            },
+            "versions": versions("torch", "transformers", "trl"),
         }
-        replace_text(self.meta_path, json.dumps(meta, indent=2, ensure_ascii=False) + "\n")
+        write_json(self.meta_path, meta)
 
     @contextmanager
     def _writing(self, saved_rows: int = 0) -> Iterator[None]:
@@ -205,8 +191,8 @@ class Output:
             raise
         except OSError as error:
             raise OSError(
-                f"{self.path} cannot be written: {error.strerror or error}. The {saved_rows} rows before are saved, and the "
-                "same command goes on behind them."
+                f"{self.path} cannot be written: {error.strerror or error}. The {saved_rows} rows before are saved, "
+                "and the same command goes on behind them."
             ) from error
 
 
@@ -236,18 +222,6 @@ def model_digest(model: str) -> str | None:
                     file.seek((size - 4096) * i // 63)
                     digest.update(file.read(4096))
     return digest.hexdigest()
-
-
-def _line(record: Mapping[str, Any]) -> bytes:
-    return (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode()
-
-
-def _is_whole(line: bytes) -> bool:
-    """Whether an output line was written to its end."""
-    try:
-        return line.endswith(b"\n") and "line" in json.loads(line)
-    except (ValueError, TypeError):
-        return False
 
 
 def _now() -> str:

@@ -123,7 +123,7 @@ def score_file(
         if not held:
             stack.enter_context(only_run_on(output_path))
         reader = stack.enter_context(Reader(input_path))
-        output = stack.enter_context(Output(output_path, reader, {**settings, "tokens": tokens}, held=True))
+        output = stack.enter_context(Output(output_path, reader, {**settings, "tokens": tokens}))
         output.check(block_size, overwrite)
         total = reader.count_rows(limit)
         if total == 0:

@@ -2,9 +2,7 @@
 """All experiments in a row, and what is written of them."""
 
 import os
-import platform
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +11,8 @@ from rich.console import Console
 from tqdm.auto import tqdm
 
 from benchmarks.measure import write_figures
-from endotrl import __version__
 from endotrl.reporting import terminal_table
+from endotrl.runs.record import machine, versions
 
 from . import experiments
 from .report import exponent_rows, write_page, write_plots
@@ -50,10 +48,8 @@ def run_theory(output_dir: str | os.PathLike[str] = "theory-output", num_seeds: 
     finally:
         torch.set_num_threads(threads)
     results["environment"] = {
-        "endotrl": __version__,
-        "torch": version("torch"),
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, 1 thread",
+        **versions("torch"),
+        "machine": f"{machine()}, 1 thread",
         "seeds": num_seeds,
         "seconds": round(time.perf_counter() - started, 1),
     }

@@ -26,15 +26,12 @@ from endotrl.launch import (
     load_prompts,
     make_parser,
     make_reward_funcs,
-    make_sentence_reward_parser,
 )
 from endotrl.launch.pipeline import print_summary
-from endotrl.launch.values import CHOICES, RANGES
+from endotrl.launch.ranges import CHOICES, RANGES
 from endotrl.rewards import AccuracyReward, FormatReward, LengthReward, RandomReward
+from endotrl.sentence import SentenceRewardTrainer, SentenceRewardTrainerConfig
 
-
-# The package's function of that name hides it.
-launch_module = importlib.import_module("endotrl.launch.script")
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -137,7 +134,7 @@ def test_controls_of_each_recipe(path: Path, control: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("path", [p for p in RECIPES if p.stem == "sentence_reward"], ids=name_of)
 def test_sentence_reward_recipe_is_read(path: Path, tmp_path: Path) -> None:
-    parser = make_sentence_reward_parser()
+    parser = make_parser(SentenceRewardTrainerConfig)
     arguments = ["--config", str(path), "--output_dir", str(tmp_path), *ON_CPU]
     script_args, args, model_args, _ = parser.parse_args_and_config(arguments)
     given = yaml.safe_load(path.read_text())
@@ -200,7 +197,7 @@ class TestRanges:
     """The tables name settings and choices that TRL has."""
 
     def test_names(self) -> None:
-        parsers = (make_parser(DenseGRPOConfig), make_parser(PPOConfig), make_sentence_reward_parser())
+        parsers = (make_parser(DenseGRPOConfig), make_parser(PPOConfig), make_parser(SentenceRewardTrainerConfig))
         known = {action.dest for parser in parsers for action in parser._actions}
         named = {name for names in RANGES.values() for name in names} | set(CHOICES)
         assert named - known == {"max_new_tokens", "num_beams"}  # of `generation_kwargs`
@@ -435,7 +432,11 @@ class TestMistakes:
         data = small[small.index("--dataset_name") + 1]
         path = ROOT / "recipes" / "smollm2-135m" / "sentence_reward.yaml"
         with pytest.raises(SystemExit) as ended:
-            recipes.launch_sentence_reward(["--config", str(path), "--dataset_name", data, "--eval_strategy", "no"])
+            recipes.launch(
+                SentenceRewardTrainer,
+                SentenceRewardTrainerConfig,
+                ["--config", str(path), "--dataset_name", data, "--eval_strategy", "no"],
+            )
         assert ended.value.code == 2
         assert "preferences need 'chosen' and 'rejected'" in " ".join(capsys.readouterr().err.split())
 
@@ -654,10 +655,10 @@ class TestPrecision:
 
         def settle(faster: str, *arguments: str) -> tuple[bool, str]:
             seconds = {"bfloat16": 1.0, "float32": 1.0, faster: 0.25}
-            monkeypatch.setattr("endotrl.launch.precision.matmul_seconds", lambda: seconds)
+            monkeypatch.setattr("endotrl.launch.cpu.matmul_seconds", lambda: seconds)
             path = recipe("grpo")
             parser = make_parser(DenseGRPOConfig)
-            _, args, _, model_args, _ = launch_module.parse(parser, ["--config", str(path), *words, *arguments])
+            _, args, _, model_args, _ = recipes.pipeline.parse(parser, ["--config", str(path), *words, *arguments])
             return args.bf16, model_args.dtype
 
         return settle
@@ -757,7 +758,11 @@ class TestRuns:
         words = [str(part) for key, value in overrides.items() for part in (f"--{key}", value)]
         path = ROOT / "recipes" / "smollm2-135m" / "sentence_reward.yaml"
         # It ends with an evaluation, else.
-        trained = recipes.launch_sentence_reward(["--config", str(path), *words, "--eval_strategy", "no"])
+        trained = recipes.launch(
+            SentenceRewardTrainer,
+            SentenceRewardTrainerConfig,
+            ["--config", str(path), *words, "--eval_strategy", "no"],
+        )
         assert len([entry for entry in trained.state.log_history if "loss" in entry]) == 2
         on_it = ["--reward", "sentence", "--reward_sentence_model", str(tmp_path / "reward"), "--max_steps", "1"]
         (step,) = run("dense_grpo", [*small, *on_it])
@@ -767,7 +772,7 @@ class TestRuns:
     def test_accelerate_launch(self, small: list[str], tmp_path: Path) -> None:
         launch = [str(Path(sys.executable).with_name("accelerate")), "launch"]
         result = subprocess.run(
-            [*launch, "--config_file", "accelerate_configs/cpu.yaml", "recipes/grpo.py"]
+            [*launch, "--config_file", "accelerate_configs/cpu.yaml", "-m", "endotrl.launch.grpo"]
             + ["--config", "recipes/smollm2-135m/dense_grpo.yaml", *small],
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},

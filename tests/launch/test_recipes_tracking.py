@@ -15,6 +15,7 @@ from endotrl import DenseGRPOConfig, DenseGRPOTrainer, PPOConfig, PPOTrainer
 from endotrl import launch as recipes
 from endotrl.runs.record import make_record
 from endotrl.runs.wandb_run import WANDB_ID_FILE
+from endotrl.sentence import SentenceRewardTrainer, SentenceRewardTrainerConfig
 
 
 pytestmark = pytest.mark.slow
@@ -210,7 +211,11 @@ def test_wandb_of_the_sentence_reward(tiny_model_path: str, tmp_path: Path, wand
         "hub_token": SECRET,
         "report_to": "wandb",
     }
-    recipes.launch_sentence_reward([str(part) for key, value in settings.items() for part in (f"--{key}", value)])
+    recipes.launch(
+        SentenceRewardTrainer,
+        SentenceRewardTrainerConfig,
+        [str(part) for key, value in settings.items() for part in (f"--{key}", value)],
+    )
     keys, config, run_id = read_back(wandb, tmp_path / "run")
     panels = {"loss", "grad_norm", "learning_rate", "accuracy", "margin", "mean_reward", "num_tokens"}
     panels |= {"perf/tokens_per_second", "perf/seconds_per_step", "perf/memory_gib"}

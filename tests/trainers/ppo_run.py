@@ -17,7 +17,7 @@ from datasets import Dataset
 from peft import LoraConfig
 
 from endotrl import EndogenousReward, PPOConfig, PPOTrainer
-from endotrl.launch.script import do_without_shared_memory
+from endotrl.launch.cpu import do_without_shared_memory
 from tests.support.worker import FixedRollouts, leave_group, what_ran
 
 

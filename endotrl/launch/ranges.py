@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""
-Types and ranges of a recipe's settings. TRL and transformers take most values as they are, and fail where they are
-used.
-"""
+"""Types and ranges of settings. TRL and transformers take most values as they are, and fail where they are used."""
 
 import types
 from collections.abc import Mapping

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Precision of a run on a CPU, where nobody has said it: what is faster there."""
+"""Runs on a CPU: precision, where it is not given, and sharding."""
 
+import os
 from argparse import Namespace
 from collections.abc import Collection
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, parse_flag_from_env
+from accelerate.utils import DistributedType, broadcast_object_list, parse_flag_from_env
 
 from ..frozen.cpu_dtype import matmul_seconds
 from ..reporting import say
@@ -30,7 +31,7 @@ def choose_precision(settings: Namespace, given: Collection[str]) -> None:
     choose_dtype = settings.dtype == "auto"
     if not on_cpu or not (choose_bf16 or choose_dtype):
         return
-    before = recorded_settings(settings.output_dir) if vars(settings).get("resume", True) else {}
+    before = recorded_settings(settings.output_dir) if settings.resume else {}
     if {"bf16", "dtype"} <= before.keys():
         faster, reason = before["dtype"], f"the run in {settings.output_dir} has it"
         bf16 = before["bf16"]
@@ -50,3 +51,35 @@ def choose_precision(settings: Namespace, given: Collection[str]) -> None:
     if PartialState().is_main_process:
         values = ", ".join(f"`{name}: {str(value).lower()}`" for name, value in chosen.items())
         say(f"Chosen for this CPU: {values}, as {reason}. Say otherwise in the recipe to have it otherwise.")
+
+
+def shard_on_cpu() -> list[str]:
+    """
+    Where `accelerate launch` was asked for DeepSpeed or FSDP and there is no accelerator, makes the processes shard on
+    the CPU: accelerate shards on accelerators only, and would take plain DDP, without a word.
+
+    Returns:
+        `list[str]`: words to add to the command line.
+    """
+    uses_deepspeed = parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
+    asked = uses_deepspeed or parse_flag_from_env("ACCELERATE_USE_FSDP")
+    if not asked or "LOCAL_RANK" not in os.environ or torch.accelerator.is_available():
+        return []
+    if uses_deepspeed:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        do_without_shared_memory()
+    state = PartialState(cpu=True)
+    state.distributed_type = DistributedType.DEEPSPEED if uses_deepspeed else DistributedType.MULTI_GPU
+    return ["--accelerator_config", '{"use_configured_state": true}']
+
+
+def do_without_shared_memory() -> None:
+    """
+    Keeps DeepSpeed from compiling its collectives in shared memory: gloo has all that is needed. The compiler may not
+    be there, it takes minutes, and a process that is killed meanwhile leaves a lock that later ones wait for without
+    end.
+    """
+    import deepspeed.ops
+
+    # Looked at when process groups are made, and else worked out by looking for compilers.
+    vars(deepspeed.ops)["__compatible_ops__"] = {}

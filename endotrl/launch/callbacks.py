@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Callbacks of a recipe, and their order."""
+
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import RewardTrainer
+
+from ..monitoring import CollapseMonitor
+from ..rendering.messages import Prompt
+from ..reporting import HeatMapRow, heat_maps, page
+from ..rewards import EndogenousReward
+from ..rewards.contributions import heat_map_row
+from ..runs.resumption import Interruptions
+from ..score_file.rows import message_text
+from ..scoring.token_stats import TokenStats
+from ..trainers.base import DenseRewardTrainer
+
+
+GIB = 2**30
+HEAT_MAP_TITLE = "Token rewards of completions"
+
+
+def add_callbacks(
+    trainer: Any, record: Mapping[str, Any], heat_map_steps: int = 0, monitor: CollapseMonitor | None = None
+) -> Interruptions:
+    """
+    Adds the callbacks of a recipe to a trainer.
+
+    Args:
+        trainer ([`DenseGRPOTrainer`], [`PPOTrainer`] or [`SentenceRewardTrainer`]):
+            The trainer.
+        record (`dict[str, Any]`):
+            What the run is made of: see [`make_record`].
+        heat_map_steps (`int`, *optional*, defaults to `0`):
+            Steps from one page of heat maps to the next; 0 for none.
+        monitor ([`CollapseMonitor`], *optional*):
+            A monitor to attach.
+
+    Returns:
+        [`Interruptions`]: what the run is told to stop by.
+    """
+    interruptions = Interruptions(trainer)
+    # In the order in which they are called.
+    ours: list[TrainerCallback] = [
+        interruptions,  # stops a run with NaN before anything of it is logged or saved
+        Tracking(trainer, record),
+        *([HeatMaps(trainer, heat_map_steps)] if heat_map_steps else []),
+        *([] if monitor is None else [monitor.attach(trainer)]),
+        # And then transformers' and the trackers, which log what those above add.
+    ]
+    handler = trainer.callback_handler
+    handler.callbacks = [*ours, *(other for other in handler.callbacks if other is not monitor)]
+    return interruptions
+
+
+class Tracking(TrainerCallback):
+    """
+    Adds to what is logged: `perf/tokens_per_second` (tokens of prompts and completions of all processes that were
+    trained on, per second of wall clock), `perf/seconds_per_step` and `perf/memory_gib` (peak of this process: on an
+    accelerator what torch allocated, on a CPU its resident memory). With W&B, the run's config gets what it was made
+    of.
+
+    Args:
+        trainer ([`~transformers.Trainer`]):
+            The trainer, one of TRL's.
+        record (`dict[str, Any]`):
+            What the run is made of: see [`make_record`].
+    """
+
+    def __init__(self, trainer: Trainer, record: Mapping[str, Any]) -> None:
+        self._trainer = trainer
+        self._record = record
+        self._recorded_config = False
+        self._since: tuple[float, float, int] | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._since = (time.perf_counter(), self._tokens(state), state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any],
+        **kwargs: Any,
+    ) -> None:
+        if "loss" not in logs:  # of an evaluation, or of the whole run
+            return
+        if self._since is not None and state.global_step > self._since[2]:
+            started, tokens, step = self._since
+            seconds = time.perf_counter() - started
+            logs["perf/tokens_per_second"] = (self._tokens(state) - tokens) / seconds
+            logs["perf/seconds_per_step"] = seconds / (state.global_step - step)
+            self._since = (time.perf_counter(), self._tokens(state), state.global_step)
+        logs["perf/memory_gib"] = peak_memory(args.device) / GIB
+        if "wandb" in args.report_to and state.is_world_process_zero and not self._recorded_config:
+            import wandb
+
+            if wandb.run is not None:
+                wandb.config.update({"recipe": dict(self._record)}, allow_val_change=True)
+                self._recorded_config = True
+
+    def _tokens(self, state: TrainerState) -> float:
+        # TRL's reward trainer counts for itself.
+        trainer: Any = self._trainer
+        return trainer._total_train_tokens if isinstance(trainer, RewardTrainer) else state.num_input_tokens_seen
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: on an accelerator the most that torch had allocated, on a CPU the most that the process had resident."""
+    if device.type != "cpu":
+        return torch.accelerator.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+class HeatMaps(TrainerCallback):
+    """
+    Every few steps, scores some of the last completions again, and writes them as heat maps to
+    `output_dir/completions/token_rewards_<step>.html` and, with W&B, to the table `token_rewards`.
+
+    Args:
+        trainer ([`DenseGRPOTrainer`] or [`PPOTrainer`]):
+            The trainer.
+        every (`int`):
+            Steps from one heat map to the next.
+        num_completions (`int`, *optional*, defaults to `4`):
+            Completions of a heat map.
+    """
+
+    def __init__(self, trainer: DenseRewardTrainer, every: int, num_completions: int = 4) -> None:
+        self._trainer = trainer
+        self._every, self._num_completions = every, num_completions
+        self._reward = next((r for r in trainer.reward_funcs if isinstance(r, EndogenousReward)), None)
+        self._last = 0
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any],
+        **kwargs: Any,
+    ) -> None:
+        due = "reward" in logs and state.global_step >= self._last + self._every
+        if due and self._reward is not None and not isinstance(self._reward.criterion, dict):
+            self._last = state.global_step
+            self._log_page(self._reward, args, state)
+
+    def _log_page(self, reward: EndogenousReward, args: TrainingArguments, state: TrainerState) -> None:
+        prompts, completions, completion_ids = self._trainer.last_completions
+        # Of different prompts: completions of one stand together.
+        spread = slice(None, None, max(1, len(prompts) // self._num_completions))
+        prompts, completions, completion_ids = (
+            prompts[spread][: self._num_completions],
+            completions[spread][: self._num_completions],
+            completion_ids[spread][: self._num_completions],
+        )
+        # On all processes, as frozen weights may be split over them.
+        stats = reward.score(prompts, completions, completion_ids)
+        if not state.is_world_process_zero:
+            return
+        title = f"{HEAT_MAP_TITLE}, step {state.global_step}"
+        path = Path(args.output_dir) / "completions" / f"token_rewards_{state.global_step}.html"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(heat_map_page(title, reward, prompts, stats), encoding="utf-8")
+        if "wandb" in args.report_to:
+            import wandb
+
+            if wandb.run is not None:
+                rows = [
+                    [state.global_step, row.prompt, row.text, row.total]
+                    + [wandb.Html(page(title, [("", heat_maps([row]))]), inject=False)]
+                    for row in _rows(reward, prompts, stats)
+                ]
+                columns: list[str | int] = ["step", "prompt", "completion", "reward", "token_rewards"]
+                wandb.log({"token_rewards": wandb.Table(columns=columns, data=rows)}, commit=False)
+
+
+def heat_map_page(title: str, reward: EndogenousReward, prompts: list[Prompt], stats: list[TokenStats]) -> str:
+    """
+    A page of completions with every token in the colour of what it contributes to the reward. Text of prompts and
+    completions is escaped.
+
+    Args:
+        title (`str`):
+            Title of the page.
+        reward ([`EndogenousReward`]):
+            The reward.
+        prompts (`list[str]` or `list[list[dict]]`):
+            Prompts.
+        stats (`list[TokenStats]`):
+            What [`EndogenousReward.score`] says about the completions.
+
+    Returns:
+        `str`: HTML.
+    """
+    return page(title, [("", heat_maps(_rows(reward, prompts, stats)))])
+
+
+def _rows(reward: EndogenousReward, prompts: list[Prompt], stats: list[TokenStats]) -> list[HeatMapRow]:
+    # The completions are of the last batch, and so is the slope.
+    return [
+        heat_map_row(reward, row, message_text(prompt), length_slope=reward.length_slope)
+        for prompt, row in zip(prompts, stats, strict=True)
+    ]

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Resumable JSON Lines logs: lines count when they are whole, and go on under equal settings only."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+
+def append_lines(
+    log: Path | IO[bytes], records: Sequence[Mapping[str, Any]], ensure_ascii: bool = True, sync: bool = True
+) -> None:
+    """
+    Appends lines to a log.
+
+    Args:
+        log (`Path` or `IO[bytes]`):
+            The log, or its open file.
+        records (`list[dict]`):
+            What the lines hold.
+        ensure_ascii (`bool`, *optional*, defaults to `True`):
+            Whether other characters are escaped.
+        sync (`bool`, *optional*, defaults to `True`):
+            Whether to return only when they are on the disk.
+    """
+    if isinstance(log, Path):
+        with log.open("ab") as file:
+            return append_lines(file, records, ensure_ascii, sync)
+    lines = (json.dumps(record, ensure_ascii=ensure_ascii, allow_nan=False) + "\n" for record in records)
+    log.write("".join(lines).encode())
+    log.flush()
+    if sync:
+        os.fsync(log.fileno())
+
+
+def parse_line(line: bytes, keys: Sequence[str]) -> dict[str, Any]:
+    """
+    The record of a line.
+
+    Raises:
+        `ValueError`: If the line was not written to its end, is no JSON, or lacks one of `keys`.
+    """
+    try:
+        if not line.endswith(b"\n"):
+            raise ValueError("the end is missing")
+        record = json.loads(line)
+        if not all(key in record for key in keys):
+            raise ValueError("keys are missing")
+    except TypeError as error:  # a number has no keys
+        raise ValueError(str(error)) from error
+    return record
+
+
+def read_lines(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
+    """
+    The records of a log; none if it is not there. A last line that was only half written is cut off.
+
+    Raises:
+        `ValueError`: If another line is damaged: see [`parse_line`].
+    """
+    if not path.exists():
+        return []
+    lines = path.read_bytes().splitlines(keepends=True)
+    if lines and not lines[-1].endswith(b"\n"):
+        with path.open("r+b") as file:
+            file.truncate(sum(map(len, lines[:-1])))
+        del lines[-1]
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(parse_line(line, keys))
+        except ValueError as error:
+            raise ValueError(
+                f"{path}, line {number}: damaged ({error}). Take the line out, and the same command makes it again; "
+                "or start anew with --overwrite."
+            ) from error
+    return records
+
+
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The settings that differ between a log and a run that would go on with it, in words; empty if none does."""
+    return "; ".join(
+        f"`{key}` was {before.get(key)!r} and is {now.get(key)!r}"
+        for key in dict.fromkeys([*before, *now])
+        if before.get(key) != now.get(key)
+    )
