@@ -169,6 +169,8 @@ class TestPolicyPrompts:
         method = trainer._generate_and_score_completions
         names = {name for target in assigned(method) for name in re.findall(r"\w+", target)}
         assert {"prompts", "prompt_ids_list"} <= names, "Where are the token ids of the prompts now?"
+        if trainer is GRPOTrainer:
+            assert "tool_mask_list" in names, "Where is the mask of what tools and environments have written?"
         (call,) = calls_of(method, "_calculate_rewards")
         assert ast.unparse(call.args[1]) == "prompts", "Rewards are asked for other prompts than those tokenized."
         source = inspect.getsource(trainer._calculate_rewards)

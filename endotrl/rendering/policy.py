@@ -10,7 +10,7 @@ from typing import Any, Concatenate, Generic, NamedTuple, TypeAlias, TypeVar
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from .messages import Prompt
-from .policy_tokens import PolicyTokens, foreign_token_ids, is_online_dpo
+from .policy_tokens import PolicyRow, PolicyTokens, foreign_token_ids, is_online_dpo
 
 
 R = TypeVar("R")
@@ -149,12 +149,12 @@ class RewardCall(NamedTuple):
     Attributes:
         trainer (`Any`):
             The trainer.
-        prompt_ids (`list[list[int]]`, *optional*):
-            Token ids of the prompts as its policy read them, without padding, where they can be found.
+        rows (`list[PolicyRow]`, *optional*):
+            What its policy read and wrote, where it can be found.
     """
 
     trainer: Any
-    prompt_ids: list[list[int]] | None
+    rows: list[PolicyRow] | None
 
 
 def find_call(prompts: Sequence[Prompt], log_extra: Callable[..., Any] | None = None) -> RewardCall | None:
@@ -180,15 +180,20 @@ def find_call(prompts: Sequence[Prompt], log_extra: Callable[..., Any] | None = 
         names = frame.f_locals
         if "prompt_ids_list" in names:  # GRPO and RLOO
             prompt_ids = [list(map(int, ids)) for ids in names["prompt_ids_list"]]
+            # Tools, and the environment of a `rollout_func` (`env_mask`), write into completions.
+            written = names.get("tool_mask_list") or [None] * len(prompt_ids)
             scored = names["prompts"]
         elif "prompt_mask" in names and is_online_dpo(names["self"]):
             rows = zip(names["prompt_ids"], names["prompt_mask"], strict=True)
             prompt_ids = [ids[mask.bool()].tolist() for ids, mask in rows]
+            written = [None] * len(prompt_ids)
             scored = 2 * names["prompts"]
         else:
             continue
         # A reward function may ask another one about other prompts than its own.
-        return RewardCall(names["self"], prompt_ids if list(prompts) == list(scored) else None)
+        is_own = list(prompts) == list(scored)
+        found = list(map(PolicyRow, prompt_ids, written))
+        return RewardCall(names["self"], found if is_own else None)
     if inspect.ismethod(log_extra) and hasattr(log_extra.__self__, "reward_funcs"):
         return RewardCall(log_extra.__self__, None)
     return None
@@ -292,7 +297,7 @@ class PolicyBinding(Generic[R]):
         call = find_call(prompts, log_extra)
         if call is not None:
             self.bind(call.trainer)
-        read = None if call is None else call.prompt_ids
+        read = None if call is None else call.rows
         if self.policy is None or self.policy.tools_of is None or environment is None:
             return method(self.of(), prompts, *columns, read)
         # Rows of different environments have different tools.

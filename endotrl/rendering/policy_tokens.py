@@ -3,11 +3,27 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import trl
 from packaging.version import Version
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
+
+class PolicyRow(NamedTuple):
+    """
+    What a policy read and wrote in one row of a batch.
+
+    Attributes:
+        prompt_ids (`list[int]`):
+            Token ids of the prompt, without padding.
+        written (`list[int]`, *optional*):
+            For each token of the completion, 1 if the policy wrote it, and 0 if a tool or an environment did. `None` if
+            the policy wrote all of it.
+    """
+
+    prompt_ids: list[int]
+    written: list[int] | None = None
 
 
 @dataclass(frozen=True)

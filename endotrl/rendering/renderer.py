@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from .ends import Ends
 from .messages import Completion, Prompt, add_criterion, as_messages, check_row, continued, says_more, text_of
-from .policy_tokens import PolicyTokens, foreign_token_ids
+from .policy_tokens import PolicyRow, PolicyTokens, foreign_token_ids
 from .template import Template
 from .turns import header_of, render_turns
 
@@ -132,7 +132,7 @@ class Renderer:
         completions: Sequence[Completion],
         completion_ids: Sequence[Sequence[int]] | None = None,
         criteria: Sequence[str | None] | None = None,
-        policy_prompt_ids: Sequence[list[int]] | None = None,
+        policy_rows: Sequence[PolicyRow] | None = None,
     ) -> list[Rendered]:
         """
         Renders a batch.
@@ -146,9 +146,10 @@ class Renderer:
                 Token ids as the policy generated them, EOS included, without padding.
             criteria (`list[str | None]`, *optional*):
                 System message for each row, put before the prompt.
-            policy_prompt_ids (`list[list[int]]`, *optional*):
-                Token ids of the prompts as the policy read them. If its tokens mean the same here, they are scored in all
-                rows without a criterion, unless `keeps_prompts`; a warning says so if they are others.
+            policy_rows (`list[PolicyRow]`, *optional*):
+                What the policy read and wrote. If its tokens mean the same here, its prompts are scored in all rows without
+                a criterion, unless `keeps_prompts` (a warning says so if they are others), and of its completions only
+                what it wrote itself.
 
         Returns:
             `list[Rendered]`, in the order given.
@@ -173,15 +174,17 @@ class Renderer:
             if key not in prompt_cache:
                 prompt_cache[key] = self._render_prompt(template, prompt, has_criterion=criterion is not None)
             prompt_text, prompt_ids = prompt_cache[key]
-            if policy_prompt_ids is not None and criterion is None:
-                prompt_ids = self._settle(row, prompt_ids, policy_prompt_ids[row])
+            policy_row = None if policy_rows is None else policy_rows[row]
+            if policy_row is not None and criterion is None:
+                prompt_ids = self._settle(row, prompt_ids, policy_row.prompt_ids)
             ids = None if completion_ids is None else _token_ids(row, completion_ids[row])
             if ids and min(ids) < 0:
                 raise ValueError(
                     f"`completion_ids` of row {row} contain {min(ids)}, which is no token id. Pass the ids that the "
                     "policy generated, without padding."
                 )
-            result = self._render_completion(prompt, prompt_text, prompt_ids, completion, ids)
+            written = None if policy_row is None else policy_row.written
+            result = self._render_completion(prompt, prompt_text, prompt_ids, completion, ids, written)
             rendered.append(self._fit(row, result))
         return rendered
 
@@ -292,7 +295,13 @@ class Renderer:
         return ours if self.keeps_prompts else theirs
 
     def _render_completion(
-        self, prompt: Prompt, prompt_text: str, prompt_ids: list[int], completion: Completion, ids: list[int] | None
+        self,
+        prompt: Prompt,
+        prompt_text: str,
+        prompt_ids: list[int],
+        completion: Completion,
+        ids: list[int] | None,
+        written: list[int] | None,
     ) -> Rendered:
         is_turn = _is_turn(completion)
         if ids is not None and is_turn:
@@ -306,6 +315,8 @@ class Renderer:
                 )
                 self._said_reencoding = True
             ids = None
+        if ids is not None and written is not None:
+            return self._finish(prompt_ids, ids, [i for i, flag in enumerate(written[: len(ids)]) if flag])
         if not is_turn:
             assert not isinstance(prompt, str) and not isinstance(completion, str)  # `check_row` has seen to it
             of_trainer = self._policy_tokens is not None

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from ..frozen.model_renderer import model_renderer
 from ..rendering.messages import Completion, Prompt
 from ..rendering.policy import Reading
-from ..rendering.policy_tokens import tokenizer_of
+from ..rendering.policy_tokens import PolicyRow, tokenizer_of
 from ..rendering.renderer import Overlong, Rendered, fit
 from .configuration import SentenceRewardConfig
 from .segmentation import Segmenter, load_segmenter
@@ -108,13 +108,13 @@ class SentenceEncoder:
         prompts: Sequence[Prompt],
         completions: Sequence[Completion],
         completion_ids: Sequence[Sequence[int]] | None = None,
-        policy_prompt_ids: Sequence[list[int]] | None = None,
+        policy_rows: Sequence[PolicyRow] | None = None,
     ) -> list[EncodedResponse]:
         """
         Encodes a batch.
 
         Args:
-            prompts, completions, completion_ids, policy_prompt_ids:
+            prompts, completions, completion_ids, policy_rows:
                 As in [`~endotrl.rendering.renderer.Renderer.render`], which also says what is raised.
 
         Returns:
@@ -124,7 +124,7 @@ class SentenceEncoder:
             `ValueError`: For a batch that cannot be rendered, a row longer than `max_length`, or a segmenter whose spans
             do not tile the text.
         """
-        rows = self._renderer.render(prompts, completions, completion_ids, policy_prompt_ids=policy_prompt_ids)
+        rows = self._renderer.render(prompts, completions, completion_ids, policy_rows=policy_rows)
         return [self._encode(number, row) for number, row in enumerate(rows)]
 
     def _encode(self, number: int, row: Rendered) -> EncodedResponse:

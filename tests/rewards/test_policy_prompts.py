@@ -299,6 +299,37 @@ class TestOwnCopy:
         assert f"has {len(expected)} tokens for the policy" in warning
         assert "They differ from token 0 on: 'Q:" in warning and "The policy's are scored." in warning
 
+    def test_what_an_environment_writes(self, path: str, tmp_path: Path) -> None:
+        """Tokens of `env_mask` 0 are read, but their log-probability is no part of the reward."""
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        prompt = tokenizer("Q: 3 times 4? A:")["input_ids"]
+        call, result, answer = (
+            tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("3*4=", "12", " 12")
+        )
+        completion = [*call, *result, *answer, tokenizer.eos_token_id]
+
+        def rollout(prompts: list[Any], trainer: Any) -> dict[str, Any]:
+            mask = [1] * len(call) + [0] * len(result) + [1] * (len(answer) + 1)
+            return {
+                "prompt_ids": [prompt] * len(prompts),
+                "completion_ids": [completion] * len(prompts),
+                "logprobs": [[0.0] * len(completion)] * len(prompts),
+                "env_mask": [mask] * len(prompts),
+            }
+
+        reward = EndogenousReward(path)
+        trainer = make_trainer(
+            path, reward, tmp_path, prompts=[QUESTION], rollout_func=rollout, max_completion_length=64
+        )
+        trainer.train()
+        model = LlamaForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        with torch.no_grad():
+            log_probs = model(torch.tensor([prompt + completion])).logits[0].log_softmax(dim=-1)
+        states = range(len(prompt) - 1, len(prompt) + len(completion) - 1)
+        each = [log_probs[state, token].item() for state, token in zip(states, completion, strict=True)]
+        ours = sum(each[: len(call)]) + sum(each[len(call) + len(result) :])
+        assert trainer.state.log_history[0]["rewards/endogenous_reward/mean"] == pytest.approx(ours, abs=1e-3)
+
     @pytest.mark.parametrize("config", [GRPOConfig, RLOOConfig])
     def test_streamed_data(self, config: type, path: str, tmp_path: Path) -> None:
         def rows() -> Iterator[dict[str, Any]]:
