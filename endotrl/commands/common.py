@@ -2,10 +2,10 @@
 """What the commands of the command line have in common: exit codes, and types and help of their options."""
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
-from ..rewards import settings
-from ..rewards.settings import SETTINGS
+from ..rewards.settings import CRITERION, JSON, READERS, SETTINGS
 
 
 EXIT_OK, EXIT_BAD_ROWS, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 2, 130
@@ -18,12 +18,20 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
-def positive(text: str) -> int:
-    """Type of options that are whole numbers of at least 1."""
-    try:
-        return settings.positive(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1") from error
+def option_type(kind: Any) -> Callable[[str], Any]:
+    """Type of options whose value is of a type of [`READERS`]."""
+    reader, words = READERS[kind]
+
+    def read(text: str) -> Any:
+        try:
+            return reader(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {words}") from error
+
+    return read
+
+
+positive, json_object = option_type(int), option_type(JSON)
 
 
 def positive_number(text: str) -> float:
@@ -37,33 +45,16 @@ def positive_number(text: str) -> float:
     return value
 
 
-def json_object(text: str) -> dict[str, Any]:
-    """Type of options that are JSON objects."""
-    try:
-        return settings.json_object(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object") from error
-
-
 def add_reward_settings(parser: Any, *names: str) -> None:
     """Adds options `--<name>` of settings of [`EndogenousReward`] to a parser or a group."""
-    metavars = {int: "N", dict[str, Any] | None: "JSON", dict[str, str] | str | None: "TEXT"}
     for name in names:
         setting = SETTINGS[name]
-        option = "--" + name.replace("_", "-")
-        text = setting.help[0].lower() + setting.help[1:].removesuffix(".")
-
-        def read(text: str, setting: settings.RewardSetting = setting) -> Any:
-            try:
-                return setting.read(text)
-            except ValueError as error:
-                raise argparse.ArgumentTypeError(f"{text!r}, but it {error}") from error
-
+        words: dict[str, Any] = {"help": setting.help[0].lower() + setting.help[1:].removesuffix(".")}
         if setting.type is bool:
-            parser.add_argument(option, action="store_true", help=text)
+            words["action"] = "store_true"
         elif setting.choices:
-            parser.add_argument(option, choices=setting.choices, default=setting.default, help=text)
+            words |= {"default": setting.default, "choices": setting.choices}
         else:
-            parser.add_argument(
-                option, type=read, default=setting.default, metavar=metavars.get(setting.type), help=text
-            )
+            metavar = {int: "N", JSON: "JSON", CRITERION: "TEXT"}.get(setting.type)
+            words |= {"default": setting.default, "type": option_type(setting.type), "metavar": metavar}
+        parser.add_argument(f"--{name.replace('_', '-')}", **words)

@@ -8,7 +8,6 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from ..checks import check_choice, check_discount
@@ -17,6 +16,10 @@ from ..checks import check_choice, check_discount
 TokenReward = Literal["bellman", "log_prob", "centered", "negative_entropy", "self_certainty"]
 Truncation = Literal["terminal", "bootstrap", "skip"]
 CorrectionName = Literal["length", "clip"]
+
+# Types of settings that are JSON on a command line.
+JSON = dict[str, Any] | None
+CRITERION = dict[str, str] | str | None
 
 TOKEN_REWARDS = get_args(TokenReward)
 AGGREGATES = ("sum", "mean", "discounted", "power", "first", "min")
@@ -88,14 +91,14 @@ def _boolean(text: str) -> bool:
 
 
 # How a text becomes a value of a type, and what the text must be.
-_READERS: dict[Any, tuple[Callable[[str], Any], str]] = {
+READERS: dict[Any, tuple[Callable[[str], Any], str]] = {
     str: (str, "text"),
     str | None: (str, "text"),
     float: (float, "a number"),
     int: (positive, "a whole number of at least 1"),
     bool: (_boolean, "true or false"),
-    dict[str, Any] | None: (json_object, "a JSON object"),
-    dict[str, str] | str | None: (_criterion, "text, or a JSON object with one message, as text, for each domain"),
+    JSON: (json_object, "a JSON object"),
+    CRITERION: (_criterion, "text, or a JSON object with one message, as text, for each domain"),
 }
 
 
@@ -124,7 +127,7 @@ class RewardSetting:
     default: Any
     help: str
     choices: tuple[str, ...] | None = None
-    absent: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    absent: Mapping[str, str] = field(default_factory=dict)
 
     def read(self, text: str) -> Any:
         """
@@ -133,7 +136,7 @@ class RewardSetting:
         Raises:
             `ValueError`: If the text is no such value: `must be <kind>`.
         """
-        reader, kind = _READERS[self.type]
+        reader, kind = READERS[self.type]
         try:
             return reader(text)
         except ValueError as error:
@@ -172,7 +175,7 @@ SETTINGS = {
         ),
         RewardSetting(
             "criterion",
-            dict[str, str] | str | None,
+            CRITERION,
             None,
             "System message under which the frozen model judges; or one for each value of the column `domain`, as a "
             "dictionary (JSON on the command line).",
@@ -224,7 +227,7 @@ SETTINGS = {
         ),
         RewardSetting(
             "chat_template_kwargs",
-            dict[str, Any] | None,
+            JSON,
             None,
             'Further arguments of the chat template, such as {"enable_thinking": false}.',
             absent={"yaml": "the trainer's `chat_template_kwargs` hold"},

@@ -72,6 +72,8 @@ def warn_of_constants(
                 "The discounted outcome contains the soft value of the prompt, and `scale_rewards='batch'` compares prompts: "
                 "use 'group' or 'none'."
             )
+        if reward.aggregate.startswith(("first", "min")):
+            reasons.append(f"The aggregate '{reward.aggregate}' keeps the soft value of the state where it stops.")
         if not baseline:
             reasons.append(
                 "`soft_value_baseline=False` leaves the soft value to the critic, which has to learn it: use `True`, the default."

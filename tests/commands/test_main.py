@@ -70,7 +70,7 @@ class TestParser:
             (["score", "f", "--model", "m", "--limit", "0"], "'0' is not a whole number of at least 1"),
             (["score", "f", "--model", "m", "--block-size", "x"], "'x' is not a whole number of at least 1"),
             (["score", "f", "--model", "m", "--truncation", "max"], "invalid choice: 'max'"),
-            (["score", "f", "--model", "m", "--chat-template-kwargs", "[1]"], "'[1]', but it must be a JSON object"),
+            (["score", "f", "--model", "m", "--chat-template-kwargs", "[1]"], "'[1]' is not a JSON object"),
             (["score", "f", "--model", "m", "--criterion", '{"law": 1}'], "one message, as text, for each domain"),
             (["score", "f", "--model", "m", "--over"], "unrecognized arguments: --over"),
         ],

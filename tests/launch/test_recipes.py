@@ -303,7 +303,7 @@ class TestMistakes:
             (["--heat_map_steps", "-1"], "`heat_map_steps` is -1"),
             (["--reward", "sentence"], "`reward_sentence_model`"),
             (["--beta", "much"], "argument --beta: invalid float value: 'much'"),
-            (["--reward_aggregate", "summ"], "invalid choice: 'summ'"),
+            (["--reward_aggregate", "summ"], "`aggregate` is 'summ', but it must be one of 'sum', 'mean'"),
             (
                 ["--model_name_or_path", "nowhere/at/all", "--reward", "random"],
                 "`model_name_or_path` is 'nowhere/at/all'",
