@@ -13,7 +13,7 @@ from ..evaluation.engine import Engine
 from ..evaluation.items import Item
 from ..evaluation.results import evaluate
 from ..evaluation.results_page import report_page
-from ..evaluation.run_folder import RunFolder, now
+from ..evaluation.run_folder import RunFolder
 from ..evaluation.runner import score_items
 from ..evaluation.scorer_names import DEFAULT, base_names, check_name, expand_names, make_scorer
 from ..evaluation.sources import read_rows
@@ -22,7 +22,7 @@ from ..frozen.names import load_tokenizer, resolve_model
 from ..frozen.own_copy import OwnCopy, resolve_dtype
 from ..reporting import say, terminal_table
 from ..runs.files import write_json
-from ..runs.record import versions
+from ..runs.record import now, versions
 from ..score_file import model_digest
 
 

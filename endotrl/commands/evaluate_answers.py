@@ -26,7 +26,7 @@ from ..evaluation.intervals import Unit, difference_in_words, differences, estim
 from ..evaluation.items import Item
 from ..evaluation.math_answers import Question, read_questions
 from ..evaluation.results import estimates_to_json, plain_means
-from ..evaluation.run_folder import RunFolder, now
+from ..evaluation.run_folder import RunFolder
 from ..evaluation.scorer_names import base_names, check_name, make_scorer
 from ..evaluation.tables import interval, markdown_page, value
 from ..frozen.names import load_tokenizer
@@ -35,7 +35,7 @@ from ..rendering.messages import Prompt
 from ..reporting import number, page, table, terminal_table
 from ..runs.files import write_json
 from ..runs.jsonl import append_lines, read_lines
-from ..runs.record import versions
+from ..runs.record import now, versions
 from .evaluate import open_model
 
 

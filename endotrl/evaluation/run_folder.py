@@ -3,7 +3,6 @@
 
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +118,3 @@ def merge_line(records: dict[str, dict[str, Any]], line: Mapping[str, Any]) -> N
     )
     known["scores"].update(line["scores"])
     known["seconds"] += line["seconds"]
-
-
-def now() -> str:
-    """The time, in UTC."""
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -6,14 +6,13 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Self
 
 from ..runs.files import lock, write_json
 from ..runs.jsonl import append_lines, changed_settings, parse_line
-from ..runs.record import versions
+from ..runs.record import now, versions
 from .rows import STREAM, Reader
 from .tally import Tally
 
@@ -70,7 +69,7 @@ class Output:
         self.errors_path, self.meta_path = Path(f"{path}.errors.jsonl"), Path(f"{path}.meta.json")
         self.kept_rows, self.seconds = 0, 0.0
         self._reader, self._settings = reader, dict(settings)
-        self._started = _now()
+        self._started = now()
         self._kept_bytes = 0
         self._file: IO[bytes] | None = None
         self._errors: IO[bytes] | None = None
@@ -178,7 +177,7 @@ class Output:
             "input_lines": self._reader.lines,
             "input_sha256": self._reader.digest.hexdigest(),
             "started": self._started,
-            "updated": _now(),
+            "updated": now(),
             "versions": versions("torch", "transformers", "trl"),
         }
         write_json(self.meta_path, meta)
@@ -222,7 +221,3 @@ def model_digest(model: str) -> str | None:
                     file.seek((size - 4096) * i // 63)
                     digest.update(file.read(4096))
     return digest.hexdigest()
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

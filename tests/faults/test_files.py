@@ -89,6 +89,7 @@ def test_two_runs_in_one_output(tiny_model_path: str, tmp_path: Path, capsys: py
         assert "Another run is writing" in capsys.readouterr().err
         assert (tmp_path / "out.jsonl").read_bytes() == before
     assert score(tiny_model_path, tmp_path, "--overwrite") == 0  # the first has ended
+    assert not list(tmp_path.glob("*.lock"))
 
 
 def test_the_output_is_taken_before_the_checkpoint_is_read(

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from endotrl.launch import (
     make_parser,
     make_reward_funcs,
 )
+from endotrl.launch.callbacks import HeatMaps, Tracking, add_callbacks
 from endotrl.launch.pipeline import print_summary
 from endotrl.launch.ranges import CHOICES, RANGES
 from endotrl.rewards import AccuracyReward, FormatReward, LengthReward, RandomReward
@@ -793,6 +795,16 @@ def _watched_attach(attached: list[EndogenousReward]) -> Callable[..., Endogenou
         return attach(self, trainer)
 
     return watched
+
+
+def test_order_of_callbacks() -> None:
+    handler = SimpleNamespace(callbacks=["W&B"])
+    trainer = SimpleNamespace(
+        accelerator=None, args=SimpleNamespace(save_total_limit=None), reward_funcs=[], callback_handler=handler
+    )
+    interruptions = add_callbacks(trainer, {}, heat_map_steps=1)
+    assert handler.callbacks[0] is interruptions
+    assert [type(callback) for callback in handler.callbacks[1:]] == [Tracking, HeatMaps, str]
 
 
 def test_summary(capsys: pytest.CaptureFixture[str]) -> None:
