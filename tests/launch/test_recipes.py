@@ -510,7 +510,7 @@ class TestRewards:
 
         # Without math-verify, text; if it is asked for, an error.
         monkeypatch.setattr("endotrl.launch.reward_functions.find_spec", lambda name: None)
-        monkeypatch.setattr("endotrl.rewards.accuracy.find_spec", lambda name: None)
+        monkeypatch.setattr("endotrl.grading.symbolic.find_spec", lambda name: None)
         made, _ = reward_funcs("--reward", "random", columns=rows)
         assert not any(f.math for f in made if isinstance(f, AccuracyReward))
         if columns:
