@@ -36,12 +36,13 @@ from endotrl.evaluation.engine import Engine
 from endotrl.evaluation.items import Item, as_messages
 from endotrl.evaluation.results import evaluate
 from endotrl.evaluation.results_page import report_page
-from endotrl.evaluation.run_folder import RunFolder, now, versions
+from endotrl.evaluation.run_folder import RunFolder
 from endotrl.evaluation.runner import score_items
 from endotrl.evaluation.scorer_names import DEFAULT, expand_names, make_scorer
 from endotrl.frozen.names import resolve_model
 from endotrl.frozen.own_copy import OwnCopy
 from endotrl.reporting import terminal_table
+from endotrl.runs.record import now, versions
 
 
 NAIVE, OURS, WHOLE = "naive reward alone", "endotrl, all single-pass scorers", "endotrl, to the end"
@@ -115,7 +116,7 @@ def write_report(
         "model": "model",
         "data": "data",
         "settings": {},
-        "versions": versions(),
+        "versions": versions("torch", "transformers", "trl", "numpy"),
         "command": "",
         "updated": now(),
         "seconds": 0.0,
