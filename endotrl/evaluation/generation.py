@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from ..rendering.ends import until_first
 from ..rendering.messages import Prompt
+from ..scoring.batching import pad_ids
 from .engine import Engine
 
 
@@ -88,14 +89,9 @@ class Sampler:
     def _generate(self, rows: Sequence[Sequence[int]], num_samples: int) -> list[list[Sample]]:
         engine = self._engine
         ends = sorted(engine.renderer.eos_token_ids)
-        width = max(map(len, rows))
         pad = engine.tokenizer.pad_token_id
         pad = (ends[0] if ends else 0) if pad is None else pad
-        ids = torch.full((len(rows), width), pad)
-        mask = torch.zeros_like(ids)
-        for i, row in enumerate(rows):
-            ids[i, width - len(row) :] = torch.tensor(row)
-            mask[i, width - len(row) :] = 1
+        ids, mask = pad_ids(rows, pad, left=True)
         greedy = self._temperature == 0.0
         sampling: dict[str, Any] = (
             {} if greedy else {"temperature": self._temperature, "top_p": self._top_p, "top_k": 0}
@@ -111,7 +107,7 @@ class Sampler:
                 pad_token_id=pad,
                 eos_token_id=ends or None,
                 **sampling,
-            )[:, width:].tolist()
+            )[:, ids.shape[1] :].tolist()
         samples = [_sample(engine, row, set(ends)) for row in output]
         return [samples[i * num_samples : (i + 1) * num_samples] for i in range(len(rows))]
 

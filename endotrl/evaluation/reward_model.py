@@ -14,7 +14,7 @@ from ..frozen.names import load_config, load_tokenizer
 from ..frozen.own_copy import check_complete, resolve_dtype
 from ..rendering.messages import as_messages
 from ..rendering.renderer import truncate_left
-from ..scoring.batching import plan_batches
+from ..scoring.batching import pad_ids, plan_batches
 from ..scoring.rope import RopeLengths, rope_as_made
 from ..sentence.configuration import SentenceRewardConfig
 from ..sentence.sentence_scorer import SentenceScorer
@@ -135,12 +135,7 @@ class RewardModel:
             lengths, self._engine.max_tokens_per_batch, [rope.length_class(length) for length in lengths]
         )
         for batch in tqdm(batches, desc="reward model", unit=" batches", disable=not progress, leave=False):
-            width = max(len(rows[i]) for i in batch)
-            ids = torch.full((len(batch), width), self._model.config.pad_token_id)
-            mask = torch.zeros_like(ids)
-            for k, i in enumerate(batch):
-                ids[k, : len(rows[i])] = torch.tensor(rows[i])
-                mask[k, : len(rows[i])] = 1
+            ids, mask = pad_ids([rows[i] for i in batch], self._model.config.pad_token_id)
             with rope_as_made(self._model):
                 logits = self._model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits[:, 0].float()
             for k, i in enumerate(batch):

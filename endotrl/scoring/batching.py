@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Micro-batches by token budget."""
+"""Micro-batches by token budget, and their padding."""
 
 from collections.abc import Hashable, Sequence
+
+import torch
+from torch import Tensor
 
 
 def plan_batches(lengths: Sequence[int], max_tokens: int, kinds: Sequence[Hashable] | None = None) -> list[list[int]]:
@@ -45,6 +48,35 @@ def plan_batches(lengths: Sequence[int], max_tokens: int, kinds: Sequence[Hashab
             last[kind] = [index]
             batches.append(last[kind])
     return batches
+
+
+def pad_ids(
+    rows: Sequence[Sequence[int]], pad_token_id: int = 0, left: bool = False, multiple: int = 1
+) -> tuple[Tensor, Tensor]:
+    """
+    Padding of token ids.
+
+    Args:
+        rows (`Sequence[Sequence[int]]`):
+            Token ids of every row.
+        pad_token_id (`int`, *optional*, defaults to `0`):
+            Fills the rows, on the right, or with `left` on the left.
+        left (`bool`, *optional*, defaults to `False`):
+            See `pad_token_id`.
+        multiple (`int`, *optional*, defaults to `1`):
+            The width is a multiple of it.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]` of shape `(B, T)`: `input_ids` and `attention_mask`, 1 for tokens.
+    """
+    width = -(-max(map(len, rows)) // multiple) * multiple
+    input_ids = torch.full((len(rows), width), pad_token_id)
+    attention_mask = torch.zeros_like(input_ids)
+    for i, row in enumerate(rows):
+        place = slice(width - len(row), width) if left else slice(len(row))
+        input_ids[i, place] = torch.tensor(row, dtype=torch.long)
+        attention_mask[i, place] = 1
+    return input_ids, attention_mask
 
 
 def plan_packs(

@@ -16,7 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ..checks import check_alpha
 from ..rendering.renderer import Rendered
-from .batching import plan_batches, plan_packs
+from .batching import pad_ids, plan_batches, plan_packs
 from .exclusive import uncompiled
 from .isolation import PassRules, pass_rules
 from .lm_head import HeadStatistics, LogitTransform, token_statistics
@@ -204,12 +204,14 @@ class FrozenScorer:
         """[`_passes`] of the chosen rows, padded on the right."""
         lengths = [len(rows[i].prompt_ids) + len(inputs[i]) for i in chosen]
         for batch in plan_batches(lengths, self.max_tokens_per_batch):
-            width = max(lengths[k] for k in batch)
-            input_ids = torch.zeros(len(batch), width, dtype=torch.long)  # (B, T)
-            for line, k in zip(input_ids, batch, strict=True):
-                line[: lengths[k]] = torch.tensor([*rows[chosen[k]].prompt_ids, *inputs[chosen[k]]])
+            input_ids, _ = pad_ids([[*rows[chosen[k]].prompt_ids, *inputs[chosen[k]]] for k in batch])
             states = [
-                list(range(line * width + len(rows[chosen[k]].prompt_ids) - 1, line * width + lengths[k]))
+                list(
+                    range(
+                        line * input_ids.shape[1] + len(rows[chosen[k]].prompt_ids) - 1,
+                        line * input_ids.shape[1] + lengths[k],
+                    )
+                )
                 for line, k in enumerate(batch)
             ]
             yield [chosen[k] for k in batch], last_hidden_states(model, input_ids).flatten(0, 1), states

@@ -15,6 +15,7 @@ from ..rendering.messages import Completion, Prompt
 from ..rendering.policy import Reading
 from ..rendering.policy_tokens import PolicyRow, tokenizer_of
 from ..rendering.renderer import Overlong, Rendered, fit
+from ..scoring.batching import pad_ids
 from .configuration import SentenceRewardConfig
 from .segmentation import Segmenter, load_segmenter
 from .tokens import SentenceTokens, find_sentences
@@ -186,13 +187,8 @@ def pad_batch(
         `dict[str, torch.Tensor]`: `input_ids` and `attention_mask` of shape `(batch_size, seq_len)`, and `sentence_ends` of
         shape `(batch_size, N)`, filled with -1.
     """
-    width = max(len(ids) for ids, _ in rows)
-    width = (width + multiple - 1) // multiple * multiple
-    input_ids = torch.full((len(rows), width), pad_token_id)
-    attention_mask = torch.zeros(len(rows), width, dtype=torch.long)
+    input_ids, attention_mask = pad_ids([ids for ids, _ in rows], pad_token_id, multiple=multiple)
     sentence_ends = torch.full((len(rows), max(len(ends) for _, ends in rows)), -1)
-    for i, (ids, ends) in enumerate(rows):
-        input_ids[i, : len(ids)] = torch.tensor(ids)
-        attention_mask[i, : len(ids)] = 1
+    for i, (_, ends) in enumerate(rows):
         sentence_ends[i, : len(ends)] = torch.tensor(ends)
     return {"input_ids": input_ids, "attention_mask": attention_mask, "sentence_ends": sentence_ends}
