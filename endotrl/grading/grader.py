@@ -72,11 +72,13 @@ def final_answer(value: Any) -> str:
         value = int(value)
     text = str(value)
     if "####" in text:
-        return text.rpartition("####")[2].strip().replace(",", "")
+        return re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text.rpartition("####")[2].strip())
     claim = marked(text) if "boxed" in text else None
     if claim is not None and claim.text:
         return claim.text
     text = text.strip()
+    if len(text) > _BARE and (statements := said(text)):
+        return _written_first(statements[0])  # of a worked solution
     return text.strip("$").strip() if len(text) > 2 and text[0] == text[-1] == "$" else text
 
 

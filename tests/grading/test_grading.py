@@ -139,7 +139,8 @@ class TestFinalAnswer:
     @pytest.mark.parametrize(
         ("value", "expected"),
         [(27.0, "27"), (2.5, "2.5"), (7, "7"), ("a\n#### 1,234", "1234"), (r"x \boxed{\frac{1}{2}} y", r"\frac{1}{2}"),
-         (["2"], "2"), (["1", "3"], "1, 3"), ("$5$", "5"), (r"\boxed{1} then \boxed{2}", "2"), ("$18", "$18")],
+         (["2"], "2"), (["1", "3"], "1, 3"), ("$5$", "5"), (r"\boxed{1} then \boxed{2}", "2"), ("$18", "$18"), ("#### 1, 2", "1, 2"),
+         ("First we add 3 and 4, which is 7. Then we multiply 7 by 6, which is 42. So the answer is $42$.", "42")],
     )  # fmt: skip
     def test_of_a_data_set(self, value: Any, expected: str) -> None:
         assert final_answer(value) == expected
