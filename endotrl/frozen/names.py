@@ -25,11 +25,17 @@ def load_config(model: str, trust_remote_code: bool = False) -> PretrainedConfig
 
     Raises:
         `OSError`: If there is no such model, with the reason.
+        `ValueError`: If it needs code of its own, which is not trusted.
     """
     model = resolve_model(model)
     try:
         return AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
     except Exception as error:  # of many kinds, as each family checks its values in its own way
+        if "trust_remote_code" in str(error):
+            raise ValueError(
+                f"The frozen model {model!r} needs code of its own repository, which runs only with `trust_remote_code=True`. "
+                "Set it if you trust that code."
+            ) from error
         raise OSError(
             f"The frozen model {model!r} cannot be loaded: it is neither a folder with a model's `config.json` nor a "
             f"model that the Hugging Face hub gives. Check the name, or pass a loaded model. Reason: {error}"

@@ -315,6 +315,11 @@ class Renderer:
                 )
                 self._said_reencoding = True
             ids = None
+        if ids is None and is_turn and written is not None and not all(written):
+            raise ValueError(
+                "An environment wrote some tokens of a completion (`env_mask`), and the frozen model has another tokenizer than "
+                "the policy, so that they cannot be told from the policy's. Use a frozen model with the policy's tokenizer."
+            )
         if ids is not None and written is not None:
             return self._finish(prompt_ids, ids, [i for i, flag in enumerate(written[: len(ids)]) if flag])
         if not is_turn:

@@ -142,7 +142,7 @@ def test_code_of_a_model_does_not_run(model: Path, tmp_path: Path) -> None:
     (model / "modeling_attack.py").write_text(f"open({str(tmp_path / 'attacked')!r}, 'w')\n")
     auto_map = {"AutoConfig": "modeling_attack.C", "AutoModelForCausalLM": "modeling_attack.M"}
     change_config(model_type="attack", auto_map=auto_map)(model)
-    with pytest.raises(OSError, match="trust_remote_code"):
+    with pytest.raises(ValueError, match="trust_remote_code"):
         EndogenousReward(str(model))(prompts=PROMPTS, completions=COMPLETIONS)
     assert not (tmp_path / "attacked").exists()
 

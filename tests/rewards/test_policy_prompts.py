@@ -330,6 +330,22 @@ class TestOwnCopy:
         ours = sum(each[: len(call)]) + sum(each[len(call) + len(result) :])
         assert trainer.state.log_history[0]["rewards/endogenous_reward/mean"] == pytest.approx(ours, abs=1e-3)
 
+    def test_what_an_environment_writes_in_another_tokenizer(
+        self, path: str, tiny_policy_path: str, tmp_path: Path
+    ) -> None:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        ids = tokenizer(" It is 12.")["input_ids"]
+
+        def rollout(prompts: list[Any], trainer: Any) -> dict[str, Any]:
+            row = {"completion_ids": ids, "logprobs": [0.0] * len(ids), "env_mask": [1, *[0] * (len(ids) - 1)]}
+            prompt_ids = trainer._tokenize_prompts(prompts)[0]
+            return {"prompt_ids": prompt_ids, **{key: [value] * len(prompts) for key, value in row.items()}}
+
+        reward = EndogenousReward(tiny_policy_path)
+        trainer = make_trainer(path, reward, tmp_path, prompts=["a b c"], rollout_func=rollout)
+        with pytest.raises(ValueError, match="An environment wrote some tokens"):
+            trainer.train()
+
     @pytest.mark.parametrize("config", [GRPOConfig, RLOOConfig])
     def test_streamed_data(self, config: type, path: str, tmp_path: Path) -> None:
         def rows() -> Iterator[dict[str, Any]]:
