@@ -33,8 +33,8 @@ def load_config(model: str, trust_remote_code: bool = False) -> PretrainedConfig
     except Exception as error:  # of many kinds, as each family checks its values in its own way
         if "trust_remote_code" in str(error):
             raise ValueError(
-                f"The frozen model {model!r} needs code of its own repository, which runs only with `trust_remote_code=True`. "
-                "Set it if you trust that code."
+                f"The frozen model {model!r} needs code of its own repository, and `trust_remote_code` is off. "
+                "Set it to `True` if you trust that code."
             ) from error
         raise OSError(
             f"The frozen model {model!r} cannot be loaded: it is neither a folder with a model's `config.json` nor a "
