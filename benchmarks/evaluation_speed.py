@@ -2,15 +2,17 @@
 r"""
 Speed of `endotrl eval rm-bench` with all single-pass scorers, against the naive reward alone.
 
-- naive: what a user of TRL writes to get one number a response. The six responses of a prompt as one batch, padded on the right,
-  full logits, `.float()`, `log_softmax`, `gather`, the sum over the response. Nothing is kept.
+- naive: what a user of TRL writes to get one number a response. The six responses of a prompt as one batch, padded on
+  the right, full logits, `.float()`, `log_softmax`, `gather`, the sum over the response. Nothing is kept.
 - endotrl: all scorers of the sets `single-pass` and `controls`, token statistics and scores written to disk.
 - endotrl, to the end: the same, then metrics with bootstrap intervals, differences, and the HTML page.
 
-All begin with the text and hold their model loaded. In every round each runs once, beginning with another one each time.
+All begin with the text and hold their model loaded. In every round each runs once, beginning with another one each
+time.
 
-    python -m benchmarks.evaluation_speed --data RM-Bench/data/chat_filtered.json                # 129 prompts, 774 responses
-    python -m benchmarks.evaluation_speed --data RM-Bench/data/chat_filtered.json --prompts 16   # a part, drawn by --seed
+    python -m benchmarks.evaluation_speed --data RM-Bench/data/chat_filtered.json                # 129 prompts, 774
+    responses python -m benchmarks.evaluation_speed --data RM-Bench/data/chat_filtered.json --prompts 16   # a part,
+    drawn by --seed
 
 Writes results/evaluation_speed.{md,json}.
 """
@@ -164,7 +166,8 @@ def write(results: dict[str, Any], folder: Path) -> None:
             "# Speed of an evaluation",
             machine_line(results["run"]),
             f"RM-Bench, {settings['prompts']} prompts with {settings['responses']} responses; {settings['model']} in "
-            f"{settings['dtype']} on {settings['device']}; {settings['rounds']} rounds that count, each method once in each. "
+            f"{settings['dtype']} on {settings['device']}; {settings['rounds']} rounds that count, each method once "
+            "in each. "
             f"{len(settings['scorers'])} scorers: {', '.join(settings['scorers'])}. The rewards of the naive way and "
             f"`bellman.sum` differ by at most {results['largest difference']:.3f} nats a response.",
             markdown_table(["method", "seconds", "range", "of the naive reward's time", "range"], rows),

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Floating-point operations of a scoring pass, counted from the shapes: two for every multiplication with an addition."""
+"""
+Floating-point operations of a scoring pass, counted from the shapes: two for every multiplication with an addition.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""
-Kills training runs with SIGKILL at random moments, starts the same command again each time, and compares what is there at
-the end with an undisturbed run: every tensor of the model, every metric that was logged.
+Kills training runs with SIGKILL at random moments, starts the same command again each time, and compares what is there
+at the end with an undisturbed run: every tensor of the model, every metric that was logged.
 
     python -m benchmarks.interruptions
 
-The model is tiny and random. The recipes are those of `recipes/`, each launch a process of its own; they are forked from one
-that has imported the libraries, so that a launch takes a second. Half of the kills aim at a checkpoint that is being saved.
+The model is tiny and random. The recipes are those of `recipes/`, each launch a process of its own; they are forked
+from one that has imported the libraries, so that a launch takes a second. Half of the kills aim at a checkpoint that
+is being saved.
 """
 
 import os
@@ -146,7 +147,8 @@ def has_ended(pid: int, log: Path, block: bool = False) -> bool:
 def kill_at_random(pid: int, notes: Notes, rng: random.Random, pace: dict[int, float], log: Path) -> int | None:
     """Kills a process at some moment, and returns the phase that this hit; `None` if the process ended before."""
     aim = rng.choices((LOADING, STEP, CHECKPOINT), weights=(2, 3, 5))[0]
-    # The first or the second of its kind in this launch, so that there is some progress between kills, and not too much.
+    # The first or the second of its kind in this launch, so that there is some progress between kills, and not too
+    # much.
     number = rng.choice((1, 2))
     while aim != LOADING and notes.count(aim) < number:
         if has_ended(pid, log):

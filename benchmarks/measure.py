@@ -100,8 +100,8 @@ def alternate(
     runs: Mapping[str, Callable[[], object]], rounds: int, device: str, title: str
 ) -> dict[str, list[float]]:
     """
-    Seconds of each run in each round. In every round each runs once, beginning with another one each time, so that what
-    else happens on the machine hits all alike; a first round is not counted.
+    Seconds of each run in each round. In every round each runs once, beginning with another one each time, so that
+    what else happens on the machine hits all alike; a first round is not counted.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     names = list(runs)

@@ -250,7 +250,8 @@ def save_random_model(folder: str, vocab_size: int) -> None:
 
 def check_scale(source: TokenSource, path: str, dtype: torch.dtype, device: str, quick: bool) -> dict[str, Any]:
     """
-    Memory of many short completions in one call (random model, vocabulary of 8,192) and of one of 8k tokens (the model).
+    Memory of many short completions in one call (random model, vocabulary of 8,192) and of one of 8k tokens (the
+    model).
     """
     counts, long_tokens = ((40, 80), 64) if quick else ((2000, 20000), 8128)
     config = AutoConfig.from_pretrained(path)

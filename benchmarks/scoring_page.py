@@ -44,9 +44,12 @@ def _page(results: dict[str, Any], images: str) -> str:
         "# Speed and memory of scoring",
         machine_line(results["run"]),
         *(["**A quick run with tiny sizes: its figures mean nothing.**"] if quick else []),
-        f"Model: {settings['model']} in {settings['dtype']} on {settings['device']}; the same token ids for all. Every round "
-        f"runs every method once, beginning with another one each time; one round to warm up, then {settings['rounds']} that "
-        "count. A ratio is a method's time divided by endotrl's of the same round; given are the median and the range.",
+        f"Model: {settings['model']} in {settings['dtype']} on {settings['device']}; the same token ids for all. "
+        "Every round "
+        "runs every method once, beginning with another one each time; one round to warm up, then "
+        f"{settings['rounds']} that "
+        "count. A ratio is a method's time divided by endotrl's of the same round; given are the median and the "
+        "range.",
         verdict,
         markdown_table(
             ["target", "wanted", "measured", "reached"],
@@ -54,11 +57,14 @@ def _page(results: dict[str, Any], images: str) -> str:
         ),
         f"![How many times as long as endotrl each method takes]({images}/scoring-ratios.png)",
         "## Methods",
-        "- (a) What a user of TRL writes: a batch padded on the right with its attention mask, full logits, `.float()`, "
+        "- (a) What a user of TRL writes: a batch padded on the right with its attention mask, full logits, "
+        "`.float()`, "
         "`log_softmax`, `gather`.\n"
-        "- (b) The same batch through TRL's fused LM head (`trl.trainer.add_fused_lm_head`), labels on the completions only. "
+        "- (b) The same batch through TRL's fused LM head (`trl.trainer.add_fused_lm_head`), labels on the "
+        "completions only. "
         "Without Triton (on a CPU) it computes all positions, a part of the vocabulary at a time.\n"
-        "- (c) `AutoModelForSequenceClassification` of the same checkpoint, called as TRL's `GRPOTrainer` calls a reward "
+        "- (c) `AutoModelForSequenceClassification` of the same checkpoint, called as TRL's `GRPOTrainer` calls a "
+        "reward "
         "model. It has no LM head, and another result.\n"
         "- endotrl: `FrozenScorer` with `entropy=False`, what the default reward calls; and with entropies, which the "
         "reward logs in a trainer.\n\n"
@@ -69,14 +75,17 @@ def _page(results: dict[str, Any], images: str) -> str:
         blocks += [_workload_text(name, entry), _workload_table(entry)]
     how = {entry["memory_measured_by"] for entry in results["workloads"].values()}
     blocks += [
-        f"Extra memory: peak during one pass in a fresh process, above that of the loaded model after a pass of 8 tokens "
-        f"({', '.join(sorted(how))}). Useful FLOPs: matrix products of the tokens that must be run (every prompt once, no "
+        "Extra memory: peak during one pass in a fresh process, above that of the loaded model after a pass of 8 "
+        "tokens "
+        f"({', '.join(sorted(how))}). Useful FLOPs: matrix products of the tokens that must be run (every prompt "
+        "once, no "
         "padding), what each attends to, and the LM head at the scored positions. Peak: the fastest of 20 products of "
         f"two square matrices of {results['matmul_size']} rows in {settings['dtype']} in this run, "
         f"{results['matmul_peak'] / 1e9:,.0f} GFLOP/s.",
         "## Accuracy",
         f"Errors in nats of {results['accuracy']['tokens']:,} tokens in {results['accuracy']['rewards']} completions "
-        "(several draws of the workloads), against the same weights in float32, each sequence alone. The reward is the sum "
+        "(several draws of the workloads), against the same weights in float32, each sequence alone. The reward is "
+        "the sum "
         "over a completion. RMS: root mean square.",
         markdown_table(
             ["method", "token, mean", "RMS", "max", "reward, mean", "RMS", "max"],
@@ -113,9 +122,12 @@ def _page(results: dict[str, Any], images: str) -> str:
 
 def _workload_text(name: str, entry: dict[str, Any]) -> str:
     return (
-        f"**{name}**: {entry['description']}. {entry['useful_tokens']:,} tokens must be run, {entry['padded_tokens']:,} are in "
-        f"the padded batches; {entry['scored_tokens']:,} are scored. Useful work {entry['useful_flops'] / 1e9:,.0f} GFLOP, "
-        f"that of (a) {entry['padded_flops'] / 1e9:,.0f}; endotrl does {entry['share_of_peak']:.0%} of the matrix-product peak."
+        f"**{name}**: {entry['description']}. {entry['useful_tokens']:,} tokens must be run, "
+        f"{entry['padded_tokens']:,} are in "
+        f"the padded batches; {entry['scored_tokens']:,} are scored. Useful work {entry['useful_flops'] / 1e9:,.0f} "
+        "GFLOP, "
+        f"that of (a) {entry['padded_flops'] / 1e9:,.0f}; endotrl does {entry['share_of_peak']:.0%} of the "
+        "matrix-product peak."
     )
 
 
@@ -151,7 +163,8 @@ def _scale_blocks(scale: dict[str, Any]) -> list[str]:
             ],
         ),
         f"That is {growth / 1e3:,.1f} kB a completion, the result that is returned included. One completion of "
-        f"{long['tokens']:,} tokens with the model above takes {long['peak_extra_bytes'] / 1e6:,.0f} MB; its full logits in "
+        f"{long['tokens']:,} tokens with the model above takes {long['peak_extra_bytes'] / 1e6:,.0f} MB; its full "
+        "logits in "
         f"float32 alone would be {long['full_logits_bytes'] / 1e6:,.0f} MB.",
     ]
 

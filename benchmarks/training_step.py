@@ -260,7 +260,8 @@ def make_page(results: dict[str, Any]) -> str:
         *(["**A quick run with tiny sizes: its figures mean nothing.**"] if settings["quick"] else []),
         f"{settings['model']} in {settings['dtype']} on {settings['device']}, TRL's `GRPOTrainer`: one prompt, "
         f"{settings['num_generations']} generations of at most {settings['max_completion_length']} tokens a step; "
-        f"median of {settings['steps']} steps after one to warm up. A step is TRL's `step_time` (generation, reward, reference "
+        f"median of {settings['steps']} steps after one to warm up. A step is TRL's `step_time` (generation, reward, "
+        "reference "
         "pass, loss and gradients). *Adds* is the reward call divided by the rest of the step. The call includes the "
         "entropies that the reward logs.",
         verdict,
@@ -291,7 +292,8 @@ def make_page(results: dict[str, Any]) -> str:
                 for entry in entries.values()
             ],
         ),
-        "With LoRA and `beta = 0`, the reward runs its own pass over the policy without its adapter. With `beta > 0`, it "
+        "With LoRA and `beta = 0`, the reward runs its own pass over the policy without its adapter. With `beta > 0`, "
+        "it "
         "reads TRL's reference pass and applies only the LM head.",
     ]
     return "\n\n".join(blocks) + "\n"

@@ -33,7 +33,8 @@ def check_criterion(criterion: Any) -> Any:
     texts = list(criterion.values()) if isinstance(criterion, Mapping) else [criterion]
     if not all(isinstance(text, str) or (text is None and criterion is None) for text in texts):
         raise TypeError(
-            f"`criterion` is {criterion!r}, but it must be a string, a dictionary with one string for each domain, or `None`."
+            f"`criterion` is {criterion!r}, but it must be a string, a dictionary with one string for each domain, or "
+            "`None`."
         )
     return criterion
 

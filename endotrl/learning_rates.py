@@ -9,15 +9,17 @@ from transformers import TrainingArguments
 
 
 def has_one_learning_rate(args: TrainingArguments) -> bool:
-    """Whether DeepSpeed's configuration has an optimizer of its own, which knows one learning rate for all parameters."""
+    """
+    Whether DeepSpeed's configuration has an optimizer of its own, which knows one learning rate for all parameters.
+    """
     plugin = args.deepspeed_plugin
     return plugin is not None and "optimizer" in plugin.deepspeed_config
 
 
 def set_learning_rate(optimizer: Optimizer, parameters: Iterable[nn.Parameter], learning_rate: float) -> None:
     """
-    Gives some of an optimizer's parameters another learning rate; weight decay and the rest stay as they are. Before the
-    scheduler is made, which starts from the rates that it finds.
+    Gives some of an optimizer's parameters another learning rate; weight decay and the rest stay as they are. Before
+    the scheduler is made, which starts from the rates that it finds.
 
     Args:
         optimizer ([`~torch.optim.Optimizer`]):

@@ -4,8 +4,8 @@ GRPO on the endogenous reward in one file: what endotrl and TRL do together, wit
 
 1. Sample `G` completions per prompt from the policy.
 2. Run a frozen copy of the base model over them. Its logits are a soft Q-function, so that every token has the reward
-   `r = f(s, a) - V(s')` (eq. 11 of https://huggingface.co/papers/2506.23235). Their sum, less the prompt's `V(s_1)`, is
-   the reward of the completion: its log-probability under the frozen model.
+   `r = f(s, a) - V(s')` (eq. 11 of https://huggingface.co/papers/2506.23235). Their sum, less the prompt's `V(s_1)`,
+   is the reward of the completion: its log-probability under the frozen model.
 3. The advantage of a completion is its reward less the mean of its group.
 4. Policy gradient with a KL penalty `beta` to the frozen model. The optimum is the frozen model to the power
    `1 + 1 / beta`.

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What benchmarks on the demo's arithmetic task share: base models that can add, their questions, and runs of several seeds."""
+"""
+What benchmarks on the demo's arithmetic task share: base models that can add, their questions, and runs of several
+seeds.
+"""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -22,8 +25,9 @@ PPO = {"num_generations": 1, "num_iterations": 1, "scale_rewards": "none"}
 
 def make_base(folder: Path, seed: int, noise: float = WRONG_DEMONSTRATIONS) -> None:
     """
-    Trains the base model of a seed, as the demo does. 800 steps do not teach every one to add (some never leave the plateau of
-    1% right answers, where there is nothing to sharpen): then another initialisation and other demonstrations are tried.
+    Trains the base model of a seed, as the demo does. 800 steps do not teach every one to add (some never leave the
+    plateau of 1% right answers, where there is nothing to sharpen): then another initialisation and other
+    demonstrations are tried.
     """
     held_out = arithmetic.make_questions(NUM_HELD_OUT, seed=seed + 1)
     tokenizer = arithmetic.make_tokenizer()

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""
-The demo's arithmetic task under every trainer, at equal samples: TRL's GRPO, DenseGRPO, PPO with a critic and without one.
+The demo's arithmetic task under every trainer, at equal samples: TRL's GRPO, DenseGRPO, PPO with a critic and without
+one.
 
 The base model, questions, reward and number of answers are those of `endotrl demo --task arithmetic`: 100 steps of 256
-answers, one optimizer step for each batch, learning rate 3e-4. All arms but the two with `scale_rewards="group"` (TRL's
-default, and the demo's) have the same objective, E[log pi_hat] - 0.1 KL.
+answers, one optimizer step for each batch, learning rate 3e-4. All arms but the two with `scale_rewards="group"`
+(TRL's default, and the demo's) have the same objective, E[log pi_hat] - 0.1 KL.
 
     python -m studies.arithmetic_trainers                       # about 20 minutes on 2 cores
     python -m studies.arithmetic_trainers --seeds 1 --steps 10  # a look
@@ -155,10 +156,13 @@ def page(results: list[dict[str, Any]], settings: dict[str, Any]) -> str:
         "",
         f"{machine_line(settings)} Time: {settings['seconds'] / 60:.0f} minutes, runs side by side, one thread each.",
         "",
-        f"Base model, questions and reward of `endotrl demo --task arithmetic`; {settings['steps']} steps of 256 answers, "
+        f"Base model, questions and reward of `endotrl demo --task arithmetic`; {settings['steps']} steps of 256 "
+        "answers, "
         "one optimizer step for each, "
-        f"learning rate {ARITHMETIC['learning_rate']:g}, `beta={ARITHMETIC['beta']}`. {settings['seeds']} seeds, each with "
-        f"a base model of its own that answers at least {LEARNED:.0%} right when greedy. Accuracy on 1,000 questions that were never trained on, sampled at T = 1; ± is the 95% "
+        f"learning rate {ARITHMETIC['learning_rate']:g}, `beta={ARITHMETIC['beta']}`. {settings['seeds']} seeds, each "
+        "with "
+        f"a base model of its own that answers at least {LEARNED:.0%} right when greedy. Accuracy on 1,000 questions "
+        "that were never trained on, sampled at T = 1; ± is the 95% "
         "interval over seeds (Student's t). Differences are paired by seed, to GRPO with the same `scale_rewards`.",
         "",
         "| " + " | ".join(HEADER) + " |",

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""
-Runs driven into collapse on purpose, and healthy ones, under the collapse monitor: when it speaks, and what was lost by then.
+Runs driven into collapse on purpose, and healthy ones, under the collapse monitor: when it speaks, and what was lost
+by then.
 
-The demo's arithmetic task, on whose runs the monitor's thresholds were chosen, and another one, letters to be written backwards, on
-which they were not. TRL's GRPO at a constant learning rate. Some runs are driven hard, and lose 20 points in one update, which
-no monitor can prevent; *slow* ones move as a real run does: 512 answers a step, a learning rate so low that five points take ten
-steps or more. The *misled* base model was shown, for some
-more steps, demonstrations of which 60% are wrong in one and the same way: it is sure of what is wrong, and sharpening it makes it wrong
-more often. Accuracy is a reward of weight 0, on the questions that are trained on; what is lost is measured on 1,000 others.
+The demo's arithmetic task, on whose runs the monitor's thresholds were chosen, and another one, letters to be written
+backwards, on which they were not. TRL's GRPO at a constant learning rate. Some runs are driven hard, and lose 20
+points in one update, which no monitor can prevent; *slow* ones move as a real run does: 512 answers a step, a learning
+rate so low that five points take ten steps or more. The *misled* base model was shown, for some
+more steps, demonstrations of which 60% are wrong in one and the same way: it is sure of what is wrong, and sharpening
+it makes it wrong more often. Accuracy is a reward of weight 0, on the questions that are trained on; what is lost is
+measured on 1,000 others.
 
     python -m studies.collapse --bases DIR                     # about 25 minutes on one core; finished runs are kept
     python -m studies.collapse --bases DIR --runs entropy      # one of the runs
@@ -129,7 +131,8 @@ def _table(results: list[dict[str, Any]], task: str) -> list[str]:
 def page(results: list[dict[str, Any]], settings: dict[str, Any]) -> str:
     """The results page, in Markdown."""
     reasons = [
-        f"- *{ARMS[r['run']].label}* ({TASKS[ARMS[r['run']].task].label.lower()}), seed {r['seed']}, step {r['alarms'][0][0]}: {r['alarms'][0][1]}"
+        f"- *{ARMS[r['run']].label}* ({TASKS[ARMS[r['run']].task].label.lower()}), seed {r['seed']}, step "
+        f"{r['alarms'][0][0]}: {r['alarms'][0][1]}"
         for r in results
         if r["alarms"]
     ]
@@ -141,23 +144,30 @@ def page(results: list[dict[str, Any]], settings: dict[str, Any]) -> str:
             f"CPU time: {settings['cpu_seconds'] / 60:.0f} minutes.",
             "",
             "Two small tasks under `CollapseMonitor()` with its default thresholds: GRPO, constant learning rate, "
-            '`scale_rewards="group"`, β = 0 unless it says otherwise. *Slow* runs move as real ones do; the others are driven harder, some so '
-            "hard that they lose 20 points in one update. Accuracy on the questions that are trained on is a reward of weight 0, which the "
-            f"monitor sees; what was lost is measured on {NUM_HELD_OUT:,} other questions, asked every {EVERY} steps (standard error 1.5 "
-            "points; between, a straight line), from the best measurement on. The last column is what the monitor would have said in the "
-            "same run without a held-out reward. Alarms are those of the present detector, which reads the log of a run; runs recorded "
+            '`scale_rewards="group"`, β = 0 unless it says otherwise. *Slow* runs move as real ones do; the others '
+            "are driven harder, some so "
+            "hard that they lose 20 points in one update. Accuracy on the questions that are trained on is a reward "
+            "of weight 0, which the "
+            f"monitor sees; what was lost is measured on {NUM_HELD_OUT:,} other questions, asked every {EVERY} steps "
+            "(standard error 1.5 "
+            "points; between, a straight line), from the best measurement on. The last column is what the monitor "
+            "would have said in the "
+            "same run without a held-out reward. Alarms are those of the present detector, which reads the log of a "
+            "run; runs recorded "
             "before it was changed were judged again (`--judge-again`).",
             "",
             "## Arithmetic",
             "",
-            "The task of `endotrl demo`. The misled base model gives, 60% of the time, the sum plus 100. The thresholds were chosen on runs of "
+            "The task of `endotrl demo`. The misled base model gives, 60% of the time, the sum plus 100. The "
+            "thresholds were chosen on runs of "
             "seed 0 of this task.",
             "",
             *_table(results, "arithmetic"),
             "",
             "## Letters backwards",
             "",
-            "4 to 7 letters, to be written in reverse (`studies/letters.py`). The misled base model exchanges the last two and writes one "
+            "4 to 7 letters, to be written in reverse (`studies/letters.py`). The misled base model exchanges the "
+            "last two and writes one "
             "twice. No threshold was chosen on these runs.",
             "",
             *_table(results, "letters"),

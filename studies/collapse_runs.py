@@ -50,7 +50,9 @@ def many_a(completions: list[str], **kwargs: Any) -> list[float]:
 
 @dataclass(frozen=True)
 class Arm:
-    """A run: what it is called, its reward (made for a base model), how it trains, and whether it is meant to collapse."""
+    """
+    A run: what it is called, its reward (made for a base model), how it trains, and whether it is meant to collapse.
+    """
 
     label: str
     make: Callable[[str], Any]
@@ -122,7 +124,10 @@ class Ask(TrainerCallback):
 
 
 def mislead(base: Path, folder: Path, seed: int, steps: int = 150, wrong: float = 0.6) -> None:
-    """Goes on training a base model on demonstrations of which a fraction is wrong in one and the same way: the sum plus 100."""
+    """
+    Goes on training a base model on demonstrations of which a fraction is wrong in one and the same way: the sum
+    plus 100.
+    """
     tokenizer, model = AutoTokenizer.from_pretrained(base), load_model(base)
     held_out = set(arithmetic.make_questions(NUM_HELD_OUT, seed=seed + 1))
     generator = random.Random(seed)

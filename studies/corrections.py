@@ -2,9 +2,10 @@
 r"""
 Corrections of the endogenous reward on the demo's arithmetic task: which of them hold, for how long, at which beta.
 
-GRPO with the demo's settings, but 64 answers a step and a constant learning rate without a warm-up, which never lets go: a third
-of the demo's, and the demo's, which is too high for so few answers. A cell of the grid is `<reward>:<beta>`. The default (`none:0.1`)
-is trained for 1,000 steps, all others for 250. Runs that are in the results are kept.
+GRPO with the demo's settings, but 64 answers a step and a constant learning rate without a warm-up, which never lets
+go: a third of the demo's, and the demo's, which is too high for so few answers. A cell of the grid is
+`<reward>:<beta>`. The default (`none:0.1`) is trained for 1,000 steps, all others for 250. Runs that are in the
+results are kept.
 
     python -m studies.corrections --bases DIR                        # about 15 minutes on one core
     python -m studies.corrections --bases DIR --learning-rate 3e-4   # the same once more
@@ -113,8 +114,8 @@ def run(cell: str, bases: Path, seed: int, learning_rate: float) -> dict[str, An
 
 def lost(result: dict[str, Any]) -> tuple[int | None, int | None]:
     """
-    The first measured step at which held-out accuracy is 5 points below its best until then, and the first from which on it stays
-    there; `None` if there is none.
+    The first measured step at which held-out accuracy is 5 points below its best until then, and the first from which
+    on it stays there; `None` if there is none.
     """
     best, steps, below = 0.0, [], []
     for step, accuracy in sorted((int(s), a) for s, a in result["held_out"].items()):
@@ -219,13 +220,18 @@ def page(results: list[dict[str, Any]], settings: dict[str, Any]) -> str:
         f"Commands: {commands}. Machine: {settings['machine']}. {settings['versions']}. "
         f"CPU time: {settings['cpu_seconds'] / 60:.0f} minutes.",
         "",
-        f"The arithmetic task of `endotrl demo`: GRPO, {ANSWERS} answers a step, constant learning rate (the demo has 256 answers and "
+        f"The arithmetic task of `endotrl demo`: GRPO, {ANSWERS} answers a step, constant learning rate (the demo has "
+        "256 answers and "
         'a rate that rises to 3e-4 in ten steps and falls to 0), `scale_rewards="group"`. '
         f"{'One seed' if len(seeds) == 1 else f'{len(seeds)} seeds, each with a base model of its own'}. Accuracy on "
-        f"{NUM_HELD_OUT:,} questions that are never trained on, sampled at T = 1, every {EVERY} steps (standard error 1.5 points or "
-        "less). Of the two steps, one is the first measurement that is 5 points below the best until then, the other the first from "
-        "which on all are. The last column is the first step at which `CollapseMonitor` raised the alarm. The generalist of the "
-        f"information gain is the base model's pretraining, stopped after {EARLY_STEPS} of 800 steps. In the plot, lines of seed 0 are "
+        f"{NUM_HELD_OUT:,} questions that are never trained on, sampled at T = 1, every {EVERY} steps (standard error "
+        "1.5 points or "
+        "less). Of the two steps, one is the first measurement that is 5 points below the best until then, the other "
+        "the first from "
+        "which on all are. The last column is the first step at which `CollapseMonitor` raised the alarm. The "
+        "generalist of the "
+        f"information gain is the base model's pretraining, stopped after {EARLY_STEPS} of 800 steps. In the plot, "
+        "lines of seed 0 are "
         "solid, of seed 1 broken.",
         "",
         "| " + " | ".join(HEADER) + " |",
@@ -238,7 +244,8 @@ def page(results: list[dict[str, Any]], settings: dict[str, Any]) -> str:
     from_log = sorted({r["learning_rate"] for r in results if r.get("alarms_from_log")})
     if from_log:
         lines += [
-            f"The alarms at {', '.join(f'{rate:g}' for rate in from_log)} were made afterwards from the logs of the runs, which lack the "
+            f"The alarms at {', '.join(f'{rate:g}' for rate in from_log)} were made afterwards from the logs of the "
+            "runs, which lack the "
             "comparison with the first policy.",
             "",
         ]

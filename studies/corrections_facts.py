@@ -3,7 +3,8 @@ r"""
 Corrections of the endogenous reward on a pretrained model: SmolLM2-135M-Instruct and the demo's factual questions.
 
 GRPO with the demo's settings (LoRA, ten steps of 64 answers, constant learning rate of 1e-3). A cell is
-`<reward>:<beta>`. Accuracy on questions about other facts, sampled at T = 1, every 5 steps. Runs that are in the results are kept.
+`<reward>:<beta>`. Accuracy on questions about other facts, sampled at T = 1, every 5 steps. Runs that are in the
+results are kept.
 
     python -m studies.corrections_facts                        # 5 to 7 minutes a cell on 2 cores
     python -m studies.corrections_facts --cells none:0 clip:0  # some of them
@@ -50,8 +51,8 @@ def verdict(completions: list[Any], answers: list[list[str]], **kwargs: Any) -> 
     return facts.accuracy(completions, answers)
 
 
-# Settings of the reward; the last has a verifier beside it. No model with SmolLM2's tokenizer is at hand that knows less, for the
-# information gain.
+# Settings of the reward; the last has a verifier beside it. No model with SmolLM2's tokenizer is at hand that knows
+# less, for the information gain.
 REWARDS: dict[str, tuple[str, dict[str, Any]]] = {
     "none": ("endogenous (default)", {}),
     "centered": ("centered", {"token_reward": "centered"}),
@@ -165,9 +166,11 @@ def page(results: list[dict[str, Any]], settings: dict[str, Any]) -> str:
             [
                 "# Which corrections hold on SmolLM2?",
                 machine_line(settings),
-                f"The factual questions of `endotrl demo`: SmolLM2-135M-Instruct with a LoRA adapter, GRPO, 64 answers a step, constant learning "
+                "The factual questions of `endotrl demo`: SmolLM2-135M-Instruct with a LoRA adapter, GRPO, 64 "
+                "answers a step, constant learning "
                 f"rate of {FACTS['learning_rate']:g}, {STEPS} steps, one seed. Accuracy on {number} facts that no "
-                f"training question is about, {SAMPLES} answers each sampled at T = 1, every {EVERY} steps (standard error about 3 "
+                f"training question is about, {SAMPLES} answers each sampled at T = 1, every {EVERY} steps (standard "
+                "error about 3 "
                 "points). The last column is the first step at which `CollapseMonitor` raised the alarm. In "
                 "*mixed*, the verifier sees the answers to the training questions, which the others never do.",
                 markdown_table(HEADER, table_rows(results)),

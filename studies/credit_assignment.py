@@ -2,17 +2,17 @@
 r"""
 Who finds the token that matters? GRPO with one advantage a completion, DenseGRPO and PPO at equal samples.
 
-The language: a prompt is one of 4 questions, a response 24 words from a vocabulary of 12. One word decides: the third one must be the
-answer to the question; what the others are does not matter. The outcome is 1 or 0. The dense reward gives the same 1 or 0 to
-the deciding word and 0 to all others, so that all arms maximise the same expected reward, from the same random
-transformer, with the same number of responses a step and one optimizer step for each. Every arm runs with several learning
-rates, and is shown with the one that is best for it:
+The language: a prompt is one of 4 questions, a response 24 words from a vocabulary of 12. One word decides: the third
+one must be the answer to the question; what the others are does not matter. The outcome is 1 or 0. The dense reward
+gives the same 1 or 0 to the deciding word and 0 to all others, so that all arms maximise the same expected reward,
+from the same random transformer, with the same number of responses a step and one optimizer step for each. Every arm
+runs with several learning rates, and is shown with the one that is best for it:
 
 - `grpo`: TRL's GRPOTrainer on the outcome. All 24 words get the same advantage.
 - `dense`: DenseGRPOTrainer on the dense reward. Words after the deciding one earn nothing, and get no advantage.
 - `ppo`: PPOTrainer on the dense reward. A critic is the baseline of each word.
-- `ppo_outcome`: PPOTrainer on the outcome, which the last word gets. What the deciding word was worth is for the critic to
-  find out.
+- `ppo_outcome`: PPOTrainer on the outcome, which the last word gets. What the deciding word was worth is for the
+  critic to find out.
 
     python -m studies.credit_assignment                       # about 10 minutes on 2 quiet cores
     python -m studies.credit_assignment --seeds 2 --steps 40  # a look
@@ -70,7 +70,9 @@ COLORS = {"grpo": "#0072b2", "dense": "#d55e00", "ppo": "#009e73", "ppo_outcome"
 
 
 class DecidingWord:
-    """1 for the right word in the deciding place, whatever the others are: for TRL one number, or one for each token."""
+    """
+    1 for the right word in the deciding place, whatever the others are: for TRL one number, or one for each token.
+    """
 
     __name__ = "deciding_word"
 
@@ -160,7 +162,8 @@ def success_rates(arm: str, seed: int, steps: int, learning_rate: float, output_
         "value_learning_rate": learning_rate,
         "detach_value": False,
         "vf_coef": 0.5,
-        # As for the others: advantages in the unit of the reward. Near the optimum, whitening would blow up what is only noise.
+        # As for the others: advantages in the unit of the reward. Near the optimum, whitening would blow up what is
+        # only noise.
         "whiten_advantages": False,
     }
     args: Any
@@ -205,7 +208,10 @@ def mean_interval(values: torch.Tensor, resamples: int = 2000) -> tuple[list[flo
 
 
 def best_learning_rate(runs: dict[str, list[list[float]]], reached: dict[str, list[int | None]], budget: int) -> str:
-    """The learning rate with which an arm gets to the threshold soonest, on average; among equals, the one that ends best."""
+    """
+    The learning rate with which an arm gets to the threshold soonest, on average; among equals, the one that ends
+    best.
+    """
 
     def cost(rate: str) -> tuple[float, float]:
         # A run that never gets there counts as twice the budget.

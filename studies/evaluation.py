@@ -16,8 +16,8 @@ How good is the reward: every benchmark whose files are there, with one small mo
     hh_rlhf/harmless-base.test.jsonl.gz                  harmless-base/test.jsonl.gz of anthropics/hh-rlhf
     math/mawps/singleop.jsonl                            evaluation/data of QwenLM/Qwen2.5-Math
 
-A subset is always the first items of a part (`--limit`). Runs are kept in `--work`, and the same command goes on where it was
-cut off; a run that is done is not run again. Writes results/evaluation.{md,json} and plots into images/.
+A subset is always the first items of a part (`--limit`). Runs are kept in `--work`, and the same command goes on where
+it was cut off; a run that is done is not run again. Writes results/evaluation.{md,json} and plots into images/.
 """
 
 import argparse

@@ -52,11 +52,15 @@ KEPT = (
 # What the papers report, with other and much larger models.
 PUBLISHED = {
     "RM-Bench": "**Published** (Qwen2.5-7B-Instruct, https://huggingface.co/papers/2506.23235, Table 1), in per cent. EndoRM: "
-    "Chat 84.7, Math 56.7, Code 53.2, Safety 91.2; easy 86.9, normal 74.4, hard 49.4; average 70.2. The same model as a judge: "
-    "generative verifier 64.6, pairwise 61.4, pointwise 44.2. Skywork-Reward-Llama-3.1-8B, trained on preferences: 70.1. "
+    "Chat 84.7, Math 56.7, Code 53.2, Safety 91.2; easy 86.9, normal 74.4, hard 49.4; average 70.2. The same model as "
+    "a judge: "
+    "generative verifier 64.6, pairwise 61.4, pointwise 44.2. Skywork-Reward-Llama-3.1-8B, trained on preferences: "
+    "70.1. "
     "How token rewards became one number is not told there; the pattern is that of a discounted sum.",
-    "dsp": "**Published** (Qwen2.5-7B-Instruct, the same paper, Table 2), in per cent, domains under their own criterion: "
-    "Academy 76.9, Business 69.2, Literature 63.0, Entertainment 72.1. Other criteria: 30.4 to 67.2. Its criteria are not "
+    "dsp": "**Published** (Qwen2.5-7B-Instruct, the same paper, Table 2), in per cent, domains under their own "
+    "criterion: "
+    "Academy 76.9, Business 69.2, Literature 63.0, Entertainment 72.1. Other criteria: 30.4 to 67.2. Its criteria are "
+    "not "
     "public; these are ours.",
     "generation-plain": "**Published** (Qwen2.5-Math-7B, the same paper, Table 3), accuracy in per cent before and after RL on "
     "the endogenous reward: AIME24 19.0 and 20.4, AMC 42.3 and 49.4, MATH-500 63.0 and 67.4, Minerva 12.1 and 22.8, "
@@ -102,8 +106,10 @@ def write_page(
         machine_line(run),
         f"Model: {first['model']} (SmolLM2-135M-Instruct, if `quickstart`). {tokens:,} tokens of "
         f"responses. A 95% interval (bootstrap over items) follows each main figure; "
-        "the last column is the paired difference to the first scorer of the table, in words: better, worse, noise. A figure "
-        "says how this small model does, not how a larger one would: the papers' figures, beside, are those of models of 7B "
+        "the last column is the paired difference to the first scorer of the table, in words: better, worse, noise. A "
+        "figure "
+        "says how this small model does, not how a larger one would: the papers' figures, beside, are those of models "
+        "of 7B "
         "parameters. No explicit reward model was at hand.",
         "What the columns mean, and what to make of it: [eval.md](../eval.md).",
     ]
@@ -176,7 +182,8 @@ def _rm_bench(parts: Mapping[str, dict[str, Any]], titles: Mapping[str, str]) ->
     all_units = {part: {name: units_of(found, name) for name in names} for part, found in parts.items()}
     sizes = ", ".join(f"{column} {found['num_items']}" for column, found in zip(columns, parts.values(), strict=True))
     blocks = [
-        f"Easy / normal / hard / **average** ({sizes} items). Easy: the better response is in the fancier style. A reward that "
+        f"Easy / normal / hard / **average** ({sizes} items). Easy: the better response is in the fancier style. A "
+        "reward that "
         "looks at substance has the three equal.",
         markdown_table(["scorer", *columns], levels_of(all_units)),
     ]
@@ -188,7 +195,8 @@ def _rm_bench(parts: Mapping[str, dict[str, Any]], titles: Mapping[str, str]) ->
     if all(counts):
         sizes = ", ".join(f"{column} {count}" for column, count in zip(columns, counts, strict=True))
         blocks += [
-            "The discount, and what the corrections regress on, were chosen by looking at the first items of each part. On the "
+            "The discount, and what the corrections regress on, were chosen by looking at the first items of each "
+            "part. On the "
             f"others alone ({sizes} items):",
             markdown_table(["scorer", *columns], levels_of(unseen)),
         ]

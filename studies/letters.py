@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""
-A second task for the collapse study: 4 to 7 letters, to be written backwards. As the demo's arithmetic, a small transformer learns it from
-demonstrations of which a part is wrong, here by one letter, sometimes with another one missing.
+A second task for the collapse study: 4 to 7 letters, to be written backwards. As the demo's arithmetic, a small
+transformer learns it from demonstrations of which a part is wrong, here by one letter, sometimes with another one
+missing.
 """
 
 import random

@@ -3,8 +3,8 @@ r"""
 What a language model gains by its own reward, and what it does not: the demo's arithmetic, with more or fewer wrong
 demonstrations, by several trainers, next to controls and to training with labels.
 
-A base model learns addition from demonstrations of which a fraction (the noise) is wrong, and is then trained for 60 steps of
-256 answers (`beta=0.1`, learning rate 3e-4, no warm-up):
+A base model learns addition from demonstrations of which a fraction (the noise) is wrong, and is then trained for 60
+steps of 256 answers (`beta=0.1`, learning rate 3e-4, no warm-up):
 
 - `grpo`, `dense`, `ppo`: on its own endogenous reward, by TRL's GRPOTrainer, DenseGRPOTrainer and PPOTrainer.
 - `some_digits`: as `grpo`, but no question that it trains on has a digit 7, 8 or 9.
@@ -13,8 +13,8 @@ A base model learns addition from demonstrations of which a fraction (the noise)
 - `random`, `length`: controls that know nothing of the question.
 - `labels`: GRPO on whether the answer is right, which is what no label-free reward should beat.
 
-Each is asked 500 new questions, 16 times: pass@k, and the majority of the 16. Then other numbers: all with a digit from 7 to
-9, and numbers of two and of four digits, of which it has never seen any.
+Each is asked 500 new questions, 16 times: pass@k, and the majority of the 16. Then other numbers: all with a digit
+from 7 to 9, and numbers of two and of four digits, of which it has never seen any.
 
     python -m studies.self_improvement                     # 15 base models and 120 runs: 2 hours on 2 cores
     python -m studies.self_improvement --noise 0.3 --arms grpo random labels --seeds 2
@@ -110,7 +110,8 @@ def reward_of(arm: str, seed: int) -> Any:
 
 
 def _is_right(completions: list[str], answer: list[str], **kwargs: Any) -> list[float]:
-    # Not `arithmetic.accuracy` itself, which is the second reward of every run, and TRL tells rewards apart by their names.
+    # Not `arithmetic.accuracy` itself, which is the second reward of every run, and TRL tells rewards apart by their
+    # names.
     return arithmetic.accuracy(completions, answer)
 
 
@@ -233,10 +234,13 @@ def page(results: list[dict[str, Any]], run: dict[str, Any], steps: int) -> str:
     blocks = [
         "# Self-improvement on arithmetic: what improves, what does not",
         machine_line(run),
-        f"A small transformer learns addition from demonstrations, and is then trained for {steps} steps of 256 answers on "
-        "its own reward or on another one (`studies/self_improvement.py` says how). Percent of right answers to 500 new "
+        f"A small transformer learns addition from demonstrations, and is then trained for {steps} steps of 256 "
+        "answers on "
+        "its own reward or on another one (`studies/self_improvement.py` says how). Percent of right answers to 500 "
+        "new "
         "questions, each asked 16 times; ± is the 95% interval over seeds (Student's t); each seed has a base "
-        "model of its own, to whose pass@1 the gain is paired. *7 to 9*: questions whose numbers both have a digit 7, 8 or 9. *2 digits*, *4 digits*: numbers of other "
+        "model of its own, to whose pass@1 the gain is paired. *7 to 9*: questions whose numbers both have a digit 7, "
+        "8 or 9. *2 digits*, *4 digits*: numbers of other "
         "lengths than the model has ever seen.",
     ]
     for noise in sorted({r["noise"] for r in results}):

@@ -2,23 +2,28 @@
 r"""
 Does reading a response by sentences help? Reward models on the same language model, of the same human preferences.
 
-Fine-tuned (the last layers and what is new), in TRL's trainers, on the same pairs, with the same settings, steps and seeds:
+Fine-tuned (the last layers and what is new), in TRL's trainers, on the same pairs, with the same settings, steps and
+seeds:
 
 - `response`: TRL's RewardTrainer, a score at the last token.
-- `attention`: SentenceRewardTrainer, sentence rewards weighted by attention (https://huggingface.co/papers/2503.04793).
-  As there: markers, random weights at first, and one learning rate for all parameters.
-- `equal`: from equal weights (`attention_init="equal"`), with the trainer's own learning rate of the attention, without markers.
+- `attention`: SentenceRewardTrainer, sentence rewards weighted by attention
+  (https://huggingface.co/papers/2503.04793). As there: markers, random weights at first, and one learning rate for all
+  parameters.
+- `equal`: from equal weights (`attention_init="equal"`), with the trainer's own learning rate of the attention,
+  without markers.
 - `sum`: the paper's ablation, the plain sum of sentence rewards.
 
-Frozen, a cheap look at all pairs by cross-validation: the language model is run once, without markers, and only heads are
-trained on its states. The plain sum telescopes to the value of the last state there, so that it is the response-level model.
+Frozen, a cheap look at all pairs by cross-validation: the language model is run once, without markers, and only heads
+are trained on its states. The plain sum telescopes to the value of the last state there, so that it is the
+response-level model.
 
 - `frozen response`: a linear head on the last state.
 - `frozen attention`: the sentence head on the states at the ends of sentences.
 - `frozen equal`: the same from equal weights, with the trainer's own learning rate of the attention.
 
 `longer` prefers the longer response, and shows what length alone explains. Pairs of Anthropic's HH-RLHF, as a file
-(`harmless-base.test.jsonl.gz` of https://github.com/anthropics/hh-rlhf) whose rows have `chosen` and `rejected` dialogues.
+(`harmless-base.test.jsonl.gz` of https://github.com/anthropics/hh-rlhf) whose rows have `chosen` and `rejected`
+dialogues.
 
     python -m studies.sentence_reward --data harmless-base.test.jsonl.gz           # about 50 minutes on 2 cores
     python -m studies.sentence_reward --data ... --train-pairs 16 --test-pairs 16 --frozen-pairs 32 --seeds 1
@@ -211,7 +216,9 @@ def _margins(trainer: RewardTrainer) -> Iterator[float]:
 
 
 def frozen_states(model: str, pairs: list[dict[str, Any]], tokenizer: Any) -> list[tuple[Tensor, Tensor]]:
-    """States of the language model before the response and at the ends of its sentences: chosen and rejected, (N, D)."""
+    """
+    States of the language model before the response and at the ends of its sentences: chosen and rejected, (N, D).
+    """
     reward_model = SentenceRewardModel.from_backbone(model, SentenceRewardConfig(marker=False), dtype=torch.bfloat16)
     encode = PairEncoder(tokenizer, reward_model.config)
     rows = []
@@ -257,7 +264,10 @@ class FrozenHead(nn.Module):
 
 
 def frozen_margins(arm: str, states: list[tuple[Tensor, Tensor]], backbone_config: Any, seed: int) -> list[float]:
-    """Margin of every pair under a head that was trained on the other folds; learning rate and epoch by held-out pairs of those."""
+    """
+    Margin of every pair under a head that was trained on the other folds; learning rate and epoch by held-out pairs of
+    those.
+    """
     order = list(range(len(states)))
     random.Random(seed).shuffle(order)
     margins: dict[int, float] = {}
@@ -317,7 +327,9 @@ def interval(per_pair: Tensor) -> list[float]:
 
 
 def summarize(margins: dict[str, list[list[float]]], selections: dict[str, list[bool]]) -> dict[str, Any]:
-    """Accuracy of each arm with intervals over pairs, its spread over seeds, and the paired difference to its rival."""
+    """
+    Accuracy of each arm with intervals over pairs, its spread over seeds, and the paired difference to its rival.
+    """
     results: dict[str, Any] = {}
     right = {
         arm: torch.stack([correctness(seed) for seed in seeds]) for arm, seeds in margins.items()

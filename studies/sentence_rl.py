@@ -2,12 +2,14 @@
 r"""
 From preferences to a policy, by sentences: a sentence reward model is trained on pairs, and a policy on its rewards.
 
-The language: a response is up to 24 words out of 16, of which one is the full stop. A sentence with the word "good" counts +1,
-one with "bad" -1; the gold score of a response is their sum, which only the preferences show to anybody. Policy and reward model
-start from random transformers.
+The language: a response is up to 24 words out of 16, of which one is the full stop. A sentence with the word "good"
+counts +1, one with "bad" -1; the gold score of a response is their sum, which only the preferences show to anybody.
+Policy and reward model start from random transformers.
 
-1. SentenceRewardTrainer learns from pairs of random responses, of which the one with the higher gold score is preferred.
-2. The same random policy is trained on that model, with as many responses: by DenseGRPOTrainer on the rewards of the sentences, and by
+1. SentenceRewardTrainer learns from pairs of random responses, of which the one with the higher gold score is
+  preferred.
+2. The same random policy is trained on that model, with as many responses: by DenseGRPOTrainer on the rewards of the
+  sentences, and by
    TRL's GRPOTrainer on the score of the response.
 
     python -m studies.sentence_rl                                 # about 3 minutes on 2 quiet cores

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What holds for every test: no network, one thread a worker, and no deprecated call into the libraries we build on."""
+"""
+What holds for every test: no network, one thread a worker, and no deprecated call into the libraries we build on.
+"""
 
 import logging
 import os
@@ -81,8 +83,8 @@ CHATML_TEMPLATE = (
 @pytest.fixture(scope="session")
 def tiny_model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     """
-    Checkpoint of a random Llama (38 k parameters, untied head, context of 256 tokens) with a byte-level BPE tokenizer of
-    308 tokens, which can write any text. Its chat template is ChatML, and pad == eos == `<|im_end|>`.
+    Checkpoint of a random Llama (38 k parameters, untied head, context of 256 tokens) with a byte-level BPE tokenizer
+    of 308 tokens, which can write any text. Its chat template is ChatML, and pad == eos == `<|im_end|>`.
     """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

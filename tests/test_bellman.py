@@ -22,7 +22,8 @@ LN2, LN3, LN4, LN5 = math.log(2), math.log(3), math.log(4), math.log(5)
 #   s_1: f = [0, ln 3]   exp(f) = [1, 3]   V = ln 4   pi = [1/4, 3/4]   token 1 taken: f = ln 3, log pi = ln 3/4
 #   s_2: f = [ln 2, 0]   exp(f) = [2, 1]   V = ln 3   pi = [2/3, 1/3]   token 0 taken: f = ln 2, log pi = ln 2/3
 #   s_3: V = ln 5, if the response goes on
-# Entropies: H_1 = 1/4 ln 4 + 3/4 (ln 4 - ln 3) = ln 4 - 3/4 ln 3;  H_2 = 2/3 (ln 3 - ln 2) + 1/3 ln 3 = ln 3 - 2/3 ln 2
+# Entropies: H_1 = 1/4 ln 4 + 3/4 (ln 4 - ln 3) = ln 4 - 3/4 ln 3;  H_2 = 2/3 (ln 3 - ln 2) + 1/3 ln 3 = ln 3 - 2/3 ln
+# 2
 CHOSEN = torch.tensor([LN3, LN2])
 FINISHED = torch.tensor([LN4, LN3, 0.0])
 CUT_OFF = torch.tensor([LN4, LN3, LN5])
@@ -101,7 +102,8 @@ class TestTokenRewards:
 
     def test_alpha_by_hand(self) -> None:
         # alpha = 1/2 and f = [0, ln 3]: weights exp(2f) = [1, 9], V = ln(10)/2, pi = [.1, .9]. Token 1: alpha ln pi =
-        # ln(.9)/2. Entropy: -.1 ln .1 - .9 ln .9, so centered = 1/2 (ln .9 - .1 ln .1 - .9 ln .9) = .05 (ln .9 - ln .1).
+        # ln(.9)/2. Entropy: -.1 ln .1 - .9 ln .9, so centered = 1/2 (ln .9 - .1 ln .1 - .9 ln .9) = .05 (ln .9 - ln
+        # .1).
         chosen, values = torch.tensor([LN3]), torch.tensor([0.5 * math.log(10), 0.0])
         entropy = torch.tensor([-0.1 * math.log(0.1) - 0.9 * math.log(0.9)])
         log_prob = token_rewards(chosen, values, alpha=0.5, form="log_prob")
@@ -245,8 +247,8 @@ class TestOutcomeReward:
         torch.testing.assert_close(outcome, log_prob - values[-1], atol=1e-4, rtol=1e-5)
 
     def test_two_responses_are_ranked_by_probability_whatever_the_values_are(self) -> None:
-        # Same prompt, hence the same V(s_1), but other values later on: the first is likelier (-2 against -3 nats) though
-        # its raw values are lower.
+        # Same prompt, hence the same V(s_1), but other values later on: the first is likelier (-2 against -3 nats)
+        # though its raw values are lower.
         first = outcome_reward(torch.tensor([-12.0, 15.0]), 5.0)  # V = 5, 14: log pi = -3 + 1
         second = outcome_reward(torch.tensor([40.0, -38.0]), 5.0)
         assert (first.item(), second.item()) == (-2.0, -3.0)

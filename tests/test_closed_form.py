@@ -3,25 +3,27 @@ r"""
 RL on the endogenous reward with a KL penalty has a closed-form optimum, and training must reach it.
 
 With $r(y) = \alpha \log \hat\pi(y)$ the maximiser of $E_\pi[r] - \beta\,KL(\pi\|\hat\pi)$ is the power distribution
-$\hat\pi^{1 + \alpha/\beta}$, normalised. Vocabulary and completions are so small that every completion is enumerated. One
-that is cut off at the last token is a leaf too: `truncation="terminal"` gives it its log-probability, as the closed form
-wants.
+$\hat\pi^{1 + \alpha/\beta}$, normalised. Vocabulary and completions are so small that every completion is enumerated.
+One that is cut off at the last token is a leaf too: `truncation="terminal"` gives it its log-probability, as the
+closed form wants.
 
-What TRL's trainers optimise on-policy at temperature 1, with G completions a group ($s$: state, $\pi_s$: the policy's next
-token in it):
+What TRL's trainers optimise on-policy at temperature 1, with G completions a group ($s$: state, $\pi_s$: the policy's
+next token in it):
 
 - **RLOO** subtracts $\beta \log(\pi/\hat\pi)$ of the whole completion from its reward, and its baseline leaves the
   completion out: the gradient is exact. Fixed point: the power distribution, for completions of any length.
-- **GRPO**'s baseline, the mean of the group, includes the completion itself, which scales the gradient of the reward, but
-  not of the KL, by $c = 1 - 1/G$. Its KL is a loss of each token, $k_3 = e^d - d - 1$ with $d = \log(\hat\pi_s/\pi_s)$:
+- **GRPO**'s baseline, the mean of the group, includes the completion itself, which scales the gradient of the reward,
+  but not of the KL, by $c = 1 - 1/G$. Its KL is a loss of each token, $k_3 = e^d - d - 1$ with
+  $d = \log(\hat\pi_s/\pi_s)$:
   - `use_bias_correction_kl=True` (default since TRL 1.16) multiplies it by $\pi_s / \mathrm{stopgrad}(\pi_s)$, so that
     its gradient is that of the reverse KL, $KL(\pi_s\|\hat\pi_s)$. Fixed point: $\pi_s(a) \propto \hat\pi_s(a)
-    e^{c Q(s,a)/\beta}$, $Q$ the expected reward that follows. With one free token: $\hat\pi^{1 + c\alpha/\beta}$. With more,
-    it is not the power distribution, because the KL of later tokens is not counted against earlier ones.
+    e^{c Q(s,a)/\beta}$, $Q$ the expected reward that follows. With one free token: $\hat\pi^{1 +
+    c\alpha/\beta}$. With more, it is not the power distribution, because the KL of later tokens is not counted against earlier ones.
   - `use_bias_correction_kl=False` takes the gradient of $k_3$ alone, which is that of the forward KL,
-    $KL(\hat\pi_s\|\pi_s)$. Fixed point: $\pi_s(a) = \hat\pi_s(a) / (\lambda - c Q(s,a)/\beta)$, $\lambda$ normalises it.
-- GRPO needs `scale_rewards="none"`: dividing by the standard deviation of the group multiplies $\beta$ by it. And it needs
-  a `loss_type` that weighs all tokens alike (not `"grpo"`, which weighs those of shorter completions more).
+    $KL(\hat\pi_s\|\pi_s)$. Fixed point: $\pi_s(a) = \hat\pi_s(a) / (\lambda - c Q(s,a)/\beta)$, $\lambda$ normalises
+    it.
+- GRPO needs `scale_rewards="none"`: dividing by the standard deviation of the group multiplies $\beta$ by it. And it
+  needs a `loss_type` that weighs all tokens alike (not `"grpo"`, which weighs those of shorter completions more).
 """
 
 import itertools
@@ -133,7 +135,9 @@ def kl(log_p: Tensor, log_q: Tensor) -> float:
 
 
 def grpo_fixed_point(model: PreTrainedModel, horizon: int, beta: float, scale: float, corrected: bool) -> Tensor:
-    """Where GRPO ends (see above), by backward recursion over states; `scale` is c. Log-probability of every completion."""
+    """
+    Where GRPO ends (see above), by backward recursion over states; `scale` is c. Log-probability of every completion.
+    """
     completions = [tuple(ids) for ids in all_completions(horizon)]
     value = dict(zip(completions, log_probs_of(model, horizon).tolist(), strict=True))  # reward of a leaf
     policy = {}
@@ -178,7 +182,8 @@ class TestExactGradient:
         completions = all_completions(horizon)
         states = sorted({tuple(ids[:h]) for ids in completions for h in range(len(ids))})
         row_of = {state: row for row, state in enumerate(states)}
-        # Position of (state, token) in the flattened table for every token of every completion; one more for "no token".
+        # Position of (state, token) in the flattened table for every token of every completion; one more for "no
+        # token".
         places = torch.full((len(completions), horizon), len(states) * len(WORDS))
         for i, ids in enumerate(completions):
             for h, token in enumerate(ids):
@@ -213,7 +218,9 @@ class TestExactGradient:
 
 
 def with_state_constants(model: str, path: Path, scale: float) -> str:
-    """The same model with a random constant of each state added to its logits: the same row to all words of the head."""
+    """
+    The same model with a random constant of each state added to its logits: the same row to all words of the head.
+    """
     shifted = AutoModelForCausalLM.from_pretrained(model)
     with torch.no_grad():
         constant = torch.randn(shifted.lm_head.weight.shape[1], generator=torch.Generator().manual_seed(0))

@@ -162,7 +162,9 @@ class TestPrompts:
 
 
 class TestPolicyPrompts:
-    """A reward finds the trainer that calls it, and the token ids of the prompts that its policy has read: [`find_call`]."""
+    """
+    A reward finds the trainer that calls it, and the token ids of the prompts that its policy has read: [`find_call`].
+    """
 
     @pytest.mark.parametrize("trainer", GROUP_TRAINERS)
     def test_group_trainers(self, trainer: type) -> None:
@@ -471,8 +473,9 @@ class TestPPO:
 @pytest.mark.skipif(Version(version("trl")) < Version("1.15"), reason="The trainers of endotrl need TRL 1.15.")
 class TestOpenChanges:
     """
-    Changes that are open in TRL, and touch what we touch. Each is met by the tests that are named here; when one of these tests
-    fails, the change is in the installed version: try them with it, and put what they show in the place of the test.
+    Changes that are open in TRL, and touch what we touch. Each is met by the tests that are named here; when one of
+    these tests fails, the change is in the installed version: try them with it, and put what they show in the place of
+    the test.
     """
 
     def test_hook_for_gathered_advantages(self) -> None:
@@ -488,14 +491,14 @@ class TestOpenChanges:
             )
 
     def test_importance_ratios_in_the_loss(self) -> None:
-        # https://github.com/huggingface/trl/pull/5413: on the policy, vLLM's batches have no `old_per_token_logps` then. Met by
-        # `test_ppo_trainer.py::TestNextTRL`.
+        # https://github.com/huggingface/trl/pull/5413: on the policy, vLLM's batches have no `old_per_token_logps`
+        # then. Met by `test_ppo_trainer.py::TestNextTRL`.
         made = inspect.unwrap(GRPOTrainer._generate_and_score_completions).__code__.co_consts
         assert {"old_per_token_logps", "importance_sampling_ratio"} <= set(made), "Made in `_compute_loss` now?"
 
     def test_moving_reference_adapter(self, tiny_policy_path: str, tmp_path: Path) -> None:
-        # https://github.com/huggingface/trl/pull/6975. Met by `test_first_policy.py`; `EndogenousReward.attach` refuses
-        # `sync_ref_model`.
+        # https://github.com/huggingface/trl/pull/6975. Met by `test_first_policy.py`; `EndogenousReward.attach`
+        # refuses `sync_ref_model`.
         args = {"use_cpu": True, "bf16": False, "report_to": [], "beta": 0.1, "sync_ref_model": True}
         for trainer, config in ((GRPOTrainer, GRPOConfig), (RLOOTrainer, RLOOConfig)):
             with pytest.raises(NotImplementedError, match="sync_ref_model"):

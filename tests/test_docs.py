@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The snippets of docs/trl.md, docs/dense.md, docs/ppo.md, docs/collapse.md and of the README run as they stand, only smaller: a tiny model for
-the hub's, and one step. Links lead somewhere.
+The snippets of docs/trl.md, docs/dense.md, docs/ppo.md, docs/collapse.md and of the README run as they stand, only
+smaller: a tiny model for the hub's, and one step. Links lead somewhere.
 """
 
 import functools

@@ -77,7 +77,8 @@ def run_generation(args: argparse.Namespace, command: str) -> dict[str, Any]:
     )
     results["pass@1 by seed"] = by_seed
     results["tie_rule"] = (
-        f"An answer is right if `endotrl.grading` says so, with math-verify. pass@k is the unbiased estimate from {args.samples} samples, the mean of "
+        "An answer is right if `endotrl.grading` says so, with math-verify. pass@k is the unbiased estimate from "
+        f"{args.samples} samples, the mean of "
         f"{len(args.seeds)} seeds."
     )
     _write(results, folder, questions, answers, args)
@@ -130,7 +131,8 @@ def run_best_of_n(args: argparse.Namespace, command: str) -> dict[str, Any]:
     title = f"Best of {args.samples}"
     results = _results(args, command, "best-of-n", title, questions, settings, answers, units, ["accuracy"])
     results["tie_rule"] = (
-        "All choose among the same samples. Of samples with equal scores one is drawn: accuracy is its expectation. Random is "
+        "All choose among the same samples. Of samples with equal scores one is drawn: accuracy is its expectation. "
+        "Random is "
         "the mean of all samples, best possible whether one is right."
     )
     _write(results, folder, questions, answers, args)

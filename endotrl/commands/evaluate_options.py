@@ -32,7 +32,8 @@ def add_eval(commands: Any) -> None:
     parser = commands.add_parser(
         "eval",
         help="measure how good a reward is, or what training on it did",
-        description="Measures rewards on benchmarks, each with its own file formats and averaging; and answers of models to "
+        description="Measures rewards on benchmarks, each with its own file formats and averaging; and answers of "
+        "models to "
         "questions, before and after training.",
         allow_abbrev=False,
     )
@@ -49,8 +50,10 @@ def add_eval(commands: Any) -> None:
         result = sub(
             name,
             text,
-            f"Evaluates rewards on {name}: {text}. All forms of the reward come from one forward pass. The same command goes "
-            "on where an earlier run was cut off; with more --scorers or a larger --limit, only what is missing is scored.",
+            f"Evaluates rewards on {name}: {text}. All forms of the reward come from one forward pass. The same "
+            "command goes "
+            "on where an earlier run was cut off; with more --scorers or a larger --limit, only what is missing is "
+            "scored.",
             _run_benchmark,
         )
         _add_benchmark(result, name)
@@ -75,8 +78,10 @@ def _add_benchmark(parser: argparse.ArgumentParser, name: str) -> None:
         metavar="NAME",
         nargs="+",
         help="what to compare, the first is what others are compared with: forms TOKEN.AGGREGATE such as bellman.sum, "
-        "log_prob.discounted=0.95, centered.mean; residual:FORM, style_residual:FORM; self_certainty, negative_entropy, mean_log_prob, "
-        "relative_perplexity; judge_pairwise, judge_pointwise, judge_verifier; reward_model:PATH; length, random; or sets: "
+        "log_prob.discounted=0.95, centered.mean; residual:FORM, style_residual:FORM; self_certainty, "
+        "negative_entropy, mean_log_prob, "
+        "relative_perplexity; judge_pairwise, judge_pointwise, judge_verifier; reward_model:PATH; length, random; or "
+        "sets: "
         "single-pass, two-pass, judges, controls (default: single-pass controls)",
     )
     _add_output(parser, f"eval-{name}")
@@ -85,8 +90,12 @@ def _add_benchmark(parser: argparse.ArgumentParser, name: str) -> None:
         "--chat",
         action=argparse.BooleanOptionalAction,
         help="whether a prompt given as text is the message of a user"
-        + (" (default: no, it is continued, as in TRL)" if name == "preference" else " (default: yes, if the model has a chat template)"),
-    )  # fmt: skip
+        + (
+            " (default: no, it is continued, as in TRL)"
+            if name == "preference"
+            else " (default: yes, if the model has a chat template)"
+        ),
+    )
     add("--max-response-tokens", metavar="N", type=positive, help="cut responses at N tokens")
     add(
         "--judge-reasoning",
@@ -120,7 +129,8 @@ def _add_compare(sub: Any) -> None:
     parser = sub(
         "compare",
         "paired differences of two runs, with intervals",
-        "Compares two runs of one benchmark on the items that both have: B minus A, with paired bootstrap intervals (95%).",
+        "Compares two runs of one benchmark on the items that both have: B minus A, with paired bootstrap intervals "
+        "(95%).",
         _run_compare,
     )
     parser.add_argument("a", metavar="A", help="folder or results.json of the first run")
@@ -132,7 +142,8 @@ def _add_generation(sub: Any) -> None:
     parser = sub(
         "generation",
         "accuracy of a model's answers: greedy, sampled, pass@k",
-        "Has a model answer maths questions and grades the answers (with math-verify): greedy, pass@1 and pass@k (unbiased "
+        "Has a model answer maths questions and grades the answers (with math-verify): greedy, pass@1 and pass@k "
+        "(unbiased "
         "estimator). Run it before and after training, and compare the two with `endotrl eval compare`.",
         _run_generation,
     )
@@ -146,7 +157,8 @@ def _add_best_of_n(sub: Any) -> None:
     parser = sub(
         "best-of-n",
         "choose among N answers by the reward, and by majority, at random, by mean log-prob",
-        "Samples N answers to each maths question and chooses one: by each scorer, by majority vote, at random; next to the "
+        "Samples N answers to each maths question and chooses one: by each scorer, by majority vote, at random; next "
+        "to the "
         "mean of all and the best possible. All choose among the same samples.",
         _run_best_of_n,
     )
@@ -156,7 +168,8 @@ def _add_best_of_n(sub: Any) -> None:
         "--scorers",
         metavar="NAME",
         nargs="+",
-        help="scorers that choose (default: bellman.sum log_prob.mean bellman.discounted=0.95 centered.sum self_certainty)",
+        help="scorers that choose (default: bellman.sum log_prob.mean bellman.discounted=0.95 centered.sum "
+        "self_certainty)",
     )
     parser.add_argument(
         "--reward-model", metavar="M", help="model whose reward chooses (default: the one that answers)"

@@ -2,8 +2,8 @@
 """
 The command `endotrl`.
 
-Exit codes: 0 if all went well, 1 if some rows could not be scored, 2 if the command could not be run or could not go on,
-130 after Ctrl-C. Nothing heavy is imported before a command runs, so that `endotrl --help` answers at once.
+Exit codes: 0 if all went well, 1 if some rows could not be scored, 2 if the command could not be run or could not go
+on, 130 after Ctrl-C. Nothing heavy is imported before a command runs, so that `endotrl --help` answers at once.
 """
 
 import argparse
@@ -93,7 +93,8 @@ def _add_plan(commands: Any) -> None:
     parser = commands.add_parser(
         "plan",
         help="say whether a recipe fits on given GPUs, and how long it takes",
-        description="Memory of each GPU under each way to split a recipe over GPUs, what to change if it does not fit, and a "
+        description="Memory of each GPU under each way to split a recipe over GPUs, what to change if it does not "
+        "fit, and a "
         "rough time. From configs alone: no weights are loaded, and no GPU is needed.",
         formatter_class=HelpFormatter,
         allow_abbrev=False,

@@ -152,7 +152,8 @@ def _make_reward(args: argparse.Namespace) -> tuple[Any, dict[str, Any], bool]:
     else:
         if args.correction == "length":
             raise ValueError(
-                "--correction length compares the completions of one batch, and every row is scored by itself. Use it in training."
+                "--correction length compares the completions of one batch, and every row is scored by itself. Use it "
+                "in training."
             )
         given = {name: getattr(args, name) for name in ENDOGENOUS_OPTIONS}
         if args.correction is None:
@@ -183,6 +184,7 @@ def _check_no_endogenous_option(args: argparse.Namespace) -> None:
     if given:
         option = given[0].replace("_", "-")
         raise ValueError(
-            f"--{option} is a setting of the endogenous reward, but {args.model} is a sentence reward model, which has no "
+            f"--{option} is a setting of the endogenous reward, but {args.model} is a sentence reward model, which "
+            "has no "
             "use for it. Leave it out."
         )

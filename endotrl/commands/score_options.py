@@ -24,9 +24,11 @@ def add_score(commands: Any) -> None:
         description="Rewards every row of a JSON Lines file with the endogenous reward of a language model, or with a "
         "sentence reward model. A row is "
         '{"prompt": ..., "completion": ...}, both text or both lists of messages, and optionally '
-        '"completion_ids", the tokens as they were generated; other keys are carried over. Endogenous rewards are in nats. '
+        '"completion_ids", the tokens as they were generated; other keys are carried over. Endogenous rewards are in '
+        "nats. "
         "The same command goes on where an earlier run was cut off.",
-        epilog="Exit codes: 0 all rows are scored; 1 some rows could not be, and are named; 2 the command could not run "
+        epilog="Exit codes: 0 all rows are scored; 1 some rows could not be, and are named; 2 the command could not "
+        "run "
         "or not go on; 130 interrupted, with what was scored saved.",
         formatter_class=HelpFormatter,
         allow_abbrev=False,
@@ -77,7 +79,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--model",
         required=True,
-        help='frozen model: path, hub id, or "quickstart" for the model of the demo; with a sentence reward model, the '
+        help='frozen model: path, hub id, or "quickstart" for the model of the demo; with a sentence reward model, '
+        "the "
         "reward and weight of each sentence are shown",
     )
 
@@ -86,7 +89,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--output",
         metavar="F",
-        help="JSON Lines file to write, one line a row in the same order, with F.meta.json (settings, versions, speed) "
+        help="JSON Lines file to write, one line a row in the same order, with F.meta.json (settings, versions, "
+        "speed) "
         "and, if rows are bad, F.errors.jsonl; - for standard output (default: FILE with the ending .scores.jsonl)",
     )
     add("--html", metavar="F", help="page of token (or sentence) rewards as heat maps to write")

@@ -172,11 +172,13 @@ def group_baseline(
     own = masked("values", values, mask)
     if num_generations < 1 or values.shape[0] % num_generations:
         raise ValueError(
-            f"There are {values.shape[0]} completions, which are not full groups of `num_generations`={num_generations}."
+            f"There are {values.shape[0]} completions, which are not full groups of "
+            f"`num_generations`={num_generations}."
         )
     if valid is not None and (valid.shape != mask.shape[:1] or valid.dtype != torch.bool):
         raise ValueError(
-            f"`valid` is {valid.dtype} of shape {tuple(valid.shape)}, but it must be bool, with one entry for each of the "
+            f"`valid` is {valid.dtype} of shape {tuple(valid.shape)}, but it must be bool, with one entry for each of "
+            "the "
             f"{values.shape[0]} completions."
         )
     has_token = mask.any(dim=1)

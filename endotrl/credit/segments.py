@@ -124,7 +124,8 @@ def start_of_segment(values: Tensor, segment_ids: Tensor, mask: Tensor) -> Tenso
     >>> import torch
     >>> from endotrl.credit import start_of_segment
 
-    >>> start_of_segment(torch.tensor([[1.0, 2.0, 4.0]]), torch.tensor([[0, 0, 1]]), torch.tensor([[True, True, True]]))
+    >>> values, mask = torch.tensor([[1.0, 2.0, 4.0]]), torch.tensor([[True, True, True]])
+    >>> start_of_segment(values, torch.tensor([[0, 0, 1]]), mask)
     tensor([[1., 4.]])
     ```
     """
@@ -179,7 +180,8 @@ def _segments(segment_ids: Tensor, mask: Tensor) -> Tensor:
         or mask.ndim != 2
     ):
         raise ValueError(
-            f"`segment_ids` is {segment_ids.dtype} of shape {tuple(segment_ids.shape)} and `mask` {mask.dtype} of shape "
+            f"`segment_ids` is {segment_ids.dtype} of shape {tuple(segment_ids.shape)} and `mask` {mask.dtype} of "
+            "shape "
             f"{tuple(mask.shape)}, but they must be int64 and bool, both of shape (completions, tokens)."
         )
     ids = torch.where(mask, segment_ids, 0)

@@ -82,7 +82,8 @@ def _check_requirements(task: str) -> None:
     missing = [name for name in needed if find_spec(name) is None]
     if missing:
         raise ImportError(
-            f"The demo needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed. `make demo` "
+            f"The demo needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed. `make "
+            "demo` "
             "installs all it needs; by hand, in a clone: `pip install '.[quickstart]'`."
         )
     if task != "arithmetic":

@@ -29,14 +29,17 @@ def write_report(parts: Sequence[Part], metrics: dict[str, Any], output_dir: Pat
             Markup("<p>{}</p>").format(summary(part)),
             figure(
                 plot,
-                "Left: accuracy of the answers sampled in training (weight 0: measured, not rewarded), thin by step, thick "
-                f"averaged; a step has {part.settings['per_device_train_batch_size'] // part.settings['num_generations']} "
+                "Left: accuracy of the answers sampled in training (weight 0: measured, not rewarded), thin by step, "
+                "thick "
+                "averaged; a step has "
+                f"{part.settings['per_device_train_batch_size'] // part.settings['num_generations']} "
                 "questions, the same in every run. Right: held-out accuracy before and after, with 95% intervals.",
             ),
             table(
                 ["policy", "accuracy on held-out questions", "cut off", "training"],
                 accuracy_rows(part),
-                caption=f"{len(part.questions)} questions on which nothing was trained, sampled at T = 1 unless greedy; "
+                caption=f"{len(part.questions)} questions on which nothing was trained, sampled at T = 1 unless "
+                "greedy; "
                 "± is the 95% interval of one sample of answers. Cut off: answers that did not end within the limit.",
             ),
         ]
@@ -51,11 +54,13 @@ def write_report(parts: Sequence[Part], metrics: dict[str, Any], output_dir: Pat
     environment = metrics["environment"]
     footer = (
         f"endotrl {__version__}, TRL {environment['trl']}, transformers {environment['transformers']}, torch "
-        f"{environment['torch']}; {environment['machine']}; {metrics['seconds'] / 60:.1f} minutes. Made by `endotrl demo`."
+        f"{environment['torch']}; {environment['machine']}; {metrics['seconds'] / 60:.1f} minutes. Made by `endotrl "
+        "demo`."
     )
     path = output_dir / "report.html"
     lead = (
-        "Language models that improve by their own reward: no reward model, no judge, no labels. Each is trained by TRL's "
+        "Language models that improve by their own reward: no reward model, no judge, no labels. Each is trained by "
+        "TRL's "
         "GRPO on the endogenous reward of its own frozen copy, and, on the same footing, on rewards that know nothing."
     )
     path.write_text(page("endotrl demo", sections, lead=lead, footer=footer), encoding="utf-8")
@@ -63,9 +68,12 @@ def write_report(parts: Sequence[Part], metrics: dict[str, Any], output_dir: Pat
 
 
 _LIMITS = Markup(
-    "<p>The endogenous reward sharpens a model: what it thinks probable becomes more probable. Where its most probable "
-    "answer is wrong, training makes it wrong more often. The reward rises whatever happens, so watch an accuracy on held-out "
-    "questions, the length of answers and their entropy, keep the KL penalty (<code>beta</code> &gt; 0), and compare with "
+    "<p>The endogenous reward sharpens a model: what it thinks probable becomes more probable. Where its most "
+    "probable "
+    "answer is wrong, training makes it wrong more often. The reward rises whatever happens, so watch an accuracy on "
+    "held-out "
+    "questions, the length of answers and their entropy, keep the KL penalty (<code>beta</code> &gt; 0), and compare "
+    "with "
     "rewards that know nothing, as this page does.</p>"
 )
 
@@ -127,7 +135,8 @@ def _answers(part: Part) -> Markup:
     return table(
         ["question", "before", f"after ({own.reward} reward)"],
         rows,
-        caption=f"Sampled answers to held-out questions, chosen by position alone: one in {step}. ✓ is right, ✗ wrong.",
+        caption=f"Sampled answers to held-out questions, chosen by position alone: one in {step}. ✓ is right, ✗ "
+        "wrong.",
     )
 
 
@@ -137,7 +146,8 @@ def _marked(answers: Answers, index: int) -> str:
 
 def _heat_maps(part: Part) -> Markup:
     text = Markup(
-        "<p>What each token contributes to the endogenous reward: α log π of the frozen model. A wrong answer from before "
+        "<p>What each token contributes to the endogenous reward: α log π of the frozen model. A wrong answer from "
+        "before "
         "and the answer from after, to three questions whose answer was mended.</p>"
     )
     return text + heat_maps(part.examples)

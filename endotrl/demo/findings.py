@@ -11,7 +11,9 @@ from .grpo_runs import Run
 
 @dataclass(frozen=True)
 class Answers:
-    """Answers of one policy to the held-out questions: text, token ids, whether right, and whether they came to an end."""
+    """
+    Answers of one policy to the held-out questions: text, token ids, whether right, and whether they came to an end.
+    """
 
     texts: list[str]
     ids: list[list[int]]
@@ -84,8 +86,10 @@ def summary(part: Part) -> str:
     own, *controls = part.runs
     others = "; ".join(f"the {run.reward} reward, {change(part.after[run.name])}" for run in controls)
     return (
-        f"Sampled accuracy on held-out questions went from {before:.0%} to {part.after[own.name].accuracy:.0%} by the model's own reward, "
-        f"without a label: {change(part.after[own.name])}. On the same footing: {others}. (One run each.) The reward makes a model more "
+        f"Sampled accuracy on held-out questions went from {before:.0%} to {part.after[own.name].accuracy:.0%} by the "
+        "model's own reward, "
+        f"without a label: {change(part.after[own.name])}. On the same footing: {others}. (One run each.) The reward "
+        "makes a model more "
         f"itself: it approaches its most probable answers (greedy before: {part.greedy.accuracy:.0%}), and "
         "teaches it nothing that it does not know."
     )

@@ -88,8 +88,8 @@ def train_with_grpo(
     **grpo: Any,
 ) -> Run:
     """
-    Trains a policy with TRL's `GRPOTrainer`, or one of its kind. The only rewards are `reward` (weight 1) and, to be looked at, `accuracy`
-    (weight 0).
+    Trains a policy with TRL's `GRPOTrainer`, or one of its kind. The only rewards are `reward` (weight 1) and, to be
+    looked at, `accuracy` (weight 0).
 
     Args:
         name (`str`):
@@ -108,7 +108,8 @@ def train_with_grpo(
             Where the trainer may write.
         peft_config (`peft.PeftConfig`, *optional*):
             Adapter to train.
-        trainer_class (`type`, *optional*, defaults to [`~trl.GRPOTrainer`]), config_class (`type`, *optional*, defaults to
+        trainer_class (`type`, *optional*, defaults to [`~trl.GRPOTrainer`]), config_class (`type`, *optional*,
+        defaults to
         [`~trl.GRPOConfig`]):
             Trainer and its configuration.
         **grpo:
@@ -228,8 +229,8 @@ def make_head_input_contiguous(model: PreTrainedModel) -> None:
     Makes a model's LM head take its input contiguous.
 
     `generate` gives the head a slice of the hidden states. PyTorch multiplies a non-contiguous batch with a matrix by
-    copying the matrix for every row, which for 64 rows and 49,152 words takes longer on a CPU than all other work of the
-    prompt's forward pass.
+    copying the matrix for every row, which for 64 rows and 49,152 words takes longer on a CPU than all other work of
+    the prompt's forward pass.
     """
     model.get_output_embeddings().register_forward_pre_hook(lambda head, args: (args[0].contiguous(),))
 

@@ -19,8 +19,8 @@ from .findings import Answers, Part
 from .grpo_runs import generate_answers, load_model, train_with_grpo
 
 
-# Both leave TRL's `scale_rewards="group"` on: it gives the endogenous, the random and the length reward the same scale, and
-# so the same chance. The KL penalty then weighs beta times the standard deviation of a group's rewards.
+# Both leave TRL's `scale_rewards="group"` on: it gives the endogenous, the random and the length reward the same
+# scale, and so the same chance. The KL penalty then weighs beta times the standard deviation of a group's rewards.
 ARITHMETIC: dict[str, Any] = {
     "max_steps": 100,
     "per_device_train_batch_size": 256,  # 32 questions
@@ -30,8 +30,8 @@ ARITHMETIC: dict[str, Any] = {
     "learning_rate": 3e-4,
     "bf16": False,
 }
-# Adam's first steps are as large as all others, whatever the gradient's noise: without a warm-up, accuracy falls by 20 points and more
-# in the first of them, by any reward.
+# Adam's first steps are as large as all others, whatever the gradient's noise: without a warm-up, accuracy falls by 20
+# points and more in the first of them, by any reward.
 WARMUP_STEPS = 10
 PRETRAINING_STEPS = 800
 WRONG_DEMONSTRATIONS = 0.3
@@ -45,7 +45,8 @@ FACTS: dict[str, Any] = {
     "learning_rate": 1e-3,
     "lr_scheduler_type": "constant",
 }
-# Held-out answers may be twice as long as those in training, so that an answer that comes to the point late counts too.
+# Held-out answers may be twice as long as those in training, so that an answer that comes to the point late counts
+# too.
 FACTS_ANSWER_LENGTH = 32
 # Only the upper half of the 30 layers, so that the backward pass ends there.
 LORA: dict[str, Any] = {
@@ -87,7 +88,8 @@ def run_arithmetic(output_dir: Path, seed: int, say: Callable[[str], None]) -> P
     before, greedy = answer(base), answer(base, greedy=True)
     say(
         f"Asked {len(prompts)} questions that it never saw, it answers {before.accuracy:.0%} right when sampled, "
-        f"{greedy.accuracy:.0%} when it takes the most probable digit. Now it is frozen, and GRPO trains a copy of it on "
+        f"{greedy.accuracy:.0%} when it takes the most probable digit. Now it is frozen, and GRPO trains a copy of it "
+        "on "
         "the frozen model's own reward, with no labels. Then on a random reward and on a length reward, to compare."
     )
     excluded = set(held_out)
@@ -133,7 +135,9 @@ def run_arithmetic(output_dir: Path, seed: int, say: Callable[[str], None]) -> P
 
 
 def run_facts(output_dir: Path, seed: int, say: Callable[[str], None]) -> Part:
-    """Trains SmolLM2-135M-Instruct by LoRA GRPO on factual questions, by its own endogenous reward and by a random one."""
+    """
+    Trains SmolLM2-135M-Instruct by LoRA GRPO on factual questions, by its own endogenous reward and by a random one.
+    """
     from peft import LoraConfig
 
     path = quickstart_model_path()
@@ -154,7 +158,8 @@ def run_facts(output_dir: Path, seed: int, say: Callable[[str], None]) -> Part:
     before, greedy = answer(base), answer(base, greedy=True)
     say(
         f"It answers {before.accuracy:.0%} right when sampled, {greedy.accuracy:.0%} when it takes the most probable "
-        "token. Now GRPO trains a LoRA adapter on other questions, without answers: the reward is what the model itself, "
+        "token. Now GRPO trains a LoRA adapter on other questions, without answers: the reward is what the model "
+        "itself, "
         "its adapter switched off, thinks of each token. Then on a random reward, to compare."
     )
     runs = []

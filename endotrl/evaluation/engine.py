@@ -162,7 +162,8 @@ class Engine:
         spans = step_spans(item.steps, text, whole=not scored.cut)
         if spans is None:
             raise ValueError(
-                f"The steps of item {item.id!r} are not found in the text of its tokens: the tokenizer changes the text "
+                f"The steps of item {item.id!r} are not found in the text of its tokens: the tokenizer changes the "
+                "text "
                 "(lower case, spaces), so that tokens cannot be told apart by steps."
             )
         step_of_token = [
@@ -174,8 +175,8 @@ class Engine:
 
 def step_spans(steps: Sequence[str], text: str, whole: bool = True) -> list[tuple[int, int]] | None:
     """
-    Where each step stands in a text, in characters, the white space behind it included; `None` if they are not there in this
-    order. Of a text that is not `whole`, the steps behind its end have empty spans.
+    Where each step stands in a text, in characters, the white space behind it included; `None` if they are not there
+    in this order. Of a text that is not `whole`, the steps behind its end have empty spans.
 
     Example:
     ```python

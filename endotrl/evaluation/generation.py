@@ -210,8 +210,8 @@ class VLLMSampler:
 
 def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
     r"""
-    Unbiased estimate of the probability that one of `k` samples is right, $1 - \binom{n - c}{k} / \binom{n}{k}$ (Codex,
-    https://huggingface.co/papers/2107.03374).
+    Unbiased estimate of the probability that one of `k` samples is right, $1 - \binom{n - c}{k} / \binom{n}{k}$
+    (Codex, https://huggingface.co/papers/2107.03374).
 
     Raises:
         `ValueError`: If there are fewer than `k` samples.
@@ -237,7 +237,9 @@ def accuracy_of_choice(scores: Sequence[float], right: Sequence[bool]) -> float:
 
 
 def majority_scores(groups: Sequence[int]) -> list[float]:
-    """How many samples give the same answer as each: a score by which the majority wins. `groups` as of [`same_answer`]."""
+    """
+    How many samples give the same answer as each: a score by which the majority wins. `groups` as of [`same_answer`].
+    """
     return [float(list(groups).count(group)) for group in groups]
 
 
@@ -250,6 +252,7 @@ def _sample(engine: Engine, token_ids: Sequence[int], ends: set[int]) -> Sample:
 def _check(temperature: float, top_p: float) -> None:
     if temperature < 0 or not 0 < top_p <= 1:
         raise ValueError(
-            f"The temperature is {temperature} and top-p {top_p}, but a temperature is at least 0, and top-p above 0 and at "
+            f"The temperature is {temperature} and top-p {top_p}, but a temperature is at least 0, and top-p above 0 "
+            "and at "
             "most 1."
         )

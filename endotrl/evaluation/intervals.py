@@ -2,9 +2,9 @@
 """
 What figures of a benchmark are worth: bootstrap intervals, paired differences, the share of length, and calibration.
 
-A benchmark turns scores into units: things that are right or wrong (a pair, a best-of-4 question, a solution). Every metric
-is a function of the mean of units by group, so that resampling the units resamples any metric. Units of one cluster (one
-prompt under several criteria) are drawn together. Nothing here knows models.
+A benchmark turns scores into units: things that are right or wrong (a pair, a best-of-4 question, a solution). Every
+metric is a function of the mean of units by group, so that resampling the units resamples any metric. Units of one
+cluster (one prompt under several criteria) are drawn together. Nothing here knows models.
 """
 
 import math
@@ -82,9 +82,9 @@ def group_means(units: Sequence[Unit], weights: Array) -> Means:
 
 def resampling_weights(units: Sequence[Unit], num_resamples: int | None = None, seed: int = 0) -> Array:
     """
-    Weights of a cluster bootstrap: how often each unit is drawn. Clusters are drawn with replacement among those that lie in
-    the same groups, so that every resample has as many of each part as the data. By default there are 2000 resamples, and
-    fewer, down to 400, of more than 10,000 units, for memory.
+    Weights of a cluster bootstrap: how often each unit is drawn. Clusters are drawn with replacement among those that
+    lie in the same groups, so that every resample has as many of each part as the data. By default there are 2000
+    resamples, and fewer, down to 400, of more than 10,000 units, for memory.
 
     Returns:
         `np.ndarray` of shape `(num_resamples, N)`.
@@ -130,7 +130,8 @@ def differences(
     units_a: Sequence[Unit], units_b: Sequence[Unit], metrics_of: MetricsOf, weights: Array
 ) -> dict[str, Estimate]:
     """
-    Metrics of B minus those of A on the same units, with paired bootstrap intervals (95%): both see the same resamples.
+    Metrics of B minus those of A on the same units, with paired bootstrap intervals (95%): both see the same
+    resamples.
 
     Raises:
         `ValueError`: If the units are not of the same clusters and groups, in the same order.
@@ -202,7 +203,8 @@ def length_split(pairs: Sequence[Pair]) -> dict[str, float | int | None]:
     - `better_is_longer`, `better_is_shorter`: accuracy on pairs whose lengths differ by more than a factor of 1.2;
     - `similar_length`: on the others;
     - `length_controlled`: mean of the first two, in which a scorer that looks at length alone gets 0.5;
-    - `bias`: `better_is_longer` minus `better_is_shorter`: +1 if longer always wins, -1 if shorter does, 0 if balanced;
+    - `bias`: `better_is_longer` minus `better_is_shorter`: +1 if longer always wins, -1 if shorter does, 0 if
+      balanced;
     - `num_...`: numbers of pairs.
     """
     parts: dict[str, list[float]] = {"better_is_longer": [], "better_is_shorter": [], "similar_length": []}
@@ -224,8 +226,8 @@ def length_split(pairs: Sequence[Pair]) -> dict[str, float | int | None]:
 
 def calibration(pairs: Sequence[Pair], num_bins: int = 5) -> list[dict[str, float | int]]:
     """
-    Accuracy against margin: pairs in bins of equal size, from the least to the most decided. A scorer whose margins mean
-    something is right more often where they are large.
+    Accuracy against margin: pairs in bins of equal size, from the least to the most decided. A scorer whose margins
+    mean something is right more often where they are large.
 
     Returns:
         `list[dict]`: `low`, `high` (of the absolute margin), `accuracy`, `num_pairs` of each bin.

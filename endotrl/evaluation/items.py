@@ -13,8 +13,8 @@ from ..rendering.messages import Completion, Prompt
 @dataclass(frozen=True)
 class Item:
     """
-    One question of a benchmark. A scorer gives a number to each of its responses, or, if it has steps, to each step of its
-    only response.
+    One question of a benchmark. A scorer gives a number to each of its responses, or, if it has steps, to each step of
+    its only response.
 
     Attributes:
         id (`str`):

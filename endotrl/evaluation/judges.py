@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-LLM-as-a-judge: the same model, asked in words which answer is better. Verdicts are next-token probabilities, so that a judge
-gives a graded number without sampling; with `generate`, the model first writes down its reasons.
+LLM-as-a-judge: the same model, asked in words which answer is better. Verdicts are next-token probabilities, so that a
+judge gives a graded number without sampling; with `generate`, the model first writes down its reasons.
 
-- `judge_pairwise`: which of two answers is better, A or B, asked in both orders and averaged, so that liking the first does not
-  count. A response's score is its mean probability of winning against the item's other responses.
+- `judge_pairwise`: which of two answers is better, A or B, asked in both orders and averaged, so that liking the first
+  does not count. A response's score is its mean probability of winning against the item's other responses.
 - `judge_pointwise`: a rating from 1 to 9; the score is its expectation.
 - `judge_verifier`: is the answer good, Yes or No; the score is P(Yes) (a generative verifier,
   https://huggingface.co/papers/2408.15240).
@@ -29,12 +29,14 @@ RATINGS = "123456789"
 _QUESTION = "[Question]\n{question}\n\n"
 _ASK = {
     "judge_pairwise": (
-        "Here are a question and two answers. Decide which answer is better: more correct, more helpful, safer. Neither "
+        "Here are a question and two answers. Decide which answer is better: more correct, more helpful, safer. "
+        "Neither "
         "order nor length counts.\n\n" + _QUESTION + "[Answer A]\n{first}\n\n[Answer B]\n{second}\n\n",
         "Which answer is better, A or B? Reply with one letter.",
     ),
     "judge_pointwise": (
-        "Here are a question and an answer. Rate how good the answer is: correct, helpful, safe. 1 is the worst, 9 the "
+        "Here are a question and an answer. Rate how good the answer is: correct, helpful, safe. 1 is the worst, 9 "
+        "the "
         "best. Length does not count.\n\n" + _QUESTION + "[Answer]\n{first}\n\n",
         "What is your rating, from 1 to 9? Reply with one digit.",
     ),
@@ -68,7 +70,8 @@ class Judge:
         self._words = [_first_token(engine, word) for word in _WORDS[kind]]
         if len(set(self._words)) < len(self._words):
             raise ValueError(
-                f"{kind} cannot be used with this model: its tokenizer begins some of the replies {', '.join(_WORDS[kind])} "
+                f"{kind} cannot be used with this model: its tokenizer begins some of the replies "
+                f"{', '.join(_WORDS[kind])} "
                 "with the same token."
             )
 

@@ -33,7 +33,9 @@ def plot_metric(results: Mapping[str, Any]) -> bytes:
 
 
 def plot_levels(results: Mapping[str, Any], levels: tuple[str, ...]) -> bytes:
-    """A few metrics side by side for each scorer, such as RM-Bench's easy, normal and hard: balanced is where they meet."""
+    """
+    A few metrics side by side for each scorer, such as RM-Bench's easy, normal and hard: balanced is where they meet.
+    """
     names = list(results["metrics"])[::-1]
     plt = _pyplot()
     fig, axis = plt.subplots(figsize=(6, 0.6 + 0.28 * len(names)), layout="constrained")

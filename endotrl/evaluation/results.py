@@ -141,7 +141,8 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any], num_resamples: int | Non
             Resamples of the bootstrap: see [`resampling_weights`].
 
     Returns:
-        `dict`: `num_units`, `left_out`, and `rows`: `{"scorer", "metric", "a", "b", "difference", "low", "high", "verdict"}`.
+        `dict`: `num_units`, `left_out`, and `rows`:
+        `{"scorer", "metric", "a", "b", "difference", "low", "high", "verdict"}`.
 
     Raises:
         `ValueError`: If the runs are of different benchmarks, or have no scorer or no unit in common.
@@ -184,7 +185,10 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any], num_resamples: int | Non
 
 
 def _common_units(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[int]]:
-    """Indices in A and in B of the units that both have. Where ids are not unique, the first of a name is A's first and B's."""
+    """
+    Indices in A and in B of the units that both have. Where ids are not unique, the first of a name is A's first and
+    B's.
+    """
     places = []
     for units in (a, b):
         count: Counter[tuple[str, str]] = Counter()

@@ -92,7 +92,8 @@ def _rm_bench(results: Mapping[str, Any], plots: bool) -> Markup:
     styles = ("concise", "detailed", "markdown")
     blocks = [
         Markup(
-            "<p>Easy: the better response is in the fancier style; hard: in the plainer one. A reward that looks at substance "
+            "<p>Easy: the better response is in the fancier style; hard: in the plainer one. A reward that looks at "
+            "substance "
             "has them equal.</p>"
         )
     ]
@@ -127,7 +128,8 @@ def _length(results: Mapping[str, Any], plots: bool) -> Markup:
     counts = next(iter(results["length"].values()))
     caption = (
         f"Accuracy where the better response is longer ({counts['num_better_is_longer']} pairs), of similar length "
-        f"({counts['num_similar_length']}, within a factor of 1.2) and shorter ({counts['num_better_is_shorter']}). Bias is the "
+        f"({counts['num_similar_length']}, within a factor of 1.2) and shorter ({counts['num_better_is_shorter']}). "
+        "Bias is the "
         "first minus the third, length-controlled their mean: length alone gets 0.5."
     )
     blocks = [table(["scorer", *[key.replace("_", " ") for key in keys]], rows, caption=caption)]
@@ -230,7 +232,10 @@ def _worst_pairs(
 
 
 def _shown_form(scorer: str, vocab_size: int) -> Form:
-    """The form whose contributions are shown for a scorer: its own, or for one that is no sum over tokens the log-probability."""
+    """
+    The form whose contributions are shown for a scorer: its own, or for one that is no sum over tokens the
+    log-probability.
+    """
     base = base_name(scorer)
     form = None if needs_model(base) else make_form(base, vocab_size)
     return form if isinstance(form, Form) else Form.parse("log_prob.sum", vocab_size)

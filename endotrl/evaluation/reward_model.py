@@ -27,7 +27,8 @@ logger = logging.getLogger(__name__)
 
 class SentenceModel:
     """
-    Scores responses with a trained [`SentenceRewardModel`], as [`SentenceReward`] does. What does not fit its context is cut as
+    Scores responses with a trained [`SentenceRewardModel`], as [`SentenceReward`] does. What does not fit its context
+    is cut as
     [`Engine`] cuts it: the end of a response, and the beginning of a prompt that is too long by itself.
 
     Args:
@@ -76,16 +77,17 @@ class SentenceModel:
 
 class RewardModel:
     """
-    Scores responses as TRL's trainers do with a reward model: the conversation in its chat template, tokenized without further
-    special tokens, and the only logit. Of a conversation that does not fit the model's context, the beginning is cut: a classifier
-    reads its score at the end.
+    Scores responses as TRL's trainers do with a reward model: the conversation in its chat template, tokenized without
+    further special tokens, and the only logit. Of a conversation that does not fit the model's context, the beginning
+    is cut: a classifier reads its score at the end.
 
     Args:
         path (`str`):
             Path or hub id.
         engine ([`Engine`]):
             How prompts are written, and how many tokens a forward pass may have; here, with padding.
-        dtype (`str`, *optional*, defaults to `"auto"`), device (`str`, *optional*), trust_remote_code (`bool`, *optional*):
+        dtype (`str`, *optional*, defaults to `"auto"`), device (`str`, *optional*), trust_remote_code (`bool`,
+        *optional*):
             As for [`EndogenousReward`].
 
     Raises:
@@ -172,6 +174,7 @@ def reward_model_class(path: str, trust_remote_code: bool = False) -> type[Rewar
     if config.num_labels != 1:
         raise ValueError(
             f"{path} has {config.num_labels} outputs, but a reward model has one: its score. Is it a "
-            "sequence-classification checkpoint with num_labels=1, as TRL's RewardTrainer saves it, or a sentence reward model?"
+            "sequence-classification checkpoint with num_labels=1, as TRL's RewardTrainer saves it, or a sentence "
+            "reward model?"
         )
     return RewardModel

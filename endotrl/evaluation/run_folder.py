@@ -70,13 +70,15 @@ class RunFolder:
             changed = changed_settings(self.read_settings(), settings)
             if changed:
                 raise ValueError(
-                    f"{self.folder} holds a run with other settings: {changed}. Choose another --output, or start anew "
+                    f"{self.folder} holds a run with other settings: {changed}. Choose another --output, or start "
+                    "anew "
                     "with --overwrite."
                 )
             return
         if (self.scores_path.exists() or self.answers_path.exists()) and not overwrite:
             raise ValueError(
-                f"{self.folder} holds scores, but no {self.settings_path.name} that tells what made them. Choose another "
+                f"{self.folder} holds scores, but no {self.settings_path.name} that tells what made them. Choose "
+                "another "
                 "--output, or start anew with --overwrite."
             )
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -37,8 +37,8 @@ def score_items(
     """
     Scores what is not scored yet.
 
-    All forms of the reward come from one forward pass over an item. Where its token statistics are in the folder already, there
-    is no forward pass, and if nothing else needs the model, it is not even loaded.
+    All forms of the reward come from one forward pass over an item. Where its token statistics are in the folder
+    already, there is no forward pass, and if nothing else needs the model, it is not even loaded.
 
     Args:
         items (`Sequence[Item]`):
@@ -131,7 +131,10 @@ def score_items(
 def scores_of(
     name: str, items: Sequence[Item], records: Mapping[str, dict[str, Any]]
 ) -> tuple[list[list[float]], dict[str, dict[str, float]] | None]:
-    """Scores of one scorer, by item; and of residuals, which are made here as they need all items, the slopes of each group."""
+    """
+    Scores of one scorer, by item; and of residuals, which are made here as they need all items, the slopes of each
+    group.
+    """
     base = base_name(name)
     rows = [records[item.key]["scores"][base] for item in items]
     if base == name:

@@ -128,9 +128,9 @@ def read_rows(data: str | None, hub: HubDataset | None, benchmark: str) -> Itera
 
     Args:
         data (`str`, *optional*):
-            File (JSON array, JSON Lines, both also as `.gz`, or Parquet), folder with such files, or, where neither is there,
-            a dataset on the hub, `OWNER/NAME` or `OWNER/NAME:SPLIT` (default: `test`). Of a folder without such files, those
-            in the folders below are read.
+            File (JSON array, JSON Lines, both also as `.gz`, or Parquet), folder with such files, or, where neither is
+            there, a dataset on the hub, `OWNER/NAME` or `OWNER/NAME:SPLIT` (default: `test`). Of a folder without such
+            files, those in the folders below are read.
         hub ([`HubDataset`], *optional*):
             Where to load from if `data` is not given.
         benchmark (`str`):
@@ -247,7 +247,8 @@ def _hub_rows(hub: HubDataset) -> Iterator[Row]:
             rows = load_dataset(hub.name, hub.config, split=split)
         except Exception as error:  # the library raises many kinds; all end the command with one message
             raise ValueError(
-                f"The dataset {hub.name} (split {split}) is no file or folder here, and cannot be loaded from the Hugging "
+                f"The dataset {hub.name} (split {split}) is no file or folder here, and cannot be loaded from the "
+                "Hugging "
                 f"Face hub: {error}. Without network, give a local file or folder with --data."
             ) from error
         for number, data in enumerate(rows, start=1):

@@ -8,7 +8,10 @@ from ..reporting import number
 from .intervals import MIN_CLUSTERS
 
 
-LENGTH_NOTE = " Bias: accuracy where the better response is longer minus where it is shorter; length-controlled: the mean of the two."
+LENGTH_NOTE = (
+    " Bias: accuracy where the better response is longer minus where it is shorter; length-controlled: the mean of "
+    "the two."
+)
 
 
 def shown_metrics(results: Mapping[str, Any]) -> list[str]:
@@ -113,14 +116,16 @@ def markdown_page(results: Mapping[str, Any]) -> str:
     lines = [
         f"## {markdown_text(results['title'])}: {markdown_text(results['model'])}",
         "",
-        f"{results['num_items']} items, {results['tokens']:,} tokens, {results['seconds']:.0f} s. {results['tie_rule']} "
+        f"{results['num_items']} items, {results['tokens']:,} tokens, {results['seconds']:.0f} s. "
+        f"{results['tie_rule']} "
         f"Intervals are 95% (bootstrap over items).{few_items(results)}{LENGTH_NOTE if results['length'] else ''}",
         "",
         markdown_table(*full_rows(results)),
         "",
         *[f"- {markdown_text(statement)}" for statement in results["statements"]],
         "",
-        f"Settings: {markdown_text(settings)}. Versions: {', '.join(f'{k} {v}' for k, v in results['versions'].items())}.",
+        f"Settings: {markdown_text(settings)}. Versions: "
+        f"{', '.join(f'{k} {v}' for k, v in results['versions'].items())}.",
         "",
         f"```bash\n{results['command']}\n```",
         "",

@@ -61,7 +61,8 @@ class LoadedModel:
         name = self.config._name_or_path
         if not name:
             raise TypeError(
-                "A reward made from a model instance can be pickled only if the instance was loaded from a path or the "
+                "A reward made from a model instance can be pickled only if the instance was loaded from a path or "
+                "the "
                 "hub, because weights are not pickled. Pass a path to `EndogenousReward`."
             )
         return OwnCopy(

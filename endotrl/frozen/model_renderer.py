@@ -31,8 +31,8 @@ def model_renderer(
         reading ([`Reading`]):
             How prompts are read.
         overlong (`str`, *optional*):
-            What to do with rows longer than the model's context: see [`~endotrl.rendering.renderer.fit`]. `None` if the caller
-            looks after them.
+            What to do with rows longer than the model's context: see [`~endotrl.rendering.renderer.fit`]. `None` if
+            the caller looks after them.
     """
     return Renderer(
         eos_token_ids=[token_id for token_id in eos_token_ids if token_id is not None],

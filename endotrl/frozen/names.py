@@ -54,7 +54,8 @@ def load_tokenizer(model: str, trust_remote_code: bool = False) -> PreTrainedTok
         return AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
     except Exception as error:  # tokenizers raises plain `Exception` for a file that it cannot read
         raise OSError(
-            f"The tokenizer of {model!r} cannot be loaded. Are its files (`tokenizer.json`, `tokenizer_config.json`) beside the "
+            f"The tokenizer of {model!r} cannot be loaded. Are its files (`tokenizer.json`, `tokenizer_config.json`) "
+            "beside the "
             f"model's? If they are elsewhere, load them from there, and pass `processing_class`. Reason: {error}"
         ) from error
 

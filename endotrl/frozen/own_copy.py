@@ -51,7 +51,8 @@ def check_complete(what: str, missing_keys: Collection[str]) -> None:
     if missing_keys:
         raise OSError(
             f"The checkpoint of {what} lacks weights: {', '.join(sorted(missing_keys)[:5])}"
-            f"{', ...' if len(missing_keys) > 5 else ''}. It was cut off while it was saved or downloaded, or is of another "
+            f"{', ...' if len(missing_keys) > 5 else ''}. It was cut off while it was saved or downloaded, or is of "
+            "another "
             "kind of model."
         )
 
@@ -95,8 +96,10 @@ class OwnCopy:
         of_its_own_code = "AutoModelForCausalLM" in (vars(self.config).get("auto_map") or {})
         if type(self.config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not of_its_own_code:
             raise ValueError(
-                f"{model!r} is a model of type {self.config.model_type!r}, which `AutoModelForCausalLM` does not load. "
-                f"{NEEDS_CAUSAL_LM} Of a model that reads images too, load it yourself, and pass the instance: it scores text."
+                f"{model!r} is a model of type {self.config.model_type!r}, which `AutoModelForCausalLM` does not "
+                "load. "
+                f"{NEEDS_CAUSAL_LM} Of a model that reads images too, load it yourself, and pass the instance: it "
+                "scores text."
             )
         self.eos_token_ids = eos_token_ids(load_generation_config(model, self.config))
         self.description = f"own copy of {model}"
@@ -119,8 +122,8 @@ class OwnCopy:
 
     def shard(self, accelerator: Accelerator) -> None:
         """
-        Splits the copy over the processes, as the policy is split. It is put together for each call, which all processes
-        must make together.
+        Splits the copy over the processes, as the policy is split. It is put together for each call, which all
+        processes must make together.
 
         Args:
             accelerator ([`~accelerate.Accelerator`]):
@@ -131,7 +134,8 @@ class OwnCopy:
         """
         if self._model is not None or self._offload or self._device is not None:
             raise ValueError(
-                f"The {self.description} cannot be sharded: it is loaded already, or was given a `device` or `offload=True`. "
+                f"The {self.description} cannot be sharded: it is loaded already, or was given a `device` or "
+                "`offload=True`. "
                 "Shard it before it is used, without these."
             )
         self._accelerator = accelerator

@@ -22,9 +22,9 @@ def shards_weights(accelerator: Accelerator) -> bool:
 @contextmanager
 def whole_weights(wrapped: Any, accelerator: Accelerator) -> Iterator[None]:
     """
-    Inside, weights that DeepSpeed ZeRO-3 or FSDP2 split over processes are whole on each, so that passes through the model
-    need no communication: processes may run different numbers of them. All processes must enter it together. Others'
-    weights are left as they are.
+    Inside, weights that DeepSpeed ZeRO-3 or FSDP2 split over processes are whole on each, so that passes through the
+    model need no communication: processes may run different numbers of them. All processes must enter it together.
+    Others' weights are left as they are.
 
     Args:
         wrapped (`torch.nn.Module`):
@@ -61,8 +61,8 @@ def whole_weights(wrapped: Any, accelerator: Accelerator) -> Iterator[None]:
 @contextmanager
 def loaded_whole() -> Iterator[None]:
     """
-    Lets `from_pretrained` load whole weights while a trainer shards: under ZeRO-3 it would load a part on every process,
-    and under FSDP with `cpu_ram_efficient_loading` all of them on the first process of a machine only.
+    Lets `from_pretrained` load whole weights while a trainer shards: under ZeRO-3 it would load a part on every
+    process, and under FSDP with `cpu_ram_efficient_loading` all of them on the first process of a machine only.
     """
     with _without_zero3_init():
         key = "FSDP_CPU_RAM_EFFICIENT_LOADING"

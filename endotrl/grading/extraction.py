@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""
-Where a completion has its final answer: in `\boxed{}`, in `<answer>`, behind `####`, behind words such as "the answer is", or
-nowhere in particular.
+Where a completion has its final answer: in `\boxed{}`, in `<answer>`, behind `####`, behind words such as "the answer
+is", or nowhere in particular.
 """
 
 import re
@@ -11,8 +11,8 @@ from typing import NamedTuple
 from .text import tidy, without_markdown
 
 
-# Characters of a completion that are read, its last ones. Some searches take the square of a sentence's length, and a policy that
-# collapses writes long ones.
+# Characters of a completion that are read, its last ones. Some searches take the square of a sentence's length, and a
+# policy that collapses writes long ones.
 LONGEST = 8000
 MOST_STATEMENTS = 8
 _THOUGHT_END = re.compile(r"</(?:think|thinking|thought|reasoning|scratchpad)>|<\|end_of_thought\|>", re.IGNORECASE)
@@ -27,7 +27,10 @@ _BETWEEN_BOXES = re.compile(
     re.IGNORECASE,
 )
 _HASHES = re.compile(r"^[ \t]*####[ \t]*(?P<answer>.*)$", re.MULTILINE)
-_KIND = r"(?:final|correct|right|best|overall|actual|true|real|my|our|your|numerical|exact|possible|likely|desired|required|proper|only|valid|complete|short)"
+_KIND = (
+    r"(?:final|correct|right|best|overall|actual|true|real|my|our|your|numerical|exact|possible|likely|desired|required"
+    r"|proper|only|valid|complete|short)"
+)
 _LABEL = re.compile(
     rf"(?:^|(?<=[\s.:(*_]))(?:{_KIND}\s+)*answers?(?:\s*\([^()\n]{{0,40}}\))?(?:\s+(?:is|are|below|here|choice))?\s*:\s*",
     re.IGNORECASE,
@@ -36,13 +39,16 @@ _SAID = re.compile(
     rf"\b(?:{_KIND}\s+)*(?:answers?|solutions?|options?|choices?|results?|responses?)\b(?:\s*\([^()\n]{{0,40}}\))?"
     r"(?:\s+(?:to|for|of|in|that|which|we|you|i)\s+[^.:;=?\n]{0,120}?)?\s*,?\s*"
     r"(?:=|\b(?:(?:is|are|was|equals?|becomes|remains)\b|turns? out to be\b|comes? out to(?: be)?\b|comes? to\b"
-    r"|(?:must|should|would|could|might|may|can|will|has to|have to|ought to)\s+(?:\w+\s+)?be\b)|(?=\b(?:isn't|aren't|wasn't|can't|cannot|won't)\b))"
-    r"(?:\s+(?:therefore|thus|then|hence|simply|just|clearly|indeed|definitely|certainly|now|also|equal to|given by|going to be))*"
+    r"|(?:must|should|would|could|might|may|can|will|has to|have to|ought "
+    r"to)\s+(?:\w+\s+)?be\b)|(?=\b(?:isn't|aren't|wasn't|can't|cannot|won't)\b))"
+    r"(?:\s+(?:therefore|thus|then|hence|simply|just|clearly|indeed|definitely|certainly|now|also|equal to|given "
+    r"by|going to be))*"
     r"\s*:?\s*",
     re.IGNORECASE,
 )
 _LETTER_RIGHT = re.compile(
-    r"\b(?:option|choice|answer|statement|letter)?\s*\(?\b[A-J]\)?\s+(?:is|must be|would be)\s+(?:the\s+)?(?:\w+\s+)?(?:correct|right|best|true|answer)\b"
+    r"\b(?:option|choice|answer|statement|letter)?\s*\(?\b[A-J]\)?\s+(?:is|must be|would "
+    r"be)\s+(?:the\s+)?(?:\w+\s+)?(?:correct|right|best|true|answer)\b"
 )
 
 
@@ -75,8 +81,8 @@ def visible(completion: str) -> str:
 
 def marked(text: str) -> Claim | None:
     r"""
-    The answer that a text marks off: in the last `\boxed{}` (several that stand together are one answer, a list), in `<answer>`, or
-    behind `####` at its end. A box that was never closed is an answer that was cut off: it is empty.
+    The answer that a text marks off: in the last `\boxed{}` (several that stand together are one answer, a list), in
+    `<answer>`, or behind `####` at its end. A box that was never closed is an answer that was cut off: it is empty.
     """
     tags = list(_TAG.finditer(text))
     if tags:
@@ -126,7 +132,9 @@ def _boxes(text: str) -> Iterator[tuple[int, str | None, int]]:
 
 
 def said(text: str) -> list[str]:
-    """What follows each "the answer is" and "Answer:", the last first, to the end of the text: of the last few of them."""
+    """
+    What follows each "the answer is" and "Answer:", the last first, to the end of the text: of the last few of them.
+    """
     text = without_markdown(text)
     ends = {match.end() for pattern in (_LABEL, _SAID) for match in pattern.finditer(text)}
     return [text[end:].strip() for end in sorted(ends, reverse=True)[:MOST_STATEMENTS]]

@@ -21,8 +21,10 @@ _LETTER = re.compile(
     r"(?<![\w'\\$-])\(?(?P<letter>[A-J])\b\)?(?!['\w-])(?!(?<=[AI])\s+(?!or\b|and\b|is\b|because\b|since\b|as\b)[a-z])"
 )
 _ENDORSED = re.compile(
-    r"\b(?i:left with|leaves|leaving|so|therefore|thus|hence|choose|pick|select|go with|it is|it's|must be|is)\s*,?\s*(?i:only |option |choice |answer )?\(?(?P<a>[A-J])\b\)?"
-    r"(?!\s+[a-z]+\b(?<!because)(?<!since)(?<!as))|\b(?P<b>[A-J])\)?\s+(?:is|must be|would be)\s+(?:the\s+)?(?:only\s+)?(?:correct|right|best|true|answer)\b"
+    r"\b(?i:left with|leaves|leaving|so|therefore|thus|hence|choose|pick|select|go with|it is|it's|must "
+    r"be|is)\s*,?\s*(?i:only |option |choice |answer )?\(?(?P<a>[A-J])\b\)?"
+    r"(?!\s+[a-z]+\b(?<!because)(?<!since)(?<!as))|\b(?P<b>[A-J])\)?\s+(?:is|must be|would "
+    r"be)\s+(?:the\s+)?(?:only\s+)?(?:correct|right|best|true|answer)\b"
 )
 LONGEST_LINE = 1000  # characters
 # Longer texts are no bare answers.
@@ -31,18 +33,24 @@ _MATH = re.compile(
     r"\$\$(?P<a>.+?)\$\$|\\\[(?P<b>.+?)\\\]|\\\((?P<c>.+?)\\\)|(?<![\\\w])\$(?P<d>[^$\n]+?)(?<!\\)\$(?!\d)", re.DOTALL
 )
 _FILLER = re.compile(
-    r"^(?:[\s\"'*_:=]+|(?:approximately|about|around|roughly|nearly|exactly|precisely|simply|just|only|therefore|thus|then|now|equal to|given by|indeed|also"
-    r"|definitely|certainly|clearly|the (?:number|value|integer|fraction|decimal|expression|interval|set|point|pair)|option|choice|letter|answer|a total of|at(?! (?:most|least)))\b"
+    r"^(?:[\s\"'*_:=]+|(?:approximately|about|around|roughly|nearly|exactly|precisely|simply|just|only|therefore|thus"
+    r"|then|now|equal to|given by|indeed|also"
+    r"|definitely|certainly|clearly|the "
+    r"(?:number|value|integer|fraction|decimal|expression|interval|set|point|pair)|option|choice|letter|answer|a "
+    r"total of|at(?! (?:most|least)))\b"
     r"|(?:\\approx|\\sim|≈|~)\s*)+",
     re.IGNORECASE,
 )
 _COPULA = re.compile(
-    r"\b(?:is|are|was|were|be|equals?|equal to|has|have|had|makes?|gets?|left with|total(?:s|ing)?(?: of)?|comes? to|gives?|yields?|costs?|earns?|needs?|takes?"
-    r"|spends?|saves?|sold|bought|pays?|paid|made|becomes?|leaves|remains?|means?|get|find|obtain|there (?:are|is))\b|[:=≈]",
+    r"\b(?:is|are|was|were|be|equals?|equal to|has|have|had|makes?|gets?|left with|total(?:s|ing)?(?: of)?|comes? "
+    r"to|gives?|yields?|costs?|earns?|needs?|takes?"
+    r"|spends?|saves?|sold|bought|pays?|paid|made|becomes?|leaves|remains?|means?|get|find|obtain|there "
+    r"(?:are|is))\b|[:=≈]",
     re.IGNORECASE,
 )
 _CONNECTED = re.compile(
-    r"\s*(?:,\s*(?:and|or)?|;|/|\bor\b|\band\b|\bto\b|-|–|\bthrough\b|\bversus\b|\bvs\b)\s*(?:or |and |possibly |maybe |perhaps |even |the |also |(?:it|they|that) (?:could|might|may|can) (?:also )?be |[a-z] = )*",
+    r"\s*(?:,\s*(?:and|or)?|;|/|\bor\b|\band\b|\bto\b|-|–|\bthrough\b|\bversus\b|\bvs\b)\s*(?:or |and |possibly "
+    r"|maybe |perhaps |even |the |also |(?:it|they|that) (?:could|might|may|can) (?:also )?be |[a-z] = )*",
     re.IGNORECASE,
 )
 _DATE = re.compile(
@@ -51,7 +59,10 @@ _DATE = re.compile(
     r"|november|december)\b)",
     re.IGNORECASE,
 )
-_MODIFIERS = "new north south east west northern southern eastern western papua equatorial upper lower inner outer anti non northeast northwest southeast southwest"
+_MODIFIERS = (
+    "new north south east west northern southern eastern western papua equatorial upper "
+    "lower inner outer anti non northeast northwest southeast southwest"
+)
 
 
 def final_answer(value: Any) -> str:
@@ -86,13 +97,13 @@ def is_right(completion: str, answers: Sequence[Any], math: bool = False) -> boo
     r"""
     Whether a completion gives an accepted answer as its final one.
 
-    The final answer is what stands in `\boxed{}` or `<answer>`, behind `####`, behind "the answer is" or "Answer:", or else the last
-    number, or what the text states. Reasoning before `</think>` is not read. What is denied ("not Paris"), taken back ("Paris. No,
-    wait: Rome") or left open ("Paris or Rome") is no answer.
+    The final answer is what stands in `\boxed{}` or `<answer>`, behind `####`, behind "the answer is" or "Answer:", or
+    else the last number, or what the text states. Reasoning before `</think>` is not read. What is denied ("not
+    Paris"), taken back ("Paris. No, wait: Rome") or left open ("Paris or Rome") is no answer.
 
-    How it is compared depends on the accepted answer: numbers by value (1,000 is 1e3; 1/2 is 0.5; 50% is 0.5; units are converted,
-    and may be left out), tuples, intervals, sets and lists by their members, choices by their letter, yes and no by meaning, all else by its words, in
-    any case and without accents.
+    How it is compared depends on the accepted answer: numbers by value (1,000 is 1e3; 1/2 is 0.5; 50% is 0.5; units
+    are converted, and may be left out), tuples, intervals, sets and lists by their members, choices by their letter,
+    yes and no by meaning, all else by its words, in any case and without accents.
 
     Args:
         completion (`str`):
@@ -100,8 +111,8 @@ def is_right(completion: str, answers: Sequence[Any], math: bool = False) -> boo
         answers (`list[str]`):
             Accepted answers, as [`final_answer`] reads them: numbers, too.
         math (`bool`, *optional*, defaults to `False`):
-            Whether expressions that are no numbers are compared by math-verify, which knows that $(x+1)^2$ is $x^2+2x+1$. Otherwise they
-            must be written alike.
+            Whether expressions that are no numbers are compared by math-verify, which knows that $(x+1)^2$ is
+            $x^2+2x+1$. Otherwise they must be written alike.
 
     Example:
     ```python
@@ -122,8 +133,8 @@ def is_right(completion: str, answers: Sequence[Any], math: bool = False) -> boo
 
 def same_answer(texts: Sequence[str], math: bool = False) -> list[int]:
     """
-    Groups texts by their final answer, for a majority vote: the index of the first text with an equal one. A text without an
-    answer is alone.
+    Groups texts by their final answer, for a majority vote: the index of the first text with an equal one. A text
+    without an answer is alone.
     """
     claims = [_final(visible(text)) for text in texts]
     groups: list[int] = []
@@ -293,7 +304,9 @@ def _mask_dates(text: str) -> str:
 
 
 def _first_value(rest: str) -> Value | None:
-    """The value that a statement begins with, a list if others follow it; or the one in it, if nothing else is said."""
+    """
+    The value that a statement begins with, a list if others follow it; or the one in it, if nothing else is said.
+    """
     first = _first_line(rest)
     line = _mask_dates(first)
     stripped = _FILLER.sub("", line)

@@ -70,7 +70,8 @@ class Number:
         value (`Fraction` or `float`):
             Exact if it is rational.
         digits (`int`, *optional*):
-            Decimals, if it is written as a decimal number: of `0.333`, 3. `None` for a fraction, a root, an expression.
+            Decimals, if it is written as a decimal number: of `0.333`, 3. `None` for a fraction, a root, an
+            expression.
         significant (`int`):
             Significant digits of a decimal number.
     """
@@ -89,8 +90,8 @@ def plain_math(text: str) -> str:
 
 def read_number(text: str) -> Number | None:
     """
-    The number that a whole text is: an integer with or without separators, a decimal, a fraction, a mixed number, in scientific
-    notation, in words, or an expression of numbers with roots, powers and pi.
+    The number that a whole text is: an integer with or without separators, a decimal, a fraction, a mixed number, in
+    scientific notation, in words, or an expression of numbers with roots, powers and pi.
 
     Args:
         text (`str`):
@@ -125,8 +126,9 @@ def read_number(text: str) -> Number | None:
 
 def same_number(right: Number, given: Number) -> bool:
     """
-    Whether a number is the right one. Decimals are equal as numbers; an exact one is given by a decimal of at least four significant
-    digits that rounds it or cuts it off, and is right where the right one is a decimal of three or more that it rounds to.
+    Whether a number is the right one. Decimals are equal as numbers; an exact one is given by a decimal of at least
+    four significant digits that rounds it or cuts it off, and is right where the right one is a decimal of three or
+    more that it rounds to.
     """
     a, b = right.value, given.value
     if a == b:
@@ -152,7 +154,10 @@ def _nearly_same(right: Number, given: Number) -> bool:
 
 
 class _Parser:
-    """A recursive descent over sums, products, powers, fractions and roots of numbers. Raises `ValueError` for anything else."""
+    """
+    A recursive descent over sums, products, powers, fractions and roots of numbers. Raises `ValueError` for anything
+    else.
+    """
 
     def __init__(self, text: str) -> None:
         self._text, self._position = text, 0

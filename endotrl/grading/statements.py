@@ -13,17 +13,22 @@ _LONGEST_SENTENCE, _AROUND = 600, 200
 _MOST_CORRECTIONS = 5
 # Where a statement ends within a sentence.
 _BOUNDARY = re.compile(
-    r"[,;:()\[\]—–\n]|\s-\s|[.!?]\s|\b(?:but|however|although|though|while|whereas|instead(?! of)|rather(?! than)|so|because|since|yet|and)\b",
+    r"[,;:()\[\]—–\n]|\s-\s|[.!?]\s|\b(?:but|however|although|though|while|whereas|instead(?! of)|rather(?! "
+    r"than)|so|because|since|yet|and)\b",
     re.IGNORECASE,
 )
 _NO_DENIAL = re.compile(
-    r"\bnot (?:only|just|merely|surprisingly|to be confused with [^,.;]*)|\bno (?:doubt|question|other than)|\bwithout (?:a |any )?doubt"
-    r"|\bnone other than|\bnothing (?:but|other than)|\bno one but|\bcannot be (?:anything|other)[^,.;]*|\bdoubt(?:less|lessly)\b",
+    r"\bnot (?:only|just|merely|surprisingly|to be confused with [^,.;]*)|\bno (?:doubt|question|other "
+    r"than)|\bwithout (?:a |any )?doubt"
+    r"|\bnone other than|\bnothing (?:but|other than)|\bno one but|\bcannot be "
+    r"(?:anything|other)[^,.;]*|\bdoubt(?:less|lessly)\b",
     re.IGNORECASE,
 )
 _DENIAL = re.compile(
-    r"\b(?:not|never|no|none|neither|nor|cannot|without|isn't|rul(?:e[sd]?|ing) out|exclud(?:e[sd]?|ing)|eliminat(?:e[sd]?|ing)"
-    r"|reject(?:s|ed|ing)?|discard(?:s|ed|ing)?|rather than|instead of|other than|except(?: for)?|unlike|far from|incorrect(?:ly)?"
+    r"\b(?:not|never|no|none|neither|nor|cannot|without|isn't|rul(?:e[sd]?|ing) "
+    r"out|exclud(?:e[sd]?|ing)|eliminat(?:e[sd]?|ing)"
+    r"|reject(?:s|ed|ing)?|discard(?:s|ed|ing)?|rather than|instead of|other than|except(?: for)?|unlike|far "
+    r"from|incorrect(?:ly)?"
     r"|wrong(?:ly)?|false(?:ly)?|mistaken(?:ly)?|den(?:y|ies|ied)|anything but|opposed to)\b|n't\b",
     re.IGNORECASE,
 )
@@ -31,7 +36,8 @@ _DENIAL_BEHIND = re.compile(
     r"^[\"'*_)\s]*(?:'s\s+)?(?:\w+\s+){0,1}?(?:"
     r"(?:is|was|are|were|does|did|do|has|had|can|could|would|will|should|must|may|might)(?:n't\b|\s+not\b|\s+never\b|not\b)(?!\s+(?:only|just))"
     r"|(?:is|was|are|were|seems|looks|sounds|would be|must be)\s+(?:\w+\s+){0,2}?"
-    r"(?:wrong|incorrect|false|ruled out|mistaken|untrue|impossible|out\b|too (?:large|small|big|high|low)|eliminated|excluded|a (?:common )?"
+    r"(?:wrong|incorrect|false|ruled out|mistaken|untrue|impossible|out\b|too "
+    r"(?:large|small|big|high|low)|eliminated|excluded|a (?:common )?"
     r"(?:mistake|misconception|trap))"
     r"|(?:can|could|may|might|should|must) be (?:ruled out|excluded|eliminated|discarded|rejected))",
     re.IGNORECASE,
@@ -39,12 +45,15 @@ _DENIAL_BEHIND = re.compile(
 _DISTANCE = re.compile(
     r"\b(?:(?:might|may|could|would)\s+(?:\w+\s+)?(?:guess|think|say|assume|expect|believe|answer)|(?:thought|assumed|believed|guessed|expected|claimed"
     r"|tempt(?:ed|ing)|attributed|credited)|(?:first|initial|common|naive|obvious)\s+(?:guess|thought|answer|mistake|choice)|(?:many|some|most|people|others)\s+(?:people\s+)?"
-    r"(?:think|say|believe|claim|answer|guess|assume)|at first|it (?:seems|looks|appears)|commonly (?:mistaken|confused)|used to be|formerly|previously"
+    r"(?:think|say|believe|claim|answer|guess|assume)|at first|it (?:seems|looks|appears)|commonly "
+    r"(?:mistaken|confused)|used to be|formerly|previously"
     r"|was once)\b",
     re.IGNORECASE,
 )
 _ASIDE = re.compile(
-    r"\b(?:than|followed|succeeded|preceded|after|before|like|such as|near|next to|behind|ahead of|close to)\s+(?:the\s+|in\s+)?$|\b(?:some|many|most|a few|other)s?\s+(?:people\s+)?(?:also\s+|might\s+|may\s+)?(?:say|think|believe|claim|answer|guess"
+    r"\b(?:than|followed|succeeded|preceded|after|before|like|such as|near|next to|behind|ahead of|close "
+    r"to)\s+(?:the\s+|in\s+)?$|\b(?:some|many|most|a "
+    r"few|other)s?\s+(?:people\s+)?(?:also\s+|might\s+|may\s+)?(?:say|think|believe|claim|answer|guess"
     r"|assume|call)\b[^,.;]*$",
     re.IGNORECASE,
 )
@@ -60,19 +69,23 @@ _BOUND_BEHIND = re.compile(
 _ALL_BUT = re.compile(r"\b(?:any|every|all)(?:one|body|thing)?\s+(?:but|except)\s+(?:the\s+)?$", re.IGNORECASE)
 _DOUBT = re.compile(r"^[\"'*_)]*\?\s*(?:i doubt|no\b|not\b|hardly|unlikely|wrong|incorrect|never)", re.IGNORECASE)
 _CONTRAST = re.compile(
-    r"\b(?:but|however|yet|actually|in fact|in reality|instead|whereas|(?<!no )others?)\b(?=[^.]*\b(?:is|was|are|it's|be|say|think|answer|moved|correct"
+    r"\b(?:but|however|yet|actually|in fact|in reality|instead|whereas|(?<!no "
+    r")others?)\b(?=[^.]*\b(?:is|was|are|it's|be|say|think|answer|moved|correct"
     r"|right|became|not)\b)|\bothers?\b",
     re.IGNORECASE,
 )
 # What takes back what was said before.
 CORRECTION = re.compile(
     r"(?:^|(?<=[.!?;:,\n—–])|(?<=\.\.)|(?<=- ))\s*(?:oh,? |hmm,? |oops,? |sorry,? |but )?(?:no,? )?"
-    r"(?:wait\b|actually,|actually (?=it|the|that|i)|correction\b|scratch that|on second thoughts?|on reflection|let me (?:re-?|double.)?(?:check|think again|redo|recompute|recalculate|correct)"
+    r"(?:wait\b|actually,|actually (?=it|the|that|i)|correction\b|scratch that|on second thoughts?|on reflection|let "
+    r"me (?:re-?|double.)?(?:check|think again|redo|recompute|recalculate|correct)"
     r"|i (?:made|was) (?:a |an )?(?:mistake|error|wrong)|that(?:'s| is| was) (?:wrong|incorrect|not right)|no, )",
     re.IGNORECASE,
 )
 _QUESTION = re.compile(
-    r"^\W*(?:so,? |now,? |and |but )?(?:what|which|who|whom|whose|where|when|why|how|is|are|was|were|do|does|did|can|could|should|would|will|tell me|name the"
+    r"^\W*(?:so,? |now,? |and |but "
+    r")?(?:what|which|who|whom|whose|where|when|why|how|is|are|was|were|do|does|did|can|could|should|would|will|tell "
+    r"me|name the"
     r"|the question (?:asks|is)|(?:we|you) (?:are|were) asked|i (?:am|was) asked|question\s*:|q\s*:)\b",
     re.IGNORECASE,
 )
@@ -131,12 +144,13 @@ def after_corrections(text: str, says_something: Callable[[str], bool]) -> str:
 
 def is_open(sentence: str, start: int, end: int, is_accepted: Callable[[str], bool]) -> bool:
     """
-    Whether a sentence offers others beside what it mentions between `start` and `end`: "Paris or Rome", "Rome, Paris and London",
-    "Paris/Rome".
+    Whether a sentence offers others beside what it mentions between `start` and `end`: "Paris or Rome", "Rome, Paris
+    and London", "Paris/Rome".
     """
     before, after = sentence[max(0, start - _AROUND) : start], sentence[end : end + _AROUND]
     if match := re.match(
-        r"^[\"'*_)]*\s*(?:,\s*)?(?:(?:or|and/or)\s+(?:maybe |perhaps |possibly |even |else )?|/\s*|\bvs\.?\s+)(?P<other>\S.*)",
+        r"^[\"'*_)]*\s*(?:,\s*)?(?:(?:or|and/or)\s+(?:maybe |perhaps |possibly |even |else "
+        r")?|/\s*|\bvs\.?\s+)(?P<other>\S.*)",
         after,
         re.IGNORECASE,
     ):
@@ -147,7 +161,8 @@ def is_open(sentence: str, start: int, end: int, is_accepted: Callable[[str], bo
         ) and not is_accepted(match["other"]):
             return True
     if match := re.search(
-        r"(?P<other>[\w.' -]*)(?:,\s*|\s+)(?:or|and/or)\s+(?:the |in |maybe |perhaps |possibly |even )?[\"'*_(]*$|(?P<slash>[\w.' -]+)/$",
+        r"(?P<other>[\w.' -]*)(?:,\s*|\s+)(?:or|and/or)\s+(?:the |in |maybe |perhaps |possibly |even "
+        r")?[\"'*_(]*$|(?P<slash>[\w.' -]+)/$",
         before,
         re.IGNORECASE,
     ):
@@ -175,7 +190,8 @@ def is_open(sentence: str, start: int, end: int, is_accepted: Callable[[str], bo
         alone
         and re.match(r"\W*$", after) is not None
         and not re.fullmatch(
-            r"(?i)(?:yes|no|sure|well|so|ok|okay|oh|hmm|right|of course|certainly|thus|hence|therefore|indeed|answer|absolutely|correct)",
+            r"(?i)(?:yes|no|sure|well|so|ok|okay|oh|hmm|right|of "
+            r"course|certainly|thus|hence|therefore|indeed|answer|absolutely|correct)",
             alone["other"],
         )
     ):

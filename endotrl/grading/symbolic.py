@@ -7,7 +7,8 @@ import threading
 from importlib.util import find_spec
 
 
-# Longer ones are no answer; towers of powers are numbers that never end, and outside the main thread nothing would stop them.
+# Longer ones are no answer; towers of powers are numbers that never end, and outside the main thread nothing would
+# stop them.
 _MAX_LENGTH = 300
 _TOWER = re.compile(r"\^\s*\{?[^{}^]*\{?[^{}^]*\^|\^\s*\{?\s*\d{4,}|\d{3,}\s*!")
 

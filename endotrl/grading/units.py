@@ -9,15 +9,17 @@ from fractions import Fraction
 _TABLE: dict[str, tuple[str, Fraction]] = {}
 _UNITS: dict[str, dict[str, int | str | Fraction]] = {
     "length": {
-        "m meter metre": 1, "km kilometer kilometre": 1000, "cm centimeter centimetre": "0.01", "mm millimeter millimetre": "0.001",
+        "m meter metre": 1, "km kilometer kilometre": 1000, "cm centimeter centimetre": "0.01",
+        "mm millimeter millimetre": "0.001",
         "µm μm um micrometer micrometre micron": "1e-6", "nm nanometer nanometre": "1e-9",
         "inch inches in.": "0.0254", "ft foot feet": "0.3048", "yd yard": "0.9144", "mi mile": "1609.344",
     },
     "mass": {"g gram gramme": 1, "kg kilogram kilo kilogramme": 1000, "mg milligram": "0.001", "t tonne": 10**6,
              "lb lbs pound": "453.59237", "oz ounce": "28.349523125"},
-    "time": {"s sec second": 1, "ms millisecond": "0.001", "min minute": 60, "h hr hour": 3600, "day": 86400, "week": 604800,
-             "month": 2629800, "yr year": 31557600},
-    "volume": {"l liter litre": 1, "ml milliliter millilitre": "0.001", "cl centiliter": "0.01", "gallon gal": "3.785411784"},
+    "time": {"s sec second": 1, "ms millisecond": "0.001", "min minute": 60, "h hr hour": 3600, "day": 86400,
+             "week": 604800, "month": 2629800, "yr year": 31557600},
+    "volume": {"l liter litre": 1, "ml milliliter millilitre": "0.001", "cl centiliter": "0.01",
+               "gallon gal": "3.785411784"},
     "dollar": {"$ usd us$ dollar buck": 1, "cent ¢": "0.01"},
     "euro": {"€ eur euro": 1},
     "sterling": {"£ gbp quid": 1},
@@ -46,15 +48,19 @@ _SQUARE = re.compile(r"^(?:square|sq\.?)\s+(\w+)$")
 _CUBIC = re.compile(r"^(?:cubic|cu\.?)\s+(\w+)$")
 # Words behind a number that are no unit, and end one.
 STOP_WORDS = frozenset(
-    "a an and are as at because but by each every for from had has have he her his i if in is it its left more most my not of on or "
-    "our per remaining respectively she since so still than that the their there therefore they this times to total was we were "
-    "when where which while who will with you your apiece altogether only too now then after before old long tall high wide away".split()
+    "a an and are as at because but by each every for from had has have he her his i if in is it its left more most "
+    "my not of on or "
+    "our per remaining respectively she since so still than that the their there therefore they this times to total "
+    "was we were "
+    "when where which while who will with you your apiece altogether only too now then after before old long tall "
+    "high wide away".split()
 )
 
 
 def canonical_unit(text: str) -> tuple[str, Fraction] | None:
     """
-    The dimension of a unit that is known, and how many of the first unit of that dimension it is. `None` for other words.
+    The dimension of a unit that is known, and how many of the first unit of that dimension it is. `None` for other
+    words.
 
     Example:
     ```python

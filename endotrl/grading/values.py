@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mathematical answers as values: quantities with units, tuples, intervals, sets and lists of them, and other expressions."""
+"""
+Mathematical answers as values: quantities with units, tuples, intervals, sets and lists of them, and other
+expressions.
+"""
 
 import re
 from dataclasses import dataclass
@@ -296,7 +299,9 @@ def _same_percent(right: Number, given: Number, right_is_percent: bool) -> bool:
 
 
 def quantities(text: str) -> list[tuple[int, int, Quantity]]:
-    """The quantities in prose: where each starts and ends, with the words behind it that may be its unit, and what it is."""
+    """
+    The quantities in prose: where each starts and ends, with the words behind it that may be its unit, and what it is.
+    """
     found = []
     for match in (*IN_PROSE.finditer(text), *_WORD_IN_PROSE.finditer(text)):
         word = match.re is _WORD_IN_PROSE

@@ -39,8 +39,8 @@ class RecipeArguments(RunArguments):
     """
     Data of a recipe on prompts, as in [`RunArguments`], what is shown of the run, and how accuracy is measured.
 
-    `dataset_name` may also be `"quickstart"`, the factual questions that ship with endotrl (splits `train` and `test`),
-    or a file: `.jsonl`, `.json`, `.csv` or `.parquet`, also compressed (`.jsonl.gz`; split `train`).
+    `dataset_name` may also be `"quickstart"`, the factual questions that ship with endotrl (splits `train` and
+    `test`), or a file: `.jsonl`, `.json`, `.csv` or `.parquet`, also compressed (`.jsonl.gz`; split `train`).
 
     Parameters:
         dataset_prompt_column (`str`, *optional*, defaults to `"prompt"`):
@@ -56,12 +56,14 @@ class RecipeArguments(RunArguments):
             Steps from one page of completions in the colours of their token rewards to the next, in
             `output_dir/completions` and on W&B; 0 for none.
         on_collapse (`str`, *optional*, defaults to `"warn"`):
-            What [`CollapseMonitor`] does when the run collapses: `"warn"`, `"stop"`, or `"restore"` the best checkpoint.
+            What [`CollapseMonitor`] does when the run collapses: `"warn"`, `"stop"`, or `"restore"` the best
+            checkpoint.
             `"none"` does without it.
         accuracy (`str`, *optional*, defaults to `"auto"`):
             Accuracy of final answers ([`AccuracyReward`]) to log beside the reward, with weight 0: `"math"` compares
-            expressions by math-verify, `"match"` as they are written; `"none"`; or `"auto"`: `"math"` for a column `solution` or `answer` if math-verify is
-            installed, `"match"` if not and for a column `answers`, and `"none"` without such a column.
+            expressions by math-verify, `"match"` as they are written; `"none"`; or `"auto"`: `"math"` for a column
+            `solution` or `answer` if math-verify is installed, `"match"` if not and for a column `answers`, and
+            `"none"` without such a column.
         answer_column (`str`, *optional*):
             Column with the right answer, or a list of accepted ones. Defaults to the first of `solution`, `answer` and
             `answers` that there is.
@@ -98,7 +100,8 @@ class RecipeArguments(RunArguments):
     on_collapse: str = field(
         default="warn",
         metadata={
-            "help": "What to do when the run collapses: 'warn', 'stop', 'restore' (the best checkpoint), or 'none' (not look).",
+            "help": "What to do when the run collapses: 'warn', 'stop', 'restore' (the best checkpoint), or 'none' "
+            "(not look).",
             "choices": list(ON_COLLAPSE),
         },
     )
@@ -148,8 +151,8 @@ _EndogenousSettings: Any = make_dataclass(
 @dataclass
 class RewardArguments(_EndogenousSettings):
     r"""
-    Rewards to train on. `reward_<setting>` (`reward_alpha`, `reward_aggregate`, ...) is that setting of [`EndogenousReward`]:
-    see [`~endotrl.rewards.settings`].
+    Rewards to train on. `reward_<setting>` (`reward_alpha`, `reward_aggregate`, ...) is that setting of
+    [`EndogenousReward`]: see [`~endotrl.rewards.settings`].
 
     Parameters:
         reward (`list[str]`, *optional*, defaults to `["endogenous"]`):
@@ -157,12 +160,12 @@ class RewardArguments(_EndogenousSettings):
             reward model; the controls `"random"`, `"length"` (shorter is better) and `"format"`; or a dotted path to a
             reward function of your own, as in TRL.
         reward_model (`str`, *optional*):
-            Frozen model of the endogenous reward: a path or hub id, or `"quickstart"`. By default it is the policy as it
-            was before training: the weights that the trainer holds anyway where it does (LoRA, or `beta` > 0 without
-            ZeRO-3 and FSDP), and a copy elsewhere. A model that is given is always a copy.
+            Frozen model of the endogenous reward: a path or hub id, or `"quickstart"`. By default it is the policy as
+            it was before training: the weights that the trainer holds anyway where it does (LoRA, or `beta` > 0
+            without ZeRO-3 and FSDP), and a copy elsewhere. A model that is given is always a copy.
         reward_shard (`bool`, *optional*, defaults to `True`):
-            Whether frozen weights are split over the processes where the policy's are (DeepSpeed ZeRO-3, FSDP2), and put
-            together for each call; or else whole on every process.
+            Whether frozen weights are split over the processes where the policy's are (DeepSpeed ZeRO-3, FSDP2), and
+            put together for each call; or else whole on every process.
         reward_sentence_model (`str`, *optional*):
             The sentence-level reward model of `"sentence"`: a path or hub id.
         reward_pattern (`str`, *optional*, defaults to a non-empty `\boxed{...}`):
@@ -182,7 +185,8 @@ class RewardArguments(_EndogenousSettings):
     reward_model: str | None = field(
         default=None,
         metadata={
-            "help": "Frozen model: a path or hub id, or 'quickstart'. By default the policy as it was before training, "
+            "help": "Frozen model: a path or hub id, or 'quickstart'. By default the policy as it was before "
+            "training, "
             "shared with the trainer where that holds its weights."
         },
     )
@@ -209,7 +213,8 @@ class RewardArguments(_EndogenousSettings):
         for name in self.reward:
             if name not in REWARDS and "." not in name:
                 raise ValueError(
-                    f"`reward` has {name!r}, but it must be one of {', '.join(map(repr, REWARDS))}, or the dotted path "
+                    f"`reward` has {name!r}, but it must be one of {', '.join(map(repr, REWARDS))}, or the dotted "
+                    "path "
                     "to a reward function, such as 'my_rewards.brevity'."
                 )
         if "sentence" in self.reward and self.reward_sentence_model is None:
@@ -240,8 +245,8 @@ def make_parser(training_config: type[GRPOConfig | RewardConfig]) -> RecipeParse
 
     Returns:
         [`RecipeParser`], whose `parse_args_and_config` returns [`RecipeArguments`], `training_config`,
-        [`RewardArguments`], [`~trl.ModelConfig`] and [`~trl.DatasetMixtureConfig`]; for a reward model, [`RunArguments`]
-        in place of the first and no [`RewardArguments`].
+        [`RewardArguments`], [`~trl.ModelConfig`] and [`~trl.DatasetMixtureConfig`]; for a reward model,
+        [`RunArguments`] in place of the first and no [`RewardArguments`].
 
     Example:
     ```python

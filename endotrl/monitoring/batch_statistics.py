@@ -22,7 +22,8 @@ def repetition(token_ids: Sequence[int], n: int = 4) -> float | None:
             Length of the n-grams, in tokens.
 
     Returns:
-        `float` or `None`: In $[0, 1)$; `None` for a completion with fewer than two n-grams, in which nothing can recur.
+        `float` or `None`: In $[0, 1)$; `None` for a completion with fewer than two n-grams, in which nothing can
+        recur.
 
     Example:
     ```python
@@ -70,11 +71,12 @@ def group_correlation(values: Tensor, others: Tensor, num_generations: int) -> t
     z = \frac{\sum_i \tilde x_i \tilde y_i}{\sqrt{\sum_g S^x_g S^y_g / (G - 1)}}
     $$
 
-    with $S_g = \sum_{i \in g} \tilde x_i^2$. $z$ is in standard deviations: the denominator is the exact one if the numbers were
-    shuffled inside each group. What differs between prompts does not count, as it does not count in GRPO's advantage.
+    with $S_g = \sum_{i \in g} \tilde x_i^2$. $z$ is in standard deviations: the denominator is the exact one if the
+    numbers were shuffled inside each group. What differs between prompts does not count, as it does not count in
+    GRPO's advantage.
 
-    With a reward $x$, $\rho$ says what the policy is being pushed towards: the mean of any $y$ changes in proportion to its
-    covariance with the advantage (the policy gradient of a tabular policy).
+    With a reward $x$, $\rho$ says what the policy is being pushed towards: the mean of any $y$ changes in proportion
+    to its covariance with the advantage (the policy gradient of a tabular policy).
 
     Args:
         values (`torch.Tensor` of shape `(N,)`), others (`torch.Tensor` of shape `(N,)`):
@@ -116,17 +118,18 @@ def group_correlation(values: Tensor, others: Tensor, num_generations: int) -> t
 
 def change_since(values: Tensor, log_ratios: Tensor, num_generations: int) -> tuple[float, float] | None:
     r"""
-    How much the mean of a number has changed since an earlier policy $\pi_0$, from completions of the present one $\pi_t$ alone: with
-    the importance weights $w_i = \pi_0(y_i) / \pi_t(y_i)$,
+    How much the mean of a number has changed since an earlier policy $\pi_0$, from completions of the present one
+    $\pi_t$ alone: with the importance weights $w_i = \pi_0(y_i) / \pi_t(y_i)$,
 
     $$
-    \Delta = \frac1N \sum_i (1 - w_i)(a_i - b_i), \qquad \mathbb{E}[\Delta] = \mathbb{E}_{\pi_t}[a] - \mathbb{E}_{\pi_0}[a]
+    \Delta = \frac1N \sum_i (1 - w_i)(a_i - b_i), \qquad \mathbb{E}[\Delta] = \mathbb{E}_{\pi_t}[a] -
+    \mathbb{E}_{\pi_0}[a]
     $$
 
-    with the mean $b_i$ of the *other* completions of the group: it does not depend on $y_i$, and $\mathbb{E}_{\pi_t}[1 - w] = 0$, so that
-    it takes nothing but noise. Both policies answer the same questions with the same completions. While they are close, that is far more
-    precise than the difference of two means of $a$: its variance is about $\sigma_a^2 \chi^2(\pi_0, \pi_t) / N$, instead of
-    $2 \sigma_a^2 / N$.
+    with the mean $b_i$ of the *other* completions of the group: it does not depend on $y_i$, and
+    $\mathbb{E}_{\pi_t}[1 - w] = 0$, so that it takes nothing but noise. Both policies answer the same questions with
+    the same completions. While they are close, that is far more precise than the difference of two means of $a$: its
+    variance is about $\sigma_a^2 \chi^2(\pi_0, \pi_t) / N$, instead of $2 \sigma_a^2 / N$.
 
     Args:
         values (`torch.Tensor` of shape `(N,)`):
@@ -137,9 +140,9 @@ def change_since(values: Tensor, log_ratios: Tensor, num_generations: int) -> tu
             Completions a group, `G`.
 
     Returns:
-        `tuple[float, float]` of $\Delta$ and its standard error over groups; `None` where the policies are too far apart (the effective
-        sample size $(\sum w)^2 / \sum w^2$ is less than half of `N`, or the mean weight is off 1 by a quarter), or there are fewer than
-        two groups.
+        `tuple[float, float]` of $\Delta$ and its standard error over groups; `None` where the policies are too far
+        apart (the effective sample size $(\sum w)^2 / \sum w^2$ is less than half of `N`, or the mean weight is off 1
+        by a quarter), or there are fewer than two groups.
 
     Example:
     ```python

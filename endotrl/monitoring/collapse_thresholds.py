@@ -54,65 +54,77 @@ class CollapseThresholds:
     warmup: int = field(
         default=8,
         metadata={
-            "help": "Logged steps before anything is judged, which give the levels that symptoms are compared with. Measured: "
+            "help": "Logged steps before anything is judged, which give the levels that symptoms are compared with. "
+            "Measured: "
             "the noise of a step is known from 7 differences to about 30%."
         },
     )
     change_warmup: int = field(
         default=6,
         metadata={
-            "help": "Logged steps before a change since the first policy is judged: it needs no level to compare with, but Adam's first "
-            "updates are erratic. Measured: healthy runs at a learning rate of 3e-4 lost 7 to 12 points in the first one, and had "
+            "help": "Logged steps before a change since the first policy is judged: it needs no level to compare "
+            "with, but Adam's first "
+            "updates are erratic. Measured: healthy runs at a learning rate of 3e-4 lost 7 to 12 points in the first "
+            "one, and had "
             "most of them back by the fourth."
         },
     )
     early_warmup: int = field(
         default=3,
         metadata={
-            "help": "As `change_warmup`, while the trained reward has not been higher, within groups, where the held-out one is (pooled over "
-            "batches, by 2 standard deviations). What falls then is pushed there, or pushed nowhere, and does not come back by itself. "
+            "help": "As `change_warmup`, while the trained reward has not been higher, within groups, where the "
+            "held-out one is (pooled over "
+            "batches, by 2 standard deviations). What falls then is pushed there, or pushed nowhere, and does not "
+            "come back by itself. "
             "Ours: the first batch is the first policy's own, which leaves two."
         },
     )
     held_out_fall: float = field(
         default=0.02,
         metadata={
-            "help": "Least fall of a held-out reward below its best level. Ours: less than half of the five points before "
+            "help": "Least fall of a held-out reward below its best level. Ours: less than half of the five points "
+            "before "
             "which a collapse should be caught."
         },
     )
     evidence: float = field(
         default=5.0,
         metadata={
-            "help": "Evidence, in standard errors, at which a falling held-out reward alone raises the alarm. Simulated: it was reached "
+            "help": "Evidence, in standard errors, at which a falling held-out reward alone raises the alarm. "
+            "Simulated: it was reached "
             "in 1 of 240 runs of 1,000 healthy steps, for many comparisons are made."
         },
     )
     evidence_with_symptom: float = field(
         default=4.0,
         metadata={
-            "help": "The same while the trained reward prefers lower held-out rewards, or there is a symptom that decides without one. "
-            "Simulated: noise alone reaches it in up to two thirds of runs of 1,000 steps, in which there was no symptom."
+            "help": "The same while the trained reward prefers lower held-out rewards, or there is a symptom that "
+            "decides without one. "
+            "Simulated: noise alone reaches it in up to two thirds of runs of 1,000 steps, in which there was no "
+            "symptom."
         },
     )
     drift_evidence: float = field(
         default=8.0,
         metadata={
-            "help": "Evidence (CUSUM with allowance 0.75, in standard deviations, Page 1954) at which a drift counts as a symptom. By "
+            "help": "Evidence (CUSUM with allowance 0.75, in standard deviations, Page 1954) at which a drift counts "
+            "as a symptom. By "
             "Siegmund's approximation noise reaches it once in 800,000 steps."
         },
     )
     evaluation_fall: float = field(
         default=0.05,
         metadata={
-            "help": "Fall of a held-out reward on the evaluation set, in two evaluations in a row. Ours: five points; of 400 "
+            "help": "Fall of a held-out reward on the evaluation set, in two evaluations in a row. Ours: five points; "
+            "of 400 "
             "answers or more, that is two standard errors."
         },
     )
     length_ratio: float = field(
         default=0.33,
         metadata={
-            "help": "Mean length, relative to its first level, below which answers have collapsed: what probability rewards "
+            "help": "Mean length, relative to its first level, below which answers have collapsed: what probability "
+            "rewards "
             "end in (https://huggingface.co/papers/2603.08660). Ours; verbose models that learn to be brief halve it."
         },
     )
@@ -132,29 +144,36 @@ class CollapseThresholds:
     log_prob_fall: float = field(
         default=0.5,
         metadata={
-            "help": "Fall of the frozen model's log-probability of what the policy writes, nats a token: text that the model "
-            "whose reward it earns finds improbable. Measured: healthy runs rise; the entropy reward loses it in 10 steps."
+            "help": "Fall of the frozen model's log-probability of what the policy writes, nats a token: text that "
+            "the model "
+            "whose reward it earns finds improbable. Measured: healthy runs rise; the entropy reward loses it in 10 "
+            "steps."
         },
     )
     log_prob_drift: float = field(
         default=0.05,
         metadata={
-            "help": "The same, if it sinks by more than noise explains (`drift_evidence`). Measured: it rises in healthy runs on "
-            "rewards of a frozen model, and sank in four of six runs that such rewards drove into collapse, at first by this much."
+            "help": "The same, if it sinks by more than noise explains (`drift_evidence`). Measured: it rises in "
+            "healthy runs on "
+            "rewards of a frozen model, and sank in four of six runs that such rewards drove into collapse, at first "
+            "by this much."
         },
     )
     kl: float = field(
         default=1.0,
         metadata={
-            "help": "KL to the reference, nats a token. Measured: 0.05 in a healthy run with beta 0.1; a spike was reported for "
+            "help": "KL to the reference, nats a token. Measured: 0.05 in a healthy run with beta 0.1; a spike was "
+            "reported for "
             "a collapse (https://github.com/sunblaze-ucb/Intuitor/issues/23)."
         },
     )
     entropy_ratio: float = field(
         default=0.02,
         metadata={
-            "help": "Entropy of the policy, relative to its first level, below which it is deterministic. Counts only together "
-            "with `distinct_completions`, and not for rewards that are verdicts, which such a policy may simply have learned. Measured: 0.14 and more in healthy runs."
+            "help": "Entropy of the policy, relative to its first level, below which it is deterministic. Counts only "
+            "together "
+            "with `distinct_completions`, and not for rewards that are verdicts, which such a policy may simply have "
+            "learned. Measured: 0.14 and more in healthy runs."
         },
     )
     distinct_completions: float = field(

@@ -2,8 +2,9 @@
 r"""
 Judges a run from what it logged: a fold over the entries of `trainer.state.log_history`, without a trainer.
 
-With a held-out reward, the verdict is how much evidence there is that it falls ([`HeldOut`]), and symptoms ([`Drift`]) only say how much
-is enough. The same is asked of its change since the first policy ([`change_since`]), whose level at first is known: 0.
+With a held-out reward, the verdict is how much evidence there is that it falls ([`HeldOut`]), and symptoms ([`Drift`])
+only say how much is enough. The same is asked of its change since the first policy ([`change_since`]), whose level at
+first is known: 0.
 """
 
 import math
@@ -41,7 +42,8 @@ class Verdict:
         evidence (`float`):
             Evidence that held-out rewards fall, the greatest of them; 0 without one.
         level (`float`, *optional*):
-            Running mean of the held-out rewards (their sum, of several), to compare checkpoints by; `None` without one.
+            Running mean of the held-out rewards (their sum, of several), to compare checkpoints by; `None` without
+            one.
     """
 
     alarm: str | None
@@ -54,14 +56,15 @@ class Detector:
     """
     Reads log entries in order and says after each whether the run collapses.
 
-    With a held-out reward, a collapse is that it falls, and the symptoms only say how much evidence is enough. Without one,
-    symptoms decide.
+    With a held-out reward, a collapse is that it falls, and the symptoms only say how much evidence is enough. Without
+    one, symptoms decide.
 
     Args:
         thresholds ([`CollapseThresholds`], *optional*):
             When to speak.
         held_out (`list[str]`, *optional*):
-            Names of reward functions whose logged means are held-out rewards, if the log has no `collapse/held_out/<name>`.
+            Names of reward functions whose logged means are held-out rewards, if the log has no
+            `collapse/held_out/<name>`.
 
     Example:
     ```python
@@ -70,7 +73,8 @@ class Detector:
     >>> detector = Detector(held_out=["accuracy"])
     >>> noise = [0.01, -0.01] * 50
     >>> accuracies = [0.7 + e for e in noise[:40]] + [0.7 - 0.005 * i + e for i, e in enumerate(noise[:20])]
-    >>> alarms = [detector.update({"step": i, "reward": 0.1 * i, "rewards/accuracy/mean": a}).alarm for i, a in enumerate(accuracies)]
+    >>> logs = [{"step": i, "reward": 0.1 * i, "rewards/accuracy/mean": a} for i, a in enumerate(accuracies)]
+    >>> alarms = [detector.update(log).alarm for log in logs]
     >>> any(alarms[:40]), any(alarms)
     (False, True)
     ```
@@ -96,8 +100,8 @@ class Detector:
 
         Args:
             entry (`dict[str, float]`):
-                What the trainer logged at a step, with what the monitor added. Entries that are neither of a training step nor
-                of an evaluation (the summary at the end) are passed over.
+                What the trainer logged at a step, with what the monitor added. Entries that are neither of a training
+                step nor of an evaluation (the summary at the end) are passed over.
 
         Returns:
             [`Verdict`].
@@ -119,7 +123,8 @@ class Detector:
             series.add(entry[key])
             if series.fell_by > self.thresholds.evaluation_fall:
                 reasons.append(
-                    f"`{name}` on the evaluation set was {series.best:.3f} and has been {series.fell_by:.3f} or more below "
+                    f"`{name}` on the evaluation set was {series.best:.3f} and has been {series.fell_by:.3f} or more "
+                    "below "
                     "that twice in a row"
                 )
         alarm = f"{'; '.join(reasons)}." if reasons else None
@@ -139,7 +144,8 @@ class Detector:
             fall = series.fell(limit, self.thresholds.held_out_fall)
             if fall:
                 reasons.append(
-                    f"the held-out reward `{name}` is {fall.size:.3f} below its best level of {fall.best:.3f}, more than noise "
+                    f"the held-out reward `{name}` is {fall.size:.3f} below its best level of {fall.best:.3f}, more "
+                    "than noise "
                     f"explains ({fall.evidence:.1f} standard errors)"
                 )
         if not self._held_out:
@@ -150,7 +156,8 @@ class Detector:
             early = series.count < self.thresholds.change_warmup
             if fall and not (early and self._may_come_back(name)):
                 reasons.append(
-                    f"next to the first policy, completion by completion, the held-out reward `{name}` has lost {fall.size:.3f} "
+                    f"next to the first policy, completion by completion, the held-out reward `{name}` has lost "
+                    f"{fall.size:.3f} "
                     f"({fall.evidence:.1f} standard errors)"
                 )
         verdict = Verdict(

@@ -19,8 +19,9 @@ SMALL = 2**30
 
 class FirstPolicy:
     """
-    What the policy was when training began: the base under a PEFT adapter, or the adapter `ref` that TRL keeps of a trained one;
-    the trainer's reference model (`beta` above 0); or, if these are moved (`sync_ref_model`), a copy of the weights.
+    What the policy was when training began: the base under a PEFT adapter, or the adapter `ref` that TRL keeps of a
+    trained one; the trainer's reference model (`beta` above 0); or, if these are moved (`sync_ref_model`), a copy of
+    the weights.
 
     Args:
         trainer ([`~trl.GRPOTrainer`] or [`~trl.RLOOTrainer`]):

@@ -29,25 +29,26 @@ class CollapseMonitor(TrainerCallback):
     Sees a run collapse, says so, and stops it if you like. For any trainer of TRL and any reward.
 
     Intrinsic rewards rise whatever happens to the answers, first with their quality and then without it
-    (https://huggingface.co/papers/2603.08660). What tells is a **held-out reward**: one of weight 0, such as an accuracy. It falls,
-    beyond its noise: that is a collapse, and the alarm. Other symptoms (length, repetition, entropy, diversity within groups, KL,
-    the frozen model's log-probability, correlation of the reward with length, probability and the held-out reward) make the alarm
-    come earlier, and decide alone if there is no held-out reward.
+    (https://huggingface.co/papers/2603.08660). What tells is a **held-out reward**: one of weight 0, such as an
+    accuracy. It falls, beyond its noise: that is a collapse, and the alarm. Other symptoms (length, repetition,
+    entropy, diversity within groups, KL, the frozen model's log-probability, correlation of the reward with length,
+    probability and the held-out reward) make the alarm come earlier, and decide alone if there is no held-out reward.
 
     Args:
         action (`str`, *optional*, defaults to `"warn"`):
-            What to do on an alarm: `"warn"`; `"stop"` the training; or stop and `"restore"` the best checkpoint, into the model
-            that the trainer holds, the way `load_best_model_at_end` does. The best is the one with the highest held-out reward,
-            or without one the last before there was a symptom.
+            What to do on an alarm: `"warn"`; `"stop"` the training; or stop and `"restore"` the best checkpoint, into
+            the model that the trainer holds, the way `load_best_model_at_end` does. The best is the one with the
+            highest held-out reward, or without one the last before there was a symptom.
         held_out (`list[str]`, *optional*):
-            Names of the reward functions that are held out. By default all of weight 0 whose values are in $[0, 1]$; needed
-            only where the monitor is not attached.
+            Names of the reward functions that are held out. By default all of weight 0 whose values are in $[0, 1]$;
+            needed only where the monitor is not attached.
         thresholds ([`CollapseThresholds`], *optional*):
             When to speak.
         copy_weights (`bool`, *optional*):
-            Whether to keep a copy of the weights that training begins with, so that the present policy can be compared with the
-            first one completion by completion, which sees a fall several times sooner. It takes the memory of the weights. By default
-            those of up to 1 GiB are copied. With an adapter, or with a reference model (`beta` above 0), no copy is needed.
+            Whether to keep a copy of the weights that training begins with, so that the present policy can be compared
+            with the first one completion by completion, which sees a fall several times sooner. It takes the memory of
+            the weights. By default those of up to 1 GiB are copied. With an adapter, or with a reference model (`beta`
+            above 0), no copy is needed.
 
     Raises:
         `ValueError`: If `action` is unknown.
@@ -57,7 +58,8 @@ class CollapseMonitor(TrainerCallback):
     >>> from endotrl import CollapseMonitor, EndogenousReward
 
     >>> args = GRPOConfig(reward_weights=[1.0, 0.0], beta=0.05, scale_rewards="none")
-    >>> trainer = GRPOTrainer(model, reward_funcs=[EndogenousReward(model), accuracy], args=args, train_dataset=dataset)
+    >>> rewards = [EndogenousReward(model), accuracy]
+    >>> trainer = GRPOTrainer(model, reward_funcs=rewards, args=args, train_dataset=dataset)
     >>> CollapseMonitor(action="stop").attach(trainer)
     >>> trainer.train()
     ```
@@ -92,7 +94,8 @@ class CollapseMonitor(TrainerCallback):
 
         Args:
             trainer ([`~transformers.Trainer`]):
-                A trainer of TRL. Completions are seen in `GRPOTrainer`, `RLOOTrainer`, `DenseGRPOTrainer`, `PPOTrainer` and
+                A trainer of TRL. Completions are seen in `GRPOTrainer`, `RLOOTrainer`, `DenseGRPOTrainer`,
+                `PPOTrainer` and
                 `OnlineDPOTrainer`; of others, the log is read.
 
         Returns:
@@ -119,19 +122,21 @@ class CollapseMonitor(TrainerCallback):
 
     def check(self, args: TrainingArguments) -> None:
         """
-        Raises `ValueError` if the monitor cannot do what it is to do under these settings, as it does itself when the training
-        begins.
+        Raises `ValueError` if the monitor cannot do what it is to do under these settings, as it does itself when the
+        training begins.
         """
         if self.action != "restore":
             return
         if args.load_best_model_at_end:
             raise ValueError(
-                '`CollapseMonitor(action="restore")` and `load_best_model_at_end=True` both choose the checkpoint to end with. '
+                '`CollapseMonitor(action="restore")` and `load_best_model_at_end=True` both choose the checkpoint to '
+                "end with. "
                 'Use one of them, or `action="stop"`.'
             )
         if args.save_strategy == SaveStrategy.NO:
             raise ValueError(
-                '`CollapseMonitor(action="restore")` needs checkpoints to come back to, and `save_strategy` is "no". Set it to '
+                '`CollapseMonitor(action="restore")` needs checkpoints to come back to, and `save_strategy` is "no". '
+                "Set it to "
                 '"steps", and `save_steps`.'
             )
 
@@ -174,7 +179,8 @@ class CollapseMonitor(TrainerCallback):
             figures["collapse/alarm"] = float(self._verdict.alarm is not None)
             logs.update(figures)
             state.log_history[-1].update(figures)
-        # Processes log the same numbers; but if one ever differed, and stopped alone, the others would wait for it for ever.
+        # Processes log the same numbers; but if one ever differed, and stopped alone, the others would wait for it for
+        # ever.
         (decided,) = broadcast_object_list([alarm])
         if decided and self.action != "warn":
             control.should_training_stop = True

@@ -21,7 +21,8 @@ from .first_policy import FirstPolicy
 MAX_VERDICTS = 32
 # Groups from which on their differences tell the error of their mean.
 MIN_GROUPS = 8
-# Batches in a row in which the policy is too far from the first one to be compared with it, after which it is no longer tried.
+# Batches in a row in which the policy is too far from the first one to be compared with it, after which it is no
+# longer tried.
 FAR = 10
 # The policy's own log-probabilities where the trainer keeps them, else the reference's.
 LOG_PROB_KEYS = ("old_logps", "old_per_token_logps", "sampling_per_token_logps", "ref_per_token_logps")
@@ -29,15 +30,16 @@ LOG_PROB_KEYS = ("old_logps", "old_per_token_logps", "sampling_per_token_logps",
 
 class BatchObserver:
     """
-    Stands behind the method with which a trainer scores completions, and keeps statistics of what passes until they are asked
-    for. TRL has no public place that shows completions *and* all their rewards; the private methods are those that the trainers of
-    this package override too, and `tests/test_contract.py` watches them.
+    Stands behind the method with which a trainer scores completions, and keeps statistics of what passes until they
+    are asked for. TRL has no public place that shows completions *and* all their rewards; the private methods are
+    those that the trainers of this package override too, and `tests/test_contract.py` watches them.
 
     Args:
         trainer ([`~trl.GRPOTrainer`], [`~trl.RLOOTrainer`] or `OnlineDPOTrainer`):
             The trainer. Of another kind, nothing is observed.
         held_out (`list[str]`, *optional*):
-            Names of the reward functions that are held out. By default those of weight 0 whose values stay in $[0, 1]$.
+            Names of the reward functions that are held out. By default those of weight 0 whose values stay in
+            $[0, 1]$.
         copy_weights (`bool`, *optional*):
             As in [`CollapseMonitor`].
 
@@ -61,13 +63,17 @@ class BatchObserver:
         elif is_online_dpo(trainer):
             if held_out:
                 raise ValueError(
-                    f"`held_out` is {list(held_out)}, but OnlineDPO adds its reward functions up, so that single ones cannot be "
+                    f"`held_out` is {list(held_out)}, but OnlineDPO adds its reward functions up, so that single ones "
+                    "cannot be "
                     "observed. Leave it out."
                 )
             self._observe_pairs()
 
     def pop(self) -> dict[str, float]:
-        """Means of the statistics of the batches since the last call, under their names in the log; the same on all processes."""
+        """
+        Means of the statistics of the batches since the last call, under their names in the log; the same on all
+        processes.
+        """
         means = {key: sum(values) / len(values) for key, values in self._sums.items()}
         for key in means:  # of several batches together
             if key.startswith(AGREEMENT_EVIDENCE):
@@ -94,7 +100,8 @@ class BatchObserver:
             if weights.get(name) != 0.0:
                 known = ", ".join(name for name, weight in weights.items() if weight == 0.0) or "none"
                 raise ValueError(
-                    f"`held_out` names {name!r}, which is {'trained on' if name in weights else 'no reward function'}. It takes "
+                    f"`held_out` names {name!r}, which is "
+                    f"{'trained on' if name in weights else 'no reward function'}. It takes "
                     f"reward functions of weight 0 (`reward_weights`): here {known}."
                 )
         return {

@@ -2,13 +2,15 @@
 r"""
 Logged numbers over time: whether they fall, or drift, beyond their noise.
 
-Evidence that a held-out reward falls is the difference between the best level that it had (the mean of up to 20 entries, with the
-highest lower confidence bound) and its mean since, over the last 2 to 40 entries, in standard errors of that difference. The error of
-an entry is the standard error of the batch where the monitor sees it; else it is inferred from the differences of entries.
+Evidence that a held-out reward falls is the difference between the best level that it had (the mean of up to 20
+entries, with the highest lower confidence bound) and its mean since, over the last 2 to 40 entries, in standard errors
+of that difference. The error of an entry is the standard error of the batch where the monitor sees it; else it is
+inferred from the differences of entries.
 
-Evidence of a drift is the one-sided CUSUM of Page (1954), $S_t = \max(0, S_{t-1} + (\mu - x_t)/\sigma - k)$ with the allowance $k$:
-noise keeps it near 0, a level that is $d$ standard deviations lower raises it by $d - k$ a step. $\sigma$ is the mean
-difference of consecutive entries over $2/\sqrt\pi$ (the moving range of control charts), which a slow drift does not inflate.
+Evidence of a drift is the one-sided CUSUM of Page (1954), $S_t = \max(0, S_{t-1} + (\mu - x_t)/\sigma - k)$ with the
+allowance $k$: noise keeps it near 0, a level that is $d$ standard deviations lower raises it by $d - k$ a step.
+$\sigma$ is the mean difference of consecutive entries over $2/\sqrt\pi$ (the moving range of control charts), which a
+slow drift does not inflate.
 """
 
 import math
@@ -84,7 +86,9 @@ class Drift(Series):
 
 
 class Fall(NamedTuple):
-    """How far the mean of a window is below the best level before it: in standard errors, in size, and from which level."""
+    """
+    How far the mean of a window is below the best level before it: in standard errors, in size, and from which level.
+    """
 
     evidence: float
     size: float
@@ -93,8 +97,8 @@ class Fall(NamedTuple):
 
 class HeldOut(Series):
     """
-    How far a held-out reward is below the best level that it had, or below a level `start` that is known exactly. Entries may come with
-    their standard error.
+    How far a held-out reward is below the best level that it had, or below a level `start` that is known exactly.
+    Entries may come with their standard error.
     """
 
     def __init__(self, warmup: int, start: float | None = None) -> None:
@@ -139,7 +143,9 @@ class HeldOut(Series):
         return max((0.0, *(window.evidence for window in self.windows)))
 
     def fell(self, evidence: float, fall: float) -> Fall | None:
-        """The greatest fall of more than `fall` on more evidence than this, if the shortest window has not come back."""
+        """
+        The greatest fall of more than `fall` on more evidence than this, if the shortest window has not come back.
+        """
         if not self.windows or self.windows[0].size <= fall:
             return None
         found = [window for window in self.windows if window.evidence > evidence and window.size > fall]

@@ -80,8 +80,8 @@ class Workload:
         frozen (`tuple[FrozenModel, ...]`):
             Frozen models beside the policy. None where the policy without its adapter is that, or nothing is frozen.
         monitored (`bool`):
-            Whether the collapse monitor compares with the first policy, and nothing else holds its weights, so that it keeps a
-            copy of small ones: see [`CollapseMonitor`].
+            Whether the collapse monitor compares with the first policy, and nothing else holds its weights, so that it
+            keeps a copy of small ones: see [`CollapseMonitor`].
         value_model (`bool`):
             Whether PPO trains a second model as critic.
         vllm_share (`float`):
@@ -110,13 +110,15 @@ class Workload:
 @dataclass(frozen=True)
 class Plan:
     """
-    Bytes on a GPU under one engine, by what they hold. The three phases of a step do not overlap, so the largest counts.
+    Bytes on a GPU under one engine, by what they hold. The three phases of a step do not overlap, so the largest
+    counts.
 
     Attributes:
         engine (`str`):
             How the run is split.
         parameters, gradients, optimizer, frozen (`float`):
-            The policy's weights, their gradients, the optimizer's states with its float32 weights, and the frozen models.
+            The policy's weights, their gradients, the optimizer's states with its float32 weights, and the frozen
+            models.
         monitor (`float`):
             The collapse monitor's copy of the first policy.
         vllm (`float`):
@@ -162,8 +164,8 @@ class Plan:
 
 def plan_memory(size: ModelSize, work: Workload, hardware: Hardware, engine: Engine) -> Plan:
     """
-    Memory of a GPU. Model states follow DeepSpeed's own estimators: with bfloat16 2 bytes a weight, and 16 for its float32
-    copy, its two moments and its float32 gradient. DDP trains weights as they are loaded, FSDP2 in float32.
+    Memory of a GPU. Model states follow DeepSpeed's own estimators: with bfloat16 2 bytes a weight, and 16 for its
+    float32 copy, its two moments and its float32 gradient. DDP trains weights as they are loaded, FSDP2 in float32.
 
     Args:
         size ([`ModelSize`]), work ([`Workload`]), hardware ([`Hardware`]):
@@ -253,14 +255,17 @@ def plan_memory(size: ModelSize, work: Workload, hardware: Hardware, engine: Eng
 
 def block_numbers(size: ModelSize, tokens: int) -> float:
     """
-    Numbers that one transformer block keeps for its backward pass: the residual stream and the normed one in both precisions
-    (9 widths), attention's queries, output and their rotated copies (3), keys and values with theirs (3), and four of the MLP.
+    Numbers that one transformer block keeps for its backward pass: the residual stream and the normed one in both
+    precisions (9 widths), attention's queries, output and their rotated copies (3), keys and values with theirs (3),
+    and four of the MLP.
     """
     return tokens * (12 * size.hidden + 3 * size.key_value + 4 * size.intermediate)
 
 
 def activation_numbers(size: ModelSize, tokens: int, gradient_checkpointing: bool) -> float:
-    """Numbers that the forward pass of all blocks keeps: with checkpointing, one width a block, and one block whole."""
+    """
+    Numbers that the forward pass of all blocks keeps: with checkpointing, one width a block, and one block whole.
+    """
     if gradient_checkpointing:
         return size.layers * tokens * size.hidden + block_numbers(size, tokens)
     return size.layers * block_numbers(size, tokens)

@@ -32,9 +32,9 @@ def plan_time(
     size: ModelSize, work: Workload, accumulation: int, iterations: int = 1, speed: Speed | None = None
 ) -> dict[str, float]:
     """
-    Seconds that a GPU spends on one generation batch, by phase. A pass costs 2 operations a parameter and token, a backward
-    pass 4 (2 with an adapter), a second forward pass for checkpointing 2; decoding reads all weights and the cache once a token.
-    Communication is not counted.
+    Seconds that a GPU spends on one generation batch, by phase. A pass costs 2 operations a parameter and token, a
+    backward pass 4 (2 with an adapter), a second forward pass for checkpointing 2; decoding reads all weights and the
+    cache once a token. Communication is not counted.
 
     Args:
         size ([`ModelSize`]), work ([`Workload`]):

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a completion ends: which tokens end one, what is padding behind the end, and what closes a text that has none."""
+"""
+Where a completion ends: which tokens end one, what is padding behind the end, and what closes a text that has none.
+"""
 
 from collections.abc import Collection, Sequence
 
@@ -65,7 +67,9 @@ class Ends:
         return bool(ids) and ids[-1] in self.token_ids
 
     def finishes(self, ids: Sequence[int]) -> bool:
-        """Whether the last token finishes a turn: it ends one, and is not behind an end at which generation went on."""
+        """
+        Whether the last token finishes a turn: it ends one, and is not behind an end at which generation went on.
+        """
         return self.is_end(ids) and (ids[-1] in self.stops or self.token_ids.isdisjoint(ids[:-1]))
 
     def close(self, ids: list[int], end_ids: list[int]) -> list[int]:
@@ -74,8 +78,8 @@ class Ends:
 
     def turn_length(self, ids: Sequence[int]) -> int | None:
         """
-        Tokens of a turn in what a template writes of it, up to the first of the ends that it writes after the last word, or
-        to other special tokens, if it writes no end. `None` if the template does not end the turn.
+        Tokens of a turn in what a template writes of it, up to the first of the ends that it writes after the last
+        word, or to other special tokens, if it writes no end. `None` if the template does not end the turn.
         """
         start = len(ids)
         while start > 0 and (ids[start - 1] in self._special or self._template.decode([ids[start - 1]]).isspace()):

@@ -26,7 +26,8 @@ def check_row(row: int, prompt: Prompt, completion: Completion) -> None:
         seen = next((kind for message in as_messages(value) if (kind := _unread_part(message)) is not None), None)
         if seen is not None:
             raise ValueError(
-                f"The {name} of row {row} has a part of type {seen!r}, which the frozen model would not get to see: only text is "
+                f"The {name} of row {row} has a part of type {seen!r}, which the frozen model would not get to see: "
+                "only text is "
                 "scored. Leave such rows out, or reward them by another function."
             )
     if isinstance(prompt, str) and not isinstance(completion, str):

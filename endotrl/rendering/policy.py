@@ -32,8 +32,8 @@ class PromptSettings:
         tools_of (`dict[str, list]`, *optional*):
             Tools of each environment, where rows of a batch select theirs by the column `environment`.
         continues_turns (`bool`):
-            `True` for OnlineDPO: a last message of the assistant is continued, where GRPO and RLOO open another turn, and
-            plain text is tokenized without special tokens.
+            `True` for OnlineDPO: a last message of the assistant is continued, where GRPO and RLOO open another turn,
+            and plain text is tokenized without special tokens.
     """
 
     tokens: PolicyTokens
@@ -52,7 +52,8 @@ class PromptSettings:
         # TRL's trainers with reward functions have no class of their own in common.
         if not hasattr(trainer, "reward_funcs"):
             raise TypeError(
-                f"A {type(trainer).__name__} was given, but the reward needs the trainer that has it among its `reward_funcs`: "
+                f"A {type(trainer).__name__} was given, but the reward needs the trainer that has it among its "
+                "`reward_funcs`: "
                 "a `GRPOTrainer`, `RLOOTrainer`, `OnlineDPOTrainer`, `DenseGRPOTrainer` or `PPOTrainer`."
             )
         # OnlineDPO has no `chat_template_kwargs`, and only GRPO has the others.
@@ -82,8 +83,10 @@ class Reading(NamedTuple):
     take over.
 
     Attributes:
-        processing_class ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`]), chat_template_kwargs
-        (`dict[str, Any]`), policy_tokens ([`PolicyTokens`], *optional*), continues_turns (`bool`), keeps_prompts (`bool`):
+        processing_class ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`]),
+        chat_template_kwargs
+        (`dict[str, Any]`), policy_tokens ([`PolicyTokens`], *optional*), continues_turns (`bool`), keeps_prompts
+        (`bool`):
             As in [`Renderer`].
     """
 
@@ -161,10 +164,10 @@ def find_call(prompts: Sequence[Prompt], log_extra: Callable[..., Any] | None = 
     """
     The trainer that asks for the rewards of `prompts` right now, if one does.
 
-    TRL gives reward functions neither the trainer nor the token ids of the prompts, which the chat template's settings, a
-    processor or a `rollout_func` may have made into others than one expects. Both stand in the frame of the method that
-    calls; `tests/test_contract.py` watches their names. From another thread, only the trainer is known: `log_extra` is
-    its method.
+    TRL gives reward functions neither the trainer nor the token ids of the prompts, which the chat template's
+    settings, a processor or a `rollout_func` may have made into others than one expects. Both stand in the frame of
+    the method that calls; `tests/test_contract.py` watches their names. From another thread, only the trainer is
+    known: `log_extra` is its method.
 
     Args:
         prompts (`list[str]` or `list[list[dict]]`):
@@ -285,8 +288,8 @@ class PolicyBinding(Generic[R]):
 
         Args:
             method (`Callable`):
-                Renders rows: given what `make` made, prompts, columns, and the token ids of the prompts as the policy read
-                them, if they are known.
+                Renders rows: given what `make` made, prompts, columns, and the token ids of the prompts as the policy
+                read them, if they are known.
             prompts (`list[str]` or `list[list[dict]]`):
                 Prompts.
             *columns (`list`):

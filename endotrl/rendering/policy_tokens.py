@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The token ids that a policy generates: whether another tokenizer reads them, which end a completion, whether padding follows."""
+"""
+The token ids that a policy generates: whether another tokenizer reads them, which end a completion, whether padding
+follows.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +21,8 @@ class PolicyRow(NamedTuple):
         prompt_ids (`list[int]`):
             Token ids of the prompt, without padding.
         written (`list[int]`, *optional*):
-            For each token of the completion, 1 if the policy wrote it, and 0 if a tool or an environment did. `None` if
-            the policy wrote all of it.
+            For each token of the completion, 1 if the policy wrote it, and 0 if a tool or an environment did. `None`
+            if the policy wrote all of it.
     """
 
     prompt_ids: list[int]
@@ -81,8 +84,8 @@ def foreign_token_ids(
             Tokenizer that the ids are of.
 
     Returns:
-        `frozenset[int]`, or `None` if their vocabularies differ. Of one vocabulary to which different tokens were added
-        (a pad token, tags of reasoning), the ids of those that `tokenizer` does not know as such.
+        `frozenset[int]`, or `None` if their vocabularies differ. Of one vocabulary to which different tokens were
+        added (a pad token, tags of reasoning), the ids of those that `tokenizer` does not know as such.
 
     Example:
     ```python

@@ -55,14 +55,15 @@ class Renderer:
     """
     Turns rows of a TRL batch into token ids, by one rule: what the policy generated is scored as it was generated.
 
-    - The prompt's tokens are those that the policy read, where they are known. Otherwise it is rendered as TRL's GRPO and
-      RLOO trainers render it: chat template with the generation prompt for messages, plain tokenization (special tokens
-      included) for text; or, with `continues_turns`, as OnlineDPO does.
-    - `completion_ids` are scored as they are if policy and frozen model share a tokenizer. Where the policy's is not known, they
-      must decode to the completion. Otherwise the completion's text is rendered with this tokenizer and template.
+    - The prompt's tokens are those that the policy read, where they are known. Otherwise it is rendered as TRL's GRPO
+      and RLOO trainers render it: chat template with the generation prompt for messages, plain tokenization (special
+      tokens included) for text; or, with `continues_turns`, as OnlineDPO does.
+    - `completion_ids` are scored as they are if policy and frozen model share a tokenizer. Where the policy's is not
+      known, they must decode to the completion. Otherwise the completion's text is rendered with this tokenizer and
+      template.
     - A completion given as text is a complete answer: the end of the turn (or the EOS token, for plain text) that
-      follows it is scored too, as TRL's SFT and reward trainers do. Nothing else that the template writes into a finished
-      turn is: the text continues the prompt, as the policy's own tokens do.
+      follows it is scored too, as TRL's SFT and reward trainers do. Nothing else that the template writes into a
+      finished turn is: the text continues the prompt, as the policy's own tokens do.
     - In completions of several messages, only the assistant's tokens are scored.
 
     Args:
@@ -81,8 +82,8 @@ class Renderer:
         policy_tokens ([`PolicyTokens`], *optional*):
             What is known of the `completion_ids`.
         continues_turns (`bool`, *optional*, defaults to `False`):
-            Whether a last message of the assistant is continued, where otherwise another turn is opened, and plain text
-            gets no special tokens.
+            Whether a last message of the assistant is continued, where otherwise another turn is opened, and plain
+            text gets no special tokens.
         keeps_prompts (`bool`, *optional*, defaults to `False`):
             Whether prompts stay as they are rendered here, where the policy has read others.
     """
@@ -147,9 +148,9 @@ class Renderer:
             criteria (`list[str | None]`, *optional*):
                 System message for each row, put before the prompt.
             policy_rows (`list[PolicyRow]`, *optional*):
-                What the policy read and wrote. If its tokens mean the same here, its prompts are scored in all rows without
-                a criterion, unless `keeps_prompts` (a warning says so if they are others), and of its completions only
-                what it wrote itself.
+                What the policy read and wrote. If its tokens mean the same here, its prompts are scored in all rows
+                without a criterion, unless `keeps_prompts` (a warning says so if they are others), and of its
+                completions only what it wrote itself.
 
         Returns:
             `list[Rendered]`, in the order given.
@@ -244,7 +245,8 @@ class Renderer:
             )
         if not self._template.exists and any(not isinstance(prompt, str) for prompt in prompts):
             raise ValueError(
-                f"The prompts are messages, but the tokenizer {self.tokenizer.name_or_path!r} of the frozen model has no "
+                f"The prompts are messages, but the tokenizer {self.tokenizer.name_or_path!r} of the frozen model has "
+                "no "
                 "chat template. Pass a `processing_class` with one (the model's processor, if that has it; "
                 "`trl.clone_chat_template` copies it from another model), or use plain-text prompts."
             )
@@ -281,14 +283,16 @@ class Renderer:
             at = next((i for i, (a, b) in pairs if a != b), min(len(ours), len(theirs)))
             here, there = (self._template.decode(ids[at : at + 8]) for ids in (ours, theirs))
             scored = (
-                "The reward's are scored, because it was given a `processing_class` or `chat_template_kwargs`: leave them out to "
+                "The reward's are scored, because it was given a `processing_class` or `chat_template_kwargs`: leave "
+                "them out to "
                 "score the policy's."
                 if self.keeps_prompts
                 else "The policy's are scored."
             )
             logger.warning(
                 f"The policy has read other prompts than the reward renders: that of row {row} has "
-                f"{_count(len(theirs), 'token')} for the policy and {len(ours)} for the reward. They differ from token {at} on: "
+                f"{_count(len(theirs), 'token')} for the policy and {len(ours)} for the reward. They differ from "
+                f"token {at} on: "
                 f"{there!r} for the policy, {here!r} for the reward. {scored} (Said once.)"
             )
             self._said_other_prompts = True
@@ -317,8 +321,10 @@ class Renderer:
             ids = None
         if ids is None and is_turn and written is not None and not all(written):
             raise ValueError(
-                "An environment wrote some tokens of a completion (`env_mask`), and the frozen model has another tokenizer than "
-                "the policy, so that they cannot be told from the policy's. Use a frozen model with the policy's tokenizer."
+                "An environment wrote some tokens of a completion (`env_mask`), and the frozen model has another "
+                "tokenizer than "
+                "the policy, so that they cannot be told from the policy's. Use a frozen model with the policy's "
+                "tokenizer."
             )
         if ids is not None and written is not None:
             return self._finish(prompt_ids, ids, [i for i, flag in enumerate(written[: len(ids)]) if flag])
@@ -388,7 +394,8 @@ class Renderer:
         if not full_text.startswith(prompt_text):
             raise ValueError(
                 f"The chat template of {self.tokenizer.name_or_path!r} does not render a finished turn as a "
-                f"continuation of the generation prompt, so of a message with {sorted(message)} it cannot be told what the "
+                f"continuation of the generation prompt, so of a message with {sorted(message)} it cannot be told "
+                "what the "
                 "policy wrote. Pass `completion_ids`, or the whole text as `content`."
             )
         turn = full_text[len(prompt_text) :]
@@ -396,7 +403,8 @@ class Renderer:
         if any(str(message[key]).strip() not in turn for key in REASONING if message.get(key)):
             raise ValueError(
                 f"The chat template of {self.tokenizer.name_or_path!r} leaves out the reasoning of a message with "
-                f"{sorted(message)}, so the policy's tokens cannot be told. Pass `completion_ids`, or the whole text as `content`."
+                f"{sorted(message)}, so the policy's tokens cannot be told. Pass `completion_ids`, or the whole text "
+                "as `content`."
             )
         ids = self._template.continuation(prompt_text, prompt_ids, turn, special)
         length = self.ends.turn_length(ids)
@@ -407,9 +415,12 @@ class Renderer:
         header, _ = self._template.finished_turn
         if text.strip() and header.strip() and not self._said_header:
             logger.warning(
-                f"The chat template of {self.tokenizer.name_or_path!r} writes {header!r} before the text of a finished turn, "
-                "which a policy would have to write itself: completions that are given as text are scored without it. If it "
-                "belongs there, put it into the prompts (`chat_template_kwargs`, such as `enable_thinking=False`) or into "
+                f"The chat template of {self.tokenizer.name_or_path!r} writes {header!r} before the text of a "
+                "finished turn, "
+                "which a policy would have to write itself: completions that are given as text are scored without it. "
+                "If it "
+                "belongs there, put it into the prompts (`chat_template_kwargs`, such as `enable_thinking=False`) or "
+                "into "
                 "the completions. (Said once.)"
             )
             self._said_header = True
@@ -417,7 +428,8 @@ class Renderer:
     def _warn_of_rerendering(self) -> None:
         if not self._said_rerendering:
             logger.warning(
-                "The tool results of a completion of several messages do not stand in its `completion_ids` as the chat "
+                "The tool results of a completion of several messages do not stand in its `completion_ids` as the "
+                "chat "
                 "template of the frozen model writes them, so its tokens cannot be told from the policy's there. The "
                 "messages are rendered again for scoring. Pass a `processing_class` with the chat template that the "
                 "policy is trained with. (Said once.)"
@@ -434,7 +446,8 @@ class Renderer:
     def _fit(self, row: int, rendered: Rendered) -> Rendered:
         if not rendered.prompt_ids:
             raise ValueError(
-                f"The prompt of row {row} renders to no token, and the tokenizer adds no BOS, so the first token of the "
+                f"The prompt of row {row} renders to no token, and the tokenizer adds no BOS, so the first token of "
+                "the "
                 "completion has no context to be scored in. Give it a prompt."
             )
         return fit(row, rendered, self.max_length, self.overlong_prompt)
@@ -452,8 +465,9 @@ def fit(row: int, rendered: Rendered, max_length: int | None, overlong: Overlong
         max_length (`int`, *optional*):
             Context length, in tokens. `None` for no limit.
         overlong (`str`):
-            What to do with a longer row: `"error"`; `"truncate_left"` to drop the beginning of its prompt; or `"cut"` to drop
-            the end of its completion, and, if the prompt leaves less than a quarter of the context, its beginning.
+            What to do with a longer row: `"error"`; `"truncate_left"` to drop the beginning of its prompt; or `"cut"`
+            to drop the end of its completion, and, if the prompt leaves less than a quarter of the context, its
+            beginning.
         markers (`int`, *optional*, defaults to `0`):
             Further positions that are put into the completion.
 
@@ -475,7 +489,8 @@ def fit(row: int, rendered: Rendered, max_length: int | None, overlong: Overlong
             else 'Shorten the prompt, or pass `overlong_prompt="truncate_left"` to drop its beginning.'
         )
         raise ValueError(
-            f"Row {row} has {_count(num_prompt, 'prompt token')} and {_count(num_completion, 'completion token')}{also}, "
+            f"Row {row} has {_count(num_prompt, 'prompt token')} and "
+            f"{_count(num_completion, 'completion token')}{also}, "
             f"together more than the {max_length} tokens of the frozen model's context. {fix}"
         )
     rendered = replace(rendered, prompt_ids=rendered.prompt_ids[-room:], cut=True)
@@ -514,7 +529,8 @@ def _token_ids(row: int, ids: Sequence[int]) -> list[int]:
         return [index(token_id) for token_id in ids]
     except TypeError as error:
         raise TypeError(
-            f"`completion_ids` of row {row} must be a list of whole numbers, but {error}. Pass the ids that the policy "
+            f"`completion_ids` of row {row} must be a list of whole numbers, but {error}. Pass the ids that the "
+            "policy "
             "generated, or leave `completion_ids` out to have the text encoded."
         ) from error
 

@@ -38,15 +38,16 @@ class Template:
     """
     A tokenizer or processor with a fixed set of arguments for its chat template.
 
-    The content of messages is text or a list of parts, and templates read one of them, or both; of the other they write
-    nothing, or a Python list. Messages are put into the form that the template reads, and what it still does not write is
-    refused: a template that knows no role "tool", say, would leave out what a tool has said. What a template does to a text
-    that it writes (it strips white space, say, or cuts the reasoning of earlier turns) is its own affair.
+    The content of messages is text or a list of parts, and templates read one of them, or both; of the other they
+    write nothing, or a Python list. Messages are put into the form that the template reads, and what it still does not
+    write is refused: a template that knows no role "tool", say, would leave out what a tool has said. What a template
+    does to a text that it writes (it strips white space, say, or cuts the reasoning of earlier turns) is its own
+    affair.
 
     Args:
         processing_class ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`]):
-            Tokenizer of the frozen model, or the processor that holds it. A processor's own template, BOS and expansion
-            of text are used.
+            Tokenizer of the frozen model, or the processor that holds it. A processor's own template, BOS and
+            expansion of text are used.
         chat_template_kwargs (`dict[str, Any]`, *optional*):
             Further arguments for the chat template, such as `enable_thinking` or `tools`.
     """
@@ -73,8 +74,8 @@ class Template:
     @cached_property
     def prefix_preserving(self) -> "Template":
         """
-        This template, or, if it writes earlier turns otherwise when later ones follow, TRL's version of it that does not:
-        the one with which TRL trains a policy that calls tools.
+        This template, or, if it writes earlier turns otherwise when later ones follow, TRL's version of it that does
+        not: the one with which TRL trains a policy that calls tools.
         """
         from trl.chat_template_utils import get_training_chat_template, is_chat_template_prefix_preserving
 
@@ -120,7 +121,8 @@ class Template:
             name = self.tokenizer.name_or_path
             if isinstance(error, _LeftOut):
                 raise ValueError(
-                    f"The chat template of {name!r} leaves out {error}, so that the frozen model would not read it.{fix} Pass a "
+                    f"The chat template of {name!r} leaves out {error}, so that the frozen model would not read "
+                    f"it.{fix} Pass a "
                     "`processing_class` with a template that writes it, or leave such messages out."
                 ) from None
             if type(error) is not TemplateError:  # that one is what the template says itself
@@ -178,8 +180,8 @@ class Template:
     @cached_property
     def finished_turn(self) -> tuple[str, str]:
         """
-        What the chat template writes around the content of a finished turn of the assistant: behind the generation prompt
-        (an empty `<think>` block, say), and after the content. Both are empty if that cannot be told.
+        What the chat template writes around the content of a finished turn of the assistant: behind the generation
+        prompt (an empty `<think>` block, say), and after the content. Both are empty if that cannot be told.
         """
         opened, closed = self._probe([{"role": "assistant", "content": WORD}])
         before, found, after = closed.rpartition(WORD)
@@ -187,7 +189,10 @@ class Template:
 
     @cached_property
     def finished_call(self) -> tuple[str, str]:
-        """What the chat template writes after the arguments of a tool's call, and where the result follows, after the turn."""
+        """
+        What the chat template writes after the arguments of a tool's call, and where the result follows, after the
+        turn.
+        """
         call = {"type": "function", "function": {"name": WORD, "arguments": {WORD: WORD}}}
         message = {"role": "assistant", "content": "", "tool_calls": [call]}
         _, closed = self._probe([message])
@@ -221,8 +226,8 @@ class Template:
 
     def adds_special_tokens(self, text: str, is_chat: bool) -> bool:
         """
-        Whether the special tokens of the tokenizer are added to a prompt: to plain text, and by processors to messages, too,
-        unless the template has written a BOS.
+        Whether the special tokens of the tokenizer are added to a prompt: to plain text, and by processors to
+        messages, too, unless the template has written a BOS.
         """
         if not is_chat:
             return True
@@ -239,8 +244,8 @@ class Template:
 
     def continuation(self, prompt_text: str, prompt_ids: list[int], text: str, special: bool) -> list[int]:
         """
-        Token ids of `text` as it continues the prompt, whose own tokens stay as they are: all of them together decode to what
-        the tokenizer makes of both texts at once.
+        Token ids of `text` as it continues the prompt, whose own tokens stay as they are: all of them together decode
+        to what the tokenizer makes of both texts at once.
 
         Args:
             prompt_text (`str`), prompt_ids (`list[int]`):
@@ -262,8 +267,8 @@ class Template:
 
     def _behind_anchors(self, text: str) -> Iterator[list[int]]:
         """
-        Token ids of `text` inside a longer one. At the beginning of a text, many tokenizers take a word for one with a space
-        before it, SentencePiece's and WordPiece's among them.
+        Token ids of `text` inside a longer one. At the beginning of a text, many tokenizers take a word for one with a
+        space before it, SentencePiece's and WordPiece's among them.
         """
         for anchor in ANCHORS:
             anchor_ids, joint_ids = self.encode(anchor), self.encode(anchor + text)

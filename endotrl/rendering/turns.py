@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Completions of several messages: which of their tokens the policy wrote, and which came from tools or the template."""
+"""
+Completions of several messages: which of their tokens the policy wrote, and which came from tools or the template.
+"""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -20,8 +22,8 @@ class Turns(NamedTuple):
         positions (`list[int]`):
             Positions in `ids` that the policy wrote.
         rerendered (`bool`):
-            `True` if ids of the policy were given, but the template's own tokens do not stand in them, so that `ids` are
-            others.
+            `True` if ids of the policy were given, but the template's own tokens do not stand in them, so that `ids`
+            are others.
     """
 
     ids: list[int]
@@ -144,7 +146,8 @@ class _Transcript:
     def _appended(self, longer: str) -> str:
         if not longer.startswith(self._text):
             raise ValueError(
-                f"The chat template of {self._template.tokenizer.name_or_path!r} rewrites earlier messages when later ones "
+                f"The chat template of {self._template.tokenizer.name_or_path!r} rewrites earlier messages when later "
+                "ones "
                 "follow, so the tokens of a completion of several messages cannot be told apart. Give the "
                 "tokenizer a prefix-preserving template: `trl.chat_template_utils.get_training_chat_template`."
             )
@@ -186,7 +189,9 @@ def header_of(template: Template, message: Message, turn: str) -> str:
 
 
 def _outside_results(template: Template, completion: Sequence[Message], ids: list[int]) -> list[int] | None:
-    """Positions of `ids` outside the tokens that TRL's trainers write between turns; `None` if they do not stand there."""
+    """
+    Positions of `ids` outside the tokens that TRL's trainers write between turns; `None` if they do not stand there.
+    """
     runs = [
         (role, [*messages]) for role, messages in groupby(completion, lambda message: message["role"] == "assistant")
     ]
@@ -202,8 +207,8 @@ def _outside_results(template: Template, completion: Sequence[Message], ids: lis
 
 def _results_as_trl(template: Template, results: Sequence[Message]) -> list[int]:
     """
-    Token ids that TRL's trainers write between the turn that calls tools and the next one, whatever the policy has written:
-    see `_get_tool_suffix_ids` of [`~trl.GRPOTrainer`].
+    Token ids that TRL's trainers write between the turn that calls tools and the next one, whatever the policy has
+    written: see `_get_tool_suffix_ids` of [`~trl.GRPOTrainer`].
 
     Raises:
         `ValueError`: If the template does not write results as an addition to what is there.
@@ -221,7 +226,9 @@ def _results_as_trl(template: Template, results: Sequence[Message]) -> list[int]
 
 
 def _outside(ids: list[int], between: list[list[int]], tail: list[int]) -> list[int] | None:
-    """Positions of `ids` outside `between` and before `tail`, with which they must end; `None` if they are not there."""
+    """
+    Positions of `ids` outside `between` and before `tail`, with which they must end; `None` if they are not there.
+    """
     end = len(ids) - len(tail)
     return positions_outside(ids[:end], between) if end >= 0 and ids[end:] == tail else None
 

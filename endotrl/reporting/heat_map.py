@@ -27,8 +27,8 @@ SHADES = "\n".join(
 @dataclass(frozen=True)
 class ColorScale:
     """
-    Colour scale of token rewards: orange below `center`, neutral at it, blue above. Heat maps of one page share a scale, so
-    that their colours compare.
+    Colour scale of token rewards: orange below `center`, neutral at it, blue above. Heat maps of one page share a
+    scale, so that their colours compare.
 
     Args:
         limit (`float`):
@@ -36,8 +36,8 @@ class ColorScale:
         center (`float`, *optional*, defaults to `0.0`):
             Neutral reward, in nats.
         sides (`str`, *optional*, defaults to `"both"`):
-            `"both"` for signed numbers, a diverging scale; `"below"` (log-probabilities) or `"above"` for numbers of one
-            sign, a sequential one.
+            `"both"` for signed numbers, a diverging scale; `"below"` (log-probabilities) or `"above"` for numbers of
+            one sign, a sequential one.
 
     Example:
     ```python
@@ -73,7 +73,9 @@ class ColorScale:
         return cls(limit or 1.0, center, "both" if below == above else "below" if below else "above")
 
     def shade(self, reward: float) -> str:
-        """CSS class of a reward: `"p1"`..`"p8"` above the centre, `"n1"`..`"n8"` below, `""` at it, `"bad"` for NaN."""
+        """
+        CSS class of a reward: `"p1"`..`"p8"` above the centre, `"n1"`..`"n8"` below, `""` at it, `"bad"` for NaN.
+        """
         if math.isnan(reward):
             return "bad"
         distance = max(-1.0, min(1.0, (reward - self.center) / self.limit))
@@ -145,8 +147,8 @@ def heat_maps(
     decimals: int | None = None,
 ) -> Markup:
     """
-    Completions in the colours of what their tokens contribute to one number, in one scale, under its legend. Above each
-    stands the sum.
+    Completions in the colours of what their tokens contribute to one number, in one scale, under its legend. Above
+    each stands the sum.
 
     Args:
         rows (`Sequence[HeatMapRow]`):
@@ -166,7 +168,8 @@ def heat_maps(
         `Markup`: the blocks.
 
     Raises:
-        `ValueError`: If the contributions of a completion and its `rest` do not sum to its `total`: the page would show
+        `ValueError`: If the contributions of a completion and its `rest` do not sum to its `total`: the page would
+        show
             another number than the one that judges.
 
     Example:
@@ -208,7 +211,8 @@ def _sum_in_words(row: HeatMapRow, total: str, unit: str) -> str:
     scale = 1.0 + math.fsum(map(abs, [*row.contributions, *row.rest.values()]))
     if math.isfinite(row.total) and abs(math.fsum(parts.values()) - row.total) > 1e-4 * scale:
         raise ValueError(
-            f"The contributions of a completion sum to {math.fsum(parts.values())}, but its {total} is {row.total}: they are "
+            f"The contributions of a completion sum to {math.fsum(parts.values())}, but its {total} is {row.total}: "
+            "they are "
             "of another reward."
         )
     return f"{total} {number(row.total)} = " + " + ".join(f"{name} {number(value)}" for name, value in parts.items())
@@ -232,15 +236,15 @@ def token_heat_map(
     meta: str = "",
 ) -> Markup:
     """
-    A completion with every token in the colour of its reward. Pointing at a token, or tapping it, shows its numbers; the
-    lowest and the highest stand below. The units may be others than tokens, such as sentences.
+    A completion with every token in the colour of its reward. Pointing at a token, or tapping it, shows its numbers;
+    the lowest and the highest stand below. The units may be others than tokens, such as sentences.
 
     Args:
         text (`str`):
             The completion.
         offsets (`Sequence[tuple[int, int]]` of length `H`):
-            Span of characters in `text` of each token, in order, as [`TokenStats`] has them. A token that ends inside a
-            character has an empty span. Text outside all spans (what a tool wrote) is shown without colour.
+            Span of characters in `text` of each token, in order, as [`TokenStats`] has them. A token that ends inside
+            a character has an empty span. Text outside all spans (what a tool wrote) is shown without colour.
         rewards (`Iterable[float]` of length `H`):
             Token rewards, in nats.
         scale (`ColorScale`):

@@ -39,7 +39,8 @@ img-src data:; base-uri 'none'; form-action 'none'">
 
 # Characters that a cell of a column of short text may have: the longest names of scorers have about as many.
 MAX_SHORT_TEXT = 40
-# Pixels, at the 144 dots an inch of reports: text of 9 points in a picture of 7 inches is still read at the width of a phone.
+# Pixels, at the 144 dots an inch of reports: text of 9 points in a picture of 7 inches is still read at the width of a
+# phone.
 MAX_PHONE_PIXELS = 1008
 
 
@@ -97,8 +98,8 @@ def page(
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "", decimals: int = 3) -> Markup:
     """
     An HTML table. Numbers are aligned right and rounded, `None` is a dash, `Markup` is kept, and
-    anything else is text. On a narrow screen it scrolls sideways by itself, under its caption and beside a first column
-    of short text; columns of short text do not wrap.
+    anything else is text. On a narrow screen it scrolls sideways by itself, under its caption and beside a first
+    column of short text; columns of short text do not wrap.
 
     Args:
         headers (`Sequence[str]`):
@@ -137,8 +138,8 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]], caption: str
 
 def figure(image: bytes | SupportsSavefig, caption: str = "", alt: str = "") -> Markup:
     """
-    A picture, embedded in the page. It is never wider than the page, but where a narrow screen would make it too small to
-    read, it scrolls sideways.
+    A picture, embedded in the page. It is never wider than the page, but where a narrow screen would make it too small
+    to read, it scrolls sideways.
 
     Args:
         image (`bytes` or `matplotlib.figure.Figure`):

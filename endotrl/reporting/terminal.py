@@ -50,8 +50,8 @@ def terminal_table(
     decimals: int = 3,
 ) -> "Table":
     """
-    A table for [`rich.console.Console.print`]. Numbers are aligned right; the last column takes the width that is left;
-    text is never read as markup.
+    A table for [`rich.console.Console.print`]. Numbers are aligned right; the last column takes the width that is
+    left; text is never read as markup.
 
     Args:
         headers (`Sequence[str]`):
@@ -61,8 +61,8 @@ def terminal_table(
         title (`str`, *optional*):
             Line above the table.
         fold (`bool`, *optional*, defaults to `False`):
-            What becomes of text that is too long for the last column: `True` lets it go on in the next line, `False` cuts
-            it with an ellipsis.
+            What becomes of text that is too long for the last column: `True` lets it go on in the next line, `False`
+            cuts it with an ellipsis.
         decimals (`int`, *optional*, defaults to `3`):
             Decimals of numbers.
     """

@@ -214,7 +214,8 @@ class FrozenModelReward:
         """
         if not isinstance(self._placement, OwnCopy):
             raise ValueError(
-                "This reward has no copy of its own to split: it shares a trainer's weights, or was given a loaded model. "
+                "This reward has no copy of its own to split: it shares a trainer's weights, or was given a loaded "
+                "model. "
                 "Make it with a path: `EndogenousReward(model=<path>)`."
             )
         if shards_weights(trainer.accelerator):

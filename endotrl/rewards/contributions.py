@@ -15,8 +15,8 @@ def heat_map_row(
     reward: EndogenousReward, stats: TokenStats, prompt: str = "", meta: str = "", length_slope: float = 0.0
 ) -> HeatMapRow:
     """
-    A completion in the colours of its contributions to the reward ([`EndogenousReward.contributions_from`]), with the token
-    rewards and what they are made of as further numbers.
+    A completion in the colours of its contributions to the reward ([`EndogenousReward.contributions_from`]), with the
+    token rewards and what they are made of as further numbers.
 
     Args:
         reward ([`EndogenousReward`]):

@@ -254,7 +254,8 @@ def as_correction(correction: Correction | CorrectionName | None, token_reward: 
         )
     if isinstance(correction, ClipTokens) and token_reward == "bellman":
         raise ValueError(
-            '`ClipTokens` bounds single token rewards, and those of `token_reward="bellman"` contain arbitrary constants of the '
+            '`ClipTokens` bounds single token rewards, and those of `token_reward="bellman"` contain arbitrary '
+            "constants of the "
             'logits, which it would turn into rewards. Use `token_reward="log_prob"` (the same sum) or "centered".'
         )
     if isinstance(correction, InformationGain) and token_reward != "log_prob":
@@ -291,7 +292,8 @@ def correct_tokens(rewards: Tensor, stats: TokenStats, correction: Correction | 
     if isinstance(correction, InformationGain):
         if stats.generalist_log_probs is None:
             raise ValueError(
-                "These token statistics have no `generalist_log_probs`, which `InformationGain` needs: they were not made by "
+                "These token statistics have no `generalist_log_probs`, which `InformationGain` needs: they were not "
+                "made by "
                 "this reward. Score the completions with it."
             )
         gains = rewards - stats.alpha * stats.generalist_log_probs
@@ -300,7 +302,8 @@ def correct_tokens(rewards: Tensor, stats: TokenStats, correction: Correction | 
         weights = correction.weight(stats.log_probs.exp())
         if not isinstance(weights, Tensor) or weights.shape != gains.shape or not weights.isfinite().all():
             raise ValueError(
-                f"The `weight` of `InformationGain` must give a tensor of shape {tuple(gains.shape)}, one finite number a token, "
+                f"The `weight` of `InformationGain` must give a tensor of shape {tuple(gains.shape)}, one finite "
+                "number a token, "
                 f"but it gave {weights!r}."
             )
         return weights * gains

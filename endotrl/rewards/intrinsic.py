@@ -63,7 +63,8 @@ def empty_prompt_ids(renderer: Renderer, chat: bool) -> list[int]:
     first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     if first is None:
         raise ValueError(
-            f"The tokenizer {tokenizer.name_or_path!r} has neither BOS nor EOS, so that a response without its prompt has no "
+            f"The tokenizer {tokenizer.name_or_path!r} has neither BOS nor EOS, so that a response without its prompt "
+            "has no "
             "token before it. Give the tokenizer one of them."
         )
     return [first]

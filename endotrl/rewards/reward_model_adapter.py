@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The endogenous reward where TRL asks for a reward model: in `trl.experimental.ppo.PPOTrainer`, which TRL had up to 1.12."""
+"""
+The endogenous reward where TRL asks for a reward model: in `trl.experimental.ppo.PPOTrainer`, which TRL had up to
+1.12.
+"""
 
 import logging
 import sys
@@ -27,8 +30,8 @@ class RewardModelAdapter(nn.Module):
     reward function itself gives it for the same tokens; with the default settings $\alpha \log \hat\pi(y|x)$ (eq. 12
     of https://huggingface.co/papers/2506.23235), in nats.
 
-    The frozen model stays with the reward and is no part of the module, so that the trainer does not move, cast, shard,
-    save or train it. The module's only parameter is a placeholder.
+    The frozen model stays with the reward and is no part of the module, so that the trainer does not move, cast,
+    shard, save or train it. The module's only parameter is a placeholder.
 
     A response ends before its first pad token. If the tokenizer pads with an end-of-sequence token, the response ends
     with its first one, which is scored: TRL's trainer pads only what has ended, unless `stop_token_id` is another
@@ -67,18 +70,21 @@ class RewardModelAdapter(nn.Module):
         super().__init__()
         if reward.truncation == "skip":
             raise ValueError(
-                "The reward has `truncation='skip'`, which gives no reward to responses without EOS, but a reward model "
+                "The reward has `truncation='skip'`, which gives no reward to responses without EOS, but a reward "
+                "model "
                 "gives every response a number. Use 'terminal' or 'bootstrap', and `missing_eos_penalty` of the "
                 "trainer's config."
             )
         if isinstance(reward.correction, LengthControl | InformationGain):
             raise ValueError(
-                f"The reward has the correction {reward.correction!r}, but a reward model sees single responses under one model. "
+                f"The reward has the correction {reward.correction!r}, but a reward model sees single responses under "
+                "one model. "
                 "Use none, or `ClipTokens`, here."
             )
         if reward.criterion is not None:
             raise ValueError(
-                "The reward has a `criterion`, a system message that is put before the prompt, but a reward model reads "
+                "The reward has a `criterion`, a system message that is put before the prompt, but a reward model "
+                "reads "
                 "the trainer's queries, which are tokens already. Leave it out, or tokenize the queries with it."
             )
         self.reward = reward
@@ -111,7 +117,8 @@ class RewardModelAdapter(nn.Module):
         pad_ends = pad_token_id in renderer.ends.stops
         if pad_ends and not self._said_pad_ends:
             logger.warning(
-                "The tokenizer pads with a token that ends responses (%d). TRL's PPO hides such tokens from the policy "
+                "The tokenizer pads with a token that ends responses (%d). TRL's PPO hides such tokens from the "
+                "policy "
                 "in the queries, and does not train it to end its responses. Give the tokenizer a pad token of its "
                 "own. (Said once.)",
                 pad_token_id,
@@ -144,8 +151,8 @@ class RewardModelAdapter(nn.Module):
 
     def endogenous_backbone(self, **kwargs: Any) -> BaseModelOutput:
         """
-        What TRL's `get_reward` calls for hidden states: the reward of each row, of shape `(B, L, 1)`, the same at every
-        position, so that `get_reward` finds it at the one where it takes the response to end.
+        What TRL's `get_reward` calls for hidden states: the reward of each row, of shape `(B, L, 1)`, the same at
+        every position, so that `get_reward` finds it at the one where it takes the response to end.
 
         Raises:
             `RuntimeError`: If something else than `get_reward` calls.
@@ -156,7 +163,8 @@ class RewardModelAdapter(nn.Module):
         frame = sys._getframe(1)
         if frame.f_code is not get_reward.__code__:
             raise RuntimeError(
-                "The endogenous reward model was called as a backbone, but not by TRL's `get_reward`, so it cannot know "
+                "The endogenous reward model was called as a backbone, but not by TRL's `get_reward`, so it cannot "
+                "know "
                 "where responses begin. Call it itself: `reward_model(query_responses, pad_token_id, context_length)`."
             )
         given = frame.f_locals

@@ -125,7 +125,8 @@ class RewardRule:
         name, _ = parse_aggregate(self.aggregate)
         if name in ("mean", "power", "min"):
             raise ValueError(
-                f'`aggregate="{self.aggregate}"` cannot be credited to single tokens, because the weight of a token depends '
+                f'`aggregate="{self.aggregate}"` cannot be credited to single tokens, because the weight of a token '
+                "depends "
                 'on tokens to come. Use `aggregate="sum"` or `"discounted"`, or credit the outcome.'
             )
 

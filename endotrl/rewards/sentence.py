@@ -25,17 +25,17 @@ logger = logging.getLogger(__name__)
 
 class SentenceReward:
     r"""
-    A trained [`SentenceRewardModel`] (https://huggingface.co/papers/2503.04793) as a reward: one number a completion in
-    TRL's `GRPOTrainer`, `RLOOTrainer` and `OnlineDPOTrainer`; and $a_i r_i$ at the last token of every sentence, which sum to that
-    number, in [`DenseGRPOTrainer`] and [`PPOTrainer`].
+    A trained [`SentenceRewardModel`] (https://huggingface.co/papers/2503.04793) as a reward: one number a completion
+    in TRL's `GRPOTrainer`, `RLOOTrainer` and `OnlineDPOTrainer`; and $a_i r_i$ at the last token of every sentence,
+    which sum to that number, in [`DenseGRPOTrainer`] and [`PPOTrainer`].
 
-    Policy and reward model may have different tokenizers: the text is encoded again then, and a sentence's reward goes to
-    the token of the policy that ends it. Outside of trainers, that takes `policy_processing_class`.
+    Policy and reward model may have different tokenizers: the text is encoded again then, and a sentence's reward goes
+    to the token of the policy that ends it. Outside of trainers, that takes `policy_processing_class`.
 
     Args:
         model (`str`, [`SentenceRewardModel`] or [`~peft.PeftModel`]):
-            Path or hub id of a sentence reward model, from which the reward loads its own copy on first use; or a loaded
-            one, which is used as it is.
+            Path or hub id of a sentence reward model, from which the reward loads its own copy on first use; or a
+            loaded one, which is used as it is.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Tokenizer of `model`. Loaded with the model if not given.
         segmenter ([`~endotrl.sentence.Segmenter`], *optional*):
@@ -45,7 +45,8 @@ class SentenceReward:
         max_tokens_per_batch (`int`, *optional*, defaults to `8192`):
             Tokens of one forward pass, padding included. It bounds memory and does not change rewards.
         dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`):
-            Dtype of the reward's own copy: `"auto"` is bfloat16 on accelerators and float32 on CPU. Heads stay float32.
+            Dtype of the reward's own copy: `"auto"` is bfloat16 on accelerators and float32 on CPU. Heads stay
+            float32.
         device (`str` or `torch.device`, *optional*):
             Device of the reward's own copy. Defaults to this process's device, as `accelerate` gives it.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
@@ -53,8 +54,8 @@ class SentenceReward:
         name (`str`, *optional*, defaults to `"sentence_reward"`):
             Name in logs.
         overlong_prompt (`str`, *optional*, defaults to `"error"`):
-            What to do when prompt and completion do not fit the model's context: `"error"`, or `"truncate_left"` to drop the
-            beginning of the prompt.
+            What to do when prompt and completion do not fit the model's context: `"error"`, or `"truncate_left"` to
+            drop the beginning of the prompt.
         chat_template_kwargs (`dict[str, Any]`, *optional*):
             Further arguments for the chat template. In a trainer, its own are taken over.
 
@@ -174,13 +175,14 @@ class SentenceReward:
                 As in [`__call__`].
 
         Returns:
-            [`DenseScores`]: the scores; and one tensor of shape `(H_i,)` a completion, float32, on the CPU, with a number for each of its
-            `completion_ids` (without them, of the reward model's tokens): $a_i r_i$ at the last token of every sentence, 0
-            elsewhere. They sum to the score, unless there is no token.
+            [`DenseScores`]: the scores; and one tensor of shape `(H_i,)` a completion, float32, on the CPU, with a
+            number for each of its
+            `completion_ids` (without them, of the reward model's tokens): $a_i r_i$ at the last token of every
+            sentence, 0 elsewhere. They sum to the score, unless there is no token.
 
         Raises:
-            `ValueError`: As [`__call__`], and if policy and reward model have different tokenizers and the policy's is not
-            known.
+            `ValueError`: As [`__call__`], and if policy and reward model have different tokenizers and the policy's is
+            not known.
         """
         rows = self._scorer(
             prompts, completions, completion_ids, log_extra=log_extra, environment=kwargs.get("environment")
@@ -215,8 +217,8 @@ class SentenceReward:
 
     def bind(self, trainer: Any) -> "SentenceReward":
         """
-        Reads prompts as the policy of a trainer does (see [`EndogenousReward.bind`]), and finds the tokens that end sentences
-        with its tokenizer.
+        Reads prompts as the policy of a trainer does (see [`EndogenousReward.bind`]), and finds the tokens that end
+        sentences with its tokenizer.
 
         Args:
             trainer ([`~transformers.Trainer`]):
@@ -237,8 +239,8 @@ class SentenceReward:
 
     def load(self) -> "SentenceReward":
         """
-        Loads tokenizer and weights now instead of on first use, so that what is wrong with the model shows before there
-        is data.
+        Loads tokenizer and weights now instead of on first use, so that what is wrong with the model shows before
+        there is data.
 
         Returns:
             This reward.
@@ -262,13 +264,15 @@ class SentenceReward:
         """The token of the policy that ends each sentence, where policy and reward model have different tokenizers."""
         if self.policy_processing_class is None:
             raise ValueError(
-                "Policy and reward model have different tokenizers, and rewards of sentences go to tokens of the policy. Pass "
+                "Policy and reward model have different tokenizers, and rewards of sentences go to tokens of the "
+                "policy. Pass "
                 "its tokenizer as `policy_processing_class`, or call `reward.attach(trainer)`."
             )
         tokens, exact = transfer(row.sentences, self.policy_processing_class, ids)
         if not exact and not self._said_other_text:
             logger.warning(
-                "The reward model's tokenizer changes the text of completions, so that the ends of sentences among the "
+                "The reward model's tokenizer changes the text of completions, so that the ends of sentences among "
+                "the "
                 "policy's tokens are approximate. (Said once.)"
             )
             self._said_other_text = True

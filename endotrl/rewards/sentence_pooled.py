@@ -24,8 +24,8 @@ class SentencePooledReward:
     \alpha \log \hat\pi(z | s) + V(s) - V(s'),
     $$
 
-    with the states $s$ before and $s'$ after it: a difference of values at the ends of sentences, as in the sentence-level
-    reward model (https://huggingface.co/papers/2503.04793).
+    with the states $s$ before and $s'$ after it: a difference of values at the ends of sentences, as in the
+    sentence-level reward model (https://huggingface.co/papers/2503.04793).
 
     Args:
         reward ([`DenseReward`]):
@@ -76,8 +76,9 @@ class SentencePooledReward:
         **kwargs: Any,
     ) -> DenseScores:
         r"""
-        Scores a batch once; see [`DenseReward`]. Outcomes and sums over tokens are those of the reward itself. State values,
-        if it has any, are raised by what the sentence has earned before the token, as that is still to be paid at its end.
+        Scores a batch once; see [`DenseReward`]. Outcomes and sums over tokens are those of the reward itself. State
+        values, if it has any, are raised by what the sentence has earned before the token, as that is still to be paid
+        at its end.
 
         Raises:
             `ValueError`: Without `completion_ids`, and as the reward itself.

@@ -197,7 +197,8 @@ SETTINGS = {
             "device",
             str | None,
             None,
-            "Device of the frozen model's own copy, such as cpu or cuda:1 (default: the best there is, or the process's "
+            "Device of the frozen model's own copy, such as cpu or cuda:1 (default: the best there is, or the "
+            "process's "
             "own).",
         ),
         RewardSetting(

@@ -5,12 +5,13 @@ Rewards of a JSON Lines file, row by row, into another: the work behind `endotrl
 ```text
 input.jsonl  ->  blocks of rows  ->  EndogenousReward.score  ->  output.jsonl               one line a row, input order
                                                                  output.jsonl.errors.jsonl  the bad rows alone
-                                                                 output.jsonl.meta.json     settings, versions, checkpoint
+                                                                 output.jsonl.meta.json     settings, versions,
+                                                                 checkpoint
 ```
 
 Memory is that of a block, whatever the file's length. A block is written and synced before the checkpoint says so, and
-the output alone tells what is done. So after a crash, a full disk or a power cut the same command goes on behind the last
-whole block, and ends with the same bytes as a run without a break.
+the output alone tells what is done. So after a crash, a full disk or a power cut the same command goes on behind the
+last whole block, and ends with the same bytes as a run without a break.
 """
 
 from typing import TYPE_CHECKING

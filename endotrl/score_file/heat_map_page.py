@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page of `endotrl score --html`: the first rows, with every token in the colour of what it contributes to the reward."""
+"""
+The page of `endotrl score --html`: the first rows, with every token in the colour of what it contributes to the
+reward.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -200,7 +200,8 @@ def _check_ids(ids: object) -> str | None:
         return f"The completion_ids must be a list of token ids, but they are of type {type(ids).__name__}."
     for i, token_id in enumerate(ids, start=1):
         if not isinstance(token_id, int) or isinstance(token_id, bool) or token_id < 0:
-            return f"Entry {i} of the completion_ids is {json.dumps(token_id)[:40]}, but a token id is a whole number from 0."
+            entry = json.dumps(token_id)[:40]
+            return f"Entry {i} of the completion_ids is {entry}, but a token id is a whole number from 0."
     return None
 
 

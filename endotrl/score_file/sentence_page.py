@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page of `endotrl score --html` with a sentence reward model: the first rows, every sentence in the colour of its share."""
+"""
+The page of `endotrl score --html` with a sentence reward model: the first rows, every sentence in the colour of its
+share.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,7 +43,8 @@ def sentence_page(
             ("", heat_maps(rows, "contribution of a sentence", "score", "sentence", decimals=SHOWN_DECIMALS)),
             ("Settings", table(["setting", "value"], [["segmenter", reward.config.segmenter]])),
         ],
-        lead=f"The sentence reward model {model}, for the first {len(examples)} rows. A sentence's contribution is its "
+        lead=f"The sentence reward model {model}, for the first {len(examples)} rows. A sentence's contribution is "
+        "its "
         "weight times its reward; with the prompt's, which the first sentence has in its own, they sum to the score. "
         + " ".join(summary_lines(report, output, unit="")),
         footer=f"endotrl {__version__} · {command}",

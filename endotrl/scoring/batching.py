@@ -11,8 +11,8 @@ def plan_batches(lengths: Sequence[int], max_tokens: int, kinds: Sequence[Hashab
     """
     Groups sequences of similar length into micro-batches whose padded size stays within a budget.
 
-    Sequences are taken from the longest to the shortest, so that little is padded and the largest batch comes first: if
-    memory does not suffice, it shows at once. A sequence longer than the budget makes a batch of its own.
+    Sequences are taken from the longest to the shortest, so that little is padded and the largest batch comes first:
+    if memory does not suffice, it shows at once. A sequence longer than the budget makes a batch of its own.
 
     Args:
         lengths (`Sequence[int]`):
@@ -83,9 +83,10 @@ def plan_packs(
     prompt_lengths: Sequence[int], continuation_lengths: Sequence[Sequence[int]], max_tokens: int
 ) -> list[list[tuple[int, list[int]]]]:
     """
-    Groups prompts with their continuations into micro-batches of at most `max_tokens` tokens, in which every prompt counts
-    once. The continuations of a prompt that do not fit together are spread over several micro-batches, each with the
-    prompt. A single continuation that does not fit makes a micro-batch of its own. The largest come first, as in
+    Groups prompts with their continuations into micro-batches of at most `max_tokens` tokens, in which every prompt
+    counts once. The continuations of a prompt that do not fit together are spread over several micro-batches, each
+    with the prompt. A single continuation that does not fit makes a micro-batch of its own. The largest come first, as
+    in
     [`plan_batches`].
 
     Args:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One thread at a time through a model whose state a pass changes: evaluation mode, adapters, attention, recorded passes."""
+"""
+One thread at a time through a model whose state a pass changes: evaluation mode, adapters, attention, recorded passes.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +12,8 @@ from weakref import WeakKeyDictionary
 import torch
 
 
-# Beside the models and not in them, so that these can be pickled and copied, and two rewards that hold one model wait for
-# each other.
+# Beside the models and not in them, so that these can be pickled and copied, and two rewards that hold one model wait
+# for each other.
 _locks: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 _guard = Lock()
 _eager_passes = 0
@@ -30,8 +32,8 @@ def exclusive(owner: Any) -> Iterator[None]:
 @contextmanager
 def uncompiled() -> Iterator[None]:
     """
-    Inside, what `torch.compile` has wrapped runs as it is written: packed rows are no input that it was compiled for, and
-    each of their lengths would compile it again.
+    Inside, what `torch.compile` has wrapped runs as it is written: packed rows are no input that it was compiled for,
+    and each of their lengths would compile it again.
     """
     global _eager_passes, _leave_eager
     # One setting for all threads: the first sets it, the last one sets it back.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Of what else than its own tokens a row's states depend in a pass: other rows of the batch, the longest of them, padding,
-earlier passes. Tried out on a few tokens, once per model.
+Of what else than its own tokens a row's states depend in a pass: other rows of the batch, the longest of them,
+padding, earlier passes. Tried out on a few tokens, once per model.
 """
 
 import inspect
@@ -70,14 +70,16 @@ def pass_rules(model: PreTrainedModel, longest_pass: int) -> PassRules:
         batch[0, 8:] = torch.tensor(_tokens(model, 8, 64))
         if _differ(model, states[0, :8], _states(model, batch)[0, :8]):
             raise ValueError(
-                f"The states of {type(model).__name__} depend on the tokens that follow: it is no causal language model (or its "
+                f"The states of {type(model).__name__} depend on the tokens that follow: it is no causal language "
+                "model (or its "
                 "config says that it is none, such as `is_decoder=False`), so that its logits are no policy."
             )
         alone = why_alone_by_length(model, rope, longest_pass)
     not_packable = alone or why_not_packable(model)
     if relative_difference(_states(model, _batch(model))[0], states[0]).max() > SAME_SHAPE:
         raise ValueError(
-            f"{type(model).__name__} gives other states for the same tokens after other passes: it is random, or keeps what it "
+            f"{type(model).__name__} gives other states for the same tokens after other passes: it is random, or "
+            "keeps what it "
             "ran before. No score of it can be repeated; load the model without it."
         )
     return PassRules(0 if not_packable else longest_packable(model.config), rope, not_packable, alone)
@@ -201,8 +203,9 @@ def _differ(model: PreTrainedModel, states: Tensor, expected: Tensor) -> bool:
 
 def _rounds_by_neighbours(model: PreTrainedModel) -> bool:
     """
-    Whether a token's rounding depends on other tokens. Experts compute as many tokens as are sent to them; in half precision
-    this changes, now and then, to which one a token is sent. What is quantised is trusted less: its scale changes as little.
+    Whether a token's rounding depends on other tokens. Experts compute as many tokens as are sent to them; in half
+    precision this changes, now and then, to which one a token is sent. What is quantised is trusted less: its scale
+    changes as little.
     """
     settings = model.config.get_text_config().to_dict()
     if rounding(model) <= SAME_SHAPE or not any("expert" in key for key in settings):

@@ -15,8 +15,8 @@ from transformers import PretrainedConfig
 from .modules import is_plain_linear
 
 
-# Logits that exist at a time. Few blocks of tokens, because a matrix multiplication of the CPU rearranges the weights each
-# time, which costs as much as multiplying them with about 200 tokens.
+# Logits that exist at a time. Few blocks of tokens, because a matrix multiplication of the CPU rearranges the weights
+# each time, which costs as much as multiplying them with about 200 tokens.
 TOKEN_BLOCK = 512
 VOCAB_BLOCK = 4096
 # The same of TRL's kernel, whose memory is of this width only in the head's own dtype.
@@ -108,8 +108,8 @@ def token_statistics(
 ) -> HeadStatistics:
     r"""
     Chosen logit $f(s, a)$, soft value $V(s) = \alpha \log \sum_a \exp(f(s, a)/\alpha)$, entropy of
-    $\mathrm{softmax}(f(s, \cdot)/\alpha)$ and mean logit for every token, computed block by block with a running maximum.
-    The same as
+    $\mathrm{softmax}(f(s, \cdot)/\alpha)$ and mean logit for every token, computed block by block with a running
+    maximum. The same as
 
     ```python
     logits = transform(head(hidden_states).float())
@@ -119,9 +119,9 @@ def token_statistics(
     mean = logits.mean(dim=-1)
     ```
 
-    in the memory of a few blocks of logits. A half-precision head rounds its logits to 8 (bfloat16) or 11 bits; the chosen
-    one is computed again in float32, and takes the place of the rounded one in the soft value too, so that their
-    difference, the log-probability, is never positive and is most accurate where the model is sure.
+    in the memory of a few blocks of logits. A half-precision head rounds its logits to 8 (bfloat16) or 11 bits; the
+    chosen one is computed again in float32, and takes the place of the rounded one in the soft value too, so that
+    their difference, the log-probability, is never positive and is most accurate where the model is sure.
 
     Args:
         hidden_states (`torch.Tensor` of shape `(N, D)`):

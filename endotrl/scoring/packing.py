@@ -20,8 +20,8 @@ from .rope import rope_as_made
 ATTENTION = "endotrl_shared_prefix"
 # CPU kernels of `scaled_dot_product_attention` take about half the time if the number of keys is a multiple of it.
 KEY_MULTIPLE = 32
-# Part of a row that may be filler, so that rows have few different lengths: kernels of half precision on a CPU are compiled
-# for each shape and kept, about 1 MB for every new length.
+# Part of a row that may be filler, so that rows have few different lengths: kernels of half precision on a CPU are
+# compiled for each shape and kept, about 1 MB for every new length.
 MAX_FILLER = 1 / 32
 # Queries for which one mask is made: bounds a mask to 1024 times the length of the sequence.
 QUERY_BLOCK = 1024
@@ -65,8 +65,8 @@ class PackedRow:
         input_ids (`torch.Tensor` of shape `(1, T)`), position_ids (`torch.Tensor` of shape `(1, T)`):
             What the model is given.
         spans (`list[tuple[int, int, list[tuple[int, int]]]]`):
-            For every group, and the filler: start and end of the prompt, and start and end of every continuation, in the
-            row.
+            For every group, and the filler: start and end of the prompt, and start and end of every continuation, in
+            the row.
         longest (`int`):
             Length of the longest prompt with a continuation.
     """
@@ -127,7 +127,9 @@ class PackedRow:
 
 
 def _filler(num_tokens: int) -> int:
-    """Tokens that bring a row to a multiple of the largest power of two of which less than [`MAX_FILLER`] is wasted."""
+    """
+    Tokens that bring a row to a multiple of the largest power of two of which less than [`MAX_FILLER`] is wasted.
+    """
     multiple = 2 ** max(0, math.floor(math.log2(max(1, num_tokens * MAX_FILLER))))
     return -num_tokens % multiple
 
@@ -182,14 +184,15 @@ def shared_prefix_attention(
         `torch.Tensor` of shape `(1, T, num_heads, head_dim)`, and `None` for the weights.
 
     Raises:
-        `NotPackable`: If the layer asks for a kind of attention that this is not (soft-capped or biased scores, sinks, a
-        window shorter than the sequences).
+        `NotPackable`: If the layer asks for a kind of attention that this is not (soft-capped or biased scores, sinks,
+        a window shorter than the sequences).
         `RuntimeError`: In a pass of another thread than the one that scores.
     """
     row = _row.get()
     if row is None:
         raise RuntimeError(
-            "A model instance was run while an endogenous reward scored with it in another thread. Run it before or after, or give "
+            "A model instance was run while an endogenous reward scored with it in another thread. Run it before or "
+            "after, or give "
             "the reward its own copy: `EndogenousReward(model=<path>)`."
         )
     special = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
@@ -249,7 +252,9 @@ AttentionInterface.register(ATTENTION, shared_prefix_attention)
 
 @contextmanager
 def packed_attention(model: PreTrainedModel, row: PackedRow) -> Iterator[None]:
-    """Inside, the model's attention is [`shared_prefix_attention`] over `row`; afterwards it is the model's own again."""
+    """
+    Inside, the model's attention is [`shared_prefix_attention`] over `row`; afterwards it is the model's own again.
+    """
     own = model.config._attn_implementation
     token = _row.set(row)
     model.set_attn_implementation(ATTENTION)
@@ -312,7 +317,8 @@ def rounding(model: PreTrainedModel) -> float:
 
 def why_not_packable(model: PreTrainedModel) -> str | None:
     """
-    Tries a packed row on a few tokens. `None` if the model gives what it gives for each sequence alone; else the reason.
+    Tries a packed row on a few tokens. `None` if the model gives what it gives for each sequence alone; else the
+    reason.
     """
     if not model.is_backend_compatible():
         return "its attention is its own"
@@ -330,7 +336,8 @@ def why_not_packable(model: PreTrainedModel) -> str | None:
         for k, continuation in enumerate(group.continuations):
             alone = torch.tensor([[*group.prompt, *continuation]])
             expected = last_hidden_states(model, alone)[0, len(group.prompt) - 1 :]
-            # Rounding apart, they are equal. What leaks from a neighbour, or a wrong position, is as large as the state.
+            # Rounding apart, they are equal. What leaks from a neighbour, or a wrong position, is as large as the
+            # state.
             if relative_difference(packed[row.states(g, k)], expected).max() > rounding(model):
                 return "its layers mix neighbouring sequences"
     return None

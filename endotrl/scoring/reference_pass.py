@@ -16,9 +16,9 @@ from .rope import RopeLengths
 
 class ReferenceRecorder:
     """
-    Keeps what the backbone of a trainer's frozen model computes in the trainer's own reference pass, until the reward of
-    the same completions is asked for. A row is found by its token ids, so a row that the trainer ran over otherwise (or
-    not at all) is just not found.
+    Keeps what the backbone of a trainer's frozen model computes in the trainer's own reference pass, until the reward
+    of the same completions is asked for. A row is found by its token ids, so a row that the trainer ran over otherwise
+    (or not at all) is just not found.
 
     In memory this is one layer's output for the batch of completions, from the reference pass to the reward.
 
@@ -86,8 +86,8 @@ class ReferenceRecorder:
 
     def _reads_rows(self) -> tuple[bool, bool]:
         """
-        Whether rows of the trainer's passes have the states that they have alone: those that begin with a token, and those
-        that are padded there.
+        Whether rows of the trainer's passes have the states that they have alone: those that begin with a token, and
+        those that are padded there.
         """
         if self._reads is None:
             with self.paused():
@@ -100,8 +100,8 @@ class ReferenceRecorder:
 
     def _record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         input_ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
-        # Not a pass over whole rows: generation (a cache), training (gradients), or the reward's own. What is compiled with the
-        # model could not look at the step.
+        # Not a pass over whole rows: generation (a cache), training (gradients), or the reward's own. What is compiled
+        # with the model could not look at the step.
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or kwargs.get("use_cache") is not False:
             return
         # A row that is more than its ids (images, types of tokens, positions) is not found by them.

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rotary frequencies that depend on the length of a pass: which lengths share them, and passes that leave nothing behind."""
+"""
+Rotary frequencies that depend on the length of a pass: which lengths share them, and passes that leave nothing behind.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -80,8 +82,8 @@ def rope_entries(settings: dict[str, Any]) -> list[dict[str, Any]]:
 @contextmanager
 def rope_as_made(model: PreTrainedModel) -> Iterator[None]:
     """
-    Inside, `dynamic` rotary frequencies are as the model was made with them: transformers keeps those of the longest pass
-    so far until a short one comes. Afterwards, they are as they were found.
+    Inside, `dynamic` rotary frequencies are as the model was made with them: transformers keeps those of the longest
+    pass so far until a short one comes. Afterwards, they are as they were found.
     """
     grown = [module for module in model.modules() if _is_dynamic(module)]
     found = [(module, dict(vars(module)), dict(module._buffers)) for module in grown]

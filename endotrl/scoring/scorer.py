@@ -40,7 +40,9 @@ class Placement(Protocol):
 
     @property
     def is_own(self) -> bool:
-        """Whether nobody else uses the weights. Others must not find tensors that inference mode left in the modules."""
+        """
+        Whether nobody else uses the weights. Others must not find tensors that inference mode left in the modules.
+        """
         ...
 
     def active(self) -> AbstractContextManager[PreTrainedModel]:
@@ -55,8 +57,8 @@ class FrozenScorer:
     - Completions of one prompt share its pass through the model, and equal completions are scored once, wherever they
       stand in the batch.
     - Nothing is padded: prompts and completions stand one after another in one row, kept apart by the attention
-      ([`packing`]). Models whose attention cannot do that (state-space and hybrid models, sequences longer than a sliding
-      window, soft-capped attention) get rows of similar length, padded on the right.
+      ([`packing`]). Models whose attention cannot do that (state-space and hybrid models, sequences longer than a
+      sliding window, soft-capped attention) get rows of similar length, padded on the right.
     - The LM head sees only the scored positions, in blocks, so that no tensor of (tokens, vocabulary) exists.
     - A row that a trainer has just run through the same frozen weights is not run again ([`recording`]).
 
@@ -114,8 +116,8 @@ class FrozenScorer:
             places.setdefault(key, []).append(index)
         copies = list(places.values())
         unique = [rows[indices[0]] for indices in copies]
-        # Made into one result a row only at the end: small tensors that stay, between large ones that come and go, would
-        # keep memory from being given back.
+        # Made into one result a row only at the end: small tensors that stay, between large ones that come and go,
+        # would keep memory from being given back.
         read: list[tuple[list[int], Tensor, HeadStatistics]] = []
         with (
             torch.inference_mode() if self.placement.is_own else torch.no_grad(),
@@ -145,8 +147,8 @@ class FrozenScorer:
         self, model: PreTrainedModel, rows: Sequence[Rendered]
     ) -> Iterator[tuple[list[int], Tensor, list[list[int]]]]:
         """
-        Runs the backbone. Yields batches of (indices of rows, hidden states of shape `(N, D)`, for every row the positions
-        of its states in them). State `h` of a row predicts token `h` of its completion.
+        Runs the backbone. Yields batches of (indices of rows, hidden states of shape `(N, D)`, for every row the
+        positions of its states in them). State `h` of a row predicts token `h` of its completion.
         """
         remaining = list(range(len(rows)))
         recorder = self.placement.recorder
@@ -226,7 +228,9 @@ class FrozenScorer:
         entropy: bool,
         mean_logits: bool,
     ) -> tuple[Tensor, HeadStatistics]:
-        """Applies the head to the states of the scored tokens. Returns these tokens and what the head says, on the CPU."""
+        """
+        Applies the head to the states of the scored tokens. Returns these tokens and what the head says, on the CPU.
+        """
         read: list[tuple[int, int]] = []  # (position of the state, token)
         for row, row_states in zip(rows, states, strict=True):
             read += [(row_states[action], row.completion_ids[action]) for action in row.action_positions]
@@ -260,14 +264,16 @@ class FrozenScorer:
                 )
             elif rules.not_packable:
                 logger.info(
-                    "%s cannot score several completions in one row (%s): completions are padded, and those of one prompt "
+                    "%s cannot score several completions in one row (%s): completions are padded, and those of one "
+                    "prompt "
                     "do not share its pass. Results are the same.",
                     name,
                     rules.not_packable,
                 )
             elif rules.longest_packable < float("inf"):
                 logger.info(
-                    "%s sees a window of %d tokens: longer sequences are padded, and do not share their prompt's pass.",
+                    "%s sees a window of %d tokens: longer sequences are padded, and do not share their prompt's "
+                    "pass.",
                     name,
                     rules.longest_packable,
                 )
@@ -311,14 +317,17 @@ class FrozenScorer:
         if error.isfinite() and error > tolerance:
             if "_original_forward" in vars(model):
                 raise ValueError(
-                    f"The {type(model).__name__} given to the endogenous reward was put into mixed precision by a trainer, so it "
+                    f"The {type(model).__name__} given to the endogenous reward was put into mixed precision by a "
+                    "trainer, so it "
                     "is the policy that is trained, and not frozen. Share its frozen base with "
-                    "`EndogenousReward(model=None)` and `reward.attach(trainer)`; or pass a path, so that the reward loads its "
+                    "`EndogenousReward(model=None)` and `reward.attach(trainer)`; or pass a path, so that the reward "
+                    "loads its "
                     "own copy."
                 )
             raise ValueError(
                 f"The logits of {type(model).__name__} are not its hidden states times its LM head: they differ by "
-                f"{error:.3g}. This model family transforms its logits in a way that endotrl does not know; its rewards "
+                f"{error:.3g}. This model family transforms its logits in a way that endotrl does not know; its "
+                "rewards "
                 "would be wrong. Please open an issue with the model's name."
             )
         self._head_checked = True
@@ -332,7 +341,8 @@ class FrozenScorer:
         if bad:
             raise ValueError(
                 f"The frozen model ({self.placement.description}) gives NaN or infinite logits for rows "
-                f"{', '.join(map(str, bad[:10]))}{', ...' if len(bad) > 10 else ''} of {len(results)}. Its weights are "
+                f"{', '.join(map(str, bad[:10]))}{', ...' if len(bad) > 10 else ''} of {len(results)}. Its weights "
+                "are "
                 'damaged, or its dtype is too narrow: try `dtype="float32"`.'
             )
 

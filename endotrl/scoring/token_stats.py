@@ -64,8 +64,8 @@ class TokenStats:
 
     def on_all_tokens(self, values: Tensor) -> Tensor:
         """
-        Values of the scored tokens, of shape `(H,)`, among all tokens of the completion, of shape `(num_completion_tokens,)`:
-        0 where a tool wrote.
+        Values of the scored tokens, of shape `(H,)`, among all tokens of the completion, of shape
+        `(num_completion_tokens,)`: 0 where a tool wrote.
         """
         scattered = torch.zeros(self.num_completion_tokens)
         scattered[self.positions] = values

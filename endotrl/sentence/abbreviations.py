@@ -18,8 +18,8 @@ INNER = frozenset(
 # Stand before a number: No. 5, Fig. A2, Dec. 25, Li et al. (2020).
 NUMBERED = frozenset(
     """
-    abs al apr art aug ave bd bldg ch chap chr dec def eq eqs feb fig figs jan jul jun lem mar max min no nos nov nr num oct
-    op p par para pp prop pt sec sect sep sept tab tel thm vol vols
+    abs al apr art aug ave bd bldg ch chap chr dec def eq eqs feb fig figs jan jul jun lem mar max min no nos nov nr
+    num oct op p par para pp prop pt sec sect sep sept tab tel thm vol vols
     """.split()
 )
 # End a sentence where a capital letter follows.
@@ -28,8 +28,8 @@ AMBIGUOUS = frozenset(
     a.m al am b.sc bros co corp etc inc jr ltd m.sc p.m ph.d pm sr usw
     """.split()
 )
-# After a letter with a dot, or several (J. R. R., U.S.), these start a sentence; other words with a capital are taken for a
-# name.
+# After a letter with a dot, or several (J. R. R., U.S.), these start a sentence; other words with a capital are taken
+# for a name.
 STARTERS = frozenset(
     """
     a after all also although an and as at because before but by do each every finally first for from hence here how
@@ -39,5 +39,6 @@ STARTERS = frozenset(
 )
 # After a day's number and a dot: am 3. Mai.
 MONTHS = frozenset(
-    "januar jänner februar märz april mai juni juli august september oktober november dezember".split()  # codespell:ignore
+    "januar jänner februar märz april mai juni juli "  # codespell:ignore
+    "august september oktober november dezember".split()  # codespell:ignore
 )

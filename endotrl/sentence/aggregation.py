@@ -52,8 +52,8 @@ def rotate(vectors: Tensor, theta: float = 10_000.0) -> Tensor:
             Base of the angles.
 
     Returns:
-        `torch.Tensor` of shape `(batch_size, N, d)`. The dot product of two of its vectors depends on their indices only
-        by the difference.
+        `torch.Tensor` of shape `(batch_size, N, d)`. The dot product of two of its vectors depends on their indices
+        only by the difference.
     """
     num_sentences, half = vectors.shape[-2], vectors.shape[-1] // 2
     steps = torch.arange(half, device=vectors.device, dtype=torch.float32)

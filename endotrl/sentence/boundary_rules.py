@@ -14,7 +14,8 @@ _UNSPACED = "。！？｡．।॥؟۔։።។။"
 _CLOSERS = r"\"'”’»›)\]}」』）】〉》*_~`"
 _OPENERS = r"\"'“‘„«‹(\[{「『（【〈《*_~`¿¡"
 
-# Full stops, with what closes there: quotes and brackets, also of German (.“ .«) and French (! »), emphasis, and notes ([1], ²).
+# Full stops, with what closes there: quotes and brackets, also of German (.“ .«) and French (! »), emphasis, and notes
+# ([1], ²).
 _MARK = re.compile(
     rf"(?P<stops>[{_SPACED}{_UNSPACED}]++)"
     rf"(?:[{_CLOSERS}¹²³⁰⁴-⁹]|\[\^?\d{{1,3}}\])*+(?:[“«](?=\s|$)|[ \u00a0\u202f]»(?!\w))?"
@@ -33,7 +34,8 @@ _ITEM = re.compile(
 # A line that is a unit of its own, or starts one: heading, quote, table row, rule.
 _BLOCK_LINE = re.compile(r"[ \t]*(?:#{1,6}\s|>|\||(?:[-*_][ \t\r]*){3,}$)", re.MULTILINE)
 
-# Openers of spans in which nothing ends a sentence. Escaped characters come first, so that `\$` and `\\[2pt]` open none.
+# Openers of spans in which nothing ends a sentence. Escaped characters come first, so that
+# `\$` and `\\[2pt]` open none.
 _PROTECTED = re.compile(
     r"\\\\|\\\$|\\`"
     r"|(?P<fence>^[ \t>]*(?:(?:[-*+]|\d{1,4}[.)])[ \t]+)?(?P<ticks>`{3,}+(?=[^`\n]*$)|~{3,})[^\n]*)"
@@ -57,8 +59,9 @@ class RuleSegmenter:
     r"""
     Splits text into sentences by rules made for what language models write, in time linear in the length of the text.
 
-    - Sentences end at `.`, `!`, `?` and `…` before whitespace, and at the full stops of other scripts (`。`, `！`, `？`,
-      `।`, `؟`, `۔`, ...) wherever they stand; quotes, brackets and Markdown emphasis behind them belong to the sentence.
+    - Sentences end at `.`, `!`, `?` and `…` before whitespace, and at the full stops of other scripts (`。`, `！`,
+      `？`, `।`, `؟`, `۔`, ...) wherever they stand; quotes, brackets and Markdown emphasis behind them belong to the
+      sentence.
     - Abbreviations (Dr., e.g., etc.), initials, decimals, ordinals, list numbers and ellipses do not end one.
     - A line ends a sentence, unless it looks wrapped. List items, headings and table rows are units.
     - A fenced code block is one unit. Nothing ends inside inline code, URLs, or LaTeX: `$...$`, `$$...$$`, `\(...\)`,
@@ -112,7 +115,9 @@ class RuleSegmenter:
 
 
 def _protected_spans(text: str) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """Spans, by their start, in which no sentence ends; and those of fenced code blocks, with the whitespace behind."""
+    """
+    Spans, by their start, in which no sentence ends; and those of fenced code blocks, with the whitespace behind.
+    """
     spans: list[tuple[int, int]] = []
     fences: list[tuple[int, int]] = []
     searched: dict[str, int] = {}  # closing of a formula -> there is none before this position

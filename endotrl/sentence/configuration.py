@@ -18,23 +18,23 @@ class SentenceRewardConfig(PretrainedConfig):
         backbone_config ([`~transformers.PretrainedConfig`] or `dict`, *optional*):
             Configuration of the language model that reads the text.
         marker (`bool`, *optional*, defaults to `True`):
-            Whether a marker stands before the response and behind every sentence, at which the model is read, as in the
-            paper. With `False` it is read at the last token of the prompt and of each sentence.
+            Whether a marker stands before the response and behind every sentence, at which the model is read, as in
+            the paper. With `False` it is read at the last token of the prompt and of each sentence.
         aggregator (`str`, *optional*, defaults to `"attention"`):
             How sentence rewards become the response's score: `"attention"`, or `"sum"` for the paper's ablation, all
             weights 1.
         attention_dim (`int`, *optional*, defaults to `256`):
             Size $d$ of the aggregator's queries and keys; even.
         attention_init (`str`, *optional*, defaults to `"orthogonal"`):
-            How the attention starts: `"orthogonal"`, with random orthogonal $W_q$ and $W_k$ as in the paper; or `"equal"`,
-            with $W_q = 0$, so that all sentences have the same weight until it learns otherwise.
+            How the attention starts: `"orthogonal"`, with random orthogonal $W_q$ and $W_k$ as in the paper; or
+            `"equal"`, with $W_q = 0$, so that all sentences have the same weight until it learns otherwise.
         rope_theta (`float`, *optional*, defaults to `10000.0`):
             Base of the rotary angles of the sentence index.
         max_sentences (`int`, *optional*, defaults to `512`):
             Longest response, in sentences. What follows in a longer one counts as one last sentence.
         segmenter (`str`, *optional*, defaults to `"rules"`):
-            Name of the segmenter that the model is trained with, see [`load_segmenter`]; `"custom"` for one that was given
-            as an object.
+            Name of the segmenter that the model is trained with, see [`load_segmenter`]; `"custom"` for one that was
+            given as an object.
         **kwargs:
             Further arguments for [`~transformers.PretrainedConfig`].
 
@@ -61,7 +61,8 @@ class SentenceRewardConfig(PretrainedConfig):
             kind = backbone_config.get("model_type")
             if kind not in CONFIG_MAPPING:
                 raise ValueError(
-                    f"`backbone_config` is of type {kind!r}, which this version of transformers does not know. Install the "
+                    f"`backbone_config` is of type {kind!r}, which this version of transformers does not know. "
+                    "Install the "
                     "version with which the model was trained."
                 )
             backbone_config = CONFIG_MAPPING[kind](**backbone_config)
@@ -69,7 +70,8 @@ class SentenceRewardConfig(PretrainedConfig):
             raise ValueError(f'`aggregator` is {aggregator!r}, but it must be "attention" or "sum".')
         if attention_dim < 2 or attention_dim % 2:
             raise ValueError(
-                f"`attention_dim` is {attention_dim}, but it must be positive and even: the rotary embedding turns pairs."
+                f"`attention_dim` is {attention_dim}, but it must be positive and even: the rotary embedding turns "
+                "pairs."
             )
         if attention_init not in get_args(AttentionInit):
             raise ValueError(f'`attention_init` is {attention_init!r}, but it must be "orthogonal" or "equal".')

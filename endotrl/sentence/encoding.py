@@ -54,9 +54,9 @@ class EncodedResponse:
 
 class SentenceEncoder:
     """
-    Renders rows by the rules of [`~endotrl.rendering.renderer.Renderer`], splits the responses into sentences, and puts the
-    markers in. Sentences are found in the decoded tokens and markers put between tokens, so that the tokens of the policy
-    stay as they are, and no text, whatever it contains, becomes a marker.
+    Renders rows by the rules of [`~endotrl.rendering.renderer.Renderer`], splits the responses into sentences, and
+    puts the markers in. Sentences are found in the decoded tokens and markers put between tokens, so that the tokens
+    of the policy stay as they are, and no text, whatever it contains, becomes a marker.
 
     Where a token reaches over the end of a sentence, the sentence ends behind it. A response with more than
     `config.max_sentences` sentences gets one last sentence of all that are too much, and a warning says so once. A
@@ -122,8 +122,8 @@ class SentenceEncoder:
             `list[EncodedResponse]`, in the order given.
 
         Raises:
-            `ValueError`: For a batch that cannot be rendered, a row longer than `max_length`, or a segmenter whose spans
-            do not tile the text.
+            `ValueError`: For a batch that cannot be rendered, a row longer than `max_length`, or a segmenter whose
+            spans do not tile the text.
         """
         rows = self._renderer.render(prompts, completions, completion_ids, policy_rows=policy_rows)
         return [self._encode(number, row) for number, row in enumerate(rows)]
@@ -157,7 +157,8 @@ class SentenceEncoder:
             return sentences
         if not self._said_limit:
             logger.warning(
-                f"A response has {len(sentences.spans)} sentences, more than the {limit} of `max_sentences`. Those from "
+                f"A response has {len(sentences.spans)} sentences, more than the {limit} of `max_sentences`. Those "
+                "from "
                 f"number {limit} on count as one. (Said once.)"
             )
             self._said_limit = True
@@ -184,8 +185,8 @@ def pad_batch(
             The width of `input_ids` is a multiple of it.
 
     Returns:
-        `dict[str, torch.Tensor]`: `input_ids` and `attention_mask` of shape `(batch_size, seq_len)`, and `sentence_ends` of
-        shape `(batch_size, N)`, filled with -1.
+        `dict[str, torch.Tensor]`: `input_ids` and `attention_mask` of shape `(batch_size, seq_len)`, and
+        `sentence_ends` of shape `(batch_size, N)`, filled with -1.
     """
     input_ids, attention_mask = pad_ids([ids for ids, _ in rows], pad_token_id, multiple=multiple)
     sentence_ends = torch.full((len(rows), max(len(ends) for _, ends in rows)), -1)

@@ -24,8 +24,8 @@ from .head import SentenceHead
 @dataclass
 class SentenceRewardOutput(ModelOutput):
     r"""
-    What a [`SentenceRewardModel`] says about a batch. `N` is the largest number of states of a response: one before it,
-    and one a sentence.
+    What a [`SentenceRewardModel`] says about a batch. `N` is the largest number of states of a response: one before
+    it, and one a sentence.
 
     Attributes:
         loss (`torch.Tensor`, *optional*):
@@ -51,13 +51,13 @@ class SentenceRewardModel(PreTrainedModel):
 
     $$
     v_i = w^\top h_i + b, \qquad r_1 = v_1, \quad r_i = v_i - v_{i-1}, \qquad
-    a = \mathrm{softmax}_i \left( \frac{\mathrm{RoPE}_N(W_q h_N) \cdot \mathrm{RoPE}_i(W_k h_i)}{\sqrt d} \right), \qquad
-    R(y) = \sum_i a_i r_i .
+    a = \mathrm{softmax}_i \left( \frac{\mathrm{RoPE}_N(W_q h_N) \cdot \mathrm{RoPE}_i(W_k h_i)}{\sqrt d} \right),
+    \qquad R(y) = \sum_i a_i r_i .
     $$
 
-    The states are read at markers: places without a token, where the model reads a learned vector. It is no entry of the
-    vocabulary, so that no text can contain one. [`SentenceEncoder`] puts them in; [`SentenceRewardTrainer`] trains the
-    model, and [`SentenceReward`] scores text with it.
+    The states are read at markers: places without a token, where the model reads a learned vector. It is no entry of
+    the vocabulary, so that no text can contain one. [`SentenceEncoder`] puts them in; [`SentenceRewardTrainer`] trains
+    the model, and [`SentenceReward`] scores text with it.
 
     Args:
         config ([`SentenceRewardConfig`]):
@@ -89,7 +89,8 @@ class SentenceRewardModel(PreTrainedModel):
         super().__init__(config)
         if config.backbone_config is None:
             raise ValueError(
-                "The configuration has no `backbone_config`: it does not say which language model reads the text. Build a "
+                "The configuration has no `backbone_config`: it does not say which language model reads the text. "
+                "Build a "
                 "reward model on one with `SentenceRewardModel.from_backbone`."
             )
         self.backbone = AutoModel.from_config(config.backbone_config) if backbone is None else backbone
@@ -106,8 +107,8 @@ class SentenceRewardModel(PreTrainedModel):
         **kwargs: Any,
     ) -> "SentenceRewardModel":
         """
-        A reward model to be trained, on a pretrained language model. Its LM head is left away. The marker starts as the
-        mean of the token embeddings, as transformers starts new tokens; the value head small and random, the
+        A reward model to be trained, on a pretrained language model. Its LM head is left away. The marker starts as
+        the mean of the token embeddings, as transformers starts new tokens; the value head small and random, the
         attention as `config.attention_init` says. Seed torch before, for the same start again.
 
         Args:
@@ -129,7 +130,8 @@ class SentenceRewardModel(PreTrainedModel):
             )
         if model.config.is_encoder_decoder or isinstance(model, SentenceRewardModel):
             raise ValueError(
-                f"The backbone {model.config._name_or_path!r} is a {type(model).__name__}, but a sentence reward model is "
+                f"The backbone {model.config._name_or_path!r} is a {type(model).__name__}, but a sentence reward "
+                "model is "
                 "built on a decoder-only language model. Load a trained sentence reward model with `from_pretrained`."
             )
         backbone = model.base_model
@@ -154,7 +156,8 @@ class SentenceRewardModel(PreTrainedModel):
         cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any
     ) -> "SentenceRewardModel":
         """
-        Loads a trained sentence reward model, see [`~transformers.PreTrainedModel.from_pretrained`]. From a folder in which
+        Loads a trained sentence reward model, see [`~transformers.PreTrainedModel.from_pretrained`]. From a folder in
+        which
         [`SentenceRewardTrainer`] saved a LoRA adapter, it loads the base model with the adapter merged.
 
         Raises:
@@ -239,8 +242,8 @@ class SentenceRewardModel(PreTrainedModel):
             [`SentenceRewardOutput`]
 
         Raises:
-            `ValueError`: If there are no `sentence_ends`, more than `config.max_sentences` sentences, a response without
-            a state, or padding on the left.
+            `ValueError`: If there are no `sentence_ends`, more than `config.max_sentences` sentences, a response
+            without a state, or padding on the left.
         """
         if sentence_ends is None:
             raise ValueError(
@@ -250,7 +253,8 @@ class SentenceRewardModel(PreTrainedModel):
         if sentence_ends.shape[1] > self.config.max_sentences + 1:
             raise ValueError(
                 f"A response has {sentence_ends.shape[1] - 1} sentences, more than the `max_sentences` of this model, "
-                f"{self.config.max_sentences}. `SentenceEncoder` takes what is too much for one last sentence; or train "
+                f"{self.config.max_sentences}. `SentenceEncoder` takes what is too much for one last sentence; or "
+                "train "
                 "the model with a higher limit."
             )
         mask = sentence_ends >= 0  # (B, N)

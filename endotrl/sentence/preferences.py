@@ -74,8 +74,8 @@ class PairEncoder:
 @dataclass
 class DataCollatorForSentencePreference(DataCollatorMixin):
     """
-    Batches of [`SentenceRewardTrainer`]: as TRL's `DataCollatorForPreference`, the first half holds the chosen responses
-    and the second the rejected ones, and there is a `margin` if the examples have one.
+    Batches of [`SentenceRewardTrainer`]: as TRL's `DataCollatorForPreference`, the first half holds the chosen
+    responses and the second the rejected ones, and there is a `margin` if the examples have one.
 
     Args:
         pad_token_id (`int`):
@@ -102,7 +102,9 @@ class DataCollatorForSentencePreference(DataCollatorMixin):
 
 
 def _split_text(example: dict[str, Any]) -> dict[str, Any]:
-    """Prompt and responses as text; the prompt is what the responses share, up to a whole word, if there is no other."""
+    """
+    Prompt and responses as text; the prompt is what the responses share, up to a whole word, if there is no other.
+    """
     if "prompt" in example:
         return example
     chosen, rejected = example["chosen"], example["rejected"]

@@ -19,7 +19,8 @@ class Segmenter(Protocol):
 class SatSegmenter:
     """
     Segment any Text (SaT, https://huggingface.co/papers/2406.16678), the neural segmenter of the sentence-level reward
-    model's paper (https://huggingface.co/papers/2503.04793), through the package `wtpsplit`. It is loaded on first use.
+    model's paper (https://huggingface.co/papers/2503.04793), through the package `wtpsplit`. It is loaded on first
+    use.
 
     Args:
         model (`str`, *optional*, defaults to `"sat-3l"`):
@@ -114,7 +115,8 @@ def align(text: str, sentences: Sequence[str]) -> list[tuple[int, int]]:
         start = text.find(sentence, position)
         if start < 0 or text[position:start].strip():
             raise ValueError(
-                f"The segmenter returned the sentence {sentence[:60]!r}, which does not follow character {position} of "
+                f"The segmenter returned the sentence {sentence[:60]!r}, which does not follow character {position} "
+                "of "
                 "the text. It must cut the text, not change it."
             )
         starts.append(start)
@@ -127,8 +129,8 @@ def align(text: str, sentences: Sequence[str]) -> list[tuple[int, int]]:
 
 def check_tiling(text: str, spans: Sequence[tuple[int, int]]) -> None:
     """
-    Raises `ValueError` if `spans` do not tile `text`: what a segmenter must keep to, for rewards of sentences to add up
-    to that of the response.
+    Raises `ValueError` if `spans` do not tile `text`: what a segmenter must keep to, for rewards of sentences to add
+    up to that of the response.
     """
     position = 0
     for start, end in spans:
@@ -139,6 +141,7 @@ def check_tiling(text: str, spans: Sequence[tuple[int, int]]) -> None:
         if position == len(text):
             return
     raise ValueError(
-        f"The segmenter's spans {list(spans)[:5]} do not tile the text of {len(text)} characters: each must be non-empty "
+        f"The segmenter's spans {list(spans)[:5]} do not tile the text of {len(text)} characters: each must be "
+        "non-empty "
         "and start where the one before it ends, from the first character to the last."
     )

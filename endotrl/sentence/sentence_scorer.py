@@ -49,7 +49,8 @@ class SentenceScores:
         completion_ids (`list[int]`):
             The completion's tokens, by the tokenizer of the reward model.
         cut (`bool`):
-            `True` if prompt and completion were too long and lost something, see [`~endotrl.sentence.SentenceEncoder`].
+            `True` if prompt and completion were too long and lost something, see
+            [`~endotrl.sentence.SentenceEncoder`].
     """
 
     score: float
@@ -75,9 +76,10 @@ class SentenceScorer:
 
     Args:
         model (`str`, [`SentenceRewardModel`] or [`~peft.PeftModel`]):
-            Path or hub id of a sentence reward model, of which an own copy is loaded on first use; or a loaded one, which is used
-            as it is.
-        processing_class, segmenter, max_tokens_per_batch, dtype, device, trust_remote_code, overlong_prompt, chat_template_kwargs:
+            Path or hub id of a sentence reward model, of which an own copy is loaded on first use; or a loaded one,
+            which is used as it is.
+        processing_class, segmenter, max_tokens_per_batch, dtype, device, trust_remote_code, overlong_prompt,
+        chat_template_kwargs:
             As in [`SentenceReward`].
         cut_overlong (`bool`, *optional*, defaults to `False`):
             Whether to cut rows that do not fit the model's context, as [`~endotrl.rendering.renderer.fit`] does.
@@ -111,14 +113,16 @@ class SentenceScorer:
         else:
             if not isinstance(model, nn.Module):
                 raise TypeError(
-                    f"`model` is a {type(model).__name__}, but it must be a path or hub id, or a `SentenceRewardModel`."
+                    f"`model` is a {type(model).__name__}, but it must be a path or hub id, or a "
+                    "`SentenceRewardModel`."
                 )
             loaded: Any = model
             self._model = loaded.get_base_model() if is_peft_model(loaded) else loaded
             self._path, config = None, loaded.config
         if not isinstance(config, SentenceRewardConfig):
             raise ValueError(
-                f"{self._path or type(model).__name__!r} is a model of type {config.model_type!r}, not a sentence reward "
+                f"{self._path or type(model).__name__!r} is a model of type {config.model_type!r}, not a sentence "
+                "reward "
                 "model. Train one on it with `SentenceRewardTrainer`."
             )
         self.config = config
@@ -143,7 +147,8 @@ class SentenceScorer:
         """Weights are not pickled, but loaded again on first use."""
         if self._path is None:
             raise TypeError(
-                "A sentence reward made from a loaded model cannot be pickled, because weights are not pickled. Save the "
+                "A sentence reward made from a loaded model cannot be pickled, because weights are not pickled. Save "
+                "the "
                 "model, and make the reward from its path."
             )
         return {**self.__dict__, "_model": None}
@@ -172,7 +177,8 @@ class SentenceScorer:
             `list[SentenceScores]`, in the order given.
 
         Raises:
-            `ValueError`, `TypeError`: For a batch that cannot be encoded (before anything is computed), and for NaN scores.
+            `ValueError`, `TypeError`: For a batch that cannot be encoded (before anything is computed), and for NaN
+            scores.
         """
         rows = self.prompts.render(
             SentenceEncoder.__call__,

@@ -48,8 +48,8 @@ def find_sentences(
         ids (`Sequence[int]`):
             Token ids of a completion.
         positions (`Sequence[int]`, *optional*):
-            Positions in `ids` that the policy wrote, rising; all by default. Sentences lie and end there only: what a tool
-            wrote in between separates them and is in none.
+            Positions in `ids` that the policy wrote, rising; all by default. Sentences lie and end there only: what a
+            tool wrote in between separates them and is in none.
 
     Raises:
         `ValueError`: If the segmenter's spans do not tile the text.
@@ -99,13 +99,13 @@ def last_tokens(text: str, spans: Sequence[tuple[int, int]], offsets: Sequence[t
         spans (`Sequence[tuple[int, int]]`):
             Spans of characters of the sentences; they tile the text.
         offsets (`Sequence[tuple[int, int]]`):
-            Spans of characters of the tokens, as [`~endotrl.rendering.offsets.decode_with_offsets`] gives them; they tile
-            the text.
+            Spans of characters of the tokens, as [`~endotrl.rendering.offsets.decode_with_offsets`] gives them; they
+            tile the text.
 
     Returns:
-        `list[int]`, one a sentence: index of its last token, which never falls. A sentence that has no token of its own
-        (one token writes several) gets that of the sentence before it; where that has none either, the first token that
-        writes a part of it.
+        `list[int]`, one a sentence: index of its last token, which never falls. A sentence that has no token of its
+        own (one token writes several) gets that of the sentence before it; where that has none either, the first token
+        that writes a part of it.
 
     Raises:
         `ValueError`: If there are sentences but no tokens.
@@ -147,8 +147,8 @@ def transfer(
             Its token ids of the completion.
 
     Returns:
-        Position in `ids` of the token that ends each sentence, and whether the ids write the text of the sentences. If they
-        do not, positions are approximate.
+        Position in `ids` of the token that ends each sentence, and whether the ids write the text of the sentences. If
+        they do not, positions are approximate.
     """
     text, offsets = decode_with_offsets(tokenizer, ids)
     # Templates and tokenizers differ in whitespace: a place is found in both texts by the other characters before it.

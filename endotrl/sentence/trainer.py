@@ -47,14 +47,15 @@ class SentenceRewardTrainer(RewardTrainer):
     \mathcal{L} = -\log \sigma(R(y^+) - R(y^-) - m)
     $$
 
-    with the margin $m$ if the dataset has one. It is TRL's [`~trl.RewardTrainer`] with a [`SentenceRewardModel`]; datasets,
-    metrics, `center_rewards_coefficient`, PEFT and DeepSpeed are TRL's. Text is split into sentences once, in the cached
-    preprocessing of the dataset, which adds a column `length` for `train_sampling_strategy="group_by_length"`.
+    with the margin $m$ if the dataset has one. It is TRL's [`~trl.RewardTrainer`] with a [`SentenceRewardModel`];
+    datasets, metrics, `center_rewards_coefficient`, PEFT and DeepSpeed are TRL's. Text is split into sentences once,
+    in the cached preprocessing of the dataset, which adds a column `length` for
+    `train_sampling_strategy="group_by_length"`.
 
     Args:
         model (`str`, [`SentenceRewardModel`] or [`~peft.PeftModel`]):
-            Path or hub id of a causal language model, on which a reward model is built as `args` says, or of a sentence
-            reward model, which is trained further; or a loaded sentence reward model.
+            Path or hub id of a causal language model, on which a reward model is built as `args` says, or of a
+            sentence reward model, which is trained further; or a loaded sentence reward model.
         args ([`SentenceRewardTrainerConfig`], *optional*):
             Configuration.
         segmenter ([`Segmenter`], *optional*):
@@ -62,8 +63,8 @@ class SentenceRewardTrainer(RewardTrainer):
             saved without it, and must be given it again.
         **kwargs:
             The other arguments of [`~trl.RewardTrainer`]: `train_dataset`, `eval_dataset`, `processing_class`,
-            `peft_config`, ... The dataset may have a prompt or not, and text or messages. Without one, the prompt is what
-            chosen and rejected have in common at their beginning.
+            `peft_config`, ... The dataset may have a prompt or not, and text or messages. Without one, the prompt is
+            what chosen and rejected have in common at their beginning.
 
     Example:
     ```python
@@ -85,8 +86,10 @@ class SentenceRewardTrainer(RewardTrainer):
         "id": "2503.04793",
         "citation": textwrap.dedent("""\
             @article{qiu2025sentence,
-                title        = {{Sentence-level Reward Model can Generalize Better for Aligning LLM from Human Preference}},
-                author       = {Wenjie Qiu and Yi-Chen Li and Xuqin Zhang and Tianyi Zhang and Yihang Zhang and Zongzhang Zhang and Yang Yu},
+                title        = {{Sentence-level Reward Model can Generalize Better for Aligning LLM from Human
+                                Preference}},
+                author       = {Wenjie Qiu and Yi-Chen Li and Xuqin Zhang and Tianyi Zhang and Yihang Zhang and
+                                Zongzhang Zhang and Yang Yu},
                 year         = 2025,
                 eprint       = {arXiv:2503.04793},
             }"""),
@@ -113,12 +116,14 @@ class SentenceRewardTrainer(RewardTrainer):
         base_model = given.get_base_model() if has_adapter else given
         if not isinstance(base_model, SentenceRewardModel):
             raise TypeError(
-                f"`model` is a {type(base_model).__name__}, but it must be a `SentenceRewardModel`. Make one from a language "
+                f"`model` is a {type(base_model).__name__}, but it must be a `SentenceRewardModel`. Make one from a "
+                "language "
                 "model with `SentenceRewardModel.from_backbone`, or pass its path or hub id."
             )
         if args.attention_learning_rate is not None and has_one_learning_rate(args):
             raise ValueError(
-                "DeepSpeed's configuration has an `optimizer` of its own, which has one learning rate for all parameters. "
+                "DeepSpeed's configuration has an `optimizer` of its own, which has one learning rate for all "
+                "parameters. "
                 "Remove it there, or leave `attention_learning_rate` away."
             )
         if segmenter is not None:
@@ -140,8 +145,10 @@ class SentenceRewardTrainer(RewardTrainer):
             kwargs["peft_config"] = peft_config
         elif has_adapter and not set(new) <= set(given.active_peft_config.modules_to_save or []):
             raise ValueError(
-                f"The adapter of `model` has `modules_to_save={given.active_peft_config.modules_to_save}`, but a sentence "
-                f"reward model's head has no pretrained weights and is trained and saved with the adapter. Make it with "
+                f"The adapter of `model` has `modules_to_save={given.active_peft_config.modules_to_save}`, but a "
+                "sentence "
+                "reward model's head has no pretrained weights and is trained and saved with the adapter. Make it "
+                "with "
                 f"`modules_to_save={new}`, or pass the model without an adapter, and `peft_config`."
             )
         super().__init__(model=model, args=args, **kwargs)
@@ -161,7 +168,8 @@ class SentenceRewardTrainer(RewardTrainer):
         if "chosen_ids" not in columns:
             if not {"chosen", "rejected"} <= set(columns):
                 raise ValueError(
-                    f"The {dataset_name} dataset has the columns {columns}, but preferences need `chosen` and `rejected`, "
+                    f"The {dataset_name} dataset has the columns {columns}, but preferences need `chosen` and "
+                    "`rejected`, "
                     "and better a `prompt`, too. Rename its columns, or make pairs of its rows."
                 )
             encode = PairEncoder(processing_class, self._sentence_config, self._segmenter)
@@ -175,7 +183,8 @@ class SentenceRewardTrainer(RewardTrainer):
                 dataset = dataset.map(encode, **map_kwargs)
         elif not {"chosen_ends", "rejected_ends"} <= set(columns):
             raise ValueError(
-                f"The {dataset_name} dataset has `chosen_ids`, but no `chosen_ends` and `rejected_ends`: it was tokenized "
+                f"The {dataset_name} dataset has `chosen_ids`, but no `chosen_ends` and `rejected_ends`: it was "
+                "tokenized "
                 "without sentences. Pass the dataset as text or messages."
             )
         prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)

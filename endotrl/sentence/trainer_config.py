@@ -10,29 +10,31 @@ from trl import RewardConfig
 @dataclass
 class SentenceRewardTrainerConfig(RewardConfig):
     r"""
-    Configuration class for the [`SentenceRewardTrainer`]: TRL's [`~trl.RewardConfig`], and what a reward model made from a
-    language model looks like. The latter is not read for a model that is a sentence reward model already.
+    Configuration class for the [`SentenceRewardTrainer`]: TRL's [`~trl.RewardConfig`], and what a reward model made
+    from a language model looks like. The latter is not read for a model that is a sentence reward model already.
 
     Args:
         marker (`bool`, *optional*, defaults to `True`):
-            Whether the model is read at markers, before the response and behind every sentence, as in the paper; or, with
+            Whether the model is read at markers, before the response and behind every sentence, as in the paper; or,
+            with
             `False`, at the last tokens of prompt and sentences.
         aggregator (`str`, *optional*, defaults to `"attention"`):
             `"attention"`, or `"sum"` for the ablation without weights.
         attention_dim (`int`, *optional*, defaults to `256`):
             Size of the queries and keys of the attention over sentences.
         attention_init (`str`, *optional*, defaults to `"orthogonal"`):
-            How the attention starts: `"orthogonal"`, at random as in the paper, or `"equal"`, with the same weight for all
-            sentences, which is better for few data.
+            How the attention starts: `"orthogonal"`, at random as in the paper, or `"equal"`, with the same weight for
+            all sentences, which is better for few data.
         max_sentences (`int`, *optional*, defaults to `512`):
             Longest response, in sentences. What follows in a longer one counts as one last sentence.
         segmenter (`str`, *optional*, defaults to `"rules"`):
-            How text is split into sentences: `"rules"`, or the name (`"sat-3l"`, as in the paper) or path of a SaT model.
+            How text is split into sentences: `"rules"`, or the name (`"sat-3l"`, as in the paper) or path of a SaT
+            model.
         attention_learning_rate (`float`, *optional*):
             Learning rate of the attention over sentences, $W_q$ and $W_k$. Defaults to `learning_rate` divided by
             $\sqrt d$, so that a step of Adam moves the logits of the weights about as far as the values; with the same
-            rate it moves them $\sqrt d$ times as far, and one sentence takes all the weight within a few steps. Read for a model that
-            is a sentence reward model already, too.
+            rate it moves them $\sqrt d$ times as far, and one sentence takes all the weight within a few steps. Read
+            for a model that is a sentence reward model already, too.
     """
 
     marker: bool = field(
@@ -54,7 +56,8 @@ class SentenceRewardTrainerConfig(RewardConfig):
     attention_init: Literal["orthogonal", "equal"] = field(
         default="orthogonal",
         metadata={
-            "help": "How the attention starts: 'orthogonal', at random as in the paper, or 'equal', with the same weight "
+            "help": "How the attention starts: 'orthogonal', at random as in the paper, or 'equal', with the same "
+            "weight "
             "for all sentences."
         },
     )
@@ -69,7 +72,8 @@ class SentenceRewardTrainerConfig(RewardConfig):
     attention_learning_rate: float | None = field(
         default=None,
         metadata={
-            "help": "Learning rate of the attention over sentences. Defaults to `learning_rate` divided by the square root "
+            "help": "Learning rate of the attention over sentences. Defaults to `learning_rate` divided by the square "
+            "root "
             "of `attention_dim`, so that the weights move no faster than the values."
         },
     )
@@ -78,6 +82,7 @@ class SentenceRewardTrainerConfig(RewardConfig):
         super().__post_init__()
         if self.attention_learning_rate is not None and not self.attention_learning_rate >= 0.0:
             raise ValueError(
-                f"`attention_learning_rate` is {self.attention_learning_rate}, but it must not be negative. 0 keeps the "
+                f"`attention_learning_rate` is {self.attention_learning_rate}, but it must not be negative. 0 keeps "
+                "the "
                 "attention as it starts."
             )

@@ -3,9 +3,9 @@
 A language model in miniature, from birth: it learns addition by next-token prediction from demonstrations of which 30%
 are wrong, and then improves by its own reward, without a label.
 
-A question is two numbers of three digits, `437+286=`; an answer is the sum with its last digit first, `327`, the order in
-which one adds. A wrong demonstration has one digit changed. Errors are scattered and the truth is not, so the truth is
-the most probable answer, though a sampled answer is often wrong: that is what an endogenous reward can mend.
+A question is two numbers of three digits, `437+286=`; an answer is the sum with its last digit first, `327`, the order
+in which one adds. A wrong demonstration has one digit changed. Errors are scattered and the truth is not, so the truth
+is the most probable answer, though a sampled answer is often wrong: that is what an endogenous reward can mend.
 """
 
 import random

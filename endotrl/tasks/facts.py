@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Short factual questions for a real pretrained model. No answer is ever shown to it: the answers serve to measure accuracy,
-on facts that no training question is about.
+Short factual questions for a real pretrained model. No answer is ever shown to it: the answers serve to measure
+accuracy, on facts that no training question is about.
 """
 
 import json
@@ -82,8 +82,8 @@ def make_dataset(questions: Sequence[Question]) -> Dataset:
 
 def make_preferences(questions: Sequence[Question]) -> Dataset:
     """
-    Right answers against wrong ones, as pairs for a reward model, in a sentence as the model itself would say it, or in two: the
-    wrong answer is the right one to another question of the same relation.
+    Right answers against wrong ones, as pairs for a reward model, in a sentence as the model itself would say it, or
+    in two: the wrong answer is the right one to another question of the same relation.
     """
     rows = []
     for i, question in enumerate(questions):

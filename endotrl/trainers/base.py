@@ -37,10 +37,12 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        # A hook that TRL may get (https://github.com/huggingface/trl/pull/7298), for advantages that are replaced here.
+        # A hook that TRL may get (https://github.com/huggingface/trl/pull/7298), for advantages that are replaced
+        # here.
         if "_transform_advantages" in vars(cls):
             raise TypeError(
-                f"{cls.__name__} overrides `_transform_advantages`, which TRL calls with one advantage a completion. This trainer "
+                f"{cls.__name__} overrides `_transform_advantages`, which TRL calls with one advantage a completion. "
+                "This trainer "
                 "has one a token: override `_compute_advantages` instead."
             )
 
@@ -141,7 +143,8 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
         )
         for index in (any_dense & any_numbers).nonzero()[:, 0].tolist():
             raise ValueError(
-                f"The reward function '{self.reward_func_names[index]}' gave one number a token on some processes, and "
+                f"The reward function '{self.reward_func_names[index]}' gave one number a token on some processes, "
+                "and "
                 "one number a completion on others. It must always do the same."
             )
         return any_dense.nonzero()[:, 0].tolist()

@@ -131,8 +131,8 @@ def dense_advantages(
         if scale_rewards == "group":
             credit /= group_std(credit, scorable)[:, None] + EPSILON
         elif scale_rewards == "batch":
-            # Of dense functions, the rewards to go from the first segment: an outcome may contain a constant of the prompt, such
-            # as its soft value.
+            # Of dense functions, the rewards to go from the first segment: an outcome may contain a constant of the
+            # prompt, such as its soft value.
             first = mask.int().argmax(dim=1, keepdim=True)
             per_func = [
                 to_go[i].gather(1, first)[:, 0] if i in to_go else outcomes[:, i] for i in range(len(reward_weights))

@@ -90,7 +90,8 @@ class DenseGRPOTrainer(DenseRewardTrainer):
             args = DenseGRPOConfig(f"{model_name.split('/')[-1]}-DenseGRPO")
         if not isinstance(args, DenseGRPOConfig):
             raise TypeError(
-                f"`args` is a {type(args).__name__}, but {type(self).__name__} needs a `DenseGRPOConfig`: it has all the "
+                f"`args` is a {type(args).__name__}, but {type(self).__name__} needs a `DenseGRPOConfig`: it has all "
+                "the "
                 "parameters of TRL's `GRPOConfig`, and those of dense credit."
             )
         self.segmenter: Segmenter = load_segmenter(args.segmenter) if segmenter is None else segmenter

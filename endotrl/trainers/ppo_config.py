@@ -27,8 +27,8 @@ class PPOConfig(GRPOConfig):
     r"""
     Configuration class for the [`PPOTrainer`].
 
-    This class includes only the parameters that are specific to PPO. For a full list of training arguments, please refer
-    to the [`~trl.GRPOConfig`] documentation. Note that default values in this class may differ from those in
+    This class includes only the parameters that are specific to PPO. For a full list of training arguments, please
+    refer to the [`~trl.GRPOConfig`] documentation. Note that default values in this class may differ from those in
     [`~trl.GRPOConfig`].
 
     > [!NOTE]
@@ -38,8 +38,8 @@ class PPOConfig(GRPOConfig):
     > - `beta`: Defaults to `0.01` instead of `0.0`.
 
     `epsilon`, `epsilon_high`, `loss_type` and `importance_sampling_level` are those of GRPO; their defaults give PPO's
-    clipped policy loss, averaged over tokens. `scale_rewards`, which scales GRPO's group advantages, has no effect. Options of
-    TRL's own PPO (up to TRL 1.12) that have other names here raise a `TypeError` that says which.
+    clipped policy loss, averaged over tokens. `scale_rewards`, which scales GRPO's group advantages, has no effect.
+    Options of TRL's own PPO (up to TRL 1.12) that have other names here raise a `TypeError` that says which.
 
     Parameters:
         > Parameters that control the rollout and its use
@@ -57,18 +57,19 @@ class PPOConfig(GRPOConfig):
         lam (`float`, *optional*, defaults to `0.95`):
             $\lambda$ of generalized advantage estimation (https://huggingface.co/papers/1506.02438), in $[0, 1]$.
         whiten_advantages (`bool`, *optional*, defaults to `True`):
-            Whether to scale the advantages of a generation batch to mean 0 and standard deviation 1, over all tokens of
-            all processes.
+            Whether to scale the advantages of a generation batch to mean 0 and standard deviation 1, over all tokens
+            of all processes.
         truncation (`str`, *optional*, defaults to `"terminal"`):
-            What follows the last token of a completion without EOS: `"terminal"`, nothing, so that the return ends there;
+            What follows the last token of a completion without EOS: `"terminal"`, nothing, so that the return ends
+            there;
             `"bootstrap"`, the critic's value of the state that it was cut off in.
 
         > Parameters that control the critic
 
         critic (`str`, *optional*, defaults to `"value_head"`):
             `"value_head"`: a linear head on the policy's hidden states. `"value_model"`: a model of its own, see the
-            argument `value_model` of [`PPOTrainer`]. `"none"`: no trained critic; the baseline is the frozen model's soft
-            value if `soft_value_baseline` applies, and 0 otherwise.
+            argument `value_model` of [`PPOTrainer`]. `"none"`: no trained critic; the baseline is the frozen model's
+            soft value if `soft_value_baseline` applies, and 0 otherwise.
         soft_value_baseline (`bool`, *optional*, defaults to `True`):
             Whether the value of a state is the soft value of the endogenous reward's frozen model plus what the critic
             predicts, $V(s) = \hat V(s) + u(s)$, if the reward contains that soft value (`token_reward="bellman"`). The
@@ -92,8 +93,8 @@ class PPOConfig(GRPOConfig):
         beta (`float`, *optional*, defaults to `0.01`):
             Coefficient of the KL penalty towards the reference model. With `0.0`, there is no reference model.
         kl_placement (`str`, *optional*, defaults to `"reward"`):
-            `"reward"`: every token's reward is reduced by $\beta (\log \pi(a|s) - \log \pi_\text{ref}(a|s))$, so that the
-            penalty is part of returns and values. `"loss"`: TRL's KL term of the loss.
+            `"reward"`: every token's reward is reduced by $\beta (\log \pi(a|s) - \log \pi_\text{ref}(a|s))$, so that
+            the penalty is part of returns and values. `"loss"`: TRL's KL term of the loss.
         kl_target (`float`, *optional*):
             KL to the reference in nats a completion that `beta` is adapted to, as in Section 2.2 of
             https://huggingface.co/papers/1909.08593. `None` keeps `beta` fixed.
@@ -136,7 +137,8 @@ class PPOConfig(GRPOConfig):
     whiten_advantages: bool = field(
         default=True,
         metadata={
-            "help": "Whether to scale the advantages of a generation batch to mean 0 and standard deviation 1, over all "
+            "help": "Whether to scale the advantages of a generation batch to mean 0 and standard deviation 1, over "
+            "all "
             "tokens of all processes."
         },
     )
@@ -153,7 +155,8 @@ class PPOConfig(GRPOConfig):
     critic: str = field(
         default="value_head",
         metadata={
-            "help": "'value_head': a linear head on the policy's hidden states. 'value_model': a model of its own, see "
+            "help": "'value_head': a linear head on the policy's hidden states. 'value_model': a model of its own, "
+            "see "
             "the argument `value_model` of the trainer. 'none': no trained critic; the baseline is the frozen model's "
             "soft value if `soft_value_baseline` applies, and 0 otherwise.",
             "choices": list(get_args(Critic)),
@@ -169,7 +172,8 @@ class PPOConfig(GRPOConfig):
     detach_value: bool = field(
         default=True,
         metadata={
-            "help": "Whether to keep the gradient of the value head out of the policy's trunk. With `False`, the trunk "
+            "help": "Whether to keep the gradient of the value head out of the policy's trunk. With `False`, the "
+            "trunk "
             "learns to predict values too, and `vf_coef` matters."
         },
     )
@@ -180,7 +184,8 @@ class PPOConfig(GRPOConfig):
     cliprange_value: float | None = field(
         default=0.2,
         metadata={
-            "help": "How far the value may move from what it was at the rollout before its loss is clipped. In units of "
+            "help": "How far the value may move from what it was at the rollout before its loss is clipped. In units "
+            "of "
             "the returns' root mean square if `scale_value_loss`, else of the reward (nats). `None` does not clip."
         },
     )
@@ -203,7 +208,8 @@ class PPOConfig(GRPOConfig):
     beta: float = field(
         default=0.01,
         metadata={
-            "help": "Coefficient of the KL penalty towards the reference model. With `0.0`, there is no reference model."
+            "help": "Coefficient of the KL penalty towards the reference model. With `0.0`, there is no reference "
+            "model."
         },
     )
     kl_placement: str = field(
@@ -267,7 +273,8 @@ class PPOConfig(GRPOConfig):
             )
         if self.critic == "none" and self.truncation == "bootstrap":
             raise ValueError(
-                "`truncation='bootstrap'` takes the value of the state that a completion was cut off in from the critic, "
+                "`truncation='bootstrap'` takes the value of the state that a completion was cut off in from the "
+                "critic, "
                 "but `critic='none'`. Use `truncation='terminal'`, or a critic."
             )
         if self.critic != "value_head" and not self.detach_value:
@@ -282,12 +289,14 @@ class PPOConfig(GRPOConfig):
                 )
             if self.beta == 0.0:
                 raise ValueError(
-                    "`kl_target` adapts `beta`, by factors, but `beta` is 0: there is no KL penalty to adapt. Set `beta` "
+                    "`kl_target` adapts `beta`, by factors, but `beta` is 0: there is no KL penalty to adapt. Set "
+                    "`beta` "
                     "to a first guess, such as 0.01."
                 )
             if self.kl_placement == "reward" and self.sync_ref_model:
                 raise ValueError(
-                    "`kl_target` aims at a KL to the reference model, but `sync_ref_model=True` moves that model. Use one "
+                    "`kl_target` aims at a KL to the reference model, but `sync_ref_model=True` moves that model. Use "
+                    "one "
                     "of the two."
                 )
         if self.kl_horizon < 1:

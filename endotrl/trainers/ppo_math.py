@@ -13,10 +13,12 @@ def clipped_value_loss(
     cliprange: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""
-    Value loss of every token, as in PPO's reference implementation (https://huggingface.co/papers/2005.12729, Section 3):
+    Value loss of every token, as in PPO's reference implementation (https://huggingface.co/papers/2005.12729, Section
+    3):
 
     $$
-    \frac{1}{2 \sigma^2} \max\big[(v - R)^2,\ (\mathrm{clip}(v, v_\text{old} - \epsilon\sigma, v_\text{old} + \epsilon\sigma)
+    \frac{1}{2 \sigma^2} \max\big[(v - R)^2,\ (\mathrm{clip}(v, v_\text{old} - \epsilon\sigma, v_\text{old} +
+    \epsilon\sigma)
     - R)^2\big].
     $$
 
@@ -33,8 +35,8 @@ def clipped_value_loss(
             $\epsilon$. `None` does not clip: $(v - R)^2 / 2 \sigma^2$.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]` of shape `(...)`: losses, and `True` where the clipped error is the larger one,
-        so that the token has no gradient.
+        `tuple[torch.Tensor, torch.Tensor]` of shape `(...)`: losses, and `True` where the clipped error is the larger
+        one, so that the token has no gradient.
 
     Example:
     ```python
@@ -62,8 +64,8 @@ def explained_variance(values: Tensor, targets: Tensor) -> float:
             Values and returns.
 
     Returns:
-        `float`: 1 for a perfect critic, 0 for a constant one, negative for one that is worse. NaN if the returns do not
-        vary.
+        `float`: 1 for a perfect critic, 0 for a constant one, negative for one that is worse. NaN if the returns do
+        not vary.
     """
     if targets.numel() < 2:
         return float("nan")
@@ -76,7 +78,8 @@ def explained_variance(values: Tensor, targets: Tensor) -> float:
 def adapted_kl_coefficient(coefficient: float, kl: float, target: float, num_completions: int, horizon: int) -> float:
     r"""
     Proportional controller of the KL coefficient (Section 2.2 of https://huggingface.co/papers/1909.08593):
-    $\beta \leftarrow \beta\,(1 + \mathrm{clip}(\mathrm{KL} / \mathrm{KL}_\text{target} - 1, -0.2, 0.2)\, n / \text{horizon})$.
+    $\beta \leftarrow \beta\,(1 + \mathrm{clip}(\mathrm{KL} / \mathrm{KL}_\text{target} - 1, -0.2, 0.2)\, n /
+    \text{horizon})$.
 
     Args:
         coefficient (`float`):

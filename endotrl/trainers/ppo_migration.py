@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What became of the options of TRL's own PPO, `trl.experimental.ppo` up to TRL 1.12: the errors are made from these tables, and
-docs/ppo.md shows them.
+What became of the options of TRL's own PPO, `trl.experimental.ppo` up to TRL 1.12: the errors are made from these
+tables, and docs/ppo.md shows them.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,7 +17,8 @@ CONFIG: dict[str, str] = {
     "kl_estimator": "nothing; it is k1 with `kl_placement='reward'`, and k3 with `kl_placement='loss'`",
     "cliprange": "`epsilon`",
     "num_ppo_epochs": "`num_iterations`",
-    "num_mini_batches": "`steps_per_generation`, the micro-batches of a generation batch, over `gradient_accumulation_steps`",
+    "num_mini_batches": "`steps_per_generation`, the micro-batches of a generation batch, over "
+    "`gradient_accumulation_steps`",
     "whiten_rewards": "`whiten_advantages`; rewards are not whitened",
     "response_length": "`max_completion_length`",
     "stop_token": "nothing; the EOS tokens of the model's generation config and tokenizer end a completion",
@@ -30,7 +31,8 @@ CONFIG: dict[str, str] = {
     "sft_model_path": "the argument `model` of `PPOTrainer`",
     "reward_model_path": "the argument `reward_funcs` of `PPOTrainer`, which takes the path of a reward model",
     "model_adapter_name": "a `PeftModel` as the argument `model` of `PPOTrainer`: its active adapter is trained",
-    "ref_adapter_name": "nothing; the reference is the base model, or a copy of the adapter that the policy began with",
+    "ref_adapter_name": "nothing; the reference is the base model, or a copy of the adapter that the policy began "
+    "with",
     "dataset_num_proc": "nothing; prompts are tokenized when they are used",
     "world_size": _COMPUTED,
     "num_total_batches": _COMPUTED,
@@ -47,8 +49,10 @@ ARGUMENTS: dict[str, str] = {
     "policy_model": "`model`",
     "config": "`args`",
     "tokenizer": "`processing_class`",
-    "reward_model": "`reward_funcs`, which takes functions, an `EndogenousReward`, and reward models as instances or paths",
-    "ref_model": "nothing; the reference is the checkpoint that `model` was loaded from, or the model under its adapter; with "
+    "reward_model": "`reward_funcs`, which takes functions, an `EndogenousReward`, and reward models as instances or "
+    "paths",
+    "ref_model": "nothing; the reference is the checkpoint that `model` was loaded from, or the model under its "
+    "adapter; with "
     "`beta=0.0` there is none",
     "dataset": "`train_dataset`",
     "data_collator": "nothing; prompts are tokenized and padded when they are used",

@@ -51,11 +51,11 @@ STATE_FILE = "ppo_state.json"
 
 class PPOTrainer(DenseRewardTrainer):
     r"""
-    Trainer for Proximal Policy Optimization (PPO, https://huggingface.co/papers/1707.06347), with a reward for every token
-    and a critic.
+    Trainer for Proximal Policy Optimization (PPO, https://huggingface.co/papers/1707.06347), with a reward for every
+    token and a critic.
 
-    It is TRL's `GRPOTrainer`, with its generation, clipped policy loss, reference model and logs, and other advantages:
-    those of generalized advantage estimation over the rewards of tokens,
+    It is TRL's `GRPOTrainer`, with its generation, clipped policy loss, reference model and logs, and other
+    advantages: those of generalized advantage estimation over the rewards of tokens,
 
     $$
     r_h = \sum_i w_i r^{(i)}(s_h, a_h) + [h = H] \sum_j w_j R_j - \beta \big(\log \pi(a_h|s_h) - \log
@@ -75,8 +75,8 @@ class PPOTrainer(DenseRewardTrainer):
             Prompts to train on.
         value_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
             With `critic="value_model"`, the model whose hidden states the value head reads: a path or hub id, or an
-            instance, which is trained in place. If it is a classifier with one label, the value head starts from its head
-            (`score`), else at zero. Without it, a second copy of the policy's checkpoint is loaded.
+            instance, which is trained in place. If it is a classifier with one label, the value head starts from its
+            head (`score`), else at zero. Without it, a second copy of the policy's checkpoint is loaded.
         **kwargs:
             All other arguments of [`~trl.GRPOTrainer`].
 
@@ -127,7 +127,8 @@ class PPOTrainer(DenseRewardTrainer):
         check_names(kwargs, ARGUMENTS, "PPOTrainer")
         if isinstance(model, GRPOConfig):
             raise TypeError(
-                "The first argument of `PPOTrainer` is the policy, and a configuration was given. Other than in TRL's own PPO, the "
+                "The first argument of `PPOTrainer` is the policy, and a configuration was given. Other than in TRL's "
+                "own PPO, the "
                 "order is `model`, `reward_funcs`, `args`, `train_dataset`. Pass them by name."
             )
         if args is None:
@@ -167,17 +168,20 @@ class PPOTrainer(DenseRewardTrainer):
             if vocab_size < len(self._tokenizer):
                 raise ValueError(
                     f"The value model has an embedding of {vocab_size} tokens, but the policy's tokenizer has "
-                    f"{len(self._tokenizer)}. The value model reads the policy's token ids: it must share its tokenizer."
+                    f"{len(self._tokenizer)}. The value model reads the policy's token ids: it must share its "
+                    "tokenizer."
                 )
             if self._is_vlm and value_model.config.model_type != policy.config.model_type:
                 raise ValueError(
-                    f"The value model is a {value_model.config.model_type!r} and the policy a {policy.config.model_type!r}, which "
+                    f"The value model is a {value_model.config.model_type!r} and the policy a "
+                    f"{policy.config.model_type!r}, which "
                     "reads images: the value model is given the same inputs, and must be of the same kind."
                 )
             trained_head = dict(value_model.named_children()).get("score")
             if trained_head is not None and trained_head.out_features != 1:
                 raise ValueError(
-                    f"The value model has a head with {trained_head.out_features} labels, but a value is one number. Load it with "
+                    f"The value model has a head with {trained_head.out_features} labels, but a value is one number. "
+                    "Load it with "
                     "`num_labels=1`, or pass the model without the head, its `base_model`."
                 )
             backbone = value_model.base_model.requires_grad_(True)
@@ -248,8 +252,9 @@ class PPOTrainer(DenseRewardTrainer):
 
     def _values_and_log_probs(self, output: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
         """
-        The critic's values before each token and after the last, of shape `(B, T + 1)`, and the policy's log-probabilities
-        of shape `(B, T)`, at the rollout. Without a critic, values are 0; log-probabilities that nobody needs are `None`.
+        The critic's values before each token and after the last, of shape `(B, T + 1)`, and the policy's
+        log-probabilities of shape `(B, T)`, at the rollout. Without a critic, values are 0; log-probabilities that
+        nobody needs are `None`.
         """
         completion_ids, completion_mask = output["completion_ids"], output["completion_mask"]
         num_rows, num_tokens = completion_ids.shape
@@ -350,8 +355,8 @@ class PPOTrainer(DenseRewardTrainer):
         log_ratio = torch.zeros_like(log_probs) if old_log_probs is None else log_probs - old_log_probs
         # Estimator k3 of KL(old policy | policy): http://joschu.net/blog/kl-approx.html
         approx_kl = torch.where(mask, torch.expm1(log_ratio) - log_ratio, 0.0)
-        # Tokens of all processes in a micro-batch, on average: what is summed over one and divided by it has as its mean over
-        # micro-batches the mean over tokens. TRL's normalizer of `loss_type="dapo"`.
+        # Tokens of all processes in a micro-batch, on average: what is summed over one and divided by it has as its
+        # mean over micro-batches the mean over tokens. TRL's normalizer of `loss_type="dapo"`.
         num_items = inputs["num_items_in_batch"].clamp(min=1.0)
         if mode == "train":
             num_items = num_items / args.steps_per_generation
@@ -427,7 +432,8 @@ def _check_arguments(model: Any, args: PPOConfig, value_model: Any, optimizers: 
     """Raises `TypeError` or `ValueError` before any model is loaded."""
     if not isinstance(args, PPOConfig):
         raise TypeError(
-            f"`args` is a {type(args).__name__}, but `PPOTrainer` needs a `PPOConfig`: it has all the parameters of TRL's "
+            f"`args` is a {type(args).__name__}, but `PPOTrainer` needs a `PPOConfig`: it has all the parameters of "
+            "TRL's "
             "`GRPOConfig`, and those of PPO."
         )
     if value_model is not None:
@@ -443,25 +449,30 @@ def _check_arguments(model: Any, args: PPOConfig, value_model: Any, optimizers: 
             )
         if value_model is model and not isinstance(model, str):
             raise ValueError(
-                "`value_model` is the policy itself. Use `critic='value_head'` for a value head on the policy, or pass a "
+                "`value_model` is the policy itself. Use `critic='value_head'` for a value head on the policy, or "
+                "pass a "
                 "second instance."
             )
     if args.critic != "none":
         if optimizers is not None and any(part is not None for part in optimizers):
             raise ValueError(
-                "`optimizers` was given, but the critic's parameters are made by the trainer, so that they are not among "
-                "those of the optimizer. Set the optimizer through `PPOConfig` (`optim`, `learning_rate`, ...), or use "
+                "`optimizers` was given, but the critic's parameters are made by the trainer, so that they are not "
+                "among "
+                "those of the optimizer. Set the optimizer through `PPOConfig` (`optim`, `learning_rate`, ...), or "
+                "use "
                 "`critic='none'`."
             )
         if args.value_learning_rate is not None and has_one_learning_rate(args):
             raise ValueError(
-                "DeepSpeed's configuration has an `optimizer` of its own, which has one learning rate for all parameters. "
+                "DeepSpeed's configuration has an `optimizer` of its own, which has one learning rate for all "
+                "parameters. "
                 "Remove it there, or set `value_learning_rate=None`."
             )
     check_token_credit(args)
     if args.multi_objective_aggregation != "sum_then_normalize":
         raise ValueError(
-            f"`multi_objective_aggregation` is {args.multi_objective_aggregation!r}, but PPO compares no completions with each "
+            f"`multi_objective_aggregation` is {args.multi_objective_aggregation!r}, but PPO compares no completions "
+            "with each "
             "other, by which each reward function would be normalized. Use 'sum_then_normalize', and `reward_weights`."
         )
     if args.truncation == "bootstrap" and args.mask_truncated_completions:
@@ -478,19 +489,23 @@ def _check_rewards(reward_funcs: list[Any], args: PPOConfig) -> None:
     for reward in reward_funcs:
         if not (bootstrap and isinstance(reward, EndogenousReward) and reward.token_reward == "bellman"):
             continue
-        # What the reward takes away for the state after a completion that was cut off, the critic's value of it must bring back.
-        # It contains the soft value if, and only if, the critic has to learn it.
+        # What the reward takes away for the state after a completion that was cut off, the critic's value of it must
+        # bring back. It contains the soft value if, and only if, the critic has to learn it.
         if args.soft_value_baseline and reward.truncation == "bootstrap":
             raise ValueError(
-                "Both the endogenous reward and `PPOConfig` have `truncation='bootstrap'`: the reward takes the frozen "
+                "Both the endogenous reward and `PPOConfig` have `truncation='bootstrap'`: the reward takes the "
+                "frozen "
                 "value of the state after a completion that was cut off away, and PPO adds the critic's, which with "
                 "`soft_value_baseline=True` does not contain it. Keep it in `PPOConfig` only."
             )
         if not args.soft_value_baseline and reward.truncation != "bootstrap":
             raise ValueError(
-                "With `truncation='bootstrap'` and `soft_value_baseline=False`, the critic's value of the state that a completion "
-                "was cut off in contains its soft value, which the endogenous reward has not subtracted: being cut off would earn "
-                "it, and the constants in the frozen model's logits with it. Use `soft_value_baseline=True`, the default, or "
+                "With `truncation='bootstrap'` and `soft_value_baseline=False`, the critic's value of the state that "
+                "a completion "
+                "was cut off in contains its soft value, which the endogenous reward has not subtracted: being cut "
+                "off would earn "
+                "it, and the constants in the frozen model's logits with it. Use `soft_value_baseline=True`, the "
+                "default, or "
                 "`EndogenousReward(truncation='bootstrap')`."
             )
     warn_of_constants(reward_funcs, args.gamma, baseline=args.soft_value_baseline, bootstrap=bootstrap)
@@ -501,7 +516,8 @@ def _check_peft(model: Any, args: PPOConfig, peft_config: Any) -> None:
     config = model.active_peft_config if not isinstance(model, str) and is_peft_model(model) else peft_config
     if args.critic == "value_model" and config is not None and config.is_prompt_learning:
         raise ValueError(
-            f"`peft_config` is a {type(config).__name__}, whose virtual tokens only the policy reads, and not the value model. Use "
+            f"`peft_config` is a {type(config).__name__}, whose virtual tokens only the policy reads, and not the "
+            "value model. Use "
             "`critic='value_head'`, or LoRA."
         )
 
@@ -511,7 +527,9 @@ def _check_finite(what: str, values: Tensor, mask: Tensor) -> None:
     if bad.any():
         row, position = bad.nonzero()[0].tolist()
         raise ValueError(
-            f"The {what} of {int(bad.any(dim=1).sum())} of {len(values)} completions are NaN or infinite; the first is "
-            f"{values[row, position].item()} at token {position} of row {row}. A reward function must return a finite number or "
+            f"The {what} of {int(bad.any(dim=1).sum())} of {len(values)} completions are NaN or infinite; the first "
+            "is "
+            f"{values[row, position].item()} at token {position} of row {row}. A reward function must return a finite "
+            "number or "
             "`None`; otherwise lower the learning rate, or use a wider dtype."
         )

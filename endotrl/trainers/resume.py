@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a checkpoint of a trainer that generates needs besides TRL's own, so that a resumed run is the uninterrupted one."""
+"""
+What a checkpoint of a trainer that generates needs besides TRL's own, so that a resumed run is the uninterrupted one.
+"""
 
 import json
 from pathlib import Path
@@ -23,8 +25,9 @@ REWARDS_FILE = "rewards_{rank}.pt"
 
 def save_rollouts(trainer: GRPOTrainer, folder: Path) -> None:
     """
-    Writes to a checkpoint what is left of the generation batch: TRL would generate in the middle of it when it resumes, and
-    at other steps from there on. And the state of reward functions that have one: `state_dict` and `load_state_dict`.
+    Writes to a checkpoint what is left of the generation batch: TRL would generate in the middle of it when it
+    resumes, and at other steps from there on. And the state of reward functions that have one: `state_dict` and
+    `load_state_dict`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     states = {name: reward.state_dict() for name, reward in _stateful_rewards(trainer).items()}
@@ -45,7 +48,8 @@ def load_rollouts(trainer: GRPOTrainer, checkpoint: Path) -> None:
     state = json.loads((checkpoint / STATE_FILE).read_text())
     if state["world_size"] != trainer.args.world_size:
         logger.warning(
-            f"The checkpoint was written by {state['world_size']} processes and is resumed by {trainer.args.world_size}: its "
+            f"The checkpoint was written by {state['world_size']} processes and is resumed by "
+            f"{trainer.args.world_size}: its "
             "unfinished generation batch and the state of its reward functions are dropped."
         )
         return
@@ -73,8 +77,8 @@ def _stateful_rewards(trainer: GRPOTrainer) -> dict[str, Stateful]:
 
 def skip_epochs(sampler: RepeatSampler | None, checkpoint: Path) -> None:
     """
-    Draws the orders of the epochs before a checkpoint: TRL's sampler draws one an epoch from a generator of its own, which
-    begins anew in a resumed run, and would give the prompts of the first epoch again.
+    Draws the orders of the epochs before a checkpoint: TRL's sampler draws one an epoch from a generator of its own,
+    which begins anew in a resumed run, and would give the prompts of the first epoch again.
     """
     if sampler is None or not sampler.shuffle or not (checkpoint / TRAINER_STATE_NAME).exists():
         return

@@ -93,14 +93,16 @@ class RewardRecorder:
         tensor = tensor.detach().to("cpu", torch.float32)
         if tensor.shape != (num_tokens,):
             raise ValueError(
-                f"The reward function '{self.name}' returned {field} of shape {tuple(tensor.shape)} for row {row}, but "
+                f"The reward function '{self.name}' returned {field} of shape {tuple(tensor.shape)} for row {row}, "
+                "but "
                 f"this completion has {num_tokens} tokens. There must be one number for each of "
                 f"`completion_ids[{row}]`, EOS and the tokens of tools included."
             )
         if not tensor.isfinite().all():
             position = int((~tensor.isfinite()).nonzero()[0])
             raise ValueError(
-                f"The reward function '{self.name}' returned {field} of {tensor[position].item()} for token {position} "
+                f"The reward function '{self.name}' returned {field} of {tensor[position].item()} for token "
+                f"{position} "
                 f"of row {row}. They must be finite; the reward of a whole completion may be `None`."
             )
         return tensor
@@ -155,7 +157,9 @@ class ScoredBatch:
 
     @property
     def weighted_state_values(self) -> Tensor:
-        """Weighted sum of the state values, shape `(B, T)`: a baseline of [`weighted_token_rewards`]' returns to go."""
+        """
+        Weighted sum of the state values, shape `(B, T)`: a baseline of [`weighted_token_rewards`]' returns to go.
+        """
         return self._weighted(self.state_values)
 
     @property

@@ -13,7 +13,8 @@ from ..rewards.protocol import DenseReward
 
 def check_token_credit(args: GRPOConfig, alternative: str = "") -> None:
     """
-    Raises `ValueError` for settings of TRL's loss under which tokens of a completion cannot have advantages of their own.
+    Raises `ValueError` for settings of TRL's loss under which tokens of a completion cannot have advantages of their
+    own.
 
     Args:
         args ([`~trl.GRPOConfig`]):
@@ -23,14 +24,18 @@ def check_token_credit(args: GRPOConfig, alternative: str = "") -> None:
     """
     if args.importance_sampling_level == "sequence":
         raise ValueError(
-            "`importance_sampling_level='sequence'` puts one importance ratio before all tokens of a completion, so that each "
-            "of them gets the same gradient, and their own advantages are lost. Use `importance_sampling_level='token'`"
+            "`importance_sampling_level='sequence'` puts one importance ratio before all tokens of a completion, so "
+            "that each "
+            "of them gets the same gradient, and their own advantages are lost. Use "
+            "`importance_sampling_level='token'`"
             f"{alternative}."
         )
     if args.off_policy_mask_threshold is not None:
         raise ValueError(
-            f"`off_policy_mask_threshold` is {args.off_policy_mask_threshold}, but it drops whole completions with a negative "
-            "advantage. Where tokens have advantages of their own, it would drop the tokens with a negative one and keep the "
+            f"`off_policy_mask_threshold` is {args.off_policy_mask_threshold}, but it drops whole completions with a "
+            "negative "
+            "advantage. Where tokens have advantages of their own, it would drop the tokens with a negative one and "
+            "keep the "
             f"others, which only raises their probability. Use `off_policy_mask_threshold=None`{alternative}."
         )
 
@@ -49,7 +54,9 @@ def check_token_rewards(reward_funcs: Sequence[Any]) -> bool:
 
 
 def check_prompts(name: str, dataset: Any) -> None:
-    """Raises `ValueError` for a dataset that holds token ids in the place of prompts, as those of TRL's own PPO did."""
+    """
+    Raises `ValueError` for a dataset that holds token ids in the place of prompts, as those of TRL's own PPO did.
+    """
     if isinstance(dataset, dict):
         for part in dataset.values():
             check_prompts(name, part)
@@ -57,6 +64,7 @@ def check_prompts(name: str, dataset: Any) -> None:
         columns = dataset.column_names or []  # unknown of some streams
         if "input_ids" in columns and "prompt" not in columns:
             raise ValueError(
-                f"`{name}` has a column `input_ids` and none called `prompt`: it is tokenized. This trainer renders and tokenizes "
+                f"`{name}` has a column `input_ids` and none called `prompt`: it is tokenized. This trainer renders "
+                "and tokenizes "
                 "prompts itself; pass them as text or as messages, in a column `prompt`."
             )

@@ -2,8 +2,8 @@
 """
 The critic of PPO: a value for every state, computed inside the policy's own forward pass.
 
-The critic is a submodule of the policy, so that DDP, DeepSpeed and FSDP treat its parameters like the policy's own, and
-its optimizer state is saved with the policy's. It is not part of the model that is exported.
+The critic is a submodule of the policy, so that DDP, DeepSpeed and FSDP treat its parameters like the policy's own,
+and its optimizer state is saved with the policy's. It is not part of the model that is exported.
 """
 
 import functools
@@ -134,7 +134,8 @@ class FusedValueOutput(FusedCausalLMOutput):
 
 def add_critic(model: PreTrainedModel, critic: Critic) -> None:
     """
-    Adds a critic to a policy that has TRL's fused LM head: `model(..., fused_lm_head=True, return_values=True)` returns
+    Adds a critic to a policy that has TRL's fused LM head: `model(..., fused_lm_head=True, return_values=True)`
+    returns
     [`FusedValueOutput`]. Any other call is as before.
 
     Args:
@@ -144,8 +145,8 @@ def add_critic(model: PreTrainedModel, critic: Critic) -> None:
             Critic, which becomes the submodule `ppo_critic`.
     """
     model.add_module(CRITIC, critic)
-    # As a function, so that a deep copy of the model calls it with itself. (TRL's LM head does the same, except for its plain
-    # forward, which it holds bound to the model.)
+    # As a function, so that a deep copy of the model calls it with itself. (TRL's LM head does the same, except for
+    # its plain forward, which it holds bound to the model.)
     fused_forward = model.forward.__func__
 
     # Keep the original signature: `generate` validates its model kwargs against it
@@ -222,15 +223,19 @@ class ForwardRecorder:
 
 
 def _by_row(chunks: list[Tensor], attention_mask: Tensor) -> Tensor:
-    """Values of chunks of rows, or of chunks that hold the tokens of several rows one after the other, without padding."""
+    """
+    Values of chunks of rows, or of chunks that hold the tokens of several rows one after the other, without padding.
+    """
     num_rows, num_positions = attention_mask.shape
     if sum(map(len, chunks)) == num_rows and all(chunk.shape[1] >= num_positions for chunk in chunks):
         return torch.cat(chunks)
     values, mask = torch.cat([chunk.flatten() for chunk in chunks]), attention_mask.bool()
     if values.numel() != mask.sum():
         raise RuntimeError(
-            f"The policy gave {values.numel()} state values for {int(mask.sum())} tokens of {num_rows} rows. TRL computes "
-            "log-probabilities in a way that PPO's critic does not know: use `critic='none'`, or another version of TRL."
+            f"The policy gave {values.numel()} state values for {int(mask.sum())} tokens of {num_rows} rows. TRL "
+            "computes "
+            "log-probabilities in a way that PPO's critic does not know: use `critic='none'`, or another version of "
+            "TRL."
         )
     return values.new_zeros(mask.shape).masked_scatter(mask, values)
 
@@ -306,7 +311,8 @@ def load_critic(critic: Critic, folder: str) -> None:
     path = Path(folder) / CRITIC_FILE
     if not path.exists():
         raise FileNotFoundError(
-            f"The checkpoint {folder!r} has no {CRITIC_FILE!r}: it was not written by a PPO run with a critic. Resume from "
+            f"The checkpoint {folder!r} has no {CRITIC_FILE!r}: it was not written by a PPO run with a critic. Resume "
+            "from "
             "one that was, or start a new run from its weights."
         )
     critic.load_state_dict(load_file(path))

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exact tabular token MDPs: the papers' statements, computed without sampling. `python -m studies.theory` runs them."""
+"""
+Exact tabular token MDPs: the papers' statements, computed without sampling. `python -m studies.theory` runs them.
+"""
 
 from .families import Imitation, drift, forked_cliff, learned_cliff, perturbed, random_mdp, trapdoor
 from .inverse_rl import (

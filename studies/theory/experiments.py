@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The papers' statements and ours as experiments: each returns plain numbers, with one entry a seed where it has seeds."""
+"""
+The papers' statements and ours as experiments: each returns plain numbers, with one entry a seed where it has seeds.
+"""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -34,8 +36,8 @@ Family = Callable[[int, float, int], Imitation]
 
 HORIZONS = (8, 16, 32, 64, 128)
 EPSILONS = (1e-4, 3e-4, 1e-3, 3e-3)
-# Families with the error of their base model, or the number of demonstrations that it has learned from. In the quadratic regime an error compounds, but has not yet hit nearly every
-# response: horizon * epsilon stays well below 1.
+# Families with the error of their base model, or the number of demonstrations that it has learned from. In the
+# quadratic regime an error compounds, but has not yet hit nearly every response: horizon * epsilon stays well below 1.
 FAMILIES: dict[str, tuple[Family, float]] = {
     "forked cliff": (forked_cliff, 1e-3),
     "learned cliff": (learned_cliff, 300),
@@ -50,8 +52,8 @@ def losses(imitation: Imitation) -> dict[str, float]:
     """
     What base model and policies after RL lose, and the errors that the bounds are stated in.
 
-    `base`, `rl` and `kl_rl` (beta = alpha) are losses of true return to the expert; `rl_to_best` is that of `rl` to the
-    best policy, and `guarantee` its bound.
+    `base`, `rl` and `kl_rl` (beta = alpha) are losses of true return to the expert; `rl_to_best` is that of `rl` to
+    the best policy, and `guarantee` its bound.
     """
     mdp, after = imitation.mdp, imitation.after_rl()
     return {
@@ -70,8 +72,8 @@ def fit_exponent(
     xs: Sequence[float], values: Sequence[Sequence[float]], resamples: int = 2000, seed: int = 0
 ) -> dict[str, float] | None:
     """
-    Exponent of a power law: the slope of log(mean over seeds) against log(x), least squares, with the 95% interval of a
-    bootstrap over seeds.
+    Exponent of a power law: the slope of log(mean over seeds) against log(x), least squares, with the 95% interval of
+    a bootstrap over seeds.
 
     Args:
         xs (`Sequence[float]`):
@@ -84,8 +86,8 @@ def fit_exponent(
             Seed of the bootstrap.
 
     Returns:
-        `dict[str, float]` with `exponent`, `low` and `high`; `None` where a mean is not clearly positive (in 2.5% of the
-        bootstrap samples or more it is not), so that there is no power law to fit.
+        `dict[str, float]` with `exponent`, `low` and `high`; `None` where a mean is not clearly positive (in 2.5% of
+        the bootstrap samples or more it is not), so that there is no power law to fit.
     """
     table = torch.tensor(values, dtype=torch.float64)  # (x, seed)
     logs = torch.tensor(xs, dtype=torch.float64).log()
@@ -116,10 +118,12 @@ def growth(
 
 def shares_of_bounds(run: dict[str, Any]) -> dict[str, float]:
     r"""
-    How much of each bound is used, at most, over all horizons and seeds of a run of [`growth`]; more than 1 would refute it.
+    How much of each bound is used, at most, over all horizons and seeds of a run of [`growth`]; more than 1 would
+    refute it.
 
-    `base_tv`: $\epsilon H (H + 1) / 2$, $\epsilon$ the total variation. `base_nats`: $H \sqrt{H \epsilon \tanh(\epsilon/2) / 2}$,
-    $\epsilon$ the log error. `rl_two_responses`: [`Imitation.guarantee`]. `rl_nats`: $2 \alpha H \epsilon$.
+    `base_tv`: $\epsilon H (H + 1) / 2$, $\epsilon$ the total variation. `base_nats`:
+    $H \sqrt{H \epsilon \tanh(\epsilon/2) / 2}$, $\epsilon$ the log error. `rl_two_responses`: [`Imitation.guarantee`].
+    `rl_nats`: $2 \alpha H \epsilon$.
     """
     shares = {"base_tv": 0.0, "base_nats": 0.0, "rl_two_responses": 0.0, "rl_nats": 0.0}
     for i, horizon in enumerate(run["horizons"]):
@@ -156,8 +160,8 @@ def _collected(xs: Sequence[float], runs: list[list[dict[str, float]]]) -> dict[
 
 def beta_path(seeds: Sequence[int], horizon: int = 64, epsilon: float = 1e-3) -> dict[str, Any]:
     r"""
-    Loss on the forked cliff after RL with a KL penalty, against $\beta/\alpha$: from the base model ($\beta \to \infty$)
-    to RL without a penalty ($\beta \to 0$).
+    Loss on the forked cliff after RL with a KL penalty, against $\beta/\alpha$: from the base model
+    ($\beta \to \infty$) to RL without a penalty ($\beta \to 0$).
     """
     ratios = [10.0 ** (exponent / 4) for exponent in range(-20, 9)]
     table = []
@@ -183,8 +187,8 @@ def preference_total_variation(
 ) -> dict[str, Any]:
     r"""
     Largest difference of any preference between two responses, judged by the true and by the endogenous reward
-    (Bradley-Terry), against its bound $\tanh(\alpha H \epsilon / 2) \le \alpha H \epsilon / 2$; $\epsilon$ is the log error.
-    (A difference of returns is wrong by $2 \alpha H \epsilon$ at most.)
+    (Bradley-Terry), against its bound $\tanh(\alpha H \epsilon / 2) \le \alpha H \epsilon / 2$; $\epsilon$ is the log
+    error. (A difference of returns is wrong by $2 \alpha H \epsilon$ at most.)
 
     Two base models: one with random errors, and one whose errors all favour one response over another that is as good.
     """
@@ -300,10 +304,11 @@ def power_by_gradient(
     step_size: float = 0.5,
 ) -> Iterator[dict[str, Any]]:
     r"""
-    Exact natural-gradient ascent on $E_\pi[r] - \beta KL(\pi \| \hat\pi)$, $r$ the endogenous reward, from the base model:
-    before every step, its KL in nats to the power distribution $\hat\pi^{1+\alpha/\beta}$.
+    Exact natural-gradient ascent on $E_\pi[r] - \beta KL(\pi \| \hat\pi)$, $r$ the endogenous reward, from the base
+    model: before every step, its KL in nats to the power distribution $\hat\pi^{1+\alpha/\beta}$.
 
-    For a table of logits the natural gradient is the advantage: $\log \pi \leftarrow \log \pi + \eta Q_\pi$, normalised.
+    For a table of logits the natural gradient is the advantage: $\log \pi \leftarrow \log \pi + \eta Q_\pi$,
+    normalised.
     """
     for alpha, beta in pairs:
         imitation = _language_model(alpha)

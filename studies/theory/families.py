@@ -2,9 +2,10 @@
 r"""
 Families of token MDPs, by horizon, in which the papers' bounds are met, and one in which their assumption fails.
 
-In [`learned_cliff`] the base model is what next-token prediction makes of demonstrations. In all others its error is put in:
-they are examples that show how bad it can get. There, the expert is soft-optimal for the true rewards, which lie in $[0, 1]$ a token, and the base model is the expert
-with an error of a given size in every state. What differs is where the error sits, and how it is measured:
+In [`learned_cliff`] the base model is what next-token prediction makes of demonstrations. In all others its error is
+put in: they are examples that show how bad it can get. There, the expert is soft-optimal for the true rewards, which
+lie in $[0, 1]$ a token, and the base model is the expert with an error of a given size in every state. What differs is
+where the error sits, and how it is measured:
 
 - *total variation*: the largest $TV(\pi_E(\cdot|s), \hat\pi(\cdot|s))$ of a state;
 - *log error*: the largest $|\log \pi_E(a|s) - \log \hat\pi(a|s)|$ of a state and token, in nats. It bounds the total
@@ -64,8 +65,8 @@ class Imitation:
 
     def after_kl_rl(self, beta: float) -> Tensor:
         r"""
-        The policy that is optimal for the endogenous reward minus `beta` times the KL to the base model (log-probabilities):
-        the power distribution $\hat\pi(y|x)^{1 + \alpha/\beta}$, normalised.
+        The policy that is optimal for the endogenous reward minus `beta` times the KL to the base model
+        (log-probabilities): the power distribution $\hat\pi(y|x)^{1 + \alpha/\beta}$, normalised.
         """
         q = soft_optimal_q(self.mdp, self.endogenous_reward(), beta, reference=self.base)
         return soft_policy(q, beta, reference=self.base)
@@ -85,7 +86,9 @@ class Imitation:
         return expected_return(self.mdp, error, best) - expected_return(self.mdp, error, self.after_rl())
 
     def loss_of(self, policy: Tensor) -> float:
-        """What a policy loses to the expert in expected true return. Negative for one that is better than the expert."""
+        """
+        What a policy loses to the expert in expected true return. Negative for one that is better than the expert.
+        """
         return suboptimality(self.mdp, self.rewards, policy, against=self.expert)
 
 
@@ -98,11 +101,11 @@ def forked_cliff(horizon: int, epsilon: float, seed: int, alpha: float = 0.05) -
     Two roads along a cliff. The base model stumbles on the better one, with probability `epsilon` a token (total
     variation).
 
-    The first token chooses road A or B. On a road, one token of four stays on it and earns about 1; the others fall off
-    the cliff, where nothing is earned any more. The expert never falls, so the base model's falls compound: on road A it
-    has fallen after `h` tokens with probability about `h * epsilon`. Road B earns a little less, by half to nearly all of
-    what the base model's stumbling takes off road A's log-probability; so for the endogenous reward road B is the better
-    one, and the policy after RL takes it.
+    The first token chooses road A or B. On a road, one token of four stays on it and earns about 1; the others fall
+    off the cliff, where nothing is earned any more. The expert never falls, so the base model's falls compound: on
+    road A it has fallen after `h` tokens with probability about `h * epsilon`. Road B earns a little less, by half to
+    nearly all of what the base model's stumbling takes off road A's log-probability; so for the endogenous reward road
+    B is the better one, and the policy after RL takes it.
     """
     generator = torch.Generator().manual_seed(seed)
     start, road_a, road_b, fallen, good = 0, 1, 2, 3, 0
@@ -132,12 +135,12 @@ def forked_cliff(horizon: int, epsilon: float, seed: int, alpha: float = 0.05) -
 
 def learned_cliff(horizon: int, number: float, seed: int, alpha: float = 0.05, synonyms: int = 3) -> Imitation:
     r"""
-    A road along a cliff, and a base model that has learned it by next-token prediction from `number` demonstrations of the
-    expert, counts plus one: nobody has put an error in.
+    A road along a cliff, and a base model that has learned it by next-token prediction from `number` demonstrations of
+    the expert, counts plus one: nobody has put an error in.
 
     Several tokens stay on the road and earn between 0.9 and 1; one more falls off, and nothing is earned any more. No
-    demonstration falls, but the base model holds it for possible, about once in `number` tokens. Which token of the road is the best
-    it knows only as well as the counts tell.
+    demonstration falls, but the base model holds it for possible, about once in `number` tokens. Which token of the
+    road is the best it knows only as well as the counts tell.
     """
     generator = torch.Generator().manual_seed(seed)
     road, fallen = 0, 1
@@ -153,12 +156,12 @@ def learned_cliff(horizon: int, number: float, seed: int, alpha: float = 0.05, s
 
 def drift(horizon: int, epsilon: float, seed: int, alpha: float = 0.05, synonyms: int = 8) -> Imitation:
     r"""
-    A random walk whose steps the base model biases by a log error of `epsilon`, all in the same direction: the worst that
-    a base model can do that is nowhere further than `epsilon` nats from the expert.
+    A random walk whose steps the base model biases by a log error of `epsilon`, all in the same direction: the worst
+    that a base model can do that is nowhere further than `epsilon` nats from the expert.
 
-    Every token is a step to the left or to the right, in one of several synonyms. Left of the origin, one synonym earns 1
-    and the others nothing; right of it, all earn a little less, so much that the soft values are equal. The expert steps
-    left and right equally often. The base model drifts to the right.
+    Every token is a step to the left or to the right, in one of several synonyms. Left of the origin, one synonym
+    earns 1 and the others nothing; right of it, all earn a little less, so much that the soft values are equal. The
+    expert steps left and right equally often. The base model drifts to the right.
     """
     generator = torch.Generator().manual_seed(seed)
     positions = torch.arange(2 * horizon + 1)
@@ -227,8 +230,9 @@ def trapdoor(horizon: int, epsilon: float, seed: int, alpha: float = 0.05, synon
     r"""
     Where the guarantee's assumption fails: the total variation is `epsilon`, and the log error is large.
 
-    On the road, several synonyms are equally good. One more token, which the expert never takes, leads through a trapdoor
-    to a room where only one token is ever said, which earns half. The base model takes the trapdoor with probability
+    On the road, several synonyms are equally good. One more token, which the expert never takes, leads through a
+    trapdoor to a room where only one token is ever said, which earns half. The base model takes the trapdoor with
+    probability
     `epsilon`. A response in the room costs one token of low probability; one on the road costs some at every token.
     """
     generator = torch.Generator().manual_seed(seed)

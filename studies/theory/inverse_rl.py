@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""
-Offline inverse RL from demonstrations, in two ways that must agree (Prop. 1 of https://huggingface.co/papers/2506.23235).
+Offline inverse RL from demonstrations, in two ways that must agree (Prop. 1 of
+https://huggingface.co/papers/2506.23235).
 
-- Next-token prediction: logits that maximise the likelihood of the demonstrations, in closed form the logarithms of token
-  counts. Read as a soft Q-function, they give rewards by the inverse soft Bellman operator.
+- Next-token prediction: logits that maximise the likelihood of the demonstrations, in closed form the logarithms of
+  token counts. Read as a soft Q-function, they give rewards by the inverse soft Bellman operator.
 - Maximum-entropy inverse RL: rewards $r$ that maximise
   $\frac1n \sum_i \sum_h r(s^i_h, a^i_h) - \max_\pi \{E_\pi[\sum_h r] + \alpha \mathcal{H}(\pi)\}$, how much better the
   demonstrations do than any policy could. Here it is solved by gradients with respect to the rewards, through the
@@ -38,8 +39,8 @@ def token_counts(mdp: TokenMDP, demonstrations: Tensor) -> Tensor:
 
 def maximum_likelihood_logits(counts: Tensor, alpha: float) -> Tensor:
     r"""
-    Logits $f$ for which $\mathrm{softmax}(f/\alpha)$ maximises the likelihood: $\alpha$ times the logarithm of the counts.
-    0 in states that no demonstration visits, where every choice is as likely.
+    Logits $f$ for which $\mathrm{softmax}(f/\alpha)$ maximises the likelihood: $\alpha$ times the logarithm of the
+    counts. 0 in states that no demonstration visits, where every choice is as likely.
     """
     visited = counts.sum(-1, keepdim=True) > 0
     return torch.where(visited, alpha * counts.log(), 0.0)
@@ -47,8 +48,8 @@ def maximum_likelihood_logits(counts: Tensor, alpha: float) -> Tensor:
 
 def next_token_objective(counts: Tensor, q: Tensor, alpha: float) -> Tensor:
     r"""
-    The offline inverse-RL objective over Q-functions, $\frac1n \sum_{i,h} [Q(s^i_h, a^i_h) - V_Q(s^i_h)]$: it is $\alpha$
-    times the mean log-likelihood of a demonstration. Scalar.
+    The offline inverse-RL objective over Q-functions, $\frac1n \sum_{i,h} [Q(s^i_h, a^i_h) - V_Q(s^i_h)]$: it is
+    $\alpha$ times the mean log-likelihood of a demonstration. Scalar.
     """
     number = counts[0].sum()
     log_probs = (q / alpha).log_softmax(-1)
@@ -82,8 +83,8 @@ def maximum_entropy_irl(mdp: TokenMDP, demonstrations: Tensor, alpha: float, max
         mdp ([`TokenMDP`]):
             The token MDP.
         demonstrations (`torch.Tensor` of shape `(N, H)`):
-            Responses. Every token must have been seen in every state that a demonstration visits: a reward that is never
-            seen has no optimum, it falls for ever.
+            Responses. Every token must have been seen in every state that a demonstration visits: a reward that is
+            never seen has no optimum, it falls for ever.
         alpha (`float`):
             Weight of the entropy.
         max_iterations (`int`, *optional*, defaults to `1000`):

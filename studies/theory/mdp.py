@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""
-Exact tabular token MDPs: everything that the papers prove about token MDPs, small enough to be computed without sampling.
+Exact tabular token MDPs: everything that the papers prove about token MDPs, small enough to be computed without
+sampling.
 
 A token MDP is deterministic: state and token give the next state. States are Markov states, which for a
-[`prefix_tree`] are all prefixes. A response has `horizon` tokens, or fewer if a token leads to the terminal state (EOS).
-What follows the last token has value 0.
+[`prefix_tree`] are all prefixes. A response has `horizon` tokens, or fewer if a token leads to the terminal state
+(EOS). What follows the last token has value 0.
 
-Notation of tensor shapes: `H` horizon, `S` states, `A` tokens of the vocabulary. Rewards, Q-functions and policies have
-shape `(H, S, A)`, or any shape that broadcasts to it; values have shape `(H + 1, S)`. Step `h` is counted from 0. All is
-float64. A policy is given by its log-probabilities, `-inf` for tokens that it never takes.
+Notation of tensor shapes: `H` horizon, `S` states, `A` tokens of the vocabulary. Rewards, Q-functions and policies
+have shape `(H, S, A)`, or any shape that broadcasts to it; values have shape `(H + 1, S)`. Step `h` is counted from 0.
+All is float64. A policy is given by its log-probabilities, `-inf` for tokens that it never takes.
 """
 
 import itertools
@@ -92,7 +93,8 @@ def prefix_tree(num_tokens: int, horizon: int, eos: int | None = None) -> TokenM
     """
     if num_tokens < 1 or horizon < 1 or eos not in (None, *range(num_tokens)):
         raise ValueError(
-            f"`num_tokens` is {num_tokens}, `horizon` {horizon} and `eos` {eos}, but there must be at least one token and one step, "
+            f"`num_tokens` is {num_tokens}, `horizon` {horizon} and `eos` {eos}, but there must be at least one token "
+            "and one step, "
             "and `eos` must be one of the tokens, or `None`."
         )
     words = [token for token in range(num_tokens) if token != eos]
@@ -104,7 +106,8 @@ def prefix_tree(num_tokens: int, horizon: int, eos: int | None = None) -> TokenM
 
 def soft_values(mdp: TokenMDP, q: Tensor, alpha: float) -> Tensor:
     r"""
-    Soft values $V_h(s) = \alpha \log \sum_a e^{Q_h(s, a)/\alpha}$, and 0 after the last step. Returns shape `(H + 1, S)`.
+    Soft values $V_h(s) = \alpha \log \sum_a e^{Q_h(s, a)/\alpha}$, and 0 after the last step. Returns shape
+    `(H + 1, S)`.
     """
     check_alpha(alpha)
     values = alpha * torch.logsumexp(mdp.expand(q) / alpha, dim=-1)
@@ -117,7 +120,8 @@ def soft_optimal_q(mdp: TokenMDP, rewards: Tensor, alpha: float, reference: Tens
     $V_h(s) = \alpha \log \sum_a \rho_h(a|s) e^{Q_h(s, a)/\alpha}$.
 
     Without `reference`, $\rho = 1$ and the optimum is that of reward plus $\alpha$ times entropy. With the
-    log-probabilities of a `reference` policy it is that of reward minus $\alpha$ times the KL to it. The optimal policy is
+    log-probabilities of a `reference` policy it is that of reward minus $\alpha$ times the KL to it. The optimal
+    policy is
     [`soft_policy`] of the result, with the same `reference`.
 
     Returns:
@@ -233,8 +237,8 @@ def total_variation(policy: Tensor, reference: Tensor) -> float:
 
 def responses(mdp: TokenMDP) -> Tensor:
     """
-    Every response, shape `(N, H)`, int64; after the end of a response comes -1. There are up to `A ** H` of them, so this
-    is for small ones.
+    Every response, shape `(N, H)`, int64; after the end of a response comes -1. There are up to `A ** H` of them, so
+    this is for small ones.
     """
     rows: list[list[int]] = []
     stack: list[tuple[int, list[int]]] = [(mdp.initial, [])]

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page of `make theory`: its plots, its table, its words. Every number in it comes from `theory.json.gz`'s content."""
+"""
+The page of `make theory`: its plots, its table, its words. Every number in it comes from `theory.json.gz`'s content.
+"""
 
 from pathlib import Path
 from typing import Any

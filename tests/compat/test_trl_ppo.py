@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The endogenous reward in TRL's last own PPO trainer, that of TRL 1.12. `make test-compat` runs this in an environment with
-that version; elsewhere every test is skipped by name.
+The endogenous reward in TRL's last own PPO trainer, that of TRL 1.12. `make test-compat` runs this in an environment
+with that version; elsewhere every test is skipped by name.
 """
 
 from importlib.metadata import version

@@ -60,7 +60,8 @@ def own_code(tmp_path, monkeypatch):
     def copy(path):
         folder = shutil.copytree(path, tmp_path / "own_code")
         (folder / "own_tokenizer.py").write_text(
-            "from transformers import PreTrainedTokenizerFast\n\n\nclass OwnTokenizer(PreTrainedTokenizerFast):\n    pass\n"
+            "from transformers import PreTrainedTokenizerFast\n\n\nclass OwnTokenizer(PreTrainedTokenizerFast):\n    "
+            "pass\n"
         )
         config = json.loads((folder / "tokenizer_config.json").read_text())
         config |= {

@@ -38,7 +38,10 @@ def metrics_of(name: str, items: list[Item], scores: list[list[float]]) -> dict[
 
 
 def real_file(name: str) -> str:
-    """A real file of `../shared/data`, or of the folder that `ENDOTRL_TEST_DATA` names; skips the test if it is not there."""
+    """
+    A real file of `../shared/data`, or of the folder that `ENDOTRL_TEST_DATA` names; skips the test if it is not
+    there.
+    """
     folder = Path(os.environ.get("ENDOTRL_TEST_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
     if not (folder / name).exists():
         pytest.skip(f"The real file {name} is not here.")

@@ -128,8 +128,8 @@ class TestRewardBench2:
     def test_ties_by_hand(self, tmp_path):
         rows = [ties_row("ref", 0, 1, 2), ties_row("tied", 0, 2, 2)]
         items = items_of("reward-bench-2", write(tmp_path / "f.jsonl", rows))
-        # Reference: gap 5 - 4 = 1. Tied: right answers 8 and 6 (spread 2), wrong 3 and 0: gap 6 - 3 = 3 > 2, but the smaller
-        # gap, 1, is not. Margin tanh(1 / 2 - 1).
+        # Reference: gap 5 - 4 = 1. Tied: right answers 8 and 6 (spread 2), wrong 3 and 0: gap 6 - 3 = 3 > 2, but the
+        # smaller gap, 1, is not. Margin tanh(1 / 2 - 1).
         metrics = metrics_of("reward-bench-2", items, [[5, 4, 0], [8, 6, 3, 0]])
         assert metrics["Ties"] == pytest.approx(0.3 + 0.3 + 0.2 + 0.0 + 0.01 * np.tanh(-0.5), abs=1e-12)
         # All equal: nothing is right, and 0 / 0 counts 0.
@@ -203,8 +203,8 @@ class TestProcessBench:
         items = items_of("process-bench", write(tmp_path / "f.jsonl", rows))
         halves = {half: [i for i, item in enumerate(items) if fold(item) == half] for half in (0, 1)}
         assert all(halves.values())
-        # Scores of half 1 are larger by 10: a threshold from the other half calls all steps of half 1 right, and all of half 0
-        # wrong.
+        # Scores of half 1 are larger by 10: a threshold from the other half calls all steps of half 1 right, and all
+        # of half 0 wrong.
         scores = [[(0.0 if i == item.facts["label"] else 1.0) + 10 * fold(item) for i in range(4)] for item in items]
         low, high = BENCHMARKS["process-bench"].details(items, scores)["thresholds"]
         assert low > 9 and high < 2
@@ -236,7 +236,8 @@ class TestPRMBench:
     def test_confusion_by_hand(self):
         from endotrl.evaluation.benchmarks.prm_bench import confusion, prm_score
 
-        # Steps 0 and 3 accepted; steps 2 and 3 are wrong: right accepted 1, wrong accepted 1, wrong refused 1, right refused 1.
+        # Steps 0 and 3 accepted; steps 2 and 3 are wrong: right accepted 1, wrong accepted 1, wrong refused 1, right
+        # refused 1.
         counts = confusion([2.0, 0.0, 0.0, 1.0], [2, 3], threshold=1.0)
         assert counts == {"TP": 1, "FP": 1, "TN": 1, "FN": 1}
         # Precision and recall are 1/2 for either class.
@@ -301,7 +302,8 @@ class TestDSP:
         items = items_of("dsp", write(tmp_path / "f.json", [DSP_ROW]))
         assert [item.group for item in items] == ["none", "academy", "business", "literature", "entertainment"]
         assert items[0].criterion is None and "academic" in items[1].criterion
-        # Under each criterion its own domain scores 4 and the rest 3, 2, 1, 0 in order: the own one beats all four others.
+        # Under each criterion its own domain scores 4 and the rest 3, 2, 1, 0 in order: the own one beats all four
+        # others.
         follow = []
         for item in items:
             order = ["academy", "business", "literature", "entertainment", "normal"]

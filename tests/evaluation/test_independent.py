@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Accuracies worked out a second time from the raw files, with nothing of the package: its readers, its averaging and its tie rules
-must give exactly the same. Scores are numbers of the text alone, coarse ones with many ties among them. The files are the real
-ones where they are, and else hand-made ones of the same format.
+Accuracies worked out a second time from the raw files, with nothing of the package: its readers, its averaging and its
+tie rules must give exactly the same. Scores are numbers of the text alone, coarse ones with many ties among them. The
+files are the real ones where they are, and else hand-made ones of the same format.
 """
 
 import gzip

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mistakes that users are most likely to make: each is answered by what was given, what is wrong, and what to do."""
+"""
+The mistakes that users are most likely to make: each is answered by what was given, what is wrong, and what to do.
+"""
 
 import shutil
 from pathlib import Path

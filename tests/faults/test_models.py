@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models that are damaged, not what they seem, or hostile: an error before anything is scored, and no code of theirs runs."""
+"""
+Models that are damaged, not what they seem, or hostile: an error before anything is scored, and no code of theirs
+runs.
+"""
 
 import json
 import math

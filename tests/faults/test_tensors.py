@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pure functions with any shapes, dtypes, masks and numbers: right by a naive loop, or an error that names the argument."""
+"""
+The pure functions with any shapes, dtypes, masks and numbers: right by a naive loop, or an error that names the
+argument.
+"""
 
 import math
 from typing import Any
@@ -31,7 +34,9 @@ DISCOUNTS = st.sampled_from([1.0, 0.9, 1e-3])
 
 @st.composite
 def batches(draw: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Values, mask and segment ids of shape (B, T), of which either may be 0; NaN and huge ids where the mask is `False`."""
+    """
+    Values, mask and segment ids of shape (B, T), of which either may be 0; NaN and huge ids where the mask is `False`.
+    """
     rows, width = draw(st.integers(0, 4)), draw(st.integers(0, 6))
     mask = torch.tensor(draw(st.lists(st.booleans(), min_size=rows * width, max_size=rows * width)), dtype=torch.bool)
     values = torch.tensor(

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whose weights are used, and that they stay as they are. Sharing with trainers: `tests/rewards/test_trl_integration.py`."""
+"""
+Whose weights are used, and that they stay as they are. Sharing with trainers: `tests/rewards/test_trl_integration.py`.
+"""
 
 import copy
 import pickle

@@ -20,7 +20,8 @@ from endotrl.grading.values import read_value, same_value
 from endotrl.scoring.messages import text_of
 
 
-# One JSON object a line: accepted answers, a completion (text or messages), and whether it is right. "math": only math-verify can tell.
+# One JSON object a line: accepted answers, a completion (text or messages), and whether it is right. "math": only
+# math-verify can tell.
 CASES = [json.loads(line) for line in Path(__file__).with_name("cases.jsonl").read_text(encoding="utf-8").splitlines()]
 # Where nothing but knowledge could tell ("Canberra, Sydney" from "Paris, France"), or a sentence has several numbers.
 KNOWN = {"integer-78", "fact-62"}
@@ -168,7 +169,8 @@ class TestMathVerify:
     def test_in_a_thread(self) -> None:
         pytest.importorskip("math_verify")
         verdicts: list[bool] = []
-        # math-verify's timeouts are signals, which threads do not get: as in TRL's `accuracy_reward`, they are off there.
+        # math-verify's timeouts are signals, which threads do not get: as in TRL's `accuracy_reward`, they are off
+        # there.
         thread = threading.Thread(
             target=lambda: verdicts.append(is_right(r"\boxed{(x+1)^2}", ["x^2+2x+1"], math=True))
         )

@@ -159,7 +159,9 @@ def test_there_are_recipes() -> None:
 
 
 def test_the_papers_setting() -> None:
-    """EndoRM, section on RL: KL 0.01, 1024 tokens of prompt and of response, the frozen model is the policy's start."""
+    """
+    EndoRM, section on RL: KL 0.01, 1024 tokens of prompt and of response, the frozen model is the policy's start.
+    """
     for name in ("ppo", "grpo"):
         given = yaml.safe_load((ROOT / "recipes" / "qwen2.5-math-7b" / f"{name}.yaml").read_text())
         assert (given["beta"], given["max_completion_length"], given["vllm_max_model_length"]) == (0.01, 1024, 2048)
@@ -619,7 +621,8 @@ class TestLengths:
         assert len(job.train_dataset) == 16
         with pytest.raises(
             ValueError,
-            match="4 of 16 prompts do not fit the context of the policy, 64 tokens, with `max_completion_length` 60; row 2 "
+            match="4 of 16 prompts do not fit the context of the policy, 64 tokens, with `max_completion_length` 60; "
+            "row 2 "
             "is the first, with 5 tokens. Lower `max_completion_length`.*`dataset_overlong: drop`",
         ):
             self.prepare(small, "--max_completion_length", "60")

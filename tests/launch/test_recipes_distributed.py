@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Recipes in two processes, as `accelerate launch` starts them with the files in `accelerate_configs/`, agree with one process. On
-CPUs, over gloo.
+Recipes in two processes, as `accelerate launch` starts them with the files in `accelerate_configs/`, agree with one
+process. On CPUs, over gloo.
 """
 
 import json

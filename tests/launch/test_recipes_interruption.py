@@ -117,7 +117,8 @@ def set_fuse(monkeypatch: pytest.MonkeyPatch, call: int, action: Callable[[], No
     monkeypatch.setattr("tests.launch.test_recipes_interruption.fuse", lambda n: action() if n == call else None)
 
 
-# PPO generates every four steps: here its second generation is for step 5, and a step before is resumed within a batch.
+# PPO generates every four steps: here its second generation is for step 5, and a step before is resumed within a
+# batch.
 @pytest.mark.parametrize(("kind", "call"), [("grpo", 6), ("ppo", 2)])
 def test_killed(
     kind: str, call: int, launch: Callable[..., Any], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Runs of two processes under `accelerate launch` that are terminated, killed and robbed of a file, and end where the undisturbed
-run does. On CPUs, over gloo.
+Runs of two processes under `accelerate launch` that are terminated, killed and robbed of a file, and end where the
+undisturbed run does. On CPUs, over gloo.
 """
 
 import json

@@ -70,8 +70,8 @@ def arguments(tiny_policy_path: str, tmp_path: Path) -> list[str]:
 
 def records(path: Path) -> Iterator[bytes]:
     """
-    Records of a `.wandb` file: after 7 bytes of its own, LevelDB's log format, blocks of 32 KiB with pieces of records, each
-    behind its checksum (4 bytes), length (2) and kind (1: whole, 2: first, 3: middle, 4: last).
+    Records of a `.wandb` file: after 7 bytes of its own, LevelDB's log format, blocks of 32 KiB with pieces of
+    records, each behind its checksum (4 bytes), length (2) and kind (1: whole, 2: first, 3: middle, 4: last).
     """
     data, place, record = path.read_bytes(), 7, b""
     assert data[:4] == b":W&B"

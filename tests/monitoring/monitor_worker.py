@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-A monitored run as a script: `accelerate launch ... monitor_worker.py MODEL FOLDER ROWS`. Each process writes what it saw to
+A monitored run as a script: `accelerate launch ... monitor_worker.py MODEL FOLDER ROWS`. Each process writes what it
+saw to
 `<FOLDER>/<rank>.json`.
 """
 

@@ -58,7 +58,10 @@ def test_undefined_correlations() -> None:
 
 
 class Tabular:
-    """Two policies over 8 answers to each of many questions, of which the first is right; the present one is the first one shifted."""
+    """
+    Two policies over 8 answers to each of many questions, of which the first is right; the present one is the first
+    one shifted.
+    """
 
     def __init__(self, num_groups: int, spread: float, towards_right: float, seed: int) -> None:
         self.generator = np.random.default_rng(seed)

@@ -177,7 +177,10 @@ class TestAgainstMeasured:
         assert (plan.parameters, plan.gradients, plan.optimizer) == (weights, gradients, moments)
 
     def test_the_monitors_copy(self) -> None:
-        """What the monitor holds of a small model without adapter and reference model, byte by byte; of a large one nothing."""
+        """
+        What the monitor holds of a small model without adapter and reference model, byte by byte; of a large one
+        nothing.
+        """
         config = small_config()
         model = LlamaForCausalLM(config)
         trainer = SimpleNamespace(

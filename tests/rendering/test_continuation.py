@@ -74,7 +74,8 @@ def test_a_prompt_in_other_tokens(name: str) -> None:
 
 
 def test_no_merge_is_lost() -> None:
-    # Alone, "ital" is "▁" and "ital" to this tokenizer; inside of the word, it is one token, as of all its other words.
+    # Alone, "ital" is "▁" and "ital" to this tokenizer; inside of the word, it is one token, as of all its other
+    # words.
     tokenizer = cached("bpe metaspace always")
     template = Template(tokenizer)
     ids = template.continuation("The cap", template.encode("The cap"), "ital", special=False)

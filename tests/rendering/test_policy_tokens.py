@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of the policy's token ids: whose they are, and what ends and pads them. Expected ids are written out by hand."""
+"""
+What is known of the policy's token ids: whose they are, and what ends and pads them. Expected ids are written out by
+hand.
+"""
 
 import logging
 from typing import Any

@@ -260,7 +260,8 @@ class TestCompletionsAsText:
     def test_a_template_that_opens_the_reasoning_and_a_message_with_more_than_content(
         self, tokenizer: PreTrainedTokenizerBase
     ) -> None:
-        # What the policy wrote is in the template's words, and these stand in another turn than the one that it continued.
+        # What the policy wrote is in the template's words, and these stand in another turn than the one that it
+        # continued.
         tokenizer.chat_template = THINK_TEMPLATE
         completion = [{"role": "assistant", "content": "Paris.", "reasoning_content": "Hm."}]
         with pytest.raises(ValueError, match=r"\['content', 'reasoning_content', 'role'\].*Pass `completion_ids`"):
@@ -277,7 +278,8 @@ class TestCompletionsAsText:
     ) -> None:
         # As Qwen3's and Llama 2's: an empty block before the answer, and a space before the end.
         tokenizer.chat_template = (
-            "{% for m in messages %}{{ m['role'] + ': ' }}{% if m['role'] == 'assistant' %}{{ '<think></think>' }}{% endif %}"
+            "{% for m in messages %}{{ m['role'] + ': ' }}{% if m['role'] == 'assistant' %}{{ '<think></think>' }}{% "
+            "endif %}"
             "{{ (m['content'] | string).strip() + ' <|im_end|>' }}{% endfor %}"
             "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
         )
@@ -423,8 +425,8 @@ class TestCompletionIds:
         generated: str,
         warnings_logged: pytest.LogCaptureFixture,
     ) -> None:
-        # TRL parses reasoning and tool calls out of the content, so that the content is only a part of what was written.
-        # Without content, only ids that this tokenizer would write itself are known to be its own.
+        # TRL parses reasoning and tool calls out of the content, so that the content is only a part of what was
+        # written. Without content, only ids that this tokenizer would write itself are known to be its own.
         write = letter_by_letter if message.get("content") else encode
         ids = [*write(tokenizer, generated), EOS]
         (row,) = make_renderer(tokenizer).render([USER], [[{"role": "assistant", **message}]], [ids])
@@ -642,7 +644,8 @@ class TestContextLength:
         renderer = make_renderer(tokenizer, max_length=5, overlong_prompt="truncate_left")
         message = (
             r"Row 0 has 1 prompt token and 11 completion tokens, together more than the 5 tokens.* Shorten the "
-            r"completion \(lower `max_completion_length` of the trainer\), or use a frozen model with a longer context\."
+            r"completion \(lower `max_completion_length` of the trainer\), or use a frozen model with a longer "
+            r"context\."
         )
         with pytest.raises(ValueError, match=message):
             renderer.render(["H"], ["0123456789"])

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What chat templates make of messages, over all templates that TRL ships: written in the form that they read, or refused."""
+"""
+What chat templates make of messages, over all templates that TRL ships: written in the form that they read, or
+refused.
+"""
 
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All chat templates that TRL knows: text and token ids of one completion have one reward, that of what the policy wrote."""
+"""
+All chat templates that TRL knows: text and token ids of one completion have one reward, that of what the policy wrote.
+"""
 
 import re
 from pathlib import Path

@@ -394,8 +394,8 @@ LN2, LN3, LN4, LN5 = math.log(2), math.log(3), math.log(4), math.log(5)
 
 
 def stats_by_hand(finished: bool, with_gap: bool = False, entropies: bool = True) -> TokenStats:
-    # As in tests/test_bellman.py: f = ln 3 of V = ln 4, f = ln 2 of V = ln 3, then V = ln 5. A tool may have written one
-    # token in between.
+    # As in tests/test_bellman.py: f = ln 3 of V = ln 4, f = ln 2 of V = ln 3, then V = ln 5. A tool may have written
+    # one token in between.
     return TokenStats(
         token_ids=torch.tensor([1, 0]),
         positions=torch.tensor([0, 2] if with_gap else [0, 1]),
@@ -862,7 +862,8 @@ class TestSmolLM2:
         assert_token_rewards(actual, expect(model, tokenizer, case), "bellman", 1.0, 1.0, "terminal", tolerance=1e-3)
 
     def test_bfloat16_is_no_worse_than_all_logits_in_it(self, smollm2: Any) -> None:
-        # The truth is the float32 model's. Rounding is random, and differs by processor: of a few tokens it says nothing.
+        # The truth is the float32 model's. Rounding is random, and differs by processor: of a few tokens it says
+        # nothing.
         model, tokenizer = smollm2
         half = copy.deepcopy(model).bfloat16()
         statements = [q.statement.replace("{answer}", q.answers[0]) for q in facts.load_questions()[0][:16]]

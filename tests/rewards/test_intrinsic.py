@@ -62,7 +62,8 @@ class TestFormulas:
             assert torch.allclose(self_certainty(value, logits.mean(-1), 7, alpha).double(), expected, atol=1e-6)
 
     def test_relative_perplexity(self):
-        # Perplexities 2 and 4: the prompt takes away one half. The other way round, 1 - 4 / 2 = -1, where it is clipped.
+        # Perplexities 2 and 4: the prompt takes away one half. The other way round, 1 - 4 / 2 = -1, where it is
+        # clipped.
         two, four, nine = (torch.full((3,), 1 / x).log() for x in (2, 4, 9))
         assert relative_perplexity(two, four) == pytest.approx(0.5)
         assert relative_perplexity(four, two) == pytest.approx(-1.0)

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training on a frozen model's reward without a KL penalty, TRL's default, is warned of: once, whoever sees it first."""
+"""
+Training on a frozen model's reward without a KL penalty, TRL's default, is warned of: once, whoever sees it first.
+"""
 
 import logging
 from typing import Any

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-A reward scores completions after the prompts that the policy read, in every trainer. What the policy read comes from the
-trainer's own tokenization, from its generation, or is written out by hand.
+A reward scores completions after the prompts that the policy read, in every trainer. What the policy read comes from
+the trainer's own tokenization, from its generation, or is written out by hand.
 """
 
 import logging

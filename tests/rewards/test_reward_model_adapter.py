@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-`EndogenousReward.as_reward_model()` under TRL's `get_reward`, which is all that TRL's PPO trainer asks of a reward model.
-The trainer itself, which TRL had up to 1.12: `tests/compat/test_trl_ppo.py`.
+`EndogenousReward.as_reward_model()` under TRL's `get_reward`, which is all that TRL's PPO trainer asks of a reward
+model. The trainer itself, which TRL had up to 1.12: `tests/compat/test_trl_ppo.py`.
 """
 
 import copy

@@ -346,7 +346,9 @@ class TestTokenIds:
         assert good["reward"] < 0 and report.tally.skipped == 1 and report.tally.errors == 0
 
     def test_ids_of_another_tokenizer_leave_the_text(self, cut_off, tiny_model_path, tmp_path):
-        """Ids that do not spell the completion, or are not in the vocabulary: the text is scored, as a whole answer."""
+        """
+        Ids that do not spell the completion, or are not in the vocabulary: the text is scored, as a whole answer.
+        """
         text = {key: cut_off[key] for key in ("prompt", "completion")}
         foreign = [{**text, "completion_ids": ids} for ids in ([7, 8, 9], [10**6], [10**30])]
         _, records = self.score(tiny_model_path, [text, *foreign], tmp_path)

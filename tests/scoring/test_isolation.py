@@ -260,7 +260,8 @@ class TestLengths:
 
     @pytest.mark.parametrize("name", [name for name, _ in BY_LENGTH])
     def test_what_ran_before(self, name: str) -> None:
-        # transformers keeps the frequencies of the longest pass until one comes that is shorter than the original length.
+        # transformers keeps the frequencies of the longest pass until one comes that is shorter than the original
+        # length.
         model, rows = make_model(EVERY[name]()), rows_of_many_lengths()
         fresh = copy.deepcopy(model)
         model(torch.arange(2, 42)[None])

@@ -207,8 +207,8 @@ class TestPrecision:
     ) -> None:
         monkeypatch.setattr(lm_head, "TOKEN_BLOCK", 64)
         monkeypatch.setattr(lm_head, "VOCAB_BLOCK", 128)
-        # The truth is computed in float64 from the same rounded hidden states and weights. The rival is what transformers
-        # and a user write: logits in half precision, capped in it, and then turned into float32.
+        # The truth is computed in float64 from the same rounded hidden states and weights. The rival is what
+        # transformers and a user write: logits in half precision, capped in it, and then turned into float32.
         hidden_states, head, token_ids = random_problem(200, 64, 1000)
         hidden_states, head = hidden_states.to(dtype), head.to(dtype)
         exact = exact_logits(hidden_states, head)

@@ -35,7 +35,8 @@ def test_rotation_depends_on_the_difference_of_indices() -> None:
 
 
 def test_weights_by_hand() -> None:
-    # q = k = (1, 0) for both sentences; turned by one radian, q of the last has cos(1) with the first and 1 with itself.
+    # q = k = (1, 0) for both sentences; turned by one radian, q of the last has cos(1) with the first and 1 with
+    # itself.
     ones = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])
     weights = attention_weights(ones, ones, torch.tensor([[True, True]]))
     first, second = math.exp(math.cos(1) / math.sqrt(2)), math.exp(1 / math.sqrt(2))

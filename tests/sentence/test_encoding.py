@@ -113,7 +113,8 @@ def test_too_many_sentences_become_one(tiny_model_path: str, caplog: pytest.LogC
     assert many.sentences.last_tokens[-1] == len(many.completion_ids) - 1
     assert [many.sentences.text[start:end] for start, end in many.sentences.spans[:2]] == ["A b. ", "A b. "]
     assert [record.message for record in caplog.records if "max_sentences" in record.message] == [
-        "A response has 5000 sentences, more than the 3 of `max_sentences`. Those from number 3 on count as one. (Said once.)"
+        "A response has 5000 sentences, more than the 3 of `max_sentences`. Those from number 3 on count as one. "
+        "(Said once.)"
     ]
 
 

@@ -197,7 +197,9 @@ def test_sat_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_sat_segments_are_placed_in_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
     class SaT:
-        """Returns sentences as wtpsplit does: whitespace kept behind them, but split at line breaks, which it drops."""
+        """
+        Returns sentences as wtpsplit does: whitespace kept behind them, but split at line breaks, which it drops.
+        """
 
         def __init__(self, name: str, **kwargs: object) -> None:
             self.name, self.kwargs = name, kwargs

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Recipes as a script, for tests that need several processes: `accelerate launch ... recipe_run.py ARGUMENTS.json ...`, one file
-of arguments a run, the first of which is `grpo`, `ppo` or `sampled`.
+Recipes as a script, for tests that need several processes: `accelerate launch ... recipe_run.py ARGUMENTS.json ...`,
+one file of arguments a run, the first of which is `grpo`, `ppo` or `sampled`.
 
-Completions are those of [`FixedRollouts`], except for `sampled`, which is GRPO as it is. What the main process ends with goes
-to `<output_dir>/result.json`, the frozen weights of the reward after training to `frozen.safetensors`.
+Completions are those of [`FixedRollouts`], except for `sampled`, which is GRPO as it is. What the main process ends
+with goes to `<output_dir>/result.json`, the frozen weights of the reward after training to `frozen.safetensors`.
 """
 
 import json

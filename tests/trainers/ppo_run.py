@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-PPO runs as a script, for tests that need several processes: `torchrun ... ppo_run.py SETTINGS.json ...`, one file a run.
+PPO runs as a script, for tests that need several processes: `torchrun ... ppo_run.py SETTINGS.json ...`, one file a
+run.
 
 What the main process ends with goes to `<output_dir>/result.json` and `<output_dir>/final`.
 """
@@ -33,7 +34,8 @@ def main(settings: dict[str, Any]) -> None:
     lora, resume = settings.pop("lora", False), settings.pop("resume", None)
     sharded = "deepspeed" in settings or "fsdp" in settings
     if sharded:
-        # accelerate shards on accelerators only. What it runs works over gloo on CPUs too, if it believes to be on one.
+        # accelerate shards on accelerators only. What it runs works over gloo on CPUs too, if it believes to be on
+        # one.
         AcceleratorState._reset_state()
         if "deepspeed" in settings:
             do_without_shared_memory()

@@ -20,7 +20,10 @@ def std(values: list[float]) -> float:
 
 
 class TestSameCreditForAllTokens:
-    """Without a dense reward the advantages are TRL's, and so they are if all of a dense reward comes with the last token."""
+    """
+    Without a dense reward the advantages are TRL's, and so they are if all of a dense reward comes with the last
+    token.
+    """
 
     REWARDS = torch.tensor([[1.0, 5.0], [0.0, 7.0], [2.0, 4.0], [3.0, 3.0], [6.0, 1.0], [2.0, 2.5]])
     WEIGHTS = torch.tensor([1.0, 0.5])

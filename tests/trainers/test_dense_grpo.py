@@ -367,8 +367,8 @@ class TestLosses:
         self, loss_type: str, tiny_policy_path: str, tmp_path: Path
     ) -> None:
         """
-        On-policy, each of TRL's losses is linear in the advantages: the gradient with (B, T) advantages is the sum of those with
-        the advantages of one position only. So no loss mixes up or averages tokens on the way.
+        On-policy, each of TRL's losses is linear in the advantages: the gradient with (B, T) advantages is the sum of
+        those with the advantages of one position only. So no loss mixes up or averages tokens on the way.
         """
         trainer = train(
             Watched,

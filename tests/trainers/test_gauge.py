@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Constants in the frozen model's logits: probabilities do not depend on them, so neither may advantages and trained weights. Each
-option is met with the default of every other; where the constants do matter, the trainer says so or refuses.
+Constants in the frozen model's logits: probabilities do not depend on them, so neither may advantages and trained
+weights. Each option is met with the default of every other; where the constants do matter, the trainer says so or
+refuses.
 """
 
 import logging
@@ -259,7 +260,8 @@ def test_one_warning_where_they_do(
 @pytest.mark.parametrize(
     ("truncation", "soft_value_baseline", "message"),
     [
-        # Being cut off would earn the critic's value of a state, in which soft values are that the reward has not subtracted,
+        # Being cut off would earn the critic's value of a state, in which soft values are that the reward has not
+        # subtracted,
         ("terminal", False, r"being cut off would earn it.*soft_value_baseline=True"),
         ("skip", False, r"being cut off would earn it.*soft_value_baseline=True"),
         # or cost a soft value that no value of the critic's brings back.

@@ -87,7 +87,8 @@ def test_errors(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
 def test_trl_parser(tmp_path: Path) -> None:
     path = tmp_path / "ppo.yaml"
     path.write_text(
-        f"output_dir: {tmp_path}\nuse_cpu: true\nbf16: false\nreport_to: none\nlam: 0.9\ncritic: none\nkl_target: 6.0\n"
+        f"output_dir: {tmp_path}\nuse_cpu: true\nbf16: false\nreport_to: none\nlam: 0.9\ncritic: none\nkl_target: "
+        "6.0\n"
     )
     (args,) = TrlParser((PPOConfig,)).parse_args_and_config(["--config", str(path), "--lam", "0.8"])
     assert (args.lam, args.critic, args.kl_target, args.num_generations) == (0.8, "none", 6.0, 1)

@@ -19,7 +19,8 @@ from endotrl.trainers.ppo_migration import ARGUMENTS, CONFIG
 
 
 PPO = (Path(__file__).parents[2] / "docs" / "ppo.md").read_text(encoding="utf-8")
-# The fields that TRL 1.12's `PPOConfig` adds to transformers', with its defaults, and the arguments of its `PPOTrainer`.
+# The fields that TRL 1.12's `PPOConfig` adds to transformers', with its defaults, and the arguments of its
+# `PPOTrainer`.
 FIELDS: dict[str, Any] = {
     "dataset_num_proc": None,
     "num_mini_batches": 1,

@@ -273,7 +273,9 @@ class TestAdvantages:
 class TestLoss:
     @pytest.mark.parametrize("constant", [None, 0.7])
     def test_reinforce(self, constant: float | None, tiny_policy_path: str, tmp_path: Path) -> None:
-        """One update with lam = gamma = 1 and a constant baseline b is REINFORCE: the gradient of -(R - b) log pi(y|x)."""
+        """
+        One update with lam = gamma = 1 and a constant baseline b is REINFORCE: the gradient of -(R - b) log pi(y|x).
+        """
         trainer = make_trainer(
             tiny_policy_path,
             tmp_path,
@@ -376,8 +378,8 @@ class TestLoss:
 
 class PathReward:
     """
-    A token MDP of 4 steps: the k-th "a" in a row from the start earns 0.1, 0.4, 0.7, 1.0; EOS earns 0.5 and ends; anything else
-    earns 0. A myopic policy grabs the EOS at once; four times "a" earns 2.2 and is the best there is.
+    A token MDP of 4 steps: the k-th "a" in a row from the start earns 0.1, 0.4, 0.7, 1.0; EOS earns 0.5 and ends;
+    anything else earns 0. A myopic policy grabs the EOS at once; four times "a" earns 2.2 and is the best there is.
     """
 
     A = 7
@@ -425,7 +427,8 @@ class TestOptimum:
             assert values.mean().item() == pytest.approx(optimal.mean().item(), abs=0.15)
 
     def test_kl_in_the_reward_leads_to_the_power_distribution(self, tiny_policy_path: str, tmp_path: Path) -> None:
-        # Completions of one token: the optimum of r - beta KL with r = log pi_hat is pi_hat^(1 + 1 / beta), normalised.
+        # Completions of one token: the optimum of r - beta KL with r = log pi_hat is pi_hat^(1 + 1 / beta),
+        # normalised.
         beta = 1.0
         trainer = make_trainer(
             tiny_policy_path,

@@ -45,7 +45,8 @@ FINE: dict[str, dict[str, Any]] = {
     "cache_implementation": {"cache_implementation": "dynamic"},
     "use_transformers_continuous_batching": {"use_transformers_continuous_batching": True},
     "transformers_continuous_batching_config": {"transformers_continuous_batching_config": {"block_size": 16}},
-    # vLLM's importance ratio is one factor a completion in its default mode, and is not differentiated: tokens keep theirs.
+    # vLLM's importance ratio is one factor a completion in its default mode, and is not differentiated: tokens keep
+    # theirs.
     "use_vllm": {"use_vllm": True},
     "vllm_mode": {"vllm_mode": "server"},
     "vllm_model_impl": {"vllm_model_impl": "transformers"},

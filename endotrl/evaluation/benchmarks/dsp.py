@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-DSP, domain-specific preference (https://huggingface.co/papers/2309.03126): answers to one query as they suit four domains.
-Scored under a criterion for each domain, a reward that follows its criterion prefers that domain's answer: the 4x4 table of
-EndoRM (https://huggingface.co/papers/2506.23235, Table 2).
+DSP, domain-specific preference (https://huggingface.co/papers/2309.03126): answers to one query as they suit four
+domains. Scored under a criterion for each domain, a reward that follows its criterion prefers that domain's answer:
+the 4x4 table of EndoRM (https://huggingface.co/papers/2506.23235, Table 2).
 """
 
 import json
@@ -20,20 +20,24 @@ RESPONSES = (*DOMAINS, "normal")
 NONE = "none"
 # Ours: neither paper's texts are public. `--criteria` gives others.
 CRITERIA = {
-    "academy": "You write for an academic audience. Answer as a scholar would: precise, well argued, with definitions, "
+    "academy": "You write for an academic audience. Answer as a scholar would: precise, well argued, with "
+    "definitions, "
     "methods and evidence.",
     "business": "You write for a business audience. Answer as a manager or consultant would: practical, with costs, "
     "benefits, customers and markets in mind.",
-    "literature": "You write for lovers of literature and art. Answer as a writer would: with images, feeling and a sense "
+    "literature": "You write for lovers of literature and art. Answer as a writer would: with images, feeling and a "
+    "sense "
     "of style.",
-    "entertainment": "You write for an audience that wants to be entertained. Answer as a host or a fan would: lively, fun, "
+    "entertainment": "You write for an audience that wants to be entertained. Answer as a host or a fan would: "
+    "lively, fun, "
     "with celebrities, shows, games and pop culture.",
 }
 
 
 def read(rows: Iterable[Row], criteria: str | None = None) -> list[Item]:
     """
-    Rows `{"query", "responses": {domain: text}}`. Each becomes five items: without a criterion, and under each domain's.
+    Rows `{"query", "responses": {domain: text}}`. Each becomes five items: without a criterion, and under each
+    domain's.
 
     Args:
         rows (`Iterable[Row]`):
@@ -74,7 +78,8 @@ def units(items: Sequence[Item], scores: Scores) -> list[Unit]:
 
 def metrics(means: Means) -> dict[str, Array]:
     """
-    `matching`: mean of the four domains, each under its own criterion (the diagonal); `other`: under the other criteria;
+    `matching`: mean of the four domains, each under its own criterion (the diagonal); `other`: under the other
+    criteria;
     `follows`: their difference, what the criterion does; `no criterion`; and the cells, `criterion > domain`.
     """
     result: dict[str, Array] = {}

@@ -14,8 +14,8 @@ SUBSETS = ("Natural", "Neighbor", "GPTInst", "GPTOut", "Manual")
 
 def read(rows: Iterable[Row]) -> list[Item]:
     """
-    Rows `{"input", "output_1", "output_2", "label": 1 or 2}` of the authors' files, whose path tells the subset; or the rows
-    of RewardBench, which holds the five subsets whole.
+    Rows `{"input", "output_1", "output_2", "label": 1 or 2}` of the authors' files, whose path tells the subset; or
+    the rows of RewardBench, which holds the five subsets whole.
     """
     items = []
     for row in rows:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Any preference dataset of TRL (https://huggingface.co/docs/trl/dataset_formats#preference): explicit or implicit prompt, text
-or messages.
+Any preference dataset of TRL (https://huggingface.co/docs/trl/dataset_formats#preference): explicit or implicit
+prompt, text or messages.
 """
 
 from collections.abc import Iterable
@@ -14,9 +14,9 @@ from .base import STRICT, Benchmark, accuracy_metrics, pair_units
 
 def read(rows: Iterable[Row]) -> list[Item]:
     """
-    Rows `{"prompt", "chosen", "rejected"}`, or `{"chosen", "rejected"}` whose common beginning is the prompt, as TRL has it.
-    Two equal conversations have no response after their common beginning, and are left out; two equal responses to a given
-    prompt are a tie.
+    Rows `{"prompt", "chosen", "rejected"}`, or `{"chosen", "rejected"}` whose common beginning is the prompt, as TRL
+    has it. Two equal conversations have no response after their common beginning, and are left out; two equal
+    responses to a given prompt are a tie.
     """
     items = []
     for row in rows:
@@ -40,8 +40,8 @@ def read(rows: Iterable[Row]) -> list[Item]:
 
 def split_prompt(row: Row, chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
     """
-    The common beginning of two whole conversations or texts, and what follows. A text is cut before a space that both share,
-    so that it belongs to the responses.
+    The common beginning of two whole conversations or texts, and what follows. A text is cut before a space that both
+    share, so that it belongs to the responses.
     """
     length = 0
     while length < min(len(chosen), len(rejected)) and chosen[length] == rejected[length]:

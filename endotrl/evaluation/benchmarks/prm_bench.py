@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PRMBench (https://huggingface.co/papers/2501.03124): tell right from wrong steps in solutions that were made wrong."""
+"""
+PRMBench (https://huggingface.co/papers/2501.03124): tell right from wrong steps in solutions that were made wrong.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -20,7 +22,8 @@ WITH_CORRECT = "redundency"
 
 def read(rows: Iterable[Row]) -> list[Item]:
     """
-    Rows `{"idx", "modified_question", "modified_process": [...], "error_steps", "classification"}`; `error_steps` count from
+    Rows `{"idx", "modified_question", "modified_process": [...], "error_steps", "classification"}`; `error_steps`
+    count from
     1. Solutions of the class "redundency" come also in their original, correct form.
     """
     items, seen = [], set()
@@ -77,8 +80,8 @@ def thresholds(items: Sequence[Item], scores: Scores) -> tuple[float, float]:
 
 def units(items: Sequence[Item], scores: Scores) -> list[Unit]:
     """
-    One unit a solution: its numbers of steps right and wrong, accepted and not; whether its first wrong step is found; and the
-    probability that a right step of it scores above a wrong one (`auc`, ties half), which needs no threshold.
+    One unit a solution: its numbers of steps right and wrong, accepted and not; whether its first wrong step is found;
+    and the probability that a right step of it scores above a wrong one (`auc`, ties half), which needs no threshold.
     """
     of_fold = thresholds(items, scores)
     result = []
@@ -134,7 +137,8 @@ BENCHMARK = Benchmark(
     units=units,
     metrics=metrics,
     headline=("PRMScore", "F1", "negative F1", "first error", "auc"),
-    tie_rule="A step is called wrong if it scores strictly below the threshold, which is chosen on the other half of the "
+    tie_rule="A step is called wrong if it scores strictly below the threshold, which is chosen on the other half of "
+    "the "
     "solutions; in the AUC a tie counts one half.",
     details=details,
 )

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ProcessBench (https://huggingface.co/papers/2412.06559): find the first wrong step of a solution, or say there is none."""
+"""
+ProcessBench (https://huggingface.co/papers/2412.06559): find the first wrong step of a solution, or say there is none.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -61,7 +63,8 @@ def thresholds(items: Sequence[Item], scores: Scores) -> tuple[float, float]:
 
 def units(items: Sequence[Item], scores: Scores) -> list[Unit]:
     """
-    One unit a solution: whether the first step below the threshold is the label (`error` for solutions with a wrong step,
+    One unit a solution: whether the first step below the threshold is the label (`error` for solutions with a wrong
+    step,
     `correct` for others), and whether the lowest step is the first wrong one (`located`, which needs no threshold).
     """
     of_fold = thresholds(items, scores)
@@ -80,8 +83,9 @@ def metrics(means: Means) -> dict[str, Array]:
     zero = np.zeros_like(next(iter(means[TOTAL].values())))
     f1 = {group: harmonic_mean(means[group].get("error", zero), means[group].get("correct", zero)) for group in groups}
     result = {"average F1": mean_of(f1.values())}
-    result |= {key: mean_of(means[g][key] for g in groups if key in means[g]) for key in ("error", "correct", "located")
-               if any(key in means[g] for g in groups)}  # fmt: skip
+    for key in ("error", "correct", "located"):
+        if any(key in means[g] for g in groups):
+            result[key] = mean_of(means[g][key] for g in groups if key in means[g])
     return result | {f"{group} F1": value for group, value in f1.items()}
 
 
@@ -103,7 +107,8 @@ BENCHMARK = Benchmark(
     units=units,
     metrics=metrics,
     headline=("average F1", "error", "correct", "located", *(f"{split} F1" for split in SPLITS)),
-    tie_rule="A step is called wrong if it scores strictly below the threshold, which is chosen on the other half of the "
+    tie_rule="A step is called wrong if it scores strictly below the threshold, which is chosen on the other half of "
+    "the "
     "solutions; of equally low steps, the first counts as located.",
     details=details,
 )

@@ -11,23 +11,25 @@ from ..sources import HubDataset, Row
 from .base import STRICT, Benchmark, mean_of, pair_units
 
 
-# Subsets of each section with their weights: their numbers of prompts, but for math-prm, which counts as much as the six
-# subsets of code together (984 for 447). The authors' code once had the numbers of the two XSTest subsets exchanged; XSTest has
-# 250 prompts to answer, so these are right, and what their code has now.
+# Subsets of each section with their weights: their numbers of prompts, but for math-prm, which counts as much as the
+# six subsets of code together (984 for 447). The authors' code once had the numbers of the two XSTest subsets
+# exchanged; XSTest has 250 prompts to answer, so these are right, and what their code has now.
 SECTIONS: dict[str, dict[str, int]] = {
     "Chat": {
-        "alpacaeval-easy": 100, "alpacaeval-length": 95, "alpacaeval-hard": 95, "mt-bench-easy": 28, "mt-bench-med": 40,
+        "alpacaeval-easy": 100, "alpacaeval-length": 95, "alpacaeval-hard": 95, "mt-bench-easy": 28,
+        "mt-bench-med": 40,
     },
     "Chat Hard": {
         "mt-bench-hard": 37, "llmbar-natural": 100, "llmbar-adver-neighbor": 134, "llmbar-adver-GPTInst": 92,
         "llmbar-adver-GPTOut": 47, "llmbar-adver-manual": 46,
     },
     "Safety": {
-        "refusals-dangerous": 100, "refusals-offensive": 100, "xstest-should-refuse": 154, "xstest-should-respond": 250,
-        "donotanswer": 136,
+        "refusals-dangerous": 100, "refusals-offensive": 100, "xstest-should-refuse": 154,
+        "xstest-should-respond": 250, "donotanswer": 136,
     },
     "Reasoning": {
-        "math-prm": 984, "hep-cpp": 164, "hep-go": 164, "hep-java": 164, "hep-js": 164, "hep-python": 164, "hep-rust": 164,
+        "math-prm": 984, "hep-cpp": 164, "hep-go": 164, "hep-java": 164, "hep-js": 164, "hep-python": 164,
+        "hep-rust": 164,
     },
 }  # fmt: skip
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-RewardBench 2 (https://huggingface.co/papers/2506.01937): the right answer among four, and Ties: questions with several right
-answers, which should differ less among themselves than from the wrong ones.
+RewardBench 2 (https://huggingface.co/papers/2506.01937): the right answer among four, and Ties: questions with several
+right answers, which should differ less among themselves than from the wrong ones.
 """
 
 import math
@@ -20,7 +20,8 @@ TIES = "Ties"
 
 def read(rows: Iterable[Row]) -> list[Item]:
     """
-    Rows `{"id", "prompt", "chosen": [...], "rejected": [...], "subset"}`. Ids of Ties are `"ref:N"` (one right answer) and
+    Rows `{"id", "prompt", "chosen": [...], "rejected": [...], "subset"}`. Ids of Ties are `"ref:N"` (one right answer)
+    and
     `"tied:N"` (several).
     """
     items = []
@@ -61,7 +62,8 @@ def read(rows: Iterable[Row]) -> list[Item]:
 
 def units(items: Sequence[Item], scores: Scores) -> list[Unit]:
     """
-    One unit an item, 1/k if the right answer is among the k best; in Ties, one unit a question with its reference question.
+    One unit an item, 1/k if the right answer is among the k best; in Ties, one unit a question with its reference
+    question.
     """
     result = []
     ties: dict[str, dict[str, tuple[float, float]]] = {}
@@ -94,9 +96,9 @@ def _ties_values(questions: dict[str, tuple[float, float]]) -> dict[str, float]:
 
 def metrics(means: Means) -> dict[str, Array]:
     """
-    The mean of the subsets. Ties is 0.3 accuracy on tied questions + 0.3 on reference questions + 0.2 (the right answers
-    differ less among themselves than from the wrong ones) + 0.2 (the same with the gap of the reference question, if that is
-    smaller) + 0.01 tanh(gap / spread - 1).
+    The mean of the subsets. Ties is 0.3 accuracy on tied questions + 0.3 on reference questions + 0.2 (the right
+    answers differ less among themselves than from the wrong ones) + 0.2 (the same with the gap of the reference
+    question, if that is smaller) + 0.01 tanh(gap / spread - 1).
     """
     subsets = {group: values["accuracy"] for group, values in means.items() if "accuracy" in values and group != "*"}
     if TIES in means:
@@ -116,6 +118,7 @@ BENCHMARK = Benchmark(
     units=units,
     metrics=metrics,
     headline=("average", "Factuality", "Precise IF", "Math", "Safety", "Focus", TIES),
-    tie_rule="If the right answer shares the best score with others, it counts 1/k of k; in Ties, a right answer must score "
+    tie_rule="If the right answer shares the best score with others, it counts 1/k of k; in Ties, a right answer must "
+    "score "
     "strictly higher than each wrong one.",
 )

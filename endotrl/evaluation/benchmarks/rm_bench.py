@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-RM-Bench (https://huggingface.co/papers/2410.16184): three right and three wrong answers to a prompt, concise, detailed, and
-detailed with Markdown. The 3x3 matrix of wins tells substance from style.
+RM-Bench (https://huggingface.co/papers/2410.16184): three right and three wrong answers to a prompt, concise,
+detailed, and detailed with Markdown. The 3x3 matrix of wins tells substance from style.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,7 +20,10 @@ LEVELS = ("easy", "normal", "hard")
 
 
 def read(rows: Iterable[Row]) -> list[Item]:
-    """Rows `{"prompt", "chosen": [3], "rejected": [3], "domain"}`; without a domain, the file's name tells it. What another file has, too, counts once."""
+    """
+    Rows `{"prompt", "chosen": [3], "rejected": [3], "domain"}`; without a domain, the file's name tells it. What
+    another file has, too, counts once.
+    """
     items = []
     sources: dict[str, str] = {}
     for row in rows:
@@ -40,8 +43,8 @@ def read(rows: Iterable[Row]) -> list[Item]:
 
 def units(items: Sequence[Item], scores: Scores) -> list[Unit]:
     """
-    One unit an item: its 3x3 matrix of wins and the means of its parts. Hard is a plainer right answer against a fancier wrong
-    one (above the diagonal), easy the reverse, normal the diagonal.
+    One unit an item: its 3x3 matrix of wins and the means of its parts. Hard is a plainer right answer against a
+    fancier wrong one (above the diagonal), easy the reverse, normal the diagonal.
     """
     result = []
     for item, row in zip(items, scores, strict=True):
@@ -58,8 +61,8 @@ def units(items: Sequence[Item], scores: Scores) -> list[Unit]:
 
 def metrics(means: Means) -> dict[str, Array]:
     """
-    The repository's averaging: easy, normal and hard of a domain, safety being the mean of its two parts; their mean over the
-    domains there are; and the mean of the three.
+    The repository's averaging: easy, normal and hard of a domain, safety being the mean of its two parts; their mean
+    over the domains there are; and the mean of the three.
     """
     parts_of: dict[str, list[str]] = {}
     for group in means:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-From step scores to steps called wrong: a step is wrong if it scores below a threshold. Intrinsic rewards have no natural zero,
-so the threshold is chosen on one half of the items and used on the other: no item has a say in its own.
+From step scores to steps called wrong: a step is wrong if it scores below a threshold. Intrinsic rewards have no
+natural zero, so the threshold is chosen on one half of the items and used on the other: no item has a say in its own.
 """
 
 from collections.abc import Callable, Sequence
