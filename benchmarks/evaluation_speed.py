@@ -2,7 +2,7 @@
 r"""
 Speed of `endotrl eval rm-bench` with all single-pass scorers, against the naive reward alone.
 
-- naive: what a user of TRL writes to get one number a response. The six responses of a prompt as one batch, padded on
+- naive: what a user of TRL writes to get one number per response. The six responses of a prompt as one batch, padded on
   the right, full logits, `.float()`, `log_softmax`, `gather`, the sum over the response. Nothing is kept.
 - endotrl: all scorers of the sets `single-pass` and `controls`, token statistics and scores written to disk.
 - endotrl, to the end: the same, then metrics with bootstrap intervals, differences, and the HTML page.

@@ -35,7 +35,7 @@ class Method(ABC):
     @abstractmethod
     def __call__(self, batches: Batches) -> list[Tensor]:
         """
-        Scores micro-batches of finished completions. One tensor a completion, on the CPU and float32, whose sum is the
+        Scores micro-batches of finished completions. One tensor per completion, on the CPU and float32, whose sum is the
         reward: log-probabilities of shape `(H_i,)` in nats, or the one score of a reward model.
         """
 

@@ -200,7 +200,7 @@ def measure_memory(workload: Workload, entry: dict[str, Any], path: str, dtype: 
 def run_sweeps(
     source: TokenSource, path: str, dtype: torch.dtype, device: str, rounds: int, quick: bool
 ) -> dict[str, list[dict[str, Any]]]:
-    """endotrl and (a) over completions a prompt, prompt length and vocabulary size."""
+    """endotrl and (a) over completions per prompt, prompt length and vocabulary size."""
     length = 8 if quick else 64
     counts = (1, 2) if quick else (1, 2, 4, 8, 16, 32)
     prompt_lengths = (16, 32) if quick else (32, 64, 128, 256, 512, 1024)

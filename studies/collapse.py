@@ -5,8 +5,8 @@ by then.
 
 The demo's arithmetic task, on whose runs the monitor's thresholds were chosen, and another one, letters to be written
 backwards, on which they were not. TRL's GRPO at a constant learning rate. Some runs are driven hard, and lose 20
-points in one update, which no monitor can prevent; *slow* ones move as a real run does: 512 answers a step, a learning
-rate so low that five points take ten steps or more. The *misled* base model was shown, for some
+points in one update, which no monitor can prevent; *slow* ones move as a real run does: 512 answers per step, a
+learning rate so low that five points take ten steps or more. The *misled* base model was shown, for some
 more steps, demonstrations of which 60% are wrong in one and the same way: it is sure of what is wrong, and sharpening
 it makes it wrong more often. Accuracy is a reward of weight 0, on the questions that are trained on; what is lost is
 measured on 1,000 others.

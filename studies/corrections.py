@@ -2,7 +2,7 @@
 r"""
 Corrections of the endogenous reward on the demo's arithmetic task: which of them hold, for how long, at which beta.
 
-GRPO with the demo's settings, but 64 answers a step and a constant learning rate without a warm-up, which never lets
+GRPO with the demo's settings, but 64 answers per step and a constant learning rate without a warm-up, which never lets
 go: a third of the demo's, and the demo's, which is too high for so few answers. A cell of the grid is
 `<reward>:<beta>`. The default (`none:0.1`) is trained for 1,000 steps, all others for 250. Runs that are in the
 results are kept.

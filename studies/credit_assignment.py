@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""
-Who finds the token that matters? GRPO with one advantage a completion, DenseGRPO and PPO at equal samples.
+Who finds the token that matters? GRPO with one advantage per completion, DenseGRPO and PPO at equal samples.
 
 The language: a prompt is one of 4 questions, a response 24 words from a vocabulary of 12. One word decides: the third
 one must be the answer to the question; what the others are does not matter. The outcome is 1 or 0. The dense reward
 gives the same 1 or 0 to the deciding word and 0 to all others, so that all arms maximise the same expected reward,
-from the same random transformer, with the same number of responses a step and one optimizer step for each. Every arm
+from the same random transformer, with the same number of responses per step and one optimizer step for each. Every arm
 runs with several learning rates, and is shown with the one that is best for it:
 
 - `grpo`: TRL's GRPOTrainer on the outcome. All 24 words get the same advantage.

@@ -156,7 +156,7 @@ def answers(
 def accuracy(
     model: Any, tokenizer: Any, questions: Sequence[arithmetic.Question], seed: int, greedy: bool = False
 ) -> float:
-    """Fraction of right answers, one a question."""
+    """Fraction of right answers, one per question."""
     texts = answers(model, tokenizer, questions, seed, greedy)
     return sum(map(str.__eq__, texts, map(arithmetic.answer_text, questions))) / len(questions)
 

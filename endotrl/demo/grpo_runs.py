@@ -34,7 +34,7 @@ class Run:
         name (`str`):
             `<part>-<reward>`.
         history (`list[dict[str, float]]`):
-            What the trainer logged, one entry a step.
+            What the trainer logged, one entry per step.
         seconds (`float`):
             Duration of the training.
         model ([`~transformers.PreTrainedModel`]):

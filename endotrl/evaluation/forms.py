@@ -136,7 +136,7 @@ class Form:
         return self.rule.token_rewards(replace(response.stats, vocab_size=self.vocab_size))
 
     def score(self, item: Item, responses: Sequence[ScoredResponse]) -> list[float]:
-        """One number a response, or a step."""
+        """One number per response, or per step."""
         if item.steps is not None:
             return self._step_scores(responses[0], len(item.steps))
         shortest = min(response.num_tokens for response in responses)
@@ -188,7 +188,7 @@ class RelativePerplexity:
     needs_alone: bool = True
 
     def score(self, item: Item, responses: Sequence[ScoredResponse]) -> list[float]:
-        """One number a response, or a step."""
+        """One number per response, or per step."""
         if item.steps is None:
             return [_relative_perplexity(response, slice(None)) for response in responses]
         steps = responses[0].step_of_token
@@ -213,7 +213,7 @@ class Control:
     needs_alone: bool = False
 
     def score(self, item: Item, responses: Sequence[ScoredResponse]) -> list[float]:
-        """One number a response, or a step."""
+        """One number per response, or per step."""
         if self.name == "random":
             draws = random.Random(item.key)
             return [draws.random() for _ in range(item.num_scores)]
@@ -257,9 +257,9 @@ def residuals(
 
     Args:
         scores (`Sequence[Sequence[float]]`):
-            One number a response, by item.
+            One number per response, by item.
         covariates (`Sequence[Sequence[Sequence[float]]]`):
-            C numbers a response, by item.
+            C numbers per response, by item.
         groups (`Sequence[str]`):
             Group of each item. What is long for one domain is not for another.
 

@@ -76,12 +76,12 @@ class Judge:
             )
 
     def score(self, item: Item, responses: Sequence[ScoredResponse]) -> list[float]:
-        """One number a response."""
+        """One number per response."""
         return self.score_items([item])[0]
 
     def score_items(self, items: Sequence[Item], progress: bool = False) -> list[list[float]]:
         """
-        One number a response, for several items at once.
+        One number per response, for several items at once.
 
         Raises:
             `ValueError`: If an item has steps, which judges do not score.

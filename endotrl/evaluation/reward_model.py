@@ -59,11 +59,11 @@ class SentenceModel:
         self._scorer.load()
 
     def score(self, item: Item, responses: Sequence[ScoredResponse]) -> list[float]:
-        """One number a response."""
+        """One number per response."""
         return self.score_items([item])[0]
 
     def score_items(self, items: Sequence[Item], progress: bool = False) -> list[list[float]]:
-        """One number a response, for several items at once."""
+        """One number per response, for several items at once."""
         _check_no_steps(self.name, items)
         owners = [(item, response) for item in items for response in item.responses]
         rows = self._scorer(
@@ -120,12 +120,12 @@ class RewardModel:
         self._model = self._model.to(place).eval().requires_grad_(False)
 
     def score(self, item: Item, responses: Sequence[ScoredResponse]) -> list[float]:
-        """One number a response."""
+        """One number per response."""
         return self.score_items([item])[0]
 
     @torch.no_grad()
     def score_items(self, items: Sequence[Item], progress: bool = False) -> list[list[float]]:
-        """One number a response, for several items at once."""
+        """One number per response, for several items at once."""
         _check_no_steps(self.name, items)
         rows = [self._ids(item, response) for item in items for response in item.responses]
         rows = truncate_left(rows, context_length(self._model.config), f"responses to {self.name}")

@@ -45,7 +45,7 @@ def distinct_completions(hashes: Tensor, num_generations: int) -> float:
 
     Args:
         hashes (`torch.Tensor` of shape `(N,)`, int64):
-            One number a completion, the same for the same completions.
+            One number per completion, the same for the same completions.
         num_generations (`int`):
             Completions a group, `G`.
 
@@ -64,7 +64,7 @@ def distinct_completions(hashes: Tensor, num_generations: int) -> float:
 
 def group_correlation(values: Tensor, others: Tensor, num_generations: int) -> tuple[float, float] | None:
     r"""
-    Correlation of two numbers a completion *within groups*: of their differences to their group's means,
+    Correlation of two numbers per completion *within groups*: of their differences to their group's means,
 
     $$
     \rho = \frac{\sum_i \tilde x_i \tilde y_i}{\sqrt{\sum_i \tilde x_i^2 \sum_i \tilde y_i^2}}, \qquad
@@ -80,7 +80,7 @@ def group_correlation(values: Tensor, others: Tensor, num_generations: int) -> t
 
     Args:
         values (`torch.Tensor` of shape `(N,)`), others (`torch.Tensor` of shape `(N,)`):
-            Two numbers a completion. Groups in which one is NaN are left out.
+            Two numbers per completion. Groups in which one is NaN are left out.
         num_generations (`int`):
             Completions a group, `G`.
 
@@ -135,7 +135,7 @@ def change_since(values: Tensor, log_ratios: Tensor, num_generations: int) -> tu
         values (`torch.Tensor` of shape `(N,)`):
             The number, $a$. Groups in which one is NaN are left out.
         log_ratios (`torch.Tensor` of shape `(N,)`):
-            $\log \pi_0(y_i) - \log \pi_t(y_i)$, in nats a completion.
+            $\log \pi_0(y_i) - \log \pi_t(y_i)$, in nats per completion.
         num_generations (`int`):
             Completions a group, `G`.
 

@@ -37,11 +37,11 @@ class CollapseThresholds:
         log_prob_drift (`float`, *optional*, defaults to `0.05`):
             The same, if it sinks by more than noise explains (`drift_evidence`).
         kl (`float`, *optional*, defaults to `1.0`):
-            KL to the reference, in nats a token.
+            KL to the reference, in nats per token.
         entropy_ratio (`float`, *optional*, defaults to `0.02`):
             Entropy of the policy, relative to its first level.
         distinct_completions (`float`, *optional*, defaults to `1.1`):
-            Different completions a group.
+            Different completions per group.
         length_correlation (`float`, *optional*, defaults to `0.9`):
             Correlation of reward and length within groups, in absolute value.
         patience (`int`, *optional*, defaults to `3`):

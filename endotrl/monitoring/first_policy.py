@@ -57,7 +57,7 @@ class FirstPolicy:
                 What the trainer's `_generate_and_score_completions` gives back.
 
         Returns:
-            `torch.Tensor` of shape `(B,)`, in nats a completion; `None` if the first policy is not there.
+            `torch.Tensor` of shape `(B,)`, in nats per completion; `None` if the first policy is not there.
         """
         if not (self._adapter or self._reference or self._model is not None):
             return None

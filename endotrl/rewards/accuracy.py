@@ -42,7 +42,7 @@ class AccuracyReward:
         self.column, self.math = column, math
 
     def __call__(self, completions: list[Any], **columns: Any) -> list[float]:
-        """Returns one number a completion. `columns` has the dataset's columns."""
+        """Returns one number per completion. `columns` has the dataset's columns."""
         if self.column not in columns:
             raise ValueError(
                 f"The reward compares with the column {self.column!r}, which the dataset does not have. It has "

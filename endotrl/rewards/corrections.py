@@ -38,7 +38,7 @@ def length_slope_sums(
 
     Args:
         outcomes (`list[float | None]`):
-            One number a completion; `None` ones are left out.
+            One number per completion; `None` ones are left out.
         lengths (`list[int]`):
             Lengths in tokens, $H_i$.
         groups (`list`):
@@ -285,7 +285,7 @@ def correct_tokens(rewards: Tensor, stats: TokenStats, correction: Correction | 
     Raises:
         `ValueError`: If [`InformationGain`] is asked, and the statistics have no log-probabilities of the generalist,
         or its
-            weights are not one finite number a token.
+            weights are not one finite number per token.
     """
     if isinstance(correction, ClipTokens):
         return rewards.clamp(correction.low, correction.high)

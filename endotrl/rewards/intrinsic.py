@@ -104,7 +104,7 @@ class _IntrinsicReward(FrozenModelReward, ABC):
         log_metric: Callable[[str, float], None] | None = None,
         **kwargs: Any,
     ) -> list[float | None]:
-        """One reward a completion, `None` for one without a scored token. As [`EndogenousReward.__call__`]."""
+        """One reward per completion, `None` for one without a scored token. As [`EndogenousReward.__call__`]."""
         rows = self._render(
             prompts,
             completions,
@@ -123,7 +123,7 @@ class _IntrinsicReward(FrozenModelReward, ABC):
 
     @abstractmethod
     def _rewards(self, prompts: Sequence[Prompt], rows: list[Rendered], stats: list[TokenStats]) -> list[float | None]:
-        """One reward a completion, `None` for one without a scored token."""
+        """One reward per completion, `None` for one without a scored token."""
 
 
 class _MeanReward(_IntrinsicReward):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a reward function offers to trainers that credit tokens, next to TRL's one number a completion."""
+"""What a reward function offers to trainers that credit tokens, next to TRL's one number per completion."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -16,13 +16,14 @@ class DenseScores(NamedTuple):
 
     Attributes:
         outcomes (`list[float | None]`):
-            One number a completion, which TRL logs; `None` for a completion that has no reward.
+            One number per completion, which TRL logs; `None` for a completion that has no reward.
         token_rewards (`list[torch.Tensor]`):
-            One tensor of shape `(H_i,)` a completion: a number for each of its token ids, 0 where a tool wrote. Their
-            sum is what a trainer maximises: the outcome, up to a constant of the prompt. Not read if the outcome is
+            One tensor of shape `(H_i,)` per completion: a number for each of its token ids, 0 where a tool wrote.
+            Their sum is what a trainer maximises: the outcome, up to a constant of the prompt. Not read if the outcome
+            is
             `None`.
         state_values (`list[torch.Tensor]`, *optional*):
-            One tensor of shape `(H_i,)` a completion: before each token, an estimate of the rewards from it on, made
+            One tensor of shape `(H_i,)` per completion: before each token, an estimate of the rewards from it on, made
             from the prompt and the tokens before it only. Trainers subtract it as a baseline, which changes no
             expected gradient.
     """

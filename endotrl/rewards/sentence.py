@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 class SentenceReward:
     r"""
-    A trained [`SentenceRewardModel`] (https://huggingface.co/papers/2503.04793) as a reward: one number a completion
+    A trained [`SentenceRewardModel`] (https://huggingface.co/papers/2503.04793) as a reward: one number per completion
     in TRL's `GRPOTrainer`, `RLOOTrainer` and `OnlineDPOTrainer`; and $a_i r_i$ at the last token of every sentence,
     which sum to that number, in [`DenseGRPOTrainer`] and [`PPOTrainer`].
 
@@ -130,7 +130,7 @@ class SentenceReward:
         **kwargs: Any,
     ) -> list[float | None]:
         """
-        One reward a completion: TRL's contract for reward functions.
+        One reward per completion: TRL's contract for reward functions.
 
         Args:
             prompts (`list[str]` or `list[list[dict]]`):
@@ -175,7 +175,7 @@ class SentenceReward:
                 As in [`__call__`].
 
         Returns:
-            [`DenseScores`]: the scores; and one tensor of shape `(H_i,)` a completion, float32, on the CPU, with a
+            [`DenseScores`]: the scores; and one tensor of shape `(H_i,)` per completion, float32, on the CPU, with a
             number for each of its
             `completion_ids` (without them, of the reward model's tokens): $a_i r_i$ at the last token of every
             sentence, 0 elsewhere. They sum to the score, unless there is no token.

@@ -3,7 +3,8 @@
 Rewards of a JSON Lines file, row by row, into another: the work behind `endotrl score`.
 
 ```text
-input.jsonl  ->  blocks of rows  ->  EndogenousReward.score  ->  output.jsonl               one line a row, input order
+input.jsonl  ->  blocks of rows  ->  EndogenousReward.score  ->  output.jsonl               one line per row, input
+order
                                                                  output.jsonl.errors.jsonl  the bad rows alone
                                                                  output.jsonl.meta.json     settings, versions,
                                                                  checkpoint

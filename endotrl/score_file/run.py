@@ -55,7 +55,7 @@ class ScoreReport:
 
     @property
     def tokens_per_second(self) -> float:
-        """Scored tokens a second; prompts are not counted."""
+        """Scored tokens per second; prompts are not counted."""
         return self.tally.tokens / self.seconds if self.seconds > 0 else 0.0
 
 

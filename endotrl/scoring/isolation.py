@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Of what else than its own tokens a row's states depend in a pass: other rows of the batch, the longest of them,
+Of what else than its own tokens per row's states depend in a pass: other rows of the batch, the longest of them,
 padding, earlier passes. Tried out on a few tokens, once per model.
 """
 

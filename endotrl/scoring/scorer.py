@@ -116,7 +116,7 @@ class FrozenScorer:
             places.setdefault(key, []).append(index)
         copies = list(places.values())
         unique = [rows[indices[0]] for indices in copies]
-        # Made into one result a row only at the end: small tensors that stay, between large ones that come and go,
+        # Made into one result per row only at the end: small tensors that stay, between large ones that come and go,
         # would keep memory from being given back.
         read: list[tuple[list[int], Tensor, HeadStatistics]] = []
         with (
@@ -350,7 +350,7 @@ class FrozenScorer:
 def _token_stats(
     rows: Sequence[Rendered], token_ids: Tensor, head_stats: HeadStatistics, alpha: float, vocab_size: int
 ) -> list[TokenStats]:
-    """One result a row, each with tensors of its own."""
+    """One result per row, each with tensors of its own."""
     results, start = [], 0
     for row in rows:
         num_tokens = len(row.action_positions)

@@ -25,7 +25,7 @@ from .head import SentenceHead
 class SentenceRewardOutput(ModelOutput):
     r"""
     What a [`SentenceRewardModel`] says about a batch. `N` is the largest number of states of a response: one before
-    it, and one a sentence.
+    it, and one per sentence.
 
     Attributes:
         loss (`torch.Tensor`, *optional*):

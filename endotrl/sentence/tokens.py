@@ -103,7 +103,7 @@ def last_tokens(text: str, spans: Sequence[tuple[int, int]], offsets: Sequence[t
             tile the text.
 
     Returns:
-        `list[int]`, one a sentence: index of its last token, which never falls. A sentence that has no token of its
+        `list[int]`, one per sentence: index of its last token, which never falls. A sentence that has no token of its
         own (one token writes several) gets that of the sentence before it; where that has none either, the first token
         that writes a part of it.
 

@@ -24,12 +24,12 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
     Base class of [`DenseGRPOTrainer`] and [`PPOTrainer`], which differ in how the rewards become advantages:
     `_compute_advantages`.
 
-    `reward_funcs` may be dense: a [`DenseReward`], or a function that returns a list of numbers a completion, one for
-    each token of `completion_ids`.
+    `reward_funcs` may be dense: a [`DenseReward`], or a function that returns a list of numbers per completion, one
+    for each token of `completion_ids`.
     """
 
     reward_funcs: list[Any]
-    # Whether dense rewards are asked for each token, or for one number a completion like all others.
+    # Whether dense rewards are asked for each token, or for one number per completion like all others.
     _keep_token_rewards = True
     # Prompts, completions and token ids that this process has rewarded last, to look at.
     last_completions: tuple[list[Any], list[Any], list[list[int]]] = ([], [], [])
@@ -55,7 +55,8 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
     def _calculate_rewards(
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: list[list[int]]
     ) -> Tensor:
-        # For this one call, recorders stand in for the functions that may be dense; TRL sees one number a completion.
+        # For this one call, recorders stand in for the functions that may be dense; TRL sees one number per
+        # completion.
         reward_funcs = self.reward_funcs
         self.reward_funcs = [
             reward

@@ -28,7 +28,7 @@ class DenseGRPOTrainer(DenseRewardTrainer):
     the prompt, instead of the reward of the whole completion.
 
     It is [`~trl.GRPOTrainer`] otherwise, with its arguments, losses, logs and `reward_funcs`. A reward function is
-    dense if it is a [`DenseReward`], such as [`EndogenousReward`], or if it returns a list of numbers a completion,
+    dense if it is a [`DenseReward`], such as [`EndogenousReward`], or if it returns a list of numbers per completion,
     one for each token of `completion_ids`. All others (one number, `async`, reward models) credit all tokens alike, as
     in TRL.
 

@@ -85,7 +85,7 @@ def adapted_kl_coefficient(coefficient: float, kl: float, target: float, num_com
         coefficient (`float`):
             $\beta$.
         kl (`float`), target (`float`):
-            KL measured and aimed at, in nats a completion.
+            KL measured and aimed at, in nats per completion.
         num_completions (`int`):
             Completions $n$ that `kl` was measured on.
         horizon (`int`):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps the token rewards aside while TRL calls the reward functions for one number a completion."""
+"""Keeps the token rewards aside while TRL calls the reward functions for one number per completion."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from ..rewards.protocol import DenseReward, DenseScores
 
 class RewardRecorder:
     """
-    Stands in for a synchronous reward function during one batch: gives TRL one number a completion, and keeps the
+    Stands in for a synchronous reward function during one batch: gives TRL one number per completion, and keeps the
     token rewards if there are any.
 
     Args:
@@ -28,8 +28,8 @@ class RewardRecorder:
 
     Attributes:
         scores ([`DenseScores`], *optional*):
-            What the last call gave, one tensor a completion, on the CPU and in float32; `None` if the function is not
-            dense.
+            What the last call gave, one tensor per completion, on the CPU and in float32; `None` if the function is
+            not dense.
     """
 
     def __init__(self, reward: Any, name: str, keep_token_rewards: bool = True) -> None:

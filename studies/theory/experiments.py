@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The papers' statements and ours as experiments: each returns plain numbers, with one entry a seed where it has seeds.
+The papers' statements and ours as experiments: each returns plain numbers, with one entry per seed where it has seeds.
 """
 
 import math
@@ -79,7 +79,7 @@ def fit_exponent(
         xs (`Sequence[float]`):
             Horizons, or errors.
         values (`Sequence[Sequence[float]]`):
-            For every x, one value a seed.
+            For every x, one value per seed.
         resamples (`int`, *optional*, defaults to `2000`):
             Number of bootstrap samples.
         seed (`int`, *optional*, defaults to `0`):
