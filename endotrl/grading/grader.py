@@ -86,13 +86,13 @@ def is_right(completion: str, answers: Sequence[Any], math: bool = False) -> boo
     r"""
     Whether a completion gives an accepted answer as its final one.
 
-    The final answer is what stands in `\boxed{}` or `<answer>`, behind `####`, behind "the answer is" or "Answer:", or else the last
-    number, or what the text states. Reasoning before `</think>` is not read. What is denied ("not Paris"), taken back ("Paris. No,
-    wait: Rome") or left open ("Paris or Rome") is no answer.
+    The final answer is what stands in `\boxed{}` or `<answer>`, behind `####`, behind "the answer is" or "Answer:", or else
+    the last number, or what the text states. Reasoning before `</think>` is not read. What is denied ("not Paris"), taken
+    back ("Paris. No, wait: Rome") or left open ("Paris or Rome") is no answer.
 
-    How it is compared depends on the accepted answer: numbers by value (1,000 is 1e3; 1/2 is 0.5; 50% is 0.5; units are converted,
-    and may be left out), tuples, intervals, sets and lists by their members, choices by their letter, yes and no by meaning, all else by its words, in
-    any case and without accents.
+    How it is compared depends on the accepted answer: numbers by value (1,000 is 1e3; 1/2 is 0.5; 50% is 0.5; units are
+    converted, and may be left out), tuples, intervals, sets and lists by their members, choices by their letter, yes and no
+    by meaning, all else by its words, in any case and without accents.
 
     Args:
         completion (`str`):
@@ -100,8 +100,8 @@ def is_right(completion: str, answers: Sequence[Any], math: bool = False) -> boo
         answers (`list[str]`):
             Accepted answers, as [`final_answer`] reads them: numbers, too.
         math (`bool`, *optional*, defaults to `False`):
-            Whether expressions that are no numbers are compared by math-verify, which knows that $(x+1)^2$ is $x^2+2x+1$. Otherwise they
-            must be written alike.
+            Whether expressions that are no numbers are compared by math-verify, which knows that $(x+1)^2$ is $x^2+2x+1$.
+            Otherwise they must be written alike.
 
     Example:
     ```python
