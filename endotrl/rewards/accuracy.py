@@ -14,12 +14,11 @@ class AccuracyReward:
     Args:
         column (`str`):
             Column of the dataset with the right answer, or a list of accepted ones. Of a solution, what stands in
-            `\boxed{}` or behind `####` counts.
+            `\boxed{}`, behind `####` or behind "the answer is" counts.
         math (`bool`, *optional*, defaults to `False`):
             Whether expressions that are no numbers are compared by math-verify, which knows that $(x+1)^2$ is
-            $x^2+2x+1$. If
-            `False`, they must be written alike. Numbers, tuples, intervals, choices and words are compared in the same
-            way with either.
+            $x^2+2x+1$. If `False`, they must be written alike. Numbers, tuples, intervals, choices and words are
+            compared in the same way with either.
 
     Raises:
         `ImportError`: If `math=True`, and math-verify is not installed.
