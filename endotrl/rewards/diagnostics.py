@@ -7,6 +7,7 @@ from types import MethodType
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..scoring.token_stats import TokenStats
 from .rule import RewardRule
@@ -71,6 +72,6 @@ def log_batch(
 
 def is_evaluation(log_metric: Callable[[str, float], None] | None) -> bool:
     """Whether a trainer evaluates: TRL's loggers are methods of the trainer, and nothing else that it passes tells."""
-    trainer: Any = log_metric.__self__ if isinstance(log_metric, MethodType) else None
-    # Only trainers have reward functions, and importing `Trainer` takes seconds.
-    return hasattr(trainer, "reward_funcs") and not trainer.model.training
+    # Not by `isinstance`: importing `Trainer` takes seconds.
+    model = getattr(log_metric.__self__, "model", None) if isinstance(log_metric, MethodType) else None
+    return isinstance(model, nn.Module) and not model.training

@@ -75,6 +75,8 @@ def _frozen(reward: FrozenModelReward) -> str:
 
 def _settings(reward: FrozenModelReward) -> dict[str, Any]:
     settings = {key: value for key, value in vars(reward).items() if not key.startswith("_") and key not in NOT_SHOWN}
+    if isinstance(reward, EndogenousReward):
+        settings |= vars(settings.pop("rule"))
     if settings.get("aggregate") != "discounted":
         settings.pop("discount", None)
     return settings

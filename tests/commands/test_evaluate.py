@@ -377,7 +377,7 @@ class TestGeneration:
 
     def test_best_of_n_chooses_among_the_same_samples(self, evaluate, tmp_path, tiny_model_path, monkeypatch):
         # A grader that a random model can satisfy: an answer is right if it has an even number of characters.
-        grader = lambda texts, gold: [len(text) % 2 == 0 for text in texts]  # noqa: E731
+        grader = lambda text, answers, math: len(text) % 2 == 0  # noqa: E731
         monkeypatch.setattr("endotrl.commands.evaluate_answers.is_right", grader)
         options = ["--samples", "4", "--max-new-tokens", "6", "--instruction=", "--scorers", "log_prob.mean", "length"]
         results = evaluate("best-of-n", self.questions(tmp_path), *options)
