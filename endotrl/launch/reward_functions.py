@@ -13,6 +13,7 @@ from datasets import Dataset, IterableDataset
 from trl import GRPOConfig, ModelConfig
 
 from ..rewards import AccuracyReward, EndogenousReward, FormatReward, LengthReward, RandomReward, SentenceReward
+from ..trainers.ppo_config import PPOConfig
 from .arguments import RecipeArguments, RewardArguments
 from .data import column_names
 
@@ -63,10 +64,13 @@ def make_reward_funcs(
         and len(weights) + len(monitors) > 1
     ):
         if training_args.multi_objective_aggregation != "normalize_then_sum":
+            remedies = ['`reward_truncation="terminal"`', "`accuracy: none` and no other reward"]
+            if not isinstance(training_args, PPOConfig):  # which refuses it
+                remedies.insert(0, '`multi_objective_aggregation="normalize_then_sum"`')
             raise ValueError(
                 '`reward_truncation="skip"` gives no reward to completions that were cut off, which TRL takes for 0, '
                 "more than any log-probability, as soon as there is another reward function (accuracy too). Set "
-                '`multi_objective_aggregation="normalize_then_sum"`, or `accuracy: none` and no other reward.'
+                f"{', or '.join(remedies)}."
             )
     rewards = [_make(name, training_args, reward_args, model_args) for name in reward_args.reward]
     training_args.reward_weights = [*weights, *(0.0 for _ in monitors)]

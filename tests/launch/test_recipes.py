@@ -271,6 +271,7 @@ class TestMistakes:
             ("grpo", ["--answer_column", "gold"], "no column gold"),
             ("grpo", ["--reward", "random", "length", "--reward_weights", "1"], "has 1 numbers.*2 rewards"),
             ("grpo", ["--reward_truncation", "skip"], "normalize_then_sum"),
+            ("ppo", ["--reward_truncation", "skip"], r'Set `reward_truncation="terminal"`'),
             ("dense_grpo", ["--reward_aggregate", "mean"], "cannot be credited to single tokens"),
             ("ppo", ["--reward_aggregate", "mean"], "cannot be credited to single tokens"),
         ],
