@@ -78,8 +78,7 @@ def run_generation(args: argparse.Namespace, command: str) -> dict[str, Any]:
     results["pass@1 by seed"] = by_seed
     results["tie_rule"] = (
         "An answer is right if `endotrl.grading` says so, with math-verify. pass@k is the unbiased estimate from "
-        f"{args.samples} samples, the mean of "
-        f"{len(args.seeds)} seeds."
+        f"{args.samples} samples, the mean of {len(args.seeds)} seeds."
     )
     _write(results, folder, questions, answers, args)
     return results
@@ -132,8 +131,7 @@ def run_best_of_n(args: argparse.Namespace, command: str) -> dict[str, Any]:
     results = _results(args, command, "best-of-n", title, questions, settings, answers, units, ["accuracy"])
     results["tie_rule"] = (
         "All choose among the same samples. Of samples with equal scores one is drawn: accuracy is its expectation. "
-        "Random is "
-        "the mean of all samples, best possible whether one is right."
+        "Random is the mean of all samples, best possible whether one is right."
     )
     _write(results, folder, questions, answers, args)
     return results

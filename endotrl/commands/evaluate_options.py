@@ -51,9 +51,8 @@ def add_eval(commands: Any) -> None:
             name,
             text,
             f"Evaluates rewards on {name}: {text}. All forms of the reward come from one forward pass. The same "
-            "command goes "
-            "on where an earlier run was cut off; with more --scorers or a larger --limit, only what is missing is "
-            "scored.",
+            "command goes on where an earlier run was cut off; with more --scorers or a larger --limit, only what is "
+            "missing is scored.",
             _run_benchmark,
         )
         _add_benchmark(result, name)
@@ -143,8 +142,7 @@ def _add_generation(sub: Any) -> None:
         "generation",
         "accuracy of a model's answers: greedy, sampled, pass@k",
         "Has a model answer maths questions and grades the answers (with math-verify): greedy, pass@1 and pass@k "
-        "(unbiased "
-        "estimator). Run it before and after training, and compare the two with `endotrl eval compare`.",
+        "(unbiased estimator). Run it before and after training, and compare the two with `endotrl eval compare`.",
         _run_generation,
     )
     _add_model(parser)
@@ -158,8 +156,7 @@ def _add_best_of_n(sub: Any) -> None:
         "best-of-n",
         "choose among N answers by the reward, and by majority, at random, by mean log-prob",
         "Samples N answers to each maths question and chooses one: by each scorer, by majority vote, at random; next "
-        "to the "
-        "mean of all and the best possible. All choose among the same samples.",
+        "to the mean of all and the best possible. All choose among the same samples.",
         _run_best_of_n,
     )
     _add_model(parser)

@@ -30,14 +30,12 @@ _QUESTION = "[Question]\n{question}\n\n"
 _ASK = {
     "judge_pairwise": (
         "Here are a question and two answers. Decide which answer is better: more correct, more helpful, safer. "
-        "Neither "
-        "order nor length counts.\n\n" + _QUESTION + "[Answer A]\n{first}\n\n[Answer B]\n{second}\n\n",
+        "Neither order nor length counts.\n\n" + _QUESTION + "[Answer A]\n{first}\n\n[Answer B]\n{second}\n\n",
         "Which answer is better, A or B? Reply with one letter.",
     ),
     "judge_pointwise": (
         "Here are a question and an answer. Rate how good the answer is: correct, helpful, safe. 1 is the worst, 9 "
-        "the "
-        "best. Length does not count.\n\n" + _QUESTION + "[Answer]\n{first}\n\n",
+        "the best. Length does not count.\n\n" + _QUESTION + "[Answer]\n{first}\n\n",
         "What is your rating, from 1 to 9? Reply with one digit.",
     ),
     "judge_verifier": (
@@ -71,8 +69,7 @@ class Judge:
         if len(set(self._words)) < len(self._words):
             raise ValueError(
                 f"{kind} cannot be used with this model: its tokenizer begins some of the replies "
-                f"{', '.join(_WORDS[kind])} "
-                "with the same token."
+                f"{', '.join(_WORDS[kind])} with the same token."
             )
 
     def score(self, item: Item, responses: Sequence[ScoredResponse]) -> list[float]:

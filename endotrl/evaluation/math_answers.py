@@ -51,8 +51,7 @@ def read_questions(
         question (`str`, *optional*), answer (`str`, *optional*):
             Keys. By default the first that a row has of `question`, `problem`, `input`, `prompt` and of `answer`,
             `final_answer`, `target`, `solution`. A text `Body` (SVAMP) goes before the question. Of an answer, what
-            follows
-            `####` (GSM8K) or stands in the last `\\boxed{}` counts.
+            follows `####` (GSM8K) or stands in the last `\\boxed{}` counts.
         limit (`int`, *optional*):
             Only the first questions.
 

@@ -93,8 +93,7 @@ def _rm_bench(results: Mapping[str, Any], plots: bool) -> Markup:
     blocks = [
         Markup(
             "<p>Easy: the better response is in the fancier style; hard: in the plainer one. A reward that looks at "
-            "substance "
-            "has them equal.</p>"
+            "substance has them equal.</p>"
         )
     ]
     if plots:
@@ -129,8 +128,7 @@ def _length(results: Mapping[str, Any], plots: bool) -> Markup:
     caption = (
         f"Accuracy where the better response is longer ({counts['num_better_is_longer']} pairs), of similar length "
         f"({counts['num_similar_length']}, within a factor of 1.2) and shorter ({counts['num_better_is_shorter']}). "
-        "Bias is the "
-        "first minus the third, length-controlled their mean: length alone gets 0.5."
+        "Bias is the first minus the third, length-controlled their mean: length alone gets 0.5."
     )
     blocks = [table(["scorer", *[key.replace("_", " ") for key in keys]], rows, caption=caption)]
     if plots and any(split["bias"] is not None for split in results["length"].values()):

@@ -71,15 +71,13 @@ class RunFolder:
             if changed:
                 raise ValueError(
                     f"{self.folder} holds a run with other settings: {changed}. Choose another --output, or start "
-                    "anew "
-                    "with --overwrite."
+                    "anew with --overwrite."
                 )
             return
         if (self.scores_path.exists() or self.answers_path.exists()) and not overwrite:
             raise ValueError(
                 f"{self.folder} holds scores, but no {self.settings_path.name} that tells what made them. Choose "
-                "another "
-                "--output, or start anew with --overwrite."
+                "another --output, or start anew with --overwrite."
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in [self.scores_path, self.answers_path, self.results_path, *self.stats.folder.glob("*.npz")]:

@@ -49,11 +49,9 @@ _CUBIC = re.compile(r"^(?:cubic|cu\.?)\s+(\w+)$")
 # Words behind a number that are no unit, and end one.
 STOP_WORDS = frozenset(
     "a an and are as at because but by each every for from had has have he her his i if in is it its left more most "
-    "my not of on or "
-    "our per remaining respectively she since so still than that the their there therefore they this times to total "
-    "was we were "
-    "when where which while who will with you your apiece altogether only too now then after before old long tall "
-    "high wide away".split()
+    "my not of on or our per remaining respectively she since so still than that the their there therefore they this "
+    "times to total was we were when where which while who will with you your apiece altogether only too now then "
+    "after before old long tall high wide away".split()
 )
 
 

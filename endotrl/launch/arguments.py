@@ -57,8 +57,7 @@ class RecipeArguments(RunArguments):
             `output_dir/completions` and on W&B; 0 for none.
         on_collapse (`str`, *optional*, defaults to `"warn"`):
             What [`CollapseMonitor`] does when the run collapses: `"warn"`, `"stop"`, or `"restore"` the best
-            checkpoint.
-            `"none"` does without it.
+            checkpoint. `"none"` does without it.
         accuracy (`str`, *optional*, defaults to `"auto"`):
             Accuracy of final answers ([`AccuracyReward`]) to log beside the reward, with weight 0: `"math"` compares
             expressions by math-verify, `"match"` as they are written; `"none"`; or `"auto"`: `"math"` for a column
@@ -214,8 +213,7 @@ class RewardArguments(_EndogenousSettings):
             if name not in REWARDS and "." not in name:
                 raise ValueError(
                     f"`reward` has {name!r}, but it must be one of {', '.join(map(repr, REWARDS))}, or the dotted "
-                    "path "
-                    "to a reward function, such as 'my_rewards.brevity'."
+                    "path to a reward function, such as 'my_rewards.brevity'."
                 )
         if "sentence" in self.reward and self.reward_sentence_model is None:
             raise ValueError(

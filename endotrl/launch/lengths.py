@@ -99,8 +99,7 @@ class _Lengths:
         if self._reader.is_policy and in_parts and not self._template.reads_as_given(prompt):
             raise ValueError(
                 "The content of a message is a list of parts, which the chat template of the policy cannot read. "
-                "Write it "
-                "as one text."
+                "Write it as one text."
             )
         return len(self._template.encode(text, special=False))
 

@@ -141,8 +141,7 @@ def _make_accuracy(script_args: RecipeArguments, dataset: Dataset | IterableData
     if math and find_spec("math_verify") is None:
         logger.warning(
             "Expressions that are no numbers count only as they are written, because math-verify is not installed "
-            "(`pip install "
-            "'endotrl[eval]'`). Set `accuracy: match` if that is what you want."
+            "(`pip install 'endotrl[eval]'`). Set `accuracy: match` if that is what you want."
         )
         math = False
     return AccuracyReward(column, math)

@@ -212,8 +212,7 @@ def _sum_in_words(row: HeatMapRow, total: str, unit: str) -> str:
     if math.isfinite(row.total) and abs(math.fsum(parts.values()) - row.total) > 1e-4 * scale:
         raise ValueError(
             f"The contributions of a completion sum to {math.fsum(parts.values())}, but its {total} is {row.total}: "
-            "they are "
-            "of another reward."
+            "they are of another reward."
         )
     return f"{total} {number(row.total)} = " + " + ".join(f"{name} {number(value)}" for name, value in parts.items())
 

@@ -293,8 +293,7 @@ def correct_tokens(rewards: Tensor, stats: TokenStats, correction: Correction | 
         if stats.generalist_log_probs is None:
             raise ValueError(
                 "These token statistics have no `generalist_log_probs`, which `InformationGain` needs: they were not "
-                "made by "
-                "this reward. Score the completions with it."
+                "made by this reward. Score the completions with it."
             )
         gains = rewards - stats.alpha * stats.generalist_log_probs
         if correction.weight is None:
@@ -303,8 +302,7 @@ def correct_tokens(rewards: Tensor, stats: TokenStats, correction: Correction | 
         if not isinstance(weights, Tensor) or weights.shape != gains.shape or not weights.isfinite().all():
             raise ValueError(
                 f"The `weight` of `InformationGain` must give a tensor of shape {tuple(gains.shape)}, one finite "
-                "number a token, "
-                f"but it gave {weights!r}."
+                f"number a token, but it gave {weights!r}."
             )
         return weights * gains
     return rewards

@@ -62,8 +62,7 @@ def reward_from_environment(environ: Mapping[str, str]) -> EndogenousReward:
     if "model" not in settings:
         raise ValueError(
             "`endotrl.rewards.endogenous_reward` takes its settings from environment variables, and ENDOTRL_MODEL, "
-            "the path "
-            "or hub id of the frozen model, is not set. In a TRL YAML file: `env: {ENDOTRL_MODEL: <model>}`."
+            "the path or hub id of the frozen model, is not set. In a TRL YAML file: `env: {ENDOTRL_MODEL: <model>}`."
         )
     return EndogenousReward(**settings)
 

@@ -64,8 +64,7 @@ def empty_prompt_ids(renderer: Renderer, chat: bool) -> list[int]:
     if first is None:
         raise ValueError(
             f"The tokenizer {tokenizer.name_or_path!r} has neither BOS nor EOS, so that a response without its prompt "
-            "has no "
-            "token before it. Give the tokenizer one of them."
+            "has no token before it. Give the tokenizer one of them."
         )
     return [first]
 

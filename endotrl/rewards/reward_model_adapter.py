@@ -71,21 +71,18 @@ class RewardModelAdapter(nn.Module):
         if reward.truncation == "skip":
             raise ValueError(
                 "The reward has `truncation='skip'`, which gives no reward to responses without EOS, but a reward "
-                "model "
-                "gives every response a number. Use 'terminal' or 'bootstrap', and `missing_eos_penalty` of the "
+                "model gives every response a number. Use 'terminal' or 'bootstrap', and `missing_eos_penalty` of the "
                 "trainer's config."
             )
         if isinstance(reward.correction, LengthControl | InformationGain):
             raise ValueError(
                 f"The reward has the correction {reward.correction!r}, but a reward model sees single responses under "
-                "one model. "
-                "Use none, or `ClipTokens`, here."
+                "one model. Use none, or `ClipTokens`, here."
             )
         if reward.criterion is not None:
             raise ValueError(
                 "The reward has a `criterion`, a system message that is put before the prompt, but a reward model "
-                "reads "
-                "the trainer's queries, which are tokens already. Leave it out, or tokenize the queries with it."
+                "reads the trainer's queries, which are tokens already. Leave it out, or tokenize the queries with it."
             )
         self.reward = reward
         self.config = reward.config  # read by `trl.models.utils.prepare_deepspeed`
@@ -118,9 +115,8 @@ class RewardModelAdapter(nn.Module):
         if pad_ends and not self._said_pad_ends:
             logger.warning(
                 "The tokenizer pads with a token that ends responses (%d). TRL's PPO hides such tokens from the "
-                "policy "
-                "in the queries, and does not train it to end its responses. Give the tokenizer a pad token of its "
-                "own. (Said once.)",
+                "policy in the queries, and does not train it to end its responses. Give the tokenizer a pad token of "
+                "its own. (Said once.)",
                 pad_token_id,
             )
             self._said_pad_ends = True

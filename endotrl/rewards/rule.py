@@ -174,9 +174,7 @@ class RewardRule:
         return aggregate_weights(num_tokens, name, self.discount)  # type: ignore[arg-type]
 
     def outcome(self, stats: TokenStats) -> float | None:
-        """
-        Reward of the completion, `None` if it has none. Without [`LengthControl`], which needs the batch.
-        """
+        """Reward of the completion, `None` if it has none. Without [`LengthControl`], which needs the batch."""
         if self.aggregate not in ("sum", "mean", "discounted"):
             contributions = self.contributions(stats)
             return None if contributions is None else contributions.total

@@ -198,8 +198,7 @@ SETTINGS = {
             str | None,
             None,
             "Device of the frozen model's own copy, such as cpu or cuda:1 (default: the best there is, or the "
-            "process's "
-            "own).",
+            "process's own).",
         ),
         RewardSetting(
             "trust_remote_code",

@@ -158,8 +158,7 @@ class SentenceEncoder:
         if not self._said_limit:
             logger.warning(
                 f"A response has {len(sentences.spans)} sentences, more than the {limit} of `max_sentences`. Those "
-                "from "
-                f"number {limit} on count as one. (Said once.)"
+                f"from number {limit} on count as one. (Said once.)"
             )
             self._said_limit = True
         spans, tokens = sentences.spans, sentences.last_tokens

@@ -122,8 +122,7 @@ class SentenceScorer:
         if not isinstance(config, SentenceRewardConfig):
             raise ValueError(
                 f"{self._path or type(model).__name__!r} is a model of type {config.model_type!r}, not a sentence "
-                "reward "
-                "model. Train one on it with `SentenceRewardTrainer`."
+                "reward model. Train one on it with `SentenceRewardTrainer`."
             )
         self.config = config
         self.segmenter = load_segmenter(config.segmenter) if segmenter is None else segmenter
@@ -148,8 +147,7 @@ class SentenceScorer:
         if self._path is None:
             raise TypeError(
                 "A sentence reward made from a loaded model cannot be pickled, because weights are not pickled. Save "
-                "the "
-                "model, and make the reward from its path."
+                "the model, and make the reward from its path."
             )
         return {**self.__dict__, "_model": None}
 

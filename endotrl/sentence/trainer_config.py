@@ -16,8 +16,7 @@ class SentenceRewardTrainerConfig(RewardConfig):
     Args:
         marker (`bool`, *optional*, defaults to `True`):
             Whether the model is read at markers, before the response and behind every sentence, as in the paper; or,
-            with
-            `False`, at the last tokens of prompt and sentences.
+            with `False`, at the last tokens of prompt and sentences.
         aggregator (`str`, *optional*, defaults to `"attention"`):
             `"attention"`, or `"sum"` for the ablation without weights.
         attention_dim (`int`, *optional*, defaults to `256`):
@@ -83,6 +82,5 @@ class SentenceRewardTrainerConfig(RewardConfig):
         if self.attention_learning_rate is not None and not self.attention_learning_rate >= 0.0:
             raise ValueError(
                 f"`attention_learning_rate` is {self.attention_learning_rate}, but it must not be negative. 0 keeps "
-                "the "
-                "attention as it starts."
+                "the attention as it starts."
             )

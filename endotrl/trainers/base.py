@@ -42,8 +42,7 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
         if "_transform_advantages" in vars(cls):
             raise TypeError(
                 f"{cls.__name__} overrides `_transform_advantages`, which TRL calls with one advantage a completion. "
-                "This trainer "
-                "has one a token: override `_compute_advantages` instead."
+                "This trainer has one a token: override `_compute_advantages` instead."
             )
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -145,8 +144,7 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
         for index in (any_dense & any_numbers).nonzero()[:, 0].tolist():
             raise ValueError(
                 f"The reward function '{self.reward_func_names[index]}' gave one number a token on some processes, "
-                "and "
-                "one number a completion on others. It must always do the same."
+                "and one number a completion on others. It must always do the same."
             )
         return any_dense.nonzero()[:, 0].tolist()
 

@@ -61,21 +61,18 @@ def warn_of_constants(
         elif gamma is not None and abs(gamma * step - reward.gamma) > 1e-9:
             reasons.append(
                 f"The discount of the returns is {gamma * step:g} and that inside the endogenous reward "
-                f"{reward.gamma:g}: "
-                "set both the same, so that soft values telescope."
+                f"{reward.gamma:g}: set both the same, so that soft values telescope."
             )
         is_read = gamma is None or isinstance(reward.correction, LengthControl)
         if is_read and abs(step - reward.gamma) > 1e-9:
             reasons.append(
                 f"The outcome of a completion discounts by {step:g}, and `gamma` of the endogenous reward is "
-                f"{reward.gamma:g}: "
-                "set both the same."
+                f"{reward.gamma:g}: set both the same."
             )
         elif gamma is None and batch and reward.aggregate == "discounted":
             reasons.append(
                 "The discounted outcome contains the soft value of the prompt, and `scale_rewards='batch'` compares "
-                "prompts: "
-                "use 'group' or 'none'."
+                "prompts: use 'group' or 'none'."
             )
         if reward.aggregate.startswith(("first", "min")):
             reasons.append(f"The aggregate '{reward.aggregate}' keeps the soft value of the state where it stops.")
@@ -87,12 +84,10 @@ def warn_of_constants(
         if reward.truncation == "bootstrap" and not bootstrap:
             reasons.append(
                 "The endogenous reward has `truncation='bootstrap'`, which subtracts the soft value of the state that "
-                "a "
-                "completion was cut off in: use 'terminal'."
+                "a completion was cut off in: use 'terminal'."
             )
         if reasons:
             logger.warning(
                 f"The advantages from '{reward.__name__}' depend on constants that the frozen model's logits may "
-                "contain. "
-                f"{' '.join(reasons)} {REMEDY}"
+                f"contain. {' '.join(reasons)} {REMEDY}"
             )

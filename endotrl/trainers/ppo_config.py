@@ -61,8 +61,7 @@ class PPOConfig(GRPOConfig):
             of all processes.
         truncation (`str`, *optional*, defaults to `"terminal"`):
             What follows the last token of a completion without EOS: `"terminal"`, nothing, so that the return ends
-            there;
-            `"bootstrap"`, the critic's value of the state that it was cut off in.
+            there; `"bootstrap"`, the critic's value of the state that it was cut off in.
 
         > Parameters that control the critic
 
@@ -274,8 +273,7 @@ class PPOConfig(GRPOConfig):
         if self.critic == "none" and self.truncation == "bootstrap":
             raise ValueError(
                 "`truncation='bootstrap'` takes the value of the state that a completion was cut off in from the "
-                "critic, "
-                "but `critic='none'`. Use `truncation='terminal'`, or a critic."
+                "critic, but `critic='none'`. Use `truncation='terminal'`, or a critic."
             )
         if self.critic != "value_head" and not self.detach_value:
             raise ValueError(
@@ -290,14 +288,12 @@ class PPOConfig(GRPOConfig):
             if self.beta == 0.0:
                 raise ValueError(
                     "`kl_target` adapts `beta`, by factors, but `beta` is 0: there is no KL penalty to adapt. Set "
-                    "`beta` "
-                    "to a first guess, such as 0.01."
+                    "`beta` to a first guess, such as 0.01."
                 )
             if self.kl_placement == "reward" and self.sync_ref_model:
                 raise ValueError(
                     "`kl_target` aims at a KL to the reference model, but `sync_ref_model=True` moves that model. Use "
-                    "one "
-                    "of the two."
+                    "one of the two."
                 )
         if self.kl_horizon < 1:
             raise ValueError(f"`kl_horizon` is {self.kl_horizon}, but it must be at least 1 completion.")

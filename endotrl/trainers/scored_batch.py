@@ -94,16 +94,14 @@ class RewardRecorder:
         if tensor.shape != (num_tokens,):
             raise ValueError(
                 f"The reward function '{self.name}' returned {field} of shape {tuple(tensor.shape)} for row {row}, "
-                "but "
-                f"this completion has {num_tokens} tokens. There must be one number for each of "
+                f"but this completion has {num_tokens} tokens. There must be one number for each of "
                 f"`completion_ids[{row}]`, EOS and the tokens of tools included."
             )
         if not tensor.isfinite().all():
             position = int((~tensor.isfinite()).nonzero()[0])
             raise ValueError(
                 f"The reward function '{self.name}' returned {field} of {tensor[position].item()} for token "
-                f"{position} "
-                f"of row {row}. They must be finite; the reward of a whole completion may be `None`."
+                f"{position} of row {row}. They must be finite; the reward of a whole completion may be `None`."
             )
         return tensor
 

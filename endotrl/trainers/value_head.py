@@ -135,8 +135,7 @@ class FusedValueOutput(FusedCausalLMOutput):
 def add_critic(model: PreTrainedModel, critic: Critic) -> None:
     """
     Adds a critic to a policy that has TRL's fused LM head: `model(..., fused_lm_head=True, return_values=True)`
-    returns
-    [`FusedValueOutput`]. Any other call is as before.
+    returns [`FusedValueOutput`]. Any other call is as before.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
@@ -233,9 +232,8 @@ def _by_row(chunks: list[Tensor], attention_mask: Tensor) -> Tensor:
     if values.numel() != mask.sum():
         raise RuntimeError(
             f"The policy gave {values.numel()} state values for {int(mask.sum())} tokens of {num_rows} rows. TRL "
-            "computes "
-            "log-probabilities in a way that PPO's critic does not know: use `critic='none'`, or another version of "
-            "TRL."
+            "computes log-probabilities in a way that PPO's critic does not know: use `critic='none'`, or another "
+            "version of TRL."
         )
     return values.new_zeros(mask.shape).masked_scatter(mask, values)
 
@@ -312,7 +310,6 @@ def load_critic(critic: Critic, folder: str) -> None:
     if not path.exists():
         raise FileNotFoundError(
             f"The checkpoint {folder!r} has no {CRITIC_FILE!r}: it was not written by a PPO run with a critic. Resume "
-            "from "
-            "one that was, or start a new run from its weights."
+            "from one that was, or start a new run from its weights."
         )
     critic.load_state_dict(load_file(path))

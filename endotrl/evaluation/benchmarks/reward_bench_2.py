@@ -21,8 +21,7 @@ TIES = "Ties"
 def read(rows: Iterable[Row]) -> list[Item]:
     """
     Rows `{"id", "prompt", "chosen": [...], "rejected": [...], "subset"}`. Ids of Ties are `"ref:N"` (one right answer)
-    and
-    `"tied:N"` (several).
+    and `"tied:N"` (several).
     """
     items = []
     seen: set[str] = set()
