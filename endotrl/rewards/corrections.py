@@ -70,11 +70,8 @@ def length_slope_sums(
 
 def length_shares(num_tokens: int, slope: float) -> Tensor:
     r"""
-    What each token adds to $-b \log H$: $-b \log \frac{h}{h-1}$ for token $h$, and 0 for the first. They sum to
-    $-b \log H$, and depend on nothing that comes later.
-
-    Returns:
-        `torch.Tensor` of shape `(H,)`, float32.
+    What each token adds to $-b \log H$, of shape `(H,)`, float32: $-b \log \frac{h}{h-1}$ for token $h$, and 0 for the
+    first. They depend on nothing that comes later.
     """
     logs = torch.arange(1, num_tokens + 1, dtype=torch.float64).log()
     return (-slope * torch.diff(logs, prepend=torch.zeros(1, dtype=torch.float64))).float()
@@ -196,19 +193,7 @@ class InformationGain:
 
 
 class LengthSlope:
-    """
-    The slope that [`LengthControl`] takes out of a batch.
-
-    Args:
-        decay (`float`):
-            As in [`LengthControl`].
-
-    Attributes:
-        value (`float`):
-            Slope of the last batch.
-        sums (`tuple[float, float]`):
-            Sums over the batches so far: see [`length_slope_sums`].
-    """
+    """The slope that [`LengthControl`] takes out of a batch, from the sums over the batches so far."""
 
     def __init__(self, decay: float) -> None:
         self.decay, self.value, self.sums = decay, 0.0, (0.0, 0.0)
@@ -237,12 +222,7 @@ def one_minus_probability(probabilities: Tensor) -> Tensor:
 
 
 def as_correction(correction: Correction | CorrectionName | None, token_reward: str) -> Correction | None:
-    """
-    The correction that is meant: `"length"` is `LengthControl()`, `"clip"` is `ClipTokens()`.
-
-    Raises:
-        `ValueError`: If there is no such correction, or it does not go with the form of the token rewards.
-    """
+    """The correction that is meant: `"length"` is `LengthControl()`, `"clip"` is `ClipTokens()`."""
     if correction == "length":
         correction = LengthControl()
     elif correction == "clip":
@@ -268,24 +248,9 @@ def as_correction(correction: Correction | CorrectionName | None, token_reward: 
 
 def correct_tokens(rewards: Tensor, stats: TokenStats, correction: Correction | None) -> Tensor:
     """
-    Token rewards with what [`ClipTokens`] and [`InformationGain`] take out of them. ([`LengthControl`] corrects
-    outcomes of a batch.)
-
-    Args:
-        rewards (`torch.Tensor` of shape `(H,)`):
-            Token rewards, one a scored token.
-        stats ([`TokenStats`]):
-            What they were made from.
-        correction ([`Correction`], *optional*):
-            The correction.
-
-    Returns:
-        `torch.Tensor` of shape `(H,)`.
-
-    Raises:
-        `ValueError`: If [`InformationGain`] is asked, and the statistics have no log-probabilities of the generalist,
-        or its
-            weights are not one finite number per token.
+    Token rewards, of shape `(H,)`, without what [`ClipTokens`] and [`InformationGain`] take out of them.
+    ([`LengthControl`] corrects outcomes of a batch.) Raises `ValueError` for [`InformationGain`] without
+    log-probabilities of the generalist, or with weights that are not one finite number per token.
     """
     if isinstance(correction, ClipTokens):
         return rewards.clamp(correction.low, correction.high)

@@ -93,22 +93,8 @@ class RewardModelAdapter(nn.Module):
 
     def forward(self, query_responses: Tensor, pad_token_id: int, context_length: int) -> Tensor:
         """
-        Rewards of a batch of responses.
-
-        Args:
-            query_responses (`torch.Tensor` of shape `(B, L)`):
-                Token ids: queries, padded to `context_length`, and responses, padded on the right.
-            pad_token_id (`int`):
-                The token that pads.
-            context_length (`int`):
-                Length of the padded queries, in tokens.
-
-        Returns:
-            `torch.Tensor` of shape `(B,)`, float32, on the device of `query_responses`, without gradient.
-
-        Raises:
-            `ValueError`: If a query has no token or does not fit the frozen model's context; if padding cannot be told
-                from text; for token ids that the frozen model does not know, and for NaN logits.
+        Rewards of responses, of shape `(B,)`, float32, without gradient, from the token ids of queries, padded to
+        `context_length`, and responses, padded on the right. Raises `ValueError` for what cannot be scored.
         """
         renderer = self.reward._require_renderer()
         pad_ends = pad_token_id in renderer.ends.stops
@@ -149,9 +135,6 @@ class RewardModelAdapter(nn.Module):
         """
         What TRL's `get_reward` calls for hidden states: the reward of each row, of shape `(B, L, 1)`, the same at
         every position, so that `get_reward` finds it at the one where it takes the response to end.
-
-        Raises:
-            `RuntimeError`: If something else than `get_reward` calls.
         """
         # The model that `get_reward` calls is given tokens without their padding, and not where the response begins,
         # which a reward of the response has to know. Both are arguments of `get_reward`, and nothing else that it

@@ -187,12 +187,10 @@ class RewardRule:
 
     def contributions(self, stats: TokenStats) -> Contributions | None:
         r"""
-        Contributions of the tokens to the outcome: the numbers that sum to [`outcome`], and that
-        heat maps colour. `None` if it has no reward.
-
-        For `"bellman"` rewards with the default settings, that is $\alpha \log \hat\pi(a_h|s_h)$, and not the token
-        rewards themselves: these differ from it by the change of the soft value, which arbitrary constants of the
-        logits move and which cancels in the sum.
+        Contributions of the tokens to the outcome, which they sum to; `None` if it has no reward. For `"bellman"`
+        rewards with the default settings, that is $\alpha \log \hat\pi(a_h|s_h)$, and not the token rewards
+        themselves: these differ from it by the change of the soft value, which constants of the logits move and which
+        cancels in the sum.
         """
         if not self.has_outcome(stats):
             return None

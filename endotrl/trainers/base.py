@@ -81,18 +81,9 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
     @abstractmethod
     def _compute_advantages(self, output: dict[str, Any], scored: ScoredBatch) -> Tensor:
         """
-        How token rewards become advantages: a subclass says it.
-
-        Args:
-            output (`dict[str, Any]`):
-                What TRL made of the batch: `completion_ids` of shape `(B, T)`, `completion_mask`, `advantages` of
-                shape `(B,)` (TRL's), and so on. Tensors of shape `(B, ...)` that are added to it arrive in
-                `_compute_loss`.
-            scored ([`ScoredBatch`]):
-                The rewards.
-
-        Returns:
-            `torch.Tensor` of shape `(B, T)`: advantages, 0 for tokens that are not in the loss.
+        Advantages, of shape `(B, T)`: 0 for tokens that are not in the loss. `output` is what TRL made of the batch:
+        `completion_ids`, `completion_mask`, `advantages` of shape `(B,)` (TRL's), and so on; tensors of shape `(B,
+        ...)` that are added to it arrive in `_compute_loss`.
         """
 
     def _scored_batch(self, output: dict[str, Any]) -> ScoredBatch:

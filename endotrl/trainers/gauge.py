@@ -35,19 +35,10 @@ def warn_of_constants(
     Warns of each endogenous reward whose advantages would depend on constants in the frozen model's logits, with all
     reasons.
 
-    Args:
-        reward_funcs (`list`):
-            Reward functions of a trainer.
-        gamma (`float`, *optional*):
-            Discount of the returns from one step to the next; `None` if completions are credited with their outcome.
-        sentences (`bool`, *optional*, defaults to `False`):
-            Whether a step is a sentence, and not a token.
-        baseline (`bool`, *optional*, defaults to `True`):
-            Whether the soft value is subtracted from the return.
-        bootstrap (`bool`, *optional*, defaults to `False`):
-            Whether it is added to the return of a completion that was cut off.
-        batch (`bool`, *optional*, defaults to `False`):
-            Whether outcomes of different prompts are compared.
+    `gamma` discounts the returns from one step to the next (`None`: completions are credited with their outcome), and
+    a step is a token, or with `sentences` a sentence. `baseline`: the soft value is subtracted from the return;
+    `bootstrap`: it is added to that of a completion that was cut off; `batch`: outcomes of different prompts are
+    compared.
     """
     for reward in reward_funcs:
         if not isinstance(reward, EndogenousReward) or reward.token_reward != "bellman":

@@ -60,17 +60,7 @@ ARGUMENTS: dict[str, str] = {
 
 
 def check_names(given: Iterable[str], moved: Mapping[str, str], where: str) -> None:
-    """
-    Raises `TypeError` that names the successors of options of TRL's own PPO.
-
-    Args:
-        given (`Iterable[str]`):
-            Names of keyword arguments.
-        moved (`Mapping[str, str]`):
-            [`CONFIG`] or [`ARGUMENTS`].
-        where (`str`):
-            What they were given to.
-    """
+    """Raises `TypeError` that names the successors of options of TRL's own PPO, from [`CONFIG`] or [`ARGUMENTS`]."""
     found = [name for name in given if name in moved]
     if found:
         raise TypeError(

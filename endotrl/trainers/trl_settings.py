@@ -15,12 +15,6 @@ def check_token_credit(args: GRPOConfig, alternative: str = "") -> None:
     """
     Raises `ValueError` for settings of TRL's loss under which tokens of a completion cannot have advantages of their
     own.
-
-    Args:
-        args ([`~trl.GRPOConfig`]):
-            Configuration.
-        alternative (`str`, *optional*):
-            Another way out than to change the setting.
     """
     if args.importance_sampling_level == "sequence":
         raise ValueError(
