@@ -46,12 +46,7 @@ SHOWN_ANSWERS = 12
 
 
 def run_generation(args: argparse.Namespace, command: str) -> dict[str, Any]:
-    """
-    Runs `endotrl eval generation`; returns what `results.json` holds.
-
-    Raises:
-        `ValueError`, `OSError`, `ImportError`: With one message for the user.
-    """
+    """Runs `endotrl eval generation`; returns what `results.json` holds."""
     for k in args.k:
         pass_at_k(args.samples, 0, k)  # raises now if there are too few samples
     require_math_verify()
@@ -85,12 +80,7 @@ def run_generation(args: argparse.Namespace, command: str) -> dict[str, Any]:
 
 
 def run_best_of_n(args: argparse.Namespace, command: str) -> dict[str, Any]:
-    """
-    Runs `endotrl eval best-of-n`; returns what `results.json` holds.
-
-    Raises:
-        `ValueError`, `OSError`, `ImportError`: With one message for the user.
-    """
+    """Runs `endotrl eval best-of-n`; returns what `results.json` holds."""
     require_math_verify()
     questions = read_questions(args.data, args.question, args.answer, args.limit)
     names = base_names(args.scorers or BEST_OF_N_SCORERS)

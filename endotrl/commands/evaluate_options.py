@@ -22,13 +22,7 @@ NEEDS_DATA = ("dsp", "preference")
 
 
 def add_eval(commands: Any) -> None:
-    """
-    Adds `eval` with its sub-commands to the parser of the command line.
-
-    Args:
-        commands:
-            Sub-parsers of the command line.
-    """
+    """Adds `eval` with its sub-commands to the parser of the command line."""
     parser = commands.add_parser(
         "eval",
         help="measure how good a reward is, or what training on it did",

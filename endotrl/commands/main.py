@@ -24,16 +24,7 @@ __all__ = ["command_line", "main", "make_parser"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """
-    Runs the command line.
-
-    Args:
-        argv (`Sequence[str]`, *optional*):
-            Arguments. Defaults to those of the process.
-
-    Returns:
-        `int`: exit code.
-    """
+    """Runs the command line; returns the exit code."""
     args = make_parser().parse_args(argv)
     ignore_upstream_warnings()
     if args.command == "eval":

@@ -43,19 +43,7 @@ class Recipe:
 
 
 def run_plan(args: argparse.Namespace) -> list[Plan]:
-    """
-    Runs `endotrl plan`.
-
-    Args:
-        args (`argparse.Namespace`):
-            Options, as the parser of the command line gives them.
-
-    Returns:
-        `list[Plan]`: one for each engine.
-
-    Raises:
-        `ValueError`, `OSError`: With one message for the user.
-    """
+    """Runs `endotrl plan`: a plan for each engine."""
     bad = [setting for setting in args.set if "=" not in setting]
     if bad:
         raise ValueError(f"--set takes settings as KEY=VALUE, such as use_peft=true, and not {bad[0]!r}.")

@@ -17,14 +17,10 @@ class Item:
     its only response.
 
     Attributes:
-        id (`str`):
-            Name in the results, such as the benchmark's own id.
-        group (`str`):
-            Part of the benchmark: a domain or subset.
-        prompt (`str` or `list[dict]`):
-            Text or messages, as a user would send them.
-        responses (`tuple[str | list[dict], ...]`):
-            What is scored.
+        id, group (`str`):
+            Name in the results, such as the benchmark's own id, and part of the benchmark: a domain or subset.
+        prompt (`str` or `list[dict]`), responses (`tuple[str | list[dict], ...]`):
+            Text or messages, as a user would send them, and what is scored.
         better (`tuple[tuple[int, int], ...]`):
             Pairs (better, worse) of responses, as the benchmark's labels have it.
         criterion (`str`, *optional*):

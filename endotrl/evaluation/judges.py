@@ -49,15 +49,8 @@ _REASONS = "First think it through in a few sentences, without giving your verdi
 
 class Judge:
     """
-    A judge (see above).
-
-    Args:
-        kind (`str`):
-            `"judge_pairwise"`, `"judge_pointwise"` or `"judge_verifier"`.
-        engine ([`Engine`]):
-            The model that judges.
-        reasoning_tokens (`int`, *optional*, defaults to `0`):
-            If above 0, the model first writes its reasons, greedily and at most so many tokens long.
+    A judge (see above) of a kind: `"judge_pairwise"`, `"judge_pointwise"` or `"judge_verifier"`. With
+    `reasoning_tokens` above 0, the model first writes its reasons, greedily and at most so many tokens long.
     """
 
     needs_alone = False
@@ -77,12 +70,7 @@ class Judge:
         return self.score_items([item])[0]
 
     def score_items(self, items: Sequence[Item], progress: bool = False) -> list[list[float]]:
-        """
-        One number per response, for several items at once.
-
-        Raises:
-            `ValueError`: If an item has steps, which judges do not score.
-        """
+        """One number per response, for several items at once."""
         questions: list[Prompt] = []
         for item in items:
             if item.steps is not None:

@@ -35,21 +35,7 @@ def report_page(
     tokenizer: PreTrainedTokenizerBase,
     vocab_size: int,
 ) -> str:
-    """
-    The page of a run.
-
-    Args:
-        results (`dict`):
-            As in `results.json`.
-        items (`Sequence[Item]`):
-            The items.
-        stats ([`StatsCache`]):
-            Token statistics; items that are not there are not shown.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer of the model.
-        vocab_size (`int`):
-            Size of the model's vocabulary.
-    """
+    """The page of a run. Items whose token statistics are not in the cache are not shown."""
     benchmark = BENCHMARKS[results["benchmark"]]
     headers, rows = full_rows(results)
     note = f"{results['tie_rule']} Intervals are 95%: bootstrap over items.{few_items(results)}"

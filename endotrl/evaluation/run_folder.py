@@ -47,24 +47,14 @@ class RunFolder:
         self._lock: BaseFileLock | None = None
 
     def hold(self) -> None:
-        """
-        Makes the folder, and keeps other runs out of it until this object is gone.
-
-        Raises:
-            `ValueError`: If another run is in there.
-        """
+        """Makes the folder, and keeps other runs out of it until this object is gone."""
         self._check_is_folder()
         self.folder.mkdir(parents=True, exist_ok=True)
         message = f"Another run is writing to {self.folder} right now. Wait for it, or choose another --output."
         self._lock = lock(self.folder / LOCK_FILE, message)
 
     def open(self, settings: Mapping[str, Any], overwrite: bool = False) -> None:
-        """
-        Makes the folder, or checks that what is in it was made under the same settings.
-
-        Raises:
-            `ValueError`: If it was not.
-        """
+        """Makes the folder, or checks that what is in it was made under the same settings."""
         self._check_is_folder()
         if self.settings_path.exists() and not overwrite:
             changed = changed_settings(self.read_settings(), settings)
@@ -90,12 +80,7 @@ class RunFolder:
             raise ValueError(f"--output {self.folder} is a file, but a run needs a folder. Choose another one.")
 
     def read_settings(self) -> dict[str, Any]:
-        """
-        The settings of the run.
-
-        Raises:
-            `ValueError`: If there is no run in the folder, or the file is damaged.
-        """
+        """The settings of the run."""
         try:
             return json.loads(self.settings_path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:

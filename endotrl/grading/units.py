@@ -57,16 +57,8 @@ STOP_WORDS = frozenset(
 
 def canonical_unit(text: str) -> tuple[str, Fraction] | None:
     """
-    The dimension of a unit that is known, and how many of the first unit of that dimension it is. `None` for other
-    words.
-
-    Example:
-    ```python
-    >>> from endotrl.grading.units import canonical_unit
-
-    >>> canonical_unit("square cm")
-    ('length^2', Fraction(1, 10000))
-    ```
+    The dimension of a unit that is known, and how many of the first unit of that dimension it is: of "square cm",
+    `("length^2", Fraction(1, 10000))`.
     """
     text = " ".join(text.split()).strip(" .,;:!?\"'()*")
     if not text or text in _CASED:

@@ -242,9 +242,6 @@ def share_frozen_weights(trainer: DenseRewardTrainer, reward_args: RewardArgumen
     adapter, or the reference model. Where there are none, or where `reward_model` names a model, the reward keeps its
     own copy. Under DeepSpeed ZeRO-3 and FSDP2, frozen weights are split over the processes; with `reward_shard:
     false`, the reward keeps a whole copy on each.
-
-    Raises:
-        `ValueError`: If a copy is needed and would be of another revision than the policy.
     """
     for reward in trainer.reward_funcs:
         if isinstance(reward, SentenceReward):
@@ -280,17 +277,6 @@ def train(trainer: Any, interruptions: Interruptions, job: Job) -> None:
     Trains, from `resume_from_checkpoint` if it is set; saves to `output_dir`, pushes to the hub if asked to, and
     prints how the most telling metrics went, or evaluates a reward model. After SIGTERM, what there is by then is a
     checkpoint, and the process ends with code 143.
-
-    Args:
-        trainer (`Any`), interruptions ([`Interruptions`]):
-            What [`make_trainer`] returns.
-        job ([`Job`]):
-            What the trainer was made of.
-
-    Raises:
-        `FloatingPointError`: For NaN or infinite gradients or loss.
-        `OSError`: If the disk is full.
-        `SystemExit`: After SIGTERM.
     """
     args = trainer.args
     if args.device.type == "cpu" and isinstance(trainer, DenseRewardTrainer):

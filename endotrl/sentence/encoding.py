@@ -173,19 +173,9 @@ def pad_batch(
     rows: Sequence[tuple[Sequence[int], Sequence[int]]], pad_token_id: int, multiple: int = 1
 ) -> dict[str, Tensor]:
     """
-    A batch for [`SentenceRewardModel.forward`].
-
-    Args:
-        rows (`Sequence[tuple[Sequence[int], Sequence[int]]]`):
-            `input_ids` and `sentence_ends` of every row.
-        pad_token_id (`int`):
-            Fills rows of `input_ids` on the right.
-        multiple (`int`, *optional*, defaults to `1`):
-            The width of `input_ids` is a multiple of it.
-
-    Returns:
-        `dict[str, torch.Tensor]`: `input_ids` and `attention_mask` of shape `(batch_size, seq_len)`, and
-        `sentence_ends` of shape `(batch_size, N)`, filled with -1.
+    A batch for [`SentenceRewardModel.forward`], from `input_ids` and `sentence_ends` of every row: `input_ids` and
+    `attention_mask` of shape `(batch_size, seq_len)`, padded on the right to a multiple of `multiple`, and
+    `sentence_ends` of shape `(batch_size, N)`, filled with -1.
     """
     input_ids, attention_mask = pad_ids([ids for ids, _ in rows], pad_token_id, multiple=multiple)
     sentence_ends = torch.full((len(rows), max(len(ends) for _, ends in rows)), -1)

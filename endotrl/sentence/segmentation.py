@@ -104,9 +104,6 @@ def align(text: str, sentences: Sequence[str]) -> list[tuple[int, int]]:
     """
     Spans of sentences that another tool has cut out of a text, in order, and between which it may have dropped
     whitespace. It goes to the sentence before.
-
-    Raises:
-        `ValueError`: If the text is not those sentences and whitespace.
     """
     starts, position = [], 0
     for sentence in sentences:

@@ -136,19 +136,8 @@ def transfer(
     sentences: SentenceTokens, tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]
 ) -> tuple[list[int], bool]:
     """
-    The same sentences in tokens of another tokenizer.
-
-    Args:
-        sentences ([`SentenceTokens`]):
-            Sentences of a completion.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            The other tokenizer.
-        ids (`Sequence[int]`):
-            Its token ids of the completion.
-
-    Returns:
-        Position in `ids` of the token that ends each sentence, and whether the ids write the text of the sentences. If
-        they do not, positions are approximate.
+    The same sentences in tokens of another tokenizer: the position in `ids` of the token that ends each sentence, and
+    whether the ids write the text of the sentences. If they do not, positions are approximate.
     """
     text, offsets = decode_with_offsets(tokenizer, ids)
     # Templates and tokenizers differ in whitespace: a place is found in both texts by the other characters before it.

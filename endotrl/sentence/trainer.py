@@ -257,12 +257,7 @@ def _load(model: str, args: SentenceRewardTrainerConfig, quantization_config: An
 
 
 def reward_model_config(args: SentenceRewardTrainerConfig) -> SentenceRewardConfig:
-    """
-    Configuration of the reward model that is made from a language model, as the trainer's says.
-
-    Raises:
-        `ValueError`: If a setting is out of range or unknown.
-    """
+    """Configuration of the reward model that is made from a language model, as the trainer's says."""
     return SentenceRewardConfig(
         marker=args.marker,
         aggregator=args.aggregator,

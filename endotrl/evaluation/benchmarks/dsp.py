@@ -37,13 +37,7 @@ CRITERIA = {
 def read(rows: Iterable[Row], criteria: str | None = None) -> list[Item]:
     """
     Rows `{"query", "responses": {domain: text}}`. Each becomes five items: without a criterion, and under each
-    domain's.
-
-    Args:
-        rows (`Iterable[Row]`):
-            The rows.
-        criteria (`str`, *optional*):
-            JSON file `{domain: system message}` with the four domains, to replace our texts.
+    domain's, which a JSON file `criteria`, `{domain: system message}`, replaces.
     """
     texts = {NONE: None, **(CRITERIA if criteria is None else _read_criteria(criteria))}
     items = []
