@@ -27,8 +27,7 @@ def add_eval(commands: Any) -> None:
         "eval",
         help="measure how good a reward is, or what training on it did",
         description="Measures rewards on benchmarks, each with its own file formats and averaging; and answers of "
-        "models to "
-        "questions, before and after training.",
+        "models to questions, before and after training.",
         allow_abbrev=False,
     )
     kinds = parser.add_subparsers(dest="benchmark", metavar="WHAT", required=True)
@@ -72,10 +71,9 @@ def _add_benchmark(parser: argparse.ArgumentParser, name: str) -> None:
         nargs="+",
         help="what to compare, the first is what others are compared with: forms TOKEN.AGGREGATE such as bellman.sum, "
         "log_prob.discounted=0.95, centered.mean; residual:FORM, style_residual:FORM; self_certainty, "
-        "negative_entropy, mean_log_prob, "
-        "relative_perplexity; judge_pairwise, judge_pointwise, judge_verifier; reward_model:PATH; length, random; or "
-        "sets: "
-        "single-pass, two-pass, judges, controls (default: single-pass controls)",
+        "negative_entropy, mean_log_prob, relative_perplexity; judge_pairwise, judge_pointwise, judge_verifier; "
+        "reward_model:PATH; length, random; or sets: single-pass, two-pass, judges, controls (default: single-pass "
+        "controls)",
     )
     _add_output(parser, f"eval-{name}")
     add_reward_settings(parser, "alpha")

@@ -85,8 +85,7 @@ def _add_plan(commands: Any) -> None:
         "plan",
         help="say whether a recipe fits on given GPUs, and how long it takes",
         description="Memory of each GPU under each way to split a recipe over GPUs, what to change if it does not "
-        "fit, and a "
-        "rough time. From configs alone: no weights are loaded, and no GPU is needed.",
+        "fit, and a rough time. From configs alone: no weights are loaded, and no GPU is needed.",
         formatter_class=HelpFormatter,
         allow_abbrev=False,
     )

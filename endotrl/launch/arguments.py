@@ -185,8 +185,7 @@ class RewardArguments(_EndogenousSettings):
         default=None,
         metadata={
             "help": "Frozen model: a path or hub id, or 'quickstart'. By default the policy as it was before "
-            "training, "
-            "shared with the trainer where that holds its weights."
+            "training, shared with the trainer where that holds its weights."
         },
     )
     reward_shard: bool = field(

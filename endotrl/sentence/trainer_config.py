@@ -56,8 +56,7 @@ class SentenceRewardTrainerConfig(RewardConfig):
         default="orthogonal",
         metadata={
             "help": "How the attention starts: 'orthogonal', at random as in the paper, or 'equal', with the same "
-            "weight "
-            "for all sentences."
+            "weight for all sentences."
         },
     )
     max_sentences: int = field(
@@ -72,8 +71,7 @@ class SentenceRewardTrainerConfig(RewardConfig):
         default=None,
         metadata={
             "help": "Learning rate of the attention over sentences. Defaults to `learning_rate` divided by the square "
-            "root "
-            "of `attention_dim`, so that the weights move no faster than the values."
+            "root of `attention_dim`, so that the weights move no faster than the values."
         },
     )
 

@@ -137,8 +137,7 @@ class PPOConfig(GRPOConfig):
         default=True,
         metadata={
             "help": "Whether to scale the advantages of a generation batch to mean 0 and standard deviation 1, over "
-            "all "
-            "tokens of all processes."
+            "all tokens of all processes."
         },
     )
     truncation: str = field(
@@ -155,9 +154,8 @@ class PPOConfig(GRPOConfig):
         default="value_head",
         metadata={
             "help": "'value_head': a linear head on the policy's hidden states. 'value_model': a model of its own, "
-            "see "
-            "the argument `value_model` of the trainer. 'none': no trained critic; the baseline is the frozen model's "
-            "soft value if `soft_value_baseline` applies, and 0 otherwise.",
+            "see the argument `value_model` of the trainer. 'none': no trained critic; the baseline is the frozen "
+            "model's soft value if `soft_value_baseline` applies, and 0 otherwise.",
             "choices": list(get_args(Critic)),
         },
     )
@@ -172,8 +170,7 @@ class PPOConfig(GRPOConfig):
         default=True,
         metadata={
             "help": "Whether to keep the gradient of the value head out of the policy's trunk. With `False`, the "
-            "trunk "
-            "learns to predict values too, and `vf_coef` matters."
+            "trunk learns to predict values too, and `vf_coef` matters."
         },
     )
     vf_coef: float = field(
@@ -184,8 +181,7 @@ class PPOConfig(GRPOConfig):
         default=0.2,
         metadata={
             "help": "How far the value may move from what it was at the rollout before its loss is clipped. In units "
-            "of "
-            "the returns' root mean square if `scale_value_loss`, else of the reward (nats). `None` does not clip."
+            "of the returns' root mean square if `scale_value_loss`, else of the reward (nats). `None` does not clip."
         },
     )
     scale_value_loss: bool = field(

@@ -52,8 +52,7 @@ ARGUMENTS: dict[str, str] = {
     "reward_model": "`reward_funcs`, which takes functions, an `EndogenousReward`, and reward models as instances or "
     "paths",
     "ref_model": "nothing; the reference is the checkpoint that `model` was loaded from, or the model under its "
-    "adapter; with "
-    "`beta=0.0` there is none",
+    "adapter; with `beta=0.0` there is none",
     "dataset": "`train_dataset`",
     "data_collator": "nothing; prompts are tokenized and padded when they are used",
 }

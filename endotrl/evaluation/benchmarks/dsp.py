@@ -21,16 +21,13 @@ NONE = "none"
 # Ours: neither paper's texts are public. `--criteria` gives others.
 CRITERIA = {
     "academy": "You write for an academic audience. Answer as a scholar would: precise, well argued, with "
-    "definitions, "
-    "methods and evidence.",
+    "definitions, methods and evidence.",
     "business": "You write for a business audience. Answer as a manager or consultant would: practical, with costs, "
     "benefits, customers and markets in mind.",
     "literature": "You write for lovers of literature and art. Answer as a writer would: with images, feeling and a "
-    "sense "
-    "of style.",
+    "sense of style.",
     "entertainment": "You write for an audience that wants to be entertained. Answer as a host or a fan would: "
-    "lively, fun, "
-    "with celebrities, shows, games and pop culture.",
+    "lively, fun, with celebrities, shows, games and pop culture.",
 }
 
 

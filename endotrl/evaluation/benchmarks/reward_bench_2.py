@@ -118,6 +118,5 @@ BENCHMARK = Benchmark(
     metrics=metrics,
     headline=("average", "Factuality", "Precise IF", "Math", "Safety", "Focus", TIES),
     tie_rule="If the right answer shares the best score with others, it counts 1/k of k; in Ties, a right answer must "
-    "score "
-    "strictly higher than each wrong one.",
+    "score strictly higher than each wrong one.",
 )
