@@ -66,14 +66,7 @@ class Tracking(TrainerCallback):
     ) -> None:
         self._since = (time.perf_counter(), self._tokens(state), state.global_step)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any],
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, *_: Any, logs: dict[str, Any], **rest: Any) -> None:
         if "loss" not in logs:  # of an evaluation, or of the whole run
             return
         if self._since is not None and state.global_step > self._since[2]:
@@ -116,14 +109,7 @@ class HeatMaps(TrainerCallback):
         self._reward = next((r for r in trainer.reward_funcs if isinstance(r, EndogenousReward)), None)
         self._last = 0
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any],
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, *_: Any, logs: dict[str, Any], **rest: Any) -> None:
         due = "reward" in logs and state.global_step >= self._last + self._every
         if due and self._reward is not None and not isinstance(self._reward.criterion, dict):
             self._last = state.global_step

@@ -21,7 +21,6 @@ from trl import (
     get_quantization_config,
 )
 
-from ..demo.grpo_runs import make_head_input_contiguous
 from ..frozen import names
 from ..frozen.sharded_weights import shards_weights
 from ..monitoring import CollapseMonitor
@@ -34,6 +33,7 @@ from ..runs.wandb_run import check_wandb_login
 from ..sentence import SentenceRewardTrainer, SentenceRewardTrainerConfig
 from ..sentence.trainer import reward_model_config
 from ..trainers.base import DenseRewardTrainer
+from ..trainers.cpu_generation import make_head_input_contiguous
 from .arguments import RecipeArguments, RewardArguments, RunArguments, make_parser
 from .callbacks import add_callbacks
 from .cpu import choose_precision, shard_on_cpu

@@ -125,14 +125,7 @@ class Interruptions(TrainerCallback):
         if gradients and not torch.nn.utils.get_total_norm(gradients).isfinite():
             self._stop(args, state.global_step + 1, "The gradients are")
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any],
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, *_: Any, logs: dict[str, Any], **rest: Any) -> None:
         for key in ("loss", "grad_norm"):
             if key in logs and not math.isfinite(float(logs[key])):
                 self._stop(args, state.global_step, f"`{key}` is")
