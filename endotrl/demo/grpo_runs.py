@@ -20,6 +20,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from ..rewards.endogenous import EndogenousReward
+from ..trainers.cpu_generation import make_head_input_contiguous
 
 
 Prompts = Sequence[str] | Sequence[list[dict[str, str]]]
