@@ -29,10 +29,6 @@ class RunFolder:
     results.md        the table, to paste
     report.html       the same with plots and token rewards
     ```
-
-    Args:
-        folder (`str` or `Path`):
-            The folder; made if it is not there.
     """
 
     def __init__(self, folder: str | Path) -> None:

@@ -173,27 +173,10 @@ class RewardArguments(_EndogenousSettings):
 
 def make_parser(training_config: type[GRPOConfig | RewardConfig]) -> RecipeParser:
     """
-    Parser of a recipe's command line and YAML file (`--config`), of which the command line wins.
-
-    Args:
-        training_config (`type`):
-            Configuration class of the trainer.
-
-    Returns:
-        [`RecipeParser`], whose `parse_args_and_config` returns [`RecipeArguments`], `training_config`,
-        [`RewardArguments`], [`~trl.ModelConfig`] and [`~trl.DatasetMixtureConfig`]; for a reward model,
-        [`RunArguments`] in place of the first and no [`RewardArguments`].
-
-    Example:
-    ```python
-    >>> from endotrl import DenseGRPOConfig
-    >>> from endotrl.launch import make_parser
-
-    >>> parser = make_parser(DenseGRPOConfig)
-    >>> script_args, training_args, reward_args, *_ = parser.parse_args_and_config(["--reward", "random"])
-    >>> reward_args.reward
-    ['random']
-    ```
+    Parser of a recipe's command line and YAML file (`--config`), of which the command line wins. Its
+    `parse_args_and_config` returns [`RecipeArguments`], `training_config`, [`RewardArguments`], [`~trl.ModelConfig`]
+    and [`~trl.DatasetMixtureConfig`]; for a reward model, [`RunArguments`] in place of the first and no
+    [`RewardArguments`].
     """
     if issubclass(training_config, RewardConfig):
         return RecipeParser((RunArguments, training_config, ModelConfig, DatasetMixtureConfig))

@@ -73,19 +73,9 @@ def launch(
     argv: Sequence[str] | None = None,
 ) -> Any:
     """
-    Runs a recipe from the command line. What is wrong with its settings is said in one line, before a model is loaded
-    if it can be known then and before anything is trained, and ends the process with exit code 2.
-
-    Args:
-        trainer_class (`type`):
-            [`DenseGRPOTrainer`], [`PPOTrainer`] or [`SentenceRewardTrainer`], or a class derived from them.
-        training_config (`type`):
-            Its configuration class.
-        argv (`Sequence[str]`, *optional*):
-            Arguments. Defaults to those of the process.
-
-    Returns:
-        `trainer_class`: the trainer, done.
+    Runs a recipe from the command line, and returns the trainer, done. What is wrong with its settings is said in one
+    line, before a model is loaded if it can be known then and before anything is trained, and ends the process with
+    exit code 2.
     """
     end_with_launcher()
     with ExitStack() as stack:
@@ -122,20 +112,8 @@ def prepare(
     dataset_args: DatasetMixtureConfig,
 ) -> Job:
     """
-    Loads the data of a policy, makes its rewards and checks all settings, before any weights are loaded.
-
-    Args:
-        script_args ([`RecipeArguments`]), training_args ([`~trl.GRPOConfig`]), reward_args ([`RewardArguments`]),
-        model_args ([`~trl.ModelConfig`]), dataset_args ([`~trl.DatasetMixtureConfig`]):
-            What the parser of [`make_parser`] returns.
-
-    Returns:
-        [`Job`]: what [`run`] runs.
-
-    Raises:
-        `ValueError`, `ImportError`, `OSError`: If something is wrong: see [`load_prompts`], [`make_reward_funcs`],
-            [`fit_lengths`], [`check_model`], [`check_packages`], [`check_optimizer`], [`check_generation`] and
-            [`check_wandb_login`].
+    Loads the data of a policy, makes its rewards and checks all settings, which are what the parser of [`make_parser`]
+    returns, before any weights are loaded.
     """
     check_packages(training_args, model_args)
     check_optimizer(training_args)
@@ -184,18 +162,7 @@ def _find_run(
 
 
 def run(trainer_class: type[DenseRewardTrainer | SentenceRewardTrainer], job: Job) -> Any:
-    """
-    Trains what was prepared.
-
-    Args:
-        trainer_class (`type`):
-            As in [`launch`].
-        job ([`Job`]):
-            What [`prepare`] returns.
-
-    Returns:
-        `trainer_class`: the trainer, done.
-    """
+    """Trains what [`prepare`] returns, and returns the trainer, done."""
     trainer, interruptions = make_trainer(trainer_class, job)
     train(trainer, interruptions, job)
     return trainer

@@ -27,34 +27,15 @@ def length_slope_sums(
     outcomes: Sequence[float | None], lengths: Sequence[int], groups: Sequence[Hashable]
 ) -> tuple[float, float]:
     r"""
-    Sums from which the slope of outcomes on log length follows, $b = S_{xy} / S_{xx}$ with
+    Sums from which the slope of outcomes $s$ on log length follows, $b = S_{xy} / S_{xx}$ with
 
     $$
     S_{xy} = \sum_g \sum_{i \in g} (\log H_i - \overline{\log H}_g)(s_i - \bar s_g), \qquad
     S_{xx} = \sum_g \sum_{i \in g} (\log H_i - \overline{\log H}_g)^2 :
     $$
 
-    within groups, so that prompts that ask for long answers do not count as an effect of length.
-
-    Args:
-        outcomes (`list[float | None]`):
-            One number per completion; `None` ones are left out.
-        lengths (`list[int]`):
-            Lengths in tokens, $H_i$.
-        groups (`list`):
-            What tells groups apart, such as the prompt.
-
-    Returns:
-        `tuple[float, float]`: $S_{xy}$ and $S_{xx}$.
-
-    Example:
-    ```python
-    >>> from endotrl.rewards.corrections import length_slope_sums
-
-    >>> xy, xx = length_slope_sums([-1.0, -3.0, -10.0, -12.0], [1, 4, 1, 4], ["a", "a", "b", "b"])
-    >>> round(xy / xx, 4)  # two nats less for four times the length, whatever the prompt
-    -1.4427
-    ```
+    within groups (of a prompt), so that prompts that ask for long answers do not count as an effect of length.
+    Outcomes that are `None` are left out.
     """
     members: dict[Hashable, list[tuple[float, float]]] = {}
     for outcome, length, group in zip(outcomes, lengths, groups, strict=True):

@@ -18,37 +18,13 @@ from .settings import ONLY_EVALUATED, TOKEN_REWARDS, CorrectionName, TokenReward
 
 def self_certainty(soft_values: Tensor, mean_logits: Tensor, vocab_size: int, alpha: float = 1.0) -> Tensor:
     r"""
-    Self-certainty of a state (Intuitor, https://huggingface.co/papers/2505.19590),
+    Self-certainty of a state (Intuitor, https://huggingface.co/papers/2505.19590), in nats, with the mean $\bar f$ of
+    its logits over the vocabulary:
 
     $$
     \mathrm{KL}(U \| \hat\pi(\cdot|s)) = -\frac{1}{|\mathcal{A}|} \sum_a \log(|\mathcal{A}| \, \hat\pi(a|s))
     = \frac{V(s) - \bar f(s)}{\alpha} - \log |\mathcal{A}|
     $$
-
-    with the mean logit $\bar f$.
-
-    Args:
-        soft_values (`torch.Tensor` of shape `(...)`):
-            Soft values of the states.
-        mean_logits (`torch.Tensor` of shape `(...)`):
-            Means of their logits over the vocabulary.
-        vocab_size (`int`):
-            Size of the vocabulary.
-        alpha (`float`, *optional*, defaults to `1.0`):
-            Temperature of the soft values.
-
-    Returns:
-        `torch.Tensor` of shape `(...)`, float32, in nats, at least 0.
-
-    Example:
-    ```python
-    >>> import torch
-    >>> from endotrl.rewards.rule import self_certainty
-
-    >>> logits = torch.tensor([0.0, 0.0])
-    >>> self_certainty(logits.logsumexp(-1), logits.mean(-1), vocab_size=2)  # uniform: knows nothing
-    tensor(0.)
-    ```
     """
     return (soft_values.float() - mean_logits.float()) / alpha - math.log(vocab_size)
 

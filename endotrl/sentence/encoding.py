@@ -112,18 +112,7 @@ class SentenceEncoder:
         policy_rows: Sequence[PolicyRow] | None = None,
     ) -> list[EncodedResponse]:
         """
-        Encodes a batch.
-
-        Args:
-            prompts, completions, completion_ids, policy_rows:
-                As in [`~endotrl.rendering.renderer.Renderer.render`], which also says what is raised.
-
-        Returns:
-            `list[EncodedResponse]`, in the order given.
-
-        Raises:
-            `ValueError`: For a batch that cannot be rendered, a row longer than `max_length`, or a segmenter whose
-            spans do not tile the text.
+        Encodes a batch; see [`~endotrl.rendering.renderer.Renderer.render`] for the arguments and what is raised.
         """
         rows = self._renderer.render(prompts, completions, completion_ids, policy_rows=policy_rows)
         return [self._encode(number, row) for number, row in enumerate(rows)]

@@ -38,21 +38,8 @@ def find_sentences(
     positions: Sequence[int] | None = None,
 ) -> SentenceTokens:
     """
-    The sentences that token ids write.
-
-    Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer of the ids.
-        segmenter ([`Segmenter`]):
-            Splits text into sentences.
-        ids (`Sequence[int]`):
-            Token ids of a completion.
-        positions (`Sequence[int]`, *optional*):
-            Positions in `ids` that the policy wrote, rising; all by default. Sentences lie and end there only: what a
-            tool wrote in between separates them and is in none.
-
-    Raises:
-        `ValueError`: If the segmenter's spans do not tile the text.
+    The sentences that the token ids of a completion write. `positions` are those that the policy wrote, rising; all by
+    default. Sentences lie and end there only: what a tool wrote in between separates them and is in none.
     """
     text, offsets = decode_with_offsets(tokenizer, ids)
     special = special_token_ids(tokenizer)
