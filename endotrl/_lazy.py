@@ -8,17 +8,7 @@ from importlib import import_module
 def attach(
     package: str, locations: Mapping[str, str], public: Sequence[str]
 ) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
-    """
-    The `__getattr__` and `__dir__` of a package.
-
-    Args:
-        package (`str`):
-            Its `__name__`.
-        locations (`Mapping[str, str]`):
-            The module of every such name, relative to the package.
-        public (`Sequence[str]`):
-            Its `__all__`.
-    """
+    """The `__getattr__` and `__dir__` of a package, from the module of every name and its `__all__`."""
 
     def getattr_(name: str) -> object:
         if name not in locations:

@@ -108,8 +108,7 @@ def token_rewards(
     if soft_values.ndim == 0 or soft_values.shape != (*chosen_logits.shape[:-1], chosen_logits.shape[-1] + 1):
         raise ValueError(
             f"`chosen_logits` has shape {tuple(chosen_logits.shape)} and `soft_values` {tuple(soft_values.shape)}, "
-            "but "
-            "`soft_values` must have one entry more in its last dimension: the value of the state after the last "
+            "but `soft_values` must have one entry more in its last dimension: the value of the state after the last "
             "token (0 for a response that ended)."
         )
     if form == "centered" and entropies is not None and entropies.shape != chosen_logits.shape:
@@ -179,8 +178,7 @@ def outcome_reward(
     if isinstance(initial_value, Tensor) and initial_value.ndim and initial_value.shape != rewards.shape[:-1]:
         raise ValueError(
             f"`initial_value` has shape {tuple(initial_value.shape)} and `rewards` {tuple(rewards.shape)}, but there "
-            "must "
-            f"be one value a response: a number, or shape {tuple(rewards.shape[:-1])}."
+            f"must be one value a response: a number, or shape {tuple(rewards.shape[:-1])}."
         )
     # Bellman rewards are differences of soft values, which are large and cancel: summed in float64, thousands of
     # tokens leave no rounding error in the sum.

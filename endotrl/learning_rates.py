@@ -18,16 +18,9 @@ def has_one_learning_rate(args: TrainingArguments) -> bool:
 
 def set_learning_rate(optimizer: Optimizer, parameters: Iterable[nn.Parameter], learning_rate: float) -> None:
     """
-    Gives some of an optimizer's parameters another learning rate; weight decay and the rest stay as they are. Before
-    the scheduler is made, which starts from the rates that it finds.
-
-    Args:
-        optimizer ([`~torch.optim.Optimizer`]):
-            Optimizer, changed in place: the parameters move from their groups to new ones.
-        parameters (iterable of [`~torch.nn.Parameter`]):
-            The parameters. Those that the optimizer does not have, such as frozen ones, are passed over.
-        learning_rate (`float`):
-            Their learning rate.
+    Gives some of an optimizer's parameters another learning rate, in groups of their own; weight decay and the rest
+    stay as they are. Before the scheduler is made, which starts from the rates that it finds. Parameters that the
+    optimizer does not have, such as frozen ones, are passed over.
     """
     ids = set(map(id, parameters))
     for group in list(optimizer.param_groups):

@@ -27,21 +27,7 @@ from ..score_file import model_digest
 
 
 def run_benchmark(args: argparse.Namespace, command: str) -> dict[str, Any]:
-    """
-    Runs `endotrl eval BENCHMARK`.
-
-    Args:
-        args (`argparse.Namespace`):
-            Options, as the parser of the command line gives them.
-        command (`str`):
-            The same as a line for the shell.
-
-    Returns:
-        `dict`: what `results.json` holds.
-
-    Raises:
-        `ValueError`, `OSError`: With one message for the user.
-    """
+    """Runs `endotrl eval BENCHMARK`; returns what `results.json` holds."""
     benchmark = BENCHMARKS[args.benchmark]
     items = load_items(benchmark, args.data, args.limit, {key: getattr(args, key) for key in benchmark.options})
     names = expand_names(args.scorers or DEFAULT, steps=items[0].steps is not None)
@@ -117,12 +103,7 @@ def run_benchmark(args: argparse.Namespace, command: str) -> dict[str, Any]:
 
 
 def load_items(benchmark: Benchmark, data: str | None, limit: int | None, options: Mapping[str, Any]) -> list[Item]:
-    """
-    Items of a benchmark, at most `limit` of each group.
-
-    Raises:
-        `ValueError`: If there are none, or a row is not what the benchmark wants.
-    """
+    """Items of a benchmark, at most `limit` of each group."""
     items = benchmark.read(read_rows(data, benchmark.hub, benchmark.name), **options)
     if not items:
         raise ValueError(f"{data or benchmark.name} has no items.")

@@ -46,12 +46,7 @@ SHOWN_ANSWERS = 12
 
 
 def run_generation(args: argparse.Namespace, command: str) -> dict[str, Any]:
-    """
-    Runs `endotrl eval generation`; returns what `results.json` holds.
-
-    Raises:
-        `ValueError`, `OSError`, `ImportError`: With one message for the user.
-    """
+    """Runs `endotrl eval generation`; returns what `results.json` holds."""
     for k in args.k:
         pass_at_k(args.samples, 0, k)  # raises now if there are too few samples
     require_math_verify()
@@ -78,20 +73,14 @@ def run_generation(args: argparse.Namespace, command: str) -> dict[str, Any]:
     results["pass@1 by seed"] = by_seed
     results["tie_rule"] = (
         "An answer is right if `endotrl.grading` says so, with math-verify. pass@k is the unbiased estimate from "
-        f"{args.samples} samples, the mean of "
-        f"{len(args.seeds)} seeds."
+        f"{args.samples} samples, the mean of {len(args.seeds)} seeds."
     )
     _write(results, folder, questions, answers, args)
     return results
 
 
 def run_best_of_n(args: argparse.Namespace, command: str) -> dict[str, Any]:
-    """
-    Runs `endotrl eval best-of-n`; returns what `results.json` holds.
-
-    Raises:
-        `ValueError`, `OSError`, `ImportError`: With one message for the user.
-    """
+    """Runs `endotrl eval best-of-n`; returns what `results.json` holds."""
     require_math_verify()
     questions = read_questions(args.data, args.question, args.answer, args.limit)
     names = base_names(args.scorers or BEST_OF_N_SCORERS)
@@ -132,8 +121,7 @@ def run_best_of_n(args: argparse.Namespace, command: str) -> dict[str, Any]:
     results = _results(args, command, "best-of-n", title, questions, settings, answers, units, ["accuracy"])
     results["tie_rule"] = (
         "All choose among the same samples. Of samples with equal scores one is drawn: accuracy is its expectation. "
-        "Random is "
-        "the mean of all samples, best possible whether one is right."
+        "Random is the mean of all samples, best possible whether one is right."
     )
     _write(results, folder, questions, answers, args)
     return results

@@ -49,12 +49,7 @@ def comparison_rows(found: Mapping[str, Any], short: bool = False) -> tuple[list
 
 
 def read_results(path: str) -> dict[str, Any]:
-    """
-    Contents of a `results.json`, given as the file or its folder.
-
-    Raises:
-        `ValueError`: If it is not there, or not of this command.
-    """
+    """Contents of a `results.json`, given as the file or its folder."""
     file = Path(path) / "results.json" if Path(path).is_dir() else Path(path)
     try:
         results = json.loads(file.read_text(encoding="utf-8"))

@@ -22,19 +22,12 @@ NEEDS_DATA = ("dsp", "preference")
 
 
 def add_eval(commands: Any) -> None:
-    """
-    Adds `eval` with its sub-commands to the parser of the command line.
-
-    Args:
-        commands:
-            Sub-parsers of the command line.
-    """
+    """Adds `eval` with its sub-commands to the parser of the command line."""
     parser = commands.add_parser(
         "eval",
         help="measure how good a reward is, or what training on it did",
         description="Measures rewards on benchmarks, each with its own file formats and averaging; and answers of "
-        "models to "
-        "questions, before and after training.",
+        "models to questions, before and after training.",
         allow_abbrev=False,
     )
     kinds = parser.add_subparsers(dest="benchmark", metavar="WHAT", required=True)
@@ -51,9 +44,8 @@ def add_eval(commands: Any) -> None:
             name,
             text,
             f"Evaluates rewards on {name}: {text}. All forms of the reward come from one forward pass. The same "
-            "command goes "
-            "on where an earlier run was cut off; with more --scorers or a larger --limit, only what is missing is "
-            "scored.",
+            "command goes on where an earlier run was cut off; with more --scorers or a larger --limit, only what is "
+            "missing is scored.",
             _run_benchmark,
         )
         _add_benchmark(result, name)
@@ -79,10 +71,9 @@ def _add_benchmark(parser: argparse.ArgumentParser, name: str) -> None:
         nargs="+",
         help="what to compare, the first is what others are compared with: forms TOKEN.AGGREGATE such as bellman.sum, "
         "log_prob.discounted=0.95, centered.mean; residual:FORM, style_residual:FORM; self_certainty, "
-        "negative_entropy, mean_log_prob, "
-        "relative_perplexity; judge_pairwise, judge_pointwise, judge_verifier; reward_model:PATH; length, random; or "
-        "sets: "
-        "single-pass, two-pass, judges, controls (default: single-pass controls)",
+        "negative_entropy, mean_log_prob, relative_perplexity; judge_pairwise, judge_pointwise, judge_verifier; "
+        "reward_model:PATH; length, random; or sets: single-pass, two-pass, judges, controls (default: single-pass "
+        "controls)",
     )
     _add_output(parser, f"eval-{name}")
     add_reward_settings(parser, "alpha")
@@ -143,8 +134,7 @@ def _add_generation(sub: Any) -> None:
         "generation",
         "accuracy of a model's answers: greedy, sampled, pass@k",
         "Has a model answer maths questions and grades the answers (with math-verify): greedy, pass@1 and pass@k "
-        "(unbiased "
-        "estimator). Run it before and after training, and compare the two with `endotrl eval compare`.",
+        "(unbiased estimator). Run it before and after training, and compare the two with `endotrl eval compare`.",
         _run_generation,
     )
     _add_model(parser)
@@ -158,8 +148,7 @@ def _add_best_of_n(sub: Any) -> None:
         "best-of-n",
         "choose among N answers by the reward, and by majority, at random, by mean log-prob",
         "Samples N answers to each maths question and chooses one: by each scorer, by majority vote, at random; next "
-        "to the "
-        "mean of all and the best possible. All choose among the same samples.",
+        "to the mean of all and the best possible. All choose among the same samples.",
         _run_best_of_n,
     )
     _add_model(parser)

@@ -24,16 +24,7 @@ __all__ = ["command_line", "main", "make_parser"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """
-    Runs the command line.
-
-    Args:
-        argv (`Sequence[str]`, *optional*):
-            Arguments. Defaults to those of the process.
-
-    Returns:
-        `int`: exit code.
-    """
+    """Runs the command line; returns the exit code."""
     args = make_parser().parse_args(argv)
     ignore_upstream_warnings()
     if args.command == "eval":
@@ -94,8 +85,7 @@ def _add_plan(commands: Any) -> None:
         "plan",
         help="say whether a recipe fits on given GPUs, and how long it takes",
         description="Memory of each GPU under each way to split a recipe over GPUs, what to change if it does not "
-        "fit, and a "
-        "rough time. From configs alone: no weights are loaded, and no GPU is needed.",
+        "fit, and a rough time. From configs alone: no weights are loaded, and no GPU is needed.",
         formatter_class=HelpFormatter,
         allow_abbrev=False,
     )

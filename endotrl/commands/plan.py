@@ -43,19 +43,7 @@ class Recipe:
 
 
 def run_plan(args: argparse.Namespace) -> list[Plan]:
-    """
-    Runs `endotrl plan`.
-
-    Args:
-        args (`argparse.Namespace`):
-            Options, as the parser of the command line gives them.
-
-    Returns:
-        `list[Plan]`: one for each engine.
-
-    Raises:
-        `ValueError`, `OSError`: With one message for the user.
-    """
+    """Runs `endotrl plan`: a plan for each engine."""
     bad = [setting for setting in args.set if "=" not in setting]
     if bad:
         raise ValueError(f"--set takes settings as KEY=VALUE, such as use_peft=true, and not {bad[0]!r}.")
@@ -247,8 +235,7 @@ def _show(recipe: Recipe, hardware: Hardware, plans: list[Plan], speed: Speed) -
     offloaded = next(plan.cpu for plan in plans if plan.engine == "zero3_offload")
     lines = [
         "total: what stays (the rows down to vLLM), and the largest of training (gradients, activations, logits), "
-        "generation "
-        "and scoring, which do not overlap; with 1.5 GiB for CUDA.",
+        "generation and scoring, which do not overlap; with 1.5 GiB for CUDA.",
         f"zero3_offload: {offloaded * hardware.gpus / GIB:,.0f} GiB of CPU memory over all machines.",
     ]
     fitting = [plan.engine for plan in plans if plan.total <= hardware.gpu_memory]
@@ -266,11 +253,9 @@ def _show(recipe: Recipe, hardware: Hardware, plans: list[Plan], speed: Speed) -
     parts = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
     lines.append(
         f"Time: about {total:.0f} s for {recipe.micro_batches * work.micro_batch * hardware.gpus} sequences "
-        f"({parts}), if a GPU "
-        f"has {speed.flops / 1e12:g} TFLOPS and {speed.bandwidth / 1e9:g} GB/s, of which "
-        f"{speed.training_utilization:.0%} are "
-        f"reached in training and {speed.decoding_utilization:.0%} in decoding, all sequences are of full length, and "
-        "communication is free."
+        f"({parts}), if a GPU has {speed.flops / 1e12:g} TFLOPS and {speed.bandwidth / 1e9:g} GB/s, of which "
+        f"{speed.training_utilization:.0%} are reached in training and {speed.decoding_utilization:.0%} in decoding, "
+        "all sequences are of full length, and communication is free."
     )
     if recipe.max_steps > 0:
         updates = recipe.iterations if work.sequences == 1 else 1

@@ -178,8 +178,7 @@ def group_baseline(
     if valid is not None and (valid.shape != mask.shape[:1] or valid.dtype != torch.bool):
         raise ValueError(
             f"`valid` is {valid.dtype} of shape {tuple(valid.shape)}, but it must be bool, with one entry for each of "
-            "the "
-            f"{values.shape[0]} completions."
+            f"the {values.shape[0]} completions."
         )
     has_token = mask.any(dim=1)
     valid = has_token if valid is None else valid & has_token

@@ -181,8 +181,7 @@ def _segments(segment_ids: Tensor, mask: Tensor) -> Tensor:
     ):
         raise ValueError(
             f"`segment_ids` is {segment_ids.dtype} of shape {tuple(segment_ids.shape)} and `mask` {mask.dtype} of "
-            "shape "
-            f"{tuple(mask.shape)}, but they must be int64 and bool, both of shape (completions, tokens)."
+            f"shape {tuple(mask.shape)}, but they must be int64 and bool, both of shape (completions, tokens)."
         )
     ids = torch.where(mask, segment_ids, 0)
     if ids.numel() and ids.min() < 0:

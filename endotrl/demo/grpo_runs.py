@@ -20,6 +20,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from ..rewards.endogenous import EndogenousReward
+from ..trainers.cpu_generation import make_head_input_contiguous
 
 
 Prompts = Sequence[str] | Sequence[list[dict[str, str]]]
@@ -222,17 +223,6 @@ def load_model(path: str | Path, dtype: str = "float32") -> PreTrainedModel:
     model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
     make_head_input_contiguous(model)
     return model
-
-
-def make_head_input_contiguous(model: PreTrainedModel) -> None:
-    """
-    Makes a model's LM head take its input contiguous.
-
-    `generate` gives the head a slice of the hidden states. PyTorch multiplies a non-contiguous batch with a matrix by
-    copying the matrix for every row, which for 64 rows and 49,152 words takes longer on a CPU than all other work of
-    the prompt's forward pass.
-    """
-    model.get_output_embeddings().register_forward_pre_hook(lambda head, args: (args[0].contiguous(),))
 
 
 def quiet() -> None:

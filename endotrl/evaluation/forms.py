@@ -60,21 +60,7 @@ _MARKDOWN = re.compile(r"^\s*#{1,6} |^\s*[-*] |^\s*\d+\. |\*\*|```", re.MULTILIN
 
 @dataclass(frozen=True)
 class Form:
-    """
-    One form of intrinsic reward.
-
-    Attributes:
-        name (`str`):
-            As on the command line.
-        token (`str`):
-            Token reward.
-        aggregate (`str`):
-            How token rewards become one number.
-        parameter (`float`, *optional*):
-            Of the aggregate.
-        vocab_size (`int`):
-            Size of the model's vocabulary.
-    """
+    """One form of intrinsic reward: how token rewards become one number."""
 
     name: str
     token: str
@@ -84,21 +70,7 @@ class Form:
 
     @classmethod
     def parse(cls, name: str, vocab_size: int) -> "Form":
-        """
-        Reads the name of a form.
-
-        Raises:
-            `ValueError`: If there is no such form, or its parameter is missing or out of range.
-
-        Example:
-        ```python
-        >>> from endotrl.evaluation.forms import Form
-
-        >>> form = Form.parse("bellman.discounted=0.95", vocab_size=100)
-        >>> form.token, form.aggregate, form.parameter
-        ('bellman', 'discounted', 0.95)
-        ```
-        """
+        """The form of a name, such as `"bellman.discounted=0.95"`."""
         token, _, aggregate = ALIASES.get(name, name).partition(".")
         kind = aggregate.partition("=")[0]
         if token not in (*TOKEN_REWARDS, GAIN) or kind not in (*AGGREGATES, MATCHED):
@@ -144,13 +116,8 @@ class Form:
 
     def contributions(self, response: ScoredResponse, shortest: int) -> Contributions:
         """
-        What each token of a response contributes to its score, which they sum to.
-
-        Args:
-            response ([`ScoredResponse`]):
-                The response.
-            shortest (`int`):
-                Tokens of the shortest response of the item.
+        What each token of a response contributes to its score, which they sum to. `shortest` is the number of tokens
+        of the shortest response of the item.
         """
         rule = replace(self.rule, aggregate=f"first={shortest}") if self.aggregate == MATCHED else self.rule
         if self.token == GAIN:
@@ -233,17 +200,7 @@ def token_counts(item: Item, responses: Sequence[ScoredResponse]) -> list[int]:
 
 
 def markdown_density(text: str) -> float:
-    """
-    How much Markdown a text has: headings, bold (`**`), list items and code fences per 100 characters.
-
-    Example:
-    ```python
-    >>> from endotrl.evaluation.forms import markdown_density
-
-    >>> markdown_density("- one\\n- two")  # 2 list items in 11 characters
-    18.181818181818183
-    ```
-    """
+    """How much Markdown a text has: headings, bold (`**`), list items and code fences per 100 characters."""
     return 100 * len(_MARKDOWN.findall(text)) / max(1, len(text))
 
 
@@ -251,21 +208,12 @@ def residuals(
     scores: Sequence[Sequence[float]], covariates: Sequence[Sequence[Sequence[float]]], groups: Sequence[str]
 ) -> tuple[list[list[float]], dict[str, list[float]]]:
     r"""
-    What style does not explain (ours): $s - b^\top x$, with the slopes $b$ of the score on covariates $x$, such as the
-    logarithm of the length, among the responses of an item, pooled over the items of a group (least squares with a
+    What style does not explain (ours): $s - b^\top x$, with the slopes $b$ of the score on C covariates $x$, such as
+    the logarithm of the length, among the responses of an item, pooled over the items of a group (least squares with a
     level for each item). It takes no labels, but all items: the score of one depends, a little, on the others.
 
-    Args:
-        scores (`Sequence[Sequence[float]]`):
-            One number per response, by item.
-        covariates (`Sequence[Sequence[Sequence[float]]]`):
-            C numbers per response, by item.
-        groups (`Sequence[str]`):
-            Group of each item. What is long for one domain is not for another.
-
-    Returns:
-        The residuals, and the C slopes of each group: 0 where a covariate is the same for all responses of each item,
-        and in a group too small to fit them.
+    Returns the residuals, and the C slopes of each group: 0 where a covariate is the same for all responses of each
+    item, and in a group too small to fit them.
     """
     rows = [np.asarray(row, dtype=float) for row in scores]  # (responses,)
     tables = [np.asarray(table, dtype=float) for table in covariates]  # (responses, C)

@@ -28,15 +28,7 @@ SIMILAR_LENGTH = 1.2  # ratio of lengths up to which two responses count as of s
 @dataclass(frozen=True)
 class Unit:
     """
-    What a benchmark counts.
-
-    Attributes:
-        cluster (`str`):
-            Units of one cluster are resampled together.
-        group (`str`):
-            Part of the benchmark.
-        values (`dict[str, float]`):
-            Numbers of which the metrics take means.
+    What a benchmark counts: numbers of which the metrics take means. Units of one cluster are resampled together.
     """
 
     cluster: str
@@ -55,16 +47,8 @@ class Estimate:
 
 def group_means(units: Sequence[Unit], weights: Array) -> Means:
     """
-    Weighted means of the units' values, by group and of all (`"*"`).
-
-    Args:
-        units (`Sequence[Unit]`):
-            N units. A unit without a key does not count for it.
-        weights (`np.ndarray` of shape `(R, N)`):
-            Weight of each unit in each of R resamples.
-
-    Returns:
-        `dict`: group -> key -> array of shape `(R,)`, NaN where nothing has weight.
+    Weighted means of N units' values in R resamples (`weights` has shape `(R, N)`): group, or of all `"*"`, -> key ->
+    array of shape `(R,)`, NaN where nothing has weight. A unit without a key does not count for it.
     """
     keys = sorted({key for unit in units for key in unit.values})
     values = np.array([[unit.values.get(key, math.nan) for key in keys] for unit in units])  # (N, K)
@@ -82,12 +66,9 @@ def group_means(units: Sequence[Unit], weights: Array) -> Means:
 
 def resampling_weights(units: Sequence[Unit], num_resamples: int | None = None, seed: int = 0) -> Array:
     """
-    Weights of a cluster bootstrap: how often each unit is drawn. Clusters are drawn with replacement among those that
-    lie in the same groups, so that every resample has as many of each part as the data. By default there are 2000
-    resamples, and fewer, down to 400, of more than 10,000 units, for memory.
-
-    Returns:
-        `np.ndarray` of shape `(num_resamples, N)`.
+    Weights of a cluster bootstrap, of shape `(num_resamples, N)`: how often each unit is drawn. Clusters are drawn
+    with replacement among those that lie in the same groups, so that every resample has as many of each part as the
+    data. By default there are 2000 resamples, and fewer, down to 400, of more than 10,000 units, for memory.
     """
     if num_resamples is None:
         num_resamples = max(400, min(NUM_RESAMPLES, 20_000_000 // max(1, len(units))))
@@ -112,15 +93,8 @@ def point_values(units: Sequence[Unit], metrics_of: MetricsOf) -> dict[str, floa
 
 def estimates(units: Sequence[Unit], metrics_of: MetricsOf, weights: Array) -> dict[str, Estimate]:
     """
-    Metrics with percentile bootstrap intervals (95%).
-
-    Args:
-        units (`Sequence[Unit]`):
-            N units.
-        metrics_of (`Callable`):
-            Metrics of group means, on arrays of shape `(R,)`.
-        weights (`np.ndarray` of shape `(R, N)`):
-            From [`resampling_weights`].
+    Metrics (`metrics_of`, on arrays of group means) with percentile bootstrap intervals (95%), from the weights of
+    [`resampling_weights`].
     """
     resampled = metrics_of(group_means(units, weights))
     return {name: _estimate(value, resampled[name]) for name, value in point_values(units, metrics_of).items()}
@@ -132,9 +106,6 @@ def differences(
     """
     Metrics of B minus those of A on the same units, with paired bootstrap intervals (95%): both see the same
     resamples.
-
-    Raises:
-        `ValueError`: If the units are not of the same clusters and groups, in the same order.
     """
     if [(u.cluster, u.group) for u in units_a] != [(u.cluster, u.group) for u in units_b]:
         raise ValueError("A paired difference needs the same units in the same order, and these differ.")
@@ -150,14 +121,6 @@ def differences(
 def difference_in_words(name_a: str, name_b: str, difference: Estimate, num_clusters: int) -> str:
     """
     A difference as people say it, and plainly if it may be noise. Of fewer than 20 clusters a bootstrap says nothing.
-
-    Example:
-    ```python
-    >>> from endotrl.evaluation.intervals import Estimate, difference_in_words
-
-    >>> difference_in_words("sum", "mean", Estimate(-0.02, -0.06, 0.02), num_clusters=129)
-    'mean and sum: no difference beyond noise (-0.020, 95% interval -0.060 to +0.020)'
-    ```
     """
     interval = f"({difference.value:+.3f}, 95% interval {difference.low:+.3f} to {difference.high:+.3f})"
     if num_clusters < MIN_CLUSTERS:
@@ -182,13 +145,8 @@ def verdict(difference: Estimate, num_clusters: int) -> str:
 @dataclass(frozen=True)
 class Pair:
     """
-    A better and a worse response, as one scorer sees them.
-
-    Attributes:
-        margin (`float`):
-            Score of the better minus score of the worse. Right if above 0; a tie is not right.
-        length_better (`float`), length_worse (`float`):
-            Their lengths, in tokens.
+    A better and a worse response, as one scorer sees them, with their lengths in tokens. Its `margin` is the score of
+    the better minus that of the worse: right if above 0; a tie is not right.
     """
 
     margin: float
@@ -228,9 +186,6 @@ def calibration(pairs: Sequence[Pair], num_bins: int = 5) -> list[dict[str, floa
     """
     Accuracy against margin: pairs in bins of equal size, from the least to the most decided. A scorer whose margins
     mean something is right more often where they are large.
-
-    Returns:
-        `list[dict]`: `low`, `high` (of the absolute margin), `accuracy`, `num_pairs` of each bin.
     """
     ordered = sorted(pairs, key=lambda pair: abs(pair.margin))
     bins = [part for part in np.array_split(np.arange(len(ordered)), num_bins) if len(part)]

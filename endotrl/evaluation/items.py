@@ -15,40 +15,18 @@ class Item:
     """
     One question of a benchmark. A scorer gives a number to each of its responses, or, if it has steps, to each step of
     its only response.
-
-    Attributes:
-        id (`str`):
-            Name in the results, such as the benchmark's own id.
-        group (`str`):
-            Part of the benchmark: a domain or subset.
-        prompt (`str` or `list[dict]`):
-            Text or messages, as a user would send them.
-        responses (`tuple[str | list[dict], ...]`):
-            What is scored.
-        better (`tuple[tuple[int, int], ...]`):
-            Pairs (better, worse) of responses, as the benchmark's labels have it.
-        criterion (`str`, *optional*):
-            System message under which the responses are judged.
-        cluster (`str`, *optional*):
-            Items of one cluster are not independent, and are resampled together. Defaults to group and id.
-        steps (`tuple[str, ...]`, *optional*):
-            The steps that the only response consists of, joined with an empty line.
-        facts (`dict[str, Any]`, *optional*):
-            What else the benchmark's rule needs.
-        response_ids (`tuple[tuple[int, ...], ...]`, *optional*):
-            Tokens of the responses as a model generated them.
     """
 
-    id: str
-    group: str
-    prompt: Prompt
+    id: str  # name in the results, such as the benchmark's own id
+    group: str  # part of the benchmark: a domain or subset
+    prompt: Prompt  # text or messages, as a user would send them
     responses: tuple[Completion, ...]
-    better: tuple[tuple[int, int], ...] = ()
-    criterion: str | None = None
-    cluster: str | None = None
-    steps: tuple[str, ...] | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    response_ids: tuple[tuple[int, ...], ...] | None = None
+    better: tuple[tuple[int, int], ...] = ()  # pairs (better, worse) of responses, as the benchmark's labels have it
+    criterion: str | None = None  # system message under which the responses are judged
+    cluster: str | None = None  # items of one cluster are resampled together (default: group and id)
+    steps: tuple[str, ...] | None = None  # that the only response consists of, joined with an empty line
+    facts: Mapping[str, Any] = field(default_factory=dict)  # what else the benchmark's rule needs
+    response_ids: tuple[tuple[int, ...], ...] | None = None  # as a model generated them
 
     @property
     def key(self) -> str:

@@ -30,14 +30,12 @@ _QUESTION = "[Question]\n{question}\n\n"
 _ASK = {
     "judge_pairwise": (
         "Here are a question and two answers. Decide which answer is better: more correct, more helpful, safer. "
-        "Neither "
-        "order nor length counts.\n\n" + _QUESTION + "[Answer A]\n{first}\n\n[Answer B]\n{second}\n\n",
+        "Neither order nor length counts.\n\n" + _QUESTION + "[Answer A]\n{first}\n\n[Answer B]\n{second}\n\n",
         "Which answer is better, A or B? Reply with one letter.",
     ),
     "judge_pointwise": (
         "Here are a question and an answer. Rate how good the answer is: correct, helpful, safe. 1 is the worst, 9 "
-        "the "
-        "best. Length does not count.\n\n" + _QUESTION + "[Answer]\n{first}\n\n",
+        "the best. Length does not count.\n\n" + _QUESTION + "[Answer]\n{first}\n\n",
         "What is your rating, from 1 to 9? Reply with one digit.",
     ),
     "judge_verifier": (
@@ -51,15 +49,8 @@ _REASONS = "First think it through in a few sentences, without giving your verdi
 
 class Judge:
     """
-    A judge (see above).
-
-    Args:
-        kind (`str`):
-            `"judge_pairwise"`, `"judge_pointwise"` or `"judge_verifier"`.
-        engine ([`Engine`]):
-            The model that judges.
-        reasoning_tokens (`int`, *optional*, defaults to `0`):
-            If above 0, the model first writes its reasons, greedily and at most so many tokens long.
+    A judge (see above) of a kind: `"judge_pairwise"`, `"judge_pointwise"` or `"judge_verifier"`. With
+    `reasoning_tokens` above 0, the model first writes its reasons, greedily and at most so many tokens long.
     """
 
     needs_alone = False
@@ -71,8 +62,7 @@ class Judge:
         if len(set(self._words)) < len(self._words):
             raise ValueError(
                 f"{kind} cannot be used with this model: its tokenizer begins some of the replies "
-                f"{', '.join(_WORDS[kind])} "
-                "with the same token."
+                f"{', '.join(_WORDS[kind])} with the same token."
             )
 
     def score(self, item: Item, responses: Sequence[ScoredResponse]) -> list[float]:
@@ -80,12 +70,7 @@ class Judge:
         return self.score_items([item])[0]
 
     def score_items(self, items: Sequence[Item], progress: bool = False) -> list[list[float]]:
-        """
-        One number per response, for several items at once.
-
-        Raises:
-            `ValueError`: If an item has steps, which judges do not score.
-        """
+        """One number per response, for several items at once."""
         questions: list[Prompt] = []
         for item in items:
             if item.steps is not None:

@@ -17,17 +17,7 @@ ANSWER_KEYS = ("answer", "final_answer", "target", "Answer", "solution")
 
 @dataclass(frozen=True)
 class Question:
-    """
-    A question with its right answer.
-
-    Attributes:
-        id (`str`):
-            The row's own id, or its place.
-        text (`str`):
-            The question.
-        answer (`str`):
-            The right answer, as LaTeX or a number.
-    """
+    """A question with its right answer, as LaTeX or a number."""
 
     id: str
     text: str
@@ -42,23 +32,10 @@ class Question:
 def read_questions(
     path: str, question: str | None = None, answer: str | None = None, limit: int | None = None
 ) -> list[Question]:
-    """
-    Questions of a file.
-
-    Args:
-        path (`str`):
-            JSON Lines, JSON or Parquet file.
-        question (`str`, *optional*), answer (`str`, *optional*):
-            Keys. By default the first that a row has of `question`, `problem`, `input`, `prompt` and of `answer`,
-            `final_answer`, `target`, `solution`. A text `Body` (SVAMP) goes before the question. Of an answer, what
-            follows
-            `####` (GSM8K) or stands in the last `\\boxed{}` counts.
-        limit (`int`, *optional*):
-            Only the first questions.
-
-    Raises:
-        `FormatError`: If a row has no question or no answer.
-        `ValueError`: If there is no such file.
+    r"""
+    Questions of a JSON Lines, JSON or Parquet file, by default from the first key that a row has of `question`,
+    `problem`, `input`, `prompt`, and answers of `answer`, `final_answer`, `target`, `solution`. A text `Body` (SVAMP)
+    goes before the question. Of an answer, what follows `####` (GSM8K) or stands in the last `\boxed{}` counts.
     """
     if not Path(path).is_file():
         raise ValueError(f"--data {path}: there is no such file.")

@@ -49,23 +49,9 @@ def evaluate(
     num_resamples: int | None = None,
 ) -> dict[str, Any]:
     """
-    What the scores say.
-
-    Args:
-        benchmark ([`Benchmark`]):
-            The benchmark.
-        items (`Sequence[Item]`):
-            Its items.
-        names (`Sequence[str]`):
-            Scorers; differences are to the first.
-        records (`dict`):
-            From [`score_items`].
-        num_resamples (`int`, *optional*):
-            Resamples of the bootstrap: see [`resampling_weights`].
-
-    Returns:
-        `dict` of JSON values: `metrics` (scorer -> metric -> value, low, high), `differences` (to the first scorer),
-        `statements` (the same in words), `length`, `calibration`, `details`, `ties`, `units`, `examples`.
+    What the scores of `records` ([`score_items`]) say, as JSON values: `metrics` (scorer -> metric -> value, low,
+    high), `differences` (to the first of `names`), `statements` (the same in words), `length`, `calibration`,
+    `details`, `ties`, `units`, `examples`.
     """
     lengths = [records[item.key]["tokens"] for item in items]
     scored = {name: scores_of(name, items, records) for name in names}
@@ -132,20 +118,8 @@ def units_of(results: Mapping[str, Any], name: str) -> list[Unit]:
 
 def compare(a: Mapping[str, Any], b: Mapping[str, Any], num_resamples: int | None = None) -> dict[str, Any]:
     """
-    Paired differences of two runs on the units that both have.
-
-    Args:
-        a (`dict`), b (`dict`):
-            Contents of two `results.json`.
-        num_resamples (`int`, *optional*):
-            Resamples of the bootstrap: see [`resampling_weights`].
-
-    Returns:
-        `dict`: `num_units`, `left_out`, and `rows`:
-        `{"scorer", "metric", "a", "b", "difference", "low", "high", "verdict"}`.
-
-    Raises:
-        `ValueError`: If the runs are of different benchmarks, or have no scorer or no unit in common.
+    Paired differences of two runs, as in `results.json`, on the units that both have: `num_units`, `left_out`, and
+    `rows`: `{"scorer", "metric", "a", "b", "difference", "low", "high", "verdict"}`.
     """
     if a["benchmark"] != b["benchmark"]:
         raise ValueError(f"The runs are of different benchmarks: {a['benchmark']} and {b['benchmark']}.")

@@ -35,21 +35,7 @@ def report_page(
     tokenizer: PreTrainedTokenizerBase,
     vocab_size: int,
 ) -> str:
-    """
-    The page of a run.
-
-    Args:
-        results (`dict`):
-            As in `results.json`.
-        items (`Sequence[Item]`):
-            The items.
-        stats ([`StatsCache`]):
-            Token statistics; items that are not there are not shown.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer of the model.
-        vocab_size (`int`):
-            Size of the model's vocabulary.
-    """
+    """The page of a run. Items whose token statistics are not in the cache are not shown."""
     benchmark = BENCHMARKS[results["benchmark"]]
     headers, rows = full_rows(results)
     note = f"{results['tie_rule']} Intervals are 95%: bootstrap over items.{few_items(results)}"
@@ -93,8 +79,7 @@ def _rm_bench(results: Mapping[str, Any], plots: bool) -> Markup:
     blocks = [
         Markup(
             "<p>Easy: the better response is in the fancier style; hard: in the plainer one. A reward that looks at "
-            "substance "
-            "has them equal.</p>"
+            "substance has them equal.</p>"
         )
     ]
     if plots:
@@ -129,8 +114,7 @@ def _length(results: Mapping[str, Any], plots: bool) -> Markup:
     caption = (
         f"Accuracy where the better response is longer ({counts['num_better_is_longer']} pairs), of similar length "
         f"({counts['num_similar_length']}, within a factor of 1.2) and shorter ({counts['num_better_is_shorter']}). "
-        "Bias is the "
-        "first minus the third, length-controlled their mean: length alone gets 0.5."
+        "Bias is the first minus the third, length-controlled their mean: length alone gets 0.5."
     )
     blocks = [table(["scorer", *[key.replace("_", " ") for key in keys]], rows, caption=caption)]
     if plots and any(split["bias"] is not None for split in results["length"].values()):

@@ -28,12 +28,7 @@ logger = logging.getLogger(__name__)
 class SentenceModel:
     """
     Scores responses with a trained [`SentenceRewardModel`], as [`SentenceReward`] does. What does not fit its context
-    is cut as
-    [`Engine`] cuts it: the end of a response, and the beginning of a prompt that is too long by itself.
-
-    Args:
-        path, engine, dtype, device, trust_remote_code:
-            As for [`RewardModel`].
+    is cut as [`Engine`] cuts it: the end of a response, and the beginning of a prompt that is too long by itself.
     """
 
     needs_alone = False
@@ -80,18 +75,6 @@ class RewardModel:
     Scores responses as TRL's trainers do with a reward model: the conversation in its chat template, tokenized without
     further special tokens, and the only logit. Of a conversation that does not fit the model's context, the beginning
     is cut: a classifier reads its score at the end.
-
-    Args:
-        path (`str`):
-            Path or hub id.
-        engine ([`Engine`]):
-            How prompts are written, and how many tokens a forward pass may have; here, with padding.
-        dtype (`str`, *optional*, defaults to `"auto"`), device (`str`, *optional*), trust_remote_code (`bool`,
-        *optional*):
-            As for [`EndogenousReward`].
-
-    Raises:
-        `OSError`: If the checkpoint lacks weights.
     """
 
     needs_alone = False
@@ -161,13 +144,7 @@ def _check_no_steps(name: str, items: Sequence[Item]) -> None:
 
 
 def reward_model_class(path: str, trust_remote_code: bool = False) -> type[RewardModel] | type[SentenceModel]:
-    """
-    What scores with the reward model at a path, by its configuration.
-
-    Raises:
-        `OSError`: If there is no model of that name.
-        `ValueError`: If it is no reward model.
-    """
+    """What scores with the reward model at a path, by its configuration."""
     config = load_config(path, trust_remote_code)
     if isinstance(config, SentenceRewardConfig):
         return SentenceModel

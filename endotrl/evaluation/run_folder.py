@@ -29,10 +29,6 @@ class RunFolder:
     results.md        the table, to paste
     report.html       the same with plots and token rewards
     ```
-
-    Args:
-        folder (`str` or `Path`):
-            The folder; made if it is not there.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -47,39 +43,27 @@ class RunFolder:
         self._lock: BaseFileLock | None = None
 
     def hold(self) -> None:
-        """
-        Makes the folder, and keeps other runs out of it until this object is gone.
-
-        Raises:
-            `ValueError`: If another run is in there.
-        """
+        """Makes the folder, and keeps other runs out of it until this object is gone."""
         self._check_is_folder()
         self.folder.mkdir(parents=True, exist_ok=True)
         message = f"Another run is writing to {self.folder} right now. Wait for it, or choose another --output."
         self._lock = lock(self.folder / LOCK_FILE, message)
 
     def open(self, settings: Mapping[str, Any], overwrite: bool = False) -> None:
-        """
-        Makes the folder, or checks that what is in it was made under the same settings.
-
-        Raises:
-            `ValueError`: If it was not.
-        """
+        """Makes the folder, or checks that what is in it was made under the same settings."""
         self._check_is_folder()
         if self.settings_path.exists() and not overwrite:
             changed = changed_settings(self.read_settings(), settings)
             if changed:
                 raise ValueError(
                     f"{self.folder} holds a run with other settings: {changed}. Choose another --output, or start "
-                    "anew "
-                    "with --overwrite."
+                    "anew with --overwrite."
                 )
             return
         if (self.scores_path.exists() or self.answers_path.exists()) and not overwrite:
             raise ValueError(
                 f"{self.folder} holds scores, but no {self.settings_path.name} that tells what made them. Choose "
-                "another "
-                "--output, or start anew with --overwrite."
+                "another --output, or start anew with --overwrite."
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in [self.scores_path, self.answers_path, self.results_path, *self.stats.folder.glob("*.npz")]:
@@ -92,12 +76,7 @@ class RunFolder:
             raise ValueError(f"--output {self.folder} is a file, but a run needs a folder. Choose another one.")
 
     def read_settings(self) -> dict[str, Any]:
-        """
-        The settings of the run.
-
-        Raises:
-            `ValueError`: If there is no run in the folder, or the file is damaged.
-        """
+        """The settings of the run."""
         try:
             return json.loads(self.settings_path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:

@@ -81,12 +81,7 @@ class Scorer(Protocol):
 
 
 def expand_names(names: Sequence[str], steps: bool) -> list[str]:
-    """
-    Names of scorers, the words that stand for several replaced, each name once.
-
-    Raises:
-        `ValueError`: If a scorer does not score steps, and steps are asked.
-    """
+    """Names of scorers, the words that stand for several replaced, each name once."""
     sets = STEP_SETS if steps else SETS
     expanded = [name for word in names for name in sets.get(word, (word,))]
     result = list(dict.fromkeys(expanded))
@@ -114,12 +109,7 @@ def base_names(names: Sequence[str]) -> list[str]:
 
 
 def make_form(name: str, vocab_size: int) -> Form | RelativePerplexity | Control:
-    """
-    A scorer that needs token statistics only.
-
-    Raises:
-        `ValueError`: If there is none of that name.
-    """
+    """A scorer that needs token statistics only."""
     if name in CONTROLS:
         return Control(name)
     if name == RELATIVE_PERPLEXITY:
@@ -133,13 +123,7 @@ def needs_model(name: str) -> bool:
 
 
 def check_name(name: str, vocab_size: int, trust_remote_code: bool = False) -> None:
-    """
-    Raises what [`make_scorer`] would raise for a name, before any weights are loaded.
-
-    Raises:
-        `ValueError`: If there is no scorer of that name, or its model is no reward model.
-        `OSError`: If there is no model of that name.
-    """
+    """Raises what [`make_scorer`] would raise for a name, before any weights are loaded."""
     if name.startswith(REWARD_MODEL):
         reward_model_class(name.removeprefix(REWARD_MODEL), trust_remote_code)
     elif not needs_model(name):
@@ -154,19 +138,7 @@ def make_scorer(
     device: str | None = None,
     trust_remote_code: bool = False,
 ) -> Scorer:
-    """
-    A scorer of any kind.
-
-    Args:
-        name (`str`):
-            Its name.
-        engine ([`Engine`]):
-            The frozen model.
-        reasoning_tokens (`int`, *optional*, defaults to `0`):
-            Tokens in which judges may reason first.
-        dtype (`str`, *optional*), device (`str`, *optional*), trust_remote_code (`bool`, *optional*):
-            Of an explicit reward model.
-    """
+    """A scorer of any kind. `dtype`, `device` and `trust_remote_code` are those of an explicit reward model."""
     for kind in JUDGES:
         if name == kind:
             return Judge(kind, engine, reasoning_tokens)

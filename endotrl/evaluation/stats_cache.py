@@ -18,13 +18,7 @@ _FIELDS = ("token_ids", "chosen_logits", "entropies", "mean_logits", "log_probs_
 
 
 class StatsCache:
-    """
-    Token statistics in a folder: a compressed `.npz` file for each block of items, of plain arrays only.
-
-    Args:
-        folder (`Path`):
-            The folder; made on the first [`save`].
-    """
+    """Token statistics in a folder: a compressed `.npz` file for each block of items, of plain arrays only."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -88,19 +88,7 @@ def full_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[object]]
 
 
 def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """
-    A table in Markdown; numbers to the right.
-
-    Example:
-    ```python
-    >>> from endotrl.evaluation.tables import markdown_table
-
-    >>> print(markdown_table(["scorer", "accuracy"], [["length", 0.5]]))
-    | scorer | accuracy |
-    |---|---:|
-    | length | 0.500 |
-    ```
-    """
+    """A table in Markdown; numbers to the right."""
     numeric = [all(not isinstance(row[i], str) for row in rows) for i in range(len(headers))]
     lines = [
         f"| {' | '.join(map(_cell, headers))} |",

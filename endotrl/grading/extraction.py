@@ -53,15 +53,7 @@ _LETTER_RIGHT = re.compile(
 
 
 class Claim(NamedTuple):
-    """
-    What a completion gives as its answer.
-
-    Attributes:
-        text (`str`):
-            The words.
-        boxed (`bool`):
-            Whether it is marked off as the answer: all of `text` is the answer, and nothing else is.
-    """
+    """What a completion gives as its answer; `boxed`, if all of `text` is the answer, and nothing else is."""
 
     text: str
     boxed: bool

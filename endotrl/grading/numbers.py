@@ -64,16 +64,8 @@ _LATEX = [
 @dataclass(frozen=True)
 class Number:
     """
-    A number.
-
-    Attributes:
-        value (`Fraction` or `float`):
-            Exact if it is rational.
-        digits (`int`, *optional*):
-            Decimals, if it is written as a decimal number: of `0.333`, 3. `None` for a fraction, a root, an
-            expression.
-        significant (`int`):
-            Significant digits of a decimal number.
+    A number, exact (`Fraction`) if it is rational. Of one that is written as a decimal, `digits` are its decimals and
+    `significant` its significant digits; `None` of a fraction, a root, an expression.
     """
 
     value: Fraction | float
@@ -90,15 +82,8 @@ def plain_math(text: str) -> str:
 
 def read_number(text: str) -> Number | None:
     """
-    The number that a whole text is: an integer with or without separators, a decimal, a fraction, a mixed number, in
-    scientific notation, in words, or an expression of numbers with roots, powers and pi.
-
-    Args:
-        text (`str`):
-            Text without LaTeX's layout: see [`plain_math`].
-
-    Returns:
-        [`Number`], or `None` if it is none.
+    The number that a whole text (see [`plain_math`]) is: an integer with or without separators, a decimal, a fraction,
+    a mixed number, in scientific notation, in words, or an expression of numbers with roots, powers and pi.
     """
     text = text.strip()
     words = text.casefold()
@@ -154,10 +139,7 @@ def _nearly_same(right: Number, given: Number) -> bool:
 
 
 class _Parser:
-    """
-    A recursive descent over sums, products, powers, fractions and roots of numbers. Raises `ValueError` for anything
-    else.
-    """
+    """Recursive descent over sums, products, powers, fractions and roots of numbers; else `ValueError`."""
 
     def __init__(self, text: str) -> None:
         self._text, self._position = text, 0

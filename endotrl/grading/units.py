@@ -49,26 +49,16 @@ _CUBIC = re.compile(r"^(?:cubic|cu\.?)\s+(\w+)$")
 # Words behind a number that are no unit, and end one.
 STOP_WORDS = frozenset(
     "a an and are as at because but by each every for from had has have he her his i if in is it its left more most "
-    "my not of on or "
-    "our per remaining respectively she since so still than that the their there therefore they this times to total "
-    "was we were "
-    "when where which while who will with you your apiece altogether only too now then after before old long tall "
-    "high wide away".split()
+    "my not of on or our per remaining respectively she since so still than that the their there therefore they this "
+    "times to total was we were when where which while who will with you your apiece altogether only too now then "
+    "after before old long tall high wide away".split()
 )
 
 
 def canonical_unit(text: str) -> tuple[str, Fraction] | None:
     """
-    The dimension of a unit that is known, and how many of the first unit of that dimension it is. `None` for other
-    words.
-
-    Example:
-    ```python
-    >>> from endotrl.grading.units import canonical_unit
-
-    >>> canonical_unit("square cm")
-    ('length^2', Fraction(1, 10000))
-    ```
+    The dimension of a unit that is known, and how many of the first unit of that dimension it is: of "square cm",
+    `("length^2", Fraction(1, 10000))`.
     """
     text = " ".join(text.split()).strip(" .,;:!?\"'()*")
     if not text or text in _CASED:

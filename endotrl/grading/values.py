@@ -23,13 +23,7 @@ class Quantity:
 @dataclass(frozen=True)
 class Collection:
     """
-    Several values.
-
-    Attributes:
-        items (`tuple[Value, ...]`):
-            The values.
-        brackets (`str`, *optional*):
-            What is around them: `"()"` and `"[)"` in order, `"{}"` in any order; `""` of a list without brackets.
+    Several values, in `brackets`: `"()"` and `"[)"` in order, `"{}"` in any order; `""` of a list without brackets.
     """
 
     items: tuple["Value", ...]
@@ -71,19 +65,7 @@ _WORDY = re.compile(
 
 
 def read_value(text: str) -> Value | None:
-    r"""
-    The value that a whole text is; `None` for text that is no mathematical answer.
-
-    Example:
-    ```python
-    >>> from endotrl.grading.values import read_value, same_value
-
-    >>> same_value(read_value(r"\frac{1}{2}"), read_value("0.50"))
-    True
-    >>> same_value(read_value("[0, 1)"), read_value("(0, 1)"))
-    False
-    ```
-    """
+    """The value that a whole text is; `None` for text that is no mathematical answer."""
     if len(text) > 1000:
         return None
     text = _without_delimiters(text.strip())

@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 from trl import DatasetMixtureConfig, GRPOConfig, ModelConfig, RewardConfig, ScriptArguments
 
+from ..field_help import with_help
 from ..monitoring.monitor import Action
 from ..rewards.controls import FormatReward
 from ..rewards.endogenous import EndogenousReward
@@ -18,6 +19,7 @@ ACCURACIES = ("auto", "math", "match", "none")
 ON_COLLAPSE = (*get_args(Action), "none")
 
 
+@with_help
 @dataclass
 class RunArguments(ScriptArguments):
     """
@@ -28,12 +30,10 @@ class RunArguments(ScriptArguments):
             Whether to go on from the last complete checkpoint in `output_dir`, if there is one.
     """
 
-    resume: bool = field(
-        default=True,
-        metadata={"help": "Whether to go on from the last complete checkpoint in `output_dir`, if there is one."},
-    )
+    resume: bool = True
 
 
+@with_help
 @dataclass
 class RecipeArguments(RunArguments):
     """
@@ -57,8 +57,7 @@ class RecipeArguments(RunArguments):
             `output_dir/completions` and on W&B; 0 for none.
         on_collapse (`str`, *optional*, defaults to `"warn"`):
             What [`CollapseMonitor`] does when the run collapses: `"warn"`, `"stop"`, or `"restore"` the best
-            checkpoint.
-            `"none"` does without it.
+            checkpoint. `"none"` does without it.
         accuracy (`str`, *optional*, defaults to `"auto"`):
             Accuracy of final answers ([`AccuracyReward`]) to log beside the reward, with weight 0: `"math"` compares
             expressions by math-verify, `"match"` as they are written; `"none"`; or `"auto"`: `"math"` for a column
@@ -72,54 +71,14 @@ class RecipeArguments(RunArguments):
         `ValueError`: If `accuracy` or `on_collapse` is unknown.
     """
 
-    dataset_prompt_column: str = field(
-        default="prompt", metadata={"help": "Column with the prompts, as text or as messages."}
-    )
-    dataset_prompt_suffix: str | None = field(
-        default=None, metadata={"help": "Text to add to each prompt, or to the last message of it."}
-    )
-    dataset_prompt_chat: bool = field(
-        default=False,
-        metadata={"help": "Whether prompts that are text become messages of a user, for the chat template."},
-    )
-    dataset_overlong: str = field(
-        default="error",
-        metadata={
-            "help": "What to do with prompts that, with the longest completion, do not fit the policy's or a frozen "
-            "model's context: 'error', or 'drop' (leave them out).",
-            "choices": ["error", "drop"],
-        },
-    )
-    heat_map_steps: int = field(
-        default=0,
-        metadata={
-            "help": "Steps from one page of completions in the colours of their token rewards to the next, in "
-            "`output_dir/completions` and on W&B; 0 for none."
-        },
-    )
-    on_collapse: str = field(
-        default="warn",
-        metadata={
-            "help": "What to do when the run collapses: 'warn', 'stop', 'restore' (the best checkpoint), or 'none' "
-            "(not look).",
-            "choices": list(ON_COLLAPSE),
-        },
-    )
-    accuracy: str = field(
-        default="auto",
-        metadata={
-            "help": "Accuracy to log beside the reward, with weight 0: 'math' (expressions by math-verify), 'match' "
-            "(expressions as written), 'none', or 'auto', which looks at the columns.",
-            "choices": list(ACCURACIES),
-        },
-    )
-    answer_column: str | None = field(
-        default=None,
-        metadata={
-            "help": "Column with the right answer, or a list of accepted ones. Defaults to the first of `solution`, "
-            "`answer` and `answers` that there is."
-        },
-    )
+    dataset_prompt_column: str = "prompt"
+    dataset_prompt_suffix: str | None = None
+    dataset_prompt_chat: bool = False
+    dataset_overlong: str = field(default="error", metadata={"choices": ["error", "drop"]})
+    heat_map_steps: int = 0
+    on_collapse: str = field(default="warn", metadata={"choices": list(ON_COLLAPSE)})
+    accuracy: str = field(default="auto", metadata={"choices": list(ACCURACIES)})
+    answer_column: str | None = None
 
     def __post_init__(self) -> None:
         if self.heat_map_steps < 0:
@@ -148,6 +107,7 @@ _EndogenousSettings: Any = make_dataclass(
 )
 
 
+@with_help
 @dataclass
 class RewardArguments(_EndogenousSettings):
     r"""
@@ -175,34 +135,11 @@ class RewardArguments(_EndogenousSettings):
         `ValueError`: If a value is out of range or unknown.
     """
 
-    reward: list[str] = field(
-        default_factory=lambda: ["endogenous"],
-        metadata={
-            "help": "Rewards, weighted by `reward_weights`: 'endogenous'; 'sentence' (a trained reward model); the "
-            "controls 'random', 'length' (shorter is better), 'format'; or a dotted path to a reward function."
-        },
-    )
-    reward_model: str | None = field(
-        default=None,
-        metadata={
-            "help": "Frozen model: a path or hub id, or 'quickstart'. By default the policy as it was before "
-            "training, "
-            "shared with the trainer where that holds its weights."
-        },
-    )
-    reward_shard: bool = field(
-        default=True,
-        metadata={
-            "help": "Whether frozen weights are split over the processes where the policy's are (DeepSpeed ZeRO-3, "
-            "FSDP2), and put together for each call; or else whole on every process."
-        },
-    )
-    reward_sentence_model: str | None = field(
-        default=None, metadata={"help": "The sentence-level reward model of 'sentence': a path or hub id."}
-    )
-    reward_pattern: str = field(
-        default=FormatReward.BOXED, metadata={"help": "Regular expression that the reward 'format' looks for."}
-    )
+    reward: list[str] = field(default_factory=lambda: ["endogenous"])
+    reward_model: str | None = None
+    reward_shard: bool = True
+    reward_sentence_model: str | None = None
+    reward_pattern: str = FormatReward.BOXED
 
     def __post_init__(self) -> None:
         given: Any = self.reward
@@ -214,8 +151,7 @@ class RewardArguments(_EndogenousSettings):
             if name not in REWARDS and "." not in name:
                 raise ValueError(
                     f"`reward` has {name!r}, but it must be one of {', '.join(map(repr, REWARDS))}, or the dotted "
-                    "path "
-                    "to a reward function, such as 'my_rewards.brevity'."
+                    "path to a reward function, such as 'my_rewards.brevity'."
                 )
         if "sentence" in self.reward and self.reward_sentence_model is None:
             raise ValueError(
@@ -237,27 +173,10 @@ class RewardArguments(_EndogenousSettings):
 
 def make_parser(training_config: type[GRPOConfig | RewardConfig]) -> RecipeParser:
     """
-    Parser of a recipe's command line and YAML file (`--config`), of which the command line wins.
-
-    Args:
-        training_config (`type`):
-            Configuration class of the trainer.
-
-    Returns:
-        [`RecipeParser`], whose `parse_args_and_config` returns [`RecipeArguments`], `training_config`,
-        [`RewardArguments`], [`~trl.ModelConfig`] and [`~trl.DatasetMixtureConfig`]; for a reward model,
-        [`RunArguments`] in place of the first and no [`RewardArguments`].
-
-    Example:
-    ```python
-    >>> from endotrl import DenseGRPOConfig
-    >>> from endotrl.launch import make_parser
-
-    >>> parser = make_parser(DenseGRPOConfig)
-    >>> script_args, training_args, reward_args, *_ = parser.parse_args_and_config(["--reward", "random"])
-    >>> reward_args.reward
-    ['random']
-    ```
+    Parser of a recipe's command line and YAML file (`--config`), of which the command line wins. Its
+    `parse_args_and_config` returns [`RecipeArguments`], `training_config`, [`RewardArguments`], [`~trl.ModelConfig`]
+    and [`~trl.DatasetMixtureConfig`]; for a reward model, [`RunArguments`] in place of the first and no
+    [`RewardArguments`].
     """
     if issubclass(training_config, RewardConfig):
         return RecipeParser((RunArguments, training_config, ModelConfig, DatasetMixtureConfig))

@@ -31,20 +31,8 @@ def add_callbacks(
     trainer: Any, record: Mapping[str, Any], heat_map_steps: int = 0, monitor: CollapseMonitor | None = None
 ) -> Interruptions:
     """
-    Adds the callbacks of a recipe to a trainer.
-
-    Args:
-        trainer ([`DenseGRPOTrainer`], [`PPOTrainer`] or [`SentenceRewardTrainer`]):
-            The trainer.
-        record (`dict[str, Any]`):
-            What the run is made of: see [`make_record`].
-        heat_map_steps (`int`, *optional*, defaults to `0`):
-            Steps from one page of heat maps to the next; 0 for none.
-        monitor ([`CollapseMonitor`], *optional*):
-            A monitor to attach.
-
-    Returns:
-        [`Interruptions`]: what the run is told to stop by.
+    Adds the callbacks of a recipe to a trainer, in their order; returns what the run is told to stop by. `record` is
+    what the run is made of ([`make_record`]).
     """
     interruptions = Interruptions(trainer)
     # In the order in which they are called.
@@ -64,14 +52,7 @@ class Tracking(TrainerCallback):
     """
     Adds to what is logged: `perf/tokens_per_second` (tokens of prompts and completions of all processes that were
     trained on, per second of wall clock), `perf/seconds_per_step` and `perf/memory_gib` (peak of this process: on an
-    accelerator what torch allocated, on a CPU its resident memory). With W&B, the run's config gets what it was made
-    of.
-
-    Args:
-        trainer ([`~transformers.Trainer`]):
-            The trainer, one of TRL's.
-        record (`dict[str, Any]`):
-            What the run is made of: see [`make_record`].
+    accelerator what torch allocated, on a CPU its resident memory). With W&B, the run's config gets the `record`.
     """
 
     def __init__(self, trainer: Trainer, record: Mapping[str, Any]) -> None:
@@ -85,14 +66,7 @@ class Tracking(TrainerCallback):
     ) -> None:
         self._since = (time.perf_counter(), self._tokens(state), state.global_step)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any],
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, *_: Any, logs: dict[str, Any], **rest: Any) -> None:
         if "loss" not in logs:  # of an evaluation, or of the whole run
             return
         if self._since is not None and state.global_step > self._since[2]:
@@ -127,14 +101,6 @@ class HeatMaps(TrainerCallback):
     """
     Every few steps, scores some of the last completions again, and writes them as heat maps to
     `output_dir/completions/token_rewards_<step>.html` and, with W&B, to the table `token_rewards`.
-
-    Args:
-        trainer ([`DenseGRPOTrainer`] or [`PPOTrainer`]):
-            The trainer.
-        every (`int`):
-            Steps from one heat map to the next.
-        num_completions (`int`, *optional*, defaults to `4`):
-            Completions of a heat map.
     """
 
     def __init__(self, trainer: DenseRewardTrainer, every: int, num_completions: int = 4) -> None:
@@ -143,14 +109,7 @@ class HeatMaps(TrainerCallback):
         self._reward = next((r for r in trainer.reward_funcs if isinstance(r, EndogenousReward)), None)
         self._last = 0
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any],
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, *_: Any, logs: dict[str, Any], **rest: Any) -> None:
         due = "reward" in logs and state.global_step >= self._last + self._every
         if due and self._reward is not None and not isinstance(self._reward.criterion, dict):
             self._last = state.global_step
@@ -190,19 +149,6 @@ def heat_map_page(title: str, reward: EndogenousReward, prompts: list[Prompt], s
     """
     A page of completions with every token in the colour of what it contributes to the reward. Text of prompts and
     completions is escaped.
-
-    Args:
-        title (`str`):
-            Title of the page.
-        reward ([`EndogenousReward`]):
-            The reward.
-        prompts (`list[str]` or `list[list[dict]]`):
-            Prompts.
-        stats (`list[TokenStats]`):
-            What [`EndogenousReward.score`] says about the completions.
-
-    Returns:
-        `str`: HTML.
     """
     return page(title, [("", heat_maps(_rows(reward, prompts, stats)))])
 

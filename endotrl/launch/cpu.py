@@ -19,12 +19,6 @@ def choose_precision(settings: Namespace, given: Collection[str]) -> None:
     Sets `bf16` and `dtype` of a run on a CPU by what is faster there, unless they are given: `bf16` (or `fp16`) by any
     value, `dtype` by any but `"auto"`. A run that is resumed keeps what it has. What was chosen, and why, is said in
     one line.
-
-    Args:
-        settings (`argparse.Namespace`):
-            All settings, changed in place.
-        given (`Collection[str]`):
-            Names of those that the recipe or the command line says.
     """
     on_cpu = settings.use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     choose_bf16 = not {"bf16", "fp16"} & set(given)
@@ -55,11 +49,8 @@ def choose_precision(settings: Namespace, given: Collection[str]) -> None:
 
 def shard_on_cpu() -> list[str]:
     """
-    Where `accelerate launch` was asked for DeepSpeed or FSDP and there is no accelerator, makes the processes shard on
-    the CPU: accelerate shards on accelerators only, and would take plain DDP, without a word.
-
-    Returns:
-        `list[str]`: words to add to the command line.
+    Words for the command line with which processes that `accelerate launch` was asked to run with DeepSpeed or FSDP
+    shard on the CPU where there is no accelerator: accelerate would take plain DDP, without a word.
     """
     uses_deepspeed = parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
     asked = uses_deepspeed or parse_flag_from_env("ACCELERATE_USE_FSDP")

@@ -18,10 +18,6 @@ def end_with_launcher(every: float = 1.0) -> None:
     """
     Sends this process SIGTERM when the one that launched it has ended: `accelerate launch` ends on SIGTERM, and leaves
     the process that it has started to itself. For a process that nobody launched, nothing happens.
-
-    Args:
-        every (`float`, *optional*, defaults to `1.0`):
-            Seconds from one look to the next.
     """
     launcher = os.getppid()
     # Both: settings of a launcher may be exported by hand, and a shell may have its name in its command line.

@@ -35,22 +35,9 @@ def fit_lengths(
     reward_funcs: Sequence[Callable[..., Any]],
 ) -> Dataset | IterableDataset:
     """
-    Looks for prompts which with the longest completion do not fit a context. Of a stream, nothing is looked at unless
-    such rows are to be left out.
-
-    Args:
-        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
-            Prompts.
-        script_args ([`RecipeArguments`]), training_args ([`~trl.GRPOConfig`]), model_args ([`~trl.ModelConfig`]):
-            Settings.
-        reward_funcs (`list[Callable]`):
-            Rewards. Of the endogenous ones, the frozen models read the prompts, too.
-
-    Returns:
-        The dataset; with `dataset_overlong="drop"`, without such rows.
-
-    Raises:
-        `ValueError`: If there are such rows, or none is left; or if the chat template refuses a prompt.
+    Looks for prompts which with the longest completion do not fit the context of the policy, or of the frozen model of
+    an endogenous reward, and raises `ValueError`; with `dataset_overlong="drop"`, returns the dataset without them. Of
+    a stream, nothing is looked at unless such rows are to be left out.
     """
     drop = script_args.dataset_overlong == "drop"
     for reader in _readers(training_args, model_args, reward_funcs):
@@ -99,8 +86,7 @@ class _Lengths:
         if self._reader.is_policy and in_parts and not self._template.reads_as_given(prompt):
             raise ValueError(
                 "The content of a message is a list of parts, which the chat template of the policy cannot read. "
-                "Write it "
-                "as one text."
+                "Write it as one text."
             )
         return len(self._template.encode(text, special=False))
 

@@ -18,16 +18,8 @@ class RecipeParser(TrlParser):
     """
     TRL's parser of a command line and a YAML file (`--config`), of which the command line wins. Settings that it does
     not know are errors, and so are abbreviations, and values that are of another type or out of range. Every error is
-    a `ValueError` of one line, without the usage of some hundred settings.
-
-    Args:
-        dataclasses (`Sequence[type]`):
-            Classes of settings.
-
-    Attributes:
-        settle (`Callable`, *optional*):
-            Called with all settings, to change what is not given, and the names of those that are, before they are
-            checked.
+    a `ValueError` of one line, without the usage of some hundred settings. `settle` is called with all settings, to
+    change what is not given, and the names of those that are, before they are checked.
     """
 
     def __init__(self, dataclasses: Sequence[type]) -> None:
@@ -37,20 +29,7 @@ class RecipeParser(TrlParser):
         self._hints = {name: hint for one in dataclasses for name, hint in get_type_hints(one).items()}
 
     def parse_args_and_config(self, args: Iterable[str] | None = None, **kwargs: Any) -> tuple[Any, ...]:
-        """
-        Args:
-            args (`Iterable[str]`, *optional*):
-                Words of the command line. Defaults to those of the process.
-            kwargs:
-                Not used: what is unknown is an error.
-
-        Returns:
-            `tuple`: one instance of each class.
-
-        Raises:
-            `ValueError`: For an unknown setting, a value that is none, or a file that is no YAML.
-            `OSError`: If there is no such file.
-        """
+        """One instance of each class of settings."""
         ignore_upstream_warnings()
         words = list(sys.argv[1:] if args is None else args)
         if words[-1:] == ["--config"]:

@@ -21,7 +21,6 @@ from trl import (
     get_quantization_config,
 )
 
-from ..demo.grpo_runs import make_head_input_contiguous
 from ..frozen import names
 from ..frozen.sharded_weights import shards_weights
 from ..monitoring import CollapseMonitor
@@ -34,6 +33,7 @@ from ..runs.wandb_run import check_wandb_login
 from ..sentence import SentenceRewardTrainer, SentenceRewardTrainerConfig
 from ..sentence.trainer import reward_model_config
 from ..trainers.base import DenseRewardTrainer
+from ..trainers.cpu_generation import make_head_input_contiguous
 from .arguments import RecipeArguments, RewardArguments, RunArguments, make_parser
 from .callbacks import add_callbacks
 from .cpu import choose_precision, shard_on_cpu
@@ -73,19 +73,9 @@ def launch(
     argv: Sequence[str] | None = None,
 ) -> Any:
     """
-    Runs a recipe from the command line. What is wrong with its settings is said in one line, before a model is loaded
-    if it can be known then and before anything is trained, and ends the process with exit code 2.
-
-    Args:
-        trainer_class (`type`):
-            [`DenseGRPOTrainer`], [`PPOTrainer`] or [`SentenceRewardTrainer`], or a class derived from them.
-        training_config (`type`):
-            Its configuration class.
-        argv (`Sequence[str]`, *optional*):
-            Arguments. Defaults to those of the process.
-
-    Returns:
-        `trainer_class`: the trainer, done.
+    Runs a recipe from the command line, and returns the trainer, done. What is wrong with its settings is said in one
+    line, before a model is loaded if it can be known then and before anything is trained, and ends the process with
+    exit code 2.
     """
     end_with_launcher()
     with ExitStack() as stack:
@@ -122,20 +112,8 @@ def prepare(
     dataset_args: DatasetMixtureConfig,
 ) -> Job:
     """
-    Loads the data of a policy, makes its rewards and checks all settings, before any weights are loaded.
-
-    Args:
-        script_args ([`RecipeArguments`]), training_args ([`~trl.GRPOConfig`]), reward_args ([`RewardArguments`]),
-        model_args ([`~trl.ModelConfig`]), dataset_args ([`~trl.DatasetMixtureConfig`]):
-            What the parser of [`make_parser`] returns.
-
-    Returns:
-        [`Job`]: what [`run`] runs.
-
-    Raises:
-        `ValueError`, `ImportError`, `OSError`: If something is wrong: see [`load_prompts`], [`make_reward_funcs`],
-            [`fit_lengths`], [`check_model`], [`check_packages`], [`check_optimizer`], [`check_generation`] and
-            [`check_wandb_login`].
+    Loads the data of a policy, makes its rewards and checks all settings, which are what the parser of [`make_parser`]
+    returns, before any weights are loaded.
     """
     check_packages(training_args, model_args)
     check_optimizer(training_args)
@@ -184,18 +162,7 @@ def _find_run(
 
 
 def run(trainer_class: type[DenseRewardTrainer | SentenceRewardTrainer], job: Job) -> Any:
-    """
-    Trains what was prepared.
-
-    Args:
-        trainer_class (`type`):
-            As in [`launch`].
-        job ([`Job`]):
-            What [`prepare`] returns.
-
-    Returns:
-        `trainer_class`: the trainer, done.
-    """
+    """Trains what [`prepare`] returns, and returns the trainer, done."""
     trainer, interruptions = make_trainer(trainer_class, job)
     train(trainer, interruptions, job)
     return trainer
@@ -242,9 +209,6 @@ def share_frozen_weights(trainer: DenseRewardTrainer, reward_args: RewardArgumen
     adapter, or the reference model. Where there are none, or where `reward_model` names a model, the reward keeps its
     own copy. Under DeepSpeed ZeRO-3 and FSDP2, frozen weights are split over the processes; with `reward_shard:
     false`, the reward keeps a whole copy on each.
-
-    Raises:
-        `ValueError`: If a copy is needed and would be of another revision than the policy.
     """
     for reward in trainer.reward_funcs:
         if isinstance(reward, SentenceReward):
@@ -280,17 +244,6 @@ def train(trainer: Any, interruptions: Interruptions, job: Job) -> None:
     Trains, from `resume_from_checkpoint` if it is set; saves to `output_dir`, pushes to the hub if asked to, and
     prints how the most telling metrics went, or evaluates a reward model. After SIGTERM, what there is by then is a
     checkpoint, and the process ends with code 143.
-
-    Args:
-        trainer (`Any`), interruptions ([`Interruptions`]):
-            What [`make_trainer`] returns.
-        job ([`Job`]):
-            What the trainer was made of.
-
-    Raises:
-        `FloatingPointError`: For NaN or infinite gradients or loss.
-        `OSError`: If the disk is full.
-        `SystemExit`: After SIGTERM.
     """
     args = trainer.args
     if args.device.type == "cpu" and isinstance(trainer, DenseRewardTrainer):

@@ -47,12 +47,6 @@ def check_packages(training_args: TrainingArguments, model_args: ModelConfig) ->
     """
     Raises `ImportError` if settings need a package that is not installed, and `ValueError` if they need what no
     package has.
-
-    Args:
-        training_args ([`~transformers.TrainingArguments`]):
-            Settings of the trainer.
-        model_args ([`~trl.ModelConfig`]):
-            Settings of the model.
     """
     trackers = [name for name in training_args.report_to if name in PACKAGES]
     needed = {f"report_to: {name}": name for name in trackers}
@@ -88,10 +82,6 @@ def check_optimizer(training_args: TrainingArguments) -> None:
     """
     Raises `ImportError` if the optimizer needs a package that is not installed, and `ValueError` if it or the schedule
     of the learning rate cannot be made as the settings say.
-
-    Args:
-        training_args ([`~transformers.TrainingArguments`]):
-            Settings of the trainer.
     """
     if has_one_learning_rate(training_args):  # DeepSpeed has an optimizer of its own
         return
@@ -119,13 +109,7 @@ def check_optimizer(training_args: TrainingArguments) -> None:
 
 
 def check_generation(training_args: GRPOConfig) -> None:
-    """
-    Raises `ValueError` for settings of generation that transformers refuses. vLLM has its own.
-
-    Args:
-        training_args ([`~trl.GRPOConfig`]):
-            Settings of the trainer.
-    """
+    """Raises `ValueError` for settings of generation that transformers refuses. vLLM has its own."""
     if training_args.use_vllm:
         return
     further: dict[str, Any] = training_args.generation_kwargs or {}
@@ -144,10 +128,6 @@ def check_model(model_args: ModelConfig, training_args: GRPOConfig | RewardConfi
     """
     Raises `ValueError` if no model is named, or it cannot be made as the settings say, `OSError` if there is none of
     that name, and `ImportError` if it needs a package that is not installed. No weights are loaded.
-
-    Args:
-        model_args ([`~trl.ModelConfig`]), training_args ([`~trl.GRPOConfig`]):
-            Settings.
     """
     name = model_args.model_name_or_path
     if name is None:

@@ -55,20 +55,7 @@ NEVER_NULL = ("num_generations", "max_completion_length")
 
 def check_value(name: str, value: Any, hint: Any, choices: Any = None) -> Any:
     """
-    A setting as it is used: a number with a fraction where its type is that, and YAML may have a whole one.
-
-    Args:
-        name (`str`):
-            The setting.
-        value:
-            Its value, as YAML or the command line gives it.
-        hint:
-            Its type.
-        choices (`Sequence`, *optional*):
-            Values that it may have.
-
-    Raises:
-        `ValueError`: If it cannot be what it is.
+    A setting as it is used: a number with a fraction where its type (`hint`) is that, and YAML may have a whole one.
     """
     said = f"`{name}` is {'null' if value is None else repr(value)}"
     if not fits(value, hint) and not fits(value, ALSO.get(name, hint)):

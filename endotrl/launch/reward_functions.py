@@ -33,21 +33,6 @@ def make_reward_funcs(
     """
     Makes the rewards that `reward` names and, last, the accuracy, for whose weight a 0 is added to
     `training_args.reward_weights`. Weights of models are not loaded yet.
-
-    Args:
-        script_args ([`RecipeArguments`]), training_args ([`~trl.GRPOConfig`]), reward_args ([`RewardArguments`]),
-        model_args ([`~trl.ModelConfig`]):
-            What the parser of [`make_parser`] returns.
-        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
-            Prompts to train on, with the columns that the rewards read.
-
-    Returns:
-        `list[Callable]`: Reward functions, for the trainer's `reward_funcs`.
-
-    Raises:
-        `ValueError`: If settings contradict each other, or a column is missing.
-        `ImportError`: If accuracy by math-verify is asked for, and it is not installed, or a dotted path leads
-        nowhere. `OSError`: If there is no frozen model of that name.
     """
     _check_settings(training_args, reward_args, dataset)
     weights = training_args.reward_weights or [1.0] * len(reward_args.reward)
@@ -145,8 +130,7 @@ def _make_accuracy(script_args: RecipeArguments, dataset: Dataset | IterableData
     if math and find_spec("math_verify") is None:
         logger.warning(
             "Expressions that are no numbers count only as they are written, because math-verify is not installed "
-            "(`pip install "
-            "'endotrl[eval]'`). Set `accuracy: match` if that is what you want."
+            "(`pip install 'endotrl[eval]'`). Set `accuracy: match` if that is what you want."
         )
         math = False
     return AccuracyReward(column, math)

@@ -19,135 +19,62 @@ LOGIT_TOKENS, LOGIT_WORDS = 4096, 32768  # the largest tile of logits that TRL's
 
 @dataclass(frozen=True)
 class Hardware:
-    """
-    Attributes:
-        gpus (`int`):
-            GPUs of all machines together.
-        gpu_memory (`float`):
-            Bytes of each.
-    """
+    """GPUs."""
 
-    gpus: int
-    gpu_memory: float
+    gpus: int  # of all machines together
+    gpu_memory: float  # bytes of each
 
 
 @dataclass(frozen=True)
 class FrozenModel:
-    """
-    A model beside the policy that is not trained: a reference model, or what a reward reads.
-
-    Attributes:
-        size ([`ModelSize`]):
-            Its sizes.
-        weight_bytes (`int`):
-            Bytes of a weight.
-        sharded (`bool`):
-            Whether it is split where the policy is.
-        gathered (`bool`):
-            Whether a split one is put together for a pass, as a reward does; a reference model goes block by block.
-        offloaded (`bool`):
-            Whether it waits in CPU memory between passes.
-        only_where_split (`bool`):
-            Whether it is there only where the policy is split, as with `reward_shard: false`.
-    """
+    """A model beside the policy that is not trained: a reference model, or what a reward reads."""
 
     size: ModelSize
-    weight_bytes: int = 2
-    sharded: bool = True
-    gathered: bool = True
-    offloaded: bool = False
-    only_where_split: bool = False
+    weight_bytes: int = 2  # of one weight
+    sharded: bool = True  # split where the policy is
+    gathered: bool = True  # put together for a pass, as a reward does; a reference model goes block by block
+    offloaded: bool = False  # waits in CPU memory between passes
+    only_where_split: bool = False  # there only where the policy is split, as with `reward_shard: false`
 
 
 @dataclass(frozen=True)
 class Workload:
-    """
-    What a run does, as far as its memory and time depend on it.
+    """What a run does, as far as its memory and time depend on it."""
 
-    Attributes:
-        micro_batch (`int`):
-            Sequences of one forward and backward pass on a GPU.
-        generation_batch (`int`):
-            Completions that a GPU generates at a time; 0 if none are, or a server does it.
-        prompt_tokens, completion_tokens (`int`):
-            Longest prompt and completion.
-        weight_bytes (`int`):
-            Bytes of a weight as it is loaded: 2 for bfloat16, 4 for float32.
-        mixed_precision (`bool`):
-            Whether it computes in bfloat16 (`bf16: true`).
-        gradient_checkpointing (`bool`):
-            Whether activations are computed again in the backward pass.
-        frozen (`tuple[FrozenModel, ...]`):
-            Frozen models beside the policy. None where the policy without its adapter is that, or nothing is frozen.
-        monitored (`bool`):
-            Whether the collapse monitor compares with the first policy, and nothing else holds its weights, so that it
-            keeps a copy of small ones: see [`CollapseMonitor`].
-        value_model (`bool`):
-            Whether PPO trains a second model as critic.
-        vllm_share (`float`):
-            Fraction of a GPU's memory that vLLM takes in the training process; 0 without it.
-        vllm_sleeps (`bool`):
-            Whether vLLM gives its memory back while the policy is trained.
-        sequences (`int`):
-            Sequences of one row of the micro-batch: 2 for pairs of a reward model, which has no logits.
-    """
-
-    micro_batch: int
-    generation_batch: int
-    prompt_tokens: int
-    completion_tokens: int
-    weight_bytes: int = 2
-    mixed_precision: bool = True
-    gradient_checkpointing: bool = True
-    frozen: tuple[FrozenModel, ...] = ()
-    monitored: bool = False
-    value_model: bool = False
-    vllm_share: float = 0.0
-    vllm_sleeps: bool = False
-    sequences: int = 1
+    micro_batch: int  # sequences of one forward and backward pass on a GPU
+    generation_batch: int  # completions that a GPU generates at a time; 0 if none are, or a server does it
+    prompt_tokens: int  # of the longest
+    completion_tokens: int  # of the longest
+    weight_bytes: int = 2  # of a weight as it is loaded: 2 for bfloat16, 4 for float32
+    mixed_precision: bool = True  # `bf16: true`
+    gradient_checkpointing: bool = True  # activations are computed again in the backward pass
+    frozen: tuple[FrozenModel, ...] = ()  # but for the policy without its adapter
+    monitored: bool = False  # by a [`CollapseMonitor`] that keeps a copy of the first policy, if it is small
+    value_model: bool = False  # PPO trains a second model as critic
+    vllm_share: float = 0.0  # fraction of a GPU's memory that vLLM takes in the training process; 0 without it
+    vllm_sleeps: bool = False  # vLLM gives its memory back while the policy is trained
+    sequences: int = 1  # of one row of the micro-batch: 2 for pairs of a reward model, which has no logits
 
 
 @dataclass(frozen=True)
 class Plan:
     """
-    Bytes on a GPU under one engine, by what they hold. The three phases of a step do not overlap, so the largest
-    counts.
-
-    Attributes:
-        engine (`str`):
-            How the run is split.
-        parameters, gradients, optimizer, frozen (`float`):
-            The policy's weights, their gradients, the optimizer's states with its float32 weights, and the frozen
-            models.
-        monitor (`float`):
-            The collapse monitor's copy of the first policy.
-        vllm (`float`):
-            vLLM's share, unless it sleeps.
-        activations, logits (`float`):
-            In the forward and backward pass.
-        gathered (`float`):
-            Weights that an engine which splits them holds whole at a time in training.
-        generation (`float`):
-            Weights put together and the cache of keys and values (or vLLM's share, if it sleeps in training).
-        scoring (`float`):
-            A frozen model put together, and its activations.
-        cpu (`float`):
-            Bytes of CPU memory of each GPU's process: what is offloaded.
+    Bytes on a GPU under one engine, by what they hold. The three phases of a step do not overlap: the largest counts.
     """
 
     engine: Engine
     parameters: float
     gradients: float
-    optimizer: float
+    optimizer: float  # its states, with its float32 weights
     frozen: float
-    monitor: float
-    vllm: float
-    activations: float
+    monitor: float  # the collapse monitor's copy of the first policy
+    vllm: float  # its share, unless it sleeps
+    activations: float  # in the forward and backward pass
     logits: float
-    gathered: float
-    generation: float
-    scoring: float
-    cpu: float
+    gathered: float  # weights that an engine which splits them holds whole at a time in training
+    generation: float  # weights put together, and the cache of keys and values (or vLLM's share, if it sleeps)
+    scoring: float  # a frozen model put together, and its activations
+    cpu: float  # of each GPU's process: what is offloaded
 
     @property
     def model_states(self) -> float:
@@ -166,15 +93,6 @@ def plan_memory(size: ModelSize, work: Workload, hardware: Hardware, engine: Eng
     """
     Memory of a GPU. Model states follow DeepSpeed's own estimators: with bfloat16 2 bytes a weight, and 16 for its
     float32 copy, its two moments and its float32 gradient. DDP trains weights as they are loaded, FSDP2 in float32.
-
-    Args:
-        size ([`ModelSize`]), work ([`Workload`]), hardware ([`Hardware`]):
-            The policy, what is done with it, and where.
-        engine (`str`):
-            `"ddp"`, `"zero1"`, `"zero2"`, `"zero3"`, `"zero3_offload"` or `"fsdp2"`.
-
-    Returns:
-        [`Plan`].
     """
     models = 2 if work.value_model else 1
     trained, frozen_part = models * size.trainable, size.parameters - size.trainable

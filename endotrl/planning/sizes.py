@@ -15,60 +15,23 @@ from transformers.models.auto.modeling_auto import (
 
 @dataclass(frozen=True)
 class ModelSize:
-    """
-    Sizes of a model.
+    """Sizes of a model."""
 
-    Attributes:
-        parameters (`int`):
-            Parameters, tied ones counted once, those of an adapter included.
-        trainable (`int`):
-            Those that are trained.
-        largest_layer (`int`):
-            Most parameters that one module has of its own, as DeepSpeed counts: what ZeRO-3 must hold whole at a time.
-        block (`int`):
-            Parameters of the largest transformer block: what FSDP2 must hold whole at a time.
-        layers, hidden, intermediate, key_value, vocabulary (`int`):
-            Transformer blocks; widths of the residual stream, of the MLP, of all keys (or values) of a token, each of
-            the layer in which it is largest; and words.
-    """
-
-    parameters: int
+    parameters: int  # tied ones counted once, those of an adapter included
     trainable: int
-    largest_layer: int
-    block: int
-    layers: int
-    hidden: int
+    largest_layer: int  # most parameters that one module has of its own: what ZeRO-3 must hold whole at a time
+    block: int  # parameters of the largest transformer block: what FSDP2 must hold whole at a time
+    layers: int  # transformer blocks
+    hidden: int  # widths, each of the layer in which it is largest
     intermediate: int
-    key_value: int
+    key_value: int  # of all keys (or values) of a token
     vocabulary: int
 
 
 def model_size(config: PretrainedConfig, peft_config: Any = None, head: bool = True) -> ModelSize:
     """
-    Sizes of the causal language model of a config, or of one that reads images too.
-
-    Args:
-        config ([`~transformers.PretrainedConfig`]):
-            The config.
-        peft_config ([`~peft.PeftConfig`], *optional*):
-            The adapter that is trained. By default, all weights are.
-        head (`bool`, *optional*, defaults to `True`):
-            Whether with the head that gives logits, which a reward model does without.
-
-    Returns:
-        [`ModelSize`].
-
-    Raises:
-        `ValueError`: If transformers has no such model of that config, or cannot build it.
-
-    Example:
-    ```python
-    >>> from endotrl.planning import model_size
-    >>> from transformers import LlamaConfig
-
-    >>> model_size(LlamaConfig()).parameters
-    6738415616
-    ```
+    Sizes of the causal language model of a config, or of one that reads images too; with `peft_config`, of one of
+    which an adapter is trained; without a `head` that gives logits, of a reward model.
     """
     model = _on_meta(config, head)
     if peft_config is not None:

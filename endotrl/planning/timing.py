@@ -10,15 +10,8 @@ from .sizes import ModelSize
 @dataclass(frozen=True)
 class Speed:
     """
-    What is assumed of a GPU.
-
-    Attributes:
-        flops (`float`):
-            Peak of dense bfloat16 products, operations per second.
-        bandwidth (`float`):
-            Bytes per second of its memory.
-        training_utilization, scoring_utilization, decoding_utilization (`float`):
-            Fraction of the peak (for decoding: of the bandwidth) that is reached.
+    What is assumed of a GPU: its peak of dense bfloat16 products (`flops`, operations per second), the `bandwidth` of
+    its memory (bytes per second), and the fractions of the peak (for decoding: of the bandwidth) that are reached.
     """
 
     flops: float = 312e12
@@ -32,22 +25,10 @@ def plan_time(
     size: ModelSize, work: Workload, accumulation: int, iterations: int = 1, speed: Speed | None = None
 ) -> dict[str, float]:
     """
-    Seconds that a GPU spends on one generation batch, by phase. A pass costs 2 operations a parameter and token, a
-    backward pass 4 (2 with an adapter), a second forward pass for checkpointing 2; decoding reads all weights and the
-    cache once a token. Communication is not counted.
-
-    Args:
-        size ([`ModelSize`]), work ([`Workload`]):
-            The policy and what is done with it.
-        accumulation (`int`):
-            Micro-batches of a generation batch.
-        iterations (`int`, *optional*, defaults to `1`):
-            Optimization epochs over it.
-        speed ([`Speed`], *optional*):
-            The GPU.
-
-    Returns:
-        `dict[str, float]`: `"generation"`, `"scoring"`, `"training"`.
+    Seconds that a GPU spends on one generation batch, of `accumulation` micro-batches and for `iterations` epochs, in
+    `"generation"`, `"scoring"` and `"training"`. A pass costs 2 operations a parameter and token, a backward pass 4 (2
+    with an adapter), a second forward pass for checkpointing 2; decoding reads all weights and the cache once a token.
+    Communication is not counted.
     """
     speed = speed or Speed()
     length = work.prompt_tokens + work.completion_tokens

@@ -27,26 +27,9 @@ SHADES = "\n".join(
 @dataclass(frozen=True)
 class ColorScale:
     """
-    Colour scale of token rewards: orange below `center`, neutral at it, blue above. Heat maps of one page share a
-    scale, so that their colours compare.
-
-    Args:
-        limit (`float`):
-            Distance from `center`, in nats, from which colours stay at their strongest.
-        center (`float`, *optional*, defaults to `0.0`):
-            Neutral reward, in nats.
-        sides (`str`, *optional*, defaults to `"both"`):
-            `"both"` for signed numbers, a diverging scale; `"below"` (log-probabilities) or `"above"` for numbers of
-            one sign, a sequential one.
-
-    Example:
-    ```python
-    >>> from endotrl.reporting import ColorScale
-
-    >>> scale = ColorScale(limit=4.0)
-    >>> [scale.shade(reward) for reward in (-9.0, -1.0, 0.0, 2.0)]
-    ['n8', 'n2', '', 'p4']
-    ```
+    Colour scale of token rewards: orange below `center`, neutral at it, blue above; strongest from `limit` nats away.
+    The scale is diverging for signed numbers (`sides="both"`), and sequential for numbers of one sign: `"below"`
+    (log-probabilities) or `"above"`. Heat maps of one page share a scale, so that their colours compare.
     """
 
     limit: float
@@ -106,36 +89,18 @@ def legend(scale: ColorScale, what: str = "token reward, nats") -> Markup:
 
 @dataclass(frozen=True)
 class HeatMapRow:
-    """
-    A completion of [`heat_maps`]: what each of its tokens contributes to one number.
-
-    Attributes:
-        text (`str`), offsets (`Sequence[tuple[int, int]]` of length `H`):
-            As in [`token_heat_map`].
-        contributions (`Sequence[float]` of length `H`):
-            Contributions of the tokens.
-        total (`float`, *optional*):
-            The number; `None` if there is none, as for a completion that was cut off and is not to be rewarded.
-        rest (`Mapping[str, float]`, *optional*):
-            What else is in the number, by name: with the contributions, it sums to `total`.
-        columns (`Mapping[str, Sequence[float]]`, *optional*):
-            Further numbers of every token, by name.
-        eos (`bool`), prompt (`str`), meta (`str`):
-            As in [`token_heat_map`].
-        details (`Markup`, *optional*):
-            What stands below.
-    """
+    """A completion of [`heat_maps`]: what each of its `H` tokens contributes to one number, the `total`."""
 
     text: str
-    offsets: Sequence[tuple[int, int]]
-    contributions: Sequence[float]
-    total: float | None
-    rest: Mapping[str, float] = field(default_factory=dict)
-    columns: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    offsets: Sequence[tuple[int, int]]  # `H` spans, as in [`token_heat_map`]
+    contributions: Sequence[float]  # of length `H`
+    total: float | None  # `None` of a completion that was cut off and is not to be rewarded
+    rest: Mapping[str, float] = field(default_factory=dict)  # what else is in the total, by name
+    columns: Mapping[str, Sequence[float]] = field(default_factory=dict)  # further numbers of every token, by name
     eos: bool = False
     prompt: str = ""
     meta: str = ""
-    details: Markup = Markup("")
+    details: Markup = Markup("")  # what stands below
 
 
 def heat_maps(
@@ -147,37 +112,12 @@ def heat_maps(
     decimals: int | None = None,
 ) -> Markup:
     """
-    Completions in the colours of what their tokens contribute to one number, in one scale, under its legend. Above
-    each stands the sum.
+    Completions in the colours of what their tokens contribute to one number, in one scale, under its legend, with the
+    sum above each. `what` is what the colours stand for, `total` the name of the number, and a `unit` may be a
+    sentence. By default, numbers have at least 3 decimals, and as many as the shares of a mean need.
 
-    Args:
-        rows (`Sequence[HeatMapRow]`):
-            The completions.
-        what (`str`, *optional*, defaults to `"contribution to the reward, nats"`):
-            What the colours stand for.
-        total (`str`, *optional*, defaults to `"reward"`):
-            Name of the number.
-        unit (`str`, *optional*, defaults to `"token"`):
-            What the spans are.
-        center (`float`, *optional*, defaults to `0.0`):
-            Neutral contribution.
-        decimals (`int`, *optional*):
-            Decimals of the numbers of tokens; by default at least 3, and as many as the shares of a mean need.
-
-    Returns:
-        `Markup`: the blocks.
-
-    Raises:
-        `ValueError`: If the contributions of a completion and its `rest` do not sum to its `total`: the page would
-        show
-            another number than the one that judges.
-
-    Example:
-    ```python
-    >>> from endotrl.reporting import HeatMapRow, heat_maps
-
-    >>> html = heat_maps([HeatMapRow("A cat", [(0, 1), (1, 5)], [-2.1, -7.5], total=-9.6)])
-    ```
+    Raises `ValueError` if the contributions of a completion and its `rest` do not sum to its `total`: the page would
+    show another number than the one that judges.
     """
     scale = ColorScale.of((row.contributions for row in rows), center=center)
     if decimals is None:
@@ -212,8 +152,7 @@ def _sum_in_words(row: HeatMapRow, total: str, unit: str) -> str:
     if math.isfinite(row.total) and abs(math.fsum(parts.values()) - row.total) > 1e-4 * scale:
         raise ValueError(
             f"The contributions of a completion sum to {math.fsum(parts.values())}, but its {total} is {row.total}: "
-            "they are "
-            "of another reward."
+            "they are of another reward."
         )
     return f"{total} {number(row.total)} = " + " + ".join(f"{name} {number(value)}" for name, value in parts.items())
 
@@ -236,52 +175,13 @@ def token_heat_map(
     meta: str = "",
 ) -> Markup:
     """
-    A completion with every token in the colour of its reward. Pointing at a token, or tapping it, shows its numbers;
-    the lowest and the highest stand below. The units may be others than tokens, such as sentences.
+    A completion with every token in the colour of its reward, in nats. Pointing at a token, or tapping it, shows its
+    numbers; the lowest and the highest stand below. The units may be others than tokens, such as sentences.
 
-    Args:
-        text (`str`):
-            The completion.
-        offsets (`Sequence[tuple[int, int]]` of length `H`):
-            Span of characters in `text` of each token, in order, as [`TokenStats`] has them. A token that ends inside
-            a character has an empty span. Text outside all spans (what a tool wrote) is shown without colour.
-        rewards (`Iterable[float]` of length `H`):
-            Token rewards, in nats.
-        scale (`ColorScale`):
-            Colours; use one scale a page.
-        log_probs (`Iterable[float]` of length `H`, *optional*):
-            Log-probabilities of the tokens under the frozen model, in nats.
-        soft_values (`Iterable[float]` of length `H` or `H + 1`, *optional*):
-            Soft values V(s_h) of the states in which the tokens were taken, in nats. One entry more is ignored.
-        entropies (`Iterable[float]` of length `H`, *optional*):
-            Entropies of the frozen model's next-token distributions, in nats.
-        others (`Mapping[str, Iterable[float]]`, *optional*):
-            Further numbers of every token, by name.
-        unit (`str`, *optional*, defaults to `"token"`):
-            What the spans are.
-        name (`str`, *optional*, defaults to `"reward"`):
-            What `rewards` are called.
-        decimals (`int`, *optional*, defaults to `3`):
-            Decimals of the numbers.
-        eos (`bool`, *optional*, defaults to `False`):
-            Whether the last token ends the sequence. It is shown as a badge.
-        prompt (`str`, *optional*):
-            Shown above the completion.
-        meta (`str`, *optional*):
-            A line above both, such as the outcome reward.
-
-    Returns:
-        `Markup`: the block.
-
-    Raises:
-        `ValueError`: If the lengths do not fit.
-
-    Example:
-    ```python
-    >>> from endotrl.reporting import ColorScale, token_heat_map
-
-    >>> html = token_heat_map("A cat", [(0, 1), (1, 5)], [-2.1, -7.5], ColorScale(limit=6.0))
-    ```
+    `offsets` are the spans of characters of the `H` tokens, as [`TokenStats`] has them. A token that ends inside a
+    character has an empty span; text outside all spans (what a tool wrote) is shown without colour. Of the soft
+    values, one entry more than tokens is ignored. `eos` shows the last token as a badge; `prompt` and a line of `meta`
+    stand above.
     """
     columns = [(name, [float(reward) for reward in rewards])]
     named = (("log-prob", log_probs), ("soft value", soft_values), ("entropy", entropies), *(others or {}).items())

@@ -54,30 +54,9 @@ def page(
     title: str, sections: Sequence[tuple[str, Markup | str]], lead: Markup | str = "", footer: Markup | str = ""
 ) -> str:
     """
-    A whole HTML page in one file.
-
-    Args:
-        title (`str`):
-            Title, as text.
-        sections (`Sequence[tuple[str, Markup | str]]`):
-            Heading (as text; `""` for none) and content of each section. A content that is not `Markup` is text, and
-            becomes a paragraph; join several blocks with `Markup("").join(blocks)`.
-        lead (`Markup` or `str`, *optional*):
-            A line or two under the title.
-        footer (`Markup` or `str`, *optional*):
-            Last lines: versions, the command that made the page.
-
-    Returns:
-        `str`: the page; write it as UTF-8.
-
-    Example:
-    ```python
-    >>> from endotrl.reporting import page, table
-
-    >>> html = page("Results", [("Accuracy", table(["before", "after"], [[0.385, 0.719]]))])
-    >>> "<script>" in page("<script>", [])
-    False
-    ```
+    A whole HTML page in one file, to be written as UTF-8. `sections` are headings (as text; `""` for none) and
+    contents: a content that is not `Markup` is text, and becomes a paragraph; join several blocks with
+    `Markup("").join(blocks)`.
     """
     body = Markup("\n").join(
         Markup("<section>{}{}</section>").format(
@@ -97,19 +76,9 @@ def page(
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "", decimals: int = 3) -> Markup:
     """
-    An HTML table. Numbers are aligned right and rounded, `None` is a dash, `Markup` is kept, and
-    anything else is text. On a narrow screen it scrolls sideways by itself, under its caption and beside a first
-    column of short text; columns of short text do not wrap.
-
-    Args:
-        headers (`Sequence[str]`):
-            Column titles.
-        rows (`Iterable[Sequence[object]]`):
-            Cells of each row.
-        caption (`str`, *optional*):
-            Text above the table.
-        decimals (`int`, *optional*, defaults to `3`):
-            Decimals of numbers.
+    An HTML table. Numbers are aligned right and rounded, `None` is a dash, `Markup` is kept, and anything else is
+    text. On a narrow screen it scrolls sideways by itself, under its caption and beside a first column of short text;
+    columns of short text do not wrap.
     """
     cells = [list(row) for row in rows]
     for row in cells:
@@ -138,16 +107,8 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]], caption: str
 
 def figure(image: bytes | SupportsSavefig, caption: str = "", alt: str = "") -> Markup:
     """
-    A picture, embedded in the page. It is never wider than the page, but where a narrow screen would make it too small
-    to read, it scrolls sideways.
-
-    Args:
-        image (`bytes` or `matplotlib.figure.Figure`):
-            Bytes of a PNG file, or a figure, which is rendered at 144 dots an inch.
-        caption (`str`, *optional*):
-            Text under the picture.
-        alt (`str`, *optional*):
-            What the picture shows, for those who do not see it. Defaults to `caption`.
+    A picture (a PNG, or a figure of matplotlib, rendered at 144 dots an inch), embedded in the page. It is never wider
+    than the page, but where a narrow screen would make it too small to read, it scrolls sideways.
     """
     if not isinstance(image, bytes):
         buffer = BytesIO()

@@ -26,17 +26,9 @@ def ignore_upstream_warnings() -> None:
 
 
 def terminal_text(text: str, limit: int = 300) -> str:
-    r"""
+    """
     Text of a model for one line of a terminal: escape sequences and control, zero-width and direction characters are
     taken out, line breaks become `↵`, and what is beyond `limit` characters is cut off.
-
-    Example:
-    ```python
-    >>> from endotrl.reporting import terminal_text
-
-    >>> terminal_text("one\x1b[31m\ntwo")
-    'one↵two'
-    ```
     """
     text = _ANSI_SEQUENCE.sub("", text[: 4 * limit]).replace("\r\n", "\n").replace("\n", "↵").replace("\t", " ")
     return "".join(c for c in text if not is_hidden(c) and c not in JOINERS)[:limit]
@@ -51,20 +43,7 @@ def terminal_table(
 ) -> "Table":
     """
     A table for [`rich.console.Console.print`]. Numbers are aligned right; the last column takes the width that is
-    left; text is never read as markup.
-
-    Args:
-        headers (`Sequence[str]`):
-            Column titles.
-        rows (`Iterable[Sequence[object]]`):
-            Cells of each row.
-        title (`str`, *optional*):
-            Line above the table.
-        fold (`bool`, *optional*, defaults to `False`):
-            What becomes of text that is too long for the last column: `True` lets it go on in the next line, `False`
-            cuts it with an ellipsis.
-        decimals (`int`, *optional*, defaults to `3`):
-            Decimals of numbers.
+    left, and its text goes on in the next line (`fold`) or is cut with an ellipsis; text is never read as markup.
     """
     from rich import box
     from rich.table import Table

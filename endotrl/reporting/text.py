@@ -25,17 +25,7 @@ def number(value: float | None, decimals: int = 3, sign: bool = False) -> str:
 
 
 def correlation_in_words(correlation: float) -> str:
-    """
-    Correlation of reward and length as people say it.
-
-    Example:
-    ```python
-    >>> from endotrl.reporting import correlation_in_words
-
-    >>> correlation_in_words(0.05)
-    'reward hardly depends on length (r = +0.05)'
-    ```
-    """
+    """Correlation of reward and length as people say it."""
     value = f"(r = {number(correlation, 2, sign=True)})"
     if abs(correlation) < 0.2:
         return f"reward hardly depends on length {value}"

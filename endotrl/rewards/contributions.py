@@ -16,17 +16,8 @@ def heat_map_row(
 ) -> HeatMapRow:
     """
     A completion in the colours of its contributions to the reward ([`EndogenousReward.contributions_from`]), with the
-    token rewards and what they are made of as further numbers.
-
-    Args:
-        reward ([`EndogenousReward`]):
-            The reward.
-        stats ([`TokenStats`]):
-            What [`EndogenousReward.score`] says about the completion.
-        prompt (`str`, *optional*), meta (`str`, *optional*):
-            As in [`~endotrl.reporting.HeatMapRow`].
-        length_slope (`float`, *optional*, defaults to `0.0`):
-            Slope of the reward on log length that [`LengthControl`] takes out.
+    token rewards and what they are made of as further numbers. `length_slope` is the slope on log length that
+    [`LengthControl`] takes out.
     """
     contributions, total = reward.contributions_from(stats), reward.aggregate_from(stats)
     token_rewards = reward.token_rewards_from(stats)[stats.positions]

@@ -27,34 +27,15 @@ def length_slope_sums(
     outcomes: Sequence[float | None], lengths: Sequence[int], groups: Sequence[Hashable]
 ) -> tuple[float, float]:
     r"""
-    Sums from which the slope of outcomes on log length follows, $b = S_{xy} / S_{xx}$ with
+    Sums from which the slope of outcomes $s$ on log length follows, $b = S_{xy} / S_{xx}$ with
 
     $$
     S_{xy} = \sum_g \sum_{i \in g} (\log H_i - \overline{\log H}_g)(s_i - \bar s_g), \qquad
     S_{xx} = \sum_g \sum_{i \in g} (\log H_i - \overline{\log H}_g)^2 :
     $$
 
-    within groups, so that prompts that ask for long answers do not count as an effect of length.
-
-    Args:
-        outcomes (`list[float | None]`):
-            One number per completion; `None` ones are left out.
-        lengths (`list[int]`):
-            Lengths in tokens, $H_i$.
-        groups (`list`):
-            What tells groups apart, such as the prompt.
-
-    Returns:
-        `tuple[float, float]`: $S_{xy}$ and $S_{xx}$.
-
-    Example:
-    ```python
-    >>> from endotrl.rewards.corrections import length_slope_sums
-
-    >>> xy, xx = length_slope_sums([-1.0, -3.0, -10.0, -12.0], [1, 4, 1, 4], ["a", "a", "b", "b"])
-    >>> round(xy / xx, 4)  # two nats less for four times the length, whatever the prompt
-    -1.4427
-    ```
+    within groups (of a prompt), so that prompts that ask for long answers do not count as an effect of length.
+    Outcomes that are `None` are left out.
     """
     members: dict[Hashable, list[tuple[float, float]]] = {}
     for outcome, length, group in zip(outcomes, lengths, groups, strict=True):
@@ -70,11 +51,8 @@ def length_slope_sums(
 
 def length_shares(num_tokens: int, slope: float) -> Tensor:
     r"""
-    What each token adds to $-b \log H$: $-b \log \frac{h}{h-1}$ for token $h$, and 0 for the first. They sum to
-    $-b \log H$, and depend on nothing that comes later.
-
-    Returns:
-        `torch.Tensor` of shape `(H,)`, float32.
+    What each token adds to $-b \log H$, of shape `(H,)`, float32: $-b \log \frac{h}{h-1}$ for token $h$, and 0 for the
+    first. They depend on nothing that comes later.
     """
     logs = torch.arange(1, num_tokens + 1, dtype=torch.float64).log()
     return (-slope * torch.diff(logs, prepend=torch.zeros(1, dtype=torch.float64))).float()
@@ -196,19 +174,7 @@ class InformationGain:
 
 
 class LengthSlope:
-    """
-    The slope that [`LengthControl`] takes out of a batch.
-
-    Args:
-        decay (`float`):
-            As in [`LengthControl`].
-
-    Attributes:
-        value (`float`):
-            Slope of the last batch.
-        sums (`tuple[float, float]`):
-            Sums over the batches so far: see [`length_slope_sums`].
-    """
+    """The slope that [`LengthControl`] takes out of a batch, from the sums over the batches so far."""
 
     def __init__(self, decay: float) -> None:
         self.decay, self.value, self.sums = decay, 0.0, (0.0, 0.0)
@@ -237,12 +203,7 @@ def one_minus_probability(probabilities: Tensor) -> Tensor:
 
 
 def as_correction(correction: Correction | CorrectionName | None, token_reward: str) -> Correction | None:
-    """
-    The correction that is meant: `"length"` is `LengthControl()`, `"clip"` is `ClipTokens()`.
-
-    Raises:
-        `ValueError`: If there is no such correction, or it does not go with the form of the token rewards.
-    """
+    """The correction that is meant: `"length"` is `LengthControl()`, `"clip"` is `ClipTokens()`."""
     if correction == "length":
         correction = LengthControl()
     elif correction == "clip":
@@ -268,24 +229,9 @@ def as_correction(correction: Correction | CorrectionName | None, token_reward: 
 
 def correct_tokens(rewards: Tensor, stats: TokenStats, correction: Correction | None) -> Tensor:
     """
-    Token rewards with what [`ClipTokens`] and [`InformationGain`] take out of them. ([`LengthControl`] corrects
-    outcomes of a batch.)
-
-    Args:
-        rewards (`torch.Tensor` of shape `(H,)`):
-            Token rewards, one a scored token.
-        stats ([`TokenStats`]):
-            What they were made from.
-        correction ([`Correction`], *optional*):
-            The correction.
-
-    Returns:
-        `torch.Tensor` of shape `(H,)`.
-
-    Raises:
-        `ValueError`: If [`InformationGain`] is asked, and the statistics have no log-probabilities of the generalist,
-        or its
-            weights are not one finite number per token.
+    Token rewards, of shape `(H,)`, without what [`ClipTokens`] and [`InformationGain`] take out of them.
+    ([`LengthControl`] corrects outcomes of a batch.) Raises `ValueError` for [`InformationGain`] without
+    log-probabilities of the generalist, or with weights that are not one finite number per token.
     """
     if isinstance(correction, ClipTokens):
         return rewards.clamp(correction.low, correction.high)
@@ -293,8 +239,7 @@ def correct_tokens(rewards: Tensor, stats: TokenStats, correction: Correction | 
         if stats.generalist_log_probs is None:
             raise ValueError(
                 "These token statistics have no `generalist_log_probs`, which `InformationGain` needs: they were not "
-                "made by "
-                "this reward. Score the completions with it."
+                "made by this reward. Score the completions with it."
             )
         gains = rewards - stats.alpha * stats.generalist_log_probs
         if correction.weight is None:
@@ -303,8 +248,7 @@ def correct_tokens(rewards: Tensor, stats: TokenStats, correction: Correction | 
         if not isinstance(weights, Tensor) or weights.shape != gains.shape or not weights.isfinite().all():
             raise ValueError(
                 f"The `weight` of `InformationGain` must give a tensor of shape {tuple(gains.shape)}, one finite "
-                "number a token, "
-                f"but it gave {weights!r}."
+                f"number a token, but it gave {weights!r}."
             )
         return weights * gains
     return rewards

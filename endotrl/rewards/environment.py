@@ -13,9 +13,7 @@ from .settings import SETTINGS
 class _EnvironmentReward:
     """
     An endogenous reward for `trl grpo --reward_funcs endotrl.rewards.endogenous_reward`, which takes a ready callable
-    and no parameters: made on first use from the environment variables `ENDOTRL_MODEL`, `ENDOTRL_ALPHA`, ..., one for
-    each parameter of [`EndogenousReward`] that is a string or a number. The `env:` block of TRL's YAML files sets
-    them.
+    and no parameters: made on first use from environment variables, which the `env:` block of TRL's YAML files sets.
     """
 
     __name__ = "endogenous_reward"
@@ -39,12 +37,7 @@ _PARAMETERS = ("model", *(setting.name for setting in SETTINGS.values() if "envi
 
 
 def reward_from_environment(environ: Mapping[str, str]) -> EndogenousReward:
-    """
-    Makes an [`EndogenousReward`] from variables `ENDOTRL_<PARAMETER>`.
-
-    Raises:
-        `ValueError`: If `ENDOTRL_MODEL` is missing, a variable is of no parameter, or its value cannot be read.
-    """
+    """An [`EndogenousReward`] from the variables `ENDOTRL_<PARAMETER>`."""
     settings: dict[str, Any] = {}
     for key, value in environ.items():
         if not key.startswith("ENDOTRL_") or key == "ENDOTRL_CACHE":  # the quickstart model's folder
@@ -62,8 +55,7 @@ def reward_from_environment(environ: Mapping[str, str]) -> EndogenousReward:
     if "model" not in settings:
         raise ValueError(
             "`endotrl.rewards.endogenous_reward` takes its settings from environment variables, and ENDOTRL_MODEL, "
-            "the path "
-            "or hub id of the frozen model, is not set. In a TRL YAML file: `env: {ENDOTRL_MODEL: <model>}`."
+            "the path or hub id of the frozen model, is not set. In a TRL YAML file: `env: {ENDOTRL_MODEL: <model>}`."
         )
     return EndogenousReward(**settings)
 

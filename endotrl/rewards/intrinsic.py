@@ -25,25 +25,10 @@ from .rule import RewardRule
 
 
 def relative_perplexity(log_probs: Tensor, log_probs_alone: Tensor) -> float:
-    r"""
+    """
     How much the prompt lowers the perplexity of a response, $(p_0 - p) / p_0$ clipped to $[-1, 1]$, with the
-    perplexities $p$ after the prompt and $p_0$ without it (SAR, https://huggingface.co/papers/2509.05489).
-
-    Args:
-        log_probs (`torch.Tensor` of shape `(H,)`), log_probs_alone (`torch.Tensor` of shape `(H,)`):
-            Log-probabilities of the tokens with and without the prompt, in nats.
-
-    Returns:
-        `float`: positive if the prompt makes the response more probable, 0 if it changes nothing.
-
-    Example:
-    ```python
-    >>> import torch
-    >>> from endotrl.rewards.intrinsic import relative_perplexity
-
-    >>> relative_perplexity(torch.tensor([0.5, 0.5]).log(), torch.tensor([0.25, 0.25]).log())  # perplexity 2, not 4
-    0.5
-    ```
+    perplexities $p$ after the prompt and $p_0$ without it (SAR, https://huggingface.co/papers/2509.05489), from
+    log-probabilities in nats: positive if the prompt makes the response more probable.
     """
     ratio = torch.exp(log_probs_alone.double().mean() - log_probs.double().mean())  # p / p_0
     return (1 - ratio).clamp(-1.0, 1.0).item()
@@ -53,9 +38,6 @@ def empty_prompt_ids(renderer: Renderer, chat: bool) -> list[int]:
     """
     Tokens of a prompt that says nothing: an empty message of a user, or, for plain text, the token that begins texts
     (BOS, or EOS where there is none).
-
-    Raises:
-        `ValueError`: If plain text is asked, and the tokenizer has neither token.
     """
     if chat:
         return renderer.prompt_ids([[{"role": "user", "content": ""}]])[0]
@@ -64,8 +46,7 @@ def empty_prompt_ids(renderer: Renderer, chat: bool) -> list[int]:
     if first is None:
         raise ValueError(
             f"The tokenizer {tokenizer.name_or_path!r} has neither BOS nor EOS, so that a response without its prompt "
-            "has no "
-            "token before it. Give the tokenizer one of them."
+            "has no token before it. Give the tokenizer one of them."
         )
     return [first]
 

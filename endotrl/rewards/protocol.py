@@ -20,8 +20,7 @@ class DenseScores(NamedTuple):
         token_rewards (`list[torch.Tensor]`):
             One tensor of shape `(H_i,)` per completion: a number for each of its token ids, 0 where a tool wrote.
             Their sum is what a trainer maximises: the outcome, up to a constant of the prompt. Not read if the outcome
-            is
-            `None`.
+            is `None`.
         state_values (`list[torch.Tensor]`, *optional*):
             One tensor of shape `(H_i,)` per completion: before each token, an estimate of the rewards from it on, made
             from the prompt and the tokens before it only. Trainers subtract it as a baseline, which changes no

@@ -71,21 +71,18 @@ class RewardModelAdapter(nn.Module):
         if reward.truncation == "skip":
             raise ValueError(
                 "The reward has `truncation='skip'`, which gives no reward to responses without EOS, but a reward "
-                "model "
-                "gives every response a number. Use 'terminal' or 'bootstrap', and `missing_eos_penalty` of the "
+                "model gives every response a number. Use 'terminal' or 'bootstrap', and `missing_eos_penalty` of the "
                 "trainer's config."
             )
         if isinstance(reward.correction, LengthControl | InformationGain):
             raise ValueError(
                 f"The reward has the correction {reward.correction!r}, but a reward model sees single responses under "
-                "one model. "
-                "Use none, or `ClipTokens`, here."
+                "one model. Use none, or `ClipTokens`, here."
             )
         if reward.criterion is not None:
             raise ValueError(
                 "The reward has a `criterion`, a system message that is put before the prompt, but a reward model "
-                "reads "
-                "the trainer's queries, which are tokens already. Leave it out, or tokenize the queries with it."
+                "reads the trainer's queries, which are tokens already. Leave it out, or tokenize the queries with it."
             )
         self.reward = reward
         self.config = reward.config  # read by `trl.models.utils.prepare_deepspeed`
@@ -96,31 +93,16 @@ class RewardModelAdapter(nn.Module):
 
     def forward(self, query_responses: Tensor, pad_token_id: int, context_length: int) -> Tensor:
         """
-        Rewards of a batch of responses.
-
-        Args:
-            query_responses (`torch.Tensor` of shape `(B, L)`):
-                Token ids: queries, padded to `context_length`, and responses, padded on the right.
-            pad_token_id (`int`):
-                The token that pads.
-            context_length (`int`):
-                Length of the padded queries, in tokens.
-
-        Returns:
-            `torch.Tensor` of shape `(B,)`, float32, on the device of `query_responses`, without gradient.
-
-        Raises:
-            `ValueError`: If a query has no token or does not fit the frozen model's context; if padding cannot be told
-                from text; for token ids that the frozen model does not know, and for NaN logits.
+        Rewards of responses, of shape `(B,)`, float32, without gradient, from the token ids of queries, padded to
+        `context_length`, and responses, padded on the right. Raises `ValueError` for what cannot be scored.
         """
         renderer = self.reward._require_renderer()
         pad_ends = pad_token_id in renderer.ends.stops
         if pad_ends and not self._said_pad_ends:
             logger.warning(
                 "The tokenizer pads with a token that ends responses (%d). TRL's PPO hides such tokens from the "
-                "policy "
-                "in the queries, and does not train it to end its responses. Give the tokenizer a pad token of its "
-                "own. (Said once.)",
+                "policy in the queries, and does not train it to end its responses. Give the tokenizer a pad token of "
+                "its own. (Said once.)",
                 pad_token_id,
             )
             self._said_pad_ends = True
@@ -153,9 +135,6 @@ class RewardModelAdapter(nn.Module):
         """
         What TRL's `get_reward` calls for hidden states: the reward of each row, of shape `(B, L, 1)`, the same at
         every position, so that `get_reward` finds it at the one where it takes the response to end.
-
-        Raises:
-            `RuntimeError`: If something else than `get_reward` calls.
         """
         # The model that `get_reward` calls is given tokens without their padding, and not where the response begins,
         # which a reward of the response has to know. Both are arguments of `get_reward`, and nothing else that it

@@ -18,37 +18,13 @@ from .settings import ONLY_EVALUATED, TOKEN_REWARDS, CorrectionName, TokenReward
 
 def self_certainty(soft_values: Tensor, mean_logits: Tensor, vocab_size: int, alpha: float = 1.0) -> Tensor:
     r"""
-    Self-certainty of a state (Intuitor, https://huggingface.co/papers/2505.19590),
+    Self-certainty of a state (Intuitor, https://huggingface.co/papers/2505.19590), in nats, with the mean $\bar f$ of
+    its logits over the vocabulary:
 
     $$
     \mathrm{KL}(U \| \hat\pi(\cdot|s)) = -\frac{1}{|\mathcal{A}|} \sum_a \log(|\mathcal{A}| \, \hat\pi(a|s))
     = \frac{V(s) - \bar f(s)}{\alpha} - \log |\mathcal{A}|
     $$
-
-    with the mean logit $\bar f$.
-
-    Args:
-        soft_values (`torch.Tensor` of shape `(...)`):
-            Soft values of the states.
-        mean_logits (`torch.Tensor` of shape `(...)`):
-            Means of their logits over the vocabulary.
-        vocab_size (`int`):
-            Size of the vocabulary.
-        alpha (`float`, *optional*, defaults to `1.0`):
-            Temperature of the soft values.
-
-    Returns:
-        `torch.Tensor` of shape `(...)`, float32, in nats, at least 0.
-
-    Example:
-    ```python
-    >>> import torch
-    >>> from endotrl.rewards.rule import self_certainty
-
-    >>> logits = torch.tensor([0.0, 0.0])
-    >>> self_certainty(logits.logsumexp(-1), logits.mean(-1), vocab_size=2)  # uniform: knows nothing
-    tensor(0.)
-    ```
     """
     return (soft_values.float() - mean_logits.float()) / alpha - math.log(vocab_size)
 
@@ -174,9 +150,7 @@ class RewardRule:
         return aggregate_weights(num_tokens, name, self.discount)  # type: ignore[arg-type]
 
     def outcome(self, stats: TokenStats) -> float | None:
-        """
-        Reward of the completion, `None` if it has none. Without [`LengthControl`], which needs the batch.
-        """
+        """Reward of the completion, `None` if it has none. Without [`LengthControl`], which needs the batch."""
         if self.aggregate not in ("sum", "mean", "discounted"):
             contributions = self.contributions(stats)
             return None if contributions is None else contributions.total
@@ -189,12 +163,10 @@ class RewardRule:
 
     def contributions(self, stats: TokenStats) -> Contributions | None:
         r"""
-        Contributions of the tokens to the outcome: the numbers that sum to [`outcome`], and that
-        heat maps colour. `None` if it has no reward.
-
-        For `"bellman"` rewards with the default settings, that is $\alpha \log \hat\pi(a_h|s_h)$, and not the token
-        rewards themselves: these differ from it by the change of the soft value, which arbitrary constants of the
-        logits move and which cancels in the sum.
+        Contributions of the tokens to the outcome, which they sum to; `None` if it has no reward. For `"bellman"`
+        rewards with the default settings, that is $\alpha \log \hat\pi(a_h|s_h)$, and not the token rewards
+        themselves: these differ from it by the change of the soft value, which constants of the logits move and which
+        cancels in the sum.
         """
         if not self.has_outcome(stats):
             return None

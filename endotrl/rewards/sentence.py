@@ -265,15 +265,13 @@ class SentenceReward:
         if self.policy_processing_class is None:
             raise ValueError(
                 "Policy and reward model have different tokenizers, and rewards of sentences go to tokens of the "
-                "policy. Pass "
-                "its tokenizer as `policy_processing_class`, or call `reward.attach(trainer)`."
+                "policy. Pass its tokenizer as `policy_processing_class`, or call `reward.attach(trainer)`."
             )
         tokens, exact = transfer(row.sentences, self.policy_processing_class, ids)
         if not exact and not self._said_other_text:
             logger.warning(
                 "The reward model's tokenizer changes the text of completions, so that the ends of sentences among "
-                "the "
-                "policy's tokens are approximate. (Said once.)"
+                "the policy's tokens are approximate. (Said once.)"
             )
             self._said_other_text = True
         return tokens

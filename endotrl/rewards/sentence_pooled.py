@@ -114,25 +114,8 @@ class SentencePooledReward:
 
 def pool(rewards: Tensor, ends: Sequence[int]) -> Tensor:
     """
-    Sums token rewards over segments.
-
-    Args:
-        rewards (`torch.Tensor` of shape `(H,)`):
-            Token rewards.
-        ends (`Sequence[int]`):
-            Position of the last token of every segment, rising. Rewards behind the last one are 0.
-
-    Returns:
-        `torch.Tensor` of shape `(H,)`: at the last token of each segment the sum of its rewards, 0 elsewhere.
-
-    Example:
-    ```python
-    >>> import torch
-    >>> from endotrl.rewards.sentence_pooled import pool
-
-    >>> pool(torch.tensor([1.0, 2.0, 3.0, 4.0]), ends=[1, 3])
-    tensor([0., 3., 0., 7.])
-    ```
+    Token rewards, of shape `(H,)`, summed over segments: at the last token of each segment (`ends`, rising) the sum of
+    its rewards, 0 elsewhere.
     """
     pooled = torch.zeros_like(rewards)
     if ends:

@@ -33,12 +33,7 @@ ONLY_EVALUATED = {
 
 
 def parse_aggregate(aggregate: str) -> tuple[str, float | None]:
-    """
-    Name and number of an aggregate, such as `"sum"` or `"power=0.5"`.
-
-    Raises:
-        `ValueError`: If there is none of that name, or its number is missing, out of range or not wanted.
-    """
+    """Name and number of an aggregate, such as `"sum"` or `"power=0.5"`."""
     name, has_number, text = aggregate.partition("=") if isinstance(aggregate, str) else (aggregate, "", "")
     check_choice("aggregate", name, AGGREGATES, ONLY_EVALUATED)
     example = EXAMPLES.get(name)
@@ -105,21 +100,8 @@ READERS: dict[Any, tuple[Callable[[str], Any], str]] = {
 @dataclass(frozen=True)
 class RewardSetting:
     """
-    One setting of [`EndogenousReward`].
-
-    Attributes:
-        name (`str`):
-            The parameter.
-        type (`type`):
-            Its type in YAML.
-        default:
-            Its default.
-        help (`str`):
-            Help, as a sentence.
-        choices (`tuple[str]`, *optional*):
-            Values that it may have.
-        absent (`Mapping[str, str]`, *optional*):
-            Where it cannot be set (`"yaml"`, `"score"`, `"environment"`), and why.
+    One setting of [`EndogenousReward`]: `type` is that in YAML, and `absent` tells where it cannot be set (`"yaml"`,
+    `"score"`, `"environment"`), and why.
     """
 
     name: str
@@ -130,12 +112,7 @@ class RewardSetting:
     absent: Mapping[str, str] = field(default_factory=dict)
 
     def read(self, text: str) -> Any:
-        """
-        Its value, from an environment variable or a command line.
-
-        Raises:
-            `ValueError`: If the text is no such value: `must be <kind>`.
-        """
+        """Its value, from an environment variable or a command line. Raises `ValueError`: `must be <kind>`."""
         reader, kind = READERS[self.type]
         try:
             return reader(text)
@@ -198,8 +175,7 @@ SETTINGS = {
             str | None,
             None,
             "Device of the frozen model's own copy, such as cpu or cuda:1 (default: the best there is, or the "
-            "process's "
-            "own).",
+            "process's own).",
         ),
         RewardSetting(
             "trust_remote_code",

@@ -21,14 +21,8 @@ COMPLETE_FILE = "complete.json"
 
 def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> Path | None:
     """
-    The last checkpoint of a recipe that was written to its end, and of which nothing is missing.
-
-    Args:
-        output_dir (`str`):
-            Folder of the run.
-
-    Returns:
-        `Path`, *optional*: `None` if there is none. Later checkpoints that are not complete are named in a warning.
+    The last checkpoint of a recipe that was written to its end, and of which nothing is missing. Later ones that are
+    not complete are named in a warning.
     """
     for checkpoint in reversed(checkpoints(output_dir).values()):
         lack = what_is_missing(checkpoint)
@@ -87,18 +81,8 @@ def discard_later(output_dir: str | os.PathLike[str], step: int) -> None:
 
 def delete_old(output_dir: str | os.PathLike[str], step: int, limit: int | None, best: str | None) -> None:
     """
-    Deletes checkpoints before that of a step, but not the best one. What is cut off while it is deleted is not
-    complete.
-
-    Args:
-        output_dir (`str`):
-            Folder of the run.
-        step (`int`):
-            Step of the last checkpoint, which stays.
-        limit (`int`, *optional*):
-            How many may stay, with the last and the best one; 0 or `None` for all.
-        best (`str`, *optional*):
-            Path of the best checkpoint.
+    Deletes checkpoints before that of a step, so that `limit` of them stay (0 or `None`: all), with the last and the
+    best one. What is cut off while it is deleted is not complete.
     """
     before = [path for earlier, path in checkpoints(output_dir).items() if earlier < step]
     old = [path for path in before if best is None or path != Path(best)]

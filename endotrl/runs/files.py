@@ -21,20 +21,8 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 def lock(path: Path, message: str) -> BaseFileLock:
     """
     Locks a file until the lock is released or gone, or the process has ended, however it ends. Forked workers do not
-    hold it. On a file system without locks, nothing is kept from anyone.
-
-    Args:
-        path (`Path`):
-            The lock file, made if it is not there, and left there.
-        message (`str`):
-            Message of the error if another process, or another lock of this one, has it.
-
-    Returns:
-        [`~filelock.BaseFileLock`]: the lock, to `release()`.
-
-    Raises:
-        `ValueError`: If it is locked already.
-        `OSError`: If the file cannot be written.
+    hold it. On a file system without locks, nothing is kept from anyone. If it is locked already, raises `ValueError`
+    with the message.
     """
     held = FileLock(path, blocking=False, fallback_to_soft=False)
     try:
@@ -72,13 +60,8 @@ def write_json(path: Path, value: Any) -> None:
 @contextmanager
 def new_folder(target: Path, marker: str) -> Iterator[Path]:
     """
-    A folder to fill, which then becomes `target`; but if another process was faster, its folder stays.
-
-    Args:
-        target (`Path`):
-            The folder to be.
-        marker (`str`):
-            Name of a file in it without which it is none.
+    A folder to fill, which then becomes `target`; but if another process was faster, its folder, known by the file
+    `marker`, stays.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))

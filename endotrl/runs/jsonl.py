@@ -11,19 +11,7 @@ from typing import IO, Any
 def append_lines(
     log: Path | IO[bytes], records: Sequence[Mapping[str, Any]], ensure_ascii: bool = True, sync: bool = True
 ) -> None:
-    """
-    Appends lines to a log.
-
-    Args:
-        log (`Path` or `IO[bytes]`):
-            The log, or its open file.
-        records (`list[dict]`):
-            What the lines hold.
-        ensure_ascii (`bool`, *optional*, defaults to `True`):
-            Whether other characters are escaped.
-        sync (`bool`, *optional*, defaults to `True`):
-            Whether to return only when they are on the disk.
-    """
+    """Appends records to a log (its path, or its open file); with `sync`, returns only when they are on the disk."""
     if isinstance(log, Path):
         with log.open("ab") as file:
             return append_lines(file, records, ensure_ascii, sync)
@@ -35,12 +23,7 @@ def append_lines(
 
 
 def parse_line(line: bytes, keys: Sequence[str]) -> dict[str, Any]:
-    """
-    The record of a line.
-
-    Raises:
-        `ValueError`: If the line was not written to its end, is no JSON, or lacks one of `keys`.
-    """
+    """The record of a line. Raises `ValueError` if it is damaged, or lacks one of `keys`."""
     try:
         if not line.endswith(b"\n"):
             raise ValueError("the end is missing")
@@ -53,12 +36,7 @@ def parse_line(line: bytes, keys: Sequence[str]) -> dict[str, Any]:
 
 
 def read_lines(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
-    """
-    The records of a log; none if it is not there. A last line that was only half written is cut off.
-
-    Raises:
-        `ValueError`: If another line is damaged: see [`parse_line`].
-    """
+    """The records of a log; none if it is not there. A last line that was only half written is cut off."""
     if not path.exists():
         return []
     lines = path.read_bytes().splitlines(keepends=True)

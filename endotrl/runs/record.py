@@ -52,12 +52,8 @@ FREE = {
 
 def make_record(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
-    Args:
-        settings (`dict[str, Any]`):
-            Dataclasses of settings by their names.
-
-    Returns:
-        `dict`: `settings`, `command`, `versions` and, in a git clone, `git`: revision and whether files were changed.
+    `settings`, by their names, `command`, `versions` and, in a git clone, `git`: revision and whether files were
+    changed.
     """
     return {
         "command": without_secrets(sys.argv),
@@ -91,14 +87,6 @@ def without_secrets(words: Sequence[str]) -> list[str]:
     """
     A command line without its tokens: the values of options such as `--hub_token`, `token` in JSON, and whatever looks
     like a token of the hub.
-
-    Example:
-    ```python
-    >>> from endotrl.runs.record import without_secrets
-
-    >>> without_secrets(["grpo.py", "--hub_token", "hf_abc", "--wandb_api_key=123"])
-    ['grpo.py', '--hub_token', '<SECRET>', '--wandb_api_key=<SECRET>']
-    ```
     """
     hidden = []
     previous = ""

@@ -41,14 +41,6 @@ def only_run_in(output_dir: str) -> Iterator[None]:
     """
     Inside, no other run can enter with this folder. The processes of one run hold the [`lock`] together, through the
     first one.
-
-    Args:
-        output_dir (`str`):
-            Folder of the run, which is made if there is none.
-
-    Raises:
-        `ValueError`: If another run is in there.
-        `OSError`: If nothing can be written there.
     """
     with ExitStack() as stack:
         failure: Exception | None = None
@@ -75,19 +67,8 @@ def only_run_in(output_dir: str) -> Iterator[None]:
 class Interruptions(TrainerCallback):
     """
     Marks checkpoints that were written to their end, and deletes those beyond `save_total_limit` only then; saves one
-    and stops after SIGTERM, on all processes after the same step; and stops a run whose gradients or loss are NaN or
-    infinite, before it is saved.
-
-    Args:
-        trainer ([`~transformers.Trainer`]):
-            The trainer, one of TRL's.
-
-    Attributes:
-        terminated (`bool`):
-            Whether SIGTERM has stopped the run.
-
-    Raises:
-        `FloatingPointError`: In training, for NaN or infinite gradients or loss.
+    and stops after SIGTERM (`terminated`), on all processes after the same step; and stops a run whose gradients or
+    loss are NaN or infinite with `FloatingPointError`, before it is saved.
     """
 
     def __init__(self, trainer: Any) -> None:
@@ -144,14 +125,7 @@ class Interruptions(TrainerCallback):
         if gradients and not torch.nn.utils.get_total_norm(gradients).isfinite():
             self._stop(args, state.global_step + 1, "The gradients are")
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any],
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, *_: Any, logs: dict[str, Any], **rest: Any) -> None:
         for key in ("loss", "grad_norm"):
             if key in logs and not math.isfinite(float(logs[key])):
                 self._stop(args, state.global_step, f"`{key}` is")
@@ -225,9 +199,6 @@ def find_checkpoint(args: TrainingArguments, record: Mapping[str, Any]) -> None:
     Sets `resume_from_checkpoint` to the last complete checkpoint of `output_dir`, if there is one. If it names another
     one, that holds unless the run in `output_dir` was already told to start from there. The first process decides for
     all.
-
-    Raises:
-        `ValueError`: If the run there was made with other settings, or there is no checkpoint of that name.
     """
     checkpoint = None
     if PartialState().is_main_process:
@@ -245,20 +216,8 @@ def find_checkpoint(args: TrainingArguments, record: Mapping[str, Any]) -> None:
 
 def train_and_save(trainer: Trainer, interruptions: Interruptions, record: Mapping[str, Any]) -> None:
     """
-    Trains, from `resume_from_checkpoint` if it is set, and saves to `output_dir`.
-
-    Args:
-        trainer ([`~transformers.Trainer`]):
-            The trainer.
-        interruptions ([`Interruptions`]):
-            Its first callback. If it was `terminated` afterwards, there is a checkpoint, and nothing in `output_dir`
-            itself.
-        record (`dict[str, Any]`):
-            What the run is made of: see [`make_record`].
-
-    Raises:
-        `FloatingPointError`: For NaN or infinite gradients or loss.
-        `OSError`: If the disk is full.
+    Trains, from `resume_from_checkpoint` if it is set, and saves to `output_dir`. If the run was `terminated`, there
+    is a checkpoint, and nothing in `output_dir` itself.
     """
     args = trainer.args
     if trainer.accelerator.is_main_process:

@@ -19,10 +19,6 @@ def check_wandb_login(training_args: TrainingArguments) -> None:
     """
     Raises `ValueError` if the run is to go to W&B, and nobody is logged in there. (W&B would say so when the model is
     loaded.) At a terminal, W&B asks for the key now.
-
-    Args:
-        training_args ([`~transformers.TrainingArguments`]):
-            Settings of the trainer, with the checkpoint to start from.
     """
     if "wandb" not in training_args.report_to:
         return
@@ -46,15 +42,7 @@ def check_wandb_login(training_args: TrainingArguments) -> None:
 
 
 def continue_wandb_run(output_dir: str, anew: bool) -> None:
-    """
-    Lets W&B go on with the run that is named in the output folder, or names one there.
-
-    Args:
-        output_dir (`str`):
-            Folder of the run.
-        anew (`bool`):
-            Whether to begin another run.
-    """
+    """Lets W&B go on with the run that is named in the output folder, or (`anew`) names one there."""
     path = Path(output_dir) / WANDB_ID_FILE
     if anew or not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)

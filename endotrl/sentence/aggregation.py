@@ -8,33 +8,12 @@ from torch import Tensor
 
 
 def sentence_rewards(values: Tensor, mask: Tensor) -> Tensor:
-    r"""
-    What each sentence added:
+    """
+    What each sentence added: $r_1 = v_1$, $r_i = v_i - v_{i-1}$ (https://huggingface.co/papers/2503.04793). The first
+    state is the one before the response, so that $r_1$ is the value of the prompt.
 
-    $$
-    r_1 = v_1, \qquad r_i = v_i - v_{i-1}
-    $$
-
-    (https://huggingface.co/papers/2503.04793). The first state is the one before the response, so that $r_1$ is the
-    value of the prompt.
-
-    Args:
-        values (`torch.Tensor` of shape `(batch_size, N)`):
-            Values $v_i$ of the states.
-        mask (`torch.Tensor` of shape `(batch_size, N)`):
-            `True` where there is a state, `False` where a row is padded on the right.
-
-    Returns:
-        `torch.Tensor` of shape `(batch_size, N)`: rewards, 0 where padded. Those of a row sum to its last value $v_N$.
-
-    Example:
-    ```python
-    >>> import torch
-    >>> from endotrl.sentence.aggregation import sentence_rewards
-
-    >>> sentence_rewards(torch.tensor([[1.0, 3.0, 2.0]]), torch.tensor([[True, True, True]]))
-    tensor([[ 1.,  2., -1.]])
-    ```
+    All have shape `(batch_size, N)`; `mask` is `True` where there is a state, and rewards are 0 elsewhere. Those of a
+    row sum to its last value $v_N$.
     """
     before = torch.nn.functional.pad(values, (1, 0))[..., :-1]
     return torch.where(mask, values - before, 0.0)
@@ -42,18 +21,9 @@ def sentence_rewards(values: Tensor, mask: Tensor) -> Tensor:
 
 def rotate(vectors: Tensor, theta: float = 10_000.0) -> Tensor:
     r"""
-    Rotary position embedding (https://huggingface.co/papers/2104.09864) by sentence index: the pair of entries
-    $(x_j, x_{j + d/2})$ of vector $i$ is turned by the angle $i \, \theta^{-2j/d}$.
-
-    Args:
-        vectors (`torch.Tensor` of shape `(batch_size, N, d)`):
-            One vector a sentence; `d` is even.
-        theta (`float`, *optional*, defaults to `10000.0`):
-            Base of the angles.
-
-    Returns:
-        `torch.Tensor` of shape `(batch_size, N, d)`. The dot product of two of its vectors depends on their indices
-        only by the difference.
+    Rotary position embedding (https://huggingface.co/papers/2104.09864) by sentence index of vectors of shape
+    `(batch_size, N, d)`, with even `d`: the pair of entries $(x_j, x_{j + d/2})$ of vector $i$ is turned by the angle
+    $i \, \theta^{-2j/d}$.
     """
     num_sentences, half = vectors.shape[-2], vectors.shape[-1] // 2
     steps = torch.arange(half, device=vectors.device, dtype=torch.float32)
@@ -66,26 +36,15 @@ def rotate(vectors: Tensor, theta: float = 10_000.0) -> Tensor:
 
 def attention_weights(queries: Tensor, keys: Tensor, mask: Tensor, theta: float = 10_000.0) -> Tensor:
     r"""
-    Weights of the sentences, by attention of the last one $N$ to all:
+    Weights of the sentences, of shape `(batch_size, N)`, by attention of the last one $N$ to all, 0 where `mask` has
+    no state (https://huggingface.co/papers/2503.04793):
 
     $$
     a = \mathrm{softmax}_i \left( \mathrm{RoPE}_N(q_N) \cdot \mathrm{RoPE}_i(k_i) / \sqrt{d} \right)
     $$
 
-    (https://huggingface.co/papers/2503.04793).
-
-    Args:
-        queries (`torch.Tensor` of shape `(batch_size, N, d)`):
-            $W_q h_i$; of each row, that of the last state is used.
-        keys (`torch.Tensor` of shape `(batch_size, N, d)`):
-            $W_k h_i$.
-        mask (`torch.Tensor` of shape `(batch_size, N)`):
-            `True` where there is a state, `False` where a row is padded on the right. A row has at least one.
-        theta (`float`, *optional*, defaults to `10000.0`):
-            Base of the rotary angles, see [`rotate`].
-
-    Returns:
-        `torch.Tensor` of shape `(batch_size, N)`: weights that sum to 1, 0 where padded.
+    Queries $W_q h_i$ and keys $W_k h_i$ have shape `(batch_size, N, d)`; `theta` is the base of the rotary angles, see
+    [`rotate`].
     """
     queries, keys = rotate(queries, theta), rotate(keys, theta)
     last = mask.sum(dim=-1) - 1  # (B,)

@@ -80,15 +80,8 @@ class RuleSegmenter:
 
     def __call__(self, text: str) -> list[tuple[int, int]]:
         """
-        Sentences of a text.
-
-        Args:
-            text (`str`):
-                Any text.
-
-        Returns:
-            `list[tuple[int, int]]`: character spans `(start, end)` that tile the text; whitespace belongs to the
-            sentence before it. Empty for an empty text.
+        Character spans `(start, end)` of the sentences, which tile the text; whitespace belongs to the sentence before
+        it.
         """
         if not text:
             return []

@@ -62,8 +62,7 @@ class SentenceRewardConfig(PretrainedConfig):
             if kind not in CONFIG_MAPPING:
                 raise ValueError(
                     f"`backbone_config` is of type {kind!r}, which this version of transformers does not know. "
-                    "Install the "
-                    "version with which the model was trained."
+                    "Install the version with which the model was trained."
                 )
             backbone_config = CONFIG_MAPPING[kind](**backbone_config)
         if aggregator not in get_args(Aggregator):

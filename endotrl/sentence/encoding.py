@@ -112,18 +112,7 @@ class SentenceEncoder:
         policy_rows: Sequence[PolicyRow] | None = None,
     ) -> list[EncodedResponse]:
         """
-        Encodes a batch.
-
-        Args:
-            prompts, completions, completion_ids, policy_rows:
-                As in [`~endotrl.rendering.renderer.Renderer.render`], which also says what is raised.
-
-        Returns:
-            `list[EncodedResponse]`, in the order given.
-
-        Raises:
-            `ValueError`: For a batch that cannot be rendered, a row longer than `max_length`, or a segmenter whose
-            spans do not tile the text.
+        Encodes a batch; see [`~endotrl.rendering.renderer.Renderer.render`] for the arguments and what is raised.
         """
         rows = self._renderer.render(prompts, completions, completion_ids, policy_rows=policy_rows)
         return [self._encode(number, row) for number, row in enumerate(rows)]
@@ -158,8 +147,7 @@ class SentenceEncoder:
         if not self._said_limit:
             logger.warning(
                 f"A response has {len(sentences.spans)} sentences, more than the {limit} of `max_sentences`. Those "
-                "from "
-                f"number {limit} on count as one. (Said once.)"
+                f"from number {limit} on count as one. (Said once.)"
             )
             self._said_limit = True
         spans, tokens = sentences.spans, sentences.last_tokens
@@ -174,19 +162,9 @@ def pad_batch(
     rows: Sequence[tuple[Sequence[int], Sequence[int]]], pad_token_id: int, multiple: int = 1
 ) -> dict[str, Tensor]:
     """
-    A batch for [`SentenceRewardModel.forward`].
-
-    Args:
-        rows (`Sequence[tuple[Sequence[int], Sequence[int]]]`):
-            `input_ids` and `sentence_ends` of every row.
-        pad_token_id (`int`):
-            Fills rows of `input_ids` on the right.
-        multiple (`int`, *optional*, defaults to `1`):
-            The width of `input_ids` is a multiple of it.
-
-    Returns:
-        `dict[str, torch.Tensor]`: `input_ids` and `attention_mask` of shape `(batch_size, seq_len)`, and
-        `sentence_ends` of shape `(batch_size, N)`, filled with -1.
+    A batch for [`SentenceRewardModel.forward`], from `input_ids` and `sentence_ends` of every row: `input_ids` and
+    `attention_mask` of shape `(batch_size, seq_len)`, padded on the right to a multiple of `multiple`, and
+    `sentence_ends` of shape `(batch_size, N)`, filled with -1.
     """
     input_ids, attention_mask = pad_ids([ids for ids, _ in rows], pad_token_id, multiple=multiple)
     sentence_ends = torch.full((len(rows), max(len(ends) for _, ends in rows)), -1)

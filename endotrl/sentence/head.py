@@ -8,13 +8,7 @@ from .configuration import SentenceRewardConfig
 
 
 class SentenceHead(nn.Module):
-    """
-    Value, query and key of a state, in float32 whatever its dtype is: rewards are small differences of values.
-
-    Args:
-        config ([`SentenceRewardConfig`]):
-            Configuration of the model.
-    """
+    """Value, query and key of a state, in float32 whatever its dtype is: rewards are small differences of values."""
 
     def __init__(self, config: SentenceRewardConfig) -> None:
         super().__init__()

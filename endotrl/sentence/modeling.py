@@ -90,8 +90,7 @@ class SentenceRewardModel(PreTrainedModel):
         if config.backbone_config is None:
             raise ValueError(
                 "The configuration has no `backbone_config`: it does not say which language model reads the text. "
-                "Build a "
-                "reward model on one with `SentenceRewardModel.from_backbone`."
+                "Build a reward model on one with `SentenceRewardModel.from_backbone`."
             )
         self.backbone = AutoModel.from_config(config.backbone_config) if backbone is None else backbone
         self.marker = nn.Embedding(1, config.hidden_size) if config.marker else None
@@ -157,8 +156,7 @@ class SentenceRewardModel(PreTrainedModel):
     ) -> "SentenceRewardModel":
         """
         Loads a trained sentence reward model, see [`~transformers.PreTrainedModel.from_pretrained`]. From a folder in
-        which
-        [`SentenceRewardTrainer`] saved a LoRA adapter, it loads the base model with the adapter merged.
+        which [`SentenceRewardTrainer`] saved a LoRA adapter, it loads the base model with the adapter merged.
 
         Raises:
             `OSError`: If there is no model of that name, or it lacks weights.
@@ -254,8 +252,7 @@ class SentenceRewardModel(PreTrainedModel):
             raise ValueError(
                 f"A response has {sentence_ends.shape[1] - 1} sentences, more than the `max_sentences` of this model, "
                 f"{self.config.max_sentences}. `SentenceEncoder` takes what is too much for one last sentence; or "
-                "train "
-                "the model with a higher limit."
+                "train the model with a higher limit."
             )
         mask = sentence_ends >= 0  # (B, N)
         if not mask[:, 0].all():

@@ -21,14 +21,6 @@ class PairEncoder:
     """
     Adds to a row of a preference dataset what the model reads of it: `chosen_ids`, `chosen_ends`, `rejected_ids`,
     `rejected_ends`, and `length`, the longer one's length in tokens.
-
-    Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer of the backbone.
-        config ([`SentenceRewardConfig`]):
-            Configuration of the model.
-        segmenter ([`Segmenter`], *optional*):
-            Splits text into sentences. Defaults to the one that `config` names.
     """
 
     def __init__(
@@ -74,14 +66,8 @@ class PairEncoder:
 @dataclass
 class DataCollatorForSentencePreference(DataCollatorMixin):
     """
-    Batches of [`SentenceRewardTrainer`]: as TRL's `DataCollatorForPreference`, the first half holds the chosen
-    responses and the second the rejected ones, and there is a `margin` if the examples have one.
-
-    Args:
-        pad_token_id (`int`):
-            Token id for padding, on the right.
-        pad_to_multiple_of (`int`, *optional*):
-            The width is padded to a multiple of it.
+    Batches of [`SentenceRewardTrainer`], padded on the right: as TRL's `DataCollatorForPreference`, the first half
+    holds the chosen responses and the second the rejected ones, and there is a `margin` if the examples have one.
     """
 
     pad_token_id: int

@@ -104,9 +104,6 @@ def align(text: str, sentences: Sequence[str]) -> list[tuple[int, int]]:
     """
     Spans of sentences that another tool has cut out of a text, in order, and between which it may have dropped
     whitespace. It goes to the sentence before.
-
-    Raises:
-        `ValueError`: If the text is not those sentences and whitespace.
     """
     starts, position = [], 0
     for sentence in sentences:
@@ -116,8 +113,7 @@ def align(text: str, sentences: Sequence[str]) -> list[tuple[int, int]]:
         if start < 0 or text[position:start].strip():
             raise ValueError(
                 f"The segmenter returned the sentence {sentence[:60]!r}, which does not follow character {position} "
-                "of "
-                "the text. It must cut the text, not change it."
+                "of the text. It must cut the text, not change it."
             )
         starts.append(start)
         position = start + len(sentence)
@@ -142,6 +138,5 @@ def check_tiling(text: str, spans: Sequence[tuple[int, int]]) -> None:
             return
     raise ValueError(
         f"The segmenter's spans {list(spans)[:5]} do not tile the text of {len(text)} characters: each must be "
-        "non-empty "
-        "and start where the one before it ends, from the first character to the last."
+        "non-empty and start where the one before it ends, from the first character to the last."
     )

@@ -72,21 +72,9 @@ class SentenceScores:
 
 class SentenceScorer:
     """
-    Encodes prompts and completions and runs a sentence reward model over them, in batches of like lengths.
-
-    Args:
-        model (`str`, [`SentenceRewardModel`] or [`~peft.PeftModel`]):
-            Path or hub id of a sentence reward model, of which an own copy is loaded on first use; or a loaded one,
-            which is used as it is.
-        processing_class, segmenter, max_tokens_per_batch, dtype, device, trust_remote_code, overlong_prompt,
-        chat_template_kwargs:
-            As in [`SentenceReward`].
-        cut_overlong (`bool`, *optional*, defaults to `False`):
-            Whether to cut rows that do not fit the model's context, as [`~endotrl.rendering.renderer.fit`] does.
-
-    Raises:
-        `ValueError`: If a setting is out of range, or the model is another kind of model.
-        `OSError`: If there is no model of that name.
+    Encodes prompts and completions and runs a sentence reward model over them, in batches of like lengths. The
+    arguments are those of [`SentenceReward`], and `cut_overlong`: whether to cut rows that do not fit the model's
+    context, as [`~endotrl.rendering.renderer.fit`] does.
     """
 
     def __init__(
@@ -122,8 +110,7 @@ class SentenceScorer:
         if not isinstance(config, SentenceRewardConfig):
             raise ValueError(
                 f"{self._path or type(model).__name__!r} is a model of type {config.model_type!r}, not a sentence "
-                "reward "
-                "model. Train one on it with `SentenceRewardTrainer`."
+                "reward model. Train one on it with `SentenceRewardTrainer`."
             )
         self.config = config
         self.segmenter = load_segmenter(config.segmenter) if segmenter is None else segmenter
@@ -148,8 +135,7 @@ class SentenceScorer:
         if self._path is None:
             raise TypeError(
                 "A sentence reward made from a loaded model cannot be pickled, because weights are not pickled. Save "
-                "the "
-                "model, and make the reward from its path."
+                "the model, and make the reward from its path."
             )
         return {**self.__dict__, "_model": None}
 
@@ -163,22 +149,9 @@ class SentenceScorer:
         environment: Sequence[str] | None = None,
     ) -> list[SentenceScores]:
         """
-        Scores a batch.
-
-        Args:
-            prompts, completions, completion_ids:
-                As in [`SentenceEncoder`].
-            progress (`bool`, *optional*, defaults to `False`):
-                Whether to show a progress bar.
-            log_extra (`Callable`, *optional*), environment (`list[str]`, *optional*):
-                As a trainer hands them over.
-
-        Returns:
-            `list[SentenceScores]`, in the order given.
-
-        Raises:
-            `ValueError`, `TypeError`: For a batch that cannot be encoded (before anything is computed), and for NaN
-            scores.
+        Scores a batch, in the order given. `log_extra` and `environment` are what a trainer hands over. Raises
+        `ValueError` or `TypeError` for a batch that cannot be encoded (before anything is computed), and for NaN
+        scores.
         """
         rows = self.prompts.render(
             SentenceEncoder.__call__,

@@ -38,21 +38,8 @@ def find_sentences(
     positions: Sequence[int] | None = None,
 ) -> SentenceTokens:
     """
-    The sentences that token ids write.
-
-    Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer of the ids.
-        segmenter ([`Segmenter`]):
-            Splits text into sentences.
-        ids (`Sequence[int]`):
-            Token ids of a completion.
-        positions (`Sequence[int]`, *optional*):
-            Positions in `ids` that the policy wrote, rising; all by default. Sentences lie and end there only: what a
-            tool wrote in between separates them and is in none.
-
-    Raises:
-        `ValueError`: If the segmenter's spans do not tile the text.
+    The sentences that the token ids of a completion write. `positions` are those that the policy wrote, rising; all by
+    default. Sentences lie and end there only: what a tool wrote in between separates them and is in none.
     """
     text, offsets = decode_with_offsets(tokenizer, ids)
     special = special_token_ids(tokenizer)
@@ -136,19 +123,8 @@ def transfer(
     sentences: SentenceTokens, tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]
 ) -> tuple[list[int], bool]:
     """
-    The same sentences in tokens of another tokenizer.
-
-    Args:
-        sentences ([`SentenceTokens`]):
-            Sentences of a completion.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            The other tokenizer.
-        ids (`Sequence[int]`):
-            Its token ids of the completion.
-
-    Returns:
-        Position in `ids` of the token that ends each sentence, and whether the ids write the text of the sentences. If
-        they do not, positions are approximate.
+    The same sentences in tokens of another tokenizer: the position in `ids` of the token that ends each sentence, and
+    whether the ids write the text of the sentences. If they do not, positions are approximate.
     """
     text, offsets = decode_with_offsets(tokenizer, ids)
     # Templates and tokenizers differ in whitespace: a place is found in both texts by the other characters before it.

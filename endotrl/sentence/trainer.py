@@ -117,14 +117,12 @@ class SentenceRewardTrainer(RewardTrainer):
         if not isinstance(base_model, SentenceRewardModel):
             raise TypeError(
                 f"`model` is a {type(base_model).__name__}, but it must be a `SentenceRewardModel`. Make one from a "
-                "language "
-                "model with `SentenceRewardModel.from_backbone`, or pass its path or hub id."
+                "language model with `SentenceRewardModel.from_backbone`, or pass its path or hub id."
             )
         if args.attention_learning_rate is not None and has_one_learning_rate(args):
             raise ValueError(
                 "DeepSpeed's configuration has an `optimizer` of its own, which has one learning rate for all "
-                "parameters. "
-                "Remove it there, or leave `attention_learning_rate` away."
+                "parameters. Remove it there, or leave `attention_learning_rate` away."
             )
         if segmenter is not None:
             base_model.config.segmenter = "custom"
@@ -146,10 +144,8 @@ class SentenceRewardTrainer(RewardTrainer):
         elif has_adapter and not set(new) <= set(given.active_peft_config.modules_to_save or []):
             raise ValueError(
                 f"The adapter of `model` has `modules_to_save={given.active_peft_config.modules_to_save}`, but a "
-                "sentence "
-                "reward model's head has no pretrained weights and is trained and saved with the adapter. Make it "
-                "with "
-                f"`modules_to_save={new}`, or pass the model without an adapter, and `peft_config`."
+                "sentence reward model's head has no pretrained weights and is trained and saved with the adapter. "
+                f"Make it with `modules_to_save={new}`, or pass the model without an adapter, and `peft_config`."
             )
         super().__init__(model=model, args=args, **kwargs)
         if kwargs.get("data_collator") is None:
@@ -169,8 +165,7 @@ class SentenceRewardTrainer(RewardTrainer):
             if not {"chosen", "rejected"} <= set(columns):
                 raise ValueError(
                     f"The {dataset_name} dataset has the columns {columns}, but preferences need `chosen` and "
-                    "`rejected`, "
-                    "and better a `prompt`, too. Rename its columns, or make pairs of its rows."
+                    "`rejected`, and better a `prompt`, too. Rename its columns, or make pairs of its rows."
                 )
             encode = PairEncoder(processing_class, self._sentence_config, self._segmenter)
             map_kwargs: dict[str, Any] = {}
@@ -184,8 +179,7 @@ class SentenceRewardTrainer(RewardTrainer):
         elif not {"chosen_ends", "rejected_ends"} <= set(columns):
             raise ValueError(
                 f"The {dataset_name} dataset has `chosen_ids`, but no `chosen_ends` and `rejected_ends`: it was "
-                "tokenized "
-                "without sentences. Pass the dataset as text or messages."
+                "tokenized without sentences. Pass the dataset as text or messages."
             )
         prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         if isinstance(dataset, Dataset) and len(prepared) < len(dataset):
@@ -263,12 +257,7 @@ def _load(model: str, args: SentenceRewardTrainerConfig, quantization_config: An
 
 
 def reward_model_config(args: SentenceRewardTrainerConfig) -> SentenceRewardConfig:
-    """
-    Configuration of the reward model that is made from a language model, as the trainer's says.
-
-    Raises:
-        `ValueError`: If a setting is out of range or unknown.
-    """
+    """Configuration of the reward model that is made from a language model, as the trainer's says."""
     return SentenceRewardConfig(
         marker=args.marker,
         aggregator=args.aggregator,

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training arguments of the sentence-level reward model."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from trl import RewardConfig
 
+from ..field_help import with_help
 
+
+@with_help
 @dataclass
 class SentenceRewardTrainerConfig(RewardConfig):
     r"""
@@ -16,8 +19,7 @@ class SentenceRewardTrainerConfig(RewardConfig):
     Args:
         marker (`bool`, *optional*, defaults to `True`):
             Whether the model is read at markers, before the response and behind every sentence, as in the paper; or,
-            with
-            `False`, at the last tokens of prompt and sentences.
+            with `False`, at the last tokens of prompt and sentences.
         aggregator (`str`, *optional*, defaults to `"attention"`):
             `"attention"`, or `"sum"` for the ablation without weights.
         attention_dim (`int`, *optional*, defaults to `256`):
@@ -37,52 +39,18 @@ class SentenceRewardTrainerConfig(RewardConfig):
             for a model that is a sentence reward model already, too.
     """
 
-    marker: bool = field(
-        default=True,
-        metadata={
-            "help": "Whether the model is read at markers, before the response and behind every sentence, as in the "
-            "paper; or, with `False`, at the last tokens of prompt and sentences."
-        },
-    )
-    aggregator: Literal["attention", "sum"] = field(
-        default="attention",
-        metadata={
-            "help": "How sentence rewards become the response's score: 'attention', or 'sum' without weights.",
-        },
-    )
-    attention_dim: int = field(
-        default=256, metadata={"help": "Size of the queries and keys of the attention over sentences."}
-    )
-    attention_init: Literal["orthogonal", "equal"] = field(
-        default="orthogonal",
-        metadata={
-            "help": "How the attention starts: 'orthogonal', at random as in the paper, or 'equal', with the same "
-            "weight "
-            "for all sentences."
-        },
-    )
-    max_sentences: int = field(
-        default=512,
-        metadata={"help": "Longest response, in sentences. What follows in a longer one counts as one last sentence."},
-    )
-    segmenter: str = field(
-        default="rules",
-        metadata={"help": "How text is split into sentences: 'rules', or the name or path of a SaT model."},
-    )
-    attention_learning_rate: float | None = field(
-        default=None,
-        metadata={
-            "help": "Learning rate of the attention over sentences. Defaults to `learning_rate` divided by the square "
-            "root "
-            "of `attention_dim`, so that the weights move no faster than the values."
-        },
-    )
+    marker: bool = True
+    aggregator: Literal["attention", "sum"] = "attention"
+    attention_dim: int = 256
+    attention_init: Literal["orthogonal", "equal"] = "orthogonal"
+    max_sentences: int = 512
+    segmenter: str = "rules"
+    attention_learning_rate: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.attention_learning_rate is not None and not self.attention_learning_rate >= 0.0:
             raise ValueError(
                 f"`attention_learning_rate` is {self.attention_learning_rate}, but it must not be negative. 0 keeps "
-                "the "
-                "attention as it starts."
+                "the attention as it starts."
             )

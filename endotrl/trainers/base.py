@@ -42,8 +42,7 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
         if "_transform_advantages" in vars(cls):
             raise TypeError(
                 f"{cls.__name__} overrides `_transform_advantages`, which TRL calls with one advantage a completion. "
-                "This trainer "
-                "has one a token: override `_compute_advantages` instead."
+                "This trainer has one a token: override `_compute_advantages` instead."
             )
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -82,18 +81,9 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
     @abstractmethod
     def _compute_advantages(self, output: dict[str, Any], scored: ScoredBatch) -> Tensor:
         """
-        How token rewards become advantages: a subclass says it.
-
-        Args:
-            output (`dict[str, Any]`):
-                What TRL made of the batch: `completion_ids` of shape `(B, T)`, `completion_mask`, `advantages` of
-                shape `(B,)` (TRL's), and so on. Tensors of shape `(B, ...)` that are added to it arrive in
-                `_compute_loss`.
-            scored ([`ScoredBatch`]):
-                The rewards.
-
-        Returns:
-            `torch.Tensor` of shape `(B, T)`: advantages, 0 for tokens that are not in the loss.
+        Advantages, of shape `(B, T)`: 0 for tokens that are not in the loss. `output` is what TRL made of the batch:
+        `completion_ids`, `completion_mask`, `advantages` of shape `(B,)` (TRL's), and so on; tensors of shape `(B,
+        ...)` that are added to it arrive in `_compute_loss`.
         """
 
     def _scored_batch(self, output: dict[str, Any]) -> ScoredBatch:
@@ -145,8 +135,7 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
         for index in (any_dense & any_numbers).nonzero()[:, 0].tolist():
             raise ValueError(
                 f"The reward function '{self.reward_func_names[index]}' gave one number a token on some processes, "
-                "and "
-                "one number a completion on others. It must always do the same."
+                "and one number a completion on others. It must always do the same."
             )
         return any_dense.nonzero()[:, 0].tolist()
 

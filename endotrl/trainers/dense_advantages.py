@@ -38,25 +38,11 @@ def rewards_to_go(
 ) -> Tensor:
     r"""
     Reward to go of each segment: $\sum_{j \ge k} \gamma^{j-k} r_j - V(s_k)$, with $r_k$ the sum of its token rewards
-    and $V(s_k)$ the value of the state before its first token.
+    and $V(s_k)$ the value of the state before its first token. With endogenous rewards, their soft values and
+    `gamma=1` that is the log-probability to go, $\alpha \log \hat\pi(y_{\ge k} | s_k)$.
 
-    With endogenous rewards, their soft values and `gamma=1` that is the log-probability to go, $\alpha \log
-    \hat\pi(y_{\ge k} | s_k)$.
-
-    Args:
-        token_rewards (`torch.Tensor` of shape `(B, T)`):
-            Token rewards.
-        state_values (`torch.Tensor` of shape `(B, T)`, *optional*):
-            Value of the state before each token.
-        segment_ids (`torch.Tensor` of shape `(B, T)`, int64):
-            Index of each token's segment, from 0.
-        mask (`torch.Tensor` of shape `(B, T)`, bool):
-            `True` where the policy wrote the token.
-        gamma (`float`, *optional*, defaults to `1.0`):
-            Discount from one segment to the next.
-
-    Returns:
-        `torch.Tensor` of shape `(B, K)`, float32: 0 for segments without a token of the policy.
+    All arguments have shape `(B, T)`; `mask` is `True` where the policy wrote the token. The result has shape `(B,
+    K)`, float32: 0 for segments without a token of the policy.
     """
     rewards, segment_mask = sum_by_segment(token_rewards, segment_ids, mask)
     to_go = returns_to_go(rewards, segment_mask, gamma)
@@ -74,29 +60,13 @@ def dense_advantages(
     leave_one_out: bool = False,
 ) -> Tensor:
     """
-    Advantages of the segments of all completions, see the module's formulas.
+    Advantages of the segments of all completions, see the module's formulas: shape `(N, K)`, float32, 0 for segments
+    that are not there, and for completions without any reward.
 
-    Args:
-        rewards_per_func (`torch.Tensor` of shape `(N, F)`):
-            Reward of every completion by every function, NaN for none. In contiguous groups of `num_generations`.
-        to_go (`dict[int, torch.Tensor]`):
-            For each dense function, by its index in `F`, the rewards to go of shape `(N, K)`: 0 for completions
-            without a reward.
-        num_tokens (`torch.Tensor` of shape `(N, K)`):
-            Tokens that the policy wrote in each segment, 0 for segments that are not there.
-        reward_weights (`torch.Tensor` of shape `(F,)`):
-            Weights.
-        num_generations (`int`):
-            Completions of a prompt.
-        scale_rewards (`str`, *optional*, defaults to `"group"`), multi_objective_aggregation (`str`, *optional*,
-        defaults to `"sum_then_normalize"`):
-            As in TRL's `GRPOConfig`.
-        leave_one_out (`bool`, *optional*, defaults to `False`):
-            Whether a completion is left out of its own baseline.
-
-    Returns:
-        `torch.Tensor` of shape `(N, K)`, float32: 0 for segments that are not there, and for completions without any
-        reward.
+    `rewards_per_func` `(N, F)` has the reward of every completion by every function, NaN for none, in contiguous
+    groups of `num_generations`; `to_go`, for each dense function by its index in `F`, the rewards to go `(N, K)`;
+    `num_tokens` `(N, K)`, the tokens that the policy wrote in each segment. The other arguments are those of TRL's
+    `GRPOConfig`, and whether a completion is left out of its own baseline.
     """
     mask = num_tokens > 0
     share = num_tokens / num_tokens.sum(dim=1, keepdim=True).clamp(min=1)  # of a segment in its completion

@@ -7,12 +7,14 @@ from typing import Literal, get_args
 from trl import GRPOConfig
 
 from ..checks import check_choice, check_discount
+from ..field_help import with_help
 
 
 Credit = Literal["token", "sentence", "outcome"]
 Baseline = Literal["group", "leave_one_out"]
 
 
+@with_help
 @dataclass
 class DenseGRPOConfig(GRPOConfig):
     r"""
@@ -46,30 +48,10 @@ class DenseGRPOConfig(GRPOConfig):
     ```
     """
 
-    credit: str = field(
-        default="token",
-        metadata={
-            "help": "Steps that are credited with what dense rewards earn from them on.",
-            "choices": list(get_args(Credit)),
-        },
-    )
-    gamma: float = field(
-        default=1.0,
-        metadata={
-            "help": "Discount of dense rewards from one step to the next, in (0, 1]. Below 1, credit is biased."
-        },
-    )
-    baseline: str = field(
-        default="group",
-        metadata={
-            "help": "Baseline of each step: the mean of the group (GRPO), or of the other completions (RLOO).",
-            "choices": list(get_args(Baseline)),
-        },
-    )
-    segmenter: str = field(
-        default="rules",
-        metadata={"help": 'What splits completions into sentences: "rules", or the name or path of a SaT model.'},
-    )
+    credit: str = field(default="token", metadata={"choices": list(get_args(Credit))})
+    gamma: float = 1.0
+    baseline: str = field(default="group", metadata={"choices": list(get_args(Baseline))})
+    segmenter: str = "rules"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -91,8 +91,7 @@ class DenseGRPOTrainer(DenseRewardTrainer):
         if not isinstance(args, DenseGRPOConfig):
             raise TypeError(
                 f"`args` is a {type(args).__name__}, but {type(self).__name__} needs a `DenseGRPOConfig`: it has all "
-                "the "
-                "parameters of TRL's `GRPOConfig`, and those of dense credit."
+                "the parameters of TRL's `GRPOConfig`, and those of dense credit."
             )
         self.segmenter: Segmenter = load_segmenter(args.segmenter) if segmenter is None else segmenter
         self._keep_token_rewards = args.credit != "outcome"

@@ -35,19 +35,10 @@ def warn_of_constants(
     Warns of each endogenous reward whose advantages would depend on constants in the frozen model's logits, with all
     reasons.
 
-    Args:
-        reward_funcs (`list`):
-            Reward functions of a trainer.
-        gamma (`float`, *optional*):
-            Discount of the returns from one step to the next; `None` if completions are credited with their outcome.
-        sentences (`bool`, *optional*, defaults to `False`):
-            Whether a step is a sentence, and not a token.
-        baseline (`bool`, *optional*, defaults to `True`):
-            Whether the soft value is subtracted from the return.
-        bootstrap (`bool`, *optional*, defaults to `False`):
-            Whether it is added to the return of a completion that was cut off.
-        batch (`bool`, *optional*, defaults to `False`):
-            Whether outcomes of different prompts are compared.
+    `gamma` discounts the returns from one step to the next (`None`: completions are credited with their outcome), and
+    a step is a token, or with `sentences` a sentence. `baseline`: the soft value is subtracted from the return;
+    `bootstrap`: it is added to that of a completion that was cut off; `batch`: outcomes of different prompts are
+    compared.
     """
     for reward in reward_funcs:
         if not isinstance(reward, EndogenousReward) or reward.token_reward != "bellman":
@@ -61,21 +52,18 @@ def warn_of_constants(
         elif gamma is not None and abs(gamma * step - reward.gamma) > 1e-9:
             reasons.append(
                 f"The discount of the returns is {gamma * step:g} and that inside the endogenous reward "
-                f"{reward.gamma:g}: "
-                "set both the same, so that soft values telescope."
+                f"{reward.gamma:g}: set both the same, so that soft values telescope."
             )
         is_read = gamma is None or isinstance(reward.correction, LengthControl)
         if is_read and abs(step - reward.gamma) > 1e-9:
             reasons.append(
                 f"The outcome of a completion discounts by {step:g}, and `gamma` of the endogenous reward is "
-                f"{reward.gamma:g}: "
-                "set both the same."
+                f"{reward.gamma:g}: set both the same."
             )
         elif gamma is None and batch and reward.aggregate == "discounted":
             reasons.append(
                 "The discounted outcome contains the soft value of the prompt, and `scale_rewards='batch'` compares "
-                "prompts: "
-                "use 'group' or 'none'."
+                "prompts: use 'group' or 'none'."
             )
         if reward.aggregate.startswith(("first", "min")):
             reasons.append(f"The aggregate '{reward.aggregate}' keeps the soft value of the state where it stops.")
@@ -87,12 +75,10 @@ def warn_of_constants(
         if reward.truncation == "bootstrap" and not bootstrap:
             reasons.append(
                 "The endogenous reward has `truncation='bootstrap'`, which subtracts the soft value of the state that "
-                "a "
-                "completion was cut off in: use 'terminal'."
+                "a completion was cut off in: use 'terminal'."
             )
         if reasons:
             logger.warning(
                 f"The advantages from '{reward.__name__}' depend on constants that the frozen model's logits may "
-                "contain. "
-                f"{' '.join(reasons)} {REMEDY}"
+                f"contain. {' '.join(reasons)} {REMEDY}"
             )

@@ -17,15 +17,6 @@ def with_rewards(card: str, trainer: Any) -> str:
     """
     A model card of TRL with a section on the rewards: which, of which frozen model, with which settings, and whether
     labels were used.
-
-    Args:
-        card (`str`):
-            Text of the card.
-        trainer ([`~trl.GRPOTrainer`]):
-            The trainer.
-
-    Returns:
-        `str`: the card.
     """
     card = card.replace("[None](https://huggingface.co/None)", "a model in a local folder")
     before, heading, after = card.partition("### Framework versions")

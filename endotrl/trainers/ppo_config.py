@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 from trl import GRPOConfig
 
 from ..checks import check_choice, check_discount
+from ..field_help import with_help
 from .ppo_migration import CONFIG, check_names
 
 
@@ -22,6 +23,7 @@ class _SingleGeneration(int):
         return False
 
 
+@with_help
 @dataclass
 class PPOConfig(GRPOConfig):
     r"""
@@ -61,8 +63,7 @@ class PPOConfig(GRPOConfig):
             of all processes.
         truncation (`str`, *optional*, defaults to `"terminal"`):
             What follows the last token of a completion without EOS: `"terminal"`, nothing, so that the return ends
-            there;
-            `"bootstrap"`, the critic's value of the state that it was cut off in.
+            there; `"bootstrap"`, the critic's value of the state that it was cut off in.
 
         > Parameters that control the critic
 
@@ -113,123 +114,29 @@ class PPOConfig(GRPOConfig):
     """
 
     # Parameters that control the rollout and its use
-    num_generations: int | None = field(
-        default=1,
-        metadata={
-            "help": "Completions of each prompt in a generation batch. Each has its own advantages; none is compared "
-            "with the others of its prompt."
-        },
-    )
-    num_iterations: int = field(
-        default=4,
-        metadata={"help": "Optimization epochs over each generation batch."},
-    )
+    num_generations: int | None = 1
+    num_iterations: int = 4
 
     # Parameters that control the advantages
-    gamma: float = field(
-        default=1.0,
-        metadata={"help": "Discount of the returns, in (0, 1]."},
-    )
-    lam: float = field(
-        default=0.95,
-        metadata={"help": "Lambda of generalized advantage estimation, in [0, 1]."},
-    )
-    whiten_advantages: bool = field(
-        default=True,
-        metadata={
-            "help": "Whether to scale the advantages of a generation batch to mean 0 and standard deviation 1, over "
-            "all "
-            "tokens of all processes."
-        },
-    )
-    truncation: str = field(
-        default="terminal",
-        metadata={
-            "help": "What follows the last token of a completion without EOS: 'terminal', nothing, so that the return "
-            "ends there; 'bootstrap', the critic's value of the state that it was cut off in.",
-            "choices": list(get_args(PPOTruncation)),
-        },
-    )
+    gamma: float = 1.0
+    lam: float = 0.95
+    whiten_advantages: bool = True
+    truncation: str = field(default="terminal", metadata={"choices": list(get_args(PPOTruncation))})
 
     # Parameters that control the critic
-    critic: str = field(
-        default="value_head",
-        metadata={
-            "help": "'value_head': a linear head on the policy's hidden states. 'value_model': a model of its own, "
-            "see "
-            "the argument `value_model` of the trainer. 'none': no trained critic; the baseline is the frozen model's "
-            "soft value if `soft_value_baseline` applies, and 0 otherwise.",
-            "choices": list(get_args(Critic)),
-        },
-    )
-    soft_value_baseline: bool = field(
-        default=True,
-        metadata={
-            "help": "Whether the value of a state is the soft value of the endogenous reward's frozen model plus what "
-            "the critic predicts, if the reward contains that soft value (`token_reward='bellman'`)."
-        },
-    )
-    detach_value: bool = field(
-        default=True,
-        metadata={
-            "help": "Whether to keep the gradient of the value head out of the policy's trunk. With `False`, the "
-            "trunk "
-            "learns to predict values too, and `vf_coef` matters."
-        },
-    )
-    vf_coef: float = field(
-        default=0.1,
-        metadata={"help": "Coefficient of the value loss."},
-    )
-    cliprange_value: float | None = field(
-        default=0.2,
-        metadata={
-            "help": "How far the value may move from what it was at the rollout before its loss is clipped. In units "
-            "of "
-            "the returns' root mean square if `scale_value_loss`, else of the reward (nats). `None` does not clip."
-        },
-    )
-    scale_value_loss: bool = field(
-        default=True,
-        metadata={
-            "help": "Whether to divide value errors by the root mean square of the critic's targets in the generation "
-            "batch, so that `vf_coef` and `cliprange_value` mean the same for rewards of any size."
-        },
-    )
-    value_learning_rate: float | None = field(
-        default=1e-5,
-        metadata={
-            "help": "Learning rate of the critic, on the same schedule as that of the policy. `None` takes "
-            "`learning_rate`."
-        },
-    )
+    critic: str = field(default="value_head", metadata={"choices": list(get_args(Critic))})
+    soft_value_baseline: bool = True
+    detach_value: bool = True
+    vf_coef: float = 0.1
+    cliprange_value: float | None = 0.2
+    scale_value_loss: bool = True
+    value_learning_rate: float | None = 1e-05
 
     # Parameters that control the KL penalty
-    beta: float = field(
-        default=0.01,
-        metadata={
-            "help": "Coefficient of the KL penalty towards the reference model. With `0.0`, there is no reference "
-            "model."
-        },
-    )
-    kl_placement: str = field(
-        default="reward",
-        metadata={
-            "help": "'reward': every token's reward is reduced by beta * (log pi(a|s) - log pi_ref(a|s)), so that the "
-            "penalty is part of returns and values. 'loss': TRL's KL term of the loss.",
-            "choices": list(get_args(KLPlacement)),
-        },
-    )
-    kl_target: float | None = field(
-        default=None,
-        metadata={
-            "help": "KL to the reference in nats a completion that `beta` is adapted to. `None` keeps `beta` fixed."
-        },
-    )
-    kl_horizon: int = field(
-        default=10000,
-        metadata={"help": "Number of completions over which `beta` changes by at most 20 %, if `kl_target` is set."},
-    )
+    beta: float = 0.01
+    kl_placement: str = field(default="reward", metadata={"choices": list(get_args(KLPlacement))})
+    kl_target: float | None = None
+    kl_horizon: int = 10000
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "PPOConfig":
         # Before the dataclass says "unexpected keyword argument"
@@ -274,8 +181,7 @@ class PPOConfig(GRPOConfig):
         if self.critic == "none" and self.truncation == "bootstrap":
             raise ValueError(
                 "`truncation='bootstrap'` takes the value of the state that a completion was cut off in from the "
-                "critic, "
-                "but `critic='none'`. Use `truncation='terminal'`, or a critic."
+                "critic, but `critic='none'`. Use `truncation='terminal'`, or a critic."
             )
         if self.critic != "value_head" and not self.detach_value:
             raise ValueError(
@@ -290,14 +196,12 @@ class PPOConfig(GRPOConfig):
             if self.beta == 0.0:
                 raise ValueError(
                     "`kl_target` adapts `beta`, by factors, but `beta` is 0: there is no KL penalty to adapt. Set "
-                    "`beta` "
-                    "to a first guess, such as 0.01."
+                    "`beta` to a first guess, such as 0.01."
                 )
             if self.kl_placement == "reward" and self.sync_ref_model:
                 raise ValueError(
                     "`kl_target` aims at a KL to the reference model, but `sync_ref_model=True` moves that model. Use "
-                    "one "
-                    "of the two."
+                    "one of the two."
                 )
         if self.kl_horizon < 1:
             raise ValueError(f"`kl_horizon` is {self.kl_horizon}, but it must be at least 1 completion.")

@@ -52,25 +52,14 @@ ARGUMENTS: dict[str, str] = {
     "reward_model": "`reward_funcs`, which takes functions, an `EndogenousReward`, and reward models as instances or "
     "paths",
     "ref_model": "nothing; the reference is the checkpoint that `model` was loaded from, or the model under its "
-    "adapter; with "
-    "`beta=0.0` there is none",
+    "adapter; with `beta=0.0` there is none",
     "dataset": "`train_dataset`",
     "data_collator": "nothing; prompts are tokenized and padded when they are used",
 }
 
 
 def check_names(given: Iterable[str], moved: Mapping[str, str], where: str) -> None:
-    """
-    Raises `TypeError` that names the successors of options of TRL's own PPO.
-
-    Args:
-        given (`Iterable[str]`):
-            Names of keyword arguments.
-        moved (`Mapping[str, str]`):
-            [`CONFIG`] or [`ARGUMENTS`].
-        where (`str`):
-            What they were given to.
-    """
+    """Raises `TypeError` that names the successors of options of TRL's own PPO, from [`CONFIG`] or [`ARGUMENTS`]."""
     found = [name for name in given if name in moved]
     if found:
         raise TypeError(

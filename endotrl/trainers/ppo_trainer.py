@@ -128,8 +128,7 @@ class PPOTrainer(DenseRewardTrainer):
         if isinstance(model, GRPOConfig):
             raise TypeError(
                 "The first argument of `PPOTrainer` is the policy, and a configuration was given. Other than in TRL's "
-                "own PPO, the "
-                "order is `model`, `reward_funcs`, `args`, `train_dataset`. Pass them by name."
+                "own PPO, the order is `model`, `reward_funcs`, `args`, `train_dataset`. Pass them by name."
             )
         if args is None:
             model_name = model if isinstance(model, str) else get_config_model_id(model.config)
@@ -181,8 +180,7 @@ class PPOTrainer(DenseRewardTrainer):
             if trained_head is not None and trained_head.out_features != 1:
                 raise ValueError(
                     f"The value model has a head with {trained_head.out_features} labels, but a value is one number. "
-                    "Load it with "
-                    "`num_labels=1`, or pass the model without the head, its `base_model`."
+                    "Load it with `num_labels=1`, or pass the model without the head, its `base_model`."
                 )
             backbone = value_model.base_model.requires_grad_(True)
             if args.disable_dropout:
@@ -433,8 +431,7 @@ def _check_arguments(model: Any, args: PPOConfig, value_model: Any, optimizers: 
     if not isinstance(args, PPOConfig):
         raise TypeError(
             f"`args` is a {type(args).__name__}, but `PPOTrainer` needs a `PPOConfig`: it has all the parameters of "
-            "TRL's "
-            "`GRPOConfig`, and those of PPO."
+            "TRL's `GRPOConfig`, and those of PPO."
         )
     if value_model is not None:
         if args.critic != "value_model":
@@ -450,23 +447,19 @@ def _check_arguments(model: Any, args: PPOConfig, value_model: Any, optimizers: 
         if value_model is model and not isinstance(model, str):
             raise ValueError(
                 "`value_model` is the policy itself. Use `critic='value_head'` for a value head on the policy, or "
-                "pass a "
-                "second instance."
+                "pass a second instance."
             )
     if args.critic != "none":
         if optimizers is not None and any(part is not None for part in optimizers):
             raise ValueError(
                 "`optimizers` was given, but the critic's parameters are made by the trainer, so that they are not "
-                "among "
-                "those of the optimizer. Set the optimizer through `PPOConfig` (`optim`, `learning_rate`, ...), or "
-                "use "
-                "`critic='none'`."
+                "among those of the optimizer. Set the optimizer through `PPOConfig` (`optim`, `learning_rate`, ...), "
+                "or use `critic='none'`."
             )
         if args.value_learning_rate is not None and has_one_learning_rate(args):
             raise ValueError(
                 "DeepSpeed's configuration has an `optimizer` of its own, which has one learning rate for all "
-                "parameters. "
-                "Remove it there, or set `value_learning_rate=None`."
+                "parameters. Remove it there, or set `value_learning_rate=None`."
             )
     check_token_credit(args)
     if args.multi_objective_aggregation != "sum_then_normalize":
@@ -494,19 +487,15 @@ def _check_rewards(reward_funcs: list[Any], args: PPOConfig) -> None:
         if args.soft_value_baseline and reward.truncation == "bootstrap":
             raise ValueError(
                 "Both the endogenous reward and `PPOConfig` have `truncation='bootstrap'`: the reward takes the "
-                "frozen "
-                "value of the state after a completion that was cut off away, and PPO adds the critic's, which with "
-                "`soft_value_baseline=True` does not contain it. Keep it in `PPOConfig` only."
+                "frozen value of the state after a completion that was cut off away, and PPO adds the critic's, which "
+                "with `soft_value_baseline=True` does not contain it. Keep it in `PPOConfig` only."
             )
         if not args.soft_value_baseline and reward.truncation != "bootstrap":
             raise ValueError(
                 "With `truncation='bootstrap'` and `soft_value_baseline=False`, the critic's value of the state that "
-                "a completion "
-                "was cut off in contains its soft value, which the endogenous reward has not subtracted: being cut "
-                "off would earn "
-                "it, and the constants in the frozen model's logits with it. Use `soft_value_baseline=True`, the "
-                "default, or "
-                "`EndogenousReward(truncation='bootstrap')`."
+                "a completion was cut off in contains its soft value, which the endogenous reward has not subtracted: "
+                "being cut off would earn it, and the constants in the frozen model's logits with it. Use "
+                "`soft_value_baseline=True`, the default, or `EndogenousReward(truncation='bootstrap')`."
             )
     warn_of_constants(reward_funcs, args.gamma, baseline=args.soft_value_baseline, bootstrap=bootstrap)
 
@@ -517,8 +506,7 @@ def _check_peft(model: Any, args: PPOConfig, peft_config: Any) -> None:
     if args.critic == "value_model" and config is not None and config.is_prompt_learning:
         raise ValueError(
             f"`peft_config` is a {type(config).__name__}, whose virtual tokens only the policy reads, and not the "
-            "value model. Use "
-            "`critic='value_head'`, or LoRA."
+            "value model. Use `critic='value_head'`, or LoRA."
         )
 
 
@@ -528,8 +516,6 @@ def _check_finite(what: str, values: Tensor, mask: Tensor) -> None:
         row, position = bad.nonzero()[0].tolist()
         raise ValueError(
             f"The {what} of {int(bad.any(dim=1).sum())} of {len(values)} completions are NaN or infinite; the first "
-            "is "
-            f"{values[row, position].item()} at token {position} of row {row}. A reward function must return a finite "
-            "number or "
-            "`None`; otherwise lower the learning rate, or use a wider dtype."
+            f"is {values[row, position].item()} at token {position} of row {row}. A reward function must return a "
+            "finite number or `None`; otherwise lower the learning rate, or use a wider dtype."
         )

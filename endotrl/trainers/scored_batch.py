@@ -15,21 +15,8 @@ from ..rewards.protocol import DenseReward, DenseScores
 class RewardRecorder:
     """
     Stands in for a synchronous reward function during one batch: gives TRL one number per completion, and keeps the
-    token rewards if there are any.
-
-    Args:
-        reward (`Callable` or [`DenseReward`]):
-            The reward function. A plain callable is dense if it returns a list of numbers (or a 1-d tensor or array) a
-            completion; TRL then gets their sum.
-        name (`str`):
-            Its name in errors.
-        keep_token_rewards (`bool`, *optional*, defaults to `True`):
-            Whether to keep them. If not, a [`DenseReward`] is called as TRL calls it.
-
-    Attributes:
-        scores ([`DenseScores`], *optional*):
-            What the last call gave, one tensor per completion, on the CPU and in float32; `None` if the function is
-            not dense.
+    token rewards of the last call in `scores` (CPU, float32; `None` if the function is not dense). A plain callable is
+    dense if it returns a list of numbers (or a 1-d tensor or array) per completion; TRL then gets their sum.
     """
 
     def __init__(self, reward: Any, name: str, keep_token_rewards: bool = True) -> None:
@@ -94,16 +81,14 @@ class RewardRecorder:
         if tensor.shape != (num_tokens,):
             raise ValueError(
                 f"The reward function '{self.name}' returned {field} of shape {tuple(tensor.shape)} for row {row}, "
-                "but "
-                f"this completion has {num_tokens} tokens. There must be one number for each of "
+                f"but this completion has {num_tokens} tokens. There must be one number for each of "
                 f"`completion_ids[{row}]`, EOS and the tokens of tools included."
             )
         if not tensor.isfinite().all():
             position = int((~tensor.isfinite()).nonzero()[0])
             raise ValueError(
                 f"The reward function '{self.name}' returned {field} of {tensor[position].item()} for token "
-                f"{position} "
-                f"of row {row}. They must be finite; the reward of a whole completion may be `None`."
+                f"{position} of row {row}. They must be finite; the reward of a whole completion may be `None`."
             )
         return tensor
 
@@ -119,17 +104,13 @@ class ScoredBatch:
     completion, `F` reward functions.
 
     Attributes:
-        rewards_per_func (`torch.Tensor` of shape `(N, F)`):
-            TRL's rewards of all processes' completions: NaN where the function gave `None`.
-        reward_weights (`torch.Tensor` of shape `(F,)`):
-            TRL's weights.
+        rewards_per_func (`torch.Tensor` of shape `(N, F)`), reward_weights (`torch.Tensor` of shape `(F,)`):
+            TRL's rewards of all completions, NaN where a function gave `None`, and TRL's weights.
         local (`slice`):
             The rows of `rewards_per_func` that are this process's.
-        token_rewards (`dict[int, torch.Tensor]`):
-            For each dense reward function, by its index in `F`: its rewards of shape `(B, T)`, 0 at padding and for
-            completions for which it gave `None`. The same keys on every process.
-        state_values (`dict[int, torch.Tensor]`):
-            For those of them that give values: shape `(B, T)`, 0 at the same places.
+        token_rewards, state_values (`dict[int, torch.Tensor]`):
+            For each dense reward function (that gives values), by its index in `F`: shape `(B, T)`, 0 at padding and
+            for completions for which it gave `None`. The same keys on every process.
         mask (`torch.Tensor` of shape `(B, T)`, bool):
             `True` where the policy wrote the token. Completions that `mask_truncated_completions` takes out of the
             loss are still in it: they count in the baselines of the others, as in TRL.

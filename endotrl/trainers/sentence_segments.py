@@ -16,34 +16,9 @@ from ..sentence.tokens import last_tokens
 
 def token_segments(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], segmenter: Segmenter) -> Tensor:
     """
-    Numbers the tokens of a completion by sentence, see [`last_tokens`]. Special tokens, such as EOS, are kept from the
-    segmenter, and belong to the sentence of the token before them.
-
-    Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer of `ids`.
-        ids (`Sequence[int]`):
-            Token ids of a completion.
-        segmenter ([`Segmenter`]):
-            Splits the text into sentences.
-
-    Returns:
-        `torch.Tensor` of shape `(H,)`, int64: never decreasing, from 0.
-
-    Raises:
-        `ValueError`: If the segmenter's spans do not tile the text.
-
-    Example:
-    ```python
-    >>> from transformers import AutoTokenizer
-    >>> from endotrl.sentence import RuleSegmenter
-    >>> from endotrl.trainers.sentence_segments import token_segments
-
-    >>> tokenizer = AutoTokenizer.from_pretrained("Qwen/Qwen2.5-0.5B-Instruct")
-    >>> ids = tokenizer("Yes. It is.")["input_ids"]  # "Yes", ".", " It", " is", "."
-    >>> token_segments(tokenizer, [*ids, tokenizer.eos_token_id], RuleSegmenter())
-    tensor([0, 0, 1, 1, 1, 1])
-    ```
+    Index of the sentence of each token of a completion: shape `(H,)`, int64, never decreasing, from 0. See
+    [`last_tokens`]. Special tokens, such as EOS, are kept from the segmenter, and belong to the sentence of the token
+    before them.
     """
     special = special_token_ids(tokenizer)
     written = [position for position, token_id in enumerate(ids) if token_id not in special]

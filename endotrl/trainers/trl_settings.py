@@ -15,28 +15,19 @@ def check_token_credit(args: GRPOConfig, alternative: str = "") -> None:
     """
     Raises `ValueError` for settings of TRL's loss under which tokens of a completion cannot have advantages of their
     own.
-
-    Args:
-        args ([`~trl.GRPOConfig`]):
-            Configuration.
-        alternative (`str`, *optional*):
-            Another way out than to change the setting.
     """
     if args.importance_sampling_level == "sequence":
         raise ValueError(
             "`importance_sampling_level='sequence'` puts one importance ratio before all tokens of a completion, so "
-            "that each "
-            "of them gets the same gradient, and their own advantages are lost. Use "
-            "`importance_sampling_level='token'`"
-            f"{alternative}."
+            "that each of them gets the same gradient, and their own advantages are lost. Use "
+            f"`importance_sampling_level='token'`{alternative}."
         )
     if args.off_policy_mask_threshold is not None:
         raise ValueError(
             f"`off_policy_mask_threshold` is {args.off_policy_mask_threshold}, but it drops whole completions with a "
-            "negative "
-            "advantage. Where tokens have advantages of their own, it would drop the tokens with a negative one and "
-            "keep the "
-            f"others, which only raises their probability. Use `off_policy_mask_threshold=None`{alternative}."
+            "negative advantage. Where tokens have advantages of their own, it would drop the tokens with a negative "
+            "one and keep the others, which only raises their probability. Use "
+            f"`off_policy_mask_threshold=None`{alternative}."
         )
 
 
@@ -65,6 +56,5 @@ def check_prompts(name: str, dataset: Any) -> None:
         if "input_ids" in columns and "prompt" not in columns:
             raise ValueError(
                 f"`{name}` has a column `input_ids` and none called `prompt`: it is tokenized. This trainer renders "
-                "and tokenizes "
-                "prompts itself; pass them as text or as messages, in a column `prompt`."
+                "and tokenizes prompts itself; pass them as text or as messages, in a column `prompt`."
             )

@@ -32,24 +32,7 @@ OF_THE_LM_HEAD = {"fused_lm_head", "labels", "shift_labels", "num_items_in_batch
 
 
 class ValueHead(nn.Module):
-    r"""
-    Linear head $u(s) = w^\top h(s) + b$ that starts at zero, computed in float32.
-
-    Args:
-        hidden_size (`int`):
-            Size of the hidden states.
-        dtype (`torch.dtype`, *optional*, defaults to `torch.float32`):
-            Dtype of the parameters.
-
-    Example:
-    ```python
-    >>> import torch
-    >>> from endotrl.trainers.value_head import ValueHead
-
-    >>> ValueHead(4)(torch.randn(2, 3, 4)).shape
-    torch.Size([2, 3])
-    ```
-    """
+    r"""Linear head $u(s) = w^\top h(s) + b$ that starts at zero, computed in float32."""
 
     def __init__(self, hidden_size: int, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -69,29 +52,15 @@ class ValueHead(nn.Module):
                 self.bias.copy_(head.bias)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """
-        Args:
-            hidden_states (`torch.Tensor` of shape `(B, L, D)`):
-                Last hidden states.
-
-        Returns:
-            `torch.Tensor` of shape `(B, L)`, float32.
-        """
+        """Values of shape `(B, L)`, float32, of hidden states of shape `(B, L, D)`."""
         with torch.autocast(hidden_states.device.type, enabled=False):
             return F.linear(hidden_states.float(), self.weight.float()[None], self.bias.float()).squeeze(-1)
 
 
 class Critic(nn.Module):
     """
-    Value of every state: a head on the policy's hidden states, or on those of a model of its own.
-
-    Args:
-        head (`ValueHead`):
-            Head.
-        backbone (`nn.Module`, *optional*):
-            Model without an LM head whose hidden states are used instead of the policy's.
-        detach (`bool`, *optional*, defaults to `True`):
-            Whether to keep the gradient out of the policy's hidden states.
+    Value of every state: a head on the policy's hidden states (without their gradient, with `detach`), or on those of
+    a model of its own, the `backbone`.
     """
 
     def __init__(self, head: ValueHead, backbone: nn.Module | None = None, detach: bool = True) -> None:
@@ -102,14 +71,8 @@ class Critic(nn.Module):
 
     def forward(self, hidden_states: Tensor, **inputs: Any) -> Tensor:
         """
-        Args:
-            hidden_states (`torch.Tensor` of shape `(B, L, D)`):
-                The policy's last hidden states.
-            **inputs:
-                What they were computed from: token ids, attention mask, images, positions.
-
-        Returns:
-            `torch.Tensor` of shape `(B, L)`, float32: value of the state after each token.
+        Value of the state after each token, of shape `(B, L)`, float32, from the policy's last hidden states, of shape
+        `(B, L, D)`, and the `inputs` that they were computed from: token ids, attention mask, images, positions.
         """
         if self.backbone is not None:
             hidden_states = self.backbone(**inputs, use_cache=False).last_hidden_state
@@ -120,13 +83,7 @@ class Critic(nn.Module):
 
 @dataclass
 class FusedValueOutput(FusedCausalLMOutput):
-    """
-    Output of TRL's fused forward, and the critic's values.
-
-    Args:
-        state_values (`torch.Tensor` of shape `(B, L)`, *optional*):
-            Value of the state after each token, float32.
-    """
+    """Output of TRL's fused forward, with the value of the state after each token: shape `(B, L)`, float32."""
 
     # Not `values`, which is a method of every model output: they are dictionaries.
     state_values: Tensor | None = None
@@ -134,15 +91,8 @@ class FusedValueOutput(FusedCausalLMOutput):
 
 def add_critic(model: PreTrainedModel, critic: Critic) -> None:
     """
-    Adds a critic to a policy that has TRL's fused LM head: `model(..., fused_lm_head=True, return_values=True)`
-    returns
-    [`FusedValueOutput`]. Any other call is as before.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`]):
-            Policy; with PEFT, its base model.
-        critic (`Critic`):
-            Critic, which becomes the submodule `ppo_critic`.
+    Adds a critic, as the submodule `ppo_critic`, to a policy (with PEFT, its base model) that has TRL's fused LM head:
+    `model(..., fused_lm_head=True, return_values=True)` returns [`FusedValueOutput`]. Any other call is as before.
     """
     model.add_module(CRITIC, critic)
     # As a function, so that a deep copy of the model calls it with itself. (TRL's LM head does the same, except for
@@ -175,21 +125,9 @@ def add_critic(model: PreTrainedModel, critic: Critic) -> None:
 
 class ForwardRecorder:
     """
-    Calls a policy, wrapped or not, and keeps the values of each call.
-
-    Takes the policy's place where TRL computes log-probabilities, so that one forward pass yields both.
-
-    Args:
-        model (`nn.Module`):
-            Policy.
-        return_values (`bool`):
-            Whether to ask it for values.
-
-    Attributes:
-        log_probs (`torch.Tensor` of shape `(B, T)`):
-            Log-probabilities of the completions' tokens, of the last pass over all rows.
-        values (`torch.Tensor` of shape `(B, T + 1)`):
-            Values before each of these tokens and after the last one, if it was asked for values.
+    Calls a policy, wrapped or not, in its place where TRL computes log-probabilities, so that one forward pass yields
+    `log_probs`, of shape `(B, T)`, and with `return_values` the `values` before each token and after the last one, of
+    shape `(B, T + 1)`.
     """
 
     log_probs: Tensor
@@ -207,15 +145,7 @@ class ForwardRecorder:
         return outputs
 
     def finish(self, log_probs: Tensor, attention_mask: Tensor) -> None:
-        """
-        Ends a pass over all rows, which may have been computed in chunks.
-
-        Args:
-            log_probs (`torch.Tensor` of shape `(B, T)`):
-                What TRL made of them.
-            attention_mask (`torch.Tensor` of shape `(B, L)`):
-                Of the rows: 1 is a token.
-        """
+        """Ends a pass over all rows, which may have been computed in chunks, with what TRL made of them."""
         self.log_probs = log_probs
         if self._arguments:
             self.values = _by_row(self._chunks, attention_mask)[:, -(log_probs.shape[1] + 1) :]
@@ -233,9 +163,8 @@ def _by_row(chunks: list[Tensor], attention_mask: Tensor) -> Tensor:
     if values.numel() != mask.sum():
         raise RuntimeError(
             f"The policy gave {values.numel()} state values for {int(mask.sum())} tokens of {num_rows} rows. TRL "
-            "computes "
-            "log-probabilities in a way that PPO's critic does not know: use `critic='none'`, or another version of "
-            "TRL."
+            "computes log-probabilities in a way that PPO's critic does not know: use `critic='none'`, or another "
+            "version of TRL."
         )
     return values.new_zeros(mask.shape).masked_scatter(mask, values)
 
@@ -251,15 +180,7 @@ def is_critic(name: str) -> bool:
 
 
 class SyncPolicyOnly(TrainerCallback):
-    """
-    Keeps the critic out of TRL's synchronisation of the reference model, which pairs all parameters of the two.
-
-    Args:
-        sync ([`~transformers.TrainerCallback`]):
-            TRL's callback.
-        policy ([`~transformers.PreTrainedModel`]):
-            The model that holds the critic.
-    """
+    """Keeps the critic out of TRL's synchronisation of the reference model, which pairs all parameters of the two."""
 
     def __init__(self, sync: TrainerCallback, policy: PreTrainedModel) -> None:
         self._sync = sync
@@ -301,18 +222,11 @@ def save_critic(critic: Mapping[str, Tensor], folder: str) -> None:
 
 
 def load_critic(critic: Critic, folder: str) -> None:
-    """
-    Loads what [`save_critic`] wrote.
-
-    Raises:
-        `FileNotFoundError`: If the folder holds no critic.
-        `RuntimeError`: If it is one of another kind or size.
-    """
+    """Loads what [`save_critic`] wrote."""
     path = Path(folder) / CRITIC_FILE
     if not path.exists():
         raise FileNotFoundError(
             f"The checkpoint {folder!r} has no {CRITIC_FILE!r}: it was not written by a PPO run with a critic. Resume "
-            "from "
-            "one that was, or start a new run from its weights."
+            "from one that was, or start a new run from its weights."
         )
     critic.load_state_dict(load_file(path))

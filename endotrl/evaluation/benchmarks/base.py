@@ -22,48 +22,20 @@ def no_details(items: Sequence[Item], scores: Scores) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """
-    A benchmark.
+    """What a benchmark is, and how it is counted."""
 
-    Attributes:
-        name (`str`):
-            As on the command line.
-        title (`str`):
-            As people write it.
-        paper (`str`):
-            Link.
-        hub ([`HubDataset`], *optional*):
-            Where the hub has it; `None` if it must be given as a file.
-        read (`Callable[[Iterable[Row]], list[Item]]`):
-            Rows of a file to items. Raises [`FormatError`].
-        units (`Callable[[Sequence[Item], Scores], list[Unit]]`):
-            Scores of one scorer to what counts as right.
-        metrics (`Callable[[Means], dict[str, Array]]`):
-            Averaging: group means to metrics, the main one first.
-        headline (`tuple[str, ...]`):
-            Metrics for tables, as far as they are there.
-        tie_rule (`str`):
-            What two equal scores count as, in words.
-        details (`Callable[[Sequence[Item], Scores], dict[str, Any]]`, *optional*):
-            What else the results say of a scorer.
-        chat (`bool`, *optional*, defaults to `True`):
-            Whether prompts given as text are messages of a user, where the model has a chat template.
-        options (`tuple[str, ...]`, *optional*):
-            Keyword arguments that `read` takes.
-    """
-
-    name: str
-    title: str
-    paper: str
-    hub: HubDataset | None
-    read: Callable[..., list[Item]]
-    units: Callable[[Sequence[Item], Scores], list[Unit]]
-    metrics: Callable[[Means], dict[str, Array]]
-    headline: tuple[str, ...]
-    tie_rule: str
-    details: Callable[[Sequence[Item], Scores], dict[str, Any]] = no_details
-    chat: bool = True
-    options: tuple[str, ...] = ()
+    name: str  # as on the command line
+    title: str  # as people write it
+    paper: str  # link
+    hub: HubDataset | None  # `None` if it must be given as a file
+    read: Callable[..., list[Item]]  # rows of a file to items; raises [`FormatError`]
+    units: Callable[[Sequence[Item], Scores], list[Unit]]  # scores of one scorer to what counts as right
+    metrics: Callable[[Means], dict[str, Array]]  # group means to metrics, the main one first
+    headline: tuple[str, ...]  # metrics for tables, as far as they are there
+    tie_rule: str  # what two equal scores count as, in words
+    details: Callable[[Sequence[Item], Scores], dict[str, Any]] = no_details  # what else the results say
+    chat: bool = True  # prompts given as text are messages of a user, where there is a chat template
+    options: tuple[str, ...] = ()  # keyword arguments that `read` takes
 
 
 STRICT = "A tie is not right: the better response must score strictly higher."

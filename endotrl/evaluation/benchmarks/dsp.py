@@ -21,29 +21,20 @@ NONE = "none"
 # Ours: neither paper's texts are public. `--criteria` gives others.
 CRITERIA = {
     "academy": "You write for an academic audience. Answer as a scholar would: precise, well argued, with "
-    "definitions, "
-    "methods and evidence.",
+    "definitions, methods and evidence.",
     "business": "You write for a business audience. Answer as a manager or consultant would: practical, with costs, "
     "benefits, customers and markets in mind.",
     "literature": "You write for lovers of literature and art. Answer as a writer would: with images, feeling and a "
-    "sense "
-    "of style.",
+    "sense of style.",
     "entertainment": "You write for an audience that wants to be entertained. Answer as a host or a fan would: "
-    "lively, fun, "
-    "with celebrities, shows, games and pop culture.",
+    "lively, fun, with celebrities, shows, games and pop culture.",
 }
 
 
 def read(rows: Iterable[Row], criteria: str | None = None) -> list[Item]:
     """
     Rows `{"query", "responses": {domain: text}}`. Each becomes five items: without a criterion, and under each
-    domain's.
-
-    Args:
-        rows (`Iterable[Row]`):
-            The rows.
-        criteria (`str`, *optional*):
-            JSON file `{domain: system message}` with the four domains, to replace our texts.
+    domain's, which a JSON file `criteria`, `{domain: system message}`, replaces.
     """
     texts = {NONE: None, **(CRITERIA if criteria is None else _read_criteria(criteria))}
     items = []

@@ -138,7 +138,6 @@ BENCHMARK = Benchmark(
     metrics=metrics,
     headline=("PRMScore", "F1", "negative F1", "first error", "auc"),
     tie_rule="A step is called wrong if it scores strictly below the threshold, which is chosen on the other half of "
-    "the "
-    "solutions; in the AUC a tie counts one half.",
+    "the solutions; in the AUC a tie counts one half.",
     details=details,
 )

@@ -108,7 +108,6 @@ BENCHMARK = Benchmark(
     metrics=metrics,
     headline=("average F1", "error", "correct", "located", *(f"{split} F1" for split in SPLITS)),
     tie_rule="A step is called wrong if it scores strictly below the threshold, which is chosen on the other half of "
-    "the "
-    "solutions; of equally low steps, the first counts as located.",
+    "the solutions; of equally low steps, the first counts as located.",
     details=details,
 )

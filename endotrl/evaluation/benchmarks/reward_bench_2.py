@@ -21,8 +21,7 @@ TIES = "Ties"
 def read(rows: Iterable[Row]) -> list[Item]:
     """
     Rows `{"id", "prompt", "chosen": [...], "rejected": [...], "subset"}`. Ids of Ties are `"ref:N"` (one right answer)
-    and
-    `"tied:N"` (several).
+    and `"tied:N"` (several).
     """
     items = []
     seen: set[str] = set()
@@ -119,6 +118,5 @@ BENCHMARK = Benchmark(
     metrics=metrics,
     headline=("average", "Factuality", "Precise IF", "Math", "Safety", "Focus", TIES),
     tie_rule="If the right answer shares the best score with others, it counts 1/k of k; in Ties, a right answer must "
-    "score "
-    "strictly higher than each wrong one.",
+    "score strictly higher than each wrong one.",
 )

@@ -24,16 +24,8 @@ def crossfit_thresholds(
     items: Sequence[Item], scores: Scores, quality_of: Callable[[Sequence[int]], Callable[[float], float]]
 ) -> tuple[float, float]:
     """
-    Threshold for each half: the candidate (quantiles of step scores) with which the other half does best.
-
-    Args:
-        items (`Sequence[Item]`), scores (`Scores`):
-            Items with steps, and their step scores.
-        quality_of (`Callable[[Sequence[int]], Callable[[float], float]]`):
-            How well the items of these indices do with a threshold.
-
-    Returns:
-        `tuple[float, float]`: thresholds of the items of fold 0 and of fold 1.
+    Threshold for each half, fold 0 and fold 1: the candidate (quantiles of step scores) with which the other half does
+    best. `quality_of` tells how well the items of some indices do with a threshold.
     """
     result = []
     for half in (0, 1):
