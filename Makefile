@@ -24,9 +24,14 @@ RECIPE ?= grpo
 RECIPE_ARGS ?=
 # For both benchmarks, for example BENCH_ARGS='--device cuda'; each has more options of its own (--help).
 BENCH_ARGS ?=
+GPU_VENV := .venv-gpu
+GPU_ARGS ?=
+GPU_PYTHON_VERSION ?= 3.12
+# What a machine with a GPU brings itself, and what the benchmark does not need.
+GPU_OWN := torch|triton|nvidia-.*|transformers|numpy|deepspeed|wandb|pytest.*|mypy.*|ruff|codespell|pre.commit.*|llm-.*|gguf
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=15
 
-.PHONY: help demo theory recipe sentence-rl sentence-rl-smollm2 test test-fast test-compat bench lint format clean
+.PHONY: help demo theory recipe sentence-rl sentence-rl-smollm2 test test-fast test-compat bench gpu gpu-wheels lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -69,6 +74,22 @@ lint: $(VENV)/.installed  ## Check style, format, types and spelling
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/codespell
+
+# The machine's own torch and transformers, and beside them what is not there: from wheels/ where `make gpu-wheels` has
+# put it, for a machine without a network.
+gpu: $(GPU_VENV)/.installed  ## Exactness, speed, training steps and learning on one GPU, onto docs/results/gpu.md (6 minutes)
+	$(GPU_VENV)/bin/python -m benchmarks.gpu $(GPU_ARGS)
+
+gpu-wheels: $(VENV)/.installed  ## Download what `make gpu` needs without a network (GPU_PYTHON_VERSION=3.12) into wheels/
+	$(BIN)/python -m pip freeze --exclude-editable | grep -viE '^($(GPU_OWN))==' > wheels.txt
+	$(BIN)/python -m pip download -qq --no-deps --only-binary=:all: --python-version $(GPU_PYTHON_VERSION) -d wheels -r wheels.txt
+	@rm wheels.txt
+
+$(GPU_VENV)/.installed:
+	$(PYTHON) -m venv --system-site-packages $(GPU_VENV)
+	$(GPU_VENV)/bin/python -m pip install -qq --disable-pip-version-check \
+	    $(if $(wildcard wheels/*.whl),--no-index --no-deps wheels/*.whl,-c constraints/cpu.txt trl peft rich psutil filelock)
+	@touch $@
 
 format: $(VENV)/.installed  ## Apply the formatter and ruff's safe fixes
 	$(BIN)/ruff check --fix .

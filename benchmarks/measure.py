@@ -131,6 +131,14 @@ def matmul_peak(dtype: torch.dtype, device: str, size: int = 2048, repeats: int 
     return 2 * size**3 / min(times)
 
 
+def memory_bandwidth(device: str, size: int = 2**28, repeats: int = 5) -> float:
+    """Bytes per second, read and written, of the fastest of several copies of `size` bytes."""
+    source = torch.empty(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    times = alternate({"copy": lambda: target.copy_(source)}, repeats, device, f"copy {size:,} bytes")["copy"]
+    return 2 * size / min(times)
+
+
 def in_fresh_process(function: Callable[..., Any], *args: Any) -> Any:
     """
     Calls a function in a process of its own, which has imported the libraries and done nothing else: what earlier

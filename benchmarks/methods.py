@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ways of scoring that are compared: endotrl, and what a user of TRL has instead."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
+from endotrl.frozen.loaded_model import LoadedModel
 from endotrl.frozen.own_copy import OwnCopy
 from endotrl.rendering.renderer import Rendered
 from endotrl.scoring.scorer import FrozenScorer
@@ -21,16 +23,16 @@ class Method(ABC):
     One way of scoring.
 
     Args:
-        path (`str`):
-            Checkpoint of the frozen model.
+        source (`str` or [`~transformers.PreTrainedModel`]):
+            Checkpoint of the frozen model, or the model, whose weights are shared.
         dtype (`torch.dtype`), device (`str`):
-            Of the weights.
+            Of the weights of a checkpoint.
     """
 
     label: str
 
     @abstractmethod
-    def __init__(self, path: str, dtype: torch.dtype, device: str) -> None: ...
+    def __init__(self, source: str | PreTrainedModel, dtype: torch.dtype, device: str) -> None: ...
 
     @abstractmethod
     def __call__(self, batches: Batches) -> list[Tensor]:
@@ -45,8 +47,8 @@ class PaddedLogits(Method):
 
     label = "(a) padded batch, full logits"
 
-    def __init__(self, path: str, dtype: torch.dtype, device: str) -> None:
-        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(device).eval()
+    def __init__(self, source: str | PreTrainedModel, dtype: torch.dtype, device: str) -> None:
+        self.model = load(source, dtype, device)
 
     @torch.inference_mode()
     def __call__(self, batches: Batches) -> list[Tensor]:
@@ -64,10 +66,10 @@ class FusedHead(Method):
 
     label = "(b) padded batch, TRL's fused head"
 
-    def __init__(self, path: str, dtype: torch.dtype, device: str) -> None:
+    def __init__(self, source: str | PreTrainedModel, dtype: torch.dtype, device: str) -> None:
         from trl.trainer import add_fused_lm_head  # TRL >= 1.15
 
-        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(device).eval()
+        self.model = load(source, dtype, device)
         add_fused_lm_head(self.model)
 
     @torch.inference_mode()
@@ -88,8 +90,16 @@ class RewardModel(Method):
 
     label = "(c) reward model, same backbone"
 
-    def __init__(self, path: str, dtype: torch.dtype, device: str) -> None:
-        model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, dtype=dtype)
+    def __init__(self, source: str | PreTrainedModel, dtype: torch.dtype, device: str) -> None:
+        if isinstance(source, str):
+            model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1, dtype=dtype)
+        else:
+            config = copy.deepcopy(source.config)
+            config.num_labels = 1
+            with torch.device("meta"):
+                model = AutoModelForSequenceClassification.from_config(config, dtype=source.dtype)
+            setattr(model, model.base_model_prefix, source.base_model)
+            model.score = nn.Linear(source.config.hidden_size, 1, bias=False, dtype=source.dtype)
         self.model = model.to(device).eval()
         # It reads the last token that is no padding. SmolLM2's own padding token also ends turns.
         self.model.config.pad_token_id = self.model.config.vocab_size - 1
@@ -110,8 +120,9 @@ class Endotrl(Method):
     label = "endotrl"
     entropy = False
 
-    def __init__(self, path: str, dtype: torch.dtype, device: str) -> None:
-        self.scorer = FrozenScorer(OwnCopy(path, dtype, device))
+    def __init__(self, source: str | PreTrainedModel, dtype: torch.dtype, device: str) -> None:
+        own = isinstance(source, str)
+        self.scorer = FrozenScorer(OwnCopy(source, dtype, device) if own else LoadedModel(source))
 
     def __call__(self, batches: Batches) -> list[Tensor]:
         # It makes micro-batches itself.
@@ -136,14 +147,24 @@ METHODS: dict[str, type[Method]] = {
 RIVALS = ("padded_logits", "fused_head", "reward_model")
 
 
-@torch.inference_mode()
+def load(source: str | PreTrainedModel, dtype: torch.dtype, device: str) -> PreTrainedModel:
+    """A checkpoint, or the model as it is."""
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype) if isinstance(source, str) else source
+    return model.to(device).eval()
+
+
 def exact_log_probs(path: str, dtype: torch.dtype, device: str, rows: Sequence[Rendered]) -> list[Tensor]:
     """The truth: the same weights (rounded to `dtype`) in float32, one sequence at a time, without any trick."""
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).float().to(device).eval()
+    return log_probs_of(load(path, dtype, device).float(), rows)
+
+
+@torch.inference_mode()
+def log_probs_of(model: PreTrainedModel, rows: Sequence[Rendered]) -> list[Tensor]:
+    """Log-probabilities, of shape `(H_i,)`, of one sequence at a time from full logits."""
     results = []
     for row in rows:
-        ids = torch.tensor([[*row.prompt_ids, *row.completion_ids]], device=device)
-        log_probs = torch.log_softmax(model(input_ids=ids, use_cache=False).logits[0, :-1], dim=-1)
+        ids = torch.tensor([[*row.prompt_ids, *row.completion_ids]], device=model.device)
+        log_probs = torch.log_softmax(model(input_ids=ids, use_cache=False).logits[0, :-1].float(), dim=-1)
         chosen = log_probs.gather(-1, ids[0, 1:, None]).squeeze(-1)
         results.append(chosen[len(row.prompt_ids) - 1 :].cpu())
     return results

@@ -12,6 +12,7 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from rich.console import Console
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer, TrainerCallback
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import GRPOConfig, GRPOTrainer
 
@@ -124,6 +125,9 @@ def main() -> None:
     console = Console(width=min(80, Console().width))
     path = resolve_model(args.model)
     new_tokens = 8 if args.quick else 64
+    tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
+    # TRL runs one prompt a step: 8 generations are the batch.
+    prompts = [[{"role": "user", "content": QUESTIONS[i % len(QUESTIONS)]}] for i in range(args.steps + 1)]
     results: dict[str, Any] = {
         "run": describe_run("benchmarks.training_step", args.device),
         "settings": {
@@ -137,7 +141,17 @@ def main() -> None:
             "quick": args.quick,
         },
         "placements": {
-            name: run_placement(placement, path, args.dtype, args.device, args.steps, new_tokens, args.seed)
+            name: run_placement(
+                placement,
+                lambda: load_model(path, args.dtype),
+                tokenizer,
+                path,
+                prompts,
+                args.device,
+                new_tokens,
+                dtype=args.dtype,
+                seed=args.seed,
+            )
             for name, placement in PLACEMENTS.items()
         },
     }
@@ -181,19 +195,29 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def run_placement(
-    placement: Placement, path: str, dtype: str, device: str, steps: int, new_tokens: int, seed: int
+    placement: Placement,
+    make_policy: Callable[[], PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase,
+    frozen: str | PreTrainedModel,
+    prompts: Sequence[Any],
+    device: str,
+    new_tokens: int,
+    seed: int,
+    **reward_settings: Any,
 ) -> dict[str, Any]:
-    """Trains a few steps, of which the first is not counted, and reads the clocks."""
-    tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
-    # TRL runs one prompt a step: 8 generations are the batch.
-    dataset = Dataset.from_dict(
-        {"prompt": [[{"role": "user", "content": QUESTIONS[i % len(QUESTIONS)]}] for i in range(steps + 1)]}
+    """Trains one step per prompt, of which the first is not counted, and reads the clocks."""
+    dataset = Dataset.from_dict({"prompt": list(prompts)})
+    reward = TimedReward(
+        None if placement.shared else frozen,
+        tokenizer,
+        device=device if isinstance(frozen, str) or placement.shared else None,
+        synchronized_device=device,
+        **reward_settings,
     )
-    reward = TimedReward(None if placement.shared else path, dtype=dtype, device=device, synchronized_device=device)
     with tempfile.TemporaryDirectory() as folder:
         args = GRPOConfig(
             output_dir=folder,
-            max_steps=steps + 1,
+            max_steps=len(prompts),
             per_device_train_batch_size=8,
             num_generations=8,
             max_completion_length=new_tokens,
@@ -209,7 +233,7 @@ def run_placement(
             bf16=False,  # the weights have the dtype already
         )
         trainer = GRPOTrainer(
-            model=load_model(path, dtype),
+            model=make_policy(),
             reward_funcs=reward,
             args=args,
             train_dataset=dataset,

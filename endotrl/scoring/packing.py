@@ -15,6 +15,7 @@ from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
 from .modules import backbone, execution_device
 from .rope import rope_as_made
+from .varlen import VarlenPlan, has_flash_attention, varlen_attention
 
 
 ATTENTION = "endotrl_shared_prefix"
@@ -77,6 +78,7 @@ class PackedRow:
     longest: int
     _masks: dict[tuple[int, int, int, torch.device], Tensor] = field(default_factory=dict)
     _kept: int = 0
+    _plans: dict[torch.device, VarlenPlan] = field(default_factory=dict)
 
     @classmethod
     def of(cls, groups: Sequence[Group]) -> "PackedRow":
@@ -111,6 +113,12 @@ class PackedRow:
         """
         _, prompt_end, ends = self.spans[group]
         return [prompt_end - 1, *range(*ends[continuation])]
+
+    def plan(self, device: torch.device) -> VarlenPlan:
+        """What attends to what, for [`varlen_attention`]; the same in every layer."""
+        if device not in self._plans:
+            self._plans[device] = VarlenPlan.of(self.spans, device)
+        return self._plans[device]
 
     def mask(self, num_queries: int, first_visible: int, num_keys: int, like: Tensor) -> Tensor:
         """Additive mask of shape `(num_queries, num_keys)`: query `i` sees the first `first_visible + i` keys."""
@@ -199,6 +207,9 @@ def shared_prefix_attention(
     window = kwargs.get("sliding_window")
     if special or attention_mask is not None or (window is not None and window < row.longest):
         raise NotPackable(", ".join(special) or "a mask of its own, or a window shorter than the sequences")
+    if has_flash_attention(query, value):
+        states = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        return varlen_attention(*states, row.plan(query.device), scaling)[None], None
     # On CUDA, attention with a mask has no kernel for grouped queries.
     grouped = query.device.type == "cpu"
     if not grouped:

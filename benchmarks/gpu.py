@@ -1,0 +1,546 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Everything that is asked of one GPU, in one run: exactness, scoring speed, a GRPO step, learning. Weights are random, in
+the shapes of Qwen2.5; nothing is downloaded.
+
+    python -m benchmarks.gpu --minutes 6             # or `make gpu`
+    python -m benchmarks.gpu --part scoring
+    python -m benchmarks.gpu --cpu --output /tmp/x   # tiny sizes: shows that everything runs
+
+A run that was stopped goes on where it was; `--fresh` begins anew.
+"""
+
+import argparse
+import gc
+import json
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from rich.console import Console
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    TrainerCallback,
+)
+from trl import GRPOConfig, GRPOTrainer
+
+from benchmarks.flops import ModelShape, useful_work
+from benchmarks.gpu_page import write_page
+from benchmarks.measure import alternate, describe_run, matmul_peak, memory_bandwidth, peak_memory, spread
+from benchmarks.memory import be_quiet
+from benchmarks.methods import METHODS, RIVALS, FusedHead, PaddedLogits, exact_log_probs, log_probs_of
+from benchmarks.training_step import PLACEMENTS, Placement, run_placement
+from benchmarks.workloads import TokenSource, Workload
+from endotrl import EndogenousReward
+from endotrl.demo.grpo_runs import load_model
+from endotrl.frozen.loaded_model import LoadedModel
+from endotrl.rendering.renderer import Rendered
+from endotrl.rewards import LengthReward, RandomReward
+from endotrl.runs.files import write_json
+from endotrl.scoring import packing
+from endotrl.scoring.scorer import FrozenScorer
+from endotrl.tasks import arithmetic
+
+
+Cell = Callable[[], dict[str, Any]]
+# Errors above which a number is wrong, in nats per token: rounding of float32, and of half precision at logits of
+# about 1, which is what random weights give.
+TOLERANCES = {"float32": 1e-3, "bfloat16": 0.1}
+
+
+@dataclass
+class Machine:
+    """
+    Where the run is, and how large its parts are.
+
+    Attributes:
+        device (`str`):
+            `"cuda"` or `"cpu"`.
+        tiny (`bool`):
+            Sizes that show only that everything runs.
+        folder (`Path`):
+            For checkpoints of random models.
+    """
+
+    device: str
+    tiny: bool
+    folder: Path
+    configs: dict[str, PretrainedConfig] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+        small |= {"num_key_value_heads": 2, "vocab_size": 512, "max_position_embeddings": 4096}
+        half = {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14}
+        half |= {"num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True}
+        seven = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28}
+        seven |= {"num_key_value_heads": 4, "vocab_size": 152064, "max_position_embeddings": 40960}
+        self.configs = {
+            "0.5B": Qwen2Config(**(small if self.tiny else half)),
+            "7B": Qwen2Config(**(small if self.tiny else seven)),
+            "exact": Qwen2Config(**(small if self.tiny else {**half, "num_hidden_layers": 6})),
+            # Soft-capped attention, which is padded instead of packed.
+            "padded": Gemma2Config(**small, head_dim=16),
+        }
+
+    def model(self, shape: str, dtype: torch.dtype = torch.bfloat16, **kwargs: Any) -> PreTrainedModel:
+        """Random weights, made on the device."""
+        torch.manual_seed(0)
+        with torch.device(self.device):
+            return AutoModelForCausalLM.from_config(self.configs[shape], dtype=dtype, **kwargs).eval()
+
+    def checkpoint(self, shape: str) -> str:
+        """The same on disk, in bfloat16, with a tokenizer."""
+        path = self.folder / shape
+        if not path.exists():
+            self.model(shape).save_pretrained(path)
+            self.tokenizer(shape).save_pretrained(path)
+        return str(path)
+
+    def tokenizer(self, shape: str) -> PreTrainedTokenizerFast:
+        """One word per token: `t0 t1 t2`."""
+        words = {f"t{i}": i for i in range(self.configs[shape].vocab_size)}
+        tokenizer = Tokenizer(models.WordLevel(words, unk_token="t0"))
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="t1", pad_token="t2", padding_side="left")
+
+    def source(self, shape: str) -> TokenSource:
+        """Random tokens."""
+        return TokenSource.of_vocabulary(self.configs[shape].vocab_size, seed=0)
+
+
+# Exactness
+
+
+def exactness(machine: Machine) -> Iterator[tuple[str, Cell]]:
+    """Every way of scoring against float32, one row at a time, from full logits."""
+    path = machine.checkpoint("exact")
+    source, longest = machine.source("exact"), 16 if machine.tiny else 300
+    rows = [
+        row
+        for _ in range(3)
+        for row in source.group(
+            source.random.randint(longest // 8, longest // 2), [source.random.randint(1, longest) for _ in range(5)]
+        )
+    ]
+    truth = {
+        dtype: exact_log_probs(path, getattr(torch, dtype), machine.device, rows) for dtype in ("float32", "bfloat16")
+    }
+
+    def errors(found: Sequence[Tensor], dtype: str, expected: Sequence[Tensor] | None = None) -> dict[str, Any]:
+        pairs = zip(found, truth[dtype] if expected is None else expected, strict=True)
+        differences = torch.cat([a.double() - b.double() for a, b in pairs])
+        largest = differences.abs().max().item()
+        return {
+            "dtype": dtype,
+            "max": largest,
+            "rms": differences.square().mean().sqrt().item(),
+            "right": largest <= TOLERANCES[dtype],
+        }
+
+    def loaded(dtype: str, **kwargs: Any) -> PreTrainedModel:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), **kwargs)
+        return model.to(machine.device).eval()
+
+    def ours(model: PreTrainedModel) -> list[Tensor]:
+        return [stats.log_probs for stats in FrozenScorer(LoadedModel(model))(rows)]
+
+    def one_by_one(dtype: str) -> dict[str, Any]:
+        return errors(log_probs_of(loaded(dtype), rows), dtype)
+
+    def rival(method: type, dtype: str) -> dict[str, Any]:
+        return errors(method(path, getattr(torch, dtype), machine.device)([rows]), dtype)
+
+    def packed(dtype: str) -> dict[str, Any]:
+        return errors(ours(loaded(dtype)), dtype)
+
+    def with_masks() -> dict[str, Any]:
+        kernel, packing.has_flash_attention = packing.has_flash_attention, lambda query, value: False
+        try:
+            return packed("bfloat16")
+        finally:
+            packing.has_flash_attention = kernel
+
+    def padded() -> dict[str, Any]:
+        model = machine.model("padded", torch.float32)
+        tokens = machine.source("padded").group(12, [5, 14, 9])
+        found = [stats.log_probs for stats in FrozenScorer(LoadedModel(model))(tokens)]
+        return errors(found, "float32", log_probs_of(model, tokens))
+
+    def autocast() -> dict[str, Any]:
+        with torch.autocast(machine.device, torch.bfloat16):
+            # The weights are float32: the truth, too, is of weights that are not rounded.
+            return {**errors(ours(loaded("float32")), "float32"), "right": None}
+
+    def compiled() -> dict[str, Any]:
+        model = loaded("float32")
+        model.forward = torch.compile(model.forward, dynamic=True)
+        return errors(ours(model), "float32")
+
+    def offloaded() -> dict[str, Any]:
+        reward = EndogenousReward(path, machine.tokenizer("exact"), dtype="float32", offload=True)
+        ids = [row.completion_ids for row in rows]
+        prompts = [" ".join(f"t{i}" for i in row.prompt_ids) for row in rows]
+        scored = reward.score(prompts, [" ".join(f"t{i}" for i in row) for row in ids], completion_ids=ids)
+        return errors([stats.log_probs for stats in scored], "float32")
+
+    def attached(lora: bool) -> dict[str, Any]:
+        rewards, expected = attached_rewards(machine, lora)
+        return errors(rewards, "float32", expected)
+
+    yield "one row at a time, bfloat16: what half precision itself loses", partial(one_by_one, "bfloat16")
+    yield "padded batch, full logits, bfloat16", partial(rival, PaddedLogits, "bfloat16")
+    for dtype in ("float32", "bfloat16"):
+        yield f"TRL's fused head, {dtype}", partial(rival, FusedHead, dtype)
+        yield f"packed rows, {dtype}", partial(packed, dtype)
+    yield "packed rows, bfloat16, attention with masks", with_masks
+    yield "padded rows (soft-capped attention), float32", padded
+    yield "float32 weights under bfloat16 autocast", autocast
+    yield "a compiled model, float32", compiled
+    yield "offloaded copy, float32", offloaded
+    yield "attached: adapter off, own pass", partial(attached, lora=True)
+    yield "attached: the trainer's reference pass", partial(attached, lora=False)
+    if find_spec("flash_attn"):
+        flash = partial(loaded, "bfloat16", attn_implementation="flash_attention_2")
+        yield "a model with flash-attention, bfloat16", lambda: errors(ours(flash()), "bfloat16")
+
+
+def attached_rewards(machine: Machine, lora: bool) -> tuple[list[Tensor], list[Tensor]]:
+    """Rewards of three GRPO steps on shared weights, and what they are from the checkpoint, one row at a time."""
+    path, tokenizer = machine.checkpoint("exact"), machine.tokenizer("exact")
+    seen: list[tuple[list[int], list[int], float]] = []
+
+    class Recorded(EndogenousReward):
+        def __call__(self, prompts: Any, completions: Any, completion_ids: Any = None, **kwargs: Any) -> Any:
+            rewards = super().__call__(prompts, completions, completion_ids=completion_ids, **kwargs)
+            for prompt, ids, reward in zip(prompts, completion_ids, rewards, strict=True):
+                seen.append((tokenizer(prompt)["input_ids"], list(ids), reward))
+            return rewards
+
+    reward = Recorded(None, tokenizer)
+    source = machine.source("exact")
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = GRPOTrainer(
+            model=load_model(path, "float32"),
+            reward_funcs=reward,
+            args=GRPOConfig(
+                output_dir=folder,
+                max_steps=3,
+                per_device_train_batch_size=4,
+                num_generations=4,
+                max_completion_length=12,
+                beta=0.1,
+                report_to=[],
+                disable_tqdm=True,
+                save_strategy="no",
+                use_cpu=machine.device == "cpu",
+                bf16=False,
+            ),
+            train_dataset=Dataset.from_dict(
+                {"prompt": [" ".join(f"t{i}" for i in source.draw(10)) for _ in range(4)]}
+            ),
+            processing_class=tokenizer,
+            peft_config=LoraConfig(r=8, target_modules=["q_proj", "v_proj"]) if lora else None,
+        )
+        reward.attach(trainer)
+        trainer.train()
+    rows = [Rendered(prompt, ids, list(range(len(ids))), finished=True) for prompt, ids, _ in seen]
+    # The checkpoint is in bfloat16, and TRL has read it as float32.
+    expected = log_probs_of(load_model(path, "float32").to(machine.device).eval(), rows)
+    return [torch.tensor([r / len(row.completion_ids)]) for row, (_, _, r) in zip(rows, seen, strict=True)], [
+        log_probs.mean()[None] for log_probs in expected
+    ]
+
+
+# Scoring
+
+
+def scoring(machine: Machine) -> Iterator[tuple[str, Cell]]:
+    """Speed and memory beside (a), (b) and (c), and the roofline of the useful work."""
+    rooflines: dict[str, float] = {}
+    kept: dict[str, PreTrainedModel] = {}
+
+    def run(shape: str, make: Callable[[TokenSource], Workload]) -> dict[str, Any]:
+        if not rooflines:
+            rooflines["flops"] = matmul_peak(torch.bfloat16, machine.device, 128 if machine.tiny else 8192)
+            rooflines["bandwidth"] = memory_bandwidth(machine.device, 2**20 if machine.tiny else 2**31)
+        if shape not in kept:
+            kept.clear()
+            free_memory()
+            kept[shape] = machine.model(shape)
+        return score_workload(machine, kept[shape], make(machine.source(shape)), rooflines)
+
+    for shape in ("7B", "0.5B"):
+        for name, make in workloads(machine.tiny).items():
+            yield f"{shape}: {name}", partial(run, shape, make)
+
+
+def workloads(tiny: bool) -> dict[str, Callable[[TokenSource], Workload]]:
+    """Groups behind prompts of 512 tokens, sixes as in RM-Bench, and one long completion."""
+    unit = 1 if tiny else 32
+
+    def group(source: TokenSource, size: int) -> Workload:
+        lengths = [8 * unit + (56 * unit * i) // (size - 1) for i in range(size)]
+        return Workload("group", "", [source.group(16 * unit, lengths)])
+
+    def sixes(source: TokenSource) -> Workload:
+        def length(smallest: int, largest: int) -> int:
+            return source.random.randint(smallest * unit, largest * unit)
+
+        return Workload("sixes", "", [source.group(length(1, 8), [length(2, 20) for _ in range(6)]) for _ in range(4)])
+
+    def long(source: TokenSource) -> Workload:
+        return Workload("long", "", [source.group(4 * unit, [1024 * unit])])
+
+    return {
+        "8 completions of 256 to 2,048 tokens, prompt of 512": partial(group, size=8),
+        "16 completions of 256 to 2,048 tokens, prompt of 512": partial(group, size=16),
+        "4 prompts with 6 responses of 64 to 640 tokens": sixes,
+        "one completion of 32,768 tokens": long,
+    }
+
+
+def score_workload(
+    machine: Machine, model: PreTrainedModel, workload: Workload, rooflines: dict[str, float]
+) -> dict[str, Any]:
+    """One row of the table: seconds of each method in rounds by turns, after one pass that shows its memory."""
+    runs: dict[str, Callable[[], object]] = {}
+    peaks: dict[str, int | None] = {}
+    for name in ("endotrl", *RIVALS):
+        method = METHODS[name](model, model.dtype, machine.device)
+        free_memory()
+        try:
+            method(workload.batches)  # compiles kernels
+            with peak_memory(machine.device) as peak:
+                method(workload.batches)
+        except torch.OutOfMemoryError:
+            peaks[name] = None
+            continue
+        peaks[name], runs[name] = peak.extra, partial(method, workload.batches)
+    if "endotrl" not in runs:
+        raise torch.OutOfMemoryError("endotrl's own pass is out of memory.")
+    free_memory()
+    times = alternate(runs, 1 if machine.tiny else 3, machine.device, f"{workload.name}, {len(workload.rows)} rows")
+    work = useful_work(workload.rows)
+    flops = work.flops(ModelShape.of(model))
+    seconds = {name: spread(values)["median"] for name, values in times.items()}
+    weight_bytes = sum(parameter.nbytes for parameter in model.parameters())
+    return {
+        "seconds": seconds,
+        "ratios": {name: value / seconds["endotrl"] for name, value in seconds.items()},
+        "peak_bytes": peaks,
+        "scored_tokens_per_second": work.positions / seconds["endotrl"],
+        "share_of_peak": flops / seconds["endotrl"] / rooflines["flops"],
+        # Neither the products nor reading the weights once can be faster.
+        "roofline_seconds": max(flops / rooflines["flops"], weight_bytes / rooflines["bandwidth"]),
+        "matmul_peak": rooflines["flops"],
+        "bandwidth": rooflines["bandwidth"],
+    }
+
+
+# A GRPO step
+
+
+STEPS = {
+    **{f"0.5B: {placement.label}": ("0.5B", placement, {}) for placement in PLACEMENTS.values()},
+    "0.5B: own copy, offloaded, all weights trained": ("0.5B", PLACEMENTS["own_copy"], {"offload": True}),
+    "7B: shared with LoRA, beta = 0": ("7B", PLACEMENTS["lora"], {}),
+    "7B: shared with LoRA, beta > 0": ("7B", PLACEMENTS["lora_beta"], {}),
+    "7B: own copy, LoRA": ("7B", Placement("own copy, LoRA", lora=True, beta=0.05, shared=False), {}),
+}
+
+
+def training_step(machine: Machine) -> Iterator[tuple[str, Cell]]:
+    """What the reward adds to a step, for each place that its weights can have."""
+    new_tokens, num_prompts = (8, 2) if machine.tiny else (256, 3)
+
+    def run(shape: str, placement: Placement, settings: dict[str, Any]) -> dict[str, Any]:
+        free_memory()
+        source = machine.source(shape)
+        prompts = [" ".join(f"t{i}" for i in source.draw(16 if machine.tiny else 256)) for _ in range(num_prompts)]
+        # A reference model is loaded by name; 7B has none, and needs no 15 GB on the disk.
+        small = shape == "0.5B"
+        path = machine.checkpoint(shape) if small else ""
+        make_policy = partial(load_model, path, "bfloat16") if small else partial(machine.model, shape)
+        frozen = path if small else None if placement.shared else machine.model(shape)
+        settings = {"dtype": "bfloat16", **settings} if small else settings
+        result = run_placement(
+            placement,
+            make_policy,
+            machine.tokenizer(shape),
+            frozen,  # type: ignore[arg-type]  # `None`: shared
+            prompts,
+            machine.device,
+            new_tokens,
+            seed=0,
+            **settings,
+        )
+        return {key: value for key, value in result.items() if key != "rounds"}
+
+    for name, arguments in STEPS.items():
+        yield name, partial(run, *arguments)
+
+
+# Learning
+
+
+def learning(machine: Machine) -> Iterator[tuple[str, Cell]]:
+    """The demo's arithmetic by its own reward and by controls: seconds until 90% of sampled answers are right."""
+    base = machine.folder / "arithmetic"
+
+    def run(name: str) -> dict[str, Any]:
+        tokenizer = arithmetic.make_tokenizer()
+        if not base.exists():
+            torch.manual_seed(0)
+            model = arithmetic.make_model(tokenizer)
+            arithmetic.pretrain(model, tokenizer, 5 if machine.tiny else 800, 0.3, 0, [])
+            model.save_pretrained(base)
+        reward = {
+            "own reward": partial(EndogenousReward, str(base), tokenizer),
+            "random": partial(RandomReward, 0),
+            "length": LengthReward,
+        }[name]()
+        curve = _Curve()
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = GRPOTrainer(
+                model=load_model(base),
+                reward_funcs=[reward, arithmetic.accuracy],
+                args=GRPOConfig(
+                    output_dir=folder,
+                    max_steps=2 if machine.tiny else 100,
+                    per_device_train_batch_size=16 if machine.tiny else 256,
+                    num_generations=8,
+                    max_completion_length=arithmetic.MAX_ANSWER_LENGTH,
+                    beta=0.1,
+                    learning_rate=3e-4,
+                    warmup_steps=10,
+                    reward_weights=[1.0, 0.0],
+                    logging_steps=1,
+                    report_to=[],
+                    disable_tqdm=True,
+                    save_strategy="no",
+                    use_cpu=machine.device == "cpu",
+                    bf16=False,
+                ),
+                train_dataset=arithmetic.make_dataset(arithmetic.make_questions(4000, seed=2)),
+                processing_class=tokenizer,
+                callbacks=[curve],
+            )
+            trainer.train()
+        reached = [seconds for seconds, accuracy in curve.points if accuracy >= 0.9]
+        return {
+            "first": curve.points[0][1],
+            "last": curve.points[-1][1],
+            "seconds": curve.points[-1][0],
+            "seconds_to_90": reached[0] if reached else None,
+        }
+
+    for name in ("own reward", "random", "length"):
+        yield name, partial(run, name)
+
+
+class _Curve(TrainerCallback):
+    def __init__(self) -> None:
+        self.points: list[tuple[float, float]] = []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._started = time.perf_counter()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if "rewards/accuracy/mean" in logs:
+            self.points.append((time.perf_counter() - self._started, logs["rewards/accuracy/mean"]))
+
+
+PARTS = {"exactness": exactness, "scoring": scoring, "step": training_step, "learning": learning}
+
+
+def free_memory() -> None:
+    """Gives what is not used any more back to the device."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def main() -> None:
+    """Runs what is not there yet, as far as the time goes, and writes figures and page."""
+    args = make_parser().parse_args()
+    if not args.cpu and not torch.cuda.is_available():
+        raise SystemExit("There is no CUDA device here. `--cpu` runs everything in tiny sizes, to show that it runs.")
+    be_quiet()
+    console = Console(width=min(80, Console().width))
+    device = "cpu" if args.cpu else "cuda"
+    run = {**describe_run("benchmarks.gpu", device), "tiny": args.cpu}
+    file = args.output / "results" / "gpu.json"
+    results: dict[str, Any] = {"run": run, "cells": {}}
+    if file.exists() and not args.fresh:
+        former = json.loads(file.read_text(encoding="utf-8"))
+        changed = [k for k in run if k not in ("command", "date") and former["run"].get(k) != run[k]]
+        if changed:
+            raise SystemExit(
+                f"{file} is of another machine or other versions ({', '.join(changed)}), which one page must not mix. "
+                "Give --fresh to begin anew, or another --output."
+            )
+        results["cells"] = former["cells"]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + 60 * args.minutes
+    failed = []
+    with tempfile.TemporaryDirectory() as folder:
+        machine = Machine(device, args.cpu, Path(folder))
+        for part in args.part or PARTS:
+            for name, cell in PARTS[part](machine):
+                key = f"{part}/{name}"
+                if key in results["cells"]:
+                    continue
+                if time.monotonic() > end:
+                    console.print(f"Not measured, the {args.minutes:g} minutes are over: {name}", markup=False)
+                    continue
+                started = time.monotonic()
+                try:
+                    results["cells"][key] = {**cell(), "took": time.monotonic() - started}
+                except Exception:
+                    # The others are still to be measured; a failed cell is shown, and tried again in the next run.
+                    failed.append(name)
+                    console.print(f"FAILED: {name}\n{traceback.format_exc()}", markup=False, highlight=False)
+                    continue
+                write_json(file, results)
+                console.print(f"{time.monotonic() - started:6.1f} s  {key}", markup=False, highlight=False)
+    page = write_page(results, args.output, None if args.cpu else args.readme)
+    console.print(page.read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
+    wrong = [key for key, cell in results["cells"].items() if cell.get("right") is False]
+    if failed or wrong:
+        raise SystemExit(f"Failed: {', '.join(failed) or 'none'}. Wrong numbers: {', '.join(wrong) or 'none'}.")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Options of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.strip().splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=6.0, help="no part begins after that (default: 6)")
+    parser.add_argument("--part", action="append", choices=list(PARTS), help="only this part; may be repeated")
+    parser.add_argument("--cpu", action="store_true", help="tiny sizes on the CPU, whose figures mean nothing")
+    parser.add_argument("--fresh", action="store_true", help="measure again what is there already")
+    parser.add_argument(
+        "--output", type=Path, default=Path("docs"), help="folder of results/gpu.json and results/gpu.md"
+    )
+    parser.add_argument(
+        "--readme", type=Path, default=Path("README.md"), help="file whose table between two comments is rewritten"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    main()

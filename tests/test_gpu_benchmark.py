@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The GPU run in tiny sizes: every part ends, is right where it can be wrong, and is not measured twice."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import gpu
+from benchmarks.gpu_page import BEGIN, END, write_page
+
+
+@pytest.mark.slow
+def test_all_parts_and_a_second_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu", "--cpu", "--minutes", "60", "--output", str(tmp_path)])
+    gpu.main()
+    cells = json.loads((tmp_path / "results" / "gpu.json").read_text())["cells"]
+    assert {key.split("/")[0] for key in cells} == set(gpu.PARTS)
+    assert len(cells) == len(list(dict.fromkeys(cells))) >= 30
+    assert all(cell["right"] for key, cell in cells.items() if key.startswith("exactness/") and "autocast" not in key)
+    capsys.readouterr()
+    gpu.main()  # nothing is left to do
+    assert " s  " not in capsys.readouterr().out
+    page = (tmp_path / "results" / "gpu.md").read_text()
+    assert "the figures mean nothing" in page and "Not measured" not in page and max(map(len, page.split("\n"))) < 300
+
+    former = json.loads((tmp_path / "results" / "gpu.json").read_text())
+    (tmp_path / "results" / "gpu.json").write_text(
+        json.dumps({**former, "run": {**former["run"], "processor": "H100"}})
+    )
+    with pytest.raises(SystemExit, match=r"another machine or other versions \(processor\)"):
+        gpu.main()
+
+
+def test_the_readmes_table_is_what_was_measured_and_nothing_else(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"Before\n{BEGIN}\nold\n{END}\nAfter\n")
+    (tmp_path / "results").mkdir()
+    run = {"tiny": False, "processor": "A card", "command": "c", "date": "d", "cores": 1, "threads": 1, "system": "s"}
+    run |= {"torch": "1", "transformers": "2", "trl": "3", "python": "4"}
+    results = {"run": run, "cells": {}}
+    page = write_page(results, tmp_path, readme).read_text()
+    assert page.count("Not measured.") == 5 and "old" in readme.read_text()
+    results["cells"]["scoring/7B: a group"] = {
+        "seconds": {"endotrl": 0.5, "padded_logits": 2.0},
+        "ratios": {"endotrl": 1.0, "padded_logits": 4.0},
+        "peak_bytes": {"endotrl": 10**9, "padded_logits": 3 * 10**10, "fused_head": None, "reward_model": None},
+        "scored_tokens_per_second": 12345.0,
+        "share_of_peak": 0.51,
+        "roofline_seconds": 0.25,
+        "matmul_peak": 7e14,
+        "bandwidth": 3e12,
+    }
+    write_page(results, tmp_path, readme)
+    text = readme.read_text()
+    assert text.startswith("Before\n") and text.endswith("After\n") and "old" not in text and "A card" in text
+    row = "| 7B: a group | 0.500 | 0.250 | 12,345 | 51% | 4.0x | out of memory | out of memory | 1.0 | 30.0 |"
+    assert row in text
