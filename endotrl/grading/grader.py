@@ -11,7 +11,7 @@ from .statements import after_corrections, is_aside, is_denied, is_doubted, is_o
 from .symbolic import same_expression
 from .text import fold, same_words, tidy, without_markdown
 from .units import canonical_unit
-from .values import Collection, Quantity, Symbols, Value, quantities, read_value, same_value
+from .values import Collection, Quantity, Symbols, Value, is_numeric, quantities, read_value, same_value
 
 
 _YES_NO = {"yes": True, "no": False, "true": True, "false": False, "yeah": True, "yep": True, "nope": False}
@@ -22,10 +22,9 @@ _LETTER = re.compile(
     r"(?<![\w'\\$-])\(?(?P<letter>[A-J])\b\)?(?!['\w-])(?!(?<=[AI])\s+(?!or\b|and\b|is\b|because\b|since\b|as\b)[a-z])"
 )
 _ENDORSED = re.compile(
-    r"\b(?i:left with|leaves|leaving|so|therefore|thus|hence|choose|pick|select|go with|it is|it's|must "
-    r"be|is)\s*,?\s*(?i:only |option |choice |answer )?\(?(?P<a>[A-J])\b\)?"
-    r"(?!\s+[a-z]+\b(?<!because)(?<!since)(?<!as))|\b(?P<b>[A-J])\)?\s+(?:is|must be|would "
-    r"be)\s+(?:the\s+)?(?:only\s+)?(?:correct|right|best|true|answer)\b"
+    r"\b(?i:left with|leaves|leaving|so|therefore|thus|hence|choose|pick|select|go with|it is|it's|must be"
+    r"|is)\s*,?\s*(?i:only |option |choice |answer )?\(?(?P<a>[A-J])\b\)?(?!\s+[a-z]+\b(?<!because)(?<!since)(?<!as))"
+    r"|\b(?P<b>[A-J])\)?\s+(?:is|must be|would be)\s+(?:the\s+)?(?:only\s+)?(?:correct|right|best|true|answer)\b"
 )
 LONGEST_LINE = 1000  # characters
 # Longer texts are no bare answers.
@@ -35,18 +34,15 @@ _MATH = re.compile(
 )
 _FILLER = re.compile(
     r"^(?:[\s\"'*_:=]+|(?:approximately|about|around|roughly|nearly|exactly|precisely|simply|just|only|therefore|thus"
-    r"|then|now|equal to|given by|indeed|also"
-    r"|definitely|certainly|clearly|the "
-    r"(?:number|value|integer|fraction|decimal|expression|interval|set|point|pair)|option|choice|letter|answer|a "
-    r"total of|at(?! (?:most|least)))\b"
+    r"|then|now|equal to|given by|indeed|also|definitely|certainly|clearly|the (?:number|value|integer|fraction"
+    r"|decimal|expression|interval|set|point|pair)|option|choice|letter|answer|a total of|at(?! (?:most|least)))\b"
     r"|(?:\\approx|\\sim|≈|~)\s*)+",
     re.IGNORECASE,
 )
 _COPULA = re.compile(
-    r"\b(?:is|are|was|were|be|equals?|equal to|has|have|had|makes?|gets?|left with|total(?:s|ing)?(?: of)?|comes? "
-    r"to|gives?|yields?|costs?|earns?|needs?|takes?"
-    r"|spends?|saves?|sold|bought|pays?|paid|made|becomes?|leaves|remains?|means?|get|find|obtain|there "
-    r"(?:are|is))\b|[:=≈]",
+    r"\b(?:is|are|was|were|be|equals?|equal to|has|have|had|makes?|gets?|left with|total(?:s|ing)?(?: of)?|comes? to"
+    r"|gives?|yields?|costs?|earns?|needs?|takes?|spends?|saves?|sold|bought|pays?|paid|made|becomes?|leaves|remains?"
+    r"|means?|get|find|obtain|there (?:are|is))\b|[:=≈]",
     re.IGNORECASE,
 )
 _CONNECTED = re.compile(
@@ -215,8 +211,12 @@ def _equal(right: str, given: str, math: bool) -> bool:
     a, b = read_value(right), read_value(given)
     if same_value(a, b):
         return True
-    numeric = isinstance(a, Quantity) and isinstance(b, Quantity)
-    if math and not numeric and (a is not None or "\\" in right) and not re.search(r"\s(?:or|and)\s", given):
+    if (
+        math
+        and not (is_numeric(a) and is_numeric(b))
+        and (a is not None or "\\" in right)
+        and not re.search(r"\s(?:or|and)\s", given)
+    ):
         return same_expression(right, given)
     return same_words(_plain_text(right), plain)
 
@@ -237,7 +237,7 @@ def _gives_value(text: str, right: str, value: Value | None, math: bool) -> bool
     def fits(found: Value | None, written: str) -> bool:
         if same_value(value, found):
             return True
-        numeric = isinstance(value, Quantity) and isinstance(found, Quantity)
+        numeric = is_numeric(value) and is_numeric(found)
         several = isinstance(found, Collection) and not found.brackets and not isinstance(value, Collection)
         return math and not numeric and not several and bool(written) and same_expression(right, written)
 
@@ -453,7 +453,7 @@ def _states(text: str, right: str, answers: Sequence[str]) -> bool:
 
     def is_accepted(words: str) -> bool:
         return any(
-            (match := p.search(words)) is not None and not words[: match.start()].strip(" the(") for p in accepted
+            (match := p.search(words)) is not None and not words[: match.start()].strip(" the(\"'*") for p in accepted
         )
 
     def mentions(words: str) -> bool:
