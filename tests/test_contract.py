@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What endotrl relies on in TRL, transformers and peft, name by name: read from their source, so that a change upstream
-fails here first, and says what it changes for us.
+What endotrl relies on in TRL, transformers and peft, name by name: signatures, fields, attributes and calls, so that a
+change upstream fails here first, and says what it changes for us. What they compute is tested where we use it.
 """
 
 import ast
@@ -108,23 +108,6 @@ class TestRewardFunctions:
         assert list(inspect.signature(trainer._log_completion_extra).parameters) == ["self", "column", "values"]
         assert list(inspect.signature(trainer._log_metric).parameters) == ["self", "name", "value"]
 
-    def test_online_dpo_has_no_loggers(self) -> None:
-        source = inspect.getsource(OnlineDPOTrainer)
-        assert "log_metric" not in source, "OnlineDPO passes loggers now: say so in docs/trl.md."
-
-    @pytest.mark.parametrize("trainer", TRAINERS)
-    def test_none_becomes_nan(self, trainer: type) -> None:
-        source = inspect.getsource(getattr(trainer, CALLER[trainer]))
-        assert "reward if reward is not None else torch.nan" in source, (
-            "How is `None` treated now? See truncation='skip'."
-        )
-
-    @pytest.mark.parametrize("trainer", TRAINERS)
-    def test_modules_are_taken_for_classifiers(self, trainer: type) -> None:
-        # Why `EndogenousReward` is no `nn.Module`.
-        source = inspect.getsource(getattr(trainer, CALLER[trainer]))
-        assert "isinstance(reward_func, nn.Module)" in source
-
     def test_name(self) -> None:
         class Named:
             def __init__(self) -> None:
@@ -133,12 +116,6 @@ class TestRewardFunctions:
             def __call__(self) -> None: ...
 
         assert get_callable_name(Named()) == "mine", "TRL no longer names a reward by its `__name__`."
-
-    def test_command_line_takes_ready_callables(self) -> None:
-        # `trl grpo` imports a dotted path and does not call it: `endotrl.rewards.endogenous_reward` is an instance.
-        source = inspect.getsource(trl.scripts.grpo.main)
-        assert "reward_func = getattr(module, func_name)" in source
-        assert "reward_funcs.append(reward_func)" in source
 
 
 class TestPrompts:
@@ -155,11 +132,6 @@ class TestPrompts:
             }
             assert not unknown, f"Prompts are now rendered with {sorted(unknown)} too: the renderer must follow."
 
-    @pytest.mark.parametrize("trainer", GROUP_TRAINERS)
-    def test_text(self, trainer: type) -> None:
-        source = inspect.getsource(trainer._tokenize_prompts)
-        assert 'self.processing_class(text=prompts)["input_ids"]' in source, "Plain prompts are tokenized otherwise."
-
 
 class TestPolicyPrompts:
     """
@@ -175,26 +147,15 @@ class TestPolicyPrompts:
             assert "tool_mask_list" in names, "Where is the mask of what tools and environments have written?"
         (call,) = calls_of(method, "_calculate_rewards")
         assert ast.unparse(call.args[1]) == "prompts", "Rewards are asked for other prompts than those tokenized."
-        source = inspect.getsource(trainer._calculate_rewards)
-        for name in ("_log_completion_extra", "_log_metric"):  # methods, by which a reward knows the trainer
-            assert f"= self.{name}\n" in source, f"`{name}` is no method of {trainer.__name__} any more."
 
     def test_online_dpo(self) -> None:
-        source = inspect.getsource(OnlineDPOTrainer.training_step)
-        assert "prompt_ids, prompt_mask, completion_ids, completion_mask" in source
-        assert "prompts=2 * prompts," in source, "Rewards are asked for other prompts than those tokenized."
-        assert "add_special_tokens=False" in inspect.getsource(OnlineDPOTrainer._generate), "Text has a BOS now."
-        assert "continue_final_message=continue_final_message" in inspect.getsource(trl.data_utils.apply_chat_template)
+        variables = OnlineDPOTrainer.training_step.__code__.co_varnames
+        assert {"prompts", "prompt_ids", "prompt_mask"} <= set(variables), "Where are the prompts' token ids now?"
 
     def test_tools_and_templates(self) -> None:
         targets = assigned(GRPOTrainer.__init__)
         for name in ("tools", "chat_template", "_env_tools", "_multi_environment", "_is_vlm"):
             assert any(f"self.{name}" in target for target in targets), f"`GRPOTrainer.{name}` is gone."
-        source = inspect.getsource(GRPOTrainer._tokenize_prompts)
-        assert "tools=self._env_tools[name] or None" in source, "Environments' tools are given otherwise."
-        assert "prepare_multimodal_messages(prompt) for prompt in prompts" in source
-        batch = inspect.getsource(GRPOTrainer._generate_and_score_completions)
-        assert 'x.get("environment") if self._multi_environment else None' in batch
         # A swapped-in template is taken over for completions of several messages, too.
         for name in ("get_training_chat_template", "is_chat_template_prefix_preserving"):
             parameters = list(inspect.signature(getattr(trl.chat_template_utils, name)).parameters)
@@ -207,9 +168,6 @@ class TestSharing:
     @pytest.mark.parametrize("trainer", TRAINERS)
     def test_attributes(self, trainer: type) -> None:
         assert "self.ref_model" in assigned(trainer.__init__)
-        base = inspect.getsource(Trainer)
-        for name in ("is_fsdp_enabled", "accelerator", "processing_class", "args", "model", "model_wrapped"):
-            assert f"self.{name} = " in base, f"`Trainer.{name}` is gone."
 
     @pytest.mark.parametrize("config", [GRPOConfig, RLOOConfig])
     def test_settings(self, config: type) -> None:
@@ -236,8 +194,6 @@ class TestSharing:
         for name in ("disable_adapter", "get_base_model"):
             assert callable(getattr(peft.PeftModel, name))
         # What an adapter is put around, by which the base model is told from it.
-        assert "self.base_layer = base_layer" in inspect.getsource(peft.tuners.lora.layer.LoraLayer)
-        assert "self.original_module = module_to_save" in inspect.getsource(peft.utils.AuxiliaryTrainingWrapper)
 
     def test_the_policy_is_merged_for_vllm(self) -> None:
         # By a method that `attach` can wrap, to give the base its weights back.
@@ -271,29 +227,15 @@ class TestTokenCredit:
         method = GRPOTrainer._calculate_rewards
         expected = ["self", "inputs", "prompts", "completions", "completion_ids_list"]
         assert list(inspect.signature(method).parameters) == expected
-        source = inspect.getsource(method)
         # Recorders stand in for the functions while it runs.
-        assert "zip(self.reward_funcs, self.reward_processing_classes, self.reward_func_names, strict=True)" in source
-        assert "elif is_async_callable(reward_func):" in source, "What is called synchronously now?"
-        assert "rewards_per_func = gather(rewards_per_func)" in source, "The rewards are no longer of all processes."
         (call,) = calls_of(GRPOTrainer._generate_and_score_completions, "_calculate_rewards")
         assert [ast.unparse(argument) for argument in call.args] == expected[1:]
 
     def test_batch(self) -> None:
         method = GRPOTrainer._generate_and_score_completions
         assert list(inspect.signature(method).parameters) == ["self", "inputs"]
-        source = inspect.getsource(method)
-        for key in ("prompt_ids", "completion_ids", "completion_mask", "advantages"):
-            assert f'"{key}": {key},' in source, f"The batch has no `{key}` any more."
-        assert 'output["tool_mask"] = tool_mask' in source
-        assert "tool_mask = tool_mask * (~is_truncated)" in source, "Which tokens of dropped completions are tools'?"
-        assert "self.accelerator.process_index * len(prompts)" in source, "Which rows are this process's?"
-        assert 'mode = "train" if self.model.training else "eval"' in source
-        assert 'self.num_generations if mode == "train" else self.num_generations_eval' in source
 
     def test_advantages_by_token(self) -> None:
-        source = inspect.getsource(GRPOTrainer._compute_loss)
-        assert "if advantages.dim() == 1:" in source, "The loss no longer takes advantages of shape (B, T)."
         tensors = {"advantages": torch.arange(8).view(4, 2)}
         parts = split_tensor_dict(shuffle_sequence_dict(tensors), 2)
         assert sorted(row for part in parts for row in part["advantages"].tolist()) == tensors["advantages"].tolist()
@@ -305,20 +247,6 @@ class TestTokenCredit:
             *("scale_rewards", "multi_objective_aggregation", "_tokenizer", "_metrics"),
         ):
             assert f"self.{name}" in targets, f"`GRPOTrainer.{name}` is gone."
-
-    def test_formulas(self) -> None:
-        source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
-        for line in (
-            "rewards = (rewards_per_func * self.reward_weights.to(device).unsqueeze(0)).nansum(dim=1)",
-            "mean_grouped_rewards = torch.nanmean(rewards.view(-1, num_generations), dim=1)",
-            "std_rewards = nanstd(rewards.view(-1, num_generations), dim=1)",
-            "std_rewards = nanstd(rewards).expand_as(rewards)",
-            "advantages = advantages / (std_rewards + 1e-4)",
-            "reward_k = (grouped - mean_k) / (std_k + 1e-4)",
-            "advantages = (rewards - torch.nanmean(rewards)) / (std_rewards + 1e-4)",
-            "unscorable_mask = torch.isnan(rewards_per_func).all(dim=1)",
-        ):
-            assert line in source, f"TRL's advantages are others now: `dense_advantages` must follow. Gone: {line}"
 
     def test_constructors(self) -> None:
         from endotrl import DenseGRPOTrainer, PPOTrainer
@@ -353,10 +281,6 @@ class TestRewardModel:
     def test_get_reward(self) -> None:
         given = list(inspect.signature(get_reward).parameters)
         assert given == ["model", "query_responses", "pad_token_id", "context_length"]
-        source = inspect.getsource(get_reward)
-        assert "lm_backbone = getattr(model, model.base_model_prefix)" in source
-        assert "output = lm_backbone(" in source, "The backbone must be called by `get_reward` itself."
-        assert "reward_logits = model.score(output." in source
 
 
 @pytest.mark.skipif(Version(version("trl")) < Version("1.15"), reason="The trainers of endotrl need TRL 1.15.")
@@ -364,16 +288,8 @@ class TestPPO:
     """[`PPOTrainer`] and its critic inside the policy's forward pass."""
 
     def test_one_generation(self) -> None:
-        source = inspect.getsource(GRPOConfig.__post_init__)
-        assert "if self.num_generations < 2:" in source, "`_SingleGeneration` answers this comparison, and no other."
-        assert "self.generation_batch_size % self.num_generations != 0" in source
-        assert "self.num_generations_eval or self.num_generations" in source
         for name in ("beta", "num_iterations", "num_generations", "steps_per_generation", "sync_ref_model"):
             assert has_field(GRPOConfig, name), f"`GRPOConfig.{name}` is gone."
-
-    def test_one_generation_in_the_trainer(self) -> None:
-        source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
-        assert source.count("if num_generations > 1") == 2, "Is the spread of a group of one still left out?"
 
     def test_loss_calls_the_model_once(self) -> None:
         # So that a recorder can take its place, and values come from the same forward pass.
@@ -383,47 +299,17 @@ class TestPPO:
         method = GRPOTrainer._get_per_token_logps_and_entropies
         (call,) = calls_of(method, "model")
         assert ast.unparse(call) == "model(**model_inputs, labels=labels, fused_lm_head=True)"
-        source = inspect.getsource(method)
-        assert 'model_inputs = {"input_ids": input_ids_batch, "attention_mask": attention_mask_batch}' in source
-        assert "outputs.log_probs[:, -logits_to_keep:]" in source
         first = ["self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size"]
         assert list(inspect.signature(method).parameters)[:6] == first
 
     def test_fused_forward(self) -> None:
-        source = inspect.getsource(trl.trainer.utils.add_fused_lm_head)
-        assert "backbone_outputs = getattr(self, backbone_attr)(*args, **kwargs)" in source
-        assert 'backbone_attr = "base_model"' in source, "The hook for hidden states sits on `base_model`."
-        assert "model.forward = types.MethodType(_fused_forward, model)" in source
         fields = {field.name for field in dataclasses.fields(trl.trainer.utils.FusedCausalLMOutput)}
         assert {"log_probs", "entropy", "aux_loss"} <= fields and "state_values" not in fields
-
-    def test_old_and_reference_log_probs(self) -> None:
-        source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
-        assert "disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs)" in source
-        for key in ("old_per_token_logps", "ref_per_token_logps", "num_items_in_batch"):
-            assert f'"{key}"' in source, f"The batch has no `{key}` any more."
-        assert "if self.beta != 0.0:" in source, "What decides on the reference pass?"
-
-    def test_loss_reads_beta(self) -> None:
-        # `kl_placement="reward"` sets it to 0 for the time of the loss.
-        source = inspect.getsource(GRPOTrainer._compute_loss)
-        assert "self.beta" in source and "self.args.beta" not in source and "args.beta" not in source
-        assert 'inputs["num_items_in_batch"].clamp(min=1.0) / self.accelerator.num_processes' in source
-
-    def test_step_and_buffer(self) -> None:
-        source = inspect.getsource(GRPOTrainer._prepare_inputs)
-        assert "generate_every = self.args.steps_per_generation * self.num_iterations" in source
-        assert "if self._step % generate_every == 0 or self._buffered_inputs is None:" in source
-        assert "self._buffered_inputs[self._step % self.args.steps_per_generation]" in source
-        assert "self._step += 1" in inspect.getsource(GRPOTrainer.training_step)
 
     def test_attributes(self) -> None:
         targets = assigned(GRPOTrainer.__init__)
         for name in ("eos_token_ids", "use_vllm", "num_iterations", "beta"):
             assert f"self.{name}" in targets, f"`GRPOTrainer.{name}` is gone."
-        base = inspect.getsource(Trainer)
-        for name in ("current_gradient_accumulation_steps", "is_deepspeed_enabled"):
-            assert f"self.{name} = " in base, f"`Trainer.{name}` is gone."
 
     def test_checkpoints(self) -> None:
         for name, parameters in {
@@ -437,17 +323,6 @@ class TestPPO:
         }.items():
             assert list(inspect.signature(getattr(GRPOTrainer, name)).parameters) == parameters
         # TRL restores its own state in the same place.
-        assert "super()._load_optimizer_and_scheduler(checkpoint)" in inspect.getsource(
-            GRPOTrainer._load_optimizer_and_scheduler
-        )
-
-    def test_vllm(self) -> None:
-        source = inspect.getsource(VLLMGeneration.sync_weights)
-        assert "self._iter_named_params()" in source
-        assert "named_parameters" not in source, (
-            "Weights reach vLLM past `_iter_named_params`: filter the critic there."
-        )
-        assert "self.vllm_generation = VLLMGeneration(" in inspect.getsource(GRPOTrainer.__init__)
 
     def test_values_of_a_pass(self) -> None:
         # A recorder in the model's place is told what TRL made of the pass, and for which rows.
@@ -528,18 +403,6 @@ class TestWhatTheDocsSay:
         rloo = RLOOConfig(output_dir=str(tmp_path), bf16=False, use_cpu=True)
         assert (rloo.beta, rloo.normalize_advantages) == (0.05, False)
 
-    def test_kl_of_grpo(self) -> None:
-        source = inspect.getsource(GRPOTrainer._compute_loss)
-        assert (
-            "torch.exp(ref_per_token_logps - per_token_logps) - (ref_per_token_logps - per_token_logps) - 1" in source
-        )
-        assert "per_token_kl = per_token_kl * coef_1" in source
-
-    def test_kl_of_rloo(self) -> None:
-        source = inspect.getsource(RLOOTrainer._generate_and_score_completions)
-        assert "per_token_kl = old_per_token_logps - ref_per_token_logps" in source
-        assert "rewards = rewards - self.beta * kl" in source
-
 
 class TestCollapseMonitor:
     """What [`CollapseMonitor`] stands behind, reads and sets."""
@@ -550,29 +413,16 @@ class TestCollapseMonitor:
         assert parameters == ["self", "inputs", "prompts", "completions", "completion_ids_list"]
         assert list(inspect.signature(trainer._generate_and_score_completions).parameters) == ["self", "inputs"]
         assert calls_of(trainer._generate_and_score_completions, "_calculate_rewards")
-        assert "gather(rewards_per_func)" in inspect.getsource(trainer._calculate_rewards), "Rewards of all processes?"
-        for name in ("self.reward_weights", "self.reward_func_names", "self.num_generations"):
-            assert name in inspect.getsource(trainer), f"{trainer.__name__} has no {name} any more."
 
     @pytest.mark.parametrize("trainer", GROUP_TRAINERS)
     def test_log_probabilities(self, trainer: type) -> None:
         first = ["self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size"]
         assert list(inspect.signature(trainer._get_per_token_logps_and_entropies).parameters)[:6] == first
-        source = inspect.getsource(trainer._generate_and_score_completions)
-        assert 'adapter_name="ref" if "ref" in model.peft_config else None' in source
-        for key in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask"):
-            assert f'"{key}": {key}' in source, f"{trainer.__name__}'s batch has no `{key}` any more."
 
     def test_methods_of_online_dpo(self) -> None:
         parameters = list(inspect.signature(OnlineDPOTrainer._calculate_rewards_from_functions).parameters)
         assert parameters == ["self", "prompts", "completions", "completion_ids_list", "reward_kwargs"]
-        source = inspect.getsource(OnlineDPOTrainer.training_step)
-        assert "first_half, second_half = rewards.split(batch_size)" in source, "How are pairs ordered now?"
 
     def test_the_log_is_kept_before_callbacks_see_it(self) -> None:
         source = inspect.getsource(Trainer.log)
         assert source.index("log_history.append") < source.index("callback_handler.on_log")
-
-    def test_the_best_checkpoint_is_loaded_at_the_end(self) -> None:
-        source = inspect.getsource(Trainer)
-        assert "self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None" in source

@@ -11,20 +11,20 @@ from .statements import after_corrections, is_aside, is_denied, is_doubted, is_o
 from .symbolic import same_expression
 from .text import fold, same_words, tidy, without_markdown
 from .units import canonical_unit
-from .values import Collection, Quantity, Symbols, Value, quantities, read_value, same_value
+from .values import Collection, Quantity, Symbols, Value, is_numeric, quantities, read_value, same_value
 
 
 _YES_NO = {"yes": True, "no": False, "true": True, "false": False, "yeah": True, "yep": True, "nope": False}
-_YES_NO_WORD = re.compile(r"\b(?:yes|no|true|false|yeah|yep|nope)\b", re.IGNORECASE)
+_YES_NO_WORD = re.compile(rf"\b(?:{'|'.join(_YES_NO)})\b", re.IGNORECASE)
 _CHOICE = re.compile(r"^\W*(?P<letter>[A-Ja-j])\W*$")
+_OPTION = re.compile(r"^\W{0,3}(?P<letter>[A-J])[).:]\s")
 _LETTER = re.compile(
     r"(?<![\w'\\$-])\(?(?P<letter>[A-J])\b\)?(?!['\w-])(?!(?<=[AI])\s+(?!or\b|and\b|is\b|because\b|since\b|as\b)[a-z])"
 )
 _ENDORSED = re.compile(
-    r"\b(?i:left with|leaves|leaving|so|therefore|thus|hence|choose|pick|select|go with|it is|it's|must "
-    r"be|is)\s*,?\s*(?i:only |option |choice |answer )?\(?(?P<a>[A-J])\b\)?"
-    r"(?!\s+[a-z]+\b(?<!because)(?<!since)(?<!as))|\b(?P<b>[A-J])\)?\s+(?:is|must be|would "
-    r"be)\s+(?:the\s+)?(?:only\s+)?(?:correct|right|best|true|answer)\b"
+    r"\b(?i:left with|leaves|leaving|so|therefore|thus|hence|choose|pick|select|go with|it is|it's|must be"
+    r"|is)\s*,?\s*(?i:only |option |choice |answer )?\(?(?P<a>[A-J])\b\)?(?!\s+[a-z]+\b(?<!because)(?<!since)(?<!as))"
+    r"|\b(?P<b>[A-J])\)?\s+(?:is|must be|would be)\s+(?:the\s+)?(?:only\s+)?(?:correct|right|best|true|answer)\b"
 )
 LONGEST_LINE = 1000  # characters
 # Longer texts are no bare answers.
@@ -34,18 +34,15 @@ _MATH = re.compile(
 )
 _FILLER = re.compile(
     r"^(?:[\s\"'*_:=]+|(?:approximately|about|around|roughly|nearly|exactly|precisely|simply|just|only|therefore|thus"
-    r"|then|now|equal to|given by|indeed|also"
-    r"|definitely|certainly|clearly|the "
-    r"(?:number|value|integer|fraction|decimal|expression|interval|set|point|pair)|option|choice|letter|answer|a "
-    r"total of|at(?! (?:most|least)))\b"
+    r"|then|now|equal to|given by|indeed|also|definitely|certainly|clearly|the (?:number|value|integer|fraction"
+    r"|decimal|expression|interval|set|point|pair)|option|choice|letter|answer|a total of|at(?! (?:most|least)))\b"
     r"|(?:\\approx|\\sim|≈|~)\s*)+",
     re.IGNORECASE,
 )
 _COPULA = re.compile(
-    r"\b(?:is|are|was|were|be|equals?|equal to|has|have|had|makes?|gets?|left with|total(?:s|ing)?(?: of)?|comes? "
-    r"to|gives?|yields?|costs?|earns?|needs?|takes?"
-    r"|spends?|saves?|sold|bought|pays?|paid|made|becomes?|leaves|remains?|means?|get|find|obtain|there "
-    r"(?:are|is))\b|[:=≈]",
+    r"\b(?:is|are|was|were|be|equals?|equal to|has|have|had|makes?|gets?|left with|total(?:s|ing)?(?: of)?|comes? to"
+    r"|gives?|yields?|costs?|earns?|needs?|takes?|spends?|saves?|sold|bought|pays?|paid|made|becomes?|leaves|remains?"
+    r"|means?|get|find|obtain|there (?:are|is))\b|[:=≈]",
     re.IGNORECASE,
 )
 _CONNECTED = re.compile(
@@ -59,10 +56,11 @@ _DATE = re.compile(
     r"|november|december)\b)",
     re.IGNORECASE,
 )
+# New York is not York.
 _MODIFIERS = (
-    "new north south east west northern southern eastern western papua equatorial upper "
-    "lower inner outer anti non northeast northwest southeast southwest"
-)
+    "new north south east west northern southern eastern western papua equatorial upper lower inner outer anti non "
+    "northeast northwest southeast southwest"
+).split()
 
 
 def final_answer(value: Any) -> str:
@@ -167,27 +165,27 @@ def _written(value: Value) -> str:
 
 def _gives(text: str, right: str, answers: Sequence[str], math: bool) -> bool:
     """Whether a text gives the answer `right`, one of the accepted `answers`."""
-    if not right.strip():
-        return False
     claim = marked(text)
-    if claim is not None and claim.boxed:
-        return bool(claim.text) and (
-            claim.text == right or _equal(right, claim.text, math) or _contains(claim.text, right, answers)
-        )
+    boxed = claim is not None and claim.boxed
     if claim is not None:
         text = claim.text
-        if not text:
-            return False
-    if same_words(right, without_markdown(text)):
+    if not text or not right.strip():
+        return False
+    if boxed and (text == right or _equal(right, text, math)):
+        return True
+    text = _plain_text(text) if boxed else text
+    if not boxed and same_words(right, without_markdown(text)):
         return True
     word = right.strip(" .").casefold()
     if word in ("yes", "no", "true", "false"):
         return _yes_or_no(text, word in ("true", "false")) is _YES_NO[word]
-    choice = _CHOICE.match(right)
+    choice, value = _CHOICE.match(right), read_value(right)
+    mathematical = _is_mathematical(right, value)
+    if boxed:  # A phrase in a box states words, and no more.
+        return not choice and not mathematical and _states(text, right, answers)
     if choice is not None and _chosen(text) == choice["letter"].upper():
         return True
-    value = read_value(right)
-    if _is_mathematical(right, value):
+    if mathematical:
         # "O" is a variable, or oxygen.
         symbol = choice is None and re.fullmatch(r"[A-Z]", right.strip()) is not None
         return _gives_value(text, right, value, math) or (symbol and _states(text, right, answers))
@@ -205,20 +203,22 @@ def _equal(right: str, given: str, math: bool) -> bool:
     """Whether two answers are the same, each alone."""
     if same_words(right, given):
         return True
-    choice, other = (
-        _CHOICE.match(right),
-        _CHOICE.match(_plain_text(given))
-        or re.match(r"^\W*(?P<letter>[A-J])[).:]\s(?!or\b|and\b)", _plain_text(given)),
-    )
+    plain = _plain_text(given)
+    choice = _CHOICE.match(right)
+    other = _CHOICE.match(plain) or re.match(r"^\W*(?P<letter>[A-J])[).:]\s(?!or\b|and\b)", plain)
     if choice is not None and other is not None:
         return choice["letter"].upper() == other["letter"].upper()
     a, b = read_value(right), read_value(given)
     if same_value(a, b):
         return True
-    numeric = isinstance(a, Quantity) and isinstance(b, Quantity)
-    if math and not numeric and (a is not None or "\\" in right) and not re.search(r"\s(?:or|and)\s", given):
+    if (
+        math
+        and not (is_numeric(a) and is_numeric(b))
+        and (a is not None or "\\" in right)
+        and not re.search(r"\s(?:or|and)\s", given)
+    ):
         return same_expression(right, given)
-    return same_words(_plain_text(right), _plain_text(given))
+    return same_words(_plain_text(right), plain)
 
 
 def _plain_text(text: str) -> str:
@@ -226,17 +226,6 @@ def _plain_text(text: str) -> str:
     return without_markdown(re.sub(r"\\(?:text|textbf|mathrm|mathbf|textit|mbox)\s*\{([^{}]*)\}", r"\1", text)).strip(
         " $"
     )
-
-
-def _contains(boxed: str, right: str, answers: Sequence[str]) -> bool:
-    """Whether a box that holds a phrase states the answer, where the answer is words."""
-    text = _plain_text(boxed)
-    word = right.strip(" .").casefold()
-    if word in ("yes", "no", "true", "false"):
-        return _yes_or_no(text, word in ("true", "false")) is _YES_NO[word]
-    if _CHOICE.match(right) or _is_mathematical(right, read_value(right)):
-        return False
-    return _states(text, right, answers)
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -248,7 +237,7 @@ def _gives_value(text: str, right: str, value: Value | None, math: bool) -> bool
     def fits(found: Value | None, written: str) -> bool:
         if same_value(value, found):
             return True
-        numeric = isinstance(value, Quantity) and isinstance(found, Quantity)
+        numeric = is_numeric(value) and is_numeric(found)
         several = isinstance(found, Collection) and not found.brackets and not isinstance(value, Collection)
         return math and not numeric and not several and bool(written) and same_expression(right, written)
 
@@ -278,11 +267,8 @@ def _first_line(rest: str) -> str:
     rest = rest.lstrip(" \t:\n")[:LONGEST_LINE]
     math = _MATH.match(rest)
     if math is not None:
-        return (
-            rest[: math.end()] + (sentences(rest[math.end() :]) or [""])[0]
-            if rest[math.end() : math.end() + 1] not in "\n"
-            else rest[: math.end()]
-        )
+        formula, behind = rest[: math.end()], rest[math.end() :]
+        return formula if behind[:1] in "\n" else formula + (sentences(behind) or [""])[0]
     line = rest.split("\n", 1)[0]
     parts = sentences(line)
     return parts[0] if parts else line
@@ -295,8 +281,9 @@ def _written_first(rest: str) -> str:
 
 
 def _affirmed(text: str) -> list[tuple[int, int, Quantity]]:
+    """The quantities that a text does not deny."""
     text = _mask_dates(text)
-    return [(start, end, value) for start, end, value in quantities(text) if not is_denied(text, start, end)]
+    return [found for found in quantities(text) if not is_denied(text, found[0], found[1])]
 
 
 def _mask_dates(text: str) -> str:
@@ -343,30 +330,22 @@ def _chosen_quantity(line: str, first: bool) -> Value | None:
         value = read_value(_inside(formulas[-1]))
         if value is not None and not is_denied(line, formulas[-1].start(), formulas[-1].end()):
             return value
-    found = [(start, end, value) for start, end, value in quantities(line) if not is_denied(line, start, end)]
+    found = _affirmed(line)
     if not found:
         return None
     equation = line.rfind("=")
     if first and re.search(r"[A-Za-z]{2,}", line[found[0][1] : max(0, equation)]):
         equation = -1  # of what follows the statement
-    candidates = [i for i, (start, _, _) in enumerate(found) if start > equation]
-    if equation >= 0 and candidates:
-        index = candidates[0]
-    elif first:
-        index = 0
-    else:
-        verbs = [m.end() for m in _COPULA.finditer(line)]
-        behind = [i for i, (start, _, _) in enumerate(found) if verbs and start >= verbs[-1]]
-        index = behind[0] if behind else len(found) - 1
-    values, low, high = [found[index][2]], index, index
+    verbs = [m.end() for m in _COPULA.finditer(line)]
+    behind_equation = [i for i, (start, _, _) in enumerate(found) if start > equation >= 0]
+    behind_verb = [i for i, (start, _, _) in enumerate(found) if verbs and start >= verbs[-1]]
+    low = high = (behind_equation or ([0] if first else behind_verb) or [len(found) - 1])[0]
     while high + 1 < len(found) and _connected(line, found[high], found[high + 1]):
         high += 1
-        values.append(found[high][2])
     while low > 0 and _connected(line, found[low - 1], found[low]):
         low -= 1
-        values.insert(0, found[low][2])
     distinct: list[Quantity] = []
-    for value in values:
+    for _, _, value in found[low : high + 1]:
         if not any(same_value(value, other) for other in distinct):
             distinct.append(value)
     return distinct[0] if len(distinct) == 1 else Collection(tuple(distinct))
@@ -374,11 +353,8 @@ def _chosen_quantity(line: str, first: bool) -> Value | None:
 
 def _connected(line: str, one: tuple[int, int, Quantity], other: tuple[int, int, Quantity]) -> bool:
     between = line[one[1] : other[0]]
-    words = re.match(r"\s*(?:" + re.escape(one[2].unit) + r")?", between)
-    assert words is not None
-    return (
-        _CONNECTED.fullmatch(between[words.end() :].rstrip("$ (") + (" " if between.endswith(" ") else "")) is not None
-    )
+    words = between.lstrip().removeprefix(one[2].unit)
+    return _CONNECTED.fullmatch(words.rstrip("$ (") + " " * between.endswith(" ")) is not None
 
 
 def _stated_value(text: str, symbolic: bool = True) -> tuple[Value | None, str]:
@@ -417,34 +393,28 @@ def _chosen(text: str) -> str | None:
         line = _first_line(rest)
         letters = _letters(line)
         if letters:
-            stripped = _FILLER.sub("", line)
             # Of "(A) Paris, not B or Rome", the first.
-            return letters[0] if len(set(letters)) == 1 or _option_text(stripped, letters) else None
-        lower = re.match(r"^\W*(?P<letter>[a-j])\W*$", line)
-        if lower is not None:
+            return letters[0] if len(set(letters)) == 1 or _option_text(_FILLER.sub("", line)) else None
+        if lower := _CHOICE.match(line):
             return lower["letter"].upper()
     parts = sentences(text)
-    options = [
-        m["letter"] for part in parts if (m := re.match(r"^\W{0,3}(?P<letter>[A-J])[).:]\s(?!or\b|and\b)", part))
-    ]
+    listed = [option for part in parts if (option := _OPTION.match(part))]
+    options = [option["letter"] for option in listed if not re.match(r"or\b|and\b", option.string[option.end() :])]
     if len(set(options)) > 1:
-        parts = [part for part in parts if not re.match(r"^\W{0,3}[A-J][).:]\s", part)]
-    elif options and parts and re.match(r"^\W{0,3}[A-J][).:]\s", parts[0]):
+        parts = [part for part in parts if not _OPTION.match(part)]
+    elif options and _OPTION.match(parts[0]):
         return options[0]
     for part in reversed(parts):
         endorsed = {m["a"] or m["b"] for m in _ENDORSED.finditer(part) if not is_denied(part, m.start(), m.end())}
         if len(endorsed) == 1:
             return endorsed.pop()
-    for part in reversed(parts):
-        letters = _letters(part)
-        if letters:
-            return letters[0] if len(set(letters)) == 1 else None
-    return None
+    letters = next(filter(None, map(_letters, reversed(parts))), [])
+    return letters[0] if len(set(letters)) == 1 else None
 
 
-def _option_text(line: str, letters: list[str]) -> bool:
-    match = re.match(r"^\(?([A-J])[).:]\s+\w", line)
-    return match is not None and not re.match(r"^\(?[A-J]\)?[).:]?\s*(?:,|or|and|/)\s*(?:or |and )?\(?[A-J]\b", line)
+def _option_text(line: str) -> bool:
+    several = re.match(r"^\(?[A-J]\)?[).:]?\s*(?:,|or|and|/)\s*(?:or |and )?\(?[A-J]\b", line)
+    return not several and re.match(r"^\(?([A-J])[).:]\s+\w", line) is not None
 
 
 def _letters(line: str) -> list[str]:
@@ -459,23 +429,14 @@ def _yes_or_no(text: str, of_truth: bool) -> bool | None:
         words = list(_YES_NO_WORD.finditer(line))
         if not words:
             continue
-        first = words[0]
-        open_ = re.match(r"\W*(?:and|or|/)\W*(?:yes|no|true|false)\b", line[first.end() :], re.IGNORECASE)
-        truth = first[0].casefold() in ("true", "false")
-        if open_ or (of_truth and not truth):
-            if open_:
-                return None
+        start, word = words[0].start(), words[0][0].casefold()
+        if re.match(r"\W*(?:and|or|/)\W*(?:yes|no|true|false)\b", line[words[0].end() :], re.IGNORECASE):
+            return None
+        if of_truth and word not in ("true", "false"):
             continue
-        if not line[: first.start()].strip(" \"'*(") or part is not text:
-            said_yes = _YES_NO[first[0].casefold()]
-            return (
-                not said_yes
-                if is_denied(line, first.start(), first.start()) and first[0].casefold() != "no"
-                else said_yes
-            )
-        if len({_YES_NO[word[0].casefold()] for word in words}) == 1 and len(line) <= _BARE:
-            said_yes = _YES_NO[first[0].casefold()]
-            return not said_yes if is_denied(line, first.start(), first.start()) else said_yes
+        begins = part is not text or not line[:start].strip(" \"'*(")
+        if begins or (len({_YES_NO[m[0].casefold()] for m in words}) == 1 and len(line) <= _BARE):
+            return _YES_NO[word] != (is_denied(line, start, start) and not (begins and word == "no"))
     return None
 
 
@@ -492,7 +453,7 @@ def _states(text: str, right: str, answers: Sequence[str]) -> bool:
 
     def is_accepted(words: str) -> bool:
         return any(
-            (match := p.search(words)) is not None and not words[: match.start()].strip(" the(") for p in accepted
+            (match := p.search(words)) is not None and not words[: match.start()].strip(" the(\"'*") for p in accepted
         )
 
     def mentions(words: str) -> bool:
@@ -527,8 +488,8 @@ def _verdict(sentence: str, pattern: re.Pattern[str], is_accepted: Callable[[str
     verdict = None
     for match in pattern.finditer(sentence):
         before = re.search(r"(\w+)[\s-]$", sentence[: match.start()])
-        if before is not None and before[1][0].isupper() and before[1].casefold() in _MODIFIERS.split():
-            continue  # New York is not York
+        if before is not None and before[1][0].isupper() and before[1].casefold() in _MODIFIERS:
+            continue
         if is_aside(sentence, match.start()):
             continue
         if is_open(sentence, match.start(), match.end(), is_accepted):

@@ -8,19 +8,12 @@ from fractions import Fraction
 
 
 GROUPED = r"\d{1,3}(?:(?:,|\s|')\d{3})+(?!\d)"
-MULTIPLIERS = {
-    "dozen": 12,
-    "hundred": 100,
-    "thousand": 10**3,
-    "k": 10**3,
-    "million": 10**6,
-    "billion": 10**9,
-    "trillion": 10**12,
-}
+MULTIPLIERS = {"dozen": 12, "hundred": 100, "thousand": 10**3, "k": 10**3}
+MULTIPLIERS |= {"million": 10**6, "billion": 10**9, "trillion": 10**12}
 _ONES = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen"
 )
-_ONES += "eighteen nineteen"
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
 NUMBER_WORDS = {word: i for i, word in enumerate(_ONES.split())}
 NUMBER_WORDS |= {word: 10 * i for i, word in enumerate(_TENS.split(), start=2)}
@@ -35,29 +28,27 @@ _TOKEN = re.compile(
     rf"\s*(?:(?P<number>{GROUPED}(?:\.\d+)?|\d+\.\d+|\.\d+|\d+)(?P<exponent>[eE][-+]?\d{{1,4}}(?![\w.]))?"
     r"|(?P<word>\\?[A-Za-z]+)|(?P<sign>\*\*|[-+*/^(){}\[\]|]))"
 )
-_MIXED = re.compile(r"(?P<whole>\d+)\s*(?:(?<=\d)\s+(?P<a>\d+)\s*/\s*(?P<b>\d+)|\\frac\{(?P<c>\d+)\}\{(?P<d>\d+)\})")
+_CLOSING = {"(": ")", "{": "}", "[": "]"}
+_MIXED = re.compile(
+    r"\s*(?P<whole>\d+)\s*(?:(?<=\d)\s+(?P<a>\d+)\s*/\s*(?P<b>\d+)|\\frac\{(?P<c>\d+)\}\{(?P<d>\d+)\})"
+)
 _LATEX = [
-    (
-        re.compile(r"\\(?:left|right|bigl|bigr|big|Big|displaystyle|,|!|;|:|quad|qquad|mathstrut)(?![A-Za-z])|\\ |~"),
-        " ",
-    ),
-    (re.compile(r"\\[dtc]frac"), r"\\frac"),
-    (
-        re.compile(
-            r"\\(?:text|mathrm|textbf|mathbf|textrm|mbox|operatorname|textit|mathit|boldsymbol)\s*\{([^{}]*)\}"
-        ),
-        r" \1 ",
-    ),
-    (re.compile(r"\\(?:cdot|times|ast)(?![A-Za-z])|[×·⋅]"), "*"),
-    (re.compile(r"\\div(?![A-Za-z])|÷"), "/"),
-    (re.compile(r"\\pi(?![A-Za-z])|π"), " pi "),
-    (re.compile(r"\\infty(?![A-Za-z])|∞"), " inf "),
-    (re.compile(r"\\pm(?![A-Za-z])"), "±"),
-    (re.compile(r"√"), r"\\sqrt"),
-    (re.compile(r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degree"), "°"),
-    (re.compile(r"\\(%|\$|&|#)"), r"\1"),
-    (re.compile(r"\{,\}"), ","),
-    (re.compile(r"\\(?:approx|simeq|sim|equiv)(?![A-Za-z])|[≈≃]"), "="),
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"\\(?:left|right|[bB]ig[lr]?|displaystyle|[,!;:]|q?quad|mathstrut)(?![A-Za-z])|\\ |~", " "),
+        (r"\\[dtc]frac", r"\\frac"),
+        (r"\\(?:text(?:bf|rm|it)?|math(?:rm|bf|it)|mbox|operatorname|boldsymbol)\s*\{([^{}]*)\}", r" \1 "),
+        (r"\\(?:cdot|times|ast)(?![A-Za-z])|[×·⋅]", "*"),
+        (r"\\div(?![A-Za-z])|÷", "/"),
+        (r"\\pi(?![A-Za-z])|π", " pi "),
+        (r"\\infty(?![A-Za-z])|∞", " inf "),
+        (r"\\pm(?![A-Za-z])", "±"),
+        (r"√", r"\\sqrt"),
+        (r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degree", "°"),
+        (r"\\(%|\$|&|#)", r"\1"),
+        (r"\{,\}", ","),
+        (r"\\(?:approx|simeq|sim|equiv)(?![A-Za-z])|[≈≃]", "="),
+    )
 ]
 
 
@@ -115,11 +106,8 @@ def same_number(right: Number, given: Number) -> bool:
     four significant digits that rounds it or cuts it off, and is right where the right one is a decimal of three or
     more that it rounds to.
     """
-    a, b = right.value, given.value
-    if a == b:
-        return True
     try:
-        return _nearly_same(right, given)
+        return right.value == given.value or _nearly_same(right, given)
     except OverflowError:  # beyond what a float holds, where only exact numbers are compared
         return False
 
@@ -145,70 +133,71 @@ class _Parser:
         self._text, self._position = text, 0
 
     def peek(self) -> str | None:
-        match = _TOKEN.match(self._text, self._position)
-        if match is None:
-            if self._text[self._position :].strip():
-                raise ValueError("no number")
+        if not self._text[self._position :].strip():
             return None
-        return match[0].strip()
+        return self._token()[0].strip()
+
+    def _token(self) -> re.Match[str]:
+        if (match := _TOKEN.match(self._text, self._position)) is None:
+            raise ValueError("no number")
+        return match
+
+    def _take(self) -> re.Match[str]:
+        match = self._token()
+        self._position = match.end()
+        return match
+
+    def _took(self, *signs: str) -> str | None:
+        """The next sign, if it is one of these, which is then behind."""
+        sign = self.peek()
+        if sign not in signs:
+            return None
+        self._take()
+        return sign
 
     def expression(self) -> Fraction | float:
         value = self._product()
-        while (sign := self.peek()) in ("+", "-"):
-            self._take()
+        while sign := self._took("+", "-"):
             term = self._product()
             value = value + term if sign == "+" else value - term
         return value
 
     def _product(self) -> Fraction | float:
-        sign = self.peek()
-        if sign in ("+", "-"):
-            self._take()
-            value = self._product()
-            return -value if sign == "-" else value
+        if sign := self._took("+", "-"):
+            return -self._product() if sign == "-" else self._product()
         value = self._power()
         while True:
-            sign = self.peek()
-            if sign in ("*", "/"):
-                self._take()
+            if sign := self._took("*", "/"):
                 factor = self._signed_power()
                 value = value * factor if sign == "*" else value / factor
-            elif sign == "x" and re.match(r"\s*x\s*10\s*\^", self._text[self._position :]):  # 1.5 x 10^3
+                continue
+            sign = self.peek()
+            if sign == "x" and re.match(r"\s*x\s*10\s*\^", self._text[self._position :]):  # 1.5 x 10^3
                 self._take()
-                value *= self._power()
-            elif sign is not None and (sign[0] in "\\([{" or sign in ("pi", "sqrt", "e")):
-                value *= self._power()
-            else:
+            elif sign is None or not (sign[0] in "\\([{" or sign in ("pi", "sqrt", "e")):
                 return value
+            value *= self._power()
 
     def _signed_power(self) -> Fraction | float:
-        if self.peek() == "-":
-            self._take()
-            return -self._power()
-        return self._power()
+        return -self._power() if self._took("-") else self._power()
 
     def _power(self) -> Fraction | float:
         base = self._atom()
-        if self.peek() in ("^", "**"):
-            self._take()
-            exponent = self._argument() if self.peek() == "{" else self._signed_power()
-            if isinstance(exponent, Fraction) and exponent.denominator == 1 and abs(exponent) <= _MAX_EXPONENT:
-                if isinstance(base, Fraction) and max(abs(base.numerator), base.denominator) < 10**6:
-                    return base ** int(exponent)
-            power = float(base) ** float(exponent)
-            if isinstance(power, complex):
-                raise ValueError("not real")
-            return power
-        return base
+        if not self._took("^", "**"):
+            return base
+        exponent = self._argument() if self.peek() == "{" else self._signed_power()
+        if isinstance(exponent, Fraction) and exponent.denominator == 1 and abs(exponent) <= _MAX_EXPONENT:
+            if isinstance(base, Fraction) and max(abs(base.numerator), base.denominator) < 10**6:
+                return base ** int(exponent)
+        power = float(base) ** float(exponent)
+        if isinstance(power, complex):
+            raise ValueError("not real")
+        return power
 
     def _atom(self) -> Fraction | float:
-        mixed = _MIXED.match(self._text[self._position :].lstrip())
-        if mixed is not None:
-            self._position += (
-                len(self._text[self._position :]) - len(self._text[self._position :].lstrip()) + mixed.end()
-            )
-            a, b = (mixed["a"], mixed["b"]) if mixed["a"] else (mixed["c"], mixed["d"])
-            return int(mixed["whole"]) + Fraction(int(a), int(b))
+        if mixed := _MIXED.match(self._text, self._position):
+            self._position = mixed.end()
+            return int(mixed["whole"]) + Fraction(int(mixed["a"] or mixed["c"]), int(mixed["b"] or mixed["d"]))
         match = self._take()
         if match["number"]:
             value = Fraction(re.sub(r"[,\s']", "", match["number"]))
@@ -219,48 +208,34 @@ class _Parser:
                 value *= Fraction(10) ** exponent
             return value
         word = match["word"]
-        if word == "pi":
-            return math.pi
-        if word == "e":
-            return math.e
-        if word == "inf":
-            return math.inf
+        if word in ("pi", "e", "inf"):
+            return getattr(math, word)
         if word == "\\frac":
             return self._argument() / self._argument()
         if word in ("\\sqrt", "sqrt"):
-            root: Fraction | float = Fraction(2)
-            if self.peek() == "[":
-                root = self._group("]")
+            root = self._group() if self.peek() == "[" else Fraction(2)
             return _root(self._argument(), root)
-        if match["sign"] in ("(", "{", "["):
+        if match["sign"] in _CLOSING:
             self._position -= 1
-            return self._group({"(": ")", "{": "}", "[": "]"}[match["sign"]])
+            return self._group()
         raise ValueError("no number")
 
     def _argument(self) -> Fraction | float:
         """What follows `\\frac` or `\\sqrt`: a group, or one digit."""
         if self.peek() in ("{", "("):
-            return self._group("}" if self.peek() == "{" else ")")
+            return self._group()
         digit = re.match(r"\s*(\d)", self._text[self._position :])
         if digit is None:
             return self._atom()
         self._position += digit.end()
         return Fraction(int(digit[1]))
 
-    def _group(self, close: str) -> Fraction | float:
-        self._take()
+    def _group(self) -> Fraction | float:
+        opening = self._take()["sign"]
         value = self.expression()
-        if self.peek() != close:
+        if not self._took(_CLOSING[opening]):
             raise ValueError("not closed")
-        self._take()
         return value
-
-    def _take(self) -> re.Match[str]:
-        match = _TOKEN.match(self._text, self._position)
-        if match is None:
-            raise ValueError("no number")
-        self._position = match.end()
-        return match
 
 
 def _root(value: Fraction | float, degree: Fraction | float) -> Fraction | float:

@@ -18,28 +18,24 @@ _BOUNDARY = re.compile(
     re.IGNORECASE,
 )
 _NO_DENIAL = re.compile(
-    r"\bnot (?:only|just|merely|surprisingly|to be confused with [^,.;]*)|\bno (?:doubt|question|other "
-    r"than)|\bwithout (?:a |any )?doubt"
-    r"|\bnone other than|\bnothing (?:but|other than)|\bno one but|\bcannot be "
-    r"(?:anything|other)[^,.;]*|\bdoubt(?:less|lessly)\b",
+    r"\bnot (?:only|just|merely|surprisingly|to be confused with [^,.;]*)|\bno (?:doubt|question|other than)"
+    r"|\bwithout (?:a |any )?doubt|\bnone other than|\bnothing (?:but|other than)|\bno one but"
+    r"|\bcannot be (?:anything|other)[^,.;]*|\bdoubt(?:less|lessly)\b",
     re.IGNORECASE,
 )
 _DENIAL = re.compile(
-    r"\b(?:not|never|no|none|neither|nor|cannot|without|isn't|rul(?:e[sd]?|ing) "
-    r"out|exclud(?:e[sd]?|ing)|eliminat(?:e[sd]?|ing)"
-    r"|reject(?:s|ed|ing)?|discard(?:s|ed|ing)?|rather than|instead of|other than|except(?: for)?|unlike|far "
-    r"from|incorrect(?:ly)?"
-    r"|wrong(?:ly)?|false(?:ly)?|mistaken(?:ly)?|den(?:y|ies|ied)|anything but|opposed to)\b|n't\b",
+    r"\b(?:not|never|no|none|neither|nor|cannot|without|isn't|rul(?:e[sd]?|ing) out|exclud(?:e[sd]?|ing)"
+    r"|eliminat(?:e[sd]?|ing)|reject(?:s|ed|ing)?|discard(?:s|ed|ing)?|rather than|instead of|other than"
+    r"|except(?: for)?|unlike|far from|incorrect(?:ly)?|wrong(?:ly)?|false(?:ly)?|mistaken(?:ly)?|den(?:y|ies|ied)"
+    r"|anything but|opposed to)\b|n't\b",
     re.IGNORECASE,
 )
 _DENIAL_BEHIND = re.compile(
-    r"^[\"'*_)\s]*(?:'s\s+)?(?:\w+\s+){0,1}?(?:"
-    r"(?:is|was|are|were|does|did|do|has|had|can|could|would|will|should|must|may|might)(?:n't\b|\s+not\b|\s+never\b|not\b)(?!\s+(?:only|just))"
-    r"|(?:is|was|are|were|seems|looks|sounds|would be|must be)\s+(?:\w+\s+){0,2}?"
-    r"(?:wrong|incorrect|false|ruled out|mistaken|untrue|impossible|out\b|too "
-    r"(?:large|small|big|high|low)|eliminated|excluded|a (?:common )?"
-    r"(?:mistake|misconception|trap))"
-    r"|(?:can|could|may|might|should|must) be (?:ruled out|excluded|eliminated|discarded|rejected))",
+    r"^[\"'*_)\s]*(?:'s\s+)?(?:\w+\s+){0,1}?(?:(?:is|was|are|were|does|did|do|has|had|can|could|would|will|should"
+    r"|must|may|might)(?:n't\b|\s+not\b|\s+never\b|not\b)(?!\s+(?:only|just))|(?:is|was|are|were|seems|looks|sounds"
+    r"|would be|must be)\s+(?:\w+\s+){0,2}?(?:wrong|incorrect|false|ruled out|mistaken|untrue|impossible|out\b"
+    r"|too (?:large|small|big|high|low)|eliminated|excluded|a (?:common )?(?:mistake|misconception|trap))|(?:can"
+    r"|could|may|might|should|must) be (?:ruled out|excluded|eliminated|discarded|rejected))",
     re.IGNORECASE,
 )
 _DISTANCE = re.compile(
@@ -51,10 +47,9 @@ _DISTANCE = re.compile(
     re.IGNORECASE,
 )
 _ASIDE = re.compile(
-    r"\b(?:than|followed|succeeded|preceded|after|before|like|such as|near|next to|behind|ahead of|close "
-    r"to)\s+(?:the\s+|in\s+)?$|\b(?:some|many|most|a "
-    r"few|other)s?\s+(?:people\s+)?(?:also\s+|might\s+|may\s+)?(?:say|think|believe|claim|answer|guess"
-    r"|assume|call)\b[^,.;]*$",
+    r"\b(?:than|followed|succeeded|preceded|after|before|like|such as|near|next to|behind|ahead of"
+    r"|close to)\s+(?:the\s+|in\s+)?$|\b(?:some|many|most|a few|other)s?\s+(?:people\s+)?(?:also\s+|might\s+"
+    r"|may\s+)?(?:say|think|believe|claim|answer|guess|assume|call)\b[^,.;]*$",
     re.IGNORECASE,
 )
 # A bound is no value.
@@ -69,9 +64,8 @@ _BOUND_BEHIND = re.compile(
 _ALL_BUT = re.compile(r"\b(?:any|every|all)(?:one|body|thing)?\s+(?:but|except)\s+(?:the\s+)?$", re.IGNORECASE)
 _DOUBT = re.compile(r"^[\"'*_)]*\?\s*(?:i doubt|no\b|not\b|hardly|unlikely|wrong|incorrect|never)", re.IGNORECASE)
 _CONTRAST = re.compile(
-    r"\b(?:but|however|yet|actually|in fact|in reality|instead|whereas|(?<!no "
-    r")others?)\b(?=[^.]*\b(?:is|was|are|it's|be|say|think|answer|moved|correct"
-    r"|right|became|not)\b)|\bothers?\b",
+    r"\b(?:but|however|yet|actually|in fact|in reality|instead|whereas|(?<!no )others?)\b(?=[^.]*\b(?:is|was|are|it's"
+    r"|be|say|think|answer|moved|correct|right|became|not)\b)|\bothers?\b",
     re.IGNORECASE,
 )
 # What takes back what was said before.
@@ -83,15 +77,40 @@ CORRECTION = re.compile(
     re.IGNORECASE,
 )
 _QUESTION = re.compile(
-    r"^\W*(?:so,? |now,? |and |but "
-    r")?(?:what|which|who|whom|whose|where|when|why|how|is|are|was|were|do|does|did|can|could|should|would|will|tell "
-    r"me|name the"
-    r"|the question (?:asks|is)|(?:we|you) (?:are|were) asked|i (?:am|was) asked|question\s*:|q\s*:)\b",
+    r"^\W*(?:so,? |now,? |and |but )?(?:what|which|who|whom|whose|where|when|why|how|is|are|was|were|do|does|did|can"
+    r"|could|should|would|will|tell me|name the|the question (?:asks|is)|(?:we|you) (?:are|were) asked|i (?:am"
+    r"|was) asked|question\s*:|q\s*:)\b",
     re.IGNORECASE,
 )
 _POSSIBLY = re.compile(
     r"\b(?:maybe|perhaps|possibly|might(?: also)? be|could(?: also)? be|may(?: also)? be|either)\b", re.IGNORECASE
 )
+_NAME = r"(?:the )?[A-Z0-9][\w.'-]*(?:\s+(?:of|the|de|la|da|von|van|[A-Z0-9][\w.'-]*)){0,3}"
+# Others beside a mention: behind it, before it, and in lists.
+_OR_BEHIND = re.compile(
+    r"^[\"'*_)]*\s*(?:,\s*)?(?:(?:or|and/or)\s+(?:maybe |perhaps |possibly |even |else )?|/\s*|\bvs\.?\s+)"
+    r"(?P<other>\S.*)",
+    re.IGNORECASE,
+)
+_REWORDING = re.compile(
+    r"(?:so|more|less|fewer|at least|rather|simply|just|about|as|in other words|better)\b", re.IGNORECASE
+)
+_OR_BEFORE = re.compile(
+    r"([\w.' -]*)(?:,\s*|\s+)(?:or|and/or)\s+(?:the |in |maybe |perhaps |possibly |even )?[\"'*_(]*$|([\w.' -]+)/$",
+    re.IGNORECASE,
+)
+_AND_BEHIND = re.compile(rf"^\s+(?:and|&)\s+(?P<other>{_NAME})")
+_AND_BEFORE = re.compile(rf"({_NAME})\s+(?:and|&)\s+(?:the )?$")
+_LIST_BEHIND = re.compile(
+    rf"^(?:,\s*{_NAME})+,?\s+(?:or|and|&)\s+(?:the )?[A-Z0-9]|^(?:,\s*{_NAME}){{2,}}\s*(?:[.!]|$|,?\s*etc)"
+)
+_LIST_BEFORE = re.compile(rf"(?:{_NAME},\s*){{2,}}(?:(?:or|and|&)\s+)?(?:the )?$")
+_WORDS_BEFORE = re.compile(r"(\W*\w+(?:\s\w+)?(?:,\s*\w+(?:\s\w+)?)*),?\s+(?:and|or)\s+")
+_INTERJECTION = (
+    r"(?i:yes|no|sure|well|so|ok|okay|oh|hmm|right|of course|certainly|thus|hence|therefore|indeed|answer|absolutely"
+    r"|correct)"
+)
+_NAME_BEFORE = re.compile(rf"\W*(?!{_INTERJECTION},)({_NAME}),\s*(?:and )?\W*")
 
 
 def sentences(text: str) -> list[str]:
@@ -148,55 +167,21 @@ def is_open(sentence: str, start: int, end: int, is_accepted: Callable[[str], bo
     and London", "Paris/Rome".
     """
     before, after = sentence[max(0, start - _AROUND) : start], sentence[end : end + _AROUND]
-    if match := re.match(
-        r"^[\"'*_)]*\s*(?:,\s*)?(?:(?:or|and/or)\s+(?:maybe |perhaps |possibly |even |else "
-        r")?|/\s*|\bvs\.?\s+)(?P<other>\S.*)",
-        after,
-        re.IGNORECASE,
-    ):
-        if not re.match(
-            r"(?:so|more|less|fewer|at least|rather|simply|just|about|as|in other words|better)\b",
-            match["other"],
-            re.IGNORECASE,
-        ) and not is_accepted(match["other"]):
-            return True
-    if match := re.search(
-        r"(?P<other>[\w.' -]*)(?:,\s*|\s+)(?:or|and/or)\s+(?:the |in |maybe |perhaps |possibly |even "
-        r")?[\"'*_(]*$|(?P<slash>[\w.' -]+)/$",
-        before,
-        re.IGNORECASE,
-    ):
-        other = match["other"] if match["other"] is not None else match["slash"]
+    behind = _OR_BEHIND.match(after)
+    if behind and not _REWORDING.match(behind["other"]) and not is_accepted(behind["other"]):
+        return True
+    if (behind := _AND_BEHIND.match(after)) and not is_accepted(behind["other"]):
+        return True
+    for pattern in (_OR_BEFORE, _AND_BEFORE):
+        other = "".join(filter(None, match.groups())) if (match := pattern.search(before)) else ""
         if re.search(r"\w", other) and not _ends_accepted(other, is_accepted):
             return True
-    name = r"(?:the )?[A-Z0-9][\w.'-]*(?:\s+(?:of|the|de|la|da|von|van|[A-Z0-9][\w.'-]*)){0,3}"
-    if match := re.match(rf"^\s+(?:and|&)\s+(?P<other>{name})", after):
-        if not is_accepted(match["other"]):
-            return True
-    if match := re.search(rf"(?P<other>{name})\s+(?:and|&)\s+(?:the )?$", before):
-        if not _ends_accepted(match["other"], is_accepted):
-            return True
-    listed = rf"(?:,\s*{name})+,?\s+(?:or|and|&)\s+(?:the )?[A-Z0-9]"
-    if re.match(rf"^{listed}", after) or re.match(rf"^(?:,\s*{name}){{2,}}\s*(?:[.!]|$|,?\s*etc)", after):
+    if _LIST_BEHIND.match(after) or _LIST_BEFORE.search(before):
         return True
-    if re.search(rf"(?:{name},\s*){{2,}}(?:(?:or|and|&)\s+)?(?:the )?$", before):
-        return True
-    if re.fullmatch(r"\W*\w+(?:\s\w+)?(?:,\s*\w+(?:\s\w+)?)*,?\s+(?:and|or)\s+", before) and not re.search(
-        r"\w", after
-    ):
-        return not _ends_accepted(re.sub(r",?\s+(?:and|or)\s+$", "", before), is_accepted)
-    alone = re.fullmatch(rf"\W*(?P<other>{name}),\s*(?:and )?\W*", before)
-    if (
-        alone
-        and re.match(r"\W*$", after) is not None
-        and not re.fullmatch(
-            r"(?i)(?:yes|no|sure|well|so|ok|okay|oh|hmm|right|of "
-            r"course|certainly|thus|hence|therefore|indeed|answer|absolutely|correct)",
-            alone["other"],
-        )
-    ):
-        return not _ends_accepted(alone["other"], is_accepted)
-    return False
+    if not re.search(r"\w", after) and (match := _WORDS_BEFORE.fullmatch(before)):
+        return not _ends_accepted(match[1], is_accepted)
+    alone = _NAME_BEFORE.fullmatch(before) if re.match(r"\W*$", after) else None
+    return alone is not None and not _ends_accepted(alone[1], is_accepted)
 
 
 def _ends_accepted(text: str, is_accepted: Callable[[str], bool]) -> bool:

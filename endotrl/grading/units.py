@@ -44,8 +44,8 @@ for _dimension, _units in _UNITS.items():
             _TABLE[_name] = (_dimension, Fraction(_factor))
 # Exact matches of case: what these letters mean depends on it.
 _CASED = {"M", "K", "G", "T", "MS", "S"}
-_SQUARE = re.compile(r"^(?:square|sq\.?)\s+(\w+)$")
-_CUBIC = re.compile(r"^(?:cubic|cu\.?)\s+(\w+)$")
+_POWERS = {2: re.compile(r"^(?:square|sq\.?)\s+(\w+)$"), 3: re.compile(r"^(?:cubic|cu\.?)\s+(\w+)$")}
+_PLURALS = {"ies": "y", "sses": "ss", "xes": "x", "ches": "ch", "shes": "sh", "s": ""}
 # Words behind a number that are no unit, and end one.
 STOP_WORDS = frozenset(
     "a an and are as at because but by each every for from had has have he her his i if in is it its left more most "
@@ -76,7 +76,7 @@ def canonical_unit(text: str) -> tuple[str, Fraction] | None:
             return None
         return ("speed", a[1] / b[1]) if (a[0], b[0]) == ("length", "time") else (f"{a[0]}/{b[0]}", a[1] / b[1])
     power = 1
-    for pattern, exponent in ((_SQUARE, 2), (_CUBIC, 3)):
+    for exponent, pattern in _POWERS.items():
         if match := pattern.match(lower):
             lower, power = match[1], exponent
     if match := re.match(r"^(.*?)\s*(?:\^\{?(-?\d)\}?|\b(squared|cubed))$", lower):
@@ -90,14 +90,7 @@ def canonical_unit(text: str) -> tuple[str, Fraction] | None:
 def singular(word: str) -> str:
     """A word without its plural, well enough to compare two."""
     word = word.casefold().strip(".,;:!?\"'()*")
-    for ending, singular_ending in (
-        ("ies", "y"),
-        ("sses", "ss"),
-        ("xes", "x"),
-        ("ches", "ch"),
-        ("shes", "sh"),
-        ("s", ""),
-    ):
+    for ending, alone in _PLURALS.items():
         if word.endswith(ending) and len(word) > len(ending) + 2 and not word.endswith("ss"):
-            return word[: -len(ending)] + singular_ending
+            return word[: -len(ending)] + alone
     return word

@@ -5,7 +5,7 @@ expressions.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from .numbers import GROUPED, MULTIPLIERS, NUMBER_WORDS, Number, plain_math, read_number, same_number
@@ -57,7 +57,7 @@ _UNIT = re.compile(
 _LEFT_SIDE = re.compile(
     r"^[A-Za-z]\w{0,12}(?:_\{?\w{1,6}\}?)?'{0,2}(?:\s?\([^()]{0,20}\))?\s*(?:=|:=|\\in(?![A-Za-z])|∈)\s*(?=\S)"
 )
-_OPEN, _CLOSE = {"(": ")", "[": "]", "{": "}", "\\{": "\\}"}, {")", "]", "}", "\\}"}
+_ORDINALS = ("st", "nd", "rd", "th")
 _SEPARATOR = re.compile(r"\s*(?:,|;)\s*(?:(?:and|or)\s+)?|\s+(?:and|or)\s+", re.IGNORECASE)
 _WORDY = re.compile(
     r"(?<!\\)\b(?!(?:sqrt|sin|cos|tan|cot|sec|csc|log|ln|exp|frac|inf|min|max|mod|det|arcsin|arccos|arctan)\b)[A-Za-z]{3,}"
@@ -92,11 +92,9 @@ def _read_plain(text: str, depth: int = 0) -> Value | None:
     if stripped != text:
         return _read_plain(stripped, depth + 1)
     if "±" in text:
-        parts = [_read_plain(text.replace("±", sign, 1).removeprefix("+"), depth + 1) for sign in "+-"]
-        return None if None in parts else Collection(tuple(parts))  # type: ignore[arg-type]
+        return _collection([text.replace("±", sign, 1).removeprefix("+") for sign in "+-"], "", depth)
     if "\\cup" in text or "∪" in text:
-        parts = [_read_plain(part.strip(), depth + 1) for part in re.split(r"\\cup|∪", text)]
-        return None if None in parts else Collection(tuple(parts), "{}")  # type: ignore[arg-type]
+        return _collection([part.strip() for part in re.split(r"\\cup|∪", text)], "{}", depth)
     collection = _read_collection(text, depth)
     if collection is not None:
         return collection
@@ -110,22 +108,18 @@ def _read_quantity(text: str) -> Quantity | None:
     number = read_number(text)
     if number is not None:
         return Quantity(number)
-    match = re.match(rf"^(?P<sign>-?)\s*(?P<currency>{_CURRENCY})\s*(?P<rest>.+)$", text)
-    if match:
+    if match := re.match(rf"^(?P<sign>-?)\s*(?P<currency>{_CURRENCY})\s*(?P<rest>.+)$", text):
         inner = _read_quantity(match["sign"] + match["rest"])
         return None if inner is None or inner.unit else Quantity(inner.number, match["currency"].strip())
-    match = re.match(r"^(?:minus|negative)\s+(?P<rest>.+)$", text, re.IGNORECASE)
-    if match:
+    if match := re.match(r"^(?:minus|negative)\s+(?P<rest>.+)$", text, re.IGNORECASE):
         return _read_quantity("-" + match["rest"])
     # From the right: the shortest unit that leaves a number.
     for split in re.finditer(r"(?<=[\d)}\]ieI])\s*(?=[A-Za-zµμ%°¢€£¥₹])|\s+(?=[A-Za-zµμ%°¢€£¥₹])|-(?=[A-Za-z])", text):
         number, unit = read_number(text[: split.start()]), text[split.end() :].strip()
         if number is None or not re.fullmatch(r"[A-Za-zµμ%°¢€£¥₹](?:[A-Za-z %°/.-]|\^\{?-?\d\}?)*", unit):
             continue
-        if unit.split()[0].casefold() in STOP_WORDS or unit.casefold() in NUMBER_WORDS:
+        if unit.split()[0].casefold() in STOP_WORDS or unit.casefold() in NUMBER_WORDS or unit in _ORDINALS:
             return None  # a sentence
-        if re.fullmatch(r"st|nd|rd|th", unit):
-            return None
         variable = len(unit) == 1 and unit not in MULTIPLIERS
         if canonical_unit(unit) is None and (variable or re.search(r"\d\s*[-+]", text[: split.start()])):
             return None  # an expression
@@ -134,43 +128,36 @@ def _read_quantity(text: str) -> Quantity | None:
 
 
 def _scaled(number: Number, unit: str) -> Quantity | None:
-    match = re.match(rf"^(?P<multiplier>{'|'.join(MULTIPLIERS)})\b\s*(?P<rest>.*)$", unit, re.IGNORECASE)
-    if match:
-        value = number.value * MULTIPLIERS[match["multiplier"].casefold()]
-        return (
-            _scaled(Number(value, 0, number.significant), match["rest"])
-            if match["rest"]
-            else Quantity(Number(value, 0, number.significant))
-        )
+    if match := re.match(rf"^({'|'.join(MULTIPLIERS)})\b\s*(?P<rest>.*)$", unit, re.IGNORECASE):
+        scaled = Number(number.value * MULTIPLIERS[match[1].casefold()], 0, number.significant)
+        return _scaled(scaled, match["rest"]) if match["rest"] else Quantity(scaled)
     if canonical_unit(unit) is None and len(unit.split()) > 3:
         return None  # a sentence
     return Quantity(number, unit)
 
 
 def _read_collection(text: str, depth: int) -> Value | None:
-    for opening in ("\\{", "{", "(", "["):
-        if text.startswith(opening):
-            for closing in ("\\}", "}", ")", "]"):
-                inner = text[len(opening) : -len(closing)]
-                if text.endswith(closing) and _balanced(inner):
-                    parts = _split(inner)
-                    if len(parts) == 1 and closing.endswith(_OPEN[opening][-1]):
-                        return _read_plain(inner.strip(), depth + 1)
-                    items = [_read_plain(part, depth + 1) for part in parts]
-                    if None in items or len(items) < 2:
-                        return None
-                    return Collection(tuple(items), opening[-1] + closing[-1])  # type: ignore[arg-type]
+    if match := re.match(r"^(\\?\{|[(\[])(?P<inner>.*?)(\\?\}|[)\]])$", text, re.DOTALL):
+        opening, inner, closing = match[1][-1], match["inner"], match[3][-1]
+        if not _balanced(inner):
             return None
+        parts = _split(inner)
+        if len(parts) == 1 and opening + closing in ("()", "[]", "{}"):
+            return _read_plain(inner.strip(), depth + 1)
+        return _collection(parts, opening + closing, depth) if len(parts) > 1 else None
     parts = _split(text)
-    if len(parts) < 2:
+    if text[0] in "([{" or text.startswith("\\{") or len(parts) < 2:
         return None
-    items = [_read_plain(part, depth + 1) for part in parts]
-    if any(
-        item is None or isinstance(item, Symbols) and _WORDY.search(part)
-        for item, part in zip(items, parts, strict=True)
-    ):
-        return None
-    return Collection(tuple(items))  # type: ignore[arg-type]
+    found = _collection(parts, "", depth)
+    words = found and any(
+        isinstance(item, Symbols) and _WORDY.search(part) for item, part in zip(found.items, parts, strict=True)
+    )
+    return None if words else found
+
+
+def _collection(parts: list[str], brackets: str, depth: int) -> Collection | None:
+    items = tuple(item for part in parts if (item := _read_plain(part, depth + 1)) is not None)
+    return Collection(items, brackets) if len(items) == len(parts) else None
 
 
 def _balanced(text: str) -> bool:
@@ -210,6 +197,11 @@ def _read_symbols(text: str) -> Symbols | None:
     return Symbols(text)
 
 
+def is_numeric(value: Value | None) -> bool:
+    """Whether a value is made of numbers only, which are compared exactly."""
+    return all(map(is_numeric, value.items)) if isinstance(value, Collection) else isinstance(value, Quantity)
+
+
 def same_value(right: Value | None, given: Value | None) -> bool:
     """Whether a value is the right one."""
     if isinstance(right, Quantity) and isinstance(given, Quantity):
@@ -246,7 +238,8 @@ def _same_quantity(right: Quantity, given: Quantity) -> bool:
     if ours is not None and theirs is not None:
         if ours[0] != theirs[0]:
             return False
-        return same_number(_times(right.number, ours[1]), _times(given.number, theirs[1]))
+        a, b = (replace(q.number, value=q.number.value * unit[1]) for q, unit in ((right, ours), (given, theirs)))
+        return same_number(a, b)
     if not same_number(right.number, given.number):
         return False
     # A unit that is left out is the one that the question asks for.
@@ -263,14 +256,6 @@ def _unit_words(unit: str) -> list[str]:
             break
         words.append(singular(word))
     return words
-
-
-def _times(number: Number, factor: Fraction) -> Number:
-    return (
-        number
-        if factor == 1
-        else Number(number.value * factor, None if number.digits is None else number.digits, number.significant)
-    )
 
 
 def _same_percent(right: Number, given: Number, right_is_percent: bool) -> bool:
@@ -297,15 +282,12 @@ def quantities(text: str) -> list[tuple[int, int, Quantity]]:
             number, end = Number(number.value * MULTIPLIERS[multiplier["multiplier"].casefold()]), multiplier.end()
         unit = currency
         if not currency and (following := _UNIT.match(text, end)):
-            words = (following["symbol"] or following["words"]).strip()
-            kept = words.split()
+            kept = (following["symbol"] or following["words"]).split()
             # The longest beginning that is a known unit, or the words up to one that is none.
             known = next((k for k in range(len(kept), 0, -1) if canonical_unit(" ".join(kept[:k]))), 0)
-            if not known:
-                kept = kept[: next((k for k, word in enumerate(kept) if word.casefold() in STOP_WORDS), len(kept))]
-            unit = " ".join(kept)
+            stop = next((k for k, word in enumerate(kept) if word.casefold() in STOP_WORDS), len(kept))
+            unit = " ".join(kept[: known or stop])
             if known:
-                unit = " ".join(kept[:known])
                 end = text.index(kept[known - 1], end) + len(kept[known - 1])
         start = match.end() - len(match[0].lstrip())
         found.append((start, end, Quantity(number, unit)))

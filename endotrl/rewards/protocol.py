@@ -63,14 +63,8 @@ class DenseReward(Protocol):
         **kwargs: Any,
     ) -> DenseScores:
         """
-        Scores a batch once, by completion and by token.
-
-        Args:
-            prompts, completions, completion_ids, **kwargs:
-                What TRL gives reward functions: columns of the dataset, `trainer_state`, `log_extra`, `log_metric`.
-
-        Returns:
-            [`DenseScores`], or a tuple of its first two entries.
+        [`DenseScores`] of a batch, or a tuple of its first two entries, from what TRL gives reward functions: columns
+        of the dataset, `trainer_state`, `log_extra`, `log_metric`.
         """
         ...
 

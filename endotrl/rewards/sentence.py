@@ -130,27 +130,12 @@ class SentenceReward:
         **kwargs: Any,
     ) -> list[float | None]:
         """
-        One reward per completion: TRL's contract for reward functions.
+        One reward per completion: TRL's contract for reward functions. `completion_ids` are scored as they are if they
+        are of the reward model's tokenizer; otherwise, or if not given, the text is encoded. Logs, in a trainer, the
+        sentence that contributes least, and the number of sentences per completion.
 
-        Args:
-            prompts (`list[str]` or `list[list[dict]]`):
-                Prompts, as text or as messages.
-            completions (`list[str]` or `list[list[dict]]`):
-                Completions.
-            completion_ids (`list[list[int]]`, *optional*):
-                Token ids of the completions as the policy generated them, EOS included, without padding. Scored as
-                they are if they are of the reward model's tokenizer; otherwise, or if not given, the text is encoded.
-            log_extra (`Callable`, *optional*), log_metric (`Callable`, *optional*):
-                TRL's loggers. Columns: the sentence that contributes least. Metrics: sentences a completion.
-            **kwargs:
-                Other columns; not used.
-
-        Returns:
-            `list[float]`
-
-        Raises:
-            `ValueError`, `TypeError`: For a batch that cannot be encoded (before anything is computed; see
-            [`~endotrl.sentence.SentenceEncoder`]), and for NaN scores.
+        Raises `ValueError` or `TypeError` for a batch that cannot be encoded (before anything is computed; see
+        [`~endotrl.sentence.SentenceEncoder`]), and for NaN scores.
         """
         rows = self._scorer(
             prompts, completions, completion_ids, log_extra=log_extra, environment=kwargs.get("environment")
@@ -168,21 +153,12 @@ class SentenceReward:
         **kwargs: Any,
     ) -> DenseScores:
         """
-        Scores a batch once, by completion and by token: the contract of [`DenseReward`].
+        Scores a batch once, by completion and by token: the contract of [`DenseReward`]. Tokens get $a_i r_i$ at the
+        last token of every sentence, 0 elsewhere (of the reward model's tokens, without `completion_ids`), which sum
+        to the score, unless there is no token.
 
-        Args:
-            prompts, completions, completion_ids, log_extra, log_metric, **kwargs:
-                As in [`__call__`].
-
-        Returns:
-            [`DenseScores`]: the scores; and one tensor of shape `(H_i,)` per completion, float32, on the CPU, with a
-            number for each of its
-            `completion_ids` (without them, of the reward model's tokens): $a_i r_i$ at the last token of every
-            sentence, 0 elsewhere. They sum to the score, unless there is no token.
-
-        Raises:
-            `ValueError`: As [`__call__`], and if policy and reward model have different tokenizers and the policy's is
-            not known.
+        Raises, next to what [`__call__`] does, `ValueError` if policy and reward model have different tokenizers and
+        the policy's is not known.
         """
         rows = self._scorer(
             prompts, completions, completion_ids, log_extra=log_extra, environment=kwargs.get("environment")
@@ -201,34 +177,13 @@ class SentenceReward:
         completion_ids: Sequence[Sequence[int]] | None = None,
         progress: bool = False,
     ) -> list[SentenceScores]:
-        """
-        All that the model says about each completion, for looking at: sentences, their rewards and weights.
-
-        Args:
-            prompts, completions, completion_ids:
-                As in [`__call__`].
-            progress (`bool`, *optional*, defaults to `False`):
-                Whether to show a progress bar.
-
-        Returns:
-            `list[SentenceScores]`, in the order given.
-        """
+        """All that the model says about each completion, for looking at: sentences, their rewards and weights."""
         return self._scorer(prompts, completions, completion_ids, progress)
 
     def bind(self, trainer: Any) -> "SentenceReward":
         """
         Reads prompts as the policy of a trainer does (see [`EndogenousReward.bind`]), and finds the tokens that end
         sentences with its tokenizer.
-
-        Args:
-            trainer ([`~transformers.Trainer`]):
-                The trainer that has this reward among its `reward_funcs`.
-
-        Returns:
-            This reward.
-
-        Raises:
-            `TypeError`: If it is no trainer with reward functions.
         """
         self._scorer.prompts.bind(trainer)
         return self
@@ -239,11 +194,7 @@ class SentenceReward:
 
     def load(self) -> "SentenceReward":
         """
-        Loads tokenizer and weights now instead of on first use, so that what is wrong with the model shows before
-        there is data.
-
-        Returns:
-            This reward.
+        Loads tokenizer and weights now instead of on first use, so that what is wrong shows before there is data.
         """
         self._scorer.load()
         return self

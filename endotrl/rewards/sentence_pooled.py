@@ -75,13 +75,10 @@ class SentencePooledReward:
         completion_ids: Sequence[Sequence[int]] | None = None,
         **kwargs: Any,
     ) -> DenseScores:
-        r"""
+        """
         Scores a batch once; see [`DenseReward`]. Outcomes and sums over tokens are those of the reward itself. State
         values, if it has any, are raised by what the sentence has earned before the token, as that is still to be paid
         at its end.
-
-        Raises:
-            `ValueError`: Without `completion_ids`, and as the reward itself.
         """
         if completion_ids is None:
             raise ValueError("Rewards of sentences go to tokens of the policy. Pass `completion_ids`.")

@@ -157,10 +157,6 @@ class SentenceRewardModel(PreTrainedModel):
         """
         Loads a trained sentence reward model, see [`~transformers.PreTrainedModel.from_pretrained`]. From a folder in
         which [`SentenceRewardTrainer`] saved a LoRA adapter, it loads the base model with the adapter merged.
-
-        Raises:
-            `OSError`: If there is no model of that name, or it lacks weights.
-            `ValueError`: If it is another kind of model.
         """
         path = str(pretrained_model_name_or_path)
         if os.path.isfile(os.path.join(path, "adapter_config.json")):

@@ -17,7 +17,7 @@ from endotrl.grading import final_answer, is_right, same_answer
 from endotrl.grading.numbers import read_number, same_number
 from endotrl.grading.units import canonical_unit
 from endotrl.grading.values import read_value, same_value
-from endotrl.scoring.messages import text_of
+from endotrl.rendering.messages import text_of
 
 
 # One JSON object a line: accepted answers, a completion (text or messages), and whether it is right. "math": only
