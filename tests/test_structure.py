@@ -8,7 +8,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "endotrl"
 ORDER = [
     # Leaves, which import nothing of ours.
-    *("_lazy", "_moved", "checks", "field_help", "learning_rates", "reporting", "runs"),
+    *("_lazy", "_moved", "checks", "field_help", "learning_rates", "reporting", "runs", "shipped"),
     *("bellman", "credit", "rendering", "scoring", "frozen", "sentence", "grading", "rewards", "tasks", "trainers"),
     *("monitoring", "demo", "score_file", "evaluation", "launch", "planning", "commands"),
 ]

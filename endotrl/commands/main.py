@@ -11,6 +11,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from .. import __version__
@@ -54,6 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_score(commands)
     add_eval(commands)
     _add_plan(commands)
+    _add_recipes(commands)
     return parser
 
 
@@ -90,9 +92,10 @@ def _add_plan(commands: Any) -> None:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("recipe", metavar="RECIPE", help="YAML file of a recipe")
-    add("--gpus", metavar="N", type=positive, required=True, help="GPUs of all machines together")
-    add("--gpu-memory", metavar="GIB", type=positive_number, required=True, help="memory of each, in GiB")
+    add("recipe", metavar="RECIPE", help="YAML file of a recipe, or endotrl://NAME of one that comes with endotrl")
+    add("--gpus", metavar="N", type=positive, default=8, help="GPUs of all machines together")
+    add("--gpu-memory", metavar="GIB", type=positive_number, default=80.0, help="memory of each, in GiB")
+    add("--rows", metavar="N", type=positive, help="rows of the dataset, for the time of a recipe with epochs")
     add(
         "--kind", choices=("grpo", "ppo", "sentence_reward"), help="script of the recipe (default: by the file's name)"
     )
@@ -132,6 +135,37 @@ def _plan(args: argparse.Namespace) -> int:
     from .plan import run_plan
 
     run_plan(args)
+    return EXIT_OK
+
+
+def _add_recipes(commands: Any) -> None:
+    parser = commands.add_parser(
+        "recipes",
+        help="list, find or copy the recipes and accelerate configs that come with endotrl",
+        description="Lists the recipes and accelerate configs. With NAME, prints its path, or copies it.",
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("name", metavar="NAME", nargs="?", help="recipe, model or accelerate config")
+    parser.add_argument("--copy", metavar="DIR", type=Path, help="folder to copy it into")
+    parser.set_defaults(run=_recipes)
+
+
+def _recipes(args: argparse.Namespace) -> int:
+    from ..shipped import SCHEME, accelerate_configs, copy_shipped, recipes, shipped_path
+
+    if args.name is None:
+        if args.copy is not None:
+            raise ValueError("--copy needs the name of what to copy: `endotrl recipes smollm2-135m --copy .`")
+        width = max(map(len, recipes()))
+        lines = [f"{name:{width}}  {about}" for name, about in recipes().items()]
+        print(*(line if len(line) <= 80 else f"{line[:77]}..." for line in lines), sep="\n")
+        print("\naccelerate configs:", ", ".join(accelerate_configs()).replace(".yaml", ""))
+        print("\nLaunch one:  accelerate launch --config_file $(endotrl recipes multi_gpu.yaml) \\")
+        print(f"                 -m endotrl.launch.grpo --config {SCHEME}{next(iter(recipes()))}")
+        print("Change one:  endotrl recipes smollm2-135m --copy .")
+    else:
+        print(shipped_path(args.name) if args.copy is None else copy_shipped(args.name, args.copy))
     return EXIT_OK
 
 

@@ -17,6 +17,7 @@ from ..planning.sizes import ModelSize, model_size
 from ..planning.timing import Speed, plan_time
 from ..reporting import terminal_table
 from ..sentence import SentenceRewardTrainerConfig
+from ..shipped import local_path
 from ..trainers.dense_grpo_config import DenseGRPOConfig
 from ..trainers.ppo_config import PPOConfig
 
@@ -40,6 +41,7 @@ class Recipe:
     uses_peft: bool
     # Beside a policy with an adapter
     frozen_with_adapter: tuple[FrozenModel, ...] = ()
+    num_epochs: float = 0.0
 
 
 def run_plan(args: argparse.Namespace) -> list[Plan]:
@@ -48,10 +50,11 @@ def run_plan(args: argparse.Namespace) -> list[Plan]:
     if bad:
         raise ValueError(f"--set takes settings as KEY=VALUE, such as use_peft=true, and not {bad[0]!r}.")
     overrides = [word for setting in args.set for word in f"--{setting}".split("=", 1)]
-    recipe = read_recipe(args.recipe, args.kind, overrides, args.model, args.prompt_tokens)
+    recipe = read_recipe(local_path(args.recipe), args.kind, overrides, args.model, args.prompt_tokens)
     hardware = Hardware(args.gpus, args.gpu_memory * GIB)
     plans = [plan_memory(recipe.size, recipe.work, hardware, engine) for engine in ENGINES]
-    _show(recipe, hardware, plans, Speed(flops=args.gpu_tflops * 1e12, bandwidth=args.gpu_bandwidth * 1e9))
+    speed = Speed(flops=args.gpu_tflops * 1e12, bandwidth=args.gpu_bandwidth * 1e9)
+    _show(recipe, hardware, plans, speed, args.rows)
     return plans
 
 
@@ -84,7 +87,16 @@ def read_recipe(path: str, kind: str | None, overrides: list[str], model: str | 
         length = training_args.max_length or prompt_tokens
         work = replace(work, prompt_tokens=length, sequences=2)
         return Recipe(
-            name, size, full, work, accumulation, accumulation, 1, training_args.max_steps, model_args.use_peft
+            name,
+            size,
+            full,
+            work,
+            accumulation,
+            accumulation,
+            1,
+            training_args.max_steps,
+            model_args.use_peft,
+            num_epochs=training_args.num_train_epochs,
         )
     script_args, reward_args = parsed[0], parsed[2]
     frozen, frozen_with_adapter = (
@@ -119,6 +131,8 @@ def read_recipe(path: str, kind: str | None, overrides: list[str], model: str | 
         training_args.max_steps,
         model_args.use_peft,
         frozen_with_adapter,
+        # Rows of the dataset are prompts, each of which is a group of sequences.
+        training_args.num_train_epochs * training_args.num_generations,
     )
 
 
@@ -201,7 +215,7 @@ def _kind_of(path: Path) -> str:
     return kinds[0]
 
 
-def _show(recipe: Recipe, hardware: Hardware, plans: list[Plan], speed: Speed) -> None:
+def _show(recipe: Recipe, hardware: Hardware, plans: list[Plan], speed: Speed, rows_of_data: int | None) -> None:
     console = Console(highlight=False)
     size, work = recipe.size, recipe.work
     trained = "all weights" if size.trainable == size.parameters else f"{size.trainable / 1e6:,.1f} M of them"
@@ -238,6 +252,8 @@ def _show(recipe: Recipe, hardware: Hardware, plans: list[Plan], speed: Speed) -
         "generation and scoring, which do not overlap; with 1.5 GiB for CUDA.",
         f"zero3_offload: {offloaded * hardware.gpus / GIB:,.0f} GiB of CPU memory over all machines.",
     ]
+    if not any(plan.frozen for plan in plans):
+        lines.append("frozen models: the reward shares the trainer's weights (`attach`): 0 GiB.")
     fitting = [plan.engine for plan in plans if plan.total <= hardware.gpu_memory]
     if fitting:
         lines.append("It fits with " + ", ".join(LAUNCHERS.get(engine, f"{engine}.yaml") for engine in fitting) + ".")
@@ -250,9 +266,10 @@ def _show(recipe: Recipe, hardware: Hardware, plans: list[Plan], speed: Speed) -
             lines.append(f"  more GPUs, or larger ones: the least is {need:.1f} GiB with {hardware.gpus} GPUs")
     seconds = plan_time(size, work, recipe.micro_batches, recipe.iterations, speed)
     total = sum(seconds.values())
+    sequences = recipe.micro_batches * work.micro_batch * hardware.gpus
     parts = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
     lines.append(
-        f"Time: about {total:.0f} s for {recipe.micro_batches * work.micro_batch * hardware.gpus} sequences "
+        f"Time: about {total:.0f} s for {sequences} sequences "
         f"({parts}), if a GPU has {speed.flops / 1e12:g} TFLOPS and {speed.bandwidth / 1e9:g} GB/s, of which "
         f"{speed.training_utilization:.0%} are reached in training and {speed.decoding_utilization:.0%} in decoding, "
         "all sequences are of full length, and communication is free."
@@ -260,5 +277,11 @@ def _show(recipe: Recipe, hardware: Hardware, plans: list[Plan], speed: Speed) -
     if recipe.max_steps > 0:
         updates = recipe.iterations if work.sequences == 1 else 1
         lines.append(f"{recipe.max_steps} steps: about {recipe.max_steps * total / updates / 3600:.1f} hours.")
+    elif rows_of_data is not None:
+        hours = recipe.num_epochs * rows_of_data / sequences * total / 3600
+        lines.append(f"All epochs over {rows_of_data:,} rows: about {hours:.1f} hours.")
+    else:
+        lines.append("All epochs: pass --rows, the number of rows of the dataset, for the time in all.")
     for line in lines:
-        console.print(line, markup=False, soft_wrap=True)
+        # A command stays in one line, to be copied.
+        console.print(line, markup=False, soft_wrap=line.startswith("  "))

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recipes and accelerate configs that come with the package: listing, paths, copies."""
+
+import shutil
+from difflib import get_close_matches
+from pathlib import Path
+
+
+SCHEME = "endotrl://"
+# A wheel has both in the package; in a clone they are beside it.
+_INSTALLED = Path(__file__).with_name("_shipped")
+ROOT = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[1]
+
+
+def recipes() -> dict[str, str]:
+    """Every recipe, as `smollm2-135m/grpo.yaml`, and the first line of its file, which says what it is."""
+    folder = ROOT / "recipes"
+    return {
+        path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+        for path in sorted(folder.glob("*/*.yaml"))
+    }
+
+
+def accelerate_configs() -> list[str]:
+    """Names of the accelerate configs, as `zero3.yaml`."""
+    return sorted(path.name for path in (ROOT / "accelerate_configs").glob("*.yaml"))
+
+
+def shipped_path(name: str) -> Path:
+    """
+    Path of a recipe, of all recipes of a model, or of an accelerate config.
+
+    Args:
+        name (`str`):
+            `smollm2-135m/grpo.yaml`, `smollm2-135m` or `zero3.yaml`, with or without `endotrl://` in front.
+
+    Raises:
+        `ValueError`: If there is none of that name.
+
+    Example:
+    ```python
+    >>> from endotrl.shipped import shipped_path
+
+    >>> shipped_path("endotrl://smollm2-135m/grpo.yaml").name
+    'grpo.yaml'
+    ```
+    """
+    known = {name: "recipes" for recipe in recipes() for name in (recipe, recipe.split("/")[0])}
+    known |= dict.fromkeys(accelerate_configs(), "accelerate_configs")
+    wanted = name.removeprefix(SCHEME)
+    if wanted not in known:
+        similar = get_close_matches(wanted, known, n=1)
+        raise ValueError(
+            f"No recipe or accelerate config {wanted!r} comes with endotrl"
+            f"{f' (did you mean {similar[0]}?)' if similar else ''}. `endotrl recipes` lists them."
+        )
+    return ROOT / known[wanted] / wanted
+
+
+def local_path(name: str) -> str:
+    """The path that a name with `endotrl://` stands for; any other name as it is."""
+    return str(shipped_path(name)) if name.startswith(SCHEME) else name
+
+
+def copy_shipped(name: str, folder: Path) -> Path:
+    """
+    Copies a recipe, all recipes of a model, or an accelerate config into a folder.
+
+    Raises:
+        `ValueError`: If there is none of that name, or the folder has a file that would be overwritten.
+    """
+    source = shipped_path(name)
+    target = folder / source.name
+    if target.exists():
+        raise ValueError(f"{target} is there already. Move it away, or give another folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target)
+    else:
+        shutil.copyfile(source, target)
+    return target
