@@ -113,11 +113,13 @@ class Machine:
         return str(path)
 
     def tokenizer(self, shape: str) -> PreTrainedTokenizerFast:
-        """One word per token: `t0 t1 t2`."""
-        words = {f"t{i}": i for i in range(self.configs[shape].vocab_size)}
+        """One word per token: `t0 <eos> <pad> t3 t4`."""
+        words = {{1: "<eos>", 2: "<pad>"}.get(i, f"t{i}"): i for i in range(self.configs[shape].vocab_size)}
         tokenizer = Tokenizer(models.WordLevel(words, unk_token="t0"))
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="t1", pad_token="t2", padding_side="left")
+        return PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>", padding_side="left"
+        )
 
     def source(self, shape: str) -> TokenSource:
         """Random tokens."""
@@ -193,10 +195,14 @@ def exactness(machine: Machine) -> Iterator[tuple[str, Cell]]:
         return errors(ours(model), "float32")
 
     def offloaded() -> dict[str, Any]:
-        reward = EndogenousReward(path, machine.tokenizer("exact"), dtype="float32", offload=True)
+        tokenizer = machine.tokenizer("exact")
+        reward = EndogenousReward(path, tokenizer, dtype="float32", offload=True)
         ids = [row.completion_ids for row in rows]
-        prompts = [" ".join(f"t{i}" for i in row.prompt_ids) for row in rows]
-        scored = reward.score(prompts, [" ".join(f"t{i}" for i in row) for row in ids], completion_ids=ids)
+        prompts, texts = (
+            [" ".join(tokenizer.convert_ids_to_tokens(part)) for part in parts]
+            for parts in ([row.prompt_ids for row in rows], ids)
+        )
+        scored = reward.score(prompts, texts, completion_ids=ids)
         return errors([stats.log_probs for stats in scored], "float32")
 
     def attached(lora: bool) -> dict[str, Any]:

@@ -54,6 +54,7 @@ def test_snippet(snippet: str, tiny_model_path: str, tmp_path: Path, monkeypatch
             pytest.skip("The trainers of endotrl need TRL 1.15.")
         small["endotrl", "DenseGRPOConfig"] = {"max_steps": 1, "max_completion_length": 8}
         small["endotrl", "PPOConfig"] = {"max_steps": 1, "max_completion_length": 8}
+        importlib.import_module("endotrl.trainers.ppo_trainer")  # which keeps TRL's class, not what stands in for it
     if HAS_PPO:
         small["trl.experimental.ppo", "PPOConfig"] = {"total_episodes": 8}
     # Ours first, because they are subclasses of TRL's and `endotrl` resolves its names on access.

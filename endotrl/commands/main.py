@@ -10,6 +10,7 @@ import argparse
 import os
 import shlex
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -159,13 +160,19 @@ def _recipes(args: argparse.Namespace) -> int:
             raise ValueError("--copy needs the name of what to copy: `endotrl recipes smollm2-135m --copy .`")
         width = max(map(len, recipes()))
         lines = [f"{name:{width}}  {about}" for name, about in recipes().items()]
-        print(*(line if len(line) <= 80 else f"{line[:77]}..." for line in lines), sep="\n")
-        print("\naccelerate configs:", ", ".join(accelerate_configs()).replace(".yaml", ""))
-        print("\nLaunch one:  accelerate launch --config_file $(endotrl recipes multi_gpu.yaml) \\")
-        print(f"                 -m endotrl.launch.grpo --config {SCHEME}{next(iter(recipes()))}")
-        print("Change one:  endotrl recipes smollm2-135m --copy .")
+        lines = [line if len(line) <= 80 else f"{line[:77]}..." for line in lines]
+        configs = ", ".join(accelerate_configs())
+        lines += [
+            "",
+            *textwrap.wrap(f"accelerate configs: {configs}", 80),
+            "",
+            "Launch one:  accelerate launch --config_file $(endotrl recipes cpu.yaml) \\",
+            f"    -m endotrl.launch.grpo --config {SCHEME}smollm2-135m/grpo.yaml",
+            "Change one:  endotrl recipes smollm2-135m --copy .",
+        ]
     else:
-        print(shipped_path(args.name) if args.copy is None else copy_shipped(args.name, args.copy))
+        lines = [str(shipped_path(args.name) if args.copy is None else copy_shipped(args.name, args.copy))]
+    sys.stdout.write("\n".join(lines) + "\n")
     return EXIT_OK
 
 

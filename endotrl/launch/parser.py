@@ -35,11 +35,9 @@ class RecipeParser(TrlParser):
         words = list(sys.argv[1:] if args is None else args)
         if words[-1:] == ["--config"]:
             raise ValueError("`--config` is the last word, but the recipe's YAML file must come after it.")
-        for i, word in enumerate(words):
-            if i and words[i - 1] == "--config":
-                words[i] = local_path(word)
-            elif word.startswith("--config="):
-                words[i] = f"--config={local_path(word.removeprefix('--config='))}"
+        if "--config" in words:
+            file = words.index("--config") + 1
+            words[file] = local_path(words[file])
         try:
             *parsed, unknown = super().parse_args_and_config(words, return_remaining_strings=True)
         except yaml.YAMLError as error:

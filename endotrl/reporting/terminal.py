@@ -22,7 +22,7 @@ def ignore_upstream_warnings() -> None:
     Silences warnings that users can do nothing about: TRL 1.16 sets `gradient_checkpointing` by default, which
     transformers 5.23 has renamed. Can go when TRL has followed.
     """
-    warnings.filterwarnings("ignore", r"`gradient_checkpointing(_kwargs)?` is deprecated", FutureWarning)
+    warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing(_kwargs)?` is deprecated", FutureWarning)
 
 
 def terminal_text(text: str, limit: int = 300) -> str:

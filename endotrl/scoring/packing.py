@@ -208,8 +208,8 @@ def shared_prefix_attention(
     if special or attention_mask is not None or (window is not None and window < row.longest):
         raise NotPackable(", ".join(special) or "a mask of its own, or a window shorter than the sequences")
     if has_flash_attention(query, value):
-        states = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-        return varlen_attention(*states, row.plan(query.device), scaling)[None], None
+        query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        return varlen_attention(query, key, value, row.plan(query.device), scaling)[None], None
     # On CUDA, attention with a mask has no kernel for grouped queries.
     grouped = query.device.type == "cpu"
     if not grouped:

@@ -75,9 +75,14 @@ class VarlenPlan:
         lengths = Lengths.of(own, device)
         if not groups:
             return cls(lengths)
-        parts = list(zip(*groups, strict=True))
-        positions = [torch.tensor([i for part in kind for i in part], device=device) for kind in parts]
-        return cls(lengths, *positions, *(Lengths.of(list(map(len, kind)), device) for kind in parts))
+        shared, prompts = ([group[kind] for group in groups] for kind in range(2))
+        return cls(
+            lengths,
+            torch.tensor([i for part in shared for i in part], device=device),
+            torch.tensor([i for part in prompts for i in part], device=device),
+            Lengths.of(list(map(len, shared)), device),
+            Lengths.of(list(map(len, prompts)), device),
+        )
 
 
 def flash_attention(
