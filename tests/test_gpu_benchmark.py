@@ -25,7 +25,7 @@ def test_all_parts_and_a_second_run(
     gpu.main()  # nothing is left to do
     assert " s  " not in capsys.readouterr().out
     page = (tmp_path / "results" / "gpu.md").read_text()
-    assert "the figures mean nothing" in page and "Not measured" not in page and max(map(len, page.split("\n"))) < 300
+    assert "the figures mean nothing" in page and "Not measured" not in page
 
     former = json.loads((tmp_path / "results" / "gpu.json").read_text())
     (tmp_path / "results" / "gpu.json").write_text(
