@@ -25,12 +25,6 @@ def whole_weights(wrapped: Any, accelerator: Accelerator) -> Iterator[None]:
     Inside, weights that DeepSpeed ZeRO-3 or FSDP2 split over processes are whole on each, so that passes through the
     model need no communication: processes may run different numbers of them. All processes must enter it together.
     Others' weights are left as they are.
-
-    Args:
-        wrapped (`torch.nn.Module`):
-            The model as the engine wraps it.
-        accelerator ([`~accelerate.Accelerator`]):
-            Of the trainer.
     """
     if is_deepspeed_zero3_enabled():
         from trl.models import unwrap_model_for_generation

@@ -29,16 +29,9 @@ def named_weights(
     model: PreTrainedModel, without_adapters: bool = False, load_offloaded: bool = False
 ) -> Iterator[tuple[str, Tensor]]:
     """
-    Parameters and saved buffers that the logits depend on, those of backbone and LM head, by name.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`]):
-            Causal language model.
-        without_adapters (`bool`, *optional*, defaults to `False`):
-            Whether to leave out what PEFT put into the model, and to give the rest the names of the model without it.
-        load_offloaded (`bool`, *optional*, defaults to `False`):
-            Whether to load weights that accelerate offloaded, for as long as each is looked at. Otherwise these are on
-            the device `meta`.
+    Parameters and saved buffers that the logits depend on, those of backbone and LM head, by name; without what PEFT
+    put into the model, if asked. Weights that accelerate offloaded are loaded for as long as each is looked at, or on
+    the device `meta`.
     """
     yield from _walk(backbone(model), "backbone", without_adapters, load_offloaded)
     yield from _walk(model.get_output_embeddings(), "head", without_adapters, load_offloaded)

@@ -22,12 +22,6 @@ class FirstPolicy:
     What the policy was when training began: the base under a PEFT adapter, or the adapter `ref` that TRL keeps of a
     trained one; the trainer's reference model (`beta` above 0); or, if these are moved (`sync_ref_model`), a copy of
     the weights.
-
-    Args:
-        trainer ([`~trl.GRPOTrainer`] or [`~trl.RLOOTrainer`]):
-            The trainer, before training.
-        copy_weights (`bool`, *optional*):
-            As in [`CollapseMonitor`].
     """
 
     def __init__(self, trainer: Any, copy_weights: bool | None) -> None:
@@ -50,14 +44,8 @@ class FirstPolicy:
 
     def log_ratios(self, output: dict[str, Any]) -> Tensor | None:
         r"""
-        $\log \pi_0(y) - \log \pi_t(y)$ of the completions of a batch.
-
-        Args:
-            output (`dict`):
-                What the trainer's `_generate_and_score_completions` gives back.
-
-        Returns:
-            `torch.Tensor` of shape `(B,)`, in nats per completion; `None` if the first policy is not there.
+        $\log \pi_0(y) - \log \pi_t(y)$ of the completions of a batch, of shape `(B,)`, in nats per completion; `None`
+        if the first policy is not there.
         """
         if not (self._adapter or self._reference or self._model is not None):
             return None

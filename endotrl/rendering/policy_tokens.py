@@ -75,32 +75,9 @@ def foreign_token_ids(
     tokenizer: PreTrainedTokenizerBase | ProcessorMixin, others: PreTrainedTokenizerBase | ProcessorMixin
 ) -> frozenset[int] | None:
     """
-    Token ids of another tokenizer that mean something else to this one.
-
-    Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`]):
-            Tokenizer that is to read the ids.
-        others ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`]):
-            Tokenizer that the ids are of.
-
-    Returns:
-        `frozenset[int]`, or `None` if their vocabularies differ. Of one vocabulary to which different tokens were
-        added (a pad token, tags of reasoning), the ids of those that `tokenizer` does not know as such.
-
-    Example:
-    ```python
-    >>> from transformers import AutoTokenizer
-    >>> from endotrl.frozen.quickstart_model import quickstart_model_path
-    >>> from endotrl.rendering.policy_tokens import foreign_token_ids
-
-    >>> ours, theirs = (AutoTokenizer.from_pretrained(quickstart_model_path()) for _ in range(2))
-    >>> foreign_token_ids(ours, theirs)
-    frozenset()
-    >>> theirs.add_special_tokens({"pad_token": "[PAD]"})
-    1
-    >>> foreign_token_ids(ours, theirs) == {theirs.pad_token_id}
-    True
-    ```
+    Token ids of the tokenizer `others` that mean something else to `tokenizer`, which is to read them; `None` if their
+    vocabularies differ. Of one vocabulary to which different tokens were added (a pad token, tags of reasoning), the
+    ids of those that `tokenizer` does not know as such.
     """
     ours, theirs = tokenizer_of(tokenizer), tokenizer_of(others)
     if ours is theirs:

@@ -42,25 +42,11 @@ def render_turns(
     of_trainer: bool,
 ) -> Turns:
     """
-    A completion of several messages: tool results and the template's own tokens are read, but not scored. Those
-    after the last turn are left out, unless they are in `ids`: then the completion was cut off after them.
+    A completion of several messages: tool results and the template's own tokens are read, but not scored. Those after
+    the last turn are left out, unless they are in `ids`: then the completion was cut off after them. `of_trainer`
+    tells that these token ids, of tools in between, too, are known to come from a trainer of TRL.
 
-    Args:
-        template ([`Template`]), ends ([`Ends`]):
-            Of the frozen model.
-        prompt (`list[dict]`):
-            Messages before the completion.
-        prompt_text (`str`), prompt_ids (`list[int]`):
-            The same, rendered with the generation prompt.
-        completion (`list[dict]`):
-            Messages of the completion.
-        ids (`list[int]`, *optional*):
-            Token ids as the policy generated them, those of tools in between.
-        of_trainer (`bool`):
-            Whether `ids` are known to come from a trainer of TRL.
-
-    Raises:
-        `ValueError`: If the template rewrites earlier messages when later ones follow.
+    Raises `ValueError` if the template rewrites earlier messages when later ones follow.
     """
     if ids is not None and of_trainer:
         positions = _outside_results(template, completion, ids)

@@ -9,32 +9,12 @@ from torch import Tensor
 
 def plan_batches(lengths: Sequence[int], max_tokens: int, kinds: Sequence[Hashable] | None = None) -> list[list[int]]:
     """
-    Groups sequences of similar length into micro-batches whose padded size stays within a budget.
+    Groups sequences of similar length, by their lengths and `kinds` alone, into micro-batches whose padded size (rows
+    times the longest length) stays within a budget: lists of indices. Sequences of different kinds are not batched
+    together.
 
     Sequences are taken from the longest to the shortest, so that little is padded and the largest batch comes first:
     if memory does not suffice, it shows at once. A sequence longer than the budget makes a batch of its own.
-
-    Args:
-        lengths (`Sequence[int]`):
-            Length of every sequence, in tokens.
-        max_tokens (`int`):
-            Budget: rows times the longest length of a batch, in tokens.
-        kinds (`Sequence[Hashable]`, *optional*):
-            Kind of every sequence. Sequences of different kinds are not batched together.
-
-    Returns:
-        `list[list[int]]`: indices into `lengths`, each exactly once. Depends on lengths and kinds only.
-
-    Raises:
-        `ValueError`: If `max_tokens` is less than 1.
-
-    Example:
-    ```python
-    >>> from endotrl.scoring.batching import plan_batches
-
-    >>> plan_batches([3, 10, 4, 9], max_tokens=20)
-    [[1, 3], [2, 0]]
-    ```
     """
     _check_budget(max_tokens)
     batches: list[list[int]] = []
@@ -54,20 +34,8 @@ def pad_ids(
     rows: Sequence[Sequence[int]], pad_token_id: int = 0, left: bool = False, multiple: int = 1
 ) -> tuple[Tensor, Tensor]:
     """
-    Padding of token ids.
-
-    Args:
-        rows (`Sequence[Sequence[int]]`):
-            Token ids of every row.
-        pad_token_id (`int`, *optional*, defaults to `0`):
-            Fills the rows, on the right, or with `left` on the left.
-        left (`bool`, *optional*, defaults to `False`):
-            See `pad_token_id`.
-        multiple (`int`, *optional*, defaults to `1`):
-            The width is a multiple of it.
-
-    Returns:
-        `tuple[torch.Tensor, torch.Tensor]` of shape `(B, T)`: `input_ids` and `attention_mask`, 1 for tokens.
+    `input_ids` and `attention_mask` (1 for tokens) of shape `(B, T)`, padded on the right, or on the left, to a
+    multiple of `multiple`.
     """
     width = -(-max(map(len, rows)) // multiple) * multiple
     input_ids = torch.full((len(rows), width), pad_token_id)
@@ -83,34 +51,10 @@ def plan_packs(
     prompt_lengths: Sequence[int], continuation_lengths: Sequence[Sequence[int]], max_tokens: int
 ) -> list[list[tuple[int, list[int]]]]:
     """
-    Groups prompts with their continuations into micro-batches of at most `max_tokens` tokens, in which every prompt
-    counts once. The continuations of a prompt that do not fit together are spread over several micro-batches, each
-    with the prompt. A single continuation that does not fit makes a micro-batch of its own. The largest come first, as
-    in
-    [`plan_batches`].
-
-    Args:
-        prompt_lengths (`Sequence[int]`):
-            Length of every prompt, in tokens.
-        continuation_lengths (`Sequence[Sequence[int]]`):
-            For every prompt, the length of each of its continuations.
-        max_tokens (`int`):
-            Budget of a micro-batch, in tokens.
-
-    Returns:
-        `list[list[tuple[int, list[int]]]]`: micro-batches of (index of the prompt, indices of its continuations).
-        Depends on the lengths only.
-
-    Raises:
-        `ValueError`: If `max_tokens` is less than 1.
-
-    Example:
-    ```python
-    >>> from endotrl.scoring.batching import plan_packs
-
-    >>> plan_packs([4, 2], [[3, 5, 3], [1]], max_tokens=12)
-    [[(0, [1, 0])], [(0, [2]), (1, [0])]]
-    ```
+    Groups prompts with their continuations, by their lengths alone, into micro-batches of at most `max_tokens` tokens,
+    in which every prompt counts once: lists of (index of the prompt, indices of its continuations). The continuations
+    of a prompt that do not fit together are spread over several micro-batches, each with the prompt. A single
+    continuation that does not fit makes a micro-batch of its own. The largest come first, as in [`plan_batches`].
     """
     _check_budget(max_tokens)
     pieces: list[tuple[int, int, list[int]]] = []  # (tokens, prompt, continuations)

@@ -51,16 +51,8 @@ class PassRules:
 
 def pass_rules(model: PreTrainedModel, longest_pass: int) -> PassRules:
     """
-    Tries out which rows may share a pass.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`]):
-            Causal language model in evaluation mode.
-        longest_pass (`int`):
-            Length in tokens of the longest pass that there will be, of more than one row.
-
-    Raises:
-        `ValueError`: If its states depend on later tokens, or on earlier passes: it gives no row a score of its own.
+    Tries out which rows may share a pass of a model, up to `longest_pass` tokens. Raises `ValueError` if its states
+    depend on later tokens, or on earlier passes: it gives no row a score of its own.
     """
     states = _states(model, _batch(model))
     rope = RopeLengths.from_config(model.config)
@@ -87,13 +79,8 @@ def pass_rules(model: PreTrainedModel, longest_pass: int) -> PassRules:
 
 def why_alone(model: PreTrainedModel, states: Tensor | None = None) -> str | None:
     """
-    Why a row's states, or its logits, depend on what the other rows of a batch say, if they do.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`]):
-            Model with a causal backbone, in evaluation mode.
-        states (`torch.Tensor`, *optional*):
-            Its states of `_batch(model)`, if known.
+    Why a row's states, or its logits, depend on what the other rows of a batch say, if they do. `states` are those of
+    `_batch(model)`, if known.
     """
     states = _states(model, _batch(model)) if states is None else states
     other_states = _states(model, _batch(model, neighbours=64))

@@ -77,19 +77,7 @@ class LogitTransform:
 
 
 class HeadStatistics(NamedTuple):
-    """
-    What [`token_statistics`] gives for `N` positions, float32.
-
-    Attributes:
-        chosen_logits (`torch.Tensor` of shape `(N,)`):
-            Logit of the token.
-        soft_values (`torch.Tensor` of shape `(N,)`):
-            Soft value of the state.
-        entropies (`torch.Tensor` of shape `(N,)`, *optional*):
-            Entropy of the next token, in nats.
-        mean_logits (`torch.Tensor` of shape `(N,)`, *optional*):
-            Mean of the logits over the vocabulary.
-    """
+    """What [`token_statistics`] gives for `N` positions: tensors of shape `(N,)`, float32, entropies in nats."""
 
     chosen_logits: Tensor
     soft_values: Tensor

@@ -36,15 +36,7 @@ class NotPackable(Exception):
 
 @dataclass(frozen=True)
 class Group:
-    """
-    A prompt and what follows it.
-
-    Attributes:
-        prompt (`Sequence[int]`):
-            Token ids, at least one.
-        continuations (`list[Sequence[int]]`):
-            Token ids of each continuation; one may be empty.
-    """
+    """Token ids of a prompt, at least one, and of its continuations, of which one may be empty."""
 
     prompt: Sequence[int]
     continuations: list[Sequence[int]]
@@ -174,27 +166,10 @@ def shared_prefix_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """
-    Attention over the [`PackedRow`] of the surrounding [`packed_attention`]: exact, causal, and kept apart.
-
-    Args:
-        module (`torch.nn.Module`):
-            The layer's attention module; not used.
-        query (`torch.Tensor` of shape `(1, num_heads, T, head_dim)`):
-            Queries, rotated.
-        key, value (`torch.Tensor` of shape `(1, num_key_value_heads, T, head_dim)`):
-            Keys and values.
-        attention_mask (`torch.Tensor`, *optional*):
-            Must be `None`; the row says who sees whom.
-        scaling (`float`, *optional*):
-            Factor of the scores.
-
-    Returns:
-        `torch.Tensor` of shape `(1, T, num_heads, head_dim)`, and `None` for the weights.
-
-    Raises:
-        `NotPackable`: If the layer asks for a kind of attention that this is not (soft-capped or biased scores, sinks,
-        a window shorter than the sequences).
-        `RuntimeError`: In a pass of another thread than the one that scores.
+    Attention over the [`PackedRow`] of the surrounding [`packed_attention`]: exact, causal, and kept apart. Queries
+    have shape `(1, num_heads, T, head_dim)`, keys and values `(1, num_key_value_heads, T, head_dim)`, the result `(1,
+    T, num_heads, head_dim)`. Raises [`NotPackable`] if the layer asks for a kind of attention that this is not
+    (soft-capped or biased scores, sinks, a window shorter than the sequences).
     """
     row = _row.get()
     if row is None:
@@ -289,17 +264,8 @@ def last_hidden_states(
     model: PreTrainedModel, input_ids: Tensor, mask: Tensor | None = None, position_ids: Tensor | None = None
 ) -> Tensor:
     """
-    Hidden states of shape `(B, T, D)` that the LM head reads.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`]):
-            Causal language model.
-        input_ids (`torch.Tensor` of shape `(B, T)`):
-            Tokens.
-        mask (`torch.Tensor` of shape `(B, T)`, *optional*):
-            1 for tokens, 0 for padding. Padding on the right needs none, as nothing before it sees it.
-        position_ids (`torch.Tensor` of shape `(B, T)`, *optional*):
-            Positions other than 0, 1, 2, ...
+    Hidden states of shape `(B, T, D)` that the LM head reads. Padding on the right needs no mask, as nothing before it
+    sees it.
     """
     device = execution_device(model, model.get_input_embeddings())
     input_ids = input_ids.to(device)

@@ -18,17 +18,8 @@ from ..rewards import AccuracyReward
 @dataclass(frozen=True)
 class Question:
     """
-    One question about one fact.
-
-    Attributes:
-        relation (`str`):
-            What is asked, such as `"capital"`.
-        text (`str`):
-            The question.
-        answers (`list[str]`):
-            Accepted answers.
-        statement (`str`):
-            A sentence that says it, with `{answer}` where the answer belongs.
+    One question about one fact: what is asked, such as `"capital"`, and a sentence that says it, with `{answer}` where
+    the answer belongs.
     """
 
     relation: str
@@ -44,17 +35,8 @@ class Question:
 
 def load_questions(held_out_fraction: float = 1 / 3, seed: int = 0) -> tuple[list[Question], list[Question]]:
     """
-    The facts that ship with endotrl (`facts.json`, CC0), split by subject within each relation.
-
-    Args:
-        held_out_fraction (`float`, *optional*, defaults to `1/3`):
-            Fraction of the facts that no training question is about.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the split.
-
-    Returns:
-        Training questions (each fact in all phrasings, shuffled), and held-out questions (each fact once, the
-        phrasings in turn).
+    The facts that ship with endotrl (`facts.json`, CC0), split by subject within each relation: training questions
+    (each fact in all phrasings, shuffled), and held-out questions (each fact once, the phrasings in turn).
     """
     relations = json.loads(files("endotrl.tasks").joinpath("facts.json").read_text(encoding="utf-8"))["relations"]
     generator = random.Random(seed)
