@@ -2,16 +2,18 @@
 """The command `endotrl forecast`."""
 
 import argparse
+import sys
 from contextlib import ExitStack
 from typing import Any
 
 from ..evaluation.engine import Engine
 from ..evaluation.generation import VLLMEngine, VLLMSampler
 from ..evaluation.run_folder import RunFolder
-from ..forecasting.collect import collect
+from ..forecasting.collect import collect, unit_of
 from ..forecasting.forecast import Forecast, from_records, recorded_temperatures
 from ..forecasting.page import alternative_rows, beta_rows, report
 from ..forecasting.policies import Objective
+from ..forecasting.power import power_samples
 from ..forecasting.questions import Grader, read_questions
 from ..forecasting.sampling import Mixture, MixtureSampler, ServedMixtureSampler
 from ..forecasting.summary import METRICS
@@ -54,15 +56,20 @@ def run_forecast(args: argparse.Namespace, command: str) -> Forecast:
         "seed": args.seed,
         **reward_settings,
     }
+    is_default = all(value == SETTINGS[name].default for name, value in reward_settings.items())
+    if args.power_sampling is not None and not is_default:
+        raise ValueError("--power-sampling is the rival of the endogenous reward with its default settings alone.")
     folder = RunFolder(args.output or "forecast")
     folder.hold()
     folder.open(settings, args.overwrite)
     engine = Engine(placement, tokenizer, chat, max_tokens_per_batch=args.max_tokens_per_batch)
     with ExitStack() as stack:
         reward = None
-        if any(value != SETTINGS[name].default for name, value in reward_settings.items()):
+        if not is_default:
             model = stack.enter_context(placement.active())
-            reward = EndogenousReward(model, tokenizer, max_tokens_per_batch=args.max_tokens_per_batch, **reward_settings)  # fmt: skip  # noqa: E501
+            reward = EndogenousReward(
+                model, tokenizer, max_tokens_per_batch=args.max_tokens_per_batch, **reward_settings
+            )
         sampler: Any = MixtureSampler(engine, args.max_new_tokens, recorded_temperatures(mixture))
         if args.backend == "vllm":
             more = {"dtype": args.dtype, "trust_remote_code": args.trust_remote_code, **(args.vllm_kwargs or {})}
@@ -83,6 +90,16 @@ def run_forecast(args: argparse.Namespace, command: str) -> Forecast:
             progress=not args.quiet,
         )
     result = from_records(records, mixture, objective, args.betas)
+    if args.power_sampling is not None:
+        beta = result.suggested_beta or min(args.betas)
+        exponent = 1.0 + 1.0 / beta
+        prompts = [question.prompt for question in questions]
+        chosen = power_samples(
+            engine, prompts, args.max_new_tokens, exponent, args.power_sampling, args.seed, not args.quiet
+        )
+        units = [unit_of(q, sample, grader) for q, sample in zip(questions, chosen, strict=True)]
+        result = from_records(records, mixture, objective, args.betas, {"power_sampling": units})
+        result.details["power_sampling_beta"] = beta
     more = {
         "model": args.model,
         "data": args.data,
@@ -97,7 +114,7 @@ def run_forecast(args: argparse.Namespace, command: str) -> Forecast:
     title = f"Forecast: {objective.words}, {len(records)} questions, {args.model}"
     replace_text(folder.report_path, report(result, title, [*settings.items()], command))
     if args.suggest_beta:
-        print("none" if result.suggested_beta is None else f"{result.suggested_beta:g}")
+        sys.stdout.write("none\n" if result.suggested_beta is None else f"{result.suggested_beta:g}\n")
     elif not args.quiet:
         _show(result, title, [path, folder.report_path])
     return result

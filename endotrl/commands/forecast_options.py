@@ -39,22 +39,46 @@ def add_forecast(commands: Any) -> None:
     )
     add_generation(parser, 256, "")
     add("--samples", metavar="N", type=positive, default=16, help="samples of each question")
-    add("--temperatures", metavar="T", type=positive_number, nargs="+", default=[1.0, 0.7, 0.5],
-        help="temperatures of the samples; half of the samples are at 1")  # fmt: skip
+    add(
+        "--temperatures",
+        metavar="T",
+        type=positive_number,
+        nargs="+",
+        default=[1.0, 0.7, 0.5],
+        help="temperatures of the samples; half of the samples are at 1",
+    )
     add("--seed", type=int, default=0, help="seed of the sampling")
-    add("--grader", metavar="NAME", default="math",
+    add(
+        "--grader",
+        metavar="NAME",
+        default="math",
         help="what says whether an answer is right: math, text (without math-verify), exact (the completion is the "
-        "answer), or FILE.py:FUNCTION of a completion and an answer")  # fmt: skip
-    add("--betas", metavar="BETA", type=positive_number, nargs="+",
-        default=[2.0, 1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01], help="KL penalties")  # fmt: skip
+        "answer), or FILE.py:FUNCTION of a completion and an answer",
+    )
+    add(
+        "--betas",
+        metavar="BETA",
+        type=positive_number,
+        nargs="+",
+        default=[2.0, 1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01],
+        help="KL penalties",
+    )
     add("--trainer", choices=("rloo", "grpo", "dense_grpo", "ppo"), default="grpo", help="what would train")
     add("--num-generations", metavar="G", type=positive, default=8, help="completions of a group in training")
-    add("--scale-rewards", choices=("group", "batch", "none"), default="group",
-        help="as in TRL's GRPOConfig; group divides the rewards by their spread, so that beta means another thing")  # fmt: skip
+    add(
+        "--scale-rewards",
+        choices=("group", "batch", "none"),
+        default="group",
+        help="as in TRL's GRPOConfig; group divides the rewards by their spread, so that beta means another thing",
+    )
     add("--suggest-beta", action="store_true", help="write only the beta to use to standard output")
-    add("--power-sampling", metavar="STEPS", type=positive,
+    add(
+        "--power-sampling",
+        metavar="STEPS",
+        type=positive,
         help="also sample from the power distribution of the smallest beta without training, by so many "
-        "Metropolis-Hastings steps")  # fmt: skip
+        "Metropolis-Hastings steps",
+    )
     add_output(parser, "forecast")
     settings = parser.add_argument_group("reward", "As the parameters of `endotrl.EndogenousReward`.")
     add_reward_settings(settings, *REWARD)

@@ -229,7 +229,7 @@ def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
     return 1.0 - comb(num_samples - num_right, k) / comb(num_samples, k)
 
 
-def accuracy_of_choice(scores: Sequence[float], right: Sequence[bool]) -> float:
+def accuracy_of_choice(scores: Sequence[float], right: Sequence[float]) -> float:
     """Probability that the sample with the best score is right, drawn among the best if they tie."""
     best = max(scores)
     chosen = [r for score, r in zip(scores, right, strict=True) if score == best]

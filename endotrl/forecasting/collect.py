@@ -10,7 +10,8 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..evaluation.engine import Engine
-from ..evaluation.generation import prompt_rows
+from ..evaluation.generation import Sample, prompt_rows
+from ..evaluation.intervals import Unit
 from ..runs.jsonl import append_lines, read_lines
 from .questions import Grader, Question
 from .sampling import Drawn, Mixture
@@ -71,7 +72,9 @@ def collect(
             began = time.perf_counter()
             block = todo[start : start + BLOCK]
             # What a block draws depends on its seed and its first question, not on what was done before it.
-            drawn = draw([q.prompt for q in block], mixture.temperatures, (seed * 2**32 + int(block[0].key[:8], 16)) % 2**63)  # fmt: skip  # noqa: E501
+            drawn = draw(
+                [q.prompt for q in block], mixture.temperatures, (seed * 2**32 + int(block[0].key[:8], 16)) % 2**63
+            )
             made = [_record(q, row, grader, reward) for q, row in zip(block, drawn, strict=True)]
             for record in made:
                 record["seconds"] = round((time.perf_counter() - began) / len(block), 4)
@@ -80,6 +83,14 @@ def collect(
             records |= {record["key"]: record for record in made}
             bar.update(len(block))
     return [records[q.key] for q in questions]
+
+
+def unit_of(question: Question, sample: Sample, grader: Grader) -> Unit:
+    """One completion of a question, as an alternative to training."""
+    values = {"length": float(len(sample.token_ids)), "truncated": float(not sample.finished)}
+    if question.answer is not None:
+        values["accuracy"] = grader.grade([sample.text], question.answer)[0]
+    return Unit(question.key, "questions", values)
 
 
 def _record(question: Question, drawn: Drawn, grader: Grader, reward: Any) -> dict[str, Any]:
@@ -93,10 +104,11 @@ def _record(question: Question, drawn: Drawn, grader: Grader, reward: Any) -> di
             completions=[[{"role": "assistant", "content": text}] if as_messages else text for text in texts],
             completion_ids=ids,
         )
-    if any(value is None or not np.isfinite(value) for value in rewards):
+    bad = [value for value in rewards if value is None or not np.isfinite(value)]
+    if bad:
         raise ValueError(
-            f"A completion of {question.id} has the reward {next(v for v in rewards if v is None or not np.isfinite(v))}"  # noqa: E501
-            ", but a forecast needs a number for each. (`truncation=\"skip\"` leaves completions out: use "
+            f"A completion of {question.id} has the reward {bad[0]}"
+            ', but a forecast needs a number for each. (`truncation="skip"` leaves completions out: use '
             '"terminal" or "bootstrap".)'
         )
     return {

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Forecasts of what RL on a reward of a frozen model does, from samples of the frozen model."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..evaluation.engine import Engine
+from ..evaluation.intervals import Unit
 from ..evaluation.results import rounded
 from ..evaluation.run_folder import RunFolder
 from ..rewards.endogenous import EndogenousReward
@@ -165,8 +166,17 @@ def forecast(
     folder = None if output is None else RunFolder(output)
     if folder is not None:
         folder.hold()
-        folder.open({"model": str(frozen), "samples": samples, "temperatures": [*temperatures], "seed": seed,
-                     "max_new_tokens": max_new_tokens, "reward": _name(reward), "grader": _name(grader)})  # fmt: skip
+        folder.open(
+            {
+                "model": str(frozen),
+                "samples": samples,
+                "temperatures": [*temperatures],
+                "seed": seed,
+                "max_new_tokens": max_new_tokens,
+                "reward": _name(reward),
+                "grader": _name(grader),
+            }
+        )
     sampler = MixtureSampler(engine, max_new_tokens, recorded_temperatures(mixture))
     log = None if folder is None else folder.answers_path
     records = collect(found, engine, sampler, mixture, judge, max_new_tokens, reward, log, seed, progress)
@@ -184,12 +194,16 @@ def recorded_temperatures(mixture: Mixture) -> list[float]:
 
 
 def from_records(
-    records: Sequence[Record], mixture: Mixture, objective: Objective, betas: Sequence[float]
+    records: Sequence[Record],
+    mixture: Mixture,
+    objective: Objective,
+    betas: Sequence[float],
+    others: Mapping[str, list[Unit]] | None = None,
 ) -> Forecast:
-    """A forecast from the records of [`collect`]."""
+    """A forecast from the records of [`collect`], and further alternatives."""
     if not betas:
         raise ValueError("There is no beta to forecast.")
-    summary = Summary(records, mixture, objective, betas)
+    summary = Summary(records, mixture, objective, betas, others or {})
     details = {
         "trainer": objective.trainer,
         "num_generations": objective.num_generations if objective.has_groups else None,
@@ -197,7 +211,7 @@ def from_records(
         "num_questions": len(records),
         "samples": {f"{t:g}": n for t, n in mixture.counts.items()},
         "votes": summary.num_votes,
-        "slope": summary.slope,
+        "slope": None if summary.slope is None else rounded(vars(summary.slope)),
         "wrong_more_probable": summary.wrong_more_probable,
         "alternative_details": {
             name: {metric: rounded(vars(value)) for metric, value in summary.estimates[name].items()}
@@ -205,5 +219,6 @@ def from_records(
         },
     }
     words = verdict(summary, objective, len(records))
-    betas_json = [rounded(row) for row in summary.betas]
-    return Forecast(words, betas_json, summary.alternatives, suggested_beta(summary), details)
+    return Forecast(
+        words, [rounded(row) for row in summary.betas], summary.alternatives, suggested_beta(summary), details
+    )

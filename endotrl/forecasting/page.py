@@ -73,14 +73,26 @@ def plot(forecast: "Forecast") -> bytes:
     axis.plot(betas, [row[metric] for row in rows], color=BLUE, label="after training")
     for enough, style in ((True, {"color": BLUE}), (False, {"markerfacecolor": "white", "markeredgecolor": BLUE})):
         some = [row for row in rows if (row["ess"] >= MIN_ESS) is enough]
-        axis.plot([r["beta"] for r in some], [r[metric] for r in some], "o", markersize=5, **style,
-                  label=None if enough or not some else "samples do not suffice")  # fmt: skip
+        axis.plot(
+            [r["beta"] for r in some],
+            [r[metric] for r in some],
+            "o",
+            markersize=5,
+            **style,
+            label=None if enough or not some else "samples do not suffice",
+        )
     colors = [GREY, *CYCLE[1:], "#000000"]
     for color, (key, found) in zip(colors, forecast.details["alternative_details"].items(), strict=False):
         if metric in found:
-            axis.axhline(found[metric]["value"], color=color, linestyle="--", linewidth=1.2, label=name_of(forecast, key))
-    axis.set(xscale="log", xlabel="beta (smaller: sharper)", ylim=(-0.02, 1.02),
-             ylabel=metric if metric == "accuracy" else "agreement with the majority answer")  # fmt: skip
+            axis.axhline(
+                found[metric]["value"], color=color, linestyle="--", linewidth=1.2, label=name_of(forecast, key)
+            )
+    axis.set(
+        xscale="log",
+        xlabel="beta (smaller: sharper)",
+        ylim=(-0.02, 1.02),
+        ylabel=metric if metric == "accuracy" else "agreement with the majority answer",
+    )
     axis.invert_xaxis()
     axis.grid(alpha=0.3)
     axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -89,9 +101,9 @@ def plot(forecast: "Forecast") -> bytes:
 
 def _sections(forecast: "Forecast") -> list[tuple[str, Markup]]:
     caption = (
-        "Length in tokens; truncated: fraction cut off at the limit; distinct: answers in a group; agreement: with the "
-        "frozen model's majority answer; KL to the frozen model in nats per completion; effective samples: median over "
-        f"questions, of which below {MIN_ESS:g} the row is the best of the samples by the reward."
+        "Length in tokens; truncated: fraction cut off at the limit; distinct: answers in a group; agreement: with "
+        "the frozen model's majority answer; KL to the frozen model in nats per completion; effective samples: median "
+        f"over questions, of which below {MIN_ESS:g} the row is the best of the samples by the reward."
     )
     headers = ["beta", *METRICS, "effective samples"]
     intervals = [

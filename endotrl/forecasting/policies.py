@@ -5,14 +5,14 @@ Where trainers end, as weights of samples of the frozen model.
 With the reward $R(y)$ and a KL penalty $\beta$ to the frozen model $\hat\pi$:
 
 - **RLOO** (TRL) subtracts $\beta \log(\pi/\hat\pi)$ of the whole completion from its reward, and [`PPOTrainer`] the
-  same token by token; both then credit what follows. Their optimum is $\pi(y) \propto \hat\pi(y)\, e^{R(y)/\beta}$: for
-  the endogenous reward $\alpha \log \hat\pi(y)$, the power distribution $\hat\pi^{1+k}$, $k = \alpha/\beta$
+  same token by token; both then credit what follows. Their optimum is $\pi(y) \propto \hat\pi(y)\, e^{R(y)/\beta}$:
+  for the endogenous reward $\alpha \log \hat\pi(y)$, the power distribution $\hat\pi^{1+k}$, $k = \alpha/\beta$
   (https://huggingface.co/papers/2605.04542).
 - **GRPO** (TRL, and [`DenseGRPOTrainer`]) has the mean of the group as baseline, which contains the completion itself
   and so scales the reward by $c = 1 - 1/G$. Its KL penalty is a loss of each token, which is not counted against
   earlier tokens (`use_bias_correction_kl=True`, the default since TRL 1.16): in each state $s$ it ends at
   $\pi_s(a) \propto \hat\pi_s(a)\, e^{c Q(s,a)/\beta}$ with the *expected* reward $Q$ under $\pi$. With one token that
-  matters, that is $\hat\pi^{1+k}$, $k = c\alpha/\beta$; else it is near it. `Q` is computed on the tree of the samples.
+  matters, that is $\hat\pi^{1+k}$, $k = c\alpha/\beta$; else it is near it. $Q$ comes from the tree of the samples.
 - **`scale_rewards="group"`** divides by the group's standard deviation $\sigma$, so that $\beta\sigma$ takes the place
   of $\beta$. $\sigma$ is that of the *trained* policy, and falls as it sharpens: the fixed point
   $k\,\sigma(k) = c\alpha/\beta$ is followed from $k = 0$ on, as training does. Where $\beta$ is too small it has none,
@@ -20,8 +20,8 @@ With the reward $R(y)$ and a KL penalty $\beta$ to the frozen model $\hat\pi$:
   group: the standard deviation that a deviation $d$ meets is $\sqrt{\sigma^2 (G-2)/(G-1) + d^2/G}$.
 - **`scale_rewards="batch"`** is the same with one $\sigma$, that of the rewards of all prompts.
 
-Not part of it: clipping, several epochs on a batch, `loss_type="grpo"` (which weighs tokens of short completions more),
-and what an optimizer has not reached yet. A run that is stopped early is at a larger $\beta$ of the same path.
+Not part of it: clipping, several epochs on a batch, `loss_type="grpo"` (which weighs tokens of short completions
+more), and what an optimizer has not reached yet. A run that is stopped early is at a larger $\beta$ of the same path.
 """
 
 import itertools
@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ..checks import check_choice
 
@@ -92,11 +92,11 @@ class Samples:
     Args:
         token_ids (`Sequence[Sequence[Sequence[int]]]`):
             Completions of each prompt, as token ids.
-        log_probs (`Sequence[Sequence[float]]`):
+        log_probs (`Sequence[ArrayLike]`):
             $\log \hat\pi(y|x)$ of each, in nats.
-        log_proposals (`Sequence[Sequence[float]]`):
+        log_proposals (`Sequence[ArrayLike]`):
             $\log q(y|x)$ of the distribution that they were drawn from; for an enumeration of all completions, 0.
-        rewards (`Sequence[Sequence[float]]`):
+        rewards (`Sequence[ArrayLike]`):
             $R(y)$ of each.
 
     Attributes:
@@ -107,9 +107,9 @@ class Samples:
     def __init__(
         self,
         token_ids: Sequence[Sequence[Sequence[int]]],
-        log_probs: Sequence[Sequence[float]],
-        log_proposals: Sequence[Sequence[float]],
-        rewards: Sequence[Sequence[float]],
+        log_probs: Sequence[ArrayLike],
+        log_proposals: Sequence[ArrayLike],
+        rewards: Sequence[ArrayLike],
     ) -> None:
         self.owner = np.repeat(np.arange(len(token_ids)), [len(rows) for rows in token_ids])
         self.num_prompts = len(token_ids)
@@ -125,7 +125,7 @@ class Samples:
 
     def mean(self, weights: Array, values: Array) -> Array:
         """Means of values under weights of shape `(N,)` that sum to 1 in each prompt, of shape `(P,)`."""
-        return np.bincount(self.owner, weights * values, self.num_prompts)
+        return np.bincount(self.owner, weights * values, self.num_prompts).astype(float)
 
     def policy(self, objective: Objective, beta: float) -> Array:
         r"""
@@ -142,8 +142,10 @@ class Samples:
             `ValueError`: If `beta` is not above 0.
         """
         if not 0.0 < beta < np.inf:
-            raise ValueError(f"`beta` is {beta}, but a forecast needs a KL penalty above 0: without one, the policy "
-                             "collapses onto its most probable completion.")  # fmt: skip
+            raise ValueError(
+                f"`beta` is {beta}, but a forecast needs a KL penalty above 0: without one, the policy "
+                "collapses onto its most probable completion."
+            )
         if not objective.has_groups:
             return self.normalized(self.base + self.rewards / beta)
         share = 1.0 - 1.0 / objective.num_generations
@@ -207,8 +209,7 @@ class _Tree:
                 if len(shared) == len(rows[nodes[-1]]):  # they are equal
                     parts = [[child] for child in nodes]
                 else:
-                    part = itertools.groupby(nodes, lambda i, d=len(shared): rows[i][d : d + 1])
-                    parts = [list(children) for _, children in part]
+                    parts = _parted(nodes, rows, len(shared))
                 todo += [(children, node, depth + 1) for children in parts]
         self._parents = np.array(parents)
         inner = np.flatnonzero(self._parents >= 0)
@@ -233,6 +234,11 @@ class _Tree:
         for nodes in reversed(self._levels):
             log_policy[nodes] += log_policy[self._parents[nodes]]
         return log_policy[:num_samples]
+
+
+def _parted(nodes: list[int], rows: Sequence[tuple[int, ...]], place: int) -> list[list[int]]:
+    """Sorted nodes, by what their rows have at a place."""
+    return [list(part) for _, part in itertools.groupby(nodes, lambda node: rows[node][place : place + 1])]
 
 
 def _logsumexp(values: Array, groups: NDArray[np.int64], num_groups: int) -> Array:

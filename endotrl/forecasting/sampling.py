@@ -2,12 +2,12 @@
 r"""
 Samples of the frozen model at several temperatures, with their density under each.
 
-A completion of $H$ tokens has the density $\prod_h \pi_T(a_h|s_h)$, $\pi_T = \mathrm{softmax}(f/T)$: with its end token
-if it has one, else of all completions that begin with these tokens, which the limit makes one.
+A completion of $H$ tokens has the density $\prod_h \pi_T(a_h|s_h)$, $\pi_T = \mathrm{softmax}(f/T)$: with its end
+token if it has one, else of all completions that begin with these tokens, which the limit makes one.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -56,8 +56,10 @@ class Mixture:
                 "trainers sample at."
             )
         if num_samples < 2 + len(others):
-            raise ValueError(f"{num_samples} samples are too few for the temperatures {[*temperatures]}: "
-                             f"give {2 + len(others)} or more.")  # fmt: skip
+            raise ValueError(
+                f"{num_samples} samples are too few for the temperatures {[*temperatures]}: "
+                f"give {2 + len(others)} or more."
+            )
         rest = num_samples // 2 if others else 0
         shares = {t: rest // len(others) + (i < rest % len(others)) for i, t in enumerate(others)}
         return cls({1.0: num_samples - rest, **{t: n for t, n in shares.items() if n}, GREEDY: 1})
@@ -67,12 +69,12 @@ class Mixture:
         """Temperature of each sample."""
         return [t for t, count in self.counts.items() for _ in range(count)]
 
-    def log_density(self, log_probs: dict[float, Sequence[float]], is_greedy: Sequence[bool]) -> np.ndarray:
+    def log_density(self, log_probs: Mapping[float, Sequence[float]], is_greedy: Sequence[bool]) -> np.ndarray:
         """
         $\\log q$ of samples.
 
         Args:
-            log_probs (`dict[float, Sequence[float]]`):
+            log_probs (`Mapping[float, Sequence[float]]`):
                 Log-probabilities of the n samples under each temperature.
             is_greedy (`Sequence[bool]`):
                 Whether each is the greedy completion.
@@ -91,12 +93,17 @@ class Drawn:
     Attributes:
         samples (`list[Sample]`):
             The samples.
-        log_probs (`dict[float, list[float]]`):
-            Their log-probabilities under each temperature that was asked for, in nats.
+        token_log_probs (`dict[float, list[list[float]]]`):
+            Log-probability of each of their tokens, under each temperature that was asked for, in nats.
     """
 
     samples: list[Sample]
-    log_probs: dict[float, list[float]]
+    token_log_probs: dict[float, list[list[float]]]
+
+    @property
+    def log_probs(self) -> dict[float, list[float]]:
+        """Log-probabilities of the samples."""
+        return {t: [math.fsum(row) for row in rows] for t, rows in self.token_log_probs.items()}
 
 
 class MixtureSampler:
@@ -144,7 +151,7 @@ class MixtureSampler:
             device = model.get_input_embeddings().weight.device
             ids, mask = ids.to(device), mask.to(device)
             cache = _prompt_cache(model, ids, mask, num)
-            recorder = _Recorder(torch.tensor([*temperatures] * len(rows), device=device), self._recorded, ends)
+            recorder = _Recorder(torch.tensor([*temperatures] * len(rows), device=device), self._recorded)
             output = model.generate(
                 input_ids=ids.repeat_interleave(num, dim=0),
                 attention_mask=mask.repeat_interleave(num, dim=0),
@@ -162,11 +169,15 @@ class MixtureSampler:
             )
             recorder.add(output[:, -1])
         samples = [sample_of(engine, row, set(ends)) for row in output[:, ids.shape[1] :].tolist()]
-        log_probs = recorder.log_probs.cpu().tolist()
+        steps = torch.stack(recorder.steps, dim=2).cpu()  # (rows, temperatures, tokens)
         for i in range(0, len(samples), num):
-            columns = zip(*log_probs[i : i + num], strict=True)
+            places = range(i, i + num)
             yield Drawn(
-                samples[i : i + num], {t: list(c) for t, c in zip(self._recorded, columns, strict=True)}
+                samples[i : i + num],
+                {
+                    t: [steps[place, k, : len(samples[place].token_ids)].tolist() for place in places]
+                    for k, t in enumerate(self._recorded)
+                },
             )
 
 
@@ -200,26 +211,24 @@ class ServedMixtureSampler:
             for ids, row in zip(self._engine.renderer.prompt_ids(prompts), samples, strict=True)
             for sample in row
         ]
-        sums = {
-            t: [stats.log_probs.double().sum().item() for stats in self._scorer(rendered, alpha=t, entropy=False)]
+        token_log_probs = {
+            t: [stats.log_probs.tolist() for stats in self._scorer(rendered, alpha=t, entropy=False)]
             for t in self._recorded
         }
         num = len(temperatures)
         return [
-            Drawn(row, {t: values[i * num : (i + 1) * num] for t, values in sums.items()})
+            Drawn(row, {t: values[i * num : (i + 1) * num] for t, values in token_log_probs.items()})
             for i, row in enumerate(samples)
         ]
 
 
 class _Recorder(LogitsProcessor):
-    """Gives each row its temperature, and adds up the log-probabilities of what is then chosen."""
+    """Gives each row its temperature, and keeps the log-probabilities of what is then chosen."""
 
-    def __init__(self, temperatures: Tensor, recorded: Sequence[float], ends: Sequence[int]) -> None:
+    def __init__(self, temperatures: Tensor, recorded: Sequence[float]) -> None:
         self._temperatures, self._recorded = temperatures[:, None].float(), recorded
-        self._ends = torch.tensor([*ends], device=temperatures.device)
-        self._running = torch.ones_like(temperatures, dtype=torch.bool)
         self._logits: Tensor | None = None
-        self.log_probs = torch.zeros(len(temperatures), len(recorded), dtype=torch.float64, device=temperatures.device)
+        self.steps: list[Tensor] = []  # of shape (rows, temperatures)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if self._logits is not None:
@@ -233,11 +242,11 @@ class _Recorder(LogitsProcessor):
     def add(self, chosen: Tensor) -> None:
         """Takes note of the tokens that were chosen from the last logits."""
         assert self._logits is not None
-        for i, temperature in enumerate(self._recorded):
+        columns = []
+        for temperature in self._recorded:
             logits = self._logits / temperature
-            log_probs = logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(1)
-            self.log_probs[:, i] += torch.where(self._running, log_probs, 0.0)
-        self._running &= ~torch.isin(chosen, self._ends)
+            columns.append(logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(1))
+        self.steps.append(torch.stack(columns, dim=1))
 
 
 @contextmanager

@@ -31,10 +31,17 @@ class Summary:
             What would be trained.
         betas (`list[float]`):
             KL penalties.
+        others (`dict[str, list[Unit]]`):
+            Further alternatives.
     """
 
     def __init__(
-        self, records: Sequence[Record], mixture: Mixture, objective: Objective, betas: Sequence[float]
+        self,
+        records: Sequence[Record],
+        mixture: Mixture,
+        objective: Objective,
+        betas: Sequence[float],
+        others: Mapping[str, list[Unit]],
     ) -> None:
         self._records, self._objective = records, objective
         self._has_labels = records[0]["right"] is not None
@@ -57,6 +64,7 @@ class Summary:
         policies = {beta: samples.policy(objective, beta) for beta in sorted(set(betas), reverse=True)}
         units = {f"beta={beta:g}": self._units(weights) for beta, weights in policies.items()}
         units |= self._alternatives(samples.normalized(_column(records, 0.5) - samples.log_proposals))
+        units |= others
         self._resampling = resampling_weights(units["sampled"])
         self._units_of = units
         self.estimates = {name: estimates(rows, plain_means, self._resampling) for name, rows in units.items()}
@@ -105,8 +113,9 @@ class Summary:
     def _alternatives(self, half_temperature: Array) -> dict[str, list[Unit]]:
         """What costs no training. Without labels, only what says something of the samples."""
         units = {"sampled": self._units(self._samples.base)}
-        units["greedy"] = [self._one(r, lambda r, votes: [float(t == GREEDY) for t in self._temperatures])
-                           for r in self._records]  # fmt: skip
+        units["greedy"] = [
+            self._one(r, lambda r, votes: [float(t == GREEDY) for t in self._temperatures]) for r in self._records
+        ]
         units["temperature=0.5"] = self._units(half_temperature)
         choices: dict[str, Callable[[Record, list[int]], list[float]]] = {
             "majority": lambda r, votes: _among(votes, majority_scores([r["groups"][i] for i in votes]), r),
@@ -126,9 +135,8 @@ class Summary:
         }
         if self._has_labels:
             columns["accuracy"] = record["right"]
-        return Unit(
-            record["key"], "questions", {name: accuracy_of_choice(scores, column) for name, column in columns.items()}
-        )
+        chosen = {name: accuracy_of_choice(scores, column) for name, column in columns.items()}
+        return Unit(record["key"], "questions", chosen)
 
     def _beta_row(self, beta: float, log_weights: Array) -> dict[str, Any]:
         found = self.estimates[f"beta={beta:g}"]
@@ -140,7 +148,7 @@ class Summary:
             row[f"{metric}_interval"] = None if estimate is None else [estimate.low, estimate.high]
         return row | {"ess": float(np.median(sizes)), "ess_below_5": float((sizes < MIN_ESS).mean())}
 
-    def _covariances(self) -> tuple[float | None, float | None, int]:
+    def _covariances(self) -> tuple[Estimate | None, float | None, int]:
         r"""
         Slope of the accuracy in $1/\beta$ at 0, which is the covariance of right and reward under the frozen model;
         and the fraction of the questions with right and wrong answers in which it is negative, and their number.
@@ -153,7 +161,9 @@ class Summary:
         covariances = samples.mean(weights, (self._right - right[samples.owner]) * deviations)
         mixed = (right > 1e-9) & (right < 1 - 1e-9)
         below = float((covariances[mixed] < 0).mean()) if mixed.any() else None
-        return float(covariances.mean()), below, int(mixed.sum())
+        units = [Unit(r["key"], "questions", {"slope": c}) for r, c in zip(self._records, covariances, strict=True)]
+        slope = estimates(units, plain_means, self._resampling)["slope"]
+        return slope, below, int(mixed.sum())
 
 
 def _among(votes: Sequence[int], scores: Sequence[float], record: Record) -> list[float]:

@@ -33,8 +33,9 @@ def verdict(summary: Summary, objective: Objective, num_questions: int) -> str:
     words = [_few(num_questions), *(_labelled(summary) if summary.has_labels else _unlabelled(summary))]
     words += _side_effects(summary) + _limits(summary)
     if objective.has_groups and objective.scale_rewards != "none":
-        words.append(f'(For {objective.words}: rewards are divided by their spread, so that beta acts as beta times '
-                     "it.)")  # fmt: skip
+        words.append(
+            f"(For {objective.words}: rewards are divided by their spread, so that beta acts as beta times it.)"
+        )
     return " ".join(filter(None, words))
 
 
@@ -49,8 +50,8 @@ def _few(num_questions: int) -> str:
 def _labelled(summary: Summary) -> list[str]:
     rows = _vouched(summary)
     if not rows:
-        return []
-    now = summary.alternatives["sampled"]
+        return [_start(summary)]
+    now = summary.estimates["sampled"]["accuracy"].value
     best, last = max(rows, key=lambda row: row["accuracy"]), rows[-1]
     gain = summary.gain(f"beta={best['beta']:g}")
     loss = summary.gain(f"beta={last['beta']:g}")
@@ -63,21 +64,38 @@ def _labelled(summary: Summary) -> list[str]:
     elif loss.high < 0:
         words = [f"It would hurt: {_change(now, last, 'accuracy')} at beta {last['beta']:g}."]
         if summary.wrong_more_probable is not None:
-            words.append(f"Wrong answers are the more probable ones in {summary.wrong_more_probable:.0%} of the "
-                         f"{summary.num_mixed} questions with right and wrong answers.")  # fmt: skip
+            words.append(
+                f"Wrong answers are the more probable ones in {summary.wrong_more_probable:.0%} of the "
+                f"{summary.num_mixed} questions with right and wrong answers."
+            )
     else:
-        return [f"No change beyond noise: {_change(now, best, 'accuracy')} at beta {best['beta']:g}, the best of "
-                f"{rows[0]['beta']:g} to {last['beta']:g}."]  # fmt: skip
+        return [
+            f"No change beyond noise: {_change(now, best, 'accuracy')} at beta {best['beta']:g}, the best of "
+            f"{rows[0]['beta']:g} to {last['beta']:g}."
+        ]
     return [*words, _rivals(summary, best["accuracy"], helps=gain.low > 0)]
 
 
+def _start(summary: Summary) -> str:
+    """What can be said without weights: how training begins."""
+    slope = summary.slope
+    assert slope is not None  # there are labels
+    if is_noise(slope):
+        return "Whether training begins with better or worse answers is not beyond noise."
+    return f"Training begins with {'better' if slope.value > 0 else 'worse'} answers: right ones are the " + (
+        "more probable ones." if slope.value > 0 else "less probable ones."
+    )
+
+
 def _rivals(summary: Summary, trained: float, helps: bool) -> str:
-    free = summary.alternatives
+    free = {name: summary.estimates[name]["accuracy"].value for name in summary.alternatives}
     majority = f"majority of {summary.num_votes} {free['majority']:.0%}"
     greedy = summary.gain("greedy")
     if helps and free["greedy"] >= trained - CLOSE:
-        return (f"Greedy decoding already gives {free['greedy']:.0%}: prefer temperature 0 unless you need samples "
-                f"that differ ({majority}).")  # fmt: skip
+        return (
+            f"Greedy decoding already gives {free['greedy']:.0%}: prefer temperature 0 unless you need samples "
+            f"that differ ({majority})."
+        )
     if helps:
         rest = f"T = 0.5 gives {free['temperature=0.5']:.0%}, {majority} at {summary.num_votes} times the cost"
         return f"Without training, greedy decoding gives {free['greedy']:.0%}, {rest}."
@@ -95,11 +113,16 @@ def _unlabelled(summary: Summary) -> list[str]:
     change = _change(now, best, "agreement")
     if gain.low > 0:
         first = f"Answers become more alike: {change} agree with the majority answer at beta {best['beta']:g}."
-        return [first, "That helps where the majority is right, and hurts where it is wrong: without labels, the "
-                       "samples cannot tell which. 50 labelled questions can."]  # fmt: skip
+        return [
+            first,
+            "That helps where the majority is right, and hurts where it is wrong: without labels, the "
+            "samples cannot tell which. 50 labelled questions can.",
+        ]
     if gain.high < 0:
-        return [f"It moves away from the majority answer: {change} agree with it at beta {best['beta']:g}. What is "
-                "probable as a text is not what most samples answer: do not train without labelled questions."]  # fmt: skip
+        return [
+            f"It moves away from the majority answer: {change} agree with it at beta {best['beta']:g}. What is "
+            "probable as a text is not what most samples answer: do not train without labels."
+        ]
     return [f"Answers hardly change: {change} agree with the majority answer at beta {best['beta']:g}."]
 
 
@@ -111,11 +134,15 @@ def _side_effects(summary: Summary) -> list[str]:
     words = []
     ratio = row["length"] / now["length"]
     if not 2 / 3 <= ratio <= 1.5:
-        words.append(f"Completions become {'shorter' if ratio < 1 else 'longer'}: {now['length']:.0f} -> "
-                     f"{row['length']:.0f} tokens at beta {row['beta']:g}.")  # fmt: skip
+        words.append(
+            f"Completions become {'shorter' if ratio < 1 else 'longer'}: {now['length']:.0f} -> "
+            f"{row['length']:.0f} tokens at beta {row['beta']:g}."
+        )
     if now["truncated"] > 0.05:
-        words.append(f"{now['truncated']:.0%} of the samples are cut off at the limit of tokens: raise it, or the "
-                     "forecast is of cut completions.")  # fmt: skip
+        words.append(
+            f"{now['truncated']:.0%} of the samples are cut off at the limit of tokens: raise it, or the "
+            "forecast is of cut completions."
+        )
     return words
 
 
@@ -124,10 +151,14 @@ def _limits(summary: Summary) -> list[str]:
     if not weak:
         return []
     if len(weak) == len(summary.betas):
-        return [f"The samples do not suffice at any beta (fewer than {MIN_ESS:g} effective samples in half of the "
-                "questions): take more samples, or larger betas."]  # fmt: skip
-    return [f"From beta {max(weak):g} down, the samples do not suffice (fewer than {MIN_ESS:g} effective ones in half "
-            "of the questions): there, the forecast is the best of them by the reward."]  # fmt: skip
+        return [
+            f"The samples do not suffice at any beta (fewer than {MIN_ESS:g} effective samples in half of the "
+            "questions): take more samples, or larger betas."
+        ]
+    return [
+        f"From beta {max(weak):g} down, the samples do not suffice (fewer than {MIN_ESS:g} effective ones in half "
+        "of the questions): there, the forecast is the best of them by the reward."
+    ]
 
 
 def _change(now: float | None, row: Row, metric: str) -> str:
