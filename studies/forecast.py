@@ -76,6 +76,22 @@ def accuracy(model: Any, tokenizer: Any, questions: list[arithmetic.Question], s
     return sum(map(str.__eq__, texts, truths)) / len(texts)
 
 
+def distance(
+    model: Any, base: Path, tokenizer: Any, questions: list[arithmetic.Question], row: dict[str, Any]
+) -> float:
+    r"""
+    $\mathrm{KL}(\pi \| \pi^*)$ of a trained policy to the optimum of its objective (RLOO's), in nats per completion:
+    what the objective is below its optimum, by beta.
+    """
+    prompts = [arithmetic.question_text(q) for q in questions]
+    texts, ids = generate_answers(model, tokenizer, prompts, arithmetic.MAX_ANSWER_LENGTH, batch_size=1000)
+    own, frozen = (
+        sum(value or 0.0 for value in EndogenousReward(m, tokenizer)(prompts, texts, ids)) / len(ids)
+        for m in (model, str(base))
+    )
+    return (own - frozen) - (frozen - row["reward"]) / row["beta"] - row["kl"]
+
+
 def run(
     base: Path, name: str, seed: int, arm: str, beta: float, steps: int, row: dict[str, Any], folder: Path
 ) -> dict[str, Any]:
@@ -104,12 +120,24 @@ def run(
         "steps": steps,
         "forecast": row,
         "trained": accuracy(trained.model, tokenizer, questions, EVALUATIONS, seed),
+        "distance": distance(trained.model, base, tokenizer, questions, row) if arm == "rloo" else None,
         "curve": [entry["rewards/accuracy/mean"] for entry in trained.history],
         "seconds": trained.seconds,
     }
 
 
-HEADER = ["base", "trainer", "beta", "sampled", "forecast", "95%", "trained", "difference", "effective samples"]
+HEADER = [
+    "base",
+    "trainer",
+    "beta",
+    "sampled",
+    "forecast",
+    "95%",
+    "trained",
+    "difference",
+    "effective samples",
+    "KL to the optimum",
+]
 
 
 def table_rows(results: list[dict[str, Any]]) -> list[list[str]]:
@@ -128,6 +156,7 @@ def table_rows(results: list[dict[str, Any]]) -> list[list[str]]:
                 f"{r['trained']:.1%}",
                 f"{100 * (r['trained'] - r['forecast']['accuracy']):+.1f}",
                 f"{r['forecast']['ess']:.0f}",
+                "" if r["distance"] is None else f"{r['distance']:.2f}",
             ]
         )
     return rows

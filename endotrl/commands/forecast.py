@@ -11,7 +11,7 @@ from ..evaluation.generation import VLLMEngine, VLLMSampler
 from ..evaluation.run_folder import RunFolder
 from ..forecasting.collect import collect, unit_of
 from ..forecasting.forecast import Forecast, from_records, recorded_temperatures
-from ..forecasting.page import alternative_rows, beta_rows, report
+from ..forecasting.page import alternative_rows, report
 from ..forecasting.policies import Objective
 from ..forecasting.power import power_samples
 from ..forecasting.questions import Grader, read_questions
@@ -128,9 +128,11 @@ def _show(result: Forecast, title: str, paths: list[Any]) -> None:
     console.print(result.verdict, markup=False, style="bold")
     console.print()
     short = {"truncated": "cut off", "agreement": "agree"}
-    metrics = [short.get(metric, metric) for metric in METRICS]
-    console.print(terminal_table([*metrics, "ess", "beta"], [[*row[1:], row[0]] for row in beta_rows(result)], title))
-    rows = [[*row[1:], row[0]] for row in alternative_rows(result)]
-    console.print(terminal_table([*metrics, "without training"], rows))
+    shown = [metric for metric in METRICS if metric != "reward"]  # 80 columns
+    metrics = [short.get(metric, metric) for metric in shown]
+    rows = [[*(row[metric] for metric in shown), row["ess"], f"{row['beta']:g}"] for row in result.betas]
+    console.print(terminal_table([*metrics, "ess", "beta"], rows, title, decimals=2))
+    rows = [[*values[: len(shown)], name] for name, *values in alternative_rows(result)]
+    console.print(terminal_table([*metrics, "without training"], rows, decimals=2))
     for path in paths:
         console.print(str(path), markup=False, soft_wrap=True)

@@ -37,9 +37,9 @@ class Forecast:
         betas (`list[dict]`):
             For each KL penalty, from the mildest: `beta`; `accuracy` (`None` without labels), `length` (tokens),
             `truncated` (fraction), `distinct` (answers among those of a group), `agreement` (with the frozen model's
-            majority answer), `kl` (nats per completion), each with its 95% interval over questions
-            (`accuracy_interval`, ...); `ess`, the effective sample size (median over questions), and `ess_below_5`,
-            the fraction of questions where it is below 5, so that the samples do not suffice.
+            majority answer), `kl` (nats per completion), `reward` (as trainers log it), each with its 95% interval
+            over questions (`accuracy_interval`, ...); `ess`, the effective sample size (median over questions), and
+            `ess_below_5`, the fraction of questions where it is below 5, so that the samples do not suffice.
         alternatives (`dict[str, float | None]`):
             Accuracy without training: `sampled` (T = 1), `greedy`, `temperature=0.5`, `majority`, `best_of_n` (by the
             reward), `best_of_n_length` (the longest), each of the samples at T = 1.

@@ -102,7 +102,8 @@ def plot(forecast: "Forecast") -> bytes:
 def _sections(forecast: "Forecast") -> list[tuple[str, Markup]]:
     caption = (
         "Length in tokens; truncated: fraction cut off at the limit; distinct: answers in a group; agreement: with "
-        "the frozen model's majority answer; KL to the frozen model in nats per completion; effective samples: median "
+        "the frozen model's majority answer; KL to the frozen model in nats per completion; reward: mean, "
+        "as trainers log it; effective samples: median "
         f"over questions, of which below {MIN_ESS:g} the row is the best of the samples by the reward."
     )
     headers = ["beta", *METRICS, "effective samples"]

@@ -14,7 +14,7 @@ from .sampling import GREEDY, Mixture
 
 
 MIN_ESS = 5.0
-METRICS = ("accuracy", "length", "truncated", "distinct", "agreement", "kl")
+METRICS = ("accuracy", "length", "truncated", "distinct", "agreement", "kl", "reward")
 Record = Mapping[str, Any]
 
 
@@ -102,6 +102,7 @@ class Summary:
             ),
             "agreement": shares[self._majority],
             "kl": self._samples.divergence(log_weights),
+            "reward": mean(weights, self._samples.rewards),
         }
         if self._right is not None:
             columns["accuracy"] = mean(weights, self._right)
@@ -132,6 +133,7 @@ class Summary:
         columns = {
             "length": [float(len(ids)) for ids in record["token_ids"]],
             "truncated": [float(not end) for end in record["finished"]],
+            "reward": record["rewards"],
         }
         if self._has_labels:
             columns["accuracy"] = record["right"]

@@ -95,8 +95,8 @@ class TestTokenPenalty:
             value = np.array(
                 [
                     sum(
-                        p * l
-                        for (ids, p), l in zip(reached.items(), log_probs, strict=True)
+                        p * value
+                        for (ids, p), value in zip(reached.items(), log_probs, strict=True)
                         if ids[: len(state) + 1] == (*state, a)
                     )
                     for a in range(TOKENS)
