@@ -68,8 +68,9 @@ def add_forecast(commands: Any) -> None:
     add(
         "--scale-rewards",
         choices=("group", "batch", "none"),
-        default="group",
-        help="as in TRL's GRPOConfig; group divides the rewards by their spread, so that beta means another thing",
+        default="none",
+        help="as in TRL's GRPOConfig, whose default is group: rewards are divided by their spread, and beta means "
+        "another thing",
     )
     add("--suggest-beta", action="store_true", help="write only the beta to use to standard output")
     add(

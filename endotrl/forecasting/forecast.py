@@ -81,7 +81,7 @@ def forecast(
     betas: Sequence[float] = BETAS,
     trainer: Trainer = "grpo",
     num_generations: int = 8,
-    scale_rewards: ScaleRewards = "group",
+    scale_rewards: ScaleRewards = "none",
     samples: int = 16,
     temperatures: Sequence[float] = TEMPERATURES,
     max_new_tokens: int = 256,
@@ -121,8 +121,8 @@ def forecast(
         betas (`Sequence[float]`, *optional*):
             KL penalties.
         trainer (`str`, *optional*, defaults to `"grpo"`), num_generations (`int`, *optional*, defaults to `8`),
-        scale_rewards (`str`, *optional*, defaults to `"group"`):
-            As in [`Objective`]; the defaults are TRL's.
+        scale_rewards (`str`, *optional*, defaults to `"none"`):
+            As in [`Objective`].
         samples (`int`, *optional*, defaults to `16`):
             Samples of each question.
         temperatures (`Sequence[float]`, *optional*):

@@ -54,8 +54,9 @@ class Objective:
             `"rloo"`, `"grpo"` (both TRL's), `"dense_grpo"` or `"ppo"` (ours).
         num_generations (`int`, *optional*, defaults to `8`):
             Completions of a group, $G$. RLOO and PPO do not depend on it.
-        scale_rewards (`str`, *optional*, defaults to `"group"`):
-            As in [`~trl.GRPOConfig`]. RLOO and PPO have none: what they normalise includes the KL penalty.
+        scale_rewards (`str`, *optional*, defaults to `"none"`):
+            As in [`~trl.GRPOConfig`], whose default is `"group"`. RLOO and PPO have none: what they normalise includes
+            the KL penalty.
 
     Raises:
         `ValueError`: If there is no such trainer or scale, or a group has fewer than two completions.
@@ -63,7 +64,7 @@ class Objective:
 
     trainer: Trainer = "grpo"
     num_generations: int = 8
-    scale_rewards: ScaleRewards = "group"
+    scale_rewards: ScaleRewards = "none"
 
     def __post_init__(self) -> None:
         check_choice("trainer", self.trainer, get_args(Trainer))
