@@ -93,6 +93,8 @@ def plot(forecast: "Forecast") -> bytes:
         ylim=(-0.02, 1.02),
         ylabel=metric if metric == "accuracy" else "agreement with the majority answer",
     )
+    axis.set_xticks(betas, [f"{beta:g}" for beta in betas])
+    axis.minorticks_off()
     axis.invert_xaxis()
     axis.grid(alpha=0.3)
     axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
