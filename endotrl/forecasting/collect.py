@@ -35,30 +35,9 @@ def collect(
     progress: bool = False,
 ) -> list[dict[str, Any]]:
     r"""
-    Records of questions.
-
-    Args:
-        questions (`list[Question]`):
-            The questions.
-        engine ([`Engine`]):
-            The frozen model.
-        draw (`Callable`):
-            [`MixtureSampler`] or [`ServedMixtureSampler`].
-        mixture ([`Mixture`]):
-            How many samples at which temperature.
-        grader ([`Grader`]):
-            Grades samples of questions with answers.
-        max_new_tokens (`int`):
-            Longest completion.
-        reward (`Callable`, *optional*):
-            Reward function of TRL's contract. Defaults to the endogenous reward with its default settings,
-            $\log \hat\pi(y|x)$, which the sampler knows.
-        log (`Path`, *optional*):
-            File for the records. What it has already is kept.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the sampling.
-        progress (`bool`, *optional*, defaults to `False`):
-            Whether to show a progress bar.
+    One record per question, in blocks, which are appended to `log`; what it has already is kept. `draw` is a
+    [`MixtureSampler`] or [`ServedMixtureSampler`]. Without a `reward` function of TRL's contract, it is the endogenous
+    reward with its default settings, $\log \hat\pi(y|x)$, which the sampler knows.
 
     Raises:
         `ValueError`: If a prompt and its completion do not fit the model's context, before anything is sampled; or a

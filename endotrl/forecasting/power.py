@@ -50,23 +50,8 @@ def power_samples(
     progress: bool = False,
 ) -> list[Sample]:
     r"""
-    One sample of the power distribution for each prompt.
-
-    Args:
-        engine ([`Engine`]):
-            The frozen model.
-        prompts (`list[Prompt]`):
-            Prompts.
-        max_new_tokens (`int`):
-            Longest completion.
-        exponent (`float`):
-            $1 + k$.
-        steps (`int`):
-            Steps of the chain. Each costs about half a completion per prompt.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed.
-        progress (`bool`, *optional*, defaults to `False`):
-            Whether to show a progress bar.
+    One sample of the power distribution for each prompt, `exponent` $1 + k$. A step of the chain costs about half a
+    completion per prompt.
     """
     temperature = 1.0 / exponent
     generator = random.Random(seed)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.math_answers import ANSWER_KEYS, QUESTION_KEYS
+from ..evaluation.math_answers import ANSWER_KEYS, QUESTION_KEYS, with_body
 from ..evaluation.sources import Row, read_rows
 from ..grading import is_right, require_math_verify, same_answer
 from ..rendering.messages import Prompt
@@ -20,21 +20,11 @@ Grade = Callable[[str, Any], float]
 
 @dataclass(frozen=True)
 class Question:
-    """
-    A prompt, as a policy would be trained on it.
+    """A prompt, as a policy would be trained on it, and what graders compare with."""
 
-    Attributes:
-        id (`str`):
-            The row's own id, or its place.
-        prompt (`str` or `list[dict]`):
-            Text to be continued, or messages.
-        answer (`Any`, *optional*):
-            What graders compare with: an answer, or a list of accepted ones. `None` without labels.
-    """
-
-    id: str
+    id: str  # the row's own, or its place
     prompt: Prompt
-    answer: Any = None
+    answer: Any = None  # an answer, or a list of accepted ones
 
     @property
     def key(self) -> str:
@@ -79,7 +69,8 @@ def read_questions(
             raise row.error(f"there is no question: none of the keys {', '.join(QUESTION_KEYS)}. Name its key.")
         prompt = row.get(name)
         if isinstance(prompt, str):
-            prompt = f"{row.text(name)}\n{instruction}" if instruction else row.text(name)
+            prompt = with_body(row, row.text(name)) if question is None else row.text(name)
+            prompt = f"{prompt}\n{instruction}" if instruction else prompt
             prompt = [{"role": "user", "content": prompt}] if chat else prompt
         keys = [answer] if answer else [key for key in ("answer", "answers", *ANSWER_KEYS) if key != name]
         right = row.get(answer) if answer else next((row.data[k] for k in keys if row.data.get(k) is not None), None)

@@ -31,12 +31,8 @@ GREEDY = 0.0
 @dataclass(frozen=True)
 class Mixture:
     r"""
-    Temperatures that the samples of a prompt are drawn at, and the density of the whole (the balance heuristic, with a
-    fixed number of samples of each).
-
-    Args:
-        counts (`dict[float, int]`):
-            Temperature -> number of samples. The greedy completion has temperature 0, and is one sample.
+    How many samples of a prompt are drawn at which temperature, the greedy completion (temperature 0) among them, and
+    the density of the whole: the balance heuristic.
     """
 
     counts: dict[float, int]
@@ -70,14 +66,9 @@ class Mixture:
         return [t for t, count in self.counts.items() for _ in range(count)]
 
     def log_density(self, log_probs: Mapping[float, Sequence[float]], is_greedy: Sequence[bool]) -> np.ndarray:
-        """
-        $\\log q$ of samples.
-
-        Args:
-            log_probs (`Mapping[float, Sequence[float]]`):
-                Log-probabilities of the n samples under each temperature.
-            is_greedy (`Sequence[bool]`):
-                Whether each is the greedy completion.
+        r"""
+        $\log q$ of n samples, of shape `(n,)`, from their log-probabilities under each temperature, and whether each
+        is the greedy completion.
         """
         total = sum(self.counts.values())
         terms = [math.log(n / total) + np.asarray(log_probs[t]) for t, n in self.counts.items() if t != GREEDY]
@@ -88,13 +79,7 @@ class Mixture:
 @dataclass(frozen=True)
 class Drawn:
     """
-    Samples of one prompt.
-
-    Attributes:
-        samples (`list[Sample]`):
-            The samples.
-        token_log_probs (`dict[float, list[list[float]]]`):
-            Log-probability of each of their tokens, under each temperature that was asked for, in nats.
+    Samples of one prompt, and the log-probability of each of their tokens under each temperature asked for, in nats.
     """
 
     samples: list[Sample]
@@ -109,15 +94,7 @@ class Drawn:
 class MixtureSampler:
     """
     Samples with transformers: the prompt is read once for all of its samples, which are drawn side by side, each at
-    its own temperature. Densities come from the logits of the sampling.
-
-    Args:
-        engine ([`Engine`]):
-            The model.
-        max_new_tokens (`int`):
-            Longest completion.
-        recorded (`Sequence[float]`):
-            Temperatures under which densities are wanted.
+    its own temperature. Densities, under the temperatures `recorded`, come from the logits of the sampling.
     """
 
     def __init__(self, engine: Engine, max_new_tokens: int, recorded: Sequence[float]) -> None:
@@ -183,16 +160,8 @@ class MixtureSampler:
 
 class ServedMixtureSampler:
     """
-    Samples of another [`Generator`], such as vLLM's, one temperature after another. Densities come from a scoring pass
-    of the model for each temperature.
-
-    Args:
-        engine ([`Engine`]):
-            The model that scores.
-        generator (`Callable`):
-            [`Generator`] of a temperature.
-        recorded (`Sequence[float]`):
-            As in [`MixtureSampler`].
+    Samples of another [`Generator`] for each temperature, such as vLLM's. Densities come from a scoring pass of the
+    model for each temperature `recorded`.
     """
 
     def __init__(self, engine: Engine, generator: Any, recorded: Sequence[float]) -> None:

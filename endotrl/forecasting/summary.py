@@ -20,19 +20,8 @@ Record = Mapping[str, Any]
 
 class Summary:
     """
-    Estimates from the records of [`collect`].
-
-    Args:
-        records (`list[dict]`):
-            One per question.
-        mixture ([`Mixture`]):
-            What their samples were drawn from.
-        objective ([`Objective`]):
-            What would be trained.
-        betas (`list[float]`):
-            KL penalties.
-        others (`dict[str, list[Unit]]`):
-            Further alternatives.
+    Estimates from the records of [`collect`] for each beta, and of what costs no training: from the same samples, and
+    `others`.
     """
 
     def __init__(
