@@ -37,7 +37,6 @@ TRAINING: dict[str, Any] = {
     "per_device_train_batch_size": 256,
     "num_generations": 8,
     "max_completion_length": arithmetic.MAX_ANSWER_LENGTH,
-    "learning_rate": 1e-3,
     "lr_scheduler_type": "cosine",
     "warmup_steps": 10,
     "bf16": False,
@@ -47,7 +46,7 @@ ARMS: dict[str, tuple[str, type, type, dict[str, Any]]] = {
     "grpo_none": ('GRPO, scale_rewards="none"', GRPOTrainer, GRPOConfig, {"scale_rewards": "none"}),
     "grpo_group": ('GRPO, scale_rewards="group"', GRPOTrainer, GRPOConfig, {"scale_rewards": "group"}),
 }
-KEYS = ("base", "seed", "arm", "beta", "forecast", "trained")
+KEYS = ("base", "seed", "arm", "beta", "forecast", "trained", "steps", "learning_rate")
 
 
 def derailed(question: arithmetic.Question, generator: random.Random) -> str:
@@ -92,10 +91,9 @@ def distance(
     return (own - frozen) - (frozen - row["reward"]) / row["beta"] - row["kl"]
 
 
-def run(
-    base: Path, name: str, seed: int, arm: str, beta: float, steps: int, row: dict[str, Any], folder: Path
-) -> dict[str, Any]:
+def run(base: Path, name: str, seed: int, arm: str, row: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     """Trains one arm and asks it what was forecast."""
+    beta, optimizer = row["beta"], {"max_steps": args.steps, "learning_rate": args.learning_rate}
     tokenizer = AutoTokenizer.from_pretrained(base)
     _, trainer_class, config_class, settings = ARMS[arm]
     trained = train_with_grpo(
@@ -105,11 +103,11 @@ def run(
         EndogenousReward(str(base)),
         arithmetic.accuracy,
         arithmetic.make_dataset(training_questions(seed, 8000)),
-        folder,
+        args.folder / "trained",
         trainer_class=trainer_class,
         config_class=config_class,
         seed=seed,
-        **{**TRAINING, **settings, "beta": beta, "max_steps": steps},
+        **{**TRAINING, **settings, "beta": beta, **optimizer},
     )
     questions = arithmetic.make_questions(NUM_QUESTIONS, seed=seed + 1)
     return {
@@ -117,11 +115,13 @@ def run(
         "seed": seed,
         "arm": arm,
         "beta": beta,
-        "steps": steps,
+        "steps": args.steps,
+        "learning_rate": args.learning_rate,
         "forecast": row,
         "trained": accuracy(trained.model, tokenizer, questions, EVALUATIONS, seed),
         "distance": distance(trained.model, base, tokenizer, questions, row) if arm == "rloo" else None,
         "curve": [entry["rewards/accuracy/mean"] for entry in trained.history],
+        "rewards": [entry["rewards/endogenous_reward/mean"] for entry in trained.history],
         "seconds": trained.seconds,
     }
 
@@ -175,7 +175,7 @@ def page(results: list[dict[str, Any]], settings: dict[str, Any]) -> str:
         "",
         f"Forecast: {NUM_QUESTIONS} questions that were never trained on, {SAMPLES} samples each. Training: TRL as it "
         f"is, {settings['steps']} steps of {TRAINING['per_device_train_batch_size']} answers in groups of "
-        f"{TRAINING['num_generations']}, learning rate {TRAINING['learning_rate']:g} (cosine), reward "
+        f"{TRAINING['num_generations']}, learning rate {settings['learning_rate']:g} (cosine), reward "
         f"`EndogenousReward(base)`. Trained: {EVALUATIONS} sampled answers to each of the same questions.",
         "",
         f"**{len(close)} of {len(sure)} runs with at least 5 effective samples end within 3 points of the forecast.**",
@@ -190,7 +190,8 @@ def main() -> None:
     """Runs what is not there yet, and writes figures and page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="Number of seeds.")
-    parser.add_argument("--steps", type=int, default=100, help="Training steps.")
+    parser.add_argument("--steps", type=int, default=200, help="Training steps.")
+    parser.add_argument("--learning-rate", type=float, default=5e-4, help="Learning rate.")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="Trainers.")
     parser.add_argument("--bases", nargs="+", default=["scattered", "derailing", "misled"], help="Base models.")
     parser.add_argument("--betas", nargs="+", type=float, default=list(BETAS), help="KL penalties.")
@@ -201,7 +202,9 @@ def main() -> None:
     quiet()
     args.folder.mkdir(parents=True, exist_ok=True)
     log = args.folder / "runs.jsonl"
-    results = read_lines(log, KEYS)
+    results = [
+        r for r in read_lines(log, KEYS) if (r["steps"], r["learning_rate"]) == (args.steps, args.learning_rate)
+    ]
     started = time.perf_counter()
     for seed in range(args.seeds):
         paths = bases(args.folder, seed)
@@ -231,7 +234,7 @@ def main() -> None:
                     done = {(r["base"], r["seed"], r["arm"], r["beta"]) for r in results}
                     if (name, seed, arm, row["beta"]) in done:
                         continue
-                    result = run(paths[name], name, seed, arm, row["beta"], args.steps, row, args.folder / "trained")
+                    result = run(paths[name], name, seed, arm, row, args)
                     result |= {"sampled": predicted.alternatives["sampled"], "alternatives": predicted.alternatives}
                     append_lines(log, [result])
                     results.append(result)
@@ -240,10 +243,13 @@ def main() -> None:
         **describe_run("studies.forecast", "cpu"),
         "seconds": time.perf_counter() - started,
         "steps": args.steps,
+        "learning_rate": args.learning_rate,
     }
     write_figures(args.output / "forecast.json.gz", {"settings": settings, "results": results})
     (args.output / "forecast.md").write_text(page(results, settings), encoding="utf-8")
-    Console().print(terminal_table(HEADER, table_rows(results)))
+    shown = [0, 1, 2, 4, 6, 7]  # 80 columns
+    rows = [[row[i] for i in shown] for row in table_rows(results)]
+    Console().print(terminal_table([HEADER[i] for i in shown], rows))
 
 
 if __name__ == "__main__":

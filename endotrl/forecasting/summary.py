@@ -90,9 +90,10 @@ class Summary:
                 self._samples.owner, 1.0 - (1.0 - shares.clip(0, 1)) ** self._objective.num_generations
             ),
             "agreement": shares[self._majority],
-            "kl": self._samples.divergence(log_weights),
             "reward": mean(weights, self._samples.rewards),
         }
+        if np.isfinite(log_weights).all():
+            columns["kl"] = self._samples.divergence(log_weights)
         if self._right is not None:
             columns["accuracy"] = mean(weights, self._right)
         return [
@@ -102,7 +103,8 @@ class Summary:
 
     def _alternatives(self, half_temperature: Array) -> dict[str, list[Unit]]:
         """What costs no training. Without labels, only what says something of the samples."""
-        units = {"sampled": self._units(self._samples.base)}
+        at_one = np.tile([0.0 if t == 1.0 else -np.inf for t in self._temperatures], len(self._records))
+        units = {"sampled": self._units(self._samples.normalized(at_one))}  # without weights, and so without bias
         units["greedy"] = [
             self._one(r, lambda r, votes: [float(t == GREEDY) for t in self._temperatures]) for r in self._records
         ]
