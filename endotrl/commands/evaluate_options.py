@@ -110,10 +110,12 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     add_reward_settings(parser, "dtype", "device", "trust_remote_code", "max_tokens_per_batch")
 
 
-def add_output(parser: argparse.ArgumentParser, default: str) -> None:
+def add_output(
+    parser: argparse.ArgumentParser, default: str, files: str = "results.json, results.md and report.html"
+) -> None:
     """Adds the options that say where files go."""
     add = parser.add_argument
-    add("--output", metavar="DIR", help=f"folder for results.json, results.md and report.html (default: {default})")
+    add("--output", metavar="DIR", help=f"folder for {files} (default: {default})")
     add("--overwrite", action="store_true", help="start anew if the folder holds a run")
     add("--quiet", action="store_true", help="show neither progress nor table; errors only")
 

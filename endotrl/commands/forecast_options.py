@@ -80,7 +80,7 @@ def add_forecast(commands: Any) -> None:
         help="also sample from the power distribution of the smallest beta without training, by so many "
         "Metropolis-Hastings steps",
     )
-    add_output(parser, "forecast")
+    add_output(parser, "forecast", "forecast.json and report.html")
     settings = parser.add_argument_group("reward", "As the parameters of `endotrl.EndogenousReward`.")
     add_reward_settings(settings, *REWARD)
     parser.set_defaults(run=_run)

@@ -4,7 +4,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ..evaluation.intervals import MIN_CLUSTERS, is_noise
+from ..evaluation.intervals import MIN_CLUSTERS, Estimate, is_noise
 from .policies import Objective
 from .summary import MIN_ESS, Summary
 
@@ -23,7 +23,7 @@ def suggested_beta(summary: Summary) -> float | None:
     if not rows:
         return None
     best = max(rows, key=lambda row: row[metric])
-    if not summary.gain(f"beta={best['beta']:g}", metric).low > 0:
+    if not _is_more(summary.gain(f"beta={best['beta']:g}", metric)):
         return None
     return max(row["beta"] for row in rows if row[metric] >= best[metric] - CLOSE)
 
@@ -43,6 +43,15 @@ def _vouched(summary: Summary) -> list[dict[str, Any]]:
     return [row for row in summary.betas if row["ess"] >= MIN_ESS]
 
 
+def _is_more(difference: Estimate) -> bool:
+    """Beyond noise, and more than nothing."""
+    return difference.low > 0 and difference.value >= CLOSE
+
+
+def _is_less(difference: Estimate) -> bool:
+    return difference.high < 0 and difference.value <= -CLOSE
+
+
 def _few(num_questions: int) -> str:
     return "" if num_questions >= MIN_CLUSTERS else f"{num_questions} questions are too few to tell."
 
@@ -55,13 +64,13 @@ def _labelled(summary: Summary) -> list[str]:
     best, last = max(rows, key=lambda row: row["accuracy"]), rows[-1]
     gain = summary.gain(f"beta={best['beta']:g}")
     loss = summary.gain(f"beta={last['beta']:g}")
-    if gain.low > 0:
+    if _is_more(gain):
         beta = suggested_beta(summary)
         best = next(row for row in rows if row["beta"] == beta)
         words = [f"Sharpening helps: {_change(now, best, 'accuracy')} at beta {beta:g}."]
-        if last["beta"] < best["beta"] and summary.gain(f"beta={last['beta']:g}", over=f"beta={beta:g}").high < 0:
+        if _is_less(summary.gain(f"beta={last['beta']:g}", over=f"beta={beta:g}")):
             words.append(f"A smaller beta is worse again: {last['accuracy']:.0%} at {last['beta']:g}.")
-    elif loss.high < 0:
+    elif _is_less(loss):
         words = [f"It would hurt: {_change(now, last, 'accuracy')} at beta {last['beta']:g}."]
         if summary.wrong_more_probable is not None:
             words.append(
@@ -73,7 +82,7 @@ def _labelled(summary: Summary) -> list[str]:
             f"No change beyond noise: {_change(now, best, 'accuracy')} at beta {best['beta']:g}, the best of "
             f"{rows[0]['beta']:g} to {last['beta']:g}."
         ]
-    return [*words, _rivals(summary, best["accuracy"], helps=gain.low > 0)]
+    return [*words, _rivals(summary, best["accuracy"], helps=_is_more(gain))]
 
 
 def _start(summary: Summary) -> str:
@@ -111,16 +120,18 @@ def _unlabelled(summary: Summary) -> list[str]:
     best = max(rows, key=lambda row: row["agreement"])
     gain = summary.gain(f"beta={best['beta']:g}", "agreement")
     change = _change(now, best, "agreement")
-    if gain.low > 0:
+    if _is_more(gain):
         first = f"Answers become more alike: {change} agree with the majority answer at beta {best['beta']:g}."
         return [
             first,
             "That helps where the majority is right, and hurts where it is wrong: without labels, the "
             "samples cannot tell which. 50 labelled questions can.",
         ]
-    if gain.high < 0:
+    last = rows[-1]
+    if _is_less(summary.gain(f"beta={last['beta']:g}", "agreement")):
+        change = _change(now, last, "agreement")
         return [
-            f"It moves away from the majority answer: {change} agree with it at beta {best['beta']:g}. What is "
+            f"It moves away from the majority answer: {change} agree with it at beta {last['beta']:g}. What is "
             "probable as a text is not what most samples answer: do not train without labels."
         ]
     return [f"Answers hardly change: {change} agree with the majority answer at beta {best['beta']:g}."]
