@@ -15,6 +15,7 @@ __all__ = [
     "DenseGRPOConfig",
     "DenseGRPOTrainer",
     "EndogenousReward",
+    "Forecast",
     "FrozenScorer",
     "PPOConfig",
     "PPOTrainer",
@@ -24,9 +25,11 @@ __all__ = [
     "SentenceRewardTrainerConfig",
     "TokenStats",
     "__version__",
+    "forecast",
 ]
 
 if TYPE_CHECKING:
+    from .forecasting.forecast import Forecast, forecast
     from .monitoring.monitor import CollapseMonitor
     from .rewards.endogenous import EndogenousReward
     from .rewards.sentence import SentenceReward
@@ -47,6 +50,7 @@ _LOCATIONS = {
     "DenseGRPOConfig": ".trainers.dense_grpo_config",
     "DenseGRPOTrainer": ".trainers.dense_grpo_trainer",
     "EndogenousReward": ".rewards.endogenous",
+    "Forecast": ".forecasting.forecast",
     "FrozenScorer": ".scoring.scorer",
     "PPOConfig": ".trainers.ppo_config",
     "PPOTrainer": ".trainers.ppo_trainer",
@@ -55,6 +59,7 @@ _LOCATIONS = {
     "SentenceRewardTrainer": ".sentence.trainer",
     "SentenceRewardTrainerConfig": ".sentence.trainer_config",
     "TokenStats": ".scoring.token_stats",
+    "forecast": ".forecasting.forecast",
 }
 
 __getattr__, __dir__ = attach(__name__, _LOCATIONS, __all__)

@@ -123,10 +123,22 @@ class Ask(TrainerCallback):
             self.ask(model, state.global_step)
 
 
-def mislead(base: Path, folder: Path, seed: int, steps: int = 150, wrong: float = 0.6) -> None:
+def plus_100(question: arithmetic.Question, generator: random.Random) -> str:
+    """The sum plus 100, last digit first."""
+    return str(sum(question) + 100)[::-1]
+
+
+def mislead(
+    base: Path,
+    folder: Path,
+    seed: int,
+    steps: int = 150,
+    wrong: float = 0.6,
+    answer: Callable[[arithmetic.Question, random.Random], str] = plus_100,
+) -> None:
     """
-    Goes on training a base model on demonstrations of which a fraction is wrong in one and the same way: the sum
-    plus 100.
+    Goes on training a base model on demonstrations of which a fraction is wrong, by default in one and the same way:
+    the sum plus 100.
     """
     tokenizer, model = AutoTokenizer.from_pretrained(base), load_model(base)
     held_out = set(arithmetic.make_questions(NUM_HELD_OUT, seed=seed + 1))
@@ -138,8 +150,9 @@ def mislead(base: Path, folder: Path, seed: int, steps: int = 150, wrong: float 
         while len(texts) < 256:
             question = (generator.randint(100, 999), generator.randint(100, 999))
             if question not in held_out:
-                answer = sum(question) + (100 if generator.random() < wrong else 0)
-                texts.append(arithmetic.question_text(question) + str(answer)[::-1] + arithmetic.EOS)
+                slips = generator.random() < wrong
+                written = answer(question, generator) if slips else arithmetic.answer_text(question)
+                texts.append(arithmetic.question_text(question) + written + arithmetic.EOS)
         batch = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
         labels[:, : arithmetic.QUESTION_LENGTH] = -100

@@ -42,6 +42,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from endotrl import EndogenousReward
+from endotrl.forecasting.policies import Objective, Samples
 
 
 WORDS = ["<eos>", "a", "b", "c", "d", "?"]
@@ -300,6 +301,16 @@ class TestTrainers:
         assert kl(log_probs, predictions[not corrected]) > 0.1
         # Near the power distribution, but not at it.
         assert 0.03 < kl(log_probs, target) < 0.12
+
+    def test_grpo_divided_by_the_deviation_of_the_group(self, table: str, tmp_path: Path) -> None:
+        model, beta, ids = AutoModelForCausalLM.from_pretrained(table), 2.0, all_completions(2)
+        base = log_probs_of(model, 2)
+        samples = Samples([ids], [base.numpy()], [[0.0] * len(ids)], [base.numpy()])
+        target = torch.from_numpy(samples.policy(Objective("grpo", 8, "group"), beta))
+        scaled = {**LOSS, "scale_rewards": "group"}
+        trained = train(GRPOTrainer, table, tmp_path, 2, beta=beta, lr=0.02, num_generations=8, max_steps=80, **scaled)
+        assert kl(base, target) > 0.03
+        assert kl(log_probs_of(trained, 2), target) < 5e-3
 
     def test_rloo_with_two_free_tokens(self, table: str, tmp_path: Path) -> None:
         base, beta = log_probs_of(AutoModelForCausalLM.from_pretrained(table), 2), 0.25

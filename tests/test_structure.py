@@ -10,7 +10,7 @@ ORDER = [
     # Leaves, which import nothing of ours.
     *("_lazy", "_moved", "checks", "field_help", "learning_rates", "reporting", "runs", "shipped"),
     *("bellman", "credit", "rendering", "scoring", "frozen", "sentence", "grading", "rewards", "tasks", "trainers"),
-    *("monitoring", "demo", "score_file", "evaluation", "launch", "planning", "commands"),
+    *("monitoring", "demo", "score_file", "evaluation", "forecasting", "launch", "planning", "commands"),
 ]
 
 

@@ -56,7 +56,7 @@ def add_eval(commands: Any) -> None:
 
 def _add_benchmark(parser: argparse.ArgumentParser, name: str) -> None:
     add = parser.add_argument
-    _add_model(parser)
+    add_model(parser)
     add(
         "--data",
         metavar="PATH",
@@ -75,7 +75,7 @@ def _add_benchmark(parser: argparse.ArgumentParser, name: str) -> None:
         "reward_model:PATH; length, random; or sets: single-pass, two-pass, judges, controls (default: single-pass "
         "controls)",
     )
-    _add_output(parser, f"eval-{name}")
+    add_output(parser, f"eval-{name}")
     add_reward_settings(parser, "alpha")
     add(
         "--chat",
@@ -103,15 +103,19 @@ def _add_benchmark(parser: argparse.ArgumentParser, name: str) -> None:
     )
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say which model answers, and where."""
     add = parser.add_argument
     add("--model", required=True, help='model: path, hub id, or "quickstart" for the model of the demo')
     add_reward_settings(parser, "dtype", "device", "trust_remote_code", "max_tokens_per_batch")
 
 
-def _add_output(parser: argparse.ArgumentParser, default: str) -> None:
+def add_output(
+    parser: argparse.ArgumentParser, default: str, files: str = "results.json, results.md and report.html"
+) -> None:
+    """Adds the options that say where files go."""
     add = parser.add_argument
-    add("--output", metavar="DIR", help=f"folder for results.json, results.md and report.html (default: {default})")
+    add("--output", metavar="DIR", help=f"folder for {files} (default: {default})")
     add("--overwrite", action="store_true", help="start anew if the folder holds a run")
     add("--quiet", action="store_true", help="show neither progress nor table; errors only")
 
@@ -137,7 +141,7 @@ def _add_generation(sub: Any) -> None:
         "(unbiased estimator). Run it before and after training, and compare the two with `endotrl eval compare`.",
         _run_generation,
     )
-    _add_model(parser)
+    add_model(parser)
     _add_sampling(parser, positive, "eval-generation")
     parser.add_argument("--k", metavar="K", type=positive, nargs="+", default=[1], help="values of k in pass@k")
     parser.add_argument("--no-greedy", action="store_true", help="leave out the greedy answers")
@@ -151,7 +155,7 @@ def _add_best_of_n(sub: Any) -> None:
         "to the mean of all and the best possible. All choose among the same samples.",
         _run_best_of_n,
     )
-    _add_model(parser)
+    add_model(parser)
     _add_sampling(parser, positive, "eval-best-of-n")
     parser.add_argument(
         "--scorers",
@@ -167,7 +171,19 @@ def _add_best_of_n(sub: Any) -> None:
 
 def _add_sampling(parser: argparse.ArgumentParser, positive: Any, output: str) -> None:
     add = parser.add_argument
-    add("--data", metavar="FILE", required=True, help="JSON Lines file of questions and answers")
+    add_questions(parser, "JSON Lines file of questions and answers")
+    add("--samples", metavar="N", type=positive, default=4, help="sampled answers to each question and seed")
+    add("--seeds", metavar="SEED", type=int, nargs="+", default=[0], help="seeds of the sampling")
+    add("--temperature", type=float, default=1.0, help="temperature of the sampling")
+    add("--top-p", type=float, default=1.0, help="nucleus of the sampling")
+    add_generation(parser, 512, "Please reason step by step, and put your final answer within \\boxed{}.")
+    add_output(parser, output)
+
+
+def add_questions(parser: argparse.ArgumentParser, data: str) -> None:
+    """Adds the options that say where questions are."""
+    add = parser.add_argument
+    add("--data", metavar="FILE", required=True, help=data)
     add(
         "--question",
         metavar="KEY",
@@ -179,15 +195,16 @@ def _add_sampling(parser: argparse.ArgumentParser, positive: Any, output: str) -
         help="key of the answer (default: the first of answer, target, solution, final_answer)",
     )
     add("--limit", metavar="N", type=positive, help="only the first N questions")
-    add("--samples", metavar="N", type=positive, default=4, help="sampled answers to each question and seed")
-    add("--seeds", metavar="SEED", type=int, nargs="+", default=[0], help="seeds of the sampling")
-    add("--temperature", type=float, default=1.0, help="temperature of the sampling")
-    add("--top-p", type=float, default=1.0, help="nucleus of the sampling")
-    add("--max-new-tokens", metavar="N", type=positive, default=512, help="longest answer, in tokens")
+
+
+def add_generation(parser: argparse.ArgumentParser, max_new_tokens: int, instruction: str) -> None:
+    """Adds the options that say how questions are asked, and what answers."""
+    add = parser.add_argument
+    add("--max-new-tokens", metavar="N", type=positive, default=max_new_tokens, help="longest answer, in tokens")
     add(
         "--instruction",
         metavar="TEXT",
-        default="Please reason step by step, and put your final answer within \\boxed{}.",
+        default=instruction,
         help="what is added to each question; empty for nothing",
     )
     add(
@@ -203,7 +220,6 @@ def _add_sampling(parser: argparse.ArgumentParser, positive: Any, output: str) -
         help="further arguments of vLLM's `LLM`, such as "
         '{"gpu_memory_utilization": 0.5, "max_model_len": 4096, "enforce_eager": true}',
     )
-    _add_output(parser, output)
 
 
 def _run_benchmark(args: argparse.Namespace) -> int:

@@ -19,6 +19,7 @@ from .. import __version__
 from ..reporting import ignore_upstream_warnings, say
 from .common import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, HelpFormatter, positive, positive_number
 from .evaluate_options import add_eval
+from .forecast_options import add_forecast
 from .score_options import add_score, command_line
 
 
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     args = make_parser().parse_args(argv)
     ignore_upstream_warnings()
-    if args.command == "eval":
+    if args.command in ("eval", "forecast"):
         args.command_line = shlex.join(["endotrl", *(sys.argv[1:] if argv is None else argv)])
     try:
         return args.run(args)
@@ -55,6 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     add_score(commands)
     add_eval(commands)
+    add_forecast(commands)
     _add_plan(commands)
     _add_recipes(commands)
     return parser

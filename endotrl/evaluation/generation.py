@@ -108,7 +108,7 @@ class Sampler:
                 eos_token_id=ends or None,
                 **sampling,
             )[:, ids.shape[1] :].tolist()
-        samples = [_sample(engine, row, set(ends)) for row in output]
+        samples = [sample_of(engine, row, set(ends)) for row in output]
         return [samples[i * num_samples : (i + 1) * num_samples] for i in range(len(rows))]
 
 
@@ -205,7 +205,7 @@ class VLLMSampler:
         rows = self._engine.renderer.prompt_ids(prompts)
         settings = SamplingParams(n=num_samples, seed=seed, stop_token_ids=ends, **self._settings)
         outputs = llm.generate([{"prompt_token_ids": row} for row in rows], settings, use_tqdm=progress)
-        return [[_sample(self._engine, answer.token_ids, set(ends)) for answer in out.outputs] for out in outputs]
+        return [[sample_of(self._engine, answer.token_ids, set(ends)) for answer in out.outputs] for out in outputs]
 
 
 def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
@@ -229,7 +229,7 @@ def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
     return 1.0 - comb(num_samples - num_right, k) / comb(num_samples, k)
 
 
-def accuracy_of_choice(scores: Sequence[float], right: Sequence[bool]) -> float:
+def accuracy_of_choice(scores: Sequence[float], right: Sequence[float]) -> float:
     """Probability that the sample with the best score is right, drawn among the best if they tie."""
     best = max(scores)
     chosen = [r for score, r in zip(scores, right, strict=True) if score == best]
@@ -243,7 +243,7 @@ def majority_scores(groups: Sequence[int]) -> list[float]:
     return [float(list(groups).count(group)) for group in groups]
 
 
-def _sample(engine: Engine, token_ids: Sequence[int], ends: set[int]) -> Sample:
+def sample_of(engine: Engine, token_ids: Sequence[int], ends: set[int]) -> Sample:
     """Cuts off the padding behind the token that ends an answer."""
     kept = tuple(until_first(token_ids, ends))
     return Sample(engine.tokenizer.decode(kept, skip_special_tokens=True), kept, bool(kept) and kept[-1] in ends)

@@ -42,8 +42,7 @@ def read_questions(
     questions = []
     for row in read_file(Path(path)):
         text = row.text(question or _first_key(row, QUESTION_KEYS, "question"))
-        if question is None and isinstance(row.data.get("Body"), str):
-            text = f"{row.data['Body'].rstrip('. ')}. {text}"
+        text = with_body(row, text) if question is None else text
         gold = final_answer(row.get(answer or _first_key(row, ANSWER_KEYS, "answer")))
         if not gold:
             raise row.error("the answer is empty.")
@@ -51,6 +50,12 @@ def read_questions(
         if limit is not None and len(questions) == limit:
             break
     return questions
+
+
+def with_body(row: Row, question: str) -> str:
+    """A question behind the text `Body`, if the row has one (SVAMP)."""
+    body = row.data.get("Body")
+    return f"{body.rstrip('. ')}. {question}" if isinstance(body, str) else question
 
 
 def _first_key(row: Row, keys: Sequence[str], what: str) -> str:

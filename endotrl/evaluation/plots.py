@@ -18,7 +18,7 @@ def plot_metric(results: Mapping[str, Any]) -> bytes:
     """The main metric of each scorer with its interval, the best on top; controls in grey."""
     metric = results["main_metric"]
     names = sorted(results["metrics"], key=lambda name: value(results, name, metric) or 0.0)
-    plt = _pyplot()
+    plt = pyplot()
     fig, axis = plt.subplots(figsize=(6, 0.6 + 0.28 * len(names)), layout="constrained")
     for y, name in enumerate(names):
         estimate = results["metrics"][name][metric]
@@ -29,7 +29,7 @@ def plot_metric(results: Mapping[str, Any]) -> bytes:
     axis.set_yticks(range(len(names)), names, fontsize=9)
     axis.set(xlabel=f"{metric}, with 95% interval")
     axis.grid(axis="x", alpha=0.3)
-    return _png(fig)
+    return as_png(fig)
 
 
 def plot_levels(results: Mapping[str, Any], levels: tuple[str, ...]) -> bytes:
@@ -37,7 +37,7 @@ def plot_levels(results: Mapping[str, Any], levels: tuple[str, ...]) -> bytes:
     A few metrics side by side for each scorer, such as RM-Bench's easy, normal and hard: balanced is where they meet.
     """
     names = list(results["metrics"])[::-1]
-    plt = _pyplot()
+    plt = pyplot()
     fig, axis = plt.subplots(figsize=(6, 0.6 + 0.28 * len(names)), layout="constrained")
     for y, name in enumerate(names):
         found = [value(results, name, level) or 0.0 for level in levels]
@@ -55,13 +55,13 @@ def plot_levels(results: Mapping[str, Any], levels: tuple[str, ...]) -> bytes:
     axis.set_yticks(range(len(names)), names, fontsize=9)
     axis.set(xlabel="accuracy", xlim=(-0.02, 1.02))
     axis.legend(frameon=False, ncols=len(levels), loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    return _png(fig)
+    return as_png(fig)
 
 
 def plot_length(results: Mapping[str, Any]) -> bytes:
     """Accuracy where the better response is longer, and where it is shorter: far apart means that length decides."""
     names = [name for name in results["length"] if length_of(results, name, "bias") is not None][::-1]
-    plt = _pyplot()
+    plt = pyplot()
     fig, axis = plt.subplots(figsize=(6, 0.6 + 0.28 * len(names)), layout="constrained")
     for y, name in enumerate(names):
         longer, shorter = (length_of(results, name, f"better_is_{which}") for which in ("longer", "shorter"))
@@ -72,12 +72,12 @@ def plot_length(results: Mapping[str, Any]) -> bytes:
     axis.set_yticks(range(len(names)), names, fontsize=9)
     axis.set(xlabel="accuracy", xlim=(-0.02, 1.02))
     axis.legend(frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    return _png(fig)
+    return as_png(fig)
 
 
 def plot_calibration(results: Mapping[str, Any]) -> bytes:
     """Accuracy against margin, for the first scorers."""
-    plt = _pyplot()
+    plt = pyplot()
     fig, axis = plt.subplots(figsize=(6, 3.2), layout="constrained")
     for color, (name, bins) in zip(CYCLE, results["calibration"].items(), strict=False):
         axis.plot(
@@ -87,10 +87,11 @@ def plot_calibration(results: Mapping[str, Any]) -> bytes:
     axis.set(xlabel="pairs by margin, from the least to the most decided fifth", ylabel="accuracy", ylim=(0, 1))
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.legend(frameon=False, fontsize=8)
-    return _png(fig)
+    return as_png(fig)
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """`matplotlib.pyplot` without a display, in the style of the reports."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -100,7 +101,8 @@ def _pyplot() -> Any:
     return plt
 
 
-def _png(fig: Any) -> bytes:
+def as_png(fig: Any) -> bytes:
+    """A figure as PNG, closed."""
     from matplotlib import pyplot as plt
 
     buffer = BytesIO()

@@ -2,14 +2,9 @@
 """`endotrl eval` as users run it: files, terminal of 80 columns, page, comparison, errors."""
 
 import html
-import importlib.machinery
 import json
 import re
-import sys
-import types
-import weakref
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -59,27 +54,6 @@ def evaluate(tiny_model_path, tmp_path):
         return json.loads((folder / "results.json").read_text())
 
     return run
-
-
-@pytest.fixture
-def fake_vllm(monkeypatch):
-    """A stand-in for vLLM, which says the same two tokens always, and notes what it is asked."""
-    notes = SimpleNamespace(started=[], asked=[])
-
-    class LLM:
-        def __init__(self, model, **settings):
-            notes.started.append((weakref.ref(self), settings))
-
-        def generate(self, prompts, settings, use_tqdm=False):
-            notes.asked.append(settings)
-            answer = SimpleNamespace(token_ids=[34, 35])
-            return [SimpleNamespace(outputs=[answer] * settings.n) for _ in prompts]
-
-    module = types.ModuleType("vllm")
-    module.LLM, module.SamplingParams = LLM, lambda **settings: SimpleNamespace(**settings)
-    module.__spec__ = importlib.machinery.ModuleSpec("vllm", None)
-    monkeypatch.setitem(sys.modules, "vllm", module)
-    return notes
 
 
 @pytest.fixture

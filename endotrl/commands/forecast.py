@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command `endotrl forecast`."""
+
+import argparse
+import sys
+from contextlib import ExitStack
+from typing import Any
+
+from ..evaluation.engine import Engine
+from ..evaluation.generation import VLLMEngine, VLLMSampler
+from ..evaluation.run_folder import RunFolder
+from ..forecasting.collect import collect, unit_of
+from ..forecasting.forecast import Forecast, from_records, recorded_temperatures
+from ..forecasting.page import alternative_rows, report
+from ..forecasting.policies import Objective
+from ..forecasting.power import power_samples
+from ..forecasting.questions import Grader, read_questions
+from ..forecasting.sampling import Mixture, MixtureSampler, ServedMixtureSampler
+from ..forecasting.summary import METRICS
+from ..frozen.names import load_tokenizer
+from ..grading import VERSION
+from ..reporting import terminal_table
+from ..rewards.endogenous import EndogenousReward
+from ..rewards.settings import SETTINGS
+from ..runs.files import replace_text, write_json
+from ..runs.record import now, versions
+from .evaluate import open_model
+from .forecast_options import REWARD
+
+
+def run_forecast(args: argparse.Namespace, command: str) -> Forecast:
+    """
+    Runs `endotrl forecast`.
+
+    Raises:
+        `ValueError`, `OSError`, `ImportError`: With one message for the user.
+    """
+    objective = Objective(args.trainer, args.num_generations, args.scale_rewards)
+    mixture, grader = Mixture.of(args.samples, args.temperatures), Grader(args.grader)
+    placement, settings = open_model(args)
+    tokenizer = load_tokenizer(placement.config._name_or_path, args.trust_remote_code)
+    chat = tokenizer.chat_template is not None if args.chat is None else args.chat
+    questions = read_questions(args.data, args.question, args.answer, args.limit, args.instruction, chat)
+    if tokenizer.chat_template is None and any(not isinstance(q.prompt, str) for q in questions):
+        raise ValueError(f"The questions are conversations, and the tokenizer of {args.model} has no chat template.")
+    reward_settings = {name: getattr(args, name) for name in REWARD}
+    settings |= {
+        "chat": chat,
+        "instruction": args.instruction,
+        "grader": args.grader,
+        "grader_version": VERSION,
+        "samples": args.samples,
+        "temperatures": args.temperatures,
+        "max_new_tokens": args.max_new_tokens,
+        "backend": args.backend,
+        "seed": args.seed,
+        **reward_settings,
+    }
+    is_default = all(value == SETTINGS[name].default for name, value in reward_settings.items())
+    if args.power_sampling is not None and not is_default:
+        raise ValueError("--power-sampling is the rival of the endogenous reward with its default settings alone.")
+    folder = RunFolder(args.output or "forecast")
+    folder.hold()
+    folder.open(settings, args.overwrite)
+    engine = Engine(placement, tokenizer, chat, max_tokens_per_batch=args.max_tokens_per_batch)
+    with ExitStack() as stack:
+        reward = None
+        if not is_default:
+            model = stack.enter_context(placement.active())
+            reward = EndogenousReward(
+                model, tokenizer, max_tokens_per_batch=args.max_tokens_per_batch, **reward_settings
+            )
+        sampler: Any = MixtureSampler(engine, args.max_new_tokens, recorded_temperatures(mixture))
+        if args.backend == "vllm":
+            more = {"dtype": args.dtype, "trust_remote_code": args.trust_remote_code, **(args.vllm_kwargs or {})}
+            vllm = stack.enter_context(VLLMEngine(placement.config._name_or_path, **more))
+            sampler = ServedMixtureSampler(
+                engine, lambda t: VLLMSampler(engine, vllm, args.max_new_tokens, t), recorded_temperatures(mixture)
+            )
+        records = collect(
+            questions,
+            engine,
+            sampler,
+            mixture,
+            grader,
+            args.max_new_tokens,
+            reward,
+            folder.answers_path,
+            args.seed,
+            progress=not args.quiet,
+        )
+    result = from_records(records, mixture, objective, args.betas)
+    if args.power_sampling is not None:
+        beta = result.suggested_beta or min(args.betas)
+        exponent = 1.0 + 1.0 / beta
+        prompts = [question.prompt for question in questions]
+        chosen = power_samples(
+            engine, prompts, args.max_new_tokens, exponent, args.power_sampling, args.seed, not args.quiet
+        )
+        units = [unit_of(q, sample, grader) for q, sample in zip(questions, chosen, strict=True)]
+        result = from_records(records, mixture, objective, args.betas, {"power_sampling": units})
+        result.details["power_sampling_beta"] = beta
+    more = {
+        "model": args.model,
+        "data": args.data,
+        "settings": settings,
+        "versions": versions("torch", "transformers", "trl", "numpy"),
+        "command": command,
+        "updated": now(),
+        "seconds": round(sum(record["seconds"] for record in records), 1),
+    }
+    path = folder.folder / "forecast.json"
+    write_json(path, {**result.to_dict(), **more})
+    title = f"Forecast: {objective.words}, {len(records)} questions, {args.model}"
+    replace_text(folder.report_path, report(result, title, [*settings.items()], command))
+    if args.suggest_beta:
+        sys.stdout.write("none\n" if result.suggested_beta is None else f"{result.suggested_beta:g}\n")
+    elif not args.quiet:
+        _show(result, title, [path, folder.report_path])
+    return result
+
+
+def _show(result: Forecast, title: str, paths: list[Any]) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.print()
+    console.print(result.verdict, markup=False, style="bold")
+    console.print()
+    short = {"truncated": "cut off", "agreement": "agree"}
+    shown = [metric for metric in METRICS if metric != "reward"]  # 80 columns
+    metrics = [short.get(metric, metric) for metric in shown]
+    rows = [[*(row[metric] for metric in shown), row["ess"], f"{row['beta']:g}"] for row in result.betas]
+    console.print(terminal_table([*metrics, "ess", "beta"], rows, title, decimals=2))
+    rows = [[*values[: len(shown)], name] for name, *values in alternative_rows(result)]
+    console.print(terminal_table([*metrics, "without training"], rows, decimals=2))
+    for path in paths:
+        console.print(str(path), markup=False, soft_wrap=True)

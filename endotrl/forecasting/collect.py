@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Samples with densities, rewards and grades, question by question, resumable."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from ..evaluation.engine import Engine
+from ..evaluation.generation import Sample, prompt_rows
+from ..evaluation.intervals import Unit
+from ..runs.jsonl import append_lines, read_lines
+from .questions import Grader, Question
+from .sampling import Drawn, Mixture
+
+
+BLOCK = 16  # questions that are sampled and saved together
+KEYS = ("key", "texts", "token_ids", "finished", "log_probs", "rewards", "right", "groups", "seconds")
+DrawSamples = Callable[[Sequence[Any], Sequence[float], int], list[Drawn]]
+
+
+def collect(
+    questions: Sequence[Question],
+    engine: Engine,
+    draw: DrawSamples,
+    mixture: Mixture,
+    grader: Grader,
+    max_new_tokens: int,
+    reward: Any = None,
+    log: Path | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> list[dict[str, Any]]:
+    r"""
+    One record per question, in blocks, which are appended to `log`; what it has already is kept. `draw` is a
+    [`MixtureSampler`] or [`ServedMixtureSampler`]. Without a `reward` function of TRL's contract, it is the endogenous
+    reward with its default settings, $\log \hat\pi(y|x)$, which the sampler knows.
+
+    Raises:
+        `ValueError`: If a prompt and its completion do not fit the model's context, before anything is sampled; or a
+        completion has no finite reward.
+    """
+    prompt_rows(engine, [q.prompt for q in questions], max_new_tokens)
+    records = {} if log is None else {record["key"]: record for record in read_lines(log, KEYS)}
+    todo = list({q.key: q for q in questions if q.key not in records}.values())
+    with tqdm(total=len(todo), desc="Sampling", unit=" questions", disable=not progress or not todo) as bar:
+        for start in range(0, len(todo), BLOCK):
+            began = time.perf_counter()
+            block = todo[start : start + BLOCK]
+            # What a block draws depends on its seed and its first question, not on what was done before it.
+            drawn = draw(
+                [q.prompt for q in block], mixture.temperatures, (seed * 2**32 + int(block[0].key[:8], 16)) % 2**63
+            )
+            made = [_record(q, row, grader, reward) for q, row in zip(block, drawn, strict=True)]
+            for record in made:
+                record["seconds"] = round((time.perf_counter() - began) / len(block), 4)
+            if log is not None:
+                append_lines(log, made)
+            records |= {record["key"]: record for record in made}
+            bar.update(len(block))
+    return [records[q.key] for q in questions]
+
+
+def unit_of(question: Question, sample: Sample, grader: Grader) -> Unit:
+    """One completion of a question, as an alternative to training."""
+    values = {"length": float(len(sample.token_ids)), "truncated": float(not sample.finished)}
+    if question.answer is not None:
+        values["accuracy"] = grader.grade([sample.text], question.answer)[0]
+    return Unit(question.key, "questions", values)
+
+
+def _record(question: Question, drawn: Drawn, grader: Grader, reward: Any) -> dict[str, Any]:
+    texts = [sample.text for sample in drawn.samples]
+    ids = [list(sample.token_ids) for sample in drawn.samples]
+    rewards = drawn.log_probs[1.0]
+    if reward is not None:
+        as_messages = not isinstance(question.prompt, str)
+        rewards = reward(
+            prompts=[question.prompt] * len(texts),
+            completions=[[{"role": "assistant", "content": text}] if as_messages else text for text in texts],
+            completion_ids=ids,
+        )
+    bad = [value for value in rewards if value is None or not np.isfinite(value)]
+    if bad:
+        raise ValueError(
+            f"A completion of {question.id} has the reward {bad[0]}"
+            ', but a forecast needs a number for each. (`truncation="skip"` leaves completions out: use '
+            '"terminal" or "bootstrap".)'
+        )
+    return {
+        "key": question.key,
+        "id": question.id,
+        "texts": texts,
+        "token_ids": ids,
+        "finished": [sample.finished for sample in drawn.samples],
+        "log_probs": {str(t): values for t, values in drawn.log_probs.items()},
+        "rewards": [float(value) for value in rewards],
+        "right": None if question.answer is None else grader.grade(texts, question.answer),
+        "groups": grader.groups(texts),
+    }

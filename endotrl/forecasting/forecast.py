@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Forecasts of what RL on a reward of a frozen model does, from samples of the frozen model."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..evaluation.engine import Engine
+from ..evaluation.intervals import Unit
+from ..evaluation.results import rounded
+from ..evaluation.run_folder import RunFolder
+from ..rewards.endogenous import EndogenousReward
+from .collect import collect
+from .policies import Objective, ScaleRewards, Trainer
+from .questions import Grade, Grader, read_questions
+from .sampling import Mixture, MixtureSampler
+from .summary import Record, Summary
+from .verdict import suggested_beta, verdict
+
+
+BETAS = (2.0, 1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
+TEMPERATURES = (1.0, 0.7, 0.5)
+ALWAYS_RECORDED = (1.0, 0.5)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    r"""
+    What RL on the reward would end with.
+
+    Attributes:
+        verdict (`str`):
+            In plain words.
+        betas (`list[dict]`):
+            For each KL penalty, from the mildest: `beta`; `accuracy` (`None` without labels), `length` (tokens),
+            `truncated` (fraction), `distinct` (answers among those of a group), `agreement` (with the frozen model's
+            majority answer), `kl` (nats per completion), `reward` (as trainers log it), each with its 95% interval
+            over questions (`accuracy_interval`, ...); `ess`, the effective sample size (median over questions), and
+            `ess_below_5`, the fraction of questions where it is below 5, so that the samples do not suffice.
+        alternatives (`dict[str, float | None]`):
+            Accuracy without training: `sampled` (T = 1), `greedy`, `temperature=0.5`, `majority`, `best_of_n` (by the
+            reward), `best_of_n_length` (the longest), each of the samples at T = 1.
+        suggested_beta (`float`, *optional*):
+            See [`suggested_beta`].
+        details (`dict[str, Any]`):
+            `alternatives` with all metrics and intervals, `slope` (of the accuracy in $1/\beta$, at 0),
+            `wrong_more_probable` (fraction of the questions with right and wrong answers), and the settings.
+    """
+
+    verdict: str
+    betas: list[dict[str, Any]]
+    alternatives: dict[str, float | None]
+    suggested_beta: float | None
+    details: dict[str, Any] = field(repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `forecast.json` holds."""
+        return {
+            "verdict": self.verdict,
+            "betas": self.betas,
+            "alternatives": self.alternatives,
+            "suggested_beta": self.suggested_beta,
+            **self.details,
+        }
+
+    def _repr_html_(self) -> str:
+        from .page import body
+
+        return str(body(self))
+
+
+def forecast(
+    model: str | PreTrainedModel,
+    questions: str | Iterable[Any],
+    *,
+    processing_class: PreTrainedTokenizerBase | None = None,
+    reward: Callable[..., Sequence[float | None]] | None = None,
+    betas: Sequence[float] = BETAS,
+    trainer: Trainer = "grpo",
+    num_generations: int = 8,
+    scale_rewards: ScaleRewards = "none",
+    samples: int = 16,
+    temperatures: Sequence[float] = TEMPERATURES,
+    max_new_tokens: int = 256,
+    grader: str | Grade = "math",
+    question: str | None = None,
+    answer: str | None = None,
+    limit: int | None = None,
+    instruction: str = "",
+    chat: bool = False,
+    seed: int = 0,
+    output: str | Path | None = None,
+    dtype: str = "auto",
+    device: str | None = None,
+    progress: bool = True,
+) -> Forecast:
+    r"""
+    Forecasts what RL on a reward of a frozen model ends with, before it is run: from samples $y_i$ of the frozen
+    model $\hat\pi$, drawn from a mixture $q$ of temperatures, with the weights
+
+    $$
+    w_i \propto \frac{\hat\pi(y_i)}{q(y_i)}\, e^{R(y_i)/\beta},
+    $$
+
+    normalised within a prompt. For the endogenous reward the policy that is forecast is the power distribution
+    $\hat\pi^{1+1/\beta}$ (https://huggingface.co/papers/2605.04542). [`policies`] has what each trainer makes of it.
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`]):
+            Frozen model, as in [`EndogenousReward`].
+        questions (`str` or `Iterable`):
+            As in [`read_questions`]: file, dataset on the hub, or rows with prompts and, for accuracy, answers.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Tokenizer. Loaded with the model if not given.
+        reward (`Callable`, *optional*):
+            Reward function of TRL's contract that is trained on. Defaults to [`EndogenousReward`] with its default
+            settings.
+        betas (`Sequence[float]`, *optional*):
+            KL penalties.
+        trainer (`str`, *optional*, defaults to `"grpo"`), num_generations (`int`, *optional*, defaults to `8`),
+        scale_rewards (`str`, *optional*, defaults to `"none"`):
+            As in [`Objective`].
+        samples (`int`, *optional*, defaults to `16`):
+            Samples of each question.
+        temperatures (`Sequence[float]`, *optional*):
+            Temperatures of the mixture, 1 among them: see [`Mixture.of`].
+        max_new_tokens (`int`, *optional*, defaults to `256`):
+            Longest completion, as in training.
+        grader (`str` or `Callable`, *optional*, defaults to `"math"`):
+            As in [`Grader`].
+        question, answer, limit, instruction, chat:
+            As in [`read_questions`].
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the sampling.
+        output (`str` or `Path`, *optional*):
+            Folder for the samples, from which the same call goes on after an interruption.
+        dtype, device:
+            As in [`EndogenousReward`].
+        progress (`bool`, *optional*, defaults to `True`):
+            Whether to show a progress bar.
+
+    Returns:
+        [`Forecast`], which shows itself in a notebook.
+
+    Raises:
+        `ValueError`: If a setting is out of range, there are no questions, or they do not fit the model's context.
+
+    Example:
+    ```python
+    >>> import endotrl
+
+    >>> questions = [{"prompt": [{"role": "user", "content": "What is 2 + 2?"}], "answer": "4"}]
+    >>> result = endotrl.forecast("quickstart", questions, betas=[0.5], max_new_tokens=16, progress=False)
+    >>> result.betas[0]["beta"]
+    0.5
+    ```
+    """
+    objective = Objective(trainer, num_generations, scale_rewards)
+    mixture, judge = Mixture.of(samples, temperatures), Grader(grader)
+    found = read_questions(questions, question, answer, limit, instruction, chat)
+    frozen = EndogenousReward(model, processing_class, dtype=dtype, device=device)
+    engine = Engine(frozen._require_placement(), frozen._tokenizer, chat)
+    folder = None if output is None else RunFolder(output)
+    if folder is not None:
+        folder.hold()
+        folder.open(
+            {
+                "model": str(frozen),
+                "samples": samples,
+                "temperatures": [*temperatures],
+                "seed": seed,
+                "max_new_tokens": max_new_tokens,
+                "reward": _name(reward),
+                "grader": _name(grader),
+            }
+        )
+    sampler = MixtureSampler(engine, max_new_tokens, recorded_temperatures(mixture))
+    log = None if folder is None else folder.answers_path
+    records = collect(found, engine, sampler, mixture, judge, max_new_tokens, reward, log, seed, progress)
+    return from_records(records, mixture, objective, betas)
+
+
+def _name(value: Any) -> str | None:
+    """By which a function is known again in another process."""
+    return value if isinstance(value, str | None) else getattr(value, "__name__", type(value).__name__)
+
+
+def recorded_temperatures(mixture: Mixture) -> list[float]:
+    """Temperatures under which densities are needed."""
+    return sorted({*ALWAYS_RECORDED, *(t for t in mixture.counts if t > 0.0)}, reverse=True)
+
+
+def from_records(
+    records: Sequence[Record],
+    mixture: Mixture,
+    objective: Objective,
+    betas: Sequence[float],
+    others: Mapping[str, list[Unit]] | None = None,
+) -> Forecast:
+    """A forecast from the records of [`collect`], and further alternatives."""
+    if not betas:
+        raise ValueError("There is no beta to forecast.")
+    summary = Summary(records, mixture, objective, betas, others or {})
+    details = {
+        "trainer": objective.trainer,
+        "num_generations": objective.num_generations if objective.has_groups else None,
+        "scale_rewards": objective.scale_rewards if objective.has_groups else None,
+        "num_questions": len(records),
+        "samples": {f"{t:g}": n for t, n in mixture.counts.items()},
+        "votes": summary.num_votes,
+        "slope": None if summary.slope is None else rounded(vars(summary.slope)),
+        "wrong_more_probable": summary.wrong_more_probable,
+        "alternative_details": {
+            name: {metric: rounded(vars(value)) for metric, value in summary.estimates[name].items()}
+            for name in summary.alternatives
+        },
+    }
+    words = verdict(summary, objective, len(records))
+    return Forecast(
+        words, [rounded(row) for row in summary.betas], summary.alternatives, suggested_beta(summary), details
+    )

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Report of a forecast: verdict, plot over beta, tables."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+from ..evaluation.plots import BLUE, CYCLE, GREY, as_png, pyplot
+from ..reporting import figure, page, table
+from .summary import METRICS, MIN_ESS
+
+
+if TYPE_CHECKING:
+    from .forecast import Forecast
+
+NAMES = {
+    "sampled": "sampled, T = 1",
+    "greedy": "greedy",
+    "temperature=0.5": "sampled, T = 0.5",
+    "majority": "majority of {n}",
+    "best_of_n": "best of {n} by the reward",
+    "best_of_n_length": "longest of {n}",
+    "power_sampling": "power sampling",
+}
+PAPERS = Markup(
+    'Theory: <a href="https://huggingface.co/papers/2605.04542">Tomihari and Sato, 2026</a>. Rival without training: '
+    '<a href="https://huggingface.co/papers/2601.21590">power sampling</a>.'
+)
+
+
+def name_of(forecast: "Forecast", alternative: str) -> str:
+    """Name of an alternative for people."""
+    return NAMES[alternative].format(n=forecast.details["votes"])
+
+
+def beta_rows(forecast: "Forecast") -> list[list[Any]]:
+    """Cells: beta, the metrics, and effective samples."""
+    return [[f"{row['beta']:g}", *(row[metric] for metric in METRICS), row["ess"]] for row in forecast.betas]
+
+
+def alternative_rows(forecast: "Forecast") -> list[list[Any]]:
+    """Cells: name, and the metrics that are known of it."""
+    rows = []
+    for key, found in forecast.details["alternative_details"].items():
+        known = [found.get(metric, {}).get("value") for metric in METRICS]
+        rows.append([name_of(forecast, key), *known])
+    return rows
+
+
+def body(forecast: "Forecast", sections: Sequence[tuple[str, Markup]] = ()) -> Markup:
+    """Verdict, plot and tables as one block, for a notebook."""
+    parts = [Markup("<p><b>{}</b></p>").format(forecast.verdict)]
+    return Markup("").join([*parts, *(block for _, block in _sections(forecast)), *(block for _, block in sections)])
+
+
+def report(forecast: "Forecast", title: str, settings: Sequence[tuple[str, Any]], footer: str) -> str:
+    """The HTML page."""
+    rows = [[name, None if value is None else str(value)] for name, value in settings]
+    sections = [*_sections(forecast), ("Settings", table(["setting", "value"], rows))]
+    return page(title, sections, lead=forecast.verdict, footer=Markup("{} · {}").format(PAPERS, footer))
+
+
+def plot(forecast: "Forecast") -> bytes:
+    """Accuracy (without labels, agreement with the majority answer) over beta, with the alternatives as lines."""
+    metric = "agreement" if forecast.alternatives["sampled"] is None else "accuracy"
+    plt = pyplot()
+    fig, axis = plt.subplots(figsize=(6.5, 3.8), layout="constrained")
+    rows = forecast.betas
+    betas = [row["beta"] for row in rows]
+    low, high = ([row[f"{metric}_interval"][side] for row in rows] for side in (0, 1))
+    axis.fill_between(betas, low, high, color=BLUE, alpha=0.15, linewidth=0)
+    axis.plot(betas, [row[metric] for row in rows], color=BLUE, label="after training")
+    for enough, style in ((True, {"color": BLUE}), (False, {"markerfacecolor": "white", "markeredgecolor": BLUE})):
+        some = [row for row in rows if (row["ess"] >= MIN_ESS) is enough]
+        axis.plot(
+            [r["beta"] for r in some],
+            [r[metric] for r in some],
+            "o",
+            markersize=5,
+            **style,
+            label=None if enough or not some else "samples do not suffice",
+        )
+    colors = [GREY, *CYCLE[1:], "#000000"]
+    for color, (key, found) in zip(colors, forecast.details["alternative_details"].items(), strict=False):
+        if metric in found:
+            axis.axhline(
+                found[metric]["value"], color=color, linestyle="--", linewidth=1.2, label=name_of(forecast, key)
+            )
+    axis.set(
+        xscale="log",
+        xlabel="beta (smaller: sharper)",
+        ylim=(-0.02, 1.02),
+        ylabel=metric if metric == "accuracy" else "agreement with the majority answer",
+    )
+    axis.set_xticks(betas, [f"{beta:g}" for beta in betas])
+    axis.minorticks_off()
+    axis.invert_xaxis()
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return as_png(fig)
+
+
+def _sections(forecast: "Forecast") -> list[tuple[str, Markup]]:
+    caption = (
+        "Length in tokens; truncated: fraction cut off at the limit; distinct: answers in a group; agreement: with "
+        "the frozen model's majority answer; KL to the frozen model in nats per completion; reward: mean, "
+        "as trainers log it; effective samples: median "
+        f"over questions, of which below {MIN_ESS:g} the row is the best of the samples by the reward."
+    )
+    headers = ["beta", *METRICS, "effective samples"]
+    intervals = [
+        [f"{row['beta']:g}", *(_interval(row[f"{metric}_interval"]) for metric in METRICS)] for row in forecast.betas
+    ]
+    return [
+        ("Forecast", figure(plot(forecast), alt="Forecast over beta, with what costs no training")),
+        ("After training", table(headers, beta_rows(forecast), caption)),
+        ("95% intervals over questions", table(["beta", *METRICS], intervals)),
+        ("Without training", table(["", *METRICS], alternative_rows(forecast))),
+    ]
+
+
+def _interval(interval: Sequence[float] | None) -> str:
+    if interval is None or None in interval:
+        return "-"
+    return f"{interval[0]:.3f} to {interval[1]:.3f}"

@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""
+Where trainers end, as weights of samples of the frozen model.
+
+With the reward $R(y)$ and a KL penalty $\beta$ to the frozen model $\hat\pi$:
+
+- **RLOO** (TRL) subtracts $\beta \log(\pi/\hat\pi)$ of the whole completion from its reward, and [`PPOTrainer`] the
+  same token by token; both then credit what follows. Their optimum is $\pi(y) \propto \hat\pi(y)\, e^{R(y)/\beta}$:
+  for the endogenous reward $\alpha \log \hat\pi(y)$, the power distribution $\hat\pi^{1+k}$, $k = \alpha/\beta$
+  (https://huggingface.co/papers/2605.04542).
+- **GRPO** (TRL, and [`DenseGRPOTrainer`]) has the mean of the group as baseline, which contains the completion itself
+  and so scales the reward by $c = 1 - 1/G$. Its KL penalty is a loss of each token, which is not counted against
+  earlier tokens (`use_bias_correction_kl=True`, the default since TRL 1.16): in each state $s$ it ends at
+  $\pi_s(a) \propto \hat\pi_s(a)\, e^{c Q(s,a)/\beta}$ with the *expected* reward $Q$ under $\pi$. With one token that
+  matters, that is $\hat\pi^{1+k}$, $k = c\alpha/\beta$; else it is near it. $Q$ comes from the tree of the samples.
+- **`scale_rewards="group"`** divides by the group's standard deviation $\sigma$, so that $\beta\sigma$ takes the place
+  of $\beta$. $\sigma$ is that of the *trained* policy, and falls as it sharpens: the fixed point
+  $k\,\sigma(k) = c\alpha/\beta$ is followed from $k = 0$ on, as training does. Where $\beta$ is too small it has none,
+  and the policy runs to the most probable completion, until the group has no spread. A completion is part of its own
+  group: the standard deviation that a deviation $d$ meets is $\sqrt{\sigma^2 (G-2)/(G-1) + d^2/G}$.
+- **`scale_rewards="batch"`** is the same with one $\sigma$, that of the rewards of all prompts.
+
+Not part of it: clipping, several epochs on a batch, `loss_type="grpo"` (which weighs tokens of short completions
+more), and what an optimizer has not reached yet. A run that is stopped early is at a larger $\beta$ of the same path.
+"""
+
+import itertools
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..checks import check_choice
+
+
+Array = NDArray[np.float64]
+Trainer = Literal["rloo", "grpo", "dense_grpo", "ppo"]
+ScaleRewards = Literal["group", "batch", "none"]
+
+EPSILON = 1e-4  # TRL adds it to standard deviations
+STEP, MAX_STEPS, TOLERANCE = 0.2, 1000, 1e-9
+
+
+@dataclass(frozen=True)
+class Objective:
+    """
+    What is trained.
+
+    Args:
+        trainer (`str`, *optional*, defaults to `"grpo"`):
+            `"rloo"`, `"grpo"` (both TRL's), `"dense_grpo"` or `"ppo"` (ours).
+        num_generations (`int`, *optional*, defaults to `8`):
+            Completions of a group, $G$. RLOO and PPO do not depend on it.
+        scale_rewards (`str`, *optional*, defaults to `"none"`):
+            As in [`~trl.GRPOConfig`], whose default is `"group"`. RLOO and PPO have none: what they normalise includes
+            the KL penalty.
+
+    Raises:
+        `ValueError`: If there is no such trainer or scale, or a group has fewer than two completions.
+    """
+
+    trainer: Trainer = "grpo"
+    num_generations: int = 8
+    scale_rewards: ScaleRewards = "none"
+
+    def __post_init__(self) -> None:
+        check_choice("trainer", self.trainer, get_args(Trainer))
+        check_choice("scale_rewards", self.scale_rewards, get_args(ScaleRewards))
+        if self.num_generations < 2:
+            raise ValueError(f"`num_generations` is {self.num_generations}, but a group has at least 2 completions.")
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether the baseline is the mean of a group, and the KL penalty a loss of each token."""
+        return self.trainer in ("grpo", "dense_grpo")
+
+    @property
+    def words(self) -> str:
+        """The settings that matter, in words."""
+        if not self.has_groups:
+            return {"rloo": "RLOO", "ppo": "PPO"}[self.trainer]
+        name = {"grpo": "GRPO", "dense_grpo": "DenseGRPO"}[self.trainer]
+        return f'{name}, groups of {self.num_generations}, scale_rewards="{self.scale_rewards}"'
+
+
+class Samples:
+    r"""
+    Samples of P prompts, N in all.
+
+    Args:
+        token_ids (`Sequence[Sequence[Sequence[int]]]`):
+            Completions of each prompt, as token ids.
+        log_probs (`Sequence[ArrayLike]`):
+            $\log \hat\pi(y|x)$ of each, in nats.
+        log_proposals (`Sequence[ArrayLike]`):
+            $\log q(y|x)$ of the distribution that they were drawn from; for an enumeration of all completions, 0.
+        rewards (`Sequence[ArrayLike]`):
+            $R(y)$ of each.
+
+    Attributes:
+        owner (`np.ndarray` of shape `(N,)`):
+            Prompt of each sample.
+    """
+
+    def __init__(
+        self,
+        token_ids: Sequence[Sequence[Sequence[int]]],
+        log_probs: Sequence[ArrayLike],
+        log_proposals: Sequence[ArrayLike],
+        rewards: Sequence[ArrayLike],
+    ) -> None:
+        self.owner = np.repeat(np.arange(len(token_ids)), [len(rows) for rows in token_ids])
+        self.num_prompts = len(token_ids)
+        self.rewards = np.concatenate([np.asarray(row, float) for row in rewards])
+        self.log_probs = np.concatenate([np.asarray(row, float) for row in log_probs])
+        self.log_proposals = np.concatenate([np.asarray(row, float) for row in log_proposals])
+        self.base = self.normalized(self.log_probs - self.log_proposals)
+        self._tree = _Tree(token_ids)
+
+    def normalized(self, log_weights: Array) -> Array:
+        """Log-weights, normalised within each prompt."""
+        return log_weights - _logsumexp(log_weights, self.owner, self.num_prompts)[self.owner]
+
+    def mean(self, weights: Array, values: Array) -> Array:
+        """Means of values under weights of shape `(N,)` that sum to 1 in each prompt, of shape `(P,)`."""
+        return np.bincount(self.owner, weights * values, self.num_prompts).astype(float)
+
+    def policy(self, objective: Objective, beta: float) -> Array:
+        r"""
+        Log-weights of the policy that training ends with, of shape `(N,)`, normalised within each prompt:
+        $A = \sum_i w_i a_i$ estimates the expectation of $a$ under it.
+
+        Args:
+            objective ([`Objective`]):
+                What is trained.
+            beta (`float`):
+                KL penalty.
+
+        Raises:
+            `ValueError`: If `beta` is not above 0.
+        """
+        if not 0.0 < beta < np.inf:
+            raise ValueError(
+                f"`beta` is {beta}, but a forecast needs a KL penalty above 0: without one, the policy "
+                "collapses onto its most probable completion."
+            )
+        if not objective.has_groups:
+            return self.normalized(self.base + self.rewards / beta)
+        share = 1.0 - 1.0 / objective.num_generations
+        if objective.scale_rewards == "none":
+            return self._token_policy(share * self.rewards / beta)
+        log_weights = self.base
+        for _ in range(MAX_STEPS):  # natural gradient ascent, in the space of policies
+            advantages = self._scaled_deviations(np.exp(log_weights), objective)
+            target = self._token_policy(share * advantages / beta)
+            following = self.normalized(log_weights + STEP * (target - log_weights))
+            change = np.abs(np.exp(following) - np.exp(log_weights)).max()
+            log_weights = following
+            if change < TOLERANCE:
+                break
+        return log_weights
+
+    def divergence(self, log_weights: Array) -> Array:
+        r"""$\mathrm{KL}(\pi \| \hat\pi)$ of log-weights, of shape `(P,)`, in nats."""
+        return self.mean(np.exp(log_weights), log_weights - self.base)
+
+    def effective_sizes(self, log_weights: Array) -> Array:
+        r"""Effective sample size $(\sum w)^2 / \sum w^2$ of each prompt, of shape `(P,)`."""
+        return 1.0 / np.bincount(self.owner, np.exp(2 * log_weights), self.num_prompts)
+
+    def _scaled_deviations(self, weights: Array, objective: Objective) -> Array:
+        deviations = self.rewards - self.mean(weights, self.rewards)[self.owner]
+        size = objective.num_generations
+        if objective.scale_rewards == "batch":
+            means = np.bincount(self.owner, weights * self.rewards).sum() / self.num_prompts
+            return deviations / (np.sqrt((weights * (self.rewards - means) ** 2).sum() / self.num_prompts) + EPSILON)
+        variances = self.mean(weights, deviations**2)[self.owner]
+        return deviations / (np.sqrt(variances * (size - 2) / (size - 1) + deviations**2 / size) + EPSILON)
+
+    def _token_policy(self, gains: Array) -> Array:
+        return self._tree.policy(self.base, gains)
+
+
+class _Tree:
+    """
+    The prefixes that completions share, as one forest for all prompts: nodes 0..N-1 are the samples, all others are
+    where samples part. Equal samples part at their end.
+    """
+
+    def __init__(self, token_ids: Sequence[Sequence[Sequence[int]]]) -> None:
+        rows = [tuple(row) for group in token_ids for row in group]
+        parents, depths = [-1] * len(rows), [0] * len(rows)
+        first = 0
+        for group in token_ids:
+            nodes = sorted(range(first, first + len(group)), key=rows.__getitem__)
+            first += len(group)
+            todo = [(nodes, -1, 0)]
+            while todo:
+                nodes, parent, depth = todo.pop()
+                if len(nodes) == 1:
+                    parents[nodes[0]] = parent
+                    continue
+                node = len(parents)
+                parents.append(parent)
+                depths.append(depth)
+                shared = os.path.commonprefix([rows[nodes[0]], rows[nodes[-1]]])
+                if len(shared) == len(rows[nodes[-1]]):  # they are equal
+                    parts = [[child] for child in nodes]
+                else:
+                    parts = _parted(nodes, rows, len(shared))
+                todo += [(children, node, depth + 1) for children in parts]
+        self._parents = np.array(parents)
+        inner = np.flatnonzero(self._parents >= 0)
+        above = np.array(depths)[self._parents[inner]]
+        self._levels = [inner[above == depth] for depth in range(max(depths, default=0), -1, -1)]
+
+    def policy(self, log_masses: Array, gains: Array) -> Array:
+        r"""
+        Log-weights of $\pi_s(a) \propto \hat\pi_s(a)\, e^{Q(s,a)}$, $Q$ the expected gain of what follows under
+        $\pi$, from the log-masses of $\hat\pi$; both of shape `(N,)`.
+        """
+        num_samples, num_nodes = len(gains), len(self._parents)
+        masses, values = np.full(num_nodes, -np.inf), np.zeros(num_nodes)
+        masses[:num_samples], values[:num_samples] = log_masses, gains
+        log_policy = np.zeros(num_nodes)  # of each node, given its parent
+        for nodes in self._levels:
+            parents = self._parents[nodes]
+            tilted = masses[nodes] + values[nodes]
+            log_policy[nodes] = tilted - _logsumexp(tilted, parents, num_nodes)[parents]
+            np.add.at(values, parents, np.exp(log_policy[nodes]) * values[nodes])
+            np.logaddexp.at(masses, parents, masses[nodes])
+        for nodes in reversed(self._levels):
+            log_policy[nodes] += log_policy[self._parents[nodes]]
+        return log_policy[:num_samples]
+
+
+def _parted(nodes: list[int], rows: Sequence[tuple[int, ...]], place: int) -> list[list[int]]:
+    """Sorted nodes, by what their rows have at a place."""
+    return [list(part) for _, part in itertools.groupby(nodes, lambda node: rows[node][place : place + 1])]
+
+
+def _logsumexp(values: Array, groups: NDArray[np.int64], num_groups: int) -> Array:
+    r"""$\log \sum e^v$ of each group."""
+    totals = np.full(num_groups, -np.inf)
+    np.logaddexp.at(totals, groups, values)
+    return totals

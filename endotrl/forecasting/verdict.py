@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a forecast says, in plain words."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..evaluation.intervals import MIN_CLUSTERS, Estimate, is_noise
+from .policies import Objective
+from .summary import MIN_ESS, Summary
+
+
+CLOSE = 0.01  # points of accuracy or agreement that do not matter
+Row = Mapping[str, Any]
+
+
+def suggested_beta(summary: Summary) -> float | None:
+    """
+    The largest beta whose accuracy is within a point of the best that the samples vouch for; without labels, whose
+    agreement with the majority answer is. `None` if none is better than sampling.
+    """
+    metric = "accuracy" if summary.has_labels else "agreement"
+    rows = _vouched(summary)
+    if not rows:
+        return None
+    best = max(rows, key=lambda row: row[metric])
+    if not _is_more(summary.gain(f"beta={best['beta']:g}", metric)):
+        return None
+    return max(row["beta"] for row in rows if row[metric] >= best[metric] - CLOSE)
+
+
+def verdict(summary: Summary, objective: Objective, num_questions: int) -> str:
+    """The verdict, most important first."""
+    words = [_few(num_questions), *(_labelled(summary) if summary.has_labels else _unlabelled(summary))]
+    words += _side_effects(summary) + _limits(summary)
+    if objective.has_groups and objective.scale_rewards != "none":
+        words.append(
+            f"(For {objective.words}: rewards are divided by their spread, so that beta acts as beta times it.)"
+        )
+    return " ".join(filter(None, words))
+
+
+def _vouched(summary: Summary) -> list[dict[str, Any]]:
+    return [row for row in summary.betas if row["ess"] >= MIN_ESS]
+
+
+def _is_more(difference: Estimate) -> bool:
+    """Beyond noise, and more than nothing."""
+    return difference.low > 0 and difference.value >= CLOSE
+
+
+def _is_less(difference: Estimate) -> bool:
+    return difference.high < 0 and difference.value <= -CLOSE
+
+
+def _few(num_questions: int) -> str:
+    return "" if num_questions >= MIN_CLUSTERS else f"{num_questions} questions are too few to tell."
+
+
+def _labelled(summary: Summary) -> list[str]:
+    rows = _vouched(summary)
+    if not rows:
+        return [_start(summary)]
+    now = summary.estimates["sampled"]["accuracy"].value
+    best, last = max(rows, key=lambda row: row["accuracy"]), rows[-1]
+    gain = summary.gain(f"beta={best['beta']:g}")
+    loss = summary.gain(f"beta={last['beta']:g}")
+    if _is_more(gain):
+        beta = suggested_beta(summary)
+        best = next(row for row in rows if row["beta"] == beta)
+        words = [f"Sharpening helps: {_change(now, best, 'accuracy')} at beta {beta:g}."]
+        if _is_less(summary.gain(f"beta={last['beta']:g}", over=f"beta={beta:g}")):
+            words.append(f"A smaller beta is worse again: {last['accuracy']:.0%} at {last['beta']:g}.")
+    elif _is_less(loss):
+        words = [f"It would hurt: {_change(now, last, 'accuracy')} at beta {last['beta']:g}."]
+        if summary.wrong_more_probable is not None:
+            words.append(
+                f"Wrong answers are the more probable ones in {summary.wrong_more_probable:.0%} of the "
+                f"{summary.num_mixed} questions with right and wrong answers."
+            )
+    else:
+        return [
+            f"No change beyond noise: {_change(now, best, 'accuracy')} at beta {best['beta']:g}, the best of "
+            f"{rows[0]['beta']:g} to {last['beta']:g}."
+        ]
+    return [*words, _rivals(summary, best["accuracy"], helps=_is_more(gain))]
+
+
+def _start(summary: Summary) -> str:
+    """What can be said without weights: how training begins."""
+    slope = summary.slope
+    assert slope is not None  # there are labels
+    if is_noise(slope):
+        return "Whether training begins with better or worse answers is not beyond noise."
+    return f"Training begins with {'better' if slope.value > 0 else 'worse'} answers: right ones are the " + (
+        "more probable ones." if slope.value > 0 else "less probable ones."
+    )
+
+
+def _rivals(summary: Summary, trained: float, helps: bool) -> str:
+    free = {name: summary.estimates[name]["accuracy"].value for name in summary.alternatives}
+    majority = f"majority of {summary.num_votes} {free['majority']:.0%}"
+    greedy = summary.gain("greedy")
+    if helps and free["greedy"] >= trained - CLOSE:
+        return (
+            f"Greedy decoding already gives {free['greedy']:.0%}: prefer temperature 0 unless you need samples "
+            f"that differ ({majority})."
+        )
+    if helps:
+        rest = f"T = 0.5 gives {free['temperature=0.5']:.0%}, {majority} at {summary.num_votes} times the cost"
+        return f"Without training, greedy decoding gives {free['greedy']:.0%}, {rest}."
+    better = "" if is_noise(greedy) or greedy.value > 0 else ", which is no better"
+    return f"Greedy decoding gives {free['greedy']:.0%}{better}, {majority}."
+
+
+def _unlabelled(summary: Summary) -> list[str]:
+    rows = _vouched(summary)
+    if not rows:
+        return []
+    now = summary.estimates["sampled"]["agreement"].value
+    best = max(rows, key=lambda row: row["agreement"])
+    gain = summary.gain(f"beta={best['beta']:g}", "agreement")
+    change = _change(now, best, "agreement")
+    if _is_more(gain):
+        first = f"Answers become more alike: {change} agree with the majority answer at beta {best['beta']:g}."
+        return [
+            first,
+            "That helps where the majority is right, and hurts where it is wrong: without labels, the "
+            "samples cannot tell which. 50 labelled questions can.",
+        ]
+    last = rows[-1]
+    if _is_less(summary.gain(f"beta={last['beta']:g}", "agreement")):
+        change = _change(now, last, "agreement")
+        return [
+            f"It moves away from the majority answer: {change} agree with it at beta {last['beta']:g}. What is "
+            "probable as a text is not what most samples answer: do not train without labels."
+        ]
+    return [f"Answers hardly change: {change} agree with the majority answer at beta {best['beta']:g}."]
+
+
+def _side_effects(summary: Summary) -> list[str]:
+    rows = _vouched(summary)
+    if not rows:
+        return []
+    row, now = rows[-1], {name: value.value for name, value in summary.estimates["sampled"].items()}
+    words = []
+    ratio = row["length"] / now["length"]
+    if not 2 / 3 <= ratio <= 1.5:
+        words.append(
+            f"Completions become {'shorter' if ratio < 1 else 'longer'}: {now['length']:.0f} -> "
+            f"{row['length']:.0f} tokens at beta {row['beta']:g}."
+        )
+    if now["truncated"] > 0.05:
+        words.append(
+            f"{now['truncated']:.0%} of the samples are cut off at the limit of tokens: raise it, or the "
+            "forecast is of cut completions."
+        )
+    return words
+
+
+def _limits(summary: Summary) -> list[str]:
+    weak = [row["beta"] for row in summary.betas if row["ess"] < MIN_ESS]
+    if not weak:
+        return []
+    if len(weak) == len(summary.betas):
+        return [
+            f"The samples do not suffice at any beta (fewer than {MIN_ESS:g} effective samples in half of the "
+            "questions): take more samples, or larger betas."
+        ]
+    return [
+        f"From beta {max(weak):g} down, the samples do not suffice (fewer than {MIN_ESS:g} effective ones in half "
+        "of the questions): there, the forecast is the best of them by the reward."
+    ]
+
+
+def _change(now: float | None, row: Row, metric: str) -> str:
+    low, high = row[f"{metric}_interval"]
+    return f"{now:.0%} -> {row[metric]:.0%} ({100 * low:.0f} to {100 * high:.0f})"

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import endotrl
+from endotrl import EndogenousReward
+from endotrl.evaluation.engine import Engine
+from endotrl.forecasting.power import power_samples
+from endotrl.forecasting.questions import Grader, read_questions
+from endotrl.forecasting.sampling import Mixture, MixtureSampler, ServedMixtureSampler
+from endotrl.frozen.own_copy import OwnCopy
+from tests.support.tiny_policy import WORDS, save_tiny_policy
+
+
+LIMIT = 3
+PROMPTS = [[{"role": "user", "content": text}] for text in ("a", "a b c d e", "f g")]
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    path = tmp_path_factory.mktemp("policy")
+    save_tiny_policy(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def engine(policy):
+    return Engine(OwnCopy(policy, device="cpu"), AutoTokenizer.from_pretrained(policy))
+
+
+def naive_log_probs(policy: str, prompt_ids: list[int], ids: list[int], temperature: float) -> float:
+    model = AutoModelForCausalLM.from_pretrained(policy).eval()
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt_ids + ids])).logits[0].double() / temperature
+    return sum(logits[len(prompt_ids) + i - 1].log_softmax(-1)[token].item() for i, token in enumerate(ids))
+
+
+class TestMixture:
+    def test_counts(self):
+        assert Mixture.of(16, [1.0, 0.7, 0.5]).counts == {1.0: 8, 0.7: 4, 0.5: 4, 0.0: 1}
+        assert Mixture.of(5, [1.0]).counts == {1.0: 5, 0.0: 1}
+        assert sum(Mixture.of(11, [1.0, 0.7, 0.5]).counts.values()) == 12
+
+    def test_density(self):
+        mixture = Mixture({1.0: 2, 0.5: 1, 0.0: 1})
+        density = mixture.log_density({1.0: np.log([0.5, 0.2]), 0.5: np.log([0.8, 0.1])}, [True, False])
+        assert np.exp(density) == pytest.approx([0.5 * 0.5 + 0.25 * 0.8 + 0.25, 0.5 * 0.2 + 0.25 * 0.1])
+
+    def test_errors(self):
+        with pytest.raises(ValueError, match="must be above 0, and 1 among them"):
+            Mixture.of(16, [0.5])
+        with pytest.raises(ValueError, match="too few for the temperatures"):
+            Mixture.of(3, [1.0, 0.7, 0.5])
+
+
+class TestSampler:
+    temperatures = (1.0, 1.0, 1.0, 0.5, 0.5, 0.0)
+
+    def test_densities_and_greedy(self, policy, engine):
+        drawn = MixtureSampler(engine, LIMIT, [1.0, 0.5])(PROMPTS, self.temperatures, seed=1)
+        for ids, row in zip(engine.renderer.prompt_ids(PROMPTS), drawn, strict=True):
+            for temperature, values in row.log_probs.items():
+                naive = [naive_log_probs(policy, ids, list(s.token_ids), temperature) for s in row.samples]
+                assert values == pytest.approx(naive, abs=1e-5)
+            greedy: list[int] = []
+            model = AutoModelForCausalLM.from_pretrained(policy).eval()
+            while len(greedy) < LIMIT and greedy[-1:] != [2]:
+                greedy.append(model(torch.tensor([ids + greedy])).logits[0, -1].argmax().item())
+            assert list(row.samples[-1].token_ids) == greedy
+        assert {s.finished for row in drawn for s in row.samples} == {True, False}
+
+    def test_seeds(self, engine):
+        sampler = MixtureSampler(engine, LIMIT, [1.0])
+        assert sampler(PROMPTS, self.temperatures, 3) == sampler(PROMPTS, self.temperatures, 3)
+        assert sampler(PROMPTS, self.temperatures, 3) != sampler(PROMPTS, self.temperatures, 4)
+
+    def test_each_temperature_has_its_distribution(self, engine):
+        """Frequencies of first tokens against the densities."""
+        drawn = MixtureSampler(engine, 1, [1.0, 0.5])(PROMPTS[:1], [1.0] * 4000 + [0.5] * 4000, 0)[0]
+        for first, temperature in ((0, 1.0), (4000, 0.5)):
+            tokens = [s.token_ids[0] for s in drawn.samples[first : first + 4000]]
+            for token in set(tokens):
+                density = math.exp(drawn.log_probs[temperature][first + tokens.index(token)])
+                assert abs(tokens.count(token) / 4000 - density) < 4 * math.sqrt(density / 4000) + 1e-3
+
+    def test_is_the_reward_of_the_endogenous_reward(self, policy, engine):
+        row = MixtureSampler(engine, LIMIT, [1.0])(PROMPTS[1:2], self.temperatures, 0)[0]
+        outcome = EndogenousReward(policy)(
+            prompts=PROMPTS[1:2] * 6,
+            completions=[[{"role": "assistant", "content": s.text}] for s in row.samples],
+            completion_ids=[list(s.token_ids) for s in row.samples],
+        )
+        assert row.log_probs[1.0] == pytest.approx(outcome, abs=1e-4)
+
+    def test_settings_of_the_model_do_not_hold(self, policy, engine, tmp_path):
+        model, tokenizer = AutoModelForCausalLM.from_pretrained(policy), AutoTokenizer.from_pretrained(policy)
+        model.generation_config.repetition_penalty = 5.0
+        model.generation_config.min_new_tokens = 3
+        model.save_pretrained(tmp_path)
+        other = Engine(OwnCopy(str(tmp_path), device="cpu"), tokenizer)
+        same = [MixtureSampler(e, LIMIT, [1.0])(PROMPTS, self.temperatures, 0) for e in (engine, other)]
+        assert same[0] == same[1]
+
+    def test_served_samples_are_scored(self, engine):
+        own = MixtureSampler(engine, LIMIT, [1.0, 0.5])(PROMPTS, self.temperatures, 0)
+
+        def generator(temperature):
+            def generate(prompts, num_samples, seed=0, progress=False):
+                places = [i for i, t in enumerate(self.temperatures) if t == temperature]
+                assert num_samples == len(places)
+                return [[row.samples[i] for i in places] for row in own]
+
+            return generate
+
+        served = ServedMixtureSampler(engine, generator, [1.0, 0.5])(PROMPTS, self.temperatures, 0)
+        for a, b in zip(own, served, strict=True):
+            assert a.samples == b.samples
+            assert all(a.log_probs[t] == pytest.approx(b.log_probs[t], abs=1e-4) for t in (1.0, 0.5))
+
+
+class TestPowerSampling:
+    def test_reaches_the_power_distribution(self, policy, engine):
+        """First tokens of many chains against the enumeration of all completions of two tokens."""
+        prompt, exponent, chains = PROMPTS[0], 2.0, 400
+        samples = power_samples(engine, [prompt] * chains, 2, exponent, steps=30)
+        ids = engine.renderer.prompt_ids([prompt])[0]
+        model = AutoModelForCausalLM.from_pretrained(policy).eval()
+        with torch.no_grad():
+            first = model(torch.tensor([ids])).logits[0, -1].double().log_softmax(-1)
+            second = model(torch.tensor([[*ids, a] for a in range(len(WORDS))])).logits[:, -1].double().log_softmax(-1)
+        completions = first[:, None] + second
+        weights = (exponent * completions).exp().sum(1)
+        weights[2] = (exponent * first[2]).exp()  # ended
+        share = weights / weights.sum()
+        tempered = (exponent * first).softmax(0)
+        found = torch.bincount(torch.tensor([s.token_ids[0] for s in samples]), minlength=len(WORDS)) / chains
+        assert (found - share).abs().sum() < 0.25
+        assert (tempered - share).abs().sum() > 0.4  # which sampling at a low temperature would give
+
+
+class TestForecast:
+    def test_against_enumeration(self, policy):
+        """Expected accuracy and KL of the power distribution, by enumeration of all completions of two tokens."""
+        prompt, beta = PROMPTS[0], 0.5
+        tokenizer = AutoTokenizer.from_pretrained(policy)
+        questions = [{"prompt": prompt, "answer": [w for w in WORDS if w > "f"]}]
+        kwargs = {"max_new_tokens": 2, "grader": first_word, "progress": False, "chat": True}
+        result = endotrl.forecast(
+            policy, questions, betas=[beta], trainer="rloo", samples=6000, temperatures=[1.0, 0.5], **kwargs
+        )
+        ids = Engine(OwnCopy(policy, device="cpu"), tokenizer).renderer.prompt_ids([prompt])[0]
+        model = AutoModelForCausalLM.from_pretrained(policy).eval()
+        with torch.no_grad():
+            first = model(torch.tensor([ids])).logits[0, -1].double().log_softmax(-1)
+            second = model(torch.tensor([[*ids, a] for a in range(len(WORDS))])).logits[:, -1].double().log_softmax(-1)
+        leaves = [([2], first[2].item())]
+        for a, b in itertools.product(range(len(WORDS)), repeat=2):
+            if a != 2:
+                leaves.append(([a, b], (first[a] + second[a, b]).item()))
+        log_probs = np.array([value for _, value in leaves])
+        texts = [tokenizer.decode(i, skip_special_tokens=True) for i, _ in leaves]
+        right = np.array([first_word(text, questions[0]["answer"]) for text in texts])
+        power = np.exp((1 + 1 / beta) * log_probs)
+        power /= power.sum()
+        row = result.betas[0]
+        assert row["accuracy"] == pytest.approx(power @ right, abs=0.03)
+        assert row["kl"] == pytest.approx(power @ (np.log(power) - log_probs), abs=0.06)
+        assert result.alternatives["sampled"] == pytest.approx(np.exp(log_probs) @ right, abs=0.03)
+        assert row["length"] == pytest.approx(power @ np.array([len(i) for i, _ in leaves]), abs=0.05)
+        assert row["truncated"] == pytest.approx(power @ np.array([i[-1] != 2 for i, _ in leaves]), abs=0.05)
+
+    def test_misled_and_taught(self, policy):
+        """The reward of a rule that likes, or dislikes, the right answers: the verdict says it before training."""
+        questions = [{"prompt": f"{a} {b}", "answer": "-"} for a in "abcdef" for b in "abcd"]
+
+        def likes(prompts, completions, **kwargs):
+            return [4.0 * first_word(c, [w for w in WORDS if w > "f"]) for c in completions]
+
+        def dislikes(**kwargs):
+            return [-value for value in likes(**kwargs)]
+
+        def grade(completion, answer):
+            return first_word(completion, [w for w in WORDS if w > "f"])
+
+        for reward, words in ((likes, "Sharpening helps"), (dislikes, "It would hurt")):
+            result = endotrl.forecast(
+                policy, questions, reward=reward, betas=[4.0, 2.0], trainer="rloo", samples=32, max_new_tokens=2,
+                grader=grade, progress=False,
+            )  # fmt: skip
+            assert words in result.verdict
+            assert (result.suggested_beta is not None) == (reward is likes)
+        assert result.details["wrong_more_probable"] == 1.0
+        assert "<table" in result._repr_html_()
+
+    def test_no_labels(self, policy):
+        result = endotrl.forecast(
+            policy, ["a b", "c d"], betas=[1.0], samples=8, max_new_tokens=3, grader="text", progress=False
+        )
+        assert result.alternatives["greedy"] is None
+        assert result.betas[0]["accuracy"] is None
+        assert 0 < result.betas[0]["agreement"] <= 1
+        json.dumps(result.to_dict(), allow_nan=False)
+
+
+def first_word(completion: str, answer: list[str]) -> float:
+    return float(completion.split()[:1] != [] and completion.split()[0] in answer)
+
+
+class TestQuestions:
+    def test_rows(self):
+        found = read_questions(
+            [{"question": "q", "answers": ["a", "b"]}, {"prompt": PROMPTS[0], "answer": 3}], chat=True
+        )
+        assert [q.prompt for q in found] == [[{"role": "user", "content": "q"}], PROMPTS[0]]
+        assert [q.answer for q in found] == [["a", "b"], 3]
+        assert read_questions(["1+1="], instruction="Think.")[0].prompt == "1+1=\nThink."
+
+    def test_errors(self, tmp_path):
+        with pytest.raises(ValueError, match=r"questions, row 2: the answer is missing here, or in"):
+            read_questions([{"prompt": "a", "answer": "1"}, {"prompt": "b"}])
+        with pytest.raises(ValueError, match="there is no question"):
+            read_questions([{"text": "a"}])
+
+    def test_graders(self, tmp_path):
+        assert Grader("exact").grade(["12", " 12\n", "12."], "12") == [1.0, 1.0, 0.0]
+        assert Grader("text").grade(["The answer is 12."], ["11", 12]) == [1.0]
+        assert Grader("text").groups(["It is 3.", "4", "3"]) == [0, 1, 0]
+        (tmp_path / "mine.py").write_text("def half(completion, answer):\n    return 0.5\n")
+        assert Grader(f"{tmp_path}/mine.py:half").grade(["x"], "y") == [0.5]
+        for name in ("best", f"{tmp_path}/mine.py:none"):
+            with pytest.raises(ValueError, match=r"The grader is|has no function"):
+                Grader(name)

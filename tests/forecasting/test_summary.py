@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Estimates, alternatives and verdict of records whose numbers are written by hand."""
+
+import math
+
+import pytest
+
+from endotrl.forecasting.forecast import from_records
+from endotrl.forecasting.policies import Objective
+from endotrl.forecasting.sampling import Mixture
+
+
+MIXTURE = Mixture({1.0: 4, 0.0: 1})
+# One question: a likely wrong start that leads to two wrong answers, and the right answer, the most probable whole.
+TOKENS = [[7, 1, 9], [7, 2, 9], [5, 5, 5, 9], [7, 1, 9], [7, 1, 9]]
+PROBABILITIES = [0.3, 0.25, 0.4, 0.3, 0.3]
+
+
+def record(key: str, right: list[float] | None) -> dict:
+    log_probs = [math.log(p) for p in PROBABILITIES]
+    return {
+        "key": key,
+        "texts": ["x", "y", "z", "x", "x"],
+        "token_ids": TOKENS,
+        "finished": [True, True, True, False, True],
+        "log_probs": {"1.0": log_probs, "0.5": [2 * value for value in log_probs]},
+        "rewards": log_probs,
+        "right": right,
+        "groups": [0, 1, 2, 0, 0],
+    }
+
+
+@pytest.fixture(scope="module")
+def result():
+    records = [record(str(i), [0.0, 0.0, 1.0, 0.0, 0.0]) for i in range(30)]
+    return from_records(records, MIXTURE, Objective("rloo"), [1.0, 0.25])
+
+
+def test_alternatives(result):
+    # Of the four at T = 1: one is right; two say x; the right one has the highest reward, and is the longest.
+    assert result.alternatives["sampled"] == 0.25
+    assert result.alternatives["greedy"] == 0.0
+    assert result.alternatives["majority"] == 0.0
+    assert result.alternatives["best_of_n"] == 1.0
+    assert result.alternatives["best_of_n_length"] == 1.0
+    details = result.details["alternative_details"]
+    assert details["majority"]["truncated"]["value"] == 0.5
+    assert details["sampled"]["length"]["value"] == 3.25
+
+
+def test_weights(result):
+    def q(probability, greedy):
+        return 0.8 * probability + 0.2 * greedy
+
+    masses = [3 * 0.3**2 / q(0.3, 1), 0.25**2 / q(0.25, 0), 0.4**2 / q(0.4, 0)]  # beta 1: pi^2 / q
+    shares = [mass / sum(masses) for mass in masses]
+    row = result.betas[0]
+    assert row["beta"] == 1.0
+    assert row["accuracy"] == pytest.approx(shares[2])
+    assert row["accuracy_interval"] == pytest.approx([shares[2]] * 2)  # all questions are alike
+    assert row["length"] == pytest.approx(3 + shares[2])
+    assert row["truncated"] == pytest.approx(shares[0] / 3)
+    assert row["distinct"] == pytest.approx(sum(1 - (1 - share) ** 8 for share in shares))
+    assert row["reward"] == pytest.approx(sum(s * math.log(p) for s, p in zip(shares, (0.3, 0.25, 0.4), strict=True)))
+    assert row["ess"] == pytest.approx(1 / (shares[0] ** 2 / 3 + shares[1] ** 2 + shares[2] ** 2))
+    assert row["ess_below_5"] == 1.0
+
+
+def test_verdict_says_where_samples_do_not_suffice(result):
+    assert result.suggested_beta is None
+    assert "The samples do not suffice at any beta" in result.verdict
+    assert "Training begins with better answers" in result.verdict
+
+
+@pytest.mark.parametrize(
+    ("right", "words"),
+    [
+        ([0.0, 0.0, 1.0, 0.0, 0.0], "Sharpening helps"),
+        ([1.0, 1.0, 0.0, 1.0, 1.0], "It would hurt"),
+        ([1.0] * 5, "No change beyond noise"),
+        (None, "It moves away from the majority answer"),
+    ],
+)
+def test_verdicts(right, words):
+    """The same samples three times over, so that they suffice."""
+    once = record("", right)
+    more = {key: value * 3 if isinstance(value, list) else value for key, value in once.items()}
+    more |= {"log_probs": {t: values * 3 for t, values in once["log_probs"].items()}, "groups": once["groups"] * 3}
+    records = [more | {"key": str(i)} for i in range(30)]
+    result = from_records(records, Mixture({1.0: 14, 0.0: 1}), Objective("rloo"), [2.0, 1.0])
+    assert result.verdict.startswith(words)
+    assert result.suggested_beta == (1.0 if words == "Sharpening helps" else None)
+    assert ("greedy decoding gives 0%" in result.verdict) == (words == "Sharpening helps")
+    assert "20% of the samples are cut off" in result.verdict or "21%" in result.verdict
