@@ -4,7 +4,7 @@
 import argparse
 from typing import Any
 
-from .common import HelpFormatter, add_reward_settings, json_object, positive
+from .common import DATA_HELP, HelpFormatter, add_reward_settings, json_object, positive
 
 
 BENCHMARK_HELP = {
@@ -61,8 +61,7 @@ def _add_benchmark(parser: argparse.ArgumentParser, name: str) -> None:
         "--data",
         metavar="PATH",
         required=name in NEEDS_DATA,
-        help="file (.json, .jsonl, both also .gz, .parquet), folder of such files, or OWNER/NAME[:SPLIT] on the hub"
-        + ("" if name in NEEDS_DATA else " (default: the benchmark's dataset on the Hugging Face hub)"),
+        help=DATA_HELP + ("" if name in NEEDS_DATA else " (default: the benchmark's dataset on the Hugging Face hub)"),
     )
     add("--limit", metavar="N", type=positive, help="only the first N items of each group (domain, subset)")
     add(
@@ -171,7 +170,7 @@ def _add_best_of_n(sub: Any) -> None:
 
 def _add_sampling(parser: argparse.ArgumentParser, positive: Any, output: str) -> None:
     add = parser.add_argument
-    add_questions(parser, "JSON Lines file of questions and answers")
+    add_questions(parser, f"questions and answers: {DATA_HELP}")
     add("--samples", metavar="N", type=positive, default=4, help="sampled answers to each question and seed")
     add("--seeds", metavar="SEED", type=int, nargs="+", default=[0], help="seeds of the sampling")
     add("--temperature", type=float, default=1.0, help="temperature of the sampling")
