@@ -22,11 +22,13 @@ __all__ = [
     "SentenceRewardModel",
     "SentenceRewardTrainer",
     "SentenceRewardTrainerConfig",
+    "ServedModel",
     "TokenStats",
     "__version__",
 ]
 
 if TYPE_CHECKING:
+    from .frozen.served import ServedModel
     from .monitoring.monitor import CollapseMonitor
     from .rewards.endogenous import EndogenousReward
     from .rewards.sentence import SentenceReward
@@ -54,6 +56,7 @@ _LOCATIONS = {
     "SentenceRewardModel": ".sentence.modeling",
     "SentenceRewardTrainer": ".sentence.trainer",
     "SentenceRewardTrainerConfig": ".sentence.trainer_config",
+    "ServedModel": ".frozen.served",
     "TokenStats": ".scoring.token_stats",
 }
 

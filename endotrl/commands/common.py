@@ -45,6 +45,15 @@ def positive_number(text: str) -> float:
     return value
 
 
+def add_tokenizer(add: Callable[..., Any]) -> None:
+    """Adds the option `--tokenizer`, for models that are on servers."""
+    add(
+        "--tokenizer",
+        metavar="M",
+        help="path or hub id of the model's tokenizer (default: the model's, or what its server says it has loaded)",
+    )
+
+
 def add_reward_settings(parser: Any, *names: str) -> None:
     """Adds options `--<name>` of settings of [`EndogenousReward`] to a parser or a group."""
     for name in names:

@@ -4,7 +4,7 @@
 import argparse
 from typing import Any
 
-from .common import HelpFormatter, add_reward_settings, json_object, positive
+from .common import HelpFormatter, add_reward_settings, add_tokenizer, json_object, positive
 
 
 BENCHMARK_HELP = {
@@ -105,7 +105,12 @@ def _add_benchmark(parser: argparse.ArgumentParser, name: str) -> None:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", required=True, help='model: path, hub id, or "quickstart" for the model of the demo')
+    add(
+        "--model",
+        required=True,
+        help='model: path, hub id, "quickstart" for the model of the demo, or http://host:8000/v1 to score with',
+    )
+    add_tokenizer(add)
     add_reward_settings(parser, "dtype", "device", "trust_remote_code", "max_tokens_per_batch")
 
 

@@ -128,8 +128,9 @@ def _make_reward(args: argparse.Namespace) -> tuple[Any, dict[str, Any], bool]:
     import torch
     from accelerate import PartialState
 
-    from ..frozen.names import load_config
+    from ..frozen.names import load_config, load_tokenizer
     from ..frozen.own_copy import resolve_dtype
+    from ..frozen.served import ServedModel, is_url
     from ..rewards.endogenous import EndogenousReward
     from ..rewards.sentence import SentenceReward
     from ..sentence.configuration import SentenceRewardConfig
@@ -140,7 +141,9 @@ def _make_reward(args: argparse.Namespace) -> tuple[Any, dict[str, Any], bool]:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
-    by_sentence = isinstance(load_config(args.model, args.trust_remote_code), SentenceRewardConfig)
+    by_sentence = not is_url(args.model) and isinstance(
+        load_config(args.model, args.trust_remote_code), SentenceRewardConfig
+    )
     # Numbers depend on these, but not on the three below: a run may go on with smaller batches, or on another device.
     settings = {
         "chat_template_kwargs": args.chat_template_kwargs,
@@ -161,11 +164,15 @@ def _make_reward(args: argparse.Namespace) -> tuple[Any, dict[str, Any], bool]:
         settings = {**given, **settings}
     reward: EndogenousReward | SentenceReward = (SentenceReward if by_sentence else EndogenousReward)(
         args.model,
+        None if args.tokenizer is None else load_tokenizer(args.tokenizer, args.trust_remote_code),
         **settings,
         max_tokens_per_batch=args.max_tokens_per_batch,
         device=device,
         trust_remote_code=args.trust_remote_code,
     )
+    model = reward.model if isinstance(reward, EndogenousReward) and reward.is_served else None
+    if isinstance(model, ServedModel):
+        return reward, {"model": args.model, "model_version": model.version, **settings}, by_sentence
     # What "auto" and the name stand for today: on another machine, or after training, it can be something else.
     resolved = resolve_dtype(args.dtype, PartialState().device if device is None else torch.device(device))
     version = model_digest(reward.config._name_or_path) or reward.config._commit_hash

@@ -1,18 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """The endogenous reward as a TRL reward function."""
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from importlib.metadata import version
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
+from packaging.version import Version
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from .._moved import accept_positional
 from ..bellman import Contributions
 from ..checks import check_choice, check_criterion
+from ..frozen.served import ServedModel, is_url
 from ..rendering.messages import Completion, Prompt, criteria_of_rows
 from ..rendering.offsets import decode_with_offsets
 from ..rendering.renderer import OverlongPrompt, Rendered
@@ -28,6 +33,10 @@ from .settings import CorrectionName, TokenReward, Truncation
 
 if TYPE_CHECKING:
     from .reward_model_adapter import RewardModelAdapter
+
+
+# Older ones take an instance whose `__call__` is `async` for a plain function, and never await it.
+TRL_AWAITS_INSTANCES = Version(version("trl")) >= Version("1.14")
 
 
 class EndogenousReward(FrozenModelReward):
@@ -46,10 +55,11 @@ class EndogenousReward(FrozenModelReward):
     one, the policy collapses onto its most probable response.
 
     Args:
-        model (`str` or [`~transformers.PreTrainedModel`], *optional*):
+        model (`str`, [`~transformers.PreTrainedModel`] or [`ServedModel`], *optional*):
             Frozen model: a path or hub id, from which the reward loads its own copy on first use; `"quickstart"` for
-            the demo's model; or a loaded model, which is used as it is and must not be trained. With `None`, the
-            reward shares the frozen weights of a trainer and must be attached to it: see [`attach`].
+            the demo's model; the address of a server, such as `"http://host:8000/v1"`, see [`ServedModel`]; or a
+            loaded model, which is used as it is and must not be trained. With `None`, the reward shares the frozen
+            weights of a trainer and must be attached to it: see [`attach`].
         processing_class, max_tokens_per_batch, dtype, device, trust_remote_code, name, overlong_prompt,
         chat_template_kwargs, offload:
             As in [`FrozenModelReward`].
@@ -79,7 +89,7 @@ class EndogenousReward(FrozenModelReward):
             too.
 
     Raises:
-        `ValueError`: If a setting is out of range or unknown.
+        `ValueError`: If a setting is out of range or unknown, or cannot be had from a server.
         `OSError`: If there is no model of that name.
 
     Example:
@@ -106,10 +116,15 @@ class EndogenousReward(FrozenModelReward):
     correction = property(attrgetter("rule.correction"))
     length_slope = property(attrgetter("_length.value"))  # that [`LengthControl`] took out of the last batch
 
+    def __new__(cls, model: Any = None, *args: Any, **kwargs: Any) -> "EndogenousReward":
+        waits = model.asynchronous if isinstance(model, ServedModel) else is_url(model)
+        is_async = cls is EndogenousReward and waits and TRL_AWAITS_INSTANCES
+        return super().__new__(AsyncEndogenousReward if is_async else cls)
+
     @accept_positional
     def __init__(
         self,
-        model: str | PreTrainedModel | None,
+        model: str | PreTrainedModel | ServedModel | None,
         processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
         *,
         alpha: float = 1.0,
@@ -229,8 +244,16 @@ class EndogenousReward(FrozenModelReward):
         return DenseScores(outcomes, token_rewards, values)
 
     def check_token_credit(self) -> None:
-        """As [`RewardRule.check_token_credit`]."""
+        """As [`RewardRule.check_token_credit`]; and Bellman rewards of tokens need logits, which no server gives."""
         self.rule.check_token_credit()
+        self._check_token_rewards()
+
+    def _check_token_rewards(self) -> None:
+        if self.is_served and self.token_reward == "bellman":
+            raise ValueError(
+                "The frozen model is on a server, which gives log-probabilities only, and Bellman rewards of single "
+                'tokens contain soft values V of the logits. Use `token_reward="log_prob"`, whose sum is the same.'
+            )
 
     def _score_and_log(
         self,
@@ -276,6 +299,7 @@ class EndogenousReward(FrozenModelReward):
             the default settings they sum to the reward plus $V(s_1)$. With `truncation="skip"`, those of a truncated
             one are NaN.
         """
+        self._check_token_rewards()
         stats = self._score_rows(self._rows(prompts, completions, completion_ids, domain), entropy=False)
         return [self.token_rewards_from(row) for row in stats]
 
@@ -311,6 +335,7 @@ class EndogenousReward(FrozenModelReward):
 
     def token_rewards_from(self, stats: TokenStats) -> Tensor:
         """Token rewards of a scored completion, of shape `(H,)`, 0 where a tool wrote."""
+        self._check_token_rewards()
         return stats.on_all_tokens(self.rule.token_rewards(stats))
 
     def aggregate_from(self, stats: TokenStats) -> float | None:
@@ -347,3 +372,16 @@ class EndogenousReward(FrozenModelReward):
         entropy, mean_logits = entropy or self.rule.needs_entropy, mean_logits or self.rule.needs_mean_logits
         stats = super()._score_rows(rows, entropy, mean_logits, progress)
         return stats if self._generalist is None else self._generalist.add_log_probs(rows, stats, progress)
+
+
+class AsyncEndogenousReward(EndogenousReward):
+    """
+    What `EndogenousReward("http://...")` makes: the same, but `__call__` is `async`. While the server works, TRL's
+    GRPO and RLOO trainers run other reward functions. See [`ServedModel`].
+    """
+
+    async def __call__(  # type: ignore[override]
+        self, prompts: Sequence[Prompt], completions: Sequence[Completion], *args: Any, **kwargs: Any
+    ) -> list[float | None]:
+        """As [`EndogenousReward.__call__`], to be awaited."""
+        return await asyncio.to_thread(partial(super().__call__, prompts, completions, *args, **kwargs))
