@@ -28,6 +28,7 @@ BUSY = (408, 425, 429, 502, 503, 504)
 FIRST_CONTACT = 20.0  # seconds of patience with servers that have never answered: the address may be wrong
 BROKEN_ANSWERS = 8  # times that a text is sent again after an error of the server or half an answer
 LONGEST_PAUSE = 30.0  # seconds between two tries
+IDLE = 10.0  # seconds without an answer, in which a server may have been restarted with another model
 
 
 class ServerError(OSError):
@@ -56,10 +57,13 @@ class Server:
             Its address, without `/v1`.
         is_known (`bool`):
             Whether it was greeted since it was last lost.
+        answered_at (`float`):
+            When it last answered, on the clock of `time.monotonic`.
     """
 
     root: str
     is_known: bool = False
+    answered_at: float = 0.0
     failures: int = 0
     again_at: float = 0.0
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -86,8 +90,8 @@ class Client:
         roots (`Sequence[str]`):
             Addresses of the servers, without `/v1`.
         greet (`Callable`):
-            Called with this client and a server before its first request, and before the first one after it was lost,
-            since another model may answer there then.
+            Called with this client and a server before its first request, and again after it was lost or idle, since
+            another model may answer there then.
         concurrency (`int`):
             Requests at a time, of all processes together; each process has its share, and at least one.
         timeout (`float`):
@@ -196,11 +200,10 @@ class Client:
         while True:
             server = self._next(stop)
             try:
-                if not server.is_known:
-                    with server.greeting:
-                        if not server.is_known:
-                            self._greet(self, server)
-                            server.is_known = True
+                with server.greeting:
+                    if not server.is_known or time.monotonic() > server.answered_at + IDLE:
+                        self._greet(self, server)
+                        server.is_known, server.answered_at = True, time.monotonic()
                 result = function(server, item)
             except _Unreachable as error:
                 server.lost(error, error.pause)
@@ -218,7 +221,7 @@ class Client:
                         f"The server {server.root} gave {broken} answers that cannot be used. Last: {error}."
                     ) from error
             else:
-                server.failures, self._has_answered = 0, True
+                server.failures, server.answered_at, self._has_answered = 0, time.monotonic(), True
                 return result
 
     def _next(self, stop: threading.Event) -> Server:

@@ -82,7 +82,8 @@ def check_tokenizer(
     client: Client, server: Server, card: Card, protocol: ScoreProtocol, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """
-    Raises `ServerError` if the server reads text as other tokens than the tokenizer does, BOS included.
+    Raises `ServerError` if the server reads text as other tokens than the tokenizer does, BOS included; of one that
+    reads ids only, if they stand for other texts there.
     """
     text = f"{SENTENCE} {tokenizer.eos_token or ''}"
     ours = list(tokenizer(text)["input_ids"])
@@ -91,11 +92,23 @@ def check_tokenizer(
     except Broken:
         raise
     except ValueError as error:
-        raise ServerError(
-            f"The server {server.root} does not read text, so that its tokenizer cannot be compared: {error}"
-        ) from error
-    where = None if len(answer.log_probs) == len(ours) else "their number"
-    where = where or other_token(answer, ours, tokenizer)
+        answer = protocol.read(client.ask(server, protocol.path, protocol.request(card.name, ours)))
+        # Words and numbers, which all servers write alike.
+        pairs = [
+            (text, token_id)
+            for text, token_id in zip(answer.texts or [], ours, strict=False)
+            if text and (here := tokenizer.decode([token_id]).strip()).isalnum() and here.isascii()
+        ]
+        if not pairs:
+            raise ServerError(
+                f"The server {server.root} neither reads text nor says what tokens stand for, so that its tokenizer "
+                f"cannot be compared: {error}"
+            ) from error
+        same = all(_same_text(text, tokenizer, token_id) for text, token_id in pairs)
+        where = None if same else "what the same ids stand for"
+    else:
+        where = None if len(answer.log_probs) == len(ours) else "their number"
+        where = where or other_token(answer, ours, tokenizer)
     if where is not None:
         raise ServerError(
             f"The server {server.root} and the tokenizer {tokenizer.name_or_path!r} read a text as different tokens: "
@@ -109,11 +122,10 @@ def other_token(answer: Answer, ids: Sequence[int], tokenizer: PreTrainedTokeniz
     for place, (told, token_id) in enumerate(zip(answer.token_ids, ids, strict=True)):
         if told is not None and told != token_id:
             return f"token {place}, which is {told} there and {token_id} here"
-    for place, (text, token_id) in enumerate(zip(answer.texts or [], ids, strict=answer.texts is not None)):
-        theirs, here = _bare(text), _bare(tokenizer.decode([token_id]))
-        # Of a part of a character, each server writes something else.
-        if theirs != here and "\ufffd" not in theirs + here and not theirs.startswith("bytes:"):
-            return f"token {place}, which is {text!r} there and {here!r} here"
+        if answer.texts is not None and all(token is None for token in answer.token_ids):
+            text = answer.texts[place]
+            if not _same_text(text, tokenizer, token_id):
+                return f"token {place}, which is {text!r} there and {tokenizer.decode([token_id])!r} here"
     return None
 
 
@@ -177,5 +189,10 @@ def read_probe(client: Client, server: Server, card: Card, protocol: ScoreProtoc
     return protocol.read(client.ask(server, protocol.path, protocol.request(card.name, ids))).log_probs
 
 
-def _bare(text: str) -> str:
-    return text.replace("\u2581", " ").replace("\u0120", " ").strip()
+def _same_text(told: str, tokenizer: PreTrainedTokenizerBase, token_id: int) -> bool:
+    """Whether a server's text of a token is the tokenizer's, but for how spaces are written."""
+    theirs, ours = (
+        text.replace("\u2581", " ").replace("\u0120", " ").strip() for text in (told, tokenizer.decode([token_id]))
+    )
+    # Of a part of a character, each server writes something else.
+    return theirs == ours or "\ufffd" in theirs + ours or theirs.startswith("bytes:")

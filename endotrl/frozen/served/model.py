@@ -222,30 +222,36 @@ class ServedModel:
         return self._tokenizer
 
     def _greet(self, client: Client, server: Server) -> None:
-        """The handshake with one server."""
+        """
+        The handshake with one server. Later ones, and those that come back, must give a probe the same
+        log-probabilities as the first: then nothing else needs to be asked.
+        """
         card = find_card(client, server, self.model)
         self._card = self._card or card
         tokenizer = self._tokenizer
         if tokenizer is None:
             return
         ids = list(tokenizer(COUNTING)["input_ids"])
+        if self._connection is not None:
+            difference = mean_difference(
+                self._connection.probe, read_probe(client, server, card, self._connection.protocol, ids)
+            )
+            if not difference < OTHER_MODEL:
+                raise ServerError(
+                    f"The server {server.root} runs another model than was scored with before: the log-probabilities "
+                    f"of a probe differ by {difference:.3g} nats per token."
+                )
+            return
         protocol = find_protocol(client, server, card, ids)
         check_tokenizer(client, server, card, protocol, tokenizer)
-        if not check_log_probs(client, server, card, protocol, ids, len(tokenizer)) and self._connection is None:
+        if not check_log_probs(client, server, card, protocol, ids, len(tokenizer)):
             logger.warning(
                 "Nothing speaks against the log-probabilities of the server %s, but that they are normalised could "
                 "not be found out: the model is unsure of everything, or the server tells too few of them (vLLM: "
                 "`--max-logprobs -1`).",
                 server.root,
             )
-        probe = read_probe(client, server, card, protocol, ids)
-        if self._connection is None:
-            self._connection = Connection(card, protocol, probe)
-        elif (difference := mean_difference(self._connection.probe, probe)) > OTHER_MODEL:
-            raise ServerError(
-                f"The server {server.root} runs another model than was scored with before: the log-probabilities of a "
-                f"probe differ by {difference:.3g} nats per token."
-            )
+        self._connection = Connection(card, protocol, read_probe(client, server, card, protocol, ids))
 
     def _score(self, server: Server, item: tuple[int, Sequence[int], int]) -> list[float]:
         number, ids, start = item

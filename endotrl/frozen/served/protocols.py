@@ -21,7 +21,7 @@ class Answer(NamedTuple):
         token_ids (`list[int | None]`):
             The tokens as the server has read them, where it says so.
         texts (`list[str]`, *optional*):
-            Their texts, of servers that do not tell ids.
+            Their texts, where the server says so.
         tops (`list[list[float]]`):
             The highest log-probabilities at each token's place, if they were asked for.
     """
@@ -66,7 +66,7 @@ class VLLM(ScoreProtocol):
         # Temperature 1, because the model's generation config would set another one, which some servers apply here.
         return {
             "model": model,
-            "prompt": text,
+            "prompt": text if isinstance(text, str) else [list(text)],
             "max_tokens": 1,
             "temperature": 1.0,
             "top_p": 1.0,
@@ -91,7 +91,8 @@ class VLLM(ScoreProtocol):
                 raise BadAnswer("`prompt_token_ids` and `prompt_logprobs` are of different tokens")
             ids = list(told)
         tops = [[_number(item) for item in (entry or {}).values()] for entry in entries]
-        return Answer(log_probs, ids, None, tops)
+        first = [next(iter((entry or {"": {}}).values())) for entry in entries]
+        return Answer(log_probs, ids, [str(item.get("decoded_token", "")) for item in first], tops)
 
 
 class SGLang(ScoreProtocol):
@@ -127,7 +128,7 @@ class Echo(ScoreProtocol):
     def request(self, model: str, text: Sequence[int] | str, start: int = 0, tops: int = 0) -> dict[str, Any]:
         return {
             "model": model,
-            "prompt": text,
+            "prompt": text if isinstance(text, str) else [list(text)],
             "max_tokens": 1,
             "temperature": 1.0,
             "echo": True,
