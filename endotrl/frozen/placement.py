@@ -52,8 +52,8 @@ def place(
         )
     if not isinstance(model, str | os.PathLike):
         raise TypeError(
-            f"`model` is a {type(model).__name__}, but it must be a path or hub id, the address of a server, a loaded "
-            "causal language model of transformers, or None to share the weights of a trainer."
+            f"`model` is a {type(model).__name__}, but it must be a path or hub id, a loaded causal language model of "
+            "transformers, the address of a server, or None to share the weights of a trainer."
         )
     return OwnCopy(os.fspath(model), dtype, device, trust_remote_code, offload)
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 from .._moved import accept_positional
 from ..bellman import Contributions
 from ..checks import check_choice, check_criterion
-from ..frozen.served import ServedModel, is_url
+from ..frozen.served import ServedModel
 from ..rendering.messages import Completion, Prompt, criteria_of_rows
 from ..rendering.offsets import decode_with_offsets
 from ..rendering.renderer import OverlongPrompt, Rendered
@@ -116,11 +116,6 @@ class EndogenousReward(FrozenModelReward):
     correction = property(attrgetter("rule.correction"))
     length_slope = property(attrgetter("_length.value"))  # that [`LengthControl`] took out of the last batch
 
-    def __new__(cls, model: Any = None, *args: Any, **kwargs: Any) -> "EndogenousReward":
-        waits = model.asynchronous if isinstance(model, ServedModel) else is_url(model)
-        is_async = cls is EndogenousReward and waits and TRL_AWAITS_INSTANCES
-        return super().__new__(AsyncEndogenousReward if is_async else cls)
-
     @accept_positional
     def __init__(
         self,
@@ -151,6 +146,9 @@ class EndogenousReward(FrozenModelReward):
         placement |= {"max_tokens_per_batch": max_tokens_per_batch, "offload": offload}
         rendering: dict[str, Any] = {"overlong_prompt": overlong_prompt, "chat_template_kwargs": chat_template_kwargs}
         super().__init__(model, processing_class, name, **placement, **rendering)
+        if type(self) is EndogenousReward and isinstance(self._placement, ServedModel):
+            if self._placement.asynchronous and TRL_AWAITS_INSTANCES:
+                self.__class__ = AsyncEndogenousReward  # TRL looks for `async def __call__` in the class
         taken = self.rule.correction
         self._length = LengthSlope(taken.decay if isinstance(taken, LengthControl) else 0.0)
         self._generalist = (
