@@ -5,7 +5,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from ..rewards.settings import CRITERION, JSON, READERS, SETTINGS
+from ..rewards.settings import CRITERION, INIT_KWARGS, JSON, READERS, SETTINGS
 
 
 EXIT_OK, EXIT_BAD_ROWS, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 2, 130
@@ -64,6 +64,6 @@ def add_reward_settings(parser: Any, *names: str) -> None:
         elif setting.choices:
             words |= {"default": setting.default, "choices": setting.choices}
         else:
-            metavar = {int: "N", JSON: "JSON", CRITERION: "TEXT"}.get(setting.type)
+            metavar = {int: "N", JSON: "JSON", INIT_KWARGS: "JSON", CRITERION: "TEXT"}.get(setting.type)
             words |= {"default": setting.default, "type": option_type(setting.type), "metavar": metavar}
         parser.add_argument(f"--{name.replace('_', '-')}", **words)

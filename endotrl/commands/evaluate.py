@@ -134,7 +134,7 @@ def open_model(args: argparse.Namespace) -> tuple[Placement | ServedModel, dict[
             torch.empty(0, device=args.device)
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"--device {args.device} cannot be used: {str(error).splitlines()[0]}") from error
-    placement = place(name, args.dtype, args.device, args.trust_remote_code, offload=False)
+    placement = place(name, args.dtype, args.device, args.trust_remote_code, False, args.model_init_kwargs)
     assert placement is not None
     if isinstance(placement, ServedModel):
         placement.connect(load_tokenizer(args.tokenizer or placement.tokenizer_name, args.trust_remote_code))
@@ -144,6 +144,7 @@ def open_model(args: argparse.Namespace) -> tuple[Placement | ServedModel, dict[
         "model": args.model,
         "model_version": model_digest(name) or placement.config._commit_hash,
         "dtype": str(dtype).removeprefix("torch."),
+        **({"model_init_kwargs": args.model_init_kwargs} if args.model_init_kwargs else {}),
     }
 
 

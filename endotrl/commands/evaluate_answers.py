@@ -89,7 +89,7 @@ def run_best_of_n(args: argparse.Namespace, command: str) -> dict[str, Any]:
     judge = engine
     if args.reward_model is not None:
         # What says how to load the model that answers is not for a server.
-        elsewhere = {"dtype": "auto", "device": None} if is_url(args.reward_model) else {}
+        elsewhere = {"dtype": "auto", "device": None, "model_init_kwargs": None} if is_url(args.reward_model) else {}
         placement, _ = open_model(argparse.Namespace(**{**vars(args), "model": args.reward_model, **elsewhere}))
         tokenizer = load_tokenizer(placement.config._name_or_path, args.trust_remote_code)
         judge = Engine(placement, tokenizer, engine.chat, max_tokens_per_batch=args.max_tokens_per_batch)

@@ -111,7 +111,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         help='model: path, hub id, "quickstart" for the model of the demo, or http://host:8000/v1 to score with',
     )
     add_tokenizer(add)
-    add_reward_settings(parser, "dtype", "device", "trust_remote_code", "max_tokens_per_batch")
+    add_reward_settings(parser, "dtype", "device", "trust_remote_code", "max_tokens_per_batch", "model_init_kwargs")
 
 
 def _add_output(parser: argparse.ArgumentParser, default: str) -> None:

@@ -27,6 +27,7 @@ ENDOGENOUS_OPTIONS = (
     "truncation",
     "criterion",
     "correction",
+    "model_init_kwargs",
 )
 SHOWN_SETTINGS = ("token_reward", "aggregate", "alpha", "gamma", "truncation", "criterion")  # on the page
 SHOWN_ERRORS = 20  # bad rows named on the terminal; the error file has them all
@@ -159,8 +160,9 @@ def _make_reward(args: argparse.Namespace) -> tuple[Any, dict[str, Any], bool]:
                 "in training."
             )
         given = {name: getattr(args, name) for name in ENDOGENOUS_OPTIONS}
-        if args.correction is None:
-            del given["correction"]  # as files that were begun before there was the option have it
+        for name in ("correction", "model_init_kwargs"):
+            if given[name] is None:
+                del given[name]  # as files that were begun before there was the option have it
         settings = {**given, **settings}
     reward: EndogenousReward | SentenceReward = (SentenceReward if by_sentence else EndogenousReward)(
         args.model,

@@ -168,7 +168,11 @@ class RewardArguments(_EndogenousSettings):
     def endogenous_settings(self) -> dict[str, Any]:
         """Arguments of [`EndogenousReward`], the model excepted."""
         names = [name for name, setting in SETTINGS.items() if "yaml" not in setting.absent]
-        return {name: getattr(self, f"reward_{name}") for name in names}
+        settings = {name: getattr(self, f"reward_{name}") for name in names}
+        kwargs = settings["model_init_kwargs"]
+        if isinstance(kwargs, str):  # on the command line
+            settings["model_init_kwargs"] = SETTINGS["model_init_kwargs"].read(kwargs)
+        return settings
 
 
 def make_parser(training_config: type[GRPOConfig | RewardConfig]) -> RecipeParser:

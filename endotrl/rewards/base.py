@@ -64,6 +64,12 @@ class FrozenModelReward:
         offload (`bool`, *optional*, defaults to `False`):
             Whether the reward's own copy waits in CPU memory between calls, which frees the accelerator's for training
             and costs a transfer of the weights a call.
+        model_init_kwargs (`dict[str, Any]`, *optional*):
+            Further arguments of `from_pretrained` for the reward's own copy, as in TRL's configs: `revision`,
+            `quantization_config`, `attn_implementation`, `device_map`, `max_memory`.
+        adapter_name (`str`, *optional*):
+            Which adapter of a [`~peft.PeftModel`] makes the frozen model; by default the one that is active. Others,
+            and none of its own weights, may be trained: so a policy can have a frozen adapter as its reward.
     """
 
     alpha = 1.0  # temperature of the soft values, where a subclass has no other
@@ -81,6 +87,8 @@ class FrozenModelReward:
         overlong_prompt: OverlongPrompt = "error",
         chat_template_kwargs: dict[str, Any] | None = None,
         offload: bool = False,
+        model_init_kwargs: dict[str, Any] | None = None,
+        adapter_name: str | None = None,
     ) -> None:
         plan_batches([], max_tokens_per_batch)  # raises now if the budget is not a budget
         if not isinstance(processing_class, PreTrainedTokenizerBase | ProcessorMixin | None):
@@ -93,7 +101,7 @@ class FrozenModelReward:
         self.overlong_prompt = overlong_prompt
         self.__name__ = name  # TRL's name for a callable in logs
         self._loaded: PreTrainedTokenizerBase | None = None
-        self._placement = place(model, dtype, device, trust_remote_code, offload)
+        self._placement = place(model, dtype, device, trust_remote_code, offload, model_init_kwargs, adapter_name)
         if isinstance(self._placement, ServedModel):
             self.rule.check_served()
         # Name and digest of the model given, once it has been left for a trainer's.

@@ -56,12 +56,13 @@ class EndogenousReward(FrozenModelReward):
 
     Args:
         model (`str`, [`~transformers.PreTrainedModel`] or [`ServedModel`], *optional*):
-            Frozen model: a path or hub id, from which the reward loads its own copy on first use; `"quickstart"` for
-            the demo's model; the address of a server, such as `"http://host:8000/v1"`, see [`ServedModel`]; or a
-            loaded model, which is used as it is and must not be trained. With `None`, the reward shares the frozen
-            weights of a trainer and must be attached to it: see [`attach`].
+            Frozen model: a path or hub id of a model or of a PEFT adapter, from which the reward loads its own copy on
+            first use; `"quickstart"` for the demo's model; the address of a server, such as `"http://host:8000/v1"`,
+            see [`ServedModel`]; or a loaded model or [`~peft.PeftModel`], which is used as it is and must not be
+            trained. With `None`, the reward shares the frozen weights of a trainer and must be attached to it: see
+            [`attach`].
         processing_class, max_tokens_per_batch, dtype, device, trust_remote_code, name, overlong_prompt,
-        chat_template_kwargs, offload:
+        chat_template_kwargs, offload, model_init_kwargs, adapter_name:
             As in [`FrozenModelReward`].
         alpha (`float`, *optional*, defaults to `1.0`):
             Temperature of the soft value. Pretrained and fine-tuned language models have `1.0`.
@@ -137,6 +138,8 @@ class EndogenousReward(FrozenModelReward):
         overlong_prompt: OverlongPrompt = "error",
         chat_template_kwargs: dict[str, Any] | None = None,
         offload: bool = False,
+        model_init_kwargs: dict[str, Any] | None = None,
+        adapter_name: str | None = None,
         correction: Correction | CorrectionName | None = None,
     ) -> None:
         self.rule = RewardRule(token_reward, aggregate, discount, alpha, gamma, truncation, correction)
@@ -144,8 +147,9 @@ class EndogenousReward(FrozenModelReward):
         self.criterion = check_criterion(criterion)
         placement: dict[str, Any] = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
         placement |= {"max_tokens_per_batch": max_tokens_per_batch, "offload": offload}
+        own: dict[str, Any] = {"model_init_kwargs": model_init_kwargs, "adapter_name": adapter_name}
         rendering: dict[str, Any] = {"overlong_prompt": overlong_prompt, "chat_template_kwargs": chat_template_kwargs}
-        super().__init__(model, processing_class, name, **placement, **rendering)
+        super().__init__(model, processing_class, name, **placement, **own, **rendering)
         if type(self) is EndogenousReward and isinstance(self._placement, ServedModel):
             if self._placement.asynchronous and TRL_AWAITS_INSTANCES:
                 self.__class__ = AsyncEndogenousReward  # TRL looks for `async def __call__` in the class

@@ -20,7 +20,13 @@ from trl import GRPOConfig, GRPOTrainer
 
 from endotrl import DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward, ServedModel
 from endotrl.frozen.served.client import ServerError
-from endotrl.rewards import InformationGain, MeanLogProbReward, RelativePerplexityReward, SelfCertaintyReward
+from endotrl.rewards import (
+    InformationGain,
+    MeanLogProbReward,
+    RelativePerplexityReward,
+    RoutedReward,
+    SelfCertaintyReward,
+)
 from endotrl.rewards.rule import RewardRule
 from endotrl.scoring.token_stats import TokenStats
 
@@ -318,6 +324,28 @@ class TestFaults:
             assert server.bodies and other.bodies  # in turn
             server.__exit__()
             assert reward(**BATCH) == expected
+
+
+class TestRouted:
+    def test_by_column(self, tiny_model_path, tokenizer, server):
+        def length(completions, **kwargs):
+            return [float(len(completion[0]["content"])) for completion in completions]
+
+        frozen = EndogenousReward(server.url, tokenizer, name="frozen")
+        reward = RoutedReward({"a": frozen, "b": length}, column="kind")
+        kinds = ["b", "a", "a", "b", "a"]
+        rewards = asyncio.run(reward(**BATCH, kind=kinds, trainer_state=None))
+        local = EndogenousReward(tiny_model_path)(**BATCH)
+        expected = [
+            len(answer) if kind == "b" else value for kind, answer, value in zip(kinds, ANSWERS, local, strict=True)
+        ]
+        assert rewards == pytest.approx(expected, abs=1e-4)
+        with pytest.raises(ValueError, match="one of \\['a', 'b'\\], but it has also \\['c'\\]"):
+            asyncio.run(reward(**BATCH, kind=["a", "c", "a", "a", "a"]))
+        with pytest.raises(ValueError, match="is missing"):
+            asyncio.run(reward(**BATCH))
+        with pytest.raises(ValueError, match="a name of its own"):
+            RoutedReward({"a": frozen, "b": EndogenousReward(server.url, tokenizer, name="frozen")})
 
 
 PLAIN = Dataset.from_dict({"prompt": ["a b c", "d e", "f", "g h i j"] * 2})

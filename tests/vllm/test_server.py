@@ -74,6 +74,7 @@ def test_killed_and_restarted_during_training(server, smollm2_path, tokenizer, t
         LlamaConfig(vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
                     num_attention_heads=2, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     )  # fmt: skip
+    policy.save_pretrained(tmp_path / "policy")
 
     class Kill(TrainerCallback):
         restart = None
@@ -90,7 +91,7 @@ def test_killed_and_restarted_during_training(server, smollm2_path, tokenizer, t
         beta=0.1, logging_steps=1, report_to=[], use_cpu=True, bf16=False, save_strategy="no",
     )  # fmt: skip
     trainer = GRPOTrainer(
-        policy,
+        str(tmp_path / "policy"),
         reward_funcs=[reward, EndogenousReward(smollm2_path, name="local")],
         args=args,
         train_dataset=Dataset.from_dict({"prompt": texts(8, 10, 2)}),
