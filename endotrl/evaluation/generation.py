@@ -177,7 +177,8 @@ class VLLMEngine:
 
 class VLLMSampler:
     """
-    The same with vLLM, which takes prompts of any length together. The tests run it with a stand-in for vLLM.
+    The same with vLLM, which takes prompts of any length together. `make test-vllm` runs it with vLLM on a CPU; other
+    tests have a stand-in.
 
     Args:
         engine ([`Engine`]):

@@ -77,7 +77,7 @@ class Server:
             if self.is_known:
                 logger.warning("The server %s is lost (%s). It is tried again.", self.root, reason)
             self.failures += 1
-            wait_for = min(LONGEST_PAUSE, 0.25 * 2**self.failures) * random.uniform(0.5, 1.0)
+            wait_for = min(LONGEST_PAUSE, 0.25 * 2 ** min(self.failures, 10)) * random.uniform(0.5, 1.0)
             self.again_at = time.monotonic() + max(wait_for, min(pause, LONGEST_PAUSE))
             self.is_known = False
 
