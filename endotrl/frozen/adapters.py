@@ -12,7 +12,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 def adapter_config(name: str, revision: str | None = None) -> Any:
     """
-    The [`~peft.PeftConfig`] of an adapter by name; `None` if there is no adapter of that name.
+    The [`~peft.PeftConfig`] of an adapter by name; `None` if what has that name is none, or is a model itself.
 
     Raises:
         `ValueError`: If it does not say which model it belongs to.
@@ -20,9 +20,13 @@ def adapter_config(name: str, revision: str | None = None) -> Any:
     """
     try:
         found = find_adapter_config_file(name, revision=revision)
+        # A model with a config of its own is loaded by it, adapter and all (as a sentence reward model is).
+        has_config = found and cached_file(
+            name, "config.json", revision=revision, _raise_exceptions_for_missing_entries=False
+        )
     except OSError:  # no model of that name either, which its loading says
         return None
-    if found is None:
+    if not found or has_config:
         return None
     if not is_peft_available():
         raise ImportError(f'{name!r} is an adapter, which needs PEFT: `pip install "endotrl[peft]"`.')

@@ -180,6 +180,33 @@ class TestInstances:
         assert moved and all(".default." in name for name in moved)
 
 
+@pytest.mark.slow
+def test_trained_adapter_that_goes_on(tiny_policy_path, tmp_path):
+    """TRL keeps its start as the adapter "ref", which the reward shares."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_policy_path)
+    save_adapter(tiny_policy_path, tmp_path / "start")
+    base = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
+    policy = PeftModel.from_pretrained(base, tmp_path / "start", is_trainable=True)
+    reward = EndogenousReward(None)
+    args = GRPOConfig(
+        str(tmp_path / "run"), per_device_train_batch_size=4, num_generations=4, max_completion_length=6, max_steps=2,
+        learning_rate=0.05, beta=0.1, logging_steps=1, report_to=[], use_cpu=True, bf16=False, save_strategy="no",
+    )  # fmt: skip
+    by_path = EndogenousReward(str(tmp_path / "start"), tokenizer, name="by_path")
+    dataset = Dataset.from_dict({"prompt": ["a b c", "d e"] * 2})
+    trainer = GRPOTrainer(policy, reward_funcs=[reward, by_path], args=args, train_dataset=dataset)
+    reward.attach(trainer)
+    assert "adapter 'ref'" in repr(reward)
+    trainable = {name for name, weight in trainer.model.named_parameters() if weight.requires_grad}
+    trainer.train()
+    assert {name for name, weight in trainer.model.named_parameters() if weight.requires_grad} == trainable
+    for log in trainer.state.log_history[:2]:
+        ours, theirs = (log[f"rewards/{name}/mean"] for name in ("endogenous_reward", "by_path"))
+        assert ours == pytest.approx(theirs, abs=1e-4)
+    with pytest.raises(ValueError, match="was made for the model"):
+        EndogenousReward(tiny_policy_path).attach(trainer)
+
+
 class TestInitKwargs:
     def test_reach_the_model(self, tiny_model_path, tmp_path):
         save_adapter(tiny_model_path, tmp_path)

@@ -169,6 +169,10 @@ class TestHandshake:
         with FakeServer(tiny_model_path) as server:
             self.refused(server, AutoTokenizer.from_pretrained(tiny_policy_path), "read a text as different tokens")
 
+    def test_larger_vocabulary(self, tiny_policy_path, tokenizer):
+        with FakeServer(tiny_policy_path) as server:  # most ids are none of its
+            self.refused(server, tokenizer, "read a text as different tokens")
+
     def test_other_tokenizer_of_a_server_that_reads_ids_only(self, tiny_model_path, tokenizer, tmp_path):
         other = AutoTokenizer.from_pretrained(tiny_model_path)
         data = other.backend_tokenizer.to_str()

@@ -106,7 +106,7 @@ class FakeServer:
         top = int(top or 0)
         if self.max_logprobs >= 0 and (top < 0 or top > self.max_logprobs):
             return 400, {"error": {"message": f"Requested {top} logprobs, but {self.max_logprobs} are allowed."}}
-        top = vocab_size if top < 0 else top
+        top = vocab_size if top < 0 else min(top, vocab_size)
         with self._lock, torch.no_grad():
             table = self.model(torch.tensor([ids])).logits[0].double()
         table = table + self.shift if self.mode == "raw_logits" else table.log_softmax(-1)

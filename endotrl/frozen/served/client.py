@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
-from accelerate import PartialState
 
 from .protocols import BadAnswer
 
@@ -59,11 +58,14 @@ class Server:
             Whether it was greeted since it was last lost.
         answered_at (`float`):
             When it last answered, on the clock of `time.monotonic`.
+        under_way (`int`):
+            Requests that it has not answered yet.
     """
 
     root: str
     is_known: bool = False
     answered_at: float = 0.0
+    under_way: int = 0
     failures: int = 0
     again_at: float = 0.0
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -110,7 +112,7 @@ class Client:
     ) -> None:
         self.servers = [Server(root) for root in roots]
         self._greet, self._patience = greet, patience
-        self._share = max(1, concurrency // PartialState().num_processes)
+        self._share = max(1, concurrency // int(os.environ.get("WORLD_SIZE", 1)))  # of torchrun, accelerate, DeepSpeed
         self._slots = threading.BoundedSemaphore(self._share)
         self._key = os.environ.get(API_KEY, "")
         here = all(urlsplit(root).hostname in ("localhost", "127.0.0.1", "::1") for root in roots)
@@ -168,7 +170,7 @@ class Client:
         """
         try:
             response = self._http.request("GET" if body is None else "POST", f"{server.root}{path}", json=body)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise _Unreachable(f"{type(error).__name__}: {error}") from error
         if response.status_code in BUSY:
             pause = response.headers.get("Retry-After", "")
@@ -201,10 +203,16 @@ class Client:
             server = self._next(stop)
             try:
                 with server.greeting:
-                    if not server.is_known or time.monotonic() > server.answered_at + IDLE:
+                    idle = server.under_way == 0 and time.monotonic() > server.answered_at + IDLE
+                    if idle or not server.is_known:
                         self._greet(self, server)
                         server.is_known, server.answered_at = True, time.monotonic()
-                result = function(server, item)
+                    server.under_way += 1
+                try:
+                    result = function(server, item)
+                finally:
+                    with server.greeting:
+                        server.under_way -= 1
             except _Unreachable as error:
                 server.lost(error, error.pause)
                 waited = time.monotonic() - began

@@ -48,30 +48,31 @@ def find_card(client: Client, server: Server, name: str | None) -> Card:
     if name is not None and name not in names:
         raise ServerError(f"The server {server.root} has no model {name!r}, only {', '.join(names)}.")
     model = models[0 if name is None else names.index(name)]
-    # vLLM needs room for one token that it generates.
-    longest = model.get("max_model_len")
+    # vLLM needs room for one token that it generates. Its LoRA adapters have the limit of their base.
+    longest = next((other["max_model_len"] for other in (model, *models) if other.get("max_model_len")), None)
     return Card(str(model["id"]), model.get("root"), longest - 1 if isinstance(longest, int) else None)
 
 
 def find_protocol(client: Client, server: Server, card: Card, ids: Sequence[int]) -> ScoreProtocol:
     """
-    How the server gives log-probabilities of tokens that it is given.
+    How the server gives log-probabilities of what it is given: a text, or some ids if it reads no text.
 
     Raises:
         `ServerError`: If it does so in no way that is known here.
     """
     reasons = []
-    for protocol in PROTOCOLS:
-        try:
-            answer = protocol.read(client.ask(server, protocol.path, protocol.request(card.name, ids)))
-        except Broken:
-            raise
-        except (ServerError, ValueError) as error:
-            reasons.append(f"{protocol.name}: {error}")
-            continue
-        if len(answer.log_probs) == len(ids):
-            return protocol
-        reasons.append(f"{protocol.name}: {len(answer.log_probs)} log-probabilities for {len(ids)} tokens")
+    for given in (COUNTING, ids):
+        for protocol in PROTOCOLS:
+            try:
+                answer = protocol.read(client.ask(server, protocol.path, protocol.request(card.name, given)))
+            except Broken:
+                raise
+            except (ServerError, ValueError) as error:
+                reasons.append(f"{protocol.name}: {error}")
+                continue
+            if len(answer.log_probs) > 1:
+                return protocol
+            reasons.append(f"{protocol.name}: it tells of one token only")
     raise ServerError(
         f"The server {server.root} gives no log-probabilities of the tokens that it is given (llama.cpp's has those "
         f"of generated tokens only), so that nothing can be scored with it. Tried: {'; '.join(reasons)}."
@@ -152,8 +153,6 @@ def check_log_probs(
         text = ids[:2] if count < 0 else ids
         try:
             answer = protocol.read(client.ask(server, protocol.path, protocol.request(card.name, text, tops=count)))
-        except Broken:
-            raise
         except ValueError:  # more than it allows
             continue
         sums: list[float] = []
@@ -172,8 +171,6 @@ def check_log_probs(
             is_whole = is_whole or len(tops) >= vocab_size
         if is_whole or (sums and max(sums) >= NEARLY_ALL):
             return True
-        if count > 0:
-            return False
     return False
 
 

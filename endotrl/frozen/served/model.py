@@ -226,6 +226,14 @@ class ServedModel:
         The handshake with one server. Later ones, and those that come back, must give a probe the same
         log-probabilities as the first: then nothing else needs to be asked.
         """
+        try:
+            self._shake_hands(client, server)
+        except BadAnswer:
+            raise
+        except ValueError as error:
+            raise ServerError(f"The handshake with {server.root} failed. {error}") from error
+
+    def _shake_hands(self, client: Client, server: Server) -> None:
         card = find_card(client, server, self.model)
         self._card = self._card or card
         tokenizer = self._tokenizer

@@ -38,7 +38,7 @@ class ScoreProtocol(ABC):
     name: str
     path: str  # below the server's root
     starts_late: bool  # whether answers have entries from the place on that `start` names, and not from the first
-    # Numbers of the highest log-probabilities to ask for in the handshake, -1 for all; what is refused is asked lower.
+    # Numbers of the highest log-probabilities to ask for in the handshake, -1 for all, until one tells enough.
     tops: tuple[int, ...]
 
     @abstractmethod
@@ -60,7 +60,7 @@ class ScoreProtocol(ABC):
 class VLLM(ScoreProtocol):
     """vLLM's field `prompt_logprobs` (https://docs.vllm.ai): by position, log-probabilities by token id."""
 
-    name, path, starts_late, tops = "vLLM", "/v1/completions", False, (-1, 20, 5, 1)
+    name, path, starts_late, tops = "vLLM", "/v1/completions", False, (20, -1, 5, 1)
 
     def request(self, model: str, text: Sequence[int] | str, start: int = 0, tops: int = 0) -> dict[str, Any]:
         # Temperature 1, because the model's generation config would set another one, which some servers apply here.
