@@ -57,6 +57,7 @@ def test_snippet(snippet: str, tiny_model_path: str, tmp_path: Path, monkeypatch
     if "from endotrl import DenseGRPO" in snippet or "PPOConfig" in snippet and "trl.experimental" not in snippet:
         if Version(version("trl")) < Version("1.15"):
             pytest.skip("The trainers of endotrl need TRL 1.15.")
+        importlib.import_module("endotrl.trainers.ppo_trainer")  # before TRL's names are replaced
         small["endotrl", "DenseGRPOConfig"] = {"max_steps": 1, "max_completion_length": 8}
         small["endotrl", "PPOConfig"] = {"max_steps": 1, "max_completion_length": 8}
     if HAS_PPO:
