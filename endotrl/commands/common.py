@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import PurePath
 from typing import Any
 
-from ..rewards.settings import CRITERION, JSON, READERS, SETTINGS
+from ..rewards.settings import CRITERION, INIT_KWARGS, JSON, READERS, SETTINGS
 
 
 EXIT_OK, EXIT_BAD_ROWS, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 2, 130
@@ -89,6 +89,15 @@ def use_form(args: argparse.Namespace) -> str | None:
     return residual
 
 
+def add_tokenizer(add: Callable[..., Any]) -> None:
+    """Adds the option `--tokenizer`, for models that are on servers."""
+    add(
+        "--tokenizer",
+        metavar="M",
+        help="path or hub id of the model's tokenizer (default: the model's, or what its server says it has loaded)",
+    )
+
+
 def add_reward_settings(parser: Any, *names: str) -> None:
     """Adds options `--<name>` of settings of [`EndogenousReward`] to a parser or a group."""
     for name in names:
@@ -99,6 +108,6 @@ def add_reward_settings(parser: Any, *names: str) -> None:
         elif setting.choices:
             words |= {"default": setting.default, "choices": setting.choices}
         else:
-            metavar = {int: "N", JSON: "JSON", CRITERION: "TEXT"}.get(setting.type)
+            metavar = {int: "N", JSON: "JSON", INIT_KWARGS: "JSON", CRITERION: "TEXT"}.get(setting.type)
             words |= {"default": setting.default, "type": option_type(setting.type), "metavar": metavar}
         parser.add_argument(f"--{name.replace('_', '-')}", **words)

@@ -16,15 +16,18 @@ from ..evaluation.results import evaluate
 from ..evaluation.results_page import report_page
 from ..evaluation.run_folder import RunFolder
 from ..evaluation.runner import score_items
-from ..evaluation.scorer_names import DEFAULT, base_names, check_name, expand_names, make_scorer
+from ..evaluation.scorer_names import DEFAULT, base_names, check_name, expand_names, make_scorer, served_names
 from ..evaluation.tables import few_items, markdown_page, terminal_rows
 from ..frozen.names import load_tokenizer, resolve_model
-from ..frozen.own_copy import OwnCopy, resolve_dtype
+from ..frozen.own_copy import resolve_dtype
+from ..frozen.placement import place
+from ..frozen.served import ServedModel
 from ..reporting import say, terminal_table
 from ..runs.files import write_json
 from ..runs.processes import processes
 from ..runs.record import now, versions
 from ..score_file import model_digest
+from ..scoring.scorer import Placement
 
 
 def run_benchmark(args: argparse.Namespace, command: str) -> dict[str, Any]:
@@ -44,9 +47,16 @@ def run_benchmark(args: argparse.Namespace, command: str) -> dict[str, Any]:
         "judge_reasoning_tokens": args.judge_reasoning,
     }
     vocab_size = placement.config.get_text_config().vocab_size
+    if isinstance(placement, ServedModel):
+        names = served_names(names, args.scorers is not None, items[0].steps is not None, vocab_size)
+        if args.alpha != 1.0 or args.judge_reasoning:
+            raise ValueError(
+                "A server gives log-probabilities of given tokens at temperature 1: no other --alpha can be had from "
+                "it, and no --judge-reasoning, which is generated."
+            )
     for name in base_names(names):
         check_name(name, vocab_size, args.trust_remote_code)
-    tokenizer = load_tokenizer(placement.config._name_or_path, args.trust_remote_code)
+    tokenizer = load_tokenizer(args.tokenizer or placement.config._name_or_path, args.trust_remote_code)
     if tokenizer.chat_template is None:
         settings["chat"] = chat = False
         if any(not isinstance(item.prompt, str) for item in items):
@@ -135,20 +145,25 @@ def open_folder(path: str, settings: Mapping[str, Any], overwrite: bool) -> RunF
     return folder if state.is_main_process else RunFolder(path, state.process_index, state.num_processes)
 
 
-def open_model(args: argparse.Namespace) -> tuple[OwnCopy, dict[str, Any]]:
-    """The frozen model, not loaded yet, and the settings that tell which it is."""
+def open_model(args: argparse.Namespace) -> tuple[Placement | ServedModel, dict[str, Any]]:
+    """The frozen model, not loaded yet (but connected to, if it is served), and the settings that tell which it is."""
     name = resolve_model(args.model)
     if args.device is not None:
         try:
             torch.empty(0, device=args.device)
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"--device {args.device} cannot be used: {str(error).splitlines()[0]}") from error
-    placement = OwnCopy(name, args.dtype, args.device, args.trust_remote_code)
+    placement = place(name, args.dtype, args.device, args.trust_remote_code, False, args.model_init_kwargs)
+    assert placement is not None
+    if isinstance(placement, ServedModel):
+        placement.connect(load_tokenizer(args.tokenizer or placement.tokenizer_name, args.trust_remote_code))
+        return placement, {"model": args.model, "model_version": placement.version}
     dtype = resolve_dtype(args.dtype, PartialState().device if args.device is None else torch.device(args.device))
     return placement, {
         "model": args.model,
         "model_version": model_digest(name) or placement.config._commit_hash,
         "dtype": str(dtype).removeprefix("torch."),
+        **({"model_init_kwargs": args.model_init_kwargs} if args.model_init_kwargs else {}),
     }
 
 

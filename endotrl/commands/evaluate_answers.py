@@ -27,9 +27,10 @@ from ..evaluation.items import Item
 from ..evaluation.math_answers import Question, read_questions
 from ..evaluation.results import estimates_to_json, plain_means
 from ..evaluation.run_folder import RunFolder
-from ..evaluation.scorer_names import base_names, check_name, make_scorer
+from ..evaluation.scorer_names import base_names, check_name, make_scorer, served_names
 from ..evaluation.tables import interval, markdown_page, value
 from ..frozen.names import load_tokenizer
+from ..frozen.served import ServedModel, is_url
 from ..grading import VERSION, is_right, require_math_verify, same_answer
 from ..rendering.messages import Prompt
 from ..reporting import number, page, table, terminal_table
@@ -93,9 +94,13 @@ def run_best_of_n(args: argparse.Namespace, command: str) -> dict[str, Any]:
     folder, engine, settings = _open(args, "eval-best-of-n")
     judge = engine
     if args.reward_model is not None:
-        placement, _ = open_model(argparse.Namespace(**{**vars(args), "model": args.reward_model}))
+        # What says how to load the model that answers is not for a server.
+        elsewhere = {"dtype": "auto", "device": None, "model_init_kwargs": None} if is_url(args.reward_model) else {}
+        placement, _ = open_model(argparse.Namespace(**{**vars(args), "model": args.reward_model, **elsewhere}))
         tokenizer = load_tokenizer(placement.config._name_or_path, args.trust_remote_code)
         judge = Engine(placement, tokenizer, engine.chat, max_tokens_per_batch=args.max_tokens_per_batch)
+        if isinstance(placement, ServedModel):
+            names = served_names(names, args.scorers is not None, False, judge.renderer.vocab_size)
     for name in names:
         check_name(name, judge.renderer.vocab_size, args.trust_remote_code)
     answers = _answers(args, questions, folder, engine, greedy=False)
@@ -144,6 +149,10 @@ def _check_processes(args: argparse.Namespace) -> None:
 
 
 def _open(args: argparse.Namespace, default: str) -> tuple[RunFolder, Engine, dict[str, Any]]:
+    if is_url(args.model):
+        raise ValueError(
+            f"--model {args.model} is to answer, which a model on a server does not do here. Name a path."
+        )
     placement, settings = open_model(args)
     tokenizer = load_tokenizer(placement.config._name_or_path, args.trust_remote_code)
     chat = tokenizer.chat_template is not None if args.chat is None else args.chat

@@ -4,7 +4,7 @@
 import argparse
 from typing import Any
 
-from .common import DATA_HELP, HelpFormatter, add_reward_settings, json_object, positive
+from .common import DATA_HELP, HelpFormatter, add_reward_settings, add_tokenizer, json_object, positive
 
 
 BENCHMARK_HELP = {
@@ -105,8 +105,13 @@ def _add_benchmark(parser: argparse.ArgumentParser, name: str) -> None:
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Adds the options that say which model answers, and where."""
     add = parser.add_argument
-    add("--model", required=True, help='model: path, hub id, or "quickstart" for the model of the demo')
-    add_reward_settings(parser, "dtype", "device", "trust_remote_code", "max_tokens_per_batch")
+    add(
+        "--model",
+        required=True,
+        help='model: path, hub id, "quickstart" for the model of the demo, or http://host:8000/v1 to score with',
+    )
+    add_tokenizer(add)
+    add_reward_settings(parser, "dtype", "device", "trust_remote_code", "max_tokens_per_batch", "model_init_kwargs")
 
 
 def add_output(

@@ -30,6 +30,7 @@ ENDOGENOUS_OPTIONS = (
     "truncation",
     "criterion",
     "correction",
+    "model_init_kwargs",
 )
 SHOWN_SETTINGS = ("token_reward", "aggregate", "alpha", "gamma", "truncation", "criterion")  # on the page
 SHOWN_ERRORS = 20  # bad rows named on the terminal; the error file has them all
@@ -138,8 +139,9 @@ def make_reward(args: argparse.Namespace) -> tuple[Any, dict[str, Any], bool]:
     import torch
     from accelerate import PartialState
 
-    from ..frozen.names import load_config
+    from ..frozen.names import load_config, load_tokenizer
     from ..frozen.own_copy import resolve_dtype
+    from ..frozen.served import ServedModel, is_url
     from ..rewards.endogenous import EndogenousReward
     from ..rewards.sentence import SentenceReward
     from ..sentence.configuration import SentenceRewardConfig
@@ -150,7 +152,9 @@ def make_reward(args: argparse.Namespace) -> tuple[Any, dict[str, Any], bool]:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
-    by_sentence = isinstance(load_config(args.model, args.trust_remote_code), SentenceRewardConfig)
+    by_sentence = not is_url(args.model) and isinstance(
+        load_config(args.model, args.trust_remote_code), SentenceRewardConfig
+    )
     # Numbers depend on these, but not on the three below: a run may go on with smaller batches, or on another device.
     settings = {
         "chat_template_kwargs": args.chat_template_kwargs,
@@ -166,16 +170,21 @@ def make_reward(args: argparse.Namespace) -> tuple[Any, dict[str, Any], bool]:
                 "in training."
             )
         given = {name: getattr(args, name) for name in ENDOGENOUS_OPTIONS}
-        if args.correction is None:
-            del given["correction"]  # as files that were begun before there was the option have it
+        for name in ("correction", "model_init_kwargs"):
+            if given[name] is None:
+                del given[name]  # as files that were begun before there was the option have it
         settings = {**given, **settings}
     reward: EndogenousReward | SentenceReward = (SentenceReward if by_sentence else EndogenousReward)(
         args.model,
+        None if args.tokenizer is None else load_tokenizer(args.tokenizer, args.trust_remote_code),
         **settings,
         max_tokens_per_batch=args.max_tokens_per_batch,
         device=device,
         trust_remote_code=args.trust_remote_code,
     )
+    model = reward.model if isinstance(reward, EndogenousReward) and reward.is_served else None
+    if isinstance(model, ServedModel):
+        return reward, {"model": args.model, "model_version": model.version, **settings}, by_sentence
     # What "auto" and the name stand for today: on another machine, or after training, it can be something else.
     resolved = resolve_dtype(args.dtype, PartialState().device if device is None else torch.device(device))
     version = model_digest(reward.config._name_or_path) or reward.config._commit_hash

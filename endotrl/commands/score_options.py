@@ -7,7 +7,16 @@ import shlex
 from typing import Any
 
 from ..rewards.settings import SETTINGS
-from .common import DATA_HELP, EXIT_BAD_ROWS, EXIT_OK, HelpFormatter, add_form, add_reward_settings, positive
+from .common import (
+    DATA_HELP,
+    EXIT_BAD_ROWS,
+    EXIT_OK,
+    HelpFormatter,
+    add_form,
+    add_reward_settings,
+    add_tokenizer,
+    positive,
+)
 
 
 def add_score(commands: Any) -> None:
@@ -78,10 +87,11 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--model",
         required=True,
-        help='frozen model: path, hub id, or "quickstart" for the model of the demo; with a sentence reward model, '
-        "the "
-        "reward and weight of each sentence are shown",
+        help='frozen model: path, hub id, "quickstart" for the model of the demo, or http://host:8000/v1; '
+        "with a sentence reward model, the reward and weight of each sentence are shown",
     )
+
+    add_tokenizer(add)
 
     files = parser.add_argument_group("files")
     add = files.add_argument

@@ -10,12 +10,14 @@ from transformers import PreTrainedTokenizerBase
 
 from ..frozen.model_renderer import model_renderer
 from ..frozen.names import load_tokenizer
+from ..frozen.placement import make_scorer
+from ..frozen.served import ServedModel
 from ..rendering.messages import Prompt, add_criterion
 from ..rendering.offsets import decode_with_offsets
 from ..rendering.policy import Reading
 from ..rendering.renderer import Rendered, cut_completion
 from ..rewards.intrinsic import empty_prompt_ids
-from ..scoring.scorer import FrozenScorer, Placement
+from ..scoring.scorer import Placement
 from ..scoring.token_stats import TokenStats
 from .items import Item, as_messages
 
@@ -52,7 +54,7 @@ class Engine:
     A frozen model that scores items.
 
     Args:
-        placement (`Placement`):
+        placement (`Placement` or [`ServedModel`]):
             Whose weights to use.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Tokenizer of the model. Loaded by the model's name if not given.
@@ -70,7 +72,7 @@ class Engine:
 
     def __init__(
         self,
-        placement: Placement,
+        placement: Placement | ServedModel,
         tokenizer: PreTrainedTokenizerBase | None = None,
         chat: bool = True,
         separator: str = "",
@@ -83,7 +85,7 @@ class Engine:
         self.tokenizer = load_tokenizer(placement.config._name_or_path) if tokenizer is None else tokenizer
         eos_token_ids = [*placement.eos_token_ids, self.tokenizer.eos_token_id]
         self.renderer = model_renderer(placement.config, eos_token_ids, Reading(self.tokenizer, {}), "cut")
-        self._scorer = FrozenScorer(placement, max_tokens_per_batch)
+        self._scorer = make_scorer(placement, max_tokens_per_batch)
 
     def score(self, items: Sequence[Item], alone: bool = False) -> list[list[ScoredResponse]]:
         """

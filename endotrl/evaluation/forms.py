@@ -87,6 +87,12 @@ class Form:
         """Whether it needs the second pass, without the prompt."""
         return self.token == GAIN
 
+    def needs_logits(self, steps: bool) -> str | None:
+        """Why a server's log-probabilities do not suffice for it, or for scores of steps; `None` if they do."""
+        if self.token == "bellman" and (steps or self.aggregate == MATCHED):
+            return "the soft values V of Bellman rewards cancel in the sum over whole responses only"
+        return self.rule.needs_logits
+
     @cached_property
     def rule(self) -> RewardRule:
         """Its settings: for `gain` those of `log_prob`, and for `matched` those of `sum`."""

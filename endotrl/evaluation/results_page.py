@@ -260,6 +260,8 @@ def _heat_map_row(
         "soft value": stats.soft_values,
         **({} if stats.entropies is None else {"entropy": stats.entropies}),
     }
+    if not stats.has_logits:  # so that Bellman rewards of tokens are none, either
+        columns = {"log-prob": stats.log_probs}
     return HeatMapRow(
         text=text,
         offsets=offsets,

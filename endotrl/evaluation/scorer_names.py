@@ -128,6 +128,39 @@ def check_name(name: str, vocab_size: int, trust_remote_code: bool = False) -> N
         make_form(name, vocab_size)
 
 
+def served_names(names: Sequence[str], given: bool, steps: bool, vocab_size: int) -> list[str]:
+    """
+    The scorers that a model on a server can have, which gives log-probabilities only.
+
+    Args:
+        names (`Sequence[str]`):
+            Scorers, in [`expand_names`]'s form.
+        given (`bool`):
+            Whether the user has named them; otherwise those that it cannot have are left out.
+        steps (`bool`):
+            Whether they score steps.
+        vocab_size (`int`):
+            Size of the model's vocabulary.
+
+    Raises:
+        `ValueError`: If one was named that it cannot have.
+    """
+    kept = []
+    for name in names:
+        base = base_name(name)
+        form = None if needs_model(base) else make_form(base, vocab_size)
+        reason = form.needs_logits(steps) if isinstance(form, Form) else None
+        if reason is None:
+            kept.append(name)
+        elif given:
+            raise ValueError(
+                f"{name!r} cannot be had from a server, which gives log-probabilities only: {reason}. Forms that can: "
+                "log_prob.AGGREGATE, gain.AGGREGATE, relative_perplexity; and bellman.sum, .mean and .power=NUMBER of "
+                "whole responses."
+            )
+    return kept
+
+
 def make_scorer(
     name: str,
     engine: Engine,

@@ -51,6 +51,7 @@ class StatsCache:
             "finished": np.array([response.stats.finished for response in flat]),
             "cut": np.array([response.cut for response in flat]),
             "alpha": np.array(flat[0].stats.alpha),
+            "has_logits": np.array(flat[0].stats.has_logits),
             "positions": _join([response.stats.positions for response in flat], np.int32),
             "soft_values": _join([response.stats.soft_values for response in flat], np.float32),
         }
@@ -99,6 +100,7 @@ def _read_block(path: Path) -> dict[str, list[ScoredResponse]]:
                 alpha=float(arrays["alpha"]),
                 num_completion_tokens=int(arrays["num_completion_tokens"][response]),
                 mean_logits=piece.get("mean_logits"),
+                has_logits=bool(arrays.get("has_logits", True)),  # which older files do not say
             )
             steps = piece.get("step_of_token")
             row.append(

@@ -2,17 +2,18 @@
 """A frozen model that the user has loaded."""
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from accelerate.utils import has_offloaded_params
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..scoring.exclusive import exclusive
 from ..scoring.reference_pass import ReferenceRecorder
+from .adapters import UsedAdapter
 from .names import eos_token_ids
 from .own_copy import NEEDS_CAUSAL_LM, OwnCopy
 from .weights import have_moved, named_weights, sample_weights, weights_digest
@@ -22,11 +23,21 @@ class LoadedModel:
     """
     A model instance that the user has loaded. It is used as it is, without a copy, and must not be trained: that would
     move the reward. Training it, or putting an adapter into it, is noticed and refused.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The instance, or the base model of a [`~peft.PeftModel`].
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether a pickle may run code from the model's repository when it is loaded.
+        adapter ([`UsedAdapter`], *optional*):
+            The adapter that is on. Other adapters may be trained, and the base model may be a trainer's policy.
     """
 
     is_own = False
 
-    def __init__(self, model: PreTrainedModel, trust_remote_code: bool = False) -> None:
+    def __init__(
+        self, model: PreTrainedModel, trust_remote_code: bool = False, adapter: UsedAdapter | None = None
+    ) -> None:
         if model.config.is_encoder_decoder or model.get_output_embeddings() is None:
             kind = "an encoder-decoder model" if model.config.is_encoder_decoder else "a model without an LM head"
             raise ValueError(f"A {type(model).__name__} was given, {kind}. {NEEDS_CAUSAL_LM}")
@@ -39,11 +50,13 @@ class LoadedModel:
             )
         self.config = model.config
         self.eos_token_ids = eos_token_ids(model.generation_config)
-        self.description = f"the {type(model).__name__} given"
+        with_adapter = "" if adapter is None else f" with the adapter {adapter.name!r}"
+        self.description = f"the {type(model).__name__} given{with_adapter}"
         self.recorder: ReferenceRecorder | None = None
         self._trust_remote_code = trust_remote_code
         self._model: PreTrainedModel = model
-        self._versions, self._sample = _versions(model), sample_weights(named_weights(model))
+        self._adapter = adapter
+        self._versions, self._sample = _versions(self._weights()), sample_weights(self._weights())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "LoadedModel":
         return self  # the instance is not copied, as it is not when the reward is made
@@ -59,6 +72,11 @@ class LoadedModel:
             `TypeError`: If the model was not loaded from a path or hub.
         """
         name = self.config._name_or_path
+        if self._adapter is not None:
+            raise TypeError(
+                f"A reward made from a `PeftModel` cannot be pickled, because weights are not, and {name!r} is the "
+                "name of its base model. Pass the adapter's path to `EndogenousReward`."
+            )
         if not name:
             raise TypeError(
                 "A reward made from a model instance can be pickled only if the instance was loaded from a path or "
@@ -79,14 +97,18 @@ class LoadedModel:
 
     @contextmanager
     def active(self) -> Iterator[PreTrainedModel]:
-        with exclusive(self._model), eval_mode(self._model):
+        adapter = nullcontext() if self._adapter is None else self._adapter.active()
+        with exclusive(self._model), eval_mode(self._model), adapter:
             self._check_unchanged()
             yield self._model
 
+    def _weights(self) -> list[tuple[str, Tensor]]:
+        """Those that the logits depend on."""
+        weights = named_weights(self._model)
+        return list(weights if self._adapter is None else self._adapter.without_others(weights))
+
     def _check_unchanged(self) -> None:
-        if _versions(self._model) != self._versions or have_moved(
-            self._sample, sample_weights(named_weights(self._model))
-        ):
+        if _versions(self._weights()) != self._versions or have_moved(self._sample, sample_weights(self._weights())):
             raise RuntimeError(
                 "The model instance given to the endogenous reward has changed since: its weights were updated, or an "
                 "adapter was put into it. The reward must come from a frozen model. If it is the policy that you "
@@ -95,14 +117,14 @@ class LoadedModel:
             )
 
 
-def _versions(model: PreTrainedModel) -> dict[str, tuple[torch.dtype, int]]:
+def _versions(weights: Iterable[tuple[str, Tensor]]) -> dict[str, tuple[torch.dtype, int]]:
     """
     Changes with most updates of a weight. What it does not see, fused optimizers and `.data`, changes all values of a
     tensor.
     """
     return {
         name: (tensor.dtype, 0 if tensor.is_inference() else tensor._version)
-        for name, tensor in named_weights(model)
+        for name, tensor in weights
         # Offloaded weights are made anew by each pass, and kernels rearrange those that are quantised.
         if tensor.is_floating_point() and not tensor.is_meta
     }

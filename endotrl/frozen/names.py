@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model names: `"quickstart"`, paths and hub ids, and the config and tokenizer behind them."""
+"""Model names: `"quickstart"`, paths and hub ids of models and adapters, and the config and tokenizer behind them."""
 
 import os
 
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import cached_file
 
+from .adapters import adapter_config, adapter_vocab_size
 from .quickstart_model import quickstart_model_path
 
 
@@ -19,51 +21,78 @@ def resolve_model(name: str | os.PathLike[str]) -> str:
     return quickstart_model_path() if name == "quickstart" else os.fspath(name)
 
 
-def load_config(model: str, trust_remote_code: bool = False) -> PretrainedConfig:
+def load_config(model: str, trust_remote_code: bool = False, revision: str | None = None) -> PretrainedConfig:
     """
-    Config of a model by name.
+    Config of a model by name; of an adapter, that of its base model, with the adapter's name and vocabulary.
 
     Raises:
         `OSError`: If there is no such model, with the reason.
         `ValueError`: If it needs code of its own, which is not trusted.
     """
     model = resolve_model(model)
+    base, base_revision = base_model(model, revision)
     try:
-        return AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(
+            base, trust_remote_code=trust_remote_code, **({} if base_revision is None else {"revision": base_revision})
+        )
     except Exception as error:  # of many kinds, as each family checks its values in its own way
         if "trust_remote_code" in str(error):
             raise ValueError(
-                f"The frozen model {model!r} needs code of its own repository, and `trust_remote_code` is off. "
+                f"The frozen model {base!r} needs code of its own repository, and `trust_remote_code` is off. "
                 "Set it to `True` if you trust that code."
             ) from error
+        adapted = "" if base == model else f", the base model of the adapter {model!r},"
         raise OSError(
-            f"The frozen model {model!r} cannot be loaded: it is neither a folder with a model's `config.json` nor a "
-            f"model that the Hugging Face hub gives. Check the name, or pass a loaded model. Reason: {error}"
+            f"The frozen model {base!r}{adapted} cannot be loaded: it is neither a folder with a model's "
+            "`config.json` nor a model that the Hugging Face hub gives. Check the name, or pass a loaded model. "
+            f"Reason: {error}"
         ) from error
+    if base != model:
+        config._name_or_path = model
+        config.get_text_config().vocab_size = (
+            adapter_vocab_size(model, revision) or config.get_text_config().vocab_size
+        )
+    return config
 
 
-def load_tokenizer(model: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+def base_model(model: str, revision: str | None = None) -> tuple[str, str | None]:
+    """Name and revision of the base model of an adapter; those given if they are of no adapter."""
+    adapter = adapter_config(model, revision)
+    return (model, revision) if adapter is None else (adapter.base_model_name_or_path, adapter.revision)
+
+
+def load_tokenizer(
+    model: str, trust_remote_code: bool = False, revision: str | None = None
+) -> PreTrainedTokenizerBase:
     """
-    Tokenizer of a model by name.
+    Tokenizer of a model by name; of an adapter without one, that of its base model.
 
     Raises:
         `OSError`: If there is none, or it is damaged, with the reason.
     """
     model = resolve_model(model)
+    base, base_revision = base_model(model, revision)
+    if base != model and not cached_file(
+        model, "tokenizer_config.json", revision=revision, _raise_exceptions_for_missing_entries=False
+    ):
+        model, revision = base, base_revision
     try:
-        return AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(
+            model, trust_remote_code=trust_remote_code, **({} if revision is None else {"revision": revision})
+        )
     except Exception as error:  # tokenizers raises plain `Exception` for a file that it cannot read
         raise OSError(
             f"The tokenizer of {model!r} cannot be loaded. Are its files (`tokenizer.json`, `tokenizer_config.json`) "
-            "beside the "
-            f"model's? If they are elsewhere, load them from there, and pass `processing_class`. Reason: {error}"
+            "beside the model's? If they are elsewhere, load them from there, and pass `processing_class`. "
+            f"Reason: {error}"
         ) from error
 
 
-def load_generation_config(model: str, config: PretrainedConfig) -> GenerationConfig:
-    """Generation config of a model by name; made from its config if there is none."""
+def load_generation_config(model: str, config: PretrainedConfig, revision: str | None = None) -> GenerationConfig:
+    """Generation config of a model by name, of an adapter its base model's; made from its config if there is none."""
+    model, revision = base_model(model, revision)
     try:
-        return GenerationConfig.from_pretrained(model)
+        return GenerationConfig.from_pretrained(model, **({} if revision is None else {"revision": revision}))
     except OSError:  # the file is optional
         return GenerationConfig.from_model_config(config)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A reward's own copy of the frozen model: loading by name, dtype and device, offloading, sharding."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from ..scoring.exclusive import exclusive
 from ..scoring.reference_pass import ReferenceRecorder
+from .adapters import adapter_config, check_adapter, load_with_adapter
 from .names import eos_token_ids, load_config, load_generation_config, resolve_model
 from .sharded_weights import loaded_whole, whole_weights
 from .weights import weights_digest
@@ -57,6 +58,27 @@ def check_complete(what: str, missing_keys: Collection[str]) -> None:
         )
 
 
+def _one_dtype(dtype: str | torch.dtype, init_kwargs: dict[str, Any]) -> str | torch.dtype:
+    """The dtype, which `model_init_kwargs` may have in its place."""
+    given = [init_kwargs.pop(key) for key in ("dtype", "torch_dtype") if key in init_kwargs]
+    if given and dtype not in ("auto", given[0]):
+        raise ValueError(f"`dtype` is {dtype!r}, and `model_init_kwargs` has {given[0]!r}. Give one of them.")
+    return given[0] if given else dtype
+
+
+def _check_init_kwargs(init_kwargs: Mapping[str, Any], device: object, offload: bool) -> None:
+    """Raises `ValueError` for arguments that contradict others."""
+    for key in ("trust_remote_code", "output_loading_info", "config", "state_dict"):
+        if key in init_kwargs:
+            raise ValueError(f"`model_init_kwargs` has {key!r}, which is a parameter of its own, or cannot be set.")
+    placed = [key for key in ("device_map", "quantization_config") if init_kwargs.get(key) is not None]
+    if placed and (offload or (device is not None and "device_map" in placed)):
+        raise ValueError(
+            f"`model_init_kwargs` has {placed[0]!r}, which says where the weights are. Leave out `device` and "
+            "`offload`."
+        )
+
+
 class OwnCopy:
     """
     The reward's own frozen copy, loaded on first use and kept on one device.
@@ -76,6 +98,10 @@ class OwnCopy:
             Whether to keep the weights in CPU memory while they are not used.
         expected_digest (`str`, *optional*):
             [`weights_digest`] that the loaded model must have.
+        model_init_kwargs (`dict[str, Any]`, *optional*):
+            Further arguments of `from_pretrained`, as in TRL's configs: `revision`, `quantization_config`,
+            `attn_implementation`, `device_map`, `max_memory`, ... Of an adapter, `revision` is its own, and the others
+            are for its base model.
     """
 
     def __init__(
@@ -86,11 +112,19 @@ class OwnCopy:
         trust_remote_code: bool = False,
         offload: bool = False,
         expected_digest: str | None = None,
+        model_init_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
+        self._init_kwargs = dict(model_init_kwargs or {})
+        dtype = _one_dtype(dtype, self._init_kwargs)
         resolve_dtype(dtype, torch.device("cpu"))  # raises now if the dtype is none
         check_device(device)
+        _check_init_kwargs(self._init_kwargs, device, offload)
         model = resolve_model(model)
-        self.config = load_config(model, trust_remote_code)
+        self._revision = self._init_kwargs.pop("revision", None)
+        self._adapter = adapter_config(model, self._revision)
+        if self._adapter is not None:
+            check_adapter(repr(model), self._adapter)
+        self.config = load_config(model, trust_remote_code, self._revision)
         if self.config.is_encoder_decoder:
             raise ValueError(f"{model!r} is an encoder-decoder model. {NEEDS_CAUSAL_LM}")
         of_its_own_code = "AutoModelForCausalLM" in (vars(self.config).get("auto_map") or {})
@@ -101,7 +135,7 @@ class OwnCopy:
                 f"{NEEDS_CAUSAL_LM} Of a model that reads images too, load it yourself, and pass the instance: it "
                 "scores text."
             )
-        self.eos_token_ids = eos_token_ids(load_generation_config(model, self.config))
+        self.eos_token_ids = eos_token_ids(load_generation_config(model, self.config, self._revision))
         self.description = f"own copy of {model}"
         self.recorder: ReferenceRecorder | None = None
         self._name = model
@@ -132,11 +166,11 @@ class OwnCopy:
         Raises:
             `ValueError`: If the copy is loaded already, or is to be offloaded or on another device.
         """
-        if self._model is not None or self._offload or self._device is not None:
+        elsewhere = self._offload or self._device is not None or self._placed_by_accelerate
+        if self._model is not None or elsewhere or self._adapter is not None:
             raise ValueError(
-                f"The {self.description} cannot be sharded: it is loaded already, or was given a `device` or "
-                "`offload=True`. "
-                "Shard it before it is used, without these."
+                f"The {self.description} cannot be sharded: it is loaded already, is an adapter or quantised, or was "
+                "given a `device`, a `device_map` or `offload=True`. Shard it before it is used, without these."
             )
         self._accelerator = accelerator
         self.description = f"own copy of {self._name}, sharded"
@@ -184,9 +218,9 @@ class OwnCopy:
 
     def _load(self, device: torch.device) -> PreTrainedModel:
         with loaded_whole():
-            model = self._from_pretrained(resolve_dtype(self._dtype, device))
+            model = self._from_pretrained(resolve_dtype(self._dtype, device), device)
         self._check_digest(model)
-        return model.to(device).eval().requires_grad_(False)
+        return (model if self._placed_by_accelerate else model.to(device)).eval().requires_grad_(False)
 
     def _load_sharded(self, accelerator: Accelerator) -> tuple[PreTrainedModel, Any]:
         """The model, and what wraps it."""
@@ -200,11 +234,24 @@ class OwnCopy:
         model = self._from_pretrained(dtype)  # arrives in parts
         return model, prepare_deepspeed(model.requires_grad_(False), accelerator)
 
-    def _from_pretrained(self, dtype: torch.dtype) -> PreTrainedModel:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            self._name, dtype=dtype, trust_remote_code=self._trust_remote_code, output_loading_info=True
-        )
-        check_complete(f"the frozen model {self._name!r}", info["missing_keys"])
+    @property
+    def _placed_by_accelerate(self) -> bool:
+        """Whether `from_pretrained` puts the weights where they stay."""
+        is_quantised = "quantization_config" in self._init_kwargs or hasattr(self.config, "quantization_config")
+        return is_quantised or "device_map" in self._init_kwargs
+
+    def _from_pretrained(self, dtype: torch.dtype, device: torch.device | None = None) -> PreTrainedModel:
+        settings = {"dtype": dtype, "trust_remote_code": self._trust_remote_code, **self._init_kwargs}
+        if self._placed_by_accelerate:
+            settings.setdefault("device_map", {"": device or "cpu"})
+        if self._adapter is not None:
+            model, missing = load_with_adapter(self._name, self._adapter, self._revision, **settings)
+        else:
+            if self._revision is not None:
+                settings["revision"] = self._revision
+            model, info = AutoModelForCausalLM.from_pretrained(self._name, output_loading_info=True, **settings)
+            missing = info["missing_keys"]
+        check_complete(f"the frozen model {self._name!r}", missing)
         return model
 
     def _check_digest(self, model: PreTrainedModel) -> None:

@@ -1,47 +1,75 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whose weights the frozen model uses, by what the user gave as `model`."""
 
+import copy
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from accelerate.utils import extract_model_from_parallel, is_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..scoring.scorer import Placement
+from ..scoring.scorer import FrozenScorer, Placement
+from .adapters import UsedAdapter
 from .loaded_model import LoadedModel
 from .own_copy import OwnCopy
+from .served import ServedModel, ServedScorer, is_url
 
 
 def place(
-    model: str | PreTrainedModel | None,
+    model: str | PreTrainedModel | ServedModel | None,
     dtype: str | torch.dtype,
     device: str | torch.device | None,
     trust_remote_code: bool,
     offload: bool,
-) -> Placement | None:
+    model_init_kwargs: Mapping[str, Any] | None = None,
+    adapter_name: str | None = None,
+) -> Placement | ServedModel | None:
     """
     Where the frozen weights are to come from, by what the user gave as `model`; `None` if a trainer has them.
 
     Raises:
         `TypeError`: If `model` is no model.
+        `ValueError`: If it is given settings that are of another kind of model.
     """
     if model is None:
         return None
+    if is_url(model) or isinstance(model, ServedModel):
+        if dtype != "auto" or device is not None or offload or model_init_kwargs:
+            raise ValueError(
+                f"`dtype` is {dtype!r}, `device` {device!r}, `offload` {offload} and `model_init_kwargs` "
+                f"{model_init_kwargs}, but the model is on a server, which decides about them. Leave them out."
+            )
+        # Each reward has connections, and a handshake with its own tokenizer.
+        return copy.copy(model) if isinstance(model, ServedModel) else ServedModel(model)
     if isinstance(model, nn.Module):
+        if model_init_kwargs:
+            raise ValueError(
+                "`model_init_kwargs` say how to load a model, and a loaded one was given. Leave them out."
+            )
         model = extract_model_from_parallel(model, keep_torch_compile=False)
+    if isinstance(model, nn.Module) and is_peft_model(model):
+        adapter = UsedAdapter(model, adapter_name)
+        return LoadedModel(adapter.model.get_base_model(), trust_remote_code, adapter)
+    if adapter_name is not None:
+        raise ValueError(
+            f"`adapter_name` is {adapter_name!r}, but the model is a {type(model).__name__} and no `PeftModel`. Of an "
+            "adapter by itself, pass its path or hub id as the model."
+        )
     if isinstance(model, PreTrainedModel):
         return LoadedModel(model, trust_remote_code)
-    if isinstance(model, nn.Module) and is_peft_model(model):
-        raise TypeError(
-            f"`model` is a {type(model).__name__}, whose adapter may be trained, switched or taken off, so that it is "
-            "no frozen model. Merge the adapter (`model.merge_and_unload()`) and pass what this returns. If it is "
-            "the policy that you train, share its frozen base with `EndogenousReward(model=None)` and "
-            "`reward.attach(trainer)`."
-        )
     if not isinstance(model, str | os.PathLike):
         raise TypeError(
             f"`model` is a {type(model).__name__}, but it must be a path or hub id, a loaded causal language model of "
-            "transformers, or None to share the weights of a trainer."
+            "transformers, the address of a server, or None to share the weights of a trainer."
         )
-    return OwnCopy(os.fspath(model), dtype, device, trust_remote_code, offload)
+    return OwnCopy(os.fspath(model), dtype, device, trust_remote_code, offload, model_init_kwargs=model_init_kwargs)
+
+
+def make_scorer(placement: Placement | ServedModel, max_tokens_per_batch: int) -> FrozenScorer | ServedScorer:
+    """What scores with a placement."""
+    if isinstance(placement, ServedModel):
+        return ServedScorer(placement)
+    return FrozenScorer(placement, max_tokens_per_batch)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The frozen weights that a trainer holds already: the policy without its adapter, or the reference model."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from ..scoring.exclusive import exclusive
 from ..scoring.modules import execution_device
 from ..scoring.reference_pass import ReferenceRecorder
+from .adapters import UsedAdapter
 from .loaded_model import eval_mode
 from .names import eos_token_ids
 from .sharded_weights import whole_weights
@@ -52,9 +53,13 @@ class _Shared:
         with self.active() as model:
             return weights_digest(model, without_adapters=True)
 
+    def _weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The frozen weights."""
+        return named_weights(self._model, without_adapters=True)
+
     def _check_unmoved(self) -> None:
         """Raises `RuntimeError` if the weights, which must be whole, are not what they were in the call before."""
-        sample = sample_weights(named_weights(self._model, without_adapters=True))
+        sample = sample_weights(self._weights())
         if self._sample is not None and have_moved(self._sample, sample):
             raise RuntimeError(
                 f"The reward reads {self.description}, whose weights have changed since `attach`: parameters were "
@@ -73,16 +78,22 @@ class AdapterDisabled(_Shared):
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
         self._policy = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+        # TRL's copy of an adapter that was trained before, which then is the start of the policy.
+        self._reference = UsedAdapter(self._policy, "ref") if "ref" in self._policy.peft_config else None
+        if self._reference is not None:
+            self.description = "the policy's frozen adapter 'ref'"
         super().__init__(trainer, self._policy.get_base_model())
-        with self.active() as base:
-            _check_nothing_trains(base)
+        with self.active():
+            pass  # from now on, they must not move
         with self._whole_policy(), torch.no_grad():
-            _check_adapter_is_at_zero(self._policy)
+            self._check_start()
         if getattr(trainer.args, "use_vllm", False):
             _keep_base_in_merges(trainer, self._model)
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         adapted = next((module for module in self._policy.modules() if isinstance(module, BaseTunerLayer)), None)
+        if self._reference is not None:
+            return  # the reward runs its own pass
         # Prompt tuning adapts no layer, and its passes begin with virtual tokens.
         if adapted is not None:
             self.recorder = ReferenceRecorder(
@@ -98,11 +109,27 @@ class AdapterDisabled(_Shared):
             self._whole_policy(),
             # The precision in which the trainer runs its own reference pass.
             self._accelerator.autocast(),
-            self._policy.disable_adapter(),
+            self._policy.disable_adapter() if self._reference is None else self._reference.active(),
             _paused(self.recorder),
         ):
             self._check_unmoved()
             yield self._model
+
+    def digest(self) -> str:
+        """See [`_Shared.digest`]. With a frozen adapter, that of no other model."""
+        with self.active() as model:
+            return weights_digest(model, without_adapters=self._reference is None)
+
+    def _weights(self) -> Iterator[tuple[str, Tensor]]:
+        if self._reference is None:
+            return super()._weights()
+        return self._reference.without_others(named_weights(self._model))
+
+    def _check_start(self) -> None:
+        """Raises `ValueError` if weights that must stay are trained, or are not the policy's start."""
+        _check_nothing_trains(self._weights())
+        if self._reference is None:
+            _check_adapter_is_at_zero(self._policy)
 
     @contextmanager
     def _whole_policy(self) -> Iterator[None]:
@@ -154,10 +181,7 @@ def share_with(trainer: Any) -> AdapterDisabled | SharedReference:
         )
     if is_peft_model(policy):
         if "ref" in policy.peft_config:
-            raise ValueError(
-                "The trainer continues a trained adapter and keeps its start as the adapter 'ref', so the model "
-                "without adapter is not the policy's start. Merge the adapter first, or give the reward its own copy."
-            )
+            _check_not_synchronised(trainer)
         return AdapterDisabled(trainer)
     if trainer.ref_model is None:
         raise ValueError(
@@ -165,6 +189,12 @@ def share_with(trainer: Any) -> AdapterDisabled | SharedReference:
             "reference model (`beta` is 0). Set `beta` > 0, train with LoRA, or give the reward its own copy: "
             "`EndogenousReward(model=<path>)`."
         )
+    _check_not_synchronised(trainer)
+    return SharedReference(trainer)
+
+
+def _check_not_synchronised(trainer: Any) -> None:
+    """Raises `ValueError` if the reference moves with the policy."""
     from trl.trainer.callbacks import SyncRefModelCallback  # imports trackers, which who scores a file does without
 
     # `sync_ref_model=True` adds this callback; so may users.
@@ -174,12 +204,11 @@ def share_with(trainer: Any) -> AdapterDisabled | SharedReference:
             "`SyncRefModelCallback`), so a reward that shares it would move during training. Set "
             "`sync_ref_model=False`, or give the reward its own copy: `EndogenousReward(model=<path>)`."
         )
-    return SharedReference(trainer)
 
 
-def _check_nothing_trains(base: PreTrainedModel) -> None:
+def _check_nothing_trains(weights: Iterable[tuple[str, Tensor]]) -> None:
     """Raises `ValueError` if weights are trained that are in use while the adapter is disabled."""
-    trained = [name for name, weight in named_weights(base, without_adapters=True) if weight.requires_grad]
+    trained = [name for name, weight in weights if weight.requires_grad]
     if trained:
         raise ValueError(
             "The trainer trains weights of the base model itself "

@@ -120,9 +120,10 @@ class RewardArguments(_EndogenousSettings):
             reward model; the controls `"random"`, `"length"` (shorter is better) and `"format"`; or a dotted path to a
             reward function of your own, as in TRL.
         reward_model (`str`, *optional*):
-            Frozen model of the endogenous reward: a path or hub id, or `"quickstart"`. By default it is the policy as
-            it was before training: the weights that the trainer holds anyway where it does (LoRA, or `beta` > 0
-            without ZeRO-3 and FSDP), and a copy elsewhere. A model that is given is always a copy.
+            Frozen model of the endogenous reward: a path or hub id, of an adapter too; the address of a server; or
+            `"quickstart"`. By default it is the policy as it was before training: the weights that the trainer holds
+            anyway where it does (LoRA, or `beta` > 0 without ZeRO-3 and FSDP), and a copy elsewhere. A model that is
+            given is always a copy.
         reward_shard (`bool`, *optional*, defaults to `True`):
             Whether frozen weights are split over the processes where the policy's are (DeepSpeed ZeRO-3, FSDP2), and
             put together for each call; or else whole on every process.
@@ -168,7 +169,11 @@ class RewardArguments(_EndogenousSettings):
     def endogenous_settings(self) -> dict[str, Any]:
         """Arguments of [`EndogenousReward`], the model excepted."""
         names = [name for name, setting in SETTINGS.items() if "yaml" not in setting.absent]
-        return {name: getattr(self, f"reward_{name}") for name in names}
+        settings = {name: getattr(self, f"reward_{name}") for name in names}
+        kwargs = settings["model_init_kwargs"]
+        if isinstance(kwargs, str):  # on the command line
+            settings["model_init_kwargs"] = SETTINGS["model_init_kwargs"].read(kwargs)
+        return settings
 
 
 def make_parser(training_config: type[GRPOConfig | RewardConfig]) -> RecipeParser:

@@ -223,7 +223,7 @@ def share_frozen_weights(trainer: DenseRewardTrainer, reward_args: RewardArgumen
                 f"'main', not {model_args.model_revision!r}. Download that revision, and give its path as "
                 "`model_name_or_path`."
             )
-        elif reward_args.reward_shard and not reward_args.reward_offload:
+        elif reward_args.reward_shard and not reward_args.reward_offload and not reward.is_served:
             reward.shard(trainer)
         if trainer.accelerator.is_main_process:
             logger.info("Frozen model of the reward: %r", reward)

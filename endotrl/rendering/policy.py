@@ -5,6 +5,8 @@ import inspect
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from threading import get_ident
+from types import FrameType
 from typing import Any, Concatenate, Generic, NamedTuple, TypeAlias, TypeVar
 
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
@@ -166,8 +168,8 @@ def find_call(prompts: Sequence[Prompt], log_extra: Callable[..., Any] | None = 
 
     TRL gives reward functions neither the trainer nor the token ids of the prompts, which the chat template's
     settings, a processor or a `rollout_func` may have made into others than one expects. Both stand in the frame of
-    the method that calls; `tests/test_contract.py` watches their names. From another thread, only the trainer is
-    known: `log_extra` is its method.
+    the method that calls; `tests/test_contract.py` watches their names. From another thread, the trainer is known by
+    `log_extra`, its method, and found where it waits.
 
     Args:
         prompts (`list[str]` or `list[list[dict]]`):
@@ -175,7 +177,19 @@ def find_call(prompts: Sequence[Prompt], log_extra: Callable[..., Any] | None = 
         log_extra (`Callable`, *optional*):
             As the reward function was given it.
     """
-    frame = sys._getframe(1)
+    trainer = log_extra.__self__ if inspect.ismethod(log_extra) else None
+    trainer = trainer if hasattr(trainer, "reward_funcs") else None
+    found = _call_above(sys._getframe(1), prompts)
+    if found is None and trainer is not None:
+        # It waits in another thread for a reward that is asynchronous.
+        others = [frame for thread, frame in sys._current_frames().items() if thread != get_ident()]
+        calls = [call for frame in others if (call := _call_above(frame, prompts)) is not None]
+        found = next((call for call in calls if call.trainer is trainer), RewardCall(trainer, None))
+    return found
+
+
+def _call_above(frame: FrameType, prompts: Sequence[Prompt]) -> RewardCall | None:
+    """The call that a frame belongs to."""
     while frame.f_back is not None:
         frame = frame.f_back
         if frame.f_code.co_name not in ("_generate_and_score_completions", "training_step"):
@@ -197,8 +211,6 @@ def find_call(prompts: Sequence[Prompt], log_extra: Callable[..., Any] | None = 
         is_own = list(prompts) == list(scored)
         found = list(map(PolicyRow, prompt_ids, written))
         return RewardCall(names["self"], found if is_own else None)
-    if inspect.ismethod(log_extra) and hasattr(log_extra.__self__, "reward_funcs"):
-        return RewardCall(log_extra.__self__, None)
     return None
 
 

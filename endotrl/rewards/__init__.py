@@ -20,6 +20,7 @@ __all__ = [
     "NegativeEntropyReward",
     "RandomReward",
     "RelativePerplexityReward",
+    "RoutedReward",
     "SelfCertaintyReward",
     "SentencePooledReward",
     "SentenceReward",
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from .environment import endogenous_reward
     from .intrinsic import MeanLogProbReward, NegativeEntropyReward, RelativePerplexityReward, SelfCertaintyReward
     from .protocol import DenseReward, DenseScores
+    from .routed import RoutedReward
     from .sentence import SentenceReward
     from .sentence_pooled import SentencePooledReward
 
@@ -53,6 +55,7 @@ _LOCATIONS = {
     "NegativeEntropyReward": ".intrinsic",
     "RandomReward": ".controls",
     "RelativePerplexityReward": ".intrinsic",
+    "RoutedReward": ".routed",
     "SelfCertaintyReward": ".intrinsic",
     "SentencePooledReward": ".sentence_pooled",
     "SentenceReward": ".sentence",

@@ -16,9 +16,10 @@ from ..frozen.loaded_model import LoadedModel
 from ..frozen.model_renderer import model_renderer
 from ..frozen.names import load_tokenizer
 from ..frozen.own_copy import OwnCopy
-from ..frozen.placement import place
+from ..frozen.placement import make_scorer, place
+from ..frozen.served import ServedModel, ServedScorer
 from ..frozen.sharded_weights import shards_weights
-from ..frozen.shared_weights import share_with
+from ..frozen.shared_weights import AdapterDisabled, SharedReference, share_with
 from ..rendering.messages import Completion, Prompt
 from ..rendering.policy import PolicyBinding, Reading
 from ..rendering.policy_tokens import tokenizer_of
@@ -26,6 +27,7 @@ from ..rendering.renderer import OverlongPrompt, Rendered, Renderer
 from ..scoring.batching import plan_batches
 from ..scoring.scorer import FrozenScorer, Placement
 from ..scoring.token_stats import TokenStats
+from .rule import RewardRule
 
 
 logger = logging.getLogger(__name__)
@@ -62,13 +64,20 @@ class FrozenModelReward:
         offload (`bool`, *optional*, defaults to `False`):
             Whether the reward's own copy waits in CPU memory between calls, which frees the accelerator's for training
             and costs a transfer of the weights a call.
+        model_init_kwargs (`dict[str, Any]`, *optional*):
+            Further arguments of `from_pretrained` for the reward's own copy, as in TRL's configs: `revision`,
+            `quantization_config`, `attn_implementation`, `device_map`, `max_memory`.
+        adapter_name (`str`, *optional*):
+            Which adapter of a [`~peft.PeftModel`] makes the frozen model; by default the one that is active. Others,
+            and none of its own weights, may be trained: so a policy can have a frozen adapter as its reward.
     """
 
     alpha = 1.0  # temperature of the soft values, where a subclass has no other
+    rule = RewardRule("log_prob")  # what becomes of the token statistics
 
     def __init__(
         self,
-        model: str | PreTrainedModel | None,
+        model: str | PreTrainedModel | ServedModel | None,
         processing_class: PreTrainedTokenizerBase | ProcessorMixin | None,
         name: str,
         max_tokens_per_batch: int = 8192,
@@ -78,6 +87,8 @@ class FrozenModelReward:
         overlong_prompt: OverlongPrompt = "error",
         chat_template_kwargs: dict[str, Any] | None = None,
         offload: bool = False,
+        model_init_kwargs: dict[str, Any] | None = None,
+        adapter_name: str | None = None,
     ) -> None:
         plan_batches([], max_tokens_per_batch)  # raises now if the budget is not a budget
         if not isinstance(processing_class, PreTrainedTokenizerBase | ProcessorMixin | None):
@@ -90,7 +101,9 @@ class FrozenModelReward:
         self.overlong_prompt = overlong_prompt
         self.__name__ = name  # TRL's name for a callable in logs
         self._loaded: PreTrainedTokenizerBase | None = None
-        self._placement = place(model, dtype, device, trust_remote_code, offload)
+        self._placement = place(model, dtype, device, trust_remote_code, offload, model_init_kwargs, adapter_name)
+        if isinstance(self._placement, ServedModel):
+            self.rule.check_served()
         # Name and digest of the model given, once it has been left for a trainer's.
         self._made_for: tuple[str, str] | None = None
         self._prompts = PolicyBinding(
@@ -100,7 +113,7 @@ class FrozenModelReward:
             self._make_renderer,
             on_bind=warn_without_kl_penalty,
         )
-        self._scorer: FrozenScorer | None = None  # made on first use; not pickled
+        self._scorer: FrozenScorer | ServedScorer | None = None  # made on first use; not pickled
 
     def __getstate__(self) -> dict[str, Any]:
         """Weights are not pickled: a copy is loaded again on first use, a shared one is attached again."""
@@ -110,7 +123,12 @@ class FrozenModelReward:
     @property
     def is_shared(self) -> bool:
         """`True` if this reward has no weights of its own: made with `model=None`, or attached to a trainer."""
-        return not isinstance(self._placement, OwnCopy | LoadedModel)
+        return self._placement is None or isinstance(self._placement, AdapterDisabled | SharedReference)
+
+    @property
+    def is_served(self) -> bool:
+        """`True` if the frozen model is on a server."""
+        return isinstance(self._placement, ServedModel)
 
     def bind(self, trainer: Any) -> Self:
         """
@@ -167,6 +185,11 @@ class FrozenModelReward:
         >>> trainer.train()
         ```
         """
+        if isinstance(self._placement, ServedModel):
+            raise ValueError(
+                f"The reward was made for {self._placement.description}, so that it needs none of the trainer's "
+                "weights. Do not attach it, or make it with `model=None`."
+            )
         self.bind(trainer)
         placement = share_with(trainer)
         if isinstance(self._placement, OwnCopy | LoadedModel):
@@ -215,7 +238,7 @@ class FrozenModelReward:
         if not isinstance(self._placement, OwnCopy):
             raise ValueError(
                 "This reward has no copy of its own to split: it shares a trainer's weights, or was given a loaded "
-                "model. "
+                "model or a server. "
                 "Make it with a path: `EndogenousReward(model=<path>)`."
             )
         if shards_weights(trainer.accelerator):
@@ -244,6 +267,20 @@ class FrozenModelReward:
         probe = Rendered(prompt_ids=[0], completion_ids=[0], action_positions=[0], finished=True)
         self._score_rows([probe], entropy=False)
         return self
+
+    @property
+    def model(self) -> PreTrainedModel | ServedModel:
+        """
+        The frozen model, to look at: loaded if it was not, the trainer's if it is shared, or the servers.
+
+        Raises:
+            `RuntimeError`: If the reward shares a trainer's weights and is not attached.
+        """
+        placement = self._require_placement()
+        if isinstance(placement, ServedModel):
+            return placement
+        with placement.active() as model:
+            return model
 
     @property
     def config(self) -> PretrainedConfig:
@@ -278,7 +315,7 @@ class FrozenModelReward:
         self, rows: list[Rendered], entropy: bool, mean_logits: bool = False, progress: bool = False
     ) -> list[TokenStats]:
         if self._scorer is None:
-            self._scorer = FrozenScorer(self._require_placement(), self.max_tokens_per_batch)
+            self._scorer = make_scorer(self._require_placement(), self.max_tokens_per_batch)
         return self._scorer(rows, self.alpha, entropy, mean_logits, progress)
 
     def _require_renderer(self) -> Renderer:
@@ -289,18 +326,24 @@ class FrozenModelReward:
         eos_token_ids = [*placement.eos_token_ids, self._tokenizer.eos_token_id]
         return model_renderer(placement.config, eos_token_ids, reading, self.overlong_prompt)
 
-    def _require_placement(self) -> Placement:
+    def _require_placement(self) -> Placement | ServedModel:
         if self._placement is None:
             raise RuntimeError(
                 "This reward was made with `model=None`, to share the frozen weights of a trainer, but it is not "
                 "attached to one. Call `reward.attach(trainer)` before `trainer.train()`, or give it a model."
             )
+        if isinstance(self._placement, ServedModel):
+            self._placement.connect(self._tokenizer)
         return self._placement
 
     def _get_processing_class(self) -> PreTrainedTokenizerBase | ProcessorMixin:
         """That of the frozen model: given, of the trainer whose weights are shared, or loaded."""
         if self._prompts.given is not None:
             return self._prompts.given
+        if isinstance(self._placement, ServedModel):
+            if self._loaded is None:
+                self._loaded = load_tokenizer(self._placement.tokenizer_name, self.trust_remote_code)
+            return self._loaded
         placement = self._require_placement()
         if self.is_shared and self._prompts.policy is not None:
             return self._prompts.policy.tokens.processing_class

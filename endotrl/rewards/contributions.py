@@ -20,7 +20,7 @@ def heat_map_row(
     [`LengthControl`] takes out.
     """
     contributions, total = reward.contributions_from(stats), reward.aggregate_from(stats)
-    token_rewards = reward.token_rewards_from(stats)[stats.positions]
+    token_rewards = reward.rule.token_rewards(stats)
     rest = {}
     if contributions is None or total is None:
         tokens = torch.full_like(token_rewards, torch.nan)
@@ -38,6 +38,8 @@ def heat_map_row(
         "soft value": stats.soft_values[:-1],
         **({} if stats.entropies is None else {"entropy": stats.entropies}),
     }
+    if not stats.has_logits:  # so that Bellman rewards of tokens are none, either
+        columns = {"log-prob": stats.log_probs}
     return HeatMapRow(
         text=stats.text or "",
         offsets=stats.offsets or [],

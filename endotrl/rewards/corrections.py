@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..frozen.served import ServedModel
 from ..scoring.token_stats import TokenStats
 from .settings import CorrectionName
 
@@ -144,8 +145,8 @@ class InformationGain:
     $\alpha \log \frac{\hat\pi(y|x)}{\pi_{\text{gen}}(y|x)}$. It costs a forward pass of the generalist.
 
     Args:
-        generalist (`str` or [`~transformers.PreTrainedModel`]):
-            The other model, with the same tokenizer: a path, a hub id, or a loaded model.
+        generalist (`str`, [`~transformers.PreTrainedModel`] or [`ServedModel`]):
+            The other model, with the same tokenizer: a path, a hub id, a loaded model, or one on a server.
         weight (`Callable`, *optional*):
             Weight of a token, from the probabilities of the tokens under the frozen model, shape `(H,)`, to shape
             `(H,)`; for example [`one_minus_probability`]. `None` is 1 for all.
@@ -161,7 +162,7 @@ class InformationGain:
     ```
     """
 
-    generalist: str | PreTrainedModel
+    generalist: str | PreTrainedModel | ServedModel
     weight: Callable[[Tensor], Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:

@@ -18,9 +18,9 @@ def batch_diagnostics(
 ) -> dict[str, float]:
     """
     What a user needs to see of a batch: mean over completions of the reward per token, mean over tokens of
-    log-probability, soft value and entropy (nats), the fraction of truncated completions, and the correlation
-    (Pearson) of the reward with the length in tokens. A figure that is not defined for the batch (no scored token, all
-    rewards or lengths the same) is left out.
+    log-probability, soft value and entropy (nats; a server gives the first only), the fraction of truncated
+    completions, and the correlation (Pearson) of the reward with the length in tokens. A figure that is not defined
+    for the batch (no scored token, all rewards or lengths the same) is left out.
     """
     figures = {"truncated_fraction": sum(not row.finished for row in stats) / len(stats)}
     scored = [(r, row) for r, row in zip(rewards, stats, strict=True) if r is not None]
@@ -31,7 +31,8 @@ def batch_diagnostics(
     means = [mean for mean in per_token if mean is not None]
     figures["reward_per_token"] = sum(means) / len(means)
     figures["log_prob_per_token"] = torch.cat([row.log_probs for _, row in scored]).mean().item()
-    figures["soft_value"] = torch.cat([row.soft_values[: len(row.token_ids)] for _, row in scored]).mean().item()
+    if all(row.has_logits for _, row in scored):
+        figures["soft_value"] = torch.cat([row.soft_values[: len(row.token_ids)] for _, row in scored]).mean().item()
     entropies = [row.entropies for _, row in scored if row.entropies is not None]
     if entropies:
         figures["entropy"] = torch.cat(entropies).mean().item()

@@ -1,18 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """The endogenous reward as a TRL reward function."""
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from importlib.metadata import version
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
+from packaging.version import Version
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from .._moved import accept_positional
 from ..bellman import Contributions
 from ..checks import check_choice, check_criterion
+from ..frozen.served import ServedModel
 from ..rendering.messages import Completion, Prompt, criteria_of_rows
 from ..rendering.offsets import decode_with_offsets
 from ..rendering.renderer import OverlongPrompt, Rendered
@@ -28,6 +33,10 @@ from .settings import CorrectionName, TokenReward, Truncation
 
 if TYPE_CHECKING:
     from .reward_model_adapter import RewardModelAdapter
+
+
+# Older ones take an instance whose `__call__` is `async` for a plain function, and never await it.
+TRL_AWAITS_INSTANCES = Version(version("trl")) >= Version("1.14")
 
 
 class EndogenousReward(FrozenModelReward):
@@ -46,12 +55,14 @@ class EndogenousReward(FrozenModelReward):
     one, the policy collapses onto its most probable response.
 
     Args:
-        model (`str` or [`~transformers.PreTrainedModel`], *optional*):
-            Frozen model: a path or hub id, from which the reward loads its own copy on first use; `"quickstart"` for
-            the demo's model; or a loaded model, which is used as it is and must not be trained. With `None`, the
-            reward shares the frozen weights of a trainer and must be attached to it: see [`attach`].
+        model (`str`, [`~transformers.PreTrainedModel`] or [`ServedModel`], *optional*):
+            Frozen model: a path or hub id of a model or of a PEFT adapter, from which the reward loads its own copy on
+            first use; `"quickstart"` for the demo's model; the address of a server, such as `"http://host:8000/v1"`,
+            see [`ServedModel`]; or a loaded model or [`~peft.PeftModel`], which is used as it is and must not be
+            trained. With `None`, the reward shares the frozen weights of a trainer and must be attached to it: see
+            [`attach`].
         processing_class, max_tokens_per_batch, dtype, device, trust_remote_code, name, overlong_prompt,
-        chat_template_kwargs, offload:
+        chat_template_kwargs, offload, model_init_kwargs, adapter_name:
             As in [`FrozenModelReward`].
         alpha (`float`, *optional*, defaults to `1.0`):
             Temperature of the soft value. Pretrained and fine-tuned language models have `1.0`.
@@ -79,7 +90,7 @@ class EndogenousReward(FrozenModelReward):
             too.
 
     Raises:
-        `ValueError`: If a setting is out of range or unknown.
+        `ValueError`: If a setting is out of range or unknown, or cannot be had from a server.
         `OSError`: If there is no model of that name.
 
     Example:
@@ -109,7 +120,7 @@ class EndogenousReward(FrozenModelReward):
     @accept_positional
     def __init__(
         self,
-        model: str | PreTrainedModel | None,
+        model: str | PreTrainedModel | ServedModel | None,
         processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
         *,
         alpha: float = 1.0,
@@ -127,6 +138,8 @@ class EndogenousReward(FrozenModelReward):
         overlong_prompt: OverlongPrompt = "error",
         chat_template_kwargs: dict[str, Any] | None = None,
         offload: bool = False,
+        model_init_kwargs: dict[str, Any] | None = None,
+        adapter_name: str | None = None,
         correction: Correction | CorrectionName | None = None,
     ) -> None:
         self.rule = RewardRule(token_reward, aggregate, discount, alpha, gamma, truncation, correction)
@@ -134,8 +147,12 @@ class EndogenousReward(FrozenModelReward):
         self.criterion = check_criterion(criterion)
         placement: dict[str, Any] = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
         placement |= {"max_tokens_per_batch": max_tokens_per_batch, "offload": offload}
+        own: dict[str, Any] = {"model_init_kwargs": model_init_kwargs, "adapter_name": adapter_name}
         rendering: dict[str, Any] = {"overlong_prompt": overlong_prompt, "chat_template_kwargs": chat_template_kwargs}
-        super().__init__(model, processing_class, name, **placement, **rendering)
+        super().__init__(model, processing_class, name, **placement, **own, **rendering)
+        if type(self) is EndogenousReward and isinstance(self._placement, ServedModel):
+            if self._placement.asynchronous and TRL_AWAITS_INSTANCES:
+                self.__class__ = AsyncEndogenousReward  # TRL looks for `async def __call__` in the class
         taken = self.rule.correction
         self._length = LengthSlope(taken.decay if isinstance(taken, LengthControl) else 0.0)
         self._generalist = (
@@ -229,8 +246,16 @@ class EndogenousReward(FrozenModelReward):
         return DenseScores(outcomes, token_rewards, values)
 
     def check_token_credit(self) -> None:
-        """As [`RewardRule.check_token_credit`]."""
+        """As [`RewardRule.check_token_credit`]; and Bellman rewards of tokens need logits, which no server gives."""
         self.rule.check_token_credit()
+        self._check_token_rewards()
+
+    def _check_token_rewards(self) -> None:
+        if self.is_served and self.token_reward == "bellman":
+            raise ValueError(
+                "The frozen model is on a server, which gives log-probabilities only, and Bellman rewards of single "
+                'tokens contain soft values V of the logits. Use `token_reward="log_prob"`, whose sum is the same.'
+            )
 
     def _score_and_log(
         self,
@@ -276,6 +301,7 @@ class EndogenousReward(FrozenModelReward):
             the default settings they sum to the reward plus $V(s_1)$. With `truncation="skip"`, those of a truncated
             one are NaN.
         """
+        self._check_token_rewards()
         stats = self._score_rows(self._rows(prompts, completions, completion_ids, domain), entropy=False)
         return [self.token_rewards_from(row) for row in stats]
 
@@ -311,6 +337,7 @@ class EndogenousReward(FrozenModelReward):
 
     def token_rewards_from(self, stats: TokenStats) -> Tensor:
         """Token rewards of a scored completion, of shape `(H,)`, 0 where a tool wrote."""
+        self._check_token_rewards()
         return stats.on_all_tokens(self.rule.token_rewards(stats))
 
     def aggregate_from(self, stats: TokenStats) -> float | None:
@@ -347,3 +374,16 @@ class EndogenousReward(FrozenModelReward):
         entropy, mean_logits = entropy or self.rule.needs_entropy, mean_logits or self.rule.needs_mean_logits
         stats = super()._score_rows(rows, entropy, mean_logits, progress)
         return stats if self._generalist is None else self._generalist.add_log_probs(rows, stats, progress)
+
+
+class AsyncEndogenousReward(EndogenousReward):
+    """
+    What `EndogenousReward("http://...")` makes: the same, but `__call__` is `async`. While the server works, TRL's
+    GRPO and RLOO trainers run other reward functions. See [`ServedModel`].
+    """
+
+    async def __call__(  # type: ignore[override]
+        self, prompts: Sequence[Prompt], completions: Sequence[Completion], *args: Any, **kwargs: Any
+    ) -> list[float | None]:
+        """As [`EndogenousReward.__call__`], to be awaited."""
+        return await asyncio.to_thread(partial(super().__call__, prompts, completions, *args, **kwargs))

@@ -5,6 +5,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from ..frozen.served import ServedModel, is_url
+from ..frozen.served.client import API_KEY
 from .endogenous import EndogenousReward
 from .protocol import DenseScores
 from .settings import SETTINGS
@@ -40,7 +42,8 @@ def reward_from_environment(environ: Mapping[str, str]) -> EndogenousReward:
     """An [`EndogenousReward`] from the variables `ENDOTRL_<PARAMETER>`."""
     settings: dict[str, Any] = {}
     for key, value in environ.items():
-        if not key.startswith("ENDOTRL_") or key == "ENDOTRL_CACHE":  # the quickstart model's folder
+        # The latter two are of the quickstart model and of servers.
+        if not key.startswith("ENDOTRL_") or key in ("ENDOTRL_CACHE", API_KEY):
             continue
         parameter = key.removeprefix("ENDOTRL_").lower()
         if parameter not in _PARAMETERS:
@@ -57,6 +60,8 @@ def reward_from_environment(environ: Mapping[str, str]) -> EndogenousReward:
             "`endotrl.rewards.endogenous_reward` takes its settings from environment variables, and ENDOTRL_MODEL, "
             "the path or hub id of the frozen model, is not set. In a TRL YAML file: `env: {ENDOTRL_MODEL: <model>}`."
         )
+    if is_url(settings["model"]):
+        settings["model"] = ServedModel(settings["model"], asynchronous=False)  # TRL calls the object below
     return EndogenousReward(**settings)
 
 

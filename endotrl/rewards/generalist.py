@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
+from ..frozen.served import is_url
 from ..rendering.renderer import Rendered
 from ..scoring.token_stats import TokenStats
 from .base import FrozenModelReward
 from .corrections import InformationGain
+from .rule import RewardRule
 
 
 class Generalist(FrozenModelReward):
@@ -28,8 +30,10 @@ class Generalist(FrozenModelReward):
                 "The `generalist` of `InformationGain` is None, but it must be a path, a hub id or a loaded model: no "
                 "trainer has one to share."
             )
-        # Of a loaded model, the tokenizer cannot always be found.
-        processing_class = processing_class if isinstance(gain.generalist, PreTrainedModel) else None
+        # Of a loaded or served model, the tokenizer cannot always be found.
+        has_own = isinstance(gain.generalist, str) and not is_url(gain.generalist)
+        processing_class = None if has_own else processing_class
+        self.rule = RewardRule("log_prob", alpha=alpha)
         super().__init__(gain.generalist, processing_class, "generalist", **settings)
         self.alpha = alpha
 

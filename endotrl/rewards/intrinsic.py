@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
+from ..frozen.served import ServedModel
 from ..rendering.messages import Completion, Prompt
 from ..rendering.renderer import Rendered, Renderer
 from ..scoring.token_stats import TokenStats
@@ -55,11 +56,11 @@ class _IntrinsicReward(FrozenModelReward, ABC):
     """TRL's contract around a number that a subclass reads from token statistics."""
 
     _default_name: str
-    _rule = RewardRule("log_prob", "mean")
+    rule = RewardRule("log_prob", "mean")
 
     def __init__(
         self,
-        model: str | PreTrainedModel | None,
+        model: str | PreTrainedModel | ServedModel | None,
         processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
         max_tokens_per_batch: int = 8192,
         dtype: str | torch.dtype = "auto",
@@ -93,7 +94,7 @@ class _IntrinsicReward(FrozenModelReward, ABC):
             log_extra=kwargs.get("log_extra"),
             environment=kwargs.get("environment"),
         )
-        stats = self._score_rows(rows, self._rule.needs_entropy, self._rule.needs_mean_logits)
+        stats = self._score_rows(rows, self.rule.needs_entropy, self.rule.needs_mean_logits)
         rewards = self._rewards(prompts, rows, stats)
         if log_metric is not None:
             figures = batch_diagnostics(rewards, rewards, stats)
@@ -114,7 +115,7 @@ class _MeanReward(_IntrinsicReward):
 
     def _rewards(self, prompts: Sequence[Prompt], rows: list[Rendered], stats: list[TokenStats]) -> list[float | None]:
         return [
-            self._rule.token_rewards(row).to(self._dtype).mean().item() if self._rule.has_outcome(row) else None
+            self.rule.token_rewards(row).to(self._dtype).mean().item() if self.rule.has_outcome(row) else None
             for row in stats
         ]
 
@@ -137,7 +138,7 @@ class SelfCertaintyReward(_MeanReward):
     """
 
     _default_name = "self_certainty_reward"
-    _rule = RewardRule("self_certainty", "mean")
+    rule = RewardRule("self_certainty", "mean")
 
 
 class NegativeEntropyReward(_MeanReward):
@@ -147,7 +148,7 @@ class NegativeEntropyReward(_MeanReward):
     """
 
     _default_name = "negative_entropy_reward"
-    _rule = RewardRule("negative_entropy", "mean")
+    rule = RewardRule("negative_entropy", "mean")
 
 
 class MeanLogProbReward(_MeanReward):

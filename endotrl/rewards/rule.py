@@ -92,6 +92,35 @@ class RewardRule:
         return self.token_reward == "self_certainty"
 
     @property
+    def needs_logits(self) -> str | None:
+        """
+        Why the outcome cannot be had from log-probabilities, which are the logits in the gauge V = 0 and all that a
+        server gives; `None` if it can.
+        """
+        if self.alpha != 1.0:
+            return f"`alpha` is {self.alpha}, and another temperature than 1 needs all logits of a state"
+        if self.needs_entropy or self.needs_mean_logits:
+            return f'`token_reward="{self.token_reward}"` needs the whole next-token distribution'
+        if self.token_reward == "log_prob":
+            return None
+        name, _ = parse_aggregate(self.aggregate)
+        if self.gamma != 1.0:
+            return f"`gamma` is {self.gamma}, so that soft values V remain in the sum"
+        if name not in ("sum", "mean", "power"):
+            return f'`aggregate="{self.aggregate}"` of Bellman rewards does not cancel their soft values V'
+        if self.truncation == "bootstrap":
+            return '`truncation="bootstrap"` subtracts the soft value V of the state where a completion was cut off'
+        return None
+
+    def check_served(self) -> None:
+        """Raises `ValueError` if the outcome cannot be had from a server: see [`needs_logits`]."""
+        if self.needs_logits is not None:
+            raise ValueError(
+                f"The frozen model is on a server, which gives log-probabilities only, and {self.needs_logits}. Use "
+                '`token_reward="log_prob"` with `alpha=1.0`, the default settings, or a model that is loaded here.'
+            )
+
+    @property
     def step_discount(self) -> float:
         """Weight of a token reward in the outcome, in units of that of the token before it."""
         return self.discount if self.aggregate == "discounted" else 1.0

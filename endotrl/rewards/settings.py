@@ -20,6 +20,7 @@ CorrectionName = Literal["length", "clip"]
 # Types of settings that are JSON on a command line.
 JSON = dict[str, Any] | None
 CRITERION = dict[str, str] | str | None
+INIT_KWARGS = dict[str, Any] | str | None
 
 TOKEN_REWARDS = get_args(TokenReward)
 AGGREGATES = ("sum", "mean", "discounted", "power", "first", "min")
@@ -93,6 +94,7 @@ READERS: dict[Any, tuple[Callable[[str], Any], str]] = {
     int: (positive, "a whole number of at least 1"),
     bool: (_boolean, "true or false"),
     JSON: (json_object, "a JSON object"),
+    INIT_KWARGS: (json_object, "a JSON object"),
     CRITERION: (_criterion, "text, or a JSON object with one message, as text, for each domain"),
 }
 
@@ -215,6 +217,20 @@ SETTINGS = {
             False,
             "Whether the frozen model's own copy waits in CPU memory between calls.",
             absent={"score": "nothing else needs the device between calls"},
+        ),
+        RewardSetting(
+            "model_init_kwargs",
+            INIT_KWARGS,
+            None,
+            "Further arguments of `from_pretrained` for the frozen model's own copy, such as "
+            '{"revision": "v1", "quantization_config": {"load_in_4bit": true}}.',
+        ),
+        RewardSetting(
+            "adapter_name",
+            str | None,
+            None,
+            "Adapter of a `PeftModel` that makes the frozen model.",
+            absent=dict.fromkeys(("yaml", "score", "environment"), "an adapter has a path; no `PeftModel` is given"),
         ),
         RewardSetting(
             "correction",

@@ -90,7 +90,7 @@ def output_record(
         return sentence_record(row, stats, details=tokens)
     assert isinstance(reward, EndogenousReward)
     num_tokens = len(stats.token_ids)
-    token_rewards = reward.token_rewards_from(stats)[stats.positions].tolist()
+    token_rewards = reward.rule.token_rewards(stats).tolist()
     outcome = _finite(reward.aggregate_from(stats))
     record = {**row.head, "reward": outcome}
     if outcome is None:
@@ -106,10 +106,13 @@ def output_record(
             record["entropy"] = _finite(stats.entropies.mean().item())
     if tokens:
         record["tokens"] = [(stats.text or "")[start:end] for start, end in stats.offsets or []]
-        record["token_rewards"] = _rounded(token_rewards)
         # What the reward can be computed from again.
-        record["chosen_logits"] = _rounded(stats.chosen_logits.tolist())
-        record["soft_values"] = _rounded(stats.soft_values.tolist())
+        if stats.has_logits:
+            record["token_rewards"] = _rounded(token_rewards)
+            record["chosen_logits"] = _rounded(stats.chosen_logits.tolist())
+            record["soft_values"] = _rounded(stats.soft_values.tolist())
+        else:  # without the soft values, Bellman rewards of tokens are these
+            record["log_probs"] = _rounded(stats.log_probs.tolist())
         if reward.rule.needs_entropy and stats.entropies is not None:
             record["entropies"] = _rounded(stats.entropies.tolist())
         if reward.rule.needs_mean_logits and stats.mean_logits is not None:

@@ -50,6 +50,26 @@ class Placement(Protocol):
         ...
 
 
+def places_of_rows(rows: Sequence[Rendered]) -> list[list[int]]:
+    """Where each row stands in a batch, equal ones together, in the order of their first places."""
+    places: dict[tuple[object, ...], list[int]] = {}
+    for index, row in enumerate(rows):
+        key = (tuple(row.prompt_ids), tuple(row.completion_ids), tuple(row.action_positions), row.finished)
+        places.setdefault(key, []).append(index)
+    return list(places.values())
+
+
+def check_ids(rows: Sequence[Rendered], vocab_size: int) -> None:
+    """Raises `ValueError` for a token id outside a vocabulary."""
+    for i, row in enumerate(rows):
+        for ids in (row.prompt_ids, row.completion_ids):
+            if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
+                raise ValueError(
+                    f"Row {i} contains a token id outside the frozen model's vocabulary of {vocab_size} tokens "
+                    f"(ids from {min(ids)} to {max(ids)}). Was it encoded with another tokenizer?"
+                )
+
+
 class FrozenScorer:
     """
     Scores rendered completions with a frozen language model, with as little work as exact results allow:
@@ -109,12 +129,8 @@ class FrozenScorer:
             infinite; the rows are named.
         """
         check_alpha(alpha)
-        self._check_ids(rows)
-        places: dict[tuple[object, ...], list[int]] = {}
-        for index, row in enumerate(rows):
-            key = (tuple(row.prompt_ids), tuple(row.completion_ids), tuple(row.action_positions), row.finished)
-            places.setdefault(key, []).append(index)
-        copies = list(places.values())
+        check_ids(rows, self.placement.config.get_text_config().vocab_size)
+        copies = places_of_rows(rows)
         unique = [rows[indices[0]] for indices in copies]
         # Made into one result per row only at the end: small tensors that stay, between large ones that come and go,
         # would keep memory from being given back.
@@ -278,16 +294,6 @@ class FrozenScorer:
                     rules.longest_packable,
                 )
         return self._rules
-
-    def _check_ids(self, rows: Sequence[Rendered]) -> None:
-        vocab_size = self.placement.config.get_text_config().vocab_size
-        for i, row in enumerate(rows):
-            for ids in (row.prompt_ids, row.completion_ids):
-                if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
-                    raise ValueError(
-                        f"Row {i} contains a token id outside the frozen model's vocabulary of {vocab_size} tokens "
-                        f"(ids from {min(ids)} to {max(ids)}). Was it encoded with another tokenizer?"
-                    )
 
     def _check_head(self, model: PreTrainedModel) -> None:
         """

@@ -31,6 +31,8 @@ class TokenStats:
             Size of the vocabulary.
         generalist_log_probs (`torch.Tensor` of shape `(H,)`, *optional*):
             Log-probabilities of the tokens under the second model of [`InformationGain`], in nats.
+        has_logits (`bool`, *optional*, defaults to `True`):
+            `False` if they come from log-probabilities: `chosen_logits` are these, and `soft_values` 0.
         finished (`bool`):
             `True` if the completion ends with an end-of-sequence token.
         alpha (`float`):
@@ -56,6 +58,7 @@ class TokenStats:
     mean_logits: Tensor | None = None
     vocab_size: int | None = None
     generalist_log_probs: Tensor | None = None
+    has_logits: bool = True
 
     @property
     def log_probs(self) -> Tensor:

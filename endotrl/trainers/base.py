@@ -12,7 +12,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler, is_async_callable
 
 from ..rewards.base import FrozenModelReward
-from ..rewards.protocol import DenseScores
+from ..rewards.protocol import DenseReward, DenseScores
 from ..rewards.sentence import SentenceReward
 from .model_card import with_rewards
 from .resume import load_rollouts, save_rollouts, skip_epochs
@@ -59,7 +59,9 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
         reward_funcs = self.reward_funcs
         self.reward_funcs = [
             reward
-            if isinstance(reward, torch.nn.Module) or is_async_callable(reward)
+            if isinstance(reward, torch.nn.Module)
+            # Of an asynchronous one, the rewards of tokens are not.
+            or (is_async_callable(reward) and not (self._keep_token_rewards and isinstance(reward, DenseReward)))
             else RewardRecorder(reward, name, self._keep_token_rewards)
             for reward, name in zip(reward_funcs, self.reward_func_names, strict=True)
         ]

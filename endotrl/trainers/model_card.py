@@ -58,6 +58,8 @@ def _described(reward: Any) -> str:
 
 
 def _frozen(reward: FrozenModelReward) -> str:
+    if reward.is_served:
+        return f"{reward.model!r}"
     name = reward.config._name_or_path
     # Of a folder, as in TRL's cards, only the last part says something to others.
     name = f"`{Path(name).name if Path(name).is_dir() else name}`" if name else "a model without a name"

@@ -655,15 +655,6 @@ class TestRefused:
             with pytest.raises(ValueError, match="was made for the model ''"):
                 reward.attach(trainer)
 
-    def test_continued_adapter(self, tiny_policy_path: str, tmp_path: Path) -> None:
-        from peft import get_peft_model
-
-        policy = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_policy_path), LORA)
-        reward = EndogenousReward(model=None)
-        trainer = make_trainer(policy, reward, make_args(GRPOConfig, tmp_path, beta=0.1))
-        with pytest.raises(ValueError, match="adapter 'ref'"):
-            reward.attach(trainer)
-
     @pytest.mark.parametrize("beta", [0.0, 0.1])
     def test_adapter_that_was_trained_before(self, beta: float, tiny_policy_path: str, tmp_path: Path) -> None:
         policy = AutoModelForCausalLM.from_pretrained(tiny_policy_path)

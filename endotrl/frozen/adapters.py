@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adapters of PEFT as frozen models: a base model with an adapter in it, from a folder or the hub."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import cached_file, is_peft_available
+from transformers.utils.peft_utils import find_adapter_config_file
+
+
+def adapter_config(name: str, revision: str | None = None) -> Any:
+    """
+    The [`~peft.PeftConfig`] of an adapter by name; `None` if what has that name is none, or is a model itself.
+
+    Raises:
+        `ValueError`: If it does not say which model it belongs to.
+        `ImportError`: If PEFT is not installed.
+    """
+    try:
+        found = find_adapter_config_file(name, revision=revision)
+        # A model with a config of its own is loaded by it, adapter and all (as a sentence reward model is).
+        has_config = found and cached_file(
+            name, "config.json", revision=revision, _raise_exceptions_for_missing_entries=False
+        )
+    except OSError:  # no model of that name either, which its loading says
+        return None
+    if not found or has_config:
+        return None
+    if not is_peft_available():
+        raise ImportError(f'{name!r} is an adapter, which needs PEFT: `pip install "endotrl[peft]"`.')
+    from peft import PeftConfig
+
+    config = PeftConfig.from_pretrained(name, **({} if revision is None else {"revision": revision}))
+    if not config.base_model_name_or_path:
+        raise ValueError(
+            f"The adapter {name!r} does not name the model that it was trained on (`base_model_name_or_path` in its "
+            "`adapter_config.json`). Load both, and pass the `PeftModel`."
+        )
+    return config
+
+
+def check_adapter(what: str, config: Any) -> None:
+    """Raises `ValueError` for an adapter whose logits are not those of its base model's modules, as they are run."""
+    if config.is_prompt_learning:
+        raise ValueError(
+            f"The adapter {what} ({config.peft_type.value}) puts virtual tokens before a text, which are no tokens "
+            "that can be scored after. Use one that changes weights, such as LoRA."
+        )
+    if config.task_type not in (None, "CAUSAL_LM"):
+        raise ValueError(
+            f"The adapter {what} is of the task {config.task_type!r}, but the endogenous reward needs a causal "
+            "language model (`CAUSAL_LM`)."
+        )
+
+
+def adapter_vocab_size(name: str, revision: str | None = None) -> int | None:
+    """Number of tokens of the embeddings that an adapter brings along; `None` if it leaves them as they are."""
+    from safetensors import safe_open
+
+    path = cached_file(
+        name, "adapter_model.safetensors", revision=revision, _raise_exceptions_for_missing_entries=False
+    )
+    if path is None:
+        return None
+    with safe_open(path, "pt") as weights:
+        sizes = {
+            weights.get_slice(key).get_shape()[0]
+            for key in weights.keys()
+            # Whole matrices, and not the parts that LoRA adds to them.
+            if key.endswith(("embed_tokens.weight", "lm_head.weight", "wte.weight")) and "lora" not in key
+        }
+    return max(sizes, default=None)
+
+
+def load_with_adapter(
+    name: str, config: Any, revision: str | None, **settings: Any
+) -> tuple[PreTrainedModel, list[str]]:
+    """
+    The base model with the adapter in it, switched on and not merged, which would round its weights; and the names of
+    weights that the checkpoints lack.
+
+    Args:
+        name (`str`):
+            Path or hub id of the adapter.
+        config ([`~peft.PeftConfig`]):
+            Of [`adapter_config`].
+        revision (`str`, *optional*):
+            Of the adapter; the base model's is in its config.
+        **settings:
+            Further arguments of `AutoModelForCausalLM.from_pretrained`, for the base model.
+    """
+    from peft import get_peft_model
+
+    base, info = AutoModelForCausalLM.from_pretrained(
+        config.base_model_name_or_path, revision=config.revision or "main", output_loading_info=True, **settings
+    )
+    vocab_size = adapter_vocab_size(name, revision)
+    if vocab_size is not None and vocab_size != base.get_input_embeddings().weight.shape[0]:
+        base.resize_token_embeddings(vocab_size, mean_resizing=False)  # filled by the adapter
+    config.inference_mode = True
+    model = get_peft_model(base, config, autocast_adapter_dtype=False)
+    result = model.load_adapter(
+        name, "default", autocast_adapter_dtype=False, **({} if revision is None else {"revision": revision})
+    )
+    # PEFT names embeddings that it saves twice as unexpected.
+    strange = [key for key in result.unexpected_keys if "lora_" in key]
+    return model.get_base_model(), [*info["missing_keys"], *result.missing_keys, *strange]
+
+
+class UsedAdapter:
+    """
+    Which adapter of a [`~peft.PeftModel`] makes the frozen model.
+
+    Args:
+        model ([`~peft.PeftModel`]):
+            The model.
+        name (`str`, *optional*):
+            The adapter. By default, the one that is active.
+
+    Raises:
+        `ValueError`: If it has no adapter of that name, none or several are active, or it is of another kind.
+    """
+
+    def __init__(self, model: Any, name: str | None = None) -> None:
+        if name is None:
+            active = list(model.active_adapters)
+            if len(active) != 1:
+                raise ValueError(f"The `PeftModel` has the active adapters {active}. Name one with `adapter_name`.")
+            name = active[0]
+        if name not in model.peft_config:
+            raise ValueError(
+                f"`adapter_name` is {name!r}, but the `PeftModel` has the adapters {sorted(model.peft_config)}."
+            )
+        check_adapter(repr(name), model.peft_config[name])
+        self.model: Any = model
+        self.name = name
+        self._others = [other for other in model.peft_config if other != name]
+
+    def without_others(self, weights: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+        """Weights by name, without those of other adapters, which may be trained."""
+        for key, value in weights:
+            if not any(f".{other}." in f"{key}." for other in self._others):
+                yield key, value
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Inside, this adapter is switched on alone; afterwards all is as it was, what is trained included."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        layers = [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]
+        if any(layer.merged for layer in layers):
+            raise RuntimeError(
+                f"An adapter was merged into the model given to the endogenous reward, whose frozen adapter is "
+                f"{self.name!r}. Unmerge it."
+            )
+        before, disabled = list(self.model.active_adapters), bool(layers and layers[0].disable_adapters)
+        if before == [self.name] and not disabled:
+            yield
+            return
+        trained = [weight for weight in self.model.parameters() if weight.requires_grad]
+        self.model.base_model.set_adapter(self.name)
+        self.model.base_model.enable_adapter_layers()
+        try:
+            yield
+        finally:
+            self.model.base_model.set_adapter(before)
+            if disabled:
+                self.model.base_model.disable_adapter_layers()
+            self.model.requires_grad_(False)
+            for weight in trained:
+                weight.requires_grad_(True)

@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HTTP to one or several servers of one model: turns, bounded concurrency, time-outs, retries with back-off."""
+
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import httpx
+
+from .protocols import BadAnswer
+
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+R = TypeVar("R")
+
+API_KEY = "ENDOTRL_API_KEY"
+# Answers of a server, or of the balancer before it, that is starting, stopping or has too much to do.
+BUSY = (408, 425, 429, 502, 503, 504)
+FIRST_CONTACT = 20.0  # seconds of patience with servers that have never answered: the address may be wrong
+BROKEN_ANSWERS = 8  # times that a text is sent again after an error of the server or half an answer
+LONGEST_PAUSE = 30.0  # seconds between two tries
+IDLE = 10.0  # seconds without an answer, in which a server may have been restarted with another model
+
+
+class ServerError(OSError):
+    """A server that cannot be used: not reached, not allowed, or not what it must be."""
+
+
+class Broken(BadAnswer):
+    """An error of the server's own, or half an answer: the next one may be whole."""
+
+
+class _Unreachable(Exception):
+    """No answer, or that of a server with too much to do: it may come back. `pause` is what the server asks for."""
+
+    def __init__(self, reason: str, pause: float = 0.0) -> None:
+        super().__init__(reason)
+        self.pause = pause
+
+
+@dataclass
+class Server:
+    """
+    One server.
+
+    Attributes:
+        root (`str`):
+            Its address, without `/v1`.
+        is_known (`bool`):
+            Whether it was greeted since it was last lost.
+        answered_at (`float`):
+            When it last answered, on the clock of `time.monotonic`.
+        under_way (`int`):
+            Requests that it has not answered yet.
+    """
+
+    root: str
+    is_known: bool = False
+    answered_at: float = 0.0
+    under_way: int = 0
+    failures: int = 0
+    again_at: float = 0.0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    greeting: threading.Lock = field(default_factory=threading.Lock)
+
+    def lost(self, reason: Exception, pause: float = 0.0) -> None:
+        """Lets it rest for a while: the longer, the more often it was lost."""
+        with self.lock:
+            if time.monotonic() < self.again_at:
+                return  # the requests that were under way together count once
+            if self.is_known:
+                logger.warning("The server %s is lost (%s). It is tried again.", self.root, reason)
+            self.failures += 1
+            wait_for = min(LONGEST_PAUSE, 0.25 * 2 ** min(self.failures, 10)) * random.uniform(0.5, 1.0)
+            self.again_at = time.monotonic() + max(wait_for, min(pause, LONGEST_PAUSE))
+            self.is_known = False
+
+
+class Client:
+    """
+    Sends requests to the servers in turn.
+
+    Args:
+        roots (`Sequence[str]`):
+            Addresses of the servers, without `/v1`.
+        greet (`Callable`):
+            Called with this client and a server before its first request, and again after it was lost or idle, since
+            another model may answer there then.
+        concurrency (`int`):
+            Requests at a time, of all processes together; each process has its share, and at least one.
+        timeout (`float`):
+            Seconds within which a request must be answered.
+        patience (`float`):
+            Seconds for which a server that has answered before is waited for.
+    """
+
+    def __init__(
+        self,
+        roots: Sequence[str],
+        greet: Callable[["Client", Server], None],
+        concurrency: int,
+        timeout: float,
+        patience: float,
+    ) -> None:
+        self.servers = [Server(root) for root in roots]
+        self._greet, self._patience = greet, patience
+        self._share = max(1, concurrency // int(os.environ.get("WORLD_SIZE", 1)))  # of torchrun, accelerate, DeepSpeed
+        self._slots = threading.BoundedSemaphore(self._share)
+        self._key = os.environ.get(API_KEY, "")
+        here = all(urlsplit(root).hostname in ("localhost", "127.0.0.1", "::1") for root in roots)
+        self._http = httpx.Client(
+            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+            timeout=httpx.Timeout(timeout, connect=min(timeout, 10.0), pool=None),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=self._share),
+            trust_env=not here,  # a proxy would look for them on its own machine
+        )
+        self._turn = 0
+        self._has_answered = False
+
+    def map(self, function: Callable[[Server, T], R], items: Sequence[T], done: Callable[[], Any]) -> list[R]:
+        """
+        A function of a server and an item, for all items at once. It goes to another server, or to the same one later,
+        where a server cannot answer.
+
+        Args:
+            function (`Callable`):
+                Sends requests by [`ask`].
+            items (`Sequence`):
+                The items.
+            done (`Callable`):
+                Called for each item that is done.
+
+        Raises:
+            `ServerError`: If no server answers for so long as there is patience, or one refuses.
+            `ValueError`: If one finds an item wrong.
+        """
+        stop = threading.Event()
+
+        def run(item: T) -> R:
+            with self._slots:
+                result = self._insist(function, item, stop)
+            done()
+            return result
+
+        pool = ThreadPoolExecutor(min(self._share, max(1, len(items))), thread_name_prefix="endotrl-served")
+        try:
+            futures = [pool.submit(run, item) for item in items]
+            for future in wait(futures, return_when=FIRST_EXCEPTION).done:
+                future.result()  # raises, if it is the one that failed
+            return [future.result() for future in futures]
+        finally:  # also after Ctrl-C; requests under way are not waited for
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def ask(self, server: Server, path: str, body: dict[str, Any] | None = None) -> Any:
+        """
+        The answer to one request: a POST if there is a body, else a GET.
+
+        Raises:
+            `ServerError`: If the server does not allow the request, or there is no such path.
+            `ValueError`: If it finds the request wrong.
+        """
+        try:
+            response = self._http.request("GET" if body is None else "POST", f"{server.root}{path}", json=body)
+        except httpx.RequestError as error:
+            raise _Unreachable(f"{type(error).__name__}: {error}") from error
+        if response.status_code in BUSY:
+            pause = response.headers.get("Retry-After", "")
+            raise _Unreachable(self._said(response), float(pause) if pause.isdigit() else 0.0)
+        if response.status_code >= 500:
+            raise Broken(self._said(response))
+        if response.status_code in (401, 403):
+            raise ServerError(
+                f"The server {server.root} does not let this process in ({self._said(response)}). Set its key in the "
+                f"environment variable {API_KEY}."
+            )
+        if response.status_code in (400, 413, 422):
+            raise ValueError(f"The server {server.root} refuses a request: {self._said(response)}")
+        if response.status_code != 200:
+            raise ServerError(f"The server {server.root} has no {path} for this model: {self._said(response)}")
+        try:
+            return response.json()
+        except ValueError as error:
+            raise Broken(f"half an answer, or no JSON: {response.text[:100]!r}") from error
+
+    def _said(self, response: httpx.Response) -> str:
+        text = response.text[:300]
+        text = text.replace(self._key, "***") if self._key else text
+        return f"HTTP {response.status_code}, {text}"
+
+    def _insist(self, function: Callable[[Server, T], R], item: T, stop: threading.Event) -> R:
+        """One item, sent until a server answers."""
+        began, broken = time.monotonic(), 0
+        while True:
+            server = self._next(stop)
+            try:
+                with server.greeting:
+                    idle = server.under_way == 0 and time.monotonic() > server.answered_at + IDLE
+                    if idle or not server.is_known:
+                        self._greet(self, server)
+                        server.is_known, server.answered_at = True, time.monotonic()
+                    server.under_way += 1
+                try:
+                    result = function(server, item)
+                finally:
+                    with server.greeting:
+                        server.under_way -= 1
+            except _Unreachable as error:
+                server.lost(error, error.pause)
+                waited = time.monotonic() - began
+                if waited > (self._patience if self._has_answered else min(FIRST_CONTACT, self._patience)):
+                    raise ServerError(
+                        f"No server answers at {', '.join(s.root for s in self.servers)}, {waited:.0f} s after the "
+                        f"first try. Last: {error}. Is it running, and does this machine reach it?"
+                    ) from error
+            except BadAnswer as error:
+                server.lost(error)
+                broken += 1
+                if broken >= BROKEN_ANSWERS:
+                    raise ServerError(
+                        f"The server {server.root} gave {broken} answers that cannot be used. Last: {error}."
+                    ) from error
+            else:
+                server.failures, server.answered_at, self._has_answered = 0, time.monotonic(), True
+                return result
+
+    def _next(self, stop: threading.Event) -> Server:
+        """The server whose turn it is, of those that do not rest."""
+        while not stop.is_set():
+            self._turn += 1
+            order = [self.servers[(self._turn + i) % len(self.servers)] for i in range(len(self.servers))]
+            now = time.monotonic()
+            ready = next((server for server in order if server.again_at <= now), None)
+            if ready is not None:
+                return ready
+            stop.wait(max(0.01, min(server.again_at for server in order) - now))
+        raise InterruptedError("Scoring was interrupted.")

@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A frozen model that servers run: addresses, handshake, and log-probabilities of given tokens."""
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+
+from ...scoring.exclusive import exclusive
+from ...scoring.reference_pass import ReferenceRecorder
+from ..names import eos_token_ids
+from .client import API_KEY, Client, Server, ServerError
+from .handshake import (
+    COUNTING,
+    OTHER_MODEL,
+    POSITIVE,
+    Card,
+    check_log_probs,
+    check_tokenizer,
+    find_card,
+    find_protocol,
+    mean_difference,
+    other_token,
+    read_probe,
+)
+from .protocols import BadAnswer, ScoreProtocol
+
+
+logger = logging.getLogger(__name__)
+
+
+def is_url(model: object) -> bool:
+    """Whether a model's name is the address of a server, or several of them between commas."""
+    return isinstance(model, str) and model.startswith(("http://", "https://"))
+
+
+class Connection(NamedTuple):
+    """What the handshake has found out: the model's card, how to ask, and its log-probabilities of a probe."""
+
+    card: Card
+    protocol: ScoreProtocol
+    probe: list[float | None]
+
+
+class ServedModel:
+    """
+    A frozen model behind one or several servers, which give log-probabilities of given tokens: vLLM, SGLang, or any
+    with OpenAI-style `echo`.
+
+    Before anything is scored, a handshake compares tokenizers, looks for log-probabilities that are none, and asks for
+    the length limit. It is repeated after a server was lost. A server that is busy, starting or gone is tried again
+    with back-off, while others take its work. The key, if servers want one, is read from the environment variable
+    `ENDOTRL_API_KEY`.
+
+    Args:
+        url (`str` or `list[str]`):
+            Address, with or without `/v1`; several as a list, or between commas. A server with several models needs
+            the model's name there, behind `#`: `"http://host:8000/v1#math"`.
+        concurrency (`int`, *optional*, defaults to `32`):
+            Requests at a time, of all processes of a run together (but at least one per process).
+        timeout (`float`, *optional*, defaults to `600.0`):
+            Seconds within which a request must be answered.
+        patience (`float`, *optional*, defaults to `1800.0`):
+            Seconds for which a server that has answered before is waited for, such as while it is restarted. One that
+            has never answered is given up after 20 seconds.
+        asynchronous (`bool`, *optional*, defaults to `True`):
+            Whether the `__call__` of an [`EndogenousReward`] with this model is `async`, so that TRL's GRPO and RLOO
+            trainers (TRL 1.14 or newer) run other reward functions meanwhile. `False` for OnlineDPO and for calls of
+            your own. Its other methods are not asynchronous.
+
+    Raises:
+        `ValueError`: If an address is none, or holds a password.
+
+    Example:
+    ```python
+    >>> from endotrl import EndogenousReward, ServedModel
+
+    >>> servers = ServedModel(["http://a:8000/v1", "http://b:8000/v1"], concurrency=64)
+    >>> reward = EndogenousReward(servers, processing_class=tokenizer)
+    ```
+    """
+
+    def __init__(
+        self,
+        url: str | Sequence[str],
+        *,
+        concurrency: int = 32,
+        timeout: float = 600.0,
+        patience: float = 1800.0,
+        asynchronous: bool = True,
+    ) -> None:
+        for name, value in (("concurrency", concurrency), ("timeout", timeout), ("patience", patience)):
+            if not value > 0:
+                raise ValueError(f"`{name}` is {value!r}, but it must be above 0.")
+        addresses = [part.strip() for text in ([url] if isinstance(url, str) else url) for part in text.split(",")]
+        self.roots = [_root(address) for address in addresses]
+        names = {urlsplit(address).fragment for address in addresses}
+        if len(names) != 1:
+            raise ValueError(f"The addresses name different models ({', '.join(sorted(names))}). Name one for all.")
+        self.model = names.pop() or None
+        self.asynchronous = asynchronous
+        self.recorder: ReferenceRecorder | None = None
+        self._settings = {"concurrency": concurrency, "timeout": timeout, "patience": patience}
+        self._forget()
+
+    def _forget(self) -> None:
+        self._client: Client | None = None
+        self._process: int | None = None
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._card: Card | None = None
+        self._connection: Connection | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """No connection is pickled, and so no key."""
+        state = {**self.__dict__, "_client": None, "_process": None}
+        return {**state, "_tokenizer": None, "_card": None, "_connection": None}
+
+    def __repr__(self) -> str:
+        return f"ServedModel({self.description})"
+
+    @property
+    def description(self) -> str:
+        """Where it is served."""
+        return f"{self.model or 'the model'} served at {', '.join(self.roots)}"
+
+    @property
+    def card(self) -> Card:
+        """
+        What the servers say of the model.
+
+        Raises:
+            `ServerError`: If none of them answers.
+        """
+        if self._card is None:
+            self._http.map(lambda server, _: None, [None], done=lambda: None)
+        assert self._card is not None
+        return self._card
+
+    @property
+    def version(self) -> str:
+        """What the servers say of which model it is."""
+        return f"{self.card.name} ({self.card.loaded_from or 'of unknown origin'})"
+
+    @property
+    def tokenizer_name(self) -> str:
+        """The name by which the servers have loaded the model, which names its tokenizer where it is known here."""
+        return self.card.loaded_from or self.card.name
+
+    def connect(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """
+        The handshake, unless it was done with this tokenizer.
+
+        Raises:
+            `ServerError`: If no server answers, or one is not what it must be: another tokenizer, no
+            log-probabilities, or those of generated tokens only.
+        """
+        with exclusive(self):
+            if self._tokenizer is tokenizer:
+                return
+            self._forget()
+            self._tokenizer = tokenizer
+            try:
+                self._http.map(lambda server, _: None, [None], done=lambda: None)
+            except BaseException:
+                self._tokenizer = None
+                raise
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """What is known of the model's configuration: its vocabulary, which is the tokenizer's, and its context."""
+        tokenizer = self._require_tokenizer()
+        return PretrainedConfig(
+            vocab_size=len(tokenizer),
+            max_position_embeddings=self.card.max_length,
+            name_or_path=tokenizer.name_or_path,
+        )
+
+    @property
+    def eos_token_ids(self) -> list[int]:
+        """Tokens that end a response, beside the tokenizer's own: of the generation config beside the tokenizer."""
+        name = self._require_tokenizer().name_or_path
+        if not name:
+            return []
+        try:
+            return eos_token_ids(GenerationConfig.from_pretrained(name))
+        except OSError:  # there is none
+            return []
+
+    def log_probs(
+        self, rows: Sequence[Sequence[int]], starts: Sequence[int], done: Callable[[], Any]
+    ) -> list[list[float]]:
+        """
+        Log-probability of each token after those before it, in nats.
+
+        Args:
+            rows (`Sequence[Sequence[int]]`):
+                Token ids.
+            starts (`Sequence[int]`):
+                The first token of each row that is asked for, at least 1.
+            done (`Callable`):
+                Called for each row that is done.
+
+        Raises:
+            `ServerError`: If no server answers, or one answers for other tokens or with logits.
+            `ValueError`: If a server refuses a row, or gives NaN for it.
+        """
+        items = list(zip(range(len(rows)), rows, starts, strict=True))
+        return self._http.map(self._score, items, done)
+
+    @property
+    def _http(self) -> Client:
+        if self._client is None or self._process != os.getpid():  # a fork must not share connections
+            self._client, self._process = Client(self.roots, self._greet, **self._settings), os.getpid()  # type: ignore[arg-type]
+        return self._client
+
+    def _require_tokenizer(self) -> PreTrainedTokenizerBase:
+        if self._tokenizer is None:
+            raise RuntimeError("The servers are not connected to. Call `connect` first.")
+        return self._tokenizer
+
+    def _greet(self, client: Client, server: Server) -> None:
+        """
+        The handshake with one server. Later ones, and those that come back, must give a probe the same
+        log-probabilities as the first: then nothing else needs to be asked.
+        """
+        try:
+            self._shake_hands(client, server)
+        except BadAnswer:
+            raise
+        except ValueError as error:
+            raise ServerError(f"The handshake with {server.root} failed. {error}") from error
+
+    def _shake_hands(self, client: Client, server: Server) -> None:
+        card = find_card(client, server, self.model)
+        self._card = self._card or card
+        tokenizer = self._tokenizer
+        if tokenizer is None:
+            return
+        ids = list(tokenizer(COUNTING)["input_ids"])
+        if self._connection is not None:
+            difference = mean_difference(
+                self._connection.probe, read_probe(client, server, card, self._connection.protocol, ids)
+            )
+            if not difference < OTHER_MODEL:
+                raise ServerError(
+                    f"The server {server.root} runs another model than was scored with before: the log-probabilities "
+                    f"of a probe differ by {difference:.3g} nats per token."
+                )
+            return
+        protocol = find_protocol(client, server, card, ids)
+        check_tokenizer(client, server, card, protocol, tokenizer)
+        if not check_log_probs(client, server, card, protocol, ids, len(tokenizer)):
+            logger.warning(
+                "Nothing speaks against the log-probabilities of the server %s, but that they are normalised could "
+                "not be found out: the model is unsure of everything, or the server tells too few of them (vLLM: "
+                "`--max-logprobs -1`).",
+                server.root,
+            )
+        self._connection = Connection(card, protocol, read_probe(client, server, card, protocol, ids))
+
+    def _score(self, server: Server, item: tuple[int, Sequence[int], int]) -> list[float]:
+        number, ids, start = item
+        assert self._connection is not None
+        card, protocol, _ = self._connection
+        first = start - 1 if protocol.starts_late else 0
+        try:
+            body = self._http.ask(server, protocol.path, protocol.request(card.name, ids, start=start - 1))
+        except BadAnswer:
+            raise
+        except ValueError as error:
+            raise ValueError(f"Row {number}: {error}") from error
+        answer = protocol.read(body)
+        if len(answer.log_probs) != len(ids) - first:
+            raise BadAnswer(f"{len(answer.log_probs)} log-probabilities for {len(ids) - first} tokens")
+        where = other_token(answer, ids[first:], self._require_tokenizer())
+        if where is not None:
+            raise ServerError(f"The server {server.root} answers for other tokens than it was given: {where}.")
+        values = answer.log_probs[start - first :]
+        if any(value is None or not -float("inf") < value < float("inf") for value in values):
+            raise ValueError(f"The server {server.root} gives NaN or infinite log-probabilities for row {number}.")
+        known = [value for value in values if value is not None]
+        if max(known, default=0.0) > POSITIVE:
+            raise ServerError(f"The server {server.root} gives a log-probability of {max(known):.4g}, which is none.")
+        return known
+
+
+def _root(address: str) -> str:
+    """The address of a server without `/v1`."""
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
+        raise ValueError(f"{address!r} is no address of a server, such as http://host:8000/v1.")
+    if parts.username or parts.password:
+        raise ValueError(
+            f"The address of the server {parts.hostname} holds a name or password, which would stand in logs. Set the "
+            f"key in the environment variable {API_KEY}."
+        )
+    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1')}"

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Token statistics from a server's log-probabilities, which are the logits in the gauge V = 0."""
+
+from collections.abc import Sequence
+
+import torch
+from tqdm.auto import tqdm
+
+from ...rendering.renderer import Rendered
+from ...scoring.scorer import check_ids, places_of_rows
+from ...scoring.token_stats import TokenStats
+from .model import ServedModel
+
+
+class ServedScorer:
+    r"""
+    Scores rendered completions with a frozen model on a server, as [`FrozenScorer`] does with one that is loaded.
+
+    Of the logits it has the gauge $V = 0$ only: `chosen_logits` are $\log \hat\pi(a_h|s_h)$, `soft_values` 0, and
+    `has_logits` is `False`. Rewards that need more are refused before: see [`RewardRule.needs_logits`].
+
+    Args:
+        placement ([`ServedModel`]):
+            The servers, connected to.
+    """
+
+    def __init__(self, placement: ServedModel) -> None:
+        self.placement = placement
+
+    def __call__(
+        self,
+        rows: Sequence[Rendered],
+        alpha: float = 1.0,
+        entropy: bool = False,
+        mean_logits: bool = False,
+        progress: bool = False,
+    ) -> list[TokenStats]:
+        """
+        Scores completions. Equal ones are sent once.
+
+        Args:
+            rows (`Sequence[Rendered]`):
+                Token ids of prompts and completions.
+            alpha (`float`, *optional*, defaults to `1.0`):
+                Must be 1.
+            entropy (`bool`, *optional*), mean_logits (`bool`, *optional*):
+                As of [`FrozenScorer`], but a server has neither: both are `None` in the results.
+            progress (`bool`, *optional*, defaults to `False`):
+                Whether to show a progress bar.
+
+        Returns:
+            `list[TokenStats]` on the CPU, in the order of `rows`.
+
+        Raises:
+            `ValueError`: For another `alpha`, a token id outside the vocabulary, and a row that the server refuses.
+            `ServerError`: If no server answers, or not as it must.
+        """
+        if alpha != 1.0:
+            raise ValueError(f"`alpha` is {alpha}, but a server gives log-probabilities at temperature 1 only.")
+        vocab_size = self.placement.config.vocab_size
+        check_ids(rows, vocab_size)
+        copies = places_of_rows(rows)
+        unique = [rows[indices[0]] for indices in copies]
+        asked = [i for i, row in enumerate(unique) if row.action_positions]
+        with tqdm(total=len(asked), desc="Scoring", unit=" completions", disable=not progress) as bar:
+            log_probs = self.placement.log_probs(
+                [[*unique[i].prompt_ids, *unique[i].completion_ids] for i in asked],
+                [len(unique[i].prompt_ids) for i in asked],
+                bar.update,
+            )
+        values = dict(zip(asked, log_probs, strict=True))
+        results: dict[int, TokenStats] = {}
+        for i, (row, indices) in enumerate(zip(unique, copies, strict=True)):
+            chosen = torch.tensor([values[i][position] for position in row.action_positions], dtype=torch.float32)
+            for index in indices:
+                results[index] = TokenStats(
+                    token_ids=torch.tensor([row.completion_ids[i] for i in row.action_positions], dtype=torch.long),
+                    positions=torch.tensor(row.action_positions, dtype=torch.long),
+                    chosen_logits=chosen.clone(),
+                    soft_values=torch.zeros(len(chosen) + 1),
+                    entropies=None,
+                    finished=row.finished,
+                    alpha=alpha,
+                    num_completion_tokens=len(row.completion_ids),
+                    vocab_size=vocab_size,
+                    has_logits=False,
+                )
+        return [results[index] for index in range(len(rows))]

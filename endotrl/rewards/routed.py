@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One of several rewards for each row, by a column of the dataset: a frozen model for each domain."""
+
+import asyncio
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
+
+from .base import FrozenModelReward
+
+
+class RoutedReward:
+    """
+    Gives each completion the reward that its row of the dataset names, such as that of a frozen model for its domain.
+    It is asynchronous, so that the rewards run beside each other: it needs TRL 1.14 or newer, and GRPO or RLOO.
+
+    Rewards of different models are on different scales. GRPO compares the completions of one prompt, which go to one
+    of them, so that this does no harm there.
+
+    Args:
+        rewards (`Mapping[str, Callable]`):
+            Reward functions, asynchronous ones too, by value of the column.
+        column (`str`, *optional*, defaults to `"domain"`):
+            The column.
+        name (`str`, *optional*, defaults to `"routed_reward"`):
+            Name in logs. Those of the rewards must differ.
+
+    Raises:
+        `ValueError`: If there are no rewards, or two have one name.
+
+    Example:
+    ```python
+    >>> from endotrl import EndogenousReward
+    >>> from endotrl.rewards import RoutedReward
+
+    >>> math = EndogenousReward("http://a:8000/v1", processing_class=tokenizer, name="math")
+    >>> code = EndogenousReward("http://b:8000/v1", processing_class=tokenizer, name="code")
+    >>> trainer = GRPOTrainer(model, reward_funcs=RoutedReward({"math": math, "code": code}), ...)
+    ```
+    """
+
+    def __init__(self, rewards: Mapping[str, Any], column: str = "domain", name: str = "routed_reward") -> None:
+        names = [getattr(reward, "__name__", repr(reward)) for reward in rewards.values()]
+        if not rewards or len(set(names)) < len(names):
+            raise ValueError(f"`rewards` are named {names}, but there must be some, each with a name of its own.")
+        self.rewards, self.column = dict(rewards), column
+        self.__name__ = name
+
+    def bind(self, trainer: Any) -> Self:
+        """Binds the rewards that are read off frozen models: see [`EndogenousReward.bind`]."""
+        for reward in self.rewards.values():
+            if isinstance(reward, FrozenModelReward):
+                reward.bind(trainer)
+        return self
+
+    async def __call__(
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        log_extra: Callable[[str, list[Any]], None] | None = None,
+        **kwargs: Any,
+    ) -> list[float | None]:
+        """
+        One reward per completion.
+
+        Raises:
+            `ValueError`: If the column is missing, or a value of it has no reward.
+        """
+        routes = kwargs.get(self.column)
+        unknown = sorted({str(route) for route in routes or [None]} - set(self.rewards))
+        if not isinstance(routes, Sequence) or unknown:
+            raise ValueError(
+                f"The dataset's column {self.column!r} names the reward of each row, one of {sorted(self.rewards)}, "
+                f"but it {'has also ' + str(unknown) if routes else 'is missing'}."
+            )
+        # From another thread, frozen models know their trainer by its loggers, and extra columns must be whole.
+        trainer = log_extra.__self__ if inspect.ismethod(log_extra) else None
+        if hasattr(trainer, "reward_funcs"):
+            self.bind(trainer)
+        columns = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids, **kwargs}
+
+        async def score(route: str) -> list[tuple[int, float | None]]:
+            rows = [i for i, other in enumerate(routes) if other == route]
+            theirs = {
+                key: [value[i] for i in rows] if isinstance(value, list) and len(value) == len(prompts) else value
+                for key, value in columns.items()
+            }
+            reward = self.rewards[route]
+            if inspect.iscoroutinefunction(reward) or inspect.iscoroutinefunction(type(reward).__call__):
+                values = await reward(**theirs)
+            else:
+                values = await asyncio.to_thread(lambda: reward(**theirs))
+            return list(zip(rows, values, strict=True))
+
+        scored = await asyncio.gather(*(score(route) for route in dict.fromkeys(routes)))
+        by_row = dict(pair for pairs in scored for pair in pairs)
+        return [by_row[i] for i in range(len(prompts))]

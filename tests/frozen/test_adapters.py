@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Adapters as frozen models: from a folder, as a `PeftModel`, and as a named adapter of the policy that is trained. The
+reference is the `PeftModel` itself, run on one row at a time.
+"""
+
+import pickle
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import GRPOConfig, GRPOTrainer
+
+from endotrl import EndogenousReward
+
+from ..support.reference import state_logits
+
+
+LORA = {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+KINDS = {
+    "lora": {},
+    "dora": {"use_dora": True},
+    "rslora": {"use_rslora": True, "lora_alpha": 8},
+    "head saved whole": {"modules_to_save": ["lm_head"], "target_modules": ["q_proj", "down_proj"]},
+    "embeddings and head saved whole": {"modules_to_save": ["embed_tokens", "lm_head"]},
+    "some tokens": {"trainable_token_indices": [3, 5], "target_modules": ["q_proj"]},
+}
+PROMPTS, COMPLETIONS = ["The capital of", "a"], ["France is Paris.", "b"]
+
+
+def randomise(model):
+    """As if it had been trained."""
+    torch.manual_seed(0)
+    for _, weight in sorted(model.named_parameters(), key=lambda pair: pair[0]):
+        if weight.requires_grad:
+            torch.nn.init.normal_(weight, std=0.2)
+    return model.eval()
+
+
+def save_adapter(base, folder, num_new=0, config=None, tokenizer=None):
+    """A trained adapter in a folder, and the model with it."""
+    model = AutoModelForCausalLM.from_pretrained(base)
+    if num_new:
+        model.resize_token_embeddings(len(AutoTokenizer.from_pretrained(base)) + num_new)
+    policy = randomise(get_peft_model(model, LoraConfig(**{**LORA, **(config or {})})))
+    policy.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    return policy
+
+
+def expected(model, tokenizer):
+    """log pi(y|x), one row at a time."""
+    values = []
+    for prompt, completion in zip(PROMPTS, COMPLETIONS, strict=True):
+        ids = tokenizer(completion)["input_ids"] + [tokenizer.eos_token_id]
+        logits = state_logits(model, tokenizer(prompt)["input_ids"], ids)[:-1]
+        values.append(logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None]).sum().item())
+    return pytest.approx(values, abs=1e-3)
+
+
+@pytest.fixture
+def tokenizer(tiny_model_path):
+    return AutoTokenizer.from_pretrained(tiny_model_path)
+
+
+class TestPaths:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_kinds(self, tiny_model_path, tokenizer, tmp_path, kind):
+        adapted = save_adapter(tiny_model_path, tmp_path, config=KINDS[kind])
+        reward = EndogenousReward(str(tmp_path))
+        values = reward(PROMPTS, COMPLETIONS)
+        assert values == expected(adapted, tokenizer)
+        assert values != pytest.approx(EndogenousReward(tiny_model_path)(PROMPTS, COMPLETIONS), abs=0.1)
+        assert reward.config._name_or_path == str(tmp_path)  # by which scored files know it
+        again = pickle.loads(pickle.dumps(reward))
+        assert again(PROMPTS, COMPLETIONS) == values
+        assert not any(weight.requires_grad for weight in reward.model.parameters())
+
+    def test_new_tokens(self, tiny_model_path, tokenizer, tmp_path):
+        tokenizer.add_tokens(["France"])
+        save = {"modules_to_save": ["embed_tokens", "lm_head"]}
+        adapted = save_adapter(tiny_model_path, tmp_path, num_new=1, config=save, tokenizer=tokenizer)
+        reward = EndogenousReward(str(tmp_path))
+        assert reward(PROMPTS, COMPLETIONS) == expected(adapted, tokenizer)
+        assert len(reward.processing_class) == len(tokenizer) == reward.config.vocab_size
+
+    def test_of_another_base(self, tiny_model_path, tiny_policy_path, tmp_path):
+        save_adapter(tiny_model_path, tmp_path)
+        config = tmp_path / "adapter_config.json"
+        config.write_text(config.read_text().replace(tiny_model_path, tiny_policy_path))
+        with pytest.raises((OSError, RuntimeError), match="size mismatch|lacks weights"):
+            EndogenousReward(str(tmp_path)).load()
+        config.write_text(config.read_text().replace(tiny_policy_path, "/nowhere"))
+        with pytest.raises(OSError, match="'/nowhere', the base model of the adapter .* cannot be loaded"):
+            EndogenousReward(str(tmp_path))
+
+    def test_weights_that_are_not_there(self, tiny_model_path, tmp_path):
+        from safetensors.torch import load_file, save_file
+
+        save_adapter(tiny_model_path, tmp_path)
+        path = tmp_path / "adapter_model.safetensors"
+        weights = load_file(path)
+        del weights[sorted(weights)[0]]
+        save_file(weights, path, metadata={"format": "pt"})
+        with pytest.raises(OSError, match="lacks weights: .*lora_A"):
+            EndogenousReward(str(tmp_path)).load()
+
+    def test_virtual_tokens(self, tiny_model_path, tmp_path):
+        model = AutoModelForCausalLM.from_pretrained(tiny_model_path)
+        policy = get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+        policy.save_pretrained(tmp_path)
+        for given in (str(tmp_path), policy):
+            with pytest.raises(ValueError, match="puts virtual tokens before a text"):
+                EndogenousReward(given)
+
+    def test_of_another_task(self, tiny_model_path, tmp_path):
+        save_adapter(tiny_model_path, tmp_path, config={"task_type": "FEATURE_EXTRACTION"})
+        with pytest.raises(ValueError, match="of the task 'FEATURE_EXTRACTION'"):
+            EndogenousReward(str(tmp_path))
+
+
+class TestInstances:
+    def test_frozen_with_its_adapter_on(self, tiny_model_path, tokenizer, tmp_path):
+        save_adapter(tiny_model_path, tmp_path)
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model_path), tmp_path)
+        reward = EndogenousReward(model, tokenizer)
+        values = reward(PROMPTS, COMPLETIONS)
+        assert values == expected(model, tokenizer)
+        with model.disable_adapter():  # it is switched on for the reward
+            assert reward(PROMPTS, COMPLETIONS) == values
+            assert model.base_model.model.model.layers[0].self_attn.q_proj.disable_adapters
+        with pytest.raises(TypeError, match="Pass the adapter's path"):
+            pickle.dumps(reward)
+        with torch.no_grad():
+            next(weight for name, weight in model.named_parameters() if "lora_B" in name).add_(0.1)
+        with pytest.raises(RuntimeError, match="has changed since"):
+            reward(PROMPTS, COMPLETIONS)
+
+    def test_named_adapter_of_a_policy(self, tiny_model_path, tokenizer, tmp_path):
+        save_adapter(tiny_model_path, tmp_path)
+        policy = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model_path), LoraConfig(**LORA))
+        policy.load_adapter(tmp_path, "judge")
+        trained = {name for name, weight in policy.named_parameters() if weight.requires_grad}
+        reward = EndogenousReward(policy, tokenizer, adapter_name="judge")
+        expected_values = EndogenousReward(str(tmp_path))(PROMPTS, COMPLETIONS)
+        assert reward(PROMPTS, COMPLETIONS) == pytest.approx(expected_values, abs=1e-4)
+        assert policy.active_adapters == ["default"]
+        assert {name for name, weight in policy.named_parameters() if weight.requires_grad} == trained
+        with pytest.raises(ValueError, match=r"has the adapters \['default', 'judge'\]"):
+            EndogenousReward(policy, adapter_name="other")
+        with pytest.raises(ValueError, match="no `PeftModel`"):
+            EndogenousReward(tiny_model_path, adapter_name="judge")
+
+    @pytest.mark.slow
+    def test_named_adapter_during_training(self, tiny_policy_path, tmp_path):
+        tokenizer = AutoTokenizer.from_pretrained(tiny_policy_path)
+        save_adapter(tiny_policy_path, tmp_path / "judge")
+        policy = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_policy_path), LoraConfig(**LORA))
+        policy.load_adapter(tmp_path / "judge", "judge")
+        before = {name: weight.clone() for name, weight in policy.named_parameters()}
+        rewards = [
+            EndogenousReward(policy, tokenizer, adapter_name="judge"),
+            EndogenousReward(str(tmp_path / "judge"), tokenizer, name="by_path"),
+        ]
+        args = GRPOConfig(
+            str(tmp_path / "run"), per_device_train_batch_size=4, num_generations=4, max_completion_length=6,
+            max_steps=2, learning_rate=0.05, beta=0.0, logging_steps=1, report_to=[], use_cpu=True, bf16=False,
+            save_strategy="no",
+        )  # fmt: skip
+        dataset = Dataset.from_dict({"prompt": ["a b c", "d e"] * 2})
+        trainer = GRPOTrainer(policy, reward_funcs=rewards, args=args, train_dataset=dataset)
+        trainer.train()
+        for log in trainer.state.log_history[:2]:
+            ours, by_path = (log[f"rewards/{name}/mean"] for name in ("endogenous_reward", "by_path"))
+            assert ours == pytest.approx(by_path, abs=1e-4)
+        moved = {name for name, weight in policy.named_parameters() if not torch.equal(weight, before[name])}
+        assert moved and all(".default." in name for name in moved)
+
+
+@pytest.mark.slow
+def test_trained_adapter_that_goes_on(tiny_policy_path, tmp_path):
+    """TRL keeps its start as the adapter "ref", which the reward shares."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_policy_path)
+    save_adapter(tiny_policy_path, tmp_path / "start")
+    base = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
+    policy = PeftModel.from_pretrained(base, tmp_path / "start", is_trainable=True)
+    reward = EndogenousReward(None)
+    args = GRPOConfig(
+        str(tmp_path / "run"), per_device_train_batch_size=4, num_generations=4, max_completion_length=6, max_steps=2,
+        learning_rate=0.05, beta=0.1, logging_steps=1, report_to=[], use_cpu=True, bf16=False, save_strategy="no",
+    )  # fmt: skip
+    by_path = EndogenousReward(str(tmp_path / "start"), tokenizer, name="by_path")
+    dataset = Dataset.from_dict({"prompt": ["a b c", "d e"] * 2})
+    trainer = GRPOTrainer(policy, reward_funcs=[reward, by_path], args=args, train_dataset=dataset)
+    reward.attach(trainer)
+    assert "adapter 'ref'" in repr(reward)
+    trainable = {name for name, weight in trainer.model.named_parameters() if weight.requires_grad}
+    trainer.train()
+    assert {name for name, weight in trainer.model.named_parameters() if weight.requires_grad} == trainable
+    for log in trainer.state.log_history[:2]:
+        ours, theirs = (log[f"rewards/{name}/mean"] for name in ("endogenous_reward", "by_path"))
+        assert ours == pytest.approx(theirs, abs=1e-4)
+    with pytest.raises(ValueError, match="was made for the model"):
+        EndogenousReward(tiny_policy_path).attach(trainer)
+
+
+class TestInitKwargs:
+    def test_reach_the_model(self, tiny_model_path, tmp_path):
+        save_adapter(tiny_model_path, tmp_path)
+        for name in (tiny_model_path, str(tmp_path)):
+            kwargs = {"attn_implementation": "eager", "dtype": "bfloat16", "device_map": {"": "cpu"}}
+            reward = EndogenousReward(name, model_init_kwargs=kwargs)
+            assert reward.model.config._attn_implementation == "eager"
+            assert reward.model.get_input_embeddings().weight.dtype == torch.bfloat16
+            plain = EndogenousReward(name, dtype="bfloat16")(PROMPTS, COMPLETIONS)
+            assert reward(PROMPTS, COMPLETIONS) == pytest.approx(plain, abs=1.0)
+
+    @pytest.mark.parametrize(
+        ("settings", "match"),
+        [
+            ({"dtype": "float32", "model_init_kwargs": {"dtype": "bfloat16"}}, "Give one of them"),
+            ({"model_init_kwargs": {"trust_remote_code": True}}, "a parameter of its own"),
+            ({"model_init_kwargs": {"device_map": "auto"}, "device": "cpu"}, "says where the weights are"),
+            ({"model_init_kwargs": {"device_map": "auto"}, "offload": True}, "says where the weights are"),
+            ({"model_init_kwargs": {"dtype": "int3"}}, "must be"),
+        ],
+    )
+    def test_contradictions(self, tiny_model_path, settings, match):
+        with pytest.raises(ValueError, match=match):
+            EndogenousReward(tiny_model_path, **settings)
+
+    def test_of_a_loaded_model(self, tiny_model_path):
+        model = AutoModelForCausalLM.from_pretrained(tiny_model_path)
+        with pytest.raises(ValueError, match="say how to load a model"):
+            EndogenousReward(model, model_init_kwargs={"revision": "main"})

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The served scorer with a real vLLM server, on a CPU: `make test-vllm`, about 15 minutes."""
+
+import asyncio
+import random
+import threading
+import time
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from endotrl import EndogenousReward, ServedModel
+from endotrl.frozen.served.client import ServerError
+
+
+pytestmark = pytest.mark.slow
+WORDS = "the cat sat on a mat and 42 dogs, (naïve) 東京 said: return x ** 2; Paris is in France.\n".split(" ")
+
+
+@pytest.fixture(scope="module")
+def server(start_vllm):
+    return start_vllm()
+
+
+@pytest.fixture(scope="module")
+def tokenizer(smollm2_path):
+    return AutoTokenizer.from_pretrained(smollm2_path)
+
+
+def texts(count, longest, seed):
+    draw = random.Random(seed)
+    return [" ".join(draw.choices(WORDS, k=draw.randint(1, longest))) for _ in range(count)]
+
+
+def test_exact_on_ragged_rows(server, smollm2_path, tokenizer):
+    prompts = [[{"role": "user", "content": text}] for text in texts(16, 200, 0)]
+    completions = [[{"role": "assistant", "content": text}] for text in texts(16, 100, 1)]
+    local = EndogenousReward(smollm2_path, token_reward="log_prob").token_rewards(prompts, completions)
+    served = EndogenousReward(server.url, tokenizer, token_reward="log_prob").token_rewards(prompts, completions)
+    errors = torch.cat([a - b for a, b in zip(local, served, strict=True)]).abs()
+    print(f"{len(errors)} tokens: mean error {errors.mean():.2g} nats, largest {errors.max():.2g}")
+    assert errors.mean() < 1e-4 and errors.max() < 1e-3
+
+
+def test_handshake_and_errors(server, tokenizer, tiny_model_path):
+    with pytest.raises(ServerError, match="different tokens"):
+        EndogenousReward(server.url, AutoTokenizer.from_pretrained(tiny_model_path)).load()
+    with pytest.raises(ServerError, match="no model 'other'"):
+        EndogenousReward(f"{server.url}#other", tokenizer).load()
+    reward = EndogenousReward(server.url, tokenizer).load()
+    assert reward.model.card.max_length == 1023  # vLLM needs one for what it generates
+    ids = [[504] * 1022, [504] * 1023]
+    fits, too_long = (
+        {"prompts": ["a"], "completions": tokenizer.batch_decode([i]), "completion_ids": [i]} for i in ids
+    )
+    assert asyncio.run(reward(**fits))[0] < 0
+    with pytest.raises(ValueError, match="1023"):
+        asyncio.run(reward(**too_long))
+
+
+def test_logits_are_refused(start_vllm, tokenizer):
+    server = start_vllm("--logprobs-mode", "raw_logits")
+    with pytest.raises(ServerError, match="are none: there is one of"):
+        EndogenousReward(server.url, tokenizer).load()
+    server.kill()
+
+
+def test_killed_and_restarted_during_training(server, smollm2_path, tokenizer, tmp_path):
+    torch.manual_seed(0)
+    policy = LlamaForCausalLM(
+        LlamaConfig(vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+                    num_attention_heads=2, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    )  # fmt: skip
+    policy.save_pretrained(tmp_path / "policy")
+
+    class Kill(TrainerCallback):
+        restart = None
+
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                server.kill()
+                self.restart = threading.Timer(5.0, server.start)
+                self.restart.start()
+
+    reward = EndogenousReward(ServedModel(server.url, patience=900), tokenizer).load()
+    args = GRPOConfig(
+        str(tmp_path), per_device_train_batch_size=4, num_generations=4, max_completion_length=12, max_steps=4,
+        beta=0.1, logging_steps=1, report_to=[], use_cpu=True, bf16=False, save_strategy="no",
+    )  # fmt: skip
+    trainer = GRPOTrainer(
+        str(tmp_path / "policy"),
+        reward_funcs=[reward, EndogenousReward(smollm2_path, name="local")],
+        args=args,
+        train_dataset=Dataset.from_dict({"prompt": texts(8, 10, 2)}),
+        processing_class=tokenizer,
+        callbacks=[Kill()],
+    )
+    trainer.train()
+    logs = [log for log in trainer.state.log_history if "rewards/local/mean" in log]
+    assert len(logs) == 4  # nothing is lost
+    for log in logs:
+        assert log["rewards/endogenous_reward/mean"] == pytest.approx(log["rewards/local/mean"], abs=1e-2)
+
+
+def test_throughput(server, smollm2_path, tokenizer):
+    prompts = [text for text in texts(2, 180, 3) for _ in range(4)]
+    completions = texts(8, 90, 4)
+    served, local = (
+        EndogenousReward(model, tokenizer, token_reward="log_prob").load()
+        for model in (ServedModel(server.url, asynchronous=False), smollm2_path)
+    )
+    seconds = {"vLLM": [], "endotrl": []}
+    for _ in range(3):
+        for name, reward in (("vLLM", served), ("endotrl", local)):
+            began = time.perf_counter()
+            count = sum(len(row.token_ids) for row in reward.score(prompts, completions))
+            seconds[name].append(time.perf_counter() - began)
+    for name, times in seconds.items():
+        print(f"{name}: {count} tokens in {sorted(times)[1]:.1f} s (median of 3)")
