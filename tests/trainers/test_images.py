@@ -14,6 +14,7 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from endotrl import CollapseMonitor, DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward, PPOConfig, PPOTrainer
 from endotrl.rendering.policy_tokens import PolicyTokens
+from endotrl.scoring import FrozenScorer
 
 from ..support.vision import make_model, make_processor, make_tokenizer, picture, reference_log_prob, save_vision_model
 
@@ -107,7 +108,9 @@ def watched(path: str, reward: EndogenousReward) -> Watched:
 @pytest.mark.slow
 @pytest.mark.parametrize("trainer", list(TRAINERS))
 @pytest.mark.parametrize("placement", ["own copy", "reference model", "adapter off"])
-def test_training(trainer: type, placement: str, paths: dict[str, str], tmp_path: Path) -> None:
+def test_training(
+    trainer: type, placement: str, paths: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = paths["llava"]
     reward = EndogenousReward(path if placement == "own copy" else None)
     seen = watched(path, reward)
@@ -117,8 +120,18 @@ def test_training(trainer: type, placement: str, paths: dict[str, str], tmp_path
         reward.attach(made)
     CollapseMonitor().attach(made)
     before = {name: weight.detach().clone() for name, weight in made.model.named_parameters() if weight.requires_grad}
+    passes: list[Any] = []
+    run = FrozenScorer._image_passes
+
+    def watch(scorer: FrozenScorer, model: Any, rows: Any, inputs: Any, chosen: list[int]) -> Any:
+        passes.extend(chosen)
+        return run(scorer, model, rows, inputs, chosen)
+
+    monkeypatch.setattr(FrozenScorer, "_image_passes", watch)
     made.train()
     assert seen.compared >= 8
+    # Attached, it reads the pass that the trainer runs over the same rows.
+    assert bool(passes) == (placement == "own copy")
     assert any(
         not torch.equal(weight, before[name]) for name, weight in made.model.named_parameters() if name in before
     )
