@@ -26,6 +26,7 @@ ENDOGENOUS_OPTIONS = (
     "discount",
     "truncation",
     "criterion",
+    "images",
     "correction",
 )
 SHOWN_SETTINGS = ("token_reward", "aggregate", "alpha", "gamma", "truncation", "criterion")  # on the page
@@ -158,6 +159,8 @@ def _make_reward(args: argparse.Namespace) -> tuple[Any, dict[str, Any], bool]:
         given = {name: getattr(args, name) for name in ENDOGENOUS_OPTIONS}
         if args.correction is None:
             del given["correction"]  # as files that were begun before there was the option have it
+        if args.images == "read":
+            del given["images"]
         settings = {**given, **settings}
     reward: EndogenousReward | SentenceReward = (SentenceReward if by_sentence else EndogenousReward)(
         args.model,

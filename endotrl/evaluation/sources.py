@@ -60,6 +60,14 @@ class Row:
     place: str
     stem: str
 
+    def __post_init__(self) -> None:
+        seen = next((key for key in ("image", "images") if self.data.get(key)), None)
+        if seen is not None:
+            raise self.error(
+                f"the row has {json.dumps(seen)}, and evaluations read only text: the responses would be judged as "
+                "answers to another question. Leave such rows out, or score them with `endotrl score`."
+            )
+
     def error(self, rule: str) -> FormatError:
         """The error that this row breaks `rule`."""
         return FormatError(f"{self.source}, {self.place}: {rule}")

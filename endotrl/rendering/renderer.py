@@ -275,11 +275,14 @@ class Renderer:
             `list[Rendered]`, in the order given: what [`render`] returns for the same ids.
 
         Raises:
-            `ValueError`: For a row that does not fit the context, or without any prompt token.
+            `ValueError`: For a row that does not fit the context, without any prompt token, or with placeholders of
+            images.
         """
         rendered = []
         for row, (prompt, completion) in enumerate(zip(prompt_ids, completion_ids, strict=True)):
             ids = list(completion)
+            if not self.placeholders.all.isdisjoint([*prompt, *ids]):
+                raise ValueError(f"Row {row} has a token that stands for an image, and there is no image with its ids.")
             rendered.append(self._fit(row, self._finish(list(prompt), ids, list(range(len(ids))))))
         return rendered
 
