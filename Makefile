@@ -31,7 +31,7 @@ GPU_PYTHON_VERSION ?= 3.12
 GPU_OWN := torch|triton|nvidia-.*|transformers|numpy|deepspeed|wandb|pytest.*|mypy.*|ruff|codespell|pre.commit.*|llm-.*|gguf
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=15
 
-.PHONY: help demo theory recipe sentence-rl sentence-rl-smollm2 test test-fast test-compat bench gpu gpu-wheels lint format clean
+.PHONY: help demo theory recipe sentence-rl sentence-rl-smollm2 test test-fast test-compat bench gpu gpu-wheels lint format clean vlm-demo
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -55,6 +55,9 @@ sentence-rl-smollm2:  ## The same by recipes, with SmolLM2-135M and right and wr
 	@$(MAKE) recipe RECIPE=dense_grpo RECIPE_ARGS="--reward sentence \
 	    --reward_sentence_model output/smollm2-135m-sentence-reward --output_dir output/smollm2-135m-sentence-rl \
 	    --eval_strategy steps --eval_on_start true"
+
+vlm-demo: $(VENV)/.demo  ## Improve a tiny model that reads images by its own reward (about 3 minutes)
+	@$(BIN)/python -m studies.vision
 
 test: $(VENV)/.installed  ## Run all tests
 	$(PYTEST) $(PYTEST_ARGS)

@@ -282,7 +282,9 @@ class Renderer:
         for row, (prompt, completion) in enumerate(zip(prompt_ids, completion_ids, strict=True)):
             ids = list(completion)
             if not self.placeholders.all.isdisjoint([*prompt, *ids]):
-                raise ValueError(f"Row {row} has a token that stands for an image, and there is no image with its ids.")
+                raise ValueError(
+                    f"Row {row} has a token that stands for an image, and there is no image with its ids."
+                )
             rendered.append(self._fit(row, self._finish(list(prompt), ids, list(range(len(ids))))))
         return rendered
 
