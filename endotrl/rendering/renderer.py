@@ -212,9 +212,10 @@ class Renderer:
         rendered = []
         for row, (prompt, completion, criterion) in enumerate(zip(prompts, completions, criteria, strict=True)):
             check_row(row, prompt, completion)
-            prompt, pictures = place_images(row, prompt, None if images is None else images[row])
-            ignored = bool(pictures) and self.images == "ignore"
-            prompt, pictures = (without_images(prompt), []) if ignored else (prompt, self._load(row, pictures))
+            column = None if images is None else images[row]
+            bare = without_images(prompt)
+            ignored = self.images == "ignore" and (bool(column) or bare is not prompt)
+            prompt, pictures = (bare, []) if ignored else self._place(row, prompt, column)
             prompt = add_criterion(prompt, criterion)
             # A GRPO group repeats its prompt: rendered once.
             template = self._template_for(completion)
@@ -322,15 +323,16 @@ class Renderer:
         """The turns of a completion of several messages must not be written otherwise when others follow."""
         return self._template if _is_turn(completion) else self._template.prefix_preserving
 
-    def _load(self, row: int, pictures: Sequence[Any]) -> list[Image]:
-        """The pictures of a row, if the frozen model reads any."""
+    def _place(self, row: int, prompt: Prompt, column: Sequence[Any] | None) -> tuple[Prompt, list[Image]]:
+        """A prompt with bare placeholders, and its pictures, if the frozen model reads any."""
+        prompt, pictures = place_images(row, prompt, column)
         if pictures and self.placeholders.image is None:
             raise ValueError(
                 f"The prompt of row {row} has {_count(len(pictures), 'image')}, and the frozen model reads only text: "
                 "it would judge an answer to another question. Use a model that reads images, or leave such rows out. "
                 '`EndogenousReward(..., images="ignore")` judges completions as answers to the text alone.'
             )
-        return [load_picture(row, picture) for picture in pictures]
+        return prompt, [load_picture(row, picture) for picture in pictures]
 
     def _render_prompt(
         self, template: Template, prompt: Prompt, pictures: Sequence[Image], has_criterion: bool = False

@@ -8,6 +8,7 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 from PIL.Image import Image
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from .images import ImageInputs
@@ -258,6 +259,12 @@ class Template:
                 f"{len(pictures)} images: {error}"
             ) from error
         left = {key: value for key, value in encoded.items() if key not in ("input_ids", "attention_mask")}
+        lists = [key for key, value in left.items() if not isinstance(value, Tensor)] if pictures else []
+        if lists:
+            raise ValueError(
+                f"The {type(self.processing_class).__name__} gives {lists[0]} of images as no tensor, which endotrl "
+                "does not know. Please open an issue with the model's name."
+            )
         return [int(i) for i in encoded["input_ids"][0]], ImageInputs.of(left) if pictures else None
 
     def adds_special_tokens(self, text: str, is_chat: bool) -> bool:

@@ -6,40 +6,22 @@ reward.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
 from .. import __version__
-from ..reporting import figure, heat_maps, page, table
+from ..reporting import heat_maps, page, table
 from .blocks import images_of_row
-from .rows import Row, message_text
+from .pictures import pictures_of
+from .rows import message_text
 from .run import ScoreReport
 from .summary import summary_lines
 
 
 if TYPE_CHECKING:
     from ..rewards.endogenous import EndogenousReward
-
-
-MAX_PIXELS = 320  # of a picture on the page, on its longer side
-
-
-def _pictures(row: Row) -> Markup:
-    """The images of a row's prompt, scaled down and embedded in the page."""
-    from ..rendering.images import load_picture, place_images
-
-    shown = []
-    _, pictures = place_images(0, row.prompt, images_of_row(row))
-    for number, picture in enumerate(pictures, start=1):
-        image = load_picture(0, picture).convert("RGB")
-        image.thumbnail((MAX_PIXELS, MAX_PIXELS))
-        buffer = BytesIO()
-        image.save(buffer, format="png")
-        shown.append(figure(buffer.getvalue(), alt=f"Image {number} of the prompt"))
-    return Markup("").join(shown)
 
 
 def heat_map_page(
@@ -67,7 +49,9 @@ def heat_map_page(
                 meta=f"line {example.row.line}"
                 + (f" · id {example.row.extra['id']}" if "id" in example.row.extra else ""),
             ),
-            details=_pictures(example.row),
+            details=pictures_of(example.row.prompt, images_of_row(example.row))
+            if reward.images == "read"
+            else Markup(""),
         )
         for example in report.examples
     ]

@@ -230,6 +230,10 @@ class TestIgnored:
         texts = [llava.expected(user(*parts), [], "x") for parts in (["What is it?"], ["Is ", " like "])]
         assert values == pytest.approx(texts, abs=1e-4)
 
+    def test_plain_text(self, tiny_model_path: str) -> None:
+        reward = EndogenousReward(tiny_model_path, images="ignore")
+        assert reward(prompts=["a"], completions=["x"], images=[[RED]]) == reward(prompts=["a"], completions=["x"])
+
     def test_by_a_model_of_text(self, tiny_model_path: str) -> None:
         tokenizer = AutoTokenizer.from_pretrained(tiny_model_path)
         prompt = [{"role": "user", "content": "What is it?"}]

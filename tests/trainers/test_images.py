@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Policies that read images: what each trainer hands to the reward, against each row alone in float32."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from endotrl import CollapseMonitor, DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward, PPOConfig, PPOTrainer
 from endotrl.rendering.policy_tokens import PolicyTokens
 from endotrl.scoring import FrozenScorer
+from endotrl.scoring.reference_pass import KNOWN_INPUTS
 
 from ..support.vision import make_model, make_processor, make_tokenizer, picture, reference_log_prob, save_vision_model
 
@@ -62,6 +64,10 @@ class Watched:
         return values
 
 
+def parity(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
+    return [float(ids[0] % 2) for ids in completion_ids]
+
+
 def dataset(kind: str) -> Dataset:
     """The same question about four pictures, or, in "several", about one or two. (TRL trains on no fewer.)"""
     question = [{"role": "user", "content": "What is it?"}]
@@ -100,6 +106,13 @@ def make_trainer(trainer: type, model: Any, reward: Any, folder: Path, kind: str
     return trainer(model, reward_funcs=reward, args=args, train_dataset=dataset(kind), **own)
 
 
+def test_what_trainers_give_a_model_for_images() -> None:
+    """Names of TRL's own: a recorded pass with others is not read."""
+    for trainer in (GRPOTrainer, RLOOTrainer):
+        names = set(inspect.signature(trainer._get_per_token_logps_and_entropies).parameters)
+        assert names >= KNOWN_INPUTS
+
+
 def watched(path: str, reward: EndogenousReward) -> Watched:
     model = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32).eval()
     return Watched(reward, model, AutoProcessor.from_pretrained(path))
@@ -115,7 +128,9 @@ def test_training(
     reward = EndogenousReward(path if placement == "own copy" else None)
     seen = watched(path, reward)
     kwargs = {"peft_config": LORA} if placement == "adapter off" else {}
-    made = make_trainer(trainer, path, seen, tmp_path, "images", **kwargs)
+    # The monitor compares the policy with the first one on a held-out reward, in passes of its own.
+    rewards = [seen, parity]
+    made = make_trainer(trainer, path, rewards, tmp_path, "images", reward_weights=[1.0, 0.0], **kwargs)
     if placement != "own copy":
         reward.attach(made)
     CollapseMonitor().attach(made)
