@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""
-A model that reads images, improved by its own reward: digits are drawn by this program, and read by a tiny Llava.
+A model that reads images, improved by its own reward: shapes are drawn by this program, and named by a tiny Llava.
 
-1. Llava (a CLIP tower and a Llama, both random) learns to read digits from captions of which 40% are wrong: it knows
-   the digits, and answers wrongly about as often as its captions did.
+1. Llava (a CLIP tower and a Llama, both random) learns to name them ("red circle") from captions of which 40% are
+   wrong: it knows the shapes, and answers wrongly about as often as its captions did.
 2. It is frozen, and improved by GRPO on its own reward. Controls: a random reward; the reward of an answer to *another*
-   image; and the reward of the answer to the text alone (`images="ignore"`). None of them can teach to read.
+   image; and the reward of the answer to the text alone (`images="ignore"`). None of them can teach to look.
 
-Accuracy is exact: the probability of the right digit on held-out images. The page shows rewards beside the pictures.
+Accuracy is exact: the probability of the right answer on held-out images. The page shows rewards beside the pictures.
 
     python -m studies.vision                                      # about 2 minutes on 2 quiet cores
     python -m studies.vision --pretraining-steps 20 --steps 1     # a look
@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset, disable_progress_bars
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from rich.console import Console
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -51,14 +51,16 @@ from endotrl.rewards.contributions import heat_map_row
 
 
 SIZE, PATCH = 20, 5  # pixels
-DIGITS = [str(digit) for digit in range(10)]
+COLOURS = {"red": (230, 40, 40), "green": (40, 200, 40), "blue": (50, 70, 240), "yellow": (230, 220, 40)}
+SHAPES = ["circle", "square", "triangle"]
+NAMES = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
 WRONG = 0.4  # of the captions
 TEMPLATE = (
     "{% for message in messages %}{% for part in message['content'] %}"
     "{{ '<image> ' if part['type'] == 'image' else part['text'] }}{% endfor %}{% endfor %}"
     "{% if add_generation_prompt %} : {% endif %}"
 )
-QUESTION = [{"role": "user", "content": "digit ?"}]
+QUESTION = [{"role": "user", "content": "what ?"}]
 ARMS = {
     "own reward": "its own reward",
     "random": "a random reward",
@@ -67,27 +69,34 @@ ARMS = {
 }
 
 
-def draw(digit: int, source: random.Random) -> Image.Image:
-    """A digit somewhere in a noisy picture, in a colour of its own."""
-    background, ink = (tuple(source.randint(*bounds) for _ in range(3)) for bounds in ((0, 110), (150, 255)))
-    picture = Image.new("RGB", (SIZE, SIZE), background)
-    font = ImageFont.load_default(size=15)
-    ImageDraw.Draw(picture).text((source.randint(1, 9), source.randint(0, 4)), str(digit), fill=ink, font=font)
+def draw(name: str, source: random.Random) -> Image.Image:
+    """A shape somewhere in a noisy picture, in about its colour."""
+    colour, shape = name.split()
+    ink = tuple(max(0, min(255, value + source.randint(-30, 30))) for value in COLOURS[colour])
+    picture = Image.new("RGB", (SIZE, SIZE), tuple(source.randint(0, 40) for _ in range(3)))
+    left, top, side = source.randint(0, 5), source.randint(0, 5), source.randint(12, 14)
+    box, canvas = (left, top, left + side, top + side), ImageDraw.Draw(picture)
+    if shape == "circle":
+        canvas.ellipse(box, fill=ink)
+    elif shape == "square":
+        canvas.rectangle(box, fill=ink)
+    else:
+        canvas.polygon([(left, top + side), (left + side, top + side), (left + side // 2, top)], fill=ink)
     for _ in range(20):
         picture.putpixel((source.randrange(SIZE), source.randrange(SIZE)), (source.randrange(256),) * 3)
     return picture
 
 
-def make_pictures(count: int, seed: int) -> tuple[list[Image.Image], list[int]]:
+def make_pictures(count: int, seed: int) -> tuple[list[Image.Image], list[str]]:
     """Pictures, and what they show."""
     source = random.Random(seed)
-    digits = [source.randrange(10) for _ in range(count)]
-    return [draw(digit, source) for digit in digits], digits
+    names = [source.choice(NAMES) for _ in range(count)]
+    return [draw(name, source) for name in names], names
 
 
 def make_model(seed: int) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """A random Llava of 0.2 million parameters, and its processor."""
-    words = ["<eos>", "<pad>", "<image>", "digit", "?", ":", *DIGITS]
+    words = ["<eos>", "<pad>", "<image>", "what", "?", ":", *COLOURS, *SHAPES]
     backend = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>"))
     backend.pre_tokenizer = WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
@@ -118,7 +127,7 @@ def make_model(seed: int) -> tuple[LlavaForConditionalGeneration, LlavaProcessor
 def encode(processor: LlavaProcessor, pictures: list[Image.Image]) -> dict[str, Tensor]:
     """Prompts about pictures."""
     text = processor.apply_chat_template(
-        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "digit ?"}]}],
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what ?"}]}],
         add_generation_prompt=True,
     )
     given = processor(text=[text] * len(pictures), images=[[picture] for picture in pictures], return_tensors="pt")
@@ -128,21 +137,19 @@ def encode(processor: LlavaProcessor, pictures: list[Image.Image]) -> dict[str, 
 def pretrain(folder: Path, steps: int, seed: int) -> None:
     """Trains the model on faulty captions, and saves it."""
     model, processor = make_model(seed)
-    pictures, digits = make_pictures(4000, seed)
+    pictures, names = make_pictures(4000, seed)
     source = random.Random(seed)
-    captions = [source.choice([d for d in range(10) if d != x]) if source.random() < WRONG else x for x in digits]
-    inputs = encode(processor, pictures)
-    first = processor.tokenizer.convert_tokens_to_ids("0")
-    answers = torch.tensor([[first + caption, 0] for caption in captions])
+    captions = [source.choice([x for x in NAMES if x != n]) if source.random() < WRONG else n for n in names]
+    inputs, answers = encode(processor, pictures), answer_ids(processor, captions)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
-    for _ in tqdm(range(steps), desc="Captions", unit=" steps"):
+    for step in tqdm(range(steps), desc="Captions", unit=" steps"):
         chosen = torch.tensor([source.randrange(len(pictures)) for _ in range(64)])
         ids = torch.cat([inputs["input_ids"][chosen], answers[chosen]], dim=1)
-        labels = torch.cat([torch.full_like(ids[:, :-2], -100), answers[chosen]], dim=1)
+        labels = torch.cat([torch.full_like(ids[:, :-3], -100), answers[chosen]], dim=1)
         pixels: dict[str, Tensor] = {"pixel_values": inputs["pixel_values"][chosen]}
-        if _ % 10 == 9:  # now and then without the picture: what digits there are
-            ids, labels, pixels = ids[:, -5:], labels[:, -5:], {}
+        if step % 10 == 9:  # now and then without the picture: what shapes there are
+            ids, labels, pixels = ids[:, -6:], labels[:, -6:], {}
         loss = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels, **pixels).loss
         optimizer.zero_grad()
         loss.backward()
@@ -152,15 +159,22 @@ def pretrain(folder: Path, steps: int, seed: int) -> None:
     processor.save_pretrained(folder)
 
 
+def answer_ids(processor: LlavaProcessor, names: list[str]) -> Tensor:
+    """Tokens of answers, of shape `(B, 3)`: colour, shape, end."""
+    return torch.tensor(processor.tokenizer([f"{name} <eos>" for name in names])["input_ids"])
+
+
 @torch.no_grad()
 def accuracy(model: LlavaForConditionalGeneration, processor: LlavaProcessor, seed: int) -> tuple[float, float]:
     """Accuracy on held-out pictures of answers sampled at temperature 1, and of the most probable ones."""
-    pictures, digits = make_pictures(500, seed + 10_000)
+    pictures, names = make_pictures(500, seed + 10_000)
+    inputs, answers = encode(processor, pictures), answer_ids(processor, names)[:, :2]
+    ids = torch.cat([inputs["input_ids"], answers], dim=1)
     model.eval()
-    log_probs = model(**encode(processor, pictures)).logits[:, -1].log_softmax(-1)
-    right = torch.tensor(digits) + processor.tokenizer.convert_tokens_to_ids("0")
-    sampled = log_probs.gather(1, right[:, None]).exp().mean().item()
-    return sampled, (log_probs.argmax(-1) == right).float().mean().item()
+    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=inputs["pixel_values"]).logits
+    logits = logits[:, -3:-1]  # (B, 2, V)
+    sampled = logits.log_softmax(-1).gather(2, answers[..., None]).sum(dim=(1, 2)).exp().mean().item()
+    return sampled, (logits.argmax(-1) == answers).all(dim=1).float().mean().item()
 
 
 class OtherImage:
@@ -190,7 +204,7 @@ def improve(arm: str, base: Path, folder: Path, steps: int, seed: int) -> tuple[
         reward_funcs=reward,
         args=GRPOConfig(
             str(folder), seed=seed, per_device_train_batch_size=64, num_generations=8, max_steps=steps,
-            max_completion_length=2, learning_rate=5e-4, lr_scheduler_type="constant", beta=0.05,
+            max_completion_length=3, learning_rate=5e-4, lr_scheduler_type="constant", beta=0.05,
             scale_rewards="none", temperature=1.0, bf16=False, use_cpu=True, report_to=[], save_strategy="no",
             disable_tqdm=True, dataloader_pin_memory=False, gradient_checkpointing=False,
         ),
@@ -208,15 +222,15 @@ def report(base: Path, rows: list[list[Any]], seed: int) -> str:
     from endotrl.reporting import table
 
     reward = EndogenousReward(str(base))
-    pictures, digits = make_pictures(4, seed + 20_000)
+    pictures, names = make_pictures(4, seed + 20_000)
     blocks = []
-    for shown, digit in zip(pictures, digits, strict=True):
-        answers = [str(digit), str((digit + 3) % 10)]
+    for shown, name in zip(pictures, names, strict=True):
+        answers = [name, NAMES[(NAMES.index(name) + 4) % len(NAMES)]]
         stats = reward.score([QUESTION] * 2, answers, images=[[shown]] * 2)
         buffer = BytesIO()
         shown.resize((160, 160), Image.Resampling.NEAREST).save(buffer, format="png")
         maps = [heat_map_row(reward, s, meta=m) for s, m in zip(stats, ("right", "wrong"), strict=True)]
-        blocks.append(heat_maps([maps[0], replace(maps[1], details=figure(buffer.getvalue(), alt=f"A {digit}"))]))
+        blocks.append(heat_maps([maps[0], replace(maps[1], details=figure(buffer.getvalue(), alt=f"A {name}"))]))
     return page(
         "A model that reads images, improved by its own reward",
         [

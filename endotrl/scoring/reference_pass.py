@@ -72,7 +72,7 @@ class ReferenceRecorder:
     def clear(self) -> None:
         """Drops what was recorded."""
         self._passes.clear()
-        self._rows = None
+        self._rows, self._expected = None, {}
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -271,7 +271,9 @@ class FrozenScorer:
         check_inputs(model, images)
         if self._shares_image_prompts is not None:
             return self._shares_image_prompts
-        tokens = (list(tokens) * 8)[:8]
+        # A completion may have none, or one.
+        placeholders = Placeholders.of(model.config).all
+        tokens = ([token for token in (*tokens, *reversed(prompt_ids)) if token not in placeholders] * 8)[:8]
         try:
             expected = own_logits(model, prompt_ids, images, tokens)  # (T + 1, V)
         except (ValueError, RuntimeError, LookupError, TypeError, AttributeError) as reason:  # each family has its own
@@ -365,12 +367,13 @@ class FrozenScorer:
 
     def _check_ids(self, rows: Sequence[Rendered]) -> None:
         vocab_size = self.placement.config.get_text_config().vocab_size
+        first = next((i for i, row in enumerate(rows) if row.images is not None), None)
+        if first is not None and Placeholders.of(self.placement.config).image is None:
+            raise ValueError(
+                f"The prompt of row {first} has images, and {self.placement.description} reads only text. Use a "
+                'frozen model that reads images, or `images="ignore"`.'
+            )
         for i, row in enumerate(rows):
-            if row.images is not None and Placeholders.of(self.placement.config).image is None:
-                raise ValueError(
-                    f"The prompt of row {i} has images, and {self.placement.description} reads only text. Use a "
-                    'frozen model that reads images, or `images="ignore"`.'
-                )
             for ids in (row.prompt_ids, row.completion_ids):
                 if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
                     raise ValueError(

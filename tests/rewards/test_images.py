@@ -122,7 +122,9 @@ def test_rows_that_cannot_share_a_prompt(family: str, visions: dict[str, Vision]
 
     monkeypatch.setattr(scorer_module, "ImagePrompt", Forgetful)
     reward = EndogenousReward(vision.model, vision.processor)
-    scores = reward(prompts=[ONE] * 2, completions=ANSWERS[:2], images=[[RED], [RED]])
+    ids = [[], *map(vision.ids, ANSWERS[:2])]  # the first completion, with which it is tried, has no token
+    nothing, *scores = reward([ONE] * 3, ["", *ANSWERS[:2]], ids, images=[[RED]] * 3)
+    assert nothing is None
     assert reward._scorer is not None and reward._scorer._shares_image_prompts is False
     assert scores == pytest.approx([vision.expected(ONE, [RED], text) for text in ANSWERS[:2]], abs=1e-4)
 
