@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from ..data.sources import STREAM, read_rows
+from ..data.sources import STREAM, read_rows, text_only
 from ..evaluation.benchmarks import BENCHMARKS, Benchmark
 from ..evaluation.engine import Engine
 from ..evaluation.items import Item
@@ -116,7 +116,7 @@ def run_benchmark(args: argparse.Namespace, command: str) -> dict[str, Any]:
 
 def load_items(benchmark: Benchmark, data: str | None, limit: int | None, options: Mapping[str, Any]) -> list[Item]:
     """Items of a benchmark, at most `limit` of each group."""
-    items = benchmark.read(read_rows(data, benchmark.hub, benchmark.name), **options)
+    items = benchmark.read(text_only(read_rows(data, benchmark.hub, benchmark.name)), **options)
     if not items:
         raise ValueError(f"{data or benchmark.name} has no items.")
     counts: dict[str, int] = {}

@@ -15,7 +15,7 @@ from ..forecasting.page import alternative_rows, report
 from ..forecasting.policies import Objective
 from ..forecasting.power import power_samples
 from ..forecasting.questions import Grader, read_questions
-from ..forecasting.sampling import Mixture, MixtureSampler, ServedMixtureSampler
+from ..forecasting.sampling import Mixture, MixtureSampler, ServedMixtureSampler, local
 from ..forecasting.summary import METRICS
 from ..frozen.names import load_tokenizer
 from ..grading import VERSION
@@ -37,7 +37,8 @@ def run_forecast(args: argparse.Namespace, command: str) -> Forecast:
     """
     objective = Objective(args.trainer, args.num_generations, args.scale_rewards)
     mixture, grader = Mixture.of(args.samples, args.temperatures), Grader(args.grader)
-    placement, settings = open_model(args)
+    opened, settings = open_model(args)
+    placement = local(opened)
     tokenizer = load_tokenizer(placement.config._name_or_path, args.trust_remote_code)
     chat = tokenizer.chat_template is not None if args.chat is None else args.chat
     questions = read_questions(args.data, args.question, args.answer, args.limit, args.instruction, chat)

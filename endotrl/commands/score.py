@@ -29,6 +29,7 @@ ENDOGENOUS_OPTIONS = (
     "discount",
     "truncation",
     "criterion",
+    "images",
     "correction",
     "model_init_kwargs",
 )
@@ -173,6 +174,8 @@ def make_reward(args: argparse.Namespace) -> tuple[Any, dict[str, Any], bool]:
         for name in ("correction", "model_init_kwargs"):
             if given[name] is None:
                 del given[name]  # as files that were begun before there was the option have it
+        if args.images == "read":
+            del given["images"]
         settings = {**given, **settings}
     reward: EndogenousReward | SentenceReward = (SentenceReward if by_sentence else EndogenousReward)(
         args.model,

@@ -121,13 +121,18 @@ def message_text(value: str | Sequence[Mapping[str, Any]]) -> str:
     for message in value:
         content = message.get("content") or ""
         if not isinstance(content, str):
-            content = " ".join(
-                str(part.get("text", part)) if isinstance(part, dict) else str(part) for part in content
-            )
+            content = " ".join(map(_part_text, content))
         if message.get("tool_calls"):
             content += json.dumps(message["tool_calls"], ensure_ascii=False)
         turns.append(content if len(value) == 1 else f"{message['role']}: {content}")
     return "\n".join(turns)
+
+
+def _part_text(part: Any) -> str:
+    if not isinstance(part, dict):
+        return str(part)
+    is_image = str(part.get("type")).removeprefix("input_").startswith("image")
+    return "[image]" if is_image else str(part.get("text", part))
 
 
 def check_text(key: str, value: object) -> str | None:

@@ -12,7 +12,7 @@ import json
 import re
 import sys
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, time
 from itertools import chain, islice
@@ -167,6 +167,18 @@ class Reader:
 
     def _all(self) -> Iterator[_Entry]:
         return chain.from_iterable(map(_entries, self._parts))
+
+
+def text_only(rows: Iterable[Row]) -> Iterator[Row]:
+    """Rows as they come. Raises `FormatError` at one with images, which its reader would leave out."""
+    for row in rows:
+        seen = next((key for key in ("image", "images") if row.data.get(key)), None)
+        if seen is not None:
+            raise row.error(
+                f"the row has {json.dumps(seen)}, and evaluations read only text: the responses would be judged as "
+                "answers to another question. Leave such rows out, or score them with `endotrl score`."
+            )
+        yield row
 
 
 def read_rows(

@@ -155,7 +155,8 @@ class Engine:
 
     def _without_prompt(self, prompt: Prompt, row: Rendered) -> Rendered:
         """The same tokens after a prompt that says nothing."""
-        return replace(row, prompt_ids=empty_prompt_ids(self.renderer, self.chat or not isinstance(prompt, str)))
+        ids = empty_prompt_ids(self.renderer, self.chat or not isinstance(prompt, str))
+        return replace(row, prompt_ids=ids, images=None)
 
     def _with_steps(self, item: Item, scored: ScoredResponse) -> ScoredResponse:
         if item.steps is None:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..data.sources import Row, read_rows
+from ..data.sources import Row, read_rows, text_only
 from ..grading import final_answer
 
 
@@ -38,7 +38,7 @@ def read_questions(
     counts.
     """
     questions = []
-    for row in read_rows(path):
+    for row in text_only(read_rows(path)):
         text = row.text(question or _first_key(row, QUESTION_KEYS, "question"))
         text = with_body(row, text) if question is None else text
         gold = final_answer(row.get(answer or _first_key(row, ANSWER_KEYS, "answer")))

@@ -16,7 +16,7 @@ from ..rewards.endogenous import EndogenousReward
 from .collect import collect
 from .policies import Objective, ScaleRewards, Trainer
 from .questions import Grade, Grader, read_questions
-from .sampling import Mixture, MixtureSampler
+from .sampling import Mixture, MixtureSampler, local
 from .summary import Record, Summary
 from .verdict import suggested_beta, verdict
 
@@ -162,7 +162,7 @@ def forecast(
     mixture, judge = Mixture.of(samples, temperatures), Grader(grader)
     found = read_questions(questions, question, answer, limit, instruction, chat)
     frozen = EndogenousReward(model, processing_class, dtype=dtype, device=device)
-    engine = Engine(frozen._require_placement(), frozen._tokenizer, chat)
+    engine = Engine(local(frozen._require_placement()), frozen._tokenizer, chat)
     folder = None if output is None else RunFolder(output)
     if folder is not None:
         folder.hold()

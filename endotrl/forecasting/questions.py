@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..data.sources import Row, read_rows, text_only
 from ..evaluation.math_answers import ANSWER_KEYS, QUESTION_KEYS, with_body
-from ..evaluation.sources import Row, read_rows
 from ..grading import is_right, require_math_verify, same_answer
 from ..rendering.messages import Prompt
 
@@ -61,7 +61,7 @@ def read_questions(
         `FormatError`: If a row has no question, or only some have answers.
         `ValueError`: If there is no such file, or no question.
     """
-    rows = read_rows(data, None, "forecast") if isinstance(data, str) else _rows(data)
+    rows = text_only(read_rows(data, None, "forecast") if isinstance(data, str) else _rows(data))
     questions: list[Question] = []
     for row in rows:
         name = question or next((key for key in QUESTION_KEYS if row.data.get(key) is not None), None)

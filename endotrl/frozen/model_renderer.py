@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from transformers import PretrainedConfig
 
+from ..rendering.images import Images, Placeholders
 from ..rendering.policy import Reading
 from ..rendering.renderer import Overlong, Renderer
 
@@ -19,6 +20,7 @@ def model_renderer(
     eos_token_ids: Iterable[int | None],
     reading: Reading,
     overlong: Overlong | None = None,
+    images: Images = "read",
 ) -> Renderer:
     """
     Renderer for a model.
@@ -33,11 +35,15 @@ def model_renderer(
         overlong (`str`, *optional*):
             What to do with rows longer than the model's context: see [`~endotrl.rendering.renderer.fit`]. `None` if
             the caller looks after them.
+        images (`str`, *optional*, defaults to `"read"`):
+            As in [`~endotrl.rendering.renderer.Renderer`].
     """
     return Renderer(
         eos_token_ids=[token_id for token_id in eos_token_ids if token_id is not None],
         vocab_size=config.get_text_config().vocab_size,
         max_length=None if overlong is None else context_length(config),
         overlong_prompt=overlong or "error",
+        placeholders=Placeholders.of(config),
+        images=images,
         **reading._asdict(),
     )

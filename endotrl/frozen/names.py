@@ -3,9 +3,19 @@
 
 import os
 
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoProcessor,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.utils import cached_file
 
+from ..rendering.images import Placeholders
 from .adapters import adapter_config, adapter_vocab_size
 from .quickstart_model import quickstart_model_path
 
@@ -86,6 +96,33 @@ def load_tokenizer(
             "beside the model's? If they are elsewhere, load them from there, and pass `processing_class`. "
             f"Reason: {error}"
         ) from error
+
+
+def load_processing_class(
+    config: PretrainedConfig, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase | ProcessorMixin:
+    """
+    What a model by the config of which it was loaded is given text with: its tokenizer, or its processor if it reads
+    images.
+
+    Raises:
+        `OSError`: If there is none, or it is damaged, with the reason.
+    """
+    name = config._name_or_path
+    if not reads_images(config):
+        return load_tokenizer(name, trust_remote_code)
+    try:
+        return AutoProcessor.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except Exception as error:  # of many kinds, as of a tokenizer; `ImportError` without torchvision
+        raise OSError(
+            f"The processor of {name!r}, which reads images, cannot be loaded. Pass it as `processing_class`, or the "
+            f"tokenizer alone to score text. Reason: {error}"
+        ) from error
+
+
+def reads_images(config: PretrainedConfig) -> bool:
+    """Whether a config is of a model that reads images and writes text."""
+    return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and Placeholders.of(config).image is not None
 
 
 def load_generation_config(model: str, config: PretrainedConfig, revision: str | None = None) -> GenerationConfig:

@@ -7,20 +7,20 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from ..scoring.exclusive import exclusive
 from ..scoring.reference_pass import ReferenceRecorder
 from .adapters import adapter_config, check_adapter, load_with_adapter
-from .names import eos_token_ids, load_config, load_generation_config, resolve_model
+from .names import eos_token_ids, load_config, load_generation_config, reads_images, resolve_model
 from .sharded_weights import loaded_whole, whole_weights
 from .weights import weights_digest
 
 
 NEEDS_CAUSAL_LM = (
     "The endogenous reward is read off the next-token logits of a causal language model: pass one that "
-    "`AutoModelForCausalLM` loads."
+    "`AutoModelForCausalLM` loads, or, of models that read images, `AutoModelForImageTextToText`."
 )
 
 
@@ -128,12 +128,12 @@ class OwnCopy:
         if self.config.is_encoder_decoder:
             raise ValueError(f"{model!r} is an encoder-decoder model. {NEEDS_CAUSAL_LM}")
         of_its_own_code = "AutoModelForCausalLM" in (vars(self.config).get("auto_map") or {})
-        if type(self.config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not of_its_own_code:
+        self._loader = AutoModelForImageTextToText if reads_images(self.config) else AutoModelForCausalLM
+        is_causal = type(self.config) in MODEL_FOR_CAUSAL_LM_MAPPING or reads_images(self.config)
+        if not is_causal and not of_its_own_code:
             raise ValueError(
                 f"{model!r} is a model of type {self.config.model_type!r}, which `AutoModelForCausalLM` does not "
-                "load. "
-                f"{NEEDS_CAUSAL_LM} Of a model that reads images too, load it yourself, and pass the instance: it "
-                "scores text."
+                f"load. {NEEDS_CAUSAL_LM}"
             )
         self.eos_token_ids = eos_token_ids(load_generation_config(model, self.config, self._revision))
         self.description = f"own copy of {model}"
@@ -249,7 +249,7 @@ class OwnCopy:
         else:
             if self._revision is not None:
                 settings["revision"] = self._revision
-            model, info = AutoModelForCausalLM.from_pretrained(self._name, output_loading_info=True, **settings)
+            model, info = self._loader.from_pretrained(self._name, output_loading_info=True, **settings)
             missing = info["missing_keys"]
         check_complete(f"the frozen model {self._name!r}", missing)
         return model

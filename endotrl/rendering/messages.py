@@ -13,7 +13,7 @@ Completion = str | Sequence[Message]
 def check_row(row: int, prompt: Prompt, completion: Completion) -> None:
     """
     Raises `TypeError` if prompt and completion number `row` are neither text nor messages, or not of one kind, and
-    `ValueError` if the prompt has no message, or one has a part that is no text.
+    `ValueError` if the prompt has no message, or one has a part that is no text, images of prompts excepted.
     """
     for name, value in (("prompt", prompt), ("completion", completion)):
         if isinstance(value, str):
@@ -23,12 +23,13 @@ def check_row(row: int, prompt: Prompt, completion: Completion) -> None:
                 f"The {name} of row {row} is {_brief(value)}, but it must be a string or a list of messages such as "
                 '[{"role": "user", "content": "..."}].'
             )
-        seen = next((kind for message in as_messages(value) if (kind := _unread_part(message)) is not None), None)
-        if seen is not None:
+        seen = [kind for message in as_messages(value) for kind in _parts_without_text(message)]
+        unread = next((kind for kind, is_image in seen if not (is_image and name == "prompt")), None)
+        if unread is not None:
+            what = "text, and of prompts images, are read" if name == "prompt" else "text is scored"
             raise ValueError(
-                f"The {name} of row {row} has a part of type {seen!r}, which the frozen model would not get to see: "
-                "only text is "
-                "scored. Leave such rows out, or reward them by another function."
+                f"The {name} of row {row} has a part of type {unread!r}, which the frozen model would not get to see: "
+                f"only {what}. Leave such rows out, or reward them by another function."
             )
     if isinstance(prompt, str) and not isinstance(completion, str):
         raise TypeError(
@@ -145,8 +146,8 @@ def with_texts(message: Message, texts: Sequence[str], mark: str) -> Message:
         return {**message, "content": texts[0]} if texts else message
     parts: list[Any] = []
     for part, text in zip(message["content"], texts, strict=True):
-        if not isinstance(part, Mapping):
-            parts.append(text)
+        if not isinstance(part, Mapping) or is_image_part(part):
+            parts.append(part if isinstance(part, Mapping) else text)
             continue
         key = "text" if "text" in part else part["type"]
         parts.append({**part, key: text, mark: mark})
@@ -175,11 +176,26 @@ def _part_text(part: Any) -> str | None:
     if not isinstance(part, Mapping):
         return None
     kind = part.get("type", "text")
-    if isinstance(kind, str) and kind.removesuffix("_url").removeprefix("input_") in ("image", "video", "audio"):
+    if _modality(part) in ("image", "video", "audio"):
         return None
     # `{"type": "thinking", "thinking": "..."}` is text as well. Datasets fill keys that other parts have with `None`.
     text = (part["text"] or "") if "text" in part else part.get(kind)
     return text if isinstance(text, str) else None
+
+
+def is_image_part(part: Any) -> bool:
+    """Whether a part of a message is an image, given or to come."""
+    return isinstance(part, Mapping) and _modality(part) == "image"
+
+
+def count_images(messages: Sequence[Message]) -> int:
+    """Parts of messages that are images."""
+    return sum(is_image_part(part) for m in messages if _has_parts(m) for part in m["content"])
+
+
+def _modality(part: Mapping[str, Any]) -> str | None:
+    kind = part.get("type", "text")
+    return kind.removesuffix("_url").removeprefix("input_") if isinstance(kind, str) else None
 
 
 def says_more(message: Message) -> bool:
@@ -187,12 +203,13 @@ def says_more(message: Message) -> bool:
     return any(value for key, value in message.items() if key not in ("role", "content", "name"))
 
 
-def _unread_part(message: Message) -> str | None:
-    """The type of a part of a message that is no text: an image, a video, a sound."""
-    for part in message["content"] if _has_parts(message) else ():
-        if _part_text(part) is None:
-            return str(part.get("type")) if isinstance(part, Mapping) else type(part).__name__
-    return None
+def _parts_without_text(message: Message) -> list[tuple[str, bool]]:
+    """Types of the parts of a message that are no text (an image, a video, a sound), and whether they are images."""
+    return [
+        (str(part.get("type")) if isinstance(part, Mapping) else type(part).__name__, is_image_part(part))
+        for part in (message["content"] if _has_parts(message) else ())
+        if _part_text(part) is None
+    ]
 
 
 def _brief(value: object) -> str:

@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from operator import index
 from typing import Any, Literal
 
+from PIL.Image import Image
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from .ends import Ends
+from .images import ImageInputs, Images, Placeholders, load_picture, picture_digest, place_images, without_images
 from .messages import Completion, Prompt, add_criterion, as_messages, check_row, continued, says_more, text_of
 from .policy_tokens import PolicyRow, PolicyTokens, foreign_token_ids
 from .template import Template
@@ -42,6 +44,9 @@ class Rendered:
             `True` if the completion ends with a token of the policy that ends a response.
         cut (`bool`, *optional*, defaults to `False`):
             `True` if the row was too long, and lost some tokens.
+        images ([`ImageInputs`], *optional*):
+            What the model is given beside the ids, if the prompt has images. Rows that differ in it are different
+            rows.
     """
 
     prompt_ids: list[int]
@@ -49,6 +54,34 @@ class Rendered:
     action_positions: list[int]
     finished: bool
     cut: bool = False
+    images: ImageInputs | None = None
+
+    @property
+    def prompt(self) -> tuple[tuple[int, ...], ImageInputs | None]:
+        """All that stands before the completion: equal for completions of one prompt, and for no others."""
+        return tuple(self.prompt_ids), self.images
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """
+    A prompt as it is read.
+
+    Attributes:
+        text (`str`):
+            The prompt, rendered.
+        ids (`list[int]`):
+            Its tokens, as the frozen model is given them.
+        plain_ids (`list[int]`):
+            The same, before a processor has put as many placeholders there as an image takes.
+        images ([`ImageInputs`], *optional*):
+            Of its images.
+    """
+
+    text: str
+    ids: list[int]
+    plain_ids: list[int]
+    images: ImageInputs | None = None
 
 
 class Renderer:
@@ -86,6 +119,10 @@ class Renderer:
             text gets no special tokens.
         keeps_prompts (`bool`, *optional*, defaults to `False`):
             Whether prompts stay as they are rendered here, where the policy has read others.
+        placeholders ([`Placeholders`], *optional*):
+            Tokens in whose place the frozen model reads images. By default it reads none.
+        images (`str`, *optional*, defaults to `"read"`):
+            What to do with images of prompts: `"read"`, or `"ignore"` to score the completions as answers to the text.
     """
 
     def __init__(
@@ -99,7 +136,11 @@ class Renderer:
         policy_tokens: PolicyTokens | None = None,
         continues_turns: bool = False,
         keeps_prompts: bool = False,
+        placeholders: Placeholders | None = None,
+        images: Images = "read",
     ) -> None:
+        self.placeholders = Placeholders() if placeholders is None else placeholders
+        self.images = images
         self.vocab_size = vocab_size
         self.max_length = max_length
         self.overlong_prompt = overlong_prompt
@@ -133,6 +174,7 @@ class Renderer:
         completions: Sequence[Completion],
         completion_ids: Sequence[Sequence[int]] | None = None,
         criteria: Sequence[str | None] | None = None,
+        images: Sequence[Sequence[Any] | None] | None = None,
         policy_rows: Sequence[PolicyRow] | None = None,
     ) -> list[Rendered]:
         """
@@ -147,6 +189,8 @@ class Renderer:
                 Token ids as the policy generated them, EOS included, without padding.
             criteria (`list[str | None]`, *optional*):
                 System message for each row, put before the prompt.
+            images (`list[list]`, *optional*):
+                Images of the columns of each row: see [`place_images`].
             policy_rows (`list[PolicyRow]`, *optional*):
                 What the policy read and wrote. If its tokens mean the same here, its prompts are scored in all rows
                 without a criterion, unless `keeps_prompts` (a warning says so if they are others), and of its
@@ -157,27 +201,35 @@ class Renderer:
 
         Raises:
             `ValueError`: For lists of different lengths, an empty batch, messages without a chat template or that it
-            refuses, a row that does not fit the context, or a row without any prompt token.
+            refuses, a row that does not fit the context, a row without any prompt token, images that the frozen model
+            would not get to see, or placeholders without an image.
             `TypeError`: For prompts or completions that are neither text nor messages, or a criterion that is no text.
         """
         self._check_batch(prompts, completions, completion_ids)
         if criteria is None:
             criteria = [None] * len(prompts)
-        prompt_cache: dict[str, tuple[str, list[int]]] = {}
+        prompt_cache: dict[str, _Prompt] = {}
         rendered = []
         for row, (prompt, completion, criterion) in enumerate(zip(prompts, completions, criteria, strict=True)):
             check_row(row, prompt, completion)
+            column = None if images is None else images[row]
+            bare = without_images(prompt)
+            ignored = self.images == "ignore" and (bool(column) or bare is not prompt)
+            prompt, pictures = (bare, []) if ignored else self._place(row, prompt, column)
             prompt = add_criterion(prompt, criterion)
             # A GRPO group repeats its prompt: rendered once.
             template = self._template_for(completion)
             key = prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, default=repr)
-            key = f"{id(template)} {key}"
+            key = f"{id(template)} {key} {[picture_digest(picture) for picture in pictures]}"
             if key not in prompt_cache:
-                prompt_cache[key] = self._render_prompt(template, prompt, has_criterion=criterion is not None)
-            prompt_text, prompt_ids = prompt_cache[key]
+                prompt_cache[key] = self._render_prompt(
+                    template, prompt, pictures, has_criterion=criterion is not None
+                )
+            read = prompt_cache[key]
             policy_row = None if policy_rows is None else policy_rows[row]
-            if policy_row is not None and criterion is None:
-                prompt_ids = self._settle(row, prompt_ids, policy_row.prompt_ids)
+            if policy_row is not None and criterion is None and not ignored:
+                read = self._settle(row, read, policy_row.prompt_ids)
+            self._check_placeholders(row, read)
             ids = None if completion_ids is None else _token_ids(row, completion_ids[row])
             if ids and min(ids) < 0:
                 raise ValueError(
@@ -185,8 +237,15 @@ class Renderer:
                     "policy generated, without padding."
                 )
             written = None if policy_row is None else policy_row.written
-            result = self._render_completion(prompt, prompt_text, prompt_ids, completion, ids, written)
-            rendered.append(self._fit(row, result))
+            result = self._render_completion(prompt, read, completion, ids, written)
+            if not self.placeholders.all.isdisjoint(result.completion_ids):
+                raise ValueError(
+                    f"The completion of row {row} has a token that stands for an image "
+                    f"({self._template.decode([*self.placeholders.all.intersection(result.completion_ids)])!r}), and "
+                    "nothing to put there. Leave it out (`generation_kwargs={'suppress_tokens': ...}` keeps a policy "
+                    "from writing it)."
+                )
+            rendered.append(self._fit(row, replace(result, images=read.images)))
         return rendered
 
     def prompt_ids(self, prompts: Sequence[Prompt]) -> list[list[int]]:
@@ -195,7 +254,11 @@ class Renderer:
         self._check_batch(prompts, completions, None)
         for row, prompt in enumerate(prompts):
             check_row(row, prompt, "")
-        return [self._render_prompt(self._template, prompt)[1] for prompt in prompts]
+            if place_images(row, prompt, None)[1]:
+                raise ValueError(
+                    f"The prompt of row {row} has images, and only text is read here. Leave such rows out."
+                )
+        return [self._render_prompt(self._template, prompt, []).ids for prompt in prompts]
 
     def render_ids(
         self, prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]]
@@ -213,11 +276,16 @@ class Renderer:
             `list[Rendered]`, in the order given: what [`render`] returns for the same ids.
 
         Raises:
-            `ValueError`: For a row that does not fit the context, or without any prompt token.
+            `ValueError`: For a row that does not fit the context, without any prompt token, or with placeholders of
+            images.
         """
         rendered = []
         for row, (prompt, completion) in enumerate(zip(prompt_ids, completion_ids, strict=True)):
             ids = list(completion)
+            if not self.placeholders.all.isdisjoint([*prompt, *ids]):
+                raise ValueError(
+                    f"Row {row} has a token that stands for an image, and there is no image with its ids."
+                )
             rendered.append(self._fit(row, self._finish(list(prompt), ids, list(range(len(ids))))))
         return rendered
 
@@ -255,8 +323,20 @@ class Renderer:
         """The turns of a completion of several messages must not be written otherwise when others follow."""
         return self._template if _is_turn(completion) else self._template.prefix_preserving
 
-    def _render_prompt(self, template: Template, prompt: Prompt, has_criterion: bool = False) -> tuple[str, list[int]]:
-        """Text and tokens of a prompt."""
+    def _place(self, row: int, prompt: Prompt, column: Sequence[Any] | None) -> tuple[Prompt, list[Image]]:
+        """A prompt with bare placeholders, and its pictures, if the frozen model reads any."""
+        prompt, pictures = place_images(row, prompt, column)
+        if pictures and self.placeholders.image is None:
+            raise ValueError(
+                f"The prompt of row {row} has {_count(len(pictures), 'image')}, and the frozen model reads only text: "
+                "it would judge an answer to another question. Use a model that reads images, or leave such rows out. "
+                '`EndogenousReward(..., images="ignore")` judges completions as answers to the text alone.'
+            )
+        return prompt, [load_picture(row, picture) for picture in pictures]
+
+    def _render_prompt(
+        self, template: Template, prompt: Prompt, pictures: Sequence[Image], has_criterion: bool = False
+    ) -> "_Prompt":
         text = prompt
         if not isinstance(prompt, str):
             goes_on = self._continues(prompt)
@@ -264,7 +344,28 @@ class Renderer:
                 prompt, add_generation_prompt=not goes_on, has_criterion=has_criterion, continue_final_message=goes_on
             )
         assert isinstance(text, str)
-        return text, template.encode_prompt(text, self._adds_special_tokens(prompt, text))
+        special = self._adds_special_tokens(prompt, text)
+        ids, images = template.encode_prompt(text, special, pictures)
+        return _Prompt(text, ids, ids if images is None else template.encode(text, special), images)
+
+    def _check_placeholders(self, row: int, read: "_Prompt") -> None:
+        """Raises `ValueError` if there are placeholders without images, or images without placeholders."""
+        if read.images is None:
+            unread = self.placeholders.all.intersection(read.ids)
+        else:
+            unread = self.placeholders.others.intersection(read.ids)
+            if self.placeholders.image not in read.ids:
+                raise ValueError(
+                    f"The prompt of row {row} has images, but none of its tokens is the one in whose place the frozen "
+                    f"model reads them ({self.placeholders.image}). The processor does not fit the model: pass the "
+                    "model's own as `processing_class`."
+                )
+        if unread:
+            raise ValueError(
+                f"The prompt of row {row} has the token {self._template.decode([*unread])!r}, in whose place the "
+                "frozen model reads an image, a video or a sound, and nothing to put there. Pass the image, in the "
+                "messages or in the column `images`, or take the token out of the prompt."
+            )
 
     def _continues(self, prompt: Prompt) -> bool:
         """Whether the completion goes on with the prompt's last message."""
@@ -274,10 +375,11 @@ class Renderer:
         is_chat = not isinstance(prompt, str)
         return not self.continues_turns and self._template.adds_special_tokens(prompt_text, is_chat)
 
-    def _settle(self, row: int, ours: list[int], theirs: list[int]) -> list[int]:
+    def _settle(self, row: int, read: "_Prompt", theirs: list[int]) -> "_Prompt":
         """Which prompt is scored: the one rendered here, or the one that the policy has read."""
+        ours = read.ids
         if self._foreign_ids is None or not self._foreign_ids.isdisjoint(theirs) or ours == theirs:
-            return ours
+            return read
         if not self._said_other_prompts:
             pairs = enumerate(zip(ours, theirs, strict=False))
             at = next((i for i, (a, b) in pairs if a != b), min(len(ours), len(theirs)))
@@ -296,17 +398,27 @@ class Renderer:
                 f"{there!r} for the policy, {here!r} for the reward. {scored} (Said once.)"
             )
             self._said_other_prompts = True
-        return ours if self.keeps_prompts else theirs
+        if self.keeps_prompts:
+            return read
+        if read.images is None:
+            return replace(read, ids=theirs, plain_ids=theirs)
+        image = self.placeholders.image
+        if ours.count(image) != theirs.count(image):  # type: ignore[arg-type]
+            raise ValueError(
+                f"The images of row {row} take {theirs.count(image)} tokens for the policy, and "  # type: ignore[arg-type]
+                f"{ours.count(image)} as the reward's processor reads them. Give the reward the policy's processor."  # type: ignore[arg-type]
+            )
+        return replace(read, ids=theirs, images=read.images.with_token_types(ours, theirs))
 
     def _render_completion(
         self,
         prompt: Prompt,
-        prompt_text: str,
-        prompt_ids: list[int],
+        read: "_Prompt",
         completion: Completion,
         ids: list[int] | None,
         written: list[int] | None,
     ) -> Rendered:
+        prompt_ids = read.ids
         is_turn = _is_turn(completion)
         if ids is not None and is_turn:
             ids = self.ends.without_padding(ids)
@@ -332,12 +444,12 @@ class Renderer:
             assert not isinstance(prompt, str) and not isinstance(completion, str)  # `check_row` has seen to it
             of_trainer = self._policy_tokens is not None
             template = self._template_for(completion)
-            turns = render_turns(template, self.ends, prompt, prompt_text, prompt_ids, completion, ids, of_trainer)
+            turns = render_turns(template, self.ends, prompt, read.text, read.plain_ids, completion, ids, of_trainer)
             if turns.rerendered:
                 self._warn_of_rerendering()
             return self._finish(prompt_ids, turns.ids, turns.positions)
         if ids is None:
-            ids = self._encode_answer(prompt, prompt_text, prompt_ids, completion)
+            ids = self._encode_answer(prompt, read.text, read.plain_ids, completion)
         return self._finish(prompt_ids, ids, list(range(len(ids))))
 
     def _is_read(self, ids: list[int], completion: Completion) -> bool:
@@ -478,6 +590,17 @@ def fit(row: int, rendered: Rendered, max_length: int | None, overlong: Overlong
     if max_length is None or num_prompt + num_completion + markers <= max_length:
         return rendered
     room = max_length - num_completion - markers
+    if (
+        rendered.images is not None
+        and room < num_prompt
+        and (overlong != "cut" or num_prompt > max_length - max_length // 4)
+    ):
+        raise ValueError(
+            f"Row {row} has {_count(num_prompt, 'prompt token')}, those of its images among them, and "
+            f"{_count(num_completion, 'completion token')}, together more than the {max_length} tokens of the frozen "
+            "model's context, and a prompt with images is not truncated: that would cut into what stands for an "
+            "image. Make the images smaller (the processor's `size` or `max_pixels`), or shorten prompt or completion."
+        )
     if overlong == "cut":
         room = max(room, max_length - max_length // 4)
     elif overlong == "error" or room < 1:
@@ -502,7 +625,8 @@ def cut_completion(row: Rendered, length: int) -> Rendered:
     if length >= len(row.completion_ids):
         return row
     positions = [position for position in row.action_positions if position < length]
-    return Rendered(row.prompt_ids, row.completion_ids[:length], positions, finished=False, cut=True)
+    ids = row.completion_ids[:length]
+    return replace(row, completion_ids=ids, action_positions=positions, finished=False, cut=True)
 
 
 def truncate_left(rows: Sequence[list[int]], max_length: int | None, what: str) -> list[list[int]]:

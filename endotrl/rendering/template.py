@@ -7,9 +7,12 @@ from itertools import chain
 from typing import Any
 
 from jinja2.exceptions import TemplateError
+from PIL.Image import Image
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-from .messages import Message, as_parts, as_text, texts_of, with_texts
+from .images import ImageInputs
+from .messages import Message, as_parts, as_text, count_images, is_image_part, texts_of, with_texts
 from .policy_tokens import tokenizer_of
 
 
@@ -144,9 +147,13 @@ class Template:
         given = as_parts if isinstance(self.processing_class, ProcessorMixin) else _unchanged
         left_out: _LeftOut | None = None
         refused = given
+        images = count_images(messages)
         for form in (given, as_text, _one_part):
             try:
-                self._check_all_written([form(message) for message in messages], flags)
+                formed = [form(message) for message in messages]
+                if count_images(formed) < images:
+                    continue  # a form that has no place for them
+                self._check_all_written(formed, flags)
             except _LeftOut as error:
                 left_out = left_out or error
             except REFUSALS as error:
@@ -176,6 +183,12 @@ class Template:
                 raise _LeftOut(f"the call of a tool in {where}")
         if MARK in written:
             raise _LeftOut("the form of content, and writes a Python list of its parts")
+        for i, message in enumerate(probes):
+            parts = message["content"] if count_images([message]) else ()
+            for j in (j for j, part in enumerate(parts) if is_image_part(part)):
+                without = {**message, "content": [*parts[:j], *parts[j + 1 :]]}
+                if self._write([*probes[:i], without, *probes[i + 1 :]], flags) == written:
+                    raise _LeftOut(f"an image in message {i + 1} (role {message['role']!r})")
 
     @cached_property
     def finished_turn(self) -> tuple[str, str]:
@@ -210,19 +223,49 @@ class Template:
         except ValueError:
             return "", ""  # whoever renders some hears of what it refuses
 
-    def encode_prompt(self, text: str, special: bool) -> list[int]:
+    def encode_prompt(
+        self, text: str, special: bool, pictures: Sequence[Image] = ()
+    ) -> tuple[list[int], ImageInputs | None]:
         """
-        Token ids of a prompt. A processor encodes it itself: it may write more than its text.
+        Token ids of a prompt, and what the model is given beside them for its images. A processor encodes it itself:
+        it may write more than its text, and puts as many placeholders there as an image takes.
 
         Args:
             text (`str`):
                 The prompt: plain text, or what [`apply`] has made of messages.
             special (`bool`):
                 As [`adds_special_tokens`] says.
+            pictures (`list[PIL.Image.Image]`, *optional*):
+                Its images, in order.
+
+        Raises:
+            `ValueError`: If there are images, and a tokenizer was given in place of a processor; or if the processor
+            refuses them.
         """
         if not isinstance(self.processing_class, ProcessorMixin):
-            return self.encode(text, special)
-        return [int(i) for i in self.processing_class(text=[text], add_special_tokens=special)["input_ids"][0]]
+            if pictures:
+                raise ValueError(
+                    "The prompts have images, and of the frozen model there is only the tokenizer "
+                    f"{self.tokenizer.name_or_path!r}. Pass its processor as `processing_class`: "
+                    "`AutoProcessor.from_pretrained` loads it."
+                )
+            return self.encode(text, special), None
+        given: dict[str, Any] = {"images": [list(pictures)], "return_tensors": "pt"} if pictures else {}
+        try:
+            encoded = self.processing_class(text=[text], add_special_tokens=special, **given)
+        except (ValueError, TypeError, LookupError, StopIteration) as error:
+            raise ValueError(
+                f"The {type(self.processing_class).__name__} of the frozen model refuses a prompt with "
+                f"{len(pictures)} images: {error}"
+            ) from error
+        left = {key: value for key, value in encoded.items() if key not in ("input_ids", "attention_mask")}
+        lists = [key for key, value in left.items() if not isinstance(value, Tensor)] if pictures else []
+        if lists:
+            raise ValueError(
+                f"The {type(self.processing_class).__name__} gives {lists[0]} of images as no tensor, which endotrl "
+                "does not know. Please open an issue with the model's name."
+            )
+        return [int(i) for i in encoded["input_ids"][0]], ImageInputs.of(left) if pictures else None
 
     def adds_special_tokens(self, text: str, is_chat: bool) -> bool:
         """

@@ -5,21 +5,23 @@ statistics.
 """
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, Self, get_args
 from weakref import WeakSet
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
+from ..checks import check_choice
 from ..frozen.loaded_model import LoadedModel
 from ..frozen.model_renderer import model_renderer
-from ..frozen.names import load_tokenizer
+from ..frozen.names import load_processing_class, load_tokenizer
 from ..frozen.own_copy import OwnCopy
 from ..frozen.placement import make_scorer, place
 from ..frozen.served import ServedModel, ServedScorer
 from ..frozen.sharded_weights import shards_weights
 from ..frozen.shared_weights import AdapterDisabled, SharedReference, share_with
+from ..rendering.images import Images, images_of_rows
 from ..rendering.messages import Completion, Prompt
 from ..rendering.policy import PolicyBinding, Reading
 from ..rendering.policy_tokens import tokenizer_of
@@ -59,6 +61,9 @@ class FrozenModelReward:
         overlong_prompt (`str`, *optional*, defaults to `"error"`):
             What to do when prompt and completion do not fit the frozen model's context: `"error"`, or
             `"truncate_left"` to drop the beginning of the prompt.
+        images (`str`, *optional*, defaults to `"read"`):
+            What to do with images of prompts: `"read"`, for which `model` must be one that reads images; or `"ignore"`
+            to judge the completions as answers to the text alone.
         chat_template_kwargs (`dict[str, Any]`, *optional*):
             Further arguments for the chat template. In a trainer, its own are taken over: see [`bind`].
         offload (`bool`, *optional*, defaults to `False`):
@@ -89,7 +94,9 @@ class FrozenModelReward:
         offload: bool = False,
         model_init_kwargs: dict[str, Any] | None = None,
         adapter_name: str | None = None,
+        images: Images = "read",
     ) -> None:
+        check_choice("images", images, get_args(Images))
         plan_batches([], max_tokens_per_batch)  # raises now if the budget is not a budget
         if not isinstance(processing_class, PreTrainedTokenizerBase | ProcessorMixin | None):
             raise TypeError(
@@ -99,8 +106,9 @@ class FrozenModelReward:
         self.max_tokens_per_batch = max_tokens_per_batch
         self.trust_remote_code = trust_remote_code
         self.overlong_prompt = overlong_prompt
+        self.images = images
         self.__name__ = name  # TRL's name for a callable in logs
-        self._loaded: PreTrainedTokenizerBase | None = None
+        self._loaded: PreTrainedTokenizerBase | ProcessorMixin | None = None
         self._placement = place(model, dtype, device, trust_remote_code, offload, model_init_kwargs, adapter_name)
         if isinstance(self._placement, ServedModel):
             self.rule.check_served()
@@ -305,11 +313,18 @@ class FrozenModelReward:
         completions: Sequence[Completion],
         completion_ids: Sequence[Sequence[int]] | None,
         criteria: Sequence[str | None] | None = None,
-        log_extra: Callable[..., Any] | None = None,
-        environment: Sequence[str] | None = None,
+        columns: Mapping[str, Any] | None = None,
     ) -> list[Rendered]:
-        columns = (completions, completion_ids, criteria)
-        return self._prompts.render(Renderer.render, prompts, *columns, log_extra=log_extra, environment=environment)
+        """Rows of a batch; `columns` are those that a trainer hands over beside them, and its loggers."""
+        columns = columns or {}
+        images = images_of_rows(columns.get("image"), columns.get("images"), len(prompts))
+        return self._prompts.render(
+            Renderer.render,
+            prompts,
+            *(completions, completion_ids, criteria, images),
+            log_extra=columns.get("log_extra"),
+            environment=columns.get("environment"),
+        )
 
     def _score_rows(
         self, rows: list[Rendered], entropy: bool, mean_logits: bool = False, progress: bool = False
@@ -324,7 +339,7 @@ class FrozenModelReward:
     def _make_renderer(self, reading: Reading) -> Renderer:
         placement = self._require_placement()
         eos_token_ids = [*placement.eos_token_ids, self._tokenizer.eos_token_id]
-        return model_renderer(placement.config, eos_token_ids, reading, self.overlong_prompt)
+        return model_renderer(placement.config, eos_token_ids, reading, self.overlong_prompt, self.images)
 
     def _require_placement(self) -> Placement | ServedModel:
         if self._placement is None:
@@ -353,7 +368,7 @@ class FrozenModelReward:
                     "The model instance given to the endogenous reward was not loaded from a path or the hub, so its "
                     "tokenizer cannot be found. Pass it as `processing_class`."
                 )
-            self._loaded = load_tokenizer(placement.config._name_or_path, self.trust_remote_code)
+            self._loaded = load_processing_class(placement.config, self.trust_remote_code)
         return self._loaded
 
     @property

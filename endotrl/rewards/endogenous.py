@@ -18,6 +18,7 @@ from .._moved import accept_positional
 from ..bellman import Contributions
 from ..checks import check_choice, check_criterion
 from ..frozen.served import ServedModel
+from ..rendering.images import Images
 from ..rendering.messages import Completion, Prompt, criteria_of_rows
 from ..rendering.offsets import decode_with_offsets
 from ..rendering.renderer import OverlongPrompt, Rendered
@@ -61,7 +62,7 @@ class EndogenousReward(FrozenModelReward):
             see [`ServedModel`]; or a loaded model or [`~peft.PeftModel`], which is used as it is and must not be
             trained. With `None`, the reward shares the frozen weights of a trainer and must be attached to it: see
             [`attach`].
-        processing_class, max_tokens_per_batch, dtype, device, trust_remote_code, name, overlong_prompt,
+        processing_class, max_tokens_per_batch, dtype, device, trust_remote_code, name, overlong_prompt, images,
         chat_template_kwargs, offload, model_init_kwargs, adapter_name:
             As in [`FrozenModelReward`].
         alpha (`float`, *optional*, defaults to `1.0`):
@@ -136,6 +137,7 @@ class EndogenousReward(FrozenModelReward):
         trust_remote_code: bool = False,
         name: str = "endogenous_reward",
         overlong_prompt: OverlongPrompt = "error",
+        images: Images = "read",
         chat_template_kwargs: dict[str, Any] | None = None,
         offload: bool = False,
         model_init_kwargs: dict[str, Any] | None = None,
@@ -148,7 +150,8 @@ class EndogenousReward(FrozenModelReward):
         placement: dict[str, Any] = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
         placement |= {"max_tokens_per_batch": max_tokens_per_batch, "offload": offload}
         own: dict[str, Any] = {"model_init_kwargs": model_init_kwargs, "adapter_name": adapter_name}
-        rendering: dict[str, Any] = {"overlong_prompt": overlong_prompt, "chat_template_kwargs": chat_template_kwargs}
+        rendering: dict[str, Any] = {"overlong_prompt": overlong_prompt, "images": images}
+        rendering["chat_template_kwargs"] = chat_template_kwargs
         super().__init__(model, processing_class, name, **placement, **own, **rendering)
         if type(self) is EndogenousReward and isinstance(self._placement, ServedModel):
             if self._placement.asynchronous and TRL_AWAITS_INSTANCES:
@@ -189,7 +192,9 @@ class EndogenousReward(FrozenModelReward):
                 TRL's loggers. Columns: reward per token. Metrics: reward, log-probability and entropy per token
                 (nats), the fraction of truncated completions, and the correlation of the reward with the length.
             **kwargs:
-                Other columns. `environment` selects tools, where the trainer has several environments.
+                Other columns. `image` (one or none a row) and `images` (a list a row) hold what is not in the messages
+                themselves: see [`place_images`]. `environment` selects tools, where the trainer has several
+                environments.
 
         Returns:
             `list[float | None]`: `None` without a scored token, and for truncated completions with
@@ -199,7 +204,7 @@ class EndogenousReward(FrozenModelReward):
             `ValueError`, `TypeError`: For a batch that cannot be rendered (see [`Renderer.render`]), and for NaN
             logits. `RuntimeError`: If the reward shares a trainer's weights and is not attached.
         """
-        rows = self._rows(prompts, completions, completion_ids, domain, log_extra, kwargs.get("environment"))
+        rows = self._rows(prompts, completions, completion_ids, domain, {**kwargs, "log_extra": log_extra})
         return self._score_and_log(rows, log_extra, log_metric)[1]
 
     def outcome_and_token_rewards(
@@ -231,7 +236,7 @@ class EndogenousReward(FrozenModelReward):
             [`__call__`].
         """
         self.check_token_credit()
-        rows = self._rows(prompts, completions, completion_ids, domain, log_extra, kwargs.get("environment"))
+        rows = self._rows(prompts, completions, completion_ids, domain, {**kwargs, "log_extra": log_extra})
         check_same_tokens(rows, completion_ids)
         stats, outcomes = self._score_and_log(rows, log_extra, log_metric)
         rewards = [self.rule.token_rewards(row) for row in stats]
@@ -267,7 +272,7 @@ class EndogenousReward(FrozenModelReward):
         stats = self._score_rows(rows, entropy=log_metric is not None)
         rewards = [self.rule.outcome(row) for row in stats]
         if isinstance(self.correction, LengthControl):
-            lengths, prompts = [len(row.token_ids) for row in stats], [tuple(row.prompt_ids) for row in rows]
+            lengths, prompts = [len(row.token_ids) for row in stats], [row.prompt for row in rows]
             rewards = self._length.correct(rewards, lengths, prompts, learn=not is_evaluation(log_metric))
         log_batch(self.__name__, self.rule, rewards, stats, log_extra, log_metric)
         if log_metric is not None and isinstance(self.correction, LengthControl):
@@ -288,12 +293,13 @@ class EndogenousReward(FrozenModelReward):
         completions: Sequence[Completion],
         completion_ids: Sequence[Sequence[int]] | None = None,
         domain: Sequence[str] | None = None,
+        images: Sequence[Sequence[Any] | None] | None = None,
     ) -> list[Tensor]:
         """
         One reward per token.
 
         Args:
-            prompts, completions, completion_ids, domain:
+            prompts, completions, completion_ids, domain, images:
                 As in [`__call__`].
 
         Returns:
@@ -302,7 +308,8 @@ class EndogenousReward(FrozenModelReward):
             one are NaN.
         """
         self._check_token_rewards()
-        stats = self._score_rows(self._rows(prompts, completions, completion_ids, domain), entropy=False)
+        rows = self._rows(prompts, completions, completion_ids, domain, {"images": images})
+        stats = self._score_rows(rows, entropy=False)
         return [self.token_rewards_from(row) for row in stats]
 
     def score(
@@ -313,6 +320,7 @@ class EndogenousReward(FrozenModelReward):
         domain: Sequence[str] | None = None,
         progress: bool = False,
         mean_logits: bool = False,
+        images: Sequence[Sequence[Any] | None] | None = None,
     ) -> list[TokenStats]:
         """
         Token statistics of completions, with the decoded text and the characters of each token.
@@ -324,11 +332,13 @@ class EndogenousReward(FrozenModelReward):
                 Whether to show a progress bar.
             mean_logits (`bool`, *optional*, defaults to `False`):
                 Whether to compute the mean of the logits over the vocabulary per token, too.
+            images (`list[list]`, *optional*):
+                Images of each row that are not in its messages: see [`place_images`].
 
         Returns:
             `list[TokenStats]`, in the order given, for [`token_rewards_from`] and [`aggregate_from`].
         """
-        rows = self._rows(prompts, completions, completion_ids, domain)
+        rows = self._rows(prompts, completions, completion_ids, domain, {"images": images})
         scored = self._score_rows(rows, entropy=True, mean_logits=mean_logits, progress=progress)
         for i, row in enumerate(rows):
             text, offsets = decode_with_offsets(self._tokenizer, row.completion_ids)
@@ -360,11 +370,10 @@ class EndogenousReward(FrozenModelReward):
         completions: Sequence[Completion],
         completion_ids: Sequence[Sequence[int]] | None,
         domain: Sequence[str] | None,
-        log_extra: Callable[[str, list[Any]], None] | None = None,
-        environment: Sequence[str] | None = None,
+        columns: Mapping[str, Any],
     ) -> list[Rendered]:
         criteria = criteria_of_rows(self.criterion, domain, len(prompts))
-        return self._render(prompts, completions, completion_ids, criteria, log_extra, environment)
+        return self._render(prompts, completions, completion_ids, criteria, columns)
 
     def _score_rows(
         self, rows: list[Rendered], entropy: bool, mean_logits: bool = False, progress: bool = False

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from ..frozen.served import ServedModel
+from ..rendering.images import Images
 from ..rendering.messages import Completion, Prompt
 from ..rendering.renderer import Rendered, Renderer
 from ..scoring.token_stats import TokenStats
@@ -67,6 +68,7 @@ class _IntrinsicReward(FrozenModelReward, ABC):
         device: str | torch.device | None = None,
         trust_remote_code: bool = False,
         name: str | None = None,
+        images: Images = "read",
     ) -> None:
         super().__init__(
             model,
@@ -76,6 +78,7 @@ class _IntrinsicReward(FrozenModelReward, ABC):
             dtype=dtype,
             device=device,
             trust_remote_code=trust_remote_code,
+            images=images,
         )
 
     def __call__(
@@ -87,13 +90,7 @@ class _IntrinsicReward(FrozenModelReward, ABC):
         **kwargs: Any,
     ) -> list[float | None]:
         """One reward per completion, `None` for one without a scored token. As [`EndogenousReward.__call__`]."""
-        rows = self._render(
-            prompts,
-            completions,
-            completion_ids,
-            log_extra=kwargs.get("log_extra"),
-            environment=kwargs.get("environment"),
-        )
+        rows = self._render(prompts, completions, completion_ids, columns=kwargs)
         stats = self._score_rows(rows, self.rule.needs_entropy, self.rule.needs_mean_logits)
         rewards = self._rewards(prompts, rows, stats)
         if log_metric is not None:
@@ -127,7 +124,7 @@ class SelfCertaintyReward(_MeanReward):
 
     Args:
         As [`EndogenousReward`]: `model`, `processing_class`, `max_tokens_per_batch`, `dtype`, `device`,
-        `trust_remote_code`, and `name` in logs.
+        `trust_remote_code`, `images`, and `name` in logs.
 
     Example:
     ```python
@@ -176,7 +173,10 @@ class RelativePerplexityReward(_IntrinsicReward):
             chat: empty_prompt_ids(renderer, chat) for chat in {not isinstance(prompt, str) for prompt in prompts}
         }
         alone = self._score_rows(
-            [replace(row, prompt_ids=empty[not isinstance(p, str)]) for p, row in zip(prompts, rows, strict=True)],
+            [
+                replace(row, prompt_ids=empty[not isinstance(p, str)], images=None)
+                for p, row in zip(prompts, rows, strict=True)
+            ],
             entropy=False,
         )
         return [

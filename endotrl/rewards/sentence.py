@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..rendering.images import refuse_images
 from ..rendering.messages import Completion, Prompt
 from ..rendering.policy_tokens import PolicyTokens, tokenizer_of
 from ..rendering.renderer import OverlongPrompt
@@ -137,6 +138,7 @@ class SentenceReward:
         Raises `ValueError` or `TypeError` for a batch that cannot be encoded (before anything is computed; see
         [`~endotrl.sentence.SentenceEncoder`]), and for NaN scores.
         """
+        refuse_images(kwargs, len(prompts), "the sentence reward model")
         rows = self._scorer(
             prompts, completions, completion_ids, log_extra=log_extra, environment=kwargs.get("environment")
         )
@@ -160,6 +162,7 @@ class SentenceReward:
         Raises, next to what [`__call__`] does, `ValueError` if policy and reward model have different tokenizers and
         the policy's is not known.
         """
+        refuse_images(kwargs, len(prompts), "the sentence reward model")
         rows = self._scorer(
             prompts, completions, completion_ids, log_extra=log_extra, environment=kwargs.get("environment")
         )

@@ -205,6 +205,14 @@ SETTINGS = {
             ("error", "truncate_left"),
         ),
         RewardSetting(
+            "images",
+            str,
+            "read",
+            "What to do with images of prompts: read them, which takes a frozen model that reads images, or judge the "
+            "completions as answers to the text alone.",
+            ("read", "ignore"),
+        ),
+        RewardSetting(
             "chat_template_kwargs",
             JSON,
             None,

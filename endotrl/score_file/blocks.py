@@ -41,6 +41,12 @@ def score_rows(
     return results
 
 
+def images_of_row(row: Row) -> list[Any] | None:
+    """What the keys `images` and `image` of a row have: a list, and one or none."""
+    images, image = row.extra.get("images"), row.extra.get("image")
+    return images if images is not None else None if image is None else [image]
+
+
 def _criteria(reward: "EndogenousReward | SentenceReward") -> Mapping[str, str] | None:
     """Criteria by domain, if the reward has them."""
     from ..rewards.endogenous import EndogenousReward
@@ -60,13 +66,21 @@ def _missing_domain(reward: "EndogenousReward | SentenceReward", row: Row) -> st
 def _score_kind(
     reward: "EndogenousReward | SentenceReward", rows: list[Row]
 ) -> list["TokenStats | SentenceScores | str"]:
+    from ..rendering.images import refuse_images
+    from ..rewards.endogenous import EndogenousReward
+
     # Without a token there is no text either, whatever the row says: a mismatch would have the text encoded instead.
     completions = ["" if row.completion_ids == [] else row.completion for row in rows]
     ids = [row.completion_ids for row in rows if row.completion_ids is not None] or None
     columns: dict[str, Any] = (
         {} if _criteria(reward) is None else {"domain": [str(row.extra["domain"]) for row in rows]}
     )
+    images = [images_of_row(row) for row in rows]
     try:
+        if any(images):
+            if not isinstance(reward, EndogenousReward):
+                refuse_images({"images": images}, len(rows), "a sentence reward model")
+            columns["images"] = images
         return list(reward.score([row.prompt for row in rows], completions, completion_ids=ids, **columns))
     except (ValueError, TypeError, TemplateError) as error:
         if len(rows) == 1:

@@ -5,12 +5,17 @@ reward.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
 
 from .. import __version__
 from ..data.formats import message_text
 from ..reporting import heat_maps, page, table
+from .blocks import images_of_row
+from .pictures import pictures_of
 from .run import ScoreReport
 from .summary import summary_lines
 
@@ -36,12 +41,17 @@ def heat_map_page(
     from ..rewards.contributions import heat_map_row
 
     rows = [
-        heat_map_row(
-            reward,
-            example.stats,
-            prompt=message_text(example.row.prompt),
-            meta=f"line {example.row.line}"
-            + (f" · id {example.row.extra['id']}" if "id" in example.row.extra else ""),
+        replace(
+            heat_map_row(
+                reward,
+                example.stats,
+                prompt=message_text(example.row.prompt),
+                meta=f"line {example.row.line}"
+                + (f" · id {example.row.extra['id']}" if "id" in example.row.extra else ""),
+            ),
+            details=pictures_of(example.row.prompt, images_of_row(example.row))
+            if reward.images == "read"
+            else Markup(""),
         )
         for example in report.examples
     ]

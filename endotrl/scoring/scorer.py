@@ -3,6 +3,7 @@
 
 import copy
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from itertools import accumulate
@@ -15,9 +16,11 @@ from tqdm.auto import tqdm
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..checks import check_alpha
+from ..rendering.images import ImageInputs, Placeholders
 from ..rendering.renderer import Rendered
 from .batching import pad_ids, plan_batches, plan_packs
 from .exclusive import uncompiled
+from .image_prompts import ImagePrompt, check_inputs, own_logits, positions_kept, whole_row_states
 from .isolation import PassRules, pass_rules
 from .lm_head import HeadStatistics, LogitTransform, token_statistics
 from .modules import execution_device, is_plain_linear
@@ -54,7 +57,7 @@ def places_of_rows(rows: Sequence[Rendered]) -> list[list[int]]:
     """Where each row stands in a batch, equal ones together, in the order of their first places."""
     places: dict[tuple[object, ...], list[int]] = {}
     for index, row in enumerate(rows):
-        key = (tuple(row.prompt_ids), tuple(row.completion_ids), tuple(row.action_positions), row.finished)
+        key = (row.prompt, tuple(row.completion_ids), tuple(row.action_positions), row.finished)
         places.setdefault(key, []).append(index)
     return list(places.values())
 
@@ -79,6 +82,7 @@ class FrozenScorer:
     - Nothing is padded: prompts and completions stand one after another in one row, kept apart by the attention
       ([`packing`]). Models whose attention cannot do that (state-space and hybrid models, sequences longer than a
       sliding window, soft-capped attention) get rows of similar length, padded on the right.
+    - A prompt with images is run once for all of its completions, which go on from its cache ([`image_prompts`]).
     - The LM head sees only the scored positions, in blocks, so that no tensor of (tokens, vocabulary) exists.
     - A row that a trainer has just run through the same frozen weights is not run again ([`recording`]).
 
@@ -96,6 +100,8 @@ class FrozenScorer:
         self.max_tokens_per_batch = max_tokens_per_batch
         self._transform = LogitTransform.from_config(placement.config)
         self._head_checked = False
+        # Whether completions can go on from the cache of a prompt with images; not known before it has been tried.
+        self._shares_image_prompts: bool | None = None
         self._rules: PassRules | None = None  # not known before the model has been tried
 
     def __call__(
@@ -130,6 +136,7 @@ class FrozenScorer:
         """
         check_alpha(alpha)
         check_ids(rows, self.placement.config.get_text_config().vocab_size)
+        self._check_reads_images(rows)
         copies = places_of_rows(rows)
         unique = [rows[indices[0]] for indices in copies]
         # Made into one result per row only at the end: small tensors that stay, between large ones that come and go,
@@ -169,10 +176,13 @@ class FrozenScorer:
         remaining = list(range(len(rows)))
         recorder = self.placement.recorder
         if recorder is not None:
+            wanted = [((*row.prompt_ids, *row.completion_ids), row.images) for row in rows]
+            if any(images is not None for _, images in wanted):
+                recorder.expect(wanted)
             recorded = {
                 i: hidden_states[len(rows[i].prompt_ids) - 1 :]
                 for i in remaining
-                if (hidden_states := recorder.find((*rows[i].prompt_ids, *rows[i].completion_ids))) is not None
+                if (hidden_states := recorder.find(*wanted[i])) is not None
             }
             recorder.clear()
             if recorded:
@@ -188,6 +198,9 @@ class FrozenScorer:
         # What follows the end of a completion is not asked for, so its last token need not be run.
         inputs = [row.completion_ids[:-1] if row.finished and not rules.whole else row.completion_ids for row in rows]
         lengths = [len(row.prompt_ids) + len(tokens) for row, tokens in zip(rows, inputs, strict=True)]
+        with_images = [i for i in remaining if rows[i].images is not None]
+        yield from self._image_passes(model, rows, inputs, with_images)
+        remaining = [i for i in remaining if rows[i].images is None]
         shares: dict[object, list[int]] = {}
         for i in sorted(remaining, key=lambda i: -lengths[i]):  # if memory does not suffice, the first pass shows it
             shares.setdefault(i if rules.alone else rules.rope.length_class(lengths[i]), []).append(i)
@@ -233,6 +246,80 @@ class FrozenScorer:
                 for line, k in enumerate(batch)
             ]
             yield [chosen[k] for k in batch], last_hidden_states(model, input_ids).flatten(0, 1), states
+
+    def _image_passes(
+        self, model: PreTrainedModel, rows: Sequence[Rendered], inputs: Sequence[Sequence[int]], chosen: Sequence[int]
+    ) -> Iterator[tuple[list[int], Tensor, list[list[int]]]]:
+        """[`_passes`] of the chosen rows, whose prompts have images: each prompt once, for all of its completions."""
+        groups: dict[object, list[int]] = {}
+        for i in chosen:
+            groups.setdefault(rows[i].prompt, []).append(i)
+        for members in groups.values():
+            prompt_ids, images = rows[members[0]].prompt_ids, rows[members[0]].images
+            assert images is not None
+            with positions_kept(model):
+                shared = self._check_images(model, prompt_ids, images, rows[members[0]].completion_ids)
+                if not shared:
+                    for i in members:
+                        hidden_states = whole_row_states(model, prompt_ids, images, inputs[i])
+                        yield [i], hidden_states, [list(range(len(prompt_ids) - 1, len(hidden_states)))]
+                    continue
+                prompt = ImagePrompt(model, prompt_ids, images)
+                lengths = [len(prompt_ids) + len(inputs[i]) for i in members]
+                for batch in plan_batches(lengths, self.max_tokens_per_batch):
+                    hidden_states = prompt.states([inputs[members[k]] for k in batch])  # (B, T + 1, D)
+                    width = hidden_states.shape[1]
+                    states = [
+                        list(range(line * width, line * width + len(inputs[members[k]]) + 1))
+                        for line, k in enumerate(batch)
+                    ]
+                    yield [members[k] for k in batch], hidden_states.flatten(0, 1), states
+
+    def _check_images(
+        self, model: PreTrainedModel, prompt_ids: Sequence[int], images: ImageInputs, tokens: Sequence[int]
+    ) -> bool:
+        """
+        Whether completions go on from the pass of their prompt. Tried once, on the first prompt with images, against
+        the model's own logits.
+
+        Raises:
+            `ValueError`: If the processor does not fit the model, or the logits of whole rows are others, too.
+        """
+        check_inputs(model, images)
+        if self._shares_image_prompts is not None:
+            return self._shares_image_prompts
+        # A completion may have none, or one.
+        placeholders = Placeholders.of(model.config).all
+        tokens = ([token for token in (*tokens, *reversed(prompt_ids)) if token not in placeholders] * 8)[:8]
+        try:
+            expected = own_logits(model, prompt_ids, images, tokens)  # (T + 1, V)
+        except (ValueError, RuntimeError, LookupError, TypeError, AttributeError) as reason:  # each family has its own
+            raise ValueError(
+                f"The {type(model).__name__} refuses what the processor has made of a prompt with images: {reason}. "
+                "Does the processor fit the model? Pass the model's own as `processing_class`."
+            ) from reason
+        error, tolerance = self._head_error(
+            model, whole_row_states(model, prompt_ids, images, tokens)[len(prompt_ids) - 1 :], expected
+        )
+        if math.isfinite(error) and error > tolerance:
+            raise ValueError(
+                f"The logits of {type(model).__name__} are not its hidden states times its LM head where the prompt "
+                f"has images: they differ by {error:.3g}. endotrl does not know this model family; its rewards would "
+                "be wrong. Please open an issue with the model's name."
+            )
+        self._shares_image_prompts = not self._pass_rules(model).whole
+        if self._shares_image_prompts:
+            # Another completion beside it, and padding.
+            states = ImagePrompt(model, prompt_ids, images).states([tokens[:3], tokens])
+            errors = [self._head_error(model, states[k, :n], expected[:n])[0] for k, n in ((0, 4), (1, len(expected)))]
+            self._shares_image_prompts = not any(other > tolerance for other in errors)
+        if not self._shares_image_prompts:
+            logger.info(
+                "%s cannot go on from the cache of a prompt with images: each completion runs it again. Results are "
+                "the same, but slower.",
+                type(model).__name__,
+            )
+        return self._shares_image_prompts
 
     def _read(
         self,
@@ -295,6 +382,14 @@ class FrozenScorer:
                 )
         return self._rules
 
+    def _check_reads_images(self, rows: Sequence[Rendered]) -> None:
+        first = next((i for i, row in enumerate(rows) if row.images is not None), None)
+        if first is not None and Placeholders.of(self.placement.config).image is None:
+            raise ValueError(
+                f"The prompt of row {first} has images, and {self.placement.description} reads only text. Use a "
+                'frozen model that reads images, or `images="ignore"`.'
+            )
+
     def _check_head(self, model: PreTrainedModel) -> None:
         """
         Once, on eight tokens: hidden states and head must reproduce the model's own logits. It catches a model family
@@ -308,19 +403,8 @@ class FrozenScorer:
         mask = torch.ones_like(input_ids)
         with rope_as_made(model):
             expected = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits[0].float()  # (8, V)
-        hidden_states = last_hidden_states(model, input_ids)[0]
-        head = model.get_output_embeddings()
-        targets = expected.argmax(dim=-1)
-        with align_module_device(head):
-            chosen, values, *_ = token_statistics(
-                hidden_states.to(expected.device), head, targets, transform=self._transform, entropy=False
-            )
-        reference = expected.gather(1, targets[:, None]).squeeze(1)
-        error = torch.maximum((chosen - reference).abs(), (values - torch.logsumexp(expected, -1)).abs()).max()
-        # Half precision keeps 8 (bfloat16) or 11 bits of a logit, and the two passes may round differently.
-        exact = hidden_states.dtype == torch.float32 and not torch.is_autocast_enabled(device.type)
-        tolerance = (1e-4 if exact else 0.02) * max(1.0, reference.abs().max().item())
-        if error.isfinite() and error > tolerance:
+        error, tolerance = self._head_error(model, last_hidden_states(model, input_ids)[0], expected)
+        if math.isfinite(error) and error > tolerance:
             if "_original_forward" in vars(model):
                 raise ValueError(
                     f"The {type(model).__name__} given to the endogenous reward was put into mixed precision by a "
@@ -337,6 +421,23 @@ class FrozenScorer:
                 "would be wrong. Please open an issue with the model's name."
             )
         self._head_checked = True
+
+    def _head_error(self, model: PreTrainedModel, hidden_states: Tensor, expected: Tensor) -> tuple[float, float]:
+        """
+        How far what the head says of `N` hidden states is from the model's own logits, of shape `(N, V)`, and how far
+        rounding goes.
+        """
+        head = model.get_output_embeddings()
+        targets = expected.argmax(dim=-1)
+        with align_module_device(head):
+            chosen, values, *_ = token_statistics(
+                hidden_states.to(expected.device), head, targets, transform=self._transform, entropy=False
+            )
+        reference = expected.gather(1, targets[:, None]).squeeze(1)
+        error = torch.maximum((chosen - reference).abs(), (values - torch.logsumexp(expected, -1)).abs()).max()
+        # Half precision keeps 8 (bfloat16) or 11 bits of a logit, and the two passes may round differently.
+        exact = hidden_states.dtype == torch.float32 and not torch.is_autocast_enabled(expected.device.type)
+        return error.item(), (1e-4 if exact else 0.02) * max(1.0, reference.abs().max().item())
 
     def _check_finite(self, results: list[TokenStats]) -> None:
         bad = [

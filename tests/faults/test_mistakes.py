@@ -89,20 +89,32 @@ def vision_language_model(folder: Path, tokenizer: str) -> LlavaForConditionalGe
 
 def test_a_model_that_reads_images(tiny_policy_path: str, tmp_path: Path) -> None:
     model = vision_language_model(tmp_path, tiny_policy_path)
-    with pytest.raises(ValueError, match="type 'llava'.*load it yourself, and pass the instance") as caught:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_policy_path)
+    (value,) = EndogenousReward(model, tokenizer)(**TEXT)
+    assert value is not None and value < 0
+    assert EndogenousReward(str(tmp_path), tokenizer)(**TEXT) == pytest.approx([value])
+    with pytest.raises(OSError, match="processor of .* cannot be loaded. Pass it.*or the tokenizer alone"):
+        EndogenousReward(str(tmp_path))(**TEXT)
+
+
+def test_a_model_that_writes_no_text(tmp_path: Path) -> None:
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    CLIPVisionConfig(image_size=8, patch_size=4, **small).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="type 'clip_vision_model', which `AutoModelForCausalLM`") as caught:
         EndogenousReward(str(tmp_path))
     assert len(str(caught.value)) < 600  # transformers lists all the models that there are
-    (value,) = EndogenousReward(model, AutoTokenizer.from_pretrained(tiny_policy_path))(**TEXT)
-    assert value < 0
 
 
-@pytest.mark.parametrize("part", [{"type": "image"}, {"type": "image_url", "image_url": "x"}, {"type": "input_audio"}])
+@pytest.mark.parametrize(
+    "part", [{"type": "image", "image": b"x"}, {"type": "image_url", "image_url": "x"}, {"type": "input_audio"}]
+)
 @pytest.mark.parametrize("side", ["prompt", "completion"])
 def test_what_the_model_would_not_see_is_not_scored(part: dict[str, str], side: str, tiny_model_path: str) -> None:
     """Only text is read: an image would be left out, and the reward that of an answer to another question."""
     row = {name: [dict(message) for message in CHAT[f"{name}s"][0]] for name in ("prompt", "completion")}
     row[side][0]["content"] = [part, {"type": "text", "text": "What is this?"}]
-    with pytest.raises(ValueError, match=f"{side} of row 0 has a part of type .* only text is scored"):
+    expected = "(has a part of type .* only text|has 1 image, and the frozen model reads only text)"
+    with pytest.raises(ValueError, match=f"{side} of row 0 {expected}"):
         EndogenousReward(tiny_model_path)(prompts=[row["prompt"]], completions=[row["completion"]])
 
 

@@ -152,6 +152,7 @@ def test_there_are_recipes() -> None:
         *(f"qwen2.5-math-7b/{name}" for name in ("grpo", "ppo")),
         *(f"olmo-2-7b/{name}" for name in ("grpo", "ppo")),
         *(f"qwen2.5-7b-instruct/{name}" for name in ("grpo",)),
+        *(f"qwen2.5-vl-3b/{name}" for name in ("grpo",)),
         *(f"llama-3.1-8b/{name}" for name in ("sentence_reward", "grpo", "ppo")),
     }
     assert parse(recipe("grpo"))[1].credit == "outcome"

@@ -399,7 +399,7 @@ class TestOwnCopy:
         reward = EndogenousReward(path)
         trainer = make_trainer(path, reward, tmp_path)
         prompt = [{"role": "user", "content": [{"type": "image", "image": object()}, {"type": "text", "text": "Hi"}]}]
-        with pytest.raises(ValueError, match="a part of type 'image', which the frozen model would not get to see"):
+        with pytest.raises(ValueError, match="has 1 image, and the frozen model reads only text"):
             ask(trainer, [prompt], *answers(trainer.processing_class, 1))
 
 

@@ -59,6 +59,12 @@ class ServedScorer:
             raise ValueError(f"`alpha` is {alpha}, but a server gives log-probabilities at temperature 1 only.")
         vocab_size = self.placement.config.vocab_size
         check_ids(rows, vocab_size)
+        first = next((i for i, row in enumerate(rows) if row.images is not None), None)
+        if first is not None:
+            raise ValueError(
+                f"The prompt of row {first} has images, and a server is sent token ids only. Load the model here, or "
+                'judge the text alone with `images="ignore"`.'
+            )
         copies = places_of_rows(rows)
         unique = [rows[indices[0]] for indices in copies]
         asked = [i for i, row in enumerate(unique) if row.action_positions]

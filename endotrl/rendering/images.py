@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images of prompts: from columns and parts of messages to pictures, and what a processor makes of them."""
+
+import base64
+import binascii
+import hashlib
+import io
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from .messages import Message, Prompt, is_image_part
+
+
+# What is done with the images of prompts: read by the frozen model, or left out of them.
+Images = Literal["read", "ignore"]
+# Keys of a part in which an image stands, in the order of chat templates' own loaders.
+IMAGE_KEYS = ("image", "url", "path", "base64", "image_url")
+# What processors say of single tokens; zero for those of a completion, as in TRL.
+TOKEN_KEYS = ("token_type_ids", "mm_token_type_ids")
+
+
+@dataclass(frozen=True)
+class ImageInputs:
+    """
+    What a model is given for a prompt beside its token ids. Two are equal if all their tensors are.
+
+    Attributes:
+        tensors (`dict[str, torch.Tensor]`):
+            As a processor gives them for this prompt alone: pixels, sizes, types of its tokens.
+        digest (`str`):
+            Digest of the tensors.
+    """
+
+    tensors: Mapping[str, Tensor] = field(compare=False, repr=False)
+    digest: str
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> "ImageInputs":
+        digest = hashlib.blake2b()
+        for key in sorted(tensors):
+            tensor = tensors[key].contiguous()
+            digest.update(f"{key} {tensor.dtype} {list(tensor.shape)} ".encode())
+            digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+        return cls(tensors, digest.hexdigest())
+
+    def with_token_types(self, ids: Sequence[int], others: Sequence[int]) -> "ImageInputs":
+        """The same for a prompt of other token ids: each has the type that it has among `ids`."""
+        types = {key: dict(zip(ids, self.tensors[key][0].tolist(), strict=True)) for key in self._token_keys}
+        moved = {key: torch.tensor([[of.get(token_id, 0) for token_id in others]]) for key, of in types.items()}
+        return ImageInputs.of({**self.tensors, **moved})
+
+    def before(self, num_tokens: int, device: torch.device) -> dict[str, Tensor]:
+        """What a model is given beside the prompt and `num_tokens` tokens of a completion."""
+        moved = {key: tensor.to(device) for key, tensor in self.tensors.items()}
+        for key in self._token_keys:
+            moved[key] = torch.cat([moved[key], moved[key].new_zeros(1, num_tokens)], dim=1)
+        return moved
+
+    @property
+    def _token_keys(self) -> list[str]:
+        return [key for key in TOKEN_KEYS if key in self.tensors]
+
+
+@dataclass(frozen=True)
+class Placeholders:
+    """
+    Tokens of a model in whose place it reads something else than text.
+
+    Attributes:
+        image (`int`, *optional*):
+            That of images; `None` if the model reads none.
+        others (`frozenset[int]`, *optional*):
+            Those of videos and sounds.
+    """
+
+    image: int | None = None
+    others: frozenset[int] = frozenset()
+
+    @classmethod
+    def of(cls, config: PretrainedConfig) -> "Placeholders":
+        """Those that a model's config names."""
+        settings = config.to_dict()
+
+        def token_id(kind: str) -> int | None:
+            names = (f"{kind}_token_id", f"{kind}_token_index")
+            return next((settings[name] for name in names if settings.get(name) is not None), None)
+
+        reads_images = any(key in config.sub_configs for key in ("vision_config", "vision_tower_config"))
+        others = {token_id("video"), token_id("audio")} - {None} if config.sub_configs else set()
+        return cls(token_id("image") if reads_images else None, frozenset(i for i in others if i is not None))
+
+    @property
+    def all(self) -> frozenset[int]:
+        """All of them."""
+        return self.others if self.image is None else self.others | {self.image}
+
+
+def images_of_rows(
+    image: Sequence[Any] | None, images: Sequence[Any] | None, num_rows: int
+) -> list[list[Any] | None] | None:
+    """
+    The images that the columns `image` (one or none a row) and `images` (several a row) hold, by TRL's rule: `images`
+    decides where both are.
+
+    Raises:
+        `ValueError`: If a column has not one entry for each row.
+        `TypeError`: If an entry of `images` is no list.
+    """
+    name, column = ("images", images) if images is not None else ("image", image)
+    if column is None:
+        return None
+    if len(column) != num_rows:
+        raise ValueError(
+            f"The column `{name}` has {len(column)} entries for {num_rows} prompts. It needs one for each."
+        )
+    if name == "image":
+        return [None if entry is None else [entry] for entry in column]
+    for row, entry in enumerate(column):
+        if entry is not None and not isinstance(entry, list | tuple):
+            raise TypeError(
+                f"`images` of row {row} is a {type(entry).__name__}, but it must be a list of images. A column with "
+                "one image a row is called `image`."
+            )
+    return [None if entry is None else list(entry) for entry in column]
+
+
+def refuse_images(columns: Mapping[str, Any], num_rows: int, who: str) -> None:
+    """Raises `ValueError` if the columns of a batch have images, for `who` reads only text."""
+    rows = images_of_rows(columns.get("image"), columns.get("images"), num_rows) or []
+    row = next((row for row, images in enumerate(rows) if images), None)
+    if row is not None:
+        raise ValueError(f"Row {row} has images, and {who} reads only text. Leave such rows out.")
+
+
+def place_images(row: int, prompt: Prompt, column: Sequence[Any] | None) -> tuple[Prompt, list[Any]]:
+    """
+    A prompt whose parts are bare placeholders, `{"type": "image"}`, and what stands in each of them.
+
+    Images of columns fill the placeholders that are empty; if the prompt has none, they come before what its first
+    user says, as in [`~trl.data_utils.prepare_multimodal_messages`].
+
+    Args:
+        row (`int`):
+            Number of the row, for error messages.
+        prompt (`str` or `list[dict]`):
+            The prompt.
+        column (`list`, *optional*):
+            Images that the row's columns have. Those that are placed already (trainers do that) are not placed again.
+
+    Raises:
+        `ValueError`: If there is not one image for each placeholder, or the prompt is plain text.
+    """
+    given = list(column or [])
+    if isinstance(prompt, str):
+        if given:
+            raise ValueError(
+                f"Row {row} has {len(given)} images and a prompt that is plain text, in which nothing says where they "
+                "stand. Make prompts and completions conversational: lists of messages."
+            )
+        return prompt, []
+    pictures = [_picture_of(part) for part in _image_parts(prompt)]
+    if given and not pictures:
+        prompt, pictures = _before_first_user(row, prompt, len(given)), [None] * len(given)
+    empty = sum(picture is None for picture in pictures)
+    placed = empty == 0 and all(any(_is_same(picture, other) for other in pictures) for picture in given)
+    if empty != len(given) and not placed:
+        raise ValueError(
+            f"The prompt of row {row} has {len(pictures)} images in its messages, {empty} of them without a picture "
+            f"(`{{'type': 'image'}}`), and the columns `image` and `images` have {len(given)} for it. Every such "
+            "part needs one, in the part itself or in a column, in order; and no other images can be in the columns."
+        )
+    if not pictures:
+        return prompt, []
+    filler = iter(given)
+    return _bare(prompt), [next(filler) if picture is None else picture for picture in pictures]
+
+
+def without_images(prompt: Prompt) -> Prompt:
+    """A prompt without the parts that are images."""
+    if isinstance(prompt, str) or not any(True for _ in _image_parts(prompt)):
+        return prompt
+    return [
+        {**message, "content": [part for part in message["content"] if not is_image_part(part)]}
+        if isinstance(message.get("content"), list | tuple)
+        else message
+        for message in prompt
+    ]
+
+
+def load_picture(row: int, picture: Any) -> Image.Image:
+    """
+    A picture as `PIL` has it. Nothing is downloaded.
+
+    Args:
+        row (`int`):
+            Number of the row, for error messages.
+        picture (`PIL.Image.Image`, `str`, `os.PathLike`, `bytes`, `dict` or `numpy.ndarray`):
+            A picture; the path of a file; a data URI or the base64 of a file; the bytes of one; what a dataset's
+            `Image` feature holds undecoded, `{"bytes": ..., "path": ...}`; or 8-bit values of shape `(height, width)`
+            or `(height, width, 3)`.
+
+    Raises:
+        `ValueError`: If it is a URL, or no image can be read from it.
+        `TypeError`: If it is nothing of these.
+    """
+    if isinstance(picture, Image.Image):
+        return picture
+    if isinstance(picture, Mapping) and ("bytes" in picture or "path" in picture):
+        picture = picture.get("bytes") or picture.get("path")
+    try:
+        if isinstance(picture, np.ndarray) and picture.dtype == np.uint8:
+            return Image.fromarray(picture)
+        if isinstance(picture, str):
+            picture = _file_of(row, picture)
+        if isinstance(picture, bytes | bytearray):
+            picture = io.BytesIO(picture)
+        elif not isinstance(picture, os.PathLike):
+            raise TypeError(
+                f"An image of row {row} is a {type(picture).__name__}, but it must be a picture of PIL, a path, a "
+                "data URI, base64, the bytes of a file, or an array of 8-bit values."
+            )
+        loaded = Image.open(picture)
+        loaded.load()
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, binascii.Error) as error:
+        raise ValueError(f"An image of row {row} cannot be read: {str(error)[:200]}") from error
+    return loaded
+
+
+def picture_digest(picture: Image.Image) -> str:
+    """Equal for equal pictures, and for no others."""
+    shown = (picture.mode, picture.size, picture.getpalette(), picture.info.get("transparency"))
+    return hashlib.blake2b(repr(shown).encode() + picture.tobytes()).hexdigest()
+
+
+def _file_of(row: int, text: str) -> bytes | os.PathLike[str]:
+    """What a text that stands for an image means: a path, or what a file has in it, as base64."""
+    from pathlib import Path
+
+    if text.startswith("data:"):
+        return base64.b64decode(text.partition(",")[2], validate=True)
+    if text.startswith(("http:", "https:", "ftp:", "s3:", "gs:", "hf:")):
+        raise ValueError(
+            f"An image of row {row} is the URL {text[:80]!r}, and a reward downloads nothing. Load it into the "
+            "dataset: `dataset.cast_column(name, datasets.Image())`, or a path."
+        )
+    path = Path(text.removeprefix("file://"))
+    # Base64 of a file is longer than any name of one.
+    if len(text) < 1024 and (path.is_file() or len(text) < 64 or path.suffix):
+        return path
+    return base64.b64decode(text, validate=True)
+
+
+def _image_parts(prompt: Sequence[Message]) -> list[Any]:
+    contents = [message["content"] for message in prompt if isinstance(message.get("content"), list | tuple)]
+    return [part for content in contents for part in content if is_image_part(part)]
+
+
+def _picture_of(part: Message) -> Any:
+    picture = next((part[key] for key in IMAGE_KEYS if part.get(key) is not None), None)
+    # `{"type": "image_url", "image_url": {"url": ...}}`
+    return picture["url"] if isinstance(picture, Mapping) and "url" in picture else picture
+
+
+def _is_same(picture: Any, other: Any) -> bool:
+    return picture is other or (isinstance(picture, str | Image.Image) and bool(picture == other))
+
+
+def _before_first_user(row: int, prompt: Sequence[Message], count: int) -> list[Message]:
+    first = next((i for i, message in enumerate(prompt) if message["role"] == "user"), None)
+    if first is None:
+        raise ValueError(
+            f"The columns of row {row} have images, but its prompt has no message of a user for them to stand in."
+        )
+    content = prompt[first].get("content")
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else list(content or [])
+    message = {**prompt[first], "content": [*({"type": "image"} for _ in range(count)), *parts]}
+    return [*prompt[:first], message, *prompt[first + 1 :]]
+
+
+def _bare(prompt: Sequence[Message]) -> list[Message]:
+    return [
+        {**message, "content": [{"type": "image"} if is_image_part(part) else part for part in message["content"]]}
+        if isinstance(message.get("content"), list | tuple)
+        else message
+        for message in prompt
+    ]

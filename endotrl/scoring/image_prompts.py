@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hidden states after prompts with images, which are run once for all of their completions."""
+
+import copy
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..rendering.images import TOKEN_KEYS, ImageInputs
+from .batching import pad_ids
+from .modules import backbone, execution_device
+from .rope import rope_as_made
+
+
+class ImagePrompt:
+    """
+    A prompt with images after one pass, with the keys and values that completions go on from.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            Model that reads images and writes text.
+        prompt_ids (`Sequence[int]`):
+            Tokens of the prompt, with a placeholder for each state of an image.
+        images ([`ImageInputs`]):
+            Its images.
+    """
+
+    def __init__(self, model: PreTrainedModel, prompt_ids: Sequence[int], images: ImageInputs) -> None:
+        self._model = model
+        output = _run(model, prompt_ids, images, 0, use_cache=True)
+        self._last_state = output.last_hidden_state[:, -1:]  # (1, 1, D)
+        self._cache = output.past_key_values
+
+    def states(self, continuations: Sequence[Sequence[int]]) -> Tensor:
+        """
+        Hidden states of shape `(B, T + 1, D)` of continuations of up to `T` tokens, padded on the right. State `h`
+        predicts token `h`. A model that counts positions by images (Qwen's) has those of the last prompt that it ran:
+        it must be this one.
+        """
+        first = self._last_state.expand(len(continuations), 1, -1)
+        if not any(continuations):
+            return first
+        input_ids, _ = pad_ids(continuations)
+        device = execution_device(self._model, self._model.get_input_embeddings())
+        cache = copy.deepcopy(self._cache)  # a pass adds to it
+        cache.batch_repeat_interleave(len(continuations))
+        with rope_as_made(self._model):
+            states = backbone(self._model)(
+                # No mask: padding is on the right, and with one, Qwen-VL counts positions from the beginning.
+                input_ids=input_ids.to(device),
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state
+        return torch.cat([first.to(states.device), states], dim=1)
+
+
+def whole_row_states(
+    model: PreTrainedModel, prompt_ids: Sequence[int], images: ImageInputs, continuation: Sequence[int]
+) -> Tensor:
+    """Hidden states of shape `(P + T, D)` of a prompt with images and its continuation, in a pass of their own."""
+    output = _run(model, [*prompt_ids, *continuation], images, len(continuation), use_cache=False)
+    return output.last_hidden_state[0]
+
+
+def own_logits(
+    model: PreTrainedModel, prompt_ids: Sequence[int], images: ImageInputs, continuation: Sequence[int]
+) -> Tensor:
+    """
+    The model's own logits at the last state of the prompt and at those of the continuation, of shape `(T + 1, V)`.
+    """
+    inputs = _inputs(model, [*prompt_ids, *continuation], images, len(continuation))
+    kept = len(continuation) + 1
+    # Of a long prompt, all logits would take more memory than the model.
+    keep = {"logits_to_keep": kept} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    with rope_as_made(model):
+        return model(**inputs, **keep, use_cache=False).logits[0, -kept:].float()
+
+
+def check_inputs(model: PreTrainedModel, images: ImageInputs) -> None:
+    """
+    Raises `ValueError` if a processor gives what the model does not take, or not what it takes: most would go on
+    without it, silently.
+    """
+    taken = set(inspect.signature(model.forward).parameters)
+    unknown = sorted(set(images.tensors) - taken)
+    missing = [key for key in ("pixel_values", *TOKEN_KEYS) if key in taken and key not in images.tensors]
+    if unknown or missing:
+        what = f"gives {', '.join(unknown)}" if unknown else f"does not give {', '.join(missing)}"
+        raise ValueError(
+            f"The processor does not fit the {type(model).__name__}, which takes "
+            f"{'no such inputs' if unknown else 'them'}: it {what}. Pass the model's own as `processing_class`."
+        )
+
+
+@contextmanager
+def positions_kept(model: PreTrainedModel) -> Iterator[None]:
+    """Gives a model back the positions of the prompts that it has run before: those of a trainer, say."""
+    before = [(module, module.rope_deltas) for module in model.modules() if "rope_deltas" in vars(module)]
+    try:
+        yield
+    finally:
+        for module, deltas in before:
+            module.rope_deltas = deltas
+
+
+def _run(model: PreTrainedModel, ids: Sequence[int], images: ImageInputs, num_tokens: int, use_cache: bool):  # type: ignore[no-untyped-def]
+    with rope_as_made(model):
+        return backbone(model)(**_inputs(model, ids, images, num_tokens), use_cache=use_cache)
+
+
+def _inputs(model: PreTrainedModel, ids: Sequence[int], images: ImageInputs, num_tokens: int) -> dict[str, Tensor]:
+    device = execution_device(model, model.get_input_embeddings())
+    input_ids = torch.tensor([list(ids)], device=device)
+    return {
+        "input_ids": input_ids,
+        "attention_mask": torch.ones_like(input_ids),
+        **images.before(num_tokens, device),
+    }

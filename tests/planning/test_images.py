@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plans for models that read images."""
+
+from pathlib import Path
+
+import pytest
+from transformers import Qwen2_5_VLConfig
+
+from endotrl.commands.main import main
+from endotrl.commands.plan import read_recipe
+from endotrl.planning import model_size
+
+
+RECIPE = str(Path(__file__).parents[2] / "recipes" / "qwen2.5-vl-3b" / "grpo.yaml")
+
+
+@pytest.fixture
+def config_only(tmp_path: Path) -> str:
+    """Qwen2.5-VL-3B's config, without weights."""
+    text = {
+        "hidden_size": 2048,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 2,
+        "vocab_size": 151936,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": 128000,
+    }
+    config = Qwen2_5_VLConfig(text_config=text, vision_config={"out_hidden_size": 2048}, tie_word_embeddings=True)
+    config.save_pretrained(tmp_path / "vl-3b")
+    return str(tmp_path / "vl-3b")
+
+
+def test_the_vision_tower_is_counted(config_only: str) -> None:
+    """The model card: 3.75 billion parameters, 0.67 of them in the tower."""
+    config = Qwen2_5_VLConfig.from_pretrained(config_only)
+    assert model_size(config).parameters == pytest.approx(3.75e9, rel=0.01)
+    assert model_size(config).parameters - model_size(config.text_config).parameters == pytest.approx(0.67e9, rel=0.01)
+
+
+def test_the_recipe_fits(config_only: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", RECIPE, "--gpus", "8", "--gpu-memory", "80", "--model", config_only]) == 0
+    printed = capsys.readouterr().out
+    assert "It fits with" in printed and "zero2.yaml" in printed
+    recipe = read_recipe(RECIPE, None, [], config_only, 512)
+    # Only projections of the language model: A and B of rank 64 for q, k, v and o of 36 blocks.
+    pairs = [(2048, 2048), (2048, 256), (2048, 256), (2048, 2048)]
+    assert recipe.size.trainable == 36 * sum(64 * (a + b) for a, b in pairs)
+    assert recipe.work.frozen == ()  # the policy without its adapter

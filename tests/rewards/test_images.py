@@ -1,0 +1,339 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The reward of answers to prompts with images, against the model's own logits of each row alone."""
+
+import base64
+import io
+import json
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoTokenizer, PreTrainedModel, ProcessorMixin
+
+from endotrl import EndogenousReward
+from endotrl.rewards import (
+    InformationGain,
+    LengthControl,
+    MeanLogProbReward,
+    RelativePerplexityReward,
+    SelfCertaintyReward,
+)
+from endotrl.scoring import scorer as scorer_module
+
+from ..support.vision import (
+    FAMILIES,
+    make_model,
+    make_processor,
+    make_tokenizer,
+    picture,
+    reference_log_prob,
+    save_vision_model,
+)
+
+
+@dataclass
+class Vision:
+    model: PreTrainedModel
+    processor: ProcessorMixin
+
+    def ids(self, text: str) -> list[int]:
+        tokenizer = self.processor.tokenizer
+        return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+
+    def expected(self, prompt: Any, pictures: list[Image.Image], text: str) -> float:
+        return reference_log_prob(self.model, self.processor, prompt, pictures, self.ids(text)).sum().item()
+
+
+@pytest.fixture(scope="module")
+def visions(tiny_model_path: str) -> dict[str, Vision]:
+    made = {}
+    for family in FAMILIES:
+        tokenizer = make_tokenizer(tiny_model_path, family)
+        made[family] = Vision(make_model(tokenizer, family), make_processor(tokenizer, family))
+    return made
+
+
+@pytest.fixture
+def llava(visions: dict[str, Vision]) -> Vision:
+    return visions["llava"]
+
+
+@pytest.fixture(scope="module")
+def llava_path(tiny_model_path: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_vision_model("llava", tiny_model_path, tmp_path_factory.mktemp("llava"))
+
+
+def user(*parts: str) -> list[dict[str, Any]]:
+    """A prompt; `"*"` is an image."""
+    content = [{"type": "image"} if part == "*" else {"type": "text", "text": part} for part in parts]
+    return [{"role": "user", "content": content}]
+
+
+def assistant(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]
+
+
+RED, BLUE = picture(0), picture(1)
+ONE, TWO, NONE = user("*", "What is it?"), user("Is ", "*", " like ", "*"), user("Hello")
+SYSTEM = [{"role": "system", "content": [{"type": "text", "text": "Be short."}]}, *user("*", "What is it?")]
+# The same ids with other pictures, several pictures, one of another shape, and a prompt without any.
+ROWS = [
+    (ONE, [RED]),
+    (ONE, [BLUE]),
+    (TWO, [RED, BLUE]),
+    (TWO, [BLUE, RED]),
+    (NONE, []),
+    (SYSTEM, [picture(2, 32, 20)]),
+]
+ANSWERS = ["A cat.", "No, the two are different", "x"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("budget", [8192, 60])
+def test_against_each_row_alone(family: str, budget: int, visions: dict[str, Vision]) -> None:
+    vision = visions[family]
+    rows = [(prompt, pictures, text) for text in ANSWERS for prompt, pictures in ROWS]  # groups are not together
+    expected = [vision.expected(*row) for row in rows]
+    prompts, images, texts = (list(column) for column in zip(*rows, strict=True))
+    reward = EndogenousReward(vision.model, vision.processor, max_tokens_per_batch=budget)
+    completions = [assistant(text) for text in texts]
+    assert reward(prompts=prompts, completions=completions, images=images) == pytest.approx(expected, abs=1e-4)
+    assert reward._scorer is not None and reward._scorer._shares_image_prompts
+    # The policy's own tokens, cut off.
+    ids = [vision.ids(text)[:-1] for text in texts]
+    given = reward.score(prompts, completions, ids, images=images)
+    for stats, (prompt, pictures, _), row_ids in zip(given, rows, ids, strict=True):
+        alone = reference_log_prob(vision.model, vision.processor, prompt, pictures, row_ids)
+        torch.testing.assert_close(stats.log_probs, alone, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_rows_that_cannot_share_a_prompt(family: str, visions: dict[str, Vision], monkeypatch: Any) -> None:
+    """A family whose cache does not go on as the whole row does is found out, and scored row by row."""
+    vision = visions[family]
+
+    class Forgetful(scorer_module.ImagePrompt):
+        def states(self, continuations: Any) -> torch.Tensor:
+            return super().states(continuations) * 1.5
+
+    monkeypatch.setattr(scorer_module, "ImagePrompt", Forgetful)
+    reward = EndogenousReward(vision.model, vision.processor)
+    ids = [[], *map(vision.ids, ANSWERS[:2])]  # the first completion, with which it is tried, has no token
+    nothing, *scores = reward([ONE] * 3, ["", *ANSWERS[:2]], ids, images=[[RED]] * 3)
+    assert nothing is None
+    assert reward._scorer is not None and reward._scorer._shares_image_prompts is False
+    assert scores == pytest.approx([vision.expected(ONE, [RED], text) for text in ANSWERS[:2]], abs=1e-4)
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "gemma3"])
+def test_state_of_a_model_that_others_use(family: str, visions: dict[str, Vision]) -> None:
+    vision = visions[family]
+    before = [getattr(module, "rope_deltas", None) for module in vision.model.modules()]
+    EndogenousReward(vision.model, vision.processor)(prompts=[ONE], completions=["x"], images=[[RED]])
+    assert [getattr(module, "rope_deltas", None) for module in vision.model.modules()] == before
+
+
+def test_an_image_is_encoded_once_for_its_completions(llava: Vision, monkeypatch: pytest.MonkeyPatch) -> None:
+    reward = EndogenousReward(llava.model, llava.processor)
+    reward(prompts=[ONE], completions=["x"], images=[[RED]])  # tries itself
+    calls: list[int] = []
+    tower = llava.model.model.vision_tower
+    monkeypatch.setattr(tower, "forward", lambda *a, own=tower.forward, **k: calls.append(1) or own(*a, **k))
+    copies = [[RED.copy()] for _ in range(6)]  # a dataset decodes each row anew
+    reward(prompts=[ONE] * 6, completions=[str(i) for i in range(6)], images=copies)
+    assert len(calls) == 1
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="png")
+    return buffer.getvalue()
+
+
+def test_forms_in_which_an_image_is_given(llava: Vision, tmp_path: Path) -> None:
+    path = tmp_path / "red.png"
+    path.write_bytes(png(RED))
+    encoded = base64.b64encode(png(RED)).decode()
+    texts: list[Any] = [str(path), f"file://{path}", encoded, f"data:image/png;base64,{encoded}"]
+    forms = [RED, path, *texts, png(RED), {"bytes": png(RED), "path": None}, {"bytes": None, "path": str(path)}]
+    parts = [{"type": "image", "image": form} for form in forms]
+    parts += [{"type": "image", "path": str(path)}, {"type": "image", "base64": encoded}]
+    parts += [{"type": "image_url", "image_url": {"url": texts[3]}}, {"type": "image", "image": RED, "text": None}]
+    reward = EndogenousReward(llava.model, llava.processor)
+    expected = llava.expected(ONE, [RED], "x")
+    question = {"type": "text", "text": "What is it?", "image": None}  # as datasets fill missing keys
+    prompts = [[{"role": "user", "content": [part, question]}] for part in parts]
+    assert reward(prompts=prompts, completions=["x"] * len(parts)) == pytest.approx([expected] * len(parts), abs=1e-4)
+    plain = [{"role": "user", "content": "What is it?"}]  # TRL's rule: before what the first user says
+    for prompt, column in ((plain, "images"), (ONE, "images"), (plain, "image"), (user("What is it?"), "image")):
+        columns = {column: [[RED]] if column == "images" else [RED]}
+        assert reward(prompts=[prompt], completions=["x"], **columns) == pytest.approx([expected], abs=1e-4)
+    # As TRL hands them over: in the messages and in the column.
+    (value,) = reward(prompts=prompts[:1], completions=["x"], images=[[RED]])
+    assert value == pytest.approx(expected, abs=1e-4)
+
+
+class TestOwnCopy:
+    def test_by_name(self, llava: Vision, llava_path: str) -> None:
+        reward = EndogenousReward(llava_path)
+        values = reward(prompts=[ONE, ONE, NONE], completions=["x"] * 3, images=[[RED], [BLUE], None])
+        expected = [llava.expected(p, i, "x") for p, i in ((ONE, [RED]), (ONE, [BLUE]), (NONE, []))]
+        assert values == pytest.approx(expected, abs=1e-4)
+        assert pickle.loads(pickle.dumps(reward))(prompts=[ONE], completions=["x"], images=[[RED]]) == values[:1]
+
+    def test_intrinsic_rivals(self, llava: Vision, llava_path: str) -> None:
+        batch: dict[str, Any] = {"prompts": [ONE, ONE], "completions": ["A cat."] * 2, "images": [[RED], [BLUE]]}
+        for kind in (SelfCertaintyReward, MeanLogProbReward, RelativePerplexityReward):
+            red, blue = kind(llava_path)(**batch)
+            assert red != blue
+        expected = reference_log_prob(llava.model, llava.processor, ONE, [RED], llava.ids("A cat."))
+        mean = MeanLogProbReward(llava.model, llava.processor)(**batch)
+        assert mean[0] == pytest.approx(expected.mean().item(), abs=1e-5)
+        # Without its prompt, an answer is the same whatever the image was.
+        alone = reference_log_prob(llava.model, llava.processor, user(""), [], llava.ids("A cat."))
+        relative = 1 - torch.exp(alone.double().mean() - expected.double().mean()).item()
+        given = RelativePerplexityReward(llava.model, llava.processor)(**batch)[0]
+        assert given == pytest.approx(max(-1.0, min(1.0, relative)), abs=1e-4)
+
+
+def test_criterion(llava: Vision) -> None:
+    reward = EndogenousReward(llava.model, llava.processor, criterion="Be short.")
+    (value,) = reward(prompts=[ONE], completions=["x"], images=[[picture(2, 32, 20)]])
+    assert value == pytest.approx(llava.expected(SYSTEM, [picture(2, 32, 20)], "x"), abs=1e-4)
+
+
+def test_groups_of_length_control(llava: Vision) -> None:
+    """Two prompts that differ in their image are two groups, so that what one image adds is no effect of length."""
+    batch: dict[str, Any] = {"prompts": [ONE] * 4, "images": [[RED], [RED], [BLUE], [BLUE]]}
+    batch["completions"] = ["x", "A cat.", "xyz", "A cat, or a dog."]
+    reward = EndogenousReward(llava.model, llava.processor, correction=LengthControl())
+    plain = EndogenousReward(llava.model, llava.processor)(**batch)
+    reward(**batch)
+    lengths = torch.tensor([len(llava.ids(text)) for text in batch["completions"]]).double().log()
+    x = lengths - lengths.view(2, 2).mean(1).repeat_interleave(2)
+    y = torch.tensor(plain).double() - torch.tensor(plain).double().view(2, 2).mean(1).repeat_interleave(2)
+    assert reward.length_slope == pytest.approx(((x @ y) / (x @ x)).item(), rel=1e-4)
+
+
+def test_information_gain_reads_them_too(llava: Vision, tiny_model_path: str) -> None:
+    gain = InformationGain(llava.model)
+    reward = EndogenousReward(llava.model, llava.processor, token_reward="log_prob", correction=gain)
+    assert reward(prompts=[ONE], completions=["x"], images=[[RED]]) == [0.0]  # over itself
+
+
+class TestIgnored:
+    def test_judged_as_an_answer_to_the_text(self, llava: Vision) -> None:
+        reward = EndogenousReward(llava.model, llava.processor, images="ignore")
+        values = reward(prompts=[ONE, TWO], completions=["x"] * 2, images=[[RED], [RED, BLUE]])
+        texts = [llava.expected(user(*parts), [], "x") for parts in (["What is it?"], ["Is ", " like "])]
+        assert values == pytest.approx(texts, abs=1e-4)
+
+    def test_plain_text(self, tiny_model_path: str) -> None:
+        reward = EndogenousReward(tiny_model_path, images="ignore")
+        assert reward(prompts=["a"], completions=["x"], images=[[RED]]) == reward(prompts=["a"], completions=["x"])
+
+    def test_by_a_model_of_text(self, tiny_model_path: str) -> None:
+        tokenizer = AutoTokenizer.from_pretrained(tiny_model_path)
+        prompt = [{"role": "user", "content": "What is it?"}]
+        expected = EndogenousReward(tiny_model_path, tokenizer)(prompts=[prompt], completions=["x"])
+        batch: dict[str, Any] = {"prompts": [ONE], "completions": ["x"], "images": [[RED]]}
+        assert EndogenousReward(tiny_model_path, images="ignore")(**batch) == expected
+        with pytest.raises(ValueError, match=r"row 0 has 1 image, and the frozen model reads only text"):
+            EndogenousReward(tiny_model_path)(**batch)
+
+
+class TestRefused:
+    """Whatever would be a reward for an answer to another question, before anything is computed."""
+
+    @pytest.fixture
+    def reward(self, llava: Vision, monkeypatch: pytest.MonkeyPatch) -> EndogenousReward:
+        reward = EndogenousReward(llava.model, llava.processor)
+        monkeypatch.setattr(reward, "_score_rows", lambda *args, **kwargs: pytest.fail("computed"))
+        return reward
+
+    @pytest.mark.parametrize(
+        ("prompt", "columns", "message"),
+        [
+            (ONE, {}, "has 1 images in its messages, 1 of them without a picture"),
+            (TWO, {"images": [[RED]]}, "has 2 images in its messages.* have 1 for it"),
+            (ONE, {"images": [[RED, BLUE]]}, "has 1 images in its messages.* have 2 for it"),
+            (user("<image>What?"), {}, "refuses a prompt with 0 images: Found 1 <image> tokens"),
+            ("<image>What?", {}, "refuses a prompt with 0 images: Found 1 <image> tokens"),
+            ("What?", {"images": [[RED]]}, "prompt that is plain text.*conversational"),
+            ([{"role": "system", "content": "a"}], {"images": [[RED]]}, "no message of a user"),
+            (
+                [{"role": "user", "content": [{"type": "image", "image": RED}]}],
+                {"images": [[BLUE]]},
+                "no other images can be in the columns",
+            ),
+            (ONE, {"images": [[RED], [RED]]}, "`images` has 2 entries for 1 prompts"),
+            (ONE, {"images": [["https://example.com/a.png"]]}, "is the URL 'https://example.com/a.png'"),
+            (ONE, {"images": [["/nowhere/a.png"]]}, "cannot be read: .*No such file"),
+            (ONE, {"images": [[b"abc"]]}, "cannot be read: cannot identify"),
+            (user({"type": "video"}), {}, "part of type"),  # type: ignore[arg-type]
+        ],
+    )
+    def test_prompts(self, prompt: Any, columns: Any, message: str, reward: EndogenousReward) -> None:
+        completion = "x" if isinstance(prompt, str) else assistant("x")
+        with pytest.raises(ValueError, match=message):
+            reward(prompts=[prompt], completions=[completion], **columns)
+
+    @pytest.mark.parametrize(("images", "message"), [([RED], "must be a list of images"), ([[3]], "is a int, but")])
+    def test_what_is_no_image(self, images: Any, message: str, reward: EndogenousReward) -> None:
+        with pytest.raises(TypeError, match=message):
+            reward(prompts=[ONE], completions=["x"], images=images)
+
+    def test_completions(self, llava: Vision, reward: EndogenousReward) -> None:
+        batch: dict[str, Any] = {"prompts": [ONE], "images": [[RED]]}
+        with pytest.raises(ValueError, match="completion of row 0 has a part of type 'image'"):
+            reward(**batch, completions=[[{"role": "assistant", "content": [{"type": "image", "image": RED}]}]])
+        ids = [llava.ids("a<image>")]
+        for more in ({"completions": ["a <image>"]}, {"completions": ["a"], "completion_ids": ids}):
+            with pytest.raises(ValueError, match="completion of row 0 has a token that stands for an image"):
+                EndogenousReward(llava.model, llava.processor)(**batch, **more)
+
+    def test_tokens_of_images_that_no_processor_has_seen(self, llava: Vision) -> None:
+        tokenizer = make_tokenizer_like(llava)
+        with pytest.raises(ValueError, match="has the token '<image>'.*nothing to put there"):
+            EndogenousReward(llava.model, tokenizer)(prompts=["<image>What?"], completions=["x"])
+
+    def test_truncation(self, llava: Vision) -> None:
+        reward = EndogenousReward(llava.model, llava.processor, overlong_prompt="truncate_left")
+        with pytest.raises(ValueError, match="a prompt with images is not truncated"):
+            reward(prompts=[user("*", "What? " * 200)], completions=["x"], images=[[RED]])
+        reward(prompts=[user("What? " * 200)], completions=["x"])  # text is, as before
+
+    def test_a_tokenizer_in_place_of_a_processor(self, llava: Vision) -> None:
+        tokenizer = make_tokenizer_like(llava)
+        with pytest.raises(ValueError, match="there is only the tokenizer.*Pass its processor"):
+            EndogenousReward(llava.model, tokenizer)(prompts=[ONE], completions=["x"], images=[[RED]])
+
+    def test_processors_of_other_models(self, visions: dict[str, Vision]) -> None:
+        for ours, theirs in (("llava", "qwen2_vl"), ("qwen2_vl", "llava"), ("gemma3", "llava"), ("llava", "idefics3")):
+            reward = EndogenousReward(visions[ours].model, visions[theirs].processor)
+            with pytest.raises(ValueError, match="processor|vocabulary"):
+                reward(prompts=[ONE], completions=["x"], images=[[RED]])
+
+    def test_a_template_that_leaves_images_out(self, llava: Vision) -> None:
+        template = llava.processor.chat_template.replace("<image>", "")
+        reward = EndogenousReward(llava.model, llava.processor, chat_template_kwargs={"chat_template": template})
+        with pytest.raises(ValueError, match="leaves out an image in message 1"):
+            reward(prompts=[ONE], completions=["x"], images=[[RED]])
+
+
+def make_tokenizer_like(vision: Vision) -> Any:
+    tokenizer = pickle.loads(pickle.dumps(vision.processor.tokenizer))
+    tokenizer.chat_template = vision.processor.chat_template
+    return tokenizer
+
+
+def test_settings_of_the_command_line(llava_path: str) -> None:
+    from endotrl.rewards.settings import SETTINGS
+
+    assert json.dumps(SETTINGS["images"].choices) == '["read", "ignore"]'
+    with pytest.raises(ValueError, match='`images` is "?.?drop'):
+        EndogenousReward(llava_path, images="drop")  # type: ignore[arg-type]

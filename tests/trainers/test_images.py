@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Policies that read images: what each trainer hands to the reward, against each row alone in float32."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+
+from endotrl import CollapseMonitor, DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward, PPOConfig, PPOTrainer
+from endotrl.rendering.policy_tokens import PolicyTokens
+from endotrl.scoring import FrozenScorer
+from endotrl.scoring.reference_pass import KNOWN_INPUTS
+
+from ..support.vision import make_model, make_processor, make_tokenizer, picture, reference_log_prob, save_vision_model
+
+
+TRAINERS = {
+    GRPOTrainer: GRPOConfig,
+    RLOOTrainer: RLOOConfig,
+    DenseGRPOTrainer: DenseGRPOConfig,
+    PPOTrainer: PPOConfig,
+}
+LORA = LoraConfig(target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+
+
+@pytest.fixture(scope="module")
+def paths(tiny_model_path: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    families = ("llava", "gemma3")
+    return {f: save_vision_model(f, tiny_model_path, tmp_path_factory.mktemp(f)) for f in families}
+
+
+class Watched:
+    """A reward whose calls are compared with each row alone."""
+
+    def __init__(self, reward: Any, model: PreTrainedModel, processor: ProcessorMixin) -> None:
+        self.reward, self.model, self.processor = reward, model, processor
+        self.__name__ = "watched"
+        self.compared = 0
+        self.by_image: dict[str, set[float]] = {}
+
+    def __call__(self, prompts: list[Any], completion_ids: list[list[int]], **kwargs: Any) -> list[float | None]:
+        values = self.reward(prompts=prompts, completion_ids=completion_ids, **kwargs)
+        for prompt, ids, value in zip(prompts, completion_ids, values, strict=True):
+            pictures: list[Image.Image] = []
+            bare = []
+            for message in prompt:
+                content = message["content"]
+                if isinstance(content, list):
+                    pictures += [part["image"] for part in content if part["type"] == "image"]
+                    content = [{"type": "image"} if part["type"] == "image" else part for part in content]
+                else:
+                    content = [{"type": "text", "text": content}]
+                bare.append({**message, "content": content})
+            expected = reference_log_prob(self.model, self.processor, bare, pictures, ids).sum().item()
+            assert value == pytest.approx(expected, abs=2e-4)
+            self.compared += 1
+        return values
+
+
+def parity(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
+    return [float(ids[0] % 2) for ids in completion_ids]
+
+
+def dataset(kind: str) -> Dataset:
+    """The same question about four pictures, or, in "several", about one or two. (TRL trains on no fewer.)"""
+    question = [{"role": "user", "content": "What is it?"}]
+    pictures = [picture(seed) for seed in range(4)]
+    if kind == "image":
+        return Dataset.from_dict({"prompt": [question] * 4, "image": pictures})
+    if kind == "several":
+        given: list[Any] = [[pictures[0]], [pictures[1]], [pictures[1], pictures[2]], [pictures[3]]]
+        return Dataset.from_list([{"prompt": question, "images": images} for images in given])
+    return Dataset.from_dict({"prompt": [question] * 8, "images": [[image] for image in pictures * 2]})
+
+
+def make_trainer(trainer: type, model: Any, reward: Any, folder: Path, kind: str, **kwargs: Any) -> Any:
+    own = {key: kwargs.pop(key) for key in ("peft_config", "processing_class", "value_model") if key in kwargs}
+    settings: dict[str, Any] = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "num_generations": 2,
+        "max_completion_length": 5,
+        "max_steps": 2,
+        "learning_rate": 1e-2,
+        "temperature": 1.0,
+        "bf16": False,
+        "use_cpu": True,
+        "report_to": [],
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        "beta": 0.1,
+        "dataloader_pin_memory": False,
+    }
+    if trainer is PPOTrainer:
+        settings |= {"num_generations": 1}
+    args = TRAINERS[trainer](**{**settings, **kwargs})
+    return trainer(model, reward_funcs=reward, args=args, train_dataset=dataset(kind), **own)
+
+
+def test_what_trainers_give_a_model_for_images() -> None:
+    """Names of TRL's own: a recorded pass with others is not read."""
+    for trainer in (GRPOTrainer, RLOOTrainer):
+        names = set(inspect.signature(trainer._get_per_token_logps_and_entropies).parameters)
+        assert names >= KNOWN_INPUTS
+
+
+def watched(path: str, reward: EndogenousReward) -> Watched:
+    model = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32).eval()
+    return Watched(reward, model, AutoProcessor.from_pretrained(path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", list(TRAINERS))
+@pytest.mark.parametrize("placement", ["own copy", "reference model", "adapter off"])
+def test_training(
+    trainer: type, placement: str, paths: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = paths["llava"]
+    reward = EndogenousReward(path if placement == "own copy" else None)
+    seen = watched(path, reward)
+    kwargs = {"peft_config": LORA} if placement == "adapter off" else {}
+    # The monitor compares the policy with the first one on a held-out reward, in passes of its own.
+    rewards = [seen, parity]
+    made = make_trainer(trainer, path, rewards, tmp_path, "images", reward_weights=[1.0, 0.0], **kwargs)
+    if placement != "own copy":
+        reward.attach(made)
+    CollapseMonitor().attach(made)
+    before = {name: weight.detach().clone() for name, weight in made.model.named_parameters() if weight.requires_grad}
+    passes: list[Any] = []
+    run = FrozenScorer._image_passes
+
+    def watch(scorer: FrozenScorer, model: Any, rows: Any, inputs: Any, chosen: list[int]) -> Any:
+        passes.extend(chosen)
+        return run(scorer, model, rows, inputs, chosen)
+
+    monkeypatch.setattr(FrozenScorer, "_image_passes", watch)
+    made.train()
+    assert seen.compared >= 8
+    # Attached, it reads the pass that the trainer runs over the same rows.
+    assert bool(passes) == (placement == "own copy")
+    assert any(
+        not torch.equal(weight, before[name]) for name, weight in made.model.named_parameters() if name in before
+    )
+    log = [entry for entry in made.state.log_history if "rewards/watched/mean" in entry]
+    assert log and all(torch.tensor(entry["rewards/watched/mean"]).isfinite() for entry in log)
+
+
+@pytest.mark.parametrize("kind", ["image", "several"])
+@pytest.mark.parametrize("family", ["llava", "gemma3"])
+def test_what_trl_hands_over(kind: str, family: str, paths: dict[str, str], tmp_path: Path) -> None:
+    path = paths[family]
+    seen = watched(path, EndogenousReward(path))
+    make_trainer(GRPOTrainer, path, seen, tmp_path, kind, max_steps=1, beta=0.0).train()
+    assert seen.compared == 8
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_positions_of_qwen(family: str, tiny_model_path: str, tmp_path: Path) -> None:
+    """Its positions are state of the model, which the policy's own passes leave there."""
+    tokenizer = make_tokenizer(tiny_model_path, family)
+    processor, model = make_processor(tokenizer, family), make_model(tokenizer, family)
+    reward = EndogenousReward(None)
+    seen = Watched(reward, make_model(tokenizer, family), processor)
+    kwargs = {"peft_config": LORA, "processing_class": processor, "max_steps": 1}
+    trainer = make_trainer(GRPOTrainer, model, seen, tmp_path, "images", **kwargs)
+    reward.attach(trainer)
+    trainer.train()
+    assert seen.compared == 8
+
+
+def test_a_policy_that_sees_and_a_reward_that_reads(
+    paths: dict[str, str], tiny_model_path: str, tmp_path: Path
+) -> None:
+    """A model of text is given nothing to judge without the image, unless it is told to do without."""
+    calls: list[tuple[list[Any], list[list[int]]]] = []
+
+    class Given(Watched):
+        def __call__(self, prompts: list[Any], completion_ids: list[list[int]], **kwargs: Any) -> list[float | None]:
+            calls.append((self.reward(prompts=prompts, completion_ids=completion_ids, **kwargs), completion_ids))
+            return calls[-1][0]
+
+    def train(**settings: Any) -> None:
+        seen = Given(EndogenousReward(tiny_model_path, **settings), None, None)  # type: ignore[arg-type]
+        make_trainer(GRPOTrainer, paths["llava"], seen, tmp_path, "images", max_steps=1, beta=0.0).train()
+
+    with pytest.raises(ValueError, match="has 1 image, and the frozen model reads only text"):
+        train()
+    train(images="ignore")
+    ((scores, ids),) = calls
+    question = [{"role": "user", "content": "What is it?"}]
+    policy = AutoProcessor.from_pretrained(paths["llava"]).tokenizer
+    reward = EndogenousReward(tiny_model_path)
+    reward._prompts.know(PolicyTokens(policy))
+    assert scores == pytest.approx(reward([question] * 8, [""] * 8, ids), abs=1e-4)
