@@ -16,6 +16,7 @@ __all__ = [
     "DenseGRPOTrainer",
     "EndogenousReward",
     "FrozenScorer",
+    "HeldOut",
     "PPOConfig",
     "PPOTrainer",
     "SentenceReward",
@@ -24,9 +25,12 @@ __all__ = [
     "SentenceRewardTrainerConfig",
     "TokenStats",
     "__version__",
+    "diagnose",
 ]
 
 if TYPE_CHECKING:
+    from .monitoring.diagnosis import diagnose
+    from .monitoring.held_out import HeldOut
     from .monitoring.monitor import CollapseMonitor
     from .rewards.endogenous import EndogenousReward
     from .rewards.sentence import SentenceReward
@@ -48,6 +52,7 @@ _LOCATIONS = {
     "DenseGRPOTrainer": ".trainers.dense_grpo_trainer",
     "EndogenousReward": ".rewards.endogenous",
     "FrozenScorer": ".scoring.scorer",
+    "HeldOut": ".monitoring.held_out",
     "PPOConfig": ".trainers.ppo_config",
     "PPOTrainer": ".trainers.ppo_trainer",
     "SentenceReward": ".rewards.sentence",
@@ -55,6 +60,7 @@ _LOCATIONS = {
     "SentenceRewardTrainer": ".sentence.trainer",
     "SentenceRewardTrainerConfig": ".sentence.trainer_config",
     "TokenStats": ".scoring.token_stats",
+    "diagnose": ".monitoring.diagnosis",
 }
 
 __getattr__, __dir__ = attach(__name__, _LOCATIONS, __all__)

@@ -9,6 +9,7 @@ from ..rewards.settings import CRITERION, JSON, READERS, SETTINGS
 
 
 EXIT_OK, EXIT_BAD_ROWS, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 2, 130
+EXIT_FOUND = EXIT_BAD_ROWS  # of `diagnose --fail-on`
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

@@ -2,7 +2,7 @@
 """
 The command `endotrl`.
 
-Exit codes: 0 if all went well, 1 if some rows could not be scored, 2 if the command could not be run or could not go
+Exit codes: 0 if all went well, 1 if some rows could not be scored or `diagnose --fail-on` found something, 2 if the command could not be run or could not go
 on, 130 after Ctrl-C. Nothing heavy is imported before a command runs, so that `endotrl --help` answers at once.
 """
 
@@ -16,6 +16,7 @@ from typing import Any
 from .. import __version__
 from ..reporting import ignore_upstream_warnings, say
 from .common import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, HelpFormatter, positive, positive_number
+from .diagnose import add_diagnose
 from .evaluate_options import add_eval
 from .score_options import add_score, command_line
 
@@ -53,6 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     add_score(commands)
     add_eval(commands)
+    add_diagnose(commands)
     _add_plan(commands)
     return parser
 
