@@ -14,9 +14,9 @@ def add_diagnose(commands: Any) -> None:
         "diagnose",
         help="say what is wrong with a finished or running training run",
         description="Reads what a trainer of TRL logged, and says whether the run learns, whether it collapses, and "
-        "which of the usual faults it has, each with its evidence and what to change. A run is a `trainer_state.json`, "
-        "an output folder or checkpoint, an offline W&B run, TensorBoard events, `completions/*.parquet`, or JSON "
-        "Lines.",
+        "which of the usual faults it has, each with its evidence and what to change. A run is a "
+        "`trainer_state.json`, an output folder or checkpoint, an offline W&B run, TensorBoard events, "
+        "`completions/*.parquet`, or JSON Lines.",
         epilog="Exit code: 0, or 1 if --fail-on is given and something as grave was found; a run with too few points "
         "to tell counts as a warning.",
         formatter_class=HelpFormatter,

@@ -2,8 +2,9 @@
 """
 The command `endotrl`.
 
-Exit codes: 0 if all went well, 1 if some rows could not be scored or `diagnose --fail-on` found something, 2 if the command could not be run or could not go
-on, 130 after Ctrl-C. Nothing heavy is imported before a command runs, so that `endotrl --help` answers at once.
+Exit codes: 0 if all went well, 1 if some rows could not be scored or `diagnose --fail-on` found something, 2 if the
+command could not be run or could not go on, 130 after Ctrl-C. Nothing heavy is imported before a command runs, so that
+`endotrl --help` answers at once.
 """
 
 import argparse

@@ -60,9 +60,10 @@ class Finding:
 def all_findings(run: Run, held_out: Sequence[str]) -> list[Finding]:
     """What all checks find: failures first, then warnings and notes, each in order of importance."""
     found = [finding for check in CHECKS for finding in check(run)]
-    found += collapse(run, held_out)
+    found += [*collapse(run, held_out), *reward_alone(run, held_out)]
     names = [check.__name__ for check in CHECKS]
-    names.insert(names.index("not_learning"), "collapse")
+    place = names.index("not_learning")
+    names[place:place] = ["collapse", "reward_alone"]
     levels = ("failure", "warning", "note")
     return sorted(found, key=lambda f: (levels.index(f.level), names.index(f.name)))
 
@@ -116,8 +117,9 @@ def learning_rate(run: Run) -> Iterator[Finding]:
         yield Finding(
             "learning_rate",
             "failure" if zero == len(rates) else "warning",
-            "The learning rate is zero: nothing is trained." if zero == len(rates) else "The learning rate has been "
-            f"zero for {zero} of {len(rates)} log entries.",
+            "The learning rate is zero: nothing is trained."
+            if zero == len(rates)
+            else f"The learning rate has been zero for {zero} of {len(rates)} log entries.",
             evidence,
             "Set `learning_rate`, and let the schedule last as long as the run: `max_steps` or `num_train_epochs`.",
             reference,
@@ -156,27 +158,6 @@ def zero_gradient(run: Run) -> Iterator[Finding]:
     )
 
 
-def unchanged_weights(run: Run) -> Iterator[Finding]:
-    """Checkpoints with equal weights, or a policy that is the reference to the last digit."""
-    evidence = unchanged(run.checkpoints)
-    kl = run.values("kl")
-    if evidence is None and len(kl) >= 5 and not any(kl[1:]):
-        evidence = f"The KL to the reference is exactly 0 in all of {len(kl)} log entries, so the policy is the reference"
-    if evidence is None:
-        return
-    yield Finding(
-        "unchanged_weights",
-        "failure",
-        "The weights do not change: the model that comes out is the one that went in.",
-        f"{evidence}.",
-        "Check that parameters require a gradient (`is_trainable=True` for a `PeftModel`), that the learning rate is "
-        "not zero, and that steps of the optimizer are not lost in bfloat16 weights: 1e-6 times a weight is less than "
-        "its last digit, so keep float32 weights with `bf16=True`.",
-        "https://huggingface.co/docs/peft/package_reference/peft_model#peft.PeftModel.from_pretrained.is_trainable",
-        ["kl", "grad_norm"],
-    )
-
-
 def equal_rewards(run: Run) -> Iterator[Finding]:
     """Groups whose completions all have the same reward, which train nothing."""
     fractions = run.values(ZERO_STD)
@@ -191,12 +172,14 @@ def equal_rewards(run: Run) -> Iterator[Finding]:
         says = "All completions of a group have the same reward: there is nothing to learn from."
     elif risen and late >= 0.5:
         level = "note"
-        says = f"{late:.0%} of the groups have equal rewards by now: what could be learnt from these questions is learnt."
+        says = f"{late:.0%} of the groups have equal rewards by now: what these questions could teach is learnt."
     else:
         level = "warning"
         says = f"{max(overall, late):.0%} of the groups have equal rewards, and train nothing."
-    evidence = f"`{ZERO_STD}` is {overall:.2f} on average and {late:.2f} at the end" if fractions else (
-        "`reward_std` is 0 at every step"
+    evidence = (
+        f"`{ZERO_STD}` is {overall:.2f} on average and {late:.2f} at the end"
+        if fractions
+        else ("`reward_std` is 0 at every step")
     )
     yield Finding(
         "equal_rewards",
@@ -217,17 +200,38 @@ def truncated(run: Run) -> Iterator[Finding]:
     if fraction < 0.5:
         return
     values = run.values(CLIPPED)
-    says = "Nearly all completions are cut off" if fraction >= 0.9 else f"{fraction:.0%} of the completions are cut off"
+    share = "Nearly all" if fraction >= 0.9 else f"{fraction:.0%} of the"
     yield Finding(
         "truncated",
         "failure" if fraction >= 0.9 else "warning",
-        f"{says} at `max_completion_length`: the reward judges answers that are not finished.",
+        f"{share} completions are cut off at `max_completion_length`: the reward judges unfinished answers.",
         f"`{CLIPPED}` was {values[0]:.2f} at first and is {fraction:.2f} at the end.",
         "Raise `max_completion_length`, ask for brief answers, or check that the model knows the chat template and "
         "its end-of-turn token. `mask_truncated_completions=True` keeps them out of the loss: of all of them, nothing "
         "is left to train.",
         "https://huggingface.co/papers/2503.14476 (DAPO, overlong filtering)",
         [CLIPPED, *LENGTH_KEYS[:1]],
+    )
+
+
+def unchanged_weights(run: Run) -> Iterator[Finding]:
+    """Checkpoints with equal weights, or a policy that is the reference to the last digit."""
+    evidence = unchanged(run.checkpoints)
+    kl = run.values("kl")
+    if evidence is None and len(kl) >= 5 and not any(kl[1:]):
+        evidence = f"The KL to the reference is exactly 0 in all of {len(kl)} log entries: the policy is the reference"
+    if evidence is None:
+        return
+    yield Finding(
+        "unchanged_weights",
+        "failure",
+        "The weights do not change: the model that comes out is the one that went in.",
+        f"{evidence}.",
+        "Check that parameters require a gradient (`is_trainable=True` for a `PeftModel`), that the learning rate is "
+        "not zero, and that steps of the optimizer are not lost in bfloat16 weights: 1e-6 times a weight is less than "
+        "its last digit, so keep float32 weights with `bf16=True`.",
+        "https://huggingface.co/docs/peft/package_reference/peft_model#peft.PeftModel.from_pretrained.is_trainable",
+        ["kl", "grad_norm"],
     )
 
 
@@ -269,7 +273,7 @@ def kl_divergence(run: Run) -> Iterator[Finding]:
     if len(values) < ENOUGH:
         return
     last, usual, most = mean(tail(values, part=8)), median(values), max(values)
-    evidence = f"`kl` is {last:.3g} nats per token at the end; its median is {usual:.3g}, its greatest value {most:.3g}."
+    evidence = f"`kl` is {last:.3g} nats per token at the end; median {usual:.3g}, greatest value {most:.3g}."
     explodes = last > THRESHOLDS.kl
     grows = last > 0.3 and last > 10 * median(values[: max(3, len(values) // 2)])
     if explodes or grows or (most > 10 and most > 50 * usual):
@@ -280,8 +284,8 @@ def kl_divergence(run: Run) -> Iterator[Finding]:
             if explodes or grows
             else "The KL to the reference has spikes.",
             evidence,
-            "Raise `beta`, lower the `learning_rate`, and clip gradients (`max_grad_norm`). With an endogenous reward, "
-            "`beta` decides where training ends: docs/theory.md.",
+            "Raise `beta`, lower the `learning_rate`, and clip gradients (`max_grad_norm`). With an endogenous "
+            "reward, `beta` decides where training ends: docs/theory.md.",
             "https://github.com/sunblaze-ucb/Intuitor/issues/23",
             ["kl", *REWARD_KEYS],
         )
@@ -302,7 +306,8 @@ def reward_is_length(run: Run) -> Iterator[Finding]:
             if math.isfinite(entry.get(reward, math.nan)) and math.isfinite(entry.get(key, math.nan))
         ]
         changes = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(pairs, pairs[1:], strict=False)]
-        if within or len(changes) < 2 * ENOUGH:
+        # Within groups it is a correlation with words where only the completions are there, which is less.
+        if len(changes) < 2 * ENOUGH or (within and abs(found) < 0.3):
             return
         found = correlation(*zip(*changes, strict=True))
         evidence = f"From step to step, changes of the reward and of the length have a correlation of {found:+.2f}."
@@ -312,8 +317,8 @@ def reward_is_length(run: Run) -> Iterator[Finding]:
     yield Finding(
         "reward_is_length",
         "warning" if 0.5 < ratio < 2 else "failure",
-        f"The reward is little but length: {'longer' if found > 0 else 'shorter'} completions are better, whatever they "
-        "say.",
+        f"The reward is little but length: {'longer' if found > 0 else 'shorter'} completions are better, whatever "
+        "they say.",
         f"{evidence} The mean length is {ratio:.2f} times what it was at first.",
         "Take the length out of the reward (`EndogenousReward(correction=LengthControl())`, or the mean per token), "
         "set `beta` above 0, and add a reward that knows right from wrong.",
@@ -344,7 +349,9 @@ def not_learning(run: Run) -> Iterator[Finding]:
     yield Finding(
         "not_learning",
         "failure" if z < -5 else "warning",
-        f"{name} gets worse." if z < -5 else f"{name} {'has lost most of what it won' if lost else 'does not improve'}.",
+        f"{name} gets worse."
+        if z < -5
+        else f"{name} {'has lost most of what it won' if lost else 'does not improve'}.",
         evidence,
         "First mend what else is found here. Else try a higher `learning_rate` (1e-6 for full fine-tuning, 1e-5 to "
         "1e-4 for LoRA), more completions per step, easier questions, and a look at the completions."
@@ -413,8 +420,7 @@ def overfitting(run: Run) -> Iterator[Finding]:
                 f"The best was {abs(best) if not upwards else best:.4g}; the last two are {values[-2]:.4g} and "
                 f"{values[-1]:.4g}.",
                 "Stop earlier (`load_best_model_at_end`), train for fewer epochs, or on more data.",
-                "https://huggingface.co/docs/transformers/main_classes/callback"
-                "#transformers.EarlyStoppingCallback",
+                "https://huggingface.co/docs/transformers/main_classes/callback#transformers.EarlyStoppingCallback",
                 [key, key.removeprefix("eval_")],
             )
 
@@ -435,6 +441,33 @@ def chosen_sinks(run: Run) -> Iterator[Finding]:
             '(`loss_type=["sigmoid", "sft"]`).',
             "https://huggingface.co/papers/2410.08847",
             ["logps/chosen", "logps/rejected"],
+        )
+
+
+def reward_alone(run: Run, held_out: Sequence[str]) -> Iterator[Finding]:
+    """A trained reward that rises over the whole run while a held-out one does not."""
+    rewards = run.values(*REWARD_KEYS)
+    if len(rewards) < ENOUGH or trend(rewards).z < 5:
+        return
+    logged = {key for entry in run.entries for key in entry}
+    keys = [f"{prefix}rewards/{name}/mean" for name in held_out for prefix in ("", "eval_")]
+    for key in [*sorted(key for key in logged if key.startswith(HELD_OUT)), *keys, "eval_reward"]:
+        values = run.values(key)
+        if len(values) < (4 if key.startswith(("eval_", HELD_OUT)) else ENOUGH):
+            continue
+        change, risen = trend(values), trend(rewards)
+        if change.z > 2 or min(values) >= 0.98:
+            continue
+        yield Finding(
+            "reward_alone",
+            "failure" if change.z < -3 else "warning",
+            f"The reward rises, and `{key}` {'falls' if change.z < -3 else 'does not'}.",
+            f"The reward went from {risen.first:.3g} to {risen.last:.3g} ({risen.z:+.0f} standard errors), `{key}` "
+            f"from {change.first:.3g} to {change.last:.3g} ({change.z:+.1f}).",
+            "What is trained on is not what is wanted: read completions of the beginning and of the end side by side, "
+            "raise `beta`, mend the reward, or mix the held-out reward in (`reward_weights`).",
+            "https://huggingface.co/papers/2210.10760 (Scaling Laws for Reward Model Overoptimization)",
+            [key, *REWARD_KEYS],
         )
 
 
@@ -486,9 +519,9 @@ CHECKS: list[Callable[[Run], Iterator[Finding]]] = [
     not_finite,
     learning_rate,
     zero_gradient,
-    unchanged_weights,
     equal_rewards,
     truncated,
+    unchanged_weights,
     entropy,
     kl_divergence,
     reward_is_length,

@@ -80,7 +80,7 @@ def _entry(path: Path, columns: dict[str, list[Any]], values_seen: set[float]) -
     hashes = torch.tensor([hash(" ".join(w)) for w in words])
     entry["collapse/distinct_completions"] = distinct_completions(hashes, size)
     advantage = torch.tensor(columns["advantage"], dtype=torch.float64) if "advantage" in columns else None
-    followed = {name: 1.0 for name in rewards}
+    followed = dict.fromkeys(rewards, 1.0)
     if advantage is not None:
         groups = advantage.view(-1, size)
         entry["frac_reward_zero_std"] = (groups == 0).all(dim=1).double().mean().item()

@@ -126,6 +126,10 @@ def rewards_without_weight(run: Run) -> list[str]:
     if len(keys) < 2 or len(table) < len(keys) + 2:
         return []
     total, parts = table[:, 0], table[:, 1:]
+    bounded = (parts.min(axis=0) >= 0) & (parts.max(axis=0) <= 1)
+    alone = [np.allclose(total, part, rtol=1e-5, atol=1e-8) for part in parts.T]
+    if sum(alone) == 1:  # one function is the reward, however closely others follow it
+        return [key[8:-5] for key, is_all, fits in zip(keys, alone, bounded, strict=True) if fits and not is_all]
     spread = parts.std(axis=0)
     varies = spread > 1e-9 * (1 + np.abs(parts).max(axis=0))
     changes = parts[:, varies] - parts[:, varies].mean(axis=0)
@@ -137,7 +141,6 @@ def rewards_without_weight(run: Run) -> list[str]:
     if rank < varies.sum() or left.std() > 1e-3 * scale or (not varies.all() and abs(left.mean()) > 1e-3 * scale):
         return []
     none = np.abs(weights) * np.where(varies, spread, 0.0) < 1e-3 * scale
-    bounded = (parts.min(axis=0) >= 0) & (parts.max(axis=0) <= 1)
     return [key[8:-5] for key, held in zip(keys, none & bounded & (np.abs(weights) < 1e-3), strict=True) if held]
 
 
@@ -164,22 +167,25 @@ def _verdict(run: Run, findings: Sequence[Finding], has_held_out: bool) -> tuple
     z = 0.0 if change is None else change.z if upwards else -change.z
     if len(values) < ENOUGH or (len(values) < 2 * ENOUGH and z <= 2):
         return "unclear", (
-            f"Too few points to tell: {len(values)} log entries{f' of `{key}`' if key else ' with a reward or a loss'}, "
-            f"and a trend takes {2 * ENOUGH}. Log more often (`logging_steps=1`), or ask again later."
+            f"Too few points to tell: {len(values)} log entries "
+            f"{f'of `{key}`' if key else 'with a reward or a loss'}, and a trend "
+            f"takes {2 * ENOUGH}. Log more often (`logging_steps=1`), or ask again later."
         )
     assert change is not None
     told = f"{name} went from {change.first:.3g} to {change.last:.3g} in {len(values)} log entries"
     if z <= 2:
         return "healthy", f"No fault found: {told}, and was good from the beginning."
-    blind = "" if has_held_out or key not in REWARD_KEYS else (
-        " Whether answers got better, a trained reward alone does not tell: log a held-out one."
+    blind = (
+        ""
+        if has_held_out or key not in REWARD_KEYS
+        else (" Whether answers got better, a trained reward alone does not tell: log a held-out one.")
     )
     return "healthy", f"No fault found: {told} ({z:+.0f} standard errors).{blind}"
 
 
 def _not_checked(run: Run, has_held_out: bool) -> list[str]:
     if not run.series(*REWARD_KEYS):
-        needs = {"gradient": ("grad_norm",), "evaluation": ("eval_loss",)}
+        needs: dict[str, tuple[str, ...]] = {"gradient": ("grad_norm",), "evaluation": ("eval_loss",)}
     else:
         needs = {
             "gradient": ("grad_norm",),

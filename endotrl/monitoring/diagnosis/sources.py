@@ -141,14 +141,16 @@ def _read_folder(folder: Path) -> Run:
     for path in logs:
         try:
             runs.append(_read_file(path))
-            for earlier in sorted((p for p in wandb_files.values() if p.name == path.name and p != path), key=_modified):
+            for earlier in sorted(
+                (p for p in wandb_files.values() if p.name == path.name and p != path), key=_modified, reverse=True
+            ):
                 runs[-1].entries = _continued(_read_file(earlier).entries, runs[-1].entries)
         except ImportError as error:  # another log may do
             missing.append(error)
     if not runs and missing:
         raise missing[0]
     # The log that goes furthest: checkpoints lag behind.
-    run = max(runs, key=lambda run: (run.entries[-1]["step"] if run.entries else -1), default=Run(folder))
+    run = max(runs, key=lambda run: run.entries[-1]["step"] if run.entries else -1, default=Run(folder))
     for other in runs:
         run.settings = {**other.settings, **run.settings}
         run.max_steps = run.max_steps or other.max_steps

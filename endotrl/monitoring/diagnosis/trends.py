@@ -15,10 +15,12 @@ class Trend(NamedTuple):
 
 
 def mean(values: Sequence[float]) -> float:
+    """Arithmetic mean."""
     return sum(values) / len(values)
 
 
 def median(values: Sequence[float]) -> float:
+    """The middle value; of two, the greater."""
     return sorted(values)[len(values) // 2]
 
 
