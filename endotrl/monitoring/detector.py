@@ -118,7 +118,8 @@ class Detector:
         entry = {key: value for key, value in entry.items() if isinstance(value, int | float) and math.isfinite(value)}
         if any(key.startswith("eval_") for key in entry):
             self.last = self._evaluation(entry)
-        elif any(key in entry for key in REWARD_KEYS):
+        # PPO logs the reward when it generates, and questions may be asked in between.
+        elif any(key in REWARD_KEYS or key.startswith(HELD_OUT) for key in entry):
             self.last = self._step(entry)
         return self.last
 

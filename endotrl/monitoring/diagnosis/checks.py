@@ -20,6 +20,8 @@ Level = Literal["failure", "warning", "note"]
 LR_KEYS = ("learning_rate", "lr")  # the second: TRL's PPO until 1.12
 ZERO_STD = "frac_reward_zero_std"
 CLIPPED = "completions/clipped_ratio"
+# Logged by PPO, in which a completion may be a group of its own: it is compared with the critic.
+GROUPS_OF_ONE = "ppo/advantages_std"
 LENGTH_KEYS = ("completions/mean_length", "completion_length", "words")
 # Fewer entries do not tell a trend from noise.
 ENOUGH = 10
@@ -163,7 +165,7 @@ def equal_rewards(run: Run) -> Iterator[Finding]:
     fractions = run.values(ZERO_STD)
     overall, rewards = _all_equal(run), run.values(*REWARD_KEYS)
     late = mean(tail(fractions)) if len(fractions) >= 3 else overall
-    if max(overall, late) < 0.5:
+    if run.series(GROUPS_OF_ONE) or max(overall, late) < 0.5:
         return
     risen = len(rewards) >= ENOUGH and trend(rewards).z > 3
     last = mean(tail(rewards)) if rewards else math.nan
@@ -536,7 +538,7 @@ CHECKS: list[Callable[[Run], Iterator[Finding]]] = [
 
 def _all_equal(run: Run) -> float:
     """Fraction of groups with equal rewards over the run; 0 if that is unknown."""
-    if run.series("ppo/advantages_std"):  # a completion alone is a group, and is compared with the critic
+    if run.series(GROUPS_OF_ONE):
         return 0.0
     fractions = run.values(ZERO_STD)
     if fractions:

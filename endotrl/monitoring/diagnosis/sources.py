@@ -136,7 +136,9 @@ def _read_folder(folder: Path) -> Run:
     ]
     logs += [*latest_first[:1], *events[:1]]
     if not logs:
-        logs = sorted(path for path in folder.iterdir() if path.name.endswith(LOG_SUFFIXES[::2]))[:1]
+        lines = sorted(path for path in folder.iterdir() if path.name.endswith((".jsonl", ".jsonl.gz")))
+        logs = lines[:1]
+        notes += [f"{path.name} is in the folder, too, and was not read" for path in lines[1:]]
     runs, missing = [], []
     for path in logs:
         try:
