@@ -33,8 +33,8 @@ SNIPPETS = re.findall(r"^```python\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DO
 SNIPPETS += re.findall(r"^```python\n(.*?)^```", DENSE, flags=re.MULTILINE | re.DOTALL)
 SNIPPETS += re.findall(r"^```python\n(.*?)^```", PPO, flags=re.MULTILINE | re.DOTALL)
 SNIPPETS += re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)[:1]
-# Its second snippet only makes rewards, of models that are not here.
-SNIPPETS += re.findall(r"^```python\n(.*?)^```", COLLAPSE, flags=re.MULTILINE | re.DOTALL)[:1]
+# Its last snippet only makes rewards, of models that are not here.
+SNIPPETS += re.findall(r"^```python\n(.*?)^```", COLLAPSE, flags=re.MULTILINE | re.DOTALL)[:2]
 HAS_PPO = Version(version("trl")) < Version("1.13")
 (CONFIG,) = re.findall(r"^```yaml\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
 
