@@ -56,7 +56,8 @@ def mean_and_error(values: Tensor) -> tuple[float, float]:
     given = values[~values.isnan()]
     if not len(given):
         return math.nan, math.nan
-    return given.mean().item(), math.hypot(rows.std().item() / len(rows) ** 0.5, 1 / len(given))
+    spread = rows.std().item() if len(rows) > 1 else math.nan
+    return given.mean().item(), math.hypot(spread / len(rows) ** 0.5, 1 / len(given))
 
 
 def distinct_completions(hashes: Tensor, num_generations: int) -> float:

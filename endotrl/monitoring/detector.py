@@ -32,6 +32,8 @@ ASKED_CHANGE_ERROR = "collapse/asked_change_error/"
 
 # Pooled standard deviations from which on the trained reward is taken to push the held-out one up.
 AGREES = 2.0
+# The part that a held-out reward must have of the change that the trained one's should bring.
+HALF = 0.5
 
 
 @dataclass(frozen=True)
@@ -221,7 +223,7 @@ class Detector:
         r"""
         Held-out rewards that have not risen as far as they should have: within groups, they change by a slope
         $b = \mathrm{Cov}(r, a) / \mathrm{Var}(r)$ with the trained reward, so that a rise of $\Delta r$ since the
-        first policy should have brought $b \Delta r$.
+        first policy should have brought $b \Delta r$. They must have half of that: the slope changes on the way.
         """
         if REWARD_CHANGE in entry:
             self._reward_change = entry[REWARD_CHANGE], entry.get(REWARD_CHANGE_ERROR, math.inf)
@@ -236,16 +238,15 @@ class Detector:
             series = self._shortfalls.setdefault(name, HeldOut(self.thresholds.change_warmup, start=0.0))
             if CHANGE + name in entry and REWARD_CHANGE in entry:
                 evidence = max(abs(agreement[0]) / math.sqrt(agreement[1]), 1.0)  # of the slope, in its errors
-                error = math.hypot(
-                    entry.get(CHANGE_ERROR + name, math.inf), slope * rise_error, slope * rise / evidence
-                )
-                series.add(entry[CHANGE + name] - slope * rise, error)
+                half = HALF * slope
+                error = math.hypot(entry.get(CHANGE_ERROR + name, math.inf), half * rise_error, half * rise / evidence)
+                series.add(entry[CHANGE + name] - half * rise, error)
             fall = series.fell(limit, self.thresholds.held_out_fall)
             if fall and rise > self.thresholds.rise_evidence * rise_error:
                 yield (
                     f"the trained reward has risen by {rise:.3g} ({rise / rise_error:.0f} standard errors), which by "
                     f"its agreement with `{name}` should have changed that by {slope * rise:+.3f}: it is "
-                    f"{fall.size:.3f} below ({fall.evidence:.1f} standard errors)"
+                    f"{fall.size:.3f} below half of it ({fall.evidence:.1f} standard errors)"
                 )
 
     def _may_come_back(self, name: str) -> bool:
