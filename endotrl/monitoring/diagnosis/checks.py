@@ -229,9 +229,10 @@ def unchanged_weights(run: Run) -> Iterator[Finding]:
         "failure",
         "The weights do not change: the model that comes out is the one that went in.",
         f"{evidence}.",
-        "Check that parameters require a gradient (`is_trainable=True` for a `PeftModel`), that the learning rate is "
-        "not zero, and that steps of the optimizer are not lost in bfloat16 weights: 1e-6 times a weight is less than "
-        "its last digit, so keep float32 weights with `bf16=True`.",
+        "Check that parameters require a gradient (`is_trainable=True` for a `PeftModel`: what is logged may be the "
+        "gradient of TRL's copy of the adapter, `ref`), that the learning rate is not zero, and that steps of the "
+        "optimizer are not lost in bfloat16 weights: 1e-6 times a weight is less than its last digit, so keep float32 "
+        "weights with `bf16=True`.",
         "https://huggingface.co/docs/peft/package_reference/peft_model#peft.PeftModel.from_pretrained.is_trainable",
         ["kl", "grad_norm"],
     )
