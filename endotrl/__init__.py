@@ -17,6 +17,7 @@ __all__ = [
     "EndogenousReward",
     "Forecast",
     "FrozenScorer",
+    "HeldOut",
     "PPOConfig",
     "PPOTrainer",
     "SentenceReward",
@@ -27,6 +28,7 @@ __all__ = [
     "TokenStats",
     "__version__",
     "best_of_n",
+    "diagnose",
     "forecast",
     "preference_pairs",
     "rank",
@@ -36,6 +38,8 @@ __all__ = [
 if TYPE_CHECKING:
     from .forecasting.forecast import Forecast, forecast
     from .frozen.served import ServedModel
+    from .monitoring.diagnosis import diagnose
+    from .monitoring.held_out import HeldOut
     from .monitoring.monitor import CollapseMonitor
     from .rewards.endogenous import EndogenousReward
     from .rewards.sentence import SentenceReward
@@ -59,6 +63,7 @@ _LOCATIONS = {
     "EndogenousReward": ".rewards.endogenous",
     "Forecast": ".forecasting.forecast",
     "FrozenScorer": ".scoring.scorer",
+    "HeldOut": ".monitoring.held_out",
     "PPOConfig": ".trainers.ppo_config",
     "PPOTrainer": ".trainers.ppo_trainer",
     "SentenceReward": ".rewards.sentence",
@@ -69,6 +74,7 @@ _LOCATIONS = {
     "TokenStats": ".scoring.token_stats",
     "forecast": ".forecasting.forecast",
     **dict.fromkeys(("best_of_n", "preference_pairs", "rank", "score_dataset"), ".selection.datasets"),
+    "diagnose": ".monitoring.diagnosis",
 }
 
 __getattr__, __dir__ = attach(__name__, _LOCATIONS, __all__)

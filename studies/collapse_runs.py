@@ -33,8 +33,9 @@ from .arithmetic_runs import NUM_HELD_OUT, held_out_accuracy, make_base
 
 
 # What the detector reads, so that its verdict can be made again from the results.
-LOGGED = ("step", "reward", "entropy", "/mean_length", "/clipped_ratio", "kl", "/log_prob_per_token")
-OF_HELD_OUT = ("collapse/held_out", "collapse/agreement", "collapse/change")
+LOGGED = ("step", "reward", "entropy", "/mean_length", "/clipped_ratio", "kl", "/log_prob_per_token", "grad_norm")
+LOGGED += ("reward_std", "frac_reward_zero_std", "learning_rate")
+OF_HELD_OUT = ("collapse/held_out", "collapse/agreement", "collapse/change", "collapse/slope")
 EVERY = 5  # steps between two measurements on held-out questions
 
 

@@ -162,6 +162,23 @@ class TestPolicyPrompts:
             assert parameters[0] == "processing_class"
 
 
+class TestHeldOutQuestions:
+    """[`HeldOut`] generates as the trainer does, in evaluation mode."""
+
+    @pytest.mark.parametrize(("trainer", "place"), [(GRPOTrainer, 3), (RLOOTrainer, 2)])
+    def test_generate(self, trainer: type, place: int) -> None:
+        assert list(inspect.signature(trainer._generate).parameters) == ["self", "prompts"]
+        returned = [node.value for node in ast.walk(tree_of(trainer._generate)) if isinstance(node, ast.Return)]
+        (names,) = [[ast.unparse(name) for name in value.elts] for value in returned if isinstance(value, ast.Tuple)]
+        assert (names[1], names[place]) == ("completion_ids", "completions"), names
+
+    @pytest.mark.parametrize("trainer", GROUP_TRAINERS)
+    def test_metrics_of_an_evaluation_are_apart(self, trainer: type) -> None:
+        source = inspect.getsource(trainer._generate)
+        assert 'mode = "train" if self.model.training else "eval"' in source
+        assert re.search(r'if mode == "train":\n\s+self.state.num_input_tokens_seen \+=', source)
+
+
 class TestSharing:
     """[`EndogenousReward.attach`] finds the trainer's frozen weights."""
 

@@ -38,8 +38,8 @@ SNIPPETS += re.findall(r"^```python\n(.*?)^```", DENSE, flags=re.MULTILINE | re.
 SNIPPETS += re.findall(r"^```python\n(.*?)^```", PPO, flags=re.MULTILINE | re.DOTALL)
 SNIPPETS += re.findall(r"^```python\n(.*?)^```", FORECAST, flags=re.MULTILINE | re.DOTALL)
 SNIPPETS += re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)[:1]
-# Its second snippet only makes rewards, of models that are not here.
-SNIPPETS += re.findall(r"^```python\n(.*?)^```", COLLAPSE, flags=re.MULTILINE | re.DOTALL)[:1]
+# Its last snippet only makes rewards, of models that are not here.
+SNIPPETS += re.findall(r"^```python\n(.*?)^```", COLLAPSE, flags=re.MULTILINE | re.DOTALL)[:2]
 # The others need several servers, or models that are not here.
 SNIPPETS += re.findall(r"^```python\n(.*?)^```", SERVED, flags=re.MULTILINE | re.DOTALL)[:1]
 HAS_PPO = Version(version("trl")) < Version("1.13")

@@ -10,6 +10,7 @@ from ..rewards.settings import CRITERION, INIT_KWARGS, JSON, READERS, SETTINGS
 
 
 EXIT_OK, EXIT_BAD_ROWS, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 2, 130
+EXIT_FOUND = EXIT_BAD_ROWS  # of `diagnose --fail-on`
 
 
 DATA_HELP = (

@@ -2,8 +2,9 @@
 """
 The command `endotrl`.
 
-Exit codes: 0 if all went well, 1 if some rows could not be scored, 2 if the command could not be run or could not go
-on, 130 after Ctrl-C. Nothing heavy is imported before a command runs, so that `endotrl --help` answers at once.
+Exit codes: 0 if all went well, 1 if some rows could not be scored or `diagnose --fail-on` found something, 2 if the
+command could not be run or could not go on, 130 after Ctrl-C. Nothing heavy is imported before a command runs, so that
+`endotrl --help` answers at once.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from .. import __version__
 from ..reporting import ignore_upstream_warnings, say
 from ..runs.processes import leave
 from .common import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, HelpFormatter, positive, positive_number
+from .diagnose import add_diagnose
 from .evaluate_options import add_eval
 from .forecast_options import add_forecast
 from .pairs_options import add_pairs
@@ -62,6 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_pairs(commands)
     add_eval(commands)
     add_forecast(commands)
+    add_diagnose(commands)
     _add_plan(commands)
     _add_recipes(commands)
     return parser

@@ -1,9 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sees a run collapse before it has lost much: the callback, its thresholds, and what it measures."""
+"""Monitor of a run that collapses, held-out questions asked while it trains, and diagnosis of its logs."""
 
-from .collapse_thresholds import CollapseThresholds
-from .detector import Detector, Verdict
-from .monitor import CollapseMonitor
+from typing import TYPE_CHECKING
+
+from .._lazy import attach
 
 
-__all__ = ["CollapseMonitor", "CollapseThresholds", "Detector", "Verdict"]
+__all__ = ["CollapseMonitor", "CollapseThresholds", "Detector", "Diagnosis", "HeldOut", "Verdict", "diagnose"]
+
+if TYPE_CHECKING:
+    from .collapse_thresholds import CollapseThresholds
+    from .detector import Detector, Verdict
+    from .diagnosis import Diagnosis, diagnose
+    from .held_out import HeldOut
+    from .monitor import CollapseMonitor
+
+
+# On first use: a log is diagnosed without the trainers, whose import takes seconds.
+_LOCATIONS = {
+    "CollapseMonitor": ".monitor",
+    "CollapseThresholds": ".collapse_thresholds",
+    "Detector": ".detector",
+    "Diagnosis": ".diagnosis",
+    "HeldOut": ".held_out",
+    "Verdict": ".detector",
+    "diagnose": ".diagnosis",
+}
+
+__getattr__, __dir__ = attach(__name__, _LOCATIONS, __all__)

@@ -39,6 +39,27 @@ def repetition(token_ids: Sequence[int], n: int = 4) -> float | None:
     return 1 - len({tuple(token_ids[i : i + n]) for i in range(total)}) / total
 
 
+def mean_and_error(values: Tensor) -> tuple[float, float]:
+    """
+    Mean of grades and its standard error: what rows differ by, and one grade. (Where all are right, the error is
+    not 0.)
+
+    Args:
+        values (`torch.Tensor` of shape `(N, G)`):
+            Grades of `G` answers to each of `N` questions. NaN is left out.
+
+    Returns:
+        `tuple[float, float]`: NaN if there is no grade; the error is NaN with fewer than two questions.
+    """
+    rows = values.double().nanmean(dim=1)
+    rows = rows[~rows.isnan()]
+    given = values[~values.isnan()]
+    if not len(given):
+        return math.nan, math.nan
+    spread = rows.std().item() if len(rows) > 1 else math.nan
+    return given.mean().item(), math.hypot(spread / len(rows) ** 0.5, 1 / len(given))
+
+
 def distinct_completions(hashes: Tensor, num_generations: int) -> float:
     """
     Mean over groups of the number of different completions: from 1, if all are the same, to `G`.
@@ -114,6 +135,28 @@ def group_correlation(values: Tensor, others: Tensor, num_generations: int) -> t
     if shuffled <= 0:
         return None
     return (product / (squares_x.sum() * squares_y.sum()).sqrt()).item(), (product / shuffled.sqrt()).item()
+
+
+def group_slope(values: Tensor, others: Tensor, num_generations: int) -> float | None:
+    r"""
+    Slope of a number on another within groups, $\sum \tilde x \tilde y / \sum \tilde x^2$: how much `others` change
+    where `values` are higher by 1. Arguments as of [`group_correlation`].
+
+    Example:
+    ```python
+    >>> import torch
+    >>> from endotrl.monitoring.batch_statistics import group_slope
+
+    >>> round(group_slope(torch.tensor([1.0, 2.0, 7.0, 8.0]), torch.tensor([3.0, 4.0, 0.0, 1.0]), 2), 6)
+    1.0
+    ```
+    """
+    if group_correlation(values, others, num_generations) is None:
+        return None
+    x, y = (t.double().view(-1, num_generations) for t in (values, others))
+    defined = ~(x + y).isnan().any(dim=1)
+    x, y = (t[defined] - t[defined].mean(dim=1, keepdim=True) for t in (x, y))
+    return ((x * y).sum() / x.square().sum()).item()
 
 
 def change_since(values: Tensor, log_ratios: Tensor, num_generations: int) -> tuple[float, float] | None:

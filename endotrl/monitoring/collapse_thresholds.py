@@ -24,6 +24,12 @@ class CollapseThresholds:
             The same while another symptom is there.
         drift_evidence (`float`, *optional*, defaults to `8.0`):
             Evidence at which a drift of length, frozen log-probability or agreement counts as a symptom.
+        rise_evidence (`float`, *optional*, defaults to `5.0`):
+            Evidence that the trained reward has risen, in standard errors, from which on a held-out reward that does
+            not rise with it raises the alarm.
+        asked_evidence (`float`, *optional*, defaults to `3.0`):
+            Evidence, in standard errors, at which a fall of [`HeldOut`] questions raises the alarm, if two askings in
+            a row show it.
         evaluation_fall (`float`, *optional*, defaults to `0.05`):
             Fall of a held-out reward on the evaluation set that raises the alarm, if two evaluations in a row show it.
         length_ratio (`float`, *optional*, defaults to `0.33`):
@@ -110,6 +116,20 @@ class CollapseThresholds:
             "help": "Evidence (CUSUM with allowance 0.75, in standard deviations, Page 1954) at which a drift counts "
             "as a symptom. By "
             "Siegmund's approximation noise reaches it once in 800,000 steps."
+        },
+    )
+    rise_evidence: float = field(
+        default=5.0,
+        metadata={
+            "help": "Evidence that the trained reward has risen, in standard errors, from which on a held-out reward "
+            "that does not rise with it raises the alarm. Ours: the same as `evidence`."
+        },
+    )
+    asked_evidence: float = field(
+        default=3.0,
+        metadata={
+            "help": "Evidence at which a fall of `HeldOut` questions raises the alarm, in two askings in a row. Ours: "
+            "they share their questions and the first answers, so that many askings are about one comparison."
         },
     )
     evaluation_fall: float = field(

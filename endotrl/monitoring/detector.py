@@ -4,11 +4,12 @@ Judges a run from what it logged: a fold over the entries of `trainer.state.log_
 
 With a held-out reward, the verdict is how much evidence there is that it falls ([`HeldOut`]), and symptoms ([`Drift`])
 only say how much is enough. The same is asked of its change since the first policy ([`change_since`]), whose level at
-first is known: 0.
+first is known: 0; and of that change next to what the rise of the trained reward should have brought.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from .collapse_thresholds import CollapseThresholds
@@ -18,15 +19,21 @@ from .series import WINDOW, Drift, Evaluations, HeldOut, Series, cusum
 # What trainers call the same thing: GRPO, RLOO, DenseGRPO and PPO; OnlineDPO.
 REWARD_KEYS = ("reward", "objective/scores")
 ENTROPY_KEYS = ("entropy", "objective/entropy")
-KL_KEYS = ("kl", "objective/kl")
+KL_KEY = "kl"  # per token; the `objective/kl` of OnlineDPO is per completion
 HELD_OUT = "collapse/held_out/"
 HELD_OUT_ERROR = "collapse/held_out_error/"
 CHANGE = "collapse/change/"
 CHANGE_ERROR = "collapse/change_error/"
 AGREEMENT_EVIDENCE = "collapse/agreement_z/"
+SLOPE = "collapse/slope/"
+REWARD_CHANGE, REWARD_CHANGE_ERROR = "collapse/reward_change", "collapse/reward_change_error"
+ASKED_CHANGE = "collapse/asked_change/"
+ASKED_CHANGE_ERROR = "collapse/asked_change_error/"
 
 # Pooled standard deviations from which on the trained reward is taken to push the held-out one up.
 AGREES = 2.0
+# The part that a held-out reward must have of the change that the trained one's should bring.
+HALF = 0.5
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,10 @@ class Detector:
         self._held_out: dict[str, HeldOut] = {}
         self._changes: dict[str, HeldOut] = {}  # since the first policy, of held-out rewards
         self._changes_age: dict[str, int] = {}  # entries since the last one
+        self._shortfalls: dict[str, HeldOut] = {}  # of these changes, below what the trained reward's should bring
+        self._slopes: dict[str, tuple[float, int]] = {}  # sum and number
+        self._reward_change = (0.0, 0.0)  # and its standard error
+        self._asked: dict[str, deque[tuple[float, float]]] = {}  # changes of the last askings, and their errors
         self._evaluations: dict[str, Evaluations] = {}
         self._drifts: dict[str, Drift] = {}
         self._levels: dict[str, Series] = {}
@@ -109,7 +120,8 @@ class Detector:
         entry = {key: value for key, value in entry.items() if isinstance(value, int | float) and math.isfinite(value)}
         if any(key.startswith("eval_") for key in entry):
             self.last = self._evaluation(entry)
-        elif any(key in entry for key in REWARD_KEYS):
+        # PPO logs the reward when it generates, and questions may be asked in between.
+        elif any(key in REWARD_KEYS or key.startswith(HELD_OUT) for key in entry):
             self.last = self._step(entry)
         return self.last
 
@@ -138,8 +150,11 @@ class Detector:
         corroborated = gross or any(symptom != "length" for symptom in symptoms)
         limit = self.thresholds.evidence_with_symptom if corroborated else self.thresholds.evidence
         for key, name in self._held_out_keys(entry):
-            series = self._held_out.setdefault(name, HeldOut(self.thresholds.warmup))
-            series.add(entry[key], entry.get(HELD_OUT_ERROR + name))
+            # Questions that are asked every few steps have seen as many by their third time.
+            t = self.thresholds
+            warmup = t.early_warmup if ASKED_CHANGE + name in entry else t.warmup
+            self._held_out.setdefault(name, HeldOut(warmup)).add(entry[key], entry.get(HELD_OUT_ERROR + name))
+        for name, series in self._held_out.items():
             levels.append(series)
             fall = series.fell(limit, self.thresholds.held_out_fall)
             if fall:
@@ -160,6 +175,7 @@ class Detector:
                     f"{fall.size:.3f} "
                     f"({fall.evidence:.1f} standard errors)"
                 )
+        reasons += [*self._asked_falls(entry), *self._shortfalls_of(entry, changes, limit)]
         verdict = Verdict(
             alarm=None,
             symptoms=[*symptoms.values(), *gross],
@@ -184,6 +200,54 @@ class Detector:
                 series.add(value, entry.get(CHANGE_ERROR + name))
                 self._changes_age[name] = 0
         return {name: series for name, series in self._changes.items() if self._changes_age[name] < WINDOW}
+
+    def _asked_falls(self, entry: Mapping[str, float]) -> Iterator[str]:
+        """Held-out questions whose answers have become worse, question by question, in the last two askings."""
+        for key, value in entry.items():
+            if key.startswith(ASKED_CHANGE):
+                name = key.removeprefix(ASKED_CHANGE)
+                asked = self._asked.setdefault(name, deque(maxlen=2))
+                asked.append((value, entry.get(ASKED_CHANGE_ERROR + name, math.inf)))
+        t = self.thresholds
+        for name, asked in self._asked.items():
+            if len(asked) == 2 and all(c < -max(t.held_out_fall, t.asked_evidence * error) for c, error in asked):
+                change, error = asked[-1]
+                yield (
+                    f"question by question, `{name}` has lost {-change:.3f} since training began "
+                    f"({-change / error:.1f} standard errors, twice in a row)"
+                )
+
+    def _shortfalls_of(
+        self, entry: Mapping[str, float], changes: Mapping[str, HeldOut], limit: float
+    ) -> Iterator[str]:
+        r"""
+        Held-out rewards that have not risen as far as they should have: within groups, they change by a slope
+        $b = \mathrm{Cov}(r, a) / \mathrm{Var}(r)$ with the trained reward, so that a rise of $\Delta r$ since the
+        first policy should have brought $b \Delta r$. They must have half of that: the slope changes on the way.
+        """
+        if REWARD_CHANGE in entry:
+            self._reward_change = entry[REWARD_CHANGE], entry.get(REWARD_CHANGE_ERROR, math.inf)
+        rise, rise_error = self._reward_change
+        for name in changes:
+            total, number = self._slopes.get(name, (0.0, 0))
+            if SLOPE + name in entry:
+                total, number = self._slopes[name] = total + entry[SLOPE + name], number + 1
+            if not number:
+                continue
+            slope, agreement = total / number, self._agreement.get(name, (0.0, 1))
+            series = self._shortfalls.setdefault(name, HeldOut(self.thresholds.change_warmup, start=0.0))
+            if CHANGE + name in entry and REWARD_CHANGE in entry:
+                evidence = max(abs(agreement[0]) / math.sqrt(agreement[1]), 1.0)  # of the slope, in its errors
+                half = HALF * slope
+                error = math.hypot(entry.get(CHANGE_ERROR + name, math.inf), half * rise_error, half * rise / evidence)
+                series.add(entry[CHANGE + name] - half * rise, error)
+            fall = series.fell(limit, self.thresholds.held_out_fall)
+            if fall and rise > self.thresholds.rise_evidence * rise_error:
+                yield (
+                    f"the trained reward has risen by {rise:.3g} ({rise / rise_error:.0f} standard errors), which by "
+                    f"its agreement with `{name}` should have changed that by {slope * rise:+.3f}: it is "
+                    f"{fall.size:.3f} below half of it ({fall.evidence:.1f} standard errors)"
+                )
 
     def _may_come_back(self, name: str) -> bool:
         """Whether the trained reward is higher where this held-out one is, or nothing is known of that."""
@@ -232,7 +296,7 @@ class Detector:
             "clipped": entry.get("completions/clipped_ratio"),
             "repetition": entry.get("collapse/repetition"),
             "log_prob": log_prob[0] if log_prob else None,
-            "kl": _first(entry, KL_KEYS),
+            "kl": entry.get(KL_KEY),
             "entropy": _first(entry, ENTROPY_KEYS),
         }
         first, now = {}, {}

@@ -12,8 +12,24 @@ from trl import GRPOTrainer, RLOOTrainer
 
 from ..rendering.ends import until_first
 from ..rendering.policy_tokens import PolicyTokens, is_online_dpo
-from .batch_statistics import change_since, distinct_completions, group_correlation, repetition
-from .detector import AGREEMENT_EVIDENCE, CHANGE, CHANGE_ERROR, HELD_OUT, HELD_OUT_ERROR
+from .batch_statistics import (
+    change_since,
+    distinct_completions,
+    group_correlation,
+    group_slope,
+    mean_and_error,
+    repetition,
+)
+from .detector import (
+    AGREEMENT_EVIDENCE,
+    CHANGE,
+    CHANGE_ERROR,
+    HELD_OUT,
+    HELD_OUT_ERROR,
+    REWARD_CHANGE,
+    REWARD_CHANGE_ERROR,
+    SLOPE,
+)
 from .first_policy import FirstPolicy
 
 
@@ -78,7 +94,7 @@ class BatchObserver:
         for key in means:  # of several batches together
             if key.startswith(AGREEMENT_EVIDENCE):
                 means[key] *= math.sqrt(len(self._sums[key]))
-            elif key.startswith((HELD_OUT_ERROR, CHANGE_ERROR)):
+            elif key.startswith((HELD_OUT_ERROR, CHANGE_ERROR, REWARD_CHANGE_ERROR)):
                 means[key] /= math.sqrt(len(self._sums[key]))
         self._sums.clear()
         return means
@@ -187,16 +203,18 @@ class BatchObserver:
                 for key in [key for key in self._sums if key.rpartition("/")[2] == name]:
                     del self._sums[key]
                 continue
-            self._add(HELD_OUT + name, given.mean().item())
-            groups = values.view(-1, self._trainer.num_generations).nanmean(dim=1)
-            groups = groups[~groups.isnan()]
-            if len(groups) >= MIN_GROUPS:
-                # What the groups differ by, and one answer: where all are right, the error is not 0.
-                self._add(HELD_OUT_ERROR + name, math.hypot(groups.std().item() / len(groups) ** 0.5, 1 / len(given)))
+            groups = values.view(-1, self._trainer.num_generations)
+            mean, error = mean_and_error(groups)
+            self._add(HELD_OUT + name, mean)
+            if (~groups.isnan()).any(dim=1).sum() >= MIN_GROUPS:
+                self._add(HELD_OUT_ERROR + name, error)
             correlation = group_correlation(trained, values, self._trainer.num_generations)
             if correlation is not None:
                 self._add(f"collapse/agreement/{name}", correlation[0])
                 self._add(AGREEMENT_EVIDENCE + name, correlation[1])
+            slope = group_slope(trained, values, self._trainer.num_generations)
+            if slope is not None:
+                self._add(SLOPE + name, slope)
 
     def _observe_change(self, log_ratios: Tensor | None, rewards: Tensor) -> None:
         if log_ratios is None:
@@ -211,6 +229,13 @@ class BatchObserver:
             if change is not None:
                 self._add(CHANGE + name, change[0])
                 self._add(CHANGE_ERROR + name, math.hypot(change[1], 1 / len(rewards)))
+        if self._scored is not None:
+            rise = change_since(self._scored, log_ratios, self._trainer.num_generations)
+            if rise is not None:
+                self._add(REWARD_CHANGE, rise[0])
+                # As above: before the first update, rise and error are 0.
+                one = self._scored.nan_to_num().std().item() / len(rewards)
+                self._add(REWARD_CHANGE_ERROR, math.hypot(rise[1], one))
         self._far = 0 if any(change is not None for change in changes.values()) else self._far + 1
         # Far for good: the copy goes. Far at first: what there is to compare with is another model.
         if self._far >= FAR or (self._far and self._trainer.state.global_step == 0):

@@ -7,6 +7,7 @@ every block takes plain strings, escapes them, and returns [`~markupsafe.Markup`
 always text, so nothing that a model writes can become part of the page.
 """
 
+from .curves import curves, sparkline
 from .heat_map import OPACITY, STEPS, ColorScale, HeatMapRow, heat_maps, legend, token_heat_map
 from .html import SupportsSavefig, figure, page, table
 from .terminal import ignore_upstream_warnings, say, terminal_table, terminal_text
@@ -20,6 +21,7 @@ __all__ = [
     "HeatMapRow",
     "SupportsSavefig",
     "correlation_in_words",
+    "curves",
     "figure",
     "heat_maps",
     "ignore_upstream_warnings",
@@ -28,6 +30,7 @@ __all__ = [
     "page",
     "plain",
     "say",
+    "sparkline",
     "table",
     "terminal_table",
     "terminal_text",

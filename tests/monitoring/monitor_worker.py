@@ -14,7 +14,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
-from endotrl import CollapseMonitor
+from endotrl import CollapseMonitor, HeldOut
 from tests.support.worker import FixedRollouts, leave_group
 
 
@@ -33,6 +33,10 @@ def accuracy(completion_ids: list[list[int]], trainer_state: Any, **kwargs: Any)
     """Right three times out of four, and every other time later."""
     wrong = 1 if trainer_state.global_step < FALLS_AFTER else 2
     return [float(i % 4 >= wrong) for i in range(len(completion_ids))]
+
+
+def says_much(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
+    return [float(len(ids) > 4) for ids in completion_ids]
 
 
 def main(model: str, folder: str, rows: str) -> None:
@@ -63,6 +67,9 @@ def main(model: str, folder: str, rows: str) -> None:
         ),
         processing_class=AutoTokenizer.from_pretrained(model),
     )
+    # An odd number: the second process asks one of them again. As many answers as in a group: see `FixedRollouts`.
+    questions = [{"prompt": prompt} for prompt in ("a l", "b k", "c j", "d i", "e h")]
+    HeldOut(questions, says_much, every=10, num_samples=4).attach(trainer)
     monitor = CollapseMonitor(action="stop").attach(trainer)
     trainer.train()
     result = {

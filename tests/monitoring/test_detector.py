@@ -230,3 +230,54 @@ def test_thresholds_have_help_and_are_checked() -> None:
         assert f"{field.name} (`" in (CollapseThresholds.__doc__ or "")
         with pytest.raises(ValueError, match=f"`{field.name}` is 0"):
             CollapseThresholds(**{field.name: 0})
+
+
+def slopes(held_out_part: float, steps: int = 40, slope: float = 0.5, seed: int = 0) -> list[dict[str, float]]:
+    """
+    The trained reward rises by 0.01 a step since the first policy, and the held-out one by `held_out_part` of what
+    that should bring: slope times as much. Both are known to 0.004.
+    """
+    rises = noisy([0.01 * i for i in range(steps)], 0.004, seed)
+    changes = noisy([held_out_part * slope * 0.01 * i for i in range(steps)], 0.004, seed + 1000)
+    return [
+        {
+            "reward": rise,
+            "collapse/held_out/accuracy": 0.5 + change,
+            "collapse/held_out_error/accuracy": 0.03,
+            "collapse/change/accuracy": change,
+            "collapse/change_error/accuracy": 0.004,
+            "collapse/reward_change": rise,
+            "collapse/reward_change_error": 0.004,
+            "collapse/slope/accuracy": slope,
+            "collapse/agreement_z/accuracy": 6.0,
+        }
+        for rise, change in zip(rises, changes, strict=True)
+    ]
+
+
+def test_a_held_out_reward_that_does_not_rise_with_the_trained_one() -> None:
+    # It is flat: nothing falls, and only what it should have gained is missing. Half of that is 2 points at step 8.
+    entries = slopes(held_out_part=0.0)
+    detector = Detector()
+    alarms = [detector.update(entry).alarm for entry in entries]
+    first = next(i for i, alarm in enumerate(alarms) if alarm)
+    assert 8 <= first <= 16
+    assert "should have changed that by +0.0" in alarms[first] and "lost" not in alarms[first]
+    # Without the slope, that is no collapse.
+    assert first_alarm([{k: v for k, v in e.items() if "slope" not in k} for e in entries]) is None
+
+
+@pytest.mark.parametrize("part", [0.6, 1.0, 1.5])
+def test_silent_where_it_rises_as_it_should(part: float) -> None:
+    assert [first_alarm(slopes(part, seed=seed)) for seed in range(10)] == [None] * 10
+
+
+def test_silent_where_they_have_nothing_to_do_with_each_other() -> None:
+    # A slope of 0: a reward for form, which leaves the answers alone.
+    assert [first_alarm(slopes(0.0, slope=0.0, seed=seed)) for seed in range(10)] == [None] * 10
+
+
+def test_kl_of_completions_is_no_kl_per_token() -> None:
+    # OnlineDPO's `objective/kl` is a sum over the completion.
+    assert first_alarm([{"objective/scores": 0.1 * i, "objective/kl": 5.0} for i in range(20)]) is None
+    assert first_alarm([{"reward": 0.1 * i, "kl": 5.0} for i in range(20)]) is not None

@@ -37,5 +37,7 @@ def test_two_processes_decide_together(tiny_policy_path: str, tmp_path: Path) ->
             # Log-probabilities are sums in another order.
             assert entry[key] == pytest.approx(value, rel=1e-3, abs=1e-4), key
             assert other[key] == entry[key], key
+    asked = [entry["step"] for entry in alone["history"] if "collapse/held_out/questions" in entry]
+    assert asked == [1, 10], "Before the first step, and after the tenth."
     changes = [entry["collapse/change/accuracy"] for entry in alone["history"] if "collapse/change/accuracy" in entry]
     assert len(changes) > 1 and changes[0] == 0.0 and any(changes)

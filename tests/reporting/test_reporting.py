@@ -19,11 +19,13 @@ from endotrl.reporting import (
     STEPS,
     ColorScale,
     HeatMapRow,
+    curves,
     figure,
     heat_maps,
     legend,
     number,
     page,
+    sparkline,
     table,
     terminal_table,
     terminal_text,
@@ -403,3 +405,18 @@ class TestTerminal:
 
     def test_escape_sequences_go_as_a_whole(self):
         assert terminal_text("\x1b[1;31mred\x1b[0m \x1b]0;title\x07x\x1b]8;;u\x1b\\y\x1b(Bz\ra") == "red xyza"
+
+
+def test_sparkline() -> None:
+    assert sparkline([0.0, 1.0, 2.0, 7.0]) == "▁▂▃█"
+    assert sparkline([1.0, 1.0]) == "▁▁" and sparkline([]) == ""
+    assert sparkline([0.0, float("nan"), 7.0]) == "▁·█"
+    assert sparkline([0.0, 0.0, 7.0, 7.0, 3.0, 3.0], width=3) == "▁█▄"
+
+
+def test_curves() -> None:
+    svg = curves({"<a>": [(0, 1.0), (5, float("nan")), (10, 3.0)], "empty": []})
+    # From the lower left to the upper right, with a margin of 6 in 480 by 110.
+    assert '<polyline points="6.0,104.0 474.0,6.0"' in svg and svg.count("<polyline") == 1
+    assert "&lt;a&gt; (1 to 3)" in svg and "<a>" not in svg and "step 0 to 10" in svg
+    assert curves({"empty": []}) == "" and "<circle" in curves({"one": [(1, 2.0)]})

@@ -1,0 +1,567 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What can be wrong with a run, from its log: one function per question, in order of importance. Each says nothing where
+the log has not the numbers that it takes.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ..collapse_thresholds import CollapseThresholds
+from ..detector import ENTROPY_KEYS, HELD_OUT, REWARD_KEYS, Detector
+from .sources import Run
+from .trends import correlation, mean, median, tail, trend
+from .weights import unchanged
+
+
+Level = Literal["failure", "warning", "note"]
+LR_KEYS = ("learning_rate", "lr")  # the second: TRL's PPO until 1.12
+ZERO_STD = "frac_reward_zero_std"
+CLIPPED = "completions/clipped_ratio"
+# Logged by PPO, in which a completion may be a group of its own: it is compared with the critic.
+GROUPS_OF_ONE = "ppo/advantages_std"
+LENGTH_KEYS = ("completions/mean_length", "completion_length", "words")
+# Fewer entries do not tell a trend from noise.
+ENOUGH = 10
+THRESHOLDS = CollapseThresholds()
+
+
+@dataclass(frozen=True)
+class Finding:
+    """
+    Something that is wrong with a run.
+
+    Attributes:
+        name (`str`):
+            What kind of thing, such as `"zero_gradient"`.
+        level (`str`):
+            `"failure"`: the run is not worth going on with as it is. `"warning"`: it may be. `"note"`: to know.
+        says (`str`):
+            What is wrong, in one sentence.
+        evidence (`str`):
+            The numbers that show it.
+        change (`str`):
+            What to change.
+        reference (`str`):
+            Where this is described.
+        curves (`list[str]`):
+            Logged numbers that show it.
+    """
+
+    name: str
+    level: Level
+    says: str
+    evidence: str
+    change: str
+    reference: str
+    curves: list[str] = field(default_factory=list)
+
+
+def all_findings(run: Run, held_out: Sequence[str]) -> list[Finding]:
+    """What all checks find: failures first, then warnings and notes, each in order of importance."""
+    found = [finding for check in CHECKS for finding in check(run)]
+    found += [*collapse(run, held_out), *reward_alone(run, held_out)]
+    names = [check.__name__ for check in CHECKS]
+    place = names.index("not_learning")
+    names[place:place] = ["collapse", "reward_alone"]
+    levels = ("failure", "warning", "note")
+    return sorted(found, key=lambda f: (levels.index(f.level), names.index(f.name)))
+
+
+def not_finite(run: Run) -> Iterator[Finding]:
+    """NaN or infinity in the loss, the gradient, the reward or the KL."""
+    for key in ("loss", "grad_norm", *REWARD_KEYS, "kl", "entropy"):
+        points = run.series(key)
+        bad = [step for step, value in points if not math.isfinite(value)]
+        if not bad:
+            continue
+        last = points[-3:]
+        for_good = len(bad) == len(points) or (len(points) > 3 and all(not math.isfinite(v) for _, v in last))
+        evidence = f"`{key}` is not finite in {len(bad)} of {len(points)} log entries, first at step {bad[0]:g}."
+        if key in REWARD_KEYS:
+            yield Finding(
+                "not_finite",
+                "failure" if for_good else "warning",
+                "The reward functions give no reward" + (" any more." if len(bad) < len(points) else "."),
+                evidence + " TRL leaves out completions for which every function returns `None`.",
+                "Let the reward function return a number where it can judge, and look at the completions that it "
+                "cannot judge (`log_completions=True`).",
+                "https://huggingface.co/docs/trl/grpo_trainer#using-a-custom-reward-function",
+                [key],
+            )
+        elif for_good or len(bad) > 0.05 * len(points):
+            yield Finding(
+                "not_finite",
+                "failure" if for_good else "warning",
+                f"`{key}` has become NaN or infinite"
+                + (": what is trained since is lost." if for_good else ", again and again."),
+                evidence,
+                "Go back to the checkpoint before, use bfloat16 in place of float16, a lower `learning_rate` and "
+                "`max_grad_norm=1.0`; look for empty completions and logarithms of 0 in the reward.",
+                "https://huggingface.co/docs/transformers/perf_train_gpu_one#mixed-precision-training",
+                [key],
+            )
+
+
+def learning_rate(run: Run) -> Iterator[Finding]:
+    """A learning rate that is zero, or a warm-up that does not end."""
+    points = run.series(*LR_KEYS)
+    rates = [rate for _, rate in points]
+    if len(rates) < 3:
+        return
+    steps = points[-1][0]
+    zero = sum(rate == 0 for rate in rates)
+    evidence = f"The learning rate was {rates[0]:.3g} at step {points[0][0]:g} and is {rates[-1]:.3g} at {steps:g}."
+    reference = "https://huggingface.co/docs/transformers/main_classes/optimizer_schedules"
+    if zero == len(rates) or (zero > 0.2 * len(rates) and rates[-1] == 0 == rates[-2]):
+        yield Finding(
+            "learning_rate",
+            "failure" if zero == len(rates) else "warning",
+            "The learning rate is zero: nothing is trained."
+            if zero == len(rates)
+            else f"The learning rate has been zero for {zero} of {len(rates)} log entries.",
+            evidence,
+            "Set `learning_rate`, and let the schedule last as long as the run: `max_steps` or `num_train_epochs`.",
+            reference,
+            [LR_KEYS[0]],
+        )
+    rising = all(a < b for a, b in zip(rates, rates[1:], strict=False))
+    if rising and len(rates) >= ENOUGH and (run.max_steps is None or steps > 0.5 * run.max_steps):
+        yield Finding(
+            "learning_rate",
+            "warning",
+            "The warm-up has not ended: the learning rate still rises"
+            + (f" at step {steps:g} of {run.max_steps}." if run.max_steps else "."),
+            evidence,
+            "Set `warmup_steps` to a few percent of the steps.",
+            reference,
+            [LR_KEYS[0]],
+        )
+
+
+def zero_gradient(run: Run) -> Iterator[Finding]:
+    """A gradient of zero while completions differ in reward: no parameter is trained."""
+    norms = run.values("grad_norm")
+    zeros = sum(norm == 0 for norm in norms)
+    if len(norms) < 3 or zeros < 0.9 * len(norms) or _all_equal(run) >= 0.9 or _truncated(run) >= 0.99:
+        return
+    yield Finding(
+        "zero_gradient",
+        "failure",
+        "The gradient is zero: no parameter is trained, whatever the curves show.",
+        f"`grad_norm` is 0 in {zeros} of {len(norms)} log entries"
+        + (f", while rewards differ in {1 - _all_equal(run):.0%} of the groups." if run.series(ZERO_STD) else "."),
+        "A `PeftModel` must be loaded with `PeftModel.from_pretrained(model, path, is_trainable=True)`. Count "
+        "`sum(p.requires_grad for p in trainer.model.parameters())`: it must not be 0.",
+        "https://huggingface.co/docs/peft/package_reference/peft_model#peft.PeftModel.from_pretrained.is_trainable",
+        ["grad_norm", *REWARD_KEYS],
+    )
+
+
+def equal_rewards(run: Run) -> Iterator[Finding]:
+    """Groups whose completions all have the same reward, which train nothing."""
+    fractions = run.values(ZERO_STD)
+    overall, rewards = _all_equal(run), run.values(*REWARD_KEYS)
+    late = mean(tail(fractions)) if len(fractions) >= 3 else overall
+    if run.series(GROUPS_OF_ONE) or max(overall, late) < 0.5:
+        return
+    risen = len(rewards) >= ENOUGH and trend(rewards).z > 3
+    last = mean(tail(rewards)) if rewards else math.nan
+    if overall >= 0.9 and not (risen and mean(fractions[:3]) < 0.9):
+        level: Level = "failure"
+        says = "All completions of a group have the same reward: there is nothing to learn from."
+    elif risen and late >= 0.5:
+        level = "note"
+        says = f"{late:.0%} of the groups have equal rewards by now: what these questions could teach is learnt."
+    else:
+        level = "warning"
+        says = f"{max(overall, late):.0%} of the groups have equal rewards, and train nothing."
+    evidence = (
+        f"`{ZERO_STD}` is {overall:.2f} on average and {late:.2f} at the end"
+        if fractions
+        else ("`reward_std` is 0 at every step")
+    )
+    yield Finding(
+        "equal_rewards",
+        level,
+        says,
+        f"{evidence}; the mean reward is {last:.3g}.",
+        "Look at the completions (`log_completions=True`): does the reward function read them as they are written? "
+        "Leave out questions that are always right or always wrong, raise `num_generations` or `temperature`, or give "
+        "a reward that differs between completions, such as `EndogenousReward`.",
+        "https://huggingface.co/papers/2503.14476 (DAPO, dynamic sampling)",
+        [ZERO_STD, "reward_std", *REWARD_KEYS],
+    )
+
+
+def truncated(run: Run) -> Iterator[Finding]:
+    """Completions that do not end within `max_completion_length`."""
+    fraction = _truncated(run)
+    if fraction < 0.5:
+        return
+    values = run.values(CLIPPED)
+    share = "Nearly all" if fraction >= 0.9 else f"{fraction:.0%} of the"
+    yield Finding(
+        "truncated",
+        "failure" if fraction >= 0.9 else "warning",
+        f"{share} completions are cut off at `max_completion_length`: the reward judges unfinished answers.",
+        f"`{CLIPPED}` was {values[0]:.2f} at first and is {fraction:.2f} at the end.",
+        "Raise `max_completion_length`, ask for brief answers, or check that the model knows the chat template and "
+        "its end-of-turn token. `mask_truncated_completions=True` keeps them out of the loss: of all of them, nothing "
+        "is left to train.",
+        "https://huggingface.co/papers/2503.14476 (DAPO, overlong filtering)",
+        [CLIPPED, *LENGTH_KEYS[:1]],
+    )
+
+
+def unchanged_weights(run: Run) -> Iterator[Finding]:
+    """Checkpoints with equal weights, or a policy that is the reference to the last digit."""
+    evidence = unchanged(run.checkpoints)
+    kl = run.values("kl")
+    if evidence is None and len(kl) >= 5 and not any(kl[1:]):
+        evidence = f"The KL to the reference is exactly 0 in all of {len(kl)} log entries: the policy is the reference"
+    if evidence is None:
+        return
+    yield Finding(
+        "unchanged_weights",
+        "failure",
+        "The weights do not change: the model that comes out is the one that went in.",
+        f"{evidence}.",
+        "Check that parameters require a gradient (`is_trainable=True` for a `PeftModel`: what is logged may be the "
+        "gradient of TRL's copy of the adapter, `ref`), that the learning rate is not zero, and that steps of the "
+        "optimizer are not lost in bfloat16 weights: 1e-6 times a weight is less than its last digit, so keep float32 "
+        "weights with `bf16=True`.",
+        "https://huggingface.co/docs/peft/package_reference/peft_model#peft.PeftModel.from_pretrained.is_trainable",
+        ["kl", "grad_norm"],
+    )
+
+
+def entropy(run: Run) -> Iterator[Finding]:
+    """A policy without entropy, or with ever more of it."""
+    values = run.values(*ENTROPY_KEYS)
+    if len(values) < ENOUGH:
+        return
+    first, last = mean(values[:3]), mean(tail(values, part=8))
+    evidence = f"The entropy was {first:.3g} nats at first and is {last:.3g}."
+    reference = "https://huggingface.co/papers/2505.22617 (The Entropy Mechanism)"
+    key = next(key for key in ENTROPY_KEYS if run.series(key))
+    if last < 0.1 * first and last < 0.05:
+        yield Finding(
+            "entropy",
+            "failure" if last < THRESHOLDS.entropy_ratio * first else "warning",
+            "The entropy is gone: the policy says one thing only, and explores no more.",
+            evidence,
+            "Set `beta` above 0 or raise it, lower the `learning_rate`, raise `epsilon_high` (0.28) or the sampling "
+            "`temperature`, and stop when the held-out reward does not rise any more.",
+            reference,
+            [key, ZERO_STD],
+        )
+    elif last > 3 * first and last > first + 1:
+        yield Finding(
+            "entropy",
+            "warning",
+            "The entropy explodes: the policy becomes random.",
+            evidence,
+            "Lower the `learning_rate`, and set `beta` above 0; take an entropy bonus out of the loss.",
+            reference,
+            [key],
+        )
+
+
+def kl_divergence(run: Run) -> Iterator[Finding]:
+    """A policy that runs away from the reference."""
+    values = run.values("kl")
+    if len(values) < ENOUGH:
+        return
+    last, usual, most = mean(tail(values, part=8)), median(values), max(values)
+    evidence = f"`kl` is {last:.3g} nats per token at the end; median {usual:.3g}, greatest value {most:.3g}."
+    explodes = last > THRESHOLDS.kl
+    grows = last > 0.3 and last > 10 * median(values[: max(3, len(values) // 2)])
+    if explodes or grows or (most > 10 and most > 50 * usual):
+        yield Finding(
+            "kl_divergence",
+            "failure" if explodes else "warning",
+            "The KL to the reference explodes: the policy leaves the model that it began as."
+            if explodes or grows
+            else "The KL to the reference has spikes.",
+            evidence,
+            "Raise `beta`, lower the `learning_rate`, and clip gradients (`max_grad_norm`). With an endogenous "
+            "reward, `beta` decides where training ends: docs/theory.md.",
+            "https://github.com/sunblaze-ucb/Intuitor/issues/23",
+            ["kl", *REWARD_KEYS],
+        )
+
+
+def reward_is_length(run: Run) -> Iterator[Finding]:
+    """A reward that is little but the length of the completion."""
+    within = run.values("collapse/length_correlation")
+    lengths = run.values(*LENGTH_KEYS)
+    key = next((key for key in LENGTH_KEYS if run.series(key)), LENGTH_KEYS[0])
+    found = mean(tail(within)) if len(within) >= 3 else 0.0
+    evidence = f"Within groups, the correlation of reward and length is {found:+.2f} at the end."
+    if abs(found) <= THRESHOLDS.length_correlation:
+        pairs = [
+            (entry[reward], entry[key])
+            for entry in run.steps
+            for reward in REWARD_KEYS
+            if math.isfinite(entry.get(reward, math.nan)) and math.isfinite(entry.get(key, math.nan))
+        ]
+        changes = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(pairs, pairs[1:], strict=False)]
+        # Within groups it is a correlation with words where only the completions are there, which is less.
+        if len(changes) < 2 * ENOUGH or (within and abs(found) < 0.3):
+            return
+        found = correlation(*zip(*changes, strict=True))
+        evidence = f"From step to step, changes of the reward and of the length have a correlation of {found:+.2f}."
+        if abs(found) <= THRESHOLDS.length_correlation:
+            return
+    ratio = mean(tail(lengths, part=8)) / mean(lengths[:3]) if len(lengths) >= 3 and mean(lengths[:3]) else 1.0
+    yield Finding(
+        "reward_is_length",
+        "warning" if 0.5 < ratio < 2 else "failure",
+        f"The reward is little but length: {'longer' if found > 0 else 'shorter'} completions are better, whatever "
+        "they say.",
+        f"{evidence} The mean length is {ratio:.2f} times what it was at first.",
+        "Take the length out of the reward (`EndogenousReward(correction=LengthControl())`, or the mean per token), "
+        "set `beta` above 0, and add a reward that knows right from wrong.",
+        "https://huggingface.co/papers/2310.03716 (A Long Way to Go)",
+        ["collapse/length_correlation", key, *REWARD_KEYS],
+    )
+
+
+def not_learning(run: Run) -> Iterator[Finding]:
+    """A curve that does not go where it should."""
+    key, upwards, name = progress_key(run)
+    values = run.values(key) if key else []
+    if len(values) < 2 * ENOUGH:
+        return
+    change = trend(values)
+    z = change.z if upwards else -change.z
+    evidence = (
+        f"`{key}` was {change.first:.4g} at first and is {change.last:.4g} in the last third "
+        f"({change.z:+.1f} standard errors, {len(values)} log entries)."
+    )
+    window = len(tail(values))
+    best = (max if upwards else min)(mean(values[i : i + window]) for i in range(len(values) - window + 1))
+    lost = abs(best - change.last) > 0.5 * abs(best - change.first) and abs(trend([*values[:window], best]).z) > 5
+    if z > 2 and not lost:
+        return
+    if z > -5 and key == "reward" and min(values) >= 0.98 and max(values) <= 1.0:
+        return  # right from the beginning: `equal_rewards` speaks
+    yield Finding(
+        "not_learning",
+        "failure" if z < -5 else "warning",
+        f"{name} gets worse."
+        if z < -5
+        else f"{name} {'has lost most of what it won' if lost else 'does not improve'}.",
+        evidence,
+        "First mend what else is found here. Else try a higher `learning_rate` (1e-6 for full fine-tuning, 1e-5 to "
+        "1e-4 for LoRA), more completions per step, easier questions, and a look at the completions."
+        if z >= -5
+        else "Lower the `learning_rate`; check the sign of the reward (better must be higher) and the data.",
+        "https://huggingface.co/docs/trl/logging",
+        [key],
+    )
+
+
+def off_policy(run: Run) -> Iterator[Finding]:
+    """Steps that are clipped nearly everywhere, or gradients that explode."""
+    clips, norms = run.values("clip_ratio/region_mean"), run.values("grad_norm")
+    if len(clips) >= ENOUGH and mean(tail(clips)) > 0.3:
+        yield Finding(
+            "off_policy",
+            "warning",
+            "Most of the update is clipped: completions are of another policy than the one that is trained.",
+            f"`clip_ratio/region_mean` is {mean(tail(clips)):.2f} in the last third.",
+            "Lower the `learning_rate`, `num_iterations` or `steps_per_generation`; with vLLM, check that it samples "
+            "with the weights that are trained (`sampling/sampling_logp_difference`).",
+            "https://huggingface.co/papers/1707.06347 (PPO)",
+            ["clip_ratio/region_mean"],
+        )
+    if len(norms) >= 2 * ENOUGH and median(tail(norms)) > 20 * median(norms[: len(norms) // 3]) > 0:
+        yield Finding(
+            "off_policy",
+            "warning",
+            "The gradient explodes.",
+            f"The median of `grad_norm` was {median(norms[: len(norms) // 3]):.3g} in the first third and is "
+            f"{median(tail(norms)):.3g} in the last.",
+            "Lower the `learning_rate`, set `max_grad_norm`, and raise `beta`.",
+            "https://huggingface.co/docs/trl/logging",
+            ["grad_norm"],
+        )
+
+
+def critic(run: Run) -> Iterator[Finding]:
+    """A value function that predicts worse than a constant."""
+    values = run.values("ppo/explained_variance")
+    if len(values) >= 2 * ENOUGH and median(tail(values)) <= 0:
+        yield Finding(
+            "critic",
+            "warning",
+            "The critic predicts returns worse than their mean: advantages are mostly noise.",
+            f"The median of `ppo/explained_variance` is {median(tail(values)):.2f} in the last third.",
+            'Raise the learning rate of the value head, warm it up before the policy, or train with `critic="none"`.',
+            "https://huggingface.co/papers/2006.05990 (What Matters In On-Policy RL?)",
+            ["ppo/explained_variance"],
+        )
+
+
+def overfitting(run: Run) -> Iterator[Finding]:
+    """An evaluation that gets worse while training goes on."""
+    for key, upwards in (("eval_loss", False), ("eval_reward", True), ("eval_rewards/accuracies", True)):
+        values = run.values(key)
+        if len(values) < 4 or (key == "eval_loss" and run.series(*REWARD_KEYS)):  # of RL it says nothing
+            continue
+        signed = values if upwards else [-value for value in values]
+        best, now = max(signed), max(signed[-2:])
+        if best - now > max(0.25 * (best - signed[0]), 0.02 * abs(best), 1e-9):
+            yield Finding(
+                "overfitting",
+                "warning",
+                f"`{key}` has been getting worse: the best model is an earlier one.",
+                f"The best was {abs(best) if not upwards else best:.4g}; the last two are {values[-2]:.4g} and "
+                f"{values[-1]:.4g}.",
+                "Stop earlier (`load_best_model_at_end`), train for fewer epochs, or on more data.",
+                "https://huggingface.co/docs/transformers/main_classes/callback#transformers.EarlyStoppingCallback",
+                [key, key.removeprefix("eval_")],
+            )
+
+
+def chosen_sinks(run: Run) -> Iterator[Finding]:
+    """DPO's likelihood displacement: the preferred answers become less probable too."""
+    values = run.values("logps/chosen")
+    if len(values) < 2 * ENOUGH or run.series(*REWARD_KEYS):
+        return
+    change = trend(values)
+    if change.z < -5 and change.last < 1.2 * change.first:  # they are negative
+        yield Finding(
+            "chosen_sinks",
+            "warning",
+            "The preferred answers become less probable, too: likelihood displacement.",
+            f"`logps/chosen` was {change.first:.4g} nats at first and is {change.last:.4g}.",
+            "Raise `beta`, lower the `learning_rate`, or add the likelihood of the chosen answers to the loss "
+            '(`loss_type=["sigmoid", "sft"]`).',
+            "https://huggingface.co/papers/2410.08847",
+            ["logps/chosen", "logps/rejected"],
+        )
+
+
+def reward_alone(run: Run, held_out: Sequence[str]) -> Iterator[Finding]:
+    """A trained reward that rises over the whole run while a held-out one does not."""
+    rewards = run.values(*REWARD_KEYS)
+    if len(rewards) < ENOUGH or trend(rewards).z < 5:
+        return
+    logged = {key for entry in run.entries for key in entry}
+    keys = [f"{prefix}rewards/{name}/mean" for name in held_out for prefix in ("", "eval_")]
+    for key in [*sorted(key for key in logged if key.startswith(HELD_OUT)), *keys, "eval_reward"]:
+        values = run.values(key)
+        if len(values) < (4 if key.startswith(("eval_", HELD_OUT)) else ENOUGH):
+            continue
+        change, risen = trend(values), trend(rewards)
+        if change.z > 2 or min(values) >= 0.98:
+            continue
+        yield Finding(
+            "reward_alone",
+            "failure" if change.z < -3 else "warning",
+            f"The reward rises, and `{key}` {'falls' if change.z < -3 else 'does not'}.",
+            f"The reward went from {risen.first:.3g} to {risen.last:.3g} ({risen.z:+.0f} standard errors), `{key}` "
+            f"from {change.first:.3g} to {change.last:.3g} ({change.z:+.1f}).",
+            "What is trained on is not what is wanted: read completions of the beginning and of the end side by side, "
+            "raise `beta`, mend the reward, or mix the held-out reward in (`reward_weights`).",
+            "https://huggingface.co/papers/2210.10760 (Scaling Laws for Reward Model Overoptimization)",
+            [key, *REWARD_KEYS],
+        )
+
+
+def no_kl_penalty(run: Run) -> Iterator[Finding]:
+    """The reward of a frozen model without a KL penalty."""
+    names = [key for entry in run.steps[:1] for key in entry if key == "rewards/endogenous_reward/mean"]
+    beta = run.settings.get("beta", 0.0 if run.series(ZERO_STD) and not run.series("kl") else None)
+    if names and beta == 0:
+        yield Finding(
+            "no_kl_penalty",
+            "note",
+            "The endogenous reward is trained on without a KL penalty (`beta=0`): the optimum is the single most "
+            "probable response.",
+            "`beta` is 0 in the settings." if "beta" in run.settings else "No `kl` is logged, as with `beta` above 0.",
+            "Set `beta`, for example 0.05: the optimum is then the frozen model to the power 1 + alpha / beta.",
+            "docs/theory.md",
+        )
+
+
+def collapse(run: Run, held_out: Sequence[str]) -> Iterator[Finding]:
+    """What [`CollapseMonitor`] would have said, reading the same log."""
+    detector, alarms, quiet = Detector(held_out=held_out), [], True
+    seen = 0
+    for entry in run.entries:
+        alarm = detector.update(entry).alarm
+        seen = 0 if alarm else seen + any(key in entry for key in REWARD_KEYS)
+        if alarm and quiet:
+            alarms.append((entry["step"], alarm))
+        quiet = alarm is None
+    if not alarms:
+        return
+    step, reason = alarms[0]
+    lasts = seen < THRESHOLDS.warmup
+    yield Finding(
+        "collapse",
+        "failure" if lasts else "warning",
+        f"The run collapses since step {step:g}: the reward rises or stays, and answers get worse."
+        if lasts
+        else f"The run looked like a collapse at step {step:g}, and has recovered since.",
+        reason,
+        "Go back to the last checkpoint before, raise `beta` or lower the `learning_rate`, and train with "
+        '`CollapseMonitor(action="stop")`. docs/collapse.md has corrections of the reward.',
+        "https://huggingface.co/papers/2603.08660",
+        [*(f"rewards/{name}/mean" for name in held_out), HELD_OUT, *REWARD_KEYS, *LENGTH_KEYS[:1]],
+    )
+
+
+CHECKS: list[Callable[[Run], Iterator[Finding]]] = [
+    not_finite,
+    learning_rate,
+    zero_gradient,
+    equal_rewards,
+    truncated,
+    unchanged_weights,
+    entropy,
+    kl_divergence,
+    reward_is_length,
+    not_learning,
+    off_policy,
+    critic,
+    overfitting,
+    chosen_sinks,
+    no_kl_penalty,
+]
+
+
+def _all_equal(run: Run) -> float:
+    """Fraction of groups with equal rewards over the run; 0 if that is unknown."""
+    if run.series(GROUPS_OF_ONE):
+        return 0.0
+    fractions = run.values(ZERO_STD)
+    if fractions:
+        return mean(fractions)
+    deviations = run.values("reward_std")
+    return float(len(deviations) >= 3 and not any(deviations))
+
+
+def _truncated(run: Run) -> float:
+    """Fraction of completions that are cut off, at the end of the run; 0 if that is unknown."""
+    values = run.values(CLIPPED)
+    return mean(tail(values)) if len(values) >= 3 else 0.0
+
+
+def progress_key(run: Run) -> tuple[str, bool, str]:
+    """The number that should improve, whether upwards, and its name in a sentence."""
+    for key, upwards, name in (
+        *((key, True, "The reward") for key in REWARD_KEYS),
+        ("rewards/accuracies", True, "The accuracy on preferences"),
+        ("accuracy", True, "The accuracy on preferences"),
+        ("loss", False, "The loss"),
+    ):
+        if run.values(key):
+            return key, upwards, name
+    return "", True, ""

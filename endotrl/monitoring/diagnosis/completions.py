@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Statistics of the completions that TRL writes as Parquet (`log_completions=True`), as the monitor logs them."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+# Files that are read, evenly spread over the run and the last one among them: each is a step.
+MAX_FILES = 64
+
+
+def completion_entries(paths: Sequence[Path]) -> list[dict[str, float]]:
+    """
+    One log entry per file of completions, under the names that [`CollapseMonitor`] and TRL log the same by:
+    `collapse/length_correlation` (of the trained reward with the number of words, within groups),
+    `collapse/repetition` (of 4-grams of words), `collapse/distinct_completions`, `frac_reward_zero_std`,
+    `rewards/<name>/mean`, and `words`, the mean number of words.
+
+    The trained reward is the column that the advantage follows most closely within groups; its mean is `reward`.
+
+    Args:
+        paths (`list[Path]`):
+            Files in order of steps.
+
+    Raises:
+        `ValueError`: If a file is none of TRL's tables of completions.
+    """
+    import pyarrow.parquet as pq
+
+    stride = max(1, math.ceil(len(paths) / MAX_FILES))
+    entries, values_seen = [], set[float]()
+    for path in reversed(paths[::-1][::stride]):
+        try:
+            table = pq.read_table(path)
+        except (OSError, ValueError) as error:
+            if path == paths[-1]:  # it is being written
+                continue
+            raise ValueError(f"{path} is no Parquet file, or is damaged: {error}") from error
+        entry = _entry(path, table.to_pydict(), values_seen)
+        entry["collapse/reward_is_verdict"] = float(len(values_seen) <= MAX_VERDICTS)
+        entries.append(entry)
+    return entries
+
+
+MAX_VERDICTS = 32  # as in the monitor's observer, which would import TRL
+
+
+def _entry(path: Path, columns: dict[str, list[Any]], values_seen: set[float]) -> dict[str, float]:
+    import torch
+
+    from ..batch_statistics import distinct_completions, group_correlation, repetition
+
+    missing = {"step", "prompt", "completion"} - columns.keys()
+    if missing or not columns["step"]:
+        raise ValueError(
+            f"{path} is none of TRL's tables of completions: it has "
+            + (f"no column {', '.join(sorted(missing))}." if missing else "no rows.")
+        )
+    words = [_text(completion).split() for completion in columns["completion"]]
+    repeated = [value for value in map(repetition, _numbered(words)) if value is not None]
+    entry = {
+        "step": float(columns["step"][-1]),
+        "words": sum(map(len, words)) / len(words),
+        "collapse/repetition": sum(repeated) / len(repeated) if repeated else 0.0,
+    }
+    sizes = [len(list(group)) for _, group in itertools.groupby(map(str, columns["prompt"]))]
+    size = min(sizes)
+    rewards = {
+        name: torch.tensor([math.nan if value is None else float(value) for value in values])
+        for name, values in columns.items()
+        if name not in ("step", "advantage")
+        and all(value is None or isinstance(value, int | float) for value in values)
+    }
+    entry.update({f"rewards/{name}/mean": values.nanmean().item() for name, values in rewards.items()})
+    if size < 2 or any(other % size for other in sizes):  # no groups
+        return entry
+    hashes = torch.tensor([hash(" ".join(w)) for w in words])
+    entry["collapse/distinct_completions"] = distinct_completions(hashes, size)
+    advantage = torch.tensor(columns["advantage"], dtype=torch.float64) if "advantage" in columns else None
+    followed = dict.fromkeys(rewards, 1.0)
+    if advantage is not None:
+        groups = advantage.view(-1, size)
+        entry["frac_reward_zero_std"] = (groups == 0).all(dim=1).double().mean().item()
+        agreements = {name: group_correlation(values, advantage, size) for name, values in rewards.items()}
+        followed = {name: 0.0 if found is None else found[0] for name, found in agreements.items()}
+    if not rewards:
+        return entry
+    trained = rewards[max(followed, key=lambda name: followed[name])]
+    entry["reward"] = trained.nanmean().item()
+    values_seen.update(round(value, 6) for value in trained.tolist() if math.isfinite(value))
+    correlation = group_correlation(trained, torch.tensor([float(len(w)) for w in words]), size)
+    if correlation is not None:
+        entry["collapse/length_correlation"] = correlation[0]
+    return entry
+
+
+def _text(completion: Any) -> str:
+    """A completion as text: TRL writes text, or messages."""
+    if isinstance(completion, str):
+        return completion
+    return "\n".join(str(message.get("content") or "") for message in completion or [])
+
+
+def _numbered(texts: list[list[str]]) -> list[list[int]]:
+    numbers: dict[str, int] = {}
+    return [[numbers.setdefault(word, len(numbers)) for word in text] for text in texts]

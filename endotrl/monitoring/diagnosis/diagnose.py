@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Diagnosis of a run: reads it, asks all questions, and says the most important thing first."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ..detector import ENTROPY_KEYS, HELD_OUT, REWARD_KEYS
+from .checks import CLIPPED, ENOUGH, ZERO_STD, Finding, all_findings, progress_key
+from .completions import completion_entries
+from .sources import Run, read_run
+from .trends import trend
+
+
+Status = Literal["failure", "warning", "unclear", "healthy"]
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """
+    What is wrong with a run.
+
+    Attributes:
+        run ([`Run`]):
+            What was read.
+        verdict (`str`):
+            The most important thing, in a sentence or two.
+        status (`str`):
+            The level of the gravest finding, `"failure"` or `"warning"`; `"unclear"` if there are too few log entries
+            to tell; `"healthy"` if nothing was found.
+        findings (`list[Finding]`):
+            Failures, warnings, notes; each in order of importance.
+        held_out (`list[str]`):
+            Reward functions that were taken for held out: named, or of weight 0 by the log itself.
+        not_checked (`list[str]`):
+            What could not be asked, because the numbers for it were not logged.
+    """
+
+    run: Run
+    verdict: str
+    status: Status
+    findings: list[Finding]
+    held_out: list[str]
+    not_checked: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The diagnosis as JSON can hold it."""
+        return {
+            "run": str(self.run.path),
+            "source": self.run.source,
+            "status": self.status,
+            "verdict": self.verdict,
+            "log_entries": len(self.run.steps),
+            "last_step": self.run.entries[-1]["step"] if self.run.entries else None,
+            "held_out": self.held_out,
+            "findings": [asdict(finding) for finding in self.findings],
+            "not_checked": self.not_checked,
+            "notes": self.run.notes,
+        }
+
+    def __str__(self) -> str:
+        lines = [f"- {finding.level}: {finding.says} {finding.evidence}" for finding in self.findings]
+        return "\n".join([self.verdict, *lines])
+
+
+def diagnose(path: str | Path, held_out: Sequence[str] | None = None) -> Diagnosis:
+    """
+    Says what is wrong with a finished or running run of any trainer of TRL, from what it logged: whether it learns,
+    whether it collapses (the questions of [`CollapseMonitor`], asked of the log), and which of the usual faults it
+    has, such as a gradient of zero, groups with equal rewards, or a reward that is only length.
+
+    Args:
+        path (`str` or `Path`):
+            `trainer_state.json`, an output folder or checkpoint, an offline W&B run, TensorBoard events, the folder
+            of TRL's `completions/*.parquet`, or JSON Lines with a log entry per line.
+        held_out (`list[str]`, *optional*):
+            Names of reward functions that are not trained on. By default those that the logged `reward` does not
+            depend on, with values in $[0, 1]$.
+
+    Returns:
+        [`Diagnosis`].
+
+    Raises:
+        `FileNotFoundError`, `ValueError`, `ImportError`: See [`read_run`]; also if a name of `held_out` was not
+            logged.
+
+    Example:
+    ```python
+    >>> from endotrl import diagnose
+
+    >>> diagnosis = diagnose("outputs/grpo")
+    >>> print(diagnosis.verdict)
+    Failing: The gradient is zero: no parameter is trained, whatever the curves show.
+    ```
+    """
+    run = read_run(path)
+    if run.completions:
+        _add(run, completion_entries(run.completions))
+    logged = {key for entry in run.entries for key in entry}
+    for name in held_out or []:
+        if f"rewards/{name}/mean" not in logged:
+            known = sorted(key[8:-5] for key in logged if key.startswith("rewards/") and key.endswith("/mean"))
+            raise ValueError(
+                f"`held_out` names {name!r}, which the run did not log. Its reward functions: "
+                f"{', '.join(known) or 'none'}."
+            )
+    names = rewards_without_weight(run) if held_out is None else list(held_out)
+    findings = all_findings(run, names)
+    measured = sorted({key.removeprefix(HELD_OUT) for key in logged if key.startswith(HELD_OUT)})
+    status, verdict = _verdict(run, findings, bool(names or measured))
+    return Diagnosis(run, verdict, status, findings, names or measured, _not_checked(run, bool(names or measured)))
+
+
+def rewards_without_weight(run: Run) -> list[str]:
+    r"""
+    Names of the reward functions of weight 0. The logged `reward` is the weighted sum of the logged
+    `rewards/<name>/mean`: the weights are what solves that, and only an exact solution counts.
+    """
+    keys = list(dict.fromkeys(k for e in run.steps for k in e if k.startswith("rewards/") and k.endswith("/mean")))
+    rows = [[e[k] for k in ("reward", *keys)] for e in run.steps if all(k in e for k in ("reward", *keys))]
+    table = np.array([row for row in rows if all(map(math.isfinite, row))])
+    if len(keys) < 2 or len(table) < len(keys) + 2:
+        return []
+    total, parts = table[:, 0], table[:, 1:]
+    bounded = (parts.min(axis=0) >= 0) & (parts.max(axis=0) <= 1)
+    alone = [np.allclose(total, part, rtol=1e-5, atol=1e-8) for part in parts.T]
+    if sum(alone) == 1:  # one function is the reward, however closely others follow it
+        return [key[8:-5] for key, is_all, fits in zip(keys, alone, bounded, strict=True) if fits and not is_all]
+    spread = parts.std(axis=0)
+    varies = spread > 1e-9 * (1 + np.abs(parts).max(axis=0))
+    changes = parts[:, varies] - parts[:, varies].mean(axis=0)
+    weights = np.zeros(len(keys))
+    weights[varies], _, rank, _ = np.linalg.lstsq(changes, total - total.mean(), rcond=1e-8)
+    scale = total.std() + 1e-9 * np.abs(total).max()
+    left = total - parts @ weights
+    # What never varies has no weight if nothing is missing without it.
+    if rank < varies.sum() or left.std() > 1e-3 * scale or (not varies.all() and abs(left.mean()) > 1e-3 * scale):
+        return []
+    none = np.abs(weights) * np.where(varies, spread, 0.0) < 1e-3 * scale
+    return [key[8:-5] for key, held in zip(keys, none & bounded & (np.abs(weights) < 1e-3), strict=True) if held]
+
+
+def _add(run: Run, found: list[dict[str, float]]) -> None:
+    """What was found in completions joins the entries of the same steps, where it was not logged."""
+    by_step = {entry["step"]: entry for entry in run.steps}
+    for entry in found:
+        if entry["step"] in by_step:
+            logged = by_step[entry["step"]]
+            logged.update({key: value for key, value in entry.items() if key not in logged})
+        elif not by_step:
+            run.entries.append(entry)
+
+
+def _verdict(run: Run, findings: Sequence[Finding], has_held_out: bool) -> tuple[Status, str]:
+    faults = [finding for finding in findings if finding.level != "note"]
+    if faults:
+        words = {"failure": "Failing", "warning": "Doubtful"}[faults[0].level]
+        more = f" ({len(faults) - 1} more below.)" if len(faults) > 1 else ""
+        return ("failure" if faults[0].level == "failure" else "warning"), f"{words}: {faults[0].says}{more}"
+    key, upwards, name = progress_key(run)
+    values = run.values(key) if key else []
+    change = trend(values) if values else None
+    z = 0.0 if change is None else change.z if upwards else -change.z
+    if len(values) < ENOUGH or (len(values) < 2 * ENOUGH and z <= 2):
+        return "unclear", (
+            f"Too few points to tell: {len(values)} log entries "
+            f"{f'of `{key}`' if key else 'with a reward or a loss'}, and a trend "
+            f"takes {2 * ENOUGH}. Log more often (`logging_steps=1`), or ask again later."
+        )
+    assert change is not None
+    told = f"{name} went from {change.first:.3g} to {change.last:.3g} in {len(values)} log entries"
+    if z <= 2:
+        return "healthy", f"No fault found: {told}, and was good from the beginning."
+    blind = (
+        ""
+        if has_held_out or key not in REWARD_KEYS
+        else (" Whether answers got better, a trained reward alone does not tell: log a held-out one.")
+    )
+    return "healthy", f"No fault found: {told} ({z:+.0f} standard errors).{blind}"
+
+
+def _not_checked(run: Run, has_held_out: bool) -> list[str]:
+    if not run.series(*REWARD_KEYS):
+        needs: dict[str, tuple[str, ...]] = {"gradient": ("grad_norm",), "evaluation": ("eval_loss",)}
+    else:
+        needs = {
+            "gradient": ("grad_norm",),
+            "groups with equal rewards": (ZERO_STD, "reward_std"),
+            "truncation": (CLIPPED,),
+            "entropy": ENTROPY_KEYS,
+            "KL": ("kl",),
+            "reward and length within groups": ("collapse/length_correlation",),
+        }
+    missing = [name for name, keys in needs.items() if not run.series(*keys)]
+    if run.series(*REWARD_KEYS) and not has_held_out:
+        missing.append("held-out reward")
+    if not run.checkpoints:
+        missing.append("weights of checkpoints")
+    return missing

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Diagnoses as HTML and for a terminal, several runs side by side."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from markupsafe import Markup
+
+from ... import __version__
+from ...reporting import curves, page, plain, sparkline, table, terminal_text
+from ..detector import ENTROPY_KEYS, REWARD_KEYS
+from .checks import CLIPPED, ZERO_STD, Finding
+from .diagnose import Diagnosis
+from .sources import Run
+
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+MARKS = {"failure": "✗", "warning": "!", "note": "·"}
+STYLES = {"failure": "bold red", "warning": "bold yellow", "unclear": "bold", "healthy": "bold green", "note": "dim"}
+# Numbers that runs are compared by.
+COMPARED = (
+    *REWARD_KEYS,
+    "loss",
+    "kl",
+    *ENTROPY_KEYS,
+    "grad_norm",
+    "learning_rate",
+    "completions/mean_length",
+    CLIPPED,
+    ZERO_STD,
+    "mean_token_accuracy",
+    "eval_loss",
+    "eval_reward",
+)
+
+
+def report_page(diagnoses: Sequence[Diagnosis]) -> str:
+    """The page of one diagnosis, or of several side by side."""
+    several = len(diagnoses) > 1
+    sections: list[tuple[str, Markup | str]] = []
+    if several:
+        rows = [[str(d.run.path), d.status, d.verdict] for d in diagnoses]
+        blocks = [table(["run", "status", "verdict"], rows)]
+        blocks += [
+            curves({f"{d.run.path}: {key}": d.run.series(key) for d in diagnoses}) for key in _compared(diagnoses)[:4]
+        ]
+        sections.append(("Side by side", Markup("").join([*blocks, _comparison(diagnoses)])))
+    for diagnosis in diagnoses:
+        heading = f"{diagnosis.run.path}: " if several else ""
+        if several or not diagnosis.findings:
+            sections.append((f"{heading}verdict", diagnosis.verdict))
+        for finding in diagnosis.findings:
+            sections.append((f"{heading}{MARKS[finding.level]} {finding.says}", _finding(diagnosis.run, finding)))
+        sections.append((f"{heading}what was read", _read(diagnosis)))
+        if not several:
+            sections.append(("Curves", _comparison(diagnoses)))
+    title = "Diagnosis of " + (" and ".join(str(d.run.path) for d in diagnoses))
+    lead = "" if several else diagnoses[0].verdict
+    return page(title, sections, lead=lead, footer=f"endotrl {__version__}")
+
+
+def print_diagnoses(diagnoses: Sequence[Diagnosis], console: "Console") -> None:
+    """Writes diagnoses to a terminal: the verdict first, then findings with a sparkline each."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    from ...reporting import terminal_table
+
+    for diagnosis in diagnoses:
+        if len(diagnoses) > 1:
+            console.print(Text(terminal_text(str(diagnosis.run.path)), style="underline"))
+        console.print(Text(terminal_text(diagnosis.verdict), style=STYLES[diagnosis.status]))
+        for finding in diagnosis.findings:
+            console.print()
+            mark = f"{MARKS[finding.level]} {finding.level}: "
+            console.print(Text(mark, style=STYLES[finding.level]) + Text(terminal_text(finding.says), style="bold"))
+            lines = [terminal_text(finding.evidence, 600)]
+            shown = list(curve_series(diagnosis.run, finding.curves).items())[:2]
+            lines += [f"{sparkline([value for _, value in points])}  {key}" for key, points in shown]
+            lines += [f"Change: {terminal_text(finding.change, 600)}", f"See {finding.reference}"]
+            for line in lines:
+                console.print(Padding(Text(line), (0, 0, 0, 2)))
+        console.print()
+        console.print(Text(terminal_text(_source(diagnosis), 1000), style="dim"))
+        console.print()
+    if len(diagnoses) > 1:
+        headers = ["number", *[f"run {i + 1}" for i in range(len(diagnoses))], *[""] * 1]
+        rows = [[key, *[_ends(d.run, key) for d in diagnoses], ""] for key in _compared(diagnoses)]
+        console.print(terminal_table(headers, rows, title="First and last values"))
+
+
+def curve_series(run: Run, names: Sequence[str]) -> dict[str, list[tuple[float, float]]]:
+    """The logged numbers of these names; a name that ends in `/` stands for all that begin with it."""
+    logged = list(dict.fromkeys(key for entry in run.entries for key in entry))
+    keys = [k for name in names for k in ([n for n in logged if n.startswith(name)] if name[-1] == "/" else [name])]
+    found = {key: run.series(key) for key in dict.fromkeys(keys)}
+    return {key: points for key, points in found.items() if points}
+
+
+def _finding(run: Run, finding: Finding) -> Markup:
+    return Markup("<p>{}</p>{}<p><b>Change:</b> {}</p><p class=meta>See {}</p>").format(
+        plain(finding.evidence),
+        curves(dict(list(curve_series(run, finding.curves).items())[:4])),
+        plain(finding.change),
+        plain(finding.reference),
+    )
+
+
+def _read(diagnosis: Diagnosis) -> Markup:
+    return Markup("<p>{}</p>").format(plain(_source(diagnosis)))
+
+
+def _source(diagnosis: Diagnosis) -> str:
+    run = diagnosis.run
+    parts = [f"Read: {len(run.steps)} log entries of {run.source}"]
+    if run.completions:
+        parts.append(f"{len(run.completions)} files of completions")
+    if run.checkpoints:
+        parts.append(f"{len(run.checkpoints)} checkpoints")
+    text = ", ".join(parts) + "."
+    if diagnosis.held_out:
+        text += f" Held out: {', '.join(diagnosis.held_out)}."
+    if diagnosis.not_checked:
+        text += f" Not checked, for it was not logged: {', '.join(diagnosis.not_checked)}."
+    return " ".join([text, *(f"{note}." for note in run.notes)])
+
+
+def _compared(diagnoses: Sequence[Diagnosis]) -> list[str]:
+    extra = sorted({key for d in diagnoses for e in d.run.steps for key in e if key.startswith("rewards/")})
+    return [key for key in (*COMPARED, *extra) if any(d.run.series(key) for d in diagnoses)]
+
+
+def _ends(run: Run, key: str) -> str | None:
+    values = run.values(key)
+    return f"{values[0]:.3g} → {values[-1]:.3g}" if values else None
+
+
+def _comparison(diagnoses: Sequence[Diagnosis]) -> Markup:
+    headers = ["number"]
+    for diagnosis in diagnoses:
+        name = f"{diagnosis.run.path}: " if len(diagnoses) > 1 else ""
+        headers += [f"{name}first → last", f"{name}curve"]
+    rows = []
+    for key in _compared(diagnoses):
+        row: list[object] = [key]
+        for diagnosis in diagnoses:
+            points = [value for _, value in diagnosis.run.series(key)]
+            row += [_ends(diagnosis.run, key), sparkline(points) if any(map(math.isfinite, points)) else None]
+        rows.append(row)
+    return table(headers, rows)

@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Logs of finished and running runs, of any trainer of TRL: `trainer_state.json`, offline W&B runs, TensorBoard events,
+JSON Lines, and the completions that TRL writes as Parquet.
+
+What is read becomes entries as in `trainer.state.log_history`: `reward`, not W&B's `train/reward`; `eval_reward`, not
+`eval/reward`.
+"""
+
+import gzip
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...runs.checkpoints import checkpoints
+from .wandb_file import read_wandb_file
+
+
+STATE_FILE = "trainer_state.json"
+LOG_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
+KINDS = (
+    "a `trainer_state.json`, an output folder or a checkpoint, an offline W&B run (`offline-run-...` or `*.wandb`), "
+    "TensorBoard events, `completions/*.parquet`, or JSON Lines with one log entry per line"
+)
+
+
+@dataclass
+class Run:
+    """
+    What a run left behind.
+
+    Attributes:
+        path (`Path`):
+            What was asked for.
+        source (`str`):
+            What the entries were read from.
+        entries (`list[dict[str, float]]`):
+            Log entries with their `step`, in order, those of evaluations apart. `None` in TRL's log is NaN here.
+        completions (`list[Path]`):
+            Parquet files of completions, in order of steps.
+        checkpoints (`list[Path]`):
+            Folders with weights, in order of steps.
+        settings (`dict`):
+            Training arguments, as far as the log has them.
+        max_steps (`int`, *optional*):
+            Steps that the run is to have.
+        notes (`list[str]`):
+            What else is there, and was not read.
+    """
+
+    path: Path
+    source: str = ""
+    entries: list[dict[str, float]] = field(default_factory=list)
+    completions: list[Path] = field(default_factory=list)
+    checkpoints: list[Path] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+    max_steps: int | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def steps(self) -> list[dict[str, float]]:
+        """Entries of training, without evaluations."""
+        return [entry for entry in self.entries if not any(key.startswith("eval_") for key in entry)]
+
+    def series(self, *keys: str) -> list[tuple[float, float]]:
+        """Steps and values of the first of these numbers that was logged, NaN included."""
+        for key in keys:
+            found = [(entry["step"], entry[key]) for entry in self.entries if key in entry]
+            if found:
+                return found
+        return []
+
+    def values(self, *keys: str) -> list[float]:
+        """Finite values of the first of these numbers that was logged."""
+        return [value for _, value in self.series(*keys) if math.isfinite(value)]
+
+
+def read_run(path: str | Path) -> Run:
+    """
+    Reads a run.
+
+    Args:
+        path (`str` or `Path`):
+            What a trainer of TRL, or its tracker, wrote. Of a folder in which there are several logs of a run, the
+            one that goes furthest is read.
+
+    Raises:
+        `FileNotFoundError`: If it is not there.
+        `ValueError`: If no log is found in it, or a log is damaged.
+        `ImportError`: If what reads it is not installed.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist. A run is {KINDS}.")
+    run = _read_folder(path) if path.is_dir() else _read_file(path)
+    if not run.entries and not run.completions:
+        raise ValueError(f"{run.source or path} has no log entry yet: nothing was logged, or another thing is in it.")
+    run.path = path
+    return run
+
+
+def _read_file(path: Path) -> Run:
+    name = path.name
+    if name.endswith(".parquet"):
+        return Run(path, source=str(path), completions=[path])
+    if name.endswith(".wandb"):
+        history, config = read_wandb_file(path)
+        return Run(path, str(path), _entries(history), settings=config, max_steps=_max_steps(config))
+    if "tfevents" in name:
+        return _read_events(path)
+    if name.endswith(LOG_SUFFIXES):
+        return _read_json(path)
+    raise ValueError(f"{path} is of no kind that is known. A run is {KINDS}.")
+
+
+def _read_folder(folder: Path) -> Run:
+    there = checkpoints(folder)
+    with_weights = [path for path in there.values() if any(path.glob("*.safetensors"))]
+    if not there and any(folder.glob("*.safetensors")):
+        with_weights = [folder]
+    candidates = [folder / STATE_FILE, *[path / STATE_FILE for path in there.values()][-1:]]
+    logs = [path for path in candidates if path.is_file()]
+    wandb_files = {path.resolve(): path for path in folder.glob("**/*.wandb")}  # `latest-run` is a link
+    # A run that was resumed has a file for each time, all of the same name.
+    wandb_runs = {path.name: path for path in sorted(wandb_files.values(), key=_modified)}
+    latest_first = sorted(wandb_runs.values(), key=_modified, reverse=True)
+    event_files = {path.parent: path for path in sorted(folder.glob("**/*tfevents*"), key=_modified)}
+    events = sorted(event_files.values(), key=_modified, reverse=True)
+    notes = [
+        f"{len(found) - 1} older {kind} in the folder: the newest is read, give the path of another to read that"
+        for kind, found in (("W&B runs are", latest_first), ("TensorBoard runs are", events))
+        if len(found) > 1
+    ]
+    logs += [*latest_first[:1], *events[:1]]
+    if not logs:
+        lines = sorted(path for path in folder.iterdir() if path.name.endswith((".jsonl", ".jsonl.gz")))
+        logs = lines[:1]
+        notes += [f"{path.name} is in the folder, too, and was not read" for path in lines[1:]]
+    runs, missing = [], []
+    for path in logs:
+        try:
+            runs.append(_read_file(path))
+            for earlier in sorted(
+                (p for p in wandb_files.values() if p.name == path.name and p != path), key=_modified, reverse=True
+            ):
+                runs[-1].entries = _continued(_read_file(earlier).entries, runs[-1].entries)
+        except ImportError as error:  # another log may do
+            missing.append(error)
+    if not runs and missing:
+        raise missing[0]
+    # The log that goes furthest: checkpoints lag behind.
+    run = max(runs, key=lambda run: run.entries[-1]["step"] if run.entries else -1, default=Run(folder))
+    for other in runs:
+        run.settings = {**other.settings, **run.settings}
+        run.max_steps = run.max_steps or other.max_steps
+    parquet = {path.resolve(): path for place in (folder / "completions", folder) for path in place.glob("*.parquet")}
+    run.completions = sorted(parquet.values(), key=lambda path: path.name)
+    run.checkpoints, run.notes = with_weights, notes + [str(error) for error in missing]
+    if not run.entries and not run.completions:
+        raise ValueError(f"No log is in {folder}. A run is {KINDS}.")
+    if not run.source:
+        run.source = str(run.completions[0].parent)
+    return run
+
+
+def _continued(before: list[dict[str, float]], after: list[dict[str, float]]) -> list[dict[str, float]]:
+    """The entries of a run that was interrupted: what was done again counts once."""
+    resumed_at = after[0]["step"] if after else math.inf
+    return [entry for entry in before if entry["step"] < resumed_at] + after
+
+
+def _modified(path: Path) -> float:
+    return path.stat().st_mtime
+
+
+def _read_json(path: Path) -> Run:
+    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+    with opened as file:
+        text = file.read()
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError:
+        content = _lines(path, text)
+    state = content if isinstance(content, dict) else {}
+    rows = state.get("log_history", [content] if state else content)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(
+            f"{path} holds no log: it must be a `{STATE_FILE}`, or a JSON object with numbers for each log entry."
+        )
+    max_steps = state.get("max_steps")
+    return Run(path, str(path), _entries(rows), max_steps=max_steps if max_steps and max_steps > 0 else None)
+
+
+def _lines(path: Path, text: str) -> list[Any]:
+    rows = []
+    lines = text.splitlines()
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                break  # being written
+            raise ValueError(f"{path}, line {number}, is no JSON: {error}.") from error
+    return rows
+
+
+def _read_events(path: Path) -> Run:
+    try:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    except ImportError as error:
+        raise ImportError(
+            f"{path} holds TensorBoard events, which take tensorboard to read: pip install tensorboard. Or give the "
+            f"run's `{STATE_FILE}`, which is in its checkpoints."
+        ) from error
+    # All files of the folder: a run that was resumed has several.
+    accumulator = EventAccumulator(str(path.parent), size_guidance={"scalars": 0, "tensors": 0})
+    accumulator.Reload()
+    by_step: dict[tuple[bool, int], dict[str, Any]] = {}
+    for tag in accumulator.Tags()["scalars"]:
+        for event in accumulator.Scalars(tag):
+            row = by_step.setdefault((tag.startswith("eval/"), event.step), {"step": event.step})
+            row[tag] = event.value
+    rows = [by_step[key] for key in sorted(by_step, key=lambda key: (key[1], key[0]))]
+    settings: dict[str, Any] = {}
+    if "args/text_summary" in accumulator.Tags()["tensors"]:  # of transformers' callback
+        text = accumulator.Tensors("args/text_summary")[-1].tensor_proto.string_val[0]
+        settings = json.loads(text)
+    return Run(path, str(path.parent), _entries(rows), settings=settings, max_steps=_max_steps(settings))
+
+
+def _max_steps(settings: Mapping[str, Any]) -> int | None:
+    value = settings.get("max_steps")
+    return value if isinstance(value, int) and value > 0 else None
+
+
+def _entries(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """Rows of any tracker as entries of `log_history`."""
+    entries: list[dict[str, float]] = []
+    for row in rows:
+        parts: dict[bool, dict[str, float]] = {False: {}, True: {}}  # of an evaluation: True
+        for key, value in row.items():
+            if key.startswith(("_", "profiling/")):  # W&B's own, and TRL's timers in it
+                continue
+            evaluation = key.startswith(("eval/", "eval_"))
+            name = f"eval_{key[5:]}" if evaluation else key.removeprefix("train/")
+            number = _number(value)
+            if number is not None:
+                parts[evaluation][name] = number
+        step = parts[False].pop("step", parts[False].pop("global_step", None))
+        step = _number(row.get("_step")) if step is None else step
+        parts[False].pop("global_step", None)
+        for part in parts.values():
+            # The summary at the end has means of the whole run.
+            names = part.keys() - {"epoch"}
+            if names and not any(name.endswith("train_runtime") for name in names):
+                entries.append({"step": float(len(entries)) if step is None else step, **part})
+    return entries
+
+
+def _number(value: object) -> float | None:
+    """A logged number; `None` (TRL writes it for a mean over nothing) is NaN, and what is no number `None`."""
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        return float(value)
+    except ValueError:
+        return None

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Statistics of a logged number over a whole run: where it began, where it is, and how sure the difference is."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Trend(NamedTuple):
+    """Means of the first eighth (at least 3 entries) and of the last third, and their difference over its noise."""
+
+    first: float
+    last: float
+    z: float
+
+
+def mean(values: Sequence[float]) -> float:
+    """Arithmetic mean."""
+    return sum(values) / len(values)
+
+
+def median(values: Sequence[float]) -> float:
+    """The middle value; of two, the greater."""
+    return sorted(values)[len(values) // 2]
+
+
+def tail(values: Sequence[float], part: int = 3) -> Sequence[float]:
+    """The last entries: of `part` equal parts the last one, and at least three."""
+    return values[-max(3, len(values) // part) :]
+
+
+def noise(values: Sequence[float]) -> float:
+    """Standard deviation of an entry, from the differences of neighbours, which a trend does not inflate."""
+    steps = [abs(b - a) for a, b in zip(values, values[1:], strict=False)]
+    return mean(steps) * math.sqrt(math.pi) / 2 if steps else 0.0
+
+
+def trend(values: Sequence[float]) -> Trend:
+    """The change of a series from its beginning to its end; `z` is in standard errors of that difference."""
+    head, end = values[: max(3, len(values) // 8)], tail(values)
+    error = noise(values) * math.sqrt(1 / len(head) + 1 / len(end))
+    first, last = mean(head), mean(end)
+    return Trend(first, last, (last - first) / (error + 1e-9 + 1e-6 * abs(first)))
+
+
+def correlation(xs: Sequence[float], ys: Sequence[float]) -> float:
+    """Pearson's correlation; 0 where one of the numbers is constant."""
+    x, y = mean(xs), mean(ys)
+    product = sum((a - x) * (b - y) for a, b in zip(xs, ys, strict=True))
+    squares = sum((a - x) ** 2 for a in xs) * sum((b - y) ** 2 for b in ys)
+    return product / math.sqrt(squares) if squares > 0 else 0.0

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Held-out questions, asked between the steps of a run and graded: what the monitor judges a run by."""
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import GRPOTrainer, RLOOTrainer
+
+from .batch_statistics import mean_and_error
+from .detector import ASKED_CHANGE, ASKED_CHANGE_ERROR, HELD_OUT, HELD_OUT_ERROR
+
+
+logger = logging.getLogger(__name__)
+
+# Where the trainer's state, which is in every checkpoint, has the grades of the first asking.
+MEMORY = "held_out/"
+
+
+class HeldOut(TrainerCallback):
+    r"""
+    Asks held-out questions every few steps and logs how well they are answered, with its standard error. For
+    [`~trl.GRPOTrainer`], [`~trl.RLOOTrainer`], [`DenseGRPOTrainer`] and [`PPOTrainer`], whose own way to generate is
+    used: template, sampling settings, vLLM, several processes.
+
+    The questions are the same each time, with the same random numbers, so that the change of each question tells more
+    than the difference of two means. Of $n$ questions with grades $a_q$ now and $b_q$ before training, that is
+    $\frac1n \sum_q (a_q - b_q)$ with the standard error over questions. Nothing else changes in the run, to the bit
+    (not tried with vLLM).
+
+    [`CollapseMonitor`] reads what is logged: `collapse/held_out/<name>` and `collapse/held_out_error/<name>`, the mean
+    grade and its error; `collapse/asked_change/<name>` and `collapse/asked_change_error/<name>`, the change.
+
+    Args:
+        questions ([`~datasets.Dataset`] or `list[dict]`):
+            Rows with a `prompt`, as in the dataset that is trained on, and the columns that the grader takes. None of
+            them may be trained on. 50 to 200 are enough to see a collapse: of 100, a mean of 0.7 has an error of 0.05.
+        grader (`Callable`):
+            A reward function of TRL, such as [`AccuracyReward`]; grades should be in $[0, 1]$. `None` leaves a
+            completion out.
+        every (`int`, *optional*, defaults to `10`):
+            Steps from one asking to the next. They are also asked before the first step.
+        num_samples (`int`, *optional*):
+            Answers per question. Defaults to 1, or with vLLM to the trainer's `num_generations_eval`, of which it must
+            be a multiple there.
+        batch_size (`int`, *optional*):
+            Answers that a process generates at a time. Defaults to the trainer's own generation batch.
+        name (`str`, *optional*, defaults to `"questions"`):
+            Name in the log.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the answers.
+
+    Raises:
+        `ValueError`: If there are no questions, a row has no `prompt`, or a number is below 1.
+
+    Example:
+    ```python
+    >>> from endotrl import CollapseMonitor, HeldOut
+    >>> from endotrl.rewards import AccuracyReward
+
+    >>> split = dataset.train_test_split(test_size=100, seed=0)
+    >>> trainer = GRPOTrainer(model, reward_funcs=reward, args=args, train_dataset=split["train"])
+    >>> HeldOut(split["test"], AccuracyReward("answer"), every=10).attach(trainer)
+    >>> CollapseMonitor(action="stop").attach(trainer)
+    >>> trainer.train()
+    ```
+    """
+
+    def __init__(
+        self,
+        questions: Sequence[Mapping[str, Any]],
+        grader: Callable[..., list[float | None]],
+        every: int = 10,
+        num_samples: int | None = None,
+        batch_size: int | None = None,
+        name: str = "questions",
+        seed: int = 0,
+    ) -> None:
+        rows = [dict(row) for row in questions]
+        if not rows:
+            raise ValueError("There are no held-out questions: `questions` is empty.")
+        for index, row in enumerate(rows):
+            if "prompt" not in row or row.keys() != rows[0].keys():
+                raise ValueError(
+                    f"Row {index} of `questions` has the columns {sorted(row)}, but each row must have a `prompt` "
+                    f"and the columns of the first row: {sorted(rows[0])}."
+                )
+        for setting, value in (("every", every), ("num_samples", num_samples), ("batch_size", batch_size)):
+            if value is not None and value < 1:
+                raise ValueError(f"`{setting}` is {value}, but it must be at least 1.")
+        self.questions, self.grader, self.every = rows, grader, every
+        self.num_samples, self.batch_size, self.name, self.seed = num_samples, batch_size, name, seed
+        self.history: dict[int, float] = {}
+        self._trainer: Any = None
+        self._first: Tensor | None = None  # grades of the first asking, per question
+
+    def attach(self, trainer: Any) -> "HeldOut":
+        """
+        Adds the questions to a trainer.
+
+        Args:
+            trainer ([`~trl.GRPOTrainer`] or [`~trl.RLOOTrainer`]):
+                The trainer, or one of this package, made before this call.
+
+        Returns:
+            This callback.
+
+        Raises:
+            `TypeError`: If it is another trainer.
+            `ValueError`: If a reward function has the same name, the trainer's questions have environments, or
+                `num_samples` does not go with vLLM.
+        """
+        if not isinstance(trainer, GRPOTrainer | RLOOTrainer):
+            raise TypeError(
+                f"`trainer` is a {type(trainer).__name__}, but questions can be asked in GRPOTrainer, RLOOTrainer, "
+                "DenseGRPOTrainer and PPOTrainer. For others, evaluate checkpoints with `endotrl eval generation`."
+            )
+        if self.name in trainer.reward_func_names:
+            raise ValueError(
+                f"The trainer has a reward function {self.name!r}, too: give the questions another `name`."
+            )
+        if getattr(trainer, "environment_factories", None) or getattr(trainer, "environments", None):
+            raise ValueError("Held-out questions cannot be asked in environments. Use an `eval_dataset`.")
+        per_call = trainer.num_generations_eval if trainer.use_vllm else 1
+        self.num_samples = self.num_samples or per_call
+        if self.num_samples % per_call:
+            raise ValueError(
+                f"`num_samples` is {self.num_samples}, but vLLM generates `num_generations_eval` ({per_call}) answers "
+                "to each prompt: give a multiple of it."
+            )
+        self._trainer = trainer
+        self._warn_of_trained_questions()
+        trainer.add_callback(self)
+        return self
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Asks before the first step; a run that goes on remembers what was answered then."""
+        if self._trainer is None:
+            raise ValueError("Held-out questions must be attached: `HeldOut(...).attach(trainer)`.")
+        remembered = state.stateful_callbacks.get(MEMORY + self.name)
+        if remembered is not None and len(remembered) == len(self.questions):
+            self._first = torch.tensor([math.nan if grade is None else grade for grade in remembered])
+        else:
+            self._ask(state)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Asks, if it is time."""
+        if state.global_step % self.every == 0:
+            self._ask(state)
+
+    def _ask(self, state: TrainerState) -> None:
+        grades = self._grades()
+        mean, error = mean_and_error(grades)
+        answers = grades.nanmean(dim=1)
+        figures = {HELD_OUT + self.name: mean, HELD_OUT_ERROR + self.name: error}
+        if self._first is None:
+            self._first = answers
+            state.stateful_callbacks[MEMORY + self.name] = [None if math.isnan(a) else a for a in answers.tolist()]
+        change, change_error = mean_and_error((answers - self._first)[:, None])
+        figures |= {ASKED_CHANGE + self.name: change, ASKED_CHANGE_ERROR + self.name: change_error}
+        self.history[state.global_step] = mean
+        for key, value in figures.items():
+            # With the next log entry; of several askings until then, the last one.
+            self._trainer._metrics["train"][key] = [value]
+
+    def _grades(self) -> Tensor:
+        """Grades of shape `(questions, samples)`, the same on all processes; NaN where there is none."""
+        trainer, samples = self._trainer, self.num_samples or 1
+        accelerator = trainer.accelerator
+        each = math.ceil(len(self.questions) / accelerator.num_processes)
+        # Every process asks as many, and the last ones some again: generation may need all processes.
+        mine = [(accelerator.process_index + i * accelerator.num_processes) % len(self.questions) for i in range(each)]
+        rows = [self.questions[i] for i in mine for _ in range(samples)]
+        size = self.batch_size or max(
+            1, trainer.args.per_device_train_batch_size * (trainer.args.steps_per_generation or 1)
+        )
+        size = max(samples, size // samples * samples)
+        device = accelerator.device
+        training, metrics = trainer.model.training, dict(trainer._metrics["eval"])
+        grades: list[float] = []
+        with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device], device_type=_rng_type(device)):
+            torch.manual_seed(self.seed + accelerator.process_index)
+            trainer.model.eval()
+            for start in range(0, len(rows), size):
+                grades += self._answer(rows[start : start + size])
+            trainer.model.train(training)
+        trainer._metrics["eval"].clear()
+        trainer._metrics["eval"].update(metrics)
+        gathered = accelerator.gather(torch.tensor(grades, device=device))
+        by_process = gathered.view(accelerator.num_processes, each, samples).transpose(0, 1)
+        return by_process.reshape(-1, samples)[: len(self.questions)].double().cpu()
+
+    def _answer(self, rows: Sequence[dict[str, Any]]) -> list[float]:
+        prompts = [row["prompt"] for row in rows]
+        output = self._trainer._generate(prompts)
+        # GRPO has the mask of its tools between ids and completions.
+        completion_ids, completions = output[1], output[3 if isinstance(self._trainer, GRPOTrainer) else 2]
+        columns = {key: [row[key] for row in rows] for key in rows[0] if key != "prompt"}
+        with torch.no_grad():
+            grades = self.grader(prompts=prompts, completions=completions, completion_ids=completion_ids, **columns)
+        if len(grades) != len(rows):
+            raise ValueError(f"The grader gave {len(grades)} grades to {len(rows)} completions.")
+        return [math.nan if grade is None else float(grade) for grade in grades]
+
+    def _warn_of_trained_questions(self) -> None:
+        dataset = self._trainer.train_dataset
+        if "prompt" not in (getattr(dataset, "column_names", None) or []) or not hasattr(dataset, "__len__"):
+            return  # a stream
+        asked = {str(row["prompt"]) for row in self.questions}
+        trained = asked.intersection(map(str, dataset["prompt"]))
+        if trained:
+            logger.warning(
+                "%d of %d held-out questions are in the dataset that is trained on: what they say is too good.",
+                len(trained),
+                len(asked),
+            )
+
+
+def _rng_type(device: torch.device) -> str:
+    return "cuda" if device.type == "cpu" else device.type

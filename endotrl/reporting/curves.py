@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small plots of logged numbers, without a plotting library: a line of characters, or inline SVG."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from markupsafe import Markup
+
+from .text import plain
+
+
+BARS = "▁▂▃▄▅▆▇█"
+# Okabe and Ito's colours, told apart with every common colour blindness.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
+WIDTH, HEIGHT, MARGIN = 480, 110, 6
+
+
+def sparkline(values: Sequence[float], width: int = 32) -> str:
+    """
+    A series as one line of characters, from its least value to its greatest; what is not finite is a dot.
+
+    Example:
+    ```python
+    >>> from endotrl.reporting import sparkline
+
+    >>> sparkline([0.0, 1.0, 2.0, 7.0])
+    '▁▂▃█'
+    ```
+    """
+    per_bar = max(1, math.ceil(len(values) / width))
+    blocks = [values[i : i + per_bar] for i in range(0, len(values), per_bar)]
+    finite = [[v for v in block if math.isfinite(v)] for block in blocks]
+    means = [sum(block) / len(block) if block else math.nan for block in finite]
+    known = [mean for mean in means if math.isfinite(mean)]
+    low, high = min(known, default=0.0), max(known, default=0.0)
+    step = (high - low) / (len(BARS) - 1) or 1.0
+    return "".join("·" if math.isnan(mean) else BARS[round((mean - low) / step)] for mean in means)
+
+
+def curves(series: Mapping[str, Sequence[tuple[float, float]]]) -> Markup:
+    """
+    Series over steps as inline SVG, each on a scale of its own, which its legend gives.
+
+    Args:
+        series (`dict[str, list[tuple[float, float]]]`):
+            Steps and values by name. What is not finite is left out.
+    """
+    known = {name: [(x, y) for x, y in points if math.isfinite(y)] for name, points in series.items()}
+    known = {name: points for name, points in known.items() if points}
+    if not known:
+        return Markup("")
+    left = min(points[0][0] for points in known.values())
+    right = max(points[-1][0] for points in known.values())
+    lines, legend = [], []
+    for index, (name, points) in enumerate(known.items()):
+        low, high = min(y for _, y in points), max(y for _, y in points)
+        path = " ".join(
+            f"{MARGIN + (x - left) / ((right - left) or 1) * (WIDTH - 2 * MARGIN):.1f},"
+            f"{HEIGHT - MARGIN - (y - low) / ((high - low) or 1) * (HEIGHT - 2 * MARGIN):.1f}"
+            for x, y in points
+        )
+        color = Markup(COLORS[index % len(COLORS)])
+        lines.append(
+            Markup('<polyline points="{}" fill="none" stroke="{}" stroke-width="1.5"/>').format(path, color)
+            if len(points) > 1
+            else Markup('<circle cx="{}" cy="{}" r="3" fill="{}"/>').format(*path.split(","), color)
+        )
+        legend.append(
+            Markup('<span style="color:{}">■</span> {} ({:.4g} to {:.4g})').format(color, plain(name), low, high)
+        )
+    return Markup(
+        '<figure><svg viewBox="0 0 {} {}" role="img" aria-label="{}" style="width:100%;max-width:30rem;'
+        'border:1px solid var(--line)">{}</svg><figcaption>{}, step {:g} to {:g}</figcaption></figure>'
+    ).format(
+        WIDTH,
+        HEIGHT,
+        plain(", ".join(known)),
+        Markup("").join(lines),
+        Markup(" · ").join(legend),
+        left,
+        right,
+    )

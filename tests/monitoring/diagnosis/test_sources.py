@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The same run is read from all that trainers and trackers write, finished or not."""
+
+import json
+import math
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from endotrl import diagnose
+from endotrl.monitoring.diagnosis import read_run
+from endotrl.monitoring.diagnosis.completions import completion_entries
+
+from .runs import healthy, write_state
+
+
+ROWS = healthy(30)
+
+
+def write_wandb(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    """An offline run by wandb itself, in a process of its own, with the names that transformers gives."""
+    code = (
+        "import json, sys, wandb\n"
+        "run = wandb.init(dir=sys.argv[1], mode='offline', config={'beta': 0.1, 'max_steps': 60}, settings="
+        "wandb.Settings(console='off', x_disable_stats=True))\n"
+        "for row in json.load(sys.stdin): run.log(row)\n"
+        "run.finish()"
+    )
+    logged = [
+        {**{f"train/{k}": v for k, v in row.items() if k != "step"}, "train/global_step": row["step"]} for row in rows
+    ]
+    subprocess.run(
+        [sys.executable, "-c", code, str(folder)], input=json.dumps(logged), text=True, check=True, timeout=120
+    )
+    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    return path
+
+
+def same(run: Any, rows: list[dict[str, Any]]) -> bool:
+    keys = rows[0].keys()
+    return len(run.entries) == len(rows) and all(
+        math.isclose(entry[key], row[key], rel_tol=1e-6)
+        for entry, row in zip(run.entries, rows, strict=True)
+        for key in keys
+    )
+
+
+def test_trainer_state_wherever_it_is(tmp_path: Path) -> None:
+    for step in (10, 30):
+        write_state(tmp_path / f"checkpoint-{step}" / "trainer_state.json", ROWS[:step], max_steps=60)
+    for path in (tmp_path, tmp_path / "checkpoint-30", tmp_path / "checkpoint-30" / "trainer_state.json"):
+        run = read_run(path)
+        assert same(run, ROWS) and run.max_steps == 60
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+def test_json(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"log{suffix}"
+    text = json.dumps(ROWS) if suffix == ".json" else "".join(json.dumps(row) + "\n" for row in ROWS)
+    path.write_text(text)
+    assert same(read_run(path), ROWS)
+    if suffix == ".jsonl":  # other JSON in a folder may be anything
+        assert same(read_run(tmp_path), ROWS)
+
+
+def test_a_line_that_is_being_written(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS) + '{"step": 31, "rew')
+    assert same(read_run(path), ROWS)
+    path.write_text('{"step": 1,\n' + json.dumps(ROWS[0]) + "\n")
+    with pytest.raises(ValueError, match="line 1, is no JSON"):
+        read_run(path)
+
+
+def test_evaluations_and_summaries(tmp_path: Path) -> None:
+    rows = [
+        {"train/global_step": 5, "train/reward": "0.5", "train/kl": None, "_runtime": 3},
+        {"train/global_step": 5, "eval/reward": 0.7},
+        {"train/global_step": 6, "train/train_runtime": 9.0, "train/train_loss": 0.1},
+        {"train/global_step": 6, "profiling/generate": 0.1},
+    ]
+    path = tmp_path / "log.json"
+    path.write_text(json.dumps(rows))
+    first, second = read_run(path).entries
+    assert math.isnan(first.pop("kl")) and first == {"step": 5, "reward": 0.5}
+    assert second == {"step": 5, "eval_reward": 0.7}
+
+
+@pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed")
+def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_wandb(tmp_path, ROWS)
+    for place in (path, path.parent, tmp_path):
+        run = read_run(place)
+        assert same(run, ROWS)
+        assert (run.settings["beta"], run.max_steps) == (0.1, 60)
+    # A run that is being written ends anywhere.
+    whole, cut = path.read_bytes(), tmp_path / "run-cut.wandb"
+    counts = []
+    for size in range(len(whole) // 3, len(whole), 997):
+        cut.write_bytes(whole[:size])
+        counts.append(len(read_run(cut).entries))
+    assert counts == sorted(counts) and 0 < counts[0] < 30
+    damaged = bytearray(whole)
+    damaged[len(whole) // 2] ^= 255
+    cut.write_bytes(damaged)
+    with pytest.raises(ValueError, match="is damaged at byte"):
+        read_run(cut)
+    monkeypatch.setitem(sys.modules, "wandb.proto.wandb_internal_pb2", None)
+    with pytest.raises(ImportError, match=r"pip install 'endotrl\[wandb\]'"):
+        read_run(path)
+
+
+@pytest.mark.skipif(find_spec("tensorboard") is not None, reason="tensorboard is installed")
+def test_events_without_tensorboard(tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "host" / "events.out.tfevents.1.host"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"")
+    with pytest.raises(ImportError, match="pip install tensorboard"):
+        read_run(tmp_path)
+    write_state(tmp_path / "trainer_state.json", ROWS)
+    run = read_run(tmp_path)  # another log does
+    assert same(run, ROWS) and "pip install tensorboard" in run.notes[0]
+
+
+@pytest.mark.skipif(find_spec("tensorboard") is None, reason="tensorboard is not installed")
+def test_events(tmp_path: Path) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(tmp_path / "runs" / "host"))
+    writer.add_text("args", json.dumps({"beta": 0.1, "max_steps": 60}))
+    for row in ROWS:
+        for key, value in row.items():
+            if key != "step":
+                writer.add_scalar(f"train/{key}", value, row["step"])
+    writer.add_scalar("eval/reward", 0.5, 30)
+    writer.close()
+    run = read_run(tmp_path)
+    assert [entry["step"] for entry in run.steps] == [row["step"] for row in ROWS]
+    assert run.entries[-1] == {"step": 30, "eval_reward": 0.5}
+    assert run.steps[3]["reward"] == pytest.approx(ROWS[3]["reward"], rel=1e-6)
+    assert (run.settings["beta"], run.max_steps) == (0.1, 60)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "says"),
+    [
+        (lambda path: path / "nowhere", FileNotFoundError, "does not exist. A run is a `trainer_state.json`"),
+        (lambda path: path, ValueError, "No log is in"),
+        (lambda path: (path / "a.txt").write_text("a") and path / "a.txt", ValueError, "of no kind that is known"),
+        (lambda path: write_state(path / "a.json", []), ValueError, "has no log entry yet"),
+        (lambda path: (path / "a.json").write_text("[1]") and path / "a.json", ValueError, "holds no log"),
+        (lambda path: (path / "a.wandb").write_text("x") and path / "a.wandb", ValueError, "is no W&B run"),
+    ],
+)
+def test_what_is_no_run(make: Any, error: type[Exception], says: str, tmp_path: Path) -> None:
+    if says == "is no W&B run" and find_spec("wandb") is None:
+        error, says = ImportError, "pip install"
+    with pytest.raises(error, match=says):
+        read_run(make(tmp_path))
+
+
+def write_completions(folder: Path, step: int, longer: bool) -> None:
+    """Two groups of four; the advantage follows `good`, not `seen`."""
+    texts = ["a b", "a b c", "a a a a a a a a", "b"] * 2
+    good = [len(t.split()) if longer else (1.0, 0.0, 1.0, 0.0)[i % 4] for i, t in enumerate(texts)]
+    mean = sum(good[:4]) / 4
+    folder.mkdir(parents=True, exist_ok=True)
+    table = {
+        "step": [step] * 8,
+        "prompt": [[{"role": "user", "content": "p"}]] * 4 + [[{"role": "user", "content": "q"}]] * 4,
+        "completion": [[{"role": "assistant", "content": text}] for text in texts],
+        "seen": [0.0, 1.0, 0.0, 0.0] * 2,
+        "good": [float(g) for g in good],
+        "advantage": [g - mean for g in good],
+        "note": ["x"] * 8,
+    }
+    pq.write_table(pa.table(table), folder / f"completions_{step:05d}.parquet")
+
+
+def test_completions(tmp_path: Path) -> None:
+    write_completions(tmp_path, 7, longer=True)
+    (entry,) = completion_entries(sorted(tmp_path.glob("*.parquet")))
+    assert entry["step"] == 7 and entry["words"] == 14 / 4
+    assert entry["reward"] == entry["rewards/good/mean"] == 3.5 and entry["rewards/seen/mean"] == 0.25
+    assert entry["collapse/length_correlation"] == pytest.approx(1.0)
+    assert entry["collapse/distinct_completions"] == 4
+    # Of texts with two 4-grams or more: one of five is new in "a a a a a a a a".
+    assert entry["collapse/repetition"] == pytest.approx(0.8)
+    assert entry["frac_reward_zero_std"] == 0.0
+
+
+def test_completions_alone_show_that_the_reward_is_length(tmp_path: Path) -> None:
+    for step in range(1, 13):
+        write_completions(tmp_path / "long" / "completions", step, longer=True)
+        write_completions(tmp_path / "right" / "completions", step, longer=False)
+    assert "reward_is_length" in [f.name for f in diagnose(tmp_path / "long").findings]
+    assert "reward_is_length" in [f.name for f in diagnose(tmp_path / "long" / "completions").findings]
+    assert "reward_is_length" not in [f.name for f in diagnose(tmp_path / "right").findings]
+
+
+def test_what_is_no_table_of_completions(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="no column completion, prompt, step"):
+        diagnose(tmp_path)
