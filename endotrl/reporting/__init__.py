@@ -9,7 +9,7 @@ always text, so nothing that a model writes can become part of the page.
 
 from .heat_map import OPACITY, STEPS, ColorScale, HeatMapRow, heat_maps, legend, token_heat_map
 from .html import SupportsSavefig, figure, page, table
-from .terminal import ignore_upstream_warnings, say, terminal_table, terminal_text
+from .terminal import ignore_upstream_warnings, say, terminal_heat_map, terminal_table, terminal_text
 from .text import correlation_in_words, number, plain
 
 
@@ -29,6 +29,7 @@ __all__ = [
     "plain",
     "say",
     "table",
+    "terminal_heat_map",
     "terminal_table",
     "terminal_text",
     "token_heat_map",

@@ -9,7 +9,7 @@ is the most probable answer, though a sampled answer is often wrong: that is wha
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -26,13 +26,18 @@ MAX_ANSWER_LENGTH = 5  # four digits and EOS
 Question = tuple[int, int]
 
 
-def make_questions(number: int, seed: int) -> list[Question]:
-    """Draws `number` different questions."""
+def make_questions(number: int, seed: int, digits: int = 3) -> list[Question]:
+    """Draws `number` different questions, of numbers of `digits` digits."""
     generator = random.Random(seed)
     questions: dict[Question, None] = {}
     while len(questions) < number:
-        questions[(generator.randint(100, 999), generator.randint(100, 999))] = None
+        questions[_draw(generator, digits)] = None
     return list(questions)
+
+
+def _draw(generator: random.Random, digits: int) -> Question:
+    low, high = 10 ** (digits - 1), 10**digits - 1
+    return generator.randint(low, high), generator.randint(low, high)
 
 
 def question_text(question: Question) -> str:
@@ -51,6 +56,12 @@ def wrong_answer(question: Question, generator: random.Random) -> str:
     position = generator.randrange(len(answer))
     digit = generator.choice([d for d in "0123456789" if d != answer[position]])
     return answer[:position] + digit + answer[position + 1 :]
+
+
+def derailed_answer(question: Question, generator: random.Random) -> str:
+    """The answer with its first digit one too high, and three random digits after it."""
+    first = (int(answer_text(question)[0]) + 1) % 10
+    return f"{first}{generator.randrange(1000):03d}"
 
 
 def make_tokenizer(characters: str = "0123456789+=") -> PreTrainedTokenizerFast:
@@ -93,10 +104,13 @@ def pretrain(
     seed: int,
     held_out: Sequence[Question],
     batch_size: int = 256,
+    digits: int = 3,
+    wrong: Callable[[Question, random.Random], str] = wrong_answer,
+    bar: Iterable[int] | None = None,
 ) -> None:
     """
-    Next-token prediction on demonstrations, of which the fraction `noise` has a wrong answer. Questions of `held_out`
-    never occur. Every step draws fresh demonstrations.
+    Next-token prediction on demonstrations, of which the fraction `noise` has an answer by `wrong`. Questions of
+    `held_out` never occur. Every step draws fresh demonstrations. `bar`, by default one of tqdm, goes over the steps.
     """
     generator = random.Random(seed)
     excluded = set(held_out)
@@ -107,15 +121,14 @@ def pretrain(
         for step in bar:
             texts: list[str] = []
             while len(texts) < batch_size:
-                question = (generator.randint(100, 999), generator.randint(100, 999))
+                question = _draw(generator, digits)
                 if question in excluded:
                     continue
-                wrong = generator.random() < noise
-                answer = wrong_answer(question, generator) if wrong else answer_text(question)
+                answer = wrong(question, generator) if generator.random() < noise else answer_text(question)
                 texts.append(question_text(question) + answer + EOS)
             batch = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
             labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-            labels[:, :QUESTION_LENGTH] = -100  # questions are random: there is nothing to learn in them
+            labels[:, : 2 * digits + 3] = -100  # questions are random: there is nothing to learn in them
             loss = model(**batch, labels=labels).loss
             optimizer.zero_grad()
             loss.backward()

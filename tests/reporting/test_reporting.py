@@ -25,6 +25,7 @@ from endotrl.reporting import (
     number,
     page,
     table,
+    terminal_heat_map,
     terminal_table,
     terminal_text,
     token_heat_map,
@@ -403,3 +404,18 @@ class TestTerminal:
 
     def test_escape_sequences_go_as_a_whole(self):
         assert terminal_text("\x1b[1;31mred\x1b[0m \x1b]0;title\x07x\x1b]8;;u\x1b\\y\x1b(Bz\ra") == "red xyza"
+
+
+def test_a_heat_map_in_a_terminal() -> None:
+    rows = [
+        HeatMapRow("A cat\x1b[2J", [(0, 1), (1, 5), (5, 9)], [-0.5, -4.0, 0.0], total=-4.5, prompt="Say\nit"),
+        HeatMapRow("", [(0, 0)], [2.0], total=2.0, eos=True),
+    ]
+    text = terminal_heat_map(rows)
+    assert text.plain == (
+        "  Say↵it\n  A cat   reward −4.5 nats; lowest: “cat” −4.0\n     reward +2.0 nats; lowest: “end” +2.0\n"
+    )
+    styles = {text.plain[span.start : span.end]: str(span.style) for span in text.spans}
+    # The strongest orange: 255 + 0.75 (224 - 255), and so on; an eighth of the scale's limit for the other token.
+    assert styles[" cat"] == "black on rgb(232,139,71)"
+    assert styles["A"] == "black on rgb(252,240,232)"
