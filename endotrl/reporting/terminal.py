@@ -90,17 +90,17 @@ def terminal_heat_map(rows: Sequence[HeatMapRow]) -> "Text":
     result = Text()
     for row in rows:
         result.append(f"  {terminal_text(row.prompt)}\n  " if row.prompt else "  ")
-        for (start, stop), contribution in zip(row.offsets, row.contributions, strict=True):
+        for i, ((start, stop), contribution) in enumerate(zip(row.offsets, row.contributions, strict=True), 1):
             share = max(-1.0, min(1.0, (contribution - scale.center) / scale.limit))
             # The pages' blue and orange, laid over white.
             shade = (33, 102, 172) if share > 0 else (224, 100, 10)
             red, green, blue = (round(255 + OPACITY * abs(share) * (part - 255)) for part in shade)
-            token = terminal_text(row.text[start:stop])
+            token = " EOS" if row.eos and i == len(row.offsets) else terminal_text(row.text[start:stop])
             result.append(token, style=f"black on rgb({red},{green},{blue})")
         worst = min(range(len(row.contributions)), key=row.contributions.__getitem__)
-        token = terminal_text(row.text[slice(*row.offsets[worst])]).strip() or "end"
+        token = terminal_text(row.text[slice(*row.offsets[worst])]).strip()
         lowest = number(row.contributions[worst], 1, sign=True)
-        result.append(f"   reward {number(row.total, 1, sign=True)} nats; lowest: “{token}” {lowest}\n")
+        result.append(f"\n    reward {number(row.total, 1, sign=True)} nats; lowest: “{token}” {lowest}\n")
     return result
 
 

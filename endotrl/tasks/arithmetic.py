@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-A language model in miniature, from birth: it learns addition by next-token prediction from demonstrations of which 30%
-are wrong, and then improves by its own reward, without a label.
+A language model in miniature, from birth: it learns addition by next-token prediction from demonstrations of which a
+part is wrong, and then improves by its own reward, without a label.
 
-A question is two numbers of three digits, `437+286=`; an answer is the sum with its last digit first, `327`, the order
-in which one adds. A wrong demonstration has one digit changed. Errors are scattered and the truth is not, so the truth
-is the most probable answer, though a sampled answer is often wrong: that is what an endogenous reward can mend.
+A question is two numbers, `437+286=`; an answer is the sum with its last digit first, `327`, the order in which one
+adds. Errors are scattered and the truth is not, so the truth is the most probable answer, though a sampled answer is
+often wrong: that is what an endogenous reward can mend. There are two kinds of wrong demonstrations:
+
+- [`derailed_answer`]: the first digit is one too high, and anything follows. If most demonstrations are such, the
+  most probable first digit is wrong, and so is nearly every greedy answer: low temperatures do not help. The demo has
+  these.
+- [`wrong_answer`]: one digit anywhere is changed. The most probable digit is right at every step, so a greedy answer
+  is right already, and training only brings sampled answers to it. Most studies have these.
 """
 
 import random
@@ -117,8 +123,11 @@ def pretrain(
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps, pct_start=0.1)
     model.train()
-    with tqdm(range(steps), desc="Learning addition by next-token prediction", unit=" steps") as bar:
-        for step in bar:
+    own_bar = tqdm(
+        range(steps), desc="Learning addition by next-token prediction", unit=" steps", disable=bar is not None
+    )
+    with own_bar:
+        for step in own_bar if bar is None else bar:
             texts: list[str] = []
             while len(texts) < batch_size:
                 question = _draw(generator, digits)
@@ -136,7 +145,7 @@ def pretrain(
             optimizer.step()
             schedule.step()
             if step % 20 == 0:
-                bar.set_postfix(loss=f"{loss.item():.3f}")
+                own_bar.set_postfix(loss=f"{loss.item():.3f}")
     model.eval()
 
 

@@ -409,11 +409,12 @@ class TestTerminal:
 def test_a_heat_map_in_a_terminal() -> None:
     rows = [
         HeatMapRow("A cat\x1b[2J", [(0, 1), (1, 5), (5, 9)], [-0.5, -4.0, 0.0], total=-4.5, prompt="Say\nit"),
-        HeatMapRow("", [(0, 0)], [2.0], total=2.0, eos=True),
+        HeatMapRow("No", [(0, 2), (2, 2)], [1.0, 2.0], total=3.0, eos=True),
     ]
     text = terminal_heat_map(rows)
     assert text.plain == (
-        "  Say↵it\n  A cat   reward −4.5 nats; lowest: “cat” −4.0\n     reward +2.0 nats; lowest: “end” +2.0\n"
+        "  Say↵it\n  A cat\n    reward −4.5 nats; lowest: “cat” −4.0\n"
+        "  No EOS\n    reward +3.0 nats; lowest: “No” +1.0\n"
     )
     styles = {text.plain[span.start : span.end]: str(span.style) for span in text.spans}
     # The strongest orange: 255 + 0.75 (224 - 255), and so on; an eighth of the scale's limit for the other token.
