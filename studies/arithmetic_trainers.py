@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""
-The demo's arithmetic task under every trainer, at equal samples: TRL's GRPO, DenseGRPO, PPO with a critic and without
-one.
+Addition, learned from scattered errors, under every trainer, at equal samples: TRL's GRPO, DenseGRPO, PPO with a
+critic and without one.
 
-The base model, questions, reward and number of answers are those of `endotrl demo --task arithmetic`: 100 steps of 256
+The task is that of `studies.arithmetic_runs`, in which a greedy answer is right already: 100 steps of 256
 answers, one optimizer step for each batch, learning rate 3e-4. All arms but the two with `scale_rewards="group"`
-(TRL's default, and the demo's) have the same objective, E[log pi_hat] - 0.1 KL.
+(TRL's default) have the same objective, E[log pi_hat] - 0.1 KL.
 
     python -m studies.arithmetic_trainers                       # about 20 minutes on 2 cores
     python -m studies.arithmetic_trainers --seeds 1 --steps 10  # a look
@@ -30,10 +30,10 @@ from trl import GRPOConfig, GRPOTrainer
 from benchmarks.measure import describe_run, machine_line, write_figures
 from endotrl import DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward, PPOConfig, PPOTrainer
 from endotrl.demo.grpo_runs import load_model, quiet, train_with_grpo
-from endotrl.demo.parts import ARITHMETIC
 from endotrl.reporting import terminal_table
 from endotrl.tasks import arithmetic
 from studies.arithmetic_runs import (
+    ARITHMETIC,
     LEARNED,
     PPO,
     as_they_come,
@@ -152,13 +152,12 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
 def page(results: list[dict[str, Any]], settings: dict[str, Any]) -> str:
     """The results page, in Markdown."""
     lines = [
-        "# The demo's arithmetic task under every trainer",
+        "# Addition, learned from scattered errors, under every trainer",
         "",
         f"{machine_line(settings)} Time: {settings['seconds'] / 60:.0f} minutes, runs side by side, one thread each.",
         "",
-        f"Base model, questions and reward of `endotrl demo --task arithmetic`; {settings['steps']} steps of 256 "
-        "answers, "
-        "one optimizer step for each, "
+        "Three-digit addition; 30% of the demonstrations have one wrong digit, so a greedy answer is right already; "
+        f"{settings['steps']} steps of 256 answers, one optimizer step for each, "
         f"learning rate {ARITHMETIC['learning_rate']:g}, `beta={ARITHMETIC['beta']}`. {settings['seeds']} seeds, each "
         "with "
         f"a base model of its own that answers at least {LEARNED:.0%} right when greedy. Accuracy on 1,000 questions "

@@ -3,7 +3,7 @@ r"""
 Runs driven into collapse on purpose, and healthy ones, under the collapse monitor: when it speaks, and what was lost
 by then.
 
-The demo's arithmetic task, on whose runs the monitor's thresholds were chosen, and another one, letters to be written
+Three-digit addition, on whose runs the monitor's thresholds were chosen, and another one, letters to be written
 backwards, on which they were not. TRL's GRPO at a constant learning rate. Some runs are driven hard, and lose 20
 points in one update, which no monitor can prevent; *slow* ones move as a real run does: 512 answers per step, a
 learning rate so low that five points take ten steps or more. The *misled* base model was shown, for some
@@ -158,7 +158,7 @@ def page(results: list[dict[str, Any]], settings: dict[str, Any]) -> str:
             "",
             "## Arithmetic",
             "",
-            "The task of `endotrl demo`. The misled base model gives, 60% of the time, the sum plus 100. The "
+            "Three-digit addition (`studies.arithmetic_runs`). The misled base model gives, 60% of the time, the sum plus 100. The "
             "thresholds were chosen on runs of "
             "seed 0 of this task.",
             "",

@@ -22,14 +22,13 @@ from trl import GRPOConfig, GRPOTrainer
 from benchmarks.measure import read_figures
 from endotrl import CollapseMonitor, EndogenousReward
 from endotrl.demo.grpo_runs import load_model, quiet
-from endotrl.demo.parts import ARITHMETIC
 from endotrl.monitoring import Detector
 from endotrl.rewards import LengthReward, MeanLogProbReward, NegativeEntropyReward, SelfCertaintyReward
 from endotrl.runs.record import versions
 from endotrl.tasks import arithmetic
 
 from . import letters
-from .arithmetic_runs import NUM_HELD_OUT, held_out_accuracy, make_base
+from .arithmetic_runs import ARITHMETIC, NUM_HELD_OUT, held_out_accuracy, make_base
 
 
 # What the detector reads, so that its verdict can be made again from the results.

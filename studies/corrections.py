@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""
-Corrections of the endogenous reward on the demo's arithmetic task: which of them hold, for how long, at which beta.
+Corrections of the endogenous reward on three-digit addition: which of them hold, for how long, at which beta.
 
-GRPO with the demo's settings, but 64 answers per step and a constant learning rate without a warm-up, which never lets
-go: a third of the demo's, and the demo's, which is too high for so few answers. A cell of the grid is
+GRPO with the settings of `studies.arithmetic_runs`, but 64 answers per step and a constant learning rate without a warm-up, which never lets
+go: a third of theirs, and theirs, which is too high for so few answers. A cell of the grid is
 `<reward>:<beta>`. The default (`none:0.1`) is trained for 1,000 steps, all others for 250. Runs that are in the
 results are kept.
 
@@ -28,12 +28,11 @@ from transformers import AutoTokenizer
 
 from benchmarks.measure import write_figures
 from endotrl import CollapseMonitor, EndogenousReward
-from endotrl.demo.parts import WRONG_DEMONSTRATIONS
 from endotrl.reporting import terminal_table
 from endotrl.rewards import InformationGain
 from endotrl.tasks import arithmetic
 
-from .arithmetic_runs import NUM_HELD_OUT, make_base
+from .arithmetic_runs import NUM_HELD_OUT, WRONG_DEMONSTRATIONS, make_base
 from .collapse_runs import Ask, described, kept_results, train, use_one_thread, verdict
 
 
@@ -220,9 +219,8 @@ def page(results: list[dict[str, Any]], settings: dict[str, Any]) -> str:
         f"Commands: {commands}. Machine: {settings['machine']}. {settings['versions']}. "
         f"CPU time: {settings['cpu_seconds'] / 60:.0f} minutes.",
         "",
-        f"The arithmetic task of `endotrl demo`: GRPO, {ANSWERS} answers a step, constant learning rate (the demo has "
-        "256 answers and "
-        'a rate that rises to 3e-4 in ten steps and falls to 0), `scale_rewards="group"`. '
+        f"Three-digit addition, learned from scattered errors: GRPO, {ANSWERS} answers a step, constant learning "
+        'rate, `scale_rewards="group"`. '
         f"{'One seed' if len(seeds) == 1 else f'{len(seeds)} seeds, each with a base model of its own'}. Accuracy on "
         f"{NUM_HELD_OUT:,} questions that are never trained on, sampled at T = 1, every {EVERY} steps (standard error "
         "1.5 points or "

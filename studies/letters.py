@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""
-A second task for the collapse study: 4 to 7 letters, to be written backwards. As the demo's arithmetic, a small
+A second task for the collapse study: 4 to 7 letters, to be written backwards. As with addition, a small
 transformer learns it from demonstrations of which a part is wrong, here by one letter, sometimes with another one
 missing.
 """

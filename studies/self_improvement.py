@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""
-What a language model gains by its own reward, and what it does not: the demo's arithmetic, with more or fewer wrong
+What a language model gains by its own reward, and what it does not: three-digit addition, with more or fewer wrong
 demonstrations, by several trainers, next to controls and to training with labels.
 
 A base model learns addition from demonstrations of which a fraction (the noise) is wrong, and is then trained for 60
@@ -43,13 +43,13 @@ from trl import GRPOConfig, GRPOTrainer
 from benchmarks.measure import describe_run, machine_line, markdown_table, write_figures
 from endotrl import DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward, PPOConfig, PPOTrainer
 from endotrl.demo.grpo_runs import generate_answers, load_model, quiet, train_with_grpo
-from endotrl.demo.parts import ARITHMETIC
 from endotrl.evaluation.generation import pass_at_k
 from endotrl.reporting import terminal_table
 from endotrl.rewards import LengthReward, RandomReward
 from endotrl.runs.files import replace_text
 from endotrl.tasks import arithmetic
 from studies.arithmetic_runs import (
+    ARITHMETIC,
     NUM_HELD_OUT,
     PPO,
     as_they_come,

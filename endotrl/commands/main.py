@@ -73,23 +73,28 @@ def make_parser() -> argparse.ArgumentParser:
 def _add_demo(commands: Any) -> None:
     parser = commands.add_parser(
         "demo",
-        help="train on the endogenous reward, from nothing to a report, in about ten minutes on a CPU",
+        help="train on the endogenous reward, from nothing to a report, in minutes on a CPU",
         description="Runs GRPO on the endogenous reward, without labels, and writes a report. Two tasks: a small "
         "transformer that learns addition from faulty demonstrations, and a pretrained model that answers factual "
-        "questions.",
+        "questions. After Ctrl-C, the same command goes on.",
         formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--task", choices=("arithmetic", "facts", "all"), default="all", help="what to run")
     parser.add_argument("--output", metavar="DIR", default="demo-output", help="folder for report, metrics and model")
     parser.add_argument("--seed", type=int, default=0, help="seed of all randomness")
-    parser.set_defaults(run=_demo)
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", dest="size", action="store_const", const="quick", help="no controls and no facts")
+    size.add_argument(
+        "--full", dest="size", action="store_const", const="full", help="more steps and questions, and all controls"
+    )
+    parser.set_defaults(run=_demo, size="default")
 
 
 def _demo(args: argparse.Namespace) -> int:
     from ..demo import run_demo
 
-    run_demo(task=args.task, output_dir=args.output, seed=args.seed)
+    run_demo(task=args.task, output_dir=args.output, seed=args.seed, size=args.size)
     return EXIT_OK
 
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`endotrl demo`: both parts, their figures, their report."""
+"""`endotrl demo`: its stages, their figures, their report."""
 
 import json
 import os
+import shutil
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,62 +11,96 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.text import Text
+from tqdm import tqdm
 
 from ..frozen.quickstart_model import quickstart_model_path
 from ..reporting import terminal_table
 from ..runs.record import machine, versions
 from .demo_page import write_report
-from .findings import accuracy_rows, summary
+from .findings import accuracy_table, summary
 from .grpo_runs import quiet
-from .parts import PARTS
+from .parts import CONTROLS, LEARN, LOOK, PARTS, REAL, SECONDS, SIZES, TRAIN, Session, look
+from .progress import Kept, Progress
 
 
-def run_demo(task: str = "all", output_dir: str | os.PathLike[str] = "demo-output", seed: int = 0) -> dict[str, Any]:
+def run_demo(
+    task: str = "all", output_dir: str | os.PathLike[str] = "demo-output", seed: int = 0, size: str = "default"
+) -> dict[str, Any]:
     """
     Runs the demo and writes its folder: `metrics.json`, `report.html`, plots as PNG, the trained models, and offline
     W&B runs if wandb is installed.
+
+    After an interruption, the same call goes on with the first training that was not done.
 
     Args:
         task (`str`, *optional*, defaults to `"all"`):
             `"arithmetic"`, `"facts"` or `"all"`.
         output_dir (`str`, *optional*, defaults to `"demo-output"`):
-            Folder to write. Files of an earlier demo in it are replaced.
+            Folder to write. Files of a finished demo in it are replaced.
         seed (`int`, *optional*, defaults to `0`):
             Seed of all randomness.
+        size (`str`, *optional*, defaults to `"default"`):
+            `"quick"` (the arithmetic without controls), `"default"`, or `"full"` (more steps, all questions, and
+            controls of both models).
 
     Returns:
-        `dict[str, Any]`: the content of `metrics.json`. Accuracies are on held-out questions, sampled at T = 1 (except
-        `greedy_before`).
+        `dict[str, Any]`: the content of `metrics.json`. Accuracies are on held-out questions.
 
     Raises:
-        `ValueError`: If there is no such task.
+        `ValueError`: If there is no such task or size, or the size does not have the task.
         `ImportError`: If a package is missing that the task needs.
     """
+    started = time.perf_counter()
     if task != "all" and task not in PARTS:
         raise ValueError(f"`task` is {task!r}, but it must be {', '.join(map(repr, PARTS))} or 'all'.")
+    if size not in SIZES:
+        raise ValueError(f"`size` is {size!r}, but it must be {', '.join(map(repr, SIZES))}.")
+    if task == "facts" and SIZES[size].facts is None:
+        raise ValueError(f"The {size} demo has no facts: leave out `--task facts`, or `--{size}`.")
     quiet()
     _check_requirements(task)
     output = Path(output_dir)
     output.mkdir(parents=True, exist_ok=True)
     console = Console(width=min(100, Console().width))
+
+    def say(text: Any) -> None:
+        with tqdm.external_write_mode():
+            console.print(Text(text) if isinstance(text, str) else text)
+
+    names = [name for name in PARTS if task in (name, "all") and (name != "facts" or SIZES[size].facts is not None)]
+    stages = [LOOK] if task != "arithmetic" else []
+    stages += [LEARN, TRAIN, *([CONTROLS] if SIZES[size].controls else [])] if "arithmetic" in names else []
+    stages += [REAL] if "facts" in names else []
+    progress = Progress({stage: SECONDS[stage] for stage in stages})
+    partial = output / "partial"
+    kept = Kept(partial, {"size": size, "seed": seed, **versions("torch", "transformers", "trl")})
+    session = Session(output, seed, SIZES[size], progress, kept, say)
     metrics: dict[str, Any] = {}
     parts = []
-    started = time.perf_counter()
-    for name, run in PARTS.items():
-        if task not in (name, "all"):
-            continue
-        console.rule(name)
-        part = run(output, seed, lambda text: console.print(text, markup=False, highlight=False))
-        parts.append(part)
-        metrics[name] = part.metrics
-        metrics["seconds"] = round(time.perf_counter() - started, 1)
-        metrics["environment"] = _environment()
-        metrics["environment"][f"{name}_dtype"] = part.settings["dtype"]
-        (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-        headers = ["policy", "accuracy, held-out", "cut off", "training"]
-        console.print(terminal_table(headers, accuracy_rows(part)))
-        console.print(summary(part), markup=False, highlight=False)
-    report = write_report(parts, metrics, output)
+    try:
+        if LOOK in stages:
+            look(session)
+        for name in names:
+            part = PARTS[name](session)
+            parts.append(part)
+            metrics[name] = part.metrics
+            metrics["seconds"] = round(time.perf_counter() - started, 1)
+            metrics["environment"] = {
+                **metrics.get("environment", _environment()),
+                f"{name}_dtype": part.settings["dtype"],
+            }
+            (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+            report = write_report(parts, metrics, output)
+            say(terminal_table(*accuracy_table(part)))
+            say(summary(part))
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(
+            f"Interrupted. What is done is in {output}: the same command goes on from there."
+        ) from interrupt
+    finally:
+        progress.close()
+    shutil.rmtree(partial)
     console.rule("done")
     console.print(
         f"{metrics['seconds'] / 60:.1f} minutes. Report: {report}; figures: {output / 'metrics.json'}.",
@@ -83,8 +118,7 @@ def _check_requirements(task: str) -> None:
     if missing:
         raise ImportError(
             f"The demo needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed. `make "
-            "demo` "
-            "installs all it needs; by hand, in a clone: `pip install '.[quickstart]'`."
+            "demo` installs all it needs; by hand, in a clone: `pip install '.[quickstart]'`."
         )
     if task != "arithmetic":
         quickstart_model_path()  # converts the model on first use

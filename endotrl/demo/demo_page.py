@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo's report: plots, tables and token rewards in one HTML file."""
+"""The demo's report: verdict, table, curve, answers and token rewards in one HTML file."""
 
 from collections.abc import Sequence
 from io import BytesIO
@@ -10,150 +10,136 @@ from markupsafe import Markup
 
 from .. import __version__
 from ..reporting import figure, heat_maps, page, table
-from .findings import Answers, Part, accuracy_rows, half_width, summary
+from .findings import MAJORITY, SAMPLED, TITLES, Part, Policy, accuracy_table, half_width, summary
 
 
-NUM_ANSWERS = 12
-# Okabe and Ito's colours, told apart with every common colour blindness.
-COLORS = {"endogenous": "#0072b2", "random": "#d55e00", "length": "#999999"}
+NUM_ANSWERS = 8
+# Okabe and Ito's colours, told apart with every common colour blindness, and a line style each for those who see none.
+STYLES = {"endogenous": ("#0072b2", "-"), "random": ("#d55e00", "--"), "length": ("#777777", ":")}
 
 
 def write_report(parts: Sequence[Part], metrics: dict[str, Any], output_dir: Path) -> Path:
     """Writes `report.html` and the plots as PNG files, and returns the path of the report."""
     sections: list[tuple[str, Markup | str]] = []
     for part in parts:
-        name = part.runs[0].name.split("-")[0]
         plot = plot_accuracy(part)
-        (output_dir / f"{name}.png").write_bytes(plot)
+        (output_dir / f"{part.name}.png").write_bytes(plot)
+        headers, rows = accuracy_table(part)
+        costs = " Majority: of 16 answers to each question, at 16 times the cost." if MAJORITY in headers else ""
+        verdict, _, rest = summary(part).partition(". ")
+        noise = max(half_width(values) for policy in part.policies.values() for values in policy.right.values())
         blocks = [
-            Markup("<p>{}</p>").format(summary(part)),
+            Markup("<p>{}</p>").format(rest if part is parts[0] else f"{verdict}. {rest}"),
+            Markup("<p>{}</p>").format(
+                f"Right answers to {len(part.questions)} questions on which nothing was trained (95% intervals are at "
+                f"most ± {100 * noise:.0f} points).{costs}"
+            ),
+            # As `Markup`, names are no wider than they are, and all columns fit a phone.
+            table(headers, [[Markup("{}").format(name), *cells] for name, *cells in rows]),
             figure(
                 plot,
-                "Left: accuracy of the answers sampled in training (weight 0: measured, not rewarded), thin by step, "
-                "thick "
-                "averaged; a step has "
-                f"{part.settings['per_device_train_batch_size'] // part.settings['num_generations']} "
-                "questions, the same in every run. Right: held-out accuracy before and after, with 95% intervals.",
+                "Accuracy of the answers sampled in training (measured, not rewarded; averaged over a few steps). "
+                "Horizontal lines: what the untrained model gives when asked in other ways.",
             ),
-            table(
-                ["policy", "accuracy on held-out questions", "cut off", "training"],
-                accuracy_rows(part),
-                caption=f"{len(part.questions)} questions on which nothing was trained, sampled at T = 1 unless "
-                "greedy; "
-                "± is the 95% interval of one sample of answers. Cut off: answers that did not end within the limit.",
-            ),
+            _answers(part),
         ]
-        if len(set(part.groups)) > 1:
-            blocks.append(_by_group(part))
-        blocks.append(_answers(part))
         if part.examples:
-            blocks.append(_heat_maps(part))
-        blocks.append(_settings(part))
+            blocks.append(
+                Markup(
+                    "<p>What each token adds to the reward, the frozen model's log-probability: answers from before "
+                    'and after training.</p><div class="pairs">{}</div>'
+                ).format(heat_maps(part.examples))
+            )
+        blocks.append(_details(part))
         sections.append((part.title, Markup("").join(blocks)))
     sections.append(("When not to trust it", _LIMITS))
     environment = metrics["environment"]
     footer = (
         f"endotrl {__version__}, TRL {environment['trl']}, transformers {environment['transformers']}, torch "
-        f"{environment['torch']}; {environment['machine']}; {metrics['seconds'] / 60:.1f} minutes. Made by `endotrl "
-        "demo`."
+        f"{environment['torch']}; {environment['machine']}; {metrics['seconds'] / 60:.1f} minutes; one run of each. "
+        "Made by the command endotrl demo."
     )
+    verdict, _, _ = summary(parts[0]).partition(". ")
+    lead = Markup(
+        "<p><strong>{}.</strong> No reward model, no judge, no labels: each model is trained by TRL's GRPO on "
+        "the reward that its own frozen copy gives.</p>"
+    ).format(verdict)
     path = output_dir / "report.html"
-    lead = (
-        "Language models that improve by their own reward: no reward model, no judge, no labels. Each is trained by "
-        "TRL's "
-        "GRPO on the endogenous reward of its own frozen copy, and, on the same footing, on rewards that know nothing."
-    )
     path.write_text(page("endotrl demo", sections, lead=lead, footer=footer), encoding="utf-8")
     return path
 
 
 _LIMITS = Markup(
-    "<p>The endogenous reward sharpens a model: what it thinks probable becomes more probable. Where its most "
-    "probable "
-    "answer is wrong, training makes it wrong more often. The reward rises whatever happens, so watch an accuracy on "
-    "held-out "
-    "questions, the length of answers and their entropy, keep the KL penalty (<code>beta</code> &gt; 0), and compare "
-    "with "
-    "rewards that know nothing, as this page does.</p>"
+    "<p>The endogenous reward sharpens a model: whole answers that it thinks probable become more probable. Where its "
+    "most probable answer is wrong, training makes it wrong more often. The reward rises whatever happens, so watch "
+    "an accuracy on held-out questions, the length of answers and their entropy, keep the KL penalty "
+    "(<code>beta</code> &gt; 0), and compare with rewards that know nothing.</p>"
 )
 
 
 def plot_accuracy(part: Part) -> bytes:
-    """Accuracy over training steps, and held-out accuracy before and after, as PNG."""
+    """Accuracy over training steps, with what the base model gives when asked in other ways, as PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    plt.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
-    fig, (curves, bars) = plt.subplots(1, 2, figsize=(9, 3.4), width_ratios=[1.6, 1], layout="constrained")
-    for run in part.runs:
-        values = [entry["rewards/accuracy/mean"] for entry in run.history]
-        window = max(1, len(values) // 12)
-        smooth = [sum(values[max(0, i - window + 1) : i + 1]) / min(i + 1, window) for i in range(len(values))]
-        curves.plot(range(1, len(values) + 1), values, color=COLORS[run.reward], alpha=0.25, linewidth=1)
-        curves.plot(
-            range(1, len(values) + 1), smooth, color=COLORS[run.reward], linewidth=2, label=f"{run.reward} reward"
-        )
-    curves.set(xlabel="GRPO step", ylabel="accuracy of sampled answers", ylim=(0, 1))
-    curves.legend(frameon=False, loc="best")
-    labels = ["base"] + [run.reward for run in part.runs]
-    heights = [part.before.accuracy] + [part.after[run.name].accuracy for run in part.runs]
-    errors = [half_width(height, len(part.questions)) for height in heights]
-    bars.bar(labels, heights, yerr=errors, capsize=3, color=["#444444"] + [COLORS[label] for label in labels[1:]])
-    bars.axhline(part.greedy.accuracy, color="#444444", linestyle=":", linewidth=1)
-    bars.text(len(labels) - 0.5, part.greedy.accuracy - 0.01, "base, greedy", ha="right", va="top", fontsize=8)
-    bars.set(ylabel="held-out accuracy", ylim=(0, 1.05))
-    bars.tick_params(axis="x", labelsize=8)
-    for x, height in enumerate(heights):
-        bars.text(x, 0.02, f"{height:.0%}", ha="center", color="white", fontsize=9)
-    buffer = BytesIO()
-    fig.savefig(buffer, format="png", dpi=144)
-    plt.close(fig)
+    base = part.policies["base"]
+    with plt.rc_context({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}):
+        fig, axes = plt.subplots(figsize=(5.6, 3.5), layout="constrained")
+        steps = 1
+        for name, policy in part.policies.items():
+            if not policy.curve:
+                continue
+            values, (color, style) = policy.curve, STYLES[name]
+            steps = max(steps, len(values))
+            window = max(1, len(values) // 12)
+            smooth = [sum(values[max(0, i - window + 1) : i + 1]) / min(i + 1, window) for i in range(len(values))]
+            axes.plot(range(1, len(values) + 1), smooth, style, color=color, linewidth=2.2, label=TITLES[name])
+        heights: list[float] = []
+        for way in sorted((way for way in base.right if way != SAMPLED), key=base.accuracy):
+            height = base.accuracy(way)
+            axes.axhline(height, color="#444444", linewidth=0.8, alpha=0.6)
+            heights.append(max(height, heights[-1] + 0.15) if heights else height)  # labels keep a distance
+            axes.text(steps * 1.02, heights[-1], f"base, {way}:\n{height:.0%}", va="center", color="#444444")
+        axes.set(xlabel="GRPO step", ylabel="right answers", ylim=(-0.02, 1.04), xlim=(1, max(2, steps)))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.6, 1.18), ncols=3, fontsize=10)
+        buffer = BytesIO()
+        fig.savefig(buffer, format="png", dpi=144)
+        plt.close(fig)
     return buffer.getvalue()
 
 
-def _by_group(part: Part) -> Markup:
-    rows = []
-    for group in dict.fromkeys(part.groups):
-        members = [i for i, g in enumerate(part.groups) if g == group]
-        after = [sum(answers.right[i] for i in members) / len(members) for answers in part.after.values()]
-        before = sum(part.before.right[i] for i in members) / len(members)
-        rows.append([group.replace("_", " "), str(len(members)), f"{before:.0%}", *[f"{a:.0%}" for a in after]])
-    headers = ["held-out questions", "number", "before", *[run.reward for run in part.runs]]
-    return table(headers, rows, caption="Accuracy by kind of question, sampled.")
-
-
 def _answers(part: Part) -> Markup:
-    own = part.runs[0]
-    after = part.after[own.name]
+    before, after = part.policies["base"], part.policies["endogenous"]
     # Every k-th question, chosen by position alone.
     step = max(1, len(part.questions) // NUM_ANSWERS)
-    rows = [
-        [part.questions[i], _marked(part.before, i), _marked(after, i)] for i in range(0, len(part.questions), step)
-    ][:NUM_ANSWERS]
-    return table(
-        ["question", "before", f"after ({own.reward} reward)"],
-        rows,
-        caption=f"Sampled answers to held-out questions, chosen by position alone: one in {step}. ✓ is right, ✗ "
-        "wrong.",
-    )
+    rows = [[part.questions[i], _marked(before, i), _marked(after, i)] for i in range(0, len(part.questions), step)][
+        :NUM_ANSWERS
+    ]
+    how = " An answer is the sum with its last digit first." if part.name == "arithmetic" else ""
+    caption = f"Sampled answers, chosen by position alone: one in {step} of the held-out ones. ✓ right, ✗ wrong.{how}"
+    return Markup("<p>{}</p>").format(caption) + table(["question", "before", "after"], rows)
 
 
-def _marked(answers: Answers, index: int) -> str:
-    return f"{'✓' if answers.right[index] else '✗'} {answers.texts[index]}"
+def _marked(policy: Policy, index: int) -> str:
+    return f"{'✓' if policy.text_right[index] else '✗'} {policy.texts[index]}"
 
 
-def _heat_maps(part: Part) -> Markup:
-    text = Markup(
-        "<p>What each token contributes to the endogenous reward: α log π of the frozen model. A wrong answer from "
-        "before "
-        "and the answer from after, to three questions whose answer was mended.</p>"
-    )
-    return text + heat_maps(part.examples)
-
-
-def _settings(part: Part) -> Markup:
-    return table(
-        ["setting", "value"], [[key, str(value)] for key, value in part.settings.items()], caption="Settings."
-    )
+def _details(part: Part) -> Markup:
+    """By kind of question, and the settings, folded away."""
+    blocks = []
+    if len(set(part.groups)) > 1:
+        rows = []
+        for group in dict.fromkeys(part.groups):
+            members = [i for i, g in enumerate(part.groups) if g == group]
+            shares = [sum(p.right[SAMPLED][i] for i in members) / len(members) for p in part.policies.values()]
+            rows.append([group.replace("_", " "), str(len(members)), *[f"{share:.0%}" for share in shares]])
+        headers = ["kind of question", "number", *[TITLES[name] for name in part.policies]]
+        blocks.append(table(headers, rows, caption="Accuracy by kind of question, sampled."))
+    ends = {f"answers cut off, {TITLES[name]}": f"{p.cut_off:.0%}" for name, p in part.policies.items()}
+    seconds = {f"seconds, {TITLES[n]}": f"{p.seconds:.0f}" for n, p in part.policies.items() if p.curve}
+    rows = [[key.replace("_", " "), str(value)] for key, value in {**part.settings, **ends, **seconds}.items()]
+    blocks.append(table(["setting", "value"], rows))
+    return Markup("<details><summary>Settings and details</summary>{}</details>").format(Markup("").join(blocks))

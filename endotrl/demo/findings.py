@@ -6,28 +6,50 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..reporting import HeatMapRow
-from .grpo_runs import Run
+
+
+# Ways to ask a model; the last costs 16 answers per question.
+SAMPLED, GREEDY, COOL, MAJORITY = "sampled", "greedy", "T=0.5", "majority"
+TITLES = {
+    "base": "base model",
+    "endogenous": "own reward",
+    "random": "random reward",
+    "length": "length reward",
+}
 
 
 @dataclass(frozen=True)
-class Answers:
+class Policy:
     """
-    Answers of one policy to the held-out questions: text, token ids, whether right, and whether they came to an end.
+    A policy's answers to the held-out questions.
+
+    Attributes:
+        texts (`list[str]`), ids (`list[list[int]]`), text_right (`list[bool]`), ended (`list[bool]`):
+            One answer per question, sampled at T = 1: text, token ids, whether it is right, and whether it came to an
+            end.
+        right (`dict[str, list[float]]`):
+            By the way of asking (`"sampled"`, `"greedy"`, ...), the fraction of right answers to each question.
+        curve (`list[float]`):
+            Accuracy of the answers that it was trained on, by step.
+        seconds (`float`):
+            Duration of its training.
     """
 
     texts: list[str]
     ids: list[list[int]]
-    right: list[bool]
+    text_right: list[bool]
     ended: list[bool]
+    right: dict[str, list[float]]
+    curve: list[float] = field(default_factory=list)
+    seconds: float = 0.0
 
-    @property
-    def accuracy(self) -> float:
+    def accuracy(self, way: str = SAMPLED) -> float:
         """Fraction of right answers."""
-        return sum(self.right) / len(self.right)
+        return sum(self.right[way]) / len(self.right[way])
 
     @property
     def cut_off(self) -> float:
-        """Fraction of answers without EOS."""
+        """Fraction of sampled answers without EOS."""
         return 1 - sum(self.ended) / len(self.ended)
 
 
@@ -37,93 +59,87 @@ class Part:
     What one part of the demo found.
 
     Attributes:
-        title (`str`):
-            Heading in the report.
-        runs (`list[Run]`):
-            GRPO runs, the endogenous reward first.
-        before (`Answers`), greedy (`Answers`), after (`dict[str, Answers]`):
-            Answers of the base model, sampled and greedy, and sampled ones of each run's policy, by the run's name.
+        name (`str`), title (`str`):
+            Name of the task, and heading in the report.
+        policies (`dict[str, Policy]`):
+            `"base"` first, and then by the reward of the training, `"endogenous"` first.
         questions (`list[str]`), groups (`list[str]`):
             Held-out questions as they are shown, and the kind of each.
-        examples (`list[HeatMapRow]`):
-            Scored answers, for the heat map.
         settings (`dict[str, Any]`):
             What was trained and how.
+        examples (`list[HeatMapRow]`):
+            Scored answers, for the heat map.
     """
 
+    name: str
     title: str
-    runs: list[Run]
-    before: Answers
-    greedy: Answers
-    after: dict[str, Answers]
+    policies: dict[str, Policy]
     questions: list[str]
     groups: list[str]
+    settings: dict[str, Any]
     examples: list[HeatMapRow] = field(default_factory=list)
-    settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def metrics(self) -> dict[str, float]:
         """The part's entry in `metrics.json`."""
-        own, *controls = self.runs
+        names = {"base": "before", "endogenous": "after"}
         return {
-            "accuracy_before": self.before.accuracy,
-            "accuracy_after": self.after[own.name].accuracy,
-            "greedy_before": self.greedy.accuracy,
-            **{f"{run.reward}_reward_after": self.after[run.name].accuracy for run in controls},
+            f"{way}_{names.get(name, f'{name}_reward_after')}": policy.accuracy(way)
+            for name, policy in self.policies.items()
+            for way in policy.right
         }
 
 
 def summary(part: Part) -> str:
-    """The part's result in plain words."""
-    before = part.before.accuracy
-
-    def change(after: Answers) -> str:
-        points = f"{100 * (after.accuracy - before):+.0f}".replace("-", "\N{MINUS SIGN}")
-        noise = paired_half_width(part.before.right, after.right)
-        verdict = "" if abs(after.accuracy - before) > noise else ", which is within noise"
-        return f"{points} ± {100 * noise:.0f} points{verdict}"
-
-    own, *controls = part.runs
-    others = "; ".join(f"the {run.reward} reward, {change(part.after[run.name])}" for run in controls)
-    return (
-        f"Sampled accuracy on held-out questions went from {before:.0%} to {part.after[own.name].accuracy:.0%} by the "
-        "model's own reward, "
-        f"without a label: {change(part.after[own.name])}. On the same footing: {others}. (One run each.) The reward "
-        "makes a model more "
-        f"itself: it approaches its most probable answers (greedy before: {part.greedy.accuracy:.0%}), and "
-        "teaches it nothing that it does not know."
-    )
-
-
-def paired_half_width(before: Sequence[bool], after: Sequence[bool]) -> float:
-    """
-    Half width of the 95% confidence interval of the difference of two accuracies on the same questions (normal
-    approximation; only questions whose answer changed tell anything).
-    """
-    differences = [float(a) - float(b) for a, b in zip(after, before, strict=True)]
-    number, mean = len(differences), sum(differences) / len(differences)
-    return 1.96 * (sum((d - mean) ** 2 for d in differences) / number / number) ** 0.5
-
-
-def half_width(accuracy: float, number: int) -> float:
-    """Half width of the 95% confidence interval of an accuracy over `number` questions (normal approximation)."""
-    return 1.96 * (accuracy * (1 - accuracy) / number) ** 0.5
-
-
-def accuracy_rows(part: Part) -> list[list[str]]:
-    """Table: policy, accuracy with its 95% interval, fraction of answers that were cut off, seconds of training."""
-    number = len(part.questions)
-
-    def cell(accuracy: float) -> str:
-        return f"{accuracy:.1%} ± {half_width(accuracy, number):.1%}"
-
-    rows = [
-        ["base model", cell(part.before.accuracy), f"{part.before.cut_off:.0%}", ""],
-        ["base model, greedy", cell(part.greedy.accuracy), "", ""],
-    ]
-    for run in part.runs:
-        after = part.after[run.name]
-        rows.append(
-            [f"GRPO on the {run.reward} reward", cell(after.accuracy), f"{after.cut_off:.0%}", f"{run.seconds:.0f} s"]
+    """The part's result in plain words, the verdict first."""
+    base, own = part.policies["base"], part.policies["endogenous"]
+    before, after, greedy = base.accuracy(), own.accuracy(), base.accuracy(GREEDY)
+    changes = {name: _change(base, policy) for name, policy in part.policies.items() if name != "base"}
+    verb = "improved" if changes["endogenous"][1] > 0 else "got worse" if changes["endogenous"][1] < 0 else "stayed"
+    text = f"By its own reward, without a label, the model {verb}: {before:.0%} to {after:.0%} right"
+    text += f" ({changes['endogenous'][0]}). "
+    others = "; ".join(f"{name} reward {change}" for name, (change, _) in changes.items() if name != "endogenous")
+    if others:
+        text += f"Rewards that know nothing, on the same footing: {others}. "
+    if greedy < after - half_width(own.right[SAMPLED]):
+        text += (
+            f"Temperature 0 is no substitute: the base model's greedy answers are {greedy:.0%} right, for its most "
+            "probable first step is often wrong, though its most probable whole answer is right."
         )
-    return rows
+    else:
+        text += (
+            f"Asked greedily, the base model is {greedy:.0%} right already: here training brings its samples to what "
+            "temperature 0 gives, and teaches nothing new."
+        )
+    return text
+
+
+def _change(base: Policy, policy: Policy) -> tuple[str, int]:
+    """Change in points with its interval in words, and its sign, 0 within noise."""
+    difference = policy.accuracy() - base.accuracy()
+    noise = half_width([a - b for a, b in zip(policy.right[SAMPLED], base.right[SAMPLED], strict=True)])
+    points = f"{100 * difference:+.0f}".replace("-", "\N{MINUS SIGN}")
+    sign = 0 if abs(difference) <= noise else 1 if difference > 0 else -1
+    return f"{points} ± {100 * noise:.0f} points" + ("" if sign else ", within noise"), sign
+
+
+def half_width(values: Sequence[float]) -> float:
+    """
+    Half width of the 95% confidence interval of a mean over questions (normal approximation). Of the differences of
+    two policies on the same questions it is the paired interval.
+    """
+    number, mean = len(values), sum(values) / len(values)
+    return 1.96 * (sum((v - mean) ** 2 for v in values) / number / number) ** 0.5
+
+
+def accuracy_table(part: Part) -> tuple[list[str], list[list[str]]]:
+    """Headers and rows: accuracy of each policy by the way of asking."""
+    ways = list(part.policies["base"].right)
+    rows = [
+        [
+            TITLES[name],
+            *(f"{policy.accuracy(way):.0%}" for way in ways),
+        ]
+        for name, policy in part.policies.items()
+    ]
+    return ["policy", *ways], rows

@@ -86,6 +86,7 @@ def train_with_grpo(
     peft_config: Any = None,
     trainer_class: type[GRPOTrainer] = GRPOTrainer,
     config_class: type[GRPOConfig] = GRPOConfig,
+    progress: TrainerCallback | None = None,
     **grpo: Any,
 ) -> Run:
     """
@@ -113,6 +114,8 @@ def train_with_grpo(
         defaults to
         [`~trl.GRPOConfig`]):
             Trainer and its configuration.
+        progress ([`~transformers.TrainerCallback`], *optional*):
+            What shows the progress, in place of a bar of this run.
         **grpo:
             Further arguments of the configuration.
     """
@@ -143,7 +146,8 @@ def train_with_grpo(
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(
-            _BarCallback(name, f"rewards/{accuracy.__name__}/mean", f"rewards/{trainer.reward_func_names[0]}/mean")
+            progress
+            or _BarCallback(name, f"rewards/{accuracy.__name__}/mean", f"rewards/{trainer.reward_func_names[0]}/mean")
         )
         started = time.perf_counter()
         trainer.train()
@@ -184,10 +188,11 @@ def generate_answers(
     greedy: bool = False,
     seed: int = 0,
     batch_size: int = 128,
+    temperature: float = 1.0,
 ) -> tuple[list[str], list[list[int]]]:
     """
-    One answer a prompt: the most probable token at every step (`greedy`), or sampled at T = 1 from the whole
-    distribution. Returns the texts, and the token ids with EOS where it was generated.
+    One answer per prompt: the most probable token at every step (`greedy`), or sampled from the whole distribution at
+    `temperature`. Returns the texts, and the token ids with EOS where it was generated.
     """
     rendered = [
         p if isinstance(p, str) else tokenizer.apply_chat_template(p, add_generation_prompt=True, tokenize=False)
@@ -195,7 +200,9 @@ def generate_answers(
     ]
     torch.manual_seed(seed)
     model.eval()
-    sampling = {"do_sample": False} if greedy else {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    sampling: dict[str, Any] = {"do_sample": not greedy}
+    if not greedy:
+        sampling |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
     answers: list[list[int]] = []
     for start in range(0, len(rendered), batch_size):
         batch = tokenizer(

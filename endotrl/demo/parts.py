@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two parts of the demo: what each trains, and on what."""
+"""The parts of the demo: what each trains, and on what."""
 
-from collections.abc import Callable, Sequence
+import gc
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,34 +15,38 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from ..frozen.cpu_dtype import faster_dtype
 from ..frozen.quickstart_model import quickstart_model_path
 from ..grading import is_right
-from ..reporting import HeatMapRow
+from ..reporting import HeatMapRow, terminal_heat_map
 from ..rewards import EndogenousReward, LengthReward, RandomReward
 from ..rewards.contributions import heat_map_row
 from ..tasks import arithmetic, facts
-from .findings import Answers, Part
-from .grpo_runs import generate_answers, load_model, train_with_grpo
+from .findings import COOL, GREEDY, MAJORITY, SAMPLED, Part, Policy
+from .grpo_runs import Run, generate_answers, load_model, train_with_grpo
+from .progress import Kept, Progress
 
 
 # Both leave TRL's `scale_rewards="group"` on: it gives the endogenous, the random and the length reward the same
 # scale, and so the same chance. The KL penalty then weighs beta times the standard deviation of a group's rewards.
 ARITHMETIC: dict[str, Any] = {
-    "max_steps": 100,
+    "max_steps": 60,
     "per_device_train_batch_size": 256,  # 32 questions
     "num_generations": 8,
     "max_completion_length": arithmetic.MAX_ANSWER_LENGTH,
     "beta": 0.1,
-    "learning_rate": 3e-4,
+    "learning_rate": 1e-3,
+    # Adam's first steps are as large as all others, whatever the gradient's noise: without a warm-up, accuracy falls
+    # in the first of them, by any reward.
+    "warmup_steps": 5,
     "bf16": False,
 }
-# Adam's first steps are as large as all others, whatever the gradient's noise: without a warm-up, accuracy falls by 20
-# points and more in the first of them, by any reward.
-WARMUP_STEPS = 10
-PRETRAINING_STEPS = 800
-WRONG_DEMONSTRATIONS = 0.3
+DIGITS = 2
+PRETRAINING: dict[str, Any] = {"steps": 1000, "batch_size": 256, "noise": 0.55}
+HELD_OUT = 500  # questions of arithmetic
+MAJORITY_OF = 16
 
 FACTS: dict[str, Any] = {
     "max_steps": 10,
-    "per_device_train_batch_size": 64,  # 8 questions
+    "per_device_train_batch_size": 16,  # with the next line, 8 questions, in the memory of two
+    "gradient_accumulation_steps": 4,
     "num_generations": 8,
     "max_completion_length": 16,
     "beta": 0.05,
@@ -58,171 +66,316 @@ LORA: dict[str, Any] = {
 }
 
 
-def run_arithmetic(output_dir: Path, seed: int, say: Callable[[str], None]) -> Part:
+@dataclass(frozen=True)
+class Size:
     """
-    Pretrains a small transformer on faulty demonstrations of addition, then trains it by GRPO on its own endogenous
-    reward, on a random one and on a length reward.
+    How much of the demo is run: settings of the arithmetic and of the facts (`None` for no facts), the controls of
+    each, and held-out facts.
     """
-    say(
-        "A small transformer (0.64 M parameters) first learns 3-digit addition by next-token prediction. "
-        f"{WRONG_DEMONSTRATIONS:.0%} of the demonstrations are wrong."
-    )
-    torch.manual_seed(seed)
-    held_out = arithmetic.make_questions(1000, seed=seed + 1)
-    tokenizer = arithmetic.make_tokenizer()
-    base = arithmetic.make_model(tokenizer)
-    arithmetic.pretrain(base, tokenizer, PRETRAINING_STEPS, WRONG_DEMONSTRATIONS, seed, held_out)
-    base_dir = output_dir / "arithmetic" / "base_model"
-    base.save_pretrained(base_dir)
-    tokenizer.save_pretrained(base_dir)
 
+    arithmetic: dict[str, Any]
+    controls: tuple[str, ...]
+    facts: dict[str, Any] | None
+    facts_controls: tuple[str, ...] = ()
+    num_facts: int = 60
+
+
+SIZES = {
+    "quick": Size({**ARITHMETIC, "max_steps": 40, "warmup_steps": 3}, (), None),
+    "default": Size(ARITHMETIC, ("random", "length"), {**FACTS, "max_steps": 8, "gradient_accumulation_steps": 2}),
+    "full": Size({**ARITHMETIC, "max_steps": 100}, ("random", "length"), FACTS, ("random",), num_facts=154),
+}
+# Titles, and seconds on two cores.
+LOOK, LEARN, TRAIN, CONTROLS, REAL = (
+    "two answers, token by token",
+    "a small transformer learns to add",
+    "it trains on its own reward",
+    "rewards that know nothing",
+    "SmolLM2 trains on its own reward",
+)
+SECONDS = {LOOK: 10.0, LEARN: 70.0, TRAIN: 40.0, CONTROLS: 70.0, REAL: 150.0}
+
+
+@dataclass(frozen=True)
+class Session:
+    """What the parts of one run of the demo share; `say` prints above the progress line."""
+
+    output: Path
+    seed: int
+    size: Size
+    progress: Progress
+    kept: Kept
+    say: Callable[[Any], None]
+
+
+def look(session: Session) -> None:
+    """Scores two answers of SmolLM2 and shows them in the colours of their tokens."""
+    session.progress.stage(LOOK)
+    reward = EndogenousReward(quickstart_model_path())
+    question = "What is the capital of France?"
+    answers = ["The capital of France is Paris.", "The capital of France is Lyon."]
+    scored = reward.score(
+        [[{"role": "user", "content": question}]] * 2, [[{"role": "assistant", "content": a}] for a in answers]
+    )
+    session.say(f"SmolLM2 (135M, frozen) scores two answers to “{question}” (blue: high, orange: low)")
+    session.say(terminal_heat_map([heat_map_row(reward, stats) for stats in scored]))
+
+
+def run_arithmetic(session: Session) -> Part:
+    """
+    Pretrains a small transformer on demonstrations of addition that derail, then trains it by GRPO on its own
+    endogenous reward, and on rewards that know nothing.
+    """
+    seed, progress, settings = session.seed, session.progress, session.size.arithmetic
+    folder = session.output / "arithmetic"
+    base_dir = folder / "base_model"
+    tokenizer = arithmetic.make_tokenizer()
+    held_out = arithmetic.make_questions(HELD_OUT, seed + 1, DIGITS)
     prompts = [arithmetic.question_text(q) for q in held_out]
     truths = [arithmetic.answer_text(q) for q in held_out]
 
-    def answer(model: PreTrainedModel, greedy: bool = False) -> Answers:
-        texts, ids = generate_answers(
-            model, tokenizer, prompts, arithmetic.MAX_ANSWER_LENGTH, greedy=greedy, seed=seed, batch_size=1000
+    def measure(model: PreTrainedModel, run: Run | None = None) -> dict[str, Any]:
+        return _measure(
+            model,
+            tokenizer,
+            prompts,
+            lambda i, text: text == truths[i],
+            run,
+            samples=MAJORITY_OF,
+            limit=arithmetic.MAX_ANSWER_LENGTH,
+            seed=seed,
+            batch_size=4000,
         )
-        return _answers(texts, ids, [text == truth for text, truth in zip(texts, truths, strict=True)], tokenizer)
 
-    before, greedy = answer(base), answer(base, greedy=True)
-    say(
-        f"Asked {len(prompts)} questions that it never saw, it answers {before.accuracy:.0%} right when sampled, "
-        f"{greedy.accuracy:.0%} when it takes the most probable digit. Now it is frozen, and GRPO trains a copy of it "
-        "on "
-        "the frozen model's own reward, with no labels. Then on a random reward and on a length reward, to compare."
-    )
-    excluded = set(held_out)
-    dataset = arithmetic.make_dataset([q for q in arithmetic.make_questions(4000, seed=seed + 2) if q not in excluded])
-    rewards = {
-        "endogenous": EndogenousReward(str(base_dir)),
-        "random": RandomReward(seed),
-        "length": LengthReward(),
-    }
-    settings = {**ARITHMETIC, "warmup_steps": WARMUP_STEPS}
-    runs = [
-        train_with_grpo(
+    def pretrain() -> dict[str, Any]:
+        torch.manual_seed(seed)
+        base = arithmetic.make_model(tokenizer, hidden_size=96, intermediate_size=256)
+        steps = _followed(PRETRAINING["steps"], progress)
+        arithmetic.pretrain(
+            base,
+            tokenizer,
+            seed=seed,
+            held_out=held_out,
+            digits=DIGITS,
+            wrong=arithmetic.derailed_answer,
+            bar=steps,
+            **PRETRAINING,
+        )
+        base.save_pretrained(base_dir)
+        tokenizer.save_pretrained(base_dir)
+        return measure(base)
+
+    def train(name: str) -> dict[str, Any]:
+        rewards = {
+            "endogenous": EndogenousReward(str(base_dir)),
+            "random": RandomReward(seed),
+            "length": LengthReward(),
+        }
+        dataset = arithmetic.make_dataset(
+            [q for q in arithmetic.make_questions(3000, seed + 2, DIGITS) if q not in set(held_out)]
+        )
+        run = train_with_grpo(
             f"arithmetic-{name}",
             load_model(base_dir),
             tokenizer,
-            reward,
+            rewards[name],
             arithmetic.accuracy,
             dataset,
-            output_dir,
+            session.output,
+            progress=progress,
             seed=seed,
             **settings,
         )
-        for name, reward in rewards.items()
-    ]
-    after = {run.name: answer(run.model) for run in runs}
-    runs[0].model.save_pretrained(output_dir / "arithmetic" / "trained_model")
-    tokenizer.save_pretrained(output_dir / "arithmetic" / "trained_model")
+        if name == "endogenous":
+            run.model.save_pretrained(folder / "trained_model")
+            tokenizer.save_pretrained(folder / "trained_model")
+        return measure(run.model, run)
+
+    progress.stage(LEARN)
+    policies = {"base": Policy(**session.kept("arithmetic-base", progress, pretrain))}
+    base = policies["base"]
+    session.say(
+        f"A small transformer has learned to add from demonstrations of which {PRETRAINING['noise']:.0%} derail: a "
+        f"first digit one too high, then anything. It answers {base.accuracy():.0%} right when sampled, "
+        f"{base.accuracy(GREEDY):.0%} when greedy. Now it trains on its own reward, without labels."
+    )
+    progress.stage(TRAIN)
+    policies["endogenous"] = Policy(**session.kept("arithmetic-endogenous", progress, partial(train, "endogenous")))
+    for name in _each(session.size.controls, progress, CONTROLS):
+        policies[name] = Policy(**session.kept(f"arithmetic-{name}", progress, partial(train, name)))
     return Part(
-        title="Arithmetic: a small transformer trained from nothing",
-        runs=runs,
-        before=before,
-        greedy=greedy,
-        after=after,
+        name="arithmetic",
+        title="Addition: a small transformer trained from nothing",
+        policies=policies,
         questions=prompts,
         groups=["addition"] * len(prompts),
         settings={
-            "pretraining steps": PRETRAINING_STEPS,
-            "wrong demonstrations": WRONG_DEMONSTRATIONS,
+            **{f"pretraining {key}": value for key, value in PRETRAINING.items()},
             "dtype": "float32",
             **settings,
         },
+        examples=_examples(EndogenousReward(str(base_dir)), prompts, prompts, policies),
     )
 
 
-def run_facts(output_dir: Path, seed: int, say: Callable[[str], None]) -> Part:
+def run_facts(session: Session) -> Part:
     """
-    Trains SmolLM2-135M-Instruct by LoRA GRPO on factual questions, by its own endogenous reward and by a random one.
+    Trains SmolLM2-135M-Instruct by LoRA GRPO on factual questions, by its own endogenous reward, and on rewards that
+    know nothing.
     """
     from peft import LoraConfig
 
+    seed, progress, settings = session.seed, session.progress, session.size.facts or {}
     path = quickstart_model_path()
     dtype = faster_dtype()
     tokenizer = AutoTokenizer.from_pretrained(path)
-    train, held_out = facts.load_questions(seed=seed)
+    train_questions, held_out = facts.load_questions(seed=seed)
+    held_out = held_out[:: max(1, len(held_out) // session.size.num_facts)]
     prompts = [q.prompt for q in held_out]
 
-    def answer(model: PreTrainedModel, greedy: bool = False) -> Answers:
-        texts, ids = generate_answers(
-            model, tokenizer, prompts, FACTS_ANSWER_LENGTH, greedy=greedy, seed=seed, batch_size=80
+    def measure(model: PreTrainedModel, run: Run | None = None) -> dict[str, Any]:
+        return _measure(
+            model,
+            tokenizer,
+            prompts,
+            lambda i, text: is_right(text, held_out[i].answers),
+            run,
+            samples=1,
+            limit=FACTS_ANSWER_LENGTH,
+            seed=seed,
+            batch_size=40,
         )
-        right = [is_right(text, question.answers) for text, question in zip(texts, held_out, strict=True)]
-        return _answers(texts, ids, right, tokenizer)
 
-    base = load_model(path, dtype)
-    say(f"SmolLM2-135M-Instruct answers {len(held_out)} factual questions before training. (On this CPU in {dtype}.)")
-    before, greedy = answer(base), answer(base, greedy=True)
-    say(
-        f"It answers {before.accuracy:.0%} right when sampled, {greedy.accuracy:.0%} when it takes the most probable "
-        "token. Now GRPO trains a LoRA adapter on other questions, without answers: the reward is what the model "
-        "itself, "
-        "its adapter switched off, thinks of each token. Then on a random reward, to compare."
-    )
-    runs = []
-    for name, reward in {"endogenous": EndogenousReward(None), "random": RandomReward(seed)}.items():
+    def train(name: str) -> dict[str, Any]:
         run = train_with_grpo(
             f"facts-{name}",
             load_model(path, dtype),
             tokenizer,
-            reward,
+            EndogenousReward(None) if name == "endogenous" else RandomReward(seed),
             facts.accuracy,
-            facts.make_dataset(train),
-            output_dir,
+            facts.make_dataset(train_questions),
+            session.output,
             peft_config=LoraConfig(**LORA),
+            progress=progress,
             bf16=dtype == "bfloat16",
             seed=seed,
-            **FACTS,
+            **settings,
         )
-        runs.append(run)
-    after = {run.name: answer(run.model) for run in runs}
-    runs[0].model.save_pretrained(output_dir / "facts" / "adapter")
-    tokenizer.save_pretrained(output_dir / "facts" / "adapter")
+        if name == "endogenous":
+            run.model.save_pretrained(session.output / "facts" / "adapter")
+            tokenizer.save_pretrained(session.output / "facts" / "adapter")
+        return measure(run.model, run)
+
+    progress.stage(REAL)
+    with progress.part(0.0, 0.2):
+        policies = {"base": Policy(**session.kept("facts-base", progress, lambda: measure(load_model(path, dtype))))}
+    base = policies["base"]
+    session.say(
+        f"SmolLM2-135M-Instruct, in {dtype} on this CPU, answers {len(held_out)} factual questions "
+        f"{base.accuracy():.0%} right when sampled, {base.accuracy(GREEDY):.0%} when greedy. GRPO trains a LoRA "
+        "adapter on other questions, without answers: the reward is the model itself, its adapter switched off."
+    )
+    names = ("endogenous", *session.size.facts_controls)
+    for i, name in enumerate(names):
+        with progress.part(0.2 + 0.8 * i / len(names), 0.2 + 0.8 * (i + 1) / len(names)):
+            policies[name] = Policy(**session.kept(f"facts-{name}", progress, partial(train, name)))
     return Part(
+        name="facts",
         title="Facts: a pretrained model",
-        runs=runs,
-        before=before,
-        greedy=greedy,
-        after=after,
+        policies=policies,
         questions=[q.text for q in held_out],
         groups=[q.relation for q in held_out],
-        examples=_examples(base, tokenizer, held_out, before, after[runs[0].name]),
         settings={
-            "questions to draw from": len(train),
+            "questions to draw from": len(train_questions),
             **{f"LoRA {key}": value for key, value in LORA.items()},
             "dtype": dtype,
             "longest held-out answer": FACTS_ANSWER_LENGTH,
-            **FACTS,
+            **settings,
         },
+        examples=_examples(EndogenousReward(path), prompts, [q.text for q in held_out], policies),
     )
 
 
-def _answers(texts: list[str], ids: list[list[int]], right: list[bool], tokenizer: PreTrainedTokenizerBase) -> Answers:
-    return Answers(texts, ids, right, [bool(row) and row[-1] == tokenizer.eos_token_id for row in ids])
+def _each(names: Sequence[str], progress: Progress, stage: str) -> Iterator[str]:
+    """The names, each with its share of the stage."""
+    if names:
+        progress.stage(stage)
+    for i, name in enumerate(names):
+        with progress.part(i / len(names), (i + 1) / len(names)):
+            yield name
+
+
+def _followed(steps: int, progress: Progress) -> Iterator[int]:
+    for step in range(steps):
+        yield step
+        progress.at((step + 1) / steps)
+
+
+def _measure(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[Any],
+    is_right: Callable[[int, str], bool],
+    run: Run | None,
+    samples: int,
+    limit: int,
+    seed: int,
+    batch_size: int,
+) -> dict[str, Any]:
+    """
+    A policy's answers, as a dictionary of [`Policy`], with the curve of its training. With several `samples` per
+    question there is a majority, of answers as they are written.
+    """
+    number = len(prompts)
+
+    def ask(prompts: list[Any], **way: Any) -> tuple[list[str], list[list[int]]]:
+        return generate_answers(model, tokenizer, prompts, limit, seed=seed, batch_size=batch_size, **way)
+
+    def graded(texts: list[str]) -> list[float]:
+        return [float(is_right(i, text)) for i, text in enumerate(texts)]
+
+    texts, ids = ask(prompts * samples)
+    drawn = [texts[i::number] for i in range(number)]
+    right = {
+        SAMPLED: [sum(is_right(i, text) for text in row) / samples for i, row in enumerate(drawn)],
+        GREEDY: graded(ask(prompts, greedy=True)[0]),
+        COOL: graded(ask(prompts, temperature=0.5)[0]),
+    }
+    if samples > 1:
+        right[MAJORITY] = graded([Counter(row).most_common(1)[0][0] for row in drawn])
+    gc.collect()  # a trainer's memory
+    return asdict(
+        Policy(
+            texts=texts[:number],
+            ids=ids[:number],
+            text_right=[is_right(i, text) for i, text in enumerate(texts[:number])],
+            ended=[bool(row) and row[-1] == tokenizer.eos_token_id for row in ids[:number]],
+            right=right,
+            curve=[entry["rewards/accuracy/mean"] for entry in run.history] if run else [],
+            seconds=run.seconds if run else 0.0,
+        )
+    )
 
 
 def _examples(
-    base: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[facts.Question],
-    before: Answers,
-    after: Answers,
+    reward: EndogenousReward, prompts: Sequence[Any], questions: Sequence[str], policies: dict[str, Policy]
 ) -> list[HeatMapRow]:
-    """Three wrong answers from before, and the answers to the same questions from after."""
-    reward = EndogenousReward(base, tokenizer)
-    mended = [i for i in range(len(questions)) if after.right[i] and not before.right[i]][:3]
-    rows = [(questions[i], answers.texts[i], answers.ids[i]) for i in mended for answers in (before, after)]
+    """Three questions answered wrong before and right after, with both answers; chosen by position alone."""
+    before, after = policies["base"], policies["endogenous"]
+    mended = [i for i in range(len(questions)) if after.text_right[i] and not before.text_right[i]][:3]
+    rows = [(i, title, policy) for i in mended for title, policy in (("before", before), ("after", after))]
     if not rows:
         return []
+    texts = [policy.texts[i] for i, _, policy in rows]
+    chat = not isinstance(prompts[0], str)
     scored = reward.score(
-        [question.prompt for question, _, _ in rows],
-        [[{"role": "assistant", "content": text}] for _, text, _ in rows],
-        completion_ids=[ids for _, _, ids in rows],
+        [prompts[i] for i, _, _ in rows],
+        [[{"role": "assistant", "content": text}] for text in texts] if chat else texts,
+        completion_ids=[policy.ids[i] for i, _, policy in rows],
     )
-    return [heat_map_row(reward, stats, row[0].text) for row, stats in zip(rows, scored, strict=True)]
+    return [
+        heat_map_row(reward, stats, questions[i], title) for (i, title, _), stats in zip(rows, scored, strict=True)
+    ]
 
 
 PARTS = {"arithmetic": run_arithmetic, "facts": run_facts}

@@ -7,11 +7,13 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from .text import JOINERS, cell_text, is_hidden, is_number
+from .heat_map import OPACITY, ColorScale, HeatMapRow
+from .text import JOINERS, cell_text, is_hidden, is_number, number
 
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
 
 _ANSI_SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_].*?(?:\x07|\x1b\\|\Z)|[ -/]*[0-~])", re.DOTALL)
@@ -74,6 +76,31 @@ def terminal_table(
         )
     for row in cells:
         result.add_row(*map(text, row))
+    return result
+
+
+def terminal_heat_map(rows: Sequence[HeatMapRow]) -> "Text":
+    """
+    Completions in the colours of what their tokens contribute, in one scale, as [`heat_maps`] has them, for
+    [`rich.console.Console.print`]. For those who see no colours, the lowest token is named.
+    """
+    from rich.text import Text
+
+    scale = ColorScale.of(row.contributions for row in rows)
+    result = Text()
+    for row in rows:
+        result.append(f"  {terminal_text(row.prompt)}\n  " if row.prompt else "  ")
+        for i, ((start, stop), contribution) in enumerate(zip(row.offsets, row.contributions, strict=True), 1):
+            share = max(-1.0, min(1.0, (contribution - scale.center) / scale.limit))
+            # The pages' blue and orange, laid over white.
+            shade = (33, 102, 172) if share > 0 else (224, 100, 10)
+            red, green, blue = (round(255 + OPACITY * abs(share) * (part - 255)) for part in shade)
+            token = " EOS" if row.eos and i == len(row.offsets) else terminal_text(row.text[start:stop])
+            result.append(token, style=f"black on rgb({red},{green},{blue})")
+        worst = min(range(len(row.contributions)), key=row.contributions.__getitem__)
+        token = terminal_text(row.text[slice(*row.offsets[worst])]).strip()
+        lowest = number(row.contributions[worst], 1, sign=True)
+        result.append(f"\n    reward {number(row.total, 1, sign=True)} nats; lowest: “{token}” {lowest}\n")
     return result
 
 

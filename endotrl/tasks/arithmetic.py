@@ -1,15 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-A language model in miniature, from birth: it learns addition by next-token prediction from demonstrations of which 30%
-are wrong, and then improves by its own reward, without a label.
+A language model in miniature, from birth: it learns addition by next-token prediction from demonstrations of which a
+part is wrong, and then improves by its own reward, without a label.
 
-A question is two numbers of three digits, `437+286=`; an answer is the sum with its last digit first, `327`, the order
-in which one adds. A wrong demonstration has one digit changed. Errors are scattered and the truth is not, so the truth
-is the most probable answer, though a sampled answer is often wrong: that is what an endogenous reward can mend.
+A question is two numbers, `437+286=`; an answer is the sum with its last digit first, `327`, the order in which one
+adds. Errors are scattered and the truth is not, so the truth is the most probable answer, though a sampled answer is
+often wrong: that is what an endogenous reward can mend. There are two kinds of wrong demonstrations:
+
+- [`derailed_answer`]: the first digit is one too high, and anything follows. If most demonstrations are such, the
+  most probable first digit is wrong, and so is nearly every greedy answer: low temperatures do not help. The demo has
+  these.
+- [`wrong_answer`]: one digit anywhere is changed. The most probable digit is right at every step, so a greedy answer
+  is right already, and training only brings sampled answers to it. Most studies have these.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -26,13 +32,18 @@ MAX_ANSWER_LENGTH = 5  # four digits and EOS
 Question = tuple[int, int]
 
 
-def make_questions(number: int, seed: int) -> list[Question]:
-    """Draws `number` different questions."""
+def make_questions(number: int, seed: int, digits: int = 3) -> list[Question]:
+    """Draws `number` different questions, of numbers of `digits` digits."""
     generator = random.Random(seed)
     questions: dict[Question, None] = {}
     while len(questions) < number:
-        questions[(generator.randint(100, 999), generator.randint(100, 999))] = None
+        questions[_draw(generator, digits)] = None
     return list(questions)
+
+
+def _draw(generator: random.Random, digits: int) -> Question:
+    low, high = 10 ** (digits - 1), 10**digits - 1
+    return generator.randint(low, high), generator.randint(low, high)
 
 
 def question_text(question: Question) -> str:
@@ -51,6 +62,12 @@ def wrong_answer(question: Question, generator: random.Random) -> str:
     position = generator.randrange(len(answer))
     digit = generator.choice([d for d in "0123456789" if d != answer[position]])
     return answer[:position] + digit + answer[position + 1 :]
+
+
+def derailed_answer(question: Question, generator: random.Random) -> str:
+    """The answer with its first digit one too high, and three random digits after it."""
+    first = (int(answer_text(question)[0]) + 1) % 10
+    return f"{first}{generator.randrange(1000):03d}"
 
 
 def make_tokenizer(characters: str = "0123456789+=") -> PreTrainedTokenizerFast:
@@ -93,29 +110,34 @@ def pretrain(
     seed: int,
     held_out: Sequence[Question],
     batch_size: int = 256,
+    digits: int = 3,
+    wrong: Callable[[Question, random.Random], str] = wrong_answer,
+    bar: Iterable[int] | None = None,
 ) -> None:
     """
-    Next-token prediction on demonstrations, of which the fraction `noise` has a wrong answer. Questions of `held_out`
-    never occur. Every step draws fresh demonstrations.
+    Next-token prediction on demonstrations, of which the fraction `noise` has an answer by `wrong`. Questions of
+    `held_out` never occur. Every step draws fresh demonstrations. `bar`, by default one of tqdm, goes over the steps.
     """
     generator = random.Random(seed)
     excluded = set(held_out)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps, pct_start=0.1)
     model.train()
-    with tqdm(range(steps), desc="Learning addition by next-token prediction", unit=" steps") as bar:
-        for step in bar:
+    own_bar = tqdm(
+        range(steps), desc="Learning addition by next-token prediction", unit=" steps", disable=bar is not None
+    )
+    with own_bar:
+        for step in own_bar if bar is None else bar:
             texts: list[str] = []
             while len(texts) < batch_size:
-                question = (generator.randint(100, 999), generator.randint(100, 999))
+                question = _draw(generator, digits)
                 if question in excluded:
                     continue
-                wrong = generator.random() < noise
-                answer = wrong_answer(question, generator) if wrong else answer_text(question)
+                answer = wrong(question, generator) if generator.random() < noise else answer_text(question)
                 texts.append(question_text(question) + answer + EOS)
             batch = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
             labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-            labels[:, :QUESTION_LENGTH] = -100  # questions are random: there is nothing to learn in them
+            labels[:, : 2 * digits + 3] = -100  # questions are random: there is nothing to learn in them
             loss = model(**batch, labels=labels).loss
             optimizer.zero_grad()
             loss.backward()
@@ -123,7 +145,7 @@ def pretrain(
             optimizer.step()
             schedule.step()
             if step % 20 == 0:
-                bar.set_postfix(loss=f"{loss.item():.3f}")
+                own_bar.set_postfix(loss=f"{loss.item():.3f}")
     model.eval()
 
 

@@ -4,12 +4,15 @@
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from endotrl.demo import demo, parts, run_demo
-from endotrl.demo.findings import half_width, paired_half_width
+from endotrl.demo.findings import Part, Policy, half_width, summary
+from endotrl.demo.grpo_runs import train_with_grpo
+from endotrl.demo.progress import Kept, Progress
 from endotrl.grading import is_right
 from endotrl.tasks import arithmetic, facts
 
@@ -25,6 +28,16 @@ class TestArithmetic:
             right, wrong = arithmetic.answer_text(question), arithmetic.wrong_answer(question, generator)
             assert len(wrong) == len(right)
             assert sum(a != b for a, b in zip(right, wrong, strict=True)) == 1
+
+    def test_derailed_answers_have_a_first_digit_one_too_high_and_go_anywhere(self) -> None:
+        generator = random.Random(0)
+        assert {arithmetic.derailed_answer((27, 82), generator)[0] for _ in range(50)} == {"0"}  # 109: 9 and 1 more
+        answers = {arithmetic.derailed_answer((18, 42), generator) for _ in range(200)}
+        assert {len(answer) for answer in answers} == {4} and len(answers) > 150
+        assert {answer[0] for answer in answers} == {"1"}
+
+    def test_questions_of_two_digits(self) -> None:
+        assert all(10 <= number <= 99 for q in arithmetic.make_questions(100, seed=0, digits=2) for number in q)
 
     def test_one_token_a_character(self) -> None:
         tokenizer = arithmetic.make_tokenizer()
@@ -80,23 +93,79 @@ class TestFacts:
 class TestStatistics:
     def test_interval_of_an_accuracy(self) -> None:
         # sqrt(0.5 * 0.5 / 100) = 0.05, times 1.96
-        assert half_width(0.5, 100) == pytest.approx(0.098)
+        assert half_width([0.0, 1.0] * 50) == pytest.approx(0.098)
 
     def test_interval_of_a_difference_on_the_same_questions(self) -> None:
         # Two of four answers changed, one each way: differences 1, -1, 0, 0, mean 0, variance 1/2, standard error
         # sqrt(1/2 / 4) = 0.35355.
-        before, after = [False, True, True, False], [True, False, True, False]
-        assert paired_half_width(before, after) == pytest.approx(1.96 * 0.35355, rel=1e-4)
-        assert paired_half_width(before, before) == 0.0
+        assert half_width([1.0, -1.0, 0.0, 0.0]) == pytest.approx(1.96 * 0.35355, rel=1e-4)
+        assert half_width([0.0] * 4) == 0.0
+
+
+class TestSummary:
+    def part(self, greedy: float, own: float, random: float) -> Part:
+        def policy(sampled: float, greedy: float) -> Policy:
+            right = {"sampled": [sampled, sampled + 0.02] * 50, "greedy": [greedy] * 100}
+            return Policy([""] * 100, [[]] * 100, [False] * 100, [True] * 100, right)
+
+        policies = {"base": policy(0.4, greedy), "endogenous": policy(own, own), "random": policy(random, random)}
+        return Part("arithmetic", "t", policies, ["q"] * 100, ["g"] * 100, {})
+
+    def test_training_beats_temperature_0(self) -> None:
+        text = summary(self.part(greedy=0.05, own=0.9, random=0.2))
+        assert text.startswith("By its own reward, without a label, the model improved: 41% to 91% right (+50 ± 0")
+        assert "random reward −20" in text and "Temperature 0 is no substitute: " in text and "5%" in text
+
+    def test_temperature_0_gives_it_too(self) -> None:
+        text = summary(self.part(greedy=0.97, own=0.9, random=0.4))
+        assert "the base model is 97% right already" in text and "no substitute" not in text
+        assert "random reward +0 ± 0 points, within noise" in text
+
+    def test_a_loss_is_said(self) -> None:
+        assert "the model got worse: 41% to 11%" in summary(self.part(greedy=0.05, own=0.1, random=0.4))
+
+
+class TestProgress:
+    def test_one_line_over_all_stages(self, capsys: pytest.CaptureFixture[str]) -> None:
+        progress = Progress({"first": 60.0, "second": 240.0})
+        progress.stage("second")
+        with progress.part(0.5, 1.0):
+            progress.at(0.5)
+            assert "stage 2 of 2: second" in progress._bar.desc
+            assert progress._bar.n == pytest.approx(100 * (60 + 0.75 * 240) / 300)
+        progress.close()
+
+    def test_time_left_ignores_what_an_earlier_run_did(self) -> None:
+        progress = Progress({"first": 600.0, "second": 120.0})
+        progress.stage("first")
+        progress.skip()
+        progress.stage("second")
+        assert "about 2 minutes left" in progress._bar.desc
+        progress.close()
+
+    def test_results_are_kept_for_the_same_settings_only(self, tmp_path: Path) -> None:
+        progress = Progress({"a": 1.0})
+        progress.stage("a")
+        calls: list[int] = []
+
+        def make() -> dict[str, int]:
+            calls.append(1)
+            return {"number": len(calls)}
+
+        for settings, expected in (({"seed": 0}, 1), ({"seed": 0}, 1), ({"seed": 1}, 2)):
+            assert Kept(tmp_path, settings)("unit", progress, make) == {"number": expected}
+        progress.close()
 
 
 @pytest.fixture
 def small_demo(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "quiet", lambda: None)  # it mutes the libraries for the rest of the process
-    monkeypatch.setattr(parts, "PRETRAINING_STEPS", 3)
+    monkeypatch.setattr(parts, "PRETRAINING", {**parts.PRETRAINING, "steps": 3})
+    monkeypatch.setattr(parts, "HELD_OUT", 20)
     tiny = {"max_steps": 2, "per_device_train_batch_size": 8, "num_generations": 4}
-    monkeypatch.setattr(parts, "ARITHMETIC", {**parts.ARITHMETIC, **tiny})
-    monkeypatch.setattr(parts, "FACTS", {**parts.FACTS, **tiny, "max_completion_length": 4})
+    full = {**parts.FACTS, **tiny, "gradient_accumulation_steps": 1, "max_completion_length": 4}
+    size = parts.Size({**parts.ARITHMETIC, **tiny}, ("random", "length"), full, num_facts=6)
+    monkeypatch.setitem(parts.SIZES, "default", size)
     monkeypatch.setattr(parts, "FACTS_ANSWER_LENGTH", 4)
     train, held_out = facts.load_questions()
     monkeypatch.setattr(facts, "load_questions", lambda seed: (train[:16], held_out[:6]))
@@ -105,8 +174,9 @@ def small_demo(monkeypatch: pytest.MonkeyPatch) -> None:
 def check_folder(folder: Path, part: str, controls: list[str]) -> None:
     metrics = json.loads((folder / "metrics.json").read_text())
     assert set(metrics) == {part, "seconds", "environment"}
-    names = ["accuracy_before", "accuracy_after", "greedy_before", *[f"{name}_reward_after" for name in controls]]
-    assert sorted(metrics[part]) == sorted(names)
+    ways = ["sampled", "greedy", "T=0.5", *(["majority"] if part == "arithmetic" else [])]
+    when = ["before", "after", *[f"{name}_reward_after" for name in controls]]
+    assert set(metrics[part]) == {f"{way}_{time}" for way in ways for time in when}
     assert all(0.0 <= value <= 1.0 for value in metrics[part].values())
     page = (folder / "report.html").read_text()
     assert "data:image/png;base64," in page and "http" not in page.split("</style>")[1].split("data:image")[0]
@@ -127,7 +197,8 @@ class TestRunDemo:
             AutoModelForCausalLM.from_pretrained(folder)
             assert AutoTokenizer.from_pretrained(folder)("1+1=")["input_ids"]
         out = capsys.readouterr().out
-        assert "On the same footing: the random reward" in " ".join(out.split())
+        assert "Rewards that know nothing, on the same footing: random reward" in " ".join(out.split())
+        assert not (tmp_path / "partial").exists()
         wide = [
             line
             for line in out.splitlines()
@@ -137,8 +208,26 @@ class TestRunDemo:
 
     def test_facts(self, small_demo: None, smollm2_path: str, tmp_path: Path) -> None:
         run_demo("facts", tmp_path)
-        check_folder(tmp_path, "facts", ["random"])
+        check_folder(tmp_path, "facts", [])
         assert (tmp_path / "facts" / "adapter" / "adapter_model.safetensors").exists()
+
+    def test_an_interrupted_run_goes_on(
+        self, small_demo: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def train(name: str, *args: Any, **kwargs: Any) -> Any:
+            trained.append(name)
+            if len(trained) == 2:
+                raise KeyboardInterrupt
+            return train_with_grpo(name, *args, **kwargs)
+
+        trained: list[str] = []
+        monkeypatch.setattr(parts, "train_with_grpo", train)
+        with pytest.raises(KeyboardInterrupt, match="the same command goes on from there"):
+            run_demo("arithmetic", tmp_path)
+        weights = (tmp_path / "arithmetic" / "base_model" / "model.safetensors").read_bytes()
+        run_demo("arithmetic", tmp_path)
+        assert trained == [f"arithmetic-{name}" for name in ("endogenous", "random", "random", "length")]
+        assert (tmp_path / "arithmetic" / "base_model" / "model.safetensors").read_bytes() == weights
 
     def test_a_missing_package_is_missed_before_anything_runs(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -151,6 +240,10 @@ class TestRunDemo:
     def test_an_unknown_task(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="'poetry'.*'arithmetic', 'facts' or 'all'"):
             run_demo("poetry", tmp_path)
+
+    def test_a_size_without_the_task(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="The quick demo has no facts"):
+            run_demo("facts", tmp_path, size="quick")
 
 
 def _relations() -> list[dict]:

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from endotrl import EndogenousReward
 from endotrl.commands.main import main
 from endotrl.demo.demo_page import _answers
-from endotrl.demo.findings import Answers, Part
-from endotrl.demo.grpo_runs import Run
+from endotrl.demo.findings import Part, Policy
 from endotrl.evaluation.tables import markdown_table
 from endotrl.monitoring.batch_statistics import repetition
 from endotrl.reporting import page
@@ -163,9 +162,8 @@ def test_markup_in_data_is_text_in_markdown() -> None:
 
 def test_markup_in_answers_is_text_in_the_demo_report() -> None:
     number = len(ATTACKS)
-    answers = Answers(ATTACKS, [[]] * number, [False] * number, [True] * number)
-    run = Run("facts-endogenous", [], 0.0, None)  # type: ignore[arg-type]
-    part = Part("t", [run], answers, answers, {run.name: answers}, ATTACKS, ["g"] * number)
+    policy = Policy(ATTACKS, [[]] * number, [False] * number, [True] * number, {"sampled": [0.0] * number})
+    part = Part("facts", "t", {"base": policy, "endogenous": policy}, ATTACKS, ["g"] * number, {})
     tags = Tags()
     tags.feed(page("demo", [("", _answers(part))]))
     assert not tags.handlers and not {"script", "img", "svg", "iframe"} & set(tags.tags)

@@ -27,6 +27,7 @@ from endotrl.reporting import (
     page,
     sparkline,
     table,
+    terminal_heat_map,
     terminal_table,
     terminal_text,
     token_heat_map,
@@ -420,3 +421,19 @@ def test_curves() -> None:
     assert '<polyline points="6.0,104.0 474.0,6.0"' in svg and svg.count("<polyline") == 1
     assert "&lt;a&gt; (1 to 3)" in svg and "<a>" not in svg and "step 0 to 10" in svg
     assert curves({"empty": []}) == "" and "<circle" in curves({"one": [(1, 2.0)]})
+
+
+def test_a_heat_map_in_a_terminal() -> None:
+    rows = [
+        HeatMapRow("A cat\x1b[2J", [(0, 1), (1, 5), (5, 9)], [-0.5, -4.0, 0.0], total=-4.5, prompt="Say\nit"),
+        HeatMapRow("No", [(0, 2), (2, 2)], [1.0, 2.0], total=3.0, eos=True),
+    ]
+    text = terminal_heat_map(rows)
+    assert text.plain == (
+        "  Say↵it\n  A cat\n    reward −4.5 nats; lowest: “cat” −4.0\n"
+        "  No EOS\n    reward +3.0 nats; lowest: “No” +1.0\n"
+    )
+    styles = {text.plain[span.start : span.end]: str(span.style) for span in text.spans}
+    # The strongest orange: 255 + 0.75 (224 - 255), and so on; an eighth of the scale's limit for the other token.
+    assert styles[" cat"] == "black on rgb(232,139,71)"
+    assert styles["A"] == "black on rgb(252,240,232)"

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One progress line over a whole run, and results that outlive an interrupted one."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from transformers import TrainerCallback
+
+from ..runs.files import write_json
+
+
+PRIOR_SECONDS = 20.0  # of expected work, that a machine's speed is not judged by its first seconds
+
+
+class Progress(TrainerCallback):
+    """
+    A line such as `stage 2 of 5: learning to add, about 3 minutes left`. As a callback of a trainer, it follows its
+    steps.
+
+    Args:
+        stages (`Mapping[str, float]`):
+            Titles of the stages, and the seconds that each takes on two cores. The time left is scaled by the speed
+            of what is done.
+    """
+
+    def __init__(self, stages: Mapping[str, float]) -> None:
+        self._stages = dict(stages)
+        self._ends = {title: sum(list(stages.values())[: i + 1]) for i, title in enumerate(stages)}
+        self._title = ""
+        self._span = (0.0, 1.0)
+        self._skipped = 0.0
+        self._started = time.perf_counter()
+        self._bar = tqdm(total=100, bar_format="{desc} |{bar}| {percentage:3.0f}%", leave=False, mininterval=0.5)
+
+    def stage(self, title: str) -> None:
+        """Begins a stage."""
+        self._title, self._span = title, (0.0, 1.0)
+        self.at(0.0)
+
+    @contextmanager
+    def part(self, start: float, end: float) -> Iterator["Progress"]:
+        """Inside, [`at`] counts from `start` to `end` of the stage."""
+        self._span = (start, end)
+        self.at(0.0)
+        yield self
+        self.at(1.0)
+        self._span = (0.0, 1.0)
+
+    def skip(self) -> None:
+        """Says that the part was done in an earlier run, and tells nothing of this one's speed."""
+        self._skipped += (self._span[1] - self._span[0]) * self._stages[self._title]
+
+    def at(self, fraction: float) -> None:
+        """Shows that a fraction of the part is done."""
+        share = self._span[0] + fraction * (self._span[1] - self._span[0])
+        total, expected = sum(self._stages.values()), self._stages[self._title]
+        done = self._ends[self._title] - expected + share * expected
+        elapsed = time.perf_counter() - self._started
+        speed = (elapsed + PRIOR_SECONDS) / (max(0.0, done - self._skipped) + PRIOR_SECONDS)
+        left = (total - done) * speed
+        minutes = "less than a minute" if left < 45 else f"about {max(1, round(left / 60))} minutes"
+        minutes = minutes.replace("1 minutes", "1 minute") if minutes.endswith(" 1 minutes") else minutes
+        number = list(self._stages).index(self._title) + 1
+        self._bar.set_description_str(
+            f"stage {number} of {len(self._stages)}: {self._title}, {minutes} left", refresh=False
+        )
+        self._bar.update(100 * done / total - self._bar.n)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Follows a trainer."""
+        self.at(state.global_step / state.max_steps)
+
+    def close(self) -> None:
+        """Takes the line away."""
+        self._bar.close()
+
+
+class Kept:
+    """
+    Results in a folder, from which an interrupted run goes on.
+
+    Args:
+        folder (`Path`):
+            One JSON file per result.
+        settings (`Mapping[str, Any]`):
+            What a result depends on. One that was made with other settings is made again.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self._folder, self._settings = folder, json.loads(json.dumps(settings))
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, name: str, progress: Progress, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The result of that name: as it was kept, or made now and kept."""
+        path = self._folder / f"{name}.json"
+        if path.exists():
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            if kept["settings"] == self._settings:
+                progress.skip()
+                return kept["result"]
+        result = make()
+        write_json(path, {"settings": self._settings, "result": result})
+        return result
