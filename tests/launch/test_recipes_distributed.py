@@ -5,9 +5,6 @@ process. On CPUs, over gloo.
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ..support.accelerate_server import accelerate
+
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 PROMPTS = ["a b c", "d e", "f", "g h i j", "a a", "k l", "b", "c d e f"] * 4
 # Name of the launcher's file, and what runs then.
 ENGINES = {
@@ -51,19 +49,6 @@ WHERE = {
     "own": "own copy of",
 }
 COMPARED = ("loss", "grad_norm", "reward", "endogenous_reward/reward_per_token")
-
-
-def accelerate(launcher: str, num_processes: int, *command: str, **env: str) -> subprocess.CompletedProcess[str]:
-    options = ["--config_file", f"accelerate_configs/{launcher}.yaml", "--num_processes", str(num_processes)]
-    options += ["--mixed_precision", "no", "--main_process_port", "0"]
-    return subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", *options, *command],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **env},
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
 
 
 def launch(folder: Path, model: str, launcher: str, num_processes: int) -> Path:
