@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-`accelerate launch` and `torchrun`, unchanged but for one thing: the processes that they start are forked from one that
+`python`, `accelerate launch`, `torchrun` and `trl`, unchanged but for one thing: the processes are forked from one that
 has imported the libraries, which takes longer than the runs of a test.
 """
 
@@ -33,6 +33,14 @@ def accelerate(launcher: str, num_processes: int, *command: str, **env: str) -> 
 
 def torchrun(num_processes: int, *command: str, **env: str) -> subprocess.CompletedProcess[str]:
     return _launch("torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes), *command, **env)
+
+
+def python(*command: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return _launch("", *command, **env)
+
+
+def trl(*command: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return _launch("trl.cli.main", *command, **env)
 
 
 def _launch(*words: str, timeout: int = 500, **env: str) -> subprocess.CompletedProcess[str]:
@@ -132,6 +140,7 @@ def _run_launcher(words: Sequence[str], environment: dict[str, str], folder: str
 
     from accelerate.commands import launch
     from torch.distributed import run
+    from trl.cli import main
 
     config_from_args = run.config_from_args
 
@@ -143,7 +152,9 @@ def _run_launcher(words: Sequence[str], environment: dict[str, str], folder: str
     run.config_from_args = forking
     launch.subprocess = SimpleNamespace(Popen=_Forked, CalledProcessError=subprocess.CalledProcessError)
     module, *sys.argv[1:] = words
-    {"accelerate.commands.launch": launch, "torch.distributed.run": run}[module].main()
+    if not module:
+        return _python(*words[1:])
+    {"accelerate.commands.launch": launch.main, "torch.distributed.run": run.main, "trl.cli.main": main}[module]()
 
 
 class _Forked:
