@@ -13,12 +13,16 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import RLock
 from types import SimpleNamespace
 from typing import Any
+
+from tqdm.auto import tqdm
 
 
 ROOT = Path(__file__).parents[2]
@@ -89,13 +93,11 @@ def _serve() -> None:
 
 
 def _import() -> None:
-    import torch.distributed.run  # noqa: F401
-    import trl.trainer.grpo_trainer  # noqa: F401
-    from tqdm.auto import tqdm
-
-    import endotrl.launch
-    import endotrl.monitoring  # noqa: F401
-
+    # With TRL 1.12 the last ones are not to be had, and what needs them is not tested.
+    modules = ["torch.distributed.run", "accelerate.commands.launch", "trl.trainer.grpo_trainer"]
+    for name in [*modules, "deepspeed", "endotrl.monitoring", "endotrl.launch"]:
+        with suppress(ImportError):
+            import_module(name)
     # Progress bars of forked processes share a lock, which one that is killed would keep; and have a thread.
     tqdm.set_lock(RLock())
     tqdm.monitor_interval = 0
