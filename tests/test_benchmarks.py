@@ -2,9 +2,6 @@
 """The benchmarks run, in small, and count their operations right. What they measure is not tested."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +15,9 @@ from benchmarks.measure import peak_memory
 from benchmarks.methods import METHODS, exact_log_probs, pad
 from endotrl.rendering.renderer import Rendered
 
+from .support.accelerate_server import python
 
-ROOT = Path(__file__).parents[1]
+
 PROMPT = [5, 6, 7, 8]
 ROWS = [Rendered(PROMPT, ids, list(range(len(ids))), finished=True) for ids in ([9, 10], [11, 12, 13, 14, 15])]
 
@@ -63,22 +61,12 @@ def test_peak_is_seen_after_it_is_gone() -> None:
 def test_both_run(tiny_model_path: str, tmp_path: Path) -> None:
     options = ["--quick", "--model", tiny_model_path, "--output", str(tmp_path), "--dtype", "float32"]
     commands = {"scoring": ["--rounds", "1", "--scale"], "training_step": ["--steps", "1"]}
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-m", f"benchmarks.{name}", *options, *more],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for name, more in commands.items()
-    ]
-    for process in running:
-        out, err = process.communicate()
-        assert process.returncode == 0, err
+    for name, more in commands.items():
+        finished = python("-m", f"benchmarks.{name}", *options, *more)
+        assert finished.returncode == 0, finished.stderr
         # DeepSpeed logs to the same stream; its lines begin with a bracket.
-        assert [line for line in out.splitlines() if len(line) > 80 and not line.startswith(("Written", "["))] == []
+        lines = finished.stdout.splitlines()
+        assert [line for line in lines if len(line) > 80 and not line.startswith(("Written", "["))] == []
 
     scoring = _results(tmp_path, "scoring")
     assert {"run", "settings", "accuracy", "matmul_peak", "workloads", "sweeps", "scale", "targets"} <= scoring.keys()

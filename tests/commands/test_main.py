@@ -273,7 +273,7 @@ class TestScore:
         """Ctrl-C, then a kill that cannot be caught, then to the end: the bytes of a run without a break."""
         source, output = tmp_path / "many.jsonl", tmp_path / "many.out.jsonl"
         source.write_text(
-            "".join(json.dumps({"prompt": "a", "completion": "b" * (i % 200)}) + "\n" for i in range(2000))
+            "".join(json.dumps({"prompt": "a", "completion": "b" * (i % 200)}) + "\n" for i in range(800))
         )
         assert score("--quiet", "--block-size", "8", "--output", str(tmp_path / "whole.jsonl"), file=source) == 0
         options = ["score", str(source), "--model", tiny_model_path, "--device", "cpu", "--block-size", "8"]

@@ -6,10 +6,8 @@ import importlib
 import inspect
 import json
 import math
-import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +31,8 @@ from endotrl.launch.pipeline import print_summary
 from endotrl.launch.ranges import CHOICES, RANGES
 from endotrl.rewards import AccuracyReward, FormatReward, LengthReward, RandomReward
 from endotrl.sentence import SentenceRewardTrainer, SentenceRewardTrainerConfig
+
+from ..support.accelerate_server import accelerate
 
 
 ROOT = Path(__file__).parents[2]
@@ -777,16 +777,8 @@ class TestRuns:
 
     @pytest.mark.slow
     def test_accelerate_launch(self, small: list[str], tmp_path: Path) -> None:
-        launch = [str(Path(sys.executable).with_name("accelerate")), "launch"]
-        result = subprocess.run(
-            [*launch, "--config_file", "accelerate_configs/cpu.yaml", "-m", "endotrl.launch.grpo"]
-            + ["--config", "recipes/smollm2-135m/dense_grpo.yaml", *small],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        config = ["--config", "recipes/smollm2-135m/dense_grpo.yaml"]
+        result = accelerate("cpu", 1, "-m", "endotrl.launch.grpo", *config, *small)
         assert result.returncode == 0, result.stderr[-4000:]
         assert "rewards/endogenous_reward/mean" in result.stdout
         assert (tmp_path / "output" / "adapter_model.safetensors").is_file()

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from endotrl.runs.checkpoints import last_complete_checkpoint
 
-from .test_recipes_distributed import accelerate
+from ..support.accelerate_server import accelerate
 
 
 pytestmark = pytest.mark.slow

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ..launch.test_recipes_distributed import accelerate
+from ..support.accelerate_server import accelerate
 
 
 pytestmark = pytest.mark.slow

@@ -3,16 +3,16 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from ..support.accelerate_server import trl
+
 
 @pytest.mark.slow
-def test_trl_grpo(tiny_policy_path: str, tmp_path: Path) -> None:
+def test_trl_grpo(tiny_policy_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = tmp_path / "data"
     data.mkdir()
     prompts = ["a b", "c", "d e f", "g"] * 4
@@ -40,16 +40,9 @@ def test_trl_grpo(tiny_policy_path: str, tmp_path: Path) -> None:
     }
     config_file = tmp_path / "grpo.yaml"
     config_file.write_text(yaml.safe_dump(config))
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("ENDOTRL_")}
-    trl = Path(sys.executable).with_name("trl")
-    run = subprocess.run(
-        [trl, "grpo", "--config", config_file],
-        env={**environment, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    for key in [key for key in os.environ if key.startswith("ENDOTRL_")]:
+        monkeypatch.delenv(key)
+    run = trl("grpo", "--config", str(config_file), ACCELERATE_USE_CPU="true")
     assert run.returncode == 0, run.stderr[-4000:]
     state = json.loads((tmp_path / "output" / "checkpoint-2" / "trainer_state.json").read_text())
     steps = [entry for entry in state["log_history"] if "rewards/endogenous_reward/mean" in entry]

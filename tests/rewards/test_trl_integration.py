@@ -20,7 +20,7 @@ from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
 from endotrl import EndogenousReward
 
-from ..support.helpers import count_forwards
+from ..support.helpers import assert_same_to_the_bit, count_forwards, weights
 
 
 EOS = 2
@@ -120,16 +120,6 @@ def rewards_of(path: str, call: dict[str, Any]) -> list[float]:
     return [row["reward"] for row in reference_scores(path, call)]
 
 
-def snapshot(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def assert_same_to_the_bit(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> None:
-    assert before.keys() == after.keys()
-    for name in before:
-        assert torch.equal(before[name], after[name]), name
-
-
 def history(trainer: Any, key: str) -> list[float]:
     return [entry[key] for entry in trainer.state.log_history if key in entry]
 
@@ -144,7 +134,7 @@ class TestDropIn:
     @pytest.mark.parametrize("config_class", [GRPOConfig, RLOOConfig])
     def test_group_trainers(self, config_class: type, kind: str, tiny_policy_path: str, tmp_path: Path) -> None:
         reward, recorder = EndogenousReward(tiny_policy_path), Recorder()
-        before = snapshot(own_model(reward))
+        before = weights(own_model(reward))
         args = make_args(config_class, tmp_path, reward_weights=[1.0, 0.0], beta=0.1, max_steps=3)
         trainer = make_trainer(tiny_policy_path, [reward, recorder], args, DATASETS[kind])
         trainer.train()
@@ -171,7 +161,7 @@ class TestDropIn:
     @pytest.mark.parametrize("kind", ["plain", "conversational"])
     def test_online_dpo(self, kind: str, tiny_policy_path: str, tmp_path: Path) -> None:
         reward, recorder = EndogenousReward(tiny_policy_path), Recorder()
-        before = snapshot(own_model(reward))
+        before = weights(own_model(reward))
         args = make_args(OnlineDPOConfig, tmp_path, reward_weights=[1.0, 0.0])
         trainer = make_trainer(tiny_policy_path, [reward, recorder], args, DATASETS[kind])
         trainer.train()
@@ -264,7 +254,7 @@ class TestDropIn:
     def test_loaded_instance_stays_as_it_is(self, tiny_policy_path: str, tmp_path: Path) -> None:
         frozen = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
         frozen.train()
-        before = snapshot(frozen)
+        before = weights(frozen)
         reward, recorder = EndogenousReward(frozen), Recorder()
         args = make_args(GRPOConfig, tmp_path, reward_weights=[1.0, 0.0])
         trainer = make_trainer(tiny_policy_path, [reward, recorder], args)

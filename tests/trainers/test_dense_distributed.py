@@ -2,18 +2,14 @@
 """Two processes give the advantages, the losses and the weights of one, whatever the lengths on each."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ..support.accelerate_server import torchrun
 from .dense_worker import RUNS, main
 
 
-ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
 
@@ -28,14 +24,10 @@ def one(tiny_policy_path: str, tmp_path_factory: pytest.TempPathFactory) -> dict
 def two(tiny_policy_path: str, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Results of the two processes."""
     output = tmp_path_factory.mktemp("two")
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    subprocess.run(
-        [sys.executable, *launcher, "-m", "tests.trainers.dense_worker", tiny_policy_path, str(output)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"},
-        check=True,
-        timeout=600,
+    finished = torchrun(
+        2, "-m", "tests.trainers.dense_worker", tiny_policy_path, str(output), ACCELERATE_USE_CPU="true"
     )
+    assert finished.returncode == 0, finished.stderr[-4000:]
     return [json.loads((output / f"rank-{rank}.json").read_text()) for rank in range(2)]
 
 

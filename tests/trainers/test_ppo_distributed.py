@@ -6,9 +6,6 @@ accelerate takes DeepSpeed and FSDP for accelerators only; `ppo_run.py` says how
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +16,11 @@ from transformers import AutoModelForCausalLM
 
 from endotrl.trainers.value_head import CRITIC_FILE
 
+from ..support.accelerate_server import torchrun
+
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 ZERO: dict[str, Any] = {
     "train_micro_batch_size_per_gpu": "auto",
     "gradient_accumulation_steps": "auto",
@@ -78,14 +76,7 @@ def launch(folder: Path, model: str, num_processes: int, engine: dict[str, Any])
         if "resume" in settings:
             settings["resume"] = str(folder / settings["resume"])
         Path(files[-1]).write_text(json.dumps(settings))
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
-    finished = subprocess.run(
-        [sys.executable, *launcher, str(Path(__file__).with_name("ppo_run.py")), *files],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    finished = torchrun(num_processes, "tests/trainers/ppo_run.py", *files)
     assert finished.returncode == 0, finished.stderr[-4000:]
     return folder
 

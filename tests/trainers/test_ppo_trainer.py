@@ -406,7 +406,7 @@ class TestOptimum:
             max_completion_length=4,
             per_device_train_batch_size=32,
             lam=1.0,
-            max_steps=240,
+            max_steps=160 if critic == "none" else 240,
             value_learning_rate=2e-2,
         )
         trainer.train()
@@ -439,7 +439,7 @@ class TestOptimum:
             per_device_train_batch_size=64,
             num_iterations=1,
             learning_rate=2e-2,
-            max_steps=100,
+            max_steps=60,
             whiten_advantages=False,
         )
         trainer.train()
