@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from ..evaluation.engine import Engine
-from ..evaluation.generation import Generator, Sample, prompt_rows, sample_of
+from ..evaluation.generation import Generator, Sample, loaded_placement, prompt_rows, sample_of
 from ..rendering.messages import Prompt
 from ..rendering.renderer import Rendered
 from ..scoring.batching import pad_ids
@@ -124,7 +124,7 @@ class MixtureSampler:
         ends = sorted(engine.renderer.eos_token_ids)
         pad = ends[0] if ends else 0
         ids, mask = pad_ids(rows, pad, left=True)
-        with engine.placement.active() as model, _plain_generation(model):
+        with loaded_placement(engine).active() as model, _plain_generation(model):
             device = model.get_input_embeddings().weight.device
             ids, mask = ids.to(device), mask.to(device)
             cache = _prompt_cache(model, ids, mask, num)
@@ -166,7 +166,7 @@ class ServedMixtureSampler:
 
     def __init__(self, engine: Engine, generator: Any, recorded: Sequence[float]) -> None:
         self._engine, self._generator, self._recorded = engine, generator, list(recorded)
-        self._scorer = FrozenScorer(engine.placement, engine.max_tokens_per_batch)
+        self._scorer = FrozenScorer(loaded_placement(engine), engine.max_tokens_per_batch)
 
     def __call__(self, prompts: Sequence[Prompt], temperatures: Sequence[float], seed: int) -> list[Drawn]:
         """As [`MixtureSampler`]."""
