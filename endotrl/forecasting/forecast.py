@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..evaluation.engine import Engine
+from ..evaluation.generation import loaded_placement
 from ..evaluation.intervals import Unit
 from ..evaluation.results import rounded
 from ..evaluation.run_folder import RunFolder
@@ -16,7 +17,7 @@ from ..rewards.endogenous import EndogenousReward
 from .collect import collect
 from .policies import Objective, ScaleRewards, Trainer
 from .questions import Grade, Grader, read_questions
-from .sampling import Mixture, MixtureSampler, local
+from .sampling import Mixture, MixtureSampler
 from .summary import Record, Summary
 from .verdict import suggested_beta, verdict
 
@@ -162,7 +163,8 @@ def forecast(
     mixture, judge = Mixture.of(samples, temperatures), Grader(grader)
     found = read_questions(questions, question, answer, limit, instruction, chat)
     frozen = EndogenousReward(model, processing_class, dtype=dtype, device=device)
-    engine = Engine(local(frozen._require_placement()), frozen._tokenizer, chat)
+    engine = Engine(frozen._require_placement(), frozen._tokenizer, chat)
+    loaded_placement(engine)  # raises now if it is on a server
     folder = None if output is None else RunFolder(output)
     if folder is not None:
         folder.hold()

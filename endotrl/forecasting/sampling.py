@@ -18,12 +18,11 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from ..evaluation.engine import Engine
-from ..evaluation.generation import Generator, Sample, prompt_rows, sample_of
-from ..frozen.served import ServedModel
+from ..evaluation.generation import Generator, Sample, loaded_placement, prompt_rows, sample_of
 from ..rendering.messages import Prompt
 from ..rendering.renderer import Rendered
 from ..scoring.batching import pad_ids
-from ..scoring.scorer import FrozenScorer, Placement
+from ..scoring.scorer import FrozenScorer
 
 
 GREEDY = 0.0
@@ -125,7 +124,7 @@ class MixtureSampler:
         ends = sorted(engine.renderer.eos_token_ids)
         pad = ends[0] if ends else 0
         ids, mask = pad_ids(rows, pad, left=True)
-        with local(engine.placement).active() as model, _plain_generation(model):
+        with loaded_placement(engine).active() as model, _plain_generation(model):
             device = model.get_input_embeddings().weight.device
             ids, mask = ids.to(device), mask.to(device)
             cache = _prompt_cache(model, ids, mask, num)
@@ -159,16 +158,6 @@ class MixtureSampler:
             )
 
 
-def local(placement: Placement | ServedModel) -> Placement:
-    """The placement of a model that is here. Raises `ValueError` for one on a server."""
-    if isinstance(placement, ServedModel):
-        raise ValueError(
-            "A forecast needs the model's distributions, of which a server of log-probabilities gives one token each. "
-            "Give the model's path or hub id."
-        )
-    return placement
-
-
 class ServedMixtureSampler:
     """
     Samples of another [`Generator`] for each temperature, such as vLLM's. Densities come from a scoring pass of the
@@ -177,7 +166,7 @@ class ServedMixtureSampler:
 
     def __init__(self, engine: Engine, generator: Any, recorded: Sequence[float]) -> None:
         self._engine, self._generator, self._recorded = engine, generator, list(recorded)
-        self._scorer = FrozenScorer(local(engine.placement), engine.max_tokens_per_batch)
+        self._scorer = FrozenScorer(loaded_placement(engine), engine.max_tokens_per_batch)
 
     def __call__(self, prompts: Sequence[Prompt], temperatures: Sequence[float], seed: int) -> list[Drawn]:
         """As [`MixtureSampler`]."""

@@ -67,9 +67,6 @@ def pass_rules(model: PreTrainedModel, longest_pass: int) -> PassRules:
                 "config says that it is none, such as `is_decoder=False`), so that its logits are no policy."
             )
         alone = why_alone_by_length(model, rope, longest_pass)
-        # Quantised activations, or kernels that round otherwise for other numbers of tokens than the dtype promises.
-        if alone is None and _distance(model, _states(model, _batch(model)[:1])[0], states[0]) > rounding(model):
-            alone = "its layers round by how many tokens a pass has"
     not_packable = alone or why_not_packable(model)
     if relative_difference(_states(model, _batch(model))[0], states[0]).max() > SAME_SHAPE:
         raise ValueError(
