@@ -24,6 +24,10 @@ __all__ = [
     "SentenceRewardTrainerConfig",
     "TokenStats",
     "__version__",
+    "best_of_n",
+    "preference_pairs",
+    "rank",
+    "score_dataset",
 ]
 
 if TYPE_CHECKING:
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
     from .rewards.sentence import SentenceReward
     from .scoring.scorer import FrozenScorer
     from .scoring.token_stats import TokenStats
+    from .selection.datasets import best_of_n, preference_pairs, rank, score_dataset
     from .sentence.modeling import SentenceRewardModel
     from .sentence.trainer import SentenceRewardTrainer
     from .sentence.trainer_config import SentenceRewardTrainerConfig
@@ -55,6 +60,7 @@ _LOCATIONS = {
     "SentenceRewardTrainer": ".sentence.trainer",
     "SentenceRewardTrainerConfig": ".sentence.trainer_config",
     "TokenStats": ".scoring.token_stats",
+    **dict.fromkeys(("best_of_n", "preference_pairs", "rank", "score_dataset"), ".selection.datasets"),
 }
 
 __getattr__, __dir__ = attach(__name__, _LOCATIONS, __all__)

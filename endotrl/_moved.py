@@ -15,6 +15,7 @@ from typing import Any
 
 MOVED = {
     "endotrl.cli": "endotrl.commands.main",
+    "endotrl.evaluation.sources": "endotrl.data.sources",
     "endotrl.quickstart": "endotrl.demo",
     "endotrl.quickstart.arithmetic": "endotrl.tasks.arithmetic",
     "endotrl.quickstart.facts": "endotrl.tasks.facts",

@@ -3,12 +3,19 @@
 
 import argparse
 from collections.abc import Callable
+from pathlib import PurePath
 from typing import Any
 
 from ..rewards.settings import CRITERION, JSON, READERS, SETTINGS
 
 
 EXIT_OK, EXIT_BAD_ROWS, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+
+DATA_HELP = (
+    "file (.json, .jsonl, both also .gz, .parquet), folder of such files, OWNER/NAME[/CONFIG][:SPLIT] on the Hugging "
+    "Face hub, or - for standard input"
+)
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -43,6 +50,43 @@ def positive_number(text: str) -> float:
     if not 0.0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return value
+
+
+def default_output(source: str, ending: str) -> str:
+    """Where a command writes by default: into the current folder, as the input's may be shared, or not writable."""
+    name = PurePath(source).name.removesuffix(".gz").replace(":", "-")
+    return source if source == "-" else f"{PurePath(name).stem}{ending}"
+
+
+def add_form(parser: Any) -> None:
+    """Adds the option `--form` to a parser or a group."""
+    parser.add_argument(
+        "--form",
+        metavar="NAME",
+        help="form of the reward by its name in `endotrl eval`, in place of --token-reward and --aggregate: "
+        "TOKEN.AGGREGATE, such as log_prob.discounted=0.95; and residual:FORM or style_residual:FORM, which take out "
+        "what length, or length and Markdown, explain among the responses to a prompt, which must be neighbours",
+    )
+
+
+def use_form(args: argparse.Namespace) -> str | None:
+    """Puts what `--form` stands for into `token_reward` and `aggregate`; returns the residual."""
+    from ..evaluation.forms import GAIN, MATCHED, Form
+    from ..rewards.residuals import split_name
+
+    if args.form is None:
+        return None
+    residual, base = split_name(args.form)
+    for name in ("token_reward", "aggregate", "discount"):
+        if getattr(args, name) != SETTINGS[name].default:
+            raise ValueError(f"--form {args.form} and --{name.replace('_', '-')} were given. Leave one of them out.")
+    form = Form.parse(base, vocab_size=1)
+    if form.token == GAIN or form.aggregate == MATCHED:
+        raise ValueError(f"--form {args.form} needs a second pass or a whole group: only `endotrl eval` has it.")
+    args.token_reward, args.aggregate = form.rule.token_reward, form.rule.aggregate
+    if form.rule.aggregate == "discounted":
+        args.discount = form.rule.discount
+    return residual
 
 
 def add_reward_settings(parser: Any, *names: str) -> None:

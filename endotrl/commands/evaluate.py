@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from ..data.sources import STREAM, read_rows
 from ..evaluation.benchmarks import BENCHMARKS, Benchmark
 from ..evaluation.engine import Engine
 from ..evaluation.items import Item
@@ -16,18 +17,19 @@ from ..evaluation.results_page import report_page
 from ..evaluation.run_folder import RunFolder
 from ..evaluation.runner import score_items
 from ..evaluation.scorer_names import DEFAULT, base_names, check_name, expand_names, make_scorer
-from ..evaluation.sources import read_rows
 from ..evaluation.tables import few_items, markdown_page, terminal_rows
 from ..frozen.names import load_tokenizer, resolve_model
 from ..frozen.own_copy import OwnCopy, resolve_dtype
 from ..reporting import say, terminal_table
 from ..runs.files import write_json
+from ..runs.processes import processes
 from ..runs.record import now, versions
 from ..score_file import model_digest
 
 
 def run_benchmark(args: argparse.Namespace, command: str) -> dict[str, Any]:
-    """Runs `endotrl eval BENCHMARK`; returns what `results.json` holds."""
+    """Runs `endotrl eval BENCHMARK`; returns what `results.json` holds, in the main process."""
+    check_stream(args.data)
     benchmark = BENCHMARKS[args.benchmark]
     items = load_items(benchmark, args.data, args.limit, {key: getattr(args, key) for key in benchmark.options})
     names = expand_names(args.scorers or DEFAULT, steps=items[0].steps is not None)
@@ -49,9 +51,7 @@ def run_benchmark(args: argparse.Namespace, command: str) -> dict[str, Any]:
         settings["chat"] = chat = False
         if any(not isinstance(item.prompt, str) for item in items):
             raise ValueError(f"{args.data} has conversations, and the tokenizer of {args.model} has no chat template.")
-    folder = RunFolder(args.output or f"eval-{benchmark.name}")
-    folder.hold()
-    folder.open(settings, args.overwrite)
+    folder = open_folder(args.output or f"eval-{benchmark.name}", settings, args.overwrite)
     started = now()
 
     def make_engine() -> Engine:
@@ -75,8 +75,10 @@ def run_benchmark(args: argparse.Namespace, command: str) -> dict[str, Any]:
             name, engine, args.judge_reasoning, args.dtype, args.device, args.trust_remote_code
         ),
         keep_stats=not args.no_token_stats,
-        progress=not args.quiet,
+        progress=not args.quiet and processes().is_main_process,
     )
+    if not processes().is_main_process:
+        return {}
     keys = {item.key for item in items}
     results = {
         "benchmark": benchmark.name,
@@ -114,6 +116,23 @@ def load_items(benchmark: Benchmark, data: str | None, limit: int | None, option
         if limit is None or counts[item.group] <= limit:
             kept.append(item)
     return kept
+
+
+def check_stream(data: str | None) -> None:
+    """Raises `ValueError` if several processes would share standard input."""
+    if data == STREAM and processes().num_processes > 1:
+        raise ValueError("Standard input belongs to one process. With several, name a file.")
+
+
+def open_folder(path: str, settings: Mapping[str, Any], overwrite: bool) -> RunFolder:
+    """The folder of a run, which all processes of `accelerate launch` enter when the main one has opened it."""
+    state = processes()
+    if state.is_main_process:
+        folder = RunFolder(path, 0, state.num_processes)
+        folder.hold()
+        folder.open(settings, overwrite)
+    state.wait_for_everyone()
+    return folder if state.is_main_process else RunFolder(path, state.process_index, state.num_processes)
 
 
 def open_model(args: argparse.Namespace) -> tuple[OwnCopy, dict[str, Any]]:

@@ -34,9 +34,11 @@ from ..grading import VERSION, is_right, require_math_verify, same_answer
 from ..rendering.messages import Prompt
 from ..reporting import number, page, table, terminal_table
 from ..runs.files import write_json
-from ..runs.jsonl import append_lines, read_lines
+from ..runs.jsonl import append_lines
+from ..runs.processes import processes
 from ..runs.record import now, versions
-from .evaluate import open_model
+from ..runs.shards import share
+from .evaluate import check_stream, open_folder, open_model
 
 
 GREEDY = "greedy"
@@ -46,13 +48,16 @@ SHOWN_ANSWERS = 12
 
 
 def run_generation(args: argparse.Namespace, command: str) -> dict[str, Any]:
-    """Runs `endotrl eval generation`; returns what `results.json` holds."""
+    """Runs `endotrl eval generation`; returns what `results.json` holds, in the main process."""
+    _check_processes(args)
     for k in args.k:
         pass_at_k(args.samples, 0, k)  # raises now if there are too few samples
     require_math_verify()
     questions = read_questions(args.data, args.question, args.answer, args.limit)
     folder, engine, settings = _open(args, "eval-generation")
     answers = _answers(args, questions, folder, engine, greedy=not args.no_greedy)
+    if not processes().is_main_process:
+        return {}
     units = []
     for question in questions:
         rows = [answers[question.key, str(seed)] for seed in args.seeds]
@@ -80,7 +85,8 @@ def run_generation(args: argparse.Namespace, command: str) -> dict[str, Any]:
 
 
 def run_best_of_n(args: argparse.Namespace, command: str) -> dict[str, Any]:
-    """Runs `endotrl eval best-of-n`; returns what `results.json` holds."""
+    """Runs `endotrl eval best-of-n`; returns what `results.json` holds, in the main process."""
+    _check_processes(args)
     require_math_verify()
     questions = read_questions(args.data, args.question, args.answer, args.limit)
     names = base_names(args.scorers or BEST_OF_N_SCORERS)
@@ -93,6 +99,8 @@ def run_best_of_n(args: argparse.Namespace, command: str) -> dict[str, Any]:
     for name in names:
         check_name(name, judge.renderer.vocab_size, args.trust_remote_code)
     answers = _answers(args, questions, folder, engine, greedy=False)
+    if not processes().is_main_process:
+        return {}
     scorers = [
         make_scorer(name, judge, dtype=args.dtype, device=args.device, trust_remote_code=args.trust_remote_code)
         for name in names
@@ -127,6 +135,14 @@ def run_best_of_n(args: argparse.Namespace, command: str) -> dict[str, Any]:
     return results
 
 
+def _check_processes(args: argparse.Namespace) -> None:
+    check_stream(args.data)
+    if args.backend == "vllm" and processes().num_processes > 1:
+        raise ValueError(
+            "vLLM spreads over devices by itself. Start one process, and set tensor_parallel_size in --vllm-kwargs."
+        )
+
+
 def _open(args: argparse.Namespace, default: str) -> tuple[RunFolder, Engine, dict[str, Any]]:
     placement, settings = open_model(args)
     tokenizer = load_tokenizer(placement.config._name_or_path, args.trust_remote_code)
@@ -143,9 +159,7 @@ def _open(args: argparse.Namespace, default: str) -> tuple[RunFolder, Engine, di
         "max_new_tokens": args.max_new_tokens,
         "backend": args.backend,
     }
-    folder = RunFolder(args.output or default)
-    folder.hold()
-    folder.open(settings, args.overwrite)
+    folder = open_folder(args.output or default, settings, args.overwrite)
     return folder, Engine(placement, tokenizer, chat, max_tokens_per_batch=args.max_tokens_per_batch), settings
 
 
@@ -160,10 +174,8 @@ def _answers(
     """Answers with their grades, by key of the question and seed; what an earlier run has is kept."""
     # Now, not when the run comes to the longest question.
     prompt_rows(engine, [_prompt(q, args, engine) for q in questions], args.max_new_tokens)
-    lines = read_lines(
-        folder.answers_path, ("key", "seed", "texts", "token_ids", "finished", "right", "tokens", "seconds")
-    )
-    answers = {(line["key"], line["seed"]): line for line in lines}
+    state, answers = processes(), folder.read_answers()
+    state.wait_for_everyone()  # who is ahead writes nothing that others have yet to see missing
     passes = [(GREEDY, 1, 0.0)] if greedy else []
     passes += [(str(seed), args.samples, args.temperature) for seed in args.seeds]
     settings = {"dtype": args.dtype, "trust_remote_code": args.trust_remote_code, **(args.vllm_kwargs or {})}
@@ -171,11 +183,18 @@ def _answers(
         for name, count, temperature in passes:
             todo = list({q.key: q for q in questions if (q.key, name) not in answers}.values())
             generator = _sampler(args, engine, vllm, temperature)
-            bar = tqdm(total=len(todo), desc=f"Answering ({name})", unit=" questions", disable=args.quiet or not todo)
+            bar = tqdm(
+                total=len(todo),
+                desc=f"Answering ({name})",
+                unit=" questions",
+                disable=args.quiet or not todo or state.process_index > 0,
+            )
             with bar:
-                for start in range(0, len(todo), BLOCK):
+                blocks = [todo[start : start + BLOCK] for start in range(0, len(todo), BLOCK)]
+                for block in share(
+                    ((len(block), block) for block in blocks), state.process_index, state.num_processes
+                ):
                     began = time.perf_counter()
-                    block = todo[start : start + BLOCK]
                     # What a block draws depends on its seed and its first question, not on what was done before it.
                     seed = 0 if name == GREEDY else int(name) * 2**32 + int(block[0].key[:8], 16)
                     samples = generator([_prompt(q, args, engine) for q in block], count, seed % 2**63)
@@ -184,6 +203,9 @@ def _answers(
                     append_lines(folder.answers_path, records)
                     answers |= {(record["key"], record["seed"]): record for record in records}
                     bar.update(len(block))
+    if state.num_processes > 1:
+        state.wait_for_everyone()
+        return folder.read_answers()
     return answers
 
 

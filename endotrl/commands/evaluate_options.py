@@ -4,7 +4,7 @@
 import argparse
 from typing import Any
 
-from .common import HelpFormatter, add_reward_settings, json_object, positive
+from .common import DATA_HELP, HelpFormatter, add_reward_settings, json_object, positive
 
 
 BENCHMARK_HELP = {
@@ -61,8 +61,7 @@ def _add_benchmark(parser: argparse.ArgumentParser, name: str) -> None:
         "--data",
         metavar="PATH",
         required=name in NEEDS_DATA,
-        help="file (.json, .jsonl, both also .gz, .parquet), folder of such files, or OWNER/NAME[:SPLIT] on the hub"
-        + ("" if name in NEEDS_DATA else " (default: the benchmark's dataset on the Hugging Face hub)"),
+        help=DATA_HELP + ("" if name in NEEDS_DATA else " (default: the benchmark's dataset on the Hugging Face hub)"),
     )
     add("--limit", metavar="N", type=positive, help="only the first N items of each group (domain, subset)")
     add(
@@ -167,7 +166,7 @@ def _add_best_of_n(sub: Any) -> None:
 
 def _add_sampling(parser: argparse.ArgumentParser, positive: Any, output: str) -> None:
     add = parser.add_argument
-    add("--data", metavar="FILE", required=True, help="JSON Lines file of questions and answers")
+    add("--data", metavar="FILE", required=True, help=f"questions and answers: {DATA_HELP}")
     add(
         "--question",
         metavar="KEY",

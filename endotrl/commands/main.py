@@ -17,8 +17,10 @@ from typing import Any
 
 from .. import __version__
 from ..reporting import ignore_upstream_warnings, say
+from ..runs.processes import leave
 from .common import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, HelpFormatter, positive, positive_number
 from .evaluate_options import add_eval
+from .pairs_options import add_pairs
 from .score_options import add_score, command_line
 
 
@@ -43,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         say(f"endotrl {args.command}: error: {error}")
         return EXIT_FAILED
+    finally:
+        leave()
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -54,6 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_demo(commands)
     add_score(commands)
+    add_pairs(commands)
     add_eval(commands)
     _add_plan(commands)
     _add_recipes(commands)

@@ -3,17 +3,20 @@
 
 import argparse
 import sys
-from contextlib import redirect_stdout
+from collections.abc import Callable
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+from ..data.sources import STREAM, Reader
 from ..reporting import say
+from ..runs.processes import processes
 from ..score_file.heat_map_page import heat_map_page
 from ..score_file.output_files import model_digest, only_run_on
-from ..score_file.rows import STREAM
 from ..score_file.run import ScoreReport, score_file
 from ..score_file.sentence_page import sentence_page
 from ..score_file.summary import SHOWN_SENTENCES, show_report
+from .common import default_output, use_form
 from .score_options import default_options
 
 
@@ -49,30 +52,19 @@ def run(args: argparse.Namespace, command: str) -> ScoreReport:
         `ValueError`, `OSError`: With one message for the user, if the command cannot run or cannot go on.
         `KeyboardInterrupt`: After Ctrl-C, with a message that says what is saved.
     """
-    if args.file != STREAM and not Path(args.file).is_file():
-        raise ValueError(f"There is no file {args.file}.")
-    output = args.output
-    if output is None:
-        output = STREAM if args.file == STREAM else str(Path(args.file).with_suffix(".scores.jsonl"))
+    Reader(args.file)  # raises if there is nothing of that name
+    state, residual = processes(), use_form(args)
+    output = args.output or default_output(args.file, ".scores.jsonl")
     if args.html is not None:
         if not Path(args.html).parent.is_dir():
             raise ValueError(f"The folder of the page, {Path(args.html).parent}, does not exist. Make it first.")
         if Path(args.html).resolve() in (Path(args.file).resolve(), Path(output).resolve()):
             raise ValueError(f"--html {args.html} is also the input or the output. Choose another name.")
-    shown = 0
-
-    def on_error(line: int, error: str) -> None:
-        nonlocal shown
-        shown += 1
-        if shown <= SHOWN_ERRORS:
-            say(f"line {line}: {error}")
-        elif shown == SHOWN_ERRORS + 1:
-            say(f"More rows are bad: {'the output' if output == STREAM else f'{output}.errors.jsonl'} names them all.")
-
-    with only_run_on(output):  # before the checkpoint is read, which takes a while
+    # Before the checkpoint is read, which takes a while.
+    with only_run_on(output) if state.is_main_process else nullcontext():
         # Libraries print while they are imported (wandb: that it is offline), and standard output may be the rows.
         with redirect_stdout(sys.stderr):
-            reward, settings, by_sentence = _make_reward(args)
+            reward, settings, by_sentence = make_reward(args)
         try:
             report = score_file(
                 reward,
@@ -85,9 +77,10 @@ def run(args: argparse.Namespace, command: str) -> ScoreReport:
                 tokens=not args.no_tokens,
                 keep=max(10, args.top or 0, args.bottom or 0),
                 num_examples=max(0 if args.html is None else args.html_rows, SHOWN_SENTENCES if by_sentence else 0),
-                progress=not args.quiet,
-                on_error=on_error,
+                progress=not args.quiet and state.is_main_process,
+                on_error=errors_on_terminal("the output" if output == STREAM else f"{output}.errors.jsonl"),
                 held=True,
+                residual=residual,
             )
         except KeyboardInterrupt as interrupt:
             saved = "" if output == STREAM else f" What was scored is in {output}; the same command goes on behind it."
@@ -101,6 +94,8 @@ def run(args: argparse.Namespace, command: str) -> ScoreReport:
                 f"The device has not enough memory for batches of {args.max_tokens_per_batch} tokens. Run the same "
                 "command with a smaller --max-tokens-per-batch: it goes on behind what was scored."
             ) from error
+    if not state.is_main_process:
+        return report
     if args.html is not None:
         names = {"file": args.file, "model": args.model, "output": output, "command": command}
         html = (
@@ -120,7 +115,22 @@ def run(args: argparse.Namespace, command: str) -> ScoreReport:
     return report
 
 
-def _make_reward(args: argparse.Namespace) -> tuple[Any, dict[str, Any], bool]:
+def errors_on_terminal(where: str | None = None) -> Callable[[int, str], None]:
+    """Says on the terminal which rows are bad: the first ones, and `where` all of them are named."""
+    shown = 0
+
+    def on_error(line: int, error: str) -> None:
+        nonlocal shown
+        shown += 1
+        if shown <= SHOWN_ERRORS:
+            say(f"line {line}: {error}")
+        elif shown == SHOWN_ERRORS + 1:
+            say("More rows are bad." if where is None else f"More rows are bad: {where} names them all.")
+
+    return on_error
+
+
+def make_reward(args: argparse.Namespace) -> tuple[Any, dict[str, Any], bool]:
     """
     The reward that the options and the kind of model ask for, the settings that its numbers depend on, and whether it
     is a sentence reward model's.
@@ -180,7 +190,7 @@ def _make_reward(args: argparse.Namespace) -> tuple[Any, dict[str, Any], bool]:
 
 def _check_no_endogenous_option(args: argparse.Namespace) -> None:
     defaults = default_options()
-    given = [name for name in ENDOGENOUS_OPTIONS if getattr(args, name) != defaults[name]]
+    given = [name for name in ("form", *ENDOGENOUS_OPTIONS) if getattr(args, name) != defaults[name]]
     if given:
         option = given[0].replace("_", "-")
         raise ValueError(

@@ -7,7 +7,7 @@ import shlex
 from typing import Any
 
 from ..rewards.settings import SETTINGS
-from .common import EXIT_BAD_ROWS, EXIT_OK, HelpFormatter, add_reward_settings, positive
+from .common import DATA_HELP, EXIT_BAD_ROWS, EXIT_OK, HelpFormatter, add_form, add_reward_settings, positive
 
 
 def add_score(commands: Any) -> None:
@@ -20,13 +20,12 @@ def add_score(commands: Any) -> None:
     """
     parser = commands.add_parser(
         "score",
-        help="reward every row of a JSON Lines file of prompts and completions",
-        description="Rewards every row of a JSON Lines file with the endogenous reward of a language model, or with a "
-        "sentence reward model. A row is "
-        '{"prompt": ..., "completion": ...}, both text or both lists of messages, and optionally '
-        '"completion_ids", the tokens as they were generated; other keys are carried over. Endogenous rewards are in '
-        "nats. "
-        "The same command goes on where an earlier run was cut off.",
+        help="reward every row of a file of prompts and completions",
+        description="Rewards every row with the endogenous reward of a language model, or with a sentence reward "
+        'model. A row is {"prompt": ..., "completion": ...}, text or lists of messages, and optionally '
+        '"completion_ids", the tokens as they were generated; or of another format of TRL: "chosen" and "rejected", '
+        '"messages", or "completions", a list. Other keys are carried over. Endogenous rewards are in nats. The same '
+        "command goes on where an earlier run was cut off; `accelerate launch -m endotrl score` uses several devices.",
         epilog="Exit codes: 0 all rows are scored; 1 some rows could not be, and are named; 2 the command could not "
         "run "
         "or not go on; 130 interrupted, with what was scored saved.",
@@ -75,7 +74,7 @@ def command_line(args: argparse.Namespace) -> str:
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("file", metavar="FILE", help="JSON Lines file to score; - for standard input")
+    add("file", metavar="FILE", help=f"rows to score: {DATA_HELP}")
     add(
         "--model",
         required=True,
@@ -91,7 +90,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         metavar="F",
         help="JSON Lines file to write, one line a row in the same order, with F.meta.json (settings, versions, "
         "speed) "
-        "and, if rows are bad, F.errors.jsonl; - for standard output (default: FILE with the ending .scores.jsonl)",
+        "and, if rows are bad, F.errors.jsonl; - for standard output (default: the name of FILE with the ending "
+        ".scores.jsonl, in the current folder)",
     )
     add("--html", metavar="F", help="page of token (or sentence) rewards as heat maps to write")
     add("--html-rows", metavar="N", type=positive, default=50, help="number of first rows on that page")
@@ -107,6 +107,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add("--quiet", action="store_true", help="show neither progress nor table; errors only")
 
     settings = parser.add_argument_group("reward", "As the parameters of `endotrl.EndogenousReward`.")
+    add_form(settings)
     add_reward_settings(settings, *(name for name, setting in SETTINGS.items() if "score" not in setting.absent))
 
 

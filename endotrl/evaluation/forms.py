@@ -24,14 +24,11 @@ none.
 """
 
 import random
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ..bellman import Contributions
@@ -53,9 +50,6 @@ ALIASES = {
 }
 CONTROLS = ("length", "shortness", "position", "random")
 RELATIVE_PERPLEXITY = "relative_perplexity"
-# Differences among responses of an item (one fewer than responses) that a group needs for each slope.
-MIN_DIFFERENCES = 3
-_MARKDOWN = re.compile(r"^\s*#{1,6} |^\s*[-*] |^\s*\d+\. |\*\*|```", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -197,46 +191,3 @@ def token_counts(item: Item, responses: Sequence[ScoredResponse]) -> list[int]:
     steps = responses[0].step_of_token
     assert steps is not None
     return [int((steps == step).sum()) for step in range(len(item.steps))]
-
-
-def markdown_density(text: str) -> float:
-    """How much Markdown a text has: headings, bold (`**`), list items and code fences per 100 characters."""
-    return 100 * len(_MARKDOWN.findall(text)) / max(1, len(text))
-
-
-def residuals(
-    scores: Sequence[Sequence[float]], covariates: Sequence[Sequence[Sequence[float]]], groups: Sequence[str]
-) -> tuple[list[list[float]], dict[str, list[float]]]:
-    r"""
-    What style does not explain (ours): $s - b^\top x$, with the slopes $b$ of the score on C covariates $x$, such as
-    the logarithm of the length, among the responses of an item, pooled over the items of a group (least squares with a
-    level for each item). It takes no labels, but all items: the score of one depends, a little, on the others.
-
-    Returns the residuals, and the C slopes of each group: 0 where a covariate is the same for all responses of each
-    item, and in a group too small to fit them.
-    """
-    rows = [np.asarray(row, dtype=float) for row in scores]  # (responses,)
-    tables = [np.asarray(table, dtype=float) for table in covariates]  # (responses, C)
-    slopes: dict[str, list[float]] = {}
-    for group in dict.fromkeys(groups):
-        own = [i for i, name in enumerate(groups) if name == group]
-        x = np.concatenate([_centered(tables[i]) for i in own])
-        y = np.concatenate([_centered(rows[i]) for i in own])
-        if len(y) - len(own) < MIN_DIFFERENCES * x.shape[1]:
-            # The slopes would follow the scores: of one pair nothing but rounding would be left.
-            slopes[group] = [0.0] * x.shape[1]
-            continue
-        slopes[group] = np.linalg.lstsq(x, y, rcond=None)[0].tolist()
-    corrected = [
-        (row - table @ np.array(slopes[group])).tolist()
-        for row, table, group in zip(rows, tables, groups, strict=True)
-    ]
-    return corrected, slopes
-
-
-def _centered(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """
-    Values minus their mean; exactly 0 where all are equal, since least squares would take what rounding leaves for
-    data.
-    """
-    return np.where(np.ptp(values, axis=0) == 0, 0.0, values - values.mean(axis=0))

@@ -138,7 +138,7 @@ class Judge:
 
 def plain_text(value: Completion) -> str:
     """A prompt or completion as a judge reads it: messages with their roles, if there are several."""
-    from ..score_file import message_text
+    from ..data.formats import message_text
 
     return message_text(value)
 

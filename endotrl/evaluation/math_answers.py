@@ -5,10 +5,9 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from ..data.sources import Row, read_rows
 from ..grading import final_answer
-from .sources import Row, read_file
 
 
 QUESTION_KEYS = ("question", "problem", "input", "prompt", "Question")
@@ -33,14 +32,13 @@ def read_questions(
     path: str, question: str | None = None, answer: str | None = None, limit: int | None = None
 ) -> list[Question]:
     r"""
-    Questions of a JSON Lines, JSON or Parquet file, by default from the first key that a row has of `question`,
-    `problem`, `input`, `prompt`, and answers of `answer`, `final_answer`, `target`, `solution`. A text `Body` (SVAMP)
-    goes before the question. Of an answer, what follows `####` (GSM8K) or stands in the last `\boxed{}` counts.
+    Questions of whatever [`~endotrl.data.sources.Reader`] reads, by default from the first key that a row has of
+    `question`, `problem`, `input`, `prompt`, and answers of `answer`, `final_answer`, `target`, `solution`. A text
+    `Body` (SVAMP) goes before the question. Of an answer, what follows `####` (GSM8K) or stands in the last `\boxed{}`
+    counts.
     """
-    if not Path(path).is_file():
-        raise ValueError(f"--data {path}: there is no such file.")
     questions = []
-    for row in read_file(Path(path)):
+    for row in read_rows(path):
         text = row.text(question or _first_key(row, QUESTION_KEYS, "question"))
         if question is None and isinstance(row.data.get("Body"), str):
             text = f"{row.data['Body'].rstrip('. ')}. {text}"

@@ -11,9 +11,9 @@ from markupsafe import Markup
 from transformers import PreTrainedTokenizerBase
 
 from .. import __version__
+from ..data.formats import message_text
 from ..rendering.offsets import decode_with_offsets
 from ..reporting import HeatMapRow, figure, heat_maps, number, page, table
-from ..score_file import message_text
 from .benchmarks import BENCHMARKS
 from .engine import ScoredResponse
 from .forms import Form

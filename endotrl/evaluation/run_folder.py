@@ -2,7 +2,7 @@
 """Folder of an evaluation: settings, scores as they come, token statistics, results."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +23,26 @@ class RunFolder:
     ```text
     settings.json     what scores depend on; a run goes on only under equal settings
     scores.jsonl      one line for each item that was scored, only ever appended to
-    answers.jsonl     the same for sampled answers
+    answers.jsonl     the same for sampled answers; of process N of several, scores.N.jsonl and answers.N.jsonl
     token_stats/      token statistics, from which other forms are made without the model
     results.json      metrics, intervals, scores of each item
     results.md        the table, to paste
     report.html       the same with plots and token rewards
     ```
+
+    Each process of `accelerate launch` appends to files of its own, and reads those of all.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, process: int = 0, num_processes: int = 1) -> None:
         self.folder = Path(folder)
         self.settings_path = self.folder / "settings.json"
-        self.scores_path = self.folder / "scores.jsonl"
-        self.answers_path = self.folder / "answers.jsonl"
+        number = f".{process}" if process else ""
+        self.scores_path = self.folder / f"scores{number}.jsonl"
+        self.answers_path = self.folder / f"answers{number}.jsonl"
         self.results_path = self.folder / "results.json"
         self.table_path = self.folder / "results.md"
         self.report_path = self.folder / "report.html"
-        self.stats = StatsCache(self.folder / "token_stats")
+        self.stats = StatsCache(self.folder / "token_stats", process, num_processes)
         self._lock: BaseFileLock | None = None
 
     def hold(self) -> None:
@@ -66,9 +69,10 @@ class RunFolder:
                 "another --output, or start anew with --overwrite."
             )
         self.folder.mkdir(parents=True, exist_ok=True)
-        for path in [self.scores_path, self.answers_path, self.results_path, *self.stats.folder.glob("*.npz")]:
+        logs = [*self.folder.glob("scores*.jsonl"), *self.folder.glob("answers*.jsonl")]
+        for path in [*logs, self.results_path, *self.stats.folder.glob("*.npz")]:
             path.unlink(missing_ok=True)
-        self.stats = StatsCache(self.stats.folder)
+        self.stats.find()
         write_json(self.settings_path, settings)
 
     def _check_is_folder(self) -> None:
@@ -87,9 +91,19 @@ class RunFolder:
     def read_scores(self) -> dict[str, dict[str, Any]]:
         """What is scored so far, by key of the item; the lines of one item are put together."""
         records: dict[str, dict[str, Any]] = {}
-        for line in read_lines(self.scores_path, ("key", "tokens", "cut", "scores", "seconds")):
+        for line in self._read("scores", ("key", "tokens", "cut", "scores", "seconds")):
             merge_line(records, line)
         return records
+
+    def read_answers(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """Answers so far, with their grades, by key of the question and seed."""
+        keys = ("key", "seed", "texts", "token_ids", "finished", "right", "tokens", "seconds")
+        return {(line["key"], line["seed"]): line for line in self._read("answers", keys)}
+
+    def _read(self, name: str, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Lines that all processes have written."""
+        for path in sorted(self.folder.glob(f"{name}*.jsonl")):
+            yield from read_lines(path, keys)
 
 
 def merge_line(records: dict[str, dict[str, Any]], line: Mapping[str, Any]) -> None:

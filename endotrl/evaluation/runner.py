@@ -1,23 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """From items to scores: block by block, behind what an earlier run has done."""
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tqdm.auto import tqdm
 
-from ..rendering.messages import Completion
+from ..data.formats import message_text
+from ..rewards.residuals import RESIDUALS, covariates_of, residuals, split_name
 from ..runs.jsonl import append_lines
-from ..score_file import message_text
+from ..runs.processes import processes
+from ..runs.shards import share
 from .engine import Engine, ScoredResponse
-from .forms import markdown_density, residuals, token_counts
+from .forms import token_counts
 from .items import Item
 from .judges import Judge
 from .reward_model import RewardModel, SentenceModel
 from .run_folder import RunFolder, merge_line
-from .scorer_names import RESIDUALS, Scorer, base_name, base_names, make_form, needs_model
+from .scorer_names import Scorer, base_name, base_names, make_form, needs_model
 
 
 BLOCK_SIZE = 32  # items that are scored and saved together
@@ -60,8 +61,12 @@ def score_items(
         progress (`bool`, *optional*, defaults to `False`):
             Whether to show a progress bar.
 
+    Under `accelerate launch`, all processes call this with the same items, and each scores blocks of like total
+    length.
+
     Returns:
-        `dict`: key of the item -> `{"tokens", "scores": {scorer: [...]}, "seconds", "cut"}`.
+        `dict`: key of the item -> `{"tokens", "scores": {scorer: [...]}, "seconds", "cut"}`; complete in the main
+        process.
     """
     bases = base_names(names)
     forms = {name: make_form(name, vocab_size) for name in bases if not needs_model(name)}
@@ -74,15 +79,18 @@ def score_items(
             if item.key not in records or any(name not in records[item.key]["scores"] for name in bases)
         }.values()
     )
+    state = processes()
+    state.wait_for_everyone()  # who is ahead writes nothing that others have yet to see missing
     engine: Engine | None = None
     scorers: dict[str, Scorer] = {}
     bar = tqdm(
         total=len(items), initial=len(items) - len(todo), desc="Evaluating", unit=" items", disable=not progress
     )
     with bar:
-        for start in range(0, len(todo), block_size):
+        blocks = [todo[start : start + block_size] for start in range(0, len(todo), block_size)]
+        sized = ((sum(len(str(item.responses)) for item in block), block) for block in blocks)
+        for block in share(sized, state.process_index, state.num_processes):
             began = time.perf_counter()
-            block = todo[start : start + block_size]
             missing = [item for item in block if not _has_stats(folder, item, alone)]
             fresh: dict[str, list[ScoredResponse]] = {}
             if missing:
@@ -125,6 +133,10 @@ def score_items(
             for line in lines:
                 merge_line(records, line)
             bar.update(len(block))
+    if state.num_processes > 1:
+        state.wait_for_everyone()
+        folder.stats.find()
+        return folder.read_scores()
     return records
 
 
@@ -139,23 +151,17 @@ def scores_of(
     rows = [records[item.key]["scores"][base] for item in items]
     if base == name:
         return rows, None
-    kinds = RESIDUALS[name.partition(":")[0]]
+    prefix, _ = split_name(name)
+    assert prefix is not None
     covariates = [
         [
-            [_COVARIATES[kind](response, length) for kind in kinds]
+            covariates_of(prefix, message_text(response), length)
             for response, length in zip(item.responses, records[item.key]["tokens"], strict=True)
         ]
         for item in items
     ]
     corrected, slopes = residuals(rows, covariates, [item.group for item in items])
-    return corrected, {group: dict(zip(kinds, values, strict=True)) for group, values in slopes.items()}
-
-
-# Of a response and its number of tokens.
-_COVARIATES: dict[str, Callable[[Completion, int], float]] = {
-    "log length": lambda response, length: math.log(max(1, length)),
-    "Markdown": lambda response, length: markdown_density(message_text(response)),
-}
+    return corrected, {g: dict(zip(RESIDUALS[prefix], values, strict=True)) for g, values in slopes.items()}
 
 
 def _has_stats(folder: RunFolder, item: Item, alone: bool) -> bool:

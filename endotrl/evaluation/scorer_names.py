@@ -4,6 +4,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+from ..rewards.residuals import split_name
 from .engine import Engine, ScoredResponse
 from .forms import ALIASES, CONTROLS, RELATIVE_PERPLEXITY, STEP_AGGREGATES, Control, Form, RelativePerplexity
 from .items import Item
@@ -59,8 +60,6 @@ STEP_SETS = {
     "controls": ("length", "position", "random"),
 }
 DEFAULT = ("single-pass", "controls")
-# Scores from which what some covariates explain is taken, by prefix of their names.
-RESIDUALS = {"residual": ("log length",), "style_residual": ("log length", "Markdown")}
 REWARD_MODEL = "reward_model:"
 
 
@@ -99,8 +98,7 @@ def expand_names(names: Sequence[str], steps: bool) -> list[str]:
 
 def base_name(name: str) -> str:
     """The scorer itself, or the one whose residual it is."""
-    prefix, _, base = name.partition(":")
-    return base if prefix in RESIDUALS else name
+    return split_name(name)[1]
 
 
 def base_names(names: Sequence[str]) -> list[str]:

@@ -18,13 +18,20 @@ _FIELDS = ("token_ids", "chosen_logits", "entropies", "mean_logits", "log_probs_
 
 
 class StatsCache:
-    """Token statistics in a folder: a compressed `.npz` file for each block of items, of plain arrays only."""
+    """
+    Token statistics in a folder: a compressed `.npz` file for each block of items, of plain arrays only. The number of
+    a file, modulo `num_processes`, is that of the process that wrote it.
+    """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, process: int = 0, num_processes: int = 1) -> None:
+        self.folder, self._process, self._num_processes = folder, process, num_processes
+        self.find()
+
+    def find(self) -> None:
+        """Finds what is in the folder now."""
         self._place: dict[str, tuple[Path, int]] = {}
         self._open: tuple[Path, dict[str, list[ScoredResponse]]] | None = None
-        for path in sorted(folder.glob("*.npz")):
+        for path in sorted(self.folder.glob("*.npz")):
             with np.load(path) as arrays:
                 for number, key in enumerate(arrays["keys"].tolist()):
                     self._place[key] = (path, number)
@@ -53,7 +60,9 @@ class StatsCache:
                 kind = np.int32 if name in ("token_ids", "step_of_token") else np.float32
                 arrays[name] = _join([column for column in columns if column is not None], kind)
         numbers = [int(path.stem) for path in self.folder.glob("*.npz")]
-        path = self.folder / f"{max(numbers, default=-1) + 1:06d}.npz"
+        free = max(numbers, default=-1) + 1
+        free += (self._process - free) % self._num_processes
+        path = self.folder / f"{free:06d}.npz"
         with replacing(path) as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
         for number, item in enumerate(items):

@@ -12,13 +12,13 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import RewardTrainer
 
+from ..data.formats import message_text
 from ..monitoring import CollapseMonitor
 from ..rendering.messages import Prompt
 from ..reporting import HeatMapRow, heat_maps, page
 from ..rewards import EndogenousReward
 from ..rewards.contributions import heat_map_row
 from ..runs.resumption import Interruptions
-from ..score_file.rows import message_text
 from ..scoring.token_stats import TokenStats
 from ..trainers.base import DenseRewardTrainer
 

@@ -11,7 +11,7 @@ from datasets.exceptions import DatasetsError
 from transformers import TrainingArguments
 from trl import DatasetMixtureConfig, GRPOConfig, RewardConfig, ScriptArguments, get_dataset
 
-from ..score_file.rows import check_text
+from ..data.formats import check_text
 from .arguments import RecipeArguments
 
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Rewards of a JSON Lines file, row by row, into another: the work behind `endotrl score`.
+Rewards of rows of any source, one by one, into a JSON Lines file: the work behind `endotrl score`.
 
 ```text
-input.jsonl  ->  blocks of rows  ->  EndogenousReward.score  ->  output.jsonl               one line per row, input
-order
+input        ->  blocks of rows  ->  EndogenousReward.score  ->  output.jsonl               one line per response,
+                                                                                            input order
                                                                  output.jsonl.errors.jsonl  the bad rows alone
                                                                  output.jsonl.meta.json     settings, versions,
                                                                  checkpoint
@@ -35,9 +35,11 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from ..data.formats import message_text
+    from ..data.sources import STREAM
     from .blocks import DECIMALS
     from .output_files import model_digest
-    from .rows import OUTPUT_KEYS, STREAM, Row, message_text, parse_row
+    from .rows import OUTPUT_KEYS, Row, parse_row
     from .run import Example, ScoreReport, score_file
     from .tally import Tally
 
@@ -48,10 +50,10 @@ _LOCATIONS = {
     "Example": ".run",
     "OUTPUT_KEYS": ".rows",
     "Row": ".rows",
-    "STREAM": ".rows",
+    "STREAM": "..data.sources",
     "ScoreReport": ".run",
     "Tally": ".tally",
-    "message_text": ".rows",
+    "message_text": "..data.formats",
     "model_digest": ".output_files",
     "parse_row": ".rows",
     "score_file": ".run",

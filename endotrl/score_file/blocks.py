@@ -85,14 +85,14 @@ def output_record(
     from ..scoring.token_stats import TokenStats
 
     if isinstance(stats, str):
-        return {"line": row.line, **row.extra, "reward": None, "error": stats}
+        return {**row.head, "reward": None, "error": stats}
     if not isinstance(stats, TokenStats):
         return sentence_record(row, stats, details=tokens)
     assert isinstance(reward, EndogenousReward)
     num_tokens = len(stats.token_ids)
     token_rewards = reward.token_rewards_from(stats)[stats.positions].tolist()
     outcome = _finite(reward.aggregate_from(stats))
-    record = {"line": row.line, **row.extra, "reward": outcome}
+    record = {**row.head, "reward": outcome}
     if outcome is None:
         empty = "no scored token (the completion_ids are empty)" if row.completion_ids == [] else "no scored token"
         record["reason"] = empty if num_tokens == 0 else "no end-of-sequence token"

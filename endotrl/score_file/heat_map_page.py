@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
+from ..data.formats import message_text
 from ..reporting import heat_maps, page, table
-from .rows import message_text
 from .run import ScoreReport
 from .summary import summary_lines
 

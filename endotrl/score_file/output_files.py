@@ -10,10 +10,10 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Self
 
+from ..data.sources import STREAM, Reader
 from ..runs.files import lock, write_json
 from ..runs.jsonl import append_lines, changed_settings, parse_line
 from ..runs.record import now, versions
-from .rows import STREAM, Reader
 from .tally import Tally
 
 
@@ -68,6 +68,7 @@ class Output:
         self.path, self.stream = Path(path), str(path) == STREAM
         self.errors_path, self.meta_path = Path(f"{path}.errors.jsonl"), Path(f"{path}.meta.json")
         self.kept_rows, self.seconds = 0, 0.0
+        self.notes: dict[str, Any] = {}  # of the metadata, which no later run is compared with
         self._reader, self._settings = reader, dict(settings)
         self._started = now()
         self._kept_bytes = 0
@@ -84,8 +85,8 @@ class Output:
                 with suppress(OSError):
                     file.close()
 
-    def check(self, block_size: int, overwrite: bool) -> None:
-        """Finds out what to keep of an earlier run, or why not. Writes nothing."""
+    def check(self, block_size: int, overwrite: bool, anew: bool = False) -> None:
+        """Finds out what to keep of an earlier run (nothing if `anew`), or why not. Writes nothing."""
         if self.stream:
             return
         for path in (self.path, self.errors_path, self.meta_path):
@@ -111,6 +112,8 @@ class Output:
                 f"{self.path} was made from another input: the first {lines} lines of {self._reader.path} are not the "
                 f"lines that were scored. {way_out}"
             )
+        if anew:
+            return
         self._started, self.seconds = meta["started"], meta["seconds"]
         self.kept_rows, self._kept_bytes = self._whole_rows(rows, block_size)
 
@@ -176,6 +179,7 @@ class Output:
             "tokens_per_second": round(tokens / self.seconds, 1) if self.seconds else None,
             "input_lines": self._reader.lines,
             "input_sha256": self._reader.digest.hexdigest(),
+            **self.notes,
             "started": self._started,
             "updated": now(),
             "versions": versions("torch", "transformers", "trl"),

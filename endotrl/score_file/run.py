@@ -4,16 +4,22 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from .blocks import output_record, score_rows
+from ..checks import check_choice
+from ..data.formats import ROW_FORMAT
+from ..data.sources import STREAM, Reader
+from ..rewards.residuals import RESIDUALS
+from ..runs.processes import processes
+from .blocks import score_rows
 from .output_files import Output, only_run_on
-from .rows import ROW_FORMAT, Reader, Row
+from .rows import Row
+from .sharded import ShardedScores, Slopes, fit_slopes, read_responses, score_block, take_out
 from .tally import Tally
 
 
@@ -46,12 +52,15 @@ class ScoreReport:
             Scoring time of all runs, in seconds.
         examples (`list[Example]`):
             The first rows, as many as asked.
+        slopes (`dict[str, list[float]]`, *optional*):
+            With a residual, what was taken out, by domain: see [`~endotrl.rewards.residuals.residuals`].
     """
 
     tally: Tally
     resumed_rows: int
     seconds: float
     examples: list[Example]
+    slopes: Slopes = field(default_factory=dict)
 
     @property
     def tokens_per_second(self) -> float:
@@ -74,15 +83,19 @@ def score_file(
     progress: bool = False,
     on_error: Callable[[int, str], None] | None = None,
     held: bool = False,
+    residual: str | None = None,
 ) -> ScoreReport:
     """
-    Scores the rows of a JSON Lines file, and goes on where an earlier run was cut off.
+    Scores rows, and goes on where an earlier run was cut off.
+
+    Under `accelerate launch`, all processes call it: each scores blocks of like total length into its file of the
+    folder `OUTPUT.shards`, from which the main process makes the output, the same as that of one process.
 
     Args:
         reward ([`EndogenousReward`] or [`SentenceReward`]):
             The reward.
         input_path (`str` or `Path`):
-            File of rows `{"prompt": ..., "completion": ...}`, text or messages; `"-"` for standard input.
+            Rows of any of TRL's formats that have responses: see [`~endotrl.data.sources.Reader`].
         output_path (`str` or `Path`):
             File to write; `"-"` for standard output, without metadata, error file and resuming.
         settings (`Mapping[str, Any]`):
@@ -105,9 +118,13 @@ def score_file(
             Called with line number and reason of each bad row.
         held (`bool`, *optional*, defaults to `False`):
             Whether the caller keeps other runs from the output already: see [`only_run_on`].
+        residual (`str`, *optional*):
+            `"residual"` or `"style_residual"`: take out of the rewards what length, or length and Markdown, explain
+            among the responses to one prompt, which must be neighbours. See [`~endotrl.rewards.residuals.residuals`].
+            The shards then stay, from which longer inputs are scored without scoring these rows again.
 
     Returns:
-        [`ScoreReport`].
+        [`ScoreReport`], empty in processes other than the main one.
 
     Raises:
         `ValueError`: If the output exists and is not an earlier, equal run; or for numbers and paths that cannot be.
@@ -116,28 +133,54 @@ def score_file(
     for name, value in (("block_size", block_size), ("limit", limit)):
         if value is not None and value < 1:
             raise ValueError(f"`{name}` is {value}, but it must be at least 1.")
-    report = on_error or (lambda line, error: None)
-    tally = Tally(keep)
+    if residual is not None:
+        check_choice("residual", residual, tuple(RESIDUALS))
+    state = processes()
+    folder = Path(f"{output_path}.shards")  # is there after an interruption of several processes
+    in_shards = state.num_processes > 1 or residual is not None or folder.is_dir()
+    if in_shards and STREAM in (str(input_path), str(output_path)):
+        raise ValueError(
+            "Standard input and output pass by once, in one process. With several processes, or with a residual, "
+            "which depends on all rows, name a file for each."
+        )
+    settings = {**settings, "tokens": tokens} | ({} if residual is None else {"residual": residual})
+    tally, report = Tally(keep), on_error or (lambda line, error: None)
     examples: list[Example] = []
     with ExitStack() as stack:
-        if not held:
+        if not held and state.is_main_process:
             stack.enter_context(only_run_on(output_path))
-        reader = stack.enter_context(Reader(input_path))
-        output = stack.enter_context(Output(output_path, reader, {**settings, "tokens": tokens}))
-        output.check(block_size, overwrite)
-        total = reader.count_rows(limit)
+        reader = Reader(input_path)
+        output = stack.enter_context(Output(output_path, reader, settings))
+        output.check(block_size, overwrite, anew=residual is not None)
+        total = reader.count(limit)
         if total == 0:
             raise ValueError(f"{input_path} has no rows. A row is a line such as {ROW_FORMAT}.")
         if total is None or total > output.kept_rows or num_examples:
             reward.load()  # before a file is touched: a model that cannot be loaded leaves nothing behind
+        shards = ShardedScores(reward, input_path, folder, block_size, limit, tokens, start=output.kept_rows)
+        slopes: Slopes = {}
+        if in_shards:
+            shards.fill(settings, overwrite, progress)
+            if not state.is_main_process:
+                return ScoreReport(tally, 0, 0.0, examples)
+        if residual is not None:
+            slopes = fit_slopes(residual, shards.scored())
+            output.notes["slopes"] = {g: dict(zip(RESIDUALS[residual], b, strict=True)) for g, b in slopes.items()}
         output.open()
         bar = stack.enter_context(
-            tqdm(total=total, initial=output.kept_rows, desc="Scoring", unit=" rows", disable=not progress)
+            tqdm(
+                total=total,
+                initial=output.kept_rows,
+                desc="Writing" if in_shards else "Scoring",
+                unit=" rows",
+                disable=not progress,
+            )
         )
 
         unseen: list[Row] = []  # rows of earlier runs, of which the token statistics are gone
+        rows = read_responses(reader, limit)
         for record in output.kept_records():
-            row = next(reader)
+            row = next(rows)
             if row.line != record["line"]:
                 raise ValueError(
                     f"{output.path} holds line {record['line']} where the input has line {row.line}: it is not the "
@@ -148,23 +191,29 @@ def score_file(
                 output.write_error(record)
             elif len(unseen) < num_examples:
                 unseen.append(row)
-        examples.extend(_examples(unseen, score_rows(reward, unseen)))
 
-        while limit is None or tally.rows < limit:
-            started = time.perf_counter()
-            rows = list(islice(reader, block_size if limit is None else min(block_size, limit - tally.rows)))
-            if not rows:
-                break
-            results = score_rows(reward, rows)
-            records = [output_record(reward, row, result, tokens) for row, result in zip(rows, results, strict=True)]
-            examples.extend(_examples(rows, results)[: max(0, num_examples - len(examples))])
-            for row, record in zip(rows, records, strict=True):
+        while block := list(islice(rows, block_size)):
+            began = time.perf_counter()
+            if in_shards:
+                records, seconds = shards.get(block)
+                unseen += [row for row in block if row.error is None][: max(0, num_examples - len(unseen))]
+            else:
+                results, records = score_block(reward, block, tokens)
+                missing = max(0, num_examples - len(unseen) - len(examples))
+                examples.extend(_examples(block, results)[:missing])
+                seconds = time.perf_counter() - began
+            for row, record in zip(block, records, strict=True):
+                if residual is not None:
+                    take_out(residual, slopes, row, record)
                 tally.add(row, record)
                 if "error" in record:
                     report(row.line, record["error"])
-            output.write(records, tally, time.perf_counter() - started)
-            bar.update(len(rows))
-        return ScoreReport(tally, output.kept_rows, output.seconds, examples)
+            output.write(records, tally, seconds)
+            bar.update(len({row.line for row in block}))
+        seen = _examples(unseen, score_rows(reward, unseen))
+        if in_shards and residual is None:
+            shards.shards.remove()
+        return ScoreReport(tally, output.kept_rows, output.seconds, [*seen, *examples], slopes)
 
 
 def _examples(rows: Sequence[Row], results: Sequence["TokenStats | SentenceScores | str"]) -> list[Example]:

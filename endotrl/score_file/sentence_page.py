@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup
 
 from .. import __version__
+from ..data.formats import message_text
 from ..reporting import HeatMapRow, heat_maps, page, plain, table
-from .rows import message_text
 from .run import Example, ScoreReport
 from .sentences import HEADERS, SHOWN_DECIMALS, sentence_rows
 from .summary import summary_lines

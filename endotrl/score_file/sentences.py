@@ -23,8 +23,7 @@ HEADERS = ["", "reward", "weight", "contribution", "sentence"]
 def sentence_record(row: Row, scores: "SentenceScores", details: bool) -> dict[str, Any]:
     """Output line of a row; the sentences are left out without `details`."""
     record = {
-        "line": row.line,
-        **row.extra,
+        **row.head,
         "reward": round(scores.score, DECIMALS) + 0.0,
         "num_tokens": len(scores.completion_ids),
     }

@@ -3,8 +3,10 @@
 
 from typing import Any
 
+from ..data.formats import message_text
 from ..reporting import correlation_in_words, number, terminal_table
-from .rows import Row, message_text
+from ..rewards.residuals import RESIDUALS
+from .rows import Row
 from .run import ScoreReport
 from .sentences import sentence_tables
 
@@ -76,6 +78,11 @@ def summary_lines(report: ScoreReport, output: str, unit: str = " nats") -> list
         if tally.length_correlation is not None:
             words += f"; {correlation_in_words(tally.length_correlation)}"
         lines.append(f"{words}.")
+    for domain, slopes in report.slopes.items():
+        found = ", ".join(
+            f"{number(slope)} × {kind}" for slope, kind in zip(slopes, RESIDUALS["style_residual"], strict=False)
+        )
+        lines.append(f"Taken out among the responses to a prompt{f' ({domain})' if domain else ''}: {found}.")
     if tally.skipped:
         lines.append(f"{tally.skipped:,} {_plural('row', tally.skipped)} got no reward (null, with the reason).")
     if tally.errors:

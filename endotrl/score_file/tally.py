@@ -40,8 +40,8 @@ class Tally:
             self.skipped += 1
             return
         for heap, sign in ((self._top, 1.0), (self._bottom, -1.0)):
-            # Lines differ, so that rows are never compared; of equal rewards the earlier line stays.
-            heapq.heappush(heap, (sign * record["reward"], -row.line, row, record))
+            # Their numbers differ, so that rows are never compared; of equal rewards the earlier one stays.
+            heapq.heappush(heap, (sign * record["reward"], -self.rows, row, record))
             if len(heap) > self.keep:
                 heapq.heappop(heap)
         count, mean_x, mean_y, xx, yy, xy = self._moments

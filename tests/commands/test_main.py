@@ -27,8 +27,9 @@ ROWS = [
 
 
 @pytest.fixture(autouse=True)
-def eighty_columns(monkeypatch):
+def eighty_columns(monkeypatch, tmp_path):
     monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
@@ -226,7 +227,7 @@ class TestScore:
         ("options", "reason"),
         [
             (["FILE", "--model", "no/such-model"], "The frozen model 'no/such-model' cannot be loaded"),
-            (["no.jsonl", "--model", "MODEL"], "There is no file no.jsonl"),
+            (["no.jsonl", "--model", "MODEL"], "no.jsonl: there is no such file or folder"),
             (["FILE", "--model", "MODEL", "--alpha", "0"], "`alpha` is 0.0, but the temperature"),
             (["FILE", "--model", "MODEL", "--device", "cuda:99"], "--device cuda:99 cannot be used"),
             (["FILE", "--model", "MODEL", "--device", "toaster"], "--device toaster cannot be used"),

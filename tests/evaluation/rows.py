@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from endotrl.data.sources import read_rows
 from endotrl.evaluation.benchmarks import BENCHMARKS
 from endotrl.evaluation.intervals import point_values
 from endotrl.evaluation.items import Item
-from endotrl.evaluation.sources import read_rows
 
 
 RM_BENCH_ROW = {

@@ -7,11 +7,11 @@ import random
 import numpy as np
 import pytest
 
+from endotrl.data.sources import FormatError
 from endotrl.evaluation.benchmarks import BENCHMARKS
 from endotrl.evaluation.benchmarks.process_bench import first_below
 from endotrl.evaluation.benchmarks.step_threshold import fold
 from endotrl.evaluation.scorer_names import make_form
-from endotrl.evaluation.sources import FormatError
 
 from .rows import PAIR_ROW, RM_BENCH_ROW, items_of, metrics_of, real_file, write
 
@@ -319,8 +319,8 @@ class TestDSP:
         assert metrics["follows"] == pytest.approx(1.0 - metrics["other"])
 
     def test_criteria_of_ones_own(self, tmp_path):
+        from endotrl.data.sources import read_rows
         from endotrl.evaluation.benchmarks.dsp import DOMAINS
-        from endotrl.evaluation.sources import read_rows
 
         row = {"query": "q", "responses": dict.fromkeys([*DOMAINS, "normal"], "x")}
         path = write(tmp_path / "f.json", [row])
@@ -396,7 +396,7 @@ class TestPreference:
     def test_implicit_prompts_are_trls(self):
         from trl.data_utils import extract_prompt
 
-        from endotrl.evaluation.sources import read_rows
+        from endotrl.data.sources import read_rows
 
         path = real_file("hh_rlhf/harmless-base.test.jsonl.gz")
         rows = [row.data for row in read_rows(path, None, "preference") if row.data["chosen"] != row.data["rejected"]]

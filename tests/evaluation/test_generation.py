@@ -94,7 +94,7 @@ class TestQuestions:
         with pytest.raises(ValueError, match="f.jsonl, line 1: there is no question"):
             read_questions(path)
         assert read_questions(path, question="text")[0].text == "q"
-        with pytest.raises(ValueError, match="there is no such file"):
+        with pytest.raises(FileNotFoundError, match="there is no such file"):
             read_questions(str(tmp_path / "none"))
 
     @pytest.mark.parametrize("name", ["gsm8k", "svamp", "aime24", "amc23", "minerva_math", "olympiadbench"])

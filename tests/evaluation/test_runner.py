@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from endotrl.evaluation.engine import Engine
-from endotrl.evaluation.forms import markdown_density
 from endotrl.evaluation.items import Item
 from endotrl.evaluation.judges import Judge
 from endotrl.evaluation.run_folder import RunFolder
 from endotrl.evaluation.runner import score_items, scores_of
 from endotrl.evaluation.scorer_names import make_scorer
+from endotrl.rewards.residuals import markdown_density
 
 from ..support.helpers import count_forwards
 

@@ -17,12 +17,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from endotrl import EndogenousReward
 from endotrl.commands.main import main
+from endotrl.data.sources import Reader
 from endotrl.evaluation.run_folder import RunFolder
 from endotrl.runs.jsonl import append_lines
 from endotrl.runs.record import make_record
 from endotrl.score_file import Row, parse_row
 from endotrl.score_file.output_files import Output, only_run_on
-from endotrl.score_file.rows import Reader
 from endotrl.score_file.tally import Tally
 
 from ..monitoring.test_monitor import CollapseMonitor, make_trainer
@@ -80,7 +80,7 @@ def test_a_disk_that_refuses(
 def test_two_runs_in_one_output(tiny_model_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "rows.jsonl").write_text("\n".join(LINES) + "\n", encoding="utf-8")
     path = tmp_path / "out.jsonl"
-    with only_run_on(path), Reader(tmp_path / "rows.jsonl") as reader, Output(path, reader, {}) as first:
+    with only_run_on(path), Output(path, Reader(tmp_path / "rows.jsonl"), {}) as first:
         first.check(2, overwrite=False)
         first.open()
         first.write([{"line": 1, "reward": -1.0}], Tally(1), 0.1)

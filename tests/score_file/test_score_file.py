@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import gzip
 import io
 import json
 import math
@@ -15,6 +16,7 @@ import torch
 from endotrl import EndogenousReward
 from endotrl.score_file import OUTPUT_KEYS, Row, Tally, message_text, model_digest, parse_row, score_file
 from endotrl.score_file.rows import TOKEN_KEYS
+from endotrl.score_file.sharded import ShardedScores
 
 
 SETTINGS = {"model": "tiny", "alpha": 1.0}
@@ -76,10 +78,10 @@ class TestParseRow:
         [
             (b'{"prompt": "a", "completion": ', "Not valid JSON: Expecting value"),
             (b"\xff\xfe", "Not valid JSON: 'utf-8' codec can't decode byte 0xff"),
-            (b'{"prompt": "a", "completion": "b", "x": NaN}', "NaN is not a JSON number"),
-            (b'{"prompt": "a", "completion": "b", "x": 1e999}', "A number is too large for a float"),
+            (b'{"prompt": "a", "completion": "b", "x": NaN}', "A number is NaN"),
+            (b'{"prompt": "a", "completion": "b", "x": 1e999}', "A number is NaN, infinite or too large for a float"),
             (b"[" * 100_000, "nested too deeply"),
-            (b'["a", "b"]', "A row must be a JSON object, but this is of type list"),
+            (b'["a", "b"]', "A row must be a JSON object, but is [\"a\", \"b\"]"),
             (b"{}", 'The key "prompt" is missing'),
             (b'{"prompt": "a"}', 'The key "completion" is missing'),
             (b'{"prompt": null, "completion": "b"}', "The prompt must be text or a list of messages, but it is of type NoneType"),
@@ -87,12 +89,11 @@ class TestParseRow:
             (b'{"prompt": "", "completion": "b"}', "The prompt is empty"),
             (b'{"prompt": [], "completion": []}', "The prompt is an empty list of messages"),
             (b'{"prompt": "a", "completion": [{"role": "assistant", "content": "b"}]}', "The prompt is text, but the completion is messages"),
-            (b'{"prompt": [{"role": "user", "content": "a"}], "completion": "b"}', "The prompt is messages, but the completion is text"),
             (b'{"prompt": ["a"], "completion": "b"}', "Message 1 of the prompt must be an object"),
             (b'{"prompt": [{"content": "a"}], "completion": "b"}', "Message 1 of the prompt must be an object"),
             (b'{"prompt": [{"role": "user", "content": 1}], "completion": "b"}', "Message 1 of the prompt has no content"),
             (b'{"prompt": "a", "completion": "b", "reward": 1}', 'The key "reward" is one that the output uses itself'),
-            (b'{"prompt": "a", "completion": "\\ud800"}', "one half of a surrogate pair"),
+            (b'{"prompt": "a", "completion": "\\ud800"}', "half of a surrogate pair"),
             (b'{"prompt": "a", "completion": "b", "completion_ids": "7"}', "must be a list of token ids, but they are of type str"),
             (b'{"prompt": "a", "completion": "b", "completion_ids": [7, true]}', "Entry 2 of the completion_ids is true"),
             (b'{"prompt": "a", "completion": "b", "completion_ids": [7.0]}', "Entry 1 of the completion_ids is 7.0"),
@@ -652,3 +653,148 @@ class TestModelDigest:
             assert weights.stat().st_size == size
             digests.append(model_digest(str(tmp_path)))
         assert len(set(digests)) == 4
+
+
+class TestFormats:
+    """Rows of TRL's other formats, and other files than JSON Lines."""
+
+    ROWS = [
+        {"id": 1, "prompt": "1 + 1 =", "chosen": " 2", "rejected": " 3 of"},
+        {"id": 2, "prompt": "2 + 2 =", "completions": [" 4", " 5", " Paris"]},
+        {"id": 3, "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "The"}]},
+        {"id": 4, "prompt": "a"},
+        {"id": 5, "prompt": "3 + 3 =", "completion": " 6", "response": "mine"},
+        {"id": 6, "prompt": "p", "chosen": "a", "rejected": "b", "response": "taken"},
+    ]
+
+    def test_every_response_has_a_line(self, reward, tmp_path):
+        source = write_rows(tmp_path / "in.jsonl", self.ROWS)
+        report = score_file(reward, source, tmp_path / "out.jsonl", SETTINGS, block_size=2, tokens=False)
+        rows = read_rows(tmp_path / "out.jsonl")
+        assert [(row["line"], row.get("response")) for row in rows] == [
+            (1, "chosen"), (1, "rejected"), (2, 0), (2, 1), (2, 2), (3, None), (4, None), (5, "mine"), (6, None),
+        ]  # fmt: skip
+        (expected,) = reward(prompts=["2 + 2 ="], completions=[" 5"])
+        assert rows[3]["reward"] == pytest.approx(expected, abs=1e-4) and rows[3]["id"] == 2
+        assert report.tally.errors == 2 and '"response" is one that the output uses' in rows[8]["error"]
+
+    def test_resumes_within_a_row(self, reward, tiny_model_path, tmp_path):
+        source = write_rows(tmp_path / "in.jsonl", self.ROWS)
+        score_file(reward, source, tmp_path / "whole.jsonl", SETTINGS, block_size=1)
+        with pytest.raises(KeyboardInterrupt):  # between the candidates of row 2
+            score_file(
+                Interrupted(tiny_model_path, device="cpu", at=5),
+                source,
+                tmp_path / "out.jsonl",
+                SETTINGS,
+                block_size=1,
+            )
+        report = score_file(reward, source, tmp_path / "out.jsonl", SETTINGS, block_size=1)
+        assert report.resumed_rows == 4
+        assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+    def test_files_of_every_kind_give_the_same_lines(self, reward, tmp_path):
+        from datasets import Dataset
+
+        rows = [text_row(i) for i in range(5)]
+        write_rows(tmp_path / "in.jsonl", rows)
+        (tmp_path / "in.jsonl.gz").write_bytes(gzip.compress((tmp_path / "in.jsonl").read_bytes()))
+        (tmp_path / "in.json").write_text(json.dumps(rows, indent=1))
+        Dataset.from_list(rows).to_parquet(str(tmp_path / "in.parquet"))
+        outputs = set()
+        for name in ("in.jsonl", "in.jsonl.gz", "in.json", "in.parquet"):
+            for limit in (3, None):  # each is known again
+                score_file(reward, tmp_path / name, tmp_path / f"{name}.out", SETTINGS, limit=limit, block_size=2)
+            outputs.add((tmp_path / f"{name}.out").read_bytes())
+        assert len(outputs) == 1
+
+
+class TestResidual:
+    def rows(self, num_prompts):
+        return [
+            {
+                "prompt": f"{i} + 1 =",
+                "completion": " a" * (1 + (3 * i + 5 * j) % 7) + "\n- b" * (j % 2),
+                "domain": "xy"[i % 2],
+            }
+            for i in range(num_prompts)
+            for j in range(3)
+        ]
+
+    @pytest.mark.parametrize("residual", ["residual", "style_residual"])
+    def test_as_in_an_evaluation(self, residual, reward, tmp_path):
+        """The numbers of `endotrl eval` with the same form, whose groups are the domains."""
+        from endotrl.rewards.residuals import covariates_of, residuals
+
+        rows = self.rows(8)
+        source = write_rows(tmp_path / "in.jsonl", rows)
+        report = score_file(reward, source, tmp_path / "out.jsonl", SETTINGS, residual=residual, block_size=5)
+        written = read_rows(tmp_path / "out.jsonl")
+        groups = [written[i : i + 3] for i in range(0, len(rows), 3)]
+        texts = [row["completion"] for row in rows]
+        covariates = [
+            [covariates_of(residual, texts[record["line"] - 1], record["num_tokens"]) for record in group]
+            for group in groups
+        ]
+        expected, slopes = residuals(
+            [[record["base_reward"] for record in group] for group in groups],
+            covariates,
+            [g[0]["domain"] for g in groups],
+        )
+        assert [record["reward"] for group in groups for record in group] == pytest.approx(sum(expected, []), abs=2e-6)
+        assert report.slopes == {"x": pytest.approx(slopes["x"]), "y": pytest.approx(slopes["y"])}
+        (plain,) = reward(prompts=[rows[0]["prompt"]], completions=[rows[0]["completion"]])
+        assert written[0]["base_reward"] == pytest.approx(plain, abs=1e-4)
+
+    def test_a_longer_input_scores_new_rows_only(self, reward, tmp_path, monkeypatch):
+        source = write_rows(tmp_path / "in.jsonl", self.rows(8))
+        output = tmp_path / "out.jsonl"
+        score_file(reward, source, output, SETTINGS, residual="residual", block_size=6)
+        first = output.read_bytes()
+        scored = []
+        score = EndogenousReward.score
+        monkeypatch.setattr(
+            EndogenousReward,
+            "score",
+            lambda self, prompts, *a, **k: scored.extend(prompts) or score(self, prompts, *a, **k),
+        )
+        write_rows(source, self.rows(10))
+        score_file(reward, source, output, SETTINGS, residual="residual", block_size=6)
+        assert len(scored) == 6 and output.read_bytes() != first  # the slopes have changed
+        whole = tmp_path / "whole.jsonl"
+        score_file(reward, source, whole, SETTINGS, residual="residual", block_size=6)
+        assert output.read_bytes() == whole.read_bytes()
+        with pytest.raises(ValueError, match="other settings: `residual` was 'residual' and is None"):
+            score_file(reward, source, output, SETTINGS)
+
+    def test_shards_that_an_interruption_left_are_used(self, reward, tiny_model_path, tmp_path):
+        """As after a kill among several processes: with one, the same call goes on."""
+        source = write_rows(tmp_path / "in.jsonl", self.rows(8))
+        whole, output = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+        score_file(reward, source, whole, SETTINGS, block_size=4)
+        shards = ShardedScores(
+            Interrupted(tiny_model_path, device="cpu", at=4), source, f"{output}.shards", 4, None, True
+        )
+        with pytest.raises(KeyboardInterrupt):
+            shards.fill({**SETTINGS, "tokens": True})
+        with (tmp_path / "out.jsonl.shards" / "0.jsonl").open("ab") as file:
+            file.write(b'{"block": "half')  # of a line that was not written to its end
+        rest = Interrupted(tiny_model_path, device="cpu", at=99)
+        score_file(rest, source, output, SETTINGS, block_size=4)
+        assert rest.calls == 3 and output.read_bytes() == whole.read_bytes()  # three of six blocks were done
+        assert not (tmp_path / "out.jsonl.shards").exists()
+        other = tmp_path / "other.jsonl"
+        ShardedScores(reward, source, f"{other}.shards", 4, 4, True).fill({**SETTINGS, "tokens": True})
+        with pytest.raises(
+            ValueError, match=r"other\.jsonl\.shards holds results of a run with other settings: `alpha`"
+        ):
+            score_file(reward, source, other, {**SETTINGS, "alpha": 0.5})
+
+    def test_what_it_cannot_do(self, reward, tmp_path):
+        source = write_rows(tmp_path / "in.jsonl", [text_row(i) for i in range(5)])
+        with pytest.raises(ValueError, match="no two neighbouring rows have the same"):
+            score_file(reward, source, tmp_path / "out.jsonl", SETTINGS, residual="residual")
+        with pytest.raises(ValueError, match="name a file for each"):
+            score_file(reward, source, "-", SETTINGS, residual="residual")
+        with pytest.raises(ValueError, match="`residual` is 'length'"):
+            score_file(reward, source, tmp_path / "out.jsonl", SETTINGS, residual="length")

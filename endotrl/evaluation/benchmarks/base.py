@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from ...data.sources import HubDataset
 from ..intervals import TOTAL, Array, Means, Unit
 from ..items import Item
-from ..sources import HubDataset
 
 
 Scores = Sequence[Sequence[float]]  # by item: one number a response, or a step

@@ -9,9 +9,9 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from ...data.sources import Row
 from ..intervals import Array, Means, Unit
 from ..items import Item
-from ..sources import Row
 from .base import Benchmark, Scores, mean_of
 
 

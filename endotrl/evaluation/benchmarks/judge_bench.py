@@ -5,9 +5,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from ...data.sources import HubDataset, Row
 from ..intervals import TOTAL, Array, Means
 from ..items import Item
-from ..sources import HubDataset, Row
 from .base import STRICT, Benchmark, pair_units
 
 

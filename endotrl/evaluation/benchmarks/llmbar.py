@@ -3,9 +3,9 @@
 
 from collections.abc import Iterable
 
+from ...data.sources import HubDataset, Row
 from ..intervals import Array, Means
 from ..items import Item
-from ..sources import HubDataset, Row
 from .base import STRICT, Benchmark, mean_of, pair_units
 
 

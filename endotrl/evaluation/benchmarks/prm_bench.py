@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from ...data.sources import HubDataset, Row
 from ..intervals import TOTAL, Array, Means, Unit
 from ..items import Item, step_item
-from ..sources import HubDataset, Row
 from .base import Benchmark, Scores, harmonic_mean
 from .step_threshold import crossfit_thresholds, fold
 

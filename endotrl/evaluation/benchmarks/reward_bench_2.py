@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from ...data.sources import HubDataset, Row
 from ..intervals import Array, Means, Unit
 from ..items import Item
-from ..sources import HubDataset, Row
 from .base import Benchmark, Scores, mean_of
 
 

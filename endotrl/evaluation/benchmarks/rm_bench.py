@@ -6,9 +6,9 @@ detailed, and detailed with Markdown. The 3x3 matrix of wins tells substance fro
 
 from collections.abc import Iterable, Sequence
 
+from ...data.sources import HubDataset, Row
 from ..intervals import Array, Means, Unit
 from ..items import Item
-from ..sources import HubDataset, Row
 from .base import STRICT, Benchmark, Scores, mean_of
 
 

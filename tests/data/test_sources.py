@@ -1,14 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 import gzip
+import io
 import json
+import sys
+import tracemalloc
+from datetime import datetime
+from itertools import islice
+from types import SimpleNamespace
 
 import pytest
 from datasets import Dataset
 
+from endotrl.data.formats import responses_of
+from endotrl.data.sources import FormatError, HubDataset, Reader, read_rows
 from endotrl.evaluation.benchmarks import BENCHMARKS
-from endotrl.evaluation.sources import FormatError, HubDataset, read_rows
 
-from .rows import PAIR_ROW, RM_BENCH_ROW, items_of, write
+from ..evaluation.rows import PAIR_ROW, RM_BENCH_ROW, items_of, write
 
 
 class TestReading:
@@ -43,8 +50,8 @@ class TestErrors:
             ("[{},\n", r"f.jsonl, line 2: not valid JSON"),
             ("[{}\n{}]", r"f.jsonl, line 2: not valid JSON: a comma is missing"),
             ("[{},\n]", r"f.jsonl, line 2: not valid JSON: a comma"),
-            ("[{}]\n[{}]", r"f.jsonl, line 1: not valid JSON: text behind the end of the array"),
-            ('{"a": 1}\n{"a": "\\ud83d"}', r"f.jsonl, line 2: has half of a surrogate pair"),
+            ("[{}]\n[{}]", r"f.jsonl, line 2: not valid JSON: text behind the end of the array"),
+            ('{"a": 1}\n{"a": "\\ud83d"}', r"f.jsonl, line 2: the text has half of a surrogate pair"),
         ],
     )
     def test_damaged_files(self, tmp_path, text, message):
@@ -56,7 +63,7 @@ class TestErrors:
         ("benchmark", "row", "message"),
         [
             ("preference", {"chosen": "a"}, r'line 2: the key "rejected" is missing'),
-            ("preference", {**PAIR_ROW, "chosen": 3}, r'line 2: "chosen" must be a text, or a list of messages'),
+            ("preference", {**PAIR_ROW, "chosen": 3}, r"line 2: the chosen must be text or a list of messages"),
             ("preference", {"chosen": "a", "rejected": "b"}, r"have no common beginning"),
             (
                 "rm-bench",
@@ -94,11 +101,11 @@ class TestErrors:
         path = write(
             tmp_path / "f.jsonl", [{"prompt": [{"role": "user", "content": "p"}], "chosen": good, "rejected": bad}]
         )
-        with pytest.raises(FormatError, match='line 1: "rejected" must be a text, or a list of messages'):
+        with pytest.raises(FormatError, match="line 1: message 1 of the rejected has no content"):
             items_of("preference", path)
 
     def test_nothing_there(self, tmp_path):
-        with pytest.raises(ValueError, match="there is no such file or folder"):
+        with pytest.raises(FileNotFoundError, match="there is no such file or folder"):
             list(read_rows(str(tmp_path / "none"), None, "x"))
         with pytest.raises(ValueError, match="the folder has no file that ends with"):
             list(read_rows(str(tmp_path), None, "x"))
@@ -220,3 +227,132 @@ class TestFolders:
         assert [(item.group, item.id) for item in items_of("rm-bench", str(tmp_path))] == [
             ("chat", "0"), ("chat", "1"), ("math", "2"),
         ]  # fmt: skip
+
+
+class TestStreams:
+    ROWS = [{"a": i, "b": "é[{\n" * (i % 3), "c": [{"d": [i, "]"]}] * (i % 4)} for i in range(300)]
+
+    @pytest.mark.parametrize("chunk", [1, 7, 64, 2**20])
+    @pytest.mark.parametrize("indent", [None, 2])
+    def test_an_array_is_read_piece_by_piece(self, tmp_path, monkeypatch, chunk, indent):
+        monkeypatch.setattr("endotrl.data.sources._CHUNK", chunk)
+        path = tmp_path / "f.json"
+        path.write_bytes(b"\xef\xbb\xbf \n" + json.dumps(self.ROWS, indent=indent, ensure_ascii=False).encode())
+        rows = list(Reader(path))
+        assert [row.data for row in rows] == self.ROWS and [row.number for row in rows] == list(range(1, 301))
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        if indent:  # each place is the line that its row begins on
+            assert all(lines[int(row.place.split("line ")[1][:-1]) - 1].strip() == "{" for row in rows)
+
+    @pytest.mark.parametrize("name", ["f.json", "f.jsonl", "f.jsonl.gz", "f.parquet"])
+    def test_memory_does_not_grow_with_the_file(self, tmp_path, monkeypatch, name):
+        monkeypatch.setattr("endotrl.data.sources._CHUNK", 2**16)
+        count, text = 4000, "x" * 2000  # 8 MB
+        path, rows = tmp_path / name, [{"prompt": text, "completion": str(i)} for i in range(4000)]
+        if name.endswith("parquet"):
+            Dataset.from_list(rows).to_parquet(str(path))
+        else:
+            data = json.dumps(rows) if name.endswith("json") else "".join(json.dumps(row) + "\n" for row in rows)
+            path.write_bytes(gzip.compress(data.encode()) if name.endswith("gz") else data.encode())
+        del rows
+        next(iter(Reader(path)))  # imports
+        tracemalloc.start()
+        assert sum(1 for _ in Reader(path)) == count
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 5e6
+
+    def test_an_error_in_an_array_is_found_where_it_is(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("endotrl.data.sources._CHUNK", 64)
+        path = tmp_path / "f.json"
+        path.write_text("[" + ",\n".join(['{"a": 1}'] * 50 + ['{"a" 1}'] + ['{"a": 1}'] * 5000) + "]")
+        rows = []
+        with pytest.raises(FormatError, match="line 51: not valid JSON: Expecting ':'"):
+            rows.extend(Reader(path))
+
+    def test_standard_input(self, monkeypatch):
+        for data in (b'{"a": 1}\n\n{"a": 2}', b'[{"a": 1}, {"a": 2}]'):
+            monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
+            reader = Reader("-")
+            assert reader.count(7) == 7 and [row.data["a"] for row in reader] == [1, 2]
+
+    def test_a_damaged_gz(self, tmp_path):
+        path = tmp_path / "f.jsonl.gz"
+        path.write_bytes(gzip.compress(b'{"a": 1}\n' * 10_000)[:-20])
+        with pytest.raises(FormatError, match="f.jsonl.gz: cannot be read as gzip"):
+            list(Reader(path))
+
+    def test_an_input_is_known_again_whatever_it_is(self, tmp_path):
+        rows = [{"a": i} for i in range(5)]
+        write(tmp_path / "f.jsonl", rows)
+        write(tmp_path / "f.json", rows)
+        Dataset.from_list(rows).to_parquet(str(tmp_path / "f.parquet"))
+        (tmp_path / "f.jsonl.gz").write_bytes(gzip.compress((tmp_path / "f.jsonl").read_bytes()))
+        digests = set()
+        for name in ("f.jsonl", "f.json", "f.parquet", "f.jsonl.gz"):
+            reader = Reader(tmp_path / name)
+            list(islice(reader, 3))
+            assert reader.lines == 3 and reader.digest.hexdigest() == Reader(tmp_path / name).prefix_digest(3)
+            assert reader.count() == 5
+            digests.add(reader.digest.hexdigest())
+        assert len(digests) == 2  # an indented array is another text, a compressed file is not
+
+    def test_tables_hold_more_than_json(self, tmp_path):
+        row = {
+            "when": datetime(2026, 1, 2, 3, 4),
+            "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "tool_calls": [1]}],
+        }
+        Dataset.from_list([row]).to_parquet(str(tmp_path / "f.parquet"))
+        (read,) = Reader(tmp_path / "f.parquet")
+        # No nulls with which the table fills the messages up: templates ask whether a key is there.
+        assert read.data == {"when": "2026-01-02T03:04:00", "messages": row["messages"]}
+
+
+class TestFormats:
+    USER, ANSWER = {"role": "user", "content": "p"}, {"role": "assistant", "content": "a"}
+
+    @pytest.mark.parametrize(
+        ("row", "prompt", "completions", "names"),
+        [
+            ({"prompt": "p", "completion": "a", "chosen": 1}, "p", ["a"], [None]),
+            ({"prompt": "p", "completion": "a", "label": True}, "p", ["a"], [None]),
+            ({"prompt": "p", "chosen": "a", "rejected": "b"}, "p", ["a", "b"], ["chosen", "rejected"]),
+            ({"chosen": "p a", "rejected": "p b"}, "p", [" a", " b"], ["chosen", "rejected"]),
+            ({"prompt": None, "chosen": "p a", "rejected": "p b"}, "p", [" a", " b"], ["chosen", "rejected"]),
+            ({"prompt": "p", "completions": ["a", "b", "c"]}, "p", ["a", "b", "c"], [0, 1, 2]),
+            ({"messages": [USER, ANSWER]}, [USER], [[ANSWER]], [None]),
+            ({"prompt": [USER], "completions": [[ANSWER], "b"]}, [USER], [[ANSWER], "b"], [0, 1]),
+            ({"chosen": [USER, ANSWER], "rejected": [USER, USER]}, [USER], [[ANSWER], [USER]], ["chosen", "rejected"]),
+        ],
+    )
+    def test_all_that_have_responses(self, row, prompt, completions, names):
+        read = responses_of({**row, "id": 7})
+        assert (read.prompt, read.completions, read.names) == (prompt, completions, names)
+        assert read.extra == {key: value for key, value in row.items() if key in ("label",) or value == 1} | {"id": 7}
+
+    @pytest.mark.parametrize(
+        ("row", "reason"),
+        [
+            ({"prompt": "p"}, 'The key "completion" is missing'),
+            ({"text": "p"}, 'The key "prompt" is missing'),
+            ({"prompt": "p", "completions": ["step"], "labels": [True]}, "stepwise supervision"),
+            ({"prompt": "p", "completions": []}, "must be a list of whole responses"),
+            ({"prompt": "p", "completions": ["a"], "completion_ids": [[1], [2]]}, "one list of token ids for each"),
+            ({"prompt": "p", "completions": ["a"], "completion_ids": [[-1]]}, "Entry 1 of the completion_ids is -1"),
+            ({"prompt": "p", "completions": [3]}, "The completion 0 must be text or a list of messages"),
+            ({"prompt": "p", "chosen": "a"}, 'The key "rejected" is missing'),
+            ({"chosen": "a", "rejected": "b"}, "no common beginning"),
+            ({"messages": [USER]}, "must end with one of the assistant"),
+            ({"prompt": "p", "chosen": [ANSWER], "rejected": [ANSWER]}, "The prompt is text, but the completion is"),
+        ],
+    )
+    def test_what_is_none(self, row, reason):
+        with pytest.raises(ValueError, match=reason):
+            responses_of(row)
+
+
+def test_hub_names():
+    name = lambda text: [(p.name, p.config, p.splits) for p in Reader(text, "train")._parts]  # noqa: E731
+    assert name("openai/gsm8k") == [("openai/gsm8k", None, ("train",))]
+    assert name("openai/gsm8k:test") == [("openai/gsm8k", None, ("test",))]
+    assert name("openai/gsm8k/main:test") == [("openai/gsm8k", "main", ("test",))]

@@ -1,0 +1,382 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Rows of local files, of the Hugging Face hub or of standard input, one after the other, and messages that name the line
+that is wrong. Memory does not grow with the file.
+"""
+
+import codecs
+import gzip
+import hashlib
+import io
+import json
+import re
+import sys
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import date, time
+from itertools import chain, islice
+from pathlib import Path
+from typing import IO, Any, cast
+
+
+STREAM = "-"  # standard input
+SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
+DEFAULT_SPLIT = "test"
+_CHUNK = 2**20  # bytes of a JSON array that are read at a time
+_SPACE = re.compile(r"[ \t\r\n]*")
+_GAP = re.compile(r"[ \t\r\n]*,?[ \t\r\n]*")  # between elements of an array
+_HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*?)(/(?P<config>[\w.-]+))?(:(?P<split>[\w.-]+))?")
+# A row before it is checked: its bytes, its place, and what it holds; `None` for a line, which is not parsed yet.
+_Entry = tuple[bytes, str, Any]
+
+
+@dataclass(frozen=True)
+class HubDataset:
+    """A dataset on the hub."""
+
+    name: str
+    splits: tuple[str, ...]
+    config: str | None = None
+
+
+class FormatError(ValueError):
+    """A row is not what it must be; the message names file, line and rule."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row as it was found, with access that checks."""
+
+    data: dict[str, Any]  # empty with a `problem`
+    source: str  # file, or dataset and split
+    place: str  # "line 3", or "row 3" where rows are not lines; both count from 1
+    stem: str  # name of the file without its endings, or of the split
+    number: int = 0  # line or row; of several files, counted through
+    problem: str | None = None  # why it is no row, as a sentence
+
+    def error(self, rule: str) -> FormatError:
+        """The error that this row breaks `rule`."""
+        return FormatError(f"{self.source}, {self.place}: {rule[0].lower()}{rule[1:]}")
+
+    def get(self, key: str) -> Any:
+        """The value of a key that must be there."""
+        if key not in self.data:
+            raise self.error(f"the key {json.dumps(key)} is missing. There are {sorted(self.data)}.")
+        return self.data[key]
+
+    def text(self, key: str) -> str:
+        """A text that is not empty."""
+        value = self.get(key)
+        if not isinstance(value, str) or not value.strip():
+            raise self.error(f"{json.dumps(key)} must be a text that is not empty, but is {_brief(value)}.")
+        return value
+
+    def response(self, key: str) -> str:
+        """A response; some benchmarks have empty ones."""
+        value = self.get(key)
+        if not isinstance(value, str):
+            raise self.error(f"{json.dumps(key)} must be a text, but is {_brief(value)}.")
+        return value
+
+    def responses(self, key: str, exactly: int | None = None) -> list[str]:
+        """A list of responses."""
+        value = self.get(key)
+        wanted = f"a list of {exactly} texts" if exactly else "a list of at least one text"
+        if isinstance(value, list) and value and all(isinstance(text, str) for text in value):
+            if exactly is None or len(value) == exactly:
+                return value
+        raise self.error(f"{json.dumps(key)} must be {wanted}, but is {_brief(value)}.")
+
+    def steps(self, key: str) -> list[str]:
+        """A list of steps; a few of PRMBench's are empty, but never all of a solution."""
+        value = self.responses(key)
+        if not any(step.strip() for step in value):
+            raise self.error(f"{json.dumps(key)} has only empty steps: there is nothing to score.")
+        return value
+
+    def one_of(self, key: str, choices: Sequence[Any]) -> Any:
+        """A value out of a few."""
+        value = self.get(key)
+        if isinstance(value, bool) or value not in choices:
+            raise self.error(f"{json.dumps(key)} must be one of {list(choices)}, but is {_brief(value)}.")
+        return value
+
+    def integer(self, key: str, low: int, high: int) -> int:
+        """A whole number from `low` to `high`."""
+        value = self.get(key)
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise self.error(f"{json.dumps(key)} must be a whole number from {low} to {high}, but is {_brief(value)}.")
+        return value
+
+    def name(self, *keys: str) -> str:
+        """The first of these keys that the row has, as text; or its place."""
+        for key in keys:
+            if self.data.get(key) is not None:
+                return str(self.data[key])
+        return f"{self.stem} {self.place}"
+
+
+class Reader:
+    """
+    Rows from anywhere, the bad ones too, with a running digest by which an earlier input is known again.
+
+    Args:
+        data (`str`, `Path` or [`HubDataset`]):
+            File (JSON array, JSON Lines, both also as `.gz`, or Parquet), folder with such files, `"-"` for standard
+            input, or, where neither is there, a dataset on the hub: `OWNER/NAME`, `OWNER/NAME:SPLIT` or
+            `OWNER/NAME/CONFIG:SPLIT`. Of a folder without such files, those in the folders below are read.
+        split (`str`, *optional*, defaults to `"train"`):
+            Split of a hub dataset that names none.
+
+    Raises `FileNotFoundError` if there is nothing of that name, and while reading [`FormatError`] if a file cannot be
+    read as rows.
+    """
+
+    def __init__(self, data: "str | Path | HubDataset", split: str = "train") -> None:
+        self.path = data.name if isinstance(data, HubDataset) else str(data)
+        self.lines, self.digest = 0, hashlib.sha256()  # lines so far, empty ones included; rows, where none are lines
+        self._parts = _parts(data, split)
+
+    def __iter__(self) -> Iterator[Row]:
+        for part in self._parts:
+            source, stem = _names(part)
+            for raw, place, data in _entries(part):
+                self.lines += 1
+                self.digest.update(raw + b"\n")
+                problem = None
+                if data is None:
+                    if not raw.strip():
+                        continue
+                    data, problem = parse_json(raw, first=place == "line 1")
+                problem = problem or why_no_row(data)
+                yield Row({} if problem else data, source, place, stem, self.lines, problem)
+
+    def count(self, limit: int | None = None) -> int | None:
+        """Number of rows, at most `limit`, for a progress bar; `None` for a stream."""
+        if self.path == STREAM:
+            return limit
+        return sum(1 for _ in islice((None for raw, _, _ in self._all() if raw.strip()), limit))
+
+    def prefix_digest(self, lines: int) -> str:
+        """Digest of the first lines."""
+        digest = hashlib.sha256()
+        for raw, _, _ in islice(self._all(), lines):
+            digest.update(raw + b"\n")
+        return digest.hexdigest()
+
+    def _all(self) -> Iterator[_Entry]:
+        return chain.from_iterable(map(_entries, self._parts))
+
+
+def read_rows(
+    data: str | None, hub: HubDataset | None = None, name: str = "", split: str = DEFAULT_SPLIT
+) -> Iterator[Row]:
+    """
+    Rows of `data`, as [`Reader`] reads them, or else of `hub`: at least one, of which none may be bad. `name` is the
+    benchmark's, for messages.
+    """
+    source = data or hub
+    if source is None:
+        raise ValueError(f"{name} is not on the hub: give its file or folder with --data.")
+    row = None
+    for row in Reader(source, split):
+        if row.problem is not None:
+            raise row.error(row.problem)
+        yield row
+    if row is None:
+        raise FormatError(f"{source}: there is no row in the file.")
+
+
+def parse_json(raw: bytes, first: bool = False) -> tuple[Any, str | None]:
+    """The value of a line of JSON Lines, or why it has none. The `first` line of a file may have a byte order mark."""
+    try:
+        return json.loads(raw.decode("utf-8-sig" if first else "utf-8")), None
+    except RecursionError:
+        return None, "The JSON is nested too deeply."
+    except ValueError as error:  # not JSON, not UTF-8
+        return None, f"Not valid JSON: {error}."
+
+
+def why_no_row(data: Any) -> str | None:
+    """Why a value is no row, or `None`."""
+    if not isinstance(data, dict):
+        return f"A row must be a JSON object, but is {_brief(data)}."
+    try:
+        json.dumps(data, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return "The text has half of a surrogate pair (\\ud800 to \\udfff), which is not valid Unicode."
+    return None
+
+
+def _parts(data: str | Path | HubDataset, split: str) -> list[Path | HubDataset]:
+    """The files, or the splits on the hub, that a name stands for."""
+    if isinstance(data, HubDataset):
+        return [replace(data, splits=(split,)) for split in data.splits]
+    data, path = str(data), Path(data)
+    if data == STREAM or path.is_file():
+        return [path]
+    if path.is_dir():
+        files = sorted(filter(_is_data, path.iterdir())) or sorted(filter(_is_data, path.rglob("*")))
+        if not files:
+            raise ValueError(f"{data}: the folder has no file that ends with {', '.join(SUFFIXES)}.")
+        return [*files]
+    if (found := _HUB_ID.fullmatch(data)) and not data.endswith(SUFFIXES):
+        return [HubDataset(found["name"], (found["split"] or split,), found["config"])]
+    raise FileNotFoundError(f"{data}: there is no such file or folder, and it is not the name of a hub dataset.")
+
+
+def _names(part: Path | HubDataset) -> tuple[str, str]:
+    """Its name in messages, and the name of its rows."""
+    if isinstance(part, HubDataset):
+        return f"{part.name} ({part.splits[0]})", part.splits[0]
+    stem = part.name
+    for suffix in (".gz", ".jsonl", ".json", ".parquet"):
+        stem = stem.removesuffix(suffix)
+    return ("standard input" if str(part) == STREAM else str(part)), stem
+
+
+def _is_data(file: Path) -> bool:
+    return file.name.endswith(SUFFIXES) and not file.name.startswith(".")
+
+
+def _entries(part: Path | HubDataset) -> Iterator[_Entry]:
+    if isinstance(part, HubDataset):
+        yield from _hub_entries(part)
+    elif str(part) == STREAM:
+        yield from _text_entries(sys.stdin.buffer, "standard input")
+    elif part.name.endswith(".parquet"):
+        yield from _parquet_entries(part)
+    else:
+        try:
+            with gzip.open(part) if part.name.endswith(".gz") else part.open("rb") as file:
+                yield from _text_entries(cast(IO[bytes], file), str(part))
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise FormatError(f"{part}: cannot be read as gzip: {error}.") from error
+
+
+def _text_entries(file: IO[bytes], source: str) -> Iterator[_Entry]:
+    head = b""
+    while not head.strip(b"\xef\xbb\xbf \t\r\n") and (piece := file.readline(_CHUNK)):
+        head += piece
+    if head.strip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+        yield from _array_entries(chain([head], iter(lambda: file.read(_CHUNK), b"")), source)
+        return
+    if not head.endswith(b"\n"):
+        head += file.readline()
+    for number, line in enumerate(chain(io.BytesIO(head), file), start=1):
+        # Without its end, as the last line may get one later.
+        yield line.rstrip(b"\r\n"), f"line {number}", None
+
+
+def _array_entries(pieces: Iterator[bytes], source: str) -> Iterator[_Entry]:
+    """Elements of a JSON array, with their number and the line that each begins on."""
+    decode, whole = codecs.getincrementaldecoder("utf-8-sig")().decode, json.JSONDecoder()
+    text, position, line, number, ended = "", 0, 1, 0, False
+
+    def wrong(reason: object) -> FormatError:
+        return FormatError(f"{source}, line {line}: not valid JSON: {reason}.")
+
+    def read_on() -> None:
+        """Reads as much again as there is; what is behind `position` is kept."""
+        nonlocal text, position, ended
+        parts, missing = [text[position:]], max(len(text) - position, 1)
+        while missing > 0 and not ended:
+            piece = next(pieces, b"")
+            ended = not piece
+            try:
+                parts.append(decode(piece, final=ended))
+            except UnicodeDecodeError as error:
+                raise FormatError(f"{source}: cannot be read as UTF-8 text: {error}.") from error
+            missing -= len(parts[-1])
+        text, position = "".join(parts), 0
+
+    def skip(pattern: re.Pattern[str]) -> str:
+        """What matches at `position`, behind which it goes on."""
+        nonlocal position, line
+        found = ""
+        while True:
+            match = pattern.match(text, position)
+            assert match is not None  # the patterns match nothing, too
+            found, position, line = found + match[0], match.end(), line + match[0].count("\n")
+            if position < len(text) or ended:
+                return found
+            read_on()
+
+    skip(_SPACE)
+    position += 1  # behind the bracket
+    while True:
+        gap = skip(_GAP)
+        comma, end = gap.count(","), text.startswith("]", position)
+        if end and not comma:
+            position += 1
+            skip(_SPACE)
+            if position < len(text):
+                raise wrong("text behind the end of the array")
+            return
+        if comma != (number > 0) or end:
+            raise wrong("a comma is missing, or one too many")
+        while True:
+            try:
+                value, stop = whole.raw_decode(text, position)
+                break
+            except RecursionError as error:
+                raise wrong("nested too deeply") from error
+            except json.JSONDecodeError as error:
+                # Of an element that goes on behind `text`, the error is at its end, or at the beginning of a string.
+                if ended or (error.pos < len(text) - 16 and not error.msg.startswith("Unterminated string")):
+                    raise wrong(error) from error
+                read_on()
+        number += 1
+        yield text[position:stop].encode(errors="surrogatepass"), f"row {number} (line {line})", value
+        line += text.count("\n", position, stop)
+        position = stop
+
+
+def _parquet_entries(path: Path) -> Iterator[_Entry]:
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        with ParquetFile(path) as file:
+            rows = (row for batch in file.iter_batches(256) for row in batch.to_pylist())
+            for number, row in enumerate(rows, start=1):
+                yield _table_entry(number, row)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise FormatError(f"{path}: cannot be read as Parquet: {error}.") from error
+
+
+def _hub_entries(hub: HubDataset) -> Iterator[_Entry]:
+    from datasets import load_dataset
+
+    (split,) = hub.splits
+    try:
+        rows = load_dataset(hub.name, hub.config, split=split)
+    except Exception as error:  # the library raises many kinds; all end the command with one message
+        raise ValueError(
+            f"The dataset {hub.name} (split {split}) is no file or folder here, and cannot be loaded from the Hugging "
+            f"Face hub: {error}. Without network, give a local file or folder (--data)."
+        ) from error
+    for number, row in enumerate(rows, start=1):
+        yield _table_entry(number, row)
+
+
+def _table_entry(number: int, row: dict[str, Any]) -> _Entry:
+    """A row of a table, with dates as text, and without the nulls with which a table fills messages up."""
+    raw = json.dumps({key: _without_nulls(value) for key, value in row.items()}, default=_as_json)
+    return raw.encode(), f"row {number}", json.loads(raw)
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(entry) for key, entry in value.items() if entry is not None}
+    return [_without_nulls(entry) for entry in value] if isinstance(value, list) else value
+
+
+def _as_json(value: object) -> str:
+    return value.isoformat() if isinstance(value, date | time) else str(value)
+
+
+def _brief(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=True, default=repr)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Residuals of scores on length and style: rankings of responses in which style does not decide."""
+
+import math
+import re
+from array import array
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+# Differences among responses of an item (one fewer than responses) that a group needs for each slope.
+MIN_DIFFERENCES = 3
+Table = Sequence[Sequence[float]] | NDArray[np.float64]
+_MARKDOWN = re.compile(r"^\s*#{1,6} |^\s*[-*] |^\s*\d+\. |\*\*|```", re.MULTILINE)
+# What is taken from a score, by the prefix of its name: `style_residual:bellman.discounted=0.93`.
+RESIDUALS = {"residual": ("log length",), "style_residual": ("log length", "Markdown")}
+
+
+def split_name(name: str) -> tuple[str | None, str]:
+    """Prefix, one of [`RESIDUALS`] or `None`, and the rest of the name of a scorer."""
+    prefix, _, base = name.partition(":")
+    return (prefix, base) if prefix in RESIDUALS else (None, name)
+
+
+def covariates_of(residual: str, text: str, num_tokens: int) -> list[float]:
+    """The C covariates of a response."""
+    return [math.log(max(1, num_tokens)), markdown_density(text)][: len(RESIDUALS[residual])]
+
+
+def markdown_density(text: str) -> float:
+    """How much Markdown a text has: headings, bold (`**`), list items and code fences per 100 characters."""
+    return 100 * len(_MARKDOWN.findall(text)) / max(1, len(text))
+
+
+def residuals(
+    scores: Sequence[Sequence[float]], covariates: Sequence[Sequence[Sequence[float]]], groups: Sequence[str]
+) -> tuple[list[list[float]], dict[str, list[float]]]:
+    r"""
+    What style does not explain (ours): $s - b^\top x$, with the slopes $b$ of the score on C covariates $x$, such as
+    the logarithm of the length, among the responses of an item, pooled over the items of a group (least squares with a
+    level for each item). It takes no labels, but all items: the score of one depends, a little, on the others.
+
+    Returns the residuals, and the C slopes of each group: 0 where a covariate is the same for all responses of each
+    item, and in a group too small to fit them.
+    """
+    tables = [np.asarray(table, dtype=float) for table in covariates]  # (responses, C)
+    fit = ResidualFit(tables[0].shape[1])
+    for row, table, group in zip(scores, tables, groups, strict=True):
+        fit.add(row, table, group)
+    slopes = fit.slopes()
+    corrected = [
+        (np.asarray(row, dtype=float) - table @ np.array(slopes[group])).tolist()
+        for row, table, group in zip(scores, tables, groups, strict=True)
+    ]
+    return corrected, slopes
+
+
+class ResidualFit:
+    """The slopes of [`residuals`] on C covariates, from items that pass by: C + 1 numbers are kept of a response."""
+
+    def __init__(self, num_covariates: int) -> None:
+        self._width = num_covariates + 1
+        self._differences: dict[str, tuple[array[float], list[int]]] = {}
+
+    def add(self, scores: Sequence[float], covariates: Table, group: str) -> None:
+        """Adds the responses to one prompt."""
+        values, items = self._differences.setdefault(group, (array("d"), [0]))
+        table = np.column_stack([np.asarray(covariates, dtype=float), np.asarray(scores, dtype=float)])
+        values.extend(_centered(table).ravel().tolist())
+        items[0] += 1
+
+    def slopes(self) -> dict[str, list[float]]:
+        """C slopes of each group; see [`residuals`]."""
+        result = {}
+        for group, (values, (num_items,)) in self._differences.items():
+            table = np.frombuffer(values).reshape(-1, self._width)
+            if len(table) - num_items < MIN_DIFFERENCES * (self._width - 1):
+                # The slopes would follow the scores: of one pair nothing but rounding would be left.
+                result[group] = [0.0] * (self._width - 1)
+            else:
+                result[group] = np.linalg.lstsq(table[:, :-1], table[:, -1], rcond=None)[0].tolist()
+        return result
+
+
+def _centered(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """
+    Values minus their mean; exactly 0 where all are equal, since least squares would take what rounding leaves for
+    data.
+    """
+    return np.where(np.ptp(values, axis=0) == 0, 0.0, values - values.mean(axis=0))

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scores of a file's rows by several processes, and what length and style explain of them."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple
+from itertools import chain, groupby, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
+
+from ..data.formats import message_text
+from ..data.sources import Reader
+from ..rewards.residuals import RESIDUALS, ResidualFit, covariates_of
+from ..runs.processes import processes
+from ..runs.shards import Shards, block_key
+from .blocks import DECIMALS, output_record, score_rows
+from .rows import Row, rows_of
+
+
+if TYPE_CHECKING:
+    from ..rewards.endogenous import EndogenousReward
+    from ..rewards.sentence import SentenceReward
+    from ..scoring.token_stats import TokenStats
+    from ..sentence.sentence_scorer import SentenceScores
+
+Slopes = Mapping[str, Sequence[float]]
+Scored = tuple[Row, dict[str, Any]]  # a response, and its output line
+
+
+class ShardedScores:
+    """
+    Output lines of a file's responses, but the first `start`, in a folder that all processes fill: each scores blocks
+    of like total length into a file of its own. What is there is not scored again.
+    """
+
+    def __init__(
+        self,
+        reward: "EndogenousReward | SentenceReward",
+        input_path: str | Path,
+        folder: str | Path,
+        block_size: int,
+        limit: int | None,
+        tokens: bool,
+        start: int = 0,
+    ) -> None:
+        self.reward, self.input_path, self.block_size, self.limit = reward, input_path, block_size, limit
+        self.tokens, self.start = tokens, start
+        self.shards = Shards(folder)
+
+    def fill(self, settings: Mapping[str, Any], overwrite: bool = False, progress: bool = False) -> None:
+        """Scores what is missing, in all processes, and returns when all have; under equal settings only."""
+        state = processes()
+        if state.is_main_process:
+            self.shards.open(settings, overwrite)
+        state.wait_for_everyone()
+        self.shards.read(state.process_index)
+        state.wait_for_everyone()  # who is ahead writes nothing that others have yet to see missing
+        total = Reader(self.input_path).count(self.limit)
+        bar = tqdm(total=total, desc="Scoring", unit=" rows", disable=not (progress and state.is_main_process))
+
+        def sized() -> Iterator[tuple[str, int, list[Row]]]:
+            for block in self:
+                yield _key(block), sum(len(str((row.prompt, row.completion))) for row in block), block
+                bar.update(len({row.line for row in block}))  # whoever scores it
+
+        with bar:
+            for key, block in self.shards.share(sized(), state.process_index, state.num_processes):
+                began = time.perf_counter()
+                _, records = score_block(self.reward, block, self.tokens)
+                seconds = time.perf_counter() - began
+                self.shards.write(state.process_index, key, {"seconds": seconds, "records": records})
+        state.wait_for_everyone()
+        self.shards.read(state.process_index)
+
+    def __iter__(self) -> Iterator[list[Row]]:
+        rows = islice(read_responses(Reader(self.input_path), self.limit), self.start, None)
+        return iter(lambda: list(islice(rows, self.block_size)), [])
+
+    def get(self, block: Sequence[Row]) -> tuple[list[dict[str, Any]], float]:
+        """Output lines of a block, and the seconds that it took."""
+        done = self.shards.get(_key(block))
+        return done["records"], done["seconds"]
+
+    def scored(self) -> Iterator[Scored]:
+        """All responses with their output lines."""
+        for block in self:
+            yield from zip(block, self.get(block)[0], strict=True)
+
+
+def read_responses(reader: Reader, limit: int | None = None) -> Iterator[Row]:
+    """The responses of the first rows of an input."""
+    return chain.from_iterable(rows_of(row.number, row.data, row.problem) for row in islice(reader, limit))
+
+
+def score_block(
+    reward: "EndogenousReward | SentenceReward", block: Sequence[Row], tokens: bool
+) -> tuple[list["TokenStats | SentenceScores | str"], list[dict[str, Any]]]:
+    """What the model says of responses, and their output lines."""
+    results = score_rows(reward, block)
+    return results, [output_record(reward, row, result, tokens) for row, result in zip(block, results, strict=True)]
+
+
+def by_prompt(scored: Iterable[Scored]) -> Iterator[list[Scored]]:
+    """Responses that have a reward, by prompt: neighbours with the same, and the same `domain`."""
+    key: Callable[[Scored], Any] = lambda one: (one[0].prompt, _domain(one[0]))  # noqa: E731
+    return (list(group) for _, group in groupby((one for one in scored if one[1]["reward"] is not None), key))
+
+
+def fit_slopes(residual: str, scored: Iterable[Scored]) -> Slopes:
+    """
+    Slopes of the rewards on length, or length and style, among the responses to a prompt, by `domain`: see
+    [`~endotrl.rewards.residuals.residuals`].
+    """
+    fit, largest = ResidualFit(len(RESIDUALS[residual])), 0
+    for group in by_prompt(scored):
+        covariates = [_covariates(residual, row, record) for row, record in group]
+        fit.add([record["reward"] for _, record in group], covariates, _domain(group[0][0]))
+        largest = max(largest, len(group))
+    if largest < 2:
+        raise ValueError(
+            f"A {residual} compares the responses to one prompt, and no two neighbouring rows have the same. Sort the "
+            "rows by prompt, or leave it out."
+        )
+    return fit.slopes()
+
+
+def take_out(residual: str, slopes: Slopes, row: Row, record: dict[str, Any]) -> None:
+    """Takes out of the reward of an output line what [`fit_slopes`] has found."""
+    if record["reward"] is not None:
+        explained = zip(slopes[_domain(row)], _covariates(residual, row, record), strict=True)
+        record["base_reward"] = record["reward"]
+        record["reward"] = round(record["reward"] - math.fsum(b * x for b, x in explained), DECIMALS) + 0.0
+
+
+def _key(block: Sequence[Row]) -> str:
+    return block_key([astuple(row) for row in block])
+
+
+def _domain(row: Row) -> str:
+    return str(row.extra.get("domain", ""))
+
+
+def _covariates(residual: str, row: Row, record: Mapping[str, Any]) -> list[float]:
+    if "num_tokens" not in record:
+        raise ValueError(
+            f"A {residual} needs lengths in tokens, which only an `EndogenousReward` or a `SentenceReward` tells."
+        )
+    return covariates_of(residual, message_text(row.completion), record["num_tokens"])

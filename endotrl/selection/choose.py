@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Choices among the scored responses to one prompt, as rows of TRL's dataset formats. No models."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..score_file.sharded import Scored
+
+
+@dataclass(frozen=True)
+class Choice:
+    """
+    What to make of the responses to a prompt.
+
+    Args:
+        kind (`str`, *optional*, defaults to `"pairs"`):
+            `"pairs"`, rows of TRL's preference format: the best with the worst response, the second best with the
+            second worst, and so on; `"best"` and `"top"`, rows of the prompt-completion format for SFT: the best
+            response, or a fraction; `"ranked"`, one row with all `completions`, the best first, and their `scores`.
+        margin (`float`, *optional*, defaults to `0.0`):
+            A pair's rewards differ by more than this. So equal rewards, which are a tie, make no pair.
+        num_pairs (`int`, *optional*, defaults to `1`):
+            Most pairs of a prompt.
+        fraction (`float`, *optional*, defaults to `0.25`):
+            Of the responses to a prompt, how many `"top"` keeps, in $(0, 1]$; rounded up.
+        unfinished (`bool`, *optional*, defaults to `False`):
+            Whether responses count that a limit on their tokens cut off. `completion_ids` tell.
+
+    Raises:
+        `ValueError`: If a setting is out of range.
+    """
+
+    kind: str = "pairs"
+    margin: float = 0.0
+    num_pairs: int = 1
+    fraction: float = 0.25
+    unfinished: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"`kind` is {self.kind!r}, but it must be one of {', '.join(map(repr, KINDS))}.")
+        if not 0.0 <= self.margin < math.inf:
+            raise ValueError(f"`margin` is {self.margin}, but it must be a number of at least 0.")
+        if self.num_pairs < 1:
+            raise ValueError(f"`num_pairs` is {self.num_pairs}, but it must be at least 1.")
+        if not 0.0 < self.fraction <= 1.0:
+            raise ValueError(f"`fraction` is {self.fraction}, but it must be greater than 0 and at most 1.")
+
+    def rows(self, group: Sequence[Scored], counts: "Counts") -> list[dict[str, Any]]:
+        """
+        Rows for the responses to one prompt; of equal rewards the earlier response is the better one.
+
+        Args:
+            group (`list[tuple[Row, dict]]`):
+                The responses with their output lines: see [`~endotrl.score_file.sharded.by_prompt`].
+            counts ([`Counts`]):
+                Is added to.
+        """
+        counts.prompts += 1
+        counts.responses += len(group)
+        kept = [one for one in group if self.unfinished or one[1].get("finished", True)]
+        counts.unfinished += len(group) - len(kept)
+        # Which of two equal responses is better is noise.
+        kept = [one for i, one in enumerate(kept) if one[0].completion not in [row.completion for row, _ in kept[:i]]]
+        kept.sort(key=lambda one: -one[1]["reward"])
+        if self.kind == "pairs":
+            return self._pairs(kept, counts)
+        if not kept:
+            return []
+        if self.kind == "ranked":
+            completions = [_alike(row.prompt, row.completion) for row, _ in kept]
+            scores = [record["reward"] for _, record in kept]
+            return [{"prompt": kept[0][0].prompt, "completions": completions, **_common(kept), "scores": scores}]
+        count = 1 if self.kind == "best" else math.ceil(self.fraction * len(kept))
+        return [
+            {
+                "prompt": row.prompt,
+                "completion": _alike(row.prompt, row.completion),
+                **row.extra,
+                "score": record["reward"],
+            }
+            for row, record in kept[:count]
+        ]
+
+    def _pairs(self, kept: Sequence[Scored], counts: "Counts") -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = []
+        if len(kept) < 2:
+            counts.alone += 1
+        for better, worse in zip(kept[: min(self.num_pairs, len(kept) // 2)], reversed(kept), strict=False):
+            margin = better[1]["reward"] - worse[1]["reward"]
+            if margin <= self.margin:
+                counts.close += not rows
+                break
+            counts.add_pair(better, worse)
+            rows.append(
+                {
+                    "prompt": better[0].prompt,
+                    "chosen": _alike(better[0].prompt, better[0].completion),
+                    "rejected": _alike(worse[0].prompt, worse[0].completion),
+                    **_common(kept),
+                    "score_chosen": better[1]["reward"],
+                    "score_rejected": worse[1]["reward"],
+                }
+            )
+        return rows
+
+
+KINDS = ("pairs", "best", "top", "ranked")
+
+
+@dataclass
+class Counts:
+    """What became of prompts and responses: how many there were, and why some are in no row."""
+
+    prompts: int = 0
+    responses: int = 0
+    bad: int = 0  # responses without a reward
+    unfinished: int = 0  # responses that were cut off
+    alone: int = 0  # prompts with fewer than two different responses
+    close: int = 0  # prompts whose rewards are all within the margin
+    rows: int = 0
+    margins: float = 0.0  # sum over pairs
+    longer: Counter[int] = field(default_factory=Counter)  # sign of the chosen response's length minus the other's
+    labels: Counter[str] = field(default_factory=Counter)  # the chosen response, as it was labelled
+
+    def why_not(self) -> str:
+        """Why some prompts and responses are in no row, in words; empty if there are none."""
+        reasons = [
+            (self.bad, "responses without a reward"),
+            (self.unfinished, "responses that were cut off"),
+            (self.alone, "prompts with fewer than two different responses"),
+            (self.close, "prompts whose responses do not differ by more than the margin"),
+        ]
+        found = "; ".join(f"{count:,} {what}" for count, what in reasons if count)
+        return f"Left out: {found}." if found else ""
+
+    def add_pair(self, better: Scored, worse: Scored) -> None:
+        """Counts a pair."""
+        self.margins += better[1]["reward"] - worse[1]["reward"]
+        if "num_tokens" in better[1]:
+            difference = better[1]["num_tokens"] - worse[1]["num_tokens"]
+            self.longer[(difference > 0) - (difference < 0)] += 1
+        label = better[0].response
+        if isinstance(label, str):
+            self.labels[label] += 1
+
+
+def _common(group: Sequence[Scored]) -> dict[str, Any]:
+    """The other keys that all responses have, with the same value."""
+    first, *others = [row.extra for row, _ in group]
+    missing = object()
+    return {key: value for key, value in first.items() if all(other.get(key, missing) == value for other in others)}
+
+
+def _alike(prompt: Any, completion: Any) -> Any:
+    """A response of the same kind as its prompt, as TRL wants them."""
+    if isinstance(completion, str) and not isinstance(prompt, str):
+        return [{"role": "assistant", "content": completion}]
+    return completion

@@ -1,0 +1,322 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Library calls: rewards to rankings, preference pairs and datasets."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset, IterableDataset
+
+from ..checks import check_choice
+from ..rendering.messages import Completion, Prompt
+from ..rewards.corrections import LengthControl
+from ..rewards.endogenous import EndogenousReward
+from ..rewards.residuals import RESIDUALS
+from ..rewards.sentence import SentenceReward
+from ..score_file.rows import Row, rows_of
+from ..score_file.sharded import Scored, by_prompt, fit_slopes, score_block, take_out
+from .choose import Choice, Counts
+
+
+if TYPE_CHECKING:
+    AnyReward = EndogenousReward | SentenceReward | Callable[..., Sequence[float | None]]
+
+BATCH = 64  # responses that are scored together
+
+
+def rank(
+    reward: "AnyReward",
+    prompts: Sequence[Prompt],
+    candidates: Sequence[Sequence[Completion]],
+    *,
+    completion_ids: Sequence[Sequence[Sequence[int]]] | None = None,
+    residual: str | None = None,
+) -> list[list[int]]:
+    r"""
+    Ranking of the candidate responses to each prompt by a reward.
+
+    Args:
+        reward ([`EndogenousReward`], [`SentenceReward`] or `Callable`):
+            The reward, or any reward function of TRL. To rank what others wrote, a discounted sum is better than the
+            default: `aggregate="discounted=0.93"`.
+        prompts (`list[str]` or `list[list[dict]]`):
+            P prompts, as text or as messages.
+        candidates (`list[list[str]]` or `list[list[list[dict]]]`):
+            The responses to each.
+        completion_ids (`list[list[list[int]]]`, *optional*):
+            Their tokens, as a policy generated them, end-of-sequence token included. Without them, text is taken for
+            complete.
+        residual (`str`, *optional*):
+            `"residual"` or `"style_residual"`: take out of the rewards what length, or length and Markdown, explain
+            among the candidates of a prompt, pooled over all prompts: see
+            [`~endotrl.rewards.residuals.residuals`]. With few prompts, nothing is taken.
+
+    Returns:
+        `list[list[int]]`: for each prompt, the places of its candidates, from the best to the worst; equal ones in
+        their order, and those without a reward last.
+
+    Raises:
+        `ValueError`: If prompts and candidates do not go together, or one cannot be scored.
+
+    Example:
+    ```python
+    >>> from endotrl import EndogenousReward, rank
+
+    >>> reward = EndogenousReward("quickstart")
+    >>> rank(reward, ["The capital of France is"], [[" Rome.", " Paris."]])
+    [[1, 0]]
+    ```
+    """
+    if len(prompts) != len(candidates):
+        raise ValueError(f"There are {len(prompts)} prompts and candidates for {len(candidates)}. Give each its own.")
+    data: list[dict[str, Any]] = [
+        {"prompt": prompt, "completions": list(responses)}
+        for prompt, responses in zip(prompts, candidates, strict=True)
+    ]
+    for entry, ids in zip(data, completion_ids or [], strict=False):
+        entry["completion_ids"] = [list(row) for row in ids]
+    rewards: list[dict[Any, float | None]] = [{} for _ in data]
+    for row, record in scored_rows(reward, data, residual):
+        rewards[row.line - 1][row.response] = record["reward"]
+    order = lambda row: lambda i: (row[i] is None, -(row[i] or 0.0))  # noqa: E731
+    return [sorted(row, key=order(row)) for row in rewards]
+
+
+def best_of_n(
+    reward: "AnyReward",
+    prompts: Sequence[Prompt],
+    candidates: Sequence[Sequence[Completion]],
+    *,
+    completion_ids: Sequence[Sequence[Sequence[int]]] | None = None,
+    residual: str | None = None,
+) -> list[Completion]:
+    """
+    The best of the candidate responses to each prompt by a reward.
+
+    Args:
+        reward, prompts, candidates, completion_ids, residual:
+            As in [`rank`].
+
+    Returns:
+        `list[str]` or `list[list[dict]]`: one response per prompt.
+
+    Raises:
+        `ValueError`: As [`rank`].
+
+    Example:
+    ```python
+    >>> from endotrl import EndogenousReward, best_of_n
+
+    >>> reward = EndogenousReward("quickstart")
+    >>> best_of_n(reward, ["The capital of France is"], [[" Rome.", " Paris."]])
+    [' Paris.']
+    ```
+    """
+    ranking = rank(reward, prompts, candidates, completion_ids=completion_ids, residual=residual)
+    return [responses[order[0]] for responses, order in zip(candidates, ranking, strict=True)]
+
+
+def preference_pairs(
+    reward: "AnyReward",
+    dataset: Iterable[Mapping[str, Any]],
+    *,
+    residual: str | None = None,
+    margin: float = 0.0,
+    num_pairs: int = 1,
+    unfinished: bool = False,
+) -> Dataset:
+    """
+    A preference dataset of TRL, for `DPOTrainer` or `RewardTrainer`, from candidate responses and a reward.
+
+    Args:
+        reward, residual:
+            As in [`rank`].
+        dataset ([`~datasets.Dataset`], [`~datasets.IterableDataset`] or `list[dict]`):
+            Rows `{"prompt", "completions"}`, optionally with `completion_ids`; or `{"prompt", "completion"}`, those of
+            a prompt next to each other; or preferences, which are labelled anew. Text or messages.
+        margin, num_pairs, unfinished:
+            As in [`~endotrl.selection.choose.Choice`].
+
+    Returns:
+        [`~datasets.Dataset`] with `prompt`, `chosen`, `rejected`, the other columns that are the same for all
+        responses to a prompt, `score_chosen` and `score_rejected`.
+
+    Raises:
+        `ValueError`: If a row cannot be scored, or there is no pair.
+
+    Example:
+    ```python
+    >>> from endotrl import EndogenousReward, preference_pairs
+
+    >>> reward = EndogenousReward("quickstart")
+    >>> rows = [{"prompt": "The capital of France is", "completions": [" Rome.", " Paris.", " Lyon."]}]
+    >>> preference_pairs(reward, rows)[0]["chosen"]
+    ' Paris.'
+    ```
+    """
+    return _chosen(reward, dataset, residual, Choice("pairs", margin, num_pairs, unfinished=unfinished))
+
+
+def top_fraction(
+    reward: "AnyReward",
+    dataset: Iterable[Mapping[str, Any]],
+    fraction: float = 0.25,
+    *,
+    residual: str | None = None,
+    unfinished: bool = False,
+) -> Dataset:
+    """
+    A prompt-completion dataset of TRL, for `SFTTrainer`, with the best responses to each prompt.
+
+    Args:
+        reward, dataset, residual, unfinished:
+            As in [`preference_pairs`].
+        fraction (`float`, *optional*, defaults to `0.25`):
+            Of the responses to a prompt, how many to keep, in $(0, 1]$; rounded up.
+
+    Returns:
+        [`~datasets.Dataset`] with `prompt`, `completion`, the other columns, and `score`.
+
+    Raises:
+        `ValueError`: If a row cannot be scored, or none is left.
+    """
+    return _chosen(reward, dataset, residual, Choice("top", fraction=fraction, unfinished=unfinished))
+
+
+def score_dataset(
+    reward: "AnyReward", dataset: Dataset | IterableDataset, *, residual: str | None = None
+) -> Dataset | IterableDataset:
+    """
+    A dataset with its rewards as columns.
+
+    Args:
+        reward, residual:
+            As in [`rank`]; a residual needs all rows, and so no stream.
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Of any of TRL's formats that have responses.
+
+    Returns:
+        The dataset with new columns: `reward`, `num_tokens` and `finished` for prompt-completion rows; `score_chosen`
+        and `score_rejected` for preferences; `scores` for rows with `completions`. Rows of a stream are scored as they
+        pass by.
+
+    Raises:
+        `ValueError`: If there are columns of these names, or a row cannot be scored.
+
+    Example:
+    ```python
+    >>> from datasets import Dataset
+    >>> from endotrl import EndogenousReward, score_dataset
+
+    >>> dataset = Dataset.from_list([{"prompt": "The capital of France is", "completions": [" Paris.", " Rome."]}])
+    >>> scored = score_dataset(EndogenousReward("quickstart"), dataset)
+    >>> paris, rome = scored["scores"][0]
+    >>> paris > rome
+    True
+    ```
+    """
+    taken = {"reward", "num_tokens", "finished", "score_chosen", "score_rejected", "scores"}
+    taken &= set(dataset.column_names or ())
+    if taken:
+        raise ValueError(f"The dataset has columns {sorted(taken)} already. Remove or rename them first.")
+    if isinstance(dataset, Dataset):
+        columns: dict[str, list[Any]] = {}
+        for row in _new_columns(scored_rows(reward, dataset, residual)):
+            for name, value in row.items():
+                columns.setdefault(name, []).append(value)
+        for name, values in columns.items():
+            dataset = dataset.add_column(name, values)
+        return dataset
+    if residual is not None:
+        raise ValueError(
+            f"A {residual} depends on all rows, and a stream passes by once. Load the dataset as a whole."
+        )
+
+    def add(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+        new = list(_new_columns(scored_rows(reward, rows)))
+        return {name: [row[name] for row in new] for name in new[0]}
+
+    return dataset.map(add, batched=True, batch_size=BATCH)
+
+
+def scored_rows(
+    reward: "AnyReward", data: Iterable[Mapping[str, Any]], residual: str | None = None
+) -> Iterator[Scored]:
+    """
+    The responses of rows with their output lines, as they come; with a residual, when all are there.
+
+    Raises:
+        `ValueError`: If a row cannot be scored, with its number, or the reward depends on its batch.
+    """
+    if isinstance(reward, EndogenousReward) and isinstance(reward.correction, LengthControl):
+        raise ValueError(
+            'The reward\'s `correction="length"` compares the completions of one batch. Use `residual="residual"`, '
+            "which compares those of each prompt."
+        )
+    scored = _scored(reward, data)
+    if residual is None:
+        return scored
+    check_choice("residual", residual, tuple(RESIDUALS))
+    pairs = list(scored)
+    slopes = fit_slopes(residual, pairs)
+    for row, record in pairs:
+        take_out(residual, slopes, row, record)
+    return iter(pairs)
+
+
+def _scored(reward: "AnyReward", data: Iterable[Mapping[str, Any]]) -> Iterator[Scored]:
+    rows = (row for number, entry in enumerate(data, start=1) for row in rows_of(number, entry))
+    while block := list(islice(rows, BATCH)):
+        for row in block:
+            _raise_error(row, row.error)
+        if isinstance(reward, EndogenousReward | SentenceReward):
+            records = score_block(reward, block, tokens=False)[1]
+        else:
+            records = _rewarded(reward, block)
+        for row, record in zip(block, records, strict=True):
+            _raise_error(row, record.get("error"))
+            yield row, record
+
+
+def _raise_error(row: Row, error: str | None) -> None:
+    if error is not None:
+        raise ValueError(f"Row {row.line - 1} cannot be scored: {error}")
+
+
+def _rewarded(reward: Callable[..., Sequence[float | None]], block: Sequence[Row]) -> list[dict[str, Any]]:
+    """Output lines by a reward function of TRL, which gets the columns that all rows have."""
+    shared = set.intersection(*(set(row.extra) for row in block))
+    columns: dict[str, list[Any]] = {name: [row.extra[name] for row in block] for name in sorted(shared)}
+    if all(row.completion_ids is not None for row in block):
+        columns["completion_ids"] = [row.completion_ids for row in block]
+    rewards = reward(prompts=[row.prompt for row in block], completions=[row.completion for row in block], **columns)
+    return [{"reward": value} for value in rewards]
+
+
+def _chosen(
+    reward: "AnyReward", dataset: Iterable[Mapping[str, Any]], residual: str | None, choice: Choice
+) -> Dataset:
+    counts = Counts()
+    rows = [row for group in by_prompt(scored_rows(reward, dataset, residual)) for row in choice.rows(group, counts)]
+    if not rows:
+        raise ValueError(f"Of {counts.prompts} prompts, none gives a row. {counts.why_not()}".strip())
+    return Dataset.from_list(rows)
+
+
+def _new_columns(scored: Iterable[Scored]) -> Iterator[dict[str, Any]]:
+    """Columns for each row, from its responses, which come one after the other."""
+    line, values = 0, dict[str, Any]()
+    for row, record in scored:
+        if row.line != line and values:
+            yield values
+            values = {}
+        line, name = row.line, row.response
+        if isinstance(name, str):
+            values[f"score_{name}"] = record["reward"]
+        elif isinstance(name, int):
+            values.setdefault("scores", []).append(record["reward"])
+        else:
+            values = {key: record[key] for key in ("reward", "num_tokens", "finished") if key in record}
+    if values:
+        yield values

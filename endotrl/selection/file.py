@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a file of candidate responses to a dataset: the work behind `endotrl pairs`."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from itertools import chain
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import IO, TYPE_CHECKING, Any
+
+from ..data.sources import STREAM
+from ..runs.files import replacing
+from ..runs.processes import processes
+from ..score_file.output_files import only_run_on
+from ..score_file.sharded import Scored, ShardedScores, Slopes, by_prompt, fit_slopes, take_out
+from .choose import Choice, Counts
+
+
+if TYPE_CHECKING:
+    from ..rewards.endogenous import EndogenousReward
+    from ..rewards.sentence import SentenceReward
+
+
+def choose_from_file(
+    reward: "EndogenousReward | SentenceReward",
+    input_path: str | Path,
+    output_path: str | Path,
+    settings: Mapping[str, Any],
+    choice: Choice,
+    *,
+    residual: str | None = None,
+    block_size: int = 64,
+    limit: int | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+    on_error: Callable[[int, str], None] | None = None,
+) -> Counts:
+    """
+    Scores the responses of a file, those of a prompt next to each other, and writes what a [`Choice`] makes of those
+    to each prompt. The scores are kept in the folder `OUTPUT.scores`: after an interruption the same call goes on, and
+    another choice needs no model. Under `accelerate launch`, all processes call it, and the main one returns counts.
+    Settings as in [`~endotrl.score_file.score_file`].
+    """
+    state, counts = processes(), Counts()
+    streams = STREAM in (str(input_path), str(output_path))
+    if streams and state.num_processes > 1:
+        raise ValueError("Standard input and output belong to one process. With several, name a file for each.")
+    with ExitStack() as stack:
+        if state.is_main_process:
+            stack.enter_context(only_run_on(output_path))
+        folder = Path(f"{output_path}.scores")
+        if streams:
+            temporary = Path(stack.enter_context(TemporaryDirectory()))
+            folder = temporary / "scores" if str(output_path) == STREAM else folder
+            if str(input_path) == STREAM:  # is read twice
+                with (temporary / "input").open("wb") as file:
+                    shutil.copyfileobj(sys.stdin.buffer, file)
+                input_path = temporary / "input"
+        _check_output(Path(output_path), Path(input_path), folder, overwrite)
+        scores = ShardedScores(reward, input_path, folder, block_size, limit, tokens=False)
+        scores.fill(settings, overwrite, progress)
+        if not state.is_main_process:
+            return counts
+        slopes = {} if residual is None else fit_slopes(residual, scores.scored())
+        scored = _usable(scores.scored(), counts, residual, slopes, on_error)
+        rows = (row for group in by_prompt(scored) for row in choice.rows(group, counts))
+        first = next(rows, None)
+        if first is None:
+            raise ValueError(f"There is nothing to write. {counts.why_not()}".strip())
+        if str(output_path) == STREAM:
+            _write(sys.stdout.buffer, first, rows, counts)
+        else:
+            with replacing(Path(output_path)) as file:
+                _write(file, first, rows, counts)
+    return counts
+
+
+def _check_output(output: Path, source: Path, folder: Path, overwrite: bool) -> None:
+    if output.exists() and source.exists() and output.samefile(source):
+        raise ValueError(f"The output would be written over the input {source}.")
+    if output.exists() and not folder.exists() and not overwrite:
+        raise ValueError(
+            f"{output} exists, and no {folder.name} tells what made it. Choose another output, or overwrite this one "
+            "(--overwrite)."
+        )
+
+
+def _usable(
+    scored: Iterator[Scored],
+    counts: Counts,
+    residual: str | None,
+    slopes: Slopes,
+    on_error: Callable[[int, str], None] | None,
+) -> Iterator[Scored]:
+    for row, record in scored:
+        if record["reward"] is None:
+            counts.bad += 1
+            if on_error is not None:
+                on_error(row.line, record.get("error") or record["reason"])
+            continue
+        if residual is not None:
+            take_out(residual, slopes, row, record)
+        yield row, record
+
+
+def _write(file: IO[bytes], first: dict[str, Any], rows: Iterator[dict[str, Any]], counts: Counts) -> None:
+    for row in chain([first], rows):
+        file.write((json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode())
+        counts.rows += 1
+    file.flush()
