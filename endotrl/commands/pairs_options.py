@@ -5,7 +5,16 @@ import argparse
 from typing import Any
 
 from ..rewards.settings import SETTINGS
-from .common import DATA_HELP, EXIT_BAD_ROWS, EXIT_OK, HelpFormatter, add_form, add_reward_settings, positive
+from .common import (
+    DATA_HELP,
+    EXIT_BAD_ROWS,
+    EXIT_OK,
+    HelpFormatter,
+    add_form,
+    add_reward_settings,
+    add_tokenizer,
+    positive,
+)
 
 
 def add_pairs(commands: Any) -> None:
@@ -23,7 +32,12 @@ def add_pairs(commands: Any) -> None:
     )
     add = parser.add_argument
     add("file", metavar="FILE", help=f"candidates: {DATA_HELP}")
-    add("--model", required=True, help='frozen model, or sentence reward model: path, hub id, or "quickstart"')
+    add(
+        "--model",
+        required=True,
+        help='frozen model, or sentence reward model: path, hub id, "quickstart", or http://host:8000/v1',
+    )
+    add_tokenizer(add)
 
     choice = parser.add_argument_group("choice")
     add = choice.add_argument
