@@ -269,10 +269,9 @@ def _show(recipe: Recipe, hardware: Hardware, plans: list[Plan], speed: Speed, r
     sequences = recipe.micro_batches * work.micro_batch * hardware.gpus
     parts = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
     lines.append(
-        f"Time: about {total:.0f} s for {sequences} sequences "
-        f"({parts}), if a GPU has {speed.flops / 1e12:g} TFLOPS and {speed.bandwidth / 1e9:g} GB/s, of which "
-        f"{speed.training_utilization:.0%} are reached in training and {speed.decoding_utilization:.0%} in decoding, "
-        "all sequences are of full length, and communication is free."
+        f"Time: about {total:.0f} s for {sequences} sequences ({parts}), if a GPU has {speed.flops / 1e12:g} TFLOPS "
+        f"and {speed.bandwidth / 1e9:g} GB/s, of which {speed.training_utilization:.0%} are reached in training and "
+        f"{speed.decoding_utilization:.0%} in decoding, all sequences are of full length, and communication is free."
     )
     if recipe.max_steps > 0:
         updates = recipe.iterations if work.sequences == 1 else 1

@@ -207,6 +207,5 @@ def _check_no_endogenous_option(args: argparse.Namespace) -> None:
         option = given[0].replace("_", "-")
         raise ValueError(
             f"--{option} is a setting of the endogenous reward, but {args.model} is a sentence reward model, which "
-            "has no "
-            "use for it. Leave it out."
+            "has no use for it. Leave it out."
         )

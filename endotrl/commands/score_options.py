@@ -20,13 +20,7 @@ from .common import (
 
 
 def add_score(commands: Any) -> None:
-    """
-    Adds `score` to the parser of the command line.
-
-    Args:
-        commands:
-            Sub-parsers of the command line.
-    """
+    """Adds `score` to the parser of the command line."""
     parser = commands.add_parser(
         "score",
         help="reward every row of a file of prompts and completions",
@@ -36,8 +30,7 @@ def add_score(commands: Any) -> None:
         '"messages", or "completions", a list. Other keys are carried over. Endogenous rewards are in nats. The same '
         "command goes on where an earlier run was cut off; `accelerate launch -m endotrl score` uses several devices.",
         epilog="Exit codes: 0 all rows are scored; 1 some rows could not be, and are named; 2 the command could not "
-        "run "
-        "or not go on; 130 interrupted, with what was scored saved.",
+        "run or not go on; 130 interrupted, with what was scored saved.",
         formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
@@ -56,14 +49,6 @@ def default_options() -> dict[str, Any]:
 def command_line(args: argparse.Namespace) -> str:
     """
     The `endotrl score` command of parsed options, as a line for the shell: every option that is not at its default.
-
-    Example:
-    ```python
-    >>> from endotrl.commands.main import command_line, make_parser
-
-    >>> command_line(make_parser().parse_args(["score", "a b.jsonl", "--model=m", "--alpha=0.5", "--gamma=1"]))
-    "endotrl score 'a b.jsonl' --model m --alpha 0.5"
-    ```
     """
     words = ["endotrl", "score", args.file, "--model", args.model]
     for name, default in default_options().items():
@@ -99,9 +84,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--output",
         metavar="F",
         help="JSON Lines file to write, one line a row in the same order, with F.meta.json (settings, versions, "
-        "speed) "
-        "and, if rows are bad, F.errors.jsonl; - for standard output (default: the name of FILE with the ending "
-        ".scores.jsonl, in the current folder)",
+        "speed) and, if rows are bad, F.errors.jsonl; - for standard output (default: the name of FILE with the "
+        "ending .scores.jsonl, in the current folder)",
     )
     add("--html", metavar="F", help="page of token (or sentence) rewards as heat maps to write")
     add("--html-rows", metavar="N", type=positive, default=50, help="number of first rows on that page")

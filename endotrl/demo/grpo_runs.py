@@ -28,19 +28,7 @@ Prompts = Sequence[str] | Sequence[list[dict[str, str]]]
 
 @dataclass(frozen=True)
 class Run:
-    """
-    A finished GRPO run.
-
-    Attributes:
-        name (`str`):
-            `<part>-<reward>`.
-        history (`list[dict[str, float]]`):
-            What the trainer logged, one entry per step.
-        seconds (`float`):
-            Duration of the training.
-        model ([`~transformers.PreTrainedModel`]):
-            The trained policy.
-    """
+    """A finished GRPO run, `<part>-<reward>`: what the trainer logged, one entry per step, and the trained policy."""
 
     name: str
     history: list[dict[str, float]]
@@ -111,8 +99,7 @@ def train_with_grpo(
         peft_config (`peft.PeftConfig`, *optional*):
             Adapter to train.
         trainer_class (`type`, *optional*, defaults to [`~trl.GRPOTrainer`]), config_class (`type`, *optional*,
-        defaults to
-        [`~trl.GRPOConfig`]):
+        defaults to [`~trl.GRPOConfig`]):
             Trainer and its configuration.
         progress ([`~transformers.TrainerCallback`], *optional*):
             What shows the progress, in place of a bar of this run.

@@ -89,16 +89,9 @@ class Engine:
 
     def score(self, items: Sequence[Item], alone: bool = False) -> list[list[ScoredResponse]]:
         """
-        Scores all responses of items.
-
-        Args:
-            items (`Sequence[Item]`):
-                The items: all with the tokens of their responses, or none.
-            alone (`bool`, *optional*, defaults to `False`):
-                Whether to score the responses without their prompts as well, in a second pass.
-
-        Raises:
-            `ValueError`: If a response has no token, or the steps of a solution cannot be found in its tokens.
+        Scores all responses of items, of which all have the tokens of their responses, or none; with `alone`, without
+        their prompts as well, in a second pass. Raises `ValueError` if a response has no token, or the steps of a
+        solution cannot be found in its tokens.
         """
         owners = [(item, response) for item in items for response in item.responses]
         generated = [ids for item in items for ids in item.response_ids or ()]
@@ -124,20 +117,7 @@ class Engine:
     def next_token_logits(
         self, rows: Sequence[Sequence[int]], token_ids: Sequence[int], progress: bool = False
     ) -> Tensor:
-        """
-        Logits of some tokens after each row of ids.
-
-        Args:
-            rows (`Sequence[Sequence[int]]`):
-                The rows, none of them empty.
-            token_ids (`Sequence[int]`):
-                The tokens.
-            progress (`bool`, *optional*, defaults to `False`):
-                Whether to show a progress bar.
-
-        Returns:
-            `torch.Tensor` of shape `(rows, tokens)`, float32, on the CPU.
-        """
+        """Logits of some tokens after each row of ids, of shape `(rows, tokens)`, float32, on the CPU."""
         # Each token as a completion of its own: the scorer knows what every family of models needs.
         completions = [
             Rendered(list(row), [token_id], action_positions=[0], finished=True)
@@ -166,8 +146,7 @@ class Engine:
         if spans is None:
             raise ValueError(
                 f"The steps of item {item.id!r} are not found in the text of its tokens: the tokenizer changes the "
-                "text "
-                "(lower case, spaces), so that tokens cannot be told apart by steps."
+                "text (lower case, spaces), so that tokens cannot be told apart by steps."
             )
         step_of_token = [
             next((i for i, (start, end) in enumerate(spans) if start <= max(first, last - 1) < end), -1)
@@ -180,14 +159,6 @@ def step_spans(steps: Sequence[str], text: str, whole: bool = True) -> list[tupl
     """
     Where each step stands in a text, in characters, the white space behind it included; `None` if they are not there
     in this order. Of a text that is not `whole`, the steps behind its end have empty spans.
-
-    Example:
-    ```python
-    >>> from endotrl.evaluation.engine import step_spans
-
-    >>> step_spans(["1+1=2.", "So 2."], "1+1=2.\\n\\nSo 2.<eos>")
-    [(0, 8), (8, 13)]
-    ```
     """
     starts, position = [], 0
     for step in steps:

@@ -22,15 +22,7 @@ from .engine import Engine
 @dataclass(frozen=True)
 class Sample:
     """
-    One generated answer.
-
-    Attributes:
-        text (`str`):
-            The answer, without special tokens.
-        token_ids (`tuple[int, ...]`):
-            Its tokens, the one that ends it included.
-        finished (`bool`):
-            `False` if it was cut off at the limit.
+    One generated answer, without special tokens; its tokens, with the one that ends it; `False` if it was cut off.
     """
 
     text: str
@@ -228,17 +220,6 @@ def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
     r"""
     Unbiased estimate of the probability that one of `k` samples is right, $1 - \binom{n - c}{k} / \binom{n}{k}$
     (Codex, https://huggingface.co/papers/2107.03374).
-
-    Raises:
-        `ValueError`: If there are fewer than `k` samples.
-
-    Example:
-    ```python
-    >>> from endotrl.evaluation.generation import pass_at_k
-
-    >>> pass_at_k(num_samples=4, num_right=1, k=2)
-    0.5
-    ```
     """
     if not 1 <= k <= num_samples:
         raise ValueError(f"pass@{k} cannot be estimated from {num_samples} samples: k must be from 1 to their number.")
@@ -269,6 +250,5 @@ def _check(temperature: float, top_p: float) -> None:
     if temperature < 0 or not 0 < top_p <= 1:
         raise ValueError(
             f"The temperature is {temperature} and top-p {top_p}, but a temperature is at least 0, and top-p above 0 "
-            "and at "
-            "most 1."
+            "and at most 1."
         )

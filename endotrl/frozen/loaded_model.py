@@ -80,8 +80,7 @@ class LoadedModel:
         if not name:
             raise TypeError(
                 "A reward made from a model instance can be pickled only if the instance was loaded from a path or "
-                "the "
-                "hub, because weights are not pickled. Pass a path to `EndogenousReward`."
+                "the hub, because weights are not pickled. Pass a path to `EndogenousReward`."
             )
         return OwnCopy(
             name,

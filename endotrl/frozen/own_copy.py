@@ -51,10 +51,9 @@ def check_complete(what: str, missing_keys: Collection[str]) -> None:
     """Raises `OSError` if a checkpoint lacks weights. transformers warns, and fills them with random numbers."""
     if missing_keys:
         raise OSError(
-            f"The checkpoint of {what} lacks weights: {', '.join(sorted(missing_keys)[:5])}"
-            f"{', ...' if len(missing_keys) > 5 else ''}. It was cut off while it was saved or downloaded, or is of "
-            "another "
-            "kind of model."
+            f"The checkpoint of {what} lacks weights: "
+            f"{', '.join(sorted(missing_keys)[:5])}{', ...' if len(missing_keys) > 5 else ''}. It was cut off while "
+            "it was saved or downloaded, or is of another kind of model."
         )
 
 
@@ -158,13 +157,6 @@ class OwnCopy:
         """
         Splits the copy over the processes, as the policy is split. It is put together for each call, which all
         processes must make together.
-
-        Args:
-            accelerator ([`~accelerate.Accelerator`]):
-                Of a trainer that shards its weights: see [`shards_weights`].
-
-        Raises:
-            `ValueError`: If the copy is loaded already, or is to be offloaded or on another device.
         """
         elsewhere = self._offload or self._device is not None or self._placed_by_accelerate
         if self._model is not None or elsewhere or self._adapter is not None:
@@ -178,10 +170,6 @@ class OwnCopy:
     def digest(self, dtype: torch.dtype) -> str:
         """
         [`weights_digest`] of this copy. If it is not loaded yet, it is for the time of the call, into CPU memory.
-
-        Args:
-            dtype (`torch.dtype`):
-                Dtype in which to load it.
         """
         if self._model is not None:
             with self.active() as model:

@@ -167,11 +167,8 @@ class SharedReference(_Shared):
 
 def share_with(trainer: Any) -> AdapterDisabled | SharedReference:
     """
-    Finds the frozen weights that a TRL trainer already holds: with LoRA, the policy without its adapter; with
-    `beta > 0`, the reference model.
-
-    Raises:
-        `ValueError`: If the trainer holds no frozen weights, moves them, or shards them by FSDP1.
+    Finds the frozen weights that a TRL trainer already holds: with LoRA, the policy without its adapter; with `beta >
+    0`, the reference model. Raises `ValueError` if it holds none, moves them, or shards them by FSDP1.
     """
     policy = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     if trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2:

@@ -24,20 +24,8 @@ def load_prompts(
     script_args: RecipeArguments, training_args: GRPOConfig, dataset_args: DatasetMixtureConfig
 ) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset | None]:
     """
-    Loads the prompts to train on, and those to evaluate on if `eval_strategy` asks for it.
-
-    Args:
-        script_args ([`RecipeArguments`]), training_args ([`~trl.GRPOConfig`]),
-        dataset_args ([`~trl.DatasetMixtureConfig`]):
-            What the parser of [`make_parser`] returns. A mixture (`datasets`) goes before `dataset_name`.
-
-    Returns:
-        Two datasets with a column `prompt`, the second of them `None` without evaluation.
-
-    Raises:
-        `FileNotFoundError`: If there is no such file.
-        `ValueError`: If no dataset is named, or it cannot be read; if a split or the column of the prompts is missing;
-            if a prompt is neither text nor messages; or if there are fewer prompts than one generation batch has.
+    The prompts to train on, and those to evaluate on if `eval_strategy` asks for it, else `None`, both with a column
+    `prompt`. A mixture (`datasets`) goes before `dataset_name`.
     """
     train, evaluation = _splits(script_args, training_args, dataset_args, _quickstart_prompts)
     train = _with_prompts(train, script_args.dataset_train_split, script_args)
@@ -63,20 +51,9 @@ def load_preferences(
     script_args: ScriptArguments, training_args: RewardConfig, dataset_args: DatasetMixtureConfig
 ) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset | None]:
     """
-    Loads the pairs to train on, and those to evaluate on if `eval_strategy` asks for it.
-
-    Args:
-        script_args ([`~trl.ScriptArguments`]), training_args ([`~trl.RewardConfig`]),
-        dataset_args ([`~trl.DatasetMixtureConfig`]):
-            Settings. `dataset_name` is a dataset of the hub or a file, or `"quickstart"`: right against wrong answers
-            to the questions that ship with endotrl. A mixture (`datasets`) goes before `dataset_name`.
-
-    Returns:
-        Two datasets with columns `chosen` and `rejected`, the second of them `None` without evaluation.
-
-    Raises:
-        `FileNotFoundError`: If there is no such file.
-        `ValueError`: If no dataset is named, its file cannot be read, or a split or column is missing.
+    The pairs to train on, and those to evaluate on if `eval_strategy` asks for it, else `None`, both with columns
+    `chosen` and `rejected`. `dataset_name` is a dataset of the hub or a file, or `"quickstart"`: right against wrong
+    answers to the questions that ship with endotrl. A mixture (`datasets`) goes before it.
     """
     train, evaluation = _splits(script_args, training_args, dataset_args, _quickstart_preferences)
     for dataset in (train, evaluation):

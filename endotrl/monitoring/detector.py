@@ -107,15 +107,8 @@ class Detector:
 
     def update(self, entry: Mapping[str, float]) -> Verdict:
         """
-        Reads one entry.
-
-        Args:
-            entry (`dict[str, float]`):
-                What the trainer logged at a step, with what the monitor added. Entries that are neither of a training
-                step nor of an evaluation (the summary at the end) are passed over.
-
-        Returns:
-            [`Verdict`].
+        Reads one entry, with what the monitor added. Entries that are neither of a training step nor of an evaluation
+        (the summary at the end) are passed over.
         """
         entry = {key: value for key, value in entry.items() if isinstance(value, int | float) and math.isfinite(value)}
         if any(key.startswith("eval_") for key in entry):
@@ -136,8 +129,7 @@ class Detector:
             if series.fell_by > self.thresholds.evaluation_fall:
                 reasons.append(
                     f"`{name}` on the evaluation set was {series.best:.3f} and has been {series.fell_by:.3f} or more "
-                    "below "
-                    "that twice in a row"
+                    "below that twice in a row"
                 )
         alarm = f"{'; '.join(reasons)}." if reasons else None
         return replace(self.last, alarm=alarm)
@@ -160,8 +152,7 @@ class Detector:
             if fall:
                 reasons.append(
                     f"the held-out reward `{name}` is {fall.size:.3f} below its best level of {fall.best:.3f}, more "
-                    "than noise "
-                    f"explains ({fall.evidence:.1f} standard errors)"
+                    f"than noise explains ({fall.evidence:.1f} standard errors)"
                 )
         if not self._held_out:
             reasons, gross = gross, []
@@ -172,8 +163,7 @@ class Detector:
             if fall and not (early and self._may_come_back(name)):
                 reasons.append(
                     f"next to the first policy, completion by completion, the held-out reward `{name}` has lost "
-                    f"{fall.size:.3f} "
-                    f"({fall.evidence:.1f} standard errors)"
+                    f"{fall.size:.3f} ({fall.evidence:.1f} standard errors)"
                 )
         reasons += [*self._asked_falls(entry), *self._shortfalls_of(entry, changes, limit)]
         verdict = Verdict(

@@ -95,8 +95,7 @@ class CollapseMonitor(TrainerCallback):
         Args:
             trainer ([`~transformers.Trainer`]):
                 A trainer of TRL. Completions are seen in `GRPOTrainer`, `RLOOTrainer`, `DenseGRPOTrainer`,
-                `PPOTrainer` and
-                `OnlineDPOTrainer`; of others, the log is read.
+                `PPOTrainer` and `OnlineDPOTrainer`; of others, the log is read.
 
         Returns:
             This monitor.

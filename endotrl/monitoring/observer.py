@@ -48,19 +48,8 @@ class BatchObserver:
     """
     Stands behind the method with which a trainer scores completions, and keeps statistics of what passes until they
     are asked for. TRL has no public place that shows completions *and* all their rewards; the private methods are
-    those that the trainers of this package override too, and `tests/test_contract.py` watches them.
-
-    Args:
-        trainer ([`~trl.GRPOTrainer`], [`~trl.RLOOTrainer`] or `OnlineDPOTrainer`):
-            The trainer. Of another kind, nothing is observed.
-        held_out (`list[str]`, *optional*):
-            Names of the reward functions that are held out. By default those of weight 0 whose values stay in
-            $[0, 1]$.
-        copy_weights (`bool`, *optional*):
-            As in [`CollapseMonitor`].
-
-    Raises:
-        `ValueError`: If a name is of no reward function, or of one that is trained on.
+    those that the trainers of this package override too, and `tests/test_contract.py` watches them. Of another kind of
+    trainer, nothing is observed.
     """
 
     def __init__(self, trainer: Any, held_out: Sequence[str] | None = None, copy_weights: bool | None = None) -> None:
@@ -80,8 +69,7 @@ class BatchObserver:
             if held_out:
                 raise ValueError(
                     f"`held_out` is {list(held_out)}, but OnlineDPO adds its reward functions up, so that single ones "
-                    "cannot be "
-                    "observed. Leave it out."
+                    "cannot be observed. Leave it out."
                 )
             self._observe_pairs()
 

@@ -43,14 +43,6 @@ def add_criterion(prompt: Prompt, criterion: str | None) -> Prompt:
     """
     Puts a criterion before a prompt: as the system message, joined with one that is there already (templates accept
     only one), or as a first paragraph of a plain-text prompt.
-
-    Example:
-    ```python
-    >>> from endotrl.rendering.messages import add_criterion
-
-    >>> add_criterion([{"role": "user", "content": "Hi"}], "Prefer short answers.")
-    [{'role': 'system', 'content': 'Prefer short answers.'}, {'role': 'user', 'content': 'Hi'}]
-    ```
     """
     if criterion is None:
         return prompt
@@ -73,20 +65,7 @@ def add_criterion(prompt: Prompt, criterion: str | None) -> Prompt:
 def criteria_of_rows(
     criterion: str | Mapping[str, str] | None, domain: Sequence[str] | None, num_rows: int
 ) -> list[str | None]:
-    """
-    The criterion of each row: the same for all, or by the row's domain.
-
-    Raises:
-        `ValueError`: If `criterion` is a dictionary, and a row has no domain or one that is not in it.
-
-    Example:
-    ```python
-    >>> from endotrl.rendering.messages import criteria_of_rows
-
-    >>> criteria_of_rows({"law": "Be exact.", "chat": "Be kind."}, ["chat", "law"], num_rows=2)
-    ['Be kind.', 'Be exact.']
-    ```
-    """
+    """The criterion of each row: the same for all, or by the row's domain."""
     if criterion is None or isinstance(criterion, str):
         return [criterion] * num_rows
     if domain is None:

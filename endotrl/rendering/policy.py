@@ -86,9 +86,8 @@ class Reading(NamedTuple):
 
     Attributes:
         processing_class ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`]),
-        chat_template_kwargs
-        (`dict[str, Any]`), policy_tokens ([`PolicyTokens`], *optional*), continues_turns (`bool`), keeps_prompts
-        (`bool`):
+        chat_template_kwargs (`dict[str, Any]`), policy_tokens ([`PolicyTokens`], *optional*), continues_turns
+        (`bool`), keeps_prompts (`bool`):
             As in [`Renderer`].
     """
 
@@ -109,21 +108,9 @@ class Reading(NamedTuple):
         environment: str | None = None,
     ) -> "Reading":
         """
-        How a reward reads prompts.
-
-        Args:
-            own ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`]):
-                Of the reward's model.
-            is_given (`bool`):
-                Whether it is the user who gave it to the reward.
-            given_kwargs (`dict[str, Any]`, *optional*):
-                Arguments for the chat template that the user gave to the reward. They hold, key by key.
-            policy ([`PromptSettings`], *optional*):
-                Those of the trainer that the reward is bound to.
-            policy_tokens ([`PolicyTokens`], *optional*):
-                What is known of the policy without a trainer.
-            environment (`str`, *optional*):
-                Environment of the rows.
+        How a reward reads prompts: with its model's own processing class or that which the user gave it (`is_given`),
+        with the arguments for the chat template that the user gave it, which hold key by key, and else as the policy
+        of the trainer that it is bound to, or what is known of it without one.
         """
         given = given_kwargs or {}
         if policy is None:
@@ -216,19 +203,8 @@ def _call_above(frame: FrameType, prompts: Sequence[Prompt]) -> RewardCall | Non
 
 class PolicyBinding(Generic[R]):
     """
-    Lets a reward read prompts as the policy of the trainer that calls it.
-
-    Args:
-        processing_class ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`], *optional*):
-            That which the user gave to the reward.
-        chat_template_kwargs (`dict[str, Any]`, *optional*):
-            Those which the user gave to the reward.
-        own (`Callable`):
-            Gives the processing class of the reward's model.
-        make (`Callable`):
-            Makes what renders rows, from a [`Reading`].
-        on_bind (`Callable`, *optional*):
-            Is given each trainer that the reward is bound to.
+    Lets a reward read prompts as the policy of the trainer that calls it: `make` makes what renders rows from a
+    [`Reading`], and `on_bind` is given each trainer that the reward is bound to.
     """
 
     def __init__(
@@ -296,18 +272,8 @@ class PolicyBinding(Generic[R]):
         environment: Sequence[str] | None,
     ) -> list[T]:
         """
-        Renders a batch, which a trainer may have asked for.
-
-        Args:
-            method (`Callable`):
-                Renders rows: given what `make` made, prompts, columns, and the token ids of the prompts as the policy
-                read them, if they are known.
-            prompts (`list[str]` or `list[list[dict]]`):
-                Prompts.
-            *columns (`list`):
-                Further arguments of `method`, with one entry for each prompt.
-            log_extra (`Callable`, *optional*), environment (`list[str]`, *optional*):
-                As the trainer hands them over.
+        Renders a batch, which a trainer may have asked for, by `method`: given what `make` made, prompts, columns with
+        one entry for each prompt, and the token ids of the prompts as the policy read them, if they are known.
         """
         call = find_call(prompts, log_extra)
         if call is not None:

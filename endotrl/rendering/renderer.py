@@ -314,8 +314,7 @@ class Renderer:
         if not self._template.exists and any(not isinstance(prompt, str) for prompt in prompts):
             raise ValueError(
                 f"The prompts are messages, but the tokenizer {self.tokenizer.name_or_path!r} of the frozen model has "
-                "no "
-                "chat template. Pass a `processing_class` with one (the model's processor, if that has it; "
+                "no chat template. Pass a `processing_class` with one (the model's processor, if that has it; "
                 "`trl.clone_chat_template` copies it from another model), or use plain-text prompts."
             )
 
@@ -386,16 +385,14 @@ class Renderer:
             here, there = (self._template.decode(ids[at : at + 8]) for ids in (ours, theirs))
             scored = (
                 "The reward's are scored, because it was given a `processing_class` or `chat_template_kwargs`: leave "
-                "them out to "
-                "score the policy's."
+                "them out to score the policy's."
                 if self.keeps_prompts
                 else "The policy's are scored."
             )
             logger.warning(
                 f"The policy has read other prompts than the reward renders: that of row {row} has "
                 f"{_count(len(theirs), 'token')} for the policy and {len(ours)} for the reward. They differ from "
-                f"token {at} on: "
-                f"{there!r} for the policy, {here!r} for the reward. {scored} (Said once.)"
+                f"token {at} on: {there!r} for the policy, {here!r} for the reward. {scored} (Said once.)"
             )
             self._said_other_prompts = True
         if self.keeps_prompts:
@@ -434,9 +431,8 @@ class Renderer:
         if ids is None and is_turn and written is not None and not all(written):
             raise ValueError(
                 "An environment wrote some tokens of a completion (`env_mask`), and the frozen model has another "
-                "tokenizer than "
-                "the policy, so that they cannot be told from the policy's. Use a frozen model with the policy's "
-                "tokenizer."
+                "tokenizer than the policy, so that they cannot be told from the policy's. Use a frozen model with "
+                "the policy's tokenizer."
             )
         if ids is not None and written is not None:
             return self._finish(prompt_ids, ids, [i for i, flag in enumerate(written[: len(ids)]) if flag])
@@ -507,8 +503,7 @@ class Renderer:
             raise ValueError(
                 f"The chat template of {self.tokenizer.name_or_path!r} does not render a finished turn as a "
                 f"continuation of the generation prompt, so of a message with {sorted(message)} it cannot be told "
-                "what the "
-                "policy wrote. Pass `completion_ids`, or the whole text as `content`."
+                "what the policy wrote. Pass `completion_ids`, or the whole text as `content`."
             )
         turn = full_text[len(prompt_text) :]
         turn = turn.removeprefix(header_of(self._template, message, turn))
@@ -528,12 +523,9 @@ class Renderer:
         if text.strip() and header.strip() and not self._said_header:
             logger.warning(
                 f"The chat template of {self.tokenizer.name_or_path!r} writes {header!r} before the text of a "
-                "finished turn, "
-                "which a policy would have to write itself: completions that are given as text are scored without it. "
-                "If it "
-                "belongs there, put it into the prompts (`chat_template_kwargs`, such as `enable_thinking=False`) or "
-                "into "
-                "the completions. (Said once.)"
+                "finished turn, which a policy would have to write itself: completions that are given as text are "
+                "scored without it. If it belongs there, put it into the prompts (`chat_template_kwargs`, such as "
+                "`enable_thinking=False`) or into the completions. (Said once.)"
             )
             self._said_header = True
 
@@ -541,10 +533,9 @@ class Renderer:
         if not self._said_rerendering:
             logger.warning(
                 "The tool results of a completion of several messages do not stand in its `completion_ids` as the "
-                "chat "
-                "template of the frozen model writes them, so its tokens cannot be told from the policy's there. The "
-                "messages are rendered again for scoring. Pass a `processing_class` with the chat template that the "
-                "policy is trained with. (Said once.)"
+                "chat template of the frozen model writes them, so its tokens cannot be told from the policy's there. "
+                "The messages are rendered again for scoring. Pass a `processing_class` with the chat template that "
+                "the policy is trained with. (Said once.)"
             )
             self._said_rerendering = True
 
@@ -559,32 +550,16 @@ class Renderer:
         if not rendered.prompt_ids:
             raise ValueError(
                 f"The prompt of row {row} renders to no token, and the tokenizer adds no BOS, so the first token of "
-                "the "
-                "completion has no context to be scored in. Give it a prompt."
+                "the completion has no context to be scored in. Give it a prompt."
             )
         return fit(row, rendered, self.max_length, self.overlong_prompt)
 
 
 def fit(row: int, rendered: Rendered, max_length: int | None, overlong: Overlong, markers: int = 0) -> Rendered:
     """
-    Truncation of a row to a context length.
-
-    Args:
-        row (`int`):
-            Number of the row, for the error message.
-        rendered ([`Rendered`]):
-            The row.
-        max_length (`int`, *optional*):
-            Context length, in tokens. `None` for no limit.
-        overlong (`str`):
-            What to do with a longer row: `"error"`; `"truncate_left"` to drop the beginning of its prompt; or `"cut"`
-            to drop the end of its completion, and, if the prompt leaves less than a quarter of the context, its
-            beginning.
-        markers (`int`, *optional*, defaults to `0`):
-            Further positions that are put into the completion.
-
-    Raises:
-        `ValueError`: If the row is too long, unless `overlong` allows to drop what is too much.
+    Truncation of a row to a context length, in tokens (`None`: no limit), of which `markers` go into the completion. A
+    longer row is an error, or, by `overlong`, loses the beginning of its prompt (`"truncate_left"`), or the end of its
+    completion (`"cut"`), and, if the prompt leaves less than a quarter of the context, its beginning.
     """
     num_prompt, num_completion = len(rendered.prompt_ids), len(rendered.completion_ids)
     if max_length is None or num_prompt + num_completion + markers <= max_length:
@@ -654,8 +629,7 @@ def _token_ids(row: int, ids: Sequence[int]) -> list[int]:
     except TypeError as error:
         raise TypeError(
             f"`completion_ids` of row {row} must be a list of whole numbers, but {error}. Pass the ids that the "
-            "policy "
-            "generated, or leave `completion_ids` out to have the text encoded."
+            "policy generated, or leave `completion_ids` out to have the text encoded."
         ) from error
 
 

@@ -125,8 +125,7 @@ class Template:
             if isinstance(error, _LeftOut):
                 raise ValueError(
                     f"The chat template of {name!r} leaves out {error}, so that the frozen model would not read "
-                    f"it.{fix} Pass a "
-                    "`processing_class` with a template that writes it, or leave such messages out."
+                    f"it.{fix} Pass a `processing_class` with a template that writes it, or leave such messages out."
                 ) from None
             if type(error) is not TemplateError:  # that one is what the template says itself
                 fix += " Most templates want `role` and `content`, as text, in every message."

@@ -133,8 +133,7 @@ class _Transcript:
         if not longer.startswith(self._text):
             raise ValueError(
                 f"The chat template of {self._template.tokenizer.name_or_path!r} rewrites earlier messages when later "
-                "ones "
-                "follow, so the tokens of a completion of several messages cannot be told apart. Give the "
+                "ones follow, so the tokens of a completion of several messages cannot be told apart. Give the "
                 "tokenizer a prefix-preserving template: `trl.chat_template_utils.get_training_chat_template`."
             )
         return longer[len(self._text) :]

@@ -246,8 +246,7 @@ class FrozenModelReward:
         if not isinstance(self._placement, OwnCopy):
             raise ValueError(
                 "This reward has no copy of its own to split: it shares a trainer's weights, or was given a loaded "
-                "model or a server. "
-                "Make it with a path: `EndogenousReward(model=<path>)`."
+                "model or a server. Make it with a path: `EndogenousReward(model=<path>)`."
             )
         if shards_weights(trainer.accelerator):
             self._placement.shard(trainer.accelerator)
@@ -257,19 +256,6 @@ class FrozenModelReward:
         """
         Loads tokenizer and weights now instead of on first use, and scores one token, so that what is wrong with the
         model shows before there is data.
-
-        Returns:
-            This reward.
-
-        Raises:
-            `OSError`: If tokenizer or weights cannot be loaded.
-            `ValueError`: If the model gives NaN, or its tokenizer cannot be found.
-            `RuntimeError`: If the reward shares a trainer's weights and is not attached.
-
-        Example:
-        ```python
-        >>> reward = EndogenousReward("quickstart").load()
-        ```
         """
         self._require_renderer()
         probe = Rendered(prompt_ids=[0], completion_ids=[0], action_positions=[0], finished=True)
@@ -380,11 +366,6 @@ def warn_without_kl_penalty(trainer: Any) -> None:
     """
     Warns, once for each trainer, of training on the reward of a frozen model without a KL penalty, which is the
     default of [`~trl.GRPOConfig`].
-
-    Args:
-        trainer ([`~transformers.Trainer`]):
-            Any trainer. Only those with reward functions and a KL penalty, [`~trl.GRPOTrainer`] and
-            [`~trl.RLOOTrainer`], are warned of.
     """
     from trl import GRPOTrainer, RLOOTrainer  # takes seconds, and who scores a file has no trainer
 

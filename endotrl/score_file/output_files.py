@@ -26,17 +26,7 @@ _SMALL_FILE = 4 * 2**20  # bytes; files up to this size are always read as a who
 
 @contextmanager
 def only_run_on(path: str | Path) -> Iterator[None]:
-    """
-    Inside, no other run can enter with this output, standard output excepted.
-
-    Args:
-        path (`str` or `Path`):
-            File to write.
-
-    Raises:
-        `ValueError`: If another run has it, or its folder does not exist.
-        `OSError`: If it cannot be written.
-    """
+    """Inside, no other run can enter with this output, standard output excepted."""
     path = Path(path)
     if str(path) == STREAM:
         yield

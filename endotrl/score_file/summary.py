@@ -23,17 +23,8 @@ def show_report(
     by_sentence: bool = False,
 ) -> None:
     """
-    Table and summary on the terminal; on standard error if the output goes to standard output.
-
-    Args:
-        report ([`ScoreReport`]):
-            What was scored.
-        output (`str`), html (`str`, *optional*):
-            The files that were written.
-        top (`int`, *optional*), bottom (`int`, *optional*):
-            Number of rows to show, of the highest and of the lowest rewards. By default the first rows are shown.
-        by_sentence (`bool`, *optional*, defaults to `False`):
-            Whether the rewards are a sentence reward model's, of which the first rows' sentences are shown.
+    Table and summary on the terminal; on standard error if the output goes to standard output. `top` and `bottom` are
+    numbers of rows to show, of the highest and of the lowest rewards; by default the first rows are shown.
     """
     from rich.console import Console
 

@@ -71,8 +71,7 @@ def pass_rules(model: PreTrainedModel, longest_pass: int) -> PassRules:
     if relative_difference(_states(model, _batch(model))[0], states[0]).max() > SAME_SHAPE:
         raise ValueError(
             f"{type(model).__name__} gives other states for the same tokens after other passes: it is random, or "
-            "keeps what it "
-            "ran before. No score of it can be repeated; load the model without it."
+            "keeps what it ran before. No score of it can be repeated; load the model without it."
         )
     return PassRules(0 if not_packable else longest_packable(model.config), rope, not_packable, alone)
 

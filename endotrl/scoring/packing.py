@@ -175,8 +175,7 @@ def shared_prefix_attention(
     if row is None:
         raise RuntimeError(
             "A model instance was run while an endogenous reward scored with it in another thread. Run it before or "
-            "after, or give "
-            "the reward its own copy: `EndogenousReward(model=<path>)`."
+            "after, or give the reward its own copy: `EndogenousReward(model=<path>)`."
         )
     special = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
     window = kwargs.get("sliding_window")

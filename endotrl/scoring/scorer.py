@@ -113,26 +113,8 @@ class FrozenScorer:
         progress: bool = False,
     ) -> list[TokenStats]:
         """
-        Scores completions.
-
-        Args:
-            rows (`Sequence[Rendered]`):
-                Token ids of prompts and completions.
-            alpha (`float`, *optional*, defaults to `1.0`):
-                Temperature of the soft value.
-            entropy (`bool`, *optional*, defaults to `True`):
-                Whether to compute entropies.
-            mean_logits (`bool`, *optional*, defaults to `False`):
-                Whether to compute the mean of the logits over the vocabulary.
-            progress (`bool`, *optional*, defaults to `False`):
-                Whether to show a progress bar.
-
-        Returns:
-            `list[TokenStats]` on the CPU, in the order of `rows`.
-
-        Raises:
-            `ValueError`: If a token id is not in the frozen model's vocabulary, or if the model's logits are NaN or
-            infinite; the rows are named.
+        [`TokenStats`] of completions, on the CPU, in the order of `rows`. Raises `ValueError` if a token id is not in
+        the frozen model's vocabulary, or if the model's logits are NaN or infinite; the rows are named.
         """
         check_alpha(alpha)
         check_ids(rows, self.placement.config.get_text_config().vocab_size)
@@ -368,8 +350,7 @@ class FrozenScorer:
             elif rules.not_packable:
                 logger.info(
                     "%s cannot score several completions in one row (%s): completions are padded, and those of one "
-                    "prompt "
-                    "do not share its pass. Results are the same.",
+                    "prompt do not share its pass. Results are the same.",
                     name,
                     rules.not_packable,
                 )
@@ -408,17 +389,14 @@ class FrozenScorer:
             if "_original_forward" in vars(model):
                 raise ValueError(
                     f"The {type(model).__name__} given to the endogenous reward was put into mixed precision by a "
-                    "trainer, so it "
-                    "is the policy that is trained, and not frozen. Share its frozen base with "
+                    "trainer, so it is the policy that is trained, and not frozen. Share its frozen base with "
                     "`EndogenousReward(model=None)` and `reward.attach(trainer)`; or pass a path, so that the reward "
-                    "loads its "
-                    "own copy."
+                    "loads its own copy."
                 )
             raise ValueError(
                 f"The logits of {type(model).__name__} are not its hidden states times its LM head: they differ by "
                 f"{error:.3g}. This model family transforms its logits in a way that endotrl does not know; its "
-                "rewards "
-                "would be wrong. Please open an issue with the model's name."
+                "rewards would be wrong. Please open an issue with the model's name."
             )
         self._head_checked = True
 
