@@ -63,8 +63,8 @@ class CollapseThresholds:
             rewards of a frozen model, and sank in four of six runs that such rewards drove into collapse, at first by
             this much.
         kl (`float`, *optional*, defaults to `1.0`):
-            KL to the reference, nats per token. Measured: 0.05 in a healthy run with beta 0.1; a spike was reported for
-            a collapse (https://github.com/sunblaze-ucb/Intuitor/issues/23).
+            KL to the reference, nats per token. Measured: 0.05 in a healthy run with beta 0.1; a spike was reported
+            for a collapse (https://github.com/sunblaze-ucb/Intuitor/issues/23).
         entropy_ratio (`float`, *optional*, defaults to `0.02`):
             Entropy of the policy, relative to its first level, below which it is deterministic. Counts only together
             with `distinct_completions`, and not for rewards that are verdicts, which such a policy may simply have

@@ -105,15 +105,15 @@ class TestParser:
 
 
 class TestDemo:
-    @pytest.mark.parametrize("options", [[], ["--task", "facts", "--output", "there", "--seed", "7"]])
+    @pytest.mark.parametrize("options", [[], ["--task", "facts", "--output", "there", "--seed", "7", "--quick"]])
     def test_runs_the_quickstart(self, options, monkeypatch):
         calls = []
         quickstart = ModuleType("endotrl.demo")
         quickstart.run_demo = lambda **settings: calls.append(settings)
         monkeypatch.setitem(sys.modules, "endotrl.demo", quickstart)
         assert main(["demo", *options]) == 0
-        default = {"task": "all", "output_dir": "demo-output", "seed": 0}
-        assert calls == [{"task": "facts", "output_dir": "there", "seed": 7} if options else default]
+        default = {"task": "all", "output_dir": "demo-output", "seed": 0, "size": "default"}
+        assert calls == [{"task": "facts", "output_dir": "there", "seed": 7, "size": "quick"} if options else default]
 
 
 class TestScore:
