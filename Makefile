@@ -59,9 +59,6 @@ sentence-rl-smollm2:  ## The same by recipes, with SmolLM2-135M and right and wr
 	    --reward_sentence_model output/smollm2-135m-sentence-reward --output_dir output/smollm2-135m-sentence-rl \
 	    --eval_strategy steps --eval_on_start true"
 
-vlm-demo: $(VENV)/.demo  ## Improve a tiny model that reads images by its own reward (about 3 minutes)
-	@$(BIN)/python -m studies.vision
-
 test: $(VENV)/.installed  ## Run all tests
 	$(PYTEST) $(PYTEST_ARGS)
 
