@@ -6,6 +6,7 @@ placement of the frozen weights; and that those weights are the same to the bit 
 
 import copy
 import pickle
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
+from packaging.version import Version
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
@@ -435,6 +437,8 @@ class TestShared:
     def test_two_ends_and_a_pad_token_that_is_a_word(
         self, pad: int, config_class: type, tiny_policy_path: str, tmp_path: Path
     ) -> None:
+        if config_class is OnlineDPOConfig and Version(version("trl")) < Version("1.15"):
+            pytest.skip("OnlineDPO of TRL 1.12 stops at the tokenizer's own end alone: the other one ends nothing.")
         # The one end may also pad, as Qwen2.5's. Whatever pads, the end is scored, and nothing behind it.
         path, ends = str(tmp_path / "policy"), (EOS, 16)
         tokenizer = AutoTokenizer.from_pretrained(tiny_policy_path, padding_side="left")
