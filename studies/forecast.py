@@ -12,7 +12,6 @@ one); *misled* (60% are the sum plus 100: the wrong answer is the most probable 
 
 import argparse
 import os
-import random
 import time
 from pathlib import Path
 from typing import Any
@@ -49,19 +48,13 @@ ARMS: dict[str, tuple[str, type, type, dict[str, Any]]] = {
 KEYS = ("base", "seed", "arm", "beta", "forecast", "trained", "steps", "learning_rate")
 
 
-def derailed(question: arithmetic.Question, generator: random.Random) -> str:
-    """The answer with its first written digit one too high, and three random digits after it."""
-    first = (int(arithmetic.answer_text(question)[0]) + 1) % 10
-    return f"{first}{generator.randrange(1000):03d}"
-
-
 def bases(folder: Path, seed: int) -> dict[str, Path]:
     """The base models of a seed, made if they are not there."""
     paths = {name: folder / f"{name}-{seed}" for name in ("scattered", "derailing", "misled")}
     if not paths["scattered"].exists():
         make_base(paths["scattered"], seed)
     if not paths["derailing"].exists():
-        mislead(paths["scattered"], paths["derailing"], seed, steps=300, wrong=0.55, answer=derailed)
+        mislead(paths["scattered"], paths["derailing"], seed, steps=300, wrong=0.55, answer=arithmetic.derailed_answer)
     if not paths["misled"].exists():
         mislead(paths["scattered"], paths["misled"], seed)
     return paths

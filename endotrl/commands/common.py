@@ -70,6 +70,13 @@ def add_form(parser: Any) -> None:
     )
 
 
+def add_reward_of_rows(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the reward with which rows of a file are scored."""
+    settings = parser.add_argument_group("reward", "As the parameters of `endotrl.EndogenousReward`.")
+    add_form(settings)
+    add_reward_settings(settings, *(name for name, setting in SETTINGS.items() if "score" not in setting.absent))
+
+
 def use_form(args: argparse.Namespace) -> str | None:
     """Puts what `--form` stands for into `token_reward` and `aggregate`; returns the residual."""
     from ..evaluation.forms import GAIN, MATCHED, Form

@@ -21,7 +21,7 @@ from ..evaluation.tables import few_items, markdown_page, terminal_rows
 from ..frozen.names import load_tokenizer, resolve_model
 from ..frozen.own_copy import resolve_dtype
 from ..frozen.placement import place
-from ..frozen.served import ServedModel
+from ..frozen.served import ServedModel, is_url
 from ..reporting import say, terminal_table
 from ..runs.files import write_json
 from ..runs.processes import processes
@@ -143,6 +143,17 @@ def open_folder(path: str, settings: Mapping[str, Any], overwrite: bool) -> RunF
         folder.open(settings, overwrite)
     state.wait_for_everyone()
     return folder if state.is_main_process else RunFolder(path, state.process_index, state.num_processes)
+
+
+def open_answering_model(args: argparse.Namespace) -> tuple[Placement, dict[str, Any]]:
+    """[`open_model`] for a command whose model answers. Raises `ValueError` if it is on a server."""
+    if is_url(args.model):
+        raise ValueError(
+            f"--model {args.model} is to answer, which a model on a server does not do here. Name a path."
+        )
+    placement, settings = open_model(args)
+    assert not isinstance(placement, ServedModel)
+    return placement, settings
 
 
 def open_model(args: argparse.Namespace) -> tuple[Placement | ServedModel, dict[str, Any]]:

@@ -39,7 +39,7 @@ from ..runs.jsonl import append_lines
 from ..runs.processes import processes
 from ..runs.record import now, versions
 from ..runs.shards import share
-from .evaluate import check_stream, open_folder, open_model
+from .evaluate import check_stream, open_answering_model, open_folder, open_model
 
 
 GREEDY = "greedy"
@@ -149,11 +149,7 @@ def _check_processes(args: argparse.Namespace) -> None:
 
 
 def _open(args: argparse.Namespace, default: str) -> tuple[RunFolder, Engine, dict[str, Any]]:
-    if is_url(args.model):
-        raise ValueError(
-            f"--model {args.model} is to answer, which a model on a server does not do here. Name a path."
-        )
-    placement, settings = open_model(args)
+    placement, settings = open_answering_model(args)
     tokenizer = load_tokenizer(placement.config._name_or_path, args.trust_remote_code)
     chat = tokenizer.chat_template is not None if args.chat is None else args.chat
     if chat and tokenizer.chat_template is None:

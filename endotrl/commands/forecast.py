@@ -18,14 +18,13 @@ from ..forecasting.questions import Grader, read_questions
 from ..forecasting.sampling import Mixture, MixtureSampler, ServedMixtureSampler
 from ..forecasting.summary import METRICS
 from ..frozen.names import load_tokenizer
-from ..frozen.served import ServedModel, is_url
 from ..grading import VERSION
 from ..reporting import terminal_table
 from ..rewards.endogenous import EndogenousReward
 from ..rewards.settings import SETTINGS
 from ..runs.files import replace_text, write_json
 from ..runs.record import now, versions
-from .evaluate import open_model
+from .evaluate import open_answering_model
 from .forecast_options import REWARD
 
 
@@ -38,10 +37,7 @@ def run_forecast(args: argparse.Namespace, command: str) -> Forecast:
     """
     objective = Objective(args.trainer, args.num_generations, args.scale_rewards)
     mixture, grader = Mixture.of(args.samples, args.temperatures), Grader(args.grader)
-    if is_url(args.model):
-        raise ValueError(f"--model {args.model} must answer here, and is on a server. Name a path or hub id.")
-    placement, settings = open_model(args)
-    assert not isinstance(placement, ServedModel)
+    placement, settings = open_answering_model(args)
     tokenizer = load_tokenizer(placement.config._name_or_path, args.trust_remote_code)
     chat = tokenizer.chat_template is not None if args.chat is None else args.chat
     questions = read_questions(args.data, args.question, args.answer, args.limit, args.instruction, chat)

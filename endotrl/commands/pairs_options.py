@@ -4,14 +4,12 @@
 import argparse
 from typing import Any
 
-from ..rewards.settings import SETTINGS
 from .common import (
     DATA_HELP,
     EXIT_BAD_ROWS,
     EXIT_OK,
     HelpFormatter,
-    add_form,
-    add_reward_settings,
+    add_reward_of_rows,
     add_tokenizer,
     positive,
 )
@@ -67,9 +65,7 @@ def add_pairs(commands: Any) -> None:
     add("--block-size", metavar="N", type=positive, default=64, help="responses that are scored and saved together")
     add("--quiet", action="store_true", help="show neither progress nor summary; errors only")
 
-    settings = parser.add_argument_group("reward", "As the parameters of `endotrl.EndogenousReward`.")
-    add_form(settings)
-    add_reward_settings(settings, *(name for name, setting in SETTINGS.items() if "score" not in setting.absent))
+    add_reward_of_rows(parser)
     parser.set_defaults(run=_pairs)
 
 

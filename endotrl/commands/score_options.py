@@ -6,14 +6,12 @@ import json
 import shlex
 from typing import Any
 
-from ..rewards.settings import SETTINGS
 from .common import (
     DATA_HELP,
     EXIT_BAD_ROWS,
     EXIT_OK,
     HelpFormatter,
-    add_form,
-    add_reward_settings,
+    add_reward_of_rows,
     add_tokenizer,
     positive,
 )
@@ -100,9 +98,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add("--bottom", metavar="N", type=positive, help="show the N rows with the lowest rewards, not the first rows")
     add("--quiet", action="store_true", help="show neither progress nor table; errors only")
 
-    settings = parser.add_argument_group("reward", "As the parameters of `endotrl.EndogenousReward`.")
-    add_form(settings)
-    add_reward_settings(settings, *(name for name, setting in SETTINGS.items() if "score" not in setting.absent))
+    add_reward_of_rows(parser)
 
 
 def _score(args: argparse.Namespace) -> int:

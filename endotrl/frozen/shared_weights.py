@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The frozen weights that a trainer holds already: the policy without its adapter, or the reference model."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -21,7 +22,7 @@ from .sharded_weights import whole_weights
 from .weights import have_moved, named_weights, sample_weights, weights_digest
 
 
-class _Shared:
+class _Shared(ABC):
     """
     Weights that a trainer holds, which must stay as they are when this is made.
 
@@ -44,9 +45,9 @@ class _Shared:
         self.recorder: ReferenceRecorder | None = None
         self._sample: dict[str, Tensor] | None = None
 
+    @abstractmethod
     def active(self) -> AbstractContextManager[PreTrainedModel]:
         """See [`Placement`]."""
-        raise NotImplementedError
 
     def digest(self) -> str:
         """[`weights_digest`] of the frozen weights."""

@@ -6,17 +6,9 @@ import pytest
 from endotrl import EndogenousReward
 from endotrl.commands.main import main
 from endotrl.forecasting.sampling import MixtureSampler
-from tests.support.tiny_policy import save_tiny_policy
 
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("a", "a b c d e", "f g")]
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory):
-    path = tmp_path_factory.mktemp("policy")
-    save_tiny_policy(path)
-    return str(path)
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +22,17 @@ def data(tmp_path_factory):
 class TestCommand:
     options = ("--max-new-tokens", "4", "--grader", "text", "--samples", "8", "--betas", "2", "0.5", "--device", "cpu")
 
-    def test_files_and_resuming(self, policy, data, tmp_path, capsys, monkeypatch):
-        command = ["forecast", "--model", policy, "--data", str(data), *self.options, "--output", str(tmp_path / "o")]
+    def test_files_and_resuming(self, tiny_policy_path, data, tmp_path, capsys, monkeypatch):
+        command = [
+            "forecast",
+            "--model",
+            tiny_policy_path,
+            "--data",
+            str(data),
+            *self.options,
+            "--output",
+            str(tmp_path / "o"),
+        ]
         assert main([*command, "--trainer", "rloo"]) == 0
         shown = capsys.readouterr().out
         result = json.loads((tmp_path / "o" / "forecast.json").read_text())
@@ -56,13 +57,13 @@ class TestCommand:
         assert main([*command, "--seed", "7"]) == 2
         assert "`seed` was 0 and is 7" in capsys.readouterr().err
 
-    def test_other_rewards_and_power_sampling(self, policy, data, tmp_path, capsys):
-        command = ["forecast", "--model", policy, "--data", str(data), *self.options, "--quiet"]
+    def test_other_rewards_and_power_sampling(self, tiny_policy_path, data, tmp_path, capsys):
+        command = ["forecast", "--model", tiny_policy_path, "--data", str(data), *self.options, "--quiet"]
         assert main([*command, "--output", str(tmp_path / "a"), "--power-sampling", "1"]) == 0
         assert main([*command, "--output", str(tmp_path / "b"), "--aggregate", "mean", "--alpha", "0.5"]) == 0
         assert "power_sampling" in json.loads((tmp_path / "a" / "forecast.json").read_text())["alternatives"]
         record = json.loads((tmp_path / "b" / "answers.jsonl").read_text().splitlines()[0])
-        reward = EndogenousReward(policy, aggregate="mean", alpha=0.5)
+        reward = EndogenousReward(tiny_policy_path, aggregate="mean", alpha=0.5)
         expected = reward(
             prompts=[PROMPTS[0]] * 9,
             completions=[[{"role": "assistant", "content": text}] for text in record["texts"]],
@@ -85,8 +86,8 @@ class TestCommand:
         )
         assert record["rewards"] == pytest.approx([expected] * 9, abs=1e-4)
 
-    def test_errors(self, policy, data, tmp_path, capsys):
-        command = ["forecast", "--model", policy, "--data", str(data), "--output", str(tmp_path / "e")]
+    def test_errors(self, tiny_policy_path, data, tmp_path, capsys):
+        command = ["forecast", "--model", tiny_policy_path, "--data", str(data), "--output", str(tmp_path / "e")]
         for options, words in (
             (["--temperatures", "0.5"], "1 among them"),
             (["--samples", "2"], "too few for the temperatures"),

@@ -15,7 +15,7 @@ from endotrl.forecasting.power import power_samples
 from endotrl.forecasting.questions import Grader, read_questions
 from endotrl.forecasting.sampling import Mixture, MixtureSampler, ServedMixtureSampler
 from endotrl.frozen.own_copy import OwnCopy
-from tests.support.tiny_policy import WORDS, save_tiny_policy
+from tests.support.tiny_policy import WORDS
 
 
 LIMIT = 3
@@ -23,19 +23,12 @@ PROMPTS = [[{"role": "user", "content": text}] for text in ("a", "a b c d e", "f
 
 
 @pytest.fixture(scope="module")
-def policy(tmp_path_factory):
-    path = tmp_path_factory.mktemp("policy")
-    save_tiny_policy(path)
-    return str(path)
+def engine(tiny_policy_path):
+    return Engine(OwnCopy(tiny_policy_path, device="cpu"), AutoTokenizer.from_pretrained(tiny_policy_path))
 
 
-@pytest.fixture(scope="module")
-def engine(policy):
-    return Engine(OwnCopy(policy, device="cpu"), AutoTokenizer.from_pretrained(policy))
-
-
-def naive_log_probs(policy: str, prompt_ids: list[int], ids: list[int], temperature: float) -> float:
-    model = AutoModelForCausalLM.from_pretrained(policy).eval()
+def naive_log_probs(path: str, prompt_ids: list[int], ids: list[int], temperature: float) -> float:
+    model = AutoModelForCausalLM.from_pretrained(path).eval()
     with torch.no_grad():
         logits = model(torch.tensor([prompt_ids + ids])).logits[0].double() / temperature
     return sum(logits[len(prompt_ids) + i - 1].log_softmax(-1)[token].item() for i, token in enumerate(ids))
@@ -62,14 +55,14 @@ class TestMixture:
 class TestSampler:
     temperatures = (1.0, 1.0, 1.0, 0.5, 0.5, 0.0)
 
-    def test_densities_and_greedy(self, policy, engine):
+    def test_densities_and_greedy(self, tiny_policy_path, engine):
         drawn = MixtureSampler(engine, LIMIT, [1.0, 0.5])(PROMPTS, self.temperatures, seed=1)
         for ids, row in zip(engine.renderer.prompt_ids(PROMPTS), drawn, strict=True):
             for temperature, values in row.log_probs.items():
-                naive = [naive_log_probs(policy, ids, list(s.token_ids), temperature) for s in row.samples]
+                naive = [naive_log_probs(tiny_policy_path, ids, list(s.token_ids), temperature) for s in row.samples]
                 assert values == pytest.approx(naive, abs=1e-5)
             greedy: list[int] = []
-            model = AutoModelForCausalLM.from_pretrained(policy).eval()
+            model = AutoModelForCausalLM.from_pretrained(tiny_policy_path).eval()
             while len(greedy) < LIMIT and greedy[-1:] != [2]:
                 greedy.append(model(torch.tensor([ids + greedy])).logits[0, -1].argmax().item())
             assert list(row.samples[-1].token_ids) == greedy
@@ -89,17 +82,20 @@ class TestSampler:
                 density = math.exp(drawn.log_probs[temperature][first + tokens.index(token)])
                 assert abs(tokens.count(token) / 4000 - density) < 4 * math.sqrt(density / 4000) + 1e-3
 
-    def test_is_the_reward_of_the_endogenous_reward(self, policy, engine):
+    def test_is_the_reward_of_the_endogenous_reward(self, tiny_policy_path, engine):
         row = MixtureSampler(engine, LIMIT, [1.0])(PROMPTS[1:2], self.temperatures, 0)[0]
-        outcome = EndogenousReward(policy)(
+        outcome = EndogenousReward(tiny_policy_path)(
             prompts=PROMPTS[1:2] * 6,
             completions=[[{"role": "assistant", "content": s.text}] for s in row.samples],
             completion_ids=[list(s.token_ids) for s in row.samples],
         )
         assert row.log_probs[1.0] == pytest.approx(outcome, abs=1e-4)
 
-    def test_settings_of_the_model_do_not_hold(self, policy, engine, tmp_path):
-        model, tokenizer = AutoModelForCausalLM.from_pretrained(policy), AutoTokenizer.from_pretrained(policy)
+    def test_settings_of_the_model_do_not_hold(self, tiny_policy_path, engine, tmp_path):
+        model, tokenizer = (
+            AutoModelForCausalLM.from_pretrained(tiny_policy_path),
+            AutoTokenizer.from_pretrained(tiny_policy_path),
+        )
         model.generation_config.repetition_penalty = 5.0
         model.generation_config.min_new_tokens = 3
         model.save_pretrained(tmp_path)
@@ -125,12 +121,12 @@ class TestSampler:
 
 
 class TestPowerSampling:
-    def test_reaches_the_power_distribution(self, policy, engine):
+    def test_reaches_the_power_distribution(self, tiny_policy_path, engine):
         """First tokens of many chains against the enumeration of all completions of two tokens."""
         prompt, exponent, chains = PROMPTS[0], 2.0, 400
         samples = power_samples(engine, [prompt] * chains, 2, exponent, steps=30)
         ids = engine.renderer.prompt_ids([prompt])[0]
-        model = AutoModelForCausalLM.from_pretrained(policy).eval()
+        model = AutoModelForCausalLM.from_pretrained(tiny_policy_path).eval()
         with torch.no_grad():
             first = model(torch.tensor([ids])).logits[0, -1].double().log_softmax(-1)
             second = model(torch.tensor([[*ids, a] for a in range(len(WORDS))])).logits[:, -1].double().log_softmax(-1)
@@ -145,17 +141,17 @@ class TestPowerSampling:
 
 
 class TestForecast:
-    def test_against_enumeration(self, policy):
+    def test_against_enumeration(self, tiny_policy_path):
         """Expected accuracy and KL of the power distribution, by enumeration of all completions of two tokens."""
         prompt, beta = PROMPTS[0], 0.5
-        tokenizer = AutoTokenizer.from_pretrained(policy)
+        tokenizer = AutoTokenizer.from_pretrained(tiny_policy_path)
         questions = [{"prompt": prompt, "answer": [w for w in WORDS if w > "f"]}]
         kwargs = {"max_new_tokens": 2, "grader": first_word, "progress": False, "chat": True}
         result = endotrl.forecast(
-            policy, questions, betas=[beta], trainer="rloo", samples=6000, temperatures=[1.0, 0.5], **kwargs
+            tiny_policy_path, questions, betas=[beta], trainer="rloo", samples=6000, temperatures=[1.0, 0.5], **kwargs
         )
-        ids = Engine(OwnCopy(policy, device="cpu"), tokenizer).renderer.prompt_ids([prompt])[0]
-        model = AutoModelForCausalLM.from_pretrained(policy).eval()
+        ids = Engine(OwnCopy(tiny_policy_path, device="cpu"), tokenizer).renderer.prompt_ids([prompt])[0]
+        model = AutoModelForCausalLM.from_pretrained(tiny_policy_path).eval()
         with torch.no_grad():
             first = model(torch.tensor([ids])).logits[0, -1].double().log_softmax(-1)
             second = model(torch.tensor([[*ids, a] for a in range(len(WORDS))])).logits[:, -1].double().log_softmax(-1)
@@ -175,7 +171,7 @@ class TestForecast:
         assert row["length"] == pytest.approx(power @ np.array([len(i) for i, _ in leaves]), abs=0.05)
         assert row["truncated"] == pytest.approx(power @ np.array([i[-1] != 2 for i, _ in leaves]), abs=0.05)
 
-    def test_misled_and_taught(self, policy):
+    def test_misled_and_taught(self, tiny_policy_path):
         """The reward of a rule that likes, or dislikes, the right answers: the verdict says it before training."""
         questions = [{"prompt": f"{a} {b}", "answer": "-"} for a in "abcdef" for b in "abcd"]
 
@@ -190,7 +186,7 @@ class TestForecast:
 
         for reward, words in ((likes, "Sharpening helps"), (dislikes, "It would hurt")):
             result = endotrl.forecast(
-                policy, questions, reward=reward, betas=[4.0, 2.0], trainer="rloo", samples=32, max_new_tokens=2,
+                tiny_policy_path, questions, reward=reward, betas=[4.0, 2.0], trainer="rloo", samples=32, max_new_tokens=2,
                 grader=grade, progress=False,
             )  # fmt: skip
             assert words in result.verdict
@@ -198,9 +194,9 @@ class TestForecast:
         assert result.details["wrong_more_probable"] == 1.0
         assert "<table" in result._repr_html_()
 
-    def test_no_labels(self, policy):
+    def test_no_labels(self, tiny_policy_path):
         result = endotrl.forecast(
-            policy, ["a b", "c d"], betas=[1.0], samples=8, max_new_tokens=3, grader="text", progress=False
+            tiny_policy_path, ["a b", "c d"], betas=[1.0], samples=8, max_new_tokens=3, grader="text", progress=False
         )
         assert result.alternatives["greedy"] is None
         assert result.betas[0]["accuracy"] is None

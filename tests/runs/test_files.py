@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,18 @@ def test_half_written_input_names_the_bad_line_only(cut: int) -> None:
     assert all(row.error is None for row in rows[:-1])
 
 
+def refuse(monkeypatch: pytest.MonkeyPatch, code: int, is_refused: Callable[[str], bool]) -> None:
+    """From now on, the disk refuses to write files of such names."""
+    original = Path.open
+
+    def open_(self: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        if is_refused(self.name) and mode != "rb":
+            raise OSError(code, os.strerror(code), str(self))
+        return original(self, mode, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", open_)
+
+
 @pytest.mark.parametrize(
     "code", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.EIO], ids=errno.errorcode.get
 )
@@ -61,14 +74,7 @@ def test_a_disk_that_refuses(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """One line for the user, and no half of a result that looks whole."""
-    original = Path.open
-
-    def refuse(self: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
-        if self.name.startswith("out.jsonl") and mode != "rb":
-            raise OSError(code, os.strerror(code), str(self))
-        return original(self, mode, *args, **kwargs)
-
-    monkeypatch.setattr(Path, "open", refuse)
+    refuse(monkeypatch, code, lambda name: name.startswith("out.jsonl"))
     assert score(tiny_model_path, tmp_path) != 0
     message = capsys.readouterr().err
     assert os.strerror(code) in message and "Traceback" not in message
@@ -232,14 +238,7 @@ def test_an_evaluation_on_a_disk_that_refuses(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    original = Path.open
-
-    def refuse(self: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
-        if self.name == name and mode != "rb":
-            raise OSError(code, os.strerror(code), str(self))
-        return original(self, mode, *args, **kwargs)
-
-    monkeypatch.setattr(Path, "open", refuse)
+    refuse(monkeypatch, code, lambda written: written == name)
     assert evaluate(tiny_model_path, tmp_path) != 0
     message = capsys.readouterr().err
     assert os.strerror(code) in message and name in message and "Traceback" not in message
