@@ -159,6 +159,7 @@ class Renderer:
             padded = policy_tokens.padded
         self.ends = Ends(self._template, eos_token_ids, padded)
         self._said_reencoding = False
+        self._said_undecided = False
         self._said_header = False
         self._said_rerendering = False
         self._said_other_prompts = False
@@ -208,10 +209,10 @@ class Renderer:
         self._check_batch(prompts, completions, completion_ids)
         if criteria is None:
             criteria = [None] * len(prompts)
+        read_ids = [None] * len(prompts) if completion_ids is None else self._read_ids(completions, completion_ids)
         prompt_cache: dict[str, _Prompt] = {}
         rendered = []
         for row, (prompt, completion, criterion) in enumerate(zip(prompts, completions, criteria, strict=True)):
-            check_row(row, prompt, completion)
             column = None if images is None else images[row]
             bare = without_images(prompt)
             ignored = self.images == "ignore" and (bool(column) or bare is not prompt)
@@ -230,14 +231,8 @@ class Renderer:
             if policy_row is not None and criterion is None and not ignored:
                 read = self._settle(row, read, policy_row.prompt_ids)
             self._check_placeholders(row, read)
-            ids = None if completion_ids is None else _token_ids(row, completion_ids[row])
-            if ids and min(ids) < 0:
-                raise ValueError(
-                    f"`completion_ids` of row {row} contain {min(ids)}, which is no token id. Pass the ids that the "
-                    "policy generated, without padding."
-                )
             written = None if policy_row is None else policy_row.written
-            result = self._render_completion(prompt, read, completion, ids, written)
+            result = self._render_completion(prompt, read, completion, read_ids[row], written)
             if not self.placeholders.all.isdisjoint(result.completion_ids):
                 raise ValueError(
                     f"The completion of row {row} has a token that stands for an image "
@@ -253,7 +248,6 @@ class Renderer:
         completions = [""] * len(prompts)
         self._check_batch(prompts, completions, None)
         for row, prompt in enumerate(prompts):
-            check_row(row, prompt, "")
             if place_images(row, prompt, None)[1]:
                 raise ValueError(
                     f"The prompt of row {row} has images, and only text is read here. Leave such rows out."
@@ -317,6 +311,8 @@ class Renderer:
                 "no chat template. Pass a `processing_class` with one (the model's processor, if that has it; "
                 "`trl.clone_chat_template` copies it from another model), or use plain-text prompts."
             )
+        for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+            check_row(row, prompt, completion)
 
     def _template_for(self, completion: Completion) -> Template:
         """The turns of a completion of several messages must not be written otherwise when others follow."""
@@ -417,17 +413,6 @@ class Renderer:
     ) -> Rendered:
         prompt_ids = read.ids
         is_turn = _is_turn(completion)
-        if ids is not None and is_turn:
-            ids = self.ends.without_padding(ids)
-        if ids is not None and not self._is_read(ids, completion):
-            if not self._said_reencoding:
-                logger.warning(
-                    "`completion_ids` are not read as the completions by the tokenizer of the frozen model: policy "
-                    "and frozen model have different tokenizers. The completions' text is encoded again for scoring, "
-                    "as complete answers. (Said once.)"
-                )
-                self._said_reencoding = True
-            ids = None
         if ids is None and is_turn and written is not None and not all(written):
             raise ValueError(
                 "An environment wrote some tokens of a completion (`env_mask`), and the frozen model has another "
@@ -448,31 +433,63 @@ class Renderer:
             ids = self._encode_answer(prompt, read.text, read.plain_ids, completion)
         return self._finish(prompt_ids, ids, list(range(len(ids))))
 
-    def _is_read(self, ids: list[int], completion: Completion) -> bool:
-        """Whether this tokenizer reads in `ids` what the policy's tokenizer wrote there."""
+    def _read_ids(
+        self, completions: Sequence[Completion], completion_ids: Sequence[Sequence[int]]
+    ) -> list[list[int] | None]:
+        """
+        `completion_ids` without padding, or `None` where this tokenizer does not read in them what the policy's wrote.
+        An empty text does not say whose they are: then the other completions do, and if these are empty, too, they
+        are taken for this tokenizer's.
+        """
+        batch: list[list[int]] = []
+        for row, (completion, given) in enumerate(zip(completions, completion_ids, strict=True)):
+            ids = _token_ids(row, given)
+            batch.append(self.ends.without_padding(ids) if _is_turn(completion) else ids)
+        verdicts = list(map(self._is_read, batch, completions))
+        is_own = True in verdicts or False not in verdicts
+        read = [
+            (is_own or not ids) if is_read is None else is_read for ids, is_read in zip(batch, verdicts, strict=True)
+        ]
+        if not all(read) and not self._said_reencoding:
+            logger.warning(
+                "`completion_ids` are not read as the completions by the tokenizer of the frozen model: policy and "
+                "frozen model have different tokenizers. The completions' text is encoded again for scoring, as "
+                "complete answers. (Said once.)"
+            )
+            self._said_reencoding = True
+        if not any(verdicts) and all(read) and not self._said_undecided:
+            if any(ids and not self.ends.is_end(ids) for ids in batch):
+                logger.warning(
+                    "All completions of a batch are empty texts, which do not tell whose `completion_ids` are: they "
+                    "are scored as tokens of the frozen model. In a trainer, or after `reward.bind(trainer)`, the "
+                    "policy's tokenizer is known. (Said once.)"
+                )
+                self._said_undecided = True
+        return [ids if is_read else None for ids, is_read in zip(batch, read, strict=True)]
+
+    def _is_read(self, ids: list[int], completion: Completion) -> bool | None:
+        """
+        Whether this tokenizer reads in `ids` what the policy's wrote there: known, where the policy is. Otherwise all
+        there is to go by is whether they decode to the completion; `None` if both are empty.
+        """
         if any(token_id >= self.vocab_size for token_id in ids):
             return False
         if self._policy_tokens is not None:
             return self._foreign_ids is not None and self._foreign_ids.isdisjoint(ids)
-        return self._decodes_to(ids, completion)
-
-    def _decodes_to(self, ids: list[int], completion: Completion) -> bool:
-        """Whether `ids` decode to the completion: all there is to go by if the policy's tokenizer is not known."""
         text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
-        # Users and parsers may have kept the special tokens in the text, and that at the end or not.
-        body = ids[:-1] if self.ends.is_end(ids) else ids
-        texts = [text, self._template.decode(ids).strip(), self._template.decode(body).strip()]
         written = [message for message in as_messages(completion) if message["role"] == "assistant"]
         contents = [content for message in written if (content := text_of([message]).strip())]
         is_parsed = any(says_more(message) for message in written)
         if not contents:
             if not text:
-                # Of another tokenizer, this may be the end, which is some special token of ours.
-                return not ids or self.ends.is_end(ids)
+                return None
             # Nothing to compare the text with. Ids of another tokenizer read as words cut at odd places, which this
             # tokenizer would cut otherwise.
             as_decoded = self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
             return is_parsed and self._template.encode(as_decoded) == ids
+        # Users and parsers may have kept the special tokens in the text, and that at the end or not.
+        body = ids[:-1] if self.ends.is_end(ids) else ids
+        texts = [text, self._template.decode(ids).strip(), self._template.decode(body).strip()]
         if isinstance(completion, str):
             return contents[0] in texts
         if len(completion) == 1 and not is_parsed:
@@ -623,14 +640,20 @@ def _is_turn(completion: Completion) -> bool:
     return isinstance(completion, str) or [message["role"] for message in completion] in ([], ["assistant"])
 
 
-def _token_ids(row: int, ids: Sequence[int]) -> list[int]:
+def _token_ids(row: int, given: Sequence[int]) -> list[int]:
     try:
-        return [index(token_id) for token_id in ids]
+        ids = [index(token_id) for token_id in given]
     except TypeError as error:
         raise TypeError(
             f"`completion_ids` of row {row} must be a list of whole numbers, but {error}. Pass the ids that the "
             "policy generated, or leave `completion_ids` out to have the text encoded."
         ) from error
+    if ids and min(ids) < 0:
+        raise ValueError(
+            f"`completion_ids` of row {row} contain {min(ids)}, which is no token id. Pass the ids that the policy "
+            "generated, without padding."
+        )
+    return ids
 
 
 def _count(number: int, noun: str) -> str:

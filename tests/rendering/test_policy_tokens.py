@@ -131,10 +131,30 @@ class TestWithoutATrainer:
         ids = encode(tokenizer, ids_of)
         assert scored(tokenizer, ids, text, stops=[END])[0] == ids
 
-    @pytest.mark.parametrize("foreign", [[START], [START, START]])
+    @pytest.mark.parametrize("foreign", [[START], [START, START], [PAD, START], [10]], ids=str)
     def test_an_empty_answer_of_another_tokenizer(self, foreign: list[int]) -> None:
-        # Its EOS is a special token of ours, which decodes to nothing.
-        assert scored(chat_tokenizer(), foreign, "", stops=[END]) == ([END], True)
+        # Its EOS is a special token of ours, or a newline, which decode to nothing. Its other answer is read as "wrong".
+        tokenizer = chat_tokenizer()
+        renderer = Renderer(tokenizer, [END], len(tokenizer))
+        ids = [[*encode(tokenizer, "wrong"), START], foreign]
+        rows = renderer.render(["Where?"] * 2, ["Paris", ""], ids)
+        assert [row.completion_ids for row in rows] == [[*encode(tokenizer, "Paris"), END], [END]]
+
+    @pytest.mark.parametrize("ids_of", ["<|im_start|>", "<|im_start|><|endoftext|><|im_start|>", "\n\n", " "])
+    @pytest.mark.parametrize("neighbours", [0, 1], ids=["alone", "not alone"])
+    def test_an_empty_answer_of_ours_that_has_no_end(
+        self, ids_of: str, neighbours: int, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        tokenizer = chat_tokenizer()
+        renderer = Renderer(tokenizer, [END], len(tokenizer))
+        ids, paris = encode(tokenizer, ids_of), [*encode(tokenizer, "Paris"), END]
+        with caplog.at_level(logging.WARNING, logger="endotrl"):
+            rows = renderer.render(
+                ["Where?"] * (1 + neighbours), ["", "Paris"][: 1 + neighbours], [ids, paris][: 1 + neighbours]
+            )
+        assert rows[0].completion_ids == ids and not rows[0].finished
+        said = [record.getMessage() for record in caplog.records]
+        assert len(said) == 1 - neighbours and all("empty texts, which do not tell" in message for message in said)
 
 
 class TestPadding:
