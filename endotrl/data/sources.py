@@ -248,6 +248,11 @@ def _names(part: Path | HubDataset) -> tuple[str, str]:
     return ("standard input" if str(part) == STREAM else str(part)), stem
 
 
+def is_json(file: Path) -> bool:
+    """Whether a file's name says that it is JSON or JSON Lines."""
+    return file.name.endswith(SUFFIXES) and file.suffix != ".parquet"
+
+
 def _is_data(file: Path) -> bool:
     return file.name.endswith(SUFFIXES) and not file.name.startswith(".")
 

@@ -3,21 +3,19 @@
 
 from collections.abc import Callable
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from datasets.exceptions import DatasetsError
 from transformers import TrainingArguments
 from trl import DatasetMixtureConfig, GRPOConfig, RewardConfig, ScriptArguments, get_dataset
 
 from ..data.formats import check_text
+from ..data.splits import load_splits
 from .arguments import RecipeArguments
 
 
-FILE_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 _NEW = "prompt, worded"
-COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
 
 def load_prompts(
@@ -91,36 +89,19 @@ def _splits(
 def _load(
     script_args: ScriptArguments, dataset_args: DatasetMixtureConfig, quickstart: Callable[[], DatasetDict]
 ) -> Any:
-    name = script_args.dataset_name
-    if name == "quickstart" and not dataset_args.datasets:
+    if dataset_args.datasets:
+        try:
+            return get_dataset(dataset_args)
+        except DatasetsError as error:  # not all of them are `ValueError` or `OSError`
+            raise ValueError(f"`datasets` is given, but it cannot be read: {error.__cause__ or error}") from error
+    if script_args.dataset_name == "quickstart":
         return quickstart()
-    if not name and not dataset_args.datasets:
+    if not script_args.dataset_name:
         raise ValueError(
             "There is no dataset. Set `dataset_name` (a dataset of the hub, a file such as `prompts.jsonl`, or "
             "`quickstart`) or `datasets`."
         )
-    suffix = _suffix(name)
-    try:
-        if dataset_args.datasets:
-            return get_dataset(dataset_args)
-        if suffix is None:
-            return load_dataset(name, name=script_args.dataset_config, streaming=script_args.dataset_streaming)
-        if not Path(name).is_file():
-            raise FileNotFoundError(f"`dataset_name` is {name!r}, but there is no such file.")
-        if not Path(name).stat().st_size:
-            raise ValueError(f"`dataset_name` is {name!r}, but that file is empty.")
-        return load_dataset(FILE_FORMATS[suffix], data_files=name, streaming=script_args.dataset_streaming)
-    except DatasetsError as error:  # not all of them are `ValueError` or `OSError`
-        given = "`datasets` is given" if dataset_args.datasets else f"`dataset_name` is {name!r}"
-        what = "it cannot be read" if suffix is None else f"that file cannot be read as {suffix.removeprefix('.')}"
-        raise ValueError(f"{given}, but {what}: {error.__cause__ or error}") from error
-
-
-def _suffix(name: str | None) -> str | None:
-    """What the name of a file says about its format; `None` for a dataset of the hub, or a folder."""
-    path = Path(name or "")
-    suffixes = [suffix for suffix in path.suffixes if suffix not in COMPRESSED]
-    return suffixes[-1] if suffixes and suffixes[-1] in FILE_FORMATS and not path.is_dir() else None
+    return load_splits(script_args.dataset_name, script_args.dataset_config, script_args.dataset_streaming)
 
 
 def _quickstart_prompts() -> DatasetDict:

@@ -446,10 +446,12 @@ class TestMistakes:
         assert ended.value.code == 2
         assert "preferences need 'chosen' and 'rejected'" in " ".join(capsys.readouterr().err.split())
 
-    @pytest.mark.parametrize("text", ["", '{"prompt": "a'])
-    def test_file_without_rows(self, text: str, small: list[str], prompts: Path) -> None:
+    @pytest.mark.parametrize(
+        ("text", "reason"), [("", "there is no row"), ('{"prompt": "a"}\n{"prompt": "a', "line 2: not valid JSON")]
+    )
+    def test_file_without_rows(self, text: str, reason: str, small: list[str], prompts: Path) -> None:
         prompts.write_text(text)
-        with pytest.raises(ValueError, match=r"prompts.jsonl', but that file (is empty|cannot be read as jsonl: .+)"):
+        with pytest.raises(ValueError, match=f"prompts.jsonl', but that file cannot be read as jsonl: .*{reason}"):
             recipes.prepare(*parse(recipe("grpo"), *small))
 
     def test_what_a_reward_module_imports(
