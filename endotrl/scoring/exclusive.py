@@ -16,6 +16,7 @@ import torch
 # for each other.
 _locks: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 _guard = Lock()
+_stance = Lock()
 _eager_passes = 0
 _leave_eager: Any = None
 
@@ -49,3 +50,10 @@ def uncompiled() -> Iterator[None]:
             _eager_passes -= 1
             if _eager_passes == 0:
                 _leave_eager.__exit__(None, None, None)
+
+
+@contextmanager
+def compiled() -> Iterator[None]:
+    """Inside, what `torch.compile` has wrapped is compiled, also within [`uncompiled`]."""
+    with _stance, torch.compiler.set_stance("default"):
+        yield

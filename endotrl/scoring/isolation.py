@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .kernels import relative_difference
 from .modules import backbone, is_plain_linear
-from .packing import last_hidden_states, longest_packable, relative_difference, rounding, why_not_packable
+from .packing import last_hidden_states, longest_packable, rounding, why_not_packable
 from .rope import RopeLengths, rope_entries
 
 

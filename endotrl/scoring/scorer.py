@@ -24,7 +24,8 @@ from .image_prompts import ImagePrompt, check_inputs, own_logits, positions_kept
 from .isolation import PassRules, pass_rules
 from .lm_head import HeadStatistics, LogitTransform, token_statistics
 from .modules import execution_device, is_plain_linear
-from .packing import Group, PackedRow, last_hidden_states, packed_hidden_states
+from .packed_row import Group, PackedRow
+from .packing import last_hidden_states, packed_hidden_states
 from .reference_pass import ReferenceRecorder
 from .rope import rope_as_made
 from .token_stats import TokenStats

@@ -8,12 +8,11 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from .packed_row import PackedRow, Span
+
 
 # Head dimensions of PyTorch's flash-attention kernels: multiples of 8 up to 256.
 HEAD_DIM_MULTIPLE, MAX_HEAD_DIM = 8, 256
-
-# Span of a prompt in a row, and the spans of its continuations, each right behind the one before.
-Span = tuple[int, int, list[tuple[int, int]]]
 
 
 @dataclass(frozen=True)
@@ -122,33 +121,20 @@ def varlen_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    plan: VarlenPlan,
+    row: PackedRow,
     scaling: float | None,
     kernel: Kernel = flash_attention,
 ) -> Tensor:
     r"""
-    Attention over a packed row. A token of a continuation sees its prompt and what stands before it in the
-    continuation. With outputs $o_1$, $o_2$ and log-sum-exps $\ell_1$, $\ell_2$ of the two parts, its output is
+    As [`~kernels.attend`]. A token of a continuation sees its prompt and what stands before it in the continuation.
+    With outputs $o_1$, $o_2$ and log-sum-exps $\ell_1$, $\ell_2$ of the two parts, its output is
     $(e^{\ell_1} o_1 + e^{\ell_2} o_2) / (e^{\ell_1} + e^{\ell_2})$.
-
-    Args:
-        query (`torch.Tensor` of shape `(T, num_heads, head_dim)`):
-            Queries, rotated.
-        key, value (`torch.Tensor` of shape `(T, num_key_value_heads, head_dim)`):
-            Keys and values.
-        plan ([`VarlenPlan`]):
-            What attends to what.
-        scaling (`float`, *optional*):
-            Factor of the scores.
-        kernel (`Kernel`, *optional*, defaults to [`flash_attention`]):
-            Attention over sequences of several lengths.
-
-    Returns:
-        `torch.Tensor` of shape `(T, num_heads, head_dim)`.
     """
+    plan = row.kept(("varlen", query.device), lambda: VarlenPlan.of(row.spans, query.device))
+    query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))  # (T, heads, head_dim)
     output, log_sum_exp = kernel(query, key, value, plan.own, plan.own, True, scaling)
     if plan.shared is None:
-        return output
+        return output[None]
     assert plan.prompts is not None and plan.shared_lengths is not None and plan.prompt_lengths is not None
     of_prompt, prompt_lse = kernel(
         query[plan.shared],
@@ -162,4 +148,4 @@ def varlen_attention(
     # Part of the weight that is the prompt's, of shape (Q, num_heads, 1).
     weight = torch.sigmoid(prompt_lse - log_sum_exp[:, plan.shared]).T[..., None]
     merged = torch.lerp(output[plan.shared].float(), of_prompt.float(), weight)
-    return output.index_copy(0, plan.shared, merged.to(output.dtype))
+    return output.index_copy(0, plan.shared, merged.to(output.dtype))[None]

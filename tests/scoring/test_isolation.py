@@ -39,7 +39,7 @@ from endotrl.frozen.own_copy import OwnCopy
 from endotrl.rendering.renderer import Rendered
 from endotrl.scoring import FrozenScorer, TokenStats
 from endotrl.scoring.isolation import reads_padding
-from endotrl.scoring.packing import Group, PackedRow
+from endotrl.scoring.packed_row import Group, PackedRow
 from endotrl.scoring.reference_pass import ReferenceRecorder
 from endotrl.scoring.rope import RopeLengths
 

@@ -3,17 +3,15 @@
 
 import math
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from endotrl.scoring import packing, varlen
-from endotrl.scoring.packing import Group, PackedRow
-from endotrl.scoring.varlen import Lengths, VarlenPlan, varlen_attention
+from endotrl.scoring.packed_row import Group, PackedRow
+from endotrl.scoring.varlen import Lengths, varlen_attention
 
-from .test_packing import attend, naive_attention, random_states
+from .test_packing import naive_attention, random_states
 
 
 def kernel(
@@ -45,25 +43,6 @@ def kernel(
 def test_equal_to_all_scores(groups: list[tuple[int, list[int]]]) -> None:
     row = PackedRow.of([Group([1] * prompt, [[2] * n for n in lengths]) for prompt, lengths in groups])
     query, key, value = random_states(row.input_ids.shape[1])
-    states = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    actual = varlen_attention(*states, VarlenPlan.of(row.spans, query.device), 0.3, kernel)
+    actual = varlen_attention(query, key, value, row, 0.3, kernel)
     expected = naive_attention(row, query, key, value, 0.3)
-    torch.testing.assert_close(actual[None].double(), expected, atol=1e-5, rtol=1e-5)
-
-
-def test_the_packed_pass_uses_it_where_the_kernel_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    row = PackedRow.of([Group([1] * 50, [[2] * 33, [3] * 70]), Group([4] * 7, [[5] * 9])])
-    states = random_states(row.input_ids.shape[1])
-    expected = attend(row, *states, 0.25)
-    assert not varlen.has_flash_attention(states[0], states[2])  # on a CPU
-    plans = []
-
-    def as_on_a_gpu(query: Tensor, key: Tensor, value: Tensor, plan: VarlenPlan, scaling: float | None) -> Tensor:
-        plans.append(plan)
-        return varlen_attention(query, key, value, plan, scaling, kernel)
-
-    monkeypatch.setattr(packing, "has_flash_attention", lambda query, value: True)
-    monkeypatch.setattr(packing, "varlen_attention", as_on_a_gpu)
-    actual = [attend(row, *states, 0.25) for _ in range(2)]
-    torch.testing.assert_close(actual[0], expected, atol=1e-5, rtol=1e-5)
-    assert plans[0] is plans[1]  # made once for all layers
+    torch.testing.assert_close(actual.double(), expected, atol=1e-5, rtol=1e-5)
