@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from ..frozen.model_renderer import model_renderer
@@ -171,3 +171,9 @@ def pad_batch(
     for i, (_, ends) in enumerate(rows):
         sentence_ends[i, : len(ends)] = torch.tensor(ends)
     return {"input_ids": input_ids, "attention_mask": attention_mask, "sentence_ends": sentence_ends}
+
+
+def pad_states(rows: Sequence[Tensor], width: int = 0) -> Tensor:
+    """States of rows as `(B, T, D)`, filled up with zeros on the right, to `width` if that is more."""
+    padded = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+    return nn.functional.pad(padded, (0, 0, 0, max(0, width - padded.shape[1])))

@@ -13,7 +13,7 @@ from transformers.data.data_collator import DataCollatorMixin
 from trl.data_utils import is_conversational, maybe_extract_prompt
 
 from .configuration import SentenceRewardConfig
-from .encoding import SentenceEncoder, pad_batch
+from .encoding import SentenceEncoder, pad_batch, pad_states
 from .segmentation import Segmenter
 
 
@@ -67,12 +67,14 @@ class PairEncoder:
 class DataCollatorForSentencePreference(DataCollatorMixin):
     """
     Batches of [`SentenceRewardTrainer`], padded on the right: as TRL's `DataCollatorForPreference`, the first half
-    holds the chosen responses and the second the rejected ones, and there is a `margin` if the examples have one.
+    holds the chosen responses and the second the rejected ones, and there is a `margin` if the examples have one; and
+    `states` of [`FrozenLayers`], of `states_dtype`, if that is given.
     """
 
     pad_token_id: int
     pad_to_multiple_of: int | None = None
     return_tensors: str = "pt"
+    states_dtype: torch.dtype | None = None
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Makes a batch; see [`~endotrl.sentence.encoding.pad_batch`]."""
@@ -82,6 +84,13 @@ class DataCollatorForSentencePreference(DataCollatorMixin):
             for example in examples
         ]
         batch = pad_batch(rows, self.pad_token_id, self.pad_to_multiple_of or 1)
+        if self.states_dtype is not None:
+            stored = [example[f"{which}_states"] for which in ("chosen", "rejected") for example in examples]
+            states = [
+                torch.frombuffer(bytearray(content), dtype=self.states_dtype).view(len(ids), -1)
+                for content, (ids, _) in zip(stored, rows, strict=True)
+            ]
+            batch["states"] = pad_states(states, batch["input_ids"].shape[1])
         if "margin" in examples[0]:
             batch["margin"] = torch.tensor([example["margin"] for example in examples], dtype=torch.float)
         return batch

@@ -21,6 +21,7 @@ from trl.data_utils import get_dataset_column_names
 from ..frozen.names import resolve_model
 from ..learning_rates import has_one_learning_rate, set_learning_rate
 from .configuration import SentenceRewardConfig
+from .frozen_layers import FrozenLayers
 from .modeling import SentenceRewardModel, new_modules
 from .preferences import DataCollatorForSentencePreference, PairEncoder
 from .segmentation import Segmenter
@@ -147,10 +148,18 @@ class SentenceRewardTrainer(RewardTrainer):
                 "sentence reward model's head has no pretrained weights and is trained and saved with the adapter. "
                 f"Make it with `modules_to_save={new}`, or pass the model without an adapter, and `peft_config`."
             )
+        if args.freeze_layers and (has_adapter or kwargs.get("peft_config") is not None):
+            raise ValueError(
+                f"`freeze_layers` is {args.freeze_layers}, but an adapter is trained, which changes the frozen "
+                "layers, too. Leave one of the two away."
+            )
+        self._frozen_layers = FrozenLayers(base_model, args.freeze_layers, args) if args.freeze_layers else None
         super().__init__(model=model, args=args, **kwargs)
         if kwargs.get("data_collator") is None:
             self.data_collator = DataCollatorForSentencePreference(
-                self.processing_class.pad_token_id, args.pad_to_multiple_of
+                self.processing_class.pad_token_id,
+                args.pad_to_multiple_of,
+                states_dtype=None if self._frozen_layers is None else self._frozen_layers.dtype,
             )
 
     def _prepare_dataset(
@@ -161,6 +170,8 @@ class SentenceRewardTrainer(RewardTrainer):
         dataset_name: str,
     ) -> Dataset | IterableDataset:
         columns = get_dataset_column_names(dataset)
+        if self._frozen_layers is not None and "states_key" in columns:
+            return self._frozen_layers.add_states(dataset, dataset_name)  # they are there
         if "chosen_ids" not in columns:
             if not {"chosen", "rejected"} <= set(columns):
                 raise ValueError(
@@ -190,7 +201,17 @@ class SentenceRewardTrainer(RewardTrainer):
             if len(prepared) == 0:
                 raise ValueError(f"{message}: none is left. Raise it, or pass shorter rows.")
             logger.warning(f"{message}, and are left out.")
-        return prepared
+        return prepared if self._frozen_layers is None else self._frozen_layers.add_states(prepared, dataset_name)
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        if self._frozen_layers is None:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        if "states" not in inputs:
+            raise ValueError(
+                "The batch has no `states` of the frozen layers. With `freeze_layers`, leave `data_collator` away."
+            )
+        with self._frozen_layers.replaced_by(inputs.pop("states")):
+            return super().compute_loss(model, inputs, *args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         created = self.optimizer is None
@@ -205,7 +226,8 @@ class SentenceRewardTrainer(RewardTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        for column in ("chosen_ends", "rejected_ends", self.args.length_column_name):
+        states = ["chosen_states", "rejected_states"] if self.args.freeze_layers else []
+        for column in ("chosen_ends", "rejected_ends", self.args.length_column_name, *states):
             if column not in self._signature_columns:
                 self._signature_columns.append(column)
 

@@ -37,6 +37,11 @@ class SentenceRewardTrainerConfig(RewardConfig):
             $\sqrt d$, so that a step of Adam moves the logits of the weights about as far as the values; with the same
             rate it moves them $\sqrt d$ times as far, and one sentence takes all the weight within a few steps. Read
             for a model that is a sentence reward model already, too.
+        freeze_layers (`int`, *optional*, defaults to `0`):
+            Number of the first layers to freeze, with the embeddings and the marker below them. They are run once over
+            the dataset, and training starts from their states, on disk in the cache of `datasets`, 2 or 4 bytes times
+            the hidden size per token; with all layers frozen, per sentence. The same as freezing them in place
+            without dropout, at a fraction of the cost. For one process, without an adapter.
     """
 
     marker: bool = True
@@ -46,6 +51,7 @@ class SentenceRewardTrainerConfig(RewardConfig):
     max_sentences: int = 512
     segmenter: str = "rules"
     attention_learning_rate: float | None = None
+    freeze_layers: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,3 +60,5 @@ class SentenceRewardTrainerConfig(RewardConfig):
                 f"`attention_learning_rate` is {self.attention_learning_rate}, but it must not be negative. 0 keeps "
                 "the attention as it starts."
             )
+        if self.freeze_layers < 0:
+            raise ValueError(f"`freeze_layers` is {self.freeze_layers}, but it must not be negative.")
