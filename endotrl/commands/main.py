@@ -24,18 +24,17 @@ from .diagnose import add_diagnose
 from .evaluate_options import add_eval
 from .forecast_options import add_forecast
 from .pairs_options import add_pairs
-from .score_options import add_score, command_line
+from .score_options import add_score
 
 
-__all__ = ["command_line", "main", "make_parser"]
+__all__ = ["main", "make_parser"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     args = make_parser().parse_args(argv)
     ignore_upstream_warnings()
-    if args.command in ("eval", "forecast"):
-        args.command_line = shlex.join(["endotrl", *(sys.argv[1:] if argv is None else argv)])
+    args.command_line = shlex.join(["endotrl", *(sys.argv[1:] if argv is None else argv)])
     try:
         return args.run(args)
     except KeyboardInterrupt as interrupt:

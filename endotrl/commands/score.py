@@ -10,6 +10,7 @@ from typing import Any
 
 from ..data.sources import STREAM, Reader
 from ..reporting import say
+from ..rewards.settings import SETTINGS
 from ..runs.processes import processes
 from ..score_file.heat_map_page import heat_map_page
 from ..score_file.output_files import model_digest, only_run_on
@@ -17,7 +18,6 @@ from ..score_file.run import ScoreReport, score_file
 from ..score_file.sentence_page import sentence_page
 from ..score_file.summary import SHOWN_SENTENCES, show_report
 from .common import default_output, use_form
-from .score_options import default_options
 
 
 # Settings of the endogenous reward that a sentence reward model does not have.
@@ -37,18 +37,9 @@ SHOWN_SETTINGS = ("token_reward", "aggregate", "alpha", "gamma", "truncation", "
 SHOWN_ERRORS = 20  # bad rows named on the terminal; the error file has them all
 
 
-def run(args: argparse.Namespace, command: str) -> ScoreReport:
+def run(args: argparse.Namespace) -> ScoreReport:
     """
-    Runs `endotrl score`.
-
-    Args:
-        args (`argparse.Namespace`):
-            Options, as the parser of the command line gives them.
-        command (`str`):
-            The same as a line for the shell, for the page.
-
-    Returns:
-        [`ScoreReport`]: what is on the terminal and in the files by now.
+    Runs `endotrl score`; returns what is on the terminal and in the files by now.
 
     Raises:
         `ValueError`, `OSError`: With one message for the user, if the command cannot run or cannot go on.
@@ -99,7 +90,7 @@ def run(args: argparse.Namespace, command: str) -> ScoreReport:
     if not state.is_main_process:
         return report
     if args.html is not None:
-        names = {"file": args.file, "model": args.model, "output": output, "command": command}
+        names = {"file": args.file, "model": args.model, "output": output, "command": args.command_line}
         html = (
             sentence_page(report, reward, **names, num_rows=args.html_rows)
             if by_sentence
@@ -201,8 +192,8 @@ def make_reward(args: argparse.Namespace) -> tuple[Any, dict[str, Any], bool]:
 
 
 def _check_no_endogenous_option(args: argparse.Namespace) -> None:
-    defaults = default_options()
-    given = [name for name in ("form", *ENDOGENOUS_OPTIONS) if getattr(args, name) != defaults[name]]
+    given = ["form"] if args.form is not None else []
+    given += [name for name in ENDOGENOUS_OPTIONS if getattr(args, name) != SETTINGS[name].default]
     if given:
         option = given[0].replace("_", "-")
         raise ValueError(

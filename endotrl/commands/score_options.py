@@ -2,8 +2,6 @@
 """Options of `endotrl score`. Imports nothing heavy, so that `endotrl --help` answers at once."""
 
 import argparse
-import json
-import shlex
 from typing import Any
 
 from .common import (
@@ -32,39 +30,6 @@ def add_score(commands: Any) -> None:
         formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
-    _add_options(parser)
-    parser.set_defaults(run=_score)
-
-
-def default_options() -> dict[str, Any]:
-    """Every option of `endotrl score` that has a default, at its default."""
-    parser = argparse.ArgumentParser()
-    _add_options(parser)
-    options = vars(parser.parse_args(["FILE", "--model", "M"]))
-    return {name: value for name, value in options.items() if name not in ("file", "model")}
-
-
-def command_line(args: argparse.Namespace) -> str:
-    """
-    The `endotrl score` command of parsed options, as a line for the shell: every option that is not at its default.
-    """
-    words = ["endotrl", "score", args.file, "--model", args.model]
-    for name, default in default_options().items():
-        value = getattr(args, name)
-        if value == default:
-            continue
-        option = "--" + name.replace("_", "-")
-        text = json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
-        if value is True:
-            words.append(option)
-        elif text.startswith("-") and text != "-":
-            words.append(f"{option}={text}")  # or it would be taken for an option
-        else:
-            words += [option, text]
-    return shlex.join(words)
-
-
-def _add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("file", metavar="FILE", help=f"rows to score: {DATA_HELP}")
     add(
@@ -99,9 +64,10 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add("--quiet", action="store_true", help="show neither progress nor table; errors only")
 
     add_reward_of_rows(parser)
+    parser.set_defaults(run=_score)
 
 
 def _score(args: argparse.Namespace) -> int:
     from .score import run
 
-    return EXIT_BAD_ROWS if run(args, command_line(args)).tally.errors else EXIT_OK
+    return EXIT_BAD_ROWS if run(args).tally.errors else EXIT_OK

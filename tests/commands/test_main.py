@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from endotrl import EndogenousReward, __version__
-from endotrl.commands.main import command_line, main, make_parser
+from endotrl.commands.main import main, make_parser
 from endotrl.reporting import correlation_in_words
 
 
@@ -85,23 +85,6 @@ class TestParser:
         parse = lambda text: make_parser().parse_args(["score", "f", "--model", "m", "--criterion", text]).criterion  # noqa: E731
         assert parse("Be exact.") == "Be exact."
         assert parse('{"law": "Be exact."}') == {"law": "Be exact."}
-
-    @pytest.mark.parametrize(
-        "options",
-        [
-            [],
-            ["--aggregate", "mean", "--alpha", "0.7", "--html", "a page.html", "--no-tokens", "--limit", "3"],
-            ["--criterion", "Is it 'exact'? $HOME"],
-            ["--criterion=-brief", "--output", "-"],
-            ["--criterion", '{"law": "Be exact."}', "--chat-template-kwargs", '{"enable_thinking": false}'],
-        ],
-    )
-    def test_command_line_is_parsed_to_the_same_options(self, options):
-        args = make_parser().parse_args(["score", "my rows.jsonl", "--model", "m", *options])
-        words = shlex.split(command_line(args))
-        assert words[0] == "endotrl" and make_parser().parse_args(words[1:]) == args
-        # Defaults are left out: each option takes its name and a value, or is one word.
-        assert len(words) <= 5 + len(options)
 
 
 class TestDemo:
