@@ -26,7 +26,7 @@ from ..reporting import say, terminal_table
 from ..runs.files import write_json
 from ..runs.processes import processes
 from ..runs.record import now, versions
-from ..score_file import model_digest
+from ..score_file.output_files import model_digest
 from ..scoring.scorer import Placement
 
 

@@ -20,43 +20,11 @@ from typing import TYPE_CHECKING
 from .._lazy import attach
 
 
-__all__ = [
-    "DECIMALS",
-    "OUTPUT_KEYS",
-    "STREAM",
-    "Example",
-    "Row",
-    "ScoreReport",
-    "Tally",
-    "message_text",
-    "model_digest",
-    "parse_row",
-    "score_file",
-]
+__all__ = ["Example", "ScoreReport", "score_file"]
 
 if TYPE_CHECKING:
-    from ..data.formats import message_text
-    from ..data.sources import STREAM
-    from .blocks import DECIMALS
-    from .output_files import model_digest
-    from .rows import OUTPUT_KEYS, Row, parse_row
     from .run import Example, ScoreReport, score_file
-    from .tally import Tally
 
 
 # Resolved on first use (PEP 562), so that `endotrl --help`, which knows the options of all commands, does not wait.
-_LOCATIONS = {
-    "DECIMALS": ".blocks",
-    "Example": ".run",
-    "OUTPUT_KEYS": ".rows",
-    "Row": ".rows",
-    "STREAM": "..data.sources",
-    "ScoreReport": ".run",
-    "Tally": ".tally",
-    "message_text": "..data.formats",
-    "model_digest": ".output_files",
-    "parse_row": ".rows",
-    "score_file": ".run",
-}
-
-__getattr__, __dir__ = attach(__name__, _LOCATIONS, __all__)
+__getattr__, __dir__ = attach(__name__, dict.fromkeys(__all__, ".run"), __all__)

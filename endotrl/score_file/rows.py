@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..data.formats import responses_of
-from ..data.sources import parse_json, why_no_row
 
 
 # Keys that an output line can have. A row of the input must not bring its own.
@@ -87,26 +86,6 @@ def rows_of(line: int, data: Mapping[str, Any], problem: str | None = None) -> l
         )
         for name, completion, ids in zip(responses.names, responses.completions, responses.completion_ids, strict=True)
     ]
-
-
-def parse_row(line: int, data: bytes) -> Row:
-    """
-    Reads one line of JSON Lines with one response.
-
-    Example:
-    ```python
-    >>> from endotrl.score_file import parse_row
-
-    >>> parse_row(1, b'{"prompt": "2+2=", "completion": "4", "id": 7}').extra
-    {'id': 7}
-
-    >>> parse_row(2, b'{"prompt": "2+2=", "completion": 4}').error
-    'The completion must be text or a list of messages, but it is of type int.'
-    ```
-    """
-    value, problem = parse_json(data, first=line == 1)
-    problem = problem or why_no_row(value)
-    return rows_of(line, {} if problem else value, problem)[0]
 
 
 def _is_json(data: Mapping[str, Any]) -> bool:

@@ -20,9 +20,10 @@ from endotrl.demo.findings import Part, Policy
 from endotrl.evaluation.tables import markdown_table
 from endotrl.monitoring.batch_statistics import repetition
 from endotrl.reporting import page
-from endotrl.score_file import parse_row
 from endotrl.score_file.blocks import score_rows
 from endotrl.scoring import TokenStats
+
+from ..support.rows import parse_row
 
 
 FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -22,11 +22,12 @@ from endotrl.data.sources import Reader
 from endotrl.evaluation.run_folder import RunFolder
 from endotrl.runs.jsonl import append_lines
 from endotrl.runs.record import make_record
-from endotrl.score_file import Row, parse_row
 from endotrl.score_file.output_files import Output, only_run_on
+from endotrl.score_file.rows import Row
 from endotrl.score_file.tally import Tally
 
 from ..monitoring.test_monitor import CollapseMonitor, make_trainer
+from ..support.rows import parse_row
 
 
 LINES = [json.dumps({"prompt": f"{i} + {i} =", "completion": f" {2 * i} 😀"}, ensure_ascii=False) for i in range(6)]

@@ -14,9 +14,14 @@ import pytest
 import torch
 
 from endotrl import EndogenousReward
-from endotrl.score_file import OUTPUT_KEYS, Row, Tally, message_text, model_digest, parse_row, score_file
-from endotrl.score_file.rows import TOKEN_KEYS
+from endotrl.data.formats import message_text
+from endotrl.score_file import score_file
+from endotrl.score_file.output_files import model_digest
+from endotrl.score_file.rows import OUTPUT_KEYS, TOKEN_KEYS, Row
 from endotrl.score_file.sharded import ShardedScores
+from endotrl.score_file.tally import Tally
+
+from ..support.rows import parse_row
 
 
 SETTINGS = {"model": "tiny", "alpha": 1.0}
