@@ -82,7 +82,7 @@ class AskFacts(Ask):
 def run(cell: str, seed: int) -> dict[str, Any]:
     """Trains one cell."""
     name, _, beta = cell.partition(":")
-    path, dtype = quickstart_model_path(), faster_dtype()
+    path, (dtype, _) = quickstart_model_path(), faster_dtype()
     tokenizer = AutoTokenizer.from_pretrained(path)
     questions, held_out = facts.load_questions(seed=seed)
     ask, monitor = AskFacts(tokenizer, held_out), CollapseMonitor()

@@ -2,12 +2,19 @@
 """What the commands of the command line have in common: exit codes, and types and help of their options."""
 
 import argparse
+import json
 from collections.abc import Callable
-from pathlib import PurePath
+from contextlib import suppress
+from pathlib import Path, PurePath
 from typing import Any
 
+from ..reporting import say
 from ..rewards.settings import CRITERION, INIT_KWARGS, JSON, READERS, SETTINGS
+from ..runs.processes import processes
 
+
+# Hidden size below which a model takes no time to speak of in any dtype, and its CPU is not measured.
+NARROW = 512
 
 EXIT_OK, EXIT_BAD_ROWS, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 2, 130
 EXIT_FOUND = EXIT_BAD_ROWS  # of `diagnose --fail-on`
@@ -57,6 +64,35 @@ def default_output(source: str, ending: str) -> str:
     """Where a command writes by default: into the current folder, as the input's may be shared, or not writable."""
     name = PurePath(source).name.removesuffix(".gz").replace(":", "-")
     return source if source == "-" else f"{PurePath(name).stem}{ending}"
+
+
+def choose_dtype(args: argparse.Namespace, *recorded: str | PurePath) -> None:
+    """
+    Puts a dtype in the place of `"auto"` for a model that runs on a CPU: that of the run that is gone on with, of
+    which `recorded` are JSON files with its settings, or the one in which this CPU is faster, which is said in a line.
+    """
+    import torch
+
+    from ..frozen.cpu_dtype import faster_dtype
+    from ..frozen.names import load_config
+    from ..frozen.served import is_url
+
+    state, given = processes(), args.model_init_kwargs or {}
+    device = state.device if args.device is None else torch.device(args.device)
+    told = args.dtype != "auto" or {"dtype", "torch_dtype", "quantization_config"} & set(given)
+    if told or device.type != "cpu" or is_url(args.model):
+        return
+    for path in () if args.overwrite else map(Path, recorded):
+        with suppress(OSError, ValueError):  # none, or a damaged one, of which the run tells
+            settings = json.loads(path.read_bytes())
+            args.dtype = settings.get("settings", settings).get("dtype", "auto")
+            return
+    config = load_config(args.model, args.trust_remote_code, given.get("revision"))
+    if config.get_text_config().hidden_size < NARROW:
+        return
+    args.dtype, reason = faster_dtype()
+    if state.is_main_process and not args.quiet:
+        say(f"Runs in {args.dtype} on this CPU, as {reason}. --dtype has it otherwise.")
 
 
 def add_form(parser: Any) -> None:

@@ -28,6 +28,7 @@ from ..runs.processes import processes
 from ..runs.record import now, versions
 from ..score_file.output_files import model_digest
 from ..scoring.scorer import Placement
+from .common import choose_dtype
 
 
 def run_benchmark(args: argparse.Namespace, command: str) -> dict[str, Any]:
@@ -36,6 +37,8 @@ def run_benchmark(args: argparse.Namespace, command: str) -> dict[str, Any]:
     benchmark = BENCHMARKS[args.benchmark]
     items = load_items(benchmark, args.data, args.limit, {key: getattr(args, key) for key in benchmark.options})
     names = expand_names(args.scorers or DEFAULT, steps=items[0].steps is not None)
+    output = args.output or f"eval-{benchmark.name}"
+    choose_dtype(args, f"{output}/settings.json")
     placement, settings = open_model(args)
     chat = benchmark.chat if args.chat is None else args.chat
     settings = {
@@ -61,7 +64,7 @@ def run_benchmark(args: argparse.Namespace, command: str) -> dict[str, Any]:
         settings["chat"] = chat = False
         if any(not isinstance(item.prompt, str) for item in items):
             raise ValueError(f"{args.data} has conversations, and the tokenizer of {args.model} has no chat template.")
-    folder = open_folder(args.output or f"eval-{benchmark.name}", settings, args.overwrite)
+    folder = open_folder(output, settings, args.overwrite)
     started = now()
 
     def make_engine() -> Engine:
@@ -145,12 +148,13 @@ def open_folder(path: str, settings: Mapping[str, Any], overwrite: bool) -> RunF
     return folder if state.is_main_process else RunFolder(path, state.process_index, state.num_processes)
 
 
-def open_answering_model(args: argparse.Namespace) -> tuple[Placement, dict[str, Any]]:
-    """[`open_model`] for a command whose model answers. Raises `ValueError` if it is on a server."""
+def open_answering_model(args: argparse.Namespace, output: str) -> tuple[Placement, dict[str, Any]]:
+    """[`open_model`] for a command whose model answers into a folder. Raises `ValueError` if it is on a server."""
     if is_url(args.model):
         raise ValueError(
             f"--model {args.model} is to answer, which a model on a server does not do here. Name a path."
         )
+    choose_dtype(args, f"{output}/settings.json")
     placement, settings = open_model(args)
     assert not isinstance(placement, ServedModel)
     return placement, settings

@@ -149,7 +149,7 @@ def _check_processes(args: argparse.Namespace) -> None:
 
 
 def _open(args: argparse.Namespace, default: str) -> tuple[RunFolder, Engine, dict[str, Any]]:
-    placement, settings = open_answering_model(args)
+    placement, settings = open_answering_model(args, args.output or default)
     tokenizer = load_tokenizer(placement.config._name_or_path, args.trust_remote_code)
     chat = tokenizer.chat_template is not None if args.chat is None else args.chat
     if chat and tokenizer.chat_template is None:

@@ -37,7 +37,8 @@ def run_forecast(args: argparse.Namespace, command: str) -> Forecast:
     """
     objective = Objective(args.trainer, args.num_generations, args.scale_rewards)
     mixture, grader = Mixture.of(args.samples, args.temperatures), Grader(args.grader)
-    placement, settings = open_answering_model(args)
+    output = args.output or "forecast"
+    placement, settings = open_answering_model(args, output)
     tokenizer = load_tokenizer(placement.config._name_or_path, args.trust_remote_code)
     chat = tokenizer.chat_template is not None if args.chat is None else args.chat
     questions = read_questions(args.data, args.question, args.answer, args.limit, args.instruction, chat)
@@ -59,7 +60,7 @@ def run_forecast(args: argparse.Namespace, command: str) -> Forecast:
     is_default = all(value == SETTINGS[name].default for name, value in reward_settings.items())
     if args.power_sampling is not None and not is_default:
         raise ValueError("--power-sampling is the rival of the endogenous reward with its default settings alone.")
-    folder = RunFolder(args.output or "forecast")
+    folder = RunFolder(output)
     folder.hold()
     folder.open(settings, args.overwrite)
     engine = Engine(placement, tokenizer, chat, max_tokens_per_batch=args.max_tokens_per_batch)

@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> Counts:
     choice = Choice(args.write, args.margin, args.per_prompt, args.fraction, args.unfinished)
     output = args.output or default_output(args.file, f".{args.write}.jsonl")
     with redirect_stdout(sys.stderr):  # libraries print while they are imported, and standard output may be the rows
-        reward, settings, by_sentence = make_reward(args)
+        reward, settings, by_sentence = make_reward(args, f"{output}.scores/settings.json")
     try:
         counts = choose_from_file(
             reward,

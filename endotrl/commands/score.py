@@ -17,7 +17,7 @@ from ..score_file.output_files import model_digest, only_run_on
 from ..score_file.run import ScoreReport, score_file
 from ..score_file.sentence_page import sentence_page
 from ..score_file.summary import SHOWN_SENTENCES, show_report
-from .common import default_output, use_form
+from .common import choose_dtype, default_output, use_form
 
 
 # Settings of the endogenous reward that a sentence reward model does not have.
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> ScoreReport:
     with only_run_on(output) if state.is_main_process else nullcontext():
         # Libraries print while they are imported (wandb: that it is offline), and standard output may be the rows.
         with redirect_stdout(sys.stderr):
-            reward, settings, by_sentence = make_reward(args)
+            reward, settings, by_sentence = make_reward(args, f"{output}.meta.json", f"{output}.shards/settings.json")
         try:
             report = score_file(
                 reward,
@@ -123,10 +123,10 @@ def errors_on_terminal(where: str | None = None) -> Callable[[int, str], None]:
     return on_error
 
 
-def make_reward(args: argparse.Namespace) -> tuple[Any, dict[str, Any], bool]:
+def make_reward(args: argparse.Namespace, *recorded: str) -> tuple[Any, dict[str, Any], bool]:
     """
     The reward that the options and the kind of model ask for, the settings that its numbers depend on, and whether it
-    is a sentence reward model's.
+    is a sentence reward model's. Of `recorded`, see [`choose_dtype`].
     """
     import torch
     from accelerate import PartialState
@@ -144,6 +144,7 @@ def make_reward(args: argparse.Namespace) -> tuple[Any, dict[str, Any], bool]:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
+    choose_dtype(args, *recorded)
     by_sentence = not is_url(args.model) and isinstance(
         load_config(args.model, args.trust_remote_code), SentenceRewardConfig
     )

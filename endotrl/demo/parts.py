@@ -227,7 +227,7 @@ def run_facts(session: Session) -> Part:
 
     seed, progress, settings = session.seed, session.progress, session.size.facts or {}
     path = quickstart_model_path()
-    dtype = faster_dtype()
+    dtype, _ = faster_dtype()
     tokenizer = AutoTokenizer.from_pretrained(path)
     train_questions, held_out = facts.load_questions(seed=seed)
     held_out = held_out[:: max(1, len(held_out) // session.size.num_facts)]

@@ -6,6 +6,8 @@ The dtype in which a CPU is faster: few have instructions for bfloat16, and the 
 import time
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 
 def matmul_seconds() -> dict[str, float]:
@@ -24,7 +26,14 @@ def matmul_seconds() -> dict[str, float]:
     return {"bfloat16": bfloat16, "float32": float32}
 
 
-def faster_dtype() -> str:
-    """`"bfloat16"` where this CPU multiplies matrices faster in it, and `"float32"` elsewhere."""
+def faster_dtype() -> tuple[str, str]:
+    """
+    `"bfloat16"` or `"float32"`, in which this CPU multiplies matrices faster, and the reason in words. All processes
+    get the same, and must call it together.
+    """
     seconds = matmul_seconds()
-    return min(seconds, key=lambda dtype: seconds[dtype])
+    if PartialState().num_processes > 1:
+        (seconds,) = broadcast_object_list([seconds])
+    faster, slower = sorted(seconds, key=lambda dtype: seconds[dtype])
+    ratio = seconds[slower] / seconds[faster]
+    return faster, f"it multiplies matrices {ratio:.1f} times as fast in {faster} as in {slower}"

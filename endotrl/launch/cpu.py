@@ -7,9 +7,9 @@ from collections.abc import Collection
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import DistributedType, broadcast_object_list, parse_flag_from_env
+from accelerate.utils import DistributedType, parse_flag_from_env
 
-from ..frozen.cpu_dtype import matmul_seconds
+from ..frozen.cpu_dtype import faster_dtype
 from ..reporting import say
 from ..runs.record import recorded_settings
 
@@ -30,12 +30,8 @@ def choose_precision(settings: Namespace, given: Collection[str]) -> None:
         faster, reason = before["dtype"], f"the run in {settings.output_dir} has it"
         bf16 = before["bf16"]
     else:
-        seconds = matmul_seconds()
-        if int(PartialState(cpu=True).num_processes) > 1:
-            (seconds,) = broadcast_object_list([seconds])  # all the same, though each has measured
-        faster, slower = sorted(seconds, key=lambda dtype: seconds[dtype])
-        ratio = seconds[slower] / seconds[faster]
-        reason = f"it multiplies matrices {ratio:.1f} times as fast in {faster} as in {slower}"
+        PartialState(cpu=True)  # accelerate takes each process for the only one unless it is told
+        faster, reason = faster_dtype()
         bf16 = faster == "bfloat16"
     chosen = {}
     if choose_bf16:

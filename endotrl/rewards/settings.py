@@ -169,7 +169,8 @@ SETTINGS = {
             "dtype",
             str,
             "auto",
-            "Dtype of the frozen model's own copy: auto is bfloat16 on accelerators and float32 on CPU.",
+            "Dtype of the frozen model's own copy: auto is bfloat16 on accelerators and float32 on CPU, where the "
+            "command line takes the faster of the two.",
             ("auto", "bfloat16", "float16", "float32"),
         ),
         RewardSetting(

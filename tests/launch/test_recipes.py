@@ -664,7 +664,7 @@ class TestPrecision:
 
         def settle(faster: str, *arguments: str) -> tuple[bool, str]:
             seconds = {"bfloat16": 1.0, "float32": 1.0, faster: 0.25}
-            monkeypatch.setattr("endotrl.launch.cpu.matmul_seconds", lambda: seconds)
+            monkeypatch.setattr("endotrl.frozen.cpu_dtype.matmul_seconds", lambda: seconds)
             path = recipe("grpo")
             parser = make_parser(DenseGRPOConfig)
             _, args, _, model_args, _ = recipes.pipeline.parse(parser, ["--config", str(path), *words, *arguments])
