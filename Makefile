@@ -34,7 +34,7 @@ GPU_PYTHON_VERSION ?= 3.12
 GPU_OWN := torch|triton|nvidia-.*|transformers|numpy|deepspeed|wandb|pytest.*|mypy.*|ruff|codespell|pre.commit.*|llm-.*|gguf
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=15
 
-.PHONY: help demo theory recipe sentence-rl sentence-rl-smollm2 test test-fast test-compat test-vllm bench gpu gpu-wheels lint format clean
+.PHONY: help demo vlm-demo theory recipe sentence-rl sentence-rl-smollm2 test test-fast test-compat test-vllm bench gpu gpu-wheels lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -42,6 +42,9 @@ help:  ## Show this list
 
 demo: $(VENV)/.demo  ## Improve two language models by their own reward, write a report (DEMO_ARGS=--quick: the short one)
 	@$(BIN)/endotrl demo $(DEMO_ARGS)
+
+vlm-demo: $(VENV)/.demo  ## Improve a small vision-language model, trained here from nothing, by its own reward
+	@$(BIN)/endotrl demo --task images --output demo-output/vlm $(DEMO_ARGS)
 
 theory: $(VENV)/.demo  ## Measure the papers' bounds on exact token MDPs (about a minute)
 	@$(BIN)/python -m studies.theory $(THEORY_ARGS)

@@ -75,11 +75,12 @@ def _add_demo(commands: Any) -> None:
         help="train on the endogenous reward, from nothing to a report, in minutes on a CPU",
         description="Runs GRPO on the endogenous reward, without labels, and writes a report. Two tasks: a small "
         "transformer that learns addition from faulty demonstrations, and a pretrained model that answers factual "
-        "questions. After Ctrl-C, the same command goes on.",
+        "questions. A third, --task images, is run by itself: a small vision-language model that reads numbers in "
+        "pictures. After Ctrl-C, the same command goes on.",
         formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--task", choices=("arithmetic", "facts", "all"), default="all", help="what to run")
+    parser.add_argument("--task", choices=("arithmetic", "facts", "images", "all"), default="all", help="what to run")
     parser.add_argument("--output", metavar="DIR", default="demo-output", help="folder for report, metrics and model")
     parser.add_argument("--seed", type=int, default=0, help="seed of all randomness")
     size = parser.add_mutually_exclusive_group()

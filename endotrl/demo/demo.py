@@ -20,7 +20,7 @@ from ..runs.record import machine, versions
 from .demo_page import write_report
 from .findings import accuracy_table, summary
 from .grpo_runs import quiet
-from .parts import CONTROLS, LEARN, LOOK, PARTS, REAL, SECONDS, SIZES, TRAIN, Session, look
+from .parts import LOOK, LOOK_SECONDS, SIZES, TASKS, Session, look, run
 from .progress import Kept, Progress
 
 
@@ -35,7 +35,7 @@ def run_demo(
 
     Args:
         task (`str`, *optional*, defaults to `"all"`):
-            `"arithmetic"`, `"facts"` or `"all"`.
+            `"arithmetic"`, `"facts"`, `"images"`, or `"all"` for the first two.
         output_dir (`str`, *optional*, defaults to `"demo-output"`):
             Folder to write. Files of a finished demo in it are replaced.
         seed (`int`, *optional*, defaults to `0`):
@@ -52,8 +52,8 @@ def run_demo(
         `ImportError`: If a package is missing that the task needs.
     """
     started = time.perf_counter()
-    if task != "all" and task not in PARTS:
-        raise ValueError(f"`task` is {task!r}, but it must be {', '.join(map(repr, PARTS))} or 'all'.")
+    if task != "all" and task not in TASKS:
+        raise ValueError(f"`task` is {task!r}, but it must be {', '.join(map(repr, TASKS))} or 'all'.")
     if size not in SIZES:
         raise ValueError(f"`size` is {size!r}, but it must be {', '.join(map(repr, SIZES))}.")
     if task == "facts" and SIZES[size].facts is None:
@@ -68,27 +68,27 @@ def run_demo(
         with tqdm.external_write_mode():
             console.print(Text(text) if isinstance(text, str) else text)
 
-    names = [name for name in PARTS if task in (name, "all") and (name != "facts" or SIZES[size].facts is not None)]
-    stages = [LOOK] if task != "arithmetic" else []
-    stages += [LEARN, TRAIN, *([CONTROLS] if SIZES[size].controls else [])] if "arithmetic" in names else []
-    stages += [REAL] if "facts" in names else []
-    progress = Progress({stage: SECONDS[stage] for stage in stages})
+    names = [task] if task != "all" else ["arithmetic", *(["facts"] if SIZES[size].facts else [])]
+    tasks = [TASKS[name](SIZES[size], output, seed) for name in names]
+    looks = task in ("all", "facts")
+    stages = {title: seconds for one in tasks for title, seconds in one.stages.items()}
+    progress = Progress({**({LOOK: LOOK_SECONDS} if looks else {}), **stages})
     partial = output / "partial"
     kept = Kept(partial, {"size": size, "seed": seed, **versions("torch", "transformers", "trl")})
     session = Session(output, seed, SIZES[size], progress, kept, say)
     metrics: dict[str, Any] = {}
     parts = []
     try:
-        if LOOK in stages:
+        if looks:
             look(session)
-        for name in names:
-            part = PARTS[name](session)
+        for one in tasks:
+            part = run(one, session)
             parts.append(part)
-            metrics[name] = part.metrics
+            metrics[part.name] = part.metrics
             metrics["seconds"] = round(time.perf_counter() - started, 1)
             metrics["environment"] = {
                 **metrics.get("environment", _environment()),
-                f"{name}_dtype": part.settings["dtype"],
+                f"{part.name}_dtype": part.settings["dtype"],
             }
             (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
             report = write_report(parts, metrics, output)
@@ -113,14 +113,14 @@ def run_demo(
 
 def _check_requirements(task: str) -> None:
     """Raises `ImportError` now for a package that would be missed only after minutes of training."""
-    needed = ["matplotlib"] + (["peft", "gguf"] if task != "arithmetic" else [])
+    needed = ["matplotlib"] + (["peft", "gguf"] if task in ("all", "facts") else [])
     missing = [name for name in needed if find_spec(name) is None]
     if missing:
         raise ImportError(
             f"The demo needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed. `make "
             "demo` installs all it needs; by hand, in a clone: `pip install '.[quickstart]'`."
         )
-    if task != "arithmetic":
+    if "peft" in needed:
         quickstart_model_path()  # converts the model on first use
 
 

@@ -16,6 +16,7 @@ from .findings import MAJORITY, SAMPLED, TITLES, Part, Policy, accuracy_table, h
 NUM_ANSWERS = 8
 # Okabe and Ito's colours, told apart with every common colour blindness, and a line style each for those who see none.
 STYLES = {"endogenous": ("#0072b2", "-"), "random": ("#d55e00", "--"), "length": ("#777777", ":")}
+STYLES |= {"other_image": ("#009e73", "-."), "text_alone": ("#777777", ":")}
 
 
 def write_report(parts: Sequence[Part], metrics: dict[str, Any], output_dir: Path) -> Path:

@@ -15,6 +15,8 @@ TITLES = {
     "endogenous": "own reward",
     "random": "random reward",
     "length": "length reward",
+    "other_image": "reward for another image",
+    "text_alone": "reward for the text alone",
 }
 
 
@@ -98,7 +100,7 @@ def summary(part: Part) -> str:
     verb = "improved" if changes["endogenous"][1] > 0 else "got worse" if changes["endogenous"][1] < 0 else "stayed"
     text = f"By its own reward, without a label, the model {verb}: {before:.0%} to {after:.0%} right"
     text += f" ({changes['endogenous'][0]}). "
-    others = "; ".join(f"{name} reward {change}" for name, (change, _) in changes.items() if name != "endogenous")
+    others = "; ".join(f"{TITLES[name]} {change}" for name, (change, _) in changes.items() if name != "endogenous")
     if others:
         text += f"Rewards that know nothing, on the same footing: {others}. "
     if greedy < after - half_width(own.right[SAMPLED]):

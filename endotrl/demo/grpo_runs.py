@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the two parts of the demo share: a GRPO run on any reward, and answers before and after."""
+"""What the parts of the demo share: a GRPO run on any reward, and answers before and after."""
 
 import logging
 import os
@@ -15,15 +15,22 @@ from typing import Any
 import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    TrainerCallback,
+)
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from ..rendering.policy import ProcessingClass
 from ..rewards.endogenous import EndogenousReward
 from ..trainers.cpu_generation import make_head_input_contiguous
 
 
-Prompts = Sequence[str] | Sequence[list[dict[str, str]]]
+Prompts = Sequence[str] | Sequence[list[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,7 @@ class _BarCallback(TrainerCallback):
 def train_with_grpo(
     name: str,
     model: PreTrainedModel,
-    processing_class: PreTrainedTokenizerBase,
+    processing_class: ProcessingClass,
     reward: Any,
     accuracy: Callable[..., list[float]],
     dataset: Dataset,
@@ -86,8 +93,8 @@ def train_with_grpo(
             Name of the run, for the progress bar, the folder and W&B.
         model ([`~transformers.PreTrainedModel`]):
             Base model, which becomes the policy.
-        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
-            Its tokenizer.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`]):
+            Its tokenizer or processor.
         reward (`Callable`):
             The reward. An [`EndogenousReward`] made with `model=None` is attached to the trainer.
         accuracy (`Callable`):
@@ -169,7 +176,7 @@ def _offline_wandb(output_dir: Path) -> Iterator[None]:
 @torch.no_grad()
 def generate_answers(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    processing_class: ProcessingClass,
     prompts: Prompts,
     max_new_tokens: int,
     greedy: bool = False,
@@ -181,35 +188,34 @@ def generate_answers(
     One answer per prompt: the most probable token at every step (`greedy`), or sampled from the whole distribution at
     `temperature`. Returns the texts, and the token ids with EOS where it was generated.
     """
-    rendered = [
-        p if isinstance(p, str) else tokenizer.apply_chat_template(p, add_generation_prompt=True, tokenize=False)
-        for p in prompts
-    ]
     torch.manual_seed(seed)
     model.eval()
     sampling: dict[str, Any] = {"do_sample": not greedy}
     if not greedy:
         sampling |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
     answers: list[list[int]] = []
-    for start in range(0, len(rendered), batch_size):
-        batch = tokenizer(
-            rendered[start : start + batch_size],
-            padding=True,
-            padding_side="left",
-            add_special_tokens=isinstance(prompts[0], str),
-            return_tensors="pt",
-        )
+    tokenizer = tokenizer_of(processing_class)
+    batching: dict[str, Any] = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
+    for start in range(0, len(prompts), batch_size):
+        asked: Any = list(prompts[start : start + batch_size])
+        if isinstance(asked[0], str):
+            batch = tokenizer(asked, **batching)
+        else:
+            batch = processing_class.apply_chat_template(
+                asked, add_generation_prompt=True, tokenize=True, return_dict=True, **batching
+            )
         output = model.generate(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            max_new_tokens=max_new_tokens,
-            pad_token_id=tokenizer.pad_token_id,
-            **sampling,
+            **batch, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id, **sampling
         )
         for ids in output[:, batch["input_ids"].shape[1] :].tolist():
             end = ids.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in ids else len(ids)
             answers.append(ids[:end])
     return tokenizer.batch_decode(answers, skip_special_tokens=True), answers
+
+
+def tokenizer_of(processing_class: ProcessingClass) -> PreTrainedTokenizerBase:
+    """A tokenizer as it is, or that of a processor."""
+    return processing_class.tokenizer if isinstance(processing_class, ProcessorMixin) else processing_class
 
 
 def load_model(path: str | Path, dtype: str = "float32") -> PreTrainedModel:

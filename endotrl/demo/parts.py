@@ -2,29 +2,33 @@
 """The parts of the demo: what each trains, and on what."""
 
 import gc
+import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from datasets import Dataset
+from transformers import AutoTokenizer, PreTrainedModel
 
+from ..data.formats import message_text
 from ..frozen.cpu_dtype import faster_dtype
 from ..frozen.quickstart_model import quickstart_model_path
 from ..grading import is_right
+from ..rendering.policy import ProcessingClass
 from ..reporting import HeatMapRow, terminal_heat_map
 from ..rewards import EndogenousReward, LengthReward, RandomReward
 from ..rewards.contributions import heat_map_row
-from ..tasks import arithmetic, facts
+from ..tasks import arithmetic, facts, pictures
 from .findings import COOL, GREEDY, MAJORITY, SAMPLED, Part, Policy
-from .grpo_runs import Run, generate_answers, load_model, train_with_grpo
+from .grpo_runs import Run, generate_answers, load_model, tokenizer_of, train_with_grpo
 from .progress import Kept, Progress
 
 
-# Both leave TRL's `scale_rewards="group"` on: it gives the endogenous, the random and the length reward the same
+# All leave TRL's `scale_rewards="group"` on: it gives the endogenous, the random and the length reward the same
 # scale, and so the same chance. The KL penalty then weighs beta times the standard deviation of a group's rewards.
 ARITHMETIC: dict[str, Any] = {
     "max_steps": 60,
@@ -41,6 +45,15 @@ ARITHMETIC: dict[str, Any] = {
 DIGITS = 2
 PRETRAINING: dict[str, Any] = {"steps": 1000, "batch_size": 256, "noise": 0.55}
 HELD_OUT = 500  # questions of arithmetic
+# As many questions and updates as the arithmetic has in three minutes: answers to pictures take longer.
+IMAGES: dict[str, Any] = {
+    **ARITHMETIC,
+    "max_steps": 40,
+    "per_device_train_batch_size": 128,  # 16 pictures
+    "max_completion_length": pictures.ANSWER_LENGTH,
+}
+IMAGES_PRETRAINING: dict[str, Any] = {"steps": 700, "noise": 0.55}
+HELD_OUT_PICTURES = 300
 MAJORITY_OF = 16
 
 FACTS: dict[str, Any] = {
@@ -70,7 +83,7 @@ LORA: dict[str, Any] = {
 class Size:
     """
     How much of the demo is run: settings of the arithmetic and of the facts (`None` for no facts), the controls of
-    each, and held-out facts.
+    each (those of images are run if arithmetic has any), and held-out facts.
     """
 
     arithmetic: dict[str, Any]
@@ -85,15 +98,7 @@ SIZES = {
     "default": Size(ARITHMETIC, ("random", "length"), {**FACTS, "max_steps": 8, "gradient_accumulation_steps": 2}),
     "full": Size({**ARITHMETIC, "max_steps": 100}, ("random", "length"), FACTS, ("random",), num_facts=154),
 }
-# Titles, and seconds on two cores.
-LOOK, LEARN, TRAIN, CONTROLS, REAL = (
-    "two answers, token by token",
-    "a small transformer learns to add",
-    "it trains on its own reward",
-    "rewards that know nothing",
-    "SmolLM2 trains on its own reward",
-)
-SECONDS = {LOOK: 10.0, LEARN: 70.0, TRAIN: 40.0, CONTROLS: 70.0, REAL: 150.0}
+LOOK, LOOK_SECONDS = "two answers, token by token", 10.0
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,35 @@ class Session:
     progress: Progress
     kept: Kept
     say: Callable[[Any], None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a part trains, and how its held-out questions are asked."""
+
+    name: str
+    title: str  # heading in the report
+    # Titles and seconds on two cores of: making and asking the base model, its own reward, and the controls, if any.
+    stages: dict[str, float]
+    prompts: list[Any]  # held-out questions
+    is_right: Callable[[int, str], bool]  # whether a text answers question i
+    groups: list[str]  # kind of each question
+    processing_class: ProcessingClass
+    frozen: str  # folder of the base model
+    make_base: Callable[[Progress], PreTrainedModel]
+    load: Callable[[], PreTrainedModel]  # the base model, to be trained
+    rewards: dict[str, Callable[[], Any]]  # "endogenous" first, and then the controls
+    accuracy: Callable[..., list[float]]
+    dataset: Callable[[], Dataset]
+    settings: dict[str, Any]  # of GRPO
+    limit: int  # tokens of a held-out answer
+    samples: int  # answers to a question
+    batch_size: int
+    saved: Path  # where the trained model goes
+    details: dict[str, Any]  # settings that are shown beside those of GRPO
+    opening: str  # what is said of the base model, with places for its accuracies `sampled` and `greedy`
+    questions: list[str] | None = None  # as they are shown, if not by their text
+    peft_config: Any = None
 
 
 def look(session: Session) -> None:
@@ -121,36 +155,68 @@ def look(session: Session) -> None:
     session.say(terminal_heat_map([heat_map_row(reward, stats) for stats in scored]))
 
 
-def run_arithmetic(session: Session) -> Part:
-    """
-    Pretrains a small transformer on demonstrations of addition that derail, then trains it by GRPO on its own
-    endogenous reward, and on rewards that know nothing.
-    """
-    seed, progress, settings = session.seed, session.progress, session.size.arithmetic
-    folder = session.output / "arithmetic"
-    base_dir = folder / "base_model"
+def run(task: Task, session: Session) -> Part:
+    """Asks the base model, trains it by GRPO on its own endogenous reward and on the controls, and asks each again."""
+    progress, kept = session.progress, session.kept
+
+    def base() -> dict[str, Any]:
+        return _measure(task, task.make_base(progress), session.seed)
+
+    def train(name: str) -> dict[str, Any]:
+        run = train_with_grpo(
+            f"{task.name}-{name}",
+            task.load(),
+            task.processing_class,
+            task.rewards[name](),
+            task.accuracy,
+            task.dataset(),
+            session.output,
+            peft_config=task.peft_config,
+            progress=progress,
+            seed=session.seed,
+            **task.settings,
+        )
+        if name == "endogenous":
+            run.model.save_pretrained(task.saved)
+            task.processing_class.save_pretrained(task.saved)
+        return _measure(task, run.model, session.seed, run)
+
+    titles = list(task.stages)
+    progress.stage(titles[0])
+    policies = {"base": Policy(**kept(f"{task.name}-base", progress, base))}
+    asked = policies["base"]
+    session.say(task.opening.format(sampled=f"{asked.accuracy():.0%}", greedy=f"{asked.accuracy(GREEDY):.0%}"))
+    progress.stage(titles[1])
+    own, *controls = task.rewards
+    policies[own] = Policy(**kept(f"{task.name}-{own}", progress, partial(train, own)))
+    for i, name in enumerate(controls):
+        if i == 0:
+            progress.stage(titles[2])
+        with progress.part(i / len(controls), (i + 1) / len(controls)):
+            policies[name] = Policy(**kept(f"{task.name}-{name}", progress, partial(train, name)))
+    return Part(
+        name=task.name,
+        title=task.title,
+        policies=policies,
+        questions=task.questions or list(map(message_text, task.prompts)),
+        groups=task.groups,
+        settings={**task.details, **task.settings},
+        examples=_examples(task, policies),
+    )
+
+
+def arithmetic_task(size: Size, output: Path, seed: int) -> Task:
+    """A small transformer pretrained on demonstrations of addition that derail, against rewards that know nothing."""
+    base_dir = str(output / "arithmetic" / "base_model")
     tokenizer = arithmetic.make_tokenizer()
     held_out = arithmetic.make_questions(HELD_OUT, seed + 1, DIGITS)
-    prompts = [arithmetic.question_text(q) for q in held_out]
     truths = [arithmetic.answer_text(q) for q in held_out]
+    controls: dict[str, Callable[[], Any]] = {"random": lambda: RandomReward(seed), "length": LengthReward}
+    stages = {"a small transformer learns to add": 70.0, "it trains on its own reward": 40.0}
 
-    def measure(model: PreTrainedModel, run: Run | None = None) -> dict[str, Any]:
-        return _measure(
-            model,
-            tokenizer,
-            prompts,
-            lambda i, text: text == truths[i],
-            run,
-            samples=MAJORITY_OF,
-            limit=arithmetic.MAX_ANSWER_LENGTH,
-            seed=seed,
-            batch_size=4000,
-        )
-
-    def pretrain() -> dict[str, Any]:
+    def make_base(progress: Progress) -> PreTrainedModel:
         torch.manual_seed(seed)
         base = arithmetic.make_model(tokenizer, hidden_size=96, intermediate_size=256)
-        steps = _followed(PRETRAINING["steps"], progress)
         arithmetic.pretrain(
             base,
             tokenizer,
@@ -158,151 +224,160 @@ def run_arithmetic(session: Session) -> Part:
             held_out=held_out,
             digits=DIGITS,
             wrong=arithmetic.derailed_answer,
-            bar=steps,
+            bar=_followed(PRETRAINING["steps"], progress),
             **PRETRAINING,
         )
         base.save_pretrained(base_dir)
         tokenizer.save_pretrained(base_dir)
-        return measure(base)
+        return base
 
-    def train(name: str) -> dict[str, Any]:
-        rewards = {
-            "endogenous": EndogenousReward(str(base_dir)),
-            "random": RandomReward(seed),
-            "length": LengthReward(),
-        }
-        dataset = arithmetic.make_dataset(
-            [q for q in arithmetic.make_questions(3000, seed + 2, DIGITS) if q not in set(held_out)]
-        )
-        run = train_with_grpo(
-            f"arithmetic-{name}",
-            load_model(base_dir),
-            tokenizer,
-            rewards[name],
-            arithmetic.accuracy,
-            dataset,
-            session.output,
-            progress=progress,
-            seed=seed,
-            **settings,
-        )
-        if name == "endogenous":
-            run.model.save_pretrained(folder / "trained_model")
-            tokenizer.save_pretrained(folder / "trained_model")
-        return measure(run.model, run)
-
-    progress.stage(LEARN)
-    policies = {"base": Policy(**session.kept("arithmetic-base", progress, pretrain))}
-    base = policies["base"]
-    session.say(
-        f"A small transformer has learned to add from demonstrations of which {PRETRAINING['noise']:.0%} derail: a "
-        f"first digit one too high, then anything. It answers {base.accuracy():.0%} right when sampled, "
-        f"{base.accuracy(GREEDY):.0%} when greedy. Now it trains on its own reward, without labels."
-    )
-    progress.stage(TRAIN)
-    policies["endogenous"] = Policy(**session.kept("arithmetic-endogenous", progress, partial(train, "endogenous")))
-    for name in _each(session.size.controls, progress, CONTROLS):
-        policies[name] = Policy(**session.kept(f"arithmetic-{name}", progress, partial(train, name)))
-    return Part(
+    return Task(
         name="arithmetic",
         title="Addition: a small transformer trained from nothing",
-        policies=policies,
-        questions=prompts,
-        groups=["addition"] * len(prompts),
-        settings={
-            **{f"pretraining {key}": value for key, value in PRETRAINING.items()},
-            "dtype": "float32",
-            **settings,
+        stages={**stages, **({"rewards that know nothing": 70.0} if size.controls else {})},
+        prompts=[arithmetic.question_text(q) for q in held_out],
+        is_right=lambda i, text: text == truths[i],
+        groups=["addition"] * len(held_out),
+        processing_class=tokenizer,
+        frozen=base_dir,
+        make_base=make_base,
+        load=lambda: load_model(base_dir),
+        rewards={
+            "endogenous": lambda: EndogenousReward(base_dir),
+            **{name: controls[name] for name in size.controls},
         },
-        examples=_examples(EndogenousReward(str(base_dir)), prompts, prompts, policies),
+        accuracy=arithmetic.accuracy,
+        dataset=lambda: arithmetic.make_dataset(
+            [q for q in arithmetic.make_questions(3000, seed + 2, DIGITS) if q not in set(held_out)]
+        ),
+        settings=size.arithmetic,
+        limit=arithmetic.MAX_ANSWER_LENGTH,
+        samples=MAJORITY_OF,
+        batch_size=4000,
+        saved=output / "arithmetic" / "trained_model",
+        details={**{f"pretraining {key}": value for key, value in PRETRAINING.items()}, "dtype": "float32"},
+        opening=f"A small transformer has learned to add from demonstrations of which {PRETRAINING['noise']:.0%} "
+        "derail: a first digit one too high, then anything. It answers {sampled} right when sampled, {greedy} when "
+        "greedy. Now it trains on its own reward, without labels.",
     )
 
 
-def run_facts(session: Session) -> Part:
+def images_task(size: Size, output: Path, seed: int) -> Task:
     """
-    Trains SmolLM2-135M-Instruct by LoRA GRPO on factual questions, by its own endogenous reward, and on rewards that
-    know nothing.
+    A tiny Llava pretrained on captions of numbers that derail, against rewards that have not seen the picture: a
+    random one, that of its answer to another picture, and that of its answer to the text alone.
     """
+    base_dir = str(output / "images" / "base_model")
+    torch.manual_seed(seed)
+    base, processor = pictures.make_model()
+    held_out = pictures.make_numbers(HELD_OUT_PICTURES, seed + 1)
+    generator = random.Random(seed + 1)
+    own = partial(EndogenousReward, base_dir)
+    rewards: dict[str, Callable[[], Any]] = {"endogenous": own}
+    if size.controls:
+        rewards |= {
+            "random": lambda: RandomReward(seed),
+            "other_image": lambda: OtherImageReward(own()),
+            "text_alone": partial(own, images="ignore"),
+        }
+
+    def make_base(progress: Progress) -> PreTrainedModel:
+        steps = _followed(IMAGES_PRETRAINING["steps"], progress)
+        pictures.pretrain(base, processor, seed=seed, held_out=held_out, bar=steps, **IMAGES_PRETRAINING)
+        base.save_pretrained(base_dir)
+        processor.save_pretrained(base_dir)
+        return base
+
+    stages = {"a tiny Llava learns to read numbers": 60.0, "it trains on its own reward": 60.0}
+    return Task(
+        name="images",
+        title="Pictures: a small vision-language model trained from nothing",
+        stages={**stages, **({"rewards that do not see the picture": 180.0} if size.controls else {})},
+        prompts=[pictures.prompt(pictures.draw(number, generator)) for number in held_out],
+        questions=[f"a picture of {number}" for number in held_out],
+        is_right=lambda i, text: text == held_out[i],
+        groups=["numbers"] * len(held_out),
+        processing_class=processor,
+        frozen=base_dir,
+        make_base=make_base,
+        load=lambda: type(base).from_pretrained(base_dir),
+        rewards=rewards,
+        accuracy=pictures.accuracy,
+        dataset=lambda: pictures.make_dataset(
+            [number for number in pictures.make_numbers(3000, seed + 2) if number not in set(held_out)], seed
+        ),
+        settings=IMAGES,
+        limit=pictures.ANSWER_LENGTH,
+        samples=MAJORITY_OF,
+        batch_size=600,
+        saved=output / "images" / "trained_model",
+        details={**{f"pretraining {key}": value for key, value in IMAGES_PRETRAINING.items()}, "dtype": "float32"},
+        opening=f"A tiny Llava has learned to read numbers from captions of which {IMAGES_PRETRAINING['noise']:.0%} "
+        "derail: a first digit one too high, then anything. It reads {sampled} right when sampled, {greedy} when "
+        "greedy. Now it trains on its own reward, without labels.",
+    )
+
+
+class OtherImageReward:
+    """The reward of each answer as one to the picture of another question of the batch."""
+
+    __name__ = "other_image_reward"
+
+    def __init__(self, reward: EndogenousReward) -> None:
+        self._reward = reward
+
+    def __call__(
+        self, prompts: list[Any], completions: list[Any], completion_ids: list[list[int]], **kwargs: Any
+    ) -> list[float | None]:
+        half = len(prompts) // 2  # in another group: answers to a question are side by side
+        others = [*prompts[half:], *prompts[:half]]
+        return self._reward(prompts=others, completions=completions, completion_ids=completion_ids)
+
+
+def facts_task(size: Size, output: Path, seed: int) -> Task:
+    """SmolLM2-135M-Instruct on factual questions by LoRA, against a random reward."""
     from peft import LoraConfig
 
-    seed, progress, settings = session.seed, session.progress, session.size.facts or {}
+    settings = size.facts or {}
     path = quickstart_model_path()
     dtype, _ = faster_dtype()
-    tokenizer = AutoTokenizer.from_pretrained(path)
     train_questions, held_out = facts.load_questions(seed=seed)
-    held_out = held_out[:: max(1, len(held_out) // session.size.num_facts)]
-    prompts = [q.prompt for q in held_out]
-
-    def measure(model: PreTrainedModel, run: Run | None = None) -> dict[str, Any]:
-        return _measure(
-            model,
-            tokenizer,
-            prompts,
-            lambda i, text: is_right(text, held_out[i].answers),
-            run,
-            samples=1,
-            limit=FACTS_ANSWER_LENGTH,
-            seed=seed,
-            batch_size=40,
-        )
-
-    def train(name: str) -> dict[str, Any]:
-        run = train_with_grpo(
-            f"facts-{name}",
-            load_model(path, dtype),
-            tokenizer,
-            EndogenousReward(None) if name == "endogenous" else RandomReward(seed),
-            facts.accuracy,
-            facts.make_dataset(train_questions),
-            session.output,
-            peft_config=LoraConfig(**LORA),
-            progress=progress,
-            bf16=dtype == "bfloat16",
-            seed=seed,
-            **settings,
-        )
-        if name == "endogenous":
-            run.model.save_pretrained(session.output / "facts" / "adapter")
-            tokenizer.save_pretrained(session.output / "facts" / "adapter")
-        return measure(run.model, run)
-
-    progress.stage(REAL)
-    with progress.part(0.0, 0.2):
-        policies = {"base": Policy(**session.kept("facts-base", progress, lambda: measure(load_model(path, dtype))))}
-    base = policies["base"]
-    session.say(
-        f"SmolLM2-135M-Instruct, in {dtype} on this CPU, answers {len(held_out)} factual questions "
-        f"{base.accuracy():.0%} right when sampled, {base.accuracy(GREEDY):.0%} when greedy. GRPO trains a LoRA "
-        "adapter on other questions, without answers: the reward is the model itself, its adapter switched off."
-    )
-    names = ("endogenous", *session.size.facts_controls)
-    for i, name in enumerate(names):
-        with progress.part(0.2 + 0.8 * i / len(names), 0.2 + 0.8 * (i + 1) / len(names)):
-            policies[name] = Policy(**session.kept(f"facts-{name}", progress, partial(train, name)))
-    return Part(
+    held_out = held_out[:: max(1, len(held_out) // size.num_facts)]
+    rewards: dict[str, Callable[[], Any]] = {"endogenous": lambda: EndogenousReward(None)}
+    stages = {"SmolLM2 is asked": 30.0, "SmolLM2 trains on its own reward": 120.0}
+    if size.facts_controls:
+        rewards["random"] = lambda: RandomReward(seed)
+        stages["SmolLM2 trains on a random reward"] = 120.0
+    return Task(
         name="facts",
         title="Facts: a pretrained model",
-        policies=policies,
-        questions=[q.text for q in held_out],
+        stages=stages,
+        prompts=[q.prompt for q in held_out],
+        is_right=lambda i, text: is_right(text, held_out[i].answers),
         groups=[q.relation for q in held_out],
-        settings={
+        processing_class=AutoTokenizer.from_pretrained(path),
+        frozen=path,
+        make_base=lambda progress: load_model(path, dtype),
+        load=lambda: load_model(path, dtype),
+        rewards=rewards,
+        accuracy=facts.accuracy,
+        dataset=lambda: facts.make_dataset(train_questions),
+        settings={**settings, "bf16": dtype == "bfloat16"},
+        limit=FACTS_ANSWER_LENGTH,
+        samples=1,
+        batch_size=40,
+        saved=output / "facts" / "adapter",
+        peft_config=LoraConfig(**LORA),
+        details={
             "questions to draw from": len(train_questions),
             **{f"LoRA {key}": value for key, value in LORA.items()},
             "dtype": dtype,
             "longest held-out answer": FACTS_ANSWER_LENGTH,
-            **settings,
         },
-        examples=_examples(EndogenousReward(path), prompts, [q.text for q in held_out], policies),
+        opening=f"SmolLM2-135M-Instruct, in {dtype} on this CPU, answers {len(held_out)} factual questions "
+        "{sampled} right when sampled, {greedy} when greedy. GRPO trains a LoRA adapter on other questions, without "
+        "answers: the reward is the model itself, its adapter switched off.",
     )
-
-
-def _each(names: Sequence[str], progress: Progress, stage: str) -> Iterator[str]:
-    """The names, each with its share of the stage."""
-    if names:
-        progress.stage(stage)
-    for i, name in enumerate(names):
-        with progress.part(i / len(names), (i + 1) / len(names)):
-            yield name
 
 
 def _followed(steps: int, progress: Progress) -> Iterator[int]:
@@ -311,45 +386,38 @@ def _followed(steps: int, progress: Progress) -> Iterator[int]:
         progress.at((step + 1) / steps)
 
 
-def _measure(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: list[Any],
-    is_right: Callable[[int, str], bool],
-    run: Run | None,
-    samples: int,
-    limit: int,
-    seed: int,
-    batch_size: int,
-) -> dict[str, Any]:
+def _measure(task: Task, model: PreTrainedModel, seed: int, run: Run | None = None) -> dict[str, Any]:
     """
-    A policy's answers, as a dictionary of [`Policy`], with the curve of its training. With several `samples` per
+    A policy's answers, as a dictionary of [`Policy`], with the curve of its training. With several samples per
     question there is a majority, of answers as they are written.
     """
-    number = len(prompts)
+    number = len(task.prompts)
 
     def ask(prompts: list[Any], **way: Any) -> tuple[list[str], list[list[int]]]:
-        return generate_answers(model, tokenizer, prompts, limit, seed=seed, batch_size=batch_size, **way)
+        return generate_answers(
+            model, task.processing_class, prompts, task.limit, seed=seed, batch_size=task.batch_size, **way
+        )
 
     def graded(texts: list[str]) -> list[float]:
-        return [float(is_right(i, text)) for i, text in enumerate(texts)]
+        return [float(task.is_right(i, text)) for i, text in enumerate(texts)]
 
-    texts, ids = ask(prompts * samples)
-    drawn = [texts[i::number] for i in range(number)]
+    texts, ids = ask(task.prompts * task.samples)
+    drawn = [graded(texts[start : start + number]) for start in range(0, len(texts), number)]
     right = {
-        SAMPLED: [sum(is_right(i, text) for text in row) / samples for i, row in enumerate(drawn)],
-        GREEDY: graded(ask(prompts, greedy=True)[0]),
-        COOL: graded(ask(prompts, temperature=0.5)[0]),
+        SAMPLED: [sum(values) / task.samples for values in zip(*drawn, strict=True)],
+        GREEDY: graded(ask(task.prompts, greedy=True)[0]),
+        COOL: graded(ask(task.prompts, temperature=0.5)[0]),
     }
-    if samples > 1:
-        right[MAJORITY] = graded([Counter(row).most_common(1)[0][0] for row in drawn])
+    if task.samples > 1:
+        right[MAJORITY] = graded([Counter(texts[i::number]).most_common(1)[0][0] for i in range(number)])
     gc.collect()  # a trainer's memory
+    eos_token_id = tokenizer_of(task.processing_class).eos_token_id
     return asdict(
         Policy(
             texts=texts[:number],
             ids=ids[:number],
-            text_right=[is_right(i, text) for i, text in enumerate(texts[:number])],
-            ended=[bool(row) and row[-1] == tokenizer.eos_token_id for row in ids[:number]],
+            text_right=[value == 1.0 for value in drawn[0]],
+            ended=[bool(row) and row[-1] == eos_token_id for row in ids[:number]],
             right=right,
             curve=[entry["rewards/accuracy/mean"] for entry in run.history] if run else [],
             seconds=run.seconds if run else 0.0,
@@ -357,25 +425,26 @@ def _measure(
     )
 
 
-def _examples(
-    reward: EndogenousReward, prompts: Sequence[Any], questions: Sequence[str], policies: dict[str, Policy]
-) -> list[HeatMapRow]:
+def _examples(task: Task, policies: dict[str, Policy]) -> list[HeatMapRow]:
     """Three questions answered wrong before and right after, with both answers; chosen by position alone."""
     before, after = policies["base"], policies["endogenous"]
-    mended = [i for i in range(len(questions)) if after.text_right[i] and not before.text_right[i]][:3]
+    mended = [i for i in range(len(task.prompts)) if after.text_right[i] and not before.text_right[i]][:3]
     rows = [(i, title, policy) for i in mended for title, policy in (("before", before), ("after", after))]
     if not rows:
         return []
     texts = [policy.texts[i] for i, _, policy in rows]
+    prompts = [task.prompts[i] for i, _, _ in rows]
     chat = not isinstance(prompts[0], str)
+    reward = EndogenousReward(task.frozen)
     scored = reward.score(
-        [prompts[i] for i, _, _ in rows],
+        prompts,
         [[{"role": "assistant", "content": text}] for text in texts] if chat else texts,
         completion_ids=[policy.ids[i] for i, _, policy in rows],
     )
     return [
-        heat_map_row(reward, stats, questions[i], title) for (i, title, _), stats in zip(rows, scored, strict=True)
+        heat_map_row(reward, stats, prompt, title)
+        for prompt, (_, title, _), stats in zip(prompts, rows, scored, strict=True)
     ]
 
 
-PARTS = {"arithmetic": run_arithmetic, "facts": run_facts}
+TASKS = {"arithmetic": arithmetic_task, "facts": facts_task, "images": images_task}

@@ -5,23 +5,19 @@ import resource
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from markupsafe import Markup
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import RewardTrainer
 
-from ..data.formats import message_text
 from ..monitoring import CollapseMonitor
 from ..rendering.messages import Prompt
 from ..reporting import HeatMapRow, heat_maps, page
 from ..rewards import EndogenousReward
 from ..rewards.contributions import heat_map_row
 from ..runs.resumption import Interruptions
-from ..score_file.pictures import pictures_of
 from ..scoring.token_stats import TokenStats
 from ..trainers.base import DenseRewardTrainer
 
@@ -159,9 +155,6 @@ def heat_map_page(title: str, reward: EndogenousReward, prompts: list[Prompt], s
 def _rows(reward: EndogenousReward, prompts: list[Prompt], stats: list[TokenStats]) -> list[HeatMapRow]:
     # The completions are of the last batch, and so is the slope.
     return [
-        replace(
-            heat_map_row(reward, row, message_text(prompt), length_slope=reward.length_slope),
-            details=pictures_of(prompt) if reward.images == "read" else Markup(""),
-        )
+        heat_map_row(reward, row, prompt, length_slope=reward.length_slope)
         for prompt, row in zip(prompts, stats, strict=True)
     ]

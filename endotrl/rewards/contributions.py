@@ -2,22 +2,33 @@
 """A scored completion as a row of a heat map: what each token contributes to its reward."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
+from markupsafe import Markup
 
+from ..data.formats import message_text
+from ..rendering.messages import Prompt
 from ..reporting import HeatMapRow
 from ..scoring.token_stats import TokenStats
 from .corrections import length_shares
 from .endogenous import EndogenousReward
+from .pictures import pictures_of
 
 
 def heat_map_row(
-    reward: EndogenousReward, stats: TokenStats, prompt: str = "", meta: str = "", length_slope: float = 0.0
+    reward: EndogenousReward,
+    stats: TokenStats,
+    prompt: Prompt = "",
+    meta: str = "",
+    length_slope: float = 0.0,
+    images: Sequence[Any] | None = None,
 ) -> HeatMapRow:
     """
     A completion in the colours of its contributions to the reward ([`EndogenousReward.contributions_from`]), with the
-    token rewards and what they are made of as further numbers. `length_slope` is the slope on log length that
-    [`LengthControl`] takes out.
+    token rewards and what they are made of as further numbers, above the images that its prompt and its columns have.
+    `length_slope` is the slope on log length that [`LengthControl`] takes out.
     """
     contributions, total = reward.contributions_from(stats), reward.aggregate_from(stats)
     token_rewards = reward.rule.token_rewards(stats)
@@ -48,6 +59,7 @@ def heat_map_row(
         rest=rest,
         columns={name: values.tolist() for name, values in columns.items()},
         eos=stats.finished,
-        prompt=prompt,
+        prompt=message_text(prompt),
         meta=meta,
+        details=pictures_of(prompt, images) if reward.images == "read" else Markup(""),
     )

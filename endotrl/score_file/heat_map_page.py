@@ -5,17 +5,12 @@ reward.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from markupsafe import Markup
-
 from .. import __version__
-from ..data.formats import message_text
 from ..reporting import heat_maps, page, table
 from .blocks import images_of_row
-from .pictures import pictures_of
 from .run import ScoreReport
 from .summary import summary_lines
 
@@ -40,21 +35,12 @@ def heat_map_page(
     """
     from ..rewards.contributions import heat_map_row
 
-    rows = [
-        replace(
-            heat_map_row(
-                reward,
-                example.stats,
-                prompt=message_text(example.row.prompt),
-                meta=f"line {example.row.line}"
-                + (f" · id {example.row.extra['id']}" if "id" in example.row.extra else ""),
-            ),
-            details=pictures_of(example.row.prompt, images_of_row(example.row))
-            if reward.images == "read"
-            else Markup(""),
-        )
-        for example in report.examples
-    ]
+    rows = []
+    for example in report.examples:
+        row = example.row
+        name = f" · id {row.extra['id']}" if "id" in row.extra else ""
+        meta = f"line {row.line}{name}"
+        rows.append(heat_map_row(reward, example.stats, row.prompt, meta, images=images_of_row(row)))
     shown = [[name.replace("_", " "), None if value is None else str(value)] for name, value in settings.items()]
     return page(
         f"Token rewards of {Path(file).name}",

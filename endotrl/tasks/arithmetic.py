@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from datasets import Dataset
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 
 BOS, EOS, PAD = "<bos>", "<eos>", "<pad>"
@@ -66,12 +67,16 @@ def wrong_answer(question: Question, generator: random.Random) -> str:
 
 def derailed_answer(question: Question, generator: random.Random) -> str:
     """The answer with its first digit one too high, and three random digits after it."""
-    first = (int(answer_text(question)[0]) + 1) % 10
-    return f"{first}{generator.randrange(1000):03d}"
+    return derail(answer_text(question), generator)
 
 
-def make_tokenizer(characters: str = "0123456789+=") -> PreTrainedTokenizerFast:
-    """One token a character."""
+def derail(answer: str, generator: random.Random) -> str:
+    """Digits that begin one too high, and go on with three random ones."""
+    return f"{(int(answer[0]) + 1) % 10}{generator.randrange(1000):03d}"
+
+
+def make_tokenizer(characters: str = "0123456789+=", **special: str) -> PreTrainedTokenizerFast:
+    """One token a character, and further special tokens by name."""
     vocabulary = {token: i for i, token in enumerate([BOS, EOS, PAD, *characters])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=PAD))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
@@ -80,7 +85,12 @@ def make_tokenizer(characters: str = "0123456789+=") -> PreTrainedTokenizerFast:
         single=f"{BOS} $A", special_tokens=[(BOS, vocabulary[BOS])]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD, padding_side="left"
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        padding_side="left",
+        extra_special_tokens=special,
     )
 
 
@@ -88,18 +98,20 @@ def make_model(
     tokenizer: PreTrainedTokenizerFast, hidden_size: int = 128, intermediate_size: int = 384
 ) -> LlamaForCausalLM:
     """A transformer of 3 layers, by default of width 128 (0.64 M parameters), freshly initialised."""
-    config = LlamaConfig(
+    return LlamaForCausalLM(make_config(tokenizer, hidden_size=hidden_size, intermediate_size=intermediate_size))
+
+
+def make_config(tokenizer: PreTrainedTokenizerFast, **settings: Any) -> LlamaConfig:
+    """Config of a transformer for short texts, by default of 3 layers."""
+    return LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=hidden_size,
-        intermediate_size=intermediate_size,
-        num_hidden_layers=3,
         num_attention_heads=4,
         max_position_embeddings=32,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        **{"num_hidden_layers": 3, **settings},
     )
-    return LlamaForCausalLM(config)
 
 
 def pretrain(
@@ -120,32 +132,42 @@ def pretrain(
     """
     generator = random.Random(seed)
     excluded = set(held_out)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps, pct_start=0.1)
+
+    def demonstrations() -> dict[str, Tensor]:
+        texts: list[str] = []
+        while len(texts) < batch_size:
+            question = _draw(generator, digits)
+            if question in excluded:
+                continue
+            answer = wrong(question, generator) if generator.random() < noise else answer_text(question)
+            texts.append(question_text(question) + answer + EOS)
+        batch = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
+        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        labels[:, : 2 * digits + 3] = -100  # questions are random: there is nothing to learn in them
+        return {**batch, "labels": labels}
+
+    bar = tqdm(range(steps), desc="Learning addition by next-token prediction", unit=" steps") if bar is None else bar
+    fit(model, demonstrations, steps, bar)
+
+
+def fit(
+    model: PreTrainedModel,
+    batch: Callable[[], dict[str, Tensor]],
+    steps: int,
+    bar: Iterable[int],
+    learning_rate: float = 3e-3,
+) -> None:
+    """Trains on a batch, fresh and with labels, in each of the steps, which `bar` goes over."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
     model.train()
-    own_bar = tqdm(
-        range(steps), desc="Learning addition by next-token prediction", unit=" steps", disable=bar is not None
-    )
-    with own_bar:
-        for step in own_bar if bar is None else bar:
-            texts: list[str] = []
-            while len(texts) < batch_size:
-                question = _draw(generator, digits)
-                if question in excluded:
-                    continue
-                answer = wrong(question, generator) if generator.random() < noise else answer_text(question)
-                texts.append(question_text(question) + answer + EOS)
-            batch = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
-            labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-            labels[:, : 2 * digits + 3] = -100  # questions are random: there is nothing to learn in them
-            loss = model(**batch, labels=labels).loss
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            if step % 20 == 0:
-                own_bar.set_postfix(loss=f"{loss.item():.3f}")
+    for _ in bar:
+        loss = model(**batch()).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
     model.eval()
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from endotrl.demo import demo, parts, run_demo
 from endotrl.demo.findings import Part, Policy, half_width, summary
 from endotrl.demo.grpo_runs import train_with_grpo
 from endotrl.demo.progress import Kept, Progress
 from endotrl.grading import is_right
-from endotrl.tasks import arithmetic, facts
+from endotrl.tasks import arithmetic, facts, pictures
 
 
 class TestArithmetic:
@@ -48,6 +48,27 @@ class TestArithmetic:
     def test_accuracy_wants_the_whole_answer_and_nothing_else(self) -> None:
         given = ["327", "3270", "32", ""]
         assert arithmetic.accuracy(completions=given, answer=["327"] * 4) == [1.0, 0.0, 0.0, 0.0]
+
+
+class TestPictures:
+    def test_the_prompt_and_what_is_read_of_it(self) -> None:
+        model, processor = pictures.make_model()
+        shown = pictures.draw("4713", random.Random(0))
+        text = processor.apply_chat_template(pictures.prompt(shown), tokenize=False)
+        assert text == "<bos><image>=" and shown.size == (24, 24)
+        read = processor.apply_chat_template(pictures.prompt(shown), tokenize=True, return_dict=True)
+        assert read["input_ids"][0] == [0, 14, 14, 14, 14, 13] and model.config.image_token_id == 14
+        assert sum(p.numel() for p in model.parameters()) == 318_368
+
+    def test_accuracy_wants_the_whole_number(self) -> None:
+        given = [[{"role": "assistant", "content": text}] for text in ("0471", "471", "04710")]
+        assert pictures.accuracy(completions=given, answer=["0471"] * 3) == [1.0, 0.0, 0.0]
+
+    def test_the_other_image_is_of_another_question(self) -> None:
+        calls = []
+        reward = parts.OtherImageReward(lambda **kwargs: calls.append(kwargs))  # type: ignore[arg-type]
+        reward(prompts=["a", "a", "b", "b"], completions=["1", "2", "3", "4"], completion_ids=[[1], [2], [3], [4]])
+        assert calls[0]["prompts"] == ["b", "b", "a", "a"] and calls[0]["completions"] == ["1", "2", "3", "4"]
 
 
 class TestFacts:
@@ -167,6 +188,9 @@ def small_demo(monkeypatch: pytest.MonkeyPatch) -> None:
     size = parts.Size({**parts.ARITHMETIC, **tiny}, ("random", "length"), full, num_facts=6)
     monkeypatch.setitem(parts.SIZES, "default", size)
     monkeypatch.setattr(parts, "FACTS_ANSWER_LENGTH", 4)
+    monkeypatch.setattr(parts, "IMAGES", {**parts.IMAGES, **tiny})
+    monkeypatch.setattr(parts, "IMAGES_PRETRAINING", {**parts.IMAGES_PRETRAINING, "steps": 3, "num_pictures": 40})
+    monkeypatch.setattr(parts, "HELD_OUT_PICTURES", 6)
     train, held_out = facts.load_questions()
     monkeypatch.setattr(facts, "load_questions", lambda seed: (train[:16], held_out[:6]))
 
@@ -174,7 +198,7 @@ def small_demo(monkeypatch: pytest.MonkeyPatch) -> None:
 def check_folder(folder: Path, part: str, controls: list[str]) -> None:
     metrics = json.loads((folder / "metrics.json").read_text())
     assert set(metrics) == {part, "seconds", "environment"}
-    ways = ["sampled", "greedy", "T=0.5", *(["majority"] if part == "arithmetic" else [])]
+    ways = ["sampled", "greedy", "T=0.5", *(["majority"] if part != "facts" else [])]
     when = ["before", "after", *[f"{name}_reward_after" for name in controls]]
     assert set(metrics[part]) == {f"{way}_{time}" for way in ways for time in when}
     assert all(0.0 <= value <= 1.0 for value in metrics[part].values())
@@ -211,6 +235,18 @@ class TestRunDemo:
         check_folder(tmp_path, "facts", [])
         assert (tmp_path / "facts" / "adapter" / "adapter_model.safetensors").exists()
 
+    def test_images(self, small_demo: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen = []
+        monkeypatch.setattr(
+            parts.OtherImageReward, "__call__", lambda self, **kwargs: seen.append(kwargs) or [0.0] * 8
+        )
+        run_demo("images", tmp_path)
+        check_folder(tmp_path, "images", ["random", "other_image", "text_alone"])
+        assert len(seen) == 2
+        loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "images" / "trained_model")
+        assert AutoProcessor.from_pretrained(tmp_path / "images" / "base_model").image_token_id == 14
+        assert loaded.config.image_token_id == 14
+
     def test_an_interrupted_run_goes_on(
         self, small_demo: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -238,7 +274,7 @@ class TestRunDemo:
         assert not (tmp_path / "output").exists()
 
     def test_an_unknown_task(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="'poetry'.*'arithmetic', 'facts' or 'all'"):
+        with pytest.raises(ValueError, match="'poetry'.*'arithmetic', 'facts', 'images' or 'all'"):
             run_demo("poetry", tmp_path)
 
     def test_a_size_without_the_task(self, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from ..rendering.images import load_picture, place_images
 from ..reporting import figure
 
 
@@ -23,8 +24,6 @@ def pictures_of(prompt: Any, images: Sequence[Any] | None = None) -> Markup:
         images (`list`, *optional*):
             Those that stand in its columns: see [`~endotrl.rendering.images.place_images`].
     """
-    from ..rendering.images import load_picture, place_images
-
     shown = []
     _, pictures = place_images(0, prompt, images)
     for number, picture in enumerate(pictures, start=1):
