@@ -7,14 +7,17 @@ import torch
 from torch import Tensor
 
 
-def sentence_rewards(values: Tensor, mask: Tensor) -> Tensor:
+def sentence_rewards(values: Tensor, mask: Tensor, differences: bool = True) -> Tensor:
     """
     What each sentence added: $r_1 = v_1$, $r_i = v_i - v_{i-1}$ (https://huggingface.co/papers/2503.04793). The first
-    state is the one before the response, so that $r_1$ is the value of the prompt.
+    state is the one before the response, so that $r_1$ is the value of the prompt. Without `differences`, the values
+    themselves, $r_i = v_i$, and $r_1 = 0$.
 
-    All have shape `(batch_size, N)`; `mask` is `True` where there is a state, and rewards are 0 elsewhere. Those of a
-    row sum to its last value $v_N$.
+    All have shape `(batch_size, N)`; `mask` is `True` where there is a state, and rewards are 0 elsewhere. Differences
+    of a row sum to its last value $v_N$.
     """
+    if not differences:
+        return torch.where(mask, values, 0.0) * (torch.arange(values.shape[-1], device=values.device) > 0)
     before = torch.nn.functional.pad(values, (1, 0))[..., :-1]
     return torch.where(mask, values - before, 0.0)
 

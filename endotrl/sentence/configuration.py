@@ -23,6 +23,9 @@ class SentenceRewardConfig(PretrainedConfig):
         aggregator (`str`, *optional*, defaults to `"attention"`):
             How sentence rewards become the response's score: `"attention"`, or `"sum"` for the paper's ablation, all
             weights 1.
+        differences (`bool`, *optional*, defaults to `True`):
+            Whether a sentence's reward is the difference of the values after and before it, as in the paper; or, with
+            `False`, its own value, which says how good the sentence is. It is then read before EOS.
         attention_dim (`int`, *optional*, defaults to `256`):
             Size $d$ of the aggregator's queries and keys; even.
         attention_init (`str`, *optional*, defaults to `"orthogonal"`):
@@ -50,6 +53,7 @@ class SentenceRewardConfig(PretrainedConfig):
         backbone_config: PretrainedConfig | dict[str, Any] | None = None,
         marker: bool = True,
         aggregator: Aggregator = "attention",
+        differences: bool = True,
         attention_dim: int = 256,
         attention_init: AttentionInit = "orthogonal",
         rope_theta: float = 10_000.0,
@@ -81,6 +85,7 @@ class SentenceRewardConfig(PretrainedConfig):
         self.backbone_config: PretrainedConfig | None = backbone_config
         self.marker = marker
         self.aggregator = aggregator
+        self.differences = differences
         self.attention_dim = attention_dim
         self.attention_init = attention_init
         self.rope_theta = rope_theta

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from ..frozen.model_renderer import model_renderer
 from ..rendering.messages import Completion, Prompt
 from ..rendering.policy import Reading
-from ..rendering.policy_tokens import PolicyRow, tokenizer_of
+from ..rendering.policy_tokens import PolicyRow, special_token_ids, tokenizer_of
 from ..rendering.renderer import Overlong, Rendered, fit
 from ..scoring.batching import pad_ids
 from .configuration import SentenceRewardConfig
@@ -102,6 +102,7 @@ class SentenceEncoder:
             [i for ids in eos for i in (ids if isinstance(ids, list) else [ids])],
             Reading(processing_class, chat_template_kwargs or {}, **kwargs),
         )
+        self._special = special_token_ids(tokenizer)
         self._said_limit = False
 
     def __call__(
@@ -135,8 +136,12 @@ class SentenceEncoder:
         sentence_ends = [len(input_ids) - 1]
         start = 0
         for last in sentences.last_tokens:
-            input_ids += [*row.completion_ids[start : last + 1], *marker]
+            text = last  # of a sentence with a value of its own, the end is read without EOS behind it
+            while not self.config.differences and text > start and row.completion_ids[text] in self._special:
+                text -= 1
+            input_ids += [*row.completion_ids[start : text + 1], *marker]
             sentence_ends.append(len(input_ids) - 1)
+            input_ids += row.completion_ids[text + 1 : last + 1]
             start = last + 1
         return EncodedResponse(input_ids, sentence_ends, sentences, row.completion_ids, row.cut)
 

@@ -51,17 +51,13 @@ class FrozenLayers:
 
     def __init__(self, model: SentenceRewardModel, count: int, args: TrainingArguments) -> None:
         if args.distributed_state.distributed_type != DistributedType.NO:
-            raise ValueError(
-                f"`freeze_layers` is {count}, but it is for training in one process on one device. Launch the script "
-                "without `accelerate launch`, or leave `freeze_layers` away."
-            )
+            raise ValueError("`freeze_layers` is for training in one process. Launch one, or leave it away.")
         number = model.config.get_text_config().num_hidden_layers
         lists = (module for module in model.backbone.modules() if isinstance(module, nn.ModuleList))
         layers: Any = next((module for module in lists if len(module) == number), ())
-        if not count <= len(layers):
+        if count > len(layers):
             raise ValueError(
-                f"`freeze_layers` is {count}, but {type(model.backbone).__name__} has {len(layers)} layers that are "
-                "found. Name no more than those."
+                f"`freeze_layers` is {count}, but {type(model.backbone).__name__} has {len(layers)} layers."
             )
         self._model = model if hasattr(model, "hf_device_map") else model.to(args.device)
         self._layers = list(layers[:count])
@@ -70,13 +66,10 @@ class FrozenLayers:
         self._autocast = args.bf16 or args.fp16
         self._in_tuple = False  # whether a layer returns its states as the first of several things
         self.dtype = model.dtype  # of the states
-        backbone_config = model.backbone.config
-        digest = hashlib.blake2b(digest_size=16)
-        for setting in (
-            *(backbone_config.to_json_string(use_diff=False), backbone_config._attn_implementation, count, number),
-            *(self._autocast, self._precision, model.device.type, torch.__version__, transformers.__version__),
-        ):
-            digest.update(f"{setting}\n".encode())
+        config = model.backbone.config
+        settings = {**config.to_dict(), "pad_token_id": None}, config._attn_implementation, model.device.type, count
+        versions = torch.__version__, transformers.__version__
+        digest = hashlib.blake2b(repr((settings, versions, self._autocast, self._precision)).encode(), digest_size=16)
         for parameter in self._find_below():
             parameter.requires_grad_(False)
             digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
@@ -88,21 +81,16 @@ class FrozenLayers:
         tensors of shape `(seq_len, D)`. Files are in the cache of `datasets`, by frozen weights, rows and settings.
         """
         if isinstance(dataset, IterableDataset):
-            raise ValueError(
-                f"The {name} dataset is a stream, but `freeze_layers` keeps the states of all its rows. Pass a "
-                "`Dataset`, or leave `freeze_layers` away."
-            )
+            raise ValueError(f"The {name} dataset is a stream, but `freeze_layers` needs all rows. Pass a `Dataset`.")
         if "states_key" in dataset.column_names:
             if set(dataset.unique("states_key")) != {self.key}:
                 raise ValueError(
-                    f"The {name} dataset has states of other frozen weights, or by other settings, than this "
-                    "trainer's. Pass it as text or messages."
+                    f"The {name} dataset has states of other frozen weights. Pass it as text or messages."
                 )
             return dataset
         features = dataset.features.copy()
-        features.update(
-            {"states_key": Value("string"), **{f"{which}_states": Value("large_binary") for which in WHICH}}
-        )
+        features["states_key"] = Value("string")
+        features.update({f"{which}_states": Value("large_binary") for which in WHICH})
         folder = Path(datasets.config.HF_DATASETS_CACHE) / "endotrl-states"
         folder.mkdir(parents=True, exist_ok=True)
         parts = []
@@ -170,10 +158,7 @@ class FrozenLayers:
         below = [p for p, gradient in zip(parameters, gradients, strict=True) if gradient is None]
         shared = {id(p) for layer in self._layers for p in layer.parameters()} - set(map(id, below))
         if shared:
-            raise ValueError(
-                f"Layers of {type(self._model.backbone).__name__} share weights, so that the first "
-                f"{len(self._layers)} cannot be frozen alone. Leave `freeze_layers` away."
-            )
+            raise ValueError("Layers share weights, and cannot be frozen alone. Leave `freeze_layers` away.")
         self._check(rows, recorded)
         return below
 
@@ -209,9 +194,8 @@ class FrozenLayers:
             if not torch.allclose(given, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item()):
                 raise ValueError(
                     f"{type(self._model.backbone).__name__} does not say the same from the states of layer "
-                    f"{len(self._layers)} on: {name.replace('_', ' ')} differ by up to "
-                    f"{(given - expected).abs().max().item():.3g}. It reads more than the states of the layer before, "
-                    "and `freeze_layers` is not for it."
+                    f"{len(self._layers)} on: `{name}` differ by up to {(given - expected).abs().max().item():.3g}. "
+                    "It reads more than those states. Leave `freeze_layers` away."
                 )
 
     def _run_from(self, recorded: Sequence["_Row"]) -> Any:

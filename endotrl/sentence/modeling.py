@@ -269,7 +269,7 @@ class SentenceRewardModel(PreTrainedModel):
             inputs_embeds=inputs_embeds, attention_mask=attention_mask, use_cache=False
         ).last_hidden_state  # (B, T, D)
         values, queries, keys = self.sentence_head(hidden_states[rows, positions])  # (B, N), (B, N, d), (B, N, d)
-        rewards = sentence_rewards(values, mask)
+        rewards = sentence_rewards(values, mask, self.config.differences)
         if queries is None:
             weights = mask.float()
         else:

@@ -283,6 +283,7 @@ def reward_model_config(args: SentenceRewardTrainerConfig) -> SentenceRewardConf
     return SentenceRewardConfig(
         marker=args.marker,
         aggregator=args.aggregator,
+        differences=args.differences,
         attention_dim=args.attention_dim,
         attention_init=args.attention_init,
         max_sentences=args.max_sentences,

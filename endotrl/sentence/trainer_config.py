@@ -22,6 +22,9 @@ class SentenceRewardTrainerConfig(RewardConfig):
             with `False`, at the last tokens of prompt and sentences.
         aggregator (`str`, *optional*, defaults to `"attention"`):
             `"attention"`, or `"sum"` for the ablation without weights.
+        differences (`bool`, *optional*, defaults to `True`):
+            Whether a sentence's reward is what it added to the value, as in the paper, or, with `False`, its own
+            value: with `aggregator="sum"`, the score then counts good sentences, and bad ones are found.
         attention_dim (`int`, *optional*, defaults to `256`):
             Size of the queries and keys of the attention over sentences.
         attention_init (`str`, *optional*, defaults to `"orthogonal"`):
@@ -46,6 +49,7 @@ class SentenceRewardTrainerConfig(RewardConfig):
 
     marker: bool = True
     aggregator: Literal["attention", "sum"] = "attention"
+    differences: bool = True
     attention_dim: int = 256
     attention_init: Literal["orthogonal", "equal"] = "orthogonal"
     max_sentences: int = 512

@@ -15,6 +15,8 @@ def test_rewards_are_differences() -> None:
     assert rewards.tolist() == [[1.0, 2.0, -1.0, 5.0], [4.0, -2.5, 0.0, 0.0]]
     # The plain sum telescopes to the last value of each row: 7 and 1.5.
     assert rewards.sum(dim=-1).tolist() == [7.0, 1.5]
+    own = sentence_rewards(values, mask, differences=False)
+    assert own.tolist() == [[0.0, 3.0, 2.0, 7.0], [0.0, 1.5, 0.0, 0.0]]
 
 
 def test_rotation_by_hand() -> None:

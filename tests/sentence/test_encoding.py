@@ -51,6 +51,21 @@ def test_without_markers_the_tokens_stay_as_they_are(tiny_model_path: str, token
     assert row.sentence_ends == [len(prompt) - 1, len(prompt) + len(first) - 1, len(row.input_ids) - 1]
 
 
+@pytest.mark.parametrize("marker", [True, False])
+def test_sentences_with_values_of_their_own_are_read_before_eos(
+    marker: bool, tiny_model_path: str, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    eos = tokenizer.eos_token_id
+    read, only_eos = make_encoder(tiny_model_path, marker=marker, differences=False)(
+        ["Hi?"] * 2, ["It is. capital", ""]
+    )
+    assert read.input_ids[-1] == eos
+    assert read.sentence_ends[-1] == len(read.input_ids) - 2
+    assert (read.input_ids[-2] == PLACEHOLDER) == marker
+    assert read.sentences.last_tokens[-1] == len(read.completion_ids) - 1  # where its reward goes
+    assert only_eos.sentence_ends[-1] == len(only_eos.input_ids) - 1
+
+
 def test_ids_of_the_policy_are_kept(tiny_model_path: str, tokenizer: PreTrainedTokenizerBase) -> None:
     # Byte by byte: not how the tokenizer would encode this text.
     ids = [i for character in "Yes. No." for i in tokenizer(character, add_special_tokens=False)["input_ids"]]

@@ -152,7 +152,7 @@ def test_what_cannot_start_in_the_middle(tiny_model_path: str, tmp_path: Path) -
     # A layer that reads the embeddings, too.
     kept: list[torch.Tensor] = []
     model.backbone.layers[0].register_forward_pre_hook(lambda module, args: kept.append(args[0]))
-    upper.forward = lambda states, **kwargs: forward(states + kept[-1] * (len(kept) == 2), **kwargs)
+    upper.forward = lambda states, **kwargs: forward(states + kept[-1] * (len(kept) % 2), **kwargs)
     with pytest.raises(ValueError, match="does not say the same .* of layer 1 on"):
         FrozenLayers(model, 1, make_args(tmp_path))
 
@@ -190,6 +190,7 @@ def test_resumed_run_is_the_same(tiny_model_path: str, tmp_path: Path) -> None:
         SentenceRewardTrainer(make_model(tiny_model_path), args, train_dataset=DATASET)
     )
     again = SentenceRewardTrainer(make_model(tiny_model_path), args, train_dataset=DATASET)
+    torch.manual_seed(0)
     again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
     assert [log["loss"] for log in again.state.log_history if "loss" in log] == pytest.approx(losses)
     for name, weight in again.model.state_dict().items():
@@ -207,7 +208,6 @@ def test_sum_without_markers_is_trls_response_level_model(tiny_model_path: str, 
         module.requires_grad_(False)
     config = RewardConfig(
         str(tmp_path / "trl"),
-        pad_token="~",
         report_to="none",
         bf16=False,
         use_cpu=True,
@@ -216,6 +216,7 @@ def test_sum_without_markers_is_trls_response_level_model(tiny_model_path: str, 
         **args,
     )
     encoded = trainer.train_dataset.select_columns(["chosen_ids", "rejected_ids"])
+    trainer.processing_class.pad_token = "~"
     rival = RewardTrainer(classifier, config, train_dataset=encoded, processing_class=trainer.processing_class)
     expected, _ = losses_and_weights(rival)
     assert losses_and_weights(trainer)[0] == pytest.approx(expected, rel=1e-4)
@@ -238,5 +239,5 @@ def test_what_is_refused(tiny_model_path: str, tmp_path: Path, monkeypatch: pyte
         make(data_collator=DataCollatorForSentencePreference(0)).train()
     args = make_args(tmp_path)
     monkeypatch.setattr(args.distributed_state, "distributed_type", "MULTI_CPU")
-    with pytest.raises(ValueError, match="training in one process"):
+    with pytest.raises(ValueError, match="in one process"):
         FrozenLayers(make_model(tiny_model_path), 1, args)

@@ -86,6 +86,16 @@ def test_plain_sum_is_the_last_value(make_model: Any) -> None:
         torch.testing.assert_close(output.logits[i], model.sentence_head.value(last_state), rtol=1e-4, atol=1e-5)
 
 
+def test_own_values_of_sentences_are_added(make_model: Any) -> None:
+    model = make_model(aggregator="sum", differences=False, marker=False)
+    output = score(model, ROWS)
+    for i, (ids, ends) in enumerate(ROWS):
+        states = model.backbone(torch.tensor([ids])).last_hidden_state[0, ends[1:]]
+        values = model.sentence_head.value(states)[:, 0]
+        torch.testing.assert_close(output.sentence_rewards[i, 1 : len(ends)], values, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(output.logits[i, 0], values.sum(), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("marker", [True, False])
 @pytest.mark.parametrize("aggregator", ["attention", "sum"])
 def test_neighbours_order_and_padding_change_nothing(make_model: Any, marker: bool, aggregator: str) -> None:
