@@ -27,6 +27,9 @@ CHANGE_ERROR = "collapse/change_error/"
 AGREEMENT_EVIDENCE = "collapse/agreement_z/"
 SLOPE = "collapse/slope/"
 REWARD_CHANGE, REWARD_CHANGE_ERROR = "collapse/reward_change", "collapse/reward_change_error"
+# Of the first policy's log-probability, nats per token: the mean, and its change since training began.
+FIRST_LOG_PROB = "collapse/first_log_prob"
+FIRST_LOG_PROB_CHANGE, FIRST_LOG_PROB_ERROR = "collapse/first_log_prob_change", "collapse/first_log_prob_error"
 ASKED_CHANGE = "collapse/asked_change/"
 ASKED_CHANGE_ERROR = "collapse/asked_change_error/"
 
