@@ -19,7 +19,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from transformers import AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
@@ -30,10 +29,10 @@ from endotrl.demo.grpo_runs import generate_answers, load_model, quiet, train_wi
 from endotrl.reporting import terminal_table
 from endotrl.runs.jsonl import append_lines, read_lines
 from endotrl.tasks import arithmetic
+from studies.arithmetic_runs import NUM_HELD_OUT, make_small_base, plus_10
 
 
 NUM_QUESTIONS, SAMPLES, EVALUATIONS = 500, 64, 4
-DIGITS = 2
 BETAS = (4.0, 2.0, 1.0, 0.5)
 TRAINING: dict[str, Any] = {
     "per_device_train_batch_size": 256,
@@ -51,11 +50,6 @@ ARMS: dict[str, tuple[str, type, type, dict[str, Any]]] = {
 KEYS = ("base", "seed", "arm", "beta", "forecast", "trained", "steps", "learning_rate")
 
 
-def plus_10(question: arithmetic.Question, generator: random.Random) -> str:
-    """The sum plus 10, last digit first."""
-    return str(sum(question) + 10)[::-1]
-
-
 DEMONSTRATIONS: dict[str, tuple[float, Callable[[arithmetic.Question, random.Random], str]]] = {
     "scattered": (0.3, arithmetic.wrong_answer),
     "derailing": (0.55, arithmetic.derailed_answer),
@@ -65,20 +59,14 @@ DEMONSTRATIONS: dict[str, tuple[float, Callable[[arithmetic.Question, random.Ran
 
 def held_out(seed: int) -> list[arithmetic.Question]:
     """Questions that are never trained on."""
-    return arithmetic.make_questions(NUM_QUESTIONS, seed=seed + 1, digits=DIGITS)
+    return arithmetic.make_questions(NUM_HELD_OUT, seed=seed + 1, digits=2)[:NUM_QUESTIONS]
 
 
 def make_base(folder: Path, name: str, seed: int) -> Path:
-    """A base model (0.1 M parameters), made if it is not there."""
+    """The folder of a base model, made if it is not there."""
     path = folder / f"{name}-{seed}"
     if not path.exists():
-        torch.manual_seed(seed)
-        tokenizer = arithmetic.make_tokenizer()
-        model = arithmetic.make_model(tokenizer, hidden_size=64, intermediate_size=192)
-        noise, wrong = DEMONSTRATIONS[name]
-        arithmetic.pretrain(model, tokenizer, 1000, noise, seed, held_out(seed), digits=DIGITS, wrong=wrong)
-        model.save_pretrained(path)
-        tokenizer.save_pretrained(path)
+        make_small_base(path, seed, *DEMONSTRATIONS[name])
     return path
 
 
@@ -106,7 +94,7 @@ def reward_and_kl(
 def run(base: Path, name: str, seed: int, arm: str, row: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     """Trains one arm and asks it what was forecast."""
     beta, optimizer = row["beta"], {"max_steps": args.steps, "learning_rate": args.learning_rate}
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer, kept_out = AutoTokenizer.from_pretrained(base), set(held_out(seed))
     _, trainer_class, config_class, settings = ARMS[arm]
     trained = train_with_grpo(
         f"{name}-{seed}-{arm}-{beta:g}",
@@ -114,9 +102,7 @@ def run(base: Path, name: str, seed: int, arm: str, row: dict[str, Any], args: a
         tokenizer,
         EndogenousReward(str(base)),
         arithmetic.accuracy,
-        arithmetic.make_dataset(
-            [q for q in arithmetic.make_questions(6000, seed + 2, DIGITS) if q not in set(held_out(seed))]
-        ),
+        arithmetic.make_dataset([q for q in arithmetic.make_questions(6000, seed + 2, digits=2) if q not in kept_out]),
         args.folder / "trained",
         trainer_class=trainer_class,
         config_class=config_class,

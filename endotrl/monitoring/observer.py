@@ -91,6 +91,10 @@ class BatchObserver:
         return means
 
     @property
+    def _is_verdict(self) -> bool:
+        return len(self._values_seen) <= MAX_VERDICTS
+
+    @property
     def memory(self) -> dict[str, Any]:
         """What a run that goes on must know of the batches before. It follows them, and JSON can hold it."""
         return {"sums": self._sums, "values_seen": self._values_seen, "held_out": self._held_out}
@@ -183,7 +187,7 @@ class BatchObserver:
         if len(self._values_seen) <= MAX_VERDICTS:
             values = {round(value, 6) for value in rewards.tolist() if math.isfinite(value)}
             self._values_seen += values.difference(self._values_seen)
-        self._add("collapse/reward_is_verdict", float(len(self._values_seen) <= MAX_VERDICTS))
+        self._add("collapse/reward_is_verdict", float(self._is_verdict))
 
     def _observe_held_out(self, rewards: Tensor, trained: Tensor) -> None:
         for name, index in list(self._held_out.items()):
@@ -214,12 +218,14 @@ class BatchObserver:
         size, scored = self._trainer.num_generations, self._scored
         first, present, tokens = (self._trainer.accelerator.gather(x).to(rewards.device) for x in log_probs)
         per_token = first / tokens.clamp(min=1)
-        self._add(FIRST_LOG_PROB, per_token.mean().item())
         # Name of the change, name of its error, and the number, with what one completion more would change.
         watched = [(CHANGE + name, CHANGE_ERROR + name, rewards[:, i], 1.0) for name, i in self._held_out.items()]
         if scored is not None:
             watched.append((REWARD_CHANGE, REWARD_CHANGE_ERROR, scored, scored.nan_to_num().std().item()))
-        watched.append((FIRST_LOG_PROB_CHANGE, FIRST_LOG_PROB_ERROR, per_token, per_token.std().item()))
+        # A verifier may lead away from what the first policy believes.
+        if not (self._is_verdict and all(0 <= value <= 1 for value in self._values_seen)):
+            self._add(FIRST_LOG_PROB, per_token.mean().item())
+            watched.append((FIRST_LOG_PROB_CHANGE, FIRST_LOG_PROB_ERROR, per_token, per_token.std().item()))
         changes = [change_since(values, first - present, size) for _, _, values, _ in watched]
         for (key, error_key, _, one), change in zip(watched, changes, strict=True):
             if change is not None:
