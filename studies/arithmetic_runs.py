@@ -7,6 +7,7 @@ digit the most probable one at every step, so the greedy answer is right already
 setting the temperature to 0. (In `endotrl demo`, wrong demonstrations derail, and greedy answers fail.)
 """
 
+import random
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
@@ -58,9 +59,30 @@ def make_base(folder: Path, seed: int, noise: float = WRONG_DEMONSTRATIONS) -> N
     raise RuntimeError(f"None of ten base models of seed {seed} learned to add in {PRETRAINING_STEPS} steps.")
 
 
-def held_out_accuracy(model: Any, tokenizer: Any, seed: int, greedy: bool = False) -> float:
+def make_small_base(
+    folder: Path,
+    seed: int,
+    noise: float = WRONG_DEMONSTRATIONS,
+    wrong: Callable[[arithmetic.Question, random.Random], str] = arithmetic.wrong_answer,
+) -> None:
+    """Trains a base model for numbers of two digits (0.1 M parameters)."""
+    torch.manual_seed(seed)
+    tokenizer = arithmetic.make_tokenizer()
+    model = arithmetic.make_model(tokenizer, hidden_size=64, intermediate_size=192)
+    held_out = arithmetic.make_questions(NUM_HELD_OUT, seed + 1, digits=2)
+    arithmetic.pretrain(model, tokenizer, 1000, noise, seed, held_out, digits=2, wrong=wrong)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def plus_10(question: arithmetic.Question, generator: random.Random) -> str:
+    """The sum plus 10, last digit first."""
+    return str(sum(question) + 10)[::-1]
+
+
+def held_out_accuracy(model: Any, tokenizer: Any, seed: int, greedy: bool = False, digits: int = 3) -> float:
     """Fraction of right answers to questions that were never trained on, sampled at T = 1 or greedy."""
-    questions = arithmetic.make_questions(NUM_HELD_OUT, seed=seed + 1)
+    questions = arithmetic.make_questions(NUM_HELD_OUT, seed=seed + 1, digits=digits)
     prompts = [arithmetic.question_text(question) for question in questions]
     texts, _ = generate_answers(
         model, tokenizer, prompts, arithmetic.MAX_ANSWER_LENGTH, greedy=greedy, seed=seed, batch_size=NUM_HELD_OUT

@@ -9,7 +9,8 @@ import platform
 import random
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from endotrl.runs.record import versions
 from endotrl.tasks import arithmetic
 
 from . import letters
-from .arithmetic_runs import ARITHMETIC, NUM_HELD_OUT, held_out_accuracy, make_base
+from .arithmetic_runs import ARITHMETIC, NUM_HELD_OUT, held_out_accuracy, make_base, make_small_base, plus_10
 
 
 # What the detector reads, so that its verdict can be made again from the results.
@@ -94,6 +95,9 @@ ARMS = {
     "backwards_mean": Arm("mean log-probability", MeanLogProbReward, False, 0.0, 1e-4, task="letters"),
     "backwards_verifiable": Arm("right or wrong", lambda base: verdict, False, 0.0, 3e-4, task="letters"),
 }
+
+SMALL = [name for name, arm in ARMS.items() if arm.task == "arithmetic"]
+ARMS |= {f"small_{name}": replace(ARMS[name], task="small") for name in SMALL}
 
 
 class Ask(TrainerCallback):
@@ -198,6 +202,16 @@ TASKS = {
         letters.make_dataset,
         letters.held_out_accuracy,
         letters.MAX_ANSWER_LENGTH,
+    ),
+    "small": Task(
+        "Two digits",
+        "small-",
+        make_small_base,
+        lambda base, folder, seed: make_small_base(folder, seed, 0.6, plus_10),
+        lambda number, seed: arithmetic.make_questions(number, seed, digits=2),
+        arithmetic.make_dataset,
+        partial(held_out_accuracy, digits=2),
+        arithmetic.MAX_ANSWER_LENGTH,
     ),
 }
 

@@ -3,16 +3,19 @@
 Forecast against truth: small transformers that learned addition from faulty demonstrations are forecast, then trained
 by TRL's RLOO and GRPO at several beta.
 
-Three base models: *scattered*, the old demonstrations (30% have one digit changed); *derailing* (55% have the first
-written digit one too high, and random digits after it: greedy decoding fails, the right answer is the most probable
-one); *misled* (60% are the sum plus 100: the wrong answer is the most probable one).
+Three base models, which add two numbers of two digits: *scattered* (30% of the demonstrations have one digit
+changed), *derailing* (55% have the first written digit one too high, and random digits after it: greedy decoding
+fails, the right answer is the most probable one) and *misled* (60% are the sum plus 10: the wrong answer is the most
+probable one).
 
     python -m studies.forecast --seeds 1           # goes on where an earlier run was cut off
 """
 
 import argparse
 import os
+import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +29,7 @@ from endotrl.demo.grpo_runs import generate_answers, load_model, quiet, train_wi
 from endotrl.reporting import terminal_table
 from endotrl.runs.jsonl import append_lines, read_lines
 from endotrl.tasks import arithmetic
-from studies.arithmetic_runs import make_base, training_questions
-from studies.collapse_runs import mislead
+from studies.arithmetic_runs import NUM_HELD_OUT, make_small_base, plus_10
 
 
 NUM_QUESTIONS, SAMPLES, EVALUATIONS = 500, 64, 4
@@ -48,16 +50,24 @@ ARMS: dict[str, tuple[str, type, type, dict[str, Any]]] = {
 KEYS = ("base", "seed", "arm", "beta", "forecast", "trained", "steps", "learning_rate")
 
 
-def bases(folder: Path, seed: int) -> dict[str, Path]:
-    """The base models of a seed, made if they are not there."""
-    paths = {name: folder / f"{name}-{seed}" for name in ("scattered", "derailing", "misled")}
-    if not paths["scattered"].exists():
-        make_base(paths["scattered"], seed)
-    if not paths["derailing"].exists():
-        mislead(paths["scattered"], paths["derailing"], seed, steps=300, wrong=0.55, answer=arithmetic.derailed_answer)
-    if not paths["misled"].exists():
-        mislead(paths["scattered"], paths["misled"], seed)
-    return paths
+DEMONSTRATIONS: dict[str, tuple[float, Callable[[arithmetic.Question, random.Random], str]]] = {
+    "scattered": (0.3, arithmetic.wrong_answer),
+    "derailing": (0.55, arithmetic.derailed_answer),
+    "misled": (0.6, plus_10),
+}
+
+
+def held_out(seed: int) -> list[arithmetic.Question]:
+    """Questions that are never trained on."""
+    return arithmetic.make_questions(NUM_HELD_OUT, seed=seed + 1, digits=2)[:NUM_QUESTIONS]
+
+
+def make_base(folder: Path, name: str, seed: int) -> Path:
+    """The folder of a base model, made if it is not there."""
+    path = folder / f"{name}-{seed}"
+    if not path.exists():
+        make_small_base(path, seed, *DEMONSTRATIONS[name])
+    return path
 
 
 def accuracy(model: Any, tokenizer: Any, questions: list[arithmetic.Question], samples: int, seed: int) -> float:
@@ -68,26 +78,23 @@ def accuracy(model: Any, tokenizer: Any, questions: list[arithmetic.Question], s
     return sum(map(str.__eq__, texts, truths)) / len(texts)
 
 
-def distance(
-    model: Any, base: Path, tokenizer: Any, questions: list[arithmetic.Question], row: dict[str, Any]
-) -> float:
-    r"""
-    $\mathrm{KL}(\pi \| \pi^*)$ of a trained policy to the optimum of its objective (RLOO's), in nats per completion:
-    what the objective is below its optimum, by beta.
-    """
-    prompts = [arithmetic.question_text(q) for q in questions]
-    texts, ids = generate_answers(model, tokenizer, prompts, arithmetic.MAX_ANSWER_LENGTH, batch_size=1000)
+def reward_and_kl(
+    model: Any, base: Path, tokenizer: Any, questions: list[arithmetic.Question], seed: int
+) -> tuple[float, float]:
+    """Mean reward of a policy, and its KL to the base model, in nats per completion."""
+    prompts = [arithmetic.question_text(q) for q in questions] * EVALUATIONS
+    texts, ids = generate_answers(model, tokenizer, prompts, arithmetic.MAX_ANSWER_LENGTH, seed=seed, batch_size=1000)
     own, frozen = (
         sum(value or 0.0 for value in EndogenousReward(m, tokenizer)(prompts, texts, ids)) / len(ids)
         for m in (model, str(base))
     )
-    return (own - frozen) - (frozen - row["reward"]) / row["beta"] - row["kl"]
+    return frozen, own - frozen
 
 
 def run(base: Path, name: str, seed: int, arm: str, row: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     """Trains one arm and asks it what was forecast."""
     beta, optimizer = row["beta"], {"max_steps": args.steps, "learning_rate": args.learning_rate}
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer, kept_out = AutoTokenizer.from_pretrained(base), set(held_out(seed))
     _, trainer_class, config_class, settings = ARMS[arm]
     trained = train_with_grpo(
         f"{name}-{seed}-{arm}-{beta:g}",
@@ -95,14 +102,15 @@ def run(base: Path, name: str, seed: int, arm: str, row: dict[str, Any], args: a
         tokenizer,
         EndogenousReward(str(base)),
         arithmetic.accuracy,
-        arithmetic.make_dataset(training_questions(seed, 8000)),
+        arithmetic.make_dataset([q for q in arithmetic.make_questions(6000, seed + 2, digits=2) if q not in kept_out]),
         args.folder / "trained",
         trainer_class=trainer_class,
         config_class=config_class,
         seed=seed,
         **{**TRAINING, **settings, "beta": beta, **optimizer},
     )
-    questions = arithmetic.make_questions(NUM_QUESTIONS, seed=seed + 1)
+    questions = held_out(seed)
+    reward, kl = reward_and_kl(trained.model, base, tokenizer, questions, seed)
     return {
         "base": name,
         "seed": seed,
@@ -112,7 +120,8 @@ def run(base: Path, name: str, seed: int, arm: str, row: dict[str, Any], args: a
         "learning_rate": args.learning_rate,
         "forecast": row,
         "trained": accuracy(trained.model, tokenizer, questions, EVALUATIONS, seed),
-        "distance": distance(trained.model, base, tokenizer, questions, row) if arm == "rloo" else None,
+        "reward": reward,
+        "kl": kl,
         "curve": [entry["rewards/accuracy/mean"] for entry in trained.history],
         "rewards": [entry["rewards/endogenous_reward/mean"] for entry in trained.history],
         "seconds": trained.seconds,
@@ -129,8 +138,18 @@ HEADER = [
     "trained",
     "difference",
     "effective samples",
-    "KL to the optimum",
+    "KL: forecast, trained",
+    "short of the optimum",
 ]
+
+
+def short_of_optimum(result: dict[str, Any]) -> float:
+    r"""
+    What the objective of RLOO, $\mathbb{E}[R] - \beta\, \mathrm{KL}$, is below its optimum, over beta: the KL of the
+    trained policy to the forecast one, in nats per completion.
+    """
+    best = result["forecast"]["reward"] / result["beta"] - result["forecast"]["kl"]
+    return best - (result["reward"] / result["beta"] - result["kl"])
 
 
 def table_rows(results: list[dict[str, Any]]) -> list[list[str]]:
@@ -149,7 +168,8 @@ def table_rows(results: list[dict[str, Any]]) -> list[list[str]]:
                 f"{r['trained']:.1%}",
                 f"{100 * (r['trained'] - r['forecast']['accuracy']):+.1f}",
                 f"{r['forecast']['ess']:.0f}",
-                "" if r["distance"] is None else f"{r['distance']:.2f}",
+                f"{r['forecast']['kl']:.2f}, {r['kl']:.2f}",
+                f"{short_of_optimum(r):.2f}" if r["arm"] == "rloo" else "",
             ]
         )
     return rows
@@ -186,7 +206,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200, help="Training steps.")
     parser.add_argument("--learning-rate", type=float, default=5e-4, help="Learning rate.")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="Trainers.")
-    parser.add_argument("--bases", nargs="+", default=["scattered", "derailing", "misled"], help="Base models.")
+    parser.add_argument(
+        "--bases", nargs="+", choices=list(DEMONSTRATIONS), default=list(DEMONSTRATIONS), help="Bases."
+    )
     parser.add_argument("--betas", nargs="+", type=float, default=list(BETAS), help="KL penalties.")
     parser.add_argument("--folder", type=Path, default=Path("forecast-study"), help="Folder of models and results.")
     parser.add_argument("--output", type=Path, default=Path("docs/results"), help="Folder of the page.")
@@ -200,16 +222,15 @@ def main() -> None:
     ]
     started = time.perf_counter()
     for seed in range(args.seeds):
-        paths = bases(args.folder, seed)
         for name in args.bases:
+            base = make_base(args.folder, name, seed)
             questions = [
-                {"prompt": arithmetic.question_text(q), "answer": arithmetic.answer_text(q)}
-                for q in arithmetic.make_questions(NUM_QUESTIONS, seed=seed + 1)
+                {"prompt": arithmetic.question_text(q), "answer": arithmetic.answer_text(q)} for q in held_out(seed)
             ]
             for arm in args.arms:
                 trainer, _, scale = arm.partition("_")
                 predicted = forecast(
-                    str(paths[name]),
+                    str(base),
                     questions,
                     betas=args.betas,
                     trainer=trainer,  # type: ignore[arg-type]
@@ -227,7 +248,7 @@ def main() -> None:
                     done = {(r["base"], r["seed"], r["arm"], r["beta"]) for r in results}
                     if (name, seed, arm, row["beta"]) in done:
                         continue
-                    result = run(paths[name], name, seed, arm, row, args)
+                    result = run(base, name, seed, arm, row, args)
                     result |= {"sampled": predicted.alternatives["sampled"], "alternatives": predicted.alternatives}
                     append_lines(log, [result])
                     results.append(result)

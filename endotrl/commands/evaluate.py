@@ -14,7 +14,7 @@ from ..evaluation.engine import Engine
 from ..evaluation.items import Item
 from ..evaluation.results import evaluate
 from ..evaluation.results_page import report_page
-from ..evaluation.run_folder import RunFolder
+from ..evaluation.run_folder import RunFolder, open_folder
 from ..evaluation.runner import score_items
 from ..evaluation.scorer_names import DEFAULT, base_names, check_name, expand_names, make_scorer, served_names
 from ..evaluation.tables import few_items, markdown_page, terminal_rows
@@ -137,15 +137,13 @@ def check_stream(data: str | None) -> None:
         raise ValueError("Standard input belongs to one process. With several, name a file.")
 
 
-def open_folder(path: str, settings: Mapping[str, Any], overwrite: bool) -> RunFolder:
-    """The folder of a run, which all processes of `accelerate launch` enter when the main one has opened it."""
-    state = processes()
-    if state.is_main_process:
-        folder = RunFolder(path, 0, state.num_processes)
-        folder.hold()
-        folder.open(settings, overwrite)
-    state.wait_for_everyone()
-    return folder if state.is_main_process else RunFolder(path, state.process_index, state.num_processes)
+def check_processes(args: argparse.Namespace) -> None:
+    """Raises `ValueError` if several processes would share what is for one."""
+    check_stream(args.data)
+    if args.backend == "vllm" and processes().num_processes > 1:
+        raise ValueError(
+            "vLLM spreads over devices by itself. Start one process, and set tensor_parallel_size in --vllm-kwargs."
+        )
 
 
 def open_answering_model(args: argparse.Namespace, output: str) -> tuple[Placement, dict[str, Any]]:

@@ -24,9 +24,9 @@ from ..evaluation.generation import (
 )
 from ..evaluation.intervals import Unit, difference_in_words, differences, estimates, resampling_weights
 from ..evaluation.items import Item
-from ..evaluation.math_answers import Question, read_questions
+from ..evaluation.questions import Question, read_questions
 from ..evaluation.results import estimates_to_json, plain_means
-from ..evaluation.run_folder import RunFolder
+from ..evaluation.run_folder import RunFolder, open_folder
 from ..evaluation.scorer_names import base_names, check_name, make_scorer, served_names
 from ..evaluation.tables import interval, markdown_page, value
 from ..frozen.names import load_tokenizer
@@ -39,7 +39,7 @@ from ..runs.jsonl import append_lines
 from ..runs.processes import processes
 from ..runs.record import now, versions
 from ..runs.shards import share
-from .evaluate import check_stream, open_answering_model, open_folder, open_model
+from .evaluate import check_processes, open_answering_model, open_model
 
 
 GREEDY = "greedy"
@@ -50,11 +50,11 @@ SHOWN_ANSWERS = 12
 
 def run_generation(args: argparse.Namespace, command: str) -> dict[str, Any]:
     """Runs `endotrl eval generation`; returns what `results.json` holds, in the main process."""
-    _check_processes(args)
+    check_processes(args)
     for k in args.k:
         pass_at_k(args.samples, 0, k)  # raises now if there are too few samples
     require_math_verify()
-    questions = read_questions(args.data, args.question, args.answer, args.limit)
+    questions = read_questions(args.data, args.question, args.answer, args.limit, labelled=True)
     folder, engine, settings = _open(args, "eval-generation")
     answers = _answers(args, questions, folder, engine, greedy=not args.no_greedy)
     if not processes().is_main_process:
@@ -87,9 +87,9 @@ def run_generation(args: argparse.Namespace, command: str) -> dict[str, Any]:
 
 def run_best_of_n(args: argparse.Namespace, command: str) -> dict[str, Any]:
     """Runs `endotrl eval best-of-n`; returns what `results.json` holds, in the main process."""
-    _check_processes(args)
+    check_processes(args)
     require_math_verify()
-    questions = read_questions(args.data, args.question, args.answer, args.limit)
+    questions = read_questions(args.data, args.question, args.answer, args.limit, labelled=True)
     names = base_names(args.scorers or BEST_OF_N_SCORERS)
     folder, engine, settings = _open(args, "eval-best-of-n")
     judge = engine
@@ -140,14 +140,6 @@ def run_best_of_n(args: argparse.Namespace, command: str) -> dict[str, Any]:
     return results
 
 
-def _check_processes(args: argparse.Namespace) -> None:
-    check_stream(args.data)
-    if args.backend == "vllm" and processes().num_processes > 1:
-        raise ValueError(
-            "vLLM spreads over devices by itself. Start one process, and set tensor_parallel_size in --vllm-kwargs."
-        )
-
-
 def _open(args: argparse.Namespace, default: str) -> tuple[RunFolder, Engine, dict[str, Any]]:
     placement, settings = open_answering_model(args, args.output or default)
     tokenizer = load_tokenizer(placement.config._name_or_path, args.trust_remote_code)
@@ -169,7 +161,7 @@ def _open(args: argparse.Namespace, default: str) -> tuple[RunFolder, Engine, di
 
 
 def _prompt(question: Question, args: argparse.Namespace, engine: Engine) -> Prompt:
-    text = f"{question.text}\n{args.instruction}".rstrip()
+    text = f"{question.prompt}\n{args.instruction}".rstrip()
     return [{"role": "user", "content": text}] if engine.chat else f"{text}\n\n"
 
 
@@ -295,7 +287,7 @@ def _write(
     for question in questions[::step][:SHOWN_ANSWERS]:
         row = answers[question.key, str(args.seeds[0])]
         mark = "✓" if row["right"][0] else "✗"
-        shown.append([question.text, question.answer, f"{mark} {row['texts'][0]}"])
+        shown.append([question.prompt, question.answer, f"{mark} {row['texts'][0]}"])
     sections: list[tuple[str, Markup | str]] = [
         ("Results", table(["answers", "metric", "value", "95% interval"], rows, caption=results["tie_rule"])),
     ]

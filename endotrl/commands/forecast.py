@@ -8,13 +8,14 @@ from typing import Any
 
 from ..evaluation.engine import Engine
 from ..evaluation.generation import VLLMEngine, VLLMSampler
-from ..evaluation.run_folder import RunFolder
+from ..evaluation.questions import read_questions
+from ..evaluation.run_folder import open_folder
 from ..forecasting.collect import collect, unit_of
 from ..forecasting.forecast import Forecast, from_records, recorded_temperatures
+from ..forecasting.grader import Grader
 from ..forecasting.page import alternative_rows, report
 from ..forecasting.policies import Objective
 from ..forecasting.power import power_samples
-from ..forecasting.questions import Grader, read_questions
 from ..forecasting.sampling import Mixture, MixtureSampler, ServedMixtureSampler
 from ..forecasting.summary import METRICS
 from ..frozen.names import load_tokenizer
@@ -23,18 +24,20 @@ from ..reporting import terminal_table
 from ..rewards.endogenous import EndogenousReward
 from ..rewards.settings import SETTINGS
 from ..runs.files import replace_text, write_json
+from ..runs.processes import processes
 from ..runs.record import now, versions
-from .evaluate import open_answering_model
+from .evaluate import check_processes, open_answering_model
 from .forecast_options import REWARD
 
 
-def run_forecast(args: argparse.Namespace, command: str) -> Forecast:
+def run_forecast(args: argparse.Namespace, command: str) -> Forecast | None:
     """
-    Runs `endotrl forecast`.
+    Runs `endotrl forecast`; returns the forecast, in the main process.
 
     Raises:
         `ValueError`, `OSError`, `ImportError`: With one message for the user.
     """
+    check_processes(args)
     objective = Objective(args.trainer, args.num_generations, args.scale_rewards)
     mixture, grader = Mixture.of(args.samples, args.temperatures), Grader(args.grader)
     output = args.output or "forecast"
@@ -60,9 +63,7 @@ def run_forecast(args: argparse.Namespace, command: str) -> Forecast:
     is_default = all(value == SETTINGS[name].default for name, value in reward_settings.items())
     if args.power_sampling is not None and not is_default:
         raise ValueError("--power-sampling is the rival of the endogenous reward with its default settings alone.")
-    folder = RunFolder(output)
-    folder.hold()
-    folder.open(settings, args.overwrite)
+    folder = open_folder(output, settings, args.overwrite)
     engine = Engine(placement, tokenizer, chat, max_tokens_per_batch=args.max_tokens_per_batch)
     with ExitStack() as stack:
         reward = None
@@ -86,10 +87,12 @@ def run_forecast(args: argparse.Namespace, command: str) -> Forecast:
             grader,
             args.max_new_tokens,
             reward,
-            folder.answers_path,
+            folder,
             args.seed,
             progress=not args.quiet,
         )
+    if not processes().is_main_process:
+        return None
     result = from_records(records, mixture, objective, args.betas)
     if args.power_sampling is not None:
         beta = result.suggested_beta or min(args.betas)

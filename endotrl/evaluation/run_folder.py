@@ -10,6 +10,7 @@ from filelock import BaseFileLock
 
 from ..runs.files import lock, write_json
 from ..runs.jsonl import changed_settings, read_lines
+from ..runs.processes import processes
 from .stats_cache import StatsCache
 
 
@@ -84,26 +85,37 @@ class RunFolder:
         try:
             return json.loads(self.settings_path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
-            raise ValueError(f"{self.folder} holds no run of endotrl eval: {error.filename} is missing.") from error
+            raise ValueError(f"{self.folder} holds no run: {error.filename} is missing.") from error
         except ValueError as error:
             raise ValueError(f"{self.settings_path} is damaged. Start anew with --overwrite.") from error
 
     def read_scores(self) -> dict[str, dict[str, Any]]:
         """What is scored so far, by key of the item; the lines of one item are put together."""
         records: dict[str, dict[str, Any]] = {}
-        for line in self._read("scores", ("key", "tokens", "cut", "scores", "seconds")):
+        for line in self.read_lines("scores", ("key", "tokens", "cut", "scores", "seconds")):
             merge_line(records, line)
         return records
 
     def read_answers(self) -> dict[tuple[str, str], dict[str, Any]]:
         """Answers so far, with their grades, by key of the question and seed."""
         keys = ("key", "seed", "texts", "token_ids", "finished", "right", "tokens", "seconds")
-        return {(line["key"], line["seed"]): line for line in self._read("answers", keys)}
+        return {(line["key"], line["seed"]): line for line in self.read_lines("answers", keys)}
 
-    def _read(self, name: str, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
+    def read_lines(self, name: str, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
         """Lines that all processes have written."""
         for path in sorted(self.folder.glob(f"{name}*.jsonl")):
             yield from read_lines(path, keys)
+
+
+def open_folder(path: str | Path, settings: Mapping[str, Any], overwrite: bool = False) -> RunFolder:
+    """The folder of a run, which all processes of `accelerate launch` enter when the main one has opened it."""
+    state = processes()
+    if state.is_main_process:
+        folder = RunFolder(path, 0, state.num_processes)
+        folder.hold()
+        folder.open(settings, overwrite)
+    state.wait_for_everyone()
+    return folder if state.is_main_process else RunFolder(path, state.process_index, state.num_processes)
 
 
 def merge_line(records: dict[str, dict[str, Any]], line: Mapping[str, Any]) -> None:

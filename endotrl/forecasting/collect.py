@@ -3,7 +3,6 @@
 
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,12 @@ from tqdm.auto import tqdm
 from ..evaluation.engine import Engine
 from ..evaluation.generation import Sample, prompt_rows
 from ..evaluation.intervals import Unit
-from ..runs.jsonl import append_lines, read_lines
-from .questions import Grader, Question
+from ..evaluation.questions import Question
+from ..evaluation.run_folder import RunFolder
+from ..runs.jsonl import append_lines
+from ..runs.processes import processes
+from ..runs.shards import share
+from .grader import Grader
 from .sampling import Drawn, Mixture
 
 
@@ -30,26 +33,33 @@ def collect(
     grader: Grader,
     max_new_tokens: int,
     reward: Any = None,
-    log: Path | None = None,
+    folder: RunFolder | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> list[dict[str, Any]]:
     r"""
-    One record per question, in blocks, which are appended to `log`; what it has already is kept. `draw` is a
-    [`MixtureSampler`] or [`ServedMixtureSampler`]. Without a `reward` function of TRL's contract, it is the endogenous
-    reward with its default settings, $\log \hat\pi(y|x)$, which the sampler knows.
+    One record per question, in blocks. With a `folder`, the processes of `accelerate launch` share them, and what it
+    has already is kept. `draw` is a [`MixtureSampler`] or [`ServedMixtureSampler`]. Without a `reward` function of
+    TRL's contract, it is the endogenous reward with its default settings, $\log \hat\pi(y|x)$, which the sampler
+    knows.
 
     Raises:
         `ValueError`: If a prompt and its completion do not fit the model's context, before anything is sampled; or a
         completion has no finite reward.
     """
     prompt_rows(engine, [q.prompt for q in questions], max_new_tokens)
-    records = {} if log is None else {record["key"]: record for record in read_lines(log, KEYS)}
+    state = processes()
+    process, num_processes = (0, 1) if folder is None else (state.process_index, state.num_processes)
+    records = {}
+    if folder is not None:
+        records = _saved(folder)
+        state.wait_for_everyone()  # who is ahead writes nothing that others have yet to see missing
     todo = list({q.key: q for q in questions if q.key not in records}.values())
-    with tqdm(total=len(todo), desc="Sampling", unit=" questions", disable=not progress or not todo) as bar:
-        for start in range(0, len(todo), BLOCK):
+    blocks = [todo[start : start + BLOCK] for start in range(0, len(todo), BLOCK)]
+    silent = not progress or not todo or process > 0
+    with tqdm(total=len(todo), desc="Sampling", unit=" questions", disable=silent) as bar:
+        for block in share(((len(block), block) for block in blocks), process, num_processes):
             began = time.perf_counter()
-            block = todo[start : start + BLOCK]
             # What a block draws depends on its seed and its first question, not on what was done before it.
             drawn = draw(
                 [q.prompt for q in block], mixture.temperatures, (seed * 2**32 + int(block[0].key[:8], 16)) % 2**63
@@ -57,11 +67,18 @@ def collect(
             made = [_record(q, row, grader, reward) for q, row in zip(block, drawn, strict=True)]
             for record in made:
                 record["seconds"] = round((time.perf_counter() - began) / len(block), 4)
-            if log is not None:
-                append_lines(log, made)
+            if folder is not None:
+                append_lines(folder.answers_path, made)
             records |= {record["key"]: record for record in made}
-            bar.update(len(block))
+            bar.update(num_processes * len(block))
+    if folder is not None and num_processes > 1:
+        state.wait_for_everyone()
+        records = _saved(folder)
     return [records[q.key] for q in questions]
+
+
+def _saved(folder: RunFolder) -> dict[str, dict[str, Any]]:
+    return {record["key"]: record for record in folder.read_lines("answers", KEYS)}
 
 
 def unit_of(question: Question, sample: Sample, grader: Grader) -> Unit:

@@ -11,12 +11,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..evaluation.engine import Engine
 from ..evaluation.generation import loaded_placement
 from ..evaluation.intervals import Unit
+from ..evaluation.questions import read_questions
 from ..evaluation.results import rounded
-from ..evaluation.run_folder import RunFolder
+from ..evaluation.run_folder import open_folder
 from ..rewards.endogenous import EndogenousReward
 from .collect import collect
+from .grader import Grade, Grader
 from .policies import Objective, ScaleRewards, Trainer
-from .questions import Grade, Grader, read_questions
 from .sampling import Mixture, MixtureSampler
 from .summary import Record, Summary
 from .verdict import suggested_beta, verdict
@@ -165,23 +166,18 @@ def forecast(
     frozen = EndogenousReward(model, processing_class, dtype=dtype, device=device)
     engine = Engine(frozen._require_placement(), frozen._tokenizer, chat)
     loaded_placement(engine)  # raises now if it is on a server
-    folder = None if output is None else RunFolder(output)
-    if folder is not None:
-        folder.hold()
-        folder.open(
-            {
-                "model": str(frozen),
-                "samples": samples,
-                "temperatures": [*temperatures],
-                "seed": seed,
-                "max_new_tokens": max_new_tokens,
-                "reward": _name(reward),
-                "grader": _name(grader),
-            }
-        )
+    settings = {
+        "model": str(frozen),
+        "samples": samples,
+        "temperatures": [*temperatures],
+        "seed": seed,
+        "max_new_tokens": max_new_tokens,
+        "reward": _name(reward),
+        "grader": _name(grader),
+    }
+    folder = None if output is None else open_folder(output, settings)
     sampler = MixtureSampler(engine, max_new_tokens, recorded_temperatures(mixture))
-    log = None if folder is None else folder.answers_path
-    records = collect(found, engine, sampler, mixture, judge, max_new_tokens, reward, log, seed, progress)
+    records = collect(found, engine, sampler, mixture, judge, max_new_tokens, reward, folder, seed, progress)
     return from_records(records, mixture, objective, betas)
 
 

@@ -62,6 +62,10 @@ class CollapseThresholds:
             The same, if it sinks by more than noise explains (`drift_evidence`). Measured: it rises in healthy runs on
             rewards of a frozen model, and sank in four of six runs that such rewards drove into collapse, at first by
             this much.
+        first_log_prob_fall (`float`, *optional*, defaults to `0.02`):
+            Least fall of the first policy's log-probability of what the policy writes, next to its own answers, nats
+            per token, that raises the alarm without a held-out reward. Measured: it falls about as much as the
+            accuracy, and rises in healthy runs.
         kl (`float`, *optional*, defaults to `1.0`):
             KL to the reference, nats per token. Measured: 0.05 in a healthy run with beta 0.1; a spike was reported
             for a collapse (https://github.com/sunblaze-ucb/Intuitor/issues/23).
@@ -95,6 +99,7 @@ class CollapseThresholds:
     repetition_rise: float = 0.3
     log_prob_fall: float = 0.5
     log_prob_drift: float = 0.05
+    first_log_prob_fall: float = 0.02
     kl: float = 1.0
     entropy_ratio: float = 0.02
     distinct_completions: float = 1.1

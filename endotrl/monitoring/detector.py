@@ -5,6 +5,11 @@ Judges a run from what it logged: a fold over the entries of `trainer.state.log_
 With a held-out reward, the verdict is how much evidence there is that it falls ([`HeldOut`]), and symptoms ([`Drift`])
 only say how much is enough. The same is asked of its change since the first policy ([`change_since`]), whose level at
 first is known: 0; and of that change next to what the rise of the trained reward should have brought.
+
+Without one, the first policy's own log-probability of what is written takes its place. A reward of a frozen model
+sharpens: for $\pi_k \propto \hat\pi^{1+k}$, $\mathrm{d}\, \mathbb{E}_k[\log \hat\pi] / \mathrm{d}k =
+\mathrm{Var}_k(\log \hat\pi) \geq 0$. A policy whose answers the first one finds less and less probable goes
+elsewhere. What this cannot show is a policy that is sure of what is wrong and becomes surer: it does as forecast.
 """
 
 import math
@@ -27,6 +32,9 @@ CHANGE_ERROR = "collapse/change_error/"
 AGREEMENT_EVIDENCE = "collapse/agreement_z/"
 SLOPE = "collapse/slope/"
 REWARD_CHANGE, REWARD_CHANGE_ERROR = "collapse/reward_change", "collapse/reward_change_error"
+# Of the first policy's log-probability, nats per token: the mean, and its change since training began.
+FIRST_LOG_PROB = "collapse/first_log_prob"
+FIRST_LOG_PROB_CHANGE, FIRST_LOG_PROB_ERROR = "collapse/first_log_prob_change", "collapse/first_log_prob_error"
 ASKED_CHANGE = "collapse/asked_change/"
 ASKED_CHANGE_ERROR = "collapse/asked_change_error/"
 
@@ -94,6 +102,7 @@ class Detector:
         self._changes: dict[str, HeldOut] = {}  # since the first policy, of held-out rewards
         self._changes_age: dict[str, int] = {}  # entries since the last one
         self._shortfalls: dict[str, HeldOut] = {}  # of these changes, below what the trained reward's should bring
+        self._first_log_prob = HeldOut(self.thresholds.change_warmup, start=0.0)  # its change
         self._slopes: dict[str, tuple[float, int]] = {}  # sum and number
         self._reward_change = (0.0, 0.0)  # and its standard error
         self._asked: dict[str, deque[tuple[float, float]]] = {}  # changes of the last askings, and their errors
@@ -155,7 +164,7 @@ class Detector:
                     f"than noise explains ({fall.evidence:.1f} standard errors)"
                 )
         if not self._held_out:
-            reasons, gross = gross, []
+            reasons, gross = [*gross, *self._log_prob_falls(entry, limit)], []
         for name, series in changes.items():
             fall = series.fell(limit, self.thresholds.held_out_fall)
             # Adam's first updates are erratic, and what they lose comes back where the reward pushes it up.
@@ -177,6 +186,17 @@ class Detector:
         alarm = f"{'; '.join(reasons)}."
         besides = f" Besides: {'; '.join(verdict.symptoms)}." if verdict.symptoms else ""
         return replace(verdict, alarm=alarm[0].upper() + alarm[1:] + besides)
+
+    def _log_prob_falls(self, entry: Mapping[str, float], limit: float) -> Iterator[str]:
+        """The first policy's log-probability of what is written, next to what it was for its own answers."""
+        if FIRST_LOG_PROB_CHANGE in entry:
+            self._first_log_prob.add(entry[FIRST_LOG_PROB_CHANGE], entry.get(FIRST_LOG_PROB_ERROR))
+            fall = self._first_log_prob.fell(limit, self.thresholds.first_log_prob_fall)
+            if fall:
+                yield (
+                    f"the first policy finds the completions less and less probable, by {fall.size:.3f} nats per "
+                    f"token ({fall.evidence:.1f} standard errors): a reward of a frozen model does the opposite"
+                )
 
     def _changes_until(self, entry: Mapping[str, float]) -> dict[str, HeldOut]:
         """Held-out rewards compared with the first policy, where that was possible in the last entries."""
@@ -260,11 +280,11 @@ class Detector:
                 self._disagreement[name] = cusum(self._disagreement.get(name, 0.0), -value)
                 if self._disagreement[name] > thresholds.drift_evidence:
                     found["agreement"] = f"within groups, the trained reward is higher where `{name}` is lower"
-        log_prob = [value for key, value in entry.items() if key.endswith("/log_prob_per_token")]
+        log_prob = _log_prob(entry)
         for name, level, both_ways, text in (
             (
                 "log_prob",
-                log_prob[0] if log_prob else None,
+                log_prob,
                 False,
                 "the frozen model finds the completions less probable",
             ),
@@ -280,12 +300,12 @@ class Detector:
     def _gross_symptoms(self, entry: Mapping[str, float]) -> list[str]:
         """What is taken for a collapse without a held-out reward, once it lasts."""
         t = self.thresholds
-        log_prob = [value for key, value in entry.items() if key.endswith("/log_prob_per_token")]
+        log_prob = _log_prob(entry)
         values = {
             "length": entry.get("completions/mean_length"),
             "clipped": entry.get("completions/clipped_ratio"),
             "repetition": entry.get("collapse/repetition"),
-            "log_prob": log_prob[0] if log_prob else None,
+            "log_prob": log_prob,
             "kl": entry.get(KL_KEY),
             "entropy": _first(entry, ENTROPY_KEYS),
         }
@@ -329,6 +349,11 @@ class Detector:
         if drift is None or drift.evidence <= self.thresholds.drift_evidence:
             return False
         return drift.mean - drift.first < -self.thresholds.log_prob_drift
+
+
+def _log_prob(entry: Mapping[str, float]) -> float | None:
+    """Of what is written, per token, by the frozen model of a reward or else the first policy."""
+    return next((v for k, v in entry.items() if k.endswith("/log_prob_per_token")), entry.get(FIRST_LOG_PROB))
 
 
 def _first(entry: Mapping[str, float], keys: Sequence[str]) -> float | None:

@@ -42,10 +42,10 @@ class FirstPolicy:
         if copy_weights:
             self._model = copy.deepcopy(model).requires_grad_(False).eval()
 
-    def log_ratios(self, output: dict[str, Any]) -> Tensor | None:
+    def log_probs(self, output: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor] | None:
         r"""
-        $\log \pi_0(y) - \log \pi_t(y)$ of the completions of a batch, of shape `(B,)`, in nats per completion; `None`
-        if the first policy is not there.
+        $\log \pi_0(y)$ and $\log \pi_t(y)$ of the completions of a batch, in nats per completion, and how many tokens
+        they have, each of shape `(B,)`; `None` if the first policy is not there.
         """
         if not (self._adapter or self._reference or self._model is not None):
             return None
@@ -54,16 +54,16 @@ class FirstPolicy:
             mask = mask & output["tool_mask"].bool()
         first = output.get("ref_per_token_logps") if self._reference else None
         if first is None:
-            first = self._log_probs(output, self._trainer.model if self._model is None else self._model, True)
+            first = self._token_log_probs(output, self._trainer.model if self._model is None else self._model, True)
         present = output.get("old_logps")  # of RLOO, of completions
         if present is None:
             tokens = output.get("old_per_token_logps")
             if tokens is None:
-                tokens = self._log_probs(output, self._trainer.model, False)
+                tokens = self._token_log_probs(output, self._trainer.model, False)
             present = _sum(tokens, mask)
-        return _sum(first, mask) - present
+        return _sum(first, mask), present, mask.sum(dim=1)
 
-    def _log_probs(self, output: dict[str, Any], model: Any, as_first: bool) -> Tensor:
+    def _token_log_probs(self, output: dict[str, Any], model: Any, as_first: bool) -> Tensor:
         trainer = self._trainer
         compute = trainer._get_per_token_logps_and_entropies
         completion_ids = output["completion_ids"]

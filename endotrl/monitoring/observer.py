@@ -24,6 +24,9 @@ from .detector import (
     AGREEMENT_EVIDENCE,
     CHANGE,
     CHANGE_ERROR,
+    FIRST_LOG_PROB,
+    FIRST_LOG_PROB_CHANGE,
+    FIRST_LOG_PROB_ERROR,
     HELD_OUT,
     HELD_OUT_ERROR,
     REWARD_CHANGE,
@@ -62,7 +65,7 @@ class BatchObserver:
             self._explicit = held_out is not None
             self._rewards: Tensor | None = None
             self._scored: Tensor | None = None
-            self._first = FirstPolicy(trainer, copy_weights) if self._held_out else None
+            self._first: FirstPolicy | None = FirstPolicy(trainer, copy_weights)
             self._far = 0  # batches in a row
             self._observe_groups()
         elif is_online_dpo(trainer):
@@ -82,10 +85,14 @@ class BatchObserver:
         for key in means:  # of several batches together
             if key.startswith(AGREEMENT_EVIDENCE):
                 means[key] *= math.sqrt(len(self._sums[key]))
-            elif key.startswith((HELD_OUT_ERROR, CHANGE_ERROR, REWARD_CHANGE_ERROR)):
+            elif key.startswith((HELD_OUT_ERROR, CHANGE_ERROR, REWARD_CHANGE_ERROR, FIRST_LOG_PROB_ERROR)):
                 means[key] /= math.sqrt(len(self._sums[key]))
         self._sums.clear()
         return means
+
+    @property
+    def _is_verdict(self) -> bool:
+        return len(self._values_seen) <= MAX_VERDICTS
 
     @property
     def memory(self) -> dict[str, Any]:
@@ -130,7 +137,7 @@ class BatchObserver:
         def generate_and_score_completions(inputs: Any) -> dict[str, Any]:
             output = generate(inputs)
             if self._trainer.model.training and self._rewards is not None and self._first is not None:
-                self._observe_change(self._first.log_ratios(output), self._rewards)
+                self._observe_change(self._first.log_probs(output), self._rewards)
             key = next((key for key in LOG_PROB_KEYS if output.get(key) is not None), None)
             if self._trainer.model.training and key is not None and self._scored is not None:
                 log_probs = output[key].float()
@@ -180,7 +187,7 @@ class BatchObserver:
         if len(self._values_seen) <= MAX_VERDICTS:
             values = {round(value, 6) for value in rewards.tolist() if math.isfinite(value)}
             self._values_seen += values.difference(self._values_seen)
-        self._add("collapse/reward_is_verdict", float(len(self._values_seen) <= MAX_VERDICTS))
+        self._add("collapse/reward_is_verdict", float(self._is_verdict))
 
     def _observe_held_out(self, rewards: Tensor, trained: Tensor) -> None:
         for name, index in list(self._held_out.items()):
@@ -204,27 +211,27 @@ class BatchObserver:
             if slope is not None:
                 self._add(SLOPE + name, slope)
 
-    def _observe_change(self, log_ratios: Tensor | None, rewards: Tensor) -> None:
-        if log_ratios is None:
+    def _observe_change(self, log_probs: tuple[Tensor, Tensor, Tensor] | None, rewards: Tensor) -> None:
+        if log_probs is None:
             self._first = None
             return
-        log_ratios = self._trainer.accelerator.gather(log_ratios).to(rewards.device)
-        changes = {
-            name: change_since(rewards[:, index], log_ratios, self._trainer.num_generations)
-            for name, index in self._held_out.items()
-        }
-        for name, change in changes.items():
+        size, scored = self._trainer.num_generations, self._scored
+        first, present, tokens = (self._trainer.accelerator.gather(x).to(rewards.device) for x in log_probs)
+        per_token = first / tokens.clamp(min=1)
+        # Name of the change, name of its error, and the number, with what one completion more would change.
+        watched = [(CHANGE + name, CHANGE_ERROR + name, rewards[:, i], 1.0) for name, i in self._held_out.items()]
+        if scored is not None:
+            watched.append((REWARD_CHANGE, REWARD_CHANGE_ERROR, scored, scored.nan_to_num().std().item()))
+        # A verifier may lead away from what the first policy believes.
+        if not (self._is_verdict and all(0 <= value <= 1 for value in self._values_seen)):
+            self._add(FIRST_LOG_PROB, per_token.mean().item())
+            watched.append((FIRST_LOG_PROB_CHANGE, FIRST_LOG_PROB_ERROR, per_token, per_token.std().item()))
+        changes = [change_since(values, first - present, size) for _, _, values, _ in watched]
+        for (key, error_key, _, one), change in zip(watched, changes, strict=True):
             if change is not None:
-                self._add(CHANGE + name, change[0])
-                self._add(CHANGE_ERROR + name, math.hypot(change[1], 1 / len(rewards)))
-        if self._scored is not None:
-            rise = change_since(self._scored, log_ratios, self._trainer.num_generations)
-            if rise is not None:
-                self._add(REWARD_CHANGE, rise[0])
-                # As above: before the first update, rise and error are 0.
-                one = self._scored.nan_to_num().std().item() / len(rewards)
-                self._add(REWARD_CHANGE_ERROR, math.hypot(rise[1], one))
-        self._far = 0 if any(change is not None for change in changes.values()) else self._far + 1
+                self._add(key, change[0])
+                self._add(error_key, math.hypot(change[1], one / len(rewards)))  # before the first update, it is 0
+        self._far = 0 if any(change is not None for change in changes) else self._far + 1
         # Far for good: the copy goes. Far at first: what there is to compare with is another model.
         if self._far >= FAR or (self._far and self._trainer.state.global_step == 0):
             self._first = None

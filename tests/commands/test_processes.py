@@ -27,6 +27,10 @@ def commands(model: str, folder: Path, data: Path) -> list[list[str]]:
             *("eval", "generation", "--data", str(data / "questions.jsonl"), *common, "--output", str(folder / "answers")),
             *("--max-new-tokens", "3", "--samples", "2", "--instruction", ""),
         ],
+        [
+            *("forecast", "--data", str(data / "questions.jsonl"), *common, "--output", str(folder / "forecast")),
+            *("--max-new-tokens", "3", "--samples", "4", "--grader", "text"),
+        ],
     ]  # fmt: skip
 
 
@@ -77,6 +81,9 @@ def test_two_processes_make_what_one_makes(tiny_model_path: str, data: Path) -> 
     for name in ("preference", "answers"):
         results = [json.loads((folder / name / "results.json").read_text()) for folder in (one, two)]
         assert results[0]["units"] == results[1]["units"] and results[0]["metrics"] == results[1]["metrics"], name
+    forecasts = [json.loads((folder / "forecast" / "forecast.json").read_text()) for folder in (one, two)]
+    assert forecasts[0]["betas"] == forecasts[1]["betas"]
+    assert (two / "forecast" / "answers.1.jsonl").read_bytes().count(b"\n") == 16  # a block of three
     assert (
         (two / "preference" / "scores.1.jsonl").stat().st_size
         > 0

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from endotrl.evaluation.engine import Engine
 from endotrl.evaluation.generation import Sampler, accuracy_of_choice, majority_scores, pass_at_k
-from endotrl.evaluation.math_answers import read_questions
+from endotrl.evaluation.questions import read_questions
 from endotrl.grading import is_right
 
 from .rows import real_file, write
@@ -83,23 +83,23 @@ class TestQuestions:
             {"Body": "There are 3.", "Question": "How many?", "Answer": 3.0},
             {"question": "q5", "final_answer": ["7"], "solution": ["long"]},
         ]
-        questions = read_questions(write(tmp_path / "f.jsonl", rows))
-        assert [(q.text, q.answer) for q in questions] == [
+        questions = read_questions(write(tmp_path / "f.jsonl", rows), labelled=True)
+        assert [(q.prompt, q.answer) for q in questions] == [
             ("q1", "4"), ("q2", "3"), ("q3", "2"), ("There are 3. How many?", "3"), ("q5", "7"),
         ]  # fmt: skip
-        assert len(read_questions(write(tmp_path / "g.jsonl", rows), limit=2)) == 2
+        assert len(read_questions(write(tmp_path / "g.jsonl", rows), limit=2, labelled=True)) == 2
 
     def test_errors(self, tmp_path):
         path = write(tmp_path / "f.jsonl", [{"text": "q", "answer": 1}])
         with pytest.raises(ValueError, match="f.jsonl, line 1: there is no question"):
-            read_questions(path)
-        assert read_questions(path, question="text")[0].text == "q"
+            read_questions(path, labelled=True)
+        assert read_questions(path, question="text", labelled=True)[0].prompt == "q"
         with pytest.raises(FileNotFoundError, match="there is no such file"):
-            read_questions(str(tmp_path / "none"))
+            read_questions(str(tmp_path / "none"), labelled=True)
 
     @pytest.mark.parametrize("name", ["gsm8k", "svamp", "aime24", "amc23", "minerva_math", "olympiadbench"])
     def test_real_files(self, name):
-        questions = read_questions(real_file(f"math/{name}/test.jsonl"))
+        questions = read_questions(real_file(f"math/{name}/test.jsonl"), labelled=True)
         assert len({q.key for q in questions}) > 0.9 * len(questions) >= 27
         assert all(q.answer and len(q.answer) < 300 for q in questions), name
         # Given as a model would write it, the right answer is right.
@@ -109,4 +109,4 @@ class TestQuestions:
 
     def test_ids_survive_json(self, tmp_path):
         rows = [{"question": "q", "answer": "1", "id": 0}]
-        assert json.loads(json.dumps(read_questions(write(tmp_path / "f.jsonl", rows))[0].id)) == "0"
+        assert json.loads(json.dumps(read_questions(write(tmp_path / "f.jsonl", rows), labelled=True)[0].id)) == "0"

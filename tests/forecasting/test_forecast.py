@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import endotrl
 from endotrl import EndogenousReward
 from endotrl.evaluation.engine import Engine
+from endotrl.evaluation.questions import read_questions
+from endotrl.forecasting.grader import Grader
 from endotrl.forecasting.power import power_samples
-from endotrl.forecasting.questions import Grader, read_questions
 from endotrl.forecasting.sampling import Mixture, MixtureSampler, ServedMixtureSampler
 from endotrl.frozen.own_copy import OwnCopy
 from tests.support.tiny_policy import WORDS

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Questions, with known answers or without, of files or objects."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..data.sources import Row, read_rows, text_only
+from ..grading import final_answer
+from ..rendering.messages import Prompt
+
+
+QUESTION_KEYS = ("question", "problem", "input", "prompt", "Question")
+ANSWER_KEYS = ("answer", "answers", "final_answer", "target", "Answer", "solution")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt, and what graders compare with: an answer, a list of accepted ones, or `None`."""
+
+    id: str  # the row's own, or its place
+    prompt: Prompt
+    answer: Any = None
+
+    @property
+    def key(self) -> str:
+        """Digest by which the question is known again."""
+        return hashlib.sha256(json.dumps([self.prompt, self.answer], default=str).encode()).hexdigest()[:20]
+
+
+def read_questions(
+    data: str | Iterable[Any],
+    question: str | None = None,
+    answer: str | None = None,
+    limit: int | None = None,
+    instruction: str = "",
+    chat: bool = False,
+    labelled: bool = False,
+) -> list[Question]:
+    r"""
+    Questions of files, a dataset on the hub, or objects.
+
+    Args:
+        data (`str` or `Iterable`):
+            As `--data` of `endotrl eval` (see [`read_rows`]); or rows: dictionaries, such as a
+            [`~datasets.Dataset`] has, or prompts.
+        question (`str`, *optional*), answer (`str`, *optional*):
+            Keys. By default the first that a row has of `question`, `problem`, `input`, `prompt`, and of `answer`,
+            `answers`, `final_answer`, `target`, `solution`. A text `Body` (SVAMP) goes before the question.
+        limit (`int`, *optional*):
+            Only the first questions.
+        instruction (`str`, *optional*):
+            What is added to each question that is text, in a line of its own.
+        chat (`bool`, *optional*, defaults to `False`):
+            Whether a question that is text is the message of a user; `False` to continue it, as TRL does.
+        labelled (`bool`, *optional*, defaults to `False`):
+            Whether each question must be text and have an answer, of which what follows `####` (GSM8K) or stands in
+            the last `\boxed{}` counts.
+
+    Raises:
+        `FormatError`: If a row has no question; or only some have answers, or one that is `labelled` has none.
+        `ValueError`: If there is no such file, or no question.
+    """
+    rows = text_only(read_rows(data, None, "The data set") if isinstance(data, str) else _rows(data))
+    questions: list[Question] = []
+    for row in rows:
+        name = question or _first_key(row, QUESTION_KEYS)
+        if name is None:
+            raise row.error(
+                f"there is no question: none of the keys {', '.join(QUESTION_KEYS)}. Name the key with --question."
+            )
+        prompt = row.text(name) if labelled else row.get(name)
+        if isinstance(prompt, str):
+            prompt = row.text(name)
+            body = row.data.get("Body")
+            if question is None and isinstance(body, str):
+                prompt = f"{body.rstrip('. ')}. {prompt}"
+            prompt = f"{prompt}\n{instruction}" if instruction else prompt
+            prompt = [{"role": "user", "content": prompt}] if chat else prompt
+        key = answer or _first_key(row, [key for key in ANSWER_KEYS if key != name])
+        right = None if key is None else row.get(key)
+        if labelled:
+            if key is None:
+                raise row.error(
+                    f"there is no answer: none of the keys {', '.join(ANSWER_KEYS)}. Name the key with --answer."
+                )
+            right = final_answer(right)
+            if not right:
+                raise row.error("the answer is empty.")
+        if questions and (right is None) != (questions[0].answer is None):
+            raise row.error(f"the answer is missing here, or in {questions[0].id}: label all questions, or none.")
+        questions.append(Question(row.name("id", "idx", "ID"), prompt, right))
+        if len(questions) == limit:
+            break
+    if not questions:
+        raise ValueError("There are no questions.")
+    return questions
+
+
+def _first_key(row: Row, keys: Iterable[str]) -> str | None:
+    return next((key for key in keys if row.data.get(key) is not None), None)
+
+
+def _rows(data: Iterable[Any]) -> Iterable[Row]:
+    for number, row in enumerate(data, start=1):
+        yield Row(dict(row) if isinstance(row, Mapping) else {"prompt": row}, "questions", f"row {number}", "question")

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What says whether a completion is right."""
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..grading import is_right, require_math_verify, same_answer
+
+
+Grade = Callable[[str, Any], float]
+
+
+@dataclass(frozen=True)
+class Grader:
+    """
+    Whether completions are right, and which of them give the same answer.
+
+    Args:
+        name (`str` or `Callable`):
+            `"math"`: [`is_right`] with math-verify; `"text"`: the same without; `"exact"`: the completion is the
+            answer, but for white space around it; a function of a completion and the question's answer, or its
+            `FILE.py:NAME`.
+
+    Raises:
+        `ValueError`: If there is no such grader. `ImportError`: If it needs math-verify, which is not installed.
+    """
+
+    name: str | Grade
+
+    def __post_init__(self) -> None:
+        if self.name == "math":
+            require_math_verify()
+        elif not callable(self.name) and self.name not in ("text", "exact"):
+            object.__setattr__(self, "name", _load(self.name))
+
+    def grade(self, completions: Sequence[str], answer: Any) -> list[float]:
+        """1.0 for right, 0.0 for wrong, per completion."""
+        if callable(self.name):
+            return [float(self.name(text, answer)) for text in completions]
+        answers = list(answer) if isinstance(answer, Sequence) and not isinstance(answer, str) else [answer]
+        if self.name == "exact":
+            accepted = {str(right).strip() for right in answers}
+            return [float(text.strip() in accepted) for text in completions]
+        return [float(is_right(text, answers, math=self.name == "math")) for text in completions]
+
+    def groups(self, completions: Sequence[str]) -> list[int]:
+        """For each completion, the index of the first that gives the same answer."""
+        if self.name in ("math", "text"):
+            return same_answer(completions, math=self.name == "math")
+        texts = [text.strip() for text in completions]
+        return [texts.index(text) for text in texts]
+
+
+def _load(name: str) -> Grade:
+    path, _, function = name.rpartition(":")
+    if not path.endswith(".py") or not Path(path).is_file():
+        raise ValueError(
+            f"The grader is {name!r}, but it must be math, text, exact, or FILE.py:NAME, a function of a completion "
+            "and the answer of its question."
+        )
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    assert spec is not None and spec.loader is not None  # of a file that ends with .py
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, function, None)):
+        raise ValueError(f"{path} has no function {function!r} for a grader.")
+    return getattr(module, function)
