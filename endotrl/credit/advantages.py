@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From rewards of tokens to their advantages."""
+"""
+From rewards of tokens to their advantages.
+
+All take the `mask` of [`returns_to_go`]. Shapes or a dtype that do not fit, and settings that are out of range, raise
+`ValueError`.
+"""
 
 import torch
 from torch import Tensor
@@ -22,9 +27,6 @@ def returns_to_go(rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:
 
     Returns:
         `torch.Tensor` of shape `(B, T)`, float32: returns, 0 where `mask` is `False`.
-
-    Raises:
-        `ValueError`: If shapes or dtype of the mask do not fit, or `gamma` is out of range.
 
     Example:
     ```python
@@ -63,8 +65,6 @@ def generalized_advantage_estimate(
             Token rewards $r_h$.
         values (`torch.Tensor` of shape `(B, T)`):
             Value $V(s_h)$ of the state before each token.
-        mask (`torch.Tensor` of shape `(B, T)`, bool):
-            `True` where the policy wrote the token.
         gamma (`float`, *optional*, defaults to `1.0`):
             Discount, in $(0, 1]$.
         lam (`float`, *optional*, defaults to `1.0`):
@@ -76,9 +76,6 @@ def generalized_advantage_estimate(
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`, both of shape `(B, T)` and float32: advantages, and returns (advantages +
         values). Both are 0 where `mask` is `False`.
-
-    Raises:
-        `ValueError`: If shapes or dtype of the mask do not fit, or `gamma` or `lam` is out of range.
 
     Example:
     ```python
@@ -141,8 +138,6 @@ def group_baseline(
     Args:
         values (`torch.Tensor` of shape `(B, T)`):
             Returns to go, of groups of `num_generations` contiguous rows.
-        mask (`torch.Tensor` of shape `(B, T)`, bool):
-            `True` where the policy wrote the token.
         num_generations (`int`):
             Completions of a prompt.
         leave_one_out (`bool`, *optional*, defaults to `False`):
@@ -154,9 +149,6 @@ def group_baseline(
     Returns:
         `torch.Tensor` of shape `(B, T)`, float32: baselines, 0 where `mask` is `False`. A valid completion that is
         alone in its group has its own value for a baseline (so that its advantage is 0, as in TRL).
-
-    Raises:
-        `ValueError`: If shapes or dtype of the mask do not fit, or the rows are not full groups.
 
     Example: the second completion has ended after one token, with a return of 2.
     ```python
@@ -200,8 +192,6 @@ def whiten(values: Tensor, mask: Tensor, population: Tensor | None = None, shift
     Args:
         values (`torch.Tensor` of shape `(B, T)`):
             Advantages.
-        mask (`torch.Tensor` of shape `(B, T)`, bool):
-            `True` where the policy wrote the token.
         population (`torch.Tensor` of shape `(N,)`, *optional*):
             Values whose mean and standard deviation are used. Defaults to `values[mask]`. With several processes, pass
             the masked values of all of them.
@@ -211,9 +201,6 @@ def whiten(values: Tensor, mask: Tensor, population: Tensor | None = None, shift
     Returns:
         `torch.Tensor` of shape `(B, T)`, float32: 0 where `mask` is `False`. If there is no spread, because all values
         are the same or there is only one, the mean is subtracted and nothing scaled up.
-
-    Raises:
-        `ValueError`: If shapes or dtype of the mask do not fit.
 
     Example:
     ```python

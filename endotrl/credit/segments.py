@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Token values by segment, such as a sentence: numbered, summed, spread."""
+"""
+Token values by segment, such as a sentence: numbered, summed, spread.
+
+`values`, `segment_ids` (int64, from 0) and `mask` (bool, `True` where the policy wrote the token) have shape `(B, T)`,
+and `K` is the largest number of segments of a row. Others raise `ValueError`.
+"""
 
 from typing import Literal
 
@@ -34,22 +39,11 @@ def segment_ids_from_ends(ends: Tensor) -> Tensor:
 
 def sum_by_segment(values: Tensor, segment_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """
-    Sum of the token values of each segment.
-
-    Args:
-        values (`torch.Tensor` of shape `(B, T)`):
-            Token values, such as rewards.
-        segment_ids (`torch.Tensor` of shape `(B, T)`, int64):
-            Index of each token's segment, from 0.
-        mask (`torch.Tensor` of shape `(B, T)`, bool):
-            `True` where the policy wrote the token.
+    Sum of the token values, such as rewards, of each segment.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`, both of shape `(B, K)`: the sums, float32, and a mask, `True` for segments
-        that have a token of the policy. `K` is the largest number of segments of a row.
-
-    Raises:
-        `ValueError`: If shapes or dtype of the mask do not fit.
+        that have a token of the policy.
 
     Example:
     ```python
@@ -75,8 +69,6 @@ def spread_over_segments(segment_values: Tensor, segment_ids: Tensor, mask: Tens
     Args:
         segment_values (`torch.Tensor` of shape `(B, K)`):
             Values of segments.
-        segment_ids (`torch.Tensor` of shape `(B, T)`, int64), mask (`torch.Tensor` of shape `(B, T)`, bool):
-            As in [`sum_by_segment`].
 
     Returns:
         `torch.Tensor` of shape `(B, T)`: 0 where `mask` is `False`.
@@ -105,19 +97,10 @@ def spread_over_segments(segment_values: Tensor, segment_ids: Tensor, mask: Tens
 
 def start_of_segment(values: Tensor, segment_ids: Tensor, mask: Tensor) -> Tensor:
     """
-    Value at the first token of each segment that the policy wrote.
-
-    Args:
-        values (`torch.Tensor` of shape `(B, T)`):
-            Token values, such as the value of the state before each token.
-        segment_ids (`torch.Tensor` of shape `(B, T)`, int64), mask (`torch.Tensor` of shape `(B, T)`, bool):
-            As in [`sum_by_segment`].
+    Value, such as that of the state before it, at the first token of each segment that the policy wrote.
 
     Returns:
         `torch.Tensor` of shape `(B, K)`, float32: 0 for segments that have no token of the policy.
-
-    Raises:
-        `ValueError`: If shapes or dtype of the mask do not fit.
 
     Example:
     ```python
@@ -139,18 +122,12 @@ def pool_by_segment(values: Tensor, segment_ids: Tensor, mask: Tensor, at: Liter
     Replaces token values by the sum of their segment: the reward of a sentence instead of its tokens'.
 
     Args:
-        values (`torch.Tensor` of shape `(B, T)`), segment_ids (`torch.Tensor` of shape `(B, T)`, int64), mask
-        (`torch.Tensor` of shape `(B, T)`, bool):
-            As in [`sum_by_segment`].
         at (`str`, *optional*, defaults to `"last"`):
             Where to put the sum: `"last"`, at the last token of the segment that the policy wrote, and 0 at the
             others, so that the total of the completion stays; `"all"`, at each of its tokens.
 
     Returns:
         `torch.Tensor` of shape `(B, T)`, float32: 0 where `mask` is `False`.
-
-    Raises:
-        `ValueError`: If shapes or dtype of the mask do not fit, or `at` is unknown.
 
     Example:
     ```python

@@ -13,10 +13,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 def adapter_config(name: str, revision: str | None = None) -> Any:
     """
     The [`~peft.PeftConfig`] of an adapter by name; `None` if what has that name is none, or is a model itself.
-
-    Raises:
-        `ValueError`: If it does not say which model it belongs to.
-        `ImportError`: If PEFT is not installed.
+    `ValueError` if it does not say which model it belongs to.
     """
     try:
         found = find_adapter_config_file(name, revision=revision)
@@ -78,18 +75,9 @@ def load_with_adapter(
     name: str, config: Any, revision: str | None, **settings: Any
 ) -> tuple[PreTrainedModel, list[str]]:
     """
-    The base model with the adapter in it, switched on and not merged, which would round its weights; and the names of
-    weights that the checkpoints lack.
-
-    Args:
-        name (`str`):
-            Path or hub id of the adapter.
-        config ([`~peft.PeftConfig`]):
-            Of [`adapter_config`].
-        revision (`str`, *optional*):
-            Of the adapter; the base model's is in its config.
-        **settings:
-            Further arguments of `AutoModelForCausalLM.from_pretrained`, for the base model.
+    The base model, loaded with `settings` of `from_pretrained`, with the adapter in it, switched on and not merged,
+    which would round its weights; and the names of weights that the checkpoints lack. `revision` is the adapter's; the
+    base model's is in its config.
     """
     from peft import get_peft_model
 
@@ -111,16 +99,8 @@ def load_with_adapter(
 
 class UsedAdapter:
     """
-    Which adapter of a [`~peft.PeftModel`] makes the frozen model.
-
-    Args:
-        model ([`~peft.PeftModel`]):
-            The model.
-        name (`str`, *optional*):
-            The adapter. By default, the one that is active.
-
-    Raises:
-        `ValueError`: If it has no adapter of that name, none or several are active, or it is of another kind.
+    Which adapter of a [`~peft.PeftModel`] makes the frozen model, by default the active one. `ValueError` if it has
+    none of that name, none or several are active, or it is of another kind.
     """
 
     def __init__(self, model: Any, name: str | None = None) -> None:

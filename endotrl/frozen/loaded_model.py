@@ -21,16 +21,9 @@ from .weights import have_moved, named_weights, sample_weights, weights_digest
 
 class LoadedModel:
     """
-    A model instance that the user has loaded. It is used as it is, without a copy, and must not be trained: that would
-    move the reward. Training it, or putting an adapter into it, is noticed and refused.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`]):
-            The instance, or the base model of a [`~peft.PeftModel`].
-        trust_remote_code (`bool`, *optional*, defaults to `False`):
-            Whether a pickle may run code from the model's repository when it is loaded.
-        adapter ([`UsedAdapter`], *optional*):
-            The adapter that is on. Other adapters may be trained, and the base model may be a trainer's policy.
+    A model instance that the user has loaded, or the base model of a [`~peft.PeftModel`] whose `adapter` is on. It is
+    used as it is, without a copy, and must not be trained: that would move the reward. Training it, or putting an
+    adapter into it, is noticed and refused; other adapters, and their base model, may be a trainer's policy.
     """
 
     is_own = False

@@ -23,20 +23,8 @@ def model_renderer(
     images: Images = "read",
 ) -> Renderer:
     """
-    Renderer for a model.
-
-    Args:
-        config ([`~transformers.PretrainedConfig`]):
-            Config of the model.
-        eos_token_ids (`Iterable[int | None]`):
-            Tokens that end a response, of model and tokenizer. `None` is left out.
-        reading ([`Reading`]):
-            How prompts are read.
-        overlong (`str`, *optional*):
-            What to do with rows longer than the model's context: see [`~endotrl.rendering.renderer.fit`]. `None` if
-            the caller looks after them.
-        images (`str`, *optional*, defaults to `"read"`):
-            As in [`~endotrl.rendering.renderer.Renderer`].
+    Renderer for a model by its config and the tokens that end a response (`None` is left out). `overlong`: see
+    [`~endotrl.rendering.renderer.fit`]; `None` if the caller looks after long rows.
     """
     return Renderer(
         eos_token_ids=[token_id for token_id in eos_token_ids if token_id is not None],

@@ -22,22 +22,16 @@ from .quickstart_model import quickstart_model_path
 
 def resolve_model(name: str | os.PathLike[str]) -> str:
     """
-    Path or hub id for a model name.
-
-    Args:
-        name (`str` or `os.PathLike`):
-            `"quickstart"` for the demo's model, which is converted on first use; any other name is returned as it is.
+    Path or hub id for a model name: `"quickstart"` is the demo's model, converted on first use; others stay as they
+    are.
     """
     return quickstart_model_path() if name == "quickstart" else os.fspath(name)
 
 
 def load_config(model: str, trust_remote_code: bool = False, revision: str | None = None) -> PretrainedConfig:
     """
-    Config of a model by name; of an adapter, that of its base model, with the adapter's name and vocabulary.
-
-    Raises:
-        `OSError`: If there is no such model, with the reason.
-        `ValueError`: If it needs code of its own, which is not trusted.
+    Config of a model by name; of an adapter, that of its base model, with the adapter's name and vocabulary. `OSError`
+    if there is no such model, `ValueError` if it needs code of its own, which is not trusted.
     """
     model = resolve_model(model)
     base, base_revision = base_model(model, revision)
@@ -103,10 +97,7 @@ def load_processing_class(
 ) -> PreTrainedTokenizerBase | ProcessorMixin:
     """
     What a model by the config of which it was loaded is given text with: its tokenizer, or its processor if it reads
-    images.
-
-    Raises:
-        `OSError`: If there is none, or it is damaged, with the reason.
+    images. `OSError` if there is none, or it is damaged, with the reason.
     """
     name = config._name_or_path
     if not reads_images(config):

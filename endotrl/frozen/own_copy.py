@@ -80,27 +80,10 @@ def _check_init_kwargs(init_kwargs: Mapping[str, Any], device: object, offload: 
 
 class OwnCopy:
     """
-    The reward's own frozen copy, loaded on first use and kept on one device.
-
-    Every process keeps a whole copy, unless [`shard`] says otherwise.
-
-    Args:
-        model (`str`):
-            Path, hub id or `"quickstart"`.
-        dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`):
-            See [`resolve_dtype`].
-        device (`str` or `torch.device`, *optional*):
-            Defaults to this process's device, as `accelerate` gives it.
-        trust_remote_code (`bool`, *optional*, defaults to `False`):
-            Whether code from the model's repository may run.
-        offload (`bool`, *optional*, defaults to `False`):
-            Whether to keep the weights in CPU memory while they are not used.
-        expected_digest (`str`, *optional*):
-            [`weights_digest`] that the loaded model must have.
-        model_init_kwargs (`dict[str, Any]`, *optional*):
-            Further arguments of `from_pretrained`, as in TRL's configs: `revision`, `quantization_config`,
-            `attn_implementation`, `device_map`, `max_memory`, ... Of an adapter, `revision` is its own, and the others
-            are for its base model.
+    The reward's own frozen copy, loaded on first use and kept on one device: whole in every process, unless [`shard`]
+    says otherwise. The settings are those of [`~endotrl.rewards.base.FrozenModelReward`] (of an adapter, `revision` is
+    its own, and the other `model_init_kwargs` are for its base model); `expected_digest` is the [`weights_digest`]
+    that the loaded model must have.
     """
 
     def __init__(

@@ -29,10 +29,7 @@ def place(
 ) -> Placement | ServedModel | None:
     """
     Where the frozen weights are to come from, by what the user gave as `model`; `None` if a trainer has them.
-
-    Raises:
-        `TypeError`: If `model` is no model.
-        `ValueError`: If it is given settings that are of another kind of model.
+    `TypeError` if that is no model, `ValueError` for settings of another kind of model.
     """
     if model is None:
         return None

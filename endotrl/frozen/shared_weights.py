@@ -23,15 +23,7 @@ from .weights import have_moved, named_weights, sample_weights, weights_digest
 
 
 class _Shared(ABC):
-    """
-    Weights that a trainer holds, which must stay as they are when this is made.
-
-    Args:
-        trainer (`Any`):
-            Trainer.
-        model ([`~transformers.PreTrainedModel`]):
-            Causal language model that has the weights.
-    """
+    """Weights of a causal language model that a trainer holds, which must stay as they are when this is made."""
 
     is_own = False
     description: str
@@ -255,10 +247,8 @@ def _keep_base_in_merges(trainer: Any, base: PreTrainedModel) -> None:
     """
     Gives the base model its weights back, to the bit, each time that the trainer has sent the policy to vLLM. For
     this, TRL adds the adapter to the base weights and subtracts it again, which leaves rounding errors: in bfloat16,
-    they grow to 1% of a weight in 1,000 steps.
-
-    Raises:
-        `ValueError`: If the base model is quantised, so that its weights are quantised anew each time.
+    they grow to 1% of a weight in 1,000 steps. `ValueError` for a quantised base model, whose weights are quantised
+    anew each time.
     """
     if not all(type(weight) is nn.Parameter and weight.is_floating_point() for weight in base.parameters()):
         raise ValueError(

@@ -8,13 +8,12 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from .text import tidy, without_markdown
+from .text import tidy
 
 
 # Characters of a completion that are read, its last ones. Some searches take the square of a sentence's length, and a
 # policy that collapses writes long ones.
 LONGEST = 8000
-MOST_STATEMENTS = 8
 _THOUGHT_END = re.compile(r"</(?:think|thinking|thought|reasoning|scratchpad)>|<\|end_of_thought\|>", re.IGNORECASE)
 _THOUGHT_START = re.compile(r"<(?:think|thinking|thought|reasoning|scratchpad)>|<\|begin_of_thought\|>", re.IGNORECASE)
 _TAG = re.compile(
@@ -27,29 +26,6 @@ _BETWEEN_BOXES = re.compile(
     re.IGNORECASE,
 )
 _HASHES = re.compile(r"^[ \t]*####[ \t]*(?P<answer>.*)$", re.MULTILINE)
-_KIND = (
-    r"(?:final|correct|right|best|overall|actual|true|real|my|our|your|numerical|exact|possible|likely|desired|required"
-    r"|proper|only|valid|complete|short)"
-)
-_LABEL = re.compile(
-    rf"(?:^|(?<=[\s.:(*_]))(?:{_KIND}\s+)*answers?(?:\s*\([^()\n]{{0,40}}\))?(?:\s+(?:is|are|below|here|choice))?\s*:\s*",
-    re.IGNORECASE,
-)
-_SAID = re.compile(
-    rf"\b(?:{_KIND}\s+)*(?:answers?|solutions?|options?|choices?|results?|responses?)\b(?:\s*\([^()\n]{{0,40}}\))?"
-    r"(?:\s+(?:to|for|of|in|that|which|we|you|i)\s+[^.:;=?\n]{0,120}?)?\s*,?\s*"
-    r"(?:=|\b(?:(?:is|are|was|equals?|becomes|remains)\b|turns? out to be\b|comes? out to(?: be)?\b|comes? to\b"
-    r"|(?:must|should|would|could|might|may|can|will|has to|have to|ought "
-    r"to)\s+(?:\w+\s+)?be\b)|(?=\b(?:isn't|aren't|wasn't|can't|cannot|won't)\b))"
-    r"(?:\s+(?:therefore|thus|then|hence|simply|just|clearly|indeed|definitely|certainly|now|also|equal to|given "
-    r"by|going to be))*"
-    r"\s*:?\s*",
-    re.IGNORECASE,
-)
-_LETTER_RIGHT = re.compile(
-    r"\b(?:option|choice|answer|statement|letter)?\s*\(?\b[A-J]\)?\s+(?:is|must be|would "
-    r"be)\s+(?:the\s+)?(?:\w+\s+)?(?:correct|right|best|true|answer)\b"
-)
 
 
 class Claim(NamedTuple):
@@ -121,12 +97,3 @@ def _boxes(text: str) -> Iterator[tuple[int, str | None, int]]:
         else:
             yield match.start(), None, len(text)
             return
-
-
-def said(text: str) -> list[str]:
-    """
-    What follows each "the answer is" and "Answer:", the last first, to the end of the text: of the last few of them.
-    """
-    text = without_markdown(text)
-    ends = {match.end() for pattern in (_LABEL, _SAID) for match in pattern.finditer(text)}
-    return [text[end:].strip() for end in sorted(ends, reverse=True)[:MOST_STATEMENTS]]

@@ -2,36 +2,33 @@
 """Whether a completion gives the right answer: what is expected decides how the completion is read."""
 
 import re
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-from .extraction import marked, said, visible
+from .extraction import marked, visible
 from .numbers import NUMBER_WORDS, plain_math
-from .statements import after_corrections, is_aside, is_denied, is_doubted, is_open, offers_several, sentences
+from .statements import MATH, after_corrections, first_line, is_denied, said, sentences
 from .symbolic import same_expression
-from .text import fold, same_words, tidy, without_markdown
+from .text import plain_text, same_words, tidy, without_markdown
 from .units import canonical_unit
 from .values import Collection, Quantity, Symbols, Value, is_numeric, quantities, read_value, same_value
+from .words import states_words
 
 
 _YES_NO = {"yes": True, "no": False, "true": True, "false": False, "yeah": True, "yep": True, "nope": False}
 _YES_NO_WORD = re.compile(rf"\b(?:{'|'.join(_YES_NO)})\b", re.IGNORECASE)
-_CHOICE = re.compile(r"^\W*(?P<letter>[A-Ja-j])\W*$")
+_CHOICE = re.compile(r"^\W*(?P<letter>[A-Ja-j])[^\w+#]*$")
 _OPTION = re.compile(r"^\W{0,3}(?P<letter>[A-J])[).:]\s")
 _LETTER = re.compile(
-    r"(?<![\w'\\$-])\(?(?P<letter>[A-J])\b\)?(?!['\w-])(?!(?<=[AI])\s+(?!or\b|and\b|is\b|because\b|since\b|as\b)[a-z])"
+    r"(?<![\w'\\$-])\(?(?P<letter>[A-J])\b\)?(?!['\w+#-])(?!(?<=[AI])\s+(?!or\b|and\b|is\b|because\b|since\b|as\b)[a-z])"
 )
 _ENDORSED = re.compile(
     r"\b(?i:left with|leaves|leaving|so|therefore|thus|hence|choose|pick|select|go with|it is|it's|must be"
     r"|is)\s*,?\s*(?i:only |option |choice |answer )?\(?(?P<a>[A-J])\b\)?(?!\s+[a-z]+\b(?<!because)(?<!since)(?<!as))"
     r"|\b(?P<b>[A-J])\)?\s+(?:is|must be|would be)\s+(?:the\s+)?(?:only\s+)?(?:correct|right|best|true|answer)\b"
 )
-LONGEST_LINE = 1000  # characters
 # Longer texts are no bare answers.
 _BARE = 80
-_MATH = re.compile(
-    r"\$\$(?P<a>.+?)\$\$|\\\[(?P<b>.+?)\\\]|\\\((?P<c>.+?)\\\)|(?<![\\\w])\$(?P<d>[^$\n]+?)(?<!\\)\$(?!\d)", re.DOTALL
-)
 _FILLER = re.compile(
     r"^(?:[\s\"'*_:=]+|(?:approximately|about|around|roughly|nearly|exactly|precisely|simply|just|only|therefore|thus"
     r"|then|now|equal to|given by|indeed|also|definitely|certainly|clearly|the (?:number|value|integer|fraction"
@@ -42,7 +39,7 @@ _FILLER = re.compile(
 _COPULA = re.compile(
     r"\b(?:is|are|was|were|be|equals?|equal to|has|have|had|makes?|gets?|left with|total(?:s|ing)?(?: of)?|comes? to"
     r"|gives?|yields?|costs?|earns?|needs?|takes?|spends?|saves?|sold|bought|pays?|paid|made|becomes?|leaves|remains?"
-    r"|means?|get|find|obtain|there (?:are|is))\b|[:=≈]",
+    r"|means?|get|find|obtain|there (?:are|is)|so|thus|hence|therefore)\b|[:=≈]",
     re.IGNORECASE,
 )
 _CONNECTED = re.compile(
@@ -56,11 +53,6 @@ _DATE = re.compile(
     r"|november|december)\b)",
     re.IGNORECASE,
 )
-# New York is not York.
-_MODIFIERS = (
-    "new north south east west northern southern eastern western papua equatorial upper lower inner outer anti non "
-    "northeast northwest southeast southwest"
-).split()
 
 
 def final_answer(value: Any) -> str:
@@ -150,9 +142,9 @@ def _final(text: str) -> str:
     for rest in said(text):
         value = _first_value(rest)
         if value is not None:
-            return _first_line(rest) if isinstance(value, Symbols) else _written(value)
-    value, _ = _stated_value(text)
-    return "" if value is None else _written(value)
+            return first_line(rest) if isinstance(value, Symbols) else _written(value)
+    last = _last_value(text)
+    return "" if last is None else _written(last.value)
 
 
 def _written(value: Value) -> str:
@@ -173,7 +165,7 @@ def _gives(text: str, right: str, answers: Sequence[str], math: bool) -> bool:
         return False
     if boxed and (text == right or _equal(right, text, math)):
         return True
-    text = _plain_text(text) if boxed else text
+    text = plain_text(text) if boxed else text
     if not boxed and same_words(right, without_markdown(text)):
         return True
     word = right.strip(" .").casefold()
@@ -182,14 +174,14 @@ def _gives(text: str, right: str, answers: Sequence[str], math: bool) -> bool:
     choice, value = _CHOICE.match(right), read_value(right)
     mathematical = _is_mathematical(right, value)
     if boxed:  # A phrase in a box states words, and no more.
-        return not choice and not mathematical and _states(text, right, answers)
+        return not choice and not mathematical and states_words(text, answers)
     if choice is not None and _chosen(text) == choice["letter"].upper():
         return True
     if mathematical:
         # "O" is a variable, or oxygen.
         symbol = choice is None and re.fullmatch(r"[A-Z]", right.strip()) is not None
-        return _gives_value(text, right, value, math) or (symbol and _states(text, right, answers))
-    return choice is None and _states(text, right, answers)
+        return _gives_value(text, right, value, math) or (symbol and states_words(text, answers))
+    return choice is None and states_words(text, answers)
 
 
 def _is_mathematical(right: str, value: Value | None) -> bool:
@@ -203,7 +195,7 @@ def _equal(right: str, given: str, math: bool) -> bool:
     """Whether two answers are the same, each alone."""
     if same_words(right, given):
         return True
-    plain = _plain_text(given)
+    plain = plain_text(given)
     choice = _CHOICE.match(right)
     other = _CHOICE.match(plain) or re.match(r"^\W*(?P<letter>[A-J])[).:]\s(?!or\b|and\b)", plain)
     if choice is not None and other is not None:
@@ -218,14 +210,7 @@ def _equal(right: str, given: str, math: bool) -> bool:
         and not re.search(r"\s(?:or|and)\s", given)
     ):
         return same_expression(right, given)
-    return same_words(_plain_text(right), plain)
-
-
-def _plain_text(text: str) -> str:
-    r"""Text of `\text{}` and the like."""
-    return without_markdown(re.sub(r"\\(?:text|textbf|mathrm|mathbf|textit|mbox)\s*\{([^{}]*)\}", r"\1", text)).strip(
-        " $"
-    )
+    return same_words(plain_text(right), plain)
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -233,148 +218,124 @@ def _plain_text(text: str) -> str:
 # ------------------------------------------------------------------------------------------------------------------
 
 
+class _Stated(NamedTuple):
+    """A value in a text: where it stands, and its formula, empty of one in prose."""
+
+    start: int
+    end: int
+    value: Value
+    written: str = ""
+
+
 def _gives_value(text: str, right: str, value: Value | None, math: bool) -> bool:
-    def fits(found: Value | None, written: str) -> bool:
+    def fits(found: Value, written: str) -> bool:
         if same_value(value, found):
             return True
         numeric = is_numeric(value) and is_numeric(found)
         several = isinstance(found, Collection) and not found.brackets and not isinstance(value, Collection)
         return math and not numeric and not several and bool(written) and same_expression(right, written)
 
-    text = after_corrections(text, lambda rest: bool(_affirmed(rest)) or _MATH.search(rest) is not None)
+    symbolic = not isinstance(value, Quantity)
+    text = after_corrections(text, lambda rest: bool(_values(rest, symbolic)) or MATH.search(rest) is not None)
     for rest in said(text):
-        found = _first_value(rest)
-        if found is not None:
+        if (found := _first_value(rest)) is not None:
             return fits(found, _written_first(rest))
-    if isinstance(value, Symbols | Collection) or len(text) <= _BARE:
-        whole = without_markdown(text).strip()
-        found = read_value(whole)
-        if found is not None:
-            if fits(found, whole):
-                return True
-            if not isinstance(found, Symbols):
-                return False
-    found, written = _stated_value(text, symbolic=not isinstance(value, Quantity))
-    return found is not None and fits(found, written)
+    whole = without_markdown(text).strip()
+    if (symbolic or len(text) <= _BARE) and (found := read_value(whole)) is not None:
+        if fits(found, whole):
+            return True
+        if not isinstance(found, Symbols):
+            return False
+    last = _last_value(text, symbolic)
+    return last is not None and fits(last.value, last.written)
+
+
+def _written_first(rest: str) -> str:
+    line = _FILLER.sub("", first_line(rest))
+    formula = MATH.match(line)
+    return _inside(formula) if formula is not None else line.rstrip(" .")
 
 
 def _inside(match: re.Match[str]) -> str:
     return next(group for group in match.groups() if group is not None).strip()
 
 
-def _first_line(rest: str) -> str:
-    """The first sentence, or the block behind a line break, formulas with several lines included."""
-    rest = rest.lstrip(" \t:\n")[:LONGEST_LINE]
-    math = _MATH.match(rest)
-    if math is not None:
-        formula, behind = rest[: math.end()], rest[math.end() :]
-        return formula if behind[:1] in "\n" else formula + (sentences(behind) or [""])[0]
-    line = rest.split("\n", 1)[0]
-    parts = sentences(line)
-    return parts[0] if parts else line
-
-
-def _written_first(rest: str) -> str:
-    line = _FILLER.sub("", _first_line(rest))
-    math = _MATH.match(line)
-    return _inside(math) if math is not None else line.rstrip(" .")
-
-
-def _affirmed(text: str) -> list[tuple[int, int, Quantity]]:
-    """The quantities that a text does not deny."""
-    text = _mask_dates(text)
-    return [found for found in quantities(text) if not is_denied(text, found[0], found[1])]
-
-
-def _mask_dates(text: str) -> str:
-    return _DATE.sub(lambda m: " " * len(m[0]), text)
-
-
 def _first_value(rest: str) -> Value | None:
     """
     The value that a statement begins with, a list if others follow it; or the one in it, if nothing else is said.
     """
-    first = _first_line(rest)
-    line = _mask_dates(first)
-    stripped = _FILLER.sub("", line)
-    whole = read_value(stripped.rstrip(" .!*"))
-    if whole is not None and not (isinstance(whole, Quantity) and is_denied(line, 0, 0)):
+    first = first_line(rest)
+    line = _FILLER.sub("", first)
+    whole = read_value(line.rstrip(" .!*"))
+    if whole is not None and not (isinstance(whole, Quantity) and is_denied(first, 0, 0)):
         return whole
-    math = _MATH.match(stripped)
-    if math is not None:
-        value = read_value(_inside(math))
-        unit = re.match(r"\s*(?:\\?%|[A-Za-z°]+(?:\^?\d)?)", stripped[math.end() :])
-        if isinstance(value, Quantity) and not value.unit and unit:
-            value = read_value(f"{_inside(math)} {unit[0].strip()}") or value
-            if isinstance(value, Quantity) and canonical_unit(value.unit) is None:
-                value = Quantity(value.number)
-        others = _CONNECTED.match(stripped, math.end())
-        if value is not None and others and (another := _MATH.match(stripped, others.end())):
-            second = read_value(_inside(another))
-            return None if second is None else Collection((value, second))
-        if value is not None and not is_denied(stripped, 0, math.end()):
-            return value
-    begins = re.match(r"[-+$€£¥₹.\d]", stripped) or re.match(
-        rf"(?:{'|'.join(NUMBER_WORDS)})\b", stripped, re.IGNORECASE
-    )
-    if begins or "=" in stripped or len(rest.strip()) <= len(first.strip()) + 1:
-        return _chosen_quantity(stripped, first=bool(begins))
+    begins = MATH.match(line) or re.match(rf"[-+$€£¥₹.\d]|(?:{'|'.join(NUMBER_WORDS)})\b", line, re.IGNORECASE)
+    if begins or "=" in line or len(rest.strip()) <= len(first.strip()) + 1:
+        chosen = _chosen_value(line, symbolic=True, first=begins is not None)
+        return None if chosen is None else chosen.value
     return None
 
 
-def _chosen_quantity(line: str, first: bool) -> Value | None:
-    """The quantity that a sentence states: behind its last equation or its verb, or the first or last one."""
-    line = plain_math(_mask_dates(line))
-    formulas = list(_MATH.finditer(line))
-    if formulas and not first:
-        value = read_value(_inside(formulas[-1]))
-        if value is not None and not is_denied(line, formulas[-1].start(), formulas[-1].end()):
-            return value
-    found = _affirmed(line)
+def _last_value(text: str, symbolic: bool = True) -> _Stated | None:
+    """The value of the last sentence that states one."""
+    for sentence in reversed(sentences(without_markdown(text))):
+        if symbolic and not MATH.search(sentence) and (verbs := list(_COPULA.finditer(sentence))):
+            start, written = verbs[-1].end(), sentence[verbs[-1].end() :].strip(" .")
+            value = read_value(written)
+            if isinstance(value, Symbols | Collection) and not is_denied(sentence, start, len(sentence)):
+                return _Stated(start, len(sentence), value, written)
+        if (chosen := _chosen_value(sentence, symbolic)) is not None:
+            return chosen
+    return None
+
+
+def _chosen_value(line: str, symbolic: bool, first: bool = False) -> _Stated | None:
+    """The value that a sentence states: behind its last equation or its verb, or the first or last one."""
+    line = plain_math(line)
+    found = _values(line, symbolic)
     if not found:
         return None
-    equation = line.rfind("=")
-    if first and re.search(r"[A-Za-z]{2,}", line[found[0][1] : max(0, equation)]):
+    prose = MATH.sub(lambda m: " " * len(m[0]), line)
+    equation = prose.rfind("=")
+    if first and re.search(r"[A-Za-z]{2,}", prose[found[0].end : max(0, equation)]):
         equation = -1  # of what follows the statement
-    verbs = [m.end() for m in _COPULA.finditer(line)]
-    behind_equation = [i for i, (start, _, _) in enumerate(found) if start > equation >= 0]
-    behind_verb = [i for i, (start, _, _) in enumerate(found) if verbs and start >= verbs[-1]]
+    verb = max((m.end() for m in _COPULA.finditer(prose)), default=len(prose))
+    behind_equation = [i for i, item in enumerate(found) if item.start > equation >= 0]
+    behind_verb = [i for i, item in enumerate(found) if item.start >= verb]
     low = high = (behind_equation or ([0] if first else behind_verb) or [len(found) - 1])[0]
     while high + 1 < len(found) and _connected(line, found[high], found[high + 1]):
         high += 1
     while low > 0 and _connected(line, found[low - 1], found[low]):
         low -= 1
-    distinct: list[Quantity] = []
-    for _, _, value in found[low : high + 1]:
-        if not any(same_value(value, other) for other in distinct):
-            distinct.append(value)
-    return distinct[0] if len(distinct) == 1 else Collection(tuple(distinct))
+    distinct: list[Value] = []
+    for item in found[low : high + 1]:
+        if not any(same_value(item.value, other) for other in distinct):
+            distinct.append(item.value)
+    return found[low] if len(distinct) == 1 else _Stated(0, 0, Collection(tuple(distinct)))
 
 
-def _connected(line: str, one: tuple[int, int, Quantity], other: tuple[int, int, Quantity]) -> bool:
-    between = line[one[1] : other[0]]
-    words = between.lstrip().removeprefix(one[2].unit)
+def _values(line: str, symbolic: bool) -> list[_Stated]:
+    """What a line does not deny: formulas that are values (numbers, unless `symbolic`), and quantities in prose."""
+    line = _DATE.sub(lambda m: " " * len(m[0]), line)
+    found = []
+    for formula in MATH.finditer(line):
+        value, end = read_value(_inside(formula)), formula.end()
+        if value is None:
+            continue
+        unit = re.match(r"\s*(%|[A-Za-z°]+(?:\^?\d)?)", line[end:])
+        if isinstance(value, Quantity) and not value.unit and unit and canonical_unit(unit[1]):
+            value, end = Quantity(value.number, unit[1]), end + unit.end()
+        if symbolic or is_numeric(value):
+            found.append(_Stated(formula.start(), end, value, _inside(formula)))
+        line = line[: formula.start()] + " " * (end - formula.start()) + line[end:]
+    found += [_Stated(*quantity) for quantity in quantities(line)]
+    return [item for item in sorted(found, key=lambda item: item.start) if not is_denied(line, item.start, item.end)]
+
+
+def _connected(line: str, one: _Stated, other: _Stated) -> bool:
+    between = line[one.end : other.start]
+    words = between.lstrip().removeprefix(one.value.unit if isinstance(one.value, Quantity) else "")
     return _CONNECTED.fullmatch(words.rstrip("$ (") + " " * between.endswith(" ")) is not None
-
-
-def _stated_value(text: str, symbolic: bool = True) -> tuple[Value | None, str]:
-    """The value of the last sentence that states one, and how it is written there."""
-    for sentence in reversed(sentences(without_markdown(text))):
-        formulas = [_inside(formula) for formula in _MATH.finditer(sentence)]
-        if symbolic and not formulas and (verbs := list(_COPULA.finditer(sentence))):
-            written = sentence[verbs[-1].end() :].strip(" .")
-            value = read_value(written)
-            if isinstance(value, Symbols | Collection) and not is_denied(sentence, verbs[-1].end(), len(sentence)):
-                return value, written
-        value = _chosen_quantity(sentence, first=False)
-        if value is not None:
-            return value, formulas[-1] if formulas else ""
-        if symbolic:
-            for written in reversed(formulas):
-                value = read_value(written)
-                if value is not None:
-                    return value, written
-    return None, ""
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -386,11 +347,11 @@ def _chosen(text: str) -> str | None:
     """The letter that a text chooses."""
     text = without_markdown(text)
     text = after_corrections(text, lambda rest: _LETTER.search(rest) is not None)
-    bare = _CHOICE.match(_plain_text(text))
+    bare = _CHOICE.match(plain_text(text))
     if bare is not None:
         return bare["letter"].upper()
     for rest in said(text):
-        line = _first_line(rest)
+        line = first_line(rest)
         letters = _letters(line)
         if letters:
             # Of "(A) Paris, not B or Rome", the first.
@@ -425,7 +386,7 @@ def _yes_or_no(text: str, of_truth: bool) -> bool | None:
     """What a text says to a question for yes or no, or (`of_truth`) for true or false."""
     text = without_markdown(text)
     for part in (*said(text), text, *reversed(sentences(text))):
-        line = _first_line(part)
+        line = first_line(part)
         words = list(_YES_NO_WORD.finditer(line))
         if not words:
             continue
@@ -436,104 +397,5 @@ def _yes_or_no(text: str, of_truth: bool) -> bool | None:
             continue
         begins = part is not text or not line[:start].strip(" \"'*(")
         if begins or (len({_YES_NO[m[0].casefold()] for m in words}) == 1 and len(line) <= _BARE):
-            return _YES_NO[word] != (is_denied(line, start, start) and not (begins and word == "no"))
+            return _YES_NO[word] != (is_denied(line, start, start))
     return None
-
-
-# ------------------------------------------------------------------------------------------------------------------
-# Words
-# ------------------------------------------------------------------------------------------------------------------
-
-
-def _states(text: str, right: str, answers: Sequence[str]) -> bool:
-    """Whether a text states an answer of words."""
-    pattern = _pattern(right)
-    accepted = [_pattern(answer) for answer in answers]
-    text = fold(without_markdown(_plain_text(text)))
-
-    def is_accepted(words: str) -> bool:
-        return any(
-            (match := p.search(words)) is not None and not words[: match.start()].strip(" the(\"'*") for p in accepted
-        )
-
-    def mentions(words: str) -> bool:
-        return any(p.search(words) for p in accepted)
-
-    text = after_corrections(text, lambda rest: bool(re.search(r"[A-Z0-9]\w|\bis\b", rest)) or mentions(rest))
-    if any(is_doubted(text, match.end()) for match in pattern.finditer(text)):
-        return False
-    statements = said(text)
-    if statements:
-        claims = [claim for claim in map(_first_line, statements) if claim]
-        if not claims:
-            return False
-        verdict = _verdict(claims[0], pattern, is_accepted)
-        # "The answer is simple." leaves it to the rest.
-        if verdict is not None or _is_name(claims[0]):
-            return bool(verdict)
-    parts = sentences(text)
-    if _enumerates(text, mentions) or offers_several(parts, mentions):
-        return False
-    verdicts = [_verdict(part, pattern, is_accepted) for part in parts]
-    last = next((verdict for verdict in reversed(verdicts) if verdict is not None), None)
-    return bool(last) and not _contradicted(parts, mentions)
-
-
-def _is_name(claim: str) -> bool:
-    return re.search(r"[A-Z0-9]", claim) is not None or len(claim.split()) <= 3
-
-
-def _verdict(sentence: str, pattern: re.Pattern[str], is_accepted: Callable[[str], bool]) -> bool | None:
-    """Whether a sentence affirms what it mentions; `None` if it does not mention it."""
-    verdict = None
-    for match in pattern.finditer(sentence):
-        before = re.search(r"(\w+)[\s-]$", sentence[: match.start()])
-        if before is not None and before[1][0].isupper() and before[1].casefold() in _MODIFIERS:
-            continue
-        if is_aside(sentence, match.start()):
-            continue
-        if is_open(sentence, match.start(), match.end(), is_accepted):
-            return False
-        denied = is_denied(sentence, match.start(), match.end())
-        verdict = (not denied) if verdict is None else verdict and not denied
-    return verdict
-
-
-def _pattern(answer: str) -> re.Pattern[str]:
-    answer = re.sub(r"^(?:the|an?)\s+(?=\w)", "", fold(tidy(answer)).strip().rstrip(".").strip(), flags=re.IGNORECASE)
-    words = re.findall(r"\w+", answer)
-    if not words or re.search(r"[^\w\s.,'()/:!?&-]", answer):
-        return re.compile(rf"(?<!\w){re.escape(answer)}(?!\w)", re.IGNORECASE)
-    if len(words) == 1 and answer.isupper() and len(answer) <= 4 and answer.isalpha():
-        # Of "US", not "us", but "U.S.".
-        return re.compile(r"(?<!\w)(?<!\w-)" + r"\.?".join(answer) + r"(?![\w+#])(?!-\w)")
-    joined = words[0]
-    for word, following in zip(words, words[1:], strict=False):
-        gap = re.search(rf"{re.escape(word)}(\W+){re.escape(following)}", answer)
-        strict = gap is not None and (word[-1].isdigit() or following[0].isdigit())
-        letters = len(word) == 1 or len(following) == 1
-        joined += (
-            re.escape(gap[1]) if strict and gap else r"[\s.\-']*" if letters else r"(?:[\s.,\-'()]+|\s*&\s*|\s+and\s+)"
-        ) + following
-    return re.compile(rf"(?<![\w])(?<!\w-){joined}(?![\w+#])(?!-\w)(?!\.\d)", re.IGNORECASE)
-
-
-def _enumerates(text: str, mentions: Callable[[str], bool]) -> bool:
-    """Whether a text is a list of short items, of which the answer is one."""
-    items = [m[1] for m in re.finditer(r"^\s*(?:[-*•]|\d{1,2}[.)])?\s*([^\n]{1,40}?)\s*$", text, re.MULTILINE)]
-    short = [item for item in items if item and len(item.split()) <= 4 and not re.search(r"[:.]$", item)]
-    return len(short) > 1 and any(map(mentions, short)) and not all(map(mentions, short))
-
-
-def _contradicted(parts: Sequence[str], mentions: Callable[[str], bool]) -> bool:
-    """Whether a later sentence says something else of the same thing: "The capital is Paris. The capital is Rome."."""
-    said_of: dict[str, str] = {}
-    for part in parts:
-        match = re.match(r"^(?P<what>[^.]{3,80}?)\s+(?:is|was|are|were)\s+(?P<which>(?:the |a )?[A-Z0-9].*)$", part)
-        if match is None:
-            continue
-        what = match["what"].casefold()
-        if what in said_of and mentions(said_of[what]) and not mentions(part):
-            return True
-        said_of[what] = part
-    return False

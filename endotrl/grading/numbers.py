@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Numbers as people and LaTeX write them: exact values, without evaluating anybody's code."""
 
+import ast
 import math
+import operator
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import reduce
+from typing import Any
 
 
 GROUPED = r"\d{1,3}(?:(?:,|\s|')\d{3})+(?!\d)"
@@ -24,14 +29,21 @@ NUMBER_WORDS |= {
 _MAX_EXPONENT = 400
 _MAX_LENGTH = 200  # characters of an expression
 
-_TOKEN = re.compile(
-    rf"\s*(?:(?P<number>{GROUPED}(?:\.\d+)?|\d+\.\d+|\.\d+|\d+)(?P<exponent>[eE][-+]?\d{{1,4}}(?![\w.]))?"
-    r"|(?P<word>\\?[A-Za-z]+)|(?P<sign>\*\*|[-+*/^(){}\[\]|]))"
-)
-_CLOSING = {"(": ")", "{": "}", "[": "]"}
-_MIXED = re.compile(
-    r"\s*(?P<whole>\d+)\s*(?:(?<=\d)\s+(?P<a>\d+)\s*/\s*(?P<b>\d+)|\\frac\{(?P<c>\d+)\}\{(?P<d>\d+)\})"
-)
+_MIXED = re.compile(r"(\d+)(?:\s+(\d+)\s*/\s*(\d+)|\s*\\frac\{(\d+)\}\{(\d+)\})")
+# Innermost groups of LaTeX first, as Python writes them.
+_GROUPS = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"\\frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"((\1)/(\2))"),
+        (r"\\sqrt\s*(?:\[([^][{}]*)\])?\s*\{([^{}]*)\}", r"root(\2,\1)"),
+        (r"\\?sqrt\s*\(", "root("),
+        (r"(?<!frac)(?<!\})\\?\{([^{}]*)\\?\}", r"(\1)"),
+    )
+]
+_ONE_DIGIT = re.compile(r"(\\frac(?:\{[^{}]*\})?|\\sqrt(?:\[[^][{}]*\])?)\s*(\d)")
+_TIMES = re.compile(r"(?<=[\d)ie])\s*(?=\()|(?<=[\d)i])\s*(?=pi|root\(|e(?![\w+-]))")
+_LITERAL = re.compile(rf"(?<![\w.])({GROUPED}(?:\.\d+)?|\d+\.\d+|\.\d+|\d+)(?:[eE]([-+]?\d{{1,4}})(?![\w.]))?")
+_ARITHMETIC = re.compile(r"(?:[\d+\-*/(), ]|pi|inf|e|root)*")
 _LATEX = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -84,13 +96,10 @@ def read_number(text: str) -> Number | None:
     if not text or len(text) > _MAX_LENGTH or not re.search(r"\d|pi|inf|\\sqrt", text):
         return None
     try:
-        parser = _Parser(text)
-        value = parser.expression()
-        if parser.peek() is not None:
-            return None
-    except (ValueError, ZeroDivisionError, OverflowError, RecursionError):
+        value = _evaluated(ast.parse(_as_python(text), mode="eval").body)
+    except (SyntaxError, ValueError, ZeroDivisionError, OverflowError, RecursionError, MemoryError):
         return None
-    if isinstance(value, complex) or value != value:
+    if value != value:
         return None
     literal = re.fullmatch(rf"[-+]?\s*(?P<whole>{GROUPED}|\d*)(?:\.(?P<decimals>\d+))?", text)
     if literal is None:
@@ -126,116 +135,56 @@ def _nearly_same(right: Number, given: Number) -> bool:
     return False
 
 
-class _Parser:
-    """Recursive descent over sums, products, powers, fractions and roots of numbers; else `ValueError`."""
-
-    def __init__(self, text: str) -> None:
-        self._text, self._position = text, 0
-
-    def peek(self) -> str | None:
-        if not self._text[self._position :].strip():
-            return None
-        return self._token()[0].strip()
-
-    def _token(self) -> re.Match[str]:
-        if (match := _TOKEN.match(self._text, self._position)) is None:
-            raise ValueError("no number")
-        return match
-
-    def _take(self) -> re.Match[str]:
-        match = self._token()
-        self._position = match.end()
-        return match
-
-    def _took(self, *signs: str) -> str | None:
-        """The next sign, if it is one of these, which is then behind."""
-        sign = self.peek()
-        if sign not in signs:
-            return None
-        self._take()
-        return sign
-
-    def expression(self) -> Fraction | float:
-        value = self._product()
-        while sign := self._took("+", "-"):
-            term = self._product()
-            value = value + term if sign == "+" else value - term
-        return value
-
-    def _product(self) -> Fraction | float:
-        if sign := self._took("+", "-"):
-            return -self._product() if sign == "-" else self._product()
-        value = self._power()
-        while True:
-            if sign := self._took("*", "/"):
-                factor = self._signed_power()
-                value = value * factor if sign == "*" else value / factor
-                continue
-            sign = self.peek()
-            if sign == "x" and re.match(r"\s*x\s*10\s*\^", self._text[self._position :]):  # 1.5 x 10^3
-                self._take()
-            elif sign is None or not (sign[0] in "\\([{" or sign in ("pi", "sqrt", "e")):
-                return value
-            value *= self._power()
-
-    def _signed_power(self) -> Fraction | float:
-        return -self._power() if self._took("-") else self._power()
-
-    def _power(self) -> Fraction | float:
-        base = self._atom()
-        if not self._took("^", "**"):
-            return base
-        exponent = self._argument() if self.peek() == "{" else self._signed_power()
-        if isinstance(exponent, Fraction) and exponent.denominator == 1 and abs(exponent) <= _MAX_EXPONENT:
-            if isinstance(base, Fraction) and max(abs(base.numerator), base.denominator) < 10**6:
-                return base ** int(exponent)
-        power = float(base) ** float(exponent)
-        if isinstance(power, complex):
-            raise ValueError("not real")
-        return power
-
-    def _atom(self) -> Fraction | float:
-        if mixed := _MIXED.match(self._text, self._position):
-            self._position = mixed.end()
-            return int(mixed["whole"]) + Fraction(int(mixed["a"] or mixed["c"]), int(mixed["b"] or mixed["d"]))
-        match = self._take()
-        if match["number"]:
-            value = Fraction(re.sub(r"[,\s']", "", match["number"]))
-            if match["exponent"]:
-                exponent = int(match["exponent"][1:])
-                if abs(exponent) > _MAX_EXPONENT:
-                    raise ValueError("too large")
-                value *= Fraction(10) ** exponent
-            return value
-        word = match["word"]
-        if word in ("pi", "e", "inf"):
-            return getattr(math, word)
-        if word == "\\frac":
-            return self._argument() / self._argument()
-        if word in ("\\sqrt", "sqrt"):
-            root = self._group() if self.peek() == "[" else Fraction(2)
-            return _root(self._argument(), root)
-        if match["sign"] in _CLOSING:
-            self._position -= 1
-            return self._group()
+def _as_python(text: str) -> str:
+    """An expression in Python's notation, of integers only: `2.5` is `(25/10)`."""
+    text = _MIXED.sub(lambda m: f"({m[1]}+{m[2] or m[4]}/{m[3] or m[5]})", text)
+    while (braced := _ONE_DIGIT.sub(r"\1{\2}", text)) != text:
+        text = braced
+    while (rewritten := reduce(lambda done, rule: rule[0].sub(rule[1], done), _GROUPS, text)) != text:
+        text = rewritten
+    text = re.sub(r"(?<=[\d)])\s*x\s*(?=10\s*(?:\^|\*\*))", "*", text).replace("[", "(").replace("]", ")")
+    text = _LITERAL.sub(_integers, _TIMES.sub("*", " ".join(text.split())).replace("^", "**"))
+    if not _ARITHMETIC.fullmatch(text):
         raise ValueError("no number")
+    return text
 
-    def _argument(self) -> Fraction | float:
-        """What follows `\\frac` or `\\sqrt`: a group, or one digit."""
-        if self.peek() in ("{", "("):
-            return self._group()
-        digit = re.match(r"\s*(\d)", self._text[self._position :])
-        if digit is None:
-            return self._atom()
-        self._position += digit.end()
-        return Fraction(int(digit[1]))
 
-    def _group(self) -> Fraction | float:
-        opening = self._take()["sign"]
-        value = self.expression()
-        if not self._took(_CLOSING[opening]):
-            raise ValueError("not closed")
-        return value
+def _integers(literal: re.Match[str]) -> str:
+    whole, _, decimals = re.sub(r"[,\s']", "", literal[1]).partition(".")
+    number = str(int(whole + decimals))
+    if decimals:
+        number += f"/10**{len(decimals)}"
+    if literal[2]:
+        if abs(int(literal[2])) > _MAX_EXPONENT:
+            raise ValueError("too large")
+        number += f"*10**{int(literal[2])}"
+    return f"({number})" if decimals or literal[2] else number
+
+
+def _evaluated(node: ast.expr) -> Fraction | float:
+    """Value of sums, products, powers and roots of integers; else `ValueError`."""
+    match node:
+        case ast.Constant(value=int(value)):
+            return Fraction(value)
+        case ast.Name(id="pi" | "e" | "inf" as name):
+            return getattr(math, name)
+        case ast.UnaryOp(op=ast.USub() | ast.UAdd() as sign, operand=operand):
+            return -_evaluated(operand) if isinstance(sign, ast.USub) else _evaluated(operand)
+        case ast.BinOp(left=left, op=operation, right=right) if type(operation) in _OPERATIONS:
+            return _OPERATIONS[type(operation)](_evaluated(left), _evaluated(right))
+        case ast.Call(func=ast.Name(id="root"), args=[value, *degree]):
+            return _root(_evaluated(value), _evaluated(degree[0]) if degree else Fraction(2))
+    raise ValueError("no number")
+
+
+def _power(base: Fraction | float, exponent: Fraction | float) -> Fraction | float:
+    if isinstance(exponent, Fraction) and exponent.denominator == 1 and abs(exponent) <= _MAX_EXPONENT:
+        if isinstance(base, Fraction) and max(abs(base.numerator), base.denominator) < 10**6:
+            return base ** int(exponent)
+    power = float(base) ** float(exponent)
+    if isinstance(power, complex):
+        raise ValueError("not real")
+    return power
 
 
 def _root(value: Fraction | float, degree: Fraction | float) -> Fraction | float:
@@ -246,3 +195,8 @@ def _root(value: Fraction | float, degree: Fraction | float) -> Fraction | float
         if a * a == value.numerator and b * b == value.denominator:
             return Fraction(a, b)
     return float(value) ** (1 / float(degree))
+
+
+_OPERATIONS: dict[type[ast.operator], Callable[[Any, Any], Fraction | float]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv, ast.Pow: _power,
+}  # fmt: skip

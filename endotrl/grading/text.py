@@ -56,3 +56,9 @@ def same_words(a: str, b: str) -> bool:
 def _bare(text: str) -> str:
     words = " ".join(fold(text).casefold().split()).strip(" .,;:!?\"'*_")
     return re.sub(r"^(?:the|an?) (?=\w)", "", words)
+
+
+def plain_text(text: str) -> str:
+    r"""Text of `\text{}` and the like, without indices and Markdown."""
+    text = re.sub(r"\\(?:text|textbf|mathrm|mathbf|textit|mbox)\s*\{([^{}]*)\}", r"\1", text)
+    return without_markdown(re.sub(r"(?<=[A-Z])_\{?(\d)\}?", r"\1", text)).strip(" $")

@@ -233,7 +233,7 @@ def _same_members(right: tuple[Value, ...], given: tuple[Value, ...]) -> bool:
 def _same_quantity(right: Quantity, given: Quantity) -> bool:
     ours, theirs = canonical_unit(right.unit), canonical_unit(given.unit)
     percent = ("percent", Fraction(1))
-    if percent in (ours, theirs) and ours != theirs:
+    if percent in (ours, theirs) and None in (ours, theirs):
         return _same_percent(right.number, given.number, ours == percent)
     if ours is not None and theirs is not None:
         if ours[0] != theirs[0]:

@@ -11,34 +11,15 @@ from .template import Template
 
 class Ends:
     """
-    The tokens that end completions.
-
-    Args:
-        template ([`Template`]):
-            Tokenizer and chat template of the frozen model.
-        eos_token_ids (`Sequence[int]`):
-            Tokens at which generation stops. The special tokens with which the chat template ends a turn end one, too.
-        padded (`bool`, *optional*):
-            `True` if padding follows the end of completions, `False` if none does. `None` if it is not known: then one
-            special token that is repeated to the last behind the end is padding.
-
-    Attributes:
-        stops (`frozenset[int]`):
-            Tokens at which generation stops.
-        token_ids (`frozenset[int]`):
-            Those, and the last ones of turns.
-        of_text (`list[int]`):
-            What closes a completion that is given as text: one token, or none, where a completion just stops.
-        of_turn (`list[int]`):
-            The same, for a message; a few templates end a turn with two.
-        of_call (`list[int]`):
-            The same, for a message that calls a tool.
+    The tokens that end completions: where generation stops (`eos_token_ids`), and the special tokens with which the
+    chat template ends a turn. `padded` says whether padding follows the end of completions; `None` if that is not
+    known: then one special token that is repeated to the last behind the end is padding.
     """
 
     def __init__(self, template: Template, eos_token_ids: Sequence[int], padded: bool | None = None) -> None:
         self._template, self._padded = template, padded
         self._special = special_token_ids(template.tokenizer)
-        self.stops = frozenset(eos_token_ids)
+        self.stops = frozenset(eos_token_ids)  # where generation stops
         eos = template.tokenizer.eos_token_id
         self.of_text = list(eos_token_ids[:1]) if eos is None else [eos]
         _, tail = template.finished_turn

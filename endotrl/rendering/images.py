@@ -29,16 +29,9 @@ TOKEN_KEYS = ("token_type_ids", "mm_token_type_ids")
 
 @dataclass(frozen=True)
 class ImageInputs:
-    """
-    What a model is given for a prompt beside its token ids. Two are equal if all their tensors are.
+    """What a model is given for a prompt beside its token ids. Two are equal if all their tensors are."""
 
-    Attributes:
-        tensors (`dict[str, torch.Tensor]`):
-            As a processor gives them for this prompt alone: pixels, sizes, types of its tokens.
-        digest (`str`):
-            Digest of the tensors.
-    """
-
+    # As a processor gives them for this prompt alone: pixels, sizes, types of its tokens.
     tensors: Mapping[str, Tensor] = field(compare=False, repr=False)
     digest: str
 
@@ -71,18 +64,10 @@ class ImageInputs:
 
 @dataclass(frozen=True)
 class Placeholders:
-    """
-    Tokens of a model in whose place it reads something else than text.
+    """Tokens of a model in whose place it reads something else than text."""
 
-    Attributes:
-        image (`int`, *optional*):
-            That of images; `None` if the model reads none.
-        others (`frozenset[int]`, *optional*):
-            Those of videos and sounds.
-    """
-
-    image: int | None = None
-    others: frozenset[int] = frozenset()
+    image: int | None = None  # `None` if the model reads none
+    others: frozenset[int] = frozenset()  # of videos and sounds
 
     @classmethod
     def of(cls, config: PretrainedConfig) -> "Placeholders":
@@ -107,12 +92,8 @@ def images_of_rows(
     image: Sequence[Any] | None, images: Sequence[Any] | None, num_rows: int
 ) -> list[list[Any] | None] | None:
     """
-    The images that the columns `image` (one or none a row) and `images` (several a row) hold, by TRL's rule: `images`
-    decides where both are.
-
-    Raises:
-        `ValueError`: If a column has not one entry for each row.
-        `TypeError`: If an entry of `images` is no list.
+    The images of the columns `image` (one or none a row) and `images` (several a row), which decides where both are,
+    as in TRL. `ValueError` or `TypeError` for a column that has not one entry, or list, for each row.
     """
     name, column = ("images", images) if images is not None else ("image", image)
     if column is None:
@@ -144,19 +125,9 @@ def place_images(row: int, prompt: Prompt, column: Sequence[Any] | None) -> tupl
     """
     A prompt whose parts are bare placeholders, `{"type": "image"}`, and what stands in each of them.
 
-    Images of columns fill the placeholders that are empty; if the prompt has none, they come before what its first
-    user says, as in [`~trl.data_utils.prepare_multimodal_messages`].
-
-    Args:
-        row (`int`):
-            Number of the row, for error messages.
-        prompt (`str` or `list[dict]`):
-            The prompt.
-        column (`list`, *optional*):
-            Images that the row's columns have. Those that are placed already (trainers do that) are not placed again.
-
-    Raises:
-        `ValueError`: If there is not one image for each placeholder, or the prompt is plain text.
+    Images of the row's columns fill the placeholders that are empty; if the prompt has none, they come before what its
+    first user says, as in [`~trl.data_utils.prepare_multimodal_messages`]. Those that trainers have placed already are
+    not placed again. `ValueError` if there is not one image for each placeholder, or the prompt is plain text.
     """
     given = list(column or [])
     if isinstance(prompt, str):
@@ -197,19 +168,9 @@ def without_images(prompt: Prompt) -> Prompt:
 
 def load_picture(row: int, picture: Any) -> Image.Image:
     """
-    A picture as `PIL` has it. Nothing is downloaded.
-
-    Args:
-        row (`int`):
-            Number of the row, for error messages.
-        picture (`PIL.Image.Image`, `str`, `os.PathLike`, `bytes`, `dict` or `numpy.ndarray`):
-            A picture; the path of a file; a data URI or the base64 of a file; the bytes of one; what a dataset's
-            `Image` feature holds undecoded, `{"bytes": ..., "path": ...}`; or 8-bit values of shape `(height, width)`
-            or `(height, width, 3)`.
-
-    Raises:
-        `ValueError`: If it is a URL, or no image can be read from it.
-        `TypeError`: If it is nothing of these.
+    A picture as `PIL` has it, from one; the path, data URI, base64 or bytes of a file; what a dataset's `Image`
+    feature holds undecoded, `{"bytes": ..., "path": ...}`; or 8-bit values of shape `(height, width)` or `(height,
+    width, 3)`. Nothing is downloaded: a URL is a `ValueError`, and so is what cannot be read.
     """
     if isinstance(picture, Image.Image):
         return picture

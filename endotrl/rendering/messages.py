@@ -111,15 +111,8 @@ def texts_of(message: Message) -> list[str]:
 
 def with_texts(message: Message, texts: Sequence[str], mark: str) -> Message:
     """
-    A message with other texts, one for each of [`texts_of`].
-
-    Args:
-        message (`dict`):
-            The message.
-        texts (`Sequence[str]`):
-            The texts.
-        mark (`str`):
-            A key to add to every part, which no template reads.
+    A message with other texts, one for each of [`texts_of`]; `mark` is a key to add to every part, which no template
+    reads.
     """
     if not _has_parts(message):
         return {**message, "content": texts[0]} if texts else message

@@ -8,13 +8,9 @@ from transformers import PreTrainedTokenizerBase
 
 def decode_with_offsets(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
     """
-    Decodes token ids, special tokens kept, and tells which characters each token wrote.
-
-    A token that ends inside a character (a byte of an emoji) has an empty span; the token that completes the character
-    gets all of it.
-
-    Returns:
-        The text, and one `(start, end)` a token. The spans tile the text.
+    Text of token ids, special tokens kept, and the characters `(start, end)` that each token wrote, which tile the
+    text. A token that ends inside a character (a byte of an emoji) has an empty span; the one that completes it gets
+    all of it.
     """
 
     def decode(start: int, end: int) -> str:

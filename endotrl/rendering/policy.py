@@ -22,25 +22,14 @@ ProcessingClass: TypeAlias = PreTrainedTokenizerBase | ProcessorMixin
 
 @dataclass(frozen=True)
 class PromptSettings:
-    """
-    How the policy of a trainer reads prompts.
-
-    Attributes:
-        tokens ([`PolicyTokens`]):
-            Its tokenizer or processor, and what is known of the token ids that it generates.
-        chat_template_kwargs (`dict[str, Any]`):
-            What the trainer gives to the chat template: its `chat_template_kwargs`, its `tools`, and the
-            `chat_template` that TRL swaps in where the policy's own rewrites earlier turns.
-        tools_of (`dict[str, list]`, *optional*):
-            Tools of each environment, where rows of a batch select theirs by the column `environment`.
-        continues_turns (`bool`):
-            `True` for OnlineDPO: a last message of the assistant is continued, where GRPO and RLOO open another turn,
-            and plain text is tokenized without special tokens.
-    """
+    """How the policy of a trainer reads prompts."""
 
     tokens: PolicyTokens
+    # With its `tools`, and the `chat_template` that TRL swaps in where the policy's own rewrites earlier turns.
     chat_template_kwargs: dict[str, Any]
+    # Tools of each environment, where rows of a batch select theirs by the column `environment`.
     tools_of: dict[str | None, list[Any]] | None
+    # OnlineDPO continues a last message of the assistant, and tokenizes plain text without special tokens.
     continues_turns: bool
 
     @classmethod
@@ -82,13 +71,7 @@ class PromptSettings:
 class Reading(NamedTuple):
     """
     How a reward reads prompts: as the policy does, but for what the user gave, and for what another tokenizer cannot
-    take over.
-
-    Attributes:
-        processing_class ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`]),
-        chat_template_kwargs (`dict[str, Any]`), policy_tokens ([`PolicyTokens`], *optional*), continues_turns
-        (`bool`), keeps_prompts (`bool`):
-            As in [`Renderer`].
+    take over. The fields are arguments of [`Renderer`].
     """
 
     processing_class: ProcessingClass
@@ -135,15 +118,7 @@ class Reading(NamedTuple):
 
 
 class RewardCall(NamedTuple):
-    """
-    A trainer's call of a reward function.
-
-    Attributes:
-        trainer (`Any`):
-            The trainer.
-        rows (`list[PolicyRow]`, *optional*):
-            What its policy read and wrote, where it can be found.
-    """
+    """A trainer's call of a reward function; `rows` is what its policy read and wrote, where it can be found."""
 
     trainer: Any
     rows: list[PolicyRow] | None
@@ -157,12 +132,6 @@ def find_call(prompts: Sequence[Prompt], log_extra: Callable[..., Any] | None = 
     settings, a processor or a `rollout_func` may have made into others than one expects. Both stand in the frame of
     the method that calls; `tests/test_contract.py` watches their names. From another thread, the trainer is known by
     `log_extra`, its method, and found where it waits.
-
-    Args:
-        prompts (`list[str]` or `list[list[dict]]`):
-            Prompts that the reward function was given.
-        log_extra (`Callable`, *optional*):
-            As the reward function was given it.
     """
     trainer = log_extra.__self__ if inspect.ismethod(log_extra) else None
     trainer = trainer if hasattr(trainer, "reward_funcs") else None

@@ -14,38 +14,20 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 
 class PolicyRow(NamedTuple):
-    """
-    What a policy read and wrote in one row of a batch.
+    """What a policy read and wrote in one row of a batch."""
 
-    Attributes:
-        prompt_ids (`list[int]`):
-            Token ids of the prompt, without padding.
-        written (`list[int]`, *optional*):
-            For each token of the completion, 1 if the policy wrote it, and 0 if a tool or an environment did. `None`
-            if the policy wrote all of it.
-    """
-
-    prompt_ids: list[int]
+    prompt_ids: list[int]  # without padding
+    # For each token of the completion, 1 if the policy wrote it, 0 if a tool did; `None` if it wrote all.
     written: list[int] | None = None
 
 
 @dataclass(frozen=True)
 class PolicyTokens:
-    """
-    What is known of the token ids that a policy generates.
-
-    Attributes:
-        processing_class ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`]):
-            Tokenizer of the policy, or the processor that holds it.
-        eos_token_ids (`Sequence[int]`, *optional*):
-            Tokens at which generation stops; none if they are not known.
-        padded (`bool`, *optional*):
-            `True` if padding follows the end of a completion, `False` if none does; `None` if not known.
-    """
+    """What is known of the token ids that a policy generates."""
 
     processing_class: PreTrainedTokenizerBase | ProcessorMixin
-    eos_token_ids: Sequence[int] = ()
-    padded: bool | None = None
+    eos_token_ids: Sequence[int] = ()  # none if they are not known
+    padded: bool | None = None  # whether padding follows the end of a completion; `None` if not known
 
     @classmethod
     def of(cls, trainer: Any) -> "PolicyTokens":

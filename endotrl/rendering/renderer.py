@@ -29,31 +29,13 @@ REASONING = ("reasoning_content", "reasoning", "thinking")
 
 @dataclass(frozen=True)
 class Rendered:
-    """
-    One prompt and completion, ready to be scored.
-
-    Attributes:
-        prompt_ids (`list[int]`):
-            Tokens before the completion.
-        completion_ids (`list[int]`):
-            Tokens of the completion.
-        action_positions (`list[int]`):
-            Positions in `completion_ids` that the policy wrote, in order. Text that came from tools stands in between
-            and is not scored.
-        finished (`bool`):
-            `True` if the completion ends with a token of the policy that ends a response.
-        cut (`bool`, *optional*, defaults to `False`):
-            `True` if the row was too long, and lost some tokens.
-        images ([`ImageInputs`], *optional*):
-            What the model is given beside the ids, if the prompt has images. Rows that differ in it are different
-            rows.
-    """
+    """One prompt and completion, ready to be scored."""
 
     prompt_ids: list[int]
     completion_ids: list[int]
-    action_positions: list[int]
-    finished: bool
-    cut: bool = False
+    action_positions: list[int]  # in `completion_ids`, that the policy wrote, and not a tool; in order
+    finished: bool  # it ends with a token of the policy that ends a response
+    cut: bool = False  # the row was too long, and lost some tokens
     images: ImageInputs | None = None
 
     @property
@@ -64,23 +46,11 @@ class Rendered:
 
 @dataclass(frozen=True)
 class _Prompt:
-    """
-    A prompt as it is read.
-
-    Attributes:
-        text (`str`):
-            The prompt, rendered.
-        ids (`list[int]`):
-            Its tokens, as the frozen model is given them.
-        plain_ids (`list[int]`):
-            The same, before a processor has put as many placeholders there as an image takes.
-        images ([`ImageInputs`], *optional*):
-            Of its images.
-    """
+    """A prompt as it is read."""
 
     text: str
     ids: list[int]
-    plain_ids: list[int]
+    plain_ids: list[int]  # before a processor has put as many placeholders there as an image takes
     images: ImageInputs | None = None
 
 
@@ -89,40 +59,20 @@ class Renderer:
     Turns rows of a TRL batch into token ids, by one rule: what the policy generated is scored as it was generated.
 
     - The prompt's tokens are those that the policy read, where they are known. Otherwise it is rendered as TRL's GRPO
-      and RLOO trainers render it: chat template with the generation prompt for messages, plain tokenization (special
-      tokens included) for text; or, with `continues_turns`, as OnlineDPO does.
+    and RLOO trainers render it: chat template with the generation prompt for messages, plain tokenization (special
+    tokens included) for text; or, with `continues_turns`, as OnlineDPO does.
     - `completion_ids` are scored as they are if policy and frozen model share a tokenizer. Where the policy's is not
-      known, they must decode to the completion. Otherwise the completion's text is rendered with this tokenizer and
-      template.
+    known, they must decode to the completion. Otherwise the completion's text is rendered with this tokenizer and
+    template.
     - A completion given as text is a complete answer: the end of the turn (or the EOS token, for plain text) that
-      follows it is scored too, as TRL's SFT and reward trainers do. Nothing else that the template writes into a
-      finished turn is: the text continues the prompt, as the policy's own tokens do.
+    follows it is scored too, as TRL's SFT and reward trainers do. Nothing else that the template writes into a
+    finished turn is: the text continues the prompt, as the policy's own tokens do.
     - In completions of several messages, only the assistant's tokens are scored.
 
-    Args:
-        processing_class ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`]):
-            Tokenizer of the frozen model, or the processor that holds it.
-        eos_token_ids (`Sequence[int]`):
-            Tokens that end a response. The special token with which the chat template ends a turn is one, too.
-        vocab_size (`int`):
-            Number of tokens the frozen model knows.
-        max_length (`int`, *optional*):
-            Context length of the frozen model, in tokens. `None` for no limit.
-        overlong_prompt (`str`, *optional*, defaults to `"error"`):
-            What to do with a row longer than `max_length`: see [`fit`].
-        chat_template_kwargs (`dict[str, Any]`, *optional*):
-            Further arguments for the chat template, such as `enable_thinking` or `tools`.
-        policy_tokens ([`PolicyTokens`], *optional*):
-            What is known of the `completion_ids`.
-        continues_turns (`bool`, *optional*, defaults to `False`):
-            Whether a last message of the assistant is continued, where otherwise another turn is opened, and plain
-            text gets no special tokens.
-        keeps_prompts (`bool`, *optional*, defaults to `False`):
-            Whether prompts stay as they are rendered here, where the policy has read others.
-        placeholders ([`Placeholders`], *optional*):
-            Tokens in whose place the frozen model reads images. By default it reads none.
-        images (`str`, *optional*, defaults to `"read"`):
-            What to do with images of prompts: `"read"`, or `"ignore"` to score the completions as answers to the text.
+    The tokenizer or processor, its `eos_token_ids`, the `vocab_size`, the context of `max_length` tokens and the
+    `placeholders` of images are the frozen model's; `policy_tokens` say what is known of the `completion_ids`. With
+    `keeps_prompts`, prompts stay as they are rendered here where the policy has read others. `overlong_prompt`: see
+    [`fit`]; `images` and `chat_template_kwargs`: see [`FrozenModelReward`].
     """
 
     def __init__(
@@ -179,32 +129,14 @@ class Renderer:
         policy_rows: Sequence[PolicyRow] | None = None,
     ) -> list[Rendered]:
         """
-        Renders a batch.
+        Renders a batch. `completion_ids` are those that the policy generated, EOS included, without padding;
+        `criteria`, system messages put before the prompts; `images`, those of the columns of each row (see
+        [`place_images`]). Of `policy_rows`, if the policy's tokens mean the same here, the prompts are scored in all
+        rows without a criterion, unless `keeps_prompts` (a warning says so if they are others), and of its completions
+        only what it wrote itself.
 
-        Args:
-            prompts (`list[str]` or `list[list[dict]]`):
-                Prompts, as text or as messages.
-            completions (`list[str]` or `list[list[dict]]`):
-                Completions. A string is taken as one assistant message where the prompt is a list of messages.
-            completion_ids (`list[list[int]]`, *optional*):
-                Token ids as the policy generated them, EOS included, without padding.
-            criteria (`list[str | None]`, *optional*):
-                System message for each row, put before the prompt.
-            images (`list[list]`, *optional*):
-                Images of the columns of each row: see [`place_images`].
-            policy_rows (`list[PolicyRow]`, *optional*):
-                What the policy read and wrote. If its tokens mean the same here, its prompts are scored in all rows
-                without a criterion, unless `keeps_prompts` (a warning says so if they are others), and of its
-                completions only what it wrote itself.
-
-        Returns:
-            `list[Rendered]`, in the order given.
-
-        Raises:
-            `ValueError`: For lists of different lengths, an empty batch, messages without a chat template or that it
-            refuses, a row that does not fit the context, a row without any prompt token, images that the frozen model
-            would not get to see, or placeholders without an image.
-            `TypeError`: For prompts or completions that are neither text nor messages, or a criterion that is no text.
+        Raises `ValueError` or `TypeError` for rows that are no prompts and completions, that the chat template
+        refuses, that do not fit the context, or whose images the frozen model would not get to see.
         """
         self._check_batch(prompts, completions, completion_ids)
         if criteria is None:
@@ -258,20 +190,8 @@ class Renderer:
         self, prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]]
     ) -> list[Rendered]:
         """
-        Rows that are token ids already, of this tokenizer.
-
-        Args:
-            prompt_ids (`list[list[int]]`):
-                Token ids of the prompts, without padding.
-            completion_ids (`list[list[int]]`):
-                Token ids of the completions as the policy generated them, EOS included, without padding.
-
-        Returns:
-            `list[Rendered]`, in the order given: what [`render`] returns for the same ids.
-
-        Raises:
-            `ValueError`: For a row that does not fit the context, without any prompt token, or with placeholders of
-            images.
+        Rows that are token ids already, of this tokenizer, without padding: what [`render`] returns for the same ids.
+        `ValueError` for a row that does not fit the context, without any prompt token, or with placeholders of images.
         """
         rendered = []
         for row, (prompt, completion) in enumerate(zip(prompt_ids, completion_ids, strict=True)):

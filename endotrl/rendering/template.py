@@ -39,20 +39,14 @@ class _LeftOut(Exception):
 
 class Template:
     """
-    A tokenizer or processor with a fixed set of arguments for its chat template.
+    A tokenizer, or a processor with its own template, BOS and expansion of text, and a fixed set of arguments for the
+    chat template.
 
     The content of messages is text or a list of parts, and templates read one of them, or both; of the other they
     write nothing, or a Python list. Messages are put into the form that the template reads, and what it still does not
     write is refused: a template that knows no role "tool", say, would leave out what a tool has said. What a template
     does to a text that it writes (it strips white space, say, or cuts the reasoning of earlier turns) is its own
     affair.
-
-    Args:
-        processing_class ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`]):
-            Tokenizer of the frozen model, or the processor that holds it. A processor's own template, BOS and
-            expansion of text are used.
-        chat_template_kwargs (`dict[str, Any]`, *optional*):
-            Further arguments for the chat template, such as `enable_thinking` or `tools`.
     """
 
     def __init__(
@@ -101,11 +95,8 @@ class Template:
         continue_final_message: bool = False,
     ) -> str:
         """
-        Messages as text.
-
-        Raises:
-            `ValueError`: If the template refuses them, or leaves out what one of them says; with `has_criterion`, the
-                criterion may be why.
+        Messages as text. `ValueError` if the template refuses them, or leaves out what one of them says; with
+        `has_criterion`, the criterion may be why.
         """
         flags = {"add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message}
         try:
@@ -226,20 +217,10 @@ class Template:
         self, text: str, special: bool, pictures: Sequence[Image] = ()
     ) -> tuple[list[int], ImageInputs | None]:
         """
-        Token ids of a prompt, and what the model is given beside them for its images. A processor encodes it itself:
-        it may write more than its text, and puts as many placeholders there as an image takes.
-
-        Args:
-            text (`str`):
-                The prompt: plain text, or what [`apply`] has made of messages.
-            special (`bool`):
-                As [`adds_special_tokens`] says.
-            pictures (`list[PIL.Image.Image]`, *optional*):
-                Its images, in order.
-
-        Raises:
-            `ValueError`: If there are images, and a tokenizer was given in place of a processor; or if the processor
-            refuses them.
+        Token ids of a prompt (plain text, or what [`apply`] has made of messages), and what the model is given beside
+        them for its images. A processor encodes it itself: it may write more than its text, and puts as many
+        placeholders there as an image takes. `special`: see [`adds_special_tokens`]. `ValueError` for images with a
+        tokenizer in place of a processor, or that the processor refuses.
         """
         if not isinstance(self.processing_class, ProcessorMixin):
             if pictures:
@@ -287,15 +268,8 @@ class Template:
     def continuation(self, prompt_text: str, prompt_ids: list[int], text: str, special: bool) -> list[int]:
         """
         Token ids of `text` as it continues the prompt, whose own tokens stay as they are: all of them together decode
-        to what the tokenizer makes of both texts at once.
-
-        Args:
-            prompt_text (`str`), prompt_ids (`list[int]`):
-                The prompt.
-            text (`str`):
-                What follows.
-            special (`bool`):
-                Whether the prompt has the tokens that the tokenizer adds itself.
+        to what the tokenizer makes of both texts at once. `special`: whether the prompt has the tokens that the
+        tokenizer adds itself.
         """
         joint_ids = self.encode(prompt_text + text, special=special)
         if joint_ids[: len(prompt_ids)] == prompt_ids:

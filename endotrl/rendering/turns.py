@@ -13,22 +13,11 @@ from .template import Template
 
 
 class Turns(NamedTuple):
-    """
-    A completion of several messages.
-
-    Attributes:
-        ids (`list[int]`):
-            Its tokens.
-        positions (`list[int]`):
-            Positions in `ids` that the policy wrote.
-        rerendered (`bool`):
-            `True` if ids of the policy were given, but the template's own tokens do not stand in them, so that `ids`
-            are others.
-    """
+    """A completion of several messages."""
 
     ids: list[int]
-    positions: list[int]
-    rerendered: bool
+    positions: list[int]  # in `ids`, that the policy wrote
+    rerendered: bool  # `ids` are not those of the policy, in which the template's own tokens do not stand
 
 
 def render_turns(
@@ -76,13 +65,7 @@ def render_turns(
 
 
 class _Transcript:
-    """
-    A completion of several messages as its chat template writes it, up to the end of the last turn.
-
-    Attributes:
-        pieces (`list[tuple[list[int], bool]]`):
-            Its token ids, and whether the policy wrote them.
-    """
+    """A completion of several messages as its chat template writes it, up to the end of the last turn."""
 
     def __init__(
         self,
@@ -193,10 +176,8 @@ def _outside_results(template: Template, completion: Sequence[Message], ids: lis
 def _results_as_trl(template: Template, results: Sequence[Message]) -> list[int]:
     """
     Token ids that TRL's trainers write between the turn that calls tools and the next one, whatever the policy has
-    written: see `_get_tool_suffix_ids` of [`~trl.GRPOTrainer`].
-
-    Raises:
-        `ValueError`: If the template does not write results as an addition to what is there.
+    written: see `_get_tool_suffix_ids` of [`~trl.GRPOTrainer`]. `ValueError` if the template does not write results as
+    an addition.
     """
     function: dict[str, Any] = {"name": results[0].get("name"), "arguments": {}}
     call = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}

@@ -148,13 +148,10 @@ class FrozenModelReward:
 
         Args:
             trainer ([`~trl.GRPOTrainer`], [`~trl.RLOOTrainer`] or `OnlineDPOTrainer`):
-                The trainer that has this reward among its `reward_funcs`.
+                The trainer that has this reward among its `reward_funcs`; `TypeError` for any other.
 
         Returns:
             This reward.
-
-        Raises:
-            `TypeError`: If it is no trainer with reward functions.
 
         Example:
         ```python
@@ -174,14 +171,10 @@ class FrozenModelReward:
         reads prompts as the policy does: see [`bind`].
 
         Args:
-            trainer ([`~trl.GRPOTrainer`], [`~trl.RLOOTrainer`] or `OnlineDPOTrainer`):
-                The trainer that has this reward among its `reward_funcs`.
-
-        Returns:
-            This reward.
+            trainer:
+                As in [`bind`].
 
         Raises:
-            `TypeError`: If it is no trainer with reward functions.
             `ValueError`: If the trainer holds no frozen weights, moves them (`sync_ref_model=True`, LoRA biases) or
             shards them by FSDP1, if its adapter was trained before, or if this reward was made for another model.
 
@@ -228,19 +221,14 @@ class FrozenModelReward:
             trainer ([`~transformers.Trainer`]):
                 The trainer that has this reward among its `reward_funcs`.
 
-        Returns:
-            This reward.
-
         Raises:
             `ValueError`: If the reward has no copy of its own, or it is loaded already, or was given a `device` or
             `offload=True`.
 
         Example:
         ```python
-        >>> reward = EndogenousReward("Qwen/Qwen2.5-0.5B-Instruct")
         >>> trainer = GRPOTrainer(model, reward_funcs=reward, args=GRPOConfig(beta=0.1), train_dataset=dataset)
         >>> reward.shard(trainer)
-        >>> trainer.train()
         ```
         """
         if not isinstance(self._placement, OwnCopy):

@@ -15,15 +15,7 @@ MAX_PIXELS = 320  # of a picture on the page, on its longer side
 
 
 def pictures_of(prompt: Any, images: Sequence[Any] | None = None) -> Markup:
-    """
-    The images of a prompt.
-
-    Args:
-        prompt (`str` or `list[dict]`):
-            The prompt.
-        images (`list`, *optional*):
-            Those that stand in its columns: see [`~endotrl.rendering.images.place_images`].
-    """
+    """The images of a prompt, and those of its columns: see [`~endotrl.rendering.images.place_images`]."""
     shown = []
     _, pictures = place_images(0, prompt, images)
     for number, picture in enumerate(pictures, start=1):

@@ -43,22 +43,8 @@ class SentenceReward:
             Splits text into sentences. Defaults to the one that the model was trained with.
         policy_processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Tokenizer of the policy, if it is another. In a trainer, it is found.
-        max_tokens_per_batch (`int`, *optional*, defaults to `8192`):
-            Tokens of one forward pass, padding included. It bounds memory and does not change rewards.
-        dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`):
-            Dtype of the reward's own copy: `"auto"` is bfloat16 on accelerators and float32 on CPU. Heads stay
-            float32.
-        device (`str` or `torch.device`, *optional*):
-            Device of the reward's own copy. Defaults to this process's device, as `accelerate` gives it.
-        trust_remote_code (`bool`, *optional*, defaults to `False`):
-            Whether code from the model's repository may run.
-        name (`str`, *optional*, defaults to `"sentence_reward"`):
-            Name in logs.
-        overlong_prompt (`str`, *optional*, defaults to `"error"`):
-            What to do when prompt and completion do not fit the model's context: `"error"`, or `"truncate_left"` to
-            drop the beginning of the prompt.
-        chat_template_kwargs (`dict[str, Any]`, *optional*):
-            Further arguments for the chat template. In a trainer, its own are taken over.
+        max_tokens_per_batch, dtype, device, trust_remote_code, name, overlong_prompt, chat_template_kwargs:
+            As in [`EndogenousReward`]. Heads stay float32, whatever the `dtype`.
 
     Raises:
         `ValueError`: If a setting is out of range, or the model is another kind of model.

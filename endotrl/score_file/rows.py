@@ -20,35 +20,15 @@ OUTPUT_KEYS |= TOKEN_KEYS
 
 @dataclass(frozen=True)
 class Row:
-    """
-    One response of the input.
+    """One response of the input."""
 
-    Attributes:
-        line (`int`):
-            Line number of its row, from 1.
-        prompt (`str` or `list[dict]`):
-            Text, or messages.
-        completion (`str` or `list[dict]`):
-            Text, or messages.
-        extra (`dict[str, Any]`):
-            The row's other keys, which are carried over.
-        error (`str`, *optional*):
-            Why the row cannot be scored.
-        completion_ids (`list[int]`, *optional*):
-            Tokens of the completion as the policy generated them, EOS included if it was generated. `None` if the row
-            has only text.
-        response (`str` or `int`, *optional*):
-            Which of the row's responses it is: `"chosen"`, `"rejected"` or its number, from 0. `None` if the row has
-            one.
-    """
-
-    line: int
-    prompt: Any = ""
+    line: int  # from 1
+    prompt: Any = ""  # text, or messages
     completion: Any = ""
-    extra: dict[str, Any] = field(default_factory=dict)
-    error: str | None = None
-    completion_ids: list[int] | None = None
-    response: str | int | None = None
+    extra: dict[str, Any] = field(default_factory=dict)  # other keys of the row, which are carried over
+    error: str | None = None  # why the row cannot be scored
+    completion_ids: list[int] | None = None  # as the policy generated them; `None` if there is only text
+    response: str | int | None = None  # of several in the row: "chosen", "rejected" or its number, from 0
 
     @property
     def head(self) -> dict[str, Any]:

@@ -40,27 +40,13 @@ class Example:
 
 @dataclass(frozen=True)
 class ScoreReport:
-    """
-    What came out of [`score_file`].
+    """What came out of [`score_file`]."""
 
-    Attributes:
-        tally ([`Tally`]):
-            Statistics of all rows, those of earlier runs included.
-        resumed_rows (`int`):
-            Rows that earlier runs had done.
-        seconds (`float`):
-            Scoring time of all runs, in seconds.
-        examples (`list[Example]`):
-            The first rows, as many as asked.
-        slopes (`dict[str, list[float]]`, *optional*):
-            With a residual, what was taken out, by domain: see [`~endotrl.rewards.residuals.residuals`].
-    """
-
-    tally: Tally
+    tally: Tally  # of all rows, those of earlier runs included
     resumed_rows: int
-    seconds: float
-    examples: list[Example]
-    slopes: Slopes = field(default_factory=dict)
+    seconds: float  # scoring time of all runs
+    examples: list[Example]  # the first rows, as many as asked
+    slopes: Slopes = field(default_factory=dict)  # what a residual took out, by domain
 
     @property
     def tokens_per_second(self) -> float:

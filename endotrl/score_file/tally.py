@@ -10,11 +10,8 @@ from .rows import TOKEN_KEYS, Row
 
 class Tally:
     """
-    Running statistics of the rows of a file, in memory that does not grow with their number.
-
-    Args:
-        keep (`int`, *optional*, defaults to `10`):
-            How many first, highest and lowest rows to keep, each with its output line.
+    Running statistics of the rows of a file, in memory that does not grow with their number: `keep` first, highest and
+    lowest rows are kept, each with its output line.
     """
 
     def __init__(self, keep: int = 10) -> None:

@@ -102,29 +102,19 @@ class ScoredBatch:
     """
     The rewards of one batch: `N` completions over all processes, `B` of them on this one, `T` positions of the padded
     completion, `F` reward functions.
-
-    Attributes:
-        rewards_per_func (`torch.Tensor` of shape `(N, F)`), reward_weights (`torch.Tensor` of shape `(F,)`):
-            TRL's rewards of all completions, NaN where a function gave `None`, and TRL's weights.
-        local (`slice`):
-            The rows of `rewards_per_func` that are this process's.
-        token_rewards, state_values (`dict[int, torch.Tensor]`):
-            For each dense reward function (that gives values), by its index in `F`: shape `(B, T)`, 0 at padding and
-            for completions for which it gave `None`. The same keys on every process.
-        mask (`torch.Tensor` of shape `(B, T)`, bool):
-            `True` where the policy wrote the token. Completions that `mask_truncated_completions` takes out of the
-            loss are still in it: they count in the baselines of the others, as in TRL.
-        completion_ids (`list[list[int]]`):
-            Token ids of this process's completions, without padding.
     """
 
-    rewards_per_func: Tensor
-    reward_weights: Tensor
-    local: slice
-    token_rewards: dict[int, Tensor]
-    state_values: dict[int, Tensor]
-    mask: Tensor
-    completion_ids: list[list[int]]
+    rewards_per_func: Tensor  # (N, F), NaN where a function gave `None`
+    reward_weights: Tensor  # (F,)
+    local: slice  # the rows of `rewards_per_func` that are this process's
+    # Of each dense reward function (that gives values), by its index in `F`; the same keys on every process. 0 at
+    # padding, and for completions for which it gave `None`.
+    token_rewards: dict[int, Tensor]  # (B, T)
+    state_values: dict[int, Tensor]  # (B, T)
+    # `True` where the policy wrote the token. Completions that `mask_truncated_completions` takes out of the loss are
+    # still in it: they count in the baselines of the others, as in TRL.
+    mask: Tensor  # (B, T), bool
+    completion_ids: list[list[int]]  # of this process, without padding
 
     @property
     def scorable(self) -> Tensor:
