@@ -72,7 +72,7 @@ class FrozenLayers:
         digest = hashlib.blake2b(repr((settings, versions, self._autocast, self._precision)).encode(), digest_size=16)
         for parameter in self._find_below():
             parameter.requires_grad_(False)
-            digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         self.key = digest.hexdigest()
 
     def add_states(self, dataset: Dataset | IterableDataset, name: str) -> Dataset:
