@@ -35,9 +35,10 @@ from benchmarks.methods import PaddedLogits
 from endotrl.commands.evaluate import load_items
 from endotrl.evaluation.benchmarks import BENCHMARKS
 from endotrl.evaluation.engine import Engine
+from endotrl.evaluation.examples_page import examples_of
 from endotrl.evaluation.items import Item, as_messages
 from endotrl.evaluation.results import evaluate
-from endotrl.evaluation.results_page import report_page
+from endotrl.evaluation.results_page import benchmark_sections, report_page
 from endotrl.evaluation.run_folder import RunFolder
 from endotrl.evaluation.runner import score_items
 from endotrl.evaluation.scorer_names import DEFAULT, expand_names, make_scorer
@@ -127,8 +128,9 @@ def write_report(
         "cut": 0,
         **evaluate(BENCHMARKS["rm-bench"], items, names, records),
     }
-    page = report_page(results, items, folder.stats, engine.tokenizer, engine.renderer.vocab_size)
-    folder.report_path.write_text(page, encoding="utf-8")
+    examples = examples_of(results, items)
+    sections = benchmark_sections(results, items, examples, folder.stats, engine.tokenizer, engine.renderer.vocab_size)
+    folder.report_path.write_text(report_page(results, sections, "benchmark"), encoding="utf-8")
 
 
 def check(naive: list[list[float]], records: dict[str, Any], items: Sequence[Item], dtype: str) -> float:

@@ -27,9 +27,9 @@ from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks.measure import add_common_options, describe_run, machine_line, markdown_table, spread, synchronize
 from endotrl import EndogenousReward
-from endotrl.demo.grpo_runs import load_model, quiet
+from endotrl.demo.grpo_runs import load_model
 from endotrl.frozen.names import resolve_model
-from endotrl.reporting import terminal_table
+from endotrl.reporting import quiet_libraries, terminal_table
 
 
 TARGET = 0.05
@@ -121,7 +121,7 @@ def main() -> None:
     args = make_parser().parse_args()
     if args.steps < 1:
         raise SystemExit(f"--steps is {args.steps}, but at least one step must be counted.")
-    quiet()
+    quiet_libraries()
     console = Console(width=min(80, Console().width))
     path = resolve_model(args.model)
     new_tokens = 8 if args.quick else 64

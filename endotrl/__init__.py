@@ -8,7 +8,7 @@ from ._lazy import attach
 from ._moved import MovedModules
 
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "CollapseMonitor",

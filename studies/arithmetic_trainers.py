@@ -29,8 +29,8 @@ from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks.measure import describe_run, machine_line, write_figures
 from endotrl import DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward, PPOConfig, PPOTrainer
-from endotrl.demo.grpo_runs import load_model, quiet, train_with_grpo
-from endotrl.reporting import terminal_table
+from endotrl.demo.grpo_runs import load_model, train_with_grpo
+from endotrl.reporting import quiet_libraries, terminal_table
 from endotrl.tasks import arithmetic
 from studies.arithmetic_runs import (
     ARITHMETIC,
@@ -64,7 +64,7 @@ COLORS = {
 
 def run(arm: str | None, seed: int, steps: int, folder: str) -> dict[str, Any]:
     """Trains one arm from the base model of a seed (`None`: makes the base model, and asks it)."""
-    quiet()
+    quiet_libraries()
     logging.getLogger("endotrl").setLevel(logging.ERROR)
     base = Path(folder) / f"base-{seed}"
     if arm is None:

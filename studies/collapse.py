@@ -25,6 +25,7 @@ from rich.console import Console
 from tqdm.auto import tqdm
 
 from benchmarks.measure import write_figures
+from endotrl.evaluation.plots import CYCLE
 from endotrl.reporting import terminal_table
 
 from .arithmetic_runs import NUM_HELD_OUT
@@ -97,14 +98,13 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, panels = plt.subplots(2, 2, figsize=(10, 8), layout="constrained", sharey=True)
-    colors = plt.get_cmap("tab10").colors
     kinds = [(task, collapses) for task in TASKS for collapses in (True, False)]
     for panel, (task, collapses) in zip(panels.flat, kinds, strict=True):
         arms = [name for name, arm in ARMS.items() if (arm.task, arm.collapses) == (task, collapses)]
         for result in results:
             if result["run"] not in arms:
                 continue
-            color = colors[arms.index(result["run"])]
+            color = CYCLE[arms.index(result["run"]) % len(CYCLE)]
             points = sorted((int(step), accuracy) for step, accuracy in result["held_out"].items())
             first_seed = min(r["seed"] for r in results if r["run"] == result["run"])
             label = ARMS[result["run"]].label if result["seed"] == first_seed else None

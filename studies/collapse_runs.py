@@ -22,8 +22,9 @@ from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks.measure import read_figures
 from endotrl import CollapseMonitor, EndogenousReward
-from endotrl.demo.grpo_runs import load_model, quiet
+from endotrl.demo.grpo_runs import load_model
 from endotrl.monitoring import Detector
+from endotrl.reporting import quiet_libraries
 from endotrl.rewards import LengthReward, MeanLogProbReward, NegativeEntropyReward, SelfCertaintyReward
 from endotrl.runs.record import versions
 from endotrl.tasks import arithmetic
@@ -332,7 +333,7 @@ def judged_again(result: dict[str, Any]) -> dict[str, Any]:
 def use_one_thread() -> None:
     """One thread, and nothing on the screen but what the benchmark itself says."""
     os.environ["TQDM_DISABLE"] = "1"
-    quiet()
+    quiet_libraries()
     logging.getLogger("endotrl").setLevel(logging.ERROR)
     torch.set_num_threads(1)
 

@@ -28,6 +28,7 @@ from transformers import AutoTokenizer
 
 from benchmarks.measure import write_figures
 from endotrl import CollapseMonitor, EndogenousReward
+from endotrl.evaluation.plots import as_png, draw_dots, label_rows, pyplot
 from endotrl.reporting import terminal_table
 from endotrl.rewards import InformationGain
 from endotrl.tasks import arithmetic
@@ -41,7 +42,6 @@ STEPS = 250
 LONG = {"none:0.1": 1000}  # the default
 EVERY = 25  # steps between two measurements on held-out questions
 LOST = 0.05  # below its best, from which on a run has not held
-LINE_STYLES = ["-", "--", ":"]  # of seeds
 EARLY_STEPS = 100  # of the pretraining, after which the generalist stops; base models have 800
 # Rewards made for a base model, with a model that was trained less as the generalist, and settings of the trainer.
 REWARDS: dict[str, tuple[str, Callable[[str, str], list[Any]], dict[str, Any]]] = {
@@ -166,45 +166,36 @@ def table_rows(results: list[dict[str, Any]]) -> list[list[str]]:
 
 
 def plot(results: list[dict[str, Any]], path: Path) -> None:
-    """Held-out accuracy over steps, a panel for each beta."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    """Held-out accuracy at the start, at the end and at its lowest of each reward, means of seeds, a panel a beta."""
     betas = sorted({result["cell"].partition(":")[2] for result in results}, key=float)
     rates = sorted({result["learning_rate"] for result in results})
-    figure, panels = plt.subplots(
+    figure, panels = pyplot().subplots(
         len(rates),
         len(betas),
-        figsize=(4.5 * len(betas), 3.5 * len(rates)),
+        figsize=(3.2 * len(betas) + 2, 0.9 + 2.2 * len(rates)),
         layout="constrained",
+        sharex=True,
         sharey=True,
         squeeze=False,
     )
-    colors = dict(zip(REWARDS, plt.get_cmap("tab10").colors, strict=False))
     for rate, row in zip(rates, panels, strict=True):
         for beta, panel in zip(betas, row, strict=True):
-            for result in results:
-                name, _, of_result = result["cell"].partition(":")
-                if (of_result, result["learning_rate"]) == (beta, rate):
-                    points = sorted((int(step), accuracy) for step, accuracy in result["held_out"].items())
-                    panel.plot(
-                        *zip(*points, strict=True),
-                        color=colors[name],
-                        linestyle=LINE_STYLES[result["seed"] % len(LINE_STYLES)],
-                        label=REWARDS[name][0] if result["seed"] == 0 else None,
-                        linewidth=1.2,
-                    )
-            panel.set(title=f"β = {beta}, learning rate {rate:g}", xlabel=f"step ({ANSWERS} answers each)")
-            panel.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
-            panel.grid(alpha=0.25)
-            panel.spines[["top", "right"]].set_visible(False)
-            panel.set_visible(bool(panel.lines))
-    panels[-1][0].legend(frameon=False, fontsize=8)
-    figure.supylabel("accuracy on held-out questions")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+            series: dict[str, list[float | None]] = {"end": [], "lowest": [], "start": []}
+            for name in REWARDS:
+                runs = [r for r in results if (r["cell"], r["learning_rate"]) == (f"{name}:{beta}", rate)]
+                curves = [
+                    [accuracy for _, accuracy in sorted((int(s), a) for s, a in r["held_out"].items())] for r in runs
+                ]
+                for label, of in (("start", lambda c: c[0]), ("lowest", min), ("end", lambda c: c[-1])):
+                    series[label].append(sum(map(of, curves)) / len(curves) if curves else None)
+            label_rows(panel, [title for title, *_ in REWARDS.values()])
+            draw_dots(panel, series)
+            panel.set_title(f"β = {beta}, learning rate {rate:g}", fontsize=10)
+            panel.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+            panel.set_visible(any(value is not None for value in series["end"]))
+    figure.legend(*panels[0][0].get_legend_handles_labels(), frameon=False, ncols=3, loc="outside upper center")
+    figure.supxlabel("accuracy on held-out questions (end right of start: it learned; lowest far left: it collapsed)")
+    path.write_bytes(as_png(figure))
 
 
 def page(results: list[dict[str, Any]], settings: dict[str, Any]) -> str:

@@ -28,12 +28,12 @@ from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks.measure import describe_run, machine_line, markdown_table, write_figures
 from endotrl import CollapseMonitor, EndogenousReward
-from endotrl.demo.grpo_runs import generate_answers, load_model, quiet
+from endotrl.demo.grpo_runs import generate_answers, load_model
 from endotrl.demo.parts import FACTS, FACTS_ANSWER_LENGTH, LORA
 from endotrl.frozen.cpu_dtype import faster_dtype
 from endotrl.frozen.quickstart_model import quickstart_model_path
 from endotrl.grading import is_right
-from endotrl.reporting import terminal_table
+from endotrl.reporting import quiet_libraries, terminal_table
 from endotrl.tasks import facts
 
 from .collapse_runs import Ask, kept_results
@@ -188,7 +188,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="Seed.")
     parser.add_argument("--output", type=Path, default=Path("docs"), help="Folder of `results/`.")
     args = parser.parse_args()
-    quiet()
+    quiet_libraries()
     logging.getLogger("endotrl").setLevel(logging.ERROR)
     file, settings, results = kept_results(args.output, "corrections-facts")
     there = {(result["cell"], result["seed"]) for result in results}

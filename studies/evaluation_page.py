@@ -132,7 +132,7 @@ def write_page(
         blocks += [
             f"## {titles[compared[0]]} (A) against {titles[compared[1]].rpartition(', ')[2]} (B)",
             f"```bash\nendotrl eval compare {compared[0]} {compared[1]}\n```",
-            markdown_table(*comparison_rows(compare(a, b))),
+            markdown_table(*comparison_rows(compare([a, b]))),
         ]
     kept = {name: {key: found[key] for key in KEPT if key in found} for name, found in results.items()}
     data = {"run": run, "commands": dict(commands), "results": kept}

@@ -25,8 +25,8 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from benchmarks.measure import describe_run, machine_line, markdown_table, write_figures
 from endotrl import EndogenousReward, forecast
-from endotrl.demo.grpo_runs import generate_answers, load_model, quiet, train_with_grpo
-from endotrl.reporting import terminal_table
+from endotrl.demo.grpo_runs import generate_answers, load_model, train_with_grpo
+from endotrl.reporting import quiet_libraries, terminal_table
 from endotrl.runs.jsonl import append_lines, read_lines
 from endotrl.tasks import arithmetic
 from studies.arithmetic_runs import NUM_HELD_OUT, make_small_base, plus_10
@@ -214,7 +214,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("docs/results"), help="Folder of the page.")
     args = parser.parse_args()
     os.environ |= {"WANDB_MODE": "disabled", "TQDM_DISABLE": "1"}
-    quiet()
+    quiet_libraries()
     args.folder.mkdir(parents=True, exist_ok=True)
     log = args.folder / "runs.jsonl"
     results = [

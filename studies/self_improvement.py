@@ -42,9 +42,10 @@ from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks.measure import describe_run, machine_line, markdown_table, write_figures
 from endotrl import DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward, PPOConfig, PPOTrainer
-from endotrl.demo.grpo_runs import generate_answers, load_model, quiet, train_with_grpo
+from endotrl.demo.grpo_runs import generate_answers, load_model, train_with_grpo
 from endotrl.evaluation.generation import pass_at_k
-from endotrl.reporting import terminal_table
+from endotrl.evaluation.plots import GREY, as_png, draw_dots, label_rows, pyplot
+from endotrl.reporting import quiet_libraries, terminal_table
 from endotrl.rewards import LengthReward, RandomReward
 from endotrl.runs.files import replace_text
 from endotrl.tasks import arithmetic
@@ -166,7 +167,7 @@ def run(noise: float, seed: int, arm: str | None, steps: int, folder: Path) -> d
     file = folder / f"noise-{noise:g}-seed-{seed}-{arm or 'base'}-{steps}.json"
     if file.exists():
         return json.loads(file.read_text(encoding="utf-8"))
-    quiet()
+    quiet_libraries()
     logging.getLogger("endotrl").setLevel(logging.ERROR)
     base = folder / f"base-{noise:g}-{seed}"
     started = time.perf_counter()
@@ -253,34 +254,26 @@ def page(results: list[dict[str, Any]], run: dict[str, Any], steps: int) -> str:
 
 
 def plot(results: list[dict[str, Any]], path: Path) -> None:
-    """pass@k of every arm, one panel a noise level."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    noises = sorted({r["noise"] for r in results})
-    figure, panels = plt.subplots(
-        1, len(noises), figsize=(3.6 * len(noises), 3.8), layout="constrained", sharey=True, squeeze=False
+    """pass@1 and pass@16 of every arm, one panel a noise level: is it better, and does it still know several ways?"""
+    noises, ends = sorted({r["noise"] for r in results}), (f"pass@{KS[0]}", f"pass@{KS[-1]}")
+    names = {arm: "base model" if arm == "base" else ARMS[arm][0] for arm in ["base", *ARMS]}
+    arms = [arm for arm in names if any(r["arm"] == arm for r in results)]
+    figure, panels = pyplot().subplots(
+        1, len(noises), figsize=(3.2 * len(noises) + 1.6, 3.6), layout="constrained", sharey=True, squeeze=False
     )
-    colors = dict(zip(["base", *ARMS], ["#000000", *plt.get_cmap("tab10").colors], strict=False))
-    for axes, noise in zip(panels[0], noises, strict=True):
-        for arm in ["base", *ARMS]:
-            figures = [r["figures"] for r in results if r["noise"] == noise and r["arm"] == arm]
-            if figures:
-                means = [sum(f[f"pass@{k}"] for f in figures) / len(figures) for k in KS]
-                label = "base model" if arm == "base" else ARMS[arm][0]
-                axes.plot(KS, means, "o-", color=colors[arm], label=label, linewidth=1.5, markersize=4)
-        axes.set(title=f"{noise:.0%} wrong demonstrations", xlabel="k")
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(KS, [str(k) for k in KS])
-        axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0][0].set_ylabel("pass@k")
-    panels[0][-1].legend(frameon=False, fontsize=7, loc="lower right")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    for axis, noise in zip(panels[0], noises, strict=True):
+        label_rows(axis, [names[arm] for arm in arms])
+        found = {arm: [r["figures"] for r in results if r["noise"] == noise and r["arm"] == arm] for arm in arms}
+        means = {k: [sum(f[k] for f in found[a]) / len(found[a]) if found[a] else None for a in arms] for k in ends}
+        draw_dots(axis, means)
+        base = dict(zip(arms, means[ends[0]], strict=True)).get("base")
+        if base is not None:
+            axis.axvline(base, color=GREY, linestyle=":", linewidth=1)
+        axis.set(title=f"{noise:.0%} wrong demonstrations", xlim=(-0.02, 1.03))
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    figure.supxlabel("right answers to new questions; dotted: the base model at the first try", fontsize=10)
+    panels[0][0].legend(frameon=False, loc="lower left")
+    path.write_bytes(as_png(figure))
 
 
 def run_all(args: argparse.Namespace) -> list[dict[str, Any]]:

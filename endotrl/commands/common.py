@@ -3,10 +3,12 @@
 
 import argparse
 import json
+import re
 from collections.abc import Callable
 from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, NoReturn
 
 from ..reporting import say
 from ..rewards.settings import CRITERION, INIT_KWARGS, JSON, READERS, SETTINGS
@@ -24,6 +26,15 @@ DATA_HELP = (
     "file (.json, .jsonl, both also .gz, .parquet), folder of such files, OWNER/NAME[/CONFIG][:SPLIT] on the Hugging "
     "Face hub, or - for standard input"
 )
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that says of a mistyped command or choice which one may be meant; its sub-parsers do so, too."""
+
+    def error(self, message: str) -> NoReturn:
+        found = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        similar = get_close_matches(found[1], re.findall(r"[\w.-]+", found[2]), n=1) if found else []
+        super().error(f"{message}. Did you mean {similar[0]}?" if similar else message)
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

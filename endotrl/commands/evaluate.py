@@ -2,30 +2,33 @@
 """The command `endotrl eval BENCHMARK`: from its options to files and the terminal."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from accelerate import PartialState
+from markupsafe import Markup
 
 from ..data.sources import STREAM, read_rows, text_only
 from ..evaluation.benchmarks import BENCHMARKS, Benchmark
 from ..evaluation.engine import Engine
+from ..evaluation.examples_page import Example, examples_of, examples_page
 from ..evaluation.items import Item
 from ..evaluation.results import evaluate
-from ..evaluation.results_page import report_page
+from ..evaluation.results_page import benchmark_sections, report_page
 from ..evaluation.run_folder import RunFolder, open_folder
 from ..evaluation.runner import score_items
 from ..evaluation.scorer_names import DEFAULT, base_names, check_name, expand_names, make_scorer, served_names
-from ..evaluation.tables import few_items, markdown_page, terminal_rows
+from ..evaluation.tables import LENGTH_NOTE, few_items, full_rows, markdown_page, terminal_rows
 from ..frozen.names import load_tokenizer, resolve_model
 from ..frozen.own_copy import resolve_dtype
 from ..frozen.placement import place
 from ..frozen.served import ServedModel, is_url
-from ..reporting import say, terminal_table
-from ..runs.files import write_json
+from ..reporting import say, terminal_table, terminal_text, working
+from ..runs.files import replace_text, write_json
 from ..runs.processes import processes
 from ..runs.record import now, versions
+from ..runs.wandb_run import log_evaluation
 from ..score_file.output_files import model_digest
 from ..scoring.scorer import Placement
 from .common import choose_dtype
@@ -35,7 +38,8 @@ def run_benchmark(args: argparse.Namespace, command: str) -> dict[str, Any]:
     """Runs `endotrl eval BENCHMARK`; returns what `results.json` holds, in the main process."""
     check_stream(args.data)
     benchmark = BENCHMARKS[args.benchmark]
-    items = load_items(benchmark, args.data, args.limit, {key: getattr(args, key) for key in benchmark.options})
+    with working(f"Reading {args.data or benchmark.name}", not args.quiet and processes().is_main_process):
+        items = load_items(benchmark, args.data, args.limit, {key: getattr(args, key) for key in benchmark.options})
     names = expand_names(args.scorers or DEFAULT, steps=items[0].steps is not None)
     output = args.output or f"eval-{benchmark.name}"
     choose_dtype(args, f"{output}/settings.json")
@@ -92,29 +96,63 @@ def run_benchmark(args: argparse.Namespace, command: str) -> dict[str, Any]:
     )
     if not processes().is_main_process:
         return {}
-    keys = {item.key for item in items}
-    results = {
-        "benchmark": benchmark.name,
+    with working("Intervals and pages", not args.quiet):
+        used = [records[key] for key in {item.key for item in items}]
+        results = {
+            **header(args, command, settings, used, len(items)),
+            "benchmark": benchmark.name,
+            "data": args.data or (benchmark.hub.name if benchmark.hub else None),
+            "started": started,
+            "cut": sum(record["cut"] for record in used),
+            **evaluate(benchmark, items, names, records),
+        }
+        examples = examples_of(results, items)
+        sections = benchmark_sections(results, items, examples, folder.stats, tokenizer, vocab_size)
+        about = f"How well rewards tell better from worse. {len(items)} items. {benchmark.paper}"
+        write_results(args, results, folder, sections, names, examples, about)
+    show(args, results, folder)
+    return results
+
+
+def header(
+    args: argparse.Namespace,
+    command: str,
+    settings: Mapping[str, Any],
+    used: Sequence[Mapping[str, Any]],
+    num_items: int,
+) -> dict[str, Any]:
+    """What every `results.json` begins with; `used` are the records that it is about."""
+    return {
         "model": args.model,
         "model_version": settings["model_version"],
-        "data": args.data or (benchmark.hub.name if benchmark.hub else None),
-        "settings": settings,
+        "data": args.data,
+        "settings": dict(settings),
         "versions": versions("torch", "transformers", "trl", "numpy"),
         "command": command,
-        "started": started,
         "updated": now(),
-        "seconds": round(sum(records[key]["seconds"] for key in keys), 3),
-        "tokens": sum(sum(records[key]["tokens"]) for key in keys),
-        "num_items": len(items),
-        "cut": sum(records[key]["cut"] for key in keys),
-        **evaluate(benchmark, items, names, records),
+        "seconds": round(sum(record["seconds"] for record in used), 3),
+        "tokens": sum(sum(record["tokens"]) for record in used),
+        "num_items": num_items,
     }
+
+
+def write_results(
+    args: argparse.Namespace,
+    results: Mapping[str, Any],
+    folder: RunFolder,
+    sections: Sequence[tuple[str, Markup | str]],
+    scorers: Sequence[str],
+    examples: Sequence[Example],
+    about: str,
+) -> None:
+    """Writes `results.json`, `results.md`, `report.html` and `examples.html`, and to W&B if asked to."""
     write_json(folder.results_path, results)
-    folder.table_path.write_text(markdown_page(results), encoding="utf-8")
-    folder.report_path.write_text(report_page(results, items, folder.stats, tokenizer, vocab_size), encoding="utf-8")
-    if not args.quiet:
-        show(results, folder)
-    return results
+    replace_text(folder.table_path, markdown_page(results))
+    replace_text(folder.report_path, report_page(results, sections, about))
+    title = f"Examples of {results['title']}: {results['model']}"
+    replace_text(folder.examples_path, examples_page(title, scorers, examples, results["verdict"]))
+    if args.wandb is not None:
+        log_evaluation(args.wandb, results, full_rows(results), [folder.report_path, folder.examples_path])
 
 
 def load_items(benchmark: Benchmark, data: str | None, limit: int | None, options: Mapping[str, Any]) -> list[Item]:
@@ -180,26 +218,30 @@ def open_model(args: argparse.Namespace) -> tuple[Placement | ServedModel, dict[
     }
 
 
-def show(results: Mapping[str, Any], folder: RunFolder) -> None:
-    """The table and what it says, on the terminal."""
+def show(args: argparse.Namespace, results: Mapping[str, Any], folder: RunFolder) -> None:
+    """The verdict, the table and what it says, on the terminal."""
+    if args.quiet:
+        return
     from rich.console import Console
 
     console = Console(highlight=False)
-    title = f"{results['title']}, {results['num_items']} items, {results['model']}"
     console.print()
-    console.print(terminal_table(*terminal_rows(results), title, fold=True))
-    if results["length"]:
-        console.print(
-            "bias: accuracy where the better response is longer minus where it is shorter; 0 is balanced.",
-            soft_wrap=False,
-        )
+    console.print(terminal_text(results["verdict"]), markup=False, style="bold")
+    console.print()
+    headers, rows, left_out = terminal_rows(results, console.width)
+    title = f"{results['title']}, {results['num_items']} items, {results['model']}"
+    console.print(terminal_table(headers, rows, title))
+    if "bias" in headers:
+        console.print(LENGTH_NOTE.partition(" length-controlled")[0])
+    if left_out:
+        console.print(f"In {folder.table_path.name} too: {', '.join(left_out)}.", markup=False)
     if few := few_items(results):
         console.print(f"95% intervals:{few}")
     for statement in results["statements"]:
         console.print(f"- {statement}", markup=False)
-    if len(results["statements"]) > 3:
+    if len(results["differences"]) > 3:
         console.print("Of many comparisons, one in twenty looks like a difference by chance alone.")
-    if results["cut"]:
+    if results.get("cut"):
         say(f"{results['cut']} responses were cut at the limit of tokens.")
-    for path in (folder.report_path, folder.table_path, folder.results_path):
+    for path in (folder.report_path, folder.examples_path, folder.table_path, folder.results_path):
         console.print(str(path), markup=False, soft_wrap=True)

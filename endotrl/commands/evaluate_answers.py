@@ -11,6 +11,7 @@ from markupsafe import Markup
 from tqdm.auto import tqdm
 
 from ..evaluation.engine import Engine
+from ..evaluation.examples_page import answer_example
 from ..evaluation.generation import (
     Generator,
     Sample,
@@ -22,30 +23,30 @@ from ..evaluation.generation import (
     pass_at_k,
     prompt_rows,
 )
-from ..evaluation.intervals import Unit, difference_in_words, differences, estimates, resampling_weights
+from ..evaluation.intervals import Unit
 from ..evaluation.items import Item
 from ..evaluation.questions import Question, read_questions
-from ..evaluation.results import estimates_to_json, plain_means
+from ..evaluation.results import CEILING, MAJORITY, plain_means, summarize
 from ..evaluation.run_folder import RunFolder, open_folder
 from ..evaluation.scorer_names import base_names, check_name, make_scorer, served_names
-from ..evaluation.tables import interval, markdown_page, value
 from ..frozen.names import load_tokenizer
 from ..frozen.served import ServedModel, is_url
 from ..grading import VERSION, is_right, require_math_verify, same_answer
 from ..rendering.messages import Prompt
-from ..reporting import number, page, table, terminal_table
-from ..runs.files import write_json
+from ..reporting import table
 from ..runs.jsonl import append_lines
 from ..runs.processes import processes
-from ..runs.record import now, versions
 from ..runs.shards import share
-from .evaluate import check_processes, open_answering_model, open_model
+from .evaluate import check_processes, header, open_answering_model, open_model, show, write_results
 
 
+Answers = Mapping[tuple[str, str], Mapping[str, Any]]  # by key of the question and seed
+Scores = Mapping[tuple[str, str], Mapping[str, Sequence[float]]]  # and by scorer
 GREEDY = "greedy"
 BLOCK = 16  # questions that are answered and saved together
 BEST_OF_N_SCORERS = ("bellman.sum", "log_prob.mean", "bellman.discounted=0.95", "centered.sum", "self_certainty")
-SHOWN_ANSWERS = 12
+SHOWN_ANSWERS, SHOWN_CHOICES = 12, 8
+MANY_CUT = 0.1  # fraction of samples that the verdict mentions
 
 
 def run_generation(args: argparse.Namespace, command: str) -> dict[str, Any]:
@@ -68,21 +69,18 @@ def run_generation(args: argparse.Namespace, command: str) -> dict[str, Any]:
         values["tokens"] = float(np.mean([count for row in rows for count in row["tokens"]]))
         values["cut off"] = float(np.mean([not end for row in rows for end in row["finished"]]))
         units.append(Unit(question.key, "questions", values))
+    headline = [name for name in units[0].values if name not in ("tokens", "cut off")]
+    tie_rule = (
+        "An answer is right if `endotrl.grading` says so, with math-verify. pass@k is the unbiased estimate from "
+        f"{args.samples} samples, the mean of {len(args.seeds)} seeds."
+    )
     by_seed = {
         str(seed): float(np.mean([np.mean(answers[question.key, str(seed)]["right"]) for question in questions]))
         for seed in args.seeds
     }
-    headline = [name for name in units[0].values if name not in ("tokens", "cut off")]
-    results = _results(
-        args, command, "generation", "Answers", questions, settings, answers, {"answers": units}, headline
-    )
+    results = _results(args, command, "generation", "Answers", tie_rule, settings, {"answers": units}, headline)
     results["pass@1 by seed"] = by_seed
-    results["tie_rule"] = (
-        "An answer is right if `endotrl.grading` says so, with math-verify. pass@k is the unbiased estimate from "
-        f"{args.samples} samples, the mean of {len(args.seeds)} seeds."
-    )
-    _write(results, folder, questions, answers, args)
-    return results
+    return _finish(args, results, folder, questions, answers, _shown_answers(args, questions, answers), {})
 
 
 def run_best_of_n(args: argparse.Namespace, command: str) -> dict[str, Any]:
@@ -110,10 +108,11 @@ def run_best_of_n(args: argparse.Namespace, command: str) -> dict[str, Any]:
         make_scorer(name, judge, dtype=args.dtype, device=args.device, trust_remote_code=args.trust_remote_code)
         for name in names
     ]
-    units: dict[str, list[Unit]] = {name: [] for name in [*names, "majority", "random", "best possible"]}
+    units: dict[str, list[Unit]] = {name: [] for name in [*names, MAJORITY, "random", CEILING]}
+    scores: dict[tuple[str, str], dict[str, list[float]]] = {}
     for question in tqdm(questions, desc="Choosing", unit=" questions", disable=args.quiet):
-        for seed in args.seeds:
-            row = answers[question.key, str(seed)]
+        for seed in map(str, args.seeds):
+            row = answers[question.key, seed]
             item = Item(
                 question.id,
                 "questions",
@@ -122,22 +121,75 @@ def run_best_of_n(args: argparse.Namespace, command: str) -> dict[str, Any]:
                 response_ids=tuple(tuple(ids) for ids in row["token_ids"]),
             )
             scored = judge.score([item], alone=any(scorer.needs_alone for scorer in scorers))[0]
-            chosen = {scorer.name: accuracy_of_choice(scorer.score(item, scored), row["right"]) for scorer in scorers}
-            chosen["majority"] = accuracy_of_choice(
-                majority_scores(same_answer(row["texts"], math=True)), row["right"]
-            )
-            chosen["random"] = float(np.mean(row["right"]))
-            chosen["best possible"] = float(any(row["right"]))
+            found = {scorer.name: scorer.score(item, scored) for scorer in scorers}
+            found[MAJORITY] = majority_scores(same_answer(row["texts"], math=True))
+            scores[question.key, seed] = found
+            chosen = {name: accuracy_of_choice(values, row["right"]) for name, values in found.items()}
+            chosen |= {"random": float(np.mean(row["right"])), CEILING: float(any(row["right"]))}
             for name, accuracy in chosen.items():
                 units[name].append(Unit(question.key, "questions", {"accuracy": accuracy}))
-    title = f"Best of {args.samples}"
-    results = _results(args, command, "best-of-n", title, questions, settings, answers, units, ["accuracy"])
-    results["tie_rule"] = (
+    tie_rule = (
         "All choose among the same samples. Of samples with equal scores one is drawn: accuracy is its expectation. "
         "Random is the mean of all samples, best possible whether one is right."
     )
-    _write(results, folder, questions, answers, args)
-    return results
+    title = f"Best of {args.samples}"
+    results = _results(args, command, "best-of-n", title, tie_rule, settings, units, ["accuracy"])
+    hopeless = sum(unit.values["accuracy"] == 0 for unit in units[CEILING])
+    results["verdict"] += (
+        f" For {hopeless} of {len(units[CEILING])} questions no sample is right: there, every choice is wrong."
+        if hopeless
+        else ""
+    )
+    results["choices"] = [
+        {"key": key, "seed": seed, "right": answers[key, seed]["right"], "scores": found}
+        for (key, seed), found in scores.items()
+    ]
+    return _finish(args, results, folder, questions, answers, _choices(args, questions, answers, scores), scores)
+
+
+def _choices(
+    args: argparse.Namespace, questions: Sequence[Question], answers: Answers, scores: Scores
+) -> tuple[str, Markup]:
+    """What each scorer chose, of questions in which that made a difference."""
+    rows: list[list[object]] = []
+    seed, differing = str(args.seeds[0]), 0
+    for question in questions:
+        row, found = answers[question.key, seed], scores[question.key, seed]
+        best = {name: values.index(max(values)) for name, values in found.items()}
+        if len({row["right"][i] for i in best.values()}) == 1:
+            continue
+        differing += 1
+        if differing > SHOWN_CHOICES:
+            continue
+        by_sample: dict[int, list[str]] = {}
+        for name, i in best.items():
+            by_sample.setdefault(i, []).append(name)
+        for i, names in by_sample.items():
+            first = not rows or rows[-1][0] != str(question.prompt)
+            rows.append([str(question.prompt) if first else "", ", ".join(names), _marked(row, i), question.answer])
+    if not rows:
+        text = "Whatever chooses, the same questions get a right answer: on no question do the choices differ in that."
+        return "What each scorer chose", Markup("<p>{}</p>").format(text)
+    caption = (
+        f"{min(differing, SHOWN_CHOICES)} of the {differing} questions in which choosing made a difference; all are "
+        "in examples.html. ✓ is right, ✗ wrong."
+    )
+    return "What each scorer chose", table(["question", "chosen by", "answer", "right answer"], rows, caption=caption)
+
+
+def _marked(row: Mapping[str, Any], i: int) -> str:
+    return f"{'✓' if row['right'][i] else '✗'} {row['texts'][i]}"
+
+
+def _shown_answers(args: argparse.Namespace, questions: Sequence[Question], answers: Answers) -> tuple[str, Markup]:
+    step = max(1, len(questions) // SHOWN_ANSWERS)
+    rows = [
+        [str(question.prompt), question.answer, _marked(answers[question.key, str(args.seeds[0])], 0)]
+        for question in questions[::step][:SHOWN_ANSWERS]
+    ]
+    which = f"one in {step} questions, chosen by position alone" if step > 1 else "each question"
+    caption = f"The first sample for {which}. ✓ is right, ✗ wrong."
+    return "Answers", table(["question", "right answer", "answer"], rows, caption=caption)
 
 
 def _open(args: argparse.Namespace, default: str) -> tuple[RunFolder, Engine, dict[str, Any]]:
@@ -232,93 +284,46 @@ def _results(
     command: str,
     name: str,
     title: str,
-    questions: Sequence[Question],
+    tie_rule: str,
     settings: Mapping[str, Any],
-    answers: Mapping[tuple[str, str], Mapping[str, Any]],
     units: Mapping[str, list[Unit]],
     headline: list[str],
 ) -> dict[str, Any]:
-    first = next(iter(units))
-    weights = resampling_weights(units[first])
-    gaps = {n: differences(units[first], rows, plain_means, weights) for n, rows in units.items() if n != first}
-    num_clusters = len({unit.cluster for unit in units[first]})
-    used = [answer for (key, _), answer in answers.items() if key in {question.key for question in questions}]
     return {
         "benchmark": name,
         "title": title,
         "headline": headline,
-        "main_metric": headline[0],
-        "tie_rule": "",
-        "model": args.model,
-        "model_version": settings["model_version"],
-        "data": args.data,
+        "tie_rule": tie_rule,
         "settings": {**settings, "seeds": args.seeds},
-        "versions": versions("torch", "transformers", "trl", "numpy"),
         "command": command,
-        "updated": now(),
-        "seconds": round(sum(answer["seconds"] for answer in used), 3),
-        "tokens": sum(sum(answer["tokens"]) for answer in used),
-        "num_items": len(questions),
-        "metrics": {n: estimates_to_json(estimates(rows, plain_means, weights)) for n, rows in units.items()},
-        "differences": {n: estimates_to_json(gap) for n, gap in gaps.items()},
-        "statements": [difference_in_words(first, n, gap[headline[0]], num_clusters) for n, gap in gaps.items()],
         "length": {},
-        "units": [
-            {"cluster": unit.cluster, "group": unit.group, "values": {n: rows[i].values for n, rows in units.items()}}
-            for i, unit in enumerate(units[first])
-        ],
+        **summarize(units, plain_means, headline[0]),
     }
 
 
-def _write(
+def _finish(
+    args: argparse.Namespace,
     results: dict[str, Any],
     folder: RunFolder,
     questions: Sequence[Question],
-    answers: Mapping[tuple[str, str], Mapping[str, Any]],
-    args: argparse.Namespace,
-) -> None:
-    write_json(folder.results_path, results)
-    folder.table_path.write_text(markdown_page(results), encoding="utf-8")
-    names = list(results["metrics"])
-    metrics = list(next(iter(results["metrics"].values())))
-    rows = [[n, m, value(results, n, m), interval(results, n, m)] for n in names for m in metrics]
-    shown = []
-    step = max(1, len(questions) // SHOWN_ANSWERS)
-    for question in questions[::step][:SHOWN_ANSWERS]:
-        row = answers[question.key, str(args.seeds[0])]
-        mark = "✓" if row["right"][0] else "✗"
-        shown.append([question.prompt, question.answer, f"{mark} {row['texts'][0]}"])
-    sections: list[tuple[str, Markup | str]] = [
-        ("Results", table(["answers", "metric", "value", "95% interval"], rows, caption=results["tie_rule"])),
+    answers: Answers,
+    section: tuple[str, Markup],
+    scores: Scores,
+) -> dict[str, Any]:
+    """Writes and shows the results."""
+    keys = {question.key for question in questions}
+    used = [answer for (key, _), answer in answers.items() if key in keys]
+    results = {**header(args, results["command"], results["settings"], used, len(questions)), **results}
+    examples = [
+        answer_example(question, f"seed {seed}", answers[question.key, seed], scores.get((question.key, seed), {}))
+        for question in questions
+        for seed in map(str, args.seeds)
     ]
-    if results["statements"]:
-        lines = Markup("").join(Markup("<li>{}</li>").format(line) for line in results["statements"])
-        sections.append(("Differences", Markup("<ul>{}</ul>").format(lines)))
-    which = f"one in {step} questions, chosen by position alone" if step > 1 else "each question"
-    caption = f"The first sample for {which}. ✓ is right, ✗ wrong."
-    sections.append(("Answers", table(["question", "right answer", "answer"], shown, caption=caption)))
-    settings = [[key, None if v is None else str(v)] for key, v in results["settings"].items()]
-    sections.append(("Settings", table(["setting", "value"], settings)))
-    html = page(
-        f"{results['title']}: {results['model']}",
-        sections,
-        lead=f"{results['num_items']} questions of {results['data']}, {results['tokens']:,} tokens generated.",
-        footer=" · ".join([*[f"{k} {v}" for k, v in results["versions"].items()], results["command"]]),
-    )
-    folder.report_path.write_text(html, encoding="utf-8")
-    if not args.quiet:
-        _show(results, folder, rows)
-
-
-def _show(results: Mapping[str, Any], folder: RunFolder, rows: Sequence[Sequence[Any]]) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    console.print()
-    cells = [[number(v, 1 if m == "tokens" else 3), i, m, n] for n, m, v, i in rows]
-    title = f"{results['title']}: {results['num_items']} questions, {results['model']}"
-    console.print(terminal_table(["value", "95% interval", "metric", "of"], cells, title, fold=True))
-    for statement in results["statements"]:
-        console.print(f"- {statement}", markup=False)
-    for path in (folder.report_path, folder.table_path, folder.results_path):
-        console.print(str(path), markup=False, soft_wrap=True)
+    about = f"{len(questions)} questions of {args.data}, {results['tokens']:,} tokens generated."
+    ends = [end for q in questions for seed in map(str, args.seeds) for end in answers[q.key, seed]["finished"]]
+    if (cut := 1 - sum(ends) / len(ends)) > MANY_CUT:
+        results["verdict"] += f" {cut:.0%} of the samples were cut off at {args.max_new_tokens} tokens."
+    names = list(next(iter(scores.values()))) if scores else list(results["metrics"])
+    write_results(args, results, folder, [section], names, examples, about)
+    show(args, results, folder)
+    return results

@@ -7,45 +7,74 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.results import compare
+from ..evaluation.results import LETTERS, compare
 from ..evaluation.tables import markdown_table, markdown_text
-from ..reporting import number, terminal_table, terminal_text
+from ..reporting import number, terminal_table, terminal_text, working
+
+
+MARKS = {"better": " ▲", "worse": " ▼", "noise": "  ", "too few": "  "}
 
 
 def run_compare(args: argparse.Namespace) -> dict[str, Any]:
-    """Reads two runs and shows their paired differences; returns them."""
+    """Reads runs and shows their paired differences to the first; returns them."""
     from rich.console import Console
 
-    a, b = read_results(args.a), read_results(args.b)
-    found = compare(a, b)
+    if not 2 <= len(args.runs) <= len(LETTERS):
+        raise ValueError(f"{len(args.runs)} runs cannot be compared: name 2 to {len(LETTERS)}.")
+    with working("Intervals"):
+        runs = [read_results(path) for path in args.runs]
+        found = compare(runs)
     console = Console(highlight=False)
     console.print()
-    title = f"{found['benchmark']}: B minus A on {found['num_units']} items"
-    console.print(terminal_table(*comparison_rows(found, short=True), title, fold=True))
-    for name, path, results in (("A", args.a, a), ("B", args.b, b)):
+    console.print(found["verdict"], markup=False, style="bold")
+    console.print()
+    letters = LETTERS[: len(runs)]
+    title = f"{found['benchmark']}: {', '.join(letters)} on {found['num_units']} items"
+    short = comparison_rows(found) if len(runs) == 2 else table_of_runs(found)
+    short = ([*short[0][2:], "metric, scorer"], [[*row[2:], f"{row[1]}, {row[0]}"] for row in short[1]])
+    console.print(terminal_table(*short, title, fold=True))
+    if len(runs) > 2:
+        console.print("▲ better than A, ▼ worse, beyond noise (95%).")
+    for name, path, results in zip(letters, args.runs, runs, strict=True):
         console.print(terminal_text(f"{name}: {path} ({results['model']})"), markup=False, soft_wrap=True)
     if found["left_out"]:
-        console.print(f"{found['left_out']} items that only one of the runs has are left out.")
+        console.print(f"{found['left_out']} items that not all of the runs have are left out.")
     if args.markdown:
-        text = markdown_text(f"{title}. A: {a['model']}; B: {b['model']}. Paired bootstrap, 95%.") + "\n\n"
-        Path(args.markdown).write_text(text + markdown_table(*comparison_rows(found)) + "\n", encoding="utf-8")
+        models = "; ".join(f"{name}: {results['model']}" for name, results in zip(letters, runs, strict=True))
+        tables = [table_of_runs(found), comparison_rows(found)] if len(runs) > 2 else [comparison_rows(found)]
+        blocks = [markdown_text(f"**{found['verdict']}** {title}. {models}. Paired bootstrap, 95%.")]
+        Path(args.markdown).write_text(
+            "\n\n".join([*blocks, *(markdown_table(*rows) for rows in tables)]) + "\n", encoding="utf-8"
+        )
     return found
 
 
-def comparison_rows(found: Mapping[str, Any], short: bool = False) -> tuple[list[str], list[list[object]]]:
-    """Headers and rows of a comparison."""
+def table_of_runs(found: Mapping[str, Any]) -> tuple[list[str], list[list[object]]]:
+    """Headers and rows of all runs beside each other, marked where they differ from the first."""
+    letters = LETTERS[: len(found["rows"][0]["values"])]
+    rows: list[list[object]] = [
+        [row["scorer"], row["metric"], number(row["values"][0])]
+        + [
+            number(value) + MARKS[gap["verdict"]]
+            for value, gap in zip(row["values"][1:], row["differences"], strict=True)
+        ]
+        for row in found["rows"]
+    ]
+    return ["scorer", "metric", *letters], rows
+
+
+def comparison_rows(found: Mapping[str, Any]) -> tuple[list[str], list[list[object]]]:
+    """Headers and rows of a comparison, a row for each difference to A."""
     rows: list[list[object]] = []
+    several = len(found["rows"][0]["values"]) > 2
     for row in found["rows"]:
-        change = number(row["difference"], sign=True)
-        interval = f"{number(row['low'], sign=True)} to {number(row['high'], sign=True)}"
-        name = f"{row['metric']}, {row['scorer']}"
-        if short:
-            rows.append([row["a"], row["b"], change, interval, row["verdict"], name])
-        else:
-            rows.append([row["scorer"], row["metric"], row["a"], row["b"], change, interval, row["verdict"]])
-    if short:
-        return ["A", "B", "B-A", "95% interval", "verdict", "metric, scorer"], rows
-    return ["scorer", "metric", "A", "B", "B-A", "95% interval", "verdict"], rows
+        for letter, value, gap in zip(LETTERS[1:], row["values"][1:], row["differences"], strict=False):
+            name = f"{row['metric']} of {letter}" if several else row["metric"]
+            interval = f"{number(gap['low'], sign=True)} to {number(gap['high'], sign=True)}"
+            change = number(gap["value"], sign=True)
+            rows.append([row["scorer"], name, row["values"][0], value, change, interval, gap["verdict"]])
+    run = "run" if several else "B"
+    return ["scorer", "metric", "A", run, f"{run}-A", "95% interval", "verdict"], rows
 
 
 def read_results(path: str) -> dict[str, Any]:

@@ -75,6 +75,7 @@ def _add_benchmark(parser: argparse.ArgumentParser, name: str) -> None:
         "controls)",
     )
     add_output(parser, f"eval-{name}")
+    _add_wandb(parser)
     add_reward_settings(parser, "alpha")
     add(
         "--chat",
@@ -115,7 +116,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def add_output(
-    parser: argparse.ArgumentParser, default: str, files: str = "results.json, results.md and report.html"
+    parser: argparse.ArgumentParser,
+    default: str,
+    files: str = "results.json, results.md, report.html and examples.html",
 ) -> None:
     """Adds the options that say where files go."""
     add = parser.add_argument
@@ -127,13 +130,12 @@ def add_output(
 def _add_compare(sub: Any) -> None:
     parser = sub(
         "compare",
-        "paired differences of two runs, with intervals",
-        "Compares two runs of one benchmark on the items that both have: B minus A, with paired bootstrap intervals "
-        "(95%).",
+        "paired differences of runs (models), with intervals",
+        "Compares runs of one benchmark, such as those of several models, on the items that all have: B, C, ... minus "
+        "the first, A, with paired bootstrap intervals (95%).",
         _run_compare,
     )
-    parser.add_argument("a", metavar="A", help="folder or results.json of the first run")
-    parser.add_argument("b", metavar="B", help="folder or results.json of the second run")
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="folders or results.json of two runs or more")
     parser.add_argument("--markdown", metavar="F", help="file to write the table to, in Markdown")
 
 
@@ -182,6 +184,13 @@ def _add_sampling(parser: argparse.ArgumentParser, positive: Any, output: str) -
     add("--top-p", type=float, default=1.0, help="nucleus of the sampling")
     add_generation(parser, 512, "Please reason step by step, and put your final answer within \\boxed{}.")
     add_output(parser, output)
+    _add_wandb(parser)
+
+
+def _add_wandb(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--wandb", metavar="PROJECT", help="W&B project to which figures, table and pages go as a run, too"
+    )
 
 
 def add_questions(parser: argparse.ArgumentParser, data: str) -> None:

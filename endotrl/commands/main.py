@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..reporting import ignore_upstream_warnings, say
+from ..reporting import ignore_upstream_warnings, quiet_libraries, say
 from ..runs.processes import leave
-from .common import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, HelpFormatter, positive, positive_number
+from .common import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, HelpFormatter, Parser, positive, positive_number
 from .diagnose import add_diagnose
 from .evaluate_options import add_eval
 from .forecast_options import add_forecast
@@ -35,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     ignore_upstream_warnings()
     args.command_line = shlex.join(["endotrl", *(sys.argv[1:] if argv is None else argv)])
+    if getattr(args, "quiet", False):
+        quiet_libraries()
     try:
         return args.run(args)
     except KeyboardInterrupt as interrupt:
@@ -53,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """Returns the parser of the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="endotrl", description="The reward model inside the language model, for TRL.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"endotrl {__version__}")
@@ -66,6 +68,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_diagnose(commands)
     _add_plan(commands)
     _add_recipes(commands)
+    _add_workspace(commands)
     return parser
 
 
@@ -188,6 +191,29 @@ def _recipes(args: argparse.Namespace) -> int:
     else:
         lines = [str(shipped_path(args.name) if args.copy is None else copy_shipped(args.name, args.copy))]
     sys.stdout.write("\n".join(lines) + "\n")
+    return EXIT_OK
+
+
+def _add_workspace(commands: Any) -> None:
+    parser = commands.add_parser(
+        "workspace",
+        help="sort the curves of a W&B project into sections",
+        description="Saves a view of a W&B project in which the curves of training runs are in five sections, by the "
+        "questions that they answer: is it learning, is it collapsing, what does the reward look at, optimization, "
+        "speed. Prints its address. Needs `wandb login`.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("project", metavar="ENTITY/PROJECT", help="whose project, and its name")
+    parser.set_defaults(run=_workspace)
+
+
+def _workspace(args: argparse.Namespace) -> int:
+    from ..runs.wandb_workspace import make_workspace
+
+    entity, _, project = args.project.partition("/")
+    if not entity or not project or "/" in project:
+        raise ValueError(f"{args.project!r} is not ENTITY/PROJECT: whose W&B project, and its name.")
+    sys.stdout.write(f"{make_workspace(entity, project).save().url}\n")
     return EXIT_OK
 
 

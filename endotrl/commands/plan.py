@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from trl import GRPOConfig, get_peft_config
+from trl import DatasetMixtureConfig, GRPOConfig, ScriptArguments, get_peft_config
 
 from ..frozen.names import load_config
 from ..launch import RecipeArguments, RewardArguments, make_parser
+from ..launch.data import count_rows
 from ..planning.memory import ENGINES, GIB, SHARDING, Engine, FrozenModel, Hardware, Plan, Workload, plan_memory
 from ..planning.sizes import ModelSize, model_size
 from ..planning.timing import Speed, plan_time
-from ..reporting import terminal_table
+from ..reporting import say, terminal_table, working
 from ..sentence import SentenceRewardTrainerConfig
 from ..shipped import local_path
 from ..trainers.dense_grpo_config import DenseGRPOConfig
@@ -42,6 +43,8 @@ class Recipe:
     # Beside a policy with an adapter
     frozen_with_adapter: tuple[FrozenModel, ...] = ()
     num_epochs: float = 0.0
+    attached: bool = False  # the reward reads frozen weights that the trainer has anyway
+    data: tuple[ScriptArguments, DatasetMixtureConfig] | None = None
 
 
 def run_plan(args: argparse.Namespace) -> list[Plan]:
@@ -50,11 +53,18 @@ def run_plan(args: argparse.Namespace) -> list[Plan]:
     if bad:
         raise ValueError(f"--set takes settings as KEY=VALUE, such as use_peft=true, and not {bad[0]!r}.")
     overrides = [word for setting in args.set for word in f"--{setting}".split("=", 1)]
-    recipe = read_recipe(local_path(args.recipe), args.kind, overrides, args.model, args.prompt_tokens)
+    rows = args.rows
+    with working("Reading the recipe, its model's config and its number of rows"):
+        recipe = read_recipe(local_path(args.recipe), args.kind, overrides, args.model, args.prompt_tokens)
+        if rows is None and recipe.max_steps <= 0 and recipe.data is not None:
+            try:
+                rows = count_rows(*recipe.data)
+            except ValueError as error:
+                say(str(error))
     hardware = Hardware(args.gpus, args.gpu_memory * GIB)
     plans = [plan_memory(recipe.size, recipe.work, hardware, engine) for engine in ENGINES]
     speed = Speed(flops=args.gpu_tflops * 1e12, bandwidth=args.gpu_bandwidth * 1e9)
-    _show(recipe, hardware, plans, speed, args.rows)
+    _show(recipe, hardware, plans, speed, rows)
     return plans
 
 
@@ -97,6 +107,7 @@ def read_recipe(path: str, kind: str | None, overrides: list[str], model: str | 
             training_args.max_steps,
             model_args.use_peft,
             num_epochs=training_args.num_train_epochs,
+            data=(parsed[0], parsed[-1]),
         )
     script_args, reward_args = parsed[0], parsed[2]
     frozen, frozen_with_adapter = (
@@ -133,6 +144,8 @@ def read_recipe(path: str, kind: str | None, overrides: list[str], model: str | 
         frozen_with_adapter,
         # Rows of the dataset are prompts, each of which is a group of sequences.
         training_args.num_train_epochs * training_args.num_generations,
+        "endogenous" in reward_args.reward and not _keeps_own_copy(training_args, reward_args, model_args.use_peft),
+        (script_args, parsed[-1]),
     )
 
 
@@ -144,7 +157,7 @@ def frozen_models(
     own_bytes = 4 if reward_args.reward_dtype == "float32" else 2
     models = []
     has_reference = not adapter and training_args.beta > 0
-    own = reward_args.reward_model is not None or not (adapter or (has_reference and not training_args.sync_ref_model))
+    own = _keeps_own_copy(training_args, reward_args, adapter)
     if has_reference:
         models.append(FrozenModel(policy, policy_bytes, gathered="endogenous" in rewards and not own))
     if "endogenous" in rewards:
@@ -156,6 +169,11 @@ def frozen_models(
     if "sentence" in rewards:  # whole on each GPU, and about the size of the policy
         models.append(FrozenModel(policy, own_bytes, sharded=False))
     return tuple(models)
+
+
+def _keeps_own_copy(training_args: GRPOConfig, reward_args: RewardArguments, adapter: bool) -> bool:
+    shared = adapter or (training_args.beta > 0 and not training_args.sync_ref_model)
+    return reward_args.reward_model is not None or not shared
 
 
 def monitored(script_args: RecipeArguments, training_args: GRPOConfig, adapter: bool) -> bool:
@@ -221,7 +239,8 @@ def _show(recipe: Recipe, hardware: Hardware, plans: list[Plan], speed: Speed, r
     trained = "all weights" if size.trainable == size.parameters else f"{size.trainable / 1e6:,.1f} M of them"
     console.print(
         f"{recipe.name}: {size.parameters / 1e9:.2f} B parameters, trained {trained}; {work.micro_batch} sequences of "
-        f"{work.prompt_tokens} + {work.completion_tokens} tokens at a time on each of {hardware.gpus} GPUs",
+        f"{work.prompt_tokens} + {work.completion_tokens} tokens at a time on each of {hardware.gpus} GPUs of "
+        f"{hardware.gpu_memory / GIB:g} GiB (--gpus and --gpu-memory plan for others)",
         markup=False,
     )
     kinds: dict[str, Callable[[Plan], float]] = {
@@ -254,6 +273,8 @@ def _show(recipe: Recipe, hardware: Hardware, plans: list[Plan], speed: Speed, r
     ]
     if not any(plan.frozen for plan in plans):
         lines.append("frozen models: the reward shares the trainer's weights (`attach`): 0 GiB.")
+    elif recipe.attached:
+        lines.append("frozen models: the reference model, which the reward reads too (`attach`: 0 GiB more).")
     fitting = [plan.engine for plan in plans if plan.total <= hardware.gpu_memory]
     if fitting:
         lines.append("It fits with " + ", ".join(LAUNCHERS.get(engine, f"{engine}.yaml") for engine in fitting) + ".")
@@ -269,18 +290,24 @@ def _show(recipe: Recipe, hardware: Hardware, plans: list[Plan], speed: Speed, r
     sequences = recipe.micro_batches * work.micro_batch * hardware.gpus
     parts = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
     lines.append(
-        f"Time: about {total:.0f} s for {sequences} sequences ({parts}), if a GPU has {speed.flops / 1e12:g} TFLOPS "
+        f"Time: about {total:.3g} s for {sequences} sequences ({parts}), if a GPU has {speed.flops / 1e12:g} TFLOPS "
         f"and {speed.bandwidth / 1e9:g} GB/s, of which {speed.training_utilization:.0%} are reached in training and "
         f"{speed.decoding_utilization:.0%} in decoding, all sequences are of full length, and communication is free."
     )
     if recipe.max_steps > 0:
         updates = recipe.iterations if work.sequences == 1 else 1
-        lines.append(f"{recipe.max_steps} steps: about {recipe.max_steps * total / updates / 3600:.1f} hours.")
+        lines.append(f"{recipe.max_steps} steps: about {_duration(recipe.max_steps * total / updates)}.")
     elif rows_of_data is not None:
-        hours = recipe.num_epochs * rows_of_data / sequences * total / 3600
-        lines.append(f"All epochs over {rows_of_data:,} rows: about {hours:.1f} hours.")
+        batches = recipe.num_epochs * rows_of_data / sequences
+        lines.append(f"All epochs over {rows_of_data:,} rows: about {_duration(batches * total)}.")
     else:
         lines.append("All epochs: pass --rows, the number of rows of the dataset, for the time in all.")
     for line in lines:
         # A command stays in one line, to be copied.
         console.print(line, markup=False, soft_wrap=line.startswith("  "))
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.2g} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"

@@ -15,11 +15,10 @@ from rich.text import Text
 from tqdm import tqdm
 
 from ..frozen.quickstart_model import quickstart_model_path
-from ..reporting import terminal_table
+from ..reporting import quiet_libraries, terminal_table
 from ..runs.record import machine, versions
 from .demo_page import write_report
 from .findings import accuracy_table, summary
-from .grpo_runs import quiet
 from .parts import LOOK, LOOK_SECONDS, SIZES, TASKS, Session, look, run
 from .progress import Kept, Progress
 
@@ -58,7 +57,7 @@ def run_demo(
         raise ValueError(f"`size` is {size!r}, but it must be {', '.join(map(repr, SIZES))}.")
     if task == "facts" and SIZES[size].facts is None:
         raise ValueError(f"The {size} demo has no facts: leave out `--task facts`, or `--{size}`.")
-    quiet()
+    quiet_libraries()
     _check_requirements(task)
     output = Path(output_dir)
     output.mkdir(parents=True, exist_ok=True)

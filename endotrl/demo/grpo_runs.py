@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the parts of the demo share: a GRPO run on any reward, and answers before and after."""
 
-import logging
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -223,13 +221,3 @@ def load_model(path: str | Path, dtype: str = "float32") -> PreTrainedModel:
     model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
     make_head_input_contiguous(model)
     return model
-
-
-def quiet() -> None:
-    """Leaves the terminal to the demo: no loading bars and no advice of the libraries, errors excepted."""
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl")
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    logging.getLogger("trl").setLevel(logging.ERROR)

@@ -24,24 +24,12 @@ from .items import Item, as_messages
 
 @dataclass(frozen=True)
 class ScoredResponse:
-    r"""
-    What the frozen model says about one response of `H` tokens.
-
-    Attributes:
-        stats ([`TokenStats`]):
-            Logits, soft values, entropies and mean logits of its tokens.
-        log_probs_alone (`torch.Tensor` of shape `(H,)`, *optional*):
-            $\log \hat\pi(a_h|a_{<h})$, the response without its prompt, in nats.
-        step_of_token (`torch.Tensor` of shape `(H,)`, *optional*):
-            The step that each token belongs to; -1 for what ends the response.
-        cut (`bool`, *optional*):
-            `True` if the response was cut at the limit of tokens.
-    """
+    """What the frozen model says about one response of `H` tokens."""
 
     stats: TokenStats
-    log_probs_alone: Tensor | None = None
-    step_of_token: Tensor | None = None
-    cut: bool = False
+    log_probs_alone: Tensor | None = None  # (H,), without its prompt: log pi(a_h|a_<h), in nats
+    step_of_token: Tensor | None = None  # (H,), the step that each token belongs to; -1 for what ends the response
+    cut: bool = False  # at the limit of tokens
 
     @property
     def num_tokens(self) -> int:
@@ -50,35 +38,17 @@ class ScoredResponse:
 
 
 class Engine:
-    """
-    A frozen model that scores items.
-
-    Args:
-        placement (`Placement` or [`ServedModel`]):
-            Whose weights to use.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Tokenizer of the model. Loaded by the model's name if not given.
-        chat (`bool`, *optional*, defaults to `True`):
-            Whether a prompt that is a text is the message of a user; `False` to continue it.
-        separator (`str`, *optional*, defaults to `""`):
-            What stands between a prompt that is continued and the response.
-        alpha (`float`, *optional*, defaults to `1.0`):
-            Temperature of the soft value.
-        max_response_tokens (`int`, *optional*):
-            Responses are cut at so many tokens. They are cut at the model's context anyway.
-        max_tokens_per_batch (`int`, *optional*, defaults to `8192`):
-            Tokens of one forward pass: see [`FrozenScorer`]. It bounds memory and does not change results.
-    """
+    """A frozen model that scores items."""
 
     def __init__(
         self,
-        placement: Placement | ServedModel,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        chat: bool = True,
-        separator: str = "",
-        alpha: float = 1.0,
-        max_response_tokens: int | None = None,
-        max_tokens_per_batch: int = 8192,
+        placement: Placement | ServedModel,  # whose weights to use
+        tokenizer: PreTrainedTokenizerBase | None = None,  # by default the one of the model's name
+        chat: bool = True,  # a prompt that is a text is the message of a user; `False` to continue it
+        separator: str = "",  # between a prompt that is continued and the response
+        alpha: float = 1.0,  # temperature of the soft value
+        max_response_tokens: int | None = None,  # at which responses are cut; they are at the model's context anyway
+        max_tokens_per_batch: int = 8192,  # of one forward pass, for memory: results do not depend on it
     ) -> None:
         self.placement, self.alpha, self.chat, self.separator = placement, alpha, chat, separator
         self.max_response_tokens, self.max_tokens_per_batch = max_response_tokens, max_tokens_per_batch
@@ -153,6 +123,27 @@ class Engine:
             for first, last in offsets
         ]
         return replace(scored, step_of_token=torch.tensor(step_of_token, dtype=torch.long))
+
+
+class ModelScorer:
+    """A scorer that runs a model by itself, on the responses of several items at once."""
+
+    name: str
+    needs_alone = False
+
+    def score(self, item: Item, responses: Sequence[ScoredResponse]) -> list[float]:
+        """One number per response."""
+        return self.score_items([item])[0]
+
+    def score_items(self, items: Sequence[Item], progress: bool = False) -> list[list[float]]:
+        """One number per response, for several items at once. Raises `ValueError` if they have steps."""
+        if any(item.steps is not None for item in items):
+            raise ValueError(f"{self.name} scores whole responses, not steps. Leave it out of --scorers.")
+        flat = iter(self._score_items(items, progress))
+        return [[next(flat) for _ in item.responses] for item in items]
+
+    def _score_items(self, items: Sequence[Item], progress: bool) -> Sequence[float]:
+        raise NotImplementedError
 
 
 def step_spans(steps: Sequence[str], text: str, whole: bool = True) -> list[tuple[int, int]] | None:

@@ -36,7 +36,7 @@ from ..rewards.intrinsic import relative_perplexity
 from ..rewards.rule import RewardRule
 from ..rewards.settings import AGGREGATES, EXAMPLES, TOKEN_REWARDS, parse_aggregate
 from .engine import ScoredResponse
-from .items import Item
+from .items import CONTROLS, Item
 
 
 # Next to those of [`RewardRule`].
@@ -48,7 +48,6 @@ ALIASES = {
     "negative_entropy": "negative_entropy.mean",
     "mean_log_prob": "log_prob.mean",
 }
-CONTROLS = ("length", "shortness", "position", "random")
 RELATIVE_PERPLEXITY = "relative_perplexity"
 
 
@@ -156,11 +155,9 @@ class RelativePerplexity:
 
     def score(self, item: Item, responses: Sequence[ScoredResponse]) -> list[float]:
         """One number per response, or per step."""
-        if item.steps is None:
+        if (steps := responses[0].step_of_token) is None:
             return [_relative_perplexity(response, slice(None)) for response in responses]
-        steps = responses[0].step_of_token
-        assert steps is not None
-        return [_relative_perplexity(responses[0], steps == step) for step in range(len(item.steps))]
+        return [_relative_perplexity(responses[0], steps == step) for step in range(item.num_scores)]
 
 
 def _relative_perplexity(response: ScoredResponse, tokens: Tensor | slice) -> float:
@@ -192,8 +189,6 @@ class Control:
 
 def token_counts(item: Item, responses: Sequence[ScoredResponse]) -> list[int]:
     """Number of tokens of each response, or step."""
-    if item.steps is None:
+    if (steps := responses[0].step_of_token) is None:
         return [response.num_tokens for response in responses]
-    steps = responses[0].step_of_token
-    assert steps is not None
-    return [int((steps == step).sum()) for step in range(len(item.steps))]
+    return [int((steps == step).sum()) for step in range(item.num_scores)]

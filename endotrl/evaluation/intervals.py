@@ -118,15 +118,9 @@ def differences(
     }
 
 
-def difference_in_words(name_a: str, name_b: str, difference: Estimate, num_clusters: int) -> str:
-    """
-    A difference as people say it, and plainly if it may be noise. Of fewer than 20 clusters a bootstrap says nothing.
-    """
+def difference_in_words(name_a: str, name_b: str, difference: Estimate) -> str:
+    """A difference that is no noise as people say it."""
     interval = f"({difference.value:+.3f}, 95% interval {difference.low:+.3f} to {difference.high:+.3f})"
-    if num_clusters < MIN_CLUSTERS:
-        return f"{name_b} and {name_a}: {num_clusters} items are too few to tell ({difference.value:+.3f})"
-    if is_noise(difference):
-        return f"{name_b} and {name_a}: no difference beyond noise {interval}"
     return f"{name_b} is {'better' if difference.value > 0 else 'worse'} than {name_a} {interval}"
 
 
@@ -158,12 +152,9 @@ def length_split(pairs: Sequence[Pair]) -> dict[str, float | int | None]:
     """
     Accuracy by who is longer: bias for length shows as a gap between the first two.
 
-    - `better_is_longer`, `better_is_shorter`: accuracy on pairs whose lengths differ by more than a factor of 1.2;
-    - `similar_length`: on the others;
+    - `better_is_longer`, `better_is_shorter`, `similar_length` (within a factor of 1.2); `num_...`: numbers of pairs;
     - `length_controlled`: mean of the first two, in which a scorer that looks at length alone gets 0.5;
-    - `bias`: `better_is_longer` minus `better_is_shorter`: +1 if longer always wins, -1 if shorter does, 0 if
-      balanced;
-    - `num_...`: numbers of pairs.
+    - `bias`: the first minus the second: +1 if longer always wins, -1 if shorter does, 0 if balanced.
     """
     parts: dict[str, list[float]] = {"better_is_longer": [], "better_is_shorter": [], "similar_length": []}
     for pair in pairs:
@@ -176,9 +167,9 @@ def length_split(pairs: Sequence[Pair]) -> dict[str, float | int | None]:
         parts[name].append(float(pair.margin > 0))
     result: dict[str, float | int | None] = {name: _mean(right) for name, right in parts.items()}
     longer, shorter = _mean(parts["better_is_longer"]), _mean(parts["better_is_shorter"])
-    both = longer is not None and shorter is not None
-    result["length_controlled"] = (longer + shorter) / 2 if both else None  # type: ignore[operator]
-    result["bias"] = longer - shorter if both else None  # type: ignore[operator]
+    result |= {"length_controlled": None, "bias": None}
+    if longer is not None and shorter is not None:
+        result |= {"length_controlled": (longer + shorter) / 2, "bias": longer - shorter}
     return result | {f"num_{name}": len(right) for name, right in parts.items()}
 
 

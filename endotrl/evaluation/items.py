@@ -10,6 +10,10 @@ from typing import Any
 from ..rendering.messages import Completion, Prompt
 
 
+# Scorers that know nothing of what a response says.
+CONTROLS = ("length", "shortness", "position", "random")
+
+
 @dataclass(frozen=True)
 class Item:
     """

@@ -16,9 +16,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..rendering.messages import Completion, Prompt, add_criterion
+from ..data.formats import message_text
+from ..rendering.messages import Prompt, add_criterion
 from ..rendering.renderer import truncate_left
-from .engine import Engine, ScoredResponse
+from .engine import Engine, ModelScorer
 from .items import Item
 
 
@@ -47,16 +48,14 @@ _WORDS = {"judge_pairwise": ("A", "B"), "judge_pointwise": tuple(RATINGS), "judg
 _REASONS = "First think it through in a few sentences, without giving your verdict yet."
 
 
-class Judge:
+class Judge(ModelScorer):
     """
     A judge (see above) of a kind: `"judge_pairwise"`, `"judge_pointwise"` or `"judge_verifier"`. With
     `reasoning_tokens` above 0, the model first writes its reasons, greedily and at most so many tokens long.
     """
 
-    needs_alone = False
-
     def __init__(self, kind: Kind, engine: Engine, reasoning_tokens: int = 0) -> None:
-        self.name: str = kind
+        self.name = kind
         self._kind, self._engine, self._reasoning_tokens = kind, engine, reasoning_tokens
         self._words = [_first_token(engine, word) for word in _WORDS[kind]]
         if len(set(self._words)) < len(self._words):
@@ -65,24 +64,11 @@ class Judge:
                 f"{', '.join(_WORDS[kind])} with the same token."
             )
 
-    def score(self, item: Item, responses: Sequence[ScoredResponse]) -> list[float]:
-        """One number per response."""
-        return self.score_items([item])[0]
-
-    def score_items(self, items: Sequence[Item], progress: bool = False) -> list[list[float]]:
-        """One number per response, for several items at once."""
-        questions: list[Prompt] = []
-        for item in items:
-            if item.steps is not None:
-                raise ValueError(f"{self.name} scores whole responses, not steps. Leave it out of --scorers.")
-            questions += [self._question(item, *pair) for pair in self._asked(item)]
-        answers = self._ask(questions, progress)  # (Q, words)
-        result, start = [], 0
-        for item in items:
-            asked = self._asked(item)
-            result.append(self._scores(item, asked, answers[start : start + len(asked)]))
-            start += len(asked)
-        return result
+    def _score_items(self, items: Sequence[Item], progress: bool) -> list[float]:
+        asked = [(item, self._asked(item)) for item in items]
+        questions = [self._question(item, *pair) for item, pairs in asked for pair in pairs]
+        answers = iter(self._ask(questions, progress).split([len(pairs) for _, pairs in asked]))  # (pairs, words) each
+        return [score for item, pairs in asked for score in self._scores(item, pairs, next(answers))]
 
     def _asked(self, item: Item) -> list[tuple[int, int | None]]:
         """The responses that each question shows: one, or two in this order."""
@@ -106,14 +92,11 @@ class Judge:
 
     def _question(self, item: Item, first: int, second: int | None) -> Prompt:
         setting, request = _ASK[self._kind]
-        texts = [plain_text(response) for response in item.responses]
+        texts = [message_text(response) for response in item.responses]
         text = setting.format(
-            question=plain_text(item.prompt), first=texts[first], second="" if second is None else texts[second]
+            question=message_text(item.prompt), first=texts[first], second="" if second is None else texts[second]
         )
-        if self._reasoning_tokens:
-            content = text + _REASONS
-        else:
-            content = text + request
+        content = text + (_REASONS if self._reasoning_tokens else request)
         prompt = add_criterion([{"role": "user", "content": content}], item.criterion)
         if self._engine.tokenizer.chat_template is None:
             return (
@@ -134,13 +117,6 @@ class Judge:
         ids = engine.renderer.prompt_ids(questions)
         ids = truncate_left(ids, engine.renderer.max_length, f"questions to {self.name}")
         return engine.next_token_logits(ids, self._words, progress).softmax(dim=-1)
-
-
-def plain_text(value: Completion) -> str:
-    """A prompt or completion as a judge reads it: messages with their roles, if there are several."""
-    from ..data.formats import message_text
-
-    return message_text(value)
 
 
 def _first_token(engine: Engine, word: str) -> int:

@@ -1,93 +1,106 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plots of results, as PNG."""
+"""Plots of results, as PNG: told apart by colour and by shape, names beside what they name."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
-from .tables import length_of, value
+from .items import CONTROLS
+from .results import CEILING, RIVALS, ranked
+from .tables import best_first, length_of, value
 
 
 # Okabe and Ito's colours, told apart with every common colour blindness.
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#999999"
 CYCLE = (BLUE, ORANGE, "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
-CONTROLS = ("length", "shortness", "position", "random")
+MARKERS = "os^Dv<"
 
 
 def plot_metric(results: Mapping[str, Any]) -> bytes:
-    """The main metric of each scorer with its interval, the best on top; controls in grey."""
+    """The main metric of each scorer with its interval, the best on top; a line at the best one that knows nothing."""
     metric = results["main_metric"]
-    names = sorted(results["metrics"], key=lambda name: value(results, name, metric) or 0.0)
-    plt = pyplot()
-    fig, axis = plt.subplots(figsize=(6, 0.6 + 0.28 * len(names)), layout="constrained")
-    for y, name in enumerate(names):
-        estimate = results["metrics"][name][metric]
-        color = GREY if name in CONTROLS else BLUE
+    names = best_first(results)
+    estimates = [results["metrics"][name][metric] for name in names]
+    rivals = [name for name in names if name in RIVALS]
+    fig, axis = rows_figure(names)
+    for y, (name, estimate) in enumerate(zip(names, estimates, strict=True)):
+        color = GREY if name in (*RIVALS, CEILING) else BLUE
         if estimate["low"] is not None:
             axis.plot([estimate["low"], estimate["high"]], [y, y], color=color, linewidth=2, alpha=0.5)
-        axis.plot(estimate["value"], y, "o", color=color, markersize=5)
-    axis.set_yticks(range(len(names)), names, fontsize=9)
-    axis.set(xlabel=f"{metric}, with 95% interval")
-    axis.grid(axis="x", alpha=0.3)
+        axis.plot(estimate["value"], y, "s" if color == GREY else "o", color=color, markersize=5)
+    if rivals:
+        axis.axvline(value(results, rivals[0], metric), color=GREY, linestyle=":", linewidth=1)
+    beside = f"; dotted: {rivals[0]}" if rivals else ""
+    axis.set(xlabel=f"{metric}, with 95% interval\nfurther right is better{beside}")
     return as_png(fig)
 
 
-def plot_levels(results: Mapping[str, Any], levels: tuple[str, ...]) -> bytes:
-    """
-    A few metrics side by side for each scorer, such as RM-Bench's easy, normal and hard: balanced is where they meet.
-    """
-    names = list(results["metrics"])[::-1]
-    plt = pyplot()
-    fig, axis = plt.subplots(figsize=(6, 0.6 + 0.28 * len(names)), layout="constrained")
-    for y, name in enumerate(names):
-        found = [value(results, name, level) or 0.0 for level in levels]
-        axis.plot([min(found), max(found)], [y, y], color=GREY, linewidth=1.5, alpha=0.6)
-    for i, level in enumerate(levels):
-        axis.plot(
-            [value(results, name, level) for name in names],
-            range(len(names)),
-            "o",
-            color=CYCLE[i],
-            label=level,
-            markersize=5,
-        )
-    axis.axvline(0.5, color=GREY, linestyle=":", linewidth=1)
-    axis.set_yticks(range(len(names)), names, fontsize=9)
-    axis.set(xlabel="accuracy", xlim=(-0.02, 1.02))
-    axis.legend(frameon=False, ncols=len(levels), loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    return as_png(fig)
+def plot_levels(results: Mapping[str, Any], levels: Sequence[str]) -> bytes:
+    """A few metrics of each scorer, such as RM-Bench's easy, normal and hard: balanced is where they meet."""
+    names = best_first(results)
+    series = {level: [value(results, name, level) for name in names] for level in levels}
+    return plot_dots(names, series, "accuracy (dotted: chance)")
 
 
 def plot_length(results: Mapping[str, Any]) -> bytes:
     """Accuracy where the better response is longer, and where it is shorter: far apart means that length decides."""
-    names = [name for name in results["length"] if length_of(results, name, "bias") is not None][::-1]
-    plt = pyplot()
-    fig, axis = plt.subplots(figsize=(6, 0.6 + 0.28 * len(names)), layout="constrained")
-    for y, name in enumerate(names):
-        longer, shorter = (length_of(results, name, f"better_is_{which}") for which in ("longer", "shorter"))
-        axis.plot([longer, shorter], [y, y], color=GREY, linewidth=1.5, alpha=0.6)
-        axis.plot(longer, y, ">", color=BLUE, label="better is longer" if y == 0 else None)
-        axis.plot(shorter, y, "<", color=ORANGE, label="better is shorter" if y == 0 else None)
-    axis.axvline(0.5, color=GREY, linestyle=":", linewidth=1)
-    axis.set_yticks(range(len(names)), names, fontsize=9)
-    axis.set(xlabel="accuracy", xlim=(-0.02, 1.02))
-    axis.legend(frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    return as_png(fig)
+    known = {name: length_of(results, name, "bias") for name in results["length"]}
+    names = ranked({name: None if bias is None else -abs(bias) for name, bias in known.items() if bias is not None})
+    series = {
+        f"better is {which}": [length_of(results, name, f"better_is_{which}") for name in names]
+        for which in ("longer", "shorter")
+    }
+    return plot_dots(names, series, "accuracy (dotted: chance)")
 
 
 def plot_calibration(results: Mapping[str, Any]) -> bytes:
     """Accuracy against margin, for the first scorers."""
     plt = pyplot()
     fig, axis = plt.subplots(figsize=(6, 3.2), layout="constrained")
-    for color, (name, bins) in zip(CYCLE, results["calibration"].items(), strict=False):
-        axis.plot(
-            range(1, len(bins) + 1), [part["accuracy"] for part in bins], "o-", color=color, label=name, markersize=4
-        )
+    found = [(name, bins) for name, bins in results["calibration"].items() if name not in CONTROLS]
+    for color, marker, (name, bins) in zip(CYCLE, MARKERS, found, strict=False):
+        accuracies = [part["accuracy"] for part in bins]
+        axis.plot(range(1, len(bins) + 1), accuracies, f"{marker}-", color=color, label=name, markersize=4)
     axis.axhline(0.5, color=GREY, linestyle=":", linewidth=1)
     axis.set(xlabel="pairs by margin, from the least to the most decided fifth", ylabel="accuracy", ylim=(0, 1))
     axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.legend(frameon=False, fontsize=8)
+    if found:
+        axis.legend(frameon=False, fontsize=8)
     return as_png(fig)
+
+
+def plot_dots(names: Sequence[str], series: Mapping[str, Sequence[float | None]], xlabel: str) -> bytes:
+    """Accuracies of each name in a row of its own, a colour and a shape for each series."""
+    fig, axis = rows_figure(names)
+    draw_dots(axis, series)
+    axis.axvline(0.5, color=GREY, linestyle=":", linewidth=1)
+    axis.set(xlabel=xlabel, xlim=(-0.02, 1.02))
+    axis.legend(frameon=False, ncols=len(series), loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    return as_png(fig)
+
+
+def draw_dots(axis: Any, series: Mapping[str, Sequence[float | None]]) -> None:
+    """Dots of several series, those of a row joined by a line."""
+    for y, row in enumerate(zip(*series.values(), strict=True)):
+        known = [x for x in row if x is not None]
+        axis.plot([min(known, default=0), max(known, default=0)], [y, y], color=GREY, linewidth=1.5, alpha=0.6)
+    for color, marker, (label, found) in zip(CYCLE, MARKERS, series.items(), strict=False):
+        points = [(x, y) for y, x in enumerate(found) if x is not None]
+        axis.plot(*zip(*points, strict=True), marker, color=color, label=label, markersize=5)
+
+
+def rows_figure(names: Sequence[str]) -> tuple[Any, Any]:
+    """A figure with a row for each name, the first on top."""
+    fig, axis = pyplot().subplots(figsize=(6, 0.9 + 0.28 * len(names)), layout="constrained")
+    label_rows(axis, names)
+    return fig, axis
+
+
+def label_rows(axis: Any, names: Sequence[str]) -> None:
+    """Makes a panel one of a row for each name, the first on top."""
+    axis.set_yticks(range(len(names)), names, fontsize=9)
+    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.grid(axis="x", alpha=0.3)
 
 
 def pyplot() -> Any:

@@ -2,14 +2,19 @@
 """Scores to results: metrics with intervals, differences, length, calibration; what `results.json` holds."""
 
 import math
+import string
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from ..data.formats import message_text
+from ..reporting import number
+from ..rewards.residuals import RESIDUALS, covariates_of, residuals, split_name
 from .benchmarks import BENCHMARKS, Benchmark
 from .benchmarks.base import Scores
 from .intervals import (
+    MIN_CLUSTERS,
     TOTAL,
     Array,
     Estimate,
@@ -21,14 +26,17 @@ from .intervals import (
     difference_in_words,
     differences,
     estimates,
+    is_noise,
     length_split,
     resampling_weights,
     verdict,
 )
-from .items import Item
-from .runner import scores_of
+from .items import CONTROLS, Item
 
 
+LETTERS = string.ascii_uppercase
+MAJORITY, CEILING = "majority", "best possible"  # of best of n
+RIVALS = (*CONTROLS, MAJORITY)  # what a scorer must beat
 DECIMALS = 12
 
 
@@ -49,44 +57,27 @@ def evaluate(
     num_resamples: int | None = None,
 ) -> dict[str, Any]:
     """
-    What the scores of `records` ([`score_items`]) say, as JSON values: `metrics` (scorer -> metric -> value, low,
-    high), `differences` (to the first of `names`), `statements` (the same in words), `length`, `calibration`,
-    `details`, `ties`, `units`, `examples`.
+    What the scores of `records` ([`score_items`]) say, as JSON values: what [`summarize`] says of them, and `length`,
+    `calibration`, `details`, `ties`, `examples`.
     """
     lengths = [records[item.key]["tokens"] for item in items]
     scored = {name: scores_of(name, items, records) for name in names}
     all_scores = {name: rows for name, (rows, _) in scored.items()}
     units = {name: benchmark.units(items, rows) for name, rows in all_scores.items()}
-    first = units[names[0]]
-    weights = resampling_weights(first, num_resamples)
-    main = next(iter(estimates(first, benchmark.metrics, weights[:1])))
-    pairs = {name: pairs_of(items, rows, lengths) for name, rows in all_scores.items()}
-    gaps = {name: differences(first, units[name], benchmark.metrics, weights) for name in names[1:]}
-    num_clusters = len({unit.cluster for unit in first})
+    pairs = {name: found for name, rows in all_scores.items() if (found := pairs_of(items, rows, lengths))}
     return {
         "title": benchmark.title,
         "headline": list(benchmark.headline),
-        "main_metric": main,
         "tie_rule": benchmark.tie_rule,
-        "metrics": {name: estimates_to_json(estimates(units[name], benchmark.metrics, weights)) for name in names},
-        "differences": {name: estimates_to_json(gap) for name, gap in gaps.items()},
-        "statements": [difference_in_words(names[0], name, gap[main], num_clusters) for name, gap in gaps.items()],
-        "length": {name: rounded(length_split(pairs[name])) for name in names if pairs[name]},
-        "calibration": {name: [rounded(part) for part in calibration(pairs[name])] for name in names if pairs[name]},
-        "ties": {name: sum(pair.margin == 0 for pair in pairs[name]) for name in names if pairs[name]},
+        **summarize(units, benchmark.metrics, num_resamples=num_resamples),
+        "length": {name: rounded(length_split(found)) for name, found in pairs.items()},
+        "calibration": {name: [rounded(part) for part in calibration(found)] for name, found in pairs.items()},
+        "ties": {name: sum(pair.margin == 0 for pair in found) for name, found in pairs.items()},
         "details": {
             name: details
             for name, (rows, slopes) in scored.items()
             if (details := benchmark.details(items, rows) | ({"slopes": slopes} if slopes else {}))
         },
-        "units": [
-            {
-                "cluster": unit.cluster,
-                "group": unit.group,
-                "values": {name: rounded(dict(units[name][i].values)) for name in names},
-            }
-            for i, unit in enumerate(first)
-        ],
         "examples": [
             {
                 "id": item.id,
@@ -99,6 +90,107 @@ def evaluate(
             for i, item in enumerate(items)
         ],
     }
+
+
+def scores_of(
+    name: str, items: Sequence[Item], records: Mapping[str, dict[str, Any]]
+) -> tuple[list[list[float]], dict[str, dict[str, float]] | None]:
+    """
+    Scores of one scorer, by item; and of residuals, which are made here as they need all items, the slopes of each
+    group.
+    """
+    prefix, base = split_name(name)
+    rows = [records[item.key]["scores"][base] for item in items]
+    if prefix is None:
+        return rows, None
+    covariates = [
+        [
+            covariates_of(prefix, message_text(response), length)
+            for response, length in zip(item.responses, records[item.key]["tokens"], strict=True)
+        ]
+        for item in items
+    ]
+    corrected, slopes = residuals(rows, covariates, [item.group for item in items])
+    return corrected, {g: dict(zip(RESIDUALS[prefix], values, strict=True)) for g, values in slopes.items()}
+
+
+def summarize(
+    units: Mapping[str, Sequence[Unit]],
+    averaging: MetricsOf,
+    main: str | None = None,
+    num_resamples: int | None = None,
+) -> dict[str, Any]:
+    """
+    What the units of some scorers say, as JSON values: `verdict` (a sentence), `main_metric` (by default the first),
+    `metrics` (scorer -> metric -> value, low, high), `differences` (to the first scorer), `statements` (the same in
+    words) and `units`.
+    """
+    name, first = next(iter(units.items()))
+    weights = resampling_weights(first, num_resamples)
+    metrics = {scorer: estimates(rows, averaging, weights) for scorer, rows in units.items()}
+    main = main or next(iter(metrics[name]))
+    gaps = {s: differences(first, rows, averaging, weights) for s, rows in units.items() if s != name}
+    num_clusters = len({unit.cluster for unit in first})
+
+    def gap_of(a: str, b: str) -> Estimate:
+        return differences(units[a], units[b], averaging, weights)[main]
+
+    return {
+        "main_metric": main,
+        "verdict": _verdict({s: found[main] for s, found in metrics.items()}, main, num_clusters, gap_of),
+        "metrics": {scorer: estimates_to_json(found) for scorer, found in metrics.items()},
+        "differences": {scorer: estimates_to_json(gap) for scorer, gap in gaps.items()},
+        "statements": _statements(name, {scorer: gap[main] for scorer, gap in gaps.items()}, num_clusters),
+        "units": [
+            {
+                "cluster": unit.cluster,
+                "group": unit.group,
+                "values": {scorer: rounded(dict(rows[i].values)) for scorer, rows in units.items()},
+            }
+            for i, unit in enumerate(first)
+        ],
+    }
+
+
+def _verdict(
+    found: Mapping[str, Estimate], main: str, num_clusters: int, gap_of: Callable[[str, str], Estimate]
+) -> str:
+    """Which scorer is best, and whether it is better than those that know nothing, in a sentence."""
+    order = ranked({name: estimate.value for name, estimate in found.items() if name != CEILING})
+    scorers, controls = ([n for n in order if (n in RIVALS) is known] for known in (False, True))
+    best = (scorers or order)[0]
+    value = f"{main} {number(found[best].value)}"
+    if num_clusters < MIN_CLUSTERS:
+        return f"{num_clusters} items are too few for a verdict; {best} has {value}."
+    words = f"{value} (95% interval {number(found[best].low)} to {number(found[best].high)})"
+    if not scorers or not controls:
+        return f"{best} has {words}." if len(order) == 1 else f"{best} is best: {words}."
+    control = controls[0]
+    if is_noise(gap := gap_of(control, best)):
+        return (
+            f"No scorer is better than {control} beyond noise: the best, {best}, has {value}, and {control} "
+            f"{number(found[control].value)}."
+        )
+    if gap.value < 0:
+        return f"All scorers are worse than {control} ({number(found[control].value)}); the best, {best}, has {words}."
+    return f"{best} is best: {words}, {number(gap.value, sign=True)} over the best control, {control}."
+
+
+def _statements(first: str, gaps: Mapping[str, Estimate], num_clusters: int) -> list[str]:
+    """Differences to the first scorer in words; those that may be noise in one statement, and none from few items."""
+    if num_clusters < MIN_CLUSTERS:
+        return []
+    gaps = {name: gap for name, gap in gaps.items() if name != CEILING}
+    told = [difference_in_words(first, name, gap) for name, gap in gaps.items() if not is_noise(gap)]
+    noise = [name for name, gap in gaps.items() if is_noise(gap)]
+    which = ", ".join(noise) if len(noise) <= 4 else f"the {len(noise)} {'others' if told else 'other scorers'}"
+    return [*told, *([f"No difference to {first} beyond noise: {which}."] if noise else [])]
+
+
+def ranked(values: Mapping[str, float | None]) -> list[str]:
+    """Names, the highest value first; last those that have none."""
+    known = {name: -math.inf if v is None or math.isnan(v) else v for name, v in values.items()}
+    return sorted(known, key=lambda name: -known[name])
 
 
 def metrics_of(name: str) -> MetricsOf:
@@ -116,64 +208,84 @@ def units_of(results: Mapping[str, Any], name: str) -> list[Unit]:
     return [Unit(unit["cluster"], unit["group"], unit["values"][name]) for unit in results["units"]]
 
 
-def compare(a: Mapping[str, Any], b: Mapping[str, Any], num_resamples: int | None = None) -> dict[str, Any]:
+def compare(runs: Sequence[Mapping[str, Any]], num_resamples: int | None = None) -> dict[str, Any]:
     """
-    Paired differences of two runs, as in `results.json`, on the units that both have: `num_units`, `left_out`, and
-    `rows`: `{"scorer", "metric", "a", "b", "difference", "low", "high", "verdict"}`.
+    Paired differences of runs to the first one, as in `results.json`, on the units that all have: `num_units`,
+    `left_out`, `verdict` (a sentence), and `rows`: `{"scorer", "metric", "values", "differences"}`, with a difference
+    `{"value", "low", "high", "verdict"}` for each further run. Runs are called A, B, C, ...
     """
-    if a["benchmark"] != b["benchmark"]:
-        raise ValueError(f"The runs are of different benchmarks: {a['benchmark']} and {b['benchmark']}.")
-    names = [name for name in a["metrics"] if name in b["metrics"]]
+    first = runs[0]
+    for run in runs[1:]:
+        if run["benchmark"] != first["benchmark"]:
+            raise ValueError(f"The runs are of different benchmarks: {first['benchmark']} and {run['benchmark']}.")
+    names = [name for name in first["metrics"] if all(name in run["metrics"] for run in runs)]
     if not names:
-        raise ValueError(
-            f"The runs have no scorer in common: {', '.join(a['metrics'])}; and {', '.join(b['metrics'])}."
-        )
-    averaging = metrics_of(a["benchmark"])
-    order = _common_units(a["units"], b["units"])
+        raise ValueError(f"The runs have no scorer in common: {'; and '.join(', '.join(r['metrics']) for r in runs)}.")
+    averaging = metrics_of(first["benchmark"])
+    order = _common_units([run["units"] for run in runs])
     if not order[0]:
         raise ValueError("The runs have no item in common.")
-    num_clusters = len({a["units"][i]["cluster"] for i in order[0]})
-    rows = []
+    num_clusters = len({first["units"][i]["cluster"] for i in order[0]})
+    rows: list[dict[str, Any]] = []
     weights = None
     for name in names:
-        units = [[units_of(run, name)[i] for i in indices] for run, indices in zip((a, b), order, strict=True)]
+        units = [[units_of(run, name)[i] for i in indices] for run, indices in zip(runs, order, strict=True)]
         weights = resampling_weights(units[0], num_resamples) if weights is None else weights
-        before = estimates(units[0], averaging, weights[:1])
-        after = estimates(units[1], averaging, weights[:1])
-        for metric, gap in differences(units[0], units[1], averaging, weights).items():
-            if metric in a["headline"]:
-                rows.append(
-                    {
-                        "scorer": name,
-                        "metric": metric,
-                        "a": before[metric].value,
-                        "b": after[metric].value,
-                        "difference": gap.value,
-                        "low": gap.low,
-                        "high": gap.high,
-                        "verdict": verdict(gap, num_clusters),
-                    }
-                )
-    left_out = len(a["units"]) + len(b["units"]) - 2 * len(order[0])
-    return {"benchmark": a["benchmark"], "num_units": len(order[0]), "left_out": left_out, "rows": rows}
+        values = [estimates(part, averaging, weights[:1]) for part in units]
+        gaps = [differences(units[0], part, averaging, weights) for part in units[1:]]
+        rows += [
+            {
+                "scorer": name,
+                "metric": metric,
+                "values": [found[metric].value for found in values],
+                "differences": [
+                    {**asdict(gap[metric]), "verdict": verdict(gap[metric], num_clusters)} for gap in gaps
+                ],
+            }
+            for metric in values[0]
+            if metric in first["headline"] and all(metric in gap for gap in gaps)
+        ]
+    return {
+        "benchmark": first["benchmark"],
+        "num_units": len(order[0]),
+        "left_out": sum(len(run["units"]) - len(order[0]) for run in runs),
+        "verdict": _comparison_verdict(rows, first["main_metric"], num_clusters),
+        "rows": rows,
+    }
 
 
-def _common_units(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[int]]:
+def _comparison_verdict(rows: Sequence[Mapping[str, Any]], main: str, num_clusters: int) -> str:
+    """Which run is best by its best scorer's main metric, in a sentence."""
+    told = [row for row in rows if row["metric"] == main and row["scorer"] != CEILING]
+    row = max(told, key=lambda row: max(row["values"]))
+    values, what = row["values"], f"{row['metric']} of {row['scorer']}"
+    best = values.index(max(values))
+    known = ", ".join(f"{letter} {number(value)}" for letter, value in zip(LETTERS, values, strict=False))
+    if num_clusters < MIN_CLUSTERS:
+        return f"{num_clusters} items are too few for a verdict ({what}: {known})."
+    gaps = zip(LETTERS[1:], row["differences"], strict=False)
+    changes = [f"{letter} is {gap['verdict']}" for letter, gap in gaps if gap["verdict"] != "noise"]
+    if not changes:
+        return f"No difference to A beyond noise ({what}: {known})."
+    highest = f"; {LETTERS[best]} is highest" if len(values) > 2 else ""
+    return f"{', '.join(changes)} than A{highest} ({what}: {known})."
+
+
+def _common_units(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[list[int]]:
     """
-    Indices in A and in B of the units that both have. Where ids are not unique, the first of a name is A's first and
-    B's.
+    Indices in each run of the units that all have. Where ids are not unique, the first of a name is the first one in
+    every run.
     """
-    places = []
-    for units in (a, b):
+    places: list[dict[tuple[str, str, int], int]] = []
+    for units in runs:
         count: Counter[tuple[str, str]] = Counter()
-        index = {}
+        places.append({})
         for i, unit in enumerate(units):
             name = (unit["cluster"], unit["group"])
-            index[*name, count[name]] = i
+            places[-1][*name, count[name]] = i
             count[name] += 1
-        places.append(index)
-    common = [place for place in places[0] if place in places[1]]
-    return [places[0][place] for place in common], [places[1][place] for place in common]
+    common = [place for place in places[0] if all(place in others for others in places)]
+    return [[found[place] for place in common] for found in places]
 
 
 def estimates_to_json(values: Mapping[str, Estimate]) -> dict[str, dict[str, float | None]]:

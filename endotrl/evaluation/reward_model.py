@@ -18,20 +18,18 @@ from ..scoring.batching import pad_ids, plan_batches
 from ..scoring.rope import RopeLengths, rope_as_made
 from ..sentence.configuration import SentenceRewardConfig
 from ..sentence.sentence_scorer import SentenceScorer
-from .engine import Engine, ScoredResponse
+from .engine import Engine, ModelScorer
 from .items import Item
 
 
 logger = logging.getLogger(__name__)
 
 
-class SentenceModel:
+class SentenceModel(ModelScorer):
     """
     Scores responses with a trained [`SentenceRewardModel`], as [`SentenceReward`] does. What does not fit its context
     is cut as [`Engine`] cuts it: the end of a response, and the beginning of a prompt that is too long by itself.
     """
-
-    needs_alone = False
 
     def __init__(
         self,
@@ -53,31 +51,22 @@ class SentenceModel:
         )
         self._scorer.load()
 
-    def score(self, item: Item, responses: Sequence[ScoredResponse]) -> list[float]:
-        """One number per response."""
-        return self.score_items([item])[0]
-
-    def score_items(self, items: Sequence[Item], progress: bool = False) -> list[list[float]]:
-        """One number per response, for several items at once."""
-        _check_no_steps(self.name, items)
+    def _score_items(self, items: Sequence[Item], progress: bool) -> list[float]:
         owners = [(item, response) for item in items for response in item.responses]
         rows = self._scorer(
             [self._engine.prompt(item) for item, _ in owners], [response for _, response in owners], progress=progress
         )
         if number := sum(row.cut for row in rows):
             logger.warning("%d responses to %s are longer than the model's context, and were cut.", number, self.name)
-        flat = iter(row.score for row in rows)
-        return [[next(flat) for _ in item.responses] for item in items]
+        return [row.score for row in rows]
 
 
-class RewardModel:
+class RewardModel(ModelScorer):
     """
     Scores responses as TRL's trainers do with a reward model: the conversation in its chat template, tokenized without
     further special tokens, and the only logit. Of a conversation that does not fit the model's context, the beginning
     is cut: a classifier reads its score at the end.
     """
-
-    needs_alone = False
 
     def __init__(
         self,
@@ -102,14 +91,8 @@ class RewardModel:
             )
         self._model = self._model.to(place).eval().requires_grad_(False)
 
-    def score(self, item: Item, responses: Sequence[ScoredResponse]) -> list[float]:
-        """One number per response."""
-        return self.score_items([item])[0]
-
     @torch.no_grad()
-    def score_items(self, items: Sequence[Item], progress: bool = False) -> list[list[float]]:
-        """One number per response, for several items at once."""
-        _check_no_steps(self.name, items)
+    def _score_items(self, items: Sequence[Item], progress: bool) -> list[float]:
         rows = [self._ids(item, response) for item in items for response in item.responses]
         rows = truncate_left(rows, context_length(self._model.config), f"responses to {self.name}")
         scores = [0.0] * len(rows)
@@ -125,8 +108,7 @@ class RewardModel:
                 logits = self._model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits[:, 0].float()
             for k, i in enumerate(batch):
                 scores[i] = logits[k].item()
-        flat = iter(scores)
-        return [[next(flat) for _ in item.responses] for item in items]
+        return scores
 
     def _ids(self, item: Item, response: object) -> list[int]:
         prompt = self._engine.prompt(item)
@@ -136,11 +118,6 @@ class RewardModel:
             return ids if end is None or ids[-1] == end else [*ids, end]
         text = self._tokenizer.apply_chat_template([*prompt, *as_messages(response)], tokenize=False)  # type: ignore[arg-type]
         return self._tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-def _check_no_steps(name: str, items: Sequence[Item]) -> None:
-    if any(item.steps is not None for item in items):
-        raise ValueError(f"{name} scores whole responses, not steps. Leave it out of --scorers.")
 
 
 def reward_model_class(path: str, trust_remote_code: bool = False) -> type[RewardModel] | type[SentenceModel]:

@@ -29,6 +29,7 @@ class RunFolder:
     results.json      metrics, intervals, scores of each item
     results.md        the table, to paste
     report.html       the same with plots and token rewards
+    examples.html     all examples, to filter, sort and compare
     ```
 
     Each process of `accelerate launch` appends to files of its own, and reads those of all.
@@ -43,6 +44,7 @@ class RunFolder:
         self.results_path = self.folder / "results.json"
         self.table_path = self.folder / "results.md"
         self.report_path = self.folder / "report.html"
+        self.examples_path = self.folder / "examples.html"
         self.stats = StatsCache(self.folder / "token_stats", process, num_processes)
         self._lock: BaseFileLock | None = None
 
@@ -57,7 +59,11 @@ class RunFolder:
         """Makes the folder, or checks that what is in it was made under the same settings."""
         self._check_is_folder()
         if self.settings_path.exists() and not overwrite:
-            changed = changed_settings(self.read_settings(), settings)
+            try:
+                before = json.loads(self.settings_path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ValueError(f"{self.settings_path} is damaged. Start anew with --overwrite.") from error
+            changed = changed_settings(before, settings)
             if changed:
                 raise ValueError(
                     f"{self.folder} holds a run with other settings: {changed}. Choose another --output, or start "
@@ -79,15 +85,6 @@ class RunFolder:
     def _check_is_folder(self) -> None:
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"--output {self.folder} is a file, but a run needs a folder. Choose another one.")
-
-    def read_settings(self) -> dict[str, Any]:
-        """The settings of the run."""
-        try:
-            return json.loads(self.settings_path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise ValueError(f"{self.folder} holds no run: {error.filename} is missing.") from error
-        except ValueError as error:
-            raise ValueError(f"{self.settings_path} is damaged. Start anew with --overwrite.") from error
 
     def read_scores(self) -> dict[str, dict[str, Any]]:
         """What is scored so far, by key of the item; the lines of one item are put together."""

@@ -2,23 +2,19 @@
 """From items to scores: block by block, behind what an earlier run has done."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tqdm.auto import tqdm
 
-from ..data.formats import message_text
-from ..rewards.residuals import RESIDUALS, covariates_of, residuals, split_name
 from ..runs.jsonl import append_lines
 from ..runs.processes import processes
 from ..runs.shards import share
-from .engine import Engine, ScoredResponse
+from .engine import Engine, ModelScorer, ScoredResponse
 from .forms import token_counts
 from .items import Item
-from .judges import Judge
-from .reward_model import RewardModel, SentenceModel
 from .run_folder import RunFolder, merge_line
-from .scorer_names import Scorer, base_name, base_names, make_form, needs_model
+from .scorer_names import Scorer, base_names, make_form, needs_model
 
 
 BLOCK_SIZE = 32  # items that are scored and saved together
@@ -26,12 +22,12 @@ BLOCK_SIZE = 32  # items that are scored and saved together
 
 def score_items(
     items: Sequence[Item],
-    names: Sequence[str],
+    names: Sequence[str],  # in [`expand_names`]'s form
     folder: RunFolder,
     vocab_size: int,
-    make_engine: Callable[[], Engine],
-    make_scorer: Callable[[str, Engine], Scorer],
-    keep_stats: bool = True,
+    make_engine: Callable[[], Engine],  # loads the model when it is needed first
+    make_scorer: Callable[[str, Engine], Scorer],  # of the scorers that run a model by themselves
+    keep_stats: bool = True,  # write token statistics
     block_size: int = BLOCK_SIZE,
     progress: bool = False,
 ) -> dict[str, dict[str, Any]]:
@@ -40,26 +36,6 @@ def score_items(
 
     All forms of the reward come from one forward pass over an item. Where its token statistics are in the folder
     already, there is no forward pass, and if nothing else needs the model, it is not even loaded.
-
-    Args:
-        items (`Sequence[Item]`):
-            The items.
-        names (`Sequence[str]`):
-            Scorers, in [`expand_names`]'s form.
-        folder ([`RunFolder`]):
-            Where the run is kept.
-        vocab_size (`int`):
-            Size of the model's vocabulary.
-        make_engine (`Callable[[], Engine]`):
-            Loads the model. Called when it is needed first.
-        make_scorer (`Callable[[str, Engine], Scorer]`):
-            Makes the scorers that run a model by themselves.
-        keep_stats (`bool`, *optional*, defaults to `True`):
-            Whether to write token statistics.
-        block_size (`int`, *optional*, defaults to `32`):
-            Items that are scored and saved together.
-        progress (`bool`, *optional*, defaults to `False`):
-            Whether to show a progress bar.
 
     Under `accelerate launch`, all processes call this with the same items, and each scores blocks of like total
     length.
@@ -111,10 +87,9 @@ def score_items(
                     rows = [forms[name].score(block[k], responses[k]) for k in wanted]
                 else:
                     engine = engine or make_engine()
-                    scorer = (
-                        scorers.setdefault(name, make_scorer(name, engine)) if name not in scorers else scorers[name]
-                    )
-                    rows = _score_by_model(scorer, [block[k] for k in wanted], progress)
+                    if name not in scorers:
+                        scorers[name] = make_scorer(name, engine)
+                    rows = _score_by_model(scorers[name], [block[k] for k in wanted], progress)
                 for k, row in zip(wanted, rows, strict=True):
                     new[k][name] = row
             seconds = (time.perf_counter() - began) / len(block)
@@ -140,30 +115,6 @@ def score_items(
     return records
 
 
-def scores_of(
-    name: str, items: Sequence[Item], records: Mapping[str, dict[str, Any]]
-) -> tuple[list[list[float]], dict[str, dict[str, float]] | None]:
-    """
-    Scores of one scorer, by item; and of residuals, which are made here as they need all items, the slopes of each
-    group.
-    """
-    base = base_name(name)
-    rows = [records[item.key]["scores"][base] for item in items]
-    if base == name:
-        return rows, None
-    prefix, _ = split_name(name)
-    assert prefix is not None
-    covariates = [
-        [
-            covariates_of(prefix, message_text(response), length)
-            for response, length in zip(item.responses, records[item.key]["tokens"], strict=True)
-        ]
-        for item in items
-    ]
-    corrected, slopes = residuals(rows, covariates, [item.group for item in items])
-    return corrected, {g: dict(zip(RESIDUALS[prefix], values, strict=True)) for g, values in slopes.items()}
-
-
 def _has_stats(folder: RunFolder, item: Item, alone: bool) -> bool:
     if item.key not in folder.stats:
         return False
@@ -171,7 +122,7 @@ def _has_stats(folder: RunFolder, item: Item, alone: bool) -> bool:
 
 
 def _score_by_model(scorer: Scorer, items: Sequence[Item], progress: bool) -> list[list[float]]:
-    assert isinstance(scorer, Judge | RewardModel | SentenceModel)
+    assert isinstance(scorer, ModelScorer)
     rows = scorer.score_items(items, progress)
     # Equal responses tie, though another batch may have changed the last bit.
     return [

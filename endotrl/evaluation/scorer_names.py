@@ -6,45 +6,26 @@ from typing import Protocol
 
 from ..rewards.residuals import split_name
 from .engine import Engine, ScoredResponse
-from .forms import ALIASES, CONTROLS, RELATIVE_PERPLEXITY, STEP_AGGREGATES, Control, Form, RelativePerplexity
-from .items import Item
+from .forms import ALIASES, RELATIVE_PERPLEXITY, STEP_AGGREGATES, Control, Form, RelativePerplexity
+from .items import CONTROLS, Item
 from .judges import JUDGES, Judge
 from .reward_model import reward_model_class
 
 
 SINGLE_PASS = (
-    "bellman.sum",
-    "bellman.mean",
-    "bellman.discounted=0.93",
-    "bellman.discounted=0.95",
-    "bellman.discounted=0.97",
-    "log_prob.discounted=0.93",
-    "log_prob.discounted=0.95",
-    "log_prob.discounted=0.97",
-    "log_prob.power=0.5",
-    "centered.sum",
-    "centered.mean",
-    "centered.discounted=0.95",
-    "self_certainty",
-    "negative_entropy",
-    "residual:bellman.sum",
-    "residual:bellman.discounted=0.93",
-    "residual:bellman.discounted=0.95",
-    "residual:log_prob.discounted=0.95",
-    "style_residual:bellman.discounted=0.93",
-    "style_residual:bellman.discounted=0.95",
-    "style_residual:log_prob.discounted=0.95",
+    *("bellman.sum", "bellman.mean"),
+    *(f"{token}.discounted={discount}" for token in ("bellman", "log_prob") for discount in (0.93, 0.95, 0.97)),
+    *("log_prob.power=0.5", "centered.sum", "centered.mean", "centered.discounted=0.95"),
+    *("self_certainty", "negative_entropy", "residual:bellman.sum"),
+    *(
+        f"{residual}:{form}"
+        for residual in ("residual", "style_residual")
+        for form in ("bellman.discounted=0.93", "bellman.discounted=0.95", "log_prob.discounted=0.95")
+    ),
 )
 STEP_PASS = (
-    "bellman.sum",
-    "bellman.mean",
-    "log_prob.sum",
-    "log_prob.mean",
-    "log_prob.min",
-    "centered.sum",
-    "centered.mean",
-    "self_certainty",
-    "negative_entropy",
+    *("bellman.sum", "bellman.mean", "log_prob.sum", "log_prob.mean", "log_prob.min", "centered.sum", "centered.mean"),
+    *("self_certainty", "negative_entropy"),
 )
 TWO_PASS = ("gain.sum", "gain.mean", "gain.discounted=0.95", "relative_perplexity")
 # Words that stand for several scorers.
@@ -67,14 +48,10 @@ class Scorer(Protocol):
     """Gives a number to each response of an item, or to each of its steps."""
 
     @property
-    def name(self) -> str:
-        """As on the command line."""
-        ...
+    def name(self) -> str: ...  # as on the command line
 
     @property
-    def needs_alone(self) -> bool:
-        """Whether it needs the responses scored without their prompts, too."""
-        ...
+    def needs_alone(self) -> bool: ...  # the responses scored without their prompts, too
 
     def score(self, item: Item, responses: Sequence[ScoredResponse]) -> list[float]: ...
 
@@ -130,20 +107,8 @@ def check_name(name: str, vocab_size: int, trust_remote_code: bool = False) -> N
 
 def served_names(names: Sequence[str], given: bool, steps: bool, vocab_size: int) -> list[str]:
     """
-    The scorers that a model on a server can have, which gives log-probabilities only.
-
-    Args:
-        names (`Sequence[str]`):
-            Scorers, in [`expand_names`]'s form.
-        given (`bool`):
-            Whether the user has named them; otherwise those that it cannot have are left out.
-        steps (`bool`):
-            Whether they score steps.
-        vocab_size (`int`):
-            Size of the model's vocabulary.
-
-    Raises:
-        `ValueError`: If one was named that it cannot have.
+    The scorers that a model on a server can have, which gives log-probabilities only. If the user has named others
+    (`given`), `ValueError`; otherwise they are left out.
     """
     kept = []
     for name in names:
@@ -170,9 +135,8 @@ def make_scorer(
     trust_remote_code: bool = False,
 ) -> Scorer:
     """A scorer of any kind. `dtype`, `device` and `trust_remote_code` are those of an explicit reward model."""
-    for kind in JUDGES:
-        if name == kind:
-            return Judge(kind, engine, reasoning_tokens)
+    if name in JUDGES:
+        return Judge(name, engine, reasoning_tokens)
     if name.startswith(REWARD_MODEL):
         path = name.removeprefix(REWARD_MODEL)
         return reward_model_class(path, trust_remote_code)(path, engine, dtype, device, trust_remote_code)

@@ -14,7 +14,8 @@ from .engine import ScoredResponse
 from .items import Item
 
 
-_FIELDS = ("token_ids", "chosen_logits", "entropies", "mean_logits", "log_probs_alone", "step_of_token")
+_OF_STATS = ("token_ids", "chosen_logits", "entropies", "mean_logits")
+_OF_RESPONSE = ("log_probs_alone", "step_of_token")
 
 
 class StatsCache:
@@ -55,11 +56,11 @@ class StatsCache:
             "positions": _join([response.stats.positions for response in flat], np.int32),
             "soft_values": _join([response.stats.soft_values for response in flat], np.float32),
         }
-        for name in _FIELDS:
-            columns = [_field(response, name) for response in flat]
+        for name in (*_OF_STATS, *_OF_RESPONSE):
+            columns = [getattr(response.stats if name in _OF_STATS else response, name) for response in flat]
             if all(column is not None for column in columns):
                 kind = np.int32 if name in ("token_ids", "step_of_token") else np.float32
-                arrays[name] = _join([column for column in columns if column is not None], kind)
+                arrays[name] = _join(columns, kind)
         numbers = [int(path.stem) for path in self.folder.glob("*.npz")]
         free = max(numbers, default=-1) + 1
         free += (self._process - free) % self._num_processes
@@ -80,52 +81,35 @@ class StatsCache:
 def _read_block(path: Path) -> dict[str, list[ScoredResponse]]:
     with np.load(path) as file:  # refuses pickles
         arrays = {name: file[name] for name in file.files}
-    tokens, values, response = 0, 0, 0
-    result: dict[str, list[ScoredResponse]] = {}
-    for key, count in zip(arrays["keys"].tolist(), arrays["num_responses"].tolist(), strict=True):
-        row = []
-        for _ in range(count):
-            length = int(arrays["num_tokens"][response])
-            piece = {
-                name: torch.from_numpy(arrays[name][tokens : tokens + length]) for name in (*_FIELDS, "positions")
-                if name in arrays
-            }  # fmt: skip
-            stats = TokenStats(
-                token_ids=piece["token_ids"].long(),
-                positions=piece["positions"].long(),
-                chosen_logits=piece["chosen_logits"],
-                soft_values=torch.from_numpy(arrays["soft_values"][values : values + length + 1]),
-                entropies=piece.get("entropies"),
-                finished=bool(arrays["finished"][response]),
-                alpha=float(arrays["alpha"]),
-                num_completion_tokens=int(arrays["num_completion_tokens"][response]),
-                mean_logits=piece.get("mean_logits"),
-                has_logits=bool(arrays.get("has_logits", True)),  # which older files do not say
-            )
-            steps = piece.get("step_of_token")
-            row.append(
-                ScoredResponse(
-                    stats,
-                    piece.get("log_probs_alone"),
-                    None if steps is None else steps.long(),
-                    bool(arrays["cut"][response]),
-                )
-            )
-            tokens, values, response = tokens + length, values + length + 1, response + 1
-        result[key] = row
-    return result
+    ends = np.cumsum(arrays["num_tokens"])
+    parts = {name: _split(arrays[name], ends) for name in (*_OF_STATS, *_OF_RESPONSE, "positions") if name in arrays}
+    soft_values = _split(arrays["soft_values"], ends + np.arange(1, len(ends) + 1))  # one more of each
+
+    def response(i: int) -> ScoredResponse:
+        piece = {name: tensors[i] for name, tensors in parts.items()}
+        stats = TokenStats(
+            token_ids=piece["token_ids"].long(),
+            positions=piece["positions"].long(),
+            chosen_logits=piece["chosen_logits"],
+            soft_values=soft_values[i],
+            entropies=piece.get("entropies"),
+            finished=bool(arrays["finished"][i]),
+            alpha=float(arrays["alpha"]),
+            num_completion_tokens=int(arrays["num_completion_tokens"][i]),
+            mean_logits=piece.get("mean_logits"),
+            has_logits=bool(arrays.get("has_logits", True)),  # which older files do not say
+        )
+        steps = piece.get("step_of_token")
+        steps = None if steps is None else steps.long()
+        return ScoredResponse(stats, piece.get("log_probs_alone"), steps, bool(arrays["cut"][i]))
+
+    numbers = iter(range(len(ends)))
+    counts = zip(arrays["keys"].tolist(), arrays["num_responses"].tolist(), strict=True)
+    return {key: [response(next(numbers)) for _ in range(count)] for key, count in counts}
 
 
-def _field(response: ScoredResponse, name: str) -> Tensor | None:
-    stats = response.stats
-    return {
-        "token_ids": stats.token_ids,
-        "chosen_logits": stats.chosen_logits,
-        "entropies": stats.entropies,
-        "mean_logits": stats.mean_logits,
-        "log_probs_alone": response.log_probs_alone,
-        "step_of_token": response.step_of_token,
-    }[name]
+def _split(values: np.ndarray, ends: np.ndarray) -> list[Tensor]:
+    return [torch.from_numpy(part) for part in np.split(values, ends[:-1])]
 
 
 def _join(tensors: Sequence[Tensor], kind: type) -> np.ndarray:

@@ -4,14 +4,16 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..reporting import number
+from ..reporting import cell_text, number
 from .intervals import MIN_CLUSTERS
+from .results import ranked
 
 
 LENGTH_NOTE = (
-    " Bias: accuracy where the better response is longer minus where it is shorter; length-controlled: the mean of "
-    "the two."
+    "bias: accuracy where the better response is longer minus where it is shorter; 0 is balanced. length-controlled: "
+    "the mean of the two."
 )
+LONGEST_NAME = 38  # of a scorer, on a terminal
 
 
 def shown_metrics(results: Mapping[str, Any]) -> list[str]:
@@ -49,42 +51,49 @@ def length_of(results: Mapping[str, Any], scorer: str, key: str) -> float | None
     return results["length"].get(scorer, {}).get(key)
 
 
-def terminal_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[object]]]:
-    """Headers and rows for a terminal of 80 columns: the main metrics, with the scorer last, which takes the rest."""
-    metrics = shown_metrics(results)[:4]
-    headers = [metrics[0], "95% interval", *metrics[1:]]
-    with_length = bool(results["length"])
-    if with_length:
-        headers.append("bias")
-    rows: list[list[object]] = []
-    for scorer in results["metrics"]:
-        row: list[object] = [
-            value(results, scorer, metrics[0]),
-            interval(results, scorer, metrics[0]).replace(" to ", "–"),
-        ]
-        row += [value(results, scorer, metric) for metric in metrics[1:]]
-        if with_length:
-            row.append(length_of(results, scorer, "bias"))
-        rows.append([*row, scorer])
-    return [*headers, "scorer"], rows
+def best_first(results: Mapping[str, Any]) -> list[str]:
+    """Scorers by their main metric."""
+    return ranked({name: value(results, name, results["main_metric"]) for name in results["metrics"]})
 
 
 def full_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[object]]]:
-    """Headers and rows with everything that a table has room for."""
-    metrics = shown_metrics(results)
+    """Headers and rows of a table, the best scorer first; of a single scorer, a row for each metric."""
+    names, metrics = best_first(results), shown_metrics(results)
+    if len(names) == 1:
+        (name,) = names
+        others = [metric for metric in results["metrics"][name] if metric not in results["headline"]]
+        others = [] if results["length"] else others
+        rows: list[list[object]] = [
+            [metric, value(results, name, metric), interval(results, name, metric)] for metric in [*metrics, *others]
+        ]
+        return [name, "value", "95% interval"], rows
     headers = ["scorer", metrics[0], "95% interval", *metrics[1:]]
     with_length = bool(results["length"])
     if with_length:
-        headers += ["length-controlled", "bias", "ties"]
-    rows: list[list[object]] = []
-    for scorer in results["metrics"]:
-        row: list[object] = [scorer, value(results, scorer, metrics[0]), interval(results, scorer, metrics[0])]
-        row += [value(results, scorer, metric) for metric in metrics[1:]]
+        headers[3:3] = ["bias", "length-controlled", "ties"]
+    rows = []
+    for name in names:
+        row: list[object] = [name, value(results, name, metrics[0]), interval(results, name, metrics[0])]
         if with_length:
-            row += [length_of(results, scorer, key) for key in ("length_controlled", "bias")]
-            row.append(results["ties"].get(scorer))
-        rows.append(row)
+            row += [length_of(results, name, "bias"), length_of(results, name, "length_controlled")]
+            row.append(results["ties"].get(name))
+        rows.append(row + [value(results, name, metric) for metric in metrics[1:]])
     return headers, rows
+
+
+def terminal_rows(results: Mapping[str, Any], width: int) -> tuple[list[str], list[list[object]], list[str]]:
+    """Of the table, the columns that fit a terminal, and the headers of those that do not."""
+    headers, rows = full_rows(results)
+    order = [i for i, header in enumerate(headers) if header not in ("length-controlled", "ties")]
+    rows = [[_short(str(row[0])), *row[1:]] for row in rows]
+    kept: list[int] = []
+    for i in order:
+        width -= max(len(cell_text(cell)) for cell in (headers[i], *(row[i] for row in rows))) + 2
+        if width < -2:
+            break
+        kept.append(i)
+    left_out = [headers[i] for i in range(len(headers)) if i not in kept]
+    return [headers[i] for i in kept], [[row[i] for i in kept] for row in rows], left_out
 
 
 def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -104,9 +113,11 @@ def markdown_page(results: Mapping[str, Any]) -> str:
     lines = [
         f"## {markdown_text(results['title'])}: {markdown_text(results['model'])}",
         "",
+        f"**{markdown_text(results['verdict'])}**",
+        "",
         f"{results['num_items']} items, {results['tokens']:,} tokens, {results['seconds']:.0f} s. "
-        f"{results['tie_rule']} "
-        f"Intervals are 95% (bootstrap over items).{few_items(results)}{LENGTH_NOTE if results['length'] else ''}",
+        f"{results['tie_rule']} Intervals are 95% (bootstrap over items).{few_items(results)}"
+        f"{' ' + LENGTH_NOTE if results['length'] else ''}",
         "",
         markdown_table(*full_rows(results)),
         "",
@@ -119,6 +130,11 @@ def markdown_page(results: Mapping[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _short(name: str) -> str:
+    half = LONGEST_NAME // 2
+    return name if len(name) <= LONGEST_NAME else f"{name[: half - 1]}…{name[-half:]}"
 
 
 def _cell(cell: object) -> str:

@@ -18,12 +18,18 @@ from ..reporting import HeatMapRow, heat_maps, page
 from ..rewards import EndogenousReward
 from ..rewards.contributions import heat_map_row
 from ..runs.resumption import Interruptions
+from ..runs.wandb_run import active_run, define_metrics
 from ..scoring.token_stats import TokenStats
 from ..trainers.base import DenseRewardTrainer
 
 
 GIB = 2**30
 HEAT_MAP_TITLE = "Token rewards of completions"
+# What W&B keeps of a metric besides its last value.
+GOALS = {
+    **dict.fromkeys(("train/rewards/*", "eval/rewards/*", "eval/accuracy", "train/collapse/held_out/*"), "max"),
+    **dict.fromkeys(("train/collapse/alarm", "train/collapse/evidence", "train/kl", "train/perf/memory_gib"), "max"),
+}
 
 
 def add_callbacks(
@@ -76,10 +82,10 @@ class Tracking(TrainerCallback):
             self._since = (time.perf_counter(), self._tokens(state), state.global_step)
         logs["perf/memory_gib"] = peak_memory(args.device) / GIB
         if "wandb" in args.report_to and state.is_world_process_zero and not self._recorded_config:
-            import wandb
-
-            if wandb.run is not None:
-                wandb.config.update({"recipe": dict(self._record)}, allow_val_change=True)
+            run = active_run()
+            if run is not None:
+                run.config.update({"recipe": dict(self._record)}, allow_val_change=True)
+                define_metrics(run, GOALS)
                 self._recorded_config = True
 
     def _tokens(self, state: TrainerState) -> float:
@@ -131,17 +137,17 @@ class HeatMaps(TrainerCallback):
         path = Path(args.output_dir) / "completions" / f"token_rewards_{state.global_step}.html"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(heat_map_page(title, reward, prompts, stats), encoding="utf-8")
-        if "wandb" in args.report_to:
+        run = active_run()
+        if "wandb" in args.report_to and run is not None:
             import wandb
 
-            if wandb.run is not None:
-                rows = [
-                    [state.global_step, row.prompt, row.text, row.total]
-                    + [wandb.Html(page(title, [("", heat_maps([row]))]), inject=False)]
-                    for row in _rows(reward, prompts, stats)
-                ]
-                columns: list[str | int] = ["step", "prompt", "completion", "reward", "token_rewards"]
-                wandb.log({"token_rewards": wandb.Table(columns=columns, data=rows)}, commit=False)
+            rows = [
+                [state.global_step, row.prompt, row.text, row.total]
+                + [wandb.Html(page(title, [("", heat_maps([row]))]), inject=False)]
+                for row in _rows(reward, prompts, stats)
+            ]
+            columns: list[str | int] = ["step", "prompt", "completion", "reward", "token_rewards"]
+            run.log({"token_rewards": wandb.Table(columns=columns, data=rows)}, commit=False)
 
 
 def heat_map_page(title: str, reward: EndogenousReward, prompts: list[Prompt], stats: list[TokenStats]) -> str:

@@ -3,15 +3,16 @@
 
 from collections.abc import Callable
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset_builder
 from datasets.exceptions import DatasetsError
 from transformers import TrainingArguments
 from trl import DatasetMixtureConfig, GRPOConfig, RewardConfig, ScriptArguments, get_dataset
 
 from ..data.formats import check_text
-from ..data.splits import load_splits
+from ..data.splits import TABLES, load_splits
 from .arguments import RecipeArguments
 
 
@@ -66,6 +67,25 @@ def load_preferences(
         for column in columns & {"prompt", "chosen", "rejected"}:
             _check_rows(dataset, column)
     return train, evaluation
+
+
+def count_rows(script_args: ScriptArguments, dataset_args: DatasetMixtureConfig) -> int:
+    """
+    Rows of the split to train on; of a dataset of the hub as it says itself, without downloading it.
+
+    Raises:
+        `ValueError`: If it cannot be had.
+    """
+    name, split = script_args.dataset_name, script_args.dataset_train_split
+    try:
+        path = Path(name or "quickstart")
+        on_hub = not path.exists() and TABLES.keys().isdisjoint(path.suffixes)
+        if dataset_args.datasets or path.name == "quickstart" or not on_hub:
+            return len(_split(_load(script_args, dataset_args, _quickstart_prompts), split, "dataset_train_split"))
+        info = load_dataset_builder(name, script_args.dataset_config).info
+        return info.splits[split].num_examples
+    except (DatasetsError, OSError, KeyError, TypeError) as error:
+        raise ValueError(f"The number of rows of {name} is not known: {' '.join(str(error).split())[:200]}") from error
 
 
 def column_names(dataset: Dataset | IterableDataset) -> list[str]:

@@ -24,12 +24,13 @@ from trl import (
 from ..frozen import names
 from ..frozen.sharded_weights import shards_weights
 from ..monitoring import CollapseMonitor
+from ..monitoring.detector import HELD_OUT
 from ..monitoring.monitor import Action
 from ..reporting import say, terminal_table
 from ..rewards import EndogenousReward, SentenceReward
 from ..runs.record import make_record
 from ..runs.resumption import Interruptions, end, find_checkpoint, only_run_in, train_and_save
-from ..runs.wandb_run import check_wandb_login
+from ..runs.wandb_run import active_run, check_wandb_login, log_table
 from ..sentence import SentenceRewardTrainer, SentenceRewardTrainerConfig
 from ..sentence.trainer import reward_model_config
 from ..trainers.base import DenseRewardTrainer
@@ -265,18 +266,20 @@ def train(trainer: Any, interruptions: Interruptions, job: Job) -> None:
 
 def print_summary(history: list[dict[str, Any]], output_dir: str) -> None:
     """
-    Prints a table of the metrics that tell most: means over the first and the last fifth of what was logged in
-    training, and the first and last evaluation.
+    Prints a table of the metrics that tell most, accuracy first: means over the first and the last fifth of what was
+    logged in training, and the first and last evaluation. With W&B, it is the run's table `summary` too.
     """
     from rich.console import Console
 
     evaluations = [entry for entry in history if "eval_reward" in entry]
     steps = [entry for entry in history if "reward" in entry]
     rows = [row for entries in (steps, evaluations) for row in _start_and_end(entries, entries is steps)]
+    rows.sort(key=lambda row: not ("accuracy" in row[0] or HELD_OUT in row[0]))
     if rows:
-        Console().print(
-            terminal_table(["metric", "start", "end"], rows, title=f"{output_dir}: start and end of training")
-        )
+        headers = ["metric", "start", "end"]
+        Console().print(terminal_table(headers, rows, title=f"{output_dir}: start and end of training"))
+        if (run := active_run()) is not None:
+            log_table(run, "summary", headers, rows)
 
 
 def _start_and_end(entries: list[dict[str, Any]], averaged: bool) -> list[tuple[str, float, float]]:
@@ -295,6 +298,7 @@ def _start_and_end(entries: list[dict[str, Any]], averaged: bool) -> list[tuple[
 def _tells(key: str) -> bool:
     return (
         (key.startswith("rewards/") and key.endswith("/mean"))
+        or key.startswith(HELD_OUT)
         or key in ("kl", "completions/mean_length", "ppo/explained_variance")
         or key.startswith("endogenous_reward/")
     )

@@ -6,7 +6,7 @@ Statistics of a batch of sampled completions that tell how a run is doing: pure 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from torch import Tensor
 
@@ -37,6 +37,43 @@ def repetition(token_ids: Sequence[int], n: int = 4) -> float | None:
     if total < 2:
         return None
     return 1 - len({tuple(token_ids[i : i + n]) for i in range(total)}) / total
+
+
+MAX_VERDICTS = 32
+
+
+class ValuesSeen:
+    """
+    Values that a reward has had. It is a verdict, as of a verifier, if different completions of a batch have had the
+    same value, and there have been no more than 32 values.
+
+    Example:
+    ```python
+    >>> from endotrl.monitoring.batch_statistics import ValuesSeen
+
+    >>> seen = ValuesSeen()
+    >>> seen.add([101, 102, 103], [0.0, 1.0, 0.0])
+    >>> seen.is_verdict
+    True
+    ```
+    """
+
+    def __init__(self, values: Sequence[float] = (), recurs: bool = False) -> None:
+        self.values, self.recurs = list(values), recurs
+
+    def add(self, completions: Sequence[Hashable], values: Sequence[float]) -> None:
+        """Adds a batch: of each completion what tells it from others (with its prompt), and its value, or NaN."""
+        if len(self.values) <= MAX_VERDICTS:
+            known = zip(completions, values, strict=True)
+            found = {completion: float(f"{value:.6g}") for completion, value in known if math.isfinite(value)}
+            new = set(found.values())
+            self.recurs |= len(new) < len(found)
+            self.values += new.difference(self.values)
+
+    @property
+    def is_verdict(self) -> bool:
+        """Whether it is, as far as it is known now."""
+        return self.recurs and len(self.values) <= MAX_VERDICTS
 
 
 def mean_and_error(values: Tensor) -> tuple[float, float]:

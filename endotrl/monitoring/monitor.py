@@ -11,6 +11,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
 from ..rewards.base import warn_without_kl_penalty
+from ..runs.wandb_run import active_run
 from .collapse_thresholds import CollapseThresholds
 from .detector import REWARD_KEYS, Detector, Verdict
 from .observer import BatchObserver
@@ -172,6 +173,10 @@ class CollapseMonitor(TrainerCallback):
             logger.warning(
                 "The run collapses (step %d). %s%s", state.global_step, self._verdict.alarm, _THEN[self.action]
             )
+            run = active_run()
+            if "wandb" in args.report_to and run is not None:
+                text = f"Step {state.global_step}. {self._verdict.alarm}{_THEN[self.action]}"
+                run.alert("The run collapses", text, level="WARN")
         if is_step:
             figures["collapse/evidence"] = self._verdict.evidence
             figures["collapse/symptoms"] = float(len(self._verdict.symptoms))

@@ -13,6 +13,7 @@ from trl import GRPOTrainer, RLOOTrainer
 from ..rendering.ends import until_first
 from ..rendering.policy_tokens import PolicyTokens, is_online_dpo
 from .batch_statistics import (
+    ValuesSeen,
     change_since,
     distinct_completions,
     group_correlation,
@@ -36,8 +37,6 @@ from .detector import (
 from .first_policy import FirstPolicy
 
 
-# A reward that has had no more different values than this is a verdict, as of a verifier.
-MAX_VERDICTS = 32
 # Groups from which on their differences tell the error of their mean.
 MIN_GROUPS = 8
 # Batches in a row in which the policy is too far from the first one to be compared with it, after which it is no
@@ -58,7 +57,7 @@ class BatchObserver:
     def __init__(self, trainer: Any, held_out: Sequence[str] | None = None, copy_weights: bool | None = None) -> None:
         self._trainer = trainer
         self._sums: dict[str, list[float]] = {}
-        self._values_seen: list[float] = []
+        self._seen = ValuesSeen()
         self._held_out: dict[str, int] = {}
         if isinstance(trainer, GRPOTrainer | RLOOTrainer):
             self._held_out = self._find_held_out(held_out)
@@ -91,17 +90,15 @@ class BatchObserver:
         return means
 
     @property
-    def _is_verdict(self) -> bool:
-        return len(self._values_seen) <= MAX_VERDICTS
-
-    @property
     def memory(self) -> dict[str, Any]:
         """What a run that goes on must know of the batches before. It follows them, and JSON can hold it."""
-        return {"sums": self._sums, "values_seen": self._values_seen, "held_out": self._held_out}
+        seen = {"values_seen": self._seen.values, "value_recurs": self._seen.recurs}
+        return {"sums": self._sums, "held_out": self._held_out, **seen}
 
     def remember(self, memory: Mapping[str, Any]) -> None:
         """Takes over the `memory` of the interrupted run."""
-        self._sums, self._values_seen = dict(memory["sums"]), list(memory["values_seen"])
+        self._sums = dict(memory["sums"])
+        self._seen = ValuesSeen(memory["values_seen"], memory.get("value_recurs", True))  # new in 0.2
         self._held_out = {name: self._held_out[name] for name in memory["held_out"] if name in self._held_out}
 
     def _find_held_out(self, names: Sequence[str] | None) -> dict[str, int]:
@@ -177,17 +174,14 @@ class BatchObserver:
             device=rewards.device,
         )
         hashes = torch.tensor([_hash(ids) for ids in completion_ids], device=rewards.device)
+        hashes = self._trainer.accelerator.gather(hashes)
         lengths, recurring_all = self._trainer.accelerator.gather(figures).T
         self._add("collapse/repetition", recurring_all.nanmean().item())
-        self._add(
-            "collapse/distinct_completions",
-            distinct_completions(self._trainer.accelerator.gather(hashes), num_generations),
-        )
+        self._add("collapse/distinct_completions", distinct_completions(hashes, num_generations))
         self._add_correlation("collapse/length_correlation", rewards, lengths, num_generations)
-        if len(self._values_seen) <= MAX_VERDICTS:
-            values = {round(value, 6) for value in rewards.tolist() if math.isfinite(value)}
-            self._values_seen += values.difference(self._values_seen)
-        self._add("collapse/reward_is_verdict", float(self._is_verdict))
+        completions = [(i // num_generations, completion) for i, completion in enumerate(hashes.tolist())]
+        self._seen.add(completions, rewards.tolist())
+        self._add("collapse/reward_is_verdict", float(self._seen.is_verdict))
 
     def _observe_held_out(self, rewards: Tensor, trained: Tensor) -> None:
         for name, index in list(self._held_out.items()):
@@ -223,7 +217,7 @@ class BatchObserver:
         if scored is not None:
             watched.append((REWARD_CHANGE, REWARD_CHANGE_ERROR, scored, scored.nan_to_num().std().item()))
         # A verifier may lead away from what the first policy believes.
-        if not (self._is_verdict and all(0 <= value <= 1 for value in self._values_seen)):
+        if not (self._seen.is_verdict and all(0 <= value <= 1 for value in self._seen.values)):
             self._add(FIRST_LOG_PROB, per_token.mean().item())
             watched.append((FIRST_LOG_PROB_CHANGE, FIRST_LOG_PROB_ERROR, per_token, per_token.std().item()))
         changes = [change_since(values, first - present, size) for _, _, values, _ in watched]

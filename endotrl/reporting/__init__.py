@@ -10,8 +10,16 @@ always text, so nothing that a model writes can become part of the page.
 from .curves import curves, sparkline
 from .heat_map import OPACITY, STEPS, ColorScale, HeatMapRow, heat_maps, legend, token_heat_map
 from .html import SupportsSavefig, figure, page, table
-from .terminal import ignore_upstream_warnings, say, terminal_heat_map, terminal_table, terminal_text
-from .text import correlation_in_words, number, plain
+from .terminal import (
+    ignore_upstream_warnings,
+    quiet_libraries,
+    say,
+    terminal_heat_map,
+    terminal_table,
+    terminal_text,
+    working,
+)
+from .text import cell_text, correlation_in_words, number, plain
 
 
 __all__ = [
@@ -20,6 +28,7 @@ __all__ = [
     "ColorScale",
     "HeatMapRow",
     "SupportsSavefig",
+    "cell_text",
     "correlation_in_words",
     "curves",
     "figure",
@@ -29,6 +38,7 @@ __all__ = [
     "number",
     "page",
     "plain",
+    "quiet_libraries",
     "say",
     "sparkline",
     "table",
@@ -36,4 +46,5 @@ __all__ = [
     "terminal_table",
     "terminal_text",
     "token_heat_map",
+    "working",
 ]

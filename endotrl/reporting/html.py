@@ -2,6 +2,8 @@
 """The HTML page in one file, with its tables and pictures."""
 
 import base64
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from io import BytesIO
@@ -19,7 +21,7 @@ _PAGE = Markup("""<!DOCTYPE html>
 <head>
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; \
-img-src data:; base-uri 'none'; form-action 'none'">
+img-src data:; {scripts}base-uri 'none'; form-action 'none'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="referrer" content="no-referrer">
 <title>{title}</title>
@@ -32,7 +34,7 @@ img-src data:; base-uri 'none'; form-action 'none'">
 {body}
 </main>
 {footer}
-</body>
+{script}</body>
 </html>
 """)
 
@@ -51,12 +53,20 @@ class SupportsSavefig(Protocol):
 
 
 def page(
-    title: str, sections: Sequence[tuple[str, Markup | str]], lead: Markup | str = "", footer: Markup | str = ""
+    title: str,
+    sections: Sequence[tuple[str, Markup | str]],
+    lead: Markup | str = "",
+    footer: Markup | str = "",
+    script: str = "",
+    data: Any = None,
 ) -> str:
     """
     A whole HTML page in one file, to be written as UTF-8. `sections` are headings (as text; `""` for none) and
     contents: a content that is not `Markup` is text, and becomes a paragraph; join several blocks with
     `Markup("").join(blocks)`.
+
+    A `script` of ours is the only one that the page runs: its security policy has the script's digest. `data`, JSON
+    values, is what it finds in the element `data`.
     """
     body = Markup("\n").join(
         Markup("<section>{}{}</section>").format(
@@ -70,8 +80,21 @@ def page(
         lead=Markup('<div class="lead">{}</div>').format(_paragraph(lead)) if lead else "",
         body=body,
         footer=Markup("<footer>{}</footer>").format(_paragraph(footer)) if footer else "",
+        scripts=_digest(script) if script else "",
+        script=_script(script, data) if script else "",
     )
     return str(html)  # the page is done: no longer `Markup`, which would escape what is added
+
+
+def _digest(script: str) -> Markup:
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    return Markup(f"script-src 'sha256-{digest}'; ")
+
+
+def _script(script: str, data: Any) -> Markup:
+    # Nothing in a string can end its element.
+    values = json.dumps(data, ensure_ascii=False).replace("&", "\\u0026").replace("<", "\\u003c")
+    return Markup(f'<script type="application/json" id="data">{values}</script>\n<script>{script}</script>\n')
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "", decimals: int = 3) -> Markup:

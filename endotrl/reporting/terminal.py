@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables and lines for a terminal, which text of users and models cannot steer."""
 
+import logging
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from .heat_map import OPACITY, ColorScale, HeatMapRow
@@ -27,6 +29,27 @@ def ignore_upstream_warnings() -> None:
     warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing(_kwargs)?` is deprecated", FutureWarning)
 
 
+def quiet_libraries() -> None:
+    """Leaves the terminal to the command: no loading bars and no advice of the libraries, errors excepted."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl")
+    import datasets
+    from transformers.utils import logging as transformers_logging
+
+    datasets.disable_progress_bars()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("trl").setLevel(logging.ERROR)
+
+
+@contextmanager
+def working(what: str, shown: bool = True) -> Iterator[None]:
+    """Shows at a terminal that something goes on that has no progress bar."""
+    from rich.console import Console
+
+    with Console(stderr=True).status(f"{terminal_text(what)} ...") if shown else nullcontext():
+        yield
+
+
 def terminal_text(text: str, limit: int = 300) -> str:
     """
     Text of a model for one line of a terminal: escape sequences and control, zero-width and direction characters are
@@ -44,8 +67,8 @@ def terminal_table(
     decimals: int = 3,
 ) -> "Table":
     """
-    A table for [`rich.console.Console.print`]. Numbers are aligned right; the last column takes the width that is
-    left, and its text goes on in the next line (`fold`) or is cut with an ellipsis; text is never read as markup.
+    A table for [`rich.console.Console.print`]. Numbers are aligned right; a last column of text takes the width that
+    is left, and goes on in the next line (`fold`) or is cut with an ellipsis; text is never read as markup.
     """
     from rich import box
     from rich.table import Table
@@ -56,20 +79,20 @@ def terminal_table(
         return Text(shown if is_number(cell) else terminal_text(shown))
 
     cells = [list(row) for row in rows]
+    numeric = [all(row[i] is None or is_number(row[i]) for row in cells) for i in range(len(headers))]
     result = Table(
         title=text(title) if title else None,
         title_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         collapse_padding=True,
-        expand=True,
+        expand=not numeric[-1],
     )
     for i, header in enumerate(headers):
-        last = i == len(headers) - 1
-        right = not last and all(row[i] is None or is_number(row[i]) for row in cells)
+        last = i == len(headers) - 1 and not numeric[i]
         result.add_column(
             text(header),
-            justify="right" if right else "left",
+            justify="right" if numeric[i] else "left",
             ratio=1 if last else None,
             no_wrap=not (last and fold),
             overflow="fold" if last and fold else "ellipsis",

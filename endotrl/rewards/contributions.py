@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from markupsafe import Markup
+from torch import Tensor
 
 from ..data.formats import message_text
 from ..rendering.messages import Prompt
@@ -43,23 +44,27 @@ def heat_map_row(
             rest["V of the prompt"] = contributions.prompt
         if contributions.cut_off:
             rest["V of the state where it was cut off"] = contributions.cut_off
-    columns = {
-        "token reward": token_rewards,
-        "log-prob": stats.log_probs,
-        "soft value": stats.soft_values[:-1],
-        **({} if stats.entropies is None else {"entropy": stats.entropies}),
-    }
-    if not stats.has_logits:  # so that Bellman rewards of tokens are none, either
-        columns = {"log-prob": stats.log_probs}
     return HeatMapRow(
         text=stats.text or "",
         offsets=stats.offsets or [],
         contributions=tokens.tolist(),
         total=total,
         rest=rest,
-        columns={name: values.tolist() for name, values in columns.items()},
+        columns={name: values.tolist() for name, values in columns_of(stats, token_rewards).items()},
         eos=stats.finished,
         prompt=message_text(prompt),
         meta=meta,
         details=pictures_of(prompt, images) if reward.images == "read" else Markup(""),
     )
+
+
+def columns_of(stats: TokenStats, token_rewards: Tensor) -> dict[str, Tensor]:
+    """What a heat map tells of each token, by name."""
+    if not stats.has_logits:  # so that Bellman rewards of tokens are none, either
+        return {"log-prob": stats.log_probs}
+    return {
+        "token reward": token_rewards,
+        "log-prob": stats.log_probs,
+        "soft value": stats.soft_values[:-1],
+        **({} if stats.entropies is None else {"entropy": stats.entropies}),
+    }

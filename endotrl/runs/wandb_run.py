@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""W&B: login, and the run that is resumed."""
+"""W&B: login, the run that is resumed, alerts, and what is written at the end of a run."""
 
 import os
 import secrets
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import TrainingArguments
 
+from ..reporting.text import is_number
 from .files import replace_text
 
 
@@ -50,3 +54,53 @@ def continue_wandb_run(output_dir: str, anew: bool) -> None:
     os.environ["WANDB_RUN_ID"] = path.read_text(encoding="utf-8").strip()
     os.environ.setdefault("WANDB_RESUME", "allow")
     os.environ.setdefault("WANDB_DIR", output_dir)
+
+
+def active_run() -> Any:
+    """The run that this process has at W&B, or `None`. W&B is not imported for it."""
+    module = sys.modules.get("wandb")
+    return None if module is None else module.run
+
+
+def define_metrics(run: Any, goals: Mapping[str, str]) -> None:
+    """
+    What W&B keeps of metrics in its table of runs, next to their last value: `goals` has `"max"` or `"min"` by name,
+    which may end with `*`. As the x-axis, transformers sets `train/global_step`.
+    """
+    for name, goal in goals.items():
+        run.define_metric(name, step_metric="train/global_step", summary=f"last,{goal}")
+
+
+def log_table(run: Any, name: str, headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A table of a run."""
+    import wandb
+
+    cells = [[cell if cell is None or is_number(cell) else str(cell) for cell in row] for row in rows]
+    run.log({name: wandb.Table(columns=list(headers), data=cells)})
+
+
+def log_evaluation(
+    project: str, results: Mapping[str, Any], table: tuple[list[str], list[list[object]]], pages: Sequence[Path]
+) -> None:
+    """
+    An evaluation as a run of W&B: settings, the main metric of each scorer in the summary, verdict, table and pages.
+
+    Raises:
+        `ImportError`: If wandb is not installed.
+    """
+    try:
+        import wandb
+    except ImportError as error:
+        raise ImportError("--wandb needs wandb, which is not installed: pip install 'endotrl[wandb]'.") from error
+    config = {key: results[key] for key in ("benchmark", "model", "model_version", "data", "settings", "versions")}
+    name = f"{results['benchmark']} {Path(results['model']).name}"
+    with wandb.init(project=project, job_type="eval", name=name, config=config) as run:
+        main = results["main_metric"]
+        run.summary.update(
+            {"verdict": results["verdict"]}
+            | {f"{scorer}/{main}": metrics[main]["value"] for scorer, metrics in results["metrics"].items()}
+        )
+        log_table(run, "results", *table)
+        for page in pages:
+            # Of ours: what models wrote is escaped in it.
+            run.log({page.stem: wandb.Html(str(page), inject=False)})

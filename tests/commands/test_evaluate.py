@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """`endotrl eval` as users run it: files, terminal of 80 columns, page, comparison, errors."""
 
+import base64
+import hashlib
 import html
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +18,8 @@ from endotrl import SentenceReward
 from endotrl.commands.evaluate_options import BENCHMARK_HELP, NEEDS_DATA
 from endotrl.commands.main import main, make_parser
 from endotrl.evaluation.benchmarks import BENCHMARKS
+from endotrl.evaluation.examples_page import answer_example
+from endotrl.evaluation.questions import Question
 from endotrl.evaluation.results import compare, pairs_of
 from endotrl.evaluation.tables import markdown_table
 
@@ -76,6 +82,56 @@ class TestParser:
             assert stop.value.code == 0
             assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
 
+    def test_did_you_mean(self, capsys):
+        for words, meant in ((["eval", "rmbench"], "rm-bench"), (["evla", "rm-bench"], "eval")):
+            with pytest.raises(SystemExit):
+                make_parser().parse_args(words)
+            assert capsys.readouterr().err.rstrip().endswith(f"Did you mean {meant}?")
+
+
+def browser_data(path):
+    """The data of a browser's page; the page runs one script, which is ours."""
+    page = path.read_text()
+    scripts = re.findall(r"<script([^>]*)>(.*?)</script>", page, re.DOTALL)
+    assert [attributes for attributes, _ in scripts] == [' type="application/json" id="data"', ""]
+    digest = base64.b64encode(hashlib.sha256(scripts[1][1].encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in page and "default-src 'none'" in page
+    assert "innerHTML" not in page and not re.findall(r'(?:src|href)="', page)
+    return json.loads(scripts[0][1])
+
+
+class TestBrowser:
+    def test_every_example_is_there_and_runs_nothing(self, evaluate, rm_bench, tmp_path):
+        results = evaluate("rm-bench", rm_bench, "--scorers", "bellman.sum", "length")
+        assert "<script>alert" not in (tmp_path / "out" / "examples.html").read_text()
+        data = browser_data(tmp_path / "out" / "examples.html")
+        assert data["scorers"] == ["bellman.sum", "length"] and data["groups"] == ["chat"]
+        assert data["examples"][1]["prompt"].startswith("<script>alert(1)</script>") and "\x1b" not in str(data)
+        for shown, example in zip(data["examples"], results["examples"], strict=True):
+            for scorer, name in enumerate(data["scorers"]):
+                scores = example["scores"][name]
+                assert shown["scores"][scorer] == pytest.approx(scores, abs=1e-5)
+                # The worst pair of three right and three wrong answers.
+                margin = min(scores[:3]) - max(scores[3:])
+                assert shown["margin"][scorer] == pytest.approx(margin, abs=1e-5)
+                assert shown["right"][scorer] == float(margin > 0)
+                better, worse = shown["pair"][scorer]
+                assert scores[better] == min(scores[:3]) and scores[worse] == max(scores[3:])
+            assert [piece["label"] for piece in shown["pieces"]] == ["better"] * 3 + ["worse"] * 3
+
+    def test_samples(self):
+        row = {"right": [False, True, True], "texts": ["a", "b", "c"], "finished": [True, False, True]}
+        example = answer_example(
+            Question("7", "1+1?", "2"), "seed 0", row, {"s": [0.5, 0.25, -1.0], "t": [0.0, 1.0, 1.0]}
+        )
+        assert example.pieces == [("a", "wrong"), ("b", "right, cut off"), ("c", "right")]
+        assert example.choice == [0, 1] and example.right == [0.0, 1.0]
+        assert example.margin == [-0.25, 1.0] and example.pair == [(1, 0), (1, 0)]
+        alike = answer_example(
+            Question("7", "1+1?", "2"), "seed 0", {**row, "right": [True] * 3}, {"s": [0.5, 0.25, -1.0]}
+        )
+        assert alike.margin == [None] and alike.pair == [(0, 1)]
+
 
 class TestBenchmark:
     def test_results_say_what_the_scores_say(self, evaluate, rm_bench, capsys, tmp_path):
@@ -105,17 +161,22 @@ class TestBenchmark:
         ):
             assert results[key], key
         out = capsys.readouterr().out
-        assert max(map(len, out.splitlines()[:12])) <= 80
-        assert "average" in out and "bellman.sum" in out and "items are too few to tell" in out
+        assert max(map(len, out.splitlines()[:16])) <= 80
+        first, *lines = filter(None, map(str.strip, out.splitlines()))
+        assert first.startswith("3 items are too few for a verdict;") and "too few" not in "".join(lines)
+        values = [estimate["average"]["value"] for estimate in results["metrics"].values()]
+        shown = [line.split()[1] for line in lines if line.split()[0] in names]
+        assert shown == [f"{value:.3f}" for value in sorted(values, reverse=True)]
         table = (tmp_path / "out" / "results.md").read_text()
-        assert "| scorer | average | 95% interval | easy | normal | hard |" in table and results["command"] in table
+        assert "| scorer | average | 95% interval | bias | length-controlled | ties | easy | normal | hard |" in table
+        assert results["command"] in table
 
     def test_page_is_alone_and_escaped(self, evaluate, rm_bench, tmp_path):
         evaluate("rm-bench", rm_bench, "--scorers", "bellman.sum", "length", "random")
         page = (tmp_path / "out" / "report.html").read_text()
         assert "<script" not in page and "onerror=alert(2)>" not in page and "&lt;script&gt;" in page
         assert "\x1b" not in page
-        assert not re.findall(r'(?:src|href)="(?!data:)', page)
+        assert not re.findall(r'(?:src|href)="(?!data:|examples.html")', page)
         assert 'name="viewport"' in page and 'class="t ' in page
         assert page.count("<figure>") == 4  # metric, levels, length, calibration
 
@@ -142,6 +203,22 @@ class TestBenchmark:
             assert sum(tokens) + rest == pytest.approx(total, abs=0.002 * len(tokens))
             if scorer == shown:
                 assert any(abs(total - score) < 0.001 for score in scores)
+
+    def test_quiet(self, evaluate, tmp_path, capfd):
+        evaluate("preference", write(tmp_path / "p.jsonl", [PAIR_ROW]), "--scorers", "bellman.sum", "--quiet")
+        assert capfd.readouterr() == ("", "")
+
+    def test_tables_fit_80_columns(self, evaluate, tmp_path, capsys):
+        rows = [{"prompt": f"Say {i}", "chosen": "yes, yes, yes", "rejected": "no", "id": i} for i in range(24)]
+        evaluate("preference", write(tmp_path / "p.jsonl", rows), "--scorers", "length", "shortness", "random")
+        out = capsys.readouterr().out
+        assert out.strip().startswith("No scorer is better than") or out.strip().startswith("length is best")
+        evaluate("preference", write(tmp_path / "p.jsonl", rows))
+        lines = capsys.readouterr().out.splitlines()
+        assert max(map(len, lines[:32])) <= 80
+        assert (
+            sum(" 0." in line or " 1." in line for line in lines if "_residual:" in line or "residual:" in line) >= 6
+        )
 
     def test_few_items_are_called_few(self, evaluate, tmp_path, capsys):
         path = write(tmp_path / "pairs.jsonl", [PAIR_ROW, {**PAIR_ROW, "prompt": "Say no"}])
@@ -217,7 +294,7 @@ class TestBenchmark:
                 hidden = model.model(torch.tensor([ids])).last_hidden_state[0]
             last = max(i for i, token in enumerate(ids) if token != tokenizer.pad_token_id)
             assert score == pytest.approx(model.score(hidden[last]).item(), abs=1e-4)
-        assert len(results["statements"]) == len(names) - 1
+        assert results["verdict"].startswith("5 items are too few") and results["statements"] == []
         page = (tmp_path / "out" / "report.html").read_text()
         assert all(f">{name}</td>" in page for name in names)
 
@@ -288,7 +365,7 @@ class TestCompare:
             ["eval", "compare", str(tmp_path / "a"), str(tmp_path / "b"), "--markdown", str(tmp_path / "c.md")]
         )
         out = capsys.readouterr().out
-        assert code == 0 and "5 items that only one of the runs has are left out" in out
+        assert code == 0 and "5 items that not all of the runs have are left out" in out
         assert max(map(len, out.splitlines()[:8])) <= 80
         # Recomputed from the examples of the 25 items that both have.
         right = {
@@ -301,18 +378,52 @@ class TestCompare:
         length = next(line for line in (tmp_path / "c.md").read_text().splitlines() if line.startswith("| length"))
         assert "noise" in length  # the same in both
 
+    def test_three_models_in_one_table(self, evaluate, tmp_path, capsys):
+        rows = [{"prompt": f"Say {i}", "chosen": "yes", "rejected": "no, I will not", "id": i} for i in range(24)]
+        path = write(tmp_path / "p.jsonl", rows)
+        evaluate("preference", path, "--scorers", "length", "random", output="a")
+        swapped = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in rows]
+        write(tmp_path / "p.jsonl", swapped)
+        evaluate("preference", path, "--scorers", "length", "random", output="b")
+        capsys.readouterr()
+        runs = [str(tmp_path / name) for name in "aba"]
+        assert main(["eval", "compare", *runs, "--markdown", str(tmp_path / "c.md")]) == 0
+        out = capsys.readouterr().out
+        verdict = "B is better than A; B is highest (accuracy of length: A 0.000, B 1.000, C 0.000)."
+        assert " ".join(out.split()).startswith(verdict)
+        lines = list(map(str.strip, out.splitlines()))
+        row = next(line for line in lines if line.endswith("accuracy, length"))
+        assert row.split() == ["0.000", "1.000", "▲", "0.000", "accuracy,", "length"]
+        assert max(map(len, out.splitlines()[:10])) <= 80
+        table = (tmp_path / "c.md").read_text()
+        assert "| length | accuracy of B | 0.000 | 1.000 | +1.000 | +1.000 to +1.000 | better |" in table
+        assert main(["eval", "compare", runs[0]]) == 2
+
+    def test_needs_no_torch(self, evaluate, tmp_path):
+        evaluate("preference", write(tmp_path / "p.jsonl", [PAIR_ROW]), "--scorers", "length")
+        code = (
+            "import sys; from endotrl.commands.main import main\n"
+            "assert main(['eval', 'compare', sys.argv[1], sys.argv[1]]) == 0\n"
+            "heavy = {'torch', 'transformers', 'trl', 'datasets'} & set(sys.modules)\n"
+            "assert not heavy, heavy"
+        )
+        out = str(tmp_path / "out")
+        subprocess.run([sys.executable, "-c", code, out], check=True, stdout=subprocess.DEVNULL)
+
     def test_units_are_joined_by_name(self):
         """In another order, with an id that is there twice, and with items that only one run has."""
 
         def run(*units):
             values = [{"cluster": c, "group": "g", "values": {"s": {"accuracy": float(right)}}} for c, right in units]
-            return {"benchmark": "preference", "metrics": {"s": {}}, "headline": ["accuracy"], "units": values}
+            figures = {"metrics": {"s": {}}, "headline": ["accuracy"], "main_metric": "accuracy"}
+            return {"benchmark": "preference", "units": values, **figures}
 
         # In common: x (1 and 0), the first y (0 and 1), z (1 and 1); A alone has a second y and v, B alone has w.
         a, b = run(("x", 1), ("y", 0), ("y", 1), ("z", 1), ("v", 1)), run(("z", 1), ("y", 1), ("w", 0), ("x", 0))
-        found = compare(a, b)
+        found = compare([a, b])
         assert (found["num_units"], found["left_out"]) == (3, 3)
-        assert found["rows"][0]["a"] == pytest.approx(2 / 3) == found["rows"][0]["b"]
+        assert found["rows"][0]["values"] == pytest.approx([2 / 3, 2 / 3])
+        assert compare([a, b, run(("y", 0), ("z", 0))])["rows"][0]["values"] == pytest.approx([0.5, 1.0, 0.0])
 
     def test_not_comparable(self, evaluate, tmp_path, rm_bench, capsys):
         evaluate("rm-bench", rm_bench, "--scorers", "length", output="a")
@@ -365,6 +476,15 @@ class TestGeneration:
             for line in lines
         ]
         assert value["length"] == pytest.approx(sum(sum(row) / len(row) for row in longest) / 4)
+        hopeless = sum(not any(line["right"]) for line in lines)
+        assert (f"For {hopeless} of 4 questions no sample is right" in results["verdict"]) == (hopeless > 0)
+        data = browser_data(tmp_path / "out" / "examples.html")
+        assert data["scorers"] == ["log_prob.mean", "length", "majority"]
+        for shown, line in zip(data["examples"], lines, strict=True):
+            assert shown["scores"][1] == line["tokens"] and shown["choice"][1] == line["tokens"].index(
+                max(line["tokens"])
+            )
+        assert "What each scorer chose" in (tmp_path / "out" / "report.html").read_text()
 
     def test_one_engine_of_vllm(self, evaluate, tmp_path, fake_vllm):
         options = ["--samples", "2", "--seeds", "0", "1", "--backend", "vllm", "--trust-remote-code"]

@@ -51,8 +51,11 @@ class TestParser:
     def test_heavy_libraries_are_not_imported(self):
         code = (
             "import sys; from endotrl.commands.main import main\n"
-            "try: main(['score', '--help'])\n"
-            "except SystemExit as stop: assert stop.code == 0\n"
+            "eval_kinds = ['eval rm-bench', 'eval compare', 'eval generation', 'eval best-of-n']\n"
+            "commands = ['', 'demo', 'score', 'pairs', 'eval', 'forecast', 'diagnose', 'plan', 'recipes', 'workspace']\n"
+            "for words in [*commands, *eval_kinds]:\n"
+            "    try: main([*words.split(), '--help'])\n"
+            "    except SystemExit as stop: assert stop.code == 0\n"
             "heavy = {'torch', 'transformers', 'trl', 'numpy', 'rich', 'tqdm'} & set(sys.modules)\n"
             "assert not heavy, heavy"
         )

@@ -10,8 +10,9 @@ import pytest
 from endotrl.evaluation.engine import Engine
 from endotrl.evaluation.items import Item
 from endotrl.evaluation.judges import Judge
+from endotrl.evaluation.results import scores_of
 from endotrl.evaluation.run_folder import RunFolder
-from endotrl.evaluation.runner import score_items, scores_of
+from endotrl.evaluation.runner import score_items
 from endotrl.evaluation.scorer_names import make_scorer
 from endotrl.rewards.residuals import markdown_density
 

@@ -98,10 +98,8 @@ class TestDifferences:
             differences(units_of([1, 0]), units_of([1]), accuracy, np.ones((1, 2)))
 
     def test_words(self):
-        assert "b is better than a (+0.100" in difference_in_words("a", "b", Estimate(0.1, 0.02, 0.2), 100)
-        assert "b is worse than a" in difference_in_words("a", "b", Estimate(-0.1, -0.2, -0.02), 100)
-        assert "no difference beyond noise" in difference_in_words("a", "b", Estimate(0.1, -0.02, 0.2), 100)
-        assert "5 items are too few to tell" in difference_in_words("a", "b", Estimate(0.1, 0.02, 0.2), 5)
+        assert "b is better than a (+0.100" in difference_in_words("a", "b", Estimate(0.1, 0.02, 0.2))
+        assert "b is worse than a" in difference_in_words("a", "b", Estimate(-0.1, -0.2, -0.02))
 
     @pytest.mark.parametrize(
         ("low", "high", "n", "word"),

@@ -4,6 +4,7 @@
 import functools
 import importlib
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -400,6 +401,27 @@ class TestCommand:
             assert followed.work.generation_batch == recipe.work.generation_batch
             batches = [r.work.micro_batch * r.accumulation for r in (followed, recipe)]
             assert batches[0] == batches[1]
+
+    def test_time_of_all_epochs(
+        self, config_only: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Rows of a file are counted; of 2 epochs over 3200 prompts, each group is 8 of the sequences of a step."""
+        monkeypatch.setenv("COLUMNS", "80")
+        (tmp_path / "rows.jsonl").write_text('{"prompt": "1+1="}\n' * 3200)
+        path = str(ROOT / "recipes" / "qwen2.5-math-7b" / "grpo.yaml")
+        words = [f"dataset_name={tmp_path / 'rows.jsonl'}", "num_train_epochs=2", "num_generations=8"]
+        assert main(["plan", path, "--model", config_only, "--set", *words]) == 0
+        shown = capsys.readouterr().out
+        assert max(map(len, shown.splitlines())) <= 80
+        printed = " ".join(shown.split())
+        assert "on each of 8 GPUs of 80 GiB" in printed
+        seconds, sequences = (float(n) for n in re.search(r"about ([\d.]+) s for (\d+) sequences", printed).groups())
+        number, unit = re.search(
+            r"All epochs over 3,200 rows: about ([\d.]+) (seconds|minutes|hours)\.", printed
+        ).groups()
+        told = float(number) * {"seconds": 1, "minutes": 60, "hours": 3600}[unit]
+        assert told == pytest.approx(2 * 3200 * 8 / sequences * seconds, rel=0.1)
+        assert "which the reward reads too (`attach`: 0 GiB more)" in printed
 
     def test_mistakes(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         path = tmp_path / "other.yaml"

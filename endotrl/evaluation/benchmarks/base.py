@@ -20,24 +20,6 @@ def no_details(items: Sequence[Item], scores: Scores) -> dict[str, Any]:
     return {}
 
 
-@dataclass(frozen=True)
-class Benchmark:
-    """What a benchmark is, and how it is counted."""
-
-    name: str  # as on the command line
-    title: str  # as people write it
-    paper: str  # link
-    hub: HubDataset | None  # `None` if it must be given as a file
-    read: Callable[..., list[Item]]  # rows of a file to items; raises [`FormatError`]
-    units: Callable[[Sequence[Item], Scores], list[Unit]]  # scores of one scorer to what counts as right
-    metrics: Callable[[Means], dict[str, Array]]  # group means to metrics, the main one first
-    headline: tuple[str, ...]  # metrics for tables, as far as they are there
-    tie_rule: str  # what two equal scores count as, in words
-    details: Callable[[Sequence[Item], Scores], dict[str, Any]] = no_details  # what else the results say
-    chat: bool = True  # prompts given as text are messages of a user, where there is a chat template
-    options: tuple[str, ...] = ()  # keyword arguments that `read` takes
-
-
 STRICT = "A tie is not right: the better response must score strictly higher."
 
 
@@ -71,3 +53,21 @@ def accuracy_metrics(means: Means) -> dict[str, Array]:
     if len(groups) > 1:
         metrics |= {group: means[group]["accuracy"] for group in groups}
     return metrics
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What a benchmark is, and how it is counted."""
+
+    name: str  # as on the command line
+    title: str  # as people write it
+    paper: str  # link
+    hub: HubDataset | None  # `None` if it must be given as a file
+    read: Callable[..., list[Item]]  # rows of a file to items; raises [`FormatError`]
+    metrics: Callable[[Means], dict[str, Array]]  # group means to metrics, the main one first
+    headline: tuple[str, ...]  # metrics for tables, as far as they are there
+    units: Callable[[Sequence[Item], Scores], list[Unit]] = pair_units  # scores of one scorer to what counts as right
+    tie_rule: str = STRICT  # what two equal scores count as, in words
+    details: Callable[[Sequence[Item], Scores], dict[str, Any]] = no_details  # what else the results say
+    chat: bool = True  # prompts given as text are messages of a user, where there is a chat template
+    options: tuple[str, ...] = ()  # keyword arguments that `read` takes

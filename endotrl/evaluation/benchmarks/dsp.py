@@ -92,13 +92,10 @@ def _read_criteria(path: str) -> Mapping[str, str]:
         criteria = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"--criteria {path} cannot be read as JSON: {error}.") from error
-    if not isinstance(criteria, dict) or set(criteria) != set(DOMAINS) or not all(map(_is_text, criteria.values())):
+    known = isinstance(criteria, dict) and set(criteria) == set(DOMAINS)
+    if not known or not all(isinstance(text, str) and text for text in criteria.values()):
         raise ValueError(f"--criteria {path} must be an object with one text for each of {', '.join(DOMAINS)}.")
     return criteria
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and bool(value)
 
 
 BENCHMARK = Benchmark(

@@ -8,7 +8,7 @@ import numpy as np
 from ...data.sources import HubDataset, Row
 from ..intervals import TOTAL, Array, Means
 from ..items import Item
-from .base import STRICT, Benchmark, pair_units
+from .base import Benchmark
 
 
 CATEGORIES = {
@@ -52,8 +52,6 @@ BENCHMARK = Benchmark(
     paper="https://huggingface.co/papers/2410.12784",
     hub=HubDataset("ScalerLab/JudgeBench", ("gpt", "claude")),
     read=read,
-    units=pair_units,
     metrics=metrics,
     headline=("accuracy", *CATEGORIES.values()),
-    tie_rule=STRICT,
 )

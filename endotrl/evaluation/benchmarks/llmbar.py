@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from ...data.sources import HubDataset, Row
 from ..intervals import Array, Means
 from ..items import Item
-from .base import STRICT, Benchmark, mean_of, pair_units
+from .base import Benchmark, mean_of
 
 
 SUBSETS = ("Natural", "Neighbor", "GPTInst", "GPTOut", "Manual")
@@ -56,8 +56,6 @@ BENCHMARK = Benchmark(
     # The authors' own hub dataset is a script, which `datasets` no longer runs.
     hub=HubDataset("allenai/reward-bench", ("filtered",)),
     read=read,
-    units=pair_units,
     metrics=metrics,
     headline=("average", "adversarial", *SUBSETS),
-    tie_rule=STRICT,
 )

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from ...data.formats import responses_of
 from ...data.sources import Row
 from ..items import Item
-from .base import STRICT, Benchmark, accuracy_metrics, pair_units
+from .base import Benchmark, accuracy_metrics
 
 
 def read(rows: Iterable[Row]) -> list[Item]:
@@ -36,9 +36,7 @@ BENCHMARK = Benchmark(
     paper="https://huggingface.co/docs/trl/dataset_formats#preference",
     hub=None,
     read=read,
-    units=pair_units,
     metrics=accuracy_metrics,
     headline=("accuracy",),
-    tie_rule=STRICT,
     chat=False,
 )

@@ -119,11 +119,6 @@ def metrics(means: Means) -> dict[str, Array]:
     return result
 
 
-def details(items: Sequence[Item], scores: Scores) -> dict[str, Any]:
-    """The thresholds that were used."""
-    return {"thresholds": list(thresholds(items, scores))}
-
-
 def _ratio(a: Array, b: Array) -> Array:
     return np.where(b > 0, a / np.where(b > 0, b, 1.0), 0.0)
 
@@ -139,5 +134,5 @@ BENCHMARK = Benchmark(
     headline=("PRMScore", "F1", "negative F1", "first error", "auc"),
     tie_rule="A step is called wrong if it scores strictly below the threshold, which is chosen on the other half of "
     "the solutions; in the AUC a tie counts one half.",
-    details=details,
+    details=lambda items, scores: {"thresholds": list(thresholds(items, scores))},
 )

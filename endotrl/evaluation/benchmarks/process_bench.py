@@ -4,7 +4,6 @@ ProcessBench (https://huggingface.co/papers/2412.06559): find the first wrong st
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -72,7 +71,9 @@ def units(items: Sequence[Item], scores: Scores) -> list[Unit]:
     for item, row in zip(items, scores, strict=True):
         label = item.facts["label"]
         right = float(first_below(row, of_fold[fold(item)]) == label)
-        values = {"correct": right} if label == -1 else {"error": right, "located": float(_lowest(row) == label)}
+        values = (
+            {"correct": right} if label == -1 else {"error": right, "located": float(row.index(min(row)) == label)}
+        )
         result.append(Unit(f"{item.group} {item.id}", item.group, values))
     return result
 
@@ -89,15 +90,6 @@ def metrics(means: Means) -> dict[str, Array]:
     return result | {f"{group} F1": value for group, value in f1.items()}
 
 
-def details(items: Sequence[Item], scores: Scores) -> dict[str, Any]:
-    """The thresholds that were used."""
-    return {"thresholds": list(thresholds(items, scores))}
-
-
-def _lowest(scores: Sequence[float]) -> int:
-    return min(range(len(scores)), key=lambda i: scores[i])
-
-
 BENCHMARK = Benchmark(
     name="process-bench",
     title="ProcessBench",
@@ -109,5 +101,5 @@ BENCHMARK = Benchmark(
     headline=("average F1", "error", "correct", "located", *(f"{split} F1" for split in SPLITS)),
     tie_rule="A step is called wrong if it scores strictly below the threshold, which is chosen on the other half of "
     "the solutions; of equally low steps, the first counts as located.",
-    details=details,
+    details=lambda items, scores: {"thresholds": list(thresholds(items, scores))},
 )

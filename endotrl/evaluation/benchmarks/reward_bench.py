@@ -8,7 +8,7 @@ import numpy as np
 from ...data.sources import HubDataset, Row
 from ..intervals import Array, Means
 from ..items import Item
-from .base import STRICT, Benchmark, mean_of, pair_units
+from .base import Benchmark, mean_of
 
 
 # Subsets of each section with their weights: their numbers of prompts, but for math-prm, which counts as much as the
@@ -55,13 +55,10 @@ def metrics(means: Means) -> dict[str, Array]:
     for section, weights in SECTIONS.items():
         present = [subset for subset in weights if subset in means]
         if present:
-            total = sum(weights[subset] for subset in present)
-            sections[section] = (
-                np.sum([weights[subset] * means[subset]["accuracy"] for subset in present], axis=0) / total
-            )
-    subsets = {
-        subset: means[subset]["accuracy"] for weights in SECTIONS.values() for subset in weights if subset in means
-    }
+            values = [means[subset]["accuracy"] for subset in present]
+            sections[section] = np.average(values, axis=0, weights=[weights[subset] for subset in present])
+    known = [subset for weights in SECTIONS.values() for subset in weights]
+    subsets = {subset: means[subset]["accuracy"] for subset in known if subset in means}
     return {"average": mean_of(sections.values()), **sections, **subsets}
 
 
@@ -71,8 +68,6 @@ BENCHMARK = Benchmark(
     paper="https://huggingface.co/papers/2403.13787",
     hub=HubDataset("allenai/reward-bench", ("filtered",)),
     read=read,
-    units=pair_units,
     metrics=metrics,
     headline=("average", *SECTIONS),
-    tie_rule=STRICT,
 )

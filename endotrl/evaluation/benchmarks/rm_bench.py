@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from ...data.sources import HubDataset, Row
 from ..intervals import Array, Means, Unit
 from ..items import Item
-from .base import STRICT, Benchmark, Scores, mean_of
+from .base import Benchmark, Scores, mean_of
 
 
 STYLES = ("concise", "detailed", "markdown")
@@ -90,11 +90,9 @@ def _part(row: Row) -> str:
     if row.data.get("domain") is not None:
         domain = row.text("domain")
         # The authors' code goes by how the name begins, too.
-        for beginning, part in (("safety-refus", "safety-refuse"), ("safety-respon", "safety-response")):
+        parts = {"safety-refus": "safety-refuse", "safety-respon": "safety-response"} | {d: d for d in DOMAINS}
+        for beginning, part in parts.items():
             if domain.startswith(beginning):
-                return part
-        for part in DOMAINS:
-            if domain.startswith(part):
                 return part
         raise row.error(f'"domain" must begin with one of {", ".join(DOMAINS)}, but is {domain!r}.')
     for part in known:
@@ -115,5 +113,4 @@ BENCHMARK = Benchmark(
     units=units,
     metrics=metrics,
     headline=("average", *LEVELS, *DOMAINS),
-    tie_rule=STRICT,
 )

@@ -31,7 +31,9 @@ def completion_entries(paths: Sequence[Path]) -> list[dict[str, float]]:
     import pyarrow.parquet as pq
 
     stride = max(1, math.ceil(len(paths) / MAX_FILES))
-    entries, values_seen = [], set[float]()
+    from ..batch_statistics import ValuesSeen
+
+    entries, seen = [], ValuesSeen()
     for path in reversed(paths[::-1][::stride]):
         try:
             table = pq.read_table(path)
@@ -39,16 +41,13 @@ def completion_entries(paths: Sequence[Path]) -> list[dict[str, float]]:
             if path == paths[-1]:  # it is being written
                 continue
             raise ValueError(f"{path} is no Parquet file, or is damaged: {error}") from error
-        entry = _entry(path, table.to_pydict(), values_seen)
-        entry["collapse/reward_is_verdict"] = float(len(values_seen) <= MAX_VERDICTS)
+        entry = _entry(path, table.to_pydict(), seen)
+        entry["collapse/reward_is_verdict"] = float(seen.is_verdict)
         entries.append(entry)
     return entries
 
 
-MAX_VERDICTS = 32  # as in the monitor's observer, which would import TRL
-
-
-def _entry(path: Path, columns: dict[str, list[Any]], values_seen: set[float]) -> dict[str, float]:
+def _entry(path: Path, columns: dict[str, list[Any]], seen: Any) -> dict[str, float]:
     import torch
 
     from ..batch_statistics import distinct_completions, group_correlation, repetition
@@ -90,7 +89,7 @@ def _entry(path: Path, columns: dict[str, list[Any]], values_seen: set[float]) -
         return entry
     trained = rewards[max(followed, key=lambda name: followed[name])]
     entry["reward"] = trained.nanmean().item()
-    values_seen.update(round(value, 6) for value in trained.tolist() if math.isfinite(value))
+    seen.add([(i // size, completion) for i, completion in enumerate(hashes.tolist())], trained.tolist())
     correlation = group_correlation(trained, torch.tensor([float(len(w)) for w in words]), size)
     if correlation is not None:
         entry["collapse/length_correlation"] = correlation[0]

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The browser of all examples of a run: filter, sort, and two responses side by side, in one file without network."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+from markupsafe import Markup
+
+from ..data.formats import message_text
+from ..reporting import page, plain
+from .generation import accuracy_of_choice
+from .items import Item
+from .questions import Question
+
+
+LONGEST = 6000  # characters of a text that are shown
+_SCRIPT = files(__package__).joinpath("examples.js").read_text(encoding="utf-8")
+_CONTROLS = Markup("""<p>{about}</p>
+<form class="controls" autocomplete="off">
+<label>Scorer <select id="scorer"></select></label>
+<label>beside <select id="other"></select></label>
+<label>Show <select id="outcome"><option value="all">all<option value="right">right<option value="wrong">wrong
+<option value="differ">where the two differ</select></label>
+<label>Part <select id="group"></select></label>
+<label>Sort by <select id="sort"><option value="worst">margin, most wrong first<option value="best">margin, most right
+first<option value="close">margin, closest first<option value="long">length<option value="file">file</select></label>
+<label>Search <input id="search" type="search"></label>
+</form>
+<p class="meta" id="count" role="status"></p><ul class="examples" id="list"></ul>
+<button type="button" id="more">Show more</button>
+<noscript><p>This page needs JavaScript; <code>results.json</code> has the same examples.</p></noscript>""")
+
+
+@dataclass(frozen=True)
+class Example:
+    """
+    An example as the page shows it: its pieces (responses, samples or steps) with their labels; and for each scorer
+    the scores of all, whether it is right, by what margin, and which two pieces tell that.
+    """
+
+    id: str
+    group: str
+    prompt: str
+    pieces: Sequence[tuple[str, str]]  # text and label
+    scores: Sequence[Sequence[float]]  # by scorer
+    right: Sequence[float | None]
+    margin: Sequence[float | None]
+    pair: Sequence[tuple[int, int]]
+    choice: Sequence[int] | None = None  # the piece that each scorer puts first
+    note: str = ""
+
+
+def examples_of(results: Mapping[str, Any], items: Sequence[Item]) -> list[Example]:
+    """Examples of a benchmark: right if the better response, or the first wrong step, stands out in every pair."""
+    found = []
+    for item, example in zip(items, results["examples"], strict=True):
+        scores = [example["scores"][name] for name in results["metrics"]]
+        if item.steps is None:
+            good = {better for better, _ in item.better}
+            labels = ["better" if i in good else "worse" for i in range(len(item.responses))]
+            pieces = [(message_text(text), label) for text, label in zip(item.responses, labels, strict=True)]
+            pairs: Sequence[tuple[int, int]] = item.better
+        else:
+            label = item.facts.get("label")
+            wrong = {label} if label is not None else set(item.facts.get("errors", ()))
+            numbers = range(len(item.steps))
+            pieces = [(text, "wrong step" if i in wrong else "step") for i, text in enumerate(item.steps)]
+            first = min((i for i in wrong if i >= 0), default=None)
+            pairs = () if first is None else [(i, first) for i in numbers if i != first]
+        told = [min(((row[a] - row[b], (a, b)) for a, b in pairs), default=None) for row in scores]
+        found.append(
+            Example(
+                item.id,
+                item.group,
+                message_text(item.prompt),
+                pieces,
+                scores,
+                [None if best is None else float(best[0] > 0) for best in told],
+                [None if best is None else best[0] for best in told],
+                [(0, len(pieces) - 1) if best is None else best[1] for best in told],
+                note=f"Criterion: {item.criterion}" if item.criterion else "",
+            )
+        )
+    return found
+
+
+def answer_example(
+    question: Question, group: str, row: Mapping[str, Any], scores: Mapping[str, Sequence[float]]
+) -> Example:
+    """Sampled answers to a question, as `answers.jsonl` has them, with the scores by which scorers choose."""
+    right = [float(r) for r in row["right"]]
+    ends = ["" if finished else ", cut off" for finished in row["finished"]]
+    labels = [("right" if r else "wrong") + end for r, end in zip(right, ends, strict=True)]
+    told = [_best_of_both(values, right) for values in scores.values()]
+    mean = sum(right) / len(right)
+    return Example(
+        question.id,
+        group,
+        message_text(question.prompt),
+        list(zip(row["texts"], labels, strict=True)),
+        list(scores.values()) or [right],
+        [accuracy_of_choice(values, right) for values in scores.values()] or [mean],
+        [margin for margin, _ in told] or [mean],
+        [pair for _, pair in told] or [_best_of_both(right, right)[1]],
+        [list(values).index(max(values)) for values in scores.values()] or None,
+        f"Right answer: {question.answer}",
+    )
+
+
+def _best_of_both(scores: Sequence[float], right: Sequence[float]) -> tuple[float | None, tuple[int, int]]:
+    """The right and the wrong sample that score highest, and by how much the right one does so."""
+    order = sorted(range(len(scores)), key=lambda i: -scores[i])
+    good, bad = ([i for i in order if (right[i] > 0) is kind] for kind in (True, False))
+    if good and bad:
+        return scores[good[0]] - scores[bad[0]], (good[0], bad[0])
+    return None, (order[0], order[min(1, len(order) - 1)])
+
+
+def examples_page(title: str, scorers: Sequence[str], examples: Sequence[Example], about: str) -> str:
+    """The page; text of models is escaped, and runs nothing."""
+    data = {
+        "scorers": [plain(name) for name in scorers],
+        "groups": list(dict.fromkeys(plain(example.group) for example in examples)),
+        "examples": [
+            {
+                **vars(example),
+                "id": plain(example.id),
+                "group": plain(example.group),
+                "note": plain(example.note),
+                "prompt": _shown(example.prompt),
+                "pieces": [{"text": _shown(text), "label": plain(label)} for text, label in example.pieces],
+                "scores": [[_finite(score) for score in row] for row in example.scores],
+                "margin": [_finite(margin) for margin in example.margin],
+            }
+            for example in examples
+        ],
+    }
+    return page(title, [("", _CONTROLS.format(about=about))], script=_SCRIPT, data=data)
+
+
+def _shown(text: str) -> str:
+    rest = len(text) - LONGEST
+    return plain(text if rest <= 0 else f"{text[:LONGEST]} … ({rest:,} more characters)")
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else round(value, 6)

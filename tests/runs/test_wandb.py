@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""W&B: the sections of its workspace, alerts, and evaluations as runs."""
+
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from endotrl import CollapseMonitor
+from endotrl.commands.main import main
+from endotrl.launch.pipeline import print_summary
+from endotrl.runs.wandb_run import define_metrics, log_evaluation
+from endotrl.runs.wandb_workspace import LAYOUT, make_workspace
+
+from ..launch.test_recipes_tracking import PANELS, read_offline_run, records
+
+
+class FakeRun:
+    """Notes what it is told."""
+
+    def __init__(self) -> None:
+        self.alerts: list[tuple[str, str]] = []
+        self.metrics: dict[str, dict[str, str]] = {}
+        self.logged: dict[str, Any] = {}
+
+    def alert(self, title: str, text: str, level: str) -> None:
+        assert level in ("INFO", "WARN", "ERROR")
+        self.alerts.append((title, text))
+
+    def define_metric(self, name: str, **settings: str) -> None:
+        self.metrics[name] = settings
+
+    def log(self, values: dict[str, Any]) -> None:
+        self.logged.update(values)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> FakeRun:
+    """The run that this process has at W&B."""
+    wandb = pytest.importorskip("wandb")
+    fake = FakeRun()
+    monkeypatch.setattr(wandb, "run", fake)
+    return fake
+
+
+def panels_of(metric: str) -> list[str]:
+    return [title for part in LAYOUT.values() for title, regex in part.items() if re.fullmatch(regex, metric)]
+
+
+class TestWorkspace:
+    def test_every_curve_of_a_run_has_a_panel(self) -> None:
+        logged = PANELS | {
+            "ppo/kl_reward",
+            "ppo/explained_variance",
+            "accuracy",
+            "margin",
+            "advantage/within_completion",
+        }
+        logged |= {
+            f"collapse/{name}/accuracy" for name in ("change", "change_error", "agreement", "agreement_z", "slope")
+        }
+        assert {metric for metric in logged if not panels_of(metric)} == set()
+        assert (
+            panels_of("rewards/accuracy/mean")[0] == panels_of("collapse/held_out/accuracy")[0] == "Held-out accuracy"
+        )
+        assert panels_of("collapse/held_out_error/accuracy") == ["Standard errors"]
+        # W&B's server reads them: RE2 does not look ahead or back.
+        assert not any("(?" in regex for part in LAYOUT.values() for regex in part.values())
+
+    def test_as_wandb_has_it(self) -> None:
+        pytest.importorskip("wandb_workspaces")
+        spec = json.loads(make_workspace("me", "mine")._to_model().spec.model_dump_json(by_alias=True))
+        sections = spec["section"]["panelBankConfig"]["sections"]
+        assert [section["name"] for section in sections][: len(LAYOUT)] == list(LAYOUT)
+        panel = sections[0]["panels"][0]["config"]
+        assert panel["chartTitle"] == "Held-out accuracy" and panel["useMetricRegex"]
+        assert re.match(panel["metricRegex"], "eval/rewards/accuracy/mean")
+
+    def test_whose_project(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["workspace", "mine"]) == 2
+        assert "'mine' is not ENTITY/PROJECT" in capsys.readouterr().err
+
+
+def test_alert_on_collapse(run: FakeRun) -> None:
+    monitor = CollapseMonitor(held_out=["accuracy"])
+    args = SimpleNamespace(report_to=["wandb"], output_dir="x", load_best_model_at_end=False)
+    state = SimpleNamespace(log_history=[{}], is_world_process_zero=True, global_step=0, stateful_callbacks={})
+    control = SimpleNamespace(should_training_stop=False)
+    noise = [0.01, -0.01] * 50
+    accuracies = [0.7 + e for e in noise[:40]] + [0.7 - 0.01 * i + e for i, e in enumerate(noise[:30])]
+    for step, accuracy in enumerate(accuracies):
+        state.global_step = step
+        monitor.on_log(args, state, control, logs={"reward": 0.1 * step, "rewards/accuracy/mean": accuracy})
+    ((title, text),) = run.alerts  # once
+    assert title == "The run collapses" and text.startswith(f"Step {monitor.alarms[0][0]}. The held-out reward")
+    assert monitor.alarms[0][0] >= 40
+
+
+def test_summary_has_accuracy_first(run: FakeRun) -> None:
+    history = [
+        {"reward": float(i), "kl": 0.1, "rewards/endogenous_reward/mean": float(i), "rewards/accuracy/mean": i / 10}
+        for i in range(10)
+    ]
+    print_summary(history, "output")
+    table = run.logged["summary"]
+    assert table.columns == ["metric", "start", "end"]
+    assert [row[0] for row in table.data] == ["rewards/accuracy/mean", "kl", "rewards/endogenous_reward/mean"]
+    assert table.data[0][1:] == pytest.approx([0.05, 0.85])
+
+
+def test_best_values_are_kept(run: FakeRun) -> None:
+    define_metrics(run, {"eval/rewards/*": "max"})
+    assert run.metrics == {"eval/rewards/*": {"step_metric": "train/global_step", "summary": "last,max"}}
+
+
+def test_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = pytest.importorskip("wandb")
+    from wandb.proto import wandb_internal_pb2
+
+    wandb.teardown()  # the environment is read once
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
+    page = tmp_path / "report.html"
+    page.write_text("<html>&lt;b&gt;</html>")
+    results = {
+        **{key: key for key in ("benchmark", "model", "model_version", "data", "settings", "versions", "verdict")},
+        "settings": {"alpha": 1.0},
+        "main_metric": "accuracy",
+        "metrics": {"bellman.sum": {"accuracy": {"value": 0.7}}, "length": {"accuracy": {"value": None}}},
+    }
+    log_evaluation("mine", results, (["scorer", "accuracy"], [["bellman.sum", 0.7], ["length", None]]), [page])
+    wandb.teardown()
+    (file,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+    summary = {}
+    for data in records(file):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        summary |= {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.summary.update}
+    assert summary["bellman.sum/accuracy"] == 0.7 and summary["verdict"] == "verdict"
+    assert summary["results"]["nrows"] == 2 and summary["report"]["_type"] == "html-file"
+    assert read_offline_run(file)[0] >= {"results", "report"}
