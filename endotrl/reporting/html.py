@@ -13,7 +13,12 @@ from .heat_map import SHADES
 from .text import cell_text, is_number, plain
 
 
-_STYLE = files(__package__).joinpath("style.css").read_text(encoding="utf-8")
+_STYLE, _BLOCKS = (
+    files(__package__).joinpath(f"{name}.css").read_text(encoding="utf-8") for name in ("style", "blocks")
+)
+# Light, whatever the notebook's own theme, which no media query tells: the colours of the first rule of the page.
+_CELL = f".endotrl {{{_STYLE.split('{', 1)[1].split('}', 1)[0]} color-scheme: light; color: var(--text); \
+background: var(--paper); padding: .2rem .8rem; max-width: 58rem;\n{_BLOCKS}{SHADES}\n}}"
 _PAGE = Markup("""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -66,12 +71,17 @@ def page(
     )
     html = _PAGE.format(
         title=plain(title),
-        style=Markup(_STYLE + SHADES),
+        style=Markup(_STYLE + _BLOCKS + SHADES),
         lead=Markup('<div class="lead">{}</div>').format(_paragraph(lead)) if lead else "",
         body=body,
         footer=Markup("<footer>{}</footer>").format(_paragraph(footer)) if footer else "",
     )
     return str(html)  # the page is done: no longer `Markup`, which would escape what is added
+
+
+def notebook_cell(blocks: Markup) -> str:
+    """Blocks of a page as the output of a notebook's cell, whose styles are theirs alone."""
+    return str(Markup('<div class="endotrl"><style>{}</style>{}</div>').format(Markup(_CELL), blocks))
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "", decimals: int = 3) -> Markup:
