@@ -16,6 +16,8 @@ COMPAT_VENV := .venv-compat
 COMPAT_PIP_INSTALL := $(COMPAT_VENV)/bin/python -m pip install -qq --disable-pip-version-check
 # vLLM for a CPU, in an environment of its own: it pins torch and transformers.
 VLLM_VENV := .venv-vllm
+# The site's tools, in an environment of their own: they read the package, and need neither it nor torch.
+DOCS_VENV := .venv-docs
 VLLM_PIP := $(VLLM_VENV)/bin/python -m pip
 COMPAT_TESTS := tests/compat tests/rewards tests/scoring tests/test_bellman.py tests/test_contract.py tests/test_docs.py
 WORKERS ?= 2
@@ -34,7 +36,7 @@ GPU_PYTHON_VERSION ?= 3.12
 GPU_OWN := torch|triton|nvidia-.*|transformers|numpy|deepspeed|wandb|pytest.*|mypy.*|ruff|codespell|pre.commit.*|llm-.*|gguf
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=15
 
-.PHONY: help demo vlm-demo theory recipe sentence-rl sentence-rl-smollm2 test test-fast test-compat test-vllm bench gpu gpu-wheels lint format clean
+.PHONY: help demo vlm-demo theory recipe sentence-rl sentence-rl-smollm2 test test-fast test-compat test-vllm bench docs gpu gpu-wheels lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -83,6 +85,15 @@ lint: $(VENV)/.installed  ## Check style, format, types and spelling
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/codespell
+
+docs: $(DOCS_VENV)/.installed  ## Build the site of docs/ into site/, and fail at a broken link (10 seconds)
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --quiet
+	@echo "The site: site/index.html"
+
+$(DOCS_VENV)/.installed: pyproject.toml Makefile constraints/docs.txt
+	@test -x $(DOCS_VENV)/bin/pip || $(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python -m pip install -qq --disable-pip-version-check -r constraints/docs.txt
+	@touch $@
 
 # The machine's own torch and transformers, and beside them what is not there: from wheels/ where `make gpu-wheels` has
 # put it, for a machine without a network.
@@ -148,5 +159,5 @@ $(VLLM_VENV)/.installed: pyproject.toml Makefile
 	@touch $@
 
 clean:  ## Remove the environments, caches and build results (outputs of runs stay)
-	rm -rf $(VENV) $(COMPAT_VENV) $(VLLM_VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(COMPAT_VENV) $(VLLM_VENV) $(DOCS_VENV) site build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

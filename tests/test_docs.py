@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The snippets of docs/trl.md, docs/dense.md, docs/ppo.md, docs/collapse.md, docs/forecast.md,
-docs/served.md and of the README run as they stand, only smaller: a tiny model for the hub's, and one step. Links lead somewhere.
+The snippets of the README and of docs/ run as they stand, only smaller: a tiny model for the hub's, and one step. Links
+lead somewhere.
 """
 
 import functools
@@ -24,29 +24,37 @@ from .support.fake_server import FakeServer
 
 
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "docs" / "trl.md").read_text(encoding="utf-8")
-DENSE = (ROOT / "docs" / "dense.md").read_text(encoding="utf-8")
-PPO = (ROOT / "docs" / "ppo.md").read_text(encoding="utf-8")
-SERVED = (ROOT / "docs" / "served.md").read_text(encoding="utf-8")
-COLLAPSE = (ROOT / "docs" / "collapse.md").read_text(encoding="utf-8")
-FORECAST = (ROOT / "docs" / "forecast.md").read_text(encoding="utf-8")
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("docs/questions/*.md"))]
+TEXTS = {
+    page.relative_to(ROOT).with_suffix("").as_posix().removeprefix("docs/"): page.read_text(encoding="utf-8")
+    for page in PAGES
+}
 MODEL = "Qwen/Qwen2.5-0.5B-Instruct"
-# The README's later snippets show a line of a script each; its first one is whole.
-SNIPPETS = re.findall(r"^```python\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
-SNIPPETS += re.findall(r"^```python\n(.*?)^```", DENSE, flags=re.MULTILINE | re.DOTALL)
-SNIPPETS += re.findall(r"^```python\n(.*?)^```", PPO, flags=re.MULTILINE | re.DOTALL)
-SNIPPETS += re.findall(r"^```python\n(.*?)^```", FORECAST, flags=re.MULTILINE | re.DOTALL)
-SNIPPETS += re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)[:1]
-# Its last snippet only makes rewards, of models that are not here.
-SNIPPETS += re.findall(r"^```python\n(.*?)^```", COLLAPSE, flags=re.MULTILINE | re.DOTALL)[:2]
-# The others need several servers, or models that are not here.
-SNIPPETS += re.findall(r"^```python\n(.*?)^```", SERVED, flags=re.MULTILINE | re.DOTALL)[:1]
+# Those of docs/sentence.md and docs/selection.md build on each other: tests/sentence and tests/selection run them. Of
+# others, a comment in the page says why they don't run here.
+SNIPPETS = {
+    f"{page}-{i}": snippet
+    for page, text in TEXTS.items()
+    if page not in ("sentence", "selection")
+    for i, (comment, snippet) in enumerate(
+        re.findall(r"^(<!-- not run: .+ -->\n)?```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL), start=1
+    )
+    if not comment
+}
 HAS_PPO = Version(version("trl")) < Version("1.13")
-(CONFIG,) = re.findall(r"^```yaml\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
+(CONFIG,) = re.findall(r"^```yaml\n(.*?)^```", TEXTS["trl"], flags=re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS, ids=range(1, len(SNIPPETS) + 1))
+def test_which_snippets_run() -> None:
+    pages = {name.rpartition("-")[0] for name in SNIPPETS}
+    assert pages == {
+        *("README", "index", "trl", "dense", "ppo", "collapse", "forecast", "served", "score"),
+        *("questions/lora", "questions/grader"),
+    }
+    assert len(SNIPPETS) == 20
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS.values(), ids=SNIPPETS.keys())
 def test_snippet(snippet: str, tiny_model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if "trl.experimental.ppo" in snippet and not HAS_PPO:
         pytest.skip(f"TRL has PPOTrainer up to 1.12, and {version('trl')} is installed: run `make test-compat`")
@@ -71,11 +79,13 @@ def test_snippet(snippet: str, tiny_model_path: str, tmp_path: Path, monkeypatch
             module, name, functools.partial(getattr(module, name), **common, **settings), raising=False
         )
     monkeypatch.chdir(tmp_path)
+    for name, text in re.findall(r"^cat > (\S+) <<'EOF'\n(.*?)^EOF", TEXTS["score"], flags=re.MULTILINE | re.DOTALL):
+        Path(name).write_text(text)
     names: dict[str, Any] = {}
     with FakeServer(tiny_model_path) as server:
-        text = snippet.replace(MODEL, tiny_model_path).replace("http://127.0.0.1:8000/v1", server.url)
-        exec(compile(text, "docs/trl.md", "exec"), names)
-    assert "forecast" in names or names["trainer"].state.global_step == 1
+        text = re.sub(r"quickstart|Qwen/Qwen2\.5[\w.-]+", tiny_model_path, snippet)
+        exec(compile(text.replace("http://127.0.0.1:8000/v1", server.url), "docs", "exec"), names)
+    assert "trainer.train()" not in snippet or names["trainer"].state.global_step == 1
 
 
 def test_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +109,7 @@ def test_every_figure_is_explained(tiny_model_path: str) -> None:
         prompts=["a", "a"], completions=["b", "c d e"], log_metric=logged.__setitem__, log_extra=logged.__setitem__
     )
     for key in logged:
-        assert f"`{key}`" in TEXT
+        assert f"`{key}`" in TEXTS["trl"]
 
 
 @pytest.mark.parametrize("page", sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]), ids=lambda page: page.name)

@@ -14,6 +14,7 @@ from ..evaluation.intervals import Unit
 from ..evaluation.questions import read_questions
 from ..evaluation.results import rounded
 from ..evaluation.run_folder import open_folder
+from ..reporting import notebook_cell
 from ..rewards.endogenous import EndogenousReward
 from .collect import collect
 from .grader import Grade, Grader
@@ -71,7 +72,7 @@ class Forecast:
     def _repr_html_(self) -> str:
         from .page import body
 
-        return str(body(self))
+        return notebook_cell(body(self))
 
 
 def forecast(

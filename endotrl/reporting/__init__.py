@@ -9,7 +9,7 @@ always text, so nothing that a model writes can become part of the page.
 
 from .curves import curves, sparkline
 from .heat_map import OPACITY, STEPS, ColorScale, HeatMapRow, heat_maps, legend, token_heat_map
-from .html import SupportsSavefig, figure, page, table
+from .html import SupportsSavefig, figure, notebook_cell, page, table
 from .terminal import (
     ignore_upstream_warnings,
     quiet_libraries,
@@ -35,6 +35,7 @@ __all__ = [
     "heat_maps",
     "ignore_upstream_warnings",
     "legend",
+    "notebook_cell",
     "number",
     "page",
     "plain",

@@ -15,7 +15,12 @@ from .heat_map import SHADES
 from .text import cell_text, is_number, plain
 
 
-_STYLE = files(__package__).joinpath("style.css").read_text(encoding="utf-8")
+_STYLE, _BLOCKS = (
+    files(__package__).joinpath(f"{name}.css").read_text(encoding="utf-8") for name in ("style", "blocks")
+)
+# Light, whatever the notebook's own theme, which no media query tells: the colours of the first rule of the page.
+_CELL = f".endotrl {{{_STYLE.split('{', 1)[1].split('}', 1)[0]} color-scheme: light; color: var(--text); \
+background: var(--paper); padding: .2rem .8rem; max-width: 58rem;\n{_BLOCKS}{SHADES}\n}}"
 _PAGE = Markup("""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -76,7 +81,7 @@ def page(
     )
     html = _PAGE.format(
         title=plain(title),
-        style=Markup(_STYLE + SHADES),
+        style=Markup(_STYLE + _BLOCKS + SHADES),
         lead=Markup('<div class="lead">{}</div>').format(_paragraph(lead)) if lead else "",
         body=body,
         footer=Markup("<footer>{}</footer>").format(_paragraph(footer)) if footer else "",
@@ -95,6 +100,11 @@ def _script(script: str, data: Any) -> Markup:
     # Nothing in a string can end its element.
     values = json.dumps(data, ensure_ascii=False).replace("&", "\\u0026").replace("<", "\\u003c")
     return Markup(f'<script type="application/json" id="data">{values}</script>\n<script>{script}</script>\n')
+
+
+def notebook_cell(blocks: Markup) -> str:
+    """Blocks of a page as the output of a notebook's cell, whose styles are theirs alone."""
+    return str(Markup('<div class="endotrl"><style>{}</style>{}</div>').format(Markup(_CELL), blocks))
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "", decimals: int = 3) -> Markup:

@@ -3,7 +3,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from markupsafe import Markup
@@ -14,12 +14,15 @@ from ..rendering.messages import Prompt
 from ..reporting import HeatMapRow
 from ..scoring.token_stats import TokenStats
 from .corrections import length_shares
-from .endogenous import EndogenousReward
 from .pictures import pictures_of
 
 
+if TYPE_CHECKING:
+    from .endogenous import EndogenousReward
+
+
 def heat_map_row(
-    reward: EndogenousReward,
+    reward: "EndogenousReward",
     stats: TokenStats,
     prompt: Prompt = "",
     meta: str = "",
@@ -27,11 +30,11 @@ def heat_map_row(
     images: Sequence[Any] | None = None,
 ) -> HeatMapRow:
     """
-    A completion in the colours of its contributions to the reward ([`EndogenousReward.contributions_from`]), with the
+    A completion in the colours of its contributions to the reward ([`RewardRule.contributions`]), with the
     token rewards and what they are made of as further numbers, above the images that its prompt and its columns have.
     `length_slope` is the slope on log length that [`LengthControl`] takes out.
     """
-    contributions, total = reward.contributions_from(stats), reward.aggregate_from(stats)
+    contributions, total = reward.rule.contributions(stats), reward.rule.outcome(stats)
     token_rewards = reward.rule.token_rewards(stats)
     rest = {}
     if contributions is None or total is None:

@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from .._moved import accept_positional
-from ..bellman import Contributions
 from ..checks import check_choice, check_criterion
 from ..frozen.served import ServedModel
 from ..rendering.images import Images
@@ -29,6 +28,7 @@ from .diagnostics import is_evaluation, log_batch
 from .generalist import Generalist
 from .protocol import DenseScores, check_same_tokens
 from .rule import RewardRule
+from .scored import ScoredCompletions
 from .settings import CorrectionName, TokenReward, Truncation
 
 
@@ -321,9 +321,10 @@ class EndogenousReward(FrozenModelReward):
         progress: bool = False,
         mean_logits: bool = False,
         images: Sequence[Sequence[Any] | None] | None = None,
-    ) -> list[TokenStats]:
+    ) -> ScoredCompletions:
         """
-        Token statistics of completions, with the decoded text and the characters of each token.
+        Token statistics of completions, with the decoded text and the characters of each token. A notebook shows them
+        as heat maps.
 
         Args:
             prompts, completions, completion_ids, domain:
@@ -336,14 +337,15 @@ class EndogenousReward(FrozenModelReward):
                 Images of each row that are not in its messages: see [`place_images`].
 
         Returns:
-            `list[TokenStats]`, in the order given, for [`token_rewards_from`] and [`aggregate_from`].
+            [`ScoredCompletions`], a list of [`TokenStats`] in the order given, for [`token_rewards_from`] and
+            [`aggregate_from`].
         """
         rows = self._rows(prompts, completions, completion_ids, domain, {"images": images})
         scored = self._score_rows(rows, entropy=True, mean_logits=mean_logits, progress=progress)
         for i, row in enumerate(rows):
             text, offsets = decode_with_offsets(self._tokenizer, row.completion_ids)
             scored[i] = replace(scored[i], text=text, offsets=[offsets[position] for position in row.action_positions])
-        return scored
+        return ScoredCompletions(scored, self, prompts, images)
 
     def token_rewards_from(self, stats: TokenStats) -> Tensor:
         """Token rewards of a scored completion, of shape `(H,)`, 0 where a tool wrote."""
@@ -353,10 +355,6 @@ class EndogenousReward(FrozenModelReward):
     def aggregate_from(self, stats: TokenStats) -> float | None:
         """Reward of a scored completion: see [`RewardRule.outcome`]."""
         return self.rule.outcome(stats)
-
-    def contributions_from(self, stats: TokenStats) -> Contributions | None:
-        """Contributions of tokens to the reward: see [`RewardRule.contributions`]."""
-        return self.rule.contributions(stats)
 
     def as_reward_model(self) -> "RewardModelAdapter":
         """This reward as the `reward_model` of TRL's own PPO trainer, up to TRL 1.12: see [`RewardModelAdapter`]."""

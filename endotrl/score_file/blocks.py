@@ -119,7 +119,7 @@ def output_record(
         if stats.entropies is not None:
             record["entropy"] = _finite(stats.entropies.mean().item())
     if tokens:
-        record["tokens"] = [(stats.text or "")[start:end] for start, end in stats.offsets or []]
+        record["tokens"] = stats.tokens
         # What the reward can be computed from again.
         if stats.has_logits:
             record["token_rewards"] = _rounded(token_rewards)
@@ -131,7 +131,7 @@ def output_record(
             record["entropies"] = _rounded(stats.entropies.tolist())
         if reward.rule.needs_mean_logits and stats.mean_logits is not None:
             record["mean_logits"] = _rounded(stats.mean_logits.tolist())
-        contributions = reward.contributions_from(stats)
+        contributions = reward.rule.contributions(stats)
         if contributions is not None:
             record["contributions"] = _rounded(contributions.tokens.tolist())
             rest = {"prompt_contribution": contributions.prompt, "cut_off_contribution": contributions.cut_off}

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The two numbers a token that everything else is made of."""
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..reporting import HeatMapRow, heat_maps, notebook_cell
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,44 @@ class TokenStats:
     def log_probs(self) -> Tensor:
         r"""$\log \hat\pi(a_h|s_h) = (f(s_h, a_h) - V(s_h)) / \alpha$, of shape `(H,)`, in nats."""
         return (self.chosen_logits - self.soft_values[:-1]) / self.alpha
+
+    @property
+    def tokens(self) -> list[str]:
+        """Text of every scored token; empty where a token ends inside a character, or without `text`."""
+        offsets = [(0, 0)] * len(self.token_ids) if self.offsets is None else self.offsets
+        return [(self.text or "")[start:end] for start, end in offsets]
+
+    def to_dict(self) -> dict[str, list[Any]]:
+        """
+        Columns of one entry per scored token, without torch, for `pandas.DataFrame(stats.to_dict())`: text, log
+        probability in nats, $f(s_h, a_h)$, $V(s_h)$, and what else was computed.
+        """
+        columns = {
+            "token_id": self.token_ids,
+            "log_prob": self.log_probs,
+            "chosen_logit": self.chosen_logits,
+            "soft_value": self.soft_values[:-1],
+            "entropy": self.entropies,
+            "mean_logit": self.mean_logits,
+            "generalist_log_prob": self.generalist_log_probs,
+        }
+        return {"token": self.tokens, **{key: value.tolist() for key, value in columns.items() if value is not None}}
+
+    def _repr_html_(self) -> str | None:
+        """Heat map of the log-probabilities, in a notebook; `None` without `text`."""
+        if self.text is None:
+            return None
+        log_probs, columns = self.log_probs.tolist(), self.to_dict()
+        named = {name.replace("_", " "): columns[name] for name in ("soft_value", "entropy") if name in columns}
+        row = HeatMapRow(
+            text=self.text,
+            offsets=self.offsets or [],
+            contributions=log_probs,
+            total=math.fsum(log_probs),
+            columns=named,
+            eos=self.finished,
+        )
+        return notebook_cell(heat_maps([row], "log-probability, nats", "log-probability"))
 
     def on_all_tokens(self, values: Tensor) -> Tensor:
         """

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
 What became of the options of TRL's own PPO, `trl.experimental.ppo` up to TRL 1.12: the errors are made from these
-tables, and docs/ppo.md shows them.
+tables, and docs/questions/coming-from.md shows the most needed.
 """
 
 from collections.abc import Iterable, Mapping
@@ -64,5 +64,5 @@ def check_names(given: Iterable[str], moved: Mapping[str, str], where: str) -> N
     if found:
         raise TypeError(
             f"{where} has no {', '.join(f'`{name}`' for name in found)}: that is TRL's own PPO, up to TRL 1.12. "
-            f"{' '.join(f'`{name}`: now {moved[name]}.' for name in found)} docs/ppo.md has the whole table."
+            f"{' '.join(f'`{name}`: now {moved[name]}.' for name in found)} See docs/questions/coming-from.md."
         )

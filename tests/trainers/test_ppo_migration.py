@@ -18,7 +18,7 @@ from endotrl.launch.arguments import make_parser
 from endotrl.trainers.ppo_migration import ARGUMENTS, CONFIG
 
 
-PPO = (Path(__file__).parents[2] / "docs" / "ppo.md").read_text(encoding="utf-8")
+GUIDE = (Path(__file__).parents[2] / "docs" / "questions" / "coming-from.md").read_text(encoding="utf-8")
 # The fields that TRL 1.12's `PPOConfig` adds to transformers', with its defaults, and the arguments of its
 # `PPOTrainer`.
 FIELDS: dict[str, Any] = {
@@ -123,6 +123,5 @@ def test_its_order_of_arguments(tmp_path: Path) -> None:
 
 
 def test_table_of_the_docs() -> None:
-    rows = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|$", PPO.split("## Coming from TRL's PPO")[1], flags=re.MULTILINE))
-    assert {name: rows.get(name) for name in CONFIG} == CONFIG
-    assert {name: rows.get(name) for name in ARGUMENTS} == ARGUMENTS
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|$", GUIDE.split("## TRL's PPO")[1], flags=re.MULTILINE))
+    assert len(rows) == 14 and rows.items() <= {**CONFIG, **ARGUMENTS}.items()

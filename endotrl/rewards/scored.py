@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scored completions, as a notebook shows them and a table holds them."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..data.formats import message_text
+from ..rendering.messages import Prompt
+from ..reporting import heat_maps, notebook_cell, number, plain, table
+from ..scoring.token_stats import TokenStats
+from .contributions import heat_map_row
+
+
+if TYPE_CHECKING:
+    from .endogenous import EndogenousReward
+
+
+SHOWN = 50  # heat maps in a notebook: more would make its file heavy
+
+
+class ScoredCompletions(list[TokenStats]):
+    """
+    What [`EndogenousReward.score`] returns: a list of [`TokenStats`] that knows the rewards and the prompts. In a
+    notebook it shows a table, the best answer to each prompt first, and heat maps of what each token contributes.
+
+    Args:
+        stats (`list[TokenStats]`):
+            Token statistics of the completions.
+        reward ([`EndogenousReward`]):
+            The reward that scored them.
+        prompts (`list`):
+            Prompt of each, text or messages.
+        images (`list`, *optional*):
+            Images of each that are not in its prompt.
+
+    Example:
+    ```python
+    >>> import pandas
+    >>> from endotrl import EndogenousReward
+
+    >>> scored = EndogenousReward("quickstart").score(["The capital of France is"] * 2, [" Paris.", " Rome."])
+    >>> best_first = pandas.DataFrame(scored.to_dict()).sort_values("reward", ascending=False)
+    >>> tokens = pandas.DataFrame(scored[0].to_dict())
+    ```
+    """
+
+    def __init__(
+        self,
+        stats: Sequence[TokenStats],
+        reward: "EndogenousReward",
+        prompts: Sequence[Prompt],
+        images: Sequence[Sequence[Any] | None] | None = None,
+    ) -> None:
+        super().__init__(stats)
+        self.reward = reward
+        self.prompts = [message_text(prompt) for prompt in prompts]
+        self._asked = list(zip(prompts, images or [None] * len(prompts), strict=True))
+
+    @property
+    def completions(self) -> list[str]:
+        """Text of each completion, without the end-of-sequence token."""
+        texts = [(stats.text or "", stats.offsets or [(0, 0)], stats.finished) for stats in self]
+        return [text[: offsets[-1][0]] if finished else text for text, offsets, finished in texts]
+
+    @property
+    def rewards(self) -> list[float | None]:
+        """Reward of each completion, without [`LengthControl`], which needs groups; `None` if it has none."""
+        return [self.reward.rule.outcome(stats) for stats in self]
+
+    def to_dict(self) -> dict[str, list[Any]]:
+        """Columns of one entry per completion, for `pandas.DataFrame(scored.to_dict())`."""
+        return {
+            "prompt": self.prompts,
+            "completion": self.completions,
+            "reward": self.rewards,
+            "num_tokens": [len(stats.token_ids) for stats in self],
+            "log_prob_per_token": [stats.log_probs.mean().item() for stats in self],
+            "finished": [stats.finished for stats in self],
+        }
+
+    def __repr__(self) -> str:
+        rewards, completions = self.rewards, self.completions
+        return "\n".join(f"{number(rewards[i]):>10}  {plain(completions[i], newline='↵')}" for i in range(len(self)))
+
+    def _repr_html_(self) -> str:
+        """Completions, the best one to each prompt first, with its lead over the others, then as heat maps."""
+        rewards, completions, places = self.rewards, self.completions, list(dict.fromkeys(self.prompts))
+
+        def worst_last(i: int) -> tuple[int, float]:
+            reward = rewards[i]
+            return places.index(self.prompts[i]), math.inf if reward is None else -reward
+
+        shown = sorted(range(len(self)), key=worst_last)[:SHOWN]
+        best = {self.prompts[i]: rewards[i] for i in reversed(shown)}
+        lines, rows = [], []
+        for place, i in enumerate(shown):
+            reward, first = rewards[i], best[self.prompts[i]]
+            behind = None if reward is None or first is None else reward - first
+            new = place == 0 or self.prompts[i] != self.prompts[shown[place - 1]]
+            prompt, images = self._asked[i] if new else ("", None)
+            lines.append([message_text(prompt), completions[i], reward, behind, len(self[i].token_ids)])
+            rows.append(heat_map_row(self.reward, self[i], prompt, images=images))
+        caption = f"{SHOWN} of {len(self)} completions; all are in `.to_dict()`." if len(self) > SHOWN else ""
+        headers = ["prompt", "completion", "reward, nats", "to the best", "tokens"]
+        return notebook_cell(table(headers, lines, caption) + heat_maps(rows))
