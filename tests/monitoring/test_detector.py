@@ -121,6 +121,27 @@ def test_a_change_that_is_no_longer_known_is_forgotten() -> None:
     assert not any(alarms[:10]) and alarms[19] and alarms[22] and not alarms[-1]
 
 
+def first_policy(levels: Iterable[float], error: float = 0.004, seed: int = 0) -> list[dict[str, float]]:
+    """A run without a held-out reward: the first policy's log-probability of what is written, next to its own."""
+    return [
+        {"reward": 0.1 * i, "collapse/first_log_prob_change": change, "collapse/first_log_prob_error": error}
+        for i, change in enumerate(noisy(levels, error, seed))
+    ]
+
+
+def test_without_labels_the_first_policy_judges() -> None:
+    sharpened = [0.25 * (1 - math.exp(-i / 30)) for i in range(200)]  # as a reward of a frozen model does it
+    led_away = [0.0] * 10 + [-0.002 * i for i in range(50)]
+    for seed in range(5):
+        assert first_alarm(first_policy(sharpened, seed=seed)) is None
+        assert first_alarm(first_policy([0.0] * 200, seed=seed)) is None
+        alarm = first_alarm(first_policy(led_away, seed=seed))
+        assert alarm is not None and 10 < alarm < 35  # 0.05 nats per token
+        # With a held-out reward, that decides: a better policy may be one that the first finds improbable.
+        labelled = [{**a, **b} for a, b in zip(accuracies([0.7] * 60), first_policy(led_away), strict=True)]
+        assert first_alarm(labelled) is None
+
+
 def test_a_lucky_streak_is_no_level() -> None:
     # Batches of 64 answers, nearly all right: those without a wrong one have an error of one answer.
     generator = random.Random(0)
