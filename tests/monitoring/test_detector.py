@@ -110,7 +110,6 @@ def test_what_is_lost_at_once_counts_early_where_the_reward_does_not_push_it_up(
         ]
         # The third batch, which the policy wrote after two updates; or else the sixth.
         assert first_alarm(entries) == (5 if agreement == 5.0 else 2)
-        assert first_alarm(entries, thresholds=CollapseThresholds(early_warmup=6)) == 5
 
 
 def test_a_change_that_is_no_longer_known_is_forgotten() -> None:
