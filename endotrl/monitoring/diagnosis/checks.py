@@ -7,12 +7,14 @@ the log has not the numbers that it takes.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean as mean
+from statistics import median_high as median
 from typing import Literal
 
 from ..collapse_thresholds import ENTROPY_RATIO, LENGTH_CORRELATION, WARMUP, CollapseThresholds
 from ..detector import ENTROPY_KEYS, HELD_OUT, REWARD_KEYS, Detector
 from .sources import Run
-from .trends import correlation, mean, median, tail, trend
+from .trends import correlation, tail, trend
 from .weights import unchanged
 
 
