@@ -50,8 +50,19 @@ ARMS: dict[str, tuple[str, type, type, dict[str, Any]]] = {
     "grpo_group": ('GRPO, scale_rewards="group"', GRPOTrainer, GRPOConfig, {"scale_rewards": "group"}),
 }
 ARRIVED = 0.05  # nats
-WHY = """
-"""
+WHY = """## Why a run is off: it has not arrived
+
+A derailing base model of three-digit addition (0.64 M parameters), RLOO, beta 1: forecast 43.5% (41.4% to 45.6%), KL 1.06, of 34
+effective samples. It was trained twice, and asked 500 questions that were never trained on and 500 that were:
+
+| steps, learning rate | trained | difference | KL | short of the optimum | the same on questions that were trained on |
+| --- | ---: | ---: | ---: | ---: | ---: |
+| 100, 1e-3 | 49.1% | +5.5 | 1.35 | 0.26 | +6.1 (of 40.3%) |
+| 200, 5e-4 | 44.5% | +1.0 | 1.15 | 0.10 | +2.1 |
+
+With fewer and larger steps the policy earns the reward that was forecast (-2.57 for -2.60) with more KL than it need: it is beside the
+path, not behind. It is not the samples (34 of 65 effective), not completions that are cut off (1 in 10 million), not the group factor
+(RLOO has none), not the noise of the questions (an interval of 4 points), and not that questions are new."""
 KEYS = ("base", "seed", "arm", "beta", "forecast", "trained", "steps", "learning_rate")
 
 
