@@ -97,7 +97,7 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(2, 2, figsize=(10, 8), layout="constrained", sharey=True)
+    figure, panels = plt.subplots(len(TASKS), 2, figsize=(10, 4 * len(TASKS)), layout="constrained", sharey=True)
     kinds = [(task, collapses) for task in TASKS for collapses in (True, False)]
     for panel, (task, collapses) in zip(panels.flat, kinds, strict=True):
         arms = [name for name, arm in ARMS.items() if (arm.task, arm.collapses) == (task, collapses)]
@@ -171,6 +171,13 @@ def page(results: list[dict[str, Any]], settings: dict[str, Any]) -> str:
             "twice. No threshold was chosen on these runs.",
             "",
             *_table(results, "letters"),
+            "",
+            "## Two digits",
+            "",
+            "Addition of two digits by a smaller transformer (0.1 M parameters). No threshold was chosen on these runs "
+            "but the one of the first policy's log-probability.",
+            "",
+            *_table(results, "small"),
             "",
             "![Accuracy on held-out questions over steps, with alarms](../images/collapse.png)",
             "",

@@ -12,6 +12,7 @@ probable one).
 """
 
 import argparse
+import itertools
 import os
 import random
 import time
@@ -26,6 +27,7 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from benchmarks.measure import describe_run, machine_line, markdown_table, write_figures
 from endotrl import EndogenousReward, forecast
 from endotrl.demo.grpo_runs import generate_answers, load_model, train_with_grpo
+from endotrl.evaluation.plots import CYCLE, as_png, pyplot
 from endotrl.reporting import quiet_libraries, terminal_table
 from endotrl.runs.jsonl import append_lines, read_lines
 from endotrl.tasks import arithmetic
@@ -47,6 +49,20 @@ ARMS: dict[str, tuple[str, type, type, dict[str, Any]]] = {
     "grpo_none": ('GRPO, scale_rewards="none"', GRPOTrainer, GRPOConfig, {"scale_rewards": "none"}),
     "grpo_group": ('GRPO, scale_rewards="group"', GRPOTrainer, GRPOConfig, {"scale_rewards": "group"}),
 }
+ARRIVED = 0.05  # nats
+WHY = """## Why a run is off: it has not arrived
+
+A derailing base model of three-digit addition (0.64 M parameters), RLOO, beta 1: forecast 43.5% (41.4% to 45.6%), KL 1.06, of 34
+effective samples. It was trained twice, and asked 500 questions that were never trained on and 500 that were:
+
+| steps, learning rate | trained | difference | KL | short of the optimum | the same on questions that were trained on |
+| --- | ---: | ---: | ---: | ---: | ---: |
+| 100, 1e-3 | 49.1% | +5.5 | 1.35 | 0.26 | +6.1 (of 40.3%) |
+| 200, 5e-4 | 44.5% | +1.0 | 1.15 | 0.10 | +2.1 |
+
+With fewer and larger steps the policy earns the reward that was forecast (-2.57 for -2.60) with more KL than it need: it is beside the
+path, not behind. It is not the samples (34 of 65 effective), not completions that are cut off (1 in 10 million), not the group factor
+(RLOO has none), not the noise of the questions (an interval of 4 points), and not that questions are new."""
 KEYS = ("base", "seed", "arm", "beta", "forecast", "trained", "steps", "learning_rate")
 
 
@@ -132,6 +148,7 @@ HEADER = [
     "base",
     "trainer",
     "beta",
+    "steps, learning rate",
     "sampled",
     "forecast",
     "95%",
@@ -162,11 +179,12 @@ def table_rows(results: list[dict[str, Any]]) -> list[list[str]]:
                 f"{r['base']} {r['seed']}",
                 ARMS[r["arm"]][0],
                 f"{r['beta']:g}",
+                f"{r['steps']}, {r['learning_rate']:.0e}".replace("e-0", "e-"),
                 f"{r['sampled']:.1%}",
                 f"{r['forecast']['accuracy']:.1%}",
                 f"{low:.1%} to {high:.1%}",
                 f"{r['trained']:.1%}",
-                f"{100 * (r['trained'] - r['forecast']['accuracy']):+.1f}",
+                f"{difference(r):+.1f}",
                 f"{r['forecast']['ess']:.0f}",
                 f"{r['forecast']['kl']:.2f}, {r['kl']:.2f}",
                 f"{short_of_optimum(r):.2f}" if r["arm"] == "rloo" else "",
@@ -175,10 +193,39 @@ def table_rows(results: list[dict[str, Any]]) -> list[list[str]]:
     return rows
 
 
+def difference(result: dict[str, Any]) -> float:
+    """Trained minus forecast, in points."""
+    return 100 * (result["trained"] - result["forecast"]["accuracy"])
+
+
+def plot(results: list[dict[str, Any]], path: Path) -> None:
+    """Trained over forecast accuracy, with the 95% interval of the forecast, next to equality."""
+    plt = pyplot()
+    figure, axis = plt.subplots(figsize=(5.6, 4.4), layout="constrained")
+    axis.plot([0, 1], [0, 1], color="#999999", linewidth=1)
+    for (name, arm), marker in zip(itertools.product(DEMONSTRATIONS, ARMS), "os^DvP*Xp", strict=True):
+        some = [r for r in results if (r["base"], r["arm"]) == (name, arm)]
+        for i, r in enumerate(some):
+            x, (low, high) = r["forecast"]["accuracy"], r["forecast"]["accuracy_interval"]
+            label = f"{name}, {ARMS[arm][0]}" if i == 0 else None
+            axis.errorbar(
+                x,
+                r["trained"],
+                xerr=[[x - low], [high - x]],
+                fmt=marker,
+                color=CYCLE[list(ARMS).index(arm)],
+                label=label,
+            )
+    axis.set(xlabel="forecast accuracy", ylabel="accuracy after training", xlim=(0, 1), ylim=(0, 1))
+    axis.legend(frameon=False, fontsize=8)
+    path.write_bytes(as_png(figure))
+
+
 def page(results: list[dict[str, Any]], settings: dict[str, Any]) -> str:
     """The results page, in Markdown."""
     sure = [r for r in results if r["forecast"]["ess"] >= 5]
-    close = [r for r in sure if abs(r["trained"] - r["forecast"]["accuracy"]) <= 0.03]
+    close = [r for r in sure if abs(difference(r)) <= 3]
+    arrived = [r for r in sure if r["arm"] == "rloo" and short_of_optimum(r) <= ARRIVED]
     lines = [
         "# Forecast against truth",
         "",
@@ -187,13 +234,20 @@ def page(results: list[dict[str, Any]], settings: dict[str, Any]) -> str:
         f"{' '.join(str(__doc__).split('    python')[0].split())}",
         "",
         f"Forecast: {NUM_QUESTIONS} questions that were never trained on, {SAMPLES} samples each. Training: TRL as it "
-        f"is, {settings['steps']} steps of {TRAINING['per_device_train_batch_size']} answers in groups of "
-        f"{TRAINING['num_generations']}, learning rate {settings['learning_rate']:g} (cosine), reward "
-        f"`EndogenousReward(base)`. Trained: {EVALUATIONS} sampled answers to each of the same questions.",
+        f"is, {TRAINING['per_device_train_batch_size']} answers a step in groups of {TRAINING['num_generations']}, "
+        f"cosine learning rate, reward `EndogenousReward(base)`. Trained: {EVALUATIONS} sampled answers to each of "
+        "the same questions.",
         "",
-        f"**{len(close)} of {len(sure)} runs with at least 5 effective samples end within 3 points of the forecast.**",
+        f"**{len(close)} of {len(sure)} runs with at least 5 effective samples end within 3 points of the forecast;** "
+        f"of the {len(arrived)} RLOO runs that came within {ARRIVED:g} nats of the optimum of their objective, "
+        f"{sum(abs(difference(r)) <= 3 for r in arrived)}. The column *short of the optimum* is what the "
+        "objective of a run lacks, over beta: the KL divergence of the trained policy to the forecast one.",
         "",
         markdown_table(HEADER, table_rows(results)),
+        "",
+        "![Accuracy after training over forecast accuracy](forecast.png)",
+        "",
+        WHY,
         "",
     ]
     return "\n".join(lines)
@@ -217,9 +271,7 @@ def main() -> None:
     quiet_libraries()
     args.folder.mkdir(parents=True, exist_ok=True)
     log = args.folder / "runs.jsonl"
-    results = [
-        r for r in read_lines(log, KEYS) if (r["steps"], r["learning_rate"]) == (args.steps, args.learning_rate)
-    ]
+    results = list(read_lines(log, KEYS))
     started = time.perf_counter()
     for seed in range(args.seeds):
         for name in args.bases:
@@ -245,8 +297,9 @@ def main() -> None:
                 )
                 Console().print(f"{name} {seed}, {ARMS[arm][0]}: {predicted.verdict}", markup=False)
                 for row in predicted.betas:
-                    done = {(r["base"], r["seed"], r["arm"], r["beta"]) for r in results}
-                    if (name, seed, arm, row["beta"]) in done:
+                    key = {"base": name, "seed": seed, "arm": arm, "beta": row["beta"], "steps": args.steps}
+                    key["learning_rate"] = args.learning_rate
+                    if any(key.items() <= r.items() for r in results):
                         continue
                     result = run(base, name, seed, arm, row, args)
                     result |= {"sampled": predicted.alternatives["sampled"], "alternatives": predicted.alternatives}
@@ -256,12 +309,11 @@ def main() -> None:
     settings = {
         **describe_run("studies.forecast", "cpu"),
         "seconds": time.perf_counter() - started,
-        "steps": args.steps,
-        "learning_rate": args.learning_rate,
     }
+    plot(results, args.output / "forecast.png")
     write_figures(args.output / "forecast.json.gz", {"settings": settings, "results": results})
     (args.output / "forecast.md").write_text(page(results, settings), encoding="utf-8")
-    shown = [0, 1, 2, 4, 6, 7]  # 80 columns
+    shown = [0, 1, 2, 5, 7, 8]  # 80 columns
     rows = [[row[i] for i in shown] for row in table_rows(results)]
     Console().print(terminal_table([HEADER[i] for i in shown], rows))
 

@@ -10,7 +10,7 @@ ORDER = [
     # Leaves, which import nothing of ours.
     *("_lazy", "_moved", "checks", "data", "field_help", "learning_rates", "reporting", "runs", "shipped"),
     *("bellman", "credit", "rendering", "scoring", "frozen", "sentence", "grading", "rewards", "tasks", "trainers"),
-    *("monitoring", "demo", "score_file", "selection", "evaluation", "forecasting", "launch", "planning", "commands"),
+    *("monitoring", "score_file", "selection", "evaluation", "forecasting", "demo", "launch", "planning", "commands"),
 ]
 
 

@@ -2,8 +2,8 @@
 """The commands `endotrl eval generation` and `endotrl eval best-of-n`."""
 
 import argparse
-import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,23 +27,20 @@ from ..evaluation.intervals import Unit
 from ..evaluation.items import Item
 from ..evaluation.questions import Question, read_questions
 from ..evaluation.results import CEILING, MAJORITY, plain_means, summarize
-from ..evaluation.run_folder import RunFolder, open_folder
+from ..evaluation.run_folder import RunFolder, in_blocks, open_folder
 from ..evaluation.scorer_names import base_names, check_name, make_scorer, served_names
 from ..frozen.names import load_tokenizer
 from ..frozen.served import ServedModel, is_url
 from ..grading import VERSION, is_right, require_math_verify, same_answer
 from ..rendering.messages import Prompt
 from ..reporting import table
-from ..runs.jsonl import append_lines
 from ..runs.processes import processes
-from ..runs.shards import share
 from .evaluate import check_processes, header, open_answering_model, open_model, show, write_results
 
 
 Answers = Mapping[tuple[str, str], Mapping[str, Any]]  # by key of the question and seed
 Scores = Mapping[tuple[str, str], Mapping[str, Sequence[float]]]  # and by scorer
 GREEDY = "greedy"
-BLOCK = 16  # questions that are answered and saved together
 BEST_OF_N_SCORERS = ("bellman.sum", "log_prob.mean", "bellman.discounted=0.95", "centered.sum", "self_certainty")
 SHOWN_ANSWERS, SHOWN_CHOICES = 12, 8
 MANY_CUT = 0.1  # fraction of samples that the verdict mentions
@@ -232,33 +229,25 @@ def _answers(
         for name, count, temperature in passes:
             todo = list({q.key: q for q in questions if (q.key, name) not in answers}.values())
             generator = _sampler(args, engine, vllm, temperature)
-            bar = tqdm(
-                total=len(todo),
-                desc=f"Answering ({name})",
-                unit=" questions",
-                disable=args.quiet or not todo or state.process_index > 0,
-            )
-            with bar:
-                blocks = [todo[start : start + BLOCK] for start in range(0, len(todo), BLOCK)]
-                for block in share(
-                    ((len(block), block) for block in blocks), state.process_index, state.num_processes
-                ):
-                    began = time.perf_counter()
-                    # What a block draws depends on its seed and its first question, not on what was done before it.
-                    seed = 0 if name == GREEDY else int(name) * 2**32 + int(block[0].key[:8], 16)
-                    samples = generator([_prompt(q, args, engine) for q in block], count, seed % 2**63)
-                    seconds = (time.perf_counter() - began) / len(block)
-                    records = [_record(q, name, row, seconds) for q, row in zip(block, samples, strict=True)]
-                    append_lines(folder.answers_path, records)
-                    answers |= {(record["key"], record["seed"]): record for record in records}
-                    bar.update(len(block))
+            answer = partial(_block, args, engine, generator, name, count)
+            made = in_blocks(todo, folder, answer, f"Answering ({name})", not args.quiet)
+            answers |= {(record["key"], name): record for record in made}
     if state.num_processes > 1:
         state.wait_for_everyone()
         return folder.read_answers()
     return answers
 
 
-def _record(question: Question, name: str, samples: Sequence[Sample], seconds: float) -> dict[str, Any]:
+def _block(
+    args: argparse.Namespace, engine: Engine, generator: Generator, name: str, count: int, block: Sequence[Question]
+) -> list[dict[str, Any]]:
+    # What a block draws depends on its seed and its first question, not on what was done before it.
+    seed = 0 if name == GREEDY else int(name) * 2**32 + int(block[0].key[:8], 16)
+    samples = generator([_prompt(q, args, engine) for q in block], count, seed % 2**63)
+    return [_record(q, name, row) for q, row in zip(block, samples, strict=True)]
+
+
+def _record(question: Question, name: str, samples: Sequence[Sample]) -> dict[str, Any]:
     texts = [sample.text for sample in samples]
     return {
         "key": question.key,
@@ -269,7 +258,6 @@ def _record(question: Question, name: str, samples: Sequence[Sample], seconds: f
         "finished": [sample.finished for sample in samples],
         "right": [is_right(text, [question.answer], math=True) for text in texts],
         "tokens": [len(sample.token_ids) for sample in samples],
-        "seconds": round(seconds, 4),
     }
 
 

@@ -71,6 +71,8 @@ class Part:
             What was trained and how.
         examples (`list[HeatMapRow]`):
             Scored answers, for the heat map.
+        forecast (`float`, *optional*):
+            Accuracy of sampled answers that training on the own reward was forecast to end with, before it began.
     """
 
     name: str
@@ -80,12 +82,14 @@ class Part:
     groups: list[str]
     settings: dict[str, Any]
     examples: list[HeatMapRow] = field(default_factory=list)
+    forecast: float | None = None
 
     @property
     def metrics(self) -> dict[str, float]:
         """The part's entry in `metrics.json`."""
         names = {"base": "before", "endogenous": "after"}
-        return {
+        known = {} if self.forecast is None else {"sampled_forecast": self.forecast}
+        return known | {
             f"{way}_{names.get(name, f'{name}_reward_after')}": policy.accuracy(way)
             for name, policy in self.policies.items()
             for way in policy.right
@@ -100,6 +104,11 @@ def summary(part: Part) -> str:
     verb = "improved" if changes["endogenous"][1] > 0 else "got worse" if changes["endogenous"][1] < 0 else "stayed"
     text = f"By its own reward, without a label, the model {verb}: {before:.0%} to {after:.0%} right"
     text += f" ({changes['endogenous'][0]}). "
+    if part.forecast is not None:
+        text += (
+            f"Where training ends was forecast before its first step: {part.forecast:.0%} (forecast) -> "
+            f"{after:.0%} (trained, {len(own.curve)} steps). "
+        )
     others = "; ".join(f"{TITLES[name]} {change}" for name, (change, _) in changes.items() if name != "endogenous")
     if others:
         text += f"Rewards that know nothing, on the same footing: {others}. "

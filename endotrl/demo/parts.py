@@ -15,6 +15,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedModel
 
 from ..data.formats import message_text
+from ..forecasting.forecast import forecast
 from ..frozen.cpu_dtype import faster_dtype
 from ..frozen.quickstart_model import quickstart_model_path
 from ..grading import is_right
@@ -45,6 +46,7 @@ ARITHMETIC: dict[str, Any] = {
 DIGITS = 2
 PRETRAINING: dict[str, Any] = {"steps": 1000, "batch_size": 256, "noise": 0.55}
 HELD_OUT = 500  # questions of arithmetic
+FORECAST = 200  # of them, with 16 samples each
 # As many questions and updates as the arithmetic has in three minutes: answers to pictures take longer.
 IMAGES: dict[str, Any] = {
     **ARITHMETIC,
@@ -140,6 +142,8 @@ class Task:
     opening: str  # what is said of the base model, with places for its accuracies `sampled` and `greedy`
     questions: list[str] | None = None  # as they are shown, if not by their text
     peft_config: Any = None
+    # Accuracy that training on its own reward is forecast to end with, from samples of the base model.
+    forecast: Callable[[], float] | None = None
 
 
 def look(session: Session) -> None:
@@ -186,6 +190,12 @@ def run(task: Task, session: Session) -> Part:
     policies = {"base": Policy(**kept(f"{task.name}-base", progress, base))}
     asked = policies["base"]
     session.say(task.opening.format(sampled=f"{asked.accuracy():.0%}", greedy=f"{asked.accuracy(GREEDY):.0%}"))
+    predicted = None if task.forecast is None else task.forecast()
+    if predicted is not None:
+        session.say(
+            f"Forecast, from samples of it alone: trained to the end at beta {task.settings['beta']:g}, it will "
+            f"answer {predicted:.0%} right."
+        )
     progress.stage(titles[1])
     own, *controls = task.rewards
     policies[own] = Policy(**kept(f"{task.name}-{own}", progress, partial(train, own)))
@@ -202,6 +212,7 @@ def run(task: Task, session: Session) -> Part:
         groups=task.groups,
         settings={**task.details, **task.settings},
         examples=_examples(task, policies),
+        forecast=predicted,
     )
 
 
@@ -231,6 +242,22 @@ def arithmetic_task(size: Size, output: Path, seed: int) -> Task:
         tokenizer.save_pretrained(base_dir)
         return base
 
+    def predict() -> float:
+        return forecast(
+            base_dir,
+            [
+                {"prompt": arithmetic.question_text(q), "answer": arithmetic.answer_text(q)}
+                for q in held_out[:FORECAST]
+            ],
+            betas=[size.arithmetic["beta"]],
+            scale_rewards="group",
+            num_generations=size.arithmetic["num_generations"],
+            max_new_tokens=arithmetic.MAX_ANSWER_LENGTH,
+            grader="exact",
+            seed=seed,
+            progress=False,
+        ).betas[0]["accuracy"]
+
     return Task(
         name="arithmetic",
         title="Addition: a small transformer trained from nothing",
@@ -259,6 +286,7 @@ def arithmetic_task(size: Size, output: Path, seed: int) -> Task:
         opening=f"A small transformer has learned to add from demonstrations of which {PRETRAINING['noise']:.0%} "
         "derail: a first digit one too high, then anything. It answers {sampled} right when sampled, {greedy} when "
         "greedy. Now it trains on its own reward, without labels.",
+        forecast=predict,
     )
 
 

@@ -2,19 +2,24 @@
 """Folder of an evaluation: settings, scores as they come, token statistics, results."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import BaseFileLock
+from tqdm.auto import tqdm
 
 from ..runs.files import lock, write_json
-from ..runs.jsonl import changed_settings, read_lines
+from ..runs.jsonl import append_lines, changed_settings, read_lines
 from ..runs.processes import processes
+from ..runs.shards import share
 from .stats_cache import StatsCache
 
 
 LOCK_FILE = ".run.lock"
+BLOCK = 16  # questions that are answered and saved together
+Question = TypeVar("Question")
 
 
 class RunFolder:
@@ -113,6 +118,36 @@ def open_folder(path: str | Path, settings: Mapping[str, Any], overwrite: bool =
         folder.open(settings, overwrite)
     state.wait_for_everyone()
     return folder if state.is_main_process else RunFolder(path, state.process_index, state.num_processes)
+
+
+def in_blocks(
+    questions: Sequence[Question],
+    folder: RunFolder | None,
+    answer: Callable[[list[Question]], list[dict[str, Any]]],
+    title: str,
+    progress: bool,
+) -> list[dict[str, Any]]:
+    """
+    One record per question, which has the `seconds` that it took, made and appended to `answers.jsonl` block by block.
+    The processes of `accelerate launch` share the blocks, and each returns its own. Without a folder, all are done
+    here, and nothing is saved.
+    """
+    state = processes()
+    process, num_processes = (0, 1) if folder is None else (state.process_index, state.num_processes)
+    blocks = (list(questions[start : start + BLOCK]) for start in range(0, len(questions), BLOCK))
+    silent = not progress or not questions or process > 0
+    records = []
+    with tqdm(total=len(questions), desc=title, unit=" questions", disable=silent) as bar:
+        for block in share(((len(block), block) for block in blocks), process, num_processes):
+            began = time.perf_counter()
+            made = answer(block)
+            seconds = round((time.perf_counter() - began) / len(block), 4)
+            made = [{**record, "seconds": seconds} for record in made]
+            if folder is not None:
+                append_lines(folder.answers_path, made)
+            records += made
+            bar.update(min(num_processes * len(block), len(questions) - bar.n))
+    return records
 
 
 def merge_line(records: dict[str, dict[str, Any]], line: Mapping[str, Any]) -> None:

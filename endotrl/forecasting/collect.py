@@ -1,26 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Samples with densities, rewards and grades, question by question, resumable."""
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from ..evaluation.engine import Engine
 from ..evaluation.generation import Sample, prompt_rows
 from ..evaluation.intervals import Unit
 from ..evaluation.questions import Question
-from ..evaluation.run_folder import RunFolder
-from ..runs.jsonl import append_lines
+from ..evaluation.run_folder import RunFolder, in_blocks
 from ..runs.processes import processes
-from ..runs.shards import share
 from .grader import Grader
 from .sampling import Drawn, Mixture
 
 
-BLOCK = 16  # questions that are sampled and saved together
 KEYS = ("key", "texts", "token_ids", "finished", "log_probs", "rewards", "right", "groups", "seconds")
 DrawSamples = Callable[[Sequence[Any], Sequence[float], int], list[Drawn]]
 
@@ -48,31 +43,21 @@ def collect(
         completion has no finite reward.
     """
     prompt_rows(engine, [q.prompt for q in questions], max_new_tokens)
-    state = processes()
-    process, num_processes = (0, 1) if folder is None else (state.process_index, state.num_processes)
     records = {}
     if folder is not None:
         records = _saved(folder)
-        state.wait_for_everyone()  # who is ahead writes nothing that others have yet to see missing
+        processes().wait_for_everyone()  # who is ahead writes nothing that others have yet to see missing
+
+    def answer(block: list[Question]) -> list[dict[str, Any]]:
+        # What a block draws depends on its seed and its first question, not on what was done before it.
+        block_seed = (seed * 2**32 + int(block[0].key[:8], 16)) % 2**63
+        drawn = draw([q.prompt for q in block], mixture.temperatures, block_seed)
+        return [_record(q, row, grader, reward) for q, row in zip(block, drawn, strict=True)]
+
     todo = list({q.key: q for q in questions if q.key not in records}.values())
-    blocks = [todo[start : start + BLOCK] for start in range(0, len(todo), BLOCK)]
-    silent = not progress or not todo or process > 0
-    with tqdm(total=len(todo), desc="Sampling", unit=" questions", disable=silent) as bar:
-        for block in share(((len(block), block) for block in blocks), process, num_processes):
-            began = time.perf_counter()
-            # What a block draws depends on its seed and its first question, not on what was done before it.
-            drawn = draw(
-                [q.prompt for q in block], mixture.temperatures, (seed * 2**32 + int(block[0].key[:8], 16)) % 2**63
-            )
-            made = [_record(q, row, grader, reward) for q, row in zip(block, drawn, strict=True)]
-            for record in made:
-                record["seconds"] = round((time.perf_counter() - began) / len(block), 4)
-            if folder is not None:
-                append_lines(folder.answers_path, made)
-            records |= {record["key"]: record for record in made}
-            bar.update(num_processes * len(block))
-    if folder is not None and num_processes > 1:
-        state.wait_for_everyone()
+    records |= {record["key"]: record for record in in_blocks(todo, folder, answer, "Sampling", progress)}
+    if folder is not None and processes().num_processes > 1:
+        processes().wait_for_everyone()
         records = _saved(folder)
     return [records[q.key] for q in questions]
 

@@ -26,6 +26,7 @@ from ..scoring.scorer import FrozenScorer
 
 
 GREEDY = 0.0
+KEPT = 4  # tokens whose keys and values are kept, for one whose logits would be: of each row, only the last has logits
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class MixtureSampler:
         """The same for token ids, which stand for prompts, or for prompts and beginnings of completions."""
         torch.manual_seed(seed)
         longest = max(map(len, rows)) + self._max_new_tokens
-        size = max(1, self._engine.max_tokens_per_batch // (len(temperatures) * longest))
+        size = max(1, KEPT * self._engine.max_tokens_per_batch // (len(temperatures) * longest))
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         drawn: dict[int, Drawn] = {}
         for start in range(0, len(order), size):

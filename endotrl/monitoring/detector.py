@@ -17,7 +17,20 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from .collapse_thresholds import CollapseThresholds
+from .collapse_thresholds import (
+    ASKED_EVIDENCE,
+    CHANGE_WARMUP,
+    CLIPPED_RISE,
+    DISTINCT_COMPLETIONS,
+    DRIFT_EVIDENCE,
+    EARLY_WARMUP,
+    ENTROPY_RATIO,
+    LENGTH_CORRELATION,
+    LOG_PROB_FALL,
+    REPETITION_RISE,
+    WARMUP,
+    CollapseThresholds,
+)
 from .series import WINDOW, Drift, Evaluations, HeldOut, Series, cusum
 
 
@@ -102,7 +115,7 @@ class Detector:
         self._changes: dict[str, HeldOut] = {}  # since the first policy, of held-out rewards
         self._changes_age: dict[str, int] = {}  # entries since the last one
         self._shortfalls: dict[str, HeldOut] = {}  # of these changes, below what the trained reward's should bring
-        self._first_log_prob = HeldOut(self.thresholds.change_warmup, start=0.0)  # its change
+        self._first_log_prob = HeldOut(CHANGE_WARMUP, start=0.0)  # its change
         self._slopes: dict[str, tuple[float, int]] = {}  # sum and number
         self._reward_change = (0.0, 0.0)  # and its standard error
         self._asked: dict[str, deque[tuple[float, float]]] = {}  # changes of the last askings, and their errors
@@ -152,8 +165,7 @@ class Detector:
         limit = self.thresholds.evidence_with_symptom if corroborated else self.thresholds.evidence
         for key, name in self._held_out_keys(entry):
             # Questions that are asked every few steps have seen as many by their third time.
-            t = self.thresholds
-            warmup = t.early_warmup if ASKED_CHANGE + name in entry else t.warmup
+            warmup = EARLY_WARMUP if ASKED_CHANGE + name in entry else WARMUP
             self._held_out.setdefault(name, HeldOut(warmup)).add(entry[key], entry.get(HELD_OUT_ERROR + name))
         for name, series in self._held_out.items():
             levels.append(series)
@@ -168,7 +180,7 @@ class Detector:
         for name, series in changes.items():
             fall = series.fell(limit, self.thresholds.held_out_fall)
             # Adam's first updates are erratic, and what they lose comes back where the reward pushes it up.
-            early = series.count < self.thresholds.change_warmup
+            early = series.count < CHANGE_WARMUP
             if fall and not (early and self._may_come_back(name)):
                 reasons.append(
                     f"next to the first policy, completion by completion, the held-out reward `{name}` has lost "
@@ -205,8 +217,7 @@ class Detector:
         for key, value in entry.items():
             if key.startswith(CHANGE):
                 name = key.removeprefix(CHANGE)
-                warmup = min(self.thresholds.early_warmup, self.thresholds.change_warmup)
-                series = self._changes.setdefault(name, HeldOut(warmup, start=0.0))
+                series = self._changes.setdefault(name, HeldOut(EARLY_WARMUP, start=0.0))
                 series.add(value, entry.get(CHANGE_ERROR + name))
                 self._changes_age[name] = 0
         return {name: series for name, series in self._changes.items() if self._changes_age[name] < WINDOW}
@@ -218,9 +229,9 @@ class Detector:
                 name = key.removeprefix(ASKED_CHANGE)
                 asked = self._asked.setdefault(name, deque(maxlen=2))
                 asked.append((value, entry.get(ASKED_CHANGE_ERROR + name, math.inf)))
-        t = self.thresholds
+        least = self.thresholds.held_out_fall
         for name, asked in self._asked.items():
-            if len(asked) == 2 and all(c < -max(t.held_out_fall, t.asked_evidence * error) for c, error in asked):
+            if len(asked) == 2 and all(c < -max(least, ASKED_EVIDENCE * error) for c, error in asked):
                 change, error = asked[-1]
                 yield (
                     f"question by question, `{name}` has lost {-change:.3f} since training began "
@@ -245,14 +256,14 @@ class Detector:
             if not number:
                 continue
             slope, agreement = total / number, self._agreement.get(name, (0.0, 1))
-            series = self._shortfalls.setdefault(name, HeldOut(self.thresholds.change_warmup, start=0.0))
+            series = self._shortfalls.setdefault(name, HeldOut(CHANGE_WARMUP, start=0.0))
             if CHANGE + name in entry and REWARD_CHANGE in entry:
                 evidence = max(abs(agreement[0]) / math.sqrt(agreement[1]), 1.0)  # of the slope, in its errors
                 half = HALF * slope
                 error = math.hypot(entry.get(CHANGE_ERROR + name, math.inf), half * rise_error, half * rise / evidence)
                 series.add(entry[CHANGE + name] - half * rise, error)
             fall = series.fell(limit, self.thresholds.held_out_fall)
-            if fall and rise > self.thresholds.rise_evidence * rise_error:
+            if fall and rise > self.thresholds.evidence * rise_error:
                 yield (
                     f"the trained reward has risen by {rise:.3g} ({rise / rise_error:.0f} standard errors), which by "
                     f"its agreement with `{name}` should have changed that by {slope * rise:+.3f}: it is "
@@ -270,7 +281,6 @@ class Detector:
 
     def _symptoms(self, entry: Mapping[str, float]) -> dict[str, str]:
         """What is no collapse by itself, by what it is seen in."""
-        thresholds = self.thresholds
         found = {}
         for key, value in entry.items():
             if key.startswith(AGREEMENT_EVIDENCE):
@@ -278,7 +288,7 @@ class Detector:
                 total, number = self._agreement.get(name, (0.0, 0))
                 self._agreement[name] = total + value, number + 1
                 self._disagreement[name] = cusum(self._disagreement.get(name, 0.0), -value)
-                if self._disagreement[name] > thresholds.drift_evidence:
+                if self._disagreement[name] > DRIFT_EVIDENCE:
                     found["agreement"] = f"within groups, the trained reward is higher where `{name}` is lower"
         log_prob = _log_prob(entry)
         for name, level, both_ways, text in (
@@ -291,9 +301,9 @@ class Detector:
             ("length", entry.get("completions/mean_length"), True, "the length drifts"),
         ):
             if level is not None:
-                drift = self._drifts.setdefault(name, Drift(thresholds.warmup, both_ways))
+                drift = self._drifts.setdefault(name, Drift(WARMUP, both_ways))
                 drift.add(level)
-                if drift.evidence > thresholds.drift_evidence:
+                if drift.evidence > DRIFT_EVIDENCE:
                     found[name] = f"{text} ({drift.first:.3g} at first, now {drift.mean:.3g})"
         return found
 
@@ -312,26 +322,26 @@ class Detector:
         first, now = {}, {}
         for name, value in values.items():
             if value is not None:
-                series = self._levels.setdefault(name, Series(t.warmup))
+                series = self._levels.setdefault(name, Series(WARMUP))
                 series.add(value)
                 if series.ready:
                     first[name], now[name] = series.first, value
         change = {name: now[name] - first[name] for name in now}
         deterministic = (
             "entropy" in now
-            and now["entropy"] < t.entropy_ratio * first["entropy"]
-            and entry.get("collapse/distinct_completions", math.inf) <= t.distinct_completions
+            and now["entropy"] < ENTROPY_RATIO * first["entropy"]
+            and entry.get("collapse/distinct_completions", math.inf) <= DISTINCT_COMPLETIONS
             and not entry.get("collapse/reward_is_verdict", 1.0)
         )
         length_ratio = now["length"] / first["length"] if first.get("length") else 1.0
-        little_but_length = abs(entry.get("collapse/length_correlation", 0.0)) > t.length_correlation
+        little_but_length = abs(entry.get("collapse/length_correlation", 0.0)) > LENGTH_CORRELATION
         shown = {
             "completions have become short": length_ratio < t.length_ratio,
             "the reward is little but length, which has halved or doubled": little_but_length
             and not 0.5 < length_ratio < 2.0,
-            "completions do not end any more": change.get("clipped", 0.0) > t.clipped_rise,
-            "completions repeat themselves": change.get("repetition", 0.0) > t.repetition_rise,
-            "the frozen model finds the completions improbable": change.get("log_prob", 0.0) < -t.log_prob_fall
+            "completions do not end any more": change.get("clipped", 0.0) > CLIPPED_RISE,
+            "completions repeat themselves": change.get("repetition", 0.0) > REPETITION_RISE,
+            "the frozen model finds the completions improbable": change.get("log_prob", 0.0) < -LOG_PROB_FALL
             or self._log_prob_sinks(),
             "the policy is far from the reference": now.get("kl", 0.0) > t.kl,
             "the policy says one thing only": deterministic,
@@ -346,7 +356,7 @@ class Detector:
     def _log_prob_sinks(self) -> bool:
         """Whether the frozen model's log-probability has sunk by more than noise explains, and by enough to matter."""
         drift = self._drifts.get("log_prob")
-        if drift is None or drift.evidence <= self.thresholds.drift_evidence:
+        if drift is None or drift.evidence <= DRIFT_EVIDENCE:
             return False
         return drift.mean - drift.first < -self.thresholds.log_prob_drift
 

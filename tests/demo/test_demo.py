@@ -200,7 +200,8 @@ def check_folder(folder: Path, part: str, controls: list[str]) -> None:
     assert set(metrics) == {part, "seconds", "environment"}
     ways = ["sampled", "greedy", "T=0.5", *(["majority"] if part != "facts" else [])]
     when = ["before", "after", *[f"{name}_reward_after" for name in controls]]
-    assert set(metrics[part]) == {f"{way}_{time}" for way in ways for time in when}
+    forecast = {"sampled_forecast"} if part == "arithmetic" else set()
+    assert set(metrics[part]) == {f"{way}_{time}" for way in ways for time in when} | forecast
     assert all(0.0 <= value <= 1.0 for value in metrics[part].values())
     page = (folder / "report.html").read_text()
     assert "data:image/png;base64," in page and "http" not in page.split("</style>")[1].split("data:image")[0]
@@ -221,7 +222,12 @@ class TestRunDemo:
             AutoModelForCausalLM.from_pretrained(folder)
             assert AutoTokenizer.from_pretrained(folder)("1+1=")["input_ids"]
         out = capsys.readouterr().out
-        assert "Rewards that know nothing, on the same footing: random reward" in " ".join(out.split())
+        said = " ".join(out.split())
+        assert "Rewards that know nothing, on the same footing: random reward" in said
+        forecast = json.loads((tmp_path / "metrics.json").read_text())["arithmetic"]["sampled_forecast"]
+        assert (
+            f"at beta 0.1, it will answer {forecast:.0%} right." in said and f"{forecast:.0%} (forecast) -> " in said
+        )
         assert not (tmp_path / "partial").exists()
         wide = [
             line

@@ -110,7 +110,6 @@ def test_what_is_lost_at_once_counts_early_where_the_reward_does_not_push_it_up(
         ]
         # The third batch, which the policy wrote after two updates; or else the sixth.
         assert first_alarm(entries) == (5 if agreement == 5.0 else 2)
-        assert first_alarm(entries, thresholds=CollapseThresholds(early_warmup=6)) == 5
 
 
 def test_a_change_that_is_no_longer_known_is_forgotten() -> None:
@@ -119,6 +118,27 @@ def test_a_change_that_is_no_longer_known_is_forgotten() -> None:
     detector = Detector()
     alarms = [detector.update(entry).alarm is not None for entry in [*fallen, *after]]
     assert not any(alarms[:10]) and alarms[19] and alarms[22] and not alarms[-1]
+
+
+def first_policy(levels: Iterable[float], error: float = 0.004, seed: int = 0) -> list[dict[str, float]]:
+    """A run without a held-out reward: the first policy's log-probability of what is written, next to its own."""
+    return [
+        {"reward": 0.1 * i, "collapse/first_log_prob_change": change, "collapse/first_log_prob_error": error}
+        for i, change in enumerate(noisy(levels, error, seed))
+    ]
+
+
+def test_without_labels_the_first_policy_judges() -> None:
+    sharpened = [0.25 * (1 - math.exp(-i / 30)) for i in range(200)]  # as a reward of a frozen model does it
+    led_away = [0.0] * 10 + [-0.002 * i for i in range(50)]
+    for seed in range(5):
+        assert first_alarm(first_policy(sharpened, seed=seed)) is None
+        assert first_alarm(first_policy([0.0] * 200, seed=seed)) is None
+        alarm = first_alarm(first_policy(led_away, seed=seed))
+        assert alarm is not None and 10 < alarm < 35  # 0.05 nats per token
+        # With a held-out reward, that decides: a better policy may be one that the first finds improbable.
+        labelled = [{**a, **b} for a, b in zip(accuracies([0.7] * 60), first_policy(led_away), strict=True)]
+        assert first_alarm(labelled) is None
 
 
 def test_a_lucky_streak_is_no_level() -> None:

@@ -206,6 +206,8 @@ def test_compared_with_the_first_policy(
     first = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
     seen, generate, calculate = [], trainer._generate_and_score_completions, trainer._calculate_rewards
     rewards: list[torch.Tensor] = []
+    per_token: list[torch.Tensor] = []
+    probability: list[tuple[float, float] | None] = []
 
     def watch_rewards(*args: Any) -> torch.Tensor:
         rewards.append(calculate(*args))
@@ -213,8 +215,11 @@ def test_compared_with_the_first_policy(
 
     def watch(inputs: Any) -> dict[str, Any]:
         output = generate(inputs)
-        ratios = log_probs(first, output) - log_probs(trainer.model, output)
+        at_first = log_probs(first, output)
+        ratios = at_first - log_probs(trainer.model, output)
         seen.append(change_since(rewards[-1][:, 1], ratios, 4))
+        per_token.append(at_first / output["completion_mask"].sum(1))
+        probability.append(change_since(per_token[-1], ratios, 4))
         return output
 
     trainer._generate_and_score_completions, trainer._calculate_rewards = watch, watch_rewards
@@ -225,6 +230,12 @@ def test_compared_with_the_first_policy(
         assert change is not None
         assert entry["collapse/change/accuracy"] == pytest.approx(change[0], abs=2e-5)
         assert entry["collapse/change_error/accuracy"] == pytest.approx(math.hypot(change[1], 1 / 32), rel=1e-3)
+    for entry, values, change in zip(entries, per_token, probability, strict=True):
+        assert change is not None
+        assert entry["collapse/first_log_prob"] == pytest.approx(values.mean().item(), abs=2e-5)
+        assert entry["collapse/first_log_prob_change"] == pytest.approx(change[0], abs=2e-5)
+        error = math.hypot(change[1], values.std().item() / 32)
+        assert entry["collapse/first_log_prob_error"] == pytest.approx(error, rel=1e-3)
     assert seen[0][0] == pytest.approx(0.0, abs=1e-6) and abs(seen[-1][0]) > 1e-4, "The policy has moved."
 
 
@@ -232,7 +243,7 @@ def test_no_copy_without_leave(tiny_policy_path: str, tmp_path: Path) -> None:
     trainer = make_trainer(tiny_policy_path, tmp_path, max_steps=2, beta=0.0)
     CollapseMonitor(copy_weights=False).attach(trainer)
     trainer.train()
-    assert not any(key.startswith("collapse/change") for entry in steps(trainer) for key in entry)
+    assert not any(key.startswith(("collapse/change", "collapse/first")) for entry in steps(trainer) for key in entry)
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.05])
@@ -260,6 +271,28 @@ def test_warns_once(tiny_policy_path: str, tmp_path: Path, caplog: pytest.LogCap
     assert trainer.state.global_step == 24
     alarms = [entry["step"] for entry in steps(trainer) if entry["collapse/alarm"]]
     assert alarms == list(range(step, 25))
+
+
+def test_a_verifier_may_lead_away(tiny_policy_path: str, tmp_path: Path) -> None:
+    """Of a reward that says right or wrong, the first policy's belief is no judge; of a count, it is."""
+    for reward, judged in ((lambda completions, **_: [float("a" in c) for c in completions], False), (count_a, True)):
+        trainer = GRPOTrainer(
+            AutoModelForCausalLM.from_pretrained(tiny_policy_path),
+            reward_funcs=[reward],
+            args=GRPOConfig(
+                str(tmp_path), report_to=[], use_cpu=True, bf16=False, disable_tqdm=True, max_steps=1, logging_steps=1,
+                per_device_train_batch_size=32, num_generations=4, max_completion_length=8, save_strategy="no",
+            ),
+            train_dataset=DATASET,
+            processing_class=AutoTokenizer.from_pretrained(tiny_policy_path),
+        )  # fmt: skip
+        CollapseMonitor().attach(trainer)
+        trainer.train()
+        assert ("collapse/first_log_prob_change" in steps(trainer)[0]) is judged
+
+
+def count_a(completions: list[Any], **kwargs: Any) -> list[float]:
+    return [float(str(completion).count("a")) for completion in completions]
 
 
 def test_silent_on_a_healthy_run(tiny_policy_path: str, tmp_path: Path) -> None:

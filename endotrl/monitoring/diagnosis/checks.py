@@ -7,12 +7,14 @@ the log has not the numbers that it takes.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean as mean
+from statistics import median_high as median
 from typing import Literal
 
-from ..collapse_thresholds import CollapseThresholds
+from ..collapse_thresholds import ENTROPY_RATIO, LENGTH_CORRELATION, WARMUP, CollapseThresholds
 from ..detector import ENTROPY_KEYS, HELD_OUT, REWARD_KEYS, Detector
 from .sources import Run
-from .trends import correlation, mean, median, tail, trend
+from .trends import correlation, tail, trend
 from .weights import unchanged
 
 
@@ -250,7 +252,7 @@ def entropy(run: Run) -> Iterator[Finding]:
     if last < 0.1 * first and last < 0.05:
         yield Finding(
             "entropy",
-            "failure" if last < THRESHOLDS.entropy_ratio * first else "warning",
+            "failure" if last < ENTROPY_RATIO * first else "warning",
             "The entropy is gone: the policy says one thing only, and explores no more.",
             evidence,
             "Set `beta` above 0 or raise it, lower the `learning_rate`, raise `epsilon_high` (0.28) or the sampling "
@@ -301,7 +303,7 @@ def reward_is_length(run: Run) -> Iterator[Finding]:
     key = next((key for key in LENGTH_KEYS if run.series(key)), LENGTH_KEYS[0])
     found = mean(tail(within)) if len(within) >= 3 else 0.0
     evidence = f"Within groups, the correlation of reward and length is {found:+.2f} at the end."
-    if abs(found) <= THRESHOLDS.length_correlation:
+    if abs(found) <= LENGTH_CORRELATION:
         pairs = [
             (entry[reward], entry[key])
             for entry in run.steps
@@ -314,7 +316,7 @@ def reward_is_length(run: Run) -> Iterator[Finding]:
             return
         found = correlation(*zip(*changes, strict=True))
         evidence = f"From step to step, changes of the reward and of the length have a correlation of {found:+.2f}."
-        if abs(found) <= THRESHOLDS.length_correlation:
+        if abs(found) <= LENGTH_CORRELATION:
             return
     ratio = mean(tail(lengths, part=8)) / mean(lengths[:3]) if len(lengths) >= 3 and mean(lengths[:3]) else 1.0
     yield Finding(
@@ -503,7 +505,7 @@ def collapse(run: Run, held_out: Sequence[str]) -> Iterator[Finding]:
     if not alarms:
         return
     step, reason = alarms[0]
-    lasts = seen < THRESHOLDS.warmup
+    lasts = seen < WARMUP
     yield Finding(
         "collapse",
         "failure" if lasts else "warning",

@@ -3,6 +3,7 @@
 
 import math
 from collections.abc import Sequence
+from statistics import fmean as mean
 from typing import NamedTuple
 
 
@@ -12,16 +13,6 @@ class Trend(NamedTuple):
     first: float
     last: float
     z: float
-
-
-def mean(values: Sequence[float]) -> float:
-    """Arithmetic mean."""
-    return sum(values) / len(values)
-
-
-def median(values: Sequence[float]) -> float:
-    """The middle value; of two, the greater."""
-    return sorted(values)[len(values) // 2]
 
 
 def tail(values: Sequence[float], part: int = 3) -> Sequence[float]:
