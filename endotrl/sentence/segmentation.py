@@ -28,10 +28,7 @@ class SatSegmenter:
         device (`str`, *optional*):
             Device to run it on. Defaults to the CPU.
         **kwargs:
-            Further arguments for `wtpsplit.SaT`, such as `language`, `style_or_domain` or `tokenizer_name_or_path`.
-
-    Raises:
-        `ImportError`: If `wtpsplit` is not installed.
+            Further arguments for `wtpsplit.SaT`, such as `language` or `style_or_domain`.
 
     Example:
     ```python
