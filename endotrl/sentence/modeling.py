@@ -51,12 +51,8 @@ class SentenceRewardModel(PreTrainedModel):
     the vocabulary, so that no text can contain one. [`SentenceEncoder`] puts them in; [`SentenceRewardTrainer`] trains
     the model, and [`SentenceReward`] scores text with it.
 
-    Args:
-        config ([`SentenceRewardConfig`]):
-            Configuration.
-        backbone ([`~transformers.PreTrainedModel`], *optional*):
-            Language model without LM head. Made from the configuration, with random weights, if not given;
-            [`from_backbone`] takes a pretrained one.
+    A `backbone`, a language model without LM head, is made from the configuration, with random weights, if none is
+    given; [`from_backbone`] takes a pretrained one.
 
     Example:
     ```python
@@ -102,18 +98,9 @@ class SentenceRewardModel(PreTrainedModel):
         the mean of the token embeddings, as transformers starts new tokens; the value head small and random, the
         attention as `config.attention_init` says. Seed torch before, for the same start again.
 
-        Args:
-            model (`str` or [`~transformers.PreTrainedModel`]):
-                Path or hub id of a causal language model, `"quickstart"` for the demo's model, or a loaded one.
-            config ([`SentenceRewardConfig`], *optional*):
-                Configuration without `backbone_config`, which is filled in.
-            trust_remote_code (`bool`, *optional*, defaults to `False`):
-                Whether code from the model's repository may run.
-            **kwargs:
-                Further arguments for [`~transformers.AutoModelForCausalLM.from_pretrained`], such as `dtype`.
-
-        Raises:
-            `ValueError`: If the model is an encoder-decoder model, or a sentence reward model already.
+        `model` is the path or hub id of a causal language model, `"quickstart"` for the demo's model, or a loaded one;
+        `config` comes without `backbone_config`, which is filled in. Other arguments, such as `dtype`, are those of
+        [`~transformers.AutoModelForCausalLM.from_pretrained`].
         """
         if not isinstance(model, PreTrainedModel):
             model = AutoModelForCausalLM.from_pretrained(

@@ -71,15 +71,7 @@ class SatSegmenter:
 
 def load_segmenter(name: str) -> Segmenter:
     """
-    Makes a segmenter by name.
-
-    Args:
-        name (`str`):
-            `"rules"` for [`RuleSegmenter`]; else the name (`"sat-3l"`) or the path of a SaT model.
-
-    Raises:
-        `ImportError`: If the name is a SaT model's and `wtpsplit` is not installed.
-        `ValueError`: If the name is `"custom"`, which stands for a segmenter that was given as an object.
+    Makes a segmenter by name: `"rules"` for [`RuleSegmenter`]; else the name (`"sat-3l"`) or the path of a SaT model.
 
     Example:
     ```python

@@ -15,15 +15,8 @@ from .segmentation import Segmenter, check_tiling
 @dataclass(frozen=True)
 class SentenceTokens:
     """
-    The sentences of one completion.
-
-    Attributes:
-        text (`str`):
-            The completion, decoded with its special tokens.
-        spans (`list[tuple[int, int]]`):
-            Characters of each sentence in `text`. Special tokens behind a sentence, such as EOS, belong to it.
-        last_tokens (`list[int]`):
-            Position in the completion of the token that ends each sentence; rising.
+    The sentences of one completion: its `text`, decoded with its special tokens; `spans` of characters in it, where
+    special tokens behind a sentence, such as EOS, belong to it; and the positions of the tokens that end them, rising.
     """
 
     text: str
