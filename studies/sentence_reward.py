@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""
-Does reading a response by sentences help? Reward models on the states of one frozen language model, from the same pairs.
+Does reading a response by sentences help? Reward models on the states of one frozen language model, of the same pairs.
 
-SmolLM2-135M-Instruct is frozen and run once; what is trained are heads on its states, by the Bradley-Terry loss with an
-L2 penalty. States are scaled to length 1 and standardised, for all arms alike. Arms:
+SmolLM2-135M-Instruct is frozen and run once; what is trained are heads on its states, by the Bradley-Terry loss with
+an L2 penalty. States are scaled to length 1 and standardised, for all arms alike. Arms:
 
 - `response`: response-level, a value of the state at EOS, as TRL's RewardTrainer has it (and the plain sum of
   differences, which telescopes to it; `tests/sentence/test_frozen_layers.py` has both losses equal).
@@ -11,6 +11,7 @@ L2 penalty. States are scaled to length 1 and standardised, for all arms alike. 
 - `equal`: the same from equal weights.
 - `own`: every sentence has a value of its own, weighted by attention from equal weights.
 - `own-sum`: the sum of values of their own, `differences=False, aggregator="sum"`.
+- `told`: the same, told which sentences of the training pairs are right: a bound.
 
 Depth and penalty are chosen on pairs that are in no final figure. Data:
 
@@ -49,10 +50,11 @@ LABELS = {
     "equal": "sentences: differences, attention from equal weights",
     "paper": "sentences: differences, attention, as in the paper",
     "endogenous": "endogenous reward by sentence, untrained",
+    "told": "own values, told which sentences are right (a bound)",
 }
-ARMS = tuple(LABELS)[:-1]
+ARMS = tuple(arm for arm in LABELS if arm not in ("endogenous", "told"))
 # Arms with attention have depth and penalty of the one without.
-CHOSEN_AS = {"paper": "response", "equal": "response", "own": "own-sum"}
+CHOSEN_AS = {"paper": "response", "equal": "response", "own": "own-sum", "told": "own-sum"}
 SEEDS, FOLDS, BOOTSTRAP = 5, 5, 2000
 PENALTIES = (100.0, 300.0, 1000.0, 3000.0)
 ITERATIONS, ATTENTION = 60, 64
@@ -100,7 +102,7 @@ class Head(nn.Module):
 
 
 def stack(rows: Sequence[dict[str, Any]], depth: int) -> tuple[Tensor, Tensor]:
-    """States `(2 P, N + 2, D)` at a depth, chosen and rejected in turn, scaled to length 1; and numbers of sentences."""
+    """States `(2 P, N + 2, D)` at a depth, chosen and rejected in turn, of length 1; and numbers of sentences."""
     states = [state[DEPTHS.index(depth)].float() for row in rows for state in row["states"]]
     lengths = torch.tensor([len(state) - 2 for state in states])
     padded = nn.utils.rnn.pad_sequence([nn.functional.normalize(state, dim=-1) for state in states], batch_first=True)
@@ -131,6 +133,19 @@ def train(
         return total
 
     optimizer.step(loss)
+    return head, mean, std
+
+
+def told(states: Tensor, lengths: Tensor, pairs: Sequence[int], rows: list[dict[str, Any]], penalty: float) -> Any:
+    """As [`train`], by ridge regression on which sentences are right: what these states can say at most."""
+    members = [i for pair in pairs for i in (2 * pair, 2 * pair + 1)]
+    flat = torch.cat([states[i, 1 : lengths[i] + 1] for i in members])
+    right = torch.tensor([float(flag) for pair in pairs for flags in rows[pair]["right"] for flag in flags])
+    mean, std = flat.mean(dim=0), flat.std(dim=0) + 1e-6
+    flat = (flat - mean) / std
+    head = Head("own-sum", flat.shape[-1])
+    gram = flat.T @ flat + penalty * torch.eye(flat.shape[-1])
+    head.value.weight.data[0] = torch.linalg.solve(gram, flat.T @ (right - right.mean()))
     return head, mean, std
 
 
@@ -189,7 +204,10 @@ def run(arm: str, seed: int, rows: list[dict[str, Any]], setting: dict[str, Any]
     margins: dict[int, float] = {}
     worth: dict[int, list[list[float]]] = {}
     for training, held_out in splits:
-        trained = train(arm, states, lengths, training, setting["penalty"], seed)
+        if arm == "told":
+            trained = told(states, lengths, training, rows, setting["penalty"])
+        else:
+            trained = train(arm, states, lengths, training, setting["penalty"], seed)
         found, terms = judge(trained, states, lengths, held_out)
         margins.update(zip(held_out, found, strict=True))
         worth.update({pair: terms[2 * i : 2 * i + 2] for i, pair in enumerate(held_out)})
@@ -227,7 +245,8 @@ def compute(figures: dict[str, Any], datasets: Sequence[str], states: States, sa
                 save()
         cells = figures["cells"].setdefault(dataset, [])
         done = {(cell["arm"], cell["seed"]) for cell in cells}
-        jobs = [(arm, seed) for arm in ARMS for seed in range(SEEDS) if (arm, seed) not in done]
+        arms = (*ARMS, "told") if "right" in rows[0] else ARMS
+        jobs = [(arm, seed) for arm in arms for seed in range(SEEDS) if (arm, seed) not in done]
         for arm, seed in tqdm(jobs, desc=f"Heads, {dataset}", unit=" runs"):
             setting = figures["choices"][f"{chooser} {CHOSEN_AS.get(arm, arm)}"]
             cells.append(run(arm, seed, rows, setting, by_part))
@@ -258,7 +277,7 @@ def resample(count: int, statistic: Any, times: int) -> list[float]:
 def summarize(figures: dict[str, Any], dataset: str) -> dict[str, dict[str, Any]]:
     """Accuracy and AUC of each arm, means over seeds, and paired differences of the rivals, with intervals."""
     cells = figures["cells"][dataset]
-    arms = [arm for arm in ARMS if any(cell["arm"] == arm for cell in cells)]
+    arms = [arm for arm in LABELS if any(cell["arm"] == arm for cell in cells)]
     count = len(cells[0]["pairs"])
     right = {
         arm: torch.tensor([[accuracy([m]) for m in c["margins"]] for c in cells if c["arm"] == arm]) for arm in arms
@@ -298,7 +317,7 @@ def summarize(figures: dict[str, Any], dataset: str) -> dict[str, dict[str, Any]
         for arm in worth:
             summary.setdefault(arm, {})["auc"] = mean_auc(arm, range(count))
             summary[arm]["auc_interval"] = resample(count, lambda i, a=arm: mean_auc(a, i), 300)
-        best = max((arm for arm in arms if arm != "response"), key=lambda arm: summary[arm]["auc"])
+        best = max((arm for arm in arms if arm in ARMS and arm != "response"), key=lambda arm: summary[arm]["auc"])
         for rival in ("response", "endogenous"):
             summary[best][f"auc_over_{rival}"] = [
                 summary[best]["auc"] - summary[rival]["auc"],
@@ -327,7 +346,7 @@ def table_rows(summary: dict[str, dict[str, Any]]) -> list[list[str]]:
     return rows
 
 
-HEADERS = ["", "pairs in order, %", "to response-level", "AUC of wrong sentences"]
+HEADERS = ["", "pairs in order, %", "to response-level", "wrong sentences, AUC"]
 TITLES = {
     "facts": "Facts: answers of sentences that are right or wrong",
     "helpful": "HH-RLHF helpful",
