@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""
-Does reading a response by sentences help? Reward models on the states of one frozen language model, from the same pairs.
+Does reading a response by sentences help? Reward models on the states of one frozen language model, of the same pairs.
 
-SmolLM2-135M-Instruct is frozen and run once; what is trained are heads on its states, by the Bradley-Terry loss with an
-L2 penalty. States are scaled to length 1 and standardised, for all arms alike. Arms:
+SmolLM2-135M-Instruct is frozen and run once; what is trained are heads on its states, by the Bradley-Terry loss with
+an L2 penalty. States are scaled to length 1 and standardised, for all arms alike. Arms:
 
 - `response`: response-level, a value of the state at EOS, as TRL's RewardTrainer has it (and the plain sum of
   differences, which telescopes to it; `tests/sentence/test_frozen_layers.py` has both losses equal).
 - `paper`: differences weighted by attention, from random weights (https://huggingface.co/papers/2503.04793).
-- `equal`: the same from equal weights, the attention with a sixteenth of the learning rate.
+- `equal`: the same from equal weights.
 - `own`: every sentence has a value of its own, weighted by attention from equal weights.
 - `own-sum`: the sum of values of their own, `differences=False, aggregator="sum"`.
+- `told`: the same, told which sentences of the training pairs are right: a bound.
 
-Depth, penalty and learning rate of each arm are chosen on pairs that are in no final figure. Data:
+Depth and penalty are chosen on pairs that are in no final figure. Data:
 
 - `facts`: answers of 3 to 6 sentences, each a fact that is right or wrong; no fact of the test is in training. Which
   sentence is wrong is asked of models that were never told.
@@ -24,7 +25,6 @@ Depth, penalty and learning rate of each arm are chosen on pairs that are in no 
 """
 
 import argparse
-import math
 import random
 import statistics
 from collections.abc import Sequence
@@ -45,16 +45,19 @@ from .sentence_states import DATASETS, DEPTHS, States
 
 LABELS = {
     "response": "response-level (TRL's `RewardTrainer`)",
-    "paper": "sentences: differences, attention, as in the paper",
-    "equal": "sentences: differences, attention from equal weights",
-    "own": "sentences: own values, attention from equal weights",
     "own-sum": "sentences: own values, sum",
+    "own": "sentences: own values, attention from equal weights",
+    "equal": "sentences: differences, attention from equal weights",
+    "paper": "sentences: differences, attention, as in the paper",
     "endogenous": "endogenous reward by sentence, untrained",
+    "told": "own values, told which sentences are right (a bound)",
 }
-ARMS = tuple(LABELS)[:-1]
+ARMS = tuple(arm for arm in LABELS if arm not in ("endogenous", "told"))
+# Arms with attention have depth and penalty of the one without.
+CHOSEN_AS = {"paper": "response", "equal": "response", "own": "own-sum", "told": "own-sum"}
 SEEDS, FOLDS, BOOTSTRAP = 5, 5, 2000
-PENALTIES, RATES = (100.0, 1000.0, 10000.0), (1e-3,)
-EPOCHS, BATCH = 12, 64
+PENALTIES = (100.0, 300.0, 1000.0, 3000.0)
+ITERATIONS, ATTENTION = 60, 64
 DEVELOPMENT_PAIRS = 400  # of `helpful`, in no final figure
 
 
@@ -68,7 +71,7 @@ class Head(nn.Module):
         nn.init.zeros_(self.value.weight)
         nn.init.zeros_(self.value.bias)
         if arm in ("paper", "equal", "own"):
-            self.query, self.key = nn.Linear(size, 256, bias=False), nn.Linear(size, 256, bias=False)
+            self.query, self.key = nn.Linear(size, ATTENTION, bias=False), nn.Linear(size, ATTENTION, bias=False)
             nn.init.orthogonal_(self.key.weight)
             if arm == "paper":
                 nn.init.orthogonal_(self.query.weight)
@@ -93,12 +96,13 @@ class Head(nn.Module):
         rewards = sentence_rewards(values, mask, differences=not own)
         if self.arm == "own-sum":
             return rewards.sum(dim=-1), rewards[:, 1:]
-        terms = rewards * attention_weights(self.query(states), self.key(states), mask)
+        query = self.query(states[rows, lengths])[:, None].expand(-1, states.shape[1], -1)  # the last one's is read
+        terms = rewards * attention_weights(query, self.key(states), mask)
         return terms.sum(dim=-1), terms[:, 1:]
 
 
 def stack(rows: Sequence[dict[str, Any]], depth: int) -> tuple[Tensor, Tensor]:
-    """States `(2 P, N + 2, D)` at a depth, chosen and rejected in turn, scaled to length 1; and numbers of sentences."""
+    """States `(2 P, N + 2, D)` at a depth, chosen and rejected in turn, of length 1; and numbers of sentences."""
     states = [state[DEPTHS.index(depth)].float() for row in rows for state in row["states"]]
     lengths = torch.tensor([len(state) - 2 for state in states])
     padded = nn.utils.rnn.pad_sequence([nn.functional.normalize(state, dim=-1) for state in states], batch_first=True)
@@ -106,35 +110,42 @@ def stack(rows: Sequence[dict[str, Any]], depth: int) -> tuple[Tensor, Tensor]:
 
 
 def train(
-    arm: str, states: Tensor, lengths: Tensor, pairs: Sequence[int], penalty: float, rate: float, seed: int
+    arm: str, states: Tensor, lengths: Tensor, pairs: Sequence[int], penalty: float, seed: int
 ) -> tuple[Head, Tensor, Tensor]:
     """A head trained on pairs, with mean and standard deviation of their states."""
     members = torch.tensor([i for pair in pairs for i in (2 * pair, 2 * pair + 1)])
-    there = torch.arange(states.shape[1]) <= lengths[members][:, None] + 1
-    flat = states[members][there]
+    states, lengths = states[members], lengths[members]
+    flat = states[torch.arange(states.shape[1]) <= lengths[:, None] + 1]
     mean, std = flat.mean(dim=0), flat.std(dim=0) + 1e-6
+    states = (states - mean) / std
     torch.manual_seed(seed)
     head = Head(arm, states.shape[-1])
-    attention = [p for name, p in head.named_parameters() if name.startswith(("query", "key"))]
-    groups = [{"params": list(head.value.parameters())}]
-    if attention:
-        groups.append({"params": attention, "lr": rate if arm == "paper" else rate / 16})
-    optimizer = torch.optim.Adam(groups, lr=rate)
-    steps = EPOCHS * math.ceil(len(pairs) / BATCH)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [g["lr"] for g in optimizer.param_groups], steps)
-    generator = random.Random(seed)
-    for _ in range(EPOCHS):
-        order = generator.sample(list(pairs), len(pairs))
-        for start in range(0, len(order), BATCH):
-            batch = torch.tensor([i for pair in order[start : start + BATCH] for i in (2 * pair, 2 * pair + 1)])
-            width = int(lengths[batch].max()) + 2
-            scores, _ = head((states[batch, :width] - mean) / std, lengths[batch])
-            loss = -nn.functional.logsigmoid(scores[::2] - scores[1::2]).mean()
-            loss = loss + penalty / (2 * len(pairs)) * head.value.weight.square().sum()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+    optimizer = torch.optim.LBFGS(head.parameters(), max_iter=ITERATIONS, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        scores, _ = head(states, lengths)
+        # The paper's attention would be drawn to equal weights by a penalty, and is left alone.
+        penalised = [weight for name, weight in head.named_parameters() if arm != "paper" or name == "value.weight"]
+        squares = sum(weight.square().sum() for weight in penalised if weight.dim() > 1)
+        total = -nn.functional.logsigmoid(scores[::2] - scores[1::2]).sum() + penalty / 2 * squares
+        total.backward()
+        return total
+
+    optimizer.step(loss)
+    return head, mean, std
+
+
+def told(states: Tensor, lengths: Tensor, pairs: Sequence[int], rows: list[dict[str, Any]], penalty: float) -> Any:
+    """As [`train`], by ridge regression on which sentences are right: what these states can say at most."""
+    members = [i for pair in pairs for i in (2 * pair, 2 * pair + 1)]
+    flat = torch.cat([states[i, 1 : lengths[i] + 1] for i in members])
+    right = torch.tensor([float(flag) for pair in pairs for flags in rows[pair]["right"] for flag in flags])
+    mean, std = flat.mean(dim=0), flat.std(dim=0) + 1e-6
+    flat = (flat - mean) / std
+    head = Head("own-sum", flat.shape[-1])
+    gram = flat.T @ flat + penalty * torch.eye(flat.shape[-1])
+    head.value.weight.data[0] = torch.linalg.solve(gram, flat.T @ (right - right.mean()))
     return head, mean, std
 
 
@@ -159,28 +170,24 @@ def accuracy(margins: Sequence[float]) -> float:
     return sum((m > 0) + 0.5 * (m == 0) for m in margins) / len(margins)
 
 
-def auc(worth: Sequence[float], right: Sequence[bool]) -> float:
+def auc(worth: Tensor, right: Tensor) -> float:
     """Chance that a right sentence is worth more than a wrong one."""
-    values, truth = torch.tensor(worth, dtype=torch.float64), torch.tensor(right)
-    good, bad = values[truth], values[~truth]
-    if not len(good) or not len(bad):
-        return float("nan")
-    ranks = torch.searchsorted(bad.sort().values, good) + torch.searchsorted(bad.sort().values, good, right=True)
-    return (ranks.double().mean() / (2 * len(bad))).item()
+    good, bad = worth[right], worth[~right].sort().values
+    below = torch.searchsorted(bad, good) + torch.searchsorted(bad, good, right=True)
+    return (below.double().mean() / (2 * len(bad))).item()
 
 
 def choose(arm: str, rows: list[dict[str, Any]], splits: list[tuple[list[int], list[int]]]) -> dict[str, Any]:
-    """Depth, penalty and learning rate with the best accuracy on development pairs."""
+    """Depth and penalty with the best accuracy on development pairs."""
     tried = []
     for depth in DEPTHS:
         states, lengths = stack(rows, depth)
         for penalty in PENALTIES:
-            for rate in RATES:
-                margins: list[float] = []
-                for training, held_out in splits:
-                    trained = train(arm, states, lengths, training, penalty, rate, seed=0)
-                    margins += judge(trained, states, lengths, held_out)[0]
-                tried.append({"accuracy": accuracy(margins), "depth": depth, "penalty": penalty, "rate": rate})
+            margins: list[float] = []
+            for training, held_out in splits:
+                trained = train(arm, states, lengths, training, penalty, seed=0)
+                margins += judge(trained, states, lengths, held_out)[0]
+            tried.append({"accuracy": accuracy(margins), "depth": depth, "penalty": penalty})
     return max(tried, key=lambda settings: settings["accuracy"]) | {"tried": tried}
 
 
@@ -197,14 +204,17 @@ def run(arm: str, seed: int, rows: list[dict[str, Any]], setting: dict[str, Any]
     margins: dict[int, float] = {}
     worth: dict[int, list[list[float]]] = {}
     for training, held_out in splits:
-        trained = train(arm, states, lengths, training, setting["penalty"], setting["rate"], seed)
+        if arm == "told":
+            trained = told(states, lengths, training, rows, setting["penalty"])
+        else:
+            trained = train(arm, states, lengths, training, setting["penalty"], seed)
         found, terms = judge(trained, states, lengths, held_out)
         margins.update(zip(held_out, found, strict=True))
         worth.update({pair: terms[2 * i : 2 * i + 2] for i, pair in enumerate(held_out)})
     result: dict[str, Any] = {"arm": arm, "seed": seed, "pairs": sorted(margins)}
-    result["margins"] = [margins[i] for i in result["pairs"]]
+    result["margins"] = [round(margins[i], 6) for i in result["pairs"]]
     if "right" in rows[result["pairs"][0]]:
-        result["worth"] = [worth[i] for i in result["pairs"]]
+        result["worth"] = [[[round(v, 6) for v in row] for row in worth[i]] for i in result["pairs"]]
     return result
 
 
@@ -220,7 +230,9 @@ def compute(figures: dict[str, Any], datasets: Sequence[str], states: States, sa
         by_part, chooser = dataset == "facts", {"prmbench": "facts", "webgpt": "helpful"}.get(dataset, dataset)
         if dataset == "helpful":
             development, rows = rows[:DEVELOPMENT_PAIRS], rows[DEVELOPMENT_PAIRS:]
-        for arm in tqdm(ARMS, desc=f"Settings, {dataset}", unit=" arms", disable=chooser != dataset):
+        for arm in tqdm(
+            sorted(set(ARMS) - set(CHOSEN_AS)), desc=f"Settings, {dataset}", unit=" arms", disable=chooser != dataset
+        ):
             if chooser == dataset and f"{dataset} {arm}" not in figures["choices"]:
                 if by_part:
                     training, held_out = (
@@ -233,9 +245,11 @@ def compute(figures: dict[str, Any], datasets: Sequence[str], states: States, sa
                 save()
         cells = figures["cells"].setdefault(dataset, [])
         done = {(cell["arm"], cell["seed"]) for cell in cells}
-        jobs = [(arm, seed) for seed in range(SEEDS) for arm in ARMS if (arm, seed) not in done]
+        arms = (*ARMS, "told") if "right" in rows[0] else ARMS
+        jobs = [(arm, seed) for arm in arms for seed in range(SEEDS) if (arm, seed) not in done]
         for arm, seed in tqdm(jobs, desc=f"Heads, {dataset}", unit=" runs"):
-            cells.append(run(arm, seed, rows, figures["choices"][f"{chooser} {arm}"], by_part))
+            setting = figures["choices"][f"{chooser} {CHOSEN_AS.get(arm, arm)}"]
+            cells.append(run(arm, seed, rows, setting, by_part))
             save()
         tested = cells[0]["pairs"]
         if "right" in rows[tested[0]]:
@@ -263,7 +277,7 @@ def resample(count: int, statistic: Any, times: int) -> list[float]:
 def summarize(figures: dict[str, Any], dataset: str) -> dict[str, dict[str, Any]]:
     """Accuracy and AUC of each arm, means over seeds, and paired differences of the rivals, with intervals."""
     cells = figures["cells"][dataset]
-    arms = [arm for arm in ARMS if any(cell["arm"] == arm for cell in cells)]
+    arms = [arm for arm in LABELS if any(cell["arm"] == arm for cell in cells)]
     count = len(cells[0]["pairs"])
     right = {
         arm: torch.tensor([[accuracy([m]) for m in c["margins"]] for c in cells if c["arm"] == arm]) for arm in arms
@@ -287,19 +301,23 @@ def summarize(figures: dict[str, Any], dataset: str) -> dict[str, dict[str, Any]
         # Of PRMBench only the solutions with a wrong step, so that its other steps are what it is told from.
         answers = (0, 1) if dataset == "facts" else (1,)
         truth = figures["endogenous"][dataset]["right"]
-        worth = {arm: [cell["worth"] for cell in cells if cell["arm"] == arm] for arm in arms}
-        worth["endogenous"] = [figures["endogenous"][dataset]["worth"]]
+        tables = {arm: [cell["worth"] for cell in cells if cell["arm"] == arm] for arm in arms}
+        tables["endogenous"] = [figures["endogenous"][dataset]["worth"]]
+        worth = {
+            arm: torch.tensor([[v for pair in table for a in answers for v in pair[a]] for table in seeds])
+            for arm, seeds in tables.items()
+        }  # (seeds, sentences)
+        flags = torch.tensor([flag for pair in truth for a in answers for flag in pair[a]])
+        places = torch.arange(len(flags)).split([sum(len(pair[a]) for a in answers) for pair in truth])
 
         def mean_auc(arm: str, pairs: Sequence[int]) -> float:
-            flags = [flag for i in pairs for a in answers for flag in truth[i][a]]
-            return statistics.mean(
-                auc([value for i in pairs for a in answers for value in table[i][a]], flags) for table in worth[arm]
-            )
+            chosen = torch.cat([places[i] for i in pairs])
+            return statistics.mean(auc(values, flags[chosen]) for values in worth[arm][:, chosen])
 
         for arm in worth:
             summary.setdefault(arm, {})["auc"] = mean_auc(arm, range(count))
             summary[arm]["auc_interval"] = resample(count, lambda i, a=arm: mean_auc(a, i), 300)
-        best = max((arm for arm in arms if arm != "response"), key=lambda arm: summary[arm]["auc"])
+        best = max((arm for arm in arms if arm in ARMS and arm != "response"), key=lambda arm: summary[arm]["auc"])
         for rival in ("response", "endogenous"):
             summary[best][f"auc_over_{rival}"] = [
                 summary[best]["auc"] - summary[rival]["auc"],
@@ -328,7 +346,7 @@ def table_rows(summary: dict[str, dict[str, Any]]) -> list[list[str]]:
     return rows
 
 
-HEADERS = ["", "pairs in order, %", "to response-level", "AUC of wrong sentences"]
+HEADERS = ["", "pairs in order, %", "to response-level", "wrong sentences, AUC"]
 TITLES = {
     "facts": "Facts: answers of sentences that are right or wrong",
     "helpful": "HH-RLHF helpful",
@@ -384,8 +402,8 @@ def page(figures: dict[str, Any], summaries: dict[str, dict[str, dict[str, Any]]
     parts.append(
         "## How\n\n"
         f"All models are heads on the states of the frozen SmolLM2-135M-Instruct, at one of the layers {', '.join(map(str, DEPTHS))} "
-        f"of 30, by the Bradley-Terry loss, {EPOCHS} epochs of Adam with an L2 penalty; the response-level loss is that of TRL's "
-        "`RewardTrainer`. Depth and penalty of each are chosen on pairs that are in no other figure (the columns below), "
+        f"of 30, by the Bradley-Terry loss, {ITERATIONS} iterations of L-BFGS with an L2 penalty; the response-level loss is that of TRL's "
+        "`RewardTrainer`. Depth and penalty are chosen on pairs that are in no other figure (below; with attention, those of the arm without), "
         "for WebGPT those of HH-RLHF, for PRMBench those of the facts. In brackets: 95% intervals by bootstrap over test pairs, of "
         f"means over {SEEDS} seeds, each with training pairs of its own (nine tenths of them, or its own five folds). Facts of the test "
         "are in no training pair. The response-level model is read at the ends of sentences, by differences; the endogenous reward is "
@@ -446,7 +464,8 @@ def main() -> None:
     console = Console()
     console.print(verdict(summaries))
     for name, summary in summaries.items():
-        console.print(terminal_table([TITLES[name], *HEADERS[1:]], table_rows(summary)))
+        rows = [[arm, *row[1:]] for arm, row in zip(summary, table_rows(summary), strict=True)]
+        console.print(terminal_table([name, *HEADERS[1:]], rows))
 
 
 if __name__ == "__main__":

@@ -17,27 +17,10 @@ class SentenceRewardConfig(PretrainedConfig):
     Args:
         backbone_config ([`~transformers.PretrainedConfig`] or `dict`, *optional*):
             Configuration of the language model that reads the text.
-        marker (`bool`, *optional*, defaults to `True`):
-            Whether a marker stands before the response and behind every sentence, at which the model is read, as in
-            the paper. With `False` it is read at the last token of the prompt and of each sentence.
-        aggregator (`str`, *optional*, defaults to `"attention"`):
-            How sentence rewards become the response's score: `"attention"`, or `"sum"` for the paper's ablation, all
-            weights 1.
-        differences (`bool`, *optional*, defaults to `True`):
-            Whether a sentence's reward is the difference of the values after and before it, as in the paper; or, with
-            `False`, its own value, which says how good the sentence is. It is then read before EOS.
-        attention_dim (`int`, *optional*, defaults to `256`):
-            Size $d$ of the aggregator's queries and keys; even.
-        attention_init (`str`, *optional*, defaults to `"orthogonal"`):
-            How the attention starts: `"orthogonal"`, with random orthogonal $W_q$ and $W_k$ as in the paper; or
-            `"equal"`, with $W_q = 0$, so that all sentences have the same weight until it learns otherwise.
+        marker, aggregator, differences, attention_dim, attention_init, max_sentences, segmenter:
+            See [`SentenceRewardTrainerConfig`]. `segmenter` is `"custom"` for one that was given as an object.
         rope_theta (`float`, *optional*, defaults to `10000.0`):
             Base of the rotary angles of the sentence index.
-        max_sentences (`int`, *optional*, defaults to `512`):
-            Longest response, in sentences. What follows in a longer one counts as one last sentence.
-        segmenter (`str`, *optional*, defaults to `"rules"`):
-            Name of the segmenter that the model is trained with, see [`load_segmenter`]; `"custom"` for one that was
-            given as an object.
         **kwargs:
             Further arguments for [`~transformers.PretrainedConfig`].
 

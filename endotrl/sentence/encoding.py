@@ -29,27 +29,13 @@ PLACEHOLDER = 0
 
 @dataclass(frozen=True)
 class EncodedResponse:
-    """
-    One prompt and response, ready for a [`SentenceRewardModel`].
+    """One prompt and response, ready for a [`SentenceRewardModel`]."""
 
-    Attributes:
-        input_ids (`list[int]`):
-            Tokens of prompt and response, with [`PLACEHOLDER`] where a marker stands.
-        sentence_ends (`list[int]`):
-            Positions in `input_ids` of the states: right before the response, then at the end of each sentence.
-        sentences ([`SentenceTokens`]):
-            The sentences.
-        completion_ids (`list[int]`):
-            Tokens of the response, without markers.
-        cut (`bool`):
-            `True` if the row was too long, and its prompt or response lost something.
-    """
-
-    input_ids: list[int]
-    sentence_ends: list[int]
+    input_ids: list[int]  # of prompt and response, with `PLACEHOLDER` where a marker stands
+    sentence_ends: list[int]  # positions of the states: right before the response, then at the end of each sentence
     sentences: SentenceTokens
-    completion_ids: list[int]
-    cut: bool = False
+    completion_ids: list[int]  # of the response, without markers
+    cut: bool = False  # whether the row was too long, and its prompt or response lost something
 
 
 class SentenceEncoder:
@@ -62,21 +48,10 @@ class SentenceEncoder:
     `config.max_sentences` sentences gets one last sentence of all that are too much, and a warning says so once. A
     response without text is one sentence if it has a token (EOS), and none if it has not.
 
-    Args:
-        processing_class ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`]):
-            Tokenizer of the backbone, or a processor that holds it.
-        config ([`SentenceRewardConfig`]):
-            Configuration of the model.
-        segmenter ([`Segmenter`], *optional*):
-            Splits text into sentences. Defaults to the one that `config.segmenter` names.
-        max_length (`int`, *optional*):
-            Longest row, in tokens and markers. `None` for no limit.
-        overlong_prompt (`str`, *optional*, defaults to `"error"`):
-            What to do with a longer row: see [`~endotrl.rendering.renderer.fit`].
-        chat_template_kwargs (`dict[str, Any]`, *optional*):
-            Further arguments for the chat template.
-        **kwargs:
-            Further fields of [`~endotrl.rendering.policy.Reading`].
+    `processing_class` is the tokenizer of the backbone, or a processor that holds it; `segmenter`, by default, the one
+    that `config.segmenter` names. Rows longer than `max_length` tokens and markers (no limit by default) are treated
+    as `overlong_prompt` says, see [`~endotrl.rendering.renderer.fit`]; `chat_template_kwargs` and `**kwargs` are
+    fields of [`~endotrl.rendering.policy.Reading`].
     """
 
     def __init__(

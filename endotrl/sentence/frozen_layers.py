@@ -34,19 +34,10 @@ class FrozenLayers:
     it; [`replaced_by`] starts the model from there. Masks and positions are made by the model's own code.
 
     What is below is found by a trial: all parameters that gradients do not reach from the states. Where all layers are
-    frozen, only the states at the ends of sentences are kept: nothing above looks at others.
-
-    Args:
-        model ([`SentenceRewardModel`]):
-            Reward model without an adapter.
-        count (`int`):
-            Number of layers.
-        args ([`~transformers.TrainingArguments`]):
-            Device and precision of the training.
-
-    Raises:
-        `ValueError`: If there are not so many layers, if the model does not say the same when it starts there (layers
-            that share weights or read more than the states), or if several processes train.
+    frozen, only the states at the ends of sentences are kept: nothing above looks at others. `args` say in which
+    precision and where training runs. Raises `ValueError` if there are no `count` layers, if the model does not say
+    the same when it starts there (layers that share weights or read more than the states), or if several processes
+    train.
     """
 
     def __init__(self, model: SentenceRewardModel, count: int, args: TrainingArguments) -> None:
@@ -117,13 +108,16 @@ class FrozenLayers:
     @contextmanager
     def replaced_by(self, states: Tensor) -> Iterator[None]:
         """Inside, the layers return `states`, of shape `(batch_size, seq_len, D)`, and compute nothing."""
+        before = [vars(layer).pop("forward", None) for layer in self._layers]  # where accelerate moves devices
         for layer in self._layers:
             layer.forward = lambda *args, **kwargs: (states,) if self._in_tuple else states
         try:
             yield
         finally:
-            for layer in self._layers:
+            for layer, forward in zip(self._layers, before, strict=True):
                 del layer.forward
+                if forward is not None:
+                    layer.forward = forward
 
     def _with_states(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """The columns that change."""

@@ -24,18 +24,10 @@ from .head import SentenceHead
 @dataclass
 class SentenceRewardOutput(ModelOutput):
     r"""
-    What a [`SentenceRewardModel`] says about a batch. `N` is the largest number of states of a response: one before
-    it, and one per sentence.
-
-    Attributes:
-        loss (`torch.Tensor`, *optional*):
-            Not set: the loss is that of a pair, which the trainer computes.
-        logits (`torch.Tensor` of shape `(batch_size, 1)`):
-            Scores $R(y) = \sum_i a_i r_i$, float32.
-        sentence_rewards (`torch.Tensor` of shape `(batch_size, N)`):
-            $r_i$, float32, 0 where a row is padded. The first is the value of the prompt.
-        weights (`torch.Tensor` of shape `(batch_size, N)`):
-            $a_i$, float32, 0 where a row is padded.
+    What a [`SentenceRewardModel`] says about a batch, float32: `logits`, the scores $R(y) = \sum_i a_i r_i$ of shape
+    `(batch_size, 1)`, and `sentence_rewards` $r_i$ and `weights` $a_i$ of shape `(batch_size, N)`, 0 where a row is
+    padded. `N` is the largest number of states of a response: one before it, and one per sentence. `loss` is not set:
+    it is that of a pair, which the trainer computes.
     """
 
     loss: Tensor | None = None
@@ -59,12 +51,8 @@ class SentenceRewardModel(PreTrainedModel):
     the vocabulary, so that no text can contain one. [`SentenceEncoder`] puts them in; [`SentenceRewardTrainer`] trains
     the model, and [`SentenceReward`] scores text with it.
 
-    Args:
-        config ([`SentenceRewardConfig`]):
-            Configuration.
-        backbone ([`~transformers.PreTrainedModel`], *optional*):
-            Language model without LM head. Made from the configuration, with random weights, if not given;
-            [`from_backbone`] takes a pretrained one.
+    A `backbone`, a language model without LM head, is made from the configuration, with random weights, if none is
+    given; [`from_backbone`] takes a pretrained one.
 
     Example:
     ```python
@@ -110,18 +98,9 @@ class SentenceRewardModel(PreTrainedModel):
         the mean of the token embeddings, as transformers starts new tokens; the value head small and random, the
         attention as `config.attention_init` says. Seed torch before, for the same start again.
 
-        Args:
-            model (`str` or [`~transformers.PreTrainedModel`]):
-                Path or hub id of a causal language model, `"quickstart"` for the demo's model, or a loaded one.
-            config ([`SentenceRewardConfig`], *optional*):
-                Configuration without `backbone_config`, which is filled in.
-            trust_remote_code (`bool`, *optional*, defaults to `False`):
-                Whether code from the model's repository may run.
-            **kwargs:
-                Further arguments for [`~transformers.AutoModelForCausalLM.from_pretrained`], such as `dtype`.
-
-        Raises:
-            `ValueError`: If the model is an encoder-decoder model, or a sentence reward model already.
+        `model` is the path or hub id of a causal language model, `"quickstart"` for the demo's model, or a loaded one;
+        `config` comes without `backbone_config`, which is filled in. Other arguments, such as `dtype`, are those of
+        [`~transformers.AutoModelForCausalLM.from_pretrained`].
         """
         if not isinstance(model, PreTrainedModel):
             model = AutoModelForCausalLM.from_pretrained(
@@ -130,8 +109,7 @@ class SentenceRewardModel(PreTrainedModel):
         if model.config.is_encoder_decoder or isinstance(model, SentenceRewardModel):
             raise ValueError(
                 f"The backbone {model.config._name_or_path!r} is a {type(model).__name__}, but a sentence reward "
-                "model is "
-                "built on a decoder-only language model. Load a trained sentence reward model with `from_pretrained`."
+                "model is built on a decoder-only language model. Load a trained one with `from_pretrained`."
             )
         backbone = model.base_model
         config = SentenceRewardConfig() if config is None else copy.deepcopy(config)  # the caller's stays as it is
@@ -222,22 +200,13 @@ class SentenceRewardModel(PreTrainedModel):
         Scores a batch of responses.
 
         Args:
-            input_ids (`torch.Tensor` of shape `(batch_size, seq_len)`):
+            input_ids, attention_mask (`torch.Tensor` of shape `(batch_size, seq_len)`):
                 Prompts and responses, padded on the right. The id at the place of a marker is not read.
-            attention_mask (`torch.Tensor` of shape `(batch_size, seq_len)`, *optional*):
-                1 for tokens and markers, 0 for padding.
             sentence_ends (`torch.Tensor` of shape `(batch_size, N)`):
-                Positions in `input_ids` at which the model is read: right before the response, then at the end of each
-                sentence; padded on the right with -1. These are the places of the markers if the model has them.
+                Positions in `input_ids` at which the model is read, those of its markers if it has them: right before
+                the response, then at the end of each sentence; padded on the right with -1.
             **kwargs:
                 What trainers pass as well (`use_cache`, `margin`); not read.
-
-        Returns:
-            [`SentenceRewardOutput`]
-
-        Raises:
-            `ValueError`: If there are no `sentence_ends`, more than `config.max_sentences` sentences, a response
-            without a state, or padding on the left.
         """
         if sentence_ends is None:
             raise ValueError(
@@ -247,8 +216,7 @@ class SentenceRewardModel(PreTrainedModel):
         if sentence_ends.shape[1] > self.config.max_sentences + 1:
             raise ValueError(
                 f"A response has {sentence_ends.shape[1] - 1} sentences, more than the `max_sentences` of this model, "
-                f"{self.config.max_sentences}. `SentenceEncoder` takes what is too much for one last sentence; or "
-                "train the model with a higher limit."
+                f"{self.config.max_sentences}. Encode it with `SentenceEncoder`, which keeps to it."
             )
         mask = sentence_ends >= 0  # (B, N)
         if not mask[:, 0].all():

@@ -28,10 +28,7 @@ class SatSegmenter:
         device (`str`, *optional*):
             Device to run it on. Defaults to the CPU.
         **kwargs:
-            Further arguments for `wtpsplit.SaT`, such as `language`, `style_or_domain` or `tokenizer_name_or_path`.
-
-    Raises:
-        `ImportError`: If `wtpsplit` is not installed.
+            Further arguments for `wtpsplit.SaT`, such as `language` or `style_or_domain`.
 
     Example:
     ```python
@@ -74,15 +71,7 @@ class SatSegmenter:
 
 def load_segmenter(name: str) -> Segmenter:
     """
-    Makes a segmenter by name.
-
-    Args:
-        name (`str`):
-            `"rules"` for [`RuleSegmenter`]; else the name (`"sat-3l"`) or the path of a SaT model.
-
-    Raises:
-        `ImportError`: If the name is a SaT model's and `wtpsplit` is not installed.
-        `ValueError`: If the name is `"custom"`, which stands for a segmenter that was given as an object.
+    Makes a segmenter by name: `"rules"` for [`RuleSegmenter`]; else the name (`"sat-3l"`) or the path of a SaT model.
 
     Example:
     ```python

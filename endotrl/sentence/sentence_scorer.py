@@ -35,22 +35,10 @@ from .segmentation import Segmenter, load_segmenter
 @dataclass(frozen=True)
 class SentenceScores:
     r"""
-    What a sentence reward model says about one completion of `n` sentences.
-
-    Attributes:
-        score (`float`):
-            $R(y) = \sum_i a_i r_i$.
-        sentence_rewards (`torch.Tensor` of shape `(n + 1,)`):
-            $r_i$, float32. The first is the value of the prompt, the others what each sentence added.
-        weights (`torch.Tensor` of shape `(n + 1,)`):
-            $a_i$, float32.
-        sentences ([`SentenceTokens`]):
-            Text, spans and last tokens of the sentences, by the tokenizer of the reward model.
-        completion_ids (`list[int]`):
-            The completion's tokens, by the tokenizer of the reward model.
-        cut (`bool`):
-            `True` if prompt and completion were too long and lost something, see
-            [`~endotrl.sentence.SentenceEncoder`].
+    What a sentence reward model says about one completion of `n` sentences: its `score` $R(y) = \sum_i a_i r_i$, and
+    `sentence_rewards` $r_i$ and `weights` $a_i$ of shape `(n + 1,)`, float32, the first of them the prompt's.
+    `sentences` and `completion_ids` are by the tokenizer of the reward model. `cut` is `True` if prompt and completion
+    were too long and lost something, see [`~endotrl.sentence.SentenceEncoder`].
     """
 
     score: float

@@ -15,15 +15,8 @@ from .segmentation import Segmenter, check_tiling
 @dataclass(frozen=True)
 class SentenceTokens:
     """
-    The sentences of one completion.
-
-    Attributes:
-        text (`str`):
-            The completion, decoded with its special tokens.
-        spans (`list[tuple[int, int]]`):
-            Characters of each sentence in `text`. Special tokens behind a sentence, such as EOS, belong to it.
-        last_tokens (`list[int]`):
-            Position in the completion of the token that ends each sentence; rising.
+    The sentences of one completion: its `text`, decoded with its special tokens; `spans` of characters in it, where
+    special tokens behind a sentence, such as EOS, belong to it; and the positions of the tokens that end them, rising.
     """
 
     text: str
@@ -80,22 +73,10 @@ def last_tokens(text: str, spans: Sequence[tuple[int, int]], offsets: Sequence[t
     boundary (".\\n\\nThe") therefore ends the earlier sentence, and a token that writes only whitespace belongs to the
     sentence in which it starts. Tokens that write a part of a character belong with the one that completes it.
 
-    Args:
-        text (`str`):
-            The text that the tokens write.
-        spans (`Sequence[tuple[int, int]]`):
-            Spans of characters of the sentences; they tile the text.
-        offsets (`Sequence[tuple[int, int]]`):
-            Spans of characters of the tokens, as [`~endotrl.rendering.offsets.decode_with_offsets`] gives them; they
-            tile the text.
-
-    Returns:
-        `list[int]`, one per sentence: index of its last token, which never falls. A sentence that has no token of its
-        own (one token writes several) gets that of the sentence before it; where that has none either, the first token
-        that writes a part of it.
-
-    Raises:
-        `ValueError`: If there are sentences but no tokens.
+    `spans` of the sentences and `offsets` of the tokens, as [`~endotrl.rendering.offsets.decode_with_offsets`] gives
+    them, are in characters of `text`, which both tile. The indices returned, one per sentence, never fall: a sentence
+    without a token of its own (one token writes several) gets that of the sentence before it; where that has none
+    either, the first token that writes a part of it.
 
     Example:
     ```python

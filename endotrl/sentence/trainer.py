@@ -122,8 +122,8 @@ class SentenceRewardTrainer(RewardTrainer):
             )
         if args.attention_learning_rate is not None and has_one_learning_rate(args):
             raise ValueError(
-                "DeepSpeed's configuration has an `optimizer` of its own, which has one learning rate for all "
-                "parameters. Remove it there, or leave `attention_learning_rate` away."
+                "DeepSpeed's configuration has an `optimizer`, with one learning rate for all parameters. Remove it "
+                "there, or leave `attention_learning_rate` away."
             )
         if segmenter is not None:
             base_model.config.segmenter = "custom"
@@ -135,8 +135,7 @@ class SentenceRewardTrainer(RewardTrainer):
             if peft_config.is_prompt_learning:
                 raise ValueError(
                     f"`peft_config` is a {type(peft_config).__name__}, which puts tokens of its own in front of the "
-                    "text, where a sentence reward model does not find its sentences. Use an adapter of weights, such "
-                    "as `LoraConfig()`."
+                    "text. Use an adapter of weights, such as `LoraConfig()`."
                 )
             peft_config.modules_to_save = list(dict.fromkeys([*(peft_config.modules_to_save or []), *new]))
             if peft_config.target_modules is None and not vars(peft_config).get("target_parameters"):
@@ -144,9 +143,8 @@ class SentenceRewardTrainer(RewardTrainer):
             kwargs["peft_config"] = peft_config
         elif has_adapter and not set(new) <= set(given.active_peft_config.modules_to_save or []):
             raise ValueError(
-                f"The adapter of `model` has `modules_to_save={given.active_peft_config.modules_to_save}`, but a "
-                "sentence reward model's head has no pretrained weights and is trained and saved with the adapter. "
-                f"Make it with `modules_to_save={new}`, or pass the model without an adapter, and `peft_config`."
+                f"The adapter of `model` has `modules_to_save={given.active_peft_config.modules_to_save}`, but "
+                f"the new head is trained with it. Use `modules_to_save={new}`, or pass `peft_config`."
             )
         if args.freeze_layers and (has_adapter or kwargs.get("peft_config") is not None):
             raise ValueError(
@@ -179,12 +177,10 @@ class SentenceRewardTrainer(RewardTrainer):
                     "`rejected`, and better a `prompt`, too. Rename its columns, or make pairs of its rows."
                 )
             encode = PairEncoder(processing_class, self._sentence_config, self._segmenter)
-            map_kwargs: dict[str, Any] = {}
-            if isinstance(dataset, Dataset):  # `IterableDataset.map` supports neither
-                map_kwargs = {
-                    "num_proc": args.dataset_num_proc,
-                    "desc": f"Splitting {dataset_name} dataset into sentences",
-                }
+            map_kwargs: dict[str, Any] = {}  # `IterableDataset.map` supports neither
+            if isinstance(dataset, Dataset):
+                description = f"Splitting {dataset_name} dataset into sentences"
+                map_kwargs = {"num_proc": args.dataset_num_proc, "desc": description}
             with PartialState().main_process_first():  # the others find it in the cache
                 dataset = dataset.map(encode, **map_kwargs)
         elif not {"chosen_ends", "rejected_ends"} <= set(columns):

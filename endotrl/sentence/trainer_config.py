@@ -21,15 +21,16 @@ class SentenceRewardTrainerConfig(RewardConfig):
             Whether the model is read at markers, before the response and behind every sentence, as in the paper; or,
             with `False`, at the last tokens of prompt and sentences.
         aggregator (`str`, *optional*, defaults to `"attention"`):
-            `"attention"`, or `"sum"` for the ablation without weights.
+            How sentence rewards become the response's score: `"attention"`, or `"sum"`, with all weights 1.
         differences (`bool`, *optional*, defaults to `True`):
             Whether a sentence's reward is what it added to the value, as in the paper, or, with `False`, its own
-            value: with `aggregator="sum"`, the score then counts good sentences, and bad ones are found.
+            value, read before EOS: with `aggregator="sum"`, the score then counts good sentences, and bad ones are
+            found.
         attention_dim (`int`, *optional*, defaults to `256`):
-            Size of the queries and keys of the attention over sentences.
+            Size $d$ of the queries and keys of the attention over sentences; even.
         attention_init (`str`, *optional*, defaults to `"orthogonal"`):
-            How the attention starts: `"orthogonal"`, at random as in the paper, or `"equal"`, with the same weight for
-            all sentences, which is better for few data.
+            How the attention starts: `"orthogonal"`, random $W_q$ and $W_k$ as in the paper, or `"equal"`, $W_q = 0$
+            and so the same weight for all sentences, which is better for few data.
         max_sentences (`int`, *optional*, defaults to `512`):
             Longest response, in sentences. What follows in a longer one counts as one last sentence.
         segmenter (`str`, *optional*, defaults to `"rules"`):

@@ -18,7 +18,7 @@ from transformers import (
 )
 from trl import RewardConfig, RewardTrainer
 
-from endotrl import SentenceRewardModel, SentenceRewardTrainer
+from endotrl import SentenceReward, SentenceRewardModel, SentenceRewardTrainer
 from endotrl.sentence import SentenceRewardConfig
 from endotrl.sentence.frozen_layers import FrozenLayers
 from endotrl.sentence.preferences import DataCollatorForSentencePreference
@@ -220,6 +220,20 @@ def test_sum_without_markers_is_trls_response_level_model(tiny_model_path: str, 
     rival = RewardTrainer(classifier, config, train_dataset=encoded, processing_class=trainer.processing_class)
     expected, _ = losses_and_weights(rival)
     assert losses_and_weights(trainer)[0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_first_layers_of_a_model_are_a_model(tiny_model_path: str, tmp_path: Path) -> None:
+    args = make_args(tmp_path, freeze_layers=1, marker=False, max_steps=1, model_init_kwargs={"num_hidden_layers": 1})
+    trainer = SentenceRewardTrainer(tiny_model_path, args, train_dataset=DATASET)
+    trainer.train()
+    trainer.save_model()
+    reward = SentenceReward(args.output_dir)
+    assert reward.config.backbone_config.num_hidden_layers == 1
+    row, row_states = ROWS[0], trainer.train_dataset[0]
+    batch = trainer.data_collator([row_states])
+    with trainer._frozen_layers.replaced_by(batch.pop("states")), torch.no_grad():
+        expected = trainer.model.eval()(**batch).logits[:, 0].tolist()
+    assert reward([row["prompt"]] * 2, [row["chosen"], row["rejected"]]) == pytest.approx(expected, abs=1e-5)
 
 
 def test_what_is_refused(tiny_model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

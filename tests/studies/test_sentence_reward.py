@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+import torch
+
+from studies.sentence_reward import Head, auc
+from studies.sentence_states import lines, load_pairs
+
+
+def test_auc_by_hand() -> None:
+    # Of four pairs of a right and a wrong sentence, two are in order and one is a tie.
+    right = torch.tensor([True, False, True, False])
+    assert auc(torch.tensor([3.0, 1.0, 0.5, 0.5]), right) == (1 + 1 + 0 + 0.5) / 4
+
+
+def test_heads_read_where_they_should() -> None:
+    # One feature: before the response, at the ends of two sentences, at EOS; and a row of one sentence.
+    states = torch.tensor([[[1.0], [2.0], [4.0], [8.0]], [[1.0], [3.0], [9.0], [0.0]]])
+    lengths = torch.tensor([2, 1])
+    expected = {"own-sum": ([6.0, 3.0], [2.0, 4.0]), "response": ([8.0, 9.0], [1.0, 6.0])}
+    for arm, (scores, worth) in expected.items():
+        head = Head(arm, 1)
+        torch.nn.init.ones_(head.value.weight)
+        given, terms = head(states, lengths)
+        assert (given.tolist(), terms[0, :2].tolist()) == (scores, worth)
+
+
+def test_facts_of_the_test_are_new(tmp_path: object) -> None:
+    pairs = load_pairs("facts", tmp_path)  # type: ignore[arg-type]
+    subjects = {part: set() for part in ("train", "dev", "test")}
+    for pair in pairs:
+        assert pair.right is not None and sum(pair.right[0]) > sum(pair.right[1])
+        # Right answers only, since a wrong one may be the right one to a question of another part.
+        sentences = [[text[a:b] for a, b in lines(text.replace(". ", ".\n"))] for text in pair.answers]
+        for texts, flags in zip(sentences, pair.right, strict=True):
+            subjects[pair.part] |= {text.strip() for text, flag in zip(texts, flags, strict=False) if flag}
+    assert not subjects["test"] & (subjects["train"] | subjects["dev"]) and not subjects["train"] & subjects["dev"]
