@@ -126,8 +126,7 @@ def is_right(completion: str, answers: Sequence[Any], math: bool = False) -> boo
 
 def same_answer(texts: Sequence[str], math: bool = False) -> list[int]:
     """
-    Groups texts by their final answer, for a majority vote: the index of the first text with an equal one. A text
-    without an answer is alone.
+    For each text, the index of the first with an equal final answer, or its own without one: for a majority vote.
     """
     claims = [_final(visible(text)) for text in texts]
     groups: list[int] = []
@@ -260,9 +259,7 @@ def _inside(match: re.Match[str]) -> str:
 
 
 def _first_value(rest: str) -> Value | None:
-    """
-    The value that a statement begins with, a list if others follow it; or the one in it, if nothing else is said.
-    """
+    """The value, or list of values, with which a statement begins; or the one in it, if nothing else is said."""
     first = first_line(rest)
     line = _FILLER.sub("", first)
     whole = read_value(line.rstrip(" .!*"))
