@@ -59,10 +59,7 @@ class LoadedModel:
 
     def as_own_copy(self) -> OwnCopy:
         """
-        The same model by name, for a pickle. That it has the same weights is checked when it is loaded.
-
-        Raises:
-            `TypeError`: If the model was not loaded from a path or hub.
+        The same model by name, for a pickle; its weights are compared when it is loaded. `TypeError` without a name.
         """
         name = self.config._name_or_path
         if self._adapter is not None:
@@ -110,10 +107,7 @@ class LoadedModel:
 
 
 def _versions(weights: Iterable[tuple[str, Tensor]]) -> dict[str, tuple[torch.dtype, int]]:
-    """
-    Changes with most updates of a weight. What it does not see, fused optimizers and `.data`, changes all values of a
-    tensor.
-    """
+    """Changes with updates of weights: with all but fused optimizers and `.data`, which change all of a tensor."""
     return {
         name: (tensor.dtype, 0 if tensor.is_inference() else tensor._version)
         for name, tensor in weights

@@ -21,10 +21,7 @@ from .quickstart_model import quickstart_model_path
 
 
 def resolve_model(name: str | os.PathLike[str]) -> str:
-    """
-    Path or hub id for a model name: `"quickstart"` is the demo's model, converted on first use; others stay as they
-    are.
-    """
+    """Path or hub id for a model name: `"quickstart"` is the demo's model, converted on first use."""
     return quickstart_model_path() if name == "quickstart" else os.fspath(name)
 
 
@@ -69,10 +66,7 @@ def load_tokenizer(
     model: str, trust_remote_code: bool = False, revision: str | None = None
 ) -> PreTrainedTokenizerBase:
     """
-    Tokenizer of a model by name; of an adapter without one, that of its base model.
-
-    Raises:
-        `OSError`: If there is none, or it is damaged, with the reason.
+    Tokenizer of a model, or of the base model of an adapter without one; `OSError` with the reason if there is none.
     """
     model = resolve_model(model)
     base, base_revision = base_model(model, revision)

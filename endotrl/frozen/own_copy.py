@@ -26,10 +26,7 @@ NEEDS_CAUSAL_LM = (
 
 def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     """
-    The dtype of the frozen model. `"auto"` is bfloat16 on accelerators and float32 on CPU.
-
-    Raises:
-        `ValueError`: If `dtype` names no floating dtype of torch.
+    Dtype of the frozen model: `"auto"` is bfloat16 on accelerators and float32 on CPU. `ValueError` for no dtype.
     """
     if dtype == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
@@ -138,8 +135,7 @@ class OwnCopy:
 
     def shard(self, accelerator: Accelerator) -> None:
         """
-        Splits the copy over the processes, as the policy is split. It is put together for each call, which all
-        processes must make together.
+        Splits the copy over the processes, as the policy is split; all of them together put it together for a call.
         """
         elsewhere = self._offload or self._device is not None or self._placed_by_accelerate
         if self._model is not None or elsewhere or self._adapter is not None:
@@ -152,7 +148,7 @@ class OwnCopy:
 
     def digest(self, dtype: torch.dtype) -> str:
         """
-        [`weights_digest`] of this copy. If it is not loaded yet, it is for the time of the call, into CPU memory.
+        [`weights_digest`] of this copy, which is loaded for the time of the call, into CPU memory, if it was not.
         """
         if self._model is not None:
             with self.active() as model:

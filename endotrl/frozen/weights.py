@@ -110,10 +110,7 @@ def sample_weights(weights: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def have_moved(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> bool:
-    """
-    Whether two samples are of different weights. Those in two dtypes are rounded to the lower one: a trainer may cast
-    its model when it starts.
-    """
+    """Whether two samples are of different weights, in the lower of their dtypes: a trainer may cast its model."""
     if before.keys() != after.keys():
         return True
     for name, first in before.items():

@@ -19,7 +19,7 @@ _THOUGHT_START = re.compile(r"<(?:think|thinking|thought|reasoning|scratchpad)>|
 _TAG = re.compile(
     r"<(?:answer|final_answer)>(?P<inside>.*?)(?:</(?:answer|final_answer)>|$)", re.IGNORECASE | re.DOTALL
 )
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=[{\d])")
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|(?P<number>\d[\d.,]*(?<=\d)))")
 # Between boxes that are meant together.
 _BETWEEN_BOXES = re.compile(
     r"[\s$,;.&\\()\[\]]*(?:and|or|\\(?:text|quad|mathrm)(?:\{\s*(?:and|or|,)?\s*\})?)?[\s$,;.&\\()\[\]]*(?:[a-z]\w?\s*=\s*)?",
@@ -60,17 +60,17 @@ def marked(text: str) -> Claim | None:
 
 
 def _boxed(text: str) -> Claim | None:
-    boxes = list(_boxes(text))
-    if boxes:
-        if boxes[-1][1] is None:
+    together: list[str] = []  # boxes that are meant together
+    end = 0
+    for start, content, box_end in _boxes(text):
+        if content is None:
             return Claim("", boxed=True)
-        together = [boxes[-1]]
-        for box in reversed(boxes[:-1]):
-            if box[1] is None or not _BETWEEN_BOXES.fullmatch(text[box[2] : together[0][0]]):
-                break
-            together.insert(0, box)
-        contents = list(dict.fromkeys(box[1] for box in together if box[1] is not None))
-        return Claim(", ".join(contents).strip(), boxed=True)
+        if not _BETWEEN_BOXES.fullmatch(text[end:start]):
+            together = []
+        together.append(content)
+        end = box_end
+    if together:
+        return Claim(", ".join(dict.fromkeys(together)), boxed=True)
     hashes = list(_HASHES.finditer(text))
     if hashes and not text[hashes[-1].end() :].strip():
         return Claim(hashes[-1]["answer"].strip(), boxed=False)
@@ -79,21 +79,14 @@ def _boxed(text: str) -> Claim | None:
 
 def _boxes(text: str) -> Iterator[tuple[int, str | None, int]]:
     """Start, content and end of each box; the content of one that is not closed is `None`."""
-    position = 0
-    while match := _BOX.search(text, position):
-        if text[match.end()] != "{":
-            number = re.match(r"[\d.,]*\d", text[match.end() :])
-            assert number is not None
-            position = match.end() + number.end()
-            yield match.start(), number[0], position
+    end = 0
+    while match := _BOX.search(text, end):
+        if number := match["number"]:
+            end = match.end()
+            yield match.start(), number, end
             continue
-        depth = 0
-        for i in range(match.end(), len(text)):
-            depth += {"{": 1, "}": -1}.get(text[i], 0)
-            if depth == 0:
-                yield match.start(), text[match.end() + 1 : i].strip(), i + 1
-                position = i + 1
-                break
-        else:
-            yield match.start(), None, len(text)
-            return
+        depth, end = 1, match.end()
+        while depth and end < len(text):
+            depth += {"{": 1, "}": -1}.get(text[end], 0)
+            end += 1
+        yield match.start(), None if depth else text[match.end() : end - 1].strip(), end

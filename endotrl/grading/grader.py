@@ -18,7 +18,7 @@ from .words import states_words
 _YES_NO = {"yes": True, "no": False, "true": True, "false": False, "yeah": True, "yep": True, "nope": False}
 _YES_NO_WORD = re.compile(rf"\b(?:{'|'.join(_YES_NO)})\b", re.IGNORECASE)
 _CHOICE = re.compile(r"^\W*(?P<letter>[A-Ja-j])[^\w+#]*$")
-_OPTION = re.compile(r"^\W{0,3}(?P<letter>[A-J])[).:]\s")
+_OPTION = re.compile(r"^\W{0,3}(?P<letter>[A-J])[).:]\s+(?!(?:or|and)\b|[/,])")
 _LETTER = re.compile(
     r"(?<![\w'\\$-])\(?(?P<letter>[A-J])\b\)?(?!['\w+#-])(?!(?<=[AI])\s+(?!or\b|and\b|is\b|because\b|since\b|as\b)[a-z])"
 )
@@ -47,10 +47,13 @@ _CONNECTED = re.compile(
     r"|maybe |perhaps |even |the |also |(?:it|they|that) (?:could|might|may|can) (?:also )?be |[a-z] = )*",
     re.IGNORECASE,
 )
+_MONTH = (
+    r"(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?"
+    r"|nov(?:ember)?|dec(?:ember)?)\b"
+)
 _DATE = re.compile(
-    r"\b(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)\.?\s+"
-    r"\d{1,2}(?:st|nd|rd|th)?,?\s+(?=\d{4}\b)|\b\d{1,2}(?:st|nd|rd|th)?\s+(?:of\s+)?(?=(?:january|february|march|april|may|june|july|august|september|october"
-    r"|november|december)\b)",
+    rf"\b{_MONTH}\.?\s+\d{{1,2}}(?:st|nd|rd|th)?,?\s+(?=\d{{4}}\b)"
+    rf"|\b\d{{1,2}}(?:st|nd|rd|th)?\s+(?:of\s+)?(?={_MONTH})",
     re.IGNORECASE,
 )
 
@@ -123,8 +126,7 @@ def is_right(completion: str, answers: Sequence[Any], math: bool = False) -> boo
 
 def same_answer(texts: Sequence[str], math: bool = False) -> list[int]:
     """
-    Groups texts by their final answer, for a majority vote: the index of the first text with an equal one. A text
-    without an answer is alone.
+    For each text, the index of the first with an equal final answer, or its own without one: for a majority vote.
     """
     claims = [_final(visible(text)) for text in texts]
     groups: list[int] = []
@@ -197,18 +199,14 @@ def _equal(right: str, given: str, math: bool) -> bool:
         return True
     plain = plain_text(given)
     choice = _CHOICE.match(right)
-    other = _CHOICE.match(plain) or re.match(r"^\W*(?P<letter>[A-J])[).:]\s(?!or\b|and\b)", plain)
+    other = _CHOICE.match(plain) or _OPTION.match(plain)
     if choice is not None and other is not None:
         return choice["letter"].upper() == other["letter"].upper()
     a, b = read_value(right), read_value(given)
     if same_value(a, b):
         return True
-    if (
-        math
-        and not (is_numeric(a) and is_numeric(b))
-        and (a is not None or "\\" in right)
-        and not re.search(r"\s(?:or|and)\s", given)
-    ):
+    is_expression = (a is not None or "\\" in right) and not (is_numeric(a) and is_numeric(b))
+    if math and is_expression and not re.search(r"\s(?:or|and)\s", given):
         return same_expression(right, given)
     return same_words(plain_text(right), plain)
 
@@ -261,9 +259,7 @@ def _inside(match: re.Match[str]) -> str:
 
 
 def _first_value(rest: str) -> Value | None:
-    """
-    The value that a statement begins with, a list if others follow it; or the one in it, if nothing else is said.
-    """
+    """The value, or list of values, with which a statement begins; or the one in it, if nothing else is said."""
     first = first_line(rest)
     line = _FILLER.sub("", first)
     whole = read_value(line.rstrip(" .!*"))
@@ -345,37 +341,27 @@ def _connected(line: str, one: _Stated, other: _Stated) -> bool:
 
 def _chosen(text: str) -> str | None:
     """The letter that a text chooses."""
-    text = without_markdown(text)
-    text = after_corrections(text, lambda rest: _LETTER.search(rest) is not None)
-    bare = _CHOICE.match(plain_text(text))
-    if bare is not None:
+    text = after_corrections(without_markdown(text), lambda rest: _LETTER.search(rest) is not None)
+    if (bare := _CHOICE.match(plain_text(text))) is not None:
         return bare["letter"].upper()
-    for rest in said(text):
-        line = first_line(rest)
-        letters = _letters(line)
-        if letters:
+    for line in map(first_line, said(text)):
+        if letters := _letters(line):
             # Of "(A) Paris, not B or Rome", the first.
-            return letters[0] if len(set(letters)) == 1 or _option_text(_FILLER.sub("", line)) else None
+            return letters[0] if len(set(letters)) == 1 or _OPTION.match(_FILLER.sub("", line)) else None
         if lower := _CHOICE.match(line):
             return lower["letter"].upper()
     parts = sentences(text)
-    listed = [option for part in parts if (option := _OPTION.match(part))]
-    options = [option["letter"] for option in listed if not re.match(r"or\b|and\b", option.string[option.end() :])]
-    if len(set(options)) > 1:
+    options = {option["letter"] for part in parts if (option := _OPTION.match(part))}
+    if len(options) > 1:  # as in the question
         parts = [part for part in parts if not _OPTION.match(part)]
     elif options and _OPTION.match(parts[0]):
-        return options[0]
+        return options.pop()
     for part in reversed(parts):
         endorsed = {m["a"] or m["b"] for m in _ENDORSED.finditer(part) if not is_denied(part, m.start(), m.end())}
         if len(endorsed) == 1:
             return endorsed.pop()
     letters = next(filter(None, map(_letters, reversed(parts))), [])
     return letters[0] if len(set(letters)) == 1 else None
-
-
-def _option_text(line: str) -> bool:
-    several = re.match(r"^\(?[A-J]\)?[).:]?\s*(?:,|or|and|/)\s*(?:or |and )?\(?[A-J]\b", line)
-    return not several and re.match(r"^\(?([A-J])[).:]\s+\w", line) is not None
 
 
 def _letters(line: str) -> list[str]:
@@ -397,5 +383,5 @@ def _yes_or_no(text: str, of_truth: bool) -> bool | None:
             continue
         begins = part is not text or not line[:start].strip(" \"'*(")
         if begins or (len({_YES_NO[m[0].casefold()] for m in words}) == 1 and len(line) <= _BARE):
-            return _YES_NO[word] != (is_denied(line, start, start))
+            return _YES_NO[word] != is_denied(line, start, start)
     return None

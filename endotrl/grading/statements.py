@@ -134,9 +134,7 @@ def after_corrections(text: str, says_something: Callable[[str], bool]) -> str:
 
 
 def said(text: str) -> list[str]:
-    """
-    What follows each "the answer is" and "Answer:", the last first, to the end of the text: of the last few of them.
-    """
+    """What follows each of the last "the answer is" and "Answer:", to the end of the text; the last first."""
     text = without_markdown(text)
     matches = (match for pattern in (_LABEL, _SAID) for match in pattern.finditer(text))
     ends = {match.end() for match in matches if not is_denied(text, *match.span())}

@@ -47,9 +47,7 @@ def fold(text: str) -> str:
 
 
 def same_words(a: str, b: str) -> bool:
-    """
-    Whether two texts are the same but for case, accents, punctuation around them, white space and a leading article.
-    """
+    """Whether two texts are the same but for case, accents, outer punctuation, white space and a leading article."""
     return _bare(a) == _bare(b) != ""
 
 

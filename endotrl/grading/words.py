@@ -25,27 +25,41 @@ _PART = re.compile(
 # What something is compared with, comes after, or belongs to; what others say.
 _ASIDE = re.compile(
     rf"\b(?:than|followed|succeeded|preceded|after|before|beyond|like|such as|near|next to|behind|around|ahead of"
-    r"|close to|(?<!go )with|(?!(?:city|state|country|name|republic|kingdom|word|number|island|river|planet|element"
-    rf"|capital|province|county|town|year|consists?|composed|made|because|think)\b)\w+ of)\s+(?:the\s+|in\s+)?{_MARK}"
+    r"|close to|(?<!go )with|(?<!stands )for|(?!(?:city|state|country|name|republic|kingdom|word|number|island|river"
+    r"|planet|element|capital|province|county|town|year|consists?|composed|made|because|think)\b)\w+ of)\s+(?:the\s+"
+    rf"|in\s+)?{_MARK}"
     r"|\b(?:some|many|most|a few|other)s?\s+(?:people\s+)?(?:also\s+|might\s+|may\s+)?(?:say|think|believe|claim"
     rf"|answer|guess|assume|call)\b[^,.;]*{_MARK}",
     re.IGNORECASE,
 )
-# Others beside the answer, in the order: or, and, lists, a name that begins the sentence, another that is it instead.
-_OPEN = re.compile(
-    rf"{_MARK}[\"'*_)]*\s*,?\s*(?:(?i:or|and/or)\s+(?!(?:so|more|less|fewer|at least|rather|simply|just|about|as"
-    rf"|in other words|better)\b)|/\s*|\bvs\.?\s+)\S"
-    rf"|\w[\"'*_)]*,?\s+(?i:or|and/or)\s+(?i:the |in |maybe |perhaps |possibly |even )?[\"'*_(]*{_MARK}|\w/{_MARK}"
-    rf"|{_MARK}\s+(?:and|&)\s+{_NAME}|{_NAME}\s+(?:and|&)\s+(?:the )?{_MARK}"
-    rf"|^\W*\w+(?:\s\w+)?(?:,\s*\w+(?:\s\w+)?)*,?\s+(?:and|or)\s+{_MARK}\W*$"
-    rf"|{_MARK}(?:,\s*{_NAME})+,?\s+(?:or|and|&)\s+(?:the )?[A-Z0-9]"
-    rf"|{_MARK}(?:,\s*{_NAME}){{2,}}\s*(?:[.!]|$|,?\s*etc)"
-    rf"|(?:{_NAME},\s*){{2,}}(?:(?:or|and|&)\s+)?(?:the )?{_MARK}"
-    rf"|^\W*(?:(?i:it|that|this|he|she)(?:'s| is| was) )?(?!{_LEAD}){_NAME}"
-    rf"(?:,|\s\((?!{_MARK}\))|\s[-–—>]\s|\s(?:is|was)\b[^;]*;)[^{_MARK}]*"
-    rf"(?<!\bis )(?<!\bwas )(?<!\bby )(?<!\bis the )(?<!\bwas the )(?<!\bit's ){_MARK}"
-    rf"|{_MARK}[^.{_MARK}]*(?:;|\b(?:but|while|whereas|however)\b),?\s+(?!{_LEAD}){_NAME}\s+(?:is|was|are|were)\b"
-    rf"|{_MARK}[\"'*_)]*\?|^\W*{_MARK}(?:\s+[A-Z][\w'-]+){{2,}}\W*$"
+# What leaves another answer beside it, or in its place.
+_OTHERS = re.compile(
+    "|".join(
+        (
+            # "Paris or Rome", "Paris/Rome", but not "Paris, or rather the city on the Seine"
+            rf"{_MARK}[\"'*_)]*\s*,?\s*(?:(?i:or|and/or)\s+(?!(?:so|more|less|fewer|at least|rather|simply|just|about"
+            r"|as|in other words|better)\b)|/\s*|\bvs\.?\s+)\S",
+            rf"\w[\"'*_)]*,?\s+(?i:or|and/or)\s+(?i:the |in |maybe |perhaps |possibly |even )?[\"'*_(]*{_MARK}",
+            rf"\w/{_MARK}",
+            # "Paris and Rome", "red and Paris"
+            rf"{_MARK}\s+(?:and|&)\s+{_NAME}",
+            rf"{_NAME}\s+(?:and|&)\s+(?:the )?{_MARK}",
+            rf"^\W*\w+(?:\s\w+)?(?:,\s*\w+(?:\s\w+)?)*,?\s+(?:and|or)\s+{_MARK}\W*$",
+            # Lists
+            rf"{_MARK}(?:,\s*{_NAME})+,?\s+(?:or|and|&)\s+(?:the )?[A-Z0-9]",
+            rf"{_MARK}(?:,\s*{_NAME}){{2,}}\s*(?:[.!]|$|,?\s*etc)",
+            rf"(?:{_NAME},\s*){{2,}}(?:(?:or|and|&)\s+)?(?:the )?{_MARK}",
+            rf"^\W*{_MARK}(?:\s+[A-Z][\w'-]+){{2,}}\W*$",
+            # "Rome, the rival of Paris", "It is Rome (before, Paris was)", but not "Hamlet, a play, is by Shakespeare"
+            rf"^\W*(?:(?i:it|that|this|he|she)(?:'s| is| was) )?(?!{_LEAD}){_NAME}"
+            rf"(?:[,;]|\s\((?!{_MARK}\))|\s[-–—>]\s|\s(?:is|was)\b[^;]*;)[^{_MARK}]*"
+            rf"(?<!\bis )(?<!\bwas )(?<!\bby )(?<!\bis the )(?<!\bwas the )(?<!\bit's ){_MARK}",
+            # "It is Rome; Paris is larger", "Paris is larger, but Rome is the capital"
+            rf"\b(?:is|was)\b[^;.{_MARK}]*;\s*(?:the )?{_MARK}",
+            rf"{_MARK}[^.{_MARK}]*(?:;|\b(?:but|while|whereas|however)\b),?\s+(?!{_LEAD}){_NAME}\s+(?:is|was|are|were)\b",
+            rf"{_MARK}[\"'*_)]*\?",
+        )
+    )
 )
 _SAME = re.compile(
     rf"{_MARK}(?:[\"'*_]*\s*(?:,?\s*\b(?:or|and|aka|also known as|also called)\b|[,(/=:-])\s*(?:the |an? )?[\"'*_(]*"
@@ -111,7 +125,7 @@ def _verdict(sentence: str) -> bool | None:
     mentions = [m.span() for m in re.finditer(_MARK, sentence) if m.end() not in asides]
     if not mentions:
         return None
-    return not _OPEN.search(sentence) and not any(is_denied(sentence, start, end) for start, end in mentions)
+    return not _OTHERS.search(sentence) and not any(is_denied(sentence, start, end) for start, end in mentions)
 
 
 def _lists_others(text: str) -> bool:

@@ -44,10 +44,7 @@ UNKNOWN_TRACKERS = ("azure_ml", "flyte")
 
 
 def check_packages(training_args: TrainingArguments, model_args: ModelConfig) -> None:
-    """
-    Raises `ImportError` if settings need a package that is not installed, and `ValueError` if they need what no
-    package has.
-    """
+    """Raises `ImportError` for a package that settings need, and `ValueError` for what no package has."""
     trackers = [name for name in training_args.report_to if name in PACKAGES]
     needed = {f"report_to: {name}": name for name in trackers}
     if model_args.use_peft:

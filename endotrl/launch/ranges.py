@@ -54,9 +54,7 @@ NEVER_NULL = ("num_generations", "max_completion_length")
 
 
 def check_value(name: str, value: Any, hint: Any, choices: Any = None) -> Any:
-    """
-    A setting as it is used: a number with a fraction where its type (`hint`) is that, and YAML may have a whole one.
-    """
+    """A setting as it is used: a number with a fraction where its type (`hint`) is that, for a whole one of YAML."""
     said = f"`{name}` is {'null' if value is None else repr(value)}"
     if not fits(value, hint) and not fits(value, ALSO.get(name, hint)):
         yaml = (
@@ -106,10 +104,7 @@ def check_together(settings: Mapping[str, Any]) -> None:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """
-    Whether a value is of a type, as far as YAML has such values. Text is left to the parser, which reads it by the
-    type.
-    """
+    """Whether a value is of a type, as far as YAML has such values; the parser reads text by the type."""
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
         return any(fits(value, part) for part in get_args(hint))

@@ -48,9 +48,7 @@ class Ends:
         return bool(ids) and ids[-1] in self.token_ids
 
     def finishes(self, ids: Sequence[int]) -> bool:
-        """
-        Whether the last token finishes a turn: it ends one, and is not behind an end at which generation went on.
-        """
+        """Whether the last token ends a turn, and is not behind an end at which generation went on."""
         return self.is_end(ids) and (ids[-1] in self.stops or self.token_ids.isdisjoint(ids[:-1]))
 
     def close(self, ids: list[int], end_ids: list[int]) -> list[int]:

@@ -40,10 +40,7 @@ def check_row(row: int, prompt: Prompt, completion: Completion) -> None:
 
 
 def add_criterion(prompt: Prompt, criterion: str | None) -> Prompt:
-    """
-    Puts a criterion before a prompt: as the system message, joined with one that is there already (templates accept
-    only one), or as a first paragraph of a plain-text prompt.
-    """
+    """A prompt behind a criterion: in its system message, as templates accept only one, or as a first paragraph."""
     if criterion is None:
         return prompt
     if not isinstance(criterion, str):
@@ -110,10 +107,7 @@ def texts_of(message: Message) -> list[str]:
 
 
 def with_texts(message: Message, texts: Sequence[str], mark: str) -> Message:
-    """
-    A message with other texts, one for each of [`texts_of`]; `mark` is a key to add to every part, which no template
-    reads.
-    """
+    """A message with other texts, one for each of [`texts_of`]; `mark` is added to every part as a key."""
     if not _has_parts(message):
         return {**message, "content": texts[0]} if texts else message
     parts: list[Any] = []

@@ -34,12 +34,7 @@ class PromptSettings:
 
     @classmethod
     def of(cls, trainer: Any) -> "PromptSettings":
-        """
-        Those of a trainer.
-
-        Raises:
-            `TypeError`: If it is no trainer with reward functions.
-        """
+        """Those of a trainer; `TypeError` if it has no reward functions."""
         # TRL's trainers with reward functions have no class of their own in common.
         if not hasattr(trainer, "reward_funcs"):
             raise TypeError(
@@ -172,8 +167,8 @@ def _call_above(frame: FrameType, prompts: Sequence[Prompt]) -> RewardCall | Non
 
 class PolicyBinding(Generic[R]):
     """
-    Lets a reward read prompts as the policy of the trainer that calls it: `make` makes what renders rows from a
-    [`Reading`], and `on_bind` is given each trainer that the reward is bound to.
+    Lets a reward read prompts as the policy of the trainer that calls it; `make` makes what renders from a
+    [`Reading`].
     """
 
     def __init__(

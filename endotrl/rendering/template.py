@@ -94,10 +94,7 @@ class Template:
         has_criterion: bool = False,
         continue_final_message: bool = False,
     ) -> str:
-        """
-        Messages as text. `ValueError` if the template refuses them, or leaves out what one of them says; with
-        `has_criterion`, the criterion may be why.
-        """
+        """Messages as text. `ValueError` if the template refuses them, or leaves out what one of them says."""
         flags = {"add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message}
         try:
             key = (*flags.values(), *(_shape(message) for message in messages))
@@ -193,8 +190,7 @@ class Template:
     @cached_property
     def finished_call(self) -> tuple[str, str]:
         """
-        What the chat template writes after the arguments of a tool's call, and where the result follows, after the
-        turn.
+        What the template writes behind the arguments of a tool's call, and, where the result follows, after the turn.
         """
         call = {"type": "function", "function": {"name": WORD, "arguments": {WORD: WORD}}}
         message = {"role": "assistant", "content": "", "tool_calls": [call]}

@@ -157,9 +157,7 @@ def header_of(template: Template, message: Message, turn: str) -> str:
 
 
 def _outside_results(template: Template, completion: Sequence[Message], ids: list[int]) -> list[int] | None:
-    """
-    Positions of `ids` outside the tokens that TRL's trainers write between turns; `None` if they do not stand there.
-    """
+    """Positions of `ids` outside what TRL's trainers write between turns; `None` if that is not there."""
     runs = [
         (role, [*messages]) for role, messages in groupby(completion, lambda message: message["role"] == "assistant")
     ]
@@ -192,9 +190,7 @@ def _results_as_trl(template: Template, results: Sequence[Message]) -> list[int]
 
 
 def _outside(ids: list[int], between: list[list[int]], tail: list[int]) -> list[int] | None:
-    """
-    Positions of `ids` outside `between` and before `tail`, with which they must end; `None` if they are not there.
-    """
+    """Positions of `ids` outside `between` and before `tail`; `None` if these are not there."""
     end = len(ids) - len(tail)
     return positions_outside(ids[:end], between) if end >= 0 and ids[end:] == tail else None
 

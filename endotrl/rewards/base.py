@@ -272,7 +272,7 @@ class FrozenModelReward:
     @property
     def processing_class(self) -> PreTrainedTokenizerBase | ProcessorMixin:
         """
-        Tokenizer or processor that prompts are read with: in a trainer, its policy's, if the tokens are the same.
+        Tokenizer or processor that prompts are read with: the policy's, in a trainer, if the tokens are the same.
         """
         return self._prompts.reading().processing_class
 
@@ -351,10 +351,7 @@ class FrozenModelReward:
 
 
 def warn_without_kl_penalty(trainer: Any) -> None:
-    """
-    Warns, once for each trainer, of training on the reward of a frozen model without a KL penalty, which is the
-    default of [`~trl.GRPOConfig`].
-    """
+    """Warns, once for each trainer, of training without a KL penalty, which is TRL's default."""
     from trl import GRPOTrainer, RLOOTrainer  # takes seconds, and who scores a file has no trainer
 
     if not isinstance(trainer, GRPOTrainer | RLOOTrainer) or trainer.beta != 0.0 or trainer in _warned:

@@ -49,9 +49,7 @@ def log_batch(
     log_extra: Callable[[str, list[Any]], None] | None,
     log_metric: Callable[[str, float], None] | None,
 ) -> None:
-    """
-    Gives TRL's loggers the column `per_token`, [`batch_diagnostics`], and with a correction the mean of what it adds.
-    """
+    """Gives TRL's loggers the column `per_token`, [`batch_diagnostics`], and the mean of what a correction adds."""
     if log_extra is None and log_metric is None:
         return
     # Whatever the aggregate is, so that runs with different ones can be compared.

@@ -85,8 +85,5 @@ class ResidualFit:
 
 
 def _centered(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """
-    Values minus their mean; exactly 0 where all are equal, since least squares would take what rounding leaves for
-    data.
-    """
+    """Values minus their mean, and exactly 0 where all are equal: least squares would take rounding for data."""
     return np.where(np.ptp(values, axis=0) == 0, 0.0, values - values.mean(axis=0))

@@ -61,12 +61,7 @@ class RoutedReward:
         log_extra: Callable[[str, list[Any]], None] | None = None,
         **kwargs: Any,
     ) -> list[float | None]:
-        """
-        One reward per completion.
-
-        Raises:
-            `ValueError`: If the column is missing, or a value of it has no reward.
-        """
+        """One reward per completion. `ValueError` if the column is missing, or a value of it has no reward."""
         routes = kwargs.get(self.column)
         unknown = sorted({str(route) for route in routes or [None]} - set(self.rewards))
         if not isinstance(routes, Sequence) or unknown:

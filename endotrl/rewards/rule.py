@@ -140,18 +140,13 @@ class RewardRule:
         return len(stats.token_ids) > 0 and (self.truncation != "skip" or stats.finished)
 
     def state_values(self, stats: TokenStats) -> Tensor:
-        """
-        Soft values, of shape `(H + 1,)`, in which 0 follows the last token if the completion counts as ended there.
-        """
+        """Soft values, of shape `(H + 1,)`, with 0 after the last token of a completion that counts as ended there."""
         if self.truncation == "terminal" and not stats.finished:
             return torch.cat([stats.soft_values[:-1], torch.zeros(1)])
         return stats.soft_values
 
     def token_rewards(self, stats: TokenStats) -> Tensor:
-        """
-        Rewards of the scored tokens, of shape `(H,)`, float32; NaN for a completion that `truncation="skip"` leaves
-        out.
-        """
+        """Rewards of the scored tokens, shape `(H,)`, float32; NaN for what `truncation="skip"` leaves out."""
         if self.truncation == "skip" and not stats.finished:
             return torch.full_like(stats.chosen_logits, torch.nan)
         if self.token_reward == "negative_entropy":

@@ -171,8 +171,7 @@ class SentenceReward:
 
     def bind(self, trainer: Any) -> "SentenceReward":
         """
-        Reads prompts as the policy of a trainer does (see [`EndogenousReward.bind`]), and finds the tokens that end
-        sentences with its tokenizer.
+        Reads prompts, and finds the tokens that end sentences, as the policy does: see [`EndogenousReward.bind`].
         """
         self._scorer.prompts.bind(trainer)
         return self
@@ -182,9 +181,7 @@ class SentenceReward:
         return self.bind(trainer)
 
     def load(self) -> "SentenceReward":
-        """
-        Loads tokenizer and weights now instead of on first use, so that what is wrong shows before there is data.
-        """
+        """Loads tokenizer and weights now, so that what is wrong shows before there is data."""
         self._scorer.load()
         return self
 

@@ -20,10 +20,7 @@ COMPLETE_FILE = "complete.json"
 
 
 def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> Path | None:
-    """
-    The last checkpoint of a recipe that was written to its end, and of which nothing is missing. Later ones that are
-    not complete are named in a warning.
-    """
+    """The last checkpoint that was written to its end and misses nothing; a warning names later ones."""
     for checkpoint in reversed(checkpoints(output_dir).values()):
         lack = what_is_missing(checkpoint)
         if lack is None:

@@ -59,10 +59,7 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextmanager
 def new_folder(target: Path, marker: str) -> Iterator[Path]:
-    """
-    A folder to fill, which then becomes `target`; but if another process was faster, its folder, known by the file
-    `marker`, stays.
-    """
+    """A folder to fill, which becomes `target`, unless another process, with the file `marker`, was faster."""
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
     try:

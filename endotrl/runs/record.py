@@ -52,8 +52,7 @@ FREE = {
 
 def make_record(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
-    `settings`, by their names, `command`, `versions` and, in a git clone, `git`: revision and whether files were
-    changed.
+    `settings`, by their names, `command`, `versions` and, in a git clone, the revision and whether files were changed.
     """
     return {
         "command": without_secrets(sys.argv),
@@ -84,10 +83,7 @@ def machine() -> str:
 
 
 def without_secrets(words: Sequence[str]) -> list[str]:
-    """
-    A command line without its tokens: the values of options such as `--hub_token`, `token` in JSON, and whatever looks
-    like a token of the hub.
-    """
+    """A command line without tokens: values of options such as `--hub_token`, `token` in JSON, what looks like one."""
     hidden = []
     previous = ""
     for word in words:
@@ -116,10 +112,7 @@ def recorded_settings(output_dir: str | None) -> dict[str, Any]:
 
 
 def check_same_settings(output_dir: str, record: Mapping[str, Any]) -> None:
-    """
-    Raises `ValueError` if the run in `output_dir` was made with other settings than these, so that going on with it
-    would mix two runs.
-    """
+    """Raises `ValueError` if the run in `output_dir` has other settings: going on would mix two runs."""
     before, now = recorded_settings(output_dir), _flat(record["settings"])
     changed = [
         f"{key}: {before[key]!r} -> {now[key]!r}"

@@ -38,10 +38,7 @@ EXIT_TERMINATED = 143  # 128 and SIGTERM, as of a process that it has ended
 
 @contextmanager
 def only_run_in(output_dir: str) -> Iterator[None]:
-    """
-    Inside, no other run can enter with this folder. The processes of one run hold the [`lock`] together, through the
-    first one.
-    """
+    """Inside, no other run can enter with this folder; the first process of a run holds the [`lock`] for all."""
     with ExitStack() as stack:
         failure: Exception | None = None
         if PartialState().is_main_process:
@@ -216,8 +213,7 @@ def find_checkpoint(args: TrainingArguments, record: Mapping[str, Any]) -> None:
 
 def train_and_save(trainer: Trainer, interruptions: Interruptions, record: Mapping[str, Any]) -> None:
     """
-    Trains, from `resume_from_checkpoint` if it is set, and saves to `output_dir`. If the run was `terminated`, there
-    is a checkpoint, and nothing in `output_dir` itself.
+    Trains, from `resume_from_checkpoint` if it is set, and saves to `output_dir`, unless the run was `terminated`.
     """
     args = trainer.args
     if trainer.accelerator.is_main_process:

@@ -86,10 +86,7 @@ class Shards:
 
 
 def share(blocks: Iterable[tuple[int, Block]], process: int, num_processes: int) -> Iterator[Block]:
-    """
-    The blocks, given with their sizes, that a process is to do: each goes to the process that has the least so far.
-    All processes must see the same blocks.
-    """
+    """The blocks, given with their sizes, that a process is to do: each goes to the one that has the least so far."""
     sizes = [0] * num_processes
     for size, block in blocks:
         owner = sizes.index(min(sizes))

@@ -37,10 +37,7 @@ class Row:
 
 
 def rows_of(line: int, data: Mapping[str, Any], problem: str | None = None) -> list[Row]:
-    """
-    What is scored of a row of the input: each of its responses. What is wrong with it is said in `error`; nothing is
-    raised.
-    """
+    """The responses of a row of the input; what is wrong with it is said in `error`, and nothing is raised."""
     try:
         if problem is not None:
             raise ValueError(problem)

@@ -31,10 +31,7 @@ def sentence_page(
     command: str,
     num_rows: int,
 ) -> str:
-    """
-    The first `num_rows` rows, with every sentence in the colour of its contribution. The rest as in
-    [`~endotrl.score_file.heat_map_page.heat_map_page`].
-    """
+    """The first `num_rows` rows, with every sentence in the colour of its contribution: see [`heat_map_page`]."""
     examples = report.examples[:num_rows]
     rows = [_heat_map_row(example) for example in examples]
     return page(

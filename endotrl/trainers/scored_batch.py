@@ -99,10 +99,7 @@ def _is_list_of_numbers(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class ScoredBatch:
-    """
-    The rewards of one batch: `N` completions over all processes, `B` of them on this one, `T` positions of the padded
-    completion, `F` reward functions.
-    """
+    """Rewards of a batch of `N` completions, `B` on this process, of up to `T` tokens, by `F` reward functions."""
 
     rewards_per_func: Tensor  # (N, F), NaN where a function gave `None`
     reward_weights: Tensor  # (F,)

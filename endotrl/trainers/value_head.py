@@ -153,9 +153,7 @@ class ForwardRecorder:
 
 
 def _by_row(chunks: list[Tensor], attention_mask: Tensor) -> Tensor:
-    """
-    Values of chunks of rows, or of chunks that hold the tokens of several rows one after the other, without padding.
-    """
+    """Values of chunks of rows, or of chunks with the tokens of several rows one after the other, without padding."""
     num_rows, num_positions = attention_mask.shape
     if sum(map(len, chunks)) == num_rows and all(chunk.shape[1] >= num_positions for chunk in chunks):
         return torch.cat(chunks)

@@ -32,8 +32,6 @@ from endotrl.launch.ranges import CHOICES, RANGES
 from endotrl.rewards import AccuracyReward, FormatReward, LengthReward, RandomReward
 from endotrl.sentence import SentenceRewardTrainer, SentenceRewardTrainerConfig
 
-from ..support.accelerate_server import accelerate
-
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -776,14 +774,6 @@ class TestRuns:
         on_it = ["--reward", "sentence", "--reward_sentence_model", str(tmp_path / "reward"), "--max_steps", "1"]
         (step,) = run("dense_grpo", [*small, *on_it])
         assert math.isfinite(step["rewards/sentence_reward/mean"])
-
-    @pytest.mark.slow
-    def test_accelerate_launch(self, small: list[str], tmp_path: Path) -> None:
-        config = ["--config", "recipes/smollm2-135m/dense_grpo.yaml"]
-        result = accelerate("cpu", 1, "-m", "endotrl.launch.grpo", *config, *small)
-        assert result.returncode == 0, result.stderr[-4000:]
-        assert "rewards/endogenous_reward/mean" in result.stdout
-        assert (tmp_path / "output" / "adapter_model.safetensors").is_file()
 
 
 def _watched_attach(attached: list[EndogenousReward]) -> Callable[..., EndogenousReward]:

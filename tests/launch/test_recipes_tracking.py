@@ -145,7 +145,6 @@ def check_config(config: dict[str, Any], output_dir: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("kind", "settings", "more"),
     [
-        ("grpo", ["--credit", "outcome"], set()),
         (
             "dense_grpo",
             ["--credit", "token", "--reward_correction", "length", "--reward", "endogenous", "random"],
@@ -183,7 +182,7 @@ def test_wandb(
     page = (run / "completions" / "token_rewards_2.html").read_text()
     assert "<script" not in page and page.count('class="heat"') == 4
 
-    if kind == "grpo":  # The same command, to a later step, goes on with the same run.
+    if kind == "dense_grpo":  # The same command, to a later step, goes on with the same run.
         del os.environ["WANDB_RUN_ID"]
         recipes.launch(*classes, [*words, "--max_steps", "3"])
         end_process(wandb)
@@ -231,16 +230,13 @@ def test_secrets_of_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
         "--hub_token",
         SECRET,
         f"--hub-token={SECRET}",
-        "--model_init_kwargs",
-        kwargs,
-        "--beta",
-        "0",
+        *("--model_init_kwargs", kwargs, "--wandb_api_key", SECRET, "--beta", "0"),
     ]
     monkeypatch.setattr(sys, "argv", words)
     record = make_record({"training": DenseGRPOConfig(use_cpu=True, model_init_kwargs=json.loads(kwargs))})
     assert SECRET not in json.dumps(record)
     hidden = {1: "--hub_token", 2: "<SECRET>", 3: "--hub-token=<SECRET>"}
-    hidden[5] = json.dumps({"dtype": "bfloat16", "token": "<SECRET>"})
+    hidden |= {5: json.dumps({"dtype": "bfloat16", "token": "<SECRET>"}), 7: "<SECRET>"}
     assert record["command"] == [hidden.get(index, word) for index, word in enumerate(words)]
     assert record["settings"]["training"]["model_init_kwargs"] == {"dtype": "bfloat16", "token": "<SECRET>"}
 

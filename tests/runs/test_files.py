@@ -21,7 +21,6 @@ from endotrl.commands.main import main
 from endotrl.data.sources import Reader
 from endotrl.evaluation.run_folder import RunFolder
 from endotrl.runs.jsonl import append_lines
-from endotrl.runs.record import make_record
 from endotrl.score_file.output_files import Output, only_run_on
 from endotrl.score_file.rows import Row
 from endotrl.score_file.tally import Tally
@@ -256,17 +255,3 @@ def test_a_page_on_a_full_disk(tiny_model_path: str, tmp_path: Path, capsys: pyt
     assert score(tiny_model_path, tmp_path, "--html", str(page)) != 0
     assert f"The page {page} cannot be written: No space left on device." in capsys.readouterr().err
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == len(LINES)
-
-
-def test_tokens_on_the_command_line_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`recipe.json` and W&B's configuration have the command and the settings of a run."""
-    for words in (
-        ["--hub_token", "my-token"],
-        ["--hub_token=my-token"],
-        ["--wandb_api_key", "my-token"],
-        ["--model_init_kwargs", json.dumps({"token": SECRET})],
-    ):
-        monkeypatch.setattr("sys.argv", ["grpo.py", "--config", "grpo.yaml", *words, "--beta", "0.1"])
-        record = json.dumps(make_record({"training": {"model_init_kwargs": {"token": SECRET}, "beta": 0.1}}))
-        assert "my-token" not in record and SECRET not in record
-        assert "grpo.yaml" in record and '"--beta", "0.1"' in record

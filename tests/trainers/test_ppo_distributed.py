@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Two processes agree with one, whatever the engine: DDP, DeepSpeed ZeRO-2 and ZeRO-3, FSDP2. On CPUs, over gloo.
+Two processes agree with one, whatever the engine: DDP, DeepSpeed ZeRO-3, FSDP2. On CPUs, over gloo.
 
 accelerate takes DeepSpeed and FSDP for accelerators only; `ppo_run.py` says how it is led past that.
 """
@@ -21,17 +21,17 @@ from ..support.accelerate_server import torchrun
 
 pytestmark = pytest.mark.slow
 
-ZERO: dict[str, Any] = {
-    "train_micro_batch_size_per_gpu": "auto",
-    "gradient_accumulation_steps": "auto",
-    "gradient_clipping": "auto",
-    "zero_force_ds_cpu_optimizer": False,
-}
+# ZeRO-2, which holds whole weights as DDP does, runs in `tests/launch/test_recipes_distributed.py`.
 ENGINES: dict[str, dict[str, Any]] = {
     "DistributedDataParallel": {},
-    "zero2": {"deepspeed": {**ZERO, "zero_optimization": {"stage": 2}}},
     "zero3": {
-        "deepspeed": {**ZERO, "zero_optimization": {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True}}
+        "deepspeed": {
+            "train_micro_batch_size_per_gpu": "auto",
+            "gradient_accumulation_steps": "auto",
+            "gradient_clipping": "auto",
+            "zero_force_ds_cpu_optimizer": False,
+            "zero_optimization": {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True},
+        }
     },
     "fsdp2": {
         "fsdp": True,
@@ -103,9 +103,9 @@ def test_two_processes_agree_with_one(engine: str, alone: Path, tiny_policy_path
     for name in RUNS:
         found, expected = result_of(tmp_path / name), result_of(alone / name)
         # What ran is what was asked for; accelerate falls back to DDP in silence.
-        stage = {"zero2": 2, "zero3": 3}.get(engine, 0)
+        stage = 3 if engine == "zero3" else 0
         assert (found["zero_stage"], found["fsdp_version"]) == (stage, 2 if engine == "fsdp2" else None)
-        assert found["engine"].startswith({"fsdp2": "FSDP"}.get(engine, "DeepSpeedEngine" if stage else engine))
+        assert found["engine"].startswith({"fsdp2": "FSDP", "zero3": "DeepSpeedEngine"}.get(engine, engine))
         for key in COMPARED:
             values = [[entry[key] for entry in result["history"] if key in entry] for result in (found, expected)]
             assert values[1], key
