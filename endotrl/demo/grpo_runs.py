@@ -13,17 +13,12 @@ from typing import Any
 import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
-from transformers import (
-    AutoModelForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    ProcessorMixin,
-    TrainerCallback,
-)
+from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from ..rendering.policy import ProcessingClass
+from ..rendering.policy_tokens import tokenizer_of
 from ..rewards.endogenous import EndogenousReward
 from ..trainers.cpu_generation import make_head_input_contiguous
 
@@ -209,11 +204,6 @@ def generate_answers(
             end = ids.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in ids else len(ids)
             answers.append(ids[:end])
     return tokenizer.batch_decode(answers, skip_special_tokens=True), answers
-
-
-def tokenizer_of(processing_class: ProcessingClass) -> PreTrainedTokenizerBase:
-    """A tokenizer as it is, or that of a processor."""
-    return processing_class.tokenizer if isinstance(processing_class, ProcessorMixin) else processing_class
 
 
 def load_model(path: str | Path, dtype: str = "float32") -> PreTrainedModel:

@@ -20,12 +20,13 @@ from ..frozen.cpu_dtype import faster_dtype
 from ..frozen.quickstart_model import quickstart_model_path
 from ..grading import is_right
 from ..rendering.policy import ProcessingClass
+from ..rendering.policy_tokens import tokenizer_of
 from ..reporting import HeatMapRow, terminal_heat_map
 from ..rewards import EndogenousReward, LengthReward, RandomReward
 from ..rewards.contributions import heat_map_row
 from ..tasks import arithmetic, facts, pictures
 from .findings import COOL, GREEDY, MAJORITY, SAMPLED, Part, Policy
-from .grpo_runs import Run, generate_answers, load_model, tokenizer_of, train_with_grpo
+from .grpo_runs import Run, generate_answers, load_model, train_with_grpo
 from .progress import Kept, Progress
 
 
