@@ -382,7 +382,7 @@ def _hub_entries(hub: HubDataset) -> Iterator[_Entry]:
 
 
 def _table_entry(number: int, row: dict[str, Any]) -> _Entry:
-    """A row of a table: dates as text, bytes and images as base64, without the nulls with which messages are filled."""
+    """A row of a table: dates as text, bytes and images as base64, without the nulls that fill messages."""
     raw = json.dumps({key: _without_nulls(value) for key, value in row.items()}, default=_as_json)
     return raw.encode(), f"row {number}", json.loads(raw)
 
