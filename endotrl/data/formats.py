@@ -94,8 +94,14 @@ def responses_of(row: Mapping[str, Any]) -> Responses:
 
 
 def images_of(row: Mapping[str, Any]) -> list[Any] | None:
-    """What the keys `images` and `image` of a row have: a list, and one or none."""
+    """
+    What the keys `images` and `image` of a row have: a list, and one or none. `ValueError` if the first is no list.
+    """
     images, image = row.get("images"), row.get("image")
+    if images is not None and not isinstance(images, list):
+        raise ValueError(
+            f"`images` is a {type(images).__name__}, but must be a list of images. A key with one is called `image`."
+        )
     return images if images is not None else None if image is None else [image]
 
 

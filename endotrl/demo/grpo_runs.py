@@ -78,33 +78,10 @@ def train_with_grpo(
     **grpo: Any,
 ) -> Run:
     """
-    Trains a policy with TRL's `GRPOTrainer`, or one of its kind. The only rewards are `reward` (weight 1) and, to be
-    looked at, `accuracy` (weight 0).
-
-    Args:
-        name (`str`):
-            Name of the run, for the progress bar, the folder and W&B.
-        model ([`~transformers.PreTrainedModel`]):
-            Base model, which becomes the policy.
-        processing_class ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`]):
-            Its tokenizer or processor.
-        reward (`Callable`):
-            The reward. An [`EndogenousReward`] made with `model=None` is attached to the trainer.
-        accuracy (`Callable`):
-            Reward function with weight 0.
-        dataset ([`~datasets.Dataset`]):
-            Prompts.
-        output_dir (`Path`):
-            Where the trainer may write.
-        peft_config (`peft.PeftConfig`, *optional*):
-            Adapter to train.
-        trainer_class (`type`, *optional*, defaults to [`~trl.GRPOTrainer`]), config_class (`type`, *optional*,
-        defaults to [`~trl.GRPOConfig`]):
-            Trainer and its configuration.
-        progress ([`~transformers.TrainerCallback`], *optional*):
-            What shows the progress, in place of a bar of this run.
-        **grpo:
-            Further arguments of the configuration.
+    Trains a policy with TRL's `GRPOTrainer`, or one of its kind. The only rewards are `reward` (weight 1; an
+    [`EndogenousReward`] made with `model=None` is attached) and, to be looked at, `accuracy` (weight 0). `name` is
+    that of the folder, in W&B, and of the progress bar, in place of which `progress` may follow the run. `grpo` are
+    further arguments of the configuration.
     """
     args = config_class(
         output_dir=str(output_dir / name),

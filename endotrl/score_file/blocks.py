@@ -68,8 +68,8 @@ def _score_kind(
     columns: dict[str, Any] = (
         {} if _criteria(reward) is None else {"domain": [str(row.extra["domain"]) for row in rows]}
     )
-    images = [images_of(row.extra) for row in rows]
     try:
+        images = [images_of(row.extra) for row in rows]
         if any(images):
             if not isinstance(reward, EndogenousReward):
                 refuse_images({"images": images}, len(rows), "a sentence reward model")
