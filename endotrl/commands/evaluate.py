@@ -18,12 +18,21 @@ from ..evaluation.results import evaluate
 from ..evaluation.results_page import benchmark_sections, report_page
 from ..evaluation.run_folder import RunFolder, open_folder
 from ..evaluation.runner import score_items
-from ..evaluation.scorer_names import DEFAULT, base_names, check_name, expand_names, make_scorer, served_names
+from ..evaluation.scorer_names import (
+    DEFAULT,
+    base_names,
+    check_name,
+    expand_names,
+    make_scorer,
+    needs_model,
+    served_names,
+)
 from ..evaluation.tables import LENGTH_NOTE, few_items, full_rows, markdown_page, terminal_rows
-from ..frozen.names import load_tokenizer, resolve_model
+from ..frozen.names import load_processing_class, load_tokenizer, reads_images, resolve_model
 from ..frozen.own_copy import resolve_dtype
 from ..frozen.placement import place
 from ..frozen.served import ServedModel, is_url
+from ..rendering.policy import ProcessingClass
 from ..reporting import say, terminal_table, terminal_text, working
 from ..runs.files import replace_text, write_json
 from ..runs.processes import processes
@@ -64,7 +73,8 @@ def run_benchmark(args: argparse.Namespace, command: str) -> dict[str, Any]:
     for name in base_names(names):
         check_name(name, vocab_size, args.trust_remote_code)
     tokenizer = load_tokenizer(args.tokenizer or placement.config._name_or_path, args.trust_remote_code)
-    if tokenizer.chat_template is None:
+    processor = load_processor(items, names, placement, args)
+    if tokenizer.chat_template is None and processor is None:
         settings["chat"] = chat = False
         if any(not isinstance(item.prompt, str) for item in items):
             raise ValueError(f"{args.data} has conversations, and the tokenizer of {args.model} has no chat template.")
@@ -74,7 +84,7 @@ def run_benchmark(args: argparse.Namespace, command: str) -> dict[str, Any]:
     def make_engine() -> Engine:
         return Engine(
             placement,
-            tokenizer,
+            processor or tokenizer,
             chat=chat,
             separator="\n\n" if benchmark.chat else "",
             alpha=args.alpha,
@@ -157,7 +167,8 @@ def write_results(
 
 def load_items(benchmark: Benchmark, data: str | None, limit: int | None, options: Mapping[str, Any]) -> list[Item]:
     """Items of a benchmark, at most `limit` of each group."""
-    items = benchmark.read(text_only(read_rows(data, benchmark.hub, benchmark.name)), **options)
+    rows = read_rows(data, benchmark.hub, benchmark.name)
+    items = benchmark.read(rows if benchmark.reads_images else text_only(rows), **options)
     if not items:
         raise ValueError(f"{data or benchmark.name} has no items.")
     counts: dict[str, int] = {}
@@ -167,6 +178,30 @@ def load_items(benchmark: Benchmark, data: str | None, limit: int | None, option
         if limit is None or counts[item.group] <= limit:
             kept.append(item)
     return kept
+
+
+def load_processor(
+    items: Sequence[Item], names: Sequence[str], placement: Placement | ServedModel, args: argparse.Namespace
+) -> ProcessingClass | None:
+    """
+    What reads the images of items; `None` if they have none.
+
+    Raises:
+        `ValueError`: If the model or one of the scorers would not get to see them.
+    """
+    first = next((item for item in items if item.images), None)
+    if first is None:
+        return None
+    blind = [name for name in base_names(names) if needs_model(name)]
+    if blind:
+        raise ValueError(f"Item {first.id} has images, and {blind[0]} reads only text. Leave it out of --scorers.")
+    if isinstance(placement, ServedModel) or not reads_images(placement.config):
+        reason = "is sent token ids only" if isinstance(placement, ServedModel) else "reads only text"
+        raise ValueError(
+            f"Item {first.id} has images, and --model {args.model} {reason}. Name a model that reads images, by its "
+            "path or hub id, or leave such rows out."
+        )
+    return load_processing_class(placement.config, args.trust_remote_code, args.tokenizer)
 
 
 def check_stream(data: str | None) -> None:

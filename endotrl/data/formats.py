@@ -4,11 +4,13 @@ What a row holds, in TRL's dataset formats (https://huggingface.co/docs/trl/data
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 
+_ONLY_ROW = re.compile(r"\b([Rr])ows? 0\b(?: of 1\b)?")
 ROW_FORMAT = '{"prompt": ..., "completion": ...}'
 
 
@@ -89,6 +91,23 @@ def responses_of(row: Mapping[str, Any]) -> Responses:
         if (reason := _check_ids(token_ids)) is not None:
             raise ValueError(reason)
     return Responses(prompt, completions, ids, names, row)
+
+
+def images_of(row: Mapping[str, Any]) -> list[Any] | None:
+    """
+    What the keys `images` and `image` of a row have: a list, and one or none. `ValueError` if the first is no list.
+    """
+    images, image = row.get("images"), row.get("image")
+    if images is not None and not isinstance(images, list):
+        raise ValueError(
+            f"`images` is a {type(images).__name__}, but must be a list of images. A key with one is called `image`."
+        )
+    return images if images is not None else None if image is None else [image]
+
+
+def about_this_row(message: str) -> str:
+    """A message about the only row of a batch, for a reader who knows which it is: without its number, 0."""
+    return _ONLY_ROW.sub(lambda match: "This row" if match[1] == "R" else "this row", message)
 
 
 def split_prompt(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:

@@ -4,6 +4,7 @@ Rows of local files, of the Hugging Face hub or of standard input, one after the
 that is wrong. Memory does not grow with the file.
 """
 
+import base64
 import codecs
 import gzip
 import hashlib
@@ -18,6 +19,8 @@ from datetime import date, time
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, cast
+
+from PIL.Image import Image
 
 
 STREAM = "-"  # standard input
@@ -175,8 +178,8 @@ def text_only(rows: Iterable[Row]) -> Iterator[Row]:
         seen = next((key for key in ("image", "images") if row.data.get(key)), None)
         if seen is not None:
             raise row.error(
-                f"the row has {json.dumps(seen)}, and evaluations read only text: the responses would be judged as "
-                "answers to another question. Leave such rows out, or score them with `endotrl score`."
+                f"the row has {json.dumps(seen)}, and this reads only text: the responses would be judged as "
+                "answers to another question. Leave such rows out (`endotrl score` and `eval preference` read them)."
             )
         yield row
 
@@ -379,7 +382,7 @@ def _hub_entries(hub: HubDataset) -> Iterator[_Entry]:
 
 
 def _table_entry(number: int, row: dict[str, Any]) -> _Entry:
-    """A row of a table, with dates as text, and without the nulls with which a table fills messages up."""
+    """A row of a table: dates as text, bytes and images as base64, without the nulls that fill messages."""
     raw = json.dumps({key: _without_nulls(value) for key, value in row.items()}, default=_as_json)
     return raw.encode(), f"row {number}", json.loads(raw)
 
@@ -391,6 +394,12 @@ def _without_nulls(value: Any) -> Any:
 
 
 def _as_json(value: object) -> str:
+    if isinstance(value, Image):
+        file = io.BytesIO()
+        value.save(file, format="png")
+        value = file.getvalue()
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
     return value.isoformat() if isinstance(value, date | time) else str(value)
 
 

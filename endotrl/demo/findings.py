@@ -22,28 +22,16 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Policy:
-    """
-    A policy's answers to the held-out questions.
+    """A policy's answers to the held-out questions."""
 
-    Attributes:
-        texts (`list[str]`), ids (`list[list[int]]`), text_right (`list[bool]`), ended (`list[bool]`):
-            One answer per question, sampled at T = 1: text, token ids, whether it is right, and whether it came to an
-            end.
-        right (`dict[str, list[float]]`):
-            By the way of asking (`"sampled"`, `"greedy"`, ...), the fraction of right answers to each question.
-        curve (`list[float]`):
-            Accuracy of the answers that it was trained on, by step.
-        seconds (`float`):
-            Duration of its training.
-    """
-
+    # One answer per question, sampled at T = 1: text, token ids, whether it is right, and whether it came to an end.
     texts: list[str]
     ids: list[list[int]]
     text_right: list[bool]
     ended: list[bool]
-    right: dict[str, list[float]]
-    curve: list[float] = field(default_factory=list)
-    seconds: float = 0.0
+    right: dict[str, list[float]]  # by the way of asking ("sampled", ...): fraction of right answers to each question
+    curve: list[float] = field(default_factory=list)  # accuracy of the answers that it was trained on, by step
+    seconds: float = 0.0  # of its training
 
     def accuracy(self, way: str = SAMPLED) -> float:
         """Fraction of right answers."""
@@ -57,32 +45,15 @@ class Policy:
 
 @dataclass(frozen=True)
 class Part:
-    """
-    What one part of the demo found.
-
-    Attributes:
-        name (`str`), title (`str`):
-            Name of the task, and heading in the report.
-        policies (`dict[str, Policy]`):
-            `"base"` first, and then by the reward of the training, `"endogenous"` first.
-        questions (`list[str]`), groups (`list[str]`):
-            Held-out questions as they are shown, and the kind of each.
-        settings (`dict[str, Any]`):
-            What was trained and how.
-        examples (`list[HeatMapRow]`):
-            Scored answers, for the heat map.
-        forecast (`float`, *optional*):
-            Accuracy of sampled answers that training on the own reward was forecast to end with, before it began.
-    """
+    """What one part of the demo found."""
 
     name: str
-    title: str
-    policies: dict[str, Policy]
-    questions: list[str]
-    groups: list[str]
-    settings: dict[str, Any]
-    examples: list[HeatMapRow] = field(default_factory=list)
-    forecast: float | None = None
+    title: str  # heading in the report
+    policies: dict[str, Policy]  # "base" first, and then by the reward of the training, "endogenous" first
+    questions: list[str]  # held-out ones, as they are shown
+    groups: list[str]  # kind of each
+    settings: dict[str, Any]  # what was trained and how
+    examples: list[HeatMapRow] = field(default_factory=list)  # scored answers, for the heat map
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -146,11 +117,5 @@ def half_width(values: Sequence[float]) -> float:
 def accuracy_table(part: Part) -> tuple[list[str], list[list[str]]]:
     """Headers and rows: accuracy of each policy by the way of asking."""
     ways = list(part.policies["base"].right)
-    rows = [
-        [
-            TITLES[name],
-            *(f"{policy.accuracy(way):.0%}" for way in ways),
-        ]
-        for name, policy in part.policies.items()
-    ]
+    rows = [[TITLES[name], *(f"{p.accuracy(way):.0%}" for way in ways)] for name, p in part.policies.items()]
     return ["policy", *ways], rows

@@ -13,17 +13,12 @@ from typing import Any
 import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
-from transformers import (
-    AutoModelForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    ProcessorMixin,
-    TrainerCallback,
-)
+from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from ..rendering.policy import ProcessingClass
+from ..rendering.policy_tokens import tokenizer_of
 from ..rewards.endogenous import EndogenousReward
 from ..trainers.cpu_generation import make_head_input_contiguous
 
@@ -83,33 +78,10 @@ def train_with_grpo(
     **grpo: Any,
 ) -> Run:
     """
-    Trains a policy with TRL's `GRPOTrainer`, or one of its kind. The only rewards are `reward` (weight 1) and, to be
-    looked at, `accuracy` (weight 0).
-
-    Args:
-        name (`str`):
-            Name of the run, for the progress bar, the folder and W&B.
-        model ([`~transformers.PreTrainedModel`]):
-            Base model, which becomes the policy.
-        processing_class ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`]):
-            Its tokenizer or processor.
-        reward (`Callable`):
-            The reward. An [`EndogenousReward`] made with `model=None` is attached to the trainer.
-        accuracy (`Callable`):
-            Reward function with weight 0.
-        dataset ([`~datasets.Dataset`]):
-            Prompts.
-        output_dir (`Path`):
-            Where the trainer may write.
-        peft_config (`peft.PeftConfig`, *optional*):
-            Adapter to train.
-        trainer_class (`type`, *optional*, defaults to [`~trl.GRPOTrainer`]), config_class (`type`, *optional*,
-        defaults to [`~trl.GRPOConfig`]):
-            Trainer and its configuration.
-        progress ([`~transformers.TrainerCallback`], *optional*):
-            What shows the progress, in place of a bar of this run.
-        **grpo:
-            Further arguments of the configuration.
+    Trains a policy with TRL's `GRPOTrainer`, or one of its kind. The only rewards are `reward` (weight 1; an
+    [`EndogenousReward`] made with `model=None` is attached) and, to be looked at, `accuracy` (weight 0). `name` is
+    that of the folder, in W&B, and of the progress bar, in place of which `progress` may follow the run. `grpo` are
+    further arguments of the configuration.
     """
     args = config_class(
         output_dir=str(output_dir / name),
@@ -209,11 +181,6 @@ def generate_answers(
             end = ids.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in ids else len(ids)
             answers.append(ids[:end])
     return tokenizer.batch_decode(answers, skip_special_tokens=True), answers
-
-
-def tokenizer_of(processing_class: ProcessingClass) -> PreTrainedTokenizerBase:
-    """A tokenizer as it is, or that of a processor."""
-    return processing_class.tokenizer if isinstance(processing_class, ProcessorMixin) else processing_class
 
 
 def load_model(path: str | Path, dtype: str = "float32") -> PreTrainedModel:

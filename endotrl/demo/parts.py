@@ -15,17 +15,17 @@ from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedModel
 
 from ..data.formats import message_text
-from ..forecasting.forecast import forecast
 from ..frozen.cpu_dtype import faster_dtype
 from ..frozen.quickstart_model import quickstart_model_path
 from ..grading import is_right
 from ..rendering.policy import ProcessingClass
+from ..rendering.policy_tokens import tokenizer_of
 from ..reporting import HeatMapRow, terminal_heat_map
 from ..rewards import EndogenousReward, LengthReward, RandomReward
 from ..rewards.contributions import heat_map_row
 from ..tasks import arithmetic, facts, pictures
 from .findings import COOL, GREEDY, MAJORITY, SAMPLED, Part, Policy
-from .grpo_runs import Run, generate_answers, load_model, tokenizer_of, train_with_grpo
+from .grpo_runs import Run, generate_answers, load_model, train_with_grpo
 from .progress import Kept, Progress
 
 
@@ -101,6 +101,7 @@ SIZES = {
     "full": Size({**ARITHMETIC, "max_steps": 100}, ("random", "length"), FACTS, ("random",), num_facts=154),
 }
 LOOK, LOOK_SECONDS = "two answers, token by token", 10.0
+OWN = "it trains on its own reward"
 
 
 @dataclass(frozen=True)
@@ -218,75 +219,32 @@ def run(task: Task, session: Session) -> Part:
 
 def arithmetic_task(size: Size, output: Path, seed: int) -> Task:
     """A small transformer pretrained on demonstrations of addition that derail, against rewards that know nothing."""
-    base_dir = str(output / "arithmetic" / "base_model")
     tokenizer = arithmetic.make_tokenizer()
+    torch.manual_seed(seed)
+    model = arithmetic.make_model(tokenizer, hidden_size=96, intermediate_size=256)
     held_out = arithmetic.make_questions(HELD_OUT, seed + 1, DIGITS)
-    truths = [arithmetic.answer_text(q) for q in held_out]
+    wrong: dict[str, Any] = {"digits": DIGITS, "wrong": arithmetic.derailed_answer}
     controls: dict[str, Callable[[], Any]] = {"random": lambda: RandomReward(seed), "length": LengthReward}
-    stages = {"a small transformer learns to add": 70.0, "it trains on its own reward": 40.0}
-
-    def make_base(progress: Progress) -> PreTrainedModel:
-        torch.manual_seed(seed)
-        base = arithmetic.make_model(tokenizer, hidden_size=96, intermediate_size=256)
-        arithmetic.pretrain(
-            base,
-            tokenizer,
-            seed=seed,
-            held_out=held_out,
-            digits=DIGITS,
-            wrong=arithmetic.derailed_answer,
-            bar=_followed(PRETRAINING["steps"], progress),
-            **PRETRAINING,
-        )
-        base.save_pretrained(base_dir)
-        tokenizer.save_pretrained(base_dir)
-        return base
-
-    def predict() -> float:
-        return forecast(
-            base_dir,
-            [
-                {"prompt": arithmetic.question_text(q), "answer": arithmetic.answer_text(q)}
-                for q in held_out[:FORECAST]
-            ],
-            betas=[size.arithmetic["beta"]],
-            scale_rewards="group",
-            num_generations=size.arithmetic["num_generations"],
-            max_new_tokens=arithmetic.MAX_ANSWER_LENGTH,
-            grader="exact",
-            seed=seed,
-            progress=False,
-        ).betas[0]["accuracy"]
-
-    return Task(
-        name="arithmetic",
+    return _from_nothing(
+        "arithmetic",
+        output,
+        model,
+        tokenizer,
+        partial(arithmetic.pretrain, model, tokenizer, seed=seed, held_out=held_out, **wrong),
+        PRETRAINING,
+        [arithmetic.answer_text(q) for q in held_out],
+        {name: controls[name] for name in size.controls},
         title="Addition: a small transformer trained from nothing",
-        stages={**stages, **({"rewards that know nothing": 70.0} if size.controls else {})},
+        stages={"a small transformer learns to add": 70.0, OWN: 40.0, "rewards that know nothing": 70.0},
+        learned="A small transformer has learned to add from demonstrations",
         prompts=[arithmetic.question_text(q) for q in held_out],
-        is_right=lambda i, text: text == truths[i],
-        groups=["addition"] * len(held_out),
-        processing_class=tokenizer,
-        frozen=base_dir,
-        make_base=make_base,
-        load=lambda: load_model(base_dir),
-        rewards={
-            "endogenous": lambda: EndogenousReward(base_dir),
-            **{name: controls[name] for name in size.controls},
-        },
+        load=load_model,
         accuracy=arithmetic.accuracy,
         dataset=lambda: arithmetic.make_dataset(
             [q for q in arithmetic.make_questions(3000, seed + 2, DIGITS) if q not in set(held_out)]
         ),
         settings=size.arithmetic,
-        limit=arithmetic.MAX_ANSWER_LENGTH,
-        samples=MAJORITY_OF,
         batch_size=4000,
-        saved=output / "arithmetic" / "trained_model",
-        details={**{f"pretraining {key}": value for key, value in PRETRAINING.items()}, "dtype": "float32"},
-        opening=f"A small transformer has learned to add from demonstrations of which {PRETRAINING['noise']:.0%} "
-        "derail: a first digit one too high, then anything. It answers {sampled} right when sampled, {greedy} when "
-        "greedy. Now it trains on its own reward, without labels.",
-        forecast=predict,
     )
 
 
@@ -295,54 +253,86 @@ def images_task(size: Size, output: Path, seed: int) -> Task:
     A tiny Llava pretrained on captions of numbers that derail, against rewards that have not seen the picture: a
     random one, that of its answer to another picture, and that of its answer to the text alone.
     """
-    base_dir = str(output / "images" / "base_model")
     torch.manual_seed(seed)
-    base, processor = pictures.make_model()
+    model, processor = pictures.make_model()
     held_out = pictures.make_numbers(HELD_OUT_PICTURES, seed + 1)
     generator = random.Random(seed + 1)
-    own = partial(EndogenousReward, base_dir)
-    rewards: dict[str, Callable[[], Any]] = {"endogenous": own}
-    if size.controls:
-        rewards |= {
-            "random": lambda: RandomReward(seed),
-            "other_image": lambda: OtherImageReward(own()),
-            "text_alone": partial(own, images="ignore"),
-        }
-
-    def make_base(progress: Progress) -> PreTrainedModel:
-        steps = _followed(IMAGES_PRETRAINING["steps"], progress)
-        pictures.pretrain(base, processor, seed=seed, held_out=held_out, bar=steps, **IMAGES_PRETRAINING)
-        base.save_pretrained(base_dir)
-        processor.save_pretrained(base_dir)
-        return base
-
-    stages = {"a tiny Llava learns to read numbers": 60.0, "it trains on its own reward": 60.0}
-    return Task(
-        name="images",
+    frozen = _base_model(output, "images")
+    controls: dict[str, Callable[[], Any]] = {
+        "random": lambda: RandomReward(seed),
+        "other_image": lambda: OtherImageReward(EndogenousReward(frozen)),
+        "text_alone": lambda: EndogenousReward(frozen, images="ignore"),
+    }
+    return _from_nothing(
+        "images",
+        output,
+        model,
+        processor,
+        partial(pictures.pretrain, model, processor, seed=seed, held_out=held_out),
+        IMAGES_PRETRAINING,
+        held_out,
+        controls if size.controls else {},
         title="Pictures: a small vision-language model trained from nothing",
-        stages={**stages, **({"rewards that do not see the picture": 180.0} if size.controls else {})},
+        stages={"a tiny Llava learns to read numbers": 60.0, OWN: 30.0, "rewards that do not see the picture": 90.0},
+        learned="A tiny Llava has learned to read numbers from captions",
         prompts=[pictures.prompt(pictures.draw(number, generator)) for number in held_out],
         questions=[f"a picture of {number}" for number in held_out],
-        is_right=lambda i, text: text == held_out[i],
-        groups=["numbers"] * len(held_out),
-        processing_class=processor,
-        frozen=base_dir,
-        make_base=make_base,
-        load=lambda: type(base).from_pretrained(base_dir),
-        rewards=rewards,
+        load=type(model).from_pretrained,
         accuracy=pictures.accuracy,
         dataset=lambda: pictures.make_dataset(
             [number for number in pictures.make_numbers(3000, seed + 2) if number not in set(held_out)], seed
         ),
         settings=IMAGES,
-        limit=pictures.ANSWER_LENGTH,
-        samples=MAJORITY_OF,
         batch_size=600,
-        saved=output / "images" / "trained_model",
-        details={**{f"pretraining {key}": value for key, value in IMAGES_PRETRAINING.items()}, "dtype": "float32"},
-        opening=f"A tiny Llava has learned to read numbers from captions of which {IMAGES_PRETRAINING['noise']:.0%} "
-        "derail: a first digit one too high, then anything. It reads {sampled} right when sampled, {greedy} when "
-        "greedy. Now it trains on its own reward, without labels.",
+    )
+
+
+def _base_model(output: Path, name: str) -> str:
+    return str(output / name / "base_model")
+
+
+def _from_nothing(
+    name: str,
+    output: Path,
+    model: PreTrainedModel,
+    processing_class: ProcessingClass,
+    pretrain: Callable[..., None],
+    pretraining: dict[str, Any],
+    truths: list[str],
+    controls: dict[str, Callable[[], Any]],
+    stages: dict[str, float],
+    load: Callable[[str], PreTrainedModel],
+    learned: str,
+    settings: dict[str, Any],
+    **task: Any,
+) -> Task:
+    """A task whose model is pretrained here on demonstrations that derail."""
+    frozen = _base_model(output, name)
+
+    def make_base(progress: Progress) -> PreTrainedModel:
+        pretrain(bar=_followed(pretraining["steps"], progress), **pretraining)
+        model.save_pretrained(frozen)
+        processing_class.save_pretrained(frozen)
+        return model
+
+    return Task(
+        name=name,
+        stages=stages if controls else dict(list(stages.items())[:2]),
+        is_right=lambda i, text: text == truths[i],
+        groups=[name] * len(truths),
+        processing_class=processing_class,
+        frozen=frozen,
+        make_base=make_base,
+        load=lambda: load(frozen),
+        rewards={"endogenous": lambda: EndogenousReward(frozen), **controls},
+        settings=settings,
+        limit=settings["max_completion_length"],
+        samples=MAJORITY_OF,
+        saved=output / name / "trained_model",
+        details={**{f"pretraining {key}": value for key, value in pretraining.items()}, "dtype": "float32"},
+        opening=f"{learned} of which {pretraining['noise']:.0%} derail: a first digit one too high, then anything. It "
+        "answers {sampled} right when sampled, {greedy} when greedy. Now it trains on its own reward, without labels.",
+        **task,
     )
 
 

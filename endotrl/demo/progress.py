@@ -20,12 +20,8 @@ PRIOR_SECONDS = 20.0  # of expected work, that a machine's speed is not judged b
 class Progress(TrainerCallback):
     """
     A line such as `stage 2 of 5: learning to add, about 3 minutes left`. As a callback of a trainer, it follows its
-    steps.
-
-    Args:
-        stages (`Mapping[str, float]`):
-            Titles of the stages, and the seconds that each takes on two cores. The time left is scaled by the speed
-            of what is done.
+    steps. `stages` are titles, and the seconds that each takes on two cores: what is left of them is scaled by the
+    speed of what is done.
     """
 
     def __init__(self, stages: Mapping[str, float]) -> None:
@@ -82,13 +78,8 @@ class Progress(TrainerCallback):
 
 class Kept:
     """
-    Results in a folder, from which an interrupted run goes on.
-
-    Args:
-        folder (`Path`):
-            One JSON file per result.
-        settings (`Mapping[str, Any]`):
-            What a result depends on. One that was made with other settings is made again.
+    Results in a folder, one JSON file each, from which an interrupted run goes on. A result that was made with other
+    `settings` is made again.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:

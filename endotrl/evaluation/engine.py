@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from ..frozen.model_renderer import model_renderer
 from ..frozen.names import load_tokenizer
@@ -14,7 +13,8 @@ from ..frozen.placement import make_scorer
 from ..frozen.served import ServedModel
 from ..rendering.messages import Prompt, add_criterion
 from ..rendering.offsets import decode_with_offsets
-from ..rendering.policy import Reading
+from ..rendering.policy import ProcessingClass, Reading
+from ..rendering.policy_tokens import tokenizer_of
 from ..rendering.renderer import Rendered, cut_completion
 from ..rewards.intrinsic import empty_prompt_ids
 from ..scoring.scorer import Placement
@@ -43,7 +43,7 @@ class Engine:
     def __init__(
         self,
         placement: Placement | ServedModel,  # whose weights to use
-        tokenizer: PreTrainedTokenizerBase | None = None,  # by default the one of the model's name
+        processing_class: ProcessingClass | None = None,  # with images a processor; by default the model's tokenizer
         chat: bool = True,  # a prompt that is a text is the message of a user; `False` to continue it
         separator: str = "",  # between a prompt that is continued and the response
         alpha: float = 1.0,  # temperature of the soft value
@@ -52,9 +52,10 @@ class Engine:
     ) -> None:
         self.placement, self.alpha, self.chat, self.separator = placement, alpha, chat, separator
         self.max_response_tokens, self.max_tokens_per_batch = max_response_tokens, max_tokens_per_batch
-        self.tokenizer = load_tokenizer(placement.config._name_or_path) if tokenizer is None else tokenizer
+        processing_class = processing_class or load_tokenizer(placement.config._name_or_path)
+        self.tokenizer = tokenizer_of(processing_class)
         eos_token_ids = [*placement.eos_token_ids, self.tokenizer.eos_token_id]
-        self.renderer = model_renderer(placement.config, eos_token_ids, Reading(self.tokenizer, {}), "cut")
+        self.renderer = model_renderer(placement.config, eos_token_ids, Reading(processing_class, {}), "cut")
         self._scorer = make_scorer(placement, max_tokens_per_batch)
 
     def score(self, items: Sequence[Item], alone: bool = False) -> list[list[ScoredResponse]]:
@@ -66,7 +67,10 @@ class Engine:
         owners = [(item, response) for item in items for response in item.responses]
         generated = [ids for item in items for ids in item.response_ids or ()]
         rows = self.renderer.render(
-            [self.prompt(item) for item, _ in owners], [response for _, response in owners], generated or None
+            [self.prompt(item) for item, _ in owners],
+            [response for _, response in owners],
+            generated or None,
+            images=[item.images for item, _ in owners],
         )
         if self.max_response_tokens is not None:
             rows = [cut_completion(row, self.max_response_tokens) for row in rows]

@@ -5,8 +5,10 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+from ..rendering.images import load_picture, picture_digest
 from ..rendering.messages import Completion, Prompt
 
 
@@ -31,13 +33,16 @@ class Item:
     steps: tuple[str, ...] | None = None  # that the only response consists of, joined with an empty line
     facts: Mapping[str, Any] = field(default_factory=dict)  # what else the benchmark's rule needs
     response_ids: tuple[tuple[int, ...], ...] | None = None  # as a model generated them
+    images: tuple[Any, ...] = ()  # for the image parts of the prompt, in order
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Digest of what is scored, by which an item is known again."""
         content: list[Any] = [self.prompt, self.responses, self.criterion, self.steps]
         if self.response_ids is not None:
             content.append(self.response_ids)
+        if self.images:
+            content.append([picture_digest(load_picture(0, picture)) for picture in self.images])
         text = json.dumps(content, sort_keys=True, default=list)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:20]
 

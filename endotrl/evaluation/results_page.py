@@ -14,6 +14,7 @@ from ..data.formats import message_text
 from ..rendering.offsets import decode_with_offsets
 from ..reporting import HeatMapRow, figure, heat_maps, number, page, plain, table
 from ..rewards.contributions import columns_of
+from ..rewards.pictures import pictures_of
 from .engine import ScoredResponse
 from .examples_page import Example
 from .forms import Form
@@ -176,6 +177,8 @@ def _most_wrong(
             continue
         for which, asked, note in ((one, prompt, f"margin {number(margin)}"), (other, "", "preferred, but worse")):
             row = _heat_map_row(responses[which], shortest, form, tokenizer, asked, f"{place} · {note}")
+            if asked:
+                row = replace(row, details=pictures_of(item.prompt, item.images))
             score = examples[i].scores[0][which]
             if form.name == scorer:
                 rows.append(replace(row, total=score))  # the one that judged

@@ -87,13 +87,13 @@ def load_tokenizer(
 
 
 def load_processing_class(
-    config: PretrainedConfig, trust_remote_code: bool = False
+    config: PretrainedConfig, trust_remote_code: bool = False, name: str | None = None
 ) -> PreTrainedTokenizerBase | ProcessorMixin:
     """
     What a model by the config of which it was loaded is given text with: its tokenizer, or its processor if it reads
-    images. `OSError` if there is none, or it is damaged, with the reason.
+    images; from where the model was, or from `name`. `OSError` if there is none, or it is damaged, with the reason.
     """
-    name = config._name_or_path
+    name = name or config._name_or_path
     if not reads_images(config):
         return load_tokenizer(name, trust_remote_code)
     try:

@@ -2,12 +2,12 @@
 """The scores of a block of rows, and the lines that the output gets for them."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
+from ..data.formats import about_this_row, images_of
 from .rows import Row
 from .sentences import sentence_record
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 
 DECIMALS = 6  # of rewards in the output, in nats: float32 has no more to give
-_OWN_INDEX = re.compile(r"\b([Rr])ows? 0\b(?: of 1\b)?")
 
 
 def score_rows(
@@ -39,12 +38,6 @@ def score_rows(
         for i, result in zip(indices, _score_kind(reward, [rows[i] for i in indices]), strict=True):
             results[i] = result
     return results
-
-
-def images_of_row(row: Row) -> list[Any] | None:
-    """What the keys `images` and `image` of a row have: a list, and one or none."""
-    images, image = row.extra.get("images"), row.extra.get("image")
-    return images if images is not None else None if image is None else [image]
 
 
 def _criteria(reward: "EndogenousReward | SentenceReward") -> Mapping[str, str] | None:
@@ -75,8 +68,8 @@ def _score_kind(
     columns: dict[str, Any] = (
         {} if _criteria(reward) is None else {"domain": [str(row.extra["domain"]) for row in rows]}
     )
-    images = [images_of_row(row) for row in rows]
     try:
+        images = [images_of(row.extra) for row in rows]
         if any(images):
             if not isinstance(reward, EndogenousReward):
                 refuse_images({"images": images}, len(rows), "a sentence reward model")
@@ -84,8 +77,7 @@ def _score_kind(
         return list(reward.score([row.prompt for row in rows], completions, completion_ids=ids, **columns))
     except (ValueError, TypeError, TemplateError) as error:
         if len(rows) == 1:
-            # The reward counts the rows of its batch; the reader of the message knows the line.
-            return [_OWN_INDEX.sub(lambda match: "This row" if match[1] == "R" else "this row", str(error))]
+            return [about_this_row(str(error))]
     # A bad row fails its whole batch: halve the batch until the row is alone.
     middle = len(rows) // 2
     return _score_kind(reward, rows[:middle]) + _score_kind(reward, rows[middle:])

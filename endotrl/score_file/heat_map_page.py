@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
+from ..data.formats import images_of
 from ..reporting import heat_maps, page, table
-from .blocks import images_of_row
 from .run import ScoreReport
 from .summary import summary_lines
 
@@ -40,7 +40,7 @@ def heat_map_page(
         row = example.row
         name = f" · id {row.extra['id']}" if "id" in row.extra else ""
         meta = f"line {row.line}{name}"
-        rows.append(heat_map_row(reward, example.stats, row.prompt, meta, images=images_of_row(row)))
+        rows.append(heat_map_row(reward, example.stats, row.prompt, meta, images=images_of(row.extra)))
     shown = [[name.replace("_", " "), None if value is None else str(value)] for name, value in settings.items()]
     return page(
         f"Token rewards of {Path(file).name}",

@@ -13,7 +13,6 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from endotrl import EndogenousReward
-from endotrl.data.sources import FormatError, read_rows, text_only
 from endotrl.score_file import score_file
 from endotrl.score_file.heat_map_page import heat_map_page
 
@@ -60,9 +59,3 @@ def test_a_file_with_images(path: str, tmp_path: Path) -> None:
     shown = [base64.b64decode(data) for data in re.findall(r'src="data:image/png;base64,([^"]+)"', page)]
     assert [Image.open(io.BytesIO(data)).size for data in shown] == [(320, 200), (16, 16), (16, 16)]
     assert encoded not in re.sub(r'src="[^"]+"', "", page)  # nor does it stand in the text
-
-
-def test_evaluations_leave_no_image_out(tmp_path: Path) -> None:
-    (tmp_path / "pairs.jsonl").write_text(json.dumps({"prompt": "a", "chosen": "b", "rejected": "c", "images": ["d"]}))
-    with pytest.raises(FormatError, match='line 1: the row has "images", and evaluations read only text'):
-        list(text_only(read_rows(str(tmp_path / "pairs.jsonl"))))

@@ -70,4 +70,5 @@ class Benchmark:
     tie_rule: str = STRICT  # what two equal scores count as, in words
     details: Callable[[Sequence[Item], Scores], dict[str, Any]] = no_details  # what else the results say
     chat: bool = True  # prompts given as text are messages of a user, where there is a chat template
+    reads_images: bool = False  # whether rows may have images
     options: tuple[str, ...] = ()  # keyword arguments that `read` takes

@@ -6,8 +6,9 @@ prompt, text or messages.
 
 from collections.abc import Iterable
 
-from ...data.formats import responses_of
+from ...data.formats import about_this_row, images_of, responses_of
 from ...data.sources import Row
+from ...rendering.images import place_images
 from ..items import Item
 from .base import Benchmark, accuracy_metrics
 
@@ -16,7 +17,8 @@ def read(rows: Iterable[Row]) -> list[Item]:
     """
     Rows `{"prompt", "chosen", "rejected"}`, or `{"chosen", "rejected"}` whose common beginning is the prompt, as TRL
     has it. Two equal conversations have no response after their common beginning, and are left out; two equal
-    responses to a given prompt are a tie.
+    responses to a given prompt are a tie. Images stand in the prompt's messages, or in the columns `image` and
+    `images`.
     """
     items = []
     for row in rows:
@@ -24,9 +26,13 @@ def read(rows: Iterable[Row]) -> list[Item]:
             continue
         try:
             pair = responses_of({key: row.data[key] for key in ("prompt", "chosen", "rejected") if key in row.data})
-        except ValueError as error:
-            raise row.error(str(error)) from error
-        items.append(Item(row.name("id"), row.stem, pair.prompt, tuple(pair.completions), better=((0, 1),)))
+            prompt, images = place_images(0, pair.prompt, images_of(row.data))
+            responses = tuple(pair.completions)
+            item = Item(row.name("id"), row.stem, prompt, responses, better=((0, 1),), images=tuple(images))
+            _ = item.key  # reads the images
+        except (ValueError, TypeError) as error:
+            raise row.error(about_this_row(str(error))) from error
+        items.append(item)
     return items
 
 
@@ -39,4 +45,5 @@ BENCHMARK = Benchmark(
     metrics=accuracy_metrics,
     headline=("accuracy",),
     chat=False,
+    reads_images=True,
 )
