@@ -34,11 +34,6 @@ def name_of(forecast: "Forecast", alternative: str) -> str:
     return NAMES[alternative].format(n=forecast.details["votes"])
 
 
-def beta_rows(forecast: "Forecast") -> list[list[Any]]:
-    """Cells: beta, the metrics, and effective samples."""
-    return [[f"{row['beta']:g}", *(row[metric] for metric in METRICS), row["ess"]] for row in forecast.betas]
-
-
 def alternative_rows(forecast: "Forecast") -> list[list[Any]]:
     """Cells: name, and the metrics that are known of it."""
     rows = []
@@ -109,12 +104,13 @@ def _sections(forecast: "Forecast") -> list[tuple[str, Markup]]:
         f"over questions, of which below {MIN_ESS:g} the row is the best of the samples by the reward."
     )
     headers = ["beta", *METRICS, "effective samples"]
+    rows = [[f"{row['beta']:g}", *(row[metric] for metric in METRICS), row["ess"]] for row in forecast.betas]
     intervals = [
         [f"{row['beta']:g}", *(_interval(row[f"{metric}_interval"]) for metric in METRICS)] for row in forecast.betas
     ]
     return [
         ("Forecast", figure(plot(forecast), alt="Forecast over beta, with what costs no training")),
-        ("After training", table(headers, beta_rows(forecast), caption)),
+        ("After training", table(headers, rows, caption)),
         ("95% intervals over questions", table(["beta", *METRICS], intervals)),
         ("Without training", table(["", *METRICS], alternative_rows(forecast))),
     ]

@@ -151,11 +151,11 @@ class Samples:
             return self.normalized(self.base + self.rewards / beta)
         share = 1.0 - 1.0 / objective.num_generations
         if objective.scale_rewards == "none":
-            return self._token_policy(share * self.rewards / beta)
+            return self._tree.policy(self.base, share * self.rewards / beta)
         log_weights = self.base
         for _ in range(MAX_STEPS):  # natural gradient ascent, in the space of policies
             advantages = self._scaled_deviations(np.exp(log_weights), objective)
-            target = self._token_policy(share * advantages / beta)
+            target = self._tree.policy(self.base, share * advantages / beta)
             following = self.normalized(log_weights + STEP * (target - log_weights))
             change = np.abs(np.exp(following) - np.exp(log_weights)).max()
             log_weights = following
@@ -180,9 +180,6 @@ class Samples:
         variances = self.mean(weights, deviations**2)[self.owner]
         return deviations / (np.sqrt(variances * (size - 2) / (size - 1) + deviations**2 / size) + EPSILON)
 
-    def _token_policy(self, gains: Array) -> Array:
-        return self._tree.policy(self.base, gains)
-
 
 class _Tree:
     """
@@ -206,11 +203,12 @@ class _Tree:
                 node = len(parents)
                 parents.append(parent)
                 depths.append(depth)
-                shared = os.path.commonprefix([rows[nodes[0]], rows[nodes[-1]]])
-                if len(shared) == len(rows[nodes[-1]]):  # they are equal
+                place = len(os.path.commonprefix([rows[nodes[0]], rows[nodes[-1]]]))
+                if place == len(rows[nodes[-1]]):  # they are equal
                     parts = [[child] for child in nodes]
                 else:
-                    parts = _parted(nodes, rows, len(shared))
+                    tokens = {child: rows[child][place : place + 1] for child in nodes}
+                    parts = [list(part) for _, part in itertools.groupby(nodes, tokens.__getitem__)]
                 todo += [(children, node, depth + 1) for children in parts]
         self._parents = np.array(parents)
         inner = np.flatnonzero(self._parents >= 0)
@@ -235,11 +233,6 @@ class _Tree:
         for nodes in reversed(self._levels):
             log_policy[nodes] += log_policy[self._parents[nodes]]
         return log_policy[:num_samples]
-
-
-def _parted(nodes: list[int], rows: Sequence[tuple[int, ...]], place: int) -> list[list[int]]:
-    """Sorted nodes, by what their rows have at a place."""
-    return [list(part) for _, part in itertools.groupby(nodes, lambda node: rows[node][place : place + 1])]
 
 
 def _logsumexp(values: Array, groups: NDArray[np.int64], num_groups: int) -> Array:

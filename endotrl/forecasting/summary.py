@@ -33,14 +33,15 @@ class Summary:
         others: Mapping[str, list[Unit]],
     ) -> None:
         self._records, self._objective = records, objective
-        self._has_labels = records[0]["right"] is not None
+        self.has_labels = records[0]["right"] is not None
         self._temperatures = mixture.temperatures
+        self.num_votes = self._temperatures.count(1.0)  # among which the majority and the best of n are taken
         log_proposals = [mixture.log_density(_by_temperature(r), _is_greedy(r, self._temperatures)) for r in records]
         log_probs = [_by_temperature(r)[1.0] for r in records]
         self._samples = samples = Samples(
             [r["token_ids"] for r in records], log_probs, log_proposals, [r["rewards"] for r in records]
         )
-        self._right = np.concatenate([r["right"] for r in records]) if self._has_labels else None
+        self._right = np.concatenate([r["right"] for r in records]) if self.has_labels else None
         self._lengths = np.array([len(ids) for r in records for ids in r["token_ids"]], float)
         self._truncated = np.array([not end for r in records for end in r["finished"]], float)
         sizes = np.array([len(r["groups"]) for r in records])
@@ -59,7 +60,7 @@ class Summary:
         self.estimates = {name: estimates(rows, plain_means, self._resampling) for name, rows in units.items()}
         self.betas = [self._beta_row(beta, weights) for beta, weights in policies.items()]
         self.alternatives = {
-            name: self.estimates[name]["accuracy"].value if self._has_labels else None
+            name: self.estimates[name]["accuracy"].value if self.has_labels else None
             for name in units
             if not name.startswith("beta=")
         }
@@ -69,16 +70,6 @@ class Summary:
         """Difference of a metric between two policies, with its paired interval."""
         pair = self._units_of[over], self._units_of[name]
         return differences(*pair, plain_means, self._resampling)[metric]
-
-    @property
-    def has_labels(self) -> bool:
-        """Whether accuracy is known."""
-        return self._has_labels
-
-    @property
-    def num_votes(self) -> int:
-        """Samples at T = 1, among which the majority and the best of n are taken."""
-        return self._temperatures.count(1.0)
 
     def _units(self, log_weights: Array) -> list[Unit]:
         weights, mean = np.exp(log_weights), self._samples.mean
@@ -126,7 +117,7 @@ class Summary:
             "truncated": [float(not end) for end in record["finished"]],
             "reward": record["rewards"],
         }
-        if self._has_labels:
+        if self.has_labels:
             columns["accuracy"] = record["right"]
         chosen = {name: accuracy_of_choice(scores, column) for name, column in columns.items()}
         return Unit(record["key"], "questions", chosen)

@@ -31,7 +31,7 @@ from .collapse_thresholds import (
     WARMUP,
     CollapseThresholds,
 )
-from .series import WINDOW, Drift, Evaluations, HeldOut, Series, cusum
+from .series import WINDOW, Drift, HeldOut, Series, cusum
 
 
 # What trainers call the same thing: GRPO, RLOO, DenseGRPO and PPO; OnlineDPO.
@@ -119,7 +119,7 @@ class Detector:
         self._slopes: dict[str, tuple[float, int]] = {}  # sum and number
         self._reward_change = (0.0, 0.0)  # and its standard error
         self._asked: dict[str, deque[tuple[float, float]]] = {}  # changes of the last askings, and their errors
-        self._evaluations: dict[str, Evaluations] = {}
+        self._evaluations: dict[str, list[float]] = {}
         self._drifts: dict[str, Drift] = {}
         self._levels: dict[str, Series] = {}
         self._disagreement: dict[str, float] = {}  # CUSUM
@@ -146,12 +146,13 @@ class Detector:
             key = f"eval_rewards/{name}/mean"
             if key not in entry:
                 continue
-            series = self._evaluations.setdefault(name, Evaluations())
-            series.add(entry[key])
-            if series.fell_by > self.thresholds.evaluation_fall:
+            values = self._evaluations.setdefault(name, [])
+            values.append(entry[key])
+            fall = max(values) - max(values[-2:])
+            if fall > self.thresholds.evaluation_fall:
                 reasons.append(
-                    f"`{name}` on the evaluation set was {series.best:.3f} and has been {series.fell_by:.3f} or more "
-                    "below that twice in a row"
+                    f"`{name}` on the evaluation set was {max(values):.3f} and has been {fall:.3f} or more below that "
+                    "twice in a row"
                 )
         alarm = f"{'; '.join(reasons)}." if reasons else None
         return replace(self.last, alarm=alarm)

@@ -164,25 +164,6 @@ class HeldOut(Series):
         return (self._sums[end] - self._sums[start]) / number, square / number
 
 
-class Evaluations:
-    """A held-out reward on the evaluation set, which is measured seldom."""
-
-    def __init__(self) -> None:
-        self._values: list[float] = []
-
-    def add(self, value: float) -> None:
-        self._values.append(value)
-
-    @property
-    def best(self) -> float:
-        return max(self._values)
-
-    @property
-    def fell_by(self) -> float:
-        """The least distance below the best of the last two evaluations."""
-        return self.best - max(self._values[-2:])
-
-
 def cusum(evidence: float, deviation: float) -> float:
     """The next value of a one-sided CUSUM, for a deviation in standard deviations."""
     return max(0.0, evidence + deviation - ALLOWANCE)

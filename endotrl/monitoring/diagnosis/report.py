@@ -54,7 +54,7 @@ def report_page(diagnoses: Sequence[Diagnosis]) -> str:
             sections.append((f"{heading}verdict", diagnosis.verdict))
         for finding in diagnosis.findings:
             sections.append((f"{heading}{MARKS[finding.level]} {finding.says}", _finding(diagnosis.run, finding)))
-        sections.append((f"{heading}what was read", _read(diagnosis)))
+        sections.append((f"{heading}what was read", _source(diagnosis)))
         if not several:
             sections.append(("Curves", _comparison(diagnoses)))
     title = "Diagnosis of " + (" and ".join(str(d.run.path) for d in diagnoses))
@@ -107,10 +107,6 @@ def _finding(run: Run, finding: Finding) -> Markup:
         plain(finding.change),
         plain(finding.reference),
     )
-
-
-def _read(diagnosis: Diagnosis) -> Markup:
-    return Markup("<p>{}</p>").format(plain(_source(diagnosis)))
 
 
 def _source(diagnosis: Diagnosis) -> str:
