@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import torch
 from tqdm.auto import tqdm
@@ -28,14 +28,6 @@ class Sample:
     text: str
     token_ids: tuple[int, ...]
     finished: bool
-
-
-class Generator(Protocol):
-    """Gives `num_samples` answers to each prompt."""
-
-    def __call__(
-        self, prompts: Sequence[Prompt], num_samples: int, seed: int = 0, progress: bool = False
-    ) -> list[list[Sample]]: ...
 
 
 def loaded_placement(engine: Engine) -> Placement:
@@ -165,6 +157,9 @@ class VLLMSampler:
         settings = SamplingParams(n=num_samples, seed=seed, stop_token_ids=ends, **self._settings)
         outputs = llm.generate([{"prompt_token_ids": row} for row in rows], settings, use_tqdm=progress)
         return [[sample_of(self._engine, answer.token_ids, set(ends)) for answer in out.outputs] for out in outputs]
+
+
+Generator = Sampler | VLLMSampler  # gives `num_samples` answers to each prompt
 
 
 def pass_at_k(num_samples: int, num_right: int, k: int) -> float:

@@ -27,9 +27,7 @@ SIMILAR_LENGTH = 1.2  # ratio of lengths up to which two responses count as of s
 
 @dataclass(frozen=True)
 class Unit:
-    """
-    What a benchmark counts: numbers of which the metrics take means. Units of one cluster are resampled together.
-    """
+    """A thing that counts: values of which metrics take means. Units of one cluster are resampled together."""
 
     cluster: str
     group: str

@@ -31,37 +31,18 @@ class Question:
 
 
 def read_questions(
-    data: str | Iterable[Any],
-    question: str | None = None,
-    answer: str | None = None,
-    limit: int | None = None,
-    instruction: str = "",
-    chat: bool = False,
-    labelled: bool = False,
+    data: str | Iterable[Any],  # as `--data` of `endotrl eval`, or rows: dictionaries (of a dataset), or prompts
+    question: str | None = None,  # key; by default the first that a row has of [`QUESTION_KEYS`]
+    answer: str | None = None,  # key; by default the first of [`ANSWER_KEYS`]
+    limit: int | None = None,  # only the first questions
+    instruction: str = "",  # what is added to each question that is text, in a line of its own
+    chat: bool = False,  # a question that is text is the message of a user; `False` to continue it, as TRL does
+    labelled: bool = False,  # each must be text and have an answer: behind `####` (GSM8K), or in the last `\boxed{}`
 ) -> list[Question]:
-    r"""
-    Questions of files, a dataset on the hub, or objects.
-
-    Args:
-        data (`str` or `Iterable`):
-            As `--data` of `endotrl eval` (see [`read_rows`]); or rows: dictionaries, such as a
-            [`~datasets.Dataset`] has, or prompts.
-        question (`str`, *optional*), answer (`str`, *optional*):
-            Keys. By default the first that a row has of `question`, `problem`, `input`, `prompt`, and of `answer`,
-            `answers`, `final_answer`, `target`, `solution`. A text `Body` (SVAMP) goes before the question.
-        limit (`int`, *optional*):
-            Only the first questions.
-        instruction (`str`, *optional*):
-            What is added to each question that is text, in a line of its own.
-        chat (`bool`, *optional*, defaults to `False`):
-            Whether a question that is text is the message of a user; `False` to continue it, as TRL does.
-        labelled (`bool`, *optional*, defaults to `False`):
-            Whether each question must be text and have an answer, of which what follows `####` (GSM8K) or stands in
-            the last `\boxed{}` counts.
-
-    Raises:
-        `FormatError`: If a row has no question; or only some have answers, or one that is `labelled` has none.
-        `ValueError`: If there is no such file, or no question.
+    """
+    Questions of files, a dataset on the hub, or objects. A text `Body` (SVAMP) goes before the question. Raises
+    `FormatError` if a row has no question; or only some have answers, or one that is `labelled` has none; `ValueError`
+    if there is no such file, or no question.
     """
     rows = text_only(read_rows(data, None, "The data set") if isinstance(data, str) else _rows(data))
     questions: list[Question] = []

@@ -37,11 +37,8 @@ def report_page(results: Mapping[str, Any], sections: Sequence[tuple[str, Markup
         blocks.append(figure(plot_metric(results), f"{results['main_metric']}; in grey, what a scorer must beat."))
     if results["statements"]:
         lines = Markup("").join(Markup("<li>{}</li>").format(line) for line in results["statements"])
-        blocks.append(
-            Markup("<details><summary>Differences to {}</summary><ul>{}</ul></details>").format(
-                next(iter(results["metrics"])), lines
-            )
-        )
+        folded = Markup("<details><summary>Differences to {}</summary><ul>{}</ul></details>")
+        blocks.append(folded.format(next(iter(results["metrics"])), lines))
     lead = Markup(
         '<p class="verdict">{}</p><p>{} <a href="examples.html">Browse all examples</a>: filter, sort, compare.</p>'
     ).format(plain(results["verdict"]), plain(about))

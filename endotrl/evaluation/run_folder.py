@@ -55,14 +55,14 @@ class RunFolder:
 
     def hold(self) -> None:
         """Makes the folder, and keeps other runs out of it until this object is gone."""
-        self._check_is_folder()
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"--output {self.folder} is a file, but a run needs a folder. Choose another one.")
         self.folder.mkdir(parents=True, exist_ok=True)
         message = f"Another run is writing to {self.folder} right now. Wait for it, or choose another --output."
         self._lock = lock(self.folder / LOCK_FILE, message)
 
     def open(self, settings: Mapping[str, Any], overwrite: bool = False) -> None:
         """Makes the folder, or checks that what is in it was made under the same settings."""
-        self._check_is_folder()
         if self.settings_path.exists() and not overwrite:
             try:
                 before = json.loads(self.settings_path.read_text(encoding="utf-8"))
@@ -86,10 +86,6 @@ class RunFolder:
             path.unlink(missing_ok=True)
         self.stats.find()
         write_json(self.settings_path, settings)
-
-    def _check_is_folder(self) -> None:
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ValueError(f"--output {self.folder} is a file, but a run needs a folder. Choose another one.")
 
     def read_scores(self) -> dict[str, dict[str, Any]]:
         """What is scored so far, by key of the item; the lines of one item are put together."""

@@ -32,37 +32,26 @@ def score_items(
     progress: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """
-    Scores what is not scored yet.
+    Scores what is not scored yet; returns, by key of the item, `{"tokens", "scores": {scorer: [...]}, "seconds",
+    "cut"}`, complete in the main process.
 
     All forms of the reward come from one forward pass over an item. Where its token statistics are in the folder
-    already, there is no forward pass, and if nothing else needs the model, it is not even loaded.
-
-    Under `accelerate launch`, all processes call this with the same items, and each scores blocks of like total
-    length.
-
-    Returns:
-        `dict`: key of the item -> `{"tokens", "scores": {scorer: [...]}, "seconds", "cut"}`; complete in the main
-        process.
+    already, there is no forward pass, and if nothing else needs the model, it is not even loaded. Under `accelerate
+    launch`, all processes call this with the same items, and each scores blocks of like total length.
     """
     bases = base_names(names)
     forms = {name: make_form(name, vocab_size) for name in bases if not needs_model(name)}
     alone = any(form.needs_alone for form in forms.values())
     records = folder.read_scores()
     todo = list(
-        {
-            item.key: item
-            for item in items
-            if item.key not in records or any(name not in records[item.key]["scores"] for name in bases)
-        }.values()
+        {i.key: i for i in items if i.key not in records or not records[i.key]["scores"].keys() >= set(bases)}.values()
     )
     state = processes()
     state.wait_for_everyone()  # who is ahead writes nothing that others have yet to see missing
     engine: Engine | None = None
     scorers: dict[str, Scorer] = {}
-    bar = tqdm(
-        total=len(items), initial=len(items) - len(todo), desc="Evaluating", unit=" items", disable=not progress
-    )
-    with bar:
+    done = len(items) - len(todo)
+    with tqdm(total=len(items), initial=done, desc="Evaluating", unit=" items", disable=not progress) as bar:
         blocks = [todo[start : start + block_size] for start in range(0, len(todo), block_size)]
         sized = ((sum(len(str(item.responses)) for item in block), block) for block in blocks)
         for block in share(sized, state.process_index, state.num_processes):
@@ -78,9 +67,8 @@ def score_items(
             responses = [fresh[item.key] if item.key in fresh else folder.stats.load(item.key) for item in block]
             new: list[dict[str, list[float]]] = [{} for _ in block]
             for name in bases:
-                wanted = [
-                    k for k, item in enumerate(block) if name not in records.get(item.key, {"scores": {}})["scores"]
-                ]
+                known = [records.get(item.key, {"scores": {}})["scores"] for item in block]
+                wanted = [k for k, scores in enumerate(known) if name not in scores]
                 if not wanted:
                     continue
                 if name in forms:

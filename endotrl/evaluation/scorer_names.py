@@ -2,12 +2,11 @@
 """Scorer names: parsing and construction."""
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from ..rewards.residuals import split_name
-from .engine import Engine, ScoredResponse
+from .engine import Engine, ModelScorer
 from .forms import ALIASES, RELATIVE_PERPLEXITY, STEP_AGGREGATES, Control, Form, RelativePerplexity
-from .items import CONTROLS, Item
+from .items import CONTROLS
 from .judges import JUDGES, Judge
 from .reward_model import reward_model_class
 
@@ -44,16 +43,7 @@ DEFAULT = ("single-pass", "controls")
 REWARD_MODEL = "reward_model:"
 
 
-class Scorer(Protocol):
-    """Gives a number to each response of an item, or to each of its steps."""
-
-    @property
-    def name(self) -> str: ...  # as on the command line
-
-    @property
-    def needs_alone(self) -> bool: ...  # the responses scored without their prompts, too
-
-    def score(self, item: Item, responses: Sequence[ScoredResponse]) -> list[float]: ...
+Scorer = Form | RelativePerplexity | Control | ModelScorer  # gives a number to each response of an item, or each step
 
 
 def expand_names(names: Sequence[str], steps: bool) -> list[str]:

@@ -5,19 +5,7 @@ from . import dsp, judge_bench, llmbar, preference, prm_bench, process_bench, re
 from .base import Benchmark
 
 
-BENCHMARKS: dict[str, Benchmark] = {
-    module.BENCHMARK.name: module.BENCHMARK
-    for module in (
-        rm_bench,
-        reward_bench,
-        reward_bench_2,
-        process_bench,
-        prm_bench,
-        dsp,
-        judge_bench,
-        llmbar,
-        preference,
-    )
-}
+_MODULES = (rm_bench, reward_bench, reward_bench_2, process_bench, prm_bench, dsp, judge_bench, llmbar, preference)
+BENCHMARKS: dict[str, Benchmark] = {module.BENCHMARK.name: module.BENCHMARK for module in _MODULES}
 
 __all__ = ["BENCHMARKS", "Benchmark"]

@@ -15,11 +15,6 @@ from ..items import Item
 Scores = Sequence[Sequence[float]]  # by item: one number a response, or a step
 
 
-def no_details(items: Sequence[Item], scores: Scores) -> dict[str, Any]:
-    """For benchmarks whose metrics say all."""
-    return {}
-
-
 STRICT = "A tie is not right: the better response must score strictly higher."
 
 
@@ -68,7 +63,7 @@ class Benchmark:
     headline: tuple[str, ...]  # metrics for tables, as far as they are there
     units: Callable[[Sequence[Item], Scores], list[Unit]] = pair_units  # scores of one scorer to what counts as right
     tie_rule: str = STRICT  # what two equal scores count as, in words
-    details: Callable[[Sequence[Item], Scores], dict[str, Any]] = no_details  # what else the results say
+    details: Callable[[Sequence[Item], Scores], dict[str, Any]] = lambda items, scores: {}  # what else results say
     chat: bool = True  # prompts given as text are messages of a user, where there is a chat template
     reads_images: bool = False  # whether rows may have images
     options: tuple[str, ...] = ()  # keyword arguments that `read` takes
