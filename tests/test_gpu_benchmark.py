@@ -41,21 +41,32 @@ def test_the_readmes_table_is_what_was_measured_and_nothing_else(tmp_path: Path)
     (tmp_path / "results").mkdir()
     run = {"tiny": False, "processor": "A card", "command": "c", "date": "d", "cores": 1, "threads": 1, "system": "s"}
     run |= {"torch": "1", "transformers": "2", "trl": "3", "python": "4"}
-    results = {"run": run, "cells": {}}
+    results = {"run": run, "cells": {}, "failed": {"step/7B: own copy": "out of memory"}}
     page = write_page(results, tmp_path, readme).read_text()
-    assert page.count("Not measured.") == 5 and "old" in readme.read_text()
+    assert (
+        page.count("Not measured.") == 6
+        and "- Failed: 7B: own copy: out of memory" in page
+        and "old" in readme.read_text()
+    )
     results["cells"]["scoring/7B: a group"] = {
         "seconds": {"endotrl": 0.5, "padded_logits": 2.0},
         "ratios": {"endotrl": 1.0, "padded_logits": 4.0},
-        "peak_bytes": {"endotrl": 10**9, "padded_logits": 3 * 10**10, "fused_head": None, "reward_model": None},
+        "peak_bytes": {"endotrl": 10**9, "padded_logits": 3 * 10**10},
+        "absent": {"fused_head": "out of memory", "reward_model": "ImportError: no kernel"},
+        "kernels": [
+            {"tokens": 8192, "chosen": "varlen", "seconds": {"blocks": 0.004, "varlen": 0.001, "flex": None}},
+            {"tokens": 1024, "chosen": "blocks", "seconds": {"blocks": 0.001}},
+        ],
         "scored_tokens_per_second": 12345.0,
         "share_of_peak": 0.51,
         "roofline_seconds": 0.25,
         "matmul_peak": 7e14,
         "bandwidth": 3e12,
     }
-    write_page(results, tmp_path, readme)
+    page = write_page(results, tmp_path, readme).read_text()
+    assert "| 7B: a group | 8,192 | 4.00 | 1.00 | failed | varlen |" in page
+    assert "Not there: (b) padded batch, TRL's fused head: out of memory; (c)" in page and "no kernel." in page
     text = readme.read_text()
     assert text.startswith("Before\n") and text.endswith("After\n") and "old" not in text and "A card" in text
-    row = "| 7B: a group | 0.500 | 0.250 | 12,345 | 51% | 4.0x | out of memory | out of memory | 1.0 | 30.0 |"
+    row = "| 7B: a group | 0.500 | 0.250 | 12,345 | 51% | 4.0x | out of memory | failed | 1.0 | 30.0 |"
     assert row in text
