@@ -3,9 +3,13 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from rich.console import Console
 
 from benchmarks import gpu
 from benchmarks.gpu_page import BEGIN, END, write_page
@@ -70,3 +74,62 @@ def test_the_readmes_table_is_what_was_measured_and_nothing_else(tmp_path: Path)
     assert text.startswith("Before\n") and text.endswith("After\n") and "old" not in text and "A card" in text
     row = "| 7B: a group | 0.500 | 0.250 | 12,345 | 51% | 4.0x | out of memory | failed | 1.0 | 30.0 |"
     assert row in text
+
+
+def test_a_cell_that_fails_stops_no_other_and_comes_last_in_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[str] = []
+    broken = {"a": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"), "c": ImportError("no peft")}
+
+    def cell(name: str) -> Callable[[], dict[str, float]]:
+        def run() -> dict[str, float]:
+            calls.append(name)
+            if name in broken:
+                raise broken[name]
+            return {"value": 1.0}
+
+        return run
+
+    monkeypatch.setattr(
+        gpu, "PARTS", {"step": lambda _: {n: cell(n) for n in "ab"}, "learning": lambda _: {"c": cell("c")}}
+    )
+    monkeypatch.setattr(gpu, "SHARES", {"step": 0.5, "learning": 0.5})
+    file, machine = tmp_path / "gpu.json", gpu.Machine("cpu", True, tmp_path)
+    results: dict[str, dict[str, Any]] = {"cells": {}, "failed": {}}
+
+    def measure(minutes: float) -> list[str]:
+        return gpu.measure(machine, results, ["step", "learning"], minutes, file, Console(stderr=True))
+
+    assert measure(1) == []
+    assert calls == ["a", "b", "c"] and list(results["cells"]) == ["step/b"]
+    assert results["failed"] == {"step/a": "out of memory", "learning/c": "ImportError: no peft"}
+    assert "Tried to allocate" in capsys.readouterr().err
+    assert json.loads(file.read_text()) == results
+    del results["cells"]["step/b"], broken["c"]
+    assert measure(1) == [] and calls[3:] == ["b", "a", "c"]
+    assert results["failed"] == {"step/a": "out of memory"} and set(results["cells"]) == {"step/b", "learning/c"}
+    assert measure(-1) == ["step/a"] and len(calls) == 6  # no time
+
+
+def test_each_part_has_its_share_and_then_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, calls = [0.0], []
+
+    def cell(name: str) -> Callable[[], dict[str, float]]:
+        def run() -> dict[str, float]:
+            calls.append(name)
+            now[0] += 20
+            return {}
+
+        return run
+
+    names = {"step": ["a", "b", "c", "d"], "learning": ["e", "f"]}
+    monkeypatch.setattr(gpu, "PARTS", {k: lambda _, v=v: {n: cell(n) for n in v} for k, v in names.items()})
+    monkeypatch.setattr(gpu, "SHARES", {"step": 0.25, "learning": 0.25})
+    monkeypatch.setattr(gpu.time, "monotonic", lambda: now[0])
+    results: dict[str, dict[str, Any]] = {"cells": {}, "failed": {}}
+    late = gpu.measure(
+        gpu.Machine("cpu", True, tmp_path), results, list(names), 1.5, tmp_path / "gpu.json", Console(stderr=True)
+    )
+    # 45 seconds for the first: one more begins before they are over; what is left goes to the first again.
+    assert calls == ["a", "b", "c", "e", "f"] and late == ["step/d"]
