@@ -31,7 +31,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    CLIPVisionConfig,
     Gemma2Config,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -49,6 +53,7 @@ from benchmarks.workloads import TokenSource, Workload
 from endotrl import EndogenousReward
 from endotrl.demo.grpo_runs import load_model
 from endotrl.frozen.loaded_model import LoadedModel
+from endotrl.rendering.images import ImageInputs
 from endotrl.rendering.renderer import Rendered
 from endotrl.rewards import LengthReward, RandomReward
 from endotrl.runs.files import write_json
@@ -231,6 +236,10 @@ def exactness(machine: Machine) -> dict[str, Cell]:
         found = [stats.log_probs for stats in FrozenScorer(LoadedModel(model))(tokens)]
         return errors(found, "float32", log_probs_of(model, tokens))
 
+    def with_images() -> dict[str, Any]:
+        found, expected = image_log_probs(machine)
+        return errors(found, "float32", expected)
+
     def autocast() -> dict[str, Any]:
         with torch.autocast(machine.device, torch.bfloat16):
             # The weights are float32: the truth, too, is of weights that are not rounded.
@@ -269,6 +278,7 @@ def exactness(machine: Machine) -> dict[str, Cell]:
             if name != "varlen" or (dtype == "bfloat16" and machine.device == "cuda"):
                 cells[f"packed rows, {dtype}, kernel {name}"] = partial(by_kernel, name, dtype)
     cells["padded rows (soft-capped attention), float32"] = padded
+    cells["a prompt with an image, float32"] = with_images
     cells["float32 weights under bfloat16 autocast"] = autocast
     cells["a compiled model, float32"] = compiled
     cells["offloaded copy, float32"] = offloaded
@@ -278,6 +288,32 @@ def exactness(machine: Machine) -> dict[str, Cell]:
         flash = partial(loaded, "bfloat16", attn_implementation="flash_attention_2")
         cells["a model with flash-attention, bfloat16"] = lambda: errors(ours(flash()), "bfloat16")
     return cells
+
+
+def image_log_probs(machine: Machine) -> tuple[list[Tensor], list[Tensor]]:
+    """Log-probabilities of completions behind a prompt with an image, ours and those of the model's own logits."""
+    picture, size, image_token = {"hidden_size": 32, "image_size": 16, "patch_size": 8}, 512, 3
+    text = {**picture, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**text),
+        text_config=LlamaConfig(**text, vocab_size=size),
+        image_token_id=image_token,
+    )
+    model = LlavaForConditionalGeneration(config).to(machine.device).eval()
+    pixels = torch.randn(1, 3, 16, 16)
+    source = TokenSource([4 + i * 7919 % (size - 4) for i in range(500)], seed=0)
+    # Two by two patches.
+    prompt, completions = [*source.draw(5), *[image_token] * 4, *source.draw(9)], [source.draw(n) for n in (5, 14, 1)]
+    images = ImageInputs.of({"pixel_values": pixels})
+    rows = [Rendered(prompt, ids, list(range(len(ids))), finished=True, images=images) for ids in completions]
+    expected = []
+    for ids in completions:
+        with torch.inference_mode():
+            given = torch.tensor([[*prompt, *ids]], device=machine.device)
+            logits = model(input_ids=given, pixel_values=pixels.to(machine.device)).logits[0, len(prompt) - 1 : -1]
+        expected.append(logits.log_softmax(-1).gather(1, given[0, len(prompt) :, None]).squeeze(1).cpu())
+    return [stats.log_probs for stats in FrozenScorer(LoadedModel(model))(rows)], expected
 
 
 def adapter() -> Any:
