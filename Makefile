@@ -32,8 +32,12 @@ BENCH_ARGS ?=
 GPU_VENV := .venv-gpu
 GPU_ARGS ?=
 GPU_PYTHON_VERSION ?= 3.12
-# What a machine with a GPU brings itself, and what the benchmark does not need.
-GPU_OWN := torch|triton|nvidia-.*|transformers|numpy|deepspeed|wandb|pytest.*|mypy.*|ruff|codespell|pre.commit.*|llm-.*|gguf
+# What a machine with a GPU brings itself, and what the benchmark does not need. huggingface_hub is one that transformers
+# since 5.5 and datasets both accept: transformers checks it when it is imported.
+GPU_OWN := torch|triton|nvidia-.*|transformers|tokenizers|safetensors|huggingface.hub|numpy|deepspeed|wandb|pytest.*|mypy.*|ruff|codespell|pre.commit.*|llm-.*|gguf
+# A comma in a call of make's functions.
+, := ,
+GPU_HUB := huggingface_hub>=1.31,<2
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=15
 
 .PHONY: help demo vlm-demo theory recipe sentence-rl sentence-rl-smollm2 test test-fast test-compat test-vllm bench docs gpu gpu-wheels lint format clean
@@ -101,14 +105,14 @@ gpu: $(GPU_VENV)/.installed  ## Exactness, speed, training steps and learning on
 	$(GPU_VENV)/bin/python -m benchmarks.gpu $(GPU_ARGS)
 
 gpu-wheels: $(VENV)/.installed  ## Download what `make gpu` needs without a network (GPU_PYTHON_VERSION=3.12) into wheels/
-	$(BIN)/python -m pip freeze --exclude-editable | grep -viE '^($(GPU_OWN))==' > wheels.txt
+	{ $(BIN)/python -m pip freeze --exclude-editable | grep -viE '^($(GPU_OWN))=='; echo '$(GPU_HUB)'; } > wheels.txt
 	$(BIN)/python -m pip download -qq --no-deps --only-binary=:all: --python-version $(GPU_PYTHON_VERSION) -d wheels -r wheels.txt
 	@rm wheels.txt
 
 $(GPU_VENV)/.installed:
 	$(PYTHON) -m venv --system-site-packages $(GPU_VENV)
 	$(GPU_VENV)/bin/python -m pip install -qq --disable-pip-version-check \
-	    $(if $(wildcard wheels/*.whl),--no-index --no-deps wheels/*.whl,-c constraints/cpu.txt trl peft rich psutil filelock)
+	    $(if $(wildcard wheels/*.whl),--no-index --no-deps wheels/*.whl,'trl>=1.15$(,)<1.17' peft rich psutil filelock)
 	@touch $@
 
 format: $(VENV)/.installed  ## Apply the formatter and ruff's safe fixes

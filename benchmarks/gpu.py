@@ -13,25 +13,29 @@ A run that was stopped goes on where it was; `--fresh` begins anew.
 import argparse
 import gc
 import json
+import math
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig
 from rich.console import Console
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    CLIPVisionConfig,
     Gemma2Config,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -40,20 +44,20 @@ from transformers import (
 )
 from trl import GRPOConfig, GRPOTrainer
 
-from benchmarks.flops import ModelShape, useful_work
+from benchmarks.flops import ModelShape, Work, useful_work
 from benchmarks.gpu_page import write_page
 from benchmarks.measure import alternate, describe_run, matmul_peak, memory_bandwidth, peak_memory, spread
 from benchmarks.memory import be_quiet
 from benchmarks.methods import METHODS, RIVALS, FusedHead, PaddedLogits, exact_log_probs, log_probs_of
-from benchmarks.training_step import PLACEMENTS, Placement, run_placement
 from benchmarks.workloads import TokenSource, Workload
 from endotrl import EndogenousReward
 from endotrl.demo.grpo_runs import load_model
 from endotrl.frozen.loaded_model import LoadedModel
+from endotrl.rendering.images import ImageInputs
 from endotrl.rendering.renderer import Rendered
 from endotrl.rewards import LengthReward, RandomReward
 from endotrl.runs.files import write_json
-from endotrl.scoring import packing
+from endotrl.scoring import flex, kernels, packing
 from endotrl.scoring.scorer import FrozenScorer
 from endotrl.tasks import arithmetic
 
@@ -61,6 +65,7 @@ from endotrl.tasks import arithmetic
 Cell = Callable[[], dict[str, Any]]
 # Errors above which a number is wrong, in nats per token: rounding of float32, and of half precision at logits of
 # about 1, which is what random weights give.
+LEARNING_SECONDS = 30.0
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.1}
 
 
@@ -82,12 +87,14 @@ class Machine:
     tiny: bool
     folder: Path
     configs: dict[str, PretrainedConfig] = field(default_factory=dict)
+    _kept: dict[str, PreTrainedModel] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
         small |= {"num_key_value_heads": 2, "vocab_size": 512, "max_position_embeddings": 4096}
         half = {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14}
         half |= {"num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True}
+        half |= {"max_position_embeddings": 40960}
         seven = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28}
         seven |= {"num_key_value_heads": 4, "vocab_size": 152064, "max_position_embeddings": 40960}
         self.configs = {
@@ -103,6 +110,45 @@ class Machine:
         torch.manual_seed(0)
         with torch.device(self.device):
             return AutoModelForCausalLM.from_config(self.configs[shape], dtype=dtype, **kwargs).eval()
+
+    def kept(self, shape: str) -> PreTrainedModel:
+        """The same in bfloat16; one at a time stays."""
+        if shape not in self._kept:
+            self.release()
+            self._kept[shape] = self.model(shape)
+        return self._kept[shape]
+
+    def release(self) -> None:
+        """Gives what is not used any more back to the device."""
+        self._kept.clear()
+        free_memory()
+
+    @cached_property
+    def rooflines(self) -> dict[str, float]:
+        """Operations per second of bfloat16 products, and bytes per second of the memory."""
+        return {
+            "matmul_peak": matmul_peak(torch.bfloat16, self.device, 128 if self.tiny else 8192),
+            "bandwidth": memory_bandwidth(self.device, 2**20 if self.tiny else 2**31),
+        }
+
+    def weights(self, shape: str) -> tuple[ModelShape, int]:
+        """What determines the work of a model of this shape, and the bytes of its weights in bfloat16."""
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(self.configs[shape], dtype=torch.bfloat16)
+        return ModelShape.of(model), sum(parameter.nbytes for parameter in model.parameters())
+
+    def grpo(self, folder: str, **settings: Any) -> GRPOConfig:
+        """Settings of the runs that train."""
+        return GRPOConfig(
+            output_dir=folder,
+            beta=0.1,
+            report_to=[],
+            disable_tqdm=True,
+            save_strategy="no",
+            use_cpu=self.device == "cpu",
+            bf16=False,
+            **settings,
+        )
 
     def checkpoint(self, shape: str) -> str:
         """The same on disk, in bfloat16, with a tokenizer."""
@@ -129,9 +175,8 @@ class Machine:
 # Exactness
 
 
-def exactness(machine: Machine) -> Iterator[tuple[str, Cell]]:
+def exactness(machine: Machine) -> dict[str, Cell]:
     """Every way of scoring against float32, one row at a time, from full logits."""
-    path = machine.checkpoint("exact")
     source, longest = machine.source("exact"), 16 if machine.tiny else 300
     rows = [
         row
@@ -140,12 +185,13 @@ def exactness(machine: Machine) -> Iterator[tuple[str, Cell]]:
             source.random.randint(longest // 8, longest // 2), [source.random.randint(1, longest) for _ in range(5)]
         )
     ]
-    truth = {
-        dtype: exact_log_probs(path, getattr(torch, dtype), machine.device, rows) for dtype in ("float32", "bfloat16")
-    }
+
+    @cache
+    def truth(dtype: str) -> list[Tensor]:
+        return exact_log_probs(machine.checkpoint("exact"), getattr(torch, dtype), machine.device, rows)
 
     def errors(found: Sequence[Tensor], dtype: str, expected: Sequence[Tensor] | None = None) -> dict[str, Any]:
-        pairs = zip(found, truth[dtype] if expected is None else expected, strict=True)
+        pairs = zip(found, truth(dtype) if expected is None else expected, strict=True)
         differences = torch.cat([a.double() - b.double() for a, b in pairs])
         largest = differences.abs().max().item()
         return {
@@ -156,6 +202,7 @@ def exactness(machine: Machine) -> Iterator[tuple[str, Cell]]:
         }
 
     def loaded(dtype: str, **kwargs: Any) -> PreTrainedModel:
+        path = machine.checkpoint("exact")
         model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), **kwargs)
         return model.to(machine.device).eval()
 
@@ -166,23 +213,32 @@ def exactness(machine: Machine) -> Iterator[tuple[str, Cell]]:
         return errors(log_probs_of(loaded(dtype), rows), dtype)
 
     def rival(method: type, dtype: str) -> dict[str, Any]:
-        return errors(method(path, getattr(torch, dtype), machine.device)([rows]), dtype)
+        return errors(method(machine.checkpoint("exact"), getattr(torch, dtype), machine.device)([rows]), dtype)
 
     def packed(dtype: str) -> dict[str, Any]:
         return errors(ours(loaded(dtype)), dtype)
 
-    def with_masks() -> dict[str, Any]:
-        kernel, packing.has_flash_attention = packing.has_flash_attention, lambda query, value: False
+    def by_kernel(name: str, dtype: str) -> dict[str, Any]:
+        attend, packing.attend = packing.attend, kernels.KERNELS[name]
+        compiled = flex._kernel
+        if machine.tiny:  # as below
+            from torch.nn.attention.flex_attention import flex_attention as as_written
+
+            flex._kernel = lambda: as_written  # type: ignore[assignment]
         try:
-            return packed("bfloat16")
+            return packed(dtype)
         finally:
-            packing.has_flash_attention = kernel
+            packing.attend, flex._kernel = attend, compiled
 
     def padded() -> dict[str, Any]:
         model = machine.model("padded", torch.float32)
         tokens = machine.source("padded").group(12, [5, 14, 9])
         found = [stats.log_probs for stats in FrozenScorer(LoadedModel(model))(tokens)]
         return errors(found, "float32", log_probs_of(model, tokens))
+
+    def with_images() -> dict[str, Any]:
+        found, expected = image_log_probs(machine)
+        return errors(found, "float32", expected)
 
     def autocast() -> dict[str, Any]:
         with torch.autocast(machine.device, torch.bfloat16):
@@ -197,7 +253,7 @@ def exactness(machine: Machine) -> Iterator[tuple[str, Cell]]:
 
     def offloaded() -> dict[str, Any]:
         tokenizer = machine.tokenizer("exact")
-        reward = EndogenousReward(path, tokenizer, dtype="float32", offload=True)
+        reward = EndogenousReward(machine.checkpoint("exact"), tokenizer, dtype="float32", offload=True)
         ids = [row.completion_ids for row in rows]
         prompts, texts = (
             [" ".join(tokenizer.convert_ids_to_tokens(part)) for part in parts]
@@ -210,21 +266,61 @@ def exactness(machine: Machine) -> Iterator[tuple[str, Cell]]:
         rewards, expected = attached_rewards(machine, lora)
         return errors(rewards, "float32", expected)
 
-    yield "one row at a time, bfloat16: what half precision itself loses", partial(one_by_one, "bfloat16")
-    yield "padded batch, full logits, bfloat16", partial(rival, PaddedLogits, "bfloat16")
+    cells: dict[str, Cell] = {
+        "one row at a time, bfloat16: what half precision itself loses": partial(one_by_one, "bfloat16"),
+        "padded batch, full logits, bfloat16": partial(rival, PaddedLogits, "bfloat16"),
+    }
     for dtype in ("float32", "bfloat16"):
-        yield f"TRL's fused head, {dtype}", partial(rival, FusedHead, dtype)
-        yield f"packed rows, {dtype}", partial(packed, dtype)
-    yield "packed rows, bfloat16, attention with masks", with_masks
-    yield "padded rows (soft-capped attention), float32", padded
-    yield "float32 weights under bfloat16 autocast", autocast
-    yield "a compiled model, float32", compiled
-    yield "offloaded copy, float32", offloaded
-    yield "attached: adapter off, own pass", partial(attached, lora=True)
-    yield "attached: the trainer's reference pass", partial(attached, lora=False)
+        cells[f"TRL's fused head, {dtype}"] = partial(rival, FusedHead, dtype)
+        cells[f"packed rows, {dtype}"] = partial(packed, dtype)
+        for name in kernels.KERNELS:
+            # PyTorch's flash-attention is in half precision, and on GPUs.
+            if name != "varlen" or (dtype == "bfloat16" and machine.device == "cuda"):
+                cells[f"packed rows, {dtype}, kernel {name}"] = partial(by_kernel, name, dtype)
+    cells["padded rows (soft-capped attention), float32"] = padded
+    cells["a prompt with an image, float32"] = with_images
+    cells["float32 weights under bfloat16 autocast"] = autocast
+    cells["a compiled model, float32"] = compiled
+    cells["offloaded copy, float32"] = offloaded
+    cells["attached: adapter off, own pass"] = partial(attached, lora=True)
+    cells["attached: the trainer's reference pass"] = partial(attached, lora=False)
     if find_spec("flash_attn"):
         flash = partial(loaded, "bfloat16", attn_implementation="flash_attention_2")
-        yield "a model with flash-attention, bfloat16", lambda: errors(ours(flash()), "bfloat16")
+        cells["a model with flash-attention, bfloat16"] = lambda: errors(ours(flash()), "bfloat16")
+    return cells
+
+
+def image_log_probs(machine: Machine) -> tuple[list[Tensor], list[Tensor]]:
+    """Log-probabilities of completions behind a prompt with an image, ours and those of the model's own logits."""
+    picture, size, image_token = {"hidden_size": 32, "image_size": 16, "patch_size": 8}, 512, 3
+    text = {**picture, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**text),
+        text_config=LlamaConfig(**text, vocab_size=size),
+        image_token_id=image_token,
+    )
+    model = LlavaForConditionalGeneration(config).to(machine.device).eval()
+    pixels = torch.randn(1, 3, 16, 16)
+    source = TokenSource([4 + i * 7919 % (size - 4) for i in range(500)], seed=0)
+    # Two by two patches.
+    prompt, completions = [*source.draw(5), *[image_token] * 4, *source.draw(9)], [source.draw(n) for n in (5, 14, 1)]
+    images = ImageInputs.of({"pixel_values": pixels})
+    rows = [Rendered(prompt, ids, list(range(len(ids))), finished=True, images=images) for ids in completions]
+    expected = []
+    for ids in completions:
+        with torch.inference_mode():
+            given = torch.tensor([[*prompt, *ids]], device=machine.device)
+            logits = model(input_ids=given, pixel_values=pixels.to(machine.device)).logits[0, len(prompt) - 1 : -1]
+        expected.append(logits.log_softmax(-1).gather(1, given[0, len(prompt) :, None]).squeeze(1).cpu())
+    return [stats.log_probs for stats in FrozenScorer(LoadedModel(model))(rows)], expected
+
+
+def adapter() -> Any:
+    """A LoRA adapter. peft is imported here, so that everything else runs without it."""
+    from peft import LoraConfig
+
+    return LoraConfig(r=8, target_modules=["q_proj", "v_proj"])
 
 
 def attached_rewards(machine: Machine, lora: bool) -> tuple[list[Tensor], list[Tensor]]:
@@ -245,24 +341,14 @@ def attached_rewards(machine: Machine, lora: bool) -> tuple[list[Tensor], list[T
         trainer = GRPOTrainer(
             model=load_model(path, "float32"),
             reward_funcs=reward,
-            args=GRPOConfig(
-                output_dir=folder,
-                max_steps=3,
-                per_device_train_batch_size=4,
-                num_generations=4,
-                max_completion_length=12,
-                beta=0.1,
-                report_to=[],
-                disable_tqdm=True,
-                save_strategy="no",
-                use_cpu=machine.device == "cpu",
-                bf16=False,
+            args=machine.grpo(
+                folder, max_steps=3, per_device_train_batch_size=4, num_generations=4, max_completion_length=12
             ),
             train_dataset=Dataset.from_dict(
                 {"prompt": [" ".join(f"t{i}" for i in source.draw(10)) for _ in range(4)]}
             ),
             processing_class=tokenizer,
-            peft_config=LoraConfig(r=8, target_modules=["q_proj", "v_proj"]) if lora else None,
+            peft_config=adapter() if lora else None,
         )
         reward.attach(trainer)
         trainer.train()
@@ -277,24 +363,19 @@ def attached_rewards(machine: Machine, lora: bool) -> tuple[list[Tensor], list[T
 # Scoring
 
 
-def scoring(machine: Machine) -> Iterator[tuple[str, Cell]]:
+def scoring(machine: Machine) -> dict[str, Cell]:
     """Speed and memory beside (a), (b) and (c), and the roofline of the useful work."""
-    rooflines: dict[str, float] = {}
-    kept: dict[str, PreTrainedModel] = {}
 
-    def run(shape: str, make: Callable[[TokenSource], Workload]) -> dict[str, Any]:
-        if not rooflines:
-            rooflines["flops"] = matmul_peak(torch.bfloat16, machine.device, 128 if machine.tiny else 8192)
-            rooflines["bandwidth"] = memory_bandwidth(machine.device, 2**20 if machine.tiny else 2**31)
-        if shape not in kept:
-            kept.clear()
-            free_memory()
-            kept[shape] = machine.model(shape)
-        return score_workload(machine, kept[shape], make(machine.source(shape)), rooflines)
+    def run(shape: str, make: Callable[[TokenSource], Workload], vllm: bool) -> dict[str, Any]:
+        return score_workload(machine, shape, make(machine.source(shape)), vllm)
 
+    cells: dict[str, Cell] = {}
     for shape in ("7B", "0.5B"):
-        for name, make in workloads(machine.tiny).items():
-            yield f"{shape}: {name}", partial(run, shape, make)
+        for i, (name, make) in enumerate(workloads(machine.tiny).items()):
+            # vLLM reads a checkpoint and takes a minute to start: once, for the small one.
+            vllm = shape == "0.5B" and i == 0 and find_spec("vllm") is not None
+            cells[f"{shape}: {name}"] = partial(run, shape, make, vllm)
+    return cells
 
 
 def workloads(tiny: bool) -> dict[str, Callable[[TokenSource], Workload]]:
@@ -322,64 +403,108 @@ def workloads(tiny: bool) -> dict[str, Callable[[TokenSource], Workload]]:
     }
 
 
-def score_workload(
-    machine: Machine, model: PreTrainedModel, workload: Workload, rooflines: dict[str, float]
-) -> dict[str, Any]:
+def score_workload(machine: Machine, shape: str, workload: Workload, vllm: bool) -> dict[str, Any]:
     """One row of the table: seconds of each method in rounds by turns, after one pass that shows its memory."""
+    model = machine.kept(shape)
     runs: dict[str, Callable[[], object]] = {}
-    peaks: dict[str, int | None] = {}
+    peaks: dict[str, int] = {}
+    absent: dict[str, str] = {}
+    kernels.choices.clear()
     for name in ("endotrl", *RIVALS):
-        method = METHODS[name](model, model.dtype, machine.device)
         free_memory()
         try:
-            method(workload.batches)  # compiles kernels
+            method = METHODS[name](model, model.dtype, machine.device)
+            method(workload.batches)  # compiles kernels, and chooses that of the attention
             with peak_memory(machine.device) as peak:
                 method(workload.batches)
-        except torch.OutOfMemoryError:
-            peaks[name] = None
+        except Exception as error:  # a rival that fails is shown as one that fails
+            if name == "endotrl":
+                raise
+            absent[name] = in_a_line(error)
             continue
         peaks[name], runs[name] = peak.extra, partial(method, workload.batches)
-    if "endotrl" not in runs:
-        raise torch.OutOfMemoryError("endotrl's own pass is out of memory.")
     free_memory()
     times = alternate(runs, 1 if machine.tiny else 3, machine.device, f"{workload.name}, {len(workload.rows)} rows")
-    work = useful_work(workload.rows)
-    flops = work.flops(ModelShape.of(model))
     seconds = {name: spread(values)["median"] for name, values in times.items()}
-    weight_bytes = sum(parameter.nbytes for parameter in model.parameters())
+    if vllm:
+        free_memory()
+        try:
+            seconds["vllm"] = vllm_seconds(machine.checkpoint(shape), workload.rows)
+        except Exception as error:
+            absent["vllm"] = in_a_line(error)
+    work, (size, weight_bytes), peak_rates = useful_work(workload.rows), machine.weights(shape), machine.rooflines
+    flops = work.flops(size)
     return {
         "seconds": seconds,
         "ratios": {name: value / seconds["endotrl"] for name, value in seconds.items()},
         "peak_bytes": peaks,
+        "absent": absent,
+        "kernels": [
+            {
+                "tokens": 2**kind.token_bits,
+                "chosen": choice.name,
+                "seconds": {name: value if math.isfinite(value) else None for name, value in choice.seconds.items()},
+            }
+            for kind, choice in kernels.choices.items()
+        ],
         "scored_tokens_per_second": work.positions / seconds["endotrl"],
-        "share_of_peak": flops / seconds["endotrl"] / rooflines["flops"],
+        "share_of_peak": flops / seconds["endotrl"] / peak_rates["matmul_peak"],
         # Neither the products nor reading the weights once can be faster.
-        "roofline_seconds": max(flops / rooflines["flops"], weight_bytes / rooflines["bandwidth"]),
-        "matmul_peak": rooflines["flops"],
-        "bandwidth": rooflines["bandwidth"],
+        "roofline_seconds": max(flops / peak_rates["matmul_peak"], weight_bytes / peak_rates["bandwidth"]),
+        **peak_rates,
     }
+
+
+def vllm_seconds(path: str, rows: Sequence[Rendered]) -> float:
+    """Seconds in which vLLM gives the log-probabilities of all tokens of prompts and completions."""
+    from vllm import LLM, SamplingParams
+
+    llm = LLM(
+        model=path,
+        dtype="bfloat16",
+        skip_tokenizer_init=True,
+        gpu_memory_utilization=0.4,
+        enable_prefix_caching=False,
+        disable_log_stats=True,
+    )
+    prompts = [{"prompt_token_ids": [*row.prompt_ids, *row.completion_ids]} for row in rows]
+    settings = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        llm.generate(prompts, settings, use_tqdm=False)
+        times.append(time.perf_counter() - started)
+    return min(times)
 
 
 # A GRPO step
 
 
-STEPS = {
-    **{f"0.5B: {placement.label}": ("0.5B", placement, {}) for placement in PLACEMENTS.values()},
-    "0.5B: own copy, offloaded, all weights trained": ("0.5B", PLACEMENTS["own_copy"], {"offload": True}),
-    "7B: shared with LoRA, beta = 0": ("7B", PLACEMENTS["lora"], {}),
-    "7B: shared with LoRA, beta > 0": ("7B", PLACEMENTS["lora_beta"], {}),
-    "7B: own copy, LoRA": ("7B", Placement("own copy, LoRA", lora=True, beta=0.05, shared=False), {}),
+# Name -> shape, placement of `benchmarks.training_step` (and whether it is put on an adapter), settings of the reward.
+STEPS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "7B: shared with LoRA, beta = 0": ("7B", "lora", {}),
+    "7B: shared with LoRA, riding on the reference pass": ("7B", "lora_beta", {}),
+    "7B: own copy, LoRA, beta > 0": ("7B", "lora_own", {}),
+    "0.5B: own copy, all weights trained, beta = 0": ("0.5B", "own_copy", {}),
+    "0.5B: own copy, offloaded, all weights trained": ("0.5B", "own_copy", {"offload": True}),
+    "0.5B: shared with LoRA, beta = 0": ("0.5B", "lora", {}),
+    "0.5B: shared with LoRA, riding on the reference pass": ("0.5B", "lora_beta", {}),
+    "0.5B: shared reference, all weights trained": ("0.5B", "reference", {}),
 }
 
 
-def training_step(machine: Machine) -> Iterator[tuple[str, Cell]]:
+def training_step(machine: Machine) -> dict[str, Cell]:
     """What the reward adds to a step, for each place that its weights can have."""
-    new_tokens, num_prompts = (8, 2) if machine.tiny else (256, 3)
+    new_tokens, prompt_tokens, num_steps = (8, 16, 2) if machine.tiny else (128, 256, 3)
 
-    def run(shape: str, placement: Placement, settings: dict[str, Any]) -> dict[str, Any]:
-        free_memory()
+    def run(shape: str, name: str, settings: dict[str, Any]) -> dict[str, Any]:
+        from benchmarks.training_step import PLACEMENTS, Placement, run_placement  # needs peft
+
+        machine.release()
+        own = Placement("own copy, LoRA", lora=True, beta=0.05, shared=False)
+        placement = {**PLACEMENTS, "lora_own": own}[name]
         source = machine.source(shape)
-        prompts = [" ".join(f"t{i}" for i in source.draw(16 if machine.tiny else 256)) for _ in range(num_prompts)]
+        prompts = [" ".join(f"t{i}" for i in source.draw(prompt_tokens)) for _ in range(num_steps)]
         # A reference model is loaded by name; 7B has none, and needs no 15 GB on the disk.
         small = shape == "0.5B"
         path = machine.checkpoint(shape) if small else ""
@@ -397,16 +522,37 @@ def training_step(machine: Machine) -> Iterator[tuple[str, Cell]]:
             seed=0,
             **settings,
         )
-        return {key: value for key, value in result.items() if key != "rounds"}
+        bounds = step_bounds(machine, shape, placement.lora, placement.beta > 0, prompt_tokens, new_tokens)
+        return {**{key: value for key, value in result.items() if key != "rounds"}, **bounds}
 
-    for name, arguments in STEPS.items():
-        yield name, partial(run, *arguments)
+    return {name: partial(run, *arguments) for name, arguments in STEPS.items()}
+
+
+def step_bounds(
+    machine: Machine, shape: str, lora: bool, reference: bool, prompt: int, new_tokens: int
+) -> dict[str, float]:
+    """
+    Seconds below which a step and the reward's own pass cannot be: decoding reads the weights for each token; products
+    of the trained rows are three passes (two under LoRA, whose frozen weights have no gradients), and one of the
+    reference.
+    """
+    size, weight_bytes = machine.weights(shape)
+    peak, rows = machine.rooflines["matmul_peak"], 8
+    length = prompt + new_tokens
+    batch = Work(rows * length, rows * length * (length + 1) // 2, rows * new_tokens)
+    pairs = prompt * (prompt + 1) // 2 + rows * (new_tokens * prompt + new_tokens * (new_tokens + 1) // 2)
+    shared_prompt = Work(prompt + rows * new_tokens, pairs, rows * new_tokens)
+    passes = (2 if lora else 3) + reference
+    return {
+        "step_bound": new_tokens * weight_bytes / machine.rooflines["bandwidth"] + passes * batch.flops(size) / peak,
+        "reward_bound": max(shared_prompt.flops(size) / peak, weight_bytes / machine.rooflines["bandwidth"]),
+    }
 
 
 # Learning
 
 
-def learning(machine: Machine) -> Iterator[tuple[str, Cell]]:
+def learning(machine: Machine) -> dict[str, Cell]:
     """The demo's arithmetic by its own reward and by controls: seconds until 90% of sampled answers are right."""
     base = machine.folder / "arithmetic"
 
@@ -422,27 +568,21 @@ def learning(machine: Machine) -> Iterator[tuple[str, Cell]]:
             "random": partial(RandomReward, 0),
             "length": LengthReward,
         }[name]()
-        curve = _Curve()
+        curve = _Curve(LEARNING_SECONDS)
         with tempfile.TemporaryDirectory() as folder:
             trainer = GRPOTrainer(
                 model=load_model(base),
                 reward_funcs=[reward, arithmetic.accuracy],
-                args=GRPOConfig(
-                    output_dir=folder,
+                args=machine.grpo(
+                    folder,
                     max_steps=2 if machine.tiny else 100,
                     per_device_train_batch_size=16 if machine.tiny else 256,
                     num_generations=8,
                     max_completion_length=arithmetic.MAX_ANSWER_LENGTH,
-                    beta=0.1,
                     learning_rate=3e-4,
                     warmup_steps=10,
                     reward_weights=[1.0, 0.0],
                     logging_steps=1,
-                    report_to=[],
-                    disable_tqdm=True,
-                    save_strategy="no",
-                    use_cpu=machine.device == "cpu",
-                    bf16=False,
                 ),
                 train_dataset=arithmetic.make_dataset(arithmetic.make_questions(4000, seed=2)),
                 processing_class=tokenizer,
@@ -457,13 +597,15 @@ def learning(machine: Machine) -> Iterator[tuple[str, Cell]]:
             "seconds_to_90": reached[0] if reached else None,
         }
 
-    for name in ("own reward", "random", "length"):
-        yield name, partial(run, name)
+    return {name: partial(run, name) for name in ("own reward", "random", "length")}
 
 
 class _Curve(TrainerCallback):
-    def __init__(self) -> None:
+    """Accuracy by seconds, of which a run gets no more than these."""
+
+    def __init__(self, seconds: float) -> None:
         self.points: list[tuple[float, float]] = []
+        self._seconds = seconds
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._started = time.perf_counter()
@@ -471,9 +613,12 @@ class _Curve(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if "rewards/accuracy/mean" in logs:
             self.points.append((time.perf_counter() - self._started, logs["rewards/accuracy/mean"]))
+            control.should_training_stop |= self.points[-1][0] > self._seconds
 
 
 PARTS = {"exactness": exactness, "scoring": scoring, "step": training_step, "learning": learning}
+# Of the minutes, so that a run that is too short has something of each part.
+SHARES = {"exactness": 0.2, "scoring": 0.35, "step": 0.3, "learning": 0.15}
 
 
 def free_memory() -> None:
@@ -483,17 +628,75 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
+def in_a_line(error: BaseException) -> str:
+    """What went wrong, for a table."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of memory"
+    words = " ".join(str(error).split())
+    return f"{type(error).__name__}: {words}"[:160].replace("|", "/")
+
+
+def measure(
+    machine: Machine, results: dict[str, Any], parts: Sequence[str], minutes: float, file: Path, console: Console
+) -> list[str]:
+    """Measures what is missing: each part for its share of the time, then the rest; returns what had no time."""
+    begun, total = time.monotonic(), sum(SHARES[part] for part in parts)
+    ends = {
+        part: begun + 60 * minutes * sum(SHARES[other] for other in parts[: i + 1]) / total
+        for i, part in enumerate(parts)
+    }
+    tried: set[str] = set()
+    for ends_of_round in (ends, dict.fromkeys(parts, begun + 60 * minutes)):
+        for part in parts:
+            cells = {f"{part}/{name}": cell for name, cell in PARTS[part](machine).items()}
+            # What has failed before comes last.
+            for key in sorted(cells, key=lambda key: key in results["failed"]):
+                if key in results["cells"] or key in tried or time.monotonic() > ends_of_round[part]:
+                    continue
+                tried.add(key)
+                started = time.monotonic()
+                try:
+                    results["cells"][key] = {**cells[key](), "took": time.monotonic() - started}
+                    results["failed"].pop(key, None)
+                except Exception as error:
+                    # The others are still to be measured; a failed cell is shown, and tried again in the next run.
+                    results["failed"][key] = in_a_line(error)
+                    console.print(f"FAILED: {key}\n{traceback.format_exc()}", markup=False, highlight=False)
+                write_json(file, results)
+                console.print(f"{time.monotonic() - started:6.1f} s  {key}", markup=False, highlight=False)
+                _check_device(machine.device, console)
+            machine.release()
+    return [
+        key
+        for part in parts
+        for key in (f"{part}/{name}" for name in PARTS[part](machine))
+        if key not in results["cells"] and key not in tried
+    ]
+
+
+def _check_device(device: str, console: Console) -> None:
+    """After an illegal access, nothing runs on the device in this process any more."""
+    try:
+        if device == "cuda":
+            torch.cuda.synchronize()
+    except RuntimeError as error:
+        raise SystemExit(
+            f"The device does not answer after that ({in_a_line(error)}). The same command goes on with the others."
+        ) from error
+
+
 def main() -> None:
     """Runs what is not there yet, as far as the time goes, and writes figures and page."""
     args = make_parser().parse_args()
     if not args.cpu and not torch.cuda.is_available():
         raise SystemExit("There is no CUDA device here. `--cpu` runs everything in tiny sizes, to show that it runs.")
     be_quiet()
+    kernels.CALLS_BEFORE_COMPILING = 0  # all kernels are to be measured
     console = Console(width=min(80, Console().width))
     device = "cpu" if args.cpu else "cuda"
     run = {**describe_run("benchmarks.gpu", device), "tiny": args.cpu}
     file = args.output / "results" / "gpu.json"
-    results: dict[str, Any] = {"run": run, "cells": {}}
+    results: dict[str, Any] = {"run": run, "cells": {}, "failed": {}}
     if file.exists() and not args.fresh:
         former = json.loads(file.read_text(encoding="utf-8"))
         changed = [k for k in run if k not in ("command", "date") and former["run"].get(k) != run[k]]
@@ -502,41 +705,29 @@ def main() -> None:
                 f"{file} is of another machine or other versions ({', '.join(changed)}), which one page must not mix. "
                 "Give --fresh to begin anew, or another --output."
             )
-        results["cells"] = former["cells"]
+        results |= {"cells": former["cells"], "failed": former["failed"]}
     file.parent.mkdir(parents=True, exist_ok=True)
-    end = time.monotonic() + 60 * args.minutes
-    failed = []
     with tempfile.TemporaryDirectory() as folder:
         machine = Machine(device, args.cpu, Path(folder))
-        for part in args.part or PARTS:
-            for name, cell in PARTS[part](machine):
-                key = f"{part}/{name}"
-                if key in results["cells"]:
-                    continue
-                if time.monotonic() > end:
-                    console.print(f"Not measured, the {args.minutes:g} minutes are over: {name}", markup=False)
-                    continue
-                started = time.monotonic()
-                try:
-                    results["cells"][key] = {**cell(), "took": time.monotonic() - started}
-                except Exception:
-                    # The others are still to be measured; a failed cell is shown, and tried again in the next run.
-                    failed.append(name)
-                    console.print(f"FAILED: {name}\n{traceback.format_exc()}", markup=False, highlight=False)
-                    continue
-                write_json(file, results)
-                console.print(f"{time.monotonic() - started:6.1f} s  {key}", markup=False, highlight=False)
+        late = measure(machine, results, args.part or list(PARTS), args.minutes, file, console)
     page = write_page(results, args.output, None if args.cpu else args.readme)
     console.print(page.read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
+    if late:
+        console.print(
+            f"Not measured in {args.minutes:g} minutes: {'; '.join(late)}. The same command goes on with them.",
+            markup=False,
+        )
     wrong = [key for key, cell in results["cells"].items() if cell.get("right") is False]
-    if failed or wrong:
-        raise SystemExit(f"Failed: {', '.join(failed) or 'none'}. Wrong numbers: {', '.join(wrong) or 'none'}.")
+    if results["failed"] or wrong:
+        raise SystemExit(
+            f"Failed: {', '.join(results['failed']) or 'none'}. Wrong numbers: {', '.join(wrong) or 'none'}."
+        )
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Options of the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.strip().splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=6.0, help="no part begins after that (default: 6)")
+    parser.add_argument("--minutes", type=float, default=6.0, help="nothing begins after that (default: 6)")
     parser.add_argument("--part", action="append", choices=list(PARTS), help="only this part; may be repeated")
     parser.add_argument("--cpu", action="store_true", help="tiny sizes on the CPU, whose figures mean nothing")
     parser.add_argument("--fresh", action="store_true", help="measure again what is there already")

@@ -7,11 +7,16 @@ from typing import Any
 
 from benchmarks.measure import machine_line, markdown_table
 from benchmarks.methods import METHODS, RIVALS
+from endotrl.scoring.kernels import KERNELS
 
 
 # What stands between these in the README is replaced.
 BEGIN, END = "<!-- gpu table -->", "<!-- end of gpu table -->"
 NOT_MEASURED = "Not measured."
+LABELS = {
+    **{name: METHODS[name].label for name in RIVALS},
+    "vllm": "(d) vLLM's `prompt_logprobs`, where it is installed",
+}
 
 
 def write_page(results: dict[str, Any], output: Path, readme: Path | None) -> Path:
@@ -30,6 +35,17 @@ def write_page(results: dict[str, Any], output: Path, readme: Path | None) -> Pa
     for key, cell in results["cells"].items():
         part, _, name = key.partition("/")
         cells[part][name] = cell
+    failed = {
+        part: [
+            f"- Failed: {key.partition('/')[2]}: {reason}"
+            for key, reason in results["failed"].items()
+            if key.startswith(f"{part}/")
+        ]
+        for part in cells
+    }
+    absent = sorted(
+        {f"{LABELS[rival]}: {why}" for cell in cells["scoring"].values() for rival, why in cell["absent"].items()}
+    )
     blocks = [
         "# One GPU",
         machine_line(results["run"]),
@@ -38,21 +54,30 @@ def write_page(results: dict[str, Any], output: Path, readme: Path | None) -> Pa
         "## Exactness",
         "Log-probabilities against the same weights in float32, one row at a time, from full logits; nats per token.",
         exactness_table(cells["exactness"]),
+        *_listed(failed["exactness"]),
         "## Scoring",
         _roofline(cells["scoring"]),
         scoring_table(cells["scoring"]),
+        *_listed(failed["scoring"]),
         "*Bound* is the time that the useful products take at the measured matmul peak, or reading the weights once at "
         "the measured bandwidth, whichever is longer. Ratios: seconds of the other way by endotrl's. "
-        + "; ".join(f"{METHODS[name].label}" for name in RIVALS)
-        + ".",
+        + "; ".join(LABELS.values())
+        + ". –: not measured."
+        + (f" Not there: {'; '.join(absent)}." if absent else ""),
+        "Attention kernels of the packed rows, in milliseconds per layer; a row is padded to a power of two only in "
+        "FlexAttention.",
+        kernel_table(cells["scoring"]),
         "## A GRPO step",
-        "TRL's `GRPOTrainer`, one prompt of 256 tokens, 8 generations of at most 256. *Adds* is the reward call divided "
-        "by the rest of the step.",
+        "TRL's `GRPOTrainer`, one prompt of 256 tokens, 8 generations of 128. *Adds* is the reward call divided by the "
+        "rest of the step. Bounds: decoding reads the weights once per token, and products run at the measured peak; of "
+        "the reward, its own pass, which a reward that rides on the reference pass does not run.",
         step_table(cells["step"]),
+        *_listed(failed["step"]),
         "## Learning",
         "The addition of `endotrl.tasks.arithmetic` with 30% wrong demonstrations: accuracy of sampled answers in "
         "training.",
         learning_table(cells["learning"]),
+        *_listed(failed["learning"]),
     ]
     page = output / "results" / "gpu.md"
     page.write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
@@ -80,15 +105,22 @@ def scoring_table(cells: dict[str, dict[str, Any]]) -> str:
     """Speed and memory."""
     if not cells:
         return NOT_MEASURED
+    rivals = [name for name in LABELS if name in RIVALS or any(name in c["ratios"] for c in cells.values())]
 
     def ratio(cell: dict[str, Any], name: str) -> str:
-        return f"{cell['ratios'][name]:.1f}x" if name in cell["ratios"] else "out of memory"
+        if name in cell["ratios"]:
+            return f"{cell['ratios'][name]:.1f}x"
+        return {None: "–", "out of memory": "out of memory"}.get(cell["absent"].get(name), "failed")
 
-    def gigabytes(size: int | None) -> str:
-        return "–" if size is None else f"{size / 1e9:.1f}"
+    def gigabytes(cell: dict[str, Any], name: str) -> str:
+        return f"{cell['peak_bytes'][name] / 1e9:.1f}" if name in cell["peak_bytes"] else "–"
 
     return markdown_table(
-        ["workload", "s", "bound, s", "tokens/s", "of peak", "(a)", "(b)", "(c)", "GB extra", "(a)'s"],
+        [
+            *("workload", "s", "bound, s", "tokens/s", "of peak"),
+            *(LABELS[rival][:3] for rival in rivals),
+            *("GB extra", "(a)'s"),
+        ],
         [
             [
                 name,
@@ -96,11 +128,33 @@ def scoring_table(cells: dict[str, dict[str, Any]]) -> str:
                 f"{c['roofline_seconds']:.3f}",
                 f"{c['scored_tokens_per_second']:,.0f}",
                 f"{c['share_of_peak']:.0%}",
-                *(ratio(c, rival) for rival in RIVALS),
-                gigabytes(c["peak_bytes"]["endotrl"]),
-                gigabytes(c["peak_bytes"]["padded_logits"]),
+                *(ratio(c, rival) for rival in rivals),
+                gigabytes(c, "endotrl"),
+                gigabytes(c, "padded_logits"),
             ]
             for name, c in cells.items()
+        ],
+    )
+
+
+def kernel_table(cells: dict[str, dict[str, Any]]) -> str:
+    """What each attention kernel took of the longest row of a workload, and which was chosen."""
+    longest = {
+        name: max(cell["kernels"], key=lambda kind: kind["tokens"]) for name, cell in cells.items() if cell["kernels"]
+    }
+    if not longest:
+        return NOT_MEASURED if not cells else "One kernel on this device: block by block."
+
+    def milliseconds(kind: dict[str, Any], kernel: str) -> str:
+        if kernel not in kind["seconds"]:
+            return "–"
+        return "failed" if kind["seconds"][kernel] is None else f"{1e3 * kind['seconds'][kernel]:.2f}"
+
+    return markdown_table(
+        ["workload", "tokens below", *KERNELS, "chosen"],
+        [
+            [name, f"{kind['tokens']:,}", *(milliseconds(kind, kernel) for kernel in KERNELS), kind["chosen"]]
+            for name, kind in longest.items()
         ],
     )
 
@@ -110,18 +164,25 @@ def step_table(cells: dict[str, dict[str, Any]]) -> str:
     if not cells:
         return NOT_MEASURED
     return markdown_table(
-        ["placement", "step, s", "reward call, s", "adds", "extra GB"],
+        ["placement", "step, s", "bound, s", "reward call, s", "bound, s", "adds", "extra GB"],
         [
             [
                 name,
                 f"{c['step_seconds']['median']:.2f}",
+                f"{c['step_bound']:.2f}",
                 f"{c['reward_seconds']['median']:.3f}",
+                f"{c['reward_bound']:.3f}",
                 f"{c['added']['median']:.1%}",
                 f"{c['extra_bytes'] / 1e9:.1f}",
             ]
             for name, c in cells.items()
         ],
     )
+
+
+def _listed(lines: list[str]) -> list[str]:
+    """A block of a page, if there is anything in it."""
+    return ["\n".join(lines)] if lines else []
 
 
 def learning_table(cells: dict[str, dict[str, Any]]) -> str:

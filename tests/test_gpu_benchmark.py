@@ -3,9 +3,13 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from rich.console import Console
 
 from benchmarks import gpu
 from benchmarks.gpu_page import BEGIN, END, write_page
@@ -41,21 +45,91 @@ def test_the_readmes_table_is_what_was_measured_and_nothing_else(tmp_path: Path)
     (tmp_path / "results").mkdir()
     run = {"tiny": False, "processor": "A card", "command": "c", "date": "d", "cores": 1, "threads": 1, "system": "s"}
     run |= {"torch": "1", "transformers": "2", "trl": "3", "python": "4"}
-    results = {"run": run, "cells": {}}
+    results = {"run": run, "cells": {}, "failed": {"step/7B: own copy": "out of memory"}}
     page = write_page(results, tmp_path, readme).read_text()
-    assert page.count("Not measured.") == 5 and "old" in readme.read_text()
+    assert (
+        page.count("Not measured.") == 6
+        and "- Failed: 7B: own copy: out of memory" in page
+        and "old" in readme.read_text()
+    )
     results["cells"]["scoring/7B: a group"] = {
         "seconds": {"endotrl": 0.5, "padded_logits": 2.0},
         "ratios": {"endotrl": 1.0, "padded_logits": 4.0},
-        "peak_bytes": {"endotrl": 10**9, "padded_logits": 3 * 10**10, "fused_head": None, "reward_model": None},
+        "peak_bytes": {"endotrl": 10**9, "padded_logits": 3 * 10**10},
+        "absent": {"fused_head": "out of memory", "reward_model": "ImportError: no kernel"},
+        "kernels": [
+            {"tokens": 8192, "chosen": "varlen", "seconds": {"blocks": 0.004, "varlen": 0.001, "flex": None}},
+            {"tokens": 1024, "chosen": "blocks", "seconds": {"blocks": 0.001}},
+        ],
         "scored_tokens_per_second": 12345.0,
         "share_of_peak": 0.51,
         "roofline_seconds": 0.25,
         "matmul_peak": 7e14,
         "bandwidth": 3e12,
     }
-    write_page(results, tmp_path, readme)
+    page = write_page(results, tmp_path, readme).read_text()
+    assert "| 7B: a group | 8,192 | 4.00 | 1.00 | failed | varlen |" in page
+    assert "Not there: (b) padded batch, TRL's fused head: out of memory; (c)" in page and "no kernel." in page
     text = readme.read_text()
     assert text.startswith("Before\n") and text.endswith("After\n") and "old" not in text and "A card" in text
-    row = "| 7B: a group | 0.500 | 0.250 | 12,345 | 51% | 4.0x | out of memory | out of memory | 1.0 | 30.0 |"
+    row = "| 7B: a group | 0.500 | 0.250 | 12,345 | 51% | 4.0x | out of memory | failed | 1.0 | 30.0 |"
     assert row in text
+
+
+def test_a_cell_that_fails_stops_no_other_and_comes_last_in_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[str] = []
+    broken = {"a": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"), "c": ImportError("no peft")}
+
+    def cell(name: str) -> Callable[[], dict[str, float]]:
+        def run() -> dict[str, float]:
+            calls.append(name)
+            if name in broken:
+                raise broken[name]
+            return {"value": 1.0}
+
+        return run
+
+    monkeypatch.setattr(
+        gpu, "PARTS", {"step": lambda _: {n: cell(n) for n in "ab"}, "learning": lambda _: {"c": cell("c")}}
+    )
+    monkeypatch.setattr(gpu, "SHARES", {"step": 0.5, "learning": 0.5})
+    file, machine = tmp_path / "gpu.json", gpu.Machine("cpu", True, tmp_path)
+    results: dict[str, dict[str, Any]] = {"cells": {}, "failed": {}}
+
+    def measure(minutes: float) -> list[str]:
+        return gpu.measure(machine, results, ["step", "learning"], minutes, file, Console(stderr=True))
+
+    assert measure(1) == []
+    assert calls == ["a", "b", "c"] and list(results["cells"]) == ["step/b"]
+    assert results["failed"] == {"step/a": "out of memory", "learning/c": "ImportError: no peft"}
+    assert "Tried to allocate" in capsys.readouterr().err
+    assert json.loads(file.read_text()) == results
+    del results["cells"]["step/b"], broken["c"]
+    assert measure(1) == [] and calls[3:] == ["b", "a", "c"]
+    assert results["failed"] == {"step/a": "out of memory"} and set(results["cells"]) == {"step/b", "learning/c"}
+    assert measure(-1) == ["step/a"] and len(calls) == 6  # no time
+
+
+def test_each_part_has_its_share_and_then_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, calls = [0.0], []
+
+    def cell(name: str) -> Callable[[], dict[str, float]]:
+        def run() -> dict[str, float]:
+            calls.append(name)
+            now[0] += 20
+            return {}
+
+        return run
+
+    names = {"step": ["a", "b", "c", "d"], "learning": ["e", "f"]}
+    monkeypatch.setattr(gpu, "PARTS", {k: lambda _, v=v: {n: cell(n) for n in v} for k, v in names.items()})
+    monkeypatch.setattr(gpu, "SHARES", {"step": 0.25, "learning": 0.25})
+    monkeypatch.setattr(gpu.time, "monotonic", lambda: now[0])
+    results: dict[str, dict[str, Any]] = {"cells": {}, "failed": {}}
+    late = gpu.measure(
+        gpu.Machine("cpu", True, tmp_path), results, list(names), 1.5, tmp_path / "gpu.json", Console(stderr=True)
+    )
+    # 45 seconds for the first: one more begins before they are over; what is left goes to the first again.
+    assert calls == ["a", "b", "c", "e", "f"] and late == ["step/d"]

@@ -4,9 +4,10 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +32,19 @@ GAIN = 0.9
 REPEATS = 3
 
 
+class Kind(NamedTuple):
+    """
+    Rows that are alike: heads are numbers of queries and of keys, and their dimensions; tokens and sequences count by
+    their length in bits.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    heads: tuple[int, int, int, int]
+    token_bits: int
+    sequence_bits: int
+
+
 @dataclass
 class Choice:
     """
@@ -50,7 +64,7 @@ class Choice:
     calls: int = 0
 
 
-choices: dict[Hashable, Choice] = {}
+choices: dict[Kind, Choice] = {}
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, row: PackedRow, scaling: float | None) -> Tensor:
@@ -77,7 +91,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, row: PackedRow, scaling: f
         return block_attention(query, key, value, row, scaling)
     sequences = sum(1 + len(continuations) for *_, continuations in row.spans)
     heads = (query.shape[1], key.shape[1], query.shape[-1], value.shape[-1])
-    kind = (query.device, query.dtype, heads, query.shape[2].bit_length(), sequences.bit_length())
+    kind = Kind(query.device, query.dtype, heads, query.shape[2].bit_length(), sequences.bit_length())
     choice = choices.setdefault(kind, Choice())
     choice.calls += 1
     available["flex"] &= choice.calls > CALLS_BEFORE_COMPILING

@@ -24,7 +24,7 @@ class Lengths:
         offsets (`torch.Tensor` of shape `(N + 1,)`):
             Where each of `N` sequences begins, and the end of the last one, int32.
         longest (`int`):
-            Length of the longest.
+            At least the length of the longest.
     """
 
     offsets: Tensor
@@ -32,7 +32,8 @@ class Lengths:
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device) -> "Lengths":
-        return cls(torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device), max(lengths))
+        # At a longest of 1, the kernel takes queries of a group for tokens, and lays out log-sum-exps in another way.
+        return cls(torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device), max(2, *lengths))
 
 
 # (query, key, value, lengths of queries, lengths of keys, causal, scaling) -> output of shape
