@@ -54,6 +54,7 @@ class Part:
     groups: list[str]  # kind of each
     settings: dict[str, Any]  # what was trained and how
     examples: list[HeatMapRow] = field(default_factory=list)  # scored answers, for the heat map
+    forecast: float | None = None  # accuracy of sampled answers that training on the own reward was forecast to reach
 
     @property
     def metrics(self) -> dict[str, float]:

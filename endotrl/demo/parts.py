@@ -225,6 +225,23 @@ def arithmetic_task(size: Size, output: Path, seed: int) -> Task:
     held_out = arithmetic.make_questions(HELD_OUT, seed + 1, DIGITS)
     wrong: dict[str, Any] = {"digits": DIGITS, "wrong": arithmetic.derailed_answer}
     controls: dict[str, Callable[[], Any]] = {"random": lambda: RandomReward(seed), "length": LengthReward}
+
+    def predict() -> float:
+        return forecast(
+            _base_model(output, "arithmetic"),
+            [
+                {"prompt": arithmetic.question_text(q), "answer": arithmetic.answer_text(q)}
+                for q in held_out[:FORECAST]
+            ],
+            betas=[size.arithmetic["beta"]],
+            scale_rewards="group",
+            num_generations=size.arithmetic["num_generations"],
+            max_new_tokens=arithmetic.MAX_ANSWER_LENGTH,
+            grader="exact",
+            seed=seed,
+            progress=False,
+        ).betas[0]["accuracy"]
+
     return _from_nothing(
         "arithmetic",
         output,
@@ -245,6 +262,7 @@ def arithmetic_task(size: Size, output: Path, seed: int) -> Task:
         ),
         settings=size.arithmetic,
         batch_size=4000,
+        forecast=predict,
     )
 
 
