@@ -271,7 +271,7 @@ def show(args: argparse.Namespace, results: Mapping[str, Any], folder: RunFolder
     if left_out:
         console.print(f"In {folder.table_path.name} too: {', '.join(left_out)}.", markup=False)
     if few := few_items(results):
-        console.print(f"95% intervals:{few}")
+        console.print(few.strip())
     for statement in results["statements"]:
         console.print(f"- {statement}", markup=False)
     if len(results["differences"]) > 3:

@@ -29,11 +29,12 @@ from ..evaluation.questions import Question, read_questions
 from ..evaluation.results import CEILING, MAJORITY, plain_means, summarize
 from ..evaluation.run_folder import RunFolder, in_blocks, open_folder
 from ..evaluation.scorer_names import base_names, check_name, make_scorer, served_names
+from ..evaluation.tables import few_items, interval, value
 from ..frozen.names import load_tokenizer
 from ..frozen.served import ServedModel, is_url
 from ..grading import VERSION, is_right, require_math_verify, same_answer
 from ..rendering.messages import Prompt
-from ..reporting import table
+from ..reporting import number, table
 from ..runs.processes import processes
 from .evaluate import check_processes, header, open_answering_model, open_model, show, write_results
 
@@ -77,6 +78,11 @@ def run_generation(args: argparse.Namespace, command: str) -> dict[str, Any]:
     }
     results = _results(args, command, "generation", "Answers", tie_rule, settings, {"answers": units}, headline)
     results["pass@1 by seed"] = by_seed
+    told = [
+        f"{metric} {number(value(results, 'answers', metric))} ({interval(results, 'answers', metric)})"
+        for metric in headline
+    ]
+    results["verdict"] = f"Right answers to {len(questions)} questions: {', '.join(told)}.{few_items(results)}"
     return _finish(args, results, folder, questions, answers, _shown_answers(args, questions, answers), {})
 
 

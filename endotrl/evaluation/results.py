@@ -163,8 +163,9 @@ def _verdict(
     if num_clusters < MIN_CLUSTERS:
         return f"{num_clusters} items are too few for a verdict; {best} has {value}."
     words = f"{value} (95% interval {number(found[best].low)} to {number(found[best].high)})"
+    which = f"{best} is the best of {len(scorers or order)}"  # of many, the best is lucky, too
     if not scorers or not controls:
-        return f"{best} has {words}." if len(order) == 1 else f"{best} is best: {words}."
+        return f"{best} has {words}." if len(order) == 1 else f"{which}: {words}."
     control = controls[0]
     if is_noise(gap := gap_of(control, best)):
         return (
@@ -173,7 +174,7 @@ def _verdict(
         )
     if gap.value < 0:
         return f"All scorers are worse than {control} ({number(found[control].value)}); the best, {best}, has {words}."
-    return f"{best} is best: {words}, {number(gap.value, sign=True)} over the best control, {control}."
+    return f"{which}: {words}, {number(gap.value, sign=True)} over the best control, {control}."
 
 
 def _statements(first: str, gaps: Mapping[str, Estimate], num_clusters: int) -> list[str]:

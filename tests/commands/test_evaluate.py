@@ -212,7 +212,7 @@ class TestBenchmark:
         rows = [{"prompt": f"Say {i}", "chosen": "yes, yes, yes", "rejected": "no", "id": i} for i in range(24)]
         evaluate("preference", write(tmp_path / "p.jsonl", rows), "--scorers", "length", "shortness", "random")
         out = capsys.readouterr().out
-        assert out.strip().startswith("No scorer is better than") or out.strip().startswith("length is best")
+        assert out.strip().startswith("No scorer is better than") or out.strip().startswith("length is the best")
         evaluate("preference", write(tmp_path / "p.jsonl", rows))
         lines = capsys.readouterr().out.splitlines()
         assert max(map(len, lines[:32])) <= 80
@@ -225,7 +225,7 @@ class TestBenchmark:
         evaluate("preference", path, "--scorers", "bellman.sum", "length")
         out, page = capsys.readouterr().out, (tmp_path / "out" / "report.html").read_text()
         for text in (out, page, (tmp_path / "out" / "results.md").read_text()):
-            assert "Of 2 items they are too narrow." in text
+            assert "Of 2 items, intervals are too narrow." in text
         # The better response is never the shorter one here: there is nothing to plot of length.
         assert page.count("<figure>") == 2 and "Far apart" not in page
 
