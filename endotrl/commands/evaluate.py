@@ -37,7 +37,7 @@ from ..reporting import say, terminal_table, terminal_text, working
 from ..runs.files import replace_text, write_json
 from ..runs.processes import processes
 from ..runs.record import now, versions
-from ..runs.wandb_run import log_evaluation
+from ..runs.wandb_run import check_wandb, log_evaluation
 from ..score_file.output_files import model_digest
 from ..scoring.scorer import Placement
 from .common import choose_dtype
@@ -46,6 +46,7 @@ from .common import choose_dtype
 def run_benchmark(args: argparse.Namespace, command: str) -> dict[str, Any]:
     """Runs `endotrl eval BENCHMARK`; returns what `results.json` holds, in the main process."""
     check_stream(args.data)
+    check_wandb(args.wandb)
     benchmark = BENCHMARKS[args.benchmark]
     with working(f"Reading {args.data or benchmark.name}", not args.quiet and processes().is_main_process):
         items = load_items(benchmark, args.data, args.limit, {key: getattr(args, key) for key in benchmark.options})

@@ -36,6 +36,7 @@ from ..grading import VERSION, is_right, require_math_verify, same_answer
 from ..rendering.messages import Prompt
 from ..reporting import number, table
 from ..runs.processes import processes
+from ..runs.wandb_run import check_wandb
 from .evaluate import check_processes, header, open_answering_model, open_model, show, write_results
 
 
@@ -196,6 +197,7 @@ def _shown_answers(args: argparse.Namespace, questions: Sequence[Question], answ
 
 
 def _open(args: argparse.Namespace, default: str) -> tuple[RunFolder, Engine, dict[str, Any]]:
+    check_wandb(args.wandb)
     placement, settings = open_answering_model(args, args.output or default)
     tokenizer = load_tokenizer(placement.config._name_or_path, args.trust_remote_code)
     chat = tokenizer.chat_template is not None if args.chat is None else args.chat

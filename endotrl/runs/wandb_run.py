@@ -5,6 +5,7 @@ import os
 import secrets
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +31,39 @@ def check_wandb_login(training_args: TrainingArguments) -> None:
     if PartialState().is_main_process:
         # Before: W&B reads the environment once.
         continue_wandb_run(training_args.output_dir, anew=training_args.resume_from_checkpoint is None)
-        import wandb
-
-        if wandb.setup().settings.mode not in ("offline", "disabled"):
-            try:
-                wandb.login(verify=False)
-            except wandb.Error as error:
-                reason = str(error)
+        reason = _no_login()
     (reason,) = broadcast_object_list([reason])
     if reason is not None:
         raise ValueError(
             f"`report_to: wandb` needs an account, and W&B says: {reason} Without one, set WANDB_MODE=offline, which "
             "keeps the run on this machine (`wandb sync` uploads it later), or `report_to: none`."
         )
+
+
+def check_wandb(project: str | None) -> None:
+    """
+    Raises `ImportError` if what is to go to a project of W&B (`--wandb`) needs a package, `ValueError` if nobody is
+    logged in there.
+    """
+    if project is None or not PartialState().is_main_process:
+        return
+    if find_spec("wandb") is None:
+        raise ImportError("--wandb needs wandb, which is not installed: pip install 'endotrl[wandb]'.")
+    reason = _no_login()
+    if reason is not None:
+        raise ValueError(f"--wandb needs an account, and W&B says: {reason} Without one, set WANDB_MODE=offline.")
+
+
+def _no_login() -> str | None:
+    """Why W&B cannot be written to; at a terminal, it asks for the key now."""
+    import wandb
+
+    if wandb.setup().settings.mode not in ("offline", "disabled"):
+        try:
+            wandb.login(verify=False)
+        except wandb.Error as error:
+            return str(error)
+    return None
 
 
 def continue_wandb_run(output_dir: str, anew: bool) -> None:
@@ -82,16 +103,9 @@ def log_table(run: Any, name: str, headers: Sequence[str], rows: Sequence[Sequen
 def log_evaluation(
     project: str, results: Mapping[str, Any], table: tuple[list[str], list[list[object]]], pages: Sequence[Path]
 ) -> None:
-    """
-    An evaluation as a run of W&B: settings, the main metric of each scorer in the summary, verdict, table and pages.
+    """An evaluation as a run of W&B: settings, verdict and main metrics in the summary, table, pages."""
+    import wandb
 
-    Raises:
-        `ImportError`: If wandb is not installed.
-    """
-    try:
-        import wandb
-    except ImportError as error:
-        raise ImportError("--wandb needs wandb, which is not installed: pip install 'endotrl[wandb]'.") from error
     config = {key: results[key] for key in ("benchmark", "model", "model_version", "data", "settings", "versions")}
     name = f"{results['benchmark']} {Path(results['model']).name}"
     with wandb.init(project=project, job_type="eval", name=name, config=config) as run:

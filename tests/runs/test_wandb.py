@@ -12,7 +12,7 @@ import pytest
 from endotrl import CollapseMonitor
 from endotrl.commands.main import main
 from endotrl.launch.pipeline import print_summary
-from endotrl.runs.wandb_run import define_metrics, log_evaluation
+from endotrl.runs.wandb_run import check_wandb, define_metrics, log_evaluation
 from endotrl.runs.wandb_workspace import LAYOUT, make_workspace
 
 from ..launch.test_recipes_tracking import PANELS, read_offline_run, records
@@ -146,3 +146,18 @@ def test_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kinds = {key[0]: value for key, value in summary.items() if key[-1] == "_type"}
     assert kinds["results"] == "table-file" and kinds["report"] == "html-file"
     assert read_offline_run(file)[0] >= {"results", "report"}
+
+
+def test_evaluation_without_an_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = pytest.importorskip("wandb")
+    wandb.teardown()
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    with pytest.raises(ValueError, match="--wandb needs an account"):
+        check_wandb("mine")
+    check_wandb(None)
+    wandb.teardown()
+    monkeypatch.setattr("endotrl.runs.wandb_run.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"pip install 'endotrl\[wandb\]'"):
+        check_wandb("mine")
