@@ -227,7 +227,7 @@ def page(results: list[dict[str, Any]], settings: dict[str, Any]) -> str:
         "|" + "---|" * len(HEADER),
         *("| " + " | ".join(row) + " |" for row in table_rows(results)),
         "",
-        "![Accuracy on held-out questions over steps](../images/corrections.png)",
+        "![Accuracy on held-out questions at start, end and lowest](../images/corrections.png)",
         "",
     ]
     from_log = sorted({r["learning_rate"] for r in results if r.get("alarms_from_log")})

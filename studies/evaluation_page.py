@@ -126,6 +126,11 @@ def write_page(
         if found["benchmark"] == "best-of-n":
             image = images / "evaluation-best-of-n.png"
             image.write_bytes(plot_metric(found))
+            ceiling = found["metrics"]["best possible"]["accuracy"]["value"]
+            blocks.append(
+                f"Of {1 - ceiling:.0%} of the questions no sample is right, so that every choice is wrong: the ceiling is "
+                f"{ceiling:.3f}."
+            )
             blocks.append(f"![Accuracy by what chooses]({os.path.relpath(image, folder)})")
     if all(name in results for name in compared):
         a, b = (results[name] for name in compared)

@@ -249,7 +249,7 @@ def page(results: list[dict[str, Any]], run: dict[str, Any], steps: int) -> str:
             f"## {noise:.0%} of the demonstrations wrong",
             markdown_table(HEADER, table(results, noise)),
         ]
-    blocks.append("![pass@k before and after](../images/self-improvement.png)")
+    blocks.append("![Right answers at the first and within 16 tries](../images/self-improvement.png)")
     return "\n\n".join(blocks) + "\n"
 
 
