@@ -7,7 +7,8 @@ the shapes of Qwen2.5; nothing is downloaded.
     python -m benchmarks.gpu --part scoring
     python -m benchmarks.gpu --cpu --output /tmp/x   # tiny sizes: shows that everything runs
 
-A run that was stopped goes on where it was; `--fresh` begins anew.
+A run that was stopped goes on where it was; `--fresh` begins anew. For a machine without a network, `make gpu-wheels`
+where there is one fills `wheels/`, from which `make gpu` installs.
 """
 
 import argparse
