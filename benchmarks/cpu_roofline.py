@@ -15,20 +15,13 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 from torch.profiler import ProfilerActivity, profile
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from benchmarks.flops import ModelShape, Work
 from benchmarks.measure import alternate, matmul_peak, memory_bandwidth
 from benchmarks.memory import be_quiet
 from endotrl.frozen.names import resolve_model
 from endotrl.reporting import terminal_table
-
-
-# Bytes that the elementwise operations of a decoder layer must move per token, in units of the hidden size: two norms
-# (read, write), two residual sums (two reads, a write), rotary (queries and keys, read and written); and, in units of
-# the MLP's width, activation and product (two reads, a write). As transformers writes them, each is several
-# operations, in float32 within the norms.
-LEAST = {"norms": 4, "residuals": 6}
 
 
 def main() -> None:
@@ -101,11 +94,15 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def elementwise(config: object) -> int:
-    """Numbers that the elementwise operations of a layer read and write per token, if each ran once, in one go."""
-    hidden, heads = config.hidden_size, config.num_attention_heads + config.num_key_value_heads
-    head_dim = hidden // config.num_attention_heads
-    return (2 * 2 + 2 * 3) * hidden + 2 * heads * head_dim + 3 * config.intermediate_size
+def elementwise(config: PretrainedConfig) -> int:
+    """
+    Numbers that the elementwise operations of a layer read and write per token if each ran once, in one go: two norms
+    (read, write), two residual sums (two reads, a write), rotary (queries and keys, read and written), activation and
+    product of the MLP (two reads, a write). As transformers writes them, each is several operations.
+    """
+    heads = config.num_attention_heads + config.num_key_value_heads
+    head_dim = config.hidden_size // config.num_attention_heads
+    return (2 * 2 + 2 * 3) * config.hidden_size + 2 * heads * head_dim + 3 * config.intermediate_size
 
 
 def products(model: PreTrainedModel, num_tokens: int, attention: bool) -> None:

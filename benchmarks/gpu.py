@@ -7,7 +7,8 @@ the shapes of Qwen2.5; nothing is downloaded.
     python -m benchmarks.gpu --part scoring
     python -m benchmarks.gpu --cpu --output /tmp/x   # tiny sizes: shows that everything runs
 
-A run that was stopped goes on where it was; `--fresh` begins anew.
+A run that was stopped goes on where it was; `--fresh` begins anew. For a machine without a network, `make gpu-wheels`
+where there is one fills `wheels/`, from which `make gpu` installs.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
 from datasets import Dataset
 from rich.console import Console
@@ -52,6 +54,7 @@ from benchmarks.methods import METHODS, RIVALS, FusedHead, PaddedLogits, exact_l
 from benchmarks.workloads import TokenSource, Workload
 from endotrl import EndogenousReward
 from endotrl.demo.grpo_runs import load_model
+from endotrl.demo.parts import ARITHMETIC, DIGITS, PRETRAINING
 from endotrl.frozen.loaded_model import LoadedModel
 from endotrl.rendering.images import ImageInputs
 from endotrl.rendering.renderer import Rendered
@@ -139,16 +142,8 @@ class Machine:
 
     def grpo(self, folder: str, **settings: Any) -> GRPOConfig:
         """Settings of the runs that train."""
-        return GRPOConfig(
-            output_dir=folder,
-            beta=0.1,
-            report_to=[],
-            disable_tqdm=True,
-            save_strategy="no",
-            use_cpu=self.device == "cpu",
-            bf16=False,
-            **settings,
-        )
+        common = {"beta": 0.1, "bf16": False, "report_to": [], "disable_tqdm": True, "save_strategy": "no"}
+        return GRPOConfig(folder, use_cpu=self.device == "cpu", **{**common, **settings})
 
     def checkpoint(self, shape: str) -> str:
         """The same on disk, in bfloat16, with a tokenizer."""
@@ -560,8 +555,9 @@ def learning(machine: Machine) -> dict[str, Cell]:
         tokenizer = arithmetic.make_tokenizer()
         if not base.exists():
             torch.manual_seed(0)
-            model = arithmetic.make_model(tokenizer)
-            arithmetic.pretrain(model, tokenizer, 5 if machine.tiny else 800, 0.3, 0, [])
+            model = arithmetic.make_model(tokenizer, hidden_size=96, intermediate_size=256).to(machine.device)
+            pretraining = {**PRETRAINING, "seed": 0, "digits": DIGITS, **({"steps": 5} if machine.tiny else {})}
+            arithmetic.pretrain(model, tokenizer, held_out=[], wrong=arithmetic.derailed_answer, **pretraining)
             model.save_pretrained(base)
         reward = {
             "own reward": partial(EndogenousReward, str(base), tokenizer),
@@ -569,22 +565,14 @@ def learning(machine: Machine) -> dict[str, Cell]:
             "length": LengthReward,
         }[name]()
         curve = _Curve(LEARNING_SECONDS)
+        size = {"max_steps": 2, "per_device_train_batch_size": 16} if machine.tiny else {"max_steps": 100}
+        steps = {**ARITHMETIC, **size}
         with tempfile.TemporaryDirectory() as folder:
             trainer = GRPOTrainer(
                 model=load_model(base),
                 reward_funcs=[reward, arithmetic.accuracy],
-                args=machine.grpo(
-                    folder,
-                    max_steps=2 if machine.tiny else 100,
-                    per_device_train_batch_size=16 if machine.tiny else 256,
-                    num_generations=8,
-                    max_completion_length=arithmetic.MAX_ANSWER_LENGTH,
-                    learning_rate=3e-4,
-                    warmup_steps=10,
-                    reward_weights=[1.0, 0.0],
-                    logging_steps=1,
-                ),
-                train_dataset=arithmetic.make_dataset(arithmetic.make_questions(4000, seed=2)),
+                args=machine.grpo(folder, **steps, reward_weights=[1.0, 0.0], logging_steps=1),
+                train_dataset=arithmetic.make_dataset(arithmetic.make_questions(3000, 2, DIGITS)),
                 processing_class=tokenizer,
                 callbacks=[curve],
             )
@@ -691,6 +679,7 @@ def main() -> None:
     if not args.cpu and not torch.cuda.is_available():
         raise SystemExit("There is no CUDA device here. `--cpu` runs everything in tiny sizes, to show that it runs.")
     be_quiet()
+    huggingface_hub.constants.HF_HUB_OFFLINE = True  # nothing is of the hub, and without a network each try waits
     kernels.CALLS_BEFORE_COMPILING = 0  # all kernels are to be measured
     console = Console(width=min(80, Console().width))
     device = "cpu" if args.cpu else "cuda"

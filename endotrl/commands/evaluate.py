@@ -52,8 +52,7 @@ def run_benchmark(args: argparse.Namespace, command: str) -> dict[str, Any]:
         items = load_items(benchmark, args.data, args.limit, {key: getattr(args, key) for key in benchmark.options})
     names = expand_names(args.scorers or DEFAULT, steps=items[0].steps is not None)
     output = args.output or f"eval-{benchmark.name}"
-    choose_dtype(args, f"{output}/settings.json")
-    placement, settings = open_model(args)
+    placement, settings = open_model(args, output)
     chat = benchmark.chat if args.chat is None else args.chat
     settings = {
         "benchmark": benchmark.name,
@@ -226,20 +225,23 @@ def open_answering_model(args: argparse.Namespace, output: str) -> tuple[Placeme
         raise ValueError(
             f"--model {args.model} is to answer, which a model on a server does not do here. Name a path."
         )
-    choose_dtype(args, f"{output}/settings.json")
-    placement, settings = open_model(args)
+    placement, settings = open_model(args, output)
     assert not isinstance(placement, ServedModel)
     return placement, settings
 
 
-def open_model(args: argparse.Namespace) -> tuple[Placement | ServedModel, dict[str, Any]]:
-    """The frozen model, not loaded yet (but connected to, if it is served), and the settings that tell which it is."""
+def open_model(args: argparse.Namespace, output: str | None = None) -> tuple[Placement | ServedModel, dict[str, Any]]:
+    """
+    The frozen model, not loaded yet (but connected to, if it is served), and the settings that tell which it is. The
+    run in the folder `output`, if there is one, is gone on with in its dtype.
+    """
     name = resolve_model(args.model)
     if args.device is not None:
         try:
             torch.empty(0, device=args.device)
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"--device {args.device} cannot be used: {str(error).splitlines()[0]}") from error
+    choose_dtype(args, *([] if output is None else [f"{output}/settings.json"]))
     placement = place(name, args.dtype, args.device, args.trust_remote_code, False, args.model_init_kwargs)
     assert placement is not None
     if isinstance(placement, ServedModel):

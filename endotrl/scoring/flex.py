@@ -69,11 +69,13 @@ def block_mask(row: PackedRow, length: int, device: torch.device) -> Any:
     past = torch.arange(1, length + 1, dtype=torch.int32, device=device)
 
     def seen(first: Tensor, stop: Tensor) -> Tensor:
-        """Keys of each range in each block, of shape `(length, blocks)`."""
+        """Pairs of a block of queries and one of keys in ranges of `N` queries, of shape `(N / BLOCK, blocks)`."""
         upper = torch.minimum(stop[:, None], edges[None, 1:])
-        return (upper - torch.maximum(first[:, None], edges[None, :-1])).clamp_(min=0)
+        keys = (upper - torch.maximum(first[:, None], edges[None, :-1])).clamp_(min=0)
+        return keys.unflatten(0, (-1, BLOCK)).sum(dim=1)
 
-    pairs = (seen(start, end) + seen(own, past)).unflatten(0, (-1, BLOCK)).sum(dim=1)  # (blocks, blocks)
+    parts = zip(*(bounds.split(32 * BLOCK) for bounds in (start, end, own, past)), strict=True)  # bounds the memory
+    pairs = torch.cat([seen(first, stop) + seen(begin, after) for first, stop, begin, after in parts])
     full = pairs == BLOCK * BLOCK
     (num_partial, partial), (num_full, whole) = (
         (

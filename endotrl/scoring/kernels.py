@@ -65,6 +65,7 @@ class Choice:
 
 
 choices: dict[Kind, Choice] = {}
+_told: set[tuple[str, torch.device]] = set()  # kernels of which was logged that they fail
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, row: PackedRow, scaling: float | None) -> Tensor:
@@ -128,13 +129,15 @@ def _measure(
         except Exception as error:  # compilers and drivers have many kinds, and there are other kernels
             choice.seconds[name] = math.inf
             reason = (str(error).strip().splitlines() or ["no reason given"])[0][:200]
-            logger.warning(
+            logger.log(
+                logging.DEBUG if (name, query.device) in _told else logging.WARNING,
                 "The attention kernel %r is not used for packed rows on %s: %s: %s. Results are the same.",
                 name,
                 query.device,
                 type(error).__name__,
                 reason,
             )
+            _told.add((name, query.device))
         if choice.seconds[name] < GAIN * choice.seconds[choice.name]:
             choice.name = name
 

@@ -162,7 +162,7 @@ def fit(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
     model.train()
     for _ in bar:
-        loss = model(**batch()).loss
+        loss = model(**{name: tensor.to(model.device) for name, tensor in batch().items()}).loss
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -71,3 +71,13 @@ def test_forecasts_too(tiny_model_path: str, tmp_path: Path, monkeypatch: pytest
     options = ["--grader", "exact", "--samples", "4", "--max-new-tokens", "3", "--device", "cpu", "--quiet"]
     assert main(["forecast", "--model", tiny_model_path, "--data", "q.jsonl", *options]) == 0
     assert json.loads((tmp_path / "forecast" / "settings.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_a_device_that_is_none_is_refused_first(
+    tiny_model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bench.jsonl").write_text("".join(json.dumps(row) + "\n" for row in BENCH))
+    words = ["--data", "bench.jsonl", "--model", tiny_model_path, "--device", "gpu:x"]
+    assert main(["eval", "reward-bench", *words]) == 2
+    assert "--device gpu:x cannot be used" in capsys.readouterr().err
