@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 
 from benchmarks.measure import write_figures
 from endotrl.evaluation.plots import CYCLE
+from endotrl.monitoring.detector import FIRST_LOG_PROB_CHANGE as FIRST_LOG_PROB
 from endotrl.reporting import terminal_table
 
 from .arithmetic_runs import NUM_HELD_OUT
@@ -143,7 +144,7 @@ def page(results: list[dict[str, Any]], settings: dict[str, Any]) -> str:
             f"Command: `{settings['command']}`. Machine: {settings['machine']}. {settings['versions']}. "
             f"CPU time: {settings['cpu_seconds'] / 60:.0f} minutes.",
             "",
-            "Two small tasks under `CollapseMonitor()` with its default thresholds: GRPO, constant learning rate, "
+            "Small tasks under `CollapseMonitor()` with its default thresholds: GRPO, constant learning rate, "
             '`scale_rewards="group"`, β = 0 unless it says otherwise. *Slow* runs move as real ones do; the others '
             "are driven harder, some so "
             "hard that they lose 20 points in one update. Accuracy on the questions that are trained on is a reward "
@@ -154,7 +155,9 @@ def page(results: list[dict[str, Any]], settings: dict[str, Any]) -> str:
             "would have said in the "
             "same run without a held-out reward. Alarms are those of the present detector, which reads the log of a "
             "run; runs recorded "
-            "before it was changed were judged again (`--judge-again`).",
+            "before it was changed were judged again (`--judge-again`), those without the first policy's log-probability "
+            f"in the log ({sum(not any(FIRST_LOG_PROB in e for e in r['log']) for r in results)} of {len(results)}) "
+            "without it.",
             "",
             "## Arithmetic",
             "",

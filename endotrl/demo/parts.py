@@ -38,7 +38,9 @@ ARITHMETIC: dict[str, Any] = {
     "num_generations": 8,
     "max_completion_length": arithmetic.MAX_ANSWER_LENGTH,
     "beta": 0.1,
-    "learning_rate": 1e-3,
+    # Of one base model, sampled and greedy: 80% and 92% by its own reward at 1e-3, 87% and 99% at 5e-4; by a random
+    # one, 0% and 13% sampled; by length, 0% at both.
+    "learning_rate": 5e-4,
     # Adam's first steps are as large as all others, whatever the gradient's noise: without a warm-up, accuracy falls
     # in the first of them, by any reward.
     "warmup_steps": 5,
@@ -51,6 +53,7 @@ FORECAST = 200  # of them, with 16 samples each
 # As many questions and updates as the arithmetic has in three minutes: answers to pictures take longer.
 IMAGES: dict[str, Any] = {
     **ARITHMETIC,
+    "learning_rate": 1e-3,
     "max_steps": 40,
     "per_device_train_batch_size": 128,  # 16 pictures
     "max_completion_length": pictures.ANSWER_LENGTH,
