@@ -67,7 +67,7 @@ def rows_of(line: int, data: Mapping[str, Any], problem: str | None = None) -> l
 
 def _is_json(data: Mapping[str, Any]) -> bool:
     try:
-        json.dumps(data, allow_nan=False)
+        json.dumps(data, allow_nan=False, default=str)  # a dataset has pictures, too
     except ValueError:
         return False
     return True

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from ..data.formats import message_text
+from ..data.formats import images_of, message_text
 from ..data.sources import Reader
 from ..rewards.residuals import RESIDUALS, ResidualFit, covariates_of
 from ..runs.processes import processes
@@ -104,8 +104,8 @@ def score_block(
 
 
 def by_prompt(scored: Iterable[Scored]) -> Iterator[list[Scored]]:
-    """Responses that have a reward, by prompt: neighbours with the same, and the same `domain`."""
-    key: Callable[[Scored], Any] = lambda one: (one[0].prompt, _domain(one[0]))  # noqa: E731
+    """Responses that have a reward, by prompt: neighbours with the same, the same images and the same `domain`."""
+    key: Callable[[Scored], Any] = lambda one: (one[0].prompt, images_of(one[0].extra), _domain(one[0]))  # noqa: E731
     return (list(group) for _, group in groupby((one for one in scored if one[1]["reward"] is not None), key))
 
 

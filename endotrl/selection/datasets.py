@@ -285,9 +285,10 @@ def _raise_error(row: Row, error: str | None) -> None:
 
 
 def _rewarded(reward: Callable[..., Sequence[float | None]], block: Sequence[Row]) -> list[dict[str, Any]]:
-    """Output lines by a reward function of TRL, which gets the columns that all rows have."""
-    shared = set.intersection(*(set(row.extra) for row in block))
-    columns: dict[str, list[Any]] = {name: [row.extra[name] for row in block] for name in sorted(shared)}
+    """Output lines by a reward function of TRL, which gets the columns that all rows have, and all images."""
+    names = [set(row.extra) for row in block]
+    shared = set.intersection(*names) | {"image", "images"} & set().union(*names)
+    columns: dict[str, list[Any]] = {name: [row.extra.get(name) for row in block] for name in sorted(shared)}
     if all(row.completion_ids is not None for row in block):
         columns["completion_ids"] = [row.completion_ids for row in block]
     rewards = reward(prompts=[row.prompt for row in block], completions=[row.completion for row in block], **columns)

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.data.data_collator import DataCollatorMixin
 from trl.data_utils import is_conversational, maybe_extract_prompt
 
+from ..rendering.images import refuse_images
 from .configuration import SentenceRewardConfig
 from .encoding import SentenceEncoder, pad_batch, pad_states
 from .segmentation import Segmenter
@@ -37,6 +38,8 @@ class PairEncoder:
 
     def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
         """Encodes a row."""
+        columns = {key: [example[key]] for key in ("image", "images") if example.get(key) is not None}
+        refuse_images(columns, 1, "a sentence reward model")
         pair = maybe_extract_prompt(example) if is_conversational(example) else _split_text(example)
         prompt = pair["prompt"]
         if prompt == "" and not self.tokenizer("")["input_ids"]:

@@ -90,7 +90,7 @@ def test_image_features_of_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     items += read(read_rows(None, HubDataset("owner/name", ("test",))))
     assert items[0].key == items[2].key and items[1].key == items[3].key and items[0].key != items[1].key
     for item, shown in zip(items, 2 * pictures, strict=True):
-        assert [list(load_picture(0, i).getdata()) for i in item.images] == [list(i.getdata()) for i in shown]
+        assert [load_picture(0, image).tobytes() for image in item.images] == [image.tobytes() for image in shown]
     assert items[0].prompt[0]["content"] == [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "What?"}]
 
 

@@ -201,3 +201,51 @@ def test_a_policy_that_sees_and_a_reward_that_reads(
     reward = EndogenousReward(tiny_model_path)
     reward._prompts.know(PolicyTokens(policy))
     assert scores == pytest.approx(reward([question] * 8, [""] * 8, ids), abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("placement", ["own copy", "reference model"])
+def test_online_dpo(placement: str, paths: dict[str, str], tmp_path: Path) -> None:
+    """It leaves placeholders bare in prompts, and the pictures in the column."""
+    from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
+
+    path = paths["llava"]
+    reward = EndogenousReward(path if placement == "own copy" else None)
+    seen = watched(path, reward)
+
+    def filled(prompts: list[Any], completion_ids: list[list[int]], image: list[Any], **kwargs: Any) -> Any:
+        given = []
+        for prompt, shown in zip(prompts, image, strict=True):
+            (message,) = prompt
+            parts = [{**part, "image": shown} if part["type"] == "image" else part for part in message["content"]]
+            given.append([{**message, "content": parts}])
+        expected = Watched(lambda **_: values, seen.model, seen.processor)
+        values = reward(prompts=prompts, completion_ids=completion_ids, image=image, **kwargs)
+        eos = seen.processor.tokenizer.eos_token_id
+        ids = [row[: row.index(eos) + 1] if eos in row else row for row in completion_ids]
+        expected(given, ids)
+        seen.compared += expected.compared
+        return values
+
+    args = OnlineDPOConfig(
+        str(tmp_path),
+        per_device_train_batch_size=2,
+        max_steps=1,
+        max_new_tokens=5,
+        max_length=256,
+        temperature=1.0,
+        generation_kwargs={"suppress_tokens": [seen.model.config.image_token_id]},
+        use_cpu=True,
+        bf16=False,
+        report_to=[],
+        disable_tqdm=True,
+        gradient_checkpointing=False,
+    )
+    model = AutoModelForImageTextToText.from_pretrained(path)
+    trainer = OnlineDPOTrainer(
+        model, reward_funcs=filled, args=args, processing_class=seen.processor, train_dataset=dataset("image")
+    )
+    if placement != "own copy":
+        reward.attach(trainer)
+    trainer.train()
+    assert seen.compared == 4

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from accelerate import DistributedType, PartialState
 from torch.distributed.tensor import DTensor
 from trl import GRPOTrainer
 
@@ -31,19 +32,29 @@ def train(path: str, folder: Path, resumed: bool = False) -> dict[str, Any]:
     reward = EndogenousReward(None)
     seen = watched(path, reward)
     settings = {"peft_config": LORA, "save_strategy": "steps", "save_steps": 1}
-    trainer = make_trainer(GRPOTrainer, path, seen, folder, "image", **settings)
+    trainer = make_trainer(GRPOTrainer, path, seen, folder, "images", **settings)
     reward.attach(trainer)
     trainer.train(resume_from_checkpoint=str(folder / "checkpoint-1") if resumed else None)
     weights = {n: w.flatten().tolist() for n, w in trainer.model.named_parameters() if w.requires_grad}
-    return {"compared": seen.compared, "weights": weights}
+    return {"compared": seen.compared, "steps": trainer.state.global_step, "weights": weights}
 
 
 def shard(path: str, folder: Path) -> dict[str, Any]:
     """One step by an own copy that is sharded as the policy is."""
     reward = EndogenousReward(path)
     seen = watched(path, reward)
-    settings = {"fsdp": True, "fsdp_config": FSDP2, "gradient_checkpointing": False, "max_steps": 1, "beta": 0.0}
-    trainer = make_trainer(GRPOTrainer, path, seen, folder, "image", **settings)
+    # accelerate shards on accelerators only: see `ppo_run`.
+    PartialState(cpu=True).distributed_type = DistributedType.MULTI_GPU
+    settings = {
+        "accelerator_config": {"use_configured_state": True},
+        "use_cpu": False,
+        "fsdp": True,
+        "fsdp_config": FSDP2,
+        "gradient_checkpointing": False,
+        "max_steps": 1,
+        "beta": 0.0,
+    }
+    trainer = make_trainer(GRPOTrainer, path, seen, folder, "images", **settings)
     reward.shard(trainer)
     trainer.train()
     sharded = any(isinstance(weight, DTensor) for weight in reward._placement._model.parameters())
