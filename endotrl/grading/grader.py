@@ -20,7 +20,8 @@ _YES_NO_WORD = re.compile(rf"\b(?:{'|'.join(_YES_NO)})\b", re.IGNORECASE)
 _CHOICE = re.compile(r"^\W*(?P<letter>[A-Ja-j])[^\w+#]*$")
 _OPTION = re.compile(r"^\W{0,3}(?P<letter>[A-J])[).:]\s+(?!(?:or|and)\b|[/,])")
 _LETTER = re.compile(
-    r"(?<![\w'\\$-])\(?(?P<letter>[A-J])\b\)?(?!['\w+#-])(?!(?<=[AI])\s+(?!or\b|and\b|is\b|because\b|since\b|as\b)[a-z])"
+    r"(?<![\w'\\$-])\(?(?P<letter>[A-J])\b\)?(?!['\w+#-])"
+    r"(?!(?<=[AI])\s+(?!or\b|and\b|is\b|because\b|since\b|as\b)[a-z])"
 )
 _ENDORSED = re.compile(
     r"\b(?i:left with|leaves|leaving|so|therefore|thus|hence|choose|pick|select|go with|it is|it's|must be"

@@ -77,8 +77,8 @@ _QUESTION = re.compile(
     re.IGNORECASE,
 )
 _KIND = (
-    r"(?:final|correct|right|best|overall|actual|true|real|my|our|your|numerical|exact|possible|likely|desired|required"
-    r"|proper|only|valid|complete|short)"
+    r"(?:final|correct|right|best|overall|actual|true|real|my|our|your|numerical|exact|possible|likely|desired"
+    r"|required|proper|only|valid|complete|short)"
 )
 _LABEL = re.compile(
     rf"(?:^|(?<=[\s.:(*_]))(?:{_KIND}\s+)*answers?(?:\s*\([^()\n]{{0,40}}\))?"

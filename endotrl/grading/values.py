@@ -60,7 +60,8 @@ _LEFT_SIDE = re.compile(
 _ORDINALS = ("st", "nd", "rd", "th")
 _SEPARATOR = re.compile(r"\s*(?:,|;)\s*(?:(?:and|or)\s+)?|\s+(?:and|or)\s+", re.IGNORECASE)
 _WORDY = re.compile(
-    r"(?<!\\)\b(?!(?:sqrt|sin|cos|tan|cot|sec|csc|log|ln|exp|frac|inf|min|max|mod|det|arcsin|arccos|arctan)\b)[A-Za-z]{3,}"
+    r"(?<!\\)\b(?!(?:sqrt|sin|cos|tan|cot|sec|csc|log|ln|exp|frac|inf|min|max|mod"
+    r"|det|arcsin|arccos|arctan)\b)[A-Za-z]{3,}"
 )
 
 
