@@ -126,9 +126,7 @@ def is_right(completion: str, answers: Sequence[Any], math: bool = False) -> boo
 
 
 def same_answer(texts: Sequence[str], math: bool = False) -> list[int]:
-    """
-    For each text, the index of the first with an equal final answer, or its own without one: for a majority vote.
-    """
+    """Index of the first text with an equal final answer, or of itself, for each text: for a majority vote."""
     claims = [_final(visible(text)) for text in texts]
     groups: list[int] = []
     for i, claim in enumerate(claims):

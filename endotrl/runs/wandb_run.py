@@ -20,10 +20,7 @@ WANDB_ID_FILE = "wandb_run_id"
 
 
 def check_wandb_login(training_args: TrainingArguments) -> None:
-    """
-    Raises `ValueError` if the run is to go to W&B, and nobody is logged in there. (W&B would say so when the model is
-    loaded.) At a terminal, W&B asks for the key now.
-    """
+    """Raises `ValueError` if the run is to go to W&B and nobody is logged in; at a terminal, W&B asks now."""
     if "wandb" not in training_args.report_to:
         return
     reason = None
@@ -82,12 +79,7 @@ def log_table(run: Any, name: str, headers: Sequence[str], rows: Sequence[Sequen
 def log_evaluation(
     project: str, results: Mapping[str, Any], table: tuple[list[str], list[list[object]]], pages: Sequence[Path]
 ) -> None:
-    """
-    An evaluation as a run of W&B: settings, the main metric of each scorer in the summary, verdict, table and pages.
-
-    Raises:
-        `ImportError`: If wandb is not installed.
-    """
+    """An evaluation as a run of W&B: settings, main metrics in the summary, verdict, table and pages."""
     try:
         import wandb
     except ImportError as error:
