@@ -16,7 +16,7 @@ from ..data.sources import Reader
 from ..rewards.residuals import RESIDUALS, ResidualFit, covariates_of
 from ..runs.processes import processes
 from ..runs.shards import Shards, block_key
-from .blocks import DECIMALS, output_record, score_rows
+from .row_scores import DECIMALS, output_record, score_rows
 from .rows import Row, rows_of
 
 
