@@ -15,8 +15,8 @@ from ..runs.processes import processes
 from ..score_file.heat_map_page import heat_map_page
 from ..score_file.output_files import model_digest, only_run_on
 from ..score_file.run import ScoreReport, score_file
+from ..score_file.score_summary import SHOWN_SENTENCES, show_report
 from ..score_file.sentence_page import sentence_page
-from ..score_file.summary import SHOWN_SENTENCES, show_report
 from .common import choose_dtype, default_output, use_form
 
 

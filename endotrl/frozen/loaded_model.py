@@ -58,9 +58,7 @@ class LoadedModel:
         return copy.copy, (self.as_own_copy(),)  # unpickled as a copy of its own
 
     def as_own_copy(self) -> OwnCopy:
-        """
-        The same model by name, for a pickle; its weights are compared when it is loaded. `TypeError` without a name.
-        """
+        """The same model by name, for a pickle; its weights are compared when it is loaded."""
         name = self.config._name_or_path
         if self._adapter is not None:
             raise TypeError(

@@ -65,9 +65,7 @@ def base_model(model: str, revision: str | None = None) -> tuple[str, str | None
 def load_tokenizer(
     model: str, trust_remote_code: bool = False, revision: str | None = None
 ) -> PreTrainedTokenizerBase:
-    """
-    Tokenizer of a model, or of the base model of an adapter without one; `OSError` with the reason if there is none.
-    """
+    """Tokenizer of a model, or of the base model of an adapter without one; `OSError` if there is none."""
     model = resolve_model(model)
     base, base_revision = base_model(model, revision)
     if base != model and not cached_file(

@@ -25,9 +25,7 @@ NEEDS_CAUSAL_LM = (
 
 
 def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """
-    Dtype of the frozen model: `"auto"` is bfloat16 on accelerators and float32 on CPU. `ValueError` for no dtype.
-    """
+    """Dtype of the frozen model: `"auto"` is bfloat16 on accelerators and float32 on CPU."""
     if dtype == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     resolved = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}.get(str(dtype), dtype)
@@ -134,9 +132,7 @@ class OwnCopy:
         return {**self.__dict__, "_model": None, "_accelerator": None, "_wrapped": None}
 
     def shard(self, accelerator: Accelerator) -> None:
-        """
-        Splits the copy over the processes, as the policy is split; all of them together put it together for a call.
-        """
+        """Splits the copy over the processes, which put it together, all of them, for each call."""
         elsewhere = self._offload or self._device is not None or self._placed_by_accelerate
         if self._model is not None or elsewhere or self._adapter is not None:
             raise ValueError(
@@ -147,9 +143,7 @@ class OwnCopy:
         self.description = f"own copy of {self._name}, sharded"
 
     def digest(self, dtype: torch.dtype) -> str:
-        """
-        [`weights_digest`] of this copy, which is loaded for the time of the call, into CPU memory, if it was not.
-        """
+        """[`weights_digest`] of this copy, loaded for the time of the call, into CPU memory, if it was not."""
         if self._model is not None:
             with self.active() as model:
                 return weights_digest(model)

@@ -22,7 +22,8 @@ _TAG = re.compile(
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|(?P<number>\d[\d.,]*(?<=\d)))")
 # Between boxes that are meant together.
 _BETWEEN_BOXES = re.compile(
-    r"[\s$,;.&\\()\[\]]*(?:and|or|\\(?:text|quad|mathrm)(?:\{\s*(?:and|or|,)?\s*\})?)?[\s$,;.&\\()\[\]]*(?:[a-z]\w?\s*=\s*)?",
+    r"[\s$,;.&\\()\[\]]*(?:and|or|\\(?:text|quad|mathrm)(?:\{\s*(?:and|or|,)?\s*\})?)?[\s$,;.&\\()\[\]]*"
+    r"(?:[a-z]\w?\s*=\s*)?",
     re.IGNORECASE,
 )
 _HASHES = re.compile(r"^[ \t]*####[ \t]*(?P<answer>.*)$", re.MULTILINE)

@@ -20,7 +20,8 @@ _YES_NO_WORD = re.compile(rf"\b(?:{'|'.join(_YES_NO)})\b", re.IGNORECASE)
 _CHOICE = re.compile(r"^\W*(?P<letter>[A-Ja-j])[^\w+#]*$")
 _OPTION = re.compile(r"^\W{0,3}(?P<letter>[A-J])[).:]\s+(?!(?:or|and)\b|[/,])")
 _LETTER = re.compile(
-    r"(?<![\w'\\$-])\(?(?P<letter>[A-J])\b\)?(?!['\w+#-])(?!(?<=[AI])\s+(?!or\b|and\b|is\b|because\b|since\b|as\b)[a-z])"
+    r"(?<![\w'\\$-])\(?(?P<letter>[A-J])\b\)?(?!['\w+#-])"
+    r"(?!(?<=[AI])\s+(?!or\b|and\b|is\b|because\b|since\b|as\b)[a-z])"
 )
 _ENDORSED = re.compile(
     r"\b(?i:left with|leaves|leaving|so|therefore|thus|hence|choose|pick|select|go with|it is|it's|must be"
@@ -125,9 +126,7 @@ def is_right(completion: str, answers: Sequence[Any], math: bool = False) -> boo
 
 
 def same_answer(texts: Sequence[str], math: bool = False) -> list[int]:
-    """
-    For each text, the index of the first with an equal final answer, or its own without one: for a majority vote.
-    """
+    """Index of the first text with an equal final answer, or of itself, for each text: for a majority vote."""
     claims = [_final(visible(text)) for text in texts]
     groups: list[int] = []
     for i, claim in enumerate(claims):

@@ -14,8 +14,8 @@ _LONGEST_SENTENCE, _AROUND = 600, 200
 _LONGEST_LINE, _MOST_CORRECTIONS, _MOST_STATEMENTS = 1000, 5, 8
 # Where a statement ends within a sentence.
 _BOUNDARY = re.compile(
-    r"[,;:()\[\]—–\n]|\s-\s|[.!?]\s|\b(?:but|however|although|though|while|whereas|instead(?! of)|rather(?! "
-    r"than)|so|because|since|yet|and)\b",
+    r"[,;:()\[\]—–\n]|\s-\s|[.!?]\s|\b(?:but|however|although|though|while|whereas|instead(?! of)|rather(?! than)|so"
+    r"|because|since|yet|and)\b",
     re.IGNORECASE,
 )
 _NO_DENIAL = re.compile(
@@ -32,42 +32,42 @@ _DENIAL = re.compile(
     re.IGNORECASE,
 )
 _DENIAL_BEHIND = re.compile(
-    r"^\s*[<>≤≥]|^[\"'*_)\s]*(?:'s\s+)?(?:\w+\s+)?(?:(?:is|was|are|were|does|did|do|has|had|can|could|would|will|should"
-    r"|must|may|might)(?:n't\b|\s+not\b|\s+never\b|not\b)(?!\s+(?:only|just))|ha[sd] nothing to do with\b"
+    r"^\s*[<>≤≥]|^[\"'*_)\s]*(?:'s\s+)?(?:\w+\s+)?(?:(?:is|was|are|were|does|did|do|has|had|can|could|would|will"
+    r"|should|must|may|might)(?:n't\b|\s+not\b|\s+never\b|not\b)(?!\s+(?:only|just))|ha[sd] nothing to do with\b"
     r"|if\b[^.]*\botherwise\b|(?:is|was|are|were|seems|looks|sounds|would be|must be)\s+(?:\w+\s+){0,2}?(?:wrong"
-    r"|incorrect|false|ruled out|mistaken|untrue|impossible|out\b|too (?:large|small|big|high|low)"
-    r"|eliminated|excluded|a (?:common )?(?:mistake|misconception"
-    r"|trap))|(?:can|could|may|might|should|must) be (?:ruled out|excluded|eliminated|discarded|rejected)"
-    r"|(?:\w+\s+)?or\s+(?:more|less|fewer|greater|higher|lower|larger|smaller)\b)",
+    r"|incorrect|false|ruled out|mistaken|untrue|impossible|out\b|too (?:large|small|big|high|low)|eliminated"
+    r"|excluded|a (?:common )?(?:mistake|misconception|trap))|(?:can|could|may|might|should|must) be (?:ruled out"
+    r"|excluded|eliminated|discarded|rejected)|(?:\w+\s+)?or\s+(?:more|less|fewer|greater|higher|lower|larger"
+    r"|smaller)\b)",
     re.IGNORECASE,
 )
 # A bound is no value, and "all but Paris" is not Paris.
 _DENIAL_BEFORE = re.compile(
-    r"(?:\b(?:less|more|greater|fewer|larger|smaller|higher|lower|bigger|older|younger|longer|shorter)\s+than"
-    r"(?:\s+or\s+equal\s+to)?|\bat\s+(?:most|least)|\bup\s+to|[<>≤≥]|\\[lg]eq?)\s*[$€£¥(\\]*$"
+    r"(?:\b(?:less|more|greater|fewer|larger|smaller|higher|lower|bigger|older|younger|longer"
+    r"|shorter)\s+than(?:\s+or\s+equal\s+to)?|\bat\s+(?:most|least)|\bup\s+to|[<>≤≥]|\\[lg]eq?)\s*[$€£¥(\\]*$"
     r"|\b(?:any|every|all)(?:one|body|thing)?\s+(?:but|except)\s+(?:the\s+)?$",
     re.IGNORECASE,
 )
 _DISTANCE = re.compile(
     r"\b(?:(?:might|may|could|would)\s+(?:\w+\s+)?(?:guess|think|say|said|assume|expect|believe|answer)|(?:thought"
     r"|assumed|believed|guessed|expected|claimed|tempt(?:ed|ing)|attributed|credited)|(?:first|initial|common|naive"
-    r"|obvious)\s+(?:guess|thought|answer|mistake|choice)|(?:many|some|most|people|others|every(?:one|body))\s+(?:people\s+)?"
-    r"(?:\w+ly\s+|always\s+)?(?:thinks?|says?|believes?|claims?|answers?|guess(?:es)?|assumes?|expects?)|at first|it"
-    r" (?:seems|looks|looked|appears)|commonly (?:mistaken|confused)"
-    r"|going to say|used to be|formerly|previously|was once)\b",
+    r"|obvious)\s+(?:guess|thought|answer|mistake|choice)|(?:many|some|most|people|others|every(?:one"
+    r"|body))\s+(?:people\s+)?(?:\w+ly\s+|always\s+)?(?:thinks?|says?|believes?|claims?|answers?|guess(?:es)?"
+    r"|assumes?|expects?)|at first|it (?:seems|looks|looked|appears)|commonly (?:mistaken|confused)|going to say"
+    r"|used to be|formerly|previously|was once)\b",
     re.IGNORECASE,
 )
 _CONTRAST = re.compile(
-    r"\b(?:but|however|yet|actually|in fact|in reality|the truth|instead|whereas)\b(?=[^.]*\b(?:is|was|are|it's|be|say"
-    r"|think|answer|moved|correct|right|became|not)\b)|\bothers?\b",
+    r"\b(?:but|however|yet|actually|in fact|in reality|the truth|instead|whereas)\b(?=[^.]*\b(?:is|was|are|it's|be"
+    r"|say|think|answer|moved|correct|right|became|not)\b)|\bothers?\b",
     re.IGNORECASE,
 )
 # What takes back what was said before.
 CORRECTION = re.compile(
-    r"(?:^|(?<=[.!?;:,\n—–])|(?<=\.\.)|(?<=- ))\s*(?:oh,? |hmm,? |oops,? |sorry,? |but )?(?:no,? )?"
-    r"(?:wait\b|actually,|actually (?=it|the|that|i)|correction\b|scratch that|on second thoughts?|on reflection|let "
-    r"me (?:re-?|double.)?(?:check|think again|redo|recompute|recalculate|correct)"
-    r"|i (?:made|was) (?:a |an )?(?:mistake|error|wrong)|that(?:'s| is| was) (?:wrong|incorrect|not right)|no, )",
+    r"(?:^|(?<=[.!?;:,\n—–])|(?<=\.\.)|(?<=- ))\s*(?:oh,? |hmm,? |oops,? |sorry,? |but )?(?:no,? )?(?:wait\b"
+    r"|actually,|actually (?=it|the|that|i)|correction\b|scratch that|on second thoughts?|on reflection"
+    r"|let me (?:re-?|double.)?(?:check|think again|redo|recompute|recalculate|correct)|i (?:made|was) (?:a "
+    r"|an )?(?:mistake|error|wrong)|that(?:'s| is| was) (?:wrong|incorrect|not right)|no, )",
     re.IGNORECASE,
 )
 _QUESTION = re.compile(
@@ -77,11 +77,12 @@ _QUESTION = re.compile(
     re.IGNORECASE,
 )
 _KIND = (
-    r"(?:final|correct|right|best|overall|actual|true|real|my|our|your|numerical|exact|possible|likely|desired|required"
-    r"|proper|only|valid|complete|short)"
+    r"(?:final|correct|right|best|overall|actual|true|real|my|our|your|numerical|exact|possible|likely|desired"
+    r"|required|proper|only|valid|complete|short)"
 )
 _LABEL = re.compile(
-    rf"(?:^|(?<=[\s.:(*_]))(?:{_KIND}\s+)*answers?(?:\s*\([^()\n]{{0,40}}\))?(?:\s+(?:is|are|below|here|choice))?\s*:\s*",
+    rf"(?:^|(?<=[\s.:(*_]))(?:{_KIND}\s+)*answers?(?:\s*\([^()\n]{{0,40}}\))?"
+    r"(?:\s+(?:is|are|below|here|choice))?\s*:\s*",
     re.IGNORECASE,
 )
 _SAID = re.compile(

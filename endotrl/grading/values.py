@@ -22,9 +22,7 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Collection:
-    """
-    Several values, in `brackets`: `"()"` and `"[)"` in order, `"{}"` in any order; `""` of a list without brackets.
-    """
+    """Several values: in order in `"()"` and `"[)"`, in any order in `"{}"` and in a list without brackets, `""`."""
 
     items: tuple["Value", ...]
     brackets: str = ""
@@ -60,7 +58,8 @@ _LEFT_SIDE = re.compile(
 _ORDINALS = ("st", "nd", "rd", "th")
 _SEPARATOR = re.compile(r"\s*(?:,|;)\s*(?:(?:and|or)\s+)?|\s+(?:and|or)\s+", re.IGNORECASE)
 _WORDY = re.compile(
-    r"(?<!\\)\b(?!(?:sqrt|sin|cos|tan|cot|sec|csc|log|ln|exp|frac|inf|min|max|mod|det|arcsin|arccos|arctan)\b)[A-Za-z]{3,}"
+    r"(?<!\\)\b(?!(?:sqrt|sin|cos|tan|cot|sec|csc|log|ln|exp|frac|inf|min|max|mod"
+    r"|det|arcsin|arccos|arctan)\b)[A-Za-z]{3,}"
 )
 
 
@@ -266,9 +265,7 @@ def _same_percent(right: Number, given: Number, right_is_percent: bool) -> bool:
 
 
 def quantities(text: str) -> list[tuple[int, int, Quantity]]:
-    """
-    The quantities in prose: where each starts and ends, with the words behind it that may be its unit, and what it is.
-    """
+    """The quantities in prose, each with where it stands, the words of its unit included."""
     found = []
     for match in (*IN_PROSE.finditer(text), *_WORD_IN_PROSE.finditer(text)):
         word = match.re is _WORD_IN_PROSE

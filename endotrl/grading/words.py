@@ -15,7 +15,8 @@ _NAME = r"(?:[Tt]he )?[A-Z0-9][\w.'-]*(?:\s+(?:of|the|de|la|da|von|van|[A-Z0-9][
 _LEAD = (
     r"(?i:yes|no|sure|well|so|ok|okay|oh|hmm|right|of course|certainly|thus|hence|therefore|indeed|answer|absolutely"
     r"|correct|in|on|at|by|for|from|after|before|during|with|as|since|when|while|although|if|because|it|this|that|he"
-    r"|she|they|there|i|we|you|to|an?|let|note|first|finally|given|based|according|step|solution|explanation|reasoning)\b"
+    r"|she|they|there|i|we|you|to|an?|let|note|first|finally|given|based|according|step|solution"
+    r"|explanation|reasoning)\b"
 )
 # Not the answer itself: New York is not York, and Jupiter's moon is not Jupiter.
 _PART = re.compile(
@@ -56,7 +57,8 @@ _OTHERS = re.compile(
             rf"(?<!\bis )(?<!\bwas )(?<!\bby )(?<!\bis the )(?<!\bwas the )(?<!\bit's ){_MARK}",
             # "It is Rome; Paris is larger", "Paris is larger, but Rome is the capital"
             rf"\b(?:is|was)\b[^;.{_MARK}]*;\s*(?:the )?{_MARK}",
-            rf"{_MARK}[^.{_MARK}]*(?:;|\b(?:but|while|whereas|however)\b),?\s+(?!{_LEAD}){_NAME}\s+(?:is|was|are|were)\b",
+            rf"{_MARK}[^.{_MARK}]*(?:;|\b(?:but|while|whereas|however)\b),?\s+(?!{_LEAD}){_NAME}\s+"
+            r"(?:is|was|are|were)\b",
             rf"{_MARK}[\"'*_)]*\?",
         )
     )

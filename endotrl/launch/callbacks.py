@@ -151,10 +151,7 @@ class HeatMaps(TrainerCallback):
 
 
 def heat_map_page(title: str, reward: EndogenousReward, prompts: list[Prompt], stats: list[TokenStats]) -> str:
-    """
-    A page of completions with every token in the colour of what it contributes to the reward. Text of prompts and
-    completions is escaped.
-    """
+    """A page of completions with every token in the colour of what it contributes; their text is escaped."""
     return page(title, [("", heat_maps(_rows(reward, prompts, stats)))])
 
 

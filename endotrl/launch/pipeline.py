@@ -74,9 +74,8 @@ def launch(
     argv: Sequence[str] | None = None,
 ) -> Any:
     """
-    Runs a recipe from the command line, and returns the trainer, done. What is wrong with its settings is said in one
-    line, before a model is loaded if it can be known then and before anything is trained, and ends the process with
-    exit code 2.
+    Runs a recipe from the command line, and returns the trainer, done. Wrong settings are said in one line, before
+    anything is trained and, where that can be, before a model is loaded; the process then ends with exit code 2.
     """
     end_with_launcher()
     with ExitStack() as stack:
@@ -112,10 +111,7 @@ def prepare(
     model_args: ModelConfig,
     dataset_args: DatasetMixtureConfig,
 ) -> Job:
-    """
-    Loads the data of a policy, makes its rewards and checks all settings, which are what the parser of [`make_parser`]
-    returns, before any weights are loaded.
-    """
+    """Loads data, makes rewards and checks all settings of a policy; no weights are loaded."""
     check_packages(training_args, model_args)
     check_optimizer(training_args)
     check_generation(training_args)

@@ -76,10 +76,7 @@ def check_packages(training_args: TrainingArguments, model_args: ModelConfig) ->
 
 
 def check_optimizer(training_args: TrainingArguments) -> None:
-    """
-    Raises `ImportError` if the optimizer needs a package that is not installed, and `ValueError` if it or the schedule
-    of the learning rate cannot be made as the settings say.
-    """
+    """Raises `ImportError` or `ValueError` if the optimizer, or its schedule, cannot be made as the settings say."""
     if has_one_learning_rate(training_args):  # DeepSpeed has an optimizer of its own
         return
     name = str(getattr(training_args.optim, "value", training_args.optim))

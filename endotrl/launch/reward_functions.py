@@ -30,10 +30,7 @@ def make_reward_funcs(
     model_args: ModelConfig,
     dataset: Dataset | IterableDataset,
 ) -> list[Callable[..., Any]]:
-    """
-    Makes the rewards that `reward` names and, last, the accuracy, for whose weight a 0 is added to
-    `training_args.reward_weights`. Weights of models are not loaded yet.
-    """
+    """The rewards that `reward` names and, last, the accuracy, with weight 0. No weights of models are loaded yet."""
     _check_settings(training_args, reward_args, dataset)
     weights = training_args.reward_weights or [1.0] * len(reward_args.reward)
     if len(weights) != len(reward_args.reward):

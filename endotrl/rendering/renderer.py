@@ -315,11 +315,11 @@ class Renderer:
             return read
         if read.images is None:
             return replace(read, ids=theirs, plain_ids=theirs)
-        image = self.placeholders.image
-        if ours.count(image) != theirs.count(image):  # type: ignore[arg-type]
+        of_policy, of_reward = (sum(token_id == self.placeholders.image for token_id in ids) for ids in (theirs, ours))
+        if of_policy != of_reward:
             raise ValueError(
-                f"The images of row {row} take {theirs.count(image)} tokens for the policy, and "  # type: ignore[arg-type]
-                f"{ours.count(image)} as the reward's processor reads them. Give the reward the policy's processor."  # type: ignore[arg-type]
+                f"The images of row {row} take {of_policy} tokens for the policy, and {of_reward} as the reward's "
+                "processor reads them. Give the reward the policy's processor."
             )
         return replace(read, ids=theirs, images=read.images.with_token_types(ours, theirs))
 

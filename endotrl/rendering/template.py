@@ -189,9 +189,7 @@ class Template:
 
     @cached_property
     def finished_call(self) -> tuple[str, str]:
-        """
-        What the template writes behind the arguments of a tool's call, and, where the result follows, after the turn.
-        """
+        """What the template writes behind a tool's arguments and, where the result follows, after the turn."""
         call = {"type": "function", "function": {"name": WORD, "arguments": {WORD: WORD}}}
         message = {"role": "assistant", "content": "", "tool_calls": [call]}
         _, closed = self._probe([message])

@@ -271,9 +271,7 @@ class FrozenModelReward:
 
     @property
     def processing_class(self) -> PreTrainedTokenizerBase | ProcessorMixin:
-        """
-        Tokenizer or processor that prompts are read with: the policy's, in a trainer, if the tokens are the same.
-        """
+        """Tokenizer or processor that prompts are read with: the policy's, if the tokens are the same."""
         return self._prompts.reading().processing_class
 
     @property

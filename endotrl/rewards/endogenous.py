@@ -150,9 +150,8 @@ class EndogenousReward(FrozenModelReward):
         placement: dict[str, Any] = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
         placement |= {"max_tokens_per_batch": max_tokens_per_batch, "offload": offload}
         own: dict[str, Any] = {"model_init_kwargs": model_init_kwargs, "adapter_name": adapter_name}
-        rendering: dict[str, Any] = {"overlong_prompt": overlong_prompt, "images": images}
-        rendering["chat_template_kwargs"] = chat_template_kwargs
-        super().__init__(model, processing_class, name, **placement, **own, **rendering)
+        rendering: dict[str, Any] = {"overlong_prompt": overlong_prompt, "chat_template_kwargs": chat_template_kwargs}
+        super().__init__(model, processing_class, name, **placement, **own, **rendering, images=images)
         if type(self) is EndogenousReward and isinstance(self._placement, ServedModel):
             if self._placement.asynchronous and TRL_AWAITS_INSTANCES:
                 self.__class__ = AsyncEndogenousReward  # TRL looks for `async def __call__` in the class
@@ -181,8 +180,8 @@ class EndogenousReward(FrozenModelReward):
         One reward per completion: TRL's contract for reward functions.
 
         Args:
-            prompts (`list[str]` or `list[list[dict]]`), completions (`list[str]` or `list[list[dict]]`):
-                Prompts and completions, as text or as messages.
+            prompts, completions (`list[str]` or `list[list[dict]]`):
+                As text or as messages.
             completion_ids (`list[list[int]]`, *optional*):
                 Token ids of the completions as the policy generated them, EOS included, without padding. Scored as
                 they are if they are of the frozen model's tokenizer; otherwise, or if not given, the text is encoded.
@@ -193,12 +192,10 @@ class EndogenousReward(FrozenModelReward):
                 (nats), the fraction of truncated completions, and the correlation of the reward with the length.
             **kwargs:
                 Other columns. `image` (one or none a row) and `images` (a list a row) hold what is not in the messages
-                themselves: see [`place_images`]. `environment` selects tools, where the trainer has several
-                environments.
+                themselves: see [`place_images`]. `environment` selects tools, if there are several environments.
 
         Returns:
-            `list[float | None]`: `None` without a scored token, and for truncated completions with
-            `truncation="skip"`.
+            `list[float | None]`: `None` without a scored token, and where `truncation="skip"` leaves one out.
 
         Raises:
             `ValueError`, `TypeError`: For a batch that cannot be rendered (see [`Renderer.render`]), and for NaN
@@ -218,11 +215,7 @@ class EndogenousReward(FrozenModelReward):
         **kwargs: Any,
     ) -> DenseScores:
         r"""
-        Rewards per completion, as [`__call__`], and per token: see [`DenseReward`].
-
-        Args:
-            prompts, completions, completion_ids, domain, log_extra, log_metric, **kwargs:
-                As in [`__call__`].
+        Rewards per completion and per token (see [`DenseReward`]), from the arguments of [`__call__`].
 
         Returns:
             [`DenseScores`]. The token rewards are those of [`token_rewards`] times their weights in the aggregate,
@@ -232,8 +225,7 @@ class EndogenousReward(FrozenModelReward):
 
         Raises:
             `ValueError`: With an aggregate that is no sum of token rewards (`"mean"`, `"power"`, `"min"`); if the
-            frozen model has another tokenizer than the policy, so that its token rewards are of other tokens; and as
-            [`__call__`].
+            frozen model has another tokenizer than the policy; and as [`__call__`].
         """
         self.check_token_credit()
         rows = self._rows(prompts, completions, completion_ids, domain, {**kwargs, "log_extra": log_extra})
@@ -296,16 +288,11 @@ class EndogenousReward(FrozenModelReward):
         images: Sequence[Sequence[Any] | None] | None = None,
     ) -> list[Tensor]:
         """
-        One reward per token.
-
-        Args:
-            prompts, completions, completion_ids, domain, images:
-                As in [`__call__`].
+        One reward per token, from the arguments of [`__call__`].
 
         Returns:
-            `list[torch.Tensor]`, one of shape `(H_i,)` per completion, float32, on the CPU: 0 where a tool wrote. With
-            the default settings they sum to the reward plus $V(s_1)$. With `truncation="skip"`, those of a truncated
-            one are NaN.
+            `list[torch.Tensor]`, one of shape `(H_i,)` per completion, float32, on the CPU: 0 where a tool wrote, NaN
+            where `truncation="skip"` leaves a completion out. By default they sum to the reward plus $V(s_1)$.
         """
         self._check_token_rewards()
         rows = self._rows(prompts, completions, completion_ids, domain, {"images": images})
@@ -323,18 +310,12 @@ class EndogenousReward(FrozenModelReward):
         images: Sequence[Sequence[Any] | None] | None = None,
     ) -> ScoredCompletions:
         """
-        Token statistics of completions, with the decoded text and the characters of each token. A notebook shows them
-        as heat maps.
+        Token statistics of completions, from the arguments of [`__call__`], with the decoded text and the characters
+        of each token. A notebook shows them as heat maps.
 
         Args:
-            prompts, completions, completion_ids, domain:
-                As in [`__call__`].
-            progress (`bool`, *optional*, defaults to `False`):
-                Whether to show a progress bar.
-            mean_logits (`bool`, *optional*, defaults to `False`):
-                Whether to compute the mean of the logits over the vocabulary per token, too.
-            images (`list[list]`, *optional*):
-                Images of each row that are not in its messages: see [`place_images`].
+            progress (`bool`, *optional*, defaults to `False`), mean_logits (`bool`, *optional*, defaults to `False`):
+                Whether to show a progress bar, and to compute the mean logit over the vocabulary per token, too.
 
         Returns:
             [`ScoredCompletions`], a list of [`TokenStats`] in the order given, for [`token_rewards_from`] and

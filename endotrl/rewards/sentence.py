@@ -170,9 +170,7 @@ class SentenceReward:
         return self._scorer(prompts, completions, completion_ids, progress)
 
     def bind(self, trainer: Any) -> "SentenceReward":
-        """
-        Reads prompts, and finds the tokens that end sentences, as the policy does: see [`EndogenousReward.bind`].
-        """
+        """Reads prompts, and finds the ends of sentences, as the policy does: see [`EndogenousReward.bind`]."""
         self._scorer.prompts.bind(trainer)
         return self
 

@@ -51,9 +51,7 @@ FREE = {
 
 
 def make_record(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """
-    `settings`, by their names, `command`, `versions` and, in a git clone, the revision and whether files were changed.
-    """
+    """`settings`, `command`, `versions` and, in a git clone, the revision and whether files were changed."""
     return {
         "command": without_secrets(sys.argv),
         "settings": {name: _plain(value) for name, value in settings.items()},

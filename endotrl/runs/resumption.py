@@ -212,9 +212,7 @@ def find_checkpoint(args: TrainingArguments, record: Mapping[str, Any]) -> None:
 
 
 def train_and_save(trainer: Trainer, interruptions: Interruptions, record: Mapping[str, Any]) -> None:
-    """
-    Trains, from `resume_from_checkpoint` if it is set, and saves to `output_dir`, unless the run was `terminated`.
-    """
+    """Trains, from `resume_from_checkpoint` if set, and saves to `output_dir`, unless `terminated`."""
     args = trainer.args
     if trainer.accelerator.is_main_process:
         write_record(args.output_dir, record)

@@ -21,10 +21,7 @@ WANDB_ID_FILE = "wandb_run_id"
 
 
 def check_wandb_login(training_args: TrainingArguments) -> None:
-    """
-    Raises `ValueError` if the run is to go to W&B, and nobody is logged in there. (W&B would say so when the model is
-    loaded.) At a terminal, W&B asks for the key now.
-    """
+    """Raises `ValueError` if the run is to go to W&B and nobody is logged in; at a terminal, W&B asks now."""
     if "wandb" not in training_args.report_to:
         return
     reason = None

@@ -51,12 +51,7 @@ LAYOUT = {
 
 
 def make_workspace(entity: str, project: str) -> Any:
-    """
-    The workspace, not saved yet.
-
-    Raises:
-        `ImportError`: If wandb-workspaces is not installed.
-    """
+    """The workspace, not saved yet. `ImportError` if wandb-workspaces is not installed."""
     try:
         from wandb_workspaces.reports.v2 import LinePlot
         from wandb_workspaces.workspaces import Section, Workspace

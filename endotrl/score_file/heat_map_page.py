@@ -12,7 +12,7 @@ from .. import __version__
 from ..data.formats import images_of
 from ..reporting import heat_maps, page, table
 from .run import ScoreReport
-from .summary import summary_lines
+from .score_summary import summary_lines
 
 
 if TYPE_CHECKING:

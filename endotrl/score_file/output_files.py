@@ -49,9 +49,7 @@ def only_run_on(path: str | Path) -> Iterator[None]:
 
 
 class Output:
-    """
-    The output, its error file and metadata: what an earlier run left, and writing. The caller holds [`only_run_on`].
-    """
+    """The output, its error file and metadata. The caller keeps other runs from it by [`only_run_on`]."""
 
     def __init__(self, path: str | Path, reader: Reader, settings: Mapping[str, Any]) -> None:
         self.path, self.stream = Path(path), str(path) == STREAM

@@ -16,8 +16,8 @@ from ..data.formats import ROW_FORMAT
 from ..data.sources import STREAM, Reader
 from ..rewards.residuals import RESIDUALS
 from ..runs.processes import processes
-from .blocks import score_rows
 from .output_files import Output, only_run_on
+from .row_scores import score_rows
 from .rows import Row
 from .sharded import ShardedScores, Slopes, fit_slopes, read_responses, score_block, take_out
 from .tally import Tally

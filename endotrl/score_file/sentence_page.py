@@ -13,8 +13,8 @@ from .. import __version__
 from ..data.formats import message_text
 from ..reporting import HeatMapRow, heat_maps, page, plain, table
 from .run import Example, ScoreReport
+from .score_summary import summary_lines
 from .sentences import HEADERS, SHOWN_DECIMALS, sentence_rows
-from .summary import summary_lines
 
 
 if TYPE_CHECKING:

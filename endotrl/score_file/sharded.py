@@ -16,7 +16,7 @@ from ..data.sources import Reader
 from ..rewards.residuals import RESIDUALS, ResidualFit, covariates_of
 from ..runs.processes import processes
 from ..runs.shards import Shards, block_key
-from .blocks import DECIMALS, output_record, score_rows
+from .row_scores import DECIMALS, output_record, score_rows
 from .rows import Row, rows_of
 
 
@@ -110,9 +110,7 @@ def by_prompt(scored: Iterable[Scored]) -> Iterator[list[Scored]]:
 
 
 def fit_slopes(residual: str, scored: Iterable[Scored]) -> Slopes:
-    """
-    Slopes of the rewards on length, or length and style, by `domain`: see [`~endotrl.rewards.residuals.residuals`].
-    """
+    """Slopes of the rewards on length, or length and style, by `domain`: see [`residuals`]."""
     fit, largest = ResidualFit(len(RESIDUALS[residual])), 0
     for group in by_prompt(scored):
         covariates = [_covariates(residual, row, record) for row, record in group]

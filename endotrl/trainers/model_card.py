@@ -14,9 +14,7 @@ NOT_SHOWN = ("max_tokens_per_batch", "trust_remote_code", "chat_template_kwargs"
 
 
 def with_rewards(card: str, trainer: Any) -> str:
-    """
-    A model card of TRL with a section on the rewards: their frozen models and settings, and whether labels were used.
-    """
+    """A model card of TRL with a section on the rewards: frozen models, settings, and whether labels were used."""
     card = card.replace("[None](https://huggingface.co/None)", "a model in a local folder")
     before, heading, after = card.partition("### Framework versions")
     return f"{before}{reward_section(trainer)}\n\n{heading}{after}"

@@ -309,11 +309,7 @@ class PPOTrainer(DenseRewardTrainer):
             metrics["ppo/explained_variance"].append(explained_variance(all_values, all_targets))
 
     def _log_and_adapt_kl(self, log_ratio: Tensor, mask: Tensor) -> None:
-        """
-        Args:
-            log_ratio (`torch.Tensor` of shape `(B, T)`):
-                Log-probability of the policy minus that of the reference, 0 where `mask` is `False`.
-        """
+        """`log_ratio` `(B, T)` is that of policy to reference, 0 where `mask` is `False`."""
         args = self.args
         metrics = self._metrics["train" if self.model.training else "eval"]
         k3 = torch.expm1(-log_ratio) + log_ratio  # as in TRL's loss

@@ -125,9 +125,7 @@ class ScoredBatch:
 
     @property
     def weighted_state_values(self) -> Tensor:
-        """
-        Weighted sum of the state values, shape `(B, T)`: a baseline of [`weighted_token_rewards`]' returns to go.
-        """
+        """Weighted sum of the state values, `(B, T)`: a baseline of the returns to go."""
         return self._weighted(self.state_values)
 
     @property

@@ -12,10 +12,7 @@ from ..rewards.protocol import DenseReward
 
 
 def check_token_credit(args: GRPOConfig, alternative: str = "") -> None:
-    """
-    Raises `ValueError` for settings of TRL's loss under which tokens of a completion cannot have advantages of their
-    own.
-    """
+    """Raises `ValueError` for settings of TRL's loss under which tokens cannot have advantages of their own."""
     if args.importance_sampling_level == "sequence":
         raise ValueError(
             "`importance_sampling_level='sequence'` puts one importance ratio before all tokens of a completion, so "
@@ -45,9 +42,7 @@ def check_token_rewards(reward_funcs: Sequence[Any]) -> bool:
 
 
 def check_prompts(name: str, dataset: Any) -> None:
-    """
-    Raises `ValueError` for a dataset that holds token ids in the place of prompts, as those of TRL's own PPO did.
-    """
+    """Raises `ValueError` for a dataset of token ids in the place of prompts, as those of TRL's own PPO."""
     if isinstance(dataset, dict):
         for part in dataset.values():
             check_prompts(name, part)

@@ -59,8 +59,7 @@ class ValueHead(nn.Module):
 
 class Critic(nn.Module):
     """
-    Value of every state: a head on the policy's hidden states (without their gradient, with `detach`), or on those of
-    a model of its own, the `backbone`.
+    Value of every state: a head on the policy's hidden states (`detach`: without gradient), or on the `backbone`'s.
     """
 
     def __init__(self, head: ValueHead, backbone: nn.Module | None = None, detach: bool = True) -> None:

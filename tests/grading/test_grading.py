@@ -65,23 +65,9 @@ class TestNumbers:
 
     @pytest.mark.parametrize(
         "text",
-        [
-            "",
-            "x",
-            "1/0",
-            "3 apples",
-            "1 2",
-            "10^{10^{10}}",
-            "(1",
-            "1)",
-            "1,23",
-            "--",
-            "2x",
-            "(-1)^{0.5}",
-            "9" * 500,
-            "__import__('os')",
-        ],
-    )
+        ["", "x", "1/0", "3 apples", "1 2", "10^{10^{10}}", "(1", "1)", "1,23", "--", "2x", "(-1)^{0.5}", "9" * 500,
+         "__import__('os')", "root.mro()", "1if 1else 2", "pi.real", "2e400000", "9**9**9"],
+    )  # fmt: skip
     def test_not_a_number(self, text: str) -> None:
         assert read_number(text) is None
 
@@ -121,15 +107,8 @@ class TestNumbers:
 
 class TestSameAnswer:
     def test_groups(self) -> None:
-        texts = [
-            r"\boxed{1/2}",
-            "no idea",
-            "The answer is 0.5.",
-            r"\boxed{3}",
-            "none",
-            "So it is 3 apples.",
-            "Answer: 50%",
-        ]
+        texts = [r"\boxed{1/2}", "no idea", "The answer is 0.5.", r"\boxed{3}", "none", "So it is 3 apples."]
+        texts.append("Answer: 50%")
         assert same_answer(texts) == [0, 1, 0, 3, 4, 3, 0]
 
     def test_words(self) -> None:
@@ -150,11 +129,8 @@ class TestFinalAnswer:
 class TestMathVerify:
     def test_expressions(self) -> None:
         pytest.importorskip("math_verify")
-        pairs = [
-            ("x^2+2x+1", r"\boxed{(x+1)^2}"),
-            (r"\frac{x}{2}", "The answer is $0.5x$."),
-            (r"\binom{5}{2}", r"\boxed{10}"),
-        ]
+        pairs = [("x^2+2x+1", r"\boxed{(x+1)^2}"), (r"\frac{x}{2}", "The answer is $0.5x$.")]
+        pairs.append((r"\binom{5}{2}", r"\boxed{10}"))
         for right, completion in pairs:
             assert is_right(completion, [right], math=True) and not is_right(completion, [right])
         assert not is_right(r"\boxed{(x+1)^2}", ["x^2+2x+2"], math=True)
@@ -187,26 +163,9 @@ class TestAnyText:
         same_answer([completion, answer])
 
     def test_nothing_breaks_it_that_looks_like_an_answer(self) -> None:
-        pieces = [
-            *r"$ { } ( ) [ ] , . - ^ = \boxed{ \frac{ \sqrt \text{ 42 1/0 ½ ² x e or and not Paris is".split(" "),
-            "the answer is ",
-            "\n",
-        ]
-        pieces += [
-            "<think>",
-            "</think>",
-            "<answer>",
-            "#### ",
-            "**",
-            "\ud800",
-            "\u202e",
-            "±",
-            r"\cup",
-            "-inf",
-            "million",
-            "(B)",
-            "yes",
-        ]
+        pieces = r"$ { } ( ) [ ] , . - ^ = \boxed{ \frac{ \sqrt \text{ 42 1/0 ½ ² x e or and not Paris is".split(" ")
+        pieces += ["the answer is ", "\n", "<think>", "</think>", "<answer>", "#### ", "**", "\ud800", "\u202e", "±"]
+        pieces += [r"\cup", "-inf", "million", "(B)", "yes"]
         generator = random.Random(0)
         for _ in range(1500):
             text = "".join(generator.choice(pieces) for _ in range(generator.randint(0, 20)))

@@ -32,6 +32,8 @@ from endotrl.launch.ranges import CHOICES, RANGES
 from endotrl.rewards import AccuracyReward, FormatReward, LengthReward, RandomReward
 from endotrl.sentence import SentenceRewardTrainer, SentenceRewardTrainerConfig
 
+from ..support.helpers import as_arguments
+
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -72,7 +74,7 @@ def small(tiny_policy_path: str, prompts: Path, tmp_path: Path) -> list[str]:
         "lora_target_modules": ".*_proj",
         "max_completion_length": 8,
     }
-    return [str(part) for key, value in overrides.items() for part in (f"--{key}", value)]
+    return as_arguments(overrides)
 
 
 def parse(recipe: Path, *arguments: str) -> tuple[Any, ...]:
@@ -762,7 +764,7 @@ class TestRuns:
             "max_steps": 2,
             "per_device_train_batch_size": 4,
         }
-        words = [str(part) for key, value in overrides.items() for part in (f"--{key}", value)]
+        words = as_arguments(overrides)
         path = ROOT / "recipes" / "smollm2-135m" / "sentence_reward.yaml"
         # It ends with an evaluation, else.
         trained = recipes.launch(

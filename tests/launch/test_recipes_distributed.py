@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..support.accelerate_server import accelerate
+from ..support.helpers import ON_CPU, as_arguments
 
 
 pytestmark = pytest.mark.slow
@@ -66,11 +67,7 @@ def launch(folder: Path, model: str, launcher: str, num_processes: int) -> Path:
         "learning_rate": 1e-2,
         "logging_steps": 1,
         "save_strategy": "no",
-        "report_to": "none",
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "disable_tqdm": True,
+        **ON_CPU,
         "scale_rewards": "none",
     }
     files = []
@@ -78,7 +75,7 @@ def launch(folder: Path, model: str, launcher: str, num_processes: int) -> Path:
         given = {**settings, "output_dir": folder / name}
         if kind == "ppo":
             del given["scale_rewards"]
-        words = [kind, *(str(part) for key, value in given.items() for part in (f"--{key}", value)), *arguments]
+        words = [kind, *as_arguments(given), *arguments]
         files.append(folder / f"{name}.json")
         files[-1].write_text(json.dumps(words))
     extensions = folder / "extensions"

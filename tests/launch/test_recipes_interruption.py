@@ -28,6 +28,7 @@ from endotrl.runs.checkpoints import (
 )
 
 from ..support.accelerate_server import python
+from ..support.helpers import ON_CPU, as_arguments
 
 
 pytestmark = pytest.mark.slow
@@ -87,13 +88,9 @@ def start(folder: Path, model: str, kind: str, output: str, *arguments: str, tra
         "learning_rate": 1e-2,
         "beta": 0.1,
         "max_completion_length": 6,
-        "report_to": "none",
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "disable_tqdm": True,
+        **ON_CPU,
     }
-    words = [str(part) for key, value in settings.items() for part in (f"--{key}", value)]
+    words = as_arguments(settings)
     words += ["--reward", "endogenous", "tests.launch.test_recipes_interruption.watch", "--reward_weights", "1", "0"]
     standard, config = CLASSES[kind]
     return recipes.launch(trainer_class or standard, config, [*words, *arguments])

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from endotrl.runs.checkpoints import last_complete_checkpoint
 
 from ..support.accelerate_server import accelerate
+from ..support.helpers import ON_CPU, as_arguments
 
 
 pytestmark = pytest.mark.slow
@@ -49,13 +50,9 @@ def test_terminated_then_killed_then_incomplete(
             "learning_rate": 1e-2,
             "beta": 0.1,
             "max_completion_length": 6,
-            "report_to": "none",
-            "use_cpu": True,
-            "bf16": False,
-            "gradient_checkpointing": False,
-            "disable_tqdm": True,
+            **ON_CPU,
         }
-        words = ["sampled", *(str(part) for key, value in settings.items() for part in (f"--{key}", value))]
+        words = ["sampled", *as_arguments(settings)]
         words += ["--reward", "endogenous", "tests.support.fuse.watch", "--reward_weights", "1", "0"]
         file = tmp_path / f"{output}.json"
         file.write_text(json.dumps(words))

@@ -17,6 +17,8 @@ from endotrl.runs.record import make_record
 from endotrl.runs.wandb_run import WANDB_ID_FILE
 from endotrl.sentence import SentenceRewardTrainer, SentenceRewardTrainerConfig
 
+from ..support.helpers import ON_CPU, as_arguments
+
 
 pytestmark = pytest.mark.slow
 SECRET = "hf_nobody_is_to_read_this"
@@ -52,10 +54,7 @@ def arguments(tiny_policy_path: str, tmp_path: Path) -> list[str]:
         "num_generations": 4,
         "beta": 0.1,
         "max_completion_length": 8,
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "disable_tqdm": True,
+        **ON_CPU,
         "heat_map_steps": 2,
         "accuracy": "match",
         "dataset_test_split": "train",
@@ -65,7 +64,7 @@ def arguments(tiny_policy_path: str, tmp_path: Path) -> list[str]:
         "num_generations_eval": 2,
         "hub_token": SECRET,
     }
-    return [str(part) for key, value in settings.items() for part in (f"--{key}", value)]
+    return as_arguments(settings)
 
 
 def records(path: Path) -> Iterator[bytes]:
@@ -204,16 +203,14 @@ def test_wandb_of_the_sentence_reward(tiny_model_path: str, tmp_path: Path, wand
         "eval_steps": 2,
         "save_strategy": "no",
         "per_device_train_batch_size": 2,
-        "use_cpu": True,
-        "bf16": False,
-        "disable_tqdm": True,
+        **ON_CPU,
         "hub_token": SECRET,
         "report_to": "wandb",
     }
     recipes.launch(
         SentenceRewardTrainer,
         SentenceRewardTrainerConfig,
-        [str(part) for key, value in settings.items() for part in (f"--{key}", value)],
+        as_arguments(settings),
     )
     keys, config, run_id = read_back(wandb, tmp_path / "run")
     panels = {"loss", "grad_norm", "learning_rate", "accuracy", "margin", "mean_reward", "num_tokens"}

@@ -1,13 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Instruments to watch a model with."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+
+
+# A run of a recipe that says nothing and needs no accelerator.
+ON_CPU = {"report_to": "none", "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "disable_tqdm": True}
+
+
+def as_arguments(settings: Mapping[str, Any]) -> list[str]:
+    """Settings as on a recipe's command line."""
+    return [str(part) for key, value in settings.items() for part in (f"--{key}", value)]
 
 
 class LargestTensor(TorchDispatchMode):
