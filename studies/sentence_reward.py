@@ -58,7 +58,7 @@ CHOSEN_AS = {"paper": "response", "equal": "response", "own": "own-sum", "told":
 SEEDS, FOLDS, BOOTSTRAP = 5, 5, 2000
 PENALTIES = (100.0, 300.0, 1000.0, 3000.0)
 ITERATIONS, ATTENTION = 60, 64
-DEVELOPMENT_PAIRS = 400  # of `helpful`, in no final figure
+DEVELOPMENT_PAIRS = 300  # of `helpful`, in no final figure
 
 
 class Head(nn.Module):
@@ -80,24 +80,18 @@ class Head(nn.Module):
 
     def forward(self, states: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Scores `(B,)`, and what each sentence is worth, `(B, N)`; `lengths` are numbers of sentences."""
-        rows, places = torch.arange(len(states)), torch.arange(states.shape[1])
-        own = self.arm.startswith("own")
+        rows = torch.arange(len(states))
+        places = torch.arange(states.shape[1] - 1).repeat(len(states), 1)
         mask = places <= lengths[:, None]
-        if own:  # read before EOS
-            states = states[:, :-1]
-            mask = mask[:, :-1]
-        else:  # the last sentence is read at EOS, which stands behind it
-            states = states.clone()
-            states[rows, lengths] = states[rows, lengths + 1]
-            states, mask = states[:, :-1], mask[:, :-1]
-        values = self.value(states).squeeze(-1)
-        if self.arm == "response":
-            return values[rows, lengths], sentence_rewards(values, mask)[:, 1:]
+        own = self.arm.startswith("own")
+        if not own:  # the last sentence is read at EOS, which stands behind it
+            places[rows, lengths] += 1
+        values = self.value(states).squeeze(-1)[rows[:, None], places]
         rewards = sentence_rewards(values, mask, differences=not own)
-        if self.arm == "own-sum":
+        if self.arm in ("response", "own-sum"):  # differences add up to the last value
             return rewards.sum(dim=-1), rewards[:, 1:]
-        query = self.query(states[rows, lengths])[:, None].expand(-1, states.shape[1], -1)  # the last one's is read
-        terms = rewards * attention_weights(query, self.key(states), mask)
+        query = self.query(states[rows, places[rows, lengths]])[:, None].expand(-1, places.shape[1], -1)
+        terms = rewards * attention_weights(query, self.key(states)[rows[:, None], places], mask)
         return terms.sum(dim=-1), terms[:, 1:]
 
 
@@ -177,18 +171,24 @@ def auc(worth: Tensor, right: Tensor) -> float:
     return (below.double().mean() / (2 * len(bad))).item()
 
 
-def choose(arm: str, rows: list[dict[str, Any]], splits: list[tuple[list[int], list[int]]]) -> dict[str, Any]:
-    """Depth and penalty with the best accuracy on development pairs."""
-    tried = []
+def choose(
+    arm: str, rows: list[dict[str, Any]], splits: list[tuple[list[int], list[int]]], choice: dict[str, Any], save: Any
+) -> None:
+    """Fills `choice` with depth and penalty of the best accuracy on development pairs; what was tried is kept."""
+    tried = choice.setdefault("tried", [])
+    done = {(settings["depth"], settings["penalty"]) for settings in tried}
     for depth in DEPTHS:
         states, lengths = stack(rows, depth)
         for penalty in PENALTIES:
+            if (depth, penalty) in done:
+                continue
             margins: list[float] = []
             for training, held_out in splits:
                 trained = train(arm, states, lengths, training, penalty, seed=0)
                 margins += judge(trained, states, lengths, held_out)[0]
             tried.append({"accuracy": accuracy(margins), "depth": depth, "penalty": penalty})
-    return max(tried, key=lambda settings: settings["accuracy"]) | {"tried": tried}
+            save()
+    choice.update(max(tried, key=lambda settings: settings["accuracy"]))
 
 
 def run(arm: str, seed: int, rows: list[dict[str, Any]], setting: dict[str, Any], by_part: bool) -> dict[str, Any]:
@@ -233,16 +233,17 @@ def compute(figures: dict[str, Any], datasets: Sequence[str], states: States, sa
         for arm in tqdm(
             sorted(set(ARMS) - set(CHOSEN_AS)), desc=f"Settings, {dataset}", unit=" arms", disable=chooser != dataset
         ):
-            if chooser == dataset and f"{dataset} {arm}" not in figures["choices"]:
-                if by_part:
-                    training, held_out = (
-                        [i for i, row in enumerate(rows) if row["part"] == part] for part in ("train", "dev")
-                    )
-                    choice = choose(arm, rows, [(training, held_out)])
-                else:
-                    choice = choose(arm, development, folds(len(development), seed=0))
-                figures["choices"][f"{dataset} {arm}"] = choice
-                save()
+            choice = figures["choices"].setdefault(f"{dataset} {arm}", {}) if chooser == dataset else {"depth": 0}
+            if "depth" in choice:
+                continue
+            if by_part:
+                training, held_out = (
+                    [i for i, r in enumerate(rows) if r["part"] == part] for part in ("train", "dev")
+                )
+                choose(arm, rows, [(training, held_out)], choice, save)
+            else:
+                choose(arm, development, folds(len(development), seed=0), choice, save)
+            save()
         cells = figures["cells"].setdefault(dataset, [])
         done = {(cell["arm"], cell["seed"]) for cell in cells}
         arms = (*ARMS, "told") if "right" in rows[0] else ARMS

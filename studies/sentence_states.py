@@ -29,6 +29,7 @@ from endotrl.tasks import facts
 DEPTHS = (13, 16, 19, 22)  # layers of 30
 MAX_TOKENS = 256  # of prompt and answer
 PAIRS_PER_FILE = 50
+PREFERENCES = 900  # pairs of `helpful`, and all of `webgpt`
 DATASETS = ("facts", "helpful", "webgpt", "prmbench")
 FACTS_PAIRS = {"train": 1200, "dev": 200, "test": 400}
 
@@ -58,7 +59,7 @@ def load_pairs(dataset: str, data: Path) -> list[Pair]:
         if chosen[:-1] == rejected[:-1] != [] and chosen[-1]["content"] and rejected[-1]["content"]:
             pairs.append(Pair(chosen[:-1], (chosen[-1]["content"], rejected[-1]["content"])))
     random.Random(0).shuffle(pairs)
-    return pairs
+    return pairs[:PREFERENCES]
 
 
 def _facts() -> list[Pair]:
