@@ -105,11 +105,12 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
         for result in results:
             if result["run"] not in arms:
                 continue
-            color = CYCLE[arms.index(result["run"]) % len(CYCLE)]
+            number = arms.index(result["run"])
+            color, style = CYCLE[number % len(CYCLE)], ("-", "--", ":")[number // len(CYCLE) % 3]
             points = sorted((int(step), accuracy) for step, accuracy in result["held_out"].items())
             first_seed = min(r["seed"] for r in results if r["run"] == result["run"])
             label = ARMS[result["run"]].label if result["seed"] == first_seed else None
-            panel.plot(*zip(*points, strict=True), color=color, label=label, linewidth=1.5)
+            panel.plot(*zip(*points, strict=True), color=color, linestyle=style, label=label, linewidth=1.5)
             if result["alarms"]:
                 step = result["alarms"][0][0]
                 panel.plot(step, held_out_at(result, step), "v", color=color, markersize=9, markeredgecolor="black")

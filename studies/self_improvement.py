@@ -272,7 +272,7 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
         axis.set(title=f"{noise:.0%} wrong demonstrations", xlim=(-0.02, 1.03))
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     figure.supxlabel("right answers to new questions; dotted: the base model at the first try", fontsize=10)
-    panels[0][0].legend(frameon=False, loc="lower left")
+    figure.legend(*panels[0][0].get_legend_handles_labels(), frameon=False, ncols=2, loc="outside upper center")
     path.write_bytes(as_png(figure))
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from ..rendering.images import load_picture, picture_digest
 from ..rendering.messages import Completion, Prompt
 
 
@@ -42,6 +41,11 @@ class Item:
         if self.response_ids is not None:
             content.append(self.response_ids)
         if self.images:
+            from ..rendering.images import (
+                load_picture,
+                picture_digest,
+            )  # with torch, which `eval compare` does without
+
             content.append([picture_digest(load_picture(0, picture)) for picture in self.images])
         text = json.dumps(content, sort_keys=True, default=list)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:20]

@@ -551,7 +551,7 @@ def test_smollm2_on_real_pairs(smollm2_path, tmp_path):
     source = json.loads(Path(real_file("llmbar/natural.json")).read_text())
     rows = sorted(source, key=lambda row: len(row["input"] + row["output_1"] + row["output_2"]))[:3]
     path = write(tmp_path / "natural.json", rows)
-    code = main(["eval", "llmbar", "--model", smollm2_path, "--device", "cpu", "--data", path, "--output", str(tmp_path / "o"), "--scorers", "bellman.sum"])  # fmt: skip
+    code = main(["eval", "llmbar", "--model", smollm2_path, "--device", "cpu", "--data", path, "--output", str(tmp_path / "o"), "--scorers", "bellman.sum", "--dtype", "float32"])  # fmt: skip
     assert code == 0
     tokenizer = AutoTokenizer.from_pretrained(smollm2_path)
     model = AutoModelForCausalLM.from_pretrained(smollm2_path).eval()
