@@ -180,7 +180,7 @@ class TestProgress:
 
 @pytest.fixture
 def small_demo(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "quiet", lambda: None)  # it mutes the libraries for the rest of the process
+    monkeypatch.setattr(demo, "quiet_libraries", lambda: None)  # it mutes the libraries for the rest of the process
     monkeypatch.setattr(parts, "PRETRAINING", {**parts.PRETRAINING, "steps": 3})
     monkeypatch.setattr(parts, "HELD_OUT", 20)
     tiny = {"max_steps": 2, "per_device_train_batch_size": 8, "num_generations": 4}
