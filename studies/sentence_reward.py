@@ -214,7 +214,7 @@ def run(arm: str, seed: int, rows: list[dict[str, Any]], setting: dict[str, Any]
     result: dict[str, Any] = {"arm": arm, "seed": seed, "pairs": sorted(margins)}
     result["margins"] = [round(margins[i], 6) for i in result["pairs"]]
     if "right" in rows[result["pairs"][0]]:
-        result["worth"] = [[[round(v, 6) for v in row] for row in worth[i]] for i in result["pairs"]]
+        result["worth"] = [[[round(v, 4) for v in row] for row in worth[i]] for i in result["pairs"]]
     return result
 
 
@@ -242,7 +242,7 @@ def compute(figures: dict[str, Any], datasets: Sequence[str], states: States, sa
                 )
                 choose(arm, rows, [(training, held_out)], choice, save)
             else:
-                choose(arm, development, folds(len(development), seed=0), choice, save)
+                choose(arm, development, folds(len(development), seed=0)[:3], choice, save)
             save()
         cells = figures["cells"].setdefault(dataset, [])
         done = {(cell["arm"], cell["seed"]) for cell in cells}
@@ -409,7 +409,8 @@ def page(figures: dict[str, Any], summaries: dict[str, dict[str, dict[str, Any]]
         f"means over {SEEDS} seeds, each with training pairs of its own (nine tenths of them, or its own five folds). Facts of the test "
         "are in no training pair. The response-level model is read at the ends of sentences, by differences; the endogenous reward is "
         "summed over sentences. Of PRMBench, steps are told apart within the wrong solutions only.\n\n"
-        "Not measured here: markers and training of layers (heads alone are trained), models beyond 135M parameters, and RL.\n\n"
+        "Not measured here: markers and training of layers (heads alone are trained), models beyond 135M parameters, and RL; "
+        f"not run yet: {', '.join(TITLES[name] for name in DATASETS if name not in summaries) or 'nothing'}.\n\n"
         f"{markdown_table(['chosen', 'layer', 'penalty', 'development pairs in order, %'], choices)}\n\n"
         f"{machine_line(figures['settings'])}\n"
     )

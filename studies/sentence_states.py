@@ -219,7 +219,7 @@ class States:
                     continue  # the segmenter has cut elsewhere
                 row["right"] = [list(flags) for flags in pair.right]
                 if first in endogenous:
-                    row["endogenous"] = [endogenous[first], endogenous[second]]
+                    row["endogenous"] = [[round(v, 4) for v in endogenous[i]] for i in (first, second)]
             made.append(row)
         return made
 
