@@ -442,7 +442,8 @@ def plot(summaries: dict[str, dict[str, dict[str, Any]]], path: Path) -> None:
                 panel.errorbar(means, places, xerr=errors, fmt="o", color=f"C{i}", label=dataset, capsize=2)
         panel.axvline(0.5, color="0.7", linewidth=0.8)
         panel.set_xlabel(title)
-        panel.legend(fontsize=8)
+        if panel.has_data():
+            panel.legend(fontsize=8)
     panels[0].set_yticks(range(len(arms)), [LABELS[arm].replace("`", "") for arm in arms], fontsize=8)
     panels[0].invert_yaxis()
     figure.savefig(path, dpi=110)
