@@ -169,6 +169,8 @@ def _is_given(
     for name, whole in given.items():
         own = tensors.get(name)
         if name in TOKEN_KEYS:
+            if whole.shape[1] != len(keep):
+                return False  # of other tokens than the ids, as seen of Gemma 3 in TRL's RLOO
             types = whole[row][keep.to(whole.device)].cpu()
             length = 0 if own is None else own.shape[1]
             if types[length:].any() or (own is not None and not torch.equal(types[:length], own[0])):
