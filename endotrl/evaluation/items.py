@@ -41,10 +41,8 @@ class Item:
         if self.response_ids is not None:
             content.append(self.response_ids)
         if self.images:
-            from ..rendering.images import (
-                load_picture,
-                picture_digest,
-            )  # with torch, which `eval compare` does without
+            # Here, as it brings torch, which `eval compare` does without.
+            from ..rendering.images import load_picture, picture_digest
 
             content.append([picture_digest(load_picture(0, picture)) for picture in self.images])
         text = json.dumps(content, sort_keys=True, default=list)

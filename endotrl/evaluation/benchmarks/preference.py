@@ -8,7 +8,6 @@ from collections.abc import Iterable
 
 from ...data.formats import about_this_row, images_of, responses_of
 from ...data.sources import Row
-from ...rendering.images import place_images
 from ..items import Item
 from .base import Benchmark, accuracy_metrics
 
@@ -20,6 +19,8 @@ def read(rows: Iterable[Row]) -> list[Item]:
     responses to a given prompt are a tie. Images stand in the prompt's messages, or in the columns `image` and
     `images`.
     """
+    from ...rendering.images import place_images  # with torch
+
     items = []
     for row in rows:
         if row.data.get("prompt") is None and row.get("chosen") == row.get("rejected"):
