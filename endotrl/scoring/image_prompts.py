@@ -35,6 +35,11 @@ class ImagePrompt:
         self._last_state = output.last_hidden_state[:, -1:]  # (1, 1, D)
         self._cache = output.past_key_values
 
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether several completions can go on from it: not from linear attention's states, in transformers 5.23."""
+        return all(hasattr(layer, "batch_repeat_interleave") for layer in self._cache.layers)
+
     def states(self, continuations: Sequence[Sequence[int]]) -> Tensor:
         """
         Hidden states of shape `(B, T + 1, D)` of continuations of up to `T` tokens, padded on the right. State `h`

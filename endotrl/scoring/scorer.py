@@ -292,8 +292,11 @@ class FrozenScorer:
             )
         self._shares_image_prompts = not self._pass_rules(model).whole
         if self._shares_image_prompts:
+            prompt = ImagePrompt(model, prompt_ids, images)
+            self._shares_image_prompts = prompt.is_repeatable
+        if self._shares_image_prompts:
             # Another completion beside it, and padding.
-            states = ImagePrompt(model, prompt_ids, images).states([tokens[:3], tokens])
+            states = prompt.states([tokens[:3], tokens])
             errors = [self._head_error(model, states[k, :n], expected[:n])[0] for k, n in ((0, 4), (1, len(expected)))]
             self._shares_image_prompts = not any(other > tolerance for other in errors)
         if not self._shares_image_prompts:
