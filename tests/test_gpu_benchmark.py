@@ -95,6 +95,7 @@ def test_a_cell_that_fails_stops_no_other_and_comes_last_in_the_next_run(
         gpu, "PARTS", {"step": lambda _: {n: cell(n) for n in "ab"}, "learning": lambda _: {"c": cell("c")}}
     )
     monkeypatch.setattr(gpu, "SHARES", {"step": 0.5, "learning": 0.5})
+    monkeypatch.setattr(gpu, "free_memory", lambda: None)  # takes seconds in a process with many objects
     file, machine = tmp_path / "gpu.json", gpu.Machine("cpu", True, tmp_path)
     results: dict[str, dict[str, Any]] = {"cells": {}, "failed": {}}
 
@@ -126,6 +127,7 @@ def test_each_part_has_its_share_and_then_the_rest(tmp_path: Path, monkeypatch: 
     names = {"step": ["a", "b", "c", "d"], "learning": ["e", "f"]}
     monkeypatch.setattr(gpu, "PARTS", {k: lambda _, v=v: {n: cell(n) for n in v} for k, v in names.items()})
     monkeypatch.setattr(gpu, "SHARES", {"step": 0.25, "learning": 0.25})
+    monkeypatch.setattr(gpu, "free_memory", lambda: None)  # takes seconds in a process with many objects
     monkeypatch.setattr(gpu.time, "monotonic", lambda: now[0])
     results: dict[str, dict[str, Any]] = {"cells": {}, "failed": {}}
     late = gpu.measure(
