@@ -67,7 +67,8 @@ base model above, the difference shrinks with the distance in the same way: 0.17
 points off.
 
 One seed, and not yet: scattered, GRPO on derailing, `scale_rewards="group"`, beta 2 and 0.5, facts. Runs were made one by one (`--seeds 1
---bases B --arms A --betas X --steps N --learning-rate R`), and this page by `--seeds 0`, which trains nothing."""
+--bases B --arms A --betas X --steps N --learning-rate R`), and this page by `--seeds 0`, which trains nothing. Three derailing rows (250 steps at 5e-4, 100 at 1e-4,
+and beta 1) come from scripts that called the study's `run` while its settings were looked for."""
 KEYS = ("base", "seed", "arm", "beta", "forecast", "trained", "steps", "learning_rate")
 
 
