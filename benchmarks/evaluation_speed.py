@@ -76,9 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def ours(page: bool = False) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as scratch:
             folder = RunFolder(scratch)
-            records = score_items(
-                items, names, folder, engine.renderer.vocab_size, lambda: engine, lambda name, e: make_scorer(name, e)
-            )
+            records = score_items(items, names, folder, lambda: engine, lambda name, e: make_scorer(name, e))
             if page:
                 write_report(items, names, records, folder, engine)
             return records
@@ -129,7 +127,7 @@ def write_report(
         **evaluate(BENCHMARKS["rm-bench"], items, names, records),
     }
     examples = examples_of(results, items)
-    sections = benchmark_sections(results, items, examples, folder.stats, engine.tokenizer, engine.renderer.vocab_size)
+    sections = benchmark_sections(results, items, examples, folder.stats, engine.tokenizer)
     folder.report_path.write_text(report_page(results, sections, "benchmark"), encoding="utf-8")
 
 

@@ -135,7 +135,7 @@ def use_form(args: argparse.Namespace) -> str | None:
     for name in ("token_reward", "aggregate", "discount"):
         if getattr(args, name) != SETTINGS[name].default:
             raise ValueError(f"--form {args.form} and --{name.replace('_', '-')} were given. Leave one of them out.")
-    form = Form.parse(base, vocab_size=1)
+    form = Form.parse(base)
     if form.token == GAIN or form.aggregate == MATCHED:
         raise ValueError(f"--form {args.form} needs a second pass or a whole group: only `endotrl eval` has it.")
     args.token_reward, args.aggregate = form.rule.token_reward, form.rule.aggregate

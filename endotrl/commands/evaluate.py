@@ -62,16 +62,15 @@ def run_benchmark(args: argparse.Namespace, command: str) -> dict[str, Any]:
         "max_response_tokens": args.max_response_tokens,
         "judge_reasoning_tokens": args.judge_reasoning,
     }
-    vocab_size = placement.config.get_text_config().vocab_size
     if isinstance(placement, ServedModel):
-        names = served_names(names, args.scorers is not None, items[0].steps is not None, vocab_size)
+        names = served_names(names, args.scorers is not None, items[0].steps is not None)
         if args.alpha != 1.0 or args.judge_reasoning:
             raise ValueError(
                 "A server gives log-probabilities of given tokens at temperature 1: no other --alpha can be had from "
                 "it, and no --judge-reasoning, which is generated."
             )
     for name in base_names(names):
-        check_name(name, vocab_size, args.trust_remote_code)
+        check_name(name, args.trust_remote_code)
     tokenizer = load_tokenizer(args.tokenizer or placement.config._name_or_path, args.trust_remote_code)
     processor = load_processor(items, names, placement, args)
     if tokenizer.chat_template is None and processor is None:
@@ -96,7 +95,6 @@ def run_benchmark(args: argparse.Namespace, command: str) -> dict[str, Any]:
         items,
         names,
         folder,
-        vocab_size,
         make_engine,
         lambda name, engine: make_scorer(
             name, engine, args.judge_reasoning, args.dtype, args.device, args.trust_remote_code
@@ -117,7 +115,7 @@ def run_benchmark(args: argparse.Namespace, command: str) -> dict[str, Any]:
             **evaluate(benchmark, items, names, records),
         }
         examples = examples_of(results, items)
-        sections = benchmark_sections(results, items, examples, folder.stats, tokenizer, vocab_size)
+        sections = benchmark_sections(results, items, examples, folder.stats, tokenizer)
         about = f"How well rewards tell better from worse. {len(items)} items. {benchmark.paper}"
         write_results(args, results, folder, sections, names, examples, about)
     show(args, results, folder)

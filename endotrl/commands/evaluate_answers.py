@@ -102,9 +102,9 @@ def run_best_of_n(args: argparse.Namespace, command: str) -> dict[str, Any]:
         tokenizer = load_tokenizer(placement.config._name_or_path, args.trust_remote_code)
         judge = Engine(placement, tokenizer, engine.chat, max_tokens_per_batch=args.max_tokens_per_batch)
         if isinstance(placement, ServedModel):
-            names = served_names(names, args.scorers is not None, False, judge.renderer.vocab_size)
+            names = served_names(names, args.scorers is not None, False)
     for name in names:
-        check_name(name, judge.renderer.vocab_size, args.trust_remote_code)
+        check_name(name, args.trust_remote_code)
     answers = _answers(args, questions, folder, engine, greedy=False)
     if not processes().is_main_process:
         return {}

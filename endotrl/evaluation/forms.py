@@ -59,10 +59,9 @@ class Form:
     token: str
     aggregate: str
     parameter: float | None
-    vocab_size: int
 
     @classmethod
-    def parse(cls, name: str, vocab_size: int) -> "Form":
+    def parse(cls, name: str) -> "Form":
         """The form of a name, such as `"bellman.discounted=0.95"`."""
         token, _, aggregate = ALIASES.get(name, name).partition(".")
         kind = aggregate.partition("=")[0]
@@ -79,7 +78,7 @@ class Form:
             parameter = None if aggregate == MATCHED else parse_aggregate(aggregate)[1]
         except ValueError as error:
             raise ValueError(f"There is no scorer {name!r}: {error}") from error
-        return cls(name, token, kind, parameter, vocab_size)
+        return cls(name, token, kind, parameter)
 
     @property
     def needs_alone(self) -> bool:
@@ -104,7 +103,7 @@ class Form:
         if self.token == GAIN:
             assert response.log_probs_alone is not None
             return response.stats.log_probs - response.log_probs_alone
-        return self.rule.token_rewards(replace(response.stats, vocab_size=self.vocab_size))
+        return self.rule.token_rewards(response.stats)
 
     def score(self, item: Item, responses: Sequence[ScoredResponse]) -> list[float]:
         """One number per response, or per step."""
@@ -122,7 +121,7 @@ class Form:
         if self.token == GAIN:
             gains = self.token_rewards(response)
             return Contributions(rule.weights(gains) * gains.double())
-        contributions = rule.contributions(replace(response.stats, vocab_size=self.vocab_size))
+        contributions = rule.contributions(response.stats)
         assert contributions is not None  # no response is without a token
         return contributions
 

@@ -63,7 +63,6 @@ def benchmark_sections(
     examples: Sequence[Example],
     stats: StatsCache,
     tokenizer: PreTrainedTokenizerBase,
-    vocab_size: int,
 ) -> list[tuple[str, Markup | str]]:
     """
     Sections of a benchmark: its own tables, length, calibration, and the tokens of what the first scorer gets most
@@ -78,7 +77,7 @@ def benchmark_sections(
     if results["length"]:
         sections.append(("Length", _length(results, plots)))
         sections.append(("Calibration", _calibration(results, plots)))
-    shown = _most_wrong(results, items, examples, stats, tokenizer, vocab_size)
+    shown = _most_wrong(results, items, examples, stats, tokenizer)
     return [*sections, ("Most wrong", shown)] if shown else sections
 
 
@@ -153,7 +152,6 @@ def _most_wrong(
     examples: Sequence[Example],
     stats: StatsCache,
     tokenizer: PreTrainedTokenizerBase,
-    vocab_size: int,
 ) -> Markup | None:
     """What tokens contribute in what the first scorer gets most wrong: pairs, or solutions with a wrong step."""
     scorer, steps = next(iter(results["metrics"])), items[0].steps is not None
@@ -162,7 +160,7 @@ def _most_wrong(
         for i, (item, example) in enumerate(zip(items, examples, strict=True))
         if (margin := example.margin[0]) is not None and -math.inf < margin < 0 and item.key in stats
     ]
-    form = _shown_form(scorer, vocab_size, steps)
+    form = _shown_form(scorer, steps)
     rows = []
     for margin, i in sorted(found)[:NUM_EXAMPLES]:
         item, (one, other) = items[i], examples[i].pair[0]
@@ -197,18 +195,18 @@ def _most_wrong(
     )
 
 
-def _shown_form(scorer: str, vocab_size: int, steps: bool) -> Form:
+def _shown_form(scorer: str, steps: bool) -> Form:
     """
     The form whose contributions are shown for a scorer: its own, or for one that is no sum over tokens the
     log-probability. Of steps, the sum: of Bellman rewards, that is their log-probability and a difference of V.
     """
     base = base_name(scorer)
-    form = None if needs_model(base) else make_form(base, vocab_size)
+    form = None if needs_model(base) else make_form(base)
     name = base if isinstance(form, Form) else "log_prob.sum"
     if steps:
-        token = Form.parse(name, vocab_size).token
+        token = Form.parse(name).token
         name = f"{'log_prob' if token == 'bellman' else token}.sum"
-    return Form.parse(name, vocab_size)
+    return Form.parse(name)
 
 
 def _heat_map_row(

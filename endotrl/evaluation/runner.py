@@ -24,7 +24,6 @@ def score_items(
     items: Sequence[Item],
     names: Sequence[str],  # in [`expand_names`]'s form
     folder: RunFolder,
-    vocab_size: int,
     make_engine: Callable[[], Engine],  # loads the model when it is needed first
     make_scorer: Callable[[str, Engine], Scorer],  # of the scorers that run a model by themselves
     keep_stats: bool = True,  # write token statistics
@@ -40,7 +39,7 @@ def score_items(
     launch`, all processes call this with the same items, and each scores blocks of like total length.
     """
     bases = base_names(names)
-    forms = {name: make_form(name, vocab_size) for name in bases if not needs_model(name)}
+    forms = {name: make_form(name) for name in bases if not needs_model(name)}
     alone = any(form.needs_alone for form in forms.values())
     records = folder.read_scores()
     todo = list(

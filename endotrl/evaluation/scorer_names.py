@@ -73,13 +73,13 @@ def base_names(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(base_name(name) for name in names))
 
 
-def make_form(name: str, vocab_size: int) -> Form | RelativePerplexity | Control:
+def make_form(name: str) -> Form | RelativePerplexity | Control:
     """A scorer that needs token statistics only."""
     if name in CONTROLS:
         return Control(name)
     if name == RELATIVE_PERPLEXITY:
         return RelativePerplexity()
-    return Form.parse(name, vocab_size)
+    return Form.parse(name)
 
 
 def needs_model(name: str) -> bool:
@@ -87,15 +87,15 @@ def needs_model(name: str) -> bool:
     return name in JUDGES or name.startswith(REWARD_MODEL)
 
 
-def check_name(name: str, vocab_size: int, trust_remote_code: bool = False) -> None:
+def check_name(name: str, trust_remote_code: bool = False) -> None:
     """Raises what [`make_scorer`] would raise for a name, before any weights are loaded."""
     if name.startswith(REWARD_MODEL):
         reward_model_class(name.removeprefix(REWARD_MODEL), trust_remote_code)
     elif not needs_model(name):
-        make_form(name, vocab_size)
+        make_form(name)
 
 
-def served_names(names: Sequence[str], given: bool, steps: bool, vocab_size: int) -> list[str]:
+def served_names(names: Sequence[str], given: bool, steps: bool) -> list[str]:
     """
     The scorers that a model on a server can have, which gives log-probabilities only. If the user has named others
     (`given`), `ValueError`; otherwise they are left out.
@@ -103,7 +103,7 @@ def served_names(names: Sequence[str], given: bool, steps: bool, vocab_size: int
     kept = []
     for name in names:
         base = base_name(name)
-        form = None if needs_model(base) else make_form(base, vocab_size)
+        form = None if needs_model(base) else make_form(base)
         reason = form.needs_logits(steps) if isinstance(form, Form) else None
         if reason is None:
             kept.append(name)
@@ -130,4 +130,4 @@ def make_scorer(
     if name.startswith(REWARD_MODEL):
         path = name.removeprefix(REWARD_MODEL)
         return reward_model_class(path, trust_remote_code)(path, engine, dtype, device, trust_remote_code)
-    return make_form(name, engine.renderer.vocab_size)
+    return make_form(name)

@@ -52,6 +52,7 @@ class StatsCache:
             "finished": np.array([response.stats.finished for response in flat]),
             "cut": np.array([response.cut for response in flat]),
             "alpha": np.array(flat[0].stats.alpha),
+            "vocab_size": np.array(flat[0].stats.vocab_size, np.int64),
             "has_logits": np.array(flat[0].stats.has_logits),
             "positions": _join([response.stats.positions for response in flat], np.int32),
             "soft_values": _join([response.stats.soft_values for response in flat], np.float32),
@@ -97,7 +98,8 @@ def _read_block(path: Path) -> dict[str, list[ScoredResponse]]:
             alpha=float(arrays["alpha"]),
             num_completion_tokens=int(arrays["num_completion_tokens"][i]),
             mean_logits=piece.get("mean_logits"),
-            has_logits=bool(arrays.get("has_logits", True)),  # which older files do not say
+            vocab_size=int(arrays["vocab_size"]) if "vocab_size" in arrays else None,  # which older files do not say
+            has_logits=bool(arrays.get("has_logits", True)),
         )
         steps = piece.get("step_of_token")
         steps = None if steps is None else steps.long()

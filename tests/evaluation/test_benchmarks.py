@@ -228,7 +228,7 @@ class TestPRMBench:
         (item,) = items_of("prm-bench", write(tmp_path / "f.jsonl", [row]))
         (scored,) = engine.score([item])
         for form in ("bellman.sum", "log_prob.mean", "log_prob.min", "length"):
-            scores = make_form(form, engine.renderer.vocab_size).score(item, scored)
+            scores = make_form(form).score(item, scored)
             assert len(scores) == 4 and np.isfinite(scores).all()
         with pytest.raises(FormatError, match='"modified_process" has only empty steps'):
             items_of("prm-bench", write(tmp_path / "f.jsonl", [{**row, "modified_process": ["", " "]}]))

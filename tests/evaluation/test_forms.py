@@ -57,7 +57,7 @@ def scored(placement, item):
 
 
 def score(name, item, scored):
-    return Form.parse(name, VOCAB).score(item, scored)
+    return Form.parse(name).score(item, scored)
 
 
 class TestForms:
@@ -95,9 +95,9 @@ class TestForms:
 
     def test_contributions_are_of_single_tokens(self, item, scored, references):
         log_probs = references[0][2].log_probs
-        found = Form.parse("bellman.sum", VOCAB).contributions(scored[0], 1)
+        found = Form.parse("bellman.sum").contributions(scored[0], 1)
         assert found.tokens.tolist() == pytest.approx(log_probs, abs=1e-4)
-        found = Form.parse("log_prob.min", VOCAB).contributions(scored[0], 1)
+        found = Form.parse("log_prob.min").contributions(scored[0], 1)
         lowest = min(range(len(log_probs)), key=lambda h: log_probs[h])
         expected = [log_probs[h] if h == lowest else 0.0 for h in range(len(log_probs))]
         assert found.tokens.tolist() == pytest.approx(expected, abs=1e-4)
@@ -232,7 +232,7 @@ class TestNames:
         for sets in (SETS, STEP_SETS):
             for word in ("single-pass", "two-pass", "controls"):
                 for name in base_names(expand_names([word], steps=sets is STEP_SETS)):
-                    assert make_form(name, VOCAB).name == name
+                    assert make_form(name).name == name
 
     @pytest.mark.parametrize(
         ("name", "message"),
@@ -249,7 +249,7 @@ class TestNames:
     )
     def test_bad_names(self, name, message):
         with pytest.raises(ValueError, match=message):
-            make_form(name, VOCAB)
+            make_form(name)
 
     def test_residuals_need_their_base(self):
         names = ["residual:bellman.sum", "length", "bellman.sum", "style_residual:log_prob.mean", "reward_model:a:b"]

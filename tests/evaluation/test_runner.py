@@ -32,7 +32,7 @@ def run(folder, items, names, placement, engines=None, **kwargs):
         return Engine(placement)
 
     records = score_items(
-        items, names, folder, 308, make_engine, lambda name, engine: make_scorer(name, engine), block_size=2, **kwargs
+        items, names, folder, make_engine, lambda name, engine: make_scorer(name, engine), block_size=2, **kwargs
     )
     return {name: scores_of(name, items, records)[0] for name in names}
 
