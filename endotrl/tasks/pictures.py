@@ -149,4 +149,4 @@ def pretrain(
         batch = {"input_ids": ids, "labels": torch.cat([torch.full_like(asked, -100), answers], dim=1)}
         return batch if step % 8 == 0 else {**batch, "pixel_values": seen["pixel_values"][chosen]}
 
-    arithmetic.fit(model, captions, steps, bar, learning_rate=float(__import__("os").environ.get("LR", "2e-3")))
+    arithmetic.fit(model, captions, steps, bar, learning_rate=2e-3)

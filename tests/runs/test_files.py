@@ -229,7 +229,7 @@ def test_two_evaluations_in_one_folder(
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EIO], ids=errno.errorcode.get)
-@pytest.mark.parametrize("name", ["scores.jsonl", "settings.json.tmp", "report.html"])
+@pytest.mark.parametrize("name", ["scores.jsonl", "settings.json.tmp", "report.html.tmp"])
 def test_an_evaluation_on_a_disk_that_refuses(
     code: int,
     name: str,
