@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The GPU run in tiny sizes: every part ends, is right where it can be wrong, and is not measured twice."""
 
+import gc
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,14 @@ from rich.console import Console
 
 from benchmarks import gpu
 from benchmarks.gpu_page import BEGIN, END, write_page
+
+
+@pytest.fixture(autouse=True)
+def objects_of_other_tests_are_left_alone() -> Iterator[None]:
+    """The benchmark collects garbage often, which takes a second each time in a process with many objects."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.mark.slow
@@ -95,7 +104,6 @@ def test_a_cell_that_fails_stops_no_other_and_comes_last_in_the_next_run(
         gpu, "PARTS", {"step": lambda _: {n: cell(n) for n in "ab"}, "learning": lambda _: {"c": cell("c")}}
     )
     monkeypatch.setattr(gpu, "SHARES", {"step": 0.5, "learning": 0.5})
-    monkeypatch.setattr(gpu, "free_memory", lambda: None)  # takes seconds in a process with many objects
     file, machine = tmp_path / "gpu.json", gpu.Machine("cpu", True, tmp_path)
     results: dict[str, dict[str, Any]] = {"cells": {}, "failed": {}}
 
@@ -127,7 +135,6 @@ def test_each_part_has_its_share_and_then_the_rest(tmp_path: Path, monkeypatch: 
     names = {"step": ["a", "b", "c", "d"], "learning": ["e", "f"]}
     monkeypatch.setattr(gpu, "PARTS", {k: lambda _, v=v: {n: cell(n) for n in v} for k, v in names.items()})
     monkeypatch.setattr(gpu, "SHARES", {"step": 0.25, "learning": 0.25})
-    monkeypatch.setattr(gpu, "free_memory", lambda: None)  # takes seconds in a process with many objects
     monkeypatch.setattr(gpu.time, "monotonic", lambda: now[0])
     results: dict[str, dict[str, Any]] = {"cells": {}, "failed": {}}
     late = gpu.measure(
