@@ -165,7 +165,8 @@ def generate_answers(
         sampling |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
     answers: list[list[int]] = []
     tokenizer = tokenizer_of(processing_class)
-    batching: dict[str, Any] = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
+    tokenizer.padding_side = "left"  # as an argument, chat templates would take it for one of theirs
+    batching: dict[str, Any] = {"padding": True, "return_tensors": "pt"}
     for start in range(0, len(prompts), batch_size):
         asked: Any = list(prompts[start : start + batch_size])
         if isinstance(asked[0], str):

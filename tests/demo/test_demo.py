@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 
 from endotrl.demo import demo, parts, run_demo
 from endotrl.demo.findings import Part, Policy, half_width, summary
-from endotrl.demo.grpo_runs import train_with_grpo
+from endotrl.demo.grpo_runs import generate_answers, load_model, train_with_grpo
 from endotrl.demo.progress import Kept, Progress
 from endotrl.grading import is_right
 from endotrl.tasks import arithmetic, facts, pictures
@@ -144,6 +144,18 @@ class TestSummary:
 
     def test_a_loss_is_said(self) -> None:
         assert "the model got worse: 41% to 11%" in summary(self.part(greedy=0.05, own=0.1, random=0.4))
+
+
+class TestAnswers:
+    @pytest.mark.parametrize("chat", [True, False])
+    def test_prompts_of_other_lengths_change_nothing(self, chat: bool, tiny_model_path: str) -> None:
+        model, tokenizer = load_model(tiny_model_path), AutoTokenizer.from_pretrained(tiny_model_path)
+        texts = ["Hi", "What is the capital of France?", "2 + 2 ="]
+        prompts: Any = [[{"role": "user", "content": text}] for text in texts] if chat else texts
+        together, ids = generate_answers(model, tokenizer, prompts, 8, greedy=True)
+        alone = [generate_answers(model, tokenizer, [prompt], 8, greedy=True) for prompt in prompts]
+        assert ids == [row for _, (row,) in alone]
+        assert together == [text for (text,), _ in alone]
 
 
 class TestProgress:
