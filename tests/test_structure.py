@@ -8,9 +8,9 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "endotrl"
 ORDER = [
     # Leaves, which import nothing of ours.
-    *("_lazy", "_moved", "checks", "learning_rates", "reporting"),
-    *("bellman", "credit", "rendering", "frozen", "scoring", "sentence", "grading", "rewards", "tasks", "trainers"),
-    *("monitoring", "runs", "demo", "score_file", "evaluation", "launch", "planning", "commands"),
+    *("_lazy", "_moved", "checks", "data", "field_help", "learning_rates", "reporting", "runs", "shipped"),
+    *("bellman", "credit", "rendering", "scoring", "frozen", "sentence", "grading", "rewards", "tasks", "trainers"),
+    *("monitoring", "score_file", "selection", "evaluation", "forecasting", "demo", "launch", "planning", "commands"),
 ]
 
 
