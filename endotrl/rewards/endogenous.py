@@ -349,7 +349,7 @@ class EndogenousReward(FrozenModelReward):
         completions: Sequence[Completion],
         completion_ids: Sequence[Sequence[int]] | None,
         domain: Sequence[str] | None,
-        columns: Mapping[str, Any],
+        columns: Mapping[str, Any] | None = None,
     ) -> list[Rendered]:
         criteria = criteria_of_rows(self.criterion, domain, len(prompts))
         return self._render(prompts, completions, completion_ids, criteria, columns)
