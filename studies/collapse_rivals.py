@@ -2,18 +2,21 @@
 """
 The runs of `studies.collapse` under other monitors, which read the same logs step by step: rldoctor, rlprobe, rlwatch.
 
-    pip install rldoctor==0.2.0 rlprobe==0.1.0 rlwatch==0.5.1      # in an environment of their own
+    pip install rldoctor==0.2.0 rlprobe==0.1.0 rlwatch==0.5.1
     python -m studies.collapse_rivals docs/results/collapse.json.gz
 """
 
-import gzip
-import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+from benchmarks.measure import read_figures
 from endotrl.monitoring import Detector
+
+from .collapse import lost_by
+from .collapse_runs import ARMS
 
 
 Log = list[dict[str, float]]
@@ -96,19 +99,7 @@ def _scalars(entry: dict[str, float]) -> dict[str, float]:
     return {key: value for key, value in entry.items() if not key.startswith("collapse/")} | accuracy
 
 
-def lost_by(result: dict[str, Any], step: int) -> float:
-    """Held-out accuracy lost at a step, in points, from the best measurement until then."""
-    points = sorted((int(s), accuracy) for s, accuracy in result["held_out"].items())
-    best = max(accuracy for s, accuracy in points if s <= step)
-    now = next(
-        low + (high - low) * (step - before) / (after - before)
-        for (before, low), (after, high) in zip(points, points[1:], strict=False)
-        if before <= step <= after
-    )
-    return 100 * (best - now)
-
-
-def rows(results: list[dict[str, Any]], collapses: Callable[[dict[str, Any]], bool]) -> Iterator[list[str]]:
+def rows(results: list[dict[str, Any]]) -> Iterator[list[str]]:
     """One row a monitor: with and without the held-out reward, collapses noticed, before five points, false alarms."""
     for name, monitor in MONITORS.items():
         cells = [name]
@@ -120,24 +111,22 @@ def rows(results: list[dict[str, Any]], collapses: Callable[[dict[str, Any]], bo
                     for entry in result["log"]
                 ]
                 alarms.append((result, monitor(log)))
-            noticed = [lost_by(r, step) for r, step in alarms if collapses(r) and step is not None]
-            false = sum(step is not None for r, step in alarms if not collapses(r))
-            cells.append(f"{len(noticed)}, {sum(lost < 5 for lost in noticed)}, {false}")
+            noticed = [lost_by(r, step) for r, step in alarms if ARMS[r["run"]].collapses and step is not None]
+            false = sum(step is not None for r, step in alarms if not ARMS[r["run"]].collapses)
+            cells.append(f"{len(noticed)}, {sum(lost < 0.05 for lost in noticed)}, {false}")
         yield cells
 
 
 def main() -> None:
     """Prints a Markdown table of all runs in the files."""
     logging.disable(logging.CRITICAL)
-    results = [r for path in sys.argv[1:] for r in json.load(gzip.open(path, "rt"))["results"]]
-    healthy = ("endogenous", "sharpened", "sharpened_slow", "mean", "verifiable", "backwards")
-    healthy += ("backwards_sharpened", "backwards_mean", "backwards_verifiable")
-    number = sum(r["run"].removeprefix("small_") not in healthy for r in results)
+    results = [result for path in sys.argv[1:] for result in read_figures(Path(path))["results"]]
+    number = sum(ARMS[result["run"]].collapses for result in results)
     sys.stdout.write(
         f"Of {number} collapses noticed, of these before 5 points were lost; false alarms in {len(results) - number}.\n\n"
         "| monitor | with a held-out reward | without |\n| --- | --- | --- |\n"
     )
-    for cells in rows(results, lambda r: r["run"].removeprefix("small_") not in healthy):
+    for cells in rows(results):
         sys.stdout.write(f"| {' | '.join(cells)} |\n")
 
 
