@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         name: spread([own / base for own, base in zip(seconds[name], seconds[NAIVE], strict=True)]) for name in seconds
     }
     results = {
-        "run": describe_run("benchmarks.evaluation_speed", args.device) | {"command": shown_command(args)},
+        "run": describe_run("benchmarks.evaluation_speed", args.device, shown_arguments(args)),
         "settings": {"model": args.model, "dtype": args.dtype, "device": args.device, "prompts": len(items)}
         | {"responses": sum(len(item.responses) for item in items), "scorers": names, "rounds": args.rounds},
         "seconds": seconds,
@@ -177,10 +177,11 @@ def write(results: dict[str, Any], folder: Path) -> None:
     (folder / "evaluation_speed.md").write_text(page + "\n", encoding="utf-8")
 
 
-def shown_command(args: argparse.Namespace) -> str:
-    """The command without the folder of the data."""
-    command = f"python -m benchmarks.evaluation_speed --data {args.data.name} --rounds {args.rounds}"
-    return command + (f" --prompts {args.prompts}" if args.prompts is not None else "")
+def shown_arguments(args: argparse.Namespace) -> str:
+    """The options without the folder of the data."""
+    return f"--data {args.data.name} --rounds {args.rounds}" + (
+        f" --prompts {args.prompts}" if args.prompts is not None else ""
+    )
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -45,10 +45,14 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def describe_run(module: str, device: str) -> dict[str, Any]:
-    """Command, date, machine and versions, for the head of a page."""
+def describe_run(module: str, device: str, arguments: str | None = None) -> dict[str, Any]:
+    """
+    Command, date, machine and versions, for the head of a page. `arguments` are shown in place of those given: the
+    ones that make the whole page, whatever part of it was made now, without folders of this machine.
+    """
+    given = shlex.join(sys.argv[1:]) if arguments is None else arguments
     return {
-        "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
+        "command": f"python -m {module} {given}".strip(),
         "date": date.today().isoformat(),
         "processor": _processor(device),
         "cores": os.cpu_count(),

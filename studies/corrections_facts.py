@@ -40,7 +40,6 @@ from .collapse_runs import Ask, kept_results
 from .corrections import lost
 
 
-COMMAND = "python -m studies.corrections_facts"
 STEPS = FACTS["max_steps"]
 EVERY = 5  # steps between two measurements on held-out questions
 SAMPLES = 2  # answers to each of them
@@ -194,8 +193,7 @@ def main() -> None:
     there = {(result["cell"], result["seed"]) for result in results}
     for cell in tqdm([c for c in args.cells if (c, args.seed) not in there], desc="Cells", unit=" runs"):
         results.append(json.loads(json.dumps(run(cell, args.seed))))
-        # The command that makes all of it, whatever part of it was run now.
-        settings = {**describe_run("studies.corrections_facts", "cpu"), "command": COMMAND}
+        settings = describe_run("studies.corrections_facts", "cpu", "")
         write_figures(file, {"settings": settings, "results": results})
     (args.output / "results" / "corrections-facts.md").write_text(page(results, settings), encoding="utf-8")
     Console().print(terminal_table(HEADER[:3], [row[:3] for row in table_rows(results)]))

@@ -146,8 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     shown = {run.name: " ".join(["endotrl", *run.arguments(Path("DIR"), args.model, args.dtype)]) for run in runs}
     options = [*(["--quick"] if args.quick else []), *(["--only", *args.only] if args.only else [])]
     page = write_page(
-        describe_run("studies.evaluation", "cpu")
-        | {"command": " ".join(["python -m studies.evaluation --data DIR", *options])},
+        describe_run("studies.evaluation", "cpu", " ".join(["--data DIR", *options])),
         {run.name: run.title for run in runs},
         shown,
         done,

@@ -313,7 +313,7 @@ def main() -> None:
                     results.append(result)
                     Console().print(", ".join(table_rows([result])[0]), markup=False)
     settings = {
-        **describe_run("studies.forecast", "cpu"),
+        **describe_run("studies.forecast", "cpu", f"--seeds {args.seeds}"),
         "seconds": time.perf_counter() - started,
     }
     plot(results, args.output / "forecast.png")

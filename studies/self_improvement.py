@@ -327,9 +327,7 @@ def main() -> None:
         results = run_all(args)
     order = ["base", *ARMS]
     results.sort(key=lambda r: (r["noise"], r["seed"], order.index(r["arm"])))
-    # The command that makes all of it, whatever part of it was run now.
-    command = "python -m studies.self_improvement" + ("" if args.steps == STEPS else f" --steps {args.steps}")
-    described = {**describe_run("studies.self_improvement", "cpu"), "command": command}
+    described = describe_run("studies.self_improvement", "cpu", "" if args.steps == STEPS else f"--steps {args.steps}")
     write_figures(
         args.output / "results" / "self-improvement.json.gz",
         {"run": described, "steps": args.steps, "results": results},

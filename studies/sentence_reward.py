@@ -460,7 +460,7 @@ def main() -> None:
     args = parser.parse_args()
     file = args.output / "sentence.json.gz"
     figures = kept(file)
-    figures["settings"] = describe_run("studies.sentence_reward", "cpu")
+    figures["settings"] = describe_run("studies.sentence_reward", "cpu", "--data DIR --states DIR")
     compute(figures, args.datasets, States(args.states, args.data), lambda: write_figures(file, figures))
     summaries = {name: summarize(figures, name) for name in DATASETS if name in figures["sizes"]}
     (args.output / "sentence.md").write_text(page(figures, summaries), encoding="utf-8")
