@@ -81,6 +81,7 @@ def choose_dtype(args: argparse.Namespace, *recorded: str | PurePath) -> None:
     """
     Puts a dtype in the place of `"auto"` for a model that runs on a CPU: that of the run that is gone on with, of
     which `recorded` are JSON files with its settings, or the one in which this CPU is faster, which is said in a line.
+    `ValueError` if `--device` cannot be used.
     """
     import torch
 
@@ -88,6 +89,11 @@ def choose_dtype(args: argparse.Namespace, *recorded: str | PurePath) -> None:
     from ..frozen.names import load_config
     from ..frozen.served import is_url
 
+    if args.device is not None:
+        try:
+            torch.empty(0, device=args.device)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"--device {args.device} cannot be used: {str(error).splitlines()[0]}") from error
     state, given = processes(), args.model_init_kwargs or {}
     device = state.device if args.device is None else torch.device(args.device)
     told = args.dtype != "auto" or {"dtype", "torch_dtype", "quantization_config"} & set(given)

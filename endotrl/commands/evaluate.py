@@ -234,11 +234,6 @@ def open_model(args: argparse.Namespace, output: str | None = None) -> tuple[Pla
     run in the folder `output`, if there is one, is gone on with in its dtype.
     """
     name = resolve_model(args.model)
-    if args.device is not None:
-        try:
-            torch.empty(0, device=args.device)
-        except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"--device {args.device} cannot be used: {str(error).splitlines()[0]}") from error
     choose_dtype(args, *([] if output is None else [f"{output}/settings.json"]))
     placement = place(name, args.dtype, args.device, args.trust_remote_code, False, args.model_init_kwargs)
     assert placement is not None

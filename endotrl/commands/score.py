@@ -139,11 +139,6 @@ def make_reward(args: argparse.Namespace, *recorded: str) -> tuple[Any, dict[str
     from ..sentence.configuration import SentenceRewardConfig
 
     device = args.device
-    if device is not None:
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
     choose_dtype(args, *recorded)
     by_sentence = not is_url(args.model) and isinstance(
         load_config(args.model, args.trust_remote_code), SentenceRewardConfig
