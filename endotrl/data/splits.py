@@ -24,13 +24,11 @@ def load_splits(name: str, config: str | None = None, streaming: bool = False) -
         `ValueError`: If it cannot be read as rows; for JSON, with the line. `OSError`: If there is nothing of that
         name.
     """
-    path = Path(name)
-    suffix = next((suffix for suffix in path.suffixes[::-1] if suffix not in COMPRESSED), "")
-    is_file = suffix in TABLES and not path.is_dir()
-    if is_file and not path.is_file():
+    path, suffix = Path(name), table_suffix(name)
+    if suffix is not None and not path.is_file():
         raise FileNotFoundError(f"`dataset_name` is {name!r}, but there is no such file.")
     try:
-        if not is_file:
+        if suffix is None:
             return load_dataset(name, name=config, streaming=streaming)
         if not is_json(path):
             return load_dataset(TABLES[suffix], data_files=name, streaming=streaming)
@@ -42,8 +40,15 @@ def load_splits(name: str, config: str | None = None, streaming: bool = False) -
         stamp = (str(path.resolve()), stat.st_mtime_ns, stat.st_size)
         return DatasetDict(train=Dataset.from_generator(_whole_rows, gen_kwargs={"name": name, "stamp": stamp}))
     except DatasetsError as error:  # not all of them are `ValueError` or `OSError`
-        what = f"that file cannot be read as {suffix.removeprefix('.')}" if is_file else "it cannot be read"
+        what = "it cannot be read" if suffix is None else f"that file cannot be read as {suffix.removeprefix('.')}"
         raise ValueError(f"`dataset_name` is {name!r}, but {what}: {error.__cause__ or error}") from error
+
+
+def table_suffix(name: str) -> str | None:
+    """What a name says about the table in a file, such as `".jsonl"`; `None` for a folder, or a dataset of the hub."""
+    path = Path(name)
+    suffix = next((suffix for suffix in path.suffixes[::-1] if suffix not in COMPRESSED), "")
+    return suffix if suffix in TABLES and not path.is_dir() else None
 
 
 def _rows(name: str) -> Iterator[dict[str, Any]]:

@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 from trl import DatasetMixtureConfig, GRPOConfig, RewardConfig, ScriptArguments, get_dataset
 
 from ..data.formats import check_text
-from ..data.splits import TABLES, load_splits
+from ..data.splits import load_splits, table_suffix
 from .arguments import RecipeArguments
 
 
@@ -78,9 +78,8 @@ def count_rows(script_args: ScriptArguments, dataset_args: DatasetMixtureConfig)
     """
     name, split = script_args.dataset_name, script_args.dataset_train_split
     try:
-        path = Path(name or "quickstart")
-        on_hub = not path.exists() and TABLES.keys().isdisjoint(path.suffixes)
-        if dataset_args.datasets or path.name == "quickstart" or not on_hub:
+        on_hub = name not in (None, "quickstart") and not Path(name).exists() and table_suffix(name) is None
+        if dataset_args.datasets or not on_hub:
             return len(_split(_load(script_args, dataset_args, _quickstart_prompts), split, "dataset_train_split"))
         info = load_dataset_builder(name, script_args.dataset_config).info
         return info.splits[split].num_examples
