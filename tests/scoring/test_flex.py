@@ -15,7 +15,7 @@ from endotrl.scoring.blocks import block_attention
 from endotrl.scoring.flex import BLOCK, block_mask, flex_attention
 from endotrl.scoring.packed_row import Group, PackedRow
 
-from .test_packing import naive_attention, random_states
+from .test_packing import naive_attention, random_states, visible_pairs
 
 
 @settings(max_examples=25, deadline=None)
@@ -28,14 +28,7 @@ def test_the_mask_has_every_visible_pair_and_no_other(groups: list[tuple[int, li
     row = PackedRow.of([Group([1] * prompt, [[2] * n for n in lengths]) for prompt, lengths in groups])
     num_tokens = row.input_ids.shape[1]
     length = math.ceil(num_tokens / BLOCK) * BLOCK + BLOCK  # one block that is padding throughout
-    visible = torch.zeros(length, length, dtype=torch.bool)
-    for start, prompt_end, continuations in row.spans:
-        for i in range(start, prompt_end):
-            visible[i, start : i + 1] = True
-        for first, end in continuations:
-            for i in range(first, end):
-                visible[i, start:prompt_end] = True
-                visible[i, first : i + 1] = True
+    visible = visible_pairs(row, length)
     mask = block_mask(row, length, torch.device("cpu"))
     positions = torch.arange(length)
     zero = torch.tensor(0)

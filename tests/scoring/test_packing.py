@@ -43,10 +43,9 @@ from endotrl.scoring.packing import (
 from .test_scorer import EOS, GPT_SIZES, SHARED, SIZES, VOCAB_SIZE, assert_equal_stats, make_model, make_rows
 
 
-def naive_attention(row: PackedRow, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-    """All scores of all tokens in float64, with a mask made token by token."""
-    num_tokens = query.shape[2]
-    sees = torch.zeros(num_tokens, num_tokens, dtype=torch.bool)
+def visible_pairs(row: PackedRow, length: int) -> Tensor:
+    """Which token sees which, of shape `(length, length)`, made token by token; behind the row, none sees any."""
+    sees = torch.zeros(length, length, dtype=torch.bool)
     for start, prompt_end, continuations in row.spans:
         for i in range(start, prompt_end):
             sees[i, start : i + 1] = True
@@ -54,6 +53,12 @@ def naive_attention(row: PackedRow, query: Tensor, key: Tensor, value: Tensor, s
             for i in range(first, end):
                 sees[i, start:prompt_end] = True
                 sees[i, first : i + 1] = True
+    return sees
+
+
+def naive_attention(row: PackedRow, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    """All scores of all tokens in float64, with a mask made token by token."""
+    sees = visible_pairs(row, query.shape[2])
     repeats = query.shape[1] // key.shape[1]
     key, value = key.double().repeat_interleave(repeats, 1), value.double().repeat_interleave(repeats, 1)
     scores = (query.double() @ key.transpose(2, 3) * scaling).masked_fill(~sees, -math.inf)

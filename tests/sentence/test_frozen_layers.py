@@ -95,29 +95,26 @@ def test_is_training_with_layers_frozen_in_place(
     assert (len(ids) == 5) == (count == 2)
 
 
+SIZES = {
+    "num_hidden_layers": 3,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_attention_heads": 2,
+    "vocab_size": 50,
+}
+
+
 @pytest.mark.parametrize(
     "config",
     [
         GPT2Config(n_layer=3, n_embd=16, n_head=2, vocab_size=50),
-        GPTNeoXConfig(num_hidden_layers=3, hidden_size=16, intermediate_size=16, num_attention_heads=2, vocab_size=50),
+        GPTNeoXConfig(**SIZES),
         OPTConfig(num_hidden_layers=3, hidden_size=16, ffn_dim=16, num_attention_heads=2, vocab_size=50),
-        Qwen3Config(
-            num_hidden_layers=3,
-            hidden_size=16,
-            intermediate_size=16,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=8,
-            vocab_size=50,
-        ),
+        Qwen3Config(**SIZES, num_key_value_heads=1, head_dim=8),
         Gemma3TextConfig(
-            num_hidden_layers=3,
-            hidden_size=16,
-            intermediate_size=16,
-            num_attention_heads=2,
+            **SIZES,
             num_key_value_heads=1,
             head_dim=8,
-            vocab_size=50,
             sliding_window=4,
             layer_types=["sliding_attention", "full_attention", "sliding_attention"],
         ),
