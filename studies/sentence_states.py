@@ -9,6 +9,7 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,6 @@ class States:
         self.folder, self.data = folder, data
         self.path = quickstart_model_path()
         self.tokenizer = AutoTokenizer.from_pretrained(self.path)
-        self._model: Any = None
 
     def read(self, dataset: str, limit: int | None = None) -> list[dict[str, Any]]:
         """
@@ -184,7 +184,7 @@ class States:
         fits = [all(len(row.input_ids) <= MAX_TOKENS for row in encoded[2 * i : 2 * i + 2]) for i in range(len(pairs))]
         wanted = [i for i in range(2 * len(pairs)) if fits[i // 2]]
         states: dict[int, Tensor] = {}
-        model = self._backbone()
+        model = self._backbone
         for batch in plan_batches([len(encoded[i].input_ids) for i in wanted], 4096):
             rows = [wanted[j] for j in batch]
             ids, mask = pad_ids([encoded[i].input_ids for i in rows], 0)
@@ -198,7 +198,7 @@ class States:
         judged = [i for i in wanted if pairs[i // 2].right is not None and pairs[i // 2].part != "train"]
         if judged:
             reward = SentencePooledReward(
-                self._endogenous(), self.tokenizer, lines if dataset == "prmbench" else RuleSegmenter()
+                self._endogenous, self.tokenizer, lines if dataset == "prmbench" else RuleSegmenter()
             )
             scores = reward.outcome_and_token_rewards(
                 [prompts[i] for i in judged],
@@ -223,15 +223,12 @@ class States:
             made.append(row)
         return made
 
+    @cached_property
     def _backbone(self) -> Any:
-        if self._model is None:
-            self._model = AutoModel.from_pretrained(
-                self.path, num_hidden_layers=max(DEPTHS), dtype=torch.bfloat16
-            ).eval()
-            self._model.norm = nn.Identity()  # of the last layer, which this is not
-        return self._model
+        model = AutoModel.from_pretrained(self.path, num_hidden_layers=max(DEPTHS), dtype=torch.bfloat16).eval()
+        model.norm = nn.Identity()  # of the last layer, which this is not
+        return model
 
+    @cached_property
     def _endogenous(self) -> EndogenousReward:
-        if not hasattr(self, "_reward"):
-            self._reward = EndogenousReward(self.path, dtype="bfloat16")
-        return self._reward
+        return EndogenousReward(self.path, dtype="bfloat16")

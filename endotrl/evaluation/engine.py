@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One forward pass for every scorer that can share it: items to the frozen model's token statistics."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -129,7 +130,7 @@ class Engine:
         return replace(scored, step_of_token=torch.tensor(step_of_token, dtype=torch.long))
 
 
-class ModelScorer:
+class ModelScorer(ABC):
     """A scorer that runs a model by itself, on the responses of several items at once."""
 
     name: str
@@ -146,8 +147,9 @@ class ModelScorer:
         flat = iter(self._score_items(items, progress))
         return [[next(flat) for _ in item.responses] for item in items]
 
+    @abstractmethod
     def _score_items(self, items: Sequence[Item], progress: bool) -> Sequence[float]:
-        raise NotImplementedError
+        """One number per response, of all items one after the other."""
 
 
 def step_spans(steps: Sequence[str], text: str, whole: bool = True) -> list[tuple[int, int]] | None:

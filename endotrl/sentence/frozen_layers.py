@@ -56,7 +56,6 @@ class FrozenLayers:
         self._precision = torch.bfloat16 if args.bf16 else torch.float16
         self._autocast = args.bf16 or args.fp16
         self._in_tuple = False  # whether a layer returns its states as the first of several things
-        self.dtype = model.dtype  # of the states
         config = model.backbone.config
         settings = {**config.to_dict(), "pad_token_id": None}, config._attn_implementation, model.device.type, count
         versions = torch.__version__, transformers.__version__
@@ -142,7 +141,7 @@ class FrozenLayers:
         parameters = [parameter for parameter in self._model.parameters() if parameter.is_floating_point()]
         trained = [parameter.requires_grad for parameter in parameters]
         recorded = self._record(rows)
-        self.dtype = recorded[0].states.dtype
+        self.dtype = recorded[0].states.dtype  # in which the states are kept
         for parameter in parameters:
             parameter.requires_grad_(True)
         score = self._run_from(recorded).logits.sum()

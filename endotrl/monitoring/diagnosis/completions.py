@@ -30,9 +30,9 @@ def completion_entries(paths: Sequence[Path]) -> list[dict[str, float]]:
     """
     import pyarrow.parquet as pq
 
-    stride = max(1, math.ceil(len(paths) / MAX_FILES))
     from ..batch_statistics import ValuesSeen
 
+    stride = max(1, math.ceil(len(paths) / MAX_FILES))
     entries, seen = [], ValuesSeen()
     for path in reversed(paths[::-1][::stride]):
         try:
