@@ -15,16 +15,19 @@ from typing import Any
 
 MOVED = {
     "endotrl.cli": "endotrl.commands.main",
+    "endotrl.evaluation.benchmarks.base": "endotrl.evaluation.benchmarks.benchmark",
     "endotrl.evaluation.sources": "endotrl.data.sources",
     "endotrl.quickstart": "endotrl.demo",
     "endotrl.quickstart.arithmetic": "endotrl.tasks.arithmetic",
     "endotrl.quickstart.facts": "endotrl.tasks.facts",
     "endotrl.quickstart_model": "endotrl.frozen.quickstart_model",
     "endotrl.recipes": "endotrl.launch",
+    "endotrl.rewards.base": "endotrl.rewards.frozen_model_reward",
     "endotrl.scoring.messages": "endotrl.rendering.messages",
     "endotrl.scoring.placement": "endotrl.frozen.placement",
     "endotrl.scoring.recording": "endotrl.scoring.reference_pass",
     "endotrl.scoring.rendering": "endotrl.rendering.renderer",
+    "endotrl.trainers.base": "endotrl.trainers.dense_reward_trainer",
 }
 
 

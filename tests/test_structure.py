@@ -2,6 +2,7 @@
 """Which part of the package may import which, as CONTRIBUTING.md says: nothing on the left imports from the right."""
 
 import ast
+from collections import Counter
 from pathlib import Path
 
 
@@ -41,3 +42,9 @@ def test_nothing_imports_from_the_right() -> None:
                 f"{path.relative_to(PACKAGE)} imports {other}, which is on its right."
             )
     assert seen == set(ORDER)
+
+
+def test_a_name_means_one_module() -> None:
+    # A command and what it runs may share a name.
+    stems = Counter(path.stem for path in PACKAGE.rglob("*.py") if path.parent.name != "commands")
+    assert {stem for stem, count in stems.items() if count > 1} == {"__init__"}

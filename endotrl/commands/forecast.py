@@ -12,7 +12,7 @@ from ..evaluation.questions import read_questions
 from ..evaluation.run_folder import open_folder
 from ..forecasting.collect import collect, unit_of
 from ..forecasting.forecast import Forecast, from_records, recorded_temperatures
-from ..forecasting.grader import Grader
+from ..forecasting.grades import Grader
 from ..forecasting.page import alternative_rows, report
 from ..forecasting.policies import Objective
 from ..forecasting.power import power_samples

@@ -12,7 +12,7 @@ from ..data.formats import message_text
 from ..reporting import number
 from ..rewards.residuals import RESIDUALS, covariates_of, residuals, split_name
 from .benchmarks import BENCHMARKS, Benchmark
-from .benchmarks.base import Scores
+from .benchmarks.benchmark import Scores
 from .intervals import (
     MIN_CLUSTERS,
     TOTAL,

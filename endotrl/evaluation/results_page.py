@@ -14,7 +14,7 @@ from ..data.formats import message_text
 from ..rendering.offsets import decode_with_offsets
 from ..reporting import HeatMapRow, figure, heat_maps, number, page, plain, table
 from ..rewards.contributions import columns_of
-from ..rewards.pictures import pictures_of
+from ..rewards.prompt_images import pictures_of
 from .engine import ScoredResponse
 from .examples_page import Example
 from .forms import Form

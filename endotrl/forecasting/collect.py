@@ -12,7 +12,7 @@ from ..evaluation.intervals import Unit
 from ..evaluation.questions import Question
 from ..evaluation.run_folder import RunFolder, in_blocks
 from ..runs.processes import processes
-from .grader import Grader
+from .grades import Grader
 from .sampling import Drawn, Mixture
 
 

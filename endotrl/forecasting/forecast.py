@@ -17,7 +17,7 @@ from ..evaluation.run_folder import open_folder
 from ..reporting import notebook_cell
 from ..rewards.endogenous import EndogenousReward
 from .collect import collect
-from .grader import Grade, Grader
+from .grades import Grade, Grader
 from .policies import Objective, ScaleRewards, Trainer
 from .sampling import Mixture, MixtureSampler
 from .summary import Record, Summary

@@ -76,9 +76,9 @@ def _check_init_kwargs(init_kwargs: Mapping[str, Any], device: object, offload: 
 class OwnCopy:
     """
     The reward's own frozen copy, loaded on first use and kept on one device: whole in every process, unless [`shard`]
-    says otherwise. The settings are those of [`~endotrl.rewards.base.FrozenModelReward`] (of an adapter, `revision` is
-    its own, and the other `model_init_kwargs` are for its base model); `expected_digest` is the [`weights_digest`]
-    that the loaded model must have.
+    says otherwise. The settings are those of [`~endotrl.rewards.frozen_model_reward.FrozenModelReward`] (of an
+    adapter, `revision` is its own, and the other `model_init_kwargs` are for its base model); `expected_digest` is the
+    [`weights_digest`] that the loaded model must have.
     """
 
     def __init__(

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from .text import tidy
+from .spelling import tidy
 
 
 # Characters of a completion that are read, its last ones. Some searches take the square of a sentence's length, and a

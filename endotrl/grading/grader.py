@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 from .extraction import marked, visible
 from .numbers import NUMBER_WORDS, plain_math
+from .spelling import plain_text, same_words, tidy, without_markdown
 from .statements import MATH, after_corrections, first_line, is_denied, said, sentences
 from .symbolic import same_expression
-from .text import plain_text, same_words, tidy, without_markdown
 from .units import canonical_unit
 from .values import Collection, Quantity, Symbols, Value, is_numeric, quantities, read_value, same_value
 from .words import states_words

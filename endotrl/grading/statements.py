@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 
 from ..sentence.segmentation import RuleSegmenter
-from .text import without_markdown
+from .spelling import without_markdown
 
 
 _segment = RuleSegmenter()

@@ -4,8 +4,8 @@
 import re
 from collections.abc import Sequence
 
+from .spelling import fold, plain_text, tidy
 from .statements import after_corrections, first_line, is_denied, said, sentences
-from .text import fold, plain_text, tidy
 
 
 # Stands in a text for whatever is accepted. A capital letter, as segmenters look for.

@@ -20,7 +20,7 @@ from ..rewards.contributions import heat_map_row
 from ..runs.resumption import Interruptions
 from ..runs.wandb_run import active_run, define_metrics
 from ..scoring.token_stats import TokenStats
-from ..trainers.base import DenseRewardTrainer
+from ..trainers.dense_reward_trainer import DenseRewardTrainer
 
 
 GIB = 2**30

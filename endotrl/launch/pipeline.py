@@ -33,8 +33,8 @@ from ..runs.resumption import Interruptions, end, find_checkpoint, only_run_in, 
 from ..runs.wandb_run import active_run, check_wandb_login, log_table
 from ..sentence import SentenceRewardTrainer, SentenceRewardTrainerConfig
 from ..sentence.trainer import reward_model_config
-from ..trainers.base import DenseRewardTrainer
 from ..trainers.cpu_generation import make_head_input_contiguous
+from ..trainers.dense_reward_trainer import DenseRewardTrainer
 from .arguments import RecipeArguments, RewardArguments, RunArguments, make_parser
 from .callbacks import add_callbacks
 from .cpu import choose_precision, shard_on_cpu

@@ -10,7 +10,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
-from ..rewards.base import warn_without_kl_penalty
+from ..rewards.frozen_model_reward import warn_without_kl_penalty
 from ..runs.wandb_run import active_run
 from .collapse_thresholds import CollapseThresholds
 from .detector import REWARD_KEYS, Detector, Verdict

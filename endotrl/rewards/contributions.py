@@ -14,7 +14,7 @@ from ..rendering.messages import Prompt
 from ..reporting import HeatMapRow
 from ..scoring.token_stats import TokenStats
 from .corrections import length_shares
-from .pictures import pictures_of
+from .prompt_images import pictures_of
 
 
 if TYPE_CHECKING:

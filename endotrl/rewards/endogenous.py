@@ -22,9 +22,9 @@ from ..rendering.messages import Completion, Prompt, criteria_of_rows
 from ..rendering.offsets import decode_with_offsets
 from ..rendering.renderer import OverlongPrompt, Rendered
 from ..scoring.token_stats import TokenStats
-from .base import FrozenModelReward
 from .corrections import Correction, InformationGain, LengthControl, LengthSlope, length_shares
 from .diagnostics import is_evaluation, log_batch
+from .frozen_model_reward import FrozenModelReward
 from .generalist import Generalist
 from .protocol import DenseScores, check_same_tokens
 from .rule import RewardRule

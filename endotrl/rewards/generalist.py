@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from ..frozen.served import is_url
 from ..rendering.renderer import Rendered
 from ..scoring.token_stats import TokenStats
-from .base import FrozenModelReward
 from .corrections import InformationGain
+from .frozen_model_reward import FrozenModelReward
 from .rule import RewardRule
 
 

@@ -21,8 +21,8 @@ from ..rendering.images import Images
 from ..rendering.messages import Completion, Prompt
 from ..rendering.renderer import Rendered, Renderer
 from ..scoring.token_stats import TokenStats
-from .base import FrozenModelReward
 from .diagnostics import batch_diagnostics
+from .frozen_model_reward import FrozenModelReward
 from .rule import RewardRule
 
 

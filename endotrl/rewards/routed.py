@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
-from .base import FrozenModelReward
+from .frozen_model_reward import FrozenModelReward
 
 
 class RoutedReward:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..rewards import AccuracyReward, EndogenousReward, SentenceReward
-from ..rewards.base import FrozenModelReward
+from ..rewards.frozen_model_reward import FrozenModelReward
 
 
 # Neither changes a reward.

@@ -21,7 +21,7 @@ from trl.trainer.utils import create_model_from_path, disable_dropout_in_model, 
 from ..credit import generalized_advantage_estimate, whiten
 from ..learning_rates import has_one_learning_rate, set_learning_rate
 from ..rewards.endogenous import EndogenousReward
-from .base import DenseRewardTrainer, loss_mask
+from .dense_reward_trainer import DenseRewardTrainer, loss_mask
 from .gauge import warn_of_constants
 from .ppo_config import PPOConfig
 from .ppo_math import adapted_kl_coefficient, clipped_value_loss, explained_variance

@@ -12,7 +12,7 @@ import endotrl
 from endotrl import EndogenousReward
 from endotrl.evaluation.engine import Engine
 from endotrl.evaluation.questions import read_questions
-from endotrl.forecasting.grader import Grader
+from endotrl.forecasting.grades import Grader
 from endotrl.forecasting.power import power_samples
 from endotrl.forecasting.sampling import Mixture, MixtureSampler, ServedMixtureSampler
 from endotrl.frozen.own_copy import OwnCopy

@@ -2,7 +2,7 @@
 """Benchmarks of reward models, one module each: how rows are read, what is right, how it is averaged."""
 
 from . import dsp, judge_bench, llmbar, preference, prm_bench, process_bench, reward_bench, reward_bench_2, rm_bench
-from .base import Benchmark
+from .benchmark import Benchmark
 
 
 _MODULES = (rm_bench, reward_bench, reward_bench_2, process_bench, prm_bench, dsp, judge_bench, llmbar, preference)

@@ -12,7 +12,7 @@ from pathlib import Path
 from ...data.sources import Row
 from ..intervals import Array, Means, Unit
 from ..items import Item
-from .base import Benchmark, Scores, mean_of
+from .benchmark import Benchmark, Scores, mean_of
 
 
 DOMAINS = ("academy", "business", "literature", "entertainment")

@@ -8,7 +8,7 @@ import numpy as np
 from ...data.sources import HubDataset, Row
 from ..intervals import TOTAL, Array, Means
 from ..items import Item
-from .base import Benchmark
+from .benchmark import Benchmark
 
 
 CATEGORIES = {

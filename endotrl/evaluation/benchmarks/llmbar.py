@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from ...data.sources import HubDataset, Row
 from ..intervals import Array, Means
 from ..items import Item
-from .base import Benchmark, mean_of
+from .benchmark import Benchmark, mean_of
 
 
 SUBSETS = ("Natural", "Neighbor", "GPTInst", "GPTOut", "Manual")

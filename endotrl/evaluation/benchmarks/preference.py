@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from ...data.formats import about_this_row, images_of, responses_of
 from ...data.sources import Row
 from ..items import Item
-from .base import Benchmark, accuracy_metrics
+from .benchmark import Benchmark, accuracy_metrics
 
 
 def read(rows: Iterable[Row]) -> list[Item]:

@@ -11,7 +11,7 @@ import numpy as np
 from ...data.sources import HubDataset, Row
 from ..intervals import TOTAL, Array, Means, Unit
 from ..items import Item, step_item
-from .base import Benchmark, Scores, harmonic_mean
+from .benchmark import Benchmark, Scores, harmonic_mean
 from .step_threshold import crossfit_thresholds, fold
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from ...data.sources import HubDataset, Row
 from ..intervals import TOTAL, Array, Means, Unit
 from ..items import Item, step_item
-from .base import Benchmark, Scores, harmonic_mean, mean_of
+from .benchmark import Benchmark, Scores, harmonic_mean, mean_of
 from .step_threshold import crossfit_thresholds, fold
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from ...data.sources import HubDataset, Row
 from ..intervals import Array, Means
 from ..items import Item
-from .base import Benchmark, mean_of
+from .benchmark import Benchmark, mean_of
 
 
 # Subsets of each section with their weights: their numbers of prompts, but for math-prm, which counts as much as the

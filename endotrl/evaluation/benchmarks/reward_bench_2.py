@@ -12,7 +12,7 @@ import numpy as np
 from ...data.sources import HubDataset, Row
 from ..intervals import Array, Means, Unit
 from ..items import Item
-from .base import Benchmark, Scores, mean_of
+from .benchmark import Benchmark, Scores, mean_of
 
 
 TIES = "Ties"

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from ...data.sources import HubDataset, Row
 from ..intervals import Array, Means, Unit
 from ..items import Item
-from .base import Benchmark, Scores, mean_of
+from .benchmark import Benchmark, Scores, mean_of
 
 
 STYLES = ("concise", "detailed", "markdown")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ..items import Item
-from .base import Scores
+from .benchmark import Scores
 
 
 NUM_CANDIDATES = 200

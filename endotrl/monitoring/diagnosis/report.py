@@ -10,9 +10,9 @@ from markupsafe import Markup
 from ... import __version__
 from ...reporting import curves, page, plain, sparkline, table, terminal_text
 from ..detector import ENTROPY_KEYS, REWARD_KEYS
-from .checks import CLIPPED, ZERO_STD, Finding
 from .diagnose import Diagnosis
-from .sources import Run
+from .run_logs import Run
+from .symptoms import CLIPPED, ZERO_STD, Finding
 
 
 if TYPE_CHECKING:

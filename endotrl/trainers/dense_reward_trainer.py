@@ -11,7 +11,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler, is_async_callable
 
-from ..rewards.base import FrozenModelReward
+from ..rewards.frozen_model_reward import FrozenModelReward
 from ..rewards.protocol import DenseReward, DenseScores
 from ..rewards.sentence import SentenceReward
 from .model_card import with_rewards

@@ -13,9 +13,9 @@ from typing import Literal
 
 from ..collapse_thresholds import ENTROPY_RATIO, LENGTH_CORRELATION, WARMUP, CollapseThresholds
 from ..detector import ENTROPY_KEYS, HELD_OUT, REWARD_KEYS, Detector
-from .sources import Run
+from .run_logs import Run
 from .trends import correlation, tail, trend
-from .weights import unchanged
+from .weight_changes import unchanged
 
 
 Level = Literal["failure", "warning", "note"]
