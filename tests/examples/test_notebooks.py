@@ -11,9 +11,9 @@ import pytest
 
 FOLDER = Path(__file__).parents[2] / "examples"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-SMALLER = {"max_steps=8": "max_steps=1", "max_steps=6": "max_steps=1", "held_out[::12]": "held_out[:2]"}
+SMALLER = {"max_steps=8": "max_steps=1", "max_steps=6": "max_steps=1", "held_out[::4]": "held_out[:2]"}
 SMALLER |= {
-    "samples=16": "samples=4",
+    "samples=24": "samples=4",
     "[::20]": "[::100]",
     "max_new_tokens=32": "max_new_tokens=150",  # a random model seldom ends
     "per_device_train_batch_size=32": "per_device_train_batch_size=8",
