@@ -12,8 +12,8 @@ import torch
 from tqdm.auto import tqdm
 
 from ..frozen.served import ServedModel
-from ..rendering.ends import until_first
 from ..rendering.messages import Prompt
+from ..rendering.template import until_first
 from ..scoring.batching import pad_ids
 from ..scoring.scorer import Placement
 from .engine import Engine

@@ -15,7 +15,7 @@ from ..frozen.own_copy import check_complete, resolve_dtype
 from ..rendering.messages import as_messages
 from ..rendering.renderer import truncate_left
 from ..scoring.batching import pad_ids, plan_batches
-from ..scoring.rope import RopeLengths, rope_as_made
+from ..scoring.forward_pass import RopeLengths, rope_as_made
 from ..sentence.configuration import SentenceRewardConfig
 from ..sentence.sentence_scorer import SentenceScorer
 from .engine import Engine, ModelScorer

@@ -11,7 +11,7 @@ from accelerate.utils import has_offloaded_params
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..scoring.exclusive import exclusive
+from ..scoring.forward_pass import exclusive
 from ..scoring.reference_pass import ReferenceRecorder
 from .adapters import UsedAdapter
 from .names import eos_token_ids

@@ -10,7 +10,7 @@ from accelerate import Accelerator, PartialState
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from ..scoring.exclusive import exclusive
+from ..scoring.forward_pass import exclusive
 from ..scoring.reference_pass import ReferenceRecorder
 from .adapters import adapter_config, check_adapter, load_with_adapter
 from .names import eos_token_ids, load_config, load_generation_config, reads_images, resolve_model

@@ -12,8 +12,7 @@ from accelerate.utils import is_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..scoring.exclusive import exclusive
-from ..scoring.modules import execution_device
+from ..scoring.forward_pass import exclusive, execution_device
 from ..scoring.reference_pass import ReferenceRecorder
 from .adapters import UsedAdapter
 from .loaded_model import eval_mode

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import is_peft_available
 
-from ..scoring.modules import backbone
+from ..scoring.forward_pass import backbone
 
 
 # Values of each tensor that are looked at to see whether it moved.

@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from .messages import Message, Prompt, is_image_part
+from .messages import Message, Prompt, images_of_rows, is_image_part
 
 
 # What is done with the images of prompts: read by the frozen model, or left out of them.
@@ -86,31 +86,6 @@ class Placeholders:
     def all(self) -> frozenset[int]:
         """All of them."""
         return self.others if self.image is None else self.others | {self.image}
-
-
-def images_of_rows(
-    image: Sequence[Any] | None, images: Sequence[Any] | None, num_rows: int
-) -> list[list[Any] | None] | None:
-    """
-    The images of the columns `image` (one or none a row) and `images` (several a row), which decides where both are,
-    as in TRL. `ValueError` or `TypeError` for a column that has not one entry, or list, for each row.
-    """
-    name, column = ("images", images) if images is not None else ("image", image)
-    if column is None:
-        return None
-    if len(column) != num_rows:
-        raise ValueError(
-            f"The column `{name}` has {len(column)} entries for {num_rows} prompts. It needs one for each."
-        )
-    if name == "image":
-        return [None if entry is None else [entry] for entry in column]
-    for row, entry in enumerate(column):
-        if entry is not None and not isinstance(entry, list | tuple):
-            raise TypeError(
-                f"`images` of row {row} is a {type(entry).__name__}, but it must be a list of images. A column with "
-                "one image a row is called `image`."
-            )
-    return [None if entry is None else list(entry) for entry in column]
 
 
 def refuse_images(columns: Mapping[str, Any], num_rows: int, who: str) -> None:

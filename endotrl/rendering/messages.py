@@ -81,6 +81,31 @@ def criteria_of_rows(
     return [criterion[d] for d in domain]
 
 
+def images_of_rows(
+    image: Sequence[Any] | None, images: Sequence[Any] | None, num_rows: int
+) -> list[list[Any] | None] | None:
+    """
+    The images of the columns `image` (one or none a row) and `images` (several a row), which decides where both are,
+    as in TRL. `ValueError` or `TypeError` for a column that has not one entry, or list, for each row.
+    """
+    name, column = ("images", images) if images is not None else ("image", image)
+    if column is None:
+        return None
+    if len(column) != num_rows:
+        raise ValueError(
+            f"The column `{name}` has {len(column)} entries for {num_rows} prompts. It needs one for each."
+        )
+    if name == "image":
+        return [None if entry is None else [entry] for entry in column]
+    for row, entry in enumerate(column):
+        if entry is not None and not isinstance(entry, list | tuple):
+            raise TypeError(
+                f"`images` of row {row} is a {type(entry).__name__}, but it must be a list of images. A column with "
+                "one image a row is called `image`."
+            )
+    return [None if entry is None else list(entry) for entry in column]
+
+
 def as_messages(completion: Completion) -> list[Message]:
     """A completion as a list of messages."""
     return [{"role": "assistant", "content": completion}] if isinstance(completion, str) else list(completion)

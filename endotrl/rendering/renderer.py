@@ -11,11 +11,10 @@ from typing import Any, Literal
 from PIL.Image import Image
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-from .ends import Ends
 from .images import ImageInputs, Images, Placeholders, load_picture, picture_digest, place_images, without_images
 from .messages import Completion, Prompt, add_criterion, as_messages, check_row, continued, says_more, text_of
 from .policy_tokens import PolicyRow, PolicyTokens, foreign_token_ids
-from .template import Template
+from .template import Ends, Template
 from .turns import header_of, render_turns
 
 

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from .ends import Ends
 from .messages import Message, says_more, text_of
-from .template import Template
+from .template import Ends, Template
 
 
 class Turns(NamedTuple):

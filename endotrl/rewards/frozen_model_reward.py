@@ -21,8 +21,8 @@ from ..frozen.placement import make_scorer, place
 from ..frozen.served import ServedModel, ServedScorer
 from ..frozen.sharded_weights import shards_weights
 from ..frozen.shared_weights import AdapterDisabled, SharedReference, share_with
-from ..rendering.images import Images, images_of_rows
-from ..rendering.messages import Completion, Prompt
+from ..rendering.images import Images
+from ..rendering.messages import Completion, Prompt, images_of_rows
 from ..rendering.policy import PolicyBinding, Reading
 from ..rendering.policy_tokens import tokenizer_of
 from ..rendering.renderer import OverlongPrompt, Rendered, Renderer

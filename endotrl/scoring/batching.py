@@ -47,38 +47,6 @@ def pad_ids(
     return input_ids, attention_mask
 
 
-def plan_packs(
-    prompt_lengths: Sequence[int], continuation_lengths: Sequence[Sequence[int]], max_tokens: int
-) -> list[list[tuple[int, list[int]]]]:
-    """
-    Groups prompts with their continuations, by their lengths alone, into micro-batches of at most `max_tokens` tokens,
-    in which every prompt counts once: lists of (index of the prompt, indices of its continuations). The continuations
-    of a prompt that do not fit together are spread over several micro-batches, each with the prompt. A single
-    continuation that does not fit makes a micro-batch of its own. The largest come first, as in [`plan_batches`].
-    """
-    _check_budget(max_tokens)
-    pieces: list[tuple[int, int, list[int]]] = []  # (tokens, prompt, continuations)
-    for prompt, lengths in enumerate(continuation_lengths):
-        size = prompt_lengths[prompt]
-        members: list[int] = []
-        for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-            if members and size + lengths[index] > max_tokens:
-                pieces.append((size, prompt, members))
-                size, members = prompt_lengths[prompt], []
-            size += lengths[index]
-            members.append(index)
-        pieces.append((size, prompt, members))
-    packs: list[list[tuple[int, list[int]]]] = []
-    used = 0
-    for size, prompt, members in sorted(pieces, key=lambda piece: (-piece[0], piece[1], piece[2])):
-        if not packs or used + size > max_tokens:
-            packs.append([])
-            used = 0
-        packs[-1].append((prompt, members))
-        used += size
-    return packs
-
-
 def _check_budget(max_tokens: int) -> None:
     if not isinstance(max_tokens, int | float) or max_tokens < 1:
         raise ValueError(f"`max_tokens_per_batch` is {max_tokens!r}, but a micro-batch must hold at least one token.")

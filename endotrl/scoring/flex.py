@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .exclusive import compiled
-from .packed_row import PackedRow
+from .forward_pass import compiled
+from .packing import PackedRow
 
 
 # Queries and keys of a block of the mask: FlexAttention's own default.

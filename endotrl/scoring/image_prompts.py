@@ -12,8 +12,7 @@ from transformers import PreTrainedModel
 
 from ..rendering.images import TOKEN_KEYS, ImageInputs
 from .batching import pad_ids
-from .modules import backbone, execution_device
-from .rope import rope_as_made
+from .forward_pass import backbone, execution_device, rope_as_made
 
 
 class ImagePrompt:

@@ -11,10 +11,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .kernels import relative_difference
-from .modules import backbone, is_plain_linear
-from .packing import last_hidden_states, longest_packable, rounding, why_not_packable
-from .rope import RopeLengths, rope_entries
+from .forward_pass import (
+    RopeLengths,
+    backbone,
+    is_plain_linear,
+    last_hidden_states,
+    relative_difference,
+    rope_entries,
+    rounding,
+)
+from .packing import longest_packable, why_not_packable
 
 
 # Largest difference, relative to the states, of two passes of one shape. Rounding is the same in both.

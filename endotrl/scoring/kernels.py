@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .blocks import block_attention
 from .flex import flex_attention, has_flex_attention
-from .packed_row import PackedRow
+from .forward_pass import relative_difference
+from .packing import PackedRow, block_attention
 from .varlen import has_flash_attention, varlen_attention
 
 
@@ -101,14 +101,6 @@ def attend(query: Tensor, key: Tensor, value: Tensor, row: PackedRow, scaling: f
         _measure(choice, names, query, key, value, row, scaling)
         logger.info("Packed rows of %s run by the kernel %r; seconds: %s", kind, choice.name, choice.seconds)
     return KERNELS[choice.name](query, key, value, row, scaling)
-
-
-def relative_difference(states: Tensor, expected: Tensor) -> Tensor:
-    """How far each state, of shape `(..., D)`, is from the expected one, as a part of it, of shape `(...)`."""
-    states, expected = states.float(), expected.float()
-    length = expected.norm(dim=-1)
-    # The state of a lone padding token may be 0.
-    return (states - expected).norm(dim=-1) / length.clamp(min=length.mean() / 100)
 
 
 def _measure(

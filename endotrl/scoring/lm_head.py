@@ -12,7 +12,7 @@ from packaging.version import Version
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from .modules import is_plain_linear
+from .forward_pass import is_plain_linear
 
 
 # Logits that exist at a time. Few blocks of tokens, because a matrix multiplication of the CPU rearranges the weights

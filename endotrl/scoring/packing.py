@@ -1,26 +1,156 @@
 # SPDX-License-Identifier: Apache-2.0
 """Many completions in one row without padding, where those of one prompt share its pass through the model."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
-from .kernels import attend, relative_difference
-from .modules import backbone, execution_device
-from .packed_row import Group, PackedRow
-from .rope import rope_as_made
+from .forward_pass import backbone, execution_device, last_hidden_states, relative_difference, rope_as_made, rounding
 
 
+T = TypeVar("T")
+# Part of a row that may be filler, so that rows have few different lengths: kernels of half precision on a CPU are
+# compiled for each shape and kept, about 1 MB for every new length.
+MAX_FILLER = 1 / 32
+
+# Span of a prompt in a row, and the spans of its continuations, each right behind the one before.
+Span = tuple[int, int, list[tuple[int, int]]]
 ATTENTION = "endotrl_shared_prefix"
+# CPU kernels of `scaled_dot_product_attention` take about half the time if the number of keys is a multiple of it.
+KEY_MULTIPLE = 32
+# Queries for which one mask is made: bounds a mask to 1024 times the length of the sequence.
+QUERY_BLOCK = 1024
+# Masks are the same in every layer and are kept for all of them, up to this many elements (64 MB in bfloat16).
+KEPT_MASK_ELEMENTS = 2**25
 
 
 class NotPackable(Exception):
     """A layer's attention is of a kind that [`shared_prefix_attention`] does not compute."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Token ids of a prompt, at least one, and of its continuations, of which one may be empty."""
+
+    prompt: Sequence[int]
+    continuations: list[Sequence[int]]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the model runs over."""
+        return len(self.prompt) + sum(map(len, self.continuations))
+
+
+@dataclass
+class PackedRow:
+    """
+    Groups one after another in one row of `T` tokens: a prompt, its continuations, the next prompt, ... Every
+    continuation has the positions that follow its prompt, and attends to its prompt and itself only. A few tokens that
+    nobody sees fill the row up to one of few lengths.
+
+    Attributes:
+        input_ids (`torch.Tensor` of shape `(1, T)`), position_ids (`torch.Tensor` of shape `(1, T)`):
+            What the model is given.
+        spans (`list[tuple[int, int, list[tuple[int, int]]]]`):
+            For every group, and the filler: start and end of the prompt, and start and end of every continuation, in
+            the row.
+        longest (`int`):
+            Length of the longest prompt with a continuation.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    spans: list[Span]
+    longest: int
+    _kept: dict[Hashable, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, groups: Sequence[Group]) -> "PackedRow":
+        tokens: list[int] = []
+        positions: list[Tensor] = []
+        spans = []
+        longest = 0
+        filler = _filler(sum(group.num_tokens for group in groups))
+        for group in groups:
+            start, prompt_end = len(tokens), len(tokens) + len(group.prompt)
+            tokens.extend(group.prompt)
+            positions.append(torch.arange(len(group.prompt)))
+            ends = []
+            for continuation in group.continuations:
+                ends.append((len(tokens), len(tokens) + len(continuation)))
+                tokens.extend(continuation)
+                total = len(group.prompt) + len(continuation)
+                positions.append(torch.arange(len(group.prompt), total))
+                longest = max(longest, total)
+            spans.append((start, prompt_end, ends))
+        if filler:
+            spans.append((len(tokens), len(tokens) + filler, []))
+            tokens.extend([0] * filler)
+            # Not counted on, so that no position is beyond those of the rows.
+            positions.append(torch.zeros(filler, dtype=torch.long))
+        return cls(torch.tensor([tokens]), torch.cat(positions)[None], spans, longest)
+
+    def states(self, group: int, continuation: int) -> list[int]:
+        """
+        Positions in the row of the states of a continuation of `L` tokens: `L + 1` of them, the first of which is the
+        last token of the prompt. The state at `h` predicts token `h`.
+        """
+        _, prompt_end, ends = self.spans[group]
+        return [prompt_end - 1, *range(*ends[continuation])]
+
+    def kept(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What a kernel makes of the spans once, for all layers."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        kept: T = self._kept[key]
+        return kept
+
+
+def _filler(num_tokens: int) -> int:
+    """
+    Tokens that bring a row to a multiple of the largest power of two of which less than [`MAX_FILLER`] is wasted.
+    """
+    multiple = 2 ** max(0, math.floor(math.log2(max(1, num_tokens * MAX_FILLER))))
+    return -num_tokens % multiple
+
+
+def plan_packs(
+    prompt_lengths: Sequence[int], continuation_lengths: Sequence[Sequence[int]], max_tokens: int
+) -> list[list[tuple[int, list[int]]]]:
+    """
+    Groups prompts with their continuations, by their lengths alone, into micro-batches of at most `max_tokens` tokens,
+    in which every prompt counts once: lists of (index of the prompt, indices of its continuations). The continuations
+    of a prompt that do not fit together are spread over several micro-batches, each with the prompt. A single
+    continuation that does not fit makes a micro-batch of its own. The largest come first, as in [`plan_batches`].
+    """
+    pieces: list[tuple[int, int, list[int]]] = []  # (tokens, prompt, continuations)
+    for prompt, lengths in enumerate(continuation_lengths):
+        size = prompt_lengths[prompt]
+        members: list[int] = []
+        for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+            if members and size + lengths[index] > max_tokens:
+                pieces.append((size, prompt, members))
+                size, members = prompt_lengths[prompt], []
+            size += lengths[index]
+            members.append(index)
+        pieces.append((size, prompt, members))
+    packs: list[list[tuple[int, list[int]]]] = []
+    used = 0
+    for size, prompt, members in sorted(pieces, key=lambda piece: (-piece[0], piece[1], piece[2])):
+        if not packs or used + size > max_tokens:
+            packs.append([])
+            used = 0
+        packs[-1].append((prompt, members))
+        used += size
+    return packs
 
 
 _row: ContextVar[PackedRow | None] = ContextVar("packed_row", default=None)
@@ -101,30 +231,6 @@ def packed_hidden_states(model: PreTrainedModel, row: PackedRow) -> Tensor:
         ).last_hidden_state[0]
 
 
-def last_hidden_states(
-    model: PreTrainedModel, input_ids: Tensor, mask: Tensor | None = None, position_ids: Tensor | None = None
-) -> Tensor:
-    """
-    Hidden states of shape `(B, T, D)` that the LM head reads. Padding on the right needs no mask, as nothing before it
-    sees it.
-    """
-    device = execution_device(model, model.get_input_embeddings())
-    input_ids = input_ids.to(device)
-    positions = {} if position_ids is None else {"position_ids": position_ids.to(device)}
-    # Without a mask, some families (GPT-2) warn of padding.
-    mask = torch.ones_like(input_ids) if mask is None else mask.to(device)
-    with rope_as_made(model):
-        return backbone(model)(
-            input_ids=input_ids, attention_mask=mask, use_cache=False, **positions
-        ).last_hidden_state
-
-
-def rounding(model: PreTrainedModel) -> float:
-    """Difference of two passes of different shapes that is rounding, relative to the states."""
-    device = execution_device(model, model.get_input_embeddings())
-    return 1e-3 if model.dtype == torch.float32 and not torch.is_autocast_enabled(device.type) else 0.1
-
-
 def why_not_packable(model: PreTrainedModel) -> str | None:
     """
     Tries a packed row on a few tokens. `None` if the model gives what it gives for each sequence alone; else the
@@ -151,3 +257,75 @@ def why_not_packable(model: PreTrainedModel) -> str | None:
             if relative_difference(packed[row.states(g, k)], expected).max() > rounding(model):
                 return "its layers mix neighbouring sequences"
     return None
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, row: PackedRow, scaling: float | None) -> Tensor:
+    """As [`~kernels.attend`], whose other kernels are all for CUDA."""
+    if not query.is_cuda:
+        return block_attention(query, key, value, row, scaling)
+    from .kernels import attend as fastest
+
+    return fastest(query, key, value, row, scaling)
+
+
+def block_attention(query: Tensor, key: Tensor, value: Tensor, row: PackedRow, scaling: float | None) -> Tensor:
+    """As [`~kernels.attend`]."""
+    # On CUDA, attention with a mask has no kernel for grouped queries.
+    grouped = query.device.type == "cpu"
+    if not grouped:
+        repeats = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+    # Laid out as it is returned, so that nothing is copied at the end.
+    output = query.new_empty(1, query.shape[2], query.shape[1], value.shape[-1]).transpose(1, 2)
+
+    def attend(queries: slice, seen: list[slice], first_visible: int | None) -> None:
+        """One call of the kernel; causal without `first_visible`, which is the number of keys the first query sees."""
+        count = sum(part.stop - part.start for part in seen)
+        padding = -count % KEY_MULTIPLE
+        mask = None
+        if first_visible is not None:
+            mask = visible_keys(row, queries.stop - queries.start, first_visible, count + padding, query)
+        output[:, :, queries] = scaled_dot_product_attention(
+            query[:, :, queries],
+            _join(key, seen, padding),
+            _join(value, seen, padding),
+            attn_mask=mask,
+            # It hides the padding, which comes after all queries.
+            is_causal=mask is None,
+            scale=scaling,
+            enable_gqa=grouped,
+        )
+
+    for start, prompt_end, continuations in row.spans:
+        if len(continuations) == 1:
+            whole = slice(start, continuations[0][1])
+            attend(whole, [whole], first_visible=None)
+            continue
+        prompt = slice(start, prompt_end)
+        attend(prompt, [prompt], first_visible=None)
+        for first, end in continuations:
+            for block_start in range(first, end, QUERY_BLOCK):
+                block_end = min(block_start + QUERY_BLOCK, end)
+                seen_before = prompt_end - start + block_start - first
+                attend(slice(block_start, block_end), [prompt, slice(first, block_end)], first_visible=seen_before + 1)
+    return output.transpose(1, 2)
+
+
+def visible_keys(row: PackedRow, num_queries: int, first_visible: int, num_keys: int, like: Tensor) -> Tensor:
+    """Additive mask of shape `(num_queries, num_keys)`: query `i` sees the first `first_visible + i` keys."""
+    masks: dict[object, Tensor] = row.kept("masks", dict)
+    key = (num_queries, first_visible, num_keys, like.device)  # layers may be spread over devices
+    if key in masks:
+        return masks[key]
+    visible = torch.arange(first_visible, first_visible + num_queries, device=like.device)
+    hidden = torch.arange(num_keys, device=like.device)[None] >= visible[:, None]
+    mask = like.new_zeros(num_queries, num_keys).masked_fill_(hidden, -torch.inf)
+    if sum(kept.numel() for kept in masks.values()) + mask.numel() <= KEPT_MASK_ELEMENTS:
+        masks[key] = mask
+    return mask
+
+
+def _join(states: Tensor, parts: list[slice], padding: int) -> Tensor:
+    """Parts of the keys or values one after another, and zeros."""
+    zeros = states.new_zeros(*states.shape[:2], padding, states.shape[-1])
+    return torch.cat([*(states[:, :, part] for part in parts), zeros], dim=2)

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..rendering.images import TOKEN_KEYS, ImageInputs
+from .forward_pass import RopeLengths, backbone
 from .isolation import reads_padding, why_alone, why_alone_by_length
-from .modules import backbone
-from .rope import RopeLengths
 
 
 # What trainers give a model for images: see `_get_per_token_logps_and_entropies` of [`~trl.GRPOTrainer`].

@@ -18,16 +18,13 @@ from transformers import PretrainedConfig, PreTrainedModel
 from ..checks import check_alpha
 from ..rendering.images import ImageInputs, Placeholders
 from ..rendering.renderer import Rendered
-from .batching import pad_ids, plan_batches, plan_packs
-from .exclusive import uncompiled
+from .batching import pad_ids, plan_batches
+from .forward_pass import execution_device, is_plain_linear, last_hidden_states, rope_as_made, uncompiled
 from .image_prompts import ImagePrompt, check_inputs, own_logits, positions_kept, whole_row_states
 from .isolation import PassRules, pass_rules
 from .lm_head import HeadStatistics, LogitTransform, token_statistics
-from .modules import execution_device, is_plain_linear
-from .packed_row import Group, PackedRow
-from .packing import last_hidden_states, packed_hidden_states
+from .packing import Group, PackedRow, packed_hidden_states, plan_packs
 from .reference_pass import ReferenceRecorder
-from .rope import rope_as_made
 from .token_stats import TokenStats
 
 
@@ -85,7 +82,7 @@ class FrozenScorer:
       sliding window, soft-capped attention) get rows of similar length, padded on the right.
     - A prompt with images is run once for all of its completions, which go on from its cache ([`image_prompts`]).
     - The LM head sees only the scored positions, in blocks, so that no tensor of (tokens, vocabulary) exists.
-    - A row that a trainer has just run through the same frozen weights is not run again ([`recording`]).
+    - A row that a trainer has just run through the same frozen weights is not run again ([`reference_pass`]).
 
     Args:
         placement (`Placement`):
@@ -190,8 +187,8 @@ class FrozenScorer:
         for indices in shares.values():
             packable = sorted(i for i in indices if lengths[i] <= rules.longest_packable)
             yield from self._packed_passes(model, rows, inputs, packable)
-            padded = sorted(i for i in indices if lengths[i] > rules.longest_packable)
-            yield from self._padded_passes(model, rows, inputs, padded)
+            if padded := sorted(i for i in indices if lengths[i] > rules.longest_packable):
+                yield from self._padded_passes(model, rows, inputs, padded)
 
     def _packed_passes(
         self, model: PreTrainedModel, rows: Sequence[Rendered], inputs: Sequence[Sequence[int]], chosen: Sequence[int]

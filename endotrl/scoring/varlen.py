@@ -8,7 +8,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from .packed_row import PackedRow, Span
+from .packing import PackedRow, Span
 
 
 # Head dimensions of PyTorch's flash-attention kernels: multiples of 8 up to 256.

@@ -23,9 +23,8 @@ from ..rendering.messages import Completion, Prompt
 from ..rendering.policy import PolicyBinding, Reading
 from ..rendering.renderer import OverlongPrompt
 from ..scoring.batching import plan_batches
-from ..scoring.exclusive import exclusive
+from ..scoring.forward_pass import RopeLengths, exclusive, rope_as_made
 from ..scoring.isolation import why_alone, why_alone_by_length
-from ..scoring.rope import RopeLengths, rope_as_made
 from .configuration import SentenceRewardConfig
 from .encoding import SentenceEncoder, SentenceTokens, pad_batch
 from .modeling import SentenceRewardModel

@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from endotrl.scoring import flex
-from endotrl.scoring.blocks import block_attention
 from endotrl.scoring.flex import BLOCK, block_mask, flex_attention
-from endotrl.scoring.packed_row import Group, PackedRow
+from endotrl.scoring.packing import Group, PackedRow, block_attention
 
 from .test_packing import naive_attention, random_states, visible_pairs
 

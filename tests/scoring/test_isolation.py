@@ -38,10 +38,10 @@ from endotrl.frozen.loaded_model import LoadedModel
 from endotrl.frozen.own_copy import OwnCopy
 from endotrl.rendering.renderer import Rendered
 from endotrl.scoring import FrozenScorer, TokenStats
+from endotrl.scoring.forward_pass import RopeLengths
 from endotrl.scoring.isolation import reads_padding
-from endotrl.scoring.packed_row import Group, PackedRow
+from endotrl.scoring.packing import Group, PackedRow
 from endotrl.scoring.reference_pass import ReferenceRecorder
-from endotrl.scoring.rope import RopeLengths
 
 from .test_packing import PACKABLE, PADDED, group_rows, tokens_run
 from .test_scorer import EOS, FAMILIES, SIZES, VOCAB_SIZE, assert_equal_stats, expected_numbers, make_model, numbers

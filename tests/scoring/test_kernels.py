@@ -10,9 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from endotrl.scoring import kernels
-from endotrl.scoring.blocks import block_attention
-from endotrl.scoring.packed_row import Group, PackedRow
+from endotrl.scoring import kernels, packing
+from endotrl.scoring.packing import Group, PackedRow, block_attention
 
 from .test_packing import attend, naive_attention, random_states
 
@@ -40,6 +39,7 @@ Use = Callable[..., dict[str, Kernel]]
 @pytest.fixture
 def use(monkeypatch: pytest.MonkeyPatch) -> Use:
     def use(**found: Kernel) -> dict[str, Kernel]:
+        monkeypatch.setattr(packing, "attend", kernels.attend)  # as on CUDA
         monkeypatch.setattr(kernels, "choices", {})
         monkeypatch.setattr(kernels, "_told", set())
         monkeypatch.setattr(kernels, "CALLS_BEFORE_COMPILING", 2)

@@ -30,10 +30,11 @@ from transformers import (
 
 from endotrl.frozen.loaded_model import LoadedModel
 from endotrl.rendering.renderer import Rendered
-from endotrl.scoring import FrozenScorer, blocks, packing
-from endotrl.scoring.packed_row import Group, PackedRow
+from endotrl.scoring import FrozenScorer, packing
 from endotrl.scoring.packing import (
+    Group,
     NotPackable,
+    PackedRow,
     longest_packable,
     packed_attention,
     shared_prefix_attention,
@@ -94,8 +95,8 @@ class TestAttention:
         row = PackedRow.of([Group([1] * prompt, [[2] * n for n in lengths]) for prompt, lengths in groups])
         query, key, value = random_states(row.input_ids.shape[1])
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(blocks, "QUERY_BLOCK", query_block)
-            patch.setattr(blocks, "KEPT_MASK_ELEMENTS", kept)
+            patch.setattr(packing, "QUERY_BLOCK", query_block)
+            patch.setattr(packing, "KEPT_MASK_ELEMENTS", kept)
             actual = attend(row, query, key, value, 0.3)
             again = attend(row, query, key, value, 0.3)  # with masks that were kept
         expected = naive_attention(row, query, key, value, 0.3)
@@ -111,7 +112,7 @@ class TestAttention:
         assert (actual.double() - expected).abs().max() < 0.02
 
     def test_masks_that_do_not_fit_are_not_kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(blocks, "KEPT_MASK_ELEMENTS", 10 * 32)
+        monkeypatch.setattr(packing, "KEPT_MASK_ELEMENTS", 10 * 32)
         row = PackedRow.of([Group([1] * 5, [[2] * 10, [2] * 11])])
         attend(row, *random_states(26), 1.0)
         assert [tuple(mask.shape) for mask in row._kept["masks"].values()] == [(10, 32)]

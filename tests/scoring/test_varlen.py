@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from endotrl.scoring.packed_row import Group, PackedRow
+from endotrl.scoring.packing import Group, PackedRow
 from endotrl.scoring.varlen import Lengths, varlen_attention
 
 from .test_packing import naive_attention, random_states

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
-from ...scoring.exclusive import exclusive
+from ...scoring.forward_pass import exclusive
 from ...scoring.reference_pass import ReferenceRecorder
 from ..names import eos_token_ids
 from .client import API_KEY, Client, Server, ServerError
