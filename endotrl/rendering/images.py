@@ -131,7 +131,7 @@ def place_images(row: int, prompt: Prompt, column: Sequence[Any] | None) -> tupl
 
 def without_images(prompt: Prompt) -> Prompt:
     """A prompt without the parts that are images."""
-    if isinstance(prompt, str) or not any(True for _ in _image_parts(prompt)):
+    if isinstance(prompt, str):
         return prompt
     return [
         {**message, "content": [part for part in message["content"] if not is_image_part(part)]}

@@ -10,33 +10,56 @@ Prompt = str | Sequence[Message]
 Completion = str | Sequence[Message]
 
 
-def check_row(row: int, prompt: Prompt, completion: Completion) -> None:
+def check_batch(
+    prompts: Sequence[Prompt], completions: Sequence[Completion], completion_ids: Sequence[Sequence[int]] | None
+) -> None:
     """
-    Raises `TypeError` if prompt and completion number `row` are neither text nor messages, or not of one kind, and
-    `ValueError` if the prompt has no message, or one has a part that is no text, images of prompts excepted.
+    Raises `ValueError` or `TypeError` for a batch that is empty or has not one entry a row, and for rows whose prompt
+    and completion are neither text nor messages, or not of one kind, that have no message, or a part that is no text,
+    images of prompts excepted.
     """
-    for name, value in (("prompt", prompt), ("completion", completion)):
-        if isinstance(value, str):
-            continue
-        if not isinstance(value, Sequence) or not all(isinstance(m, Mapping) and "role" in m for m in value):
+    if isinstance(prompts, str) or isinstance(completions, str):
+        raise TypeError("`prompts` and `completions` must be lists with one entry a row, but a string was given.")
+    if len(prompts) != len(completions):
+        raise ValueError(
+            f"There are {len(prompts)} prompts and {len(completions)} completions. Every completion needs its prompt: "
+            "repeat a prompt that has several completions."
+        )
+    if completion_ids is not None and len(completion_ids) != len(completions):
+        raise ValueError(
+            f"There are {len(completion_ids)} lists of `completion_ids` for {len(completions)} completions. Pass one "
+            "list a completion, or leave `completion_ids` out to have the text encoded."
+        )
+    if len(prompts) == 0:
+        raise ValueError("The batch is empty: `prompts` and `completions` have no rows, so there is nothing to score.")
+    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        _check_value(row, "prompt", prompt)
+        _check_value(row, "completion", completion)
+        if isinstance(prompt, str) and not isinstance(completion, str):
             raise TypeError(
-                f"The {name} of row {row} is {_brief(value)}, but it must be a string or a list of messages such as "
-                '[{"role": "user", "content": "..."}].'
+                f"The prompt of row {row} is a string, but its completion is a list of messages. Make both of one "
+                "kind."
             )
-        seen = [kind for message in as_messages(value) for kind in _parts_without_text(message)]
-        unread = next((kind for kind, is_image in seen if not (is_image and name == "prompt")), None)
-        if unread is not None:
+        if len(prompt) == 0 and not isinstance(prompt, str):
+            raise ValueError(f"The prompt of row {row} is an empty list of messages. It needs at least one message.")
+
+
+def _check_value(row: int, name: str, value: Prompt | Completion) -> None:
+    if isinstance(value, str):
+        return
+    if not isinstance(value, Sequence) or not all(isinstance(m, Mapping) and "role" in m for m in value):
+        raise TypeError(
+            f"The {name} of row {row} is {_brief(value)}, but it must be a string or a list of messages such as "
+            '[{"role": "user", "content": "..."}].'
+        )
+    for part in (part for message in as_messages(value) if _has_parts(message) for part in message["content"]):
+        if _part_text(part) is None and not (name == "prompt" and is_image_part(part)):
+            kind = str(part.get("type")) if isinstance(part, Mapping) else type(part).__name__
             what = "text, and of prompts images, are read" if name == "prompt" else "text is scored"
             raise ValueError(
-                f"The {name} of row {row} has a part of type {unread!r}, which the frozen model would not get to see: "
+                f"The {name} of row {row} has a part of type {kind!r}, which the frozen model would not get to see: "
                 f"only {what}. Leave such rows out, or reward them by another function."
             )
-    if isinstance(prompt, str) and not isinstance(completion, str):
-        raise TypeError(
-            f"The prompt of row {row} is a string, but its completion is a list of messages. Make both of one kind."
-        )
-    if not isinstance(prompt, str) and len(prompt) == 0:
-        raise ValueError(f"The prompt of row {row} is an empty list of messages. It needs at least one message.")
 
 
 def add_criterion(prompt: Prompt, criterion: str | None) -> Prompt:
@@ -192,15 +215,6 @@ def _modality(part: Mapping[str, Any]) -> str | None:
 def says_more(message: Message) -> bool:
     """Whether there is more in a message than its content: the call of a tool, reasoning."""
     return any(value for key, value in message.items() if key not in ("role", "content", "name"))
-
-
-def _parts_without_text(message: Message) -> list[tuple[str, bool]]:
-    """Types of the parts of a message that are no text (an image, a video, a sound), and whether they are images."""
-    return [
-        (str(part.get("type")) if isinstance(part, Mapping) else type(part).__name__, is_image_part(part))
-        for part in (message["content"] if _has_parts(message) else ())
-        if _part_text(part) is None
-    ]
 
 
 def _brief(value: object) -> str:

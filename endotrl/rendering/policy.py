@@ -75,42 +75,6 @@ class Reading(NamedTuple):
     continues_turns: bool = False
     keeps_prompts: bool = False
 
-    @classmethod
-    def of(
-        cls,
-        own: ProcessingClass,
-        is_given: bool,
-        given_kwargs: dict[str, Any] | None,
-        policy: PromptSettings | None,
-        policy_tokens: PolicyTokens | None,
-        environment: str | None = None,
-    ) -> "Reading":
-        """
-        How a reward reads prompts: with its model's own processing class or that which the user gave it (`is_given`),
-        with the arguments for the chat template that the user gave it, which hold key by key, and else as the policy
-        of the trainer that it is bound to, or what is known of it without one.
-        """
-        given = given_kwargs or {}
-        if policy is None:
-            return cls(own, given, policy_tokens)
-        theirs = policy.tokens.processing_class
-        foreign = foreign_token_ids(own, theirs)
-        template = own.chat_template
-        keeps_template = is_given and template is not None and template != theirs.chat_template
-        taken_over = policy.kwargs_of(environment)
-        if keeps_template or foreign is None:
-            # A template writes special tokens of its own tokenizer.
-            taken_over = {key: value for key, value in taken_over.items() if key != "chat_template"}
-        elif foreign:
-            taken_over = {"chat_template": theirs.chat_template, **taken_over}
-        return cls(
-            processing_class=own if keeps_template or foreign is None or foreign else theirs,
-            chat_template_kwargs={**taken_over, **given},
-            policy_tokens=policy.tokens,
-            continues_turns=policy.continues_turns,
-            keeps_prompts=keeps_template or any(taken_over.get(key) != value for key, value in given.items()),
-        )
-
 
 class RewardCall(NamedTuple):
     """A trainer's call of a reward function; `rows` is what its policy read and wrote, where it can be found."""
@@ -128,10 +92,9 @@ def find_call(prompts: Sequence[Prompt], log_extra: Callable[..., Any] | None = 
     the method that calls; `tests/test_contract.py` watches their names. From another thread, the trainer is known by
     `log_extra`, its method, and found where it waits.
     """
-    trainer = log_extra.__self__ if inspect.ismethod(log_extra) else None
-    trainer = trainer if hasattr(trainer, "reward_funcs") else None
     found = _call_above(sys._getframe(1), prompts)
-    if found is None and trainer is not None:
+    trainer = log_extra.__self__ if inspect.ismethod(log_extra) else None
+    if found is None and hasattr(trainer, "reward_funcs"):
         # It waits in another thread for a reward that is asynchronous.
         others = [frame for thread, frame in sys._current_frames().items() if thread != get_ident()]
         calls = [call for frame in others if (call := _call_above(frame, prompts)) is not None]
@@ -146,22 +109,20 @@ def _call_above(frame: FrameType, prompts: Sequence[Prompt]) -> RewardCall | Non
         if frame.f_code.co_name not in ("_generate_and_score_completions", "training_step"):
             continue
         names = frame.f_locals
+        written = None
         if "prompt_ids_list" in names:  # GRPO and RLOO
-            prompt_ids = [list(map(int, ids)) for ids in names["prompt_ids_list"]]
+            prompt_ids, scored = [list(map(int, ids)) for ids in names["prompt_ids_list"]], names["prompts"]
             # Tools, and the environment of a `rollout_func` (`env_mask`), write into completions.
-            written = names.get("tool_mask_list") or [None] * len(prompt_ids)
-            scored = names["prompts"]
+            written = names.get("tool_mask_list")
         elif "prompt_mask" in names and is_online_dpo(names["self"]):
             rows = zip(names["prompt_ids"], names["prompt_mask"], strict=True)
-            prompt_ids = [ids[mask.bool()].tolist() for ids, mask in rows]
-            written = [None] * len(prompt_ids)
-            scored = 2 * names["prompts"]
+            prompt_ids, scored = [ids[mask.bool()].tolist() for ids, mask in rows], 2 * names["prompts"]
         else:
             continue
         # A reward function may ask another one about other prompts than its own.
-        is_own = list(prompts) == list(scored)
-        found = list(map(PolicyRow, prompt_ids, written))
-        return RewardCall(names["self"], found if is_own else None)
+        if list(prompts) != list(scored):
+            return RewardCall(names["self"], None)
+        return RewardCall(names["self"], list(map(PolicyRow, prompt_ids, written or [None] * len(prompt_ids))))
     return None
 
 
@@ -213,13 +174,35 @@ class PolicyBinding(Generic[R]):
         self._readings, self._made = {}, {}
 
     def reading(self, environment: str | None = None) -> Reading:
-        """How rows of an environment are read."""
+        """
+        How rows of an environment are read: with the model's own processing class or the one that the user gave, with
+        the arguments for the chat template that the user gave, which hold key by key, and else as the policy of the
+        trainer does, or by what is known of it without one.
+        """
         if environment not in self._readings:
-            is_given = self.given is not None
-            self._readings[environment] = Reading.of(
-                self._own(), is_given, self.given_kwargs, self.policy, self._tokens, environment
-            )
+            self._readings[environment] = self._read_as(self._own(), self.policy, environment)
         return self._readings[environment]
+
+    def _read_as(self, own: ProcessingClass, policy: PromptSettings | None, environment: str | None) -> Reading:
+        given = self.given_kwargs or {}
+        if policy is None:
+            return Reading(own, given, self._tokens)
+        theirs = policy.tokens.processing_class
+        foreign = foreign_token_ids(own, theirs)
+        keeps_template = self.given is not None and own.chat_template not in (None, theirs.chat_template)
+        taken_over = policy.kwargs_of(environment)
+        if keeps_template or foreign is None:
+            # A template writes special tokens of its own tokenizer.
+            taken_over = {key: value for key, value in taken_over.items() if key != "chat_template"}
+        elif foreign:
+            taken_over = {"chat_template": theirs.chat_template, **taken_over}
+        return Reading(
+            processing_class=own if keeps_template or foreign is None or foreign else theirs,
+            chat_template_kwargs={**taken_over, **given},
+            policy_tokens=policy.tokens,
+            continues_turns=policy.continues_turns,
+            keeps_prompts=keeps_template or any(taken_over.get(key) != value for key, value in given.items()),
+        )
 
     def of(self, environment: str | None = None) -> R:
         """What renders rows of an environment."""

@@ -12,18 +12,16 @@ from PIL.Image import Image
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from .images import ImageInputs, Images, Placeholders, load_picture, picture_digest, place_images, without_images
-from .messages import Completion, Prompt, add_criterion, as_messages, check_row, continued, says_more, text_of
+from .messages import Completion, Prompt, add_criterion, as_messages, check_batch, count_images, says_more, text_of
 from .policy_tokens import PolicyRow, PolicyTokens, foreign_token_ids
-from .template import Ends, Template
-from .turns import header_of, render_turns
+from .template import Ends, ReadPrompt, Template
+from .turns import encode_answer, render_turns
 
 
 logger = logging.getLogger(__name__)
 
 OverlongPrompt = Literal["error", "truncate_left"]
 Overlong = Literal[OverlongPrompt, "cut"]
-# Under these names, messages hold what a policy has thought before it wrote the content.
-REASONING = ("reasoning_content", "reasoning", "thinking")
 
 
 @dataclass(frozen=True)
@@ -41,16 +39,6 @@ class Rendered:
     def prompt(self) -> tuple[tuple[int, ...], ImageInputs | None]:
         """All that stands before the completion: equal for completions of one prompt, and for no others."""
         return tuple(self.prompt_ids), self.images
-
-
-@dataclass(frozen=True)
-class _Prompt:
-    """A prompt as it is read."""
-
-    text: str
-    ids: list[int]
-    plain_ids: list[int]  # before a processor has put as many placeholders there as an image takes
-    images: ImageInputs | None = None
 
 
 class Renderer:
@@ -88,7 +76,8 @@ class Renderer:
         placeholders: Placeholders | None = None,
         images: Images = "read",
     ) -> None:
-        self.placeholders = Placeholders() if placeholders is None else placeholders
+        self._placeholders = Placeholders() if placeholders is None else placeholders
+        self._placeholder_ids = self._placeholders.all
         self.images = images
         self.vocab_size = vocab_size
         self.max_length = max_length
@@ -107,11 +96,7 @@ class Renderer:
             eos_token_ids = policy_tokens.eos_token_ids or eos_token_ids
             padded = policy_tokens.padded
         self.ends = Ends(self._template, eos_token_ids, padded)
-        self._said_reencoding = False
-        self._said_undecided = False
-        self._said_header = False
-        self._said_rerendering = False
-        self._said_other_prompts = False
+        self._said: set[str] = set()
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
@@ -137,17 +122,20 @@ class Renderer:
         Raises `ValueError` or `TypeError` for rows that are no prompts and completions, that the chat template
         refuses, that do not fit the context, or whose images the frozen model would not get to see.
         """
-        self._check_batch(prompts, completions, completion_ids)
-        if criteria is None:
-            criteria = [None] * len(prompts)
+        check_batch(prompts, completions, completion_ids)
+        criteria = [None] * len(prompts) if criteria is None else criteria
         read_ids = [None] * len(prompts) if completion_ids is None else self._read_ids(completions, completion_ids)
-        prompt_cache: dict[str, _Prompt] = {}
+        prompt_cache: dict[str, ReadPrompt] = {}
         rendered = []
         for row, (prompt, completion, criterion) in enumerate(zip(prompts, completions, criteria, strict=True)):
             column = None if images is None else images[row]
-            bare = without_images(prompt)
-            ignored = self.images == "ignore" and (bool(column) or bare is not prompt)
-            prompt, pictures = (bare, []) if ignored else self._place(row, prompt, column)
+            has_images = bool(column) or _shows_images(prompt)
+            ignored = has_images and self.images == "ignore"
+            pictures: list[Image] = []
+            if ignored:
+                prompt = without_images(prompt)
+            elif has_images:
+                prompt, pictures = self._place(row, prompt, column)
             prompt = add_criterion(prompt, criterion)
             # A GRPO group repeats its prompt: rendered once.
             template = self._template_for(completion)
@@ -163,11 +151,11 @@ class Renderer:
                 read = self._settle(row, read, policy_row.prompt_ids)
             self._check_placeholders(row, read)
             written = None if policy_row is None else policy_row.written
-            result = self._render_completion(prompt, read, completion, read_ids[row], written)
-            if not self.placeholders.all.isdisjoint(result.completion_ids):
+            result = self._render_completion(read, completion, read_ids[row], written)
+            if not self._placeholder_ids.isdisjoint(result.completion_ids):
                 raise ValueError(
                     f"The completion of row {row} has a token that stands for an image "
-                    f"({self._template.decode([*self.placeholders.all.intersection(result.completion_ids)])!r}), and "
+                    f"({self._template.decode([*self._placeholder_ids.intersection(result.completion_ids)])!r}), and "
                     "nothing to put there. Leave it out (`generation_kwargs={'suppress_tokens': ...}` keeps a policy "
                     "from writing it)."
                 )
@@ -176,10 +164,9 @@ class Renderer:
 
     def prompt_ids(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """Token ids of prompts alone, however long."""
-        completions = [""] * len(prompts)
-        self._check_batch(prompts, completions, None)
+        check_batch(prompts, [""] * len(prompts), None)
         for row, prompt in enumerate(prompts):
-            if place_images(row, prompt, None)[1]:
+            if _shows_images(prompt):
                 raise ValueError(
                     f"The prompt of row {row} has images, and only text is read here. Leave such rows out."
                 )
@@ -195,52 +182,21 @@ class Renderer:
         rendered = []
         for row, (prompt, completion) in enumerate(zip(prompt_ids, completion_ids, strict=True)):
             ids = list(completion)
-            if not self.placeholders.all.isdisjoint([*prompt, *ids]):
+            if not self._placeholder_ids.isdisjoint([*prompt, *ids]):
                 raise ValueError(
                     f"Row {row} has a token that stands for an image, and there is no image with its ids."
                 )
             rendered.append(self._fit(row, self._finish(list(prompt), ids, list(range(len(ids))))))
         return rendered
 
-    def _check_batch(
-        self,
-        prompts: Sequence[Prompt],
-        completions: Sequence[Completion],
-        completion_ids: Sequence[Sequence[int]] | None,
-    ) -> None:
-        if isinstance(prompts, str) or isinstance(completions, str):
-            raise TypeError("`prompts` and `completions` must be lists with one entry a row, but a string was given.")
-        if len(prompts) != len(completions):
-            raise ValueError(
-                f"There are {len(prompts)} prompts and {len(completions)} completions. Every completion needs its "
-                "prompt: repeat a prompt that has several completions."
-            )
-        if completion_ids is not None and len(completion_ids) != len(completions):
-            raise ValueError(
-                f"There are {len(completion_ids)} lists of `completion_ids` for {len(completions)} completions. Pass "
-                "one list a completion, or leave `completion_ids` out to have the text encoded."
-            )
-        if len(prompts) == 0:
-            raise ValueError(
-                "The batch is empty: `prompts` and `completions` have no rows, so there is nothing to score."
-            )
-        if not self._template.exists and any(not isinstance(prompt, str) for prompt in prompts):
-            raise ValueError(
-                f"The prompts are messages, but the tokenizer {self.tokenizer.name_or_path!r} of the frozen model has "
-                "no chat template. Pass a `processing_class` with one (the model's processor, if that has it; "
-                "`trl.clone_chat_template` copies it from another model), or use plain-text prompts."
-            )
-        for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-            check_row(row, prompt, completion)
-
     def _template_for(self, completion: Completion) -> Template:
         """The turns of a completion of several messages must not be written otherwise when others follow."""
         return self._template if _is_turn(completion) else self._template.prefix_preserving
 
     def _place(self, row: int, prompt: Prompt, column: Sequence[Any] | None) -> tuple[Prompt, list[Image]]:
-        """A prompt with bare placeholders, and its pictures, if the frozen model reads any."""
+        """A prompt with bare placeholders, and its pictures."""
         prompt, pictures = place_images(row, prompt, column)
-        if pictures and self.placeholders.image is None:
+        if self._placeholders.image is None:
             raise ValueError(
                 f"The prompt of row {row} has {_count(len(pictures), 'image')}, and the frozen model reads only text: "
                 "it would judge an answer to another question. Use a model that reads images, or leave such rows out. "
@@ -250,71 +206,55 @@ class Renderer:
 
     def _render_prompt(
         self, template: Template, prompt: Prompt, pictures: Sequence[Image], has_criterion: bool = False
-    ) -> "_Prompt":
-        text = prompt
-        if not isinstance(prompt, str):
-            goes_on = self._continues(prompt)
-            text = template.apply(
-                prompt, add_generation_prompt=not goes_on, has_criterion=has_criterion, continue_final_message=goes_on
-            )
-        assert isinstance(text, str)
-        special = self._adds_special_tokens(prompt, text)
+    ) -> ReadPrompt:
+        goes_on = self.continues_turns and not isinstance(prompt, str) and prompt[-1]["role"] == "assistant"
+        text = prompt if isinstance(prompt, str) else template.apply(prompt, not goes_on, has_criterion, goes_on)
+        special = not self.continues_turns and template.adds_special_tokens(text, not isinstance(prompt, str))
         ids, images = template.encode_prompt(text, special, pictures)
-        return _Prompt(text, ids, ids if images is None else template.encode(text, special), images)
+        plain_ids = ids if images is None else template.encode(text, special)
+        return ReadPrompt(prompt, text, special, goes_on, ids, plain_ids, images)
 
-    def _check_placeholders(self, row: int, read: "_Prompt") -> None:
+    def _check_placeholders(self, row: int, read: ReadPrompt) -> None:
         """Raises `ValueError` if there are placeholders without images, or images without placeholders."""
-        if read.images is None:
-            unread = self.placeholders.all.intersection(read.ids)
-        else:
-            unread = self.placeholders.others.intersection(read.ids)
-            if self.placeholders.image not in read.ids:
-                raise ValueError(
-                    f"The prompt of row {row} has images, but none of its tokens is the one in whose place the frozen "
-                    f"model reads them ({self.placeholders.image}). The processor does not fit the model: pass the "
-                    "model's own as `processing_class`."
-                )
-        if unread:
+        if read.images is not None and self._placeholders.image not in read.ids:
+            raise ValueError(
+                f"The prompt of row {row} has images, but none of its tokens is the one in whose place the frozen "
+                f"model reads them ({self._placeholders.image}). The processor does not fit the model: pass the "
+                "model's own as `processing_class`."
+            )
+        filled = self._placeholder_ids if read.images is None else self._placeholders.others
+        if unread := filled.intersection(read.ids):
             raise ValueError(
                 f"The prompt of row {row} has the token {self._template.decode([*unread])!r}, in whose place the "
                 "frozen model reads an image, a video or a sound, and nothing to put there. Pass the image, in the "
                 "messages or in the column `images`, or take the token out of the prompt."
             )
 
-    def _continues(self, prompt: Prompt) -> bool:
-        """Whether the completion goes on with the prompt's last message."""
-        return self.continues_turns and not isinstance(prompt, str) and prompt[-1]["role"] == "assistant"
-
-    def _adds_special_tokens(self, prompt: Prompt, prompt_text: str) -> bool:
-        is_chat = not isinstance(prompt, str)
-        return not self.continues_turns and self._template.adds_special_tokens(prompt_text, is_chat)
-
-    def _settle(self, row: int, read: "_Prompt", theirs: list[int]) -> "_Prompt":
+    def _settle(self, row: int, read: ReadPrompt, theirs: list[int]) -> ReadPrompt:
         """Which prompt is scored: the one rendered here, or the one that the policy has read."""
         ours = read.ids
         if self._foreign_ids is None or not self._foreign_ids.isdisjoint(theirs) or ours == theirs:
             return read
-        if not self._said_other_prompts:
-            pairs = enumerate(zip(ours, theirs, strict=False))
-            at = next((i for i, (a, b) in pairs if a != b), min(len(ours), len(theirs)))
-            here, there = (self._template.decode(ids[at : at + 8]) for ids in (ours, theirs))
-            scored = (
-                "The reward's are scored, because it was given a `processing_class` or `chat_template_kwargs`: leave "
-                "them out to score the policy's."
-                if self.keeps_prompts
-                else "The policy's are scored."
-            )
-            logger.warning(
-                f"The policy has read other prompts than the reward renders: that of row {row} has "
-                f"{_count(len(theirs), 'token')} for the policy and {len(ours)} for the reward. They differ from "
-                f"token {at} on: {there!r} for the policy, {here!r} for the reward. {scored} (Said once.)"
-            )
-            self._said_other_prompts = True
+        pairs = enumerate(zip(ours, theirs, strict=False))
+        at = next((i for i, (a, b) in pairs if a != b), min(len(ours), len(theirs)))
+        here, there = (self._template.decode(ids[at : at + 8]) for ids in (ours, theirs))
+        scored = (
+            "The reward's are scored, because it was given a `processing_class` or `chat_template_kwargs`: leave "
+            "them out to score the policy's."
+            if self.keeps_prompts
+            else "The policy's are scored."
+        )
+        self._warn_once(
+            "prompts",
+            f"The policy has read other prompts than the reward renders: that of row {row} has "
+            f"{_count(len(theirs), 'token')} for the policy and {len(ours)} for the reward. They differ from "
+            f"token {at} on: {there!r} for the policy, {here!r} for the reward. {scored}",
+        )
         if self.keeps_prompts:
             return read
         if read.images is None:
             return replace(read, ids=theirs, plain_ids=theirs)
-        of_policy, of_reward = (sum(token_id == self.placeholders.image for token_id in ids) for ids in (theirs, ours))
+        of_policy, of_reward = (ids.count(self._placeholders.image) for ids in (theirs, ours))  # type: ignore[arg-type]
         if of_policy != of_reward:
             raise ValueError(
                 f"The images of row {row} take {of_policy} tokens for the policy, and {of_reward} as the reward's "
@@ -323,14 +263,8 @@ class Renderer:
         return replace(read, ids=theirs, images=read.images.with_token_types(ours, theirs))
 
     def _render_completion(
-        self,
-        prompt: Prompt,
-        read: "_Prompt",
-        completion: Completion,
-        ids: list[int] | None,
-        written: list[int] | None,
+        self, read: ReadPrompt, completion: Completion, ids: list[int] | None, written: list[int] | None
     ) -> Rendered:
-        prompt_ids = read.ids
         is_turn = _is_turn(completion)
         if ids is None and is_turn and written is not None and not all(written):
             raise ValueError(
@@ -339,18 +273,27 @@ class Renderer:
                 "the policy's tokenizer."
             )
         if ids is not None and written is not None:
-            return self._finish(prompt_ids, ids, [i for i, flag in enumerate(written[: len(ids)]) if flag])
-        if not is_turn:
-            assert not isinstance(prompt, str) and not isinstance(completion, str)  # `check_row` has seen to it
-            of_trainer = self._policy_tokens is not None
-            template = self._template_for(completion)
-            turns = render_turns(template, self.ends, prompt, read.text, read.plain_ids, completion, ids, of_trainer)
-            if turns.rerendered:
-                self._warn_of_rerendering()
-            return self._finish(prompt_ids, turns.ids, turns.positions)
-        if ids is None:
-            ids = self._encode_answer(prompt, read.text, read.plain_ids, completion)
-        return self._finish(prompt_ids, ids, list(range(len(ids))))
+            return self._finish(read.ids, ids, [i for i, flag in enumerate(written[: len(ids)]) if flag])
+        if is_turn:
+            if ids is None:
+                ids = encode_answer(self._template, self.ends, read, completion, self._warn_once)
+            return self._finish(read.ids, ids, list(range(len(ids))))
+        of_trainer = self._policy_tokens is not None
+        turns, positions = render_turns(self._template_for(completion), self.ends, read, completion, ids, of_trainer)
+        if ids is not None and turns is not ids:
+            self._warn_once(
+                "results",
+                "The tool results of a completion of several messages do not stand in its `completion_ids` as the "
+                "chat template of the frozen model writes them, so its tokens cannot be told from the policy's there. "
+                "The messages are rendered again for scoring. Pass a `processing_class` with the chat template that "
+                "the policy is trained with.",
+            )
+        return self._finish(read.ids, turns, positions)
+
+    def _warn_once(self, kind: str, message: str) -> None:
+        if kind not in self._said:
+            logger.warning("%s (Said once.)", message)
+            self._said.add(kind)
 
     def _read_ids(
         self, completions: Sequence[Completion], completion_ids: Sequence[Sequence[int]]
@@ -369,21 +312,20 @@ class Renderer:
         read = [
             (is_own or not ids) if is_read is None else is_read for ids, is_read in zip(batch, verdicts, strict=True)
         ]
-        if not all(read) and not self._said_reencoding:
-            logger.warning(
+        if not all(read):
+            self._warn_once(
+                "tokenizer",
                 "`completion_ids` are not read as the completions by the tokenizer of the frozen model: policy and "
                 "frozen model have different tokenizers. The completions' text is encoded again for scoring, as "
-                "complete answers. (Said once.)"
+                "complete answers.",
             )
-            self._said_reencoding = True
-        if not any(verdicts) and all(read) and not self._said_undecided:
-            if any(ids and not self.ends.is_end(ids) for ids in batch):
-                logger.warning(
-                    "All completions of a batch are empty texts, which do not tell whose `completion_ids` are: they "
-                    "are scored as tokens of the frozen model. In a trainer, or after `reward.bind(trainer)`, the "
-                    "policy's tokenizer is known. (Said once.)"
-                )
-                self._said_undecided = True
+        elif not any(verdicts) and any(ids and not self.ends.is_end(ids) for ids in batch):
+            self._warn_once(
+                "empty",
+                "All completions of a batch are empty texts, which do not tell whose `completion_ids` are: they are "
+                "scored as tokens of the frozen model. In a trainer, or after `reward.bind(trainer)`, the policy's "
+                "tokenizer is known.",
+            )
         return [ids if is_read else None for ids, is_read in zip(batch, read, strict=True)]
 
     def _is_read(self, ids: list[int], completion: Completion) -> bool | None:
@@ -417,64 +359,6 @@ class Renderer:
         # Reasoning and tool calls are parsed out of the content, so the content is a part of the text.
         return any(all(content in text for content in contents) for text in texts)
 
-    def _encode_answer(
-        self, prompt: Prompt, prompt_text: str, prompt_ids: list[int], completion: Completion
-    ) -> list[int]:
-        """Token ids of a completion of one message or of plain text, with the token that ends it."""
-        special = self._adds_special_tokens(prompt, prompt_text)
-        if isinstance(prompt, str):
-            ids = self._template.continuation(prompt_text, prompt_ids, str(completion), special)
-            return self.ends.close(ids, self.ends.of_text)
-        messages = as_messages(completion)
-        if not messages or not says_more(messages[0]):
-            # As the policy continued the prompt, whatever the template makes of a finished turn.
-            text = text_of(messages)
-            self._warn_of_header(text)
-            ids = self._template.continuation(prompt_text, prompt_ids, text, special)
-            return self.ends.close(ids, self.ends.of_turn)
-        (message,) = messages
-        whole = continued(prompt, message) if self._continues(prompt) else [*prompt, message]
-        full_text = self._template.apply(whole, add_generation_prompt=False)
-        if not full_text.startswith(prompt_text):
-            raise ValueError(
-                f"The chat template of {self.tokenizer.name_or_path!r} does not render a finished turn as a "
-                f"continuation of the generation prompt, so of a message with {sorted(message)} it cannot be told "
-                "what the policy wrote. Pass `completion_ids`, or the whole text as `content`."
-            )
-        turn = full_text[len(prompt_text) :]
-        turn = turn.removeprefix(header_of(self._template, message, turn))
-        if any(str(message[key]).strip() not in turn for key in REASONING if message.get(key)):
-            raise ValueError(
-                f"The chat template of {self.tokenizer.name_or_path!r} leaves out the reasoning of a message with "
-                f"{sorted(message)}, so the policy's tokens cannot be told. Pass `completion_ids`, or the whole text "
-                "as `content`."
-            )
-        ids = self._template.continuation(prompt_text, prompt_ids, turn, special)
-        length = self.ends.turn_length(ids)
-        end = self.ends.of_call if message.get("tool_calls") else self.ends.of_turn
-        return [*ids, *end] if length is None else ids[:length]
-
-    def _warn_of_header(self, text: str) -> None:
-        header, _ = self._template.finished_turn
-        if text.strip() and header.strip() and not self._said_header:
-            logger.warning(
-                f"The chat template of {self.tokenizer.name_or_path!r} writes {header!r} before the text of a "
-                "finished turn, which a policy would have to write itself: completions that are given as text are "
-                "scored without it. If it belongs there, put it into the prompts (`chat_template_kwargs`, such as "
-                "`enable_thinking=False`) or into the completions. (Said once.)"
-            )
-            self._said_header = True
-
-    def _warn_of_rerendering(self) -> None:
-        if not self._said_rerendering:
-            logger.warning(
-                "The tool results of a completion of several messages do not stand in its `completion_ids` as the "
-                "chat template of the frozen model writes them, so its tokens cannot be told from the policy's there. "
-                "The messages are rendered again for scoring. Pass a `processing_class` with the chat template that "
-                "the policy is trained with. (Said once.)"
-            )
-            self._said_rerendering = True
-
     def _finish(self, prompt_ids: list[int], ids: list[int], positions: list[int]) -> Rendered:
         # A tool result ends with the token that ends turns as well, but the policy's turn comes next.
         written_last = bool(positions) and positions[-1] == len(ids) - 1
@@ -501,31 +385,28 @@ def fit(row: int, rendered: Rendered, max_length: int | None, overlong: Overlong
     if max_length is None or num_prompt + num_completion + markers <= max_length:
         return rendered
     room = max_length - num_completion - markers
-    if (
-        rendered.images is not None
-        and room < num_prompt
-        and (overlong != "cut" or num_prompt > max_length - max_length // 4)
-    ):
-        raise ValueError(
-            f"Row {row} has {_count(num_prompt, 'prompt token')}, those of its images among them, and "
-            f"{_count(num_completion, 'completion token')}, together more than the {max_length} tokens of the frozen "
-            "model's context, and a prompt with images is not truncated: that would cut into what stands for an "
-            "image. Make the images smaller (the processor's `size` or `max_pixels`), or shorten prompt or completion."
-        )
     if overlong == "cut":
         room = max(room, max_length - max_length // 4)
-    elif overlong == "error" or room < 1:
-        also = f" and {_count(markers, 'marker')}" if markers else ""
+    of_images, also = "", f" and {_count(markers, 'marker')}" if markers else ""
+    fix = None
+    if rendered.images is not None and num_prompt > room:
+        of_images = ", those of its images among them,"
         fix = (
-            "Shorten the completion (lower `max_completion_length` of the trainer), or use a frozen model with a "
-            "longer context."
-            if room < 1
-            else 'Shorten the prompt, or pass `overlong_prompt="truncate_left"` to drop its beginning.'
+            ", and a prompt with images is not truncated: that would cut into what stands for an image. Make the "
+            "images smaller (the processor's `size` or `max_pixels`), or shorten prompt or completion."
         )
+    elif room < 1:
+        fix = (
+            ". Shorten the completion (lower `max_completion_length` of the trainer), or use a frozen model with a "
+            "longer context."
+        )
+    elif overlong == "error":
+        fix = '. Shorten the prompt, or pass `overlong_prompt="truncate_left"` to drop its beginning.'
+    if fix is not None:
         raise ValueError(
-            f"Row {row} has {_count(num_prompt, 'prompt token')} and "
-            f"{_count(num_completion, 'completion token')}{also}, "
-            f"together more than the {max_length} tokens of the frozen model's context. {fix}"
+            f"Row {row} has {_count(num_prompt, 'prompt token')}{of_images} and "
+            f"{_count(num_completion, 'completion token')}{also}, together more than the {max_length} tokens of the "
+            f"frozen model's context{fix}"
         )
     rendered = replace(rendered, prompt_ids=rendered.prompt_ids[-room:], cut=True)
     return cut_completion(rendered, max_length - len(rendered.prompt_ids) - markers)
@@ -552,6 +433,10 @@ def truncate_left(rows: Sequence[list[int]], max_length: int | None, what: str) 
         max_length,
     )
     return [row[-max_length:] for row in rows]  # type: ignore[operator]
+
+
+def _shows_images(prompt: Prompt) -> bool:
+    return not isinstance(prompt, str) and count_images(prompt) > 0
 
 
 def _is_turn(completion: Completion) -> bool:

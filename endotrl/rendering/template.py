@@ -5,6 +5,7 @@ completion.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from .images import ImageInputs
-from .messages import Message, as_parts, as_text, count_images, is_image_part, texts_of, with_texts
+from .messages import Message, Prompt, as_parts, as_text, count_images, is_image_part, texts_of, with_texts
 from .policy_tokens import special_token_ids, tokenizer_of
 
 
@@ -34,6 +35,19 @@ def _unchanged(message: Message) -> Message:
 
 def _one_part(message: Message) -> Message:
     return as_parts(as_text(message))
+
+
+@dataclass(frozen=True)
+class ReadPrompt:
+    """A prompt, and the text and tokens that it is read as."""
+
+    prompt: Prompt
+    text: str
+    special: bool  # the tokenizer has added its own tokens
+    goes_on: bool  # the completion continues its last message
+    ids: list[int]
+    plain_ids: list[int]  # before a processor has put as many placeholders there as an image takes
+    images: ImageInputs | None = None
 
 
 class _LeftOut(Exception):
@@ -98,6 +112,12 @@ class Template:
         continue_final_message: bool = False,
     ) -> str:
         """Messages as text. `ValueError` if the template refuses them, or leaves out what one of them says."""
+        if not self.exists:
+            raise ValueError(
+                f"The prompts are messages, but the tokenizer {self.tokenizer.name_or_path!r} of the frozen model has "
+                "no chat template. Pass a `processing_class` with one (the model's processor, if that has it; "
+                "`trl.clone_chat_template` copies it from another model), or use plain-text prompts."
+            )
         flags = {"add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message}
         try:
             key = (*flags.values(), *(_shape(message) for message in messages))
@@ -312,7 +332,7 @@ class Ends:
         call_tail, follower = (template.encode(text) for text in template.finished_call)
         # GLM's calls are ended by the role that comes next.
         self._calls_are_followed = bool(follower) and follower[0] in self.stops
-        self.of_call = follower[:1] if self._calls_are_followed else self.of_turn
+        self._of_call = follower[:1] if self._calls_are_followed else self.of_turn
         self.token_ids |= self._special.intersection(call_tail[: self.turn_length(call_tail)][-1:])
 
     def _end_in(self, tail: list[int]) -> list[int]:
@@ -325,6 +345,10 @@ class Ends:
             return tail[:text]
         # Text that the template writes between a turn and its end is not the policy's.
         return [] if stop is None else [tail[stop]]
+
+    def of(self, message: Message) -> list[int]:
+        """What ends a turn of the assistant that the template does not end."""
+        return self._of_call if message.get("tool_calls") else self.of_turn
 
     def is_end(self, ids: Sequence[int]) -> bool:
         """Whether the last token ends a completion."""

@@ -1,58 +1,107 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Completions of several messages: which of their tokens the policy wrote, and which came from tools or the template.
+Token ids of completions that are given as text or messages, and which of them the policy wrote, and not tools or the
+template.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any
 
-from .messages import Message, says_more, text_of
-from .template import Ends, Template
+from .messages import Completion, Message, as_messages, continued, says_more, text_of
+from .template import Ends, ReadPrompt, Template
 
 
-class Turns(NamedTuple):
-    """A completion of several messages."""
+# Under these names, messages hold what a policy has thought before it wrote the content.
+REASONING = ("reasoning_content", "reasoning", "thinking")
 
-    ids: list[int]
-    positions: list[int]  # in `ids`, that the policy wrote
-    rerendered: bool  # `ids` are not those of the policy, in which the template's own tokens do not stand
+
+def encode_answer(
+    template: Template, ends: Ends, read: ReadPrompt, completion: Completion, warn_once: Callable[[str, str], None]
+) -> list[int]:
+    """
+    Token ids of a completion of one message or of plain text, with the token that ends it. `ValueError` if the
+    template does not show where in a message what the policy wrote begins, or leaves its reasoning out.
+    """
+
+    def encode(text: str) -> list[int]:
+        return template.continuation(read.text, read.plain_ids, text, read.special)
+
+    if isinstance(read.prompt, str):
+        return ends.close(encode(str(completion)), ends.of_text)
+    messages = as_messages(completion)
+    if not messages or not says_more(messages[0]):
+        # As the policy continued the prompt, whatever the template makes of a finished turn.
+        text, (header, _) = text_of(messages), template.finished_turn
+        if text.strip() and header.strip():
+            warn_once(
+                "header",
+                f"The chat template of {template.tokenizer.name_or_path!r} writes {header!r} before the text of a "
+                "finished turn, which a policy would have to write itself: completions that are given as text are "
+                "scored without it. If it belongs there, put it into the prompts (`chat_template_kwargs`, such as "
+                "`enable_thinking=False`) or into the completions.",
+            )
+        return ends.close(encode(text), ends.of_turn)
+    (message,) = messages
+    whole = continued(read.prompt, message) if read.goes_on else [*read.prompt, message]
+    full_text = template.apply(whole, add_generation_prompt=False)
+    turn = full_text.removeprefix(read.text)
+    turn = turn.removeprefix(header_of(template, message, turn))
+    problem = None
+    if not full_text.startswith(read.text):
+        problem = (
+            "does not render a finished turn as a continuation of the generation prompt, so of a message with "
+            f"{sorted(message)} it cannot be told what the policy wrote"
+        )
+    elif any(str(message[key]).strip() not in turn for key in REASONING if message.get(key)):
+        problem = (
+            f"leaves out the reasoning of a message with {sorted(message)}, so the policy's tokens cannot be told"
+        )
+    if problem is not None:
+        raise ValueError(
+            f"The chat template of {template.tokenizer.name_or_path!r} {problem}. Pass `completion_ids`, or the whole "
+            "text as `content`."
+        )
+    ids = encode(turn)
+    length = ends.turn_length(ids)
+    return [*ids, *ends.of(message)] if length is None else ids[:length]
 
 
 def render_turns(
     template: Template,
     ends: Ends,
-    prompt: Sequence[Message],
-    prompt_text: str,
-    prompt_ids: list[int],
-    completion: Sequence[Message],
+    read: ReadPrompt,
+    completion: Completion,
     ids: list[int] | None,
     of_trainer: bool,
-) -> Turns:
+) -> tuple[list[int], list[int]]:
     """
-    A completion of several messages: tool results and the template's own tokens are read, but not scored. Those after
-    the last turn are left out, unless they are in `ids`: then the completion was cut off after them. `of_trainer`
-    tells that these token ids, of tools in between, too, are known to come from a trainer of TRL.
+    Token ids of a completion of several messages, and the positions of those that the policy wrote: tool results and
+    the template's own tokens are read, but not scored. Those after the last turn are left out, unless they are in the
+    `ids` that are given: then the completion was cut off after them. `of_trainer` tells that these, of tools in
+    between, too, are known to come from a trainer of TRL. Where the template's own tokens do not stand in them, the
+    messages are rendered.
 
     Raises `ValueError` if the template rewrites earlier messages when later ones follow.
     """
+    assert not isinstance(read.prompt, str) and not isinstance(completion, str)  # `check_batch` has seen to it
     if ids is not None and of_trainer:
         positions = _outside_results(template, completion, ids)
         if positions is not None:
-            return Turns(ids, positions, rerendered=False)
-    text = _Transcript(template, ends, prompt, prompt_text, prompt_ids, completion)
+            return ids, positions
+    text = _Transcript(template, ends, read, completion)
     if ids is None:
         text.close()
-        return text.turns(rerendered=False)
+        return text.turns()
     between = [piece for piece, written in text.pieces if not written]
     tails: list[list[int]] = [[]]
     if completion[-1]["role"] != "assistant":
         # TRL opens the next turn before it finds that there is no room for it; other rollouts may not.
-        tails = [text.encode(template.apply([*prompt, *completion], opens)) for opens in (True, False)]
+        tails = [text.encode(template.apply([*read.prompt, *completion], opens)) for opens in (True, False)]
     for tail in tails:
-        positions = _outside(ids, between, tail)
+        positions = positions_outside(ids, between, tail)
         if positions is not None:
-            return Turns(ids, positions, rerendered=False)
+            return ids, positions
     if tails[0]:
         text.pieces.append((tails[0], False))
     elif ends.is_end(ids):
@@ -60,28 +109,21 @@ def render_turns(
     else:
         last, _ = text.pieces.pop()  # was cut off, so that its end is the template's
         text.pieces.append((last[:-1] if ends.is_end(last) else last, True))
-    return text.turns(rerendered=True)
+    return text.turns()
 
 
 class _Transcript:
     """A completion of several messages as its chat template writes it, up to the end of the last turn."""
 
-    def __init__(
-        self,
-        template: Template,
-        ends: Ends,
-        prompt: Sequence[Message],
-        prompt_text: str,
-        prompt_ids: list[int],
-        completion: Sequence[Message],
-    ) -> None:
+    def __init__(self, template: Template, ends: Ends, read: ReadPrompt, completion: Sequence[Message]) -> None:
         self._template, self._ends = template, ends
-        self._text, self._ids = prompt_text, prompt_ids  # of all that is written
+        self._text, self._ids = read.text, read.plain_ids  # of all that is written
         self._missing_end: list[int] = []
-        self.pieces: list[tuple[list[int], bool]] = []
+        self.pieces: list[tuple[list[int], bool]] = []  # token ids, and whether the policy wrote them
+        prompt: Sequence[Any] = read.prompt
         messages = [*prompt, *completion]
         turns = [i for i in range(len(prompt), len(messages)) if messages[i]["role"] == "assistant"]
-        opened = [prompt_text if i == len(prompt) else template.apply(messages[:i], True) for i in turns]
+        opened = [read.text if i == len(prompt) else template.apply(messages[:i], True) for i in turns]
         for i, before, following in zip(turns, opened, [*opened[1:], None], strict=True):
             between = self.encode(before)
             # A turn that the template does not end is ended by the role that comes next, if generation stops there.
@@ -89,20 +131,17 @@ class _Transcript:
             self._add(self._appended(before), between[:by_role], written=True)
             self._add("", between[by_role:], written=False)
             is_ended = self._add_turn(messages[i], template.apply(messages[: i + 1], False), following)
-            of_turn = ends.of_call if messages[i].get("tool_calls") else ends.of_turn
-            self._missing_end = [] if is_ended else of_turn
+            self._missing_end = [] if is_ended else ends.of(messages[i])
 
     def close(self) -> None:
         """Ends the last turn if the template does not."""
         self._add("", self._missing_end, written=True)
 
-    def turns(self, rerendered: bool) -> Turns:
+    def turns(self) -> tuple[list[int], list[int]]:
+        """All token ids, and the positions of the policy's."""
         flags = [written for piece, written in self.pieces for _ in piece]
-        return Turns(
-            [token_id for piece, _ in self.pieces for token_id in piece],
-            [i for i, written in enumerate(flags) if written],
-            rerendered,
-        )
+        ids = [token_id for piece, _ in self.pieces for token_id in piece]
+        return ids, [i for i, written in enumerate(flags) if written]
 
     def encode(self, longer: str) -> list[int]:
         """Token ids of what a rendering of more messages adds."""
@@ -167,7 +206,7 @@ def _outside_results(template: Template, completion: Sequence[Message], ids: lis
     except ValueError:
         return None  # a template for other messages, or one that TRL cannot train with
     tail = [] if runs[-1][0] else pieces.pop()
-    return _outside(ids, pieces, tail)
+    return positions_outside(ids, pieces, tail)
 
 
 def _results_as_trl(template: Template, results: Sequence[Message]) -> list[int]:
@@ -188,21 +227,20 @@ def _results_as_trl(template: Template, results: Sequence[Message]) -> list[int]
     return whole_ids[length:]
 
 
-def _outside(ids: list[int], between: list[list[int]], tail: list[int]) -> list[int] | None:
-    """Positions of `ids` outside `between` and before `tail`; `None` if these are not there."""
+def positions_outside(ids: list[int], pieces: list[list[int]], tail: Sequence[int] = ()) -> list[int] | None:
+    """
+    Positions of `ids` outside `pieces`, which must occur in this order, and before `tail`; `None` if one of them is
+    not there.
+    """
     end = len(ids) - len(tail)
-    return positions_outside(ids[:end], between) if end >= 0 and ids[end:] == tail else None
-
-
-def positions_outside(ids: list[int], pieces: list[list[int]]) -> list[int] | None:
-    """Positions of `ids` outside `pieces`, which must occur in this order; `None` if one of them is not there."""
+    if end < 0 or ids[end:] != list(tail):
+        return None
     positions: list[int] = []
     start = 0
     for piece in pieces:
-        found = next((i for i in range(start, len(ids) - len(piece) + 1) if ids[i : i + len(piece)] == piece), None)
+        found = next((i for i in range(start, end - len(piece) + 1) if ids[i : i + len(piece)] == piece), None)
         if found is None:
             return None
         positions.extend(range(start, found))
         start = found + len(piece)
-    positions.extend(range(start, len(ids)))
-    return positions
+    return [*positions, *range(start, end)]

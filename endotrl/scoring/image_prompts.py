@@ -17,15 +17,8 @@ from .forward_pass import backbone, execution_device, rope_as_made
 
 class ImagePrompt:
     """
-    A prompt with images after one pass, with the keys and values that completions go on from.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`]):
-            Model that reads images and writes text.
-        prompt_ids (`Sequence[int]`):
-            Tokens of the prompt, with a placeholder for each state of an image.
-        images ([`ImageInputs`]):
-            Its images.
+    A prompt with images, whose tokens have a placeholder for each state of an image, after one pass, with the keys and
+    values that completions go on from.
     """
 
     def __init__(self, model: PreTrainedModel, prompt_ids: Sequence[int], images: ImageInputs) -> None:
@@ -53,13 +46,9 @@ class ImagePrompt:
         cache = copy.deepcopy(self._cache)  # a pass adds to it
         cache.batch_repeat_interleave(len(continuations))
         with rope_as_made(self._model):
-            states = backbone(self._model)(
-                # No mask: padding is on the right, and with one, Qwen-VL counts positions from the beginning.
-                input_ids=input_ids.to(device),
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state
-        return torch.cat([first.to(states.device), states], dim=1)
+            # No mask: padding is on the right, and with one, Qwen-VL counts positions from the beginning.
+            output = backbone(self._model)(input_ids=input_ids.to(device), past_key_values=cache, use_cache=True)
+        return torch.cat([first.to(output.last_hidden_state.device), output.last_hidden_state], dim=1)
 
 
 def whole_row_states(
@@ -119,8 +108,5 @@ def _run(model: PreTrainedModel, ids: Sequence[int], images: ImageInputs, num_to
 def _inputs(model: PreTrainedModel, ids: Sequence[int], images: ImageInputs, num_tokens: int) -> dict[str, Tensor]:
     device = execution_device(model, model.get_input_embeddings())
     input_ids = torch.tensor([list(ids)], device=device)
-    return {
-        "input_ids": input_ids,
-        "attention_mask": torch.ones_like(input_ids),
-        **images.before(num_tokens, device),
-    }
+    mask = torch.ones_like(input_ids)
+    return {"input_ids": input_ids, "attention_mask": mask, **images.before(num_tokens, device)}

@@ -61,21 +61,20 @@ def pass_rules(model: PreTrainedModel, longest_pass: int) -> PassRules:
     Tries out which rows may share a pass of a model, up to `longest_pass` tokens. Raises `ValueError` if its states
     depend on later tokens, or on earlier passes: it gives no row a score of its own.
     """
-    states = _states(model, _batch(model))
+    states = last_hidden_states(model, _batch(model))
     rope = RopeLengths.from_config(model.config)
     alone = why_alone(model, states)
     if alone is None:
         batch = _batch(model)
         batch[0, 8:] = torch.tensor(_tokens(model, 8, 64))
-        if _differ(model, states[0, :8], _states(model, batch)[0, :8]):
+        if _differ(model, states[0, :8], last_hidden_states(model, batch)[0, :8]):
             raise ValueError(
                 f"The states of {type(model).__name__} depend on the tokens that follow: it is no causal language "
-                "model (or its "
-                "config says that it is none, such as `is_decoder=False`), so that its logits are no policy."
+                "model (or its config says so, such as `is_decoder=False`), so that its logits are no policy."
             )
         alone = why_alone_by_length(model, rope, longest_pass)
     not_packable = alone or why_not_packable(model)
-    if relative_difference(_states(model, _batch(model))[0], states[0]).max() > SAME_SHAPE:
+    if relative_difference(last_hidden_states(model, _batch(model))[0], states[0]).max() > SAME_SHAPE:
         raise ValueError(
             f"{type(model).__name__} gives other states for the same tokens after other passes: it is random, or "
             "keeps what it ran before. No score of it can be repeated; load the model without it."
@@ -88,8 +87,8 @@ def why_alone(model: PreTrainedModel, states: Tensor | None = None) -> str | Non
     Why a row's states, or its logits, depend on what the other rows of a batch say, if they do. `states` are those of
     `_batch(model)`, if known.
     """
-    states = _states(model, _batch(model)) if states is None else states
-    other_states = _states(model, _batch(model, neighbours=64))
+    states = last_hidden_states(model, _batch(model)) if states is None else states
+    other_states = last_hidden_states(model, _batch(model, neighbours=64))
     differ = _differ(model, other_states[0], states[0])
     head = model.get_output_embeddings()
     if not differ and head is not None and not is_plain_linear(head):
@@ -117,7 +116,7 @@ def reads_padding(model: PreTrainedModel) -> bool:
     ids[0, :width] = torch.tensor(fillers[width:])
     if _differ(model, padded, last_hidden_states(model, ids, mask)[0, width:]):
         return False
-    if _distance(model, padded, _states(model, torch.tensor([row]))[0]) > rounding(model):
+    if _distance(model, padded, last_hidden_states(model, torch.tensor([row]))[0]) > rounding(model):
         return False
     return _sees_distances(model, row)
 
@@ -129,7 +128,7 @@ def _sees_distances(model: PreTrainedModel, row: list[int]) -> bool:
     longest = getattr(model.config.get_text_config(), "max_position_embeddings", 2**15)
     shifts = torch.tensor([0, 1, (longest - len(row)) // 16, longest - len(row)]).clamp(min=0)
     positions = torch.arange(len(row))[None] + shifts[:, None]
-    states = _states(model, torch.tensor([row] * 4), positions)
+    states = last_hidden_states(model, torch.tensor([row] * 4), None, positions)
     # Angles of large positions are rounded more.
     allowed = max(3 * _distance(model, states[1], states[0]), 0.01)
     return not any(_distance(model, moved, states[0]) > allowed for moved in states[2:])
@@ -152,16 +151,16 @@ def why_alone_by_length(model: PreTrainedModel, rope: RopeLengths, longest_pass:
         if others_last <= own_last:
             continue
         positions = torch.tensor([[0, 1, 2, own_last]] * 2)
-        near = _states(model, ids, positions)[0]
+        near = last_hidden_states(model, ids, None, positions)[0]
         positions[1, 3] = others_last
-        if _differ(model, near, _states(model, ids, positions)[0]):
+        if _differ(model, near, last_hidden_states(model, ids, None, positions)[0]):
             return reason
     if not rope.unknown and (known or not rope.limits):
         return None
     # Code that goes by the number of tokens shows it only on as many.
     length = max(4, min(longest_pass, 2 * longest if known else longest))
-    extended = _states(model, torch.tensor([_tokens(model, length, 0)]))[0, :4]
-    return reason if _distance(model, extended, _states(model, ids[:1])[0]) > rounding(model) else None
+    extended = last_hidden_states(model, torch.tensor([_tokens(model, length, 0)]))[0, :4]
+    return reason if _distance(model, extended, last_hidden_states(model, ids[:1])[0]) > rounding(model) else None
 
 
 def _tokens(model: PreTrainedModel, count: int, skip: int) -> list[int]:
@@ -176,10 +175,6 @@ def _batch(model: PreTrainedModel, neighbours: int = 16) -> Tensor:
 
 def _takes_positions(model: PreTrainedModel) -> bool:
     return "position_ids" in inspect.signature(backbone(model).forward).parameters
-
-
-def _states(model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
-    return last_hidden_states(model, input_ids, position_ids=position_ids)
 
 
 def _distance(model: PreTrainedModel, states: Tensor, expected: Tensor) -> float:

@@ -51,21 +51,17 @@ class LogitTransform:
         """Reads the transform from a model's config. The scorer checks the result against the model's own logits."""
         # A missing key means "not scaled"; `to_dict` rather than attributes, as each family has its own key.
         text_config = config.get_text_config().to_dict()
-        scale = 1.0
-        for key in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
-            if text_config.get(key) is not None:
-                scale = float(text_config[key])
-                break
-        else:
-            if text_config.get("dim_model_base") is not None:  # MiniCPM
-                scale = float(text_config["dim_model_base"]) / text_config["hidden_size"]
-            elif text_config.get("logits_scaling") is not None:
-                scaling = float(text_config["logits_scaling"])
-                scale = scaling if text_config.get("model_type") == "hyperclovax" else 1.0 / scaling
-        for key in ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap"):
-            if text_config.get(key) is not None:
-                return cls(scale, float(text_config[key]))
-        return cls(scale)
+
+        def first(*keys: str) -> float | None:
+            return next((float(text_config[key]) for key in keys if text_config.get(key) is not None), None)
+
+        scale = first("logit_scale", "output_multiplier", "lm_head_multiplier")
+        if scale is None and (width := first("dim_model_base")) is not None:  # MiniCPM
+            scale = width / text_config["hidden_size"]
+        elif scale is None and (scaling := first("logits_scaling")) is not None:
+            scale = scaling if text_config.get("model_type") == "hyperclovax" else 1.0 / scaling
+        softcap = first("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+        return cls(1.0 if scale is None else scale, softcap)
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Transforms a block of float32 logits, in place."""
@@ -122,13 +118,8 @@ def token_statistics(
             Temperature of the soft value.
         transform (`LogitTransform`, *optional*):
             What the model does to the output of its head.
-        entropy (`bool`, *optional*, defaults to `True`):
-            Whether to compute the entropy.
-        mean_logits (`bool`, *optional*, defaults to `False`):
-            Whether to compute the mean logit.
-
-    Returns:
-        [`HeadStatistics`] of `N` positions.
+        entropy (`bool`, *optional*, defaults to `True`), mean_logits (`bool`, *optional*, defaults to `False`):
+            Whether to compute them.
     """
     transform = transform or LogitTransform()
     if hidden_states.device.type == "cuda" and is_plain_linear(head) and TRL_HAS_KERNEL:
@@ -138,20 +129,10 @@ def token_statistics(
     num_blocks = max(1, math.ceil(num_tokens / largest))
     size = math.ceil(num_tokens / num_blocks / multiple) * multiple
     parts = []
-    for start in range(0, num_tokens, size) if num_tokens else [0]:
-        hidden, targets = hidden_states[start : start + size], token_ids[start : start + size]
-        filler = -len(targets) % multiple
-        parts.append(
-            _block_statistics(
-                nn.functional.pad(hidden, (0, 0, 0, filler)),
-                head,
-                nn.functional.pad(targets, (0, filler)),
-                alpha,
-                transform,
-                entropy,
-                mean_logits,
-            )
-        )
+    for hidden, targets in zip(hidden_states.split(size), token_ids.split(size), strict=True):
+        filler = (0, -len(targets) % multiple)
+        hidden, targets = nn.functional.pad(hidden, (0, 0, *filler)), nn.functional.pad(targets, filler)
+        parts.append(_block_statistics(hidden, head, targets, alpha, transform, entropy, mean_logits))
     joined = [
         None if columns[0] is None else torch.cat(columns)[:num_tokens].clone() for columns in zip(*parts, strict=True)
     ]

@@ -43,11 +43,6 @@ class Group:
     prompt: Sequence[int]
     continuations: list[Sequence[int]]
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that the model runs over."""
-        return len(self.prompt) + sum(map(len, self.continuations))
-
 
 @dataclass
 class PackedRow:
@@ -60,8 +55,7 @@ class PackedRow:
         input_ids (`torch.Tensor` of shape `(1, T)`), position_ids (`torch.Tensor` of shape `(1, T)`):
             What the model is given.
         spans (`list[tuple[int, int, list[tuple[int, int]]]]`):
-            For every group, and the filler: start and end of the prompt, and start and end of every continuation, in
-            the row.
+            For every group, and the filler: start and end in the row of the prompt, and of every continuation.
         longest (`int`):
             Length of the longest prompt with a continuation.
     """
@@ -75,28 +69,26 @@ class PackedRow:
     @classmethod
     def of(cls, groups: Sequence[Group]) -> "PackedRow":
         tokens: list[int] = []
-        positions: list[Tensor] = []
-        spans = []
-        longest = 0
-        filler = _filler(sum(group.num_tokens for group in groups))
+        positions: list[int] = []
+        spans: list[Span] = []
         for group in groups:
-            start, prompt_end = len(tokens), len(tokens) + len(group.prompt)
-            tokens.extend(group.prompt)
-            positions.append(torch.arange(len(group.prompt)))
+            start, length = len(tokens), len(group.prompt)
+            tokens += group.prompt
+            positions += range(length)
             ends = []
             for continuation in group.continuations:
                 ends.append((len(tokens), len(tokens) + len(continuation)))
-                tokens.extend(continuation)
-                total = len(group.prompt) + len(continuation)
-                positions.append(torch.arange(len(group.prompt), total))
-                longest = max(longest, total)
-            spans.append((start, prompt_end, ends))
+                tokens += continuation
+                positions += range(length, length + len(continuation))
+            spans.append((start, start + length, ends))
+        longest = max(positions) + 1
+        # To a multiple of the largest power of two of which less than `MAX_FILLER` is wasted.
+        filler = -len(tokens) % 2 ** max(0, math.floor(math.log2(max(1, len(tokens) * MAX_FILLER))))
         if filler:
             spans.append((len(tokens), len(tokens) + filler, []))
-            tokens.extend([0] * filler)
-            # Not counted on, so that no position is beyond those of the rows.
-            positions.append(torch.zeros(filler, dtype=torch.long))
-        return cls(torch.tensor([tokens]), torch.cat(positions)[None], spans, longest)
+            tokens += [0] * filler
+            positions += [0] * filler  # not counted on, so that no position is beyond those of the rows
+        return cls(torch.tensor([tokens]), torch.tensor([positions]), spans, longest)
 
     def states(self, group: int, continuation: int) -> list[int]:
         """
@@ -112,14 +104,6 @@ class PackedRow:
             self._kept[key] = make()
         kept: T = self._kept[key]
         return kept
-
-
-def _filler(num_tokens: int) -> int:
-    """
-    Tokens that bring a row to a multiple of the largest power of two of which less than [`MAX_FILLER`] is wasted.
-    """
-    multiple = 2 ** max(0, math.floor(math.log2(max(1, num_tokens * MAX_FILLER))))
-    return -num_tokens % multiple
 
 
 def plan_packs(
@@ -209,9 +193,7 @@ AttentionInterface.register(ATTENTION, shared_prefix_attention)
 
 @contextmanager
 def packed_attention(model: PreTrainedModel, row: PackedRow) -> Iterator[None]:
-    """
-    Inside, the model's attention is [`shared_prefix_attention`] over `row`; afterwards it is the model's own again.
-    """
+    """Inside, the model's attention is [`shared_prefix_attention`] over `row`."""
     own = model.config._attn_implementation
     token = _row.set(row)
     model.set_attn_implementation(ATTENTION)
@@ -232,10 +214,7 @@ def packed_hidden_states(model: PreTrainedModel, row: PackedRow) -> Tensor:
 
 
 def why_not_packable(model: PreTrainedModel) -> str | None:
-    """
-    Tries a packed row on a few tokens. `None` if the model gives what it gives for each sequence alone; else the
-    reason.
-    """
+    """Why a model does not give, in a packed row of a few tokens, what it gives for each sequence alone, if so."""
     if not model.is_backend_compatible():
         return "its attention is its own"
     if longest_packable(model.config) == 0:
@@ -278,19 +257,16 @@ def block_attention(query: Tensor, key: Tensor, value: Tensor, row: PackedRow, s
     # Laid out as it is returned, so that nothing is copied at the end.
     output = query.new_empty(1, query.shape[2], query.shape[1], value.shape[-1]).transpose(1, 2)
 
-    def attend(queries: slice, seen: list[slice], first_visible: int | None) -> None:
-        """One call of the kernel; causal without `first_visible`, which is the number of keys the first query sees."""
-        count = sum(part.stop - part.start for part in seen)
-        padding = -count % KEY_MULTIPLE
-        mask = None
-        if first_visible is not None:
-            mask = visible_keys(row, queries.stop - queries.start, first_visible, count + padding, query)
+    def attend(queries: slice, *seen: slice) -> None:
+        """One causal call of the kernel, of the last of the keys."""
+        num_queries, num_keys = queries.stop - queries.start, sum(part.stop - part.start for part in seen)
+        padding = -num_keys % KEY_MULTIPLE  # behind all queries, so that none sees it
+        mask = None if len(seen) == 1 else _causal_mask(row, num_queries, num_keys, padding, query)
         output[:, :, queries] = scaled_dot_product_attention(
             query[:, :, queries],
             _join(key, seen, padding),
             _join(value, seen, padding),
             attn_mask=mask,
-            # It hides the padding, which comes after all queries.
             is_causal=mask is None,
             scale=scaling,
             enable_gqa=grouped,
@@ -298,34 +274,30 @@ def block_attention(query: Tensor, key: Tensor, value: Tensor, row: PackedRow, s
 
     for start, prompt_end, continuations in row.spans:
         if len(continuations) == 1:
-            whole = slice(start, continuations[0][1])
-            attend(whole, [whole], first_visible=None)
+            attend(slice(start, continuations[0][1]), slice(start, continuations[0][1]))
             continue
         prompt = slice(start, prompt_end)
-        attend(prompt, [prompt], first_visible=None)
+        attend(prompt, prompt)
         for first, end in continuations:
             for block_start in range(first, end, QUERY_BLOCK):
                 block_end = min(block_start + QUERY_BLOCK, end)
-                seen_before = prompt_end - start + block_start - first
-                attend(slice(block_start, block_end), [prompt, slice(first, block_end)], first_visible=seen_before + 1)
+                attend(slice(block_start, block_end), prompt, slice(first, block_end))
     return output.transpose(1, 2)
 
 
-def visible_keys(row: PackedRow, num_queries: int, first_visible: int, num_keys: int, like: Tensor) -> Tensor:
-    """Additive mask of shape `(num_queries, num_keys)`: query `i` sees the first `first_visible + i` keys."""
+def _causal_mask(row: PackedRow, num_queries: int, num_keys: int, padding: int, like: Tensor) -> Tensor:
+    """Additive mask of shape `(num_queries, num_keys + padding)`: the last query sees `num_keys` keys."""
     masks: dict[object, Tensor] = row.kept("masks", dict)
-    key = (num_queries, first_visible, num_keys, like.device)  # layers may be spread over devices
+    key = (num_queries, num_keys, like.device)  # layers may be spread over devices
     if key in masks:
         return masks[key]
-    visible = torch.arange(first_visible, first_visible + num_queries, device=like.device)
-    hidden = torch.arange(num_keys, device=like.device)[None] >= visible[:, None]
-    mask = like.new_zeros(num_queries, num_keys).masked_fill_(hidden, -torch.inf)
+    mask = like.new_full((num_queries, num_keys + padding), -torch.inf).triu_(num_keys - num_queries + 1)
     if sum(kept.numel() for kept in masks.values()) + mask.numel() <= KEPT_MASK_ELEMENTS:
         masks[key] = mask
     return mask
 
 
-def _join(states: Tensor, parts: list[slice], padding: int) -> Tensor:
+def _join(states: Tensor, parts: Sequence[slice], padding: int) -> Tensor:
     """Parts of the keys or values one after another, and zeros."""
     zeros = states.new_zeros(*states.shape[:2], padding, states.shape[-1])
     return torch.cat([*(states[:, :, part] for part in parts), zeros], dim=2)

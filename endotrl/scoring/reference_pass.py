@@ -17,6 +17,8 @@ from .isolation import reads_padding, why_alone, why_alone_by_length
 
 # What trainers give a model for images: see `_get_per_token_logps_and_entropies` of [`~trl.GRPOTrainer`].
 KNOWN_INPUTS = {"pixel_values", "image_grid_thw", "image_sizes", "pixel_attention_mask", "spatial_shapes", *TOKEN_KEYS}
+# Ends of the names of settings by which passes of training differ.
+DROPOUTS = ("dropout", "pdrop", "dropout_prob", "layerdrop", "jitter_noise")
 # Token ids of a prompt and its completion, and the images of the prompt.
 Row = tuple[tuple[int, ...], ImageInputs | None]
 
@@ -41,17 +43,16 @@ class ReferenceRecorder:
     def __init__(self, model: PreTrainedModel, is_frozen: Callable[[], bool], current_step: Callable[[], int]) -> None:
         self._is_frozen, self._current_step = is_frozen, current_step
         settings = model.config.get_text_config().to_dict()
+        rates = [
+            v
+            for k, v in settings.items()
+            if k.endswith(("dropout", "pdrop", "dropout_prob", "layerdrop", "jitter_noise"))
+        ]
         # The adapter's own dropout is off with the adapter.
-        self._dropout = any(
-            isinstance(module, nn.Dropout) and module.p > 0
-            for name, module in model.named_modules()
-            if "lora_" not in name
-        ) or any(
-            key.endswith(("dropout", "pdrop", "dropout_prob", "layerdrop", "jitter_noise"))
-            and isinstance(value, int | float)
-            and value > 0
-            for key, value in settings.items()
-        )
+        rates += [
+            part.p for name, part in model.named_modules() if isinstance(part, nn.Dropout) and "lora_" not in name
+        ]
+        self._dropout = any(isinstance(rate, int | float) and rate > 0 for rate in rates)
         self._model = model
         # Which rows are those of the row alone is not known before the model has been tried.
         self._reads: tuple[bool, bool] | None = None
@@ -148,19 +149,9 @@ def _is_given(
     images: ImageInputs | None, given: Mapping[str, Tensor], offsets: Mapping[str, int], row: int, keep: Tensor
 ) -> bool:
     """
-    Whether a row of a pass was given these images.
-
-    Args:
-        images ([`ImageInputs`], *optional*):
-            The images.
-        given (`dict[str, torch.Tensor]`):
-            What the pass was given for the images of all of its rows, one after another, and for their tokens.
-        offsets (`dict[str, int]`):
-            Where, in each of them, those of this row would begin.
-        row (`int`):
-            The row.
-        keep (`torch.Tensor` of shape `(T,)`, bool):
-            `True` for its tokens, `False` for padding.
+    Whether a row of a pass was given these images. `given` is what the pass was given for those of all of its rows,
+    one after another, and for their tokens; `offsets` are where in each of them those of this row would begin; `keep`,
+    of shape `(T,)`, is `True` for the row's tokens, `False` for padding.
     """
     tensors: Mapping[str, Tensor] = {} if images is None else images.tensors
     if images is not None and tensors.keys() != given.keys():

@@ -29,6 +29,9 @@ from .token_stats import TokenStats
 
 
 logger = logging.getLogger(__name__)
+# Batches of (indices of rows, hidden states of shape `(N, D)`, for every row the positions of its states in them), of
+# which state `h` predicts token `h` of the row's completion.
+Passes = Iterator[tuple[list[int], Tensor, Sequence[Sequence[int]]]]
 
 
 class Placement(Protocol):
@@ -41,14 +44,10 @@ class Placement(Protocol):
 
     @property
     def is_own(self) -> bool:
-        """
-        Whether nobody else uses the weights. Others must not find tensors that inference mode left in the modules.
-        """
-        ...
+        """Whether nobody else uses the weights, and finds tensors that inference mode left in the modules."""
 
     def active(self) -> AbstractContextManager[PreTrainedModel]:
         """Context manager that yields the model in evaluation mode with exactly the frozen weights."""
-        ...
 
 
 def places_of_rows(rows: Sequence[Rendered]) -> list[list[int]]:
@@ -116,7 +115,6 @@ class FrozenScorer:
         """
         check_alpha(alpha)
         check_ids(rows, self.placement.config.get_text_config().vocab_size)
-        self._check_reads_images(rows)
         copies = places_of_rows(rows)
         unique = [rows[indices[0]] for indices in copies]
         # Made into one result per row only at the end: small tensors that stay, between large ones that come and go,
@@ -146,13 +144,8 @@ class FrozenScorer:
         self._check_finite(scored)
         return scored
 
-    def _passes(
-        self, model: PreTrainedModel, rows: Sequence[Rendered]
-    ) -> Iterator[tuple[list[int], Tensor, list[list[int]]]]:
-        """
-        Runs the backbone. Yields batches of (indices of rows, hidden states of shape `(N, D)`, for every row the
-        positions of its states in them). State `h` of a row predicts token `h` of its completion.
-        """
+    def _passes(self, model: PreTrainedModel, rows: Sequence[Rendered]) -> Passes:
+        """Runs the backbone, unless a trainer has."""
         remaining = list(range(len(rows)))
         recorder = self.placement.recorder
         if recorder is not None:
@@ -166,11 +159,9 @@ class FrozenScorer:
             }
             recorder.clear()
             if recorded:
-                ends = list(accumulate(map(len, recorded.values())))
-                starts = [0, *ends[:-1]]
-                states = [list(range(start, end)) for start, end in zip(starts, ends, strict=True)]
+                edges = [0, *accumulate(map(len, recorded.values()))]
                 # All at once: the head reads its weights once for all of them.
-                yield list(recorded), torch.cat(list(recorded.values())), states
+                yield list(recorded), torch.cat(list(recorded.values())), list(map(range, edges, edges[1:]))
             remaining = [i for i in remaining if i not in recorded]
         if not remaining:
             return
@@ -178,12 +169,11 @@ class FrozenScorer:
         # What follows the end of a completion is not asked for, so its last token need not be run.
         inputs = [row.completion_ids[:-1] if row.finished and not rules.whole else row.completion_ids for row in rows]
         lengths = [len(row.prompt_ids) + len(tokens) for row, tokens in zip(rows, inputs, strict=True)]
-        with_images = [i for i in remaining if rows[i].images is not None]
-        yield from self._image_passes(model, rows, inputs, with_images)
-        remaining = [i for i in remaining if rows[i].images is None]
+        yield from self._image_passes(model, rows, inputs, [i for i in remaining if rows[i].images is not None])
         shares: dict[object, list[int]] = {}
         for i in sorted(remaining, key=lambda i: -lengths[i]):  # if memory does not suffice, the first pass shows it
-            shares.setdefault(i if rules.alone else rules.rope.length_class(lengths[i]), []).append(i)
+            if rows[i].images is None:
+                shares.setdefault(i if rules.alone else rules.rope.length_class(lengths[i]), []).append(i)
         for indices in shares.values():
             packable = sorted(i for i in indices if lengths[i] <= rules.longest_packable)
             yield from self._packed_passes(model, rows, inputs, packable)
@@ -192,7 +182,7 @@ class FrozenScorer:
 
     def _packed_passes(
         self, model: PreTrainedModel, rows: Sequence[Rendered], inputs: Sequence[Sequence[int]], chosen: Sequence[int]
-    ) -> Iterator[tuple[list[int], Tensor, list[list[int]]]]:
+    ) -> Passes:
         """[`_passes`] of the chosen rows, several in one row."""
         groups: dict[tuple[int, ...], list[int]] = {}
         for i in chosen:
@@ -211,25 +201,21 @@ class FrozenScorer:
 
     def _padded_passes(
         self, model: PreTrainedModel, rows: Sequence[Rendered], inputs: Sequence[Sequence[int]], chosen: Sequence[int]
-    ) -> Iterator[tuple[list[int], Tensor, list[list[int]]]]:
+    ) -> Passes:
         """[`_passes`] of the chosen rows, padded on the right."""
         lengths = [len(rows[i].prompt_ids) + len(inputs[i]) for i in chosen]
         for batch in plan_batches(lengths, self.max_tokens_per_batch):
             input_ids, _ = pad_ids([[*rows[chosen[k]].prompt_ids, *inputs[chosen[k]]] for k in batch])
+            starts = range(0, input_ids.numel(), input_ids.shape[1])
             states = [
-                list(
-                    range(
-                        line * input_ids.shape[1] + len(rows[chosen[k]].prompt_ids) - 1,
-                        line * input_ids.shape[1] + lengths[k],
-                    )
-                )
-                for line, k in enumerate(batch)
+                range(start + len(rows[chosen[k]].prompt_ids) - 1, start + lengths[k])
+                for start, k in zip(starts, batch, strict=True)
             ]
             yield [chosen[k] for k in batch], last_hidden_states(model, input_ids).flatten(0, 1), states
 
     def _image_passes(
         self, model: PreTrainedModel, rows: Sequence[Rendered], inputs: Sequence[Sequence[int]], chosen: Sequence[int]
-    ) -> Iterator[tuple[list[int], Tensor, list[list[int]]]]:
+    ) -> Passes:
         """[`_passes`] of the chosen rows, whose prompts have images: each prompt once, for all of its completions."""
         groups: dict[object, list[int]] = {}
         for i in chosen:
@@ -238,21 +224,18 @@ class FrozenScorer:
             prompt_ids, images = rows[members[0]].prompt_ids, rows[members[0]].images
             assert images is not None
             with positions_kept(model):
-                shared = self._check_images(model, prompt_ids, images, rows[members[0]].completion_ids)
-                if not shared:
+                if not self._check_images(model, prompt_ids, images, rows[members[0]].completion_ids):
                     for i in members:
                         hidden_states = whole_row_states(model, prompt_ids, images, inputs[i])
-                        yield [i], hidden_states, [list(range(len(prompt_ids) - 1, len(hidden_states)))]
+                        yield [i], hidden_states, [range(len(prompt_ids) - 1, len(hidden_states))]
                     continue
                 prompt = ImagePrompt(model, prompt_ids, images)
                 lengths = [len(prompt_ids) + len(inputs[i]) for i in members]
                 for batch in plan_batches(lengths, self.max_tokens_per_batch):
-                    hidden_states = prompt.states([inputs[members[k]] for k in batch])  # (B, T + 1, D)
-                    width = hidden_states.shape[1]
-                    states = [
-                        list(range(line * width, line * width + len(inputs[members[k]]) + 1))
-                        for line, k in enumerate(batch)
-                    ]
+                    continuations = [inputs[members[k]] for k in batch]
+                    hidden_states = prompt.states(continuations)  # (B, T + 1, D)
+                    starts = range(0, hidden_states.shape[0] * hidden_states.shape[1], hidden_states.shape[1])
+                    states = [range(start, start + len(c) + 1) for start, c in zip(starts, continuations, strict=True)]
                     yield [members[k] for k in batch], hidden_states.flatten(0, 1), states
 
     def _check_images(
@@ -260,17 +243,19 @@ class FrozenScorer:
     ) -> bool:
         """
         Whether completions go on from the pass of their prompt. Tried once, on the first prompt with images, against
-        the model's own logits.
-
-        Raises:
-            `ValueError`: If the processor does not fit the model, or the logits of whole rows are others, too.
+        the model's own logits. `ValueError` if the processor does not fit the model, or whole rows have others, too.
         """
+        placeholders = Placeholders.of(model.config)
+        if placeholders.image is None:
+            raise ValueError(
+                f"A prompt has images, and {self.placement.description} reads only text. Use a frozen model that "
+                'reads images, or `images="ignore"`.'
+            )
         check_inputs(model, images)
         if self._shares_image_prompts is not None:
             return self._shares_image_prompts
-        # A completion may have none, or one.
-        placeholders = Placeholders.of(model.config).all
-        tokens = ([token for token in (*tokens, *reversed(prompt_ids)) if token not in placeholders] * 8)[:8]
+        # A completion may have no token, or one.
+        tokens = ([token for token in (*tokens, *reversed(prompt_ids)) if token not in placeholders.all] * 8)[:8]
         try:
             expected = own_logits(model, prompt_ids, images, tokens)  # (T + 1, V)
         except (ValueError, RuntimeError, LookupError, TypeError, AttributeError) as reason:  # each family has its own
@@ -287,29 +272,29 @@ class FrozenScorer:
                 f"has images: they differ by {error:.3g}. endotrl does not know this model family; its rewards would "
                 "be wrong. Please open an issue with the model's name."
             )
-        self._shares_image_prompts = not self._pass_rules(model).whole
-        if self._shares_image_prompts:
+        if shares := not self._pass_rules(model).whole:
             prompt = ImagePrompt(model, prompt_ids, images)
-            self._shares_image_prompts = prompt.is_repeatable
-        if self._shares_image_prompts:
+            shares = prompt.is_repeatable
+        if shares:
             # Another completion beside it, and padding.
             states = prompt.states([tokens[:3], tokens])
             errors = [self._head_error(model, states[k, :n], expected[:n])[0] for k, n in ((0, 4), (1, len(expected)))]
-            self._shares_image_prompts = not any(other > tolerance for other in errors)
-        if not self._shares_image_prompts:
+            shares = not any(other > tolerance for other in errors)
+        self._shares_image_prompts = shares
+        if not shares:
             logger.info(
                 "%s cannot go on from the cache of a prompt with images: each completion runs it again. Results are "
                 "the same, but slower.",
                 type(model).__name__,
             )
-        return self._shares_image_prompts
+        return shares
 
     def _read(
         self,
         model: PreTrainedModel,
         rows: Sequence[Rendered],
         hidden_states: Tensor,
-        states: Sequence[list[int]],
+        states: Sequence[Sequence[int]],
         alpha: float,
         entropy: bool,
         mean_logits: bool,
@@ -326,8 +311,7 @@ class FrozenScorer:
         positions = torch.tensor([position for position, _ in read], dtype=torch.long, device=hidden_states.device)
         token_ids = torch.tensor([token for _, token in read], dtype=torch.long)
         head = model.get_output_embeddings()
-        # With a model spread over devices, the backbone can end elsewhere than the head is.
-        device = execution_device(model, head)
+        device = execution_device(model, head)  # of a model spread over devices, not that of the hidden states
         with align_module_device(head):  # an offloaded head is loaded once for all blocks
             if self._rules is not None and self._rules.alone and not is_plain_linear(head):
                 # One scale for all tokens: the head, too, must see what it sees in the model, which is one whole row.
@@ -357,20 +341,11 @@ class FrozenScorer:
                 )
             elif rules.longest_packable < float("inf"):
                 logger.info(
-                    "%s sees a window of %d tokens: longer sequences are padded, and do not share their prompt's "
-                    "pass.",
+                    "%s sees a window of %d tokens: longer sequences are padded and do not share their prompt's pass.",
                     name,
                     rules.longest_packable,
                 )
         return self._rules
-
-    def _check_reads_images(self, rows: Sequence[Rendered]) -> None:
-        first = next((i for i, row in enumerate(rows) if row.images is not None), None)
-        if first is not None and Placeholders.of(self.placement.config).image is None:
-            raise ValueError(
-                f"The prompt of row {first} has images, and {self.placement.description} reads only text. Use a "
-                'frozen model that reads images, or `images="ignore"`.'
-            )
 
     def _check_head(self, model: PreTrainedModel) -> None:
         """
@@ -419,17 +394,12 @@ class FrozenScorer:
         return error.item(), (1e-4 if exact else 0.02) * max(1.0, reference.abs().max().item())
 
     def _check_finite(self, results: list[TokenStats]) -> None:
-        bad = [
-            i
-            for i, stats in enumerate(results)
-            if not (stats.chosen_logits.isfinite().all() and stats.soft_values.isfinite().all())
-        ]
-        if bad:
+        finite = (torch.cat([stats.chosen_logits, stats.soft_values]).isfinite().all() for stats in results)
+        if bad := [i for i, is_finite in enumerate(finite) if not is_finite]:
             raise ValueError(
                 f"The frozen model ({self.placement.description}) gives NaN or infinite logits for rows "
                 f"{', '.join(map(str, bad[:10]))}{', ...' if len(bad) > 10 else ''} of {len(results)}. Its weights "
-                "are "
-                'damaged, or its dtype is too narrow: try `dtype="float32"`.'
+                'are damaged, or its dtype is too narrow: try `dtype="float32"`.'
             )
 
 
@@ -439,8 +409,8 @@ def _token_stats(
     """One result per row, each with tensors of its own."""
     results, start = [], 0
     for row in rows:
-        num_tokens = len(row.action_positions)
-        actions, end = slice(start, start + num_tokens), start + num_tokens + (not row.finished)
+        actions = slice(start, start + len(row.action_positions))
+        end = actions.stop + (not row.finished)
         values = head_stats.soft_values[start:end]
         # The terminal state has no value: only so does the sum of rewards telescope to the outcome (eq. 12 of
         # https://huggingface.co/papers/2506.23235).

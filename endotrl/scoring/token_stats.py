@@ -76,10 +76,7 @@ class TokenStats:
         return [(self.text or "")[start:end] for start, end in offsets]
 
     def to_dict(self) -> dict[str, list[Any]]:
-        """
-        Columns of one entry per scored token, without torch, for `pandas.DataFrame(stats.to_dict())`: text, log
-        probability in nats, $f(s_h, a_h)$, $V(s_h)$, and what else was computed.
-        """
+        """Columns of one entry per scored token, for `pandas.DataFrame(stats.to_dict())`; `log_prob` in nats."""
         columns = {
             "token_id": self.token_ids,
             "log_prob": self.log_probs,
@@ -95,14 +92,13 @@ class TokenStats:
         """Heat map of the log-probabilities, in a notebook; `None` without `text`."""
         if self.text is None:
             return None
-        log_probs, columns = self.log_probs.tolist(), self.to_dict()
-        named = {name.replace("_", " "): columns[name] for name in ("soft_value", "entropy") if name in columns}
+        columns = self.to_dict()
         row = HeatMapRow(
             text=self.text,
             offsets=self.offsets or [],
-            contributions=log_probs,
-            total=math.fsum(log_probs),
-            columns=named,
+            contributions=columns["log_prob"],
+            total=math.fsum(columns["log_prob"]),
+            columns={name.replace("_", " "): columns[name] for name in ("soft_value", "entropy") if name in columns},
             eos=self.finished,
         )
         return notebook_cell(heat_maps([row], "log-probability, nats", "log-probability"))
