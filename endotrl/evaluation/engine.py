@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..frozen.model_renderer import model_renderer
-from ..frozen.names import load_tokenizer
+from ..frozen.names import load_tokenizer, model_renderer
 from ..frozen.placement import make_scorer
 from ..frozen.served import ServedModel
 from ..rendering.messages import Prompt, add_criterion

@@ -9,8 +9,7 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification
 
-from ..frozen.model_renderer import context_length
-from ..frozen.names import load_config, load_tokenizer
+from ..frozen.names import context_length, load_config, load_tokenizer
 from ..frozen.own_copy import check_complete, resolve_dtype
 from ..rendering.messages import as_messages
 from ..rendering.renderer import truncate_left

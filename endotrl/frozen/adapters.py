@@ -11,10 +11,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 
 def adapter_config(name: str, revision: str | None = None) -> Any:
-    """
-    The [`~peft.PeftConfig`] of an adapter by name; `None` if what has that name is none, or is a model itself.
-    `ValueError` if it does not say which model it belongs to.
-    """
+    """The [`~peft.PeftConfig`] of an adapter by name; `None` if it is none, or is a model itself."""
     try:
         found = find_adapter_config_file(name, revision=revision)
         # A model with a config of its own is loaded by it, adapter and all (as a sentence reward model is).
@@ -29,7 +26,7 @@ def adapter_config(name: str, revision: str | None = None) -> Any:
         raise ImportError(f'{name!r} is an adapter, which needs PEFT: `pip install "endotrl[peft]"`.')
     from peft import PeftConfig
 
-    config = PeftConfig.from_pretrained(name, **({} if revision is None else {"revision": revision}))
+    config = PeftConfig.from_pretrained(name, revision=revision or "main")
     if not config.base_model_name_or_path:
         raise ValueError(
             f"The adapter {name!r} does not name the model that it was trained on (`base_model_name_or_path` in its "
@@ -75,9 +72,8 @@ def load_with_adapter(
     name: str, config: Any, revision: str | None, **settings: Any
 ) -> tuple[PreTrainedModel, list[str]]:
     """
-    The base model, loaded with `settings` of `from_pretrained`, with the adapter in it, switched on and not merged,
-    which would round its weights; and the names of weights that the checkpoints lack. `revision` is the adapter's; the
-    base model's is in its config.
+    The base model, loaded with `settings` of `from_pretrained`, with the adapter switched on and not merged, which
+    would round its weights; and the names of weights that the checkpoints lack.
     """
     from peft import get_peft_model
 
@@ -89,19 +85,14 @@ def load_with_adapter(
         base.resize_token_embeddings(vocab_size, mean_resizing=False)  # filled by the adapter
     config.inference_mode = True
     model = get_peft_model(base, config, autocast_adapter_dtype=False)
-    result = model.load_adapter(
-        name, "default", autocast_adapter_dtype=False, **({} if revision is None else {"revision": revision})
-    )
+    result = model.load_adapter(name, "default", autocast_adapter_dtype=False, revision=revision or "main")
     # PEFT names embeddings that it saves twice as unexpected.
     strange = [key for key in result.unexpected_keys if "lora_" in key]
     return model.get_base_model(), [*info["missing_keys"], *result.missing_keys, *strange]
 
 
 class UsedAdapter:
-    """
-    Which adapter of a [`~peft.PeftModel`] makes the frozen model, by default the active one. `ValueError` if it has
-    none of that name, none or several are active, or it is of another kind.
-    """
+    """Which adapter of a [`~peft.PeftModel`] makes the frozen model; by default the only one that is active."""
 
     def __init__(self, model: Any, name: str | None = None) -> None:
         if name is None:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model names: `"quickstart"`, paths and hub ids of models and adapters, and the config and tokenizer behind them."""
+"""Model names (`"quickstart"`, paths and hub ids of models and adapters), and config, tokenizer, renderer of them."""
 
 import os
+from collections.abc import Iterable
 
 from transformers import (
     AutoConfig,
@@ -15,7 +16,9 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.utils import cached_file
 
-from ..rendering.images import Placeholders
+from ..rendering.images import Images, Placeholders
+from ..rendering.policy import Reading
+from ..rendering.renderer import Overlong, Renderer
 from .adapters import adapter_config, adapter_vocab_size
 from .quickstart_model import quickstart_model_path
 
@@ -27,15 +30,12 @@ def resolve_model(name: str | os.PathLike[str]) -> str:
 
 def load_config(model: str, trust_remote_code: bool = False, revision: str | None = None) -> PretrainedConfig:
     """
-    Config of a model by name; of an adapter, that of its base model, with the adapter's name and vocabulary. `OSError`
-    if there is no such model, `ValueError` if it needs code of its own, which is not trusted.
+    Config of a model by name; of an adapter, its base model's, with the adapter's name and vocabulary. `OSError` if
+    there is no such model, `ValueError` if it needs code of its own, which is not trusted.
     """
-    model = resolve_model(model)
-    base, base_revision = base_model(model, revision)
+    base, base_revision = base_model(model := resolve_model(model), revision)
     try:
-        config = AutoConfig.from_pretrained(
-            base, trust_remote_code=trust_remote_code, **({} if base_revision is None else {"revision": base_revision})
-        )
+        config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code, revision=base_revision)
     except Exception as error:  # of many kinds, as each family checks its values in its own way
         if "trust_remote_code" in str(error):
             raise ValueError(
@@ -50,16 +50,16 @@ def load_config(model: str, trust_remote_code: bool = False, revision: str | Non
         ) from error
     if base != model:
         config._name_or_path = model
-        config.get_text_config().vocab_size = (
-            adapter_vocab_size(model, revision) or config.get_text_config().vocab_size
-        )
+        if vocab_size := adapter_vocab_size(model, revision):
+            config.get_text_config().vocab_size = vocab_size
     return config
 
 
-def base_model(model: str, revision: str | None = None) -> tuple[str, str | None]:
+def base_model(model: str, revision: str | None = None) -> tuple[str, str]:
     """Name and revision of the base model of an adapter; those given if they are of no adapter."""
     adapter = adapter_config(model, revision)
-    return (model, revision) if adapter is None else (adapter.base_model_name_or_path, adapter.revision)
+    name, revision = (model, revision) if adapter is None else (adapter.base_model_name_or_path, adapter.revision)
+    return name, revision or "main"
 
 
 def load_tokenizer(
@@ -73,9 +73,7 @@ def load_tokenizer(
     ):
         model, revision = base, base_revision
     try:
-        return AutoTokenizer.from_pretrained(
-            model, trust_remote_code=trust_remote_code, **({} if revision is None else {"revision": revision})
-        )
+        return AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code, revision=revision or "main")
     except Exception as error:  # tokenizers raises plain `Exception` for a file that it cannot read
         raise OSError(
             f"The tokenizer of {model!r} cannot be loaded. Are its files (`tokenizer.json`, `tokenizer_config.json`) "
@@ -87,10 +85,7 @@ def load_tokenizer(
 def load_processing_class(
     config: PretrainedConfig, trust_remote_code: bool = False, name: str | None = None
 ) -> PreTrainedTokenizerBase | ProcessorMixin:
-    """
-    What a model by the config of which it was loaded is given text with: its tokenizer, or its processor if it reads
-    images; from where the model was, or from `name`. `OSError` if there is none, or it is damaged, with the reason.
-    """
+    """Tokenizer of a model with this config, or its processor if it reads images; `OSError` if there is none."""
     name = name or config._name_or_path
     if not reads_images(config):
         return load_tokenizer(name, trust_remote_code)
@@ -108,11 +103,35 @@ def reads_images(config: PretrainedConfig) -> bool:
     return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and Placeholders.of(config).image is not None
 
 
+def context_length(config: PretrainedConfig) -> int | None:
+    """Longest sequence that a model reads, in tokens. Not every family has a limit (state-space models have none)."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def model_renderer(
+    config: PretrainedConfig,
+    eos_token_ids: Iterable[int | None],
+    reading: Reading,
+    overlong: Overlong | None = None,
+    images: Images = "read",
+) -> Renderer:
+    """Renderer for a model by its config; without `overlong`, rows may be of any length."""
+    return Renderer(
+        eos_token_ids=[token_id for token_id in eos_token_ids if token_id is not None],
+        vocab_size=config.get_text_config().vocab_size,
+        max_length=None if overlong is None else context_length(config),
+        overlong_prompt=overlong or "error",
+        placeholders=Placeholders.of(config),
+        images=images,
+        **reading._asdict(),
+    )
+
+
 def load_generation_config(model: str, config: PretrainedConfig, revision: str | None = None) -> GenerationConfig:
     """Generation config of a model by name, of an adapter its base model's; made from its config if there is none."""
     model, revision = base_model(model, revision)
     try:
-        return GenerationConfig.from_pretrained(model, **({} if revision is None else {"revision": revision}))
+        return GenerationConfig.from_pretrained(model, revision=revision)
     except OSError:  # the file is optional
         return GenerationConfig.from_model_config(config)
 

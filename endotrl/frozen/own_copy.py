@@ -52,16 +52,16 @@ def check_complete(what: str, missing_keys: Collection[str]) -> None:
         )
 
 
-def _one_dtype(dtype: str | torch.dtype, init_kwargs: dict[str, Any]) -> str | torch.dtype:
-    """The dtype, which `model_init_kwargs` may have in its place."""
+def _check_settings(
+    init_kwargs: dict[str, Any], dtype: str | torch.dtype, device: str | torch.device | None, offload: bool
+) -> str | torch.dtype:
+    """The dtype, which `model_init_kwargs` may have. `ValueError` for arguments that contradict others."""
     given = [init_kwargs.pop(key) for key in ("dtype", "torch_dtype") if key in init_kwargs]
     if given and dtype not in ("auto", given[0]):
         raise ValueError(f"`dtype` is {dtype!r}, and `model_init_kwargs` has {given[0]!r}. Give one of them.")
-    return given[0] if given else dtype
-
-
-def _check_init_kwargs(init_kwargs: Mapping[str, Any], device: object, offload: bool) -> None:
-    """Raises `ValueError` for arguments that contradict others."""
+    dtype = given[0] if given else dtype
+    resolve_dtype(dtype, torch.device("cpu"))  # raises if the dtype is none
+    check_device(device)
     for key in ("trust_remote_code", "output_loading_info", "config", "state_dict"):
         if key in init_kwargs:
             raise ValueError(f"`model_init_kwargs` has {key!r}, which is a parameter of its own, or cannot be set.")
@@ -71,14 +71,14 @@ def _check_init_kwargs(init_kwargs: Mapping[str, Any], device: object, offload: 
             f"`model_init_kwargs` has {placed[0]!r}, which says where the weights are. Leave out `device` and "
             "`offload`."
         )
+    return dtype
 
 
 class OwnCopy:
     """
-    The reward's own frozen copy, loaded on first use and kept on one device: whole in every process, unless [`shard`]
-    says otherwise. The settings are those of [`~endotrl.rewards.frozen_model_reward.FrozenModelReward`] (of an
-    adapter, `revision` is its own, and the other `model_init_kwargs` are for its base model); `expected_digest` is the
-    [`weights_digest`] that the loaded model must have.
+    The reward's own frozen copy, loaded on first use, whole in every process unless [`shard`] says otherwise. For its
+    settings, see [`~endotrl.rewards.frozen_model_reward.FrozenModelReward`]; `revision` is that of an adapter, if it
+    is one. The loaded model must have the `expected_digest`.
     """
 
     def __init__(
@@ -92,11 +92,8 @@ class OwnCopy:
         model_init_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         self._init_kwargs = dict(model_init_kwargs or {})
-        dtype = _one_dtype(dtype, self._init_kwargs)
-        resolve_dtype(dtype, torch.device("cpu"))  # raises now if the dtype is none
-        check_device(device)
-        _check_init_kwargs(self._init_kwargs, device, offload)
-        model = resolve_model(model)
+        self._dtype = _check_settings(self._init_kwargs, dtype, device, offload)
+        self._name = model = resolve_model(model)
         self._revision = self._init_kwargs.pop("revision", None)
         self._adapter = adapter_config(model, self._revision)
         if self._adapter is not None:
@@ -104,10 +101,10 @@ class OwnCopy:
         self.config = load_config(model, trust_remote_code, self._revision)
         if self.config.is_encoder_decoder:
             raise ValueError(f"{model!r} is an encoder-decoder model. {NEEDS_CAUSAL_LM}")
-        of_its_own_code = "AutoModelForCausalLM" in (vars(self.config).get("auto_map") or {})
         self._loader = AutoModelForImageTextToText if reads_images(self.config) else AutoModelForCausalLM
-        is_causal = type(self.config) in MODEL_FOR_CAUSAL_LM_MAPPING or reads_images(self.config)
-        if not is_causal and not of_its_own_code:
+        of_its_own_code = "AutoModelForCausalLM" in (vars(self.config).get("auto_map") or {})
+        is_known = type(self.config) in MODEL_FOR_CAUSAL_LM_MAPPING or reads_images(self.config)
+        if not is_known and not of_its_own_code:
             raise ValueError(
                 f"{model!r} is a model of type {self.config.model_type!r}, which `AutoModelForCausalLM` does not "
                 f"load. {NEEDS_CAUSAL_LM}"
@@ -115,9 +112,7 @@ class OwnCopy:
         self.eos_token_ids = eos_token_ids(load_generation_config(model, self.config, self._revision))
         self.description = f"own copy of {model}"
         self.recorder: ReferenceRecorder | None = None
-        self._name = model
-        self._dtype, self._device, self._trust_remote_code = dtype, device, trust_remote_code
-        self._offload = offload
+        self._device, self._offload, self._trust_remote_code = device, offload, trust_remote_code
         self._expected_digest = expected_digest
         self._model: PreTrainedModel | None = None
         # Of a trainer that shards, if this copy is to be sharded too.
@@ -152,30 +147,26 @@ class OwnCopy:
 
     @contextmanager
     def active(self) -> Iterator[PreTrainedModel]:
-        with exclusive(self), self._loaded() as model:
-            yield model
-
-    @contextmanager
-    def _loaded(self) -> Iterator[PreTrainedModel]:
-        if self._accelerator is not None:
+        with exclusive(self):
             is_new = self._model is None
+            if self._accelerator is not None:
+                if self._model is None:
+                    self._model, self._wrapped = self._load_sharded(self._accelerator)
+                with whole_weights(self._wrapped, self._accelerator):
+                    if is_new:
+                        self._check_digest(self._model)
+                    yield self._model
+                return
+            device = PartialState().device if self._device is None else torch.device(self._device)
             if self._model is None:
-                self._model, self._wrapped = self._load_sharded(self._accelerator)
-            with whole_weights(self._wrapped, self._accelerator):
-                if is_new:
-                    self._check_digest(self._model)
+                self._model = self._load(device)
+            elif self._offload:
+                self._model.to(device)
+            try:
                 yield self._model
-            return
-        device = PartialState().device if self._device is None else torch.device(self._device)
-        if self._model is None:
-            self._model = self._load(device)
-        elif self._offload:
-            self._model.to(device)
-        try:
-            yield self._model
-        finally:
-            if self._offload:
-                self._model.to("cpu")
+            finally:
+                if self._offload:
+                    self._model.to("cpu")
 
     def _load(self, device: torch.device) -> PreTrainedModel:
         with loaded_whole():
@@ -208,9 +199,8 @@ class OwnCopy:
         if self._adapter is not None:
             model, missing = load_with_adapter(self._name, self._adapter, self._revision, **settings)
         else:
-            if self._revision is not None:
-                settings["revision"] = self._revision
-            model, info = self._loader.from_pretrained(self._name, output_loading_info=True, **settings)
+            settings |= {"revision": self._revision or "main", "output_loading_info": True}
+            model, info = self._loader.from_pretrained(self._name, **settings)
             missing = info["missing_keys"]
         check_complete(f"the frozen model {self._name!r}", missing)
         return model

@@ -27,10 +27,7 @@ def place(
     model_init_kwargs: Mapping[str, Any] | None = None,
     adapter_name: str | None = None,
 ) -> Placement | ServedModel | None:
-    """
-    Where the frozen weights are to come from, by what the user gave as `model`; `None` if a trainer has them.
-    `TypeError` if that is no model, `ValueError` for settings of another kind of model.
-    """
+    """Where the frozen weights are to come from, by what the user gave as `model`; `None` if a trainer has them."""
     if model is None:
         return None
     if is_url(model) or isinstance(model, ServedModel):

@@ -22,9 +22,8 @@ def shards_weights(accelerator: Accelerator) -> bool:
 @contextmanager
 def whole_weights(wrapped: Any, accelerator: Accelerator) -> Iterator[None]:
     """
-    Inside, weights that DeepSpeed ZeRO-3 or FSDP2 split over processes are whole on each, so that passes through the
-    model need no communication: processes may run different numbers of them. All processes must enter it together.
-    Others' weights are left as they are.
+    Inside, weights that DeepSpeed ZeRO-3 or FSDP2 split over processes are whole on each, so that passes need no
+    communication: processes may run different numbers of them. All must enter it together.
     """
     if is_deepspeed_zero3_enabled():
         from trl.models import unwrap_model_for_generation
@@ -55,30 +54,20 @@ def whole_weights(wrapped: Any, accelerator: Accelerator) -> Iterator[None]:
 @contextmanager
 def loaded_whole() -> Iterator[None]:
     """
-    Lets `from_pretrained` load whole weights while a trainer shards: under ZeRO-3 it would load a part on every
-    process, and under FSDP with `cpu_ram_efficient_loading` all of them on the first process of a machine only.
+    Lets `from_pretrained` load whole weights on each process while a trainer shards: neither parts (ZeRO-3), nor on
+    the first process of a machine only (FSDP with `cpu_ram_efficient_loading`).
     """
-    with _without_zero3_init():
-        key = "FSDP_CPU_RAM_EFFICIENT_LOADING"
-        given = os.environ.pop(key, None)
-        try:
-            yield
-        finally:
-            if given is not None:
-                os.environ[key] = given
-
-
-@contextmanager
-def _without_zero3_init() -> Iterator[None]:
-    """Lets `from_pretrained` load whole weights while a ZeRO-3 trainer exists (it would partition them otherwise)."""
-    if not is_deepspeed_zero3_enabled():
-        yield
-        return
     from transformers.integrations import deepspeed
 
-    config = deepspeed._hf_deepspeed_config_weak_ref()
-    unset_hf_deepspeed_config()
+    key = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+    given = os.environ.pop(key, None)
+    config = deepspeed._hf_deepspeed_config_weak_ref() if is_deepspeed_zero3_enabled() else None
+    if config is not None:
+        unset_hf_deepspeed_config()
     try:
         yield
     finally:
-        set_hf_deepspeed_config(config)
+        if config is not None:
+            set_hf_deepspeed_config(config)
+        if given is not None:
+            os.environ[key] = given

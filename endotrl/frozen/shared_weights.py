@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The frozen weights that a trainer holds already: the policy without its adapter, or the reference model."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -21,33 +20,98 @@ from .sharded_weights import whole_weights
 from .weights import have_moved, named_weights, sample_weights, weights_digest
 
 
-class _Shared(ABC):
-    """Weights of a causal language model that a trainer holds, which must stay as they are when this is made."""
+class SharedWeights:
+    """
+    Weights of a causal language model that a TRL trainer holds, which must stay as they are when this is made: those
+    of a LoRA run's `policy` with its adapter disabled, so that no other parameter is in memory, or with TRL's copy of
+    an adapter that was trained before; without a policy, those of the reference model.
+    """
 
     is_own = False
-    description: str
 
-    def __init__(self, trainer: Any, model: PreTrainedModel) -> None:
-        self._accelerator = trainer.accelerator
-        self._model = model
-        self.config = model.config
-        self.dtype = model.dtype
-        self.eos_token_ids = eos_token_ids(model.generation_config)
+    def __init__(self, trainer: Any, policy: Any = None) -> None:
+        self._trainer, self._accelerator, self._policy = trainer, trainer.accelerator, policy
+        # TRL's copy, which then is the start of the policy.
+        self._adapter = UsedAdapter(policy, "ref") if policy is not None and "ref" in policy.peft_config else None
+        if policy is None:
+            self._model = self._accelerator.unwrap_model(trainer.ref_model, keep_torch_compile=False)
+            self.description = "the trainer's reference model"
+        else:
+            self._model = policy.get_base_model()
+            used = "base (adapter disabled)" if self._adapter is None else "adapter 'ref'"
+            self.description = f"the policy's frozen {used}"
+        self.config, self.dtype = self._model.config, self._model.dtype
+        self.eos_token_ids = eos_token_ids(self._model.generation_config)
         self.recorder: ReferenceRecorder | None = None
         self._sample: dict[str, Tensor] | None = None
+        with self.active():
+            pass  # from now on, they must not move
+        adapted: Any = None
+        if policy is not None:
+            with self._whole(), torch.no_grad():
+                self._check_nothing_trains()
+                if self._adapter is None:
+                    _check_adapter_is_at_zero(policy)
+            if getattr(trainer.args, "use_vllm", False):
+                _keep_base_in_merges(trainer, self._model)
+            from peft.tuners.tuners_utils import BaseTunerLayer
 
-    @abstractmethod
-    def active(self) -> AbstractContextManager[PreTrainedModel]:
-        """See [`Placement`]."""
+            adapted = next((module for module in policy.modules() if isinstance(module, BaseTunerLayer)), None)
+        # Prompt tuning adapts no layer, and its passes begin with virtual tokens: then the reward runs its own, as it
+        # does with a frozen adapter.
+        if policy is None or (adapted is not None and self._adapter is None):
+            self.recorder = ReferenceRecorder(
+                self._model,
+                is_frozen=lambda: adapted is None or adapted.disable_adapters,
+                current_step=lambda: trainer.state.global_step,
+            )
+
+    @contextmanager
+    def active(self) -> Iterator[PreTrainedModel]:
+        switched: AbstractContextManager[None] = nullcontext()
+        if self._policy is not None:
+            switched = self._policy.disable_adapter() if self._adapter is None else self._adapter.active()
+        with (
+            exclusive(self._model),
+            self._whole(),
+            # The precision in which the trainer runs its own reference pass.
+            self._accelerator.autocast(),
+            switched,
+            nullcontext() if self.recorder is None else self.recorder.paused(),
+        ):
+            self._check_unmoved()
+            yield self._model
 
     def digest(self) -> str:
-        """[`weights_digest`] of the frozen weights."""
+        """[`weights_digest`] of the frozen weights. With a frozen adapter, that of no other model."""
         with self.active() as model:
-            return weights_digest(model, without_adapters=True)
+            return weights_digest(model, without_adapters=self._adapter is None)
 
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
         """The frozen weights."""
-        return named_weights(self._model, without_adapters=True)
+        if self._adapter is None:
+            return named_weights(self._model, without_adapters=True)
+        return self._adapter.without_others(named_weights(self._model))
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        # The trainer wraps the policy when it starts to train.
+        wrapped = self._trainer.ref_model if self._policy is None else self._trainer.model_wrapped
+        module = self._model if self._policy is None else self._policy
+        with whole_weights(wrapped, self._accelerator), eval_mode(module):
+            yield
+
+    def _check_nothing_trains(self) -> None:
+        """Raises `ValueError` if weights are trained that are in use while the adapter is disabled."""
+        trained = [name for name, weight in self._weights() if weight.requires_grad]
+        if trained:
+            raise ValueError(
+                "The trainer trains weights of the base model itself "
+                f"({', '.join(trained[:3])}{', ...' if len(trained) > 3 else ''}), which stay trained with the "
+                'adapter disabled, so that the reward would move during training. Set `bias="none"` in the '
+                "`peft_config`, unfreeze nothing but the adapter, or give the reward its own copy: "
+                "`EndogenousReward(model=<path>)`."
+            )
 
     def _check_unmoved(self) -> None:
         """Raises `RuntimeError` if the weights, which must be whole, are not what they were in the call before."""
@@ -62,105 +126,10 @@ class _Shared(ABC):
         self._sample = sample
 
 
-class AdapterDisabled(_Shared):
-    """The policy of a LoRA run with its adapter disabled: the frozen base model, with no other parameter in memory."""
-
-    description = "the policy's frozen base (adapter disabled)"
-
-    def __init__(self, trainer: Any) -> None:
-        self._trainer = trainer
-        self._policy = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
-        # TRL's copy of an adapter that was trained before, which then is the start of the policy.
-        self._reference = UsedAdapter(self._policy, "ref") if "ref" in self._policy.peft_config else None
-        if self._reference is not None:
-            self.description = "the policy's frozen adapter 'ref'"
-        super().__init__(trainer, self._policy.get_base_model())
-        with self.active():
-            pass  # from now on, they must not move
-        with self._whole_policy(), torch.no_grad():
-            self._check_start()
-        if getattr(trainer.args, "use_vllm", False):
-            _keep_base_in_merges(trainer, self._model)
-        from peft.tuners.tuners_utils import BaseTunerLayer
-
-        adapted = next((module for module in self._policy.modules() if isinstance(module, BaseTunerLayer)), None)
-        if self._reference is not None:
-            return  # the reward runs its own pass
-        # Prompt tuning adapts no layer, and its passes begin with virtual tokens.
-        if adapted is not None:
-            self.recorder = ReferenceRecorder(
-                self._model,
-                is_frozen=lambda: adapted.disable_adapters,
-                current_step=lambda: trainer.state.global_step,
-            )
-
-    @contextmanager
-    def active(self) -> Iterator[PreTrainedModel]:
-        with (
-            exclusive(self._model),
-            self._whole_policy(),
-            # The precision in which the trainer runs its own reference pass.
-            self._accelerator.autocast(),
-            self._policy.disable_adapter() if self._reference is None else self._reference.active(),
-            _paused(self.recorder),
-        ):
-            self._check_unmoved()
-            yield self._model
-
-    def digest(self) -> str:
-        """See [`_Shared.digest`]. With a frozen adapter, that of no other model."""
-        with self.active() as model:
-            return weights_digest(model, without_adapters=self._reference is None)
-
-    def _weights(self) -> Iterator[tuple[str, Tensor]]:
-        if self._reference is None:
-            return super()._weights()
-        return self._reference.without_others(named_weights(self._model))
-
-    def _check_start(self) -> None:
-        """Raises `ValueError` if weights that must stay are trained, or are not the policy's start."""
-        _check_nothing_trains(self._weights())
-        if self._reference is None:
-            _check_adapter_is_at_zero(self._policy)
-
-    @contextmanager
-    def _whole_policy(self) -> Iterator[None]:
-        # The trainer wraps the policy when it starts to train.
-        with whole_weights(self._trainer.model_wrapped, self._accelerator), eval_mode(self._policy):
-            yield
-
-
-class SharedReference(_Shared):
-    """The reference model of a trainer with `beta > 0`."""
-
-    description = "the trainer's reference model"
-
-    def __init__(self, trainer: Any) -> None:
-        self._wrapped = trainer.ref_model
-        super().__init__(trainer, trainer.accelerator.unwrap_model(trainer.ref_model, keep_torch_compile=False))
-        with self.active():
-            pass  # from now on, they must not move
-        self.recorder = ReferenceRecorder(
-            self._model, is_frozen=lambda: True, current_step=lambda: trainer.state.global_step
-        )
-
-    @contextmanager
-    def active(self) -> Iterator[PreTrainedModel]:
-        with (
-            exclusive(self._model),
-            whole_weights(self._wrapped, self._accelerator),
-            self._accelerator.autocast(),
-            eval_mode(self._model),
-            _paused(self.recorder),
-        ):
-            self._check_unmoved()
-            yield self._model
-
-
-def share_with(trainer: Any) -> AdapterDisabled | SharedReference:
+def share_with(trainer: Any) -> SharedWeights:
     """
-    Finds the frozen weights that a TRL trainer already holds: with LoRA, the policy without its adapter; with `beta >
-    0`, the reference model. Raises `ValueError` if it holds none, moves them, or shards them by FSDP1.
+    The frozen weights that a TRL trainer holds: with LoRA, the policy without its adapter; with `beta > 0`, the
+    reference model. Raises `ValueError` if it holds none, moves them, or shards them by FSDP1.
     """
     policy = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     if trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2:
@@ -168,18 +137,16 @@ def share_with(trainer: Any) -> AdapterDisabled | SharedReference:
             "The trainer shards its weights by FSDP1, whose weights cannot be shared. Use FSDP2 (`fsdp_version: 2`) "
             "or DeepSpeed ZeRO-3, or give the reward its own copy: `EndogenousReward(model=<path>)` without `attach`."
         )
-    if is_peft_model(policy):
-        if "ref" in policy.peft_config:
-            _check_not_synchronised(trainer)
-        return AdapterDisabled(trainer)
-    if trainer.ref_model is None:
+    is_adapted = is_peft_model(policy)
+    if not is_adapted and trainer.ref_model is None:
         raise ValueError(
             "The trainer holds no frozen weights to share: it trains all weights (no `peft_config`) and keeps no "
             "reference model (`beta` is 0). Set `beta` > 0, train with LoRA, or give the reward its own copy: "
             "`EndogenousReward(model=<path>)`."
         )
-    _check_not_synchronised(trainer)
-    return SharedReference(trainer)
+    if not is_adapted or "ref" in policy.peft_config:
+        _check_not_synchronised(trainer)
+    return SharedWeights(trainer, policy if is_adapted else None)
 
 
 def _check_not_synchronised(trainer: Any) -> None:
@@ -195,23 +162,8 @@ def _check_not_synchronised(trainer: Any) -> None:
         )
 
 
-def _check_nothing_trains(weights: Iterable[tuple[str, Tensor]]) -> None:
-    """Raises `ValueError` if weights are trained that are in use while the adapter is disabled."""
-    trained = [name for name, weight in weights if weight.requires_grad]
-    if trained:
-        raise ValueError(
-            "The trainer trains weights of the base model itself "
-            f"({', '.join(trained[:3])}{', ...' if len(trained) > 3 else ''}), which stay trained with the adapter "
-            'disabled, so that the reward would move during training. Set `bias="none"` in the `peft_config`, '
-            "unfreeze nothing but the adapter, or give the reward its own copy: `EndogenousReward(model=<path>)`."
-        )
-
-
 def _check_adapter_is_at_zero(policy: Any) -> None:
-    """
-    Raises `ValueError` if the policy does not start as its base model: its adapter was trained before, begins at
-    random weights, or has moved weights of the base model into itself (PiSSA, OLoRA).
-    """
+    """Raises `ValueError` if the policy does not start as its base model: trained, random, PiSSA, OLoRA."""
     if policy.active_peft_config.is_prompt_learning:
         return  # Virtual tokens before a base model that is as it was. None of them are nothing.
     embeddings = policy.get_input_embeddings()
@@ -244,10 +196,8 @@ def _check_adapter_is_at_zero(policy: Any) -> None:
 
 def _keep_base_in_merges(trainer: Any, base: PreTrainedModel) -> None:
     """
-    Gives the base model its weights back, to the bit, each time that the trainer has sent the policy to vLLM. For
-    this, TRL adds the adapter to the base weights and subtracts it again, which leaves rounding errors: in bfloat16,
-    they grow to 1% of a weight in 1,000 steps. `ValueError` for a quantised base model, whose weights are quantised
-    anew each time.
+    Gives the base model its weights back, to the bit, each time that the trainer has sent the policy to vLLM: TRL adds
+    the adapter to them and subtracts it again, and rounding errors grow to 1% of a bfloat16 weight in 1,000 steps.
     """
     if not all(type(weight) is nn.Parameter and weight.is_floating_point() for weight in base.parameters()):
         raise ValueError(
@@ -269,7 +219,3 @@ def _keep_base_in_merges(trainer: Any, base: PreTrainedModel) -> None:
             weight.copy_(kept.pop(key))
 
     setattr(owner, method, send_and_restore)
-
-
-def _paused(recorder: ReferenceRecorder | None) -> AbstractContextManager[None]:
-    return nullcontext() if recorder is None else recorder.paused()

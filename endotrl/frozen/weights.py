@@ -29,9 +29,8 @@ def named_weights(
     model: PreTrainedModel, without_adapters: bool = False, load_offloaded: bool = False
 ) -> Iterator[tuple[str, Tensor]]:
     """
-    Parameters and saved buffers that the logits depend on, those of backbone and LM head, by name; without what PEFT
-    put into the model, if asked. Weights that accelerate offloaded are loaded for as long as each is looked at, or on
-    the device `meta`.
+    Parameters and saved buffers of backbone and LM head by name, without what PEFT put into the model, if asked.
+    Weights that accelerate offloaded are loaded for as long as each is looked at, or on the device `meta`.
     """
     yield from _walk(backbone(model), "backbone", without_adapters, load_offloaded)
     yield from _walk(model.get_output_embeddings(), "head", without_adapters, load_offloaded)
@@ -71,8 +70,8 @@ def _plain_tensors(name: str, tensor: Any) -> Iterator[tuple[str, Tensor]]:
 @torch.no_grad()
 def weights_digest(model: PreTrainedModel, without_adapters: bool = False) -> str:
     """
-    Digest of all weights, and of the settings that logits depend on: equal for models that give the same logits.
-    Weights are rounded to bfloat16 first, so that copies of one checkpoint in several dtypes have the same digest.
+    Digest of all weights and of the settings that logits depend on. Weights are rounded to bfloat16 first, so that
+    copies of one checkpoint in several dtypes have the same.
     """
     digest = hashlib.blake2b(_settings(model.config).encode())
     for name, tensor in named_weights(model, without_adapters, load_offloaded=True):
@@ -98,8 +97,8 @@ def _settings(config: PretrainedConfig) -> str:
 
 def sample_weights(weights: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
     """
-    Some values of each tensor, on the CPU, for [`have_moved`]. Offloaded weights are left out, and integers: nothing
-    trains those of quantised weights, and kernels rearrange them.
+    Some values of each tensor, on the CPU, for [`have_moved`]; none of offloaded weights, and of integers, which
+    nothing trains and kernels rearrange.
     """
     return {
         # An odd distance: an even one would meet the same few columns of every matrix.

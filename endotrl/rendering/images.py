@@ -6,7 +6,7 @@ import binascii
 import hashlib
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from .messages import Message, Prompt, images_of_rows, is_image_part
+from .messages import Message, Prompt, has_parts, images_of_rows, is_image_part
 
 
 # What is done with the images of prompts: read by the frozen model, or left out of them.
@@ -126,19 +126,15 @@ def place_images(row: int, prompt: Prompt, column: Sequence[Any] | None) -> tupl
     if not pictures:
         return prompt, []
     filler = iter(given)
-    return _bare(prompt), [next(filler) if picture is None else picture for picture in pictures]
+    prompt = _with_parts(prompt, lambda parts: [{"type": "image"} if is_image_part(p) else p for p in parts])
+    return prompt, [next(filler) if picture is None else picture for picture in pictures]
 
 
 def without_images(prompt: Prompt) -> Prompt:
     """A prompt without the parts that are images."""
     if isinstance(prompt, str):
         return prompt
-    return [
-        {**message, "content": [part for part in message["content"] if not is_image_part(part)]}
-        if isinstance(message.get("content"), list | tuple)
-        else message
-        for message in prompt
-    ]
+    return _with_parts(prompt, lambda parts: [part for part in parts if not is_image_part(part)])
 
 
 def load_picture(row: int, picture: Any) -> Image.Image:
@@ -195,8 +191,7 @@ def _file_of(row: int, text: str) -> bytes | os.PathLike[str]:
 
 
 def _image_parts(prompt: Sequence[Message]) -> list[Any]:
-    contents = [message["content"] for message in prompt if isinstance(message.get("content"), list | tuple)]
-    return [part for content in contents for part in content if is_image_part(part)]
+    return [part for message in prompt if has_parts(message) for part in message["content"] if is_image_part(part)]
 
 
 def _picture_of(part: Message) -> Any:
@@ -221,10 +216,8 @@ def _before_first_user(row: int, prompt: Sequence[Message], count: int) -> list[
     return [*prompt[:first], message, *prompt[first + 1 :]]
 
 
-def _bare(prompt: Sequence[Message]) -> list[Message]:
+def _with_parts(prompt: Sequence[Message], change: Callable[[list[Any]], list[Any]]) -> list[Message]:
+    """Messages with other parts, where their content has any."""
     return [
-        {**message, "content": [{"type": "image"} if is_image_part(part) else part for part in message["content"]]}
-        if isinstance(message.get("content"), list | tuple)
-        else message
-        for message in prompt
+        {**message, "content": change(message["content"])} if has_parts(message) else message for message in prompt
     ]

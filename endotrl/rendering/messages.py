@@ -14,9 +14,8 @@ def check_batch(
     prompts: Sequence[Prompt], completions: Sequence[Completion], completion_ids: Sequence[Sequence[int]] | None
 ) -> None:
     """
-    Raises `ValueError` or `TypeError` for a batch that is empty or has not one entry a row, and for rows whose prompt
-    and completion are neither text nor messages, or not of one kind, that have no message, or a part that is no text,
-    images of prompts excepted.
+    Raises `ValueError` or `TypeError` for a batch that is empty or has not one entry a row, and for rows that are
+    neither text nor messages, not of one kind, or have a part that is no text, images of prompts excepted.
     """
     if isinstance(prompts, str) or isinstance(completions, str):
         raise TypeError("`prompts` and `completions` must be lists with one entry a row, but a string was given.")
@@ -52,7 +51,7 @@ def _check_value(row: int, name: str, value: Prompt | Completion) -> None:
             f"The {name} of row {row} is {_brief(value)}, but it must be a string or a list of messages such as "
             '[{"role": "user", "content": "..."}].'
         )
-    for part in (part for message in as_messages(value) if _has_parts(message) for part in message["content"]):
+    for part in (part for message in as_messages(value) if has_parts(message) for part in message["content"]):
         if _part_text(part) is None and not (name == "prompt" and is_image_part(part)):
             kind = str(part.get("type")) if isinstance(part, Mapping) else type(part).__name__
             what = "text, and of prompts images, are read" if name == "prompt" else "text is scored"
@@ -108,8 +107,8 @@ def images_of_rows(
     image: Sequence[Any] | None, images: Sequence[Any] | None, num_rows: int
 ) -> list[list[Any] | None] | None:
     """
-    The images of the columns `image` (one or none a row) and `images` (several a row), which decides where both are,
-    as in TRL. `ValueError` or `TypeError` for a column that has not one entry, or list, for each row.
+    Images of the columns `image` (one a row) and `images` (several), which decides where both are, as in TRL.
+    `ValueError` or `TypeError` for a column that has not one entry, or list, for each row.
     """
     name, column = ("images", images) if images is not None else ("image", image)
     if column is None:
@@ -148,7 +147,7 @@ def text_of(completion: Completion) -> str:
 
 def texts_of(message: Message) -> list[str]:
     """Texts of a message: of its content, or of the parts that its content has."""
-    if _has_parts(message):
+    if has_parts(message):
         return [_part_text(part) or "" for part in message["content"]]
     content = message.get("content")
     return [content] if isinstance(content, str) and content else []
@@ -156,7 +155,7 @@ def texts_of(message: Message) -> list[str]:
 
 def with_texts(message: Message, texts: Sequence[str], mark: str) -> Message:
     """A message with other texts, one for each of [`texts_of`]; `mark` is added to every part as a key."""
-    if not _has_parts(message):
+    if not has_parts(message):
         return {**message, "content": texts[0]} if texts else message
     parts: list[Any] = []
     for part, text in zip(message["content"], texts, strict=True):
@@ -170,7 +169,7 @@ def with_texts(message: Message, texts: Sequence[str], mark: str) -> Message:
 
 def as_text(message: Message) -> Message:
     """A message whose content is one string, whatever parts it had."""
-    return {**message, "content": "".join(texts_of(message))} if _has_parts(message) else message
+    return {**message, "content": "".join(texts_of(message))} if has_parts(message) else message
 
 
 def as_parts(message: Message) -> Message:
@@ -179,7 +178,8 @@ def as_parts(message: Message) -> Message:
     return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
 
 
-def _has_parts(message: Message) -> bool:
+def has_parts(message: Message) -> bool:
+    """Whether the content of a message is a list of parts."""
     return isinstance(message.get("content"), list | tuple)
 
 
@@ -204,7 +204,7 @@ def is_image_part(part: Any) -> bool:
 
 def count_images(messages: Sequence[Message]) -> int:
     """Parts of messages that are images."""
-    return sum(is_image_part(part) for m in messages if _has_parts(m) for part in m["content"])
+    return sum(is_image_part(part) for m in messages if has_parts(m) for part in m["content"])
 
 
 def _modality(part: Mapping[str, Any]) -> str | None:

@@ -85,12 +85,10 @@ class RewardCall(NamedTuple):
 
 def find_call(prompts: Sequence[Prompt], log_extra: Callable[..., Any] | None = None) -> RewardCall | None:
     """
-    The trainer that asks for the rewards of `prompts` right now, if one does.
-
-    TRL gives reward functions neither the trainer nor the token ids of the prompts, which the chat template's
-    settings, a processor or a `rollout_func` may have made into others than one expects. Both stand in the frame of
-    the method that calls; `tests/test_contract.py` watches their names. From another thread, the trainer is known by
-    `log_extra`, its method, and found where it waits.
+    The trainer that asks for the rewards of `prompts` right now, if one does. TRL gives reward functions neither the
+    trainer nor the token ids of the prompts, which may be others than one expects (template settings, a processor, a
+    `rollout_func`). Both stand in the frame of the method that calls; `tests/test_contract.py` watches their names.
+    From another thread, the trainer is known by `log_extra`, its method, and found where it waits.
     """
     found = _call_above(sys._getframe(1), prompts)
     trainer = log_extra.__self__ if inspect.ismethod(log_extra) else None
@@ -127,10 +125,7 @@ def _call_above(frame: FrameType, prompts: Sequence[Prompt]) -> RewardCall | Non
 
 
 class PolicyBinding(Generic[R]):
-    """
-    Lets a reward read prompts as the policy of the trainer that calls it; `make` makes what renders from a
-    [`Reading`].
-    """
+    """Lets what `make` makes from a [`Reading`] read prompts as the policy of the trainer that calls a reward."""
 
     def __init__(
         self,
@@ -175,9 +170,8 @@ class PolicyBinding(Generic[R]):
 
     def reading(self, environment: str | None = None) -> Reading:
         """
-        How rows of an environment are read: with the model's own processing class or the one that the user gave, with
-        the arguments for the chat template that the user gave, which hold key by key, and else as the policy of the
-        trainer does, or by what is known of it without one.
+        How rows of an environment are read: with the processing class that the user gave or the model's own, the
+        arguments for the chat template that the user gave, key by key, and else as the trainer's policy reads them.
         """
         if environment not in self._readings:
             self._readings[environment] = self._read_as(self._own(), self.policy, environment)
@@ -219,8 +213,8 @@ class PolicyBinding(Generic[R]):
         environment: Sequence[str] | None,
     ) -> list[T]:
         """
-        Renders a batch, which a trainer may have asked for, by `method`: given what `make` made, prompts, columns with
-        one entry for each prompt, and the token ids of the prompts as the policy read them, if they are known.
+        Renders a batch by `method`, given what `make` made, prompts, columns, and what a trainer's policy has read and
+        written, if a trainer asks.
         """
         call = find_call(prompts, log_extra)
         if call is not None:

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""
-The token ids that a policy generates: whether another tokenizer reads them, which end a completion, whether padding
-follows.
-"""
+"""The token ids that a policy generates: who reads them, which end a completion, whether padding follows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -87,14 +87,12 @@ class Renderer:
         self._template = Template(processing_class, chat_template_kwargs)
         self.tokenizer = self._template.tokenizer
         self._policy_tokens = policy_tokens
-        # Of a policy that is known, and `None` if it has another tokenizer.
-        self._foreign_ids = (
-            None if policy_tokens is None else foreign_token_ids(self.tokenizer, policy_tokens.processing_class)
-        )
-        padded = None
-        if policy_tokens is not None and self._foreign_ids is not None:
-            eos_token_ids = policy_tokens.eos_token_ids or eos_token_ids
-            padded = policy_tokens.padded
+        # Of a policy that is known; `None` if it is not, or has another tokenizer.
+        self._foreign_ids, padded = None, None
+        if policy_tokens is not None:
+            self._foreign_ids = foreign_token_ids(self.tokenizer, policy_tokens.processing_class)
+            if self._foreign_ids is not None:
+                eos_token_ids, padded = policy_tokens.eos_token_ids or eos_token_ids, policy_tokens.padded
         self.ends = Ends(self._template, eos_token_ids, padded)
         self._said: set[str] = set()
 
@@ -113,14 +111,12 @@ class Renderer:
         policy_rows: Sequence[PolicyRow] | None = None,
     ) -> list[Rendered]:
         """
-        Renders a batch. `completion_ids` are those that the policy generated, EOS included, without padding;
-        `criteria`, system messages put before the prompts; `images`, those of the columns of each row (see
-        [`place_images`]). Of `policy_rows`, if the policy's tokens mean the same here, the prompts are scored in all
-        rows without a criterion, unless `keeps_prompts` (a warning says so if they are others), and of its completions
-        only what it wrote itself.
-
-        Raises `ValueError` or `TypeError` for rows that are no prompts and completions, that the chat template
-        refuses, that do not fit the context, or whose images the frozen model would not get to see.
+        Renders a batch. `completion_ids` are those that the policy generated, EOS included; `criteria`, system
+        messages put before the prompts; `images`, those of each row's columns (see [`place_images`]). If the policy's
+        tokens mean the same here, the prompts of `policy_rows` are scored, unless `keeps_prompts` or a criterion says
+        otherwise, and of completions only what it wrote itself. `ValueError` or `TypeError` for rows that are no
+        prompts and completions, that the template refuses, that do not fit the context, or whose images the frozen
+        model would not see.
         """
         check_batch(prompts, completions, completion_ids)
         criteria = [None] * len(prompts) if criteria is None else criteria
@@ -142,9 +138,7 @@ class Renderer:
             key = prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, default=repr)
             key = f"{id(template)} {key} {[picture_digest(picture) for picture in pictures]}"
             if key not in prompt_cache:
-                prompt_cache[key] = self._render_prompt(
-                    template, prompt, pictures, has_criterion=criterion is not None
-                )
+                prompt_cache[key] = self._render_prompt(template, prompt, pictures, criterion is not None)
             read = prompt_cache[key]
             policy_row = None if policy_rows is None else policy_rows[row]
             if policy_row is not None and criterion is None and not ignored:
@@ -175,10 +169,7 @@ class Renderer:
     def render_ids(
         self, prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]]
     ) -> list[Rendered]:
-        """
-        Rows that are token ids already, of this tokenizer, without padding: what [`render`] returns for the same ids.
-        `ValueError` for a row that does not fit the context, without any prompt token, or with placeholders of images.
-        """
+        """What [`render`] returns for rows that are token ids of this tokenizer already, without padding."""
         rendered = []
         for row, (prompt, completion) in enumerate(zip(prompt_ids, completion_ids, strict=True)):
             ids = list(completion)
@@ -300,8 +291,7 @@ class Renderer:
     ) -> list[list[int] | None]:
         """
         `completion_ids` without padding, or `None` where this tokenizer does not read in them what the policy's wrote.
-        An empty text does not say whose they are: then the other completions do, and if these are empty, too, they
-        are taken for this tokenizer's.
+        An empty text does not tell: then the other completions do, or they are taken for this tokenizer's.
         """
         batch: list[list[int]] = []
         for row, (completion, given) in enumerate(zip(completions, completion_ids, strict=True)):
@@ -329,10 +319,7 @@ class Renderer:
         return [ids if is_read else None for ids, is_read in zip(batch, read, strict=True)]
 
     def _is_read(self, ids: list[int], completion: Completion) -> bool | None:
-        """
-        Whether this tokenizer reads in `ids` what the policy's wrote there: known, where the policy is. Otherwise all
-        there is to go by is whether they decode to the completion; `None` if both are empty.
-        """
+        """Whether this tokenizer reads in `ids` what the policy's wrote there; `None` if nothing tells."""
         if any(token_id >= self.vocab_size for token_id in ids):
             return False
         if self._policy_tokens is not None:
@@ -361,10 +348,9 @@ class Renderer:
 
     def _finish(self, prompt_ids: list[int], ids: list[int], positions: list[int]) -> Rendered:
         # A tool result ends with the token that ends turns as well, but the policy's turn comes next.
-        written_last = bool(positions) and positions[-1] == len(ids) - 1
-        from_others = sorted({*range(len(ids))}.difference(positions))
-        last_turn = ids[from_others[-1] + 1 :] if from_others else ids
-        return Rendered(prompt_ids, ids, positions, finished=written_last and self.ends.finishes(last_turn))
+        others = set(range(len(ids))).difference(positions)
+        finished = self.ends.finishes(ids[max(others, default=-1) + 1 :])
+        return Rendered(prompt_ids, ids, positions, finished)
 
     def _fit(self, row: int, rendered: Rendered) -> Rendered:
         if not rendered.prompt_ids:
@@ -423,16 +409,12 @@ def cut_completion(row: Rendered, length: int) -> Rendered:
 
 def truncate_left(rows: Sequence[list[int]], max_length: int | None, what: str) -> list[list[int]]:
     """The last `max_length` tokens of each row; a warning says how many rows, of a kind called `what`, are longer."""
-    too_long = sum(max_length is not None and len(row) > max_length for row in rows)
-    if not too_long:
+    if max_length is None:
         return list(rows)
-    logger.warning(
-        "%d %s are longer than the model's context of %d tokens: their beginning is cut off.",
-        too_long,
-        what,
-        max_length,
-    )
-    return [row[-max_length:] for row in rows]  # type: ignore[operator]
+    if too_long := sum(len(row) > max_length for row in rows):
+        message = "%d %s are longer than the model's context of %d tokens: their beginning is cut off."
+        logger.warning(message, too_long, what, max_length)
+    return [row[-max_length:] for row in rows]
 
 
 def _shows_images(prompt: Prompt) -> bool:

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""
-The frozen model's tokenizer and its chat template: messages to text, text to tokens, and the tokens that end a
-completion.
-"""
+"""The frozen model's tokenizer and chat template: messages to text, text to tokens, and what ends a completion."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -33,10 +30,6 @@ def _unchanged(message: Message) -> Message:
     return message
 
 
-def _one_part(message: Message) -> Message:
-    return as_parts(as_text(message))
-
-
 @dataclass(frozen=True)
 class ReadPrompt:
     """A prompt, and the text and tokens that it is read as."""
@@ -56,14 +49,12 @@ class _LeftOut(Exception):
 
 class Template:
     """
-    A tokenizer, or a processor with its own template, BOS and expansion of text, and a fixed set of arguments for the
-    chat template.
+    A tokenizer, or a processor with its own template, BOS and expansion of text, and arguments for the chat template.
 
     The content of messages is text or a list of parts, and templates read one of them, or both; of the other they
     write nothing, or a Python list. Messages are put into the form that the template reads, and what it still does not
-    write is refused: a template that knows no role "tool", say, would leave out what a tool has said. What a template
-    does to a text that it writes (it strips white space, say, or cuts the reasoning of earlier turns) is its own
-    affair.
+    write is refused: a template that knows no role "tool" would leave out what a tool has said. What it does to a text
+    that it writes (it strips white space, or cuts the reasoning of earlier turns) is its own affair.
     """
 
     def __init__(
@@ -87,10 +78,7 @@ class Template:
 
     @cached_property
     def prefix_preserving(self) -> "Template":
-        """
-        This template, or, if it writes earlier turns otherwise when later ones follow, TRL's version of it that does
-        not: the one with which TRL trains a policy that calls tools.
-        """
+        """This template, or, if it rewrites earlier turns when later ones follow, TRL's version of it for training."""
         from trl.chat_template_utils import get_training_chat_template, is_chat_template_prefix_preserving
 
         if "chat_template" in self.chat_template_kwargs:
@@ -158,7 +146,7 @@ class Template:
         left_out: _LeftOut | None = None
         refused = given
         images = count_images(messages)
-        for form in (given, as_text, _one_part):
+        for form in (given, as_text, lambda message: as_parts(as_text(message))):
             try:
                 formed = [form(message) for message in messages]
                 if count_images(formed) < images:
@@ -202,10 +190,7 @@ class Template:
 
     @cached_property
     def finished_turn(self) -> tuple[str, str]:
-        """
-        What the chat template writes around the content of a finished turn of the assistant: behind the generation
-        prompt (an empty `<think>` block, say), and after the content. Both are empty if that cannot be told.
-        """
+        """What the template writes around the text of a finished turn (`<think>`, say); empty if that is not clear."""
         opened, closed = self._probe([{"role": "assistant", "content": WORD}])
         before, found, after = closed.rpartition(WORD)
         return (before.removeprefix(opened) if before.startswith(opened) else "", after) if found else ("", "")
@@ -234,10 +219,8 @@ class Template:
         self, text: str, special: bool, pictures: Sequence[Image] = ()
     ) -> tuple[list[int], ImageInputs | None]:
         """
-        Token ids of a prompt (plain text, or what [`apply`] has made of messages), and what the model is given beside
-        them for its images. A processor encodes it itself: it may write more than its text, and puts as many
-        placeholders there as an image takes. `special`: see [`adds_special_tokens`]. `ValueError` for images with a
-        tokenizer in place of a processor, or that the processor refuses.
+        Token ids of a prompt, and what the model is given beside them for its images. A processor encodes it itself:
+        it may write more than its text, and puts as many placeholders there as an image takes.
         """
         if not isinstance(self.processing_class, ProcessorMixin):
             if pictures:
@@ -265,14 +248,9 @@ class Template:
         return [int(i) for i in encoded["input_ids"][0]], ImageInputs.of(left) if pictures else None
 
     def adds_special_tokens(self, text: str, is_chat: bool) -> bool:
-        """
-        Whether the special tokens of the tokenizer are added to a prompt: to plain text, and by processors to
-        messages, too, unless the template has written a BOS.
-        """
-        if not is_chat:
-            return True
+        """Whether a prompt gets the tokenizer's own tokens: text, and of processors messages without a BOS."""
         bos = self.tokenizer.bos_token
-        return self._writer is not self.tokenizer and not (bos is not None and text.startswith(bos))
+        return not is_chat or not (self._writer is self.tokenizer or (bos is not None and text.startswith(bos)))
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Token ids of a text; with `special`, with the tokens that the tokenizer adds itself."""
@@ -284,9 +262,8 @@ class Template:
 
     def continuation(self, prompt_text: str, prompt_ids: list[int], text: str, special: bool) -> list[int]:
         """
-        Token ids of `text` as it continues the prompt, whose own tokens stay as they are: all of them together decode
-        to what the tokenizer makes of both texts at once. `special`: whether the prompt has the tokens that the
-        tokenizer adds itself.
+        Token ids of `text` as it continues the prompt, whose own tokens stay: together they decode to what the
+        tokenizer makes of both texts at once.
         """
         joint_ids = self.encode(prompt_text + text, special=special)
         if joint_ids[: len(prompt_ids)] == prompt_ids:
@@ -299,10 +276,7 @@ class Template:
         return next((ids for ids in candidates if self._decode_raw([*prompt_ids, *ids]) in wanted), alone)
 
     def _behind_anchors(self, text: str) -> Iterator[list[int]]:
-        """
-        Token ids of `text` inside a longer one. At the beginning of a text, many tokenizers take a word for one with a
-        space before it, SentencePiece's and WordPiece's among them.
-        """
+        """Token ids of `text` inside a longer one: at its beginning, many tokenizers see a space before a word."""
         for anchor in ANCHORS:
             anchor_ids, joint_ids = self.encode(anchor), self.encode(anchor + text)
             if joint_ids[: len(anchor_ids)] == anchor_ids:
@@ -364,8 +338,8 @@ class Ends:
 
     def turn_length(self, ids: Sequence[int]) -> int | None:
         """
-        Tokens of a turn in what a template writes of it, up to the first of the ends that it writes after the last
-        word, or to other special tokens, if it writes no end. `None` if the template does not end the turn.
+        Tokens of a turn in what a template writes of it: up to the first end after the last word, or to other special
+        tokens. `None` if the template does not end the turn.
         """
         start = len(ids)
         while start > 0 and (ids[start - 1] in self._special or self._template.decode([ids[start - 1]]).isspace()):

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""
-Token ids of completions that are given as text or messages, and which of them the policy wrote, and not tools or the
-template.
-"""
+"""Token ids of completions that are text or messages, and which of them the policy wrote, and no tool or template."""
 
 from collections.abc import Callable, Sequence
 from itertools import groupby
@@ -21,7 +18,7 @@ def encode_answer(
 ) -> list[int]:
     """
     Token ids of a completion of one message or of plain text, with the token that ends it. `ValueError` if the
-    template does not show where in a message what the policy wrote begins, or leaves its reasoning out.
+    template does not show what in a message the policy wrote.
     """
 
     def encode(text: str) -> list[int]:
@@ -68,21 +65,14 @@ def encode_answer(
 
 
 def render_turns(
-    template: Template,
-    ends: Ends,
-    read: ReadPrompt,
-    completion: Completion,
-    ids: list[int] | None,
-    of_trainer: bool,
+    template: Template, ends: Ends, read: ReadPrompt, completion: Completion, ids: list[int] | None, of_trainer: bool
 ) -> tuple[list[int], list[int]]:
     """
-    Token ids of a completion of several messages, and the positions of those that the policy wrote: tool results and
-    the template's own tokens are read, but not scored. Those after the last turn are left out, unless they are in the
-    `ids` that are given: then the completion was cut off after them. `of_trainer` tells that these, of tools in
-    between, too, are known to come from a trainer of TRL. Where the template's own tokens do not stand in them, the
-    messages are rendered.
-
-    Raises `ValueError` if the template rewrites earlier messages when later ones follow.
+    Token ids of a completion of several messages, and the positions of those that the policy wrote, and not tools or
+    the template. They are the `ids` that are given, if what the template writes stands in them, or else rendered.
+    Those after the last turn are left out, unless they are in `ids`: then the completion was cut off after them.
+    `of_trainer`: the `ids` come from a trainer of TRL. `ValueError` if the template rewrites earlier messages when
+    later ones follow.
     """
     assert not isinstance(read.prompt, str) and not isinstance(completion, str)  # `check_batch` has seen to it
     if ids is not None and of_trainer:
@@ -211,9 +201,8 @@ def _outside_results(template: Template, completion: Sequence[Message], ids: lis
 
 def _results_as_trl(template: Template, results: Sequence[Message]) -> list[int]:
     """
-    Token ids that TRL's trainers write between the turn that calls tools and the next one, whatever the policy has
-    written: see `_get_tool_suffix_ids` of [`~trl.GRPOTrainer`]. `ValueError` if the template does not write results as
-    an addition.
+    Token ids that TRL's trainers write between the turn that calls tools and the next one: see `_get_tool_suffix_ids`
+    of [`~trl.GRPOTrainer`]. `ValueError` if the template does not write results as an addition.
     """
     function: dict[str, Any] = {"name": results[0].get("name"), "arguments": {}}
     call = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
@@ -228,10 +217,7 @@ def _results_as_trl(template: Template, results: Sequence[Message]) -> list[int]
 
 
 def positions_outside(ids: list[int], pieces: list[list[int]], tail: Sequence[int] = ()) -> list[int] | None:
-    """
-    Positions of `ids` outside `pieces`, which must occur in this order, and before `tail`; `None` if one of them is
-    not there.
-    """
+    """Positions of `ids` outside `pieces`, in this order, and before `tail`; `None` if one is not there."""
     end = len(ids) - len(tail)
     if end < 0 or ids[end:] != list(tail):
         return None

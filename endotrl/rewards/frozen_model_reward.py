@@ -14,13 +14,12 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from ..checks import check_choice
 from ..frozen.loaded_model import LoadedModel
-from ..frozen.model_renderer import model_renderer
-from ..frozen.names import load_processing_class, load_tokenizer
+from ..frozen.names import load_processing_class, load_tokenizer, model_renderer
 from ..frozen.own_copy import OwnCopy
 from ..frozen.placement import make_scorer, place
 from ..frozen.served import ServedModel, ServedScorer
 from ..frozen.sharded_weights import shards_weights
-from ..frozen.shared_weights import AdapterDisabled, SharedReference, share_with
+from ..frozen.shared_weights import SharedWeights, share_with
 from ..rendering.images import Images
 from ..rendering.messages import Completion, Prompt, images_of_rows
 from ..rendering.policy import PolicyBinding, Reading
@@ -131,7 +130,7 @@ class FrozenModelReward:
     @property
     def is_shared(self) -> bool:
         """`True` if this reward has no weights of its own: made with `model=None`, or attached to a trainer."""
-        return self._placement is None or isinstance(self._placement, AdapterDisabled | SharedReference)
+        return self._placement is None or isinstance(self._placement, SharedWeights)
 
     @property
     def is_served(self) -> bool:

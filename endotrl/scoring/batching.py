@@ -9,14 +9,12 @@ from torch import Tensor
 
 def plan_batches(lengths: Sequence[int], max_tokens: int, kinds: Sequence[Hashable] | None = None) -> list[list[int]]:
     """
-    Groups sequences of similar length, by their lengths and `kinds` alone, into micro-batches whose padded size (rows
-    times the longest length) stays within a budget: lists of indices. Sequences of different kinds are not batched
-    together.
-
-    Sequences are taken from the longest to the shortest, so that little is padded and the largest batch comes first:
-    if memory does not suffice, it shows at once. A sequence longer than the budget makes a batch of its own.
+    Micro-batches of sequences of similar length, and of one of `kinds`, whose padded size (rows times the longest
+    length) stays within a budget: lists of indices. The largest comes first: if memory does not suffice, it shows at
+    once. A sequence longer than the budget makes a batch of its own.
     """
-    _check_budget(max_tokens)
+    if not isinstance(max_tokens, int | float) or max_tokens < 1:
+        raise ValueError(f"`max_tokens_per_batch` is {max_tokens!r}, but a micro-batch must hold at least one token.")
     batches: list[list[int]] = []
     last: dict[Hashable, list[int]] = {}  # batch of each kind
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
@@ -33,10 +31,7 @@ def plan_batches(lengths: Sequence[int], max_tokens: int, kinds: Sequence[Hashab
 def pad_ids(
     rows: Sequence[Sequence[int]], pad_token_id: int = 0, left: bool = False, multiple: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """
-    `input_ids` and `attention_mask` (1 for tokens) of shape `(B, T)`, padded on the right, or on the left, to a
-    multiple of `multiple`.
-    """
+    """`input_ids` and `attention_mask` (1 for tokens), `(B, T)`; `T` is a multiple of `multiple`."""
     width = -(-max(map(len, rows)) // multiple) * multiple
     input_ids = torch.full((len(rows), width), pad_token_id)
     attention_mask = torch.zeros_like(input_ids)
@@ -45,8 +40,3 @@ def pad_ids(
         input_ids[i, place] = torch.tensor(row, dtype=torch.long)
         attention_mask[i, place] = 1
     return input_ids, attention_mask
-
-
-def _check_budget(max_tokens: int) -> None:
-    if not isinstance(max_tokens, int | float) or max_tokens < 1:
-        raise ValueError(f"`max_tokens_per_batch` is {max_tokens!r}, but a micro-batch must hold at least one token.")

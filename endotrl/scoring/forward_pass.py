@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""
-Forward passes of a causal language model: its parts, one thread at a time, and rotary frequencies that depend on the
-length of a pass.
-"""
+"""Forward passes of a causal language model: its parts, one thread at a time, rotary frequencies by length."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,10 +49,7 @@ def execution_device(model: PreTrainedModel, module: nn.Module) -> torch.device:
 
 
 def is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
-    """
-    Whether a module is no more than a multiplication by its `weight`, which can then be done in parts. Not so for
-    quantised and parametrised weights, whose module must be called.
-    """
+    """Whether a module just multiplies by its `weight`; quantised and parametrised ones must be called."""
     return type(module) is nn.Linear and type(module.weight) is nn.Parameter
 
 
@@ -70,10 +64,7 @@ def exclusive(owner: Any) -> Iterator[None]:
 
 @contextmanager
 def uncompiled() -> Iterator[None]:
-    """
-    Inside, what `torch.compile` has wrapped runs as it is written: packed rows are no input that it was compiled for,
-    and each of their lengths would compile it again.
-    """
+    """Inside, what `torch.compile` has wrapped runs as it is written: each length of a row would compile it again."""
     global _eager_passes, _leave_eager
     # One setting for all threads: the first sets it, the last one sets it back.
     with _guard:
@@ -99,39 +90,24 @@ def compiled() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class RopeLengths:
-    """
-    How a model's rotary frequencies depend on the largest position of a pass.
+    """How a model's rotary frequencies depend on the largest position of a pass; lengths are in tokens."""
 
-    Attributes:
-        is_rotary (`bool`):
-            Whether the config names rotary frequencies at all.
-        switches (`tuple[int, ...]`):
-            Lengths in tokens beyond which other frequencies hold (`longrope`).
-        grows_beyond (`int`, *optional*):
-            Length in tokens beyond which every length has its own (`dynamic`).
-        unknown (`tuple[str, ...]`):
-            Types of which nothing is known.
-    """
-
-    is_rotary: bool
-    switches: tuple[int, ...]
-    grows_beyond: int | None
-    unknown: tuple[str, ...]
+    is_rotary: bool  # the config names rotary frequencies
+    switches: tuple[int, ...]  # lengths beyond which other frequencies hold (`longrope`)
+    grows_beyond: int | None  # length beyond which every length has its own (`dynamic`)
+    unknown: tuple[str, ...]  # types of which nothing is known
 
     @classmethod
     def from_config(cls, config: PretrainedConfig) -> "RopeLengths":
-        """Reads them from a model's config."""
-        text_config = config.get_text_config()
         # `to_dict`, as models without rotary positions have no such key, and code from before it has another one.
-        settings = text_config.to_dict()
+        settings = config.get_text_config().to_dict()
         entries = rope_entries(settings)
         switches, unknown, grows_beyond = set(), set(), None
+        longest = settings.get("max_position_embeddings")
         for entry in entries:
             rope_type = entry.get("rope_type") or entry.get("type") or "default"
-            longest = settings.get("max_position_embeddings")
-            original = entry.get("original_max_position_embeddings") or settings.get(
-                "original_max_position_embeddings"
-            )
+            key = "original_max_position_embeddings"
+            original = entry.get(key) or settings.get(key)
             if "dynamic" in rope_type and longest:
                 grows_beyond = longest
             elif rope_type == "longrope" and original:
@@ -143,11 +119,11 @@ class RopeLengths:
 
     @property
     def limits(self) -> list[int]:
-        """Lengths in tokens beyond which frequencies change, in order."""
+        """Lengths beyond which frequencies change, in order."""
         return sorted([*self.switches, *([] if self.grows_beyond is None else [self.grows_beyond])])
 
     def length_class(self, length: int) -> tuple[int, ...]:
-        """Equal for lengths (in tokens) with the same frequencies."""
+        """Equal for lengths with the same frequencies."""
         beyond = length if self.grows_beyond is not None and length > self.grows_beyond else 0
         return (*(int(length > switch) for switch in self.switches), beyond)
 
@@ -188,18 +164,14 @@ def rope_as_made(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _is_dynamic(module: nn.Module) -> bool:
-    """Whether this is a rotary embedding of transformers that changes with the passes."""
-    # Each family has a class of its own for it.
+    """Whether this is a rotary embedding that changes with the passes; each family has a class of its own."""
     return {"original_max_seq_len", "rope_type"} <= vars(module).keys() and "dynamic" in str(vars(module)["rope_type"])
 
 
 def last_hidden_states(
     model: PreTrainedModel, input_ids: Tensor, mask: Tensor | None = None, position_ids: Tensor | None = None
 ) -> Tensor:
-    """
-    Hidden states of shape `(B, T, D)` that the LM head reads. Padding on the right needs no mask, as nothing before it
-    sees it.
-    """
+    """Hidden states of shape `(B, T, D)` that the LM head reads. Padding on the right needs no mask: none sees it."""
     device = execution_device(model, model.get_input_embeddings())
     input_ids = input_ids.to(device)
     positions = {} if position_ids is None else {"position_ids": position_ids.to(device)}

@@ -16,10 +16,7 @@ from .forward_pass import backbone, execution_device, rope_as_made
 
 
 class ImagePrompt:
-    """
-    A prompt with images, whose tokens have a placeholder for each state of an image, after one pass, with the keys and
-    values that completions go on from.
-    """
+    """A prompt with images after one pass, with the keys and values that completions go on from."""
 
     def __init__(self, model: PreTrainedModel, prompt_ids: Sequence[int], images: ImageInputs) -> None:
         self._model = model
@@ -35,8 +32,8 @@ class ImagePrompt:
     def states(self, continuations: Sequence[Sequence[int]]) -> Tensor:
         """
         Hidden states of shape `(B, T + 1, D)` of continuations of up to `T` tokens, padded on the right. State `h`
-        predicts token `h`. A model that counts positions by images (Qwen's) has those of the last prompt that it ran:
-        it must be this one.
+        predicts token `h`. The model must not have run another prompt since: Qwen's count positions by the last one's
+        images.
         """
         first = self._last_state.expand(len(continuations), 1, -1)
         if not any(continuations):
@@ -62,9 +59,7 @@ def whole_row_states(
 def own_logits(
     model: PreTrainedModel, prompt_ids: Sequence[int], images: ImageInputs, continuation: Sequence[int]
 ) -> Tensor:
-    """
-    The model's own logits at the last state of the prompt and at those of the continuation, of shape `(T + 1, V)`.
-    """
+    """The model's own logits at the end of the prompt and in the continuation, of shape `(T + 1, V)`."""
     inputs = _inputs(model, [*prompt_ids, *continuation], images, len(continuation))
     kept = len(continuation) + 1
     # Of a long prompt, all logits would take more memory than the model.
@@ -74,10 +69,7 @@ def own_logits(
 
 
 def check_inputs(model: PreTrainedModel, images: ImageInputs) -> None:
-    """
-    Raises `ValueError` if a processor gives what the model does not take, or not what it takes: most would go on
-    without it, silently.
-    """
+    """Raises `ValueError` if a processor gives other inputs than the model takes: most would go on silently."""
     taken = set(inspect.signature(model.forward).parameters)
     unknown = sorted(set(images.tensors) - taken)
     missing = [key for key in ("pixel_values", *TOKEN_KEYS) if key in taken and key not in images.tensors]

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""
-Of what else than its own tokens per row's states depend in a pass: other rows of the batch, the longest of them,
-padding, earlier passes. Tried out on a few tokens, once per model.
-"""
+"""Whether a row's states depend on other rows, padding or earlier passes: tried once per model, on a few tokens."""
 
 import inspect
 from dataclasses import dataclass
@@ -31,24 +28,12 @@ POSITION_SCALES = ("llama_4_scaling_beta", "attn_temperature_tuning", "log_scali
 
 @dataclass(frozen=True)
 class PassRules:
-    """
-    Which rows may share a pass of a model, so that each gets the states that it has alone.
+    """Which rows may share a pass of a model, so that each gets the states that it has alone."""
 
-    Attributes:
-        longest_packable (`float`):
-            Length in tokens up to which rows are packed; longer ones are padded.
-        rope (`RopeLengths`):
-            Rows of one pass must be of one `length_class`.
-        not_packable (`str`, *optional*):
-            Why rows are padded, if they are.
-        alone (`str`, *optional*):
-            Why every row has a pass of its own, if it has.
-    """
-
-    longest_packable: float
-    rope: RopeLengths
-    not_packable: str | None = None
-    alone: str | None = None
+    longest_packable: float  # tokens up to which rows are packed; longer ones are padded
+    rope: RopeLengths  # rows of one pass must be of one `length_class`
+    not_packable: str | None = None  # why rows are padded, if they are
+    alone: str | None = None  # why every row has a pass of its own, if it has
 
     @property
     def whole(self) -> bool:
@@ -58,8 +43,8 @@ class PassRules:
 
 def pass_rules(model: PreTrainedModel, longest_pass: int) -> PassRules:
     """
-    Tries out which rows may share a pass of a model, up to `longest_pass` tokens. Raises `ValueError` if its states
-    depend on later tokens, or on earlier passes: it gives no row a score of its own.
+    Tries out which rows may share a pass of up to `longest_pass` tokens. Raises `ValueError` if states depend on later
+    tokens, or on earlier passes: then no row has a score of its own.
     """
     states = last_hidden_states(model, _batch(model))
     rope = RopeLengths.from_config(model.config)
@@ -83,10 +68,7 @@ def pass_rules(model: PreTrainedModel, longest_pass: int) -> PassRules:
 
 
 def why_alone(model: PreTrainedModel, states: Tensor | None = None) -> str | None:
-    """
-    Why a row's states, or its logits, depend on what the other rows of a batch say, if they do. `states` are those of
-    `_batch(model)`, if known.
-    """
+    """Why a row depends on what other rows of a batch say, if it does. `states` are of `_batch(model)`, if known."""
     states = last_hidden_states(model, _batch(model)) if states is None else states
     other_states = last_hidden_states(model, _batch(model, neighbours=64))
     differ = _differ(model, other_states[0], states[0])
@@ -100,8 +82,8 @@ def why_alone(model: PreTrainedModel, states: Tensor | None = None) -> str | Non
 
 def reads_padding(model: PreTrainedModel) -> bool:
     """
-    Whether a batch that is padded on the left, with an attention mask and without positions, gives each row the states
-    that it has alone: not with absolute positions, nor where a state runs over the padding.
+    Whether a batch that is padded on the left, with a mask and without positions, gives each row the states that it
+    has alone: not with absolute positions, nor where a state runs over the padding.
     """
     settings = model.config.get_text_config().to_dict()
     if not RopeLengths.from_config(model.config).is_rotary or any(
@@ -191,9 +173,8 @@ def _differ(model: PreTrainedModel, states: Tensor, expected: Tensor) -> bool:
 
 def _rounds_by_neighbours(model: PreTrainedModel) -> bool:
     """
-    Whether a token's rounding depends on other tokens. Experts compute as many tokens as are sent to them; in half
-    precision this changes, now and then, to which one a token is sent. What is quantised is trusted less: its scale
-    changes as little.
+    Whether a token's rounding depends on other tokens: in half precision, it changes now and then to which expert one
+    is sent. What is quantised is trusted less: its scale changes as little.
     """
     settings = model.config.get_text_config().to_dict()
     if rounding(model) <= SAME_SHAPE or not any("expert" in key for key in settings):

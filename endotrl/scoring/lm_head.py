@@ -33,18 +33,10 @@ LOWEST = torch.finfo(torch.float32).min
 
 @dataclass(frozen=True)
 class LogitTransform:
-    """
-    What a model does to the output of its head: $f = c \\tanh(s z / c)$ with scale $s$ and soft cap $c$.
+    r"""What a model does to the output of its head: $f = c \tanh(s z / c)$ with scale $s$ and soft cap $c$."""
 
-    Attributes:
-        scale (`float`, *optional*, defaults to `1.0`):
-            Factor of the logits (Cohere's `logit_scale`, the inverse of Granite's `logits_scaling`, ...).
-        softcap (`float`, *optional*):
-            Soft cap of the logits (Gemma's `final_logit_softcapping`, ...).
-    """
-
-    scale: float = 1.0
-    softcap: float | None = None
+    scale: float = 1.0  # Cohere's `logit_scale`, the inverse of Granite's `logits_scaling`, ...
+    softcap: float | None = None  # Gemma's `final_logit_softcapping`, ...
 
     @classmethod
     def from_config(cls, config: PretrainedConfig) -> "LogitTransform":

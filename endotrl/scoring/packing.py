@@ -50,20 +50,12 @@ class PackedRow:
     Groups one after another in one row of `T` tokens: a prompt, its continuations, the next prompt, ... Every
     continuation has the positions that follow its prompt, and attends to its prompt and itself only. A few tokens that
     nobody sees fill the row up to one of few lengths.
-
-    Attributes:
-        input_ids (`torch.Tensor` of shape `(1, T)`), position_ids (`torch.Tensor` of shape `(1, T)`):
-            What the model is given.
-        spans (`list[tuple[int, int, list[tuple[int, int]]]]`):
-            For every group, and the filler: start and end in the row of the prompt, and of every continuation.
-        longest (`int`):
-            Length of the longest prompt with a continuation.
     """
 
-    input_ids: Tensor
-    position_ids: Tensor
-    spans: list[Span]
-    longest: int
+    input_ids: Tensor  # (1, T)
+    position_ids: Tensor  # (1, T)
+    spans: list[Span]  # of every group, and of the filler
+    longest: int  # length of the longest prompt with a continuation
     _kept: dict[Hashable, Any] = field(default_factory=dict)
 
     @classmethod
@@ -92,8 +84,8 @@ class PackedRow:
 
     def states(self, group: int, continuation: int) -> list[int]:
         """
-        Positions in the row of the states of a continuation of `L` tokens: `L + 1` of them, the first of which is the
-        last token of the prompt. The state at `h` predicts token `h`.
+        Positions in the row of the `L + 1` states of a continuation of `L` tokens, of which the first is the last
+        token of the prompt. The state at `h` predicts token `h`.
         """
         _, prompt_end, ends = self.spans[group]
         return [prompt_end - 1, *range(*ends[continuation])]
@@ -110,10 +102,9 @@ def plan_packs(
     prompt_lengths: Sequence[int], continuation_lengths: Sequence[Sequence[int]], max_tokens: int
 ) -> list[list[tuple[int, list[int]]]]:
     """
-    Groups prompts with their continuations, by their lengths alone, into micro-batches of at most `max_tokens` tokens,
-    in which every prompt counts once: lists of (index of the prompt, indices of its continuations). The continuations
-    of a prompt that do not fit together are spread over several micro-batches, each with the prompt. A single
-    continuation that does not fit makes a micro-batch of its own. The largest come first, as in [`plan_batches`].
+    Micro-batches of at most `max_tokens` tokens, by lengths alone, in which every prompt counts once: lists of (index
+    of the prompt, indices of its continuations). Continuations that do not fit together are spread over several, each
+    with the prompt; one that does not fit at all has one of its own. The largest come first, as in [`plan_batches`].
     """
     pieces: list[tuple[int, int, list[int]]] = []  # (tokens, prompt, continuations)
     for prompt, lengths in enumerate(continuation_lengths):
@@ -142,8 +133,8 @@ _row: ContextVar[PackedRow | None] = ContextVar("packed_row", default=None)
 
 def longest_packable(config: PretrainedConfig) -> float:
     """
-    Length in tokens up to which a model attends to everything before a token: its sliding window or chunk, infinity if
-    it has none, and 0 if it has layers that are no attention (state-space, convolution) or parts that are no text.
+    Tokens up to which a model attends to all before a token: its window or chunk, infinity if it has none, and 0 if it
+    has layers that are no attention (state-space, convolution) or parts that are no text.
     """
     if config.sub_configs:
         return 0
@@ -169,10 +160,9 @@ def shared_prefix_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """
-    Attention over the [`PackedRow`] of the surrounding [`packed_attention`]: exact, causal, and kept apart. Queries
-    have shape `(1, num_heads, T, head_dim)`, keys and values `(1, num_key_value_heads, T, head_dim)`, the result `(1,
-    T, num_heads, head_dim)`. Raises [`NotPackable`] if the layer asks for a kind of attention that this is not
-    (soft-capped or biased scores, sinks, a window shorter than the sequences).
+    Attention over the [`PackedRow`] of the surrounding [`packed_attention`]. Queries have shape `(1, num_heads, T,
+    head_dim)`, keys and values `(1, num_key_value_heads, T, head_dim)`, the result `(1, T, num_heads, head_dim)`.
+    Raises [`NotPackable`] for another kind: soft-capped or biased scores, sinks, a window shorter than the sequences.
     """
     row = _row.get()
     if row is None:

@@ -17,7 +17,7 @@ from .isolation import reads_padding, why_alone, why_alone_by_length
 
 # What trainers give a model for images: see `_get_per_token_logps_and_entropies` of [`~trl.GRPOTrainer`].
 KNOWN_INPUTS = {"pixel_values", "image_grid_thw", "image_sizes", "pixel_attention_mask", "spatial_shapes", *TOKEN_KEYS}
-# Ends of the names of settings by which passes of training differ.
+# Ends of the names of settings that make passes of training mode random.
 DROPOUTS = ("dropout", "pdrop", "dropout_prob", "layerdrop", "jitter_noise")
 # Token ids of a prompt and its completion, and the images of the prompt.
 Row = tuple[tuple[int, ...], ImageInputs | None]
@@ -30,28 +30,16 @@ class ReferenceRecorder:
     gave the model for them, so a row that the trainer ran over otherwise (or not at all) is just not found.
 
     In memory this is one layer's output for the batch of completions, from the reference pass to the reward.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`]):
-            Causal language model whose backbone to watch.
-        is_frozen (`Callable[[], bool]`):
-            Whether the weights are the frozen ones right now. With LoRA: whether the adapter is disabled.
-        current_step (`Callable[[], int]`):
-            Training step. What was recorded in another step is dropped.
+    `is_frozen` tells whether the weights are the frozen ones right now: with LoRA, whether the adapter is disabled.
+    What was recorded in another than the `current_step` of training is dropped.
     """
 
     def __init__(self, model: PreTrainedModel, is_frozen: Callable[[], bool], current_step: Callable[[], int]) -> None:
         self._is_frozen, self._current_step = is_frozen, current_step
         settings = model.config.get_text_config().to_dict()
-        rates = [
-            v
-            for k, v in settings.items()
-            if k.endswith(("dropout", "pdrop", "dropout_prob", "layerdrop", "jitter_noise"))
-        ]
-        # The adapter's own dropout is off with the adapter.
-        rates += [
-            part.p for name, part in model.named_modules() if isinstance(part, nn.Dropout) and "lora_" not in name
-        ]
+        rates = [rate for key, rate in settings.items() if key.endswith(DROPOUTS)]
+        parts = [part for name, part in model.named_modules() if "lora_" not in name]  # off with the adapter
+        rates += [part.p for part in parts if isinstance(part, nn.Dropout)]
         self._dropout = any(isinstance(rate, int | float) and rate > 0 for rate in rates)
         self._model = model
         # Which rows are those of the row alone is not known before the model has been tried.
@@ -112,10 +100,7 @@ class ReferenceRecorder:
         return self._rows.get((token_ids, images))
 
     def _reads_rows(self) -> tuple[bool, bool]:
-        """
-        Whether rows of the trainer's passes have the states that they have alone: those that begin with a token, and
-        those that are padded there.
-        """
+        """Whether rows have the states that they have alone: those that begin with a token, and those padded there."""
         if self._reads is None:
             with self.paused():
                 rope = RopeLengths.from_config(self._model.config)

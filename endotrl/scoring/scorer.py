@@ -63,7 +63,7 @@ def check_ids(rows: Sequence[Rendered], vocab_size: int) -> None:
     """Raises `ValueError` for a token id outside a vocabulary."""
     for i, row in enumerate(rows):
         for ids in (row.prompt_ids, row.completion_ids):
-            if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
+            if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
                 raise ValueError(
                     f"Row {i} contains a token id outside the frozen model's vocabulary of {vocab_size} tokens "
                     f"(ids from {min(ids)} to {max(ids)}). Was it encoded with another tokenizer?"
@@ -263,23 +263,16 @@ class FrozenScorer:
                 f"The {type(model).__name__} refuses what the processor has made of a prompt with images: {reason}. "
                 "Does the processor fit the model? Pass the model's own as `processing_class`."
             ) from reason
-        error, tolerance = self._head_error(
-            model, whole_row_states(model, prompt_ids, images, tokens)[len(prompt_ids) - 1 :], expected
-        )
-        if math.isfinite(error) and error > tolerance:
-            raise ValueError(
-                f"The logits of {type(model).__name__} are not its hidden states times its LM head where the prompt "
-                f"has images: they differ by {error:.3g}. endotrl does not know this model family; its rewards would "
-                "be wrong. Please open an issue with the model's name."
-            )
+        whole = whole_row_states(model, prompt_ids, images, tokens)[len(prompt_ids) - 1 :]
+        self._check_logits(model, whole, expected, " where the prompt has images")
         if shares := not self._pass_rules(model).whole:
             prompt = ImagePrompt(model, prompt_ids, images)
             shares = prompt.is_repeatable
         if shares:
             # Another completion beside it, and padding.
             states = prompt.states([tokens[:3], tokens])
-            errors = [self._head_error(model, states[k, :n], expected[:n])[0] for k, n in ((0, 4), (1, len(expected)))]
-            shares = not any(other > tolerance for other in errors)
+            parts = ((0, 4), (1, len(expected)))
+            shares = not any(self._head_error(model, states[k, :n], expected[:n]) for k, n in parts)
         self._shares_image_prompts = shares
         if not shares:
             logger.info(
@@ -299,9 +292,7 @@ class FrozenScorer:
         entropy: bool,
         mean_logits: bool,
     ) -> tuple[Tensor, HeadStatistics]:
-        """
-        Applies the head to the states of the scored tokens. Returns these tokens and what the head says, on the CPU.
-        """
+        """Applies the head to the states of scored tokens. Returns these and what it says of them, on the CPU."""
         read: list[tuple[int, int]] = []  # (position of the state, token)
         for row, row_states in zip(rows, states, strict=True):
             read += [(row_states[action], row.completion_ids[action]) for action in row.action_positions]
@@ -327,31 +318,25 @@ class FrozenScorer:
         """Which rows may share a pass of this model. Tried once, on a few tokens."""
         if self._rules is None:
             self._rules = rules = pass_rules(model, self.max_tokens_per_batch)
-            name = type(model).__name__
+            what = None
             if rules.alone:
-                logger.info(
-                    "%s scores one completion per pass (%s). Results are the same, but slower.", name, rules.alone
-                )
+                what = f"scores one completion per pass ({rules.alone}). Results are the same, but slower."
             elif rules.not_packable:
-                logger.info(
-                    "%s cannot score several completions in one row (%s): completions are padded, and those of one "
-                    "prompt do not share its pass. Results are the same.",
-                    name,
-                    rules.not_packable,
+                what = (
+                    f"cannot score several completions in one row ({rules.not_packable}): completions are padded, and "
+                    "those of one prompt do not share its pass. Results are the same."
                 )
             elif rules.longest_packable < float("inf"):
-                logger.info(
-                    "%s sees a window of %d tokens: longer sequences are padded and do not share their prompt's pass.",
-                    name,
-                    rules.longest_packable,
+                what = (
+                    f"sees a window of {rules.longest_packable:.0f} tokens: longer sequences are padded, and do not "
+                    "share their prompt's pass."
                 )
+            if what is not None:
+                logger.info("%s %s", type(model).__name__, what)
         return self._rules
 
     def _check_head(self, model: PreTrainedModel) -> None:
-        """
-        Once, on eight tokens: hidden states and head must reproduce the model's own logits. It catches a model family
-        that transforms its logits in a way this engine does not know, before it gives wrong rewards.
-        """
+        """Once, on eight tokens: hidden states and head must reproduce the model's own logits."""
         if self._head_checked:
             return
         vocab_size = model.config.get_text_config().vocab_size
@@ -360,27 +345,28 @@ class FrozenScorer:
         mask = torch.ones_like(input_ids)
         with rope_as_made(model):
             expected = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits[0].float()  # (8, V)
-        error, tolerance = self._head_error(model, last_hidden_states(model, input_ids)[0], expected)
-        if math.isfinite(error) and error > tolerance:
-            if "_original_forward" in vars(model):
-                raise ValueError(
-                    f"The {type(model).__name__} given to the endogenous reward was put into mixed precision by a "
-                    "trainer, so it is the policy that is trained, and not frozen. Share its frozen base with "
-                    "`EndogenousReward(model=None)` and `reward.attach(trainer)`; or pass a path, so that the reward "
-                    "loads its own copy."
-                )
-            raise ValueError(
-                f"The logits of {type(model).__name__} are not its hidden states times its LM head: they differ by "
-                f"{error:.3g}. This model family transforms its logits in a way that endotrl does not know; its "
-                "rewards would be wrong. Please open an issue with the model's name."
-            )
+        self._check_logits(model, last_hidden_states(model, input_ids)[0], expected)
         self._head_checked = True
 
-    def _head_error(self, model: PreTrainedModel, hidden_states: Tensor, expected: Tensor) -> tuple[float, float]:
-        """
-        How far what the head says of `N` hidden states is from the model's own logits, of shape `(N, V)`, and how far
-        rounding goes.
-        """
+    def _check_logits(self, model: PreTrainedModel, hidden_states: Tensor, expected: Tensor, where: str = "") -> None:
+        """Raises `ValueError` if what the head says of `N` states is not the model's own logits, of shape `(N, V)`."""
+        error = self._head_error(model, hidden_states, expected)
+        if error and "_original_forward" in vars(model):
+            raise ValueError(
+                f"The {type(model).__name__} given to the endogenous reward was put into mixed precision by a "
+                "trainer, so it is the policy that is trained, and not frozen. Share its frozen base with "
+                "`EndogenousReward(model=None)` and `reward.attach(trainer)`; or pass a path, so that the reward "
+                "loads its own copy."
+            )
+        if error:
+            raise ValueError(
+                f"The logits of {type(model).__name__} are not its hidden states times its LM head{where}: they "
+                f"differ by {error:.3g}. This model family transforms its logits in a way that endotrl does not know; "
+                "its rewards would be wrong. Please open an issue with the model's name."
+            )
+
+    def _head_error(self, model: PreTrainedModel, hidden_states: Tensor, expected: Tensor) -> float:
+        """How far what the head says is from the model's own logits; 0 if that is rounding, or not finite."""
         head = model.get_output_embeddings()
         targets = expected.argmax(dim=-1)
         with align_module_device(head):
@@ -388,10 +374,12 @@ class FrozenScorer:
                 hidden_states.to(expected.device), head, targets, transform=self._transform, entropy=False
             )
         reference = expected.gather(1, targets[:, None]).squeeze(1)
-        error = torch.maximum((chosen - reference).abs(), (values - torch.logsumexp(expected, -1)).abs()).max()
+        errors = torch.maximum((chosen - reference).abs(), (values - torch.logsumexp(expected, -1)).abs())
         # Half precision keeps 8 (bfloat16) or 11 bits of a logit, and the two passes may round differently.
         exact = hidden_states.dtype == torch.float32 and not torch.is_autocast_enabled(expected.device.type)
-        return error.item(), (1e-4 if exact else 0.02) * max(1.0, reference.abs().max().item())
+        tolerance = (1e-4 if exact else 0.02) * max(1.0, reference.abs().max().item())
+        error = errors.max().item()
+        return error if math.isfinite(error) and error > tolerance else 0.0
 
     def _check_finite(self, results: list[TokenStats]) -> None:
         finite = (torch.cat([stats.chosen_logits, stats.soft_values]).isfinite().all() for stats in results)

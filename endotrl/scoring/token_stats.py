@@ -104,10 +104,7 @@ class TokenStats:
         return notebook_cell(heat_maps([row], "log-probability, nats", "log-probability"))
 
     def on_all_tokens(self, values: Tensor) -> Tensor:
-        """
-        Values of the scored tokens, of shape `(H,)`, among all tokens of the completion, of shape
-        `(num_completion_tokens,)`: 0 where a tool wrote.
-        """
+        """Values of shape `(H,)` at their places among all `num_completion_tokens`: 0 where a tool wrote."""
         scattered = torch.zeros(self.num_completion_tokens)
         scattered[self.positions] = values
         return scattered

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-from ..frozen.model_renderer import model_renderer
+from ..frozen.names import model_renderer
 from ..rendering.messages import Completion, Prompt
 from ..rendering.policy import Reading
 from ..rendering.policy_tokens import PolicyRow, special_token_ids, tokenizer_of

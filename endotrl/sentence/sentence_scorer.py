@@ -15,8 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..checks import check_choice
 from ..frozen.loaded_model import eval_mode
-from ..frozen.model_renderer import context_length
-from ..frozen.names import load_config, load_tokenizer
+from ..frozen.names import context_length, load_config, load_tokenizer
 from ..frozen.own_copy import check_device, resolve_dtype
 from ..frozen.sharded_weights import loaded_whole
 from ..rendering.messages import Completion, Prompt

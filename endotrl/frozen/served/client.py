@@ -48,26 +48,14 @@ class _Unreachable(Exception):
 
 @dataclass
 class Server:
-    """
-    One server.
+    """One server; times are on the clock of `time.monotonic`."""
 
-    Attributes:
-        root (`str`):
-            Its address, without `/v1`.
-        is_known (`bool`):
-            Whether it was greeted since it was last lost.
-        answered_at (`float`):
-            When it last answered, on the clock of `time.monotonic`.
-        under_way (`int`):
-            Requests that it has not answered yet.
-    """
-
-    root: str
-    is_known: bool = False
+    root: str  # its address, without `/v1`
+    is_known: bool = False  # it was greeted since it was last lost
     answered_at: float = 0.0
-    under_way: int = 0
-    failures: int = 0
-    again_at: float = 0.0
+    under_way: int = 0  # requests that it has not answered yet
+    failures: int = 0  # since it last answered
+    again_at: float = 0.0  # until then, it rests
     lock: threading.Lock = field(default_factory=threading.Lock)
     greeting: threading.Lock = field(default_factory=threading.Lock)
 
@@ -86,20 +74,8 @@ class Server:
 
 class Client:
     """
-    Sends requests to the servers in turn.
-
-    Args:
-        roots (`Sequence[str]`):
-            Addresses of the servers, without `/v1`.
-        greet (`Callable`):
-            Called with this client and a server before its first request, and again after it was lost or idle, since
-            another model may answer there then.
-        concurrency (`int`):
-            Requests at a time, of all processes together; each process has its share, and at least one.
-        timeout (`float`):
-            Seconds within which a request must be answered.
-        patience (`float`):
-            Seconds for which a server that has answered before is waited for.
+    Sends requests to servers in turn. `greet` is called before the first request to one, and again after it was lost
+    or idle, since another model may answer there then. For the other arguments, see [`ServedModel`].
     """
 
     def __init__(
@@ -127,20 +103,9 @@ class Client:
 
     def map(self, function: Callable[[Server, T], R], items: Sequence[T], done: Callable[[], Any]) -> list[R]:
         """
-        A function of a server and an item, for all items at once. It goes to another server, or to the same one later,
-        where a server cannot answer.
-
-        Args:
-            function (`Callable`):
-                Sends requests by [`ask`].
-            items (`Sequence`):
-                The items.
-            done (`Callable`):
-                Called for each item that is done.
-
-        Raises:
-            `ServerError`: If no server answers for so long as there is patience, or one refuses.
-            `ValueError`: If one finds an item wrong.
+        A function of a server and an item, which sends requests by [`ask`], for all items at once; where a server
+        cannot answer, on another one, or later. `done` is called for each item. `ServerError` if none answers for so
+        long as there is patience, or one refuses; `ValueError` if it finds an item wrong.
         """
         stop = threading.Event()
 
@@ -161,40 +126,31 @@ class Client:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def ask(self, server: Server, path: str, body: dict[str, Any] | None = None) -> Any:
-        """
-        The answer to one request: a POST if there is a body, else a GET.
-
-        Raises:
-            `ServerError`: If the server does not allow the request, or there is no such path.
-            `ValueError`: If it finds the request wrong.
-        """
+        """The answer to one request: a POST if there is a body, else a GET. `ValueError` if it is found wrong."""
         try:
             response = self._http.request("GET" if body is None else "POST", f"{server.root}{path}", json=body)
         except httpx.RequestError as error:
             raise _Unreachable(f"{type(error).__name__}: {error}") from error
-        if response.status_code in BUSY:
+        status, said = response.status_code, f"HTTP {response.status_code}, {response.text[:300]}"
+        said = said.replace(self._key, "***") if self._key else said
+        if status in BUSY:
             pause = response.headers.get("Retry-After", "")
-            raise _Unreachable(self._said(response), float(pause) if pause.isdigit() else 0.0)
-        if response.status_code >= 500:
-            raise Broken(self._said(response))
-        if response.status_code in (401, 403):
+            raise _Unreachable(said, float(pause) if pause.isdigit() else 0.0)
+        if status >= 500:
+            raise Broken(said)
+        if status in (401, 403):
             raise ServerError(
-                f"The server {server.root} does not let this process in ({self._said(response)}). Set its key in the "
-                f"environment variable {API_KEY}."
+                f"The server {server.root} does not let this process in ({said}). Set its key in the environment "
+                f"variable {API_KEY}."
             )
-        if response.status_code in (400, 413, 422):
-            raise ValueError(f"The server {server.root} refuses a request: {self._said(response)}")
-        if response.status_code != 200:
-            raise ServerError(f"The server {server.root} has no {path} for this model: {self._said(response)}")
+        if status in (400, 413, 422):
+            raise ValueError(f"The server {server.root} refuses a request: {said}")
+        if status != 200:
+            raise ServerError(f"The server {server.root} has no {path} for this model: {said}")
         try:
             return response.json()
         except ValueError as error:
             raise Broken(f"half an answer, or no JSON: {response.text[:100]!r}") from error
-
-    def _said(self, response: httpx.Response) -> str:
-        text = response.text[:300]
-        text = text.replace(self._key, "***") if self._key else text
-        return f"HTTP {response.status_code}, {text}"
 
     def _insist(self, function: Callable[[Server, T], R], item: T, stop: threading.Event) -> R:
         """One item, sent until a server answers."""

@@ -3,7 +3,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -28,94 +28,123 @@ class Card(NamedTuple):
     max_length: int | None
 
 
-def find_card(client: Client, server: Server, name: str | None) -> Card:
-    """
-    The model of a server, by its name there; `None` if it has one only.
+class Handshake:
+    """What is asked of one server, by the `name` of its model there, `None` if it has only one."""
 
-    Raises:
-        `ServerError`: If there is none of that name, or several.
-    """
-    answer = client.ask(server, "/v1/models")
-    models = answer.get("data") if isinstance(answer, dict) else None
-    if not isinstance(models, list) or not all(isinstance(m, dict) and "id" in m for m in models):
-        raise ServerError(f"What answers at {server.root}/v1/models is no server of language models.")
-    names = [str(model["id"]) for model in models]
-    if name is None and len(names) != 1:
-        raise ServerError(
-            f"The server {server.root} has the models {', '.join(names)}. Name one behind its address: "
-            f"{server.root}/v1#<model>."
-        )
-    if name is not None and name not in names:
-        raise ServerError(f"The server {server.root} has no model {name!r}, only {', '.join(names)}.")
-    model = models[0 if name is None else names.index(name)]
-    # vLLM needs room for one token that it generates. Its LoRA adapters have the limit of their base.
-    longest = next((other["max_model_len"] for other in (model, *models) if other.get("max_model_len")), None)
-    return Card(str(model["id"]), model.get("root"), longest - 1 if isinstance(longest, int) else None)
-
-
-def find_protocol(client: Client, server: Server, card: Card, ids: Sequence[int]) -> ScoreProtocol:
-    """
-    How the server gives log-probabilities of what it is given: a text, or some ids if it reads no text.
-
-    Raises:
-        `ServerError`: If it does so in no way that is known here.
-    """
-    reasons = []
-    for given in (COUNTING, ids):
-        for protocol in PROTOCOLS:
-            try:
-                answer = protocol.read(client.ask(server, protocol.path, protocol.request(card.name, given)))
-            except Broken:
-                raise
-            except (ServerError, ValueError) as error:
-                reasons.append(f"{protocol.name}: {error}")
-                continue
-            if len(answer.log_probs) > 1:
-                return protocol
-            reasons.append(f"{protocol.name}: it tells of one token only")
-    raise ServerError(
-        f"The server {server.root} gives no log-probabilities of the tokens that it is given (llama.cpp's has those "
-        f"of generated tokens only), so that nothing can be scored with it. Tried: {'; '.join(reasons)}."
-    )
-
-
-def check_tokenizer(
-    client: Client, server: Server, card: Card, protocol: ScoreProtocol, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    """
-    Raises `ServerError` if the server reads text as other tokens than the tokenizer does, BOS included; of one that
-    reads ids only, if they stand for other texts there.
-    """
-    text = f"{SENTENCE} {tokenizer.eos_token or ''}"
-    ours = list(tokenizer(text)["input_ids"])
-    try:
-        answer = protocol.read(client.ask(server, protocol.path, protocol.request(card.name, text)))
-    except Broken:
-        raise
-    except ValueError as error:
-        answer = protocol.read(client.ask(server, protocol.path, protocol.request(card.name, ours)))
-        # Words and numbers, which all servers write alike.
-        pairs = [
-            (text, token_id)
-            for text, token_id in zip(answer.texts or [], ours, strict=False)
-            if text and (here := tokenizer.decode([token_id]).strip()).isalnum() and here.isascii()
-        ]
-        if not pairs:
+    def __init__(self, client: Client, server: Server, name: str | None) -> None:
+        self._client, self._server = client, server
+        answer = client.ask(server, "/v1/models")
+        models = answer.get("data") if isinstance(answer, dict) else None
+        if not isinstance(models, list) or not all(isinstance(m, dict) and "id" in m for m in models):
+            raise ServerError(f"What answers at {server.root}/v1/models is no server of language models.")
+        names = [str(model["id"]) for model in models]
+        if name is None and len(names) != 1:
             raise ServerError(
-                f"The server {server.root} neither reads text nor says what tokens stand for, so that its tokenizer "
-                f"cannot be compared: {error}"
-            ) from error
-        same = all(_same_text(text, tokenizer, token_id) for text, token_id in pairs)
-        where = None if same else "what the same ids stand for"
-    else:
-        where = None if len(answer.log_probs) == len(ours) else "their number"
-        where = where or other_token(answer, ours, tokenizer)
-    if where is not None:
+                f"The server {server.root} has the models {', '.join(names)}. Name one behind its address: "
+                f"{server.root}/v1#<model>."
+            )
+        if name is not None and name not in names:
+            raise ServerError(f"The server {server.root} has no model {name!r}, only {', '.join(names)}.")
+        model = models[0 if name is None else names.index(name)]
+        # vLLM needs room for one token that it generates. Its LoRA adapters have the limit of their base.
+        longest = next((other["max_model_len"] for other in (model, *models) if other.get("max_model_len")), None)
+        length = longest - 1 if isinstance(longest, int) else None
+        self.card = Card(str(model["id"]), model.get("root"), length)
+
+    def ask(self, protocol: ScoreProtocol, text: Sequence[int] | str, tops: int = 0) -> Answer:
+        """What the server says of a text."""
+        body = protocol.request(self.card.name, text, tops=tops)
+        return protocol.read(self._client.ask(self._server, protocol.path, body))
+
+    def find_protocol(self, ids: Sequence[int]) -> ScoreProtocol:
+        """How the server gives log-probabilities of what it is given: a text, or some ids if it reads no text."""
+        reasons = []
+        for given in (COUNTING, ids):
+            for protocol in PROTOCOLS:
+                try:
+                    answer = self.ask(protocol, given)
+                except Broken:
+                    raise
+                except (ServerError, ValueError) as error:
+                    reasons.append(f"{protocol.name}: {error}")
+                    continue
+                if len(answer.log_probs) > 1:
+                    return protocol
+                reasons.append(f"{protocol.name}: it tells of one token only")
         raise ServerError(
-            f"The server {server.root} and the tokenizer {tokenizer.name_or_path!r} read a text as different tokens: "
-            f"{len(answer.log_probs)} there and {len(ours)} here, and they differ in {where}. Pass the tokenizer of "
-            f"the model {card.name!r} (loaded from {card.loaded_from!r}) as `processing_class`."
+            f"The server {self._server.root} gives no log-probabilities of the tokens that it is given (llama.cpp's "
+            "has those of generated tokens only), so that nothing can be scored with it. Tried: "
+            f"{'; '.join(reasons)}."
         )
+
+    def check_tokenizer(self, protocol: ScoreProtocol, tokenizer: PreTrainedTokenizerBase) -> None:
+        """The server must read text as the same tokens, BOS included; if it reads ids only, as the same texts."""
+        text = f"{SENTENCE} {tokenizer.eos_token or ''}"
+        ours = list(tokenizer(text)["input_ids"])
+        try:
+            answer = self.ask(protocol, text)
+        except Broken:
+            raise
+        except ValueError as error:
+            answer = self.ask(protocol, ours)
+            # Words and numbers, which all servers write alike.
+            pairs = [
+                (text, token_id)
+                for text, token_id in zip(answer.texts or [], ours, strict=False)
+                if text and (here := tokenizer.decode([token_id]).strip()).isalnum() and here.isascii()
+            ]
+            if not pairs:
+                raise ServerError(
+                    f"The server {self._server.root} neither reads text nor says what tokens stand for, so that its "
+                    f"tokenizer cannot be compared: {error}"
+                ) from error
+            same = all(_same_text(text, tokenizer, token_id) for text, token_id in pairs)
+            where = None if same else "what the same ids stand for"
+        else:
+            where = None if len(answer.log_probs) == len(ours) else "their number"
+            where = where or other_token(answer, ours, tokenizer)
+        if where is not None:
+            raise ServerError(
+                f"The server {self._server.root} and the tokenizer {tokenizer.name_or_path!r} read a text as "
+                f"different tokens: {len(answer.log_probs)} there and {len(ours)} here, and they differ in {where}. "
+                f"Pass the tokenizer of the model {self.card.name!r} (loaded from {self.card.loaded_from!r}) as "
+                "`processing_class`."
+            )
+
+    def check_log_probs(self, protocol: ScoreProtocol, ids: Sequence[int], vocab_size: int) -> bool:
+        """
+        What the server calls log-probabilities must be normalised: they may be logits (`raw_logits` mode), or of
+        another distribution (top-k, a temperature). `False` if it could not be found out, though nothing speaks
+        against it.
+        """
+        for count in protocol.tops:
+            # All of a vocabulary, for one place only.
+            text = ids[:2] if count < 0 else ids
+            try:
+                answer = self.ask(protocol, text, count)
+            except ValueError:  # more than it allows
+                continue
+            known = False
+            for value, tops in zip(answer.log_probs[1:], answer.tops[1:] or [[]] * len(text), strict=False):
+                values = [*tops, *([] if value is None else [value])]
+                total = math.fsum(map(math.exp, tops)) if all(number <= POSITIVE for number in values) else math.nan
+                # The k most probable of V tokens have at least k / V; some models have more tokens than their
+                # tokenizer.
+                is_whole = len(tops) >= vocab_size
+                least = 0.99 if is_whole else 0.5 * len(tops) / vocab_size if len(tops) >= 5 else 0.0
+                if not least <= total <= 1.01:
+                    what = f"the probabilities of {len(tops)} tokens sum to {total:.4g}"
+                    if math.isnan(total):
+                        largest = max(values, key=lambda number: math.inf if math.isnan(number) else number)
+                        what = f"there is one of {largest:.4g}"
+                    raise ServerError(
+                        f"What the server {self._server.root} gives as log-probabilities are none: {what}. Of vLLM, "
+                        "start it with `--logprobs-mode raw_logprobs`, its default, and not with logits."
+                    )
+                known = known or is_whole or total >= NEARLY_ALL
+            if known:
+                return True
+        return False
 
 
 def other_token(answer: Answer, ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -130,60 +159,11 @@ def other_token(answer: Answer, ids: Sequence[int], tokenizer: PreTrainedTokeniz
     return None
 
 
-def check_log_probs(
-    client: Client, server: Server, card: Card, protocol: ScoreProtocol, ids: Sequence[int], vocab_size: int
-) -> bool:
-    """
-    Whether what the server calls log-probabilities is known to be normalised; `False` if it could not be found out,
-    though nothing speaks against it.
-
-    Raises:
-        `ServerError`: If it is not: a server in `raw_logits` mode gives logits under that name, and one that samples
-        with top-k or a temperature those of another distribution.
-    """
-
-    def refuse(what: str) -> ServerError:
-        return ServerError(
-            f"What the server {server.root} gives as log-probabilities are none: {what}. Of vLLM, start it with "
-            "`--logprobs-mode raw_logprobs`, its default, and not with logits."
-        )
-
-    for count in protocol.tops:
-        # All of a vocabulary, for one place only.
-        text = ids[:2] if count < 0 else ids
-        try:
-            answer = protocol.read(client.ask(server, protocol.path, protocol.request(card.name, text, tops=count)))
-        except ValueError:  # more than it allows
-            continue
-        sums: list[float] = []
-        is_whole = False
-        for value, tops in zip(answer.log_probs[1:], answer.tops[1:] or [[]] * len(text), strict=False):
-            values = [*tops, *([] if value is None else [value])]
-            if any(math.isnan(number) or number > POSITIVE for number in values):
-                raise refuse(f"there is one of {max(values, key=lambda n: math.inf if math.isnan(n) else n):.4g}")
-            if not tops:
-                continue
-            sums.append(math.fsum(map(math.exp, tops)))
-            # The k most probable of V tokens have at least k / V; some models have more tokens than their tokenizer.
-            least = 0.99 if len(tops) >= vocab_size else 0.5 * len(tops) / vocab_size if len(tops) >= 5 else 0.0
-            if not least <= sums[-1] <= 1.01:
-                raise refuse(f"the probabilities of {len(tops)} tokens sum to {sums[-1]:.4g}")
-            is_whole = is_whole or len(tops) >= vocab_size
-        if is_whole or (sums and max(sums) >= NEARLY_ALL):
-            return True
-    return False
-
-
 def mean_difference(ours: Sequence[float | None], theirs: Sequence[float | None]) -> float:
     """Mean absolute difference of two lists of log-probabilities, in nats per token; infinite if one lacks any."""
     pairs = list(zip(ours, theirs, strict=False))[1:]
     values = [abs(a - b) if a is not None and b is not None else math.inf for a, b in pairs]
     return math.fsum(values) / max(1, len(values))
-
-
-def read_probe(client: Client, server: Server, card: Card, protocol: ScoreProtocol, ids: Sequence[int]) -> list[Any]:
-    """Log-probabilities of the tokens of a probe."""
-    return protocol.read(client.ask(server, protocol.path, protocol.request(card.name, ids))).log_probs
 
 
 def _same_text(told: str, tokenizer: PreTrainedTokenizerBase, token_id: int) -> bool:

@@ -2,6 +2,7 @@
 """A frozen model that servers run: addresses, handshake, and log-probabilities of given tokens."""
 
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -13,19 +14,7 @@ from ...scoring.forward_pass import exclusive
 from ...scoring.reference_pass import ReferenceRecorder
 from ..names import eos_token_ids
 from .client import API_KEY, Client, Server, ServerError
-from .handshake import (
-    COUNTING,
-    OTHER_MODEL,
-    POSITIVE,
-    Card,
-    check_log_probs,
-    check_tokenizer,
-    find_card,
-    find_protocol,
-    mean_difference,
-    other_token,
-    read_probe,
-)
+from .handshake import COUNTING, OTHER_MODEL, POSITIVE, Card, Handshake, mean_difference, other_token
 from .protocols import BadAnswer, ScoreProtocol
 
 
@@ -115,8 +104,8 @@ class ServedModel:
 
     def __getstate__(self) -> dict[str, Any]:
         """No connection is pickled, and so no key."""
-        state = {**self.__dict__, "_client": None, "_process": None}
-        return {**state, "_tokenizer": None, "_card": None, "_connection": None}
+        connection = ("_client", "_process", "_tokenizer", "_card", "_connection")
+        return {**self.__dict__, **dict.fromkeys(connection)}
 
     def __repr__(self) -> str:
         return f"ServedModel({self.description})"
@@ -128,12 +117,7 @@ class ServedModel:
 
     @property
     def card(self) -> Card:
-        """
-        What the servers say of the model.
-
-        Raises:
-            `ServerError`: If none of them answers.
-        """
+        """What the servers say of the model; `ServerError` if none of them answers."""
         if self._card is None:
             self._http.map(lambda server, _: None, [None], done=lambda: None)
         assert self._card is not None
@@ -150,13 +134,7 @@ class ServedModel:
         return self.card.loaded_from or self.card.name
 
     def connect(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """
-        The handshake, unless it was done with this tokenizer.
-
-        Raises:
-            `ServerError`: If no server answers, or one is not what it must be: another tokenizer, no
-            log-probabilities, or those of generated tokens only.
-        """
+        """The handshake, unless it was done with this tokenizer. `ServerError` if a server is not what it must be."""
         with exclusive(self):
             if self._tokenizer is tokenizer:
                 return
@@ -193,19 +171,9 @@ class ServedModel:
         self, rows: Sequence[Sequence[int]], starts: Sequence[int], done: Callable[[], Any]
     ) -> list[list[float]]:
         """
-        Log-probability of each token after those before it, in nats.
-
-        Args:
-            rows (`Sequence[Sequence[int]]`):
-                Token ids.
-            starts (`Sequence[int]`):
-                The first token of each row that is asked for, at least 1.
-            done (`Callable`):
-                Called for each row that is done.
-
-        Raises:
-            `ServerError`: If no server answers, or one answers for other tokens or with logits.
-            `ValueError`: If a server refuses a row, or gives NaN for it.
+        Log-probability of each token of rows of token ids after those before it, in nats, from the tokens `starts` on,
+        which are at least 1; `done` is called for each row. `ServerError` if no server answers, or one answers for
+        other tokens or with logits; `ValueError` if one refuses a row, or gives NaN for it.
         """
         items = list(zip(range(len(rows)), rows, starts, strict=True))
         return self._http.map(self._score, items, done)
@@ -222,44 +190,38 @@ class ServedModel:
         return self._tokenizer
 
     def _greet(self, client: Client, server: Server) -> None:
-        """
-        The handshake with one server. Later ones, and those that come back, must give a probe the same
-        log-probabilities as the first: then nothing else needs to be asked.
-        """
+        """The handshake with one server. Later ones, and those that come back, only repeat the probe of the first."""
         try:
-            self._shake_hands(client, server)
+            handshake = Handshake(client, server, self.model)
+            self._card = self._card or handshake.card
+            if self._tokenizer is not None:
+                self._shake_hands(handshake, server, self._tokenizer)
         except BadAnswer:
             raise
         except ValueError as error:
             raise ServerError(f"The handshake with {server.root} failed. {error}") from error
 
-    def _shake_hands(self, client: Client, server: Server) -> None:
-        card = find_card(client, server, self.model)
-        self._card = self._card or card
-        tokenizer = self._tokenizer
-        if tokenizer is None:
-            return
+    def _shake_hands(self, handshake: Handshake, server: Server, tokenizer: PreTrainedTokenizerBase) -> None:
         ids = list(tokenizer(COUNTING)["input_ids"])
         if self._connection is not None:
-            difference = mean_difference(
-                self._connection.probe, read_probe(client, server, card, self._connection.protocol, ids)
-            )
+            probe = handshake.ask(self._connection.protocol, ids).log_probs
+            difference = mean_difference(self._connection.probe, probe)
             if not difference < OTHER_MODEL:
                 raise ServerError(
                     f"The server {server.root} runs another model than was scored with before: the log-probabilities "
                     f"of a probe differ by {difference:.3g} nats per token."
                 )
             return
-        protocol = find_protocol(client, server, card, ids)
-        check_tokenizer(client, server, card, protocol, tokenizer)
-        if not check_log_probs(client, server, card, protocol, ids, len(tokenizer)):
+        protocol = handshake.find_protocol(ids)
+        handshake.check_tokenizer(protocol, tokenizer)
+        if not handshake.check_log_probs(protocol, ids, len(tokenizer)):
             logger.warning(
                 "Nothing speaks against the log-probabilities of the server %s, but that they are normalised could "
                 "not be found out: the model is unsure of everything, or the server tells too few of them (vLLM: "
                 "`--max-logprobs -1`).",
                 server.root,
             )
-        self._connection = Connection(card, protocol, read_probe(client, server, card, protocol, ids))
+        self._connection = Connection(handshake.card, protocol, handshake.ask(protocol, ids).log_probs)
 
     def _score(self, server: Server, item: tuple[int, Sequence[int], int]) -> list[float]:
         number, ids, start = item
@@ -278,13 +240,12 @@ class ServedModel:
         where = other_token(answer, ids[first:], self._require_tokenizer())
         if where is not None:
             raise ServerError(f"The server {server.root} answers for other tokens than it was given: {where}.")
-        values = answer.log_probs[start - first :]
-        if any(value is None or not -float("inf") < value < float("inf") for value in values):
+        values = [math.nan if value is None else value for value in answer.log_probs[start - first :]]
+        if not all(map(math.isfinite, values)):
             raise ValueError(f"The server {server.root} gives NaN or infinite log-probabilities for row {number}.")
-        known = [value for value in values if value is not None]
-        if max(known, default=0.0) > POSITIVE:
-            raise ServerError(f"The server {server.root} gives a log-probability of {max(known):.4g}, which is none.")
-        return known
+        if max(values, default=0.0) > POSITIVE:
+            raise ServerError(f"The server {server.root} gives a log-probability of {max(values):.4g}, which is none.")
+        return values
 
 
 def _root(address: str) -> str:

@@ -12,24 +12,12 @@ class BadAnswer(ValueError):
 
 
 class Answer(NamedTuple):
-    """
-    What a server says of the tokens of one text. Lists have one entry per token.
+    """What a server says of the tokens of one text. Lists have one entry per token."""
 
-    Attributes:
-        log_probs (`list[float | None]`):
-            Log-probability of each token after those before it, in nats; `None` for the first.
-        token_ids (`list[int | None]`):
-            The tokens as the server has read them, where it says so.
-        texts (`list[str]`, *optional*):
-            Their texts, where the server says so.
-        tops (`list[list[float]]`):
-            The highest log-probabilities at each token's place, if they were asked for.
-    """
-
-    log_probs: list[float | None]
-    token_ids: list[int | None]
-    texts: list[str] | None
-    tops: list[list[float]]
+    log_probs: list[float | None]  # of each token after those before it, in nats; `None` for the first
+    token_ids: list[int | None]  # as the server has read them, where it says so
+    texts: list[str] | None  # of the tokens, where the server says so
+    tops: list[list[float]]  # the highest log-probabilities at each token's place, if they were asked for
 
 
 class ScoreProtocol(ABC):
@@ -43,18 +31,11 @@ class ScoreProtocol(ABC):
 
     @abstractmethod
     def request(self, model: str, text: Sequence[int] | str, start: int = 0, tops: int = 0) -> dict[str, Any]:
-        """
-        The body that asks for the tokens after `start` of a text, given as token ids or to be tokenized by the server.
-        """
+        """The body that asks for the tokens after `start` of a text or of token ids."""
 
     @abstractmethod
     def read(self, answer: Any) -> Answer:
-        """
-        Reads the body of an answer.
-
-        Raises:
-            `BadAnswer`: If it is none of this protocol.
-        """
+        """Reads the body of an answer; `BadAnswer` if it is none of this protocol."""
 
 
 class VLLM(ScoreProtocol):
@@ -63,16 +44,7 @@ class VLLM(ScoreProtocol):
     name, path, starts_late, tops = "vLLM", "/v1/completions", False, (20, -1, 5, 1)
 
     def request(self, model: str, text: Sequence[int] | str, start: int = 0, tops: int = 0) -> dict[str, Any]:
-        # Temperature 1, because the model's generation config would set another one, which some servers apply here.
-        return {
-            "model": model,
-            "prompt": text if isinstance(text, str) else [list(text)],
-            "max_tokens": 1,
-            "temperature": 1.0,
-            "top_p": 1.0,
-            "prompt_logprobs": tops,
-            "return_token_ids": True,
-        }
+        return _body(model, text, top_p=1.0, prompt_logprobs=tops, return_token_ids=True)
 
     def read(self, answer: Any) -> Answer:
         choice = _choice(answer)
@@ -82,17 +54,16 @@ class VLLM(ScoreProtocol):
         if any(not entry for entry in entries[1:]):
             raise BadAnswer("`prompt_logprobs` has no log-probability at some place after the first")
         # The token itself comes first, the most probable ones follow.
-        own = [None if not entry else next(iter(entry)) for entry in entries]
-        log_probs = [None if not entry else _number(next(iter(entry.values()))) for entry in entries]
-        ids: list[int | None] = [None if key is None else int(key) for key in own]
+        own = [next(iter(entry.items())) if entry else (None, {}) for entry in entries]
+        log_probs = [None if key is None else _number(item) for key, item in own]
+        ids = [None if key is None else int(key) for key, _ in own]
         told = choice.get("prompt_token_ids")
         if isinstance(told, list):
             if len(told) != len(ids) or told[1:] != ids[1:]:
                 raise BadAnswer("`prompt_token_ids` and `prompt_logprobs` are of different tokens")
             ids = list(told)
         tops = [[_number(item) for item in (entry or {}).values()] for entry in entries]
-        first = [next(iter((entry or {"": {}}).values())) for entry in entries]
-        return Answer(log_probs, ids, [str(item.get("decoded_token", "")) for item in first], tops)
+        return Answer(log_probs, ids, [str(item.get("decoded_token", "")) for _, item in own], tops)
 
 
 class SGLang(ScoreProtocol):
@@ -126,15 +97,8 @@ class Echo(ScoreProtocol):
     name, path, starts_late, tops = "OpenAI's `echo`", "/v1/completions", False, (5, 1)
 
     def request(self, model: str, text: Sequence[int] | str, start: int = 0, tops: int = 0) -> dict[str, Any]:
-        return {
-            "model": model,
-            "prompt": text if isinstance(text, str) else [list(text)],
-            "max_tokens": 1,
-            "temperature": 1.0,
-            "echo": True,
-            "logprobs": max(1, tops),
-            "return_tokens_as_token_ids": True,  # of vLLM's kin; others know no such field
-        }
+        # The last field is of vLLM's kin; others know no such one.
+        return _body(model, text, echo=True, logprobs=max(1, tops), return_tokens_as_token_ids=True)
 
     def read(self, answer: Any) -> Answer:
         found = _choice(answer).get("logprobs")
@@ -155,6 +119,12 @@ class Echo(ScoreProtocol):
 
 # In the order in which they are tried.
 PROTOCOLS: tuple[ScoreProtocol, ...] = (VLLM(), SGLang(), Echo())
+
+
+def _body(model: str, text: Sequence[int] | str, **more: Any) -> dict[str, Any]:
+    prompt = text if isinstance(text, str) else [list(text)]
+    # Temperature 1, because the model's generation config would set another one, which some servers apply here.
+    return {"model": model, "prompt": prompt, "max_tokens": 1, "temperature": 1.0, **more}
 
 
 def _choice(answer: Any) -> dict[str, Any]:

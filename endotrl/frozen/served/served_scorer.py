@@ -14,14 +14,9 @@ from .model import ServedModel
 
 class ServedScorer:
     r"""
-    Scores rendered completions with a frozen model on a server, as [`FrozenScorer`] does with one that is loaded.
-
-    Of the logits it has the gauge $V = 0$ only: `chosen_logits` are $\log \hat\pi(a_h|s_h)$, `soft_values` 0, and
-    `has_logits` is `False`. Rewards that need more are refused before: see [`RewardRule.needs_logits`].
-
-    Args:
-        placement ([`ServedModel`]):
-            The servers, connected to.
+    Scores completions on servers that are connected to, as [`FrozenScorer`] does with a loaded model. It has the gauge
+    $V = 0$ only: `chosen_logits` are $\log \hat\pi(a_h|s_h)$, `soft_values` 0, and `has_logits` is `False`. Rewards
+    that need more are refused before: see [`RewardRule.needs_logits`].
     """
 
     def __init__(self, placement: ServedModel) -> None:
@@ -36,24 +31,9 @@ class ServedScorer:
         progress: bool = False,
     ) -> list[TokenStats]:
         """
-        Scores completions. Equal ones are sent once.
-
-        Args:
-            rows (`Sequence[Rendered]`):
-                Token ids of prompts and completions.
-            alpha (`float`, *optional*, defaults to `1.0`):
-                Must be 1.
-            entropy (`bool`, *optional*), mean_logits (`bool`, *optional*):
-                As of [`FrozenScorer`], but a server has neither: both are `None` in the results.
-            progress (`bool`, *optional*, defaults to `False`):
-                Whether to show a progress bar.
-
-        Returns:
-            `list[TokenStats]` on the CPU, in the order of `rows`.
-
-        Raises:
-            `ValueError`: For another `alpha`, a token id outside the vocabulary, and a row that the server refuses.
-            `ServerError`: If no server answers, or not as it must.
+        [`TokenStats`] in the order of `rows`, without entropies and mean logits, which a server has not. `ValueError`
+        for another `alpha` than 1, ids outside the vocabulary and rows that the server refuses; `ServerError` if none
+        answers.
         """
         if alpha != 1.0:
             raise ValueError(f"`alpha` is {alpha}, but a server gives log-probabilities at temperature 1 only.")
@@ -77,11 +57,13 @@ class ServedScorer:
         values = dict(zip(asked, log_probs, strict=True))
         results: dict[int, TokenStats] = {}
         for i, (row, indices) in enumerate(zip(unique, copies, strict=True)):
-            chosen = torch.tensor([values[i][position] for position in row.action_positions], dtype=torch.float32)
+            positions = torch.tensor(row.action_positions, dtype=torch.long)
+            token_ids = torch.tensor(row.completion_ids, dtype=torch.long)[positions]
+            chosen = torch.tensor(values.get(i, []), dtype=torch.float32)[positions]
             for index in indices:
                 results[index] = TokenStats(
-                    token_ids=torch.tensor([row.completion_ids[i] for i in row.action_positions], dtype=torch.long),
-                    positions=torch.tensor(row.action_positions, dtype=torch.long),
+                    token_ids=token_ids.clone(),
+                    positions=positions.clone(),
                     chosen_logits=chosen.clone(),
                     soft_values=torch.zeros(len(chosen) + 1),
                     entropies=None,
