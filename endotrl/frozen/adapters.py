@@ -95,11 +95,10 @@ class UsedAdapter:
     """Which adapter of a [`~peft.PeftModel`] makes the frozen model; by default the only one that is active."""
 
     def __init__(self, model: Any, name: str | None = None) -> None:
-        if name is None:
-            active = list(model.active_adapters)
-            if len(active) != 1:
-                raise ValueError(f"The `PeftModel` has the active adapters {active}. Name one with `adapter_name`.")
-            name = active[0]
+        active = list(model.active_adapters)
+        if name is None and len(active) != 1:
+            raise ValueError(f"The `PeftModel` has the active adapters {active}. Name one with `adapter_name`.")
+        name = active[0] if name is None else name
         if name not in model.peft_config:
             raise ValueError(
                 f"`adapter_name` is {name!r}, but the `PeftModel` has the adapters {sorted(model.peft_config)}."

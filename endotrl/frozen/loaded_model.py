@@ -90,7 +90,6 @@ class LoadedModel:
             yield self._model
 
     def _weights(self) -> list[tuple[str, Tensor]]:
-        """Those that the logits depend on."""
         weights = named_weights(self._model)
         return list(weights if self._adapter is None else self._adapter.without_others(weights))
 

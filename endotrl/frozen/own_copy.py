@@ -175,7 +175,6 @@ class OwnCopy:
         return (model if self._placed_by_accelerate else model.to(device)).eval().requires_grad_(False)
 
     def _load_sharded(self, accelerator: Accelerator) -> tuple[PreTrainedModel, Any]:
-        """The model, and what wraps it."""
         from trl.models import prepare_deepspeed, prepare_fsdp
 
         dtype = resolve_dtype(self._dtype, accelerator.device)

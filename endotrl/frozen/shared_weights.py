@@ -88,7 +88,6 @@ class SharedWeights:
             return weights_digest(model, without_adapters=self._adapter is None)
 
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The frozen weights."""
         if self._adapter is None:
             return named_weights(self._model, without_adapters=True)
         return self._adapter.without_others(named_weights(self._model))
@@ -144,22 +143,17 @@ def share_with(trainer: Any) -> SharedWeights:
             "reference model (`beta` is 0). Set `beta` > 0, train with LoRA, or give the reward its own copy: "
             "`EndogenousReward(model=<path>)`."
         )
-    if not is_adapted or "ref" in policy.peft_config:
-        _check_not_synchronised(trainer)
-    return SharedWeights(trainer, policy if is_adapted else None)
-
-
-def _check_not_synchronised(trainer: Any) -> None:
-    """Raises `ValueError` if the reference moves with the policy."""
     from trl.trainer.callbacks import SyncRefModelCallback  # imports trackers, which who scores a file does without
 
     # `sync_ref_model=True` adds this callback; so may users.
-    if any(isinstance(callback, SyncRefModelCallback) for callback in trainer.callback_handler.callbacks):
+    synchronised = any(isinstance(callback, SyncRefModelCallback) for callback in trainer.callback_handler.callbacks)
+    if synchronised and (not is_adapted or "ref" in policy.peft_config):
         raise ValueError(
             "The trainer synchronises its reference model with the policy (`sync_ref_model=True`, or a "
             "`SyncRefModelCallback`), so a reward that shares it would move during training. Set "
             "`sync_ref_model=False`, or give the reward its own copy: `EndogenousReward(model=<path>)`."
         )
+    return SharedWeights(trainer, policy if is_adapted else None)
 
 
 def _check_adapter_is_at_zero(policy: Any) -> None:

@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from .messages import Message, Prompt, has_parts, images_of_rows, is_image_part
+from .messages import Message, Prompt, has_parts, image_parts, images_of_rows, is_image_part
 
 
 # What is done with the images of prompts: read by the frozen model, or left out of them.
@@ -71,7 +71,6 @@ class Placeholders:
 
     @classmethod
     def of(cls, config: PretrainedConfig) -> "Placeholders":
-        """Those that a model's config names."""
         settings = config.to_dict()
 
         def token_id(kind: str) -> int | None:
@@ -84,7 +83,6 @@ class Placeholders:
 
     @property
     def all(self) -> frozenset[int]:
-        """All of them."""
         return self.others if self.image is None else self.others | {self.image}
 
 
@@ -112,7 +110,7 @@ def place_images(row: int, prompt: Prompt, column: Sequence[Any] | None) -> tupl
                 "stand. Make prompts and completions conversational: lists of messages."
             )
         return prompt, []
-    pictures = [_picture_of(part) for part in _image_parts(prompt)]
+    pictures = [_picture_of(part) for part in image_parts(prompt)]
     if given and not pictures:
         prompt, pictures = _before_first_user(row, prompt, len(given)), [None] * len(given)
     empty = sum(picture is None for picture in pictures)
@@ -188,10 +186,6 @@ def _file_of(row: int, text: str) -> bytes | os.PathLike[str]:
     if len(text) < 1024 and (path.is_file() or len(text) < 64 or path.suffix):
         return path
     return base64.b64decode(text, validate=True)
-
-
-def _image_parts(prompt: Sequence[Message]) -> list[Any]:
-    return [part for message in prompt if has_parts(message) for part in message["content"] if is_image_part(part)]
 
 
 def _picture_of(part: Message) -> Any:

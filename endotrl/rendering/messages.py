@@ -202,9 +202,9 @@ def is_image_part(part: Any) -> bool:
     return isinstance(part, Mapping) and _modality(part) == "image"
 
 
-def count_images(messages: Sequence[Message]) -> int:
+def image_parts(messages: Sequence[Message]) -> list[Any]:
     """Parts of messages that are images."""
-    return sum(is_image_part(part) for m in messages if has_parts(m) for part in m["content"])
+    return [part for m in messages if has_parts(m) for part in m["content"] if is_image_part(part)]
 
 
 def _modality(part: Mapping[str, Any]) -> str | None:

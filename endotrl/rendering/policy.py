@@ -55,7 +55,6 @@ class PromptSettings:
         )
 
     def kwargs_of(self, environment: str | None) -> dict[str, Any]:
-        """`chat_template_kwargs` of the rows of one environment."""
         if self.tools_of is None or environment not in self.tools_of:
             return self.chat_template_kwargs
         rest = {key: value for key, value in self.chat_template_kwargs.items() if key != "tools"}
@@ -161,7 +160,6 @@ class PolicyBinding(Generic[R]):
 
     @property
     def policy_tokens(self) -> PolicyTokens | None:
-        """What is known of the policy's tokens."""
         return self._tokens if self.policy is None else self.policy.tokens
 
     def forget(self) -> None:

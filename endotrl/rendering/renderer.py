@@ -12,7 +12,7 @@ from PIL.Image import Image
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from .images import ImageInputs, Images, Placeholders, load_picture, picture_digest, place_images, without_images
-from .messages import Completion, Prompt, add_criterion, as_messages, check_batch, count_images, says_more, text_of
+from .messages import Completion, Prompt, add_criterion, as_messages, check_batch, image_parts, says_more, text_of
 from .policy_tokens import PolicyRow, PolicyTokens, foreign_token_ids
 from .template import Ends, ReadPrompt, Template
 from .turns import encode_answer, render_turns
@@ -418,7 +418,7 @@ def truncate_left(rows: Sequence[list[int]], max_length: int | None, what: str) 
 
 
 def _shows_images(prompt: Prompt) -> bool:
-    return not isinstance(prompt, str) and count_images(prompt) > 0
+    return not isinstance(prompt, str) and bool(image_parts(prompt))
 
 
 def _is_turn(completion: Completion) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from .images import ImageInputs
-from .messages import Message, Prompt, as_parts, as_text, count_images, is_image_part, texts_of, with_texts
+from .messages import Message, Prompt, as_parts, as_text, image_parts, is_image_part, texts_of, with_texts
 from .policy_tokens import special_token_ids, tokenizer_of
 
 
@@ -73,7 +73,6 @@ class Template:
 
     @property
     def exists(self) -> bool:
-        """`False` if there is no chat template."""
         return self._writer.chat_template is not None or self.chat_template_kwargs.get("chat_template") is not None
 
     @cached_property
@@ -145,11 +144,11 @@ class Template:
         given = as_parts if isinstance(self.processing_class, ProcessorMixin) else _unchanged
         left_out: _LeftOut | None = None
         refused = given
-        images = count_images(messages)
+        images = len(image_parts(messages))
         for form in (given, as_text, lambda message: as_parts(as_text(message))):
             try:
                 formed = [form(message) for message in messages]
-                if count_images(formed) < images:
+                if len(image_parts(formed)) < images:
                     continue  # a form that has no place for them
                 self._check_all_written(formed, flags)
             except _LeftOut as error:
@@ -182,7 +181,7 @@ class Template:
         if MARK in written:
             raise _LeftOut("the form of content, and writes a Python list of its parts")
         for i, message in enumerate(probes):
-            parts = message["content"] if count_images([message]) else ()
+            parts = message["content"] if image_parts([message]) else ()
             for j in (j for j, part in enumerate(parts) if is_image_part(part)):
                 without = {**message, "content": [*parts[:j], *parts[j + 1 :]]}
                 if self._write([*probes[:i], without, *probes[i + 1 :]], flags) == written:
@@ -385,7 +384,6 @@ def _shape(message: Message) -> Any:
 
 
 def _tool_names(message: Message) -> tuple[str, ...]:
-    """Names of the tools that a message calls."""
     calls = message.get("tool_calls") or ()
     names = [(call.get("function") or call).get("name") for call in calls]
     return tuple(name for name in names if isinstance(name, str))

@@ -128,7 +128,6 @@ class _Transcript:
         self._add("", self._missing_end, written=True)
 
     def turns(self) -> tuple[list[int], list[int]]:
-        """All token ids, and the positions of the policy's."""
         flags = [written for piece, written in self.pieces for _ in piece]
         ids = [token_id for piece, _ in self.pieces for token_id in piece]
         return ids, [i for i, written in enumerate(flags) if written]

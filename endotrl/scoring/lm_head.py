@@ -56,8 +56,7 @@ class LogitTransform:
         return cls(1.0 if scale is None else scale, softcap)
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """Transforms a block of float32 logits, in place."""
-        if self.scale != 1.0:
+        if self.scale != 1.0:  # all in place
             logits = logits.mul_(self.scale)
         if self.softcap is not None:
             logits = logits.div_(self.softcap).tanh_().mul_(self.softcap)

@@ -53,12 +53,10 @@ class ReferenceRecorder:
         self._handle = backbone(model).register_forward_hook(self._record, with_kwargs=True)
 
     def close(self) -> None:
-        """Stops watching."""
         self._handle.remove()
         self.clear()
 
     def clear(self) -> None:
-        """Drops what was recorded."""
         self._passes.clear()
         self._rows, self._expected = None, {}
 

@@ -27,9 +27,8 @@ def is_url(model: object) -> bool:
 
 
 class Connection(NamedTuple):
-    """What the handshake has found out: the model's card, how to ask, and its log-probabilities of a probe."""
+    """What the handshake has found out: how to ask, and the model's log-probabilities of a probe."""
 
-    card: Card
     protocol: ScoreProtocol
     probe: list[float | None]
 
@@ -112,7 +111,6 @@ class ServedModel:
 
     @property
     def description(self) -> str:
-        """Where it is served."""
         return f"{self.model or 'the model'} served at {', '.join(self.roots)}"
 
     @property
@@ -125,7 +123,6 @@ class ServedModel:
 
     @property
     def version(self) -> str:
-        """What the servers say of which model it is."""
         return f"{self.card.name} ({self.card.loaded_from or 'of unknown origin'})"
 
     @property
@@ -221,15 +218,15 @@ class ServedModel:
                 "`--max-logprobs -1`).",
                 server.root,
             )
-        self._connection = Connection(handshake.card, protocol, handshake.ask(protocol, ids).log_probs)
+        self._connection = Connection(protocol, handshake.ask(protocol, ids).log_probs)
 
     def _score(self, server: Server, item: tuple[int, Sequence[int], int]) -> list[float]:
         number, ids, start = item
         assert self._connection is not None
-        card, protocol, _ = self._connection
+        protocol = self._connection.protocol
         first = start - 1 if protocol.starts_late else 0
         try:
-            body = self._http.ask(server, protocol.path, protocol.request(card.name, ids, start=start - 1))
+            body = self._http.ask(server, protocol.path, protocol.request(self.card.name, ids, start=start - 1))
         except BadAnswer:
             raise
         except ValueError as error:
