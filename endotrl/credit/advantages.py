@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_discount
-from .masking import masked
+from .segments import masked
 
 
 def returns_to_go(rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:

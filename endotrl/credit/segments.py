@@ -11,8 +11,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .masking import masked
-
 
 def segment_ids_from_ends(ends: Tensor) -> Tensor:
     """
@@ -146,6 +144,18 @@ def pool_by_segment(values: Tensor, segment_ids: Tensor, mask: Tensor, at: Liter
     if at == "all":
         return pooled
     return torch.where(_at_end(segment_ids, mask, "last"), pooled, 0.0)
+
+
+def masked(name: str, values: Tensor, mask: Tensor) -> Tensor:
+    """`values` in float32, and 0 where `mask` is `False`."""
+    if values.ndim != 2 or values.shape != mask.shape:
+        raise ValueError(
+            f"`{name}` has shape {tuple(values.shape)} and `mask` {tuple(mask.shape)}, but both must be "
+            "(completions, tokens)."
+        )
+    if mask.dtype != torch.bool:
+        raise ValueError(f"`mask` is {mask.dtype}, but it must be bool: `True` where the policy wrote the token.")
+    return torch.where(mask, values.float(), 0.0)
 
 
 def _segments(segment_ids: Tensor, mask: Tensor) -> Tensor:

@@ -16,9 +16,8 @@ from transformers.utils import ModelOutput
 
 from ..frozen.names import resolve_model
 from ..frozen.own_copy import check_complete
-from .aggregation import attention_weights, sentence_rewards
 from .configuration import SentenceRewardConfig
-from .head import SentenceHead
+from .head import SentenceHead, attention_weights, sentence_rewards
 
 
 @dataclass

@@ -10,13 +10,12 @@ from trl.trainer.utils import get_config_model_id
 
 from ..credit import spread_over_segments, sum_by_segment
 from ..sentence.segmentation import Segmenter, load_segmenter
+from ..sentence.tokens import token_segments
 from .dense_advantages import dense_advantages, rewards_to_go
 from .dense_grpo_config import DenseGRPOConfig
 from .dense_reward_trainer import DenseRewardTrainer, loss_mask
-from .gauge import warn_of_constants
 from .scored_batch import ScoredBatch, pad_rows
-from .sentence_segments import token_segments
-from .trl_settings import check_prompts, check_token_credit, check_token_rewards
+from .setting_checks import check_prompts, check_token_credit, check_token_rewards, warn_of_constants
 
 
 OTHER_CREDIT = ", or `credit='outcome'`"

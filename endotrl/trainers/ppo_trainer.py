@@ -22,12 +22,11 @@ from ..credit import generalized_advantage_estimate, whiten
 from ..learning_rates import has_one_learning_rate, set_learning_rate
 from ..rewards.endogenous import EndogenousReward
 from .dense_reward_trainer import DenseRewardTrainer, loss_mask
-from .gauge import warn_of_constants
 from .ppo_config import PPOConfig
 from .ppo_math import adapted_kl_coefficient, clipped_value_loss, explained_variance
 from .ppo_migration import ARGUMENTS, check_names
 from .scored_batch import ScoredBatch
-from .trl_settings import check_prompts, check_token_credit, check_token_rewards
+from .setting_checks import check_prompts, check_token_credit, check_token_rewards, warn_of_constants
 from .value_head import (
     Critic,
     ForwardRecorder,
