@@ -228,7 +228,7 @@ def as_correction(correction: Correction | CorrectionName | None, token_reward: 
     return correction
 
 
-def correct_tokens(rewards: Tensor, stats: TokenStats, correction: Correction | None) -> Tensor:
+def correct_tokens(rewards: Tensor, stats: TokenStats, correction: Correction) -> Tensor:
     """
     Token rewards, of shape `(H,)`, without what [`ClipTokens`] and [`InformationGain`] take out of them.
     ([`LengthControl`] corrects outcomes of a batch.) Raises `ValueError` for [`InformationGain`] without

@@ -50,8 +50,6 @@ def log_batch(
     log_metric: Callable[[str, float], None] | None,
 ) -> None:
     """Gives TRL's loggers the column `per_token`, [`batch_diagnostics`], and the mean of what a correction adds."""
-    if log_extra is None and log_metric is None:
-        return
     # Whatever the aggregate is, so that runs with different ones can be compared.
     mean, plain = replace(rule, aggregate="mean"), replace(rule, correction=None)
     per_token = [mean.outcome(row) for row in stats]

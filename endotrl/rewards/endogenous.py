@@ -18,7 +18,7 @@ from .._moved import accept_positional
 from ..checks import check_choice, check_criterion
 from ..frozen.served import ServedModel
 from ..rendering.images import Images
-from ..rendering.messages import Completion, Prompt, criteria_of_rows
+from ..rendering.messages import Completion, Prompt
 from ..rendering.offsets import decode_with_offsets
 from ..rendering.renderer import OverlongPrompt, Rendered
 from ..scoring.token_stats import TokenStats
@@ -201,7 +201,7 @@ class EndogenousReward(FrozenModelReward):
             `ValueError`, `TypeError`: For a batch that cannot be rendered (see [`Renderer.render`]), and for NaN
             logits. `RuntimeError`: If the reward shares a trainer's weights and is not attached.
         """
-        rows = self._rows(prompts, completions, completion_ids, domain, {**kwargs, "log_extra": log_extra})
+        rows = self._render(prompts, completions, completion_ids, {**kwargs, "domain": domain, "log_extra": log_extra})
         return self._score_and_log(rows, log_extra, log_metric)[1]
 
     def outcome_and_token_rewards(
@@ -228,7 +228,7 @@ class EndogenousReward(FrozenModelReward):
             frozen model has another tokenizer than the policy; and as [`__call__`].
         """
         self.check_token_credit()
-        rows = self._rows(prompts, completions, completion_ids, domain, {**kwargs, "log_extra": log_extra})
+        rows = self._render(prompts, completions, completion_ids, {**kwargs, "domain": domain, "log_extra": log_extra})
         check_same_tokens(rows, completion_ids)
         stats, outcomes = self._score_and_log(rows, log_extra, log_metric)
         rewards = [self.rule.token_rewards(row) for row in stats]
@@ -266,7 +266,8 @@ class EndogenousReward(FrozenModelReward):
         if isinstance(self.correction, LengthControl):
             lengths, prompts = [len(row.token_ids) for row in stats], [row.prompt for row in rows]
             rewards = self._length.correct(rewards, lengths, prompts, learn=not is_evaluation(log_metric))
-        log_batch(self.__name__, self.rule, rewards, stats, log_extra, log_metric)
+        if log_extra is not None or log_metric is not None:
+            log_batch(self.__name__, self.rule, rewards, stats, log_extra, log_metric)
         if log_metric is not None and isinstance(self.correction, LengthControl):
             log_metric(f"{self.__name__}/length_slope", self.length_slope)
         return stats, rewards
@@ -295,7 +296,7 @@ class EndogenousReward(FrozenModelReward):
             where `truncation="skip"` leaves a completion out. By default they sum to the reward plus $V(s_1)$.
         """
         self._check_token_rewards()
-        rows = self._rows(prompts, completions, completion_ids, domain, {"images": images})
+        rows = self._render(prompts, completions, completion_ids, {"domain": domain, "images": images})
         stats = self._score_rows(rows, entropy=False)
         return [self.token_rewards_from(row) for row in stats]
 
@@ -321,7 +322,7 @@ class EndogenousReward(FrozenModelReward):
             [`ScoredCompletions`], a list of [`TokenStats`] in the order given, for [`token_rewards_from`] and
             [`aggregate_from`].
         """
-        rows = self._rows(prompts, completions, completion_ids, domain, {"images": images})
+        rows = self._render(prompts, completions, completion_ids, {"domain": domain, "images": images})
         scored = self._score_rows(rows, entropy=True, mean_logits=mean_logits, progress=progress)
         for i, row in enumerate(rows):
             text, offsets = decode_with_offsets(self._tokenizer, row.completion_ids)
@@ -343,23 +344,11 @@ class EndogenousReward(FrozenModelReward):
 
         return RewardModelAdapter(self)
 
-    def _rows(
-        self,
-        prompts: Sequence[Prompt],
-        completions: Sequence[Completion],
-        completion_ids: Sequence[Sequence[int]] | None,
-        domain: Sequence[str] | None,
-        columns: Mapping[str, Any] | None = None,
-    ) -> list[Rendered]:
-        criteria = criteria_of_rows(self.criterion, domain, len(prompts))
-        return self._render(prompts, completions, completion_ids, criteria, columns)
-
     def _score_rows(
         self, rows: list[Rendered], entropy: bool, mean_logits: bool = False, progress: bool = False
     ) -> list[TokenStats]:
         if self._scorer is None and self._generalist is not None:
             self._generalist.check_tokenizer(self)
-        entropy, mean_logits = entropy or self.rule.needs_entropy, mean_logits or self.rule.needs_mean_logits
         stats = super()._score_rows(rows, entropy, mean_logits, progress)
         return stats if self._generalist is None else self._generalist.add_log_probs(rows, stats, progress)
 

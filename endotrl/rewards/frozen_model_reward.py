@@ -22,7 +22,7 @@ from ..frozen.served import ServedModel, ServedScorer
 from ..frozen.sharded_weights import shards_weights
 from ..frozen.shared_weights import AdapterDisabled, SharedReference, share_with
 from ..rendering.images import Images, images_of_rows
-from ..rendering.messages import Completion, Prompt
+from ..rendering.messages import Completion, Prompt, criteria_of_rows
 from ..rendering.policy import PolicyBinding, Reading
 from ..rendering.policy_tokens import tokenizer_of
 from ..rendering.renderer import OverlongPrompt, Rendered, Renderer
@@ -77,8 +77,8 @@ class FrozenModelReward:
             and none of its own weights, may be trained: so a policy can have a frozen adapter as its reward.
     """
 
-    alpha = 1.0  # temperature of the soft values, where a subclass has no other
     rule = RewardRule("log_prob")  # what becomes of the token statistics
+    criterion: str | Mapping[str, str] | None = None  # system message under which the model judges
 
     def __init__(
         self,
@@ -284,11 +284,11 @@ class FrozenModelReward:
         prompts: Sequence[Prompt],
         completions: Sequence[Completion],
         completion_ids: Sequence[Sequence[int]] | None,
-        criteria: Sequence[str | None] | None = None,
         columns: Mapping[str, Any] | None = None,
     ) -> list[Rendered]:
         """Rows of a batch; `columns` are those that a trainer hands over beside them, and its loggers."""
         columns = columns or {}
+        criteria = criteria_of_rows(self.criterion, columns.get("domain"), len(prompts))
         images = images_of_rows(columns.get("image"), columns.get("images"), len(prompts))
         return self._prompts.render(
             Renderer.render,
@@ -303,7 +303,8 @@ class FrozenModelReward:
     ) -> list[TokenStats]:
         if self._scorer is None:
             self._scorer = make_scorer(self._require_placement(), self.max_tokens_per_batch)
-        return self._scorer(rows, self.alpha, entropy, mean_logits, progress)
+        entropy, mean_logits = entropy or self.rule.needs_entropy, mean_logits or self.rule.needs_mean_logits
+        return self._scorer(rows, self.rule.alpha, entropy, mean_logits, progress)
 
     def _require_renderer(self) -> Renderer:
         return self._prompts.of()

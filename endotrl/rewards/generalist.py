@@ -35,7 +35,6 @@ class Generalist(FrozenModelReward):
         processing_class = None if has_own else processing_class
         self.rule = RewardRule("log_prob", alpha=alpha)
         super().__init__(gain.generalist, processing_class, "generalist", **settings)
-        self.alpha = alpha
 
     def check_tokenizer(self, reward: FrozenModelReward) -> None:
         """Raises `ValueError` if the frozen model of the reward has another tokenizer."""

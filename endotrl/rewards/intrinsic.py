@@ -90,8 +90,8 @@ class _IntrinsicReward(FrozenModelReward, ABC):
         **kwargs: Any,
     ) -> list[float | None]:
         """One reward per completion, `None` for one without a scored token. As [`EndogenousReward.__call__`]."""
-        rows = self._render(prompts, completions, completion_ids, columns=kwargs)
-        stats = self._score_rows(rows, self.rule.needs_entropy, self.rule.needs_mean_logits)
+        rows = self._render(prompts, completions, completion_ids, kwargs)
+        stats = self._score_rows(rows, entropy=False)
         rewards = self._rewards(prompts, rows, stats)
         if log_metric is not None:
             figures = batch_diagnostics(rewards, rewards, stats)

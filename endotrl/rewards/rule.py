@@ -159,7 +159,7 @@ class RewardRule:
             rewards = token_rewards(
                 stats.chosen_logits, values, stats.alpha, self.gamma, self.token_reward, stats.entropies
             )
-        return correct_tokens(rewards, stats, self.correction)  # type: ignore[arg-type]
+        return rewards if self.correction is None else correct_tokens(rewards, stats, self.correction)  # type: ignore[arg-type]
 
     def weights(self, rewards: Tensor) -> Tensor:
         """Weights of token rewards of shape `(H,)` in the outcome, of shape `(H,)`, float64."""
