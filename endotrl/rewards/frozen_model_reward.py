@@ -245,7 +245,7 @@ class FrozenModelReward:
         Loads tokenizer and weights now instead of on first use, and scores one token, so that what is wrong with the
         model shows before there is data.
         """
-        self._require_renderer()
+        self._prompts.of()
         probe = Rendered(prompt_ids=[0], completion_ids=[0], action_positions=[0], finished=True)
         self._score_rows([probe], entropy=False)
         return self
@@ -305,9 +305,6 @@ class FrozenModelReward:
             self._scorer = make_scorer(self._require_placement(), self.max_tokens_per_batch)
         entropy, mean_logits = entropy or self.rule.needs_entropy, mean_logits or self.rule.needs_mean_logits
         return self._scorer(rows, self.rule.alpha, entropy, mean_logits, progress)
-
-    def _require_renderer(self) -> Renderer:
-        return self._prompts.of()
 
     def _make_renderer(self, reading: Reading) -> Renderer:
         placement = self._require_placement()

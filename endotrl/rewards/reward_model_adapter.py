@@ -96,7 +96,7 @@ class RewardModelAdapter(nn.Module):
         Rewards of responses, of shape `(B,)`, float32, without gradient, from the token ids of queries, padded to
         `context_length`, and responses, padded on the right. Raises `ValueError` for what cannot be scored.
         """
-        renderer = self.reward._require_renderer()
+        renderer = self.reward._prompts.of()
         pad_ends = pad_token_id in renderer.ends.stops
         if pad_ends and not self._said_pad_ends:
             logger.warning(
