@@ -28,18 +28,9 @@ MAX_PIXELS = 320  # of a picture on the page, on its longer side
 
 class ScoredCompletions(list[TokenStats]):
     """
-    What [`EndogenousReward.score`] returns: a list of [`TokenStats`] that knows the rewards and the prompts. In a
-    notebook it shows a table, the best answer to each prompt first, and heat maps of what each token contributes.
-
-    Args:
-        stats (`list[TokenStats]`):
-            Token statistics of the completions.
-        reward ([`EndogenousReward`]):
-            The reward that scored them.
-        prompts (`list`):
-            Prompt of each, text or messages.
-        images (`list`, *optional*):
-            Images of each that are not in its prompt.
+    What [`EndogenousReward.score`] returns: a list of [`TokenStats`] that knows the reward that scored them, their
+    prompts, and images that are not in these. In a notebook it shows a table, the best answer to each prompt first,
+    and heat maps of what each token contributes.
 
     Example:
     ```python
@@ -93,12 +84,8 @@ class ScoredCompletions(list[TokenStats]):
     def _repr_html_(self) -> str:
         """Completions, the best one to each prompt first, with its lead over the others, then as heat maps."""
         rewards, completions, places = self.rewards, self.completions, list(dict.fromkeys(self.prompts))
-
-        def worst_last(i: int) -> tuple[int, float]:
-            reward = rewards[i]
-            return places.index(self.prompts[i]), math.inf if reward is None else -reward
-
-        shown = sorted(range(len(self)), key=worst_last)[:SHOWN]
+        order = [math.inf if reward is None else -reward for reward in rewards]
+        shown = sorted(range(len(self)), key=lambda i: (places.index(self.prompts[i]), order[i]))[:SHOWN]
         best = {self.prompts[i]: rewards[i] for i in reversed(shown)}
         lines, rows = [], []
         for place, i in enumerate(shown):
@@ -135,10 +122,8 @@ def heat_map_row(
         num_tokens = len(stats.token_ids)
         tokens = contributions.tokens + length_shares(num_tokens, length_slope).double()
         total -= length_slope * math.log(num_tokens)
-        if contributions.prompt:
-            rest["V of the prompt"] = contributions.prompt
-        if contributions.cut_off:
-            rest["V of the state where it was cut off"] = contributions.cut_off
+        names = "V of the prompt", "V of the state where it was cut off"
+        rest = {name: value for name, value in zip(names, contributions[1:], strict=True) if value}
     return HeatMapRow(
         text=stats.text or "",
         offsets=stats.offsets or [],
@@ -167,12 +152,11 @@ def columns_of(stats: TokenStats, token_rewards: Tensor) -> dict[str, Tensor]:
 
 def pictures_of(prompt: Any, images: Sequence[Any] | None = None) -> Markup:
     """The images of a prompt, and those of its columns: see [`~endotrl.rendering.images.place_images`]."""
-    shown = []
-    _, pictures = place_images(0, prompt, images)
-    for place, picture in enumerate(pictures, start=1):
+    page = Markup("")
+    for place, picture in enumerate(place_images(0, prompt, images)[1], start=1):
         image = load_picture(0, picture).convert("RGB")
         image.thumbnail((MAX_PIXELS, MAX_PIXELS))
         buffer = BytesIO()
         image.save(buffer, format="png")
-        shown.append(figure(buffer.getvalue(), alt=f"Image {place} of the prompt"))
-    return Markup("").join(shown)
+        page += figure(buffer.getvalue(), alt=f"Image {place} of the prompt")
+    return page
