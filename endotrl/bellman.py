@@ -26,16 +26,8 @@ Aggregate = Literal["sum", "mean", "discounted"]
 def soft_value(logits: Tensor, alpha: float = 1.0) -> Tensor:
     r"""
     Soft value of a state, $V(s) = \alpha \log \sum_a \exp(f(s, a) / \alpha)$
-    (https://huggingface.co/papers/2506.23235, Section 3).
-
-    Args:
-        logits (`torch.Tensor` of shape `(..., V)`):
-            Logits $f(s, \cdot)$ of the frozen model.
-        alpha (`float`, *optional*, defaults to `1.0`):
-            Temperature. Pretrained and fine-tuned language models have `alpha=1.0`.
-
-    Returns:
-        `torch.Tensor` of shape `(...)`, float32: soft values, in nats for `alpha=1.0`.
+    (https://huggingface.co/papers/2506.23235, Section 3), of shape `(...)`, from logits $f(s, \cdot)$ of shape `(...,
+    V)`; in nats for `alpha=1.0`, the temperature of pretrained and fine-tuned language models.
 
     Raises:
         `ValueError`: If `alpha` is not a positive finite number.
@@ -74,14 +66,10 @@ def token_rewards(
     model's own value to bootstrap a response that was cut off.
 
     Args:
-        chosen_logits (`torch.Tensor` of shape `(..., H)`):
-            Logit of the token that was taken, $f(s_h, a_h)$.
-        soft_values (`torch.Tensor` of shape `(..., H + 1)`):
-            Soft values $V(s_1), \dots, V(s_{H+1})$.
-        alpha (`float`, *optional*, defaults to `1.0`):
-            Temperature that `soft_values` were computed with.
-        gamma (`float`, *optional*, defaults to `1.0`):
-            Discount inside the operator, in $(0, 1]$. Only `"bellman"` uses it.
+        chosen_logits (`torch.Tensor` of shape `(..., H)`), soft_values (`torch.Tensor` of shape `(..., H + 1)`):
+            Logit of the token that was taken, $f(s_h, a_h)$, and $V(s_1), \dots, V(s_{H+1})$.
+        alpha (`float`, *optional*, defaults to `1.0`), gamma (`float`, *optional*, defaults to `1.0`):
+            Temperature that `soft_values` were computed with, and discount of `"bellman"`, in $(0, 1]$.
         form (`str`, *optional*, defaults to `"bellman"`):
             Form of the reward, see above.
         entropies (`torch.Tensor` of shape `(..., H)`, *optional*):
@@ -151,10 +139,8 @@ def outcome_reward(
         initial_value (`torch.Tensor` of shape `(...)` or `float`, *optional*, defaults to `0.0`):
             $V(s_1)$, which `"sum"` and `"mean"` leave out. Pass it for `"bellman"` rewards; `"log_prob"` and
             `"centered"` rewards do not contain it.
-        aggregate (`str`, *optional*, defaults to `"sum"`):
-            How to aggregate, see above.
-        discount (`float`, *optional*, defaults to `0.95`):
-            Discount $\delta$ of `"discounted"`, in $(0, 1]$.
+        aggregate (`str`, *optional*, defaults to `"sum"`), discount (`float`, *optional*, defaults to `0.95`):
+            How to aggregate, see above, and $\delta$ of `"discounted"`, in $(0, 1]$.
 
     Returns:
         `torch.Tensor` of shape `(...)`, float32.
@@ -188,7 +174,7 @@ def outcome_reward(
         return ((rewards.double().sum(dim=-1) - initial_value) / num_tokens).float()
     if aggregate == "discounted":
         check_discount("discount", discount)
-        weights = discount ** torch.arange(num_tokens, dtype=torch.float64, device=rewards.device)
+        weights = aggregate_weights(num_tokens, aggregate, discount).to(rewards.device)
         return (rewards.double() * weights).sum(dim=-1).float()
     raise ValueError(f'Unknown aggregate {aggregate!r}: it must be "sum", "mean" or "discounted".')
 
@@ -200,11 +186,9 @@ class Contributions(NamedTuple):
     Attributes:
         tokens (`torch.Tensor` of shape `(H,)`):
             Contributions of the tokens, float64.
-        prompt (`float`, *optional*, defaults to `0.0`):
-            What the prompt has of the outcome: $V(s_1)$, which the aggregate `"discounted"` of `"bellman"` rewards
-            keeps.
-        cut_off (`float`, *optional*, defaults to `0.0`):
-            What the state after the last token has of it, in a response that was cut off.
+        prompt (`float`, *optional*, defaults to `0.0`), cut_off (`float`, *optional*, defaults to `0.0`):
+            What the prompt has of the outcome, $V(s_1)$, which the aggregate `"discounted"` of `"bellman"` rewards
+            keeps; and the state after the last token, in a response that was cut off.
     """
 
     tokens: Tensor
@@ -219,11 +203,8 @@ class Contributions(NamedTuple):
 
 def aggregate_weights(num_tokens: int, aggregate: Aggregate = "sum", discount: float = 0.95) -> Tensor:
     r"""
-    Weights of token rewards in [`outcome_reward`]: 1 for `"sum"`, $1/H$ for `"mean"`, $\delta^{h-1}$ for
-    `"discounted"`.
-
-    Returns:
-        `torch.Tensor` of shape `(H,)`, float64.
+    Weights of token rewards in [`outcome_reward`], of shape `(H,)`, float64: 1 for `"sum"`, $1/H$ for `"mean"`,
+    $\delta^{h-1}$ for `"discounted"`.
     """
     if aggregate == "discounted":
         return discount ** torch.arange(num_tokens, dtype=torch.float64)
@@ -244,18 +225,9 @@ def bellman_contributions(
     With $\gamma = 1$ and equal weights, $c_h = w_h \alpha \log \hat\pi(a_h|s_h)$: no constant that is added to the
     logits of a state changes it, while it moves the Bellman rewards themselves at will.
 
-    Args:
-        chosen_logits (`torch.Tensor` of shape `(H,)`), soft_values (`torch.Tensor` of shape `(H + 1,)`):
-            As in [`token_rewards`].
-        weights (`torch.Tensor` of shape `(H,)`):
-            Weights $w_h$, as of [`aggregate_weights`].
-        gamma (`float`, *optional*, defaults to `1.0`):
-            Discount inside the operator.
-        keep_initial_value (`bool`, *optional*, defaults to `False`):
-            `True` if the outcome keeps $V(s_1)$, as that of `"discounted"` does; it is then the prompt's contribution.
-
-    Returns:
-        [`Contributions`], which sum to the outcome.
+    `chosen_logits` `(H,)` and `soft_values` `(H + 1,)` are as in [`token_rewards`], `weights` `(H,)` as of
+    [`aggregate_weights`]. With `keep_initial_value`, the outcome keeps $V(s_1)$, as that of `"discounted"` does; it is
+    then the prompt's contribution. What is returned sums to the outcome.
 
     Example:
     ```python

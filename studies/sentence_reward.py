@@ -38,7 +38,7 @@ from tqdm.auto import tqdm
 
 from benchmarks.measure import describe_run, machine_line, markdown_table, read_figures, write_figures
 from endotrl.reporting import terminal_table
-from endotrl.sentence.aggregation import attention_weights, sentence_rewards
+from endotrl.sentence.head import attention_weights, sentence_rewards
 
 from .sentence_states import DATASETS, DEPTHS, States
 

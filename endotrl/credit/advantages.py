@@ -2,31 +2,20 @@
 """
 From rewards of tokens to their advantages.
 
-All take the `mask` of [`returns_to_go`]. Shapes or a dtype that do not fit, and settings that are out of range, raise
-`ValueError`.
+Shapes or a dtype that do not fit, and settings that are out of range, raise `ValueError`.
 """
 
 import torch
 from torch import Tensor
 
 from ..checks import check_discount
-from .masking import masked
+from .segments import masked
 
 
 def returns_to_go(rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:
     r"""
-    Discounted sum of the rewards from a token on, $G_h = r_h + \gamma G_{h+1}$, with $G_{H+1} = 0$.
-
-    Args:
-        rewards (`torch.Tensor` of shape `(B, T)`):
-            Token rewards.
-        mask (`torch.Tensor` of shape `(B, T)`, bool):
-            `True` where the policy wrote the token.
-        gamma (`float`, *optional*, defaults to `1.0`):
-            Discount, in $(0, 1]$.
-
-    Returns:
-        `torch.Tensor` of shape `(B, T)`, float32: returns, 0 where `mask` is `False`.
+    Discounted sum of the rewards from a token on, $G_h = r_h + \gamma G_{h+1}$, with $G_{H+1} = 0$ and $\gamma$ in
+    $(0, 1]$: of shape `(B, T)`, as `rewards`.
 
     Example:
     ```python
@@ -61,32 +50,24 @@ def generalized_advantage_estimate(
     $\alpha \log \hat\pi(a_h|s_h)$.
 
     Args:
-        rewards (`torch.Tensor` of shape `(B, T)`):
-            Token rewards $r_h$.
-        values (`torch.Tensor` of shape `(B, T)`):
-            Value $V(s_h)$ of the state before each token.
-        gamma (`float`, *optional*, defaults to `1.0`):
-            Discount, in $(0, 1]$.
-        lam (`float`, *optional*, defaults to `1.0`):
-            $\lambda$, in $[0, 1]$.
+        rewards (`torch.Tensor` of shape `(B, T)`), values (`torch.Tensor` of shape `(B, T)`):
+            Token rewards $r_h$, and the value $V(s_h)$ of the state before each token.
+        gamma (`float`, *optional*, defaults to `1.0`), lam (`float`, *optional*, defaults to `1.0`):
+            Discount, in $(0, 1]$, and $\lambda$, in $[0, 1]$.
         final_values (`torch.Tensor` of shape `(B,)`, *optional*):
             Value of the state after the last token, to bootstrap completions that were cut off. Defaults to 0: the
             state is terminal.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`, both of shape `(B, T)` and float32: advantages, and returns (advantages +
-        values). Both are 0 where `mask` is `False`.
+        `tuple[torch.Tensor, torch.Tensor]`, both of shape `(B, T)`: advantages, and returns (advantages + values).
 
     Example:
     ```python
     >>> import torch
     >>> from endotrl.credit import generalized_advantage_estimate
 
-    >>> mask = torch.tensor([[True, True]])
-    >>> advantages, returns = generalized_advantage_estimate(
-    ...     torch.tensor([[1.0, 2.0]]), torch.tensor([[0.5, 1.0]]), mask, lam=0.0
-    ... )
-    >>> advantages, returns
+    >>> rewards, values, mask = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.5, 1.0]]), torch.tensor([[True, True]])
+    >>> generalized_advantage_estimate(rewards, values, mask, lam=0.0)
     (tensor([[1.5000, 1.0000]]), tensor([[2., 2.]]))
     ```
     """
@@ -122,13 +103,12 @@ def group_baseline(
     Baseline of each position from the other completions of the same prompt: the mean over the group of what they have
     at this position.
 
-    Completions differ in length. One that has ended keeps its last value for all later positions, and one that has a
-    hole has there the value of its next token. So every completion counts everywhere; for rewards that come only with
-    the last token, whose return is the same at all tokens, the baseline is that of GRPO whatever the lengths are; and
-    it leaves the gradient unbiased, because the values of other completions do not depend on the tokens of this one.
+    A completion that has ended keeps its last value for all later positions, and one that has a hole has there the
+    value of its next token. So every completion counts everywhere; for rewards that come only with the last token, the
+    baseline is that of GRPO whatever the lengths are; and it leaves the gradient unbiased, because the values of other
+    completions do not depend on the tokens of this one.
 
-    The own value $G_{i,h}$ is handled as for equal lengths. With $m_{i,h}$ the mean of the *others* and $n$
-    completions:
+    With $m_{i,h}$ the mean of the *others* and $n$ completions:
 
     - `leave_one_out=True`: $b_{i,h} = m_{i,h}$ (RLOO, https://huggingface.co/papers/2402.14740). Expected gradient:
       that of the expected reward.
@@ -136,10 +116,8 @@ def group_baseline(
       https://huggingface.co/papers/2402.03300). $G - b$ is $1 - 1/n$ times that of `leave_one_out`, at every position.
 
     Args:
-        values (`torch.Tensor` of shape `(B, T)`):
-            Returns to go, of groups of `num_generations` contiguous rows.
-        num_generations (`int`):
-            Completions of a prompt.
+        values (`torch.Tensor` of shape `(B, T)`), num_generations (`int`):
+            Returns to go, and the number of contiguous rows that belong to a prompt.
         leave_one_out (`bool`, *optional*, defaults to `False`):
             Whether to leave the completion itself out of its baseline.
         valid (`torch.Tensor` of shape `(B,)`, bool, *optional*):
@@ -147,8 +125,8 @@ def group_baseline(
             Completions without any token are never valid.
 
     Returns:
-        `torch.Tensor` of shape `(B, T)`, float32: baselines, 0 where `mask` is `False`. A valid completion that is
-        alone in its group has its own value for a baseline (so that its advantage is 0, as in TRL).
+        `torch.Tensor` of shape `(B, T)`: baselines. A valid completion that is alone in its group has its own value
+        (so that its advantage is 0, as in TRL).
 
     Example: the second completion has ended after one token, with a return of 2.
     ```python
@@ -187,20 +165,9 @@ def group_baseline(
 
 def whiten(values: Tensor, mask: Tensor, population: Tensor | None = None, shift_mean: bool = True) -> Tensor:
     """
-    Scales the values where `mask` is `True` to mean 0 and standard deviation 1.
-
-    Args:
-        values (`torch.Tensor` of shape `(B, T)`):
-            Advantages.
-        population (`torch.Tensor` of shape `(N,)`, *optional*):
-            Values whose mean and standard deviation are used. Defaults to `values[mask]`. With several processes, pass
-            the masked values of all of them.
-        shift_mean (`bool`, *optional*, defaults to `True`):
-            Whether to subtract the mean, or to scale only.
-
-    Returns:
-        `torch.Tensor` of shape `(B, T)`, float32: 0 where `mask` is `False`. If there is no spread, because all values
-        are the same or there is only one, the mean is subtracted and nothing scaled up.
+    Scales values `(B, T)` to mean 0 (unless `shift_mean=False`) and standard deviation 1, those of `population`, of
+    shape `(N,)`: by default `values[mask]`; with several processes, pass the masked values of all of them. Without
+    spread, nothing is scaled.
 
     Example:
     ```python

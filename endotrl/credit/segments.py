@@ -11,19 +11,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .masking import masked
-
 
 def segment_ids_from_ends(ends: Tensor) -> Tensor:
     """
-    Numbers segments from their last tokens.
-
-    Args:
-        ends (`torch.Tensor` of shape `(B, T)`, bool):
-            `True` at the last token of each segment. Tokens after the last end are one more segment.
-
-    Returns:
-        `torch.Tensor` of shape `(B, T)`, int64: the index of each token's segment, from 0.
+    The index of each token's segment, from 0, of shape `(B, T)`, int64, from `ends`, bool: `True` at the last token of
+    each segment. Tokens after the last end are one more segment.
 
     Example:
     ```python
@@ -39,11 +31,8 @@ def segment_ids_from_ends(ends: Tensor) -> Tensor:
 
 def sum_by_segment(values: Tensor, segment_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """
-    Sum of the token values, such as rewards, of each segment.
-
-    Returns:
-        `tuple[torch.Tensor, torch.Tensor]`, both of shape `(B, K)`: the sums, float32, and a mask, `True` for segments
-        that have a token of the policy.
+    Sum of the token values, such as rewards, of each segment, and a mask, `True` for segments that have a token of the
+    policy: both of shape `(B, K)`.
 
     Example:
     ```python
@@ -64,14 +53,7 @@ def sum_by_segment(values: Tensor, segment_ids: Tensor, mask: Tensor) -> tuple[T
 
 def spread_over_segments(segment_values: Tensor, segment_ids: Tensor, mask: Tensor) -> Tensor:
     """
-    Gives every token the value of its segment.
-
-    Args:
-        segment_values (`torch.Tensor` of shape `(B, K)`):
-            Values of segments.
-
-    Returns:
-        `torch.Tensor` of shape `(B, T)`: 0 where `mask` is `False`.
+    Gives every token, of shape `(B, T)`, the value of its segment, of shape `(B, K)`.
 
     Example:
     ```python
@@ -83,24 +65,19 @@ def spread_over_segments(segment_values: Tensor, segment_ids: Tensor, mask: Tens
     ```
     """
     ids = _segments(segment_ids, mask)
-    if (
-        segment_values.ndim != 2
-        or len(segment_values) != len(ids)
-        or (ids.numel() and segment_values.shape[1] <= ids.max())
-    ):
+    num_segments = int(ids.max()) + 1 if ids.numel() else 0
+    if segment_values.ndim != 2 or len(segment_values) != len(ids) or segment_values.shape[1] < num_segments:
         raise ValueError(
             f"`segment_values` has shape {tuple(segment_values.shape)}, but it must have a value for each of the "
-            f"{int(ids.max()) + 1 if ids.numel() else 0} segments of the {len(ids)} completions."
+            f"{num_segments} segments of the {len(ids)} completions."
         )
     return torch.where(mask, segment_values.gather(1, ids), 0.0)
 
 
 def start_of_segment(values: Tensor, segment_ids: Tensor, mask: Tensor) -> Tensor:
     """
-    Value, such as that of the state before it, at the first token of each segment that the policy wrote.
-
-    Returns:
-        `torch.Tensor` of shape `(B, K)`, float32: 0 for segments that have no token of the policy.
+    Value, such as that of the state before it, at the first token of each segment that the policy wrote: of shape `(B,
+    K)`, 0 for segments without one.
 
     Example:
     ```python
@@ -119,15 +96,8 @@ def start_of_segment(values: Tensor, segment_ids: Tensor, mask: Tensor) -> Tenso
 
 def pool_by_segment(values: Tensor, segment_ids: Tensor, mask: Tensor, at: Literal["last", "all"] = "last") -> Tensor:
     """
-    Replaces token values by the sum of their segment: the reward of a sentence instead of its tokens'.
-
-    Args:
-        at (`str`, *optional*, defaults to `"last"`):
-            Where to put the sum: `"last"`, at the last token of the segment that the policy wrote, and 0 at the
-            others, so that the total of the completion stays; `"all"`, at each of its tokens.
-
-    Returns:
-        `torch.Tensor` of shape `(B, T)`, float32: 0 where `mask` is `False`.
+    Replaces token values, of shape `(B, T)`, by the sum of their segment: at `"last"`, the last token of the segment
+    that the policy wrote, with 0 at the others, so that the completion's total stays; or at `"all"` of its tokens.
 
     Example:
     ```python
@@ -148,14 +118,22 @@ def pool_by_segment(values: Tensor, segment_ids: Tensor, mask: Tensor, at: Liter
     return torch.where(_at_end(segment_ids, mask, "last"), pooled, 0.0)
 
 
+def masked(name: str, values: Tensor, mask: Tensor) -> Tensor:
+    """`values` in float32, and 0 where `mask` is `False`."""
+    if values.ndim != 2 or values.shape != mask.shape:
+        raise ValueError(
+            f"`{name}` has shape {tuple(values.shape)} and `mask` {tuple(mask.shape)}, but both must be "
+            "(completions, tokens)."
+        )
+    if mask.dtype != torch.bool:
+        raise ValueError(f"`mask` is {mask.dtype}, but it must be bool: `True` where the policy wrote the token.")
+    return torch.where(mask, values.float(), 0.0)
+
+
 def _segments(segment_ids: Tensor, mask: Tensor) -> Tensor:
     """The index of each token's segment, and 0 where `mask` is `False`: there ids may be anything."""
-    if (
-        segment_ids.shape != mask.shape
-        or segment_ids.dtype != torch.int64
-        or mask.dtype != torch.bool
-        or mask.ndim != 2
-    ):
+    dtypes = segment_ids.dtype, mask.dtype
+    if segment_ids.shape != mask.shape or mask.ndim != 2 or dtypes != (torch.int64, torch.bool):
         raise ValueError(
             f"`segment_ids` is {segment_ids.dtype} of shape {tuple(segment_ids.shape)} and `mask` {mask.dtype} of "
             f"shape {tuple(mask.shape)}, but they must be int64 and bool, both of shape (completions, tokens)."

@@ -23,7 +23,7 @@ from ..rendering.policy import ProcessingClass
 from ..rendering.policy_tokens import tokenizer_of
 from ..reporting import HeatMapRow, terminal_heat_map
 from ..rewards import EndogenousReward, LengthReward, RandomReward
-from ..rewards.contributions import heat_map_row
+from ..rewards.scored import heat_map_row
 from ..tasks import arithmetic, facts, pictures
 from .findings import COOL, GREEDY, MAJORITY, SAMPLED, Part, Policy
 from .grpo_runs import Run, generate_answers, load_model, train_with_grpo

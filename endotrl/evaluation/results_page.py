@@ -13,8 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from ..data.formats import message_text
 from ..rendering.offsets import decode_with_offsets
 from ..reporting import HeatMapRow, figure, heat_maps, number, page, plain, table
-from ..rewards.contributions import columns_of
-from ..rewards.prompt_images import pictures_of
+from ..rewards.scored import columns_of, pictures_of
 from .engine import ScoredResponse
 from .examples_page import Example
 from .forms import Form

@@ -13,10 +13,10 @@ from ..frozen.names import context_length, load_config, load_tokenizer
 from ..frozen.own_copy import check_complete, resolve_dtype
 from ..rendering.messages import as_messages
 from ..rendering.renderer import truncate_left
+from ..rewards.sentence import SentenceReward
 from ..scoring.batching import pad_ids, plan_batches
 from ..scoring.forward_pass import RopeLengths, rope_as_made
 from ..sentence.configuration import SentenceRewardConfig
-from ..sentence.sentence_scorer import SentenceScorer
 from .engine import Engine, ModelScorer
 from .items import Item
 
@@ -40,19 +40,19 @@ class SentenceModel(ModelScorer):
     ) -> None:
         self.name = f"reward_model:{path}"
         self._engine = engine
-        self._scorer = SentenceScorer(
+        self._reward = SentenceReward(
             path,
             max_tokens_per_batch=engine.max_tokens_per_batch,
             dtype=dtype,
             device=device,
             trust_remote_code=trust_remote_code,
-            cut_overlong=True,
         )
-        self._scorer.load()
+        self._reward.overlong_prompt = "cut"  # which no reward of a policy may do
+        self._reward.load()
 
     def _score_items(self, items: Sequence[Item], progress: bool) -> list[float]:
         owners = [(item, response) for item in items for response in item.responses]
-        rows = self._scorer(
+        rows = self._reward.score(
             [self._engine.prompt(item) for item, _ in owners], [response for _, response in owners], progress=progress
         )
         if number := sum(row.cut for row in rows):

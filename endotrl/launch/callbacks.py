@@ -16,7 +16,7 @@ from ..monitoring import CollapseMonitor
 from ..rendering.messages import Prompt
 from ..reporting import HeatMapRow, heat_maps, page
 from ..rewards import EndogenousReward
-from ..rewards.contributions import heat_map_row
+from ..rewards.scored import heat_map_row
 from ..runs.resumption import Interruptions
 from ..runs.wandb_run import active_run, define_metrics
 from ..scoring.token_stats import TokenStats

@@ -1,10 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""
+"""
 Corrections of the endogenous reward: what takes out of it the parts that a policy exploits.
-
-- [`LengthControl`] takes out what length explains.
-- [`ClipTokens`] bounds what a single token can do.
-- [`InformationGain`] pays only for what the model knows beyond another one.
 
 The centered form is a token reward of its own (`token_reward="centered"`), and mixing with a verifiable reward is
 TRL's `reward_weights`.
@@ -65,16 +61,15 @@ class LengthControl:
     Length control: $s - b \log H$ for an outcome $s$ of $H$ tokens, the residual of the outcome on log length.
 
     The slope $b$ is estimated by least squares within groups, pooled over the prompts of a batch: the completions that
-    this process scores in one call. It uses no labels. Completions of one prompt are then no longer ranked by length
-    on average. If longer answers *are* better, that is taken out too.
+    this process scores in one call. Completions of one prompt are then no longer ranked by length on average. If
+    longer answers *are* better, that is taken out too.
 
     Args:
         decay (`float`, *optional*, defaults to `0.0`):
-            Weight of earlier batches: with 0 the batch decides alone, so that a run that was interrupted goes on as it
-            would have. Above 0, in $[0, 1)$, $S_{xy}$ and $S_{xx}$ are sums over all batches so far, each earlier one
-            times `decay`: for batches of few groups, whose own slope is mostly noise. Evaluations of a trainer use
-            these sums and leave them as they are. Checkpoints of [`DenseGRPOTrainer`] and [`PPOTrainer`] keep them,
-            those of other trainers do not.
+            Weight of earlier batches, in $[0, 1)$: with 0 the batch decides alone; above it, its sums add to those of
+            earlier batches, each time times `decay`: for batches of few groups, whose own slope is mostly noise.
+            Evaluations of a trainer use these sums and leave them as they are. Checkpoints of [`DenseGRPOTrainer`] and
+            [`PPOTrainer`] keep them, those of other trainers do not.
 
     Raises:
         `ValueError`: If `decay` is out of range.
@@ -168,10 +163,8 @@ class InformationGain:
     def __getstate__(self) -> dict[str, Any]:
         """Of a loaded model, the name alone: the reward's own [`Generalist`] scores, and answers for its weights."""
         model = self.generalist
-        return {
-            **self.__dict__,
-            "generalist": model.config._name_or_path if isinstance(model, PreTrainedModel) else model,
-        }
+        name = model.config._name_or_path if isinstance(model, PreTrainedModel) else model
+        return {**self.__dict__, "generalist": name}
 
 
 class LengthSlope:
@@ -189,10 +182,8 @@ class LengthSlope:
         if learn:
             self.sums = (xy, xx)
         self.value = xy / xx if xx > 0 else 0.0  # all lengths are the same
-        return [
-            None if outcome is None else outcome - self.value * math.log(length)
-            for outcome, length in zip(outcomes, lengths, strict=True)
-        ]
+        rows = zip(outcomes, lengths, strict=True)
+        return [None if outcome is None else outcome - self.value * math.log(length) for outcome, length in rows]
 
 
 Correction = LengthControl | ClipTokens | InformationGain
@@ -206,10 +197,10 @@ def one_minus_probability(probabilities: Tensor) -> Tensor:
 def as_correction(correction: Correction | CorrectionName | None, token_reward: str) -> Correction | None:
     """The correction that is meant: `"length"` is `LengthControl()`, `"clip"` is `ClipTokens()`."""
     if correction == "length":
-        correction = LengthControl()
-    elif correction == "clip":
+        return LengthControl()
+    if correction == "clip":
         correction = ClipTokens()
-    if correction is not None and not isinstance(correction, LengthControl | ClipTokens | InformationGain):
+    if not isinstance(correction, LengthControl | ClipTokens | InformationGain | None):
         raise ValueError(
             f'`correction` is {correction!r}, but it must be "length", "clip", a `LengthControl`, a `ClipTokens`, an '
             "`InformationGain`, or `None`."
@@ -217,8 +208,8 @@ def as_correction(correction: Correction | CorrectionName | None, token_reward: 
     if isinstance(correction, ClipTokens) and token_reward == "bellman":
         raise ValueError(
             '`ClipTokens` bounds single token rewards, and those of `token_reward="bellman"` contain arbitrary '
-            "constants of the "
-            'logits, which it would turn into rewards. Use `token_reward="log_prob"` (the same sum) or "centered".'
+            "constants of the logits, which it would turn into rewards. Use "
+            '`token_reward="log_prob"` (the same sum) or "centered".'
         )
     if isinstance(correction, InformationGain) and token_reward != "log_prob":
         raise ValueError(
@@ -228,28 +219,27 @@ def as_correction(correction: Correction | CorrectionName | None, token_reward: 
     return correction
 
 
-def correct_tokens(rewards: Tensor, stats: TokenStats, correction: Correction | None) -> Tensor:
+def correct_tokens(rewards: Tensor, stats: TokenStats, correction: Correction) -> Tensor:
     """
     Token rewards, of shape `(H,)`, without what [`ClipTokens`] and [`InformationGain`] take out of them.
-    ([`LengthControl`] corrects outcomes of a batch.) Raises `ValueError` for [`InformationGain`] without
-    log-probabilities of the generalist, or with weights that are not one finite number per token.
+    ([`LengthControl`] corrects outcomes of a batch.)
     """
+    if isinstance(correction, LengthControl):
+        return rewards
     if isinstance(correction, ClipTokens):
         return rewards.clamp(correction.low, correction.high)
-    if isinstance(correction, InformationGain):
-        if stats.generalist_log_probs is None:
-            raise ValueError(
-                "These token statistics have no `generalist_log_probs`, which `InformationGain` needs: they were not "
-                "made by this reward. Score the completions with it."
-            )
-        gains = rewards - stats.alpha * stats.generalist_log_probs
-        if correction.weight is None:
-            return gains
-        weights = correction.weight(stats.log_probs.exp())
-        if not isinstance(weights, Tensor) or weights.shape != gains.shape or not weights.isfinite().all():
-            raise ValueError(
-                f"The `weight` of `InformationGain` must give a tensor of shape {tuple(gains.shape)}, one finite "
-                f"number a token, but it gave {weights!r}."
-            )
-        return weights * gains
-    return rewards
+    if stats.generalist_log_probs is None:
+        raise ValueError(
+            "These token statistics have no `generalist_log_probs`, which `InformationGain` needs: they were not "
+            "made by this reward. Score the completions with it."
+        )
+    gains = rewards - stats.alpha * stats.generalist_log_probs
+    if correction.weight is None:
+        return gains
+    weights = correction.weight(stats.log_probs.exp())
+    if not isinstance(weights, Tensor) or weights.shape != gains.shape or not weights.isfinite().all():
+        raise ValueError(
+            f"The `weight` of `InformationGain` must give a tensor of shape {tuple(gains.shape)}, one finite number "
+            f"a token, but it gave {weights!r}."
+        )
+    return weights * gains

@@ -17,10 +17,9 @@ def batch_diagnostics(
     rewards: Sequence[float | None], per_token: Sequence[float | None], stats: Sequence[TokenStats]
 ) -> dict[str, float]:
     """
-    What a user needs to see of a batch: mean over completions of the reward per token, mean over tokens of
-    log-probability, soft value and entropy (nats; a server gives the first only), the fraction of truncated
-    completions, and the correlation (Pearson) of the reward with the length in tokens. A figure that is not defined
-    for the batch (no scored token, all rewards or lengths the same) is left out.
+    Mean over completions of the reward per token, mean over tokens of log-probability, soft value and entropy (nats; a
+    server gives the first only), the fraction of truncated completions, and the correlation (Pearson) of the reward
+    with the length in tokens. Without what is not defined for the batch (no scored token, all lengths the same).
     """
     figures = {"truncated_fraction": sum(not row.finished for row in stats) / len(stats)}
     scored = [(r, row) for r, row in zip(rewards, stats, strict=True) if r is not None]
@@ -50,10 +49,7 @@ def log_batch(
     log_metric: Callable[[str, float], None] | None,
 ) -> None:
     """Gives TRL's loggers the column `per_token`, [`batch_diagnostics`], and the mean of what a correction adds."""
-    if log_extra is None and log_metric is None:
-        return
-    # Whatever the aggregate is, so that runs with different ones can be compared.
-    mean, plain = replace(rule, aggregate="mean"), replace(rule, correction=None)
+    mean = replace(rule, aggregate="mean")  # so that runs with different aggregates can be compared
     per_token = [mean.outcome(row) for row in stats]
     if log_extra is not None:
         log_extra(f"{name}/per_token", per_token)
@@ -61,7 +57,7 @@ def log_batch(
         return
     figures = batch_diagnostics(rewards, per_token, stats)
     if rule.correction is not None:
-        without = [plain.outcome(row) for row in stats]
+        without = map(replace(rule, correction=None).outcome, stats)
         changes = [r - p for r, p in zip(rewards, without, strict=True) if r is not None and p is not None]
         if changes:
             figures["correction"] = sum(changes) / len(changes)

@@ -18,7 +18,7 @@ from .._moved import accept_positional
 from ..checks import check_choice, check_criterion
 from ..frozen.served import ServedModel
 from ..rendering.images import Images
-from ..rendering.messages import Completion, Prompt, criteria_of_rows
+from ..rendering.messages import Completion, Prompt
 from ..rendering.offsets import decode_with_offsets
 from ..rendering.renderer import OverlongPrompt, Rendered
 from ..scoring.token_stats import TokenStats
@@ -58,10 +58,9 @@ class EndogenousReward(FrozenModelReward):
     Args:
         model (`str`, [`~transformers.PreTrainedModel`] or [`ServedModel`], *optional*):
             Frozen model: a path or hub id of a model or of a PEFT adapter, from which the reward loads its own copy on
-            first use; `"quickstart"` for the demo's model; the address of a server, such as `"http://host:8000/v1"`,
-            see [`ServedModel`]; or a loaded model or [`~peft.PeftModel`], which is used as it is and must not be
-            trained. With `None`, the reward shares the frozen weights of a trainer and must be attached to it: see
-            [`attach`].
+            first use; `"quickstart"` for the demo's model; the address of a server, such as `"http://host:8000/v1"`
+            ([`ServedModel`]); or a loaded model or [`~peft.PeftModel`], which is used as it is and must not be
+            trained. With `None`, the reward shares the frozen weights of a trainer: see [`attach`].
         processing_class, max_tokens_per_batch, dtype, device, trust_remote_code, name, overlong_prompt, images,
         chat_template_kwargs, offload, model_init_kwargs, adapter_name:
             As in [`FrozenModelReward`].
@@ -79,16 +78,15 @@ class EndogenousReward(FrozenModelReward):
             $\delta$ of `aggregate="discounted"`, in $(0, 1]$.
         truncation (`str`, *optional*, defaults to `"terminal"`):
             Completions without EOS: `"terminal"` takes the state after the last token for the end, $V(s_{H+1}) = 0$;
-            `"bootstrap"` subtracts the model's own value of it; `"skip"` gives no reward (`None`), which TRL takes for
-            0, more than any log-probability, next to other reward functions: then set
+            `"bootstrap"` subtracts the model's own value of it; `"skip"` gives no reward (`None`), which next to other
+            reward functions is 0 for TRL, more than any log-probability, unless
             `multi_objective_aggregation="normalize_then_sum"`.
         criterion (`str` or `dict[str, str]`, *optional*):
             System message under which the frozen model judges; the policy does not see it. A dictionary gives one for
             each value of the dataset's column `domain`.
         correction (`str` or [`Correction`], *optional*):
-            What is taken out of the reward: `"length"` or a [`LengthControl`], what length explains; `"clip"` or a
-            [`ClipTokens`], what tokens lose or gain beyond a bound; an [`InformationGain`], what another model knows
-            too.
+            What is taken out of the reward: `"length"` ([`LengthControl`]), what length explains; `"clip"`
+            ([`ClipTokens`]), what tokens lose or gain beyond a bound; or an [`InformationGain`].
 
     Raises:
         `ValueError`: If a setting is out of range or unknown, or cannot be had from a server.
@@ -109,7 +107,7 @@ class EndogenousReward(FrozenModelReward):
     """
 
     # The settings of the rule, as attributes.
-    alpha: Any = property(attrgetter("rule.alpha"))
+    alpha = property(attrgetter("rule.alpha"))
     gamma = property(attrgetter("rule.gamma"))
     token_reward = property(attrgetter("rule.token_reward"))
     aggregate = property(attrgetter("rule.aggregate"))
@@ -152,9 +150,9 @@ class EndogenousReward(FrozenModelReward):
         own: dict[str, Any] = {"model_init_kwargs": model_init_kwargs, "adapter_name": adapter_name}
         rendering: dict[str, Any] = {"overlong_prompt": overlong_prompt, "chat_template_kwargs": chat_template_kwargs}
         super().__init__(model, processing_class, name, **placement, **own, **rendering, images=images)
-        if type(self) is EndogenousReward and isinstance(self._placement, ServedModel):
-            if self._placement.asynchronous and TRL_AWAITS_INSTANCES:
-                self.__class__ = AsyncEndogenousReward  # TRL looks for `async def __call__` in the class
+        asynchronous = isinstance(self._placement, ServedModel) and self._placement.asynchronous
+        if type(self) is EndogenousReward and asynchronous and TRL_AWAITS_INSTANCES:
+            self.__class__ = AsyncEndogenousReward  # TRL looks for `async def __call__` in the class
         taken = self.rule.correction
         self._length = LengthSlope(taken.decay if isinstance(taken, LengthControl) else 0.0)
         self._generalist = (
@@ -188,8 +186,7 @@ class EndogenousReward(FrozenModelReward):
             domain (`list[str]`, *optional*):
                 Column of the dataset that selects the criterion, if `criterion` is a dictionary.
             log_extra (`Callable`, *optional*), log_metric (`Callable`, *optional*):
-                TRL's loggers. Columns: reward per token. Metrics: reward, log-probability and entropy per token
-                (nats), the fraction of truncated completions, and the correlation of the reward with the length.
+                TRL's loggers, for the reward per token, and the figures of [`batch_diagnostics`].
             **kwargs:
                 Other columns. `image` (one or none a row) and `images` (a list a row) hold what is not in the messages
                 themselves: see [`place_images`]. `environment` selects tools, if there are several environments.
@@ -201,7 +198,7 @@ class EndogenousReward(FrozenModelReward):
             `ValueError`, `TypeError`: For a batch that cannot be rendered (see [`Renderer.render`]), and for NaN
             logits. `RuntimeError`: If the reward shares a trainer's weights and is not attached.
         """
-        rows = self._rows(prompts, completions, completion_ids, domain, {**kwargs, "log_extra": log_extra})
+        rows = self._render(prompts, completions, completion_ids, {**kwargs, "domain": domain, "log_extra": log_extra})
         return self._score_and_log(rows, log_extra, log_metric)[1]
 
     def outcome_and_token_rewards(
@@ -209,28 +206,22 @@ class EndogenousReward(FrozenModelReward):
         prompts: Sequence[Prompt],
         completions: Sequence[Completion],
         completion_ids: Sequence[Sequence[int]] | None = None,
-        domain: Sequence[str] | None = None,
-        log_extra: Callable[[str, list[Any]], None] | None = None,
-        log_metric: Callable[[str, float], None] | None = None,
         **kwargs: Any,
     ) -> DenseScores:
         r"""
         Rewards per completion and per token (see [`DenseReward`]), from the arguments of [`__call__`].
 
-        Returns:
-            [`DenseScores`]. The token rewards are those of [`token_rewards`] times their weights in the aggregate,
-            with [`LengthControl`] plus the share of each in the correction: they sum to the outcome, plus $V(s_1)$ for
-            `"bellman"` rewards unless discounted. The state values of these are $V(s_h)$, times the same weight; other
-            forms have none.
+        The token rewards are those of [`token_rewards`] times their weights in the aggregate, with [`LengthControl`]
+        plus the share of each in the correction: they sum to the outcome, plus $V(s_1)$ for `"bellman"` rewards unless
+        discounted. The state values of these are $V(s_h)$, times the same weight; other forms have none.
 
-        Raises:
-            `ValueError`: With an aggregate that is no sum of token rewards (`"mean"`, `"power"`, `"min"`); if the
-            frozen model has another tokenizer than the policy; and as [`__call__`].
+        `ValueError` with an aggregate that is no sum of token rewards (`"mean"`, `"power"`, `"min"`), and if the
+        frozen model has another tokenizer than the policy.
         """
         self.check_token_credit()
-        rows = self._rows(prompts, completions, completion_ids, domain, {**kwargs, "log_extra": log_extra})
+        rows = self._render(prompts, completions, completion_ids, kwargs)
         check_same_tokens(rows, completion_ids)
-        stats, outcomes = self._score_and_log(rows, log_extra, log_metric)
+        stats, outcomes = self._score_and_log(rows, kwargs.get("log_extra"), kwargs.get("log_metric"))
         rewards = [self.rule.token_rewards(row) for row in stats]
         weights = [self.rule.weights(row).float() for row in rewards]
         token_rewards = [
@@ -266,7 +257,8 @@ class EndogenousReward(FrozenModelReward):
         if isinstance(self.correction, LengthControl):
             lengths, prompts = [len(row.token_ids) for row in stats], [row.prompt for row in rows]
             rewards = self._length.correct(rewards, lengths, prompts, learn=not is_evaluation(log_metric))
-        log_batch(self.__name__, self.rule, rewards, stats, log_extra, log_metric)
+        if log_extra is not None or log_metric is not None:
+            log_batch(self.__name__, self.rule, rewards, stats, log_extra, log_metric)
         if log_metric is not None and isinstance(self.correction, LengthControl):
             log_metric(f"{self.__name__}/length_slope", self.length_slope)
         return stats, rewards
@@ -288,16 +280,13 @@ class EndogenousReward(FrozenModelReward):
         images: Sequence[Sequence[Any] | None] | None = None,
     ) -> list[Tensor]:
         """
-        One reward per token, from the arguments of [`__call__`].
-
-        Returns:
-            `list[torch.Tensor]`, one of shape `(H_i,)` per completion, float32, on the CPU: 0 where a tool wrote, NaN
-            where `truncation="skip"` leaves a completion out. By default they sum to the reward plus $V(s_1)$.
+        One reward per token, from the arguments of [`__call__`]: of shape `(H_i,)` per completion, float32, on the
+        CPU, 0 where a tool wrote, NaN where `truncation="skip"` leaves a completion out. By default they sum to the
+        reward plus $V(s_1)$.
         """
         self._check_token_rewards()
-        rows = self._rows(prompts, completions, completion_ids, domain, {"images": images})
-        stats = self._score_rows(rows, entropy=False)
-        return [self.token_rewards_from(row) for row in stats]
+        rows = self._render(prompts, completions, completion_ids, {"domain": domain, "images": images})
+        return [self.token_rewards_from(row) for row in self._score_rows(rows, entropy=False)]
 
     def score(
         self,
@@ -311,17 +300,10 @@ class EndogenousReward(FrozenModelReward):
     ) -> ScoredCompletions:
         """
         Token statistics of completions, from the arguments of [`__call__`], with the decoded text and the characters
-        of each token. A notebook shows them as heat maps.
-
-        Args:
-            progress (`bool`, *optional*, defaults to `False`), mean_logits (`bool`, *optional*, defaults to `False`):
-                Whether to show a progress bar, and to compute the mean logit over the vocabulary per token, too.
-
-        Returns:
-            [`ScoredCompletions`], a list of [`TokenStats`] in the order given, for [`token_rewards_from`] and
-            [`aggregate_from`].
+        of each token; with `mean_logits`, the mean logit over the vocabulary per token, too. For
+        [`token_rewards_from`] and [`aggregate_from`].
         """
-        rows = self._rows(prompts, completions, completion_ids, domain, {"images": images})
+        rows = self._render(prompts, completions, completion_ids, {"domain": domain, "images": images})
         scored = self._score_rows(rows, entropy=True, mean_logits=mean_logits, progress=progress)
         for i, row in enumerate(rows):
             text, offsets = decode_with_offsets(self._tokenizer, row.completion_ids)
@@ -343,23 +325,11 @@ class EndogenousReward(FrozenModelReward):
 
         return RewardModelAdapter(self)
 
-    def _rows(
-        self,
-        prompts: Sequence[Prompt],
-        completions: Sequence[Completion],
-        completion_ids: Sequence[Sequence[int]] | None,
-        domain: Sequence[str] | None,
-        columns: Mapping[str, Any] | None = None,
-    ) -> list[Rendered]:
-        criteria = criteria_of_rows(self.criterion, domain, len(prompts))
-        return self._render(prompts, completions, completion_ids, criteria, columns)
-
     def _score_rows(
         self, rows: list[Rendered], entropy: bool, mean_logits: bool = False, progress: bool = False
     ) -> list[TokenStats]:
         if self._scorer is None and self._generalist is not None:
             self._generalist.check_tokenizer(self)
-        entropy, mean_logits = entropy or self.rule.needs_entropy, mean_logits or self.rule.needs_mean_logits
         stats = super()._score_rows(rows, entropy, mean_logits, progress)
         return stats if self._generalist is None else self._generalist.add_log_probs(rows, stats, progress)
 

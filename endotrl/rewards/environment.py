@@ -3,6 +3,7 @@
 
 import os
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 from ..frozen.served import ServedModel, is_url
@@ -20,19 +21,15 @@ class _EnvironmentReward:
 
     __name__ = "endogenous_reward"
 
-    def __init__(self) -> None:
-        self._reward: EndogenousReward | None = None
+    @cached_property
+    def _reward(self) -> EndogenousReward:
+        return reward_from_environment(os.environ)
 
     def __call__(self, **kwargs: Any) -> list[float | None]:
-        return self._ready()(**kwargs)
+        return self._reward(**kwargs)
 
     def outcome_and_token_rewards(self, **kwargs: Any) -> DenseScores:
-        return self._ready().outcome_and_token_rewards(**kwargs)
-
-    def _ready(self) -> EndogenousReward:
-        if self._reward is None:
-            self._reward = reward_from_environment(os.environ)
-        return self._reward
+        return self._reward.outcome_and_token_rewards(**kwargs)
 
 
 _PARAMETERS = ("model", *(setting.name for setting in SETTINGS.values() if "environment" not in setting.absent))

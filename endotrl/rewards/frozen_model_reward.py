@@ -21,7 +21,7 @@ from ..frozen.served import ServedModel, ServedScorer
 from ..frozen.sharded_weights import shards_weights
 from ..frozen.shared_weights import SharedWeights, share_with
 from ..rendering.images import Images
-from ..rendering.messages import Completion, Prompt, images_of_rows
+from ..rendering.messages import Completion, Prompt, criteria_of_rows, images_of_rows
 from ..rendering.policy import PolicyBinding, Reading
 from ..rendering.policy_tokens import tokenizer_of
 from ..rendering.renderer import OverlongPrompt, Rendered, Renderer
@@ -38,15 +38,14 @@ _warned: WeakSet[Any] = WeakSet()  # trainers
 class FrozenModelReward:
     """
     What rewards that are read off a frozen language model have in common: its weights and tokenizer, which may be a
-    trainer's, and token statistics of completions. How these become a reward is left to subclasses.
+    trainer's, and token statistics of completions. Subclasses make rewards of these.
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`], *optional*):
             As in [`EndogenousReward`].
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Tokenizer of `model`, or a processor that holds it. Loaded with the model if not given. In a trainer whose
-            policy has the same tokenizer, prompts are read as the policy reads them: a chat template of another
-            `processing_class` holds, with a warning.
+            policy has the same tokenizer, its chat template holds over the policy's, with a warning.
         max_tokens_per_batch (`int`, *optional*, defaults to `8192`):
             Tokens of one forward pass: see [`FrozenScorer`]. It bounds memory and does not change rewards.
         dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`):
@@ -72,12 +71,12 @@ class FrozenModelReward:
             Further arguments of `from_pretrained` for the reward's own copy, as in TRL's configs: `revision`,
             `quantization_config`, `attn_implementation`, `device_map`, `max_memory`.
         adapter_name (`str`, *optional*):
-            Which adapter of a [`~peft.PeftModel`] makes the frozen model; by default the one that is active. Others,
-            and none of its own weights, may be trained: so a policy can have a frozen adapter as its reward.
+            Which adapter of a [`~peft.PeftModel`] makes the frozen model; by default the active one. Others may be
+            trained: so a policy can have a frozen adapter as its reward.
     """
 
-    alpha = 1.0  # temperature of the soft values, where a subclass has no other
     rule = RewardRule("log_prob")  # what becomes of the token statistics
+    criterion: str | Mapping[str, str] | None = None  # system message under which the model judges
 
     def __init__(
         self,
@@ -113,13 +112,8 @@ class FrozenModelReward:
             self.rule.check_served()
         # Name and digest of the model given, once it has been left for a trainer's.
         self._made_for: tuple[str, str] | None = None
-        self._prompts = PolicyBinding(
-            processing_class,
-            chat_template_kwargs,
-            self._get_processing_class,
-            self._make_renderer,
-            on_bind=warn_without_kl_penalty,
-        )
+        makers = self._get_processing_class, self._make_renderer, warn_without_kl_penalty
+        self._prompts = PolicyBinding(processing_class, chat_template_kwargs, *makers)
         self._scorer: FrozenScorer | ServedScorer | None = None  # made on first use; not pickled
 
     def __getstate__(self) -> dict[str, Any]:
@@ -144,13 +138,7 @@ class FrozenModelReward:
 
         TRL's trainers need no such call: a reward finds the trainer that calls it, and the token ids of the prompts
         that the policy has read. It is for rewards that are called from another thread, or before training.
-
-        Args:
-            trainer ([`~trl.GRPOTrainer`], [`~trl.RLOOTrainer`] or `OnlineDPOTrainer`):
-                The trainer that has this reward among its `reward_funcs`; `TypeError` for any other.
-
-        Returns:
-            This reward.
+        `TypeError` for a trainer without `reward_funcs`.
 
         Example:
         ```python
@@ -168,10 +156,6 @@ class FrozenModelReward:
         policy with its adapter disabled; with `beta` > 0, the trainer's reference model. Where the trainer runs these
         weights over the completions anyway (`beta` > 0), the reward reads that pass instead of running its own. It
         reads prompts as the policy does: see [`bind`].
-
-        Args:
-            trainer:
-                As in [`bind`].
 
         Raises:
             `ValueError`: If the trainer holds no frozen weights, moves them (`sync_ref_model=True`, LoRA biases) or
@@ -216,10 +200,6 @@ class FrozenModelReward:
         Splits the reward's own copy over the processes, as the trainer splits the policy's weights (DeepSpeed ZeRO-3,
         FSDP2). It is put together for each call. Elsewhere it stays whole.
 
-        Args:
-            trainer ([`~transformers.Trainer`]):
-                The trainer that has this reward among its `reward_funcs`.
-
         Raises:
             `ValueError`: If the reward has no copy of its own, or it is loaded already, or was given a `device` or
             `offload=True`.
@@ -240,23 +220,15 @@ class FrozenModelReward:
         return self
 
     def load(self) -> Self:
-        """
-        Loads tokenizer and weights now instead of on first use, and scores one token, so that what is wrong with the
-        model shows before there is data.
-        """
-        self._require_renderer()
+        """Loads tokenizer and weights now, and scores one token, so that what is wrong shows before there is data."""
+        self._prompts.of()
         probe = Rendered(prompt_ids=[0], completion_ids=[0], action_positions=[0], finished=True)
         self._score_rows([probe], entropy=False)
         return self
 
     @property
     def model(self) -> PreTrainedModel | ServedModel:
-        """
-        The frozen model, to look at: loaded if it was not, the trainer's if it is shared, or the servers.
-
-        Raises:
-            `RuntimeError`: If the reward shares a trainer's weights and is not attached.
-        """
+        """The frozen model, to look at: loaded if it was not, the trainer's if it is shared, or the servers."""
         placement = self._require_placement()
         if isinstance(placement, ServedModel):
             return placement
@@ -283,11 +255,11 @@ class FrozenModelReward:
         prompts: Sequence[Prompt],
         completions: Sequence[Completion],
         completion_ids: Sequence[Sequence[int]] | None,
-        criteria: Sequence[str | None] | None = None,
         columns: Mapping[str, Any] | None = None,
     ) -> list[Rendered]:
         """Rows of a batch; `columns` are those that a trainer hands over beside them, and its loggers."""
         columns = columns or {}
+        criteria = criteria_of_rows(self.criterion, columns.get("domain"), len(prompts))
         images = images_of_rows(columns.get("image"), columns.get("images"), len(prompts))
         return self._prompts.render(
             Renderer.render,
@@ -302,10 +274,8 @@ class FrozenModelReward:
     ) -> list[TokenStats]:
         if self._scorer is None:
             self._scorer = make_scorer(self._require_placement(), self.max_tokens_per_batch)
-        return self._scorer(rows, self.alpha, entropy, mean_logits, progress)
-
-    def _require_renderer(self) -> Renderer:
-        return self._prompts.of()
+        entropy, mean_logits = entropy or self.rule.needs_entropy, mean_logits or self.rule.needs_mean_logits
+        return self._scorer(rows, self.rule.alpha, entropy, mean_logits, progress)
 
     def _make_renderer(self, reading: Reading) -> Renderer:
         placement = self._require_placement()
@@ -326,14 +296,12 @@ class FrozenModelReward:
         """That of the frozen model: given, of the trainer whose weights are shared, or loaded."""
         if self._prompts.given is not None:
             return self._prompts.given
-        if isinstance(self._placement, ServedModel):
-            if self._loaded is None:
-                self._loaded = load_tokenizer(self._placement.tokenizer_name, self.trust_remote_code)
-            return self._loaded
-        placement = self._require_placement()
+        placement = self._placement if isinstance(self._placement, ServedModel) else self._require_placement()
         if self.is_shared and self._prompts.policy is not None:
             return self._prompts.policy.tokens.processing_class
-        if self._loaded is None:
+        if self._loaded is None and isinstance(placement, ServedModel):
+            self._loaded = load_tokenizer(placement.tokenizer_name, self.trust_remote_code)
+        elif self._loaded is None:
             if not placement.config._name_or_path:
                 raise ValueError(
                     "The model instance given to the endogenous reward was not loaded from a path or the hub, so its "

@@ -30,12 +30,10 @@ class Generalist(FrozenModelReward):
                 "The `generalist` of `InformationGain` is None, but it must be a path, a hub id or a loaded model: no "
                 "trainer has one to share."
             )
+        self.rule = RewardRule("log_prob", alpha=alpha)
         # Of a loaded or served model, the tokenizer cannot always be found.
         has_own = isinstance(gain.generalist, str) and not is_url(gain.generalist)
-        processing_class = None if has_own else processing_class
-        self.rule = RewardRule("log_prob", alpha=alpha)
-        super().__init__(gain.generalist, processing_class, "generalist", **settings)
-        self.alpha = alpha
+        super().__init__(gain.generalist, None if has_own else processing_class, "generalist", **settings)
 
     def check_tokenizer(self, reward: FrozenModelReward) -> None:
         """Raises `ValueError` if the frozen model of the reward has another tokenizer."""

@@ -2,12 +2,10 @@
 """
 Rivals of the endogenous reward as TRL reward functions: what else a language model gives without training or labels.
 
-They read a frozen model, as [`EndogenousReward`] does. (Intuitor and RENT score with the policy itself, which moves
-during training: a frozen scorer is this package's choice, and Intuitor's authors found theirs easier to game when
-frozen.)
+They read a frozen model. (Intuitor and RENT score with the policy itself, which moves during training: a frozen scorer
+is this package's choice, and Intuitor's authors found theirs easier to game when frozen.)
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -53,11 +51,12 @@ def empty_prompt_ids(renderer: Renderer, chat: bool) -> list[int]:
     return [first]
 
 
-class _IntrinsicReward(FrozenModelReward, ABC):
-    """TRL's contract around a number that a subclass reads from token statistics."""
+class _IntrinsicReward(FrozenModelReward):
+    """TRL's contract around a number that is read from token statistics: by default, the mean of a rule's rewards."""
 
     _default_name: str
     rule = RewardRule("log_prob", "mean")
+    _dtype = torch.float32  # of the mean
 
     def __init__(
         self,
@@ -70,16 +69,9 @@ class _IntrinsicReward(FrozenModelReward, ABC):
         name: str | None = None,
         images: Images = "read",
     ) -> None:
-        super().__init__(
-            model,
-            processing_class,
-            self._default_name if name is None else name,
-            max_tokens_per_batch=max_tokens_per_batch,
-            dtype=dtype,
-            device=device,
-            trust_remote_code=trust_remote_code,
-            images=images,
-        )
+        name = self._default_name if name is None else name
+        placement = max_tokens_per_batch, dtype, device, trust_remote_code
+        super().__init__(model, processing_class, name, *placement, images=images)
 
     def __call__(
         self,
@@ -90,8 +82,8 @@ class _IntrinsicReward(FrozenModelReward, ABC):
         **kwargs: Any,
     ) -> list[float | None]:
         """One reward per completion, `None` for one without a scored token. As [`EndogenousReward.__call__`]."""
-        rows = self._render(prompts, completions, completion_ids, columns=kwargs)
-        stats = self._score_rows(rows, self.rule.needs_entropy, self.rule.needs_mean_logits)
+        rows = self._render(prompts, completions, completion_ids, kwargs)
+        stats = self._score_rows(rows, entropy=False)
         rewards = self._rewards(prompts, rows, stats)
         if log_metric is not None:
             figures = batch_diagnostics(rewards, rewards, stats)
@@ -100,16 +92,6 @@ class _IntrinsicReward(FrozenModelReward, ABC):
                     log_metric(f"{self.__name__}/{key}", figures[key])
         return rewards
 
-    @abstractmethod
-    def _rewards(self, prompts: Sequence[Prompt], rows: list[Rendered], stats: list[TokenStats]) -> list[float | None]:
-        """One reward per completion, `None` for one without a scored token."""
-
-
-class _MeanReward(_IntrinsicReward):
-    """The mean over tokens of what a rule gives them."""
-
-    _dtype = torch.float32  # of the mean
-
     def _rewards(self, prompts: Sequence[Prompt], rows: list[Rendered], stats: list[TokenStats]) -> list[float | None]:
         return [
             self.rule.token_rewards(row).to(self._dtype).mean().item() if self.rule.has_outcome(row) else None
@@ -117,7 +99,7 @@ class _MeanReward(_IntrinsicReward):
         ]
 
 
-class SelfCertaintyReward(_MeanReward):
+class SelfCertaintyReward(_IntrinsicReward):
     r"""
     Self-certainty (Intuitor, https://huggingface.co/papers/2505.19590): the mean over tokens of
     $\mathrm{KL}(U \| \hat\pi(\cdot|s_h))$, how far the model is from knowing nothing, in nats.
@@ -138,7 +120,7 @@ class SelfCertaintyReward(_MeanReward):
     rule = RewardRule("self_certainty", "mean")
 
 
-class NegativeEntropyReward(_MeanReward):
+class NegativeEntropyReward(_IntrinsicReward):
     r"""
     Negative entropy (RENT, https://huggingface.co/papers/2505.22660): minus the mean over tokens of the entropy of
     $\hat\pi(\cdot|s_h)$, in nats. Used as [`SelfCertaintyReward`].
@@ -148,7 +130,7 @@ class NegativeEntropyReward(_MeanReward):
     rule = RewardRule("negative_entropy", "mean")
 
 
-class MeanLogProbReward(_MeanReward):
+class MeanLogProbReward(_IntrinsicReward):
     r"""
     Mean log-probability of the tokens, $\frac1H \log \hat\pi(y|x)$, in nats: minus the logarithm of the perplexity.
     The same as `EndogenousReward(aggregate="mean")` for a finished response. Used as [`SelfCertaintyReward`].
@@ -168,18 +150,12 @@ class RelativePerplexityReward(_IntrinsicReward):
     _default_name = "relative_perplexity_reward"
 
     def _rewards(self, prompts: Sequence[Prompt], rows: list[Rendered], stats: list[TokenStats]) -> list[float | None]:
-        renderer = self._require_renderer()
-        empty = {
-            chat: empty_prompt_ids(renderer, chat) for chat in {not isinstance(prompt, str) for prompt in prompts}
-        }
-        alone = self._score_rows(
-            [
-                replace(row, prompt_ids=empty[not isinstance(p, str)], images=None)
-                for p, row in zip(prompts, rows, strict=True)
-            ],
-            entropy=False,
-        )
+        chat = [not isinstance(prompt, str) for prompt in prompts]
+        empty = {is_chat: empty_prompt_ids(self._prompts.of(), is_chat) for is_chat in set(chat)}
+        without = [
+            replace(row, prompt_ids=empty[is_chat], images=None) for row, is_chat in zip(rows, chat, strict=True)
+        ]
         return [
-            None if len(own.token_ids) == 0 else relative_perplexity(own.log_probs, other.log_probs)
-            for own, other in zip(stats, alone, strict=True)
+            relative_perplexity(own.log_probs, alone.log_probs) if len(own.token_ids) else None
+            for own, alone in zip(stats, self._score_rows(without, entropy=False), strict=True)
         ]

@@ -6,6 +6,7 @@ The endogenous reward where TRL asks for a reward model: in `trl.experimental.pp
 
 import logging
 import sys
+from itertools import dropwhile, filterfalse
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,14 +38,9 @@ class RewardModelAdapter(nn.Module):
     with its first one, which is scored: TRL's trainer pads only what has ended, unless `stop_token_id` is another
     token. A response of no token gets 0, the log-probability of nothing; TRL masks its tokens.
 
-    Args:
-        reward ([`EndogenousReward`]):
-            The reward. Its model must have the policy's tokenizer: token ids are scored as they are.
-
-    Raises:
-        `ValueError`: If the reward has `truncation="skip"` (a reward model cannot leave a response out) or a
-            `criterion` (queries come as tokens, where a system message cannot be put in).
-        `RuntimeError`: If the reward shares a trainer's weights and is not attached.
+    The frozen model must have the policy's tokenizer: token ids are scored as they are. `ValueError` for a reward with
+    `truncation="skip"` (a reward model cannot leave a response out), a `criterion` (queries come as tokens, where a
+    system message cannot be put in) or a correction other than [`ClipTokens`].
 
     Example:
     ```python
@@ -96,7 +92,7 @@ class RewardModelAdapter(nn.Module):
         Rewards of responses, of shape `(B,)`, float32, without gradient, from the token ids of queries, padded to
         `context_length`, and responses, padded on the right. Raises `ValueError` for what cannot be scored.
         """
-        renderer = self.reward._require_renderer()
+        renderer = self.reward._prompts.of()
         pad_ends = pad_token_id in renderer.ends.stops
         if pad_ends and not self._said_pad_ends:
             logger.warning(
@@ -114,17 +110,15 @@ class RewardModelAdapter(nn.Module):
         queries, responses = [], []
         for row, ids in enumerate(query_responses.tolist()):
             query, response = ids[:context_length], ids[context_length:]
-            if pad_ends:
-                if query and query[-1] == pad_token_id:
-                    raise ValueError(
-                        f"The query of row {row} ends with the token that both pads and ends responses "
-                        f"({pad_token_id}), so it is not known where it ends. Pad queries on the left "
-                        "(`padding_side='left'`), and give the tokenizer a pad token of its own."
-                    )
-                padding = next((i for i, token_id in enumerate(query) if token_id != pad_token_id), len(query))
-                queries.append(query[padding:])
-            else:
-                queries.append([token_id for token_id in query if token_id != pad_token_id])
+            if pad_ends and query[-1:] == [pad_token_id]:
+                raise ValueError(
+                    f"The query of row {row} ends with the token that both pads and ends responses ({pad_token_id}), "
+                    "so it is not known where it ends. Pad queries on the left (`padding_side='left'`), and give the "
+                    "tokenizer a pad token of its own."
+                )
+            # A token that pads and ends stands in queries too, behind their padding.
+            written = dropwhile if pad_ends else filterfalse
+            queries.append(list(written(pad_token_id.__eq__, query)))
             responses.append(renderer.ends.before_padding(response, pad_token_id))
         rows = renderer.render_ids(queries, responses)
         stats = self.reward._score_rows(rows, entropy=False)
@@ -143,8 +137,8 @@ class RewardModelAdapter(nn.Module):
         if frame.f_code is not get_reward.__code__:
             raise RuntimeError(
                 "The endogenous reward model was called as a backbone, but not by TRL's `get_reward`, so it cannot "
-                "know "
-                "where responses begin. Call it itself: `reward_model(query_responses, pad_token_id, context_length)`."
+                "know where responses begin. Call it itself: `reward_model(query_responses, pad_token_id, "
+                "context_length)`."
             )
         given = frame.f_locals
         query_responses: Tensor = given["query_responses"]

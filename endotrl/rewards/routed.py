@@ -14,8 +14,8 @@ class RoutedReward:
     Gives each completion the reward that its row of the dataset names, such as that of a frozen model for its domain.
     It is asynchronous, so that the rewards run beside each other: it needs TRL 1.14 or newer, and GRPO or RLOO.
 
-    Rewards of different models are on different scales. GRPO compares the completions of one prompt, which go to one
-    of them, so that this does no harm there.
+    Rewards of different models are on different scales, which does no harm where the completions of one prompt, which
+    go to one of them, are compared.
 
     Args:
         rewards (`Mapping[str, Callable]`):
@@ -74,8 +74,9 @@ class RoutedReward:
         if hasattr(trainer, "reward_funcs"):
             self.bind(trainer)
         columns = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids, **kwargs}
+        scored: dict[int, float | None] = {}
 
-        async def score(route: str) -> list[tuple[int, float | None]]:
+        async def score(route: str) -> None:
             rows = [i for i, other in enumerate(routes) if other == route]
             theirs = {
                 key: [value[i] for i in rows] if isinstance(value, list) and len(value) == len(prompts) else value
@@ -86,8 +87,7 @@ class RoutedReward:
                 values = await reward(**theirs)
             else:
                 values = await asyncio.to_thread(lambda: reward(**theirs))
-            return list(zip(rows, values, strict=True))
+            scored.update(zip(rows, values, strict=True))
 
-        scored = await asyncio.gather(*(score(route) for route in dict.fromkeys(routes)))
-        by_row = dict(pair for pairs in scored for pair in pairs)
-        return [by_row[i] for i in range(len(prompts))]
+        await asyncio.gather(*(score(route) for route in dict.fromkeys(routes)))
+        return [scored[i] for i in range(len(prompts))]

@@ -75,11 +75,10 @@ class RewardRule:
         check_choice("token_reward", self.token_reward, TOKEN_REWARDS, ONLY_EVALUATED)
         check_choice("truncation", self.truncation, get_args(Truncation))
         name, number = parse_aggregate(self.aggregate)
-        settings: dict[str, Any] = {"correction": as_correction(self.correction, self.token_reward)}
+        object.__setattr__(self, "correction", as_correction(self.correction, self.token_reward))
         if name == "discounted" and number is not None:
-            settings |= {"aggregate": name, "discount": number}
-        for key, value in settings.items():
-            object.__setattr__(self, key, value)
+            object.__setattr__(self, "aggregate", name)
+            object.__setattr__(self, "discount", number)
 
     @property
     def needs_entropy(self) -> bool:
@@ -131,8 +130,7 @@ class RewardRule:
         if name in ("mean", "power", "min"):
             raise ValueError(
                 f'`aggregate="{self.aggregate}"` cannot be credited to single tokens, because the weight of a token '
-                "depends "
-                'on tokens to come. Use `aggregate="sum"` or `"discounted"`, or credit the outcome.'
+                'depends on tokens to come. Use `aggregate="sum"` or `"discounted"`, or credit the outcome.'
             )
 
     def has_outcome(self, stats: TokenStats) -> bool:
@@ -149,17 +147,16 @@ class RewardRule:
         """Rewards of the scored tokens, shape `(H,)`, float32; NaN for what `truncation="skip"` leaves out."""
         if self.truncation == "skip" and not stats.finished:
             return torch.full_like(stats.chosen_logits, torch.nan)
-        if self.token_reward == "negative_entropy":
+        form = self.token_reward
+        if form == "negative_entropy":
             rewards = -_given(stats.entropies, "entropies")
-        elif self.token_reward == "self_certainty":
+        elif form == "self_certainty":
             mean_logits, vocab_size = _given(stats.mean_logits, "mean_logits"), _given(stats.vocab_size, "vocab_size")
             rewards = self_certainty(stats.soft_values[:-1], mean_logits, vocab_size, stats.alpha)
         else:
             values = self.state_values(stats)
-            rewards = token_rewards(
-                stats.chosen_logits, values, stats.alpha, self.gamma, self.token_reward, stats.entropies
-            )
-        return correct_tokens(rewards, stats, self.correction)  # type: ignore[arg-type]
+            rewards = token_rewards(stats.chosen_logits, values, stats.alpha, self.gamma, form, stats.entropies)
+        return rewards if self.correction is None else correct_tokens(rewards, stats, self.correction)  # type: ignore[arg-type]
 
     def weights(self, rewards: Tensor) -> Tensor:
         """Weights of token rewards of shape `(H,)` in the outcome, of shape `(H,)`, float64."""
@@ -187,10 +184,9 @@ class RewardRule:
 
     def contributions(self, stats: TokenStats) -> Contributions | None:
         r"""
-        Contributions of the tokens to the outcome, which they sum to; `None` if it has no reward. For `"bellman"`
-        rewards with the default settings, that is $\alpha \log \hat\pi(a_h|s_h)$, and not the token rewards
-        themselves: these differ from it by the change of the soft value, which constants of the logits move and which
-        cancels in the sum.
+        Contributions of the tokens to the outcome, which they sum to; `None` if it has no reward. With the default
+        settings, that is $\alpha \log \hat\pi(a_h|s_h)$, and not the token rewards: see
+        [`~endotrl.bellman.bellman_contributions`].
         """
         if not self.has_outcome(stats):
             return None

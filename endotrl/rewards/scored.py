@@ -1,15 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scored completions, as a notebook shows them and a table holds them."""
+"""Scored completions: as a notebook shows them, a table holds them, and rows of a heat map."""
 
 import math
 from collections.abc import Sequence
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
+import torch
+from markupsafe import Markup
+from torch import Tensor
+
 from ..data.formats import message_text
+from ..rendering.images import load_picture, place_images
 from ..rendering.messages import Prompt
-from ..reporting import heat_maps, notebook_cell, number, plain, table
+from ..reporting import HeatMapRow, figure, heat_maps, notebook_cell, number, plain, table
 from ..scoring.token_stats import TokenStats
-from .contributions import heat_map_row
+from .corrections import length_shares
 
 
 if TYPE_CHECKING:
@@ -17,22 +23,14 @@ if TYPE_CHECKING:
 
 
 SHOWN = 50  # heat maps in a notebook: more would make its file heavy
+MAX_PIXELS = 320  # of a picture on the page, on its longer side
 
 
 class ScoredCompletions(list[TokenStats]):
     """
-    What [`EndogenousReward.score`] returns: a list of [`TokenStats`] that knows the rewards and the prompts. In a
-    notebook it shows a table, the best answer to each prompt first, and heat maps of what each token contributes.
-
-    Args:
-        stats (`list[TokenStats]`):
-            Token statistics of the completions.
-        reward ([`EndogenousReward`]):
-            The reward that scored them.
-        prompts (`list`):
-            Prompt of each, text or messages.
-        images (`list`, *optional*):
-            Images of each that are not in its prompt.
+    What [`EndogenousReward.score`] returns: a list of [`TokenStats`] that knows the reward that scored them, their
+    prompts, and images that are not in these. In a notebook it shows a table, the best answer to each prompt first,
+    and heat maps of what each token contributes.
 
     Example:
     ```python
@@ -86,12 +84,8 @@ class ScoredCompletions(list[TokenStats]):
     def _repr_html_(self) -> str:
         """Completions, the best one to each prompt first, with its lead over the others, then as heat maps."""
         rewards, completions, places = self.rewards, self.completions, list(dict.fromkeys(self.prompts))
-
-        def worst_last(i: int) -> tuple[int, float]:
-            reward = rewards[i]
-            return places.index(self.prompts[i]), math.inf if reward is None else -reward
-
-        shown = sorted(range(len(self)), key=worst_last)[:SHOWN]
+        order = [math.inf if reward is None else -reward for reward in rewards]
+        shown = sorted(range(len(self)), key=lambda i: (places.index(self.prompts[i]), order[i]))[:SHOWN]
         best = {self.prompts[i]: rewards[i] for i in reversed(shown)}
         lines, rows = [], []
         for place, i in enumerate(shown):
@@ -104,3 +98,65 @@ class ScoredCompletions(list[TokenStats]):
         caption = f"{SHOWN} of {len(self)} completions; all are in `.to_dict()`." if len(self) > SHOWN else ""
         headers = ["prompt", "completion", "reward, nats", "to the best", "tokens"]
         return notebook_cell(table(headers, lines, caption) + heat_maps(rows))
+
+
+def heat_map_row(
+    reward: "EndogenousReward",
+    stats: TokenStats,
+    prompt: Prompt = "",
+    meta: str = "",
+    length_slope: float = 0.0,
+    images: Sequence[Any] | None = None,
+) -> HeatMapRow:
+    """
+    A completion in the colours of its contributions to the reward ([`RewardRule.contributions`]), with the
+    token rewards and what they are made of as further numbers, above the images that its prompt and its columns have.
+    `length_slope` is the slope on log length that [`LengthControl`] takes out.
+    """
+    contributions, total = reward.rule.contributions(stats), reward.rule.outcome(stats)
+    token_rewards = reward.rule.token_rewards(stats)
+    rest = {}
+    if contributions is None or total is None:
+        tokens = torch.full_like(token_rewards, torch.nan)
+    else:
+        num_tokens = len(stats.token_ids)
+        tokens = contributions.tokens + length_shares(num_tokens, length_slope).double()
+        total -= length_slope * math.log(num_tokens)
+        names = "V of the prompt", "V of the state where it was cut off"
+        rest = {name: value for name, value in zip(names, contributions[1:], strict=True) if value}
+    return HeatMapRow(
+        text=stats.text or "",
+        offsets=stats.offsets or [],
+        contributions=tokens.tolist(),
+        total=total,
+        rest=rest,
+        columns={name: values.tolist() for name, values in columns_of(stats, token_rewards).items()},
+        eos=stats.finished,
+        prompt=message_text(prompt),
+        meta=meta,
+        details=pictures_of(prompt, images) if reward.images == "read" else Markup(""),
+    )
+
+
+def columns_of(stats: TokenStats, token_rewards: Tensor) -> dict[str, Tensor]:
+    """What a heat map tells of each token, by name."""
+    if not stats.has_logits:  # so that Bellman rewards of tokens are none, either
+        return {"log-prob": stats.log_probs}
+    return {
+        "token reward": token_rewards,
+        "log-prob": stats.log_probs,
+        "soft value": stats.soft_values[:-1],
+        **({} if stats.entropies is None else {"entropy": stats.entropies}),
+    }
+
+
+def pictures_of(prompt: Any, images: Sequence[Any] | None = None) -> Markup:
+    """The images of a prompt, and those of its columns: see [`~endotrl.rendering.images.place_images`]."""
+    page = Markup("")
+    for place, picture in enumerate(place_images(0, prompt, images)[1], start=1):
+        image = load_picture(0, picture).convert("RGB")
+        image.thumbnail((MAX_PIXELS, MAX_PIXELS))
+        buffer = BytesIO()
+        image.save(buffer, format="png")
+        page += figure(buffer.getvalue(), alt=f"Image {place} of the prompt")
+    return page

@@ -2,26 +2,74 @@
 """A trained sentence-level reward model as a TRL reward function."""
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import Any
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
 
 import torch
-from torch import Tensor
+from accelerate import PartialState
+from accelerate.utils import is_peft_model
+from torch import Tensor, nn
+from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from ..checks import check_choice
+from ..frozen.loaded_model import eval_mode
+from ..frozen.names import context_length, load_config, load_tokenizer
+from ..frozen.own_copy import check_device, resolve_dtype
+from ..frozen.sharded_weights import loaded_whole
 from ..rendering.images import refuse_images
 from ..rendering.messages import Completion, Prompt
+from ..rendering.policy import PolicyBinding, Reading
 from ..rendering.policy_tokens import PolicyTokens, tokenizer_of
-from ..rendering.renderer import OverlongPrompt
+from ..rendering.renderer import Overlong, OverlongPrompt
+from ..scoring.batching import plan_batches
+from ..scoring.forward_pass import RopeLengths, exclusive, rope_as_made
+from ..scoring.isolation import why_alone, why_alone_by_length
 from ..sentence.configuration import SentenceRewardConfig
+from ..sentence.encoding import EncodedResponse, SentenceEncoder, pad_batch
 from ..sentence.modeling import SentenceRewardModel
-from ..sentence.segmentation import Segmenter
-from ..sentence.sentence_scorer import SentenceScorer, SentenceScores
-from ..sentence.tokens import transfer
+from ..sentence.segmentation import Segmenter, load_segmenter
+from ..sentence.tokens import SentenceTokens, transfer
 from .protocol import DenseScores
 
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SentenceScores:
+    r"""
+    What a sentence reward model says about one completion of `n` sentences: its `score` $R(y) = \sum_i a_i r_i$, and
+    `sentence_rewards` $r_i$ and `weights` $a_i$ of shape `(n + 1,)`, float32, the first of them the prompt's.
+    `sentences` and `completion_ids` are by the tokenizer of the reward model. `cut` is `True` if prompt and completion
+    were too long and lost something, see [`~endotrl.sentence.SentenceEncoder`].
+    """
+
+    score: float
+    sentence_rewards: Tensor
+    weights: Tensor
+    sentences: SentenceTokens
+    completion_ids: list[int]
+    cut: bool = False
+
+    @property
+    def contributions(self) -> Tensor:
+        r"""
+        $a_i r_i$ of every sentence, of shape `(n,)`; they sum to the score. The first has that of the prompt with it,
+        which is earned before there is any token to give it to.
+        """
+        terms = self.weights * self.sentence_rewards
+        return torch.cat([terms[:1] + terms[1:2], terms[2:]]) if len(terms) > 1 else terms[:0]
+
+    @property
+    def weakest_sentence(self) -> str:
+        """The sentence that contributes least; empty if there is none."""
+        if not self.sentences.spans:
+            return ""
+        start, end = self.sentences.spans[int(self.contributions.argmin())]
+        return self.sentences.text[start:end].strip()
 
 
 class SentenceReward:
@@ -74,38 +122,69 @@ class SentenceReward:
         overlong_prompt: OverlongPrompt = "error",
         chat_template_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        self._scorer = SentenceScorer(
-            model,
-            processing_class,
-            segmenter,
-            max_tokens_per_batch,
-            dtype,
-            device,
-            trust_remote_code,
-            overlong_prompt,
-            chat_template_kwargs,
-        )
-        self.policy_processing_class = policy_processing_class
+        plan_batches([], max_tokens_per_batch)  # raises now if the budget is not a budget
+        resolve_dtype(dtype, torch.device("cpu"))
+        check_device(device)
+        check_choice("overlong_prompt", overlong_prompt, get_args(OverlongPrompt))
+        if isinstance(model, str | os.PathLike):
+            self._path: str | None = os.fspath(model)
+            self._model: SentenceRewardModel | None = None  # loaded on first use
+            config = load_config(self._path, trust_remote_code)
+        else:
+            if not isinstance(model, nn.Module):
+                raise TypeError(
+                    f"`model` is a {type(model).__name__}, but it must be a path or hub id, or a "
+                    "`SentenceRewardModel`."
+                )
+            loaded: Any = model
+            self._model = loaded.get_base_model() if is_peft_model(loaded) else loaded
+            self._path, config = None, loaded.config
+        if not isinstance(config, SentenceRewardConfig):
+            raise ValueError(
+                f"{self._path or type(model).__name__!r} is a model of type {config.model_type!r}, not a sentence "
+                "reward model. Train one on it with `SentenceRewardTrainer`."
+            )
+        self.config = config
+        self.segmenter = load_segmenter(config.segmenter) if segmenter is None else segmenter
+        self.max_tokens_per_batch = max_tokens_per_batch
+        self.trust_remote_code = trust_remote_code
+        self.overlong_prompt: Overlong = overlong_prompt
         self.__name__ = name  # TRL's name for a callable in logs
+        self._dtype, self._device = dtype, device
+        # Why each row has a pass of its own; empty if it has none, and not known before the model has been tried.
+        self._alone: str | None = None
+        self._own_tokenizer = processing_class
+        # How prompts are read: in a trainer, as its policy does.
+        self._prompts = PolicyBinding(processing_class, chat_template_kwargs, self._tokenizer, self._make_encoder)
+        self.policy_processing_class = policy_processing_class
         self._said_other_text = False
 
     def __repr__(self) -> str:
-        return f"SentenceReward({self._scorer.name!r}, name={self.__name__!r})"
+        return f"SentenceReward({self._source!r}, name={self.__name__!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Weights are not pickled, but loaded again on first use."""
+        if self._path is None:
+            raise TypeError(
+                "A sentence reward made from a loaded model cannot be pickled, because weights are not pickled. Save "
+                "the model, and make the reward from its path."
+            )
+        return {**self.__dict__, "_model": None}
+
+    @property
+    def _source(self) -> str:
+        """Path or hub id of the model; empty if there is none."""
+        return self._path or self.config._name_or_path
 
     @property
     def policy_processing_class(self) -> PreTrainedTokenizerBase | None:
         """Tokenizer of the policy: given, or of the trainer that the reward is bound to."""
-        tokens = self._scorer.prompts.policy_tokens
+        tokens = self._prompts.policy_tokens
         return None if tokens is None else tokenizer_of(tokens.processing_class)
 
     @policy_processing_class.setter
     def policy_processing_class(self, processing_class: PreTrainedTokenizerBase | None) -> None:
-        self._scorer.prompts.know(None if processing_class is None else PolicyTokens(processing_class))
-
-    @property
-    def config(self) -> SentenceRewardConfig:
-        """Configuration of the model."""
-        return self._scorer.config
+        self._prompts.know(None if processing_class is None else PolicyTokens(processing_class))
 
     def __call__(
         self,
@@ -124,11 +203,7 @@ class SentenceReward:
         Raises `ValueError` or `TypeError` for a batch that cannot be encoded (before anything is computed; see
         [`~endotrl.sentence.SentenceEncoder`]), and for NaN scores.
         """
-        refuse_images(kwargs, len(prompts), "the sentence reward model")
-        rows = self._scorer(
-            prompts, completions, completion_ids, log_extra=log_extra, environment=kwargs.get("environment")
-        )
-        self._log(rows, log_extra, log_metric)
+        rows = self._score_and_log(prompts, completions, completion_ids, log_extra, log_metric, kwargs)
         return [row.score for row in rows]
 
     def outcome_and_token_rewards(
@@ -148,11 +223,7 @@ class SentenceReward:
         Raises, next to what [`__call__`] does, `ValueError` if policy and reward model have different tokenizers and
         the policy's is not known.
         """
-        refuse_images(kwargs, len(prompts), "the sentence reward model")
-        rows = self._scorer(
-            prompts, completions, completion_ids, log_extra=log_extra, environment=kwargs.get("environment")
-        )
-        self._log(rows, log_extra, log_metric)
+        rows = self._score_and_log(prompts, completions, completion_ids, log_extra, log_metric, kwargs)
         token_rewards = [
             self._token_rewards(row, None if completion_ids is None else list(completion_ids[i]))
             for i, row in enumerate(rows)
@@ -167,11 +238,11 @@ class SentenceReward:
         progress: bool = False,
     ) -> list[SentenceScores]:
         """All that the model says about each completion, for looking at: sentences, their rewards and weights."""
-        return self._scorer(prompts, completions, completion_ids, progress)
+        return self._score(self._encode(prompts, completions, completion_ids), progress)
 
     def bind(self, trainer: Any) -> "SentenceReward":
         """Reads prompts, and finds the ends of sentences, as the policy does: see [`EndogenousReward.bind`]."""
-        self._scorer.prompts.bind(trainer)
+        self._prompts.bind(trainer)
         return self
 
     def attach(self, trainer: Any) -> "SentenceReward":
@@ -180,8 +251,112 @@ class SentenceReward:
 
     def load(self) -> "SentenceReward":
         """Loads tokenizer and weights now, so that what is wrong shows before there is data."""
-        self._scorer.load()
+        self._tokenizer()
+        self._loaded()
         return self
+
+    def _loaded(self) -> SentenceRewardModel:
+        with exclusive(self):
+            if self._model is None:
+                assert self._path is not None
+                device = PartialState().device if self._device is None else torch.device(self._device)
+                with loaded_whole():
+                    model = SentenceRewardModel.from_pretrained(self._path, dtype=resolve_dtype(self._dtype, device))
+                self._model = model.to(device).eval().requires_grad_(False)
+            return self._model
+
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        if self._own_tokenizer is None:
+            if not self._source:
+                raise ValueError(
+                    "The model instance given to the sentence reward was not loaded from a path or the hub, so its "
+                    "tokenizer cannot be found. Pass it as `processing_class`."
+                )
+            self._own_tokenizer = load_tokenizer(self._source, self.trust_remote_code)
+        return self._own_tokenizer
+
+    def _make_encoder(self, reading: Reading) -> SentenceEncoder:
+        return SentenceEncoder(
+            config=self.config,
+            segmenter=self.segmenter,
+            max_length=context_length(self.config),
+            overlong_prompt=self.overlong_prompt,
+            **reading._asdict(),
+        )
+
+    def _encode(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Completion],
+        completion_ids: Sequence[Sequence[int]] | None,
+        log_extra: Callable[[str, list[Any]], None] | None = None,
+        environment: Sequence[str] | None = None,
+    ) -> list[EncodedResponse]:
+        return self._prompts.render(
+            SentenceEncoder.__call__,
+            *(prompts, completions, completion_ids),
+            log_extra=log_extra,
+            environment=environment,
+        )
+
+    def _score_and_log(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Completion],
+        completion_ids: Sequence[Sequence[int]] | None,
+        log_extra: Callable[[str, list[Any]], None] | None,
+        log_metric: Callable[[str, float], None] | None,
+        columns: Mapping[str, Any],
+    ) -> list[SentenceScores]:
+        refuse_images(columns, len(prompts), "the sentence reward model")
+        rows = self._score(self._encode(prompts, completions, completion_ids, log_extra, columns.get("environment")))
+        if log_metric is not None:
+            log_metric(f"{self.__name__}/sentences", sum(len(row.sentences.spans) for row in rows) / len(rows))
+        if log_extra is not None:
+            log_extra(f"{self.__name__}/weakest_sentence", [row.weakest_sentence for row in rows])
+        return rows
+
+    def _score(self, rows: Sequence[EncodedResponse], progress: bool = False) -> list[SentenceScores]:
+        """Scores of rows, in batches of like lengths, in the order given."""
+        results: list[SentenceScores | None] = [None] * len(rows)
+        model = self.load()._loaded()
+        device = model.device
+        rope = RopeLengths.from_config(model.config)
+        with (
+            exclusive(model),
+            torch.no_grad(),
+            eval_mode(model),
+            tqdm(total=len(rows), desc="Scoring", unit=" completions", disable=not progress) as bar,
+        ):
+            if self._alone is None:
+                self._alone = why_alone(model) or why_alone_by_length(model, rope, self.max_tokens_per_batch) or ""
+            lengths = [len(row.input_ids) for row in rows]
+            kinds = [(i,) if self._alone else rope.length_class(length) for i, length in enumerate(lengths)]
+            for batch in plan_batches(lengths, self.max_tokens_per_batch, kinds):
+                inputs = pad_batch([(rows[i].input_ids, rows[i].sentence_ends) for i in batch], pad_token_id=0)
+                with rope_as_made(model):
+                    output = model(**{key: tensor.to(device) for key, tensor in inputs.items()})
+                scores = output.logits.squeeze(-1).cpu()  # (B,)
+                rewards, weights = output.sentence_rewards.cpu(), output.weights.cpu()  # (B, N)
+                for j, i in enumerate(batch):
+                    count = len(rows[i].sentence_ends)
+                    results[i] = SentenceScores(
+                        scores[j].item(),
+                        rewards[j, :count].clone(),
+                        weights[j, :count].clone(),
+                        rows[i].sentences,
+                        rows[i].completion_ids,
+                        rows[i].cut,
+                    )
+                bar.update(len(batch))
+        scored = [result for result in results if result is not None]
+        bad = [i for i, row in enumerate(scored) if not torch.isfinite(torch.tensor(row.score))]
+        if bad:
+            raise ValueError(
+                f"The sentence reward model gives NaN or infinite scores for rows {', '.join(map(str, bad[:10]))} of "
+                f'{len(scored)}. Its weights are damaged, or its dtype is too narrow: try `dtype="float32"`.'
+            )
+        return scored
 
     def _token_rewards(self, row: SentenceScores, ids: list[int] | None) -> Tensor:
         tokens = row.sentences.last_tokens
@@ -210,21 +385,3 @@ class SentenceReward:
             )
             self._said_other_text = True
         return tokens
-
-    def _log(
-        self,
-        rows: list[SentenceScores],
-        log_extra: Callable[[str, list[Any]], None] | None,
-        log_metric: Callable[[str, float], None] | None,
-    ) -> None:
-        if log_metric is not None:
-            log_metric(f"{self.__name__}/sentences", sum(len(row.sentences.spans) for row in rows) / len(rows))
-        if log_extra is not None:
-            log_extra(f"{self.__name__}/weakest_sentence", [_weakest_sentence(row) for row in rows])
-
-
-def _weakest_sentence(row: SentenceScores) -> str:
-    if not row.sentences.spans:
-        return ""
-    start, end = row.sentences.spans[int(row.contributions.argmin())]
-    return row.sentences.text[start:end].strip()

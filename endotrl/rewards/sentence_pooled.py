@@ -87,20 +87,17 @@ class SentencePooledReward:
                 prompts=prompts, completions=completions, completion_ids=completion_ids, **kwargs
             )
         )
-        pooled, values = [], []
+        pooled = list(scores.token_rewards)
+        values = None if scores.state_values is None else list(scores.state_values)
         for i, (outcome, rewards) in enumerate(zip(scores.outcomes, scores.token_rewards, strict=True)):
-            # What has no outcome is not read, whatever it is.
-            paid = (
-                rewards if outcome is None else pool(rewards, self._ends(completion_ids[i], completions[i], rewards))
-            )
-            pooled.append(paid)
-            if scores.state_values is not None and outcome is not None:
+            if outcome is None:  # not read, whatever it is
+                continue
+            pooled[i] = paid = pool(rewards, self._ends(completion_ids[i], completions[i], rewards))
+            if values is not None:
                 # What was earned up to the token and not paid yet.
                 owed = rewards.double().cumsum(0) - rewards - (paid.double().cumsum(0) - paid)
-                values.append(scores.state_values[i] + owed.float())
-            elif scores.state_values is not None:
-                values.append(scores.state_values[i])
-        return DenseScores(scores.outcomes, pooled, None if scores.state_values is None else values)
+                values[i] = values[i] + owed.float()
+        return DenseScores(scores.outcomes, pooled, values)
 
     def _ends(self, ids: Sequence[int], completion: Completion, rewards: Tensor) -> list[int]:
         # What a tool wrote has no reward, and cannot carry one: trainers mask it.

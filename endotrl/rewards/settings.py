@@ -6,11 +6,12 @@ score` and `endotrl eval`, and the environment variables `ENDOTRL_<NAME>` are ma
 
 import json
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from ..checks import check_choice, check_discount
+from ..field_help import with_help
 
 
 TokenReward = Literal["bellman", "log_prob", "centered", "negative_entropy", "self_certainty"]
@@ -99,19 +100,101 @@ READERS: dict[Any, tuple[Callable[[str], Any], str]] = {
 }
 
 
+def _one_of(choices: tuple[str, ...], **default: Any) -> Any:
+    return field(**{"default": choices[0], **default}, metadata={"choices": choices})
+
+
+def _not_in(*places: Literal["yaml", "score", "environment"], default: Any) -> Any:
+    return field(default=default, metadata={"absent": places})
+
+
+@with_help
+@dataclass(frozen=True)
+class _Settings:
+    """
+    Args:
+        alpha (`float`):
+            Temperature of the soft value; language models have 1.
+        gamma (`float`):
+            Discount inside the operator, in (0, 1].
+        token_reward (`str`):
+            Form of the token rewards: f(s, a) - gamma V(s'); alpha log pi; alpha (log pi + entropy); minus the
+            entropy; KL of the uniform distribution to pi.
+        aggregate (`str`):
+            How token rewards become one number: 'sum' (without V(s_1), a constant of the prompt), 'mean' (the same per
+            token), 'discounted' (the sum of discount^(h-1) r_h), 'power=NUMBER' (the sum over H^NUMBER),
+            'first=NUMBER' (the sum over that many tokens), or 'min'.
+        discount (`float`):
+            Discount of the aggregate 'discounted', in (0, 1].
+        truncation (`str`):
+            Completions without an end-of-sequence token: the state after the last token is the end; subtract the
+            model's own value of it; no reward.
+        criterion (`str` or `dict`):
+            System message under which the frozen model judges; or one for each value of the column `domain`, as a
+            dictionary (JSON on the command line).
+        max_tokens_per_batch (`int`):
+            Tokens of one forward pass of the frozen model; bounds memory, does not change rewards.
+        dtype (`str`):
+            Dtype of the frozen model's own copy: auto is bfloat16 on accelerators and float32 on CPU, where the
+            command line takes the faster of the two.
+        device (`str`):
+            Device of the frozen model's own copy, such as cpu or cuda:1 (default: the best there is, or the process's
+            own).
+        trust_remote_code (`bool`):
+            Let code from the model's repository run.
+        name (`str`):
+            Name in logs.
+        overlong_prompt (`str`):
+            What is longer than the frozen model's context: report it, or drop the beginning of its prompt.
+        images (`str`):
+            What to do with images of prompts: read them, which takes a frozen model that reads images, or judge the
+            completions as answers to the text alone.
+        chat_template_kwargs (`dict`):
+            Further arguments of the chat template, such as {"enable_thinking": false}.
+        offload (`bool`):
+            Whether the frozen model's own copy waits in CPU memory between calls.
+        model_init_kwargs (`dict`):
+            Further arguments of `from_pretrained` for the frozen model's own copy, such as {"revision": "v1",
+            "quantization_config": {"load_in_4bit": true}}.
+        adapter_name (`str`):
+            Adapter of a `PeftModel` that makes the frozen model.
+        correction (`str`):
+            What is taken out of the reward: what length explains (in training only), or what single tokens lose beyond
+            a bound.
+    """
+
+    alpha: float = 1.0
+    gamma: float = 1.0
+    token_reward: str = _one_of(TOKEN_REWARDS)
+    aggregate: str = "sum"
+    discount: float = 0.95
+    truncation: str = _one_of(get_args(Truncation))
+    criterion: CRITERION = None
+    max_tokens_per_batch: int = 8192
+    dtype: str = _one_of(("auto", "bfloat16", "float16", "float32"))
+    device: str | None = None
+    trust_remote_code: bool = _not_in("yaml", default=False)  # the trainer's `trust_remote_code` holds
+    # A recipe has one endogenous reward, `score` logs nothing, and TRL reads the name before the reward is made.
+    name: str = _not_in("yaml", "score", "environment", default="endogenous_reward")
+    overlong_prompt: str = _one_of(("error", "truncate_left"))
+    images: str = _one_of(("read", "ignore"))
+    chat_template_kwargs: JSON = _not_in("yaml", default=None)  # the trainer's `chat_template_kwargs` hold
+    offload: bool = _not_in("score", default=False)  # nothing else needs the device between calls
+    model_init_kwargs: INIT_KWARGS = None
+    adapter_name: str | None = _not_in("yaml", "score", "environment", default=None)  # an adapter has a path
+    correction: str | None = _one_of(get_args(CorrectionName), default=None)
+
+
 @dataclass(frozen=True)
 class RewardSetting:
-    """
-    One setting of [`EndogenousReward`]: `type` is that in YAML, and `absent` tells where it cannot be set (`"yaml"`,
-    `"score"`, `"environment"`), and why.
-    """
+    """One setting of [`EndogenousReward`]: `type` is that in YAML, `absent` where it cannot be set."""
 
     name: str
     type: Any
     default: Any
     help: str
     choices: tuple[str, ...] | None = None
-    absent: Mapping[str, str] = field(default_factory=dict)
+    absent: tuple[str, ...] = ()
 
     def read(self, text: str) -> Any:
         """Its value, from an environment variable or a command line. Raises `ValueError`: `must be <kind>`."""
@@ -122,132 +205,4 @@ class RewardSetting:
             raise ValueError(f"must be {kind}") from error
 
 
-SETTINGS = {
-    setting.name: setting
-    for setting in (
-        RewardSetting("alpha", float, 1.0, "Temperature of the soft value; language models have 1."),
-        RewardSetting("gamma", float, 1.0, "Discount inside the operator, in (0, 1]."),
-        RewardSetting(
-            "token_reward",
-            str,
-            "bellman",
-            "Form of the token rewards: f(s, a) - gamma V(s'); alpha log pi; alpha (log pi + entropy); minus the "
-            "entropy; KL of the uniform distribution to pi.",
-            TOKEN_REWARDS,
-        ),
-        RewardSetting(
-            "aggregate",
-            str,
-            "sum",
-            "How token rewards become one number: 'sum' (without V(s_1), a constant of the prompt), 'mean' (the same "
-            "per token), 'discounted' (the sum of discount^(h-1) r_h), 'power=NUMBER' (the sum over H^NUMBER), "
-            "'first=NUMBER' (the sum over that many tokens), or 'min'.",
-        ),
-        RewardSetting("discount", float, 0.95, "Discount of the aggregate 'discounted', in (0, 1]."),
-        RewardSetting(
-            "truncation",
-            str,
-            "terminal",
-            "Completions without an end-of-sequence token: the state after the last token is the end; subtract the "
-            "model's own value of it; no reward.",
-            get_args(Truncation),
-        ),
-        RewardSetting(
-            "criterion",
-            CRITERION,
-            None,
-            "System message under which the frozen model judges; or one for each value of the column `domain`, as a "
-            "dictionary (JSON on the command line).",
-        ),
-        RewardSetting(
-            "max_tokens_per_batch",
-            int,
-            8192,
-            "Tokens of one forward pass of the frozen model; bounds memory, does not change rewards.",
-        ),
-        RewardSetting(
-            "dtype",
-            str,
-            "auto",
-            "Dtype of the frozen model's own copy: auto is bfloat16 on accelerators and float32 on CPU, where the "
-            "command line takes the faster of the two.",
-            ("auto", "bfloat16", "float16", "float32"),
-        ),
-        RewardSetting(
-            "device",
-            str | None,
-            None,
-            "Device of the frozen model's own copy, such as cpu or cuda:1 (default: the best there is, or the "
-            "process's own).",
-        ),
-        RewardSetting(
-            "trust_remote_code",
-            bool,
-            False,
-            "Let code from the model's repository run.",
-            absent={"yaml": "the trainer's `trust_remote_code` holds"},
-        ),
-        RewardSetting(
-            "name",
-            str,
-            "endogenous_reward",
-            "Name in logs.",
-            absent={
-                "yaml": "a recipe has one endogenous reward",
-                "score": "nothing is logged",
-                "environment": "TRL reads the name before the reward is made",
-            },
-        ),
-        RewardSetting(
-            "overlong_prompt",
-            str,
-            "error",
-            "What is longer than the frozen model's context: report it, or drop the beginning of its prompt.",
-            ("error", "truncate_left"),
-        ),
-        RewardSetting(
-            "images",
-            str,
-            "read",
-            "What to do with images of prompts: read them, which takes a frozen model that reads images, or judge the "
-            "completions as answers to the text alone.",
-            ("read", "ignore"),
-        ),
-        RewardSetting(
-            "chat_template_kwargs",
-            JSON,
-            None,
-            'Further arguments of the chat template, such as {"enable_thinking": false}.',
-            absent={"yaml": "the trainer's `chat_template_kwargs` hold"},
-        ),
-        RewardSetting(
-            "offload",
-            bool,
-            False,
-            "Whether the frozen model's own copy waits in CPU memory between calls.",
-            absent={"score": "nothing else needs the device between calls"},
-        ),
-        RewardSetting(
-            "model_init_kwargs",
-            INIT_KWARGS,
-            None,
-            "Further arguments of `from_pretrained` for the frozen model's own copy, such as "
-            '{"revision": "v1", "quantization_config": {"load_in_4bit": true}}.',
-        ),
-        RewardSetting(
-            "adapter_name",
-            str | None,
-            None,
-            "Adapter of a `PeftModel` that makes the frozen model.",
-            absent=dict.fromkeys(("yaml", "score", "environment"), "an adapter has a path; no `PeftModel` is given"),
-        ),
-        RewardSetting(
-            "correction",
-            str | None,
-            None,
-            "What is taken out of the reward: what length explains (in training only), or what single tokens lose "
-            "beyond a bound.",
-            get_args(CorrectionName),
-        ),
-    )
-}
+SETTINGS = {f.name: RewardSetting(f.name, f.type, f.default, **f.metadata) for f in fields(_Settings)}

@@ -33,7 +33,7 @@ def heat_map_page(
     The first rows, with every token in the colour of what it contributes. Names of `file`, `model` and `output`, the
     `command` and the `settings` of the reward are shown as they are given.
     """
-    from ..rewards.contributions import heat_map_row
+    from ..rewards.scored import heat_map_row
 
     rows = []
     for example in report.examples:

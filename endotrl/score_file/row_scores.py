@@ -14,9 +14,8 @@ from .sentences import sentence_record
 
 if TYPE_CHECKING:
     from ..rewards.endogenous import EndogenousReward
-    from ..rewards.sentence import SentenceReward
+    from ..rewards.sentence import SentenceReward, SentenceScores
     from ..scoring.token_stats import TokenStats
-    from ..sentence.sentence_scorer import SentenceScores
 
 
 DECIMALS = 6  # of rewards in the output, in nats: float32 has no more to give

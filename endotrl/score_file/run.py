@@ -25,9 +25,8 @@ from .tally import Tally
 
 if TYPE_CHECKING:
     from ..rewards.endogenous import EndogenousReward
-    from ..rewards.sentence import SentenceReward
+    from ..rewards.sentence import SentenceReward, SentenceScores
     from ..scoring.token_stats import TokenStats
-    from ..sentence.sentence_scorer import SentenceScores
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from .rows import Row
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ..sentence.sentence_scorer import SentenceScores
+    from ..rewards.sentence import SentenceScores
     from .run import Example
 
 DECIMALS = 6

@@ -22,9 +22,8 @@ from .rows import Row, rows_of
 
 if TYPE_CHECKING:
     from ..rewards.endogenous import EndogenousReward
-    from ..rewards.sentence import SentenceReward
+    from ..rewards.sentence import SentenceReward, SentenceScores
     from ..scoring.token_stats import TokenStats
-    from ..sentence.sentence_scorer import SentenceScores
 
 Slopes = Mapping[str, Sequence[float]]
 Scored = tuple[Row, dict[str, Any]]  # a response, and its output line

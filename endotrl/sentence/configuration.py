@@ -5,6 +5,8 @@ from typing import Any, Literal, get_args
 
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
+from ..checks import check_choice
+
 
 Aggregator = Literal["attention", "sum"]
 AttentionInit = Literal["orthogonal", "equal"]
@@ -52,15 +54,12 @@ class SentenceRewardConfig(PretrainedConfig):
                     "Install the version with which the model was trained."
                 )
             backbone_config = CONFIG_MAPPING[kind](**backbone_config)
-        if aggregator not in get_args(Aggregator):
-            raise ValueError(f'`aggregator` is {aggregator!r}, but it must be "attention" or "sum".')
+        check_choice("aggregator", aggregator, get_args(Aggregator))
+        check_choice("attention_init", attention_init, get_args(AttentionInit))
         if attention_dim < 2 or attention_dim % 2:
             raise ValueError(
-                f"`attention_dim` is {attention_dim}, but it must be positive and even: the rotary embedding turns "
-                "pairs."
+                f"`attention_dim` is {attention_dim}, but it must be positive and even: rotary embeddings turn pairs."
             )
-        if attention_init not in get_args(AttentionInit):
-            raise ValueError(f'`attention_init` is {attention_init!r}, but it must be "orthogonal" or "equal".')
         if not rope_theta > 0.0:
             raise ValueError(f"`rope_theta` is {rope_theta}, but the base of angles must be positive.")
         if max_sentences < 1:

@@ -64,20 +64,17 @@ class SentenceEncoder:
         chat_template_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        text_config = config.get_text_config()
-        tokenizer = tokenizer_of(processing_class)
-        eos = [text_config.eos_token_id, tokenizer.eos_token_id]
-        self.tokenizer = tokenizer
+        self.tokenizer = tokenizer_of(processing_class)
         self.config = config
         self.segmenter = load_segmenter(config.segmenter) if segmenter is None else segmenter
         self.max_length = max_length
         self.overlong_prompt = overlong_prompt
+        eos = config.get_text_config().eos_token_id
+        eos_token_ids = [*(eos if isinstance(eos, list) else [eos]), self.tokenizer.eos_token_id]
         self._renderer = model_renderer(
-            config,
-            [i for ids in eos for i in (ids if isinstance(ids, list) else [ids])],
-            Reading(processing_class, chat_template_kwargs or {}, **kwargs),
+            config, eos_token_ids, Reading(processing_class, chat_template_kwargs or {}, **kwargs)
         )
-        self._special = special_token_ids(tokenizer)
+        self._special = special_token_ids(self.tokenizer)
         self._said_limit = False
 
     def __call__(
@@ -103,9 +100,8 @@ class SentenceEncoder:
         return encoded
 
     def _with_markers(self, row: Rendered) -> EncodedResponse:
-        sentences = self._limit(
-            find_sentences(self.tokenizer, self.segmenter, row.completion_ids, row.action_positions)
-        )
+        found = find_sentences(self.tokenizer, self.segmenter, row.completion_ids, row.action_positions)
+        sentences = self._limit(found)
         marker = [PLACEHOLDER] if self.config.marker else []
         input_ids = [*row.prompt_ids, *marker]
         sentence_ends = [len(input_ids) - 1]
@@ -131,11 +127,8 @@ class SentenceEncoder:
             )
             self._said_limit = True
         spans, tokens = sentences.spans, sentences.last_tokens
-        return SentenceTokens(
-            sentences.text,
-            [*spans[: limit - 1], (spans[limit - 1][0], spans[-1][1])],
-            [*tokens[: limit - 1], tokens[-1]],
-        )
+        last = spans[limit - 1][0], spans[-1][1]
+        return SentenceTokens(sentences.text, [*spans[: limit - 1], last], [*tokens[: limit - 1], tokens[-1]])
 
 
 def pad_batch(

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the sentence-level reward model reads off the language model's states."""
+"""What the sentence-level reward model reads off the language model's states: values, rewards, weights and a score."""
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -31,3 +33,52 @@ class SentenceHead(nn.Module):
 def _linear(layer: nn.Linear, inputs: Tensor) -> Tensor:
     bias = None if layer.bias is None else layer.bias.float()
     return nn.functional.linear(inputs, layer.weight.float(), bias)
+
+
+def sentence_rewards(values: Tensor, mask: Tensor, differences: bool = True) -> Tensor:
+    """
+    What each sentence added: $r_1 = v_1$, $r_i = v_i - v_{i-1}$ (https://huggingface.co/papers/2503.04793). The first
+    state is the one before the response, so that $r_1$ is the value of the prompt. Without `differences`, the values
+    themselves, $r_i = v_i$, and $r_1 = 0$.
+
+    All have shape `(batch_size, N)`; `mask` is `True` where there is a state, and rewards are 0 elsewhere. Differences
+    of a row sum to its last value $v_N$.
+    """
+    if not differences:
+        return torch.where(mask, values, 0.0) * (torch.arange(values.shape[-1], device=values.device) > 0)
+    before = torch.nn.functional.pad(values, (1, 0))[..., :-1]
+    return torch.where(mask, values - before, 0.0)
+
+
+def rotate(vectors: Tensor, theta: float = 10_000.0) -> Tensor:
+    r"""
+    Rotary position embedding (https://huggingface.co/papers/2104.09864) by sentence index of vectors of shape
+    `(batch_size, N, d)`, with even `d`: the pair of entries $(x_j, x_{j + d/2})$ of vector $i$ is turned by the angle
+    $i \, \theta^{-2j/d}$.
+    """
+    num_sentences, half = vectors.shape[-2], vectors.shape[-1] // 2
+    steps = torch.arange(half, device=vectors.device, dtype=torch.float32)
+    positions = torch.arange(num_sentences, device=vectors.device, dtype=torch.float32)
+    angles = positions[:, None] * theta ** (-steps / half)  # (N, d/2)
+    cos, sin = angles.cos(), angles.sin()
+    first, second = vectors[..., :half], vectors[..., half:]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def attention_weights(queries: Tensor, keys: Tensor, mask: Tensor, theta: float = 10_000.0) -> Tensor:
+    r"""
+    Weights of the sentences, of shape `(batch_size, N)`, by attention of the last one $N$ to all, 0 where `mask` has
+    no state (https://huggingface.co/papers/2503.04793):
+
+    $$
+    a = \mathrm{softmax}_i \left( \mathrm{RoPE}_N(q_N) \cdot \mathrm{RoPE}_i(k_i) / \sqrt{d} \right)
+    $$
+
+    Queries $W_q h_i$ and keys $W_k h_i$ have shape `(batch_size, N, d)`; `theta` is the base of the rotary angles, see
+    [`rotate`].
+    """
+    queries, keys = rotate(queries, theta), rotate(keys, theta)
+    last = mask.sum(dim=-1) - 1  # (B,)
+    query = queries[torch.arange(len(queries), device=queries.device), last]  # (B, d)
+    scores = torch.einsum("bd,bnd->bn", query, keys) / math.sqrt(keys.shape[-1])
+    return scores.masked_fill(~mask, -torch.inf).softmax(dim=-1)

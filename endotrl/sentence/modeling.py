@@ -16,9 +16,8 @@ from transformers.utils import ModelOutput
 
 from ..frozen.names import resolve_model
 from ..frozen.own_copy import check_complete
-from .aggregation import attention_weights, sentence_rewards
 from .configuration import SentenceRewardConfig
-from .head import SentenceHead
+from .head import SentenceHead, attention_weights, sentence_rewards
 
 
 @dataclass
@@ -162,21 +161,17 @@ class SentenceRewardModel(PreTrainedModel):
             model = cls.from_pretrained(base, *args, **kwargs)
         else:
             config = SentenceRewardConfig.from_pretrained(path)
-            check_complete(
-                f"the sentence reward model {path!r}",
-                set(new_modules(config)) - set(peft_config.modules_to_save or []),
-            )
+            missing = set(new_modules(config)) - set(peft_config.modules_to_save or [])
+            check_complete(f"the sentence reward model {path!r}", missing)
             model = cls.from_backbone(base, config, **kwargs)
         return PeftModel.from_pretrained(model, path).merge_and_unload()
 
     def _init_weights(self, module: nn.Module) -> None:
         """Initialises what belongs to the reward model; the backbone initialises its own."""
-        std = 0.02  # `initializer_range` of most models; some have none
         head = self.sentence_head
-        if module is self.marker:
-            nn.init.normal_(module.weight, std=std)
-        elif module is head.value:
-            nn.init.normal_(module.weight, std=std)
+        if module is self.marker or module is head.value:
+            nn.init.normal_(module.weight, std=0.02)  # `initializer_range` of most models; some have none
+        if module is head.value:
             nn.init.zeros_(module.bias)
         elif head.has_attention and module is head.query and self.config.attention_init == "equal":
             nn.init.zeros_(module.weight)
@@ -238,13 +233,10 @@ class SentenceRewardModel(PreTrainedModel):
         ).last_hidden_state  # (B, T, D)
         values, queries, keys = self.sentence_head(hidden_states[rows, positions])  # (B, N), (B, N, d), (B, N, d)
         rewards = sentence_rewards(values, mask, self.config.differences)
-        if queries is None:
-            weights = mask.float()
-        else:
-            weights = attention_weights(queries, keys, mask, self.config.rope_theta)
-        return SentenceRewardOutput(
-            logits=(weights * rewards).sum(dim=-1, keepdim=True), sentence_rewards=rewards, weights=weights
-        )
+        has_attention = queries is not None
+        weights = attention_weights(queries, keys, mask, self.config.rope_theta) if has_attention else mask.float()
+        score = (weights * rewards).sum(dim=-1, keepdim=True)
+        return SentenceRewardOutput(logits=score, sentence_rewards=rewards, weights=weights)
 
 
 def new_modules(config: SentenceRewardConfig) -> list[str]:

@@ -81,17 +81,16 @@ class DataCollatorForSentencePreference(DataCollatorMixin):
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Makes a batch; see [`~endotrl.sentence.encoding.pad_batch`]."""
-        rows = [
-            (example[f"{which}_ids"], example[f"{which}_ends"])
-            for which in ("chosen", "rejected")
-            for example in examples
-        ]
+
+        def column(name: str) -> list[Any]:
+            return [example[f"{which}_{name}"] for which in ("chosen", "rejected") for example in examples]
+
+        rows = list(zip(column("ids"), column("ends"), strict=True))
         batch = pad_batch(rows, self.pad_token_id, self.pad_to_multiple_of or 1)
         if self.states_dtype is not None:
-            stored = [example[f"{which}_states"] for which in ("chosen", "rejected") for example in examples]
             states = [
-                torch.frombuffer(bytearray(content), dtype=self.states_dtype).view(len(ids), -1)
-                for content, (ids, _) in zip(stored, rows, strict=True)
+                torch.frombuffer(bytearray(stored), dtype=self.states_dtype).view(len(ids), -1)
+                for stored, ids in zip(column("states"), column("ids"), strict=True)
             ]
             batch["states"] = pad_states(states, batch["input_ids"].shape[1])
         if "margin" in examples[0]:
@@ -100,9 +99,7 @@ class DataCollatorForSentencePreference(DataCollatorMixin):
 
 
 def _split_text(example: dict[str, Any]) -> dict[str, Any]:
-    """
-    Prompt and responses as text; the prompt is what the responses share, up to a whole word, if there is no other.
-    """
+    """Prompt and responses as text. The prompt, if there is no other, is what they share, up to a whole word."""
     if "prompt" in example:
         return example
     chosen, rejected = example["chosen"], example["rejected"]

@@ -5,8 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..credit import segment_ids_from_ends
 from ..rendering.offsets import decode_with_offsets
 from ..rendering.policy_tokens import special_token_ids
 from .segmentation import Segmenter, check_tiling
@@ -46,21 +49,19 @@ def find_sentences(
         run_text = text[run_start : offsets[end][1]] if end >= first else ""
         run_spans = [(a + run_start, b + run_start) for a, b in segmenter(run_text)]
         check_tiling(run_text, [(a - run_start, b - run_start) for a, b in run_spans])
-        tokens = (
-            [first + token for token in last_tokens(text, run_spans, offsets[first : end + 1])] if run_spans else []
-        )
-        if not run_spans:
-            if ends:  # nothing but special tokens after a tool's turn
-                spans[-1], ends[-1] = (spans[-1][0], run_end), last
-                continue
-            run_spans, tokens = [(run_start, run_end)], [last]
-        run_spans[-1], tokens[-1] = (run_spans[-1][0], run_end), last
+        tokens = last_tokens(text, run_spans, offsets[first : end + 1]) if run_spans else []
+        if not run_spans and ends:  # nothing but special tokens after a tool's turn
+            spans[-1], ends[-1] = (spans[-1][0], run_end), last
+            continue
+        # All that is written to the end of the run belongs to its last sentence.
+        run_spans[-1:] = [(run_spans[-1][0] if run_spans else run_start, run_end)]
+        tokens[-1:] = [last - first]
         for span, token in zip(run_spans, tokens, strict=True):
-            if ends and token == ends[-1]:  # one token writes both
+            if ends and first + token == ends[-1]:  # one token writes both
                 spans[-1] = (spans[-1][0], span[1])
             else:
                 spans.append(span)
-                ends.append(token)
+                ends.append(first + token)
     return SentenceTokens(text, spans, ends)
 
 
@@ -68,10 +69,9 @@ def last_tokens(text: str, spans: Sequence[tuple[int, int]], offsets: Sequence[t
     """
     The token that ends each sentence.
 
-    A token belongs to the sentence in which the first character that it writes, other than whitespace, lies: the token
-    " The" belongs to the sentence of "The", though its space follows the full stop before. A token that reaches over a
-    boundary (".\\n\\nThe") therefore ends the earlier sentence, and a token that writes only whitespace belongs to the
-    sentence in which it starts. Tokens that write a part of a character belong with the one that completes it.
+    A token belongs to the sentence in which the first character that it writes, other than whitespace, lies: " The" to
+    that of "The", though its space follows the full stop before. A token that reaches over a boundary (".\\n\\nThe")
+    therefore ends the earlier sentence, and one that writes only whitespace belongs to the one in which it starts.
 
     `spans` of the sentences and `offsets` of the tokens, as [`~endotrl.rendering.offsets.decode_with_offsets`] gives
     them, are in characters of `text`, which both tile. The indices returned, one per sentence, never fall: a sentence
@@ -116,11 +116,31 @@ def transfer(
     return tokens, "".join(text.split()).startswith("".join(pieces))
 
 
+def token_segments(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], segmenter: Segmenter) -> Tensor:
+    """
+    Index of the sentence of each token of a completion: shape `(H,)`, int64, never decreasing, from 0. See
+    [`last_tokens`]. Special tokens, such as EOS, are kept from the segmenter, and belong to the sentence of the token
+    before them.
+    """
+    special = special_token_ids(tokenizer)
+    written = [position for position, token_id in enumerate(ids) if token_id not in special]
+    text, offsets = decode_with_offsets(tokenizer, [ids[position] for position in written])
+    spans = segmenter(text)
+    check_tiling(text, spans)
+    ends = torch.zeros(1, len(ids), dtype=torch.bool)
+    # All but the last end: what follows the last written token belongs with it.
+    ends[0, [written[token] for token in last_tokens(text, spans, offsets)[:-1]]] = True
+    segments = segment_ids_from_ends(ends)[0]
+    for position, token_id in enumerate(ids):
+        if token_id in special and position > 0:
+            segments[position] = segments[position - 1]
+    return segments
+
+
 def _first_character(text: str, start: int, end: int) -> int:
     """Position of the first character that is not whitespace; `start` if there is none."""
-    piece = text[start:end]
-    stripped = piece.lstrip()
-    return start + len(piece) - len(stripped) if stripped else start
+    visible = text[start:end].lstrip()
+    return end - len(visible) if visible else start
 
 
 def _runs(positions: Sequence[int]) -> list[tuple[int, int]]:

@@ -4,7 +4,6 @@
 import copy
 import logging
 import math
-import re
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -48,9 +47,8 @@ class SentenceRewardTrainer(RewardTrainer):
     \mathcal{L} = -\log \sigma(R(y^+) - R(y^-) - m)
     $$
 
-    with the margin $m$ if the dataset has one. It is TRL's [`~trl.RewardTrainer`] with a [`SentenceRewardModel`];
-    datasets, metrics, `center_rewards_coefficient`, PEFT and DeepSpeed are TRL's. Text is split into sentences once,
-    in the cached preprocessing of the dataset, which adds a column `length` for
+    with the margin $m$ if the dataset has one. It is TRL's [`~trl.RewardTrainer`] with a [`SentenceRewardModel`]. Text
+    is split into sentences once, in the cached preprocessing of the dataset, which adds a column `length` for
     `train_sampling_strategy="group_by_length"`.
 
     Args:
@@ -154,11 +152,9 @@ class SentenceRewardTrainer(RewardTrainer):
         self._frozen_layers = FrozenLayers(base_model, args.freeze_layers, args) if args.freeze_layers else None
         super().__init__(model=model, args=args, **kwargs)
         if kwargs.get("data_collator") is None:
-            self.data_collator = DataCollatorForSentencePreference(
-                self.processing_class.pad_token_id,
-                args.pad_to_multiple_of,
-                states_dtype=None if self._frozen_layers is None else self._frozen_layers.dtype,
-            )
+            states_dtype = None if self._frozen_layers is None else self._frozen_layers.dtype
+            padding = self.processing_class.pad_token_id, args.pad_to_multiple_of
+            self.data_collator = DataCollatorForSentencePreference(*padding, states_dtype=states_dtype)
 
     def _prepare_dataset(
         self,
@@ -233,10 +229,8 @@ class SentenceRewardTrainer(RewardTrainer):
             # TRL's card says how to use a sequence-classification model, which this is not.
             path = Path(self.args.output_dir) / "README.md"
             snippet = QUICK_START.format(model=self.hub_model_id or self.args.output_dir)
-            card = re.sub(
-                r"```python\n.*?```", lambda match: snippet, path.read_text("utf-8"), count=1, flags=re.DOTALL
-            )
-            path.write_text(card, "utf-8")
+            before, _, rest = path.read_text("utf-8").partition("```python\n")
+            path.write_text(before + snippet + rest.partition("```")[2], "utf-8")
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
@@ -265,23 +259,13 @@ def _load(model: str, args: SentenceRewardTrainerConfig, quantization_config: An
         kwargs["quantization_config"] = quantization_config
     if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
         kwargs["device_map"] = None
-    model = resolve_model(model)
-    config = AutoConfig.from_pretrained(model, trust_remote_code=args.trust_remote_code)
-    if isinstance(config, SentenceRewardConfig):
+    model, trust = resolve_model(model), args.trust_remote_code
+    if isinstance(AutoConfig.from_pretrained(model, trust_remote_code=trust), SentenceRewardConfig):
         return SentenceRewardModel.from_pretrained(model, **kwargs)
-    return SentenceRewardModel.from_backbone(
-        model, reward_model_config(args), trust_remote_code=args.trust_remote_code, **kwargs
-    )
+    return SentenceRewardModel.from_backbone(model, reward_model_config(args), trust_remote_code=trust, **kwargs)
 
 
 def reward_model_config(args: SentenceRewardTrainerConfig) -> SentenceRewardConfig:
     """Configuration of the reward model that is made from a language model, as the trainer's says."""
-    return SentenceRewardConfig(
-        marker=args.marker,
-        aggregator=args.aggregator,
-        differences=args.differences,
-        attention_dim=args.attention_dim,
-        attention_init=args.attention_init,
-        max_sentences=args.max_sentences,
-        segmenter=args.segmenter,
-    )
+    names = "marker", "aggregator", "differences", "attention_dim", "attention_init", "max_sentences", "segmenter"
+    return SentenceRewardConfig(**{name: getattr(args, name) for name in names})

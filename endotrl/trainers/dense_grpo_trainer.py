@@ -6,17 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from trl import GRPOTrainer
-from trl.trainer.utils import get_config_model_id
 
 from ..credit import spread_over_segments, sum_by_segment
 from ..sentence.segmentation import Segmenter, load_segmenter
+from ..sentence.tokens import token_segments
 from .dense_advantages import dense_advantages, rewards_to_go
 from .dense_grpo_config import DenseGRPOConfig
-from .dense_reward_trainer import DenseRewardTrainer, loss_mask
-from .gauge import warn_of_constants
+from .dense_reward_trainer import DenseRewardTrainer, checked_args, loss_mask
 from .scored_batch import ScoredBatch, pad_rows
-from .sentence_segments import token_segments
-from .trl_settings import check_prompts, check_token_credit, check_token_rewards
+from .setting_checks import check_token_credit, check_token_rewards, warn_of_constants
 
 
 OTHER_CREDIT = ", or `credit='outcome'`"
@@ -85,27 +83,14 @@ class DenseGRPOTrainer(DenseRewardTrainer):
         segmenter: Segmenter | None = None,
         **kwargs: Any,
     ) -> None:
-        if args is None:
-            model_name = model if isinstance(model, str) else get_config_model_id(model.config)
-            args = DenseGRPOConfig(f"{model_name.split('/')[-1]}-DenseGRPO")
-        if not isinstance(args, DenseGRPOConfig):
-            raise TypeError(
-                f"`args` is a {type(args).__name__}, but {type(self).__name__} needs a `DenseGRPOConfig`: it has all "
-                "the parameters of TRL's `GRPOConfig`, and those of dense credit."
-            )
+        args = checked_args(args, DenseGRPOConfig, model, "DenseGRPO", "dense credit")
         self.segmenter: Segmenter = load_segmenter(args.segmenter) if segmenter is None else segmenter
         self._keep_token_rewards = args.credit != "outcome"
         rewards = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
         if self._keep_token_rewards and check_token_rewards(rewards):
             check_token_credit(args, OTHER_CREDIT)
-        warn_of_constants(
-            rewards,
-            args.gamma if self._keep_token_rewards else None,
-            sentences=args.credit == "sentence",
-            batch=args.scale_rewards == "batch",
-        )
-        check_prompts("train_dataset", train_dataset)
-        check_prompts("eval_dataset", kwargs.get("eval_dataset"))
+        gamma = args.gamma if self._keep_token_rewards else None
+        warn_of_constants(rewards, gamma, sentences=args.credit == "sentence", batch=args.scale_rewards == "batch")
         if args.credit == "outcome":  # GRPO as it is, for the model card
             self._name, self._paper = GRPOTrainer._name, GRPOTrainer._paper
             self._tag_names = [*GRPOTrainer._tag_names, "endotrl"]

@@ -3,13 +3,13 @@
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from trl import GRPOTrainer
-from trl.trainer.utils import RepeatSampler, is_async_callable
+from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import RepeatSampler, get_config_model_id, is_async_callable
 
 from ..rewards.frozen_model_reward import FrozenModelReward
 from ..rewards.protocol import DenseReward, DenseScores
@@ -17,6 +17,10 @@ from ..rewards.sentence import SentenceReward
 from .model_card import with_rewards
 from .resume import load_rollouts, save_rollouts, skip_epochs
 from .scored_batch import RewardRecorder, ScoredBatch, pad_rows
+from .setting_checks import check_prompts
+
+
+Config = TypeVar("Config", bound=GRPOConfig)
 
 
 class DenseRewardTrainer(GRPOTrainer, ABC):
@@ -37,16 +41,17 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        # A hook that TRL may get (https://github.com/huggingface/trl/pull/7298), for advantages that are replaced
-        # here.
+        # A hook that TRL may get (https://github.com/huggingface/trl/pull/7298).
         if "_transform_advantages" in vars(cls):
             raise TypeError(
                 f"{cls.__name__} overrides `_transform_advantages`, which TRL calls with one advantage a completion. "
                 "This trainer has one a token: override `_compute_advantages` instead."
             )
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, model: Any, reward_funcs: Any, args: GRPOConfig, train_dataset: Any, **kwargs: Any) -> None:
+        check_prompts("train_dataset", train_dataset)
+        check_prompts("eval_dataset", kwargs.get("eval_dataset"))
+        super().__init__(model, reward_funcs, args, train_dataset, **kwargs)
         for reward in self.reward_funcs:
             if isinstance(reward, FrozenModelReward | SentenceReward):
                 reward.bind(self)
@@ -54,15 +59,10 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
     def _calculate_rewards(
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: list[list[int]]
     ) -> Tensor:
-        # For this one call, recorders stand in for the functions that may be dense; TRL sees one number per
-        # completion.
+        # For this one call, recorders stand in for the functions that may be dense.
         reward_funcs = self.reward_funcs
         self.reward_funcs = [
-            reward
-            if isinstance(reward, torch.nn.Module)
-            # Of an asynchronous one, the rewards of tokens are not.
-            or (is_async_callable(reward) and not (self._keep_token_rewards and isinstance(reward, DenseReward)))
-            else RewardRecorder(reward, name, self._keep_token_rewards)
+            RewardRecorder(reward, name, self._keep_token_rewards) if self._may_be_dense(reward) else reward
             for reward, name in zip(reward_funcs, self.reward_func_names, strict=True)
         ]
         try:
@@ -72,6 +72,11 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
         finally:
             self.reward_funcs = reward_funcs
         return rewards_per_func
+
+    def _may_be_dense(self, reward: Any) -> bool:
+        if is_async_callable(reward):  # its rewards of tokens are not
+            return self._keep_token_rewards and isinstance(reward, DenseReward)
+        return not isinstance(reward, nn.Module)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)
@@ -83,9 +88,8 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
     @abstractmethod
     def _compute_advantages(self, output: dict[str, Any], scored: ScoredBatch) -> Tensor:
         """
-        Advantages, of shape `(B, T)`: 0 for tokens that are not in the loss. `output` is what TRL made of the batch:
-        `completion_ids`, `completion_mask`, `advantages` of shape `(B,)` (TRL's), and so on; tensors of shape `(B,
-        ...)` that are added to it arrive in `_compute_loss`.
+        Advantages, of shape `(B, T)`: 0 for tokens that are not in the loss. `output` is what TRL made of the batch;
+        tensors of shape `(B, ...)` that are added to it arrive in `_compute_loss`.
         """
 
     def _scored_batch(self, output: dict[str, Any]) -> ScoredBatch:
@@ -98,10 +102,8 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
             )
         num_positions, device = output["completion_ids"].shape[1], output["completion_ids"].device
         scores = [reward.scores if isinstance(reward, RewardRecorder) else None for reward in reward_funcs]
-        local = slice(
-            self.accelerator.process_index * len(completion_ids),
-            (self.accelerator.process_index + 1) * len(completion_ids),
-        )
+        first = self.accelerator.process_index * len(completion_ids)
+        local = slice(first, first + len(completion_ids))
         token_rewards: dict[int, Tensor] = {}
         state_values: dict[int, Tensor] = {}
         for index in self._dense_functions(scores, rewards_per_func[local]):
@@ -198,6 +200,19 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
         if checkpoint is not None:
             load_rollouts(self, Path(checkpoint))
             skip_epochs(self._train_sampler, Path(checkpoint))
+
+
+def checked_args(args: Any, config_class: type[Config], model: Any, name: str, additions: str) -> Config:
+    """The configuration of a trainer, by default that of `config_class`. `TypeError` for one of another class."""
+    if args is None:
+        model_name = model if isinstance(model, str) else get_config_model_id(model.config)
+        return config_class(f"{model_name.split('/')[-1]}-{name}")
+    if not isinstance(args, config_class):
+        raise TypeError(
+            f"`args` is a {type(args).__name__}, but {name}Trainer needs a `{name}Config`: it has all the parameters "
+            f"of TRL's `GRPOConfig`, and those of {additions}."
+        )
+    return args
 
 
 class _Recorded(NamedTuple):

@@ -2,6 +2,7 @@
 """Configuration of [`PPOTrainer`]."""
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Literal, get_args
 
 from trl import GRPOConfig
@@ -29,18 +30,10 @@ class PPOConfig(GRPOConfig):
     r"""
     Configuration class for the [`PPOTrainer`].
 
-    This class includes only the parameters that are specific to PPO. For a full list of training arguments, please
-    refer to the [`~trl.GRPOConfig`] documentation. Note that default values in this class may differ from those in
-    [`~trl.GRPOConfig`].
-
-    > [!NOTE]
-    > These parameters have default values different from [`~trl.GRPOConfig`]:
-    > - `num_generations`: Defaults to `1` instead of `8`: the critic is the baseline, so no group is needed.
-    > - `num_iterations`: Defaults to `4` instead of `1`.
-    > - `beta`: Defaults to `0.01` instead of `0.0`.
-
-    `epsilon`, `epsilon_high`, `loss_type` and `importance_sampling_level` are those of GRPO; their defaults give PPO's
-    clipped policy loss, averaged over tokens. `scale_rewards`, which scales GRPO's group advantages, has no effect.
+    It has all parameters of [`~trl.GRPOConfig`], and those below. Defaults that differ from GRPO's: `num_generations`
+    is `1` instead of `8` (the critic is the baseline), `num_iterations` `4` instead of `1`, `beta` `0.01` instead of
+    `0.0`. The defaults of `epsilon`, `epsilon_high`, `loss_type` and `importance_sampling_level` give PPO's clipped
+    policy loss, averaged over tokens. `scale_rewards`, which scales GRPO's group advantages, has no effect.
     Options of TRL's own PPO (up to TRL 1.12) that have other names here raise a `TypeError` that says which.
 
     Parameters:
@@ -145,9 +138,7 @@ class PPOConfig(GRPOConfig):
 
     def __post_init__(self) -> None:
         if self.num_generations is None or self.num_generations < 1:
-            raise ValueError(
-                f"`num_generations` is {self.num_generations}, but each prompt needs at least 1 completion."
-            )
+            raise ValueError(f"`num_generations` is {self.num_generations}, but a prompt needs at least 1 completion.")
         single = self.num_generations == 1
         if single:
             self.num_generations = _SingleGeneration(1)
@@ -159,25 +150,18 @@ class PPOConfig(GRPOConfig):
         check_choice("critic", self.critic, get_args(Critic))
         check_choice("kl_placement", self.kl_placement, get_args(KLPlacement))
         check_discount("gamma", self.gamma)
-        if not 0.0 <= self.lam <= 1.0:
-            raise ValueError(f"`lam` is {self.lam}, but it must be between 0 and 1.")
-        if not 0.0 <= self.beta < float("inf"):
-            raise ValueError(
-                f"`beta` is {self.beta}, but the coefficient of the KL penalty must be 0 or greater, and finite."
-            )
-        if not 0.0 <= self.vf_coef < float("inf"):
-            raise ValueError(
-                f"`vf_coef` is {self.vf_coef}, but the coefficient of the value loss must be 0 or greater, and finite."
-            )
-        if self.cliprange_value is not None and not self.cliprange_value > 0.0:
-            raise ValueError(
-                f"`cliprange_value` is {self.cliprange_value}, but it must be greater than 0. Use `None` not to clip."
-            )
-        if self.value_learning_rate is not None and not self.value_learning_rate > 0.0:
-            raise ValueError(
-                f"`value_learning_rate` is {self.value_learning_rate}, but it must be greater than 0. Use `None` for "
-                "`learning_rate`, or `critic='none'` to train no critic."
-            )
+        clip, rate, target = self.cliprange_value, self.value_learning_rate, self.kl_target
+        for name, is_in_range, rule in [
+            ("lam", 0.0 <= self.lam <= 1.0, "must be between 0 and 1."),
+            ("beta", 0.0 <= self.beta < inf, "must be 0 (no KL penalty) or greater, and finite."),
+            ("vf_coef", 0.0 <= self.vf_coef < inf, "must be 0 or greater, and finite."),
+            ("cliprange_value", clip is None or clip > 0.0, "must be greater than 0, or `None` not to clip."),
+            ("value_learning_rate", rate is None or rate > 0.0, "must be greater than 0, or `None` for the policy's."),
+            ("kl_target", target is None or target > 0.0, "must be greater than 0 nats a completion."),
+            ("kl_horizon", self.kl_horizon >= 1, "must be at least 1 completion."),
+        ]:
+            if not is_in_range:
+                raise ValueError(f"`{name}` is {getattr(self, name)}, but it {rule}")
         if self.critic == "none" and self.truncation == "bootstrap":
             raise ValueError(
                 "`truncation='bootstrap'` takes the value of the state that a completion was cut off in from the "
@@ -188,20 +172,13 @@ class PPOConfig(GRPOConfig):
                 f"`detach_value=False` trains the policy's trunk with the loss of a value head on it, but `critic` is "
                 f"{self.critic!r}. Remove `detach_value`, or use `critic='value_head'`."
             )
-        if self.kl_target is not None:
-            if not self.kl_target > 0.0:
-                raise ValueError(
-                    f"`kl_target` is {self.kl_target}, but the KL to aim at must be greater than 0 nats a completion."
-                )
-            if self.beta == 0.0:
-                raise ValueError(
-                    "`kl_target` adapts `beta`, by factors, but `beta` is 0: there is no KL penalty to adapt. Set "
-                    "`beta` to a first guess, such as 0.01."
-                )
-            if self.kl_placement == "reward" and self.sync_ref_model:
-                raise ValueError(
-                    "`kl_target` aims at a KL to the reference model, but `sync_ref_model=True` moves that model. Use "
-                    "one of the two."
-                )
-        if self.kl_horizon < 1:
-            raise ValueError(f"`kl_horizon` is {self.kl_horizon}, but it must be at least 1 completion.")
+        if self.kl_target is not None and self.beta == 0.0:
+            raise ValueError(
+                "`kl_target` adapts `beta`, by factors, but `beta` is 0: there is no KL penalty to adapt. Set `beta` "
+                "to a first guess, such as 0.01."
+            )
+        if self.kl_target is not None and self.kl_placement == "reward" and self.sync_ref_model:
+            raise ValueError(
+                "`kl_target` aims at a KL to the reference model, but `sync_ref_model=True` moves that model. Use one "
+                "of the two."
+            )

@@ -5,6 +5,8 @@ import functools
 import inspect
 import json
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +23,12 @@ from trl.trainer.utils import create_model_from_path, disable_dropout_in_model, 
 from ..credit import generalized_advantage_estimate, whiten
 from ..learning_rates import has_one_learning_rate, set_learning_rate
 from ..rewards.endogenous import EndogenousReward
-from .dense_reward_trainer import DenseRewardTrainer, loss_mask
-from .gauge import warn_of_constants
+from .dense_reward_trainer import DenseRewardTrainer, checked_args, loss_mask
 from .ppo_config import PPOConfig
 from .ppo_math import adapted_kl_coefficient, clipped_value_loss, explained_variance
 from .ppo_migration import ARGUMENTS, check_names
 from .scored_batch import ScoredBatch
-from .trl_settings import check_prompts, check_token_credit, check_token_rewards
+from .setting_checks import check_token_credit, check_token_rewards, warn_of_constants
 from .value_head import (
     Critic,
     ForwardRecorder,
@@ -130,14 +131,10 @@ class PPOTrainer(DenseRewardTrainer):
                 "The first argument of `PPOTrainer` is the policy, and a configuration was given. Other than in TRL's "
                 "own PPO, the order is `model`, `reward_funcs`, `args`, `train_dataset`. Pass them by name."
             )
-        if args is None:
-            model_name = model if isinstance(model, str) else get_config_model_id(model.config)
-            args = PPOConfig(f"{model_name.split('/')[-1]}-PPO")
+        args = checked_args(args, PPOConfig, model, "PPO", "PPO")
         _check_arguments(model, args, value_model, kwargs.get("optimizers"))
         _check_rewards(reward_funcs if isinstance(reward_funcs, list) else [reward_funcs], args)
         _check_peft(model, args, kwargs.get("peft_config"))
-        check_prompts("train_dataset", train_dataset)
-        check_prompts("eval_dataset", kwargs.get("eval_dataset"))
         super().__init__(model, reward_funcs, args, train_dataset, **kwargs)
         if args.critic != "none":
             add_critic(self._base_policy, self._make_critic(value_model))
@@ -167,14 +164,13 @@ class PPOTrainer(DenseRewardTrainer):
             if vocab_size < len(self._tokenizer):
                 raise ValueError(
                     f"The value model has an embedding of {vocab_size} tokens, but the policy's tokenizer has "
-                    f"{len(self._tokenizer)}. The value model reads the policy's token ids: it must share its "
-                    "tokenizer."
+                    f"{len(self._tokenizer)}. It reads the policy's token ids, and must share its tokenizer."
                 )
-            if self._is_vlm and value_model.config.model_type != policy.config.model_type:
+            kind, theirs = value_model.config.model_type, policy.config.model_type
+            if self._is_vlm and kind != theirs:
                 raise ValueError(
-                    f"The value model is a {value_model.config.model_type!r} and the policy a "
-                    f"{policy.config.model_type!r}, which "
-                    "reads images: the value model is given the same inputs, and must be of the same kind."
+                    f"The value model is a {kind!r} and the policy a {theirs!r}, which reads images: the value model "
+                    "is given the same inputs, and must be of the same kind."
                 )
             trained_head = dict(value_model.named_children()).get("score")
             if trained_head is not None and trained_head.out_features != 1:
@@ -196,10 +192,9 @@ class PPOTrainer(DenseRewardTrainer):
         created = self.optimizer is None
         optimizer = super().create_optimizer(model)
         learning_rate = self.args.value_learning_rate
-        if not created or self.args.critic == "none" or learning_rate is None:
-            return optimizer
-        named_parameters = (self.model if model is None else model).named_parameters()
-        set_learning_rate(optimizer, (p for name, p in named_parameters if is_critic(name)), learning_rate)
+        if created and self.args.critic != "none" and learning_rate is not None:
+            named_parameters = (self.model if model is None else model).named_parameters()
+            set_learning_rate(optimizer, (p for name, p in named_parameters if is_critic(name)), learning_rate)
         return optimizer
 
     # ------------------------------------------------------------------------------------------------------------
@@ -299,10 +294,9 @@ class PPOTrainer(DenseRewardTrainer):
         all_advantages = self._gather_masked(advantages, mask)
         if all_targets.numel() == 0:
             return
-        metrics["ppo/returns_mean"].append(all_targets.mean().item())
-        metrics["ppo/returns_std"].append(all_targets.std(correction=0).item())
-        metrics["ppo/advantages_mean"].append(all_advantages.mean().item())
-        metrics["ppo/advantages_std"].append(all_advantages.std(correction=0).item())
+        for name, numbers in {"returns": all_targets, "advantages": all_advantages}.items():
+            metrics[f"ppo/{name}_mean"].append(numbers.mean().item())
+            metrics[f"ppo/{name}_std"].append(numbers.std(correction=0).item())
         if self.args.critic != "none":
             all_values = self._gather_masked(values, mask)
             metrics["ppo/values_mean"].append(all_values.mean().item())
@@ -354,20 +348,15 @@ class PPOTrainer(DenseRewardTrainer):
         num_items = inputs["num_items_in_batch"].clamp(min=1.0)
         if mode == "train":
             num_items = num_items / args.steps_per_generation
+        # Gradients are averaged over processes and summed over micro-batches.
+        scale = self.accelerator.num_processes / accumulation_steps
         loss = policy_loss
         sums = {"ppo/approx_kl": approx_kl.sum()}
         if args.critic != "none":
             value_mask = inputs["value_mask"]
-            losses, clipped = clipped_value_loss(
-                recorder.values[:, :-1],
-                inputs["old_values"],
-                inputs["value_targets"],
-                inputs["value_scale"],
-                args.cliprange_value,
-            )
+            old = inputs["old_values"], inputs["value_targets"], inputs["value_scale"]
+            losses, clipped = clipped_value_loss(recorder.values[:, :-1], *old, args.cliprange_value)
             value_loss = torch.where(value_mask, losses, 0.0).sum()
-            # Gradients are averaged over processes and summed over micro-batches.
-            scale = self.accelerator.num_processes / accumulation_steps
             loss = policy_loss + args.vf_coef * value_loss / num_items * scale
             sums["ppo/value_loss"] = value_loss.detach()
             sums["ppo/value_clip_ratio"] = (clipped & value_mask).sum()
@@ -396,20 +385,23 @@ class PPOTrainer(DenseRewardTrainer):
             save_critic(critic, self.args.output_dir if output_dir is None else output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if self.args.critic == "none" or self.is_fsdp_enabled:  # FSDP's checkpoints hold the wrapped model
+        with self._critic_from(resume_from_checkpoint, beside=not self.is_fsdp_enabled):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        with without_critic(self._base_policy):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        load_critic(critic_of(self._base_policy), resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
-        if self.args.critic == "none" or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        beside = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        with self._critic_from(self.state.best_model_checkpoint, beside):
             super()._load_best_model()
+
+    @contextmanager
+    def _critic_from(self, checkpoint: str | None, beside: bool) -> Iterator[None]:
+        """Inside, the policy is loaded without the critic, if it is `beside` it: FSDP's has the wrapped model."""
+        if self.args.critic == "none" or not beside:
+            yield
             return
         with without_critic(self._base_policy):
-            super()._load_best_model()
-        load_critic(critic_of(self._base_policy), self.state.best_model_checkpoint)
+            yield
+        load_critic(critic_of(self._base_policy), str(checkpoint))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
@@ -424,11 +416,6 @@ class PPOTrainer(DenseRewardTrainer):
 
 def _check_arguments(model: Any, args: PPOConfig, value_model: Any, optimizers: Any) -> None:
     """Raises `TypeError` or `ValueError` before any model is loaded."""
-    if not isinstance(args, PPOConfig):
-        raise TypeError(
-            f"`args` is a {type(args).__name__}, but `PPOTrainer` needs a `PPOConfig`: it has all the parameters of "
-            "TRL's `GRPOConfig`, and those of PPO."
-        )
     if value_model is not None:
         if args.critic != "value_model":
             raise ValueError(
@@ -461,8 +448,8 @@ def _check_arguments(model: Any, args: PPOConfig, value_model: Any, optimizers: 
     if args.multi_objective_aggregation != "sum_then_normalize":
         raise ValueError(
             f"`multi_objective_aggregation` is {args.multi_objective_aggregation!r}, but PPO compares no completions "
-            "with each "
-            "other, by which each reward function would be normalized. Use 'sum_then_normalize', and `reward_weights`."
+            "with each other, by which each reward function would be normalized. Use 'sum_then_normalize', and "
+            "`reward_weights`."
         )
     if args.truncation == "bootstrap" and args.mask_truncated_completions:
         raise ValueError(

@@ -10,8 +10,8 @@ import pytest
 from endotrl import EndogenousReward
 from endotrl.reporting import heat_maps
 from endotrl.rewards import ClipTokens, InformationGain
-from endotrl.rewards.contributions import heat_map_row
 from endotrl.rewards.corrections import one_minus_probability
+from endotrl.rewards.scored import heat_map_row
 
 
 PROMPTS = ["a b c"] * 3 + ["d e"] * 3

@@ -632,7 +632,7 @@ class TestSentenceReward:
         trainer = make_trainer(path, reward, tmp_path, chat_template_kwargs={"enable_thinking": False})
         completions, ids = answers(trainer.processing_class, 1)
         ask(trainer, [QUESTION], completions, ids)
-        (row,) = reward._scorer.prompts.of()([QUESTION], completions, ids)
+        (row,) = reward._prompts.of()([QUESTION], completions, ids)
         read = trainer._tokenize_prompts([QUESTION])[0][0]
         assert row.input_ids[: len(read)] == read
         assert reward.policy_processing_class is trainer.processing_class

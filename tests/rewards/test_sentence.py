@@ -217,7 +217,7 @@ def test_grpo_with_the_scalar(model_path: str, tiny_model_path: str, tmp_path: P
     from peft import LoraConfig
 
     reward = SentenceReward(model_path).load()
-    before = weights(reward._scorer.load())
+    before = weights(reward.load()._loaded())
     trainer = GRPOTrainer(
         tiny_model_path,
         reward_funcs=reward,
@@ -241,7 +241,7 @@ def test_grpo_with_the_scalar(model_path: str, tiny_model_path: str, tmp_path: P
     logs = trainer.state.log_history[0]
     assert logs["rewards/sentence_reward/mean"] == pytest.approx(logs["reward"])
     assert logs["sentence_reward/sentences"] >= 1
-    assert_same_to_the_bit(before, weights(reward._scorer.load()))
+    assert_same_to_the_bit(before, weights(reward.load()._loaded()))
 
 
 def test_pool_by_hand() -> None:

@@ -12,11 +12,11 @@ from transformers import AutoTokenizer
 
 from endotrl import SentenceReward, SentenceRewardModel
 from endotrl.commands.main import main
+from endotrl.rewards.sentence import SentenceScores
 from endotrl.score_file.rows import Row
 from endotrl.score_file.run import Example
 from endotrl.score_file.sentences import sentence_tables
 from endotrl.sentence import SentenceRewardConfig, SentenceTokens
-from endotrl.sentence.sentence_scorer import SentenceScores
 
 
 ROWS = [

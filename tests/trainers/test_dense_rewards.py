@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 from endotrl import DenseGRPOTrainer, EndogenousReward, PPOTrainer
 from endotrl.rewards import DenseReward, DenseScores, LengthReward
 from endotrl.sentence import RuleSegmenter
+from endotrl.sentence.tokens import token_segments
 from endotrl.trainers.scored_batch import RewardRecorder, ScoredBatch
-from endotrl.trainers.sentence_segments import token_segments
 
 from ..support.reference import scores_from_logits, state_logits, token_rewards
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from endotrl.sentence.aggregation import attention_weights, rotate, sentence_rewards
+from endotrl.sentence.head import attention_weights, rotate, sentence_rewards
 
 
 def test_rewards_are_differences() -> None:
