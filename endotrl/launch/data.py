@@ -126,15 +126,15 @@ def _load(
 def _quickstart_prompts() -> DatasetDict:
     from ..tasks import facts
 
-    train, held_out = facts.load_questions()
-    return DatasetDict(train=facts.make_dataset(train), test=facts.make_dataset(held_out))
+    train, test = map(facts.make_dataset, facts.load_questions())
+    return DatasetDict(train=train, test=test)
 
 
 def _quickstart_preferences() -> DatasetDict:
     from ..tasks import facts
 
-    train, held_out = facts.load_questions()
-    return DatasetDict(train=facts.make_preferences(train), test=facts.make_preferences(held_out))
+    train, test = map(facts.make_preferences, facts.load_questions())
+    return DatasetDict(train=train, test=test)
 
 
 def _split(splits: DatasetDict | IterableDatasetDict, name: str, argument: str) -> Dataset | IterableDataset:
