@@ -70,8 +70,8 @@ def run_demo(
     names = [task] if task != "all" else ["arithmetic", *(["facts"] if SIZES[size].facts else [])]
     tasks = [TASKS[name](SIZES[size], output, seed) for name in names]
     looks = task in ("all", "facts")
-    stages = {title: seconds for one in tasks for title, seconds in one.stages.items()}
-    progress = Progress({**({LOOK: LOOK_SECONDS} if looks else {}), **stages})
+    stages = {LOOK: LOOK_SECONDS} if looks else {}
+    progress = Progress(stages | {title: seconds for one in tasks for title, seconds in one.stages.items()})
     partial = output / "partial"
     kept = Kept(partial, {"size": size, "seed": seed, **versions("torch", "transformers", "trl")})
     session = Session(output, seed, SIZES[size], progress, kept, say)
@@ -101,12 +101,8 @@ def run_demo(
         progress.close()
     shutil.rmtree(partial)
     console.rule("done")
-    console.print(
-        f"{metrics['seconds'] / 60:.1f} minutes. Report: {report}; figures: {output / 'metrics.json'}.",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+    told = f"{metrics['seconds'] / 60:.1f} minutes. Report: {report}; figures: {output / 'metrics.json'}."
+    console.print(told, markup=False, highlight=False, soft_wrap=True)
     return metrics
 
 

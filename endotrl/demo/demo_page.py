@@ -116,9 +116,8 @@ def _answers(part: Part) -> Markup:
     before, after = part.policies["base"], part.policies["endogenous"]
     # Every k-th question, chosen by position alone.
     step = max(1, len(part.questions) // NUM_ANSWERS)
-    rows = [[part.questions[i], _marked(before, i), _marked(after, i)] for i in range(0, len(part.questions), step)][
-        :NUM_ANSWERS
-    ]
+    shown = range(0, len(part.questions), step)[:NUM_ANSWERS]
+    rows = [[part.questions[i], _marked(before, i), _marked(after, i)] for i in shown]
     how = " An answer is the sum with its last digit first." if part.name == "arithmetic" else ""
     caption = f"Sampled answers, chosen by position alone: one in {step} of the held-out ones. ✓ right, ✗ wrong.{how}"
     return Markup("<p>{}</p>").format(caption) + table(["question", "before", "after"], rows)

@@ -73,15 +73,15 @@ def summary(part: Part) -> str:
     base, own = part.policies["base"], part.policies["endogenous"]
     before, after, greedy = base.accuracy(), own.accuracy(), base.accuracy(GREEDY)
     changes = {name: _change(base, policy) for name, policy in part.policies.items() if name != "base"}
-    verb = "improved" if changes["endogenous"][1] > 0 else "got worse" if changes["endogenous"][1] < 0 else "stayed"
-    text = f"By its own reward, without a label, the model {verb}: {before:.0%} to {after:.0%} right"
-    text += f" ({changes['endogenous'][0]}). "
+    change, sign = changes.pop("endogenous")
+    verb = {1: "improved", 0: "stayed", -1: "got worse"}[sign]
+    text = f"By its own reward, without a label, the model {verb}: {before:.0%} to {after:.0%} right ({change}). "
     if part.forecast is not None:
         text += (
             f"Where training ends was forecast before its first step: {part.forecast:.0%} (forecast) -> "
             f"{after:.0%} (trained, {len(own.curve)} steps). "
         )
-    others = "; ".join(f"{TITLES[name]} {change}" for name, (change, _) in changes.items() if name != "endogenous")
+    others = "; ".join(f"{TITLES[name]} {change}" for name, (change, _) in changes.items())
     if others:
         text += f"Rewards that know nothing, on the same footing: {others}. "
     if greedy < after - half_width(own.right[SAMPLED]):

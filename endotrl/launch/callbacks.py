@@ -109,19 +109,18 @@ class HeatMaps(TrainerCallback):
             self._log_page(self._reward, args, state)
 
     def _log_page(self, reward: EndogenousReward, args: TrainingArguments, state: TrainerState) -> None:
+        prompts, completions, completion_ids = self._trainer.last_completions
         # Of different prompts: completions of one stand together.
-        every = max(1, len(self._trainer.last_completions[0]) // self._num_completions)
-        prompts, completions, completion_ids = (
-            part[::every][: self._num_completions] for part in self._trainer.last_completions
-        )
+        every = max(1, len(prompts) // self._num_completions)
+        shown = slice(None, every * self._num_completions, every)
         # On all processes, as frozen weights may be split over them.
-        stats = reward.score(prompts, completions, completion_ids)
+        stats = reward.score(prompts[shown], completions[shown], completion_ids[shown])
         if not state.is_world_process_zero:
             return
         # The completions are of the last batch, and so is the slope.
         rows = [
             heat_map_row(reward, row, prompt, length_slope=reward.length_slope)
-            for prompt, row in zip(prompts, stats, strict=True)
+            for prompt, row in zip(prompts[shown], stats, strict=True)
         ]
         path = Path(args.output_dir) / "completions" / f"token_rewards_{state.global_step}.html"
         path.parent.mkdir(parents=True, exist_ok=True)

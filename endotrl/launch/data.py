@@ -13,6 +13,7 @@ from trl import DatasetMixtureConfig, GRPOConfig, RewardConfig, ScriptArguments,
 
 from ..data.formats import check_text
 from ..data.splits import load_splits, table_suffix
+from ..tasks import facts
 from .arguments import RecipeArguments
 
 
@@ -26,7 +27,7 @@ def load_prompts(
     The prompts to train on, and those to evaluate on if `eval_strategy` asks for it, else `None`, both with a column
     `prompt`. A mixture (`datasets`) goes before `dataset_name`.
     """
-    train, evaluation = _splits(script_args, training_args, dataset_args, _quickstart_prompts)
+    train, evaluation = _splits(script_args, training_args, dataset_args, facts.make_dataset)
     train = _with_prompts(train, script_args.dataset_train_split, script_args)
     if evaluation is not None:
         evaluation = _with_prompts(evaluation, script_args.dataset_test_split, script_args)
@@ -54,7 +55,7 @@ def load_preferences(
     `chosen` and `rejected`. `dataset_name` is a dataset of the hub or a file, or `"quickstart"`: right against wrong
     answers to the questions that ship with endotrl. A mixture (`datasets`) goes before it.
     """
-    train, evaluation = _splits(script_args, training_args, dataset_args, _quickstart_preferences)
+    train, evaluation = _splits(script_args, training_args, dataset_args, facts.make_preferences)
     for dataset in (train, evaluation):
         if dataset is None:
             continue
@@ -80,7 +81,7 @@ def count_rows(script_args: ScriptArguments, dataset_args: DatasetMixtureConfig)
     try:
         on_hub = name not in (None, "quickstart") and not Path(name).exists() and table_suffix(name) is None
         if dataset_args.datasets or not on_hub:
-            return len(_split(_load(script_args, dataset_args, _quickstart_prompts), split, "dataset_train_split"))
+            return len(_split(_load(script_args, dataset_args, facts.make_dataset), split, "dataset_train_split"))
         info = load_dataset_builder(name, script_args.dataset_config).info
         return info.splits[split].num_examples
     except (DatasetsError, OSError, KeyError, TypeError) as error:
@@ -96,7 +97,7 @@ def _splits(
     script_args: ScriptArguments,
     training_args: TrainingArguments,
     dataset_args: DatasetMixtureConfig,
-    quickstart: Callable[[], DatasetDict],
+    quickstart: Callable[[list[facts.Question]], Dataset],
 ) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset | None]:
     splits = _load(script_args, dataset_args, quickstart)
     train = _split(splits, script_args.dataset_train_split, "dataset_train_split")
@@ -106,7 +107,9 @@ def _splits(
 
 
 def _load(
-    script_args: ScriptArguments, dataset_args: DatasetMixtureConfig, quickstart: Callable[[], DatasetDict]
+    script_args: ScriptArguments,
+    dataset_args: DatasetMixtureConfig,
+    quickstart: Callable[[list[facts.Question]], Dataset],
 ) -> Any:
     if dataset_args.datasets:
         try:
@@ -114,27 +117,14 @@ def _load(
         except DatasetsError as error:  # not all of them are `ValueError` or `OSError`
             raise ValueError(f"`datasets` is given, but it cannot be read: {error.__cause__ or error}") from error
     if script_args.dataset_name == "quickstart":
-        return quickstart()
+        train, test = map(quickstart, facts.load_questions())
+        return DatasetDict(train=train, test=test)
     if not script_args.dataset_name:
         raise ValueError(
             "There is no dataset. Set `dataset_name` (a dataset of the hub, a file such as `prompts.jsonl`, or "
             "`quickstart`) or `datasets`."
         )
     return load_splits(script_args.dataset_name, script_args.dataset_config, script_args.dataset_streaming)
-
-
-def _quickstart_prompts() -> DatasetDict:
-    from ..tasks import facts
-
-    train, test = map(facts.make_dataset, facts.load_questions())
-    return DatasetDict(train=train, test=test)
-
-
-def _quickstart_preferences() -> DatasetDict:
-    from ..tasks import facts
-
-    train, test = map(facts.make_preferences, facts.load_questions())
-    return DatasetDict(train=train, test=test)
 
 
 def _split(splits: DatasetDict | IterableDatasetDict, name: str, argument: str) -> Dataset | IterableDataset:

@@ -27,26 +27,14 @@ _HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 _JSON_TOKEN = re.compile(r'("token"\s*:\s*)"[^"]*"')
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "peft", "deepspeed", "vllm")
 # Settings that may differ between a run and the one that goes on with it: how long, where, how often to look.
-FREE_PREFIXES = (
-    "logging",
-    "log_",
-    "save",
-    "eval",
-    "per_device_eval",
-    "dataloader",
-    "hub",
-    "push",
-    "vllm",
-    "ddp",
-    "use_vllm",
-)
+FREE_PREFIXES = ("logging", "log_", "save", "eval", "per_device_eval", "dataloader", "hub", "push", "vllm", "ddp")
 FREE = {
     *("output_dir", "resume_from_checkpoint", "resume", "report_to", "run_name", "max_steps", "num_train_epochs"),
     *("disable_tqdm", "project", "trackio_space_id", "num_completions_to_print", "accelerator_config", "deepspeed"),
     *("fsdp", "fsdp_config", "use_cpu", "reward_max_tokens_per_batch", "reward_shard", "reward_offload", "do_eval"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "generation_batch_size", "steps_per_generation"),
     *("gradient_checkpointing", "attn_implementation", "prediction_loss_only", "model_init_kwargs"),
-    *("num_generations_eval", "heat_map_steps", "on_collapse", "activation_checkpointing"),
+    *("num_generations_eval", "heat_map_steps", "on_collapse", "activation_checkpointing", "use_vllm"),
 }
 
 
