@@ -17,16 +17,14 @@ from ..reporting import heat_maps, page
 from ..rewards import EndogenousReward
 from ..rewards.contributions import heat_map_row
 from ..runs.resumption import Interruptions
-from ..runs.wandb_run import active_run, define_metrics
+from ..runs.wandb_run import active_run
 from ..trainers.dense_reward_trainer import DenseRewardTrainer
 
 
 GIB = 2**30
-# What W&B keeps of a metric besides its last value.
-GOALS = {
-    **dict.fromkeys(("train/rewards/*", "eval/rewards/*", "eval/accuracy", "train/collapse/held_out/*"), "max"),
-    **dict.fromkeys(("train/collapse/alarm", "train/collapse/evidence", "train/kl", "train/perf/memory_gib"), "max"),
-}
+# Metrics of which W&B keeps the greatest value, besides the last.
+MAXIMA = ["train/rewards/*", "eval/rewards/*", "eval/accuracy", "train/collapse/held_out/*", "train/collapse/alarm"]
+MAXIMA += ["train/collapse/evidence", "train/kl", "train/perf/memory_gib"]
 
 
 def add_callbacks(
@@ -73,7 +71,8 @@ class Tracking(TrainerCallback):
         run = active_run() if "wandb" in args.report_to and state.is_world_process_zero else None
         if run is not None and not self._recorded_config:
             run.config.update({"recipe": dict(self._record)}, allow_val_change=True)
-            define_metrics(run, GOALS)
+            for name in MAXIMA:  # the x-axis is that of transformers
+                run.define_metric(name, step_metric="train/global_step", summary="last,max")
             self._recorded_config = True
 
     def _tokens(self, state: TrainerState) -> float:

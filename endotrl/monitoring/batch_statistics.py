@@ -16,14 +16,6 @@ def repetition(tokens: Sequence[Hashable], n: int = 4) -> float | None:
     """
     Fraction, in $[0, 1)$, of a completion's n-grams (of tokens, or of words) that occurred in it before: 0 where
     nothing is said twice, near 1 in a loop; `None` with fewer than two n-grams, in which nothing can recur.
-
-    Example:
-    ```python
-    >>> from endotrl.monitoring.batch_statistics import repetition
-
-    >>> repetition([1, 2, 1, 2, 1, 2], n=2)  # (1, 2), (2, 1), and three more of the same
-    0.6
-    ```
     """
     total = len(tokens) - n + 1
     if total < 2:
@@ -77,15 +69,6 @@ def distinct_completions(hashes: Tensor, num_generations: int) -> float:
     """
     Mean over groups of the number of different completions: from 1, if all are the same, to `G` (`num_generations`).
     `hashes` of shape `(N,)` are the same for the same completions.
-
-    Example:
-    ```python
-    >>> import torch
-    >>> from endotrl.monitoring.batch_statistics import distinct_completions
-
-    >>> distinct_completions(torch.tensor([5, 5, 5, 6, 7, 8]), num_generations=3)
-    2.0
-    ```
     """
     groups = hashes.view(-1, num_generations).tolist()
     return sum(len(set(group)) for group in groups) / len(groups)

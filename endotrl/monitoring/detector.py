@@ -59,37 +59,18 @@ HALF = 0.5
 
 @dataclass(frozen=True)
 class Verdict:
-    """
-    What one entry of the log says.
+    """What one entry of the log says."""
 
-    Attributes:
-        alarm (`str`, *optional*):
-            Why the run is taken for a collapse, as a sentence; `None` if it is not.
-        symptoms (`list[str]`):
-            What differs from a healthy run at this step, alarm or not.
-        evidence (`float`):
-            Evidence that held-out rewards fall, the greatest of them; 0 without one.
-        level (`float`, *optional*):
-            Running mean of the held-out rewards (their sum, of several), to compare checkpoints by; `None` without
-            one.
-    """
-
-    alarm: str | None
-    symptoms: list[str] = field(default_factory=list)
-    evidence: float = 0.0
-    level: float | None = None
+    alarm: str | None  # why the run is taken for a collapse, as a sentence
+    symptoms: list[str] = field(default_factory=list)  # what differs from a healthy run, alarm or not
+    evidence: float = 0.0  # that held-out rewards fall, the greatest of them; 0 without one
+    level: float | None = None  # running mean of the held-out rewards (their sum, of several), if there are any
 
 
 class Detector:
     """
-    Reads log entries in order and says after each whether the run collapses.
-
-    Args:
-        thresholds ([`CollapseThresholds`], *optional*):
-            When to speak.
-        held_out (`list[str]`, *optional*):
-            Names of reward functions whose logged means are held-out rewards, if the log has no
-            `collapse/held_out/<name>`.
+    Reads log entries in order and says after each whether the run collapses. `held_out` are names of reward
+    functions whose logged means are held-out rewards, if the log has no `collapse/held_out/<name>`.
 
     Example:
     ```python

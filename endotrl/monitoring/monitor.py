@@ -83,6 +83,7 @@ class CollapseMonitor(TrainerCallback):
         self.copy_weights = copy_weights
         self.alarms: list[tuple[int, str]] = []
         self._observer: BatchObserver | None = None
+        self._detector = Detector(self.thresholds, held_out or [])
 
     def attach(self, trainer: Any) -> "CollapseMonitor":
         """

@@ -21,7 +21,7 @@ from packaging.version import Version
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..reporting import say
-from .checkpoints import checkpoints, delete_old, discard_later, flush, last_complete_checkpoint, mark_complete
+from .checkpoints import checkpoints, delete_old, discard_later, last_complete_checkpoint, mark_complete
 from .files import lock
 from .record import check_same_settings, recorded_settings, write_record
 from .wandb_run import continue_wandb_run
@@ -142,7 +142,6 @@ class Interruptions(TrainerCallback):
                 "last_log": self._trainer._globalstep_last_logged,
             }
             (folder / SINCE_LAST_LOG_FILE).write_text(json.dumps(gathered), encoding="utf-8")
-            flush(folder)
             mark_complete(folder, state.global_step, args.world_size)
             delete_old(args.output_dir, state.global_step, self._save_total_limit, state.best_model_checkpoint)
 

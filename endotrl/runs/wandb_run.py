@@ -80,15 +80,6 @@ def active_run() -> Any:
     return None if module is None else module.run
 
 
-def define_metrics(run: Any, goals: Mapping[str, str]) -> None:
-    """
-    What W&B keeps of metrics in its table of runs, next to their last value: `goals` has `"max"` or `"min"` by name,
-    which may end with `*`. As the x-axis, transformers sets `train/global_step`.
-    """
-    for name, goal in goals.items():
-        run.define_metric(name, step_metric="train/global_step", summary=f"last,{goal}")
-
-
 def log_table(run: Any, name: str, headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """A table of a run."""
     import wandb

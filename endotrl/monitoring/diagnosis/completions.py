@@ -19,19 +19,11 @@ MAX_FILES = 64
 
 def completion_entries(paths: Sequence[Path]) -> list[dict[str, float]]:
     """
-    One log entry per file of completions, under the names that [`CollapseMonitor`] and TRL log the same by:
-    `collapse/length_correlation` (of the trained reward with the number of words, within groups),
-    `collapse/repetition` (of 4-grams of words), `collapse/distinct_completions`, `frac_reward_zero_std`,
-    `rewards/<name>/mean`, and `words`, the mean number of words.
+    One log entry per file of completions, in order of steps, under the names that [`CollapseMonitor`] and TRL log the
+    same by, in words in place of tokens; and `words`, their mean number. `ValueError` if a file is none of TRL's
+    tables of completions.
 
     The trained reward is the column that the advantage follows most closely within groups; its mean is `reward`.
-
-    Args:
-        paths (`list[Path]`):
-            Files in order of steps.
-
-    Raises:
-        `ValueError`: If a file is none of TRL's tables of completions.
     """
     stride = max(1, math.ceil(len(paths) / MAX_FILES))
     entries, seen = [], ValuesSeen()

@@ -54,15 +54,14 @@ class Finding:
 
 def all_findings(run: Run, held_out: Sequence[str]) -> list[Finding]:
     """What all checks find: failures first, then warnings and notes, each in order of importance."""
-    of_held_out = partial(collapse, held_out=held_out), partial(reward_alone, held_out=held_out)
-    checks = [not_finite, learning_rate, zero_gradient, equal_rewards, truncated, unchanged_weights, entropy]
-    checks += [kl_divergence, reward_is_length, *of_held_out, not_learning, off_policy, critic, overfitting]
-    found = [finding for check in [*checks, chosen_sinks, no_kl_penalty] for finding in check(run)]
+    of_held_out = partial(_collapse, held_out=held_out), partial(_reward_alone, held_out=held_out)
+    checks = [_not_finite, _learning_rate, _zero_gradient, _equal_rewards, _truncated, _unchanged_weights, _entropy]
+    checks += [_kl_divergence, _reward_is_length, *of_held_out, _not_learning, _off_policy, _critic, _overfitting]
+    found = [finding for check in [*checks, _chosen_sinks, _no_kl_penalty] for finding in check(run)]
     return sorted(found, key=lambda finding: LEVELS.index(finding.level))
 
 
-def not_finite(run: Run) -> Iterator[Finding]:
-    """NaN or infinity in the loss, the gradient, the reward or the KL."""
+def _not_finite(run: Run) -> Iterator[Finding]:
     for key in ("loss", "grad_norm", *REWARD_KEYS, "kl", "entropy"):
         points = run.series(key)
         bad = [step for step, value in points if not math.isfinite(value)]
@@ -97,8 +96,7 @@ def not_finite(run: Run) -> Iterator[Finding]:
             )
 
 
-def learning_rate(run: Run) -> Iterator[Finding]:
-    """A learning rate that is zero, or a warm-up that does not end."""
+def _learning_rate(run: Run) -> Iterator[Finding]:
     points = run.series(*LR_KEYS)
     rates = [rate for _, rate in points]
     if len(rates) < 3:
@@ -131,11 +129,10 @@ def learning_rate(run: Run) -> Iterator[Finding]:
         )
 
 
-def zero_gradient(run: Run) -> Iterator[Finding]:
-    """A gradient of zero while completions differ in reward: no parameter is trained."""
+def _zero_gradient(run: Run) -> Iterator[Finding]:
     norms = run.values("grad_norm")
     zeros = norms.count(0)
-    if len(norms) < 3 or zeros < 0.9 * len(norms) or _all_equal(run) >= 0.9 or _truncated(run) >= 0.99:
+    if len(norms) < 3 or zeros < 0.9 * len(norms) or _all_equal(run) >= 0.9 or _cut_off(run) >= 0.99:
         return
     differ = f", while rewards differ in {1 - _all_equal(run):.0%} of the groups" if run.series(ZERO_STD) else ""
     yield Finding(
@@ -150,8 +147,7 @@ def zero_gradient(run: Run) -> Iterator[Finding]:
     )
 
 
-def equal_rewards(run: Run) -> Iterator[Finding]:
-    """Groups whose completions all have the same reward, which train nothing."""
+def _equal_rewards(run: Run) -> Iterator[Finding]:
     fractions = run.values(ZERO_STD)
     overall, rewards = _all_equal(run), run.values(*REWARD_KEYS)
     late = mean(tail(fractions)) if len(fractions) >= 3 else overall
@@ -180,9 +176,8 @@ def equal_rewards(run: Run) -> Iterator[Finding]:
     )
 
 
-def truncated(run: Run) -> Iterator[Finding]:
-    """Completions that do not end within `max_completion_length`."""
-    fraction = _truncated(run)
+def _truncated(run: Run) -> Iterator[Finding]:
+    fraction = _cut_off(run)
     if fraction < 0.5:
         return
     first, share = run.values(CLIPPED)[0], "Nearly all" if fraction >= 0.9 else f"{fraction:.0%} of the"
@@ -199,8 +194,7 @@ def truncated(run: Run) -> Iterator[Finding]:
     )
 
 
-def unchanged_weights(run: Run) -> Iterator[Finding]:
-    """Checkpoints with equal weights, or a policy that is the reference to the last digit."""
+def _unchanged_weights(run: Run) -> Iterator[Finding]:
     evidence = unchanged(run.checkpoints)
     kl = run.values("kl")
     if evidence is None and len(kl) >= 5 and not any(kl[1:]):
@@ -220,8 +214,7 @@ def unchanged_weights(run: Run) -> Iterator[Finding]:
         )
 
 
-def entropy(run: Run) -> Iterator[Finding]:
-    """A policy without entropy, or with ever more of it."""
+def _entropy(run: Run) -> Iterator[Finding]:
     values = run.values(*ENTROPY_KEYS)
     if len(values) < ENOUGH:
         return
@@ -252,8 +245,7 @@ def entropy(run: Run) -> Iterator[Finding]:
         )
 
 
-def kl_divergence(run: Run) -> Iterator[Finding]:
-    """A policy that runs away from the reference."""
+def _kl_divergence(run: Run) -> Iterator[Finding]:
     values = run.values("kl")
     if len(values) < ENOUGH:
         return
@@ -275,8 +267,7 @@ def kl_divergence(run: Run) -> Iterator[Finding]:
         )
 
 
-def reward_is_length(run: Run) -> Iterator[Finding]:
-    """A reward that is little but the length of the completion."""
+def _reward_is_length(run: Run) -> Iterator[Finding]:
     within = run.values("collapse/length_correlation")
     lengths = run.values(*LENGTH_KEYS)
     key = next((key for key in LENGTH_KEYS if run.series(key)), LENGTH_KEYS[0])
@@ -311,8 +302,7 @@ def reward_is_length(run: Run) -> Iterator[Finding]:
     )
 
 
-def not_learning(run: Run) -> Iterator[Finding]:
-    """A curve that does not go where it should."""
+def _not_learning(run: Run) -> Iterator[Finding]:
     key, upwards, name = progress_key(run)
     values = run.values(key) if key else []
     if len(values) < 2 * ENOUGH:
@@ -346,8 +336,7 @@ def not_learning(run: Run) -> Iterator[Finding]:
     )
 
 
-def off_policy(run: Run) -> Iterator[Finding]:
-    """Steps that are clipped nearly everywhere, or gradients that explode."""
+def _off_policy(run: Run) -> Iterator[Finding]:
     clips, norms = run.values("clip_ratio/region_mean"), run.values("grad_norm")
     if len(clips) >= ENOUGH and mean(tail(clips)) > 0.3:
         yield Finding(
@@ -373,8 +362,7 @@ def off_policy(run: Run) -> Iterator[Finding]:
         )
 
 
-def critic(run: Run) -> Iterator[Finding]:
-    """A value function that predicts worse than a constant."""
+def _critic(run: Run) -> Iterator[Finding]:
     values = run.values("ppo/explained_variance")
     if len(values) >= 2 * ENOUGH and median(tail(values)) <= 0:
         yield Finding(
@@ -388,8 +376,7 @@ def critic(run: Run) -> Iterator[Finding]:
         )
 
 
-def overfitting(run: Run) -> Iterator[Finding]:
-    """An evaluation that gets worse while training goes on."""
+def _overfitting(run: Run) -> Iterator[Finding]:
     for key, upwards in (("eval_loss", False), ("eval_reward", True), ("eval_rewards/accuracies", True)):
         values = run.values(key)
         if len(values) < 4 or (key == "eval_loss" and run.series(*REWARD_KEYS)):  # of RL it says nothing
@@ -409,8 +396,7 @@ def overfitting(run: Run) -> Iterator[Finding]:
             )
 
 
-def chosen_sinks(run: Run) -> Iterator[Finding]:
-    """DPO's likelihood displacement: the preferred answers become less probable too."""
+def _chosen_sinks(run: Run) -> Iterator[Finding]:
     values = run.values("logps/chosen")
     if len(values) < 2 * ENOUGH or run.series(*REWARD_KEYS):
         return
@@ -428,8 +414,7 @@ def chosen_sinks(run: Run) -> Iterator[Finding]:
         )
 
 
-def reward_alone(run: Run, held_out: Sequence[str]) -> Iterator[Finding]:
-    """A trained reward that rises over the whole run while a held-out one does not."""
+def _reward_alone(run: Run, held_out: Sequence[str]) -> Iterator[Finding]:
     rewards = run.values(*REWARD_KEYS)
     if len(rewards) < ENOUGH or trend(rewards).z < 5:
         return
@@ -454,8 +439,7 @@ def reward_alone(run: Run, held_out: Sequence[str]) -> Iterator[Finding]:
         )
 
 
-def no_kl_penalty(run: Run) -> Iterator[Finding]:
-    """The reward of a frozen model without a KL penalty."""
+def _no_kl_penalty(run: Run) -> Iterator[Finding]:
     beta = run.settings.get("beta", 0.0 if run.series(ZERO_STD) and not run.series("kl") else None)
     if beta == 0 and any("rewards/endogenous_reward/mean" in entry for entry in run.steps[:1]):
         yield Finding(
@@ -469,8 +453,7 @@ def no_kl_penalty(run: Run) -> Iterator[Finding]:
         )
 
 
-def collapse(run: Run, held_out: Sequence[str]) -> Iterator[Finding]:
-    """What [`CollapseMonitor`] would have said, reading the same log."""
+def _collapse(run: Run, held_out: Sequence[str]) -> Iterator[Finding]:
     detector, first, quiet = Detector(held_out=held_out), None, 0
     for entry in run.entries:
         alarm = detector.update(entry).alarm
@@ -506,7 +489,7 @@ def _all_equal(run: Run) -> float:
     return float(len(deviations) >= 3 and not any(deviations))
 
 
-def _truncated(run: Run) -> float:
+def _cut_off(run: Run) -> float:
     """Fraction of completions that are cut off, at the end of the run; 0 if that is unknown."""
     values = run.values(CLIPPED)
     return mean(tail(values)) if len(values) >= 3 else 0.0
