@@ -23,10 +23,7 @@ _NEW = "prompt, worded"
 def load_prompts(
     script_args: RecipeArguments, training_args: GRPOConfig, dataset_args: DatasetMixtureConfig
 ) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset | None]:
-    """
-    The prompts to train on, and those to evaluate on if `eval_strategy` asks for it, else `None`, both with a column
-    `prompt`. A mixture (`datasets`) goes before `dataset_name`.
-    """
+    """The prompts to train on, and those to evaluate on (`None` without `eval_strategy`), in a column `prompt`."""
     train, evaluation = _splits(script_args, training_args, dataset_args, facts.make_dataset)
     train = _with_prompts(train, script_args.dataset_train_split, script_args)
     if evaluation is not None:
@@ -51,9 +48,8 @@ def load_preferences(
     script_args: ScriptArguments, training_args: RewardConfig, dataset_args: DatasetMixtureConfig
 ) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset | None]:
     """
-    The pairs to train on, and those to evaluate on if `eval_strategy` asks for it, else `None`, both with columns
-    `chosen` and `rejected`. `dataset_name` is a dataset of the hub or a file, or `"quickstart"`: right against wrong
-    answers to the questions that ship with endotrl. A mixture (`datasets`) goes before it.
+    The pairs to train on, and those to evaluate on (`None` without `eval_strategy`), in columns `chosen` and
+    `rejected`. `"quickstart"` has right against wrong answers to the questions that ship with endotrl.
     """
     train, evaluation = _splits(script_args, training_args, dataset_args, facts.make_preferences)
     for dataset in (train, evaluation):
@@ -71,12 +67,7 @@ def load_preferences(
 
 
 def count_rows(script_args: ScriptArguments, dataset_args: DatasetMixtureConfig) -> int:
-    """
-    Rows of the split to train on; of a dataset of the hub as it says itself, without downloading it.
-
-    Raises:
-        `ValueError`: If it cannot be had.
-    """
+    """Rows of the split to train on; of a dataset of the hub as it says itself. `ValueError` if it does not."""
     name, split = script_args.dataset_name, script_args.dataset_train_split
     try:
         on_hub = name not in (None, "quickstart") and not Path(name).exists() and table_suffix(name) is None
@@ -146,9 +137,8 @@ def _with_prompts(
             f"{', '.join(map(repr, columns))}. Set `dataset_prompt_column` to one of them."
         )
     if column != "prompt":
-        dataset = (dataset.remove_columns("prompt") if "prompt" in columns else dataset).rename_column(
-            column, "prompt"
-        )
+        others = dataset.remove_columns("prompt") if "prompt" in columns else dataset
+        dataset = others.rename_column(column, "prompt")
     _check_rows(dataset, "prompt")
     suffix, chat = script_args.dataset_prompt_suffix or "", script_args.dataset_prompt_chat
     if not suffix and not chat:
@@ -161,18 +151,13 @@ def _with_prompts(
 
 
 def _check_rows(dataset: Dataset | IterableDataset, column: str) -> None:
-    """
-    Raises `ValueError` if a row is neither text nor messages, or not of one kind with the others. Of a stream, the
-    first is looked at.
-    """
+    """Raises `ValueError` if a row is neither text nor messages like the others; of a stream, looks at the first."""
     kind = None
     values = dataset[column] if isinstance(dataset, Dataset) else (row[column] for row in islice(dataset, 1))
     for row, value in enumerate(values):
         reason = check_text(column, value)
         if reason is None and kind not in (None, type(value)):
-            reason = (
-                f"The {column} is {'text' if isinstance(value, str) else 'messages'}, and those before it are not."
-            )
+            reason = f"The {column} is {'text' if type(value) is str else 'messages'}, and those before it are not."
         if reason is not None:
             raise ValueError(f"Row {row} of the dataset cannot be used: {reason} Mend it, or leave it out.")
         kind = type(value)
@@ -182,8 +167,7 @@ def _check_rows(dataset: Dataset | IterableDataset, column: str) -> None:
 
 def _worded(prompt: str | list[dict[str, Any]], suffix: str, chat: bool) -> str | list[dict[str, Any]]:
     if isinstance(prompt, str):
-        text = prompt + suffix
-        return [{"role": "user", "content": text}] if chat else text
+        return [{"role": "user", "content": prompt + suffix}] if chat else prompt + suffix
     content = prompt[-1]["content"] or ""
     if isinstance(content, str):
         content += suffix

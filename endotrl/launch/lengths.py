@@ -53,9 +53,9 @@ def fit_lengths(
     reward_funcs: Sequence[Callable[..., Any]],
 ) -> Dataset | IterableDataset:
     """
-    Looks for prompts which with the longest completion do not fit the context of the policy, or of the frozen model of
-    an endogenous reward, and raises `ValueError`; with `dataset_overlong="drop"`, returns the dataset without them. Of
-    a stream, nothing is looked at unless such rows are to be left out.
+    Raises `ValueError` for prompts which with the longest completion do not fit the context of the policy, or of an
+    endogenous reward's frozen model; with `dataset_overlong="drop"`, returns the dataset without them. Of a stream,
+    nothing is looked at unless such rows are to be left out.
     """
     drop = script_args.dataset_overlong == "drop"
     for reader in _readers(training_args, model_args, reward_funcs):

@@ -73,8 +73,8 @@ def launch(
     argv: Sequence[str] | None = None,
 ) -> Any:
     """
-    Runs a recipe from the command line, and returns the trainer, done. Wrong settings are said in one line, before
-    anything is trained and, where that can be, before a model is loaded; the process then ends with exit code 2.
+    Runs a recipe from the command line, and returns the trainer, done. Wrong settings are said in one line, if it can
+    be before a model is loaded; the process then ends with exit code 2.
     """
     end_with_launcher()
     with ExitStack() as stack:
@@ -197,10 +197,9 @@ def resolve_model(model_args: ModelConfig, training_args: GRPOConfig | RewardCon
 
 def share_frozen_weights(trainer: DenseRewardTrainer, reward_args: RewardArguments, model_args: ModelConfig) -> None:
     """
-    Lets the endogenous reward read the frozen weights that the trainer has in memory anyway: the policy without its
-    adapter, or the reference model. Where there are none, or where `reward_model` names a model, the reward keeps its
-    own copy. Under DeepSpeed ZeRO-3 and FSDP2, frozen weights are split over the processes; with `reward_shard:
-    false`, the reward keeps a whole copy on each.
+    Lets the endogenous reward read the frozen weights that the trainer has in memory anyway, if it has some, unless
+    `reward_model` names a model. Its own are split over the processes as the policy's are, unless `reward_shard` is
+    false.
     """
     for reward in trainer.reward_funcs:
         if isinstance(reward, SentenceReward):
@@ -257,8 +256,8 @@ def train(trainer: Any, interruptions: Interruptions, job: Job) -> None:
 
 def print_summary(history: list[dict[str, Any]], output_dir: str) -> None:
     """
-    Prints a table of the metrics that tell most, accuracy first: means over the first and the last fifth of what was
-    logged in training, and the first and last evaluation. With W&B, it is the run's table `summary` too.
+    Prints a table of the metrics that tell most, also to W&B: means over the first and the last fifth of the log, and
+    the first and last evaluation.
     """
     from rich.console import Console
 

@@ -88,13 +88,8 @@ def check_optimizer(training_args: TrainingArguments) -> None:
             return
         raise ValueError(f"`optim: {name}` cannot be made with these settings: {error}") from error
     try:
-        get_scheduler(
-            training_args.lr_scheduler_type,
-            optimizer,
-            num_warmup_steps=1,
-            num_training_steps=2,
-            scheduler_specific_kwargs=training_args.lr_scheduler_kwargs,
-        )
+        # Of one step of warm-up and two of training
+        get_scheduler(training_args.lr_scheduler_type, optimizer, 1, 2, training_args.lr_scheduler_kwargs)
     except (ValueError, TypeError, KeyError) as error:
         name = str(getattr(training_args.lr_scheduler_type, "value", training_args.lr_scheduler_type))
         raise ValueError(f"`lr_scheduler_type: {name}` cannot be made with these settings: {error}") from error
@@ -117,10 +112,7 @@ def check_generation(training_args: GRPOConfig) -> None:
 
 
 def check_model(model_args: ModelConfig, training_args: GRPOConfig | RewardConfig) -> None:
-    """
-    Raises `ValueError` if no model is named, or it cannot be made as the settings say, `OSError` if there is none of
-    that name, and `ImportError` if it needs a package that is not installed. No weights are loaded.
-    """
+    """Raises `ValueError`, `OSError` or `ImportError` if the model cannot be made as the settings say; loads none."""
     name = model_args.model_name_or_path
     if name is None:
         raise ValueError("There is no model to train. Set `model_name_or_path`.")
