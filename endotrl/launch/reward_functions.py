@@ -59,22 +59,13 @@ def make_reward_funcs(
 def _make(
     name: str, training_args: GRPOConfig, reward_args: RewardArguments, model_args: ModelConfig
 ) -> Callable[..., Any]:
+    loading = {name: vars(training_args)[name] for name in ("trust_remote_code", "chat_template_kwargs")}
+    settings = reward_args.endogenous_settings
     if name == "endogenous":
-        return EndogenousReward(
-            reward_args.reward_model or model_args.model_name_or_path,
-            trust_remote_code=training_args.trust_remote_code,
-            chat_template_kwargs=training_args.chat_template_kwargs,
-            **reward_args.endogenous_settings,
-        )
+        return EndogenousReward(reward_args.reward_model or model_args.model_name_or_path, **settings, **loading)
     if name == "sentence":
-        return SentenceReward(
-            reward_args.reward_sentence_model,
-            max_tokens_per_batch=reward_args.reward_max_tokens_per_batch,
-            dtype=reward_args.reward_dtype,
-            trust_remote_code=training_args.trust_remote_code,
-            overlong_prompt=reward_args.endogenous_settings["overlong_prompt"],
-            chat_template_kwargs=training_args.chat_template_kwargs,
-        )
+        settings = {name: settings[name] for name in ("max_tokens_per_batch", "dtype", "overlong_prompt")}
+        return SentenceReward(reward_args.reward_sentence_model, **settings, **loading)
     if name == "random":
         return RandomReward(training_args.seed + training_args.process_index)
     if name == "length":
@@ -89,10 +80,8 @@ def _make(
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise  # of something that the module imports
-        raise ImportError(
-            f"`reward` has {name!r}, but there is no module {error.name!r} in the current folder, nor an installed "
-            "one."
-        ) from error
+        where = "in the current folder, nor an installed one"
+        raise ImportError(f"`reward` has {name!r}, but there is no module {error.name!r} {where}.") from error
     function = getattr(module, function_name, None)
     if function is None:
         raise ImportError(f"`reward` has {name!r}, but the module {module_name!r} has no {function_name!r}.")

@@ -17,20 +17,8 @@ from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from .collapse_thresholds import (
-    ASKED_EVIDENCE,
-    CHANGE_WARMUP,
-    CLIPPED_RISE,
-    DISTINCT_COMPLETIONS,
-    DRIFT_EVIDENCE,
-    EARLY_WARMUP,
-    ENTROPY_RATIO,
-    LENGTH_CORRELATION,
-    LOG_PROB_FALL,
-    REPETITION_RISE,
-    WARMUP,
-    CollapseThresholds,
-)
+from . import collapse_thresholds as limits
+from .collapse_thresholds import CollapseThresholds
 from .series import WINDOW, Drift, HeldOut, Series, cusum
 
 
@@ -90,10 +78,10 @@ class Detector:
         self.thresholds = CollapseThresholds() if thresholds is None else thresholds
         self._named = {f"rewards/{name}/mean": name for name in held_out}
         self._rewards: defaultdict[str, _HeldOutReward] = defaultdict(_HeldOutReward)
-        self._first_log_prob = HeldOut(CHANGE_WARMUP, start=0.0)  # its change
+        self._first_log_prob = HeldOut(limits.CHANGE_WARMUP, start=0.0)  # its change
         self._reward_change = (0.0, 0.0)  # and its standard error
-        self._drifts = {"log_prob": Drift(WARMUP, both_ways=False), "length": Drift(WARMUP, both_ways=True)}
-        self._levels: defaultdict[str, Series] = defaultdict(lambda: Series(WARMUP))
+        self._drifts = {name: Drift(limits.WARMUP, both_ways=name == "length") for name in ("log_prob", "length")}
+        self._levels: defaultdict[str, Series] = defaultdict(lambda: Series(limits.WARMUP))
         self._gross: defaultdict[str, int] = defaultdict(int)  # entries in a row that show it
         self.last = Verdict(None)
 
@@ -152,7 +140,7 @@ class Detector:
             reward = self._rewards[name]
             if reward.levels is None:
                 # Questions that are asked every few steps have seen as many by their third time.
-                reward.levels = HeldOut(EARLY_WARMUP if ASKED_CHANGE + name in entry else WARMUP)
+                reward.levels = HeldOut(limits.EARLY_WARMUP if ASKED_CHANGE + name in entry else limits.WARMUP)
             reward.levels.add(level, entry.get(HELD_OUT_ERROR + name))
         for name, change in _by_name(entry, ASKED_CHANGE).items():
             self._rewards[name].asked.append((change, entry.get(ASKED_CHANGE_ERROR + name, math.inf)))
@@ -189,12 +177,13 @@ class Detector:
             )
         fall = reward.changes.fell(limit, least) if reward.is_comparable else None
         # Adam's first updates are erratic, and what they lose comes back where the reward pushes it up.
-        if fall and (reward.changes.count >= CHANGE_WARMUP or (reward.agreements and reward.agreement_z <= AGREES)):
+        may_come_back = not reward.agreements or reward.agreement_z > AGREES
+        if fall and not (may_come_back and reward.changes.count < limits.CHANGE_WARMUP):
             yield (
                 f"next to the first policy, completion by completion, the held-out reward `{name}` has lost "
                 f"{fall.size:.3f} ({fall.evidence:.1f} standard errors)"
             )
-        if len(reward.asked) == 2 and all(c < -max(least, ASKED_EVIDENCE * error) for c, error in reward.asked):
+        if len(reward.asked) == 2 and all(c < -max(least, limits.ASKED_EVIDENCE * error) for c, error in reward.asked):
             change, error = reward.asked[-1]
             yield (
                 f"question by question, `{name}` has lost {-change:.3f} since training began "
@@ -226,7 +215,7 @@ class Detector:
         """What is no collapse by itself, by what it is seen in."""
         found = {}
         for name in _by_name(entry, AGREEMENT_EVIDENCE):
-            if self._rewards[name].disagreement > DRIFT_EVIDENCE:
+            if self._rewards[name].disagreement > limits.DRIFT_EVIDENCE:
                 found["agreement"] = f"within groups, the trained reward is higher where `{name}` is lower"
         for name, level, text in (
             ("log_prob", _log_prob(entry), "the frozen model finds the completions less probable"),
@@ -235,7 +224,7 @@ class Detector:
             if level is not None:
                 drift = self._drifts[name]
                 drift.add(level)
-                if drift.evidence > DRIFT_EVIDENCE:
+                if drift.evidence > limits.DRIFT_EVIDENCE:
                     found[name] = f"{text} ({drift.first:.3g} at first, now {drift.mean:.3g})"
         return found
 
@@ -256,24 +245,23 @@ class Detector:
                 if self._levels[name].ready:
                     first[name], now[name] = self._levels[name].first, value
         change = {name: now[name] - first[name] for name in now}
-        deterministic = (
-            "entropy" in now
-            and now["entropy"] < ENTROPY_RATIO * first["entropy"]
-            and entry.get("collapse/distinct_completions", math.inf) <= DISTINCT_COMPLETIONS
-            and not entry.get("collapse/reward_is_verdict", 1.0)
-        )
+        entropy_is_gone = "entropy" in now and now["entropy"] < limits.ENTROPY_RATIO * first["entropy"]
+        says_one_thing = entry.get("collapse/distinct_completions", math.inf) <= limits.DISTINCT_COMPLETIONS
+        is_verdict = entry.get("collapse/reward_is_verdict", 1.0)
         length_ratio = now["length"] / first["length"] if first.get("length") else 1.0
-        little_but_length = abs(entry.get("collapse/length_correlation", 0.0)) > LENGTH_CORRELATION
+        correlation = abs(entry.get("collapse/length_correlation", 0.0))
+        is_length = correlation > limits.LENGTH_CORRELATION and not 0.5 < length_ratio < 2.0
+        drift = self._drifts["log_prob"]  # beyond its noise, and by enough to matter
+        drifts = drift.evidence > limits.DRIFT_EVIDENCE and drift.mean - drift.first < -self.thresholds.log_prob_drift
+        sinks = drifts or change.get("log_prob", 0.0) < -limits.LOG_PROB_FALL
         shown = {
             "completions have become short": length_ratio < self.thresholds.length_ratio,
-            "the reward is little but length, which has halved or doubled": little_but_length
-            and not 0.5 < length_ratio < 2.0,
-            "completions do not end any more": change.get("clipped", 0.0) > CLIPPED_RISE,
-            "completions repeat themselves": change.get("repetition", 0.0) > REPETITION_RISE,
-            "the frozen model finds the completions improbable": change.get("log_prob", 0.0) < -LOG_PROB_FALL
-            or self._log_prob_sinks(),
+            "the reward is little but length, which has halved or doubled": is_length,
+            "completions do not end any more": change.get("clipped", 0.0) > limits.CLIPPED_RISE,
+            "completions repeat themselves": change.get("repetition", 0.0) > limits.REPETITION_RISE,
+            "the frozen model finds the completions improbable": sinks,
             "the policy is far from the reference": now.get("kl", 0.0) > self.thresholds.kl,
-            "the policy says one thing only": deterministic,
+            "the policy says one thing only": entropy_is_gone and says_one_thing and not is_verdict,
         }
         found = []
         for reason, is_shown in shown.items():
@@ -282,21 +270,16 @@ class Detector:
                 found.append(reason)
         return found
 
-    def _log_prob_sinks(self) -> bool:
-        """Whether the frozen model's log-probability has sunk by more than noise explains, and by enough to matter."""
-        drift = self._drifts["log_prob"]
-        return drift.evidence > DRIFT_EVIDENCE and drift.mean - drift.first < -self.thresholds.log_prob_drift
-
 
 @dataclass
 class _HeldOutReward:
     """What is known of one held-out reward."""
 
     levels: HeldOut | None = None
-    changes: HeldOut = field(default_factory=lambda: HeldOut(EARLY_WARMUP, start=0.0))  # since the first policy
+    changes: HeldOut = field(default_factory=lambda: HeldOut(limits.EARLY_WARMUP, start=0.0))  # since the first policy
     changes_age: int = WINDOW  # entries since the last one
     # Of the changes, below a part of what the slope and the change of the trained reward should have brought.
-    shortfalls: HeldOut = field(default_factory=lambda: HeldOut(CHANGE_WARMUP, start=0.0))
+    shortfalls: HeldOut = field(default_factory=lambda: HeldOut(limits.CHANGE_WARMUP, start=0.0))
     asked: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=2))  # changes, and their errors
     evaluations: list[float] = field(default_factory=list)
     agreement: float = 0.0  # with the trained reward: sum over entries, in standard deviations

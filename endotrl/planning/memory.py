@@ -147,17 +147,14 @@ def plan_memory(size: ModelSize, work: Workload, hardware: Hardware, engine: Eng
 
 def block_numbers(size: ModelSize, tokens: int) -> float:
     """
-    Numbers that one transformer block keeps for its backward pass: the residual stream and the normed one in both
-    precisions (9 widths), attention's queries, output and their rotated copies (3), keys and values with theirs (3),
-    and four of the MLP.
+    Numbers that a block keeps for its backward pass: the residual stream and the normed one in both precisions (9
+    widths), attention's queries, output and rotated copies (3), keys and values with theirs (3), four of the MLP.
     """
     return tokens * (12 * size.hidden + 3 * size.key_value + 4 * size.intermediate)
 
 
 def activation_numbers(size: ModelSize, tokens: int, gradient_checkpointing: bool) -> float:
-    """
-    Numbers that the forward pass of all blocks keeps: with checkpointing, one width a block, and one block whole.
-    """
+    """Numbers that the forward pass of all blocks keeps: checkpointed, one width a block, and one block whole."""
     if gradient_checkpointing:
         return size.layers * tokens * size.hidden + block_numbers(size, tokens)
     return size.layers * block_numbers(size, tokens)

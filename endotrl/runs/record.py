@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -71,24 +72,19 @@ def machine() -> str:
 def without_secrets(words: Sequence[str]) -> list[str]:
     """A command line without tokens: values of options such as `--hub_token`, `token` in JSON, what looks like one."""
     hidden = []
-    previous = ""
-    for word in words:
-        option, equals, value = word.partition("=")
+    for previous, word in pairwise(["", *words]):
+        option, equals, _ = word.partition("=")
         if _SECRET_OPTION.fullmatch(previous) and not word.startswith("--"):
             hidden.append(SECRET)
-        elif equals and _SECRET_OPTION.fullmatch(option):
-            hidden.append(f"{option}={SECRET}")
         else:
-            hidden.append(_hide(word))
-        previous = word
+            hidden.append(f"{option}={SECRET}" if equals and _SECRET_OPTION.fullmatch(option) else _hide(word))
     return hidden
 
 
 def write_record(output_dir: str, record: Mapping[str, Any]) -> None:
     """Writes the record to `output_dir/recipe.json`."""
-    folder = Path(output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    replace_text(folder / RECORD_FILE, json.dumps(record, indent=2, ensure_ascii=False))
+    Path(output_dir).mkdir(parents=True, exist_ok=True)
+    replace_text(Path(output_dir) / RECORD_FILE, json.dumps(record, indent=2, ensure_ascii=False))
 
 
 def recorded_settings(output_dir: str | None) -> dict[str, Any]:
