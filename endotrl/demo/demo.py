@@ -29,22 +29,10 @@ def run_demo(
     """
     Runs the demo and writes its folder: `metrics.json`, `report.html`, plots as PNG, the trained models, and offline
     W&B runs if wandb is installed.
-
-    After an interruption, the same call goes on with the first training that was not done.
-
-    Args:
-        task (`str`, *optional*, defaults to `"all"`):
-            `"arithmetic"`, `"facts"`, `"images"`, or `"all"` for the first two.
-        output_dir (`str`, *optional*, defaults to `"demo-output"`):
-            Folder to write. Files of a finished demo in it are replaced.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of all randomness.
-        size (`str`, *optional*, defaults to `"default"`):
-            `"quick"` (the arithmetic without controls), `"default"`, or `"full"` (more steps, all questions, and
-            controls of both models).
-
-    Returns:
-        `dict[str, Any]`: the content of `metrics.json`. Accuracies are on held-out questions.
+    `task` is `"arithmetic"`, `"facts"`, `"images"`, or `"all"` for the first two; `size` is `"quick"` (the arithmetic
+    without controls), `"default"`, or `"full"` (more steps, all questions, and controls of both models). Files of a
+    finished demo in `output_dir` are replaced; after an interruption, the same call goes on with the first training
+    that was not done. Returns the content of `metrics.json`: accuracies on held-out questions.
 
     Raises:
         `ValueError`: If there is no such task or size, or the size does not have the task.
@@ -70,10 +58,12 @@ def run_demo(
     names = [task] if task != "all" else ["arithmetic", *(["facts"] if SIZES[size].facts else [])]
     tasks = [TASKS[name](SIZES[size], output, seed) for name in names]
     looks = task in ("all", "facts")
-    stages = {title: seconds for one in tasks for title, seconds in one.stages.items()}
-    progress = Progress({**({LOOK: LOOK_SECONDS} if looks else {}), **stages})
+    stages = {LOOK: LOOK_SECONDS} if looks else {}
+    progress = Progress(stages | {title: seconds for one in tasks for title, seconds in one.stages.items()})
     partial = output / "partial"
-    kept = Kept(partial, {"size": size, "seed": seed, **versions("torch", "transformers", "trl")})
+    software = versions("torch", "transformers", "trl")
+    environment = {"machine": f"{machine()}, {torch.get_num_threads()} threads", **software}
+    kept = Kept(partial, {"size": size, "seed": seed, **software})
     session = Session(output, seed, SIZES[size], progress, kept, say)
     metrics: dict[str, Any] = {}
     parts = []
@@ -85,28 +75,20 @@ def run_demo(
             parts.append(part)
             metrics[part.name] = part.metrics
             metrics["seconds"] = round(time.perf_counter() - started, 1)
-            metrics["environment"] = {
-                **metrics.get("environment", _environment()),
-                f"{part.name}_dtype": part.settings["dtype"],
-            }
+            metrics["environment"] = environment | {f"{p.name}_dtype": p.settings["dtype"] for p in parts}
             (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
             report = write_report(parts, metrics, output)
             say(terminal_table(*accuracy_table(part)))
             say(summary(part))
-    except KeyboardInterrupt as interrupt:
-        raise KeyboardInterrupt(
-            f"Interrupted. What is done is in {output}: the same command goes on from there."
-        ) from interrupt
+    except KeyboardInterrupt as error:
+        told = f"Interrupted. What is done is in {output}: the same command goes on from there."
+        raise KeyboardInterrupt(told) from error
     finally:
         progress.close()
     shutil.rmtree(partial)
     console.rule("done")
-    console.print(
-        f"{metrics['seconds'] / 60:.1f} minutes. Report: {report}; figures: {output / 'metrics.json'}.",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+    told = f"{metrics['seconds'] / 60:.1f} minutes. Report: {report}; figures: {output / 'metrics.json'}."
+    console.print(told, markup=False, highlight=False, soft_wrap=True)
     return metrics
 
 
@@ -121,8 +103,3 @@ def _check_requirements(task: str) -> None:
         )
     if "peft" in needed:
         quickstart_model_path()  # converts the model on first use
-
-
-def _environment() -> dict[str, Any]:
-    threads = f"{torch.get_num_threads()} threads"
-    return {"machine": f"{machine()}, {threads}", **versions("torch", "transformers", "trl")}

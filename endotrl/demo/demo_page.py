@@ -8,7 +8,6 @@ from typing import Any
 
 from markupsafe import Markup
 
-from .. import __version__
 from ..reporting import figure, heat_maps, page, table
 from .findings import MAJORITY, SAMPLED, TITLES, Part, Policy, accuracy_table, half_width, summary
 
@@ -54,12 +53,11 @@ def write_report(parts: Sequence[Part], metrics: dict[str, Any], output_dir: Pat
         blocks.append(_details(part))
         sections.append((part.title, Markup("").join(blocks)))
     sections.append(("When not to trust it", _LIMITS))
-    environment = metrics["environment"]
-    footer = (
-        f"endotrl {__version__}, TRL {environment['trl']}, transformers {environment['transformers']}, torch "
-        f"{environment['torch']}; {environment['machine']}; {metrics['seconds'] / 60:.1f} minutes; one run of each. "
-        "Made by the command endotrl demo."
+    minutes = f"{metrics['seconds'] / 60:.1f} minutes"
+    made = "{endotrl}, TRL {trl}, transformers {transformers}, torch {torch}; {machine}".format(
+        **metrics["environment"]
     )
+    footer = f"endotrl {made}; {minutes}; one run of each. Made by the command endotrl demo."
     verdict, _, _ = summary(parts[0]).partition(". ")
     lead = Markup(
         "<p><strong>{}.</strong> No reward model, no judge, no labels: each model is trained by TRL's GRPO on "
@@ -116,9 +114,8 @@ def _answers(part: Part) -> Markup:
     before, after = part.policies["base"], part.policies["endogenous"]
     # Every k-th question, chosen by position alone.
     step = max(1, len(part.questions) // NUM_ANSWERS)
-    rows = [[part.questions[i], _marked(before, i), _marked(after, i)] for i in range(0, len(part.questions), step)][
-        :NUM_ANSWERS
-    ]
+    shown = range(0, len(part.questions), step)[:NUM_ANSWERS]
+    rows = [[part.questions[i], _marked(before, i), _marked(after, i)] for i in shown]
     how = " An answer is the sum with its last digit first." if part.name == "arithmetic" else ""
     caption = f"Sampled answers, chosen by position alone: one in {step} of the held-out ones. ✓ right, ✗ wrong.{how}"
     return Markup("<p>{}</p>").format(caption) + table(["question", "before", "after"], rows)

@@ -73,28 +73,26 @@ def summary(part: Part) -> str:
     base, own = part.policies["base"], part.policies["endogenous"]
     before, after, greedy = base.accuracy(), own.accuracy(), base.accuracy(GREEDY)
     changes = {name: _change(base, policy) for name, policy in part.policies.items() if name != "base"}
-    verb = "improved" if changes["endogenous"][1] > 0 else "got worse" if changes["endogenous"][1] < 0 else "stayed"
-    text = f"By its own reward, without a label, the model {verb}: {before:.0%} to {after:.0%} right"
-    text += f" ({changes['endogenous'][0]}). "
+    change, sign = changes.pop("endogenous")
+    verb = {1: "improved", 0: "stayed", -1: "got worse"}[sign]
+    text = f"By its own reward, without a label, the model {verb}: {before:.0%} to {after:.0%} right ({change}). "
     if part.forecast is not None:
         text += (
             f"Where training ends was forecast before its first step: {part.forecast:.0%} (forecast) -> "
             f"{after:.0%} (trained, {len(own.curve)} steps). "
         )
-    others = "; ".join(f"{TITLES[name]} {change}" for name, (change, _) in changes.items() if name != "endogenous")
+    others = "; ".join(f"{TITLES[name]} {change}" for name, (change, _) in changes.items())
     if others:
         text += f"Rewards that know nothing, on the same footing: {others}. "
     if greedy < after - half_width(own.right[SAMPLED]):
-        text += (
+        return text + (
             f"Temperature 0 is no substitute: the base model's greedy answers are {greedy:.0%} right, for its most "
             "probable first step is often wrong, though its most probable whole answer is right."
         )
-    else:
-        text += (
-            f"Asked greedily, the base model is {greedy:.0%} right already: here training brings its samples to what "
-            "temperature 0 gives, and teaches nothing new."
-        )
-    return text
+    return text + (
+        f"Asked greedily, the base model is {greedy:.0%} right already: here training brings its samples to what "
+        "temperature 0 gives, and teaches nothing new."
+    )
 
 
 def _change(base: Policy, policy: Policy) -> tuple[str, int]:
@@ -107,10 +105,7 @@ def _change(base: Policy, policy: Policy) -> tuple[str, int]:
 
 
 def half_width(values: Sequence[float]) -> float:
-    """
-    Half width of the 95% confidence interval of a mean over questions (normal approximation). Of the differences of
-    two policies on the same questions it is the paired interval.
-    """
+    """Half width of the 95% confidence interval of a mean over questions, by the normal approximation."""
     number, mean = len(values), sum(values) / len(values)
     return 1.96 * (sum((v - mean) ** 2 for v in values) / number / number) ** 0.5
 

@@ -12,15 +12,15 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerCallback
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.trainer_callback import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from ..rendering.policy import ProcessingClass
 from ..rendering.policy_tokens import tokenizer_of
 from ..rewards.endogenous import EndogenousReward
 from ..trainers.cpu_generation import make_head_input_contiguous
+from .progress import Progress
 
 
 Prompts = Sequence[str] | Sequence[list[dict[str, Any]]]
@@ -28,39 +28,11 @@ Prompts = Sequence[str] | Sequence[list[dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Run:
-    """A finished GRPO run, `<part>-<reward>`: what the trainer logged, one entry per step, and the trained policy."""
+    """A finished GRPO run: what the trainer logged, one entry per step, and the trained policy."""
 
-    name: str
     history: list[dict[str, float]]
     seconds: float
     model: PreTrainedModel
-
-    @property
-    def reward(self) -> str:
-        """Name of the reward: a run is called `<part>-<reward>`."""
-        return self.name.split("-")[-1]
-
-
-class _BarCallback(TrainerCallback):
-    """One progress bar with the figures that matter, where the Trainer would print a dictionary a step."""
-
-    def __init__(self, title: str, accuracy_key: str, reward_key: str) -> None:
-        self._title, self._accuracy_key, self._reward_key = title, accuracy_key, reward_key
-        self._bar: tqdm | None = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._bar = tqdm(total=state.max_steps, desc=self._title, unit=" steps")
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        if self._bar is not None and logs is not None and self._accuracy_key in logs:
-            self._bar.set_postfix(
-                accuracy=f"{logs[self._accuracy_key]:.2f}", reward=f"{logs[self._reward_key]:.2f}", refresh=False
-            )
-            self._bar.update(state.global_step - self._bar.n)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._bar is not None:
-            self._bar.close()
 
 
 def train_with_grpo(
@@ -74,13 +46,13 @@ def train_with_grpo(
     peft_config: Any = None,
     trainer_class: type[GRPOTrainer] = GRPOTrainer,
     config_class: type[GRPOConfig] = GRPOConfig,
-    progress: TrainerCallback | None = None,
+    progress: Progress | None = None,
     **grpo: Any,
 ) -> Run:
     """
     Trains a policy with TRL's `GRPOTrainer`, or one of its kind. The only rewards are `reward` (weight 1; an
     [`EndogenousReward`] made with `model=None` is attached) and, to be looked at, `accuracy` (weight 0). `name` is
-    that of the folder, in W&B, and of the progress bar, in place of which `progress` may follow the run. `grpo` are
+    that of the folder, in W&B, and on the progress line, unless it is that of a longer run (`progress`). `grpo` are
     further arguments of the configuration.
     """
     args = config_class(
@@ -108,27 +80,22 @@ def train_with_grpo(
         if isinstance(reward, EndogenousReward) and reward.is_shared:
             reward.attach(trainer)
         trainer.remove_callback(PrinterCallback)
-        trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(
-            progress
-            or _BarCallback(name, f"rewards/{accuracy.__name__}/mean", f"rewards/{trainer.reward_func_names[0]}/mean")
-        )
+        line = progress or Progress({name: 1.0})
+        trainer.add_callback(line)
         started = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - started
+        if progress is None:
+            line.close()
     history = [entry for entry in trainer.state.log_history if "reward" in entry]
-    return Run(name, history, seconds, trainer.accelerator.unwrap_model(trainer.model).eval())
+    return Run(history, seconds, trainer.accelerator.unwrap_model(trainer.model).eval())
 
 
 @contextmanager
 def _offline_wandb(output_dir: Path) -> Iterator[None]:
     """Inside, W&B writes an offline run into the demo's folder, unless the user has decided otherwise."""
-    settings = {
-        "WANDB_MODE": "offline",
-        "WANDB_DIR": str(output_dir),
-        "WANDB_PROJECT": "endotrl-demo",
-        "WANDB_SILENT": "true",
-    }
+    settings = {"WANDB_MODE": "offline", "WANDB_DIR": str(output_dir), "WANDB_PROJECT": "endotrl-demo"}
+    settings["WANDB_SILENT"] = "true"
     ours = {key: value for key, value in settings.items() if key not in os.environ}
     os.environ.update(ours)
     try:

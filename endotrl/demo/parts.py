@@ -142,7 +142,6 @@ class Task:
     limit: int  # tokens of a held-out answer
     samples: int  # answers to a question
     batch_size: int
-    saved: Path  # where the trained model goes
     details: dict[str, Any]  # settings that are shown beside those of GRPO
     opening: str  # what is said of the base model, with places for its accuracies `sampled` and `greedy`
     questions: list[str] | None = None  # as they are shown, if not by their text
@@ -186,8 +185,9 @@ def run(task: Task, session: Session) -> Part:
             **task.settings,
         )
         if name == "endogenous":
-            run.model.save_pretrained(task.saved)
-            task.processing_class.save_pretrained(task.saved)
+            folder = session.output / task.name / ("adapter" if task.peft_config else "trained_model")
+            run.model.save_pretrained(folder)
+            task.processing_class.save_pretrained(folder)
         return _measure(task, run.model, session.seed, run)
 
     titles = list(task.stages)
@@ -233,10 +233,7 @@ def arithmetic_task(size: Size, output: Path, seed: int) -> Task:
     def predict() -> float:
         return forecast(
             _base_model(output, "arithmetic"),
-            [
-                {"prompt": arithmetic.question_text(q), "answer": arithmetic.answer_text(q)}
-                for q in held_out[:FORECAST]
-            ],
+            arithmetic.make_dataset(held_out[:FORECAST]).to_list(),
             betas=[size.arithmetic["beta"]],
             scale_rewards="group",
             num_generations=size.arithmetic["num_generations"],
@@ -350,7 +347,6 @@ def _from_nothing(
         settings=settings,
         limit=settings["max_completion_length"],
         samples=MAJORITY_OF,
-        saved=output / name / "trained_model",
         details={**{f"pretraining {key}": value for key, value in pretraining.items()}, "dtype": "float32"},
         opening=f"{learned} of which {pretraining['noise']:.0%} derail: a first digit one too high, then anything. It "
         "answers {sampled} right when sampled, {greedy} when greedy. Now it trains on its own reward, without labels.",
@@ -406,7 +402,6 @@ def facts_task(size: Size, output: Path, seed: int) -> Task:
         limit=FACTS_ANSWER_LENGTH,
         samples=1,
         batch_size=40,
-        saved=output / "facts" / "adapter",
         peft_config=LoraConfig(**LORA),
         details={
             "questions to draw from": len(train_questions),

@@ -27,7 +27,7 @@ class Progress(TrainerCallback):
     def __init__(self, stages: Mapping[str, float]) -> None:
         self._stages = dict(stages)
         self._ends = {title: sum(list(stages.values())[: i + 1]) for i, title in enumerate(stages)}
-        self._title = ""
+        self._title = next(iter(stages))
         self._span = (0.0, 1.0)
         self._skipped = 0.0
         self._started = time.perf_counter()
@@ -59,12 +59,10 @@ class Progress(TrainerCallback):
         elapsed = time.perf_counter() - self._started
         speed = (elapsed + PRIOR_SECONDS) / (max(0.0, done - self._skipped) + PRIOR_SECONDS)
         left = (total - done) * speed
-        minutes = "less than a minute" if left < 45 else f"about {max(1, round(left / 60))} minutes"
-        minutes = minutes.replace("1 minutes", "1 minute") if minutes.endswith(" 1 minutes") else minutes
-        number = list(self._stages).index(self._title) + 1
-        self._bar.set_description_str(
-            f"stage {number} of {len(self._stages)}: {self._title}, {minutes} left", refresh=False
-        )
+        number = max(1, round(left / 60))
+        minutes = "less than a minute" if left < 45 else f"about {number} minute{'s' if number > 1 else ''}"
+        stage = f"stage {list(self._stages).index(self._title) + 1} of {len(self._stages)}"
+        self._bar.set_description_str(f"{stage}: {self._title}, {minutes} left", refresh=False)
         self._bar.update(100 * done / total - self._bar.n)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

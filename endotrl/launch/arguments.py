@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings of a recipe besides the trainer's own."""
 
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass, field, fields, make_dataclass
 from typing import Any, get_args
 
 from trl import DatasetMixtureConfig, GRPOConfig, ModelConfig, RewardConfig, ScriptArguments
@@ -10,13 +10,11 @@ from ..field_help import with_help
 from ..monitoring.monitor import Action
 from ..rewards.controls import FormatReward
 from ..rewards.endogenous import EndogenousReward
-from ..rewards.settings import SETTINGS
+from ..rewards.settings import SETTINGS, RewardSetting
 from .parser import RecipeParser
 
 
 REWARDS = ("endogenous", "sentence", "random", "length", "format")
-ACCURACIES = ("auto", "math", "match", "none")
-ON_COLLAPSE = (*get_args(Action), "none")
 
 
 @with_help
@@ -68,7 +66,7 @@ class RecipeArguments(RunArguments):
             `answers` that there is.
 
     Raises:
-        `ValueError`: If `accuracy` or `on_collapse` is unknown.
+        `ValueError`: If a value is out of range or unknown.
     """
 
     dataset_prompt_column: str = "prompt"
@@ -76,34 +74,27 @@ class RecipeArguments(RunArguments):
     dataset_prompt_chat: bool = False
     dataset_overlong: str = field(default="error", metadata={"choices": ["error", "drop"]})
     heat_map_steps: int = 0
-    on_collapse: str = field(default="warn", metadata={"choices": list(ON_COLLAPSE)})
-    accuracy: str = field(default="auto", metadata={"choices": list(ACCURACIES)})
+    on_collapse: str = field(default="warn", metadata={"choices": [*get_args(Action), "none"]})
+    accuracy: str = field(default="auto", metadata={"choices": ["auto", "math", "match", "none"]})
     answer_column: str | None = None
 
     def __post_init__(self) -> None:
         if self.heat_map_steps < 0:
             raise ValueError(f"`heat_map_steps` is {self.heat_map_steps}, but it must be 0 (none) or more.")
-        for name, choices in (("accuracy", ACCURACIES), ("on_collapse", ON_COLLAPSE)):
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"`{name}` is {getattr(self, name)!r}, but it must be one of {', '.join(map(repr, choices))}."
-                )
+        for one in fields(self):
+            choices, value = one.metadata.get("choices"), getattr(self, one.name)
+            if choices and value not in choices:
+                raise ValueError(f"`{one.name}` is {value!r}, but it must be one of {', '.join(map(repr, choices))}.")
 
 
+def _metadata(setting: RewardSetting) -> dict[str, Any]:
+    return {"help": setting.help, **({"choices": list(setting.choices)} if setting.choices else {})}
+
+
+_IN_YAML = [setting for setting in SETTINGS.values() if "yaml" not in setting.absent]
 _EndogenousSettings: Any = make_dataclass(
     "_EndogenousSettings",
-    [
-        (
-            f"reward_{setting.name}",
-            setting.type,
-            field(
-                default=setting.default,
-                metadata={"help": setting.help, **({"choices": list(setting.choices)} if setting.choices else {})},
-            ),
-        )
-        for setting in SETTINGS.values()
-        if "yaml" not in setting.absent
-    ],
+    [(f"reward_{s.name}", s.type, field(default=s.default, metadata=_metadata(s))) for s in _IN_YAML],
 )
 
 
@@ -168,8 +159,7 @@ class RewardArguments(_EndogenousSettings):
     @property
     def endogenous_settings(self) -> dict[str, Any]:
         """Arguments of [`EndogenousReward`], the model excepted."""
-        names = [name for name, setting in SETTINGS.items() if "yaml" not in setting.absent]
-        settings = {name: getattr(self, f"reward_{name}") for name in names}
+        settings = {setting.name: getattr(self, f"reward_{setting.name}") for setting in _IN_YAML}
         kwargs = settings["model_init_kwargs"]
         if isinstance(kwargs, str):  # on the command line
             settings["model_init_kwargs"] = SETTINGS["model_init_kwargs"].read(kwargs)

@@ -9,47 +9,36 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from trl import RewardTrainer
 
 from ..monitoring import CollapseMonitor
-from ..rendering.messages import Prompt
-from ..reporting import HeatMapRow, heat_maps, page
+from ..reporting import heat_maps, page
 from ..rewards import EndogenousReward
 from ..rewards.scored import heat_map_row
 from ..runs.resumption import Interruptions
-from ..runs.wandb_run import active_run, define_metrics
-from ..scoring.token_stats import TokenStats
+from ..runs.wandb_run import active_run
 from ..trainers.dense_reward_trainer import DenseRewardTrainer
 
 
 GIB = 2**30
-HEAT_MAP_TITLE = "Token rewards of completions"
-# What W&B keeps of a metric besides its last value.
-GOALS = {
-    **dict.fromkeys(("train/rewards/*", "eval/rewards/*", "eval/accuracy", "train/collapse/held_out/*"), "max"),
-    **dict.fromkeys(("train/collapse/alarm", "train/collapse/evidence", "train/kl", "train/perf/memory_gib"), "max"),
-}
+# Metrics of which W&B keeps the greatest value, besides the last.
+MAXIMA = ["train/rewards/*", "eval/rewards/*", "eval/accuracy", "train/collapse/held_out/*", "train/collapse/alarm"]
+MAXIMA += ["train/collapse/evidence", "train/kl", "train/perf/memory_gib"]
 
 
 def add_callbacks(
     trainer: Any, record: Mapping[str, Any], heat_map_steps: int = 0, monitor: CollapseMonitor | None = None
 ) -> Interruptions:
-    """
-    Adds the callbacks of a recipe to a trainer, in their order; returns what the run is told to stop by. `record` is
-    what the run is made of ([`make_record`]).
-    """
+    """Adds the callbacks of a recipe, with its [`make_record`], to a trainer; returns what may stop the run."""
     interruptions = Interruptions(trainer)
-    # In the order in which they are called.
-    ours: list[TrainerCallback] = [
+    if monitor is not None:
+        monitor.attach(trainer)  # which puts it before transformers' and the trackers: they log what it adds
+    trainer.callback_handler.callbacks[:0] = [
         interruptions,  # stops a run with NaN before anything of it is logged or saved
         Tracking(trainer, record),
         *([HeatMaps(trainer, heat_map_steps)] if heat_map_steps else []),
-        *([] if monitor is None else [monitor.attach(trainer)]),
-        # And then transformers' and the trackers, which log what those above add.
     ]
-    handler = trainer.callback_handler
-    handler.callbacks = [*ours, *(other for other in handler.callbacks if other is not monitor)]
     return interruptions
 
 
@@ -66,9 +55,7 @@ class Tracking(TrainerCallback):
         self._recorded_config = False
         self._since: tuple[float, float, int] | None = None
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **rest: Any) -> None:
         self._since = (time.perf_counter(), self._tokens(state), state.global_step)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, *_: Any, logs: dict[str, Any], **rest: Any) -> None:
@@ -81,12 +68,12 @@ class Tracking(TrainerCallback):
             logs["perf/seconds_per_step"] = seconds / (state.global_step - step)
             self._since = (time.perf_counter(), self._tokens(state), state.global_step)
         logs["perf/memory_gib"] = peak_memory(args.device) / GIB
-        if "wandb" in args.report_to and state.is_world_process_zero and not self._recorded_config:
-            run = active_run()
-            if run is not None:
-                run.config.update({"recipe": dict(self._record)}, allow_val_change=True)
-                define_metrics(run, GOALS)
-                self._recorded_config = True
+        run = active_run() if "wandb" in args.report_to and state.is_world_process_zero else None
+        if run is not None and not self._recorded_config:
+            run.config.update({"recipe": dict(self._record)}, allow_val_change=True)
+            for name in MAXIMA:  # the x-axis is that of transformers
+                run.define_metric(name, step_metric="train/global_step", summary="last,max")
+            self._recorded_config = True
 
     def _tokens(self, state: TrainerState) -> float:
         # TRL's reward trainer counts for itself.
@@ -123,41 +110,26 @@ class HeatMaps(TrainerCallback):
     def _log_page(self, reward: EndogenousReward, args: TrainingArguments, state: TrainerState) -> None:
         prompts, completions, completion_ids = self._trainer.last_completions
         # Of different prompts: completions of one stand together.
-        spread = slice(None, None, max(1, len(prompts) // self._num_completions))
-        prompts, completions, completion_ids = (
-            prompts[spread][: self._num_completions],
-            completions[spread][: self._num_completions],
-            completion_ids[spread][: self._num_completions],
-        )
+        every = max(1, len(prompts) // self._num_completions)
+        shown = slice(None, every * self._num_completions, every)
         # On all processes, as frozen weights may be split over them.
-        stats = reward.score(prompts, completions, completion_ids)
+        stats = reward.score(prompts[shown], completions[shown], completion_ids[shown])
         if not state.is_world_process_zero:
             return
-        title = f"{HEAT_MAP_TITLE}, step {state.global_step}"
+        # The completions are of the last batch, and so is the slope.
+        rows = [
+            heat_map_row(reward, row, prompt, length_slope=reward.length_slope)
+            for prompt, row in zip(prompts[shown], stats, strict=True)
+        ]
         path = Path(args.output_dir) / "completions" / f"token_rewards_{state.global_step}.html"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(heat_map_page(title, reward, prompts, stats), encoding="utf-8")
-        run = active_run()
-        if "wandb" in args.report_to and run is not None:
+        title = f"Token rewards of completions, step {state.global_step}"
+        path.write_text(page(title, [("", heat_maps(rows))]), encoding="utf-8")
+        if "wandb" in args.report_to and (run := active_run()) is not None:
             import wandb
 
-            rows = [
-                [state.global_step, row.prompt, row.text, row.total]
-                + [wandb.Html(page(title, [("", heat_maps([row]))]), inject=False)]
-                for row in _rows(reward, prompts, stats)
-            ]
-            columns: list[str | int] = ["step", "prompt", "completion", "reward", "token_rewards"]
-            run.log({"token_rewards": wandb.Table(columns=columns, data=rows)}, commit=False)
-
-
-def heat_map_page(title: str, reward: EndogenousReward, prompts: list[Prompt], stats: list[TokenStats]) -> str:
-    """A page of completions with every token in the colour of what it contributes; their text is escaped."""
-    return page(title, [("", heat_maps(_rows(reward, prompts, stats)))])
-
-
-def _rows(reward: EndogenousReward, prompts: list[Prompt], stats: list[TokenStats]) -> list[HeatMapRow]:
-    # The completions are of the last batch, and so is the slope.
-    return [
-        heat_map_row(reward, row, prompt, length_slope=reward.length_slope)
-        for prompt, row in zip(prompts, stats, strict=True)
-    ]
+            table = wandb.Table(columns=["step", "prompt", "completion", "reward", "token_rewards"])
+            for row in rows:
+                html = wandb.Html(page(title, [("", heat_maps([row]))]), inject=False)
+                table.add_data(state.global_step, row.prompt, row.text, row.total, html)
+            run.log({"token_rewards": table}, commit=False)

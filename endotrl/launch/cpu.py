@@ -16,9 +16,8 @@ from ..runs.record import recorded_settings
 
 def choose_precision(settings: Namespace, given: Collection[str]) -> None:
     """
-    Sets `bf16` and `dtype` of a run on a CPU by what is faster there, unless they are given: `bf16` (or `fp16`) by any
-    value, `dtype` by any but `"auto"`. A run that is resumed keeps what it has. What was chosen, and why, is said in
-    one line.
+    Sets `bf16` and `dtype` of a run on a CPU by what is faster there, unless they are `given` (`dtype`: as another
+    than `"auto"`), and says so. A run that is resumed keeps what it has.
     """
     on_cpu = settings.use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     choose_bf16 = not {"bf16", "fp16"} & set(given)
@@ -27,27 +26,21 @@ def choose_precision(settings: Namespace, given: Collection[str]) -> None:
         return
     before = recorded_settings(settings.output_dir) if settings.resume else {}
     if {"bf16", "dtype"} <= before.keys():
-        faster, reason = before["dtype"], f"the run in {settings.output_dir} has it"
-        bf16 = before["bf16"]
+        chosen = {name: before[name] for name in ("bf16", "dtype")}
+        reason = f"the run in {settings.output_dir} has it"
     else:
         PartialState(cpu=True)  # accelerate takes each process for the only one unless it is told
         faster, reason = faster_dtype()
-        bf16 = faster == "bfloat16"
-    chosen = {}
-    if choose_bf16:
-        settings.bf16 = chosen["bf16"] = bf16
-    if choose_dtype:
-        settings.dtype = chosen["dtype"] = faster
+        chosen = {"bf16": faster == "bfloat16", "dtype": faster}
+    chosen = {name: chosen[name] for name, free in (("bf16", choose_bf16), ("dtype", choose_dtype)) if free}
+    vars(settings).update(chosen)
     if PartialState().is_main_process:
         values = ", ".join(f"`{name}: {str(value).lower()}`" for name, value in chosen.items())
         say(f"Chosen for this CPU: {values}, as {reason}. Say otherwise in the recipe to have it otherwise.")
 
 
 def shard_on_cpu() -> list[str]:
-    """
-    Words for the command line with which processes that `accelerate launch` was asked to run with DeepSpeed or FSDP
-    shard on the CPU where there is no accelerator: accelerate would take plain DDP, without a word.
-    """
+    """Words for the command line with which DeepSpeed and FSDP shard on a CPU: accelerate would take plain DDP."""
     uses_deepspeed = parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
     asked = uses_deepspeed or parse_flag_from_env("ACCELERATE_USE_FSDP")
     if not asked or "LOCAL_RANK" not in os.environ or torch.accelerator.is_available():
@@ -62,9 +55,8 @@ def shard_on_cpu() -> list[str]:
 
 def do_without_shared_memory() -> None:
     """
-    Keeps DeepSpeed from compiling its collectives in shared memory: gloo has all that is needed. The compiler may not
-    be there, it takes minutes, and a process that is killed meanwhile leaves a lock that later ones wait for without
-    end.
+    Keeps DeepSpeed from compiling collectives in shared memory, which takes a compiler and minutes, and leaves a lock
+    behind if it is killed: gloo has all that is needed.
     """
     import deepspeed.ops
 

@@ -13,6 +13,7 @@ from trl import DatasetMixtureConfig, GRPOConfig, RewardConfig, ScriptArguments,
 
 from ..data.formats import check_text
 from ..data.splits import load_splits, table_suffix
+from ..tasks import facts
 from .arguments import RecipeArguments
 
 
@@ -22,11 +23,8 @@ _NEW = "prompt, worded"
 def load_prompts(
     script_args: RecipeArguments, training_args: GRPOConfig, dataset_args: DatasetMixtureConfig
 ) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset | None]:
-    """
-    The prompts to train on, and those to evaluate on if `eval_strategy` asks for it, else `None`, both with a column
-    `prompt`. A mixture (`datasets`) goes before `dataset_name`.
-    """
-    train, evaluation = _splits(script_args, training_args, dataset_args, _quickstart_prompts)
+    """The prompts to train on, and those to evaluate on (`None` without `eval_strategy`), in a column `prompt`."""
+    train, evaluation = _splits(script_args, training_args, dataset_args, facts.make_dataset)
     train = _with_prompts(train, script_args.dataset_train_split, script_args)
     if evaluation is not None:
         evaluation = _with_prompts(evaluation, script_args.dataset_test_split, script_args)
@@ -50,11 +48,10 @@ def load_preferences(
     script_args: ScriptArguments, training_args: RewardConfig, dataset_args: DatasetMixtureConfig
 ) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset | None]:
     """
-    The pairs to train on, and those to evaluate on if `eval_strategy` asks for it, else `None`, both with columns
-    `chosen` and `rejected`. `dataset_name` is a dataset of the hub or a file, or `"quickstart"`: right against wrong
-    answers to the questions that ship with endotrl. A mixture (`datasets`) goes before it.
+    The pairs to train on, and those to evaluate on (`None` without `eval_strategy`), in columns `chosen` and
+    `rejected`. `"quickstart"` has right against wrong answers to the questions that ship with endotrl.
     """
-    train, evaluation = _splits(script_args, training_args, dataset_args, _quickstart_preferences)
+    train, evaluation = _splits(script_args, training_args, dataset_args, facts.make_preferences)
     for dataset in (train, evaluation):
         if dataset is None:
             continue
@@ -70,17 +67,12 @@ def load_preferences(
 
 
 def count_rows(script_args: ScriptArguments, dataset_args: DatasetMixtureConfig) -> int:
-    """
-    Rows of the split to train on; of a dataset of the hub as it says itself, without downloading it.
-
-    Raises:
-        `ValueError`: If it cannot be had.
-    """
+    """Rows of the split to train on; of a dataset of the hub as it says itself. `ValueError` if it does not."""
     name, split = script_args.dataset_name, script_args.dataset_train_split
     try:
         on_hub = name not in (None, "quickstart") and not Path(name).exists() and table_suffix(name) is None
         if dataset_args.datasets or not on_hub:
-            return len(_split(_load(script_args, dataset_args, _quickstart_prompts), split, "dataset_train_split"))
+            return len(_split(_load(script_args, dataset_args, facts.make_dataset), split, "dataset_train_split"))
         info = load_dataset_builder(name, script_args.dataset_config).info
         return info.splits[split].num_examples
     except (DatasetsError, OSError, KeyError, TypeError) as error:
@@ -96,7 +88,7 @@ def _splits(
     script_args: ScriptArguments,
     training_args: TrainingArguments,
     dataset_args: DatasetMixtureConfig,
-    quickstart: Callable[[], DatasetDict],
+    quickstart: Callable[[list[facts.Question]], Dataset],
 ) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset | None]:
     splits = _load(script_args, dataset_args, quickstart)
     train = _split(splits, script_args.dataset_train_split, "dataset_train_split")
@@ -106,7 +98,9 @@ def _splits(
 
 
 def _load(
-    script_args: ScriptArguments, dataset_args: DatasetMixtureConfig, quickstart: Callable[[], DatasetDict]
+    script_args: ScriptArguments,
+    dataset_args: DatasetMixtureConfig,
+    quickstart: Callable[[list[facts.Question]], Dataset],
 ) -> Any:
     if dataset_args.datasets:
         try:
@@ -114,27 +108,14 @@ def _load(
         except DatasetsError as error:  # not all of them are `ValueError` or `OSError`
             raise ValueError(f"`datasets` is given, but it cannot be read: {error.__cause__ or error}") from error
     if script_args.dataset_name == "quickstart":
-        return quickstart()
+        train, test = map(quickstart, facts.load_questions())
+        return DatasetDict(train=train, test=test)
     if not script_args.dataset_name:
         raise ValueError(
             "There is no dataset. Set `dataset_name` (a dataset of the hub, a file such as `prompts.jsonl`, or "
             "`quickstart`) or `datasets`."
         )
     return load_splits(script_args.dataset_name, script_args.dataset_config, script_args.dataset_streaming)
-
-
-def _quickstart_prompts() -> DatasetDict:
-    from ..tasks import facts
-
-    train, held_out = facts.load_questions()
-    return DatasetDict(train=facts.make_dataset(train), test=facts.make_dataset(held_out))
-
-
-def _quickstart_preferences() -> DatasetDict:
-    from ..tasks import facts
-
-    train, held_out = facts.load_questions()
-    return DatasetDict(train=facts.make_preferences(train), test=facts.make_preferences(held_out))
 
 
 def _split(splits: DatasetDict | IterableDatasetDict, name: str, argument: str) -> Dataset | IterableDataset:
@@ -156,9 +137,8 @@ def _with_prompts(
             f"{', '.join(map(repr, columns))}. Set `dataset_prompt_column` to one of them."
         )
     if column != "prompt":
-        dataset = (dataset.remove_columns("prompt") if "prompt" in columns else dataset).rename_column(
-            column, "prompt"
-        )
+        others = dataset.remove_columns("prompt") if "prompt" in columns else dataset
+        dataset = others.rename_column(column, "prompt")
     _check_rows(dataset, "prompt")
     suffix, chat = script_args.dataset_prompt_suffix or "", script_args.dataset_prompt_chat
     if not suffix and not chat:
@@ -171,18 +151,13 @@ def _with_prompts(
 
 
 def _check_rows(dataset: Dataset | IterableDataset, column: str) -> None:
-    """
-    Raises `ValueError` if a row is neither text nor messages, or not of one kind with the others. Of a stream, the
-    first is looked at.
-    """
+    """Raises `ValueError` if a row is neither text nor messages like the others; of a stream, looks at the first."""
     kind = None
     values = dataset[column] if isinstance(dataset, Dataset) else (row[column] for row in islice(dataset, 1))
     for row, value in enumerate(values):
         reason = check_text(column, value)
         if reason is None and kind not in (None, type(value)):
-            reason = (
-                f"The {column} is {'text' if isinstance(value, str) else 'messages'}, and those before it are not."
-            )
+            reason = f"The {column} is {'text' if type(value) is str else 'messages'}, and those before it are not."
         if reason is not None:
             raise ValueError(f"Row {row} of the dataset cannot be used: {reason} Mend it, or leave it out.")
         kind = type(value)
@@ -192,8 +167,7 @@ def _check_rows(dataset: Dataset | IterableDataset, column: str) -> None:
 
 def _worded(prompt: str | list[dict[str, Any]], suffix: str, chat: bool) -> str | list[dict[str, Any]]:
     if isinstance(prompt, str):
-        text = prompt + suffix
-        return [{"role": "user", "content": text}] if chat else text
+        return [{"role": "user", "content": prompt + suffix}] if chat else prompt + suffix
     content = prompt[-1]["content"] or ""
     if isinstance(content, str):
         content += suffix

@@ -2,7 +2,8 @@
 """Prompts that with a completion do not fit the policy's or a frozen model's context, found before the run."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from datasets import Dataset, IterableDataset
 from tqdm.auto import tqdm
@@ -17,14 +18,31 @@ from ..rewards import EndogenousReward
 from .arguments import RecipeArguments
 
 
-class Reader(NamedTuple):
+@dataclass
+class _Reader:
     """Who reads prompts and completions, and how many tokens fit."""
 
     name: str
-    model: str
     context: float
+    template: Template
     is_policy: bool = False
     criterion: Any = None
+
+    def length(self, row: dict[str, Any]) -> int:
+        """Tokens of a row's prompt."""
+        (criterion,) = criteria_of_rows(self.criterion, [row.get("domain")], 1)  # type: ignore[list-item]
+        prompt = add_criterion(row["prompt"], criterion)
+        if isinstance(prompt, str):
+            return len(self.template.encode(prompt, special=True))
+        text = self.template.apply(prompt, add_generation_prompt=True, has_criterion=criterion is not None)
+        # TRL gives it to the policy's template as it is (but a processor's gets parts for text).
+        in_parts = any(isinstance(message.get("content"), list) for message in prompt)
+        if self.is_policy and in_parts and not self.template.reads_as_given(prompt):
+            raise ValueError(
+                "The content of a message is a list of parts, which the chat template of the policy cannot read. "
+                "Write it as one text."
+            )
+        return len(self.template.encode(text, special=False))
 
 
 def fit_lengths(
@@ -35,21 +53,25 @@ def fit_lengths(
     reward_funcs: Sequence[Callable[..., Any]],
 ) -> Dataset | IterableDataset:
     """
-    Looks for prompts which with the longest completion do not fit the context of the policy, or of the frozen model of
-    an endogenous reward, and raises `ValueError`; with `dataset_overlong="drop"`, returns the dataset without them. Of
-    a stream, nothing is looked at unless such rows are to be left out.
+    Raises `ValueError` for prompts which with the longest completion do not fit the context of the policy, or of an
+    endogenous reward's frozen model; with `dataset_overlong="drop"`, returns the dataset without them. Of a stream,
+    nothing is looked at unless such rows are to be left out.
     """
     drop = script_args.dataset_overlong == "drop"
     for reader in _readers(training_args, model_args, reward_funcs):
-        length = _Lengths(reader, training_args)
         room = reader.context - training_args.max_completion_length
         if isinstance(dataset, IterableDataset):
             if drop:
-                dataset = dataset.filter(lambda row, length=length, room=room: length(row) <= room)
+                dataset = dataset.filter(lambda row, reader=reader, room=room: reader.length(row) <= room)
             continue
+        lengths: list[int] = []
         # Closed before an error is said.
         with tqdm(dataset, desc=f"Lengths for {reader.name}", unit=" prompts", delay=2, leave=False) as rows:
-            lengths = [_length(length, i, row) for i, row in enumerate(rows)]
+            for row in rows:
+                try:
+                    lengths.append(reader.length(row))
+                except ValueError as error:
+                    raise ValueError(f"Row {len(lengths)} of the dataset cannot be used: {error}") from error
         overlong = [i for i, tokens in enumerate(lengths) if tokens > room]
         if not overlong:
             continue
@@ -67,54 +89,28 @@ def fit_lengths(
     return dataset
 
 
-class _Lengths:
-    """Tokens of a row's prompt as somebody reads it."""
-
-    def __init__(self, reader: Reader, training_args: GRPOConfig) -> None:
-        tokenizer = load_tokenizer(reader.model, training_args.trust_remote_code)
-        self._template = Template(tokenizer, training_args.chat_template_kwargs)
-        self._reader = reader
-
-    def __call__(self, row: dict[str, Any]) -> int:
-        (criterion,) = criteria_of_rows(self._reader.criterion, [row.get("domain")], 1)  # type: ignore[list-item]
-        prompt = add_criterion(row["prompt"], criterion)
-        if isinstance(prompt, str):
-            return len(self._template.encode(prompt, special=True))
-        text = self._template.apply(prompt, add_generation_prompt=True, has_criterion=criterion is not None)
-        # TRL gives it to the policy's template as it is (but a processor's gets parts for text).
-        in_parts = any(isinstance(message.get("content"), list) for message in prompt)
-        if self._reader.is_policy and in_parts and not self._template.reads_as_given(prompt):
-            raise ValueError(
-                "The content of a message is a list of parts, which the chat template of the policy cannot read. "
-                "Write it as one text."
-            )
-        return len(self._template.encode(text, special=False))
-
-
-def _length(length: _Lengths, index: int, row: dict[str, Any]) -> int:
-    try:
-        return length(row)
-    except ValueError as error:
-        raise ValueError(f"Row {index} of the dataset cannot be used: {error}") from error
-
-
 def _readers(
     training_args: GRPOConfig, model_args: ModelConfig, reward_funcs: Sequence[Callable[..., Any]]
-) -> list[Reader]:
+) -> list[_Reader]:
     name = str(model_args.model_name_or_path)
     config = AutoConfig.from_pretrained(
         name, revision=model_args.model_revision, trust_remote_code=training_args.trust_remote_code
     )
+
+    def template(name: str) -> Template:
+        return Template(load_tokenizer(name, training_args.trust_remote_code), training_args.chat_template_kwargs)
+
     contexts = [_context(config), training_args.vllm_max_model_length if training_args.use_vllm else None]
     limits = [limit for limit in contexts if limit is not None]
-    readers = [Reader("the policy", name, min(limits, default=float("inf")), is_policy=True)]
+    readers = [_Reader("the policy", min(limits, default=float("inf")), template(name), is_policy=True)]
     for reward in reward_funcs:
         if isinstance(reward, EndogenousReward) and reward.overlong_prompt == "error":
             frozen = reward.config._name_or_path
             context = _context(reward.config)
             # The policy has said it.
             if context is not None and (frozen != name or reward.criterion is not None):
-                readers.append(Reader(f"the frozen model {frozen}", frozen, context, criterion=reward.criterion))
+                what = f"the frozen model {frozen}"
+                readers.append(_Reader(what, context, template(frozen), criterion=reward.criterion))
     return readers
 
 

@@ -41,7 +41,6 @@ from .cpu import choose_precision, shard_on_cpu
 from .data import check_number, load_preferences, load_prompts
 from .launcher import end_with_launcher
 from .lengths import fit_lengths
-from .parser import RecipeParser
 from .preflight import check_generation, check_model, check_optimizer, check_packages
 from .reward_functions import make_reward_funcs
 
@@ -74,13 +73,16 @@ def launch(
     argv: Sequence[str] | None = None,
 ) -> Any:
     """
-    Runs a recipe from the command line, and returns the trainer, done. Wrong settings are said in one line, before
-    anything is trained and, where that can be, before a model is loaded; the process then ends with exit code 2.
+    Runs a recipe from the command line, and returns the trainer, done. Wrong settings are said in one line, if it can
+    be before a model is loaded; the process then ends with exit code 2.
     """
     end_with_launcher()
     with ExitStack() as stack:
         try:
-            settings = parse(make_parser(training_config), argv)
+            parser = make_parser(training_config)
+            parser.settle = choose_precision
+            words = sys.argv[1:] if argv is None else argv
+            settings = parser.parse_args_and_config([*words, *shard_on_cpu()])
             stack.enter_context(only_run_in(settings[1].output_dir))
             job = prepare_reward_model(*settings) if issubclass(training_config, RewardConfig) else prepare(*settings)
             trainer, interruptions = make_trainer(trainer_class, job)
@@ -88,12 +90,6 @@ def launch(
             exit_with(error)
         train(trainer, interruptions, job)
         return trainer
-
-
-def parse(parser: RecipeParser, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
-    """Settings of a recipe: those of the YAML file (`--config`), of which the command line wins."""
-    parser.settle = choose_precision
-    return parser.parse_args_and_config([*(sys.argv[1:] if argv is None else argv), *shard_on_cpu()])
 
 
 def exit_with(error: Exception) -> NoReturn:
@@ -125,9 +121,8 @@ def prepare(
     lengths = (script_args, training_args, model_args, reward_funcs)
     train_dataset = fit_lengths(train_dataset, *lengths)
     check_number(train_dataset, training_args)
-    eval_dataset = None if eval_dataset is None else fit_lengths(eval_dataset, *lengths)
+    datasets = train_dataset, None if eval_dataset is None else fit_lengths(eval_dataset, *lengths)
     record = _find_run(script_args, training_args, model_args, reward=reward_args)
-    datasets = (train_dataset, eval_dataset)
     return Job(script_args, training_args, model_args, *datasets, record, reward_args, reward_funcs, monitor)
 
 
@@ -202,10 +197,9 @@ def resolve_model(model_args: ModelConfig, training_args: GRPOConfig | RewardCon
 
 def share_frozen_weights(trainer: DenseRewardTrainer, reward_args: RewardArguments, model_args: ModelConfig) -> None:
     """
-    Lets the endogenous reward read the frozen weights that the trainer has in memory anyway: the policy without its
-    adapter, or the reference model. Where there are none, or where `reward_model` names a model, the reward keeps its
-    own copy. Under DeepSpeed ZeRO-3 and FSDP2, frozen weights are split over the processes; with `reward_shard:
-    false`, the reward keeps a whole copy on each.
+    Lets the endogenous reward read the frozen weights that the trainer has in memory anyway, if it has some, unless
+    `reward_model` names a model. Its own are split over the processes as the policy's are, unless `reward_shard` is
+    false.
     """
     for reward in trainer.reward_funcs:
         if isinstance(reward, SentenceReward):
@@ -262,14 +256,14 @@ def train(trainer: Any, interruptions: Interruptions, job: Job) -> None:
 
 def print_summary(history: list[dict[str, Any]], output_dir: str) -> None:
     """
-    Prints a table of the metrics that tell most, accuracy first: means over the first and the last fifth of what was
-    logged in training, and the first and last evaluation. With W&B, it is the run's table `summary` too.
+    Prints a table of the metrics that tell most, also to W&B: means over the first and the last fifth of the log, and
+    the first and last evaluation.
     """
     from rich.console import Console
 
     evaluations = [entry for entry in history if "eval_reward" in entry]
     steps = [entry for entry in history if "reward" in entry]
-    rows = [row for entries in (steps, evaluations) for row in _start_and_end(entries, entries is steps)]
+    rows = _start_and_end(steps, max(1, len(steps) // 5)) + _start_and_end(evaluations, 1)
     rows.sort(key=lambda row: not ("accuracy" in row[0] or HELD_OUT in row[0]))
     if rows:
         headers = ["metric", "start", "end"]
@@ -278,23 +272,16 @@ def print_summary(history: list[dict[str, Any]], output_dir: str) -> None:
             log_table(run, "summary", headers, rows)
 
 
-def _start_and_end(entries: list[dict[str, Any]], averaged: bool) -> list[tuple[str, float, float]]:
-    if len(entries) < 2:
-        return []
-    window = max(1, len(entries) // 5) if averaged else 1
-
+def _start_and_end(entries: list[dict[str, Any]], window: int) -> list[tuple[str, float, float]]:
     def mean(part: list[dict[str, Any]], key: str) -> float:
         values = [entry[key] for entry in part if key in entry]
         return sum(values) / len(values) if values else float("nan")
 
-    keys = [key for key in entries[0] if _tells(key.removeprefix("eval_"))]
+    keys = [key for key in entries[0] if _tells(key.removeprefix("eval_"))] if len(entries) > 1 else []
     return [(key, mean(entries[:window], key), mean(entries[-window:], key)) for key in keys]
 
 
 def _tells(key: str) -> bool:
-    return (
-        (key.startswith("rewards/") and key.endswith("/mean"))
-        or key.startswith(HELD_OUT)
-        or key in ("kl", "completions/mean_length", "ppo/explained_variance")
-        or key.startswith("endogenous_reward/")
-    )
+    means = key.startswith("rewards/") and key.endswith("/mean")
+    others = key in ("kl", "completions/mean_length", "ppo/explained_variance")
+    return means or others or key.startswith((HELD_OUT, "endogenous_reward/"))

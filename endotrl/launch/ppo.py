@@ -4,9 +4,6 @@ PPO with a critic, on the endogenous reward of every token, or on a control.
 
     accelerate launch --config_file accelerate_configs/cpu.yaml \
         -m endotrl.launch.ppo --config recipes/smollm2-135m/ppo.yaml
-
-Everything in the YAML file can be overridden on the command line, such as `--reward random --output_dir
-output/random`.
 """
 
 from ..trainers.ppo_config import PPOConfig

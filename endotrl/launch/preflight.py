@@ -18,7 +18,6 @@ from transformers import (
     get_scheduler,
 )
 from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
-from transformers.utils import is_liger_kernel_available
 from trl import GRPOConfig, ModelConfig, RewardConfig, get_peft_config, get_quantization_config
 
 from ..frozen.names import resolve_model
@@ -38,6 +37,7 @@ PACKAGES = {
     "deepspeed": "pip install 'endotrl[deepspeed]'",
     "wtpsplit": "pip install 'endotrl[sat]'",
     "bitsandbytes": "pip install bitsandbytes",
+    "liger-kernel": "pip install liger-kernel",
 }
 # transformers does not say whether these are there: the first is a part of another, and the second it does not know.
 UNKNOWN_TRACKERS = ("azure_ml", "flyte")
@@ -45,32 +45,30 @@ UNKNOWN_TRACKERS = ("azure_ml", "flyte")
 
 def check_packages(training_args: TrainingArguments, model_args: ModelConfig) -> None:
     """Raises `ImportError` for a package that settings need, and `ValueError` for what no package has."""
-    trackers = [name for name in training_args.report_to if name in PACKAGES]
-    needed = {f"report_to: {name}": name for name in trackers}
+    needed = {f"report_to: {name}": name for name in training_args.report_to if name in PACKAGES}
     if model_args.use_peft:
         needed["use_peft: true"] = "peft"
     if model_args.load_in_4bit or model_args.load_in_8bit:
         needed["quantization"] = "bitsandbytes"
     if isinstance(training_args, GRPOConfig) and training_args.use_vllm:
         needed["use_vllm: true"] = "vllm"
-    segmenter = training_args.segmenter if isinstance(training_args, SentenceRewardTrainerConfig) else "rules"
-    if segmenter != "rules":
-        needed[f"segmenter: {segmenter}"] = "wtpsplit"
+    if training_args.use_liger_kernel:
+        needed["use_liger_kernel: true"] = "liger-kernel"
+    if isinstance(training_args, SentenceRewardTrainerConfig) and training_args.segmenter != "rules":
+        needed[f"segmenter: {training_args.segmenter}"] = "wtpsplit"
     for setting, package in needed.items():
-        if find_spec(package) is None and not (package == "tensorboard" and find_spec("tensorboardX")):
-            fallback = ", or set `report_to: none`" if package in trackers else ", or leave that setting out"
-            raise ImportError(f"`{setting}` needs {package}, which is not installed: {PACKAGES[package]}{fallback}.")
+        is_there = find_spec(package.replace("-", "_")) or (package == "tensorboard" and find_spec("tensorboardX"))
+        if not is_there:
+            fallback = "set `report_to: none`" if setting.startswith("report_to") else "leave that setting out"
+            raise ImportError(
+                f"`{setting}` needs {package}, which is not installed: {PACKAGES[package]}, or {fallback}."
+            )
     get_reporting_integration_callbacks(training_args.report_to)  # raises for names that it does not know
     for name in training_args.report_to:
         if name not in (*PACKAGES, *UNKNOWN_TRACKERS, *get_available_reporting_integrations()):
             raise ImportError(
                 f"`report_to: {name}` needs a package that is not installed. Install it, or set `report_to: none`."
             )
-    if training_args.use_liger_kernel and not is_liger_kernel_available():
-        raise ImportError(
-            "`use_liger_kernel: true` needs liger-kernel, which is not installed: pip install liger-kernel, or leave "
-            "that setting out."
-        )
     if training_args.push_to_hub and training_args.hub_token is None and get_token() is None:
         raise ValueError("`push_to_hub: true` needs an account: run `hf auth login`, or set `hub_token`.")
 
@@ -90,13 +88,8 @@ def check_optimizer(training_args: TrainingArguments) -> None:
             return
         raise ValueError(f"`optim: {name}` cannot be made with these settings: {error}") from error
     try:
-        get_scheduler(
-            training_args.lr_scheduler_type,
-            optimizer,
-            num_warmup_steps=1,
-            num_training_steps=2,
-            scheduler_specific_kwargs=training_args.lr_scheduler_kwargs,
-        )
+        # Of one step of warm-up and two of training
+        get_scheduler(training_args.lr_scheduler_type, optimizer, 1, 2, training_args.lr_scheduler_kwargs)
     except (ValueError, TypeError, KeyError) as error:
         name = str(getattr(training_args.lr_scheduler_type, "value", training_args.lr_scheduler_type))
         raise ValueError(f"`lr_scheduler_type: {name}` cannot be made with these settings: {error}") from error
@@ -112,17 +105,14 @@ def check_generation(training_args: GRPOConfig) -> None:
         raise ValueError(f"`generation_kwargs` has {unknown[0]!r}, which is no setting of transformers' generation.")
     for name, value in further.items():  # these go before the trainer's
         check_value(name, value, Any)
-    settings = {name: vars(training_args)[name] for name in ("temperature", "top_p", "top_k", "min_p")}
-    settings |= {name: vars(training_args)[name] for name in ("repetition_penalty", "cache_implementation")}
-    settings["max_new_tokens"] = training_args.max_completion_length
-    GenerationConfig(**{**settings, "do_sample": True, **further}).validate()
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "cache_implementation")
+    settings = {name: vars(training_args)[name] for name in names}
+    settings |= {"max_new_tokens": training_args.max_completion_length, "do_sample": True}
+    GenerationConfig(**{**settings, **further}).validate()
 
 
 def check_model(model_args: ModelConfig, training_args: GRPOConfig | RewardConfig) -> None:
-    """
-    Raises `ValueError` if no model is named, or it cannot be made as the settings say, `OSError` if there is none of
-    that name, and `ImportError` if it needs a package that is not installed. No weights are loaded.
-    """
+    """Raises `ValueError`, `OSError` or `ImportError` if the model cannot be made as the settings say; loads none."""
     name = model_args.model_name_or_path
     if name is None:
         raise ValueError("There is no model to train. Set `model_name_or_path`.")
@@ -138,20 +128,17 @@ def check_model(model_args: ModelConfig, training_args: GRPOConfig | RewardConfi
         ) from error
     get_quantization_config(model_args)
     peft_config = get_peft_config(model_args)
-    attention = dict(training_args.model_init_kwargs or {}).get("attn_implementation", model_args.attn_implementation)
+    attention = (training_args.model_init_kwargs or {}).get("attn_implementation", model_args.attn_implementation)
     if isinstance(config, SentenceRewardConfig):
         config = config.backbone_config
     model_class = _policy_class(name, config) if isinstance(training_args, GRPOConfig) else None
     adapted = peft_config is not None and isinstance(training_args, GRPOConfig)
     if attention is None and not adapted:
         return
+    make = AutoModelForCausalLM.from_config if model_class is None else model_class._from_config
     with loaded_whole(), torch.device("meta"):
         try:
-            model = (
-                AutoModelForCausalLM.from_config(config, attn_implementation=attention)
-                if model_class is None
-                else model_class._from_config(config, attn_implementation=attention)
-            )
+            model = make(config, attn_implementation=attention)
         except (ImportError, ValueError) as error:
             raise type(error)(f"`attn_implementation` is {attention!r}, which cannot be used: {error}") from error
         if adapted:

@@ -57,12 +57,8 @@ def check_value(name: str, value: Any, hint: Any, choices: Any = None) -> Any:
     """A setting as it is used: a number with a fraction where its type (`hint`) is that, for a whole one of YAML."""
     said = f"`{name}` is {'null' if value is None else repr(value)}"
     if not fits(value, hint) and not fits(value, ALSO.get(name, hint)):
-        yaml = (
-            " (YAML reads no, off, yes and on as false and true: put quotes around them.)"
-            if value in (True, False)
-            else ""
-        )
-        raise ValueError(f"{said}, but it must be {in_words(hint)}.{yaml}")
+        yaml = " (YAML reads no, off, yes and on as false and true: put quotes around them.)"
+        raise ValueError(f"{said}, but it must be {in_words(hint)}.{yaml if value in (True, False) else ''}")
     if isinstance(value, str) and name.endswith("_kwargs") and not value.startswith("{"):
         raise ValueError(f"{said}, but it must be a mapping.")
     if value == "" and name == "output_dir":
@@ -70,11 +66,8 @@ def check_value(name: str, value: Any, hint: Any, choices: Any = None) -> Any:
     if value is None and name in NEVER_NULL:
         raise ValueError(f"{said}, but it must be a number.")
     choices = CHOICES.get(name, choices)
-    if (
-        choices is not None
-        and not fits(value, bool | None)
-        and not {*_listed(value)} <= {*choices, *map(str, choices)}
-    ):
+    is_free = choices is None or fits(value, bool | None)
+    if not is_free and not {*_listed(value)} <= {*choices, *map(str, choices)}:
         raise ValueError(f"{said}, but it must be one of {', '.join(repr(str(choice)) for choice in choices)}.")
     numbers = [number for number in _listed(value) if fits(number, float)]
     # NaN is in no interval.

@@ -40,20 +40,17 @@ def make_reward_funcs(
         )
     accuracy = _make_accuracy(script_args, dataset)
     monitors: list[Callable[..., Any]] = [] if accuracy is None else [accuracy]
-    if (
-        reward_args.reward_truncation == "skip"
-        and "endogenous" in reward_args.reward
-        and len(weights) + len(monitors) > 1
-    ):
-        if training_args.multi_objective_aggregation != "normalize_then_sum":
-            remedies = ['`reward_truncation="terminal"`', "`accuracy: none` and no other reward"]
-            if not isinstance(training_args, PPOConfig):  # which refuses it
-                remedies.insert(0, '`multi_objective_aggregation="normalize_then_sum"`')
-            raise ValueError(
-                '`reward_truncation="skip"` gives no reward to completions that were cut off, which TRL takes for 0, '
-                "more than any log-probability, as soon as there is another reward function (accuracy too). Set "
-                f"{', or '.join(remedies)}."
-            )
+    skips = reward_args.reward_truncation == "skip" and "endogenous" in reward_args.reward
+    is_summed = training_args.multi_objective_aggregation != "normalize_then_sum"
+    if skips and is_summed and len(weights) + len(monitors) > 1:
+        remedies = ['`reward_truncation="terminal"`', "`accuracy: none` and no other reward"]
+        if not isinstance(training_args, PPOConfig):  # which refuses it
+            remedies.insert(0, '`multi_objective_aggregation="normalize_then_sum"`')
+        raise ValueError(
+            '`reward_truncation="skip"` gives no reward to completions that were cut off, which TRL takes for 0, more '
+            "than any log-probability, as soon as there is another reward function (accuracy too). Set "
+            f"{', or '.join(remedies)}."
+        )
     rewards = [_make(name, training_args, reward_args, model_args) for name in reward_args.reward]
     training_args.reward_weights = [*weights, *(0.0 for _ in monitors)]
     return [*rewards, *monitors]
@@ -62,22 +59,13 @@ def make_reward_funcs(
 def _make(
     name: str, training_args: GRPOConfig, reward_args: RewardArguments, model_args: ModelConfig
 ) -> Callable[..., Any]:
+    loading = {name: vars(training_args)[name] for name in ("trust_remote_code", "chat_template_kwargs")}
+    settings = reward_args.endogenous_settings
     if name == "endogenous":
-        return EndogenousReward(
-            reward_args.reward_model or model_args.model_name_or_path,
-            trust_remote_code=training_args.trust_remote_code,
-            chat_template_kwargs=training_args.chat_template_kwargs,
-            **reward_args.endogenous_settings,
-        )
+        return EndogenousReward(reward_args.reward_model or model_args.model_name_or_path, **settings, **loading)
     if name == "sentence":
-        return SentenceReward(
-            reward_args.reward_sentence_model,
-            max_tokens_per_batch=reward_args.reward_max_tokens_per_batch,
-            dtype=reward_args.reward_dtype,
-            trust_remote_code=training_args.trust_remote_code,
-            overlong_prompt=reward_args.endogenous_settings["overlong_prompt"],
-            chat_template_kwargs=training_args.chat_template_kwargs,
-        )
+        settings = {name: settings[name] for name in ("max_tokens_per_batch", "dtype", "overlong_prompt")}
+        return SentenceReward(reward_args.reward_sentence_model, **settings, **loading)
     if name == "random":
         return RandomReward(training_args.seed + training_args.process_index)
     if name == "length":
@@ -92,10 +80,8 @@ def _make(
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise  # of something that the module imports
-        raise ImportError(
-            f"`reward` has {name!r}, but there is no module {error.name!r} in the current folder, nor an installed "
-            "one."
-        ) from error
+        where = "in the current folder, nor an installed one"
+        raise ImportError(f"`reward` has {name!r}, but there is no module {error.name!r} {where}.") from error
     function = getattr(module, function_name, None)
     if function is None:
         raise ImportError(f"`reward` has {name!r}, but the module {module_name!r} has no {function_name!r}.")
@@ -108,14 +94,10 @@ def _make(
 
 
 def _make_accuracy(script_args: RecipeArguments, dataset: Dataset | IterableDataset) -> AccuracyReward | None:
-    if script_args.accuracy == "none":
-        return None
     columns = column_names(dataset)
-    column = script_args.answer_column
-    if column is None:
-        column = next((name for name in ANSWER_COLUMNS if name in columns), None)
-        if column is None and script_args.accuracy == "auto":
-            return None
+    column = script_args.answer_column or next((name for name in ANSWER_COLUMNS if name in columns), None)
+    if script_args.accuracy == "none" or (script_args.accuracy == "auto" and column is None):
+        return None
     if column not in columns:
         raise ValueError(
             f"The dataset has no column {column or ' or '.join(ANSWER_COLUMNS)} to measure accuracy by, only "
@@ -152,9 +134,8 @@ def _check_settings(
                 "`reward_criterion` has one criterion for each domain, but the dataset has no column 'domain', only "
                 f"{', '.join(map(repr, column_names(dataset)))}. Add one, or set one criterion for all."
             )
-        if isinstance(dataset, Dataset):
-            unknown = sorted(set(dataset.unique("domain")) - set(criterion), key=repr)
-            if unknown:
-                raise ValueError(
-                    f"`reward_criterion` has the domains {sorted(criterion)}, but the dataset has also {unknown}."
-                )
+        there = set(dataset.unique("domain")) if isinstance(dataset, Dataset) else set()
+        if unknown := sorted(there - set(criterion), key=repr):
+            raise ValueError(
+                f"`reward_criterion` has the domains {sorted(criterion)}, but the dataset has also {unknown}."
+            )

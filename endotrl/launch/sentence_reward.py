@@ -4,8 +4,6 @@ A sentence-level reward model, trained on preferences, for `--reward sentence --
 
     accelerate launch --config_file accelerate_configs/cpu.yaml \
         -m endotrl.launch.sentence_reward --config recipes/smollm2-135m/sentence_reward.yaml
-
-Everything in the YAML file can be overridden on the command line, such as `--aggregator sum`.
 """
 
 from ..sentence import SentenceRewardTrainer, SentenceRewardTrainerConfig

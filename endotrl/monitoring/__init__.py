@@ -11,7 +11,7 @@ __all__ = ["CollapseMonitor", "CollapseThresholds", "Detector", "Diagnosis", "He
 if TYPE_CHECKING:
     from .collapse_thresholds import CollapseThresholds
     from .detector import Detector, Verdict
-    from .diagnosis import Diagnosis, diagnose
+    from .diagnosis.diagnose import Diagnosis, diagnose
     from .held_out import HeldOut
     from .monitor import CollapseMonitor
 

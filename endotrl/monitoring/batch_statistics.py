@@ -7,36 +7,20 @@ Statistics of a batch of sampled completions that tell how a run is doing: pure 
 
 import math
 from collections.abc import Hashable, Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
 
-def repetition(token_ids: Sequence[int], n: int = 4) -> float | None:
+def repetition(tokens: Sequence[Hashable], n: int = 4) -> float | None:
     """
-    Fraction of a completion's n-grams that occurred in it before: 0 where nothing is said twice, near 1 in a loop.
-
-    Args:
-        token_ids (`list[int]`):
-            Tokens of one completion.
-        n (`int`, *optional*, defaults to `4`):
-            Length of the n-grams, in tokens.
-
-    Returns:
-        `float` or `None`: In $[0, 1)$; `None` for a completion with fewer than two n-grams, in which nothing can
-        recur.
-
-    Example:
-    ```python
-    >>> from endotrl.monitoring.batch_statistics import repetition
-
-    >>> repetition([1, 2, 1, 2, 1, 2], n=2)  # (1, 2), (2, 1), and three more of the same
-    0.6
-    ```
+    Fraction, in $[0, 1)$, of a completion's n-grams (of tokens, or of words) that occurred in it before: 0 where
+    nothing is said twice, near 1 in a loop; `None` with fewer than two n-grams, in which nothing can recur.
     """
-    total = len(token_ids) - n + 1
+    total = len(tokens) - n + 1
     if total < 2:
         return None
-    return 1 - len({tuple(token_ids[i : i + n]) for i in range(total)}) / total
+    return 1 - len({tuple(tokens[i : i + n]) for i in range(total)}) / total
 
 
 MAX_VERDICTS = 32
@@ -46,16 +30,6 @@ class ValuesSeen:
     """
     Values that a reward has had. It is a verdict, as of a verifier, if different completions of a batch have had the
     same value, and there have been no more than 32 values.
-
-    Example:
-    ```python
-    >>> from endotrl.monitoring.batch_statistics import ValuesSeen
-
-    >>> seen = ValuesSeen()
-    >>> seen.add([101, 102, 103], [0.0, 1.0, 0.0])
-    >>> seen.is_verdict
-    True
-    ```
     """
 
     def __init__(self, values: Sequence[float] = (), recurs: bool = False) -> None:
@@ -79,14 +53,8 @@ class ValuesSeen:
 def mean_and_error(values: Tensor) -> tuple[float, float]:
     """
     Mean of grades and its standard error: what rows differ by, and one grade. (Where all are right, the error is
-    not 0.)
-
-    Args:
-        values (`torch.Tensor` of shape `(N, G)`):
-            Grades of `G` answers to each of `N` questions. NaN is left out.
-
-    Returns:
-        `tuple[float, float]`: NaN if there is no grade; the error is NaN with fewer than two questions.
+    not 0.) `values`, of shape `(N, G)`, are grades of `G` answers to each of `N` questions, of which NaN is left out.
+    NaN if there is no grade; the error is NaN with fewer than two questions.
     """
     rows = values.double().nanmean(dim=1)
     rows = rows[~rows.isnan()]
@@ -99,101 +67,71 @@ def mean_and_error(values: Tensor) -> tuple[float, float]:
 
 def distinct_completions(hashes: Tensor, num_generations: int) -> float:
     """
-    Mean over groups of the number of different completions: from 1, if all are the same, to `G`.
-
-    Args:
-        hashes (`torch.Tensor` of shape `(N,)`, int64):
-            One number per completion, the same for the same completions.
-        num_generations (`int`):
-            Completions a group, `G`.
-
-    Example:
-    ```python
-    >>> import torch
-    >>> from endotrl.monitoring.batch_statistics import distinct_completions
-
-    >>> distinct_completions(torch.tensor([5, 5, 5, 6, 7, 8]), num_generations=3)
-    2.0
-    ```
+    Mean over groups of the number of different completions: from 1, if all are the same, to `G` (`num_generations`).
+    `hashes` of shape `(N,)` are the same for the same completions.
     """
     groups = hashes.view(-1, num_generations).tolist()
     return sum(len(set(group)) for group in groups) / len(groups)
 
 
-def group_correlation(values: Tensor, others: Tensor, num_generations: int) -> tuple[float, float] | None:
+class Correlation(NamedTuple):
+    """Of two numbers within groups: see [`group_correlation`]."""
+
+    rho: float
+    z: float
+    slope: float
+
+
+def group_correlation(values: Tensor, others: Tensor, num_generations: int) -> Correlation | None:
     r"""
     Correlation of two numbers per completion *within groups*: of their differences to their group's means,
 
     $$
     \rho = \frac{\sum_i \tilde x_i \tilde y_i}{\sqrt{\sum_i \tilde x_i^2 \sum_i \tilde y_i^2}}, \qquad
-    z = \frac{\sum_i \tilde x_i \tilde y_i}{\sqrt{\sum_g S^x_g S^y_g / (G - 1)}}
+    z = \frac{\sum_i \tilde x_i \tilde y_i}{\sqrt{\sum_g S^x_g S^y_g / (G - 1)}}, \qquad
+    \text{slope} = \frac{\sum_i \tilde x_i \tilde y_i}{\sum_i \tilde x_i^2}
     $$
 
     with $S_g = \sum_{i \in g} \tilde x_i^2$. $z$ is in standard deviations: the denominator is the exact one if the
-    numbers were shuffled inside each group. What differs between prompts does not count, as it does not count in
-    GRPO's advantage.
+    numbers were shuffled inside each group. The slope is how much $y$ changes where $x$ is higher by 1. What differs
+    between prompts does not count, as it does not count in GRPO's advantage.
 
     With a reward $x$, $\rho$ says what the policy is being pushed towards: the mean of any $y$ changes in proportion
     to its covariance with the advantage (the policy gradient of a tabular policy).
 
     Args:
         values (`torch.Tensor` of shape `(N,)`), others (`torch.Tensor` of shape `(N,)`):
-            Two numbers per completion. Groups in which one is NaN are left out.
+            $x$ and $y$ of each completion. Groups in which one is NaN are left out.
         num_generations (`int`):
             Completions a group, `G`.
 
     Returns:
-        `tuple[float, float]` of $\rho$ and $z$, or `None` if one of the numbers is the same within every group.
+        [`Correlation`], or `None` if one of the numbers is the same within every group.
 
     Example:
     ```python
     >>> import torch
     >>> from endotrl.monitoring.batch_statistics import group_correlation
 
-    >>> correlation, z = group_correlation(torch.tensor([1.0, 2.0, 7.0, 8.0]), torch.tensor([3.0, 4.0, 0.0, 1.0]), 2)
-    >>> round(correlation, 6)
-    1.0
+    >>> found = group_correlation(torch.tensor([1.0, 2.0, 7.0, 8.0]), torch.tensor([3.0, 5.0, 0.0, 2.0]), 2)
+    >>> round(found.rho, 6), round(found.slope, 6)
+    (1.0, 2.0)
     ```
     """
+    if num_generations < 2:
+        return None
     x, y = (t.double().view(-1, num_generations) for t in (values, others))
+    # Numbers that are equal but for rounding have no correlation.
+    rounding_x, rounding_y = ((t.abs().nan_to_num().max().item() * 1e-6) ** 2 for t in (x, y))
     defined = ~(x + y).isnan().any(dim=1)
     x, y = (t[defined] - t[defined].mean(dim=1, keepdim=True) for t in (x, y))
     squares_x, squares_y = x.square().sum(dim=1), y.square().sum(dim=1)
-    # Numbers that are equal but for rounding have no correlation.
-    scale_x, scale_y = (t.abs().nan_to_num().max().item() * 1e-6 for t in (values.double(), others.double()))
-    if (
-        num_generations < 2
-        or (squares_x.sum() <= scale_x**2 * x.numel())
-        or (squares_y.sum() <= scale_y**2 * y.numel())
-    ):
-        return None
-    product = (x * y).sum()
+    product, total_x, total_y = (x * y).sum(), squares_x.sum(), squares_y.sum()
     shuffled = (squares_x * squares_y).sum() / (num_generations - 1)
-    if shuffled <= 0:
+    if total_x <= rounding_x * x.numel() or total_y <= rounding_y * y.numel() or shuffled <= 0:
         return None
-    return (product / (squares_x.sum() * squares_y.sum()).sqrt()).item(), (product / shuffled.sqrt()).item()
-
-
-def group_slope(values: Tensor, others: Tensor, num_generations: int) -> float | None:
-    r"""
-    Slope of a number on another within groups, $\sum \tilde x \tilde y / \sum \tilde x^2$: how much `others` change
-    where `values` are higher by 1. Arguments as of [`group_correlation`].
-
-    Example:
-    ```python
-    >>> import torch
-    >>> from endotrl.monitoring.batch_statistics import group_slope
-
-    >>> round(group_slope(torch.tensor([1.0, 2.0, 7.0, 8.0]), torch.tensor([3.0, 4.0, 0.0, 1.0]), 2), 6)
-    1.0
-    ```
-    """
-    if group_correlation(values, others, num_generations) is None:
-        return None
-    x, y = (t.double().view(-1, num_generations) for t in (values, others))
-    defined = ~(x + y).isnan().any(dim=1)
-    x, y = (t[defined] - t[defined].mean(dim=1, keepdim=True) for t in (x, y))
-    return ((x * y).sum() / x.square().sum()).item()
+    found = (product / (total_x * total_y).sqrt(), product / shuffled.sqrt(), product / x.square().sum())
+    return Correlation(*(number.item() for number in found))
 
 
 def change_since(values: Tensor, log_ratios: Tensor, num_generations: int) -> tuple[float, float] | None:
@@ -220,7 +158,7 @@ def change_since(values: Tensor, log_ratios: Tensor, num_generations: int) -> tu
             Completions a group, `G`.
 
     Returns:
-        `tuple[float, float]` of $\Delta$ and its standard error over groups; `None` where the policies are too far
+        $\Delta$ and its standard error over groups; `None` where the policies are too far
         apart (the effective sample size $(\sum w)^2 / \sum w^2$ is less than half of `N`, or the mean weight is off 1
         by a quarter), or there are fewer than two groups.
 

@@ -31,15 +31,12 @@ class FirstPolicy:
         moved = trainer.args.sync_ref_model
         self._adapter = is_peft_model(model) and not (moved and "ref" in model.peft_config)
         self._reference = trainer.beta != 0.0 and not moved
-        if self._adapter:
-            return
-        if self._reference:
-            self._model = trainer.ref_model
-            return
         if copy_weights is None:
             size = sum(p.numel() * p.element_size() for p in model.parameters())
             copy_weights = size <= SMALL and not (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled)
-        if copy_weights:
+        if self._reference and not self._adapter:
+            self._model = trainer.ref_model
+        elif copy_weights and not self._adapter:
             self._model = copy.deepcopy(model).requires_grad_(False).eval()
 
     def log_probs(self, output: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor] | None:

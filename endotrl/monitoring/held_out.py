@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 from trl import GRPOTrainer, RLOOTrainer
 
 from .batch_statistics import mean_and_error
@@ -100,17 +100,10 @@ class HeldOut(TrainerCallback):
 
     def attach(self, trainer: Any) -> "HeldOut":
         """
-        Adds the questions to a trainer.
-
-        Args:
-            trainer ([`~trl.GRPOTrainer`] or [`~trl.RLOOTrainer`]):
-                The trainer, or one of this package, made before this call.
-
-        Returns:
-            This callback.
+        Adds the questions to a trainer, and returns this callback.
 
         Raises:
-            `TypeError`: If it is another trainer.
+            `TypeError`: If it is another kind of trainer.
             `ValueError`: If a reward function has the same name, the trainer's questions have environments, or
                 `num_samples` does not go with vLLM.
         """
@@ -137,9 +130,7 @@ class HeldOut(TrainerCallback):
         trainer.add_callback(self)
         return self
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **rest: Any) -> None:
         """Asks before the first step; a run that goes on remembers what was answered then."""
         if self._trainer is None:
             raise ValueError("Held-out questions must be attached: `HeldOut(...).attach(trainer)`.")
@@ -149,9 +140,7 @@ class HeldOut(TrainerCallback):
         else:
             self._ask(state)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, *_: Any, **rest: Any) -> None:
         """Asks, if it is time."""
         if state.global_step % self.every == 0:
             self._ask(state)
@@ -179,14 +168,13 @@ class HeldOut(TrainerCallback):
         # Every process asks as many, and the last ones some again: generation may need all processes.
         mine = [(accelerator.process_index + i * accelerator.num_processes) % len(self.questions) for i in range(each)]
         rows = [self.questions[i] for i in mine for _ in range(samples)]
-        size = self.batch_size or max(
-            1, trainer.args.per_device_train_batch_size * (trainer.args.steps_per_generation or 1)
-        )
+        size = self.batch_size or trainer.args.per_device_train_batch_size * (trainer.args.steps_per_generation or 1)
         size = max(samples, size // samples * samples)
         device = accelerator.device
         training, metrics = trainer.model.training, dict(trainer._metrics["eval"])
         grades: list[float] = []
-        with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device], device_type=_rng_type(device)):
+        on_cpu = device.type == "cpu"
+        with torch.random.fork_rng([] if on_cpu else [device], device_type="cuda" if on_cpu else device.type):
             torch.manual_seed(self.seed + accelerator.process_index)
             trainer.model.eval()
             for start in range(0, len(rows), size):
@@ -217,12 +205,5 @@ class HeldOut(TrainerCallback):
         asked = {str(row["prompt"]) for row in self.questions}
         trained = asked.intersection(map(str, dataset["prompt"]))
         if trained:
-            logger.warning(
-                "%d of %d held-out questions are in the dataset that is trained on: what they say is too good.",
-                len(trained),
-                len(asked),
-            )
-
-
-def _rng_type(device: torch.device) -> str:
-    return "cuda" if device.type == "cpu" else device.type
+            where = "in the dataset that is trained on: what they say is too good"
+            logger.warning("%d of %d held-out questions are %s.", len(trained), len(asked), where)

@@ -4,7 +4,7 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from accelerate.utils import broadcast_object_list
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -13,7 +13,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 from ..rewards.frozen_model_reward import warn_without_kl_penalty
 from ..runs.wandb_run import active_run
 from .collapse_thresholds import CollapseThresholds
-from .detector import REWARD_KEYS, Detector, Verdict
+from .detector import REWARD_KEYS, Detector
 from .observer import BatchObserver
 
 
@@ -73,10 +73,8 @@ class CollapseMonitor(TrainerCallback):
         thresholds: CollapseThresholds | None = None,
         copy_weights: bool | None = None,
     ) -> None:
-        if action not in get_args(Action):
-            raise ValueError(
-                f"`action` is {action!r}, but it must be one of {', '.join(map(repr, get_args(Action)))}."
-            )
+        if action not in _THEN:
+            raise ValueError(f"`action` is {action!r}, but it must be one of {', '.join(map(repr, _THEN))}.")
         if isinstance(held_out, str):
             raise ValueError(f"`held_out` is the string {held_out!r}, but it must be a list of names: [{held_out!r}].")
         self.action = action
@@ -85,21 +83,13 @@ class CollapseMonitor(TrainerCallback):
         self.copy_weights = copy_weights
         self.alarms: list[tuple[int, str]] = []
         self._observer: BatchObserver | None = None
-        self._detector = self._new_detector()
-        self._verdict = Verdict(None)
+        self._detector = Detector(self.thresholds, held_out or [])
 
     def attach(self, trainer: Any) -> "CollapseMonitor":
         """
-        Adds the monitor to a trainer and lets it see completions and rewards, which the log does not hold. Passed as
-        `callbacks=[monitor]` instead, it reads the log only, and what it finds does not reach W&B.
-
-        Args:
-            trainer ([`~transformers.Trainer`]):
-                A trainer of TRL. Completions are seen in `GRPOTrainer`, `RLOOTrainer`, `DenseGRPOTrainer`,
-                `PPOTrainer` and `OnlineDPOTrainer`; of others, the log is read.
-
-        Returns:
-            This monitor.
+        Adds the monitor to a trainer of TRL, and returns it. It then sees completions and rewards, which the log does
+        not hold, in `GRPOTrainer`, `RLOOTrainer`, `DenseGRPOTrainer`, `PPOTrainer` and `OnlineDPOTrainer`; of others,
+        or passed as `callbacks=[monitor]`, it reads the log only, and then what it finds does not reach W&B.
 
         Raises:
             `TypeError`: If it is no trainer.
@@ -113,39 +103,31 @@ class CollapseMonitor(TrainerCallback):
             raise ValueError("This monitor is attached to a trainer already. Make one for each trainer.")
         self._observer = BatchObserver(trainer, self.held_out, self.copy_weights)
         warn_without_kl_penalty(trainer)
-        callbacks = trainer.callback_handler.callbacks
-        if self in callbacks:
-            callbacks.remove(self)
         # First, so that what it adds to the log is there when the callbacks of W&B and others report it.
-        callbacks.insert(0, self)
+        trainer.pop_callback(self)
+        trainer.callback_handler.callbacks.insert(0, self)
         return self
 
     def check(self, args: TrainingArguments) -> None:
-        """
-        Raises `ValueError` if the monitor cannot do what it is to do under these settings, as it does itself when the
-        training begins.
-        """
+        """Raises `ValueError` if the action is impossible under these settings; when training begins, it is called."""
         if self.action != "restore":
             return
         if args.load_best_model_at_end:
             raise ValueError(
                 '`CollapseMonitor(action="restore")` and `load_best_model_at_end=True` both choose the checkpoint to '
-                "end with. "
-                'Use one of them, or `action="stop"`.'
+                'end with. Use one of them, or `action="stop"`.'
             )
         if args.save_strategy == SaveStrategy.NO:
             raise ValueError(
                 '`CollapseMonitor(action="restore")` needs checkpoints to come back to, and `save_strategy` is "no". '
-                "Set it to "
-                '"steps", and `save_steps`.'
+                'Set it to "steps", and `save_steps`.'
             )
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **rest: Any) -> None:
         """Reads the log of a run that goes on, so that an interruption changes no verdict."""
         self.check(args)
-        self._detector, self._verdict, self.alarms = self._new_detector(), Verdict(None), []
+        self._detector = Detector(self.thresholds, self.held_out or [])
+        self.alarms = []
         if self._observer is not None:
             self._observer.pop()
             if MEMORY in state.stateful_callbacks:
@@ -153,34 +135,24 @@ class CollapseMonitor(TrainerCallback):
             state.stateful_callbacks[MEMORY] = self._observer.memory
         for entry in state.log_history:
             self._judge(entry, int(entry["step"]))
-        self._remember_checkpoint(args, state)
+        self.on_save(args, state)
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
     ) -> None:
         """Adds `collapse/...` to the log and judges it."""
-        if logs is None:
-            return
         is_step = any(key in logs for key in REWARD_KEYS)
         figures = self._observer.pop() if self._observer is not None and is_step else {}
-        alarm = self._judge({**logs, **figures}, state.global_step)
+        alarm, verdict = self._judge({**logs, **figures}, state.global_step), self._detector.last
         if alarm and state.is_world_process_zero:
-            logger.warning(
-                "The run collapses (step %d). %s%s", state.global_step, self._verdict.alarm, _THEN[self.action]
-            )
-            run = active_run()
-            if "wandb" in args.report_to and run is not None:
-                text = f"Step {state.global_step}. {self._verdict.alarm}{_THEN[self.action]}"
-                run.alert("The run collapses", text, level="WARN")
+            text = f"{verdict.alarm}{_THEN[self.action]}"
+            logger.warning("The run collapses (step %d). %s", state.global_step, text)
+            if "wandb" in args.report_to and (run := active_run()) is not None:
+                run.alert("The run collapses", f"Step {state.global_step}. {text}", level="WARN")
         if is_step:
-            figures["collapse/evidence"] = self._verdict.evidence
-            figures["collapse/symptoms"] = float(len(self._verdict.symptoms))
-            figures["collapse/alarm"] = float(self._verdict.alarm is not None)
+            figures["collapse/evidence"] = verdict.evidence
+            figures["collapse/symptoms"] = float(len(verdict.symptoms))
+            figures["collapse/alarm"] = float(verdict.alarm is not None)
             logs.update(figures)
             state.log_history[-1].update(figures)
         # Processes log the same numbers; but if one ever differed, and stopped alone, the others would wait for it for
@@ -189,44 +161,26 @@ class CollapseMonitor(TrainerCallback):
         if decided and self.action != "warn":
             control.should_training_stop = True
             if self.action == "restore":
-                self._restore(args, state)
+                # The trainer loads it when it ends, with DeepSpeed, FSDP and adapters as well.
+                args.load_best_model_at_end = state.best_model_checkpoint is not None
+                kept = "There is no checkpoint from before the collapse to go back to: the model stays as it is."
+                path = state.best_model_checkpoint
+                logger.warning("%s", kept if path is None else f"Going back to {path}.")
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Remembers the checkpoint if it is the best one."""
-        self._remember_checkpoint(args, state)
-
-    def _new_detector(self) -> Detector:
-        return Detector(self.thresholds, self.held_out or [])
+    def on_save(self, args: TrainingArguments, state: TrainerState, *_: Any, **rest: Any) -> None:
+        """Remembers the best checkpoint where transformers does: there, `save_total_limit` does not delete it."""
+        path = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        verdict, level = self._detector.last, self._detector.last.level
+        if self.action != "restore" or verdict.alarm is not None or not path.is_dir():
+            return
+        if not verdict.symptoms if level is None else state.best_metric is None or level >= state.best_metric:
+            state.best_model_checkpoint, state.best_global_step = str(path), state.global_step
+            state.best_metric = level
 
     def _judge(self, entry: dict[str, float], step: int) -> bool:
         """Whether this entry raises the alarm. It is raised once: again only after it has been quiet."""
-        before, self._verdict = self._verdict.alarm, self._detector.update(entry)
-        if self._verdict.alarm is None or before is not None:
+        before, alarm = self._detector.last.alarm, self._detector.update(entry).alarm
+        if alarm is None or before is not None:
             return False
-        self.alarms.append((step, self._verdict.alarm))
+        self.alarms.append((step, alarm))
         return True
-
-    def _remember_checkpoint(self, args: TrainingArguments, state: TrainerState) -> None:
-        """The best checkpoint, where transformers keeps it: there, `save_total_limit` does not delete it."""
-        path = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        if self.action != "restore" or self._verdict.alarm is not None or not path.is_dir():
-            return
-        level = self._verdict.level
-        if level is None:
-            better = not self._verdict.symptoms
-        else:
-            better = state.best_metric is None or level >= state.best_metric
-        if better:
-            state.best_model_checkpoint, state.best_metric, state.best_global_step = (
-                str(path),
-                level,
-                state.global_step,
-            )
-
-    def _restore(self, args: TrainingArguments, state: TrainerState) -> None:
-        if state.best_model_checkpoint is None:
-            logger.warning("There is no checkpoint from before the collapse to go back to: the model stays as it is.")
-            return
-        logger.warning("Going back to %s.", state.best_model_checkpoint)
-        # The trainer loads it when it ends, with DeepSpeed, FSDP and adapters as well.
-        args.load_best_model_at_end = True

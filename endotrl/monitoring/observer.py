@@ -17,7 +17,6 @@ from .batch_statistics import (
     change_since,
     distinct_completions,
     group_correlation,
-    group_slope,
     mean_and_error,
     repetition,
 )
@@ -48,10 +47,9 @@ LOG_PROB_KEYS = ("old_logps", "old_per_token_logps", "sampling_per_token_logps",
 
 class BatchObserver:
     """
-    Stands behind the method with which a trainer scores completions, and keeps statistics of what passes until they
-    are asked for. TRL has no public place that shows completions *and* all their rewards; the private methods are
-    those that the trainers of this package override too, and `tests/test_contract.py` watches them. Of another kind of
-    trainer, nothing is observed.
+    Statistics of what passes through the method with which a trainer scores completions. TRL has no public place that
+    shows completions *and* all their rewards; `tests/test_contract.py` watches the private methods. Of another kind
+    of trainer, nothing is observed.
     """
 
     def __init__(self, trainer: Any, held_out: Sequence[str] | None = None, copy_weights: bool | None = None) -> None:
@@ -76,10 +74,7 @@ class BatchObserver:
             self._observe_pairs()
 
     def pop(self) -> dict[str, float]:
-        """
-        Means of the statistics of the batches since the last call, under their names in the log; the same on all
-        processes.
-        """
+        """Means of the statistics of the batches since the last call, by their names in the log."""
         means = {key: sum(values) / len(values) for key, values in self._sums.items()}
         for key in means:  # of several batches together
             if key.startswith(AGREEMENT_EVIDENCE):
@@ -103,18 +98,15 @@ class BatchObserver:
 
     def _find_held_out(self, names: Sequence[str] | None) -> dict[str, int]:
         weights = dict(zip(self._trainer.reward_func_names, self._trainer.reward_weights.tolist(), strict=True))
-        indices = {name: index for index, name in enumerate(weights)}
+        unweighted = [name for name, weight in weights.items() if weight == 0.0]
         for name in names or []:
             if weights.get(name) != 0.0:
-                known = ", ".join(name for name, weight in weights.items() if weight == 0.0) or "none"
+                what = "trained on" if name in weights else "no reward function"
                 raise ValueError(
-                    f"`held_out` names {name!r}, which is "
-                    f"{'trained on' if name in weights else 'no reward function'}. It takes "
-                    f"reward functions of weight 0 (`reward_weights`): here {known}."
+                    f"`held_out` names {name!r}, which is {what}. It takes reward functions of weight 0 "
+                    f"(`reward_weights`): here {', '.join(unweighted) or 'none'}."
                 )
-        return {
-            name: indices[name] for name in ([n for n in weights if weights[n] == 0.0] if names is None else names)
-        }
+        return {name: list(weights).index(name) for name in (unweighted if names is None else names)}
 
     def _observe_groups(self) -> None:
         calculate, generate = self._trainer._calculate_rewards, self._trainer._generate_and_score_completions
@@ -140,12 +132,9 @@ class BatchObserver:
                 log_probs = output[key].float()
                 if log_probs.ndim == 2:  # of tokens; RLOO has them of completions
                     log_probs = (log_probs * output["completion_mask"].bool()).sum(dim=1)
-                self._add_correlation(
-                    "collapse/probability_correlation",
-                    self._scored,
-                    self._trainer.accelerator.gather(log_probs),
-                    self._trainer.num_generations,
-                )
+                log_probs = self._trainer.accelerator.gather(log_probs)
+                size = self._trainer.num_generations
+                self._add_correlation("collapse/probability_correlation", self._scored, log_probs, size)
             return output
 
         self._trainer._calculate_rewards = calculate_rewards
@@ -199,11 +188,9 @@ class BatchObserver:
                 self._add(HELD_OUT_ERROR + name, error)
             correlation = group_correlation(trained, values, self._trainer.num_generations)
             if correlation is not None:
-                self._add(f"collapse/agreement/{name}", correlation[0])
-                self._add(AGREEMENT_EVIDENCE + name, correlation[1])
-            slope = group_slope(trained, values, self._trainer.num_generations)
-            if slope is not None:
-                self._add(SLOPE + name, slope)
+                self._add(f"collapse/agreement/{name}", correlation.rho)
+                self._add(AGREEMENT_EVIDENCE + name, correlation.z)
+                self._add(SLOPE + name, correlation.slope)
 
     def _observe_change(self, log_probs: tuple[Tensor, Tensor, Tensor] | None, rewards: Tensor) -> None:
         if log_probs is None:
@@ -233,7 +220,7 @@ class BatchObserver:
     def _add_correlation(self, key: str, rewards: Tensor, others: Tensor, num_generations: int) -> None:
         correlation = group_correlation(rewards, others.to(rewards.device), num_generations)
         if correlation is not None:
-            self._add(key, correlation[0])
+            self._add(key, correlation.rho)
 
     def _add(self, key: str, value: float) -> None:
         if math.isfinite(value):

@@ -108,9 +108,7 @@ class HeldOut(Series):
         self._sums, self._squares = [0.0], [0.0]
         self._measured = True
         # For each number of entries: lower confidence bound, mean and squared error of the best level until then.
-        self._best: list[tuple[float, float, float]] = [
-            (-math.inf, 0.0, 0.0) if start is None else (start, start, 0.0)
-        ]
+        self._best = [(-math.inf, 0.0, 0.0) if start is None else (start, start, 0.0)]
         self.windows: list[Fall] = []
 
     def add(self, value: float, error: float | None = None) -> None:
@@ -118,14 +116,13 @@ class HeldOut(Series):
         self._measured = self._measured and error is not None
         self._sums.append(self._sums[-1] + value)
         self._squares.append(self._squares[-1] + (error or 0.0) ** 2)
-        mean, square = self._level(max(0, self.count - REFERENCE), self.count)
         # Where the errors are measured, the first entry counts as a level: it is the model as it was.
         fewest = 0 if self._start is not None else 1 if self._measured else self._warmup // 2
+        self._best.append(self._best[-1])
         if self._start is None and self.count >= fewest:
+            mean, square = self._level(max(0, self.count - REFERENCE), self.count)
             # The lower bound, or the best of many levels would be mostly luck.
-            self._best.append(max(self._best[-1], (mean - 2 * math.sqrt(square), mean, square)))
-        else:
-            self._best.append(self._best[-1])
+            self._best[-1] = max(self._best[-1], (mean - 2 * math.sqrt(square), mean, square))
         self.windows = []
         if self.count < self._warmup:
             return
@@ -143,9 +140,7 @@ class HeldOut(Series):
         return max((0.0, *(window.evidence for window in self.windows)))
 
     def fell(self, evidence: float, fall: float) -> Fall | None:
-        """
-        The greatest fall of more than `fall` on more evidence than this, if the shortest window has not come back.
-        """
+        """The greatest fall above `fall` and this evidence, if the shortest window has not come back."""
         if not self.windows or self.windows[0].size <= fall:
             return None
         found = [window for window in self.windows if window.evidence > evidence and window.size > fall]
@@ -156,11 +151,8 @@ class HeldOut(Series):
         number = end - start
         # A few batches without a wrong answer look more exact than they are: those before them tell.
         longer = max(0, min(start, end - REFERENCE))
-        square = (
-            max((self._squares[end] - self._squares[i]) / (end - i) for i in (start, longer))
-            if self._measured
-            else self.noise**2
-        )
+        squares = [(self._squares[end] - self._squares[i]) / (end - i) for i in (start, longer)]
+        square = max(squares) if self._measured else self.noise**2
         return (self._sums[end] - self._sums[start]) / number, square / number
 
 

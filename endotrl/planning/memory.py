@@ -56,30 +56,25 @@ class Workload:
     sequences: int = 1  # of one row of the micro-batch: 2 for pairs of a reward model, which has no logits
 
 
-@dataclass(frozen=True)
+@dataclass
 class Plan:
     """
     Bytes on a GPU under one engine, by what they hold. The three phases of a step do not overlap: the largest counts.
     """
 
     engine: Engine
-    parameters: float
-    gradients: float
-    optimizer: float  # its states, with its float32 weights
-    frozen: float
-    monitor: float  # the collapse monitor's copy of the first policy
-    vllm: float  # its share, unless it sleeps
-    activations: float  # in the forward and backward pass
-    logits: float
-    gathered: float  # weights that an engine which splits them holds whole at a time in training
-    generation: float  # weights put together, and the cache of keys and values (or vLLM's share, if it sleeps)
-    scoring: float  # a frozen model put together, and its activations
-    cpu: float  # of each GPU's process: what is offloaded
-
-    @property
-    def model_states(self) -> float:
-        """Weights, gradients and optimizer states, with what is gathered: what DeepSpeed's estimators give."""
-        return self.parameters + self.gradients + self.optimizer + self.gathered
+    parameters: float = 0.0
+    gradients: float = 0.0
+    optimizer: float = 0.0  # its states, with its float32 weights
+    frozen: float = 0.0
+    monitor: float = 0.0  # the collapse monitor's copy of the first policy
+    vllm: float = 0.0  # its share, unless it sleeps
+    activations: float = 0.0  # in the forward and backward pass
+    logits: float = 0.0
+    gathered: float = 0.0  # weights that an engine which splits them holds whole at a time in training
+    generation: float = 0.0  # weights put together, and the cache of keys and values (or vLLM's share, if it sleeps)
+    scoring: float = 0.0  # a frozen model put together, and its activations
+    cpu: float = 0.0  # of each GPU's process: what is offloaded
 
     @property
     def total(self) -> float:
@@ -96,94 +91,70 @@ def plan_memory(size: ModelSize, work: Workload, hardware: Hardware, engine: Eng
     """
     models = 2 if work.value_model else 1
     trained, frozen_part = models * size.trainable, size.parameters - size.trainable
-    gpus, cpu, gathered = hardware.gpus, 0.0, 0.0
-    b = work.weight_bytes
-    parameters: float
-    gradients: float
-    optimizer: float
+    gpus, sharded, b = hardware.gpus, engine in SHARDING, work.weight_bytes
+    plan = Plan(engine)
     if engine == "ddp":
-        parameters, optimizer = b * (trained + frozen_part), 2.0 * b * trained
-        gradients = b * trained * (2 if gpus > 1 else 1)  # and the buckets in which they are sent
+        plan.parameters, plan.optimizer = b * (trained + frozen_part), 2.0 * b * trained
+        plan.gradients = b * trained * (2 if gpus > 1 else 1)  # and the buckets in which they are sent
     elif engine == "fsdp2":
         # Trained weights become float32 in mixed precision.
         wide = 4 if work.mixed_precision else b
-        parameters = (wide * trained + b * frozen_part) / gpus
-        gradients, optimizer = wide * trained / gpus, 2 * wide * trained / gpus
-        gathered = 2 * (2 if work.mixed_precision else b) * size.block  # this block and the next
+        plan.parameters = (wide * trained + b * frozen_part) / gpus
+        plan.gradients, plan.optimizer = wide * trained / gpus, 2 * wide * trained / gpus
+        plan.gathered = 2 * (2 if work.mixed_precision else b) * size.block  # this block and the next
     else:
-        half = 2 if work.mixed_precision else 4
         # Without mixed precision the weights are their own float32 copy.
-        states = 12 if work.mixed_precision else 8
-        fp32_gradients = 4 if work.mixed_precision else 0
-        split = gpus if engine.startswith("zero3") else 1
-        parameters = half * (trained + frozen_part) / split
-        optimizer = states * trained / gpus
+        half, states, fp32_gradients = (2, 12, 4) if work.mixed_precision else (4, 8, 0)
+        plan.parameters = half * (trained + frozen_part) / (gpus if sharded else 1)
+        plan.optimizer = states * trained / gpus
         if engine == "zero1":
-            gradients = half * trained + fp32_gradients * trained / gpus
+            plan.gradients = half * trained + fp32_gradients * trained / gpus
         elif engine == "zero2":
-            gradients = (half + fp32_gradients) * trained / gpus
+            plan.gradients = (half + fp32_gradients) * trained / gpus
         else:
-            gradients = 4 * trained / gpus
-            gathered = 4 * size.largest_layer
+            plan.gradients = 4 * trained / gpus
+            plan.gathered = 4 * size.largest_layer
         if engine == "zero3_offload":
-            cpu = parameters + optimizer + gradients
-            parameters = optimizer = gradients = 0.0
+            plan.cpu = plan.parameters + plan.optimizer + plan.gradients
+            plan.parameters = plan.optimizer = plan.gradients = 0.0
 
     tokens = work.micro_batch * work.sequences * (work.prompt_tokens + work.completion_tokens)
     compute = 2 if work.mixed_precision else b
-    activations = compute * activation_numbers(size, tokens, work.gradient_checkpointing) * models
-    logits = 4.0 * min(tokens, LOGIT_TOKENS) * min(size.vocabulary, LOGIT_WORDS) * (work.sequences == 1)
+    plan.activations = compute * activation_numbers(size, tokens, work.gradient_checkpointing) * models
+    plan.logits = 4.0 * min(tokens, LOGIT_TOKENS) * min(size.vocabulary, LOGIT_WORDS) * (work.sequences == 1)
 
-    sharded = engine in SHARDING
     models_there = [model for model in work.frozen if sharded or not model.only_where_split]
-    frozen = scoring = 0.0
     for model in models_there:
         whole = float(model.weight_bytes * model.size.parameters)
         held = 0.0 if model.offloaded else whole / gpus if sharded and model.sharded else whole
-        frozen += held
+        plan.frozen += held
         # One block of its activations at a time.
-        scoring = max(scoring, compute * block_numbers(model.size, 8192) + (whole - held) * model.gathered)
+        scoring = compute * block_numbers(model.size, 8192) + (whole - held) * model.gathered
+        plan.scoring = max(plan.scoring, scoring)
     if not models_there and size.trainable < size.parameters and sharded:
-        scoring = compute * size.parameters  # the policy without its adapter
+        plan.scoring = compute * size.parameters  # the policy without its adapter
 
     policy = float(b * size.parameters)
-    monitor = policy if work.monitored and engine == "ddp" and policy <= SMALL else 0.0
-
+    if work.monitored and engine == "ddp" and policy <= SMALL:
+        plan.monitor = policy
     share = work.vllm_share * hardware.gpu_memory
-    generation = share if work.vllm_sleeps else 0.0
+    plan.vllm, plan.generation = (0.0, share) if work.vllm_sleeps else (share, 0.0)
     if work.generation_batch and not work.vllm_share:
         cache = 2 * size.layers * size.key_value * (work.prompt_tokens + work.completion_tokens)
-        generation = compute * cache * work.generation_batch + (compute * size.parameters if sharded else 0)
-    return Plan(
-        engine=engine,
-        parameters=parameters,
-        gradients=gradients,
-        optimizer=optimizer,
-        frozen=frozen,
-        monitor=monitor,
-        vllm=0.0 if work.vllm_sleeps else share,
-        activations=activations,
-        logits=logits,
-        gathered=gathered,
-        generation=generation,
-        scoring=scoring,
-        cpu=cpu,
-    )
+        plan.generation = compute * cache * work.generation_batch + (compute * size.parameters if sharded else 0)
+    return plan
 
 
 def block_numbers(size: ModelSize, tokens: int) -> float:
     """
-    Numbers that one transformer block keeps for its backward pass: the residual stream and the normed one in both
-    precisions (9 widths), attention's queries, output and their rotated copies (3), keys and values with theirs (3),
-    and four of the MLP.
+    Numbers that a block keeps for its backward pass: the residual stream and the normed one in both precisions (9
+    widths), attention's queries, output and rotated copies (3), keys and values with theirs (3), four of the MLP.
     """
     return tokens * (12 * size.hidden + 3 * size.key_value + 4 * size.intermediate)
 
 
 def activation_numbers(size: ModelSize, tokens: int, gradient_checkpointing: bool) -> float:
-    """
-    Numbers that the forward pass of all blocks keeps: with checkpointing, one width a block, and one block whole.
-    """
+    """Numbers that the forward pass of all blocks keeps: checkpointed, one width a block, and one block whole."""
     if gradient_checkpointing:
         return size.layers * tokens * size.hidden + block_numbers(size, tokens)
     return size.layers * block_numbers(size, tokens)

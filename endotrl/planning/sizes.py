@@ -77,24 +77,16 @@ def _on_meta(config: PretrainedConfig, head: bool) -> Any:
         with torch.device("meta"):
             return (with_head if head else AutoModel).from_config(config)
     except Exception as error:  # of many kinds: what a config lacks, or a package
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"transformers cannot build a model of type {config.model_type!r} from its config: "
-            f"{type(error).__name__}: {reason[:300]}"
-        ) from error
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        what = f"transformers cannot build a model of type {config.model_type!r} from its config"
+        raise ValueError(f"{what}: {reason}") from error
 
 
 def _largest(config: PretrainedConfig, name: str) -> int:
     """A number of a config, the largest where layers or experts differ; 0 if it has none of that name."""
-    # `to_dict`, as attributes that differ by layer must not be read.
-    settings = config.to_dict()
-    name = config.attribute_map.get(name, name)
-    return max(
-        _numbers(
-            [settings.get(name), *(layer.get(name) for layer in (settings.get("per_layer_config") or {}).values())]
-        ),
-        default=0,
-    )
+    settings = config.to_dict()  # attributes that differ by layer must not be read
+    parts = [settings, *(settings.get("per_layer_config") or {}).values()]
+    return max(_numbers([part.get(config.attribute_map.get(name, name)) for part in parts]), default=0)
 
 
 def _numbers(value: Any) -> list[int]:

@@ -53,18 +53,13 @@ def what_is_missing(checkpoint: Path) -> str | None:
     return None
 
 
-def flush(checkpoint: Path) -> None:
-    """Has the files of a checkpoint written to the disk, so that they outlive the machine's power."""
-    for path in checkpoint.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-
-
 def mark_complete(checkpoint: Path, step: int, num_processes: int) -> None:
-    """Says that a checkpoint is complete as it is."""
-    files = {str(p.relative_to(checkpoint)): p.stat().st_size for p in sorted(checkpoint.rglob("*")) if p.is_file()}
-    files.pop(COMPLETE_FILE, None)
+    """Says that a checkpoint is complete as it is, once it is on the disk, where it outlives the machine's power."""
+    files = {}
+    for path in sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != COMPLETE_FILE):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        files[str(path.relative_to(checkpoint))] = path.stat().st_size
     marker = {"step": step, "num_processes": num_processes, "files": files}
     replace_text(checkpoint / COMPLETE_FILE, json.dumps(marker, indent=2))
 

@@ -20,9 +20,8 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 def lock(path: Path, message: str) -> BaseFileLock:
     """
-    Locks a file until the lock is released or gone, or the process has ended, however it ends. Forked workers do not
-    hold it. On a file system without locks, nothing is kept from anyone. If it is locked already, raises `ValueError`
-    with the message.
+    Locks a file until the lock is released or gone, or the process has ended. Forked workers do not hold it. If it is
+    locked already, raises `ValueError` with the message. A file system without locks keeps nothing from anyone.
     """
     held = FileLock(path, blocking=False, fallback_to_soft=False)
     try:

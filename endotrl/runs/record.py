@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,26 +28,14 @@ _HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 _JSON_TOKEN = re.compile(r'("token"\s*:\s*)"[^"]*"')
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "peft", "deepspeed", "vllm")
 # Settings that may differ between a run and the one that goes on with it: how long, where, how often to look.
-FREE_PREFIXES = (
-    "logging",
-    "log_",
-    "save",
-    "eval",
-    "per_device_eval",
-    "dataloader",
-    "hub",
-    "push",
-    "vllm",
-    "ddp",
-    "use_vllm",
-)
+FREE_PREFIXES = ("logging", "log_", "save", "eval", "per_device_eval", "dataloader", "hub", "push", "vllm", "ddp")
 FREE = {
     *("output_dir", "resume_from_checkpoint", "resume", "report_to", "run_name", "max_steps", "num_train_epochs"),
     *("disable_tqdm", "project", "trackio_space_id", "num_completions_to_print", "accelerator_config", "deepspeed"),
     *("fsdp", "fsdp_config", "use_cpu", "reward_max_tokens_per_batch", "reward_shard", "reward_offload", "do_eval"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "generation_batch_size", "steps_per_generation"),
     *("gradient_checkpointing", "attn_implementation", "prediction_loss_only", "model_init_kwargs"),
-    *("num_generations_eval", "heat_map_steps", "on_collapse", "activation_checkpointing"),
+    *("num_generations_eval", "heat_map_steps", "on_collapse", "activation_checkpointing", "use_vllm"),
 }
 
 
@@ -83,24 +72,19 @@ def machine() -> str:
 def without_secrets(words: Sequence[str]) -> list[str]:
     """A command line without tokens: values of options such as `--hub_token`, `token` in JSON, what looks like one."""
     hidden = []
-    previous = ""
-    for word in words:
-        option, equals, value = word.partition("=")
+    for previous, word in pairwise(["", *words]):
+        option, equals, _ = word.partition("=")
         if _SECRET_OPTION.fullmatch(previous) and not word.startswith("--"):
             hidden.append(SECRET)
-        elif equals and _SECRET_OPTION.fullmatch(option):
-            hidden.append(f"{option}={SECRET}")
         else:
-            hidden.append(_hide(word))
-        previous = word
+            hidden.append(f"{option}={SECRET}" if equals and _SECRET_OPTION.fullmatch(option) else _hide(word))
     return hidden
 
 
 def write_record(output_dir: str, record: Mapping[str, Any]) -> None:
     """Writes the record to `output_dir/recipe.json`."""
-    folder = Path(output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    replace_text(folder / RECORD_FILE, json.dumps(record, indent=2, ensure_ascii=False))
+    Path(output_dir).mkdir(parents=True, exist_ok=True)
+    replace_text(Path(output_dir) / RECORD_FILE, json.dumps(record, indent=2, ensure_ascii=False))
 
 
 def recorded_settings(output_dir: str | None) -> dict[str, Any]:

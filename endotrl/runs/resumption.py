@@ -21,7 +21,7 @@ from packaging.version import Version
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..reporting import say
-from .checkpoints import checkpoints, delete_old, discard_later, flush, last_complete_checkpoint, mark_complete
+from .checkpoints import checkpoints, delete_old, discard_later, last_complete_checkpoint, mark_complete
 from .files import lock
 from .record import check_same_settings, recorded_settings, write_record
 from .wandb_run import continue_wandb_run
@@ -42,18 +42,16 @@ def only_run_in(output_dir: str) -> Iterator[None]:
     with ExitStack() as stack:
         failure: Exception | None = None
         if PartialState().is_main_process:
+            taken = (
+                f"Another run is writing to {output_dir} right now. Wait for it, stop it, or choose another "
+                "`output_dir`."
+            )
             try:
-                try:
-                    Path(output_dir).mkdir(parents=True, exist_ok=True)
-                    held = lock(
-                        Path(output_dir) / LOCK_FILE,
-                        f"Another run is writing to {output_dir} right now. Wait for it, stop it, or choose another "
-                        "`output_dir`.",
-                    )
-                except OSError as error:
-                    raise OSError(f"`output_dir` is {output_dir!r}, where nothing can be written: {error}") from error
-                stack.callback(held.release)
-            except (ValueError, OSError) as error:
+                Path(output_dir).mkdir(parents=True, exist_ok=True)
+                stack.callback(lock(Path(output_dir) / LOCK_FILE, taken).release)
+            except OSError as error:
+                failure = OSError(f"`output_dir` is {output_dir!r}, where nothing can be written: {error}")
+            except ValueError as error:
                 failure = error
         (failure,) = broadcast_object_list([failure])
         if failure is not None:
@@ -73,17 +71,16 @@ class Interruptions(TrainerCallback):
         self._trainer = trainer
         self._accelerator = trainer.accelerator
         self._asked = False
-        self._former: Any = None
         self._save_total_limit = trainer.args.save_total_limit
 
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Inside, SIGTERM asks for a checkpoint and the end, in place of the end."""
-        self._former = signal.signal(signal.SIGTERM, self._ask)
+        former = signal.signal(signal.SIGTERM, self._ask)
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, self._former)
+            signal.signal(signal.SIGTERM, former)
 
     def _ask(self, signum: int, frame: Any) -> None:
         if not self._asked and self._accelerator.is_local_main_process:
@@ -91,9 +88,7 @@ class Interruptions(TrainerCallback):
             os.write(2, b"SIGTERM: this step is finished, a checkpoint is saved, and then the run ends.\n")
         self._asked = True
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **rest: Any) -> None:
         if args.should_save:
             discard_later(args.output_dir, state.global_step)
         since = Path(args.resume_from_checkpoint or "") / SINCE_LAST_LOG_FILE
@@ -110,12 +105,7 @@ class Interruptions(TrainerCallback):
             self._trainer.get_batch_samples = lambda *args, **kwargs: ([], None)
 
     def on_pre_optimizer_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: torch.nn.Module,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, *_: Any, model: torch.nn.Module, **rest: Any
     ) -> None:
         """Weights are still good here. (DeepSpeed keeps its gradients to itself: see `on_log` and `on_save`.)"""
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
@@ -127,23 +117,18 @@ class Interruptions(TrainerCallback):
             if key in logs and not math.isfinite(float(logs[key])):
                 self._stop(args, state.global_step, f"`{key}` is")
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **rest: Any) -> None:
         # transformers would delete checkpoints before the last one is marked. Not before trackers have seen the
         # settings.
         args.save_total_limit = None
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
         # A signal may reach processes at different steps.
         asked = torch.tensor(float(self._asked), device=self._accelerator.device)
         if self._accelerator.reduce(asked, reduction="sum") > 0 and state.global_step < state.max_steps:
             self.terminated = control.should_save = control.should_training_stop = True
-        return control
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, *_: Any, **rest: Any) -> None:
         loss = self._accelerator.reduce(self._trainer._tr_loss, reduction="mean").item() if HAS_LOSS else 0.0
         if not math.isfinite(loss):  # of a step since the last log
             self._stop(args, state.global_step, "The loss is")
@@ -157,7 +142,6 @@ class Interruptions(TrainerCallback):
                 "last_log": self._trainer._globalstep_last_logged,
             }
             (folder / SINCE_LAST_LOG_FILE).write_text(json.dumps(gathered), encoding="utf-8")
-            flush(folder)
             mark_complete(folder, state.global_step, args.world_size)
             delete_old(args.output_dir, state.global_step, self._save_total_limit, state.best_model_checkpoint)
 
@@ -194,8 +178,7 @@ def clear_when_disk_is_full(output_dir: str) -> Iterator[None]:
 def find_checkpoint(args: TrainingArguments, record: Mapping[str, Any]) -> None:
     """
     Sets `resume_from_checkpoint` to the last complete checkpoint of `output_dir`, if there is one. If it names another
-    one, that holds unless the run in `output_dir` was already told to start from there. The first process decides for
-    all.
+    one, that holds unless the run in `output_dir` was already told to start from there.
     """
     checkpoint = None
     if PartialState().is_main_process:

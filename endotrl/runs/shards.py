@@ -32,13 +32,11 @@ class Shards:
         path = self.folder / "settings.json"
         if overwrite:
             self.remove()
-        if path.exists():
-            changed = changed_settings(json.loads(path.read_bytes()), settings)
-            if changed:
-                raise ValueError(
-                    f"{self.folder} holds results of a run with other settings: {changed}. Choose another output, or "
-                    "overwrite this one (--overwrite)."
-                )
+        if path.exists() and (changed := changed_settings(json.loads(path.read_bytes()), settings)):
+            raise ValueError(
+                f"{self.folder} holds results of a run with other settings: {changed}. Choose another output, or "
+                "overwrite this one (--overwrite)."
+            )
         self.folder.mkdir(exist_ok=True)
         write_json(path, settings)
 

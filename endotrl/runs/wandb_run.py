@@ -38,16 +38,12 @@ def check_wandb_login(training_args: TrainingArguments) -> None:
 
 
 def check_wandb(project: str | None) -> None:
-    """
-    Raises `ImportError` if what is to go to a project of W&B (`--wandb`) needs a package, `ValueError` if nobody is
-    logged in there.
-    """
+    """Raises `ImportError` or `ValueError` if `--wandb` needs a package, or nobody is logged in there."""
     if project is None or not PartialState().is_main_process:
         return
     if find_spec("wandb") is None:
         raise ImportError("--wandb needs wandb, which is not installed: pip install 'endotrl[wandb]'.")
-    reason = _no_login()
-    if reason is not None:
+    if (reason := _no_login()) is not None:
         raise ValueError(f"--wandb needs an account, and W&B says: {reason} Without one, set WANDB_MODE=offline.")
 
 
@@ -80,15 +76,6 @@ def active_run() -> Any:
     return None if module is None else module.run
 
 
-def define_metrics(run: Any, goals: Mapping[str, str]) -> None:
-    """
-    What W&B keeps of metrics in its table of runs, next to their last value: `goals` has `"max"` or `"min"` by name,
-    which may end with `*`. As the x-axis, transformers sets `train/global_step`.
-    """
-    for name, goal in goals.items():
-        run.define_metric(name, step_metric="train/global_step", summary=f"last,{goal}")
-
-
 def log_table(run: Any, name: str, headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """A table of a run."""
     import wandb
@@ -104,13 +91,10 @@ def log_evaluation(
     import wandb
 
     config = {key: results[key] for key in ("benchmark", "model", "model_version", "data", "settings", "versions")}
-    name = f"{results['benchmark']} {Path(results['model']).name}"
+    name, main = f"{results['benchmark']} {Path(results['model']).name}", results["main_metric"]
+    figures = {f"{scorer}/{main}": metrics[main]["value"] for scorer, metrics in results["metrics"].items()}
     with wandb.init(project=project, job_type="eval", name=name, config=config) as run:
-        main = results["main_metric"]
-        run.summary.update(
-            {"verdict": results["verdict"]}
-            | {f"{scorer}/{main}": metrics[main]["value"] for scorer, metrics in results["metrics"].items()}
-        )
+        run.summary.update({"verdict": results["verdict"], **figures})
         log_table(run, "results", *table)
         for page in pages:
             # Of ours: what models wrote is escaped in it.

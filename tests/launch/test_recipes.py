@@ -27,6 +27,7 @@ from endotrl.launch import (
     make_reward_funcs,
 )
 from endotrl.launch.callbacks import HeatMaps, Tracking, add_callbacks
+from endotrl.launch.cpu import choose_precision
 from endotrl.launch.pipeline import print_summary
 from endotrl.launch.ranges import CHOICES, RANGES
 from endotrl.rewards import AccuracyReward, FormatReward, LengthReward, RandomReward
@@ -361,7 +362,7 @@ class TestMistakes:
         monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
     ) -> None:
-        monkeypatch.setattr("endotrl.launch.preflight.find_spec", lambda name: None if name == "vllm" else object())
+        monkeypatch.setattr("endotrl.launch.preflight.find_spec", lambda name: name not in ("vllm", "liger_kernel"))
         monkeypatch.setattr("endotrl.launch.preflight.get_available_reporting_integrations", lambda: ["wandb"])
         monkeypatch.setattr("endotrl.launch.preflight.get_token", lambda: None)
         monkeypatch.setattr(sys, "argv", ["recipes/grpo.py"])
@@ -667,7 +668,8 @@ class TestPrecision:
             monkeypatch.setattr("endotrl.frozen.cpu_dtype.matmul_seconds", lambda: seconds)
             path = recipe("grpo")
             parser = make_parser(DenseGRPOConfig)
-            _, args, _, model_args, _ = recipes.pipeline.parse(parser, ["--config", str(path), *words, *arguments])
+            parser.settle = choose_precision
+            _, args, _, model_args, _ = parser.parse_args_and_config(["--config", str(path), *words, *arguments])
             return args.bf16, model_args.dtype
 
         return settle

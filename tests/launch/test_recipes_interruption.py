@@ -26,6 +26,7 @@ from endotrl.runs.checkpoints import (
     last_complete_checkpoint,
     mark_complete,
 )
+from endotrl.runs.files import replace_text
 
 from ..support.accelerate_server import python
 from ..support.helpers import ON_CPU, as_arguments
@@ -314,13 +315,13 @@ def test_a_checkpoint_is_on_the_disk_before_it_counts(
         fsync(descriptor)
         synced.add(os.fstat(descriptor).st_ino)
 
-    def watched_mark(checkpoint: Path, *args: Any) -> None:
-        seen.append({path.stat().st_ino for path in checkpoint.rglob("*") if path.is_file()})
+    def watched_mark(marker: Path, text: str) -> None:
+        seen.append({path.stat().st_ino for path in marker.parent.rglob("*") if path.is_file()})
         assert seen[-1] <= synced
-        mark_complete(checkpoint, *args)
+        replace_text(marker, text)
 
     monkeypatch.setattr(os, "fsync", watched_fsync)
-    monkeypatch.setattr(resumption, "mark_complete", watched_mark)
+    monkeypatch.setattr("endotrl.runs.checkpoints.replace_text", watched_mark)
     launch("grpo", "run", "--max_steps", "2")
     assert len(seen) == 1 and len(seen[0]) > 5
 

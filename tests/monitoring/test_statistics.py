@@ -39,8 +39,8 @@ def test_correlation_is_pearsons_without_what_groups_differ_by() -> None:
     differences = [(t - t.mean(dim=1, keepdim=True)).flatten().numpy() for t in (x, y)]
     expected = float(differences[0] @ differences[1] / np.linalg.norm(differences[0]) / np.linalg.norm(differences[1]))
     offset_x, offset_y = torch.tensor([[0.0], [100.0]]), torch.tensor([[-3.0], [50.0]])
-    correlation, _ = group_correlation((x + offset_x).flatten(), (y + offset_y).flatten(), 6)
-    assert correlation == pytest.approx(expected, abs=1e-4)
+    correlation = group_correlation((x + offset_x).flatten(), (y + offset_y).flatten(), 6)
+    assert correlation.rho == pytest.approx(expected, abs=1e-4)
 
 
 def test_z_is_the_deviation_of_shuffled_groups() -> None:

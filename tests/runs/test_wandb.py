@@ -8,11 +8,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from endotrl import CollapseMonitor
 from endotrl.commands.main import main
+from endotrl.launch.callbacks import Tracking
 from endotrl.launch.pipeline import print_summary
-from endotrl.runs.wandb_run import check_wandb, define_metrics, log_evaluation
+from endotrl.runs.wandb_run import check_wandb, log_evaluation
 from endotrl.runs.wandb_workspace import LAYOUT, make_workspace
 
 from ..launch.test_recipes_tracking import PANELS, read_offline_run, records
@@ -25,6 +27,7 @@ class FakeRun:
         self.alerts: list[tuple[str, str]] = []
         self.metrics: dict[str, dict[str, str]] = {}
         self.logged: dict[str, Any] = {}
+        self.config = SimpleNamespace(update=lambda *args, **kwargs: None)
 
     def alert(self, title: str, text: str, level: str) -> None:
         assert level in ("INFO", "WARN", "ERROR")
@@ -112,8 +115,10 @@ def test_summary_has_accuracy_first(run: FakeRun) -> None:
 
 
 def test_best_values_are_kept(run: FakeRun) -> None:
-    define_metrics(run, {"eval/rewards/*": "max"})
-    assert run.metrics == {"eval/rewards/*": {"step_metric": "train/global_step", "summary": "last,max"}}
+    args = SimpleNamespace(report_to=["wandb"], device=torch.device("cpu"))
+    state = SimpleNamespace(is_world_process_zero=True, global_step=1)
+    Tracking(SimpleNamespace(), {}).on_log(args, state, logs={"loss": 0.1})
+    assert run.metrics["eval/rewards/*"] == {"step_metric": "train/global_step", "summary": "last,max"}
 
 
 def test_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

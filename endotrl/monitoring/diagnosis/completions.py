@@ -7,6 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+import torch
+
+from ..batch_statistics import ValuesSeen, distinct_completions, group_correlation, repetition
+
 
 # Files that are read, evenly spread over the run and the last one among them: each is a step.
 MAX_FILES = 64
@@ -14,24 +19,12 @@ MAX_FILES = 64
 
 def completion_entries(paths: Sequence[Path]) -> list[dict[str, float]]:
     """
-    One log entry per file of completions, under the names that [`CollapseMonitor`] and TRL log the same by:
-    `collapse/length_correlation` (of the trained reward with the number of words, within groups),
-    `collapse/repetition` (of 4-grams of words), `collapse/distinct_completions`, `frac_reward_zero_std`,
-    `rewards/<name>/mean`, and `words`, the mean number of words.
+    One log entry per file of completions, in order of steps, under the names that [`CollapseMonitor`] and TRL log the
+    same by, in words in place of tokens; and `words`, their mean number. `ValueError` if a file is none of TRL's
+    tables of completions.
 
     The trained reward is the column that the advantage follows most closely within groups; its mean is `reward`.
-
-    Args:
-        paths (`list[Path]`):
-            Files in order of steps.
-
-    Raises:
-        `ValueError`: If a file is none of TRL's tables of completions.
     """
-    import pyarrow.parquet as pq
-
-    from ..batch_statistics import ValuesSeen
-
     stride = max(1, math.ceil(len(paths) / MAX_FILES))
     entries, seen = [], ValuesSeen()
     for path in reversed(paths[::-1][::stride]):
@@ -47,19 +40,13 @@ def completion_entries(paths: Sequence[Path]) -> list[dict[str, float]]:
     return entries
 
 
-def _entry(path: Path, columns: dict[str, list[Any]], seen: Any) -> dict[str, float]:
-    import torch
-
-    from ..batch_statistics import distinct_completions, group_correlation, repetition
-
+def _entry(path: Path, columns: dict[str, list[Any]], seen: ValuesSeen) -> dict[str, float]:
     missing = {"step", "prompt", "completion"} - columns.keys()
     if missing or not columns["step"]:
-        raise ValueError(
-            f"{path} is none of TRL's tables of completions: it has "
-            + (f"no column {', '.join(sorted(missing))}." if missing else "no rows.")
-        )
+        lack = f"no column {', '.join(sorted(missing))}" if missing else "no rows"
+        raise ValueError(f"{path} is none of TRL's tables of completions: it has {lack}.")
     words = [_text(completion).split() for completion in columns["completion"]]
-    repeated = [value for value in map(repetition, _numbered(words)) if value is not None]
+    repeated = [value for value in map(repetition, words) if value is not None]
     entry = {
         "step": float(columns["step"][-1]),
         "words": sum(map(len, words)) / len(words),
@@ -84,7 +71,7 @@ def _entry(path: Path, columns: dict[str, list[Any]], seen: Any) -> dict[str, fl
         groups = advantage.view(-1, size)
         entry["frac_reward_zero_std"] = (groups == 0).all(dim=1).double().mean().item()
         agreements = {name: group_correlation(values, advantage, size) for name, values in rewards.items()}
-        followed = {name: 0.0 if found is None else found[0] for name, found in agreements.items()}
+        followed = {name: 0.0 if found is None else found.rho for name, found in agreements.items()}
     if not rewards:
         return entry
     trained = rewards[max(followed, key=lambda name: followed[name])]
@@ -92,7 +79,7 @@ def _entry(path: Path, columns: dict[str, list[Any]], seen: Any) -> dict[str, fl
     seen.add([(i // size, completion) for i, completion in enumerate(hashes.tolist())], trained.tolist())
     correlation = group_correlation(trained, torch.tensor([float(len(w)) for w in words]), size)
     if correlation is not None:
-        entry["collapse/length_correlation"] = correlation[0]
+        entry["collapse/length_correlation"] = correlation.rho
     return entry
 
 
@@ -101,8 +88,3 @@ def _text(completion: Any) -> str:
     if isinstance(completion, str):
         return completion
     return "\n".join(str(message.get("content") or "") for message in completion or [])
-
-
-def _numbered(texts: list[list[str]]) -> list[list[int]]:
-    numbers: dict[str, int] = {}
-    return [[numbers.setdefault(word, len(numbers)) for word in text] for text in texts]

@@ -10,7 +10,6 @@ from typing import Any, Literal
 import numpy as np
 
 from ..detector import ENTROPY_KEYS, HELD_OUT, REWARD_KEYS
-from .completions import completion_entries
 from .run_logs import Run, read_run
 from .symptoms import CLIPPED, ENOUGH, ZERO_STD, Finding, all_findings, progress_key
 from .trends import trend
@@ -22,30 +21,16 @@ Status = Literal["failure", "warning", "unclear", "healthy"]
 @dataclass(frozen=True)
 class Diagnosis:
     """
-    What is wrong with a run.
-
-    Attributes:
-        run ([`Run`]):
-            What was read.
-        verdict (`str`):
-            The most important thing, in a sentence or two.
-        status (`str`):
-            The level of the gravest finding, `"failure"` or `"warning"`; `"unclear"` if there are too few log entries
-            to tell; `"healthy"` if nothing was found.
-        findings (`list[Finding]`):
-            Failures, warnings, notes; each in order of importance.
-        held_out (`list[str]`):
-            Reward functions that were taken for held out: named, or of weight 0 by the log itself.
-        not_checked (`list[str]`):
-            What could not be asked, because the numbers for it were not logged.
+    What is wrong with a run. `status` is the level of the gravest finding, `"failure"` or `"warning"`; `"unclear"` if
+    there are too few log entries to tell; `"healthy"` if nothing was found.
     """
 
     run: Run
-    verdict: str
+    verdict: str  # the most important thing, in a sentence or two
     status: Status
-    findings: list[Finding]
-    held_out: list[str]
-    not_checked: list[str]
+    findings: list[Finding]  # failures, warnings, notes; each in order of importance
+    held_out: list[str]  # reward functions that were named, or are of weight 0 by the log itself
+    not_checked: list[str]  # what could not be asked, because the numbers for it were not logged
 
     def to_dict(self) -> dict[str, Any]:
         """The diagnosis as JSON can hold it."""
@@ -99,6 +84,8 @@ def diagnose(path: str | Path, held_out: Sequence[str] | None = None) -> Diagnos
     """
     run = read_run(path)
     if run.completions:
+        from .completions import completion_entries  # waits for torch
+
         _add(run, completion_entries(run.completions))
     logged = {key for entry in run.entries for key in entry}
     for name in held_out or []:
@@ -110,9 +97,9 @@ def diagnose(path: str | Path, held_out: Sequence[str] | None = None) -> Diagnos
             )
     names = rewards_without_weight(run) if held_out is None else list(held_out)
     findings = all_findings(run, names)
-    measured = sorted({key.removeprefix(HELD_OUT) for key in logged if key.startswith(HELD_OUT)})
-    status, verdict = _verdict(run, findings, bool(names or measured))
-    return Diagnosis(run, verdict, status, findings, names or measured, _not_checked(run, bool(names or measured)))
+    names = names or sorted(key.removeprefix(HELD_OUT) for key in logged if key.startswith(HELD_OUT))
+    status, verdict = _verdict(run, findings, bool(names))
+    return Diagnosis(run, verdict, status, findings, names, _not_checked(run, bool(names)))
 
 
 def rewards_without_weight(run: Run) -> list[str]:
@@ -157,46 +144,39 @@ def _add(run: Run, found: list[dict[str, float]]) -> None:
 
 def _verdict(run: Run, findings: Sequence[Finding], has_held_out: bool) -> tuple[Status, str]:
     faults = [finding for finding in findings if finding.level != "note"]
+    more = f" ({len(faults) - 1} more below.)" if len(faults) > 1 else ""
+    if faults and faults[0].level == "failure":
+        return "failure", f"Failing: {faults[0].says}{more}"
     if faults:
-        words = {"failure": "Failing", "warning": "Doubtful"}[faults[0].level]
-        more = f" ({len(faults) - 1} more below.)" if len(faults) > 1 else ""
-        return ("failure" if faults[0].level == "failure" else "warning"), f"{words}: {faults[0].says}{more}"
+        return "warning", f"Doubtful: {faults[0].says}{more}"
     key, upwards, name = progress_key(run)
     values = run.values(key) if key else []
     change = trend(values) if values else None
     z = 0.0 if change is None else change.z if upwards else -change.z
-    if len(values) < ENOUGH or (len(values) < 2 * ENOUGH and z <= 2):
+    if change is None or len(values) < ENOUGH or (len(values) < 2 * ENOUGH and z <= 2):
+        what = f"of `{key}`" if key else "with a reward or a loss"
         return "unclear", (
-            f"Too few points to tell: {len(values)} log entries "
-            f"{f'of `{key}`' if key else 'with a reward or a loss'}, and a trend "
-            f"takes {2 * ENOUGH}. Log more often (`logging_steps=1`), or ask again later."
+            f"Too few points to tell: {len(values)} log entries {what}, and a trend takes {2 * ENOUGH}. Log more "
+            "often (`logging_steps=1`), or ask again later."
         )
-    assert change is not None
-    told = f"{name} went from {change.first:.3g} to {change.last:.3g} in {len(values)} log entries"
+    told = f"No fault found: {name} went from {change.first:.3g} to {change.last:.3g} in {len(values)} log entries"
     if z <= 2:
-        return "healthy", f"No fault found: {told}, and was good from the beginning."
-    blind = (
-        ""
-        if has_held_out or key not in REWARD_KEYS
-        else (" Whether answers got better, a trained reward alone does not tell: log a held-out one.")
-    )
-    return "healthy", f"No fault found: {told} ({z:+.0f} standard errors).{blind}"
+        return "healthy", f"{told}, and was good from the beginning."
+    blind = " Whether answers got better, a trained reward alone does not tell: log a held-out one."
+    return "healthy", f"{told} ({z:+.0f} standard errors).{'' if has_held_out or key not in REWARD_KEYS else blind}"
 
 
 def _not_checked(run: Run, has_held_out: bool) -> list[str]:
-    if not run.series(*REWARD_KEYS):
-        needs: dict[str, tuple[str, ...]] = {"gradient": ("grad_norm",), "evaluation": ("eval_loss",)}
+    needs: dict[str, tuple[str, ...]] = {"gradient": ("grad_norm",)}
+    has_reward = bool(run.series(*REWARD_KEYS))
+    if has_reward:
+        needs |= {"groups with equal rewards": (ZERO_STD, "reward_std"), "truncation": (CLIPPED,)}
+        needs |= {"entropy": ENTROPY_KEYS, "KL": ("kl",)}
+        needs["reward and length within groups"] = ("collapse/length_correlation",)
     else:
-        needs = {
-            "gradient": ("grad_norm",),
-            "groups with equal rewards": (ZERO_STD, "reward_std"),
-            "truncation": (CLIPPED,),
-            "entropy": ENTROPY_KEYS,
-            "KL": ("kl",),
-            "reward and length within groups": ("collapse/length_correlation",),
-        }
+        needs["evaluation"] = ("eval_loss",)
     missing = [name for name, keys in needs.items() if not run.series(*keys)]
-    if run.series(*REWARD_KEYS) and not has_held_out:
+    if has_reward and not has_held_out:
         missing.append("held-out reward")
     if not run.checkpoints:
         missing.append("weights of checkpoints")

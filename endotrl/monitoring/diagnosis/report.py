@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Diagnoses as HTML and for a terminal, several runs side by side."""
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -42,11 +41,9 @@ def report_page(diagnoses: Sequence[Diagnosis]) -> str:
     several = len(diagnoses) > 1
     sections: list[tuple[str, Markup | str]] = []
     if several:
-        rows = [[str(d.run.path), d.status, d.verdict] for d in diagnoses]
-        blocks = [table(["run", "status", "verdict"], rows)]
-        blocks += [
-            curves({f"{d.run.path}: {key}": d.run.series(key) for d in diagnoses}) for key in _compared(diagnoses)[:4]
-        ]
+        blocks = [table(["run", "status", "verdict"], [[str(d.run.path), d.status, d.verdict] for d in diagnoses])]
+        for key in _compared(diagnoses)[:4]:
+            blocks.append(curves({f"{d.run.path}: {key}": d.run.series(key) for d in diagnoses}))
         sections.append(("Side by side", Markup("").join([*blocks, _comparison(diagnoses)])))
     for diagnosis in diagnoses:
         heading = f"{diagnosis.run.path}: " if several else ""
@@ -87,7 +84,7 @@ def print_diagnoses(diagnoses: Sequence[Diagnosis], console: "Console") -> None:
         console.print(Text(terminal_text(_source(diagnosis), 1000), style="dim"))
         console.print()
     if len(diagnoses) > 1:
-        headers = ["number", *[f"run {i + 1}" for i in range(len(diagnoses))], *[""] * 1]
+        headers = ["number", *[f"run {i + 1}" for i in range(len(diagnoses))], ""]
         rows = [[key, *[_ends(d.run, key) for d in diagnoses], ""] for key in _compared(diagnoses)]
         console.print(terminal_table(headers, rows, title="First and last values"))
 
@@ -135,15 +132,12 @@ def _ends(run: Run, key: str) -> str | None:
 
 
 def _comparison(diagnoses: Sequence[Diagnosis]) -> Markup:
+    compared = _compared(diagnoses)
     headers = ["number"]
-    for diagnosis in diagnoses:
-        name = f"{diagnosis.run.path}: " if len(diagnoses) > 1 else ""
+    columns: list[list[str | None]] = [[*compared]]
+    for run in (diagnosis.run for diagnosis in diagnoses):
+        name = f"{run.path}: " if len(diagnoses) > 1 else ""
         headers += [f"{name}first → last", f"{name}curve"]
-    rows = []
-    for key in _compared(diagnoses):
-        row: list[object] = [key]
-        for diagnosis in diagnoses:
-            points = [value for _, value in diagnosis.run.series(key)]
-            row += [_ends(diagnosis.run, key), sparkline(points) if any(map(math.isfinite, points)) else None]
-        rows.append(row)
-    return table(headers, rows)
+        lines = [sparkline([value for _, value in run.series(key)]) if run.values(key) else None for key in compared]
+        columns += [[_ends(run, key) for key in compared], lines]
+    return table(headers, list(zip(*columns, strict=True)))

@@ -32,33 +32,18 @@ class Run:
     """
     What a run left behind.
 
-    Attributes:
-        path (`Path`):
-            What was asked for.
-        source (`str`):
-            What the entries were read from.
-        entries (`list[dict[str, float]]`):
-            Log entries with their `step`, in order, those of evaluations apart. `None` in TRL's log is NaN here.
-        completions (`list[Path]`):
-            Parquet files of completions, in order of steps.
-        checkpoints (`list[Path]`):
-            Folders with weights, in order of steps.
-        settings (`dict`):
-            Training arguments, as far as the log has them.
-        max_steps (`int`, *optional*):
-            Steps that the run is to have.
-        notes (`list[str]`):
-            What else is there, and was not read.
+    `entries` are those of the log with their `step`, in order, those of evaluations apart. `None` in TRL's log is NaN
+    here.
     """
 
-    path: Path
-    source: str = ""
+    path: Path  # what was asked for
+    source: str = ""  # what the entries were read from
     entries: list[dict[str, float]] = field(default_factory=list)
-    completions: list[Path] = field(default_factory=list)
-    checkpoints: list[Path] = field(default_factory=list)
-    settings: dict[str, Any] = field(default_factory=dict)
-    max_steps: int | None = None
-    notes: list[str] = field(default_factory=list)
+    completions: list[Path] = field(default_factory=list)  # Parquet files, in order of steps
+    checkpoints: list[Path] = field(default_factory=list)  # folders with weights, in order of steps
+    settings: dict[str, Any] = field(default_factory=dict)  # training arguments, as far as the log has them
+    max_steps: int | None = None  # that the run is to have
+    notes: list[str] = field(default_factory=list)  # what else is there, and was not read
 
     @property
     def steps(self) -> list[dict[str, float]]:
@@ -80,12 +65,7 @@ class Run:
 
 def read_run(path: str | Path) -> Run:
     """
-    Reads a run.
-
-    Args:
-        path (`str` or `Path`):
-            What a trainer of TRL, or its tracker, wrote. Of a folder in which there are several logs of a run, the
-            one that goes furthest is read.
+    Reads what a trainer of TRL, or its tracker, wrote; of several logs in a folder, the one that goes furthest.
 
     Raises:
         `FileNotFoundError`: If it is not there.
@@ -121,20 +101,20 @@ def _read_folder(folder: Path) -> Run:
     with_weights = [path for path in there.values() if any(path.glob("*.safetensors"))]
     if not there and any(folder.glob("*.safetensors")):
         with_weights = [folder]
-    candidates = [folder / STATE_FILE, *[path / STATE_FILE for path in there.values()][-1:]]
-    logs = [path for path in candidates if path.is_file()]
+    states = [folder / STATE_FILE, *[path / STATE_FILE for path in there.values()][-1:]]
+    logs, notes = [path for path in states if path.is_file()], []
     wandb_files = {path.resolve(): path for path in folder.glob("**/*.wandb")}  # `latest-run` is a link
-    # A run that was resumed has a file for each time, all of the same name.
+    # A run that was resumed has a file for each time: of W&B all of the same name, of TensorBoard in the same folder.
     wandb_runs = {path.name: path for path in sorted(wandb_files.values(), key=_modified)}
-    latest_first = sorted(wandb_runs.values(), key=_modified, reverse=True)
     event_files = {path.parent: path for path in sorted(folder.glob("**/*tfevents*"), key=_modified)}
-    events = sorted(event_files.values(), key=_modified, reverse=True)
-    notes = [
-        f"{len(found) - 1} older {kind} in the folder: the newest is read, give the path of another to read that"
-        for kind, found in (("W&B runs are", latest_first), ("TensorBoard runs are", events))
-        if len(found) > 1
-    ]
-    logs += [*latest_first[:1], *events[:1]]
+    for kind, found in (("W&B", list(wandb_runs.values())), ("TensorBoard", list(event_files.values()))):
+        if found:
+            logs.append(max(found, key=_modified))
+        if len(found) > 1:
+            notes.append(
+                f"{len(found) - 1} older {kind} runs are in the folder: the newest is read, give the path of another "
+                "to read that"
+            )
     if not logs:
         lines = sorted(path for path in folder.iterdir() if path.name.endswith((".jsonl", ".jsonl.gz")))
         logs = lines[:1]
@@ -142,11 +122,12 @@ def _read_folder(folder: Path) -> Run:
     runs, missing = [], []
     for path in logs:
         try:
-            runs.append(_read_file(path))
-            for earlier in sorted(
-                (p for p in wandb_files.values() if p.name == path.name and p != path), key=_modified, reverse=True
-            ):
-                runs[-1].entries = _continued(_read_file(earlier).entries, runs[-1].entries)
+            run = _read_file(path)
+            earlier = [p for p in wandb_files.values() if p.name == path.name and p != path]
+            for before in sorted(earlier, key=_modified, reverse=True):
+                resumed_at = run.entries[0]["step"] if run.entries else math.inf  # what was done again counts once
+                run.entries[:0] = [e for e in _read_file(before).entries if e["step"] < resumed_at]
+            runs.append(run)
         except ImportError as error:  # another log may do
             missing.append(error)
     if not runs and missing:
@@ -164,12 +145,6 @@ def _read_folder(folder: Path) -> Run:
     if not run.source:
         run.source = str(run.completions[0].parent)
     return run
-
-
-def _continued(before: list[dict[str, float]], after: list[dict[str, float]]) -> list[dict[str, float]]:
-    """The entries of a run that was interrupted: what was done again counts once."""
-    resumed_at = after[0]["step"] if after else math.inf
-    return [entry for entry in before if entry["step"] < resumed_at] + after
 
 
 def _modified(path: Path) -> float:
@@ -190,18 +165,15 @@ def _read_json(path: Path) -> Run:
         raise ValueError(
             f"{path} holds no log: it must be a `{STATE_FILE}`, or a JSON object with numbers for each log entry."
         )
-    max_steps = state.get("max_steps")
-    return Run(path, str(path), _entries(rows), max_steps=max_steps if max_steps and max_steps > 0 else None)
+    return Run(path, str(path), _entries(rows), max_steps=_max_steps(state))
 
 
 def _lines(path: Path, text: str) -> list[Any]:
     rows = []
     lines = text.splitlines()
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
         try:
-            rows.append(json.loads(line))
+            rows += [json.loads(line)] if line.strip() else []
         except json.JSONDecodeError as error:
             if number == len(lines):
                 break  # being written
@@ -226,10 +198,9 @@ def _read_events(path: Path) -> Run:
             row = by_step.setdefault((tag.startswith("eval/"), event.step), {"step": event.step})
             row[tag] = event.value
     rows = [by_step[key] for key in sorted(by_step, key=lambda key: (key[1], key[0]))]
-    settings: dict[str, Any] = {}
-    if "args/text_summary" in accumulator.Tags()["tensors"]:  # of transformers' callback
-        text = accumulator.Tensors("args/text_summary")[-1].tensor_proto.string_val[0]
-        settings = json.loads(text)
+    written = "args/text_summary" in accumulator.Tags()["tensors"]  # by transformers' callback
+    text = accumulator.Tensors("args/text_summary")[-1].tensor_proto.string_val[0] if written else "{}"
+    settings = json.loads(text)
     return Run(path, str(path.parent), _entries(rows), settings=settings, max_steps=_max_steps(settings))
 
 

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What can be wrong with a run, from its log: one function per question, in order of importance. Each says nothing where
-the log has not the numbers that it takes.
+What can be wrong with a run, from its log: one function per question. Each says nothing where the log has not the
+numbers that it takes.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
 from statistics import fmean as mean
 from statistics import median_high as median
-from typing import Literal
+from typing import Literal, get_args
 
 from ..collapse_thresholds import ENTROPY_RATIO, LENGTH_CORRELATION, WARMUP, CollapseThresholds
 from ..detector import ENTROPY_KEYS, HELD_OUT, REWARD_KEYS, Detector
@@ -19,6 +21,7 @@ from .weight_changes import unchanged
 
 
 Level = Literal["failure", "warning", "note"]
+LEVELS = get_args(Level)
 LR_KEYS = ("learning_rate", "lr")  # the second: TRL's PPO until 1.12
 ZERO_STD = "frac_reward_zero_std"
 CLIPPED = "completions/clipped_ratio"
@@ -28,65 +31,52 @@ LENGTH_KEYS = ("completions/mean_length", "completion_length", "words")
 # Fewer entries do not tell a trend from noise.
 ENOUGH = 10
 THRESHOLDS = CollapseThresholds()
+IS_TRAINABLE = (
+    "https://huggingface.co/docs/peft/package_reference/peft_model#peft.PeftModel.from_pretrained.is_trainable"
+)
 
 
 @dataclass(frozen=True)
 class Finding:
     """
-    Something that is wrong with a run.
-
-    Attributes:
-        name (`str`):
-            What kind of thing, such as `"zero_gradient"`.
-        level (`str`):
-            `"failure"`: the run is not worth going on with as it is. `"warning"`: it may be. `"note"`: to know.
-        says (`str`):
-            What is wrong, in one sentence.
-        evidence (`str`):
-            The numbers that show it.
-        change (`str`):
-            What to change.
-        reference (`str`):
-            Where this is described.
-        curves (`list[str]`):
-            Logged numbers that show it.
+    Something that is wrong with a run. `level` is `"failure"` if the run is not worth going on with as it is,
+    `"warning"` if it may be, and `"note"` for what is to be known.
     """
 
-    name: str
+    name: str  # what kind of thing, such as `"zero_gradient"`
     level: Level
-    says: str
-    evidence: str
-    change: str
-    reference: str
-    curves: list[str] = field(default_factory=list)
+    says: str  # what is wrong, in one sentence
+    evidence: str  # the numbers that show it
+    change: str  # what to change
+    reference: str  # where this is described
+    curves: list[str] = field(default_factory=list)  # logged numbers that show it
 
 
 def all_findings(run: Run, held_out: Sequence[str]) -> list[Finding]:
     """What all checks find: failures first, then warnings and notes, each in order of importance."""
-    found = [finding for check in CHECKS for finding in check(run)]
-    found += [*collapse(run, held_out), *reward_alone(run, held_out)]
-    names = [check.__name__ for check in CHECKS]
-    place = names.index("not_learning")
-    names[place:place] = ["collapse", "reward_alone"]
-    levels = ("failure", "warning", "note")
-    return sorted(found, key=lambda f: (levels.index(f.level), names.index(f.name)))
+    of_held_out = partial(_collapse, held_out=held_out), partial(_reward_alone, held_out=held_out)
+    checks = [_not_finite, _learning_rate, _zero_gradient, _equal_rewards, _truncated, _unchanged_weights, _entropy]
+    checks += [_kl_divergence, _reward_is_length, *of_held_out, _not_learning, _off_policy, _critic, _overfitting]
+    found = [finding for check in [*checks, _chosen_sinks, _no_kl_penalty] for finding in check(run)]
+    return sorted(found, key=lambda finding: LEVELS.index(finding.level))
 
 
-def not_finite(run: Run) -> Iterator[Finding]:
-    """NaN or infinity in the loss, the gradient, the reward or the KL."""
+def _not_finite(run: Run) -> Iterator[Finding]:
     for key in ("loss", "grad_norm", *REWARD_KEYS, "kl", "entropy"):
         points = run.series(key)
         bad = [step for step, value in points if not math.isfinite(value)]
         if not bad:
             continue
         last = points[-3:]
-        for_good = len(bad) == len(points) or (len(points) > 3 and all(not math.isfinite(v) for _, v in last))
+        for_good = len(bad) == len(points) or (len(points) > 3 and not any(math.isfinite(v) for _, v in last))
+        level: Level = "failure" if for_good else "warning"
+        lost = ": what is trained since is lost" if for_good else ", again and again"
         evidence = f"`{key}` is not finite in {len(bad)} of {len(points)} log entries, first at step {bad[0]:g}."
         if key in REWARD_KEYS:
             yield Finding(
                 "not_finite",
-                "failure" if for_good else "warning",
-                "The reward functions give no reward" + (" any more." if len(bad) < len(points) else "."),
+                level,
+                f"The reward functions give no reward{' any more' if len(bad) < len(points) else ''}.",
                 evidence + " TRL leaves out completions for which every function returns `None`.",
                 "Let the reward function return a number where it can judge, and look at the completions that it "
                 "cannot judge (`log_completions=True`).",
@@ -96,9 +86,8 @@ def not_finite(run: Run) -> Iterator[Finding]:
         elif for_good or len(bad) > 0.05 * len(points):
             yield Finding(
                 "not_finite",
-                "failure" if for_good else "warning",
-                f"`{key}` has become NaN or infinite"
-                + (": what is trained since is lost." if for_good else ", again and again."),
+                level,
+                f"`{key}` has become NaN or infinite{lost}.",
                 evidence,
                 "Go back to the checkpoint before, use bfloat16 in place of float16, a lower `learning_rate` and "
                 "`max_grad_norm=1.0`; look for empty completions and logarithms of 0 in the reward.",
@@ -107,35 +96,32 @@ def not_finite(run: Run) -> Iterator[Finding]:
             )
 
 
-def learning_rate(run: Run) -> Iterator[Finding]:
-    """A learning rate that is zero, or a warm-up that does not end."""
+def _learning_rate(run: Run) -> Iterator[Finding]:
     points = run.series(*LR_KEYS)
     rates = [rate for _, rate in points]
     if len(rates) < 3:
         return
-    steps = points[-1][0]
-    zero = sum(rate == 0 for rate in rates)
+    steps, zero, never = points[-1][0], rates.count(0), not any(rates)
     evidence = f"The learning rate was {rates[0]:.3g} at step {points[0][0]:g} and is {rates[-1]:.3g} at {steps:g}."
     reference = "https://huggingface.co/docs/transformers/main_classes/optimizer_schedules"
-    if zero == len(rates) or (zero > 0.2 * len(rates) and rates[-1] == 0 == rates[-2]):
+    if never or (zero > 0.2 * len(rates) and rates[-1] == 0 == rates[-2]):
+        share = f"The learning rate has been zero for {zero} of {len(rates)} log entries."
         yield Finding(
             "learning_rate",
-            "failure" if zero == len(rates) else "warning",
-            "The learning rate is zero: nothing is trained."
-            if zero == len(rates)
-            else f"The learning rate has been zero for {zero} of {len(rates)} log entries.",
+            "failure" if never else "warning",
+            "The learning rate is zero: nothing is trained." if never else share,
             evidence,
             "Set `learning_rate`, and let the schedule last as long as the run: `max_steps` or `num_train_epochs`.",
             reference,
             [LR_KEYS[0]],
         )
-    rising = all(a < b for a, b in zip(rates, rates[1:], strict=False))
+    rising = all(a < b for a, b in pairwise(rates))
     if rising and len(rates) >= ENOUGH and (run.max_steps is None or steps > 0.5 * run.max_steps):
+        place = f" at step {steps:g} of {run.max_steps}" if run.max_steps else ""
         yield Finding(
             "learning_rate",
             "warning",
-            "The warm-up has not ended: the learning rate still rises"
-            + (f" at step {steps:g} of {run.max_steps}." if run.max_steps else "."),
+            f"The warm-up has not ended: the learning rate still rises{place}.",
             evidence,
             "Set `warmup_steps` to a few percent of the steps.",
             reference,
@@ -143,27 +129,25 @@ def learning_rate(run: Run) -> Iterator[Finding]:
         )
 
 
-def zero_gradient(run: Run) -> Iterator[Finding]:
-    """A gradient of zero while completions differ in reward: no parameter is trained."""
+def _zero_gradient(run: Run) -> Iterator[Finding]:
     norms = run.values("grad_norm")
-    zeros = sum(norm == 0 for norm in norms)
-    if len(norms) < 3 or zeros < 0.9 * len(norms) or _all_equal(run) >= 0.9 or _truncated(run) >= 0.99:
+    zeros = norms.count(0)
+    if len(norms) < 3 or zeros < 0.9 * len(norms) or _all_equal(run) >= 0.9 or _cut_off(run) >= 0.99:
         return
+    differ = f", while rewards differ in {1 - _all_equal(run):.0%} of the groups" if run.series(ZERO_STD) else ""
     yield Finding(
         "zero_gradient",
         "failure",
         "The gradient is zero: no parameter is trained, whatever the curves show.",
-        f"`grad_norm` is 0 in {zeros} of {len(norms)} log entries"
-        + (f", while rewards differ in {1 - _all_equal(run):.0%} of the groups." if run.series(ZERO_STD) else "."),
+        f"`grad_norm` is 0 in {zeros} of {len(norms)} log entries{differ}.",
         "A `PeftModel` must be loaded with `PeftModel.from_pretrained(model, path, is_trainable=True)`. Count "
         "`sum(p.requires_grad for p in trainer.model.parameters())`: it must not be 0.",
-        "https://huggingface.co/docs/peft/package_reference/peft_model#peft.PeftModel.from_pretrained.is_trainable",
+        IS_TRAINABLE,
         ["grad_norm", *REWARD_KEYS],
     )
 
 
-def equal_rewards(run: Run) -> Iterator[Finding]:
-    """Groups whose completions all have the same reward, which train nothing."""
+def _equal_rewards(run: Run) -> Iterator[Finding]:
     fractions = run.values(ZERO_STD)
     overall, rewards = _all_equal(run), run.values(*REWARD_KEYS)
     late = mean(tail(fractions)) if len(fractions) >= 3 else overall
@@ -171,25 +155,19 @@ def equal_rewards(run: Run) -> Iterator[Finding]:
         return
     risen = len(rewards) >= ENOUGH and trend(rewards).z > 3
     last = mean(tail(rewards)) if rewards else math.nan
+    level: Level = "warning"
+    says = f"{max(overall, late):.0%} of the groups have equal rewards, and train nothing."
     if overall >= 0.9 and not (risen and mean(fractions[:3]) < 0.9):
-        level: Level = "failure"
-        says = "All completions of a group have the same reward: there is nothing to learn from."
+        level, says = "failure", "All completions of a group have the same reward: there is nothing to learn from."
     elif risen and late >= 0.5:
         level = "note"
         says = f"{late:.0%} of the groups have equal rewards by now: what these questions could teach is learnt."
-    else:
-        level = "warning"
-        says = f"{max(overall, late):.0%} of the groups have equal rewards, and train nothing."
-    evidence = (
-        f"`{ZERO_STD}` is {overall:.2f} on average and {late:.2f} at the end"
-        if fractions
-        else ("`reward_std` is 0 at every step")
-    )
+    measured = f"`{ZERO_STD}` is {overall:.2f} on average and {late:.2f} at the end"
     yield Finding(
         "equal_rewards",
         level,
         says,
-        f"{evidence}; the mean reward is {last:.3g}.",
+        f"{measured if fractions else '`reward_std` is 0 at every step'}; the mean reward is {last:.3g}.",
         "Look at the completions (`log_completions=True`): does the reward function read them as they are written? "
         "Leave out questions that are always right or always wrong, raise `num_generations` or `temperature`, or give "
         "a reward that differs between completions, such as `EndogenousReward`.",
@@ -198,18 +176,16 @@ def equal_rewards(run: Run) -> Iterator[Finding]:
     )
 
 
-def truncated(run: Run) -> Iterator[Finding]:
-    """Completions that do not end within `max_completion_length`."""
-    fraction = _truncated(run)
+def _truncated(run: Run) -> Iterator[Finding]:
+    fraction = _cut_off(run)
     if fraction < 0.5:
         return
-    values = run.values(CLIPPED)
-    share = "Nearly all" if fraction >= 0.9 else f"{fraction:.0%} of the"
+    first, share = run.values(CLIPPED)[0], "Nearly all" if fraction >= 0.9 else f"{fraction:.0%} of the"
     yield Finding(
         "truncated",
         "failure" if fraction >= 0.9 else "warning",
         f"{share} completions are cut off at `max_completion_length`: the reward judges unfinished answers.",
-        f"`{CLIPPED}` was {values[0]:.2f} at first and is {fraction:.2f} at the end.",
+        f"`{CLIPPED}` was {first:.2f} at first and is {fraction:.2f} at the end.",
         "Raise `max_completion_length`, ask for brief answers, or check that the model knows the chat template and "
         "its end-of-turn token. `mask_truncated_completions=True` keeps them out of the loss: of all of them, nothing "
         "is left to train.",
@@ -218,30 +194,27 @@ def truncated(run: Run) -> Iterator[Finding]:
     )
 
 
-def unchanged_weights(run: Run) -> Iterator[Finding]:
-    """Checkpoints with equal weights, or a policy that is the reference to the last digit."""
+def _unchanged_weights(run: Run) -> Iterator[Finding]:
     evidence = unchanged(run.checkpoints)
     kl = run.values("kl")
     if evidence is None and len(kl) >= 5 and not any(kl[1:]):
         evidence = f"The KL to the reference is exactly 0 in all of {len(kl)} log entries: the policy is the reference"
-    if evidence is None:
-        return
-    yield Finding(
-        "unchanged_weights",
-        "failure",
-        "The weights do not change: the model that comes out is the one that went in.",
-        f"{evidence}.",
-        "Check that parameters require a gradient (`is_trainable=True` for a `PeftModel`: what is logged may be the "
-        "gradient of TRL's copy of the adapter, `ref`), that the learning rate is not zero, and that steps of the "
-        "optimizer are not lost in bfloat16 weights: 1e-6 times a weight is less than its last digit, so keep float32 "
-        "weights with `bf16=True`.",
-        "https://huggingface.co/docs/peft/package_reference/peft_model#peft.PeftModel.from_pretrained.is_trainable",
-        ["kl", "grad_norm"],
-    )
+    if evidence is not None:
+        yield Finding(
+            "unchanged_weights",
+            "failure",
+            "The weights do not change: the model that comes out is the one that went in.",
+            f"{evidence}.",
+            "Check that parameters require a gradient (`is_trainable=True` for a `PeftModel`: what is logged may be "
+            "the gradient of TRL's copy of the adapter, `ref`), that the learning rate is not zero, and that steps of "
+            "the optimizer are not lost in bfloat16 weights: 1e-6 times a weight is less than its last digit, so keep "
+            "float32 weights with `bf16=True`.",
+            IS_TRAINABLE,
+            ["kl", "grad_norm"],
+        )
 
 
-def entropy(run: Run) -> Iterator[Finding]:
-    """A policy without entropy, or with ever more of it."""
+def _entropy(run: Run) -> Iterator[Finding]:
     values = run.values(*ENTROPY_KEYS)
     if len(values) < ENOUGH:
         return
@@ -272,22 +245,20 @@ def entropy(run: Run) -> Iterator[Finding]:
         )
 
 
-def kl_divergence(run: Run) -> Iterator[Finding]:
-    """A policy that runs away from the reference."""
+def _kl_divergence(run: Run) -> Iterator[Finding]:
     values = run.values("kl")
     if len(values) < ENOUGH:
         return
     last, usual, most = mean(tail(values, part=8)), median(values), max(values)
     evidence = f"`kl` is {last:.3g} nats per token at the end; median {usual:.3g}, greatest value {most:.3g}."
-    explodes = last > THRESHOLDS.kl
-    grows = last > 0.3 and last > 10 * median(values[: max(3, len(values) // 2)])
-    if explodes or grows or (most > 10 and most > 50 * usual):
+    far = last > THRESHOLDS.kl
+    explodes = far or (last > 0.3 and last > 10 * median(values[: max(3, len(values) // 2)]))
+    if explodes or (most > 10 and most > 50 * usual):
+        what = "explodes: the policy leaves the model that it began as" if explodes else "has spikes"
         yield Finding(
             "kl_divergence",
-            "failure" if explodes else "warning",
-            "The KL to the reference explodes: the policy leaves the model that it began as."
-            if explodes or grows
-            else "The KL to the reference has spikes.",
+            "failure" if far else "warning",
+            f"The KL to the reference {what}.",
             evidence,
             "Raise `beta`, lower the `learning_rate`, and clip gradients (`max_grad_norm`). With an endogenous "
             "reward, `beta` decides where training ends: docs/theory.md.",
@@ -296,8 +267,7 @@ def kl_divergence(run: Run) -> Iterator[Finding]:
         )
 
 
-def reward_is_length(run: Run) -> Iterator[Finding]:
-    """A reward that is little but the length of the completion."""
+def _reward_is_length(run: Run) -> Iterator[Finding]:
     within = run.values("collapse/length_correlation")
     lengths = run.values(*LENGTH_KEYS)
     key = next((key for key in LENGTH_KEYS if run.series(key)), LENGTH_KEYS[0])
@@ -310,7 +280,7 @@ def reward_is_length(run: Run) -> Iterator[Finding]:
             for reward in REWARD_KEYS
             if math.isfinite(entry.get(reward, math.nan)) and math.isfinite(entry.get(key, math.nan))
         ]
-        changes = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(pairs, pairs[1:], strict=False)]
+        changes = [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(pairs)]
         # Within groups it is a correlation with words where only the completions are there, which is less.
         if len(changes) < 2 * ENOUGH or (within and abs(found) < 0.3):
             return
@@ -332,8 +302,7 @@ def reward_is_length(run: Run) -> Iterator[Finding]:
     )
 
 
-def not_learning(run: Run) -> Iterator[Finding]:
-    """A curve that does not go where it should."""
+def _not_learning(run: Run) -> Iterator[Finding]:
     key, upwards, name = progress_key(run)
     values = run.values(key) if key else []
     if len(values) < 2 * ENOUGH:
@@ -367,8 +336,7 @@ def not_learning(run: Run) -> Iterator[Finding]:
     )
 
 
-def off_policy(run: Run) -> Iterator[Finding]:
-    """Steps that are clipped nearly everywhere, or gradients that explode."""
+def _off_policy(run: Run) -> Iterator[Finding]:
     clips, norms = run.values("clip_ratio/region_mean"), run.values("grad_norm")
     if len(clips) >= ENOUGH and mean(tail(clips)) > 0.3:
         yield Finding(
@@ -394,8 +362,7 @@ def off_policy(run: Run) -> Iterator[Finding]:
         )
 
 
-def critic(run: Run) -> Iterator[Finding]:
-    """A value function that predicts worse than a constant."""
+def _critic(run: Run) -> Iterator[Finding]:
     values = run.values("ppo/explained_variance")
     if len(values) >= 2 * ENOUGH and median(tail(values)) <= 0:
         yield Finding(
@@ -409,29 +376,27 @@ def critic(run: Run) -> Iterator[Finding]:
         )
 
 
-def overfitting(run: Run) -> Iterator[Finding]:
-    """An evaluation that gets worse while training goes on."""
+def _overfitting(run: Run) -> Iterator[Finding]:
     for key, upwards in (("eval_loss", False), ("eval_reward", True), ("eval_rewards/accuracies", True)):
         values = run.values(key)
         if len(values) < 4 or (key == "eval_loss" and run.series(*REWARD_KEYS)):  # of RL it says nothing
             continue
         signed = values if upwards else [-value for value in values]
         best, now = max(signed), max(signed[-2:])
+        last = f"{values[-2]:.4g} and {values[-1]:.4g}"
         if best - now > max(0.25 * (best - signed[0]), 0.02 * abs(best), 1e-9):
             yield Finding(
                 "overfitting",
                 "warning",
                 f"`{key}` has been getting worse: the best model is an earlier one.",
-                f"The best was {abs(best) if not upwards else best:.4g}; the last two are {values[-2]:.4g} and "
-                f"{values[-1]:.4g}.",
+                f"The best was {best if upwards else -best:.4g}; the last two are {last}.",
                 "Stop earlier (`load_best_model_at_end`), train for fewer epochs, or on more data.",
                 "https://huggingface.co/docs/transformers/main_classes/callback#transformers.EarlyStoppingCallback",
                 [key, key.removeprefix("eval_")],
             )
 
 
-def chosen_sinks(run: Run) -> Iterator[Finding]:
-    """DPO's likelihood displacement: the preferred answers become less probable too."""
+def _chosen_sinks(run: Run) -> Iterator[Finding]:
     values = run.values("logps/chosen")
     if len(values) < 2 * ENOUGH or run.series(*REWARD_KEYS):
         return
@@ -449,8 +414,7 @@ def chosen_sinks(run: Run) -> Iterator[Finding]:
         )
 
 
-def reward_alone(run: Run, held_out: Sequence[str]) -> Iterator[Finding]:
-    """A trained reward that rises over the whole run while a held-out one does not."""
+def _reward_alone(run: Run, held_out: Sequence[str]) -> Iterator[Finding]:
     rewards = run.values(*REWARD_KEYS)
     if len(rewards) < ENOUGH or trend(rewards).z < 5:
         return
@@ -458,11 +422,10 @@ def reward_alone(run: Run, held_out: Sequence[str]) -> Iterator[Finding]:
     keys = [f"{prefix}rewards/{name}/mean" for name in held_out for prefix in ("", "eval_")]
     for key in [*sorted(key for key in logged if key.startswith(HELD_OUT)), *keys, "eval_reward"]:
         values = run.values(key)
-        if len(values) < (4 if key.startswith(("eval_", HELD_OUT)) else ENOUGH):
+        least = 4 if key.startswith(("eval_", HELD_OUT)) else ENOUGH
+        if len(values) < least or trend(values).z > 2 or min(values) >= 0.98:
             continue
         change, risen = trend(values), trend(rewards)
-        if change.z > 2 or min(values) >= 0.98:
-            continue
         yield Finding(
             "reward_alone",
             "failure" if change.z < -3 else "warning",
@@ -476,11 +439,9 @@ def reward_alone(run: Run, held_out: Sequence[str]) -> Iterator[Finding]:
         )
 
 
-def no_kl_penalty(run: Run) -> Iterator[Finding]:
-    """The reward of a frozen model without a KL penalty."""
-    names = [key for entry in run.steps[:1] for key in entry if key == "rewards/endogenous_reward/mean"]
+def _no_kl_penalty(run: Run) -> Iterator[Finding]:
     beta = run.settings.get("beta", 0.0 if run.series(ZERO_STD) and not run.series("kl") else None)
-    if names and beta == 0:
+    if beta == 0 and any("rewards/endogenous_reward/mean" in entry for entry in run.steps[:1]):
         yield Finding(
             "no_kl_penalty",
             "note",
@@ -492,51 +453,29 @@ def no_kl_penalty(run: Run) -> Iterator[Finding]:
         )
 
 
-def collapse(run: Run, held_out: Sequence[str]) -> Iterator[Finding]:
-    """What [`CollapseMonitor`] would have said, reading the same log."""
-    detector, alarms, quiet = Detector(held_out=held_out), [], True
-    seen = 0
+def _collapse(run: Run, held_out: Sequence[str]) -> Iterator[Finding]:
+    detector, first, quiet = Detector(held_out=held_out), None, 0
     for entry in run.entries:
         alarm = detector.update(entry).alarm
-        seen = 0 if alarm else seen + any(key in entry for key in REWARD_KEYS)
-        if alarm and quiet:
-            alarms.append((entry["step"], alarm))
-        quiet = alarm is None
-    if not alarms:
+        quiet = 0 if alarm else quiet + any(key in entry for key in REWARD_KEYS)
+        if alarm and first is None:
+            first = entry["step"], alarm
+    if first is None:
         return
-    step, reason = alarms[0]
-    lasts = seen < WARMUP
+    step, reason = first
+    says = f"The run collapses since step {step:g}: the reward rises or stays, and answers get worse."
+    if quiet >= WARMUP:
+        says = f"The run looked like a collapse at step {step:g}, and has recovered since."
     yield Finding(
         "collapse",
-        "failure" if lasts else "warning",
-        f"The run collapses since step {step:g}: the reward rises or stays, and answers get worse."
-        if lasts
-        else f"The run looked like a collapse at step {step:g}, and has recovered since.",
+        "failure" if quiet < WARMUP else "warning",
+        says,
         reason,
         "Go back to the last checkpoint before, raise `beta` or lower the `learning_rate`, and train with "
         '`CollapseMonitor(action="stop")`. docs/collapse.md has corrections of the reward.',
         "https://huggingface.co/papers/2603.08660",
         [*(f"rewards/{name}/mean" for name in held_out), HELD_OUT, *REWARD_KEYS, *LENGTH_KEYS[:1]],
     )
-
-
-CHECKS: list[Callable[[Run], Iterator[Finding]]] = [
-    not_finite,
-    learning_rate,
-    zero_gradient,
-    equal_rewards,
-    truncated,
-    unchanged_weights,
-    entropy,
-    kl_divergence,
-    reward_is_length,
-    not_learning,
-    off_policy,
-    critic,
-    overfitting,
-    chosen_sinks,
-    no_kl_penalty,
-]
 
 
 def _all_equal(run: Run) -> float:
@@ -550,7 +489,7 @@ def _all_equal(run: Run) -> float:
     return float(len(deviations) >= 3 and not any(deviations))
 
 
-def _truncated(run: Run) -> float:
+def _cut_off(run: Run) -> float:
     """Fraction of completions that are cut off, at the end of the run; 0 if that is unknown."""
     values = run.values(CLIPPED)
     return mean(tail(values)) if len(values) >= 3 else 0.0

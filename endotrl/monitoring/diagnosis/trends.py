@@ -3,6 +3,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from statistics import fmean as mean
 from typing import NamedTuple
 
@@ -20,16 +21,13 @@ def tail(values: Sequence[float], part: int = 3) -> Sequence[float]:
     return values[-max(3, len(values) // part) :]
 
 
-def noise(values: Sequence[float]) -> float:
-    """Standard deviation of an entry, from the differences of neighbours, which a trend does not inflate."""
-    steps = [abs(b - a) for a, b in zip(values, values[1:], strict=False)]
-    return mean(steps) * math.sqrt(math.pi) / 2 if steps else 0.0
-
-
 def trend(values: Sequence[float]) -> Trend:
     """The change of a series from its beginning to its end; `z` is in standard errors of that difference."""
     head, end = values[: max(3, len(values) // 8)], tail(values)
-    error = noise(values) * math.sqrt(1 / len(head) + 1 / len(end))
+    # From the differences of neighbours, which a trend does not inflate.
+    steps = [abs(b - a) for a, b in pairwise(values)]
+    noise = mean(steps) * math.sqrt(math.pi) / 2 if steps else 0.0
+    error = noise * math.sqrt(1 / len(head) + 1 / len(end))
     first, last = mean(head), mean(end)
     return Trend(first, last, (last - first) / (error + 1e-9 + 1e-6 * abs(first)))
 

@@ -9,7 +9,7 @@ wandb's protocol buffers.
 """
 
 import json
-import math
+import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,15 +23,8 @@ FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 def read_wandb_file(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """
-    History and configuration of an offline W&B run.
-
-    Args:
-        path (`Path`):
-            The `.wandb` file. A record at its end that is half written is left for later.
-
-    Returns:
-        `tuple[list[dict], dict]`: what was logged, in order, under the names that it was logged by; and the run's
-        config, which transformers fills with all training arguments.
+    History of an offline W&B run, as it was logged, and its config, which transformers fills with all training
+    arguments. A record at the end of the file that is half written is left for later.
 
     Raises:
         `ImportError`: If wandb is not installed.
@@ -51,14 +44,9 @@ def read_wandb_file(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         for items in (record.run.config.update, record.config.update):
             config.update({item.key: json.loads(item.value_json) for item in items if item.key})
         if record.HasField("history"):
-            entry = {item.key or "/".join(item.nested_key): _number(item.value_json) for item in record.history.item}
-            history.append(entry)
+            items = record.history.item
+            history.append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items})
     return history, config
-
-
-def _number(text: str) -> Any:
-    value = json.loads(text)
-    return {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}.get(value, value) if value else value
 
 
 def _records(path: Path) -> Iterator[bytes]:
@@ -71,20 +59,14 @@ def _records(path: Path) -> Iterator[bytes]:
         if left < CHUNK_HEADER:  # the rest of a block is filled with zeros
             position += left
             continue
-        checksum, length, kind = (
-            int.from_bytes(data[position : position + 4], "little"),
-            int.from_bytes(data[position + 4 : position + 6], "little"),
-            data[position + 6],
-        )
+        checksum, length, kind = struct.unpack_from("<IHB", data, position)
         start = position + CHUNK_HEADER
         position = start + length
-        if kind == 0 and length == 0:
-            return  # room that was made for what is to be written
-        if position > len(data):
-            return
+        if position > len(data) or kind == length == 0:
+            return  # half written, or room for what is to be written
         chunk = data[start:position]
         if zlib.crc32(bytes([kind]) + chunk) != checksum or kind not in (FULL, FIRST, MIDDLE, LAST):
-            if position >= len(data):
+            if position == len(data):
                 return
             raise ValueError(f"{path} is damaged at byte {start - CHUNK_HEADER}: a checksum is wrong.")
         parts = chunk if kind in (FULL, FIRST) else parts + chunk
