@@ -47,7 +47,7 @@ class Recipe:
     data: tuple[ScriptArguments, DatasetMixtureConfig] | None = None
 
 
-def run_plan(args: argparse.Namespace) -> list[Plan]:
+def run(args: argparse.Namespace) -> None:
     """Runs `endotrl plan`: a plan for each engine."""
     bad = [setting for setting in args.set if "=" not in setting]
     if bad:
@@ -65,7 +65,6 @@ def run_plan(args: argparse.Namespace) -> list[Plan]:
     plans = [plan_memory(recipe.size, recipe.work, hardware, engine) for engine in ENGINES]
     speed = Speed(flops=args.gpu_tflops * 1e12, bandwidth=args.gpu_bandwidth * 1e9)
     _show(recipe, hardware, plans, speed, rows)
-    return plans
 
 
 def read_recipe(path: str, kind: str | None, overrides: list[str], model: str | None, prompt_tokens: int) -> Recipe:

@@ -14,10 +14,10 @@ from ..rewards.settings import SETTINGS
 from ..runs.processes import processes
 from ..score_file.heat_map_page import heat_map_page
 from ..score_file.output_files import model_digest, only_run_on
-from ..score_file.run import ScoreReport, score_file
+from ..score_file.run import score_file
 from ..score_file.score_summary import SHOWN_SENTENCES, show_report
 from ..score_file.sentence_page import sentence_page
-from .common import choose_dtype, default_output, use_form
+from .common import EXIT_FOUND, EXIT_OK, choose_dtype, default_output, use_form
 
 
 # Settings of the endogenous reward that a sentence reward model does not have.
@@ -37,14 +37,8 @@ SHOWN_SETTINGS = ("token_reward", "aggregate", "alpha", "gamma", "truncation", "
 SHOWN_ERRORS = 20  # bad rows named on the terminal; the error file has them all
 
 
-def run(args: argparse.Namespace) -> ScoreReport:
-    """
-    Runs `endotrl score`; returns what is on the terminal and in the files by now.
-
-    Raises:
-        `ValueError`, `OSError`: With one message for the user, if the command cannot run or cannot go on.
-        `KeyboardInterrupt`: After Ctrl-C, with a message that says what is saved.
-    """
+def run(args: argparse.Namespace) -> int:
+    """Runs `endotrl score`; returns the exit code."""
     Reader(args.file)  # raises if there is nothing of that name
     state, residual = processes(), use_form(args)
     output = args.output or default_output(args.file, ".scores.jsonl")
@@ -87,25 +81,21 @@ def run(args: argparse.Namespace) -> ScoreReport:
                 f"The device has not enough memory for batches of {args.max_tokens_per_batch} tokens. Run the same "
                 "command with a smaller --max-tokens-per-batch: it goes on behind what was scored."
             ) from error
-    if not state.is_main_process:
-        return report
-    if args.html is not None:
+    if state.is_main_process and args.html is not None:
         names = {"file": args.file, "model": args.model, "output": output, "command": args.command_line}
-        html = (
-            sentence_page(report, reward, **names, num_rows=args.html_rows)
-            if by_sentence
-            else heat_map_page(
-                report, reward, **names, settings={name: getattr(args, name) for name in SHOWN_SETTINGS}
-            )
-        )
+        if by_sentence:
+            html = sentence_page(report, reward, **names, num_rows=args.html_rows)
+        else:
+            shown = {name: getattr(args, name) for name in SHOWN_SETTINGS}
+            html = heat_map_page(report, reward, **names, settings=shown)
         try:
             Path(args.html).write_text(html, encoding="utf-8")
         except OSError as error:
             saved = "" if output == STREAM else f" The rows are scored, and in {output}."
             raise OSError(f"The page {args.html} cannot be written: {error.strerror}.{saved}") from error
-    if not args.quiet:
+    if state.is_main_process and not args.quiet:
         show_report(report, output, args.html, args.top, args.bottom, by_sentence)
-    return report
+    return EXIT_FOUND if report.tally.errors else EXIT_OK
 
 
 def errors_on_terminal(where: str | None = None) -> Callable[[int, str], None]:
