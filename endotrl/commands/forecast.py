@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> None:
     path = folder.folder / "forecast.json"
     write_json(path, {**result.to_dict(), **more})
     title = f"Forecast: {objective.words}, {len(records)} questions, {args.model}"
-    replace_text(folder.report_path, report(result, title, [*settings.items()], args.command_line))
+    replace_text(folder.report_path, report(result, title, settings, args.command_line))
     if args.suggest_beta:
         sys.stdout.write("none\n" if result.suggested_beta is None else f"{result.suggested_beta:g}\n")
     elif not args.quiet:

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Report of a forecast: verdict, plot over beta, tables."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
 from ..evaluation.plots import BLUE, CYCLE, GREY, as_png, pyplot
-from ..reporting import figure, page, table
+from ..reporting import figure, page, settings_table, table
 from .summary import METRICS, MIN_ESS
 
 
@@ -43,16 +43,15 @@ def alternative_rows(forecast: "Forecast") -> list[list[Any]]:
     return rows
 
 
-def body(forecast: "Forecast", sections: Sequence[tuple[str, Markup]] = ()) -> Markup:
+def body(forecast: "Forecast") -> Markup:
     """Verdict, plot and tables as one block, for a notebook."""
-    parts = [Markup("<p><b>{}</b></p>").format(forecast.verdict)]
-    return Markup("").join([*parts, *(block for _, block in _sections(forecast)), *(block for _, block in sections)])
+    verdict = Markup("<p><b>{}</b></p>").format(forecast.verdict)
+    return Markup("").join([verdict, *(block for _, block in _sections(forecast))])
 
 
-def report(forecast: "Forecast", title: str, settings: Sequence[tuple[str, Any]], footer: str) -> str:
+def report(forecast: "Forecast", title: str, settings: Mapping[str, Any], footer: str) -> str:
     """The HTML page."""
-    rows = [[name, None if value is None else str(value)] for name, value in settings]
-    sections = [*_sections(forecast), ("Settings", table(["setting", "value"], rows))]
+    sections = [*_sections(forecast), ("Settings", settings_table(settings))]
     return page(title, sections, lead=forecast.verdict, footer=Markup("{} · {}").format(PAPERS, footer))
 
 

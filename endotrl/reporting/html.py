@@ -4,7 +4,7 @@
 import base64
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -120,6 +120,11 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]], caption: str
         line("th", headers),
         Markup("").join(line("td", row) for row in cells),
     )
+
+
+def settings_table(settings: Mapping[str, object]) -> Markup:
+    """A table of settings by name."""
+    return table(["setting", "value"], [[name, None if v is None else str(v)] for name, v in settings.items()])
 
 
 def figure(image: bytes, caption: str = "", alt: str = "") -> Markup:
