@@ -123,6 +123,17 @@ def choose_dtype(args: argparse.Namespace, *recorded: str | PurePath) -> None:
         say(f"Runs in {args.dtype} on this CPU, as {reason}. --dtype has it otherwise.")
 
 
+def resolved_dtype(args: argparse.Namespace) -> str:
+    """What the dtype stands for on this machine."""
+    import torch
+    from accelerate import PartialState
+
+    from ..frozen.own_copy import resolve_dtype
+
+    device = PartialState().device if args.device is None else torch.device(args.device)
+    return str(resolve_dtype(args.dtype, device)).removeprefix("torch.")
+
+
 def add_form(parser: Any) -> None:
     """Adds the option `--form` to a parser or a group."""
     parser.add_argument(

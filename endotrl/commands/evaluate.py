@@ -2,11 +2,12 @@
 """The command `endotrl eval BENCHMARK`: from its options to files and the terminal."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
-import torch
-from accelerate import PartialState
 from markupsafe import Markup
 from transformers import PreTrainedTokenizerBase
 
@@ -14,7 +15,7 @@ from ..data.sources import STREAM, read_rows, text_only
 from ..evaluation.benchmarks import BENCHMARKS, Benchmark
 from ..evaluation.engine import Engine
 from ..evaluation.examples_page import Example, examples_of, examples_page
-from ..evaluation.generation import VLLMEngine
+from ..evaluation.generation import vllm_engine
 from ..evaluation.items import Item
 from ..evaluation.results import evaluate
 from ..evaluation.results_page import benchmark_sections, report_page
@@ -22,7 +23,6 @@ from ..evaluation.run_folder import RunFolder, open_folder
 from ..evaluation.runner import score_items
 from ..evaluation.scorer_names import (
     DEFAULT,
-    Scorer,
     base_names,
     check_name,
     expand_names,
@@ -32,7 +32,6 @@ from ..evaluation.scorer_names import (
 )
 from ..evaluation.tables import LENGTH_NOTE, few_items, full_rows, markdown_page, terminal_rows
 from ..frozen.names import load_processing_class, load_tokenizer, reads_images, resolve_model
-from ..frozen.own_copy import resolve_dtype
 from ..frozen.placement import place
 from ..frozen.served import ServedModel, is_url
 from ..rendering.messages import Prompt
@@ -44,7 +43,10 @@ from ..runs.record import now, versions
 from ..runs.wandb_run import check_wandb, log_evaluation
 from ..score_file.output_files import model_digest
 from ..scoring.scorer import Placement
-from .common import choose_dtype
+from .common import choose_dtype, resolved_dtype
+
+
+LOADING = ("dtype", "device", "trust_remote_code")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -94,9 +96,8 @@ def run(args: argparse.Namespace) -> None:
             max_tokens_per_batch=args.max_tokens_per_batch,
         )
 
-    def scorer(name: str, engine: Engine) -> Scorer:
-        return make_scorer(name, engine, args.judge_reasoning, args.dtype, args.device, args.trust_remote_code)
-
+    loading = {name: getattr(args, name) for name in LOADING}
+    scorer = partial(make_scorer, reasoning_tokens=args.judge_reasoning, **loading)
     records = score_items(items, names, folder, make_engine, scorer, not args.no_token_stats, progress=progress)
     if not processes().is_main_process:
         return
@@ -160,10 +161,10 @@ def load_items(benchmark: Benchmark, data: str | None, limit: int | None, option
     items = benchmark.read(rows if benchmark.reads_images else text_only(rows), **options)
     if not items:
         raise ValueError(f"{data or benchmark.name} has no items.")
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     kept = []
     for item in items:
-        counts[item.group] = counts.get(item.group, 0) + 1
+        counts[item.group] += 1
         if limit is None or counts[item.group] <= limit:
             kept.append(item)
     return kept
@@ -232,10 +233,10 @@ def open_answering_model(args: argparse.Namespace) -> tuple[Engine, dict[str, An
     return engine, {**settings, "chat": chat, "instruction": args.instruction}
 
 
-def open_vllm(args: argparse.Namespace, engine: Engine) -> VLLMEngine:
+def open_vllm(args: argparse.Namespace, engine: Engine) -> AbstractContextManager[Callable[[], Any]]:
     """The engine of vLLM for a model that answers."""
     settings = {"dtype": args.dtype, "trust_remote_code": args.trust_remote_code, **(args.vllm_kwargs or {})}
-    return VLLMEngine(engine.placement.config._name_or_path, **settings)
+    return vllm_engine(engine.placement.config._name_or_path, **settings)
 
 
 def open_model(args: argparse.Namespace, output: str | None = None) -> tuple[Placement | ServedModel, dict[str, Any]]:
@@ -250,11 +251,10 @@ def open_model(args: argparse.Namespace, output: str | None = None) -> tuple[Pla
     if isinstance(placement, ServedModel):
         placement.connect(load_tokenizer(args.tokenizer or placement.tokenizer_name, args.trust_remote_code))
         return placement, {"model": args.model, "model_version": placement.version}
-    dtype = resolve_dtype(args.dtype, PartialState().device if args.device is None else torch.device(args.device))
     return placement, {
         "model": args.model,
         "model_version": model_digest(name) or placement.config._commit_hash,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": resolved_dtype(args),
         **({"model_init_kwargs": args.model_init_kwargs} if args.model_init_kwargs else {}),
     }
 

@@ -36,7 +36,16 @@ from ..rendering.messages import Prompt
 from ..reporting import number, table
 from ..runs.processes import processes
 from ..runs.wandb_run import check_wandb
-from .evaluate import check_processes, header, open_answering_model, open_model, open_vllm, show, write_results
+from .evaluate import (
+    LOADING,
+    check_processes,
+    header,
+    open_answering_model,
+    open_model,
+    open_vllm,
+    show,
+    write_results,
+)
 
 
 Scores = Mapping[tuple[str, str], Mapping[str, Sequence[float]]]  # by key of the question and seed, and by scorer
@@ -187,10 +196,7 @@ def run_best_of_n(args: argparse.Namespace) -> None:
     run.answer(greedy=False)
     if not processes().is_main_process:
         return
-    scorers = [
-        make_scorer(name, judge, dtype=args.dtype, device=args.device, trust_remote_code=args.trust_remote_code)
-        for name in names
-    ]
+    scorers = [make_scorer(name, judge, **{key: getattr(args, key) for key in LOADING}) for name in names]
     units: dict[str, list[Unit]] = {name: [] for name in [*names, MAJORITY, "random", CEILING]}
     scores: dict[tuple[str, str], dict[str, list[float]]] = {}
     for question in tqdm(run.questions, desc="Choosing", unit=" questions", disable=args.quiet):

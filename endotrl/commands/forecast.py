@@ -12,7 +12,7 @@ from ..evaluation.generation import VLLMSampler, loaded_placement
 from ..evaluation.questions import read_questions
 from ..evaluation.run_folder import open_folder
 from ..forecasting.collect import collect, unit_of
-from ..forecasting.forecast import Forecast, from_records, recorded_temperatures
+from ..forecasting.forecast import Forecast, from_records
 from ..forecasting.grades import Grader
 from ..forecasting.page import alternative_rows, report
 from ..forecasting.policies import Objective
@@ -59,12 +59,11 @@ def run(args: argparse.Namespace) -> None:
             model = stack.enter_context(loaded_placement(engine).active())
             batch = args.max_tokens_per_batch
             reward = EndogenousReward(model, engine.tokenizer, max_tokens_per_batch=batch, **reward_settings)
-        recorded = recorded_temperatures(mixture)
-        sampler: Any = MixtureSampler(engine, args.max_new_tokens, recorded)
+        sampler: Any = MixtureSampler(engine, args.max_new_tokens, mixture.recorded)
         if args.backend == "vllm":
             vllm = stack.enter_context(open_vllm(args, engine))
             sampler = ServedMixtureSampler(
-                engine, lambda t: VLLMSampler(engine, vllm, args.max_new_tokens, t), recorded
+                engine, lambda t: VLLMSampler(engine, vllm, args.max_new_tokens, t), mixture.recorded
             )
         records = collect(
             questions,

@@ -36,11 +36,10 @@ def name_of(forecast: "Forecast", alternative: str) -> str:
 
 def alternative_rows(forecast: "Forecast") -> list[list[Any]]:
     """Cells: name, and the metrics that are known of it."""
-    rows = []
-    for key, found in forecast.details["alternative_details"].items():
-        known = [found.get(metric, {}).get("value") for metric in METRICS]
-        rows.append([name_of(forecast, key), *known])
-    return rows
+    return [
+        [name_of(forecast, key), *(found.get(metric, {}).get("value") for metric in METRICS)]
+        for key, found in forecast.details["alternative_details"].items()
+    ]
 
 
 def body(forecast: "Forecast") -> Markup:
@@ -58,8 +57,7 @@ def report(forecast: "Forecast", title: str, settings: Mapping[str, Any], footer
 def plot(forecast: "Forecast") -> bytes:
     """Accuracy (without labels, agreement with the majority answer) over beta, with the alternatives as lines."""
     metric = "agreement" if forecast.alternatives["sampled"] is None else "accuracy"
-    plt = pyplot()
-    fig, axis = plt.subplots(figsize=(6.5, 3.8), layout="constrained")
+    fig, axis = pyplot().subplots(figsize=(6.5, 3.8), layout="constrained")
     rows = forecast.betas
     betas = [row["beta"] for row in rows]
     low, high = ([row[f"{metric}_interval"][side] for row in rows] for side in (0, 1))
@@ -67,20 +65,13 @@ def plot(forecast: "Forecast") -> bytes:
     axis.plot(betas, [row[metric] for row in rows], color=BLUE, label="after training")
     for enough, style in ((True, {"color": BLUE}), (False, {"markerfacecolor": "white", "markeredgecolor": BLUE})):
         some = [row for row in rows if (row["ess"] >= MIN_ESS) is enough]
-        axis.plot(
-            [r["beta"] for r in some],
-            [r[metric] for r in some],
-            "o",
-            markersize=5,
-            **style,
-            label=None if enough or not some else "samples do not suffice",
-        )
+        label = None if enough or not some else "samples do not suffice"
+        axis.plot([r["beta"] for r in some], [r[metric] for r in some], "o", markersize=5, **style, label=label)
     colors = [GREY, *CYCLE[1:], "#000000"]
     for color, (key, found) in zip(colors, forecast.details["alternative_details"].items(), strict=False):
         if metric in found:
-            axis.axhline(
-                found[metric]["value"], color=color, linestyle="--", linewidth=1.2, label=name_of(forecast, key)
-            )
+            label = name_of(forecast, key)
+            axis.axhline(found[metric]["value"], color=color, linestyle="--", linewidth=1.2, label=label)
     axis.set(
         xscale="log",
         xlabel="beta (smaller: sharper)",
