@@ -18,8 +18,8 @@ from ..runs.processes import processes
 # Hidden size below which a model takes no time to speak of in any dtype, and its CPU is not measured.
 NARROW = 512
 
-EXIT_OK, EXIT_BAD_ROWS, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 2, 130
-EXIT_FOUND = EXIT_BAD_ROWS  # of `diagnose --fail-on`
+# EXIT_FOUND: rows that could not be scored, or what `diagnose --fail-on` is to find.
+EXIT_OK, EXIT_FOUND, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
 DATA_HELP = (
@@ -28,8 +28,18 @@ DATA_HELP = (
 )
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults, but only those that say something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """A parser that says of a mistyped command or choice which one may be meant; its sub-parsers do so, too."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(formatter_class=HelpFormatter, allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         found = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
@@ -37,11 +47,11 @@ class Parser(argparse.ArgumentParser):
         super().error(f"{message}. Did you mean {similar[0]}?" if similar else message)
 
 
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows defaults, but only those that say something."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+def add_command(commands: Any, name: str, run: str, **words: str) -> Parser:
+    """Adds a command, which `run`, a `"module:function"` of this folder that is not imported before, runs."""
+    parser = commands.add_parser(name, **words)
+    parser.set_defaults(run=run)
+    return parser
 
 
 def option_type(kind: Any) -> Callable[[str], Any]:
@@ -58,6 +68,7 @@ def option_type(kind: Any) -> Callable[[str], Any]:
 
 
 positive, json_object = option_type(int), option_type(JSON)
+COUNT: dict[str, Any] = {"metavar": "N", "type": positive}
 
 
 def positive_number(text: str) -> float:
@@ -112,6 +123,17 @@ def choose_dtype(args: argparse.Namespace, *recorded: str | PurePath) -> None:
         say(f"Runs in {args.dtype} on this CPU, as {reason}. --dtype has it otherwise.")
 
 
+def resolved_dtype(args: argparse.Namespace) -> str:
+    """What the dtype stands for on this machine."""
+    import torch
+    from accelerate import PartialState
+
+    from ..frozen.own_copy import resolve_dtype
+
+    device = PartialState().device if args.device is None else torch.device(args.device)
+    return str(resolve_dtype(args.dtype, device)).removeprefix("torch.")
+
+
 def add_form(parser: Any) -> None:
     """Adds the option `--form` to a parser or a group."""
     parser.add_argument(
@@ -121,13 +143,6 @@ def add_form(parser: Any) -> None:
         "TOKEN.AGGREGATE, such as log_prob.discounted=0.95; and residual:FORM or style_residual:FORM, which take out "
         "what length, or length and Markdown, explain among the responses to a prompt, which must be neighbours",
     )
-
-
-def add_reward_of_rows(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of the reward with which rows of a file are scored."""
-    settings = parser.add_argument_group("reward", "As the parameters of `endotrl.EndogenousReward`.")
-    add_form(settings)
-    add_reward_settings(settings, *(name for name, setting in SETTINGS.items() if "score" not in setting.absent))
 
 
 def use_form(args: argparse.Namespace) -> str | None:
@@ -150,9 +165,9 @@ def use_form(args: argparse.Namespace) -> str | None:
     return residual
 
 
-def add_tokenizer(add: Callable[..., Any]) -> None:
+def add_tokenizer(parser: Parser) -> None:
     """Adds the option `--tokenizer`, for models that are on servers."""
-    add(
+    parser.add_argument(
         "--tokenizer",
         metavar="M",
         help="path or hub id of the model's tokenizer (default: the model's, or what its server says it has loaded)",

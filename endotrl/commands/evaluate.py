@@ -2,17 +2,20 @@
 """The command `endotrl eval BENCHMARK`: from its options to files and the terminal."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
-import torch
-from accelerate import PartialState
 from markupsafe import Markup
+from transformers import PreTrainedTokenizerBase
 
 from ..data.sources import STREAM, read_rows, text_only
 from ..evaluation.benchmarks import BENCHMARKS, Benchmark
 from ..evaluation.engine import Engine
 from ..evaluation.examples_page import Example, examples_of, examples_page
+from ..evaluation.generation import vllm_engine
 from ..evaluation.items import Item
 from ..evaluation.results import evaluate
 from ..evaluation.results_page import benchmark_sections, report_page
@@ -29,9 +32,9 @@ from ..evaluation.scorer_names import (
 )
 from ..evaluation.tables import LENGTH_NOTE, few_items, full_rows, markdown_page, terminal_rows
 from ..frozen.names import load_processing_class, load_tokenizer, reads_images, resolve_model
-from ..frozen.own_copy import resolve_dtype
 from ..frozen.placement import place
 from ..frozen.served import ServedModel, is_url
+from ..rendering.messages import Prompt
 from ..rendering.policy import ProcessingClass
 from ..reporting import say, terminal_table, terminal_text, working
 from ..runs.files import replace_text, write_json
@@ -40,30 +43,25 @@ from ..runs.record import now, versions
 from ..runs.wandb_run import check_wandb, log_evaluation
 from ..score_file.output_files import model_digest
 from ..scoring.scorer import Placement
-from .common import choose_dtype
+from .common import choose_dtype, resolved_dtype
 
 
-def run_benchmark(args: argparse.Namespace, command: str) -> dict[str, Any]:
-    """Runs `endotrl eval BENCHMARK`; returns what `results.json` holds, in the main process."""
+LOADING = ("dtype", "device", "trust_remote_code")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs `endotrl eval BENCHMARK`."""
     check_stream(args.data)
     check_wandb(args.wandb)
-    benchmark = BENCHMARKS[args.benchmark]
-    with working(f"Reading {args.data or benchmark.name}", not args.quiet and processes().is_main_process):
+    benchmark, progress = BENCHMARKS[args.benchmark], not args.quiet and processes().is_main_process
+    with working(f"Reading {args.data or benchmark.name}", progress):
         items = load_items(benchmark, args.data, args.limit, {key: getattr(args, key) for key in benchmark.options})
-    names = expand_names(args.scorers or DEFAULT, steps=items[0].steps is not None)
-    output = args.output or f"eval-{benchmark.name}"
-    placement, settings = open_model(args, output)
+    steps = items[0].steps is not None
+    names = expand_names(args.scorers or DEFAULT, steps)
+    placement, settings = open_model(args, args.output)
     chat = benchmark.chat if args.chat is None else args.chat
-    settings = {
-        "benchmark": benchmark.name,
-        **settings,
-        "alpha": args.alpha,
-        "chat": chat,
-        "max_response_tokens": args.max_response_tokens,
-        "judge_reasoning_tokens": args.judge_reasoning,
-    }
     if isinstance(placement, ServedModel):
-        names = served_names(names, args.scorers is not None, items[0].steps is not None)
+        names = served_names(names, args.scorers is not None, steps)
         if args.alpha != 1.0 or args.judge_reasoning:
             raise ValueError(
                 "A server gives log-probabilities of given tokens at temperature 1: no other --alpha can be had from "
@@ -74,10 +72,17 @@ def run_benchmark(args: argparse.Namespace, command: str) -> dict[str, Any]:
     tokenizer = load_tokenizer(args.tokenizer or placement.config._name_or_path, args.trust_remote_code)
     processor = load_processor(items, names, placement, args)
     if tokenizer.chat_template is None and processor is None:
-        settings["chat"] = chat = False
-        if any(not isinstance(item.prompt, str) for item in items):
-            raise ValueError(f"{args.data} has conversations, and the tokenizer of {args.model} has no chat template.")
-    folder = open_folder(output, settings, args.overwrite)
+        chat = False
+        check_template(args, tokenizer, [item.prompt for item in items])
+    settings = {
+        "benchmark": benchmark.name,
+        **settings,
+        "alpha": args.alpha,
+        "chat": chat,
+        "max_response_tokens": args.max_response_tokens,
+        "judge_reasoning_tokens": args.judge_reasoning,
+    }
+    folder = open_folder(args.output, settings, args.overwrite)
     started = now()
 
     def make_engine() -> Engine:
@@ -91,23 +96,15 @@ def run_benchmark(args: argparse.Namespace, command: str) -> dict[str, Any]:
             max_tokens_per_batch=args.max_tokens_per_batch,
         )
 
-    records = score_items(
-        items,
-        names,
-        folder,
-        make_engine,
-        lambda name, engine: make_scorer(
-            name, engine, args.judge_reasoning, args.dtype, args.device, args.trust_remote_code
-        ),
-        keep_stats=not args.no_token_stats,
-        progress=not args.quiet and processes().is_main_process,
-    )
+    loading = {name: getattr(args, name) for name in LOADING}
+    scorer = partial(make_scorer, reasoning_tokens=args.judge_reasoning, **loading)
+    records = score_items(items, names, folder, make_engine, scorer, not args.no_token_stats, progress=progress)
     if not processes().is_main_process:
-        return {}
-    with working("Intervals and pages", not args.quiet):
+        return
+    with working("Intervals and pages", progress):
         used = [records[key] for key in {item.key for item in items}]
         results = {
-            **header(args, command, settings, used, len(items)),
+            **header(args, settings, used, len(items)),
             "benchmark": benchmark.name,
             "data": args.data or (benchmark.hub.name if benchmark.hub else None),
             "started": started,
@@ -119,15 +116,10 @@ def run_benchmark(args: argparse.Namespace, command: str) -> dict[str, Any]:
         about = f"How well rewards tell better from worse. {len(items)} items. {benchmark.paper}"
         write_results(args, results, folder, sections, names, examples, about)
     show(args, results, folder)
-    return results
 
 
 def header(
-    args: argparse.Namespace,
-    command: str,
-    settings: Mapping[str, Any],
-    used: Sequence[Mapping[str, Any]],
-    num_items: int,
+    args: argparse.Namespace, settings: Mapping[str, Any], used: Sequence[Mapping[str, Any]], num_items: int
 ) -> dict[str, Any]:
     """What every `results.json` begins with; `used` are the records that it is about."""
     return {
@@ -136,7 +128,7 @@ def header(
         "data": args.data,
         "settings": dict(settings),
         "versions": versions("torch", "transformers", "trl", "numpy"),
-        "command": command,
+        "command": args.command_line,
         "updated": now(),
         "seconds": round(sum(record["seconds"] for record in used), 3),
         "tokens": sum(sum(record["tokens"]) for record in used),
@@ -169,10 +161,10 @@ def load_items(benchmark: Benchmark, data: str | None, limit: int | None, option
     items = benchmark.read(rows if benchmark.reads_images else text_only(rows), **options)
     if not items:
         raise ValueError(f"{data or benchmark.name} has no items.")
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     kept = []
     for item in items:
-        counts[item.group] = counts.get(item.group, 0) + 1
+        counts[item.group] += 1
         if limit is None or counts[item.group] <= limit:
             kept.append(item)
     return kept
@@ -217,15 +209,34 @@ def check_processes(args: argparse.Namespace) -> None:
         )
 
 
-def open_answering_model(args: argparse.Namespace, output: str) -> tuple[Placement, dict[str, Any]]:
-    """[`open_model`] for a command whose model answers into a folder. Raises `ValueError` if it is on a server."""
+def check_template(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> None:
+    """Raises `ValueError` if conversations would be put into a chat template that is not there."""
+    if tokenizer.chat_template is None and any(not isinstance(prompt, str) for prompt in prompts):
+        raise ValueError(f"{args.data} has conversations, and the tokenizer of {args.model} has no chat template.")
+
+
+def open_answering_model(args: argparse.Namespace) -> tuple[Engine, dict[str, Any]]:
+    """
+    The engine of a model that answers into a folder, and the settings that tell which it is, and how it is asked.
+    Raises `ValueError` if it is on a server, or has no chat template for `--chat`.
+    """
     if is_url(args.model):
         raise ValueError(
             f"--model {args.model} is to answer, which a model on a server does not do here. Name a path."
         )
-    placement, settings = open_model(args, output)
-    assert not isinstance(placement, ServedModel)
-    return placement, settings
+    placement, settings = open_model(args, args.output)
+    tokenizer = load_tokenizer(placement.config._name_or_path, args.trust_remote_code)
+    chat = tokenizer.chat_template is not None if args.chat is None else args.chat
+    if chat and tokenizer.chat_template is None:
+        raise ValueError(f"--chat was given, but the tokenizer of {args.model} has no chat template.")
+    engine = Engine(placement, tokenizer, chat, max_tokens_per_batch=args.max_tokens_per_batch)
+    return engine, {**settings, "chat": chat, "instruction": args.instruction}
+
+
+def open_vllm(args: argparse.Namespace, engine: Engine) -> AbstractContextManager[Callable[[], Any]]:
+    """The engine of vLLM for a model that answers."""
+    settings = {"dtype": args.dtype, "trust_remote_code": args.trust_remote_code, **(args.vllm_kwargs or {})}
+    return vllm_engine(engine.placement.config._name_or_path, **settings)
 
 
 def open_model(args: argparse.Namespace, output: str | None = None) -> tuple[Placement | ServedModel, dict[str, Any]]:
@@ -240,11 +251,10 @@ def open_model(args: argparse.Namespace, output: str | None = None) -> tuple[Pla
     if isinstance(placement, ServedModel):
         placement.connect(load_tokenizer(args.tokenizer or placement.tokenizer_name, args.trust_remote_code))
         return placement, {"model": args.model, "model_version": placement.version}
-    dtype = resolve_dtype(args.dtype, PartialState().device if args.device is None else torch.device(args.device))
     return placement, {
         "model": args.model,
         "model_version": model_digest(name) or placement.config._commit_hash,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": resolved_dtype(args),
         **({"model_init_kwargs": args.model_init_kwargs} if args.model_init_kwargs else {}),
     }
 

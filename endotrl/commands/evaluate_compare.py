@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from ..evaluation.results import LETTERS, compare
 from ..evaluation.tables import markdown_table, markdown_text
 from ..reporting import number, terminal_table, terminal_text, working
@@ -15,10 +17,8 @@ from ..reporting import number, terminal_table, terminal_text, working
 MARKS = {"better": " ▲", "worse": " ▼", "noise": "  ", "too few": "  "}
 
 
-def run_compare(args: argparse.Namespace) -> dict[str, Any]:
-    """Reads runs and shows their paired differences to the first; returns them."""
-    from rich.console import Console
-
+def run(args: argparse.Namespace) -> None:
+    """Reads runs and shows their paired differences to the first."""
     if not 2 <= len(args.runs) <= len(LETTERS):
         raise ValueError(f"{len(args.runs)} runs cannot be compared: name 2 to {len(LETTERS)}.")
     with working("Intervals"):
@@ -46,7 +46,6 @@ def run_compare(args: argparse.Namespace) -> dict[str, Any]:
         Path(args.markdown).write_text(
             "\n\n".join([*blocks, *(markdown_table(*rows) for rows in tables)]) + "\n", encoding="utf-8"
         )
-    return found
 
 
 def table_of_runs(found: Mapping[str, Any]) -> tuple[list[str], list[list[object]]]:

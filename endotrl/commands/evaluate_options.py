@@ -4,7 +4,7 @@
 import argparse
 from typing import Any
 
-from .common import DATA_HELP, HelpFormatter, add_reward_settings, add_tokenizer, json_object, positive
+from .common import COUNT, DATA_HELP, Parser, add_command, add_reward_settings, add_tokenizer, json_object
 
 
 BENCHMARK_HELP = {
@@ -28,33 +28,63 @@ def add_eval(commands: Any) -> None:
         help="measure how good a reward is, or what training on it did",
         description="Measures rewards on benchmarks, each with its own file formats and averaging; and answers of "
         "models to questions, before and after training.",
-        allow_abbrev=False,
     )
     kinds = parser.add_subparsers(dest="benchmark", metavar="WHAT", required=True)
+    for name in BENCHMARK_HELP:
+        _add_benchmark(kinds, name)
+    parser = add_command(
+        kinds,
+        "compare",
+        "evaluate_compare:run",
+        help="paired differences of runs (models), with intervals",
+        description="Compares runs of one benchmark, such as those of several models, on the items that all have: B, "
+        "C, ... minus the first, A, with paired bootstrap intervals (95%).",
+    )
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="folders or results.json of two runs or more")
+    parser.add_argument("--markdown", metavar="F", help="file to write the table to, in Markdown")
+    parser = add_command(
+        kinds,
+        "generation",
+        "evaluate_answers:run_generation",
+        help="accuracy of a model's answers: greedy, sampled, pass@k",
+        description="Has a model answer maths questions and grades the answers (with math-verify): greedy, pass@1 and "
+        "pass@k (unbiased estimator). Run it before and after training, and compare the two with `endotrl eval "
+        "compare`.",
+    )
+    _add_answers(parser, "eval-generation")
+    parser.add_argument("--k", **COUNT | {"metavar": "K"}, nargs="+", default=[1], help="values of k in pass@k")
+    parser.add_argument("--no-greedy", action="store_true", help="leave out the greedy answers")
+    parser = add_command(
+        kinds,
+        "best-of-n",
+        "evaluate_answers:run_best_of_n",
+        help="choose among N answers by the reward, and by majority, at random, by mean log-prob",
+        description="Samples N answers to each maths question and chooses one: by each scorer, by majority vote, at "
+        "random; next to the mean of all and the best possible. All choose among the same samples.",
+    )
+    _add_answers(parser, "eval-best-of-n")
+    parser.add_argument(
+        "--scorers",
+        metavar="NAME",
+        nargs="+",
+        help="scorers that choose (default: bellman.sum log_prob.mean bellman.discounted=0.95 centered.sum "
+        "self_certainty)",
+    )
+    parser.add_argument(
+        "--reward-model", metavar="M", help="model whose reward chooses (default: the one that answers)"
+    )
 
-    def sub(name: str, text: str, description: str, run: Any) -> argparse.ArgumentParser:
-        result = kinds.add_parser(
-            name, help=text, description=description, formatter_class=HelpFormatter, allow_abbrev=False
-        )
-        result.set_defaults(run=run)
-        return result
 
-    for name, text in BENCHMARK_HELP.items():
-        result = sub(
-            name,
-            text,
-            f"Evaluates rewards on {name}: {text}. All forms of the reward come from one forward pass. The same "
-            "command goes on where an earlier run was cut off; with more --scorers or a larger --limit, only what is "
-            "missing is scored.",
-            _run_benchmark,
-        )
-        _add_benchmark(result, name)
-    _add_compare(sub)
-    _add_generation(sub)
-    _add_best_of_n(sub)
-
-
-def _add_benchmark(parser: argparse.ArgumentParser, name: str) -> None:
+def _add_benchmark(kinds: Any, name: str) -> None:
+    parser = add_command(
+        kinds,
+        name,
+        "evaluate:run",
+        help=BENCHMARK_HELP[name],
+        description=f"Evaluates rewards on {name}: {BENCHMARK_HELP[name]}. All forms of the reward come from one "
+        "forward pass. The same command goes on where an earlier run was cut off; with more --scorers or a larger "
+        "--limit, only what is missing is scored.",
+    )
     add = parser.add_argument
     add_model(parser)
     add(
@@ -63,7 +93,7 @@ def _add_benchmark(parser: argparse.ArgumentParser, name: str) -> None:
         required=name in NEEDS_DATA,
         help=DATA_HELP + ("" if name in NEEDS_DATA else " (default: the benchmark's dataset on the Hugging Face hub)"),
     )
-    add("--limit", metavar="N", type=positive, help="only the first N items of each group (domain, subset)")
+    add("--limit", **COUNT, help="only the first N items of each group (domain, subset)")
     add(
         "--scorers",
         metavar="NAME",
@@ -77,23 +107,10 @@ def _add_benchmark(parser: argparse.ArgumentParser, name: str) -> None:
     add_output(parser, f"eval-{name}")
     _add_wandb(parser)
     add_reward_settings(parser, "alpha")
-    add(
-        "--chat",
-        action=argparse.BooleanOptionalAction,
-        help="whether a prompt given as text is the message of a user"
-        + (
-            " (default: no, it is continued, as in TRL)"
-            if name == "preference"
-            else " (default: yes, if the model has a chat template)"
-        ),
-    )
-    add("--max-response-tokens", metavar="N", type=positive, help="cut responses at N tokens")
-    add(
-        "--judge-reasoning",
-        metavar="N",
-        type=positive,
-        help="let judges write up to N tokens of reasons before their verdict",
-    )
+    chat = "no, it is continued, as in TRL" if name == "preference" else "yes, if the model has a chat template"
+    _add_chat(parser, f"whether a prompt given as text is the message of a user (default: {chat})")
+    add("--max-response-tokens", **COUNT, help="cut responses at N tokens")
+    add("--judge-reasoning", **COUNT, help="let judges write up to N tokens of reasons before their verdict")
     if name == "dsp":
         add("--criteria", metavar="FILE", help="JSON {domain: system message} for the four domains, in place of ours")
     add(
@@ -103,82 +120,11 @@ def _add_benchmark(parser: argparse.ArgumentParser, name: str) -> None:
     )
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that say which model answers, and where."""
+def _add_answers(parser: Parser, output: str) -> None:
     add = parser.add_argument
-    add(
-        "--model",
-        required=True,
-        help='model: path, hub id, "quickstart" for the model of the demo, or http://host:8000/v1 to score with',
-    )
-    add_tokenizer(add)
-    add_reward_settings(parser, "dtype", "device", "trust_remote_code", "max_tokens_per_batch", "model_init_kwargs")
-
-
-def add_output(
-    parser: argparse.ArgumentParser,
-    default: str,
-    files: str = "results.json, results.md, report.html and examples.html",
-) -> None:
-    """Adds the options that say where files go."""
-    add = parser.add_argument
-    add("--output", metavar="DIR", help=f"folder for {files} (default: {default})")
-    add("--overwrite", action="store_true", help="start anew if the folder holds a run")
-    add("--quiet", action="store_true", help="show neither progress nor table; errors only")
-
-
-def _add_compare(sub: Any) -> None:
-    parser = sub(
-        "compare",
-        "paired differences of runs (models), with intervals",
-        "Compares runs of one benchmark, such as those of several models, on the items that all have: B, C, ... minus "
-        "the first, A, with paired bootstrap intervals (95%).",
-        _run_compare,
-    )
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="folders or results.json of two runs or more")
-    parser.add_argument("--markdown", metavar="F", help="file to write the table to, in Markdown")
-
-
-def _add_generation(sub: Any) -> None:
-    parser = sub(
-        "generation",
-        "accuracy of a model's answers: greedy, sampled, pass@k",
-        "Has a model answer maths questions and grades the answers (with math-verify): greedy, pass@1 and pass@k "
-        "(unbiased estimator). Run it before and after training, and compare the two with `endotrl eval compare`.",
-        _run_generation,
-    )
     add_model(parser)
-    _add_sampling(parser, positive, "eval-generation")
-    parser.add_argument("--k", metavar="K", type=positive, nargs="+", default=[1], help="values of k in pass@k")
-    parser.add_argument("--no-greedy", action="store_true", help="leave out the greedy answers")
-
-
-def _add_best_of_n(sub: Any) -> None:
-    parser = sub(
-        "best-of-n",
-        "choose among N answers by the reward, and by majority, at random, by mean log-prob",
-        "Samples N answers to each maths question and chooses one: by each scorer, by majority vote, at random; next "
-        "to the mean of all and the best possible. All choose among the same samples.",
-        _run_best_of_n,
-    )
-    add_model(parser)
-    _add_sampling(parser, positive, "eval-best-of-n")
-    parser.add_argument(
-        "--scorers",
-        metavar="NAME",
-        nargs="+",
-        help="scorers that choose (default: bellman.sum log_prob.mean bellman.discounted=0.95 centered.sum "
-        "self_certainty)",
-    )
-    parser.add_argument(
-        "--reward-model", metavar="M", help="model whose reward chooses (default: the one that answers)"
-    )
-
-
-def _add_sampling(parser: argparse.ArgumentParser, positive: Any, output: str) -> None:
-    add = parser.add_argument
     add_questions(parser, f"questions and answers: {DATA_HELP}")
-    add("--samples", metavar="N", type=positive, default=4, help="sampled answers to each question and seed")
+    add("--samples", **COUNT, default=4, help="sampled answers to each question and seed")
     add("--seeds", metavar="SEED", type=int, nargs="+", default=[0], help="seeds of the sampling")
     add("--temperature", type=float, default=1.0, help="temperature of the sampling")
     add("--top-p", type=float, default=1.0, help="nucleus of the sampling")
@@ -187,44 +133,48 @@ def _add_sampling(parser: argparse.ArgumentParser, positive: Any, output: str) -
     _add_wandb(parser)
 
 
-def _add_wandb(parser: argparse.ArgumentParser) -> None:
+def add_model(parser: Parser) -> None:
+    """Adds the options that say which model answers, and where."""
     parser.add_argument(
-        "--wandb", metavar="PROJECT", help="W&B project to which figures, table and pages go as a run, too"
+        "--model",
+        required=True,
+        help='model: path, hub id, "quickstart" for the model of the demo, or http://host:8000/v1 to score with',
     )
+    add_tokenizer(parser)
+    add_reward_settings(parser, "dtype", "device", "trust_remote_code", "max_tokens_per_batch", "model_init_kwargs")
 
 
-def add_questions(parser: argparse.ArgumentParser, data: str) -> None:
+def add_output(
+    parser: Parser, default: str, files: str = "results.json, results.md, report.html and examples.html"
+) -> None:
+    """Adds the options that say where files go."""
+    add = parser.add_argument
+    add("--output", metavar="DIR", default=default, help=f"folder for {files}")
+    add("--overwrite", action="store_true", help="start anew if the folder holds a run")
+    add("--quiet", action="store_true", help="show neither progress nor table; errors only")
+
+
+def add_questions(parser: Parser, data: str) -> None:
     """Adds the options that say where questions are."""
     add = parser.add_argument
     add("--data", metavar="FILE", required=True, help=data)
-    add(
-        "--question",
-        metavar="KEY",
-        help="key of the question (default: the first of question, problem, input, prompt)",
-    )
-    add(
-        "--answer",
-        metavar="KEY",
-        help="key of the answer (default: the first of answer, target, solution, final_answer)",
-    )
-    add("--limit", metavar="N", type=positive, help="only the first N questions")
+    first = "key of the {} (default: the first of {})".format
+    add("--question", metavar="KEY", help=first("question", "question, problem, input, prompt"))
+    add("--answer", metavar="KEY", help=first("answer", "answer, target, solution, final_answer"))
+    add("--limit", **COUNT, help="only the first N questions")
 
 
-def add_generation(parser: argparse.ArgumentParser, max_new_tokens: int, instruction: str) -> None:
+def add_generation(parser: Parser, max_new_tokens: int, instruction: str) -> None:
     """Adds the options that say how questions are asked, and what answers."""
     add = parser.add_argument
-    add("--max-new-tokens", metavar="N", type=positive, default=max_new_tokens, help="longest answer, in tokens")
+    add("--max-new-tokens", **COUNT, default=max_new_tokens, help="longest answer, in tokens")
     add(
         "--instruction",
         metavar="TEXT",
         default=instruction,
         help="what is added to each question; empty for nothing",
     )
-    add(
-        "--chat",
-        action=argparse.BooleanOptionalAction,
-        help="whether to ask in the chat template (default: yes, if the model has one)",
-    )
+    _add_chat(parser, "whether to ask in the chat template (default: yes, if the model has one)")
     add("--backend", choices=("transformers", "vllm"), default="transformers", help="what generates")
     add(
         "--vllm-kwargs",
@@ -235,29 +185,11 @@ def add_generation(parser: argparse.ArgumentParser, max_new_tokens: int, instruc
     )
 
 
-def _run_benchmark(args: argparse.Namespace) -> int:
-    from .evaluate import run_benchmark
-
-    run_benchmark(args, args.command_line)
-    return 0
+def _add_chat(parser: Parser, text: str) -> None:
+    parser.add_argument("--chat", action=argparse.BooleanOptionalAction, help=text)
 
 
-def _run_compare(args: argparse.Namespace) -> int:
-    from .evaluate_compare import run_compare
-
-    run_compare(args)
-    return 0
-
-
-def _run_generation(args: argparse.Namespace) -> int:
-    from .evaluate_answers import run_generation
-
-    run_generation(args, args.command_line)
-    return 0
-
-
-def _run_best_of_n(args: argparse.Namespace) -> int:
-    from .evaluate_answers import run_best_of_n
-
-    run_best_of_n(args, args.command_line)
-    return 0
+def _add_wandb(parser: Parser) -> None:
+    parser.add_argument(
+        "--wandb", metavar="PROJECT", help="W&B project to which figures, table and pages go as a run, too"
+    )

@@ -6,19 +6,19 @@ import sys
 from contextlib import ExitStack
 from typing import Any
 
-from ..evaluation.engine import Engine
-from ..evaluation.generation import VLLMEngine, VLLMSampler
+from rich.console import Console
+
+from ..evaluation.generation import VLLMSampler, loaded_placement
 from ..evaluation.questions import read_questions
 from ..evaluation.run_folder import open_folder
 from ..forecasting.collect import collect, unit_of
-from ..forecasting.forecast import Forecast, from_records, recorded_temperatures
+from ..forecasting.forecast import Forecast, from_records
 from ..forecasting.grades import Grader
 from ..forecasting.page import alternative_rows, report
 from ..forecasting.policies import Objective
 from ..forecasting.power import power_samples
 from ..forecasting.sampling import Mixture, MixtureSampler, ServedMixtureSampler
 from ..forecasting.summary import METRICS
-from ..frozen.names import load_tokenizer
 from ..grading import VERSION
 from ..reporting import terminal_table
 from ..rewards.endogenous import EndogenousReward
@@ -26,31 +26,20 @@ from ..rewards.settings import SETTINGS
 from ..runs.files import replace_text, write_json
 from ..runs.processes import processes
 from ..runs.record import now, versions
-from .evaluate import check_processes, open_answering_model
+from .evaluate import check_processes, check_template, open_answering_model, open_vllm
 from .forecast_options import REWARD
 
 
-def run_forecast(args: argparse.Namespace, command: str) -> Forecast | None:
-    """
-    Runs `endotrl forecast`; returns the forecast, in the main process.
-
-    Raises:
-        `ValueError`, `OSError`, `ImportError`: With one message for the user.
-    """
+def run(args: argparse.Namespace) -> None:
+    """Runs `endotrl forecast`."""
     check_processes(args)
     objective = Objective(args.trainer, args.num_generations, args.scale_rewards)
     mixture, grader = Mixture.of(args.samples, args.temperatures), Grader(args.grader)
-    output = args.output or "forecast"
-    placement, settings = open_answering_model(args, output)
-    tokenizer = load_tokenizer(placement.config._name_or_path, args.trust_remote_code)
-    chat = tokenizer.chat_template is not None if args.chat is None else args.chat
-    questions = read_questions(args.data, args.question, args.answer, args.limit, args.instruction, chat)
-    if tokenizer.chat_template is None and any(not isinstance(q.prompt, str) for q in questions):
-        raise ValueError(f"The questions are conversations, and the tokenizer of {args.model} has no chat template.")
+    engine, settings = open_answering_model(args)
+    questions = read_questions(args.data, args.question, args.answer, args.limit, args.instruction, engine.chat)
+    check_template(args, engine.tokenizer, [question.prompt for question in questions])
     reward_settings = {name: getattr(args, name) for name in REWARD}
     settings |= {
-        "chat": chat,
-        "instruction": args.instruction,
         "grader": args.grader,
         "grader_version": VERSION,
         "samples": args.samples,
@@ -63,21 +52,18 @@ def run_forecast(args: argparse.Namespace, command: str) -> Forecast | None:
     is_default = all(value == SETTINGS[name].default for name, value in reward_settings.items())
     if args.power_sampling is not None and not is_default:
         raise ValueError("--power-sampling is the rival of the endogenous reward with its default settings alone.")
-    folder = open_folder(output, settings, args.overwrite)
-    engine = Engine(placement, tokenizer, chat, max_tokens_per_batch=args.max_tokens_per_batch)
+    folder = open_folder(args.output, settings, args.overwrite)
     with ExitStack() as stack:
         reward = None
         if not is_default:
-            model = stack.enter_context(placement.active())
-            reward = EndogenousReward(
-                model, tokenizer, max_tokens_per_batch=args.max_tokens_per_batch, **reward_settings
-            )
-        sampler: Any = MixtureSampler(engine, args.max_new_tokens, recorded_temperatures(mixture))
+            model = stack.enter_context(loaded_placement(engine).active())
+            batch = args.max_tokens_per_batch
+            reward = EndogenousReward(model, engine.tokenizer, max_tokens_per_batch=batch, **reward_settings)
+        sampler: Any = MixtureSampler(engine, args.max_new_tokens, mixture.recorded)
         if args.backend == "vllm":
-            more = {"dtype": args.dtype, "trust_remote_code": args.trust_remote_code, **(args.vllm_kwargs or {})}
-            vllm = stack.enter_context(VLLMEngine(placement.config._name_or_path, **more))
+            vllm = stack.enter_context(open_vllm(args, engine))
             sampler = ServedMixtureSampler(
-                engine, lambda t: VLLMSampler(engine, vllm, args.max_new_tokens, t), recorded_temperatures(mixture)
+                engine, lambda t: VLLMSampler(engine, vllm, args.max_new_tokens, t), mixture.recorded
             )
         records = collect(
             questions,
@@ -92,7 +78,7 @@ def run_forecast(args: argparse.Namespace, command: str) -> Forecast | None:
             progress=not args.quiet,
         )
     if not processes().is_main_process:
-        return None
+        return
     result = from_records(records, mixture, objective, args.betas)
     if args.power_sampling is not None:
         beta = result.suggested_beta or min(args.betas)
@@ -109,24 +95,21 @@ def run_forecast(args: argparse.Namespace, command: str) -> Forecast | None:
         "data": args.data,
         "settings": settings,
         "versions": versions("torch", "transformers", "trl", "numpy"),
-        "command": command,
+        "command": args.command_line,
         "updated": now(),
         "seconds": round(sum(record["seconds"] for record in records), 1),
     }
     path = folder.folder / "forecast.json"
     write_json(path, {**result.to_dict(), **more})
     title = f"Forecast: {objective.words}, {len(records)} questions, {args.model}"
-    replace_text(folder.report_path, report(result, title, [*settings.items()], command))
+    replace_text(folder.report_path, report(result, title, settings, args.command_line))
     if args.suggest_beta:
         sys.stdout.write("none\n" if result.suggested_beta is None else f"{result.suggested_beta:g}\n")
     elif not args.quiet:
         _show(result, title, [path, folder.report_path])
-    return result
 
 
 def _show(result: Forecast, title: str, paths: list[Any]) -> None:
-    from rich.console import Console
-
     console = Console(highlight=False)
     console.print()
     console.print(result.verdict, markup=False, style="bold")

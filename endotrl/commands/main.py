@@ -13,18 +13,17 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
 from ..reporting import ignore_upstream_warnings, quiet_libraries, say
 from ..runs.processes import leave
-from .common import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, HelpFormatter, Parser, positive, positive_number
-from .diagnose import add_diagnose
+from .common import COUNT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, Parser, add_command, positive_number
 from .evaluate_options import add_eval
 from .forecast_options import add_forecast
-from .pairs_options import add_pairs
-from .score_options import add_score
+from .rows_options import add_pairs, add_score
 
 
 __all__ = ["main", "make_parser"]
@@ -37,8 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.command_line = shlex.join(["endotrl", *(sys.argv[1:] if argv is None else argv)])
     if getattr(args, "quiet", False):
         quiet_libraries()
+    module, function = args.run.split(":")
     try:
-        return args.run(args)
+        return getattr(import_module(f".{module}", __package__), function)(args) or EXIT_OK
     except KeyboardInterrupt as interrupt:
         say(str(interrupt) or "Interrupted.")
         return EXIT_INTERRUPTED
@@ -55,9 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """Returns the parser of the command line."""
-    parser = Parser(
-        prog="endotrl", description="The reward model inside the language model, for TRL.", allow_abbrev=False
-    )
+    parser = Parser(prog="endotrl", description="The reward model inside the language model, for TRL.")
     parser.add_argument("--version", action="version", version=f"endotrl {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_demo(commands)
@@ -65,7 +63,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_pairs(commands)
     add_eval(commands)
     add_forecast(commands)
-    add_diagnose(commands)
+    _add_diagnose(commands)
     _add_plan(commands)
     _add_recipes(commands)
     _add_workspace(commands)
@@ -73,15 +71,15 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _add_demo(commands: Any) -> None:
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "demo",
+        "main:run_demo",
         help="train on the endogenous reward, from nothing to a report, in minutes on a CPU",
         description="Runs GRPO on the endogenous reward, without labels, and writes a report. Two tasks: a small "
         "transformer that learns addition from faulty demonstrations, and a pretrained model that answers factual "
         "questions. A third, --task images, is run by itself: a small vision-language model that reads numbers in "
         "pictures. After Ctrl-C, the same command goes on.",
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--task", choices=("arithmetic", "facts", "images", "all"), default="all", help="what to run")
     parser.add_argument("--output", metavar="DIR", default="demo-output", help="folder for report, metrics and model")
@@ -91,55 +89,63 @@ def _add_demo(commands: Any) -> None:
     size.add_argument(
         "--full", dest="size", action="store_const", const="full", help="more steps and questions, and all controls"
     )
-    parser.set_defaults(run=_demo, size="default")
+    parser.set_defaults(size="default")
 
 
-def _demo(args: argparse.Namespace) -> int:
+def run_demo(args: argparse.Namespace) -> None:
+    """Runs `endotrl demo`."""
     from ..demo import run_demo
 
     run_demo(task=args.task, output_dir=args.output, seed=args.seed, size=args.size)
-    return EXIT_OK
+
+
+def _add_diagnose(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "diagnose",
+        "diagnose:run",
+        help="say what is wrong with a finished or running training run",
+        description="Reads what a trainer of TRL logged, and says whether the run learns, whether it collapses, and "
+        "which of the usual faults it has, each with its evidence and what to change. A run is a "
+        "`trainer_state.json`, an output folder or checkpoint, an offline W&B run, TensorBoard events, "
+        "`completions/*.parquet`, or JSON Lines.",
+        epilog="Exit code: 0, or 1 if --fail-on is given and something as grave was found; a run with too few points "
+        "to tell counts as a warning.",
+    )
+    add = parser.add_argument
+    add("runs", metavar="RUN", nargs="+", help="file or folder of a run; several are compared")
+    add(
+        "--held-out",
+        metavar="NAME",
+        nargs="+",
+        help="reward functions that are not trained on (default: those that the logged reward does not depend on)",
+    )
+    add("--output", metavar="DIR", help="folder for report.html and findings.json")
+    add("--fail-on", choices=("warning", "failure"), help="exit with code 1 if something as grave is found")
 
 
 def _add_plan(commands: Any) -> None:
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "plan",
+        "plan:run",
         help="say whether a recipe fits on given GPUs, and how long it takes",
         description="Memory of each GPU under each way to split a recipe over GPUs, what to change if it does not "
         "fit, and a rough time. From configs alone: no weights are loaded, and no GPU is needed.",
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
+    number: dict[str, Any] = {"metavar": "X", "type": positive_number}
     add("recipe", metavar="RECIPE", help="YAML file of a recipe, or endotrl://NAME of one that comes with endotrl")
-    add("--gpus", metavar="N", type=positive, default=8, help="GPUs of all machines together")
-    add("--gpu-memory", metavar="GIB", type=positive_number, default=80.0, help="memory of each, in GiB")
-    add("--rows", metavar="N", type=positive, help="rows of the dataset, for the time of a recipe with epochs")
+    add("--gpus", **COUNT, default=8, help="GPUs of all machines together")
+    add("--gpu-memory", **number | {"metavar": "GIB"}, default=80.0, help="memory of each, in GiB")
+    add("--rows", **COUNT, help="rows of the dataset, for the time of a recipe with epochs")
     add(
         "--kind", choices=("grpo", "ppo", "sentence_reward"), help="script of the recipe (default: by the file's name)"
     )
     add("--model", help="model in place of the recipe's: path or hub id, of which only the config is read")
-    add(
-        "--prompt-tokens",
-        metavar="N",
-        type=positive,
-        default=512,
-        help="longest prompt, if the recipe does not say it",
-    )
-    add(
-        "--gpu-tflops",
-        metavar="X",
-        type=positive_number,
-        default=312.0,
-        help="peak of dense bfloat16, in TFLOPS (A100: 312)",
-    )
-    add(
-        "--gpu-bandwidth",
-        metavar="X",
-        type=positive_number,
-        default=2000.0,
-        help="memory bandwidth, in GB/s (A100 80 GB: 2000)",
-    )
+    add("--prompt-tokens", **COUNT, default=512, help="longest prompt, if the recipe does not say it")
+    add("--gpu-tflops", **number, default=312.0, help="peak of dense bfloat16, in TFLOPS (A100: 312)")
+    add("--gpu-bandwidth", **number, default=2000.0, help="memory bandwidth, in GB/s (A100 80 GB: 2000)")
     add(
         "--set",
         metavar="KEY=VALUE",
@@ -147,30 +153,22 @@ def _add_plan(commands: Any) -> None:
         default=[],
         help="settings of the recipe to override, such as use_peft=true",
     )
-    parser.set_defaults(run=_plan)
-
-
-def _plan(args: argparse.Namespace) -> int:
-    from .plan import run_plan
-
-    run_plan(args)
-    return EXIT_OK
 
 
 def _add_recipes(commands: Any) -> None:
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "recipes",
+        "main:run_recipes",
         help="list, find or copy the recipes and accelerate configs that come with endotrl",
         description="Lists the recipes and accelerate configs. With NAME, prints its path, or copies it.",
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("name", metavar="NAME", nargs="?", help="recipe, model or accelerate config")
     parser.add_argument("--copy", metavar="DIR", type=Path, help="folder to copy it into")
-    parser.set_defaults(run=_recipes)
 
 
-def _recipes(args: argparse.Namespace) -> int:
+def run_recipes(args: argparse.Namespace) -> None:
+    """Runs `endotrl recipes`."""
     from ..shipped import SCHEME, accelerate_configs, copy_shipped, recipes, shipped_path
 
     if args.name is None:
@@ -191,30 +189,29 @@ def _recipes(args: argparse.Namespace) -> int:
     else:
         lines = [str(shipped_path(args.name) if args.copy is None else copy_shipped(args.name, args.copy))]
     sys.stdout.write("\n".join(lines) + "\n")
-    return EXIT_OK
 
 
 def _add_workspace(commands: Any) -> None:
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "workspace",
+        "main:run_workspace",
         help="sort the curves of a W&B project into sections",
         description="Saves a view of a W&B project in which the curves of training runs are in five sections, by the "
         "questions that they answer: is it learning, is it collapsing, what does the reward look at, optimization, "
         "speed. Prints its address. Needs `wandb login`.",
-        allow_abbrev=False,
     )
     parser.add_argument("project", metavar="ENTITY/PROJECT", help="whose project, and its name")
-    parser.set_defaults(run=_workspace)
 
 
-def _workspace(args: argparse.Namespace) -> int:
+def run_workspace(args: argparse.Namespace) -> None:
+    """Runs `endotrl workspace`."""
     from ..runs.wandb_workspace import make_workspace
 
     entity, _, project = args.project.partition("/")
     if not entity or not project or "/" in project:
         raise ValueError(f"{args.project!r} is not ENTITY/PROJECT: whose W&B project, and its name.")
     sys.stdout.write(f"{make_workspace(entity, project).save().url}\n")
-    return EXIT_OK
 
 
 if __name__ == "__main__":

@@ -5,20 +5,22 @@ import argparse
 import sys
 from contextlib import redirect_stdout
 
+from rich.console import Console
+
 from ..data.sources import STREAM, Reader
 from ..reporting import number
 from ..runs.processes import processes
 from ..selection.choose import Choice, Counts
 from ..selection.file import choose_from_file
-from .common import default_output, use_form
+from .common import EXIT_FOUND, EXIT_OK, default_output, use_form
 from .score import errors_on_terminal, make_reward
 
 
 ONE_SIDED = 0.7  # share of pairs that are decided alike by length, from which on the summary says so
 
 
-def run(args: argparse.Namespace) -> Counts:
-    """Runs `endotrl pairs`; returns what became of the responses."""
+def run(args: argparse.Namespace) -> int:
+    """Runs `endotrl pairs`; returns the exit code."""
     Reader(args.file)  # raises if there is nothing of that name
     state, residual = processes(), use_form(args)
     choice = Choice(args.write, args.margin, args.per_prompt, args.fraction, args.unfinished)
@@ -43,12 +45,10 @@ def run(args: argparse.Namespace) -> Counts:
         raise KeyboardInterrupt("Interrupted. The same command goes on behind what was scored.") from interrupt
     if state.is_main_process and not args.quiet:
         _show(counts, choice, output, residual, "" if by_sentence else " nats")
-    return counts
+    return EXIT_FOUND if counts.bad else EXIT_OK
 
 
 def _show(counts: Counts, choice: Choice, output: str, residual: str | None, unit: str) -> None:
-    from rich.console import Console
-
     console = Console(stderr=output == STREAM, highlight=False)
     noun = "pairs" if choice.kind == "pairs" else "rows"
     lines = [f"{counts.rows:,} {noun} from {counts.prompts:,} prompts with {counts.responses:,} responses."]

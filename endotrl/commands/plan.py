@@ -34,20 +34,18 @@ class Recipe:
     size: ModelSize
     full_size: ModelSize
     work: Workload
-    # Micro-batches of an optimizer step, and of a generation batch
-    accumulation: int
-    micro_batches: int
+    accumulation: int  # micro-batches of an optimizer step
+    micro_batches: int  # and of a generation batch
     iterations: int
     max_steps: int
     uses_peft: bool
-    # Beside a policy with an adapter
-    frozen_with_adapter: tuple[FrozenModel, ...] = ()
-    num_epochs: float = 0.0
+    num_epochs: float
+    data: tuple[ScriptArguments, DatasetMixtureConfig]
+    frozen_with_adapter: tuple[FrozenModel, ...] = ()  # beside a policy with an adapter
     attached: bool = False  # the reward reads frozen weights that the trainer has anyway
-    data: tuple[ScriptArguments, DatasetMixtureConfig] | None = None
 
 
-def run_plan(args: argparse.Namespace) -> list[Plan]:
+def run(args: argparse.Namespace) -> None:
     """Runs `endotrl plan`: a plan for each engine."""
     bad = [setting for setting in args.set if "=" not in setting]
     if bad:
@@ -56,7 +54,7 @@ def run_plan(args: argparse.Namespace) -> list[Plan]:
     rows = args.rows
     with working("Reading the recipe, its model's config and its number of rows"):
         recipe = read_recipe(local_path(args.recipe), args.kind, overrides, args.model, args.prompt_tokens)
-        if rows is None and recipe.max_steps <= 0 and recipe.data is not None:
+        if rows is None and recipe.max_steps <= 0:
             try:
                 rows = count_rows(*recipe.data)
             except ValueError as error:
@@ -65,7 +63,6 @@ def run_plan(args: argparse.Namespace) -> list[Plan]:
     plans = [plan_memory(recipe.size, recipe.work, hardware, engine) for engine in ENGINES]
     speed = Speed(flops=args.gpu_tflops * 1e12, bandwidth=args.gpu_bandwidth * 1e9)
     _show(recipe, hardware, plans, speed, rows)
-    return plans
 
 
 def read_recipe(path: str, kind: str | None, overrides: list[str], model: str | None, prompt_tokens: int) -> Recipe:
@@ -75,14 +72,12 @@ def read_recipe(path: str, kind: str | None, overrides: list[str], model: str | 
     parser = make_parser(configs.get(kind, DenseGRPOConfig))
     # Planned where there may be no GPU; read again for what the file itself says.
     parsed = parser.parse_args_and_config(["--config", path, "--use_cpu", "True", *overrides])
-    training_args, model_args = parsed[1], parsed[-2]
-    name = model or model_args.model_name_or_path
+    script_args, training_args, reward_args, model_args = parsed[0], parsed[1], parsed[2], parsed[-2]
+    name, peft = model or model_args.model_name_or_path, model_args.use_peft
     if name is None:
         raise ValueError(f"{path} names no model. Pass --model.")
-    config = load_config(name)
-    head = kind != "sentence_reward"
+    config, head = load_config(name), kind != "sentence_reward"
     full = model_size(config, head=head)
-    size = model_size(config, get_peft_config(model_args), head) if model_args.use_peft else full
     micro_batch, accumulation = training_args.per_device_train_batch_size, training_args.gradient_accumulation_steps
     work = Workload(
         micro_batch=micro_batch,
@@ -93,59 +88,50 @@ def read_recipe(path: str, kind: str | None, overrides: list[str], model: str | 
         mixed_precision=training_args.bf16 or training_args.fp16,
         gradient_checkpointing=training_args.gradient_checkpointing,
     )
+    recipe = Recipe(
+        name,
+        size=model_size(config, get_peft_config(model_args), head) if peft else full,
+        full_size=full,
+        work=work,
+        accumulation=accumulation,
+        micro_batches=accumulation,
+        iterations=1,
+        max_steps=training_args.max_steps,
+        uses_peft=peft,
+        num_epochs=training_args.num_train_epochs,
+        data=(script_args, parsed[-1]),
+    )
     if kind == "sentence_reward":
         length = training_args.max_length or prompt_tokens
-        work = replace(work, prompt_tokens=length, sequences=2)
-        return Recipe(
-            name,
-            size,
-            full,
-            work,
-            accumulation,
-            accumulation,
-            1,
-            training_args.max_steps,
-            model_args.use_peft,
-            num_epochs=training_args.num_train_epochs,
-            data=(parsed[0], parsed[-1]),
-        )
-    script_args, reward_args = parsed[0], parsed[2]
+        return replace(recipe, work=replace(work, prompt_tokens=length, sequences=2))
     frozen, frozen_with_adapter = (
-        frozen_models(training_args, reward_args, full, work.weight_bytes, adapter)
-        for adapter in (model_args.use_peft, True)
+        frozen_models(training_args, reward_args, full, work.weight_bytes, adapter) for adapter in (peft, True)
     )
     completion_tokens = training_args.max_completion_length
     if training_args.vllm_max_model_length:
-        work = replace(work, prompt_tokens=training_args.vllm_max_model_length - completion_tokens)
+        prompt_tokens = training_args.vllm_max_model_length - completion_tokens
     colocated = training_args.use_vllm and training_args.vllm_mode == "colocate"
+    elsewhere = training_args.use_vllm and not colocated  # a server generates
     work = replace(
         work,
-        # A server generates elsewhere.
-        generation_batch=0
-        if training_args.use_vllm and not colocated
-        else micro_batch * training_args.steps_per_generation,
+        generation_batch=0 if elsewhere else micro_batch * training_args.steps_per_generation,
+        prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
         frozen=frozen,
-        monitored=monitored(script_args, training_args, model_args.use_peft),
+        monitored=monitored(script_args, training_args, peft),
         value_model=kind == "ppo" and training_args.critic == "value_model",
         vllm_share=training_args.vllm_gpu_memory_utilization if colocated else 0.0,
         vllm_sleeps=colocated and training_args.vllm_enable_sleep_mode,
     )
-    return Recipe(
-        name,
-        size,
-        full,
-        work,
-        accumulation,
-        training_args.steps_per_generation,
-        training_args.num_iterations,
-        training_args.max_steps,
-        model_args.use_peft,
-        frozen_with_adapter,
+    return replace(
+        recipe,
+        work=work,
+        micro_batches=training_args.steps_per_generation,
+        iterations=training_args.num_iterations,
         # Rows of the dataset are prompts, each of which is a group of sequences.
-        training_args.num_train_epochs * training_args.num_generations,
-        "endogenous" in reward_args.reward and not _keeps_own_copy(training_args, reward_args, model_args.use_peft),
-        (script_args, parsed[-1]),
+        num_epochs=training_args.num_train_epochs * training_args.num_generations,
+        frozen_with_adapter=frozen_with_adapter,
+        attached="endogenous" in reward_args.reward and not _keeps_own_copy(training_args, reward_args, peft),
     )
 
 
@@ -156,12 +142,11 @@ def frozen_models(
     rewards = set(reward_args.reward)
     own_bytes = 4 if reward_args.reward_dtype == "float32" else 2
     models = []
-    has_reference = not adapter and training_args.beta > 0
     own = _keeps_own_copy(training_args, reward_args, adapter)
-    if has_reference:
+    if not adapter and training_args.beta > 0:  # a reference model
         models.append(FrozenModel(policy, policy_bytes, gathered="endogenous" in rewards and not own))
     if "endogenous" in rewards:
-        size = policy if reward_args.reward_model is None else _size_of(reward_args.reward_model)
+        size = policy if reward_args.reward_model is None else model_size(load_config(reward_args.reward_model))
         split = reward_args.reward_shard and not reward_args.reward_offload
         if own or not reward_args.reward_shard:
             offloaded = reward_args.reward_offload
@@ -171,20 +156,19 @@ def frozen_models(
     return tuple(models)
 
 
+def _shares_weights(training_args: GRPOConfig, adapter: bool) -> bool:
+    """Whether the trainer has the frozen model's weights anyway."""
+    return adapter or (training_args.beta > 0 and not training_args.sync_ref_model)
+
+
 def _keeps_own_copy(training_args: GRPOConfig, reward_args: RewardArguments, adapter: bool) -> bool:
-    shared = adapter or (training_args.beta > 0 and not training_args.sync_ref_model)
-    return reward_args.reward_model is not None or not shared
+    return reward_args.reward_model is not None or not _shares_weights(training_args, adapter)
 
 
 def monitored(script_args: RecipeArguments, training_args: GRPOConfig, adapter: bool) -> bool:
     """Whether the collapse monitor may copy the policy. (If the data have answers: that is not looked up.)"""
     held_out = script_args.accuracy != "none" or 0.0 in (training_args.reward_weights or [])
-    shared = adapter or (training_args.beta > 0 and not training_args.sync_ref_model)
-    return script_args.on_collapse != "none" and held_out and not shared
-
-
-def _size_of(model: str) -> ModelSize:
-    return model_size(load_config(model))
+    return script_args.on_collapse != "none" and held_out and not _shares_weights(training_args, adapter)
 
 
 def advice(recipe: Recipe, hardware: Hardware) -> list[tuple[str, Engine, float]]:
@@ -201,9 +185,10 @@ def advice(recipe: Recipe, hardware: Hardware) -> list[tuple[str, Engine, float]
     if work.vllm_share and not work.vllm_sleeps:
         changes.append(("--vllm_enable_sleep_mode true", {"vllm_sleeps": True}))
     everything = {key: value for _, change in changes for key, value in change.items()}
+    all_words = " ".join(words for words, _ in changes)
     tried = [(words, recipe.size, replace(work, **change)) for words, change in changes]
     if len(changes) > 1:
-        tried.append((" ".join(words for words, _ in changes), recipe.size, replace(work, **everything)))
+        tried.append((all_words, recipe.size, replace(work, **everything)))
     if not recipe.uses_peft:
         # An adapter of about a hundredth of the weights.
         adapter = recipe.full_size.parameters // 100
@@ -214,23 +199,23 @@ def advice(recipe: Recipe, hardware: Hardware) -> list[tuple[str, Engine, float]
             words += " --lora_task_type TOKEN_CLS"
         tried.append((words, size, with_adapter))
         if changes:
-            everywhere = " ".join([words, *(words for words, _ in changes)])
-            tried.append((everywhere, size, replace(with_adapter, **everything)))
+            tried.append((f"{words} {all_words}", size, replace(with_adapter, **everything)))
     found = []
     for words, size, changed in tried:
-        fitting = [p for e in ENGINES if (p := plan_memory(size, changed, hardware, e)).total <= hardware.gpu_memory]
-        if fitting:
-            found.append((words, fitting[0].engine, fitting[0].total))
+        plans = [plan_memory(size, changed, hardware, engine) for engine in ENGINES]
+        best = next((plan for plan in plans if plan.total <= hardware.gpu_memory), None)
+        if best is not None:
+            found.append((words, best.engine, best.total))
     return found
 
 
 def _kind_of(path: Path) -> str:
-    kinds = [kind for kind in ("sentence_reward", "ppo", "grpo") if kind in path.stem]
-    if not kinds:
-        raise ValueError(
-            f"{path.name} does not say in its name which script it is for: pass --kind ppo, grpo or sentence_reward."
-        )
-    return kinds[0]
+    for kind in ("sentence_reward", "ppo", "grpo"):
+        if kind in path.stem:
+            return kind
+    raise ValueError(
+        f"{path.name} does not say in its name which script it is for: pass --kind ppo, grpo or sentence_reward."
+    )
 
 
 def _show(recipe: Recipe, hardware: Hardware, plans: list[Plan], speed: Speed, rows_of_data: int | None) -> None:

@@ -5,6 +5,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext, redirect_stdout
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,37 +15,22 @@ from ..rewards.settings import SETTINGS
 from ..runs.processes import processes
 from ..score_file.heat_map_page import heat_map_page
 from ..score_file.output_files import model_digest, only_run_on
-from ..score_file.run import ScoreReport, score_file
+from ..score_file.run import score_file
 from ..score_file.score_summary import SHOWN_SENTENCES, show_report
 from ..score_file.sentence_page import sentence_page
-from .common import choose_dtype, default_output, use_form
+from .common import EXIT_FOUND, EXIT_OK, choose_dtype, default_output, resolved_dtype, use_form
 
 
-# Settings of the endogenous reward that a sentence reward model does not have.
-ENDOGENOUS_OPTIONS = (
-    "alpha",
-    "gamma",
-    "token_reward",
-    "aggregate",
-    "discount",
-    "truncation",
-    "criterion",
-    "images",
-    "correction",
-    "model_init_kwargs",
-)
+# Settings that a sentence reward model has, too.
+COMMON = {"max_tokens_per_batch", "dtype", "device", "trust_remote_code", "overlong_prompt", "chat_template_kwargs"}
+ENDOGENOUS = [name for name, setting in SETTINGS.items() if "score" not in setting.absent and name not in COMMON]
+LATER = ("images", "model_init_kwargs", "correction")  # than the first files of scores, which do not have them
 SHOWN_SETTINGS = ("token_reward", "aggregate", "alpha", "gamma", "truncation", "criterion")  # on the page
 SHOWN_ERRORS = 20  # bad rows named on the terminal; the error file has them all
 
 
-def run(args: argparse.Namespace) -> ScoreReport:
-    """
-    Runs `endotrl score`; returns what is on the terminal and in the files by now.
-
-    Raises:
-        `ValueError`, `OSError`: With one message for the user, if the command cannot run or cannot go on.
-        `KeyboardInterrupt`: After Ctrl-C, with a message that says what is saved.
-    """
+def run(args: argparse.Namespace) -> int:
+    """Runs `endotrl score`; returns the exit code."""
     Reader(args.file)  # raises if there is nothing of that name
     state, residual = processes(), use_form(args)
     output = args.output or default_output(args.file, ".scores.jsonl")
@@ -87,37 +73,32 @@ def run(args: argparse.Namespace) -> ScoreReport:
                 f"The device has not enough memory for batches of {args.max_tokens_per_batch} tokens. Run the same "
                 "command with a smaller --max-tokens-per-batch: it goes on behind what was scored."
             ) from error
-    if not state.is_main_process:
-        return report
-    if args.html is not None:
+    if state.is_main_process and args.html is not None:
         names = {"file": args.file, "model": args.model, "output": output, "command": args.command_line}
-        html = (
-            sentence_page(report, reward, **names, num_rows=args.html_rows)
-            if by_sentence
-            else heat_map_page(
-                report, reward, **names, settings={name: getattr(args, name) for name in SHOWN_SETTINGS}
-            )
-        )
+        if by_sentence:
+            html = sentence_page(report, reward, **names, num_rows=args.html_rows)
+        else:
+            shown = {name: getattr(args, name) for name in SHOWN_SETTINGS}
+            html = heat_map_page(report, reward, **names, settings=shown)
         try:
             Path(args.html).write_text(html, encoding="utf-8")
         except OSError as error:
             saved = "" if output == STREAM else f" The rows are scored, and in {output}."
             raise OSError(f"The page {args.html} cannot be written: {error.strerror}.{saved}") from error
-    if not args.quiet:
+    if state.is_main_process and not args.quiet:
         show_report(report, output, args.html, args.top, args.bottom, by_sentence)
-    return report
+    return EXIT_FOUND if report.tally.errors else EXIT_OK
 
 
 def errors_on_terminal(where: str | None = None) -> Callable[[int, str], None]:
     """Says on the terminal which rows are bad: the first ones, and `where` all of them are named."""
-    shown = 0
+    numbers = count(1)
 
     def on_error(line: int, error: str) -> None:
-        nonlocal shown
-        shown += 1
-        if shown <= SHOWN_ERRORS:
+        number = next(numbers)
+        if number <= SHOWN_ERRORS:
             say(f"line {line}: {error}")
-        elif shown == SHOWN_ERRORS + 1:
+        elif number == SHOWN_ERRORS + 1:
             say("More rows are bad." if where is None else f"More rows are bad: {where} names them all.")
 
     return on_error
@@ -128,17 +109,12 @@ def make_reward(args: argparse.Namespace, *recorded: str) -> tuple[Any, dict[str
     The reward that the options and the kind of model ask for, the settings that its numbers depend on, and whether it
     is a sentence reward model's. Of `recorded`, see [`choose_dtype`].
     """
-    import torch
-    from accelerate import PartialState
-
     from ..frozen.names import load_config, load_tokenizer
-    from ..frozen.own_copy import resolve_dtype
     from ..frozen.served import ServedModel, is_url
     from ..rewards.endogenous import EndogenousReward
     from ..rewards.sentence import SentenceReward
     from ..sentence.configuration import SentenceRewardConfig
 
-    device = args.device
     choose_dtype(args, *recorded)
     by_sentence = not is_url(args.model) and isinstance(
         load_config(args.model, args.trust_remote_code), SentenceRewardConfig
@@ -150,49 +126,38 @@ def make_reward(args: argparse.Namespace, *recorded: str) -> tuple[Any, dict[str
         "dtype": args.dtype,
     }
     if by_sentence:
-        _check_no_endogenous_option(args)
+        given = ["form"] if args.form is not None else []
+        given += [name for name in ENDOGENOUS if getattr(args, name) != SETTINGS[name].default]
+        if given:
+            option = given[0].replace("_", "-")
+            raise ValueError(
+                f"--{option} is a setting of the endogenous reward, but {args.model} is a sentence reward model, "
+                "which has no use for it. Leave it out."
+            )
     else:
         if args.correction == "length":
             raise ValueError(
                 "--correction length compares the completions of one batch, and every row is scored by itself. Use it "
                 "in training."
             )
-        given = {name: getattr(args, name) for name in ENDOGENOUS_OPTIONS}
-        for name in ("correction", "model_init_kwargs"):
-            if given[name] is None:
-                del given[name]  # as files that were begun before there was the option have it
-        if args.images == "read":
-            del given["images"]
-        settings = {**given, **settings}
+        values = {name: getattr(args, name) for name in ENDOGENOUS}
+        later = {name for name in LATER if values[name] == SETTINGS[name].default}
+        settings = {**{name: value for name, value in values.items() if name not in later}, **settings}
     reward: EndogenousReward | SentenceReward = (SentenceReward if by_sentence else EndogenousReward)(
         args.model,
         None if args.tokenizer is None else load_tokenizer(args.tokenizer, args.trust_remote_code),
         **settings,
         max_tokens_per_batch=args.max_tokens_per_batch,
-        device=device,
+        device=args.device,
         trust_remote_code=args.trust_remote_code,
     )
     model = reward.model if isinstance(reward, EndogenousReward) and reward.is_served else None
     if isinstance(model, ServedModel):
         return reward, {"model": args.model, "model_version": model.version, **settings}, by_sentence
     # What "auto" and the name stand for today: on another machine, or after training, it can be something else.
-    resolved = resolve_dtype(args.dtype, PartialState().device if device is None else torch.device(device))
     version = model_digest(reward.config._name_or_path) or reward.config._commit_hash
-    settings_in_file = {
-        "model": args.model,
-        "model_version": version,
-        **settings,
-        "dtype": str(resolved).removeprefix("torch."),
-    }
-    return reward, settings_in_file, by_sentence
-
-
-def _check_no_endogenous_option(args: argparse.Namespace) -> None:
-    given = ["form"] if args.form is not None else []
-    given += [name for name in ENDOGENOUS_OPTIONS if getattr(args, name) != SETTINGS[name].default]
-    if given:
-        option = given[0].replace("_", "-")
-        raise ValueError(
-            f"--{option} is a setting of the endogenous reward, but {args.model} is a sentence reward model, which "
-            "has no use for it. Leave it out."
-        )
+    return (
+        reward,
+        {"model": args.model, "model_version": version, **settings, "dtype": resolved_dtype(args)},
+        by_sentence,
+    )

@@ -82,7 +82,9 @@ class Engine:
         all_stats = self._scorer(rows, alpha=self.alpha, entropy=True, mean_logits=True)
         scored = [ScoredResponse(stats, cut=row.cut) for stats, row in zip(all_stats, rows, strict=True)]
         if alone:
-            others = [self._without_prompt(item.prompt, row) for (item, _), row in zip(owners, rows, strict=True)]
+            chats = [self.chat or not isinstance(item.prompt, str) for item, _ in owners]
+            empty = [empty_prompt_ids(self.renderer, chat) for chat in chats]  # a prompt that says nothing
+            others = [replace(row, prompt_ids=ids, images=None) for row, ids in zip(rows, empty, strict=True)]
             for i, stats in enumerate(self._scorer(others, alpha=self.alpha, entropy=False)):
                 scored[i] = replace(scored[i], log_probs_alone=stats.log_probs)
         pieces = iter(scored)
@@ -93,11 +95,8 @@ class Engine:
     ) -> Tensor:
         """Logits of some tokens after each row of ids, of shape `(rows, tokens)`, float32, on the CPU."""
         # Each token as a completion of its own: the scorer knows what every family of models needs.
-        completions = [
-            Rendered(list(row), [token_id], action_positions=[0], finished=True)
-            for row in rows
-            for token_id in token_ids
-        ]
+        pairs = [(list(row), token_id) for row in rows for token_id in token_ids]
+        completions = [Rendered(row, [token_id], action_positions=[0], finished=True) for row, token_id in pairs]
         stats = self._scorer(completions, entropy=False, progress=progress)
         return torch.cat([row.chosen_logits for row in stats]).view(len(rows), len(token_ids))
 
@@ -106,11 +105,6 @@ class Engine:
         if self.chat or not isinstance(item.prompt, str):
             return add_criterion(as_messages(item.prompt), item.criterion)
         return add_criterion(item.prompt + self.separator, item.criterion)
-
-    def _without_prompt(self, prompt: Prompt, row: Rendered) -> Rendered:
-        """The same tokens after a prompt that says nothing."""
-        ids = empty_prompt_ids(self.renderer, self.chat or not isinstance(prompt, str))
-        return replace(row, prompt_ids=ids, images=None)
 
     def _with_steps(self, item: Item, scored: ScoredResponse) -> ScoredResponse:
         if item.steps is None:
@@ -162,10 +156,8 @@ def step_spans(steps: Sequence[str], text: str, whole: bool = True) -> list[tupl
         if start < 0:
             if whole:
                 return None
-            tail = next(
-                (i for i in range(position, len(text)) if text[i:].strip() and step.startswith(text[i:])), None
-            )
-            start = len(text) if tail is None else tail
+            cut = (i for i in range(position, len(text)) if text[i:].strip() and step.startswith(text[i:]))
+            start = next(cut, len(text))
         starts.append(start)
         position = min(start + len(step), len(text))
     return list(zip(starts, [*starts[1:], position], strict=True))

@@ -24,9 +24,8 @@ none.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -41,7 +40,7 @@ from .items import CONTROLS, Item
 
 # Next to those of [`RewardRule`].
 GAIN, MATCHED = "gain", "matched"
-STEP_AGGREGATES = ("sum", "mean", "min")
+STEP_AGGREGATES: dict[str, Callable[[Tensor], Tensor]] = {"sum": Tensor.sum, "mean": Tensor.mean, "min": Tensor.min}
 # Names of rivals as their papers have them.
 ALIASES = {
     "self_certainty": "self_certainty.mean",
@@ -57,8 +56,8 @@ class Form:
 
     name: str
     token: str
-    aggregate: str
-    parameter: float | None
+    aggregate: str  # without its number
+    rule: RewardRule  # for `gain` that of `log_prob`, and for `matched` that of `sum`
 
     @classmethod
     def parse(cls, name: str) -> "Form":
@@ -75,10 +74,11 @@ class Form:
         if aggregate == "discounted":
             raise ValueError(f"The scorer {name!r} needs a number, such as {token}.discounted=0.95.")
         try:
-            parameter = None if aggregate == MATCHED else parse_aggregate(aggregate)[1]
+            known, number = parse_aggregate("sum" if aggregate == MATCHED else aggregate)
         except ValueError as error:
             raise ValueError(f"There is no scorer {name!r}: {error}") from error
-        return cls(name, token, kind, parameter)
+        token_reward: Any = "log_prob" if token == GAIN else token
+        return cls(name, token, kind, RewardRule(token_reward, known if number is None else f"{known}={number!r}"))
 
     @property
     def needs_alone(self) -> bool:
@@ -90,13 +90,6 @@ class Form:
         if self.token == "bellman" and (steps or self.aggregate == MATCHED):
             return "the soft values V of Bellman rewards cancel in the sum over whole responses only"
         return self.rule.needs_logits
-
-    @cached_property
-    def rule(self) -> RewardRule:
-        """Its settings: for `gain` those of `log_prob`, and for `matched` those of `sum`."""
-        token: Any = "log_prob" if self.token == GAIN else self.token
-        aggregate = "sum" if self.aggregate == MATCHED else self.aggregate
-        return RewardRule(token, aggregate if self.parameter is None else f"{aggregate}={self.parameter!r}")
 
     def token_rewards(self, response: ScoredResponse) -> Tensor:
         """Token rewards of a response, of shape `(H,)`, float32."""
@@ -130,30 +123,22 @@ class Form:
         Scores of steps. Summed over a step, `bellman` rewards are its log-probability plus V at its start minus V at
         its end. A step without a token of its own (empty, or cut off) gets the score of the step before it.
         """
-        assert response.step_of_token is not None
-        values = self.token_rewards(response).double()
+        values, reduce = self.token_rewards(response).double(), STEP_AGGREGATES[self.aggregate]
         scores: list[float] = []
         for step in range(num_steps):
             own = values[response.step_of_token == step]
-            if len(own) == 0:
-                scores.append(scores[-1] if scores else 0.0)
-            else:
-                reduced = (
-                    own.sum() if self.aggregate == "sum" else own.mean() if self.aggregate == "mean" else own.min()
-                )
-                scores.append(reduced.item())
+            scores.append(reduce(own).item() if len(own) else scores[-1] if scores else 0.0)
         return scores
 
 
-@dataclass(frozen=True)
 class RelativePerplexity:
     """The reward of SAR: see [`relative_perplexity`]."""
 
-    name: str = RELATIVE_PERPLEXITY
-    needs_alone: bool = True
+    name = RELATIVE_PERPLEXITY
+    needs_alone = True
 
     def score(self, item: Item, responses: Sequence[ScoredResponse]) -> list[float]:
-        """One number per response, or per step."""
+        """One number per response, or per step; 0 for a step without a token."""
         if (steps := responses[0].step_of_token) is None:
             return [_relative_perplexity(response, slice(None)) for response in responses]
         return [_relative_perplexity(responses[0], steps == step) for step in range(item.num_scores)]

@@ -3,10 +3,11 @@
 
 import gc
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import comb
-from typing import Any, Self
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
@@ -70,9 +71,7 @@ class Sampler:
         pad = (ends[0] if ends else 0) if pad is None else pad
         ids, mask = pad_ids(rows, pad, left=True)
         greedy = self._temperature == 0.0
-        sampling: dict[str, Any] = (
-            {} if greedy else {"temperature": self._temperature, "top_p": self._top_p, "top_k": 0}
-        )
+        sampling = {} if greedy else {"temperature": self._temperature, "top_p": self._top_p, "top_k": 0}
         with self._placement.active() as model:
             device = model.get_input_embeddings().weight.device
             output = model.generate(
@@ -101,34 +100,30 @@ def prompt_rows(engine: Engine, prompts: Sequence[Prompt], max_new_tokens: int) 
     return rows
 
 
-class VLLMEngine:
+@contextmanager
+def vllm_engine(model: str, **kwargs: Any) -> Iterator[Callable[[], Any]]:
     """
-    The one vLLM engine of a run, which starts when it is first needed. As a context manager, it ends with the context,
-    and gives its memory back. `kwargs` are further arguments of [`~vllm.LLM`], such as `gpu_memory_utilization`.
+    What gives the one vLLM engine of a run, which starts when it is first asked for, and ends with the context, when
+    it gives its memory back. `kwargs` are further arguments of [`~vllm.LLM`], such as `gpu_memory_utilization`. Raises
+    `ImportError` if vLLM is not installed.
     """
+    started: list[Any] = []
 
-    def __init__(self, model: str, **kwargs: Any) -> None:
-        self._kwargs = {"model": model, **kwargs}
-        self._llm: Any = None
-
-    @property
-    def llm(self) -> Any:
-        """The engine. Raises `ImportError` if vLLM is not installed."""
-        if self._llm is None:
+    def engine() -> Any:
+        if not started:
             try:
                 from vllm import LLM
             except ImportError as error:
                 raise ImportError(
                     '--backend vllm needs vLLM, which is not installed: pip install "endotrl[vllm]".'
                 ) from error
-            self._llm = LLM(**self._kwargs)
-        return self._llm
+            started.append(LLM(model=model, **kwargs))
+        return started[0]
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._llm = None  # its process ends when the last reference is gone
+    try:
+        yield engine
+    finally:
+        started.clear()  # its process ends when the last reference is gone
         gc.collect()
 
 
@@ -139,7 +134,12 @@ class VLLMSampler:
     """
 
     def __init__(
-        self, engine: Engine, vllm: VLLMEngine, max_new_tokens: int, temperature: float = 1.0, top_p: float = 1.0
+        self,
+        engine: Engine,
+        vllm: Callable[[], Any],
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
     ) -> None:
         _check(temperature, top_p)
         self._engine, self._vllm = engine, vllm
@@ -149,7 +149,7 @@ class VLLMSampler:
         self, prompts: Sequence[Prompt], num_samples: int, seed: int = 0, progress: bool = False
     ) -> list[list[Sample]]:
         """Answers to each prompt."""
-        llm = self._vllm.llm
+        llm = self._vllm()
         from vllm import SamplingParams
 
         ends = sorted(self._engine.renderer.eos_token_ids)

@@ -154,20 +154,17 @@ def length_split(pairs: Sequence[Pair]) -> dict[str, float | int | None]:
     - `length_controlled`: mean of the first two, in which a scorer that looks at length alone gets 0.5;
     - `bias`: the first minus the second: +1 if longer always wins, -1 if shorter does, 0 if balanced.
     """
-    parts: dict[str, list[float]] = {"better_is_longer": [], "better_is_shorter": [], "similar_length": []}
+    parts: dict[str, list[bool]] = {"better_is_longer": [], "better_is_shorter": [], "similar_length": []}
     for pair in pairs:
-        if pair.length_better > SIMILAR_LENGTH * pair.length_worse:
-            name = "better_is_longer"
-        elif pair.length_worse > SIMILAR_LENGTH * pair.length_better:
-            name = "better_is_shorter"
-        else:
-            name = "similar_length"
-        parts[name].append(float(pair.margin > 0))
-    result: dict[str, float | int | None] = {name: _mean(right) for name, right in parts.items()}
-    longer, shorter = _mean(parts["better_is_longer"]), _mean(parts["better_is_shorter"])
-    result |= {"length_controlled": None, "bias": None}
-    if longer is not None and shorter is not None:
-        result |= {"length_controlled": (longer + shorter) / 2, "bias": longer - shorter}
+        longer = pair.length_better > SIMILAR_LENGTH * pair.length_worse
+        shorter = pair.length_worse > SIMILAR_LENGTH * pair.length_better
+        name = "better_is_longer" if longer else "better_is_shorter" if shorter else "similar_length"
+        parts[name].append(pair.margin > 0)
+    means = {name: sum(right) / len(right) if right else None for name, right in parts.items()}
+    result: dict[str, float | int | None] = {**means, "length_controlled": None, "bias": None}
+    first, second = means["better_is_longer"], means["better_is_shorter"]
+    if first is not None and second is not None:
+        result |= {"length_controlled": (first + second) / 2, "bias": first - second}
     return result | {f"num_{name}": len(right) for name, right in parts.items()}
 
 
@@ -187,10 +184,6 @@ def calibration(pairs: Sequence[Pair], num_bins: int = 5) -> list[dict[str, floa
         }
         for part in bins
     ]
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
 
 
 def _estimate(value: float, resampled: Array) -> Estimate:

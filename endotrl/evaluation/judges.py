@@ -11,7 +11,7 @@ judge gives a graded number without sampling; with `generate`, the model first w
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from itertools import permutations
 
 import torch
 from torch import Tensor
@@ -20,12 +20,9 @@ from ..data.formats import message_text
 from ..rendering.messages import Prompt, add_criterion
 from ..rendering.renderer import truncate_left
 from .engine import Engine, ModelScorer
+from .generation import Sampler
 from .items import Item
 
-
-Kind = Literal["judge_pairwise", "judge_pointwise", "judge_verifier"]
-JUDGES: tuple[Kind, ...] = ("judge_pairwise", "judge_pointwise", "judge_verifier")
-RATINGS = "123456789"
 
 _QUESTION = "[Question]\n{question}\n\n"
 _ASK = {
@@ -44,73 +41,60 @@ _ASK = {
         "Is this a good answer: correct, helpful and safe? Reply with Yes or No.",
     ),
 }
-_WORDS = {"judge_pairwise": ("A", "B"), "judge_pointwise": tuple(RATINGS), "judge_verifier": ("Yes", "No")}
+_WORDS = {"judge_pairwise": ("A", "B"), "judge_pointwise": tuple("123456789"), "judge_verifier": ("Yes", "No")}
+JUDGES = tuple(_WORDS)
 _REASONS = "First think it through in a few sentences, without giving your verdict yet."
 
 
 class Judge(ModelScorer):
     """
-    A judge (see above) of a kind: `"judge_pairwise"`, `"judge_pointwise"` or `"judge_verifier"`. With
-    `reasoning_tokens` above 0, the model first writes its reasons, greedily and at most so many tokens long.
+    A judge (see above) by its name, one of [`JUDGES`]. With `reasoning_tokens` above 0, the model first writes its
+    reasons, greedily and at most so many tokens long.
     """
 
-    def __init__(self, kind: Kind, engine: Engine, reasoning_tokens: int = 0) -> None:
-        self.name = kind
-        self._kind, self._engine, self._reasoning_tokens = kind, engine, reasoning_tokens
-        self._words = [_first_token(engine, word) for word in _WORDS[kind]]
+    def __init__(self, name: str, engine: Engine, reasoning_tokens: int = 0) -> None:
+        self.name, self._engine, self._reasoning_tokens = name, engine, reasoning_tokens
+        self._words = [_first_token(engine, word) for word in _WORDS[name]]
         if len(set(self._words)) < len(self._words):
             raise ValueError(
-                f"{kind} cannot be used with this model: its tokenizer begins some of the replies "
-                f"{', '.join(_WORDS[kind])} with the same token."
+                f"{name} cannot be used with this model: its tokenizer begins some of the replies "
+                f"{', '.join(_WORDS[name])} with the same token."
             )
 
     def _score_items(self, items: Sequence[Item], progress: bool) -> list[float]:
-        asked = [(item, self._asked(item)) for item in items]
-        questions = [self._question(item, *pair) for item, pairs in asked for pair in pairs]
-        answers = iter(self._ask(questions, progress).split([len(pairs) for _, pairs in asked]))  # (pairs, words) each
-        return [score for item, pairs in asked for score in self._scores(item, pairs, next(answers))]
+        # The responses that each question shows: one, or two in this order.
+        shown = 2 if self.name == "judge_pairwise" else 1
+        asked = [list(permutations(range(len(item.responses)), shown)) for item in items]
+        questions = [self._question(item, *each) for item, row in zip(items, asked, strict=True) for each in row]
+        answers = self._ask(questions, progress).split(list(map(len, asked)))  # (questions, words) each
+        return [score for row, answer in zip(asked, answers, strict=True) for score in self._scores(row, answer)]
 
-    def _asked(self, item: Item) -> list[tuple[int, int | None]]:
-        """The responses that each question shows: one, or two in this order."""
-        numbers = range(len(item.responses))
-        if self._kind == "judge_pairwise":
-            return [(i, j) for i in numbers for j in numbers if i != j]
-        return [(i, None) for i in numbers]
-
-    def _scores(self, item: Item, asked: list[tuple[int, int | None]], answers: Tensor) -> list[float]:
-        if self._kind == "judge_pointwise":
+    def _scores(self, asked: list[tuple[int, ...]], answers: Tensor) -> list[float]:
+        if self.name == "judge_pointwise":
             return (answers @ torch.arange(1.0, 10.0)).tolist()
-        if self._kind == "judge_verifier":
+        if self.name == "judge_verifier":
             return answers[:, 0].tolist()
-        wins = [0.0] * len(item.responses)
-        for (first, second), (is_first, is_second) in zip(asked, answers.tolist(), strict=True):
-            assert second is not None
-            wins[first] += is_first
-            wins[second] += is_second
+        wins: dict[int, float] = {}
+        for pair, shares in zip(asked, answers.tolist(), strict=True):
+            for response, share in zip(pair, shares, strict=True):
+                wins[response] = wins.get(response, 0.0) + share
         # Each response was asked about twice against each other one.
-        return [win / (2 * (len(item.responses) - 1)) for win in wins]
+        return [wins[response] / (2 * (len(wins) - 1)) for response in sorted(wins)]
 
-    def _question(self, item: Item, first: int, second: int | None) -> Prompt:
-        setting, request = _ASK[self._kind]
-        texts = [message_text(response) for response in item.responses]
-        text = setting.format(
-            question=message_text(item.prompt), first=texts[first], second="" if second is None else texts[second]
-        )
+    def _question(self, item: Item, *shown: int) -> Prompt:
+        setting, request = _ASK[self.name]
+        texts = dict(zip(("first", "second"), [message_text(item.responses[i]) for i in shown], strict=False))
+        text = setting.format(question=message_text(item.prompt), **texts)
         content = text + (_REASONS if self._reasoning_tokens else request)
-        prompt = add_criterion([{"role": "user", "content": content}], item.criterion)
         if self._engine.tokenizer.chat_template is None:
-            return (
-                "\n\n".join(str(message["content"]) for message in prompt if isinstance(message, dict)) + "\n\nReply:"
-            )
-        return prompt
+            return "\n\n".join(filter(None, [item.criterion, content, "Reply:"]))
+        return add_criterion([{"role": "user", "content": content}], item.criterion)
 
     def _ask(self, questions: list[Prompt], progress: bool) -> Tensor:
         """Probabilities of the replies, of shape `(Q, words)`, normalised over them."""
         engine = self._engine
         if self._reasoning_tokens:
-            from .generation import Sampler
-
-            request = _ASK[self._kind][1]
+            request = _ASK[self.name][1]
             sampler = Sampler(engine, max_new_tokens=self._reasoning_tokens, temperature=0.0)
             reasons = [samples[0].text for samples in sampler(questions, num_samples=1, progress=progress)]
             questions = [_continue(prompt, text, request) for prompt, text in zip(questions, reasons, strict=True)]

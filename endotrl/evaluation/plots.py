@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
+from .benchmarks.rm_bench import LEVELS
 from .items import CONTROLS
 from .results import CEILING, RIVALS, ranked
 from .tables import best_first, length_of, value
@@ -35,11 +36,10 @@ def plot_metric(results: Mapping[str, Any]) -> bytes:
     return as_png(fig)
 
 
-def plot_levels(results: Mapping[str, Any], levels: Sequence[str]) -> bytes:
-    """A few metrics of each scorer, such as RM-Bench's easy, normal and hard: balanced is where they meet."""
+def plot_levels(results: Mapping[str, Any]) -> bytes:
+    """RM-Bench's easy, normal and hard of each scorer: balanced is where they meet."""
     names = best_first(results)
-    series = {level: [value(results, name, level) for name in names] for level in levels}
-    return plot_dots(names, series, "accuracy (dotted: chance)")
+    return plot_dots(names, {level: [value(results, name, level) for name in names] for level in LEVELS})
 
 
 def plot_length(results: Mapping[str, Any]) -> bytes:
@@ -50,7 +50,7 @@ def plot_length(results: Mapping[str, Any]) -> bytes:
         f"better is {which}": [length_of(results, name, f"better_is_{which}") for name in names]
         for which in ("longer", "shorter")
     }
-    return plot_dots(names, series, "accuracy (dotted: chance)")
+    return plot_dots(names, series)
 
 
 def plot_calibration(results: Mapping[str, Any]) -> bytes:
@@ -69,12 +69,12 @@ def plot_calibration(results: Mapping[str, Any]) -> bytes:
     return as_png(fig)
 
 
-def plot_dots(names: Sequence[str], series: Mapping[str, Sequence[float | None]], xlabel: str) -> bytes:
+def plot_dots(names: Sequence[str], series: Mapping[str, Sequence[float | None]]) -> bytes:
     """Accuracies of each name in a row of its own, a colour and a shape for each series."""
     fig, axis = rows_figure(names)
     draw_dots(axis, series)
     axis.axvline(0.5, color=GREY, linestyle=":", linewidth=1)
-    axis.set(xlabel=xlabel, xlim=(-0.02, 1.02))
+    axis.set(xlabel="accuracy (dotted: chance)", xlim=(-0.02, 1.02))
     axis.legend(frameon=False, ncols=len(series), loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return as_png(fig)
 

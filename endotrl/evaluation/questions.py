@@ -54,7 +54,7 @@ def read_questions(
             )
         prompt = row.text(name) if labelled else row.get(name)
         if isinstance(prompt, str):
-            prompt = row.text(name)
+            prompt = row.text(name)  # which is not empty
             body = row.data.get("Body")
             if question is None and isinstance(body, str):
                 prompt = f"{body.rstrip('. ')}. {prompt}"
@@ -62,14 +62,12 @@ def read_questions(
             prompt = [{"role": "user", "content": prompt}] if chat else prompt
         key = answer or _first_key(row, [key for key in ANSWER_KEYS if key != name])
         right = None if key is None else row.get(key)
-        if labelled:
-            if key is None:
-                raise row.error(
-                    f"there is no answer: none of the keys {', '.join(ANSWER_KEYS)}. Name the key with --answer."
-                )
-            right = final_answer(right)
-            if not right:
-                raise row.error("the answer is empty.")
+        if labelled and key is None:
+            raise row.error(
+                f"there is no answer: none of the keys {', '.join(ANSWER_KEYS)}. Name the key with --answer."
+            )
+        if labelled and not (right := final_answer(right)):
+            raise row.error("the answer is empty.")
         if questions and (right is None) != (questions[0].answer is None):
             raise row.error(f"the answer is missing here, or in {questions[0].id}: label all questions, or none.")
         questions.append(Question(row.name("id", "idx", "ID"), prompt, right))

@@ -28,6 +28,7 @@ from .intervals import (
     estimates,
     is_noise,
     length_split,
+    point_values,
     resampling_weights,
     verdict,
 )
@@ -50,11 +51,7 @@ def pairs_of(items: Sequence[Item], scores: Scores, lengths: Sequence[Sequence[i
 
 
 def evaluate(
-    benchmark: Benchmark,
-    items: Sequence[Item],
-    names: Sequence[str],
-    records: Mapping[str, dict[str, Any]],
-    num_resamples: int | None = None,
+    benchmark: Benchmark, items: Sequence[Item], names: Sequence[str], records: Mapping[str, dict[str, Any]]
 ) -> dict[str, Any]:
     """
     What the scores of `records` ([`score_items`]) say, as JSON values: what [`summarize`] says of them, and `length`,
@@ -69,7 +66,7 @@ def evaluate(
         "title": benchmark.title,
         "headline": list(benchmark.headline),
         "tie_rule": benchmark.tie_rule,
-        **summarize(units, benchmark.metrics, num_resamples=num_resamples),
+        **summarize(units, benchmark.metrics),
         "length": {name: rounded(length_split(found)) for name, found in pairs.items()},
         "calibration": {name: [rounded(part) for part in calibration(found)] for name, found in pairs.items()},
         "ties": {name: sum(pair.margin == 0 for pair in found) for name, found in pairs.items()},
@@ -114,19 +111,14 @@ def scores_of(
     return corrected, {g: dict(zip(RESIDUALS[prefix], values, strict=True)) for g, values in slopes.items()}
 
 
-def summarize(
-    units: Mapping[str, Sequence[Unit]],
-    averaging: MetricsOf,
-    main: str | None = None,
-    num_resamples: int | None = None,
-) -> dict[str, Any]:
+def summarize(units: Mapping[str, Sequence[Unit]], averaging: MetricsOf, main: str | None = None) -> dict[str, Any]:
     """
     What the units of some scorers say, as JSON values: `verdict` (a sentence), `main_metric` (by default the first),
     `metrics` (scorer -> metric -> value, low, high), `differences` (to the first scorer), `statements` (the same in
     words) and `units`.
     """
     name, first = next(iter(units.items()))
-    weights = resampling_weights(first, num_resamples)
+    weights = resampling_weights(first)
     metrics = {scorer: estimates(rows, averaging, weights) for scorer, rows in units.items()}
     main = main or next(iter(metrics[name]))
     gaps = {s: differences(first, rows, averaging, weights) for s, rows in units.items() if s != name}
@@ -209,7 +201,7 @@ def units_of(results: Mapping[str, Any], name: str) -> list[Unit]:
     return [Unit(unit["cluster"], unit["group"], unit["values"][name]) for unit in results["units"]]
 
 
-def compare(runs: Sequence[Mapping[str, Any]], num_resamples: int | None = None) -> dict[str, Any]:
+def compare(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """
     Paired differences of runs to the first one, as in `results.json`, on the units that all have: `num_units`,
     `left_out`, `verdict` (a sentence), and `rows`: `{"scorer", "metric", "values", "differences"}`, with a difference
@@ -222,23 +214,22 @@ def compare(runs: Sequence[Mapping[str, Any]], num_resamples: int | None = None)
     names = [name for name in first["metrics"] if all(name in run["metrics"] for run in runs)]
     if not names:
         raise ValueError(f"The runs have no scorer in common: {'; and '.join(', '.join(r['metrics']) for r in runs)}.")
-    averaging = metrics_of(first["benchmark"])
-    order = _common_units([run["units"] for run in runs])
-    if not order[0]:
+    common = _common_units([run["units"] for run in runs])
+    num_units = len(common[0]["units"])
+    if not num_units:
         raise ValueError("The runs have no item in common.")
-    num_clusters = len({first["units"][i]["cluster"] for i in order[0]})
+    averaging, weights = metrics_of(first["benchmark"]), resampling_weights(units_of(common[0], names[0]))
+    num_clusters = len({unit["cluster"] for unit in common[0]["units"]})
     rows: list[dict[str, Any]] = []
-    weights = None
     for name in names:
-        units = [[units_of(run, name)[i] for i in indices] for run, indices in zip(runs, order, strict=True)]
-        weights = resampling_weights(units[0], num_resamples) if weights is None else weights
-        values = [estimates(part, averaging, weights[:1]) for part in units]
+        units = [units_of(run, name) for run in common]
+        values = [point_values(part, averaging) for part in units]
         gaps = [differences(units[0], part, averaging, weights) for part in units[1:]]
         rows += [
             {
                 "scorer": name,
                 "metric": metric,
-                "values": [found[metric].value for found in values],
+                "values": [found[metric] for found in values],
                 "differences": [
                     {**asdict(gap[metric]), "verdict": verdict(gap[metric], num_clusters)} for gap in gaps
                 ],
@@ -246,10 +237,12 @@ def compare(runs: Sequence[Mapping[str, Any]], num_resamples: int | None = None)
             for metric in values[0]
             if metric in first["headline"] and all(metric in gap for gap in gaps)
         ]
+    if not rows:
+        raise ValueError("The runs have no figure in common.")
     return {
         "benchmark": first["benchmark"],
-        "num_units": len(order[0]),
-        "left_out": sum(len(run["units"]) - len(order[0]) for run in runs),
+        "num_units": num_units,
+        "left_out": sum(len(run["units"]) - num_units for run in runs),
         "verdict": _comparison_verdict(rows, first["main_metric"], num_clusters),
         "rows": rows,
     }
@@ -257,8 +250,10 @@ def compare(runs: Sequence[Mapping[str, Any]], num_resamples: int | None = None)
 
 def _comparison_verdict(rows: Sequence[Mapping[str, Any]], main: str, num_clusters: int) -> str:
     """Which run is best by its best scorer's main metric, in a sentence."""
-    told = [row for row in rows if row["metric"] == main and row["scorer"] != CEILING]
-    row = max(told, key=lambda row: max(row["values"]))
+    told = [row for row in rows if row["scorer"] != CEILING]
+    # Greedy answers, say, which not all runs have.
+    main = main if any(row["metric"] == main for row in told) else told[0]["metric"]
+    row = max((row for row in told if row["metric"] == main), key=lambda row: max(row["values"]))
     values, what = row["values"], f"{row['metric']} of {row['scorer']}"
     best = values.index(max(values))
     known = ", ".join(f"{letter} {number(value)}" for letter, value in zip(LETTERS, values, strict=False))
@@ -272,21 +267,21 @@ def _comparison_verdict(rows: Sequence[Mapping[str, Any]], main: str, num_cluste
     return f"{', '.join(changes)} than A{highest} ({what}: {known})."
 
 
-def _common_units(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[list[int]]:
+def _common_units(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, list[Mapping[str, Any]]]]:
     """
-    Indices in each run of the units that all have. Where ids are not unique, the first of a name is the first one in
-    every run.
+    The `units` of each run that all have, in one order. Where ids are not unique, the first of a name is the first one
+    in every run.
     """
-    places: list[dict[tuple[str, str, int], int]] = []
+    places: list[dict[tuple[str, str, int], Mapping[str, Any]]] = []
     for units in runs:
         count: Counter[tuple[str, str]] = Counter()
         places.append({})
-        for i, unit in enumerate(units):
+        for unit in units:
             name = (unit["cluster"], unit["group"])
-            places[-1][*name, count[name]] = i
+            places[-1][*name, count[name]] = unit
             count[name] += 1
     common = [place for place in places[0] if all(place in others for others in places)]
-    return [[found[place] for place in common] for found in places]
+    return [{"units": [found[place] for place in common]} for found in places]
 
 
 def estimates_to_json(values: Mapping[str, Estimate]) -> dict[str, dict[str, float | None]]:

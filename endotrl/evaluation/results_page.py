@@ -2,8 +2,7 @@
 """The page of a run: tables, plots, and the tokens of what the reward got most wrong."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -12,8 +11,10 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.formats import message_text
 from ..rendering.offsets import decode_with_offsets
-from ..reporting import HeatMapRow, figure, heat_maps, number, page, plain, table
+from ..reporting import HeatMapRow, figure, heat_maps, number, page, plain, settings_table, table
 from ..rewards.scored import columns_of, pictures_of
+from .benchmarks.dsp import DOMAINS, NONE
+from .benchmarks.rm_bench import STYLES
 from .engine import ScoredResponse
 from .examples_page import Example
 from .forms import Form
@@ -31,26 +32,21 @@ SHOWN_TOKENS = 160  # of each response
 def report_page(results: Mapping[str, Any], sections: Sequence[tuple[str, Markup | str]], about: str) -> str:
     """The page of a run: verdict, table and plot, differences, further `sections`, settings."""
     note = f"{results['tie_rule']} Intervals are 95%: bootstrap over items.{few_items(results)}"
-    blocks = [table(*full_rows(results), caption=note)]
-    if find_spec("matplotlib") is not None and len(results["metrics"]) > 1:
-        blocks.append(figure(plot_metric(results), f"{results['main_metric']}; in grey, what a scorer must beat."))
+    found = table(*full_rows(results), caption=note)
+    if len(results["metrics"]) > 1:
+        found += _plotted(plot_metric, results, f"{results['main_metric']}; in grey, what a scorer must beat.")
     if results["statements"]:
         lines = Markup("").join(Markup("<li>{}</li>").format(line) for line in results["statements"])
         folded = Markup("<details><summary>Differences to {}</summary><ul>{}</ul></details>")
-        blocks.append(folded.format(next(iter(results["metrics"])), lines))
+        found += folded.format(next(iter(results["metrics"])), lines)
     lead = Markup(
         '<p class="verdict">{}</p><p>{} <a href="examples.html">Browse all examples</a>: filter, sort, compare.</p>'
     ).format(plain(results["verdict"]), plain(about))
-    settings = [[key, None if v is None else str(v)] for key, v in results["settings"].items()]
-    settings += [["data", results["data"]], ["items", str(results["num_items"])]]
+    settings = {**results["settings"], "data": results["data"], "items": results["num_items"]}
     names = ", ".join(f"{name} {v}" for name, v in results["versions"].items())
     return page(
         f"{results['title']}: {results['model']}",
-        [
-            ("Results", Markup("").join(blocks)),
-            *sections,
-            ("Settings", table(["setting", "value"], settings)),
-        ],
+        [("Results", found), *sections, ("Settings", settings_table(settings))],
         lead=lead,
         footer=f"{names} · {results['updated']} · {results['command']}",
     )
@@ -68,52 +64,47 @@ def benchmark_sections(
     wrong, of items whose token statistics are in the cache.
     """
     sections: list[tuple[str, Markup | str]] = []
-    plots = find_spec("matplotlib") is not None
     if results["benchmark"] == "rm-bench":
-        sections.append(("Substance and style", _rm_bench(results, plots)))
+        sections.append(("Substance and style", _rm_bench(results)))
     if results["benchmark"] == "dsp":
         sections.append(("Criterion by domain", _dsp(results)))
     if results["length"]:
-        sections.append(("Length", _length(results, plots)))
-        sections.append(("Calibration", _calibration(results, plots)))
+        sections += [("Length", _length(results)), ("Calibration", _calibration(results))]
     shown = _most_wrong(results, items, examples, stats, tokenizer)
     return [*sections, ("Most wrong", shown)] if shown else sections
 
 
-def _rm_bench(results: Mapping[str, Any], plots: bool) -> Markup:
-    styles = ("concise", "detailed", "markdown")
-    blocks = [
-        Markup(
-            "<p>Easy: the better response is in the fancier style; hard: in the plainer one. A reward that looks at "
-            "substance has them equal.</p>"
-        )
-    ]
-    if plots:
-        blocks.append(figure(plot_levels(results, ("easy", "normal", "hard")), "Accuracy by level."))
-    first = next(iter(results["metrics"]))
-    rows = [[a, *[value(results, first, f"{a} > {b}") for b in styles]] for a in styles]
-    headers = ["better \\ worse", *styles]
-    blocks.append(
-        table(headers, rows, caption=f"Wins of {first}, by the style of the better and of the worse response.")
+def _plotted(plot: Callable[[Mapping[str, Any]], bytes], results: Mapping[str, Any], caption: str) -> Markup:
+    return Markup("") if find_spec("matplotlib") is None else figure(plot(results), caption)
+
+
+def _matrix(
+    results: Mapping[str, Any], scorer: str, corner: str, rows: Sequence[str], columns: Sequence[str], caption: str
+) -> Markup:
+    cells = [[row, *[value(results, scorer, f"{row} > {column}") for column in columns]] for row in rows]
+    return table([corner, *columns], cells, caption=caption)
+
+
+def _rm_bench(results: Mapping[str, Any]) -> Markup:
+    about = Markup(
+        "<p>Easy: the better response is in the fancier style; hard: in the plainer one. A reward that looks at "
+        "substance has them equal.</p>"
     )
-    return Markup("").join(blocks)
+    first = next(iter(results["metrics"]))
+    caption = f"Wins of {first}, by the style of the better and of the worse response."
+    wins = _matrix(results, first, "better \\ worse", STYLES, STYLES, caption)
+    return about + _plotted(plot_levels, results, "Accuracy by level.") + wins
 
 
 def _dsp(results: Mapping[str, Any]) -> Markup:
-    from .benchmarks.dsp import DOMAINS, NONE
-
-    blocks = []
-    for scorer in best_first(results)[:4]:
-        rows = [
-            [criterion, *[value(results, scorer, f"{criterion} > {domain}") for domain in DOMAINS]]
-            for criterion in (NONE, *DOMAINS)
-        ]
-        caption = f"{scorer}: accuracy in a domain (column) under the criterion of another (row)."
-        blocks.append(table(["criterion", *DOMAINS], rows, caption=caption))
-    return Markup("").join(blocks)
+    caption = "{}: accuracy in a domain (column) under the criterion of another (row).".format
+    return Markup("").join(
+        _matrix(results, scorer, "criterion", (NONE, *DOMAINS), DOMAINS, caption(scorer))
+        for scorer in best_first(results)[:4]
+    )
 
 
-def _length(results: Mapping[str, Any], plots: bool) -> Markup:
+def _length(results: Mapping[str, Any]) -> Markup:
     keys = ["better_is_longer", "similar_length", "better_is_shorter", "length_controlled", "bias"]
     rows = [[name, *[split[key] for key in keys]] for name, split in _ordered(results, "length")]
     counts = next(iter(results["length"].values()))
@@ -122,23 +113,21 @@ def _length(results: Mapping[str, Any], plots: bool) -> Markup:
         f"({counts['num_similar_length']}, within a factor of 1.2) and shorter ({counts['num_better_is_shorter']}). "
         "Bias is the first minus the third, length-controlled their mean: length alone gets 0.5."
     )
-    blocks = [table(["scorer", *[key.replace("_", " ") for key in keys]], rows, caption=caption)]
-    if plots and any(split["bias"] is not None for split in results["length"].values()):
-        blocks.append(figure(plot_length(results), "Far apart: length decides. Together: it does not."))
-    return Markup("").join(blocks)
+    found = table(["scorer", *[key.replace("_", " ") for key in keys]], rows, caption=caption)
+    if all(split["bias"] is None for split in results["length"].values()):
+        return found
+    return found + _plotted(plot_length, results, "Far apart: length decides. Together: it does not.")
 
 
-def _calibration(results: Mapping[str, Any], plots: bool) -> Markup:
+def _calibration(results: Mapping[str, Any]) -> Markup:
     count = max(len(bins) for bins in results["calibration"].values())
     rows = [
         [name, *[part["accuracy"] for part in bins], *[None] * (count - len(bins))]
         for name, bins in _ordered(results, "calibration")
     ]
     headers = ["scorer", *[f"fifth {i + 1}" for i in range(count)]]
-    blocks = [table(headers, rows, caption="Accuracy of pairs by margin, from the least to the most decided.")]
-    if plots:
-        blocks.append(figure(plot_calibration(results), "Margins that mean something rise to the right."))
-    return Markup("").join(blocks)
+    found = table(headers, rows, caption="Accuracy of pairs by margin, from the least to the most decided.")
+    return found + _plotted(plot_calibration, results, "Margins that mean something rise to the right.")
 
 
 def _ordered(results: Mapping[str, Any], key: str) -> list[tuple[str, Any]]:
@@ -160,24 +149,23 @@ def _most_wrong(
         if (margin := example.margin[0]) is not None and -math.inf < margin < 0 and item.key in stats
     ]
     form = _shown_form(scorer, steps)
-    rows = []
+    rows: list[HeatMapRow] = []
     for margin, i in sorted(found)[:NUM_EXAMPLES]:
         item, (one, other) = items[i], examples[i].pair[0]
         responses, prompt, place = stats.load(item.key), message_text(item.prompt), f"{item.group} · {item.id}"
         shortest = min(response.num_tokens for response in responses)
         if steps:
             meta = f"{place} · first wrong step {other + 1}, lowest step {one + 1} of {item.num_scores}"
-            rows.append(_heat_map_row(responses[0], shortest, form, tokenizer, prompt, meta))
+            rows.append(_heat_map_row(responses[0], shortest, form, tokenizer, prompt=prompt, meta=meta))
             continue
-        for which, asked, note in ((one, prompt, f"margin {number(margin)}"), (other, "", "preferred, but worse")):
-            row = _heat_map_row(responses[which], shortest, form, tokenizer, asked, f"{place} · {note}")
-            if asked:
-                row = replace(row, details=pictures_of(item.prompt, item.images))
-            score = examples[i].scores[0][which]
+        above: dict[str, Any] = {"prompt": prompt, "details": pictures_of(item.prompt, item.images)}
+        for which, shown, note in ((one, above, f"margin {number(margin)}"), (other, {}, "preferred, but worse")):
+            score, meta = examples[i].scores[0][which], f"{place} · {note}"
             if form.name == scorer:
-                rows.append(replace(row, total=score))  # the one that judged
+                shown = {**shown, "meta": meta, "total": score}  # the one that judged
             else:
-                rows.append(replace(row, meta=f"{row.meta} · {scorer} {number(score)}"))
+                shown = {**shown, "meta": f"{meta} · {scorer} {number(score)}"}
+            rows.append(_heat_map_row(responses[which], shortest, form, tokenizer, **shown))
     if not rows:
         return None
     what = f"Solutions in which {scorer} finds another step worse than the first wrong one."
@@ -200,21 +188,13 @@ def _shown_form(scorer: str, steps: bool) -> Form:
     log-probability. Of steps, the sum: of Bellman rewards, that is their log-probability and a difference of V.
     """
     base = base_name(scorer)
-    form = None if needs_model(base) else make_form(base)
-    name = base if isinstance(form, Form) else "log_prob.sum"
-    if steps:
-        token = Form.parse(name).token
-        name = f"{'log_prob' if token == 'bellman' else token}.sum"
-    return Form.parse(name)
+    own = None if needs_model(base) else make_form(base)
+    form = own if isinstance(own, Form) else Form.parse("log_prob.sum")
+    return Form.parse(f"{'log_prob' if form.token == 'bellman' else form.token}.sum") if steps else form
 
 
 def _heat_map_row(
-    response: ScoredResponse,
-    shortest: int,
-    form: Form,
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: str,
-    meta: str,
+    response: ScoredResponse, shortest: int, form: Form, tokenizer: PreTrainedTokenizerBase, **shown: Any
 ) -> HeatMapRow:
     stats = response.stats
     contributions = form.contributions(response, shortest)
@@ -231,10 +211,8 @@ def _heat_map_row(
         text=text,
         offsets=offsets,
         contributions=tokens[:count],
-        total=contributions.total,
         rest={name: value for name, value in rest.items() if value},
         columns={name: values[:count].tolist() for name, values in columns.items()},
         eos=stats.finished and count == len(tokens),
-        prompt=prompt,
-        meta=meta,
+        **{"total": contributions.total, **shown},
     )

@@ -3,6 +3,7 @@
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -30,23 +31,9 @@ class SentenceModel(ModelScorer):
     is cut as [`Engine`] cuts it: the end of a response, and the beginning of a prompt that is too long by itself.
     """
 
-    def __init__(
-        self,
-        path: str,
-        engine: Engine,
-        dtype: str = "auto",
-        device: str | None = None,
-        trust_remote_code: bool = False,
-    ) -> None:
-        self.name = f"reward_model:{path}"
-        self._engine = engine
-        self._reward = SentenceReward(
-            path,
-            max_tokens_per_batch=engine.max_tokens_per_batch,
-            dtype=dtype,
-            device=device,
-            trust_remote_code=trust_remote_code,
-        )
+    def __init__(self, path: str, engine: Engine, **loading: Any) -> None:
+        self.name, self._engine = f"reward_model:{path}", engine
+        self._reward = SentenceReward(path, max_tokens_per_batch=engine.max_tokens_per_batch, **loading)
         self._reward.overlong_prompt = "cut"  # which no reward of a policy may do
         self._reward.load()
 
@@ -75,8 +62,7 @@ class RewardModel(ModelScorer):
         device: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        self.name = f"reward_model:{path}"
-        self._engine = engine
+        self.name, self._engine = f"reward_model:{path}", engine
         place = PartialState().device if device is None else torch.device(device)
         self._tokenizer = load_tokenizer(path, trust_remote_code)
         self._model, info = AutoModelForSequenceClassification.from_pretrained(
@@ -95,18 +81,15 @@ class RewardModel(ModelScorer):
         rows = [self._ids(item, response) for item in items for response in item.responses]
         rows = truncate_left(rows, context_length(self._model.config), f"responses to {self.name}")
         scores = [0.0] * len(rows)
-        device = self._model.device
-        rope = RopeLengths.from_config(self._model.config)
+        device, rope = self._model.device, RopeLengths.from_config(self._model.config)
         lengths = [len(row) for row in rows]
-        batches = plan_batches(
-            lengths, self._engine.max_tokens_per_batch, [rope.length_class(length) for length in lengths]
-        )
+        batches = plan_batches(lengths, self._engine.max_tokens_per_batch, list(map(rope.length_class, lengths)))
         for batch in tqdm(batches, desc="reward model", unit=" batches", disable=not progress, leave=False):
             ids, mask = pad_ids([rows[i] for i in batch], self._model.config.pad_token_id)
             with rope_as_made(self._model):
                 logits = self._model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits[:, 0].float()
-            for k, i in enumerate(batch):
-                scores[i] = logits[k].item()
+            for i, score in zip(batch, logits.tolist(), strict=True):
+                scores[i] = score
         return scores
 
     def _ids(self, item: Item, response: object) -> list[int]:

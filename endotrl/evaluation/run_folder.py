@@ -3,7 +3,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,8 +18,8 @@ from .stats_cache import StatsCache
 
 
 LOCK_FILE = ".run.lock"
-BLOCK = 16  # questions that are answered and saved together
-Question = TypeVar("Question")
+BLOCK = 16  # items that are done and saved together
+Item = TypeVar("Item")
 
 
 class RunFolder:
@@ -91,7 +91,9 @@ class RunFolder:
         """What is scored so far, by key of the item; the lines of one item are put together."""
         records: dict[str, dict[str, Any]] = {}
         for line in self.read_lines("scores", ("key", "tokens", "cut", "scores", "seconds")):
-            merge_line(records, line)
+            known = records.setdefault(line["key"], {**line, "scores": {}, "seconds": 0.0})
+            known["scores"].update(line["scores"])
+            known["seconds"] += line["seconds"]
         return records
 
     def read_answers(self) -> dict[tuple[str, str], dict[str, Any]]:
@@ -99,10 +101,13 @@ class RunFolder:
         keys = ("key", "seed", "texts", "token_ids", "finished", "right", "tokens", "seconds")
         return {(line["key"], line["seed"]): line for line in self.read_lines("answers", keys)}
 
-    def read_lines(self, name: str, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """Lines that all processes have written."""
-        for path in sorted(self.folder.glob(f"{name}*.jsonl")):
-            yield from read_lines(path, keys)
+    def read_lines(self, name: str, keys: Sequence[str]) -> list[dict[str, Any]]:
+        """Lines that all processes have written, which all read at one time: then, none writes what others do, too."""
+        processes().wait_for_everyone()
+        paths = sorted(self.folder.glob(f"{name}*.jsonl"))
+        lines = [line for path in paths for line in read_lines(path, keys)]
+        processes().wait_for_everyone()
+        return lines
 
 
 def open_folder(path: str | Path, settings: Mapping[str, Any], overwrite: bool = False) -> RunFolder:
@@ -117,39 +122,31 @@ def open_folder(path: str | Path, settings: Mapping[str, Any], overwrite: bool =
 
 
 def in_blocks(
-    questions: Sequence[Question],
-    folder: RunFolder | None,
-    answer: Callable[[list[Question]], list[dict[str, Any]]],
+    items: Sequence[Item],
+    path: Path | None,  # file of this process; without one, all items are done here, and nothing is saved
+    make: Callable[[list[Item]], list[dict[str, Any]]],
     title: str,
     progress: bool,
+    block_size: int = BLOCK,
+    size_of: Callable[[Item], int] = lambda item: 1,
 ) -> list[dict[str, Any]]:
     """
-    One record per question, which has the `seconds` that it took, made and appended to `answers.jsonl` block by block.
-    The processes of `accelerate launch` share the blocks, and each returns its own. Without a folder, all are done
-    here, and nothing is saved.
+    One record per item, with the `seconds` that it took, made and appended to a file block by block. The processes of
+    `accelerate launch` share the blocks by their sizes, and each returns its own records.
     """
     state = processes()
-    process, num_processes = (0, 1) if folder is None else (state.process_index, state.num_processes)
-    blocks = (list(questions[start : start + BLOCK]) for start in range(0, len(questions), BLOCK))
-    silent = not progress or not questions or process > 0
+    process, num_processes = (0, 1) if path is None else (state.process_index, state.num_processes)
+    blocks = (list(items[start : start + block_size]) for start in range(0, len(items), block_size))
+    sized = ((sum(map(size_of, block)), block) for block in blocks)
     records = []
-    with tqdm(total=len(questions), desc=title, unit=" questions", disable=silent) as bar:
-        for block in share(((len(block), block) for block in blocks), process, num_processes):
+    with tqdm(total=len(items), desc=title, unit=" items", disable=not (progress and items) or process > 0) as bar:
+        for block in share(sized, process, num_processes):
             began = time.perf_counter()
-            made = answer(block)
+            made = make(block)
             seconds = round((time.perf_counter() - began) / len(block), 4)
             made = [{**record, "seconds": seconds} for record in made]
-            if folder is not None:
-                append_lines(folder.answers_path, made)
+            if path is not None:
+                append_lines(path, made)
             records += made
-            bar.update(min(num_processes * len(block), len(questions) - bar.n))
+            bar.update(min(num_processes * len(block), len(items) - bar.n))
     return records
-
-
-def merge_line(records: dict[str, dict[str, Any]], line: Mapping[str, Any]) -> None:
-    """Adds a line of `scores.jsonl` to what is known of its item."""
-    known = records.setdefault(
-        line["key"], {"tokens": line["tokens"], "scores": {}, "seconds": 0.0, "cut": line["cut"]}
-    )
-    known["scores"].update(line["scores"])
-    known["seconds"] += line["seconds"]

@@ -1,19 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """From items to scores: block by block, behind what an earlier run has done."""
 
-import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
-from tqdm.auto import tqdm
-
-from ..runs.jsonl import append_lines
 from ..runs.processes import processes
-from ..runs.shards import share
-from .engine import Engine, ModelScorer, ScoredResponse
+from .engine import Engine, ModelScorer
 from .forms import token_counts
 from .items import Item
-from .run_folder import RunFolder, merge_line
+from .run_folder import RunFolder, in_blocks
 from .scorer_names import Scorer, base_names, make_form, needs_model
 
 
@@ -42,63 +38,44 @@ def score_items(
     forms = {name: make_form(name) for name in bases if not needs_model(name)}
     alone = any(form.needs_alone for form in forms.values())
     records = folder.read_scores()
-    todo = list(
-        {i.key: i for i in items if i.key not in records or not records[i.key]["scores"].keys() >= set(bases)}.values()
+    known = {item.key: records.get(item.key, {"scores": {}})["scores"] for item in items}
+    todo = list({item.key: item for item in items if not known[item.key].keys() >= set(bases)}.values())
+    engine = cache(make_engine)
+    scorer = cache(lambda name: make_scorer(name, engine()))
+
+    def score(block: list[Item]) -> list[dict[str, Any]]:
+        missing = [item for item in block if not _has_stats(folder, item, alone)]
+        scored = engine().score(missing, alone=alone) if missing else []
+        fresh = {item.key: row for item, row in zip(missing, scored, strict=True)}
+        if missing and keep_stats:
+            folder.stats.save(missing, scored)
+        responses = {item.key: fresh.get(item.key) or folder.stats.load(item.key) for item in block}
+        new: dict[str, dict[str, list[float]]] = {item.key: {} for item in block}
+        for name in bases:
+            wanted = [item for item in block if name not in known[item.key]]
+            if name in forms:
+                rows = [forms[name].score(item, responses[item.key]) for item in wanted]
+            else:
+                rows = _score_by_model(scorer(name), wanted, progress) if wanted else []
+            for item, row in zip(wanted, rows, strict=True):
+                new[item.key][name] = row
+        return [
+            {
+                "key": item.key,
+                "id": item.id,
+                "tokens": token_counts(item, responses[item.key]),
+                "cut": sum(response.cut for response in responses[item.key]),
+                "scores": new[item.key],
+            }
+            for item in block
+        ]
+
+    in_blocks(
+        todo, folder.scores_path, score, "Evaluating", progress, block_size, lambda item: len(str(item.responses))
     )
-    state = processes()
-    state.wait_for_everyone()  # who is ahead writes nothing that others have yet to see missing
-    engine: Engine | None = None
-    scorers: dict[str, Scorer] = {}
-    done = len(items) - len(todo)
-    with tqdm(total=len(items), initial=done, desc="Evaluating", unit=" items", disable=not progress) as bar:
-        blocks = [todo[start : start + block_size] for start in range(0, len(todo), block_size)]
-        sized = ((sum(len(str(item.responses)) for item in block), block) for block in blocks)
-        for block in share(sized, state.process_index, state.num_processes):
-            began = time.perf_counter()
-            missing = [item for item in block if not _has_stats(folder, item, alone)]
-            fresh: dict[str, list[ScoredResponse]] = {}
-            if missing:
-                engine = engine or make_engine()
-                scored = engine.score(missing, alone=alone)
-                fresh = {item.key: row for item, row in zip(missing, scored, strict=True)}
-                if keep_stats:
-                    folder.stats.save(missing, scored)
-            responses = [fresh[item.key] if item.key in fresh else folder.stats.load(item.key) for item in block]
-            new: list[dict[str, list[float]]] = [{} for _ in block]
-            for name in bases:
-                known = [records.get(item.key, {"scores": {}})["scores"] for item in block]
-                wanted = [k for k, scores in enumerate(known) if name not in scores]
-                if not wanted:
-                    continue
-                if name in forms:
-                    rows = [forms[name].score(block[k], responses[k]) for k in wanted]
-                else:
-                    engine = engine or make_engine()
-                    if name not in scorers:
-                        scorers[name] = make_scorer(name, engine)
-                    rows = _score_by_model(scorers[name], [block[k] for k in wanted], progress)
-                for k, row in zip(wanted, rows, strict=True):
-                    new[k][name] = row
-            seconds = (time.perf_counter() - began) / len(block)
-            lines = [
-                {
-                    "key": item.key,
-                    "id": item.id,
-                    "tokens": token_counts(item, row),
-                    "cut": sum(response.cut for response in row),
-                    "scores": scores,
-                    "seconds": round(seconds, 4),
-                }
-                for item, row, scores in zip(block, responses, new, strict=True)
-            ]
-            append_lines(folder.scores_path, lines)
-            for line in lines:
-                merge_line(records, line)
-            bar.update(len(block))
-    if state.num_processes > 1:
-        state.wait_for_everyone()
+    records = folder.read_scores()
+    if processes().num_processes > 1:
         folder.stats.find()
-        return folder.read_scores()
     return records
 
 

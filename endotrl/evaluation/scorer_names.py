@@ -2,6 +2,7 @@
 """Scorer names: parsing and construction."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from ..rewards.residuals import split_name
 from .engine import Engine, ModelScorer
@@ -28,12 +29,7 @@ STEP_PASS = (
 )
 TWO_PASS = ("gain.sum", "gain.mean", "gain.discounted=0.95", "relative_perplexity")
 # Words that stand for several scorers.
-SETS = {
-    "single-pass": SINGLE_PASS,
-    "two-pass": TWO_PASS,
-    "judges": JUDGES,
-    "controls": ("length", "random"),
-}
+SETS = {"single-pass": SINGLE_PASS, "two-pass": TWO_PASS, "judges": JUDGES, "controls": ("length", "random")}
 STEP_SETS = {
     "single-pass": STEP_PASS,
     "two-pass": ("gain.sum", "gain.mean", "relative_perplexity"),
@@ -49,17 +45,15 @@ Scorer = Form | RelativePerplexity | Control | ModelScorer  # gives a number to 
 def expand_names(names: Sequence[str], steps: bool) -> list[str]:
     """Names of scorers, the words that stand for several replaced, each name once."""
     sets = STEP_SETS if steps else SETS
-    expanded = [name for word in names for name in sets.get(word, (word,))]
-    result = list(dict.fromkeys(expanded))
-    if steps:
-        for name in result:
-            aggregate = ALIASES.get(name, name).partition(".")[2].partition("=")[0]
-            whole_only = base_name(name) != name or needs_model(name)
-            if whole_only or not (aggregate in STEP_AGGREGATES or name in (*CONTROLS, RELATIVE_PERPLEXITY)):
-                raise ValueError(
-                    f"{name!r} does not score steps. Forms that do are TOKEN.AGGREGATE with one of "
-                    f"{', '.join(STEP_AGGREGATES)}; also {', '.join([*ALIASES, RELATIVE_PERPLEXITY, *CONTROLS])}."
-                )
+    result = list(dict.fromkeys(name for word in names for name in sets.get(word, (word,))))
+    for name in result if steps else ():
+        aggregate = ALIASES.get(name, name).partition(".")[2].partition("=")[0]
+        whole_only = base_name(name) != name or needs_model(name)
+        if whole_only or not (aggregate in STEP_AGGREGATES or name in (*CONTROLS, RELATIVE_PERPLEXITY)):
+            raise ValueError(
+                f"{name!r} does not score steps. Forms that do are TOKEN.AGGREGATE with one of "
+                f"{', '.join(STEP_AGGREGATES)}; also {', '.join([*ALIASES, RELATIVE_PERPLEXITY, *CONTROLS])}."
+            )
     return result
 
 
@@ -100,34 +94,23 @@ def served_names(names: Sequence[str], given: bool, steps: bool) -> list[str]:
     The scorers that a model on a server can have, which gives log-probabilities only. If the user has named others
     (`given`), `ValueError`; otherwise they are left out.
     """
-    kept = []
-    for name in names:
-        base = base_name(name)
-        form = None if needs_model(base) else make_form(base)
-        reason = form.needs_logits(steps) if isinstance(form, Form) else None
-        if reason is None:
-            kept.append(name)
-        elif given:
+    forms = {name: None if needs_model(base_name(name)) else make_form(base_name(name)) for name in names}
+    reasons = {name: form.needs_logits(steps) if isinstance(form, Form) else None for name, form in forms.items()}
+    for name, reason in reasons.items() if given else ():
+        if reason is not None:
             raise ValueError(
                 f"{name!r} cannot be had from a server, which gives log-probabilities only: {reason}. Forms that can: "
                 "log_prob.AGGREGATE, gain.AGGREGATE, relative_perplexity; and bellman.sum, .mean and .power=NUMBER of "
                 "whole responses."
             )
-    return kept
+    return [name for name, reason in reasons.items() if reason is None]
 
 
-def make_scorer(
-    name: str,
-    engine: Engine,
-    reasoning_tokens: int = 0,
-    dtype: str = "auto",
-    device: str | None = None,
-    trust_remote_code: bool = False,
-) -> Scorer:
-    """A scorer of any kind. `dtype`, `device` and `trust_remote_code` are those of an explicit reward model."""
+def make_scorer(name: str, engine: Engine, reasoning_tokens: int = 0, **loading: Any) -> Scorer:
+    """A scorer of any kind. `loading`, `dtype`, `device` and `trust_remote_code`, is of an explicit reward model."""
     if name in JUDGES:
         return Judge(name, engine, reasoning_tokens)
     if name.startswith(REWARD_MODEL):
         path = name.removeprefix(REWARD_MODEL)
-        return reward_model_class(path, trust_remote_code)(path, engine, dtype, device, trust_remote_code)
+        return reward_model_class(path, loading.get("trust_remote_code", False))(path, engine, **loading)
     return make_form(name)

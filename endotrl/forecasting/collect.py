@@ -11,7 +11,6 @@ from ..evaluation.generation import Sample, prompt_rows
 from ..evaluation.intervals import Unit
 from ..evaluation.questions import Question
 from ..evaluation.run_folder import RunFolder, in_blocks
-from ..runs.processes import processes
 from .grades import Grader
 from .sampling import Drawn, Mixture
 
@@ -43,10 +42,7 @@ def collect(
         completion has no finite reward.
     """
     prompt_rows(engine, [q.prompt for q in questions], max_new_tokens)
-    records = {}
-    if folder is not None:
-        records = _saved(folder)
-        processes().wait_for_everyone()  # who is ahead writes nothing that others have yet to see missing
+    records = {} if folder is None else _saved(folder)
 
     def answer(block: list[Question]) -> list[dict[str, Any]]:
         # What a block draws depends on its seed and its first question, not on what was done before it.
@@ -55,10 +51,8 @@ def collect(
         return [_record(q, row, grader, reward) for q, row in zip(block, drawn, strict=True)]
 
     todo = list({q.key: q for q in questions if q.key not in records}.values())
-    records |= {record["key"]: record for record in in_blocks(todo, folder, answer, "Sampling", progress)}
-    if folder is not None and processes().num_processes > 1:
-        processes().wait_for_everyone()
-        records = _saved(folder)
+    made = in_blocks(todo, None if folder is None else folder.answers_path, answer, "Sampling", progress)
+    records = {record["key"]: record for record in made} if folder is None else _saved(folder)
     return [records[q.key] for q in questions]
 
 

@@ -26,7 +26,6 @@ from .verdict import suggested_beta, verdict
 
 BETAS = (2.0, 1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
 TEMPERATURES = (1.0, 0.7, 0.5)
-ALWAYS_RECORDED = (1.0, 0.5)
 
 
 @dataclass(frozen=True)
@@ -61,13 +60,7 @@ class Forecast:
 
     def to_dict(self) -> dict[str, Any]:
         """What `forecast.json` holds."""
-        return {
-            "verdict": self.verdict,
-            "betas": self.betas,
-            "alternatives": self.alternatives,
-            "suggested_beta": self.suggested_beta,
-            **self.details,
-        }
+        return {**{name: value for name, value in vars(self).items() if name != "details"}, **self.details}
 
     def _repr_html_(self) -> str:
         from .page import body
@@ -177,7 +170,7 @@ def forecast(
         "grader": _name(grader),
     }
     folder = None if output is None else open_folder(output, settings)
-    sampler = MixtureSampler(engine, max_new_tokens, recorded_temperatures(mixture))
+    sampler = MixtureSampler(engine, max_new_tokens, mixture.recorded)
     records = collect(found, engine, sampler, mixture, judge, max_new_tokens, reward, folder, seed, progress)
     return from_records(records, mixture, objective, betas)
 
@@ -185,11 +178,6 @@ def forecast(
 def _name(value: Any) -> str | None:
     """By which a function is known again in another process."""
     return value if isinstance(value, str | None) else getattr(value, "__name__", type(value).__name__)
-
-
-def recorded_temperatures(mixture: Mixture) -> list[float]:
-    """Temperatures under which densities are needed."""
-    return sorted({*ALWAYS_RECORDED, *(t for t in mixture.counts if t > 0.0)}, reverse=True)
 
 
 def from_records(

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Report of a forecast: verdict, plot over beta, tables."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
 from ..evaluation.plots import BLUE, CYCLE, GREY, as_png, pyplot
-from ..reporting import figure, page, table
+from ..reporting import figure, page, settings_table, table
 from .summary import METRICS, MIN_ESS
 
 
@@ -36,31 +36,28 @@ def name_of(forecast: "Forecast", alternative: str) -> str:
 
 def alternative_rows(forecast: "Forecast") -> list[list[Any]]:
     """Cells: name, and the metrics that are known of it."""
-    rows = []
-    for key, found in forecast.details["alternative_details"].items():
-        known = [found.get(metric, {}).get("value") for metric in METRICS]
-        rows.append([name_of(forecast, key), *known])
-    return rows
+    return [
+        [name_of(forecast, key), *(found.get(metric, {}).get("value") for metric in METRICS)]
+        for key, found in forecast.details["alternative_details"].items()
+    ]
 
 
-def body(forecast: "Forecast", sections: Sequence[tuple[str, Markup]] = ()) -> Markup:
+def body(forecast: "Forecast") -> Markup:
     """Verdict, plot and tables as one block, for a notebook."""
-    parts = [Markup("<p><b>{}</b></p>").format(forecast.verdict)]
-    return Markup("").join([*parts, *(block for _, block in _sections(forecast)), *(block for _, block in sections)])
+    verdict = Markup("<p><b>{}</b></p>").format(forecast.verdict)
+    return Markup("").join([verdict, *(block for _, block in _sections(forecast))])
 
 
-def report(forecast: "Forecast", title: str, settings: Sequence[tuple[str, Any]], footer: str) -> str:
+def report(forecast: "Forecast", title: str, settings: Mapping[str, Any], footer: str) -> str:
     """The HTML page."""
-    rows = [[name, None if value is None else str(value)] for name, value in settings]
-    sections = [*_sections(forecast), ("Settings", table(["setting", "value"], rows))]
+    sections = [*_sections(forecast), ("Settings", settings_table(settings))]
     return page(title, sections, lead=forecast.verdict, footer=Markup("{} · {}").format(PAPERS, footer))
 
 
 def plot(forecast: "Forecast") -> bytes:
     """Accuracy (without labels, agreement with the majority answer) over beta, with the alternatives as lines."""
     metric = "agreement" if forecast.alternatives["sampled"] is None else "accuracy"
-    plt = pyplot()
-    fig, axis = plt.subplots(figsize=(6.5, 3.8), layout="constrained")
+    fig, axis = pyplot().subplots(figsize=(6.5, 3.8), layout="constrained")
     rows = forecast.betas
     betas = [row["beta"] for row in rows]
     low, high = ([row[f"{metric}_interval"][side] for row in rows] for side in (0, 1))
@@ -68,20 +65,13 @@ def plot(forecast: "Forecast") -> bytes:
     axis.plot(betas, [row[metric] for row in rows], color=BLUE, label="after training")
     for enough, style in ((True, {"color": BLUE}), (False, {"markerfacecolor": "white", "markeredgecolor": BLUE})):
         some = [row for row in rows if (row["ess"] >= MIN_ESS) is enough]
-        axis.plot(
-            [r["beta"] for r in some],
-            [r[metric] for r in some],
-            "o",
-            markersize=5,
-            **style,
-            label=None if enough or not some else "samples do not suffice",
-        )
+        label = None if enough or not some else "samples do not suffice"
+        axis.plot([r["beta"] for r in some], [r[metric] for r in some], "o", markersize=5, **style, label=label)
     colors = [GREY, *CYCLE[1:], "#000000"]
     for color, (key, found) in zip(colors, forecast.details["alternative_details"].items(), strict=False):
         if metric in found:
-            axis.axhline(
-                found[metric]["value"], color=color, linestyle="--", linewidth=1.2, label=name_of(forecast, key)
-            )
+            label = name_of(forecast, key)
+            axis.axhline(found[metric]["value"], color=color, linestyle="--", linewidth=1.2, label=label)
     axis.set(
         xscale="log",
         xlabel="beta (smaller: sharper)",

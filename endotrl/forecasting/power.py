@@ -15,29 +15,17 @@ $$
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from tqdm.auto import tqdm
 
 from ..evaluation.engine import Engine
 from ..evaluation.generation import Sample, prompt_rows, sample_of
 from ..rendering.messages import Prompt
-from .sampling import Drawn, MixtureSampler
+from .sampling import MixtureSampler
 
 
-@dataclass
-class _State:
-    """A completion with the log-probabilities of its tokens, at T = 1 and at the temperature of the proposals."""
-
-    token_ids: list[int]
-    at_one: list[float]
-    tempered: list[float]
-
-    @classmethod
-    def of(cls, drawn: Drawn, temperature: float, limit: int) -> "_State":
-        """The first `limit` tokens of the one sample."""
-        at_one, tempered = (drawn.token_log_probs[t][0] for t in (1.0, temperature))
-        return cls(list(drawn.samples[0].token_ids[:limit]), at_one[:limit], tempered[:limit])
+# Tokens of a completion, with their log-probabilities at T = 1 and at the temperature of the proposals.
+State = list[tuple[int, float, float]]
 
 
 def power_samples(
@@ -58,28 +46,29 @@ def power_samples(
     sampler = MixtureSampler(engine, max_new_tokens, [1.0, temperature])
     rows = prompt_rows(engine, prompts, max_new_tokens)
 
-    def draw(prefixes: Sequence[Sequence[int]]) -> list[_State]:
+    def draw(prefixes: Sequence[Sequence[int]]) -> list[State]:
         drawn = sampler.continue_ids(
             [[*row, *prefix] for row, prefix in zip(rows, prefixes, strict=True)],
             [temperature],
             generator.randrange(2**63),
         )
-        limits = [max_new_tokens - len(prefix) for prefix in prefixes]
-        return [_State.of(one, temperature, limit) for one, limit in zip(drawn, limits, strict=True)]
+        states = []
+        for one, prefix in zip(drawn, prefixes, strict=True):
+            log_probs = (one.token_log_probs[t][0] for t in (1.0, temperature))
+            state = list(zip(one.samples[0].token_ids, *log_probs, strict=True))
+            states.append(state[: max_new_tokens - len(prefix)])
+        return states
 
     states = draw([[] for _ in rows])
     for _ in tqdm(range(steps), desc="Power sampling", unit=" steps", disable=not progress):
-        places = [generator.randrange(len(state.token_ids)) for state in states]
-        prefixes = [state.token_ids[:place] for state, place in zip(states, places, strict=True)]
+        places = [generator.randrange(len(state)) for state in states]
+        prefixes = [[token for token, *_ in state[:i]] for state, i in zip(states, places, strict=True)]
         for i, (state, place, new) in enumerate(zip(states, places, draw(prefixes), strict=True)):
-            log_ratio = exponent * (math.fsum(new.at_one) - math.fsum(state.at_one[place:]))
-            log_ratio += math.fsum(state.tempered[place:]) - math.fsum(new.tempered)
-            log_ratio += math.log(len(state.token_ids) / (place + len(new.token_ids)))
+            old = state[place:]
+            log_ratio = exponent * (math.fsum(p for _, p, _ in new) - math.fsum(p for _, p, _ in old))
+            log_ratio += math.fsum(p for *_, p in old) - math.fsum(p for *_, p in new)
+            log_ratio += math.log(len(state) / (place + len(new)))
             if math.log(generator.random() or 1e-300) < log_ratio:
-                states[i] = _State(
-                    state.token_ids[:place] + new.token_ids,
-                    state.at_one[:place] + new.at_one,
-                    state.tempered[:place] + new.tempered,
-                )
+                states[i] = state[:place] + new
     ends = set(engine.renderer.eos_token_ids)
-    return [sample_of(engine, state.token_ids, ends) for state in states]
+    return [sample_of(engine, [token for token, *_ in state], ends) for state in states]

@@ -66,6 +66,11 @@ class Mixture:
         """Temperature of each sample."""
         return [t for t, count in self.counts.items() for _ in range(count)]
 
+    @property
+    def recorded(self) -> list[float]:
+        """Temperatures under which densities are needed."""
+        return sorted({1.0, 0.5, *self.counts} - {GREEDY}, reverse=True)
+
     def log_density(self, log_probs: Mapping[float, Sequence[float]], is_greedy: Sequence[bool]) -> np.ndarray:
         r"""
         $\log q$ of n samples, of shape `(n,)`, from their log-probabilities under each temperature, and whether each
@@ -149,11 +154,13 @@ class MixtureSampler:
         samples = [sample_of(engine, row, set(ends)) for row in output[:, ids.shape[1] :].tolist()]
         steps = torch.stack(recorder.steps, dim=2).cpu()  # (rows, temperatures, tokens)
         for i in range(0, len(samples), num):
-            places = range(i, i + num)
+            own = samples[i : i + num]
             yield Drawn(
-                samples[i : i + num],
+                own,
                 {
-                    t: [steps[place, k, : len(samples[place].token_ids)].tolist() for place in places]
+                    t: [
+                        row[k, : len(one.token_ids)].tolist() for row, one in zip(steps[i : i + num], own, strict=True)
+                    ]
                     for k, t in enumerate(self._recorded)
                 },
             )

@@ -95,32 +95,34 @@ class Summary:
     def _alternatives(self, half_temperature: Array) -> dict[str, list[Unit]]:
         """What costs no training. Without labels, only what says something of the samples."""
         at_one = np.tile([0.0 if t == 1.0 else -np.inf for t in self._temperatures], len(self._records))
-        units = {"sampled": self._units(self._samples.normalized(at_one))}  # without weights, and so without bias
-        units["greedy"] = [
-            self._one(r, lambda r, votes: [float(t == GREEDY) for t in self._temperatures]) for r in self._records
-        ]
-        units["temperature=0.5"] = self._units(half_temperature)
-        choices: dict[str, Callable[[Record, list[int]], list[float]]] = {
-            "majority": lambda r, votes: _among(votes, majority_scores([r["groups"][i] for i in votes]), r),
-            "best_of_n": lambda r, votes: _among(votes, [r["rewards"][i] for i in votes], r),
-            "best_of_n_length": lambda r, votes: _among(votes, [len(r["token_ids"][i]) for i in votes], r),
-        }
-        for name, choice in choices.items():
-            units[name] = [self._one(record, choice) for record in self._records]
-        return units
+        votes = [i for i, t in enumerate(self._temperatures) if t == 1.0]
 
-    def _one(self, record: Record, choice: Callable[[Record, list[int]], list[float]]) -> Unit:
-        """The completion that a rule chooses: the one with the highest score, drawn among equals."""
-        scores = choice(record, [i for i, t in enumerate(self._temperatures) if t == 1.0])
-        columns = {
-            "length": [float(len(ids)) for ids in record["token_ids"]],
-            "truncated": [float(not end) for end in record["finished"]],
-            "reward": record["rewards"],
+        def of_votes(key: str) -> Callable[[Record], list[Any]]:
+            return lambda record: [record[key][i] for i in votes]
+
+        return {
+            "sampled": self._units(self._samples.normalized(at_one)),  # without weights, and so without bias
+            "greedy": self._chosen([self._temperatures.index(GREEDY)], lambda record: [0.0]),
+            "temperature=0.5": self._units(half_temperature),
+            "majority": self._chosen(votes, lambda record: majority_scores(of_votes("groups")(record))),
+            "best_of_n": self._chosen(votes, of_votes("rewards")),
+            "best_of_n_length": self._chosen(votes, lambda record: list(map(len, of_votes("token_ids")(record)))),
         }
-        if self.has_labels:
-            columns["accuracy"] = record["right"]
-        chosen = {name: accuracy_of_choice(scores, column) for name, column in columns.items()}
-        return Unit(record["key"], "questions", chosen)
+
+    def _chosen(self, places: Sequence[int], scores_of: Callable[[Record], Sequence[float]]) -> list[Unit]:
+        """Of some samples of each question, the one with the highest score, drawn among equals."""
+        units = []
+        for record in self._records:
+            columns = {
+                "length": [float(len(ids)) for ids in record["token_ids"]],
+                "truncated": [float(not end) for end in record["finished"]],
+                "reward": record["rewards"],
+                **({"accuracy": record["right"]} if self.has_labels else {}),
+            }
+            scores = scores_of(record)
+            values = {name: accuracy_of_choice(scores, [row[i] for i in places]) for name, row in columns.items()}
+            units.append(Unit(record["key"], "questions", values))
+        return units
 
     def _beta_row(self, beta: float, log_weights: Array) -> dict[str, Any]:
         found = self.estimates[f"beta={beta:g}"]
@@ -148,12 +150,6 @@ class Summary:
         units = [Unit(r["key"], "questions", {"slope": c}) for r, c in zip(self._records, covariances, strict=True)]
         slope = estimates(units, plain_means, self._resampling)["slope"]
         return slope, below, int(mixed.sum())
-
-
-def _among(votes: Sequence[int], scores: Sequence[float], record: Record) -> list[float]:
-    """Scores of some samples, and less for all others."""
-    found = dict(zip(votes, scores, strict=True))
-    return [found.get(i, -np.inf) for i in range(len(record["token_ids"]))]
 
 
 def _by_temperature(record: Record) -> dict[float, list[float]]:

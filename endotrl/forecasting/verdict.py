@@ -10,7 +10,6 @@ from .summary import MIN_ESS, Summary
 
 
 CLOSE = 0.01  # points of accuracy or agreement that do not matter
-Row = Mapping[str, Any]
 
 
 def suggested_beta(summary: Summary) -> float | None:
@@ -30,13 +29,14 @@ def suggested_beta(summary: Summary) -> float | None:
 
 def verdict(summary: Summary, objective: Objective, num_questions: int) -> str:
     """The verdict, most important first."""
-    words = [_few(num_questions), *(_labelled(summary) if summary.has_labels else _unlabelled(summary))]
+    words = [] if num_questions >= MIN_CLUSTERS else [f"{num_questions} questions are too few to tell."]
+    words += _labelled(summary) if summary.has_labels else _unlabelled(summary)
     words += _side_effects(summary) + _limits(summary)
     if objective.has_groups and objective.scale_rewards != "none":
         words.append(
             f"(For {objective.words}: rewards are divided by their spread, so that beta acts as beta times it.)"
         )
-    return " ".join(filter(None, words))
+    return " ".join(words)
 
 
 def _vouched(summary: Summary) -> list[dict[str, Any]]:
@@ -52,25 +52,20 @@ def _is_less(difference: Estimate) -> bool:
     return difference.high < 0 and difference.value <= -CLOSE
 
 
-def _few(num_questions: int) -> str:
-    return "" if num_questions >= MIN_CLUSTERS else f"{num_questions} questions are too few to tell."
-
-
 def _labelled(summary: Summary) -> list[str]:
     rows = _vouched(summary)
     if not rows:
         return [_start(summary)]
     now = summary.estimates["sampled"]["accuracy"].value
     best, last = max(rows, key=lambda row: row["accuracy"]), rows[-1]
-    gain = summary.gain(f"beta={best['beta']:g}")
-    loss = summary.gain(f"beta={last['beta']:g}")
-    if _is_more(gain):
+    helps = _is_more(summary.gain(f"beta={best['beta']:g}"))
+    if helps:
         beta = suggested_beta(summary)
         best = next(row for row in rows if row["beta"] == beta)
         words = [f"Sharpening helps: {_change(now, best, 'accuracy')} at beta {beta:g}."]
         if _is_less(summary.gain(f"beta={last['beta']:g}", over=f"beta={beta:g}")):
             words.append(f"A smaller beta is worse again: {last['accuracy']:.0%} at {last['beta']:g}.")
-    elif _is_less(loss):
+    elif _is_less(summary.gain(f"beta={last['beta']:g}")):
         words = [f"It would hurt: {_change(now, last, 'accuracy')} at beta {last['beta']:g}."]
         if summary.wrong_more_probable is not None:
             words.append(
@@ -82,7 +77,7 @@ def _labelled(summary: Summary) -> list[str]:
             f"No change beyond noise: {_change(now, best, 'accuracy')} at beta {best['beta']:g}, the best of "
             f"{rows[0]['beta']:g} to {last['beta']:g}."
         ]
-    return [*words, _rivals(summary, best["accuracy"], helps=_is_more(gain))]
+    return [*words, _rivals(summary, best["accuracy"], helps)]
 
 
 def _start(summary: Summary) -> str:
@@ -91,15 +86,13 @@ def _start(summary: Summary) -> str:
     assert slope is not None  # there are labels
     if is_noise(slope):
         return "Whether training begins with better or worse answers is not beyond noise."
-    return f"Training begins with {'better' if slope.value > 0 else 'worse'} answers: right ones are the " + (
-        "more probable ones." if slope.value > 0 else "less probable ones."
-    )
+    better, more = ("better", "more") if slope.value > 0 else ("worse", "less")
+    return f"Training begins with {better} answers: right ones are the {more} probable ones."
 
 
 def _rivals(summary: Summary, trained: float, helps: bool) -> str:
     free = {name: summary.estimates[name]["accuracy"].value for name in summary.alternatives}
     majority = f"majority of {summary.num_votes} {free['majority']:.0%}"
-    greedy = summary.gain("greedy")
     if helps and free["greedy"] >= trained - CLOSE:
         return (
             f"Greedy decoding already gives {free['greedy']:.0%}: prefer temperature 0 unless you need samples "
@@ -108,6 +101,7 @@ def _rivals(summary: Summary, trained: float, helps: bool) -> str:
     if helps:
         rest = f"T = 0.5 gives {free['temperature=0.5']:.0%}, {majority} at {summary.num_votes} times the cost"
         return f"Without training, greedy decoding gives {free['greedy']:.0%}, {rest}."
+    greedy = summary.gain("greedy")
     better = "" if is_noise(greedy) or greedy.value > 0 else ", which is no better"
     return f"Greedy decoding gives {free['greedy']:.0%}{better}, {majority}."
 
@@ -117,17 +111,14 @@ def _unlabelled(summary: Summary) -> list[str]:
     if not rows:
         return []
     now = summary.estimates["sampled"]["agreement"].value
-    best = max(rows, key=lambda row: row["agreement"])
-    gain = summary.gain(f"beta={best['beta']:g}", "agreement")
+    best, last = max(rows, key=lambda row: row["agreement"]), rows[-1]
     change = _change(now, best, "agreement")
-    if _is_more(gain):
-        first = f"Answers become more alike: {change} agree with the majority answer at beta {best['beta']:g}."
+    if _is_more(summary.gain(f"beta={best['beta']:g}", "agreement")):
         return [
-            first,
+            f"Answers become more alike: {change} agree with the majority answer at beta {best['beta']:g}.",
             "That helps where the majority is right, and hurts where it is wrong: without labels, the "
             "samples cannot tell which. 50 labelled questions can.",
         ]
-    last = rows[-1]
     if _is_less(summary.gain(f"beta={last['beta']:g}", "agreement")):
         change = _change(now, last, "agreement")
         return [
@@ -172,6 +163,6 @@ def _limits(summary: Summary) -> list[str]:
     ]
 
 
-def _change(now: float | None, row: Row, metric: str) -> str:
+def _change(now: float, row: Mapping[str, Any], metric: str) -> str:
     low, high = row[f"{metric}_interval"]
     return f"{now:.0%} -> {row[metric]:.0%} ({100 * low:.0f} to {100 * high:.0f})"

@@ -8,8 +8,8 @@ always text, so nothing that a model writes can become part of the page.
 """
 
 from .curves import curves, sparkline
-from .heat_map import OPACITY, STEPS, ColorScale, HeatMapRow, heat_maps, legend, token_heat_map
-from .html import SupportsSavefig, figure, notebook_cell, page, table
+from .heat_map import HeatMapRow, heat_maps
+from .html import figure, notebook_cell, page, settings_table, table
 from .terminal import (
     ignore_upstream_warnings,
     quiet_libraries,
@@ -23,29 +23,24 @@ from .text import cell_text, correlation_in_words, number, plain
 
 
 __all__ = [
-    "OPACITY",
-    "STEPS",
-    "ColorScale",
     "HeatMapRow",
-    "SupportsSavefig",
     "cell_text",
     "correlation_in_words",
     "curves",
     "figure",
     "heat_maps",
     "ignore_upstream_warnings",
-    "legend",
     "notebook_cell",
     "number",
     "page",
     "plain",
     "quiet_libraries",
     "say",
+    "settings_table",
     "sparkline",
     "table",
     "terminal_heat_map",
     "terminal_table",
     "terminal_text",
-    "token_heat_map",
     "working",
 ]

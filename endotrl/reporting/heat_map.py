@@ -14,6 +14,7 @@ from .text import JOINERS, character_name, is_hidden, number, plain
 STEPS = 8  # shades on each side of neutral
 # Opacity of the strongest shade. Text stays readable on every shade, in both modes: a test computes the contrast.
 OPACITY = 0.75
+QUANTILE = 0.95  # of the tokens of a page that stay below the strongest shade
 MIN_FOR_EXTREMES = 8  # tokens; fewer are taken in at a glance
 # Blue and orange are told apart with every common colour blindness. They are laid over the page's own background, so
 # that neutral is white on a white page and dark on a dark one.
@@ -36,24 +37,21 @@ class ColorScale:
     center: float = 0.0
     sides: Literal["both", "below", "above"] = "both"
 
-    def __post_init__(self) -> None:
-        if not (0.0 < self.limit < math.inf and math.isfinite(self.center)):
-            raise ValueError(
-                f"A colour scale has limit {self.limit} and center {self.center}, but the limit must be positive, and "
-                "both must be finite."
-            )
-
     @classmethod
-    def of(cls, rewards: Iterable[Iterable[float]], center: float = 0.0, quantile: float = 0.95) -> "ColorScale":
+    def of(cls, rewards: Iterable[Iterable[float]], center: float = 0.0) -> "ColorScale":
         """
-        The scale on which a fraction `quantile` of all tokens stays below the strongest colour, so that a few extreme
-        ones do not wash out the others, with the sides that rewards are on. `rewards` has one iterable a completion.
+        The scale on which 95% of all tokens stay below the strongest colour, so that a few extreme ones do not wash
+        out the others, with the sides that rewards are on. `rewards` has one iterable a completion.
         """
-        differences = [float(r) - center for row in rewards for r in row if math.isfinite(float(r))]
+        differences = [r - center for row in rewards for r in row if math.isfinite(r)]
         distances = sorted(map(abs, differences))
-        limit = distances[math.ceil(quantile * (len(distances) - 1))] if distances else 0.0
+        limit = distances[math.ceil(QUANTILE * (len(distances) - 1))] if distances else 0.0
         below, above = (any(sign * d > 0 for d in differences) for sign in (-1, 1))
         return cls(limit or 1.0, center, "both" if below == above else "below" if below else "above")
+
+    def share(self, reward: float) -> float:
+        """How much of the strongest colour a reward has, from -1 to 1."""
+        return max(-1.0, min(1.0, (reward - self.center) / self.limit))
 
     def shade(self, reward: float) -> str:
         """
@@ -61,9 +59,9 @@ class ColorScale:
         """
         if math.isnan(reward):
             return "bad"
-        distance = max(-1.0, min(1.0, (reward - self.center) / self.limit))
-        step = round(abs(distance) * STEPS)
-        return "" if step == 0 else f"{'p' if distance > 0 else 'n'}{step}"
+        share = self.share(reward)
+        step = round(abs(share) * STEPS)
+        return "" if step == 0 else f"{'p' if share > 0 else 'n'}{step}"
 
 
 def legend(scale: ColorScale, what: str = "token reward, nats") -> Markup:
@@ -124,17 +122,7 @@ def heat_maps(
         decimals = max(3, 3 - math.floor(math.log10(scale.limit)))
     maps = [
         token_heat_map(
-            row.text,
-            row.offsets,
-            row.contributions,
-            scale,
-            others=row.columns,
-            unit=unit,
-            name="contribution",
-            decimals=decimals,
-            eos=row.eos,
-            prompt=row.prompt,
-            meta=" · ".join(filter(None, [row.meta, _sum_in_words(row, total, unit)])),
+            row, scale, " · ".join(filter(None, [row.meta, _sum_in_words(row, total, unit)])), unit, decimals
         )
         + row.details
         for row in rows
@@ -157,49 +145,29 @@ def _sum_in_words(row: HeatMapRow, total: str, unit: str) -> str:
     return f"{total} {number(row.total)} = " + " + ".join(f"{name} {number(value)}" for name, value in parts.items())
 
 
-def token_heat_map(
-    text: str,
-    offsets: Sequence[tuple[int, int]],
-    rewards: Iterable[float],
-    scale: ColorScale,
-    *,
-    log_probs: Iterable[float] | None = None,
-    soft_values: Iterable[float] | None = None,
-    entropies: Iterable[float] | None = None,
-    others: Mapping[str, Iterable[float]] | None = None,
-    unit: str = "token",
-    name: str = "reward",
-    decimals: int = 3,
-    eos: bool = False,
-    prompt: str = "",
-    meta: str = "",
-) -> Markup:
+def token_heat_map(row: HeatMapRow, scale: ColorScale, meta: str, unit: str = "token", decimals: int = 3) -> Markup:
     """
-    A completion with every token in the colour of its reward, in nats. Pointing at a token, or tapping it, shows its
-    numbers; the lowest and the highest stand below. The units may be others than tokens, such as sentences.
+    A completion with every token in the colour of what it contributes, under its prompt and a line of `meta`. Pointing
+    at a token, or tapping it, shows its numbers; the lowest and the highest stand below.
 
-    `offsets` are the spans of characters of the `H` tokens, as [`TokenStats`] has them. A token that ends inside a
-    character has an empty span; text outside all spans (what a tool wrote) is shown without colour. Of the soft
-    values, one entry more than tokens is ignored. `eos` shows the last token as a badge; `prompt` and a line of `meta`
-    stand above.
+    A token that ends inside a character has an empty span; text outside all spans (what a tool wrote) is shown without
+    colour.
     """
-    columns = [(name, [float(reward) for reward in rewards])]
-    named = (("log-prob", log_probs), ("soft value", soft_values), ("entropy", entropies), *(others or {}).items())
-    for title, values in named:
-        if values is not None:
-            columns.append((title, [float(value) for value in values]))
-    for title, column in columns:
-        surplus = len(column) - len(offsets)
-        if surplus != 0 and not (title == "soft value" and surplus == 1):
+    text, offsets = row.text, row.offsets
+    columns = {"contribution": row.contributions, **row.columns}
+    for title, column in columns.items():
+        if len(column) != len(offsets):
             raise ValueError(f"There are {len(offsets)} {unit}s, but {len(column)} values of {title!r}.")
     pieces, end = [], 0
     for i, (start, stop) in enumerate(offsets):
         if start > end:
             pieces.append(Markup('<span class="gap">{}</span>').format(_token_text(text[end:start])))
         end = max(end, stop)
-        token, reward = text[start:stop], columns[0][1][i]
-        numbers = " · ".join(f"{title} {number(column[i], decimals, sign=title == name)}" for title, column in columns)
-        is_eos = eos and i == len(offsets) - 1
+        token, reward = text[start:stop], row.contributions[i]
+        numbers = " · ".join(
+            f"{title} {number(column[i], decimals, sign=title == 'contribution')}" for title, column in columns.items()
+        )
+        is_eos = row.eos and i == len(offsets) - 1
         # The space before a word stays outside the colour: at a line's end it would hang there as a strip.
         space = " " if token.startswith(" ") and not token.isspace() else ""
         pieces.append(
@@ -214,20 +182,23 @@ def token_heat_map(
     if end < len(text):
         pieces.append(Markup('<span class="gap">{}</span>').format(_token_text(text[end:])))
     return Markup('<div class="heat">{meta}{prompt}<p class="tokens" dir="auto">{tokens}</p>{extremes}</div>').format(
-        meta=Markup('<p class="meta">{}</p>').format(plain(meta)) if meta else "",
-        prompt=Markup('<div class="prompt" dir="auto">{}</div>').format(plain(prompt)) if prompt else "",
+        meta=Markup('<p class="meta">{}</p>').format(plain(meta)),
+        prompt=Markup('<div class="prompt" dir="auto">{}</div>').format(plain(row.prompt)) if row.prompt else "",
         tokens=Markup("").join(pieces),
-        extremes=_extremes(text, offsets, columns[0][1], decimals - 1),
+        extremes=_extremes(row, decimals - 1),
     )
 
 
-def _extremes(text: str, offsets: Sequence[tuple[int, int]], rewards: Sequence[float], decimals: int) -> Markup:
-    """The lowest and the highest rewards in words, for those who see no colours and point at nothing, and on paper."""
-    order = sorted((i for i in range(len(rewards)) if not math.isnan(rewards[i])), key=lambda i: rewards[i])
+def _extremes(row: HeatMapRow, decimals: int) -> Markup:
+    """The lowest and the highest in words, for those who see no colours and point at nothing, and on paper."""
+    values = row.contributions
+    order = sorted((i for i in range(len(values)) if not math.isnan(values[i])), key=values.__getitem__)
     if len(order) < MIN_FOR_EXTREMES:
         return Markup("")
     lowest, highest = (
-        ", ".join(f"“{_brief(text[slice(*offsets[i])])}” {number(rewards[i], decimals, sign=True)}" for i in chosen)
+        ", ".join(
+            f"“{_brief(row.text[slice(*row.offsets[i])])}” {number(values[i], decimals, sign=True)}" for i in chosen
+        )
         for chosen in (order[:3], order[:-4:-1])
     )
     return Markup('<p class="meta extremes" dir="auto">{}</p>').format(f"Lowest: {lowest}. Highest: {highest}.")

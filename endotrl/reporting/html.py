@@ -4,10 +4,9 @@
 import base64
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
-from io import BytesIO
-from typing import Any, Protocol
+from typing import Any
 
 from markupsafe import Markup, escape
 
@@ -42,19 +41,12 @@ img-src data:; {scripts}base-uri 'none'; form-action 'none'">
 {script}</body>
 </html>
 """)
-
-
+_SCRIPT = '<script type="application/json" id="data">{data}</script>\n<script>{script}</script>\n'
 # Characters that a cell of a column of short text may have: the longest names of scorers have about as many.
 MAX_SHORT_TEXT = 40
 # Pixels, at the 144 dots an inch of reports: text of 9 points in a picture of 7 inches is still read at the width of a
 # phone.
 MAX_PHONE_PIXELS = 1008
-
-
-class SupportsSavefig(Protocol):
-    """A matplotlib figure, as far as a report needs one."""
-
-    def savefig(self, fname: Any, **kwargs: Any) -> None: ...
 
 
 def page(
@@ -79,27 +71,19 @@ def page(
         )
         for heading, content in sections
     )
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    # Nothing in a string can end its element.
+    values = json.dumps(data, ensure_ascii=False).replace("&", "\\u0026").replace("<", "\\u003c")
     html = _PAGE.format(
         title=plain(title),
         style=Markup(_STYLE + _BLOCKS + SHADES),
         lead=Markup('<div class="lead">{}</div>').format(_paragraph(lead)) if lead else "",
         body=body,
         footer=Markup("<footer>{}</footer>").format(_paragraph(footer)) if footer else "",
-        scripts=_digest(script) if script else "",
-        script=_script(script, data) if script else "",
+        scripts=Markup(f"script-src 'sha256-{digest}'; ") if script else "",
+        script=Markup(_SCRIPT.format(data=values, script=script)) if script else "",
     )
     return str(html)  # the page is done: no longer `Markup`, which would escape what is added
-
-
-def _digest(script: str) -> Markup:
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
-    return Markup(f"script-src 'sha256-{digest}'; ")
-
-
-def _script(script: str, data: Any) -> Markup:
-    # Nothing in a string can end its element.
-    values = json.dumps(data, ensure_ascii=False).replace("&", "\\u0026").replace("<", "\\u003c")
-    return Markup(f'<script type="application/json" id="data">{values}</script>\n<script>{script}</script>\n')
 
 
 def notebook_cell(blocks: Markup) -> str:
@@ -138,15 +122,16 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]], caption: str
     )
 
 
-def figure(image: bytes | SupportsSavefig, caption: str = "", alt: str = "") -> Markup:
+def settings_table(settings: Mapping[str, object]) -> Markup:
+    """A table of settings by name."""
+    return table(["setting", "value"], [[name, None if v is None else str(v)] for name, v in settings.items()])
+
+
+def figure(image: bytes, caption: str = "", alt: str = "") -> Markup:
     """
-    A picture (a PNG, or a figure of matplotlib, rendered at 144 dots an inch), embedded in the page. It is never wider
-    than the page, but where a narrow screen would make it too small to read, it scrolls sideways.
+    A PNG, embedded in the page. It is never wider than the page, but where a narrow screen would make it too small to
+    read, it scrolls sideways.
     """
-    if not isinstance(image, bytes):
-        buffer = BytesIO()
-        image.savefig(buffer, format="png", dpi=144, bbox_inches="tight")
-        image = buffer.getvalue()
     if not image.startswith(b"\x89PNG\r\n\x1a\n"):
         raise ValueError(f"The image is not a PNG file: it begins with {image[:8]!r}.")
     picture = Markup('<img alt="{}" src="data:image/png;base64,{}">').format(

@@ -114,7 +114,7 @@ def terminal_heat_map(rows: Sequence[HeatMapRow]) -> "Text":
     for row in rows:
         result.append(f"  {terminal_text(row.prompt)}\n  " if row.prompt else "  ")
         for i, ((start, stop), contribution) in enumerate(zip(row.offsets, row.contributions, strict=True), 1):
-            share = max(-1.0, min(1.0, (contribution - scale.center) / scale.limit))
+            share = scale.share(contribution)
             # The pages' blue and orange, laid over white.
             shade = (33, 102, 172) if share > 0 else (224, 100, 10)
             red, green, blue = (round(255 + OPACITY * abs(share) * (part - 255)) for part in shade)

@@ -62,7 +62,7 @@ class TestNextToken:
         engine = Engine(OwnCopy(str(tmp_path), device="cpu"))
         judge = Judge("judge_verifier", engine)
         yes, no = (tokenizer(word)["input_ids"][0] for word in ("Yes", "No"))
-        prompts = [judge._question(item, i, None) for item in items for i in range(len(item.responses))]
+        prompts = [judge._question(item, i) for item in items for i in range(len(item.responses))]
         expected = []
         for prompt in prompts:
             ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)[-256:]
