@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prompts and completions as users give them: text or messages."""
 
+import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[Message]
 Completion = str | Sequence[Message]
+TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")  # of a dataset, by which a row is rendered
 
 
 def check_batch(
@@ -126,6 +129,25 @@ def images_of_rows(
                 "one image a row is called `image`."
             )
     return [None if entry is None else list(entry) for entry in column]
+
+
+def template_kwargs_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Arguments for the chat template that a row of a dataset brings in its columns `tools` (a list, or its JSON) and
+    `chat_template_kwargs`, as TRL's trainers on datasets read them. `ValueError` if they are something else.
+    """
+    tools, kwargs = row.get("tools"), row.get("chat_template_kwargs")
+    if isinstance(tools, str):
+        with suppress(ValueError):
+            tools = json.loads(tools)
+    for name, value, kind in (("tools", tools, list), ("chat_template_kwargs", kwargs, Mapping)):
+        if value is not None and not isinstance(value, kind):
+            raise ValueError(
+                f"`{name}` of a row is a {type(value).__name__}, but it must be a "
+                f"{'list' if kind is list else 'mapping'}, as the chat template takes it. Rename the column if it is "
+                "something else."
+            )
+    return {**({"tools": tools} if tools else {}), **(kwargs or {})}
 
 
 def as_messages(completion: Completion) -> list[Message]:

@@ -2,8 +2,9 @@
 """What the policy of a TRL trainer reads: how its prompts are rendered, and the token ids that they became."""
 
 import inspect
+import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from threading import get_ident
 from types import FrameType
@@ -11,13 +12,14 @@ from typing import Any, Concatenate, Generic, NamedTuple, TypeAlias, TypeVar
 
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-from .messages import Prompt
+from .messages import TEMPLATE_COLUMNS, Prompt, template_kwargs_of
 from .policy_tokens import PolicyRow, PolicyTokens, foreign_token_ids, is_online_dpo
 
 
 R = TypeVar("R")
 T = TypeVar("T")
 ProcessingClass: TypeAlias = PreTrainedTokenizerBase | ProcessorMixin
+MAX_KEPT = 64  # of what renders rows of different tools
 
 
 @dataclass(frozen=True)
@@ -196,34 +198,58 @@ class PolicyBinding(Generic[R]):
             keeps_prompts=keeps_template or any(taken_over.get(key) != value for key, value in given.items()),
         )
 
-    def of(self, environment: str | None = None) -> R:
-        """What renders rows of an environment."""
-        if environment not in self._made:
-            self._made[environment] = self._make(self.reading(environment))
-        return self._made[environment]
+    def of(self, environment: str | None = None, template_kwargs: Mapping[str, Any] | None = None) -> R:
+        """What renders rows of an environment, and with arguments of their own for the chat template."""
+        key = json.dumps([environment, template_kwargs or {}], sort_keys=True, default=repr)
+        if key not in self._made:
+            reading = self.reading(environment)
+            if template_kwargs:
+                merged = {**reading.chat_template_kwargs, **template_kwargs}
+                reading = reading._replace(chat_template_kwargs=merged)
+            if len(self._made) >= MAX_KEPT:
+                self._made.clear()
+            self._made[key] = self._make(reading)
+        return self._made[key]
 
     def render(
         self,
         method: Callable[Concatenate[R, ...], list[T]],
         prompts: Sequence[Prompt],
         *columns: Sequence[Any] | None,
-        log_extra: Callable[..., Any] | None,
-        environment: Sequence[str] | None,
+        of_dataset: Mapping[str, Any],
     ) -> list[T]:
         """
         Renders a batch by `method`, given what `make` made, prompts, columns, and what a trainer's policy has read and
-        written, if a trainer asks.
+        written, if a trainer asks. `of_dataset` are the columns that a trainer hands over.
         """
-        call = find_call(prompts, log_extra)
+        call = find_call(prompts, of_dataset.get("log_extra"))
         if call is not None:
             self.bind(call.trainer)
         read = None if call is None else call.rows
-        if self.policy is None or self.policy.tools_of is None or environment is None:
-            return method(self.of(), prompts, *columns, read)
-        # Rows of different environments have different tools.
+        kinds: dict[int, tuple[R, list[int]]] = {}
+        for i, settings in enumerate(self._settings_of_rows(prompts, of_dataset, call is not None)):
+            renderer = self.of(*settings)
+            kinds.setdefault(id(renderer), (renderer, []))[1].append(i)
+        if len(kinds) < 2:
+            renderer = next((renderer for renderer, _ in kinds.values()), None) or self.of()
+            return method(renderer, prompts, *columns, read)
         rows: dict[int, T] = {}
-        for name in dict.fromkeys(environment):
-            chosen = [i for i, other in enumerate(environment) if other == name]
+        for renderer, chosen in kinds.values():
             theirs = [None if c is None else [c[i] for i in chosen] for c in (prompts, *columns, read)]
-            rows.update(zip(chosen, method(self.of(name), *theirs), strict=True))
+            rows.update(zip(chosen, method(renderer, *theirs), strict=True))
         return [rows[i] for i in range(len(prompts))]
+
+    def _settings_of_rows(
+        self, prompts: Sequence[Prompt], columns: Mapping[str, Any], in_trainer: bool
+    ) -> Iterator[tuple[str | None, dict[str, Any]]]:
+        """The environment of each row, if these have different tools, and its own arguments for the chat template."""
+        own: dict[str, Sequence[Any]] = {}
+        if not in_trainer:  # TRL's trainers with reward functions read no such columns
+            own = {name: columns[name] for name in TEMPLATE_COLUMNS if columns.get(name) is not None}
+        environments = None if self.policy is None or self.policy.tools_of is None else columns.get("environment")
+        for name, column in own.items():
+            if len(column) != len(prompts):
+                raise ValueError(f"The column `{name}` has {len(column)} entries for {len(prompts)} prompts.")
+        for i, prompt in enumerate(prompts):
+            row = {} if isinstance(prompt, str) else {name: column[i] for name, column in own.items()}
+            yield None if environments is None else environments[i], template_kwargs_of(row)

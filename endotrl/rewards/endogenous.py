@@ -18,7 +18,7 @@ from .._moved import accept_positional
 from ..checks import check_choice, check_criterion
 from ..frozen.served import ServedModel
 from ..rendering.images import Images
-from ..rendering.messages import Completion, Prompt
+from ..rendering.messages import Completion, Prompt, images_of_rows
 from ..rendering.offsets import decode_with_offsets
 from ..rendering.renderer import OverlongPrompt, Rendered
 from ..scoring.token_stats import TokenStats
@@ -190,6 +190,7 @@ class EndogenousReward(FrozenModelReward):
             **kwargs:
                 Other columns. `image` (one or none a row) and `images` (a list a row) hold what is not in the messages
                 themselves: see [`place_images`]. `environment` selects tools, if there are several environments.
+                Outside of trainers, `tools` and `chat_template_kwargs` go to the chat template, row by row.
 
         Returns:
             `list[float | None]`: `None` without a scored token, and where `truncation="skip"` leaves one out.
@@ -276,8 +277,7 @@ class EndogenousReward(FrozenModelReward):
         prompts: Sequence[Prompt],
         completions: Sequence[Completion],
         completion_ids: Sequence[Sequence[int]] | None = None,
-        domain: Sequence[str] | None = None,
-        images: Sequence[Sequence[Any] | None] | None = None,
+        **columns: Any,
     ) -> list[Tensor]:
         """
         One reward per token, from the arguments of [`__call__`]: of shape `(H_i,)` per completion, float32, on the
@@ -285,7 +285,7 @@ class EndogenousReward(FrozenModelReward):
         reward plus $V(s_1)$.
         """
         self._check_token_rewards()
-        rows = self._render(prompts, completions, completion_ids, {"domain": domain, "images": images})
+        rows = self._render(prompts, completions, completion_ids, columns)
         return [self.token_rewards_from(row) for row in self._score_rows(rows, entropy=False)]
 
     def score(
@@ -296,18 +296,19 @@ class EndogenousReward(FrozenModelReward):
         domain: Sequence[str] | None = None,
         progress: bool = False,
         mean_logits: bool = False,
-        images: Sequence[Sequence[Any] | None] | None = None,
+        **columns: Any,
     ) -> ScoredCompletions:
         """
         Token statistics of completions, from the arguments of [`__call__`], with the decoded text and the characters
         of each token; with `mean_logits`, the mean logit over the vocabulary per token, too. For
         [`token_rewards_from`] and [`aggregate_from`].
         """
-        rows = self._render(prompts, completions, completion_ids, {"domain": domain, "images": images})
+        rows = self._render(prompts, completions, completion_ids, {**columns, "domain": domain})
         scored = self._score_rows(rows, entropy=True, mean_logits=mean_logits, progress=progress)
         for i, row in enumerate(rows):
             text, offsets = decode_with_offsets(self._tokenizer, row.completion_ids)
             scored[i] = replace(scored[i], text=text, offsets=[offsets[position] for position in row.action_positions])
+        images = images_of_rows(columns.get("image"), columns.get("images"), len(prompts))
         return ScoredCompletions(scored, self, prompts, images)
 
     def token_rewards_from(self, stats: TokenStats) -> Tensor:

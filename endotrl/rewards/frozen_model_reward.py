@@ -265,8 +265,7 @@ class FrozenModelReward:
             Renderer.render,
             prompts,
             *(completions, completion_ids, criteria, images),
-            log_extra=columns.get("log_extra"),
-            environment=columns.get("environment"),
+            of_dataset=columns,
         )
 
     def _score_rows(

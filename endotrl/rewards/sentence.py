@@ -236,9 +236,13 @@ class SentenceReward:
         completions: Sequence[Completion],
         completion_ids: Sequence[Sequence[int]] | None = None,
         progress: bool = False,
+        **columns: Any,
     ) -> list[SentenceScores]:
-        """All that the model says about each completion, for looking at: sentences, their rewards and weights."""
-        return self._score(self._encode(prompts, completions, completion_ids), progress)
+        """
+        All that the model says about each completion, for looking at: sentences, their rewards and weights. `columns`
+        as those of [`__call__`].
+        """
+        return self._score(self._encode(prompts, completions, completion_ids, columns), progress)
 
     def bind(self, trainer: Any) -> "SentenceReward":
         """Reads prompts, and finds the ends of sentences, as the policy does: see [`EndogenousReward.bind`]."""
@@ -289,14 +293,11 @@ class SentenceReward:
         prompts: Sequence[Prompt],
         completions: Sequence[Completion],
         completion_ids: Sequence[Sequence[int]] | None,
-        log_extra: Callable[[str, list[Any]], None] | None = None,
-        environment: Sequence[str] | None = None,
+        columns: Mapping[str, Any],
     ) -> list[EncodedResponse]:
+        refuse_images(columns, len(prompts), "the sentence reward model")
         return self._prompts.render(
-            SentenceEncoder.__call__,
-            *(prompts, completions, completion_ids),
-            log_extra=log_extra,
-            environment=environment,
+            SentenceEncoder.__call__, *(prompts, completions, completion_ids), of_dataset=columns
         )
 
     def _score_and_log(
@@ -308,8 +309,7 @@ class SentenceReward:
         log_metric: Callable[[str, float], None] | None,
         columns: Mapping[str, Any],
     ) -> list[SentenceScores]:
-        refuse_images(columns, len(prompts), "the sentence reward model")
-        rows = self._score(self._encode(prompts, completions, completion_ids, log_extra, columns.get("environment")))
+        rows = self._score(self._encode(prompts, completions, completion_ids, {**columns, "log_extra": log_extra}))
         if log_metric is not None:
             log_metric(f"{self.__name__}/sentences", sum(len(row.sentences.spans) for row in rows) / len(rows))
         if log_extra is not None:

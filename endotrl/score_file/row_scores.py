@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import TemplateError
 
 from ..data.formats import about_this_row, images_of
+from ..rendering.messages import TEMPLATE_COLUMNS
 from .rows import Row
 from .sentences import sentence_record
 
@@ -58,9 +59,6 @@ def _missing_domain(reward: "EndogenousReward | SentenceReward", row: Row) -> st
 def _score_kind(
     reward: "EndogenousReward | SentenceReward", rows: list[Row]
 ) -> list["TokenStats | SentenceScores | str"]:
-    from ..rendering.images import refuse_images
-    from ..rewards.endogenous import EndogenousReward
-
     # Without a token there is no text either, whatever the row says: a mismatch would have the text encoded instead.
     completions = ["" if row.completion_ids == [] else row.completion for row in rows]
     ids = [row.completion_ids for row in rows if row.completion_ids is not None] or None
@@ -68,11 +66,9 @@ def _score_kind(
         {} if _criteria(reward) is None else {"domain": [str(row.extra["domain"]) for row in rows]}
     )
     try:
-        images = [images_of(row.extra) for row in rows]
-        if any(images):
-            if not isinstance(reward, EndogenousReward):
-                refuse_images({"images": images}, len(rows), "a sentence reward model")
-            columns["images"] = images
+        given = {"images": [images_of(row.extra) for row in rows]}
+        given |= {name: [row.extra.get(name) for row in rows] for name in TEMPLATE_COLUMNS}
+        columns |= {name: column for name, column in given.items() if any(column)}
         return list(reward.score([row.prompt for row in rows], completions, completion_ids=ids, **columns))
     except (ValueError, TypeError, TemplateError) as error:
         if len(rows) == 1:

@@ -3,7 +3,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple
 from itertools import chain, groupby, islice
 from pathlib import Path
@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from ..data.formats import images_of, message_text
 from ..data.sources import Reader
+from ..rendering.messages import TEMPLATE_COLUMNS
 from ..rewards.residuals import RESIDUALS, ResidualFit, covariates_of
 from ..runs.processes import processes
 from ..runs.shards import Shards, block_key
@@ -103,8 +104,12 @@ def score_block(
 
 
 def by_prompt(scored: Iterable[Scored]) -> Iterator[list[Scored]]:
-    """Responses that have a reward, by prompt: neighbours with the same, the same images and the same `domain`."""
-    key: Callable[[Scored], Any] = lambda one: (one[0].prompt, images_of(one[0].extra), _domain(one[0]))  # noqa: E731
+    """Responses that have a reward, by prompt: neighbours with the same, and the same of what else is rendered."""
+
+    def key(one: Scored) -> Any:
+        row = one[0]
+        return row.prompt, images_of(row.extra), [row.extra.get(name) for name in TEMPLATE_COLUMNS], _domain(row)
+
     return (list(group) for _, group in groupby((one for one in scored if one[1]["reward"] is not None), key))
 
 

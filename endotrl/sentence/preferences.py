@@ -13,6 +13,7 @@ from transformers.data.data_collator import DataCollatorMixin
 from trl.data_utils import is_conversational, maybe_extract_prompt
 
 from ..rendering.images import refuse_images
+from ..rendering.messages import template_kwargs_of
 from .configuration import SentenceRewardConfig
 from .encoding import SentenceEncoder, pad_batch, pad_states
 from .segmentation import Segmenter
@@ -55,9 +56,7 @@ class PairEncoder:
 
     def _encoder(self, example: dict[str, Any]) -> SentenceEncoder:
         """The encoder of a row's `tools` and `chat_template_kwargs`, columns that TRL's trainers know as well."""
-        template_kwargs = dict(example.get("chat_template_kwargs") or {})
-        if tools := example.get("tools"):
-            template_kwargs["tools"] = json.loads(tools) if isinstance(tools, str) else tools
+        template_kwargs = template_kwargs_of(example)
         key = json.dumps(template_kwargs, sort_keys=True, default=repr)
         if key not in self._encoders:
             self._encoders[key] = SentenceEncoder(

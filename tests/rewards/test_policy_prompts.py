@@ -4,6 +4,7 @@ A reward scores completions after the prompts that the policy read, in every tra
 the trainer's own tokenization, from its generation, or is written out by hand.
 """
 
+import json
 import logging
 import pickle
 from collections.abc import Callable, Iterator
@@ -20,9 +21,12 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
 from endotrl import EndogenousReward, SentenceReward, SentenceRewardModel
+from endotrl.data.sources import FormatError, Row
+from endotrl.evaluation.benchmarks import preference
 from endotrl.rendering.policy import PromptSettings
 from endotrl.rendering.renderer import Rendered
 from endotrl.rewards import MeanLogProbReward
+from endotrl.score_file import score_file
 from endotrl.sentence import SentenceRewardConfig
 
 
@@ -729,3 +733,59 @@ class TestProcessors:
         assert row.prompt_ids == read
         trainer.train()
         assert watched.prompt_ids == [read] * 4
+
+
+class TestColumnsOfDatasets:
+    """Rows of datasets may bring `tools` and `chat_template_kwargs`, as TRL's `DPOTrainer` and `RewardTrainer` know."""
+
+    TOOLS = [{"type": "function", "function": {"name": "multiply", "parameters": {"type": "object"}}}]
+
+    @pytest.mark.parametrize("kind", ["endogenous", "sentence"])
+    def test_each_row_is_rendered_by_its_own(self, kind: str, path: str) -> None:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        expected = [
+            tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, tokenize=True, return_dict=False, **kw)
+            for kw in ({"tools": self.TOOLS}, {}, {"enable_thinking": False})
+        ]
+        assert len({len(ids) for ids in expected}) == 3
+        columns = {"tools": [self.TOOLS, None, None], "chat_template_kwargs": [None, None, {"enable_thinking": False}]}
+        completions = answers(tokenizer, 3)[0]
+        if kind == "endogenous":
+            reward = Watched(EndogenousReward(path))
+            reward(prompts=[QUESTION] * 3, completions=completions, **columns)
+            assert reward.prompt_ids == expected
+            return
+        model = SentenceRewardModel.from_backbone(path, SentenceRewardConfig(attention_dim=8, marker=False)).eval()
+        together = SentenceReward(model, tokenizer)([QUESTION] * 3, completions, **columns)
+        for i, ids in enumerate(expected):  # as text, which has no template
+            alone = SentenceReward(model, tokenizer)([tokenizer.decode(ids)], ["12"])
+            assert together[i] == pytest.approx(alone[0], abs=1e-5)
+
+    def test_a_trainer_of_reward_functions_reads_no_such_columns(self, path: str, tmp_path: Path) -> None:
+        reward = Watched(EndogenousReward(path))
+        trainer = make_trainer(path, reward, tmp_path)
+        ask(trainer, PROMPTS, *answers(trainer.processing_class, 2), tools=[self.TOOLS] * 2)
+        assert reward.prompt_ids == trainer._tokenize_prompts(PROMPTS)[0]
+
+    def test_something_else(self, path: str) -> None:
+        completions = answers(AutoTokenizer.from_pretrained(path), 1)[0]
+        with pytest.raises(ValueError, match="`tools` of a row is a str, but it must be a list"):
+            EndogenousReward(path)(prompts=[QUESTION], completions=completions, tools=["hammer"])
+        with pytest.raises(ValueError, match="The column `tools` has 2 entries for 1 prompts"):
+            EndogenousReward(path)(prompts=[QUESTION], completions=completions, tools=[None, self.TOOLS])
+
+    def test_files(self, path: str, tmp_path: Path) -> None:
+        rows = [{"prompt": QUESTION, "completion": answers(AutoTokenizer.from_pretrained(path), 1)[0][0]}] * 3
+        rows = [rows[0] | {"tools": self.TOOLS}, rows[1], rows[2] | {"tools": json.dumps(self.TOOLS)}]
+        (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        reward = EndogenousReward(path)
+        score_file(reward, tmp_path / "in.jsonl", tmp_path / "out.jsonl", {})
+        found = [json.loads(line)["reward"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+        given = EndogenousReward(path, chat_template_kwargs={"tools": self.TOOLS})
+        with_tools, without = (r([QUESTION], [rows[0]["completion"]])[0] for r in (given, reward))
+        assert found == pytest.approx([with_tools, without, with_tools], abs=1e-5) and with_tools != without
+        pair = {"prompt": QUESTION, "chosen": rows[0]["completion"], "rejected": rows[0]["completion"]}
+        with pytest.raises(
+            FormatError, match="tools or chat_template_kwargs, which the scorers compared here do not read"
+        ):
+            preference.read([Row({**pair, "tools": self.TOOLS}, "in.jsonl", "line 1", "in")])

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from ...data.formats import about_this_row, images_of, responses_of
 from ...data.sources import Row
+from ...rendering.messages import TEMPLATE_COLUMNS, template_kwargs_of
 from ..items import Item
 from .benchmark import Benchmark, accuracy_metrics
 
@@ -27,6 +28,11 @@ def read(rows: Iterable[Row]) -> list[Item]:
             continue
         try:
             pair = responses_of({key: row.data[key] for key in ("prompt", "chosen", "rejected") if key in row.data})
+            if not isinstance(pair.prompt, str) and template_kwargs_of(row.data):
+                raise ValueError(
+                    f"It has {' or '.join(TEMPLATE_COLUMNS)}, which the scorers compared here do not read. `endotrl "
+                    "score` and `endotrl pairs` do."
+                )
             prompt, images = place_images(0, pair.prompt, images_of(row.data))
             responses = tuple(pair.completions)
             item = Item(row.name("id"), row.stem, prompt, responses, better=((0, 1),), images=tuple(images))
