@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from tqdm.auto import tqdm
+from transformers import GenerationConfig, PreTrainedModel
 
 from ..frozen.served import ServedModel
 from ..rendering.messages import Prompt
@@ -38,8 +39,22 @@ def loaded_placement(engine: Engine) -> Placement:
     return engine.placement
 
 
+@contextmanager
+def plain_generation(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, a model's own settings of generation, such as a repetition penalty, do not hold."""
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
 class Sampler:
-    """Generates with transformers, prompts padded on the left. A temperature of 0 is greedy; there is no top-k."""
+    """
+    Generates with transformers, prompts padded on the left. A temperature of 0 is greedy; there is no top-k, and the
+    model's own settings of generation, such as a repetition penalty, do not hold.
+    """
 
     def __init__(self, engine: Engine, max_new_tokens: int, temperature: float = 1.0, top_p: float = 1.0) -> None:
         _check(temperature, top_p)
@@ -72,7 +87,7 @@ class Sampler:
         ids, mask = pad_ids(rows, pad, left=True)
         greedy = self._temperature == 0.0
         sampling = {} if greedy else {"temperature": self._temperature, "top_p": self._top_p, "top_k": 0}
-        with self._placement.active() as model:
+        with self._placement.active() as model, plain_generation(model):
             device = model.get_input_embeddings().weight.device
             output = model.generate(
                 input_ids=ids.to(device),

@@ -8,7 +8,6 @@ token if it has one, else of all completions that begin with these tokens, which
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from ..evaluation.engine import Engine
-from ..evaluation.generation import Generator, Sample, loaded_placement, prompt_rows, sample_of
+from ..evaluation.generation import Generator, Sample, loaded_placement, plain_generation, prompt_rows, sample_of
 from ..rendering.messages import Prompt
 from ..rendering.renderer import Rendered
 from ..scoring.batching import pad_ids
@@ -130,7 +129,7 @@ class MixtureSampler:
         ends = sorted(engine.renderer.eos_token_ids)
         pad = ends[0] if ends else 0
         ids, mask = pad_ids(rows, pad, left=True)
-        with loaded_placement(engine).active() as model, _plain_generation(model):
+        with loaded_placement(engine).active() as model, plain_generation(model):
             device = model.get_input_embeddings().weight.device
             ids, mask = ids.to(device), mask.to(device)
             cache = _prompt_cache(model, ids, mask, num)
@@ -224,17 +223,6 @@ class _Recorder(LogitsProcessor):
             logits = self._logits / temperature
             columns.append(logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(1))
         self.steps.append(torch.stack(columns, dim=1))
-
-
-@contextmanager
-def _plain_generation(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, a model's own settings of generation, such as a repetition penalty, do not hold."""
-    own = model.generation_config
-    model.generation_config = GenerationConfig()
-    try:
-        yield
-    finally:
-        model.generation_config = own
 
 
 def _prompt_cache(model: PreTrainedModel, ids: Tensor, mask: Tensor, num: int) -> DynamicCache | None:

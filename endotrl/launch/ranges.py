@@ -83,7 +83,7 @@ def check_value(name: str, value: Any, hint: Any, choices: Any = None) -> Any:
 
 
 def check_together(settings: Mapping[str, Any]) -> None:
-    """Raises `ValueError` if settings together train nothing."""
+    """Raises `ValueError` for settings that together train nothing, or fail once a model is loaded."""
     if settings.get("max_steps") == -1 and not settings.get("num_train_epochs", 1) > 0:
         raise ValueError(
             f"`num_train_epochs` is {settings['num_train_epochs']}, so that nothing would be trained. Make it greater "
@@ -94,6 +94,10 @@ def check_together(settings: Mapping[str, Any]) -> None:
             f"`reward_weights` is {settings['reward_weights']}, so that there is nothing to train on. Give a reward "
             "another weight than 0."
         )
+    if settings.get("eval_on_start") and settings.get("eval_strategy", "no") == "no":
+        raise ValueError("`eval_on_start: true` needs rows to evaluate on: set `eval_strategy: steps`.")
+    if settings.get("remove_unused_columns") and "num_generations" in settings:
+        raise ValueError("`remove_unused_columns: true` takes away the columns that rewards read. Leave it out.")
 
 
 def fits(value: Any, hint: Any) -> bool:

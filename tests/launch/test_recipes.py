@@ -327,6 +327,8 @@ class TestMistakes:
             (["--num_generations", "0"], "`num_generations` is 0"),
             (["--num_generations", "1"], "at least 2 generations"),
             (["--reward_weights", "0"], "there is nothing to train on"),
+            (["--eval_on_start", "True"], "`eval_on_start: true` needs rows to evaluate on"),
+            (["--remove_unused_columns", "True"], "takes away the columns that rewards read"),
             # Ranges
             (["--temperature", "0"], "`temperature` is 0.0, but it must be greater than 0"),
             (["--temperature", "nan"], "`temperature` is nan, but it must be finite"),
