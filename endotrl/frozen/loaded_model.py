@@ -1,22 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A frozen model that the user has loaded."""
+"""A frozen model that the user has loaded; which weights a model has, their digest, and whether they moved."""
 
 import copy
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
-from typing import Any
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import has_offloaded_params
+from accelerate.utils import align_module_device, has_offloaded_params
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch.nn.functional import pad
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.utils import is_peft_available
 
-from ..scoring.forward_pass import exclusive
+from ..scoring.forward_pass import backbone, exclusive
 from ..scoring.reference_pass import ReferenceRecorder
 from .adapters import UsedAdapter
 from .names import eos_token_ids
-from .own_copy import NEEDS_CAUSAL_LM, OwnCopy
-from .weights import have_moved, named_weights, sample_weights, weights_digest
+
+
+if TYPE_CHECKING:
+    from .own_copy import OwnCopy
+
+
+NEEDS_CAUSAL_LM = (
+    "The endogenous reward is read off the next-token logits of a causal language model: pass one that "
+    "`AutoModelForCausalLM` loads, or, of models that read images, `AutoModelForImageTextToText`."
+)
+# Values of each tensor that are looked at to see whether it moved.
+SAMPLED_VALUES = 512
+# Settings of a family that trainers and generation set, and that no logit depends on.
+HARMLESS_SETTINGS = ("use_cache", "output_", "router_aux_loss_coef", "router_z_loss_coef")
 
 
 class LoadedModel:
@@ -57,8 +75,10 @@ class LoadedModel:
     def __reduce__(self) -> tuple[Any, ...]:
         return copy.copy, (self.as_own_copy(),)  # unpickled as a copy of its own
 
-    def as_own_copy(self) -> OwnCopy:
+    def as_own_copy(self) -> "OwnCopy":
         """The same model by name, for a pickle; its weights are compared when it is loaded."""
+        from .own_copy import OwnCopy  # which needs digests from here
+
         name = self.config._name_or_path
         if self._adapter is not None:
             raise TypeError(
@@ -101,6 +121,101 @@ class LoadedModel:
                 "train, share its frozen base with `EndogenousReward(model=None)` and `reward.attach(trainer)`; or "
                 "pass a path, so that the reward loads its own copy."
             )
+
+
+def named_weights(
+    model: PreTrainedModel, without_adapters: bool = False, load_offloaded: bool = False
+) -> Iterator[tuple[str, Tensor]]:
+    """
+    Parameters and saved buffers of backbone and LM head by name, without what PEFT put into the model, if asked.
+    Weights that accelerate offloaded are loaded for as long as each is looked at, or on the device `meta`.
+    """
+    yield from _walk(backbone(model), "backbone", without_adapters, load_offloaded)
+    yield from _walk(model.get_output_embeddings(), "head", without_adapters, load_offloaded)
+
+
+def _walk(module: nn.Module, name: str, without_adapters: bool, load_offloaded: bool) -> Iterator[tuple[str, Tensor]]:
+    if without_adapters and is_peft_available():
+        from peft.tuners.tuners_utils import BaseTunerLayer
+        from peft.utils import AuxiliaryTrainingWrapper
+
+        if isinstance(module, BaseTunerLayer):
+            yield from _walk(module.base_layer, name, without_adapters, load_offloaded)
+            return
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            yield from _walk(module.original_module, name, without_adapters, load_offloaded)
+            return
+    aligned: AbstractContextManager[None] = align_module_device(module) if load_offloaded else nullcontext()
+    with aligned:
+        saved = {k: v for k, v in module._buffers.items() if k not in module._non_persistent_buffers_set}
+        for key, tensor in chain(module._parameters.items(), saved.items()):
+            if tensor is not None:
+                yield from _plain_tensors(f"{name}.{key}", tensor)
+        for key, part in module._modules.items():
+            if part is not None:
+                yield from _walk(part, f"{name}.{key}", without_adapters, load_offloaded)
+
+
+def _plain_tensors(name: str, tensor: Any) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of which one of another kind is made (quantised by torchao, sharded), or the tensor itself."""
+    if not is_traceable_wrapper_subclass(tensor):
+        yield name, tensor
+        return
+    for part in tensor.__tensor_flatten__()[0]:
+        yield from _plain_tensors(f"{name}.{part}", getattr(tensor, part))
+
+
+@torch.no_grad()
+def weights_digest(model: PreTrainedModel, without_adapters: bool = False) -> str:
+    """
+    Digest of all weights and of the settings that logits depend on. Weights are rounded to bfloat16 first, so that
+    copies of one checkpoint in several dtypes have the same.
+    """
+    digest = hashlib.blake2b(_settings(model.config).encode())
+    for name, tensor in named_weights(model, without_adapters, load_offloaded=True):
+        digest.update(f"{name}{list(tensor.shape)}".encode())
+        bits = tensor.detach().to(torch.bfloat16) if tensor.is_floating_point() else tensor.detach()
+        bits = bits.contiguous().flatten().view(torch.uint8)
+        words = pad(bits, (0, -bits.numel() % 8192)).view(torch.int64).view(-1, 1024)
+        # Sums of integers are the same in any order, hence on any device. Odd factors tell places apart.
+        digest.update((words * torch.arange(1, 2048, 2, device=words.device)).sum(dim=1).cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _settings(config: PretrainedConfig) -> str:
+    text_config = config.get_text_config()
+    common = PretrainedConfig().to_dict()
+    settings = {
+        key: value
+        for key, value in text_config.to_dict().items()
+        if key not in common and not key.startswith(HARMLESS_SETTINGS) and not key.endswith(("token_id", "dropout"))
+    }
+    return json.dumps(settings, sort_keys=True, default=str)
+
+
+def sample_weights(weights: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """
+    Some values of each tensor, on the CPU, for [`have_moved`]; none of offloaded weights, and of integers, which
+    nothing trains and kernels rearrange.
+    """
+    return {
+        # An odd distance: an even one would meet the same few columns of every matrix.
+        name: tensor.detach().flatten()[:: max(1, tensor.numel() // SAMPLED_VALUES) | 1].to("cpu", copy=True)
+        for name, tensor in weights
+        if tensor.is_floating_point() and not tensor.is_meta
+    }
+
+
+def have_moved(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> bool:
+    """Whether two samples are of different weights, in the lower of their dtypes: a trainer may cast its model."""
+    if before.keys() != after.keys():
+        return True
+    for name, first in before.items():
+        lower = min(first.dtype, after[name].dtype, key=lambda dtype: dtype.itemsize)
+        # As bits, in which NaN is equal to itself.
+        if not torch.equal(first.to(lower).view(torch.uint8), after[name].to(lower).view(torch.uint8)):
+            return True
+    return False
 
 
 def _versions(weights: Iterable[tuple[str, Tensor]]) -> dict[str, tuple[torch.dtype, int]]:

@@ -11,13 +11,12 @@ from transformers import (
     GenerationConfig,
     PretrainedConfig,
     PreTrainedTokenizerBase,
-    ProcessorMixin,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.utils import cached_file
 
 from ..rendering.images import Images, Placeholders
-from ..rendering.policy import Reading
+from ..rendering.policy import ProcessingClass, Reading
 from ..rendering.renderer import Overlong, Renderer
 from .adapters import adapter_config, adapter_vocab_size
 from .quickstart_model import quickstart_model_path
@@ -84,7 +83,7 @@ def load_tokenizer(
 
 def load_processing_class(
     config: PretrainedConfig, trust_remote_code: bool = False, name: str | None = None
-) -> PreTrainedTokenizerBase | ProcessorMixin:
+) -> ProcessingClass:
     """Tokenizer of a model with this config, or its processor if it reads images; `OSError` if there is none."""
     name = name or config._name_or_path
     if not reads_images(config):

@@ -13,15 +13,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from ..scoring.forward_pass import exclusive
 from ..scoring.reference_pass import ReferenceRecorder
 from .adapters import adapter_config, check_adapter, load_with_adapter
+from .loaded_model import NEEDS_CAUSAL_LM, weights_digest
 from .names import eos_token_ids, load_config, load_generation_config, reads_images, resolve_model
 from .sharded_weights import loaded_whole, whole_weights
-from .weights import weights_digest
-
-
-NEEDS_CAUSAL_LM = (
-    "The endogenous reward is read off the next-token logits of a causal language model: pass one that "
-    "`AutoModelForCausalLM` loads, or, of models that read images, `AutoModelForImageTextToText`."
-)
 
 
 def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:

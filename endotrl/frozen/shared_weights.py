@@ -14,10 +14,9 @@ from transformers import PreTrainedModel
 from ..scoring.forward_pass import exclusive, execution_device
 from ..scoring.reference_pass import ReferenceRecorder
 from .adapters import UsedAdapter
-from .loaded_model import eval_mode
+from .loaded_model import eval_mode, have_moved, named_weights, sample_weights, weights_digest
 from .names import eos_token_ids
 from .sharded_weights import whole_weights
-from .weights import have_moved, named_weights, sample_weights, weights_digest
 
 
 class SharedWeights:

@@ -8,6 +8,7 @@ import io
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -172,8 +173,6 @@ def picture_digest(picture: Image.Image) -> str:
 
 def _file_of(row: int, text: str) -> bytes | os.PathLike[str]:
     """What a text that stands for an image means: a path, or what a file has in it, as base64."""
-    from pathlib import Path
-
     if text.startswith("data:"):
         return base64.b64decode(text.partition(",")[2], validate=True)
     if text.startswith(("http:", "https:", "ftp:", "s3:", "gs:", "hf:")):

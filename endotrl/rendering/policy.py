@@ -8,17 +8,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from threading import get_ident
 from types import FrameType
-from typing import Any, Concatenate, Generic, NamedTuple, TypeAlias, TypeVar
-
-from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from typing import Any, Concatenate, Generic, NamedTuple, TypeVar
 
 from .messages import TEMPLATE_COLUMNS, Prompt, template_kwargs_of
-from .policy_tokens import PolicyRow, PolicyTokens, foreign_token_ids, is_online_dpo
+from .policy_tokens import PolicyRow, PolicyTokens, ProcessingClass, foreign_token_ids, is_online_dpo
 
 
 R = TypeVar("R")
 T = TypeVar("T")
-ProcessingClass: TypeAlias = PreTrainedTokenizerBase | ProcessorMixin
 MAX_KEPT = 64  # of what renders rows of different tools
 
 

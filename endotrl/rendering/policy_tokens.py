@@ -3,11 +3,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import trl
 from packaging.version import Version
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
+
+ProcessingClass: TypeAlias = PreTrainedTokenizerBase | ProcessorMixin
 
 
 class PolicyRow(NamedTuple):
@@ -22,7 +25,7 @@ class PolicyRow(NamedTuple):
 class PolicyTokens:
     """What is known of the token ids that a policy generates."""
 
-    processing_class: PreTrainedTokenizerBase | ProcessorMixin
+    processing_class: ProcessingClass
     eos_token_ids: Sequence[int] = ()  # none if they are not known
     padded: bool | None = None  # whether padding follows the end of a completion; `None` if not known
 
@@ -45,14 +48,12 @@ def is_online_dpo(trainer: Any) -> bool:
     )
 
 
-def tokenizer_of(processing_class: PreTrainedTokenizerBase | ProcessorMixin) -> PreTrainedTokenizerBase:
+def tokenizer_of(processing_class: ProcessingClass) -> PreTrainedTokenizerBase:
     """A tokenizer, or the one that a processor holds."""
     return processing_class.tokenizer if isinstance(processing_class, ProcessorMixin) else processing_class
 
 
-def foreign_token_ids(
-    tokenizer: PreTrainedTokenizerBase | ProcessorMixin, others: PreTrainedTokenizerBase | ProcessorMixin
-) -> frozenset[int] | None:
+def foreign_token_ids(tokenizer: ProcessingClass, others: ProcessingClass) -> frozenset[int] | None:
     """
     Token ids of the tokenizer `others` that mean something else to `tokenizer`, which is to read them; `None` if their
     vocabularies differ. Of one vocabulary to which different tokens were added (a pad token, tags of reasoning), the

@@ -9,11 +9,10 @@ from operator import index
 from typing import Any, Literal
 
 from PIL.Image import Image
-from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from .images import ImageInputs, Images, Placeholders, load_picture, picture_digest, place_images, without_images
 from .messages import Completion, Prompt, add_criterion, as_messages, check_batch, image_parts, says_more, text_of
-from .policy_tokens import PolicyRow, PolicyTokens, foreign_token_ids
+from .policy_tokens import PolicyRow, PolicyTokens, ProcessingClass, foreign_token_ids
 from .template import Ends, ReadPrompt, Template
 from .turns import encode_answer, render_turns
 
@@ -64,7 +63,7 @@ class Renderer:
 
     def __init__(
         self,
-        processing_class: PreTrainedTokenizerBase | ProcessorMixin,
+        processing_class: ProcessingClass,
         eos_token_ids: Sequence[int],
         vocab_size: int,
         max_length: int | None = None,

@@ -10,11 +10,11 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 from PIL.Image import Image
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from transformers import ProcessorMixin
 
 from .images import ImageInputs
 from .messages import Message, Prompt, as_parts, as_text, image_parts, is_image_part, texts_of, with_texts
-from .policy_tokens import special_token_ids, tokenizer_of
+from .policy_tokens import ProcessingClass, special_token_ids, tokenizer_of
 
 
 # A template is a program: what it says of a message that it was not written for is any of Python's errors.
@@ -57,11 +57,7 @@ class Template:
     that it writes (it strips white space, or cuts the reasoning of earlier turns) is its own affair.
     """
 
-    def __init__(
-        self,
-        processing_class: PreTrainedTokenizerBase | ProcessorMixin,
-        chat_template_kwargs: dict[str, Any] | None = None,
-    ) -> None:
+    def __init__(self, processing_class: ProcessingClass, chat_template_kwargs: dict[str, Any] | None = None) -> None:
         self.processing_class = processing_class
         self.tokenizer = tokenizer_of(processing_class)
         self.chat_template_kwargs = chat_template_kwargs or {}

@@ -98,19 +98,9 @@ def token_statistics(
     chosen one is computed again in float32, and takes the place of the rounded one in the soft value too, so that
     their difference, the log-probability, is never positive and is most accurate where the model is sure.
 
-    Args:
-        hidden_states (`torch.Tensor` of shape `(N, D)`):
-            Last hidden states of the scored positions.
-        head (`torch.nn.Module`):
-            LM head. An `nn.Linear` is applied in blocks of the vocabulary, any other module in blocks of tokens only.
-        token_ids (`torch.Tensor` of shape `(N,)`):
-            Token whose logit is wanted at each position.
-        alpha (`float`, *optional*, defaults to `1.0`):
-            Temperature of the soft value.
-        transform (`LogitTransform`, *optional*):
-            What the model does to the output of its head.
-        entropy (`bool`, *optional*, defaults to `True`), mean_logits (`bool`, *optional*, defaults to `False`):
-            Whether to compute them.
+    Hidden states have shape `(N, D)`, and token ids, whose logits are wanted, `(N,)`. A plain linear head is applied
+    in blocks of the vocabulary, any other module in blocks of tokens only; `transform` is what the model does to its
+    output.
     """
     transform = transform or LogitTransform()
     if hidden_states.device.type == "cuda" and is_plain_linear(head) and TRL_HAS_KERNEL:

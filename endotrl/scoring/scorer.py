@@ -4,7 +4,7 @@
 import copy
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from itertools import accumulate
 from typing import Protocol
@@ -50,13 +50,16 @@ class Placement(Protocol):
         """Context manager that yields the model in evaluation mode with exactly the frozen weights."""
 
 
-def places_of_rows(rows: Sequence[Rendered]) -> list[list[int]]:
-    """Where each row stands in a batch, equal ones together, in the order of their first places."""
+def score_once(rows: Sequence[Rendered], score: Callable[[list[Rendered]], Sequence[TokenStats]]) -> list[TokenStats]:
+    """Scores equal rows once, but gives each a result of its own, which may be changed in place."""
     places: dict[tuple[object, ...], list[int]] = {}
     for index, row in enumerate(rows):
         key = (row.prompt, tuple(row.completion_ids), tuple(row.action_positions), row.finished)
         places.setdefault(key, []).append(index)
-    return list(places.values())
+    results: dict[int, TokenStats] = {}
+    for (first, *others), stats in zip(places.values(), score([rows[i] for i, *_ in places.values()]), strict=True):
+        results |= {first: stats, **{index: copy.deepcopy(stats) for index in others}}
+    return [results[index] for index in range(len(rows))]
 
 
 def check_ids(rows: Sequence[Rendered], vocab_size: int) -> None:
@@ -115,8 +118,13 @@ class FrozenScorer:
         """
         check_alpha(alpha)
         check_ids(rows, self.placement.config.get_text_config().vocab_size)
-        copies = places_of_rows(rows)
-        unique = [rows[indices[0]] for indices in copies]
+        scored = score_once(rows, lambda unique: self._score(unique, alpha, entropy, mean_logits, progress))
+        self._check_finite(scored)
+        return scored
+
+    def _score(
+        self, rows: list[Rendered], alpha: float, entropy: bool, mean_logits: bool, progress: bool
+    ) -> list[TokenStats]:
         # Made into one result per row only at the end: small tensors that stay, between large ones that come and go,
         # would keep memory from being given back.
         read: list[tuple[list[int], Tensor, HeadStatistics]] = []
@@ -127,22 +135,17 @@ class FrozenScorer:
             tqdm(total=len(rows), desc="Scoring", unit=" completions", disable=not progress) as bar,
         ):
             self._check_head(model)
-            for members, hidden_states, states in self._passes(model, unique):
-                batch = [unique[i] for i in members]
+            for members, hidden_states, states in self._passes(model, rows):
+                batch = [rows[i] for i in members]
                 read.append((members, *self._read(model, batch, hidden_states, states, alpha, entropy, mean_logits)))
-                bar.update(sum(len(copies[i]) for i in members))
-        results: list[TokenStats | None] = [None] * len(rows)
+                bar.update(len(members))
+        results: dict[int, TokenStats] = {}
         vocab_size = self.placement.config.get_text_config().vocab_size
         while read:
             members, token_ids, head_stats = read.pop()
-            made = _token_stats([unique[i] for i in members], token_ids, head_stats, alpha, vocab_size)
-            for i, stats in zip(members, made, strict=True):
-                for index in copies[i]:
-                    # Each its own: a result may be changed in place.
-                    results[index] = stats if index == copies[i][0] else copy.deepcopy(stats)
-        scored = [stats for stats in results if stats is not None]
-        self._check_finite(scored)
-        return scored
+            made = _token_stats([rows[i] for i in members], token_ids, head_stats, alpha, vocab_size)
+            results.update(zip(members, made, strict=True))
+        return [results[i] for i in range(len(rows))]
 
     def _passes(self, model: PreTrainedModel, rows: Sequence[Rendered]) -> Passes:
         """Runs the backbone, unless a trainer has."""

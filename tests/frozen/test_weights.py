@@ -25,8 +25,14 @@ from transformers import (
     PreTrainedModel,
 )
 
-from endotrl.frozen.loaded_model import LoadedModel
-from endotrl.frozen.weights import backbone, have_moved, named_weights, sample_weights, weights_digest
+from endotrl.frozen.loaded_model import (
+    LoadedModel,
+    backbone,
+    have_moved,
+    named_weights,
+    sample_weights,
+    weights_digest,
+)
 from endotrl.rendering.renderer import Rendered
 from endotrl.scoring.scorer import FrozenScorer
 

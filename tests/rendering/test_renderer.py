@@ -202,31 +202,25 @@ class TestCriterion:
 class TestCompletionsAsText:
     """A completion that is given as text is a complete answer, so its end is scored too."""
 
-    @pytest.mark.parametrize("completion", ["Paris.", PARIS], ids=["string", "messages"])
-    def test_after_messages(self, tokenizer: PreTrainedTokenizerBase, completion: Any) -> None:
-        (row,) = make_renderer(tokenizer).render([USER], [completion])
-        # What the template writes after the end of the turn, a line break, is not an action.
-        assert row.completion_ids == [*encode(tokenizer, "Paris."), EOS]
+    @pytest.mark.parametrize(
+        ("prompt", "completion", "pieces"),
+        [
+            # What the template writes after the end of the turn, a line break, is not an action.
+            (USER, "Paris.", ["Paris.<|im_end|>"]),
+            (USER, PARIS, ["Paris.<|im_end|>"]),
+            ("The capital is", " Paris.", [" Paris.<|im_end|>"]),
+            ("The capital is", " Paris.<|im_end|>", [" Paris.<|im_end|>"]),  # an end that is there is not doubled
+            ("The capital is", " Rome.<|im_end|> Paris.", [" Rome.<|im_end|>", " Paris.<|im_end|>"]),
+            ("The capital is", "", ["<|im_end|>"]),
+            (USER, "", ["<|im_end|>"]),
+        ],
+    )
+    def test_with_its_end(
+        self, tokenizer: PreTrainedTokenizerBase, prompt: Any, completion: Any, pieces: list[str]
+    ) -> None:
+        (row,) = make_renderer(tokenizer).render([prompt], [completion])
+        assert row.completion_ids == encode(tokenizer, *pieces) and row.completion_ids[-1] == EOS
         assert row.action_positions == list(range(len(row.completion_ids)))
-        assert row.finished
-
-    def test_after_plain_text(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        (row,) = make_renderer(tokenizer).render(["The capital is"], [" Paris."])
-        assert row.completion_ids == [*encode(tokenizer, " Paris."), EOS]
-        assert row.finished
-
-    def test_an_end_that_is_there_is_not_doubled(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        (row,) = make_renderer(tokenizer).render(["The capital is"], [" Paris.<|im_end|>"])
-        assert row.completion_ids == [*encode(tokenizer, " Paris."), EOS]
-
-    def test_text_after_an_end_is_kept(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        (row,) = make_renderer(tokenizer).render(["The capital is"], [" Rome.<|im_end|> Paris."])
-        assert row.completion_ids == [*encode(tokenizer, " Rome."), EOS, *encode(tokenizer, " Paris."), EOS]
-
-    @pytest.mark.parametrize("prompt", ["The capital is", USER], ids=["plain", "messages"])
-    def test_an_empty_completion_is_its_end(self, tokenizer: PreTrainedTokenizerBase, prompt: Any) -> None:
-        (row,) = make_renderer(tokenizer).render([prompt], [""])
-        assert row.completion_ids == [EOS]
         assert row.finished
 
     def test_no_token_reaches_over_the_border(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -353,12 +347,6 @@ class TestCompletionIds:
         assert row.finished
         assert not warnings_logged.records
 
-    def test_cut_off(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        ids = encode(tokenizer, "Par")
-        (row,) = make_renderer(tokenizer).render([USER], ["Par"], [ids])
-        assert row.completion_ids == ids
-        assert not row.finished
-
     def test_cut_off_inside_a_character(
         self, tokenizer: PreTrainedTokenizerBase, warnings_logged: pytest.LogCaptureFixture
     ) -> None:
@@ -377,32 +365,32 @@ class TestCompletionIds:
         (row,) = make_renderer(tokenizer).render([USER], ["Paris."], [ids])
         assert not row.finished
 
-    def test_none_at_all(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        (row,) = make_renderer(tokenizer).render([USER], [""], [[]])
-        assert (row.completion_ids, row.action_positions, row.finished) == ([], [], False)
-
-    def test_only_the_end(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        (row,) = make_renderer(tokenizer).render([USER], [""], [[EOS]])
-        assert (row.completion_ids, row.finished) == ([EOS], True)
-
-    @pytest.mark.parametrize("pad", [EOS, 0], ids=["pad is eos", "pad is not eos"])
-    def test_padding_is_cut(self, tokenizer: PreTrainedTokenizerBase, pad: int) -> None:
-        ids = [*encode(tokenizer, "Paris."), EOS]
-        (row,) = make_renderer(tokenizer).render([USER], [PARIS], [ids + [pad] * 4])
-        assert row.completion_ids == ids
-        assert row.finished
-
-    def test_repetition_is_not_padding(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        ids = letter_by_letter(tokenizer, "aaaa")
-        (row,) = make_renderer(tokenizer).render([USER], ["aaaa"], [ids])
-        assert row.completion_ids == ids
-
-    def test_special_tokens_may_stand_in_the_text(
-        self, tokenizer: PreTrainedTokenizerBase, warnings_logged: pytest.LogCaptureFixture
+    @pytest.mark.parametrize(
+        ("completion", "written", "padding", "finished"),
+        [
+            ("Par", ["Par"], [], False),
+            ("", [], [], False),
+            ("", ["<|im_end|>"], [], True),
+            ("Paris.", ["Paris.", "<|im_end|>"], [EOS] * 4, True),
+            ("Paris.", ["Paris.", "<|im_end|>"], [0] * 4, True),
+            ("aaaa", [*"aaaa"], [], False),  # repetition is not padding
+            ("Paris.<|im_end|>", [*"Paris.", "<|im_end|>"], [], True),
+        ],
+        ids=["cut off", "nothing", "only the end", "pad is eos", "pad is not eos", "repetition", "end in the text"],
+    )
+    def test_ends_and_padding(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        completion: str,
+        written: list[str],
+        padding: list[int],
+        finished: bool,
+        warnings_logged: pytest.LogCaptureFixture,
     ) -> None:
-        ids = [*letter_by_letter(tokenizer, "Paris."), EOS]
-        (row,) = make_renderer(tokenizer).render(["Capital?"], ["Paris.<|im_end|>"], [ids])
-        assert row.completion_ids == ids
+        ids = encode(tokenizer, *written)
+        (row,) = make_renderer(tokenizer).render([USER], [completion], [ids + padding])
+        assert (row.completion_ids, row.action_positions) == (ids, list(range(len(ids))))
+        assert row.finished == finished
         assert not warnings_logged.records
 
     @pytest.mark.parametrize(

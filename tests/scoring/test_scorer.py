@@ -223,16 +223,7 @@ class TestFamilies:
 
 
 class TestInvariance:
-    """One row's numbers depend on that row only."""
-
-    @pytest.mark.parametrize("max_tokens_per_batch", [1, 13, 26, 40, 10_000])
-    def test_token_budget(self, model: PreTrainedModel, expected: list[TokenStats], max_tokens_per_batch: int) -> None:
-        assert_equal_stats(FrozenScorer(LoadedModel(model), max_tokens_per_batch)(make_rows()), expected)
-
-    def test_order(self, model: PreTrainedModel, expected: list[TokenStats]) -> None:
-        order, rows = [4, 0, 5, 2, 3, 1], make_rows()
-        actual = FrozenScorer(LoadedModel(model))([rows[i] for i in order])
-        assert_equal_stats(actual, [expected[i] for i in order])
+    """One row's numbers depend on that row only; token budgets and orders: `test_isolation.py`."""
 
     def test_neighbours(self, model: PreTrainedModel, expected: list[TokenStats]) -> None:
         rows = make_rows()

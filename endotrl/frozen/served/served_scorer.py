@@ -7,7 +7,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ...rendering.renderer import Rendered
-from ...scoring.scorer import check_ids, places_of_rows
+from ...scoring.scorer import check_ids, score_once
 from ...scoring.token_stats import TokenStats
 from .model import ServedModel
 
@@ -45,32 +45,32 @@ class ServedScorer:
                 f"The prompt of row {first} has images, and a server is sent token ids only. Load the model here, or "
                 'judge the text alone with `images="ignore"`.'
             )
-        copies = places_of_rows(rows)
-        unique = [rows[indices[0]] for indices in copies]
-        asked = [i for i, row in enumerate(unique) if row.action_positions]
-        with tqdm(total=len(asked), desc="Scoring", unit=" completions", disable=not progress) as bar:
-            log_probs = self.placement.log_probs(
-                [[*unique[i].prompt_ids, *unique[i].completion_ids] for i in asked],
-                [len(unique[i].prompt_ids) for i in asked],
-                bar.update,
-            )
-        values = dict(zip(asked, log_probs, strict=True))
-        results: dict[int, TokenStats] = {}
-        for i, (row, indices) in enumerate(zip(unique, copies, strict=True)):
-            positions = torch.tensor(row.action_positions, dtype=torch.long)
-            token_ids = torch.tensor(row.completion_ids, dtype=torch.long)[positions]
-            chosen = torch.tensor(values.get(i, []), dtype=torch.float32)[positions]
-            for index in indices:
-                results[index] = TokenStats(
-                    token_ids=token_ids.clone(),
-                    positions=positions.clone(),
-                    chosen_logits=chosen.clone(),
-                    soft_values=torch.zeros(len(chosen) + 1),
-                    entropies=None,
-                    finished=row.finished,
-                    alpha=alpha,
-                    num_completion_tokens=len(row.completion_ids),
-                    vocab_size=vocab_size,
-                    has_logits=False,
+
+        def score(unique: list[Rendered]) -> list[TokenStats]:
+            asked = [row for row in unique if row.action_positions]
+            with tqdm(total=len(asked), desc="Scoring", unit=" completions", disable=not progress) as bar:
+                log_probs = self.placement.log_probs(
+                    [[*row.prompt_ids, *row.completion_ids] for row in asked],
+                    [len(row.prompt_ids) for row in asked],
+                    bar.update,
                 )
-        return [results[index] for index in range(len(rows))]
+            answers = iter(log_probs)
+            return [_token_stats(row, next(answers) if row.action_positions else [], vocab_size) for row in unique]
+
+        return score_once(rows, score)
+
+
+def _token_stats(row: Rendered, log_probs: list[float], vocab_size: int) -> TokenStats:
+    positions = torch.tensor(row.action_positions, dtype=torch.long)
+    return TokenStats(
+        token_ids=torch.tensor(row.completion_ids, dtype=torch.long)[positions],
+        positions=positions,
+        chosen_logits=torch.tensor(log_probs, dtype=torch.float32)[positions],
+        soft_values=torch.zeros(len(positions) + 1),
+        entropies=None,
+        finished=row.finished,
+        alpha=1.0,
+        num_completion_tokens=len(row.completion_ids),
+        vocab_size=vocab_size,
+        has_logits=False,
+    )
