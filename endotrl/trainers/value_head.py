@@ -58,9 +58,7 @@ class ValueHead(nn.Module):
 
 
 class Critic(nn.Module):
-    """
-    Value of every state: a head on the policy's hidden states (`detach`: without gradient), or on the `backbone`'s.
-    """
+    """A value per state: a head on the policy's hidden states (`detach`: without gradient), or on the `backbone`'s."""
 
     def __init__(self, head: ValueHead, backbone: nn.Module | None = None, detach: bool = True) -> None:
         super().__init__()
@@ -94,8 +92,7 @@ def add_critic(model: PreTrainedModel, critic: Critic) -> None:
     `model(..., fused_lm_head=True, return_values=True)` returns [`FusedValueOutput`]. Any other call is as before.
     """
     model.add_module(CRITIC, critic)
-    # As a function, so that a deep copy of the model calls it with itself. (TRL's LM head does the same, except for
-    # its plain forward, which it holds bound to the model.)
+    # As a function, so that a deep copy of the model calls it with itself.
     fused_forward = model.forward.__func__
 
     # Keep the original signature: `generate` validates its model kwargs against it

@@ -172,7 +172,7 @@ def test_start_at_equal_weights(make_model: Any) -> None:
     weights = score(make_model(attention_init="equal"), ROWS).weights
     for row, (_, ends) in zip(weights, ROWS, strict=True):
         torch.testing.assert_close(row[: len(ends)], torch.full((len(ends),), 1 / len(ends)))
-    with pytest.raises(ValueError, match='"orthogonal" or "equal"'):
+    with pytest.raises(ValueError, match="must be one of 'orthogonal', 'equal'"):
         SentenceRewardConfig(attention_init="zero")
 
 
