@@ -95,9 +95,6 @@ class PPOConfig(GRPOConfig):
         kl_horizon (`int`, *optional*, defaults to `10000`):
             Number of completions over which `beta` changes by at most 20 %, if `kl_target` is set.
 
-    Raises:
-        `ValueError`: If a value is out of range, or values contradict each other.
-
     Example:
     ```python
     >>> from endotrl import PPOConfig
