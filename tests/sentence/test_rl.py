@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The trainers that credit tokens, on a sentence reward model."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,9 +46,7 @@ class Spy:
 @pytest.mark.parametrize(
     ("trainer_class", "config_class"), [(DenseGRPOTrainer, DenseGRPOConfig), (PPOTrainer, PPOConfig)]
 )
-def test_rewards_of_sentences(
-    trainer_class: Any, config_class: Any, kind: str, tiny_model_path: str, tmp_path: Path
-) -> None:
+def test_rewards_of_sentences(trainer_class, config_class, kind, tiny_model_path, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_path)
     torch.manual_seed(0)
     if kind == "trained":

@@ -114,7 +114,7 @@ class TestSameAsGrpo:
     """Credit that is the same for all tokens is TRL's: same completions, losses and weights."""
 
     @pytest.mark.parametrize("loss_type", LOSS_TYPES)
-    def test_all_losses(self, loss_type: str, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_all_losses(self, loss_type, tiny_policy_path, tmp_path):
         # `num_iterations` and `beta` so that importance ratios, clipping and the KL take part.
         kwargs = {"loss_type": loss_type, "num_iterations": 2, "beta": 0.1, "max_steps": 4}
         scalar = train(GRPOTrainer, tiny_policy_path, [vowels, length], tmp_path, **kwargs)
@@ -124,7 +124,7 @@ class TestSameAsGrpo:
 
     @pytest.mark.parametrize("scale_rewards", ["group", "batch", "none"])
     @pytest.mark.parametrize("aggregation", ["sum_then_normalize", "normalize_then_sum"])
-    def test_all_scalings(self, scale_rewards: str, aggregation: str, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_all_scalings(self, scale_rewards, aggregation, tiny_policy_path, tmp_path):
         kwargs = {
             "scale_rewards": scale_rewards,
             "multi_objective_aggregation": aggregation,
@@ -135,7 +135,7 @@ class TestSameAsGrpo:
         dense = train(DenseGRPOTrainer, tiny_policy_path, [vowels_at_the_end, length], tmp_path, **kwargs)
         assert_same_training(dense, scalar)
 
-    def test_outcome_credit(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_outcome_credit(self, tiny_policy_path, tmp_path):
         kwargs = {"beta": 0.1, "max_steps": 2}
         endogenous = EndogenousReward(tiny_policy_path)
         scalar = train(GRPOTrainer, tiny_policy_path, [endogenous, vowels], tmp_path, **kwargs)
@@ -144,7 +144,7 @@ class TestSameAsGrpo:
         assert_same_training(dense, scalar)
         assert "token_rewards/vowels/mean" not in dense.state.log_history[0]
 
-    def test_one_sentence(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_one_sentence(self, tiny_policy_path, tmp_path):
         rewards = [EndogenousReward(tiny_policy_path), vowels]
         scalar = train(GRPOTrainer, tiny_policy_path, list(rewards), tmp_path, scale_rewards="none")
         dense = train(
@@ -160,7 +160,7 @@ class TestSameAsGrpo:
         assert_same_training(dense, scalar, atol=1e-4)
 
     @pytest.mark.parametrize("aggregation", ["sum_then_normalize", "normalize_then_sum"])
-    def test_none(self, aggregation: str, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_none(self, aggregation, tiny_policy_path, tmp_path):
         def often_none(completion_ids: list[list[int]], **kwargs: Any) -> list[Any]:
             return [float(ids[0]) if ids[0] % 2 else None for ids in completion_ids]
 
@@ -183,9 +183,7 @@ class TestSameAsGrpo:
         zero = [row.abs().max().item() == 0 for output in dense.outputs for row in output["advantages"]]
         assert any(unscorable) and all(z for z, u in zip(zero, unscorable, strict=True) if u)
 
-    def test_masked_truncated_completions_still_count_in_the_baseline(
-        self, tiny_policy_path: str, tmp_path: Path
-    ) -> None:
+    def test_masked_truncated_completions_still_count_in_the_baseline(self, tiny_policy_path, tmp_path):
         kwargs = {"mask_truncated_completions": True}
         scalar = train(GRPOTrainer, tiny_policy_path, [vowels, length], tmp_path, **kwargs)
         dense = train(Watched, tiny_policy_path, [vowels_at_the_end, length], tmp_path, **kwargs)
@@ -193,7 +191,7 @@ class TestSameAsGrpo:
         dropped = [row.sum() == 0 for output in dense.outputs for row in output["completion_mask"]]
         assert any(dropped) and not all(dropped)
 
-    def test_async_functions_and_reward_models(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_async_functions_and_reward_models(self, tiny_policy_path, tmp_path):
         from transformers import LlamaConfig, LlamaForSequenceClassification
 
         classifier = str(tmp_path / "classifier")
@@ -213,7 +211,7 @@ class TestSameAsGrpo:
         assert_same_training(dense, scalar)
         assert "rewards/classifier/mean" in dense.state.log_history[0]
 
-    def test_evaluation(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_evaluation(self, tiny_policy_path, tmp_path):
         kwargs: dict[str, Any] = {
             "eval_dataset": DATASET.select(range(4)),
             "eval_strategy": "steps",
@@ -229,7 +227,7 @@ class TestSameAsGrpo:
 
 
 class TestAdvantages:
-    def test_by_hand(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_by_hand(self, tiny_policy_path, tmp_path):
         trainer = train(Watched, tiny_policy_path, [dense_vowels, length], tmp_path, scale_rewards="none", max_steps=1)
         (output,) = trainer.outputs
         ids, mask = output["completion_ids"], output["completion_mask"].bool()
@@ -247,24 +245,24 @@ class TestAdvantages:
                 expected[i, h] = sum(dense_vowels([own])[0][h:]) - 0.1 * len(own) - baseline
         torch.testing.assert_close(output["advantages"], expected)
 
-    def test_endogenous_credit_is_the_log_probability_to_go(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_endogenous_credit_is_the_log_probability_to_go(self, tiny_policy_path, tmp_path):
         # The two forms have the same total and differ in where they put it; without the soft value they credit alike.
         outputs = {}
         for form in ("bellman", "log_prob"):
-            reward = EndogenousReward(tiny_policy_path, token_reward=form)  # type: ignore[arg-type]
+            reward = EndogenousReward(tiny_policy_path, token_reward=form)
             trainer = train(Watched, tiny_policy_path, reward, tmp_path, max_steps=1)
             outputs[form] = trainer.outputs[0]["advantages"]
             assert logged(trainer, "advantage/within_completion")[0] > 0.01
         torch.testing.assert_close(outputs["bellman"], outputs["log_prob"], atol=1e-5, rtol=1e-4)
 
-    def test_leave_one_out(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_leave_one_out(self, tiny_policy_path, tmp_path):
         first, second = (
             train(Watched, tiny_policy_path, dense_vowels, tmp_path, baseline=baseline, max_steps=1).outputs[0]
             for baseline in ("group", "leave_one_out")
         )
         torch.testing.assert_close(second["advantages"], first["advantages"] * 4 / 3)
 
-    def test_discount(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_discount(self, tiny_policy_path, tmp_path):
         trainer = train(
             Watched, tiny_policy_path, dense_vowels, tmp_path, gamma=0.5, scale_rewards="none", max_steps=1
         )
@@ -280,7 +278,7 @@ class TestAdvantages:
             assert output["advantages"][i, 0].item() == pytest.approx(returns[i] - sum(group) / 4, abs=1e-5)
             assert len(row) > 0
 
-    def test_tokens_of_tools_are_passed_over(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_tokens_of_tools_are_passed_over(self, tiny_policy_path, tmp_path):
         # Rewards on them count for nobody, and they get no advantage.
         masks: dict[tuple[int, ...], list[int]] = {}
 
@@ -319,7 +317,7 @@ class TestAdvantages:
         expected = torch.where(ended, 12.0, 10.0) - 11.0
         torch.testing.assert_close(output["advantages"][:, 3], expected)
 
-    def test_names_and_reward_objects_stay(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_names_and_reward_objects_stay(self, tiny_policy_path, tmp_path):
         reward = EndogenousReward(tiny_policy_path)
         functions = [reward, dense_vowels, length]
         trainer = train(DenseGRPOTrainer, tiny_policy_path, functions, tmp_path, max_steps=1, log_completions=True)
@@ -337,7 +335,7 @@ class TestAdvantages:
         (table,) = (tmp_path / "completions").glob("*.parquet")
         assert table.stat().st_size > 0
 
-    def test_variance_within_completions(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_variance_within_completions(self, tiny_policy_path, tmp_path):
         trainer = train(Watched, tiny_policy_path, dense_vowels, tmp_path, max_steps=1, scale_rewards="none")
         (output,) = trainer.outputs
         rows = [a[m.bool()] for a, m in zip(output["advantages"], output["completion_mask"], strict=True)]
@@ -347,7 +345,7 @@ class TestAdvantages:
         within = sum(((row - row.mean()) ** 2).sum() for row in rows) / ((all_tokens - all_tokens.mean()) ** 2).sum()
         assert entry["advantage/within_completion"] == pytest.approx(float(within), rel=1e-4)
 
-    def test_weights_shared_with_the_trainer(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_weights_shared_with_the_trainer(self, tiny_policy_path, tmp_path):
         # The reward's token rewards are computed with the policy's own base model, and credited as those of a copy.
         advantages = []
         for model in (None, tiny_policy_path):
@@ -363,9 +361,7 @@ class TestAdvantages:
 
 class TestLosses:
     @pytest.mark.parametrize("loss_type", LOSS_TYPES)
-    def test_gradient_of_every_loss_is_that_of_each_token_s_advantage(
-        self, loss_type: str, tiny_policy_path: str, tmp_path: Path
-    ) -> None:
+    def test_gradient_of_every_loss_is_that_of_each_token_s_advantage(self, loss_type, tiny_policy_path, tmp_path):
         """
         On-policy, each of TRL's losses is linear in the advantages: the gradient with (B, T) advantages is the sum of
         those with the advantages of one position only. So no loss mixes up or averages tokens on the way.
@@ -400,7 +396,7 @@ class TestLosses:
         assert sum(part.norm() > 1e-4 for part in parts) > 3
 
     @pytest.mark.slow
-    def test_it_learns(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_it_learns(self, tiny_policy_path, tmp_path):
         trainer = train(
             DenseGRPOTrainer,
             tiny_policy_path,
@@ -416,7 +412,7 @@ class TestLosses:
 
 class TestBatches:
     @pytest.mark.parametrize("num_iterations", [1, 2])
-    def test_eight_at_once_or_one_at_a_time(self, num_iterations: int, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_eight_at_once_or_one_at_a_time(self, num_iterations, tiny_policy_path, tmp_path):
         kwargs = {"num_generations": 4, "loss_type": "dapo", "num_iterations": num_iterations, "max_steps": 2}
         rewards = [EndogenousReward(tiny_policy_path), dense_vowels]
         at_once = train(Watched, tiny_policy_path, list(rewards), tmp_path, **kwargs)
@@ -428,7 +424,7 @@ class TestBatches:
         for name, tensor in single.model.state_dict().items():
             torch.testing.assert_close(tensor, at_once.model.state_dict()[name], rtol=1e-3, atol=1e-4, msg=name)
 
-    def test_checkpoint_and_resume(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_checkpoint_and_resume(self, tiny_policy_path, tmp_path):
         rewards = [EndogenousReward(tiny_policy_path), dense_vowels]
         kwargs = {"max_steps": 4, "beta": 0.1, "save_strategy": "steps", "save_steps": 2}
         whole = train(DenseGRPOTrainer, tiny_policy_path, list(rewards), tmp_path / "whole", **kwargs)
@@ -442,9 +438,7 @@ class TestBatches:
         args = torch.load(tmp_path / "whole" / "checkpoint-4" / "training_args.bin", weights_only=False)
         assert (type(args), args.credit) == (DenseGRPOConfig, "token")
 
-    def test_resumed_within_a_generation_batch_and_in_a_later_epoch(
-        self, tiny_policy_path: str, tmp_path: Path
-    ) -> None:
+    def test_resumed_within_a_generation_batch_and_in_a_later_epoch(self, tiny_policy_path, tmp_path):
         # An epoch has two generation batches of 8 prompts, each of which serves 4 steps.
         prompts = DATASET.select(range(16))
         kwargs: dict[str, Any] = {"num_iterations": 2, "steps_per_generation": 2, "num_generations": 2}
@@ -460,7 +454,7 @@ class TestBatches:
 
 
 class TestConfig:
-    def test_old_trl(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_old_trl(self, monkeypatch):
         monkeypatch.setattr(trl, "__version__", "1.14.2")
         with pytest.raises(ImportError, match=r"need TRL 1\.15 or newer, and TRL 1\.14\.2 is installed"):
             importlib.reload(endotrl.trainers)
@@ -468,12 +462,12 @@ class TestConfig:
     @pytest.mark.parametrize(
         "settings", [{"credit": "word"}, {"baseline": "mean"}, {"gamma": 0.0}, {"gamma": 1.5}], ids=str
     )
-    def test_bad_values(self, settings: dict[str, Any], tmp_path: Path) -> None:
+    def test_bad_values(self, settings, tmp_path):
         ((name, value),) = settings.items()
         with pytest.raises(ValueError, match=f"`{name}` is '?{value}"):
             make_args(DenseGRPOConfig, tmp_path, **settings)
 
-    def test_defaults_are_those_of_trl(self, tmp_path: Path) -> None:
+    def test_defaults_are_those_of_trl(self, tmp_path):
         ours, theirs = (make_args(config, tmp_path).to_dict() for config in (DenseGRPOConfig, GRPOConfig))
         assert {key: ours[key] for key in theirs if key != "logging_dir"} == {
             key: theirs[key] for key in theirs if key != "logging_dir"
@@ -486,7 +480,7 @@ class TestConfig:
         }
         json.dumps(ours)
 
-    def test_command_line(self, tmp_path: Path) -> None:
+    def test_command_line(self, tmp_path):
         from trl import TrlParser
 
         (args,) = TrlParser(DenseGRPOConfig).parse_args_and_config(
@@ -495,11 +489,11 @@ class TestConfig:
         )
         assert (args.credit, args.gamma, args.baseline) == ("sentence", 0.9, "leave_one_out")
 
-    def test_other_config(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_other_config(self, tiny_policy_path, tmp_path):
         with pytest.raises(TypeError, match="`args` is a GRPOConfig, but DenseGRPOTrainer needs a `DenseGRPOConfig`"):
             DenseGRPOTrainer(tiny_policy_path, vowels, make_args(GRPOConfig, tmp_path), DATASET)
 
-    def test_no_config(self, tiny_policy_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_no_config(self, tiny_policy_path, tmp_path, monkeypatch):
         @dataclass
         class OnCpu(DenseGRPOConfig):
             use_cpu: bool = True
@@ -510,7 +504,7 @@ class TestConfig:
         trainer = DenseGRPOTrainer(tiny_policy_path, vowels, train_dataset=DATASET)
         assert trainer.args.output_dir.endswith("-DenseGRPO")
 
-    def test_an_error_in_a_reward_leaves_the_trainer_as_it_was(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_an_error_in_a_reward_leaves_the_trainer_as_it_was(self, tiny_policy_path, tmp_path):
         def broken(completion_ids: list[list[int]], **kwargs: Any) -> list[list[float]]:
             return [[1.0] * (len(ids) + 1) for ids in completion_ids]
 
@@ -531,14 +525,14 @@ class TestModelCard:
         trainer.create_model_card(model_name="policy")
         return (path / "README.md").read_text()
 
-    def test_plain_grpo(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_plain_grpo(self, tiny_policy_path, tmp_path):
         card = self.card(tmp_path, tiny_policy_path, vowels, credit="outcome")
         assert "This model was trained with GRPO, a method introduced in [DeepSeekMath" in card
         assert "- grpo\n" in card and "- endotrl\n" in card and "dense" not in card.lower()
         assert "- `vowels` (weight 1): a reward function" in card and "No labels" not in card
         assert "None" not in card.split("## Quick start")[0]
 
-    def test_endogenous(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_endogenous(self, tiny_policy_path, tmp_path):
         reward = EndogenousReward(None, alpha=0.5, token_reward="centered", criterion="a `b`")
         card = self.card(
             tmp_path, tiny_policy_path, reward, vowels, credit="token", beta=0.25, reward_weights=[1.0, 0.0]
@@ -552,7 +546,7 @@ class TestModelCard:
         assert "discount" not in settings  # of another aggregate
         assert "- `vowels` (weight 0: only logged)" in card and "`beta` 0.25" in card
 
-    def test_another_frozen_model(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_another_frozen_model(self, tiny_policy_path, tmp_path):
         reward = EndogenousReward(tiny_policy_path, aggregate="discounted", discount=0.75)
         card = self.card(tmp_path, tiny_policy_path, reward, vowels)
         assert "before training" not in card and '"discount": 0.75' in card

@@ -143,14 +143,8 @@ class TestAdvantages:
         ],
     )
     def test_by_hand(
-        self,
-        token_reward: str,
-        truncation: str,
-        reward_truncation: str,
-        soft_value_baseline: bool,
-        tiny_policy_path: str,
-        tmp_path: Path,
-    ) -> None:
+        self, token_reward, truncation, reward_truncation, soft_value_baseline, tiny_policy_path, tmp_path
+    ):
         gamma, lam, beta = 0.9, 0.7, 0.1
         trainer = make_trainer(
             tiny_policy_path,
@@ -213,7 +207,7 @@ class TestAdvantages:
         assert len({length for length, _ in lengths}) > 1  # the test has padding,
         assert {finished for _, finished in lengths} == {True, False}  # and completions of both kinds
 
-    def test_td_error_of_the_soft_value_is_the_log_probability(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_td_error_of_the_soft_value_is_the_log_probability(self, tiny_policy_path, tmp_path):
         trainer = make_trainer(
             tiny_policy_path, tmp_path, critic="none", lam=0.0, beta=0.0, whiten_advantages=False, max_steps=1
         )
@@ -224,7 +218,7 @@ class TestAdvantages:
             expected = torch.tensor(naive(frozen, prompt, completion)[0])
             torch.testing.assert_close(output["advantages"][i, : len(completion)], expected, atol=1e-4, rtol=1e-4)
 
-    def test_whitening(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_whitening(self, tiny_policy_path, tmp_path):
         trainer = make_trainer(tiny_policy_path, tmp_path)
         output = rollout(trainer)
         advantages = output["advantages"][output["value_mask"]]
@@ -232,7 +226,7 @@ class TestAdvantages:
         assert advantages.std().item() == pytest.approx(1.0, abs=1e-4)
 
     @pytest.mark.parametrize("value", [math.inf, math.nan])
-    def test_rewards_that_are_no_numbers(self, value: float, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_rewards_that_are_no_numbers(self, value, tiny_policy_path, tmp_path):
         def broken(completion_ids: list[list[int]], **kwargs: Any) -> list[list[float]]:
             return [[value] * len(ids) for ids in completion_ids]
 
@@ -245,13 +239,13 @@ class TestAdvantages:
         with pytest.raises(ValueError, match="'infinite' returned an infinite reward"):
             make_trainer(tiny_policy_path, tmp_path, infinite).train()
 
-    def test_critic_that_is_broken(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_critic_that_is_broken(self, tiny_policy_path, tmp_path):
         trainer = make_trainer(tiny_policy_path, tmp_path)
         set_head(trainer, bias=math.nan)
         with pytest.raises(ValueError, match="values of 8 of 8 completions are NaN"):
             rollout(trainer)
 
-    def test_completions_without_a_reward(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_completions_without_a_reward(self, tiny_policy_path, tmp_path):
         def every_second(completion_ids: list[list[int]], **kwargs: Any) -> list[float | None]:
             return [None if i % 2 else 1.0 for i in range(len(completion_ids))]
 
@@ -261,7 +255,7 @@ class TestAdvantages:
         assert not output["value_mask"][1::2].any()
         assert output["value_mask"][::2].any(dim=1).all()
 
-    def test_masked_truncated_completions(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_masked_truncated_completions(self, tiny_policy_path, tmp_path):
         trainer = make_trainer(tiny_policy_path, tmp_path, mask_truncated_completions=True)
         output = rollout(trainer)
         truncated = ~(output["completion_ids"] == EOS).any(dim=1)
@@ -272,7 +266,7 @@ class TestAdvantages:
 
 class TestLoss:
     @pytest.mark.parametrize("constant", [None, 0.7])
-    def test_reinforce(self, constant: float | None, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_reinforce(self, constant, tiny_policy_path, tmp_path):
         """
         One update with lam = gamma = 1 and a constant baseline b is REINFORCE: the gradient of -(R - b) log pi(y|x).
         """
@@ -305,9 +299,7 @@ class TestLoss:
 
     @pytest.mark.parametrize("cliprange_value", [None, 0.1])
     @pytest.mark.parametrize("scale_value_loss", [True, False])
-    def test_value_loss_by_hand(
-        self, cliprange_value: float | None, scale_value_loss: bool, tiny_policy_path: str, tmp_path: Path
-    ) -> None:
+    def test_value_loss_by_hand(self, cliprange_value, scale_value_loss, tiny_policy_path, tmp_path):
         settings = {"cliprange_value": cliprange_value, "scale_value_loss": scale_value_loss, "vf_coef": 0.3}
         trainer = make_trainer(tiny_policy_path, tmp_path, **settings)
         output = rollout(trainer)
@@ -334,7 +326,7 @@ class TestLoss:
         policy_loss = metrics["ppo/policy_loss"][-1]
         assert loss.item() == pytest.approx(policy_loss + 0.3 * total / len(targets), rel=1e-4)
 
-    def test_kl_is_in_one_place(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_kl_is_in_one_place(self, tiny_policy_path, tmp_path):
         losses = {}
         for name, settings in {
             "none": {"beta": 0.0},
@@ -359,7 +351,7 @@ class TestLoss:
             assert loss == pytest.approx(-advantages[mask].mean().item(), abs=1e-4)
         assert losses["loss"][1] > losses["none"][1] + 0.1
 
-    def test_approx_kl(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_approx_kl(self, tiny_policy_path, tmp_path):
         trainer = make_trainer(tiny_policy_path, tmp_path)
         output = rollout(trainer)
         trainer._compute_loss(trainer.model, output)
@@ -396,7 +388,7 @@ class PathReward:
 @pytest.mark.slow
 class TestOptimum:
     @pytest.mark.parametrize("critic", ["value_head", "value_model", "none"])
-    def test_known_mdp(self, critic: str, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_known_mdp(self, critic, tiny_policy_path, tmp_path):
         trainer = make_trainer(
             tiny_policy_path,
             tmp_path,
@@ -426,7 +418,7 @@ class TestOptimum:
         else:  # the trunk of this policy hardly tells the steps apart
             assert values.mean().item() == pytest.approx(optimal.mean().item(), abs=0.15)
 
-    def test_kl_in_the_reward_leads_to_the_power_distribution(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_kl_in_the_reward_leads_to_the_power_distribution(self, tiny_policy_path, tmp_path):
         # Completions of one token: the optimum of r - beta KL with r = log pi_hat is pi_hat^(1 + 1 / beta),
         # normalised.
         beta = 1.0
@@ -468,7 +460,7 @@ class TestEqualRuns:
             torch.testing.assert_close(tensor, expected[name], atol=atol, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
     @pytest.mark.parametrize("critic", ["value_head", "value_model"])
-    def test_accumulation(self, critic: str, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_accumulation(self, critic, tiny_policy_path, tmp_path):
         runs = [
             self.train(
                 tiny_policy_path,
@@ -487,7 +479,7 @@ class TestEqualRuns:
             for key in ("loss", "ppo/value_loss", "ppo/explained_variance", "ppo/returns_mean", "grad_norm"):
                 assert history(run, key) == pytest.approx(history(runs[0], key), rel=1e-3, abs=1e-5), key
 
-    def test_gradient_checkpointing(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_gradient_checkpointing(self, tiny_policy_path, tmp_path):
         for critic in ("value_head", "value_model"):
             runs = [
                 self.train(tiny_policy_path, tmp_path, critic=critic, gradient_checkpointing=checkpointing)
@@ -495,7 +487,7 @@ class TestEqualRuns:
             ]
             self.assert_close(*runs)
 
-    def test_detached_critic_does_not_touch_the_policy(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_detached_critic_does_not_touch_the_policy(self, tiny_policy_path, tmp_path):
         # Clipping by the norm of all gradients would couple the two.
         def run(**kwargs: Any) -> dict[str, Tensor]:
             trainer = self.train(tiny_policy_path, tmp_path, max_grad_norm=0.0, num_iterations=2, **kwargs)
@@ -507,7 +499,7 @@ class TestEqualRuns:
         attached = [run(vf_coef=vf_coef, detach_value=False, **settings) for vf_coef in (0.1, 10.0)]
         assert any(not torch.equal(attached[0][name], attached[1][name]) for name in attached[0])
 
-    def test_learning_rates(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_learning_rates(self, tiny_policy_path, tmp_path):
         # The first update of Adam moves every weight with a gradient by the learning rate.
         trainer = make_trainer(
             tiny_policy_path, tmp_path, max_steps=1, learning_rate=1e-3, value_learning_rate=1e-2, weight_decay=0.0
@@ -526,7 +518,7 @@ class TestEqualRuns:
 
 class TestCheckpoints:
     @pytest.mark.parametrize("kind", ["value_head", "value_model", "lora", "adaptive kl"])
-    def test_resumed_run_is_the_same_to_the_bit(self, kind: str, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_resumed_run_is_the_same_to_the_bit(self, kind, tiny_policy_path, tmp_path):
         settings: dict[str, Any] = {"num_iterations": 3, "steps_per_generation": 2, "max_steps": 10, "save_steps": 1}
         settings |= {"per_device_train_batch_size": 4, "save_strategy": "steps"}
         if kind == "lora":
@@ -551,9 +543,7 @@ class TestCheckpoints:
         if kind == "adaptive kl":
             assert whole.beta != 0.01
 
-    def test_nothing_warns_on_resuming(
-        self, tiny_policy_path: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_nothing_warns_on_resuming(self, tiny_policy_path, tmp_path, caplog):
         settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
         make_trainer(tiny_policy_path, tmp_path, **settings).train()
         logging.getLogger("transformers").propagate = True
@@ -564,7 +554,7 @@ class TestCheckpoints:
         assert not [record.getMessage() for record in caplog.records if "keys" in record.getMessage()]
 
     @pytest.mark.parametrize("critic", ["value_head", "value_model"])
-    def test_export_is_a_plain_model(self, critic: str, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_export_is_a_plain_model(self, critic, tiny_policy_path, tmp_path):
         trainer = make_trainer(tiny_policy_path, tmp_path, critic=critic)
         trainer.train()
         trainer.save_model(str(tmp_path / "final"))
@@ -576,7 +566,7 @@ class TestCheckpoints:
         assert_same_to_the_bit(weights(critic_of(trainer._base_policy)), saved)
         assert saved["head.weight"].any()
 
-    def test_best_model(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_best_model(self, tiny_policy_path, tmp_path):
         trainer = make_trainer(
             tiny_policy_path,
             tmp_path,
@@ -593,7 +583,7 @@ class TestCheckpoints:
         assert_same_to_the_bit(load_file(best / CRITIC_FILE), weights(critic_of(trainer._base_policy)))
         assert_same_to_the_bit(load_file(best / "model.safetensors"), policy_weights(trainer))
 
-    def test_without_critic_nothing_is_beside_the_model(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_without_critic_nothing_is_beside_the_model(self, tiny_policy_path, tmp_path):
         trainer = make_trainer(tiny_policy_path, tmp_path, critic="none", save_strategy="steps", save_steps=2)
         trainer.train()
         assert not (tmp_path / "checkpoint-2" / CRITIC_FILE).exists()
@@ -601,12 +591,12 @@ class TestCheckpoints:
         resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
         assert_same_to_the_bit(weights(trainer.model), resumed.model.state_dict())
 
-    def test_checkpoint_of_another_critic(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_checkpoint_of_another_critic(self, tiny_policy_path, tmp_path):
         make_trainer(tiny_policy_path, tmp_path, critic="none", save_strategy="steps", save_steps=2).train()
         with pytest.raises(FileNotFoundError, match="not written by a PPO run with a critic"):
             make_trainer(tiny_policy_path, tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
-    def test_other_number_of_processes(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_other_number_of_processes(self, tiny_policy_path, tmp_path):
         make_trainer(tiny_policy_path, tmp_path, save_strategy="steps", save_steps=1).train()
         path = tmp_path / "checkpoint-1" / "rollout_state.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "world_size": 2}))
@@ -618,7 +608,7 @@ class TestCheckpoints:
 class TestSettings:
     @pytest.mark.parametrize("dataset", [PLAIN, CONVERSATIONAL], ids=["text", "messages"])
     @pytest.mark.parametrize("num_generations", [1, 2])
-    def test_trains(self, dataset: Dataset, num_generations: int, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_trains(self, dataset, num_generations, tiny_policy_path, tmp_path):
         reward = EndogenousReward(tiny_policy_path)
         trainer = make_trainer(
             tiny_policy_path,
@@ -644,7 +634,7 @@ class TestSettings:
             assert all(math.isfinite(value) for value in history(trainer, key)) and history(trainer, key), key
 
     @pytest.mark.parametrize("shared", [False, True])
-    def test_lora(self, shared: bool, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_lora(self, shared, tiny_policy_path, tmp_path):
         reward = EndogenousReward(None if shared else tiny_policy_path)
         trainer = make_trainer(tiny_policy_path, tmp_path, reward, peft_config=lora(), max_steps=6)
         if shared:
@@ -663,7 +653,7 @@ class TestSettings:
         assert not any(is_critic(name) for name in load_file(tmp_path / "final" / "adapter_model.safetensors"))
         assert (tmp_path / "final" / CRITIC_FILE).exists()
 
-    def test_shared_reference(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_shared_reference(self, tiny_policy_path, tmp_path):
         reward = EndogenousReward(None)
         trainer = make_trainer(tiny_policy_path, tmp_path, reward)
         reward.attach(trainer)
@@ -673,7 +663,7 @@ class TestSettings:
         for name, tensor in own.model.state_dict().items():
             torch.testing.assert_close(trainer.model.state_dict()[name], tensor, atol=1e-4, rtol=1e-3)
 
-    def test_value_model_instance(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_value_model_instance(self, tiny_policy_path, tmp_path):
         value_model = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
         before = weights(value_model.base_model)
         trainer = make_trainer(tiny_policy_path, tmp_path, critic="value_model", value_model=value_model)
@@ -682,7 +672,7 @@ class TestSettings:
         after = value_model.base_model.state_dict()
         assert not any(torch.equal(before[name], after[name]) for name in before)
 
-    def test_adaptive_kl(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_adaptive_kl(self, tiny_policy_path, tmp_path):
         trainer = make_trainer(tiny_policy_path, tmp_path, kl_target=1e-3, kl_horizon=8, max_steps=12, beta=0.01)
         trainer.train()
         coefficients, kls = history(trainer, "ppo/kl_coef"), history(trainer, "ppo/kl_per_completion")
@@ -693,7 +683,7 @@ class TestSettings:
             expected *= 1 + min(max(kl / 1e-3 - 1, -0.2), 0.2)
         assert trainer.beta == pytest.approx(expected)
 
-    def test_dense_scores_of_the_user(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_dense_scores_of_the_user(self, tiny_policy_path, tmp_path):
         class Custom:
             def __call__(self, completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
                 return [float(len(ids)) for ids in completion_ids]
@@ -713,9 +703,7 @@ class TestNextTRL:
     """Changes that are open in TRL: see `TestOpenChanges` in `tests/test_contract.py`."""
 
     @pytest.mark.parametrize("critic", ["value_head", "value_model"])
-    def test_padding_free_passes(
-        self, critic: str, tiny_policy_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_padding_free_passes(self, critic, tiny_policy_path, tmp_path, monkeypatch):
         trainer = make_trainer(tiny_policy_path, tmp_path, critic=critic, whiten_advantages=False)
         set_head(trainer)
         output = rollout(trainer)
@@ -768,7 +756,7 @@ class TestNextTRL:
         for name, parameter in trainer.model.named_parameters():
             torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-4, rtol=1e-3, msg=name)
 
-    def test_batches_without_old_log_probs(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_batches_without_old_log_probs(self, tiny_policy_path, tmp_path):
         # TRL leaves them out where it does not need them; the KL of the reward does.
         trainer = make_trainer(tiny_policy_path, tmp_path, num_iterations=1, whiten_advantages=False, beta=0.5)
         with torch.no_grad():
@@ -795,24 +783,20 @@ class TestErrors:
             ({}, {"optimizers": (torch.optim.SGD([torch.zeros(1)]), None)}, ValueError, "`optimizers` was given"),
         ],
     )
-    def test_arguments(
-        self, settings: dict[str, Any], others: dict[str, Any], error: type, message: str, tmp_path: Path
-    ) -> None:
+    def test_arguments(self, settings, others, error, message, tmp_path):
         with pytest.raises(error, match=message):
             make_trainer("/nowhere", tmp_path, Lengths(), **settings, **others)
 
-    def test_other_config(self, tmp_path: Path) -> None:
+    def test_other_config(self, tmp_path):
         args = GRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to=[])
         with pytest.raises(TypeError, match="needs a `PPOConfig`"):
             PPOTrainer("/nowhere", reward_funcs=Lengths(), args=args, train_dataset=PLAIN)
 
-    def test_policy_as_its_own_value_model(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_policy_as_its_own_value_model(self, tiny_policy_path, tmp_path):
         model = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
         with pytest.raises(ValueError, match="is the policy itself"):
             make_trainer(model, tmp_path, Lengths(), critic="value_model", value_model=model)
 
-    def test_value_model_with_another_vocabulary(
-        self, tiny_policy_path: str, tiny_model_path: str, tmp_path: Path
-    ) -> None:
+    def test_value_model_with_another_vocabulary(self, tiny_policy_path, tiny_model_path, tmp_path):
         with pytest.raises(ValueError, match="has an embedding of 19 tokens, but the policy's tokenizer has 3"):
             make_trainer(tiny_model_path, tmp_path, Lengths(), critic="value_model", value_model=tiny_policy_path)
