@@ -2,6 +2,7 @@
 """A trained sentence-level reward model as a TRL reward function."""
 
 import logging
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -307,9 +308,8 @@ class SentenceReward:
 
     def _score(self, rows: Sequence[EncodedResponse], progress: bool = False) -> list[SentenceScores]:
         """Scores of rows, in batches of like lengths, in the order given."""
-        results: list[SentenceScores | None] = [None] * len(rows)
+        results: dict[int, SentenceScores] = {}
         model = self.load()._loaded()
-        device = model.device
         rope = RopeLengths.from_config(model.config)
         with (
             exclusive(model),
@@ -324,22 +324,16 @@ class SentenceReward:
             for batch in plan_batches(lengths, self.max_tokens_per_batch, kinds):
                 inputs = pad_batch([(rows[i].input_ids, rows[i].sentence_ends) for i in batch], pad_token_id=0)
                 with rope_as_made(model):
-                    output = model(**{key: tensor.to(device) for key, tensor in inputs.items()})
+                    output = model(**{key: tensor.to(model.device) for key, tensor in inputs.items()})
                 scores = output.logits.squeeze(-1).cpu()  # (B,)
                 rewards, weights = output.sentence_rewards.cpu(), output.weights.cpu()  # (B, N)
                 for j, i in enumerate(batch):
                     count = len(rows[i].sentence_ends)
-                    results[i] = SentenceScores(
-                        scores[j].item(),
-                        rewards[j, :count].clone(),
-                        weights[j, :count].clone(),
-                        rows[i].sentences,
-                        rows[i].completion_ids,
-                        rows[i].cut,
-                    )
+                    read = scores[j].item(), rewards[j, :count].clone(), weights[j, :count].clone()
+                    results[i] = SentenceScores(*read, rows[i].sentences, rows[i].completion_ids, rows[i].cut)
                 bar.update(len(batch))
-        scored = [result for result in results if result is not None]
-        bad = [i for i, row in enumerate(scored) if not torch.isfinite(torch.tensor(row.score))]
+        scored = [results[i] for i in range(len(rows))]
+        bad = [i for i, row in enumerate(scored) if not math.isfinite(row.score)]
         if bad:
             raise ValueError(
                 f"The sentence reward model gives NaN or infinite scores for rows {', '.join(map(str, bad[:10]))} of "

@@ -69,7 +69,7 @@ class Critic(nn.Module):
     def forward(self, hidden_states: Tensor, **inputs: Any) -> Tensor:
         """
         Value of the state after each token, of shape `(B, L)`, float32, from the policy's last hidden states, of shape
-        `(B, L, D)`, and the `inputs` that they were computed from: token ids, attention mask, images, positions.
+        `(B, L, D)`, and the `inputs` that they were computed from.
         """
         if self.backbone is not None:
             hidden_states = self.backbone(**inputs, use_cache=False).last_hidden_state
@@ -121,9 +121,8 @@ def add_critic(model: PreTrainedModel, critic: Critic) -> None:
 
 class ForwardRecorder:
     """
-    Calls a policy, wrapped or not, in its place where TRL computes log-probabilities, so that one forward pass yields
-    `log_probs`, of shape `(B, T)`, and with `return_values` the `values` before each token and after the last one, of
-    shape `(B, T + 1)`.
+    Stands in for a policy where TRL computes log-probabilities, so that one forward pass yields `log_probs`, `(B, T)`,
+    and with `return_values` the `values` before each token and after the last one, `(B, T + 1)`.
     """
 
     log_probs: Tensor
