@@ -44,6 +44,8 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from endotrl import EndogenousReward
 from endotrl.forecasting.policies import Objective, Samples
 
+from .support.helpers import QUIET
+
 
 WORDS = ["<eos>", "a", "b", "c", "d", "?"]
 EOS, PROMPT = 0, "?"
@@ -245,13 +247,9 @@ def train(
         "max_steps": 100,
         "max_grad_norm": math.inf,
         "gradient_checkpointing": False,
-        "bf16": False,
-        "use_cpu": True,
         "seed": 0,
         "logging_steps": 1000,
-        "save_strategy": "no",
-        "report_to": [],
-        "disable_tqdm": True,
+        **QUIET,
     }
     args = config_class(
         output_dir=str(output_dir),

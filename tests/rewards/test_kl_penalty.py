@@ -21,6 +21,8 @@ from endotrl import (
 )
 from endotrl.rewards import LengthReward, SelfCertaintyReward
 
+from ..support.helpers import QUIET
+
 
 LORA = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
 
@@ -32,9 +34,7 @@ def make_trainer(trainer_class: Any, config_class: Any, path: str, rewards: list
         output_dir="never-written",
         per_device_train_batch_size=2,
         max_completion_length=4,
-        report_to="none",
-        use_cpu=True,
-        bf16=False,
+        **QUIET,
         **settings,
     )
     dataset = Dataset.from_dict({"prompt": ["a b"] * 4})

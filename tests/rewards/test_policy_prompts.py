@@ -25,6 +25,8 @@ from endotrl.rendering.renderer import Rendered
 from endotrl.rewards import MeanLogProbReward
 from endotrl.sentence import SentenceRewardConfig
 
+from ..support.helpers import QUIET
+
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 NAMES = sorted(path.stem for path in TEMPLATES.glob("*.jinja") if not path.stem.endswith("_training"))
@@ -120,11 +122,7 @@ def make_trainer(
         "num_generations": 2,
         "max_completion_length": 4,
         "max_steps": 1,
-        "bf16": False,
-        "use_cpu": True,
-        "report_to": [],
-        "save_strategy": "no",
-        "disable_tqdm": True,
+        **QUIET,
     }
     if config is OnlineDPOConfig:
         settings["max_new_tokens"] = settings.pop("max_completion_length")
@@ -520,10 +518,8 @@ class TestBind:
             str(tmp_path),
             per_device_train_batch_size=2,
             max_completion_length=4,
-            bf16=False,
-            use_cpu=True,
-            report_to=[],
             chat_template_kwargs={"enable_thinking": False},
+            **QUIET,
             **({"num_generations": 2} if algorithm == "DenseGRPO" else {}),
         )
         getattr(endotrl, f"{algorithm}Trainer")(path, reward, args, Dataset.from_dict({"prompt": PROMPTS}))

@@ -14,7 +14,7 @@ from endotrl.rewards import DenseReward, DenseScores, SentencePooledReward
 from endotrl.rewards.sentence_pooled import pool
 from endotrl.sentence import SentenceRewardConfig
 
-from ..support.helpers import assert_same_to_the_bit, weights
+from ..support.helpers import QUIET, assert_same_to_the_bit, weights
 
 
 PROMPTS = ["What is it?", "Hi?", "So?", "And?"]
@@ -218,16 +218,12 @@ def test_grpo_with_the_scalar(model_path, tiny_model_path, tmp_path, peft):
         reward_funcs=reward,
         args=GRPOConfig(
             output_dir=str(tmp_path),
-            report_to="none",
-            bf16=False,
-            use_cpu=True,
             max_steps=2,
             num_generations=2,
             per_device_train_batch_size=4,
             max_completion_length=12,
             logging_steps=1,
-            save_strategy="no",
-            disable_tqdm=True,
+            **QUIET,
         ),
         train_dataset=Dataset.from_dict({"prompt": messages("user", PROMPTS)}),
         peft_config=LoraConfig(r=2, target_modules="all-linear") if peft else None,

@@ -22,7 +22,7 @@ from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
 from endotrl import EndogenousReward
 
-from ..support.helpers import assert_same_to_the_bit, count_forwards, weights
+from ..support.helpers import QUIET, assert_same_to_the_bit, count_forwards, weights
 
 
 EOS = 2
@@ -73,11 +73,7 @@ def make_args(config_class: type, output_dir: Path, **kwargs: Any) -> Any:
         "max_steps": 2,
         "learning_rate": 0.05,  # so that the policy moves far in two steps
         "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": [],
-        "use_cpu": True,
-        "bf16": False,
-        "disable_tqdm": True,
+        **QUIET,
     }
     if config_class is OnlineDPOConfig:
         defaults["max_new_tokens"] = defaults.pop("max_completion_length")

@@ -22,6 +22,7 @@ from endotrl.sentence import SentenceRewardConfig
 from endotrl.sentence.frozen_layers import FrozenLayers
 from endotrl.sentence.preferences import DataCollatorForSentencePreference
 
+from ..support.helpers import QUIET
 from .test_trainer import make_args
 
 
@@ -202,11 +203,8 @@ def test_sum_without_markers_is_trls_response_level_model(tiny_model_path, tmp_p
         module.requires_grad_(False)
     config = RewardConfig(
         str(tmp_path / "trl"),
-        report_to="none",
-        bf16=False,
-        use_cpu=True,
         logging_steps=1,
-        save_strategy="no",
+        **QUIET,
         **args,
     )
     encoded = trainer.train_dataset.select_columns(["chosen_ids", "rejected_ids"])

@@ -20,7 +20,7 @@ from endotrl import (
 from endotrl.rewards import DenseReward, DenseScores, SentencePooledReward
 from endotrl.sentence import SentenceRewardConfig
 
-from ..support.helpers import weights
+from ..support.helpers import QUIET, weights
 
 
 class Spy:
@@ -56,18 +56,14 @@ def test_rewards_of_sentences(trainer_class, config_class, kind, tiny_model_path
         spy = Spy(SentencePooledReward(EndogenousReward(tiny_model_path), tokenizer))
     args = config_class(
         output_dir=str(tmp_path),
-        report_to="none",
-        bf16=False,
-        use_cpu=True,
         max_steps=1,
         num_generations=2,
         num_iterations=1,
         per_device_train_batch_size=4,
         max_completion_length=24,
         logging_steps=1,
-        save_strategy="no",
-        disable_tqdm=True,
         learning_rate=1e-3,
+        **QUIET,
     )
     dataset = Dataset.from_dict({"prompt": ["What is it?", "Hi?", "So?", "And?"]})
     trainer = trainer_class(tiny_model_path, reward_funcs=spy, args=args, train_dataset=dataset)

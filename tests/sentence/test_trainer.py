@@ -17,20 +17,18 @@ from trl import RewardConfig, RewardTrainer, TrlParser
 from endotrl import SentenceReward, SentenceRewardModel, SentenceRewardTrainer, SentenceRewardTrainerConfig
 from endotrl.sentence.preferences import DataCollatorForSentencePreference, PairEncoder
 
+from ..support.helpers import QUIET
+
 
 def make_args(tmp_path: Path, **settings: Any) -> SentenceRewardTrainerConfig:
     return SentenceRewardTrainerConfig(
         **{
             "output_dir": str(tmp_path / "run"),
-            "report_to": "none",
-            "bf16": False,
             "gradient_checkpointing": False,
             "per_device_train_batch_size": 8,
             "attention_dim": 8,
             "logging_steps": 1,
-            "save_strategy": "no",
-            "use_cpu": True,
-            "disable_tqdm": True,
+            **QUIET,
             **settings,
         }
     )

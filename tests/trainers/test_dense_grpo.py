@@ -23,7 +23,7 @@ from trl import GRPOConfig, GRPOTrainer
 import endotrl.trainers
 from endotrl import DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward
 
-from ..support.helpers import assert_same_to_the_bit, weights
+from ..support.helpers import QUIET, assert_same_to_the_bit, weights
 from ..support.tiny_policy import WORDS
 
 
@@ -61,11 +61,7 @@ def make_args(config_class: type, output_dir: Path, **kwargs: Any) -> Any:
         "learning_rate": 0.1,  # so that the policy moves far in a few steps
         "optim": "sgd",  # Adam makes steps of gradients that are only rounding
         "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": [],
-        "use_cpu": True,
-        "bf16": False,
-        "disable_tqdm": True,
+        **QUIET,
     }
     return config_class(output_dir=str(output_dir), **{**defaults, **kwargs})
 

@@ -19,6 +19,8 @@ from endotrl import DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward, PPOConf
 from endotrl.rewards import ClipTokens, LengthControl
 from endotrl.trainers.value_head import critic_of
 
+from ..support.helpers import QUIET
+
 
 DATASET = Dataset.from_dict({"prompt": ["a b c", "d e", "f", "g h i j"] * 8})
 MESSAGE = "depend on constants that the frozen model's logits may contain"
@@ -54,11 +56,7 @@ def make(kind: str, path: str, output_dir: Path, frozen: Any, reward: dict[str, 
         "max_steps": 2,
         "learning_rate": 0.1,
         "optim": "sgd",
-        "save_strategy": "no",
-        "report_to": [],
-        "use_cpu": True,
-        "bf16": False,
-        "disable_tqdm": True,
+        **QUIET,
     }
     if kind == "ppo":
         defaults |= {"value_learning_rate": 0.1, "num_iterations": 2}

@@ -18,6 +18,7 @@ from endotrl.rendering.policy_tokens import PolicyTokens
 from endotrl.scoring import FrozenScorer
 from endotrl.scoring.reference_pass import KNOWN_INPUTS
 
+from ..support.helpers import QUIET
 from ..support.vision import make_model, make_processor, make_tokenizer, picture, reference_log_prob, save_vision_model
 
 
@@ -91,14 +92,10 @@ def make_trainer(trainer: type, model: Any, reward: Any, folder: Path, kind: str
         "max_steps": 2,
         "learning_rate": 1e-2,
         "temperature": 1.0,
-        "bf16": False,
-        "use_cpu": True,
-        "report_to": [],
-        "save_strategy": "no",
         "logging_steps": 1,
-        "disable_tqdm": True,
         "beta": 0.1,
         "dataloader_pin_memory": False,
+        **QUIET,
     }
     if trainer is PPOTrainer:
         settings |= {"num_generations": 1}
@@ -231,11 +228,8 @@ def test_online_dpo(placement, paths, tmp_path):
         max_length=256,
         temperature=1.0,
         generation_kwargs={"suppress_tokens": [seen.model.config.image_token_id]},
-        use_cpu=True,
-        bf16=False,
-        report_to=[],
-        disable_tqdm=True,
         gradient_checkpointing=False,
+        **QUIET,
     )
     model = AutoModelForImageTextToText.from_pretrained(path)
     trainer = OnlineDPOTrainer(

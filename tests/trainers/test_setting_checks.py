@@ -15,6 +15,8 @@ from trl import GRPOConfig
 from endotrl import DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward, PPOConfig, PPOTrainer
 from endotrl.trainers.value_head import critic_of
 
+from ..support.helpers import QUIET
+
 
 PROMPTS = Dataset.from_dict({"prompt": ["a b c", "d e", "f", "g h i j"] * 8})
 TRAINERS = {"dense": (DenseGRPOTrainer, DenseGRPOConfig), "ppo": (PPOTrainer, PPOConfig)}
@@ -132,11 +134,7 @@ def make_trainer(kind: str, path: str, output_dir: Path, reward: Any, **kwargs: 
         "max_steps": 2,
         "num_generations": 4 if kind == "dense" else 1,
         "gradient_checkpointing": False,
-        "save_strategy": "no",
-        "report_to": [],
-        "use_cpu": True,
-        "bf16": False,
-        "disable_tqdm": True,
+        **QUIET,
     }
     others = {name: kwargs.pop(name) for name in ("train_dataset", "eval_dataset") if name in kwargs}
     args = config_class(output_dir=str(output_dir), **{**defaults, **kwargs})

@@ -26,6 +26,8 @@ from transformers import (
 from endotrl import PPOConfig, PPOTrainer
 from endotrl.trainers.value_head import critic_of
 
+from ..support.helpers import QUIET
+
 
 PROMPTS = Dataset.from_dict({"prompt": ["a b c", "d e", "f", "g h i j"] * 8})
 PIXELS = [np.random.default_rng(i).integers(0, 255, (40, 48, 3), dtype=np.uint8) for i in range(4)]
@@ -81,11 +83,7 @@ def make_trainer(path: str, output_dir: Path, dataset: Dataset = PROMPTS, **kwar
         "learning_rate": 1e-2,
         "value_learning_rate": 1e-2,
         "gradient_checkpointing": False,
-        "save_strategy": "no",
-        "report_to": [],
-        "use_cpu": True,
-        "bf16": False,
-        "disable_tqdm": True,
+        **QUIET,
     }
     others = {name: kwargs.pop(name) for name in ("value_model", "peft_config") if name in kwargs}
     args = PPOConfig(output_dir=str(output_dir), **{**defaults, **kwargs})
