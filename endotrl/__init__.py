@@ -56,27 +56,6 @@ if TYPE_CHECKING:
 
 
 # Resolved on first use (PEP 562), so that `import endotrl` and `endotrl --help` do not wait for torch.
-_LOCATIONS = {
-    "CollapseMonitor": ".monitoring.monitor",
-    "DenseGRPOConfig": ".trainers.dense_grpo_config",
-    "DenseGRPOTrainer": ".trainers.dense_grpo_trainer",
-    "EndogenousReward": ".rewards.endogenous",
-    "Forecast": ".forecasting.forecast",
-    "FrozenScorer": ".scoring.scorer",
-    "HeldOut": ".monitoring.held_out",
-    "PPOConfig": ".trainers.ppo_config",
-    "PPOTrainer": ".trainers.ppo_trainer",
-    "SentenceReward": ".rewards.sentence",
-    "SentenceRewardModel": ".sentence.modeling",
-    "SentenceRewardTrainer": ".sentence.trainer",
-    "SentenceRewardTrainerConfig": ".sentence.trainer_config",
-    "ServedModel": ".frozen.served",
-    "TokenStats": ".scoring.token_stats",
-    "forecast": ".forecasting.forecast",
-    **dict.fromkeys(("best_of_n", "preference_pairs", "rank", "score_dataset"), ".selection.datasets"),
-    "diagnose": ".monitoring.diagnosis",
-}
-
-__getattr__, __dir__ = attach(__name__, _LOCATIONS, __all__)
+__getattr__, __dir__ = attach(__name__, __all__)
 
 sys.meta_path.insert(0, MovedModules())

@@ -8,7 +8,8 @@ A response is a trajectory of a token MDP: state `s_h = (prompt, a_1..a_{h-1})`,
 Bellman operator gives every token a reward.
 
 Notation of tensor shapes: `B` completions, `H` tokens of a completion, `V` vocabulary. All functions compute and
-return float32 whatever they are given, and take any number of leading batch dimensions.
+return float32 whatever they are given, take any number of leading batch dimensions, and raise `ValueError` for shapes
+that do not fit and settings that are out of range.
 """
 
 from typing import Literal, NamedTuple
@@ -28,9 +29,6 @@ def soft_value(logits: Tensor, alpha: float = 1.0) -> Tensor:
     Soft value of a state, $V(s) = \alpha \log \sum_a \exp(f(s, a) / \alpha)$
     (https://huggingface.co/papers/2506.23235, Section 3), of shape `(...)`, from logits $f(s, \cdot)$ of shape `(...,
     V)`; in nats for `alpha=1.0`, the temperature of pretrained and fine-tuned language models.
-
-    Raises:
-        `ValueError`: If `alpha` is not a positive finite number.
 
     Example:
     ```python
@@ -77,10 +75,6 @@ def token_rewards(
 
     Returns:
         `torch.Tensor` of shape `(..., H)`, float32: rewards, in nats for `alpha=1.0`.
-
-    Raises:
-        `ValueError`: If shapes do not fit, `alpha` or `gamma` is out of range, `form` is unknown, or `"centered"`
-        lacks `entropies`.
 
     Example:
     ```python
@@ -144,9 +138,6 @@ def outcome_reward(
 
     Returns:
         `torch.Tensor` of shape `(...)`, float32.
-
-    Raises:
-        `ValueError`: If there is no token, `discount` is out of range, or `aggregate` is unknown.
 
     Example:
     ```python

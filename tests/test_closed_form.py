@@ -44,6 +44,8 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from endotrl import EndogenousReward
 from endotrl.forecasting.policies import Objective, Samples
 
+from .support.helpers import QUIET
+
 
 WORDS = ["<eos>", "a", "b", "c", "d", "?"]
 EOS, PROMPT = 0, "?"
@@ -65,7 +67,7 @@ def llama_config(**kwargs: Any) -> LlamaConfig:
 
 
 @pytest.fixture(scope="module")
-def transformer(tmp_path_factory: pytest.TempPathFactory) -> str:
+def transformer(tmp_path_factory):
     """A small random transformer, with log-probabilities about 1 nat apart."""
     torch.manual_seed(3)
     config = llama_config(
@@ -75,7 +77,7 @@ def transformer(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory) -> str:
+def table(tmp_path_factory):
     """
     A table of next-token probabilities: without a layer, the state of a Llama is its last token. The second token is
     free in some states (a, c) and uniform in the others (b, d), so that its KL depends on the first token.
@@ -161,7 +163,7 @@ def grpo_fixed_point(model: PreTrainedModel, horizon: int, beta: float, scale: f
 
 class TestExactGradient:
     @pytest.mark.parametrize("alpha", [1.0, 0.7])
-    def test_reward_of_every_completion(self, alpha: float, transformer: str) -> None:
+    def test_reward_of_every_completion(self, alpha, transformer):
         model = AutoModelForCausalLM.from_pretrained(transformer)
         log_probs = log_probs_of(model, horizon=3, temperature=alpha)
         assert len(log_probs) == 1 + 5 + 25 + 125
@@ -172,9 +174,7 @@ class TestExactGradient:
     @pytest.mark.parametrize("beta", [1.0, 0.3])
     @pytest.mark.parametrize("alpha", [1.0, 0.7])
     @pytest.mark.parametrize("shift", [0.0, 3.0])
-    def test_ascent_reaches_the_power_distribution(
-        self, shift: float, alpha: float, beta: float, transformer: str, tmp_path: Path
-    ) -> None:
+    def test_ascent_reaches_the_power_distribution(self, shift, alpha, beta, transformer, tmp_path):
         horizon = 3
         reference = log_probs_of(AutoModelForCausalLM.from_pretrained(transformer), horizon, temperature=alpha)
         reward = EndogenousReward(with_state_constants(transformer, tmp_path, shift), alpha=alpha)
@@ -208,7 +208,7 @@ class TestExactGradient:
         assert kl(reference, target) > 0.1
         assert kl(policy().detach(), target) < 1e-3
 
-    def test_constants_per_state_change_no_default_reward(self, transformer: str, tmp_path: Path) -> None:
+    def test_constants_per_state_change_no_default_reward(self, transformer, tmp_path):
         plain = EndogenousReward(transformer)
         shifted = EndogenousReward(with_state_constants(transformer, tmp_path, scale=3.0))
         torch.testing.assert_close(endogenous_rewards(shifted, 3), endogenous_rewards(plain, 3), rtol=0, atol=1e-4)
@@ -247,13 +247,9 @@ def train(
         "max_steps": 100,
         "max_grad_norm": math.inf,
         "gradient_checkpointing": False,
-        "bf16": False,
-        "use_cpu": True,
         "seed": 0,
         "logging_steps": 1000,
-        "save_strategy": "no",
-        "report_to": [],
-        "disable_tqdm": True,
+        **QUIET,
     }
     args = config_class(
         output_dir=str(output_dir),
@@ -274,14 +270,14 @@ def train(
 @pytest.mark.slow
 class TestTrainers:
     @pytest.mark.parametrize("alpha", [1.0, 0.7])
-    def test_grpo_with_one_free_token(self, alpha: float, transformer: str, tmp_path: Path) -> None:
+    def test_grpo_with_one_free_token(self, alpha, transformer, tmp_path):
         base = log_probs_of(AutoModelForCausalLM.from_pretrained(transformer), 1, temperature=alpha)
         target = power(base, 1 + alpha)
         trained = train(GRPOTrainer, transformer, tmp_path, 1, beta=1.0, lr=0.01, alpha=alpha, **LOSS)
         assert kl(base, target) > 0.1
         assert kl(log_probs_of(trained, 1, temperature=alpha), target) < 2e-3
 
-    def test_small_groups_weaken_the_reward_in_grpo(self, transformer: str, tmp_path: Path) -> None:
+    def test_small_groups_weaken_the_reward_in_grpo(self, transformer, tmp_path):
         base = log_probs_of(AutoModelForCausalLM.from_pretrained(transformer), 1)
         trained = train(GRPOTrainer, transformer, tmp_path, 1, beta=0.5, lr=0.01, num_generations=2, **LOSS)
         log_probs = log_probs_of(trained, 1)
@@ -289,7 +285,7 @@ class TestTrainers:
         assert kl(log_probs, power(base, 1 + 1 / 0.5)) > 2e-2
 
     @pytest.mark.parametrize("corrected", [True, False])
-    def test_grpo_with_two_free_tokens(self, corrected: bool, table: str, tmp_path: Path) -> None:
+    def test_grpo_with_two_free_tokens(self, corrected, table, tmp_path):
         model, beta = AutoModelForCausalLM.from_pretrained(table), 0.25
         predictions = {kind: grpo_fixed_point(model, 2, beta, 255 / 256, kind) for kind in (True, False)}
         base = log_probs_of(model, 2)
@@ -302,7 +298,7 @@ class TestTrainers:
         # Near the power distribution, but not at it.
         assert 0.03 < kl(log_probs, target) < 0.12
 
-    def test_grpo_divided_by_the_deviation_of_the_group(self, table: str, tmp_path: Path) -> None:
+    def test_grpo_divided_by_the_deviation_of_the_group(self, table, tmp_path):
         model, beta, ids = AutoModelForCausalLM.from_pretrained(table), 2.0, all_completions(2)
         base = log_probs_of(model, 2)
         samples = Samples([ids], [base.numpy()], [[0.0] * len(ids)], [base.numpy()])
@@ -312,14 +308,14 @@ class TestTrainers:
         assert kl(base, target) > 0.03
         assert kl(log_probs_of(trained, 2), target) < 5e-3
 
-    def test_rloo_with_two_free_tokens(self, table: str, tmp_path: Path) -> None:
+    def test_rloo_with_two_free_tokens(self, table, tmp_path):
         base, beta = log_probs_of(AutoModelForCausalLM.from_pretrained(table), 2), 0.25
         target = power(base, 1 + 1 / beta)
         trained = train(RLOOTrainer, table, tmp_path, 2, beta=beta, lr=0.02, num_generations=8)
         assert kl(base, target) > 1.0
         assert kl(log_probs_of(trained, 2), target) < 5e-3
 
-    def test_rloo_with_three_free_tokens(self, transformer: str, tmp_path: Path) -> None:
+    def test_rloo_with_three_free_tokens(self, transformer, tmp_path):
         base = log_probs_of(AutoModelForCausalLM.from_pretrained(transformer), 3)
         target = power(base, 2)
         trained = train(RLOOTrainer, transformer, tmp_path, 3, beta=1.0, lr=0.005, max_steps=150)

@@ -68,7 +68,7 @@ def assert_near(actual: Tensor, expected: Tensor) -> None:
 class TestReturns:
     @given(batch=batches(1), gamma=discounts)
     @settings(deadline=None)
-    def test_definition(self, batch: tuple[Tensor, Tensor], gamma: float) -> None:
+    def test_definition(self, batch, gamma):
         rewards, mask = batch
 
         def returns(r: list[float]) -> list[float]:
@@ -76,13 +76,13 @@ class TestReturns:
 
         assert_near(returns_to_go(rewards, mask, gamma), by_row(mask, returns, rewards))
 
-    def test_by_hand_with_a_hole(self) -> None:
+    def test_by_hand_with_a_hole(self):
         # 1 + 0.5 * (2 + 0.5 * 4): the hole costs no discount.
         rewards = torch.tensor([[1.0, math.nan, 2.0, 4.0, math.inf]])
         mask = torch.tensor([[T, F, T, T, F]])
         assert returns_to_go(rewards, mask, 0.5).tolist() == [[3.0, 0.0, 4.0, 4.0, 0.0]]
 
-    def test_long_completion_does_not_underflow(self) -> None:
+    def test_long_completion_does_not_underflow(self):
         # Weights 0.9^h of an absolute position are 0 in float32 from h = 980 on.
         length = 4096
         mask = torch.ones(1, length, dtype=torch.bool)
@@ -95,16 +95,16 @@ class TestReturns:
         )
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-    def test_any_dtype_is_computed_in_float32(self, dtype: torch.dtype) -> None:
+    def test_any_dtype_is_computed_in_float32(self, dtype):
         mask = torch.ones(1, 3000, dtype=torch.bool)
         assert returns_to_go(torch.ones(1, 3000, dtype=dtype), mask)[0, 0] == 3000.0  # 2048 + 1 == 2048 in float16
 
     @pytest.mark.parametrize("gamma", [0.0, -0.1, 1.1, math.nan])
-    def test_discount_out_of_range(self, gamma: float) -> None:
+    def test_discount_out_of_range(self, gamma):
         with pytest.raises(ValueError, match="gamma"):
             returns_to_go(torch.ones(1, 1), torch.ones(1, 1, dtype=torch.bool), gamma)
 
-    def test_shapes_must_fit(self) -> None:
+    def test_shapes_must_fit(self):
         with pytest.raises(ValueError, match=r"`rewards` has shape \(1, 2\) and `mask` \(1, 3\)"):
             returns_to_go(torch.ones(1, 2), torch.ones(1, 3, dtype=torch.bool))
         with pytest.raises(ValueError, match=r"`mask` is torch.int64"):
@@ -114,7 +114,7 @@ class TestReturns:
 class TestGae:
     @given(batch=batches(2), gamma=discounts, lam=lambdas, final=st.none() | st.floats(-5, 5, width=16))
     @settings(deadline=None)
-    def test_definition(self, batch: tuple[Tensor, ...], gamma: float, lam: float, final: float | None) -> None:
+    def test_definition(self, batch, gamma, lam, final):
         rewards, values, mask = batch
 
         def advantages(r: list[float], v: list[float]) -> list[float]:
@@ -129,14 +129,14 @@ class TestGae:
 
     @given(batch=batches(2), gamma=discounts)
     @settings(deadline=None)
-    def test_lambda_1_is_returns_minus_values(self, batch: tuple[Tensor, ...], gamma: float) -> None:
+    def test_lambda_1_is_returns_minus_values(self, batch, gamma):
         rewards, values, mask = batch
         advantages, returns = generalized_advantage_estimate(rewards, values, mask, gamma, lam=1.0)
         assert_near(advantages, (returns_to_go(rewards, mask, gamma) - torch.where(mask, values, 0.0)).double())
         assert_near(returns, returns_to_go(rewards, mask, gamma).double())
 
     @pytest.mark.parametrize("finished", [True, False])
-    def test_endogenous_reward_with_its_own_soft_value(self, finished: bool) -> None:
+    def test_endogenous_reward_with_its_own_soft_value(self, finished):
         # r_h = f_h - V(s_{h+1}) and baseline V(s_h): the TD error is f_h - V(s_h) = alpha log pi(a_h | s_h).
         alpha, horizon = 0.7, 9
         logits = 5 * torch.randn(horizon + 1, 13, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -162,14 +162,14 @@ class TestGae:
         )
         assert_near(to_go[mask], alpha * log_probs.flip(0).cumsum(0).flip(0))
 
-    def test_value_of_a_hole_is_passed_over(self) -> None:
+    def test_value_of_a_hole_is_passed_over(self):
         values = torch.tensor([[1.0, math.nan, 2.0]])
         td, _ = generalized_advantage_estimate(
             torch.zeros(1, 3), values, torch.tensor([[T, F, T]]), gamma=0.5, lam=0.0
         )
         assert td.tolist() == [[0.5 * 2.0 - 1.0, 0.0, -2.0]]
 
-    def test_bad_arguments(self) -> None:
+    def test_bad_arguments(self):
         ones, mask = torch.ones(2, 3), torch.ones(2, 3, dtype=torch.bool)
         with pytest.raises(ValueError, match="`lam` is 1.5"):
             generalized_advantage_estimate(ones, ones, mask, lam=1.5)
@@ -180,7 +180,7 @@ class TestGae:
 
 
 class TestGroupBaseline:
-    def test_equal_lengths(self) -> None:
+    def test_equal_lengths(self):
         values = torch.tensor([[1.0, 2.0], [3.0, 6.0], [5.0, 1.0], [-1.0, 0.0], [0.0, 0.0], [4.0, 3.0]])
         mask = torch.ones(6, 2, dtype=torch.bool)
         mean = group_baseline(values, mask, 3)
@@ -188,7 +188,7 @@ class TestGroupBaseline:
         others = group_baseline(values, mask, 3, leave_one_out=True)
         torch.testing.assert_close(others[:3], torch.tensor([[4.0, 3.5], [3.0, 1.5], [2.0, 4.0]]))
 
-    def test_ragged_by_hand(self) -> None:
+    def test_ragged_by_hand(self):
         # The first has ended after one token and keeps its 6; the second has a hole, where it has its next token's 4.
         values = torch.tensor([[6.0, math.nan, math.nan], [5.0, math.nan, 4.0], [9.0, 8.0, 7.0]])
         mask = torch.tensor([[T, F, F], [T, F, T], [T, T, T]])
@@ -198,7 +198,7 @@ class TestGroupBaseline:
 
     @given(batch=batches(1, max_rows=8))
     @settings(deadline=None)
-    def test_own_value_only_scales(self, batch: tuple[Tensor, Tensor]) -> None:
+    def test_own_value_only_scales(self, batch):
         values, mask = batch
         n = mask.any(dim=1).sum().item()
         own = torch.where(mask, values, 0.0)
@@ -208,7 +208,7 @@ class TestGroupBaseline:
 
     @given(batch=batches(1, max_rows=8))
     @settings(deadline=None)
-    def test_no_completion_sees_its_own_rewards(self, batch: tuple[Tensor, Tensor]) -> None:
+    def test_no_completion_sees_its_own_rewards(self, batch):
         values, mask = batch
         changed = values.clone()
         changed[0] += 8
@@ -217,7 +217,7 @@ class TestGroupBaseline:
             assert_near(after, before.double())
 
     @pytest.mark.parametrize("leave_one_out", [False, True])
-    def test_reward_at_the_last_token_is_credited_as_in_grpo(self, leave_one_out: bool) -> None:
+    def test_reward_at_the_last_token_is_credited_as_in_grpo(self, leave_one_out):
         outcomes, lengths = torch.tensor([1.0, 0.0, 0.5, 3.0]), torch.tensor([2, 7, 1, 4])
         mask = torch.arange(7) < lengths[:, None]
         rewards = torch.zeros(4, 7)
@@ -227,7 +227,7 @@ class TestGroupBaseline:
             others = outcomes[torch.arange(4) != i] if leave_one_out else outcomes
             torch.testing.assert_close(baseline[i, mask[i]], others.mean().expand(int(lengths[i])))
 
-    def test_completions_without_a_reward_count_for_nobody(self) -> None:
+    def test_completions_without_a_reward_count_for_nobody(self):
         values, mask = torch.tensor([[1.0], [100.0], [3.0], [7.0]]), torch.ones(4, 1, dtype=torch.bool)
         baseline = group_baseline(values, mask, 4, valid=torch.tensor([T, F, T, T]))
         assert baseline[:, 0].tolist() == pytest.approx([11 / 3, 0.0, 11 / 3, 11 / 3])
@@ -235,11 +235,11 @@ class TestGroupBaseline:
         assert torch.equal(group_baseline(values, empty, 4), baseline)
 
     @pytest.mark.parametrize("leave_one_out", [False, True])
-    def test_alone(self, leave_one_out: bool) -> None:
+    def test_alone(self, leave_one_out):
         values, mask = torch.tensor([[2.0, 5.0]]), torch.ones(1, 2, dtype=torch.bool)
         assert torch.equal(group_baseline(values, mask, 1, leave_one_out), values)
 
-    def test_groups_must_be_full(self) -> None:
+    def test_groups_must_be_full(self):
         with pytest.raises(ValueError, match="3 completions, which are not full groups of `num_generations`=2"):
             group_baseline(torch.ones(3, 1), torch.ones(3, 1, dtype=torch.bool), 2)
 
@@ -247,7 +247,7 @@ class TestGroupBaseline:
 class TestWhiten:
     @given(batch=batches(1))
     @settings(deadline=None)
-    def test_mean_0_and_deviation_1(self, batch: tuple[Tensor, Tensor]) -> None:
+    def test_mean_0_and_deviation_1(self, batch):
         values, mask = batch
         white = whiten(values, mask)
         assert (white[~mask] == 0).all()
@@ -258,27 +258,27 @@ class TestWhiten:
         else:
             assert (white == 0).all()
 
-    def test_population_of_other_processes(self) -> None:
+    def test_population_of_other_processes(self):
         values, mask = torch.tensor([[1.0, 3.0], [5.0, math.nan]]), torch.tensor([[T, T], [T, F]])
         whole = whiten(values, mask)
         parts = [whiten(values[i : i + 1], mask[i : i + 1], population=values[mask]) for i in range(2)]
         assert torch.equal(torch.cat(parts), whole)
         assert whole.tolist() == [[-1.0, 0.0], [1.0, 0.0]]
 
-    def test_scale_only(self) -> None:
+    def test_scale_only(self):
         values = torch.tensor([[1.0, 3.0, 5.0]])
         assert whiten(values, torch.ones(1, 3, dtype=torch.bool), shift_mean=False).tolist() == [[0.5, 1.5, 2.5]]
 
-    def test_equal_values_are_not_blown_up(self) -> None:
+    def test_equal_values_are_not_blown_up(self):
         white = whiten(torch.full((3, 1001), 0.1), torch.ones(3, 1001, dtype=torch.bool))
         assert white.abs().max() < 1e-6
 
-    def test_nothing_to_whiten(self) -> None:
+    def test_nothing_to_whiten(self):
         assert whiten(torch.tensor([[math.nan]]), torch.tensor([[F]])).tolist() == [[0.0]]
 
 
 class TestSegments:
-    def test_by_hand(self) -> None:
+    def test_by_hand(self):
         values = torch.tensor([[1.0, 2.0, math.nan, 4.0, 8.0], [16.0, math.nan, math.nan, math.nan, math.nan]])
         mask = torch.tensor([[T, T, F, T, T], [T, F, F, F, F]])
         ids = torch.tensor([[0, 0, 0, 0, 1], [0, 99, 99, -5, -5]])  # whatever stands where the mask is False
@@ -296,9 +296,7 @@ class TestSegments:
 
     @given(batch=batches(1), data=st.data())
     @settings(deadline=None)
-    def test_pooling_keeps_totals_and_returns_at_segment_starts(
-        self, batch: tuple[Tensor, Tensor], data: st.DataObject
-    ) -> None:
+    def test_pooling_keeps_totals_and_returns_at_segment_starts(self, batch, data):
         values, mask = batch
         ids = segment_ids_from_ends(torch.from_numpy(data.draw(hnp.arrays(bool, tuple(mask.shape)))))
         pooled = pool_by_segment(values, ids, mask)
@@ -309,7 +307,7 @@ class TestSegments:
         by_token = start_of_segment(returns_to_go(values, mask), ids, mask)
         assert_near(start_of_segment(returns_to_go(pooled, mask), ids, mask), by_token.double())
 
-    def test_one_segment_a_token_changes_nothing(self) -> None:
+    def test_one_segment_a_token_changes_nothing(self):
         values, mask = torch.randn(3, 5), torch.rand(3, 5) > 0.3
         ids = torch.arange(5).expand(3, 5)
         own = torch.where(mask, values, 0.0)
@@ -319,12 +317,12 @@ class TestSegments:
         assert torch.equal(pool_by_segment(values, ids, mask), own)
         assert torch.equal(start_of_segment(values, ids, mask), sums)
 
-    def test_unknown_place(self) -> None:
+    def test_unknown_place(self):
         with pytest.raises(ValueError, match="`at` is 'first'"):
-            pool_by_segment(torch.ones(1, 1), torch.zeros(1, 1).long(), torch.tensor([[T]]), at="first")  # type: ignore[arg-type]
+            pool_by_segment(torch.ones(1, 1), torch.zeros(1, 1).long(), torch.tensor([[T]]), at="first")
 
 
-def test_examples_in_docstrings() -> None:
+def test_examples_in_docstrings():
     parser, runner = doctest.DocTestParser(), doctest.DocTestRunner()
     for name in credit.__all__:
         text = (getattr(credit, name).__doc__ or "").replace("```", "")

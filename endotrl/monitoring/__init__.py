@@ -17,14 +17,4 @@ if TYPE_CHECKING:
 
 
 # On first use: a log is diagnosed without the trainers, whose import takes seconds.
-_LOCATIONS = {
-    "CollapseMonitor": ".monitor",
-    "CollapseThresholds": ".collapse_thresholds",
-    "Detector": ".detector",
-    "Diagnosis": ".diagnosis",
-    "HeldOut": ".held_out",
-    "Verdict": ".detector",
-    "diagnose": ".diagnosis",
-}
-
-__getattr__, __dir__ = attach(__name__, _LOCATIONS, __all__)
+__getattr__, __dir__ = attach(__name__, __all__)

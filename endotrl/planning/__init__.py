@@ -15,14 +15,4 @@ if TYPE_CHECKING:
 
 
 # Resolved on first use (PEP 562): `endotrl --help` does not wait for torch.
-_LOCATIONS = {
-    "Hardware": ".memory",
-    "ModelSize": ".sizes",
-    "Plan": ".memory",
-    "Workload": ".memory",
-    "model_size": ".sizes",
-    "plan_memory": ".memory",
-    "plan_time": ".timing",
-}
-
-__getattr__, __dir__ = attach(__name__, _LOCATIONS, __all__)
+__getattr__, __dir__ = attach(__name__, __all__)

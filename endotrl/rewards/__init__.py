@@ -41,25 +41,4 @@ if TYPE_CHECKING:
 
 
 # Resolved on first use, so that the command line, which reads the settings, does not wait for torch.
-_LOCATIONS = {
-    "AccuracyReward": ".accuracy",
-    "ClipTokens": ".corrections",
-    "DenseReward": ".protocol",
-    "DenseScores": ".protocol",
-    "EndogenousReward": ".endogenous",
-    "FormatReward": ".controls",
-    "InformationGain": ".corrections",
-    "LengthControl": ".corrections",
-    "LengthReward": ".controls",
-    "MeanLogProbReward": ".intrinsic",
-    "NegativeEntropyReward": ".intrinsic",
-    "RandomReward": ".controls",
-    "RelativePerplexityReward": ".intrinsic",
-    "RoutedReward": ".routed",
-    "SelfCertaintyReward": ".intrinsic",
-    "SentencePooledReward": ".sentence_pooled",
-    "SentenceReward": ".sentence",
-    "endogenous_reward": ".environment",
-}
-
-__getattr__, __dir__ = attach(__name__, _LOCATIONS, __all__)
+__getattr__, __dir__ = attach(__name__, __all__)

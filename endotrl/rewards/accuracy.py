@@ -16,13 +16,8 @@ class AccuracyReward:
             Column of the dataset with the right answer, or a list of accepted ones. Of a solution, what stands in
             `\boxed{}`, behind `####` or behind "the answer is" counts.
         math (`bool`, *optional*, defaults to `False`):
-            Whether expressions that are no numbers are compared by math-verify, which knows that $(x+1)^2$ is
-            $x^2+2x+1$. If `False`, they must be written alike. Numbers, tuples, intervals, choices and words are
-            compared in the same way with either.
-
-    Raises:
-        `ImportError`: If `math=True`, and math-verify is not installed.
-        `ValueError`: When called, if the dataset has no such column.
+            Whether expressions that are no numbers are compared by math-verify, which must be installed and knows that
+            $(x+1)^2$ is $x^2+2x+1$. If `False`, they must be written alike.
 
     Example:
     ```python

@@ -13,11 +13,7 @@ from ..rendering.messages import text_of
 
 class RandomReward:
     """
-    A reward drawn from U(0, 1), whatever the completion.
-
-    Args:
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the draws. Give every process its own in distributed training.
+    A reward drawn from U(0, 1), whatever the completion. Give every process its own `seed` in distributed training.
 
     Example:
     ```python
@@ -47,14 +43,8 @@ class RandomReward:
 
 class LengthReward:
     """
-    Minus the length of a completion: shorter wins, the bias that a sum of log-probabilities has.
-
-    Args:
-        prefer (`str`, *optional*, defaults to `"short"`):
-            `"short"` or `"long"`.
-
-    Raises:
-        `ValueError`: If `prefer` is neither.
+    Minus the length of a completion in tokens: shorter wins, the bias that a sum of log-probabilities has; or, with
+    `prefer="long"`, the length.
 
     Example:
     ```python
@@ -80,16 +70,11 @@ class LengthReward:
 
 class FormatReward:
     r"""
-    1.0 for a completion in which a pattern occurs, and 0.0 otherwise: what a model gains by form alone. The default
-    pattern is the format reward of https://huggingface.co/papers/2506.10947.
+    1.0 for a completion in which a pattern occurs, and 0.0 otherwise: what a model gains by form alone. The default, a
+    non-empty `\boxed{...}`, is the format reward of https://huggingface.co/papers/2506.10947.
 
-    Args:
-        pattern (`str`, *optional*, defaults to a non-empty `\boxed{...}`):
-            Regular expression, which is searched for in the completion's text; `.` matches line breaks too. To match
-            all of a completion, put it between `^` and `$`.
-
-    Raises:
-        `ValueError`: If `pattern` is no regular expression.
+    `pattern` is a regular expression that is searched for in the completion's text; `.` matches line breaks too. To
+    match all of a completion, put it between `^` and `$`.
 
     Example:
     ```python

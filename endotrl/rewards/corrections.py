@@ -31,8 +31,8 @@ def length_slope_sums(
     S_{xx} = \sum_g \sum_{i \in g} (\log H_i - \overline{\log H}_g)^2 :
     $$
 
-    within groups (of a prompt), so that prompts that ask for long answers do not count as an effect of length.
-    Outcomes that are `None` are left out.
+    within groups (of a prompt), so that prompts that ask for long answers do not count as an effect of length. `None`
+    is left out.
     """
     members: dict[Hashable, list[tuple[float, float]]] = {}
     for outcome, length, group in zip(outcomes, lengths, groups, strict=True):
@@ -71,9 +71,6 @@ class LengthControl:
             Evaluations of a trainer use these sums and leave them as they are. Checkpoints of [`DenseGRPOTrainer`] and
             [`PPOTrainer`] keep them, those of other trainers do not.
 
-    Raises:
-        `ValueError`: If `decay` is out of range.
-
     Example:
     ```python
     >>> from endotrl import EndogenousReward
@@ -93,19 +90,12 @@ class LengthControl:
 @dataclass(frozen=True)
 class ClipTokens:
     r"""
-    Clipping: each token reward is kept in `[low, high]`, so that one improbable token (a name, a number) does not
+    Clipping: each token reward is kept in `[low, high]` (nats for `alpha=1.0`), so that one improbable token does not
     decide over a whole answer, and none can be gained without limit.
 
     It needs token rewards that are free of the arbitrary constants in the logits: `token_reward="log_prob"` or
     `"centered"`. The outcome is the aggregate of the clipped rewards; it is no longer a log-probability, so that the
     power distribution is no longer the optimum.
-
-    Args:
-        low (`float`, *optional*, defaults to `-5.0`), high (`float`, *optional*, defaults to `inf`):
-            Bounds, in nats for `alpha=1.0`.
-
-    Raises:
-        `ValueError`: If `low` is not less than `high`.
 
     Example:
     ```python

@@ -48,10 +48,9 @@ class FrozenModelReward:
             policy has the same tokenizer, its chat template holds over the policy's, with a warning.
         max_tokens_per_batch (`int`, *optional*, defaults to `8192`):
             Tokens of one forward pass: see [`FrozenScorer`]. It bounds memory and does not change rewards.
-        dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`):
-            Dtype of the reward's own copy: `"auto"` is bfloat16 on accelerators and float32 on CPU.
-        device (`str` or `torch.device`, *optional*):
-            Device of the reward's own copy. Defaults to this process's device, as `accelerate` gives it.
+        dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`), device (`str` or `torch.device`, *optional*):
+            Of the reward's own copy. `"auto"` is bfloat16 on accelerators and float32 on CPU; the device is by default
+            this process's, as `accelerate` gives it.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether code from the model's repository may run.
         name (`str`, *optional*, defaults to `"endogenous_reward"`):
@@ -153,9 +152,8 @@ class FrozenModelReward:
     def attach(self, trainer: Any) -> Self:
         """
         Shares the frozen weights of a trainer, so that the reward adds no second model to memory: with LoRA, the
-        policy with its adapter disabled; with `beta` > 0, the trainer's reference model. Where the trainer runs these
-        weights over the completions anyway (`beta` > 0), the reward reads that pass instead of running its own. It
-        reads prompts as the policy does: see [`bind`].
+        policy with its adapter disabled; with `beta` > 0, the trainer's reference model, whose pass over the
+        completions the reward then reads instead of running its own. It reads prompts as with [`bind`].
 
         Raises:
             `ValueError`: If the trainer holds no frozen weights, moves them (`sync_ref_model=True`, LoRA biases) or
@@ -200,9 +198,7 @@ class FrozenModelReward:
         Splits the reward's own copy over the processes, as the trainer splits the policy's weights (DeepSpeed ZeRO-3,
         FSDP2). It is put together for each call. Elsewhere it stays whole.
 
-        Raises:
-            `ValueError`: If the reward has no copy of its own, or it is loaded already, or was given a `device` or
-            `offload=True`.
+        `ValueError` without a copy of its own, or if it is loaded already, or was given a `device` or `offload=True`.
 
         Example:
         ```python

@@ -35,10 +35,7 @@ def relative_perplexity(log_probs: Tensor, log_probs_alone: Tensor) -> float:
 
 
 def empty_prompt_ids(renderer: Renderer, chat: bool) -> list[int]:
-    """
-    Tokens of a prompt that says nothing: an empty message of a user, or, for plain text, the token that begins texts
-    (BOS, or EOS where there is none).
-    """
+    """Tokens of a prompt that says nothing: an empty message of a user, or, for plain text, BOS or else EOS."""
     if chat:
         return renderer.prompt_ids([[{"role": "user", "content": ""}]])[0]
     tokenizer = renderer.tokenizer
@@ -102,11 +99,8 @@ class _IntrinsicReward(FrozenModelReward):
 class SelfCertaintyReward(_IntrinsicReward):
     r"""
     Self-certainty (Intuitor, https://huggingface.co/papers/2505.19590): the mean over tokens of
-    $\mathrm{KL}(U \| \hat\pi(\cdot|s_h))$, how far the model is from knowing nothing, in nats.
-
-    Args:
-        As [`EndogenousReward`]: `model`, `processing_class`, `max_tokens_per_batch`, `dtype`, `device`,
-        `trust_remote_code`, `images`, and `name` in logs.
+    $\mathrm{KL}(U \| \hat\pi(\cdot|s_h))$, how far the model is from knowing nothing, in nats. The arguments are as in
+    [`EndogenousReward`].
 
     Example:
     ```python

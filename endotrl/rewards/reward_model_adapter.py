@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""
-The endogenous reward where TRL asks for a reward model: in `trl.experimental.ppo.PPOTrainer`, which TRL had up to
-1.12.
-"""
+"""The endogenous reward where TRL asks for a reward model: in `trl.experimental.ppo.PPOTrainer`, up to TRL 1.12."""
 
 import logging
 import sys
@@ -28,8 +25,7 @@ class RewardModelAdapter(nn.Module):
     r"""
     An [`EndogenousReward`] in the shape of the reward model that TRL's PPO trainer takes. What the trainer reads with
     TRL's `get_reward(model, query_responses, pad_token_id, context_length)` is the reward of each response, as the
-    reward function itself gives it for the same tokens; with the default settings $\alpha \log \hat\pi(y|x)$ (eq. 12
-    of https://huggingface.co/papers/2506.23235), in nats.
+    reward function itself gives it for the same tokens.
 
     The frozen model stays with the reward and is no part of the module, so that the trainer does not move, cast,
     shard, save or train it. The module's only parameter is a placeholder.
@@ -120,9 +116,8 @@ class RewardModelAdapter(nn.Module):
             written = dropwhile if pad_ends else filterfalse
             queries.append(list(written(pad_token_id.__eq__, query)))
             responses.append(renderer.ends.before_padding(response, pad_token_id))
-        rows = renderer.render_ids(queries, responses)
-        stats = self.reward._score_rows(rows, entropy=False)
-        rewards = [self.reward.aggregate_from(row) for row in stats]
+        rows = self.reward._score_rows(renderer.render_ids(queries, responses), entropy=False)
+        rewards = [self.reward.aggregate_from(row) for row in rows]
         return torch.tensor([0.0 if r is None else r for r in rewards], device=query_responses.device)
 
     def endogenous_backbone(self, **kwargs: Any) -> BaseModelOutput:
@@ -130,9 +125,8 @@ class RewardModelAdapter(nn.Module):
         What TRL's `get_reward` calls for hidden states: the reward of each row, of shape `(B, L, 1)`, the same at
         every position, so that `get_reward` finds it at the one where it takes the response to end.
         """
-        # The model that `get_reward` calls is given tokens without their padding, and not where the response begins,
-        # which a reward of the response has to know. Both are arguments of `get_reward`, and nothing else that it
-        # hands over tells them, so they are read there.
+        # The model is given tokens without their padding, and not where the response begins. Both are arguments of
+        # `get_reward`, and nothing else that it hands over tells them, so they are read there.
         frame = sys._getframe(1)
         if frame.f_code is not get_reward.__code__:
             raise RuntimeError(

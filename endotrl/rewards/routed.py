@@ -17,16 +17,8 @@ class RoutedReward:
     Rewards of different models are on different scales, which does no harm where the completions of one prompt, which
     go to one of them, are compared.
 
-    Args:
-        rewards (`Mapping[str, Callable]`):
-            Reward functions, asynchronous ones too, by value of the column.
-        column (`str`, *optional*, defaults to `"domain"`):
-            The column.
-        name (`str`, *optional*, defaults to `"routed_reward"`):
-            Name in logs. Those of the rewards must differ.
-
-    Raises:
-        `ValueError`: If there are no rewards, or two have one name.
+    `rewards` are reward functions, asynchronous ones too, by value of the dataset's `column`, each with a name of its
+    own; `name` is that in logs.
 
     Example:
     ```python

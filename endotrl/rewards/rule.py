@@ -47,9 +47,6 @@ class RewardRule:
         discount, alpha, gamma, truncation, correction:
             As in [`EndogenousReward`].
 
-    Raises:
-        `ValueError`: If a setting is out of range or unknown, or two do not go together.
-
     Example:
     ```python
     >>> from endotrl import EndogenousReward

@@ -2,6 +2,7 @@
 """A trained sentence-level reward model as a TRL reward function."""
 
 import logging
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -85,18 +86,12 @@ class SentenceReward:
         model (`str`, [`SentenceRewardModel`] or [`~peft.PeftModel`]):
             Path or hub id of a sentence reward model, from which the reward loads its own copy on first use; or a
             loaded one, which is used as it is.
-        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Tokenizer of `model`. Loaded with the model if not given.
         segmenter ([`~endotrl.sentence.Segmenter`], *optional*):
             Splits text into sentences. Defaults to the one that the model was trained with.
-        policy_processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Tokenizer of the policy, if it is another. In a trainer, it is found.
+        processing_class, policy_processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Tokenizer of `model`, loaded with it if not given; and of the policy, which is found in a trainer.
         max_tokens_per_batch, dtype, device, trust_remote_code, name, overlong_prompt, chat_template_kwargs:
             As in [`EndogenousReward`]. Heads stay float32, whatever the `dtype`.
-
-    Raises:
-        `ValueError`: If a setting is out of range, or the model is another kind of model.
-        `OSError`: If there is no model of that name.
 
     Example:
     ```python
@@ -198,10 +193,8 @@ class SentenceReward:
         """
         One reward per completion: TRL's contract for reward functions. `completion_ids` are scored as they are if they
         are of the reward model's tokenizer; otherwise, or if not given, the text is encoded. Logs, in a trainer, the
-        sentence that contributes least, and the number of sentences per completion.
-
-        Raises `ValueError` or `TypeError` for a batch that cannot be encoded (before anything is computed; see
-        [`~endotrl.sentence.SentenceEncoder`]), and for NaN scores.
+        sentence that contributes least, and the number of sentences per completion. Raises `ValueError` or `TypeError`
+        for a batch that cannot be encoded, and for NaN scores.
         """
         rows = self._score_and_log(prompts, completions, completion_ids, log_extra, log_metric, kwargs)
         return [row.score for row in rows]
@@ -216,12 +209,9 @@ class SentenceReward:
         **kwargs: Any,
     ) -> DenseScores:
         """
-        Scores a batch once, by completion and by token: the contract of [`DenseReward`]. Tokens get $a_i r_i$ at the
-        last token of every sentence, 0 elsewhere (of the reward model's tokens, without `completion_ids`), which sum
-        to the score, unless there is no token.
-
-        Raises, next to what [`__call__`] does, `ValueError` if policy and reward model have different tokenizers and
-        the policy's is not known.
+        Scores a batch once, by completion and by token: the contract of [`DenseReward`]. The last token of every
+        sentence gets $a_i r_i$, which sum to the score; the others get 0. Without `completion_ids`, tokens are those
+        of the reward model. `ValueError` if the policy has another tokenizer that is not known.
         """
         rows = self._score_and_log(prompts, completions, completion_ids, log_extra, log_metric, kwargs)
         token_rewards = [
@@ -318,9 +308,8 @@ class SentenceReward:
 
     def _score(self, rows: Sequence[EncodedResponse], progress: bool = False) -> list[SentenceScores]:
         """Scores of rows, in batches of like lengths, in the order given."""
-        results: list[SentenceScores | None] = [None] * len(rows)
+        results: dict[int, SentenceScores] = {}
         model = self.load()._loaded()
-        device = model.device
         rope = RopeLengths.from_config(model.config)
         with (
             exclusive(model),
@@ -335,22 +324,16 @@ class SentenceReward:
             for batch in plan_batches(lengths, self.max_tokens_per_batch, kinds):
                 inputs = pad_batch([(rows[i].input_ids, rows[i].sentence_ends) for i in batch], pad_token_id=0)
                 with rope_as_made(model):
-                    output = model(**{key: tensor.to(device) for key, tensor in inputs.items()})
+                    output = model(**{key: tensor.to(model.device) for key, tensor in inputs.items()})
                 scores = output.logits.squeeze(-1).cpu()  # (B,)
                 rewards, weights = output.sentence_rewards.cpu(), output.weights.cpu()  # (B, N)
                 for j, i in enumerate(batch):
                     count = len(rows[i].sentence_ends)
-                    results[i] = SentenceScores(
-                        scores[j].item(),
-                        rewards[j, :count].clone(),
-                        weights[j, :count].clone(),
-                        rows[i].sentences,
-                        rows[i].completion_ids,
-                        rows[i].cut,
-                    )
+                    read = scores[j].item(), rewards[j, :count].clone(), weights[j, :count].clone()
+                    results[i] = SentenceScores(*read, rows[i].sentences, rows[i].completion_ids, rows[i].cut)
                 bar.update(len(batch))
-        scored = [result for result in results if result is not None]
-        bad = [i for i, row in enumerate(scored) if not torch.isfinite(torch.tensor(row.score))]
+        scored = [results[i] for i in range(len(rows))]
+        bad = [i for i, row in enumerate(scored) if not math.isfinite(row.score)]
         if bad:
             raise ValueError(
                 f"The sentence reward model gives NaN or infinite scores for rows {', '.join(map(str, bad[:10]))} of "

@@ -28,10 +28,8 @@ class SentencePooledReward:
     sentence-level reward model (https://huggingface.co/papers/2503.04793).
 
     Args:
-        reward ([`DenseReward`]):
-            The reward.
-        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer of the policy.
+        reward ([`DenseReward`]), processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            The reward, and the tokenizer of the policy.
         segmenter (`str` or [`~endotrl.sentence.Segmenter`], *optional*, defaults to `"rules"`):
             Splits text into sentences: an object, or a name as in [`~endotrl.sentence.load_segmenter`].
         name (`str`, *optional*, defaults to `"sentence_pooled_reward"`):

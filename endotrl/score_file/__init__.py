@@ -27,4 +27,4 @@ if TYPE_CHECKING:
 
 
 # Resolved on first use (PEP 562), so that `endotrl --help`, which knows the options of all commands, does not wait.
-__getattr__, __dir__ = attach(__name__, dict.fromkeys(__all__, ".run"), __all__)
+__getattr__, __dir__ = attach(__name__, __all__)

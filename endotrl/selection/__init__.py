@@ -15,4 +15,4 @@ if TYPE_CHECKING:
     from .datasets import best_of_n, preference_pairs, rank, score_dataset, top_fraction
 
 
-__getattr__, __dir__ = attach(__name__, dict.fromkeys(__all__, ".datasets"), __all__)
+__getattr__, __dir__ = attach(__name__, __all__)

@@ -35,17 +35,4 @@ if TYPE_CHECKING:
 
 
 # Resolved on first use (PEP 562): who only splits text into sentences does not wait for torch and TRL.
-_LOCATIONS = {
-    "EncodedResponse": ".encoding",
-    "SentenceEncoder": ".encoding",
-    "SentenceRewardConfig": ".configuration",
-    "SentenceRewardModel": ".modeling",
-    "SentenceRewardOutput": ".modeling",
-    "SentenceRewardTrainer": ".trainer",
-    "SentenceRewardTrainerConfig": ".trainer_config",
-    "SentenceTokens": ".tokens",
-    "find_sentences": ".tokens",
-    "last_tokens": ".tokens",
-}
-
-__getattr__, __dir__ = attach(__name__, _LOCATIONS, __all__)
+__getattr__, __dir__ = attach(__name__, __all__)

@@ -23,11 +23,6 @@ class SentenceRewardConfig(PretrainedConfig):
             See [`SentenceRewardTrainerConfig`]. `segmenter` is `"custom"` for one that was given as an object.
         rope_theta (`float`, *optional*, defaults to `10000.0`):
             Base of the rotary angles of the sentence index.
-        **kwargs:
-            Further arguments for [`~transformers.PretrainedConfig`].
-
-    Raises:
-        `ValueError`: If a setting is out of range or unknown.
     """
 
     model_type = "sentence_reward"

@@ -50,9 +50,6 @@ class SentenceRewardModel(PreTrainedModel):
     the vocabulary, so that no text can contain one. [`SentenceEncoder`] puts them in; [`SentenceRewardTrainer`] trains
     the model, and [`SentenceReward`] scores text with it.
 
-    A `backbone`, a language model without LM head, is made from the configuration, with random weights, if none is
-    given; [`from_backbone`] takes a pretrained one.
-
     Example:
     ```python
     >>> from endotrl import SentenceRewardModel
@@ -98,7 +95,7 @@ class SentenceRewardModel(PreTrainedModel):
         attention as `config.attention_init` says. Seed torch before, for the same start again.
 
         `model` is the path or hub id of a causal language model, `"quickstart"` for the demo's model, or a loaded one;
-        `config` comes without `backbone_config`, which is filled in. Other arguments, such as `dtype`, are those of
+        `backbone_config` of `config` is filled in. Other arguments, such as `dtype`, are those of
         [`~transformers.AutoModelForCausalLM.from_pretrained`].
         """
         if not isinstance(model, PreTrainedModel):
@@ -194,14 +191,10 @@ class SentenceRewardModel(PreTrainedModel):
         """
         Scores a batch of responses.
 
-        Args:
-            input_ids, attention_mask (`torch.Tensor` of shape `(batch_size, seq_len)`):
-                Prompts and responses, padded on the right. The id at the place of a marker is not read.
-            sentence_ends (`torch.Tensor` of shape `(batch_size, N)`):
-                Positions in `input_ids` at which the model is read, those of its markers if it has them: right before
-                the response, then at the end of each sentence; padded on the right with -1.
-            **kwargs:
-                What trainers pass as well (`use_cache`, `margin`); not read.
+        `input_ids` and `attention_mask`, of shape `(batch_size, seq_len)`, are prompts and responses, padded on the
+        right; the id at the place of a marker is not read. `sentence_ends`, of shape `(batch_size, N)`, are the
+        positions at which the model is read, those of its markers if it has them: right before the response, then at
+        the end of each sentence; padded on the right with -1. `**kwargs` (`use_cache`, `margin`) are not read.
         """
         if sentence_ends is None:
             raise ValueError(

@@ -19,16 +19,9 @@ class Segmenter(Protocol):
 class SatSegmenter:
     """
     Segment any Text (SaT, https://huggingface.co/papers/2406.16678), the neural segmenter of the sentence-level reward
-    model's paper (https://huggingface.co/papers/2503.04793), through the package `wtpsplit`. It is loaded on first
-    use.
-
-    Args:
-        model (`str`, *optional*, defaults to `"sat-3l"`):
-            Name of a SaT model, or path to its folder.
-        device (`str`, *optional*):
-            Device to run it on. Defaults to the CPU.
-        **kwargs:
-            Further arguments for `wtpsplit.SaT`, such as `language` or `style_or_domain`.
+    model's paper (https://huggingface.co/papers/2503.04793), through the package `wtpsplit`: loaded on first use, by
+    the name or path of a model, onto `device` (by default the CPU). `**kwargs` are those of `wtpsplit.SaT`, such as
+    `language` or `style_or_domain`.
 
     Example:
     ```python

@@ -73,10 +73,9 @@ def last_tokens(text: str, spans: Sequence[tuple[int, int]], offsets: Sequence[t
     that of "The", though its space follows the full stop before. A token that reaches over a boundary (".\\n\\nThe")
     therefore ends the earlier sentence, and one that writes only whitespace belongs to the one in which it starts.
 
-    `spans` of the sentences and `offsets` of the tokens, as [`~endotrl.rendering.offsets.decode_with_offsets`] gives
-    them, are in characters of `text`, which both tile. The indices returned, one per sentence, never fall: a sentence
-    without a token of its own (one token writes several) gets that of the sentence before it; where that has none
-    either, the first token that writes a part of it.
+    `spans` of the sentences and `offsets` of the tokens are in characters of `text`, which both tile. The indices
+    returned, one per sentence, never fall: a sentence without a token of its own (one token writes several) gets that
+    of the sentence before it; where that has none either, the first token that writes a part of it.
 
     Example:
     ```python

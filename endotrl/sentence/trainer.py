@@ -61,8 +61,7 @@ class SentenceRewardTrainer(RewardTrainer):
             Splits text into sentences, in place of the one that `args` or the model names. A model trained with it is
             saved without it, and must be given it again.
         **kwargs:
-            The other arguments of [`~trl.RewardTrainer`]: `train_dataset`, `eval_dataset`, `processing_class`,
-            `peft_config`, ... The dataset may have a prompt or not, and text or messages. Without one, the prompt is
+            The other arguments of [`~trl.RewardTrainer`]. The dataset has text or messages; without a prompt, that is
             what chosen and rejected have in common at their beginning.
 
     Example:

@@ -38,9 +38,8 @@ class SentenceRewardTrainerConfig(RewardConfig):
             model.
         attention_learning_rate (`float`, *optional*):
             Learning rate of the attention over sentences, $W_q$ and $W_k$. Defaults to `learning_rate` divided by
-            $\sqrt d$, so that a step of Adam moves the logits of the weights about as far as the values; with the same
-            rate it moves them $\sqrt d$ times as far, and one sentence takes all the weight within a few steps. Read
-            for a model that is a sentence reward model already, too.
+            $\sqrt d$, so that a step of Adam moves the logits of the weights about as far as the values, and not
+            $\sqrt d$ times as far. Read for a model that is a sentence reward model already, too.
         freeze_layers (`int`, *optional*, defaults to `0`):
             Number of the first layers to freeze, with the embeddings and the marker below them. They are run once over
             the dataset, and training starts from their states, on disk in the cache of `datasets`, 2 or 4 bytes times

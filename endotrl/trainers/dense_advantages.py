@@ -75,11 +75,9 @@ def dense_advantages(
     outcomes = rewards_per_func.nan_to_num(0.0)
 
     def centred(index: int, valid: Tensor) -> Tensor:
-        if index in to_go:
-            values, there = to_go[index], mask
-        else:
-            values = outcomes[:, index : index + 1].expand_as(mask)
-            there = torch.ones_like(mask)
+        dense = index in to_go
+        values = to_go[index] if dense else outcomes[:, index : index + 1].expand_as(mask)
+        there = mask if dense else torch.ones_like(mask)
         difference = values - group_baseline(values, there, num_generations, valid=valid)
         return torch.where(mask & valid[:, None], difference, 0.0)
 

@@ -37,9 +37,6 @@ class DenseGRPOConfig(GRPOConfig):
             What splits completions into sentences, for `credit="sentence"`: `"rules"`, or the name or path of a SaT
             model. The trainer takes one as an object, too.
 
-    Raises:
-        `ValueError`: If a parameter is out of range or unknown.
-
     Example:
     ```python
     >>> from endotrl import DenseGRPOConfig

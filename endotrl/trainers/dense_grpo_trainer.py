@@ -40,9 +40,7 @@ class DenseGRPOTrainer(DenseRewardTrainer):
         reward_funcs (`RewardFunc | list[RewardFunc]`, *optional*):
             Reward functions, dense or not, weighted by `args.reward_weights`.
         args ([`DenseGRPOConfig`], *optional*):
-            Configuration. If `None`, a default configuration is used.
-        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`], *optional*):
-            Prompts to train on.
+            Configuration.
         segmenter ([`Segmenter`], *optional*):
             Splits completions into sentences, for `credit="sentence"`. Defaults to the one that `args.segmenter`
             names.
@@ -50,9 +48,7 @@ class DenseGRPOTrainer(DenseRewardTrainer):
             All other arguments of [`~trl.GRPOTrainer`].
 
     Raises:
-        `TypeError`: If `args` is no [`DenseGRPOConfig`].
         `ValueError`: If a setting of TRL would undo the credit of tokens, or a reward cannot be credited to them.
-        `ImportError`: If `args.segmenter` names a SaT model, and `wtpsplit` is not installed.
 
     Example:
     ```python

@@ -15,18 +15,9 @@ NOT_SHOWN = ("max_tokens_per_batch", "trust_remote_code", "chat_template_kwargs"
 
 def with_rewards(card: str, trainer: Any) -> str:
     """A model card of TRL with a section on the rewards: frozen models, settings, and whether labels were used."""
-    card = card.replace("[None](https://huggingface.co/None)", "a model in a local folder")
-    before, heading, after = card.partition("### Framework versions")
-    return f"{before}{reward_section(trainer)}\n\n{heading}{after}"
-
-
-def reward_section(trainer: Any) -> str:
-    """The section on the rewards of a trainer, in Markdown."""
-    weights = trainer.reward_weights.tolist()
-    rewards = list(zip(trainer.reward_func_names, trainer.reward_funcs, weights, strict=True))
-    trained_on = [reward for _, reward, weight in rewards if weight]
+    rewards = list(zip(trainer.reward_func_names, trainer.reward_funcs, trainer.reward_weights.tolist(), strict=True))
     lines = ["### Rewards", ""]
-    if all(isinstance(reward, FrozenModelReward) for reward in trained_on):
+    if all(isinstance(reward, FrozenModelReward) for _, reward, weight in rewards if weight):
         lines += [
             "No labels and no reward model were used: what was rewarded is read off a frozen language model.",
             "",
@@ -38,7 +29,10 @@ def reward_section(trainer: Any) -> str:
             settings = json.dumps(_settings(reward), indent=2, ensure_ascii=False, default=str)
             lines += ["", "  ```json", *(f"  {line}" for line in settings.splitlines()), "  ```", ""]
     lines += ["", f"KL penalty: `beta` {trainer.args.beta:g}."]
-    return "\n".join(lines)
+    section = "\n".join(lines)
+    card = card.replace("[None](https://huggingface.co/None)", "a model in a local folder")
+    before, heading, after = card.partition("### Framework versions")
+    return f"{before}{section}\n\n{heading}{after}"
 
 
 def _described(reward: Any) -> str:

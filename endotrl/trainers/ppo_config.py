@@ -40,8 +40,7 @@ class PPOConfig(GRPOConfig):
         > Parameters that control the rollout and its use
 
         num_generations (`int`, *optional*, defaults to `1`):
-            Completions of each prompt in a generation batch. Each has its own advantages; none is compared with the
-            others of its prompt.
+            Completions of each prompt in a generation batch, which are not compared with each other.
         num_iterations (`int`, *optional*, defaults to `4`):
             Optimization epochs over each generation batch.
 
@@ -77,8 +76,8 @@ class PPOConfig(GRPOConfig):
             How far the value may move from what it was at the rollout before its loss is clipped. In units of the
             returns' root mean square if `scale_value_loss`, else of the reward (nats). `None` does not clip.
         scale_value_loss (`bool`, *optional*, defaults to `True`):
-            Whether to divide value errors by the root mean square of the critic's targets in the generation batch, so
-            that `vf_coef` and `cliprange_value` mean the same for rewards of any size.
+            Whether to divide value errors by the root mean square of their targets in the generation batch, so that
+            `vf_coef` and `cliprange_value` mean the same for rewards of any size.
         value_learning_rate (`float`, *optional*, defaults to `1e-5`):
             Learning rate of the critic, on the same schedule as that of the policy. `None` takes `learning_rate`.
 
@@ -94,9 +93,6 @@ class PPOConfig(GRPOConfig):
             https://huggingface.co/papers/1909.08593. `None` keeps `beta` fixed.
         kl_horizon (`int`, *optional*, defaults to `10000`):
             Number of completions over which `beta` changes by at most 20 %, if `kl_target` is set.
-
-    Raises:
-        `ValueError`: If a value is out of range, or values contradict each other.
 
     Example:
     ```python

@@ -71,19 +71,13 @@ class PPOTrainer(DenseRewardTrainer):
         reward_funcs (`RewardFunc | list[RewardFunc]`):
             Reward functions. A dense one rewards every token, any other one the last token of a completion.
         args ([`PPOConfig`], *optional*):
-            Configuration of this trainer. If `None`, a default configuration is used.
-        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`], *optional*):
-            Prompts to train on.
+            Configuration.
         value_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
             With `critic="value_model"`, the model whose hidden states the value head reads: a path or hub id, or an
             instance, which is trained in place. If it is a classifier with one label, the value head starts from its
             head (`score`), else at zero. Without it, a second copy of the policy's checkpoint is loaded.
         **kwargs:
             All other arguments of [`~trl.GRPOTrainer`].
-
-    Raises:
-        `TypeError`: If an argument has another type.
-        `ValueError`: If arguments contradict each other.
 
     Example:
     ```python

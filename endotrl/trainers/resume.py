@@ -5,7 +5,6 @@ What a checkpoint of a trainer that generates needs besides TRL's own, so that a
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate.logging import get_logger
@@ -49,8 +48,8 @@ def load_rollouts(trainer: GRPOTrainer, checkpoint: Path) -> None:
     if state["world_size"] != trainer.args.world_size:
         logger.warning(
             f"The checkpoint was written by {state['world_size']} processes and is resumed by "
-            f"{trainer.args.world_size}: its "
-            "unfinished generation batch and the state of its reward functions are dropped."
+            f"{trainer.args.world_size}: its unfinished generation batch and the state of its reward functions are "
+            "dropped."
         )
         return
     trainer._step = state["step"]
@@ -67,12 +66,8 @@ def load_rollouts(trainer: GRPOTrainer, checkpoint: Path) -> None:
 
 def _stateful_rewards(trainer: GRPOTrainer) -> dict[str, Stateful]:
     """Reward functions with a state; reward models have frozen weights, which are not the checkpoint's."""
-    functions = zip(trainer.reward_func_names, trainer.reward_funcs, strict=True)
-    return {
-        name: reward
-        for name, reward in functions
-        if isinstance(reward, Stateful) and not isinstance(reward, torch.nn.Module)
-    }
+    functions = dict(zip(trainer.reward_func_names, trainer.reward_funcs, strict=True))
+    return {n: f for n, f in functions.items() if isinstance(f, Stateful) and not isinstance(f, torch.nn.Module)}
 
 
 def skip_epochs(sampler: RepeatSampler | None, checkpoint: Path) -> None:
@@ -80,8 +75,8 @@ def skip_epochs(sampler: RepeatSampler | None, checkpoint: Path) -> None:
     Draws the orders of the epochs before a checkpoint: TRL's sampler draws one an epoch from a generator of its own,
     which begins anew in a resumed run, and would give the prompts of the first epoch again.
     """
-    if sampler is None or not sampler.shuffle or not (checkpoint / TRAINER_STATE_NAME).exists():
+    path = checkpoint / TRAINER_STATE_NAME
+    if sampler is None or not sampler.shuffle or not path.exists():
         return
-    state: dict[str, Any] = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-    for _ in range(int(state["epoch"] or 0)):
+    for _ in range(int(json.loads(path.read_text(encoding="utf-8"))["epoch"] or 0)):
         torch.randperm(sampler.num_samples, generator=sampler.generator)

@@ -46,35 +46,28 @@ class RewardRecorder:
                 f"{numbers[0]} {output[numbers[0]]!r}. It must return a list of numbers for each, or `None` for one "
                 "without a reward."
             )
-        tokens = [torch.zeros(0) if row is None else torch.as_tensor(row, dtype=torch.float32) for row in output]
-        totals = [
-            None if row is None else token_rewards.double().sum().item()
-            for row, token_rewards in zip(output, tokens, strict=True)
-        ]
+        tokens = [torch.as_tensor([] if row is None else row, dtype=torch.float32) for row in output]
+        totals = [None if row is None else t.double().sum().item() for row, t in zip(output, tokens, strict=True)]
         return DenseScores(totals, tokens)
 
     def _check(self, scores: DenseScores, completion_ids: Sequence[Sequence[int]]) -> DenseScores:
         """Raises `ValueError` if a scored completion has not one finite number for each of its tokens."""
-
-        def check(field: str, tensors: list[Tensor]) -> list[Tensor]:
+        checked: dict[str, Any] = {}
+        for field, tensors in scores._asdict().items():
+            if field == "outcomes" or tensors is None:
+                continue
             if not len(scores.outcomes) == len(tensors) == len(completion_ids):
                 raise ValueError(
                     f"The reward function '{self.name}' returned {len(scores.outcomes)} outcomes and {len(tensors)} "
                     f"tensors of {field} for {len(completion_ids)} completions. It must return one for each."
                 )
-            return [
+            checked[field] = [
                 torch.zeros(len(ids)) if outcome is None else self._check_row(field, row, tensor, len(ids))
                 for row, (outcome, tensor, ids) in enumerate(
                     zip(scores.outcomes, tensors, completion_ids, strict=True)
                 )
             ]
-
-        values = scores.state_values
-        return DenseScores(
-            scores.outcomes,
-            check("token_rewards", scores.token_rewards),
-            None if values is None else check("state_values", values),
-        )
+        return scores._replace(**checked)
 
     def _check_row(self, field: str, row: int, tensor: Tensor, num_tokens: int) -> Tensor:
         tensor = tensor.detach().to("cpu", torch.float32)
@@ -135,10 +128,8 @@ class ScoredBatch:
         return (self.rewards_per_func[self.local][:, scalar].nan_to_num(0.0) * self.reward_weights[scalar]).sum(dim=1)
 
     def _weighted(self, tensors: dict[int, Tensor]) -> Tensor:
-        total = torch.zeros_like(self.mask, dtype=torch.float32)
-        for index, tensor in tensors.items():
-            total = total + self.reward_weights[index] * tensor
-        return total
+        zero = torch.zeros_like(self.mask, dtype=torch.float32)
+        return sum((self.reward_weights[index] * tensor for index, tensor in tensors.items()), zero)
 
 
 def pad_rows(rows: Sequence[Tensor], num_positions: int, device: torch.device) -> Tensor:

@@ -44,10 +44,8 @@ def check_token_credit(args: GRPOConfig, alternative: str = "") -> None:
 
 def check_token_rewards(reward_funcs: Sequence[Any]) -> bool:
     """
-    Whether any of the reward functions is a [`DenseReward`]. Plain functions show it only when they are called.
-
-    Raises:
-        `ValueError`: If one of them cannot be credited to tokens.
+    Whether any of the reward functions is a [`DenseReward`]; plain functions show it only when they are called. Raises
+    `ValueError` if one of them cannot be credited to tokens.
     """
     for reward in reward_funcs:
         if isinstance(reward, EndogenousReward):

@@ -58,9 +58,7 @@ class ValueHead(nn.Module):
 
 
 class Critic(nn.Module):
-    """
-    Value of every state: a head on the policy's hidden states (`detach`: without gradient), or on the `backbone`'s.
-    """
+    """A value per state: a head on the policy's hidden states (`detach`: without gradient), or on the `backbone`'s."""
 
     def __init__(self, head: ValueHead, backbone: nn.Module | None = None, detach: bool = True) -> None:
         super().__init__()
@@ -71,7 +69,7 @@ class Critic(nn.Module):
     def forward(self, hidden_states: Tensor, **inputs: Any) -> Tensor:
         """
         Value of the state after each token, of shape `(B, L)`, float32, from the policy's last hidden states, of shape
-        `(B, L, D)`, and the `inputs` that they were computed from: token ids, attention mask, images, positions.
+        `(B, L, D)`, and the `inputs` that they were computed from.
         """
         if self.backbone is not None:
             hidden_states = self.backbone(**inputs, use_cache=False).last_hidden_state
@@ -94,8 +92,7 @@ def add_critic(model: PreTrainedModel, critic: Critic) -> None:
     `model(..., fused_lm_head=True, return_values=True)` returns [`FusedValueOutput`]. Any other call is as before.
     """
     model.add_module(CRITIC, critic)
-    # As a function, so that a deep copy of the model calls it with itself. (TRL's LM head does the same, except for
-    # its plain forward, which it holds bound to the model.)
+    # As a function, so that a deep copy of the model calls it with itself.
     fused_forward = model.forward.__func__
 
     # Keep the original signature: `generate` validates its model kwargs against it
@@ -124,9 +121,8 @@ def add_critic(model: PreTrainedModel, critic: Critic) -> None:
 
 class ForwardRecorder:
     """
-    Calls a policy, wrapped or not, in its place where TRL computes log-probabilities, so that one forward pass yields
-    `log_probs`, of shape `(B, T)`, and with `return_values` the `values` before each token and after the last one, of
-    shape `(B, T + 1)`.
+    Stands in for a policy where TRL computes log-probabilities, so that one forward pass yields `log_probs`, `(B, T)`,
+    and with `return_values` the `values` before each token and after the last one, `(B, T + 1)`.
     """
 
     log_probs: Tensor

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 import pickle
-from typing import Any
 
 import pytest
 
@@ -23,12 +22,12 @@ class TestMatch:
             ("Paris or Rome", "Paris", 0),
         ],
     )
-    def test_whole_words(self, completion: str, answers: Any, expected: float) -> None:
+    def test_whole_words(self, completion, answers, expected):
         accuracy = AccuracyReward("gold")
         assert accuracy(completions=[completion], gold=[answers], prompts=["a"]) == [expected]
         assert accuracy(completions=[[{"role": "assistant", "content": completion}]], gold=[answers]) == [expected]
 
-    def test_pickle(self) -> None:
+    def test_pickle(self):
         accuracy = pickle.loads(pickle.dumps(AccuracyReward("gold")))
         assert accuracy.__name__ == "accuracy"
         assert accuracy(completions=["a", "b"], gold=["a", "a"]) == [1, 0]
@@ -51,11 +50,11 @@ class TestMath:
             ("It is Rome.", "Paris", 0),
         ],
     )
-    def test_math(self, completion: str, answers: Any, expected: float) -> None:
+    def test_math(self, completion, answers, expected):
         pytest.importorskip("math_verify")
         assert AccuracyReward("gold", math=True)(completions=[completion], gold=[answers]) == [expected]
 
-    def test_without_math_verify(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_without_math_verify(self, monkeypatch):
         monkeypatch.setattr("endotrl.grading.symbolic.find_spec", lambda name: None)
         with pytest.raises(ImportError, match=r"math-verify.*pip install 'endotrl\[eval\]'"):
             AccuracyReward("gold", math=True)

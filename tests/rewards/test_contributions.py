@@ -31,7 +31,7 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: "-".join(map(str, settings.values())))
-def test_contributions_sum_to_the_reward(settings: dict[str, Any], tiny_policy_path: str) -> None:
+def test_contributions_sum_to_the_reward(settings, tiny_policy_path):
     reward = EndogenousReward(tiny_policy_path, **settings)
     rewards = reward(**BATCH)
     rows = [heat_map_row(reward, stats) for stats in reward.score(**BATCH)]
@@ -51,7 +51,7 @@ def test_contributions_sum_to_the_reward(settings: dict[str, Any], tiny_policy_p
     "correction", ["length", ClipTokens(-2.5, -1.0), lambda path: InformationGain(path, weight=one_minus_probability)]
 )
 @pytest.mark.parametrize("aggregate", ["sum", "mean", "discounted"])
-def test_corrections_are_in_the_contributions(correction: Any, aggregate: Any, tiny_policy_path: str) -> None:
+def test_corrections_are_in_the_contributions(correction, aggregate, tiny_policy_path):
     if callable(correction):
         correction = correction(tiny_policy_path)
     reward = EndogenousReward(tiny_policy_path, token_reward="log_prob", aggregate=aggregate, correction=correction)
@@ -63,7 +63,7 @@ def test_corrections_are_in_the_contributions(correction: Any, aggregate: Any, t
     assert rewards != pytest.approx(plain, abs=1e-3)
 
 
-def test_bellman_rewards_are_coloured_by_log_probability(tiny_policy_path: str) -> None:
+def test_bellman_rewards_are_coloured_by_log_probability(tiny_policy_path):
     bellman, log_prob = (EndogenousReward(tiny_policy_path, token_reward=form) for form in ("bellman", "log_prob"))
     for theirs, ours in zip(log_prob.score(**BATCH), bellman.score(**BATCH), strict=True):
         row = heat_map_row(bellman, ours)
@@ -75,7 +75,7 @@ def test_bellman_rewards_are_coloured_by_log_probability(tiny_policy_path: str) 
 
 
 @pytest.mark.slow
-def test_the_wrong_word_has_the_strongest_colour(smollm2_path: str) -> None:
+def test_the_wrong_word_has_the_strongest_colour(smollm2_path):
     reward = EndogenousReward(smollm2_path, device="cpu", dtype="float32")
     prompts = [[{"role": "user", "content": "What is the capital of France?"}]] * 2
     answers = [[{"role": "assistant", "content": f"The capital of France is {city}."}] for city in ("Paris", "Rome")]

@@ -8,14 +8,14 @@ from endotrl.rewards import FormatReward, LengthReward, RandomReward
 
 
 class TestRandomReward:
-    def test_uniform_and_blind(self) -> None:
+    def test_uniform_and_blind(self):
         draws = RandomReward(seed=1)(prompts=["a"] * 4000, completions=["b"] * 4000)
         assert all(0 <= draw < 1 for draw in draws)
         # The mean of 4000 draws from U(0, 1) has a standard deviation of 1 / sqrt(12 * 4000) = 0.0046.
         assert sum(draws) / 4000 == pytest.approx(0.5, abs=0.02)
         assert draws == RandomReward(seed=1)(prompts=["x"] * 4000, completions=["longer text"] * 4000)
 
-    def test_seeds(self) -> None:
+    def test_seeds(self):
         batch = {"prompts": ["a"] * 3, "completions": ["b"] * 3}
         reward = RandomReward(seed=0)
         first = reward(**batch)
@@ -23,7 +23,7 @@ class TestRandomReward:
         assert first != RandomReward(seed=1)(**batch)
         assert first != reward(**batch)  # every call draws anew
 
-    def test_a_pickle_goes_on_where_it_was(self) -> None:
+    def test_a_pickle_goes_on_where_it_was(self):
         reward = RandomReward()
         reward(prompts=["a"] * 5, completions=["b"] * 5)
         copies = [pickle.loads(pickle.dumps(reward)), copy.deepcopy(reward)]
@@ -32,7 +32,7 @@ class TestRandomReward:
             assert other.__name__ == "random_reward"
             assert other(prompts=["a"] * 3, completions=["b"] * 3) == expected
 
-    def test_takes_all_that_trl_gives(self) -> None:
+    def test_takes_all_that_trl_gives(self):
         columns = {
             "completion_ids": [[1]],
             "trainer_state": None,
@@ -47,7 +47,7 @@ class TestLengthReward:
     IDS = [[5, 6, 7], [], [8]]
 
     @pytest.mark.parametrize(("prefer", "expected"), [("short", [-3, 0, -1]), ("long", [3, 0, 1])])
-    def test_counts_tokens(self, prefer: str, expected: list[float]) -> None:
+    def test_counts_tokens(self, prefer, expected):
         reward = LengthReward(prefer)
         assert (
             reward(prompts=["a"] * 3, completions=["long text", "", "b"], completion_ids=self.IDS, answer=[1, 2, 3])
@@ -55,12 +55,12 @@ class TestLengthReward:
         )
         assert reward.__name__ == f"{prefer}_length_reward"
 
-    def test_pickle(self) -> None:
+    def test_pickle(self):
         reward = pickle.loads(pickle.dumps(LengthReward("long")))
         assert reward.__name__ == "long_length_reward"
         assert reward(prompts=["a"] * 3, completions=["b"] * 3, completion_ids=self.IDS) == [3, 0, 1]
 
-    def test_unknown_preference(self) -> None:
+    def test_unknown_preference(self):
         with pytest.raises(ValueError, match='`prefer` is \'medium\', but it must be "short" or "long"'):
             LengthReward("medium")
 
@@ -77,18 +77,18 @@ class TestFormatReward:
             ("42", 0),
         ],
     )
-    def test_box(self, completion: str, expected: float) -> None:
+    def test_box(self, completion, expected):
         reward = FormatReward()
         assert reward(prompts=["a"], completions=[completion], answer=[1]) == [expected]
         messages = [{"role": "user", "content": "no"}, {"role": "assistant", "content": completion}]
         assert reward(prompts=["a"], completions=[messages]) == [expected]
         assert reward.__name__ == "format_reward"
 
-    def test_own_pattern(self) -> None:
+    def test_own_pattern(self):
         reward = pickle.loads(pickle.dumps(FormatReward("^<think>.*</think>.+$")))
         completions = ["<think>a\nb</think>c", "<think>a</think>", "x<think>a</think>c", ""]
         assert reward(prompts=["a"] * 4, completions=completions) == [1, 0, 0, 0]
 
-    def test_no_pattern(self) -> None:
+    def test_no_pattern(self):
         with pytest.raises(ValueError, match="`pattern` is '\\(', which is no regular expression"):
             FormatReward("(")

@@ -32,7 +32,7 @@ BATCH = {"prompts": PROMPTS, "completions": TEXTS, "completion_ids": IDS}
 
 
 @pytest.fixture(scope="module")
-def other_policy_path(tiny_policy_path: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+def other_policy_path(tiny_policy_path, tmp_path_factory):
     """Another model with the same tokenizer."""
     path = tmp_path_factory.mktemp("other")
     config = LlamaConfig.from_pretrained(tiny_policy_path)
@@ -66,7 +66,7 @@ class Sums(TrainerCallback):
 
 
 class TestLengthControl:
-    def test_what_is_only_length_is_nothing(self) -> None:
+    def test_what_is_only_length_is_nothing(self):
         # s = c_g - 0.7 log H exactly, with a constant of the prompt.
         lengths, groups = [1, 2, 8, 3, 5, 40], ["x"] * 3 + ["y"] * 3
         outcomes: list[float | None] = [
@@ -75,7 +75,7 @@ class TestLengthControl:
         xy, xx = length_slope_sums(outcomes, lengths, groups)
         assert xy / xx == pytest.approx(-0.7)
 
-    def test_slope_is_least_squares_with_an_intercept_a_prompt(self) -> None:
+    def test_slope_is_least_squares_with_an_intercept_a_prompt(self):
         generator = np.random.default_rng(0)
         lengths, groups = generator.integers(1, 200, 24), np.repeat([0, 1, 2], 8)
         outcomes = generator.normal(size=24) - lengths * 0.3 + groups * 50
@@ -87,7 +87,7 @@ class TestLengthControl:
         xy_more, xx_more = length_slope_sums([*outcomes, None, 5.0], [*lengths, 9, 0], [*groups, 0, 0])
         assert (xy_more, xx_more) == pytest.approx((xy, xx))
 
-    def test_shares_sum_to_the_correction(self) -> None:
+    def test_shares_sum_to_the_correction(self):
         for length in (1, 2, 17, 3000):
             assert length_shares(length, -0.8).sum().item() == pytest.approx(0.8 * math.log(length), rel=1e-5)
         assert length_shares(0, 1.0).shape == (0,)
@@ -95,7 +95,7 @@ class TestLengthControl:
         assert torch.equal(length_shares(9, 1.3)[:4], length_shares(4, 1.3))
 
     @pytest.mark.parametrize("aggregate", ["sum", "mean", "discounted"])
-    def test_residuals_do_not_know_length(self, aggregate: Any, tiny_policy_path: str) -> None:
+    def test_residuals_do_not_know_length(self, aggregate, tiny_policy_path):
         plain = EndogenousReward(tiny_policy_path, aggregate=aggregate)(**BATCH)
         corrected = EndogenousReward(tiny_policy_path, aggregate=aggregate, correction="length")(**BATCH)
         lengths = [len(ids) for ids in IDS]
@@ -105,7 +105,7 @@ class TestLengthControl:
         assert corrected == pytest.approx(expected, abs=1e-4)
         assert length_slope_sums(corrected, lengths, PROMPTS)[0] == pytest.approx(0.0, abs=1e-3)
 
-    def test_order_does_not_matter(self, tiny_policy_path: str) -> None:
+    def test_order_does_not_matter(self, tiny_policy_path):
         order = [5, 0, 7, 3, 1, 6, 2, 4]
         shuffled = {key: [values[i] for i in order] for key, values in BATCH.items()}
         corrected = EndogenousReward(tiny_policy_path, correction="length")(**BATCH)
@@ -113,7 +113,7 @@ class TestLengthControl:
             [corrected[i] for i in order], abs=1e-4
         )
 
-    def test_running_sums(self, tiny_policy_path: str) -> None:
+    def test_running_sums(self, tiny_policy_path):
         halves = [
             {key: values[:4] for key, values in BATCH.items()},
             {key: values[4:] for key, values in BATCH.items()},
@@ -134,7 +134,7 @@ class TestLengthControl:
         assert resumed(**halves[1]) == pytest.approx(expected, abs=1e-4)
 
     @pytest.mark.parametrize("kind", ["GRPO", "RLOO", "DenseGRPO", "PPO"])
-    def test_evaluations_leave_the_running_sums(self, kind: str, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_evaluations_leave_the_running_sums(self, kind, tiny_policy_path, tmp_path):
         module = trl if kind in ("GRPO", "RLOO") else endotrl
         if module is endotrl and Version(trl.__version__) < Version("1.15"):
             pytest.skip("The trainers of endotrl need TRL 1.15.")
@@ -158,7 +158,7 @@ class TestLengthControl:
         assert calls[0][1] == (0.0, 0.0)
         assert calls[1][1] == calls[2][1] != (0.0, 0.0)
 
-    def test_evaluations_use_the_running_sums(self, tiny_policy_path: str) -> None:
+    def test_evaluations_use_the_running_sums(self, tiny_policy_path):
         halves = [{key: values[part] for key, values in BATCH.items()} for part in (slice(4), slice(4, 8))]
         trainer = object.__new__(trl.GRPOTrainer)
         trainer.model = torch.nn.Linear(1, 1).eval()
@@ -173,12 +173,12 @@ class TestLengthControl:
         assert evaluated(**halves[1], log_metric=trainer._log_metric) == pytest.approx(expected)
         assert evaluated.state_dict() == state != trained.state_dict()
 
-    def test_equal_lengths_stay(self, tiny_policy_path: str) -> None:
+    def test_equal_lengths_stay(self, tiny_policy_path):
         batch = {"prompts": ["a"] * 2, "completions": ["b", "c"], "completion_ids": [[8, 2], [9, 2]]}
         plain, corrected = (EndogenousReward(tiny_policy_path, correction=c)(**batch) for c in (None, "length"))
         assert corrected == pytest.approx(plain)
 
-    def test_the_slope_is_logged(self, tiny_policy_path: str) -> None:
+    def test_the_slope_is_logged(self, tiny_policy_path):
         logged: dict[str, float] = {}
         reward = EndogenousReward(tiny_policy_path, correction="length")
         corrected = reward(**BATCH, log_metric=logged.__setitem__)
@@ -193,7 +193,7 @@ class TestLengthControl:
 
 
 class TestClipTokens:
-    def test_against_the_reference(self, tiny_policy_path: str) -> None:
+    def test_against_the_reference(self, tiny_policy_path):
         reward = EndogenousReward(tiny_policy_path, token_reward="log_prob", correction=ClipTokens(-3.0, -1.0))
         expected = [[min(max(p, -3.0), -1.0) for p in row] for row in log_probs(tiny_policy_path)]
         assert any(p in (-3.0, -1.0) for row in expected for p in row)
@@ -205,11 +205,11 @@ class TestClipTokens:
         for rewards, row in zip(reward.token_rewards(**BATCH), expected, strict=True):
             assert rewards.tolist() == pytest.approx(row, abs=1e-4)
 
-    def test_wide_bounds_change_nothing(self, tiny_policy_path: str) -> None:
+    def test_wide_bounds_change_nothing(self, tiny_policy_path):
         clipped = EndogenousReward(tiny_policy_path, token_reward="log_prob", correction=ClipTokens(low=-1e9))
         assert clipped(**BATCH) == EndogenousReward(tiny_policy_path, token_reward="log_prob")(**BATCH)
 
-    def test_bellman_rewards_are_refused(self, tiny_policy_path: str) -> None:
+    def test_bellman_rewards_are_refused(self, tiny_policy_path):
         with pytest.raises(ValueError, match="arbitrary constants"):
             EndogenousReward(tiny_policy_path, correction="clip")
 
@@ -218,22 +218,22 @@ class TestInformationGain:
     def gain(self, path: str, **kwargs: Any) -> EndogenousReward:
         return EndogenousReward(path, token_reward="log_prob", correction=InformationGain(**kwargs))
 
-    def test_log_ratio(self, tiny_policy_path: str, other_policy_path: str) -> None:
+    def test_log_ratio(self, tiny_policy_path, other_policy_path):
         ours, theirs = log_probs(tiny_policy_path), log_probs(other_policy_path)
         expected = [sum(a) - sum(b) for a, b in zip(ours, theirs, strict=True)]
         assert self.gain(tiny_policy_path, generalist=other_policy_path)(**BATCH) == pytest.approx(expected, abs=1e-3)
 
-    def test_over_itself_is_nothing(self, tiny_policy_path: str) -> None:
+    def test_over_itself_is_nothing(self, tiny_policy_path):
         assert self.gain(tiny_policy_path, generalist=tiny_policy_path)(**BATCH) == pytest.approx([0.0] * 8, abs=1e-4)
 
-    def test_weight(self, tiny_policy_path: str, other_policy_path: str) -> None:
+    def test_weight(self, tiny_policy_path, other_policy_path):
         reward = self.gain(tiny_policy_path, generalist=other_policy_path, weight=one_minus_probability)
         ours, theirs = log_probs(tiny_policy_path), log_probs(other_policy_path)
         for rewards, a, b in zip(reward.token_rewards(**BATCH), ours, theirs, strict=True):
             expected = [(1 - math.exp(p)) * (p - q) for p, q in zip(a, b, strict=True)]
             assert rewards.tolist() == pytest.approx(expected, abs=1e-4)
 
-    def test_a_loaded_generalist(self, tiny_policy_path: str, other_policy_path: str) -> None:
+    def test_a_loaded_generalist(self, tiny_policy_path, other_policy_path):
         loaded = AutoModelForCausalLM.from_pretrained(other_policy_path)
         expected = self.gain(tiny_policy_path, generalist=other_policy_path)(**BATCH)
         reward = self.gain(tiny_policy_path, generalist=loaded)
@@ -242,14 +242,14 @@ class TestInformationGain:
         assert len(packed) < 100_000  # no weights
         assert pickle.loads(packed)(**BATCH) == pytest.approx(expected, abs=1e-4)
 
-    def test_another_tokenizer_is_refused(self, tiny_policy_path: str, tiny_model_path: str) -> None:
+    def test_another_tokenizer_is_refused(self, tiny_policy_path, tiny_model_path):
         with pytest.raises(ValueError, match="another tokenizer"):
             self.gain(tiny_policy_path, generalist=tiny_model_path)(**BATCH)
         with pytest.raises(ValueError, match="another tokenizer"):  # before there is data, too
             self.gain(tiny_policy_path, generalist=tiny_model_path).load()
 
     @pytest.mark.parametrize("form", ["bellman", "centered"])
-    def test_other_forms_are_refused(self, form: Any, tiny_policy_path: str) -> None:
+    def test_other_forms_are_refused(self, form, tiny_policy_path):
         with pytest.raises(ValueError, match="difference of log-probabilities"):
             EndogenousReward(tiny_policy_path, token_reward=form, correction=InformationGain(tiny_policy_path))
 
@@ -265,9 +265,7 @@ class TestInformationGain:
         ("log_prob", "gain"),
     ],
 )
-def test_token_rewards_sum_to_the_outcome(
-    form: Any, correction: Any, aggregate: Any, tiny_policy_path: str, other_policy_path: str
-) -> None:
+def test_token_rewards_sum_to_the_outcome(form, correction, aggregate, tiny_policy_path, other_policy_path):
     if correction == "gain":
         correction = InformationGain(other_policy_path, weight=one_minus_probability)
     make = lambda: EndogenousReward(  # noqa: E731
@@ -283,29 +281,29 @@ def test_token_rewards_sum_to_the_outcome(
 
 
 @pytest.mark.parametrize("correction", ["longer", 3, LengthControl], ids=str)
-def test_unknown_corrections(correction: Any, tiny_policy_path: str) -> None:
+def test_unknown_corrections(correction, tiny_policy_path):
     with pytest.raises(ValueError, match="`correction` is"):
         EndogenousReward(tiny_policy_path, correction=correction)
 
 
-def test_bad_settings() -> None:
+def test_bad_settings():
     with pytest.raises(ValueError, match=r"`decay` is 1\.0"):
         LengthControl(decay=1.0)
     with pytest.raises(ValueError, match=r"`low` is 2\.0 and `high` 1\.0"):
         ClipTokens(2.0, 1.0)
 
 
-def test_from_the_environment(tiny_policy_path: str) -> None:
+def test_from_the_environment(tiny_policy_path):
     settings = {"ENDOTRL_MODEL": tiny_policy_path, "ENDOTRL_CORRECTION": "length"}
     assert reward_from_environment(settings).correction == LengthControl()
 
 
-def test_no_reward_model_of_a_batch(tiny_policy_path: str) -> None:
+def test_no_reward_model_of_a_batch(tiny_policy_path):
     with pytest.raises(ValueError, match="single responses"):
         EndogenousReward(tiny_policy_path, correction="length").as_reward_model()
 
 
-def test_docs_name_them() -> None:
+def test_docs_name_them():
     text = (Path(__file__).parents[2] / "docs" / "collapse.md").read_text(encoding="utf-8")
     for name in ("LengthControl", "ClipTokens", "InformationGain", "centered", "reward_weights"):
         assert f"`{name}" in text or f'"{name}"' in text

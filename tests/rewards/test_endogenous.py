@@ -5,7 +5,6 @@ import copy
 import itertools
 import math
 import pickle
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -123,22 +122,22 @@ def aggregate_by_hand(rewards: list[float], first_value: float, form: str, aggre
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tiny_model_path: str) -> PreTrainedTokenizerBase:
+def tokenizer(tiny_model_path):
     return AutoTokenizer.from_pretrained(tiny_model_path)
 
 
 @pytest.fixture(scope="module")
-def model(tiny_model_path: str) -> PreTrainedModel:
+def model(tiny_model_path):
     return AutoModelForCausalLM.from_pretrained(tiny_model_path).eval()
 
 
 @pytest.fixture(scope="module")
-def case(tokenizer: PreTrainedTokenizerBase) -> Case:
+def case(tokenizer):
     return make_case(tokenizer)
 
 
 @pytest.fixture(scope="module")
-def expected(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, case: Case) -> Expected:
+def expected(model, tokenizer, case):
     return expect(model, tokenizer, case)
 
 
@@ -146,16 +145,7 @@ class TestAgainstTheReference:
     @pytest.mark.parametrize("form", FORMS)
     @pytest.mark.parametrize("truncation", ["terminal", "bootstrap", "skip"])
     @pytest.mark.parametrize(("alpha", "gamma"), [(1.0, 1.0), (0.7, 0.9)])
-    def test_token_rewards(
-        self,
-        model: PreTrainedModel,
-        case: Case,
-        expected: Expected,
-        form: Any,
-        truncation: Any,
-        alpha: float,
-        gamma: float,
-    ) -> None:
+    def test_token_rewards(self, model, case, expected, form, truncation, alpha, gamma):
         reward = EndogenousReward(model, alpha=alpha, gamma=gamma, token_reward=form, truncation=truncation)
         actual = reward.token_rewards(case.prompts, case.completions, case.completion_ids)
         assert_token_rewards(actual, expected, form, alpha, gamma, truncation, tolerance=1e-4)
@@ -163,9 +153,7 @@ class TestAgainstTheReference:
     @pytest.mark.parametrize("form", FORMS)
     @pytest.mark.parametrize("aggregate", ["sum", "mean", "discounted"])
     @pytest.mark.parametrize("truncation", ["terminal", "bootstrap", "skip"])
-    def test_aggregates(
-        self, model: PreTrainedModel, case: Case, expected: Expected, form: Any, aggregate: Any, truncation: Any
-    ) -> None:
+    def test_aggregates(self, model, case, expected, form, aggregate, truncation):
         settings: Any = {"alpha": 0.7, "gamma": 0.9, "discount": 0.8}
         reward = EndogenousReward(model, token_reward=form, aggregate=aggregate, truncation=truncation, **settings)
         actual = reward(prompts=case.prompts, completions=case.completions, completion_ids=case.completion_ids)
@@ -179,9 +167,7 @@ class TestAgainstTheReference:
             assert value == pytest.approx(wanted, abs=1e-4, rel=1e-5)
 
     @pytest.mark.parametrize("alpha", [1.0, 0.7])
-    def test_default_outcome_is_the_log_probability(
-        self, model: PreTrainedModel, case: Case, expected: Expected, alpha: float
-    ) -> None:
+    def test_default_outcome_is_the_log_probability(self, model, case, expected, alpha):
         # Cut-off rows too: by default the state after the last token is the end.
         actual = EndogenousReward(model, alpha=alpha)(case.prompts, case.completions, case.completion_ids)
         for value, logits, ids in zip(actual, expected.logits, case.completion_ids, strict=True):
@@ -190,9 +176,7 @@ class TestAgainstTheReference:
                 alpha * log_policy.gather(1, torch.tensor(ids)[:, None]).sum().item(), abs=1e-4
             )
 
-    def test_token_rewards_sum_to_the_reward_and_the_first_value(
-        self, model: PreTrainedModel, case: Case, expected: Expected
-    ) -> None:
+    def test_token_rewards_sum_to_the_reward_and_the_first_value(self, model, case, expected):
         batch = (case.prompts, case.completions, case.completion_ids)
         for truncation in ("terminal", "bootstrap"):
             reward = EndogenousReward(model, truncation=truncation)
@@ -204,16 +188,14 @@ class TestAgainstTheReference:
 
     @pytest.mark.parametrize("plain", [False, True], ids=["messages", "plain"])
     @pytest.mark.parametrize("criterion", ["", "Prefer short answers."])
-    def test_prompts_and_criterion(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, plain: bool, criterion: str
-    ) -> None:
+    def test_prompts_and_criterion(self, model, tokenizer, plain, criterion):
         case = make_case(tokenizer, criterion=criterion, plain=plain)
         actual = EndogenousReward(model, criterion=criterion or None).token_rewards(
             case.prompts, case.completions, case.completion_ids
         )
         assert_token_rewards(actual, expect(model, tokenizer, case), "bellman", 1.0, 1.0, "terminal", 1e-4)
 
-    def test_criterion_by_domain(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, case: Case) -> None:
+    def test_criterion_by_domain(self, model, tokenizer, case):
         criteria = {"short": "Prefer short answers.", "long": "Prefer long answers."}
         domain = ["short", "long", "long", "short"]
         actual = EndogenousReward(model, criterion=criteria)(
@@ -224,9 +206,7 @@ class TestAgainstTheReference:
             scores = expect(model, tokenizer, one).scores(1.0)[row]
             assert actual[row] == pytest.approx(sum(scores.log_probs), abs=1e-4)
 
-    def test_text_is_read_like_the_ids_of_a_finished_answer(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, case: Case
-    ) -> None:
+    def test_text_is_read_like_the_ids_of_a_finished_answer(self, model, tokenizer, case):
         reward = EndogenousReward(model)
         end = [tokenizer.eos_token_id]
         ids = [ids if done else ids + end for ids, done in zip(case.completion_ids, case.finished, strict=True)]
@@ -234,7 +214,7 @@ class TestAgainstTheReference:
             reward(case.prompts, case.completions, ids), abs=1e-4
         )
 
-    def test_rows_without_a_token(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    def test_rows_without_a_token(self, model, tokenizer):
         reward = EndogenousReward(model)
         eos = tokenizer.eos_token_id
         batch = ([USER] * 3, ["", "", "Paris."], [[], [eos], [*encode(tokenizer, "Paris."), eos]])
@@ -246,9 +226,7 @@ class TestAgainstTheReference:
         assert [len(rewards) for rewards in reward.token_rewards(*batch)] == [0, 1, len(batch[2][2])]
         assert reward([USER], [""], [[]]) == [None]  # alone, too
 
-    def test_tool_results_are_read_but_not_scored(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-    ) -> None:
+    def test_tool_results_are_read_but_not_scored(self, model, tokenizer):
         completion = [
             {"role": "assistant", "content": "Let me see."},
             {"role": "tool", "name": "search", "content": "Paris"},
@@ -276,9 +254,7 @@ class TestAgainstTheReference:
 
 
 class TestGauge:
-    def test_a_constant_per_state(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, case: Case, expected: Expected
-    ) -> None:
+    def test_a_constant_per_state(self, model, tokenizer, case, expected):
         # The same vector u added to every row of the head adds u.h(s) to all logits of the state s.
         moved = copy.deepcopy(model)
         with torch.no_grad():
@@ -304,22 +280,14 @@ class TestGauge:
 class TestInvariance:
     @pytest.mark.parametrize("max_tokens_per_batch", [1, 50, 130, 100_000])
     @pytest.mark.parametrize("padding_side", ["left", "right"])
-    def test_budget_and_padding_side(
-        self,
-        model: PreTrainedModel,
-        tiny_model_path: str,
-        case: Case,
-        expected: Expected,
-        max_tokens_per_batch: int,
-        padding_side: str,
-    ) -> None:
+    def test_budget_and_padding_side(self, model, tiny_model_path, case, expected, max_tokens_per_batch, padding_side):
         tokenizer = AutoTokenizer.from_pretrained(tiny_model_path, padding_side=padding_side)
         assert tokenizer.pad_token_id == tokenizer.eos_token_id
         reward = EndogenousReward(model, tokenizer, max_tokens_per_batch=max_tokens_per_batch)
         actual = reward.token_rewards(case.prompts, case.completions, case.completion_ids)
         assert_token_rewards(actual, expected, "bellman", 1.0, 1.0, "terminal", 1e-4)
 
-    def test_order_and_neighbours(self, model: PreTrainedModel, case: Case, expected: Expected) -> None:
+    def test_order_and_neighbours(self, model, case, expected):
         reward = EndogenousReward(model)
         order = [2, 0, 3, 1, 0, 0, 2]
         actual = reward.token_rewards(
@@ -334,9 +302,7 @@ class TestInvariance:
         )
         assert_token_rewards(actual, again, "bellman", 1.0, 1.0, "terminal", 1e-4)
 
-    def test_no_tensor_of_tokens_by_vocabulary(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_no_tensor_of_tokens_by_vocabulary(self, model, tokenizer, monkeypatch):
         monkeypatch.setattr(lm_head, "TOKEN_BLOCK", 32)
         monkeypatch.setattr(lm_head, "VOCAB_BLOCK", 128)
         ids = [5 + i % 100 for i in range(60)]
@@ -347,9 +313,7 @@ class TestInvariance:
 
 
 class TestScore:
-    def test_everything_about_a_completion(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, case: Case, expected: Expected
-    ) -> None:
+    def test_everything_about_a_completion(self, model, tokenizer, case, expected):
         reward = EndogenousReward(model, alpha=0.7)
         stats = reward.score(case.prompts, case.completions, case.completion_ids)
         for row, ids, scores, finished in zip(
@@ -368,7 +332,7 @@ class TestScore:
             assert text is not None and offsets is not None
             assert "".join(text[start:stop] for start, stop in offsets) == text
 
-    def test_offsets_leave_out_what_a_tool_wrote(self, model: PreTrainedModel) -> None:
+    def test_offsets_leave_out_what_a_tool_wrote(self, model):
         completion = [
             {"role": "assistant", "content": "Let me see."},
             {"role": "tool", "name": "search", "content": "Rome"},
@@ -380,7 +344,7 @@ class TestScore:
             "".join(stats.text[start:stop] for start, stop in stats.offsets) == "Let me see.<|im_end|>Paris.<|im_end|>"
         )
 
-    def test_rewards_from_stats_are_the_rewards(self, model: PreTrainedModel, case: Case) -> None:
+    def test_rewards_from_stats_are_the_rewards(self, model, case):
         batch = (case.prompts, case.completions, case.completion_ids)
         for form in FORMS:
             reward = EndogenousReward(model, token_reward=form, aggregate="discounted", truncation="bootstrap")
@@ -427,18 +391,18 @@ class TestPure:
             ({"token_reward": "centered"}, True, [LN3 - LN4 + 0.5, LN2 - LN3 + 0.6], -LN2 + 1.1),
         ],
     )
-    def test_by_hand(self, settings: Any, finished: bool, by_token: list[float], total: float | None) -> None:
+    def test_by_hand(self, settings, finished, by_token, total):
         reward = EndogenousReward(None, **settings)
         stats = stats_by_hand(finished)
         assert reward.token_rewards_from(stats).tolist() == pytest.approx(by_token, abs=1e-6, nan_ok=True)
         assert reward.aggregate_from(stats) == pytest.approx(total, abs=1e-6)
 
-    def test_gaps_get_zero(self) -> None:
+    def test_gaps_get_zero(self):
         reward = EndogenousReward(None, token_reward="log_prob")
         rewards = reward.token_rewards_from(stats_by_hand(True, with_gap=True))
         assert rewards.tolist() == pytest.approx([LN3 - LN4, 0.0, LN2 - LN3], abs=1e-6)
 
-    def test_diagnostics(self) -> None:
+    def test_diagnostics(self):
         short, long = stats_by_hand(True), stats_by_hand(False)
         long = TokenStats(
             token_ids=torch.zeros(4, dtype=torch.long),
@@ -468,24 +432,24 @@ class TestPure:
         [([None, None], 5), ([-1.0, None], 1), ([-1.0, -1.0], 1)],
         ids=["no reward", "one reward", "all rewards and lengths the same"],
     )
-    def test_what_is_not_defined_is_left_out(self, rewards: list[float | None], missing: int) -> None:
+    def test_what_is_not_defined_is_left_out(self, rewards, missing):
         figures = batch_diagnostics(rewards, rewards, [stats_by_hand(True)] * 2)
         assert len(figures) == 6 - missing
         assert "length_correlation" not in figures
         assert all(math.isfinite(value) for value in figures.values())
 
-    def test_equal_rewards_have_no_correlation_with_length(self) -> None:
+    def test_equal_rewards_have_no_correlation_with_length(self):
         short = stats_by_hand(True)
         long = replace(short, token_ids=torch.zeros(3, dtype=torch.long))
         assert "length_correlation" in batch_diagnostics([-1.0, -2.0], [-1.0, -2.0], [short, long])
         assert "length_correlation" not in batch_diagnostics([-1.0, -1.0], [-1.0, -2.0], [short, long])
 
-    def test_diagnostics_without_entropies(self) -> None:
+    def test_diagnostics_without_entropies(self):
         assert "entropy" not in batch_diagnostics([-1.0], [-1.0], [stats_by_hand(True, entropies=False)])
 
 
 class TestLogging:
-    def test_metrics_and_columns(self, model: PreTrainedModel, case: Case, expected: Expected) -> None:
+    def test_metrics_and_columns(self, model, case, expected):
         metrics: dict[str, float] = {}
         columns: dict[str, list[Any]] = {}
         rewards = EndogenousReward(model, name="mine", truncation="skip")(
@@ -518,14 +482,14 @@ class TestLogging:
 
 
 class TestPlacement:
-    def test_load(self, tiny_model_path: str) -> None:
+    def test_load(self, tiny_model_path):
         reward = EndogenousReward(tiny_model_path)
         assert isinstance(reward._placement, OwnCopy) and reward._placement._model is None
         assert reward.config._name_or_path == tiny_model_path
         assert reward.load() is reward and reward._placement._model is not None
         assert reward([USER], [PARIS]) == EndogenousReward(tiny_model_path)([USER], [PARIS])
 
-    def test_weights_do_not_change(self, tiny_model_path: str, case: Case) -> None:
+    def test_weights_do_not_change(self, tiny_model_path, case):
         reward = EndogenousReward(tiny_model_path)
         reward([USER], [PARIS])
         assert reward._placement is not None
@@ -538,13 +502,13 @@ class TestPlacement:
         assert_same_to_the_bit(before, weights(own))
         assert_same_to_the_bit(before, weights(AutoModelForCausalLM.from_pretrained(tiny_model_path)))
 
-    def test_path_and_instance_agree(self, tiny_model_path: str, model: PreTrainedModel, case: Case) -> None:
+    def test_path_and_instance_agree(self, tiny_model_path, model, case):
         batch = (case.prompts, case.completions, case.completion_ids)
         expected = EndogenousReward(model)(*batch)
         assert EndogenousReward(tiny_model_path)(*batch) == expected
         assert EndogenousReward(Path(tiny_model_path))(*batch) == expected
 
-    def test_a_trained_instance_is_refused(self, tiny_model_path: str) -> None:
+    def test_a_trained_instance_is_refused(self, tiny_model_path):
         policy = AutoModelForCausalLM.from_pretrained(tiny_model_path)
         reward = EndogenousReward(policy)
         reward([USER], [PARIS])
@@ -558,9 +522,7 @@ class TestPlacement:
     @pytest.mark.parametrize("used", [False, True], ids=["before use", "after use"])
     @pytest.mark.parametrize("kind", ["path", "instance"])
     @pytest.mark.parametrize("clone", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copy", "pickle"])
-    def test_travels_without_weights(
-        self, tiny_model_path: str, case: Case, clone: Callable[[Any], Any], kind: str, used: bool
-    ) -> None:
+    def test_travels_without_weights(self, tiny_model_path, case, clone, kind, used):
         settings: dict[str, Any] = {
             "alpha": 0.7, "gamma": 0.9, "token_reward": "centered", "aggregate": "discounted", "discount": 0.8,
             "truncation": "bootstrap", "criterion": "Be exact.", "max_tokens_per_batch": 50, "name": "mine",
@@ -579,20 +541,18 @@ class TestPlacement:
         assert len(pickle.dumps(reward)) < 40_000  # the weights are 150 kB; a tokenizer that is loaded travels along
         assert other(*batch) == reward(*batch)
 
-    def test_an_instance_without_a_name_does_not_pickle(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-    ) -> None:
+    def test_an_instance_without_a_name_does_not_pickle(self, model, tokenizer):
         nameless = type(model)(copy.deepcopy(model.config))
         nameless.config._name_or_path = ""
         with pytest.raises(TypeError, match="pickled only if the instance was loaded from a path"):
             pickle.dumps(EndogenousReward(nameless, tokenizer))
 
-    def test_shared_or_not(self, tiny_model_path: str, model: PreTrainedModel) -> None:
+    def test_shared_or_not(self, tiny_model_path, model):
         assert EndogenousReward(None).is_shared
         assert not EndogenousReward(tiny_model_path).is_shared
         assert not EndogenousReward(model).is_shared
 
-    def test_repr(self, model: PreTrainedModel) -> None:
+    def test_repr(self, model):
         assert repr(EndogenousReward(None)).startswith(
             "EndogenousReward(not attached to a trainer yet, token_reward='bellman'"
         )
@@ -619,16 +579,16 @@ class TestBadSettings:
         ],
         ids=str,
     )
-    def test_out_of_range_or_unknown(self, tiny_model_path: str, settings: dict[str, Any], message: str) -> None:
+    def test_out_of_range_or_unknown(self, tiny_model_path, settings, message):
         with pytest.raises(ValueError, match=message):
             EndogenousReward(tiny_model_path, **settings)
 
-    def test_unknown_model(self) -> None:
+    def test_unknown_model(self):
         with pytest.raises(OSError, match="frozen model 'no/such-model' cannot be loaded.*Check the name"):
             EndogenousReward("no/such-model")
 
     @pytest.mark.parametrize("model", [3, torch.nn.Linear(2, 2), LN2])
-    def test_not_a_model(self, model: Any) -> None:
+    def test_not_a_model(self, model):
         with pytest.raises(TypeError, match=f"`model` is a {type(model).__name__}.*path or hub id, a loaded.*or None"):
             EndogenousReward(model)
 
@@ -658,22 +618,20 @@ class TestBadBatches:
         ],
         ids=lambda value: "" if isinstance(value, dict | type) else value,
     )
-    def test_is_refused(self, model: PreTrainedModel, batch: dict[str, Any], error: type, message: str) -> None:
+    def test_is_refused(self, model, batch, error, message):
         reward = EndogenousReward(model)
         for call in (reward, reward.token_rewards, reward.score):
             with count_forwards(model) as ran, pytest.raises(error, match=message):
                 call(**batch)
             assert ran == []
 
-    def test_an_own_copy_is_not_even_loaded(self, tiny_model_path: str) -> None:
+    def test_an_own_copy_is_not_even_loaded(self, tiny_model_path):
         reward = EndogenousReward(tiny_model_path)
         with pytest.raises(ValueError, match="2 prompts and 1 completions"):
             reward([USER, USER], [PARIS])
-        assert reward._placement._model is None  # type: ignore[union-attr]
+        assert reward._placement._model is None
 
-    def test_overlong_prompt_truncated_on_request(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-    ) -> None:
+    def test_overlong_prompt_truncated_on_request(self, model, tokenizer):
         prompt = "".join(f" {i}" for i in range(200))
         reward = EndogenousReward(model, overlong_prompt="truncate_left")
         (actual,) = reward([prompt], ["Paris."])
@@ -682,14 +640,14 @@ class TestBadBatches:
         scores = scores_from_logits(state_logits(model, kept, ids), ids, 1.0)
         assert actual == pytest.approx(sum(scores.log_probs), abs=1e-4)
 
-    def test_messages_without_a_template(self, model: PreTrainedModel, tiny_model_path: str) -> None:
+    def test_messages_without_a_template(self, model, tiny_model_path):
         tokenizer = AutoTokenizer.from_pretrained(tiny_model_path)
         tokenizer.chat_template = None
         with count_forwards(model) as ran, pytest.raises(ValueError, match="has no chat template.*`processing_class`"):
             EndogenousReward(model, tokenizer)([USER], [PARIS])
         assert ran == []
 
-    def test_a_tokenizer_larger_than_the_model(self, model: PreTrainedModel, tiny_model_path: str) -> None:
+    def test_a_tokenizer_larger_than_the_model(self, model, tiny_model_path):
         tokenizer = AutoTokenizer.from_pretrained(tiny_model_path)
         tokenizer.add_tokens(["zebra"])
         with (
@@ -699,13 +657,13 @@ class TestBadBatches:
             EndogenousReward(model, tokenizer)(["Hi", "zebra"], ["a", "b"])
         assert ran == []
 
-    def test_an_instance_without_a_tokenizer(self, model: PreTrainedModel) -> None:
+    def test_an_instance_without_a_tokenizer(self, model):
         nameless = copy.deepcopy(model)
         nameless.config._name_or_path = ""
         with pytest.raises(ValueError, match="tokenizer cannot be found. Pass it as `processing_class`"):
             EndogenousReward(nameless)([USER], [PARIS])
 
-    def test_not_attached(self) -> None:
+    def test_not_attached(self):
         with pytest.raises(RuntimeError, match=r"`model=None`.*Call `reward.attach\(trainer\)` before"):
             EndogenousReward(None)([USER], [PARIS])
 
@@ -718,17 +676,17 @@ class TestBadBatches:
             (["art"], "1 entries in `domain` for 2 prompts"),
         ],
     )
-    def test_criterion_without_its_domain(self, model: PreTrainedModel, domain: Any, message: str) -> None:
+    def test_criterion_without_its_domain(self, model, domain, message):
         reward = EndogenousReward(model, criterion={"law": "Be exact.", "art": "Be bold."})
         with count_forwards(model) as ran, pytest.raises(ValueError, match=message):
             reward([USER] * 2, [PARIS] * 2, domain=domain)
         assert ran == []
 
-    def test_a_column_called_domain_is_ignored_without_criteria(self, model: PreTrainedModel) -> None:
+    def test_a_column_called_domain_is_ignored_without_criteria(self, model):
         reward = EndogenousReward(model)
         assert reward([USER], [PARIS], domain=["tax"]) == reward([USER], [PARIS])
 
-    def test_nan_weights(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    def test_nan_weights(self, model, tokenizer):
         damaged = copy.deepcopy(model)
         zed = encode(tokenizer, "Z")[0]
         with torch.no_grad():
@@ -738,7 +696,7 @@ class TestBadBatches:
 
 
 class TestEnvironment:
-    def test_all_settings(self, tiny_model_path: str) -> None:
+    def test_all_settings(self, tiny_model_path):
         reward = reward_from_environment(
             {
                 "ENDOTRL_MODEL": tiny_model_path,
@@ -775,17 +733,15 @@ class TestEnvironment:
             ),
         ],
     )
-    def test_bad_variables(self, variables: dict[str, str], message: str) -> None:
+    def test_bad_variables(self, variables, message):
         with pytest.raises(ValueError, match=message):
             reward_from_environment(variables)
 
-    def test_a_value_out_of_range(self, tiny_model_path: str) -> None:
+    def test_a_value_out_of_range(self, tiny_model_path):
         with pytest.raises(ValueError, match="`alpha` is 0.0"):
             reward_from_environment({"ENDOTRL_MODEL": tiny_model_path, "ENDOTRL_ALPHA": "0"})
 
-    def test_the_instance_that_trl_imports(
-        self, tiny_model_path: str, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_the_instance_that_trl_imports(self, tiny_model_path, model, monkeypatch):
         fresh = type(endogenous_reward)()  # the module's own would keep what this test gives it
         assert fresh.__name__ == "endogenous_reward"
         monkeypatch.delenv("ENDOTRL_MODEL", raising=False)
@@ -808,7 +764,7 @@ class TestSmolLM2:
 
     @pytest.fixture(scope="class", autouse=True)
     @classmethod
-    def one_thread(cls) -> Any:
+    def one_thread(cls):
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         yield
@@ -816,19 +772,19 @@ class TestSmolLM2:
 
     @pytest.fixture(scope="class")
     @classmethod
-    def smollm2(cls, smollm2_path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    def smollm2(cls, smollm2_path):
         model = AutoModelForCausalLM.from_pretrained(smollm2_path, dtype=torch.float32).eval()
         return model, AutoTokenizer.from_pretrained(smollm2_path)
 
     @pytest.fixture(scope="class")
     @classmethod
-    def plain(cls, smollm2: Any) -> tuple[Case, Expected]:
+    def plain(cls, smollm2):
         case = make_case(smollm2[1], default_system=cls.SYSTEM)
         model, tokenizer = smollm2
         return case, expect(model, tokenizer, case)
 
     @pytest.mark.parametrize("alpha", [1.0, 0.7])
-    def test_all_forms(self, smollm2: Any, plain: tuple[Case, Expected], alpha: float) -> None:
+    def test_all_forms(self, smollm2, plain, alpha):
         model, tokenizer = smollm2
         case, expected = plain
         assert tokenizer.pad_token_id == tokenizer.eos_token_id
@@ -845,7 +801,7 @@ class TestSmolLM2:
             assert EndogenousReward(None, alpha=alpha).aggregate_from(row) == pytest.approx(outcome, abs=1e-3)
 
     @pytest.mark.parametrize("padding_side", ["left", "right"])
-    def test_own_copy_and_batches(self, smollm2_path: str, plain: tuple[Case, Expected], padding_side: str) -> None:
+    def test_own_copy_and_batches(self, smollm2_path, plain, padding_side):
         tokenizer = AutoTokenizer.from_pretrained(smollm2_path, padding_side=padding_side)
         case, expected = plain
         budget = {"left": 100, "right": 8192}[padding_side]  # two rows a batch, or all in one
@@ -853,7 +809,7 @@ class TestSmolLM2:
         actual = reward.token_rewards(case.prompts, case.completions, case.completion_ids)
         assert_token_rewards(actual, expected, "bellman", 1.0, 1.0, "terminal", tolerance=1e-3)
 
-    def test_criterion(self, smollm2: Any) -> None:
+    def test_criterion(self, smollm2):
         model, tokenizer = smollm2
         case = make_case(tokenizer, criterion=self.CRITERION)
         actual = EndogenousReward(model, tokenizer, criterion=self.CRITERION).token_rewards(
@@ -861,7 +817,7 @@ class TestSmolLM2:
         )
         assert_token_rewards(actual, expect(model, tokenizer, case), "bellman", 1.0, 1.0, "terminal", tolerance=1e-3)
 
-    def test_bfloat16_is_no_worse_than_all_logits_in_it(self, smollm2: Any) -> None:
+    def test_bfloat16_is_no_worse_than_all_logits_in_it(self, smollm2):
         # The truth is the float32 model's. Rounding is random, and differs by processor: of a few tokens it says
         # nothing.
         model, tokenizer = smollm2
@@ -882,7 +838,7 @@ class TestSmolLM2:
         assert len(errors) > 120
         assert errors.mean() <= 1.2 * rivals.mean() + 0.01
 
-    def test_the_docstrings_example(self, smollm2: Any) -> None:
+    def test_the_docstrings_example(self, smollm2):
         prompts = [[{"role": "user", "content": "What is the capital of France?"}]] * 2
         completions = ["The capital of France is Paris.", "The capital of France is Rome."]
         paris, rome = EndogenousReward(*smollm2)(prompts, completions)

@@ -6,7 +6,6 @@ import io
 import json
 import pickle
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,7 +49,7 @@ class Vision:
 
 
 @pytest.fixture(scope="module")
-def visions(tiny_model_path: str) -> dict[str, Vision]:
+def visions(tiny_model_path):
     made = {}
     for family in FAMILIES:
         tokenizer = make_tokenizer(tiny_model_path, family)
@@ -59,12 +58,12 @@ def visions(tiny_model_path: str) -> dict[str, Vision]:
 
 
 @pytest.fixture
-def llava(visions: dict[str, Vision]) -> Vision:
+def llava(visions):
     return visions["llava"]
 
 
 @pytest.fixture(scope="module")
-def llava_path(tiny_model_path: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+def llava_path(tiny_model_path, tmp_path_factory):
     return save_vision_model("llava", tiny_model_path, tmp_path_factory.mktemp("llava"))
 
 
@@ -95,7 +94,7 @@ ANSWERS = ["A cat.", "No, the two are different", "x"]
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("budget", [8192, 60])
-def test_against_each_row_alone(family: str, budget: int, visions: dict[str, Vision]) -> None:
+def test_against_each_row_alone(family, budget, visions):
     vision = visions[family]
     rows = [(prompt, pictures, text) for text in ANSWERS for prompt, pictures in ROWS]  # groups are not together
     expected = [vision.expected(*row) for row in rows]
@@ -113,7 +112,7 @@ def test_against_each_row_alone(family: str, budget: int, visions: dict[str, Vis
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
-def test_rows_that_cannot_share_a_prompt(family: str, visions: dict[str, Vision], monkeypatch: Any) -> None:
+def test_rows_that_cannot_share_a_prompt(family, visions, monkeypatch):
     """A family whose cache does not go on as the whole row does is found out, and scored row by row."""
     vision = visions[family]
 
@@ -130,7 +129,7 @@ def test_rows_that_cannot_share_a_prompt(family: str, visions: dict[str, Vision]
     assert scores == pytest.approx([vision.expected(ONE, [RED], text) for text in ANSWERS[:2]], abs=1e-4)
 
 
-def test_a_cache_of_one_row(llava: Vision, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_of_one_row(llava, monkeypatch):
     """Linear attention's (Qwen3.5) cannot be repeated for several completions: each runs its prompt again."""
     for kind in DynamicLayer.__mro__:
         if "batch_repeat_interleave" in vars(kind):
@@ -143,14 +142,14 @@ def test_a_cache_of_one_row(llava: Vision, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "gemma3"])
-def test_state_of_a_model_that_others_use(family: str, visions: dict[str, Vision]) -> None:
+def test_state_of_a_model_that_others_use(family, visions):
     vision = visions[family]
     before = [getattr(module, "rope_deltas", None) for module in vision.model.modules()]
     EndogenousReward(vision.model, vision.processor)(prompts=[ONE], completions=["x"], images=[[RED]])
     assert [getattr(module, "rope_deltas", None) for module in vision.model.modules()] == before
 
 
-def test_an_image_is_encoded_once_for_its_completions(llava: Vision, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_is_encoded_once_for_its_completions(llava, monkeypatch):
     reward = EndogenousReward(llava.model, llava.processor)
     reward(prompts=[ONE], completions=["x"], images=[[RED]])  # tries itself
     calls: list[int] = []
@@ -167,7 +166,7 @@ def png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def test_forms_in_which_an_image_is_given(llava: Vision, tmp_path: Path) -> None:
+def test_forms_in_which_an_image_is_given(llava, tmp_path):
     path = tmp_path / "red.png"
     path.write_bytes(png(RED))
     encoded = base64.b64encode(png(RED)).decode()
@@ -191,14 +190,14 @@ def test_forms_in_which_an_image_is_given(llava: Vision, tmp_path: Path) -> None
 
 
 class TestOwnCopy:
-    def test_by_name(self, llava: Vision, llava_path: str) -> None:
+    def test_by_name(self, llava, llava_path):
         reward = EndogenousReward(llava_path)
         values = reward(prompts=[ONE, ONE, NONE], completions=["x"] * 3, images=[[RED], [BLUE], None])
         expected = [llava.expected(p, i, "x") for p, i in ((ONE, [RED]), (ONE, [BLUE]), (NONE, []))]
         assert values == pytest.approx(expected, abs=1e-4)
         assert pickle.loads(pickle.dumps(reward))(prompts=[ONE], completions=["x"], images=[[RED]]) == values[:1]
 
-    def test_intrinsic_rivals(self, llava: Vision, llava_path: str) -> None:
+    def test_intrinsic_rivals(self, llava, llava_path):
         batch: dict[str, Any] = {"prompts": [ONE, ONE], "completions": ["A cat."] * 2, "images": [[RED], [BLUE]]}
         for kind in (SelfCertaintyReward, MeanLogProbReward, RelativePerplexityReward):
             red, blue = kind(llava_path)(**batch)
@@ -213,13 +212,13 @@ class TestOwnCopy:
         assert given == pytest.approx(max(-1.0, min(1.0, relative)), abs=1e-4)
 
 
-def test_criterion(llava: Vision) -> None:
+def test_criterion(llava):
     reward = EndogenousReward(llava.model, llava.processor, criterion="Be short.")
     (value,) = reward(prompts=[ONE], completions=["x"], images=[[picture(2, 32, 20)]])
     assert value == pytest.approx(llava.expected(SYSTEM, [picture(2, 32, 20)], "x"), abs=1e-4)
 
 
-def test_groups_of_length_control(llava: Vision) -> None:
+def test_groups_of_length_control(llava):
     """Two prompts that differ in their image are two groups, so that what one image adds is no effect of length."""
     batch: dict[str, Any] = {"prompts": [ONE] * 4, "images": [[RED], [RED], [BLUE], [BLUE]]}
     batch["completions"] = ["x", "A cat.", "xyz", "A cat, or a dog."]
@@ -232,24 +231,24 @@ def test_groups_of_length_control(llava: Vision) -> None:
     assert reward.length_slope == pytest.approx(((x @ y) / (x @ x)).item(), rel=1e-4)
 
 
-def test_information_gain_reads_them_too(llava: Vision, tiny_model_path: str) -> None:
+def test_information_gain_reads_them_too(llava, tiny_model_path):
     gain = InformationGain(llava.model)
     reward = EndogenousReward(llava.model, llava.processor, token_reward="log_prob", correction=gain)
     assert reward(prompts=[ONE], completions=["x"], images=[[RED]]) == [0.0]  # over itself
 
 
 class TestIgnored:
-    def test_judged_as_an_answer_to_the_text(self, llava: Vision) -> None:
+    def test_judged_as_an_answer_to_the_text(self, llava):
         reward = EndogenousReward(llava.model, llava.processor, images="ignore")
         values = reward(prompts=[ONE, TWO], completions=["x"] * 2, images=[[RED], [RED, BLUE]])
         texts = [llava.expected(user(*parts), [], "x") for parts in (["What is it?"], ["Is ", " like "])]
         assert values == pytest.approx(texts, abs=1e-4)
 
-    def test_plain_text(self, tiny_model_path: str) -> None:
+    def test_plain_text(self, tiny_model_path):
         reward = EndogenousReward(tiny_model_path, images="ignore")
         assert reward(prompts=["a"], completions=["x"], images=[[RED]]) == reward(prompts=["a"], completions=["x"])
 
-    def test_by_a_model_of_text(self, tiny_model_path: str) -> None:
+    def test_by_a_model_of_text(self, tiny_model_path):
         tokenizer = AutoTokenizer.from_pretrained(tiny_model_path)
         prompt = [{"role": "user", "content": "What is it?"}]
         expected = EndogenousReward(tiny_model_path, tokenizer)(prompts=[prompt], completions=["x"])
@@ -263,7 +262,7 @@ class TestRefused:
     """Whatever would be a reward for an answer to another question, before anything is computed."""
 
     @pytest.fixture
-    def reward(self, llava: Vision, monkeypatch: pytest.MonkeyPatch) -> EndogenousReward:
+    def reward(self, llava, monkeypatch):
         reward = EndogenousReward(llava.model, llava.processor)
         monkeypatch.setattr(reward, "_score_rows", lambda *args, **kwargs: pytest.fail("computed"))
         return reward
@@ -287,20 +286,20 @@ class TestRefused:
             (ONE, {"images": [["https://example.com/a.png"]]}, "is the URL 'https://example.com/a.png'"),
             (ONE, {"images": [["/nowhere/a.png"]]}, "cannot be read: .*No such file"),
             (ONE, {"images": [[b"abc"]]}, "cannot be read: cannot identify"),
-            (user({"type": "video"}), {}, "part of type"),  # type: ignore[arg-type]
+            (user({"type": "video"}), {}, "part of type"),
         ],
     )
-    def test_prompts(self, prompt: Any, columns: Any, message: str, reward: EndogenousReward) -> None:
+    def test_prompts(self, prompt, columns, message, reward):
         completion = "x" if isinstance(prompt, str) else assistant("x")
         with pytest.raises(ValueError, match=message):
             reward(prompts=[prompt], completions=[completion], **columns)
 
     @pytest.mark.parametrize(("images", "message"), [([RED], "must be a list of images"), ([[3]], "is a int, but")])
-    def test_what_is_no_image(self, images: Any, message: str, reward: EndogenousReward) -> None:
+    def test_what_is_no_image(self, images, message, reward):
         with pytest.raises(TypeError, match=message):
             reward(prompts=[ONE], completions=["x"], images=images)
 
-    def test_completions(self, llava: Vision, reward: EndogenousReward) -> None:
+    def test_completions(self, llava, reward):
         batch: dict[str, Any] = {"prompts": [ONE], "images": [[RED]]}
         with pytest.raises(ValueError, match="completion of row 0 has a part of type 'image'"):
             reward(**batch, completions=[[{"role": "assistant", "content": [{"type": "image", "image": RED}]}]])
@@ -309,29 +308,29 @@ class TestRefused:
             with pytest.raises(ValueError, match="completion of row 0 has a token that stands for an image"):
                 EndogenousReward(llava.model, llava.processor)(**batch, **more)
 
-    def test_tokens_of_images_that_no_processor_has_seen(self, llava: Vision) -> None:
+    def test_tokens_of_images_that_no_processor_has_seen(self, llava):
         tokenizer = make_tokenizer_like(llava)
         with pytest.raises(ValueError, match="has the token '<image>'.*nothing to put there"):
             EndogenousReward(llava.model, tokenizer)(prompts=["<image>What?"], completions=["x"])
 
-    def test_truncation(self, llava: Vision) -> None:
+    def test_truncation(self, llava):
         reward = EndogenousReward(llava.model, llava.processor, overlong_prompt="truncate_left")
         with pytest.raises(ValueError, match="a prompt with images is not truncated"):
             reward(prompts=[user("*", "What? " * 200)], completions=["x"], images=[[RED]])
         reward(prompts=[user("What? " * 200)], completions=["x"])  # text is, as before
 
-    def test_a_tokenizer_in_place_of_a_processor(self, llava: Vision) -> None:
+    def test_a_tokenizer_in_place_of_a_processor(self, llava):
         tokenizer = make_tokenizer_like(llava)
         with pytest.raises(ValueError, match="there is only the tokenizer.*Pass its processor"):
             EndogenousReward(llava.model, tokenizer)(prompts=[ONE], completions=["x"], images=[[RED]])
 
-    def test_processors_of_other_models(self, visions: dict[str, Vision]) -> None:
+    def test_processors_of_other_models(self, visions):
         for ours, theirs in (("llava", "qwen2_vl"), ("qwen2_vl", "llava"), ("gemma3", "llava"), ("llava", "idefics3")):
             reward = EndogenousReward(visions[ours].model, visions[theirs].processor)
             with pytest.raises(ValueError, match="processor|vocabulary"):
                 reward(prompts=[ONE], completions=["x"], images=[[RED]])
 
-    def test_a_template_that_leaves_images_out(self, llava: Vision) -> None:
+    def test_a_template_that_leaves_images_out(self, llava):
         template = llava.processor.chat_template.replace("<image>", "")
         reward = EndogenousReward(llava.model, llava.processor, chat_template_kwargs={"chat_template": template})
         with pytest.raises(ValueError, match="leaves out an image in message 1"):
@@ -344,9 +343,9 @@ def make_tokenizer_like(vision: Vision) -> Any:
     return tokenizer
 
 
-def test_settings_of_the_command_line(llava_path: str) -> None:
+def test_settings_of_the_command_line(llava_path):
     from endotrl.rewards.settings import SETTINGS
 
     assert json.dumps(SETTINGS["images"].choices) == '["read", "ignore"]'
     with pytest.raises(ValueError, match='`images` is "?.?drop'):
-        EndogenousReward(llava_path, images="drop")  # type: ignore[arg-type]
+        EndogenousReward(llava_path, images="drop")

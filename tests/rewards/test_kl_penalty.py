@@ -21,6 +21,8 @@ from endotrl import (
 )
 from endotrl.rewards import LengthReward, SelfCertaintyReward
 
+from ..support.helpers import QUIET
+
 
 LORA = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
 
@@ -32,9 +34,7 @@ def make_trainer(trainer_class: Any, config_class: Any, path: str, rewards: list
         output_dir="never-written",
         per_device_train_batch_size=2,
         max_completion_length=4,
-        report_to="none",
-        use_cpu=True,
-        bf16=False,
+        **QUIET,
         **settings,
     )
     dataset = Dataset.from_dict({"prompt": ["a b"] * 4})
@@ -46,9 +46,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 @pytest.mark.parametrize("reward_class", [EndogenousReward, SelfCertaintyReward])
-def test_attach_and_the_monitor_warn_once(
-    reward_class: Any, tiny_policy_path: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_attach_and_the_monitor_warn_once(reward_class, tiny_policy_path, caplog):
     reward = reward_class(None)
     trainer = make_trainer(GRPOTrainer, GRPOConfig, tiny_policy_path, [reward])  # TRL's default is `beta=0`
     assert warnings(caplog) == []
@@ -62,9 +60,7 @@ def test_attach_and_the_monitor_warn_once(
     ("trainer_class", "config_class", "settings"),
     [(DenseGRPOTrainer, DenseGRPOConfig, {}), (PPOTrainer, PPOConfig, {"beta": 0.0})],
 )
-def test_our_trainers_warn_by_themselves(
-    trainer_class: Any, config_class: Any, settings: Any, tiny_policy_path: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_our_trainers_warn_by_themselves(trainer_class, config_class, settings, tiny_policy_path, caplog):
     trainer = make_trainer(
         trainer_class, config_class, tiny_policy_path, [EndogenousReward(tiny_policy_path)], **settings
     )
@@ -83,14 +79,12 @@ def test_our_trainers_warn_by_themselves(
         (GRPOTrainer, GRPOConfig, {"reward_weights": [0.0, 1.0]}),  # only looked at
     ],
 )
-def test_no_warning_without_a_reason(
-    trainer_class: Any, config_class: Any, settings: Any, tiny_policy_path: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_no_warning_without_a_reason(trainer_class, config_class, settings, tiny_policy_path, caplog):
     rewards = [EndogenousReward(tiny_policy_path), LengthReward()]
     CollapseMonitor().attach(make_trainer(trainer_class, config_class, tiny_policy_path, rewards, **settings))
     assert warnings(caplog) == []
 
 
-def test_other_rewards_need_no_penalty(tiny_policy_path: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_other_rewards_need_no_penalty(tiny_policy_path, caplog):
     CollapseMonitor().attach(make_trainer(GRPOTrainer, GRPOConfig, tiny_policy_path, [LengthReward()]))
     assert warnings(caplog) == []

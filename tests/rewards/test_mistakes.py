@@ -58,20 +58,20 @@ def make_trainer(model: Any, reward: Any, folder: Path, **config: Any) -> GRPOTr
         ({"processing_class": "gpt2"}, "`processing_class` is a str, but it must be a tokenizer"),
         ({"criterion": ["be brief"]}, r"`criterion` is \['be brief'\], but it must be a string, a dictionary"),
         ({"criterion": {"law": 3}}, "`criterion` is .*, but it must be a string, a dictionary"),
-        ({"correction": InformationGain(None), "token_reward": "log_prob"}, "`generalist` .* is None"),  # type: ignore[arg-type]
+        ({"correction": InformationGain(None), "token_reward": "log_prob"}, "`generalist` .* is None"),
     ],
 )
-def test_settings(settings: dict[str, Any], message: str, tiny_policy_path: str) -> None:
+def test_settings(settings, message, tiny_policy_path):
     with pytest.raises((ValueError, TypeError), match=message):
         EndogenousReward(tiny_policy_path, **settings)
 
 
-def test_a_name_of_no_model() -> None:
+def test_a_name_of_no_model():
     with pytest.raises(OSError, match=r"frozen model 'Qwen/Qwen2.5-0.5B-Instrukt' cannot be loaded.*Check the name"):
         EndogenousReward("Qwen/Qwen2.5-0.5B-Instrukt")
 
 
-def test_a_folder_without_tokenizer(tiny_policy_path: str, tmp_path: Path) -> None:
+def test_a_folder_without_tokenizer(tiny_policy_path, tmp_path):
     folder = shutil.copytree(tiny_policy_path, tmp_path / "model", ignore=shutil.ignore_patterns("*token*"))
     with pytest.raises(OSError, match=r"tokenizer of '.*model' cannot be loaded.*pass `processing_class`"):
         EndogenousReward(str(folder))(**TEXT)
@@ -87,7 +87,7 @@ def vision_language_model(folder: Path, tokenizer: str) -> LlavaForConditionalGe
     return model
 
 
-def test_a_model_that_reads_images(tiny_policy_path: str, tmp_path: Path) -> None:
+def test_a_model_that_reads_images(tiny_policy_path, tmp_path):
     model = vision_language_model(tmp_path, tiny_policy_path)
     tokenizer = AutoTokenizer.from_pretrained(tiny_policy_path)
     (value,) = EndogenousReward(model, tokenizer)(**TEXT)
@@ -97,7 +97,7 @@ def test_a_model_that_reads_images(tiny_policy_path: str, tmp_path: Path) -> Non
         EndogenousReward(str(tmp_path))(**TEXT)
 
 
-def test_a_model_that_writes_no_text(tmp_path: Path) -> None:
+def test_a_model_that_writes_no_text(tmp_path):
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     CLIPVisionConfig(image_size=8, patch_size=4, **small).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="type 'clip_vision_model', which `AutoModelForCausalLM`") as caught:
@@ -109,7 +109,7 @@ def test_a_model_that_writes_no_text(tmp_path: Path) -> None:
     "part", [{"type": "image", "image": b"x"}, {"type": "image_url", "image_url": "x"}, {"type": "input_audio"}]
 )
 @pytest.mark.parametrize("side", ["prompt", "completion"])
-def test_what_the_model_would_not_see_is_not_scored(part: dict[str, str], side: str, tiny_model_path: str) -> None:
+def test_what_the_model_would_not_see_is_not_scored(part, side, tiny_model_path):
     """Only text is read: an image would be left out, and the reward that of an answer to another question."""
     row = {name: [dict(message) for message in CHAT[f"{name}s"][0]] for name in ("prompt", "completion")}
     row[side][0]["content"] = [part, {"type": "text", "text": "What is this?"}]
@@ -118,30 +118,30 @@ def test_what_the_model_would_not_see_is_not_scored(part: dict[str, str], side: 
         EndogenousReward(tiny_model_path)(prompts=[row["prompt"]], completions=[row["completion"]])
 
 
-def test_content_that_the_template_cannot_write(tiny_model_path: str) -> None:
+def test_content_that_the_template_cannot_write(tiny_model_path):
     prompt = [{"role": "user", "content": 5}]
     with pytest.raises(ValueError, match="chat template of .* refuses these messages: .*Most templates want `role`"):
         EndogenousReward(tiny_model_path)(prompts=[prompt], completions=CHAT["completions"])
 
 
 @pytest.mark.parametrize("ids", [[1.5], ["7"], None, 7])
-def test_completion_ids_that_are_none(ids: Any, tiny_policy_path: str) -> None:
+def test_completion_ids_that_are_none(ids, tiny_policy_path):
     with pytest.raises(TypeError, match="`completion_ids` of row 0 must be a list of whole numbers"):
         EndogenousReward(tiny_policy_path)(**TEXT, completion_ids=[ids])
 
 
-def test_completion_ids_of_other_kinds_of_integers(tiny_policy_path: str) -> None:
+def test_completion_ids_of_other_kinds_of_integers(tiny_policy_path):
     reward = EndogenousReward(tiny_policy_path)
     assert reward(**TEXT, completion_ids=[torch.tensor([8, 2])]) == reward(**TEXT, completion_ids=[[8, 2]])
 
 
 @pytest.mark.parametrize("given", [None, torch.nn.Linear(1, 1)])
-def test_attached_to_what_is_no_trainer(given: Any) -> None:
+def test_attached_to_what_is_no_trainer(given):
     with pytest.raises(TypeError, match="A .* was given, but the reward needs the trainer"):
         EndogenousReward(None).attach(given)
 
 
-def test_attached_twice_and_late(tiny_policy_path: str, tmp_path: Path) -> None:
+def test_attached_twice_and_late(tiny_policy_path, tmp_path):
     """Neither is wrong: the reference model is what it was before the first step."""
     reward = EndogenousReward(None)
     trainer = make_trainer(tiny_policy_path, reward, tmp_path, bf16=False)
@@ -152,7 +152,7 @@ def test_attached_twice_and_late(tiny_policy_path: str, tmp_path: Path) -> None:
     )
 
 
-def test_the_policy_itself_as_frozen_model(tiny_policy_path: str, tmp_path: Path) -> None:
+def test_the_policy_itself_as_frozen_model(tiny_policy_path, tmp_path):
     """In mixed precision, before its first update."""
     policy = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
     trainer = make_trainer(policy, EndogenousReward(policy), tmp_path, beta=0.0, bf16=True)
@@ -160,13 +160,13 @@ def test_the_policy_itself_as_frozen_model(tiny_policy_path: str, tmp_path: Path
         trainer.train()
 
 
-def test_a_dictionary_of_criteria_without_the_column(tiny_policy_path: str, tmp_path: Path) -> None:
+def test_a_dictionary_of_criteria_without_the_column(tiny_policy_path, tmp_path):
     reward = EndogenousReward(tiny_policy_path, criterion={"law": "a", "chat": "b"})
     with pytest.raises(ValueError, match=r"domains \['chat', 'law'\].*the dataset has no column `domain`"):
         make_trainer(tiny_policy_path, reward, tmp_path).train()
 
 
-def test_answers_in_a_column_that_is_not_there() -> None:
+def test_answers_in_a_column_that_is_not_there():
     with pytest.raises(ValueError, match=r"column 'answer', which the dataset does not have. It has \['solution'\]"):
         AccuracyReward("answer")(completions=["a"], solution=["a"])
 
@@ -175,12 +175,12 @@ def test_answers_in_a_column_that_is_not_there() -> None:
     "completion",
     [[], [{"role": "assistant"}], [{"role": "assistant", "content": None}], [{"role": "assistant", "content": []}]],
 )
-def test_completions_without_text_earn_nothing(completion: Any) -> None:
+def test_completions_without_text_earn_nothing(completion):
     assert FormatReward()(prompts=["a"], completions=[completion]) == [0.0]
     assert AccuracyReward("answer")(completions=[completion], answer=["4"]) == [0.0]
 
 
-def test_text_in_parts() -> None:
+def test_text_in_parts():
     completion = [
         {"role": "assistant", "content": [{"type": "text", "text": "It is "}, {"type": "text", "text": "4"}]}
     ]
@@ -189,14 +189,14 @@ def test_text_in_parts() -> None:
 
 
 @pytest.mark.parametrize("weight", [lambda p: p[:1], lambda p: p[:, None], lambda p: p * torch.nan, lambda p: None])
-def test_a_weight_that_is_none(weight: Any, tiny_policy_path: str) -> None:
+def test_a_weight_that_is_none(weight, tiny_policy_path):
     gain = InformationGain(tiny_policy_path, weight=weight)
     reward = EndogenousReward(tiny_policy_path, token_reward="log_prob", correction=gain)
     with pytest.raises(ValueError, match="`weight` of `InformationGain`"):
         reward(prompts=["a"], completions=["b c"])
 
 
-def test_an_infinite_reward_does_not_spoil_the_policy(tiny_policy_path: str, tmp_path: Path) -> None:
+def test_an_infinite_reward_does_not_spoil_the_policy(tiny_policy_path, tmp_path):
     def boundless(completions: list[Any], **kwargs: Any) -> list[float]:
         return [float("inf")] * len(completions)
 

@@ -7,7 +7,7 @@ the trainer's own tokenization, from its generation, or is written out by hand.
 import json
 import logging
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from endotrl.rendering.renderer import Rendered
 from endotrl.rewards import MeanLogProbReward
 from endotrl.score_file import score_file
 from endotrl.sentence import SentenceRewardConfig
+
+from ..support.helpers import QUIET
 
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
@@ -72,7 +74,7 @@ def negate(a: int) -> int:
 
 
 @pytest.fixture(scope="module")
-def path(tiny_model_path: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+def path(tiny_model_path, tmp_path_factory):
     """Checkpoint with a context for long system prompts, a BOS, and Qwen3's template."""
     folder = str(tmp_path_factory.mktemp("models") / "tiny-qwen3")
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_path, bos_token=BOS)
@@ -124,11 +126,7 @@ def make_trainer(
         "num_generations": 2,
         "max_completion_length": 4,
         "max_steps": 1,
-        "bf16": False,
-        "use_cpu": True,
-        "report_to": [],
-        "save_strategy": "no",
-        "disable_tqdm": True,
+        **QUIET,
     }
     if config is OnlineDPOConfig:
         settings["max_new_tokens"] = settings.pop("max_completion_length")
@@ -152,7 +150,7 @@ def answers(tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[list[Any], 
 
 
 @pytest.fixture
-def warnings_logged(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
+def warnings_logged(caplog):
     with caplog.at_level(logging.WARNING, logger="endotrl"):
         yield lambda: [r.getMessage() for r in caplog.records if r.name.startswith("endotrl")]
 
@@ -162,9 +160,7 @@ class TestOwnCopy:
 
     @pytest.mark.parametrize("kind", ["messages", "text"])
     @pytest.mark.parametrize("config", [GRPOConfig, RLOOConfig])
-    def test_settings_of_the_trainer(
-        self, config: type, kind: str, path: str, tmp_path: Path, warnings_logged: Callable[[], list[str]]
-    ) -> None:
+    def test_settings_of_the_trainer(self, config, kind, path, tmp_path, warnings_logged):
         prompts = PROMPTS if kind == "messages" else ["3 times 4 is", "Italy's"]
         reward = Watched(EndogenousReward(path))
         kwargs = {"chat_template_kwargs": {"enable_thinking": False}, "beta": 0.1, "shuffle_dataset": False}
@@ -176,9 +172,7 @@ class TestOwnCopy:
         assert trainer.processing_class.decode(read[0]).endswith(ending)
         assert not warnings_logged()
 
-    def test_tools_and_the_template_that_trl_swaps_in(
-        self, path: str, tmp_path: Path, warnings_logged: Callable[[], list[str]]
-    ) -> None:
+    def test_tools_and_the_template_that_trl_swaps_in(self, path, tmp_path, warnings_logged):
         reward = Watched(EndogenousReward(path))
         trainer = make_trainer(path, reward, tmp_path, tools=[multiply])
         assert trainer.chat_template is not None
@@ -202,9 +196,7 @@ class TestOwnCopy:
         assert not warnings_logged()
 
     @pytest.mark.skipif(Version(trl.__version__) < Version("1.14"), reason="Generation has other arguments.")
-    def test_training_with_tools(
-        self, path: str, tmp_path: Path, warnings_logged: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_training_with_tools(self, path, tmp_path, warnings_logged, monkeypatch):
         """As TRL's own test: a call, one with a wrong argument, one without a name, and no call at all."""
         reward = Watched(EndogenousReward(path))
         kwargs = {"prompts": [QUESTION], "num_generations": 4, "max_completion_length": 200}
@@ -230,7 +222,7 @@ class TestOwnCopy:
         assert all(row.finished for row in rows)
         assert not warnings_logged()
 
-    def test_tools_of_environments(self, path: str, tmp_path: Path) -> None:
+    def test_tools_of_environments(self, path, tmp_path):
         class Multiplier:
             def reset(self, **kwargs: Any) -> None: ...
 
@@ -259,7 +251,7 @@ class TestOwnCopy:
         texts = trainer.processing_class.batch_decode(read)
         assert ["multiply" in text for text in texts] == [True, False, False, True]
 
-    def test_one_environment(self, path: str, tmp_path: Path) -> None:
+    def test_one_environment(self, path, tmp_path):
         class Multiplier:
             def reset(self, **kwargs: Any) -> str:
                 return " Use a tool."
@@ -280,9 +272,7 @@ class TestOwnCopy:
         text = trainer.processing_class.decode(reward.prompt_ids[0])
         assert " Use a tool.<|im_end|>" in text and "multiply" in text
 
-    def test_what_a_rollout_made_of_the_prompts(
-        self, path: str, tmp_path: Path, warnings_logged: Callable[[], list[str]]
-    ) -> None:
+    def test_what_a_rollout_made_of_the_prompts(self, path, tmp_path, warnings_logged):
         tokenizer = AutoTokenizer.from_pretrained(path)
 
         def rollout(prompts: list[Any], trainer: Any) -> dict[str, Any]:
@@ -303,7 +293,7 @@ class TestOwnCopy:
         assert f"has {len(expected)} tokens for the policy" in warning
         assert "They differ from token 0 on: 'Q:" in warning and "The policy's are scored." in warning
 
-    def test_what_an_environment_writes(self, path: str, tmp_path: Path) -> None:
+    def test_what_an_environment_writes(self, path, tmp_path):
         """Tokens of `env_mask` 0 are read, but their log-probability is no part of the reward."""
         tokenizer = AutoTokenizer.from_pretrained(path)
         prompt = tokenizer("Q: 3 times 4? A:")["input_ids"]
@@ -334,9 +324,7 @@ class TestOwnCopy:
         ours = sum(each[: len(call)]) + sum(each[len(call) + len(result) :])
         assert trainer.state.log_history[0]["rewards/endogenous_reward/mean"] == pytest.approx(ours, abs=1e-3)
 
-    def test_what_an_environment_writes_in_another_tokenizer(
-        self, path: str, tiny_policy_path: str, tmp_path: Path
-    ) -> None:
+    def test_what_an_environment_writes_in_another_tokenizer(self, path, tiny_policy_path, tmp_path):
         tokenizer = AutoTokenizer.from_pretrained(path)
         ids = tokenizer(" It is 12.")["input_ids"]
 
@@ -351,7 +339,7 @@ class TestOwnCopy:
             trainer.train()
 
     @pytest.mark.parametrize("config", [GRPOConfig, RLOOConfig])
-    def test_streamed_data(self, config: type, path: str, tmp_path: Path) -> None:
+    def test_streamed_data(self, config, path, tmp_path):
         def rows() -> Iterator[dict[str, Any]]:
             for _ in range(4):
                 yield {"prompt": QUESTION}
@@ -362,20 +350,20 @@ class TestOwnCopy:
         trainer.train()
         assert reward.prompt_ids == trainer._tokenize_prompts([QUESTION])[0] * 4
 
-    def test_rivals(self, path: str, tmp_path: Path) -> None:
+    def test_rivals(self, path, tmp_path):
         reward = Watched(MeanLogProbReward(path))
         trainer = make_trainer(path, reward, tmp_path, chat_template_kwargs={"enable_thinking": False})
         ask(trainer, [QUESTION], *answers(trainer.processing_class, 1))
         assert reward.prompt_ids == trainer._tokenize_prompts([QUESTION])[0]
 
-    def test_two_trainers_one_after_the_other(self, path: str, tmp_path: Path) -> None:
+    def test_two_trainers_one_after_the_other(self, path, tmp_path):
         reward = Watched(EndogenousReward(path))
         for thinks in (True, False, True):
             trainer = make_trainer(path, reward, tmp_path, chat_template_kwargs={"enable_thinking": thinks})
             ask(trainer, [QUESTION], *answers(trainer.processing_class, 1))
             assert reward.prompt_ids == trainer._tokenize_prompts([QUESTION])[0]
 
-    def test_other_prompts_than_the_trainers(self, path: str, tmp_path: Path) -> None:
+    def test_other_prompts_than_the_trainers(self, path, tmp_path):
         """A reward function that asks another one about prompts of its own gets the reward after those."""
         inner = Watched(EndogenousReward(path))
 
@@ -387,9 +375,7 @@ class TestOwnCopy:
         other = trainer._tokenize_prompts([[{"role": "user", "content": "Other?"}]])[0]
         assert inner.prompt_ids == other * 4
 
-    def test_the_criterion_is_the_rewards_own(
-        self, path: str, tmp_path: Path, warnings_logged: Callable[[], list[str]]
-    ) -> None:
+    def test_the_criterion_is_the_rewards_own(self, path, tmp_path, warnings_logged):
         reward = Watched(EndogenousReward(path, criterion="Be exact."))
         trainer = make_trainer(
             path, reward, tmp_path, prompts=[QUESTION], chat_template_kwargs={"enable_thinking": False}
@@ -399,7 +385,7 @@ class TestOwnCopy:
         assert reward.prompt_ids == trainer._tokenize_prompts([judged])[0] * 4
         assert not warnings_logged()
 
-    def test_images_are_refused(self, path: str, tmp_path: Path) -> None:
+    def test_images_are_refused(self, path, tmp_path):
         reward = EndogenousReward(path)
         trainer = make_trainer(path, reward, tmp_path)
         prompt = [{"role": "user", "content": [{"type": "image", "image": object()}, {"type": "text", "text": "Hi"}]}]
@@ -408,7 +394,7 @@ class TestOwnCopy:
 
 
 @pytest.mark.parametrize("name", [*NAMES, "mistral", "deepseek_r1"])
-def test_every_template_of_trl(name: str, path: str, tmp_path: Path) -> None:
+def test_every_template_of_trl(name, path, tmp_path):
     """The reward renders what the trainer's own tokenization gives, without being given its token ids."""
     written = {"mistral": MISTRAL, "deepseek_r1": DEEPSEEK_R1}
     trainer = shared_trainer(path, tmp_path)
@@ -447,9 +433,7 @@ def shared_trainer(path: str, folder: Path) -> Any:
 class TestGiven:
     """What the user gave to the reward holds."""
 
-    def test_arguments_of_the_template(
-        self, path: str, tmp_path: Path, warnings_logged: Callable[[], list[str]]
-    ) -> None:
+    def test_arguments_of_the_template(self, path, tmp_path, warnings_logged):
         reward = Watched(EndogenousReward(path, chat_template_kwargs={"enable_thinking": True}))
         kwargs = {"chat_template_kwargs": {"enable_thinking": False}, "max_steps": 2}
         trainer = make_trainer(path, reward, tmp_path, prompts=[QUESTION], **kwargs)
@@ -463,9 +447,7 @@ class TestGiven:
         assert f"from token {len(expected)} on: '<think>\\n' for the policy, ''" in warning
         assert "The reward's are scored" in warning and "leave them out" in warning
 
-    def test_the_same_arguments_as_the_trainers(
-        self, path: str, tmp_path: Path, warnings_logged: Callable[[], list[str]]
-    ) -> None:
+    def test_the_same_arguments_as_the_trainers(self, path, tmp_path, warnings_logged):
         kwargs = {"enable_thinking": False}
         reward = Watched(EndogenousReward(path, chat_template_kwargs=kwargs))
         trainer = make_trainer(path, reward, tmp_path, tools=[multiply], chat_template_kwargs=dict(kwargs))
@@ -473,9 +455,7 @@ class TestGiven:
         assert reward.prompt_ids == trainer._tokenize_prompts([QUESTION])[0]
         assert not warnings_logged()
 
-    def test_a_tokenizer_with_the_policys_template(
-        self, path: str, tmp_path: Path, warnings_logged: Callable[[], list[str]]
-    ) -> None:
+    def test_a_tokenizer_with_the_policys_template(self, path, tmp_path, warnings_logged):
         model = LlamaForCausalLM.from_pretrained(path)
         reward = Watched(EndogenousReward(model, AutoTokenizer.from_pretrained(path)))
         trainer = make_trainer(path, reward, tmp_path, tools=[multiply])
@@ -483,9 +463,7 @@ class TestGiven:
         assert reward.prompt_ids == trainer._tokenize_prompts([QUESTION])[0]
         assert not warnings_logged()
 
-    def test_a_tokenizer_with_another_template(
-        self, path: str, tmp_path: Path, warnings_logged: Callable[[], list[str]]
-    ) -> None:
+    def test_a_tokenizer_with_another_template(self, path, tmp_path, warnings_logged):
         tokenizer = AutoTokenizer.from_pretrained(path)
         tokenizer.chat_template = "{{ tools | length }} tools, {{ messages[0].content }}"
         reward = Watched(EndogenousReward(path, tokenizer))
@@ -497,7 +475,7 @@ class TestGiven:
         assert "other prompts than the reward renders" in warning
 
 
-def test_another_tokenizer_keeps_its_template(path: str, tiny_policy_path: str, tmp_path: Path) -> None:
+def test_another_tokenizer_keeps_its_template(path, tiny_policy_path, tmp_path):
     """Of tools and arguments it gets what its template has a use for; token ids of the policy mean nothing to it."""
     reward = Watched(EndogenousReward(tiny_policy_path))
     trainer = make_trainer(path, reward, tmp_path, tools=[multiply])
@@ -507,7 +485,7 @@ def test_another_tokenizer_keeps_its_template(path: str, tiny_policy_path: str, 
     assert reward.reward.chat_template_kwargs == {"tools": [multiply]}
 
 
-def test_tokens_that_were_added_to_the_policys_tokenizer(path: str, tmp_path: Path) -> None:
+def test_tokens_that_were_added_to_the_policys_tokenizer(path, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(path)
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     tokenizer.chat_template = "[INST] {{ messages[0].content }} [/INST]"
@@ -522,7 +500,7 @@ def test_tokens_that_were_added_to_the_policys_tokenizer(path: str, tmp_path: Pa
 
 
 class TestBind:
-    def test_before_training(self, path: str, tmp_path: Path) -> None:
+    def test_before_training(self, path, tmp_path):
         reward = EndogenousReward(path)
         trainer = make_trainer(
             path, reward, tmp_path, tools=[multiply], chat_template_kwargs={"enable_thinking": False}
@@ -535,7 +513,7 @@ class TestBind:
 
     @pytest.mark.skipif(Version(trl.__version__) < Version("1.15"), reason="The trainers of endotrl need TRL 1.15.")
     @pytest.mark.parametrize("algorithm", ["DenseGRPO", "PPO"])
-    def test_our_trainers_do_it(self, algorithm: str, path: str, tmp_path: Path) -> None:
+    def test_our_trainers_do_it(self, algorithm, path, tmp_path):
         import endotrl
 
         reward = EndogenousReward(path)
@@ -544,20 +522,18 @@ class TestBind:
             str(tmp_path),
             per_device_train_batch_size=2,
             max_completion_length=4,
-            bf16=False,
-            use_cpu=True,
-            report_to=[],
             chat_template_kwargs={"enable_thinking": False},
+            **QUIET,
             **({"num_generations": 2} if algorithm == "DenseGRPO" else {}),
         )
         getattr(endotrl, f"{algorithm}Trainer")(path, reward, args, Dataset.from_dict({"prompt": PROMPTS}))
         assert reward.chat_template_kwargs == {"enable_thinking": False}
 
-    def test_what_is_no_trainer(self, path: str) -> None:
+    def test_what_is_no_trainer(self, path):
         with pytest.raises(TypeError, match="A dict was given, but the reward needs the trainer that has it among"):
             EndogenousReward(path).bind({})
 
-    def test_pickled(self, path: str, tmp_path: Path) -> None:
+    def test_pickled(self, path, tmp_path):
         reward = EndogenousReward(path)
         trainer = make_trainer(path, reward, tmp_path, chat_template_kwargs={"enable_thinking": False})
         copy = Watched(pickle.loads(pickle.dumps(reward.bind(trainer))))
@@ -571,7 +547,7 @@ class TestOnlineDPO:
     CONTINUED = [*QUESTION, {"role": "assistant", "content": "It is"}]
 
     @pytest.mark.parametrize("placement", ["own copy", "attached"])
-    def test_an_open_answer_is_continued(self, placement: str, path: str, tmp_path: Path) -> None:
+    def test_an_open_answer_is_continued(self, placement, path, tmp_path):
         reward = EndogenousReward(path if placement == "own copy" else None)
         watched = Watched(reward)
         trainer = make_trainer(path, watched, tmp_path, OnlineDPOConfig, [self.CONTINUED])
@@ -581,7 +557,7 @@ class TestOnlineDPO:
         text = trainer.processing_class.decode(watched.prompt_ids[0])
         assert text.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\nIt is")
 
-    def test_groups_open_another_turn(self, path: str, tmp_path: Path) -> None:
+    def test_groups_open_another_turn(self, path, tmp_path):
         reward = Watched(EndogenousReward(path))
         trainer = make_trainer(path, reward, tmp_path, prompts=[self.CONTINUED])
         trainer.train()
@@ -590,14 +566,14 @@ class TestOnlineDPO:
             "It is<|im_end|>\n<|im_start|>assistant\n"
         )
 
-    def test_with_a_criterion(self, path: str, tmp_path: Path) -> None:
+    def test_with_a_criterion(self, path, tmp_path):
         reward = Watched(EndogenousReward(path, criterion="Be exact."))
         trainer = make_trainer(path, reward, tmp_path, OnlineDPOConfig, [self.CONTINUED])
         trainer.train()
         text = trainer.processing_class.decode(reward.prompt_ids[0])
         assert text.startswith("<|im_start|>system\nBe exact.<|im_end|>") and text.endswith("\n\nIt is")
 
-    def test_text_goes_on_with_the_open_answer(self, path: str, tmp_path: Path) -> None:
+    def test_text_goes_on_with_the_open_answer(self, path, tmp_path):
         reward = EndogenousReward(path)
         trainer = make_trainer(path, reward, tmp_path, OnlineDPOConfig, [self.CONTINUED])
         reward.bind(trainer)
@@ -606,7 +582,7 @@ class TestOnlineDPO:
         assert tokenizer.decode(row.prompt_ids).endswith("\n\nIt is")
         assert tokenizer.decode(row.completion_ids) == " 12.<|im_end|>"
 
-    def test_plain_text_has_no_special_tokens(self, path: str, tmp_path: Path) -> None:
+    def test_plain_text_has_no_special_tokens(self, path, tmp_path):
         from tokenizers import processors
 
         folder = str(tmp_path / "with-bos")
@@ -627,7 +603,7 @@ class TestOnlineDPO:
 
 
 class TestSentenceReward:
-    def test_reads_what_the_policy_reads(self, path: str, tmp_path: Path) -> None:
+    def test_reads_what_the_policy_reads(self, path, tmp_path):
         folder = str(tmp_path / "sentence-reward")
         model = SentenceRewardModel.from_backbone(path, SentenceRewardConfig(attention_dim=8))
         model.save_pretrained(folder)
@@ -642,7 +618,7 @@ class TestSentenceReward:
         assert reward.policy_processing_class is trainer.processing_class
 
 
-def test_settings_of_a_trainer_without_tools(path: str, tmp_path: Path) -> None:
+def test_settings_of_a_trainer_without_tools(path, tmp_path):
     # No tools are not an empty list of them: Llama's template writes of tools then.
     trainer = make_trainer(path, EndogenousReward(path), tmp_path)
     assert PromptSettings.of(trainer).chat_template_kwargs == {}
@@ -652,7 +628,7 @@ class TestProcessors:
     """A processor's own template, BOS and parts of content."""
 
     @pytest.fixture
-    def processor(self, path: str) -> Any:
+    def processor(self, path):
         from transformers import CLIPImageProcessorPil, LlavaProcessor
 
         tokenizer = AutoTokenizer.from_pretrained(path, additional_special_tokens=["<image>"], image_token="<image>")
@@ -661,7 +637,7 @@ class TestProcessors:
         return LlavaProcessor(CLIPImageProcessorPil(), tokenizer, patch_size=14, chat_template=template)
 
     @pytest.fixture
-    def model(self, processor: Any) -> LlamaForCausalLM:
+    def model(self, processor):
         config = LlamaConfig(
             vocab_size=len(processor.tokenizer),
             hidden_size=16,
@@ -671,7 +647,7 @@ class TestProcessors:
         )
         return LlamaForCausalLM(config)
 
-    def test_its_own_template(self, processor: Any, model: LlamaForCausalLM) -> None:
+    def test_its_own_template(self, processor, model):
         parts = [{"role": "user", "content": [{"type": "text", "text": "Two plus two?"}]}]
         text = [{"role": "user", "content": "Two plus two?"}]
         answer = [{"role": "assistant", "content": "Four."}]
@@ -680,7 +656,7 @@ class TestProcessors:
         assert [row.prompt_ids for row in rows] == [expected, expected]
         assert [processor.tokenizer.decode(row.completion_ids).lstrip() for row in rows] == ["Four.<|im_end|>"] * 2
 
-    def test_its_bos(self, processor: Any, model: LlamaForCausalLM) -> None:
+    def test_its_bos(self, processor, model):
         from tokenizers import processors
 
         bos_id = processor.tokenizer.convert_tokens_to_ids(BOS)
@@ -698,7 +674,7 @@ class TestProcessors:
             assert given.prompt_ids == encoded.prompt_ids == expected
             assert processor.tokenizer.decode(encoded.completion_ids).lstrip() == "Four.<|im_end|>"
 
-    def test_a_policy_that_could_read_images(self, processor: Any, path: str, tmp_path: Path) -> None:
+    def test_a_policy_that_could_read_images(self, processor, path, tmp_path):
         from transformers import (
             CLIPVisionConfig,
             LlavaNextConfig,

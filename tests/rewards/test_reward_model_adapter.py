@@ -16,7 +16,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, 
 from trl.experimental.utils import get_reward
 
 from endotrl import EndogenousReward
-from endotrl.rewards.reward_model_adapter import RewardModelAdapter
 
 from ..support.helpers import assert_same_to_the_bit, weights
 from ..support.reference import chatml, scores_from_logits, state_logits
@@ -29,7 +28,7 @@ RESPONSES = [[7, 8, EOS], [9, 10, 11, 12, 13], [EOS], [7, EOS, 9, 10], [8, 8, 8,
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tiny_policy_path: str) -> PreTrainedTokenizerBase:
+def tokenizer(tiny_policy_path):
     return AutoTokenizer.from_pretrained(tiny_policy_path)
 
 
@@ -71,12 +70,12 @@ def padded(tokenizer: PreTrainedTokenizerBase, **kwargs: Any) -> tuple[Tensor, i
 
 
 @pytest.fixture(scope="module")
-def model(tiny_policy_path: str) -> RewardModelAdapter:
+def model(tiny_policy_path):
     return EndogenousReward(tiny_policy_path).as_reward_model()
 
 
 @pytest.fixture(scope="module")
-def expected(model: RewardModelAdapter, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+def expected(model, tokenizer):
     return scores_of(model, *padded(tokenizer))
 
 
@@ -85,13 +84,8 @@ class TestEquality:
     @pytest.mark.parametrize("token_reward", ["bellman", "log_prob", "centered"])
     @pytest.mark.parametrize("truncation", ["terminal", "bootstrap"])
     def test_the_rewards_of_the_reward_function(
-        self,
-        tiny_policy_path: str,
-        tokenizer: PreTrainedTokenizerBase,
-        aggregate: Any,
-        token_reward: Any,
-        truncation: Any,
-    ) -> None:
+        self, tiny_policy_path, tokenizer, aggregate, token_reward, truncation
+    ):
         reward = EndogenousReward(
             tiny_policy_path,
             alpha=0.7,
@@ -105,7 +99,7 @@ class TestEquality:
         scores = scores_of(reward.as_reward_model(), batch, PAD, context)
         torch.testing.assert_close(scores, given_to_the_reward(reward, tokenizer), atol=1e-5, rtol=0)
 
-    def test_log_probability_by_default(self, tiny_policy_path: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    def test_log_probability_by_default(self, tiny_policy_path, tokenizer):
         model = AutoModelForCausalLM.from_pretrained(tiny_policy_path).eval()
         queries = queries_of(tokenizer)
         batch, context = make_batch(queries, RESPONSES, PAD, extra_left=1, extra_right=1)
@@ -116,9 +110,7 @@ class TestEquality:
         scores = scores_of(EndogenousReward(tiny_policy_path).as_reward_model(), batch, PAD, context)
         torch.testing.assert_close(scores, torch.tensor(expected), atol=1e-5, rtol=0)
 
-    def test_response_truncated_at_the_stop_token(
-        self, model: RewardModelAdapter, tokenizer: PreTrainedTokenizerBase
-    ) -> None:
+    def test_response_truncated_at_the_stop_token(self, model, tokenizer):
         # TRL overwrites what follows the stop token with padding.
         (query,) = queries_of(tokenizer, ["a b"])
         whole, context = make_batch([query], [[7, EOS, 9, 10]], PAD)
@@ -127,9 +119,7 @@ class TestEquality:
         assert scores_of(model, truncated, PAD, context) == scores_of(model, ended, PAD, context)
         assert scores_of(model, truncated, PAD, context) > scores_of(model, whole, PAD, context) + 1
 
-    def test_what_follows_the_first_pad_is_not_read(
-        self, model: RewardModelAdapter, tokenizer: PreTrainedTokenizerBase
-    ) -> None:
+    def test_what_follows_the_first_pad_is_not_read(self, model, tokenizer):
         # A policy can sample the pad token. For TRL the response ends there.
         (query,) = queries_of(tokenizer, ["a b"])
         batch, context = make_batch([query, query, query], [[7, 8, PAD, 9], [7, 8, PAD, 10], [7, 8]], PAD)
@@ -137,14 +127,12 @@ class TestEquality:
             scores_of(model, batch, PAD, context), scores_of(model, batch[-1:].expand(3, -1), PAD, context)
         )
 
-    def test_empty_response(self, model: RewardModelAdapter, tokenizer: PreTrainedTokenizerBase) -> None:
+    def test_empty_response(self, model, tokenizer):
         batch, context = make_batch(queries_of(tokenizer, ["a", "b"]), [[PAD, 7], [7, 8]], PAD)
         empty, other = scores_of(model, batch, PAD, context)
         assert empty == 0.0 > other
 
-    def test_long_queries_are_cut_as_in_the_reward_function(
-        self, tiny_policy_path: str, tokenizer: PreTrainedTokenizerBase
-    ) -> None:
+    def test_long_queries_are_cut_as_in_the_reward_function(self, tiny_policy_path, tokenizer):
         prompt = " ".join("abcdefghij" * 8)  # 80 tokens; the context has 64
         batch, context = make_batch(queries_of(tokenizer, [prompt, "a"]), [[7, EOS], [8]], PAD)
         with pytest.raises(ValueError, match="Row 0 has 8. prompt tokens.*64 tokens"):
@@ -157,20 +145,11 @@ class TestEquality:
 
 class TestInvariance:
     @pytest.mark.parametrize(("left", "right"), [(0, 1), (3, 0), (2, 4)])
-    def test_padding(
-        self,
-        model: RewardModelAdapter,
-        tokenizer: PreTrainedTokenizerBase,
-        expected: Tensor,
-        left: int,
-        right: int,
-    ) -> None:
+    def test_padding(self, model, tokenizer, expected, left, right):
         scores = scores_of(model, *padded(tokenizer, extra_left=left, extra_right=right))
         torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
 
-    def test_queries_padded_on_the_right(
-        self, model: RewardModelAdapter, tokenizer: PreTrainedTokenizerBase, expected: Tensor
-    ) -> None:
+    def test_queries_padded_on_the_right(self, model, tokenizer, expected):
         # TRL hides the padding from the policy wherever it stands.
         queries = queries_of(tokenizer)
         context = max(map(len, queries))
@@ -178,23 +157,19 @@ class TestInvariance:
         batch, _ = make_batch(queries, RESPONSES, PAD)
         torch.testing.assert_close(scores_of(model, batch, PAD, context), expected, atol=1e-5, rtol=0)
 
-    def test_batch_size_and_order(
-        self, model: RewardModelAdapter, tokenizer: PreTrainedTokenizerBase, expected: Tensor
-    ) -> None:
+    def test_batch_size_and_order(self, model, tokenizer, expected):
         batch, _, context = padded(tokenizer)
         alone = torch.cat([scores_of(model, row[None], PAD, context) for row in batch])
         torch.testing.assert_close(alone, expected, atol=1e-5, rtol=0)
         order = [3, 0, 4, 2, 1]
         torch.testing.assert_close(scores_of(model, batch[order], PAD, context), expected[order], atol=1e-5, rtol=0)
 
-    def test_pad_token_outside_the_vocabulary(
-        self, model: RewardModelAdapter, tokenizer: PreTrainedTokenizerBase, expected: Tensor
-    ) -> None:
+    def test_pad_token_outside_the_vocabulary(self, model, tokenizer, expected):
         # `tokenizer.add_special_tokens({"pad_token": "[PAD]"})`, as in TRL's examples, without growing the model.
         batch, context = make_batch(queries_of(tokenizer), RESPONSES, pad=len(tokenizer))
         torch.testing.assert_close(scores_of(model, batch, len(tokenizer), context), expected, atol=1e-5, rtol=0)
 
-    def test_own_call(self, model: RewardModelAdapter, tokenizer: PreTrainedTokenizerBase, expected: Tensor) -> None:
+    def test_own_call(self, model, tokenizer, expected):
         assert torch.equal(model(*padded(tokenizer)), expected)
 
 
@@ -206,7 +181,7 @@ class TestPadIsEos:
         [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+2?"}],
     )
 
-    def test_equality(self, tiny_model_path: str, caplog: pytest.LogCaptureFixture) -> None:
+    def test_equality(self, tiny_model_path, caplog):
         tokenizer = AutoTokenizer.from_pretrained(tiny_model_path)
         end = tokenizer.eos_token_id
         assert tokenizer.pad_token_id == end
@@ -225,7 +200,7 @@ class TestPadIsEos:
                 torch.testing.assert_close(scores, torch.tensor(expected), atol=1e-4, rtol=0)
         assert [record.getMessage().count("a pad token of its own") for record in caplog.records] == [1]
 
-    def test_two_ends(self, tiny_policy_path: str) -> None:
+    def test_two_ends(self, tiny_policy_path):
         # Padding with one end after another end adds no token.
         tokenizer = AutoTokenizer.from_pretrained(tiny_policy_path)
         model = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
@@ -236,7 +211,7 @@ class TestPadIsEos:
         padded, _ = make_batch([query], [[7, EOS, 18, 18]], 18)
         assert scores_of(adapter, padded, 18, context) == scores_of(adapter, ended, 18, context)
 
-    def test_queries_padded_on_the_right_are_refused(self, tiny_model_path: str) -> None:
+    def test_queries_padded_on_the_right_are_refused(self, tiny_model_path):
         model = EndogenousReward(tiny_model_path).as_reward_model()
         end = AutoTokenizer.from_pretrained(tiny_model_path).eos_token_id
         with pytest.raises(
@@ -244,7 +219,7 @@ class TestPadIsEos:
         ):
             scores_of(model, torch.tensor([[5, 6, 7], [5, end, 7]]), end, 2)
 
-    def test_bos_is_pad(self, model: RewardModelAdapter, tiny_policy_path: str) -> None:
+    def test_bos_is_pad(self, model, tiny_policy_path):
         tokenizer = AutoTokenizer.from_pretrained(tiny_policy_path)
         (first,) = tokenizer("a")["input_ids"]  # this tokenizer adds no BOS: "a" itself stands for one
         with pytest.raises(ValueError, match=rf"begins texts with the token that pads \({first}\)"):
@@ -252,7 +227,7 @@ class TestPadIsEos:
 
 
 class TestModule:
-    def test_frozen_model_is_no_part_of_it(self, tiny_policy_path: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    def test_frozen_model_is_no_part_of_it(self, tiny_policy_path, tokenizer):
         lm = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
         before = weights(lm)
         model = EndogenousReward(lm, tokenizer).as_reward_model()
@@ -266,19 +241,19 @@ class TestModule:
         assert torch.equal(scores_of(model, batch, PAD, context), expected)
         assert_same_to_the_bit(before, weights(lm))
 
-    def test_dropout_is_off(self, tiny_dropout_policy_path: str) -> None:
+    def test_dropout_is_off(self, tiny_dropout_policy_path):
         tokenizer = AutoTokenizer.from_pretrained(tiny_dropout_policy_path)
         lm = LlamaForCausalLM.from_pretrained(tiny_dropout_policy_path).train()
         model = EndogenousReward(lm, tokenizer).as_reward_model().train()
         batch, context = make_batch(queries_of(tokenizer), RESPONSES, PAD)
         assert torch.equal(scores_of(model, batch, PAD, context), scores_of(model, batch, PAD, context))
 
-    def test_what_deepspeed_reads(self, model: RewardModelAdapter) -> None:
+    def test_what_deepspeed_reads(self, model):
         assert model.config.hidden_size == 16
         assert next(model.parameters()).dtype == torch.float32
 
     @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
-    def test_copies(self, tiny_policy_path: str, tokenizer: PreTrainedTokenizerBase, duplicate: Any) -> None:
+    def test_copies(self, tiny_policy_path, tokenizer, duplicate):
         model = EndogenousReward(tiny_policy_path, alpha=0.7).as_reward_model()
         batch, context = make_batch(queries_of(tokenizer), RESPONSES, PAD)
         expected = scores_of(model, batch, PAD, context)
@@ -295,22 +270,22 @@ class TestRefused:
             ({"criterion": {"law": "Be exact."}}, "`criterion`"),
         ],
     )
-    def test_settings(self, tiny_policy_path: str, settings: dict[str, Any], message: str) -> None:
+    def test_settings(self, tiny_policy_path, settings, message):
         with pytest.raises(ValueError, match=message):
             EndogenousReward(tiny_policy_path, **settings).as_reward_model()
 
-    def test_without_a_model(self) -> None:
+    def test_without_a_model(self):
         with pytest.raises(RuntimeError, match=r"reward\.attach\(trainer\)"):
             EndogenousReward(model=None).as_reward_model()
 
-    def test_another_caller(self, model: RewardModelAdapter) -> None:
+    def test_another_caller(self, model):
         with pytest.raises(RuntimeError, match=r"not by TRL's `get_reward`.*reward_model\(query_responses"):
             model.endogenous_backbone(input_ids=torch.tensor([[7, 8]]))
 
-    def test_ids_of_another_vocabulary(self, model: RewardModelAdapter) -> None:
+    def test_ids_of_another_vocabulary(self, model):
         with pytest.raises(ValueError, match="another tokenizer"):
             scores_of(model, torch.tensor([[7, 8, 300]]), PAD, 2)
 
-    def test_query_of_padding_only(self, model: RewardModelAdapter) -> None:
+    def test_query_of_padding_only(self, model):
         with pytest.raises(ValueError, match="prompt of row 1 renders to no token"):
             scores_of(model, torch.tensor([[7, 8, 9], [PAD, PAD, 9]]), PAD, 2)

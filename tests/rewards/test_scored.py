@@ -16,11 +16,11 @@ ANSWERS = [[{"role": "assistant", "content": text}] for text in ("Paris, the <sc
 
 
 @pytest.fixture(scope="module")
-def reward(tiny_model_path: str) -> EndogenousReward:
+def reward(tiny_model_path):
     return EndogenousReward(tiny_model_path, device="cpu", dtype="float32")
 
 
-def test_columns_per_completion_and_per_token(reward: EndogenousReward) -> None:
+def test_columns_per_completion_and_per_token(reward):
     scored = reward.score(PROMPTS, ANSWERS)
     columns = scored.to_dict()
     assert columns["reward"] == pytest.approx(reward(prompts=PROMPTS, completions=ANSWERS), abs=1e-4)
@@ -37,7 +37,7 @@ def test_columns_per_completion_and_per_token(reward: EndogenousReward) -> None:
     assert pickle.loads(pickle.dumps(scored)).rewards == scored.rewards
 
 
-def test_a_notebook_shows_the_best_answer_to_a_prompt_first(reward: EndogenousReward) -> None:
+def test_a_notebook_shows_the_best_answer_to_a_prompt_first(reward):
     scored = reward.score(PROMPTS, ANSWERS)
     html = scored._repr_html_()
     cells = [re.findall(r'<td class="r">(.*?)</td>', row) for row in re.findall(r"<tr>(.*?)</tr>", html)[1:]]
@@ -48,7 +48,7 @@ def test_a_notebook_shows_the_best_answer_to_a_prompt_first(reward: EndogenousRe
     assert "<script>" not in html and "<b>" not in html and "&lt;script&gt;" in html
 
 
-def test_styles_stay_in_their_cell(reward: EndogenousReward) -> None:
+def test_styles_stay_in_their_cell(reward):
     style = re.search(r"<style>(.*?)</style>", reward.score(PROMPTS, ANSWERS)._repr_html_(), re.DOTALL)
     assert style is not None and style[1].startswith(".endotrl {") and style[1].count("{") == style[1].count("}")
     depth, depths = 0, set()
@@ -58,7 +58,7 @@ def test_styles_stay_in_their_cell(reward: EndogenousReward) -> None:
     assert min(depths) == 0 and "body" not in style[1] and ":root" not in style[1]
 
 
-def test_a_completion_by_itself(reward: EndogenousReward) -> None:
+def test_a_completion_by_itself(reward):
     (stats,) = reward.score(PROMPTS[:1], ANSWERS[:1])
     assert f"log-probability −{-reward.rule.outcome(stats):.3f} = {len(stats.tokens)} tokens" in stats._repr_html_()
     assert stats._repr_html_().count('class="t ') == len(stats.tokens)
@@ -67,7 +67,7 @@ def test_a_completion_by_itself(reward: EndogenousReward) -> None:
     assert bare.tokens == ["", ""] and "entropy" not in bare.to_dict() and bare._repr_html_() is None
 
 
-def test_a_completion_without_a_reward_stands_last(tiny_model_path: str) -> None:
+def test_a_completion_without_a_reward_stands_last(tiny_model_path):
     reward = EndogenousReward(tiny_model_path, truncation="skip", device="cpu", dtype="float32")
     ids = reward.processing_class(["Paris", "Paris<|im_end|>"], add_special_tokens=False)["input_ids"]
     scored = reward.score(["a", "a"], ["Paris", "Paris"], completion_ids=ids)

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import logging
 import pickle
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from endotrl.rewards import DenseReward, DenseScores, SentencePooledReward
 from endotrl.rewards.sentence_pooled import pool
 from endotrl.sentence import SentenceRewardConfig
 
-from ..support.helpers import assert_same_to_the_bit, weights
+from ..support.helpers import QUIET, assert_same_to_the_bit, weights
 
 
 PROMPTS = ["What is it?", "Hi?", "So?", "And?"]
@@ -23,7 +22,7 @@ COMPLETIONS = ["It is good. Really. Yes", "No.", "", "One.\n\n- two\n- three. Fo
 
 
 @pytest.fixture(scope="module")
-def model_path(tiny_model_path: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+def model_path(tiny_model_path, tmp_path_factory):
     """A sentence reward model with random heads, and its tokenizer."""
     path = str(tmp_path_factory.mktemp("models") / "sentence-reward")
     torch.manual_seed(0)
@@ -38,7 +37,7 @@ def messages(role: str, texts: list[str]) -> list[list[dict[str, str]]]:
 
 
 @pytest.mark.parametrize("kind", ["text", "messages"])
-def test_dense_rewards_stand_at_sentence_ends_and_sum_to_the_score(model_path: str, kind: str) -> None:
+def test_dense_rewards_stand_at_sentence_ends_and_sum_to_the_score(model_path, kind):
     reward = SentenceReward(model_path)
     prompts: Any = PROMPTS if kind == "text" else messages("user", PROMPTS)
     completions: Any = COMPLETIONS if kind == "text" else messages("assistant", COMPLETIONS)
@@ -55,7 +54,7 @@ def test_dense_rewards_stand_at_sentence_ends_and_sum_to_the_score(model_path: s
     assert [len(row.sentences.spans) for row in reward.score(prompts, completions)] == [3, 1, 1, 4]
 
 
-def test_batches_and_order_change_nothing(model_path: str) -> None:
+def test_batches_and_order_change_nothing(model_path):
     one_by_one = SentenceReward(model_path, max_tokens_per_batch=1)
     together = SentenceReward(model_path)
     expected = [together([p], [c])[0] for p, c in zip(PROMPTS, COMPLETIONS, strict=True)]
@@ -64,7 +63,7 @@ def test_batches_and_order_change_nothing(model_path: str) -> None:
     assert together(PROMPTS[::-1], COMPLETIONS[::-1]) == pytest.approx(expected[::-1], abs=1e-5)
 
 
-def test_neighbours_of_another_length_change_nothing(tiny_model_path: str, tmp_path: Path) -> None:
+def test_neighbours_of_another_length_change_nothing(tiny_model_path, tmp_path):
     # transformers takes other rotary frequencies for a pass of more than 16 tokens.
     rope: dict[str, Any] = {"rope_type": "longrope", "rope_theta": 1e4}
     config = AutoConfig.from_pretrained(tiny_model_path)
@@ -83,7 +82,7 @@ def test_neighbours_of_another_length_change_nothing(tiny_model_path: str, tmp_p
     assert reward(["Hi?"] * 3, completions) != pytest.approx(alone, abs=1e-5)
 
 
-def test_the_policys_tokens_are_scored_as_they_are(model_path: str) -> None:
+def test_the_policys_tokens_are_scored_as_they_are(model_path):
     tokenizer = AutoTokenizer.from_pretrained(model_path)
     reward = SentenceReward(model_path)
     text = "It is. No."
@@ -98,9 +97,7 @@ def test_the_policys_tokens_are_scored_as_they_are(model_path: str) -> None:
     assert scores[1] != reward(["Hi?"], [text])[0]  # other tokens than the tokenizer's own
 
 
-def test_policy_with_another_tokenizer(
-    model_path: str, tiny_policy_path: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_policy_with_another_tokenizer(model_path, tiny_policy_path, caplog):
     # The policy's tokens are words; its vocabulary has "a" to "l", and no full stop but by name.
     policy_tokenizer = AutoTokenizer.from_pretrained(tiny_policy_path)
 
@@ -128,9 +125,7 @@ def test_policy_with_another_tokenizer(
 
 
 @pytest.mark.parametrize("method", ["attach", "bind"])
-def test_the_policys_tokenizer_is_the_trainers(
-    method: str, model_path: str, tiny_policy_path: str, tmp_path: Path
-) -> None:
+def test_the_policys_tokenizer_is_the_trainers(method, model_path, tiny_policy_path, tmp_path):
     reward = SentenceReward(model_path)
     args = GRPOConfig(str(tmp_path), bf16=False, use_cpu=True, report_to=[])
     trainer = GRPOTrainer(tiny_policy_path, reward, args, Dataset.from_dict({"prompt": ["a"]}))
@@ -138,7 +133,7 @@ def test_the_policys_tokenizer_is_the_trainers(
     assert reward.policy_processing_class is trainer.processing_class
 
 
-def test_padding_behind_the_end_gets_nothing(model_path: str) -> None:
+def test_padding_behind_the_end_gets_nothing(model_path):
     tokenizer = AutoTokenizer.from_pretrained(model_path)
     eos = tokenizer.eos_token_id
     ids = tokenizer("It is.", add_special_tokens=False)["input_ids"]
@@ -148,7 +143,7 @@ def test_padding_behind_the_end_gets_nothing(model_path: str) -> None:
     assert scores[0] == pytest.approx(rewards.sum().item(), abs=1e-6)
 
 
-def test_logs(model_path: str) -> None:
+def test_logs(model_path):
     metrics: dict[str, float] = {}
     columns: dict[str, list[Any]] = {}
     reward = SentenceReward(model_path, name="mine")
@@ -160,7 +155,7 @@ def test_logs(model_path: str) -> None:
     assert columns["mine/weakest_sentence"][1:3] == ["No.<|im_end|>", "<|im_end|>"]
 
 
-def test_pickle(model_path: str) -> None:
+def test_pickle(model_path):
     reward = SentenceReward(model_path, name="mine")
     expected = reward(PROMPTS, COMPLETIONS)
     data = pickle.dumps(reward)
@@ -172,14 +167,14 @@ def test_pickle(model_path: str) -> None:
         pickle.dumps(SentenceReward(SentenceRewardModel.from_pretrained(model_path)))
 
 
-def test_a_loaded_model_is_used_as_it_is(model_path: str) -> None:
+def test_a_loaded_model_is_used_as_it_is(model_path):
     model = SentenceRewardModel.from_pretrained(model_path).train()
     reward = SentenceReward(model)
     assert reward(PROMPTS, COMPLETIONS) == SentenceReward(model_path)(PROMPTS, COMPLETIONS)
     assert model.training
 
 
-def test_long_completions(model_path: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_long_completions(model_path, caplog):
     reward = SentenceReward(model_path)  # a context of 256 tokens
     with pytest.raises(ValueError, match="more than the 256"):
         reward(["Hi?"], ["A b. " * 5000])
@@ -190,13 +185,13 @@ def test_long_completions(model_path: str, caplog: pytest.LogCaptureFixture) -> 
     assert rewards.sum().item() == pytest.approx(scores[0], abs=1e-5)
 
 
-def test_what_is_refused(tiny_model_path: str, model_path: str, tmp_path: Path) -> None:
+def test_what_is_refused(tiny_model_path, model_path, tmp_path):
     with pytest.raises(ValueError, match="'llama', not a sentence reward model"):
         SentenceReward(tiny_model_path)
     with pytest.raises(ValueError, match="not a sentence reward model"):
         SentenceReward(AutoModelForCausalLM.from_pretrained(tiny_model_path))
     with pytest.raises(ValueError, match="`overlong_prompt` is 'cut'"):
-        SentenceReward(model_path, overlong_prompt="cut")  # type: ignore[arg-type]
+        SentenceReward(model_path, overlong_prompt="cut")
     with pytest.raises(TypeError, match="`model` is a int"):
         SentenceReward(7)
     with pytest.raises(OSError, match="nowhere"):
@@ -213,7 +208,7 @@ def test_what_is_refused(tiny_model_path: str, model_path: str, tmp_path: Path) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("peft", [False, True])
-def test_grpo_with_the_scalar(model_path: str, tiny_model_path: str, tmp_path: Path, peft: bool) -> None:
+def test_grpo_with_the_scalar(model_path, tiny_model_path, tmp_path, peft):
     from peft import LoraConfig
 
     reward = SentenceReward(model_path).load()
@@ -223,16 +218,12 @@ def test_grpo_with_the_scalar(model_path: str, tiny_model_path: str, tmp_path: P
         reward_funcs=reward,
         args=GRPOConfig(
             output_dir=str(tmp_path),
-            report_to="none",
-            bf16=False,
-            use_cpu=True,
             max_steps=2,
             num_generations=2,
             per_device_train_batch_size=4,
             max_completion_length=12,
             logging_steps=1,
-            save_strategy="no",
-            disable_tqdm=True,
+            **QUIET,
         ),
         train_dataset=Dataset.from_dict({"prompt": messages("user", PROMPTS)}),
         peft_config=LoraConfig(r=2, target_modules="all-linear") if peft else None,
@@ -244,14 +235,14 @@ def test_grpo_with_the_scalar(model_path: str, tiny_model_path: str, tmp_path: P
     assert_same_to_the_bit(before, weights(reward.load()._loaded()))
 
 
-def test_pool_by_hand() -> None:
+def test_pool_by_hand():
     rewards = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
     assert pool(rewards, [1, 4]).tolist() == [0.0, 3.0, 0.0, 0.0, 12.0]
     assert pool(rewards, [0, 1, 2, 3, 4]).tolist() == rewards.tolist()
     assert pool(torch.zeros(2), []).tolist() == [0.0, 0.0]
 
 
-def test_pooled_endogenous_reward_is_a_difference_of_values(tiny_model_path: str) -> None:
+def test_pooled_endogenous_reward_is_a_difference_of_values(tiny_model_path):
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_path)
     inner = EndogenousReward(tiny_model_path)
     pooled = SentencePooledReward(inner, tokenizer)
@@ -279,7 +270,7 @@ def test_pooled_endogenous_reward_is_a_difference_of_values(tiny_model_path: str
         assert scores.state_values[0][h].item() == pytest.approx(float(expected), abs=1e-3)
 
 
-def test_pooled_rewards_skip_what_tools_wrote(tiny_model_path: str) -> None:
+def test_pooled_rewards_skip_what_tools_wrote(tiny_model_path):
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_path)
     ids = tokenizer("It is. A. tool. So", add_special_tokens=False)["input_ids"]
     start, stop = 7, 12  # a tool wrote what is between
@@ -300,7 +291,7 @@ def test_pooled_rewards_skip_what_tools_wrote(tiny_model_path: str) -> None:
         pooled.outcome_and_token_rewards(prompts=["a"], completions=["b"])
 
 
-def test_pooled_rewards_do_not_read_what_has_no_outcome(tiny_model_path: str) -> None:
+def test_pooled_rewards_do_not_read_what_has_no_outcome(tiny_model_path):
     class Inner:
         def outcome_and_token_rewards(self, completion_ids: Any, **kwargs: Any) -> DenseScores:
             rewards = [torch.empty(0), torch.ones(len(completion_ids[1]))]
@@ -316,4 +307,4 @@ def test_pooled_rewards_do_not_read_what_has_no_outcome(tiny_model_path: str) ->
     assert scores.token_rewards[1].sum() == len(ids)
     assert scores.state_values is not None and len(scores.state_values) == 2
     with pytest.raises(TypeError, match="`reward` is a function"):
-        SentencePooledReward(lambda **kwargs: [1.0], tokenizer)  # type: ignore[arg-type]
+        SentencePooledReward(lambda **kwargs: [1.0], tokenizer)

@@ -29,7 +29,7 @@ def check_actions(actions: Any, surface: str, prefix: str) -> None:
     assert not set(actions) & set(SETTINGS) - set(made_of(surface))
 
 
-def test_signature() -> None:
+def test_signature():
     parameters = dict(inspect.signature(EndogenousReward).parameters)
     assert list(parameters)[:2] == ["model", "processing_class"]
     rest = {name: p for name, p in parameters.items() if name not in ("model", "processing_class")}
@@ -40,17 +40,17 @@ def test_signature() -> None:
         assert SETTINGS[name].choices == get_args(hints[name])
 
 
-def test_yaml() -> None:
-    check_actions(HfArgumentParser(RewardArguments)._actions, "yaml", "reward_")  # type: ignore[arg-type]
+def test_yaml():
+    check_actions(HfArgumentParser(RewardArguments)._actions, "yaml", "reward_")
     assert RewardArguments().endogenous_settings == {name: s.default for name, s in made_of("yaml").items()}
 
 
-def test_score() -> None:
+def test_score():
     commands: Any = make_parser()._subparsers
     check_actions(commands._group_actions[0].choices["score"]._actions, "score", "")
 
 
-def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment(monkeypatch):
     monkeypatch.setattr(environment, "EndogenousReward", lambda **settings: settings)
     examples = {float: ("0.5", 0.5), int: ("7", 7), bool: ("true", True), str: ("x", "x"), str | None: ("x", "x")}
     expected = {"model": "m"}
@@ -65,12 +65,12 @@ def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         environment.reward_from_environment({"ENDOTRL_MODEL": "m", "ENDOTRL_OFFLOAD": "off"})
 
 
-def test_positional_settings_warn_for_one_release() -> None:
+def test_positional_settings_warn_for_one_release():
     with pytest.warns(FutureWarning, match=r"keyword-only in the next release: pass `alpha=0\.7, gamma=0\.9`"):
-        reward = EndogenousReward(None, None, 0.7, 0.9, truncation="skip")  # type: ignore[misc]
+        reward = EndogenousReward(None, None, 0.7, 0.9, truncation="skip")
     assert (reward.alpha, reward.gamma, reward.truncation) == (0.7, 0.9, "skip")
     with pytest.raises(TypeError, match="alpha"), pytest.warns(FutureWarning):
-        EndogenousReward(None, None, 0.7, alpha=0.7)  # type: ignore[misc]
+        EndogenousReward(None, None, 0.7, alpha=0.7)
 
 
 @pytest.mark.parametrize(
@@ -84,12 +84,12 @@ def test_positional_settings_warn_for_one_release() -> None:
         ({"token_reward": "gain"}, "needs a second pass, without the prompt"),
     ],
 )
-def test_forms_that_are_refused(settings: Any, message: str) -> None:
+def test_forms_that_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         EndogenousReward(None, **settings)
 
 
-def test_a_discount_in_the_aggregate() -> None:
+def test_a_discount_in_the_aggregate():
     reward = EndogenousReward(None, aggregate="discounted=0.9")
     assert (reward.aggregate, reward.discount, parse_aggregate("discounted")) == (
         "discounted",
@@ -99,6 +99,6 @@ def test_a_discount_in_the_aggregate() -> None:
 
 
 @pytest.mark.parametrize("aggregate", ["mean", "power=0.5", "min"])
-def test_aggregates_without_token_credit(aggregate: str) -> None:
+def test_aggregates_without_token_credit(aggregate):
     with pytest.raises(ValueError, match="cannot be credited to single tokens"):
         EndogenousReward(None, aggregate=aggregate).check_token_credit()

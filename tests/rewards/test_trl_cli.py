@@ -3,7 +3,6 @@
 
 import json
 import os
-from pathlib import Path
 
 import pytest
 import yaml
@@ -12,7 +11,7 @@ from ..support.accelerate_server import trl
 
 
 @pytest.mark.slow
-def test_trl_grpo(tiny_policy_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trl_grpo(tiny_policy_path, tmp_path, monkeypatch):
     data = tmp_path / "data"
     data.mkdir()
     prompts = ["a b", "c", "d e f", "g"] * 4

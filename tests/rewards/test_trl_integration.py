@@ -22,7 +22,7 @@ from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
 from endotrl import EndogenousReward
 
-from ..support.helpers import assert_same_to_the_bit, count_forwards, weights
+from ..support.helpers import QUIET, assert_same_to_the_bit, count_forwards, weights
 
 
 EOS = 2
@@ -73,11 +73,7 @@ def make_args(config_class: type, output_dir: Path, **kwargs: Any) -> Any:
         "max_steps": 2,
         "learning_rate": 0.05,  # so that the policy moves far in two steps
         "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": [],
-        "use_cpu": True,
-        "bf16": False,
-        "disable_tqdm": True,
+        **QUIET,
     }
     if config_class is OnlineDPOConfig:
         defaults["max_new_tokens"] = defaults.pop("max_completion_length")
@@ -134,7 +130,7 @@ def own_model(reward: EndogenousReward) -> PreTrainedModel:
 class TestDropIn:
     @pytest.mark.parametrize("kind", ["plain", "conversational"])
     @pytest.mark.parametrize("config_class", [GRPOConfig, RLOOConfig])
-    def test_group_trainers(self, config_class: type, kind: str, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_group_trainers(self, config_class, kind, tiny_policy_path, tmp_path):
         reward, recorder = EndogenousReward(tiny_policy_path), Recorder()
         before = weights(own_model(reward))
         args = make_args(config_class, tmp_path, reward_weights=[1.0, 0.0], beta=0.1, max_steps=3)
@@ -161,7 +157,7 @@ class TestDropIn:
         assert all(moved)
 
     @pytest.mark.parametrize("kind", ["plain", "conversational"])
-    def test_online_dpo(self, kind: str, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_online_dpo(self, kind, tiny_policy_path, tmp_path):
         reward, recorder = EndogenousReward(tiny_policy_path), Recorder()
         before = weights(own_model(reward))
         args = make_args(OnlineDPOConfig, tmp_path, reward_weights=[1.0, 0.0])
@@ -177,7 +173,7 @@ class TestDropIn:
         assert_same_to_the_bit(before, own_model(reward).state_dict())
 
     @pytest.mark.parametrize("pad", ["<pad>", "<eos>", "<unk>"])
-    def test_padding_after_the_end_is_not_scored(self, pad: str, tiny_policy_path: str) -> None:
+    def test_padding_after_the_end_is_not_scored(self, pad, tiny_policy_path):
         tokenizer = AutoTokenizer.from_pretrained(tiny_policy_path)
         pad_id = tokenizer.convert_tokens_to_ids(pad)
         reward = EndogenousReward(tiny_policy_path)
@@ -191,7 +187,7 @@ class TestDropIn:
         assert reward(**batch, completion_ids=padded) == reward(**batch, completion_ids=unpadded)
 
     @pytest.mark.parametrize("config_class", [GRPOConfig, RLOOConfig])
-    def test_several_rewards_and_weights(self, config_class: type, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_several_rewards_and_weights(self, config_class, tiny_policy_path, tmp_path):
         total = EndogenousReward(tiny_policy_path, name="total")
         per_token = EndogenousReward(tiny_policy_path, aggregate="mean", name="per_token")
         recorder = Recorder()
@@ -209,7 +205,7 @@ class TestDropIn:
             [0.5 * s + 2.0 * m for s, m in zip(sums, means, strict=True)], abs=1e-4
         )
 
-    def test_criterion_is_scored_but_not_generated_from(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_criterion_is_scored_but_not_generated_from(self, tiny_policy_path, tmp_path):
         prompts = [*CONVERSATIONAL["prompt"]]
         dataset = Dataset.from_dict({"prompt": prompts, "domain": ["x", "y"] * (len(prompts) // 2)})
         reward = EndogenousReward(tiny_policy_path, criterion={"x": "k l", "y": "l"})
@@ -227,7 +223,7 @@ class TestDropIn:
             expected = rewards_of(tiny_policy_path, {**call, "prompts": judged})
             assert logged == pytest.approx(sum(expected) / len(expected), abs=1e-4)
 
-    def test_evaluation_during_training(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_evaluation_during_training(self, tiny_policy_path, tmp_path):
         reward, recorder = EndogenousReward(tiny_policy_path), Recorder()
         args = make_args(
             GRPOConfig,
@@ -245,7 +241,7 @@ class TestDropIn:
         assert history(trainer, "eval_rewards/endogenous_reward/mean") == pytest.approx(expected[1::2], abs=1e-4)
         assert len(history(trainer, "eval_endogenous_reward/entropy")) == 2
 
-    def test_bf16_autocast_does_not_reach_the_own_copy(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_bf16_autocast_does_not_reach_the_own_copy(self, tiny_policy_path, tmp_path):
         reward, recorder = EndogenousReward(tiny_policy_path), Recorder()
         args = make_args(GRPOConfig, tmp_path, reward_weights=[1.0, 0.0], bf16=True)
         trainer = make_trainer(tiny_policy_path, [reward, recorder], args)
@@ -253,7 +249,7 @@ class TestDropIn:
         expected = [sum(step) / len(step) for step in (rewards_of(tiny_policy_path, call) for call in recorder.calls)]
         assert history(trainer, "rewards/endogenous_reward/mean") == pytest.approx(expected, abs=1e-4)
 
-    def test_loaded_instance_stays_as_it_is(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_loaded_instance_stays_as_it_is(self, tiny_policy_path, tmp_path):
         frozen = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
         frozen.train()
         before = weights(frozen)
@@ -266,7 +262,7 @@ class TestDropIn:
         assert_same_to_the_bit(before, frozen.state_dict())
         assert all(module.training for module in frozen.modules())
 
-    def test_pickled_reward_trains(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_pickled_reward_trains(self, tiny_policy_path, tmp_path):
         reward = pickle.loads(pickle.dumps(EndogenousReward(tiny_policy_path, name="pickled")))
         trainer = make_trainer(tiny_policy_path, reward, make_args(GRPOConfig, tmp_path, max_steps=1))
         trainer.train()
@@ -276,11 +272,11 @@ class TestDropIn:
 class TestNoReward:
     """`truncation="skip"`: completions that were cut off get `None`, which TRL treats in more than one way."""
 
-    def test_alone_they_are_left_out(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_alone_they_are_left_out(self, tiny_policy_path, tmp_path):
         reward = EndogenousReward(tiny_policy_path, truncation="skip")
 
         class NoReward(Recorder):
-            def __call__(self, *args: Any, **kwargs: Any) -> list[None]:  # type: ignore[override]
+            def __call__(self, *args: Any, **kwargs: Any) -> list[None]:
                 return [None] * len(super().__call__(*args, **kwargs))
 
         spy = NoReward()
@@ -304,7 +300,7 @@ class TestNoReward:
         )
 
     @pytest.mark.parametrize("aggregation", ["sum_then_normalize", "normalize_then_sum"])
-    def test_next_to_another_reward(self, aggregation: str, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_next_to_another_reward(self, aggregation, tiny_policy_path, tmp_path):
         # TRL's default sums rewards with `nansum`: next to any other reward function, even one of weight 0, `None`
         # counts as 0, more than every log-probability. The other aggregation centres each reward first, where 0 is the
         # average. docs/trl.md warns; this shows when it may stop.
@@ -331,7 +327,7 @@ class TestNoReward:
 
 class TestLogging:
     @pytest.mark.parametrize("config_class", [GRPOConfig, RLOOConfig])
-    def test_metrics_and_table(self, config_class: type, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_metrics_and_table(self, config_class, tiny_policy_path, tmp_path):
         reward, recorder = EndogenousReward(tiny_policy_path), Recorder()
         args = make_args(config_class, tmp_path, reward_weights=[1.0, 0.0], log_completions=True, max_steps=3)
         trainer = make_trainer(tiny_policy_path, [reward, recorder], args)
@@ -359,7 +355,7 @@ class TestLogging:
                 (rewards / lengths).tolist(), abs=1e-4
             )
 
-    def test_figures_of_two_rewards_stay_apart(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_figures_of_two_rewards_stay_apart(self, tiny_policy_path, tmp_path):
         first = EndogenousReward(tiny_policy_path, name="first")
         second = EndogenousReward(tiny_policy_path, alpha=0.5, name="second")
         trainer = make_trainer(tiny_policy_path, [first, second], make_args(GRPOConfig, tmp_path))
@@ -386,9 +382,7 @@ class TestShared:
     @pytest.mark.parametrize("config_class", [GRPOConfig, RLOOConfig, OnlineDPOConfig])
     @pytest.mark.parametrize("setting", ["lora", "reference"])
     @pytest.mark.parametrize("checkpointing", [False, True])
-    def test_equals_own_copy(
-        self, checkpointing: bool, setting: str, config_class: type, tiny_policy_path: str, tmp_path: Path
-    ) -> None:
+    def test_equals_own_copy(self, checkpointing, setting, config_class, tiny_policy_path, tmp_path):
         reward, recorder = EndogenousReward(model=None), Recorder()
         args = make_args(
             config_class, tmp_path, beta=0.1, gradient_checkpointing=checkpointing, reward_weights=[1.0, 0.0]
@@ -420,7 +414,7 @@ class TestShared:
         assert max(abs(a - b) for a, b in zip(own, moved, strict=True)) > 0.1
 
     @pytest.mark.parametrize("setting", ["lora", "reference"])
-    def test_a_policy_that_is_compiled(self, setting: str, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_a_policy_that_is_compiled(self, setting, tiny_policy_path, tmp_path):
         reward, recorder = EndogenousReward(model=None), Recorder()
         compiled = {"torch_compile": True, "torch_compile_backend": "eager"}
         args = make_args(GRPOConfig, tmp_path, beta=0.1, reward_weights=[1.0, 0.0], **compiled)
@@ -434,9 +428,7 @@ class TestShared:
 
     @pytest.mark.parametrize("config_class", [GRPOConfig, OnlineDPOConfig])
     @pytest.mark.parametrize("pad", [16, 12])
-    def test_two_ends_and_a_pad_token_that_is_a_word(
-        self, pad: int, config_class: type, tiny_policy_path: str, tmp_path: Path
-    ) -> None:
+    def test_two_ends_and_a_pad_token_that_is_a_word(self, pad, config_class, tiny_policy_path, tmp_path):
         if config_class is OnlineDPOConfig and Version(version("trl")) < Version("1.15"):
             pytest.skip("OnlineDPO of TRL 1.12 stops at the tokenizer's own end alone: the other one ends nothing.")
         # The one end may also pad, as Qwen2.5's. Whatever pads, the end is scored, and nothing behind it.
@@ -467,7 +459,7 @@ class TestShared:
         key = "objective/scores" if config_class is OnlineDPOConfig else "rewards/endogenous_reward/mean"
         assert history(trainer, key) == pytest.approx([sum(expected) / len(expected)], abs=1e-4)
 
-    def test_bf16_base(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_bf16_base(self, tiny_policy_path, tmp_path):
         # TRL's default precision: autocast to bfloat16, as in its own reference pass. The rounding is bfloat16's.
         reward = EndogenousReward(model=None)
         args = make_args(GRPOConfig, tmp_path, bf16=True)
@@ -480,9 +472,7 @@ class TestShared:
             assert shared_reward == pytest.approx(own_reward, abs=0.05 * len(ids))
 
     @pytest.mark.parametrize("setting", ["lora", "reference"])
-    def test_dropout_is_off_and_training_mode_comes_back(
-        self, setting: str, tiny_dropout_policy_path: str, tmp_path: Path
-    ) -> None:
+    def test_dropout_is_off_and_training_mode_comes_back(self, setting, tiny_dropout_policy_path, tmp_path):
         path = tiny_dropout_policy_path
         reward = EndogenousReward(model=None)
         recorder = Recorder()
@@ -508,9 +498,7 @@ class TestShared:
 
     @pytest.mark.parametrize("config_class", [GRPOConfig, RLOOConfig])
     @pytest.mark.parametrize("setting", ["lora", "reference"])
-    def test_no_forward_of_its_own(
-        self, setting: str, config_class: type, tiny_policy_path: str, tmp_path: Path
-    ) -> None:
+    def test_no_forward_of_its_own(self, setting, config_class, tiny_policy_path, tmp_path):
         # TRL has just run its reference pass over the completions: the reward reads that.
         counter, recorder = CountingReward(), Recorder()
         args = make_args(config_class, tmp_path, beta=0.1, reward_weights=[1.0, 0.0])
@@ -528,7 +516,7 @@ class TestShared:
         assert counter.reward._placement.recorder.find(tuple(recorder.calls[-1]["completion_ids"][0])) is None
         assert counter.reward._placement.recorder._passes == []
 
-    def test_without_a_reference_pass_there_is_nothing_to_read(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_without_a_reference_pass_there_is_nothing_to_read(self, tiny_policy_path, tmp_path):
         # LoRA with beta = 0: TRL runs no reference pass.
         counter, recorder = CountingReward(), Recorder()
         args = make_args(GRPOConfig, tmp_path, beta=0.0, reward_weights=[1.0, 0.0])
@@ -539,7 +527,7 @@ class TestShared:
         expected = [sum(step) / len(step) for step in (rewards_of(tiny_policy_path, call) for call in recorder.calls)]
         assert history(trainer, "rewards/counter/mean") == pytest.approx(expected, abs=1e-4)
 
-    def test_what_the_trainer_did_not_run_is_run(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_what_the_trainer_did_not_run_is_run(self, tiny_policy_path, tmp_path):
         # A criterion: the reward's prompts are not the trainer's.
         counter = CountingReward(criterion="b")
         args = make_args(GRPOConfig, tmp_path, beta=0.1)
@@ -548,9 +536,7 @@ class TestShared:
         trainer.train()
         assert counter.forwards[1] == 1
 
-    def test_policy_and_old_passes_are_not_taken_for_the_reference(
-        self, tiny_policy_path: str, tmp_path: Path
-    ) -> None:
+    def test_policy_and_old_passes_are_not_taken_for_the_reference(self, tiny_policy_path, tmp_path):
         # The same rows under the adapter that is trained, and passes of another step.
         reward = EndogenousReward(model=None)
         args = make_args(GRPOConfig, tmp_path, beta=0.1)
@@ -569,7 +555,7 @@ class TestShared:
         assert recorder.find((7, 8, 9, EOS)) is None
         assert recorder.find((8, 9, 10, EOS + 1)) is not None
 
-    def test_attached_to_another_trainer(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_attached_to_another_trainer(self, tiny_policy_path, tmp_path):
         reward = EndogenousReward(model=None)
         trainers = [
             make_trainer(tiny_policy_path, reward, make_args(GRPOConfig, tmp_path, beta=0.1), peft_config=LORA)
@@ -580,7 +566,7 @@ class TestShared:
         backbones = [trainer.model.get_base_model().base_model for trainer in trainers]
         assert [len(backbone._forward_hooks) for backbone in backbones] == [0, 1]
 
-    def test_no_memory_of_its_own(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_no_memory_of_its_own(self, tiny_policy_path, tmp_path):
         reward = EndogenousReward(tiny_policy_path)
         reward(**self.batch(tiny_policy_path))
         own = own_model(reward)
@@ -591,7 +577,7 @@ class TestShared:
         assert not any(value is own for value in vars(reward._placement).values())
         assert shared_parameters(reward) <= {id(parameter) for parameter in trainer.model.parameters()}
 
-    def test_pickled_shared_reward_must_be_attached_again(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_pickled_shared_reward_must_be_attached_again(self, tiny_policy_path, tmp_path):
         reward = EndogenousReward(model=None)
         trainer = make_trainer(tiny_policy_path, reward, make_args(GRPOConfig, tmp_path), peft_config=LORA)
         reward.attach(trainer)
@@ -603,12 +589,12 @@ class TestShared:
 
 
 class TestRefused:
-    def test_not_attached(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_not_attached(self, tiny_policy_path, tmp_path):
         trainer = make_trainer(tiny_policy_path, EndogenousReward(model=None), make_args(GRPOConfig, tmp_path))
         with pytest.raises(RuntimeError, match=r"reward\.attach\(trainer\)"):
             trainer.train()
 
-    def test_reference_that_moves(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_reference_that_moves(self, tiny_policy_path, tmp_path):
         reward = EndogenousReward(model=None)
         args = make_args(GRPOConfig, tmp_path, beta=0.1, sync_ref_model=True)
         trainer = make_trainer(tiny_policy_path, reward, args)
@@ -616,20 +602,20 @@ class TestRefused:
             reward.attach(trainer)
 
     @pytest.mark.parametrize("config_class", [GRPOConfig, RLOOConfig])
-    def test_no_frozen_weights(self, config_class: type, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_no_frozen_weights(self, config_class, tiny_policy_path, tmp_path):
         reward = EndogenousReward(model=None)
         trainer = make_trainer(tiny_policy_path, reward, make_args(config_class, tmp_path, beta=0.0))
         with pytest.raises(ValueError, match="The trainer holds no frozen weights to share"):
             reward.attach(trainer)
 
-    def test_another_base_model(self, tiny_policy_path: str, tiny_model_path: str, tmp_path: Path) -> None:
+    def test_another_base_model(self, tiny_policy_path, tiny_model_path, tmp_path):
         reward = EndogenousReward(tiny_model_path)
         trainer = make_trainer(tiny_policy_path, reward, make_args(GRPOConfig, tmp_path, beta=0.1))
         with pytest.raises(ValueError, match=f"was made for the model '{tiny_model_path}'"):
             reward.attach(trainer)
 
     @pytest.mark.parametrize("same", [False, True])
-    def test_models_without_a_name(self, same: bool, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_models_without_a_name(self, same, tiny_policy_path, tmp_path):
         tokenizer = AutoTokenizer.from_pretrained(tiny_policy_path)
         config = LlamaConfig(
             vocab_size=19, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
@@ -650,7 +636,7 @@ class TestRefused:
                 reward.attach(trainer)
 
     @pytest.mark.parametrize("beta", [0.0, 0.1])
-    def test_adapter_that_was_trained_before(self, beta: float, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_adapter_that_was_trained_before(self, beta, tiny_policy_path, tmp_path):
         policy = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
         trainer = make_trainer(
             policy, EndogenousReward(model=None), make_args(GRPOConfig, tmp_path, beta=beta), peft_config=LORA
@@ -660,9 +646,7 @@ class TestRefused:
         with pytest.raises(ValueError, match="adapter is not at zero"):
             EndogenousReward(model=None).attach(trainer)
 
-    def test_a_second_trainer_brings_its_own_tokenizer_and_template(
-        self, tiny_policy_path: str, tmp_path: Path
-    ) -> None:
+    def test_a_second_trainer_brings_its_own_tokenizer_and_template(self, tiny_policy_path, tmp_path):
         reward = EndogenousReward(model=None)
         for enable_thinking in (True, False):
             kwargs = {"enable_thinking": enable_thinking}
@@ -672,7 +656,7 @@ class TestRefused:
             assert reward.chat_template_kwargs == kwargs
             assert reward._tokenizer is trainer.processing_class
 
-    def test_the_template_and_tools_of_the_trainer(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_the_template_and_tools_of_the_trainer(self, tiny_policy_path, tmp_path):
         reward = EndogenousReward(model=None)
         args = make_args(GRPOConfig, tmp_path, beta=0.1)
         trainer = make_trainer(AutoModelForCausalLM.from_pretrained(tiny_policy_path), reward, args)
@@ -695,7 +679,7 @@ class TestRefused:
 
     # "adamw_torch_fused" is the default of `Trainer`; it leaves no trace in the version counters of tensors.
     @pytest.mark.parametrize("optim", ["adamw_torch_fused", "adamw_torch", "sgd"])
-    def test_policy_as_its_own_reward(self, optim: str, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_policy_as_its_own_reward(self, optim, tiny_policy_path, tmp_path):
         policy = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
         reward = EndogenousReward(policy)
         trainer = make_trainer(policy, reward, make_args(GRPOConfig, tmp_path, optim=optim, max_steps=4))
@@ -703,7 +687,7 @@ class TestRefused:
             trainer.train()
         assert trainer.state.global_step == 1  # at the first reward after the first update
 
-    def test_policy_with_an_adapter_as_its_own_reward(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_policy_with_an_adapter_as_its_own_reward(self, tiny_policy_path, tmp_path):
         policy = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
         reward = EndogenousReward(policy)
         trainer = make_trainer(policy, reward, make_args(GRPOConfig, tmp_path), peft_config=LORA)

@@ -16,7 +16,7 @@ SNIPPETS = re.findall(r"^```python\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DO
 
 
 @pytest.mark.slow
-def test_snippets(tiny_model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_snippets(tiny_model_path, tmp_path, monkeypatch):
     settings: dict[str, Any] = {"report_to": [], "use_cpu": True, "bf16": False, "max_steps": 1, "save_strategy": "no"}
     for name in ("SentenceRewardTrainerConfig", "DenseGRPOConfig"):
         small = {**settings, "max_completion_length": 8} if name == "DenseGRPOConfig" else settings

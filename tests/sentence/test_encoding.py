@@ -3,14 +3,14 @@ import logging
 from typing import Any
 
 import pytest
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer
 
 from endotrl.sentence import SentenceEncoder, SentenceRewardConfig
 from endotrl.sentence.encoding import PLACEHOLDER, pad_batch
 
 
 @pytest.fixture
-def tokenizer(tiny_model_path: str) -> PreTrainedTokenizerBase:
+def tokenizer(tiny_model_path):
     return AutoTokenizer.from_pretrained(tiny_model_path)
 
 
@@ -27,9 +27,7 @@ def make_encoder(
     )
 
 
-def test_markers_stand_before_the_response_and_behind_every_sentence(
-    tiny_model_path: str, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_markers_stand_before_the_response_and_behind_every_sentence(tiny_model_path, tokenizer):
     (row,) = make_encoder(tiny_model_path)(["Hi?"], ["It is. capital"])
     prompt, first, second = (
         tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("Hi?", "It is.", " capital")
@@ -42,7 +40,7 @@ def test_markers_stand_before_the_response_and_behind_every_sentence(
     assert [row.sentences.text[start:end] for start, end in row.sentences.spans] == ["It is. ", "capital<|im_end|>"]
 
 
-def test_without_markers_the_tokens_stay_as_they_are(tiny_model_path: str, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_without_markers_the_tokens_stay_as_they_are(tiny_model_path, tokenizer):
     (row,) = make_encoder(tiny_model_path, marker=False)(["Hi?"], ["It is. capital"])
     prompt, first, second = (
         tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("Hi?", "It is.", " capital")
@@ -52,9 +50,7 @@ def test_without_markers_the_tokens_stay_as_they_are(tiny_model_path: str, token
 
 
 @pytest.mark.parametrize("marker", [True, False])
-def test_sentences_with_values_of_their_own_are_read_before_eos(
-    marker: bool, tiny_model_path: str, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_sentences_with_values_of_their_own_are_read_before_eos(marker, tiny_model_path, tokenizer):
     eos = tokenizer.eos_token_id
     read, only_eos = make_encoder(tiny_model_path, marker=marker, differences=False)(
         ["Hi?"] * 2, ["It is. capital", ""]
@@ -66,7 +62,7 @@ def test_sentences_with_values_of_their_own_are_read_before_eos(
     assert only_eos.sentence_ends[-1] == len(only_eos.input_ids) - 1
 
 
-def test_ids_of_the_policy_are_kept(tiny_model_path: str, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_ids_of_the_policy_are_kept(tiny_model_path, tokenizer):
     # Byte by byte: not how the tokenizer would encode this text.
     ids = [i for character in "Yes. No." for i in tokenizer(character, add_special_tokens=False)["input_ids"]]
     (row,) = make_encoder(tiny_model_path)(["Hi?"], ["Yes. No."], [ids])
@@ -89,7 +85,7 @@ def test_ids_of_the_policy_are_kept(tiny_model_path: str, tokenizer: PreTrainedT
 )
 @pytest.mark.parametrize("marker", [True, False])
 @pytest.mark.parametrize("messages", [True, False])
-def test_odd_texts(tiny_model_path: str, completion: str, num_sentences: int, marker: bool, messages: bool) -> None:
+def test_odd_texts(tiny_model_path, completion, num_sentences, marker, messages):
     prompt: Any = [{"role": "user", "content": "Hi?"}] if messages else "Hi?"
     response: Any = [{"role": "assistant", "content": completion}] if messages else completion
     (row,) = make_encoder(tiny_model_path, marker=marker)([prompt], [response])
@@ -101,13 +97,13 @@ def test_odd_texts(tiny_model_path: str, completion: str, num_sentences: int, ma
     assert row.sentences.spans[-1][1] == len(row.sentences.text)
 
 
-def test_no_token_is_no_sentence(tiny_model_path: str) -> None:
+def test_no_token_is_no_sentence(tiny_model_path):
     (row,) = make_encoder(tiny_model_path)(["Hi?"], [""], [[]])
     assert len(row.sentence_ends) == 1
     assert row.sentences.spans == []
 
 
-def test_text_cannot_contain_a_marker(tiny_model_path: str, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_text_cannot_contain_a_marker(tiny_model_path, tokenizer):
     # The id that stands at the place of a marker is the special token <|im_start|>, and the text says so as well.
     forged = tokenizer.decode([PLACEHOLDER])
     assert forged.startswith("<|")
@@ -119,7 +115,7 @@ def test_text_cannot_contain_a_marker(tiny_model_path: str, tokenizer: PreTraine
     assert row.input_ids.index(PLACEHOLDER) not in row.sentence_ends
 
 
-def test_too_many_sentences_become_one(tiny_model_path: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_too_many_sentences_become_one(tiny_model_path, caplog):
     encoder = make_encoder(tiny_model_path, max_sentences=3)
     with caplog.at_level(logging.WARNING):
         many, few = encoder(["Hi?"] * 2, ["A b. " * 5000, "A b. C d. E f."])
@@ -133,7 +129,7 @@ def test_too_many_sentences_become_one(tiny_model_path: str, caplog: pytest.LogC
     ]
 
 
-def test_long_rows(tiny_model_path: str) -> None:
+def test_long_rows(tiny_model_path):
     def encode(max_length: int | None, overlong_prompt: Any = "error") -> Any:
         encoder = make_encoder(tiny_model_path, max_length=max_length, overlong_prompt=overlong_prompt)
         return encoder(["The capital of France?"], ["Paris. Yes."])[0]
@@ -150,7 +146,7 @@ def test_long_rows(tiny_model_path: str) -> None:
         encode(4, "truncate_left")
 
 
-def test_rows_that_are_cut(tiny_model_path: str, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_rows_that_are_cut(tiny_model_path, tokenizer):
     def encode(prompt: str, completion: str, max_length: int, marker: bool = True) -> Any:
         encoder = make_encoder(tiny_model_path, max_length=max_length, marker=marker, overlong_prompt="cut")
         return encoder([prompt], [completion])[0]
@@ -185,13 +181,13 @@ def test_rows_that_are_cut(tiny_model_path: str, tokenizer: PreTrainedTokenizerB
     assert encode("a", "A b. " * 5000, 256).sentence_ends[-1] <= 255
 
 
-def test_a_segmenter_that_drops_text_is_refused(tiny_model_path: str) -> None:
+def test_a_segmenter_that_drops_text_is_refused(tiny_model_path):
     encoder = make_encoder(tiny_model_path, segmenter=lambda text: [(0, 2)])
     with pytest.raises(ValueError, match="do not tile"):
         encoder(["Hi?"], ["Yes."])
 
 
-def test_pad_batch() -> None:
+def test_pad_batch():
     batch = pad_batch([([5, 6, 7], [1, 2]), ([8], [0])], pad_token_id=9, multiple=2)
     assert batch["input_ids"].tolist() == [[5, 6, 7, 9], [8, 9, 9, 9]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 0, 0, 0]]

@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -23,6 +22,7 @@ from endotrl.sentence import SentenceRewardConfig
 from endotrl.sentence.frozen_layers import FrozenLayers
 from endotrl.sentence.preferences import DataCollatorForSentencePreference
 
+from ..support.helpers import QUIET
 from .test_trainer import make_args
 
 
@@ -39,7 +39,7 @@ DATASET = Dataset.from_list(ROWS)
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
 
 
@@ -65,9 +65,7 @@ def losses_and_weights(trainer: Any) -> tuple[list[float], dict[str, torch.Tenso
         (2, True, {"bf16": True}),
     ],
 )
-def test_is_training_with_layers_frozen_in_place(
-    count: int, marker: bool, settings: dict[str, Any], tiny_model_path: str, tmp_path: Path
-) -> None:
+def test_is_training_with_layers_frozen_in_place(count, marker, settings, tiny_model_path, tmp_path):
     args = dict(per_device_train_batch_size=4, max_steps=4, learning_rate=1e-2, **settings)
     plain = make_model(tiny_model_path, marker=marker)
     for module in (plain.get_input_embeddings(), plain.marker, *plain.backbone.layers[:count]):
@@ -121,7 +119,7 @@ SIZES = {
     ],
     ids=lambda config: config.model_type,
 )
-def test_families(config: Any, tmp_path: Path) -> None:
+def test_families(config, tmp_path):
     torch.manual_seed(0)
     model = SentenceRewardModel.from_backbone(AutoModel.from_config(config), SentenceRewardConfig(attention_dim=8))
     frozen = FrozenLayers(model, 2, make_args(tmp_path))  # compares itself with the whole model
@@ -138,7 +136,7 @@ def test_families(config: Any, tmp_path: Path) -> None:
     torch.testing.assert_close(frozen._record(rows)[0].states, states[0].detach())
 
 
-def test_what_cannot_start_in_the_middle(tiny_model_path: str, tmp_path: Path) -> None:
+def test_what_cannot_start_in_the_middle(tiny_model_path, tmp_path):
     model = make_model(tiny_model_path)
     model.backbone.layers[1].mlp = model.backbone.layers[0].mlp
     with pytest.raises(ValueError, match="share weights"):
@@ -154,7 +152,7 @@ def test_what_cannot_start_in_the_middle(tiny_model_path: str, tmp_path: Path) -
         FrozenLayers(model, 1, make_args(tmp_path))
 
 
-def test_states_are_made_once(tiny_model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_states_are_made_once(tiny_model_path, tmp_path, monkeypatch):
     calls: list[int] = []
     original = FrozenLayers._with_states
     monkeypatch.setattr(FrozenLayers, "_with_states", lambda self, rows: calls.append(1) or original(self, rows))
@@ -180,7 +178,7 @@ def test_states_are_made_once(tiny_model_path: str, tmp_path: Path, monkeypatch:
     assert len(calls) == 3
 
 
-def test_resumed_run_is_the_same(tiny_model_path: str, tmp_path: Path) -> None:
+def test_resumed_run_is_the_same(tiny_model_path, tmp_path):
     settings = dict(freeze_layers=1, max_steps=4, save_strategy="steps", save_steps=2, learning_rate=1e-2)
     args = make_args(tmp_path, per_device_train_batch_size=4, **settings)
     losses, weights = losses_and_weights(
@@ -194,7 +192,7 @@ def test_resumed_run_is_the_same(tiny_model_path: str, tmp_path: Path) -> None:
         torch.testing.assert_close(weight, weights[name])
 
 
-def test_sum_without_markers_is_trls_response_level_model(tiny_model_path: str, tmp_path: Path) -> None:
+def test_sum_without_markers_is_trls_response_level_model(tiny_model_path, tmp_path):
     model = make_model(tiny_model_path, marker=False, aggregator="sum")
     args = dict(per_device_train_batch_size=4, max_steps=3, learning_rate=1e-2)
     trainer = SentenceRewardTrainer(model, make_args(tmp_path, freeze_layers=1, **args), train_dataset=DATASET)
@@ -205,11 +203,8 @@ def test_sum_without_markers_is_trls_response_level_model(tiny_model_path: str, 
         module.requires_grad_(False)
     config = RewardConfig(
         str(tmp_path / "trl"),
-        report_to="none",
-        bf16=False,
-        use_cpu=True,
         logging_steps=1,
-        save_strategy="no",
+        **QUIET,
         **args,
     )
     encoded = trainer.train_dataset.select_columns(["chosen_ids", "rejected_ids"])
@@ -219,7 +214,7 @@ def test_sum_without_markers_is_trls_response_level_model(tiny_model_path: str, 
     assert losses_and_weights(trainer)[0] == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_first_layers_of_a_model_are_a_model(tiny_model_path: str, tmp_path: Path) -> None:
+def test_the_first_layers_of_a_model_are_a_model(tiny_model_path, tmp_path):
     args = make_args(tmp_path, freeze_layers=1, marker=False, max_steps=1, model_init_kwargs={"num_hidden_layers": 1})
     trainer = SentenceRewardTrainer(tiny_model_path, args, train_dataset=DATASET)
     trainer.train()
@@ -233,7 +228,7 @@ def test_the_first_layers_of_a_model_are_a_model(tiny_model_path: str, tmp_path:
     assert reward([row["prompt"]] * 2, [row["chosen"], row["rejected"]]) == pytest.approx(expected, abs=1e-5)
 
 
-def test_what_is_refused(tiny_model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_refused(tiny_model_path, tmp_path, monkeypatch):
     def make(count: int = 1, dataset: Any = DATASET, **kwargs: Any) -> SentenceRewardTrainer:
         args = make_args(tmp_path, freeze_layers=count, max_steps=1)
         return SentenceRewardTrainer(make_model(tiny_model_path), args, train_dataset=dataset, **kwargs)

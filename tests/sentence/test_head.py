@@ -8,7 +8,7 @@ import torch
 from endotrl.sentence.head import attention_weights, rotate, sentence_rewards
 
 
-def test_rewards_are_differences() -> None:
+def test_rewards_are_differences():
     values = torch.tensor([[1.0, 3.0, 2.0, 7.0], [4.0, 1.5, -9.0, -9.0]])
     mask = torch.tensor([[True] * 4, [True, True, False, False]])
     rewards = sentence_rewards(values, mask)
@@ -19,14 +19,14 @@ def test_rewards_are_differences() -> None:
     assert own.tolist() == [[0.0, 3.0, 2.0, 7.0], [0.0, 1.5, 0.0, 0.0]]
 
 
-def test_rotation_by_hand() -> None:
+def test_rotation_by_hand():
     # d = 2 has the one angle i * 10000^0 = i, in radians.
     rotated = rotate(torch.tensor([[[3.0, 4.0]] * 3]))
     expected = [[3.0, 4.0]] + [[3 * math.cos(i) - 4 * math.sin(i), 4 * math.cos(i) + 3 * math.sin(i)] for i in (1, 2)]
     torch.testing.assert_close(rotated, torch.tensor([expected]))
 
 
-def test_rotation_depends_on_the_difference_of_indices() -> None:
+def test_rotation_depends_on_the_difference_of_indices():
     generator = torch.Generator().manual_seed(0)
     query, key = torch.randn(2, 16, generator=generator)
     queries, keys = (rotate(vector.expand(1, 50, 16))[0] for vector in (query, key))
@@ -36,7 +36,7 @@ def test_rotation_depends_on_the_difference_of_indices() -> None:
         torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), rtol=1e-4, atol=1e-4)
 
 
-def test_weights_by_hand() -> None:
+def test_weights_by_hand():
     # q = k = (1, 0) for both sentences; turned by one radian, q of the last has cos(1) with the first and 1 with
     # itself.
     ones = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])
@@ -45,7 +45,7 @@ def test_weights_by_hand() -> None:
     torch.testing.assert_close(weights, torch.tensor([[first, second]]) / (first + second))
 
 
-def test_weights_against_complex_numbers() -> None:
+def test_weights_against_complex_numbers():
     generator = torch.Generator().manual_seed(1)
     queries, keys = torch.randn(2, 3, 5, 8, generator=generator)
     mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2, [True] + [False] * 4])
@@ -66,7 +66,7 @@ def test_weights_against_complex_numbers() -> None:
 
 
 @pytest.mark.parametrize("extra", [0, 4])
-def test_padding_changes_nothing(extra: int) -> None:
+def test_padding_changes_nothing(extra):
     generator = torch.Generator().manual_seed(2)
     queries, keys = torch.randn(2, 1, 3 + extra, 8, generator=generator)
     mask = torch.tensor([[True] * 3 + [False] * extra])

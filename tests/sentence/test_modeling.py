@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,7 +23,7 @@ ROWS = [
 
 
 @pytest.fixture(scope="module")
-def make_model(tiny_model_path: str) -> Any:
+def make_model(tiny_model_path):
     def make(**config: Any) -> SentenceRewardModel:
         torch.manual_seed(0)
         config = {"attention_dim": 8, **config}
@@ -39,7 +38,7 @@ def score(model: torch.nn.Module, rows: list[tuple[list[int], list[int]]], **kwa
 
 
 @pytest.mark.parametrize("marker", [True, False])
-def test_against_a_naive_loop(make_model: Any, marker: bool) -> None:
+def test_against_a_naive_loop(make_model, marker):
     model = make_model(marker=marker)
     head = model.sentence_head
     output = score(model, ROWS)
@@ -68,13 +67,13 @@ def test_against_a_naive_loop(make_model: Any, marker: bool) -> None:
         assert output.sentence_rewards[i, count:].abs().sum() == output.weights[i, count:].abs().sum() == 0
 
 
-def test_score_is_the_sum_of_weighted_rewards(make_model: Any) -> None:
+def test_score_is_the_sum_of_weighted_rewards(make_model):
     output = score(make_model(), ROWS)
     torch.testing.assert_close((output.weights * output.sentence_rewards).sum(-1), output.logits[:, 0], rtol=0, atol=0)
     torch.testing.assert_close(output.weights.sum(-1), torch.ones(len(ROWS)))
 
 
-def test_plain_sum_is_the_last_value(make_model: Any) -> None:
+def test_plain_sum_is_the_last_value(make_model):
     model = make_model(aggregator="sum")
     assert not hasattr(model.sentence_head, "query")
     output = score(model, ROWS)
@@ -86,7 +85,7 @@ def test_plain_sum_is_the_last_value(make_model: Any) -> None:
         torch.testing.assert_close(output.logits[i], model.sentence_head.value(last_state), rtol=1e-4, atol=1e-5)
 
 
-def test_own_values_of_sentences_are_added(make_model: Any) -> None:
+def test_own_values_of_sentences_are_added(make_model):
     model = make_model(aggregator="sum", differences=False, marker=False)
     output = score(model, ROWS)
     for i, (ids, ends) in enumerate(ROWS):
@@ -98,7 +97,7 @@ def test_own_values_of_sentences_are_added(make_model: Any) -> None:
 
 @pytest.mark.parametrize("marker", [True, False])
 @pytest.mark.parametrize("aggregator", ["attention", "sum"])
-def test_neighbours_order_and_padding_change_nothing(make_model: Any, marker: bool, aggregator: str) -> None:
+def test_neighbours_order_and_padding_change_nothing(make_model, marker, aggregator):
     model = make_model(marker=marker, aggregator=aggregator)
     together = score(model, ROWS)
     backwards = score(model, ROWS[::-1], multiple=32)
@@ -110,14 +109,14 @@ def test_neighbours_order_and_padding_change_nothing(make_model: Any, marker: bo
                 torch.testing.assert_close(other[name][j, :count], alone[name][0, :count], rtol=1e-4, atol=1e-5)
 
 
-def test_later_sentences_do_not_change_earlier_rewards(make_model: Any) -> None:
+def test_later_sentences_do_not_change_earlier_rewards(make_model):
     model = make_model()
     ids, ends = ROWS[0]
     whole, part = score(model, [(ids, ends)]), score(model, [(ids[:15], ends[:3])])
     torch.testing.assert_close(whole.sentence_rewards[:, :3], part.sentence_rewards, rtol=1e-4, atol=1e-5)
 
 
-def test_ids_at_markers_are_not_read(make_model: Any) -> None:
+def test_ids_at_markers_are_not_read(make_model):
     model = make_model()
     other = [i + 7 if position in ROWS[0][1] else i for position, i in enumerate(ROWS[0][0])]
     assert score(model, [(other, ROWS[0][1])]).logits == score(model, [ROWS[0]]).logits
@@ -126,7 +125,7 @@ def test_ids_at_markers_are_not_read(make_model: Any) -> None:
 
 
 @pytest.mark.parametrize("config", [{}, {"marker": False, "aggregator": "sum"}])
-def test_save_and_load(make_model: Any, tmp_path: Path, config: dict[str, Any]) -> None:
+def test_save_and_load(make_model, tmp_path, config):
     model = make_model(**config, max_sentences=33, segmenter="sat-3l")
     model.save_pretrained(tmp_path)
     loaded = SentenceRewardModel.from_pretrained(tmp_path).eval()
@@ -141,7 +140,7 @@ def test_save_and_load(make_model: Any, tmp_path: Path, config: dict[str, Any]) 
     torch.testing.assert_close(score(half, ROWS).logits, score(model, ROWS).logits, rtol=0.1, atol=0.1)
 
 
-def test_embeddings_can_grow(make_model: Any, tmp_path: Path) -> None:
+def test_embeddings_can_grow(make_model, tmp_path):
     # As with a chat template that brings tokens of its own.
     model = make_model()
     expected = score(model, ROWS).logits
@@ -153,7 +152,7 @@ def test_embeddings_can_grow(make_model: Any, tmp_path: Path) -> None:
     assert loaded.config.backbone_config.vocab_size == len(loaded.get_input_embeddings().weight) == 400
 
 
-def test_start_of_training(make_model: Any, tiny_model_path: str) -> None:
+def test_start_of_training(make_model, tiny_model_path):
     language_model = AutoModelForCausalLM.from_pretrained(tiny_model_path)
     model = make_model()
     for name, weight in language_model.model.state_dict().items():
@@ -168,15 +167,15 @@ def test_start_of_training(make_model: Any, tiny_model_path: str) -> None:
     assert again.backbone is language_model.model
 
 
-def test_start_at_equal_weights(make_model: Any) -> None:
+def test_start_at_equal_weights(make_model):
     weights = score(make_model(attention_init="equal"), ROWS).weights
     for row, (_, ends) in zip(weights, ROWS, strict=True):
         torch.testing.assert_close(row[: len(ends)], torch.full((len(ends),), 1 / len(ends)))
-    with pytest.raises(ValueError, match='"orthogonal" or "equal"'):
+    with pytest.raises(ValueError, match="must be one of 'orthogonal', 'equal'"):
         SentenceRewardConfig(attention_init="zero")
 
 
-def test_gradient_checkpointing_changes_no_gradient(make_model: Any) -> None:
+def test_gradient_checkpointing_changes_no_gradient(make_model):
     gradients = []
     for checkpointing in (False, True):
         model = make_model().train()
@@ -189,7 +188,7 @@ def test_gradient_checkpointing_changes_no_gradient(make_model: Any) -> None:
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6)
 
 
-def test_lora_trains_the_new_modules_whole(make_model: Any) -> None:
+def test_lora_trains_the_new_modules_whole(make_model):
     config = LoraConfig(r=2, target_modules="all-linear", modules_to_save=["sentence_head", "marker"])
     model = get_peft_model(make_model(), config)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
@@ -201,7 +200,7 @@ def test_lora_trains_the_new_modules_whole(make_model: Any) -> None:
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
-def test_what_is_refused(make_model: Any, tiny_model_path: str) -> None:
+def test_what_is_refused(make_model, tiny_model_path):
     model = make_model(max_sentences=2)
     batch = pad_batch(ROWS[:1], pad_token_id=0)
     with pytest.raises(ValueError, match="3 sentences, more than the `max_sentences`"):
@@ -227,7 +226,7 @@ def test_what_is_refused(make_model: Any, tiny_model_path: str) -> None:
 
 
 @pytest.mark.parametrize("lost", ["sentence_head", "marker", "backbone.layers.1"])
-def test_a_checkpoint_that_lacks_weights_is_refused(make_model: Any, tmp_path: Path, lost: str) -> None:
+def test_a_checkpoint_that_lacks_weights_is_refused(make_model, tmp_path, lost):
     make_model().save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     save_file({name: w for name, w in weights.items() if not name.startswith(lost)}, tmp_path / "model.safetensors")
@@ -235,7 +234,7 @@ def test_a_checkpoint_that_lacks_weights_is_refused(make_model: Any, tmp_path: P
         SentenceRewardModel.from_pretrained(tmp_path)
 
 
-def test_an_adapter_without_the_head_is_refused(make_model: Any, tmp_path: Path) -> None:
+def test_an_adapter_without_the_head_is_refused(make_model, tmp_path):
     model = make_model()
     get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path)
     model.config.save_pretrained(tmp_path)
@@ -243,7 +242,7 @@ def test_an_adapter_without_the_head_is_refused(make_model: Any, tmp_path: Path)
         SentenceRewardModel.from_pretrained(tmp_path)
 
 
-def test_other_folders_are_refused(make_model: Any, tiny_model_path: str, tmp_path: Path) -> None:
+def test_other_folders_are_refused(make_model, tiny_model_path, tmp_path):
     with pytest.raises(ValueError, match="'llama', not a sentence reward model"):
         SentenceRewardModel.from_pretrained(tiny_model_path)
     with pytest.raises(ValueError, match="no `backbone_config`"):
@@ -273,7 +272,7 @@ SMALL = {"vocab_size": 128, "hidden_size": 32, "num_attention_heads": 4, "num_hi
     ],
     ids=lambda config: config.model_type,
 )
-def test_model_families(backbone_config: transformers.PretrainedConfig, tmp_path: Path) -> None:
+def test_model_families(backbone_config, tmp_path):
     torch.manual_seed(0)
     language_model = AutoModelForCausalLM.from_config(backbone_config)
     model = SentenceRewardModel.from_backbone(language_model, SentenceRewardConfig(attention_dim=8)).eval()

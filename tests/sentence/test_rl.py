@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The trainers that credit tokens, on a sentence reward model."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +20,7 @@ from endotrl import (
 from endotrl.rewards import DenseReward, DenseScores, SentencePooledReward
 from endotrl.sentence import SentenceRewardConfig
 
-from ..support.helpers import weights
+from ..support.helpers import QUIET, weights
 
 
 class Spy:
@@ -47,9 +46,7 @@ class Spy:
 @pytest.mark.parametrize(
     ("trainer_class", "config_class"), [(DenseGRPOTrainer, DenseGRPOConfig), (PPOTrainer, PPOConfig)]
 )
-def test_rewards_of_sentences(
-    trainer_class: Any, config_class: Any, kind: str, tiny_model_path: str, tmp_path: Path
-) -> None:
+def test_rewards_of_sentences(trainer_class, config_class, kind, tiny_model_path, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_path)
     torch.manual_seed(0)
     if kind == "trained":
@@ -59,18 +56,14 @@ def test_rewards_of_sentences(
         spy = Spy(SentencePooledReward(EndogenousReward(tiny_model_path), tokenizer))
     args = config_class(
         output_dir=str(tmp_path),
-        report_to="none",
-        bf16=False,
-        use_cpu=True,
         max_steps=1,
         num_generations=2,
         num_iterations=1,
         per_device_train_batch_size=4,
         max_completion_length=24,
         logging_steps=1,
-        save_strategy="no",
-        disable_tqdm=True,
         learning_rate=1e-3,
+        **QUIET,
     )
     dataset = Dataset.from_dict({"prompt": ["What is it?", "Hi?", "So?", "And?"]})
     trainer = trainer_class(tiny_model_path, reward_funcs=spy, args=args, train_dataset=dataset)

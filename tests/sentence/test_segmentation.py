@@ -45,7 +45,7 @@ PROSE = [
 
 
 @pytest.mark.parametrize("sentences", PROSE, ids=lambda sentences: sentences[0])
-def test_prose(sentences: list[str]) -> None:
+def test_prose(sentences):
     assert split(" ".join(sentences)) == [sentence.strip() for sentence in sentences]
 
 
@@ -62,7 +62,7 @@ def test_prose(sentences: list[str]) -> None:
     ids=["zh", "ja", "ar", "hi", "hy"],
 )
 @pytest.mark.parametrize("space", ["", " "])
-def test_scripts(sentences: list[str], space: str) -> None:
+def test_scripts(sentences, space):
     assert split(space.join(sentences)) == sentences
 
 
@@ -88,7 +88,7 @@ MARKDOWN = [
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n"], ids=["lf", "crlf"])
 @pytest.mark.parametrize("units", MARKDOWN, ids=str)
-def test_markdown(units: list[str | tuple[str, ...]], newline: str) -> None:
+def test_markdown(units, newline):
     text = newline.join(newline.join(unit) if isinstance(unit, tuple) else unit for unit in units)
     assert split(text) == [unit if isinstance(unit, str) else newline.join(unit) for unit in units if unit]
 
@@ -107,11 +107,11 @@ def test_markdown(units: list[str | tuple[str, ...]], newline: str) -> None:
         "  \n ",
     ],
 )
-def test_one_sentence(whole: str) -> None:
+def test_one_sentence(whole):
     assert RuleSegmenter()(whole) == [(0, len(whole))]
 
 
-def test_unclosed_and_escaped_delimiters_protect_nothing() -> None:
+def test_unclosed_and_escaped_delimiters_protect_nothing():
     assert split(r"Pay \$5. Then $6. Then \[ never closed. Then `this. End") == [
         r"Pay \$5.",
         "Then $6.",
@@ -121,7 +121,7 @@ def test_unclosed_and_escaped_delimiters_protect_nothing() -> None:
     ]
 
 
-def test_empty_text_has_no_sentence() -> None:
+def test_empty_text_has_no_sentence():
     assert RuleSegmenter()("") == []
 
 
@@ -146,7 +146,7 @@ RULE_TEXT = st.lists(
 
 @given(st.one_of(st.text(), RULE_TEXT))
 @settings(max_examples=400, deadline=None)
-def test_spans_always_tile(text: str) -> None:
+def test_spans_always_tile(text):
     check_tiling(text, RuleSegmenter()(text))
 
 
@@ -176,7 +176,7 @@ def test_spans_always_tile(text: str) -> None:
         "J. ",
     ],
 )
-def test_linear_time(pattern: str) -> None:
+def test_linear_time(pattern):
     # A quadratic rule needs minutes for so long a text, a linear one a second.
     text = pattern * (200_000 // len(pattern))
     start = time.process_time()
@@ -184,18 +184,18 @@ def test_linear_time(pattern: str) -> None:
     assert time.process_time() - start < 10
 
 
-def test_load_segmenter() -> None:
+def test_load_segmenter():
     assert isinstance(load_segmenter("rules"), RuleSegmenter)
     assert pickle.loads(pickle.dumps(RuleSegmenter()))("A b. C d.") == [(0, 5), (5, 9)]
 
 
-def test_sat_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sat_says_what_to_install(monkeypatch):
     monkeypatch.setattr("endotrl.sentence.segmentation.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"endotrl\[sat\]"):
         load_segmenter("sat-3l")
 
 
-def test_sat_segments_are_placed_in_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sat_segments_are_placed_in_the_text(monkeypatch):
     class SaT:
         """
         Returns sentences as wtpsplit does: whitespace kept behind them, but split at line breaks, which it drops.
@@ -209,7 +209,7 @@ def test_sat_segments_are_placed_in_the_text(monkeypatch: pytest.MonkeyPatch) ->
             return ["this is one ", "this is two", "", "three"]
 
     module = types.ModuleType("wtpsplit")
-    module.SaT = SaT  # type: ignore[attr-defined]
+    module.SaT = SaT
     monkeypatch.setitem(sys.modules, "wtpsplit", module)
     monkeypatch.setattr("endotrl.sentence.segmentation.find_spec", lambda name: True)
     segmenter = SatSegmenter("sat-3l-sm", language="en")
@@ -220,7 +220,7 @@ def test_sat_segments_are_placed_in_the_text(monkeypatch: pytest.MonkeyPatch) ->
     assert pickle.loads(pickle.dumps(segmenter))._sat is None
 
 
-def test_align_refuses_another_text() -> None:
+def test_align_refuses_another_text():
     with pytest.raises(ValueError, match="does not follow character 2"):
         align("a b c", ["a ", "c"])
     with pytest.raises(ValueError, match="left out the text from character 1"):
@@ -230,6 +230,6 @@ def test_align_refuses_another_text() -> None:
 
 
 @pytest.mark.parametrize("spans", [[(0, 2)], [(0, 1), (2, 3)], [(0, 2), (1, 3)], [(1, 3)], [(0, 3), (3, 3)], []])
-def test_check_tiling(spans: list[tuple[int, int]]) -> None:
+def test_check_tiling(spans):
     with pytest.raises(ValueError, match="do not tile"):
         check_tiling("abc", spans)

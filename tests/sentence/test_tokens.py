@@ -2,14 +2,14 @@
 import random
 
 import pytest
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer
 
 from endotrl.rendering.offsets import decode_with_offsets
 from endotrl.sentence import RuleSegmenter, find_sentences, last_tokens
 
 
 @pytest.fixture
-def tokenizer(tiny_model_path: str) -> PreTrainedTokenizerBase:
+def tokenizer(tiny_model_path):
     return AutoTokenizer.from_pretrained(tiny_model_path)
 
 
@@ -26,7 +26,7 @@ LAST_TOKENS = [
 
 
 @pytest.mark.parametrize(("tokens", "sentences", "expected"), LAST_TOKENS, ids=str)
-def test_last_tokens(tokens: list[str], sentences: list[str], expected: list[int]) -> None:
+def test_last_tokens(tokens, sentences, expected):
     def spans(pieces: list[str]) -> list[tuple[int, int]]:
         ends = [len("".join(pieces[: i + 1])) for i in range(len(pieces))]
         return list(zip([0, *ends], ends, strict=False))
@@ -35,7 +35,7 @@ def test_last_tokens(tokens: list[str], sentences: list[str], expected: list[int
     assert last_tokens("".join(tokens), spans(sentences), spans(tokens)) == expected
 
 
-def test_last_tokens_needs_tokens() -> None:
+def test_last_tokens_needs_tokens():
     assert last_tokens("", [], []) == []
     with pytest.raises(ValueError, match="no token"):
         last_tokens("a", [(0, 1)], [])
@@ -59,7 +59,7 @@ def sentencepiece_tokenizer() -> object:
 
 
 @pytest.mark.parametrize("kind", ["byte-level", "sentencepiece"])
-def test_sentences_of_real_tokenizers_end_at_their_tokens(kind: str, tiny_model_path: str) -> None:
+def test_sentences_of_real_tokenizers_end_at_their_tokens(kind, tiny_model_path):
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_path) if kind == "byte-level" else sentencepiece_tokenizer()
     pieces = ["The", "a", "好。", "😀!", "so", "etc.", "on.", "no...", "!", "\n", "é.", "न।", "\n\n", "1.5"]
     rng = random.Random(0)
@@ -78,7 +78,7 @@ def test_sentences_of_real_tokenizers_end_at_their_tokens(kind: str, tiny_model_
         assert ends[-1] == len(ids) - 1
 
 
-def test_one_token_can_write_several_sentences(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_one_token_can_write_several_sentences(tokenizer):
     def every_character(text: str) -> list[tuple[int, int]]:
         return [(i, i + 1) for i in range(len(text))]
 
@@ -90,7 +90,7 @@ def test_one_token_can_write_several_sentences(tokenizer: PreTrainedTokenizerBas
     assert [sentences.text[start:end] for start, end in sentences.spans] == ["The ", "capital", "."]
 
 
-def test_tools_are_in_no_sentence(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_tools_are_in_no_sentence(tokenizer):
     def encode(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 

@@ -17,20 +17,18 @@ from trl import RewardConfig, RewardTrainer, TrlParser
 from endotrl import SentenceReward, SentenceRewardModel, SentenceRewardTrainer, SentenceRewardTrainerConfig
 from endotrl.sentence.preferences import DataCollatorForSentencePreference, PairEncoder
 
+from ..support.helpers import QUIET
+
 
 def make_args(tmp_path: Path, **settings: Any) -> SentenceRewardTrainerConfig:
     return SentenceRewardTrainerConfig(
         **{
             "output_dir": str(tmp_path / "run"),
-            "report_to": "none",
-            "bf16": False,
             "gradient_checkpointing": False,
             "per_device_train_batch_size": 8,
             "attention_dim": 8,
             "logging_steps": 1,
-            "save_strategy": "no",
-            "use_cpu": True,
-            "disable_tqdm": True,
+            **QUIET,
             **settings,
         }
     )
@@ -65,7 +63,7 @@ ROWS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("form", ROWS)
-def test_every_form_of_a_preference(form: str, tiny_model_path: str, tmp_path: Path) -> None:
+def test_every_form_of_a_preference(form, tiny_model_path, tmp_path):
     dataset = Dataset.from_list([ROWS[form]] * 4)
     trainer = SentenceRewardTrainer(tiny_model_path, make_args(tmp_path), train_dataset=dataset)
     row = trainer.train_dataset[0]
@@ -82,7 +80,7 @@ def test_every_form_of_a_preference(form: str, tiny_model_path: str, tmp_path: P
     assert row["length"] == max(len(row["chosen_ids"]), len(row["rejected_ids"]))
 
 
-def test_implicit_prompts_are_cut_between_words(tiny_model_path: str) -> None:
+def test_implicit_prompts_are_cut_between_words(tiny_model_path):
     config = SentenceRewardModel.from_backbone(tiny_model_path).config
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_path)
     encode = PairEncoder(tokenizer, config)
@@ -97,7 +95,7 @@ def test_implicit_prompts_are_cut_between_words(tiny_model_path: str) -> None:
         assert tokenizer.decode(row["chosen_ids"][2:-1]) == chosen + "<|im_end|>"
 
 
-def test_first_step_is_the_loss_by_hand(tiny_model_path: str, tmp_path: Path) -> None:
+def test_first_step_is_the_loss_by_hand(tiny_model_path, tmp_path):
     rows = [{**ROWS["explicit"], "margin": margin} for margin in (0.0, 0.5, -2.0, 1.0)]
     args = make_args(tmp_path, center_rewards_coefficient=0.1, max_steps=1, per_device_train_batch_size=4)
     trainer = SentenceRewardTrainer(tiny_model_path, args, train_dataset=Dataset.from_list(rows))
@@ -114,9 +112,7 @@ def test_first_step_is_the_loss_by_hand(tiny_model_path: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize("adapter", [False, True])
 @pytest.mark.parametrize(("given", "expected"), [(None, 1e-2 / math.sqrt(8)), (3e-3, 3e-3), (0.0, 0.0)])
-def test_attention_has_a_learning_rate_of_its_own(
-    given: float | None, expected: float, adapter: bool, tiny_model_path: str, tmp_path: Path
-) -> None:
+def test_attention_has_a_learning_rate_of_its_own(given, expected, adapter, tiny_model_path, tmp_path):
     # The first step of Adam moves every entry by its learning rate, whatever the gradient is.
     args = make_args(
         tmp_path, learning_rate=1e-2, attention_learning_rate=given, max_steps=1, weight_decay=0.0, max_grad_norm=1e9
@@ -138,7 +134,7 @@ def test_attention_has_a_learning_rate_of_its_own(
 @pytest.mark.slow
 @pytest.mark.parametrize("marker", [True, False])
 @pytest.mark.parametrize("aggregator", ["attention", "sum"])
-def test_learns_a_preference(marker: bool, aggregator: str, tiny_model_path: str, tmp_path: Path) -> None:
+def test_learns_a_preference(marker, aggregator, tiny_model_path, tmp_path):
     # Responses that say "Paris" in one of their sentences are preferred: told from the others by what they say, not by
     # length or place. Held out are other combinations of sentences.
     fillers = ["It is.", "What is it?", "The tool is.", "I am.", "So it is.", "Yes it is."]
@@ -167,7 +163,7 @@ def test_learns_a_preference(marker: bool, aggregator: str, tiny_model_path: str
     assert same == ({"sentence_head.value.bias"} if aggregator == "sum" else set())
 
 
-def test_default_lora_is_that_of_the_backbone(tiny_model_path: str, tmp_path: Path) -> None:
+def test_default_lora_is_that_of_the_backbone(tiny_model_path, tmp_path):
     args = make_args(tmp_path)
     adapter = LoraConfig(r=2)
     trainer = SentenceRewardTrainer(
@@ -179,7 +175,7 @@ def test_default_lora_is_that_of_the_backbone(tiny_model_path: str, tmp_path: Pa
     assert adapter.target_modules is None  # the caller's stays as it is
 
 
-def test_adapters_of_prompts_are_refused(tiny_model_path: str, tmp_path: Path) -> None:
+def test_adapters_of_prompts_are_refused(tiny_model_path, tmp_path):
     adapter = PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2)
     with pytest.raises(ValueError, match="in front of the text"):
         SentenceRewardTrainer(
@@ -191,7 +187,7 @@ def test_adapters_of_prompts_are_refused(tiny_model_path: str, tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_lora_adapter_is_saved_and_loaded(tiny_model_path: str, tmp_path: Path) -> None:
+def test_lora_adapter_is_saved_and_loaded(tiny_model_path, tmp_path):
     dataset = Dataset.from_list([ROWS["explicit messages"]] * 16)
     args = make_args(tmp_path, learning_rate=1e-2, gradient_checkpointing=True, max_steps=3, aggregator="sum")
     peft_config = LoraConfig(r=2, target_modules="all-linear")
@@ -210,7 +206,7 @@ def test_lora_adapter_is_saved_and_loaded(tiny_model_path: str, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_a_trained_model_is_trained_further(tiny_model_path: str, tmp_path: Path) -> None:
+def test_a_trained_model_is_trained_further(tiny_model_path, tmp_path):
     dataset = Dataset.from_list([ROWS["explicit"]] * 16)
     args = make_args(tmp_path, max_steps=1, marker=False, segmenter="rules", save_strategy="steps", save_steps=1)
     trainer = SentenceRewardTrainer(tiny_model_path, args, train_dataset=dataset)
@@ -228,7 +224,7 @@ def test_a_trained_model_is_trained_further(tiny_model_path: str, tmp_path: Path
     again.train()
 
 
-def test_streamed_datasets_and_grouping_by_length(tiny_model_path: str, tmp_path: Path) -> None:
+def test_streamed_datasets_and_grouping_by_length(tiny_model_path, tmp_path):
     rows = [{**ROWS["explicit"], "chosen": " Yes." * n} for n in range(1, 17)]
     stream = IterableDataset.from_generator(lambda: iter(rows))
     args = make_args(tmp_path, max_steps=2)
@@ -242,7 +238,7 @@ def test_streamed_datasets_and_grouping_by_length(tiny_model_path: str, tmp_path
     assert sampler.lengths == list(trainer.train_dataset["length"]) == sorted(sampler.lengths)
 
 
-def test_long_rows_are_left_out(tiny_model_path: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_long_rows_are_left_out(tiny_model_path, tmp_path, caplog):
     rows = [ROWS["explicit"], {**ROWS["explicit"], "chosen": " Yes." * 40}]
     args = make_args(tmp_path, max_length=100)
     trainer = SentenceRewardTrainer(tiny_model_path, args, train_dataset=Dataset.from_list(rows))
@@ -252,7 +248,7 @@ def test_long_rows_are_left_out(tiny_model_path: str, tmp_path: Path, caplog: py
         SentenceRewardTrainer(tiny_model_path, args, train_dataset=Dataset.from_list(rows[1:]))
 
 
-def test_segments_once(tiny_model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_segments_once(tiny_model_path, tmp_path, monkeypatch):
     path = tmp_path / "rows.json"
     path.write_text(json.dumps([{**ROWS["explicit"], "chosen": f" {tmp_path.name}. Yes."}] * 4))
     calls = []
@@ -264,7 +260,7 @@ def test_segments_once(tiny_model_path: str, tmp_path: Path, monkeypatch: pytest
     assert len(calls) in (4, 5)  # `map` may try the first row before
 
 
-def test_own_segmenter(tiny_model_path: str, tmp_path: Path) -> None:
+def test_own_segmenter(tiny_model_path, tmp_path):
     def whole(text: str) -> list[tuple[int, int]]:
         return [(0, len(text))] if text else []
 
@@ -277,7 +273,7 @@ def test_own_segmenter(tiny_model_path: str, tmp_path: Path) -> None:
     SentenceReward(str(tmp_path / "run"), segmenter=whole)
 
 
-def test_what_is_refused(tiny_model_path: str, tmp_path: Path) -> None:
+def test_what_is_refused(tiny_model_path, tmp_path):
     from transformers import AutoModelForSequenceClassification
 
     dataset = Dataset.from_list([ROWS["explicit"]] * 4)
@@ -304,7 +300,7 @@ def test_what_is_refused(tiny_model_path: str, tmp_path: Path) -> None:
         SentenceRewardTrainer(tiny_model_path, make_args(tmp_path), train_dataset=tokenized)
 
 
-def test_collator() -> None:
+def test_collator():
     collator = DataCollatorForSentencePreference(pad_token_id=9)
     row = {"chosen_ids": [1, 2, 3], "chosen_ends": [0, 2], "rejected_ids": [4], "rejected_ends": [0], "margin": 0.5}
     batch = collator([row, {**row, "margin": 1.0}])
@@ -313,7 +309,7 @@ def test_collator() -> None:
     assert batch["margin"].tolist() == [0.5, 1.0]
 
 
-def test_config_is_parsed_as_trl_parses_its_own(tmp_path: Path) -> None:
+def test_config_is_parsed_as_trl_parses_its_own(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("output_dir: out\nmarker: false\naggregator: sum\nlearning_rate: 3.0e-06\n")
     (args,) = TrlParser((SentenceRewardTrainerConfig,)).parse_args_and_config(
@@ -322,7 +318,7 @@ def test_config_is_parsed_as_trl_parses_its_own(tmp_path: Path) -> None:
     assert (args.marker, args.aggregator, args.max_sentences, args.learning_rate) == (False, "sum", 7, 3e-6)
 
 
-def test_what_the_trainer_relies_on_in_trl() -> None:
+def test_what_the_trainer_relies_on_in_trl():
     # `SentenceRewardTrainer` overrides these, and TRL's trainer calls them so.
     parameters = list(inspect.signature(RewardTrainer._prepare_dataset).parameters)
     assert parameters == ["self", "dataset", "processing_class", "args", "dataset_name"]

@@ -17,6 +17,7 @@ os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 from datasets import Dataset
 
 from endotrl import DenseGRPOConfig, DenseGRPOTrainer
+from tests.support.helpers import QUIET
 from tests.support.worker import leave_group
 
 
@@ -97,12 +98,8 @@ def make_trainer(model: str, output: Path, functions: list[Any], settings: dict[
         learning_rate=0.1,
         optim="sgd",
         logging_steps=1,
-        save_strategy="no",
-        report_to=[],
-        use_cpu=True,
-        bf16=False,
-        disable_tqdm=True,
         shuffle_dataset=False,
+        **QUIET,
         **settings,
     )
     dataset = Dataset.from_dict({"prompt": ["a", "b"] * 8})

@@ -32,29 +32,29 @@ class TestSameCreditForAllTokens:
 
     def scalar(self, rewards: Tensor | None = None, **settings: object) -> list[float]:
         rewards = self.REWARDS if rewards is None else rewards
-        result = dense_advantages(rewards, {}, torch.ones(len(rewards), 1), self.WEIGHTS, 3, **settings)  # type: ignore[arg-type]
+        result = dense_advantages(rewards, {}, torch.ones(len(rewards), 1), self.WEIGHTS, 3, **settings)
         return result[:, 0].tolist()
 
-    def test_scaled_by_group(self) -> None:
+    def test_scaled_by_group(self):
         first, second = self.TOTALS[:3], self.TOTALS[3:]
         expected = [(x - sum(group) / 3) / (std(group) + 1e-4) for group in (first, second) for x in group]
         assert self.scalar() == pytest.approx(expected, rel=1e-5)
 
-    def test_scaled_by_batch(self) -> None:
+    def test_scaled_by_batch(self):
         first, second = self.TOTALS[:3], self.TOTALS[3:]
         expected = [(x - sum(group) / 3) / (std(self.TOTALS) + 1e-4) for group in (first, second) for x in group]
         assert self.scalar(scale_rewards="batch") == pytest.approx(expected, rel=1e-5)
 
-    def test_not_scaled(self) -> None:
+    def test_not_scaled(self):
         expected = [x - sum(group) / 3 for group in (self.TOTALS[:3], self.TOTALS[3:]) for x in group]
         assert self.scalar(scale_rewards="none") == pytest.approx(expected, rel=1e-5)
 
-    def test_leave_one_out(self) -> None:
+    def test_leave_one_out(self):
         totals = self.TOTALS[:3]
         expected = [totals[i] - (sum(totals) - totals[i]) / 2 for i in range(3)]
         assert self.scalar(scale_rewards="none", leave_one_out=True)[:3] == pytest.approx(expected, rel=1e-5)
 
-    def test_normalized_by_function(self) -> None:
+    def test_normalized_by_function(self):
         columns = self.REWARDS.T.tolist()
         normalized = [
             [(x - sum(group) / 3) / (std(group) + 1e-4) for group in (column[:3], column[3:]) for x in group]
@@ -65,14 +65,14 @@ class TestSameCreditForAllTokens:
         actual = self.scalar(multi_objective_aggregation="normalize_then_sum")
         assert actual == pytest.approx(expected, rel=1e-4)
 
-    def test_none_counts_as_zero_next_to_another_reward(self) -> None:
+    def test_none_counts_as_zero_next_to_another_reward(self):
         rewards = self.REWARDS.clone()
         rewards[1, 1] = math.nan
         totals = [3.5, 0.0, 4.0]
         expected = [(x - sum(totals) / 3) / (std(totals) + 1e-4) for x in totals]
         assert self.scalar(rewards)[:3] == pytest.approx(expected, rel=1e-5)
 
-    def test_none_counts_as_the_average_when_normalized_by_function(self) -> None:
+    def test_none_counts_as_the_average_when_normalized_by_function(self):
         rewards = self.REWARDS.clone()
         rewards[1, 1] = math.nan
         columns = [[1.0, 0.0, 2.0], [5.0, 4.0]]
@@ -85,7 +85,7 @@ class TestSameCreditForAllTokens:
     @pytest.mark.parametrize(
         "settings", [{}, {"scale_rewards": "batch"}, {"multi_objective_aggregation": "normalize_then_sum"}]
     )
-    def test_no_reward_at_all(self, settings: dict[str, str]) -> None:
+    def test_no_reward_at_all(self, settings):
         rewards = torch.cat([self.REWARDS[:3], torch.full((1, 2), math.nan)])[[0, 3, 2]]
         advantages = self.scalar(rewards, **settings)
         assert advantages[1] == 0.0
@@ -95,13 +95,13 @@ class TestSameCreditForAllTokens:
     @pytest.mark.parametrize(
         "settings", [{}, {"scale_rewards": "batch"}, {"multi_objective_aggregation": "normalize_then_sum"}]
     )
-    def test_no_reward_anywhere(self, settings: dict[str, str]) -> None:
+    def test_no_reward_anywhere(self, settings):
         assert self.scalar(torch.full((6, 2), math.nan), **settings) == [0.0] * 6
 
     @pytest.mark.parametrize("scale_rewards", ["group", "batch", "none"])
     @pytest.mark.parametrize("aggregation", ["sum_then_normalize", "normalize_then_sum"])
     @pytest.mark.parametrize("leave_one_out", [False, True])
-    def test_dense_reward_at_the_last_token(self, scale_rewards: str, aggregation: str, leave_one_out: bool) -> None:
+    def test_dense_reward_at_the_last_token(self, scale_rewards, aggregation, leave_one_out):
         mask = torch.arange(4) < self.LENGTHS[:, None]
         token_rewards = torch.zeros(6, 4)
         token_rewards[torch.arange(6), self.LENGTHS - 1] = self.REWARDS[:, 1]
@@ -111,13 +111,13 @@ class TestSameCreditForAllTokens:
             "multi_objective_aggregation": aggregation,
             "leave_one_out": leave_one_out,
         }
-        dense = dense_advantages(self.REWARDS, {1: to_go}, mask.float(), self.WEIGHTS, 3, **settings)  # type: ignore[arg-type]
-        expected = torch.tensor(self.scalar(**settings))[:, None].expand(6, 4) * mask  # type: ignore[arg-type]
+        dense = dense_advantages(self.REWARDS, {1: to_go}, mask.float(), self.WEIGHTS, 3, **settings)
+        expected = torch.tensor(self.scalar(**settings))[:, None].expand(6, 4) * mask
         torch.testing.assert_close(dense, expected)
 
 
 class TestScale:
-    def test_same_total_earned_elsewhere(self) -> None:
+    def test_same_total_earned_elsewhere(self):
         # TRL's standard deviation, of the totals, is 0 here, and would make these advantages 10^4 times as large.
         mask = torch.ones(2, 2, dtype=torch.bool)
         to_go = rewards_to_go(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), None, torch.arange(2).expand(2, 2), mask)
@@ -125,7 +125,7 @@ class TestScale:
         # Credit: 0 before the first token, -1/2 and 1/2 before the second; sigma^2 = (1/8 + 1/8) / (2 - 1).
         torch.testing.assert_close(advantages, torch.tensor([[0.0, -1.0], [0.0, 1.0]]), rtol=1e-3, atol=1e-6)
 
-    def test_mean_square_is_one(self) -> None:
+    def test_mean_square_is_one(self):
         torch.manual_seed(0)
         mask = torch.arange(9) < torch.tensor([3, 9, 5, 1])[:, None]
         to_go = rewards_to_go(5 * torch.randn(4, 9), None, torch.arange(9).expand(4, 9), mask)
@@ -133,7 +133,7 @@ class TestScale:
         mean_squares = advantages.square().sum(1) / mask.sum(1)
         assert mean_squares.sum().item() / (4 - 1) == pytest.approx(1.0, rel=1e-3)
 
-    def test_sentences_weigh_as_many_tokens_as_they_have(self) -> None:
+    def test_sentences_weigh_as_many_tokens_as_they_have(self):
         # The same credit, told as two sentences of 3 and 1 tokens, or token by token.
         to_go = torch.tensor([[4.0, 1.0], [2.0, 3.0]])
         num_tokens = torch.tensor([[3.0, 1.0], [3.0, 1.0]])
@@ -245,7 +245,7 @@ class TestExpectedGradient:
     @pytest.mark.parametrize("kind", ["any", "endogenous"])
     @pytest.mark.parametrize("with_outcome", [False, True])
     @pytest.mark.parametrize("loo", [False, True])
-    def test_is_that_of_the_expected_reward(self, granularity: str, kind: str, with_outcome: bool, loo: bool) -> None:
+    def test_is_that_of_the_expected_reward(self, granularity, kind, with_outcome, loo):
         mdp = self.mdp
         token_rewards, values = self.rewards(kind)
         segment_ids = self.segments(granularity)
@@ -256,7 +256,7 @@ class TestExpectedGradient:
         torch.testing.assert_close(mean, exact, rtol=1e-4, atol=1e-6)
         assert exact.norm() > 0.05
 
-    def test_soft_value_turns_bellman_rewards_into_log_probabilities(self) -> None:
+    def test_soft_value_turns_bellman_rewards_into_log_probabilities(self):
         mdp = self.mdp
         bellman, values = self.rewards("endogenous")
         log_probs = mdp.take(mdp.frozen.log_softmax(-1))
@@ -270,7 +270,7 @@ class TestExpectedGradient:
         )
 
     @pytest.mark.parametrize("kind", ["any", "endogenous"])
-    def test_varies_less_than_scalar_credit(self, kind: str) -> None:
+    def test_varies_less_than_scalar_credit(self, kind):
         mdp = self.mdp
         token_rewards, values = self.rewards(kind)
         variance = {
@@ -282,7 +282,7 @@ class TestExpectedGradient:
         assert variance["token"] < 0.95 * variance["outcome"]  # three tokens leave little to gain
         assert variance["token"] < variance["sentence"]
 
-    def test_discount_makes_it_another_one(self) -> None:
+    def test_discount_makes_it_another_one(self):
         # The default is the estimator without bias: this is what `gamma` < 1 gives up.
         mdp = self.mdp
         token_rewards, _ = self.rewards("any")
@@ -298,7 +298,7 @@ class TestExpectedGradient:
 
 
 @pytest.mark.parametrize(("eos_logit", "mean_length"), [(0.0, 14), (-1.5, 30), (-3.0, 37)])
-def test_less_variance_on_longer_completions(eos_logit: float, mean_length: int) -> None:
+def test_less_variance_on_longer_completions(eos_logit, mean_length):
     """
     Sampled: a random policy over 8 tokens that sees the last one, completions of up to 40 tokens, rewards the
     log-probabilities under another random model. Measured: 0.49, 0.61 and 0.62 of the variance of scalar credit.

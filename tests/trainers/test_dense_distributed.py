@@ -14,14 +14,14 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def one(tiny_policy_path: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def one(tiny_policy_path, tmp_path_factory):
     output = tmp_path_factory.mktemp("one")
     main(tiny_policy_path, output)
     return json.loads((output / "rank-0.json").read_text())
 
 
 @pytest.fixture(scope="module")
-def two(tiny_policy_path: str, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def two(tiny_policy_path, tmp_path_factory):
     """Results of the two processes."""
     output = tmp_path_factory.mktemp("two")
     finished = torchrun(
@@ -37,7 +37,7 @@ def joined(ranks: list[dict[str, Any]], key: str) -> list[list[list[float]]]:
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_two_processes_are_one(run: str, one: dict[str, Any], two: list[dict[str, Any]]) -> None:
+def test_two_processes_are_one(run, one, two):
     single, ranks = one[run], [rank[run] for rank in two]
     for key in ("advantages", "eval_advantages"):
         expected, actual = joined([single], key), joined(ranks, key)
@@ -58,7 +58,7 @@ def test_two_processes_are_one(run: str, one: dict[str, Any], two: list[dict[str
             assert rank["weights"][name] == pytest.approx(values, abs=1e-5), name
 
 
-def test_a_function_that_differs_by_process_is_refused_on_all(one: dict[str, Any], two: list[dict[str, Any]]) -> None:
+def test_a_function_that_differs_by_process_is_refused_on_all(one, two):
     for rank in two:
         assert "'one_kind_here_another_there' gave one number a token on some processes" in rank["error"]
     assert "'one_kind_here_another_there' gave one number a token for some completions" in one["error"]

@@ -23,7 +23,7 @@ from trl import GRPOConfig, GRPOTrainer
 import endotrl.trainers
 from endotrl import DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward
 
-from ..support.helpers import assert_same_to_the_bit, weights
+from ..support.helpers import QUIET, assert_same_to_the_bit, weights
 from ..support.tiny_policy import WORDS
 
 
@@ -61,11 +61,7 @@ def make_args(config_class: type, output_dir: Path, **kwargs: Any) -> Any:
         "learning_rate": 0.1,  # so that the policy moves far in a few steps
         "optim": "sgd",  # Adam makes steps of gradients that are only rounding
         "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": [],
-        "use_cpu": True,
-        "bf16": False,
-        "disable_tqdm": True,
+        **QUIET,
     }
     return config_class(output_dir=str(output_dir), **{**defaults, **kwargs})
 
@@ -95,6 +91,14 @@ def train(
     return trainer
 
 
+@pytest.fixture
+def run(tiny_policy_path, tmp_path):
+    """[`train`] with the tiny policy, in the test's folder."""
+    return lambda trainer_class, rewards, *args, **kwargs: train(
+        trainer_class, tiny_policy_path, rewards, tmp_path, *args, **kwargs
+    )
+
+
 def logged(trainer: Any, key: str) -> list[float]:
     return [entry[key] for entry in trainer.state.log_history if key in entry]
 
@@ -114,44 +118,42 @@ class TestSameAsGrpo:
     """Credit that is the same for all tokens is TRL's: same completions, losses and weights."""
 
     @pytest.mark.parametrize("loss_type", LOSS_TYPES)
-    def test_all_losses(self, loss_type: str, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_all_losses(self, loss_type, run):
         # `num_iterations` and `beta` so that importance ratios, clipping and the KL take part.
         kwargs = {"loss_type": loss_type, "num_iterations": 2, "beta": 0.1, "max_steps": 4}
-        scalar = train(GRPOTrainer, tiny_policy_path, [vowels, length], tmp_path, **kwargs)
-        dense = train(DenseGRPOTrainer, tiny_policy_path, [vowels_at_the_end, length], tmp_path, **kwargs)
+        scalar = run(GRPOTrainer, [vowels, length], **kwargs)
+        dense = run(DenseGRPOTrainer, [vowels_at_the_end, length], **kwargs)
         assert_same_training(dense, scalar)
         assert logged(dense, "advantage/within_completion") == pytest.approx([0.0] * 2, abs=1e-5)
 
     @pytest.mark.parametrize("scale_rewards", ["group", "batch", "none"])
     @pytest.mark.parametrize("aggregation", ["sum_then_normalize", "normalize_then_sum"])
-    def test_all_scalings(self, scale_rewards: str, aggregation: str, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_all_scalings(self, scale_rewards, aggregation, run):
         kwargs = {
             "scale_rewards": scale_rewards,
             "multi_objective_aggregation": aggregation,
             "reward_weights": [1.0, 0.3],
             "max_steps": 2,
         }
-        scalar = train(GRPOTrainer, tiny_policy_path, [vowels, length], tmp_path, **kwargs)
-        dense = train(DenseGRPOTrainer, tiny_policy_path, [vowels_at_the_end, length], tmp_path, **kwargs)
+        scalar = run(GRPOTrainer, [vowels, length], **kwargs)
+        dense = run(DenseGRPOTrainer, [vowels_at_the_end, length], **kwargs)
         assert_same_training(dense, scalar)
 
-    def test_outcome_credit(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_outcome_credit(self, tiny_policy_path, run):
         kwargs = {"beta": 0.1, "max_steps": 2}
         endogenous = EndogenousReward(tiny_policy_path)
-        scalar = train(GRPOTrainer, tiny_policy_path, [endogenous, vowels], tmp_path, **kwargs)
+        scalar = run(GRPOTrainer, [endogenous, vowels], **kwargs)
         rewards = [endogenous, vowels_at_the_end]
-        dense = train(DenseGRPOTrainer, tiny_policy_path, rewards, tmp_path, credit="outcome", **kwargs)
+        dense = run(DenseGRPOTrainer, rewards, credit="outcome", **kwargs)
         assert_same_training(dense, scalar)
         assert "token_rewards/vowels/mean" not in dense.state.log_history[0]
 
-    def test_one_sentence(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_one_sentence(self, tiny_policy_path, run):
         rewards = [EndogenousReward(tiny_policy_path), vowels]
-        scalar = train(GRPOTrainer, tiny_policy_path, list(rewards), tmp_path, scale_rewards="none")
-        dense = train(
+        scalar = run(GRPOTrainer, list(rewards), scale_rewards="none")
+        dense = run(
             DenseGRPOTrainer,
-            tiny_policy_path,
             list(rewards),
-            tmp_path,
             scale_rewards="none",
             credit="sentence",
             segmenter=lambda text: [(0, len(text))] if text else [],
@@ -160,7 +162,7 @@ class TestSameAsGrpo:
         assert_same_training(dense, scalar, atol=1e-4)
 
     @pytest.mark.parametrize("aggregation", ["sum_then_normalize", "normalize_then_sum"])
-    def test_none(self, aggregation: str, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_none(self, aggregation, run):
         def often_none(completion_ids: list[list[int]], **kwargs: Any) -> list[Any]:
             return [float(ids[0]) if ids[0] % 2 else None for ids in completion_ids]
 
@@ -175,25 +177,23 @@ class TestSameAsGrpo:
             return [float(ids[0]) if ids[0] % 3 else None for ids in completion_ids]
 
         kwargs = {"multi_objective_aggregation": aggregation, "num_generations": 8}
-        scalar = train(GRPOTrainer, tiny_policy_path, [often_none, sometimes], tmp_path, **kwargs)
+        scalar = run(GRPOTrainer, [often_none, sometimes], **kwargs)
         dense_often_none.__name__ = "often_none"
-        dense = train(Watched, tiny_policy_path, [dense_often_none, sometimes], tmp_path, **kwargs)
+        dense = run(Watched, [dense_often_none, sometimes], **kwargs)
         assert_same_training(dense, scalar)
         unscorable = [ids[0] % 6 == 0 for output in dense.outputs for ids in output["completion_ids"].tolist()]
         zero = [row.abs().max().item() == 0 for output in dense.outputs for row in output["advantages"]]
         assert any(unscorable) and all(z for z, u in zip(zero, unscorable, strict=True) if u)
 
-    def test_masked_truncated_completions_still_count_in_the_baseline(
-        self, tiny_policy_path: str, tmp_path: Path
-    ) -> None:
+    def test_masked_truncated_completions_still_count_in_the_baseline(self, run):
         kwargs = {"mask_truncated_completions": True}
-        scalar = train(GRPOTrainer, tiny_policy_path, [vowels, length], tmp_path, **kwargs)
-        dense = train(Watched, tiny_policy_path, [vowels_at_the_end, length], tmp_path, **kwargs)
+        scalar = run(GRPOTrainer, [vowels, length], **kwargs)
+        dense = run(Watched, [vowels_at_the_end, length], **kwargs)
         assert_same_training(dense, scalar)
         dropped = [row.sum() == 0 for output in dense.outputs for row in output["completion_mask"]]
         assert any(dropped) and not all(dropped)
 
-    def test_async_functions_and_reward_models(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_async_functions_and_reward_models(self, tiny_policy_path, tmp_path, run):
         from transformers import LlamaConfig, LlamaForSequenceClassification
 
         classifier = str(tmp_path / "classifier")
@@ -207,13 +207,13 @@ class TestSameAsGrpo:
             return vowels(completion_ids)
 
         scalar, dense = (
-            train(trainer_class, tiny_policy_path, [classifier, later, last], tmp_path, max_steps=2)
+            run(trainer_class, [classifier, later, last], max_steps=2)
             for trainer_class, last in ((GRPOTrainer, length), (DenseGRPOTrainer, length))
         )
         assert_same_training(dense, scalar)
         assert "rewards/classifier/mean" in dense.state.log_history[0]
 
-    def test_evaluation(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_evaluation(self, run):
         kwargs: dict[str, Any] = {
             "eval_dataset": DATASET.select(range(4)),
             "eval_strategy": "steps",
@@ -221,16 +221,16 @@ class TestSameAsGrpo:
             "max_steps": 2,
             "num_generations_eval": 2,
         }
-        scalar = train(GRPOTrainer, tiny_policy_path, [vowels, length], tmp_path, **kwargs)
-        dense = train(DenseGRPOTrainer, tiny_policy_path, [vowels_at_the_end, length], tmp_path, **kwargs)
+        scalar = run(GRPOTrainer, [vowels, length], **kwargs)
+        dense = run(DenseGRPOTrainer, [vowels_at_the_end, length], **kwargs)
         assert_same_training(dense, scalar)
         assert logged(dense, "eval_loss") == pytest.approx(logged(scalar, "eval_loss"), abs=1e-6)
         assert len(logged(dense, "eval_advantage/std")) == 2
 
 
 class TestAdvantages:
-    def test_by_hand(self, tiny_policy_path: str, tmp_path: Path) -> None:
-        trainer = train(Watched, tiny_policy_path, [dense_vowels, length], tmp_path, scale_rewards="none", max_steps=1)
+    def test_by_hand(self, run):
+        trainer = run(Watched, [dense_vowels, length], scale_rewards="none", max_steps=1)
         (output,) = trainer.outputs
         ids, mask = output["completion_ids"], output["completion_mask"].bool()
         assert len({int(n) for n in mask.sum(1)}) > 1
@@ -247,27 +247,25 @@ class TestAdvantages:
                 expected[i, h] = sum(dense_vowels([own])[0][h:]) - 0.1 * len(own) - baseline
         torch.testing.assert_close(output["advantages"], expected)
 
-    def test_endogenous_credit_is_the_log_probability_to_go(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_endogenous_credit_is_the_log_probability_to_go(self, tiny_policy_path, run):
         # The two forms have the same total and differ in where they put it; without the soft value they credit alike.
         outputs = {}
         for form in ("bellman", "log_prob"):
-            reward = EndogenousReward(tiny_policy_path, token_reward=form)  # type: ignore[arg-type]
-            trainer = train(Watched, tiny_policy_path, reward, tmp_path, max_steps=1)
+            reward = EndogenousReward(tiny_policy_path, token_reward=form)
+            trainer = run(Watched, reward, max_steps=1)
             outputs[form] = trainer.outputs[0]["advantages"]
             assert logged(trainer, "advantage/within_completion")[0] > 0.01
         torch.testing.assert_close(outputs["bellman"], outputs["log_prob"], atol=1e-5, rtol=1e-4)
 
-    def test_leave_one_out(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_leave_one_out(self, run):
         first, second = (
-            train(Watched, tiny_policy_path, dense_vowels, tmp_path, baseline=baseline, max_steps=1).outputs[0]
+            run(Watched, dense_vowels, baseline=baseline, max_steps=1).outputs[0]
             for baseline in ("group", "leave_one_out")
         )
         torch.testing.assert_close(second["advantages"], first["advantages"] * 4 / 3)
 
-    def test_discount(self, tiny_policy_path: str, tmp_path: Path) -> None:
-        trainer = train(
-            Watched, tiny_policy_path, dense_vowels, tmp_path, gamma=0.5, scale_rewards="none", max_steps=1
-        )
+    def test_discount(self, run):
+        trainer = run(Watched, dense_vowels, gamma=0.5, scale_rewards="none", max_steps=1)
         (output,) = trainer.outputs
         rows = [
             ids[mask.bool()].tolist()
@@ -280,7 +278,7 @@ class TestAdvantages:
             assert output["advantages"][i, 0].item() == pytest.approx(returns[i] - sum(group) / 4, abs=1e-5)
             assert len(row) > 0
 
-    def test_tokens_of_tools_are_passed_over(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_tokens_of_tools_are_passed_over(self, run):
         # Rewards on them count for nobody, and they get no advantage.
         masks: dict[tuple[int, ...], list[int]] = {}
 
@@ -300,16 +298,7 @@ class TestAdvantages:
                 [float(t) if m else 1e6 for t, m in zip(ids, masks[tuple(ids)], strict=True)] for ids in completion_ids
             ]
 
-        trainer = train(
-            Watched,
-            tiny_policy_path,
-            token_ids,
-            tmp_path,
-            rollout_func=rollout,
-            scale_rewards="none",
-            max_steps=1,
-            num_generations=8,
-        )
+        trainer = run(Watched, token_ids, rollout_func=rollout, scale_rewards="none", max_steps=1, num_generations=8)
         (output,) = trainer.outputs
         policy = output["completion_mask"].bool() & output["tool_mask"].bool()
         assert policy.sum() < output["completion_mask"].sum()
@@ -319,10 +308,10 @@ class TestAdvantages:
         expected = torch.where(ended, 12.0, 10.0) - 11.0
         torch.testing.assert_close(output["advantages"][:, 3], expected)
 
-    def test_names_and_reward_objects_stay(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_names_and_reward_objects_stay(self, tiny_policy_path, tmp_path, run):
         reward = EndogenousReward(tiny_policy_path)
         functions = [reward, dense_vowels, length]
-        trainer = train(DenseGRPOTrainer, tiny_policy_path, functions, tmp_path, max_steps=1, log_completions=True)
+        trainer = run(DenseGRPOTrainer, functions, max_steps=1, log_completions=True)
         assert trainer.reward_funcs == [reward, dense_vowels, length]
         entry = trainer.state.log_history[0]
         for name in ("endogenous_reward", "dense_vowels", "length"):
@@ -337,8 +326,8 @@ class TestAdvantages:
         (table,) = (tmp_path / "completions").glob("*.parquet")
         assert table.stat().st_size > 0
 
-    def test_variance_within_completions(self, tiny_policy_path: str, tmp_path: Path) -> None:
-        trainer = train(Watched, tiny_policy_path, dense_vowels, tmp_path, max_steps=1, scale_rewards="none")
+    def test_variance_within_completions(self, run):
+        trainer = run(Watched, dense_vowels, max_steps=1, scale_rewards="none")
         (output,) = trainer.outputs
         rows = [a[m.bool()] for a, m in zip(output["advantages"], output["completion_mask"], strict=True)]
         all_tokens = torch.cat(rows)
@@ -347,7 +336,7 @@ class TestAdvantages:
         within = sum(((row - row.mean()) ** 2).sum() for row in rows) / ((all_tokens - all_tokens.mean()) ** 2).sum()
         assert entry["advantage/within_completion"] == pytest.approx(float(within), rel=1e-4)
 
-    def test_weights_shared_with_the_trainer(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_weights_shared_with_the_trainer(self, tiny_policy_path, tmp_path):
         # The reward's token rewards are computed with the policy's own base model, and credited as those of a copy.
         advantages = []
         for model in (None, tiny_policy_path):
@@ -363,22 +352,12 @@ class TestAdvantages:
 
 class TestLosses:
     @pytest.mark.parametrize("loss_type", LOSS_TYPES)
-    def test_gradient_of_every_loss_is_that_of_each_token_s_advantage(
-        self, loss_type: str, tiny_policy_path: str, tmp_path: Path
-    ) -> None:
+    def test_gradient_of_every_loss_is_that_of_each_token_s_advantage(self, loss_type, run):
         """
         On-policy, each of TRL's losses is linear in the advantages: the gradient with (B, T) advantages is the sum of
         those with the advantages of one position only. So no loss mixes up or averages tokens on the way.
         """
-        trainer = train(
-            Watched,
-            tiny_policy_path,
-            [dense_vowels, length],
-            tmp_path,
-            loss_type=loss_type,
-            max_steps=1,
-            learning_rate=0.0,
-        )
+        trainer = run(Watched, [dense_vowels, length], loss_type=loss_type, max_steps=1, learning_rate=0.0)
         (output,) = trainer.outputs
         trainer.model.train()
 
@@ -400,15 +379,9 @@ class TestLosses:
         assert sum(part.norm() > 1e-4 for part in parts) > 3
 
     @pytest.mark.slow
-    def test_it_learns(self, tiny_policy_path: str, tmp_path: Path) -> None:
-        trainer = train(
-            DenseGRPOTrainer,
-            tiny_policy_path,
-            dense_vowels,
-            tmp_path,
-            max_steps=25,
-            loss_type="dr_grpo",
-            per_device_train_batch_size=16,
+    def test_it_learns(self, run):
+        trainer = run(
+            DenseGRPOTrainer, dense_vowels, max_steps=25, loss_type="dr_grpo", per_device_train_batch_size=16
         )
         rewards = logged(trainer, "reward")
         assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 2
@@ -416,19 +389,17 @@ class TestLosses:
 
 class TestBatches:
     @pytest.mark.parametrize("num_iterations", [1, 2])
-    def test_eight_at_once_or_one_at_a_time(self, num_iterations: int, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_eight_at_once_or_one_at_a_time(self, num_iterations, tiny_policy_path, run):
         kwargs = {"num_generations": 4, "loss_type": "dapo", "num_iterations": num_iterations, "max_steps": 2}
         rewards = [EndogenousReward(tiny_policy_path), dense_vowels]
-        at_once = train(Watched, tiny_policy_path, list(rewards), tmp_path, **kwargs)
-        single = train(
-            Watched, tiny_policy_path, list(rewards), tmp_path, per_device_train_batch_size=1,
-            gradient_accumulation_steps=8, **kwargs,
-        )  # fmt: skip
+        at_once = run(Watched, list(rewards), **kwargs)
+        single = run(Watched, list(rewards), per_device_train_batch_size=1,
+            gradient_accumulation_steps=8, **kwargs)  # fmt: skip
         assert logged(single, "loss") == pytest.approx(logged(at_once, "loss"), abs=1e-5)
         for name, tensor in single.model.state_dict().items():
             torch.testing.assert_close(tensor, at_once.model.state_dict()[name], rtol=1e-3, atol=1e-4, msg=name)
 
-    def test_checkpoint_and_resume(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_checkpoint_and_resume(self, tiny_policy_path, tmp_path):
         rewards = [EndogenousReward(tiny_policy_path), dense_vowels]
         kwargs = {"max_steps": 4, "beta": 0.1, "save_strategy": "steps", "save_steps": 2}
         whole = train(DenseGRPOTrainer, tiny_policy_path, list(rewards), tmp_path / "whole", **kwargs)
@@ -442,15 +413,13 @@ class TestBatches:
         args = torch.load(tmp_path / "whole" / "checkpoint-4" / "training_args.bin", weights_only=False)
         assert (type(args), args.credit) == (DenseGRPOConfig, "token")
 
-    def test_resumed_within_a_generation_batch_and_in_a_later_epoch(
-        self, tiny_policy_path: str, tmp_path: Path
-    ) -> None:
+    def test_resumed_within_a_generation_batch_and_in_a_later_epoch(self, tiny_policy_path, tmp_path, run):
         # An epoch has two generation batches of 8 prompts, each of which serves 4 steps.
         prompts = DATASET.select(range(16))
         kwargs: dict[str, Any] = {"num_iterations": 2, "steps_per_generation": 2, "num_generations": 2}
         kwargs |= {"max_steps": 14, "save_strategy": "steps", "save_steps": 1}
         rewards = [EndogenousReward(tiny_policy_path), dense_vowels]
-        whole = train(DenseGRPOTrainer, tiny_policy_path, list(rewards), tmp_path, prompts, **kwargs)
+        whole = run(DenseGRPOTrainer, list(rewards), prompts, **kwargs)
         for step in (3, 8, 12, 13):
             args = make_args(DenseGRPOConfig, tmp_path / "resumed", **{**kwargs, "save_strategy": "no"})
             resumed = DenseGRPOTrainer(tiny_policy_path, list(rewards), args, prompts)
@@ -460,7 +429,7 @@ class TestBatches:
 
 
 class TestConfig:
-    def test_old_trl(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_old_trl(self, monkeypatch):
         monkeypatch.setattr(trl, "__version__", "1.14.2")
         with pytest.raises(ImportError, match=r"need TRL 1\.15 or newer, and TRL 1\.14\.2 is installed"):
             importlib.reload(endotrl.trainers)
@@ -468,12 +437,12 @@ class TestConfig:
     @pytest.mark.parametrize(
         "settings", [{"credit": "word"}, {"baseline": "mean"}, {"gamma": 0.0}, {"gamma": 1.5}], ids=str
     )
-    def test_bad_values(self, settings: dict[str, Any], tmp_path: Path) -> None:
+    def test_bad_values(self, settings, tmp_path):
         ((name, value),) = settings.items()
         with pytest.raises(ValueError, match=f"`{name}` is '?{value}"):
             make_args(DenseGRPOConfig, tmp_path, **settings)
 
-    def test_defaults_are_those_of_trl(self, tmp_path: Path) -> None:
+    def test_defaults_are_those_of_trl(self, tmp_path):
         ours, theirs = (make_args(config, tmp_path).to_dict() for config in (DenseGRPOConfig, GRPOConfig))
         assert {key: ours[key] for key in theirs if key != "logging_dir"} == {
             key: theirs[key] for key in theirs if key != "logging_dir"
@@ -486,7 +455,7 @@ class TestConfig:
         }
         json.dumps(ours)
 
-    def test_command_line(self, tmp_path: Path) -> None:
+    def test_command_line(self, tmp_path):
         from trl import TrlParser
 
         (args,) = TrlParser(DenseGRPOConfig).parse_args_and_config(
@@ -495,11 +464,11 @@ class TestConfig:
         )
         assert (args.credit, args.gamma, args.baseline) == ("sentence", 0.9, "leave_one_out")
 
-    def test_other_config(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_other_config(self, tiny_policy_path, tmp_path):
         with pytest.raises(TypeError, match="`args` is a GRPOConfig, but DenseGRPOTrainer needs a `DenseGRPOConfig`"):
             DenseGRPOTrainer(tiny_policy_path, vowels, make_args(GRPOConfig, tmp_path), DATASET)
 
-    def test_no_config(self, tiny_policy_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_no_config(self, tiny_policy_path, tmp_path, monkeypatch):
         @dataclass
         class OnCpu(DenseGRPOConfig):
             use_cpu: bool = True
@@ -510,7 +479,7 @@ class TestConfig:
         trainer = DenseGRPOTrainer(tiny_policy_path, vowels, train_dataset=DATASET)
         assert trainer.args.output_dir.endswith("-DenseGRPO")
 
-    def test_an_error_in_a_reward_leaves_the_trainer_as_it_was(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_an_error_in_a_reward_leaves_the_trainer_as_it_was(self, tiny_policy_path, tmp_path):
         def broken(completion_ids: list[list[int]], **kwargs: Any) -> list[list[float]]:
             return [[1.0] * (len(ids) + 1) for ids in completion_ids]
 
@@ -531,14 +500,14 @@ class TestModelCard:
         trainer.create_model_card(model_name="policy")
         return (path / "README.md").read_text()
 
-    def test_plain_grpo(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_plain_grpo(self, tiny_policy_path, tmp_path):
         card = self.card(tmp_path, tiny_policy_path, vowels, credit="outcome")
         assert "This model was trained with GRPO, a method introduced in [DeepSeekMath" in card
         assert "- grpo\n" in card and "- endotrl\n" in card and "dense" not in card.lower()
         assert "- `vowels` (weight 1): a reward function" in card and "No labels" not in card
         assert "None" not in card.split("## Quick start")[0]
 
-    def test_endogenous(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_endogenous(self, tiny_policy_path, tmp_path):
         reward = EndogenousReward(None, alpha=0.5, token_reward="centered", criterion="a `b`")
         card = self.card(
             tmp_path, tiny_policy_path, reward, vowels, credit="token", beta=0.25, reward_weights=[1.0, 0.0]
@@ -552,7 +521,7 @@ class TestModelCard:
         assert "discount" not in settings  # of another aggregate
         assert "- `vowels` (weight 0: only logged)" in card and "`beta` 0.25" in card
 
-    def test_another_frozen_model(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_another_frozen_model(self, tiny_policy_path, tmp_path):
         reward = EndogenousReward(tiny_policy_path, aggregate="discounted", discount=0.75)
         card = self.card(tmp_path, tiny_policy_path, reward, vowels)
         assert "before training" not in card and '"discount": 0.75' in card

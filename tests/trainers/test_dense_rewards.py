@@ -43,69 +43,69 @@ class Dense:
 
 
 class TestPlainCallables:
-    def test_numbers_go_through(self) -> None:
+    def test_numbers_go_through(self):
         for output in ([1.0, None, 2], [torch.tensor(1.0), np.float32(2), None], [None, None, None]):
             assert record(output) == (output, None)
 
     @pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor])
-    def test_lists_are_summed(self, kind: Any) -> None:
+    def test_lists_are_summed(self, kind):
         totals, scores = record([kind([1.0, 2.0, 4.0]), None, kind([0.5, 0.25])])
         assert totals == [7.0, None, 0.75]
         assert scores is not None and scores.state_values is None
         assert [row.tolist() for row in scores.token_rewards] == [[1.0, 2.0, 4.0], [0.0], [0.5, 0.25]]
         assert all(row.dtype == torch.float32 for row in scores.token_rewards)
 
-    def test_one_tensor_for_all_rows_of_equal_length(self) -> None:
+    def test_one_tensor_for_all_rows_of_equal_length(self):
         recorder = RewardRecorder(lambda **columns: torch.tensor([[1.0, 2.0], [3.0, 4.0]]), "mine")
         assert recorder(completion_ids=[[1, 2], [3, 4]]) == [3.0, 7.0]
 
-    def test_arguments_arrive(self) -> None:
+    def test_arguments_arrive(self):
         seen: dict[str, Any] = {}
         RewardRecorder(lambda **columns: seen.update(columns) or [0.0] * 3, "mine")(**BATCH, answer=["x"] * 3)
         assert seen == {**BATCH, "answer": ["x"] * 3}
 
-    def test_wrong_length(self) -> None:
+    def test_wrong_length(self):
         with pytest.raises(ValueError, match=r"'mine'.*\(4,\) for row 0.* 3 tokens.*completion_ids\[0\]"):
             record([[1.0] * 4, [1.0], [1.0] * 2])
         with pytest.raises(ValueError, match="3 completions"):
             record([[1.0] * 3, [1.0]])
 
-    def test_numbers_among_lists(self) -> None:
+    def test_numbers_among_lists(self):
         with pytest.raises(
             TypeError, match=r"'mine' gave one number a token for some completions, and for row 1 0\.5"
         ):
             record([[1.0] * 3, 0.5, None])
 
     @pytest.mark.parametrize("value", [math.nan, math.inf])
-    def test_not_finite(self, value: float) -> None:
+    def test_not_finite(self, value):
         with pytest.raises(ValueError, match=f"'mine' returned token_rewards of {value} for token 1 of row 2"):
             record([[1.0] * 3, [1.0], [0.0, value]])
 
-    def test_outcome_credit_keeps_nothing(self) -> None:
+    def test_outcome_credit_keeps_nothing(self):
         assert record([[1.0] * 3, [1.0], None], keep_token_rewards=False) == ([3.0, 1.0, None], None)
 
 
 class TestDenseRewards:
     ROWS = [torch.ones(3), torch.ones(1), torch.ones(2)]
 
-    def test_protocol(self) -> None:
+    def test_protocol(self):
         assert isinstance(Dense(), DenseReward)
         assert isinstance(EndogenousReward(model=None), DenseReward)
         assert not isinstance(LengthReward(), DenseReward)
 
-    def test_outcomes_are_what_trl_gets(self) -> None:
+    def test_outcomes_are_what_trl_gets(self):
         recorder = RewardRecorder(Dense([10.0, None, 30.0], self.ROWS, self.ROWS), "mine")
         assert recorder(**BATCH) == [10.0, None, 30.0]
         assert recorder.scores is not None and recorder.scores.state_values is not None
         for rows in (recorder.scores.token_rewards, recorder.scores.state_values):
             assert [row.tolist() for row in rows] == [[1.0] * 3, [0.0], [1.0] * 2]
 
-    def test_state_values_are_optional(self) -> None:
+    def test_state_values_are_optional(self):
         recorder = RewardRecorder(Dense([1.0] * 3, self.ROWS), "mine")
         recorder(**BATCH)
         assert recorder.scores is not None and recorder.scores.state_values is None
 
-    def test_no_outcome_may_come_with_anything(self) -> None:
+    def test_no_outcome_may_come_with_anything(self):
         recorder = RewardRecorder(
             Dense([1.0, None, 1.0], [*self.ROWS[:1], torch.tensor([math.nan]), self.ROWS[2]]), "m"
         )
@@ -113,19 +113,19 @@ class TestDenseRewards:
         assert recorder.scores is not None and recorder.scores.token_rewards[1].tolist() == [0.0]
 
     @pytest.mark.parametrize("field", ["token_rewards", "state_values"])
-    def test_wrong_shape(self, field: str) -> None:
+    def test_wrong_shape(self, field):
         wrong = [self.ROWS[0], torch.ones(5), self.ROWS[2]]
         scores = (self.ROWS, wrong) if field == "state_values" else (wrong,)
         with pytest.raises(ValueError, match=rf"'mine' returned {field} of shape \(5,\) for row 1.* 1 tokens"):
             RewardRecorder(Dense([1.0] * 3, *scores), "mine")(**BATCH)
 
-    def test_outcome_credit_calls_it_as_trl_does(self) -> None:
+    def test_outcome_credit_calls_it_as_trl_does(self):
         recorder = RewardRecorder(Dense([1.0] * 3, self.ROWS), "mine", keep_token_rewards=False)
         assert recorder(**BATCH) == [-1.0, -2.0, -3.0]
         assert recorder.scores is None
 
 
-def test_scored_batch_sums_by_weight() -> None:
+def test_scored_batch_sums_by_weight():
     scored = ScoredBatch(
         rewards_per_func=torch.tensor([[9.0, 9.0, 9.0], [9.0, 9.0, 9.0], [1.0, 2.0, 3.0], [1.0, math.nan, math.nan]]),
         reward_weights=torch.tensor([1.0, 10.0, 0.5]),
@@ -141,12 +141,12 @@ def test_scored_batch_sums_by_weight() -> None:
     assert scored.scorable.tolist() == [True] * 4
 
 
-def test_hook_of_trl() -> None:
+def test_hook_of_trl():
     # Open in TRL; its advantages, one a completion, are replaced here.
     for trainer_class in (DenseGRPOTrainer, PPOTrainer):
         with pytest.raises(TypeError, match="Mine overrides `_transform_advantages`.*`_compute_advantages` instead"):
 
-            class Mine(trainer_class):  # type: ignore[misc, valid-type]
+            class Mine(trainer_class):
                 def _transform_advantages(self, advantages: torch.Tensor) -> torch.Tensor:
                     return advantages
 
@@ -164,7 +164,7 @@ class TestEndogenousReward:
     @pytest.mark.parametrize("truncation", ["terminal", "bootstrap"])
     @pytest.mark.parametrize("form", ["bellman", "log_prob", "centered"])
     @pytest.mark.parametrize("aggregate", ["sum", "discounted"])
-    def test_against_the_reference(self, aggregate: Any, form: Any, truncation: Any, tiny_model_path: str) -> None:
+    def test_against_the_reference(self, aggregate, form, truncation, tiny_model_path):
         reward = EndogenousReward(
             tiny_model_path, alpha=0.8, token_reward=form, aggregate=aggregate, discount=0.9, truncation=truncation
         )
@@ -188,20 +188,20 @@ class TestEndogenousReward:
                 values = [w * v for w, v in zip(weights, reference.values[:-1], strict=True)]
                 assert scores.state_values[i].tolist() == pytest.approx(values, abs=1e-4)
 
-    def test_one_pass_logs_the_same(self, tiny_model_path: str) -> None:
+    def test_one_pass_logs_the_same(self, tiny_model_path):
         reward = EndogenousReward(tiny_model_path)
         texts, ids = self.completions(reward)
         batch = {"prompts": self.PROMPTS, "completions": texts, "completion_ids": ids, "answer": ["x", "y"]}
         logged: list[dict[str, Any]] = [{}, {}]
         passes = []
         scorer = reward.load()._scorer
-        reward._scorer = lambda *args, **kwargs: passes.append(1) or scorer(*args, **kwargs)  # type: ignore
+        reward._scorer = lambda *args, **kwargs: passes.append(1) or scorer(*args, **kwargs)
         for call, seen in zip((reward, reward.outcome_and_token_rewards), logged, strict=True):
             call(**batch, log_extra=seen.__setitem__, log_metric=seen.__setitem__)
         assert logged[0] == logged[1] and len(logged[0]) > 3
         assert len(passes) == 2
 
-    def test_skipped(self, tiny_model_path: str) -> None:
+    def test_skipped(self, tiny_model_path):
         reward = EndogenousReward(tiny_model_path, truncation="skip")
         texts, ids = self.completions(reward)
         recorder = RewardRecorder(reward, "endo")
@@ -209,13 +209,13 @@ class TestEndogenousReward:
         assert outcomes[0] is not None and outcomes[1] is None
         assert recorder.scores is not None and recorder.scores.token_rewards[1].tolist() == [0.0] * len(ids[1])
 
-    def test_mean_has_no_token_rewards(self, tiny_model_path: str) -> None:
+    def test_mean_has_no_token_rewards(self, tiny_model_path):
         reward = EndogenousReward(tiny_model_path, aggregate="mean")
         with pytest.raises(ValueError, match='`aggregate="mean"` cannot be credited to single tokens'):
             reward.outcome_and_token_rewards(["a"], ["b"])
         assert reward._scorer is None  # said before anything was computed
 
-    def test_tokens_of_another_tokenizer(self, tiny_model_path: str, tiny_policy_path: str) -> None:
+    def test_tokens_of_another_tokenizer(self, tiny_model_path, tiny_policy_path):
         reward = EndogenousReward(tiny_model_path)
         with pytest.raises(ValueError, match=r"row 0 was encoded again .* in place of 2"):
             reward.outcome_and_token_rewards(["a b"], ["c d"], [[9, 10]])
@@ -229,28 +229,28 @@ class TestSentences:
         numbers = token_segments(tokenizer, ids, RuleSegmenter()).tolist()
         return list(zip((tokenizer.decode([token_id]) for token_id in ids), numbers, strict=True))
 
-    def test_words_belong_to_their_sentence(self, tiny_model_path: str) -> None:
+    def test_words_belong_to_their_sentence(self, tiny_model_path):
         rows = self.segments(tiny_model_path, "It is. The capital is Paris. Yes!")
         sentences = ["".join(token for token, number in rows if number == k).strip() for k in range(3)]
         assert sentences == ["It is.", "The capital is Paris.", "Yes!<|im_end|>"]
 
-    def test_tokens_inside_a_character(self, tiny_model_path: str) -> None:
+    def test_tokens_inside_a_character(self, tiny_model_path):
         rows = self.segments(tiny_model_path, "\N{GRINNING FACE}. \N{GRINNING FACE} is.", ends=0)
         assert [number for _, number in rows] == sorted(number for _, number in rows)
         assert rows[-1][1] == len(RuleSegmenter()("\N{GRINNING FACE}. \N{GRINNING FACE} is.")) - 1
 
     @pytest.mark.parametrize("ends", [0, 1, 3])
-    def test_nothing_written(self, ends: int, tiny_model_path: str) -> None:
+    def test_nothing_written(self, ends, tiny_model_path):
         assert [number for _, number in self.segments(tiny_model_path, "", ends)] == [0] * ends
 
-    def test_special_tokens_within(self, tiny_model_path: str) -> None:
+    def test_special_tokens_within(self, tiny_model_path):
         tokenizer = EndogenousReward(tiny_model_path)._tokenizer
         eos = tokenizer.eos_token_id
         first, second = (tokenizer(text)["input_ids"] for text in ("It is.", " Paris is."))
         numbers = token_segments(tokenizer, [eos, *first, eos, *second], RuleSegmenter()).tolist()
         assert numbers == [0] * (len(first) + 2) + [1] * len(second)
 
-    def test_spans_must_tile(self, tiny_model_path: str) -> None:
+    def test_spans_must_tile(self, tiny_model_path):
         tokenizer = EndogenousReward(tiny_model_path)._tokenizer
         with pytest.raises(ValueError, match="do not tile"):
             token_segments(tokenizer, tokenizer("It is.")["input_ids"], lambda text: [(0, 2)])

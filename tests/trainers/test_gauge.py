@@ -19,13 +19,15 @@ from endotrl import DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward, PPOConf
 from endotrl.rewards import ClipTokens, LengthControl
 from endotrl.trainers.value_head import critic_of
 
+from ..support.helpers import QUIET
+
 
 DATASET = Dataset.from_dict({"prompt": ["a b c", "d e", "f", "g h i j"] * 8})
 MESSAGE = "depend on constants that the frozen model's logits may contain"
 
 
 @pytest.fixture(scope="module")
-def shifted(tiny_policy_path: str) -> Any:
+def shifted(tiny_policy_path):
     """The tiny policy with w · h(s) added to all logits of a state with hidden state h(s)."""
     model = AutoModelForCausalLM.from_pretrained(tiny_policy_path).requires_grad_(False)
     model.lm_head.weight += 2.0 * torch.randn(16, generator=torch.Generator().manual_seed(0))
@@ -54,11 +56,7 @@ def make(kind: str, path: str, output_dir: Path, frozen: Any, reward: dict[str, 
         "max_steps": 2,
         "learning_rate": 0.1,
         "optim": "sgd",
-        "save_strategy": "no",
-        "report_to": [],
-        "use_cpu": True,
-        "bf16": False,
-        "disable_tqdm": True,
+        **QUIET,
     }
     if kind == "ppo":
         defaults |= {"value_learning_rate": 0.1, "num_iterations": 2}
@@ -159,15 +157,7 @@ PPO = [
     [("dense", *case) for case in DENSE] + [("ppo", *case) for case in PPO],
     ids=str,
 )
-def test_advantages_do_not_change(
-    kind: str,
-    settings: dict[str, Any],
-    reward: dict[str, Any],
-    shifted: Any,
-    tiny_policy_path: str,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_advantages_do_not_change(kind, settings, reward, shifted, tiny_policy_path, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         plain, other = (
             advantages_of(make(kind, tiny_policy_path, tmp_path, frozen, reward, **settings))
@@ -189,9 +179,7 @@ def test_advantages_do_not_change(
     ],
     ids=str,
 )
-def test_trained_weights_do_not_change(
-    kind: str, settings: dict[str, Any], reward: dict[str, Any], shifted: Any, tiny_policy_path: str, tmp_path: Path
-) -> None:
+def test_trained_weights_do_not_change(kind, settings, reward, shifted, tiny_policy_path, tmp_path):
     trained = []
     for frozen in (tiny_policy_path, shifted):
         trainer = make(kind, tiny_policy_path, tmp_path, frozen, reward, **settings)
@@ -239,16 +227,7 @@ def test_trained_weights_do_not_change(
     ],
     ids=str,
 )
-def test_one_warning_where_they_do(
-    kind: str,
-    settings: dict[str, Any],
-    reward: dict[str, Any],
-    reason: str,
-    shifted: Any,
-    tiny_policy_path: str,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_one_warning_where_they_do(kind, settings, reward, reason, shifted, tiny_policy_path, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         plain = make(kind, tiny_policy_path, tmp_path, tiny_policy_path, reward, **settings)
     warnings = [record.getMessage() for record in caplog.records if MESSAGE in record.getMessage()]
@@ -268,7 +247,7 @@ def test_one_warning_where_they_do(
         ("bootstrap", True, "Keep it in `PPOConfig` only"),
     ],
 )
-def test_two_ends_that_do_not_meet(truncation: Any, soft_value_baseline: bool, message: str, tmp_path: Path) -> None:
+def test_two_ends_that_do_not_meet(truncation, soft_value_baseline, message, tmp_path):
     args = PPOConfig(
         str(tmp_path), truncation="bootstrap", soft_value_baseline=soft_value_baseline, use_cpu=True, bf16=False
     )

@@ -18,6 +18,7 @@ from endotrl.rendering.policy_tokens import PolicyTokens
 from endotrl.scoring import FrozenScorer
 from endotrl.scoring.reference_pass import KNOWN_INPUTS
 
+from ..support.helpers import QUIET
 from ..support.vision import make_model, make_processor, make_tokenizer, picture, reference_log_prob, save_vision_model
 
 
@@ -31,7 +32,7 @@ LORA = LoraConfig(target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
 
 
 @pytest.fixture(scope="module")
-def paths(tiny_model_path: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def paths(tiny_model_path, tmp_path_factory):
     families = ("llava", "gemma3")
     return {f: save_vision_model(f, tiny_model_path, tmp_path_factory.mktemp(f)) for f in families}
 
@@ -91,14 +92,10 @@ def make_trainer(trainer: type, model: Any, reward: Any, folder: Path, kind: str
         "max_steps": 2,
         "learning_rate": 1e-2,
         "temperature": 1.0,
-        "bf16": False,
-        "use_cpu": True,
-        "report_to": [],
-        "save_strategy": "no",
         "logging_steps": 1,
-        "disable_tqdm": True,
         "beta": 0.1,
         "dataloader_pin_memory": False,
+        **QUIET,
     }
     if trainer is PPOTrainer:
         settings |= {"num_generations": 1}
@@ -106,7 +103,7 @@ def make_trainer(trainer: type, model: Any, reward: Any, folder: Path, kind: str
     return trainer(model, reward_funcs=reward, args=args, train_dataset=dataset(kind), **own)
 
 
-def test_what_trainers_give_a_model_for_images() -> None:
+def test_what_trainers_give_a_model_for_images():
     """Names of TRL's own: a recorded pass with others is not read."""
     for trainer in (GRPOTrainer, RLOOTrainer):
         names = set(inspect.signature(trainer._get_per_token_logps_and_entropies).parameters)
@@ -121,9 +118,7 @@ def watched(path: str, reward: EndogenousReward) -> Watched:
 @pytest.mark.slow
 @pytest.mark.parametrize("trainer", list(TRAINERS))
 @pytest.mark.parametrize("placement", ["own copy", "reference model", "adapter off"])
-def test_training(
-    trainer: type, placement: str, paths: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_training(trainer, placement, paths, tmp_path, monkeypatch):
     path = paths["llava"]
     reward = EndogenousReward(path if placement == "own copy" else None)
     seen = watched(path, reward)
@@ -156,7 +151,7 @@ def test_training(
 
 @pytest.mark.parametrize("kind", ["image", "several"])
 @pytest.mark.parametrize("family", ["llava", "gemma3"])
-def test_what_trl_hands_over(kind: str, family: str, paths: dict[str, str], tmp_path: Path) -> None:
+def test_what_trl_hands_over(kind, family, paths, tmp_path):
     path = paths[family]
     seen = watched(path, EndogenousReward(path))
     make_trainer(GRPOTrainer, path, seen, tmp_path, kind, max_steps=1, beta=0.0).train()
@@ -164,7 +159,7 @@ def test_what_trl_hands_over(kind: str, family: str, paths: dict[str, str], tmp_
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
-def test_positions_of_qwen(family: str, tiny_model_path: str, tmp_path: Path) -> None:
+def test_positions_of_qwen(family, tiny_model_path, tmp_path):
     """Its positions are state of the model, which the policy's own passes leave there."""
     tokenizer = make_tokenizer(tiny_model_path, family)
     processor, model = make_processor(tokenizer, family), make_model(tokenizer, family)
@@ -177,9 +172,7 @@ def test_positions_of_qwen(family: str, tiny_model_path: str, tmp_path: Path) ->
     assert seen.compared == 8
 
 
-def test_a_policy_that_sees_and_a_reward_that_reads(
-    paths: dict[str, str], tiny_model_path: str, tmp_path: Path
-) -> None:
+def test_a_policy_that_sees_and_a_reward_that_reads(paths, tiny_model_path, tmp_path):
     """A model of text is given nothing to judge without the image, unless it is told to do without."""
     calls: list[tuple[list[Any], list[list[int]]]] = []
 
@@ -189,7 +182,7 @@ def test_a_policy_that_sees_and_a_reward_that_reads(
             return calls[-1][0]
 
     def train(**settings: Any) -> None:
-        seen = Given(EndogenousReward(tiny_model_path, **settings), None, None)  # type: ignore[arg-type]
+        seen = Given(EndogenousReward(tiny_model_path, **settings), None, None)
         make_trainer(GRPOTrainer, paths["llava"], seen, tmp_path, "images", max_steps=1, beta=0.0).train()
 
     with pytest.raises(ValueError, match="has 1 image, and the frozen model reads only text"):
@@ -205,7 +198,7 @@ def test_a_policy_that_sees_and_a_reward_that_reads(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("placement", ["own copy", "reference model"])
-def test_online_dpo(placement: str, paths: dict[str, str], tmp_path: Path) -> None:
+def test_online_dpo(placement, paths, tmp_path):
     """It leaves placeholders bare in prompts, and the pictures in the column."""
     from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
@@ -235,11 +228,8 @@ def test_online_dpo(placement: str, paths: dict[str, str], tmp_path: Path) -> No
         max_length=256,
         temperature=1.0,
         generation_kwargs={"suppress_tokens": [seen.model.config.image_token_id]},
-        use_cpu=True,
-        bf16=False,
-        report_to=[],
-        disable_tqdm=True,
         gradient_checkpointing=False,
+        **QUIET,
     )
     model = AutoModelForImageTextToText.from_pretrained(path)
     trainer = OnlineDPOTrainer(

@@ -23,13 +23,13 @@ def run(tiny_model_path: str, folder: Path, kind: str) -> list[dict[str, Any]]:
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
 
 
-def test_a_run_and_what_goes_on_from_its_checkpoint(tiny_model_path: str, tmp_path: Path) -> None:
+def test_a_run_and_what_goes_on_from_its_checkpoint(tiny_model_path, tmp_path):
     ranks = run(tiny_model_path, tmp_path, "whole")
     assert ranks[0] == ranks[1]  # weights, too
     assert [ranks[0][name]["compared"] for name in ("whole", "resumed")] == [16, 8]
     assert [ranks[0][name]["steps"] for name in ("whole", "resumed")] == [2, 2]
 
 
-def test_a_frozen_model_in_shards(tiny_model_path: str, tmp_path: Path) -> None:
+def test_a_frozen_model_in_shards(tiny_model_path, tmp_path):
     for rank in run(tiny_model_path, tmp_path, "sharded"):
         assert rank == {"compared": 8, "sharded": True}

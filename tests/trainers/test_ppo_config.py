@@ -20,36 +20,36 @@ def config(tmp_path: Path, **kwargs: Any) -> PPOConfig:
 
 class TestNumGenerations:
     @pytest.mark.parametrize(("batch_size", "accumulation"), [(1, 1), (1, 3), (7, 1), (8, 4)])
-    def test_one(self, batch_size: int, accumulation: int, tmp_path: Path) -> None:
+    def test_one(self, batch_size, accumulation, tmp_path):
         args = config(tmp_path, per_device_train_batch_size=batch_size, gradient_accumulation_steps=accumulation)
         assert type(args.num_generations) is int
         assert args.num_generations == 1
         assert args.generation_batch_size == batch_size * accumulation
 
-    def test_one_with_evaluation(self, tmp_path: Path) -> None:
+    def test_one_with_evaluation(self, tmp_path):
         args = config(tmp_path, eval_strategy="steps", eval_steps=1, per_device_eval_batch_size=3)
         assert args.num_generations == 1
         with pytest.raises(ValueError, match="generations used for evaluation"):
             config(tmp_path, eval_strategy="steps", eval_steps=1, per_device_eval_batch_size=3, num_generations_eval=2)
 
     @pytest.mark.parametrize("number", [2, 4, 8])
-    def test_more(self, number: int, tmp_path: Path) -> None:
+    def test_more(self, number, tmp_path):
         assert config(tmp_path, num_generations=number, per_device_train_batch_size=8).num_generations == number
 
-    def test_more_must_still_divide_the_batch(self, tmp_path: Path) -> None:
+    def test_more_must_still_divide_the_batch(self, tmp_path):
         with pytest.raises(ValueError, match="must be divisible by num_generations"):
             config(tmp_path, num_generations=3, per_device_train_batch_size=8)
 
     @pytest.mark.parametrize("number", [0, -1])
-    def test_none(self, number: int, tmp_path: Path) -> None:
+    def test_none(self, number, tmp_path):
         with pytest.raises(ValueError, match="at least 1 completion"):
             config(tmp_path, num_generations=number)
 
-    def test_grpo_still_refuses_one(self, tmp_path: Path) -> None:
+    def test_grpo_still_refuses_one(self, tmp_path):
         with pytest.raises(ValueError, match="at least 2 generations"):
             GRPOConfig(output_dir=str(tmp_path), num_generations=1, **CPU)
 
-    def test_replace(self, tmp_path: Path) -> None:
+    def test_replace(self, tmp_path):
         # As TRL's scripts and sweeps do; the derived batch size must be given up for that.
         args = config(tmp_path, lam=0.9)
         assert dataclasses.replace(args, gamma=0.5, generation_batch_size=None).num_generations == 1
@@ -79,12 +79,12 @@ class TestNumGenerations:
         ({"kl_horizon": 0}, "`kl_horizon` is 0"),
     ],
 )
-def test_errors(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_errors(settings, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         config(tmp_path, **settings)
 
 
-def test_trl_parser(tmp_path: Path) -> None:
+def test_trl_parser(tmp_path):
     path = tmp_path / "ppo.yaml"
     path.write_text(
         f"output_dir: {tmp_path}\nuse_cpu: true\nbf16: false\nreport_to: none\nlam: 0.9\ncritic: none\nkl_target: "
@@ -94,7 +94,7 @@ def test_trl_parser(tmp_path: Path) -> None:
     assert (args.lam, args.critic, args.kl_target, args.num_generations) == (0.8, "none", 6.0, 1)
 
 
-def test_every_new_parameter_is_documented() -> None:
+def test_every_new_parameter_is_documented():
     inherited = {field.name: field.default for field in dataclasses.fields(GRPOConfig)}
     new = [field for field in dataclasses.fields(PPOConfig) if inherited.get(field.name, ...) != field.default]
     assert len(new) == 17

@@ -82,7 +82,7 @@ def launch(folder: Path, model: str, num_processes: int, engine: dict[str, Any])
 
 
 @pytest.fixture(scope="module")
-def alone(tiny_policy_path: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def alone(tiny_policy_path, tmp_path_factory):
     return launch(tmp_path_factory.mktemp("alone"), tiny_policy_path, 1, {})
 
 
@@ -98,7 +98,7 @@ def assert_same_weights(found: Path, expected: Path, **tolerance: float) -> None
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_two_processes_agree_with_one(engine: str, alone: Path, tiny_policy_path: str, tmp_path: Path) -> None:
+def test_two_processes_agree_with_one(engine, alone, tiny_policy_path, tmp_path):
     launch(tmp_path, tiny_policy_path, 2, ENGINES[engine])
     for name in RUNS:
         found, expected = result_of(tmp_path / name), result_of(alone / name)

@@ -10,7 +10,7 @@ from endotrl.trainers.ppo_math import adapted_kl_coefficient, clipped_value_loss
 
 
 class TestClippedValueLoss:
-    def test_by_hand(self) -> None:
+    def test_by_hand(self):
         # v moved from 0 by +0.3 (inside), by +1 towards the target 2 (clipped to 0.5), by +1 away from the target -1.
         values = torch.tensor([0.3, 1.0, 1.0], requires_grad=True)
         losses, clipped = clipped_value_loss(values, torch.zeros(3), torch.tensor([2.0, 2.0, -1.0]), cliprange=0.5)
@@ -21,12 +21,12 @@ class TestClippedValueLoss:
         assert values.grad is not None
         assert values.grad.tolist() == pytest.approx([-1.7, 0.0, 2.0])
 
-    def test_without_clipping(self) -> None:
+    def test_without_clipping(self):
         losses, clipped = clipped_value_loss(torch.tensor([3.0]), torch.tensor([0.0]), torch.tensor([1.0]))
         assert losses.item() == 2.0
         assert not clipped.any()
 
-    def test_scale_is_a_unit(self) -> None:
+    def test_scale_is_a_unit(self):
         generator = torch.Generator().manual_seed(0)
         values, old, targets = torch.randn(3, 100, generator=generator)
         expected = clipped_value_loss(values, old, targets, cliprange=0.2)
@@ -44,10 +44,10 @@ class TestExplainedVariance:
         [([1.0, 2.0, 3.0], 1.0), ([5.0, 5.0, 5.0], 0.0), ([11.0, 12.0, 13.0], 1.0), ([3.0, 2.0, 1.0], -3.0)],
         ids=["perfect", "constant", "offset", "reversed"],
     )
-    def test_by_hand(self, values: list[float], expected: float) -> None:
+    def test_by_hand(self, values, expected):
         assert explained_variance(torch.tensor(values), torch.tensor([1.0, 2.0, 3.0])) == pytest.approx(expected)
 
-    def test_not_defined(self) -> None:
+    def test_not_defined(self):
         assert math.isnan(explained_variance(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 1.0])))
         assert math.isnan(explained_variance(torch.tensor([1.0]), torch.tensor([1.0])))
 
@@ -56,14 +56,14 @@ class TestKLController:
     @pytest.mark.parametrize(
         ("kl", "expected"), [(6.0, 0.01), (6.6, 0.0101), (60.0, 0.0102), (0.0, 0.0098), (-3.0, 0.0098)]
     )
-    def test_by_hand(self, kl: float, expected: float) -> None:
+    def test_by_hand(self, kl, expected):
         # 100 of 1000 completions: a tenth of the error, which is at most 20 %.
         assert adapted_kl_coefficient(0.01, kl, 6.0, 100, 1000) == pytest.approx(expected)
 
-    def test_stays_positive(self) -> None:
+    def test_stays_positive(self):
         assert adapted_kl_coefficient(0.01, 0.0, 6.0, 100_000, 1) == pytest.approx(0.008)
 
-    def test_reaches_the_target(self) -> None:
+    def test_reaches_the_target(self):
         # A policy whose KL falls as 1 / beta.
         beta = 1.0
         for _ in range(2000):

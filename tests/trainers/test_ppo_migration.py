@@ -63,7 +63,7 @@ CPU: dict[str, Any] = {"use_cpu": True, "bf16": False, "report_to": []}
 
 
 @pytest.mark.parametrize("name", [*FIELDS, "exp_name"])
-def test_options(name: str, tmp_path: Path) -> None:
+def test_options(name, tmp_path):
     value = FIELDS.get(name, "run")
     if name in {field.name for field in dataclasses.fields(PPOConfig)}:
         assert getattr(PPOConfig(str(tmp_path), **{**CPU, name: value}), name) == value
@@ -73,7 +73,7 @@ def test_options(name: str, tmp_path: Path) -> None:
             PPOConfig(str(tmp_path), **{**CPU, name: value})
 
 
-def test_successors_exist(tmp_path: Path) -> None:
+def test_successors_exist(tmp_path):
     fields = {field.name for field in dataclasses.fields(PPOConfig)}
     parameters = set(inspect.signature(PPOTrainer).parameters) | set(inspect.signature(GRPOTrainer).parameters)
     assert CONFIG.keys() == (FIELDS.keys() | {"exp_name"}) - fields
@@ -83,23 +83,23 @@ def test_successors_exist(tmp_path: Path) -> None:
             assert word in fields | parameters | others, f"{name}: {word}"
 
 
-def test_several_at_once(tmp_path: Path) -> None:
+def test_several_at_once(tmp_path):
     with pytest.raises(TypeError, match=r"has no `kl_coef`, `cliprange`: .* `beta`\. `cliprange`: now `epsilon`"):
         PPOConfig(str(tmp_path), kl_coef=0.05, gamma=1.0, cliprange=0.1)
 
 
-def test_other_mistakes_are_python_s(tmp_path: Path) -> None:
+def test_other_mistakes_are_python_s(tmp_path):
     with pytest.raises(TypeError, match="unexpected keyword argument 'kl_coeff'"):
         PPOConfig(str(tmp_path), kl_coeff=0.05)
 
 
-def test_copies(tmp_path: Path) -> None:
+def test_copies(tmp_path):
     args = PPOConfig(str(tmp_path), lam=0.5, **CPU)
     for other in (copy.copy(args), copy.deepcopy(args), pickle.loads(pickle.dumps(args))):
         assert (other.lam, other.num_generations) == (0.5, 1)
 
 
-def test_command_line() -> None:
+def test_command_line():
     words = ["--use_cpu", "True", "--bf16", "False", "--kl_coef", "0.05"]
     with pytest.raises(ValueError, match=r"--kl_coef \(of TRL's own PPO: now `beta`\)"):
         make_parser(PPOConfig).parse_args_and_config(words)
@@ -109,7 +109,7 @@ def test_command_line() -> None:
 
 
 @pytest.mark.parametrize("name", [*PARAMETERS, "policy", "policy_model", "config", "tokenizer", "dataset"])
-def test_arguments(name: str, tmp_path: Path) -> None:
+def test_arguments(name, tmp_path):
     if name in inspect.signature(PPOTrainer).parameters or name in inspect.signature(GRPOTrainer).parameters:
         assert name not in ARGUMENTS
         return
@@ -117,11 +117,11 @@ def test_arguments(name: str, tmp_path: Path) -> None:
         PPOTrainer("/nowhere", args=PPOConfig(str(tmp_path), **CPU), **{name: None})
 
 
-def test_its_order_of_arguments(tmp_path: Path) -> None:
+def test_its_order_of_arguments(tmp_path):
     with pytest.raises(TypeError, match="first argument of `PPOTrainer` is the policy"):
         PPOTrainer(PPOConfig(str(tmp_path), **CPU), None, "/nowhere", Dataset.from_dict({"prompt": ["a"]}))
 
 
-def test_table_of_the_docs() -> None:
+def test_table_of_the_docs():
     rows = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|$", GUIDE.split("## TRL's PPO")[1], flags=re.MULTILINE))
     assert len(rows) == 14 and rows.items() <= {**CONFIG, **ARGUMENTS}.items()

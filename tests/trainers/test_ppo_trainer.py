@@ -24,7 +24,7 @@ from endotrl import EndogenousReward, PPOConfig, PPOTrainer
 from endotrl.rewards import DenseScores
 from endotrl.trainers.value_head import CRITIC_FILE, critic_of, is_critic
 
-from ..support.helpers import assert_same_to_the_bit, weights
+from ..support.helpers import QUIET, assert_same_to_the_bit, weights
 
 
 EOS = 2
@@ -46,11 +46,7 @@ def make_args(output_dir: Path, **kwargs: Any) -> PPOConfig:
         "value_learning_rate": 1e-2,
         "gradient_checkpointing": False,
         "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": [],
-        "use_cpu": True,
-        "bf16": False,
-        "disable_tqdm": True,
+        **QUIET,
     }
     return PPOConfig(output_dir=str(output_dir), **{**defaults, **kwargs})
 
@@ -62,6 +58,12 @@ def make_trainer(
     others = {name: kwargs.pop(name) for name in names if name in kwargs}
     reward = EndogenousReward(path) if reward is None else reward
     return PPOTrainer(path, reward_funcs=reward, args=make_args(output_dir, **kwargs), train_dataset=dataset, **others)
+
+
+@pytest.fixture
+def make(tiny_policy_path, tmp_path):
+    """[`make_trainer`] with the tiny policy, in the test's folder."""
+    return functools.partial(make_trainer, tiny_policy_path, tmp_path)
 
 
 def history(trainer: PPOTrainer, key: str) -> list[float]:
@@ -142,19 +144,9 @@ class TestAdvantages:
             ("bootstrap", "bootstrap", False),
         ],
     )
-    def test_by_hand(
-        self,
-        token_reward: str,
-        truncation: str,
-        reward_truncation: str,
-        soft_value_baseline: bool,
-        tiny_policy_path: str,
-        tmp_path: Path,
-    ) -> None:
+    def test_by_hand(self, token_reward, truncation, reward_truncation, soft_value_baseline, tiny_policy_path, make):
         gamma, lam, beta = 0.9, 0.7, 0.1
-        trainer = make_trainer(
-            tiny_policy_path,
-            tmp_path,
+        trainer = make(
             [
                 EndogenousReward(
                     tiny_policy_path, token_reward=token_reward, gamma=gamma, truncation=reward_truncation
@@ -213,10 +205,8 @@ class TestAdvantages:
         assert len({length for length, _ in lengths}) > 1  # the test has padding,
         assert {finished for _, finished in lengths} == {True, False}  # and completions of both kinds
 
-    def test_td_error_of_the_soft_value_is_the_log_probability(self, tiny_policy_path: str, tmp_path: Path) -> None:
-        trainer = make_trainer(
-            tiny_policy_path, tmp_path, critic="none", lam=0.0, beta=0.0, whiten_advantages=False, max_steps=1
-        )
+    def test_td_error_of_the_soft_value_is_the_log_probability(self, tiny_policy_path, make):
+        trainer = make(critic="none", lam=0.0, beta=0.0, whiten_advantages=False, max_steps=1)
         output = rollout(trainer)
         assert "old_values" not in output
         frozen = AutoModelForCausalLM.from_pretrained(tiny_policy_path).eval()
@@ -224,45 +214,45 @@ class TestAdvantages:
             expected = torch.tensor(naive(frozen, prompt, completion)[0])
             torch.testing.assert_close(output["advantages"][i, : len(completion)], expected, atol=1e-4, rtol=1e-4)
 
-    def test_whitening(self, tiny_policy_path: str, tmp_path: Path) -> None:
-        trainer = make_trainer(tiny_policy_path, tmp_path)
+    def test_whitening(self, make):
+        trainer = make()
         output = rollout(trainer)
         advantages = output["advantages"][output["value_mask"]]
         assert advantages.mean().item() == pytest.approx(0.0, abs=1e-5)
         assert advantages.std().item() == pytest.approx(1.0, abs=1e-4)
 
     @pytest.mark.parametrize("value", [math.inf, math.nan])
-    def test_rewards_that_are_no_numbers(self, value: float, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_rewards_that_are_no_numbers(self, value, make):
         def broken(completion_ids: list[list[int]], **kwargs: Any) -> list[list[float]]:
             return [[value] * len(ids) for ids in completion_ids]
 
         with pytest.raises(ValueError, match=r"broken.*must be finite"):
-            make_trainer(tiny_policy_path, tmp_path, broken).train()
+            make(broken).train()
 
         def infinite(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
             return [0.0, math.inf] * (len(completion_ids) // 2)
 
         with pytest.raises(ValueError, match="'infinite' returned an infinite reward"):
-            make_trainer(tiny_policy_path, tmp_path, infinite).train()
+            make(infinite).train()
 
-    def test_critic_that_is_broken(self, tiny_policy_path: str, tmp_path: Path) -> None:
-        trainer = make_trainer(tiny_policy_path, tmp_path)
+    def test_critic_that_is_broken(self, make):
+        trainer = make()
         set_head(trainer, bias=math.nan)
         with pytest.raises(ValueError, match="values of 8 of 8 completions are NaN"):
             rollout(trainer)
 
-    def test_completions_without_a_reward(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_completions_without_a_reward(self, make):
         def every_second(completion_ids: list[list[int]], **kwargs: Any) -> list[float | None]:
             return [None if i % 2 else 1.0 for i in range(len(completion_ids))]
 
-        trainer = make_trainer(tiny_policy_path, tmp_path, every_second)
+        trainer = make(every_second)
         output = rollout(trainer)
         assert not output["advantages"][1::2].any()
         assert not output["value_mask"][1::2].any()
         assert output["value_mask"][::2].any(dim=1).all()
 
-    def test_masked_truncated_completions(self, tiny_policy_path: str, tmp_path: Path) -> None:
-        trainer = make_trainer(tiny_policy_path, tmp_path, mask_truncated_completions=True)
+    def test_masked_truncated_completions(self, make):
+        trainer = make(mask_truncated_completions=True)
         output = rollout(trainer)
         truncated = ~(output["completion_ids"] == EOS).any(dim=1)
         assert truncated.any() and not truncated.all()
@@ -272,13 +262,11 @@ class TestAdvantages:
 
 class TestLoss:
     @pytest.mark.parametrize("constant", [None, 0.7])
-    def test_reinforce(self, constant: float | None, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_reinforce(self, constant, tiny_policy_path, make):
         """
         One update with lam = gamma = 1 and a constant baseline b is REINFORCE: the gradient of -(R - b) log pi(y|x).
         """
-        trainer = make_trainer(
-            tiny_policy_path,
-            tmp_path,
+        trainer = make(
             Lengths(),
             critic="none" if constant is None else "value_head",
             lam=1.0,
@@ -305,11 +293,9 @@ class TestLoss:
 
     @pytest.mark.parametrize("cliprange_value", [None, 0.1])
     @pytest.mark.parametrize("scale_value_loss", [True, False])
-    def test_value_loss_by_hand(
-        self, cliprange_value: float | None, scale_value_loss: bool, tiny_policy_path: str, tmp_path: Path
-    ) -> None:
+    def test_value_loss_by_hand(self, cliprange_value, scale_value_loss, make):
         settings = {"cliprange_value": cliprange_value, "scale_value_loss": scale_value_loss, "vf_coef": 0.3}
-        trainer = make_trainer(tiny_policy_path, tmp_path, **settings)
+        trainer = make(**settings)
         output = rollout(trainer)
         set_head(trainer, bias=-3.0)  # the critic has moved since
         loss = trainer._compute_loss(trainer.model, output)
@@ -334,16 +320,14 @@ class TestLoss:
         policy_loss = metrics["ppo/policy_loss"][-1]
         assert loss.item() == pytest.approx(policy_loss + 0.3 * total / len(targets), rel=1e-4)
 
-    def test_kl_is_in_one_place(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_kl_is_in_one_place(self, make):
         losses = {}
         for name, settings in {
             "none": {"beta": 0.0},
             "reward": {"beta": 5.0},
             "loss": {"beta": 5.0, "kl_placement": "loss"},
         }.items():
-            trainer = make_trainer(
-                tiny_policy_path, tmp_path, vf_coef=0.0, num_iterations=1, whiten_advantages=False, **settings
-            )
+            trainer = make(vf_coef=0.0, num_iterations=1, whiten_advantages=False, **settings)
             with torch.no_grad():
                 trainer.model.lm_head.weight.mul_(1.3)
             output = rollout(trainer)
@@ -359,8 +343,8 @@ class TestLoss:
             assert loss == pytest.approx(-advantages[mask].mean().item(), abs=1e-4)
         assert losses["loss"][1] > losses["none"][1] + 0.1
 
-    def test_approx_kl(self, tiny_policy_path: str, tmp_path: Path) -> None:
-        trainer = make_trainer(tiny_policy_path, tmp_path)
+    def test_approx_kl(self, tiny_policy_path, make):
+        trainer = make()
         output = rollout(trainer)
         trainer._compute_loss(trainer.model, output)
         assert trainer._metrics["train"]["ppo/approx_kl"] == [pytest.approx(0.0, abs=1e-6)]
@@ -396,10 +380,8 @@ class PathReward:
 @pytest.mark.slow
 class TestOptimum:
     @pytest.mark.parametrize("critic", ["value_head", "value_model", "none"])
-    def test_known_mdp(self, critic: str, tiny_policy_path: str, tmp_path: Path) -> None:
-        trainer = make_trainer(
-            tiny_policy_path,
-            tmp_path,
+    def test_known_mdp(self, critic, make):
+        trainer = make(
             PathReward(),
             critic=critic,
             beta=0.0,
@@ -426,13 +408,11 @@ class TestOptimum:
         else:  # the trunk of this policy hardly tells the steps apart
             assert values.mean().item() == pytest.approx(optimal.mean().item(), abs=0.15)
 
-    def test_kl_in_the_reward_leads_to_the_power_distribution(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_kl_in_the_reward_leads_to_the_power_distribution(self, tiny_policy_path, make):
         # Completions of one token: the optimum of r - beta KL with r = log pi_hat is pi_hat^(1 + 1 / beta),
         # normalised.
         beta = 1.0
-        trainer = make_trainer(
-            tiny_policy_path,
-            tmp_path,
+        trainer = make(
             dataset=Dataset.from_dict({"prompt": ["a b c"] * 64}),
             beta=beta,
             max_completion_length=1,
@@ -468,7 +448,7 @@ class TestEqualRuns:
             torch.testing.assert_close(tensor, expected[name], atol=atol, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
     @pytest.mark.parametrize("critic", ["value_head", "value_model"])
-    def test_accumulation(self, critic: str, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_accumulation(self, critic, tiny_policy_path, tmp_path):
         runs = [
             self.train(
                 tiny_policy_path,
@@ -487,7 +467,7 @@ class TestEqualRuns:
             for key in ("loss", "ppo/value_loss", "ppo/explained_variance", "ppo/returns_mean", "grad_norm"):
                 assert history(run, key) == pytest.approx(history(runs[0], key), rel=1e-3, abs=1e-5), key
 
-    def test_gradient_checkpointing(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_gradient_checkpointing(self, tiny_policy_path, tmp_path):
         for critic in ("value_head", "value_model"):
             runs = [
                 self.train(tiny_policy_path, tmp_path, critic=critic, gradient_checkpointing=checkpointing)
@@ -495,7 +475,7 @@ class TestEqualRuns:
             ]
             self.assert_close(*runs)
 
-    def test_detached_critic_does_not_touch_the_policy(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_detached_critic_does_not_touch_the_policy(self, tiny_policy_path, tmp_path):
         # Clipping by the norm of all gradients would couple the two.
         def run(**kwargs: Any) -> dict[str, Tensor]:
             trainer = self.train(tiny_policy_path, tmp_path, max_grad_norm=0.0, num_iterations=2, **kwargs)
@@ -507,18 +487,14 @@ class TestEqualRuns:
         attached = [run(vf_coef=vf_coef, detach_value=False, **settings) for vf_coef in (0.1, 10.0)]
         assert any(not torch.equal(attached[0][name], attached[1][name]) for name in attached[0])
 
-    def test_learning_rates(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_learning_rates(self, make):
         # The first update of Adam moves every weight with a gradient by the learning rate.
-        trainer = make_trainer(
-            tiny_policy_path, tmp_path, max_steps=1, learning_rate=1e-3, value_learning_rate=1e-2, weight_decay=0.0
-        )
+        trainer = make(max_steps=1, learning_rate=1e-3, value_learning_rate=1e-2, weight_decay=0.0)
         trainer.train()
         head = critic_of(trainer._base_policy).head
         torch.testing.assert_close(head.bias.abs(), torch.full((1,), 1e-2), rtol=1e-3, atol=0)
         assert history(trainer, "learning_rate") == [1e-3]
-        shared = make_trainer(
-            tiny_policy_path, tmp_path, max_steps=1, learning_rate=1e-3, value_learning_rate=None, weight_decay=0.0
-        )
+        shared = make(max_steps=1, learning_rate=1e-3, value_learning_rate=None, weight_decay=0.0)
         shared.train()
         head = critic_of(shared._base_policy).head
         torch.testing.assert_close(head.bias.abs(), torch.full((1,), 1e-3), rtol=1e-3, atol=0)
@@ -526,7 +502,7 @@ class TestEqualRuns:
 
 class TestCheckpoints:
     @pytest.mark.parametrize("kind", ["value_head", "value_model", "lora", "adaptive kl"])
-    def test_resumed_run_is_the_same_to_the_bit(self, kind: str, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_resumed_run_is_the_same_to_the_bit(self, kind, tiny_policy_path, tmp_path, make):
         settings: dict[str, Any] = {"num_iterations": 3, "steps_per_generation": 2, "max_steps": 10, "save_steps": 1}
         settings |= {"per_device_train_batch_size": 4, "save_strategy": "steps"}
         if kind == "lora":
@@ -535,7 +511,7 @@ class TestCheckpoints:
             settings |= {"kl_target": 0.5, "kl_horizon": 10}
         else:
             settings["critic"] = kind
-        whole = make_trainer(tiny_policy_path, tmp_path, **settings)
+        whole = make(**settings)
         whole.train()
         # A generation batch serves 6 steps: 2 and 7 are in the middle of one, 6 is between two.
         for step in (2, 6, 7):
@@ -551,21 +527,17 @@ class TestCheckpoints:
         if kind == "adaptive kl":
             assert whole.beta != 0.01
 
-    def test_nothing_warns_on_resuming(
-        self, tiny_policy_path: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_nothing_warns_on_resuming(self, tmp_path, caplog, make):
         settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
-        make_trainer(tiny_policy_path, tmp_path, **settings).train()
+        make(**settings).train()
         logging.getLogger("transformers").propagate = True
         with caplog.at_level(logging.WARNING):
-            make_trainer(tiny_policy_path, tmp_path, **settings).train(
-                resume_from_checkpoint=str(tmp_path / "checkpoint-1")
-            )
+            make(**settings).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
         assert not [record.getMessage() for record in caplog.records if "keys" in record.getMessage()]
 
     @pytest.mark.parametrize("critic", ["value_head", "value_model"])
-    def test_export_is_a_plain_model(self, critic: str, tiny_policy_path: str, tmp_path: Path) -> None:
-        trainer = make_trainer(tiny_policy_path, tmp_path, critic=critic)
+    def test_export_is_a_plain_model(self, critic, tmp_path, make):
+        trainer = make(critic=critic)
         trainer.train()
         trainer.save_model(str(tmp_path / "final"))
         model, info = AutoModelForCausalLM.from_pretrained(tmp_path / "final", output_loading_info=True)
@@ -576,10 +548,8 @@ class TestCheckpoints:
         assert_same_to_the_bit(weights(critic_of(trainer._base_policy)), saved)
         assert saved["head.weight"].any()
 
-    def test_best_model(self, tiny_policy_path: str, tmp_path: Path) -> None:
-        trainer = make_trainer(
-            tiny_policy_path,
-            tmp_path,
+    def test_best_model(self, make):
+        trainer = make(
             eval_dataset=PLAIN.select(range(8)),
             eval_strategy="steps",
             eval_steps=1,
@@ -593,21 +563,21 @@ class TestCheckpoints:
         assert_same_to_the_bit(load_file(best / CRITIC_FILE), weights(critic_of(trainer._base_policy)))
         assert_same_to_the_bit(load_file(best / "model.safetensors"), policy_weights(trainer))
 
-    def test_without_critic_nothing_is_beside_the_model(self, tiny_policy_path: str, tmp_path: Path) -> None:
-        trainer = make_trainer(tiny_policy_path, tmp_path, critic="none", save_strategy="steps", save_steps=2)
+    def test_without_critic_nothing_is_beside_the_model(self, tiny_policy_path, tmp_path, make):
+        trainer = make(critic="none", save_strategy="steps", save_steps=2)
         trainer.train()
         assert not (tmp_path / "checkpoint-2" / CRITIC_FILE).exists()
         resumed = make_trainer(tiny_policy_path, tmp_path / "resumed", critic="none")
         resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
         assert_same_to_the_bit(weights(trainer.model), resumed.model.state_dict())
 
-    def test_checkpoint_of_another_critic(self, tiny_policy_path: str, tmp_path: Path) -> None:
-        make_trainer(tiny_policy_path, tmp_path, critic="none", save_strategy="steps", save_steps=2).train()
+    def test_checkpoint_of_another_critic(self, tmp_path, make):
+        make(critic="none", save_strategy="steps", save_steps=2).train()
         with pytest.raises(FileNotFoundError, match="not written by a PPO run with a critic"):
-            make_trainer(tiny_policy_path, tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+            make().train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
-    def test_other_number_of_processes(self, tiny_policy_path: str, tmp_path: Path) -> None:
-        make_trainer(tiny_policy_path, tmp_path, save_strategy="steps", save_steps=1).train()
+    def test_other_number_of_processes(self, tiny_policy_path, tmp_path, make):
+        make(save_strategy="steps", save_steps=1).train()
         path = tmp_path / "checkpoint-1" / "rollout_state.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "world_size": 2}))
         resumed = make_trainer(tiny_policy_path, tmp_path / "resumed")
@@ -618,11 +588,9 @@ class TestCheckpoints:
 class TestSettings:
     @pytest.mark.parametrize("dataset", [PLAIN, CONVERSATIONAL], ids=["text", "messages"])
     @pytest.mark.parametrize("num_generations", [1, 2])
-    def test_trains(self, dataset: Dataset, num_generations: int, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_trains(self, dataset, num_generations, tiny_policy_path, make):
         reward = EndogenousReward(tiny_policy_path)
-        trainer = make_trainer(
-            tiny_policy_path,
-            tmp_path,
+        trainer = make(
             reward,
             dataset,
             num_generations=num_generations,
@@ -644,9 +612,9 @@ class TestSettings:
             assert all(math.isfinite(value) for value in history(trainer, key)) and history(trainer, key), key
 
     @pytest.mark.parametrize("shared", [False, True])
-    def test_lora(self, shared: bool, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_lora(self, shared, tiny_policy_path, tmp_path, make):
         reward = EndogenousReward(None if shared else tiny_policy_path)
-        trainer = make_trainer(tiny_policy_path, tmp_path, reward, peft_config=lora(), max_steps=6)
+        trainer = make(reward, peft_config=lora(), max_steps=6)
         if shared:
             reward.attach(trainer)
         before = weights(trainer.model)
@@ -663,27 +631,27 @@ class TestSettings:
         assert not any(is_critic(name) for name in load_file(tmp_path / "final" / "adapter_model.safetensors"))
         assert (tmp_path / "final" / CRITIC_FILE).exists()
 
-    def test_shared_reference(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_shared_reference(self, make):
         reward = EndogenousReward(None)
-        trainer = make_trainer(tiny_policy_path, tmp_path, reward)
+        trainer = make(reward)
         reward.attach(trainer)
         trainer.train()
-        own = make_trainer(tiny_policy_path, tmp_path)
+        own = make()
         own.train()
         for name, tensor in own.model.state_dict().items():
             torch.testing.assert_close(trainer.model.state_dict()[name], tensor, atol=1e-4, rtol=1e-3)
 
-    def test_value_model_instance(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_value_model_instance(self, tiny_policy_path, make):
         value_model = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
         before = weights(value_model.base_model)
-        trainer = make_trainer(tiny_policy_path, tmp_path, critic="value_model", value_model=value_model)
+        trainer = make(critic="value_model", value_model=value_model)
         trainer.train()
         assert critic_of(trainer._base_policy).backbone is value_model.base_model
         after = value_model.base_model.state_dict()
         assert not any(torch.equal(before[name], after[name]) for name in before)
 
-    def test_adaptive_kl(self, tiny_policy_path: str, tmp_path: Path) -> None:
-        trainer = make_trainer(tiny_policy_path, tmp_path, kl_target=1e-3, kl_horizon=8, max_steps=12, beta=0.01)
+    def test_adaptive_kl(self, make):
+        trainer = make(kl_target=1e-3, kl_horizon=8, max_steps=12, beta=0.01)
         trainer.train()
         coefficients, kls = history(trainer, "ppo/kl_coef"), history(trainer, "ppo/kl_per_completion")
         assert len(coefficients) == 3  # a generation batch serves four steps
@@ -693,7 +661,7 @@ class TestSettings:
             expected *= 1 + min(max(kl / 1e-3 - 1, -0.2), 0.2)
         assert trainer.beta == pytest.approx(expected)
 
-    def test_dense_scores_of_the_user(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_dense_scores_of_the_user(self, make):
         class Custom:
             def __call__(self, completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
                 return [float(len(ids)) for ids in completion_ids]
@@ -702,7 +670,7 @@ class TestSettings:
                 values = [torch.arange(len(ids), 0, -1).float() for ids in completion_ids]
                 return DenseScores(self(completion_ids), [torch.ones(len(ids)) for ids in completion_ids], values)
 
-        trainer = make_trainer(tiny_policy_path, tmp_path, Custom(), whiten_advantages=False, beta=0.0)
+        trainer = make(Custom(), whiten_advantages=False, beta=0.0)
         output = rollout(trainer)
         # Its state values are exact: nothing is left for the critic to learn.
         assert output["advantages"].abs().max() < 1e-5
@@ -713,10 +681,8 @@ class TestNextTRL:
     """Changes that are open in TRL: see `TestOpenChanges` in `tests/test_contract.py`."""
 
     @pytest.mark.parametrize("critic", ["value_head", "value_model"])
-    def test_padding_free_passes(
-        self, critic: str, tiny_policy_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        trainer = make_trainer(tiny_policy_path, tmp_path, critic=critic, whiten_advantages=False)
+    def test_padding_free_passes(self, critic, monkeypatch, make):
+        trainer = make(critic=critic, whiten_advantages=False)
         set_head(trainer)
         output = rollout(trainer)
         names = ("advantages", "old_values", "value_targets", "ref_per_token_logps", "old_per_token_logps")
@@ -768,9 +734,9 @@ class TestNextTRL:
         for name, parameter in trainer.model.named_parameters():
             torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-4, rtol=1e-3, msg=name)
 
-    def test_batches_without_old_log_probs(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_batches_without_old_log_probs(self, tiny_policy_path, make):
         # TRL leaves them out where it does not need them; the KL of the reward does.
-        trainer = make_trainer(tiny_policy_path, tmp_path, num_iterations=1, whiten_advantages=False, beta=0.5)
+        trainer = make(num_iterations=1, whiten_advantages=False, beta=0.5)
         with torch.no_grad():
             trainer.model.lm_head.weight.mul_(1.3)
         output = rollout(trainer)
@@ -795,24 +761,20 @@ class TestErrors:
             ({}, {"optimizers": (torch.optim.SGD([torch.zeros(1)]), None)}, ValueError, "`optimizers` was given"),
         ],
     )
-    def test_arguments(
-        self, settings: dict[str, Any], others: dict[str, Any], error: type, message: str, tmp_path: Path
-    ) -> None:
+    def test_arguments(self, settings, others, error, message, tmp_path):
         with pytest.raises(error, match=message):
             make_trainer("/nowhere", tmp_path, Lengths(), **settings, **others)
 
-    def test_other_config(self, tmp_path: Path) -> None:
+    def test_other_config(self, tmp_path):
         args = GRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to=[])
         with pytest.raises(TypeError, match="needs a `PPOConfig`"):
             PPOTrainer("/nowhere", reward_funcs=Lengths(), args=args, train_dataset=PLAIN)
 
-    def test_policy_as_its_own_value_model(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_policy_as_its_own_value_model(self, tiny_policy_path, tmp_path):
         model = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
         with pytest.raises(ValueError, match="is the policy itself"):
             make_trainer(model, tmp_path, Lengths(), critic="value_model", value_model=model)
 
-    def test_value_model_with_another_vocabulary(
-        self, tiny_policy_path: str, tiny_model_path: str, tmp_path: Path
-    ) -> None:
+    def test_value_model_with_another_vocabulary(self, tiny_policy_path, tiny_model_path, tmp_path):
         with pytest.raises(ValueError, match="has an embedding of 19 tokens, but the policy's tokenizer has 3"):
             make_trainer(tiny_model_path, tmp_path, Lengths(), critic="value_model", value_model=tiny_policy_path)

@@ -15,6 +15,8 @@ from trl import GRPOConfig
 from endotrl import DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward, PPOConfig, PPOTrainer
 from endotrl.trainers.value_head import critic_of
 
+from ..support.helpers import QUIET
+
 
 PROMPTS = Dataset.from_dict({"prompt": ["a b c", "d e", "f", "g h i j"] * 8})
 TRAINERS = {"dense": (DenseGRPOTrainer, DenseGRPOConfig), "ppo": (PPOTrainer, PPOConfig)}
@@ -132,18 +134,14 @@ def make_trainer(kind: str, path: str, output_dir: Path, reward: Any, **kwargs: 
         "max_steps": 2,
         "num_generations": 4 if kind == "dense" else 1,
         "gradient_checkpointing": False,
-        "save_strategy": "no",
-        "report_to": [],
-        "use_cpu": True,
-        "bf16": False,
-        "disable_tqdm": True,
+        **QUIET,
     }
     others = {name: kwargs.pop(name) for name in ("train_dataset", "eval_dataset") if name in kwargs}
     args = config_class(output_dir=str(output_dir), **{**defaults, **kwargs})
     return trainer_class(path, reward_funcs=reward, args=args, **{"train_dataset": PROMPTS, **others})
 
 
-def test_all_settings_are_decided_on() -> None:
+def test_all_settings_are_decided_on():
     inherited = {field.name for field in dataclasses.fields(TrainingArguments)}
     fields = {field.name for field in dataclasses.fields(GRPOConfig)} - inherited
     decided = FINE.keys() | REFUSED.keys() | REFUSED_BY_PPO.keys() | DEPRECATED
@@ -152,7 +150,7 @@ def test_all_settings_are_decided_on() -> None:
 
 @pytest.mark.parametrize("kind", TRAINERS)
 @pytest.mark.parametrize("name", FINE)
-def test_fine(name: str, kind: str, tmp_path: Path) -> None:
+def test_fine(name, kind, tmp_path):
     # Nothing is said against it, and the trainer goes on to the model, whose path leads nowhere.
     with pytest.raises(OSError, match="nowhere"):
         make_trainer(kind, "/nowhere", tmp_path, EndogenousReward("quickstart"), **FINE[name])
@@ -164,7 +162,7 @@ def test_fine(name: str, kind: str, tmp_path: Path) -> None:
     + [("ppo", *case) for case in REFUSED_BY_PPO.values()],
     ids=str,
 )
-def test_refused(kind: str, settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_refused(kind, settings, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         make_trainer(kind, "/nowhere", tmp_path, EndogenousReward("quickstart"), **settings)
 
@@ -173,23 +171,21 @@ class TestDense:
     """Where all tokens of a completion are credited alike, TRL's settings mean what they mean in TRL."""
 
     @pytest.mark.parametrize("settings", [case for case, _ in REFUSED.values()], ids=str)
-    def test_outcome_credit(self, settings: dict[str, Any], tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_outcome_credit(self, settings, tiny_policy_path, tmp_path):
         reward = EndogenousReward(tiny_policy_path)
         make_trainer("dense", tiny_policy_path, tmp_path, reward, credit="outcome", **settings).train()
 
     @pytest.mark.parametrize("settings", [case for case, _ in REFUSED.values()], ids=str)
-    def test_rewards_of_completions(self, settings: dict[str, Any], tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_rewards_of_completions(self, settings, tiny_policy_path, tmp_path):
         make_trainer("dense", tiny_policy_path, tmp_path, length, **settings).train()
 
     @pytest.mark.parametrize(("settings", "message"), REFUSED.values(), ids=str)
-    def test_function_that_turns_out_dense(
-        self, settings: dict[str, Any], message: str, tiny_policy_path: str, tmp_path: Path
-    ) -> None:
+    def test_function_that_turns_out_dense(self, settings, message, tiny_policy_path, tmp_path):
         trainer = make_trainer("dense", tiny_policy_path, tmp_path, every_second, **settings)
         with pytest.raises(ValueError, match=f"{message}.*or `credit='outcome'`"):
             trainer.train()
 
-    def test_normalize_then_sum(self, tmp_path: Path) -> None:
+    def test_normalize_then_sum(self, tmp_path):
         with pytest.raises(OSError, match="nowhere"):
             make_trainer("dense", "/nowhere", tmp_path, length, multi_objective_aggregation="normalize_then_sum")
 
@@ -209,7 +205,7 @@ class TestCredit:
         ],
         ids=str,
     )
-    def test_gradient(self, settings: dict[str, Any], kind: str, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_gradient(self, settings, kind, tiny_policy_path, tmp_path):
         trainer = make_trainer(kind, tiny_policy_path, tmp_path, EndogenousReward(tiny_policy_path), **settings)
         trainer.model.train()
         trainer.current_gradient_accumulation_steps = 1
@@ -242,7 +238,7 @@ class TestCredit:
 
 
 @pytest.mark.parametrize("mixup", [1.0, 0.6])
-def test_synchronised_reference_has_no_critic(mixup: float, tiny_policy_path: str, tmp_path: Path) -> None:
+def test_synchronised_reference_has_no_critic(mixup, tiny_policy_path, tmp_path):
     trainer = make_trainer(
         *("ppo", tiny_policy_path, tmp_path, EndogenousReward(tiny_policy_path)),
         sync_ref_model=True,
@@ -262,7 +258,7 @@ def test_synchronised_reference_has_no_critic(mixup: float, tiny_policy_path: st
 
 @pytest.mark.parametrize("kind", TRAINERS)
 @pytest.mark.parametrize("name", ["train_dataset", "eval_dataset"])
-def test_tokenized_dataset(kind: str, name: str, tmp_path: Path) -> None:
+def test_tokenized_dataset(kind, name, tmp_path):
     tokenized = Dataset.from_dict({"input_ids": [[5, 6]] * 8, "attention_mask": [[1, 1]] * 8})
     for dataset in (tokenized, tokenized.to_iterable_dataset()):
         with pytest.raises(ValueError, match=f"`{name}` has a column `input_ids` and none called `prompt`"):
@@ -273,6 +269,6 @@ def test_tokenized_dataset(kind: str, name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", TRAINERS)
-def test_mean_is_refused_before_any_model_is_loaded(kind: str, tmp_path: Path) -> None:
+def test_mean_is_refused_before_any_model_is_loaded(kind, tmp_path):
     with pytest.raises(ValueError, match="cannot be credited to single tokens"):
         make_trainer(kind, "/nowhere", tmp_path, EndogenousReward("quickstart", aggregate="mean"))

@@ -2,7 +2,6 @@
 """The critic inside the policy's forward pass: same numbers as by hand, and nothing else changes."""
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -55,13 +54,13 @@ def batch() -> dict[str, Tensor]:
 
 
 class TestForward:
-    def test_starts_at_zero(self, tiny_policy_path: str) -> None:
+    def test_starts_at_zero(self, tiny_policy_path):
         model = policy_with(tiny_policy_path, Critic(ValueHead(16)))
         outputs = model(**batch(), fused_lm_head=True, return_values=True)
         assert torch.equal(outputs.state_values, torch.zeros(2, 6))
 
     @pytest.mark.parametrize("own_model", [False, True])
-    def test_values_by_hand(self, own_model: bool, tiny_policy_path: str) -> None:
+    def test_values_by_hand(self, own_model, tiny_policy_path):
         backbone = AutoModelForCausalLM.from_pretrained(tiny_policy_path).base_model
         if own_model:  # another model than the policy
             with torch.no_grad():
@@ -76,7 +75,7 @@ class TestForward:
         prefix = backbone(input_ids=batch()["input_ids"][:1, :4]).last_hidden_state[0, -1]
         torch.testing.assert_close(outputs.state_values[0, 3], prefix @ head.weight + head.bias[0])
 
-    def test_the_rest_of_the_forward_is_the_same(self, tiny_policy_path: str) -> None:
+    def test_the_rest_of_the_forward_is_the_same(self, tiny_policy_path):
         plain = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
         add_fused_lm_head(plain, outputs=("log_probs", "entropy"))
         model = policy_with(tiny_policy_path, Critic(random_head()))
@@ -94,7 +93,7 @@ class TestForward:
         assert not model.base_model._forward_hooks  # nothing stays behind
 
     @pytest.mark.parametrize("settings", [{"temperature": 0.7}, {"cast_lm_head_to_fp32": True}], ids=str)
-    def test_fused_forward_is_that_of_trl(self, settings: dict[str, Any], tiny_policy_path: str) -> None:
+    def test_fused_forward_is_that_of_trl(self, settings, tiny_policy_path):
         plain, model = (AutoModelForCausalLM.from_pretrained(tiny_policy_path, dtype=torch.bfloat16) for _ in range(2))
         fields = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
         for policy in (plain, model):
@@ -114,9 +113,7 @@ class TestForward:
 
     @pytest.mark.parametrize("own_model", [False, True])
     @pytest.mark.parametrize("mixed_precision", [False, True])
-    def test_deep_copy_has_its_own_weights(
-        self, mixed_precision: bool, own_model: bool, tiny_policy_path: str
-    ) -> None:
+    def test_deep_copy_has_its_own_weights(self, mixed_precision, own_model, tiny_policy_path):
         backbone = AutoModel.from_pretrained(tiny_policy_path) if own_model else None
         model = policy_with(tiny_policy_path, Critic(random_head(), backbone))
         if mixed_precision:  # accelerate patches the forward, too
@@ -145,7 +142,7 @@ class TestForward:
         AcceleratorState._reset_state(reset_partial_state=True)
 
     @pytest.mark.parametrize("kind", ["detached", "attached", "own model"])
-    def test_who_gets_the_gradient(self, kind: str, tiny_policy_path: str) -> None:
+    def test_who_gets_the_gradient(self, kind, tiny_policy_path):
         backbone = AutoModel.from_pretrained(tiny_policy_path) if kind == "own model" else None
         model = policy_with(tiny_policy_path, Critic(random_head(), backbone, detach=kind != "attached"))
         model(**batch(), fused_lm_head=True, return_values=True).state_values.sum().backward()
@@ -154,7 +151,7 @@ class TestForward:
         assert any(name.startswith("ppo_critic.backbone") for name in trained) == (kind == "own model")
         assert any(not is_critic(name) for name in trained) == (kind == "attached")
 
-    def test_values_are_float32_under_autocast(self, tiny_policy_path: str) -> None:
+    def test_values_are_float32_under_autocast(self, tiny_policy_path):
         model = policy_with(tiny_policy_path, Critic(random_head()))
         hidden = torch.randn(2, 3, 16)
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -162,7 +159,7 @@ class TestForward:
         assert values.dtype == torch.float32
         assert torch.equal(values, critic_of(model)(hidden))
 
-    def test_accelerate_can_convert_the_output(self, tiny_policy_path: str) -> None:
+    def test_accelerate_can_convert_the_output(self, tiny_policy_path):
         # Mixed precision rebuilds outputs from their entries, and takes them for dictionaries.
         AcceleratorState._reset_state(reset_partial_state=True)  # that of trainers in other tests
         model = Accelerator(cpu=True, mixed_precision="bf16").prepare_model(
@@ -175,7 +172,7 @@ class TestForward:
 
 
 class TestRecorder:
-    def test_states_of_a_completion(self, tiny_policy_path: str) -> None:
+    def test_states_of_a_completion(self, tiny_policy_path):
         model = policy_with(tiny_policy_path, Critic(random_head()))
         recorder = ForwardRecorder(model, return_values=True)
         rows = batch()
@@ -189,7 +186,7 @@ class TestRecorder:
 
     @pytest.mark.parametrize("rows_of_a_chunk", [1, 2])
     @pytest.mark.parametrize("own_model", [False, True])
-    def test_without_padding(self, own_model: bool, rows_of_a_chunk: int, tiny_policy_path: str) -> None:
+    def test_without_padding(self, own_model, rows_of_a_chunk, tiny_policy_path):
         """As passes without padding are: all tokens of a chunk in one row, with the positions of each."""
         backbone = AutoModel.from_pretrained(tiny_policy_path) if own_model else None
         model = policy_with(tiny_policy_path, Critic(random_head(), backbone))
@@ -209,13 +206,13 @@ class TestRecorder:
         # Of padding, there is no value.
         torch.testing.assert_close(recorder.values, torch.where(mask, expected, 0.0)[:, 2:], atol=1e-5, rtol=1e-5)
 
-    def test_neither(self, tiny_policy_path: str) -> None:
+    def test_neither(self, tiny_policy_path):
         recorder = ForwardRecorder(policy_with(tiny_policy_path, Critic(random_head())), return_values=True)
         recorder(**{name: tensor[:, :4] for name, tensor in batch().items()}, fused_lm_head=True)
         with pytest.raises(RuntimeError, match="gave 8 state values for 10 tokens of 2 rows"):
             recorder.finish(torch.zeros(2, 3), batch()["attention_mask"])
 
-    def test_without_critic(self, tiny_policy_path: str) -> None:
+    def test_without_critic(self, tiny_policy_path):
         model = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
         add_fused_lm_head(model)
         recorder = ForwardRecorder(model, return_values=False)
@@ -225,7 +222,7 @@ class TestRecorder:
 
 
 class TestFiles:
-    def test_split(self, tiny_policy_path: str) -> None:
+    def test_split(self, tiny_policy_path):
         model = policy_with(tiny_policy_path, Critic(random_head(), AutoModel.from_pretrained(tiny_policy_path)))
         plain = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
         policy, critic = split_state_dict(model.state_dict())
@@ -233,7 +230,7 @@ class TestFiles:
         assert critic.keys() == critic_of(model).state_dict().keys()
         assert "head.weight" in critic and any(name.startswith("backbone.") for name in critic)
 
-    def test_round_trip(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_round_trip(self, tiny_policy_path, tmp_path):
         critic = Critic(random_head(), AutoModel.from_pretrained(tiny_policy_path))
         save_critic(critic.state_dict(), str(tmp_path))
         assert [path.name for path in tmp_path.iterdir()] == [CRITIC_FILE]
@@ -242,14 +239,14 @@ class TestFiles:
         for name, tensor in critic.state_dict().items():
             assert torch.equal(other.state_dict()[name], tensor), name
 
-    def test_errors(self, tmp_path: Path) -> None:
+    def test_errors(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="not written by a PPO run"):
             load_critic(Critic(ValueHead(16)), str(tmp_path))
         save_critic(Critic(ValueHead(16)).state_dict(), str(tmp_path))
         with pytest.raises(RuntimeError, match="size mismatch"):
             load_critic(Critic(ValueHead(8)), str(tmp_path))
 
-    def test_without_critic(self, tiny_policy_path: str) -> None:
+    def test_without_critic(self, tiny_policy_path):
         model = policy_with(tiny_policy_path, Critic(random_head()))
         names = list(model.state_dict())
         with pytest.raises(RuntimeError, match="inside"), without_critic(model):
@@ -257,12 +254,12 @@ class TestFiles:
             raise RuntimeError("inside")
         assert list(model.state_dict()) == names
 
-    def test_names(self) -> None:
+    def test_names(self):
         assert is_critic("base_model.model.ppo_critic.head.weight")
         assert not is_critic("model.layers.0.ppo_critical.weight")
 
 
-def test_what_vllm_is_sent(tiny_policy_path: str) -> None:
+def test_what_vllm_is_sent(tiny_policy_path):
     # TRL's own walk over the parameters, without vLLM.
     generation: Any = object.__new__(VLLMGeneration)
     generation.model = policy_with(tiny_policy_path, Critic(random_head()))

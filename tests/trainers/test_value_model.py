@@ -26,6 +26,8 @@ from transformers import (
 from endotrl import PPOConfig, PPOTrainer
 from endotrl.trainers.value_head import critic_of
 
+from ..support.helpers import QUIET
+
 
 PROMPTS = Dataset.from_dict({"prompt": ["a b c", "d e", "f", "g h i j"] * 8})
 PIXELS = [np.random.default_rng(i).integers(0, 255, (40, 48, 3), dtype=np.uint8) for i in range(4)]
@@ -37,7 +39,7 @@ IMAGES = Dataset.from_dict(
 
 
 @pytest.fixture(scope="module")
-def tiny_vlm_path(tiny_model_path: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+def tiny_vlm_path(tiny_model_path, tmp_path_factory):
     """Checkpoint of a random LLaVA-NeXT of two layers, with its processor."""
     path = str(tmp_path_factory.mktemp("models") / "tiny-vlm")
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_path)
@@ -81,11 +83,7 @@ def make_trainer(path: str, output_dir: Path, dataset: Dataset = PROMPTS, **kwar
         "learning_rate": 1e-2,
         "value_learning_rate": 1e-2,
         "gradient_checkpointing": False,
-        "save_strategy": "no",
-        "report_to": [],
-        "use_cpu": True,
-        "bf16": False,
-        "disable_tqdm": True,
+        **QUIET,
     }
     others = {name: kwargs.pop(name) for name in ("value_model", "peft_config") if name in kwargs}
     args = PPOConfig(output_dir=str(output_dir), **{**defaults, **kwargs})
@@ -98,7 +96,7 @@ def rollout(trainer: PPOTrainer) -> dict[str, Any]:
 
 
 class TestImages:
-    def test_values_depend_on_the_image(self, tiny_vlm_path: str, tmp_path: Path) -> None:
+    def test_values_depend_on_the_image(self, tiny_vlm_path, tmp_path):
         trainer = make_trainer(tiny_vlm_path, tmp_path, IMAGES, critic="value_model")
         critic = critic_of(trainer._base_policy)
         with torch.no_grad():
@@ -126,7 +124,7 @@ class TestImages:
         assert trainer._values_and_log_probs(blind)[0][:, 0].std() < 1e-6
 
     @pytest.mark.parametrize("critic", ["value_head", "value_model"])
-    def test_trains(self, critic: str, tiny_vlm_path: str, tmp_path: Path) -> None:
+    def test_trains(self, critic, tiny_vlm_path, tmp_path):
         trainer = make_trainer(tiny_vlm_path, tmp_path, IMAGES, critic=critic)
         critic_before = {n: p.detach().clone() for n, p in critic_of(trainer._base_policy).named_parameters()}
         trainer.train()
@@ -137,7 +135,7 @@ class TestImages:
         }
         assert "head.bias" in moved
 
-    def test_value_model_without_eyes(self, tiny_vlm_path: str, tmp_path: Path) -> None:
+    def test_value_model_without_eyes(self, tiny_vlm_path, tmp_path):
         blind = LlamaForCausalLM(
             LlamaConfig(
                 vocab_size=400, hidden_size=16, num_hidden_layers=1, num_attention_heads=4, intermediate_size=8
@@ -150,7 +148,7 @@ class TestImages:
 class TestTrainedHead:
     @pytest.mark.parametrize("auto", [AutoModelForSequenceClassification, AutoModelForTokenClassification])
     @pytest.mark.parametrize("from_path", [False, True])
-    def test_loads(self, auto: Any, from_path: bool, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_loads(self, auto, from_path, tiny_policy_path, tmp_path):
         value_model = auto.from_pretrained(tiny_policy_path, num_labels=1)
         with torch.no_grad():
             value_model.score.weight.normal_()
@@ -176,11 +174,11 @@ class TestTrainedHead:
             expected = value_model.score(hidden)[0, len(prompt) - 1 : -1, 0]
         torch.testing.assert_close(output["old_values"][0, : len(completion)], expected, atol=1e-4, rtol=1e-4)
 
-    def test_of_a_language_model_starts_at_zero(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_of_a_language_model_starts_at_zero(self, tiny_policy_path, tmp_path):
         trainer = make_trainer(tiny_policy_path, tmp_path, critic="value_model")
         assert not critic_of(trainer._base_policy).head.weight.any()
 
-    def test_several_labels(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_several_labels(self, tiny_policy_path, tmp_path):
         value_model = AutoModelForSequenceClassification.from_pretrained(tiny_policy_path, num_labels=2)
         with pytest.raises(ValueError, match="a head with 2 labels"):
             make_trainer(tiny_policy_path, tmp_path, critic="value_model", value_model=value_model)
@@ -196,7 +194,7 @@ VIRTUAL_TOKENS = [
 @pytest.mark.parametrize("peft_config", VIRTUAL_TOKENS, ids=lambda config: type(config).__name__)
 class TestPromptLearning:
     @pytest.mark.filterwarnings("ignore:Position ids are not supported")
-    def test_value_head(self, peft_config: Any, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_value_head(self, peft_config, tiny_policy_path, tmp_path):
         same_length = Dataset.from_dict({"prompt": ["a b c", "d e f", "g h i", "j k l"] * 4})  # no padding on the left
         trainer = make_trainer(tiny_policy_path, tmp_path, same_length, peft_config=peft_config)
         head = critic_of(trainer._base_policy).head
@@ -218,6 +216,6 @@ class TestPromptLearning:
         trainer.train()
         assert head.bias.any()
 
-    def test_value_model(self, peft_config: Any, tmp_path: Path) -> None:
+    def test_value_model(self, peft_config, tmp_path):
         with pytest.raises(ValueError, match="virtual tokens only the policy reads"):
             make_trainer("/nowhere", tmp_path, critic="value_model", peft_config=peft_config)
