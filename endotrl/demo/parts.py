@@ -72,8 +72,7 @@ FACTS: dict[str, Any] = {
     "learning_rate": 1e-3,
     "lr_scheduler_type": "constant",
 }
-# Held-out answers may be twice as long as those in training, so that an answer that comes to the point late counts
-# too.
+# Held-out answers may be twice as long as those in training: some come to the point late.
 FACTS_ANSWER_LENGTH = 32
 # Only the upper half of the 30 layers, so that the backward pass ends there.
 LORA: dict[str, Any] = {
@@ -87,16 +86,13 @@ LORA: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Size:
-    """
-    How much of the demo is run: settings of the arithmetic and of the facts (`None` for no facts), the controls of
-    each (those of images are run if arithmetic has any), and held-out facts.
-    """
+    """How much of the demo is run."""
 
-    arithmetic: dict[str, Any]
-    controls: tuple[str, ...]
-    facts: dict[str, Any] | None
+    arithmetic: dict[str, Any]  # settings
+    controls: tuple[str, ...]  # of the arithmetic; those of images are run if there are any
+    facts: dict[str, Any] | None  # settings; `None` for no facts
     facts_controls: tuple[str, ...] = ()
-    num_facts: int = 60
+    num_facts: int = 60  # held-out ones
 
 
 SIZES = {
@@ -197,10 +193,8 @@ def run(task: Task, session: Session) -> Part:
     session.say(task.opening.format(sampled=f"{asked.accuracy():.0%}", greedy=f"{asked.accuracy(GREEDY):.0%}"))
     predicted = None if task.forecast is None else task.forecast()
     if predicted is not None:
-        session.say(
-            f"Forecast, from samples of it alone: trained to the end at beta {task.settings['beta']:g}, it will "
-            f"answer {predicted:.0%} right."
-        )
+        ends = f"trained to the end at beta {task.settings['beta']:g}, it will answer {predicted:.0%} right"
+        session.say(f"Forecast, from samples of it alone: {ends}.")
     progress.stage(titles[1])
     own, *controls = task.rewards
     policies[own] = Policy(**kept(f"{task.name}-{own}", progress, partial(train, own)))
@@ -422,10 +416,7 @@ def _followed(steps: int, progress: Progress) -> Iterator[int]:
 
 
 def _measure(task: Task, model: PreTrainedModel, seed: int, run: Run | None = None) -> dict[str, Any]:
-    """
-    A policy's answers, as a dictionary of [`Policy`], with the curve of its training. With several samples per
-    question there is a majority, of answers as they are written.
-    """
+    """A policy's answers, as a dictionary of [`Policy`], with the curve of its training."""
     number = len(task.prompts)
 
     def ask(prompts: list[Any], **way: Any) -> tuple[list[str], list[list[int]]]:
@@ -464,22 +455,17 @@ def _examples(task: Task, policies: dict[str, Policy]) -> list[HeatMapRow]:
     """Three questions answered wrong before and right after, with both answers; chosen by position alone."""
     before, after = policies["base"], policies["endogenous"]
     mended = [i for i in range(len(task.prompts)) if after.text_right[i] and not before.text_right[i]][:3]
-    rows = [(i, title, policy) for i in mended for title, policy in (("before", before), ("after", after))]
-    if not rows:
+    if not mended:
         return []
-    texts = [policy.texts[i] for i, _, policy in rows]
-    prompts = [task.prompts[i] for i, _, _ in rows]
-    chat = not isinstance(prompts[0], str)
+    rows = [(i, policy) for i in mended for policy in (before, after)]
+    prompts = [task.prompts[i] for i, _ in rows]
+    completions: list[Any] = [policy.texts[i] for i, policy in rows]
+    if not isinstance(prompts[0], str):
+        completions = [[{"role": "assistant", "content": text}] for text in completions]
     reward = EndogenousReward(task.frozen)
-    scored = reward.score(
-        prompts,
-        [[{"role": "assistant", "content": text}] for text in texts] if chat else texts,
-        completion_ids=[policy.ids[i] for i, _, policy in rows],
-    )
-    return [
-        heat_map_row(reward, stats, prompt, title)
-        for prompt, (_, title, _), stats in zip(prompts, rows, scored, strict=True)
-    ]
+    scored = reward.score(prompts, completions, completion_ids=[policy.ids[i] for i, policy in rows])
+    titles = ["before", "after"] * len(mended)
+    return [heat_map_row(reward, *row) for row in zip(scored, prompts, titles, strict=True)]
 
 
 TASKS = {"arithmetic": arithmetic_task, "facts": facts_task, "images": images_task}
