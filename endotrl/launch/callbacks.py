@@ -44,15 +44,12 @@ def add_callbacks(
 
 class Tracking(TrainerCallback):
     """
-    Adds to what is logged: `perf/tokens_per_second` (tokens of prompts and completions of all processes that were
-    trained on, per second of wall clock), `perf/seconds_per_step` and `perf/memory_gib` (peak of this process: on an
-    accelerator what torch allocated, on a CPU its resident memory). With W&B, the run's config gets the `record`.
+    Adds to what is logged: `perf/tokens_per_second` (of prompts and completions that all processes were trained on),
+    `perf/seconds_per_step` and `perf/memory_gib` ([`peak_memory`]). With W&B, the run's config gets the `record`.
     """
 
     def __init__(self, trainer: Trainer, record: Mapping[str, Any]) -> None:
-        self._trainer = trainer
-        self._record = record
-        self._recorded_config = False
+        self._trainer, self._record, self._is_recorded = trainer, record, False
         self._since: tuple[float, float, int] | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **rest: Any) -> None:
@@ -69,11 +66,11 @@ class Tracking(TrainerCallback):
             self._since = (time.perf_counter(), self._tokens(state), state.global_step)
         logs["perf/memory_gib"] = peak_memory(args.device) / GIB
         run = active_run() if "wandb" in args.report_to and state.is_world_process_zero else None
-        if run is not None and not self._recorded_config:
+        if run is not None and not self._is_recorded:
             run.config.update({"recipe": dict(self._record)}, allow_val_change=True)
             for name in MAXIMA:  # the x-axis is that of transformers
                 run.define_metric(name, step_metric="train/global_step", summary="last,max")
-            self._recorded_config = True
+            self._is_recorded = True
 
     def _tokens(self, state: TrainerState) -> float:
         # TRL's reward trainer counts for itself.

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, cast
 
 from accelerate.utils import is_peft_model
-from datasets import Dataset, IterableDataset
 from trl import (
     DatasetMixtureConfig,
     GRPOConfig,
@@ -38,7 +37,7 @@ from ..trainers.dense_reward_trainer import DenseRewardTrainer
 from .arguments import RecipeArguments, RewardArguments, RunArguments, make_parser
 from .callbacks import add_callbacks
 from .cpu import choose_precision, shard_on_cpu
-from .data import check_number, load_preferences, load_prompts
+from .data import Data, check_number, load_preferences, load_prompts
 from .launcher import end_with_launcher
 from .lengths import fit_lengths
 from .preflight import check_generation, check_model, check_optimizer, check_packages
@@ -58,8 +57,8 @@ class Job(NamedTuple):
     script_args: RunArguments
     training_args: GRPOConfig | RewardConfig
     model_args: ModelConfig
-    train_dataset: Dataset | IterableDataset
-    eval_dataset: Dataset | IterableDataset | None
+    train_dataset: Data
+    eval_dataset: Data | None
     record: dict[str, Any]
     # Of a policy, but not of a reward model
     reward_args: RewardArguments | None = None

@@ -31,18 +31,7 @@ ENGINES = {
 RUNS: dict[str, list[str]] = {
     # The frozen model is the reference model, the policy without its adapter, and a copy.
     "shared": ["grpo", "--beta", "0.1", "--num_generations", "2"],
-    "adapter": [
-        "ppo",
-        "--use_peft",
-        "True",
-        "--lora_target_modules",
-        "q_proj",
-        "v_proj",
-        "--lora_dropout",
-        "0",
-        "--num_iterations",
-        "1",
-    ],
+    "adapter": "ppo --use_peft True --lora_target_modules q_proj v_proj --lora_dropout 0 --num_iterations 1".split(),
     "own": ["grpo", "--beta", "0", "--num_generations", "2", "--credit", "outcome"],
 }
 WHERE = {
