@@ -163,9 +163,6 @@ def run(task: Task, session: Session) -> Part:
     """Asks the base model, trains it by GRPO on its own endogenous reward and on the controls, and asks each again."""
     progress, kept = session.progress, session.kept
 
-    def base() -> dict[str, Any]:
-        return _measure(task, task.make_base(progress), session.seed)
-
     def train(name: str) -> dict[str, Any]:
         run = train_with_grpo(
             f"{task.name}-{name}",
@@ -186,23 +183,22 @@ def run(task: Task, session: Session) -> Part:
             task.processing_class.save_pretrained(folder)
         return _measure(task, run.model, session.seed, run)
 
-    titles = list(task.stages)
-    progress.stage(titles[0])
-    policies = {"base": Policy(**kept(f"{task.name}-base", progress, base))}
-    asked = policies["base"]
+    first, *others = task.stages
+    progress.stage(first)
+    made = kept(f"{task.name}-base", progress, lambda: _measure(task, task.make_base(progress), session.seed))
+    asked = Policy(**made)
+    policies = {"base": asked}
     session.say(task.opening.format(sampled=f"{asked.accuracy():.0%}", greedy=f"{asked.accuracy(GREEDY):.0%}"))
     predicted = None if task.forecast is None else task.forecast()
     if predicted is not None:
         ends = f"trained to the end at beta {task.settings['beta']:g}, it will answer {predicted:.0%} right"
         session.say(f"Forecast, from samples of it alone: {ends}.")
-    progress.stage(titles[1])
     own, *controls = task.rewards
-    policies[own] = Policy(**kept(f"{task.name}-{own}", progress, partial(train, own)))
-    for i, name in enumerate(controls):
-        if i == 0:
-            progress.stage(titles[2])
-        with progress.part(i / len(controls), (i + 1) / len(controls)):
-            policies[name] = Policy(**kept(f"{task.name}-{name}", progress, partial(train, name)))
+    for title, names in zip(others, ([own], controls), strict=False):
+        progress.stage(title)
+        for i, name in enumerate(names):
+            with progress.part(i / len(names), (i + 1) / len(names)):
+                policies[name] = Policy(**kept(f"{task.name}-{name}", progress, partial(train, name)))
     return Part(
         name=task.name,
         title=task.title,
