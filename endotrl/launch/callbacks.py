@@ -99,12 +99,10 @@ class HeatMaps(TrainerCallback):
         self._last = 0
 
     def on_log(self, args: TrainingArguments, state: TrainerState, *_: Any, logs: dict[str, Any], **rest: Any) -> None:
-        due = "reward" in logs and state.global_step >= self._last + self._every
-        if due and self._reward is not None and not isinstance(self._reward.criterion, dict):
-            self._last = state.global_step
-            self._log_page(self._reward, args, state)
-
-    def _log_page(self, reward: EndogenousReward, args: TrainingArguments, state: TrainerState) -> None:
+        reward, due = self._reward, "reward" in logs and state.global_step >= self._last + self._every
+        if not due or reward is None or isinstance(reward.criterion, dict):
+            return
+        self._last = state.global_step
         prompts, completions, completion_ids = self._trainer.last_completions
         # Of different prompts: completions of one stand together.
         every = max(1, len(prompts) // self._num_completions)
