@@ -152,9 +152,8 @@ def look(session: Session) -> None:
     reward = EndogenousReward(quickstart_model_path())
     question = "What is the capital of France?"
     answers = ["The capital of France is Paris.", "The capital of France is Lyon."]
-    scored = reward.score(
-        [[{"role": "user", "content": question}]] * 2, [[{"role": "assistant", "content": a}] for a in answers]
-    )
+    asked = [[{"role": "user", "content": question}]] * len(answers)
+    scored = reward.score(asked, [[{"role": "assistant", "content": answer}] for answer in answers])
     session.say(f"SmolLM2 (135M, frozen) scores two answers to “{question}” (blue: high, orange: low)")
     session.say(terminal_heat_map([heat_map_row(reward, stats) for stats in scored]))
 

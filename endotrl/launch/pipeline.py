@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, cast
+from typing import Any, NamedTuple, cast
 
 from accelerate.utils import is_peft_model
 from trl import (
@@ -86,17 +86,12 @@ def launch(
             job = prepare_reward_model(*settings) if issubclass(training_config, RewardConfig) else prepare(*settings)
             trainer, interruptions = make_trainer(trainer_class, job)
         except WRONG_SETTINGS as error:
-            exit_with(error)
+            if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # one process of a machine says it
+                say(f"{os.path.basename(sys.argv[0])}: error: {' '.join(str(error).split())}")
+            logger.debug("Where it was found", exc_info=error)
+            sys.exit(EXIT_WRONG_SETTINGS)
         train(trainer, interruptions, job)
         return trainer
-
-
-def exit_with(error: Exception) -> NoReturn:
-    """Ends the process with what is wrong, said by one process of a machine."""
-    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-        say(f"{os.path.basename(sys.argv[0])}: error: {' '.join(str(error).split())}")
-    logger.debug("Where it was found", exc_info=error)
-    sys.exit(EXIT_WRONG_SETTINGS)
 
 
 def prepare(
