@@ -88,15 +88,13 @@ def peak_memory(device: torch.device) -> int:
 
 class HeatMaps(TrainerCallback):
     """
-    Every few steps, scores some of the last completions again, and writes them as heat maps to
+    Every few steps, scores four of the last completions again, and writes them as heat maps to
     `output_dir/completions/token_rewards_<step>.html` and, with W&B, to the table `token_rewards`.
     """
 
-    def __init__(self, trainer: DenseRewardTrainer, every: int, num_completions: int = 4) -> None:
-        self._trainer = trainer
-        self._every, self._num_completions = every, num_completions
+    def __init__(self, trainer: DenseRewardTrainer, every: int) -> None:
+        self._trainer, self._every, self._last = trainer, every, 0
         self._reward = next((r for r in trainer.reward_funcs if isinstance(r, EndogenousReward)), None)
-        self._last = 0
 
     def on_log(self, args: TrainingArguments, state: TrainerState, *_: Any, logs: dict[str, Any], **rest: Any) -> None:
         reward, due = self._reward, "reward" in logs and state.global_step >= self._last + self._every
@@ -105,8 +103,8 @@ class HeatMaps(TrainerCallback):
         self._last = state.global_step
         prompts, completions, completion_ids = self._trainer.last_completions
         # Of different prompts: completions of one stand together.
-        every = max(1, len(prompts) // self._num_completions)
-        shown = slice(None, every * self._num_completions, every)
+        every = max(1, len(prompts) // 4)
+        shown = slice(None, 4 * every, every)
         # On all processes, as frozen weights may be split over them.
         stats = reward.score(prompts[shown], completions[shown], completion_ids[shown])
         if not state.is_world_process_zero:

@@ -82,8 +82,7 @@ def _make(
             raise  # of something that the module imports
         where = "in the current folder, nor an installed one"
         raise ImportError(f"`reward` has {name!r}, but there is no module {error.name!r} {where}.") from error
-    function = getattr(module, function_name, None)
-    if function is None:
+    if (function := getattr(module, function_name, None)) is None:
         raise ImportError(f"`reward` has {name!r}, but the module {module_name!r} has no {function_name!r}.")
     if isinstance(function, type) or not callable(function):
         kind = "a class" if isinstance(function, type) else f"a {type(function).__name__}"
