@@ -27,8 +27,20 @@ DATASET = Dataset.from_dict({"prompt": ["a b c", "d e", "f", "g h i j"] * 8})
 FALLS_AFTER = 14
 QUIETLY: dict[str, Any] = {"report_to": [], "use_cpu": True, "bf16": False, "disable_tqdm": True, "logging_steps": 1}
 QUIETLY["save_strategy"] = "no"
-TRAINERS = [(GRPOTrainer, GRPOConfig), (RLOOTrainer, RLOOConfig), (DenseGRPOTrainer, DenseGRPOConfig)]
-TRAINERS.append((PPOTrainer, PPOConfig))
+GRPO, PPO = (GRPOTrainer, GRPOConfig), (PPOTrainer, PPOConfig)
+TRAINERS = [GRPO, (RLOOTrainer, RLOOConfig), (DenseGRPOTrainer, DenseGRPOConfig), PPO]
+MOVED = {"beta": 0.05, "sync_ref_model": True, "ref_model_sync_steps": 1}
+FIRST = {
+    "copy": (*GRPO, {"beta": 0.0}),
+    "reference": (*GRPO, {"beta": 0.05}),
+    "adapter": (*GRPO, {"beta": 0.0, "adapter": True, "learning_rate": 3e-2}),
+    "RLOO": (RLOOTrainer, RLOOConfig, {"beta": 0.05}),
+    "PPO": (*PPO, {"beta": 0.0}),
+    "value head": (*PPO, {"beta": 0.0, "critic": "value_head"}),
+    "value model": (*PPO, {"beta": 0.0, "critic": "value_model"}),
+    "moved": (*GRPO, MOVED),
+    "moved, value head": (*PPO, {"critic": "value_head", **MOVED}),
+}
 
 
 class ScriptedAccuracy:
@@ -142,42 +154,16 @@ def log_probs(model: Any, output: dict[str, Any]) -> torch.Tensor:
     return torch.stack(sums)
 
 
-@pytest.mark.parametrize(
-    ("trainer_class", "config_class", "settings"),
-    [
-        (GRPOTrainer, GRPOConfig, {"beta": 0.0}),
-        (GRPOTrainer, GRPOConfig, {"beta": 0.05}),
-        (GRPOTrainer, GRPOConfig, {"beta": 0.0, "adapter": True, "learning_rate": 3e-2}),
-        (RLOOTrainer, RLOOConfig, {"beta": 0.05}),
-        (PPOTrainer, PPOConfig, {"beta": 0.0}),
-        (PPOTrainer, PPOConfig, {"beta": 0.0, "critic": "value_head"}),
-        (PPOTrainer, PPOConfig, {"beta": 0.0, "critic": "value_model"}),
-        (GRPOTrainer, GRPOConfig, {"beta": 0.05, "sync_ref_model": True, "ref_model_sync_steps": 1}),
-        (
-            PPOTrainer,
-            PPOConfig,
-            {"beta": 0.05, "critic": "value_head", "sync_ref_model": True, "ref_model_sync_steps": 1},
-        ),
-    ],
-    ids=["copy", "reference", "adapter", "RLOO", "PPO", "value head", "value model", "moved", "moved, value head"],
-)
+@pytest.mark.parametrize(("trainer_class", "config_class", "settings"), FIRST.values(), ids=FIRST)
 def test_compared_with_the_first_policy(
     trainer_class: Any, config_class: Any, settings: dict[str, Any], tiny_policy_path: str, tmp_path: Path
 ) -> None:
-    trainer = make_trainer(
-        tiny_policy_path,
-        tmp_path,
-        math.inf,
-        trainer_class,
-        config_class,
-        **{"max_steps": 4, "learning_rate": 3e-3, "num_iterations": 1, **settings},
-    )
+    settings = {"max_steps": 4, "learning_rate": 3e-3, "num_iterations": 1, **settings}
+    trainer = make_trainer(tiny_policy_path, tmp_path, math.inf, trainer_class, config_class, **settings)
     CollapseMonitor().attach(trainer)
     first = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
-    seen, generate, calculate = [], trainer._generate_and_score_completions, trainer._calculate_rewards
-    rewards: list[torch.Tensor] = []
-    per_token: list[torch.Tensor] = []
-    probability: list[tuple[float, float] | None] = []
+    generate, calculate = trainer._generate_and_score_completions, trainer._calculate_rewards
+    seen, rewards, per_token, probability = ([] for _ in range(4))
 
     def watch_rewards(*args: Any) -> torch.Tensor:
         rewards.append(calculate(*args))
@@ -250,12 +236,16 @@ def test_a_verifier_may_lead_away(tiny_policy_path: str, tmp_path: Path) -> None
             AutoModelForCausalLM.from_pretrained(tiny_policy_path),
             reward_funcs=[reward],
             args=GRPOConfig(
-                str(tmp_path), report_to=[], use_cpu=True, bf16=False, disable_tqdm=True, max_steps=1, logging_steps=1,
-                per_device_train_batch_size=32, num_generations=4, max_completion_length=8, save_strategy="no",
+                str(tmp_path),
+                max_steps=1,
+                per_device_train_batch_size=32,
+                num_generations=4,
+                max_completion_length=8,
+                **QUIETLY,
             ),
             train_dataset=DATASET,
             processing_class=AutoTokenizer.from_pretrained(tiny_policy_path),
-        )  # fmt: skip
+        )
         CollapseMonitor().attach(trainer)
         trainer.train()
         assert ("collapse/first_log_prob_change" in steps(trainer)[0]) is judged

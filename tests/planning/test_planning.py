@@ -97,18 +97,16 @@ class TestFamilies:
         assert size.key_value == 0 or kind not in ("mamba", "falcon_mamba", "rwkv")  # no cache that grows
 
     def test_the_largest_layer_counts(self) -> None:
-        sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
-        extra = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 400, "laurel_rank": 4}
-        config = Gemma3nTextConfig(
-            vocab_size=400,
-            intermediate_size=[64, 96, 64, 64],
-            num_hidden_layers=4,
-            altup_num_inputs=2,
-            num_kv_shared_layers=1,
-            activation_sparsity_pattern=[0.0] * 4,
-            **sizes,
-            **extra,
-        )
+        sizes = {
+            "hidden_size": 32,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "vocab_size": 400,
+        }
+        sizes |= {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 400, "laurel_rank": 4}
+        sizes |= {"intermediate_size": [64, 96, 64, 64], "num_hidden_layers": 4, "altup_num_inputs": 2}
+        config = Gemma3nTextConfig(**sizes, num_kv_shared_layers=1, activation_sparsity_pattern=[0.0] * 4)
         size = model_size(config)
         assert (size.layers, size.hidden, size.intermediate, size.key_value) == (4, 32, 96, 16)
         assert size.parameters == sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
@@ -172,14 +170,9 @@ class TestAgainstMeasured:
         """Of a small model without adapter and reference model, byte by byte; of a large one nothing."""
         config = small_config()
         model = LlamaForCausalLM(config)
-        trainer = SimpleNamespace(
-            model=model,
-            accelerator=SimpleNamespace(unwrap_model=lambda model: model),
-            beta=0.0,
-            args=SimpleNamespace(sync_ref_model=False),
-            is_deepspeed_enabled=False,
-            is_fsdp_enabled=False,
-        )
+        trainer = SimpleNamespace(model=model, beta=0.0, is_deepspeed_enabled=False, is_fsdp_enabled=False)
+        trainer.accelerator = SimpleNamespace(unwrap_model=lambda model: model)
+        trainer.args = SimpleNamespace(sync_ref_model=False)
         copied = FirstPolicy(trainer, None)._model
         work = replace(WORK, weight_bytes=4, mixed_precision=False)
         plans = {}
@@ -232,13 +225,10 @@ class TestProperties:
         for engine in ENGINES[1:-2]:
             assert sixteen[engine].total < eight[engine].total
         assert eight["zero3"].frozen == eight["zero2"].frozen / 8  # split as the policy is
+        kinds = ({"sharded": False}, {"sharded": False, "only_where_split": True}, {"offloaded": True})
+        works = (replace(WORK, frozen=(FrozenModel(seven_b, **kind),)) for kind in kinds)
         whole, only_there, waiting = (
-            {e: plan_memory(seven_b, replace(WORK, frozen=(model,)), Hardware(8, 80 * GIB), e) for e in ENGINES}
-            for model in (
-                FrozenModel(seven_b, sharded=False),
-                FrozenModel(seven_b, sharded=False, only_where_split=True),
-                FrozenModel(seven_b, offloaded=True),
-            )
+            {e: plan_memory(seven_b, work, Hardware(8, 80 * GIB), e) for e in ENGINES} for work in works
         )
         assert whole["zero3"].frozen == eight["zero2"].frozen == 2 * seven_b.parameters
         assert (only_there["zero2"].frozen, only_there["fsdp2"].frozen) == (0, 2 * seven_b.parameters)
