@@ -72,8 +72,8 @@ def launch(
     argv: Sequence[str] | None = None,
 ) -> Any:
     """
-    Runs a recipe from the command line, and returns the trainer, done. Wrong settings are said in one line, if it can
-    be before a model is loaded; the process then ends with exit code 2.
+    Runs a recipe from the command line, and returns the trainer, done. Wrong settings are said in one line, where
+    possible before a model is loaded; the process then ends with exit code 2.
     """
     end_with_launcher()
     with ExitStack() as stack:
