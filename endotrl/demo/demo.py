@@ -94,9 +94,8 @@ def run_demo(
 
 def _check_requirements(task: str) -> None:
     """Raises `ImportError` now for a package that would be missed only after minutes of training."""
-    needed = ["matplotlib"] + (["peft", "gguf"] if task in ("all", "facts") else [])
-    missing = [name for name in needed if find_spec(name) is None]
-    if missing:
+    needed = ["matplotlib", *(["peft", "gguf"] if task in ("all", "facts") else [])]
+    if missing := [name for name in needed if find_spec(name) is None]:
         raise ImportError(
             f"The demo needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed. `make "
             "demo` installs all it needs; by hand, in a clone: `pip install '.[quickstart]'`."

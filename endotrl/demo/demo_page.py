@@ -28,12 +28,10 @@ def write_report(parts: Sequence[Part], metrics: dict[str, Any], output_dir: Pat
         costs = " Majority: of 16 answers to each question, at 16 times the cost." if MAJORITY in headers else ""
         verdict, _, rest = summary(part).partition(". ")
         noise = max(half_width(values) for policy in part.policies.values() for values in policy.right.values())
+        asked = f"Right answers to {len(part.questions)} questions on which nothing was trained"
         blocks = [
-            Markup("<p>{}</p>").format(rest if part is parts[0] else f"{verdict}. {rest}"),
-            Markup("<p>{}</p>").format(
-                f"Right answers to {len(part.questions)} questions on which nothing was trained (95% intervals are at "
-                f"most ± {100 * noise:.0f} points).{costs}"
-            ),
+            _paragraph(rest if part is parts[0] else f"{verdict}. {rest}"),
+            _paragraph(f"{asked} (95% intervals are at most ± {100 * noise:.0f} points).{costs}"),
             # As `Markup`, names are no wider than they are, and all columns fit a phone.
             table(headers, [[Markup("{}").format(name), *cells] for name, *cells in rows]),
             figure(
@@ -53,11 +51,9 @@ def write_report(parts: Sequence[Part], metrics: dict[str, Any], output_dir: Pat
         blocks.append(_details(part))
         sections.append((part.title, Markup("").join(blocks)))
     sections.append(("When not to trust it", _LIMITS))
-    minutes = f"{metrics['seconds'] / 60:.1f} minutes"
-    made = "{endotrl}, TRL {trl}, transformers {transformers}, torch {torch}; {machine}".format(
-        **metrics["environment"]
-    )
-    footer = f"endotrl {made}; {minutes}; one run of each. Made by the command endotrl demo."
+    used, minutes = metrics["environment"], f"{metrics['seconds'] / 60:.1f} minutes"
+    software = ", ".join(f"{name} {used[name.lower()]}" for name in ("endotrl", "TRL", "transformers", "torch"))
+    footer = f"{software}; {used['machine']}; {minutes}; one run of each. Made by the command endotrl demo."
     verdict, _, _ = summary(parts[0]).partition(". ")
     lead = Markup(
         "<p><strong>{}.</strong> No reward model, no judge, no labels: each model is trained by TRL's GRPO on "
@@ -110,6 +106,10 @@ def plot_accuracy(part: Part) -> bytes:
     return buffer.getvalue()
 
 
+def _paragraph(text: str) -> Markup:
+    return Markup("<p>{}</p>").format(text)
+
+
 def _answers(part: Part) -> Markup:
     before, after = part.policies["base"], part.policies["endogenous"]
     # Every k-th question, chosen by position alone.
@@ -118,7 +118,7 @@ def _answers(part: Part) -> Markup:
     rows = [[part.questions[i], _marked(before, i), _marked(after, i)] for i in shown]
     how = " An answer is the sum with its last digit first." if part.name == "arithmetic" else ""
     caption = f"Sampled answers, chosen by position alone: one in {step} of the held-out ones. ✓ right, ✗ wrong.{how}"
-    return Markup("<p>{}</p>").format(caption) + table(["question", "before", "after"], rows)
+    return _paragraph(caption) + table(["question", "before", "after"], rows)
 
 
 def _marked(policy: Policy, index: int) -> str:

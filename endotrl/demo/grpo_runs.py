@@ -134,17 +134,14 @@ def generate_answers(
     tokenizer = tokenizer_of(processing_class)
     tokenizer.padding_side = "left"  # as an argument, chat templates would take it for one of theirs
     batching: dict[str, Any] = {"padding": True, "return_tensors": "pt"}
+    encode: Callable[..., Any] = tokenizer
+    if not isinstance(prompts[0], str):
+        encode = processing_class.apply_chat_template
+        batching |= {"add_generation_prompt": True, "tokenize": True, "return_dict": True}
+    sampling |= {"max_new_tokens": max_new_tokens, "pad_token_id": tokenizer.pad_token_id}
     for start in range(0, len(prompts), batch_size):
-        asked: Any = list(prompts[start : start + batch_size])
-        if isinstance(asked[0], str):
-            batch = tokenizer(asked, **batching)
-        else:
-            batch = processing_class.apply_chat_template(
-                asked, add_generation_prompt=True, tokenize=True, return_dict=True, **batching
-            )
-        output = model.generate(
-            **batch, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id, **sampling
-        )
+        batch = encode(list(prompts[start : start + batch_size]), **batching)
+        output = model.generate(**batch, **sampling)
         for ids in output[:, batch["input_ids"].shape[1] :].tolist():
             end = ids.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in ids else len(ids)
             answers.append(ids[:end])

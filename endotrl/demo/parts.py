@@ -72,8 +72,7 @@ FACTS: dict[str, Any] = {
     "learning_rate": 1e-3,
     "lr_scheduler_type": "constant",
 }
-# Held-out answers may be twice as long as those in training, so that an answer that comes to the point late counts
-# too.
+# Held-out answers may be twice as long as those in training: some come to the point late.
 FACTS_ANSWER_LENGTH = 32
 # Only the upper half of the 30 layers, so that the backward pass ends there.
 LORA: dict[str, Any] = {
@@ -87,16 +86,13 @@ LORA: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Size:
-    """
-    How much of the demo is run: settings of the arithmetic and of the facts (`None` for no facts), the controls of
-    each (those of images are run if arithmetic has any), and held-out facts.
-    """
+    """How much of the demo is run."""
 
-    arithmetic: dict[str, Any]
-    controls: tuple[str, ...]
-    facts: dict[str, Any] | None
+    arithmetic: dict[str, Any]  # settings
+    controls: tuple[str, ...]  # of the arithmetic; those of images are run if there are any
+    facts: dict[str, Any] | None  # settings; `None` for no facts
     facts_controls: tuple[str, ...] = ()
-    num_facts: int = 60
+    num_facts: int = 60  # held-out ones
 
 
 SIZES = {
@@ -156,9 +152,8 @@ def look(session: Session) -> None:
     reward = EndogenousReward(quickstart_model_path())
     question = "What is the capital of France?"
     answers = ["The capital of France is Paris.", "The capital of France is Lyon."]
-    scored = reward.score(
-        [[{"role": "user", "content": question}]] * 2, [[{"role": "assistant", "content": a}] for a in answers]
-    )
+    asked = [[{"role": "user", "content": question}]] * len(answers)
+    scored = reward.score(asked, [[{"role": "assistant", "content": answer}] for answer in answers])
     session.say(f"SmolLM2 (135M, frozen) scores two answers to “{question}” (blue: high, orange: low)")
     session.say(terminal_heat_map([heat_map_row(reward, stats) for stats in scored]))
 
@@ -166,9 +161,6 @@ def look(session: Session) -> None:
 def run(task: Task, session: Session) -> Part:
     """Asks the base model, trains it by GRPO on its own endogenous reward and on the controls, and asks each again."""
     progress, kept = session.progress, session.kept
-
-    def base() -> dict[str, Any]:
-        return _measure(task, task.make_base(progress), session.seed)
 
     def train(name: str) -> dict[str, Any]:
         run = train_with_grpo(
@@ -190,25 +182,22 @@ def run(task: Task, session: Session) -> Part:
             task.processing_class.save_pretrained(folder)
         return _measure(task, run.model, session.seed, run)
 
-    titles = list(task.stages)
-    progress.stage(titles[0])
-    policies = {"base": Policy(**kept(f"{task.name}-base", progress, base))}
-    asked = policies["base"]
+    first, *others = task.stages
+    progress.stage(first)
+    made = kept(f"{task.name}-base", progress, lambda: _measure(task, task.make_base(progress), session.seed))
+    asked = Policy(**made)
+    policies = {"base": asked}
     session.say(task.opening.format(sampled=f"{asked.accuracy():.0%}", greedy=f"{asked.accuracy(GREEDY):.0%}"))
     predicted = None if task.forecast is None else task.forecast()
     if predicted is not None:
-        session.say(
-            f"Forecast, from samples of it alone: trained to the end at beta {task.settings['beta']:g}, it will "
-            f"answer {predicted:.0%} right."
-        )
-    progress.stage(titles[1])
+        ends = f"trained to the end at beta {task.settings['beta']:g}, it will answer {predicted:.0%} right"
+        session.say(f"Forecast, from samples of it alone: {ends}.")
     own, *controls = task.rewards
-    policies[own] = Policy(**kept(f"{task.name}-{own}", progress, partial(train, own)))
-    for i, name in enumerate(controls):
-        if i == 0:
-            progress.stage(titles[2])
-        with progress.part(i / len(controls), (i + 1) / len(controls)):
-            policies[name] = Policy(**kept(f"{task.name}-{name}", progress, partial(train, name)))
+    for title, names in zip(others, ([own], controls), strict=False):
+        progress.stage(title)
+        for i, name in enumerate(names):
+            with progress.part(i / len(names), (i + 1) / len(names)):
+                policies[name] = Policy(**kept(f"{task.name}-{name}", progress, partial(train, name)))
     return Part(
         name=task.name,
         title=task.title,
@@ -422,10 +411,7 @@ def _followed(steps: int, progress: Progress) -> Iterator[int]:
 
 
 def _measure(task: Task, model: PreTrainedModel, seed: int, run: Run | None = None) -> dict[str, Any]:
-    """
-    A policy's answers, as a dictionary of [`Policy`], with the curve of its training. With several samples per
-    question there is a majority, of answers as they are written.
-    """
+    """A policy's answers, as a dictionary of [`Policy`], with the curve of its training."""
     number = len(task.prompts)
 
     def ask(prompts: list[Any], **way: Any) -> tuple[list[str], list[list[int]]]:
@@ -464,22 +450,17 @@ def _examples(task: Task, policies: dict[str, Policy]) -> list[HeatMapRow]:
     """Three questions answered wrong before and right after, with both answers; chosen by position alone."""
     before, after = policies["base"], policies["endogenous"]
     mended = [i for i in range(len(task.prompts)) if after.text_right[i] and not before.text_right[i]][:3]
-    rows = [(i, title, policy) for i in mended for title, policy in (("before", before), ("after", after))]
-    if not rows:
+    if not mended:
         return []
-    texts = [policy.texts[i] for i, _, policy in rows]
-    prompts = [task.prompts[i] for i, _, _ in rows]
-    chat = not isinstance(prompts[0], str)
+    rows = [(i, policy) for i in mended for policy in (before, after)]
+    prompts = [task.prompts[i] for i, _ in rows]
+    completions: list[Any] = [policy.texts[i] for i, policy in rows]
+    if not isinstance(prompts[0], str):
+        completions = [[{"role": "assistant", "content": text}] for text in completions]
     reward = EndogenousReward(task.frozen)
-    scored = reward.score(
-        prompts,
-        [[{"role": "assistant", "content": text}] for text in texts] if chat else texts,
-        completion_ids=[policy.ids[i] for i, _, policy in rows],
-    )
-    return [
-        heat_map_row(reward, stats, prompt, title)
-        for prompt, (_, title, _), stats in zip(prompts, rows, scored, strict=True)
-    ]
+    scored = reward.score(prompts, completions, completion_ids=[policy.ids[i] for i, policy in rows])
+    titles = ["before", "after"] * len(mended)
+    return [heat_map_row(reward, *row) for row in zip(scored, prompts, titles, strict=True)]
 
 
 TASKS = {"arithmetic": arithmetic_task, "facts": facts_task, "images": images_task}

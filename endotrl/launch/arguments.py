@@ -168,10 +168,9 @@ class RewardArguments(_EndogenousSettings):
 
 def make_parser(training_config: type[GRPOConfig | RewardConfig]) -> RecipeParser:
     """
-    Parser of a recipe's command line and YAML file (`--config`), of which the command line wins. Its
-    `parse_args_and_config` returns [`RecipeArguments`], `training_config`, [`RewardArguments`], [`~trl.ModelConfig`]
-    and [`~trl.DatasetMixtureConfig`]; for a reward model, [`RunArguments`] in place of the first and no
-    [`RewardArguments`].
+    Parser of a recipe's command line and YAML file (`--config`): of [`RecipeArguments`], `training_config`,
+    [`RewardArguments`], [`~trl.ModelConfig`] and [`~trl.DatasetMixtureConfig`]; of a reward model, [`RunArguments`] in
+    place of the first, and no [`RewardArguments`].
     """
     if issubclass(training_config, RewardConfig):
         return RecipeParser((RunArguments, training_config, ModelConfig, DatasetMixtureConfig))

@@ -44,15 +44,12 @@ def add_callbacks(
 
 class Tracking(TrainerCallback):
     """
-    Adds to what is logged: `perf/tokens_per_second` (tokens of prompts and completions of all processes that were
-    trained on, per second of wall clock), `perf/seconds_per_step` and `perf/memory_gib` (peak of this process: on an
-    accelerator what torch allocated, on a CPU its resident memory). With W&B, the run's config gets the `record`.
+    Adds to what is logged: `perf/tokens_per_second` (of prompts and completions that all processes were trained on),
+    `perf/seconds_per_step` and `perf/memory_gib` ([`peak_memory`]). With W&B, the run's config gets the `record`.
     """
 
     def __init__(self, trainer: Trainer, record: Mapping[str, Any]) -> None:
-        self._trainer = trainer
-        self._record = record
-        self._recorded_config = False
+        self._trainer, self._record, self._is_recorded = trainer, record, False
         self._since: tuple[float, float, int] | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **rest: Any) -> None:
@@ -69,11 +66,11 @@ class Tracking(TrainerCallback):
             self._since = (time.perf_counter(), self._tokens(state), state.global_step)
         logs["perf/memory_gib"] = peak_memory(args.device) / GIB
         run = active_run() if "wandb" in args.report_to and state.is_world_process_zero else None
-        if run is not None and not self._recorded_config:
+        if run is not None and not self._is_recorded:
             run.config.update({"recipe": dict(self._record)}, allow_val_change=True)
             for name in MAXIMA:  # the x-axis is that of transformers
                 run.define_metric(name, step_metric="train/global_step", summary="last,max")
-            self._recorded_config = True
+            self._is_recorded = True
 
     def _tokens(self, state: TrainerState) -> float:
         # TRL's reward trainer counts for itself.
@@ -91,27 +88,23 @@ def peak_memory(device: torch.device) -> int:
 
 class HeatMaps(TrainerCallback):
     """
-    Every few steps, scores some of the last completions again, and writes them as heat maps to
+    Every few steps, scores four of the last completions again, and writes them as heat maps to
     `output_dir/completions/token_rewards_<step>.html` and, with W&B, to the table `token_rewards`.
     """
 
-    def __init__(self, trainer: DenseRewardTrainer, every: int, num_completions: int = 4) -> None:
-        self._trainer = trainer
-        self._every, self._num_completions = every, num_completions
+    def __init__(self, trainer: DenseRewardTrainer, every: int) -> None:
+        self._trainer, self._every, self._last = trainer, every, 0
         self._reward = next((r for r in trainer.reward_funcs if isinstance(r, EndogenousReward)), None)
-        self._last = 0
 
     def on_log(self, args: TrainingArguments, state: TrainerState, *_: Any, logs: dict[str, Any], **rest: Any) -> None:
-        due = "reward" in logs and state.global_step >= self._last + self._every
-        if due and self._reward is not None and not isinstance(self._reward.criterion, dict):
-            self._last = state.global_step
-            self._log_page(self._reward, args, state)
-
-    def _log_page(self, reward: EndogenousReward, args: TrainingArguments, state: TrainerState) -> None:
+        reward, due = self._reward, "reward" in logs and state.global_step >= self._last + self._every
+        if not due or reward is None or isinstance(reward.criterion, dict):
+            return
+        self._last = state.global_step
         prompts, completions, completion_ids = self._trainer.last_completions
         # Of different prompts: completions of one stand together.
-        every = max(1, len(prompts) // self._num_completions)
-        shown = slice(None, every * self._num_completions, every)
+        every = max(1, len(prompts) // 4)
+        shown = slice(None, 4 * every, every)
         # On all processes, as frozen weights may be split over them.
         stats = reward.score(prompts[shown], completions[shown], completion_ids[shown])
         if not state.is_world_process_zero:

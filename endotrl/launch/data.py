@@ -4,7 +4,7 @@
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset_builder
 from datasets.exceptions import DatasetsError
@@ -17,12 +17,13 @@ from ..tasks import facts
 from .arguments import RecipeArguments
 
 
+Data: TypeAlias = Dataset | IterableDataset
+Split: TypeAlias = tuple[Data, Data | None]  # to train on, and to evaluate on
+Quickstart: TypeAlias = Callable[[list[facts.Question]], Dataset]
 _NEW = "prompt, worded"
 
 
-def load_prompts(
-    script_args: RecipeArguments, training_args: GRPOConfig, dataset_args: DatasetMixtureConfig
-) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset | None]:
+def load_prompts(script_args: RecipeArguments, training_args: GRPOConfig, dataset_args: DatasetMixtureConfig) -> Split:
     """The prompts to train on, and those to evaluate on (`None` without `eval_strategy`), in a column `prompt`."""
     train, evaluation = _splits(script_args, training_args, dataset_args, facts.make_dataset)
     train = _with_prompts(train, script_args.dataset_train_split, script_args)
@@ -32,7 +33,7 @@ def load_prompts(
     return train, evaluation
 
 
-def check_number(train: Dataset | IterableDataset, training_args: GRPOConfig) -> None:
+def check_number(train: Data, training_args: GRPOConfig) -> None:
     """Raises `ValueError` if there are fewer prompts than one generation batch has, so that no step would be made."""
     num_prompts = training_args.generation_batch_size // training_args.num_generations
     if isinstance(train, Dataset) and len(train) < num_prompts:
@@ -46,7 +47,7 @@ def check_number(train: Dataset | IterableDataset, training_args: GRPOConfig) ->
 
 def load_preferences(
     script_args: ScriptArguments, training_args: RewardConfig, dataset_args: DatasetMixtureConfig
-) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset | None]:
+) -> Split:
     """
     The pairs to train on, and those to evaluate on (`None` without `eval_strategy`), in columns `chosen` and
     `rejected`. `"quickstart"` has right against wrong answers to the questions that ship with endotrl.
@@ -79,7 +80,7 @@ def count_rows(script_args: ScriptArguments, dataset_args: DatasetMixtureConfig)
         raise ValueError(f"The number of rows of {name} is not known: {' '.join(str(error).split())[:200]}") from error
 
 
-def column_names(dataset: Dataset | IterableDataset) -> list[str]:
+def column_names(dataset: Data) -> list[str]:
     """Names of the columns; a streamed dataset may tell only by its first row."""
     return dataset.column_names or list(next(iter(dataset), {}))
 
@@ -88,8 +89,8 @@ def _splits(
     script_args: ScriptArguments,
     training_args: TrainingArguments,
     dataset_args: DatasetMixtureConfig,
-    quickstart: Callable[[list[facts.Question]], Dataset],
-) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset | None]:
+    quickstart: Quickstart,
+) -> Split:
     splits = _load(script_args, dataset_args, quickstart)
     train = _split(splits, script_args.dataset_train_split, "dataset_train_split")
     if training_args.eval_strategy == "no":
@@ -97,11 +98,7 @@ def _splits(
     return train, _split(splits, script_args.dataset_test_split, "dataset_test_split")
 
 
-def _load(
-    script_args: ScriptArguments,
-    dataset_args: DatasetMixtureConfig,
-    quickstart: Callable[[list[facts.Question]], Dataset],
-) -> Any:
+def _load(script_args: ScriptArguments, dataset_args: DatasetMixtureConfig, quickstart: Quickstart) -> Any:
     if dataset_args.datasets:
         try:
             return get_dataset(dataset_args)
@@ -118,7 +115,7 @@ def _load(
     return load_splits(script_args.dataset_name, script_args.dataset_config, script_args.dataset_streaming)
 
 
-def _split(splits: DatasetDict | IterableDatasetDict, name: str, argument: str) -> Dataset | IterableDataset:
+def _split(splits: DatasetDict | IterableDatasetDict, name: str, argument: str) -> Data:
     if name not in splits:
         raise ValueError(
             f"The dataset has no split {name!r}, only {', '.join(map(repr, splits))}. Set `{argument}` to one of them"
@@ -127,9 +124,7 @@ def _split(splits: DatasetDict | IterableDatasetDict, name: str, argument: str) 
     return splits[name]
 
 
-def _with_prompts(
-    dataset: Dataset | IterableDataset, split: str, script_args: RecipeArguments
-) -> Dataset | IterableDataset:
+def _with_prompts(dataset: Data, split: str, script_args: RecipeArguments) -> Data:
     columns, column = column_names(dataset), script_args.dataset_prompt_column
     if column not in columns:
         raise ValueError(
@@ -150,7 +145,7 @@ def _with_prompts(
     return dataset.map(lambda row: {"prompt": _worded(row["prompt"], suffix, chat)})
 
 
-def _check_rows(dataset: Dataset | IterableDataset, column: str) -> None:
+def _check_rows(dataset: Data, column: str) -> None:
     """Raises `ValueError` if a row is neither text nor messages like the others; of a stream, looks at the first."""
     kind = None
     values = dataset[column] if isinstance(dataset, Dataset) else (row[column] for row in islice(dataset, 1))

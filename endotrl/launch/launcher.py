@@ -16,8 +16,8 @@ LAUNCHERS = ("accelerate", "torchrun", "torch.distributed", "deepspeed", "trl")
 
 def end_with_launcher(every: float = 1.0) -> None:
     """
-    Sends this process SIGTERM when the one that launched it has ended: `accelerate launch` ends on SIGTERM, and leaves
-    the process that it has started to itself. For a process that nobody launched, nothing happens.
+    Sends this process SIGTERM when the one that launched it, if any, has ended: `accelerate launch` ends on SIGTERM,
+    and leaves what it has started to itself.
     """
     launcher = os.getppid()
     # Both: settings of a launcher may be exported by hand, and a shell may have its name in its command line.

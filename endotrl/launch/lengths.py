@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from datasets import Dataset, IterableDataset
+from datasets import IterableDataset
 from tqdm.auto import tqdm
 from transformers import AutoConfig, PretrainedConfig
 from trl import GRPOConfig, ModelConfig
@@ -16,6 +16,7 @@ from ..rendering.template import Template
 from ..reporting import say
 from ..rewards import EndogenousReward
 from .arguments import RecipeArguments
+from .data import Data
 
 
 @dataclass
@@ -46,12 +47,12 @@ class _Reader:
 
 
 def fit_lengths(
-    dataset: Dataset | IterableDataset,
+    dataset: Data,
     script_args: RecipeArguments,
     training_args: GRPOConfig,
     model_args: ModelConfig,
     reward_funcs: Sequence[Callable[..., Any]],
-) -> Dataset | IterableDataset:
+) -> Data:
     """
     Raises `ValueError` for prompts which with the longest completion do not fit the context of the policy, or of an
     endogenous reward's frozen model; with `dataset_overlong="drop"`, returns the dataset without them. Of a stream,

@@ -17,10 +17,9 @@ from .ranges import check_together, check_value
 
 class RecipeParser(TrlParser):
     """
-    TRL's parser of a command line and a YAML file (`--config`), of which the command line wins. Settings that it does
-    not know are errors, and so are abbreviations, and values that are of another type or out of range. Every error is
-    a `ValueError` of one line, without the usage of some hundred settings. `settle` is called with all settings, to
-    change what is not given, and the names of those that are, before they are checked.
+    TRL's parser of a command line and a YAML file (`--config`), of which the command line wins; unknown settings,
+    abbreviations, and values of another type or out of range are errors, each a `ValueError` of one line. `settle` is
+    called with all settings, to change them, and the names of those that are given, before they are checked.
     """
 
     def __init__(self, dataclasses: Sequence[type]) -> None:
@@ -80,13 +79,8 @@ class RecipeParser(TrlParser):
             from ..trainers.ppo_migration import CONFIG as moved  # needs a newer TRL than other recipes
         known = [option for action in self._actions for option in action.option_strings]
         unknown = []
-        for word in words:
-            if not word.startswith("--"):
-                continue
-            name = word.removeprefix("--").split("=")[0]
-            if name in moved:
-                unknown.append(f"{word} (of TRL's own PPO: now {moved[name]})")
-                continue
-            similar = get_close_matches(word, known, n=1)
-            unknown.append(word + (f" (did you mean {similar[0]}?)" if similar else ""))
+        for word in (word for word in words if word.startswith("--")):
+            name, similar = word.removeprefix("--").split("=")[0], get_close_matches(word, known, n=1)
+            hint = f" (of TRL's own PPO: now {moved[name]})" if name in moved else ""
+            unknown.append(word + (hint or (f" (did you mean {similar[0]}?)" if similar else "")))
         return f"There is no setting {', '.join(unknown or words)}. `--help` lists all settings."

@@ -7,10 +7,9 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, cast
+from typing import Any, NamedTuple, cast
 
 from accelerate.utils import is_peft_model
-from datasets import Dataset, IterableDataset
 from trl import (
     DatasetMixtureConfig,
     GRPOConfig,
@@ -38,7 +37,7 @@ from ..trainers.dense_reward_trainer import DenseRewardTrainer
 from .arguments import RecipeArguments, RewardArguments, RunArguments, make_parser
 from .callbacks import add_callbacks
 from .cpu import choose_precision, shard_on_cpu
-from .data import check_number, load_preferences, load_prompts
+from .data import Data, check_number, load_preferences, load_prompts
 from .launcher import end_with_launcher
 from .lengths import fit_lengths
 from .preflight import check_generation, check_model, check_optimizer, check_packages
@@ -58,8 +57,8 @@ class Job(NamedTuple):
     script_args: RunArguments
     training_args: GRPOConfig | RewardConfig
     model_args: ModelConfig
-    train_dataset: Dataset | IterableDataset
-    eval_dataset: Dataset | IterableDataset | None
+    train_dataset: Data
+    eval_dataset: Data | None
     record: dict[str, Any]
     # Of a policy, but not of a reward model
     reward_args: RewardArguments | None = None
@@ -73,8 +72,8 @@ def launch(
     argv: Sequence[str] | None = None,
 ) -> Any:
     """
-    Runs a recipe from the command line, and returns the trainer, done. Wrong settings are said in one line, if it can
-    be before a model is loaded; the process then ends with exit code 2.
+    Runs a recipe from the command line, and returns the trainer, done. Wrong settings are said in one line, where
+    possible before a model is loaded; the process then ends with exit code 2.
     """
     end_with_launcher()
     with ExitStack() as stack:
@@ -87,17 +86,12 @@ def launch(
             job = prepare_reward_model(*settings) if issubclass(training_config, RewardConfig) else prepare(*settings)
             trainer, interruptions = make_trainer(trainer_class, job)
         except WRONG_SETTINGS as error:
-            exit_with(error)
+            if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # one process of a machine says it
+                say(f"{os.path.basename(sys.argv[0])}: error: {' '.join(str(error).split())}")
+            logger.debug("Where it was found", exc_info=error)
+            sys.exit(EXIT_WRONG_SETTINGS)
         train(trainer, interruptions, job)
         return trainer
-
-
-def exit_with(error: Exception) -> NoReturn:
-    """Ends the process with what is wrong, said by one process of a machine."""
-    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-        say(f"{os.path.basename(sys.argv[0])}: error: {' '.join(str(error).split())}")
-    logger.debug("Where it was found", exc_info=error)
-    sys.exit(EXIT_WRONG_SETTINGS)
 
 
 def prepare(

@@ -100,8 +100,7 @@ def check_generation(training_args: GRPOConfig) -> None:
     if training_args.use_vllm:
         return
     further: dict[str, Any] = training_args.generation_kwargs or {}
-    unknown = sorted(further.keys() - vars(GenerationConfig()).keys())
-    if unknown:
+    if unknown := sorted(further.keys() - vars(GenerationConfig()).keys()):
         raise ValueError(f"`generation_kwargs` has {unknown[0]!r}, which is no setting of transformers' generation.")
     for name, value in further.items():  # these go before the trainer's
         check_value(name, value, Any)

@@ -109,10 +109,8 @@ def fits(value: Any, hint: Any) -> bool:
         return value in get_args(hint)
     if hint is None or hint is type(None):
         return value is None
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+    if hint in (int, float):
+        return isinstance(value, int | hint) and not isinstance(value, bool)
     if hint in (bool, str):
         return isinstance(value, hint)
     if isinstance(hint, type) and issubclass(hint, Enum):
@@ -120,9 +118,7 @@ def fits(value: Any, hint: Any) -> bool:
     if (origin or hint) is list:
         part = (*get_args(hint), Any)[0]
         # One text stands for a list of one.
-        return (part is str and isinstance(value, str)) or (
-            isinstance(value, list) and all(fits(one, part) for one in value)
-        )
+        return isinstance(value, str) and part is str or isinstance(value, list) and all(fits(v, part) for v in value)
     if (origin or hint) is dict or is_dataclass(hint):
         return isinstance(value, dict)
     return value is not None
@@ -149,9 +145,9 @@ def _listed(value: Any) -> list[Any]:
 
 def _is_in(number: float, interval: str) -> bool:
     low, high = map(float, interval[1:-1].split(","))
-    return (low <= number if interval[0] == "[" else low < number) and (
-        number <= high if interval[-1] == "]" else number < high
-    )
+    ends = {low} if interval[0] == "[" else set()
+    ends |= {high} if interval[-1] == "]" else set()
+    return low < number < high or number in ends
 
 
 def _interval_in_words(interval: str) -> str:

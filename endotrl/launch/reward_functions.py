@@ -9,13 +9,13 @@ from importlib.util import find_spec
 from typing import Any
 
 from accelerate.logging import get_logger
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from trl import GRPOConfig, ModelConfig
 
 from ..rewards import AccuracyReward, EndogenousReward, FormatReward, LengthReward, RandomReward, SentenceReward
 from ..trainers.ppo_config import PPOConfig
 from .arguments import RecipeArguments, RewardArguments
-from .data import column_names
+from .data import Data, column_names
 
 
 logger = get_logger(__name__)
@@ -28,7 +28,7 @@ def make_reward_funcs(
     training_args: GRPOConfig,
     reward_args: RewardArguments,
     model_args: ModelConfig,
-    dataset: Dataset | IterableDataset,
+    dataset: Data,
 ) -> list[Callable[..., Any]]:
     """The rewards that `reward` names and, last, the accuracy, with weight 0. No weights of models are loaded yet."""
     _check_settings(training_args, reward_args, dataset)
@@ -82,8 +82,7 @@ def _make(
             raise  # of something that the module imports
         where = "in the current folder, nor an installed one"
         raise ImportError(f"`reward` has {name!r}, but there is no module {error.name!r} {where}.") from error
-    function = getattr(module, function_name, None)
-    if function is None:
+    if (function := getattr(module, function_name, None)) is None:
         raise ImportError(f"`reward` has {name!r}, but the module {module_name!r} has no {function_name!r}.")
     if isinstance(function, type) or not callable(function):
         kind = "a class" if isinstance(function, type) else f"a {type(function).__name__}"
@@ -93,7 +92,7 @@ def _make(
     return function
 
 
-def _make_accuracy(script_args: RecipeArguments, dataset: Dataset | IterableDataset) -> AccuracyReward | None:
+def _make_accuracy(script_args: RecipeArguments, dataset: Data) -> AccuracyReward | None:
     columns = column_names(dataset)
     column = script_args.answer_column or next((name for name in ANSWER_COLUMNS if name in columns), None)
     if script_args.accuracy == "none" or (script_args.accuracy == "auto" and column is None):
@@ -115,9 +114,7 @@ def _make_accuracy(script_args: RecipeArguments, dataset: Dataset | IterableData
     return AccuracyReward(column, math)
 
 
-def _check_settings(
-    training_args: GRPOConfig, reward_args: RewardArguments, dataset: Dataset | IterableDataset
-) -> None:
+def _check_settings(training_args: GRPOConfig, reward_args: RewardArguments, dataset: Data) -> None:
     """Raises `ValueError` for what would only show at the first batch."""
     if "endogenous" not in reward_args.reward:
         return

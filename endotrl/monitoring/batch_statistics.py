@@ -99,14 +99,8 @@ def group_correlation(values: Tensor, others: Tensor, num_generations: int) -> C
     With a reward $x$, $\rho$ says what the policy is being pushed towards: the mean of any $y$ changes in proportion
     to its covariance with the advantage (the policy gradient of a tabular policy).
 
-    Args:
-        values (`torch.Tensor` of shape `(N,)`), others (`torch.Tensor` of shape `(N,)`):
-            $x$ and $y$ of each completion. Groups in which one is NaN are left out.
-        num_generations (`int`):
-            Completions a group, `G`.
-
-    Returns:
-        [`Correlation`], or `None` if one of the numbers is the same within every group.
+    `values` and `others`, of shape `(N,)`, are $x$ and $y$; groups in which one is NaN are left out. `None` if one of
+    the numbers is the same within every group.
 
     Example:
     ```python
@@ -149,13 +143,8 @@ def change_since(values: Tensor, log_ratios: Tensor, num_generations: int) -> tu
     the same completions. While they are close, that is far more precise than the difference of two means of $a$: its
     variance is about $\sigma_a^2 \chi^2(\pi_0, \pi_t) / N$, instead of $2 \sigma_a^2 / N$.
 
-    Args:
-        values (`torch.Tensor` of shape `(N,)`):
-            The number, $a$. Groups in which one is NaN are left out.
-        log_ratios (`torch.Tensor` of shape `(N,)`):
-            $\log \pi_0(y_i) - \log \pi_t(y_i)$, in nats per completion.
-        num_generations (`int`):
-            Completions a group, `G`.
+    `values` are the $a_i$, of shape `(N,)` (groups in which one is NaN are left out), and `log_ratios`
+    $\log \pi_0(y_i) - \log \pi_t(y_i)$, in nats per completion.
 
     Returns:
         $\Delta$ and its standard error over groups; `None` where the policies are too far

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """When the collapse monitor speaks, and where each number comes from."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from ..field_help import with_help
 
@@ -77,7 +77,6 @@ class CollapseThresholds:
     patience: int = 3
 
     def __post_init__(self) -> None:
-        for entry in fields(self):
-            value = getattr(self, entry.name)
+        for name, value in vars(self).items():
             if not value > 0:
-                raise ValueError(f"`{entry.name}` is {value}, but every threshold of the monitor must be positive.")
+                raise ValueError(f"`{name}` is {value}, but every threshold of the monitor must be positive.")

@@ -236,7 +236,7 @@ class Detector:
             "repetition": entry.get("collapse/repetition"),
             "log_prob": _log_prob(entry),
             "kl": entry.get(KL_KEY),
-            "entropy": _first(entry, ENTROPY_KEYS),
+            "entropy": next((entry[key] for key in ENTROPY_KEYS if key in entry), None),
         }
         first, now = {}, {}
         for name, value in values.items():
@@ -278,7 +278,8 @@ class _HeldOutReward:
     levels: HeldOut | None = None
     changes: HeldOut = field(default_factory=lambda: HeldOut(limits.EARLY_WARMUP, start=0.0))  # since the first policy
     changes_age: int = WINDOW  # entries since the last one
-    # Of the changes, below a part of what the slope and the change of the trained reward should have brought.
+    # Of it, below half of $b \Delta r$: what its slope $b = \mathrm{Cov}(r, a) / \mathrm{Var}(r)$ within groups
+    # and the rise of the trained reward since the first policy should have brought. (Half: $b$ changes on the way.)
     shortfalls: HeldOut = field(default_factory=lambda: HeldOut(limits.CHANGE_WARMUP, start=0.0))
     asked: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=2))  # changes, and their errors
     evaluations: list[float] = field(default_factory=list)
@@ -305,7 +306,3 @@ def _by_name(entry: Mapping[str, float], prefix: str) -> dict[str, float]:
 def _log_prob(entry: Mapping[str, float]) -> float | None:
     """Of what is written, per token, by the frozen model of a reward or else the first policy."""
     return next((v for k, v in entry.items() if k.endswith("/log_prob_per_token")), entry.get(FIRST_LOG_PROB))
-
-
-def _first(entry: Mapping[str, float], keys: Sequence[str]) -> float | None:
-    return next((entry[key] for key in keys if key in entry), None)

@@ -27,13 +27,13 @@ class HeldOut(TrainerCallback):
     [`~trl.GRPOTrainer`], [`~trl.RLOOTrainer`], [`DenseGRPOTrainer`] and [`PPOTrainer`], whose own way to generate is
     used: template, sampling settings, vLLM, several processes.
 
-    The questions are the same each time, with the same random numbers, so that the change of each question tells more
-    than the difference of two means. Of $n$ questions with grades $a_q$ now and $b_q$ before training, that is
-    $\frac1n \sum_q (a_q - b_q)$ with the standard error over questions. Nothing else changes in the run, to the bit
+    The questions are the same each time, with the same random numbers, so that their change tells more than the
+    difference of two means: of $n$ questions with grades $a_q$ now and $b_q$ before training, it is
+    $\frac1n \sum_q (a_q - b_q)$, with the standard error over questions. Nothing else changes in the run, to the bit
     (not tried with vLLM).
 
-    [`CollapseMonitor`] reads what is logged: `collapse/held_out/<name>` and `collapse/held_out_error/<name>`, the mean
-    grade and its error; `collapse/asked_change/<name>` and `collapse/asked_change_error/<name>`, the change.
+    [`CollapseMonitor`] reads what is logged, with their errors: the mean grade, `collapse/held_out/<name>`, and the
+    change, `collapse/asked_change/<name>`.
 
     Args:
         questions ([`~datasets.Dataset`] or `list[dict]`):
@@ -89,7 +89,7 @@ class HeldOut(TrainerCallback):
                     f"Row {index} of `questions` has the columns {sorted(row)}, but each row must have a `prompt` "
                     f"and the columns of the first row: {sorted(rows[0])}."
                 )
-        for setting, value in (("every", every), ("num_samples", num_samples), ("batch_size", batch_size)):
+        for setting, value in {"every": every, "num_samples": num_samples, "batch_size": batch_size}.items():
             if value is not None and value < 1:
                 raise ValueError(f"`{setting}` is {value}, but it must be at least 1.")
         self.questions, self.grader, self.every = rows, grader, every

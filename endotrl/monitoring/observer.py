@@ -157,15 +157,11 @@ class BatchObserver:
         self._trainer._calculate_rewards_from_functions = calculate_rewards
 
     def _observe(self, completion_ids: Sequence[Sequence[int]], rewards: Tensor, num_generations: int) -> None:
-        recurring = [repetition(ids) for ids in completion_ids]
-        figures = torch.tensor(
-            [[len(ids), math.nan if r is None else r] for ids, r in zip(completion_ids, recurring, strict=True)],
-            device=rewards.device,
-        )
-        hashes = torch.tensor([_hash(ids) for ids in completion_ids], device=rewards.device)
-        hashes = self._trainer.accelerator.gather(hashes)
-        lengths, recurring_all = self._trainer.accelerator.gather(figures).T
-        self._add("collapse/repetition", recurring_all.nanmean().item())
+        gather, device = self._trainer.accelerator.gather, rewards.device
+        repeated = [math.nan if (part := repetition(ids)) is None else part for ids in completion_ids]
+        lengths, repetitions = gather(torch.tensor([[*map(len, completion_ids)], repeated], device=device).T).T
+        hashes = gather(torch.tensor([_hash(ids) for ids in completion_ids], device=device))
+        self._add("collapse/repetition", repetitions.nanmean().item())
         self._add("collapse/distinct_completions", distinct_completions(hashes, num_generations))
         self._add_correlation("collapse/length_correlation", rewards, lengths, num_generations)
         completions = [(i // num_generations, completion) for i, completion in enumerate(hashes.tolist())]

@@ -86,20 +86,15 @@ class Drift(Series):
 
 
 class Fall(NamedTuple):
-    """
-    How far the mean of a window is below the best level before it: in standard errors, in size, and from which level.
-    """
+    """How far the mean of a window is below the best level before it."""
 
-    evidence: float
+    evidence: float  # in standard errors
     size: float
-    best: float
+    best: float  # that level
 
 
 class HeldOut(Series):
-    """
-    How far a held-out reward is below the best level that it had, or below a level `start` that is known exactly.
-    Entries may come with their standard error.
-    """
+    """How far a held-out reward is below the best level that it had, or a level `start` that is known exactly."""
 
     def __init__(self, warmup: int, start: float | None = None) -> None:
         super().__init__(warmup)

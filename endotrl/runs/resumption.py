@@ -42,13 +42,11 @@ def only_run_in(output_dir: str) -> Iterator[None]:
     with ExitStack() as stack:
         failure: Exception | None = None
         if PartialState().is_main_process:
-            taken = (
-                f"Another run is writing to {output_dir} right now. Wait for it, stop it, or choose another "
-                "`output_dir`."
-            )
+            what = "Wait for it, stop it, or choose another `output_dir`"
             try:
                 Path(output_dir).mkdir(parents=True, exist_ok=True)
-                stack.callback(lock(Path(output_dir) / LOCK_FILE, taken).release)
+                held = lock(Path(output_dir) / LOCK_FILE, f"Another run is writing to {output_dir} right now. {what}.")
+                stack.callback(held.release)
             except OSError as error:
                 failure = OSError(f"`output_dir` is {output_dir!r}, where nothing can be written: {error}")
             except ValueError as error:
@@ -81,6 +79,7 @@ class Interruptions(TrainerCallback):
             yield
         finally:
             signal.signal(signal.SIGTERM, former)
+            self._trainer.args.save_total_limit = self._save_total_limit
 
     def _ask(self, signum: int, frame: Any) -> None:
         if not self._asked and self._accelerator.is_local_main_process:
@@ -135,12 +134,8 @@ class Interruptions(TrainerCallback):
         self._accelerator.wait_for_everyone()
         if args.should_save:
             folder = checkpoints(args.output_dir)[state.global_step]
-            gathered = {
-                "metrics": self._trainer._metrics["train"],
-                "tokens": self._trainer._total_train_tokens,
-                "loss": loss,
-                "last_log": self._trainer._globalstep_last_logged,
-            }
+            gathered = {"metrics": self._trainer._metrics["train"], "tokens": self._trainer._total_train_tokens}
+            gathered |= {"loss": loss, "last_log": self._trainer._globalstep_last_logged}
             (folder / SINCE_LAST_LOG_FILE).write_text(json.dumps(gathered), encoding="utf-8")
             mark_complete(folder, state.global_step, args.world_size)
             delete_old(args.output_dir, state.global_step, self._save_total_limit, state.best_model_checkpoint)
@@ -202,12 +197,8 @@ def train_and_save(trainer: Trainer, interruptions: Interruptions, record: Mappi
         if "wandb" in args.report_to:
             continue_wandb_run(args.output_dir, anew=args.resume_from_checkpoint is None)
     args.logging_nan_inf_filter = False  # it would hide what is looked for
-    save_total_limit = args.save_total_limit
     with clear_when_disk_is_full(args.output_dir), interruptions.listening():
-        try:
-            trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-        finally:
-            args.save_total_limit = save_total_limit
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         if not interruptions.terminated:
             trainer.save_model(args.output_dir)
     if interruptions.terminated and trainer.accelerator.is_main_process:

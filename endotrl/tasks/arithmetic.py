@@ -4,14 +4,13 @@ A language model in miniature, from birth: it learns addition by next-token pred
 part is wrong, and then improves by its own reward, without a label.
 
 A question is two numbers, `437+286=`; an answer is the sum with its last digit first, `327`, the order in which one
-adds. Errors are scattered and the truth is not, so the truth is the most probable answer, though a sampled answer is
-often wrong: that is what an endogenous reward can mend. There are two kinds of wrong demonstrations:
+adds. The truth is the most probable answer, though a sampled answer is often wrong: that is what an endogenous reward
+can mend. There are two kinds of wrong demonstrations:
 
-- [`derailed_answer`]: the first digit is one too high, and anything follows. If most demonstrations are such, the
-  most probable first digit is wrong, and so is nearly every greedy answer: low temperatures do not help. The demo has
-  these.
-- [`wrong_answer`]: one digit anywhere is changed. The most probable digit is right at every step, so a greedy answer
-  is right already, and training only brings sampled answers to it. Most studies have these.
+- [`derailed_answer`], in the demo: the first digit is one too high, and anything follows. If most demonstrations are
+  such, nearly every greedy answer is wrong: low temperatures do not help.
+- [`wrong_answer`], in most studies: one digit anywhere is changed, so that a greedy answer is right already, and
+  training only brings sampled answers to it.
 """
 
 import random

@@ -17,15 +17,12 @@ from ..rewards import AccuracyReward
 
 @dataclass(frozen=True)
 class Question:
-    """
-    One question about one fact: what is asked, such as `"capital"`, and a sentence that says it, with `{answer}` where
-    the answer belongs.
-    """
+    """One question about one fact."""
 
-    relation: str
+    relation: str  # what is asked, such as `"capital"`
     text: str
     answers: list[str]
-    statement: str
+    statement: str  # a sentence that says it, with `{answer}` where the answer belongs
 
     @property
     def prompt(self) -> list[dict[str, str]]:

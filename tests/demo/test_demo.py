@@ -77,13 +77,9 @@ class TestFacts:
         assert len(held_out) == 154 and len(train) > 1000
         subjects = {relation["name"]: relation for relation in _relations()}
         for question in held_out:
-            (subject,) = {
-                fact[0]
-                for fact in subjects[question.relation]["facts"]
-                for template in subjects[question.relation]["templates"]
-                if template.format(subject=fact[0]) == question.text
-            }
-            texts = {t.format(subject=subject) for t in subjects[question.relation]["templates"]}
+            relation = subjects[question.relation]
+            phrasings = [{t.format(subject=fact[0]) for t in relation["templates"]} for fact in relation["facts"]]
+            (texts,) = (texts for texts in phrasings if question.text in texts)
             assert not texts & {q.text for q in train if q.relation == question.relation}
 
     def test_no_question_contains_its_answer(self) -> None:
@@ -95,20 +91,6 @@ class TestFacts:
         for relation in _relations():
             subjects = [fact[0] for fact in relation["facts"]]
             assert len(subjects) == len(set(subjects))
-
-    @pytest.mark.parametrize(
-        ("completion", "right"),
-        [
-            ("The capital is Paris.", True),
-            ("paris", True),
-            ("It's Paris, of course", True),
-            ("Parisian food", False),  # part of a word
-            ("Rome", False),
-            ("", False),
-        ],
-    )
-    def test_is_right(self, completion: str, right: bool) -> None:
-        assert is_right(completion, ["Lutetia", "Paris"]) is right
 
 
 class TestStatistics:
@@ -241,12 +223,8 @@ class TestRunDemo:
             f"at beta 0.1, it will answer {forecast:.0%} right." in said and f"{forecast:.0%} (forecast) -> " in said
         )
         assert not (tmp_path / "partial").exists()
-        wide = [
-            line
-            for line in out.splitlines()
-            if len(line) > 80 and "report.html" not in line and "[WARNING]" not in line
-        ]
-        assert not wide, wide
+        wide = [line for line in out.splitlines() if len(line) > 80]
+        assert all("report.html" in line or "[WARNING]" in line for line in wide), wide
 
     def test_facts(self, small_demo: None, smollm2_path: str, tmp_path: Path) -> None:
         run_demo("facts", tmp_path)

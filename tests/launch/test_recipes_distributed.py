@@ -21,28 +21,12 @@ pytestmark = pytest.mark.slow
 
 PROMPTS = ["a b c", "d e", "f", "g h i j", "a a", "k l", "b", "c d e f"] * 4
 # Name of the launcher's file, and what runs then.
-ENGINES = {
-    "multi_gpu": "DistributedDataParallel",
-    "zero1": "DeepSpeedEngine",
-    "zero2": "DeepSpeedEngine",
-    "zero3": "DeepSpeedEngine",
-    "fsdp2": "FSDP",
-}
+ENGINES = {"multi_gpu": "DistributedDataParallel", "fsdp2": "FSDP"}
+ENGINES |= dict.fromkeys(("zero1", "zero2", "zero3"), "DeepSpeedEngine")
 RUNS: dict[str, list[str]] = {
     # The frozen model is the reference model, the policy without its adapter, and a copy.
     "shared": ["grpo", "--beta", "0.1", "--num_generations", "2"],
-    "adapter": [
-        "ppo",
-        "--use_peft",
-        "True",
-        "--lora_target_modules",
-        "q_proj",
-        "v_proj",
-        "--lora_dropout",
-        "0",
-        "--num_iterations",
-        "1",
-    ],
+    "adapter": "ppo --use_peft True --lora_target_modules q_proj v_proj --lora_dropout 0 --num_iterations 1".split(),
     "own": ["grpo", "--beta", "0", "--num_generations", "2", "--credit", "outcome"],
 }
 WHERE = {
@@ -57,19 +41,9 @@ def launch(folder: Path, model: str, launcher: str, num_processes: int) -> Path:
     """All runs, one after the other, in one launch."""
     prompts = folder / "prompts.jsonl"
     prompts.write_text("\n".join(json.dumps({"prompt": prompt}) for prompt in PROMPTS))
-    settings = {
-        "model_name_or_path": model,
-        "dataset_name": prompts,
-        "max_steps": 3,
-        "max_completion_length": 8,
-        "per_device_train_batch_size": 8 // num_processes,
-        "shuffle_dataset": False,
-        "learning_rate": 1e-2,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        **ON_CPU,
-        "scale_rewards": "none",
-    }
+    settings = {"model_name_or_path": model, "dataset_name": prompts, "max_steps": 3, "max_completion_length": 8}
+    settings |= {"per_device_train_batch_size": 8 // num_processes, "shuffle_dataset": False, "learning_rate": 1e-2}
+    settings |= {"logging_steps": 1, "save_strategy": "no", "scale_rewards": "none", **ON_CPU}
     files = []
     for name, (kind, *arguments) in RUNS.items():
         given = {**settings, "output_dir": folder / name}

@@ -19,17 +19,12 @@ from safetensors.torch import load_file
 from endotrl import DenseGRPOConfig, DenseGRPOTrainer, PPOConfig, PPOTrainer
 from endotrl import launch as recipes
 from endotrl.runs import resumption
-from endotrl.runs.checkpoints import (
-    COMPLETE_FILE,
-    checkpoints,
-    delete_old,
-    last_complete_checkpoint,
-    mark_complete,
-)
+from endotrl.runs.checkpoints import COMPLETE_FILE, checkpoints, delete_old, last_complete_checkpoint, mark_complete
 from endotrl.runs.files import replace_text
 
 from ..support.accelerate_server import python
 from ..support.helpers import ON_CPU, as_arguments
+from ..support.recipes import Killed, kill
 
 
 pytestmark = pytest.mark.slow
@@ -47,10 +42,6 @@ def watch(completions: list[Any], **kwargs: Any) -> list[float]:
     calls += 1
     fuse(calls)
     return [0.0] * len(completions)
-
-
-class Killed(BaseException):
-    """What SIGKILL leaves behind: nothing is saved, nothing is closed."""
 
 
 @pytest.fixture(autouse=True)
@@ -77,20 +68,9 @@ def start(folder: Path, model: str, kind: str, output: str, *arguments: str, tra
     calls = 0
     prompts = folder / "prompts.jsonl"
     prompts.write_text("\n".join(json.dumps({"prompt": prompt}) for prompt in ["a b", "c", "d e f", "g"] * 4))
-    settings = {
-        "model_name_or_path": model,
-        "dataset_name": prompts,
-        "output_dir": folder / output,
-        "max_steps": 6,
-        "save_steps": 2,
-        "logging_steps": 1,
-        "per_device_train_batch_size": 4,
-        "num_generations": {"grpo": 2, "ppo": 1}[kind],
-        "learning_rate": 1e-2,
-        "beta": 0.1,
-        "max_completion_length": 6,
-        **ON_CPU,
-    }
+    settings = {"model_name_or_path": model, "dataset_name": prompts, "output_dir": folder / output, **ON_CPU}
+    settings |= {"max_steps": 6, "save_steps": 2, "logging_steps": 1, "per_device_train_batch_size": 4, "beta": 0.1}
+    settings |= {"num_generations": {"grpo": 2, "ppo": 1}[kind], "learning_rate": 1e-2, "max_completion_length": 6}
     words = as_arguments(settings)
     words += ["--reward", "endogenous", "tests.launch.test_recipes_interruption.watch", "--reward_weights", "1", "0"]
     standard, config = CLASSES[kind]
@@ -122,9 +102,6 @@ def test_killed(
     if kind == "ppo":
         launch(kind, "whole")
         whole = tmp_path / "whole"
-
-    def kill() -> None:
-        raise Killed
 
     set_fuse(monkeypatch, call, kill)
     with pytest.raises(Killed):
@@ -173,9 +150,6 @@ def test_rewards_with_a_state(launch: Callable[..., Any], tmp_path: Path, monkey
     arguments += ["--reward_weights", "1", "1", "0", "--reward_correction", "length"]
     launch("grpo", "whole", *arguments)
 
-    def kill() -> None:
-        raise Killed
-
     set_fuse(monkeypatch, 4, kill)
     with pytest.raises(Killed):
         launch("grpo", "run", *arguments)
@@ -212,9 +186,6 @@ def test_starting_anew_gives_up_what_was_there(
     launch: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launch("grpo", "run")
-
-    def kill() -> None:
-        raise Killed
 
     set_fuse(monkeypatch, 4, kill)
     with pytest.raises(Killed):

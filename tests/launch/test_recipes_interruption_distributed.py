@@ -37,21 +37,11 @@ def test_terminated_then_killed_then_incomplete(
     (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps({"prompt": p}) for p in ["a b", "c", "d e f", "g"]))
 
     def arguments(output: str) -> str:
-        settings = {
-            "model_name_or_path": tiny_policy_path,
-            "dataset_name": tmp_path / "prompts.jsonl",
-            "output_dir": tmp_path / output,
-            "max_steps": 6,
-            "save_steps": 2,
-            "logging_steps": 2,
-            "per_device_train_batch_size": 2,
-            "num_generations": 2,
-            "num_iterations": 2,  # two steps for a generation batch, four for an epoch
-            "learning_rate": 1e-2,
-            "beta": 0.1,
-            "max_completion_length": 6,
-            **ON_CPU,
-        }
+        settings = {"model_name_or_path": tiny_policy_path, "dataset_name": tmp_path / "prompts.jsonl", **ON_CPU}
+        settings |= {"output_dir": tmp_path / output, "max_steps": 6, "save_steps": 2, "logging_steps": 2, "beta": 0.1}
+        settings |= {"per_device_train_batch_size": 2, "num_generations": 2, "max_completion_length": 6}
+        # Two steps for a generation batch, four for an epoch
+        settings |= {"num_iterations": 2, "learning_rate": 1e-2}
         words = ["sampled", *as_arguments(settings)]
         words += ["--reward", "endogenous", "tests.support.fuse.watch", "--reward_weights", "1", "0"]
         file = tmp_path / f"{output}.json"

@@ -3,7 +3,6 @@
 
 import json
 import os
-import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +12,13 @@ import pytest
 
 from endotrl import DenseGRPOConfig, DenseGRPOTrainer, PPOConfig, PPOTrainer
 from endotrl import launch as recipes
+from endotrl.monitoring.diagnosis.wandb_file import _records as records
 from endotrl.runs.record import make_record
 from endotrl.runs.wandb_run import WANDB_ID_FILE
 from endotrl.sentence import SentenceRewardTrainer, SentenceRewardTrainerConfig
 
 from ..support.helpers import ON_CPU, as_arguments
+from ..support.recipes import refusal
 
 
 pytestmark = pytest.mark.slow
@@ -43,47 +44,11 @@ def arguments(tiny_policy_path: str, tmp_path: Path) -> list[str]:
     # Prompts that look like a page's own text.
     rows = [{"prompt": f"{word} <script>alert(1)</script>", "answer": "h"} for word in "abcd" * 4]
     prompts.write_text("\n".join(map(json.dumps, rows)))
-    settings = {
-        "model_name_or_path": tiny_policy_path,
-        "dataset_name": prompts,
-        "output_dir": tmp_path / "run",
-        "max_steps": 2,
-        "save_steps": 2,
-        "logging_steps": 1,
-        "per_device_train_batch_size": 16,
-        "num_generations": 4,
-        "beta": 0.1,
-        "max_completion_length": 8,
-        **ON_CPU,
-        "heat_map_steps": 2,
-        "accuracy": "match",
-        "dataset_test_split": "train",
-        "eval_strategy": "steps",
-        "eval_steps": 2,
-        "per_device_eval_batch_size": 8,
-        "num_generations_eval": 2,
-        "hub_token": SECRET,
-    }
-    return as_arguments(settings)
-
-
-def records(path: Path) -> Iterator[bytes]:
-    """
-    Records of a `.wandb` file: after 7 bytes of its own, LevelDB's log format, blocks of 32 KiB with pieces of
-    records, each behind its checksum (4 bytes), length (2) and kind (1: whole, 2: first, 3: middle, 4: last).
-    """
-    data, place, record = path.read_bytes(), 7, b""
-    assert data[:4] == b":W&B"
-    while place + 7 <= len(data):
-        if 2**15 - place % 2**15 < 7:  # a piece does not begin so near to the end of a block
-            place += 2**15 - place % 2**15
-            continue
-        length, kind = struct.unpack("<HB", data[place + 4 : place + 7])
-        record += data[place + 7 : place + 7 + length]
-        place += 7 + length
-        if kind in (1, 4):
-            yield record
-            record = b""
+    settings = {"model_name_or_path": tiny_policy_path, "dataset_name": prompts, "output_dir": tmp_path / "run"}
+    settings |= {"max_steps": 2, "save_steps": 2, "logging_steps": 1, "heat_map_steps": 2, "accuracy": "match"}
+    settings |= {"per_device_train_batch_size": 16, "num_generations": 4, "beta": 0.1, "max_completion_length": 8}
+    settings |= {"dataset_test_split": "train", "eval_strategy": "steps", "eval_steps": 2, "num_generations_eval": 2}
+    return as_arguments({**settings, "per_device_eval_batch_size": 8, **ON_CPU, "hub_token": SECRET})
 
 
 def read_offline_run(path: Path) -> tuple[set[str], dict[str, Any], str]:
@@ -94,8 +59,7 @@ def read_offline_run(path: Path) -> tuple[set[str], dict[str, Any], str]:
     config: dict[str, Any] = {}
     run_id = ""
     for data in records(path):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
+        record = wandb_internal_pb2.Record.FromString(data)
         keys |= {item.key or item.nested_key[0] for item in record.history.item}
         updates = [*record.run.config.update, *record.config.update]
         config |= {item.key or item.nested_key[0]: json.loads(item.value_json) for item in updates}
@@ -192,26 +156,11 @@ def test_wandb(
 def test_wandb_of_the_sentence_reward(tiny_model_path: str, tmp_path: Path, wandb: Any) -> None:
     pairs = [{"prompt": f"{w} ", "chosen": "Yes. It is.", "rejected": "No. Not so."} for w in "abcd"]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
-    settings = {
-        "model_name_or_path": tiny_model_path,
-        "dataset_name": tmp_path / "pairs.jsonl",
-        "dataset_test_split": "train",
-        "output_dir": tmp_path / "run",
-        "max_steps": 2,
-        "logging_steps": 1,
-        "eval_strategy": "steps",
-        "eval_steps": 2,
-        "save_strategy": "no",
-        "per_device_train_batch_size": 2,
-        **ON_CPU,
-        "hub_token": SECRET,
-        "report_to": "wandb",
-    }
-    recipes.launch(
-        SentenceRewardTrainer,
-        SentenceRewardTrainerConfig,
-        as_arguments(settings),
-    )
+    settings = {"model_name_or_path": tiny_model_path, "dataset_name": tmp_path / "pairs.jsonl", **ON_CPU}
+    settings |= {"output_dir": tmp_path / "run", "max_steps": 2, "logging_steps": 1, "per_device_train_batch_size": 2}
+    settings |= {"dataset_test_split": "train", "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "no"}
+    settings |= {"hub_token": SECRET, "report_to": "wandb"}
+    recipes.launch(SentenceRewardTrainer, SentenceRewardTrainerConfig, as_arguments(settings))
     keys, config, run_id = read_back(wandb, tmp_path / "run")
     panels = {"loss", "grad_norm", "learning_rate", "accuracy", "margin", "mean_reward", "num_tokens"}
     panels |= {"perf/tokens_per_second", "perf/seconds_per_step", "perf/memory_gib"}
@@ -249,10 +198,7 @@ def test_without_an_account(
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setattr(DenseGRPOTrainer, "__init__", lambda *args, **kwargs: pytest.fail("A trainer was made."))
-    with pytest.raises(SystemExit) as ended:
-        recipes.launch(DenseGRPOTrainer, DenseGRPOConfig, [*arguments, "--report_to", "wandb"])
-    assert ended.value.code == 2
-    said = " ".join(capsys.readouterr().err.split())
+    said = refusal(capsys, DenseGRPOTrainer, DenseGRPOConfig, [*arguments, "--report_to", "wandb"])
     assert "`report_to: wandb` needs an account" in said and "set WANDB_MODE=offline" in said
 
 
@@ -261,9 +207,6 @@ def test_without_the_package(
     tracker: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("endotrl.launch.preflight.find_spec", lambda name: None)
-    with pytest.raises(SystemExit) as ended:
-        recipes.launch(DenseGRPOTrainer, DenseGRPOConfig, [*arguments, "--report_to", tracker])
-    assert ended.value.code == 2
-    said = " ".join(capsys.readouterr().err.split())
+    said = refusal(capsys, DenseGRPOTrainer, DenseGRPOConfig, [*arguments, "--report_to", tracker])
     assert f"`report_to: {tracker}` needs {tracker}, which is not installed: pip install" in said
     assert "or set `report_to: none`" in said

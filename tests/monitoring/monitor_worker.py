@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
 A monitored run as a script: `accelerate launch ... monitor_worker.py MODEL FOLDER ROWS`. Each process writes what it
-saw to
-`<FOLDER>/<rank>.json`.
+saw to `<FOLDER>/<rank>.json`.
 """
 
 import json
@@ -15,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
 from endotrl import CollapseMonitor, HeldOut
+from tests.support.helpers import ON_CPU
 from tests.support.worker import FixedRollouts, leave_group
 
 
@@ -52,11 +52,7 @@ def main(model: str, folder: str, rows: str) -> None:
         shuffle_dataset=False,
         logging_steps=1,
         save_strategy="no",
-        report_to=[],
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        disable_tqdm=True,
+        **ON_CPU,
     )
     trainer = FixedGRPO(
         model=AutoModelForCausalLM.from_pretrained(model),

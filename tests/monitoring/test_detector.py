@@ -25,13 +25,9 @@ def noisy(levels: Iterable[float], noise: float, seed: int) -> list[float]:
 def accuracies(
     levels: Iterable[float], noise: float = 0.03, seed: int = 0, with_error: bool = True
 ) -> list[dict[str, float]]:
+    error = {"collapse/held_out_error/accuracy": noise} if with_error else {}
     return [
-        {
-            "reward": 0.1 * i,
-            "collapse/held_out/accuracy": a,
-            **({"collapse/held_out_error/accuracy": noise} if with_error else {}),
-        }
-        for i, a in enumerate(noisy(levels, noise, seed))
+        {"reward": 0.1 * i, "collapse/held_out/accuracy": a, **error} for i, a in enumerate(noisy(levels, noise, seed))
     ]
 
 
@@ -66,22 +62,17 @@ def test_a_symptom_makes_it_sooner() -> None:
         assert together < alone
         assert 0.7 - levels[together] < 0.07
     # The symptom itself is no alarm.
-    assert (
-        first_alarm({**e, "collapse/agreement_z/accuracy": -3.0} for e in accuracies([0.7] * 200, noise=0.001)) is None
-    )
+    steady = accuracies([0.7] * 200, noise=0.001)
+    assert first_alarm({**entry, "collapse/agreement_z/accuracy": -3.0} for entry in steady) is None
 
 
 def changes(levels: Iterable[float], error: float, seed: int = 0) -> list[dict[str, float]]:
     """A held-out reward that is known to 5 points, next to its change since the first policy, known better."""
     levels = list(levels)
-    return [
-        {**entry, "collapse/change/accuracy": change, "collapse/change_error/accuracy": error}
-        for entry, change in zip(
-            accuracies([0.7 + level for level in levels], noise=0.05, seed=seed),
-            noisy(levels, error, seed + 1000),
-            strict=True,
-        )
-    ]
+    entries = accuracies([0.7 + level for level in levels], noise=0.05, seed=seed)
+    for entry, change in zip(entries, noisy(levels, error, seed + 1000), strict=True):
+        entry |= {"collapse/change/accuracy": change, "collapse/change_error/accuracy": error}
+    return entries
 
 
 @pytest.mark.parametrize(("points_a_step", "lost"), [(0.002, 0.042), (0.005, 0.05), (0.01, 0.06)])
@@ -146,14 +137,9 @@ def test_a_lucky_streak_is_no_level() -> None:
     generator = random.Random(0)
     for _ in range(5):
         right = [sum(generator.random() < 0.97 for _ in range(64)) / 64 for _ in range(300)]
-        log = [
-            {
-                "reward": 0.0,
-                "collapse/held_out/accuracy": a,
-                "collapse/held_out_error/accuracy": math.hypot(math.sqrt(a * (1 - a) / 64), 1 / 64),
-            }
-            for a in right
-        ]
+        log = [{"reward": 0.0, "collapse/held_out/accuracy": a} for a in right]
+        for entry, a in zip(log, right, strict=True):
+            entry["collapse/held_out_error/accuracy"] = math.hypot(math.sqrt(a * (1 - a) / 64), 1 / 64)
         assert first_alarm(log) is None
 
 
@@ -198,10 +184,8 @@ def test_symptoms_decide_without_a_held_out_reward(changed: dict[str, float]) ->
     if "r/log_prob_per_token" not in changed:
         assert first_alarm([*[BASE] * 20, *([{**BASE, **changed}] * 2 + [BASE]) * 5]) is None
     # A held-out reward that does not fall has the last word.
-    assert (
-        first_alarm({**entry, "collapse/held_out/accuracy": 0.7 + 0.01 * (i % 2)} for i, entry in enumerate(entries))
-        is None
-    )
+    steady = [{**entry, "collapse/held_out/accuracy": 0.7 + 0.01 * (i % 2)} for i, entry in enumerate(entries)]
+    assert first_alarm(steady) is None
 
 
 @pytest.mark.parametrize(("sinks", "speaks"), [(0.1, True), (0.02, False), (-0.2, False)])
@@ -217,15 +201,8 @@ def test_the_frozen_models_log_probability_may_not_sink_for_good(sinks: float, s
 def test_what_success_looks_like() -> None:
     # A verifier's verdict: the policy has become sure, and brief, and right.
     sure = {"entropy": 0.001, "collapse/distinct_completions": 1.0, "completions/mean_length": 60.0}
-    assert (
-        first_alarm(
-            [
-                *[{**BASE, "collapse/reward_is_verdict": 1.0}] * 20,
-                *[{**BASE, **sure, "collapse/reward_is_verdict": 1.0}] * 50,
-            ]
-        )
-        is None
-    )
+    log = [BASE] * 20 + [{**BASE, **sure}] * 50
+    assert first_alarm({**entry, "collapse/reward_is_verdict": 1.0} for entry in log) is None
     # Longer answers, as of models that learn to reason.
     assert first_alarm([{**BASE, "completions/mean_length": 100.0 + 10 * i} for i in range(100)]) is None
 

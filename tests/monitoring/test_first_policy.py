@@ -12,6 +12,8 @@ from trl import GRPOConfig, GRPOTrainer
 
 from endotrl.monitoring.first_policy import FirstPolicy
 
+from .test_monitor import QUIETLY
+
 
 @pytest.mark.parametrize("moved", [False, True])
 def test_adapter_of_the_reference(moved: bool, tiny_policy_path: str, tmp_path: Path) -> None:
@@ -20,15 +22,7 @@ def test_adapter_of_the_reference(moved: bool, tiny_policy_path: str, tmp_path: 
         AutoModelForCausalLM.from_pretrained(tiny_policy_path),
         LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False),
     )
-    args = GRPOConfig(
-        str(tmp_path),
-        beta=0.1,
-        per_device_train_batch_size=8,
-        report_to=[],
-        use_cpu=True,
-        bf16=False,
-        max_completion_length=8,
-    )
+    args = GRPOConfig(str(tmp_path), beta=0.1, per_device_train_batch_size=8, max_completion_length=8, **QUIETLY)
     trainer = GRPOTrainer(
         model,
         reward_funcs=lambda completion_ids, **kwargs: [float(len(ids)) for ids in completion_ids],

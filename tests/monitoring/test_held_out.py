@@ -8,22 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from trl import RLOOConfig, RLOOTrainer, SFTConfig
+from trl import SFTConfig
 
-from endotrl import CollapseMonitor, DenseGRPOConfig, DenseGRPOTrainer, HeldOut, PPOConfig, PPOTrainer
+from endotrl import CollapseMonitor, HeldOut
 from endotrl.monitoring import Detector
 from endotrl.monitoring.batch_statistics import mean_and_error
 
 from ..support.helpers import assert_same_to_the_bit, weights
-from .test_monitor import make_trainer
+from .test_monitor import TRAINERS, make_trainer
 
 
 QUESTIONS = [{"prompt": f"{a} {b}", "answer": b} for a, b in zip("lkjihgf", "abcdeab", strict=True)]
-TRAINERS = [  # GRPOTrainer: below
-    (RLOOTrainer, RLOOConfig),
-    (DenseGRPOTrainer, DenseGRPOConfig),
-    (PPOTrainer, PPOConfig),
-]
 
 
 class Grader:
@@ -39,7 +34,7 @@ class Grader:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("trainer_class", "config_class"), TRAINERS, ids=lambda c: c.__name__)
+@pytest.mark.parametrize(("trainer_class", "config_class"), TRAINERS[1:], ids=lambda c: c.__name__)  # GRPO: below
 def test_asks_and_changes_nothing(
     trainer_class: Any, config_class: Any, tiny_policy_path: str, tmp_path: Path
 ) -> None:
@@ -58,17 +53,11 @@ def test_asks_and_changes_nothing(
     timings = ("time", "perf/")
     for alone, asked in zip(*logs, strict=True):
         new = asked.keys() - alone.keys()
-        assert new == (
-            {
-                f"collapse/{key}/questions"
-                for key in ("held_out", "held_out_error", "asked_change", "asked_change_error")
-            }
-            if asked["step"] != 3  # asked before step 1, and after 2 and 4
-            else set()
-        )
-        assert {k: v for k, v in alone.items() if not any(t in k for t in timings)} == {
-            k: v for k, v in asked.items() if k not in new and not any(t in k for t in timings)
-        }
+        names = ("held_out", "held_out_error", "asked_change", "asked_change_error")
+        # Asked before step 1, and after 2 and 4.
+        assert new == ({f"collapse/{name}/questions" for name in names} if asked["step"] != 3 else set())
+        for key in alone:
+            assert any(t in key for t in timings) or asked[key] == alone[key], key
     # 21 answers in batches of two questions: 4 calls each time, each question three times in a row.
     assert list(held_out.history) == [0, 2, 4] and len(grader.asked) == 12
     prompts = [prompt for asked, _ in grader.asked[:4] for prompt in asked]

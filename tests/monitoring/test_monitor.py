@@ -15,14 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
-from endotrl import (
-    CollapseMonitor,
-    DenseGRPOConfig,
-    DenseGRPOTrainer,
-    EndogenousReward,
-    PPOConfig,
-    PPOTrainer,
-)
+from endotrl import CollapseMonitor, DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward, PPOConfig, PPOTrainer
 from endotrl.monitoring.batch_statistics import change_since
 from endotrl.monitoring.observer import BatchObserver
 
@@ -32,6 +25,22 @@ from ..support.helpers import assert_same_to_the_bit, weights
 pytestmark = pytest.mark.slow
 DATASET = Dataset.from_dict({"prompt": ["a b c", "d e", "f", "g h i j"] * 8})
 FALLS_AFTER = 14
+QUIETLY: dict[str, Any] = {"report_to": [], "use_cpu": True, "bf16": False, "disable_tqdm": True, "logging_steps": 1}
+QUIETLY["save_strategy"] = "no"
+GRPO, PPO = (GRPOTrainer, GRPOConfig), (PPOTrainer, PPOConfig)
+TRAINERS = [GRPO, (RLOOTrainer, RLOOConfig), (DenseGRPOTrainer, DenseGRPOConfig), PPO]
+MOVED = {"beta": 0.05, "sync_ref_model": True, "ref_model_sync_steps": 1}
+FIRST = {
+    "copy": (*GRPO, {"beta": 0.0}),
+    "reference": (*GRPO, {"beta": 0.05}),
+    "adapter": (*GRPO, {"beta": 0.0, "adapter": True, "learning_rate": 3e-2}),
+    "RLOO": (RLOOTrainer, RLOOConfig, {"beta": 0.05}),
+    "PPO": (*PPO, {"beta": 0.0}),
+    "value head": (*PPO, {"beta": 0.0, "critic": "value_head"}),
+    "value model": (*PPO, {"beta": 0.0, "critic": "value_model"}),
+    "moved": (*GRPO, MOVED),
+    "moved, value head": (*PPO, {"critic": "value_head", **MOVED}),
+}
 
 
 class ScriptedAccuracy:
@@ -67,29 +76,11 @@ def make_trainer(
     adapter: bool = False,
     **settings: Any,
 ) -> Any:
-    settings = {
-        "beta": 0.05,
-        "learning_rate": 1e-4,
-        "max_steps": 24,
-        "save_strategy": "no",
-        "per_device_train_batch_size": 32,
-        "num_generations": 4,
-        "max_completion_length": 8,
-        "logging_steps": 1,
-        **settings,
-    }
+    common = {"beta": 0.05, "learning_rate": 1e-4, "max_steps": 24, "per_device_train_batch_size": 32, "seed": 3}
+    common |= {"num_generations": 4, "max_completion_length": 8, "reward_weights": [1.0, weight], **QUIETLY}
     if config_class is PPOConfig:
-        settings = {"critic": "none", "scale_rewards": "none", **settings}
-    args = config_class(
-        output_dir=str(output_dir),
-        report_to=[],
-        use_cpu=True,
-        bf16=False,
-        disable_tqdm=True,
-        seed=3,
-        reward_weights=[1.0, weight],
-        **settings,
-    )
+        common |= {"critic": "none", "scale_rewards": "none"}
+    args = config_class(output_dir=str(output_dir), **{**common, **settings})
     return trainer_class(
         model=AutoModelForCausalLM.from_pretrained(path),
         reward_funcs=[EndogenousReward(path), ScriptedAccuracy(falls_after)],
@@ -104,16 +95,7 @@ def steps(trainer: Any) -> list[dict[str, float]]:
     return [entry for entry in trainer.state.log_history if "reward" in entry]
 
 
-@pytest.mark.parametrize(
-    ("trainer_class", "config_class"),
-    [
-        (GRPOTrainer, GRPOConfig),
-        (RLOOTrainer, RLOOConfig),
-        (DenseGRPOTrainer, DenseGRPOConfig),
-        (PPOTrainer, PPOConfig),
-    ],
-    ids=lambda c: c.__name__,
-)
+@pytest.mark.parametrize(("trainer_class", "config_class"), TRAINERS, ids=lambda c: c.__name__)
 def test_figures_of_every_trainer(
     trainer_class: Any, config_class: Any, tiny_policy_path: str, tmp_path: Path
 ) -> None:
@@ -172,42 +154,16 @@ def log_probs(model: Any, output: dict[str, Any]) -> torch.Tensor:
     return torch.stack(sums)
 
 
-@pytest.mark.parametrize(
-    ("trainer_class", "config_class", "settings"),
-    [
-        (GRPOTrainer, GRPOConfig, {"beta": 0.0}),
-        (GRPOTrainer, GRPOConfig, {"beta": 0.05}),
-        (GRPOTrainer, GRPOConfig, {"beta": 0.0, "adapter": True, "learning_rate": 3e-2}),
-        (RLOOTrainer, RLOOConfig, {"beta": 0.05}),
-        (PPOTrainer, PPOConfig, {"beta": 0.0}),
-        (PPOTrainer, PPOConfig, {"beta": 0.0, "critic": "value_head"}),
-        (PPOTrainer, PPOConfig, {"beta": 0.0, "critic": "value_model"}),
-        (GRPOTrainer, GRPOConfig, {"beta": 0.05, "sync_ref_model": True, "ref_model_sync_steps": 1}),
-        (
-            PPOTrainer,
-            PPOConfig,
-            {"beta": 0.05, "critic": "value_head", "sync_ref_model": True, "ref_model_sync_steps": 1},
-        ),
-    ],
-    ids=["copy", "reference", "adapter", "RLOO", "PPO", "value head", "value model", "moved", "moved, value head"],
-)
+@pytest.mark.parametrize(("trainer_class", "config_class", "settings"), FIRST.values(), ids=FIRST)
 def test_compared_with_the_first_policy(
     trainer_class: Any, config_class: Any, settings: dict[str, Any], tiny_policy_path: str, tmp_path: Path
 ) -> None:
-    trainer = make_trainer(
-        tiny_policy_path,
-        tmp_path,
-        math.inf,
-        trainer_class,
-        config_class,
-        **{"max_steps": 4, "learning_rate": 3e-3, "num_iterations": 1, **settings},
-    )
+    settings = {"max_steps": 4, "learning_rate": 3e-3, "num_iterations": 1, **settings}
+    trainer = make_trainer(tiny_policy_path, tmp_path, math.inf, trainer_class, config_class, **settings)
     CollapseMonitor().attach(trainer)
     first = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
-    seen, generate, calculate = [], trainer._generate_and_score_completions, trainer._calculate_rewards
-    rewards: list[torch.Tensor] = []
-    per_token: list[torch.Tensor] = []
-    probability: list[tuple[float, float] | None] = []
+    generate, calculate = trainer._generate_and_score_completions, trainer._calculate_rewards
+    seen, rewards, per_token, probability = ([] for _ in range(4))
 
     def watch_rewards(*args: Any) -> torch.Tensor:
         rewards.append(calculate(*args))
@@ -280,12 +236,16 @@ def test_a_verifier_may_lead_away(tiny_policy_path: str, tmp_path: Path) -> None
             AutoModelForCausalLM.from_pretrained(tiny_policy_path),
             reward_funcs=[reward],
             args=GRPOConfig(
-                str(tmp_path), report_to=[], use_cpu=True, bf16=False, disable_tqdm=True, max_steps=1, logging_steps=1,
-                per_device_train_batch_size=32, num_generations=4, max_completion_length=8, save_strategy="no",
+                str(tmp_path),
+                max_steps=1,
+                per_device_train_batch_size=32,
+                num_generations=4,
+                max_completion_length=8,
+                **QUIETLY,
             ),
             train_dataset=DATASET,
             processing_class=AutoTokenizer.from_pretrained(tiny_policy_path),
-        )  # fmt: skip
+        )
         CollapseMonitor().attach(trainer)
         trainer.train()
         assert ("collapse/first_log_prob_change" in steps(trainer)[0]) is judged
@@ -359,25 +319,20 @@ def shorter(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
     return [-float(ids.index(2) + 1 if 2 in ids else len(ids)) for ids in completion_ids]
 
 
-def test_online_dpo(tiny_policy_path: str, tmp_path: Path) -> None:
-    trainer = OnlineDPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(tiny_policy_path),
-        reward_funcs=shorter,
-        args=OnlineDPOConfig(
-            output_dir=str(tmp_path),
-            report_to=[],
-            use_cpu=True,
-            bf16=False,
-            max_steps=2,
-            save_strategy="no",
-            per_device_train_batch_size=8,
-            max_new_tokens=8,
-            logging_steps=1,
-            disable_tqdm=True,
-        ),
-        processing_class=AutoTokenizer.from_pretrained(tiny_policy_path, padding_side="left"),
-        train_dataset=DATASET,
+def online_dpo(path: str, output_dir: Path, reward: Any, max_steps: int, ends: list[int] | None = None) -> Any:
+    args = OnlineDPOConfig(
+        str(output_dir), **QUIETLY, max_steps=max_steps, per_device_train_batch_size=8, max_new_tokens=8
     )
+    model = AutoModelForCausalLM.from_pretrained(path)
+    model.generation_config.eos_token_id = ends or model.generation_config.eos_token_id
+    tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
+    return OnlineDPOTrainer(
+        model=model, reward_funcs=reward, args=args, processing_class=tokenizer, train_dataset=DATASET
+    )
+
+
+def test_online_dpo(tiny_policy_path: str, tmp_path: Path) -> None:
+    trainer = online_dpo(tiny_policy_path, tmp_path, shorter, 2)
     monitor = CollapseMonitor().attach(trainer)
     trainer.train()
     entries = [entry for entry in trainer.state.log_history if "objective/scores" in entry]
@@ -388,8 +343,6 @@ def test_online_dpo(tiny_policy_path: str, tmp_path: Path) -> None:
 
 
 def test_online_dpo_with_two_ends(tiny_policy_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
-    model.generation_config.eos_token_id = [2, 9]
     handed_over: list[list[int]] = []
     observed: list[list[int]] = []
 
@@ -398,21 +351,7 @@ def test_online_dpo_with_two_ends(tiny_policy_path: str, tmp_path: Path, monkeyp
         return [0.0] * len(completion_ids)
 
     monkeypatch.setattr(BatchObserver, "_observe", lambda self, ids, rewards, num_generations: observed.extend(ids))
-    args = OnlineDPOConfig(
-        output_dir=str(tmp_path),
-        report_to=[],
-        use_cpu=True,
-        bf16=False,
-        max_steps=1,
-        save_strategy="no",
-        per_device_train_batch_size=8,
-        max_new_tokens=8,
-        disable_tqdm=True,
-    )
-    tokenizer = AutoTokenizer.from_pretrained(tiny_policy_path, padding_side="left")
-    trainer = OnlineDPOTrainer(
-        model=model, reward_funcs=note, args=args, processing_class=tokenizer, train_dataset=DATASET
-    )
+    trainer = online_dpo(tiny_policy_path, tmp_path, note, 1, ends=[2, 9])
     CollapseMonitor().attach(trainer)
     trainer.train()
     first_ends = [min([ids.index(end) for end in (2, 9) if end in ids], default=7) for ids in handed_over]

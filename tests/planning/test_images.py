@@ -17,16 +17,9 @@ RECIPE = str(Path(__file__).parents[2] / "recipes" / "qwen2.5-vl-3b" / "grpo.yam
 @pytest.fixture
 def config_only(tmp_path: Path) -> str:
     """Qwen2.5-VL-3B's config, without weights."""
-    text = {
-        "hidden_size": 2048,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 36,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 2,
-        "vocab_size": 151936,
-        "tie_word_embeddings": True,
-        "max_position_embeddings": 128000,
-    }
+    text = {"hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36, "num_attention_heads": 16}
+    text |= {"num_key_value_heads": 2, "vocab_size": 151936, "max_position_embeddings": 128000}
+    text["tie_word_embeddings"] = True
     vision = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 2048}
     config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True)
     config.save_pretrained(tmp_path / "vl-3b")

@@ -3,6 +3,7 @@
 
 import functools
 import importlib
+import itertools
 import math
 import re
 from dataclasses import replace
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
@@ -30,7 +31,8 @@ from endotrl.planning import Hardware, ModelSize, Plan, Workload, model_size, pl
 from endotrl.planning.memory import ENGINES, GIB, FrozenModel, activation_numbers
 
 
-ROOT = Path(__file__).parents[2]
+RECIPES = Path(__file__).parents[2] / "recipes"
+GRPO = str(RECIPES / "qwen2.5-math-7b" / "grpo.yaml")
 WORK = Workload(micro_batch=4, generation_batch=32, prompt_tokens=512, completion_tokens=512)
 # Sizes of Llama 2 7B, which is LlamaConfig's default.
 SEVEN_B = LlamaConfig()
@@ -71,20 +73,8 @@ class TestSizes:
 
 # What differs in how its sizes are written: names of their own, one number a layer, no heads, sizes in parts.
 FAMILIES = (
-    *(
-        "bloom",
-        "dbrx",
-        "deepseek_v3",
-        "falcon",
-        "falcon_mamba",
-        "gemma3",
-        "gemma3n_text",
-        "gpt2",
-        "gpt_oss",
-        "jamba",
-        "mamba",
-    ),
-    *("mpt", "opt", "recurrent_gemma", "rwkv"),
+    *("bloom", "dbrx", "deepseek_v3", "falcon", "falcon_mamba", "gemma3", "gemma3n_text", "gpt2", "gpt_oss", "jamba"),
+    *("mamba", "mpt", "opt", "recurrent_gemma", "rwkv"),
 )
 
 
@@ -107,18 +97,16 @@ class TestFamilies:
         assert size.key_value == 0 or kind not in ("mamba", "falcon_mamba", "rwkv")  # no cache that grows
 
     def test_the_largest_layer_counts(self) -> None:
-        sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
-        extra = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 400, "laurel_rank": 4}
-        config = Gemma3nTextConfig(
-            vocab_size=400,
-            intermediate_size=[64, 96, 64, 64],
-            num_hidden_layers=4,
-            altup_num_inputs=2,
-            num_kv_shared_layers=1,
-            activation_sparsity_pattern=[0.0] * 4,
-            **sizes,
-            **extra,
-        )
+        sizes = {
+            "hidden_size": 32,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "vocab_size": 400,
+        }
+        sizes |= {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 400, "laurel_rank": 4}
+        sizes |= {"intermediate_size": [64, 96, 64, 64], "num_hidden_layers": 4, "altup_num_inputs": 2}
+        config = Gemma3nTextConfig(**sizes, num_kv_shared_layers=1, activation_sparsity_pattern=[0.0] * 4)
         size = model_size(config)
         assert (size.layers, size.hidden, size.intermediate, size.key_value) == (4, 32, 96, 16)
         assert size.parameters == sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
@@ -165,12 +153,9 @@ class TestAgainstMeasured:
     def test_model_states(self, adapter: bool, tmp_path: Path) -> None:
         """One process in float32: what weights, gradients and Adam's moments hold, byte by byte."""
         config = small_config()
-        model: Any = LlamaForCausalLM(config)
         lora = LoraConfig(r=8, target_modules=["q_proj", "v_proj"]) if adapter else None
-        if lora is not None:
-            from peft import get_peft_model
-
-            model = get_peft_model(model, lora)
+        model: Any = LlamaForCausalLM(config)
+        model = model if lora is None else get_peft_model(model, lora)
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
         model(input_ids=torch.arange(8)[None], labels=torch.arange(8)[None]).loss.backward()
         optimizer.step()
@@ -182,29 +167,18 @@ class TestAgainstMeasured:
         assert (plan.parameters, plan.gradients, plan.optimizer) == (weights, gradients, moments)
 
     def test_the_monitors_copy(self) -> None:
-        """
-        What the monitor holds of a small model without adapter and reference model, byte by byte; of a large one
-        nothing.
-        """
+        """Of a small model without adapter and reference model, byte by byte; of a large one nothing."""
         config = small_config()
         model = LlamaForCausalLM(config)
-        trainer = SimpleNamespace(
-            model=model,
-            accelerator=SimpleNamespace(unwrap_model=lambda model: model),
-            beta=0.0,
-            args=SimpleNamespace(sync_ref_model=False),
-            is_deepspeed_enabled=False,
-            is_fsdp_enabled=False,
-        )
+        trainer = SimpleNamespace(model=model, beta=0.0, is_deepspeed_enabled=False, is_fsdp_enabled=False)
+        trainer.accelerator = SimpleNamespace(unwrap_model=lambda model: model)
+        trainer.args = SimpleNamespace(sync_ref_model=False)
         copied = FirstPolicy(trainer, None)._model
         work = replace(WORK, weight_bytes=4, mixed_precision=False)
-        plans = {
-            (monitored, engine): plan_memory(
-                model_size(config), replace(work, monitored=monitored), Hardware(2, GIB), engine
-            )
-            for monitored in (False, True)
-            for engine in ENGINES
-        }
+        plans = {}
+        for monitored, engine in itertools.product((False, True), ENGINES):
+            given = replace(work, monitored=monitored)
+            plans[monitored, engine] = plan_memory(model_size(config), given, Hardware(2, GIB), engine)
         assert plans[True, "ddp"].monitor == sum(p.nbytes for p in copied.parameters()) > 0
         assert plans[True, "ddp"].total - plans[False, "ddp"].total == plans[True, "ddp"].monitor
         assert not any(plans[True, engine].monitor for engine in ENGINES[1:])  # under DeepSpeed and FSDP2, none
@@ -251,13 +225,10 @@ class TestProperties:
         for engine in ENGINES[1:-2]:
             assert sixteen[engine].total < eight[engine].total
         assert eight["zero3"].frozen == eight["zero2"].frozen / 8  # split as the policy is
+        kinds = ({"sharded": False}, {"sharded": False, "only_where_split": True}, {"offloaded": True})
+        works = (replace(WORK, frozen=(FrozenModel(seven_b, **kind),)) for kind in kinds)
         whole, only_there, waiting = (
-            {e: plan_memory(seven_b, replace(WORK, frozen=(model,)), Hardware(8, 80 * GIB), e) for e in ENGINES}
-            for model in (
-                FrozenModel(seven_b, sharded=False),
-                FrozenModel(seven_b, sharded=False, only_where_split=True),
-                FrozenModel(seven_b, offloaded=True),
-            )
+            {e: plan_memory(seven_b, work, Hardware(8, 80 * GIB), e) for e in ENGINES} for work in works
         )
         assert whole["zero3"].frozen == eight["zero2"].frozen == 2 * seven_b.parameters
         assert (only_there["zero2"].frozen, only_there["fsdp2"].frozen) == (0, 2 * seven_b.parameters)
@@ -303,22 +274,20 @@ class TestCommand:
     def test_recipes_fit_on_what_their_readme_says(
         self, recipe: str, config_only: str, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        path = str(ROOT / "recipes" / f"{recipe}.yaml")
+        path = str(RECIPES / f"{recipe}.yaml")
         assert main(["plan", path, "--gpus", "8", "--gpu-memory", "80", "--model", config_only]) == 0
         printed = capsys.readouterr().out
         assert "It fits with" in printed and "zero3.yaml" in printed
         assert "Time: about" in printed
 
     def test_what_to_change(self, config_only: str, capsys: pytest.CaptureFixture[str]) -> None:
-        path = str(ROOT / "recipes" / "qwen2.5-math-7b" / "grpo.yaml")
-        main(["plan", path, "--gpus", "1", "--gpu-memory", "26", "--model", config_only])
+        main(["plan", GRPO, "--gpus", "1", "--gpu-memory", "26", "--model", config_only])
         printed = capsys.readouterr().out
         assert "It does not fit. It would with:" in printed
         assert "--use_peft true" in printed
 
     def test_what_the_recipe_says_is_read(self, config_only: str) -> None:
-        path = str(ROOT / "recipes" / "qwen2.5-math-7b" / "grpo.yaml")
-        recipe = read_recipe(path, None, ["--per_device_train_batch_size", "2"], config_only, 512)
+        recipe = read_recipe(GRPO, None, ["--per_device_train_batch_size", "2"], config_only, 512)
         work = recipe.work
         assert (work.micro_batch, work.generation_batch) == (2, 32)
         assert (work.prompt_tokens, work.completion_tokens) == (1024, 1024)
@@ -347,8 +316,7 @@ class TestCommand:
     )
     def test_frozen_models(self, settings: str, expected: set[str], tmp_path: Path) -> None:
         small_config().save_pretrained(tmp_path)
-        path = str(ROOT / "recipes" / "qwen2.5-math-7b" / "grpo.yaml")
-        recipe = read_recipe(path, None, settings.format(model=tmp_path).split(), str(tmp_path), 512)
+        recipe = read_recipe(GRPO, None, settings.format(model=tmp_path).split(), str(tmp_path), 512)
         kinds = {
             "reference, read": FrozenModel(recipe.full_size),
             "reference": FrozenModel(recipe.full_size, gathered=False),
@@ -376,17 +344,16 @@ class TestCommand:
         self, settings: str, monitored: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         small_config().save_pretrained(tmp_path)
-        path = str(ROOT / "recipes" / "qwen2.5-math-7b" / "grpo.yaml")
-        assert read_recipe(path, None, settings.split(), str(tmp_path), 512).work.monitored == monitored
+        assert read_recipe(GRPO, None, settings.split(), str(tmp_path), 512).work.monitored == monitored
         if settings in ("--beta 0", "--beta 0.1"):
             words = ["--set", settings.removeprefix("--").replace(" ", "=")]
-            assert main(["plan", path, "--gpus", "1", "--gpu-memory", "80", "--model", str(tmp_path), *words]) == 0
+            assert main(["plan", GRPO, "--gpus", "1", "--gpu-memory", "80", "--model", str(tmp_path), *words]) == 0
             assert ("monitor's copy" in capsys.readouterr().out) == monitored
 
     @pytest.mark.parametrize("name", ["qwen2.5-math-7b/grpo", "qwen2.5-math-7b/ppo", "llama-3.1-8b/sentence_reward"])
     def test_advice_that_is_followed_fits(self, name: str, tmp_path: Path) -> None:
         LlamaConfig(num_hidden_layers=4).save_pretrained(tmp_path)
-        path, hardware = str(ROOT / "recipes" / f"{name}.yaml"), Hardware(1, (6 if "sentence" in name else 14) * GIB)
+        path, hardware = str(RECIPES / f"{name}.yaml"), Hardware(1, (6 if "sentence" in name else 14) * GIB)
         without = " --gradient_checkpointing False" + " --use_vllm False" * ("sentence" not in name)
 
         @functools.cache
@@ -412,17 +379,15 @@ class TestCommand:
         """Rows of a file are counted; of 2 epochs over 3200 prompts, each group is 8 of the sequences of a step."""
         monkeypatch.setenv("COLUMNS", "80")
         (tmp_path / "rows.jsonl").write_text('{"prompt": "1+1="}\n' * 3200)
-        path = str(ROOT / "recipes" / "qwen2.5-math-7b" / "grpo.yaml")
         words = [f"dataset_name={tmp_path / 'rows.jsonl'}", "num_train_epochs=2", "num_generations=8"]
-        assert main(["plan", path, "--model", config_only, "--set", *words]) == 0
+        assert main(["plan", GRPO, "--model", config_only, "--set", *words]) == 0
         shown = capsys.readouterr().out
         assert max(map(len, shown.splitlines())) <= 80
         printed = " ".join(shown.split())
         assert "on each of 8 GPUs of 80 GiB" in printed
         seconds, sequences = (float(n) for n in re.search(r"about ([\d.]+) s for (\d+) sequences", printed).groups())
-        number, unit = re.search(
-            r"All epochs over 3,200 rows: about ([\d.]+) (seconds|minutes|hours)\.", printed
-        ).groups()
+        told = r"All epochs over 3,200 rows: about ([\d.]+) (seconds|minutes|hours)\."
+        number, unit = re.search(told, printed).groups()
         told = float(number) * {"seconds": 1, "minutes": 60, "hours": 3600}[unit]
         assert told == pytest.approx(2 * 3200 * 8 / sequences * seconds, rel=0.1)
         assert "which the reward reads too (`attach`: 0 GiB more)" in printed

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Disks that are full or read-only, files that are half there, two runs in one place, and secrets."""
 
-import builtins
 import errno
 import json
 import logging
@@ -191,15 +190,6 @@ def test_a_model_folder_that_was_half_copied(
     shards[-1].unlink()
     with pytest.raises(OSError, match="model-"):
         EndogenousReward(str(tmp_path))(prompts=["a"], completions=["b"])
-
-
-def test_no_reward_reads_the_network(tiny_model_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: Any, **kwargs: Any) -> Any:
-        raise AssertionError("The network was used.")
-
-    monkeypatch.setattr("socket.socket.connect", refuse)
-    monkeypatch.setattr(builtins, "input", refuse)  # nor does anything ask whether to trust code
-    EndogenousReward(tiny_model_path)(prompts=["a"], completions=["b"])
 
 
 PAIRS = [{"prompt": f"{i} + {i} =", "chosen": f" {2 * i}", "rejected": " 1"} for i in range(6)]

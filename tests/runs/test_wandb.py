@@ -55,20 +55,12 @@ def panels_of(metric: str) -> list[str]:
 
 class TestWorkspace:
     def test_every_curve_of_a_run_has_a_panel(self) -> None:
-        logged = PANELS | {
-            "ppo/kl_reward",
-            "ppo/explained_variance",
-            "accuracy",
-            "margin",
-            "advantage/within_completion",
-        }
-        logged |= {
-            f"collapse/{name}/accuracy" for name in ("change", "change_error", "agreement", "agreement_z", "slope")
-        }
+        names = ("change", "change_error", "agreement", "agreement_z", "slope")
+        logged = PANELS | {"ppo/kl_reward", "ppo/explained_variance", "accuracy", "margin"}
+        logged |= {"advantage/within_completion", *(f"collapse/{name}/accuracy" for name in names)}
         assert {metric for metric in logged if not panels_of(metric)} == set()
-        assert (
-            panels_of("rewards/accuracy/mean")[0] == panels_of("collapse/held_out/accuracy")[0] == "Held-out accuracy"
-        )
+        for metric in ("rewards/accuracy/mean", "collapse/held_out/accuracy"):
+            assert panels_of(metric)[0] == "Held-out accuracy"
         assert panels_of("collapse/held_out_error/accuracy") == ["Standard errors"]
         # W&B's server reads them: RE2 does not look ahead or back.
         assert not any("(?" in regex for part in LAYOUT.values() for regex in part.values())
@@ -143,9 +135,7 @@ def test_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (file,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
     summary: dict[tuple[str, ...], Any] = {}
     for data in records(file):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        for item in record.summary.update:
+        for item in wandb_internal_pb2.Record.FromString(data).summary.update:
             summary[tuple(item.nested_key) or (item.key,)] = json.loads(item.value_json)
     assert summary["bellman.sum/accuracy",] == 0.7 and summary["verdict",] == "verdict"
     kinds = {key[0]: value for key, value in summary.items() if key[-1] == "_type"}

@@ -54,9 +54,8 @@ class Diagnosis:
 
 def diagnose(path: str | Path, held_out: Sequence[str] | None = None) -> Diagnosis:
     """
-    Says what is wrong with a finished or running run of any trainer of TRL, from what it logged: whether it learns,
-    whether it collapses (the questions of [`CollapseMonitor`], asked of the log), and which of the usual faults it
-    has, such as a gradient of zero, groups with equal rewards, or a reward that is only length.
+    Says what is wrong with a finished or running run of any trainer of TRL, from what it logged: whether it learns or
+    collapses, and whether it has a usual fault, such as a gradient of zero, or a reward that is only length.
 
     Args:
         path (`str` or `Path`):
@@ -86,7 +85,12 @@ def diagnose(path: str | Path, held_out: Sequence[str] | None = None) -> Diagnos
     if run.completions:
         from .completions import completion_entries  # waits for torch
 
-        _add(run, completion_entries(run.completions))
+        by_step = {entry["step"]: entry for entry in run.steps}
+        for entry in completion_entries(run.completions):
+            if not by_step:
+                run.entries.append(entry)
+            step = by_step.get(entry["step"], {})
+            step.update({key: value for key, value in entry.items() if key not in step})
     logged = {key for entry in run.entries for key in entry}
     for name in held_out or []:
         if f"rewards/{name}/mean" not in logged:
@@ -108,7 +112,7 @@ def rewards_without_weight(run: Run) -> list[str]:
     `rewards/<name>/mean`: the weights are what solves that, and only an exact solution counts.
     """
     keys = list(dict.fromkeys(k for e in run.steps for k in e if k.startswith("rewards/") and k.endswith("/mean")))
-    rows = [[e[k] for k in ("reward", *keys)] for e in run.steps if all(k in e for k in ("reward", *keys))]
+    rows = [[e.get(k, math.nan) for k in ("reward", *keys)] for e in run.steps]
     table = np.array([row for row in rows if all(map(math.isfinite, row))])
     if len(keys) < 2 or len(table) < len(keys) + 2:
         return []
@@ -129,17 +133,6 @@ def rewards_without_weight(run: Run) -> list[str]:
         return []
     none = np.abs(weights) * np.where(varies, spread, 0.0) < 1e-3 * scale
     return [key[8:-5] for key, held in zip(keys, none & bounded & (np.abs(weights) < 1e-3), strict=True) if held]
-
-
-def _add(run: Run, found: list[dict[str, float]]) -> None:
-    """What was found in completions joins the entries of the same steps, where it was not logged."""
-    by_step = {entry["step"]: entry for entry in run.steps}
-    for entry in found:
-        if entry["step"] in by_step:
-            logged = by_step[entry["step"]]
-            logged.update({key: value for key, value in entry.items() if key not in logged})
-        elif not by_step:
-            run.entries.append(entry)
 
 
 def _verdict(run: Run, findings: Sequence[Finding], has_held_out: bool) -> tuple[Status, str]:

@@ -52,8 +52,8 @@ def report_page(diagnoses: Sequence[Diagnosis]) -> str:
         for finding in diagnosis.findings:
             sections.append((f"{heading}{MARKS[finding.level]} {finding.says}", _finding(diagnosis.run, finding)))
         sections.append((f"{heading}what was read", _source(diagnosis)))
-        if not several:
-            sections.append(("Curves", _comparison(diagnoses)))
+    if not several:
+        sections.append(("Curves", _comparison(diagnoses)))
     title = "Diagnosis of " + (" and ".join(str(d.run.path) for d in diagnoses))
     lead = "" if several else diagnoses[0].verdict
     return page(title, sections, lead=lead, footer=f"endotrl {__version__}")
@@ -108,14 +108,10 @@ def _finding(run: Run, finding: Finding) -> Markup:
 
 def _source(diagnosis: Diagnosis) -> str:
     run = diagnosis.run
-    parts = [f"Read: {len(run.steps)} log entries of {run.source}"]
-    if run.completions:
-        parts.append(f"{len(run.completions)} files of completions")
-    if run.checkpoints:
-        parts.append(f"{len(run.checkpoints)} checkpoints")
-    text = ", ".join(parts) + "."
-    if diagnosis.held_out:
-        text += f" Held out: {', '.join(diagnosis.held_out)}."
+    text = f"Read: {len(run.steps)} log entries of {run.source}"
+    text += f", {len(run.completions)} files of completions" if run.completions else ""
+    text += f", {len(run.checkpoints)} checkpoints." if run.checkpoints else "."
+    text += f" Held out: {', '.join(diagnosis.held_out)}." if diagnosis.held_out else ""
     if diagnosis.not_checked:
         text += f" Not checked, for it was not logged: {', '.join(diagnosis.not_checked)}."
     return " ".join([text, *(f"{note}." for note in run.notes)])

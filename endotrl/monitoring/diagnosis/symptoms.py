@@ -288,12 +288,12 @@ def _reward_is_length(run: Run) -> Iterator[Finding]:
         evidence = f"From step to step, changes of the reward and of the length have a correlation of {found:+.2f}."
         if abs(found) <= LENGTH_CORRELATION:
             return
+    better = "longer" if found > 0 else "shorter"
     ratio = mean(tail(lengths, part=8)) / mean(lengths[:3]) if len(lengths) >= 3 and mean(lengths[:3]) else 1.0
     yield Finding(
         "reward_is_length",
         "warning" if 0.5 < ratio < 2 else "failure",
-        f"The reward is little but length: {'longer' if found > 0 else 'shorter'} completions are better, whatever "
-        "they say.",
+        f"The reward is little but length: {better} completions are better, whatever they say.",
         f"{evidence} The mean length is {ratio:.2f} times what it was at first.",
         "Take the length out of the reward (`EndogenousReward(correction=LengthControl())`, or the mean per token), "
         "set `beta` above 0, and add a reward that knows right from wrong.",
@@ -320,17 +320,20 @@ def _not_learning(run: Run) -> Iterator[Finding]:
         return
     if z > -5 and key == "reward" and min(values) >= 0.98 and max(values) <= 1.0:
         return  # right from the beginning: `equal_rewards` speaks
+    what = "has lost most of what it won" if lost else "does not improve"
+    advice = (
+        "First mend what else is found here. Else try a higher `learning_rate` (1e-6 for full fine-tuning, 1e-5 to "
+        "1e-4 for LoRA), more completions per step, easier questions, and a look at the completions."
+    )
+    if z < -5:
+        what = "gets worse"
+        advice = "Lower the `learning_rate`; check the sign of the reward (better must be higher) and the data."
     yield Finding(
         "not_learning",
         "failure" if z < -5 else "warning",
-        f"{name} gets worse."
-        if z < -5
-        else f"{name} {'has lost most of what it won' if lost else 'does not improve'}.",
+        f"{name} {what}.",
         evidence,
-        "First mend what else is found here. Else try a higher `learning_rate` (1e-6 for full fine-tuning, 1e-5 to "
-        "1e-4 for LoRA), more completions per step, easier questions, and a look at the completions."
-        if z >= -5
-        else "Lower the `learning_rate`; check the sign of the reward (better must be higher) and the data.",
+        advice,
         "https://huggingface.co/docs/trl/logging",
         [key],
     )
@@ -349,13 +352,13 @@ def _off_policy(run: Run) -> Iterator[Finding]:
             "https://huggingface.co/papers/1707.06347 (PPO)",
             ["clip_ratio/region_mean"],
         )
-    if len(norms) >= 2 * ENOUGH and median(tail(norms)) > 20 * median(norms[: len(norms) // 3]) > 0:
+    first, last = (median(norms[: len(norms) // 3]), median(tail(norms))) if len(norms) >= 2 * ENOUGH else (0.0, 0.0)
+    if last > 20 * first > 0:
         yield Finding(
             "off_policy",
             "warning",
             "The gradient explodes.",
-            f"The median of `grad_norm` was {median(norms[: len(norms) // 3]):.3g} in the first third and is "
-            f"{median(tail(norms)):.3g} in the last.",
+            f"The median of `grad_norm` was {first:.3g} in the first third and is {last:.3g} in the last.",
             "Lower the `learning_rate`, set `max_grad_norm`, and raise `beta`.",
             "https://huggingface.co/docs/trl/logging",
             ["grad_norm"],
@@ -497,12 +500,6 @@ def _cut_off(run: Run) -> float:
 
 def progress_key(run: Run) -> tuple[str, bool, str]:
     """The number that should improve, whether upwards, and its name in a sentence."""
-    for key, upwards, name in (
-        *((key, True, "The reward") for key in REWARD_KEYS),
-        ("rewards/accuracies", True, "The accuracy on preferences"),
-        ("accuracy", True, "The accuracy on preferences"),
-        ("loss", False, "The loss"),
-    ):
-        if run.values(key):
-            return key, upwards, name
-    return "", True, ""
+    names = dict.fromkeys(REWARD_KEYS, "The reward")
+    names |= dict.fromkeys(("rewards/accuracies", "accuracy"), "The accuracy on preferences") | {"loss": "The loss"}
+    return next(((key, key != "loss", name) for key, name in names.items() if run.values(key)), ("", True, ""))

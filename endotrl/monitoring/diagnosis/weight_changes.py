@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
 
 def unchanged(checkpoints: Sequence[Path]) -> str | None:
     """A sentence if the checkpoints of a run show that nothing was trained; `None` if they do not."""
@@ -29,8 +31,6 @@ def _same_weights(before: Path, after: Path) -> bool:
 
 def _tensors(folder: Path) -> dict[str, Path]:
     """Files of the tensors in a folder, by their names."""
-    from safetensors import safe_open
-
     found = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as opened:
@@ -39,7 +39,5 @@ def _tensors(folder: Path) -> dict[str, Path]:
 
 
 def _read(files: dict[str, Path], name: str) -> Any:
-    from safetensors import safe_open
-
     with safe_open(files[name], "pt") as opened:
         return opened.get_tensor(name)

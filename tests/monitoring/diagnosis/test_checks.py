@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Each fault is found in a log that has it, by its name and level, and none in a log that has none."""
 
+import gzip
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -111,10 +113,7 @@ def test_held_out_can_be_named(tmp_path: Path) -> None:
         ([{"loss": 2 + wobble(), "grad_norm": 1.0} for i in range(40)], {"not_learning": "warning"}),
         ([{"loss": 0.7, "rewards/accuracies": 0.5 + wobble()} for i in range(40)], {"not_learning": "warning"}),
         (
-            [
-                {"loss": 0.7 - i / 100, "rewards/accuracies": 0.5 + i / 100, "logps/chosen": -50.0 - i}
-                for i in range(40)
-            ],
+            [{"loss": 0.7, "rewards/accuracies": 0.5 + i / 100, "logps/chosen": -50.0 - i} for i in range(40)],
             {"chosen_sinks": "warning"},
         ),
         (
@@ -148,19 +147,14 @@ def test_adapter_that_was_never_trained(tmp_path: Path) -> None:
     assert finding.name == "unchanged_weights" and "checkpoint-60" in finding.evidence
 
 
-def test_recorded_collapses_and_healthy_runs() -> None:
+def test_recorded_collapses_and_healthy_runs(tmp_path: Path) -> None:
     """The monitor's own runs (docs/results/collapse.md): all collapses are failures, no healthy run is one."""
-    import gzip
-    import json
-    import tempfile
-
     root = Path(__file__).parents[3]
     results = json.loads(gzip.decompress((root / "docs" / "results" / "collapse.json.gz").read_bytes()))["results"]
     healthy_runs = {"endogenous", "sharpened_slow", "sharpened", "mean", "verifiable"}
     healthy_runs |= {"backwards", "backwards_sharpened", "backwards_mean", "backwards_verifiable"}
-    with tempfile.TemporaryDirectory() as folder:
-        for result in results:
-            path = write_state(Path(folder) / "trainer_state.json", result["log"])
-            expected = "healthy" if result["run"].removeprefix("small_") in healthy_runs else "failure"
-            assert diagnose(path).status == expected, result["run"]
+    for result in results:
+        path = write_state(tmp_path / "trainer_state.json", result["log"])
+        expected = "healthy" if result["run"].removeprefix("small_") in healthy_runs else "failure"
+        assert diagnose(path).status == expected, result["run"]
     assert len(results) == 30

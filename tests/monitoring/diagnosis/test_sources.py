@@ -171,15 +171,10 @@ def write_completions(folder: Path, step: int, longer: bool) -> None:
     good = [len(t.split()) if longer else (1.0, 0.0, 1.0, 0.0)[i % 4] for i, t in enumerate(texts)]
     mean = sum(good[:4]) / 4
     folder.mkdir(parents=True, exist_ok=True)
-    table = {
-        "step": [step] * 8,
-        "prompt": [[{"role": "user", "content": "p"}]] * 4 + [[{"role": "user", "content": "q"}]] * 4,
-        "completion": [[{"role": "assistant", "content": text}] for text in texts],
-        "seen": [0.0, 1.0, 0.0, 0.0] * 2,
-        "good": [float(g) for g in good],
-        "advantage": [g - mean for g in good],
-        "note": ["x"] * 8,
-    }
+    table = {"step": [step] * 8, "note": ["x"] * 8, "seen": [0.0, 1.0, 0.0, 0.0] * 2}
+    table["prompt"] = [[{"role": "user", "content": question}] for question in "ppppqqqq"]
+    table["completion"] = [[{"role": "assistant", "content": text}] for text in texts]
+    table |= {"good": [float(g) for g in good], "advantage": [g - mean for g in good]}
     pq.write_table(pa.table(table), folder / f"completions_{step:05d}.parquet")
 
 
