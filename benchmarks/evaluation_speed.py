@@ -36,7 +36,7 @@ from endotrl.commands.evaluate import load_items
 from endotrl.evaluation.benchmarks import BENCHMARKS
 from endotrl.evaluation.engine import Engine
 from endotrl.evaluation.examples_page import examples_of
-from endotrl.evaluation.items import Item, as_messages
+from endotrl.evaluation.items import Item
 from endotrl.evaluation.results import evaluate
 from endotrl.evaluation.results_page import benchmark_sections, report_page
 from endotrl.evaluation.run_folder import RunFolder
@@ -44,6 +44,7 @@ from endotrl.evaluation.runner import score_items
 from endotrl.evaluation.scorer_names import DEFAULT, expand_names, make_scorer
 from endotrl.frozen.names import resolve_model
 from endotrl.frozen.own_copy import OwnCopy
+from endotrl.rendering.messages import as_messages
 from endotrl.reporting import terminal_table
 from endotrl.runs.record import now, versions
 
@@ -104,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 @torch.inference_mode()
 def naive_rewards(item: Item, engine: Engine, padded: PaddedLogits) -> list[float]:
     """Sums of log-probabilities of an item's responses, from texts."""
-    rows = engine.renderer.render([as_messages(item.prompt)] * len(item.responses), list(item.responses))
+    rows = engine.renderer.render([as_messages(item.prompt, "user")] * len(item.responses), list(item.responses))
     return [log_probs.double().sum().item() for log_probs in padded([rows])]
 
 

@@ -90,9 +90,8 @@ def default_output(source: str, ending: str) -> str:
 
 def choose_dtype(args: argparse.Namespace, *recorded: str | PurePath) -> None:
     """
-    Puts a dtype in the place of `"auto"` for a model that runs on a CPU: that of the run that is gone on with, of
-    which `recorded` are JSON files with its settings, or the one in which this CPU is faster, which is said in a line.
-    `ValueError` if `--device` cannot be used.
+    Puts a dtype in the place of `"auto"` for a model on a CPU: that of the run that is gone on with, which `recorded`
+    JSON files have, or the one in which this CPU is faster. `ValueError` if `--device` cannot be used.
     """
     import torch
 
@@ -132,17 +131,6 @@ def resolved_dtype(args: argparse.Namespace) -> str:
 
     device = PartialState().device if args.device is None else torch.device(args.device)
     return str(resolve_dtype(args.dtype, device)).removeprefix("torch.")
-
-
-def add_form(parser: Any) -> None:
-    """Adds the option `--form` to a parser or a group."""
-    parser.add_argument(
-        "--form",
-        metavar="NAME",
-        help="form of the reward by its name in `endotrl eval`, in place of --token-reward and --aggregate: "
-        "TOKEN.AGGREGATE, such as log_prob.discounted=0.95; and residual:FORM or style_residual:FORM, which take out "
-        "what length, or length and Markdown, explain among the responses to a prompt, which must be neighbours",
-    )
 
 
 def use_form(args: argparse.Namespace) -> str | None:

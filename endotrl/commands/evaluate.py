@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from markupsafe import Markup
+from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from ..data.sources import STREAM, read_rows, text_only
@@ -85,23 +86,22 @@ def run(args: argparse.Namespace) -> None:
     folder = open_folder(args.output, settings, args.overwrite)
     started = now()
 
-    def make_engine() -> Engine:
-        return Engine(
-            placement,
-            processor or tokenizer,
-            chat=chat,
-            separator="\n\n" if benchmark.chat else "",
-            alpha=args.alpha,
-            max_response_tokens=args.max_response_tokens,
-            max_tokens_per_batch=args.max_tokens_per_batch,
-        )
-
+    make_engine = partial(
+        Engine,
+        placement,
+        processor or tokenizer,
+        chat=chat,
+        separator="\n\n" if benchmark.chat else "",
+        alpha=args.alpha,
+        max_response_tokens=args.max_response_tokens,
+        max_tokens_per_batch=args.max_tokens_per_batch,
+    )
     loading = {name: getattr(args, name) for name in LOADING}
     scorer = partial(make_scorer, reasoning_tokens=args.judge_reasoning, **loading)
     records = score_items(items, names, folder, make_engine, scorer, not args.no_token_stats, progress=progress)
     if not processes().is_main_process:
         return
-    with working("Intervals and pages", progress):
+    with working("Intervals", progress):
         used = [records[key] for key in {item.key for item in items}]
         results = {
             **header(args, settings, used, len(items)),
@@ -113,9 +113,8 @@ def run(args: argparse.Namespace) -> None:
         }
         examples = examples_of(results, items)
         sections = benchmark_sections(results, items, examples, folder.stats, tokenizer)
-        about = f"How well rewards tell better from worse. {len(items)} items. {benchmark.paper}"
-        write_results(args, results, folder, sections, names, examples, about)
-    show(args, results, folder)
+    about = f"How well rewards tell better from worse. {len(items)} items. {benchmark.paper}"
+    publish(args, results, folder, sections, names, examples, about)
 
 
 def header(
@@ -136,7 +135,7 @@ def header(
     }
 
 
-def write_results(
+def publish(
     args: argparse.Namespace,
     results: Mapping[str, Any],
     folder: RunFolder,
@@ -145,14 +144,36 @@ def write_results(
     examples: Sequence[Example],
     about: str,
 ) -> None:
-    """Writes `results.json`, `results.md`, `report.html` and `examples.html`, and to W&B if asked to."""
-    write_json(folder.results_path, results)
-    replace_text(folder.table_path, markdown_page(results))
-    replace_text(folder.report_path, report_page(results, sections, about))
-    title = f"Examples of {results['title']}: {results['model']}"
-    replace_text(folder.examples_path, examples_page(title, scorers, examples, results["verdict"]))
-    if args.wandb is not None:
-        log_evaluation(args.wandb, results, full_rows(results), [folder.report_path, folder.examples_path])
+    """Results to `results.json`, `results.md`, `report.html`, `examples.html`, W&B if asked to, and the terminal."""
+    with working("Pages", not args.quiet):
+        write_json(folder.results_path, results)
+        replace_text(folder.table_path, markdown_page(results))
+        replace_text(folder.report_path, report_page(results, sections, about))
+        title = f"Examples of {results['title']}: {results['model']}"
+        replace_text(folder.examples_path, examples_page(title, scorers, examples, results["verdict"]))
+        if args.wandb is not None:
+            log_evaluation(args.wandb, results, full_rows(results), [folder.report_path, folder.examples_path])
+    if args.quiet:
+        return
+    console = Console(highlight=False)
+    console.print(f"\n{terminal_text(results['verdict'])}\n", markup=False, style="bold")
+    headers, rows, left_out = terminal_rows(results, console.width)
+    title = f"{results['title']}, {results['num_items']} items, {results['model']}"
+    console.print(terminal_table(headers, rows, title))
+    if "bias" in headers:
+        console.print(LENGTH_NOTE.partition(" length-controlled")[0])
+    if left_out:
+        console.print(f"In {folder.table_path.name} too: {', '.join(left_out)}.", markup=False)
+    if few := few_items(results):
+        console.print(few.strip())
+    for statement in results["statements"]:
+        console.print(f"- {statement}", markup=False)
+    if len(results["differences"]) > 3:
+        console.print("Of many comparisons, one in twenty looks like a difference by chance alone.")
+    if results.get("cut"):
+        say(f"{results['cut']} responses were cut at the limit of tokens.")
+    paths = (folder.report_path, folder.examples_path, folder.table_path, folder.results_path)
+    console.print("\n".join(map(str, paths)), markup=False, soft_wrap=True)
 
 
 def load_items(benchmark: Benchmark, data: str | None, limit: int | None, options: Mapping[str, Any]) -> list[Item]:
@@ -173,12 +194,7 @@ def load_items(benchmark: Benchmark, data: str | None, limit: int | None, option
 def load_processor(
     items: Sequence[Item], names: Sequence[str], placement: Placement | ServedModel, args: argparse.Namespace
 ) -> ProcessingClass | None:
-    """
-    What reads the images of items; `None` if they have none.
-
-    Raises:
-        `ValueError`: If the model or one of the scorers would not get to see them.
-    """
+    """What reads the images of items; `None` if they have none. `ValueError` if a model would not get to see them."""
     first = next((item for item in items if item.images), None)
     if first is None:
         return None
@@ -257,32 +273,3 @@ def open_model(args: argparse.Namespace, output: str | None = None) -> tuple[Pla
         "dtype": resolved_dtype(args),
         **({"model_init_kwargs": args.model_init_kwargs} if args.model_init_kwargs else {}),
     }
-
-
-def show(args: argparse.Namespace, results: Mapping[str, Any], folder: RunFolder) -> None:
-    """The verdict, the table and what it says, on the terminal."""
-    if args.quiet:
-        return
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    console.print()
-    console.print(terminal_text(results["verdict"]), markup=False, style="bold")
-    console.print()
-    headers, rows, left_out = terminal_rows(results, console.width)
-    title = f"{results['title']}, {results['num_items']} items, {results['model']}"
-    console.print(terminal_table(headers, rows, title))
-    if "bias" in headers:
-        console.print(LENGTH_NOTE.partition(" length-controlled")[0])
-    if left_out:
-        console.print(f"In {folder.table_path.name} too: {', '.join(left_out)}.", markup=False)
-    if few := few_items(results):
-        console.print(few.strip())
-    for statement in results["statements"]:
-        console.print(f"- {statement}", markup=False)
-    if len(results["differences"]) > 3:
-        console.print("Of many comparisons, one in twenty looks like a difference by chance alone.")
-    if results.get("cut"):
-        say(f"{results['cut']} responses were cut at the limit of tokens.")
-    for path in (folder.report_path, folder.examples_path, folder.table_path, folder.results_path):
-        console.print(str(path), markup=False, soft_wrap=True)

@@ -13,7 +13,6 @@ from tqdm.auto import tqdm
 from ..evaluation.engine import Engine
 from ..evaluation.examples_page import answer_example
 from ..evaluation.generation import (
-    Generator,
     Sample,
     Sampler,
     VLLMSampler,
@@ -36,16 +35,7 @@ from ..rendering.messages import Prompt
 from ..reporting import number, table
 from ..runs.processes import processes
 from ..runs.wandb_run import check_wandb
-from .evaluate import (
-    LOADING,
-    check_processes,
-    header,
-    open_answering_model,
-    open_model,
-    open_vllm,
-    show,
-    write_results,
-)
+from .evaluate import LOADING, check_processes, header, open_answering_model, open_model, open_vllm, publish
 
 
 Scores = Mapping[tuple[str, str], Mapping[str, Sequence[float]]]  # by key of the question and seed, and by scorer
@@ -93,7 +83,7 @@ class AnswerRun:
         with open_vllm(args, engine) as vllm:
             for name, count, temperature in passes:
                 sampling = args.max_new_tokens, temperature, args.top_p
-                generator: Generator = (
+                generator = (
                     VLLMSampler(engine, vllm, *sampling) if args.backend == "vllm" else Sampler(engine, *sampling)
                 )
                 todo = list({q.key: q for q in self.questions if (q.key, name) not in answers}.values())
@@ -101,7 +91,7 @@ class AnswerRun:
                 in_blocks(todo, self.folder.answers_path, answer, f"Answering ({name})", not args.quiet)
         self.answers = self.folder.read_answers()
 
-    def _answer(self, generator: Generator, name: str, count: int, block: Sequence[Question]) -> list[dict[str, Any]]:
+    def _answer(self, generator: Sampler, name: str, count: int, block: Sequence[Question]) -> list[dict[str, Any]]:
         # What a block draws depends on its seed and its first question, not on what was done before it.
         seed = 0 if name == GREEDY else int(name) * 2**32 + int(block[0].key[:8], 16)
         samples = generator([self.prompt(q) for q in block], count, seed % 2**63)
@@ -140,8 +130,7 @@ class AnswerRun:
         if cut > MANY_CUT:
             results["verdict"] += f" {cut:.0%} of the samples were cut off at {args.max_new_tokens} tokens."
         names = list(next(iter(scores.values()))) if scores else list(results["metrics"])
-        write_results(args, results, self.folder, [section], names, examples, about)
-        show(args, results, self.folder)
+        publish(args, results, self.folder, [section], names, examples, about)
 
 
 def run_generation(args: argparse.Namespace) -> None:

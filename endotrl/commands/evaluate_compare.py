@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from ..evaluation.results import LETTERS, compare
-from ..evaluation.tables import markdown_table, markdown_text
+from ..evaluation.tables import Table, markdown_table, markdown_text
 from ..reporting import number, terminal_table, terminal_text, working
 
 
@@ -25,9 +25,7 @@ def run(args: argparse.Namespace) -> None:
         runs = [read_results(path) for path in args.runs]
         found = compare(runs)
     console = Console(highlight=False)
-    console.print()
-    console.print(found["verdict"], markup=False, style="bold")
-    console.print()
+    console.print(f"\n{found['verdict']}\n", markup=False, style="bold")
     letters = LETTERS[: len(runs)]
     title = f"{found['benchmark']}: {', '.join(letters)} on {found['num_units']} items"
     short = comparison_rows(found) if len(runs) == 2 else table_of_runs(found)
@@ -41,37 +39,33 @@ def run(args: argparse.Namespace) -> None:
         console.print(f"{found['left_out']} items that not all of the runs have are left out.")
     if args.markdown:
         models = "; ".join(f"{name}: {results['model']}" for name, results in zip(letters, runs, strict=True))
-        tables = [table_of_runs(found), comparison_rows(found)] if len(runs) > 2 else [comparison_rows(found)]
         blocks = [markdown_text(f"**{found['verdict']}** {title}. {models}. Paired bootstrap, 95%.")]
-        Path(args.markdown).write_text(
-            "\n\n".join([*blocks, *(markdown_table(*rows) for rows in tables)]) + "\n", encoding="utf-8"
+        tables = [table_of_runs] if len(runs) > 2 else []
+        blocks += [markdown_table(*rows(found)) for rows in (*tables, comparison_rows)]
+        Path(args.markdown).write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
+
+
+def table_of_runs(found: Mapping[str, Any]) -> Table:
+    """All runs beside each other, marked where they differ from the first."""
+    rows: list[list[object]] = []
+    for row in found["rows"]:
+        first, *others = map(number, row["values"])
+        marks = [MARKS[gap["verdict"]] for gap in row["differences"]]
+        rows.append(
+            [row["scorer"], row["metric"], first, *(value + mark for value, mark in zip(others, marks, strict=True))]
         )
+    return ["scorer", "metric", *LETTERS[: len(rows[0]) - 2]], rows
 
 
-def table_of_runs(found: Mapping[str, Any]) -> tuple[list[str], list[list[object]]]:
-    """Headers and rows of all runs beside each other, marked where they differ from the first."""
-    letters = LETTERS[: len(found["rows"][0]["values"])]
-    rows: list[list[object]] = [
-        [row["scorer"], row["metric"], number(row["values"][0])]
-        + [
-            number(value) + MARKS[gap["verdict"]]
-            for value, gap in zip(row["values"][1:], row["differences"], strict=True)
-        ]
-        for row in found["rows"]
-    ]
-    return ["scorer", "metric", *letters], rows
-
-
-def comparison_rows(found: Mapping[str, Any]) -> tuple[list[str], list[list[object]]]:
-    """Headers and rows of a comparison, a row for each difference to A."""
+def comparison_rows(found: Mapping[str, Any]) -> Table:
+    """A row for each difference to A."""
     rows: list[list[object]] = []
     several = len(found["rows"][0]["values"]) > 2
     for row in found["rows"]:
         for letter, value, gap in zip(LETTERS[1:], row["values"][1:], row["differences"], strict=False):
             name = f"{row['metric']} of {letter}" if several else row["metric"]
-            interval = f"{number(gap['low'], sign=True)} to {number(gap['high'], sign=True)}"
-            change = number(gap["value"], sign=True)
-            rows.append([row["scorer"], name, row["values"][0], value, change, interval, gap["verdict"]])
+            low, high, change = (number(gap[key], sign=True) for key in ("low", "high", "value"))
+            rows.append([row["scorer"], name, row["values"][0], value, change, f"{low} to {high}", gap["verdict"]])
     run = "run" if several else "B"
     return ["scorer", "metric", "A", run, f"{run}-A", "95% interval", "verdict"], rows
 

@@ -1,10 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options of `endotrl eval`. Imports nothing heavy, so that `endotrl --help` answers at once."""
+"""Options of `endotrl eval` and `endotrl forecast`. Imports nothing heavy, so that `--help` answers at once."""
 
 import argparse
 from typing import Any
 
-from .common import COUNT, DATA_HELP, Parser, add_command, add_reward_settings, add_tokenizer, json_object
+from .common import (
+    COUNT,
+    DATA_HELP,
+    Parser,
+    add_command,
+    add_reward_settings,
+    add_tokenizer,
+    json_object,
+    positive_number,
+)
 
 
 BENCHMARK_HELP = {
@@ -19,6 +28,8 @@ BENCHMARK_HELP = {
     "preference": "any preference dataset of TRL's formats",
 }
 NEEDS_DATA = ("dsp", "preference")
+# Settings that the reward of a completion depends on.
+REWARD = ("alpha", "gamma", "token_reward", "aggregate", "discount", "truncation", "criterion", "correction")
 
 
 def add_eval(commands: Any) -> None:
@@ -75,6 +86,65 @@ def add_eval(commands: Any) -> None:
     )
 
 
+def add_forecast(commands: Any) -> None:
+    """Adds `forecast` to the parser of the command line."""
+    parser = add_command(
+        commands,
+        "forecast",
+        "forecast:run",
+        help="say what RL on the endogenous reward will do to a model, before it is run",
+        description="Estimates, from samples of the frozen model, what RL on its endogenous reward ends with at each "
+        "KL penalty beta: accuracy, length, agreement, KL; next to what costs no training. Without answers in the "
+        "data, all but accuracy. The same command goes on where an earlier run was cut off; other betas or another "
+        "trainer need no new samples.",
+    )
+    add = parser.add_argument
+    _add_model(parser)
+    _add_questions(
+        parser,
+        "questions, with or without answers: file (.json, .jsonl, both also .gz, .parquet), folder, or "
+        "OWNER/NAME[:SPLIT] on the hub",
+    )
+    _add_generation(parser, 256, "")
+    numbers: dict[str, Any] = {"type": positive_number, "nargs": "+"}
+    add("--samples", **COUNT, default=16, help="samples of each question")
+    add(
+        "--temperatures",
+        metavar="T",
+        **numbers,
+        default=[1.0, 0.7, 0.5],
+        help="temperatures of the samples; half of the samples are at 1",
+    )
+    add("--seed", type=int, default=0, help="seed of the sampling")
+    add(
+        "--grader",
+        metavar="NAME",
+        default="math",
+        help="what says whether an answer is right: math, text (without math-verify), exact (the completion is the "
+        "answer), or FILE.py:FUNCTION of a completion and an answer",
+    )
+    add("--betas", metavar="BETA", **numbers, default=[2.0, 1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01], help="KL penalties")
+    add("--trainer", choices=("rloo", "grpo", "dense_grpo", "ppo"), default="grpo", help="what would train")
+    add("--num-generations", **COUNT | {"metavar": "G"}, default=8, help="completions of a group in training")
+    add(
+        "--scale-rewards",
+        choices=("group", "batch", "none"),
+        default="none",
+        help="as in TRL's GRPOConfig, whose default is group: rewards are divided by their spread, and beta means "
+        "another thing",
+    )
+    add("--suggest-beta", action="store_true", help="write only the beta to use to standard output")
+    add(
+        "--power-sampling",
+        **COUNT | {"metavar": "STEPS"},
+        help="also sample from the power distribution of the smallest beta without training, by so many "
+        "Metropolis-Hastings steps",
+    )
+    _add_output(parser, "forecast", "forecast.json and report.html")
+    settings = parser.add_argument_group("reward", "As the parameters of `endotrl.EndogenousReward`.")
+    add_reward_settings(settings, *REWARD)
+
+
 def _add_benchmark(kinds: Any, name: str) -> None:
     parser = add_command(
         kinds,
@@ -86,7 +156,7 @@ def _add_benchmark(kinds: Any, name: str) -> None:
         "--limit, only what is missing is scored.",
     )
     add = parser.add_argument
-    add_model(parser)
+    _add_model(parser)
     add(
         "--data",
         metavar="PATH",
@@ -104,7 +174,7 @@ def _add_benchmark(kinds: Any, name: str) -> None:
         "reward_model:PATH; length, random; or sets: single-pass, two-pass, judges, controls (default: single-pass "
         "controls)",
     )
-    add_output(parser, f"eval-{name}")
+    _add_output(parser, f"eval-{name}")
     _add_wandb(parser)
     add_reward_settings(parser, "alpha")
     chat = "no, it is continued, as in TRL" if name == "preference" else "yes, if the model has a chat template"
@@ -122,19 +192,18 @@ def _add_benchmark(kinds: Any, name: str) -> None:
 
 def _add_answers(parser: Parser, output: str) -> None:
     add = parser.add_argument
-    add_model(parser)
-    add_questions(parser, f"questions and answers: {DATA_HELP}")
+    _add_model(parser)
+    _add_questions(parser, f"questions and answers: {DATA_HELP}")
     add("--samples", **COUNT, default=4, help="sampled answers to each question and seed")
     add("--seeds", metavar="SEED", type=int, nargs="+", default=[0], help="seeds of the sampling")
     add("--temperature", type=float, default=1.0, help="temperature of the sampling")
     add("--top-p", type=float, default=1.0, help="nucleus of the sampling")
-    add_generation(parser, 512, "Please reason step by step, and put your final answer within \\boxed{}.")
-    add_output(parser, output)
+    _add_generation(parser, 512, "Please reason step by step, and put your final answer within \\boxed{}.")
+    _add_output(parser, output)
     _add_wandb(parser)
 
 
-def add_model(parser: Parser) -> None:
-    """Adds the options that say which model answers, and where."""
+def _add_model(parser: Parser) -> None:
     parser.add_argument(
         "--model",
         required=True,
@@ -144,18 +213,16 @@ def add_model(parser: Parser) -> None:
     add_reward_settings(parser, "dtype", "device", "trust_remote_code", "max_tokens_per_batch", "model_init_kwargs")
 
 
-def add_output(
+def _add_output(
     parser: Parser, default: str, files: str = "results.json, results.md, report.html and examples.html"
 ) -> None:
-    """Adds the options that say where files go."""
     add = parser.add_argument
     add("--output", metavar="DIR", default=default, help=f"folder for {files}")
     add("--overwrite", action="store_true", help="start anew if the folder holds a run")
     add("--quiet", action="store_true", help="show neither progress nor table; errors only")
 
 
-def add_questions(parser: Parser, data: str) -> None:
-    """Adds the options that say where questions are."""
+def _add_questions(parser: Parser, data: str) -> None:
     add = parser.add_argument
     add("--data", metavar="FILE", required=True, help=data)
     first = "key of the {} (default: the first of {})".format
@@ -164,16 +231,10 @@ def add_questions(parser: Parser, data: str) -> None:
     add("--limit", **COUNT, help="only the first N questions")
 
 
-def add_generation(parser: Parser, max_new_tokens: int, instruction: str) -> None:
-    """Adds the options that say how questions are asked, and what answers."""
+def _add_generation(parser: Parser, max_new_tokens: int, instruction: str) -> None:
     add = parser.add_argument
     add("--max-new-tokens", **COUNT, default=max_new_tokens, help="longest answer, in tokens")
-    add(
-        "--instruction",
-        metavar="TEXT",
-        default=instruction,
-        help="what is added to each question; empty for nothing",
-    )
+    add("--instruction", metavar="TEXT", default=instruction, help="what is added to each question; empty for nothing")
     _add_chat(parser, "whether to ask in the chat template (default: yes, if the model has one)")
     add("--backend", choices=("transformers", "vllm"), default="transformers", help="what generates")
     add(

@@ -27,7 +27,7 @@ from ..runs.files import replace_text, write_json
 from ..runs.processes import processes
 from ..runs.record import now, versions
 from .evaluate import check_processes, check_template, open_answering_model, open_vllm
-from .forecast_options import REWARD
+from .evaluate_options import REWARD
 
 
 def run(args: argparse.Namespace) -> None:
@@ -82,11 +82,8 @@ def run(args: argparse.Namespace) -> None:
     result = from_records(records, mixture, objective, args.betas)
     if args.power_sampling is not None:
         beta = result.suggested_beta or min(args.betas)
-        exponent = 1.0 + 1.0 / beta
-        prompts = [question.prompt for question in questions]
-        chosen = power_samples(
-            engine, prompts, args.max_new_tokens, exponent, args.power_sampling, args.seed, not args.quiet
-        )
+        sampling = args.max_new_tokens, 1.0 + 1.0 / beta, args.power_sampling, args.seed, not args.quiet
+        chosen = power_samples(engine, [question.prompt for question in questions], *sampling)
         units = [unit_of(q, sample, grader) for q, sample in zip(questions, chosen, strict=True)]
         result = from_records(records, mixture, objective, args.betas, {"power_sampling": units})
         result.details["power_sampling_beta"] = beta
@@ -111,9 +108,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _show(result: Forecast, title: str, paths: list[Any]) -> None:
     console = Console(highlight=False)
-    console.print()
-    console.print(result.verdict, markup=False, style="bold")
-    console.print()
+    console.print(f"\n{result.verdict}\n", markup=False, style="bold")
     short = {"truncated": "cut off", "agreement": "agree"}
     shown = [metric for metric in METRICS if metric != "reward"]  # 80 columns
     metrics = [short.get(metric, metric) for metric in shown]
@@ -121,5 +116,4 @@ def _show(result: Forecast, title: str, paths: list[Any]) -> None:
     console.print(terminal_table([*metrics, "ess", "beta"], rows, title, decimals=2))
     rows = [[*values[: len(shown)], name] for name, *values in alternative_rows(result)]
     console.print(terminal_table([*metrics, "without training"], rows, decimals=2))
-    for path in paths:
-        console.print(str(path), markup=False, soft_wrap=True)
+    console.print("\n".join(map(str, paths)), markup=False, soft_wrap=True)

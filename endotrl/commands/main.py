@@ -21,8 +21,7 @@ from .. import __version__
 from ..reporting import ignore_upstream_warnings, quiet_libraries, say
 from ..runs.processes import leave
 from .common import COUNT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, Parser, add_command, positive_number
-from .evaluate_options import add_eval
-from .forecast_options import add_forecast
+from .evaluate_options import add_eval, add_forecast
 from .rows_options import add_pairs, add_score
 
 

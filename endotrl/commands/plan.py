@@ -23,9 +23,6 @@ from ..trainers.dense_grpo_config import DenseGRPOConfig
 from ..trainers.ppo_config import PPOConfig
 
 
-LAUNCHERS = {"ddp": "multi_gpu.yaml (DDP)"}
-
-
 @dataclass(frozen=True)
 class Recipe:
     """What `endotrl plan` reads of a recipe."""
@@ -245,11 +242,8 @@ def _show(recipe: Recipe, hardware: Hardware, plans: list[Plan], speed: Speed, r
         del kinds["monitor's copy"]
     rows = [[name, *(f"{part(plan) / GIB:6.1f}" for plan in plans)] for name, part in kinds.items()]
     rows.append(["fits", *("   yes" if plan.total <= hardware.gpu_memory else "    no" for plan in plans)])
-    console.print(
-        terminal_table(
-            ["", *(plan.engine for plan in plans)], rows, f"GiB on each GPU, of {hardware.gpu_memory / GIB:g}"
-        )
-    )
+    title = f"GiB on each GPU, of {hardware.gpu_memory / GIB:g}"
+    console.print(terminal_table(["", *(plan.engine for plan in plans)], rows, title))
     offloaded = next(plan.cpu for plan in plans if plan.engine == "zero3_offload")
     lines = [
         "total: what stays (the rows down to vLLM), and the largest of training (gradients, activations, logits), "
@@ -262,7 +256,8 @@ def _show(recipe: Recipe, hardware: Hardware, plans: list[Plan], speed: Speed, r
         lines.append("frozen models: the reference model, which the reward reads too (`attach`: 0 GiB more).")
     fitting = [plan.engine for plan in plans if plan.total <= hardware.gpu_memory]
     if fitting:
-        lines.append("It fits with " + ", ".join(LAUNCHERS.get(engine, f"{engine}.yaml") for engine in fitting) + ".")
+        launchers = ["multi_gpu.yaml (DDP)" if engine == "ddp" else f"{engine}.yaml" for engine in fitting]
+        lines.append(f"It fits with {', '.join(launchers)}.")
     else:
         lines.append("It does not fit. It would with:")
         changes = advice(recipe, hardware)
@@ -280,8 +275,7 @@ def _show(recipe: Recipe, hardware: Hardware, plans: list[Plan], speed: Speed, r
         f"{speed.decoding_utilization:.0%} in decoding, all sequences are of full length, and communication is free."
     )
     if recipe.max_steps > 0:
-        updates = recipe.iterations if work.sequences == 1 else 1
-        lines.append(f"{recipe.max_steps} steps: about {_duration(recipe.max_steps * total / updates)}.")
+        lines.append(f"{recipe.max_steps} steps: about {_duration(recipe.max_steps * total / recipe.iterations)}.")
     elif rows_of_data is not None:
         batches = recipe.num_epochs * rows_of_data / sequences
         lines.append(f"All epochs over {rows_of_data:,} rows: about {_duration(batches * total)}.")

@@ -4,7 +4,7 @@
 from typing import Any
 
 from ..rewards.settings import SETTINGS
-from .common import COUNT, DATA_HELP, Parser, add_command, add_form, add_reward_settings, add_tokenizer
+from .common import COUNT, DATA_HELP, Parser, add_command, add_reward_settings, add_tokenizer
 
 
 def add_score(commands: Any) -> None:
@@ -12,7 +12,7 @@ def add_score(commands: Any) -> None:
     parser = add_command(
         commands,
         "score",
-        "score:run",
+        "rows:run_score",
         help="reward every row of a file of prompts and completions",
         description="Rewards every row with the endogenous reward of a language model, or with a sentence reward "
         'model. A row is {"prompt": ..., "completion": ...}, text or lists of messages, and optionally '
@@ -52,7 +52,7 @@ def add_pairs(commands: Any) -> None:
     parser = add_command(
         commands,
         "pairs",
-        "pairs:run",
+        "rows:run_pairs",
         help="make preference pairs, or an SFT dataset, of candidate responses",
         description="Scores the candidate responses to each prompt and writes a dataset of TRL: preference pairs for "
         "DPO, the best of n, or the best fraction for SFT. Rows of the input have a prompt and a list of completions, "
@@ -104,5 +104,11 @@ def _add_resuming(add: Any, what: str) -> None:
 
 def _add_reward(parser: Parser) -> None:
     settings = parser.add_argument_group("reward", "As the parameters of `endotrl.EndogenousReward`.")
-    add_form(settings)
+    settings.add_argument(
+        "--form",
+        metavar="NAME",
+        help="form of the reward by its name in `endotrl eval`, in place of --token-reward and --aggregate: "
+        "TOKEN.AGGREGATE, such as log_prob.discounted=0.95; and residual:FORM or style_residual:FORM, which take out "
+        "what length, or length and Markdown, explain among the responses to a prompt, which must be neighbours",
+    )
     add_reward_settings(settings, *(name for name, setting in SETTINGS.items() if "score" not in setting.absent))

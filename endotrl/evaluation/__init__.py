@@ -8,6 +8,6 @@ file or hub  ->  items  ->  Engine (one forward pass)  ->  scorers: forms of the
                                 token_stats/                   scores.jsonl  ->  units  ->  metrics, intervals, report
 ```
 
-One module per benchmark (`benchmarks/`), one for statistics without models (`statistics.py`), one for formulas
+One module per benchmark (`benchmarks/`), one for statistics without models (`intervals.py`), one for formulas
 (`forms.py`). Nothing heavy is imported here.
 """

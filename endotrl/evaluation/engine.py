@@ -11,7 +11,7 @@ from torch import Tensor
 from ..frozen.names import load_tokenizer, model_renderer
 from ..frozen.placement import make_scorer
 from ..frozen.served import ServedModel
-from ..rendering.messages import Prompt, add_criterion
+from ..rendering.messages import Prompt, add_criterion, as_messages
 from ..rendering.offsets import decode_with_offsets
 from ..rendering.policy import ProcessingClass, Reading
 from ..rendering.policy_tokens import tokenizer_of
@@ -19,7 +19,7 @@ from ..rendering.renderer import Rendered, cut_completion
 from ..rewards.intrinsic import empty_prompt_ids
 from ..scoring.scorer import Placement
 from ..scoring.token_stats import TokenStats
-from .items import Item, as_messages
+from .items import Item
 
 
 @dataclass(frozen=True)
@@ -60,21 +60,17 @@ class Engine:
 
     def score(self, items: Sequence[Item], alone: bool = False) -> list[list[ScoredResponse]]:
         """
-        Scores all responses of items, of which all have the tokens of their responses, or none; with `alone`, without
-        their prompts as well, in a second pass. Raises `ValueError` if a response has no token, or the steps of a
-        solution cannot be found in its tokens.
+        Scores all responses of items, of which all have `response_ids`, or none; with `alone`, without their prompts
+        as well. Raises `ValueError` if a response has no token, or steps cannot be found in the tokens of a solution.
         """
-        owners = [(item, response) for item in items for response in item.responses]
+        owners = [item for item in items for _ in item.responses]
+        responses = [response for item in items for response in item.responses]
         generated = [ids for item in items for ids in item.response_ids or ()]
-        rows = self.renderer.render(
-            [self.prompt(item) for item, _ in owners],
-            [response for _, response in owners],
-            generated or None,
-            images=[item.images for item, _ in owners],
-        )
+        images = [item.images for item in owners]
+        rows = self.renderer.render(list(map(self.prompt, owners)), responses, generated or None, images=images)
         if self.max_response_tokens is not None:
             rows = [cut_completion(row, self.max_response_tokens) for row in rows]
-        for (item, _), row in zip(owners, rows, strict=True):
+        for item, row in zip(owners, rows, strict=True):
             if not row.action_positions:
                 raise ValueError(
                     f"A response of item {item.id!r} has no token to score: it is empty, and nothing ends it."
@@ -82,7 +78,7 @@ class Engine:
         all_stats = self._scorer(rows, alpha=self.alpha, entropy=True, mean_logits=True)
         scored = [ScoredResponse(stats, cut=row.cut) for stats, row in zip(all_stats, rows, strict=True)]
         if alone:
-            chats = [self.chat or not isinstance(item.prompt, str) for item, _ in owners]
+            chats = [self.chat or not isinstance(item.prompt, str) for item in owners]
             empty = [empty_prompt_ids(self.renderer, chat) for chat in chats]  # a prompt that says nothing
             others = [replace(row, prompt_ids=ids, images=None) for row, ids in zip(rows, empty, strict=True)]
             for i, stats in enumerate(self._scorer(others, alpha=self.alpha, entropy=False)):
@@ -103,7 +99,7 @@ class Engine:
     def prompt(self, item: Item) -> Prompt:
         """The prompt of an item as the model sees it: as a message if this is a chat, its criterion in front."""
         if self.chat or not isinstance(item.prompt, str):
-            return add_criterion(as_messages(item.prompt), item.criterion)
+            return add_criterion(as_messages(item.prompt, "user"), item.criterion)
         return add_criterion(item.prompt + self.separator, item.criterion)
 
     def _with_steps(self, item: Item, scored: ScoredResponse) -> ScoredResponse:
@@ -138,7 +134,9 @@ class ModelScorer(ABC):
         if any(item.steps is not None for item in items):
             raise ValueError(f"{self.name} scores whole responses, not steps. Leave it out of --scorers.")
         flat = iter(self._score_items(items, progress))
-        return [[next(flat) for _ in item.responses] for item in items]
+        rows = [[next(flat) for _ in item.responses] for item in items]
+        # Equal responses tie, though another batch may have changed the last bit.
+        return [[row[item.responses.index(r)] for r in item.responses] for item, row in zip(items, rows, strict=True)]
 
     @abstractmethod
     def _score_items(self, items: Sequence[Item], progress: bool) -> Sequence[float]:

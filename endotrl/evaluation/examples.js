@@ -63,7 +63,9 @@ function detail(e, scorer, other) {
   const second = other === scorer || !e.choice ? right : e.choice[other];
   const first = other === scorer || !e.choice ? left : e.choice[scorer];
   const sides = el("div", { className: "sides" }, side(e, first), ...(e.pieces.length > 1 ? [side(e, second)] : []));
-  return el("div", { className: "detail" }, el("div", { className: "prompt", dir: "auto", textContent: e.prompt }),
+  const images = e.images.map((src, i) => el("figure", {}, el("img", { src, alt: `Image ${i + 1} of the prompt` })));
+  const prompt = el("div", { className: "prompt", dir: "auto", textContent: e.prompt });
+  return el("div", { className: "detail" }, prompt, ...images,
     ...(e.note ? [el("p", { className: "meta", textContent: e.note })] : []), sides);
 }
 

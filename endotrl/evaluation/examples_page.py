@@ -10,13 +10,15 @@ from typing import Any
 from markupsafe import Markup
 
 from ..data.formats import message_text
-from ..reporting import page, plain
+from ..reporting import page, plain, png_address
+from ..rewards.scored import thumbnails
 from .generation import accuracy_of_choice
 from .items import Item
 from .questions import Question
 
 
 LONGEST = 6000  # characters of a text that are shown
+WITH_IMAGES = 200  # examples that are shown with their images; more of them would make the page too large
 _SCRIPT = files(__package__).joinpath("examples.js").read_text(encoding="utf-8")
 _CONTROLS = Markup("""<p>{about}</p>
 <form class="controls" autocomplete="off">
@@ -36,10 +38,7 @@ first<option value="close">margin, closest first<option value="long">length<opti
 
 @dataclass(frozen=True)
 class Example:
-    """
-    An example as the page shows it: its pieces (responses, samples or steps) with their labels; and for each scorer
-    the scores of all, whether it is right, by what margin, and which two pieces tell that.
-    """
+    """An example as the page shows it: pieces (responses, samples or steps), and what each scorer says of them."""
 
     id: str
     group: str
@@ -51,11 +50,12 @@ class Example:
     pair: Sequence[tuple[int, int]]
     choice: Sequence[int] | None = None  # the piece that each scorer puts first
     note: str = ""
+    images: Sequence[str] = ()  # of the prompt, as addresses
 
 
 def examples_of(results: Mapping[str, Any], items: Sequence[Item]) -> list[Example]:
     """Examples of a benchmark: right if the better response, or the first wrong step, stands out in every pair."""
-    found = []
+    found: list[Example] = []
     for item, example in zip(items, results["examples"], strict=True):
         scores = [example["scores"][name] for name in results["metrics"]]
         if item.steps is None:
@@ -66,11 +66,12 @@ def examples_of(results: Mapping[str, Any], items: Sequence[Item]) -> list[Examp
         else:
             label = item.facts.get("label")
             wrong = {label} if label is not None else set(item.facts.get("errors", ()))
-            numbers = range(len(item.steps))
             pieces = [(text, "wrong step" if i in wrong else "step") for i, text in enumerate(item.steps)]
             first = min((i for i in wrong if i >= 0), default=None)
-            pairs = () if first is None else [(i, first) for i in numbers if i != first]
-        told = [min(((row[a] - row[b], (a, b)) for a, b in pairs), default=None) for row in scores]
+            pairs = () if first is None else [(i, first) for i in range(len(item.steps)) if i != first]
+        unknown = (None, (0, len(pieces) - 1))
+        shown = thumbnails(item.prompt, item.images) if item.images and len(found) < WITH_IMAGES else []
+        told = [min(((row[a] - row[b], (a, b)) for a, b in pairs), default=unknown) for row in scores]
         found.append(
             Example(
                 item.id,
@@ -78,10 +79,11 @@ def examples_of(results: Mapping[str, Any], items: Sequence[Item]) -> list[Examp
                 message_text(item.prompt),
                 pieces,
                 scores,
-                [None if best is None else float(best[0] > 0) for best in told],
-                [None if best is None else best[0] for best in told],
-                [(0, len(pieces) - 1) if best is None else best[1] for best in told],
+                right=[None if margin is None else float(margin > 0) for margin, _ in told],
+                margin=[margin for margin, _ in told],
+                pair=[pair for _, pair in told],
                 note=f"Criterion: {item.criterion}" if item.criterion else "",
+                images=list(map(png_address, shown)),
             )
         )
     return found
@@ -92,8 +94,10 @@ def answer_example(
 ) -> Example:
     """Sampled answers to a question, as `answers.jsonl` has them, with the scores by which scorers choose."""
     right = [float(r) for r in row["right"]]
-    ends = ["" if finished else ", cut off" for finished in row["finished"]]
-    labels = [("right" if r else "wrong") + end for r, end in zip(right, ends, strict=True)]
+    labels = [
+        ("right" if r else "wrong") + ("" if finished else ", cut off")
+        for r, finished in zip(right, row["finished"], strict=True)
+    ]
     told = [_best_of_both(values, right) for values in scores.values()]
     mean = sum(right) / len(right)
     return Example(
@@ -111,7 +115,7 @@ def answer_example(
 
 
 def _best_of_both(scores: Sequence[float], right: Sequence[float]) -> tuple[float | None, tuple[int, int]]:
-    """The right and the wrong sample that score highest, and by how much the right one does so."""
+    """By how much the best right sample scores higher than the best wrong one, and which these two are."""
     order = sorted(range(len(scores)), key=lambda i: -scores[i])
     good, bad = ([i for i in order if (right[i] > 0) is kind] for kind in (True, False))
     if good and bad:

@@ -3,20 +3,10 @@ r"""
 Forms of intrinsic reward, all from the token statistics of one forward pass (`gain` needs a second one, without the
 prompt).
 
-A form is named `token.aggregate`, or `token.aggregate=parameter`.
+A form is named `token.aggregate`, or `token.aggregate=number`: the token rewards and aggregates of [`RewardRule`], and
 
-Token rewards, for a token $a_h$ in state $s_h$ of a frozen model $\hat\pi$ with logits $f$ and soft value $V$:
-
-- `bellman`: $f(s_h, a_h) - V(s_{h+1})$ (eq. 11 of https://huggingface.co/papers/2506.23235)
-- `log_prob`: $\alpha \log \hat\pi(a_h|s_h)$
-- `centered`: $\alpha (\log \hat\pi(a_h|s_h) + \mathcal{H}(\hat\pi(\cdot|s_h)))$
-- `negative_entropy`: $-\mathcal{H}$ (RENT, https://huggingface.co/papers/2505.22660)
-- `self_certainty`: $\mathrm{KL}(U \| \hat\pi(\cdot|s_h))$ (Intuitor, https://huggingface.co/papers/2505.19590)
-- `gain`: $\log \hat\pi(a_h|x, a_{<h}) - \log \hat\pi(a_h|a_{<h})$, what the prompt adds
-
-Aggregates: `sum` (eq. 12; of `bellman` without $V(s_1)$), `mean`, `discounted`=δ ($\sum_h \delta^{h-1} r_h$),
-`power`=ρ (sum / $H^\rho$: 0 is the sum, 1 the mean), `first`=K (sum over the first K tokens), `matched` (sum over as
-many tokens as the shortest response of the item has), `min`.
+- `gain`: $\log \hat\pi(a_h|x, a_{<h}) - \log \hat\pi(a_h|a_{<h})$, what the prompt adds to a token;
+- `matched`: the sum over as many tokens as the shortest response of the item has.
 
 A response that was cut counts as ended there, V = 0, so that `bellman.sum` is the log-probability of what is left. Of
 the `bellman` forms only `sum`, `mean` and `power` are free of the arbitrary constants in V; the other tokens have
@@ -106,10 +96,7 @@ class Form:
         return [self.contributions(response, shortest).total for response in responses]
 
     def contributions(self, response: ScoredResponse, shortest: int) -> Contributions:
-        """
-        What each token of a response contributes to its score, which they sum to. `shortest` is the number of tokens
-        of the shortest response of the item.
-        """
+        """What each token contributes to the score; `shortest` has the shortest response of the item, in tokens."""
         rule = replace(self.rule, aggregate=f"first={shortest}") if self.aggregate == MATCHED else self.rule
         if self.token == GAIN:
             gains = self.token_rewards(response)
@@ -139,22 +126,22 @@ class RelativePerplexity:
 
     def score(self, item: Item, responses: Sequence[ScoredResponse]) -> list[float]:
         """One number per response, or per step; 0 for a step without a token."""
-        if (steps := responses[0].step_of_token) is None:
-            return [_relative_perplexity(response, slice(None)) for response in responses]
-        return [_relative_perplexity(responses[0], steps == step) for step in range(item.num_scores)]
-
-
-def _relative_perplexity(response: ScoredResponse, tokens: Tensor | slice) -> float:
-    assert response.log_probs_alone is not None
-    log_probs = response.stats.log_probs[tokens]
-    return relative_perplexity(log_probs, response.log_probs_alone[tokens]) if len(log_probs) else 0.0
+        parts: list[tuple[ScoredResponse, Any]] = [(response, slice(None)) for response in responses]
+        if (steps := responses[0].step_of_token) is not None:
+            parts = [(responses[0], steps == step) for step in range(item.num_scores)]
+        scores = []
+        for response, tokens in parts:
+            assert response.log_probs_alone is not None
+            log_probs, alone = response.stats.log_probs[tokens], response.log_probs_alone[tokens]
+            scores.append(relative_perplexity(log_probs, alone) if len(log_probs) else 0.0)
+        return scores
 
 
 @dataclass(frozen=True)
 class Control:
     """
-    A scorer that knows nothing of the content: `length` (longer wins, in tokens), `shortness`, `position` (earlier
-    wins), `random` (the same number for the same item in every run).
+    A scorer that knows nothing of the content: `length` (in tokens; longer wins), `shortness`, `position` (earlier
+    wins), `random` (the same in every run).
     """
 
     name: str

@@ -23,13 +23,11 @@ from .engine import Engine
 
 @dataclass(frozen=True)
 class Sample:
-    """
-    One generated answer, without special tokens; its tokens, with the one that ends it; `False` if it was cut off.
-    """
+    """One generated answer."""
 
-    text: str
-    token_ids: tuple[int, ...]
-    finished: bool
+    text: str  # without special tokens
+    token_ids: tuple[int, ...]  # with the one that ends it
+    finished: bool  # `False` if it was cut off
 
 
 def loaded_placement(engine: Engine) -> Placement:
@@ -57,7 +55,11 @@ class Sampler:
     """
 
     def __init__(self, engine: Engine, max_new_tokens: int, temperature: float = 1.0, top_p: float = 1.0) -> None:
-        _check(temperature, top_p)
+        if temperature < 0 or not 0 < top_p <= 1:
+            raise ValueError(
+                f"The temperature is {temperature} and top-p {top_p}, but a temperature is at least 0, and top-p "
+                "above 0 and at most 1."
+            )
         self._placement = loaded_placement(engine)
         self._engine, self._max_new_tokens = engine, max_new_tokens
         self._temperature, self._top_p = temperature, top_p
@@ -82,8 +84,7 @@ class Sampler:
     def _generate(self, rows: Sequence[Sequence[int]], num_samples: int) -> list[list[Sample]]:
         engine = self._engine
         ends = sorted(engine.renderer.eos_token_ids)
-        pad = engine.tokenizer.pad_token_id
-        pad = (ends[0] if ends else 0) if pad is None else pad
+        pad = ends[0] if ends else 0
         ids, mask = pad_ids(rows, pad, left=True)
         greedy = self._temperature == 0.0
         sampling = {} if greedy else {"temperature": self._temperature, "top_p": self._top_p, "top_k": 0}
@@ -99,7 +100,7 @@ class Sampler:
                 eos_token_id=ends or None,
                 **sampling,
             )[:, ids.shape[1] :].tolist()
-        samples = [sample_of(engine, row, set(ends)) for row in output]
+        samples = [sample_of(engine, row) for row in output]
         return [samples[i * num_samples : (i + 1) * num_samples] for i in range(len(rows))]
 
 
@@ -142,11 +143,8 @@ def vllm_engine(model: str, **kwargs: Any) -> Iterator[Callable[[], Any]]:
         gc.collect()
 
 
-class VLLMSampler:
-    """
-    The same with vLLM, which takes prompts of any length together; of the `engine`, the weights are not loaded. `make
-    test-vllm` runs it with vLLM on a CPU; other tests have a stand-in.
-    """
+class VLLMSampler(Sampler):
+    """The same with vLLM (`make test-vllm` runs it on a CPU); of the `engine`, the weights are not loaded."""
 
     def __init__(
         self,
@@ -156,9 +154,8 @@ class VLLMSampler:
         temperature: float = 1.0,
         top_p: float = 1.0,
     ) -> None:
-        _check(temperature, top_p)
-        self._engine, self._vllm = engine, vllm
-        self._settings = {"max_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+        super().__init__(engine, max_new_tokens, temperature, top_p)
+        self._vllm = vllm
 
     def __call__(
         self, prompts: Sequence[Prompt], num_samples: int, seed: int = 0, progress: bool = False
@@ -169,12 +166,16 @@ class VLLMSampler:
 
         ends = sorted(self._engine.renderer.eos_token_ids)
         rows = self._engine.renderer.prompt_ids(prompts)
-        settings = SamplingParams(n=num_samples, seed=seed, stop_token_ids=ends, **self._settings)
+        settings = SamplingParams(
+            n=num_samples,
+            seed=seed,
+            stop_token_ids=ends,
+            max_tokens=self._max_new_tokens,
+            temperature=self._temperature,
+            top_p=self._top_p,
+        )
         outputs = llm.generate([{"prompt_token_ids": row} for row in rows], settings, use_tqdm=progress)
-        return [[sample_of(self._engine, answer.token_ids, set(ends)) for answer in out.outputs] for out in outputs]
-
-
-Generator = Sampler | VLLMSampler  # gives `num_samples` answers to each prompt
+        return [[sample_of(self._engine, answer.token_ids) for answer in out.outputs] for out in outputs]
 
 
 def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
@@ -195,21 +196,12 @@ def accuracy_of_choice(scores: Sequence[float], right: Sequence[float]) -> float
 
 
 def majority_scores(groups: Sequence[int]) -> list[float]:
-    """
-    How many samples give the same answer as each: a score by which the majority wins. `groups` as of [`same_answer`].
-    """
+    """How many samples give the same answer as each, by [`same_answer`]: a score by which the majority wins."""
     return [float(list(groups).count(group)) for group in groups]
 
 
-def sample_of(engine: Engine, token_ids: Sequence[int], ends: set[int]) -> Sample:
+def sample_of(engine: Engine, token_ids: Sequence[int]) -> Sample:
     """Cuts off the padding behind the token that ends an answer."""
+    ends = set(engine.renderer.eos_token_ids)
     kept = tuple(until_first(token_ids, ends))
     return Sample(engine.tokenizer.decode(kept, skip_special_tokens=True), kept, bool(kept) and kept[-1] in ends)
-
-
-def _check(temperature: float, top_p: float) -> None:
-    if temperature < 0 or not 0 < top_p <= 1:
-        raise ValueError(
-            f"The temperature is {temperature} and top-p {top_p}, but a temperature is at least 0, and top-p above 0 "
-            "and at most 1."
-        )

@@ -65,8 +65,8 @@ def group_means(units: Sequence[Unit], weights: Array) -> Means:
 def resampling_weights(units: Sequence[Unit], num_resamples: int | None = None, seed: int = 0) -> Array:
     """
     Weights of a cluster bootstrap, of shape `(num_resamples, N)`: how often each unit is drawn. Clusters are drawn
-    with replacement among those that lie in the same groups, so that every resample has as many of each part as the
-    data. By default there are 2000 resamples, and fewer, down to 400, of more than 10,000 units, for memory.
+    among those that lie in the same groups, so that every resample has as many of each part as the data. By default
+    there are 2000 resamples, and fewer, down to 400, of more than 10,000 units, for memory.
     """
     if num_resamples is None:
         num_resamples = max(400, min(NUM_RESAMPLES, 20_000_000 // max(1, len(units))))
@@ -90,10 +90,7 @@ def point_values(units: Sequence[Unit], metrics_of: MetricsOf) -> dict[str, floa
 
 
 def estimates(units: Sequence[Unit], metrics_of: MetricsOf, weights: Array) -> dict[str, Estimate]:
-    """
-    Metrics (`metrics_of`, on arrays of group means) with percentile bootstrap intervals (95%), from the weights of
-    [`resampling_weights`].
-    """
+    """Metrics with percentile bootstrap intervals (95%), from the weights of [`resampling_weights`]."""
     resampled = metrics_of(group_means(units, weights))
     return {name: _estimate(value, resampled[name]) for name, value in point_values(units, metrics_of).items()}
 
@@ -101,10 +98,7 @@ def estimates(units: Sequence[Unit], metrics_of: MetricsOf, weights: Array) -> d
 def differences(
     units_a: Sequence[Unit], units_b: Sequence[Unit], metrics_of: MetricsOf, weights: Array
 ) -> dict[str, Estimate]:
-    """
-    Metrics of B minus those of A on the same units, with paired bootstrap intervals (95%): both see the same
-    resamples.
-    """
+    """Metrics of B minus those of A on the same units, with paired intervals: both see the same resamples."""
     if [(u.cluster, u.group) for u in units_a] != [(u.cluster, u.group) for u in units_b]:
         raise ValueError("A paired difference needs the same units in the same order, and these differ.")
     first, second = point_values(units_a, metrics_of), point_values(units_b, metrics_of)
@@ -136,13 +130,10 @@ def verdict(difference: Estimate, num_clusters: int) -> str:
 
 @dataclass(frozen=True)
 class Pair:
-    """
-    A better and a worse response, as one scorer sees them, with their lengths in tokens. Its `margin` is the score of
-    the better minus that of the worse: right if above 0; a tie is not right.
-    """
+    """A better and a worse response, as one scorer sees them: right if the margin is above 0; a tie is not."""
 
-    margin: float
-    length_better: float
+    margin: float  # score of the better minus that of the worse
+    length_better: float  # in tokens
     length_worse: float
 
 
@@ -169,17 +160,14 @@ def length_split(pairs: Sequence[Pair]) -> dict[str, float | int | None]:
 
 
 def calibration(pairs: Sequence[Pair], num_bins: int = 5) -> list[dict[str, float | int]]:
-    """
-    Accuracy against margin: pairs in bins of equal size, from the least to the most decided. A scorer whose margins
-    mean something is right more often where they are large.
-    """
-    ordered = sorted(pairs, key=lambda pair: abs(pair.margin))
-    bins = [part for part in np.array_split(np.arange(len(ordered)), num_bins) if len(part)]
+    """Accuracy of pairs in bins of equal size, from the smallest margins, the least decided, to the largest."""
+    margins = sorted((pair.margin for pair in pairs), key=abs)
+    bins = [[margins[i] for i in part] for part in np.array_split(np.arange(len(margins)), num_bins) if len(part)]
     return [
         {
-            "low": abs(ordered[part[0]].margin),
-            "high": abs(ordered[part[-1]].margin),
-            "accuracy": sum(ordered[i].margin > 0 for i in part) / len(part),
+            "low": abs(part[0]),
+            "high": abs(part[-1]),
+            "accuracy": sum(margin > 0 for margin in part) / len(part),
             "num_pairs": len(part),
         }
         for part in bins

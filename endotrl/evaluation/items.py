@@ -17,10 +17,7 @@ CONTROLS = ("length", "shortness", "position", "random")
 
 @dataclass(frozen=True)
 class Item:
-    """
-    One question of a benchmark. A scorer gives a number to each of its responses, or, if it has steps, to each step of
-    its only response.
-    """
+    """One question of a benchmark: each of its responses gets a number, or each step of its only response."""
 
     id: str  # name in the results, such as the benchmark's own id
     group: str  # part of the benchmark: a domain or subset
@@ -54,14 +51,16 @@ class Item:
         return len(self.responses) if self.steps is None else len(self.steps)
 
 
+def pair_item(
+    id: str, group: str, prompt: Prompt, first: Completion, second: Completion, first_is_better: bool = True
+) -> Item:
+    """An item with a better and a worse response."""
+    return Item(id, group, prompt, (first, second), better=((0, 1),) if first_is_better else ((1, 0),))
+
+
 def step_item(id: str, group: str, problem: str, steps: list[str], facts: Mapping[str, Any]) -> Item:
     """
     An item whose steps are scored: a solution, with an empty line between steps. White space around a step is dropped.
     """
     stripped = tuple(step.strip() for step in steps)
     return Item(id, group, problem, ("\n\n".join(stripped),), steps=stripped, facts=facts)
-
-
-def as_messages(prompt: Prompt) -> Prompt:
-    """A prompt as messages, for models with a chat template."""
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt

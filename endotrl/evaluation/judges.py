@@ -47,14 +47,14 @@ _REASONS = "First think it through in a few sentences, without giving your verdi
 
 
 class Judge(ModelScorer):
-    """
-    A judge (see above) by its name, one of [`JUDGES`]. With `reasoning_tokens` above 0, the model first writes its
-    reasons, greedily and at most so many tokens long.
-    """
+    """A judge, one of [`JUDGES`], which first writes its reasons, greedily, if `reasoning_tokens` is above 0."""
 
     def __init__(self, name: str, engine: Engine, reasoning_tokens: int = 0) -> None:
         self.name, self._engine, self._reasoning_tokens = name, engine, reasoning_tokens
-        self._words = [_first_token(engine, word) for word in _WORDS[name]]
+        # After a generation prompt a reply begins without a space; after plain text, with one.
+        space = " " if engine.tokenizer.chat_template is None else ""
+        words = [space + word for word in _WORDS[name]]
+        self._words = [engine.tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words]
         if len(set(self._words)) < len(self._words):
             raise ValueError(
                 f"{name} cannot be used with this model: its tokenizer begins some of the replies "
@@ -101,12 +101,6 @@ class Judge(ModelScorer):
         ids = engine.renderer.prompt_ids(questions)
         ids = truncate_left(ids, engine.renderer.max_length, f"questions to {self.name}")
         return engine.next_token_logits(ids, self._words, progress).softmax(dim=-1)
-
-
-def _first_token(engine: Engine, word: str) -> int:
-    # After a generation prompt a reply begins without a space; after plain text, with one.
-    text = word if engine.tokenizer.chat_template is not None else f" {word}"
-    return engine.tokenizer(text, add_special_tokens=False)["input_ids"][0]
 
 
 def _continue(prompt: Prompt, reasons: str, request: str) -> Prompt:

@@ -8,7 +8,7 @@ from typing import Any
 from .benchmarks.rm_bench import LEVELS
 from .items import CONTROLS
 from .results import CEILING, RIVALS, ranked
-from .tables import best_first, length_of, value
+from .tables import best_first, value
 
 
 # Okabe and Ito's colours, told apart with every common colour blindness.
@@ -19,19 +19,18 @@ MARKERS = "os^Dv<"
 
 def plot_metric(results: Mapping[str, Any]) -> bytes:
     """The main metric of each scorer with its interval, the best on top; a line at the best one that knows nothing."""
-    metric = results["main_metric"]
-    names = best_first(results)
-    estimates = [results["metrics"][name][metric] for name in names]
-    rivals = [name for name in names if name in RIVALS]
+    metric, names = results["main_metric"], best_first(results)
     fig, axis = rows_figure(names)
-    for y, (name, estimate) in enumerate(zip(names, estimates, strict=True)):
-        color = GREY if name in (*RIVALS, CEILING) else BLUE
+    for y, name in enumerate(names):
+        estimate, known = results["metrics"][name][metric], name in (*RIVALS, CEILING)
+        color = GREY if known else BLUE
         if estimate["low"] is not None:
             axis.plot([estimate["low"], estimate["high"]], [y, y], color=color, linewidth=2, alpha=0.5)
-        axis.plot(estimate["value"], y, "s" if color == GREY else "o", color=color, markersize=5)
-    if rivals:
-        axis.axvline(value(results, rivals[0], metric), color=GREY, linestyle=":", linewidth=1)
-    beside = f"; dotted: {rivals[0]}" if rivals else ""
+        axis.plot(estimate["value"], y, "s" if known else "o", color=color, markersize=5)
+    rival = next((name for name in names if name in RIVALS), None)
+    if rival is not None:
+        axis.axvline(value(results, rival, metric), color=GREY, linestyle=":", linewidth=1)
+    beside = "" if rival is None else f"; dotted: {rival}"
     axis.set(xlabel=f"{metric}, with 95% interval\nfurther right is better{beside}")
     return as_png(fig)
 
@@ -44,19 +43,15 @@ def plot_levels(results: Mapping[str, Any]) -> bytes:
 
 def plot_length(results: Mapping[str, Any]) -> bytes:
     """Accuracy where the better response is longer, and where it is shorter: far apart means that length decides."""
-    known = {name: length_of(results, name, "bias") for name in results["length"]}
-    names = ranked({name: None if bias is None else -abs(bias) for name, bias in known.items() if bias is not None})
-    series = {
-        f"better is {which}": [length_of(results, name, f"better_is_{which}") for name in names]
-        for which in ("longer", "shorter")
-    }
-    return plot_dots(names, series)
+    splits = {name: split for name, split in results["length"].items() if split["bias"] is not None}
+    names = ranked({name: -abs(split["bias"]) for name, split in splits.items()})
+    which = {f"better is {word}": f"better_is_{word}" for word in ("longer", "shorter")}
+    return plot_dots(names, {label: [splits[name][key] for name in names] for label, key in which.items()})
 
 
 def plot_calibration(results: Mapping[str, Any]) -> bytes:
     """Accuracy against margin, for the first scorers."""
-    plt = pyplot()
-    fig, axis = plt.subplots(figsize=(6, 3.2), layout="constrained")
+    fig, axis = pyplot().subplots(figsize=(6, 3.2), layout="constrained")
     found = [(name, bins) for name, bins in results["calibration"].items() if name not in CONTROLS]
     for color, marker, (name, bins) in zip(CYCLE, MARKERS, found, strict=False):
         accuracies = [part["accuracy"] for part in bins]

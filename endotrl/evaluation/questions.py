@@ -41,8 +41,7 @@ def read_questions(
 ) -> list[Question]:
     """
     Questions of files, a dataset on the hub, or objects. A text `Body` (SVAMP) goes before the question. Raises
-    `FormatError` if a row has no question; or only some have answers, or one that is `labelled` has none; `ValueError`
-    if there is no such file, or no question.
+    `ValueError` if there are none, a row has none, or only some rows have answers.
     """
     rows = text_only(read_rows(data, None, "The data set") if isinstance(data, str) else _rows(data))
     questions: list[Question] = []

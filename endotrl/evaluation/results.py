@@ -53,10 +53,7 @@ def pairs_of(items: Sequence[Item], scores: Scores, lengths: Sequence[Sequence[i
 def evaluate(
     benchmark: Benchmark, items: Sequence[Item], names: Sequence[str], records: Mapping[str, dict[str, Any]]
 ) -> dict[str, Any]:
-    """
-    What the scores of `records` ([`score_items`]) say, as JSON values: what [`summarize`] says of them, and `length`,
-    `calibration`, `details`, `ties`, `examples`.
-    """
+    """What the scores of `records` ([`score_items`]) say, as JSON values: see [`summarize`], and single examples."""
     lengths = [records[item.key]["tokens"] for item in items]
     scored = {name: scores_of(name, items, records) for name in names}
     all_scores = {name: rows for name, (rows, _) in scored.items()}
@@ -92,30 +89,21 @@ def evaluate(
 def scores_of(
     name: str, items: Sequence[Item], records: Mapping[str, dict[str, Any]]
 ) -> tuple[list[list[float]], dict[str, dict[str, float]] | None]:
-    """
-    Scores of one scorer, by item; and of residuals, which are made here as they need all items, the slopes of each
-    group.
-    """
+    """Scores of one scorer, by item; of residuals, which need all items, also the slopes of each group."""
     prefix, base = split_name(name)
     rows = [records[item.key]["scores"][base] for item in items]
     if prefix is None:
         return rows, None
-    covariates = [
-        [
-            covariates_of(prefix, message_text(response), length)
-            for response, length in zip(item.responses, records[item.key]["tokens"], strict=True)
-        ]
-        for item in items
-    ]
+    lengths = [zip(item.responses, records[item.key]["tokens"], strict=True) for item in items]
+    covariates = [[covariates_of(prefix, message_text(text), length) for text, length in row] for row in lengths]
     corrected, slopes = residuals(rows, covariates, [item.group for item in items])
     return corrected, {g: dict(zip(RESIDUALS[prefix], values, strict=True)) for g, values in slopes.items()}
 
 
 def summarize(units: Mapping[str, Sequence[Unit]], averaging: MetricsOf, main: str | None = None) -> dict[str, Any]:
     """
-    What the units of some scorers say, as JSON values: `verdict` (a sentence), `main_metric` (by default the first),
-    `metrics` (scorer -> metric -> value, low, high), `differences` (to the first scorer), `statements` (the same in
-    words) and `units`.
+    What the units of some scorers say, as JSON values: `verdict`, `main_metric` (by default the first), `metrics`
+    (scorer -> metric -> value, low, high), `differences` (to the first scorer), `statements` (in words) and `units`.
     """
     name, first = next(iter(units.items()))
     weights = resampling_weights(first)
@@ -268,10 +256,7 @@ def _comparison_verdict(rows: Sequence[Mapping[str, Any]], main: str, num_cluste
 
 
 def _common_units(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, list[Mapping[str, Any]]]]:
-    """
-    The `units` of each run that all have, in one order. Where ids are not unique, the first of a name is the first one
-    in every run.
-    """
+    """The `units` that all runs have, in one order. Of ids that are not unique, the first is the first everywhere."""
     places: list[dict[tuple[str, str, int], Mapping[str, Any]]] = []
     for units in runs:
         count: Counter[tuple[str, str]] = Counter()

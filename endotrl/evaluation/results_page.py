@@ -59,10 +59,7 @@ def benchmark_sections(
     stats: StatsCache,
     tokenizer: PreTrainedTokenizerBase,
 ) -> list[tuple[str, Markup | str]]:
-    """
-    Sections of a benchmark: its own tables, length, calibration, and the tokens of what the first scorer gets most
-    wrong, of items whose token statistics are in the cache.
-    """
+    """Sections of a benchmark: its own tables, length, calibration, and tokens of what the first scorer gets wrong."""
     sections: list[tuple[str, Markup | str]] = []
     if results["benchmark"] == "rm-bench":
         sections.append(("Substance and style", _rm_bench(results)))
@@ -175,10 +172,7 @@ def _most_wrong(
     # Never negative, and much alike: what tells is the difference to the mean.
     center = math.fsum(values) / max(1, len(values)) if form.token == "self_certainty" else 0.0
     return Markup("<p>{} Colour is what a token contributes to {}, for the first {} tokens.</p>{}").format(
-        what,
-        form.name,
-        SHOWN_TOKENS,
-        heat_maps(rows, f"contribution to {form.name}", form.name, center=center),
+        what, form.name, SHOWN_TOKENS, heat_maps(rows, f"contribution to {form.name}", form.name, center=center)
     )
 
 

@@ -24,32 +24,22 @@ Item = TypeVar("Item")
 
 class RunFolder:
     """
-    The files of a run in one folder.
-
-    ```text
-    settings.json     what scores depend on; a run goes on only under equal settings
-    scores.jsonl      one line for each item that was scored, only ever appended to
-    answers.jsonl     the same for sampled answers; of process N of several, scores.N.jsonl and answers.N.jsonl
-    token_stats/      token statistics, from which other forms are made without the model
-    results.json      metrics, intervals, scores of each item
-    results.md        the table, to paste
-    report.html       the same with plots and token rewards
-    examples.html     all examples, to filter, sort and compare
-    ```
-
-    Each process of `accelerate launch` appends to files of its own, and reads those of all.
+    The files of a run in one folder. A run goes on only under equal settings; what it has done is only ever appended
+    to. Each process of `accelerate launch` appends to files of its own, such as `scores.1.jsonl`, and reads those of
+    all.
     """
 
     def __init__(self, folder: str | Path, process: int = 0, num_processes: int = 1) -> None:
         self.folder = Path(folder)
         self.settings_path = self.folder / "settings.json"
         number = f".{process}" if process else ""
-        self.scores_path = self.folder / f"scores{number}.jsonl"
+        self.scores_path = self.folder / f"scores{number}.jsonl"  # a line for each item that was scored
         self.answers_path = self.folder / f"answers{number}.jsonl"
         self.results_path = self.folder / "results.json"
         self.table_path = self.folder / "results.md"
         self.report_path = self.folder / "report.html"
         self.examples_path = self.folder / "examples.html"
+        # From which other forms are made without the model.
         self.stats = StatsCache(self.folder / "token_stats", process, num_processes)
         self._lock: BaseFileLock | None = None
 

@@ -28,11 +28,9 @@ def score_items(
 ) -> dict[str, dict[str, Any]]:
     """
     Scores what is not scored yet; returns, by key of the item, `{"tokens", "scores": {scorer: [...]}, "seconds",
-    "cut"}`, complete in the main process.
-
-    All forms of the reward come from one forward pass over an item. Where its token statistics are in the folder
-    already, there is no forward pass, and if nothing else needs the model, it is not even loaded. Under `accelerate
-    launch`, all processes call this with the same items, and each scores blocks of like total length.
+    "cut"}`. All forms of the reward come from one forward pass over an item, and from none where its token statistics
+    are in the folder: if nothing else needs the model, it is not even loaded. The processes of `accelerate launch`
+    share the items.
     """
     bases = base_names(names)
     forms = {name: make_form(name) for name in bases if not needs_model(name)}
@@ -53,10 +51,14 @@ def score_items(
         new: dict[str, dict[str, list[float]]] = {item.key: {} for item in block}
         for name in bases:
             wanted = [item for item in block if name not in known[item.key]]
+            if not wanted:
+                continue
             if name in forms:
                 rows = [forms[name].score(item, responses[item.key]) for item in wanted]
             else:
-                rows = _score_by_model(scorer(name), wanted, progress) if wanted else []
+                model = scorer(name)
+                assert isinstance(model, ModelScorer)
+                rows = model.score_items(wanted, progress)
             for item, row in zip(wanted, rows, strict=True):
                 new[item.key][name] = row
         return [
@@ -83,13 +85,3 @@ def _has_stats(folder: RunFolder, item: Item, alone: bool) -> bool:
     if item.key not in folder.stats:
         return False
     return not alone or all(response.log_probs_alone is not None for response in folder.stats.load(item.key))
-
-
-def _score_by_model(scorer: Scorer, items: Sequence[Item], progress: bool) -> list[list[float]]:
-    assert isinstance(scorer, ModelScorer)
-    rows = scorer.score_items(items, progress)
-    # Equal responses tie, though another batch may have changed the last bit.
-    return [
-        [row[item.responses.index(response)] for response in item.responses]
-        for item, row in zip(items, rows, strict=True)
-    ]

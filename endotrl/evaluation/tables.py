@@ -14,6 +14,7 @@ LENGTH_NOTE = (
     "the mean of the two."
 )
 LONGEST_NAME = 38  # of a scorer, on a terminal
+Table = tuple[list[str], list[list[object]]]  # headers and rows
 
 
 def shown_metrics(results: Mapping[str, Any]) -> list[str]:
@@ -46,90 +47,73 @@ def interval(results: Mapping[str, Any], scorer: str, metric: str) -> str:
     return f"{number(estimate['low'])} to {number(estimate['high'])}"
 
 
-def length_of(results: Mapping[str, Any], scorer: str, key: str) -> float | None:
-    """A figure of the split by length; `None` if there is none."""
-    return results["length"].get(scorer, {}).get(key)
-
-
 def best_first(results: Mapping[str, Any]) -> list[str]:
     """Scorers by their main metric."""
     return ranked({name: value(results, name, results["main_metric"]) for name in results["metrics"]})
 
 
-def full_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[object]]]:
+def full_rows(results: Mapping[str, Any]) -> Table:
     """Headers and rows of a table, the best scorer first; of a single scorer, a row for each metric."""
     names, metrics = best_first(results), shown_metrics(results)
     if len(names) == 1:
         (name,) = names
-        others = [metric for metric in results["metrics"][name] if metric not in results["headline"]]
-        others = [] if results["length"] else others
-        rows: list[list[object]] = [
-            [metric, value(results, name, metric), interval(results, name, metric)] for metric in [*metrics, *others]
-        ]
+        if not results["length"]:
+            metrics += [metric for metric in results["metrics"][name] if metric not in results["headline"]]
+        rows: list[list[object]] = [[m, value(results, name, m), interval(results, name, m)] for m in metrics]
         return [name, "value", "95% interval"], rows
-    headers = ["scorer", metrics[0], "95% interval", *metrics[1:]]
-    with_length = bool(results["length"])
-    if with_length:
-        headers[3:3] = ["bias", "length-controlled", "ties"]
-    rows = []
-    for name in names:
-        row: list[object] = [name, value(results, name, metrics[0]), interval(results, name, metrics[0])]
-        if with_length:
-            row += [length_of(results, name, "bias"), length_of(results, name, "length_controlled")]
-            row.append(results["ties"].get(name))
-        rows.append(row + [value(results, name, metric) for metric in metrics[1:]])
-    return headers, rows
+    main, *rest = metrics
+    columns: dict[str, list[object]] = {"scorer": [*names], main: [value(results, name, main) for name in names]}
+    columns["95% interval"] = [interval(results, name, main) for name in names]
+    if results["length"]:
+        splits = [results["length"].get(name, {}) for name in names]
+        columns["bias"] = [split.get("bias") for split in splits]
+        columns["length-controlled"] = [split.get("length_controlled") for split in splits]
+        columns["ties"] = [results["ties"].get(name) for name in names]
+    columns |= {metric: [value(results, name, metric) for name in names] for metric in rest}
+    return list(columns), [list(row) for row in zip(*columns.values(), strict=True)]
 
 
 def terminal_rows(results: Mapping[str, Any], width: int) -> tuple[list[str], list[list[object]], list[str]]:
     """Of the table, the columns that fit a terminal, and the headers of those that do not."""
     headers, rows = full_rows(results)
-    order = [i for i, header in enumerate(headers) if header not in ("length-controlled", "ties")]
     rows = [[_short(str(row[0])), *row[1:]] for row in rows]
     kept: list[int] = []
-    for i in order:
-        width -= max(len(cell_text(cell)) for cell in (headers[i], *(row[i] for row in rows))) + 2
-        if width < -2:
-            break
-        kept.append(i)
-    left_out = [headers[i] for i in range(len(headers)) if i not in kept]
+    for i, header in enumerate(headers):
+        if header not in ("length-controlled", "ties"):
+            width -= max(len(cell_text(cell)) for cell in (header, *(row[i] for row in rows))) + 2
+            if width < -2:
+                break
+            kept.append(i)
+    left_out = [header for i, header in enumerate(headers) if i not in kept]
     return [headers[i] for i in kept], [[row[i] for i in kept] for row in rows], left_out
 
 
 def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A table in Markdown; numbers to the right."""
-    numeric = [all(not isinstance(row[i], str) for row in rows) for i in range(len(headers))]
-    lines = [
-        f"| {' | '.join(map(_cell, headers))} |",
-        "|" + "|".join("---:" if right else "---" for right in numeric) + "|",
-    ]
-    lines += [f"| {' | '.join(_cell(cell) for cell in row)} |" for row in rows]
-    return "\n".join(lines)
+    sides = ["---" if any(isinstance(row[i], str) for row in rows) else "---:" for i in range(len(headers))]
+    cells = [list(map(_cell, headers)), *(list(map(_cell, row)) for row in rows)]
+    lines = [f"| {' | '.join(row)} |" for row in cells]
+    return "\n".join([lines[0], f"|{'|'.join(sides)}|", *lines[1:]])
 
 
 def markdown_page(results: Mapping[str, Any]) -> str:
     """The table with what it takes to read it, in Markdown."""
     settings = ", ".join(f"{key} {val}" for key, val in results["settings"].items() if val not in (None, False))
-    lines = [
-        f"## {markdown_text(results['title'])}: {markdown_text(results['model'])}",
-        "",
-        f"**{markdown_text(results['verdict'])}**",
-        "",
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    note = (
         f"{results['num_items']} items, {results['tokens']:,} tokens, {results['seconds']:.0f} s. "
         f"{results['tie_rule']} Intervals are 95% (bootstrap over items).{few_items(results)}"
-        f"{' ' + LENGTH_NOTE if results['length'] else ''}",
-        "",
+    )
+    blocks = [
+        f"## {markdown_text(results['title'])}: {markdown_text(results['model'])}",
+        f"**{markdown_text(results['verdict'])}**",
+        f"{note} {LENGTH_NOTE}" if results["length"] else note,
         markdown_table(*full_rows(results)),
-        "",
-        *[f"- {markdown_text(statement)}" for statement in results["statements"]],
-        "",
-        f"Settings: {markdown_text(settings)}. Versions: "
-        f"{', '.join(f'{k} {v}' for k, v in results['versions'].items())}.",
-        "",
-        f"```bash\n{results['command']}\n```",
-        "",
+        "\n".join(f"- {markdown_text(statement)}" for statement in results["statements"]),
+        f"Settings: {markdown_text(settings)}. Versions: {versions}.",
+        f"```bash\n{results['command']}\n```\n",
     ]
-    return "\n".join(lines)
+    return "\n\n".join(filter(None, blocks))
 
 
 def _short(name: str) -> str:

@@ -32,14 +32,10 @@ def collect(
     progress: bool = False,
 ) -> list[dict[str, Any]]:
     r"""
-    One record per question, in blocks. With a `folder`, the processes of `accelerate launch` share them, and what it
-    has already is kept. `draw` is a [`MixtureSampler`] or [`ServedMixtureSampler`]. Without a `reward` function of
-    TRL's contract, it is the endogenous reward with its default settings, $\log \hat\pi(y|x)$, which the sampler
-    knows.
-
-    Raises:
-        `ValueError`: If a prompt and its completion do not fit the model's context, before anything is sampled; or a
-        completion has no finite reward.
+    One record per question. What a `folder` has already is kept. `draw` is a [`MixtureSampler`] or
+    [`ServedMixtureSampler`]. Without a `reward` function of TRL's contract, it is the endogenous reward with its
+    default settings, $\log \hat\pi(y|x)$. Raises `ValueError` if a prompt and its completion do not fit the model's
+    context, before anything is sampled; or a completion has no finite reward.
     """
     prompt_rows(engine, [q.prompt for q in questions], max_new_tokens)
     records = {} if folder is None else _saved(folder)

@@ -16,16 +16,10 @@ Grade = Callable[[str, Any], float]
 @dataclass(frozen=True)
 class Grader:
     """
-    Whether completions are right, and which of them give the same answer.
-
-    Args:
-        name (`str` or `Callable`):
-            `"math"`: [`is_right`] with math-verify; `"text"`: the same without; `"exact"`: the completion is the
-            answer, but for white space around it; a function of a completion and the question's answer, or its
-            `FILE.py:NAME`.
-
-    Raises:
-        `ValueError`: If there is no such grader. `ImportError`: If it needs math-verify, which is not installed.
+    Whether completions are right, and which of them give the same answer. By its `name`: `"math"`, [`is_right`] with
+    math-verify; `"text"`, the same without; `"exact"`, the completion is the answer, but for white space around it; a
+    function of a completion and the question's answer, or its `FILE.py:NAME`. Raises `ValueError` if there is no such
+    grader, and `ImportError` if it needs math-verify, which is not installed.
     """
 
     name: str | Grade

@@ -37,10 +37,7 @@ def power_samples(
     seed: int = 0,
     progress: bool = False,
 ) -> list[Sample]:
-    r"""
-    One sample of the power distribution for each prompt, `exponent` $1 + k$. A step of the chain costs about half a
-    completion per prompt.
-    """
+    r"""One sample a prompt of the power distribution with `exponent` $1 + k$; a step costs half a completion."""
     temperature = 1.0 / exponent
     generator = random.Random(seed)
     sampler = MixtureSampler(engine, max_new_tokens, [1.0, temperature])
@@ -70,5 +67,4 @@ def power_samples(
             log_ratio += math.log(len(state) / (place + len(new)))
             if math.log(generator.random() or 1e-300) < log_ratio:
                 states[i] = state[:place] + new
-    ends = set(engine.renderer.eos_token_ids)
-    return [sample_of(engine, [token for token, *_ in state], ends) for state in states]
+    return [sample_of(engine, [token for token, *_ in state]) for state in states]

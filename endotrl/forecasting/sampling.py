@@ -7,9 +7,8 @@ token if it has one, else of all completions that begin with these tokens, which
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from ..evaluation.engine import Engine
-from ..evaluation.generation import Generator, Sample, loaded_placement, plain_generation, prompt_rows, sample_of
+from ..evaluation.generation import Sample, Sampler, loaded_placement, plain_generation, prompt_rows, sample_of
 from ..rendering.messages import Prompt
 from ..rendering.renderer import Rendered
 from ..scoring.batching import pad_ids
@@ -30,10 +29,7 @@ KEPT = 4  # tokens whose keys and values are kept, for one whose logits would be
 
 @dataclass(frozen=True)
 class Mixture:
-    r"""
-    How many samples of a prompt are drawn at which temperature, the greedy completion (temperature 0) among them, and
-    the density of the whole: the balance heuristic.
-    """
+    r"""How many samples of a prompt are drawn at which temperature (0 is greedy), and their density together."""
 
     counts: dict[float, int]
 
@@ -41,9 +37,7 @@ class Mixture:
     def of(cls, num_samples: int, temperatures: Sequence[float]) -> "Mixture":
         """
         Half of the samples at T = 1, the others evenly at the other temperatures; the greedy completion is one more.
-
-        Raises:
-            `ValueError`: If T = 1 is missing, a temperature is not above 0, or there are too few samples.
+        Raises `ValueError` if T = 1 is missing, a temperature is not above 0, or there are too few samples.
         """
         others = sorted({t for t in temperatures if t != 1.0}, reverse=True)
         if 1.0 not in temperatures or any(not 0.0 < t < math.inf for t in others):
@@ -71,10 +65,7 @@ class Mixture:
         return sorted({1.0, 0.5, *self.counts} - {GREEDY}, reverse=True)
 
     def log_density(self, log_probs: Mapping[float, Sequence[float]], is_greedy: Sequence[bool]) -> np.ndarray:
-        r"""
-        $\log q$ of n samples, of shape `(n,)`, from their log-probabilities under each temperature, and whether each
-        is the greedy completion.
-        """
+        r"""$\log q$ of n samples, from their log-probabilities by temperature, and whether each is the greedy one."""
         total = sum(self.counts.values())
         terms = [math.log(n / total) + np.asarray(log_probs[t]) for t, n in self.counts.items() if t != GREEDY]
         greedy = np.where(is_greedy, math.log(self.counts[GREEDY] / total), -np.inf)
@@ -83,9 +74,7 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Drawn:
-    """
-    Samples of one prompt, and the log-probability of each of their tokens under each temperature asked for, in nats.
-    """
+    """Samples of one prompt, and the log-probabilities of their tokens, in nats, by temperature."""
 
     samples: list[Sample]
     token_log_probs: dict[float, list[list[float]]]
@@ -106,9 +95,7 @@ class MixtureSampler:
         self._engine, self._max_new_tokens, self._recorded = engine, max_new_tokens, list(recorded)
 
     def __call__(self, prompts: Sequence[Prompt], temperatures: Sequence[float], seed: int) -> list[Drawn]:
-        """
-        One sample of each prompt at each of `temperatures`. The same seed gives the same samples to the same prompts.
-        """
+        """One sample of each prompt at each of `temperatures`: with the same seed, the same ones."""
         return self.continue_ids(prompt_rows(self._engine, prompts, self._max_new_tokens), temperatures, seed)
 
     @torch.no_grad()
@@ -150,7 +137,7 @@ class MixtureSampler:
                 **({} if cache is None else {"past_key_values": cache}),
             )
             recorder.add(output[:, -1])
-        samples = [sample_of(engine, row, set(ends)) for row in output[:, ids.shape[1] :].tolist()]
+        samples = [sample_of(engine, row) for row in output[:, ids.shape[1] :].tolist()]
         steps = torch.stack(recorder.steps, dim=2).cpu()  # (rows, temperatures, tokens)
         for i in range(0, len(samples), num):
             own = samples[i : i + num]
@@ -166,21 +153,17 @@ class MixtureSampler:
 
 
 class ServedMixtureSampler:
-    """
-    Samples of another [`Generator`] for each temperature, such as vLLM's. Densities come from a scoring pass of the
-    model for each temperature `recorded`.
-    """
+    """Samples of another sampler at each temperature, such as vLLM's, whose densities come from scoring passes."""
 
-    def __init__(self, engine: Engine, generator: Any, recorded: Sequence[float]) -> None:
-        self._engine, self._generator, self._recorded = engine, generator, list(recorded)
+    def __init__(self, engine: Engine, sampler_at: Callable[[float], Sampler], recorded: Sequence[float]) -> None:
+        self._engine, self._sampler_at, self._recorded = engine, sampler_at, list(recorded)
         self._scorer = FrozenScorer(loaded_placement(engine), engine.max_tokens_per_batch)
 
     def __call__(self, prompts: Sequence[Prompt], temperatures: Sequence[float], seed: int) -> list[Drawn]:
         """As [`MixtureSampler`]."""
         samples: list[list[Sample]] = [[] for _ in prompts]
         for temperature in dict.fromkeys(temperatures):
-            generate: Generator = self._generator(temperature)
-            drawn = generate(prompts, [*temperatures].count(temperature), seed)
+            drawn = self._sampler_at(temperature)(prompts, [*temperatures].count(temperature), seed)
             samples = [row + more for row, more in zip(samples, drawn, strict=True)]
         rendered = [
             Rendered(ids, list(sample.token_ids), list(range(len(sample.token_ids))), sample.finished)
@@ -226,9 +209,7 @@ class _Recorder(LogitsProcessor):
 
 
 def _prompt_cache(model: PreTrainedModel, ids: Tensor, mask: Tensor, num: int) -> DynamicCache | None:
-    """
-    Keys and values of the prompts but for their last tokens, `num` times each; `None` if the model keeps other things.
-    """
+    """Keys and values of the prompts but for their last tokens, `num` times each; `None` if the model has others."""
     if ids.shape[1] == 1 or not model._supports_default_dynamic_cache():
         return None
     positions = (mask.long().cumsum(1) - 1).clamp(min=0)

@@ -19,10 +19,7 @@ Record = Mapping[str, Any]
 
 
 class Summary:
-    """
-    Estimates from the records of [`collect`] for each beta, and of what costs no training: from the same samples, and
-    `others`.
-    """
+    """Estimates for each beta, and of what costs no training, from the records of [`collect`] and from `others`."""
 
     def __init__(
         self,
@@ -36,10 +33,17 @@ class Summary:
         self.has_labels = records[0]["right"] is not None
         self._temperatures = mixture.temperatures
         self.num_votes = self._temperatures.count(1.0)  # among which the majority and the best of n are taken
-        log_proposals = [mixture.log_density(_by_temperature(r), _is_greedy(r, self._temperatures)) for r in records]
-        log_probs = [_by_temperature(r)[1.0] for r in records]
+        log_probs = [{float(t): values for t, values in r["log_probs"].items()} for r in records]
+        greedy = self._temperatures.index(GREEDY)
+        log_proposals = [
+            mixture.log_density(found, [ids == r["token_ids"][greedy] for ids in r["token_ids"]])
+            for r, found in zip(records, log_probs, strict=True)
+        ]
         self._samples = samples = Samples(
-            [r["token_ids"] for r in records], log_probs, log_proposals, [r["rewards"] for r in records]
+            [r["token_ids"] for r in records],
+            [found[1.0] for found in log_probs],
+            log_proposals,
+            [r["rewards"] for r in records],
         )
         self._right = np.concatenate([r["right"] for r in records]) if self.has_labels else None
         self._lengths = np.array([len(ids) for r in records for ids in r["token_ids"]], float)
@@ -53,7 +57,8 @@ class Summary:
 
         policies = {beta: samples.policy(objective, beta) for beta in sorted(set(betas), reverse=True)}
         units = {f"beta={beta:g}": self._units(weights) for beta, weights in policies.items()}
-        units |= self._alternatives(samples.normalized(_column(records, 0.5) - samples.log_proposals))
+        at_half = np.concatenate([found[0.5] for found in log_probs])
+        units |= self._alternatives(samples.normalized(at_half - samples.log_proposals))
         units |= others
         self._resampling = resampling_weights(units["sampled"])
         self._units_of = units
@@ -150,16 +155,3 @@ class Summary:
         units = [Unit(r["key"], "questions", {"slope": c}) for r, c in zip(self._records, covariances, strict=True)]
         slope = estimates(units, plain_means, self._resampling)["slope"]
         return slope, below, int(mixed.sum())
-
-
-def _by_temperature(record: Record) -> dict[float, list[float]]:
-    return {float(t): values for t, values in record["log_probs"].items()}
-
-
-def _column(records: Sequence[Record], temperature: float) -> Array:
-    return np.concatenate([_by_temperature(record)[temperature] for record in records])
-
-
-def _is_greedy(record: Record, temperatures: Sequence[float]) -> list[bool]:
-    greedy = record["token_ids"][temperatures.index(GREEDY)]
-    return [ids == greedy for ids in record["token_ids"]]

@@ -150,9 +150,9 @@ def template_kwargs_of(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**({"tools": tools} if tools else {}), **(kwargs or {})}
 
 
-def as_messages(completion: Completion) -> list[Message]:
-    """A completion as a list of messages."""
-    return [{"role": "assistant", "content": completion}] if isinstance(completion, str) else list(completion)
+def as_messages(value: Prompt | Completion, role: str = "assistant") -> list[Message]:
+    """A completion, or the prompt of a `role`, as a list of messages."""
+    return [{"role": role, "content": value}] if isinstance(value, str) else list(value)
 
 
 def continued(prompt: Sequence[Message], message: Message) -> list[Message]:

@@ -9,7 +9,7 @@ always text, so nothing that a model writes can become part of the page.
 
 from .curves import curves, sparkline
 from .heat_map import HeatMapRow, heat_maps
-from .html import figure, notebook_cell, page, settings_table, table
+from .html import figure, notebook_cell, page, png_address, settings_table, table
 from .terminal import (
     ignore_upstream_warnings,
     quiet_libraries,
@@ -34,6 +34,7 @@ __all__ = [
     "number",
     "page",
     "plain",
+    "png_address",
     "quiet_libraries",
     "say",
     "settings_table",

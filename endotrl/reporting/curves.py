@@ -16,17 +16,7 @@ WIDTH, HEIGHT, MARGIN = 480, 110, 6
 
 
 def sparkline(values: Sequence[float], width: int = 32) -> str:
-    """
-    A series as one line of characters, from its least value to its greatest; what is not finite is a dot.
-
-    Example:
-    ```python
-    >>> from endotrl.reporting import sparkline
-
-    >>> sparkline([0.0, 1.0, 2.0, 7.0])
-    '▁▂▃█'
-    ```
-    """
+    """A series as one line of characters, from its least value to its greatest; what is not finite is a dot."""
     per_bar = max(1, math.ceil(len(values) / width))
     blocks = [values[i : i + per_bar] for i in range(0, len(values), per_bar)]
     finite = [[v for v in block if math.isfinite(v)] for block in blocks]
@@ -38,13 +28,7 @@ def sparkline(values: Sequence[float], width: int = 32) -> str:
 
 
 def curves(series: Mapping[str, Sequence[tuple[float, float]]]) -> Markup:
-    """
-    Series over steps as inline SVG, each on a scale of its own, which its legend gives.
-
-    Args:
-        series (`dict[str, list[tuple[float, float]]]`):
-            Steps and values by name. What is not finite is left out.
-    """
+    """Series (steps and values by name) as inline SVG, each on a scale of its own; what is not finite is left out."""
     known = {name: [(x, y) for x, y in points if math.isfinite(y)] for name, points in series.items()}
     known = {name: points for name, points in known.items() if points}
     if not known:
@@ -71,12 +55,4 @@ def curves(series: Mapping[str, Sequence[tuple[float, float]]]) -> Markup:
     return Markup(
         '<figure><svg viewBox="0 0 {} {}" role="img" aria-label="{}" style="width:100%;max-width:30rem;'
         'border:1px solid var(--line)">{}</svg><figcaption>{}, step {:g} to {:g}</figcaption></figure>'
-    ).format(
-        WIDTH,
-        HEIGHT,
-        plain(", ".join(known)),
-        Markup("").join(lines),
-        Markup(" · ").join(legend),
-        left,
-        right,
-    )
+    ).format(WIDTH, HEIGHT, plain(", ".join(known)), Markup("").join(lines), Markup(" · ").join(legend), left, right)

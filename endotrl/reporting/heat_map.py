@@ -8,7 +8,7 @@ from typing import Literal
 
 from markupsafe import Markup, escape
 
-from .text import JOINERS, character_name, is_hidden, number, plain
+from .text import JOINERS, is_hidden, number, plain
 
 
 STEPS = 8  # shades on each side of neutral
@@ -29,8 +29,7 @@ SHADES = "\n".join(
 class ColorScale:
     """
     Colour scale of token rewards: orange below `center`, neutral at it, blue above; strongest from `limit` nats away.
-    The scale is diverging for signed numbers (`sides="both"`), and sequential for numbers of one sign: `"below"`
-    (log-probabilities) or `"above"`. Heat maps of one page share a scale, so that their colours compare.
+    It has both sides for signed numbers, and one for numbers of one sign, such as log-probabilities (`"below"`).
     """
 
     limit: float
@@ -39,10 +38,7 @@ class ColorScale:
 
     @classmethod
     def of(cls, rewards: Iterable[Iterable[float]], center: float = 0.0) -> "ColorScale":
-        """
-        The scale on which 95% of all tokens stay below the strongest colour, so that a few extreme ones do not wash
-        out the others, with the sides that rewards are on. `rewards` has one iterable a completion.
-        """
+        """The scale of completions, on which a few extreme tokens do not wash out the others."""
         differences = [r - center for row in rewards for r in row if math.isfinite(r)]
         distances = sorted(map(abs, differences))
         limit = distances[math.ceil(QUANTILE * (len(distances) - 1))] if distances else 0.0
@@ -54,9 +50,7 @@ class ColorScale:
         return max(-1.0, min(1.0, (reward - self.center) / self.limit))
 
     def shade(self, reward: float) -> str:
-        """
-        CSS class of a reward: `"p1"`..`"p8"` above the centre, `"n1"`..`"n8"` below, `""` at it, `"bad"` for NaN.
-        """
+        """CSS class: `"p1"`..`"p8"` above the centre, `"n1"`..`"n8"` below, `""` at it, `"bad"` for NaN."""
         if math.isnan(reward):
             return "bad"
         share = self.share(reward)
@@ -110,12 +104,10 @@ def heat_maps(
     decimals: int | None = None,
 ) -> Markup:
     """
-    Completions in the colours of what their tokens contribute to one number, in one scale, under its legend, with the
-    sum above each. `what` is what the colours stand for, `total` the name of the number, and a `unit` may be a
-    sentence. By default, numbers have at least 3 decimals, and as many as the shares of a mean need.
-
-    Raises `ValueError` if the contributions of a completion and its `rest` do not sum to its `total`: the page would
-    show another number than the one that judges.
+    Completions in the colours of what (`what`) their tokens, or other units, contribute to one number (`total` is its
+    name), in one scale, under its legend, with the sum above each. By default, numbers have at least 3 decimals, and
+    as many as the shares of a mean need. Raises `ValueError` if the contributions of a completion and its `rest` do
+    not sum to its `total`: the page would show another number than the one that judges.
     """
     scale = ColorScale.of((row.contributions for row in rows), center=center)
     if decimals is None:
@@ -147,10 +139,8 @@ def _sum_in_words(row: HeatMapRow, total: str, unit: str) -> str:
 
 def token_heat_map(row: HeatMapRow, scale: ColorScale, meta: str, unit: str = "token", decimals: int = 3) -> Markup:
     """
-    A completion with every token in the colour of what it contributes, under its prompt and a line of `meta`. Pointing
-    at a token, or tapping it, shows its numbers; the lowest and the highest stand below.
-
-    A token that ends inside a character has an empty span; text outside all spans (what a tool wrote) is shown without
+    A completion with every token in the colour of what it contributes; pointing at a token, or tapping it, shows its
+    numbers. A token that ends inside a character has an empty span; text outside all spans (what a tool wrote) has no
     colour.
     """
     text, offsets = row.text, row.offsets
@@ -225,7 +215,7 @@ def _token_text(token: str) -> Markup:
         elif blank and character in " \t":
             pieces.append(Markup("<i>{}</i>").format("·" if character == " " else "→\t"))
         elif character != "\t" and (is_hidden(character) or alone):
-            pieces.append(Markup('<span class="u">{}</span>').format(character_name(character)))
+            pieces.append(Markup('<span class="u">{}</span>').format(f"U+{ord(character):04X}"))
         else:
             pieces.append(escape(character))
     return Markup("").join(pieces)

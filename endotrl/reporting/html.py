@@ -59,11 +59,8 @@ def page(
 ) -> str:
     """
     A whole HTML page in one file, to be written as UTF-8. `sections` are headings (as text; `""` for none) and
-    contents: a content that is not `Markup` is text, and becomes a paragraph; join several blocks with
-    `Markup("").join(blocks)`.
-
-    A `script` of ours is the only one that the page runs: its security policy has the script's digest. `data`, JSON
-    values, is what it finds in the element `data`.
+    contents: what is not `Markup` is text, and becomes a paragraph. A `script` of ours is the only one that the page
+    runs: its security policy has the script's digest. `data`, JSON values, is what it finds in the element `data`.
     """
     body = Markup("\n").join(
         Markup("<section>{}{}</section>").format(
@@ -94,8 +91,7 @@ def notebook_cell(blocks: Markup) -> str:
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "", decimals: int = 3) -> Markup:
     """
     An HTML table. Numbers are aligned right and rounded, `None` is a dash, `Markup` is kept, and anything else is
-    text. On a narrow screen it scrolls sideways by itself, under its caption and beside a first column of short text;
-    columns of short text do not wrap.
+    text. On a narrow screen it scrolls sideways by itself; columns of short text do not wrap.
     """
     cells = [list(row) for row in rows]
     for row in cells:
@@ -127,21 +123,20 @@ def settings_table(settings: Mapping[str, object]) -> Markup:
     return table(["setting", "value"], [[name, None if v is None else str(v)] for name, v in settings.items()])
 
 
+def png_address(image: bytes) -> str:
+    """A PNG as the address of a picture, which a page holds itself."""
+    return f"data:image/png;base64,{base64.b64encode(image).decode('ascii')}"
+
+
 def figure(image: bytes, caption: str = "", alt: str = "") -> Markup:
-    """
-    A PNG, embedded in the page. It is never wider than the page, but where a narrow screen would make it too small to
-    read, it scrolls sideways.
-    """
+    """A PNG, embedded in the page; where a narrow screen would make it too small to read, it scrolls sideways."""
     if not image.startswith(b"\x89PNG\r\n\x1a\n"):
         raise ValueError(f"The image is not a PNG file: it begins with {image[:8]!r}.")
-    picture = Markup('<img alt="{}" src="data:image/png;base64,{}">').format(
-        plain(alt or caption), base64.b64encode(image).decode("ascii")
-    )
+    picture = Markup('<img alt="{}" src="{}">').format(plain(alt or caption), png_address(image))
     if int.from_bytes(image[16:20], "big") > MAX_PHONE_PIXELS:  # the width, in the header of a PNG file
         picture = Markup('<div class="scroll">{}</div>').format(picture)
     return Markup("<figure>{}{}</figure>").format(
-        picture,
-        Markup("<figcaption>{}</figcaption>").format(plain(caption)) if caption else "",
+        picture, Markup("<figcaption>{}</figcaption>").format(plain(caption)) if caption else ""
     )
 
 

@@ -60,11 +60,7 @@ def terminal_text(text: str, limit: int = 300) -> str:
 
 
 def terminal_table(
-    headers: Sequence[str],
-    rows: Iterable[Sequence[object]],
-    title: str = "",
-    fold: bool = False,
-    decimals: int = 3,
+    headers: Sequence[str], rows: Iterable[Sequence[object]], title: str = "", fold: bool = False, decimals: int = 3
 ) -> "Table":
     """
     A table for [`rich.console.Console.print`]. Numbers are aligned right; a last column of text takes the width that

@@ -13,7 +13,7 @@ def plain(text: str, newline: str = "\n") -> str:
     Text without characters that act on what is around them: control characters, direction overrides, zero-width and
     unassigned characters are written by name, such as `‹U+202E›`. Escapes nothing: that is left to `Markup`.
     """
-    return "".join(newline if c == "\n" else f"‹{character_name(c)}›" if is_hidden(c) else c for c in text)
+    return "".join(newline if c == "\n" else f"‹U+{ord(c):04X}›" if is_hidden(c) else c for c in text)
 
 
 def number(value: float | None, decimals: int = 3, sign: bool = False) -> str:
@@ -50,8 +50,3 @@ def is_hidden(character: str) -> bool:
     if character in "\n\t" or character in JOINERS:
         return False
     return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
-
-
-def character_name(character: str) -> str:
-    """A character by its code point, such as `U+202E`."""
-    return f"U+{ord(character):04X}"

@@ -152,11 +152,17 @@ def columns_of(stats: TokenStats, token_rewards: Tensor) -> dict[str, Tensor]:
 
 def pictures_of(prompt: Any, images: Sequence[Any] | None = None) -> Markup:
     """The images of a prompt, and those of its columns: see [`~endotrl.rendering.images.place_images`]."""
-    page = Markup("")
-    for place, picture in enumerate(place_images(0, prompt, images)[1], start=1):
+    pictures = enumerate(thumbnails(prompt, images), start=1)
+    return Markup("").join(figure(picture, alt=f"Image {number} of the prompt") for number, picture in pictures)
+
+
+def thumbnails(prompt: Any, images: Sequence[Any] | None = None) -> list[bytes]:
+    """The same as PNG files."""
+    shown = []
+    for picture in place_images(0, prompt, images)[1]:
         image = load_picture(0, picture).convert("RGB")
         image.thumbnail((MAX_PIXELS, MAX_PIXELS))
         buffer = BytesIO()
         image.save(buffer, format="png")
-        page += figure(buffer.getvalue(), alt=f"Image {place} of the prompt")
-    return page
+        shown.append(buffer.getvalue())
+    return shown

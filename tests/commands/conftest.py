@@ -13,6 +13,12 @@ from ..evaluation.conftest import own_code, reward_model_path, sentence_model_pa
 __all__ = ["own_code", "reward_model_path", "sentence_model_path"]
 
 
+@pytest.fixture(autouse=True)
+def eighty_columns(monkeypatch, tmp_path):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture
 def fake_vllm(monkeypatch):
     """A stand-in for vLLM, which says the same two tokens always, and notes what it is asked."""

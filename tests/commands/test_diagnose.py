@@ -11,11 +11,6 @@ from endotrl.commands.main import main
 from ..monitoring.diagnosis.runs import changed, healthy, write_state
 
 
-@pytest.fixture(autouse=True)
-def eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-
-
 @pytest.fixture
 def runs(tmp_path: Path) -> dict[str, str]:
     logs = {

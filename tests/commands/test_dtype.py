@@ -12,6 +12,8 @@ from endotrl.commands import common
 from endotrl.commands.main import main
 from endotrl.frozen import cpu_dtype
 
+from ..evaluation.rows import write
+
 
 ROWS = [{"prompt": f"{i} + 1 =", "completions": [" a b", " c"]} for i in range(3)]
 BENCH = [{"prompt": "b", "chosen": "c d", "rejected": "e", "subset": "alpacaeval-easy", "id": i} for i in range(3)]
@@ -22,11 +24,9 @@ def dtype_of(
     tiny_model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., tuple[int, str | None]]:
     """Runs a command; gives the exit code, and the dtype that the files say."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    single = [{"prompt": row["prompt"], "completion": row["completions"][0]} for row in ROWS]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in single))
-    (tmp_path / "bench.jsonl").write_text("".join(json.dumps(row) + "\n" for row in BENCH))
+    write(tmp_path / "in.jsonl", ROWS)
+    write(tmp_path / "rows.jsonl", [{"prompt": row["prompt"], "completion": row["completions"][0]} for row in ROWS])
+    write(tmp_path / "bench.jsonl", BENCH)
     commands = {
         "score": (["score", "rows.jsonl"], "rows.scores.jsonl.meta.json"),
         "pairs": (["pairs", "in.jsonl"], "in.pairs.jsonl.scores/settings.json"),
@@ -64,7 +64,6 @@ def test_the_faster_one_and_a_resumed_run_keeps_it(
 
 
 def test_forecasts_too(tiny_model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(common, "NARROW", 1)
     monkeypatch.setattr(cpu_dtype, "matmul_seconds", lambda: {"bfloat16": 1.0, "float32": 3.0})
     (tmp_path / "q.jsonl").write_text('{"prompt": "a", "answer": "b"}\n' * 2)
@@ -74,10 +73,9 @@ def test_forecasts_too(tiny_model_path: str, tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_device_that_is_none_is_refused_first(
-    tiny_model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_model_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "bench.jsonl").write_text("".join(json.dumps(row) + "\n" for row in BENCH))
+    write(tmp_path / "bench.jsonl", BENCH)
     words = ["--data", "bench.jsonl", "--model", tiny_model_path, "--device", "gpu:x"]
     assert main(["eval", "reward-bench", *words]) == 2
     assert "--device gpu:x cannot be used" in capsys.readouterr().err

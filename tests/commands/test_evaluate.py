@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from endotrl import SentenceReward
 from endotrl.commands.evaluate_options import BENCHMARK_HELP, NEEDS_DATA
 from endotrl.commands.main import main, make_parser
 from endotrl.evaluation.benchmarks import BENCHMARKS
+from endotrl.evaluation.benchmarks.dsp import DOMAINS
 from endotrl.evaluation.examples_page import answer_example
 from endotrl.evaluation.questions import Question
 from endotrl.evaluation.results import compare, pairs_of
@@ -30,33 +31,14 @@ from ..support.reference import chatml
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\x1b[31m"
 
 
-@pytest.fixture(autouse=True)
-def eighty_columns(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
-
-
 @pytest.fixture
 def evaluate(tiny_model_path, tmp_path):
     """Runs `endotrl eval` with the tiny model, and returns what it wrote."""
 
     def run(name, path, *options, output="out"):
         folder = tmp_path / output
-        code = main(
-            [
-                "eval",
-                name,
-                "--model",
-                tiny_model_path,
-                "--device",
-                "cpu",
-                "--data",
-                path,
-                "--output",
-                str(folder),
-                *options,
-            ]
-        )
-        assert code == 0
+        command = ["eval", name, "--model", tiny_model_path, "--device", "cpu", "--data", path]
+        assert main([*command, "--output", str(folder), *options]) == 0
         return json.loads((folder / "results.json").read_text())
 
     return run
@@ -121,15 +103,12 @@ class TestBrowser:
 
     def test_samples(self):
         row = {"right": [False, True, True], "texts": ["a", "b", "c"], "finished": [True, False, True]}
-        example = answer_example(
-            Question("7", "1+1?", "2"), "seed 0", row, {"s": [0.5, 0.25, -1.0], "t": [0.0, 1.0, 1.0]}
-        )
+        question = Question("7", "1+1?", "2")
+        example = answer_example(question, "seed 0", row, {"s": [0.5, 0.25, -1.0], "t": [0.0, 1.0, 1.0]})
         assert example.pieces == [("a", "wrong"), ("b", "right, cut off"), ("c", "right")]
         assert example.choice == [0, 1] and example.right == [0.0, 1.0]
         assert example.margin == [-0.25, 1.0] and example.pair == [(1, 0), (1, 0)]
-        alike = answer_example(
-            Question("7", "1+1?", "2"), "seed 0", {**row, "right": [True] * 3}, {"s": [0.5, 0.25, -1.0]}
-        )
+        alike = answer_example(question, "seed 0", {**row, "right": [True] * 3}, {"s": [0.5, 0.25, -1.0]})
         assert alike.margin == [None] and alike.pair == [(0, 1)]
 
 
@@ -148,17 +127,7 @@ class TestBenchmark:
             lengths = [example["tokens"] for example in results["examples"]]
             assert results["ties"][name] == sum(pair.margin == 0 for pair in pairs_of(items, scores, lengths))
         assert results["num_items"] == 3 and results["tokens"] == sum(sum(e["tokens"]) for e in results["examples"])
-        for key in (
-            "model",
-            "model_version",
-            "settings",
-            "versions",
-            "seconds",
-            "command",
-            "started",
-            "tie_rule",
-            "data",
-        ):
+        for key in "model model_version settings versions seconds command started tie_rule data".split():
             assert results[key], key
         out = capsys.readouterr().out
         assert max(map(len, out.splitlines()[:16])) <= 80
@@ -216,9 +185,7 @@ class TestBenchmark:
         evaluate("preference", write(tmp_path / "p.jsonl", rows))
         lines = capsys.readouterr().out.splitlines()
         assert max(map(len, lines[:32])) <= 80
-        assert (
-            sum(" 0." in line or " 1." in line for line in lines if "_residual:" in line or "residual:" in line) >= 6
-        )
+        assert sum(" 0." in line or " 1." in line for line in lines if "residual:" in line) >= 6
 
     def test_few_items_are_called_few(self, evaluate, tmp_path, capsys):
         path = write(tmp_path / "pairs.jsonl", [PAIR_ROW, {**PAIR_ROW, "prompt": "Say no"}])
@@ -267,20 +234,13 @@ class TestBenchmark:
         ]
         classifier, sentence = (f"reward_model:{path}" for path in (reward_model_path, sentence_model_path))
         names = ["bellman.sum", "residual:bellman.sum", classifier, sentence, f"residual:{sentence}", "length"]
-        results = evaluate(
-            "preference",
-            write(tmp_path / "pairs.jsonl", rows),
-            "--scorers",
-            *names,
-            *(["--chat"] if chat else []),
-        )
+        options = ["--scorers", *names, *(["--chat"] if chat else [])]
+        results = evaluate("preference", write(tmp_path / "pairs.jsonl", rows), *options)
         assert list(results["metrics"]) == names
         answers = [row[key] for row in rows for key in ("chosen", "rejected")]
         questions = [row["prompt"] for row in rows for _ in range(2)]
         prompts = [[{"role": "user", "content": question}] for question in questions] if chat else questions
-        scores = {
-            name: [score for example in results["examples"] for score in example["scores"][name]] for name in names
-        }
+        scores = {name: sum((example["scores"][name] for example in results["examples"]), []) for name in names}
         expected = SentenceReward(sentence_model_path, device="cpu")(prompts, answers)
         assert scores[sentence] == pytest.approx(expected, abs=1e-4) and len(set(expected)) > 5
         model = AutoModelForSequenceClassification.from_pretrained(reward_model_path).eval()
@@ -305,22 +265,14 @@ class TestBenchmark:
         assert len(results["details"]["bellman.sum"]["thresholds"]) == 2
         assert results["length"] == {} and "average F1" in results["headline"]
         assert all(len(example["scores"]["position"]) == 3 for example in results["examples"])
-        missed = [
-            row["label"] >= 0 and e["scores"]["bellman.sum"][row["label"]] > min(e["scores"]["bellman.sum"])
-            for row, e in zip(rows, results["examples"], strict=True)
-        ]
+        scores = [example["scores"]["bellman.sum"] for example in results["examples"]]
+        labels = [row["label"] for row in rows]
+        missed = [label >= 0 and row[label] > min(row) for label, row in zip(labels, scores, strict=True)]
         assert (tmp_path / "out" / "report.html").read_text().count("first wrong step") == min(4, sum(missed)) > 0
 
     def test_criteria(self, evaluate, tmp_path):
-        from endotrl.evaluation.benchmarks.dsp import DOMAINS
-
-        rows = [
-            {
-                "query": "Hi",
-                "responses": dict.fromkeys([*DOMAINS, "normal"], "") | {"academy": "Hello", "normal": "Yo"},
-            }
-        ]
-        path = write(tmp_path / "f.json", rows)
+        responses = dict.fromkeys([*DOMAINS, "normal"], "") | {"academy": "Hello", "normal": "Yo"}
+        path = write(tmp_path / "f.json", [{"query": "Hi", "responses": responses}])
         criteria = tmp_path / "criteria.json"
         criteria.write_text(json.dumps({domain: f"Be {domain}." for domain in DOMAINS}))
         results = evaluate("dsp", path, "--criteria", str(criteria), "--scorers", "bellman.sum")
@@ -361,33 +313,27 @@ class TestCompare:
         a = evaluate("preference", path, "--scorers", "bellman.sum", "length", output="a")
         b = evaluate("preference", path, "--scorers", "bellman.sum", "length", "--chat", "--limit", "25", output="b")
         capsys.readouterr()
-        code = main(
-            ["eval", "compare", str(tmp_path / "a"), str(tmp_path / "b"), "--markdown", str(tmp_path / "c.md")]
-        )
+        assert main(["eval", "compare", "a", "b", "--markdown", "c.md"]) == 0
         out = capsys.readouterr().out
-        assert code == 0 and "5 items that not all of the runs have are left out" in out
+        assert "5 items that not all of the runs have are left out" in out
         assert max(map(len, out.splitlines()[:8])) <= 80
         # Recomputed from the examples of the 25 items that both have.
-        right = {
-            run: [e["scores"]["bellman.sum"][0] > e["scores"]["bellman.sum"][1] for e in results["examples"][:25]]
-            for run, results in (("a", a), ("b", b))
+        scores = [[e["scores"]["bellman.sum"] for e in results["examples"][:25]] for results in (a, b)]
+        first, second = (sum(better > worse for better, worse in row) for row in scores)
+        rows = {
+            line.split("|")[1].strip(): line for line in (tmp_path / "c.md").read_text().splitlines() if "|" in line
         }
-        gap = (sum(right["b"]) - sum(right["a"])) / 25
-        row = next(line for line in (tmp_path / "c.md").read_text().splitlines() if line.startswith("| bellman.sum"))
-        assert row.split("|")[5].strip().replace("−", "-") in (f"{gap:+.3f}", "0.000")
-        length = next(line for line in (tmp_path / "c.md").read_text().splitlines() if line.startswith("| length"))
-        assert "noise" in length  # the same in both
+        gap = rows["bellman.sum"].split("|")[5].strip().replace("−", "-")
+        assert gap in (f"{(second - first) / 25:+.3f}", "0.000")
+        assert "noise" in rows["length"]  # the same in both
 
     def test_three_models_in_one_table(self, evaluate, tmp_path, capsys):
-        rows = [{"prompt": f"Say {i}", "chosen": "yes", "rejected": "no, I will not", "id": i} for i in range(24)]
-        path = write(tmp_path / "p.jsonl", rows)
-        evaluate("preference", path, "--scorers", "length", "random", output="a")
-        swapped = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in rows]
-        write(tmp_path / "p.jsonl", swapped)
-        evaluate("preference", path, "--scorers", "length", "random", output="b")
+        for output, answers in (("a", ("yes", "no, I will not")), ("b", ("no, I will not", "yes"))):
+            responses = dict(zip(("chosen", "rejected"), answers, strict=True))
+            path = write(tmp_path / "p.jsonl", [{"prompt": f"Say {i}", "id": i, **responses} for i in range(24)])
+            evaluate("preference", path, "--scorers", "length", "random", output=output)
         capsys.readouterr()
-        runs = [str(tmp_path / name) for name in "aba"]
-        assert main(["eval", "compare", *runs, "--markdown", str(tmp_path / "c.md")]) == 0
+        assert main(["eval", "compare", *"aba", "--markdown", "c.md"]) == 0
         out = capsys.readouterr().out
         verdict = "B is better than A; B is highest (accuracy of length: A 0.000, B 1.000, C 0.000)."
         assert " ".join(out.split()).startswith(verdict)
@@ -397,7 +343,7 @@ class TestCompare:
         assert max(map(len, out.splitlines()[:10])) <= 80
         table = (tmp_path / "c.md").read_text()
         assert "| length | accuracy of B | 0.000 | 1.000 | +1.000 | +1.000 to +1.000 | better |" in table
-        assert main(["eval", "compare", runs[0]]) == 2
+        assert main(["eval", "compare", "a"]) == 2
 
     def test_needs_no_torch(self, evaluate, tmp_path):
         evaluate("preference", write(tmp_path / "p.jsonl", [PAIR_ROW]), "--scorers", "length")
@@ -428,9 +374,9 @@ class TestCompare:
     def test_not_comparable(self, evaluate, tmp_path, rm_bench, capsys):
         evaluate("rm-bench", rm_bench, "--scorers", "length", output="a")
         evaluate("preference", write(tmp_path / "p.jsonl", [PAIR_ROW]), "--scorers", "length", output="b")
-        assert main(["eval", "compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 2
+        assert main(["eval", "compare", "a", "b"]) == 2
         assert "different benchmarks: rm-bench and preference" in capsys.readouterr().err
-        assert main(["eval", "compare", str(tmp_path / "a"), str(tmp_path / "none")]) == 2
+        assert main(["eval", "compare", "a", "none"]) == 2
         assert "is no run of endotrl eval" in capsys.readouterr().err
 
 
@@ -439,7 +385,7 @@ class TestGeneration:
         rows = [{"question": f"{i}+{i}?", "answer": str(2 * i), "id": i} for i in range(4)]
         return write(tmp_path / "q.jsonl", rows)
 
-    def test_pass_at_k(self, evaluate, tmp_path):
+    def test_pass_at_k(self, evaluate, tmp_path, capsys):
         options = ["--samples", "3", "--k", "2", "--seeds", "0", "1", "--max-new-tokens", "6", "--instruction="]
         results = evaluate("generation", self.questions(tmp_path), *options)
         lines = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]
@@ -449,6 +395,10 @@ class TestGeneration:
         assert set(results["pass@1 by seed"]) == {"0", "1"} and results["headline"] == ["greedy", "pass@1", "pass@2"]
         again = evaluate("generation", self.questions(tmp_path), *options)
         assert again["metrics"] == results["metrics"]
+        # A run without the first one's main figure is compared by another.
+        evaluate("generation", self.questions(tmp_path), *options, "--no-greedy", output="sampled")
+        assert main(["eval", "compare", "out", "sampled"]) == 0
+        assert "(pass@1 of answers: A " in " ".join(capsys.readouterr().out.split())
         assert len((tmp_path / "out" / "answers.jsonl").read_text().splitlines()) == 12
         assert "answers" in (tmp_path / "out" / "report.html").read_text()
 
@@ -471,9 +421,9 @@ class TestGeneration:
         assert list(value) == ["log_prob.mean", "length", "majority", "random", "best possible"]
         assert value["random"] == pytest.approx(sum(sum(line["right"]) for line in lines) / 16)
         assert value["best possible"] == pytest.approx(sum(any(line["right"]) for line in lines) / 4)
+        samples = [list(zip(line["right"], line["tokens"], strict=True)) for line in lines]
         longest = [
-            [right for right, n in zip(line["right"], line["tokens"], strict=True) if n == max(line["tokens"])]
-            for line in lines
+            [right for right, n in row if n == max(line["tokens"])] for line, row in zip(lines, samples, strict=True)
         ]
         assert value["length"] == pytest.approx(sum(sum(row) / len(row) for row in longest) / 4)
         hopeless = sum(not any(line["right"]) for line in lines)
@@ -481,10 +431,10 @@ class TestGeneration:
         data = browser_data(tmp_path / "out" / "examples.html")
         assert data["scorers"] == ["log_prob.mean", "length", "majority"]
         for shown, line in zip(data["examples"], lines, strict=True):
-            assert shown["scores"][1] == line["tokens"] and shown["choice"][1] == line["tokens"].index(
-                max(line["tokens"])
-            )
-        assert "What each scorer chose" in (tmp_path / "out" / "report.html").read_text()
+            assert shown["scores"][1] == line["tokens"]
+            assert shown["choice"][1] == line["tokens"].index(max(line["tokens"]))
+        table = (tmp_path / "out" / "report.html").read_text().partition("What each scorer chose")[2]
+        assert all(table.count(f">{i}+{i}?</td>") <= 1 for i in range(4)) and "</table>" in table
 
     def test_one_engine_of_vllm(self, evaluate, tmp_path, fake_vllm):
         options = ["--samples", "2", "--seeds", "0", "1", "--backend", "vllm", "--trust-remote-code"]
@@ -502,15 +452,7 @@ class TestGeneration:
     def test_best_of_n_by_a_model_with_code_of_its_own(self, tiny_model_path, tmp_path, own_code, monkeypatch, capsys):
         monkeypatch.setattr("endotrl.commands.evaluate_answers.is_right", lambda *args, **kwargs: True)
         command = ["eval", "best-of-n", "--model", tiny_model_path, "--reward-model", own_code(tiny_model_path)]
-        command += [
-            "--data",
-            self.questions(tmp_path),
-            "--output",
-            str(tmp_path / "out"),
-            "--quiet",
-            "--device",
-            "cpu",
-        ]
+        command += ["--data", self.questions(tmp_path), "--output", "out", "--quiet", "--device", "cpu"]
         command += ["--samples", "2", "--max-new-tokens", "4", "--scorers", "log_prob.mean"]
         assert main(command) == 2
         assert "trust_remote_code" in capsys.readouterr().err
@@ -518,23 +460,7 @@ class TestGeneration:
 
     def test_k_needs_samples(self, tiny_model_path, tmp_path, capsys):
         path = self.questions(tmp_path)
-        assert (
-            main(
-                [
-                    "eval",
-                    "generation",
-                    "--model",
-                    tiny_model_path,
-                    "--data",
-                    path,
-                    "--k",
-                    "9",
-                    "--output",
-                    str(tmp_path),
-                ]
-            )
-            == 2
-        )
+        assert main(["eval", "generation", "--model", tiny_model_path, "--data", path, "--k", "9"]) == 2
         assert "pass@9 cannot be estimated from 4 samples" in capsys.readouterr().err
 
 
@@ -545,14 +471,11 @@ def test_markdown_table_escapes():
 @pytest.mark.slow
 def test_smollm2_on_real_pairs(smollm2_path, tmp_path):
     """The reward of a real model on real rows agrees with an implementation that shares nothing with this one."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     source = json.loads(Path(real_file("llmbar/natural.json")).read_text())
     rows = sorted(source, key=lambda row: len(row["input"] + row["output_1"] + row["output_2"]))[:3]
     path = write(tmp_path / "natural.json", rows)
-    code = main(["eval", "llmbar", "--model", smollm2_path, "--device", "cpu", "--data", path, "--output", str(tmp_path / "o"), "--scorers", "bellman.sum", "--dtype", "float32"])  # fmt: skip
-    assert code == 0
+    options = ["--device", "cpu", "--output", "o", "--scorers", "bellman.sum", "--dtype", "float32"]
+    assert main(["eval", "llmbar", "--model", smollm2_path, "--data", path, *options]) == 0
     tokenizer = AutoTokenizer.from_pretrained(smollm2_path)
     model = AutoModelForCausalLM.from_pretrained(smollm2_path).eval()
     results = json.loads((tmp_path / "o" / "results.json").read_text())
@@ -560,9 +483,8 @@ def test_smollm2_on_real_pairs(smollm2_path, tmp_path):
     for row, example in zip(rows, results["examples"], strict=True):
         scores = []
         for text in (row["output_1"], row["output_2"]):
-            prompt = tokenizer.apply_chat_template(
-                [{"role": "user", "content": row["input"]}], add_generation_prompt=True, tokenize=False
-            )
+            talk = [{"role": "user", "content": row["input"]}]
+            prompt = tokenizer.apply_chat_template(talk, add_generation_prompt=True, tokenize=False)
             head = tokenizer(prompt, add_special_tokens=False)["input_ids"]
             ids = tokenizer(prompt + text + "<|im_end|>", add_special_tokens=False)["input_ids"]
             with torch.no_grad():

@@ -7,32 +7,23 @@ from endotrl import EndogenousReward
 from endotrl.commands.main import main
 from endotrl.forecasting.sampling import MixtureSampler
 
+from ..evaluation.rows import write
+
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("a", "a b c d e", "f g")]
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    path = tmp_path_factory.mktemp("data") / "questions.jsonl"
     rows = [{"prompt": row, "answer": "b"} for row in PROMPTS]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return write(tmp_path_factory.mktemp("data") / "questions.jsonl", rows)
 
 
 class TestCommand:
     options = ("--max-new-tokens", "4", "--grader", "text", "--samples", "8", "--betas", "2", "0.5", "--device", "cpu")
 
     def test_files_and_resuming(self, tiny_policy_path, data, tmp_path, capsys, monkeypatch):
-        command = [
-            "forecast",
-            "--model",
-            tiny_policy_path,
-            "--data",
-            str(data),
-            *self.options,
-            "--output",
-            str(tmp_path / "o"),
-        ]
+        command = ["forecast", "--model", tiny_policy_path, "--data", data, *self.options, "--output", "o"]
         assert main([*command, "--trainer", "rloo"]) == 0
         shown = capsys.readouterr().out
         result = json.loads((tmp_path / "o" / "forecast.json").read_text())
@@ -41,9 +32,8 @@ class TestCommand:
         assert set(result["alternatives"]) >= {"sampled", "greedy", "temperature=0.5", "majority", "best_of_n"}
         assert all(len(row["accuracy_interval"]) == 2 and row["ess"] >= 1 for row in result["betas"])
         page = (tmp_path / "o" / "report.html").read_text()
-        assert (
-            "2605.04542" in page and "2601.21590" in page and page.index("questions are too few") < page.index("<img")
-        )
+        assert "2605.04542" in page and "2601.21590" in page
+        assert page.index("questions are too few") < page.index("<img")
         # A line is lost, as by a kill: it is made again, and nothing else.
         log = tmp_path / "o" / "answers.jsonl"
         lines = log.read_bytes().splitlines(keepends=True)
@@ -58,7 +48,7 @@ class TestCommand:
         assert "`seed` was 0 and is 7" in capsys.readouterr().err
 
     def test_other_rewards_and_power_sampling(self, tiny_policy_path, data, tmp_path, capsys):
-        command = ["forecast", "--model", tiny_policy_path, "--data", str(data), *self.options, "--quiet"]
+        command = ["forecast", "--model", tiny_policy_path, "--data", data, *self.options, "--quiet"]
         assert main([*command, "--output", str(tmp_path / "a"), "--power-sampling", "1"]) == 0
         assert main([*command, "--output", str(tmp_path / "b"), "--aggregate", "mean", "--alpha", "0.5"]) == 0
         assert "power_sampling" in json.loads((tmp_path / "a" / "forecast.json").read_text())["alternatives"]
@@ -74,7 +64,7 @@ class TestCommand:
         assert "a forecast needs a number for each" in capsys.readouterr().err
 
     def test_vllm(self, tiny_model_path, data, tmp_path, fake_vllm):
-        command = ["forecast", "--model", tiny_model_path, "--data", str(data), *self.options, "--quiet"]
+        command = ["forecast", "--model", tiny_model_path, "--data", data, *self.options, "--quiet"]
         assert main([*command, "--output", str(tmp_path / "v"), "--backend", "vllm"]) == 0
         # One temperature after another; the tokens that it says are scored by the model.
         assert [(call.n, call.temperature) for call in fake_vllm.asked] == [(4, 1.0), (2, 0.7), (2, 0.5), (1, 0.0)]
@@ -87,7 +77,7 @@ class TestCommand:
         assert record["rewards"] == pytest.approx([expected] * 9, abs=1e-4)
 
     def test_errors(self, tiny_policy_path, data, tmp_path, capsys):
-        command = ["forecast", "--model", tiny_policy_path, "--data", str(data), "--output", str(tmp_path / "e")]
+        command = ["forecast", "--model", tiny_policy_path, "--data", data, "--output", str(tmp_path / "e")]
         for options, words in (
             (["--temperatures", "0.5"], "1 among them"),
             (["--samples", "2"], "too few for the temperatures"),

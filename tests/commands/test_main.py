@@ -12,10 +12,13 @@ from types import ModuleType
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from endotrl import EndogenousReward, __version__
 from endotrl.commands.main import main, make_parser
 from endotrl.reporting import correlation_in_words
+
+from ..evaluation.rows import write
 
 
 ROWS = [
@@ -26,25 +29,16 @@ ROWS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def eighty_columns(monkeypatch, tmp_path):
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.chdir(tmp_path)
-
-
 @pytest.fixture
 def source(tmp_path):
-    path = tmp_path / "in.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
-    return path
+    return Path(write(tmp_path / "in.jsonl", ROWS))
 
 
 @pytest.fixture
 def score(tiny_model_path, source):
     """Runs `endotrl score` on the rows with the tiny model."""
-    return lambda *options, file=source: main(
-        ["score", str(file), "--model", tiny_model_path, "--device", "cpu", *options]
-    )
+    options = ["--model", tiny_model_path, "--device", "cpu"]
+    return lambda *more, file=source: main(["score", str(file), *options, *more])
 
 
 class TestParser:
@@ -120,15 +114,11 @@ class TestScore:
         assert "line 1 · id a · reward −" in html
 
     def test_settings_reach_the_reward(self, score, tmp_path, tiny_model_path, capsys):
-        options = ["--alpha", "0.7", "--gamma", "0.9", "--token-reward", "centered", "--aggregate", "discounted"]
-        assert (
-            score(*options, "--discount", "0.9", "--criterion", "Be brief.", "--output", str(tmp_path / "o.jsonl"))
-            == 0
-        )
-        reward = EndogenousReward(
-            tiny_model_path, alpha=0.7, gamma=0.9, token_reward="centered", aggregate="discounted", discount=0.9,
-            criterion="Be brief.", device="cpu",
-        )  # fmt: skip
+        settings = {"alpha": 0.7, "gamma": 0.9, "token_reward": "centered", "aggregate": "discounted", "discount": 0.9}
+        settings["criterion"] = "Be brief."
+        options = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+        assert score(*options, "--output", str(tmp_path / "o.jsonl")) == 0
+        reward = EndogenousReward(tiny_model_path, device="cpu", **settings)
         for line, row in zip((tmp_path / "o.jsonl").read_text().splitlines(), ROWS, strict=True):
             (expected,) = reward(prompts=[row["prompt"]], completions=[row["completion"]])
             assert json.loads(line)["reward"] == pytest.approx(expected, abs=1e-4)
@@ -149,13 +139,9 @@ class TestScore:
         assert re.sub(seconds, "", again) == re.sub(seconds, "", maps)
 
     def test_cut_off_rows_are_judged_as_the_option_says(self, score, tmp_path, tiny_model_path, capsys):
-        from transformers import AutoTokenizer
-
         ids = AutoTokenizer.from_pretrained(tiny_model_path)(" It is, beyond")["input_ids"]
-        source = tmp_path / "cut.jsonl"
-        source.write_text(
-            json.dumps({"prompt": "What is 2 + 2?", "completion": " It is, beyond", "completion_ids": ids}) + "\n"
-        )
+        row = {"prompt": "What is 2 + 2?", "completion": " It is, beyond", "completion_ids": ids}
+        source = write(tmp_path / "cut.jsonl", [row])
         rewards = {}
         for truncation in ("terminal", "bootstrap", "skip"):
             output = tmp_path / f"{truncation}.jsonl"
@@ -194,17 +180,8 @@ class TestScore:
         assert "More rows are bad" in captured.err and "bad.scores.jsonl.errors.jsonl names them all" in captured.err
 
     def test_from_and_to_standard_streams(self, tiny_model_path, source):
-        command = [
-            sys.executable,
-            "-m",
-            "endotrl.commands.main",
-            "score",
-            "-",
-            "--model",
-            tiny_model_path,
-            "--device",
-            "cpu",
-        ]
+        options = ["--model", tiny_model_path, "--device", "cpu"]
+        command = [sys.executable, "-m", "endotrl.commands.main", "score", "-", *options]
         done = subprocess.run(command, stdin=source.open("rb"), capture_output=True, check=True)
         assert [json.loads(line)["line"] for line in done.stdout.splitlines()] == [1, 2, 3, 4]
         assert b"First rows" in done.stderr and b"Traceback" not in done.stderr
@@ -223,8 +200,7 @@ class TestScore:
             (["FILE", "--model", "MODEL", "--output", "FILE"], "would be written over the input"),
         ],
     )
-    def test_errors_are_one_message(self, options, reason, source, tiny_model_path, tmp_path, monkeypatch, capsys):
-        monkeypatch.chdir(tmp_path)
+    def test_errors_are_one_message(self, options, reason, source, tiny_model_path, tmp_path, capsys):
         before = source.read_bytes()
         names = {"FILE": str(source), "MODEL": tiny_model_path}
         assert main(["score", *(names.get(option, option) for option in options)]) == 2
@@ -258,9 +234,7 @@ class TestScore:
     def test_interruption_by_signal_and_kill(self, score, tiny_model_path, tmp_path):
         """Ctrl-C, then a kill that cannot be caught, then to the end: the bytes of a run without a break."""
         source, output = tmp_path / "many.jsonl", tmp_path / "many.out.jsonl"
-        source.write_text(
-            "".join(json.dumps({"prompt": "a", "completion": "b" * (i % 200)}) + "\n" for i in range(800))
-        )
+        write(source, [{"prompt": "a", "completion": "b" * (i % 200)} for i in range(800)])
         assert score("--quiet", "--block-size", "8", "--output", str(tmp_path / "whole.jsonl"), file=source) == 0
         options = ["score", str(source), "--model", tiny_model_path, "--device", "cpu", "--block-size", "8"]
         for number, code in ((signal.SIGINT, 130), (signal.SIGKILL, -9)):

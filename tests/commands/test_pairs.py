@@ -12,6 +12,8 @@ from datasets import load_dataset
 from endotrl import EndogenousReward, preference_pairs
 from endotrl.commands.main import main
 
+from ..evaluation.rows import write
+
 
 ROWS = [
     {"id": i, "prompt": f"{i} + 1 =", "completions": [" a" * (1 + (3 * i + 5 * j) % 7) + f" {j}" for j in range(4)]}
@@ -20,11 +22,9 @@ ROWS = [
 
 
 @pytest.fixture(autouse=True)
-def folder(monkeypatch, tmp_path):
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.chdir(tmp_path)
+def folder(tmp_path):
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    write(tmp_path / "data" / "in.jsonl", ROWS)
 
 
 @pytest.fixture
@@ -81,9 +81,8 @@ def test_an_interruption_goes_on(pairs, tmp_path, monkeypatch):
     assert pairs("--block-size", "16", "--output", "out.jsonl") == 0
     assert len(calls) == 3 + (8 - 2)  # two of eight blocks were done
     for row, expected in zip(lines(tmp_path / "out.jsonl"), lines(tmp_path / "whole.jsonl"), strict=True):
-        assert row["chosen"] == expected["chosen"] and row["score_chosen"] == pytest.approx(
-            expected["score_chosen"], abs=1e-4
-        )
+        assert row["chosen"] == expected["chosen"]
+        assert row["score_chosen"] == pytest.approx(expected["score_chosen"], abs=1e-4)
 
 
 def test_in_a_pipe(pairs, tmp_path, monkeypatch):
@@ -97,11 +96,9 @@ def test_in_a_pipe(pairs, tmp_path, monkeypatch):
 
 def test_preferences_are_labelled_anew(pairs, tmp_path, capsys):
     rows = [{"prompt": f"{i} =", "chosen": " a" * (1 + i % 2), "rejected": " a" * (2 - i % 2)} for i in range(10)]
-    (tmp_path / "labelled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert pairs(file="labelled.jsonl") == 0
-    agree = sum(
-        row["chosen"] == new["chosen"] for row, new in zip(rows, lines(tmp_path / "labelled.pairs.jsonl"), strict=True)
-    )
+    assert pairs(file=write(tmp_path / "labelled.jsonl", rows)) == 0
+    written = lines(tmp_path / "labelled.pairs.jsonl")
+    agree = sum(row["chosen"] == new["chosen"] for row, new in zip(rows, written, strict=True))
     assert f"{agree / 10:.0%} of the pairs agree with the labels of the input." in capsys.readouterr().out
 
 
@@ -137,13 +134,11 @@ def test_errors_are_one_message(pairs, options, reason, tmp_path, capsys):
 
 
 def test_form_is_that_of_the_settings(tiny_model_path, tmp_path):
-    (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "a", "completion": " b c"}) + "\n")
+    write(tmp_path / "rows.jsonl", [{"prompt": "a", "completion": " b c"}])
     command = ["score", "rows.jsonl", "--model", tiny_model_path, "--device", "cpu", "--quiet", "--output"]
     assert main([*command, "a.jsonl", "--form", "log_prob.discounted=0.9"]) == 0
-    assert (
-        main([*command, "b.jsonl", "--token-reward", "log_prob", "--aggregate", "discounted", "--discount", "0.9"])
-        == 0
-    )
+    settings = ["--token-reward", "log_prob", "--aggregate", "discounted", "--discount", "0.9"]
+    assert main([*command, "b.jsonl", *settings]) == 0
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
     settings = [json.loads((tmp_path / f"{name}.jsonl.meta.json").read_text())["settings"] for name in "ab"]
     assert settings[0] == settings[1]

@@ -4,13 +4,23 @@ import shutil
 
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForSequenceClassification
 
 from endotrl import SentenceRewardModel
 from endotrl.evaluation.engine import Engine
 from endotrl.evaluation.items import Item
 from endotrl.frozen.own_copy import OwnCopy
 from endotrl.sentence import SentenceRewardConfig
+
+
+@pytest.fixture(scope="session")
+def model(tiny_model_path):
+    return AutoModelForCausalLM.from_pretrained(tiny_model_path).eval()
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tiny_model_path):
+    return AutoTokenizer.from_pretrained(tiny_model_path)
 
 
 @pytest.fixture(scope="session")
@@ -59,15 +69,11 @@ def own_code(tmp_path, monkeypatch):
 
     def copy(path):
         folder = shutil.copytree(path, tmp_path / "own_code")
-        (folder / "own_tokenizer.py").write_text(
-            "from transformers import PreTrainedTokenizerFast\n\n\nclass OwnTokenizer(PreTrainedTokenizerFast):\n    "
-            "pass\n"
-        )
+        code = "from transformers import PreTrainedTokenizerFast as Fast\n\n\nclass OwnTokenizer(Fast):\n    pass\n"
+        (folder / "own_tokenizer.py").write_text(code)
         config = json.loads((folder / "tokenizer_config.json").read_text())
-        config |= {
-            "tokenizer_class": "OwnTokenizer",
-            "auto_map": {"AutoTokenizer": [None, "own_tokenizer.OwnTokenizer"]},
-        }
+        auto_map = {"AutoTokenizer": [None, "own_tokenizer.OwnTokenizer"]}
+        config |= {"tokenizer_class": "OwnTokenizer", "auto_map": auto_map}
         (folder / "tokenizer_config.json").write_text(json.dumps(config))
         return str(folder)
 

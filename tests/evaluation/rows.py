@@ -20,6 +20,7 @@ RM_BENCH_ROW = {
     "chosen": ["4.", "It is 4, as 2+2=4.", "**4**, as 2+2=4."],
     "rejected": ["5.", "It is 5, as 2+2=5.", "**5**, as 2+2=5."],
 }
+DATA = Path(os.environ.get("ENDOTRL_TEST_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
 PAIR_ROW = {"prompt": "Say hi", "chosen": "Hi!", "rejected": "No."}
 
 
@@ -38,11 +39,7 @@ def metrics_of(name: str, items: list[Item], scores: list[list[float]]) -> dict[
 
 
 def real_file(name: str) -> str:
-    """
-    A real file of `../shared/data`, or of the folder that `ENDOTRL_TEST_DATA` names; skips the test if it is not
-    there.
-    """
-    folder = Path(os.environ.get("ENDOTRL_TEST_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
-    if not (folder / name).exists():
+    """A real file of `../shared/data`, or of the folder that `ENDOTRL_TEST_DATA` names; skips the test without it."""
+    if not (DATA / name).exists():
         pytest.skip(f"The real file {name} is not here.")
-    return str(folder / name)
+    return str(DATA / name)

@@ -6,20 +6,21 @@ import random
 
 import numpy as np
 import pytest
+from trl.data_utils import extract_prompt
 
-from endotrl.data.sources import FormatError
+from endotrl.data.sources import FormatError, read_rows
 from endotrl.evaluation.benchmarks import BENCHMARKS
+from endotrl.evaluation.benchmarks.benchmark import fold
+from endotrl.evaluation.benchmarks.prm_bench import confusion, prm_score
 from endotrl.evaluation.benchmarks.process_bench import first_below
-from endotrl.evaluation.benchmarks.step_threshold import fold
+from endotrl.evaluation.benchmarks.reward_bench import SECTIONS
 from endotrl.evaluation.scorer_names import make_form
 
 from .rows import PAIR_ROW, RM_BENCH_ROW, items_of, metrics_of, real_file, write
 
 
-DSP_ROW = {
-    "query": "q",
-    "responses": dict.fromkeys(["academy", "business", "literature", "entertainment"], "x") | {"normal": ""},
-}
+DOMAINS = ("academy", "business", "literature", "entertainment")
+DSP_ROW = {"query": "q", "responses": dict.fromkeys(DOMAINS, "x") | {"normal": ""}}
 
 
 def random_scores(items, seed=0, ties=False):
@@ -84,9 +85,8 @@ class TestRMBench:
 
 class TestRewardBench:
     def test_sections_and_weights(self, tmp_path):
-        rows = [
-            {**PAIR_ROW, "id": i, "subset": s} for i, s in enumerate(["math-prm", "hep-cpp", "hep-cpp", "donotanswer"])
-        ]
+        subsets = ["math-prm", "hep-cpp", "hep-cpp", "donotanswer"]
+        rows = [{**PAIR_ROW, "id": i, "subset": s} for i, s in enumerate(subsets)]
         items = items_of("reward-bench", write(tmp_path / "f.jsonl", rows))
         # math-prm right; one of two hep-cpp right, the other a tie; donotanswer wrong.
         metrics = metrics_of("reward-bench", items, [[1, 0], [2, 1], [1, 1], [0, 3]])
@@ -97,8 +97,6 @@ class TestRewardBench:
         assert "Chat" not in metrics
 
     def test_counts_are_the_datasets(self):
-        from endotrl.evaluation.benchmarks.reward_bench import SECTIONS
-
         counts = [count for subsets in SECTIONS.values() for count in subsets.values()]
         assert len(counts) == 23
         assert sum(counts) == 2985 - 447 + 984
@@ -136,9 +134,8 @@ class TestRewardBench2:
         assert metrics_of("reward-bench-2", items, [[1, 1, 1], [2, 2, 2, 2]])["Ties"] == 0.0
 
     def test_ties_ids_once(self, tmp_path):
-        path = write(
-            tmp_path / "f.jsonl", [ties_row("tied", 0, 2, 2), ties_row("ref", 0, 1, 2), ties_row("tied", 0, 3, 2)]
-        )
+        rows = [ties_row("tied", 0, 2, 2), ties_row("ref", 0, 1, 2), ties_row("tied", 0, 3, 2)]
+        path = write(tmp_path / "f.jsonl", rows)
         with pytest.raises(FormatError, match=r"line 3: the \"id\" tied:0 of Ties is there twice"):
             items_of("reward-bench-2", path)
 
@@ -234,23 +231,16 @@ class TestPRMBench:
             items_of("prm-bench", write(tmp_path / "f.jsonl", [{**row, "modified_process": ["", " "]}]))
 
     def test_confusion_by_hand(self):
-        from endotrl.evaluation.benchmarks.prm_bench import confusion, prm_score
-
         # Steps 0 and 3 accepted; steps 2 and 3 are wrong: right accepted 1, wrong accepted 1, wrong refused 1, right
         # refused 1.
-        counts = confusion([2.0, 0.0, 0.0, 1.0], [2, 3], threshold=1.0)
+        counts = confusion(np.array([True, False, False, True]), np.array([False, False, True, True]))
         assert counts == {"TP": 1, "FP": 1, "TN": 1, "FN": 1}
         # Precision and recall are 1/2 for either class.
-        assert [float(x) for x in prm_score(*(np.array(counts[k]) for k in ("TP", "FP", "TN", "FN")))] == [
-            0.5,
-            0.5,
-            0.5,
-        ]
+        assert list(map(float, prm_score(counts))) == [0.5, 0.5, 0.5]
 
     def test_pooled_over_steps(self, tmp_path):
-        rows = [self.row([1], idx=f"p{i}") for i in range(6)] + [
-            self.row([2, 3, 9], "deception", f"d{i}") for i in range(4)
-        ]
+        rows = [self.row([1], idx=f"p{i}") for i in range(6)]
+        rows += [self.row([2, 3, 9], "deception", f"d{i}") for i in range(4)]
         items = items_of("prm-bench", write(tmp_path / "f.jsonl", rows))
         assert items[0].facts["errors"] == [0]
         assert items[-1].facts["errors"] == [1, 2]  # a step behind the last is passed over
@@ -286,13 +276,11 @@ class TestPRMBench:
 
 
 def test_items_of_two_files_are_independent(tmp_path):
-    for name in ("a", "b"):
-        (tmp_path / "pairs").mkdir(exist_ok=True)
-        write(tmp_path / "pairs" / f"{name}.jsonl", [{**PAIR_ROW, "id": i} for i in range(3)])
-        (tmp_path / "dsp").mkdir(exist_ok=True)
-        write(tmp_path / "dsp" / f"{name}.jsonl", [DSP_ROW] * 3)
-    for benchmark, folder in (("preference", "pairs"), ("dsp", "dsp")):
-        items = items_of(benchmark, str(tmp_path / folder))
+    for benchmark, rows in (("preference", [{**PAIR_ROW, "id": i} for i in range(3)]), ("dsp", [DSP_ROW] * 3)):
+        (tmp_path / benchmark).mkdir()
+        for name in ("a", "b"):
+            write(tmp_path / benchmark / f"{name}.jsonl", rows)
+        items = items_of(benchmark, str(tmp_path / benchmark))
         units = BENCHMARKS[benchmark].units(items, random_scores(items))
         assert len({unit.cluster for unit in units}) == 6
 
@@ -300,18 +288,14 @@ def test_items_of_two_files_are_independent(tmp_path):
 class TestDSP:
     def test_table_by_hand(self, tmp_path):
         items = items_of("dsp", write(tmp_path / "f.json", [DSP_ROW]))
-        assert [item.group for item in items] == ["none", "academy", "business", "literature", "entertainment"]
+        assert [item.group for item in items] == ["none", *DOMAINS]
         assert items[0].criterion is None and "academic" in items[1].criterion
         # Under each criterion its own domain scores 4 and the rest 3, 2, 1, 0 in order: the own one beats all four
         # others.
-        follow = []
+        names, follow = [*DOMAINS, "normal"], []
         for item in items:
-            order = ["academy", "business", "literature", "entertainment", "normal"]
-            if item.group != "none":
-                order = [item.group, *[name for name in order if name != item.group]]
-            follow.append(
-                [4.0 - order.index(n) for n in ("academy", "business", "literature", "entertainment", "normal")]
-            )
+            order = sorted(names, key=lambda name: name != item.group)
+            follow.append([4.0 - order.index(name) for name in names])
         metrics = metrics_of("dsp", items, follow)
         assert metrics["matching"] == 1.0
         assert metrics["none > academy"] == 1.0 and metrics["none > entertainment"] == 0.25
@@ -319,11 +303,7 @@ class TestDSP:
         assert metrics["follows"] == pytest.approx(1.0 - metrics["other"])
 
     def test_criteria_of_ones_own(self, tmp_path):
-        from endotrl.data.sources import read_rows
-        from endotrl.evaluation.benchmarks.dsp import DOMAINS
-
-        row = {"query": "q", "responses": dict.fromkeys([*DOMAINS, "normal"], "x")}
-        path = write(tmp_path / "f.json", [row])
+        path = write(tmp_path / "f.json", [DSP_ROW])
         (tmp_path / "c.json").write_text('{"academy": "A"}')
         with pytest.raises(ValueError, match="one text for each of academy, business, literature, entertainment"):
             BENCHMARKS["dsp"].read(read_rows(path, None, "dsp"), criteria=str(tmp_path / "c.json"))
@@ -334,20 +314,14 @@ class TestDSP:
         shorter = [[-float(len(text)) for text in item.responses] for item in items]
         metrics = metrics_of("dsp", items, shorter)
         # What knows no criterion cannot follow one: every row of the table is the same.
-        for domain in ("academy", "business", "literature", "entertainment"):
-            assert len({metrics[f"{c} > {domain}"] for c in ("none", "academy", "business", "literature")}) == 1
+        for domain in DOMAINS:
+            assert len({metrics[f"{criterion} > {domain}"] for criterion in ("none", *DOMAINS)}) == 1
 
 
 class TestJudgeBenchAndLLMBar:
     def test_judge_bench(self, tmp_path):
-        row = {
-            "pair_id": "x",
-            "source": "mmlu-pro-law",
-            "question": "q",
-            "response_A": "a",
-            "response_B": "b",
-            "label": "B>A",
-        }
+        row = {"pair_id": "x", "source": "mmlu-pro-law", "question": "q", "label": "B>A"}
+        row |= {"response_A": "a", "response_B": "b"}
         rows = [row, {**row, "label": "A>B"}, {**row, "label": "A>B", "source": "livecodebench"}]
         items = items_of("judge-bench", write(tmp_path / "f.jsonl", rows))
         metrics = metrics_of("judge-bench", items, [[1, 2], [1, 2], [1, 1]])
@@ -394,10 +368,6 @@ class TestPreference:
         assert metrics_of("preference", items, [[1, 0], [0, 1], [1, 1], [2, 1], [3, 3]]) == {"accuracy": 0.4}
 
     def test_implicit_prompts_are_trls(self):
-        from trl.data_utils import extract_prompt
-
-        from endotrl.data.sources import read_rows
-
         path = real_file("hh_rlhf/harmless-base.test.jsonl.gz")
         rows = [row.data for row in read_rows(path, None, "preference") if row.data["chosen"] != row.data["rejected"]]
         items = items_of("preference", path)

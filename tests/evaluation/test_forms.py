@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from endotrl import EndogenousReward
 from endotrl.evaluation.engine import Engine, step_spans
@@ -21,28 +20,16 @@ VOCAB = 308
 
 
 @pytest.fixture(scope="module")
-def model(tiny_model_path):
-    return AutoModelForCausalLM.from_pretrained(tiny_model_path).eval()
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tiny_model_path):
-    return AutoTokenizer.from_pretrained(tiny_model_path)
-
-
-@pytest.fixture(scope="module")
 def item():
-    return Item(
-        "x", "g", "What is the capital of Italy?", ("Rome.", "The capital of Italy is Rome, the city.", ""), ((0, 1),)
-    )
+    responses = ("Rome.", "The capital of Italy is Rome, the city.", "")
+    return Item("x", "g", "What is the capital of Italy?", responses, ((0, 1),))
 
 
 @pytest.fixture(scope="module")
 def references(item, model, tokenizer):
     """Logits of each response at its states, and its tokens."""
-    prompt = tokenizer(
-        chatml([{"role": "user", "content": item.prompt}], generation_prompt=True), add_special_tokens=False
-    )
+    text = chatml([{"role": "user", "content": item.prompt}], generation_prompt=True)
+    prompt = tokenizer(text, add_special_tokens=False)
     rows = []
     for response in item.responses:
         ids = tokenizer(response + "<|im_end|>", add_special_tokens=False)["input_ids"]
@@ -80,9 +67,8 @@ class TestForms:
         assert score("log_prob.min", item, scored) == pytest.approx([min(row) for row in rows], abs=1e-4)
         shortest = min(map(len, rows))
         assert shortest == 1  # the empty response is its end alone
-        assert score("log_prob.matched", item, scored) == pytest.approx(
-            [sum(row[:shortest]) for row in rows], abs=1e-4
-        )
+        matched = [sum(row[:shortest]) for row in rows]
+        assert score("log_prob.matched", item, scored) == pytest.approx(matched, abs=1e-4)
 
     def test_prefixes_and_lowest_of_bellman_rewards(self, item, scored, references):
         rows = [token_rewards(ref, "bellman", 1.0, 1.0, True, "terminal") for _, _, ref in references]
@@ -162,9 +148,8 @@ class TestForms:
         long = Item("x", "g", "a b c " * 20, ("d e f " * 200, "ok"))
         cut, whole = Engine(placement).score([long])[0]
         assert cut.cut and not whole.cut and cut.num_tokens < 256
-        assert (
-            Engine(placement).score([Item("x", "g", "a b c " * 200, ("ok",))])[0][0].cut
-        )  # the prompt's beginning is
+        # The prompt's beginning is.
+        assert Engine(placement).score([Item("x", "g", "a b c " * 200, ("ok",))])[0][0].cut
 
     def test_plain_text(self, placement, model, tokenizer):
         item = Item("x", "g", "The capital of France is", (" Paris", " Rome"))
@@ -188,9 +173,8 @@ class TestForms:
         prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
         ids = tokenizer("Hello<|im_end|>", add_special_tokens=False)["input_ids"]
         expected = sum(scores_from_logits(state_logits(model, prompt_ids, ids), ids, 1.0).log_probs)
-        assert score("bellman.sum", judged, Engine(placement).score([judged])[0]) == [
-            pytest.approx(expected, abs=1e-4)
-        ]
+        found = score("bellman.sum", judged, Engine(placement).score([judged])[0])
+        assert found == [pytest.approx(expected, abs=1e-4)]
 
 
 class TestSteps:

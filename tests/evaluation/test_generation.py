@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 import itertools
-import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
-from endotrl.evaluation.engine import Engine
 from endotrl.evaluation.generation import Sampler, accuracy_of_choice, majority_scores, pass_at_k
 from endotrl.evaluation.questions import read_questions
 from endotrl.grading import is_right
@@ -43,11 +40,9 @@ class TestSampler:
         [{"role": "user", "content": "1"}],
     )
 
-    def test_greedy_equals_argmax_alone(self, placement, tiny_model_path, monkeypatch):
-        model = AutoModelForCausalLM.from_pretrained(tiny_model_path).eval()
-        with placement.active() as sampled:  # Qwen2.5's has one of 1.05, and more
+    def test_greedy_equals_argmax_alone(self, engine, model, monkeypatch):
+        with engine.placement.active() as sampled:  # Qwen2.5's has one of 1.05, and more
             monkeypatch.setattr(sampled.generation_config, "repetition_penalty", 5.0)
-        engine = Engine(placement)
         samples = Sampler(engine, max_new_tokens=6, temperature=0.0)(self.prompts, num_samples=1)
         ends = engine.renderer.eos_token_ids
         for prompt, (sample,) in zip(self.prompts, samples, strict=True):
@@ -59,19 +54,17 @@ class TestSampler:
             assert list(sample.token_ids) == expected
             assert sample.finished == (expected[-1] in ends)
 
-    def test_seeds(self, placement):
-        sampler = Sampler(Engine(placement), max_new_tokens=8)
+    def test_seeds(self, engine):
+        sampler = Sampler(engine, max_new_tokens=8)
         first = sampler(self.prompts, num_samples=3, seed=1)
         assert first == sampler(self.prompts, num_samples=3, seed=1)
         assert first != sampler(self.prompts, num_samples=3, seed=2)
         assert [len(row) for row in first] == [3, 3, 3]
         assert len({sample.token_ids for sample in first[0]}) > 1
 
-    def test_does_not_fit(self, placement):
+    def test_errors(self, engine):
         with pytest.raises(ValueError, match="the model's context has 256. Lower --max-new-tokens"):
-            Sampler(Engine(placement), max_new_tokens=300)(self.prompts, num_samples=1)
-
-    def test_bad_settings(self, engine):
+            Sampler(engine, max_new_tokens=300)(self.prompts, num_samples=1)
         with pytest.raises(ValueError, match="temperature is at least 0"):
             Sampler(engine, 4, temperature=-1.0)
 
@@ -80,7 +73,7 @@ class TestQuestions:
     def test_keys(self, tmp_path):
         rows = [
             {"question": "q1", "answer": "... #### 4"},
-            {"problem": "q2", "answer": 3.0, "solution": "long"},
+            {"problem": "q2", "answer": 3.0, "solution": "long", "id": 0},
             {"input": "q3", "target": 2},
             {"Body": "There are 3.", "Question": "How many?", "Answer": 3.0},
             {"question": "q5", "final_answer": ["7"], "solution": ["long"]},
@@ -89,6 +82,7 @@ class TestQuestions:
         assert [(q.prompt, q.answer) for q in questions] == [
             ("q1", "4"), ("q2", "3"), ("q3", "2"), ("There are 3. How many?", "3"), ("q5", "7"),
         ]  # fmt: skip
+        assert questions[1].id == "0"
         assert len(read_questions(write(tmp_path / "g.jsonl", rows), limit=2, labelled=True)) == 2
 
     def test_errors(self, tmp_path):
@@ -109,6 +103,11 @@ class TestQuestions:
             for text in (rf"The answer is $\boxed{{{question.answer}}}$.", f"Answer: {question.answer}"):
                 assert is_right(text, [question.answer], math=True), question.answer
 
-    def test_ids_survive_json(self, tmp_path):
-        rows = [{"question": "q", "answer": "1", "id": 0}]
-        assert json.loads(json.dumps(read_questions(write(tmp_path / "f.jsonl", rows), labelled=True)[0].id)) == "0"
+    def test_rows(self):
+        talk = [{"role": "user", "content": "a b"}]
+        found = read_questions([{"question": "q", "answers": ["a", "b"]}, {"prompt": talk, "answer": 3}], chat=True)
+        assert [q.prompt for q in found] == [[{"role": "user", "content": "q"}], talk]
+        assert [q.answer for q in found] == [["a", "b"], 3]
+        assert read_questions(["1+1="], instruction="Think.")[0].prompt == "1+1=\nThink."
+        with pytest.raises(ValueError, match=r"questions, row 2: the answer is missing here, or in"):
+            read_questions([{"prompt": "a", "answer": "1"}, {"prompt": "b"}])

@@ -72,6 +72,13 @@ def test_scores(path: str, tmp_path: Path) -> None:
     wrong = [e["scores"]["log_prob.sum"] for e in results["examples"][:3]]
     assert page.count('alt="Image 1 of the prompt"') == sum(chosen < rejected for chosen, rejected in wrong)
 
+    data = (tmp_path / "out" / "examples.html").read_text().partition('id="data">')[2].partition("</script>")[0]
+    images = [example["images"] for example in json.loads(data)["examples"]]
+    shown_in_browser = [
+        [base64.b64decode(image.partition("data:image/png;base64,")[2]) for image in row] for row in images
+    ]
+    assert shown_in_browser == [[png(first)], [png(second)], [png(second)], []]
+
     # What was scored is known again by what the picture shows.
     picture(2).save(tmp_path / "first.png")
     before = len((tmp_path / "out" / "scores.jsonl").read_text().splitlines())

@@ -17,8 +17,10 @@ from pathlib import Path
 import pytest
 
 from endotrl.commands.main import main
+from endotrl.evaluation.benchmarks.dsp import CRITERIA
+from endotrl.evaluation.benchmarks.prm_bench import thresholds
 
-from .rows import items_of, metrics_of, write
+from .rows import DATA, items_of, metrics_of, write
 
 
 DOMAINS = ("academy", "business", "literature", "entertainment")
@@ -37,21 +39,16 @@ SCORES = pytest.mark.parametrize("score", [digest, coarse])
 
 def real_or_made(tmp_path, name, rows):
     """The real file, or one of the same format."""
-    folder = Path(os.environ.get("ENDOTRL_TEST_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
-    if (folder / name).exists():
-        return str(folder / name)
-    path = tmp_path / Path(name).name.removesuffix(".gz")
-    return write(path, rows)
+    if (DATA / name).exists():
+        return str(DATA / name)
+    return write(tmp_path / Path(name).name.removesuffix(".gz"), rows)
 
 
 def raw(path):
     data = gzip.decompress(Path(path).read_bytes()) if path.endswith(".gz") else Path(path).read_bytes()
-    text = data.decode()
-    return (
-        json.loads(text)
-        if text.lstrip()[0] == "["
-        else [json.loads(line) for line in text.split("\n") if line.strip()]
-    )
+    if data.lstrip()[:1] == b"[":
+        return json.loads(data)
+    return [json.loads(line) for line in data.split(b"\n") if line.strip()]
 
 
 def ours(benchmark, path, score):
@@ -93,10 +90,7 @@ def test_judge_bench(tmp_path, score):
     ]
     path = real_or_made(tmp_path, "judgebench/claude-3-5-sonnet.jsonl", made)
     right = [
-        score(row["response_A"]) > score(row["response_B"])
-        if row["label"] == "A>B"
-        else score(row["response_B"]) > score(row["response_A"])
-        for row in raw(path)
+        score(row[f"response_{row['label'][0]}"]) > score(row[f"response_{row['label'][2]}"]) for row in raw(path)
     ]
     assert ours("judge-bench", path, score)["accuracy"] == pytest.approx(sum(right) / len(right), abs=1e-12)
 
@@ -134,8 +128,6 @@ def test_preference(tmp_path, score):
 
 @SCORES
 def test_dsp(tmp_path, score):
-    from endotrl.evaluation.benchmarks.dsp import CRITERIA
-
     made = [
         {"query": f"q{i}", "responses": dict(zip((*DOMAINS, "normal"), words(5, i), strict=True))} for i in range(30)
     ]
@@ -170,8 +162,6 @@ def test_prm_bench(tmp_path, score):
     path = real_or_made(tmp_path, "prmbench/step_contradiction.jsonl", made)
     items = items_of("prm-bench", path)
     # Which threshold a solution gets is the package's own device; what it makes of it is not.
-    from endotrl.evaluation.benchmarks.prm_bench import thresholds
-
     scores = [[score(step) for step in item.steps] for item in items]
     of_fold = thresholds(items, scores)
     counts = defaultdict(int)
@@ -200,11 +190,7 @@ def test_of_the_scores_that_a_run_keeps(tmp_path, tiny_model_path):
     rows = raw(path)[:6]
     assert set(of_id) == {str(row["id"]) for row in rows}
     for name in names:
-        hard = sum(
-            of_id[str(row["id"])][name][i] > of_id[str(row["id"])][name][3 + j]
-            for row in rows
-            for i, j in ((0, 1), (0, 2), (1, 2))
-        )
+        scores = [of_id[str(row["id"])][name] for row in rows]
+        hard = sum(row[i] > row[3 + j] for row in scores for i, j in ((0, 1), (0, 2), (1, 2)))
         assert results["metrics"][name]["hard"]["value"] == pytest.approx(hard / 18, abs=1e-11)
-        with_ties = [pair for row in of_id.values() for pair in [(a, b) for a in row[name][:3] for b in row[name][3:]]]
-        assert results["ties"][name] == sum(a == b for a, b in with_ties)
+        assert results["ties"][name] == sum(a == b for row in scores for a in row[:3] for b in row[3:])

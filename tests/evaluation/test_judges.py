@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Judges and reward models against naive passes over one sequence at a time."""
 
+import itertools
 import shutil
 
 import pytest
@@ -41,8 +42,7 @@ OTHER_FAMILIES = {
 
 
 class TestNextToken:
-    def test_batched_equals_alone(self, engine, tiny_model_path):
-        model = AutoModelForCausalLM.from_pretrained(tiny_model_path).eval()
+    def test_batched_equals_alone(self, engine, model):
         rows = [[5, 6, 7, 8, 9, 10], [11], [12, 13, 14]]
         batched = engine.next_token_logits(rows, [3, 50, 200])
         with torch.no_grad():
@@ -50,9 +50,8 @@ class TestNextToken:
                 assert torch.allclose(got, model(torch.tensor([row])).logits[0, -1, [3, 50, 200]], atol=1e-4)
 
     @pytest.mark.parametrize("family", OTHER_FAMILIES)
-    def test_families(self, family, items, tiny_model_path, tmp_path):
+    def test_families(self, family, items, tokenizer, tmp_path):
         """A judge of a family whose forward pass has no `position_ids` says what a pass of one prompt says."""
-        tokenizer = AutoTokenizer.from_pretrained(tiny_model_path)
         config = OTHER_FAMILIES[family]
         config.vocab_size, config.eos_token_id = len(tokenizer), tokenizer.eos_token_id
         torch.manual_seed(0)
@@ -73,39 +72,39 @@ class TestNextToken:
         assert scores == pytest.approx(expected, abs=1e-5)
 
 
-class TestJudge:
-    def naive(self, tiny_model_path, text, words, system=None):
-        tokenizer = AutoTokenizer.from_pretrained(tiny_model_path)
-        model = AutoModelForCausalLM.from_pretrained(tiny_model_path).eval()
-        messages = [{"role": "system", "content": system}] if system else []
-        prompt = chatml([*messages, {"role": "user", "content": text}], generation_prompt=True)
+@pytest.fixture
+def naive(model, tokenizer):
+    """Probabilities of replies to one prompt, alone."""
+
+    def probabilities(prompt, words):
         ids = tokenizer(prompt, add_special_tokens=False)["input_ids"][-256:]
         with torch.no_grad():
             logits = model(torch.tensor([ids])).logits[0, -1]
-        return logits[[tokenizer(word)["input_ids"][0] for word in words]].softmax(-1)
+        return logits[[tokenizer(word)["input_ids"][0] for word in words]].softmax(-1).tolist()
 
-    def test_pairwise_in_both_orders(self, engine, items, tiny_model_path, monkeypatch):
+    return probabilities
+
+
+def asked(text, system=None):
+    messages = [{"role": "system", "content": system}] if system else []
+    return chatml([*messages, {"role": "user", "content": text}], generation_prompt=True)
+
+
+class TestJudge:
+    def test_pairwise_in_both_orders(self, engine, items, naive, monkeypatch):
         # A short question, so that it fits the tiny model's context.
-        monkeypatch.setitem(
-            judges._ASK,
-            "judge_pairwise",
-            ("{question}|{first}|{second}|", "A or B?"),
-        )
+        monkeypatch.setitem(judges._ASK, "judge_pairwise", ("{question}|{first}|{second}|", "A or B?"))
         judge = Judge("judge_pairwise", engine)
-        ab = self.naive(tiny_model_path, "1+1?|2|3|A or B?", "AB")
-        ba = self.naive(tiny_model_path, "1+1?|3|2|A or B?", "AB")
-        expected = [(ab[0] + ba[1]).item() / 2, (ab[1] + ba[0]).item() / 2]
+        ab, ba = naive(asked("1+1?|2|3|A or B?"), "AB"), naive(asked("1+1?|3|2|A or B?"), "AB")
+        expected = [(ab[0] + ba[1]) / 2, (ab[1] + ba[0]) / 2]
         assert judge.score(items[0], []) == pytest.approx(expected, abs=1e-5)
         assert sum(expected) == pytest.approx(1.0)
         # Three answers: each pair in both orders; the criterion is the system message.
-        texts = items[1].responses
-        wins = [0.0] * 3
-        for i in range(3):
-            for j in range(3):
-                if i != j:
-                    p = self.naive(tiny_model_path, f"Hi|{texts[i]}|{texts[j]}|A or B?", "AB", system="Be kind.")
-                    wins[i] += p[0].item() / 4
-                    wins[j] += p[1].item() / 4
+        texts, wins = items[1].responses, [0.0] * 3
+        for i, j in itertools.permutations(range(3), 2):
+            p = naive(asked(f"Hi|{texts[i]}|{texts[j]}|A or B?", system="Be kind."), "AB")
+            wins[i] += p[0] / 4
+            wins[j] += p[1] / 4
         assert judge.score(items[1], []) == pytest.approx(wins, abs=1e-5)
 
     def test_order_of_answers_does_not_count(self, engine, items):
@@ -113,54 +112,39 @@ class TestJudge:
         swapped = Item("a", "g", "1+1?", ("3", "2"))
         assert judge.score(swapped, []) == pytest.approx(judge.score(items[0], [])[::-1], abs=1e-6)
 
-    def test_pointwise_is_an_expectation(self, engine, items, tiny_model_path, monkeypatch):
-        monkeypatch.setitem(
-            judges._ASK,
-            "judge_pointwise",
-            ("{question}|{first}|", "1 to 9?"),
-        )
+    def test_pointwise_is_an_expectation(self, engine, items, naive, monkeypatch):
+        monkeypatch.setitem(judges._ASK, "judge_pointwise", ("{question}|{first}|", "1 to 9?"))
         scores = Judge("judge_pointwise", engine).score(items[0], [])
         for answer, score in zip("23", scores, strict=True):
-            p = self.naive(tiny_model_path, f"1+1?|{answer}|1 to 9?", "123456789")
-            assert score == pytest.approx(sum((k + 1) * p[k].item() for k in range(9)), abs=1e-4)
+            p = naive(asked(f"1+1?|{answer}|1 to 9?"), "123456789")
+            assert score == pytest.approx(sum((k + 1) * p[k] for k in range(9)), abs=1e-4)
             assert 1 <= score <= 9
 
-    def test_verifier_is_a_probability(self, engine, items):
-        scores = Judge("judge_verifier", engine).score_items(items)
-        assert [len(row) for row in scores] == [2, 3]
-        assert all(0 < score < 1 for row in scores for score in row)
+    @pytest.mark.parametrize("name", judges.JUDGES)
+    def test_one_by_one_equals_together(self, engine, items, name):
+        judge = Judge(name, engine)
+        together = judge.score_items(items)
+        assert [len(row) for row in together] == [2, 3]
+        assert name == "judge_pointwise" or all(0 < score < 1 for row in together for score in row)
+        for item, row in zip(items, together, strict=True):
+            assert judge.score(item, []) == pytest.approx(row, abs=1e-5)
 
-    def test_one_by_one_equals_together(self, engine, items):
-        for kind in ("judge_pairwise", "judge_pointwise", "judge_verifier"):
-            judge = Judge(kind, engine)
-            together = judge.score_items(items)
-            for item, row in zip(items, together, strict=True):
-                assert judge.score(item, []) == pytest.approx(row, abs=1e-5)
-
-    def test_reasons_first(self, engine, items, tiny_model_path, monkeypatch):
+    def test_reasons_first(self, engine, items, model, tokenizer, naive, monkeypatch):
         monkeypatch.setattr(judges, "_REASONS", "Think.")
         monkeypatch.setitem(judges._ASK, "judge_verifier", ("{question}|{first}|", "Good?"))
-        asked = []
+        rows = []
         generate = Sampler._generate
-        monkeypatch.setattr(Sampler, "_generate", lambda self, rows, n: asked.extend(rows) or generate(self, rows, n))
+        monkeypatch.setattr(Sampler, "_generate", lambda self, ids, n: rows.extend(ids) or generate(self, ids, n))
         scores = Judge("judge_verifier", engine, reasoning_tokens=4).score(items[0], [])
-        tokenizer = AutoTokenizer.from_pretrained(tiny_model_path)
-        prompts = [chatml([{"role": "user", "content": f"1+1?|{answer}|Think."}], True) for answer in "23"]
-        assert [tokenizer.decode(row) for row in asked] == prompts
-        for prompt, score in zip(prompts, scores, strict=True):
-            ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
-            model = AutoModelForCausalLM.from_pretrained(tiny_model_path).eval()
-            output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False)[
-                0, ids.shape[1] :
-            ]
-            reasons = tokenizer.decode(output, skip_special_tokens=True)
-            talk = [{"role": "user", "content": prompt.split("user\n")[1].split("<|im_end|>")[0]}]
-            talk += [{"role": "assistant", "content": reasons}, {"role": "user", "content": "Good?"}]
-            ids = tokenizer(chatml(talk, True), add_special_tokens=False)["input_ids"]
-            with torch.no_grad():
-                logits = model(torch.tensor([ids])).logits[0, -1]
-            yes, no = (tokenizer(word)["input_ids"][0] for word in ("Yes", "No"))
-            assert score == pytest.approx(logits[[yes, no]].softmax(-1)[0].item(), abs=1e-5)
+        texts = [f"1+1?|{answer}|Think." for answer in "23"]
+        assert [tokenizer.decode(row) for row in rows] == list(map(asked, texts))
+        for text, score in zip(texts, scores, strict=True):
+            ids = tokenizer(asked(text), add_special_tokens=False, return_tensors="pt")["input_ids"]
+            output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False)
+            reasons = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+            talk = [{"role": "user", "content": text}, {"role": "assistant", "content": reasons}]
+            yes, _ = naive(chatml([*talk, {"role": "user", "content": "Good?"}], True), ("Yes", "No"))
+            assert score == pytest.approx(yes, abs=1e-5)
 
     def test_steps_are_not_for_judges(self, engine):
         with pytest.raises(ValueError, match="judge_verifier scores whole responses, not steps"):
@@ -174,12 +158,8 @@ class TestRewardModel:
         expected = []
         for item in items:
             for response in item.responses:
-                system = [{"role": "system", "content": item.criterion}] if item.criterion else []
-                messages = [
-                    *system,
-                    {"role": "user", "content": item.prompt},
-                    {"role": "assistant", "content": response},
-                ]
+                messages = [{"role": "system", "content": item.criterion}] if item.criterion else []
+                messages += [{"role": "user", "content": item.prompt}, {"role": "assistant", "content": response}]
                 ids = tokenizer(chatml(messages), add_special_tokens=False)["input_ids"]
                 with torch.no_grad():
                     hidden = model.model(torch.tensor([ids])).last_hidden_state[0]

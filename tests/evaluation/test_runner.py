@@ -37,10 +37,6 @@ def run(folder, items, names, placement, engines=None, **kwargs):
     return {name: scores_of(name, items, records)[0] for name in names}
 
 
-def no_model(placement):
-    raise AssertionError("the model is not needed")
-
-
 @pytest.fixture
 def folder(tmp_path):
     return RunFolder(tmp_path / "run")
@@ -49,18 +45,13 @@ def folder(tmp_path):
 class TestOnePass:
     def test_all_single_pass_forms_share_it(self, folder, placement, pair_items):
         with placement.active() as model:
-            run(
-                RunFolder(folder.folder / "warm"), pair_items[:1], ["length"], placement
-            )  # the first call checks the engine
+            # The first call checks the engine.
+            run(RunFolder(folder.folder / "warm"), pair_items[:1], ["length"], placement)
             with count_forwards(model) as one:
                 run(RunFolder(folder.folder / "a"), pair_items, ["bellman.sum"], placement)
+            names = [*NAMES, "log_prob.matched", "negative_entropy"]
             with count_forwards(model) as many:
-                run(
-                    RunFolder(folder.folder / "b"),
-                    pair_items,
-                    [*NAMES, "log_prob.matched", "negative_entropy"],
-                    placement,
-                )
+                run(RunFolder(folder.folder / "b"), pair_items, names, placement)
         assert len(many) == len(one) > 0
 
     def test_independent_of_blocks_and_neighbours(self, placement, pair_items):
@@ -103,10 +94,10 @@ class TestResume:
     def test_changed_items_are_scored_anew(self, folder, placement, pair_items):
         run(folder, pair_items, NAMES, placement)
         other = [Item("q0", "g", "Question 0?", ("Paris!", "Rome"), ((0, 1),)), *pair_items[1:]]
-        scores = run(RunFolder(folder.folder), other, NAMES, placement)
-        assert (
-            scores["bellman.sum"][0] != run(RunFolder(folder.folder), pair_items, NAMES, placement)["bellman.sum"][0]
+        first, second = (
+            run(RunFolder(folder.folder), items, ["bellman.sum"], placement) for items in (other, pair_items)
         )
+        assert first["bellman.sum"][0] != second["bellman.sum"][0]
 
     def test_other_settings_are_refused(self, folder, placement, pair_items):
         run(folder, pair_items[:1], NAMES, placement)
@@ -157,7 +148,7 @@ class TestTokenStats:
 
 def test_equal_responses_tie(folder, placement, monkeypatch):
     # As if the two had been in batches of different shape.
-    monkeypatch.setattr(Judge, "score_items", lambda self, items, progress: [[0.5, 0.1, 0.5 + 1e-7]])
+    monkeypatch.setattr(Judge, "_score_items", lambda self, items, progress: [0.5, 0.1, 0.5 + 1e-7])
     item = Item("x", "g", "p", ("a", "b", "a"), better=((0, 2),))
     assert run(folder, [item], ["judge_verifier"], placement)["judge_verifier"] == [[0.5, 0.1, 0.5]]
 
@@ -180,9 +171,8 @@ class TestResiduals:
             ("Yes" * 9, "# No"),
         ]
         items = [Item(f"q{i}", "g", f"Question {i}?", answers[i % 3], better=((0, 1),)) for i in range(6)]
-        scores = run(
-            folder, items, ["log_prob.mean", "residual:log_prob.mean", "style_residual:log_prob.mean"], placement
-        )
+        names = [f"{residual}log_prob.mean" for residual in ("", "residual:", "style_residual:")]
+        scores = run(folder, items, names, placement)
         plain, length, style = (np.array(rows) for rows in scores.values())
         marks = np.array([[markdown_density(text) for text in item.responses] for item in items])
 

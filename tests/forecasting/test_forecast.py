@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import endotrl
 from endotrl import EndogenousReward
 from endotrl.evaluation.engine import Engine
-from endotrl.evaluation.questions import read_questions
 from endotrl.forecasting.grades import Grader
 from endotrl.forecasting.power import power_samples
 from endotrl.forecasting.sampling import Mixture, MixtureSampler, ServedMixtureSampler
@@ -28,8 +27,22 @@ def engine(tiny_policy_path):
     return Engine(OwnCopy(tiny_policy_path, device="cpu"), AutoTokenizer.from_pretrained(tiny_policy_path))
 
 
-def naive_log_probs(path: str, prompt_ids: list[int], ids: list[int], temperature: float) -> float:
-    model = AutoModelForCausalLM.from_pretrained(path).eval()
+@pytest.fixture(scope="module")
+def model(tiny_policy_path):
+    return AutoModelForCausalLM.from_pretrained(tiny_policy_path).eval()
+
+
+@pytest.fixture(scope="module")
+def two_tokens(engine, model):
+    """Log-probabilities of the first token after the first prompt, and of the second after each first one."""
+    (ids,) = engine.renderer.prompt_ids(PROMPTS[:1])
+    with torch.no_grad():
+        first = model(torch.tensor([ids])).logits[0, -1].double().log_softmax(-1)
+        second = model(torch.tensor([[*ids, a] for a in range(len(WORDS))])).logits[:, -1].double().log_softmax(-1)
+    return first, second
+
+
+def naive_log_probs(model, prompt_ids: list[int], ids: list[int], temperature: float) -> float:
     with torch.no_grad():
         logits = model(torch.tensor([prompt_ids + ids])).logits[0].double() / temperature
     return sum(logits[len(prompt_ids) + i - 1].log_softmax(-1)[token].item() for i, token in enumerate(ids))
@@ -56,14 +69,13 @@ class TestMixture:
 class TestSampler:
     temperatures = (1.0, 1.0, 1.0, 0.5, 0.5, 0.0)
 
-    def test_densities_and_greedy(self, tiny_policy_path, engine):
+    def test_densities_and_greedy(self, model, engine):
         drawn = MixtureSampler(engine, LIMIT, [1.0, 0.5])(PROMPTS, self.temperatures, seed=1)
         for ids, row in zip(engine.renderer.prompt_ids(PROMPTS), drawn, strict=True):
             for temperature, values in row.log_probs.items():
-                naive = [naive_log_probs(tiny_policy_path, ids, list(s.token_ids), temperature) for s in row.samples]
+                naive = [naive_log_probs(model, ids, list(s.token_ids), temperature) for s in row.samples]
                 assert values == pytest.approx(naive, abs=1e-5)
             greedy: list[int] = []
-            model = AutoModelForCausalLM.from_pretrained(tiny_policy_path).eval()
             while len(greedy) < LIMIT and greedy[-1:] != [2]:
                 greedy.append(model(torch.tensor([ids + greedy])).logits[0, -1].argmax().item())
             assert list(row.samples[-1].token_ids) == greedy
@@ -93,14 +105,11 @@ class TestSampler:
         assert row.log_probs[1.0] == pytest.approx(outcome, abs=1e-4)
 
     def test_settings_of_the_model_do_not_hold(self, tiny_policy_path, engine, tmp_path):
-        model, tokenizer = (
-            AutoModelForCausalLM.from_pretrained(tiny_policy_path),
-            AutoTokenizer.from_pretrained(tiny_policy_path),
-        )
+        model = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
         model.generation_config.repetition_penalty = 5.0
         model.generation_config.min_new_tokens = 3
         model.save_pretrained(tmp_path)
-        other = Engine(OwnCopy(str(tmp_path), device="cpu"), tokenizer)
+        other = Engine(OwnCopy(str(tmp_path), device="cpu"), engine.tokenizer)
         same = [MixtureSampler(e, LIMIT, [1.0])(PROMPTS, self.temperatures, 0) for e in (engine, other)]
         assert same[0] == same[1]
 
@@ -122,15 +131,10 @@ class TestSampler:
 
 
 class TestPowerSampling:
-    def test_reaches_the_power_distribution(self, tiny_policy_path, engine):
+    def test_reaches_the_power_distribution(self, engine, two_tokens):
         """First tokens of many chains against the enumeration of all completions of two tokens."""
-        prompt, exponent, chains = PROMPTS[0], 2.0, 400
-        samples = power_samples(engine, [prompt] * chains, 2, exponent, steps=30)
-        ids = engine.renderer.prompt_ids([prompt])[0]
-        model = AutoModelForCausalLM.from_pretrained(tiny_policy_path).eval()
-        with torch.no_grad():
-            first = model(torch.tensor([ids])).logits[0, -1].double().log_softmax(-1)
-            second = model(torch.tensor([[*ids, a] for a in range(len(WORDS))])).logits[:, -1].double().log_softmax(-1)
+        (first, second), exponent, chains = two_tokens, 2.0, 400
+        samples = power_samples(engine, PROMPTS[:1] * chains, 2, exponent, steps=30)
         completions = first[:, None] + second
         weights = (exponent * completions).exp().sum(1)
         weights[2] = (exponent * first[2]).exp()  # ended
@@ -142,26 +146,21 @@ class TestPowerSampling:
 
 
 class TestForecast:
-    def test_against_enumeration(self, tiny_policy_path):
+    def test_against_enumeration(self, tiny_policy_path, engine, two_tokens):
         """Expected accuracy and KL of the power distribution, by enumeration of all completions of two tokens."""
         prompt, beta = PROMPTS[0], 0.5
-        tokenizer = AutoTokenizer.from_pretrained(tiny_policy_path)
         questions = [{"prompt": prompt, "answer": [w for w in WORDS if w > "f"]}]
         kwargs = {"max_new_tokens": 2, "grader": first_word, "progress": False, "chat": True}
         result = endotrl.forecast(
             tiny_policy_path, questions, betas=[beta], trainer="rloo", samples=6000, temperatures=[1.0, 0.5], **kwargs
         )
-        ids = Engine(OwnCopy(tiny_policy_path, device="cpu"), tokenizer).renderer.prompt_ids([prompt])[0]
-        model = AutoModelForCausalLM.from_pretrained(tiny_policy_path).eval()
-        with torch.no_grad():
-            first = model(torch.tensor([ids])).logits[0, -1].double().log_softmax(-1)
-            second = model(torch.tensor([[*ids, a] for a in range(len(WORDS))])).logits[:, -1].double().log_softmax(-1)
+        first, second = two_tokens
         leaves = [([2], first[2].item())]
         for a, b in itertools.product(range(len(WORDS)), repeat=2):
             if a != 2:
                 leaves.append(([a, b], (first[a] + second[a, b]).item()))
         log_probs = np.array([value for _, value in leaves])
-        texts = [tokenizer.decode(i, skip_special_tokens=True) for i, _ in leaves]
+        texts = [engine.tokenizer.decode(i, skip_special_tokens=True) for i, _ in leaves]
         right = np.array([first_word(text, questions[0]["answer"]) for text in texts])
         power = np.exp((1 + 1 / beta) * log_probs)
         power /= power.sum()
@@ -209,27 +208,12 @@ def first_word(completion: str, answer: list[str]) -> float:
     return float(completion.split()[:1] != [] and completion.split()[0] in answer)
 
 
-class TestQuestions:
-    def test_rows(self):
-        found = read_questions(
-            [{"question": "q", "answers": ["a", "b"]}, {"prompt": PROMPTS[0], "answer": 3}], chat=True
-        )
-        assert [q.prompt for q in found] == [[{"role": "user", "content": "q"}], PROMPTS[0]]
-        assert [q.answer for q in found] == [["a", "b"], 3]
-        assert read_questions(["1+1="], instruction="Think.")[0].prompt == "1+1=\nThink."
-
-    def test_errors(self, tmp_path):
-        with pytest.raises(ValueError, match=r"questions, row 2: the answer is missing here, or in"):
-            read_questions([{"prompt": "a", "answer": "1"}, {"prompt": "b"}])
-        with pytest.raises(ValueError, match="there is no question"):
-            read_questions([{"text": "a"}])
-
-    def test_graders(self, tmp_path):
-        assert Grader("exact").grade(["12", " 12\n", "12."], "12") == [1.0, 1.0, 0.0]
-        assert Grader("text").grade(["The answer is 12."], ["11", 12]) == [1.0]
-        assert Grader("text").groups(["It is 3.", "4", "3"]) == [0, 1, 0]
-        (tmp_path / "mine.py").write_text("def half(completion, answer):\n    return 0.5\n")
-        assert Grader(f"{tmp_path}/mine.py:half").grade(["x"], "y") == [0.5]
-        for name in ("best", f"{tmp_path}/mine.py:none"):
-            with pytest.raises(ValueError, match=r"The grader is|has no function"):
-                Grader(name)
+def test_graders(tmp_path):
+    assert Grader("exact").grade(["12", " 12\n", "12."], "12") == [1.0, 1.0, 0.0]
+    assert Grader("text").grade(["The answer is 12."], ["11", 12]) == [1.0]
+    assert Grader("text").groups(["It is 3.", "4", "3"]) == [0, 1, 0]
+    (tmp_path / "mine.py").write_text("def half(completion, answer):\n    return 0.5\n")
+    assert Grader(f"{tmp_path}/mine.py:half").grade(["x"], "y") == [0.5]
+    for name in ("best", f"{tmp_path}/mine.py:none"):
+        with pytest.raises(ValueError, match=r"The grader is|has no function"):
+            Grader(name)

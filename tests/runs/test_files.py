@@ -106,7 +106,7 @@ def test_the_output_is_taken_before_the_checkpoint_is_read(
         raise AssertionError("The checkpoint was read.")
 
     with monkeypatch.context() as patch, only_run_on(tmp_path / "out.jsonl"):
-        patch.setattr("endotrl.commands.score.model_digest", read)
+        patch.setattr("endotrl.commands.rows.model_digest", read)
         patch.setattr("endotrl.frozen.names.AutoConfig.from_pretrained", read)
         assert score(tiny_model_path, tmp_path) != 0
         assert "Another run is writing" in capsys.readouterr().err

@@ -13,8 +13,7 @@ from ..items import Item
 
 
 Scores = Sequence[Sequence[float]]  # by item: one number a response, or a step
-
-
+NUM_CANDIDATES = 200  # thresholds of step scores
 STRICT = "A tie is not right: the better response must score strictly higher."
 
 
@@ -48,6 +47,28 @@ def accuracy_metrics(means: Means) -> dict[str, Array]:
     if len(groups) > 1:
         metrics |= {group: means[group]["accuracy"] for group in groups}
     return metrics
+
+
+def fold(item: Item) -> int:
+    """Which half an item is in: by its content, so that order and number of items do not matter."""
+    return int(item.key, 16) % 2
+
+
+def crossfit_thresholds(
+    items: Sequence[Item], scores: Scores, quality_of: Callable[[Sequence[int]], Callable[[float], float]]
+) -> tuple[float, float]:
+    """
+    Thresholds below which a step is called wrong, for each half: the candidate (quantiles of step scores) with which
+    the other half does best, by `quality_of` the items of some indices. Intrinsic rewards have no natural zero, and no
+    item has a say in its own threshold.
+    """
+    result = []
+    for half in (0, 1):
+        others = [i for i, item in enumerate(items) if fold(item) != half] or list(range(len(items)))
+        values = np.concatenate([np.asarray(scores[i], dtype=float) for i in others])
+        candidates = np.unique(np.quantile(values, np.linspace(0, 1, NUM_CANDIDATES + 1)))
+        result.append(max(candidates.tolist(), key=quality_of(others)))
+    return result[0], result[1]
 
 
 @dataclass(frozen=True)

@@ -32,10 +32,7 @@ CRITERIA = {
 
 
 def read(rows: Iterable[Row], criteria: str | None = None) -> list[Item]:
-    """
-    Rows `{"query", "responses": {domain: text}}`. Each becomes five items: without a criterion, and under each
-    domain's, which a JSON file `criteria`, `{domain: system message}`, replaces.
-    """
+    """Rows `{"query", "responses": {domain: text}}`: five items each, without a criterion and under each domain's."""
     texts = {NONE: None, **(CRITERIA if criteria is None else _read_criteria(criteria))}
     items = []
     for row in rows:
@@ -45,13 +42,10 @@ def read(rows: Iterable[Row], criteria: str | None = None) -> list[Item]:
         inner = Row(responses, row.source, row.place, row.stem)
         answers = tuple(inner.response(name) for name in RESPONSES)
         for name, text in texts.items():
-            better: tuple[tuple[int, int], ...] = ()
-            if name != NONE:
-                own = RESPONSES.index(name)
-                better = tuple((own, other) for other in range(len(RESPONSES)) if other != own)
-            items.append(
-                Item(f"{row.place} {name}", name, row.text("query"), answers, better, text, cluster=row.name())
-            )
+            others = [i for i, domain in enumerate(RESPONSES) if domain != name]
+            better = () if name == NONE else tuple((RESPONSES.index(name), other) for other in others)
+            item = Item(f"{row.place} {name}", name, row.text("query"), answers, better, text, cluster=row.name())
+            items.append(item)
     return items
 
 
@@ -59,18 +53,15 @@ def units(items: Sequence[Item], scores: Scores) -> list[Unit]:
     """One unit an item: for each domain, the fraction of the four other answers that its answer beats."""
     result = []
     for item, row in zip(items, scores, strict=True):
-        values = {}
-        for domain in DOMAINS:
-            own = RESPONSES.index(domain)
-            values[domain] = sum(row[own] > row[other] for other in range(len(row)) if other != own) / (len(row) - 1)
+        # Less one: an answer does not beat itself.
+        values = {name: sum(row[i] > score for score in row) / (len(row) - 1) for i, name in enumerate(DOMAINS)}
         result.append(Unit(item.cluster or item.id, item.group, values))
     return result
 
 
 def metrics(means: Means) -> dict[str, Array]:
     """
-    `matching`: mean of the four domains, each under its own criterion (the diagonal); `other`: under the other
-    criteria;
+    `matching`: mean of the four domains, each under its own criterion (the diagonal); `other`: under the others;
     `follows`: their difference, what the criterion does; `no criterion`; and the cells, `criterion > domain`.
     """
     result: dict[str, Array] = {}

@@ -7,7 +7,7 @@ import numpy as np
 
 from ...data.sources import HubDataset, Row
 from ..intervals import TOTAL, Array, Means
-from ..items import Item
+from ..items import Item, pair_item
 from .benchmark import Benchmark
 
 
@@ -28,15 +28,8 @@ def read(rows: Iterable[Row]) -> list[Item]:
         group = next((name for prefix, name in CATEGORIES.items() if source.startswith(prefix)), None)
         if group is None:
             raise row.error(f'"source" must begin with one of {", ".join(CATEGORIES)}, but is {source!r}.')
-        items.append(
-            Item(
-                row.name("pair_id"),
-                group,
-                row.text("question"),
-                (row.response("response_A"), row.response("response_B")),
-                better=((0, 1),) if label == "A>B" else ((1, 0),),
-            )
-        )
+        responses = row.response("response_A"), row.response("response_B")
+        items.append(pair_item(row.name("pair_id"), group, row.text("question"), *responses, label == "A>B"))
     return items
 
 

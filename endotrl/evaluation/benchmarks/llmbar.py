@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from ...data.sources import HubDataset, Row
 from ..intervals import Array, Means
-from ..items import Item
+from ..items import Item, pair_item
 from .benchmark import Benchmark, mean_of
 
 
@@ -13,10 +13,7 @@ SUBSETS = ("Natural", "Neighbor", "GPTInst", "GPTOut", "Manual")
 
 
 def read(rows: Iterable[Row]) -> list[Item]:
-    """
-    Rows `{"input", "output_1", "output_2", "label": 1 or 2}` of the authors' files, whose path tells the subset; or
-    the rows of RewardBench, which holds the five subsets whole.
-    """
+    """Rows of the authors' files, whose path tells the subset; or of RewardBench, which holds all five whole."""
     items = []
     for row in rows:
         if "subset" in row.data:
@@ -30,8 +27,7 @@ def read(rows: Iterable[Row]) -> list[Item]:
             group = _subset(row.source)
         if group is None:
             raise row.error(f"the file's path does not tell the subset: it must contain one of {', '.join(SUBSETS)}.")
-        better = ((0, 1),) if label == 1 else ((1, 0),)
-        items.append(Item(f"{group} {row.name('id')}", group, prompt, outputs, better=better))
+        items.append(pair_item(f"{group} {row.name('id')}", group, prompt, *outputs, label == 1))
     return items
 
 

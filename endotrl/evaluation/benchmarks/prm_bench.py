@@ -3,16 +3,16 @@
 PRMBench (https://huggingface.co/papers/2501.03124): tell right from wrong steps in solutions that were made wrong.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...data.sources import HubDataset, Row
 from ..intervals import TOTAL, Array, Means, Unit
 from ..items import Item, step_item
-from .benchmark import Benchmark, Scores, harmonic_mean
-from .step_threshold import crossfit_thresholds, fold
+from .benchmark import Benchmark, Scores, crossfit_thresholds, fold, harmonic_mean
 
 
 CORRECT = "correct"
@@ -23,8 +23,7 @@ WITH_CORRECT = "redundency"
 def read(rows: Iterable[Row]) -> list[Item]:
     """
     Rows `{"idx", "modified_question", "modified_process": [...], "error_steps", "classification"}`; `error_steps`
-    count from
-    1. Solutions of the class "redundency" come also in their original, correct form.
+    count from 1. Solutions of the class "redundency" come also in their original, correct form.
     """
     items, seen = [], set()
     for row in rows:
@@ -45,17 +44,15 @@ def read(rows: Iterable[Row]) -> list[Item]:
     return items
 
 
-def confusion(scores: Sequence[float], errors: Sequence[int], threshold: float) -> dict[str, float]:
+def confusion(accepted: NDArray[np.bool_], wrong: NDArray[np.bool_]) -> dict[str, float]:
     """Numbers of steps: right or wrong, accepted (at or above the threshold) or not. "Positive" is a right step."""
-    counts = {"TP": 0.0, "FP": 0.0, "TN": 0.0, "FN": 0.0}
-    for i, score in enumerate(scores):
-        accepted = score >= threshold
-        counts[("FP" if accepted else "TN") if i in errors else ("TP" if accepted else "FN")] += 1
-    return counts
+    counts = {"TP": accepted & ~wrong, "FP": accepted & wrong, "TN": ~accepted & wrong, "FN": ~accepted & ~wrong}
+    return {name: float(steps.sum()) for name, steps in counts.items()}
 
 
-def prm_score(TP: Array, FP: Array, TN: Array, FN: Array) -> tuple[Array, Array, Array]:
+def prm_score(counts: Mapping[str, Any]) -> tuple[Array, Array, Array]:
     """F1 of the right steps, F1 of the wrong steps, and their mean, the PRMScore."""
+    TP, FP, TN, FN = (np.asarray(counts[name]) for name in ("TP", "FP", "TN", "FN"))
     positive = harmonic_mean(_ratio(TP, TP + FP), _ratio(TP, TP + FN))
     negative = harmonic_mean(_ratio(TN, TN + FN), _ratio(TN, TN + FP))
     return positive, negative, (positive + negative) / 2
@@ -66,16 +63,14 @@ def thresholds(items: Sequence[Item], scores: Scores) -> tuple[float, float]:
 
     def quality_of(indices: Sequence[int]) -> Callable[[float], float]:
         values = np.concatenate([np.asarray(scores[i], dtype=float) for i in indices])
-        wrong = np.concatenate([np.isin(np.arange(len(scores[i])), items[i].facts["errors"]) for i in indices])
-
-        def quality(threshold: float) -> float:
-            accepted = values >= threshold
-            counts = [accepted & ~wrong, accepted & wrong, ~accepted & wrong, ~accepted & ~wrong]  # TP, FP, TN, FN
-            return float(prm_score(*(np.asarray(count.sum(), dtype=float) for count in counts))[2])
-
-        return quality
+        wrong = np.concatenate([_wrong(items[i]) for i in indices])
+        return lambda threshold: float(prm_score(confusion(values >= threshold, wrong))[2])
 
     return crossfit_thresholds(items, scores, quality_of)
+
+
+def _wrong(item: Item) -> NDArray[np.bool_]:
+    return np.isin(np.arange(item.num_scores), item.facts["errors"])
 
 
 def units(items: Sequence[Item], scores: Scores) -> list[Unit]:
@@ -91,7 +86,7 @@ def units(items: Sequence[Item], scores: Scores) -> list[Unit]:
             # As in the authors' code, correct solutions stay out of the totals.
             values = {"accepted": sum(score >= threshold for score in row) / len(row)}
         else:
-            values = confusion(row, errors, threshold)
+            values = confusion(np.asarray(row) >= threshold, _wrong(item))
             if errors:
                 values["first error"] = float(row[errors[0]] < threshold)
             right = [score for i, score in enumerate(row) if i not in errors]
@@ -108,14 +103,14 @@ def metrics(means: Means) -> dict[str, Array]:
     total = means[TOTAL]
     result: dict[str, Array] = {}
     if "TP" in total:
-        positive, negative, score = prm_score(*(total[key] for key in ("TP", "FP", "TN", "FN")))
+        positive, negative, score = prm_score(total)
         result = {"PRMScore": score, "F1": positive, "negative F1": negative}
     result |= {key: total[key] for key in ("first error", "auc") if key in total}
     for group, values in means.items():
         if group == CORRECT:
             result[CORRECT] = values["accepted"]
         elif group != TOTAL:
-            result[group] = prm_score(*(values[key] for key in ("TP", "FP", "TN", "FN")))[2]
+            result[group] = prm_score(values)[2]
     return result
 
 

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""
-ProcessBench (https://huggingface.co/papers/2412.06559): find the first wrong step of a solution, or say there is none.
-"""
+"""ProcessBench (https://huggingface.co/papers/2412.06559): the first wrong step of a solution, or that none is."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -10,8 +8,7 @@ import numpy as np
 from ...data.sources import HubDataset, Row
 from ..intervals import TOTAL, Array, Means, Unit
 from ..items import Item, step_item
-from .benchmark import Benchmark, Scores, harmonic_mean, mean_of
-from .step_threshold import crossfit_thresholds, fold
+from .benchmark import Benchmark, Scores, crossfit_thresholds, fold, harmonic_mean, mean_of
 
 
 SPLITS = ("gsm8k", "math", "olympiadbench", "omnimath")
@@ -61,20 +58,14 @@ def thresholds(items: Sequence[Item], scores: Scores) -> tuple[float, float]:
 
 
 def units(items: Sequence[Item], scores: Scores) -> list[Unit]:
-    """
-    One unit a solution: whether the first step below the threshold is the label (`error` for solutions with a wrong
-    step,
-    `correct` for others), and whether the lowest step is the first wrong one (`located`, which needs no threshold).
-    """
+    """One unit a solution: whether the first step below the threshold, and the lowest one, is the first wrong one."""
     of_fold = thresholds(items, scores)
     result = []
     for item, row in zip(items, scores, strict=True):
         label = item.facts["label"]
         right = float(first_below(row, of_fold[fold(item)]) == label)
-        values = (
-            {"correct": right} if label == -1 else {"error": right, "located": float(row.index(min(row)) == label)}
-        )
-        result.append(Unit(f"{item.group} {item.id}", item.group, values))
+        located = {"error": right, "located": float(row.index(min(row)) == label)}
+        result.append(Unit(f"{item.group} {item.id}", item.group, {"correct": right} if label == -1 else located))
     return result
 
 

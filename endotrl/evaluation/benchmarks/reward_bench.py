@@ -7,7 +7,7 @@ import numpy as np
 
 from ...data.sources import HubDataset, Row
 from ..intervals import Array, Means
-from ..items import Item
+from ..items import Item, pair_item
 from .benchmark import Benchmark, mean_of
 
 
@@ -38,12 +38,12 @@ def read(rows: Iterable[Row]) -> list[Item]:
     """Rows `{"prompt", "chosen", "rejected", "subset"}`."""
     known = [subset for subsets in SECTIONS.values() for subset in subsets]
     return [
-        Item(
+        pair_item(
             row.name("id"),
             row.one_of("subset", known),
             row.text("prompt"),
-            (row.response("chosen"), row.response("rejected")),
-            better=((0, 1),),
+            row.response("chosen"),
+            row.response("rejected"),
         )
         for row in rows
     ]

@@ -45,25 +45,13 @@ def read(rows: Iterable[Row]) -> list[Item]:
                 raise row.error(f'"chosen" must be a list of 1 text outside Ties, but has {len(chosen)}.')
             group, cluster, facts = subset, f"{subset} {row.name('id')}", {}
         pairs = tuple((i, len(chosen) + j) for i in range(len(chosen)) for j in range(len(rejected)))
-        items.append(
-            Item(
-                row.name("id"),
-                group,
-                row.text("prompt"),
-                (*chosen, *rejected),
-                better=pairs,
-                cluster=cluster,
-                facts=facts,
-            )
-        )
+        responses = (*chosen, *rejected)
+        items.append(Item(row.name("id"), group, row.text("prompt"), responses, pairs, cluster=cluster, facts=facts))
     return items
 
 
 def units(items: Sequence[Item], scores: Scores) -> list[Unit]:
-    """
-    One unit an item, 1/k if the right answer is among the k best; in Ties, one unit a question with its reference
-    question.
-    """
+    """One unit an item, 1/k if the right answer is among the k best; in Ties, one a question with its reference."""
     result = []
     ties: dict[str, dict[str, tuple[float, float]]] = {}
     for item, row in zip(items, scores, strict=True):
@@ -84,12 +72,9 @@ def _ties_values(questions: dict[str, tuple[float, float]]) -> dict[str, float]:
     if len(questions) == 2:
         gap, spread = questions["tied"]
         smaller = min(gap, questions["ref"][0])
-        values["preferred"] = float(gap > spread)
-        values["preferred hard"] = float(smaller > spread)
-        if spread > 0:
-            values["margin"] = math.tanh(smaller / spread - 1)
-        else:
-            values["margin"] = float(np.sign(smaller))  # the limit; 0 where both are 0
+        values |= {"preferred": float(gap > spread), "preferred hard": float(smaller > spread)}
+        # Without a spread, the limit; 0 where both are 0.
+        values["margin"] = math.tanh(smaller / spread - 1) if spread > 0 else float(np.sign(smaller))
     return values
 
 

@@ -28,13 +28,8 @@ def read(rows: Iterable[Row]) -> list[Item]:
     sources: dict[str, str] = {}
     for row in rows:
         chosen, rejected = row.responses("chosen", exactly=3), row.responses("rejected", exactly=3)
-        item = Item(
-            row.name("id"),
-            _part(row),
-            row.text("prompt"),
-            (*chosen, *rejected),
-            better=tuple((i, 3 + j) for i in range(3) for j in range(3)),
-        )
+        pairs = tuple((i, 3 + j) for i in range(3) for j in range(3))
+        item = Item(row.name("id"), _part(row), row.text("prompt"), (*chosen, *rejected), better=pairs)
         # The repository's folder holds the parts and, in another file, all of them together.
         if sources.setdefault(item.key, row.source) == row.source:
             items.append(item)

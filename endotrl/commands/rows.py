@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `endotrl score`: from its options to the files, the page and the terminal."""
+"""The commands `endotrl score` and `endotrl pairs`: from their options to the files, the page and the terminal."""
 
 import argparse
 import sys
@@ -9,8 +9,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from ..data.sources import STREAM, Reader
-from ..reporting import say
+from ..reporting import number, say
 from ..rewards.settings import SETTINGS
 from ..runs.processes import processes
 from ..score_file.heat_map_page import heat_map_page
@@ -18,6 +20,8 @@ from ..score_file.output_files import model_digest, only_run_on
 from ..score_file.run import score_file
 from ..score_file.score_summary import SHOWN_SENTENCES, show_report
 from ..score_file.sentence_page import sentence_page
+from ..selection.choose import Choice, Counts
+from ..selection.file import choose_from_file
 from .common import EXIT_FOUND, EXIT_OK, choose_dtype, default_output, resolved_dtype, use_form
 
 
@@ -27,9 +31,10 @@ ENDOGENOUS = [name for name, setting in SETTINGS.items() if "score" not in setti
 LATER = ("images", "model_init_kwargs", "correction")  # than the first files of scores, which do not have them
 SHOWN_SETTINGS = ("token_reward", "aggregate", "alpha", "gamma", "truncation", "criterion")  # on the page
 SHOWN_ERRORS = 20  # bad rows named on the terminal; the error file has them all
+ONE_SIDED = 0.7  # share of pairs that are decided alike by length, from which on the summary says so
 
 
-def run(args: argparse.Namespace) -> int:
+def run_score(args: argparse.Namespace) -> int:
     """Runs `endotrl score`; returns the exit code."""
     Reader(args.file)  # raises if there is nothing of that name
     state, residual = processes(), use_form(args)
@@ -90,25 +95,51 @@ def run(args: argparse.Namespace) -> int:
     return EXIT_FOUND if report.tally.errors else EXIT_OK
 
 
+def run_pairs(args: argparse.Namespace) -> int:
+    """Runs `endotrl pairs`; returns the exit code."""
+    Reader(args.file)  # raises if there is nothing of that name
+    state, residual = processes(), use_form(args)
+    choice = Choice(args.write, args.margin, args.per_prompt, args.fraction, args.unfinished)
+    output = args.output or default_output(args.file, f".{args.write}.jsonl")
+    with redirect_stdout(sys.stderr):  # libraries print while they are imported, and standard output may be the rows
+        reward, settings, by_sentence = make_reward(args, f"{output}.scores/settings.json")
+    try:
+        counts = choose_from_file(
+            reward,
+            args.file,
+            output,
+            settings,
+            choice,
+            residual=residual,
+            block_size=args.block_size,
+            limit=args.limit,
+            overwrite=args.overwrite,
+            progress=not args.quiet,
+            on_error=errors_on_terminal(),
+        )
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt("Interrupted. The same command goes on behind what was scored.") from interrupt
+    if state.is_main_process and not args.quiet:
+        _show_pairs(counts, choice, output, residual, "" if by_sentence else " nats")
+    return EXIT_FOUND if counts.bad else EXIT_OK
+
+
 def errors_on_terminal(where: str | None = None) -> Callable[[int, str], None]:
     """Says on the terminal which rows are bad: the first ones, and `where` all of them are named."""
     numbers = count(1)
 
     def on_error(line: int, error: str) -> None:
-        number = next(numbers)
-        if number <= SHOWN_ERRORS:
+        shown = next(numbers)
+        if shown <= SHOWN_ERRORS:
             say(f"line {line}: {error}")
-        elif number == SHOWN_ERRORS + 1:
+        elif shown == SHOWN_ERRORS + 1:
             say("More rows are bad." if where is None else f"More rows are bad: {where} names them all.")
 
     return on_error
 
 
 def make_reward(args: argparse.Namespace, *recorded: str) -> tuple[Any, dict[str, Any], bool]:
-    """
-    The reward that the options and the kind of model ask for, the settings that its numbers depend on, and whether it
-    is a sentence reward model's. Of `recorded`, see [`choose_dtype`].
-    """
+    """The reward, the settings that its numbers depend on, and whether it is a sentence reward model's."""
     from ..frozen.names import load_config, load_tokenizer
     from ..frozen.served import ServedModel, is_url
     from ..rewards.endogenous import EndogenousReward
@@ -161,3 +192,23 @@ def make_reward(args: argparse.Namespace, *recorded: str) -> tuple[Any, dict[str
         {"model": args.model, "model_version": version, **settings, "dtype": resolved_dtype(args)},
         by_sentence,
     )
+
+
+def _show_pairs(counts: Counts, choice: Choice, output: str, residual: str | None, unit: str) -> None:
+    console = Console(stderr=output == STREAM, highlight=False)
+    noun = "pairs" if choice.kind == "pairs" else "rows"
+    lines = [f"{counts.rows:,} {noun} from {counts.prompts:,} prompts with {counts.responses:,} responses."]
+    if choice.kind == "pairs":
+        lines.append(f"The chosen response is better by {number(counts.margins / counts.rows)}{unit} on average.")
+        pairs = counts.longer.total()
+        for sign, word in ((1, "longer"), (-1, "shorter")):
+            share = counts.longer[sign] / pairs if pairs else 0.0
+            if share >= ONE_SIDED and pairs >= 20:
+                hint = "" if residual else "; --form style_residual:bellman.discounted=0.93 takes that out"
+                lines.append(f"It is {word} than the rejected one in {share:.0%} of the pairs{hint}.")
+        if labels := counts.labels.total():
+            lines.append(f"{counts.labels['chosen'] / labels:.0%} of the pairs agree with the labels of the input.")
+    lines.append(counts.why_not())
+    console.print("\n".join(filter(None, lines)), markup=False)
+    if output != STREAM:
+        console.print(f"Written: {output} (scores for other choices: {output}.scores)", markup=False, soft_wrap=True)
