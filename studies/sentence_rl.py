@@ -231,8 +231,8 @@ CREDIT: dict[str, dict[str, Any]] = {
     "to-go": {"credit": "sentence"},
     "score": {"credit": "outcome"},
 }
-SEEDS, STEPS = 3, 48
-LEARNING_RATES, TRIAL_SEED = (1e-4, 3e-4, 6e-4), 100
+SEEDS, STEPS = 3, 40
+LEARNING_RATES, TRIAL_SEED = (1e-4, 3e-4), 100
 GENERATIONS = 4  # responses to a prompt
 SENTENCES = (4, 6)  # of an answer
 ANSWER_LENGTH = 64  # words
