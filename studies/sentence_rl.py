@@ -7,8 +7,8 @@ they take.
 facts by one sentence each, of which half are right at first: it has learned from such answers. Facts are those that no
 reward model was trained on. The reward models are those of [`studies.sentence_reward`], of that study's depth and
 penalty: heads on the states of the frozen SmolLM2-135M-Instruct. All arms are `DenseGRPOTrainer`, with one policy,
-batch size, learning rate (the best of some for `response`, on a seed of its own), no KL penalty, and for each seed the
-same prompts. The truth is only measured.
+batch size, learning rate (the best of some for `response`, on a seed of its own), KL penalty, and for each seed the same
+prompts. The truth is only measured.
 
 - `sentences`: the sentence model (own values, sum); a sentence is credited with its own reward (`gamma=0.1`).
 - `to-go`: the same; a sentence is credited with its own and all later rewards (`gamma=1`, the default).
@@ -158,7 +158,6 @@ def train_policy(
             **settings(Path(folder), seed),
             per_device_train_batch_size=BATCH,
             lr_scheduler_type="constant",
-            beta=0.0,
             reward_weights=[1.0, 0.0],
             **options,
         )
@@ -190,7 +189,7 @@ def made_up_language(pairs: int, steps: int, seeds: int, output: Path) -> None:
 
                     train_policy(
                         folder / "base", SentenceReward(str(folder / "reward")), gold_score, PROMPTS * 8, seed,
-                        max_steps=steps, num_generations=8, max_completion_length=LENGTH, learning_rate=1e-3,
+                        max_steps=steps, num_generations=8, max_completion_length=LENGTH, learning_rate=1e-3, beta=0.0,
                         **({"credit": "token"} if arm == "dense" else {}),
                     )  # fmt: skip
                     curves[arm].append(curve)
@@ -231,8 +230,9 @@ CREDIT: dict[str, dict[str, Any]] = {
     "to-go": {"credit": "sentence"},
     "score": {"credit": "outcome"},
 }
-SEEDS, STEPS = 3, 40
+SEEDS, STEPS = 3, 32
 LEARNING_RATES, TRIAL_SEED = (1e-4, 3e-4), 100
+KL = 0.05
 GENERATIONS = 4  # responses to a prompt
 SENTENCES = (4, 6)  # of an answer
 ANSWER_LENGTH = 64  # words
@@ -425,8 +425,8 @@ class FactsRuns:
 
     @property
     def learning_rate(self) -> float:
-        """The best one of the response-level arm."""
-        return max(self.figures["trial"], key=lambda cell: statistics.mean(cell["right"][-10:]))["learning_rate"]
+        """The one with which the response-level arm gets furthest."""
+        return max(self.figures["trial"], key=lambda cell: best(cell["right"]))["learning_rate"]
 
     def _keep(self, part: str, arm: str, seed: int, rate: float) -> None:
         cell = {"arm": arm, "seed": seed, "learning_rate": rate}
@@ -450,7 +450,7 @@ class FactsRuns:
             self.base, self._reward(reward_of(arm), seed), measure,
             self.task.prompts(STEPS * BATCH // GENERATIONS, seed), seed,
             max_steps=STEPS, num_generations=GENERATIONS, max_completion_length=ANSWER_LENGTH, learning_rate=rate,
-            **credit_of(arm),
+            beta=KL, **credit_of(arm),
         )  # fmt: skip
         return {**curves, "seconds": time.perf_counter() - started}
 
@@ -512,6 +512,11 @@ def smooth(curve: Sequence[float]) -> list[float]:
     return [statistics.mean(curve[max(0, i + 1 - WINDOW) : i + 1]) for i in range(len(curve))]
 
 
+def best(curve: Sequence[float]) -> float:
+    """The highest smoothed share."""
+    return max(smooth(curve)[WINDOW - 1 :])
+
+
 def samples_to(curve: Sequence[float], target: float) -> int | None:
     """Responses sampled until the smoothed share of right sentences has reached a target."""
     reached = [i for i, value in enumerate(smooth(curve)) if value >= target and i + 1 >= WINDOW]
@@ -526,7 +531,7 @@ def curves(figures: dict[str, Any]) -> dict[str, list[list[float]]]:
 
 def common_target(runs: Sequence[list[float]]) -> float:
     """The highest share, in steps of 2.5 points, that all of the runs reach."""
-    return int(40 * min(max(smooth(curve)[WINDOW - 1 :]) for curve in runs)) / 40
+    return int(40 * min(map(best, runs))) / 40
 
 
 def summarize(figures: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -536,7 +541,9 @@ def summarize(figures: dict[str, Any]) -> dict[str, dict[str, Any]]:
     for arm, runs in found.items():
         summary[arm] = {
             "before": statistics.mean(curve[0] for curve in runs),
+            "best": [best(curve) for curve in runs],
             "after": [statistics.mean(curve[-WINDOW:]) for curve in runs],
+            "sentences": [c["sentences"][-1] for c in figures["cells"] if c["arm"] == arm],
         }
         rivals = found.get(PAIRED.get(arm, ""), [])[: len(runs)]
         if rivals:
@@ -561,9 +568,15 @@ def table_rows(summary: dict[str, dict[str, Any]]) -> list[list[str]]:
     """Rows of the table, as text."""
     rows = []
     for arm, figures in summary.items():
-        row = [ARMS[arm], percent(figures["before"]), spread(figures["after"], percent), "–", "–", "–"]
+        row = [
+            ARMS[arm],
+            percent(figures["before"]),
+            spread(figures["best"], percent),
+            percent(statistics.mean(figures["after"])),
+        ]
+        row += [f"{statistics.mean(figures['sentences']):.1f}", "–", "–", "–"]
         if "share" in figures:
-            row[3:] = [
+            row[-3:] = [
                 percent(figures["target"]),
                 f"{statistics.mean(figures['samples']):.0f} : {statistics.mean(figures['rival']):.0f}",
                 spread(figures["share"], lambda share: f"{100 * share:.0f}%"),
@@ -572,7 +585,10 @@ def table_rows(summary: dict[str, dict[str, Any]]) -> list[list[str]]:
     return rows
 
 
-HEADERS = ["trained on", "right before, %", "after, %", "both reach, %", "samples : rival's", "share of the rival's"]
+HEADERS = [
+    *("trained on", "right before, %", "at best, %", "after, %", "sentences, after"),
+    *("both reach, %", "samples : rival's", "share of the rival's"),
+]
 
 
 def verdict(summary: dict[str, dict[str, Any]]) -> str:
@@ -594,9 +610,7 @@ def page(figures: dict[str, Any], summary: dict[str, dict[str, Any]], rate: floa
     signal = [
         [ARMS[arm], spread(values, lambda value: f"{value:.2f}")] for arm, values in figures.get("signal", {}).items()
     ]
-    trial = [
-        [f"{cell['learning_rate']:g}", percent(statistics.mean(cell["right"][-10:]))] for cell in figures["trial"]
-    ]
+    trial = [[f"{cell['learning_rate']:g}", percent(best(cell["right"]))] for cell in figures["trial"]]
     seeds = max(cell["seed"] for cell in figures["cells"]) + 1
     return f"""# Does RL gain from rewards of sentences?
 
@@ -625,11 +639,11 @@ answer to another question of their kind). No reward model was trained on these 
 looking at answers about them ([sentence.md](sentence.md)). The reward models are those of that page, heads on the states of the frozen SmolLM2-135M-Instruct,
 trained for each seed on pairs of its own.
 
-All arms are `DenseGRPOTrainer` with {BATCH} responses a step, {GENERATIONS} to a prompt, {STEPS} steps, temperature 1, no KL penalty, and the same prompts.
+All arms are `DenseGRPOTrainer` with {BATCH} responses a step, {GENERATIONS} to a prompt, {STEPS} steps, temperature 1, a KL penalty of {KL}, and the same prompts.
 "Each sentence its own" is `credit="sentence", gamma=0.1`, "own and later ones" `credit="sentence"`, all others `credit="outcome"`.
 The learning rate, {rate:g} for all arms, is the best one of the response-level arm, on a seed of its own:
 
-{markdown_table(["learning rate", "right in the last 10 steps, %"], trial)}
+{markdown_table(["learning rate", "right at best, %"], trial)}
 
 Not measured here: policies that know more than these facts, sentences that depend on each other, and facts that the policy is not trained on.
 
