@@ -7,8 +7,8 @@ they take.
 facts by one sentence each, of which half are right at first: it has learned from such answers. Facts are those that no
 reward model was trained on. The reward models are those of [`studies.sentence_reward`], of that study's depth and
 penalty: heads on the states of the frozen SmolLM2-135M-Instruct. All arms are `DenseGRPOTrainer`, with one policy,
-batch size, learning rate (the best of some for `response`, on a seed of its own), KL penalty, and for each seed the same
-prompts. The truth is only measured.
+batch size, KL penalty and learning rate (the best of some for `response`, on a seed of its own), and for each seed the
+same prompts. The truth is only measured.
 
 - `sentences`: the sentence model (own values, sum); a sentence is credited with its own reward (`gamma=0.1`).
 - `to-go`: the same; a sentence is credited with its own and all later rewards (`gamma=1`, the default).
@@ -24,7 +24,7 @@ trained on that model by DenseGRPOTrainer on the rewards of the sentences, and b
 
     python -m studies.sentence_rl                                 # about 3 minutes on 2 quiet cores
     python -m studies.sentence_rl --pairs 64 --steps 2 --seeds 1  # a look
-    python -m studies.sentence_rl --states DIR                    # about 90 minutes; what is there is kept
+    python -m studies.sentence_rl --states DIR                    # about 30 minutes of one core; what is there is kept
 """
 
 import argparse
