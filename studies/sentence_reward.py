@@ -17,6 +17,7 @@ Depth and penalty are chosen on pairs that are in no final figure. Data:
 
 - `facts`: answers of 3 to 6 sentences, each a fact that is right or wrong; no fact of the test is in training. Which
   sentence is wrong is asked of models that were never told.
+- `fresh`: the same about facts of other kinds, made when arms, layers and penalties were fixed (by `facts`).
 - `helpful`, `webgpt`: human preferences, by 5-fold cross-validation.
 - `prmbench`: solutions against themselves with a wrong step, by cross-validation; which step is wrong?
 
@@ -55,6 +56,8 @@ LABELS = {
 ARMS = tuple(arm for arm in LABELS if arm not in ("endogenous", "told"))
 # Arms with attention have depth and penalty of the one without.
 CHOSEN_AS = {"paper": "response", "equal": "response", "own": "own-sum", "told": "own-sum"}
+CHOOSERS = {"fresh": "facts", "prmbench": "facts", "webgpt": "helpful"}  # whose depths and penalties others have
+FRESH_ARMS = ("response", "own-sum", "told")
 SEEDS, FOLDS, BOOTSTRAP = 5, 5, 2000
 PENALTIES = (100.0, 300.0, 1000.0, 3000.0)
 ITERATIONS, ATTENTION = 60, 64
@@ -227,7 +230,9 @@ def compute(figures: dict[str, Any], datasets: Sequence[str], states: States, sa
     """Chooses settings and runs the cells that are not there, dataset by dataset; `save()` after each."""
     for dataset in datasets:
         rows = states.read(dataset)
-        by_part, chooser = dataset == "facts", {"prmbench": "facts", "webgpt": "helpful"}.get(dataset, dataset)
+        if dataset == "fresh":
+            rows = [row for row in states.read("facts") if row["part"] == "train"] + rows
+        by_part, chooser = dataset in ("facts", "fresh"), CHOOSERS.get(dataset, dataset)
         if dataset == "helpful":
             development, rows = rows[:DEVELOPMENT_PAIRS], rows[DEVELOPMENT_PAIRS:]
         for arm in tqdm(
@@ -246,7 +251,7 @@ def compute(figures: dict[str, Any], datasets: Sequence[str], states: States, sa
             save()
         cells = figures["cells"].setdefault(dataset, [])
         done = {(cell["arm"], cell["seed"]) for cell in cells}
-        arms = (*ARMS, "told") if "right" in rows[0] else ARMS
+        arms = FRESH_ARMS if dataset == "fresh" else (*ARMS, "told") if "right" in rows[0] else ARMS
         jobs = [(arm, seed) for arm in arms for seed in range(SEEDS) if (arm, seed) not in done]
         for arm, seed in tqdm(jobs, desc=f"Heads, {dataset}", unit=" runs"):
             setting = figures["choices"][f"{chooser} {CHOSEN_AS.get(arm, arm)}"]
@@ -300,7 +305,7 @@ def summarize(figures: dict[str, Any], dataset: str) -> dict[str, dict[str, Any]
             )
     if dataset in figures["endogenous"]:
         # Of PRMBench only the solutions with a wrong step, so that its other steps are what it is told from.
-        answers = (0, 1) if dataset == "facts" else (1,)
+        answers = (1,) if dataset == "prmbench" else (0, 1)
         truth = figures["endogenous"][dataset]["right"]
         tables = {arm: [cell["worth"] for cell in cells if cell["arm"] == arm] for arm in arms}
         tables["endogenous"] = [figures["endogenous"][dataset]["worth"]]
@@ -350,6 +355,7 @@ def table_rows(summary: dict[str, dict[str, Any]]) -> list[list[str]]:
 HEADERS = ["", "pairs in order, %", "to response-level", "wrong sentences, AUC"]
 TITLES = {
     "facts": "Facts: answers of sentences that are right or wrong",
+    "fresh": "Fresh facts, of other kinds than those learned from",
     "helpful": "HH-RLHF helpful",
     "webgpt": "WebGPT comparisons",
     "prmbench": "PRMBench: solutions with a wrong step",

@@ -31,7 +31,7 @@ DEPTHS = (13, 16, 19, 22)  # layers of 30
 MAX_TOKENS = 256  # of prompt and answer
 PAIRS_PER_FILE = 50
 PREFERENCES = 900  # pairs of `helpful`, and all of `webgpt`
-DATASETS = ("facts", "helpful", "webgpt", "prmbench")
+DATASETS = ("facts", "fresh", "helpful", "webgpt", "prmbench")
 FACTS_PAIRS = {"train": 1200, "dev": 200, "test": 400}
 
 
@@ -48,7 +48,11 @@ class Pair:
 def load_pairs(dataset: str, data: Path) -> list[Pair]:
     """Pairs of one of `DATASETS`, in a fixed order; `data` is the folder of the files."""
     if dataset == "facts":
-        return _facts()
+        train, test = facts.load_questions()
+        train = list({question.statement: question for question in train}.values())  # each in one phrasing
+        return _facts({"train": train[50:], "dev": train[:50], "test": test})
+    if dataset == "fresh":
+        return _facts({"test": _fresh_questions()})
     if dataset == "prmbench":
         return _prmbench(data / "prmbench" / "step_contradiction.jsonl")
     name = {"helpful": "hh_helpful", "webgpt": "webgpt"}[dataset]
@@ -63,14 +67,21 @@ def load_pairs(dataset: str, data: Path) -> list[Pair]:
     return pairs[:PREFERENCES]
 
 
-def _facts() -> list[Pair]:
+def _fresh_questions() -> list[facts.Question]:
+    """Facts of other kinds, which nobody had looked at before the arms were there."""
+    relations = json.loads(Path(__file__).with_name("fresh_facts.json").read_text(encoding="utf-8"))["relations"]
+    return [
+        facts.Question(relation["name"], "", answers, relation["statement"].replace("{subject}", subject))
+        for relation in relations
+        for subject, answers in relation["facts"]
+    ]
+
+
+def _facts(parts: dict[str, list[facts.Question]]) -> list[Pair]:
     """
     Answers of 3 to 6 sentences, each a fact that is right or has the answer of another question of its kind; the
     better answer, about the same facts, has more that are right. No fact is in two parts.
     """
-    train, test = facts.load_questions()
-    train = list({question.statement: question for question in train}.values())  # each in one phrasing
-    parts = {"train": train[50:], "dev": train[:50], "test": test}
     pairs = []
     for part, questions in parts.items():
         generator = random.Random(part)
@@ -82,7 +93,7 @@ def _facts() -> list[Pair]:
             right = (first, second) if sum(first) > sum(second) else (second, first)
             texts = [
                 " ".join(
-                    _statement(q, is_right, questions, generator) for q, is_right in zip(chosen, flags, strict=True)
+                    statement(q, is_right, questions, generator) for q, is_right in zip(chosen, flags, strict=True)
                 )
                 for flags in right
             ]
@@ -91,9 +102,10 @@ def _facts() -> list[Pair]:
     return pairs
 
 
-def _statement(
+def statement(
     question: facts.Question, is_right: bool, questions: Sequence[facts.Question], generator: random.Random
 ) -> str:
+    """The fact in a sentence, with its answer or that of another question of its kind."""
     others = [
         other.answers[0]
         for other in questions
