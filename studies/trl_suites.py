@@ -130,6 +130,7 @@ def save_models(hub: Path, tokenizer_path: Path) -> None:
             processor = vision.make_processor(tokenizer, VISION[name][0])
             processor.chat_template = templates().get(VISION[name][1], processor.chat_template)
             config = vision.make_model(tokenizer, VISION[name][0]).config
+            config.get_text_config().max_position_embeddings = 4096
             config.vision_config.vision_use_head = False  # of Gemma 3: a part that its features never pass through
         torch.manual_seed(0)
         model = kind(config)
@@ -177,6 +178,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, required=True, help="JSON Lines, which the run goes on with")
     parser.add_argument("--work", type=Path, default=Path("trl-suites"), help="folder for stand-ins and copied tests")
     parser.add_argument("-k", default="", help="pytest's expression of the tests to run")
+    parser.add_argument("--rows", type=int, default=4, help="rows of a data set; TRL's have 17, which few tests need")
     args = parser.parse_args()
     work, results = args.work.resolve(), args.results.resolve()
     if not (work / "complete").exists():
@@ -188,7 +190,7 @@ def main() -> None:
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_CACHE": str(work / "hub"),
         "TRL_EXPERIMENTAL_SILENCE": "1",
-        "TRL_SUITES": json.dumps({"modes": args.mode, "results": str(results)}),
+        "TRL_SUITES": json.dumps({"modes": args.mode, "results": str(results), "rows": args.rows}),
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]),
     }
     command = [sys.executable, "-m", "pytest", "-q", "-p", "studies.trl_suites_plugin", "-p", "no:cacheprovider"]

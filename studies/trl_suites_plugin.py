@@ -32,7 +32,7 @@ RESULTS = Path(OPTIONS["results"])
 TRAINERS = {"dense": (DenseGRPOTrainer, DenseGRPOConfig), "ppo": (PPOTrainer, PPOConfig)}
 # Relative to the oracle; an attached reward may read a bfloat16 pass of the trainer.
 TOLERANCE = 1e-2 if "attach" in MODES else 1e-5
-PROMPTS = [f"{side} is better than" for side in "Beautiful Explicit Simple Complex Flat Sparse Now Never".split()]
+PROMPTS = [f"Rule {i} is better than" for i in range(OPTIONS["rows"])]
 
 _last: dict[str, Any] = {}  # what the trainer generated last
 _distances: list[float] = []  # of the rewards of this test from the oracle
@@ -42,7 +42,7 @@ def load_dataset(path: str, name: str | None = None, split: str | None = None, s
     """Stand-ins for the data sets of `trl-internal-testing`."""
     turns = [[{"role": "user", "content": f"{prompt} what?"}] for prompt in PROMPTS]
     columns: dict[str, Any] = {"prompt": PROMPTS if name == "standard_prompt_only" else turns}
-    pictures = [Image.new("RGB", (20 + 4 * i, 28), (30 * i, 90, 200 - 20 * i)) for i in range(len(PROMPTS))]
+    pictures = [Image.new("RGB", (20 + 4 * (i % 4), 28), (9 * i, 90, 200 - 9 * i)) for i in range(len(PROMPTS))]
     if path.endswith("zen-image"):
         columns["image"] = pictures
     elif path.endswith("zen-multi-image"):
