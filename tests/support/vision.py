@@ -27,6 +27,8 @@ MARKS = {
     "qwen2_vl": "<|vision_start|><|image_pad|><|vision_end|>",
     "qwen2_5_vl": "<|vision_start|><|image_pad|><|vision_end|>",
     "qwen3_vl": "<|vision_start|><|image_pad|><|vision_end|>",
+    "qwen3_5": "<|vision_start|><|image_pad|><|vision_end|>",
+    "qwen3_5_moe": "<|vision_start|><|image_pad|><|vision_end|>",
 }
 FAMILIES = list(MARKS)
 TEXT = {
@@ -116,9 +118,9 @@ def make_processor(tokenizer: PreTrainedTokenizerBase, family: str) -> Processor
         images = hf.Gemma3ImageProcessorPil(size=shape, image_seq_length=4)
         return hf.Gemma3Processor(images, tokenizer, chat_template=template, image_seq_length=4)
     images = hf.Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, size={"shortest_edge": 64, "longest_edge": 1024})
-    kind = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor", "qwen3_vl": "Qwen3VLProcessor"}
+    kind = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor"}.get(family, "Qwen3VLProcessor")
 
-    class WithoutVideos(getattr(hf, kind[family])):  # type: ignore[misc]
+    class WithoutVideos(getattr(hf, kind)):  # type: ignore[misc]
         """Processors of videos need torchvision, and the check of what is one needs it too."""
 
         def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
@@ -180,8 +182,20 @@ def make_model(tokenizer: PreTrainedTokenizerBase, family: str) -> PreTrainedMod
         )
     else:
         rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
-        if family == "qwen3_vl":
+        if family.startswith("qwen3"):
             rope["mrope_interleaved"] = True
+        if family.startswith("qwen3_5"):
+            rope["partial_rotary_factor"] = 1.0
+            text |= {
+                "layer_types": ["linear_attention", "full_attention"],
+                "linear_num_key_heads": 2,
+                "linear_num_value_heads": 4,
+                "linear_key_head_dim": 8,
+                "linear_value_head_dim": 8,
+            }
+        if family == "qwen3_5_moe":
+            text |= {"num_experts": 4, "num_experts_per_tok": 2}
+            text |= {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}
         places = {
             "image_token_id": token_id("<|image_pad|>"),
             "video_token_id": token_id("<|video_pad|>"),
@@ -205,9 +219,11 @@ def make_model(tokenizer: PreTrainedTokenizerBase, family: str) -> PreTrainedMod
                 "out_hidden_size": 32,
                 "intermediate_size": 16,
                 "num_position_embeddings": 16,
-                "deepstack_visual_indexes": [0],
             }
+        if family == "qwen3_vl":
+            tower["deepstack_visual_indexes"] = [0]
         names = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}
+        names |= {"qwen3_5": "Qwen3_5", "qwen3_5_moe": "Qwen3_5Moe"}
         config = getattr(hf, names[family] + "Config")(
             text_config={**text, "rope_parameters": rope, "head_dim": 8}, vision_config=tower, **places, **ids
         )
