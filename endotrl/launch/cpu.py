@@ -10,33 +10,45 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType, parse_flag_from_env
 
 from ..frozen.cpu_dtype import faster_dtype
+from ..frozen.served import is_url
 from ..reporting import say
 from ..runs.record import recorded_settings
 
 
 def choose_precision(settings: Namespace, given: Collection[str]) -> None:
     """
-    Sets `bf16` and `dtype` of a run on a CPU by what is faster there, unless they are `given` (`dtype`: as another
-    than `"auto"`), and says so. A run that is resumed keeps what it has.
+    Sets `bf16`, `dtype` and `reward_dtype` of a run on a CPU by what is faster there, unless they are `given` (the
+    dtypes: as another than `"auto"`), and says so. A run that is resumed keeps what it has.
     """
     on_cpu = settings.use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    choose_bf16 = not {"bf16", "fp16"} & set(given)
-    choose_dtype = settings.dtype == "auto"
-    if not on_cpu or not (choose_bf16 or choose_dtype):
+    names = [] if {"bf16", "fp16"} & set(given) else ["bf16"]
+    names += [name for name in ("dtype", "reward_dtype") if vars(settings).get(name) == "auto"]
+    if "reward_dtype" in names and not _copies_on_cpu(settings):
+        names.remove("reward_dtype")
+    if not on_cpu or not names:
         return
-    before = recorded_settings(settings.output_dir) if settings.resume else {}
-    if {"bf16", "dtype"} <= before.keys():
-        chosen = {name: before[name] for name in ("bf16", "dtype")}
+    found = recorded_settings(settings.output_dir) if settings.resume else {}
+    if {"bf16", "dtype"} <= found.keys():
         reason = f"the run in {settings.output_dir} has it"
     else:
         PartialState(cpu=True)  # accelerate takes each process for the only one unless it is told
         faster, reason = faster_dtype()
-        chosen = {"bf16": faster == "bfloat16", "dtype": faster}
-    chosen = {name: chosen[name] for name, free in (("bf16", choose_bf16), ("dtype", choose_dtype)) if free}
+        found = {"bf16": faster == "bfloat16", "dtype": faster, "reward_dtype": faster}
+    chosen = {name: found[name] for name in names if name in found}
     vars(settings).update(chosen)
-    if PartialState().is_main_process:
+    if chosen and PartialState().is_main_process:
         values = ", ".join(f"`{name}: {str(value).lower()}`" for name, value in chosen.items())
         say(f"Chosen for this CPU: {values}, as {reason}. Say otherwise in the recipe to have it otherwise.")
+
+
+def _copies_on_cpu(settings: Namespace) -> bool:
+    """Whether a reward may load a frozen model onto the CPU, whose dtype nothing else says."""
+    return (
+        any(name in settings.reward for name in ("endogenous", "sentence"))
+        and settings.reward_device in (None, "cpu")
+        and not settings.reward_model_init_kwargs
+        and not is_url(settings.reward_model)
+    )
 
 
 def shard_on_cpu() -> list[str]:

@@ -68,6 +68,7 @@ def launch(folder: Path, model: str, launcher: str, num_processes: int) -> Path:
         "logging_steps": 1,
         "save_strategy": "no",
         **ON_CPU,
+        "reward_dtype": "float32",
         "scale_rewards": "none",
     }
     files = []
@@ -116,6 +117,31 @@ def test_two_processes_agree_with_one(launcher: str, alone: Path, tiny_policy_pa
         theirs = load_file(tmp_path / name / file)
         for key, tensor in load_file(alone / name / file).items():
             torch.testing.assert_close(theirs[key], tensor, atol=2e-4, rtol=1e-3, msg=lambda m, k=key: f"{k}: {m}")
+
+
+def test_all_processes_have_the_dtype_that_the_first_measures(tiny_policy_path: str, tmp_path: Path) -> None:
+    script = tmp_path / "parse.py"
+    script.write_text(
+        "import json, os, sys\n"
+        "from endotrl import DenseGRPOConfig\n"
+        "from endotrl.frozen import cpu_dtype\n"
+        "from endotrl.launch.arguments import make_parser\n"
+        "from endotrl.launch.pipeline import parse\n"
+        "from tests.support.worker import leave_group\n"
+        "folder, *words = sys.argv[1:]\n"
+        "rank = os.environ['RANK']\n"
+        "cpu_dtype.matmul_seconds = lambda: {'bfloat16': 1.0 + int(rank), 'float32': 1.5}\n"
+        "_, args, reward, model, _ = parse(make_parser(DenseGRPOConfig), words)\n"
+        "with open(f'{folder}/{rank}.json', 'w') as file:\n"
+        "    json.dump([args.bf16, model.dtype, reward.reward_dtype], file)\n"
+        "leave_group()\n"
+    )
+    words = ["--model_name_or_path", tiny_policy_path, "--dtype", "auto", "--use_cpu", "True", "--report_to", "none"]
+    words += ["--output_dir", str(tmp_path / "output"), "--per_device_train_batch_size", "8"]
+    finished = accelerate("multi_gpu", 2, str(script), str(tmp_path), *words)
+    assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr[-6000:]
+    for rank in "01":
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == [True, "bfloat16", "bfloat16"]
 
 
 def test_the_readmes_command_for_zero3(smollm2_path: str, tmp_path: Path) -> None:
