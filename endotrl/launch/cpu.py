@@ -21,11 +21,14 @@ def choose_precision(settings: Namespace, given: Collection[str]) -> None:
     dtypes: as another than `"auto"`), and says so. A run that is resumed keeps what it has.
     """
     on_cpu = settings.use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    names = [] if {"bf16", "fp16"} & set(given) else ["bf16"]
-    names += [name for name in ("dtype", "reward_dtype") if vars(settings).get(name) == "auto"]
-    if "reward_dtype" in names and not _copies_on_cpu(settings):
-        names.remove("reward_dtype")
-    if not on_cpu or not names:
+    free = {
+        "bf16": not {"bf16", "fp16"} & set(given),
+        "dtype": settings.dtype == "auto",
+        "reward_dtype": vars(settings).get("reward_dtype") == "auto"  # which a reward model's recipe has not
+        and settings.reward_device in (None, "cpu")
+        and not (settings.reward_model_init_kwargs or is_url(settings.reward_model)),
+    }
+    if not on_cpu or not any(free.values()):
         return
     found = recorded_settings(settings.output_dir) if settings.resume else {}
     if {"bf16", "dtype"} <= found.keys():
@@ -34,21 +37,11 @@ def choose_precision(settings: Namespace, given: Collection[str]) -> None:
         PartialState(cpu=True)  # accelerate takes each process for the only one unless it is told
         faster, reason = faster_dtype()
         found = {"bf16": faster == "bfloat16", "dtype": faster, "reward_dtype": faster}
-    chosen = {name: found[name] for name in names if name in found}
+    chosen = {name: found[name] for name in free if free[name] and name in found}
     vars(settings).update(chosen)
     if chosen and PartialState().is_main_process:
         values = ", ".join(f"`{name}: {str(value).lower()}`" for name, value in chosen.items())
         say(f"Chosen for this CPU: {values}, as {reason}. Say otherwise in the recipe to have it otherwise.")
-
-
-def _copies_on_cpu(settings: Namespace) -> bool:
-    """Whether a reward may load a frozen model onto the CPU, whose dtype nothing else says."""
-    return (
-        any(name in settings.reward for name in ("endogenous", "sentence"))
-        and settings.reward_device in (None, "cpu")
-        and not settings.reward_model_init_kwargs
-        and not is_url(settings.reward_model)
-    )
 
 
 def shard_on_cpu() -> list[str]:

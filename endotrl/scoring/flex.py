@@ -16,15 +16,13 @@ from .packing import PackedRow
 
 # Queries and keys of a block of the mask: FlexAttention's own default.
 BLOCK = 128
-# Triton multiplies no narrower blocks.
-MIN_HEAD_DIM = 16
 # Shapes for which the kernel may be compiled: lengths are powers of two, so one model has no more than about ten.
 MAX_COMPILED = 64
 
 
 def has_flex_attention(query: Tensor) -> bool:
     """Whether Triton can compile the kernel: heads of 16 or wider on a GPU of compute capability 8.0 or newer."""
-    return query.is_cuda and query.shape[-1] >= MIN_HEAD_DIM and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    return query.is_cuda and query.shape[-1] >= 16 and torch.cuda.get_device_capability(query.device) >= (8, 0)
 
 
 def flex_attention(query: Tensor, key: Tensor, value: Tensor, row: PackedRow, scaling: float | None) -> Tensor:

@@ -690,11 +690,10 @@ class TestPrecision:
             (["--dtype", "bfloat16"], (False, "bfloat16", "float32")),
             (["--bf16", "True", "--dtype", "bfloat16"], (True, "bfloat16", "float32")),
             (["--reward_dtype", "bfloat16"], (False, "float32", "bfloat16")),
-            # A copy that is not on the CPU, whose dtype is said in another way, or that there is not
+            # A copy that is not on the CPU, or whose dtype is said in another way
             (["--reward_device", "meta"], (False, "float32", "auto")),
             (["--reward_model_init_kwargs", '{"dtype": "bfloat16"}'], (False, "float32", "auto")),
             (["--reward_model", "http://127.0.0.1:1/v1"], (False, "float32", "auto")),
-            (["--reward", "random"], (False, "float32", "auto")),
         ],
     )
     def test_what_is_said_holds(
