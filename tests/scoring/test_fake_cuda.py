@@ -3,6 +3,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +12,10 @@ from transformers import AutoModelForCausalLM, Gemma2Config, PretrainedConfig, P
 from endotrl.frozen.loaded_model import LoadedModel
 from endotrl.frozen.own_copy import OwnCopy
 from endotrl.rendering.renderer import Rendered
-from endotrl.scoring import kernels, packing
+from endotrl.scoring import kernels, lm_head, packing
 from endotrl.scoring.scorer import FrozenScorer
 
-from ..support.fake_cuda import fake_cuda
+from ..support.fake_cuda import CUDA, entered, fake_cuda
 
 
 SIZE = {
@@ -117,3 +118,29 @@ def test_tf32_is_rounding_and_no_unknown_family() -> None:
         torch.backends.cuda.matmul.fp32_precision = before
     torch.testing.assert_close(found, expected, atol=0.1, rtol=0)
     assert (found - expected).abs().max() > 1e-4  # it was rounded
+
+
+def test_triton_runs_on_the_device_of_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On another one than the current one, its kernels cannot read the tensors."""
+    fused, places = lm_head.fused_statistics, []
+
+    def recorded(*args: Any) -> lm_head.HeadStatistics:
+        places.append(list(entered))
+        return fused(*args)
+
+    monkeypatch.setattr(lm_head, "fused_statistics", recorded)
+    with fake_cuda():
+        log_probs(make_model(QWEN, torch.float32).to("cuda"))
+    assert places and all(place == [CUDA] for place in places)
+
+
+def test_words_that_a_bias_forbids() -> None:
+    head = torch.nn.Linear(8, 3000)
+    with torch.no_grad():
+        head.bias[:2048] = -torch.inf
+        states, tokens = torch.randn(5, 8), torch.tensor([2048, 2999, 2500, 7, 2100])
+        logits = head(states)
+        with fake_cuda():
+            found = lm_head.token_statistics(states.to("cuda"), head.to("cuda"), tokens.to("cuda"))
+    torch.testing.assert_close(found.soft_values.cpu(), logits.logsumexp(-1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.chosen_logits.cpu(), logits[range(5), tokens], atol=1e-5, rtol=0)

@@ -161,12 +161,24 @@ def make_parameter(
     return parameter
 
 
+entered: list[torch.device] = []  # in which `torch.cuda.device` is now
+
+
+@contextmanager
+def current_device(device: torch.device) -> Iterator[None]:
+    """As `torch.cuda.device`."""
+    entered.append(device)
+    yield
+    entered.pop()
+
+
 @contextmanager
 def fake_cuda() -> Iterator[None]:
     """Inside, a GPU of compute capability 9.0 with PyTorch's attention kernels."""
     with ExitStack() as stack:
         for owner, name, value in (
             (torch.cuda, "get_device_capability", lambda *args: (9, 0)),
+            (torch.cuda, "device", current_device),
             (torch.backends.cuda, "is_flash_attention_available", lambda: True),
             (torch.accelerator, "synchronize", lambda *args: None),
             (BlockMask, "from_kv_blocks", staticmethod(block_mask)),
