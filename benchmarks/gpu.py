@@ -15,6 +15,7 @@ import argparse
 import gc
 import json
 import math
+import os
 import tempfile
 import time
 import traceback
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import psutil
 import torch
 from datasets import Dataset
 from rich.console import Console
@@ -48,7 +50,15 @@ from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks.flops import ModelShape, Work, useful_work
 from benchmarks.gpu_page import write_page
-from benchmarks.measure import alternate, describe_run, matmul_peak, memory_bandwidth, peak_memory, spread
+from benchmarks.measure import (
+    alternate,
+    describe_run,
+    matmul_peak,
+    memory_bandwidth,
+    peak_memory,
+    spread,
+    synchronize,
+)
 from benchmarks.memory import be_quiet
 from benchmarks.methods import METHODS, RIVALS, FusedHead, PaddedLogits, exact_log_probs, log_probs_of
 from benchmarks.workloads import TokenSource, Workload
@@ -68,8 +78,9 @@ from endotrl.tasks import arithmetic
 Cell = Callable[[], dict[str, Any]]
 # Errors above which a number is wrong, in nats per token: rounding of float32, and of half precision at logits of
 # about 1, which is what random weights give.
-LEARNING_SECONDS = 30.0
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.1}
+ROUNDS = 2
+LEARNING_SECONDS = 20.0
 
 
 @dataclass
@@ -143,6 +154,7 @@ class Machine:
     def grpo(self, folder: str, **settings: Any) -> GRPOConfig:
         """Settings of the runs that train."""
         common = {"beta": 0.1, "bf16": False, "report_to": [], "disable_tqdm": True, "save_strategy": "no"}
+        common["gradient_checkpointing"] = False
         return GRPOConfig(folder, use_cpu=self.device == "cpu", **{**common, **settings})
 
     def checkpoint(self, shape: str) -> str:
@@ -361,16 +373,16 @@ def attached_rewards(machine: Machine, lora: bool) -> tuple[list[Tensor], list[T
 def scoring(machine: Machine) -> dict[str, Cell]:
     """Speed and memory beside (a), (b) and (c), and the roofline of the useful work."""
 
-    def run(shape: str, make: Callable[[TokenSource], Workload], vllm: bool) -> dict[str, Any]:
-        return score_workload(machine, shape, make(machine.source(shape)), vllm)
+    def run(shape: str, make: Callable[[TokenSource], Workload], first: bool) -> dict[str, Any]:
+        # vLLM reads a checkpoint and takes a minute to start: once, for the small one.
+        vllm = first and shape == "0.5B" and find_spec("vllm") is not None
+        return score_workload(machine, shape, make(machine.source(shape)), compiles=first, vllm=vllm)
 
-    cells: dict[str, Cell] = {}
-    for shape in ("7B", "0.5B"):
-        for i, (name, make) in enumerate(workloads(machine.tiny).items()):
-            # vLLM reads a checkpoint and takes a minute to start: once, for the small one.
-            vllm = shape == "0.5B" and i == 0 and find_spec("vllm") is not None
-            cells[f"{shape}: {name}"] = partial(run, shape, make, vllm)
-    return cells
+    return {
+        f"{shape}: {name}": partial(run, shape, make, first=i == 0)
+        for shape in ("7B", "0.5B")
+        for i, (name, make) in enumerate(workloads(machine.tiny).items())
+    }
 
 
 def workloads(tiny: bool) -> dict[str, Callable[[TokenSource], Workload]]:
@@ -398,9 +410,14 @@ def workloads(tiny: bool) -> dict[str, Callable[[TokenSource], Workload]]:
     }
 
 
-def score_workload(machine: Machine, shape: str, workload: Workload, vllm: bool) -> dict[str, Any]:
-    """One row of the table: seconds of each method in rounds by turns, after one pass that shows its memory."""
+def score_workload(machine: Machine, shape: str, workload: Workload, compiles: bool, vllm: bool) -> dict[str, Any]:
+    """
+    One row of the table: seconds of each method in rounds by turns, after a pass that shows its memory and warms it
+    up. FlexAttention, which compiles for seconds, is tried only if `compiles`.
+    """
     model = machine.kept(shape)
+    # In the second pass, so not for the few tokens on which a model is tried.
+    kernels.CALLS_BEFORE_COMPILING = model.config.num_hidden_layers if compiles else math.inf
     runs: dict[str, Callable[[], object]] = {}
     peaks: dict[str, int] = {}
     absent: dict[str, str] = {}
@@ -409,7 +426,8 @@ def score_workload(machine: Machine, shape: str, workload: Workload, vllm: bool)
         free_memory()
         try:
             method = METHODS[name](model, model.dtype, machine.device)
-            method(workload.batches)  # compiles kernels, and chooses that of the attention
+            for _ in range(2 if name == "endotrl" else 0):
+                method(workload.batches)  # chooses the kernel of the attention, which takes memory
             with peak_memory(machine.device) as peak:
                 method(workload.batches)
         except Exception as error:  # a rival that fails is shown as one that fails
@@ -419,7 +437,8 @@ def score_workload(machine: Machine, shape: str, workload: Workload, vllm: bool)
             continue
         peaks[name], runs[name] = peak.extra, partial(method, workload.batches)
     free_memory()
-    times = alternate(runs, 1 if machine.tiny else 3, machine.device, f"{workload.name}, {len(workload.rows)} rows")
+    title = f"{workload.name}, {len(workload.rows)} rows"
+    times = alternate(runs, 1 if machine.tiny else ROUNDS, machine.device, title, warm=True)
     seconds = {name: spread(values)["median"] for name, values in times.items()}
     if vllm:
         free_memory()
@@ -490,7 +509,7 @@ STEPS: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 def training_step(machine: Machine) -> dict[str, Cell]:
     """What the reward adds to a step, for each place that its weights can have."""
-    new_tokens, prompt_tokens, num_steps = (8, 16, 2) if machine.tiny else (128, 256, 3)
+    new_tokens, prompt_tokens, num_steps = (8, 16, 2) if machine.tiny else (64, 256, 3)
 
     def run(shape: str, name: str, settings: dict[str, Any]) -> dict[str, Any]:
         from benchmarks.training_step import PLACEMENTS, Placement, run_placement  # needs peft
@@ -605,8 +624,9 @@ class _Curve(TrainerCallback):
 
 
 PARTS = {"exactness": exactness, "scoring": scoring, "step": training_step, "learning": learning}
-# Of the minutes, so that a run that is too short has something of each part.
-SHARES = {"exactness": 0.2, "scoring": 0.35, "step": 0.3, "learning": 0.15}
+# Of the minutes, so that a run that is too short has something of each part. Expected of an H100: 65, 130, 70 and 60
+# seconds, of which 40 compile FlexAttention.
+SHARES = {"exactness": 0.2, "scoring": 0.38, "step": 0.24, "learning": 0.18}
 
 
 def free_memory() -> None:
@@ -627,22 +647,27 @@ def in_a_line(error: BaseException) -> str:
 def measure(
     machine: Machine, results: dict[str, Any], parts: Sequence[str], minutes: float, file: Path, console: Console
 ) -> list[str]:
-    """Measures what is missing: each part for its share of the time, then the rest; returns what had no time."""
+    """
+    Measures what is missing: each part for its share of the time, then the rest; returns what had no time. A cell
+    begins if there is time for one like the last of its part.
+    """
     begun, total = time.monotonic(), sum(SHARES[part] for part in parts)
     ends = {
         part: begun + 60 * minutes * sum(SHARES[other] for other in parts[: i + 1]) / total
         for i, part in enumerate(parts)
     }
-    tried: set[str] = set()
+    last = dict.fromkeys(parts, 0.0)
+    cells = {f"{part}/{name}": cell for part in parts for name, cell in PARTS[part](machine).items()}
+    left = [key for key in cells if key not in results["cells"]]
+    # What has failed before comes last.
+    left.sort(key=lambda key: key in results["failed"])
     for ends_of_round in (ends, dict.fromkeys(parts, begun + 60 * minutes)):
         for part in parts:
-            cells = {f"{part}/{name}": cell for name, cell in PARTS[part](machine).items()}
-            # What has failed before comes last.
-            for key in sorted(cells, key=lambda key: key in results["failed"]):
-                if key in results["cells"] or key in tried or time.monotonic() > ends_of_round[part]:
-                    continue
-                tried.add(key)
+            for key in [key for key in left if key.startswith(f"{part}/")]:
                 started = time.monotonic()
+                if started + last[part] > ends_of_round[part]:
+                    continue
+                left.remove(key)
                 try:
                     results["cells"][key] = {**cells[key](), "took": time.monotonic() - started}
                     results["failed"].pop(key, None)
@@ -650,37 +675,35 @@ def measure(
                     # The others are still to be measured; a failed cell is shown, and tried again in the next run.
                     results["failed"][key] = in_a_line(error)
                     console.print(f"FAILED: {key}\n{traceback.format_exc()}", markup=False, highlight=False)
+                last[part] = time.monotonic() - started
                 write_json(file, results)
-                console.print(f"{time.monotonic() - started:6.1f} s  {key}", markup=False, highlight=False)
-                _check_device(machine.device, console)
+                console.print(f"{last[part]:6.1f} s  {key}", markup=False, highlight=False)
+                if not answers(machine.device):
+                    return left
             machine.release()
-    return [
-        key
-        for part in parts
-        for key in (f"{part}/{name}" for name in PARTS[part](machine))
-        if key not in results["cells"] and key not in tried
-    ]
+    return left
 
 
-def _check_device(device: str, console: Console) -> None:
-    """After an illegal access, nothing runs on the device in this process any more."""
+def answers(device: str) -> bool:
+    """Whether the device still works: after an illegal access, nothing runs on it in this process any more."""
     try:
-        if device == "cuda":
-            torch.cuda.synchronize()
-    except RuntimeError as error:
-        raise SystemExit(
-            f"The device does not answer after that ({in_a_line(error)}). The same command goes on with the others."
-        ) from error
+        synchronize(device)
+    except RuntimeError:
+        return False
+    return True
 
 
 def main() -> None:
     """Runs what is not there yet, as far as the time goes, and writes figures and page."""
     args = make_parser().parse_args()
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # of several GPUs, the trainer would split a batch over all
     if not args.cpu and not torch.cuda.is_available():
         raise SystemExit("There is no CUDA device here. `--cpu` runs everything in tiny sizes, to show that it runs.")
     be_quiet()
     huggingface_hub.constants.HF_HUB_OFFLINE = True  # nothing is of the hub, and without a network each try waits
-    kernels.CALLS_BEFORE_COMPILING = 0  # all kernels are to be measured
+    # Some containers let float32 be rounded to TF32.
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
     console = Console(width=min(80, Console().width))
     device = "cpu" if args.cpu else "cuda"
     run = {**describe_run("benchmarks.gpu", device), "tiny": args.cpu}
@@ -698,14 +721,13 @@ def main() -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         machine = Machine(device, args.cpu, Path(folder))
-        late = measure(machine, results, args.part or list(PARTS), args.minutes, file, console)
+        minutes = args.minutes - (time.time() - psutil.Process().create_time()) / 60
+        late = measure(machine, results, args.part or list(PARTS), minutes, file, console)
     page = write_page(results, args.output, None if args.cpu else args.readme)
     console.print(page.read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
     if late:
-        console.print(
-            f"Not measured in {args.minutes:g} minutes: {'; '.join(late)}. The same command goes on with them.",
-            markup=False,
-        )
+        why = f"in {args.minutes:g} minutes" if answers(device) else "because the device does not answer any more"
+        console.print(f"Not measured {why}: {'; '.join(late)}. The same command goes on with them.", markup=False)
     wrong = [key for key, cell in results["cells"].items() if cell.get("right") is False]
     if results["failed"] or wrong:
         raise SystemExit(
@@ -716,7 +738,12 @@ def main() -> None:
 def make_parser() -> argparse.ArgumentParser:
     """Options of the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.strip().splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=6.0, help="nothing begins after that (default: 6)")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=6.0,
+        help="of the whole process: what would not end by then does not begin (default: 6)",
+    )
     parser.add_argument("--part", action="append", choices=list(PARTS), help="only this part; may be repeated")
     parser.add_argument("--cpu", action="store_true", help="tiny sizes on the CPU, whose figures mean nothing")
     parser.add_argument("--fresh", action="store_true", help="measure again what is there already")

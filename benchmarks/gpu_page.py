@@ -68,14 +68,14 @@ def write_page(results: dict[str, Any], output: Path, readme: Path | None) -> Pa
         "FlexAttention.",
         kernel_table(cells["scoring"]),
         "## A GRPO step",
-        "TRL's `GRPOTrainer`, one prompt of 256 tokens, 8 generations of 128. *Adds* is the reward call divided by the "
+        "TRL's `GRPOTrainer`, one prompt of 256 tokens, 8 generations of 64. *Adds* is the reward call divided by the "
         "rest of the step. Bounds: decoding reads the weights once per token, and products run at the measured peak; of "
         "the reward, its own pass, which a reward that rides on the reference pass does not run.",
         step_table(cells["step"]),
         *_listed(failed["step"]),
         "## Learning",
         "The demo's addition, learned from demonstrations of which 55% are wrong: accuracy of sampled answers in "
-        "training, of which a run gets 100 steps or 30 seconds.",
+        "training, of which a run gets 100 steps or 20 seconds.",
         learning_table(cells["learning"]),
         *_listed(failed["learning"]),
     ]

@@ -101,16 +101,17 @@ def synchronize(device: str) -> None:
 
 
 def alternate(
-    runs: Mapping[str, Callable[[], object]], rounds: int, device: str, title: str
+    runs: Mapping[str, Callable[[], object]], rounds: int, device: str, title: str, warm: bool = False
 ) -> dict[str, list[float]]:
     """
     Seconds of each run in each round. In every round each runs once, beginning with another one each time, so that
-    what else happens on the machine hits all alike; a first round is not counted.
+    what else happens on the machine hits all alike; a first round is not counted, unless all are `warm` already.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     names = list(runs)
-    with tqdm(total=(rounds + 1) * len(runs), desc=title, unit=" passes") as bar:
-        for round_ in range(rounds + 1):
+    first = 1 if warm else 0
+    with tqdm(total=(rounds + 1 - first) * len(runs), desc=title, unit=" passes") as bar:
+        for round_ in range(first, rounds + 1):
             shift = round_ % len(names)
             for name in names[shift:] + names[:shift]:
                 synchronize(device)

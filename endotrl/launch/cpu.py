@@ -10,31 +10,36 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType, parse_flag_from_env
 
 from ..frozen.cpu_dtype import faster_dtype
+from ..frozen.served import is_url
 from ..reporting import say
 from ..runs.record import recorded_settings
 
 
 def choose_precision(settings: Namespace, given: Collection[str]) -> None:
     """
-    Sets `bf16` and `dtype` of a run on a CPU by what is faster there, unless they are `given` (`dtype`: as another
-    than `"auto"`), and says so. A run that is resumed keeps what it has.
+    Sets `bf16`, `dtype` and `reward_dtype` of a run on a CPU by what is faster there, unless they are `given` (the
+    dtypes: as another than `"auto"`), and says so. A run that is resumed keeps what it has.
     """
     on_cpu = settings.use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    choose_bf16 = not {"bf16", "fp16"} & set(given)
-    choose_dtype = settings.dtype == "auto"
-    if not on_cpu or not (choose_bf16 or choose_dtype):
+    free = {
+        "bf16": not {"bf16", "fp16"} & set(given),
+        "dtype": settings.dtype == "auto",
+        "reward_dtype": vars(settings).get("reward_dtype") == "auto"  # which a reward model's recipe has not
+        and settings.reward_device in (None, "cpu")
+        and not (settings.reward_model_init_kwargs or is_url(settings.reward_model)),
+    }
+    if not on_cpu or not any(free.values()):
         return
-    before = recorded_settings(settings.output_dir) if settings.resume else {}
-    if {"bf16", "dtype"} <= before.keys():
-        chosen = {name: before[name] for name in ("bf16", "dtype")}
+    found = recorded_settings(settings.output_dir) if settings.resume else {}
+    if {"bf16", "dtype"} <= found.keys():
         reason = f"the run in {settings.output_dir} has it"
     else:
         PartialState(cpu=True)  # accelerate takes each process for the only one unless it is told
         faster, reason = faster_dtype()
-        chosen = {"bf16": faster == "bfloat16", "dtype": faster}
-    chosen = {name: chosen[name] for name, free in (("bf16", choose_bf16), ("dtype", choose_dtype)) if free}
+        found = {"bf16": faster == "bfloat16", "dtype": faster, "reward_dtype": faster}
+    chosen = {name: found[name] for name in free if free[name] and name in found}
     vars(settings).update(chosen)
-    if PartialState().is_main_process:
+    if chosen and PartialState().is_main_process:
         values = ", ".join(f"`{name}: {str(value).lower()}`" for name, value in chosen.items())
         say(f"Chosen for this CPU: {values}, as {reason}. Say otherwise in the recipe to have it otherwise.")
 

@@ -135,8 +135,8 @@ class _Settings:
         max_tokens_per_batch (`int`):
             Tokens of one forward pass of the frozen model; bounds memory, does not change rewards.
         dtype (`str`):
-            Dtype of the frozen model's own copy: auto is bfloat16 on accelerators and float32 on CPU, where the
-            command line takes the faster of the two.
+            Dtype of the frozen model's own copy: auto is bfloat16 on accelerators and float32 on CPU, where
+            commands and recipes take the faster of the two.
         device (`str`):
             Device of the frozen model's own copy, such as cpu or cuda:1 (default: the best there is, or the process's
             own).

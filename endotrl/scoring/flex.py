@@ -21,8 +21,8 @@ MAX_COMPILED = 64
 
 
 def has_flex_attention(query: Tensor) -> bool:
-    """Whether the kernel is compiled by Triton: on a GPU of compute capability 8.0 or newer."""
-    return query.is_cuda and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    """Whether Triton can compile the kernel: heads of 16 or wider on a GPU of compute capability 8.0 or newer."""
+    return query.is_cuda and query.shape[-1] >= 16 and torch.cuda.get_device_capability(query.device) >= (8, 0)
 
 
 def flex_attention(query: Tensor, key: Tensor, value: Tensor, row: PackedRow, scaling: float | None) -> Tensor:

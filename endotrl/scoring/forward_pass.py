@@ -11,12 +11,14 @@ from weakref import WeakKeyDictionary
 
 import torch
 from accelerate.utils import has_offloaded_params
+from packaging.version import Version
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 
 # Types of transformers' `ROPE_INIT_FUNCTIONS` that do not look at the length of the pass.
 ANY_LENGTH = {"default", "linear", "yarn", "llama3", "proportional"}
+NAMES_PRECISION = Version(torch.__version__) >= Version("2.9")  # where `allow_tf32` may raise
 
 # Beside the models and not in them, so that these can be pickled and copied, and two rewards that hold one model wait
 # for each other.
@@ -186,7 +188,14 @@ def last_hidden_states(
 def rounding(model: PreTrainedModel) -> float:
     """Difference of two passes of different shapes that is rounding, relative to the states."""
     device = execution_device(model, model.get_input_embeddings())
-    return 1e-3 if model.dtype == torch.float32 and not torch.is_autocast_enabled(device.type) else 0.1
+    return 1e-3 if multiplies_exactly(model.dtype, device) else 0.1
+
+
+def multiplies_exactly(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether products of a dtype are rounded to float32 only: not under autocast, nor on a GPU that may use TF32."""
+    matmul = torch.backends.cuda.matmul
+    tf32 = device.type == "cuda" and (matmul.fp32_precision == "tf32" if NAMES_PRECISION else matmul.allow_tf32)
+    return dtype == torch.float32 and not tf32 and not torch.is_autocast_enabled(device.type)
 
 
 def relative_difference(states: Tensor, expected: Tensor) -> Tensor:

@@ -19,7 +19,14 @@ from ..checks import check_alpha
 from ..rendering.images import ImageInputs, Placeholders
 from ..rendering.renderer import Rendered
 from .batching import pad_ids, plan_batches
-from .forward_pass import execution_device, is_plain_linear, last_hidden_states, rope_as_made, uncompiled
+from .forward_pass import (
+    execution_device,
+    is_plain_linear,
+    last_hidden_states,
+    multiplies_exactly,
+    rope_as_made,
+    uncompiled,
+)
 from .image_prompts import ImagePrompt, check_inputs, own_logits, positions_kept, whole_row_states
 from .isolation import PassRules, pass_rules
 from .lm_head import HeadStatistics, LogitTransform, token_statistics
@@ -379,7 +386,7 @@ class FrozenScorer:
         reference = expected.gather(1, targets[:, None]).squeeze(1)
         errors = torch.maximum((chosen - reference).abs(), (values - torch.logsumexp(expected, -1)).abs())
         # Half precision keeps 8 (bfloat16) or 11 bits of a logit, and the two passes may round differently.
-        exact = hidden_states.dtype == torch.float32 and not torch.is_autocast_enabled(expected.device.type)
+        exact = multiplies_exactly(hidden_states.dtype, expected.device)
         tolerance = (1e-4 if exact else 0.02) * max(1.0, reference.abs().max().item())
         error = errors.max().item()
         return error if math.isfinite(error) and error > tolerance else 0.0

@@ -2,8 +2,8 @@
 """Attention of a packed row on a GPU: two calls of a flash-attention kernel, merged by their log-sum-exps."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,8 +15,7 @@ from .packing import PackedRow, Span
 HEAD_DIM_MULTIPLE, MAX_HEAD_DIM = 8, 256
 
 
-@dataclass(frozen=True)
-class Lengths:
+class Lengths(NamedTuple):
     """
     Sequences one after another.
 
@@ -33,7 +32,7 @@ class Lengths:
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device) -> "Lengths":
         # At a longest of 1, the kernel takes queries of a group for tokens, and lays out log-sum-exps in another way.
-        return cls(torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device), max(2, *lengths))
+        return cls(torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device), max([2, *lengths]))
 
 
 # (query, key, value, lengths of queries, lengths of keys, causal, scaling) -> output of shape
@@ -41,66 +40,49 @@ class Lengths:
 Kernel = Callable[[Tensor, Tensor, Tensor, Lengths, Lengths, bool, float | None], tuple[Tensor, Tensor]]
 
 
-@dataclass(frozen=True)
-class VarlenPlan:
+class VarlenPlan(NamedTuple):
     """
-    What attends to what in a row: every sequence to itself, causally, and continuations that share a prompt to it.
+    What attends to what in a row.
 
     Attributes:
         own ([`Lengths`]):
-            A prompt with its only continuation, a prompt that several continuations share, or one of these.
-        shared (`torch.Tensor` of shape `(Q,)`, *optional*), prompts (`torch.Tensor` of shape `(K,)`, *optional*):
-            Positions of the continuations that share a prompt, and of their prompts.
-        shared_lengths ([`Lengths`], *optional*), prompt_lengths ([`Lengths`], *optional*):
-            Of all continuations of one prompt together, and of the prompt.
+            What attends to itself, causally: a prompt with its only continuation, a prompt that several continuations
+            share, or one of these.
+        shared (`tuple[torch.Tensor, torch.Tensor, Lengths, Lengths]`, *optional*):
+            Positions of the continuations that share a prompt, and of their prompts; and their lengths, those of the
+            continuations of one prompt together.
     """
 
     own: Lengths
-    shared: Tensor | None = None
-    prompts: Tensor | None = None
-    shared_lengths: Lengths | None = None
-    prompt_lengths: Lengths | None = None
+    shared: tuple[Tensor, Tensor, Lengths, Lengths] | None
 
     @classmethod
     def of(cls, spans: Sequence[Span], device: torch.device) -> "VarlenPlan":
         own: list[int] = []
-        groups: list[tuple[range, range]] = []
+        parts: tuple[list[range], list[range]] = ([], [])
         for start, prompt_end, continuations in spans:
             if len(continuations) == 1:
                 own.append(continuations[0][1] - start)
                 continue
             own += [prompt_end - start, *(end - first for first, end in continuations)]
             if continuations and continuations[-1][1] > prompt_end:
-                groups.append((range(prompt_end, continuations[-1][1]), range(start, prompt_end)))
-        lengths = Lengths.of(own, device)
-        if not groups:
-            return cls(lengths)
-        shared, prompts = ([group[kind] for group in groups] for kind in range(2))
-        return cls(
-            lengths,
-            torch.tensor([i for part in shared for i in part], device=device),
-            torch.tensor([i for part in prompts for i in part], device=device),
-            Lengths.of(list(map(len, shared)), device),
-            Lengths.of(list(map(len, prompts)), device),
-        )
+                parts[0].append(range(prompt_end, continuations[-1][1]))
+                parts[1].append(range(start, prompt_end))
+        positions, prompts = (torch.tensor([*chain(*ranges)], dtype=torch.long, device=device) for ranges in parts)
+        lengths, prompt_lengths = (Lengths.of([*map(len, ranges)], device) for ranges in parts)
+        return cls(Lengths.of(own, device), (positions, prompts, lengths, prompt_lengths) if parts[0] else None)
 
 
 def flash_attention(
     query: Tensor, key: Tensor, value: Tensor, queries: Lengths, keys: Lengths, causal: bool, scaling: float | None
 ) -> tuple[Tensor, Tensor]:
-    """PyTorch's own flash-attention kernel over sequences of several lengths, as a [`Kernel`]."""
+    """
+    PyTorch's own flash-attention over sequences of several lengths, as a [`Kernel`]: what `varlen_attn` of torch 2.10
+    calls, and FlashAttention 3 where `torch.nn.attention.activate_flash_attention_impl` has put it in its place.
+    """
+    where = (queries.offsets, keys.offsets, queries.longest, keys.longest)
     output, log_sum_exp, *_ = torch.ops.aten._flash_attention_forward(
-        query,
-        key,
-        value,
-        queries.offsets,
-        keys.offsets,
-        queries.longest,
-        keys.longest,
-        0.0,  # no dropout
-        causal,
-        False,
-        scale=scaling,
+        query, key, value, *where, 0.0, causal, False, scale=scaling
     )
     return output, log_sum_exp
 
@@ -119,12 +101,7 @@ def has_flash_attention(query: Tensor, value: Tensor) -> bool:
 
 
 def varlen_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    row: PackedRow,
-    scaling: float | None,
-    kernel: Kernel = flash_attention,
+    query: Tensor, key: Tensor, value: Tensor, row: PackedRow, scaling: float | None, kernel: Kernel = flash_attention
 ) -> Tensor:
     r"""
     As [`~kernels.attend`]. A token of a continuation sees its prompt and what stands before it in the continuation.
@@ -136,17 +113,11 @@ def varlen_attention(
     output, log_sum_exp = kernel(query, key, value, plan.own, plan.own, True, scaling)
     if plan.shared is None:
         return output[None]
-    assert plan.prompts is not None and plan.shared_lengths is not None and plan.prompt_lengths is not None
+    positions, prompts, lengths, prompt_lengths = plan.shared
     of_prompt, prompt_lse = kernel(
-        query[plan.shared],
-        key[plan.prompts],
-        value[plan.prompts],
-        plan.shared_lengths,
-        plan.prompt_lengths,
-        False,
-        scaling,
+        query[positions], key[prompts], value[prompts], lengths, prompt_lengths, False, scaling
     )
     # Part of the weight that is the prompt's, of shape (Q, num_heads, 1).
-    weight = torch.sigmoid(prompt_lse - log_sum_exp[:, plan.shared]).T[..., None]
-    merged = torch.lerp(output[plan.shared].float(), of_prompt.float(), weight)
-    return output.index_copy(0, plan.shared, merged.to(output.dtype))[None]
+    weight = torch.sigmoid(prompt_lse - log_sum_exp[:, positions]).T[..., None]
+    merged = torch.lerp(output[positions].float(), of_prompt.float(), weight)
+    return output.index_copy(0, positions, merged.to(output.dtype))[None]

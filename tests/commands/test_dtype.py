@@ -2,6 +2,10 @@
 """The dtype of commands on a CPU: what is told, what the run has that is gone on with, or what is faster there."""
 
 import json
+import os
+import platform
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,3 +83,15 @@ def test_a_device_that_is_none_is_refused_first(
     words = ["--data", "bench.jsonl", "--model", tiny_model_path, "--device", "gpu:x"]
     assert main(["eval", "reward-bench", *words]) == 2
     assert "--device gpu:x cannot be used" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the variables are of x86")
+def test_a_cpu_without_instructions_for_bfloat16_is_found_out_in_seconds() -> None:
+    """Products of the size that tells two fast dtypes apart would take a minute there."""
+    code = "import time; from endotrl.frozen.cpu_dtype import faster_dtype; "
+    code += "started = time.time(); print(faster_dtype()[0], time.time() - started)"
+    old = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "OMP_NUM_THREADS": "1"}
+    finished = subprocess.run([sys.executable, "-c", code], env=old, capture_output=True, text=True, check=True)
+    dtype, seconds = finished.stdout.split()
+    assert dtype == "float32" and float(seconds) < 10

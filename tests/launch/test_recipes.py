@@ -611,46 +611,57 @@ class TestLengths:
 
 class TestPrecision:
     @pytest.fixture
-    def settle(self, small: list[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[bool, str]]:
+    def settle(self, small: list[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[bool, str, str]]:
         i = small.index("--bf16")
         words = [word for k, word in enumerate(small) if k not in range(i, i + 4)]  # and --dtype
 
-        def settle(faster: str, *arguments: str) -> tuple[bool, str]:
+        def settle(faster: str, *arguments: str) -> tuple[bool, str, str]:
             seconds = {"bfloat16": 1.0, "float32": 1.0, faster: 0.25}
             monkeypatch.setattr("endotrl.frozen.cpu_dtype.matmul_seconds", lambda: seconds)
             path = recipe("grpo")
             parser = make_parser(DenseGRPOConfig)
             parser.settle = choose_precision
-            _, args, _, model_args, _ = parser.parse_args_and_config(["--config", str(path), *words, *arguments])
-            return args.bf16, model_args.dtype
+            _, args, reward, model, _ = parser.parse_args_and_config(["--config", str(path), *words, *arguments])
+            return args.bf16, model.dtype, reward.reward_dtype
 
         return settle
 
-    def test_the_faster_one(self, settle: Callable[..., tuple[bool, str]], capsys: pytest.CaptureFixture[str]) -> None:
-        assert settle("float32") == (False, "float32")
+    def test_the_faster_one(
+        self, settle: Callable[..., tuple[bool, str, str]], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert settle("float32") == (False, "float32", "float32")
         said = " ".join(capsys.readouterr().err.split())
-        assert "`bf16: false`, `dtype: float32`, as it multiplies matrices 4.0 times as fast in float32" in said
-        assert settle("bfloat16") == (True, "bfloat16")
+        chosen = "`bf16: false`, `dtype: float32`, `reward_dtype: float32`"
+        assert f"{chosen}, as it multiplies matrices 4.0 times as fast in float32" in said
+        assert settle("bfloat16") == (True, "bfloat16", "bfloat16")
 
     @pytest.mark.parametrize(
         ("arguments", "expected"),
         [
-            (["--bf16", "True"], (True, "float32")),
-            (["--dtype", "bfloat16"], (False, "bfloat16")),
-            (["--bf16", "True", "--dtype", "bfloat16"], (True, "bfloat16")),
+            (["--bf16", "True"], (True, "float32", "float32")),
+            (["--dtype", "bfloat16"], (False, "bfloat16", "float32")),
+            (["--bf16", "True", "--dtype", "bfloat16"], (True, "bfloat16", "float32")),
+            (["--reward_dtype", "bfloat16"], (False, "float32", "bfloat16")),
+            # A copy that is not on the CPU, or whose dtype is said in another way
+            (["--reward_device", "meta"], (False, "float32", "auto")),
+            (["--reward_model_init_kwargs", '{"dtype": "bfloat16"}'], (False, "float32", "auto")),
+            (["--reward_model", "http://127.0.0.1:1/v1"], (False, "float32", "auto")),
         ],
     )
     def test_what_is_said_holds(
-        self, arguments: list[str], expected: tuple[bool, str], settle: Callable[..., tuple[bool, str]]
+        self, arguments: list[str], expected: tuple[bool, str, str], settle: Callable[..., tuple[bool, str, str]]
     ) -> None:
         assert settle("float32", *arguments) == expected
 
-    def test_a_resumed_run_keeps_its_own(self, settle: Callable[..., tuple[bool, str]], tmp_path: Path) -> None:
-        record = {"settings": {"training": {"bf16": True}, "model": {"dtype": "bfloat16"}}}
+    @pytest.mark.parametrize(("kept", "expected"), [({"reward_dtype": "bfloat16"}, "bfloat16"), ({}, "auto")])
+    def test_a_resumed_run_keeps_its_own(
+        self, kept: dict[str, str], expected: str, settle: Callable[..., tuple[bool, str, str]], tmp_path: Path
+    ) -> None:
+        record = {"settings": {"training": {"bf16": True}, "reward": kept, "model": {"dtype": "bfloat16"}}}
         (tmp_path / "output").mkdir()
         (tmp_path / "output" / "recipe.json").write_text(json.dumps(record))
-        assert settle("float32") == (True, "bfloat16")
-        assert settle("float32", "--resume", "False") == (False, "float32")
+        assert settle("float32") == (True, "bfloat16", expected)
+        assert settle("float32", "--resume", "False") == (False, "float32", "float32")
 
 
 class TestRuns:

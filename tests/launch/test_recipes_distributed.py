@@ -44,6 +44,7 @@ def launch(folder: Path, model: str, launcher: str, num_processes: int) -> Path:
     settings = {"model_name_or_path": model, "dataset_name": prompts, "max_steps": 3, "max_completion_length": 8}
     settings |= {"per_device_train_batch_size": 8 // num_processes, "shuffle_dataset": False, "learning_rate": 1e-2}
     settings |= {"logging_steps": 1, "save_strategy": "no", "scale_rewards": "none", **ON_CPU}
+    settings |= {"reward_dtype": "float32"}
     files = []
     for name, (kind, *arguments) in RUNS.items():
         given = {**settings, "output_dir": folder / name}
@@ -90,6 +91,33 @@ def test_two_processes_agree_with_one(launcher: str, alone: Path, tiny_policy_pa
         theirs = load_file(tmp_path / name / file)
         for key, tensor in load_file(alone / name / file).items():
             torch.testing.assert_close(theirs[key], tensor, atol=2e-4, rtol=1e-3, msg=lambda m, k=key: f"{k}: {m}")
+
+
+def test_all_processes_have_the_dtype_that_the_first_measures(tiny_policy_path: str, tmp_path: Path) -> None:
+    script = tmp_path / "parse.py"
+    script.write_text(
+        "import json, os, sys\n"
+        "from endotrl import DenseGRPOConfig\n"
+        "from endotrl.frozen import cpu_dtype\n"
+        "from endotrl.launch.arguments import make_parser\n"
+        "from endotrl.launch.cpu import choose_precision\n"
+        "from tests.support.worker import leave_group\n"
+        "folder, *words = sys.argv[1:]\n"
+        "rank = os.environ['RANK']\n"
+        "cpu_dtype.matmul_seconds = lambda: {'bfloat16': 1.0 + int(rank), 'float32': 1.5}\n"
+        "parser = make_parser(DenseGRPOConfig)\n"
+        "parser.settle = choose_precision\n"
+        "_, args, reward, model, _ = parser.parse_args_and_config(words)\n"
+        "with open(f'{folder}/{rank}.json', 'w') as file:\n"
+        "    json.dump([args.bf16, model.dtype, reward.reward_dtype], file)\n"
+        "leave_group()\n"
+    )
+    words = ["--model_name_or_path", tiny_policy_path, "--dtype", "auto", "--use_cpu", "True", "--report_to", "none"]
+    words += ["--output_dir", str(tmp_path / "output"), "--per_device_train_batch_size", "8"]
+    finished = accelerate("multi_gpu", 2, str(script), str(tmp_path), *words)
+    assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr[-6000:]
+    for rank in "01":
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == [True, "bfloat16", "bfloat16"]
 
 
 def test_the_readmes_command_for_zero3(smollm2_path: str, tmp_path: Path) -> None:

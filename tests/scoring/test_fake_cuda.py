@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The paths of a GPU on a device that only refuses mixed tensors: every kernel gives the numbers of the CPU."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Gemma2Config, PretrainedConfig, PreTrainedModel, Qwen2Config
+
+from endotrl.frozen.loaded_model import LoadedModel
+from endotrl.frozen.own_copy import OwnCopy
+from endotrl.rendering.renderer import Rendered
+from endotrl.scoring import kernels, lm_head, packing
+from endotrl.scoring.scorer import FrozenScorer
+
+from ..support.fake_cuda import CUDA, entered, fake_cuda
+
+
+SIZE = {
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 512,
+}
+QWEN = Qwen2Config(**SIZE, num_key_value_heads=2)
+
+
+def completions() -> list[Rendered]:
+    ids = (torch.arange(400) * 7919 % 512).tolist()
+    groups = [(ids[:30], [ids[30:40], ids[40:47], ids[47:48]]), (ids[50:60], [ids[60:160]]), (ids[7:9], [ids[3:60]])]
+    return [
+        Rendered(prompt, tokens, list(range(len(tokens))), finished=len(tokens) != 7)
+        for prompt, continuations in groups
+        for tokens in continuations
+    ]
+
+
+def make_model(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+
+
+def log_probs(model: PreTrainedModel) -> torch.Tensor:
+    return torch.cat([stats.log_probs for stats in FrozenScorer(LoadedModel(model))(completions(), mean_logits=True)])
+
+
+@pytest.fixture(autouse=True)
+def fresh_choices(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(kernels, "choices", {})
+    monkeypatch.setattr(kernels, "CALLS_BEFORE_COMPILING", 0)
+    yield
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_all_kernels_are_tried_and_right(dtype: torch.dtype) -> None:
+    expected = log_probs(make_model(QWEN, dtype))
+    with fake_cuda():
+        found = log_probs(make_model(QWEN, dtype).to("cuda"))
+    torch.testing.assert_close(found, expected, atol=1e-5 if dtype == torch.float32 else 0.02, rtol=0)
+    assert {name for choice in kernels.choices.values() for name in choice.seconds} == (
+        {"blocks", "flex"} if dtype == torch.float32 else {"blocks", "varlen", "flex"}
+    )
+    assert all(seconds < 60 for choice in kernels.choices.values() for seconds in choice.seconds.values())
+
+
+@pytest.mark.parametrize("name", kernels.KERNELS)
+def test_each_kernel_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = log_probs(make_model(QWEN, torch.bfloat16))
+    monkeypatch.setattr(packing, "attend", kernels.KERNELS[name])
+    with fake_cuda():
+        found = log_probs(make_model(QWEN, torch.bfloat16).to("cuda"))
+    torch.testing.assert_close(found, expected, atol=0.02, rtol=0)
+
+
+def test_padded_rows() -> None:
+    config = Gemma2Config(**SIZE, num_key_value_heads=2, head_dim=16)
+    expected = log_probs(make_model(config, torch.float32))
+    with fake_cuda():
+        found = log_probs(make_model(config, torch.float32).to("cuda"))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_an_own_copy(offload: bool, tmp_path: Path) -> None:
+    model = make_model(QWEN, torch.float32)
+    model.save_pretrained(tmp_path)
+    expected = log_probs(model)
+    copy = OwnCopy(str(tmp_path), "float32", "cuda", offload=offload)
+    with fake_cuda():
+        found = torch.cat([stats.log_probs for stats in FrozenScorer(copy)(completions())])
+        assert copy._model is not None and copy._model.device.type == ("cpu" if offload else "cuda")
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_heads_that_flex_attention_does_not_take() -> None:
+    """Below a dimension of 16, its kernel for GPUs is not implemented."""
+    narrow = Qwen2Config(**{**SIZE, "num_attention_heads": 8}, num_key_value_heads=2)
+    with fake_cuda():
+        log_probs(make_model(narrow, torch.float32).to("cuda"))
+    assert not kernels.choices
+
+
+def test_tf32_is_rounding_and_no_unknown_family() -> None:
+    """Frozen models in float32 are scored where a user or a container lets GPUs multiply in TF32."""
+    model = make_model(QWEN, torch.float32)
+    with torch.no_grad():
+        model.lm_head.weight *= 100
+    expected = log_probs(model)
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        with fake_cuda():
+            found = log_probs(model.to("cuda"))
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+    torch.testing.assert_close(found, expected, atol=0.1, rtol=0)
+    assert (found - expected).abs().max() > 1e-4  # it was rounded
+
+
+def test_triton_runs_on_the_device_of_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On another one than the current one, its kernels cannot read the tensors."""
+    fused, places = lm_head.fused_statistics, []
+
+    def recorded(*args: Any) -> lm_head.HeadStatistics:
+        places.append(list(entered))
+        return fused(*args)
+
+    monkeypatch.setattr(lm_head, "fused_statistics", recorded)
+    with fake_cuda():
+        log_probs(make_model(QWEN, torch.float32).to("cuda"))
+    assert places and all(place == [CUDA] for place in places)
+
+
+def test_words_that_a_bias_forbids() -> None:
+    head = torch.nn.Linear(8, 3000)
+    with torch.no_grad():
+        head.bias[:2048] = -torch.inf
+        states, tokens = torch.randn(5, 8), torch.tensor([2048, 2999, 2500, 7, 2100])
+        logits = head(states)
+        with fake_cuda():
+            found = lm_head.token_statistics(states.to("cuda"), head.to("cuda"), tokens.to("cuda"))
+    torch.testing.assert_close(found.soft_values.cpu(), logits.logsumexp(-1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.chosen_logits.cpu(), logits[range(5), tokens], atol=1e-5, rtol=0)
