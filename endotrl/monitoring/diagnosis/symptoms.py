@@ -34,6 +34,7 @@ THRESHOLDS = CollapseThresholds()
 IS_TRAINABLE = (
     "https://huggingface.co/docs/peft/package_reference/peft_model#peft.PeftModel.from_pretrained.is_trainable"
 )
+EARLY_STOPPING = "https://huggingface.co/docs/transformers/main_classes/callback#transformers.EarlyStoppingCallback"
 
 
 @dataclass(frozen=True)
@@ -67,33 +68,28 @@ def _not_finite(run: Run) -> Iterator[Finding]:
         bad = [step for step, value in points if not math.isfinite(value)]
         if not bad:
             continue
-        last = points[-3:]
-        for_good = len(bad) == len(points) or (len(points) > 3 and not any(math.isfinite(v) for _, v in last))
-        level: Level = "failure" if for_good else "warning"
-        lost = ": what is trained since is lost" if for_good else ", again and again"
         evidence = f"`{key}` is not finite in {len(bad)} of {len(points)} log entries, first at step {bad[0]:g}."
+        still = len(points) > 3 and not any(math.isfinite(value) for _, value in points[-3:])
+        for_good = still or len(bad) == len(points)
         if key in REWARD_KEYS:
-            yield Finding(
-                "not_finite",
-                level,
-                f"The reward functions give no reward{' any more' if len(bad) < len(points) else ''}.",
-                evidence + " TRL leaves out completions for which every function returns `None`.",
+            says = f"The reward functions give no reward{' any more' if len(bad) < len(points) else ''}."
+            evidence += " TRL leaves out completions for which every function returns `None`."
+            change = (
                 "Let the reward function return a number where it can judge, and look at the completions that it "
-                "cannot judge (`log_completions=True`).",
-                "https://huggingface.co/docs/trl/grpo_trainer#using-a-custom-reward-function",
-                [key],
+                "cannot judge (`log_completions=True`)."
             )
+            reference = "https://huggingface.co/docs/trl/grpo_trainer#using-a-custom-reward-function"
         elif for_good or len(bad) > 0.05 * len(points):
-            yield Finding(
-                "not_finite",
-                level,
-                f"`{key}` has become NaN or infinite{lost}.",
-                evidence,
+            lost = ": what is trained since is lost" if for_good else ", again and again"
+            says = f"`{key}` has become NaN or infinite{lost}."
+            change = (
                 "Go back to the checkpoint before, use bfloat16 in place of float16, a lower `learning_rate` and "
-                "`max_grad_norm=1.0`; look for empty completions and logarithms of 0 in the reward.",
-                "https://huggingface.co/docs/transformers/perf_train_gpu_one#mixed-precision-training",
-                [key],
+                "`max_grad_norm=1.0`; look for empty completions and logarithms of 0 in the reward."
             )
+            reference = "https://huggingface.co/docs/transformers/perf_train_gpu_one#mixed-precision-training"
+        else:
+            continue
+        yield Finding("not_finite", "failure" if for_good else "warning", says, evidence, change, reference, [key])
 
 
 def _learning_rate(run: Run) -> Iterator[Finding]:
@@ -105,28 +101,19 @@ def _learning_rate(run: Run) -> Iterator[Finding]:
     evidence = f"The learning rate was {rates[0]:.3g} at step {points[0][0]:g} and is {rates[-1]:.3g} at {steps:g}."
     reference = "https://huggingface.co/docs/transformers/main_classes/optimizer_schedules"
     if never or (zero > 0.2 * len(rates) and rates[-1] == 0 == rates[-2]):
-        share = f"The learning rate has been zero for {zero} of {len(rates)} log entries."
-        yield Finding(
-            "learning_rate",
-            "failure" if never else "warning",
-            "The learning rate is zero: nothing is trained." if never else share,
-            evidence,
-            "Set `learning_rate`, and let the schedule last as long as the run: `max_steps` or `num_train_epochs`.",
-            reference,
-            [LR_KEYS[0]],
+        level: Level = "failure" if never else "warning"
+        says = f"The learning rate has been zero for {zero} of {len(rates)} log entries."
+        says = "The learning rate is zero: nothing is trained." if never else says
+        change = (
+            "Set `learning_rate`, and let the schedule last as long as the run: `max_steps` or `num_train_epochs`."
         )
+        yield Finding("learning_rate", level, says, evidence, change, reference, [LR_KEYS[0]])
     rising = all(a < b for a, b in pairwise(rates))
     if rising and len(rates) >= ENOUGH and (run.max_steps is None or steps > 0.5 * run.max_steps):
         place = f" at step {steps:g} of {run.max_steps}" if run.max_steps else ""
-        yield Finding(
-            "learning_rate",
-            "warning",
-            f"The warm-up has not ended: the learning rate still rises{place}.",
-            evidence,
-            "Set `warmup_steps` to a few percent of the steps.",
-            reference,
-            [LR_KEYS[0]],
-        )
+        says = f"The warm-up has not ended: the learning rate still rises{place}."
+        change = "Set `warmup_steps` to a few percent of the steps."
+        yield Finding("learning_rate", "warning", says, evidence, change, reference, [LR_KEYS[0]])
 
 
 def _zero_gradient(run: Run) -> Iterator[Finding]:
@@ -135,16 +122,13 @@ def _zero_gradient(run: Run) -> Iterator[Finding]:
     if len(norms) < 3 or zeros < 0.9 * len(norms) or _all_equal(run) >= 0.9 or _cut_off(run) >= 0.99:
         return
     differ = f", while rewards differ in {1 - _all_equal(run):.0%} of the groups" if run.series(ZERO_STD) else ""
-    yield Finding(
-        "zero_gradient",
-        "failure",
-        "The gradient is zero: no parameter is trained, whatever the curves show.",
-        f"`grad_norm` is 0 in {zeros} of {len(norms)} log entries{differ}.",
+    says = "The gradient is zero: no parameter is trained, whatever the curves show."
+    evidence = f"`grad_norm` is 0 in {zeros} of {len(norms)} log entries{differ}."
+    change = (
         "A `PeftModel` must be loaded with `PeftModel.from_pretrained(model, path, is_trainable=True)`. Count "
-        "`sum(p.requires_grad for p in trainer.model.parameters())`: it must not be 0.",
-        IS_TRAINABLE,
-        ["grad_norm", *REWARD_KEYS],
+        "`sum(p.requires_grad for p in trainer.model.parameters())`: it must not be 0."
     )
+    yield Finding("zero_gradient", "failure", says, evidence, change, IS_TRAINABLE, ["grad_norm", *REWARD_KEYS])
 
 
 def _equal_rewards(run: Run) -> Iterator[Finding]:
@@ -163,55 +147,47 @@ def _equal_rewards(run: Run) -> Iterator[Finding]:
         level = "note"
         says = f"{late:.0%} of the groups have equal rewards by now: what these questions could teach is learnt."
     measured = f"`{ZERO_STD}` is {overall:.2f} on average and {late:.2f} at the end"
-    yield Finding(
-        "equal_rewards",
-        level,
-        says,
-        f"{measured if fractions else '`reward_std` is 0 at every step'}; the mean reward is {last:.3g}.",
+    evidence = f"{measured if fractions else '`reward_std` is 0 at every step'}; the mean reward is {last:.3g}."
+    change = (
         "Look at the completions (`log_completions=True`): does the reward function read them as they are written? "
         "Leave out questions that are always right or always wrong, raise `num_generations` or `temperature`, or give "
-        "a reward that differs between completions, such as `EndogenousReward`.",
-        "https://huggingface.co/papers/2503.14476 (DAPO, dynamic sampling)",
-        [ZERO_STD, "reward_std", *REWARD_KEYS],
+        "a reward that differs between completions, such as `EndogenousReward`."
     )
+    reference = "https://huggingface.co/papers/2503.14476 (DAPO, dynamic sampling)"
+    yield Finding("equal_rewards", level, says, evidence, change, reference, [ZERO_STD, "reward_std", *REWARD_KEYS])
 
 
 def _truncated(run: Run) -> Iterator[Finding]:
     fraction = _cut_off(run)
     if fraction < 0.5:
         return
-    first, share = run.values(CLIPPED)[0], "Nearly all" if fraction >= 0.9 else f"{fraction:.0%} of the"
-    yield Finding(
-        "truncated",
-        "failure" if fraction >= 0.9 else "warning",
-        f"{share} completions are cut off at `max_completion_length`: the reward judges unfinished answers.",
-        f"`{CLIPPED}` was {first:.2f} at first and is {fraction:.2f} at the end.",
+    level: Level = "failure" if fraction >= 0.9 else "warning"
+    share = "Nearly all" if fraction >= 0.9 else f"{fraction:.0%} of the"
+    says = f"{share} completions are cut off at `max_completion_length`: the reward judges unfinished answers."
+    evidence = f"`{CLIPPED}` was {run.values(CLIPPED)[0]:.2f} at first and is {fraction:.2f} at the end."
+    change = (
         "Raise `max_completion_length`, ask for brief answers, or check that the model knows the chat template and "
         "its end-of-turn token. `mask_truncated_completions=True` keeps them out of the loss: of all of them, nothing "
-        "is left to train.",
-        "https://huggingface.co/papers/2503.14476 (DAPO, overlong filtering)",
-        [CLIPPED, *LENGTH_KEYS[:1]],
+        "is left to train."
     )
+    reference = "https://huggingface.co/papers/2503.14476 (DAPO, overlong filtering)"
+    yield Finding("truncated", level, says, evidence, change, reference, [CLIPPED, *LENGTH_KEYS[:1]])
 
 
 def _unchanged_weights(run: Run) -> Iterator[Finding]:
-    evidence = unchanged(run.checkpoints)
-    kl = run.values("kl")
+    evidence, kl = unchanged(run.checkpoints), run.values("kl")
     if evidence is None and len(kl) >= 5 and not any(kl[1:]):
         evidence = f"The KL to the reference is exactly 0 in all of {len(kl)} log entries: the policy is the reference"
-    if evidence is not None:
-        yield Finding(
-            "unchanged_weights",
-            "failure",
-            "The weights do not change: the model that comes out is the one that went in.",
-            f"{evidence}.",
-            "Check that parameters require a gradient (`is_trainable=True` for a `PeftModel`: what is logged may be "
-            "the gradient of TRL's copy of the adapter, `ref`), that the learning rate is not zero, and that steps of "
-            "the optimizer are not lost in bfloat16 weights: 1e-6 times a weight is less than its last digit, so keep "
-            "float32 weights with `bf16=True`.",
-            IS_TRAINABLE,
-            ["kl", "grad_norm"],
-        )
+    if evidence is None:
+        return
+    says = "The weights do not change: the model that comes out is the one that went in."
+    change = (
+        "Check that parameters require a gradient (`is_trainable=True` for a `PeftModel`: what is logged may be the "
+        "gradient of TRL's copy of the adapter, `ref`), that the learning rate is not zero, and that steps of the "
+        "optimizer are not lost in bfloat16 weights: 1e-6 times a weight is less than its last digit, so keep float32 "
+        "weights with `bf16=True`."
+    )
+    yield Finding("unchanged_weights", "failure", says, f"{evidence}.", change, IS_TRAINABLE, ["kl", "grad_norm"])
 
 
 def _entropy(run: Run) -> Iterator[Finding]:
@@ -223,26 +199,17 @@ def _entropy(run: Run) -> Iterator[Finding]:
     reference = "https://huggingface.co/papers/2505.22617 (The Entropy Mechanism)"
     key = next(key for key in ENTROPY_KEYS if run.series(key))
     if last < 0.1 * first and last < 0.05:
-        yield Finding(
-            "entropy",
-            "failure" if last < ENTROPY_RATIO * first else "warning",
-            "The entropy is gone: the policy says one thing only, and explores no more.",
-            evidence,
+        level: Level = "failure" if last < ENTROPY_RATIO * first else "warning"
+        says = "The entropy is gone: the policy says one thing only, and explores no more."
+        change = (
             "Set `beta` above 0 or raise it, lower the `learning_rate`, raise `epsilon_high` (0.28) or the sampling "
-            "`temperature`, and stop when the held-out reward does not rise any more.",
-            reference,
-            [key, ZERO_STD],
+            "`temperature`, and stop when the held-out reward does not rise any more."
         )
+        yield Finding("entropy", level, says, evidence, change, reference, [key, ZERO_STD])
     elif last > 3 * first and last > first + 1:
-        yield Finding(
-            "entropy",
-            "warning",
-            "The entropy explodes: the policy becomes random.",
-            evidence,
-            "Lower the `learning_rate`, and set `beta` above 0; take an entropy bonus out of the loss.",
-            reference,
-            [key],
-        )
+        says = "The entropy explodes: the policy becomes random."
+        change = "Lower the `learning_rate`, and set `beta` above 0; take an entropy bonus out of the loss."
+        yield Finding("entropy", "warning", says, evidence, change, reference, [key])
 
 
 def _kl_divergence(run: Run) -> Iterator[Finding]:
@@ -250,21 +217,20 @@ def _kl_divergence(run: Run) -> Iterator[Finding]:
     if len(values) < ENOUGH:
         return
     last, usual, most = mean(tail(values, part=8)), median(values), max(values)
-    evidence = f"`kl` is {last:.3g} nats per token at the end; median {usual:.3g}, greatest value {most:.3g}."
     far = last > THRESHOLDS.kl
     explodes = far or (last > 0.3 and last > 10 * median(values[: max(3, len(values) // 2)]))
-    if explodes or (most > 10 and most > 50 * usual):
-        what = "explodes: the policy leaves the model that it began as" if explodes else "has spikes"
-        yield Finding(
-            "kl_divergence",
-            "failure" if far else "warning",
-            f"The KL to the reference {what}.",
-            evidence,
-            "Raise `beta`, lower the `learning_rate`, and clip gradients (`max_grad_norm`). With an endogenous "
-            "reward, `beta` decides where training ends: docs/theory.md.",
-            "https://github.com/sunblaze-ucb/Intuitor/issues/23",
-            ["kl", *REWARD_KEYS],
-        )
+    if not explodes and not (most > 10 and most > 50 * usual):
+        return
+    level: Level = "failure" if far else "warning"
+    what = "explodes: the policy leaves the model that it began as" if explodes else "has spikes"
+    says = f"The KL to the reference {what}."
+    evidence = f"`kl` is {last:.3g} nats per token at the end; median {usual:.3g}, greatest value {most:.3g}."
+    change = (
+        "Raise `beta`, lower the `learning_rate`, and clip gradients (`max_grad_norm`). With an endogenous reward, "
+        "`beta` decides where training ends: docs/theory.md."
+    )
+    reference = "https://github.com/sunblaze-ucb/Intuitor/issues/23"
+    yield Finding("kl_divergence", level, says, evidence, change, reference, ["kl", *REWARD_KEYS])
 
 
 def _reward_is_length(run: Run) -> Iterator[Finding]:
@@ -288,18 +254,18 @@ def _reward_is_length(run: Run) -> Iterator[Finding]:
         evidence = f"From step to step, changes of the reward and of the length have a correlation of {found:+.2f}."
         if abs(found) <= LENGTH_CORRELATION:
             return
-    better = "longer" if found > 0 else "shorter"
     ratio = mean(tail(lengths, part=8)) / mean(lengths[:3]) if len(lengths) >= 3 and mean(lengths[:3]) else 1.0
-    yield Finding(
-        "reward_is_length",
-        "warning" if 0.5 < ratio < 2 else "failure",
-        f"The reward is little but length: {better} completions are better, whatever they say.",
-        f"{evidence} The mean length is {ratio:.2f} times what it was at first.",
+    level: Level = "warning" if 0.5 < ratio < 2 else "failure"
+    better = "longer" if found > 0 else "shorter"
+    says = f"The reward is little but length: {better} completions are better, whatever they say."
+    evidence += f" The mean length is {ratio:.2f} times what it was at first."
+    change = (
         "Take the length out of the reward (`EndogenousReward(correction=LengthControl())`, or the mean per token), "
-        "set `beta` above 0, and add a reward that knows right from wrong.",
-        "https://huggingface.co/papers/2310.03716 (A Long Way to Go)",
-        ["collapse/length_correlation", key, *REWARD_KEYS],
+        "set `beta` above 0, and add a reward that knows right from wrong."
     )
+    reference = "https://huggingface.co/papers/2310.03716 (A Long Way to Go)"
+    curves = ["collapse/length_correlation", key, *REWARD_KEYS]
+    yield Finding("reward_is_length", level, says, evidence, change, reference, curves)
 
 
 def _not_learning(run: Run) -> Iterator[Finding]:
@@ -309,10 +275,6 @@ def _not_learning(run: Run) -> Iterator[Finding]:
         return
     change = trend(values)
     z = change.z if upwards else -change.z
-    evidence = (
-        f"`{key}` was {change.first:.4g} at first and is {change.last:.4g} in the last third "
-        f"({change.z:+.1f} standard errors, {len(values)} log entries)."
-    )
     window = len(tail(values))
     best = (max if upwards else min)(mean(values[i : i + window]) for i in range(len(values) - window + 1))
     lost = abs(best - change.last) > 0.5 * abs(best - change.first) and abs(trend([*values[:window], best]).z) > 5
@@ -320,63 +282,52 @@ def _not_learning(run: Run) -> Iterator[Finding]:
         return
     if z > -5 and key == "reward" and min(values) >= 0.98 and max(values) <= 1.0:
         return  # right from the beginning: `equal_rewards` speaks
-    what = "has lost most of what it won" if lost else "does not improve"
+    level: Level = "warning"
+    says = f"{name} {'has lost most of what it won' if lost else 'does not improve'}."
+    evidence = (
+        f"`{key}` was {change.first:.4g} at first and is {change.last:.4g} in the last third "
+        f"({change.z:+.1f} standard errors, {len(values)} log entries)."
+    )
     advice = (
         "First mend what else is found here. Else try a higher `learning_rate` (1e-6 for full fine-tuning, 1e-5 to "
         "1e-4 for LoRA), more completions per step, easier questions, and a look at the completions."
     )
     if z < -5:
-        what = "gets worse"
+        level, says = "failure", f"{name} gets worse."
         advice = "Lower the `learning_rate`; check the sign of the reward (better must be higher) and the data."
-    yield Finding(
-        "not_learning",
-        "failure" if z < -5 else "warning",
-        f"{name} {what}.",
-        evidence,
-        advice,
-        "https://huggingface.co/docs/trl/logging",
-        [key],
-    )
+    yield Finding("not_learning", level, says, evidence, advice, "https://huggingface.co/docs/trl/logging", [key])
 
 
 def _off_policy(run: Run) -> Iterator[Finding]:
-    clips, norms = run.values("clip_ratio/region_mean"), run.values("grad_norm")
+    key, clips, norms = "clip_ratio/region_mean", run.values("clip_ratio/region_mean"), run.values("grad_norm")
     if len(clips) >= ENOUGH and mean(tail(clips)) > 0.3:
-        yield Finding(
-            "off_policy",
-            "warning",
-            "Most of the update is clipped: completions are of another policy than the one that is trained.",
-            f"`clip_ratio/region_mean` is {mean(tail(clips)):.2f} in the last third.",
+        says = "Most of the update is clipped: completions are of another policy than the one that is trained."
+        evidence = f"`{key}` is {mean(tail(clips)):.2f} in the last third."
+        change = (
             "Lower the `learning_rate`, `num_iterations` or `steps_per_generation`; with vLLM, check that it samples "
-            "with the weights that are trained (`sampling/sampling_logp_difference`).",
-            "https://huggingface.co/papers/1707.06347 (PPO)",
-            ["clip_ratio/region_mean"],
+            "with the weights that are trained (`sampling/sampling_logp_difference`)."
         )
+        reference = "https://huggingface.co/papers/1707.06347 (PPO)"
+        yield Finding("off_policy", "warning", says, evidence, change, reference, [key])
     first, last = (median(norms[: len(norms) // 3]), median(tail(norms))) if len(norms) >= 2 * ENOUGH else (0.0, 0.0)
     if last > 20 * first > 0:
-        yield Finding(
-            "off_policy",
-            "warning",
-            "The gradient explodes.",
-            f"The median of `grad_norm` was {first:.3g} in the first third and is {last:.3g} in the last.",
-            "Lower the `learning_rate`, set `max_grad_norm`, and raise `beta`.",
-            "https://huggingface.co/docs/trl/logging",
-            ["grad_norm"],
-        )
+        says = "The gradient explodes."
+        evidence = f"The median of `grad_norm` was {first:.3g} in the first third and is {last:.3g} in the last."
+        change = "Lower the `learning_rate`, set `max_grad_norm`, and raise `beta`."
+        reference = "https://huggingface.co/docs/trl/logging"
+        yield Finding("off_policy", "warning", says, evidence, change, reference, ["grad_norm"])
 
 
 def _critic(run: Run) -> Iterator[Finding]:
-    values = run.values("ppo/explained_variance")
+    values = run.values(key := "ppo/explained_variance")
     if len(values) >= 2 * ENOUGH and median(tail(values)) <= 0:
-        yield Finding(
-            "critic",
-            "warning",
-            "The critic predicts returns worse than their mean: advantages are mostly noise.",
-            f"The median of `ppo/explained_variance` is {median(tail(values)):.2f} in the last third.",
-            'Raise the learning rate of the value head, warm it up before the policy, or train with `critic="none"`.',
-            "https://huggingface.co/papers/2006.05990 (What Matters In On-Policy RL?)",
-            ["ppo/explained_variance"],
+        says = "The critic predicts returns worse than their mean: advantages are mostly noise."
+        evidence = f"The median of `{key}` is {median(tail(values)):.2f} in the last third."
+        change = (
+            'Raise the learning rate of the value head, warm it up before the policy, or train with `critic="none"`.'
         )
+        reference = "https://huggingface.co/papers/2006.05990 (What Matters In On-Policy RL?)"
+        yield Finding("critic", "warning", says, evidence, change, reference, [key])
 
 
 def _overfitting(run: Run) -> Iterator[Finding]:
@@ -386,35 +337,29 @@ def _overfitting(run: Run) -> Iterator[Finding]:
             continue
         signed = values if upwards else [-value for value in values]
         best, now = max(signed), max(signed[-2:])
-        last = f"{values[-2]:.4g} and {values[-1]:.4g}"
         if best - now > max(0.25 * (best - signed[0]), 0.02 * abs(best), 1e-9):
-            yield Finding(
-                "overfitting",
-                "warning",
-                f"`{key}` has been getting worse: the best model is an earlier one.",
-                f"The best was {best if upwards else -best:.4g}; the last two are {last}.",
-                "Stop earlier (`load_best_model_at_end`), train for fewer epochs, or on more data.",
-                "https://huggingface.co/docs/transformers/main_classes/callback#transformers.EarlyStoppingCallback",
-                [key, key.removeprefix("eval_")],
-            )
+            says = f"`{key}` has been getting worse: the best model is an earlier one."
+            last = f"{values[-2]:.4g} and {values[-1]:.4g}"
+            evidence = f"The best was {best if upwards else -best:.4g}; the last two are {last}."
+            change = "Stop earlier (`load_best_model_at_end`), train for fewer epochs, or on more data."
+            curves = [key, key.removeprefix("eval_")]
+            yield Finding("overfitting", "warning", says, evidence, change, EARLY_STOPPING, curves)
 
 
 def _chosen_sinks(run: Run) -> Iterator[Finding]:
     values = run.values("logps/chosen")
     if len(values) < 2 * ENOUGH or run.series(*REWARD_KEYS):
         return
-    change = trend(values)
-    if change.z < -5 and change.last < 1.2 * change.first:  # they are negative
-        yield Finding(
-            "chosen_sinks",
-            "warning",
-            "The preferred answers become less probable, too: likelihood displacement.",
-            f"`logps/chosen` was {change.first:.4g} nats at first and is {change.last:.4g}.",
+    moved = trend(values)
+    if moved.z < -5 and moved.last < 1.2 * moved.first:  # they are negative
+        says = "The preferred answers become less probable, too: likelihood displacement."
+        evidence = f"`logps/chosen` was {moved.first:.4g} nats at first and is {moved.last:.4g}."
+        change = (
             "Raise `beta`, lower the `learning_rate`, or add the likelihood of the chosen answers to the loss "
-            '(`loss_type=["sigmoid", "sft"]`).',
-            "https://huggingface.co/papers/2410.08847",
-            ["logps/chosen", "logps/rejected"],
+            '(`loss_type=["sigmoid", "sft"]`).'
         )
+        reference, curves = "https://huggingface.co/papers/2410.08847", ["logps/chosen", "logps/rejected"]
+        yield Finding("chosen_sinks", "warning", says, evidence, change, reference, curves)
 
 
 def _reward_alone(run: Run, held_out: Sequence[str]) -> Iterator[Finding]:
@@ -428,32 +373,33 @@ def _reward_alone(run: Run, held_out: Sequence[str]) -> Iterator[Finding]:
         least = 4 if key.startswith(("eval_", HELD_OUT)) else ENOUGH
         if len(values) < least or trend(values).z > 2 or min(values) >= 0.98:
             continue
-        change, risen = trend(values), trend(rewards)
-        yield Finding(
-            "reward_alone",
-            "failure" if change.z < -3 else "warning",
-            f"The reward rises, and `{key}` {'falls' if change.z < -3 else 'does not'}.",
+        moved, risen = trend(values), trend(rewards)
+        falls = moved.z < -3
+        says = f"The reward rises, and `{key}` {'falls' if falls else 'does not'}."
+        evidence = (
             f"The reward went from {risen.first:.3g} to {risen.last:.3g} ({risen.z:+.0f} standard errors), `{key}` "
-            f"from {change.first:.3g} to {change.last:.3g} ({change.z:+.1f}).",
-            "What is trained on is not what is wanted: read completions of the beginning and of the end side by side, "
-            "raise `beta`, mend the reward, or mix the held-out reward in (`reward_weights`).",
-            "https://huggingface.co/papers/2210.10760 (Scaling Laws for Reward Model Overoptimization)",
-            [key, *REWARD_KEYS],
+            f"from {moved.first:.3g} to {moved.last:.3g} ({moved.z:+.1f})."
         )
+        change = (
+            "What is trained on is not what is wanted: read completions of the beginning and of the end side by side, "
+            "raise `beta`, mend the reward, or mix the held-out reward in (`reward_weights`)."
+        )
+        reference = "https://huggingface.co/papers/2210.10760 (Scaling Laws for Reward Model Overoptimization)"
+        level: Level = "failure" if falls else "warning"
+        yield Finding("reward_alone", level, says, evidence, change, reference, [key, *REWARD_KEYS])
 
 
 def _no_kl_penalty(run: Run) -> Iterator[Finding]:
     beta = run.settings.get("beta", 0.0 if run.series(ZERO_STD) and not run.series("kl") else None)
     if beta == 0 and any("rewards/endogenous_reward/mean" in entry for entry in run.steps[:1]):
-        yield Finding(
-            "no_kl_penalty",
-            "note",
+        says = (
             "The endogenous reward is trained on without a KL penalty (`beta=0`): the optimum is the single most "
-            "probable response.",
-            "`beta` is 0 in the settings." if "beta" in run.settings else "No `kl` is logged, as with `beta` above 0.",
-            "Set `beta`, for example 0.05: the optimum is then the frozen model to the power 1 + alpha / beta.",
-            "docs/theory.md",
+            "probable response."
         )
+        evidence = "No `kl` is logged, as with `beta` above 0."
+        evidence = "`beta` is 0 in the settings." if "beta" in run.settings else evidence
+        change = "Set `beta`, for example 0.05: the optimum is then the frozen model to the power 1 + alpha / beta."
+        yield Finding("no_kl_penalty", "note", says, evidence, change, "docs/theory.md")
 
 
 def _collapse(run: Run, held_out: Sequence[str]) -> Iterator[Finding]:
@@ -465,20 +411,17 @@ def _collapse(run: Run, held_out: Sequence[str]) -> Iterator[Finding]:
             first = entry["step"], alarm
     if first is None:
         return
-    step, reason = first
+    step, evidence = first
+    level: Level = "failure"
     says = f"The run collapses since step {step:g}: the reward rises or stays, and answers get worse."
     if quiet >= WARMUP:
-        says = f"The run looked like a collapse at step {step:g}, and has recovered since."
-    yield Finding(
-        "collapse",
-        "failure" if quiet < WARMUP else "warning",
-        says,
-        reason,
+        level, says = "warning", f"The run looked like a collapse at step {step:g}, and has recovered since."
+    change = (
         "Go back to the last checkpoint before, raise `beta` or lower the `learning_rate`, and train with "
-        '`CollapseMonitor(action="stop")`. docs/collapse.md has corrections of the reward.',
-        "https://huggingface.co/papers/2603.08660",
-        [*(f"rewards/{name}/mean" for name in held_out), HELD_OUT, *REWARD_KEYS, *LENGTH_KEYS[:1]],
+        '`CollapseMonitor(action="stop")`. docs/collapse.md has corrections of the reward.'
     )
+    curves = [*(f"rewards/{name}/mean" for name in held_out), HELD_OUT, *REWARD_KEYS, *LENGTH_KEYS[:1]]
+    yield Finding("collapse", level, says, evidence, change, "https://huggingface.co/papers/2603.08660", curves)
 
 
 def _all_equal(run: Run) -> float:
