@@ -49,35 +49,24 @@ def score(name, item, scored):
 
 class TestForms:
     @pytest.mark.parametrize("token", ["bellman", "log_prob", "centered"])
-    def test_sum_mean_discounted(self, token, item, scored, references):
-        rewards = [token_rewards(ref, token, 1.0, 1.0, True, "terminal") for _, _, ref in references]
-        first = [ref.values[0] if token == "bellman" else 0.0 for _, _, ref in references]
-        sums = [sum(row) - v for row, v in zip(rewards, first, strict=True)]
-        assert score(f"{token}.sum", item, scored) == pytest.approx(sums, abs=2e-4)
-        means = [s / len(row) for s, row in zip(sums, rewards, strict=True)]
-        assert score(f"{token}.mean", item, scored) == pytest.approx(means, abs=1e-4)
-        discounted = [sum(0.9**h * r for h, r in enumerate(row)) for row in rewards]
-        assert score(f"{token}.discounted=0.9", item, scored) == pytest.approx(discounted, abs=2e-4)
-
-    def test_length_normalised_and_prefixes(self, item, scored, references):
-        rows = [ref.log_probs for _, _, ref in references]
-        power = [sum(row) / len(row) ** 0.7 for row in rows]
-        assert score("log_prob.power=0.7", item, scored) == pytest.approx(power, abs=1e-4)
-        assert score("log_prob.first=3", item, scored) == pytest.approx([sum(row[:3]) for row in rows], abs=1e-4)
-        assert score("log_prob.min", item, scored) == pytest.approx([min(row) for row in rows], abs=1e-4)
-        shortest = min(map(len, rows))
-        assert shortest == 1  # the empty response is its end alone
-        matched = [sum(row[:shortest]) for row in rows]
-        assert score("log_prob.matched", item, scored) == pytest.approx(matched, abs=1e-4)
-
-    def test_prefixes_and_lowest_of_bellman_rewards(self, item, scored, references):
-        rows = [token_rewards(ref, "bellman", 1.0, 1.0, True, "terminal") for _, _, ref in references]
-        first = [ref.values[0] for _, _, ref in references]
-        expected = [sum(row[:3]) - v for row, v in zip(rows, first, strict=True)]
-        assert score("bellman.first=3", item, scored) == pytest.approx(expected, abs=2e-4)
-        expected = [row[0] - v for row, v in zip(rows, first, strict=True)]
-        assert score("bellman.matched", item, scored) == pytest.approx(expected, abs=2e-4)
-        assert score("bellman.min", item, scored) == pytest.approx([min(row) for row in rows], abs=2e-4)
+    @pytest.mark.parametrize(
+        ("aggregate", "of_row"),  # token rewards, and V of the prompt, which Bellman rewards have in their sum
+        [
+            ("sum", lambda row, v: sum(row) - v),
+            ("mean", lambda row, v: (sum(row) - v) / len(row)),
+            ("discounted=0.9", lambda row, v: sum(0.9**h * r for h, r in enumerate(row))),
+            ("power=0.7", lambda row, v: (sum(row) - v) / len(row) ** 0.7),
+            ("first=3", lambda row, v: sum(row[:3]) - v),
+            ("matched", lambda row, v: row[0] - v),  # the shortest response, an empty one, is its end alone
+            ("min", lambda row, v: min(row)),
+        ],
+    )
+    def test_of_token_rewards(self, token, aggregate, of_row, item, scored, references):
+        expected = []
+        for *_, ref in references:
+            first = ref.values[0] if token == "bellman" else 0.0
+            expected.append(of_row(token_rewards(ref, token, 1.0, 1.0, True, "terminal"), first))
+        assert score(f"{token}.{aggregate}", item, scored) == pytest.approx(expected, abs=1e-4)
 
     def test_contributions_are_of_single_tokens(self, item, scored, references):
         log_probs = references[0][2].log_probs
@@ -87,10 +76,6 @@ class TestForms:
         lowest = min(range(len(log_probs)), key=lambda h: log_probs[h])
         expected = [log_probs[h] if h == lowest else 0.0 for h in range(len(log_probs))]
         assert found.tokens.tolist() == pytest.approx(expected, abs=1e-4)
-
-    def test_power_between_sum_and_mean(self, item, scored):
-        assert score("bellman.power=0", item, scored) == pytest.approx(score("bellman.sum", item, scored), abs=1e-5)
-        assert score("bellman.power=1", item, scored) == pytest.approx(score("bellman.mean", item, scored), abs=1e-5)
 
     def test_self_certainty_is_the_divergence_of_uniform(self, item, scored, references):
         expected = []
