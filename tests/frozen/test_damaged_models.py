@@ -26,17 +26,17 @@ PROMPTS, COMPLETIONS = ["a b", "c"], ["d e", "f"]
 
 
 @pytest.fixture
-def model(tiny_policy_path: str, tmp_path: Path) -> Path:
+def model(tiny_policy_path, tmp_path):
     return Path(shutil.copytree(tiny_policy_path, tmp_path / "model"))
 
 
-def cut(path: Path, fraction: float = 0.5) -> None:
+def cut(path, fraction=0.5):
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * fraction)])
 
 
-def change_weights(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:
-    def damage(model: Path) -> None:
+def change_weights(change):
+    def damage(model):
         tensors = load_file(model / "model.safetensors")
         change(tensors)
         save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
@@ -44,8 +44,8 @@ def change_weights(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable
     return damage
 
 
-def change_config(**values: Any) -> Callable[[Path], None]:
-    def damage(model: Path) -> None:
+def change_config(**values):
+    def damage(model):
         config = json.loads((model / "config.json").read_text())
         (model / "config.json").write_text(json.dumps({**config, **values}))
 
@@ -77,7 +77,7 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_damaged_models_give_no_reward(damage: Callable[[Path], Any], model: Path) -> None:
+def test_damaged_models_give_no_reward(damage, model):
     damage(model)
     with pytest.raises(Exception, match=r".") as caught:
         EndogenousReward(str(model))(prompts=PROMPTS, completions=COMPLETIONS)
@@ -86,7 +86,7 @@ def test_damaged_models_give_no_reward(damage: Callable[[Path], Any], model: Pat
 
 
 @pytest.fixture(scope="module")
-def sentence_model(tiny_model_path: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sentence_model(tiny_model_path, tmp_path_factory):
     path = tmp_path_factory.mktemp("sentence_model")
     SentenceRewardModel.from_backbone(tiny_model_path).save_pretrained(path)
     AutoTokenizer.from_pretrained(tiny_model_path).save_pretrained(path)
@@ -95,13 +95,11 @@ def sentence_model(tiny_model_path: str, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.mark.parametrize("part", ["sentence_head.value", "sentence_head.query", "marker", "layers.0.mlp.up_proj"])
 @pytest.mark.parametrize("value", [None, math.nan, math.inf])
-def test_damaged_sentence_reward_models_give_no_reward(
-    part: str, value: float | None, sentence_model: Path, tmp_path: Path
-) -> None:
+def test_damaged_sentence_reward_models_give_no_reward(part, value, sentence_model, tmp_path):
     """Weights that are missing would be random: a reward that looks like any other."""
     path = Path(shutil.copytree(sentence_model, tmp_path / "model"))
 
-    def damage(tensors: dict[str, torch.Tensor]) -> None:
+    def damage(tensors):
         for name in [name for name in tensors if part in name]:
             if value is None:
                 del tensors[name]
@@ -114,7 +112,7 @@ def test_damaged_sentence_reward_models_give_no_reward(
         SentenceReward(str(path))(prompts=["What? Say."], completions=["It is this. And that."])
 
 
-def test_a_tokenizer_of_the_same_size_with_other_ids(model: Path, tiny_policy_path: str) -> None:
+def test_a_tokenizer_of_the_same_size_with_other_ids(model, tiny_policy_path):
     """The policy's ids are words here too, but others: what counts is the text."""
     tokenizer = json.loads((model / "tokenizer.json").read_text())
     letters, vocabulary = "abcdefghijkl", tokenizer["model"]["vocab"]
@@ -127,9 +125,9 @@ def test_a_tokenizer_of_the_same_size_with_other_ids(model: Path, tiny_policy_pa
     assert reward(prompts=["a"], completions=["d e"], completion_ids=[[*ids, 2]]) == as_text
 
 
-def test_pickled_weights_do_not_run(model: Path, tmp_path: Path) -> None:
+def test_pickled_weights_do_not_run(model, tmp_path):
     class Attack:
-        def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        def __reduce__(self):
             return Path.touch, (tmp_path / "attacked",)
 
     (model / "model.safetensors").unlink()
@@ -141,7 +139,7 @@ def test_pickled_weights_do_not_run(model: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "attacked").exists()
 
 
-def test_code_of_a_model_does_not_run(model: Path, tmp_path: Path) -> None:
+def test_code_of_a_model_does_not_run(model, tmp_path):
     (model / "modeling_attack.py").write_text(f"open({str(tmp_path / 'attacked')!r}, 'w')\n")
     auto_map = {"AutoConfig": "modeling_attack.C", "AutoModelForCausalLM": "modeling_attack.M"}
     change_config(model_type="attack", auto_map=auto_map)(model)
@@ -150,7 +148,7 @@ def test_code_of_a_model_does_not_run(model: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "attacked").exists()
 
 
-def test_remote_code_is_off_everywhere() -> None:
+def test_remote_code_is_off_everywhere():
     """No default is `True`, and nothing passes a literal `True`."""
     sources = [
         *ROOT.glob("endotrl/**/*.py"),
@@ -164,7 +162,7 @@ def test_remote_code_is_off_everywhere() -> None:
         assert not re.search(r"trust_remote_code[\"']?(: bool)?\s*[=:]\s*True", text), path
 
 
-def test_nothing_runs_text() -> None:
+def test_nothing_runs_text():
     """Neither Python nor a shell, and YAML makes no objects."""
     sources = [*ROOT.glob("endotrl/**/*.py"), *ROOT.glob("recipes/**/*.py")]
     for path in sources:
@@ -173,7 +171,7 @@ def test_nothing_runs_text() -> None:
         assert not re.search(r"yaml\.(load|unsafe_load|full_load)\(", text), path
 
 
-def test_nothing_unpickles() -> None:
+def test_nothing_unpickles():
     for path in ROOT.glob("endotrl/**/*.py"):
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"^\s*(import|from) (pickle|dill|cloudpickle|joblib|shelve)\b", text, re.MULTILINE), path

@@ -6,7 +6,6 @@ noticed if it comes later. The naive rewards are those of a fresh copy of the ch
 
 import copy
 import pickle
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,7 +28,7 @@ from peft import (
     get_peft_model,
 )
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.callbacks import SyncRefModelCallback
 
@@ -45,7 +44,7 @@ lora = partial(LoraConfig, task_type="CAUSAL_LM", r=2, target_modules=["q_proj",
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> str:
+def path(tmp_path_factory):
     """The tiny policy, with biases."""
     folder = tmp_path_factory.mktemp("biased")
     save_tiny_policy(folder, attention_bias=True, mlp_bias=True)
@@ -53,7 +52,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @torch.no_grad()
-def naive_rewards(model: PreTrainedModel | str) -> list[float]:
+def naive_rewards(model):
     """Log-probabilities, from full logits: what the default Bellman rewards of finished completions come to."""
     if isinstance(model, str):
         model = AutoModelForCausalLM.from_pretrained(model)
@@ -64,7 +63,7 @@ def naive_rewards(model: PreTrainedModel | str) -> list[float]:
     return rewards
 
 
-def make_trainer(model: Any, folder: Path, dtype: torch.dtype = torch.float32, **kwargs: Any) -> GRPOTrainer:
+def make_trainer(model, folder, dtype=torch.float32, **kwargs):
     if isinstance(model, str):
         name, model = model, AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
     else:
@@ -82,7 +81,7 @@ def make_trainer(model: Any, folder: Path, dtype: torch.dtype = torch.float32, *
     )
 
 
-def train(model: nn.Module, steps: int = 3) -> None:
+def train(model, steps=3):
     """Optimiser steps on everything that is to be trained."""
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=0.05)
     ids = torch.arange(3, 15)[None]
@@ -122,7 +121,7 @@ MOVES_THE_BASE: dict[str, Any] = {
 
 class TestAdapters:
     @pytest.mark.parametrize("adapter", [*ADAPTERS, *VIRTUAL_TOKENS])
-    def test_the_base_stays_to_the_bit(self, adapter: str, path: str, tmp_path: Path) -> None:
+    def test_the_base_stays_to_the_bit(self, adapter, path, tmp_path):
         policy = AutoModelForCausalLM.from_pretrained(path)
         base = [(name, weight, weight.detach().clone()) for name, weight in policy.named_parameters()]
         config = copy.deepcopy({**ADAPTERS, **VIRTUAL_TOKENS}[adapter])
@@ -141,7 +140,7 @@ class TestAdapters:
             EndogenousReward(model=None).attach(trainer)
 
     @pytest.mark.parametrize("adapter", ["LoRA", "DoRA", "IA3", "OFT", "HRA"])
-    def test_in_bfloat16(self, adapter: str, path: str, tmp_path: Path) -> None:
+    def test_in_bfloat16(self, adapter, path, tmp_path):
         # The bases of multiplying methods round differently with the adapter and without it.
         trainer = make_trainer(path, tmp_path, torch.bfloat16, peft_config=copy.deepcopy(ADAPTERS[adapter]))
         EndogenousReward(model=None).attach(trainer)
@@ -150,7 +149,7 @@ class TestAdapters:
             EndogenousReward(model=None).attach(trainer)
 
     @pytest.mark.parametrize("bias", MOVES_THE_BASE)
-    def test_biases_of_the_base_are_refused(self, bias: str, path: str, tmp_path: Path) -> None:
+    def test_biases_of_the_base_are_refused(self, bias, path, tmp_path):
         trainer = make_trainer(path, tmp_path, peft_config=copy.deepcopy(MOVES_THE_BASE[bias]))
         with pytest.raises(ValueError, match=r'trains weights of the base.*q_proj\.bias.*bias="none"'):
             EndogenousReward(model=None).attach(trainer)
@@ -160,7 +159,7 @@ class TestAdapters:
             moved = naive_rewards(trainer.model)
         assert max(abs(a - b) for a, b in zip(moved, naive_rewards(path), strict=True)) > 0.1
 
-    def test_biases_that_the_model_does_not_have(self, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_biases_that_the_model_does_not_have(self, tiny_policy_path, tmp_path):
         # Llama has none: nothing is trained but the adapter, whatever its config says.
         trainer = make_trainer(tiny_policy_path, tmp_path, peft_config=lora(bias="all"))
         with pytest.warns(UserWarning, match="bias configured to be 'all'"):  # PEFT's
@@ -168,13 +167,13 @@ class TestAdapters:
             train(trainer.model)
             assert reward(**ROWS) == pytest.approx(naive_rewards(tiny_policy_path), abs=1e-4)
 
-    def test_a_layer_that_was_unfrozen(self, path: str, tmp_path: Path) -> None:
+    def test_a_layer_that_was_unfrozen(self, path, tmp_path):
         trainer = make_trainer(path, tmp_path, peft_config=lora())
         trainer.model.get_base_model().model.norm.requires_grad_(True)
         with pytest.raises(ValueError, match=r"trains weights of the base.*norm\.weight"):
             EndogenousReward(model=None).attach(trainer)
 
-    def test_one_that_is_unfrozen_later(self, path: str, tmp_path: Path) -> None:
+    def test_one_that_is_unfrozen_later(self, path, tmp_path):
         trainer = make_trainer(path, tmp_path, peft_config=lora())
         reward = EndogenousReward(model=None).attach(trainer)
         trainer.model.get_base_model().model.norm.requires_grad_(True)
@@ -184,12 +183,12 @@ class TestAdapters:
             reward(**ROWS)
 
     @pytest.mark.parametrize("initialisation", [False, "pissa", "olora"])
-    def test_adapters_that_start_elsewhere(self, initialisation: Any, path: str, tmp_path: Path) -> None:
+    def test_adapters_that_start_elsewhere(self, initialisation, path, tmp_path):
         trainer = make_trainer(path, tmp_path, peft_config=lora(init_lora_weights=initialisation))
         with pytest.raises(ValueError, match="adapter is not at zero"):
             EndogenousReward(model=None).attach(trainer)
 
-    def test_one_token_that_was_trained(self, path: str, tmp_path: Path) -> None:
+    def test_one_token_that_was_trained(self, path, tmp_path):
         config = lora(target_modules=["embed_tokens"])
         trainer = make_trainer(path, tmp_path, peft_config=config)
         layer = trainer.model.get_base_model().model.embed_tokens
@@ -197,7 +196,7 @@ class TestAdapters:
         with pytest.raises(ValueError, match="adapter is not at zero"):
             EndogenousReward(model=None).attach(trainer)
 
-    def test_an_inactive_adapter_that_was_trained(self, path: str, tmp_path: Path) -> None:
+    def test_an_inactive_adapter_that_was_trained(self, path, tmp_path):
         policy = get_peft_model(AutoModelForCausalLM.from_pretrained(path), lora(), adapter_name="first")
         train(policy)
         policy.add_adapter("second", lora())
@@ -210,7 +209,7 @@ class TestAdapters:
 
 
 class TestReference:
-    def test_it_stays_to_the_bit(self, path: str, tmp_path: Path) -> None:
+    def test_it_stays_to_the_bit(self, path, tmp_path):
         trainer = make_trainer(path, tmp_path, beta=0.1)
         reward = EndogenousReward(model=None).attach(trainer)
         before = {name: weight.clone() for name, weight in trainer.ref_model.state_dict().items()}
@@ -218,14 +217,14 @@ class TestReference:
         assert all(torch.equal(weight, before[name]) for name, weight in trainer.ref_model.state_dict().items())
         assert reward(**ROWS) == pytest.approx(naive_rewards(path), abs=1e-4)
 
-    def test_synchronised_by_a_callback(self, path: str, tmp_path: Path) -> None:
+    def test_synchronised_by_a_callback(self, path, tmp_path):
         # Without the setting, of which the setting's callback is made.
         trainer = make_trainer(path, tmp_path, beta=0.1)
         trainer.add_callback(SyncRefModelCallback(trainer.ref_model, trainer.accelerator))
         with pytest.raises(ValueError, match="synchronises its reference model.*`sync_ref_model=True`"):
             EndogenousReward(model=None).attach(trainer)
 
-    def test_moved_later(self, path: str, tmp_path: Path) -> None:
+    def test_moved_later(self, path, tmp_path):
         reward = EndogenousReward(model=None)
         trainer = make_trainer(path, tmp_path, beta=0.1, reward_funcs=reward, ref_model_sync_steps=1, max_steps=3)
         reward.attach(trainer)
@@ -234,7 +233,7 @@ class TestReference:
             trainer.train()
         assert trainer.state.global_step == 1
 
-    def test_one_value_in_a_thousand_steps(self, path: str, tmp_path: Path) -> None:
+    def test_one_value_in_a_thousand_steps(self, path, tmp_path):
         trainer = make_trainer(path, tmp_path, beta=0.1)
         reward = EndogenousReward(model=None).attach(trainer)
         for weight in trainer.ref_model.parameters():
@@ -242,7 +241,7 @@ class TestReference:
         with pytest.raises(RuntimeError, match="weights have changed since `attach`"):
             reward(**ROWS)
 
-    def test_a_trainer_that_casts_its_model(self, path: str, tmp_path: Path) -> None:
+    def test_a_trainer_that_casts_its_model(self, path, tmp_path):
         # As DeepSpeed does when training starts. The same weights, in fewer bits.
         trainer = make_trainer(path, tmp_path, beta=0.1)
         reward = EndogenousReward(model=None).attach(trainer)
@@ -257,10 +256,10 @@ class TestSentToVLLM:
     """TRL merges the adapter into its base, sends it and takes the adapter out again, which leaves rounding errors."""
 
     @staticmethod
-    def make(path: str, folder: Path, method: str) -> Any:
+    def make(path, folder, method):
         trainer = make_trainer(path, folder, torch.bfloat16, peft_config=lora())
 
-        def send() -> None:
+        def send():
             trainer.model.merge_adapter()
             trainer.sent = trainer.model.get_base_model().model.layers[0].self_attn.q_proj.base_layer.weight.clone()
             trainer.model.unmerge_adapter()
@@ -273,7 +272,7 @@ class TestSentToVLLM:
         return trainer
 
     @pytest.mark.parametrize("method", ["sync_weights", "_move_model_to_vllm"])
-    def test_the_base_gets_its_weights_back(self, method: str, path: str, tmp_path: Path) -> None:
+    def test_the_base_gets_its_weights_back(self, method, path, tmp_path):
         trainer = self.make(path, tmp_path, method)
         weight = trainer.model.get_base_model().model.layers[0].self_attn.q_proj.base_layer.weight
         before = weight.clone()
@@ -288,7 +287,7 @@ class TestSentToVLLM:
         trainer.send()
         assert not torch.equal(weight, before)  # so it would be
 
-    def test_a_quantised_base_is_refused(self, path: str, tmp_path: Path) -> None:
+    def test_a_quantised_base_is_refused(self, path, tmp_path):
         trainer = self.make(path, tmp_path, "sync_weights")
         layer = trainer.model.get_base_model().model.layers[0].mlp.gate_proj
         codes = nn.Parameter((layer.weight * 100).to(torch.int8), requires_grad=False)
@@ -298,16 +297,16 @@ class TestSentToVLLM:
             EndogenousReward(model=None).attach(trainer)
 
 
-def change_one_row(model: PreTrainedModel) -> PreTrainedModel:
+def change_one_row(model):
     model.lm_head.weight.data[11] *= 3
     return model
 
 
-def merge_an_adapter(model: PreTrainedModel) -> PreTrainedModel:
+def merge_an_adapter(model):
     return get_peft_model(model, lora(init_lora_weights=False)).merge_and_unload()
 
 
-def rotate_otherwise(model: PreTrainedModel) -> PreTrainedModel:
+def rotate_otherwise(model):
     model.config.rope_parameters = {**model.config.rope_parameters, "rope_theta": 17.0}
     return type(model).from_pretrained(model.config._name_or_path, config=model.config)
 
@@ -320,9 +319,7 @@ class TestIdentity:
     """A model is known by its weights, not by the place from which they were loaded."""
 
     @changed
-    def test_the_reward_of_a_changed_model_is_not_the_base_trainers(
-        self, change: Callable[[Any], Any], path: str, tmp_path: Path
-    ) -> None:
+    def test_the_reward_of_a_changed_model_is_not_the_base_trainers(self, change, path, tmp_path):
         model = change(AutoModelForCausalLM.from_pretrained(path))
         assert model.config._name_or_path == path
         reward = EndogenousReward(model, AutoTokenizer.from_pretrained(path))
@@ -335,7 +332,7 @@ class TestIdentity:
 
     @changed
     @pytest.mark.parametrize("loaded", [False, True])
-    def test_nor_the_reverse(self, loaded: bool, change: Callable[[Any], Any], path: str, tmp_path: Path) -> None:
+    def test_nor_the_reverse(self, loaded, change, path, tmp_path):
         model = change(AutoModelForCausalLM.from_pretrained(path))
         reward = EndogenousReward(path)
         if loaded:
@@ -345,7 +342,7 @@ class TestIdentity:
 
     @pytest.mark.parametrize("theirs", [torch.float32, torch.bfloat16, torch.float16])
     @pytest.mark.parametrize("ours", ["path", "loaded", "instance", "bfloat16"])
-    def test_the_same_model_in_another_dtype(self, ours: str, theirs: torch.dtype, path: str, tmp_path: Path) -> None:
+    def test_the_same_model_in_another_dtype(self, ours, theirs, path, tmp_path):
         if ours == "instance":
             reward = EndogenousReward(AutoModelForCausalLM.from_pretrained(path, dtype=theirs))
         else:
@@ -355,7 +352,7 @@ class TestIdentity:
         trainer = make_trainer(path, tmp_path, theirs, peft_config=lora())
         assert reward.attach(trainer).is_shared
 
-    def test_the_instance_that_is_trained(self, path: str, tmp_path: Path) -> None:
+    def test_the_instance_that_is_trained(self, path, tmp_path):
         model = AutoModelForCausalLM.from_pretrained(path)
         reward = EndogenousReward(model)
         trainer = make_trainer(model, tmp_path, peft_config=lora())  # puts the adapter into it
@@ -364,13 +361,13 @@ class TestIdentity:
         with pytest.raises(ValueError, match="was made for the model"):
             adapted.attach(trainer)  # that one has its adapter in it
 
-    def test_saved_elsewhere(self, path: str, tmp_path: Path) -> None:
+    def test_saved_elsewhere(self, path, tmp_path):
         AutoModelForCausalLM.from_pretrained(path).save_pretrained(tmp_path / "copy")
         AutoTokenizer.from_pretrained(path).save_pretrained(tmp_path / "copy")
         trainer = make_trainer(path, tmp_path, peft_config=lora())
         assert EndogenousReward(str(tmp_path / "copy")).attach(trainer).is_shared
 
-    def test_attached_again(self, path: str, tiny_policy_path: str, tmp_path: Path) -> None:
+    def test_attached_again(self, path, tiny_policy_path, tmp_path):
         # What it was made for is not forgotten with the copy that it had.
         reward = EndogenousReward(path).attach(make_trainer(path, tmp_path, peft_config=lora()))
         reward.attach(make_trainer(path, tmp_path, beta=0.1))
@@ -378,16 +375,14 @@ class TestIdentity:
             pickle.loads(pickle.dumps(reward)).attach(make_trainer(tiny_policy_path, tmp_path, beta=0.1))
 
     @changed
-    def test_a_pickle_of_a_changed_model_does_not_score_as_the_base(
-        self, change: Callable[[Any], Any], path: str
-    ) -> None:
+    def test_a_pickle_of_a_changed_model_does_not_score_as_the_base(self, change, path):
         model = change(AutoModelForCausalLM.from_pretrained(path))
         reward = pickle.loads(pickle.dumps(EndogenousReward(model)))
         with pytest.raises(OSError, match=f"loaded from '{path}' and changed after that.*save_pretrained"):
             reward(**ROWS)
 
     @changed
-    def test_a_deep_copy_scores_with_the_same_instance(self, change: Callable[[Any], Any], path: str) -> None:
+    def test_a_deep_copy_scores_with_the_same_instance(self, change, path):
         model = change(AutoModelForCausalLM.from_pretrained(path))
         reward = EndogenousReward(model)
         clone = copy.deepcopy(reward)
@@ -398,7 +393,7 @@ class TestIdentity:
         with pytest.raises(RuntimeError, match="has changed since"):
             clone(**ROWS)
 
-    def test_the_generalist(self, path: str) -> None:
+    def test_the_generalist(self, path):
         model = change_one_row(AutoModelForCausalLM.from_pretrained(path))
         reward = EndogenousReward(path, token_reward="log_prob", correction=InformationGain(model))
         expected = [a - b for a, b in zip(naive_rewards(path), naive_rewards(model), strict=True)]
@@ -406,6 +401,6 @@ class TestIdentity:
         with pytest.raises(OSError, match="changed after that"):
             pickle.loads(pickle.dumps(reward))(**ROWS)
 
-    def test_a_generalist_by_its_folder(self, path: str) -> None:
+    def test_a_generalist_by_its_folder(self, path):
         reward = EndogenousReward(path, token_reward="log_prob", correction=InformationGain(Path(path)))
         assert pickle.loads(pickle.dumps(reward))(**ROWS) == pytest.approx([0.0] * 3, abs=1e-4)

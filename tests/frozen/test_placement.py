@@ -5,15 +5,11 @@ Whose weights are used, and that they stay as they are. Sharing with trainers: `
 
 import copy
 import pickle
-from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
@@ -42,12 +38,12 @@ SIZES = {
 }
 
 
-def make_model(**config: float) -> LlamaForCausalLM:
+def make_model(**config):
     torch.manual_seed(0)
     return LlamaForCausalLM(LlamaConfig(**SIZES, **config))
 
 
-def use(placement: LoadedModel | OwnCopy) -> PreTrainedModel:
+def use(placement):
     with placement.active() as model:
         return model
 
@@ -64,17 +60,17 @@ class TestResolveDtype:
             (torch.float64, "cpu", torch.float64),
         ],
     )
-    def test_dtypes(self, dtype: str | torch.dtype, device: str, expected: torch.dtype) -> None:
+    def test_dtypes(self, dtype, device, expected):
         assert resolve_dtype(dtype, torch.device(device)) == expected
 
     @pytest.mark.parametrize("dtype", ["int8", "fp32", torch.int64, ""])
-    def test_others(self, dtype: str | torch.dtype) -> None:
+    def test_others(self, dtype):
         with pytest.raises(ValueError, match='`dtype` is .* must be "auto", "float32", "bfloat16" or "float16"'):
             resolve_dtype(dtype, torch.device("cpu"))
 
 
 class TestOwnCopy:
-    def test_loads_on_first_use_and_once(self, tiny_model_path: str) -> None:
+    def test_loads_on_first_use_and_once(self, tiny_model_path):
         placement = OwnCopy(tiny_model_path)
         assert placement._model is None
         model = use(placement)
@@ -85,15 +81,15 @@ class TestOwnCopy:
         for name, weight in model.state_dict().items():
             assert torch.equal(weight, expected[name])
 
-    def test_dtype(self, tiny_model_path: str) -> None:
+    def test_dtype(self, tiny_model_path):
         assert use(OwnCopy(tiny_model_path)).dtype == torch.float32  # "auto" on this CPU
         assert use(OwnCopy(tiny_model_path, dtype="bfloat16", device="cpu")).dtype == torch.bfloat16
 
-    def test_the_configs_dtype_does_not_count(self, tiny_model_path: str, tmp_path: Path) -> None:
+    def test_the_configs_dtype_does_not_count(self, tiny_model_path, tmp_path):
         AutoModelForCausalLM.from_pretrained(tiny_model_path, dtype=torch.bfloat16).save_pretrained(tmp_path)
         assert use(OwnCopy(str(tmp_path))).dtype == torch.float32
 
-    def test_ends_of_a_response(self, tiny_model_path: str, tmp_path: Path) -> None:
+    def test_ends_of_a_response(self, tiny_model_path, tmp_path):
         assert OwnCopy(tiny_model_path).eos_token_ids == [1]
         model = make_model()
         model.generation_config.eos_token_id = [1, 7, 9]  # as Llama 3 has
@@ -107,13 +103,11 @@ class TestOwnCopy:
             (tmp_path / "none" / file).write_text(text.replace('"eos_token_id": 1', '"eos_token_id": null'))
         assert OwnCopy(str(tmp_path / "none")).eos_token_ids == []
 
-    def test_offload_brings_the_weights_for_a_call_and_takes_them_back(
-        self, tiny_model_path: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_offload_brings_the_weights_for_a_call_and_takes_them_back(self, tiny_model_path, monkeypatch):
         moves: list[str] = []
         to = torch.nn.Module.to
 
-        def record(module: torch.nn.Module, device: torch.device | str) -> torch.nn.Module:
+        def record(module, device):
             moves.append(str(device))
             return to(module, device)
 
@@ -130,7 +124,7 @@ class TestOwnCopy:
         assert moves[-1] == "cpu"
 
     @pytest.mark.parametrize("clone", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copy", "pickle"])
-    def test_travels_without_its_weights(self, tiny_model_path: str, clone: Callable[[OwnCopy], OwnCopy]) -> None:
+    def test_travels_without_its_weights(self, tiny_model_path, clone):
         placement = OwnCopy(tiny_model_path, dtype="bfloat16")
         model = use(placement)
         assert len(pickle.dumps(placement)) < 10_000  # the weights are 80 kB
@@ -141,7 +135,7 @@ class TestOwnCopy:
         assert torch.equal(use(other).lm_head.weight, model.lm_head.weight)
 
     @pytest.mark.parametrize("is_fsdp2", [None, True, False], ids=["whole", "FSDP2", "ZeRO-3"])
-    def test_a_checkpoint_that_lacks_weights(self, is_fsdp2: bool | None, tmp_path: Path) -> None:
+    def test_a_checkpoint_that_lacks_weights(self, is_fsdp2, tmp_path):
         model = make_model()
         model.save_pretrained(
             tmp_path, state_dict={k: v for k, v in model.state_dict().items() if "layers.1" not in k}
@@ -153,29 +147,29 @@ class TestOwnCopy:
             use(placement)
 
     @pytest.mark.parametrize("name", ["no/such-model", "/no/such/folder", ""])
-    def test_unknown_model(self, name: str) -> None:
+    def test_unknown_model(self, name):
         with pytest.raises(OSError, match=f"frozen model '{name}' cannot be loaded.*Check the name.*Reason:"):
             OwnCopy(name)
 
-    def test_a_folder_without_a_model(self, tmp_path: Path) -> None:
+    def test_a_folder_without_a_model(self, tmp_path):
         with pytest.raises(OSError, match="cannot be loaded: it is neither a folder with a model's `config.json`"):
             load_config(str(tmp_path))
         (tmp_path / "config.json").write_text('{"model_type": "no-such-family"}')
         with pytest.raises(OSError, match="cannot be loaded.*no-such-family"):
             load_config(str(tmp_path))
 
-    def test_an_encoder_decoder(self, tmp_path: Path) -> None:
+    def test_an_encoder_decoder(self, tmp_path):
         T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2).save_pretrained(tmp_path)
         with pytest.raises(ValueError, match="is an encoder-decoder model.*`AutoModelForCausalLM`"):
             OwnCopy(str(tmp_path))
 
-    def test_unknown_dtype_before_anything_is_loaded(self) -> None:
+    def test_unknown_dtype_before_anything_is_loaded(self):
         with pytest.raises(ValueError, match="`dtype` is 'int8'"):
             OwnCopy("no/such-model", dtype="int8")
 
 
-def step(optimizer: Any, **kwargs: Any) -> Callable[[nn.Module], None]:
-    def change(model: nn.Module) -> None:
+def step(optimizer, **kwargs):
+    def change(model):
         loss = model(input_ids=torch.arange(8)[None], labels=torch.arange(8)[None]).loss
         loss.backward()
         optimizer(model.parameters(), lr=1e-3, **kwargs).step()
@@ -183,16 +177,16 @@ def step(optimizer: Any, **kwargs: Any) -> Callable[[nn.Module], None]:
     return change
 
 
-def inject_adapter(model: nn.Module) -> None:
+def inject_adapter(model):
     get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
 
 
-def merge_adapter(model: nn.Module) -> None:
+def merge_adapter(model):
     policy = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
     policy.merge_and_unload()
 
 
-def shift_data(model: Any) -> None:
+def shift_data(model):
     model.lm_head.weight.data.add_(0.01)
 
 
@@ -224,7 +218,7 @@ class TestLoadedModel:
             "dtype",
         ],
     )
-    def test_a_changed_model_is_refused(self, change: Callable[[nn.Module], None]) -> None:
+    def test_a_changed_model_is_refused(self, change):
         model = make_model()
         placement = LoadedModel(model)
         use(placement)
@@ -243,20 +237,20 @@ class TestLoadedModel:
         ],
         ids=["train mode", "requires_grad", "backward", "generate", "state_dict"],
     )
-    def test_what_changes_no_weight_is_allowed(self, harmless: Callable[[nn.Module], None]) -> None:
+    def test_what_changes_no_weight_is_allowed(self, harmless):
         model = make_model()
         placement = LoadedModel(model)
         harmless(model)
         assert use(placement) is model
 
-    def test_a_model_with_nan_weights_has_not_changed(self) -> None:
+    def test_a_model_with_nan_weights_has_not_changed(self):
         model = make_model()
         with torch.no_grad():
             model.lm_head.weight[0] = float("nan")
         placement = LoadedModel(model)
         assert use(placement) is model  # NaN is not equal to itself; the scorer tells what is wrong
 
-    def test_evaluation_mode_inside_and_the_same_modes_after(self) -> None:
+    def test_evaluation_mode_inside_and_the_same_modes_after(self):
         model = make_model(attention_dropout=0.5).train()
         frozen = [model.model.layers[0], model.model.norm]
         for module in frozen:
@@ -268,13 +262,13 @@ class TestLoadedModel:
             assert not any(module.training for module in model.modules())
         assert {name: module.training for name, module in model.named_modules()} == before
 
-    def test_modes_come_back_after_an_error(self) -> None:
+    def test_modes_come_back_after_an_error(self):
         model = make_model().train()
         with pytest.raises(ZeroDivisionError), LoadedModel(model).active():
             raise ZeroDivisionError
         assert all(module.training for module in model.modules())
 
-    def test_the_ends_are_those_of_the_generation_config(self) -> None:
+    def test_the_ends_are_those_of_the_generation_config(self):
         model = make_model()
         assert LoadedModel(model).eos_token_ids == [1]
         model.generation_config.eos_token_id = [1, 7]
@@ -283,30 +277,30 @@ class TestLoadedModel:
         assert LoadedModel(model).eos_token_ids == []
 
     @pytest.mark.parametrize("model_class", [LlamaModel, LlamaForSequenceClassification])
-    def test_a_model_without_a_head(self, model_class: type[PreTrainedModel]) -> None:
+    def test_a_model_without_a_head(self, model_class):
         with pytest.raises(
             ValueError, match=f"A {model_class.__name__} was given, a model without an LM head.*causal"
         ):
             LoadedModel(model_class(LlamaConfig(**SIZES)))
 
-    def test_an_encoder_decoder(self) -> None:
+    def test_an_encoder_decoder(self):
         config = T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
         with pytest.raises(ValueError, match="A T5ForConditionalGeneration was given, an encoder-decoder model"):
             LoadedModel(T5ForConditionalGeneration(config))
 
-    def test_by_name(self, tiny_model_path: str) -> None:
+    def test_by_name(self, tiny_model_path):
         model = AutoModelForCausalLM.from_pretrained(tiny_model_path, dtype=torch.bfloat16)
         own_copy = LoadedModel(model).as_own_copy()
         assert use(own_copy) is not model
         assert use(own_copy).dtype == torch.bfloat16
         assert torch.equal(use(own_copy).lm_head.weight, model.lm_head.weight)
 
-    def test_a_model_with_an_adapter(self, tiny_model_path: str) -> None:
+    def test_a_model_with_an_adapter(self, tiny_model_path):
         model = AutoModelForCausalLM.from_pretrained(tiny_model_path)
         policy = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"]))
         assert isinstance(place(policy, "auto", None, False, False), LoadedModel)
         assert isinstance(place(policy.merge_and_unload(), "auto", None, False, False), LoadedModel)
 
-    def test_without_a_name(self) -> None:
+    def test_without_a_name(self):
         with pytest.raises(TypeError, match="pickled only if the instance was loaded from a path.*Pass a path"):
             LoadedModel(make_model()).as_own_copy()

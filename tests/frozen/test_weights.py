@@ -6,9 +6,6 @@ parametrised. The naive values are those of full logits, one sequence at a time,
 
 import copy
 import math
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,14 +13,7 @@ from accelerate import cpu_offload, cpu_offload_with_hook, disk_offload
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.utils._python_dispatch import return_and_correct_aliasing
-from transformers import (
-    AutoModelForCausalLM,
-    Llama4ForCausalLM,
-    Llama4TextConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-)
+from transformers import AutoModelForCausalLM, Llama4ForCausalLM, Llama4TextConfig, LlamaConfig, LlamaForCausalLM
 
 from endotrl.frozen.loaded_model import (
     LoadedModel,
@@ -50,12 +40,12 @@ SIZES = {
 ROWS = [([5, 6, 7], [8, 9, 1]), ([5, 6, 7], [30, 31]), ([11, 12], [13, 14, 15, 16, 17, 18, 19, 1])]
 
 
-def make_model(**config: Any) -> LlamaForCausalLM:
+def make_model(**config):
     torch.manual_seed(0)
     return LlamaForCausalLM(LlamaConfig(**{**SIZES, **config}, initializer_range=0.3)).eval()
 
 
-def assert_scored(model: PreTrainedModel, tolerance: float = 1e-4) -> None:
+def assert_scored(model, tolerance=0.0001):
     """Twice: what the first call changed in the model must not matter, nor be taken for training."""
     expected = [
         scores_from_logits(state_logits(model, prompt, completion), completion, alpha=1.0)
@@ -75,17 +65,17 @@ def assert_scored(model: PreTrainedModel, tolerance: float = 1e-4) -> None:
 
 class TestDigest:
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-    def test_the_same_in_every_dtype(self, dtype: torch.dtype) -> None:
+    def test_the_same_in_every_dtype(self, dtype):
         assert weights_digest(make_model().to(dtype)) == weights_digest(make_model())
 
     @pytest.mark.parametrize("row", [0, 17, 39])
-    def test_one_value(self, row: int) -> None:
+    def test_one_value(self, row):
         model = make_model()
         model.lm_head.weight.data[row, 3] *= 1.01
         assert weights_digest(model) != weights_digest(make_model())
 
     @pytest.mark.parametrize("other", [1, 39])
-    def test_rows_that_changed_places(self, other: int) -> None:
+    def test_rows_that_changed_places(self, other):
         model = make_model()
         model.lm_head.weight.data[[0, other]] = model.lm_head.weight.data[[other, 0]]
         assert weights_digest(model) != weights_digest(make_model())
@@ -93,7 +83,7 @@ class TestDigest:
     @pytest.mark.parametrize(
         "setting", [{"rms_norm_eps": 1e-2}, {"rope_parameters": {"rope_type": "default", "rope_theta": 5.0}}]
     )
-    def test_settings_that_logits_depend_on(self, setting: dict[str, Any]) -> None:
+    def test_settings_that_logits_depend_on(self, setting):
         assert weights_digest(make_model(**setting)) != weights_digest(make_model())
 
     @pytest.mark.parametrize(
@@ -101,13 +91,13 @@ class TestDigest:
         [{"use_cache": False}, {"pad_token_id": 3}, {"attention_dropout": 0.1}, {"output_attentions": False}],
         ids=str,
     )
-    def test_what_trainers_set_is_no_difference(self, setting: dict[str, Any]) -> None:
+    def test_what_trainers_set_is_no_difference(self, setting):
         model = make_model()
         for key, value in setting.items():
             setattr(model.config, key, value)
         assert weights_digest(model) == weights_digest(make_model())
 
-    def test_of_the_base_under_an_adapter(self) -> None:
+    def test_of_the_base_under_an_adapter(self):
         config = LoraConfig(
             r=2,
             target_modules=["q_proj"],
@@ -119,7 +109,7 @@ class TestDigest:
         assert weights_digest(policy.get_base_model(), without_adapters=True) == weights_digest(make_model())
         assert weights_digest(policy.get_base_model()) != weights_digest(make_model())
 
-    def test_offloaded(self, tmp_path: Path) -> None:
+    def test_offloaded(self, tmp_path):
         model = make_model()
         disk_offload(model, str(tmp_path), execution_device=CPU)
         assert weights_digest(model) == weights_digest(make_model())
@@ -127,7 +117,7 @@ class TestDigest:
 
 
 class TestMoved:
-    def test_what_is_looked_at(self) -> None:
+    def test_what_is_looked_at(self):
         policy = get_peft_model(make_model(), LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["norm"]))
         names = [name for name, _ in named_weights(policy.get_base_model(), without_adapters=True)]
         assert names == [name for name, _ in named_weights(make_model())]
@@ -135,28 +125,28 @@ class TestMoved:
         assert plain == list(make_model().state_dict())
 
     @pytest.mark.parametrize("factor", [1 + 1e-6, 1.0])
-    def test_small_steps_and_none(self, factor: float) -> None:
+    def test_small_steps_and_none(self, factor):
         model = make_model()
         before = sample_weights(named_weights(model))
         for weight in model.parameters():
             weight.data.mul_(factor)
         assert have_moved(before, sample_weights(named_weights(model))) == (factor != 1.0)
 
-    def test_a_sample_is_a_copy_and_small(self) -> None:
+    def test_a_sample_is_a_copy_and_small(self):
         sample = sample_weights(named_weights(make_model(hidden_size=64, vocab_size=4000)))
         assert max(values.numel() for values in sample.values()) < 1024
         assert not any(values.is_shared() or values._is_view() for values in sample.values())
 
-    def test_nan_is_equal_to_itself(self) -> None:
+    def test_nan_is_equal_to_itself(self):
         model = make_model()
         model.lm_head.weight.data.fill_(math.nan)
         assert not have_moved(sample_weights(named_weights(model)), sample_weights(named_weights(model)))
 
-    def test_another_set_of_weights(self) -> None:
+    def test_another_set_of_weights(self):
         assert have_moved(sample_weights(named_weights(make_model())), {})
 
 
-def from_disk(folder: Path, **places: str) -> PreTrainedModel:
+def from_disk(folder, **places):
     make_model(tie_word_embeddings=places.pop("tied", "") == "yes").save_pretrained(folder)
     everywhere = {
         "model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "cpu", "model.norm": "cpu",
@@ -166,7 +156,7 @@ def from_disk(folder: Path, **places: str) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(folder, device_map=device_map, offload_folder=str(folder / "off"))
 
 
-def hooked(offload: Callable[..., Any], **kwargs: Any) -> PreTrainedModel:
+def hooked(offload, **kwargs):
     model = make_model()
     offload(model, execution_device=CPU, **kwargs)
     return model
@@ -185,7 +175,7 @@ class TestOffloaded:
         ],
         ids=str,
     )
-    def test_by_a_device_map(self, places: dict[str, str], tmp_path: Path) -> None:
+    def test_by_a_device_map(self, places, tmp_path):
         assert_scored(from_disk(tmp_path, **places))
 
     @pytest.mark.parametrize(
@@ -198,16 +188,16 @@ class TestOffloaded:
         ],
         ids=str,
     )
-    def test_to_the_cpu(self, kwargs: dict[str, Any]) -> None:
+    def test_to_the_cpu(self, kwargs):
         assert_scored(hooked(cpu_offload, **kwargs))
 
-    def test_to_the_disk(self, tmp_path: Path) -> None:
+    def test_to_the_disk(self, tmp_path):
         assert_scored(hooked(disk_offload, offload_dir=str(tmp_path)))
 
-    def test_as_a_whole(self) -> None:
+    def test_as_a_whole(self):
         assert_scored(hooked(cpu_offload_with_hook))
 
-    def test_loaded_once_for_the_head(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_loaded_once_for_the_head(self, monkeypatch):
         model = hooked(cpu_offload)
         loads = []
         load = model.lm_head._hf_hook.pre_forward
@@ -220,13 +210,13 @@ class TestOffloaded:
         assert len(loads) == 1  # for two blocks of 512 tokens
 
     @pytest.mark.parametrize("make", [lambda: hooked(cpu_offload, preload_module_classes=["LlamaForCausalLM"])])
-    def test_in_one_block_is_refused(self, make: Callable[[], PreTrainedModel]) -> None:
+    def test_in_one_block_is_refused(self, make):
         with pytest.raises(
             ValueError, match=r"weights on the device `meta` \(backbone.embed_tokens.weight.*as one block"
         ):
             LoadedModel(make())
 
-    def test_never_loaded(self) -> None:
+    def test_never_loaded(self):
         with torch.device("meta"):
             model = make_model()
         with pytest.raises(ValueError, match=r"weights on the device `meta`.*never loaded.*`from_pretrained`"):
@@ -237,21 +227,21 @@ class Int8Weight(torch.Tensor):
     """A weight as quantisation libraries make them (torchao): a tensor that is computed from others."""
 
     @staticmethod
-    def __new__(cls, codes: torch.Tensor, scale: torch.Tensor) -> "Int8Weight":
+    def __new__(cls, codes, scale):
         return torch.Tensor._make_wrapper_subclass(cls, codes.shape, dtype=scale.dtype, device=codes.device)
 
-    def __init__(self, codes: torch.Tensor, scale: torch.Tensor) -> None:
+    def __init__(self, codes, scale):
         self.codes, self.scale = codes, scale
 
-    def __tensor_flatten__(self) -> tuple[list[str], None]:
+    def __tensor_flatten__(self):
         return ["codes", "scale"], None
 
     @classmethod
-    def __tensor_unflatten__(cls, tensors: dict[str, torch.Tensor], *_: Any) -> "Int8Weight":
+    def __tensor_unflatten__(cls, tensors, *_):
         return cls(tensors["codes"], tensors["scale"])
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         if func in (torch.ops.aten.detach.default, torch.ops.aten.alias.default):
             return return_and_correct_aliasing(func, args, kwargs or {}, cls(args[0].codes, args[0].scale))
         if func not in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.t.default):
@@ -261,7 +251,7 @@ class Int8Weight(torch.Tensor):
         )
 
 
-def quantise(model: PreTrainedModel) -> PreTrainedModel:
+def quantise(model):
     for module in model.modules():
         if isinstance(module, nn.Linear):
             scale = module.weight.detach().abs().amax(dim=1, keepdim=True) / 127
@@ -270,9 +260,9 @@ def quantise(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def parametrise(model: PreTrainedModel) -> PreTrainedModel:
+def parametrise(model):
     class Doubled(nn.Module):
-        def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        def forward(self, weight):
             return 2 * weight
 
     nn.utils.parametrize.register_parametrization(model.lm_head, "weight", Doubled())
@@ -281,7 +271,7 @@ def parametrise(model: PreTrainedModel) -> PreTrainedModel:
 
 class TestNotPlain:
     @pytest.mark.parametrize("change", [quantise, parametrise])
-    def test_scored_by_their_own_modules(self, change: Callable[[Any], Any]) -> None:
+    def test_scored_by_their_own_modules(self, change):
         model = change(make_model())
         assert_scored(model)
         with pytest.raises(AssertionError):  # which is not what the plain model gives
@@ -291,7 +281,7 @@ class TestNotPlain:
                 )
 
     @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
-    def test_modules_without_parameters(self) -> None:
+    def test_modules_without_parameters(self):
         # Its scale is of the whole activation, so that a row alone in a pass is what can be compared.
         model = torch.ao.quantization.quantize_dynamic(make_model(), {nn.Linear}, dtype=torch.qint8)
         scorer = FrozenScorer(LoadedModel(model))
@@ -299,7 +289,7 @@ class TestNotPlain:
         reference = scores_from_logits(state_logits(model, [5, 6, 7], [8, 9, 1]), [8, 9, 1], alpha=1.0)
         assert stats.log_probs.tolist() == pytest.approx(reference.log_probs, abs=0.1)
 
-    def test_quantised_codes_that_a_kernel_rearranges(self) -> None:
+    def test_quantised_codes_that_a_kernel_rearranges(self):
         model = quantise(make_model())
         placement = LoadedModel(model)
         weight = model.lm_head.weight
@@ -311,7 +301,7 @@ class TestNotPlain:
             pass
 
 
-def test_a_family_whose_base_model_is_itself() -> None:
+def test_a_family_whose_base_model_is_itself():
     # Its `base_model_prefix` is of the model that reads images too.
     torch.manual_seed(0)
     config = Llama4TextConfig(
@@ -330,7 +320,7 @@ def test_a_family_whose_base_model_is_itself() -> None:
     assert_scored(model)
 
 
-def test_models_are_not_copied() -> None:
+def test_models_are_not_copied():
     model = make_model()
     placement = LoadedModel(model)
     assert copy.deepcopy(placement)._model is model

@@ -6,8 +6,6 @@ import json
 import math
 import re
 from html.parser import HTMLParser
-from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -36,13 +34,13 @@ ROLES = st.sampled_from(["user", "assistant", "system"])
 
 
 @pytest.fixture(scope="module")
-def reward(tiny_model_path: str) -> EndogenousReward:
+def reward(tiny_model_path):
     return EndogenousReward(tiny_model_path, dtype="float32", device="cpu").load()
 
 
 @FUZZ
 @given(rows=st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=4))
-def test_any_text(rows: list[tuple[str, str]], reward: EndogenousReward) -> None:
+def test_any_text(rows, reward):
     prompts, completions = ["Q: " + prompt for prompt, _ in rows], [completion for _, completion in rows]
     rewards = reward(prompts=prompts, completions=completions)
     assert len(rewards) == len(rows)
@@ -55,14 +53,14 @@ def test_any_text(rows: list[tuple[str, str]], reward: EndogenousReward) -> None
             assert value == pytest.approx(other, rel=1e-4, abs=1e-3)
 
 
-def test_an_empty_prompt_without_bos_is_explained(reward: EndogenousReward) -> None:
+def test_an_empty_prompt_without_bos_is_explained(reward):
     with pytest.raises(ValueError, match="row 0 renders to no token.*Give it a prompt"):
         reward(prompts=[""], completions=["a"])
 
 
 @FUZZ
 @given(history=st.lists(st.tuples(ROLES, TEXT), min_size=1, max_size=5), answer=TEXT)
-def test_any_conversation(history: list[tuple[str, str]], answer: str, reward: EndogenousReward) -> None:
+def test_any_conversation(history, answer, reward):
     prompt = [{"role": role, "content": content} for role, content in history]
     try:
         (value,) = reward(prompts=[prompt], completions=[[{"role": "assistant", "content": answer}]])
@@ -83,7 +81,7 @@ JSON = st.recursive(
 
 @FUZZ
 @given(prompt=JSON, completion=JSON)
-def test_any_structure_is_scored_or_explained(prompt: Any, completion: Any, reward: EndogenousReward) -> None:
+def test_any_structure_is_scored_or_explained(prompt, completion, reward):
     try:
         (value,) = reward(prompts=[prompt], completions=[completion])
     except (ValueError, TypeError) as error:
@@ -95,7 +93,7 @@ def test_any_structure_is_scored_or_explained(prompt: Any, completion: Any, rewa
 
 @FUZZ
 @given(line=TEXT | JSON.map(json.dumps) | st.fixed_dictionaries({"prompt": JSON, "completion": JSON}).map(json.dumps))
-def test_any_line_of_a_file(line: str, reward: EndogenousReward) -> None:
+def test_any_line_of_a_file(line, reward):
     row, good = parse_row(1, line.encode()), parse_row(2, b'{"prompt": "a", "completion": "b"}')
     result, other = score_rows(reward, [row, good])
     assert isinstance(other, TokenStats)  # the others are scored, whatever this one is
@@ -103,7 +101,7 @@ def test_any_line_of_a_file(line: str, reward: EndogenousReward) -> None:
 
 
 @given(st.lists(st.integers(0, 5), max_size=50), st.integers(1, 6))
-def test_repetition_is_a_fraction(ids: list[int], n: int) -> None:
+def test_repetition_is_a_fraction(ids, n):
     value = repetition(ids, n)
     assert value is None or 0 <= value < 1
 
@@ -111,12 +109,12 @@ def test_repetition_is_a_fraction(ids: list[int], n: int) -> None:
 class Tags(HTMLParser):
     """Every tag and attribute of a page."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.tags: list[str] = []
         self.handlers: list[str] = []
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+    def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.handlers += [name for name, _ in attrs if name.startswith("on")]
 
@@ -129,8 +127,8 @@ ATTACKS = [
 ]
 
 
-def test_markup_in_prompts_and_answers_is_text(tiny_model_path: str, tmp_path: Path) -> None:
-    def scored(texts: list[str], name: str) -> str:
+def test_markup_in_prompts_and_answers_is_text(tiny_model_path, tmp_path):
+    def scored(texts, name):
         rows = [{"prompt": text, "completion": text, "id": text} for text in texts]
         rows += [
             {"prompt": [{"role": "user", "content": t}], "completion": [{"role": "assistant", "content": t}]}
@@ -152,7 +150,7 @@ def test_markup_in_prompts_and_answers_is_text(tiny_model_path: str, tmp_path: P
     assert html.escape(ATTACKS[0], quote=False) in text or "&lt;" in text
 
 
-def test_markup_in_data_is_text_in_markdown() -> None:
+def test_markup_in_data_is_text_in_markdown():
     """Names of models, groups and scorers may come from data, and may head a column of `results.md`."""
     hostile = [*ATTACKS, "![x](http://example.com)", "a|b", "two\nlines\r\n# heading"]
     text = markdown_table(hostile, [hostile, [0.5] * len(hostile)])
@@ -161,7 +159,7 @@ def test_markup_in_data_is_text_in_markdown() -> None:
     assert len(lines) == 4 and len({line.replace("\\|", "").count("|") for line in lines}) == 1
 
 
-def test_markup_in_answers_is_text_in_the_demo_report() -> None:
+def test_markup_in_answers_is_text_in_the_demo_report():
     number = len(ATTACKS)
     policy = Policy(ATTACKS, [[]] * number, [False] * number, [True] * number, {"sampled": [0.0] * number})
     part = Part("facts", "t", {"base": policy, "endogenous": policy}, ATTACKS, ["g"] * number, {})

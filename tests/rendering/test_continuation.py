@@ -6,7 +6,6 @@ from functools import cache
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerFast
 
 from endotrl.rendering.renderer import Renderer
 from endotrl.rendering.template import Template
@@ -22,11 +21,11 @@ TEXTS = st.lists(PIECES, min_size=1, max_size=5).map("".join)
 
 
 @cache
-def cached(name: str) -> PreTrainedTokenizerFast:
+def cached(name):
     return tokenizer_named(name)
 
 
-def decode(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> str:
+def decode(tokenizer, ids):
     return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
@@ -37,7 +36,7 @@ def decode(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> str:
 @example("The capital is ", "Paris.")
 @example("The capital is", " Paris.")
 @example("12", "34")
-def test_they_decode_to_both(name: str, prompt: str, completion: str) -> None:
+def test_they_decode_to_both(name, prompt, completion):
     tokenizer = cached(name)
     template = Template(tokenizer)
     prompt_ids = template.encode(prompt)
@@ -49,7 +48,7 @@ def test_they_decode_to_both(name: str, prompt: str, completion: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_word_in_two_halves(name: str) -> None:
+def test_a_word_in_two_halves(name):
     tokenizer = cached(name)
     (row,) = Renderer(tokenizer, [tokenizer.eos_token_id], len(tokenizer)).render(["The cap"], ["ital of France"])
     assert row.prompt_ids == tokenizer("The cap")["input_ids"]
@@ -60,7 +59,7 @@ def test_a_word_in_two_halves(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_prompt_in_other_tokens(name: str) -> None:
+def test_a_prompt_in_other_tokens(name):
     # As a policy may have read it: letter by letter.
     tokenizer = cached(name)
     template = Template(tokenizer)
@@ -73,7 +72,7 @@ def test_a_prompt_in_other_tokens(name: str) -> None:
     assert decode(tokenizer, prompt_ids + ids) == prompt + "ital of"
 
 
-def test_no_merge_is_lost() -> None:
+def test_no_merge_is_lost():
     # Alone, "ital" is "▁" and "ital" to this tokenizer; inside of the word, it is one token, as of all its other
     # words.
     tokenizer = cached("bpe metaspace always")

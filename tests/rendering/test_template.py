@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import trl
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer
 from trl.chat_template_utils import get_training_chat_template
 
 from endotrl.rendering.messages import add_criterion
@@ -33,12 +33,12 @@ SILENT = (
 )
 
 
-def say(role: str, *texts: str, parts: bool = False, **keys: Any) -> dict[str, Any]:
+def say(role, *texts, parts=False, **keys):
     content: Any = [{"type": "text", "text": text} for text in texts] if parts else "".join(texts)
     return {"role": role, "content": content, **keys}
 
 
-def conversations(parts: bool) -> list[list[dict[str, Any]]]:
+def conversations(parts):
     """Messages whose texts are single words, which no template has."""
     user, answer, system = (
         say("user", "Quagga", parts=parts),
@@ -64,17 +64,17 @@ def conversations(parts: bool) -> list[list[dict[str, Any]]]:
 
 
 @pytest.fixture
-def tokenizer(tiny_model_path: str) -> PreTrainedTokenizerBase:
+def tokenizer(tiny_model_path):
     """A new one for every test: all change it."""
     return AutoTokenizer.from_pretrained(tiny_model_path, bos_token="<|im_start|>")
 
 
-def apply(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]]) -> str:
+def apply(tokenizer, messages):
     opens = messages[-1]["role"] != "assistant"
     return Template(tokenizer).apply(messages, add_generation_prompt=opens)
 
 
-def words_of(messages: list[dict[str, Any]]) -> list[str]:
+def words_of(messages):
     """Of messages that call no tool: before a call, many templates write no text."""
     contents = [message["content"] for message in messages if "tool_calls" not in message]
     return [
@@ -83,7 +83,7 @@ def words_of(messages: list[dict[str, Any]]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_all_that_is_said_is_written(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_all_that_is_said_is_written(name, tokenizer):
     tokenizer.chat_template = (FOLDER / f"{name}.jinja").read_text()
     written = 0
     for texts, parts in zip(conversations(parts=False), conversations(parts=True), strict=True):
@@ -101,7 +101,7 @@ def test_all_that_is_said_is_written(name: str, tokenizer: PreTrainedTokenizerBa
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_messages_that_a_template_reads_are_given_as_they_are(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_messages_that_a_template_reads_are_given_as_they_are(name, tokenizer):
     tokenizer.chat_template = (FOLDER / f"{name}.jinja").read_text()
     reads_parts = {"smolvlm", "idefics3", "llava_next"}
     parts = name.removesuffix("_training") in reads_parts
@@ -125,29 +125,27 @@ def test_messages_that_a_template_reads_are_given_as_they_are(name: str, tokeniz
         ),
     ],
 )
-def test_what_a_template_leaves_out_is_refused(
-    name: str, messages: list[dict[str, Any]], what: str, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_what_a_template_leaves_out_is_refused(name, messages, what, tokenizer):
     tokenizer.chat_template = (FOLDER / f"{name}.jinja").read_text()
     with pytest.raises(ValueError, match=f"chat template of '.*tiny-llama' leaves out {what}.*`processing_class`"):
         apply(tokenizer, messages)
 
 
-def test_parts_of_one_message_are_joined_where_only_the_first_is_read(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_parts_of_one_message_are_joined_where_only_the_first_is_read(tokenizer):
     tokenizer.chat_template = (FOLDER / "llava_next.jinja").read_text()
     messages = [say("system", "Be ", "brief.", parts=True), say("user", "Hi", parts=True)]
     assert apply(tokenizer, messages) == "<<SYS>>\nBe brief.\n<</SYS>>\n\n[INST] Hi [/INST]"
     assert messages[0]["content"] == say("system", "Be ", "brief.", parts=True)["content"]  # the dataset's own stay
 
 
-def test_some_messages_as_text_and_some_as_parts(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_some_messages_as_text_and_some_as_parts(tokenizer):
     mixed = [say("system", "Be brief."), say("user", "What ", "is it?", parts=True)]
     assert apply(tokenizer, mixed) == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhat is it?<|im_end|>\n<|im_start|>assistant\n"
     )
 
 
-def test_what_a_template_does_to_texts_is_its_own_affair(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_what_a_template_does_to_texts_is_its_own_affair(tokenizer):
     tokenizer.chat_template = (
         "{% for m in messages %}{{ m.role + ': ' + m.content.split('</think>')[-1] | trim + '\n' }}{% endfor %}"
     )
@@ -155,7 +153,7 @@ def test_what_a_template_does_to_texts_is_its_own_affair(tokenizer: PreTrainedTo
     assert Template(tokenizer).apply(messages, add_generation_prompt=True) == "user: Hi\nassistant: Hello.\nuser: \n"
 
 
-def test_a_template_for_certain_texts_only(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_a_template_for_certain_texts_only(tokenizer):
     tokenizer.chat_template = (
         "{% if messages[0].content not in ('yes', 'no') %}{{ raise_exception('yes or no') }}{% endif %}"
         "{{ messages[0].content }}"
@@ -166,7 +164,7 @@ def test_a_template_for_certain_texts_only(tokenizer: PreTrainedTokenizerBase) -
 
 
 @pytest.mark.parametrize("content", [None, "", []], ids=["none", "empty", "no parts"])
-def test_nothing_said_is_nothing_left_out(content: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_nothing_said_is_nothing_left_out(content, tokenizer):
     tokenizer.chat_template = (FOLDER / "qwen3.jinja").read_text()
     messages = [say("user", "Hi"), {"role": "assistant", "content": content, "tool_calls": [CALL]}, say("tool", "12")]
     assert "multiply" in apply(tokenizer, messages)
@@ -175,32 +173,32 @@ def test_nothing_said_is_nothing_left_out(content: Any, tokenizer: PreTrainedTok
 class TestCriterion:
     PROMPT = [say("user", "Capital of France?")]
 
-    def judge(self, tokenizer: PreTrainedTokenizerBase, template: str) -> str:
+    def judge(self, tokenizer, template):
         tokenizer.chat_template = template
         messages = add_criterion(self.PROMPT, "Be exact.")
-        return Template(tokenizer).apply(messages, True, has_criterion=True)  # type: ignore[arg-type]
+        return Template(tokenizer).apply(messages, True, has_criterion=True)
 
-    def test_gemma_has_no_system_role(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def test_gemma_has_no_system_role(self, tokenizer):
         with pytest.raises(ValueError, match="System role not supported.*criterion.*first user message"):
             self.judge(tokenizer, (FOLDER / "gemma.jinja").read_text())
 
-    def test_mistral_alternates_roles(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def test_mistral_alternates_roles(self, tokenizer):
         with pytest.raises(ValueError, match="roles must alternate.*criterion.*first user message"):
             self.judge(tokenizer, MISTRAL)
         assert apply(tokenizer, self.PROMPT) == "<|im_start|>[INST] Capital of France? [/INST]"
 
-    def test_a_template_that_drops_it(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def test_a_template_that_drops_it(self, tokenizer):
         with pytest.raises(ValueError, match=r"leaves out what message 1 \(role 'system'\) says.*criterion"):
             self.judge(tokenizer, SILENT)
 
-    def test_llama_writes_it_beside_the_date(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def test_llama_writes_it_beside_the_date(self, tokenizer):
         text = self.judge(tokenizer, (FOLDER / "llama3_2.jinja").read_text())
         head, _, rest = text.partition("Be exact.")
         assert "Today Date: " in head and "Capital of France?" in rest
 
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen3_instruct_2507", "llama3", "smolvlm", "idefics3"])
-def test_rows_are_the_same_in_both_forms(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_rows_are_the_same_in_both_forms(name, tokenizer):
     tokenizer.chat_template = (FOLDER / f"{name}.jinja").read_text()
     renderer = Renderer(tokenizer, eos_token_ids=[tokenizer.eos_token_id], vocab_size=len(tokenizer))
     text, parts = (
@@ -221,7 +219,7 @@ class TestPrefixPreserving:
         say("assistant", "It is 12."),
     ]
 
-    def test_a_template_of_which_trl_has_another_version(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def test_a_template_of_which_trl_has_another_version(self, tokenizer):
         tokenizer.chat_template = (FOLDER / "qwen3.jinja").read_text()
         training = get_training_chat_template(tokenizer)
         rows = [
@@ -235,7 +233,7 @@ class TestPrefixPreserving:
         call = '<tool_call>\n{"name": "multiply", "arguments": {"a": 3, "b": 4}}\n</tool_call><|im_end|>'
         assert tokenizer.decode(written) == call + "It is 12.<|im_end|>"
 
-    def test_others_stay(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def test_others_stay(self, tokenizer):
         template = Template(tokenizer)  # ChatML, which TRL has no version of
         assert template.prefix_preserving is template
         tokenizer.chat_template = (FOLDER / "qwen3_instruct_2507.jinja").read_text()

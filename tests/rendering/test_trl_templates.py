@@ -6,12 +6,11 @@ All chat templates that TRL knows: text and token ids of one completion have one
 import re
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 import trl
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from endotrl import EndogenousReward
 from endotrl.rendering.policy_tokens import PolicyTokens
@@ -56,26 +55,26 @@ CALLERS = {
 }
 
 
-def tokenizer_for(name: str) -> PreTrainedTokenizerFast:
+def tokenizer_for(name):
     template = TEMPLATES[NAMES.index(name)].read_text(encoding="utf-8")
     special = {*SPECIAL.findall(template), "<|im_end|>"} - {EOS}
     return byte_level([EOS, *sorted(special)], EOS, template)
 
 
-def end_of(name: str) -> str:
+def end_of(name):
     return ENDS[max((family for family in ENDS if name.startswith(family)), key=len)]
 
 
-def content(name: str, text: str) -> Any:
+def content(name, text):
     return [{"type": "text", "text": text}] if name.startswith(PARTS_ONLY) else text
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+def encode(tokenizer, text):
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 @pytest.fixture(scope="module")
-def model() -> LlamaForCausalLM:
+def model():
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=320,
@@ -90,12 +89,12 @@ def model() -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
-def test_the_hand_written_tables() -> None:
+def test_the_hand_written_tables():
     assert len(NAMES) >= 70 and all(end_of(name) for name in NAMES) and len(CALLERS) >= 25
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_text_and_ids_of_an_answer(name: str, model: LlamaForCausalLM) -> None:
+def test_text_and_ids_of_an_answer(name, model):
     tokenizer = tokenizer_for(name)
     reward = EndogenousReward(model, tokenizer, token_reward="log_prob")
     prompt = [{"role": "user", "content": content(name, "Where?")}]
@@ -109,7 +108,7 @@ def test_text_and_ids_of_an_answer(name: str, model: LlamaForCausalLM) -> None:
 
 
 @pytest.mark.parametrize("name", CALLERS)
-def test_text_and_ids_of_a_call(name: str) -> None:
+def test_text_and_ids_of_a_call(name):
     tokenizer = tokenizer_for(name)
     prompt = [{"role": "user", "content": "2 + 2?"}]
     call = [{"role": "assistant", "content": "", "tool_calls": [CALL]}]
@@ -127,7 +126,7 @@ def test_text_and_ids_of_a_call(name: str) -> None:
     assert as_text == as_ids and as_text.finished
 
 
-def as_trl_writes(tokenizer: PreTrainedTokenizerFast, results: list[dict[str, Any]]) -> list[int]:
+def as_trl_writes(tokenizer, results):
     """What TRL's GRPO trainer puts behind a turn that calls tools, by its own code."""
     trainer = SimpleNamespace(
         processing_class=tokenizer, _tokenizer=tokenizer, chat_template=None, chat_template_kwargs={}, _is_vlm=False
@@ -138,7 +137,7 @@ def as_trl_writes(tokenizer: PreTrainedTokenizerFast, results: list[dict[str, An
 @pytest.mark.parametrize(
     "name", [name for name in CALLERS if name != "qwen3"]
 )  # TRL trains Qwen3 with another template
-def test_whatever_a_policy_writes_around_the_results_of_tools(name: str) -> None:
+def test_whatever_a_policy_writes_around_the_results_of_tools(name):
     tokenizer = tokenizer_for(name)
     tokenizer.eos_token = end_of(name)
     results = as_trl_writes(tokenizer, [RESULT])
@@ -161,7 +160,7 @@ def test_whatever_a_policy_writes_around_the_results_of_tools(name: str) -> None
 
 
 @pytest.mark.parametrize("name", [name for name in CALLERS if not CALLERS[name] and name != "gptoss"])
-def test_text_and_ids_of_a_conversation(name: str) -> None:
+def test_text_and_ids_of_a_conversation(name):
     tokenizer = tokenizer_for(name)
     prompt = [{"role": "user", "content": "2 + 2?"}]
     completion = [

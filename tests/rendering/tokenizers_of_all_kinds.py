@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tokenizers of every kind, each trained in milliseconds."""
 
-from collections.abc import Sequence
-
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -17,7 +15,7 @@ NAMES = (
 )
 
 
-def byte_level(special: Sequence[str], eos: str, template: str | None = None) -> PreTrainedTokenizerFast:
+def byte_level(special, eos, template=None):
     """Can write any text. Only EOS has a name; the other special tokens are known as added ones only."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -26,10 +24,7 @@ def byte_level(special: Sequence[str], eos: str, template: str | None = None) ->
     backend.train_from_iterator(
         CORPUS[:1],
         trainers.BpeTrainer(
-            vocab_size=270 + len(special),
-            initial_alphabet=alphabet,
-            special_tokens=list(special),
-            show_progress=False,
+            vocab_size=270 + len(special), initial_alphabet=alphabet, special_tokens=list(special), show_progress=False
         ),
     )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=eos, bos_token=eos)
@@ -37,7 +32,7 @@ def byte_level(special: Sequence[str], eos: str, template: str | None = None) ->
     return tokenizer
 
 
-def tokenizer_named(name: str) -> PreTrainedTokenizerFast:
+def tokenizer_named(name):
     scheme = name.rpartition(" ")[2]
     trainer: trainers.Trainer
     if name.startswith("byte-level"):

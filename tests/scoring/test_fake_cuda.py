@@ -1,13 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The paths of a GPU on a device that only refuses mixed tensors: every kernel gives the numbers of the CPU."""
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma2Config, PretrainedConfig, PreTrainedModel, Qwen2Config
+from transformers import AutoModelForCausalLM, Gemma2Config, Qwen2Config
 
 from endotrl.frozen.loaded_model import LoadedModel
 from endotrl.frozen.own_copy import OwnCopy
@@ -28,7 +24,7 @@ SIZE = {
 QWEN = Qwen2Config(**SIZE, num_key_value_heads=2)
 
 
-def completions() -> list[Rendered]:
+def completions():
     ids = (torch.arange(400) * 7919 % 512).tolist()
     groups = [(ids[:30], [ids[30:40], ids[40:47], ids[47:48]]), (ids[50:60], [ids[60:160]]), (ids[7:9], [ids[3:60]])]
     return [
@@ -38,24 +34,24 @@ def completions() -> list[Rendered]:
     ]
 
 
-def make_model(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+def make_model(config, dtype):
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
 
 
-def log_probs(model: PreTrainedModel) -> torch.Tensor:
+def log_probs(model):
     return torch.cat([stats.log_probs for stats in FrozenScorer(LoadedModel(model))(completions(), mean_logits=True)])
 
 
 @pytest.fixture(autouse=True)
-def fresh_choices(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def fresh_choices(monkeypatch):
     monkeypatch.setattr(kernels, "choices", {})
     monkeypatch.setattr(kernels, "CALLS_BEFORE_COMPILING", 0)
     yield
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_all_kernels_are_tried_and_right(dtype: torch.dtype) -> None:
+def test_all_kernels_are_tried_and_right(dtype):
     expected = log_probs(make_model(QWEN, dtype))
     with fake_cuda():
         found = log_probs(make_model(QWEN, dtype).to("cuda"))
@@ -67,7 +63,7 @@ def test_all_kernels_are_tried_and_right(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("name", kernels.KERNELS)
-def test_each_kernel_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_kernel_alone(name, monkeypatch):
     expected = log_probs(make_model(QWEN, torch.bfloat16))
     monkeypatch.setattr(packing, "attend", kernels.KERNELS[name])
     with fake_cuda():
@@ -75,7 +71,7 @@ def test_each_kernel_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(found, expected, atol=0.02, rtol=0)
 
 
-def test_padded_rows() -> None:
+def test_padded_rows():
     config = Gemma2Config(**SIZE, num_key_value_heads=2, head_dim=16)
     expected = log_probs(make_model(config, torch.float32))
     with fake_cuda():
@@ -84,7 +80,7 @@ def test_padded_rows() -> None:
 
 
 @pytest.mark.parametrize("offload", [False, True])
-def test_an_own_copy(offload: bool, tmp_path: Path) -> None:
+def test_an_own_copy(offload, tmp_path):
     model = make_model(QWEN, torch.float32)
     model.save_pretrained(tmp_path)
     expected = log_probs(model)
@@ -95,7 +91,7 @@ def test_an_own_copy(offload: bool, tmp_path: Path) -> None:
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
-def test_heads_that_flex_attention_does_not_take() -> None:
+def test_heads_that_flex_attention_does_not_take():
     """Below a dimension of 16, its kernel for GPUs is not implemented."""
     narrow = Qwen2Config(**{**SIZE, "num_attention_heads": 8}, num_key_value_heads=2)
     with fake_cuda():
@@ -103,7 +99,7 @@ def test_heads_that_flex_attention_does_not_take() -> None:
     assert not kernels.choices
 
 
-def test_tf32_is_rounding_and_no_unknown_family() -> None:
+def test_tf32_is_rounding_and_no_unknown_family():
     """Frozen models in float32 are scored where a user or a container lets GPUs multiply in TF32."""
     model = make_model(QWEN, torch.float32)
     with torch.no_grad():
@@ -120,11 +116,11 @@ def test_tf32_is_rounding_and_no_unknown_family() -> None:
     assert (found - expected).abs().max() > 1e-4  # it was rounded
 
 
-def test_triton_runs_on_the_device_of_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_triton_runs_on_the_device_of_the_head(monkeypatch):
     """On another one than the current one, its kernels cannot read the tensors."""
     fused, places = lm_head.fused_statistics, []
 
-    def recorded(*args: Any) -> lm_head.HeadStatistics:
+    def recorded(*args):
         places.append(list(entered))
         return fused(*args)
 
@@ -134,7 +130,7 @@ def test_triton_runs_on_the_device_of_the_head(monkeypatch: pytest.MonkeyPatch) 
     assert places and all(place == [CUDA] for place in places)
 
 
-def test_words_that_a_bias_forbids() -> None:
+def test_words_that_a_bias_forbids():
     head = torch.nn.Linear(8, 3000)
     with torch.no_grad():
         head.bias[:2048] = -torch.inf

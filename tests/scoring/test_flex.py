@@ -23,7 +23,7 @@ from .test_packing import naive_attention, random_states, visible_pairs
         st.tuples(st.integers(1, 200), st.lists(st.integers(0, 200), min_size=1, max_size=4)), min_size=1, max_size=3
     )
 )
-def test_the_mask_has_every_visible_pair_and_no_other(groups: list[tuple[int, list[int]]]) -> None:
+def test_the_mask_has_every_visible_pair_and_no_other(groups):
     row = PackedRow.of([Group([1] * prompt, [[2] * n for n in lengths]) for prompt, lengths in groups])
     num_tokens = row.input_ids.shape[1]
     length = math.ceil(num_tokens / BLOCK) * BLOCK + BLOCK  # one block that is padding throughout
@@ -46,7 +46,7 @@ def test_the_mask_has_every_visible_pair_and_no_other(groups: list[tuple[int, li
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_the_compiled_kernel_is_compiled_once_per_power_of_two() -> None:
+def test_the_compiled_kernel_is_compiled_once_per_power_of_two():
     import torch._dynamo.utils as dynamo
 
     before = dynamo.counters["stats"]["unique_graphs"]
@@ -67,9 +67,7 @@ def test_the_compiled_kernel_is_compiled_once_per_power_of_two() -> None:
 
 @pytest.mark.parametrize("heads", [(4, 2), (3, 3), (4, 1)])
 @pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
-def test_heads_and_dtypes(
-    monkeypatch: pytest.MonkeyPatch, heads: tuple[int, int], dtype: torch.dtype, allowed: float
-) -> None:
+def test_heads_and_dtypes(monkeypatch, heads, dtype, allowed):
     from torch.nn.attention.flex_attention import flex_attention as as_written
 
     monkeypatch.setattr(flex, "_kernel", lambda: as_written)

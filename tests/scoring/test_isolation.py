@@ -5,14 +5,13 @@ import copy
 import logging
 import pickle
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     BertGenerationConfig,
     FalconH1Config,
@@ -27,7 +26,6 @@ from transformers import (
     Phi3Config,
     PhimoeConfig,
     PretrainedConfig,
-    PreTrainedModel,
     Qwen3NextConfig,
     RecurrentGemmaConfig,
 )
@@ -37,7 +35,7 @@ from endotrl import EndogenousReward
 from endotrl.frozen.loaded_model import LoadedModel
 from endotrl.frozen.own_copy import OwnCopy
 from endotrl.rendering.renderer import Rendered
-from endotrl.scoring import FrozenScorer, TokenStats
+from endotrl.scoring import FrozenScorer
 from endotrl.scoring.forward_pass import RopeLengths
 from endotrl.scoring.isolation import reads_padding
 from endotrl.scoring.packing import Group, PackedRow
@@ -50,7 +48,7 @@ from .test_scorer import EOS, FAMILIES, SIZES, VOCAB_SIZE, assert_equal_stats, e
 ORIGINAL = 12  # length in tokens beyond which frequencies change
 
 
-def longrope(**more: Any) -> dict[str, Any]:
+def longrope(**more):
     return {
         "rope_type": "longrope",
         "rope_theta": 1e4,
@@ -61,7 +59,7 @@ def longrope(**more: Any) -> dict[str, Any]:
     }
 
 
-def dynamic(**more: Any) -> dict[str, Any]:
+def dynamic(**more):
     return {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0, **more}
 
 
@@ -146,11 +144,11 @@ MORE: list[tuple[str, Callable[[], PretrainedConfig]]] = [
 EVERY = {**dict(FAMILIES), **{name: config for name, config, _ in PACKABLE}, **dict(PADDED), **dict(MORE)}
 
 
-def rows_of_many_lengths() -> list[Rendered]:
+def rows_of_many_lengths():
     """Total lengths from 5 to 40, many of them around `ORIGINAL` and some equal, of three prompts."""
     generator = torch.Generator().manual_seed(2)
 
-    def draw(count: int) -> list[int]:
+    def draw(count):
         return torch.randint(2, VOCAB_SIZE, (count,), generator=generator).tolist()
 
     prompts = [draw(7), draw(5), draw(3)]
@@ -162,25 +160,25 @@ def rows_of_many_lengths() -> list[Rendered]:
     ]
 
 
-def each_alone(model: PreTrainedModel, rows: Sequence[Rendered]) -> list[tuple[Tensor, ...]]:
+def each_alone(model, rows):
     """Every row by itself, all logits, by a model that has run nothing else."""
     has_state = bool(RopeLengths.from_config(model.config).limits)
     return [expected_numbers(copy.deepcopy(model) if has_state else model, row, alpha=1.0) for row in rows]
 
 
-def assert_numbers(actual: Sequence[TokenStats], expected: Sequence[tuple[Tensor, ...]]) -> None:
+def assert_numbers(actual, expected):
     for stats, theirs in zip(actual, expected, strict=True):
         for a, b in zip(numbers(stats), theirs, strict=True):
             torch.testing.assert_close(a, b, atol=5e-5, rtol=1e-5)
 
 
-def assert_equal_to_alone(actual: Sequence[TokenStats], model: PreTrainedModel, rows: Sequence[Rendered]) -> None:
+def assert_equal_to_alone(actual, model, rows):
     assert_numbers(actual, each_alone(model, rows))
 
 
 class TestEveryFamily:
     @pytest.mark.parametrize("name", EVERY)
-    def test_packed_and_padded(self, name: str) -> None:
+    def test_packed_and_padded(self, name):
         model, rows = make_model(EVERY[name]()), rows_of_many_lengths()
         expected = each_alone(model, rows)
         scorer = FrozenScorer(LoadedModel(model))
@@ -190,7 +188,7 @@ class TestEveryFamily:
         assert_numbers(scorer(rows[::-1]), expected[::-1])
 
     @pytest.mark.parametrize("name", EVERY)
-    def test_recorded(self, name: str) -> None:
+    def test_recorded(self, name):
         # As trainers do it: prompts padded on the left, completions on the right, a mask, and no positions.
         model, rows = make_model(EVERY[name]()), rows_of_many_lengths()
         recorder = ReferenceRecorder(model, is_frozen=lambda: True, current_step=lambda: 0)
@@ -206,7 +204,7 @@ class TestEveryFamily:
 
 
 @torch.no_grad()
-def run_padded(model: PreTrainedModel, rows: Sequence[Rendered], **more: Any) -> None:
+def run_padded(model, rows, **more):
     prompt_width = max(len(row.prompt_ids) for row in rows) + 5
     width = prompt_width + max(len(row.completion_ids) for row in rows)
     input_ids = torch.zeros(len(rows), width, dtype=torch.long)
@@ -228,11 +226,11 @@ class TestLengths:
             (dict(BY_LENGTH)["phi3, longrope"](), ((12,), None, ())),
         ],
     )
-    def test_from_config(self, config: PretrainedConfig, expected: tuple[Any, ...]) -> None:
+    def test_from_config(self, config, expected):
         lengths = RopeLengths.from_config(config)
         assert (lengths.switches, lengths.grows_beyond, lengths.unknown) == expected
 
-    def test_classes(self) -> None:
+    def test_classes(self):
         switches = RopeLengths(True, (4,), None, ())
         assert [switches.length_class(n) == switches.length_class(4) for n in (1, 4, 5)] == [True, True, False]
         assert switches.length_class(5) == switches.length_class(500)
@@ -241,7 +239,7 @@ class TestLengths:
         assert grows.length_class(5) != grows.length_class(6)
 
     @pytest.mark.parametrize(("name", "config"), BY_LENGTH)
-    def test_lengths_matter_here(self, name: str, config: Callable[[], PretrainedConfig]) -> None:
+    def test_lengths_matter_here(self, name, config):
         # Otherwise the tests above would show nothing.
         ids, states = torch.tensor([[3, 4, 5, 7]] * 2), []
         for last in (3, 400):
@@ -249,7 +247,7 @@ class TestLengths:
             states.append(make_model(config()).base_model(ids, position_ids=positions).last_hidden_state[0])
         assert (states[0] - states[1]).norm() > 1e-3 * states[0].norm(), name
 
-    def test_rows_of_one_side_share_their_pass(self) -> None:
+    def test_rows_of_one_side_share_their_pass(self):
         model, rows = make_model(dict(BY_LENGTH)["phi3, longrope"]()), group_rows()
         scorer = FrozenScorer(LoadedModel(model))
         scorer(rows[:1])
@@ -259,7 +257,7 @@ class TestLengths:
         assert counts == [7 + 7 + 5 + 8, 7 + 3 + 5 + 5 + 4 + 6]
 
     @pytest.mark.parametrize("name", [name for name, _ in BY_LENGTH])
-    def test_what_ran_before(self, name: str) -> None:
+    def test_what_ran_before(self, name):
         # transformers keeps the frequencies of the longest pass until one comes that is shorter than the original
         # length.
         model, rows = make_model(EVERY[name]()), rows_of_many_lengths()
@@ -273,7 +271,7 @@ class TestLengths:
         if "longrope" not in name:
             assert all(torch.equal(found[key], tensor) for key, tensor in model.named_buffers())
 
-    def test_filler_is_at_no_new_position(self) -> None:
+    def test_filler_is_at_no_new_position(self):
         row = PackedRow.of([Group([1] * 5, [[2]] * 1000)])
         assert row.input_ids.shape[1] > 1005
         assert row.position_ids.max() == 5
@@ -282,11 +280,11 @@ class TestLengths:
 class LengthRope(nn.Module):
     """Frequencies by a rule that no config names."""
 
-    def __init__(self, inner: nn.Module, depends_on: str, beyond: int) -> None:
+    def __init__(self, inner, depends_on, beyond):
         super().__init__()
         self.inner, self.depends_on, self.beyond = inner, depends_on, beyond
 
-    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x, position_ids):
         length = int(position_ids.max()) + 1 if self.depends_on == "positions" else x.shape[1]
         if self.depends_on == "nothing" or length <= self.beyond:
             return self.inner(x, position_ids)
@@ -294,8 +292,8 @@ class LengthRope(nn.Module):
 
 
 @pytest.fixture
-def unknown_type() -> Iterator[str]:
-    def as_default(config: PretrainedConfig, *args: Any, **kwargs: Any) -> tuple[Tensor, float]:
+def unknown_type():
+    def as_default(config, *args, **kwargs):
         return LlamaForCausalLM(LlamaConfig(**SIZES)).model.rotary_emb.inv_freq, 1.0
 
     ROPE_INIT_FUNCTIONS["new"] = as_default
@@ -304,31 +302,31 @@ def unknown_type() -> Iterator[str]:
 
 
 class TestUnknownLengths:
-    def make(self, rope_type: str, depends_on: str) -> PreTrainedModel:
+    def make(self, rope_type, depends_on):
         model = make_model(LlamaConfig(**SIZES, rope_parameters={"rope_type": rope_type, "rope_theta": 1e4}))
         model.model.rotary_emb = LengthRope(model.model.rotary_emb, depends_on, 30)
         return model
 
     @pytest.mark.parametrize("depends_on", ["positions", "tokens"])
-    def test_tried_out(self, unknown_type: str, depends_on: str, caplog: pytest.LogCaptureFixture) -> None:
+    def test_tried_out(self, unknown_type, depends_on, caplog):
         model, rows = self.make(unknown_type, depends_on), rows_of_many_lengths()
         with caplog.at_level(logging.INFO, logger="endotrl"):
             assert_equal_to_alone(FrozenScorer(LoadedModel(model))(rows), model, rows)
         assert "one completion per pass (its rotary positions depend on the longest row" in caplog.text
 
-    def test_a_known_type_that_does_not_do_as_it_says(self) -> None:
+    def test_a_known_type_that_does_not_do_as_it_says(self):
         model, rows = self.make("default", "positions"), rows_of_many_lengths()
         assert_equal_to_alone(FrozenScorer(LoadedModel(model))(rows), model, rows)
 
     @pytest.mark.parametrize("rope_type", ["new", "default"])
-    def test_recorded_rows_are_not_read(self, unknown_type: str, rope_type: str) -> None:
+    def test_recorded_rows_are_not_read(self, unknown_type, rope_type):
         model, rows = self.make(rope_type, "positions"), rows_of_many_lengths()
         recorder = ReferenceRecorder(model, is_frozen=lambda: True, current_step=lambda: 0)
         run_padded(model, rows)
         with torch.no_grad():
             assert not any(recorder.find((*row.prompt_ids, *row.completion_ids)) is not None for row in rows)
 
-    def test_an_unknown_type_that_depends_on_nothing_is_packed(self, unknown_type: str) -> None:
+    def test_an_unknown_type_that_depends_on_nothing_is_packed(self, unknown_type):
         model, rows = self.make(unknown_type, "nothing"), group_rows()
         scorer = FrozenScorer(LoadedModel(model))
         scorer(rows[:1])
@@ -341,7 +339,7 @@ class TestUnknownLengths:
 class OneScale(nn.Linear):
     """Activations of eight bits, with one scale for the whole input."""
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs):
         scale = inputs.abs().max().float() / 448
         rounded = (inputs.float() / scale).to(torch.float8_e4m3fn).float() * scale
         return nn.functional.linear(rounded.to(inputs.dtype), self.weight, self.bias)
@@ -350,13 +348,13 @@ class OneScale(nn.Linear):
 class Capacity(nn.Linear):
     """Drops what is beyond the capacity of the pass, as experts with a capacity do."""
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs):
         flat = inputs.flatten(0, -2)
         rank = (flat[:, 0].argsort(descending=True).argsort() < 0.75 * len(flat)).to(inputs.dtype)
         return super().forward((flat * rank[:, None]).view_as(inputs))
 
 
-def replace_linear(module: nn.Module, kind: type[nn.Linear]) -> None:
+def replace_linear(module, kind):
     for part in module.modules():
         if type(part) is nn.Linear:
             part.__class__ = kind
@@ -365,9 +363,7 @@ def replace_linear(module: nn.Module, kind: type[nn.Linear]) -> None:
 class TestWholePass:
     @pytest.mark.parametrize("family", ["llama, untied head", "mixtral, experts", "mamba, recurrent"])
     @pytest.mark.parametrize(("kind", "part"), [(OneScale, "backbone"), (OneScale, "all"), (Capacity, "backbone")])
-    def test_one_row_per_pass(
-        self, family: str, kind: type[nn.Linear], part: str, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_one_row_per_pass(self, family, kind, part, caplog):
         model, rows = make_model(EVERY[family]()), rows_of_many_lengths()
         replace_linear(model if part == "all" else model.base_model, kind)
         with caplog.at_level(logging.INFO, logger="endotrl"):
@@ -375,13 +371,13 @@ class TestWholePass:
                 assert_equal_to_alone(FrozenScorer(LoadedModel(model), budget)(rows), model, rows)
         assert "one completion per pass (its layers take one scale, or one capacity" in caplog.text
 
-    def test_of_the_head_alone(self) -> None:
+    def test_of_the_head_alone(self):
         model, rows = make_model(LlamaConfig(**SIZES, tie_word_embeddings=False)), rows_of_many_lengths()
         replace_linear(model.lm_head, OneScale)
         assert_equal_to_alone(FrozenScorer(LoadedModel(model))(rows), model, rows)
 
     @pytest.mark.parametrize("family", ["llama, untied head", "mixtral, experts"])
-    def test_in_half_precision(self, family: str) -> None:
+    def test_in_half_precision(self, family):
         # Where one scale for all changes less than the rounding of two kernels.
         model, rows = make_model(EVERY[family]()).bfloat16(), rows_of_many_lengths()
         replace_linear(model.base_model, OneScale)
@@ -390,12 +386,12 @@ class TestWholePass:
             assert all(map(torch.equal, numbers(stats), numbers(scorer([row])[0])))
 
     @pytest.mark.parametrize("family", ["llama, untied head", "mixtral, experts", "qwen3"])
-    def test_rounding_of_half_precision_is_no_dependence(self, family: str) -> None:
+    def test_rounding_of_half_precision_is_no_dependence(self, family):
         scorer = FrozenScorer(LoadedModel(make_model(EVERY[family]()).bfloat16()))
         scorer(group_rows())
         assert scorer._rules is not None and scorer._rules.alone is None
 
-    def test_its_recorded_rows_are_not_read(self) -> None:
+    def test_its_recorded_rows_are_not_read(self):
         model, rows = make_model(LlamaConfig(**SIZES)), group_rows()
         replace_linear(model.base_model, OneScale)
         recorder = ReferenceRecorder(model, is_frozen=lambda: True, current_step=lambda: 0)
@@ -405,19 +401,19 @@ class TestWholePass:
 
 
 class TestNoScoreOfItsOwn:
-    def test_not_causal(self) -> None:
+    def test_not_causal(self):
         sizes = {**SIZES, "num_attention_heads": 4}
         model = make_model(BertGenerationConfig(**sizes, is_decoder=False))
         with pytest.raises(ValueError, match="BertGenerationDecoder depend on the tokens that follow"):
             FrozenScorer(LoadedModel(model))(group_rows())
 
-    def test_keeps_what_it_ran_before(self) -> None:
+    def test_keeps_what_it_ran_before(self):
         class Drift(nn.Linear):
             """Notes the largest input so far, as observers do that calibrate a scale."""
 
             largest = 0.0
 
-            def forward(self, inputs: Tensor) -> Tensor:
+            def forward(self, inputs):
                 self.largest = max(self.largest, inputs.shape[1])
                 return super().forward(inputs) * self.largest
 
@@ -442,18 +438,18 @@ class TestRecordedPasses:
     )
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     @torch.no_grad()
-    def test_padding(self, name: str, reads: bool, dtype: torch.dtype) -> None:
+    def test_padding(self, name, reads, dtype):
         assert reads_padding(make_model(EVERY[name]()).to(dtype)) == reads
 
     @pytest.mark.parametrize("name", ["phi3, longrope", "llama, dynamic"])
-    def test_not_of_models_that_see_the_length_of_the_pass(self, name: str) -> None:
+    def test_not_of_models_that_see_the_length_of_the_pass(self, name):
         model, rows = make_model(EVERY[name]()), group_rows()
         recorder = ReferenceRecorder(model, is_frozen=lambda: True, current_step=lambda: 0)
         run_padded(model, rows)
         assert recorder.find((*rows[0].prompt_ids, *rows[0].completion_ids)) is None
 
     @pytest.mark.parametrize("more", ["position_ids", "token_type_ids"])
-    def test_a_row_that_is_more_than_its_ids(self, more: str) -> None:
+    def test_a_row_that_is_more_than_its_ids(self, more):
         model, row = make_model(LlamaConfig(**SIZES)), group_rows()[0]
         recorder = ReferenceRecorder(model, is_frozen=lambda: True, current_step=lambda: 0)
         ids = torch.tensor([[*row.prompt_ids, *row.completion_ids]])
@@ -470,7 +466,7 @@ class TestRecordedPasses:
             (lambda: EVERY["phimoe, longrope and scales by length"](), False),  # jitter of the router
         ],
     )
-    def test_noise_of_training_mode(self, config: Callable[[], PretrainedConfig], records: bool) -> None:
+    def test_noise_of_training_mode(self, config, records):
         model, rows = make_model(config()).train(), group_rows()
         recorder = ReferenceRecorder(model, is_frozen=lambda: True, current_step=lambda: 0)
         run_padded(model, rows)
@@ -478,7 +474,7 @@ class TestRecordedPasses:
 
 
 class TestThreads:
-    def test_numbers_and_the_models_own_attention(self) -> None:
+    def test_numbers_and_the_models_own_attention(self):
         model, rows = make_model(LlamaConfig(**{**SIZES, "num_hidden_layers": 6})), group_rows()
         scorer = FrozenScorer(LoadedModel(model))
         with ThreadPoolExecutor(4) as pool:
@@ -489,7 +485,7 @@ class TestThreads:
         for result in results:
             assert_equal_stats(result[: len(rows)], expected)
 
-    def test_two_scorers_of_one_instance(self) -> None:
+    def test_two_scorers_of_one_instance(self):
         # The user trains with dropout: whoever is done first must not set training mode back for the other.
         model = make_model(LlamaConfig(**{**SIZES, "num_hidden_layers": 6}, attention_dropout=0.5)).train()
         rows = group_rows()
@@ -501,10 +497,10 @@ class TestThreads:
         for result in results:
             assert_equal_stats(result, results[0])
 
-    def test_a_copy_is_loaded_once(self, tiny_policy_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_copy_is_loaded_once(self, tiny_policy_path, monkeypatch):
         loads, load = [], OwnCopy._load
 
-        def slow_load(self: OwnCopy, *args: Any) -> PreTrainedModel:
+        def slow_load(self, *args):
             loads.append(threading.get_ident())
             barrier.wait(timeout=0.2)
             return load(self, *args)
@@ -518,11 +514,11 @@ class TestThreads:
         assert len(loads) == 1
         assert len(set(results)) == 1
 
-    def test_a_pass_of_the_users_own_fails_rather_than_lies(self) -> None:
+    def test_a_pass_of_the_users_own_fails_rather_than_lies(self):
         model, rows = make_model(LlamaConfig(**SIZES)), group_rows()
         inside, done = threading.Event(), threading.Event()
 
-        def pause(*args: Any) -> None:
+        def pause(*args):
             if model.config._attn_implementation != "sdpa":
                 inside.set()
                 done.wait(5)
@@ -538,7 +534,7 @@ class TestThreads:
             assert_equal_to_alone(scored.result(), model, rows)
         model(torch.arange(5)[None])
 
-    def test_locks_are_in_no_pickle(self, tiny_policy_path: str) -> None:
+    def test_locks_are_in_no_pickle(self, tiny_policy_path):
         reward = EndogenousReward(tiny_policy_path)
         expected = reward(["What is"], [" the capital"])
         for copied in (copy.deepcopy(reward), pickle.loads(pickle.dumps(reward))):
@@ -546,11 +542,11 @@ class TestThreads:
 
 
 @contextmanager
-def compiled_with(function: Callable[..., Any]) -> Iterator[list[int]]:
+def compiled_with(function):
     """Counts graphs that are compiled."""
     graphs: list[int] = []
 
-    def backend(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+    def backend(module, inputs):
         graphs.append(len(inputs))
         return module.forward
 
@@ -563,12 +559,12 @@ def compiled_with(function: Callable[..., Any]) -> Iterator[list[int]]:
 
 class TestCompiled:
     @pytest.mark.parametrize("part", ["backbone", "layers"])
-    def test_same_numbers_and_nothing_compiled_again(self, part: str) -> None:
+    def test_same_numbers_and_nothing_compiled_again(self, part):
         model, rows = make_model(LlamaConfig(**SIZES)), rows_of_many_lengths()
         expected = each_alone(model, rows)
         parts = [model.model] if part == "backbone" else list(model.model.layers)
 
-        def compile_parts(backend: Any) -> None:
+        def compile_parts(backend):
             for module in parts:
                 module.compile(backend=backend, fullgraph=True)
 
@@ -586,7 +582,7 @@ class TestCompiled:
                 torch.testing.assert_close(model(ids).logits, before)
             assert len(graphs) == num_graphs
 
-    def test_a_wrapped_model_is_unwrapped(self, tiny_policy_path: str) -> None:
+    def test_a_wrapped_model_is_unwrapped(self, tiny_policy_path):
         plain = LlamaForCausalLM.from_pretrained(tiny_policy_path)
         tokenizer = EndogenousReward(tiny_policy_path)._tokenizer
         expected = EndogenousReward(plain, tokenizer)(["What is"], [" the capital"])
@@ -594,7 +590,7 @@ class TestCompiled:
         assert reward(["What is"], [" the capital"]) == expected
         torch._dynamo.reset()
 
-    def test_the_setting_comes_back_when_the_last_thread_is_done(self) -> None:
+    def test_the_setting_comes_back_when_the_last_thread_is_done(self):
         models = [make_model(LlamaConfig(**SIZES)) for _ in range(2)]
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(lambda k: FrozenScorer(LoadedModel(models[k % 2]))(group_rows()), range(6)))

@@ -4,11 +4,9 @@
 import logging
 import math
 import time
-from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
 
 from endotrl.scoring import kernels, packing
 from endotrl.scoring.packing import Group, PackedRow, block_attention
@@ -22,10 +20,10 @@ ROW = PackedRow.of([Group([1] * 50, [[2] * 33, [3] * 70]), Group([4] * 7, [[5] *
 class Kernel:
     """Right numbers, times `factor`, in some seconds."""
 
-    def __init__(self, seconds: float, factor: float = 1.0, error: Exception | None = None) -> None:
+    def __init__(self, seconds, factor=1.0, error=None):
         self.seconds, self.factor, self.error, self.calls = seconds, factor, error, 0
 
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, row: PackedRow, scaling: float | None) -> Tensor:
+    def __call__(self, query, key, value, row, scaling):
         self.calls += 1
         if self.error is not None:
             raise self.error
@@ -33,12 +31,9 @@ class Kernel:
         return self.factor * block_attention(query, key, value, row, scaling)
 
 
-Use = Callable[..., dict[str, Kernel]]
-
-
 @pytest.fixture
-def use(monkeypatch: pytest.MonkeyPatch) -> Use:
-    def use(**found: Kernel) -> dict[str, Kernel]:
+def use(monkeypatch):
+    def use(**found):
         monkeypatch.setattr(packing, "attend", kernels.attend)  # as on CUDA
         monkeypatch.setattr(kernels, "choices", {})
         monkeypatch.setattr(kernels, "_told", set())
@@ -51,12 +46,12 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Use:
     return use
 
 
-def chosen() -> kernels.Choice:
+def chosen():
     (choice,) = kernels.choices.values()
     return choice
 
 
-def test_the_fastest_that_is_right(use: Use, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_fastest_that_is_right(use, caplog):
     caplog.set_level(logging.WARNING)
     found = use(varlen=Kernel(0.005), flex=Kernel(0.001))
     states = random_states(ROW.input_ids.shape[1])
@@ -87,9 +82,7 @@ def test_the_fastest_that_is_right(use: Use, caplog: pytest.LogCaptureFixture) -
         (Kernel(0, error=ImportError()), "ImportError: no reason given. Results"),
     ],
 )
-def test_a_kernel_that_is_wrong_or_fails_is_left_out_with_one_line(
-    use: Use, caplog: pytest.LogCaptureFixture, bad: Kernel, reason: str
-) -> None:
+def test_a_kernel_that_is_wrong_or_fails_is_left_out_with_one_line(use, caplog, bad, reason):
     found = use(varlen=bad, flex=Kernel(0.001))
     states = random_states(ROW.input_ids.shape[1])
     for _ in range(5):
@@ -108,7 +101,7 @@ def test_a_kernel_that_is_wrong_or_fails_is_left_out_with_one_line(
     assert found["blocks"].calls > 0
 
 
-def test_rows_of_other_kinds_are_measured_on_their_own(use: Use) -> None:
+def test_rows_of_other_kinds_are_measured_on_their_own(use):
     use(varlen=Kernel(0))
     longer = PackedRow.of([Group([1] * 300, [[2] * 33])])
     for row in (ROW, longer, ROW):
@@ -117,7 +110,7 @@ def test_rows_of_other_kinds_are_measured_on_their_own(use: Use) -> None:
     assert [choice.calls for choice in kernels.choices.values()] == [2, 1, 1]
 
 
-def test_only_blocks_on_a_cpu() -> None:
+def test_only_blocks_on_a_cpu():
     before = dict(kernels.choices)
     states = random_states(ROW.input_ids.shape[1])
     assert torch.equal(attend(ROW, *states, 0.25), block_attention(*states, ROW, 0.25))

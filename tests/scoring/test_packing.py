@@ -3,14 +3,14 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import contextmanager
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     BloomConfig,
     FalconH1Config,
@@ -24,7 +24,6 @@ from transformers import (
     MistralConfig,
     OPTConfig,
     PretrainedConfig,
-    PreTrainedModel,
     Qwen2Config,
 )
 
@@ -44,7 +43,7 @@ from endotrl.scoring.packing import (
 from .test_scorer import EOS, GPT_SIZES, SHARED, SIZES, VOCAB_SIZE, assert_equal_stats, make_model, make_rows
 
 
-def visible_pairs(row: PackedRow, length: int) -> Tensor:
+def visible_pairs(row, length):
     """Which token sees which, of shape `(length, length)`, made token by token; behind the row, none sees any."""
     sees = torch.zeros(length, length, dtype=torch.bool)
     for start, prompt_end, continuations in row.spans:
@@ -57,7 +56,7 @@ def visible_pairs(row: PackedRow, length: int) -> Tensor:
     return sees
 
 
-def naive_attention(row: PackedRow, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+def naive_attention(row, query, key, value, scaling):
     """All scores of all tokens in float64, with a mask made token by token."""
     sees = visible_pairs(row, query.shape[2])
     repeats = query.shape[1] // key.shape[1]
@@ -66,7 +65,7 @@ def naive_attention(row: PackedRow, query: Tensor, key: Tensor, value: Tensor, s
     return (scores.softmax(-1) @ value).transpose(1, 2)
 
 
-def attend(row: PackedRow, query: Tensor, key: Tensor, value: Tensor, scaling: float, **kwargs: object) -> Tensor:
+def attend(row, query, key, value, scaling, **kwargs):
     token = packing._row.set(row)
     try:
         return shared_prefix_attention(nn.Identity(), query, key, value, None, scaling=scaling, **kwargs)[0]
@@ -74,7 +73,7 @@ def attend(row: PackedRow, query: Tensor, key: Tensor, value: Tensor, scaling: f
         packing._row.reset(token)
 
 
-def random_states(num_tokens: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+def random_states(num_tokens, dtype=torch.float32):
     generator = torch.Generator().manual_seed(num_tokens)
     # Two queries a key, and values of another size than keys, as latent attention has them.
     shapes = [(1, 4, num_tokens, 16), (1, 2, num_tokens, 16), (1, 2, num_tokens, 16)]
@@ -91,7 +90,7 @@ class TestAttention:
         query_block=st.sampled_from([3, 16, 1024]),
         kept=st.sampled_from([0, 500, 2**25]),
     )
-    def test_equal_to_all_scores(self, groups: list[tuple[int, list[int]]], query_block: int, kept: int) -> None:
+    def test_equal_to_all_scores(self, groups, query_block, kept):
         row = PackedRow.of([Group([1] * prompt, [[2] * n for n in lengths]) for prompt, lengths in groups])
         query, key, value = random_states(row.input_ids.shape[1])
         with pytest.MonkeyPatch.context() as patch:
@@ -103,7 +102,7 @@ class TestAttention:
         torch.testing.assert_close(actual.double(), expected, atol=1e-5, rtol=1e-5)
         assert torch.equal(actual, again)
 
-    def test_half_precision(self) -> None:
+    def test_half_precision(self):
         row = PackedRow.of([Group([1] * 50, [[2] * 33, [3] * 70]), Group([4] * 7, [[5] * 9])])
         query, key, value = random_states(row.input_ids.shape[1], torch.bfloat16)
         actual = attend(row, query, key, value, 0.25)
@@ -111,7 +110,7 @@ class TestAttention:
         expected = naive_attention(row, query, key, value, 0.25)
         assert (actual.double() - expected).abs().max() < 0.02
 
-    def test_masks_that_do_not_fit_are_not_kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_masks_that_do_not_fit_are_not_kept(self, monkeypatch):
         monkeypatch.setattr(packing, "KEPT_MASK_ELEMENTS", 10 * 32)
         row = PackedRow.of([Group([1] * 5, [[2] * 10, [2] * 11])])
         attend(row, *random_states(26), 1.0)
@@ -126,19 +125,19 @@ class TestAttention:
             ({"sliding_window": 7}, "window"),
         ],
     )
-    def test_other_kinds_of_attention_are_refused(self, special: dict[str, object], named: str) -> None:
+    def test_other_kinds_of_attention_are_refused(self, special, named):
         row = PackedRow.of([Group([1] * 5, [[2] * 3])])
         with pytest.raises(NotPackable, match=named):
             attend(row, *random_states(8), 1.0, **special)
 
-    def test_a_window_that_all_fit_in(self) -> None:
+    def test_a_window_that_all_fit_in(self):
         row = PackedRow.of([Group([1] * 5, [[2] * 3])])
         states = random_states(8)
         assert torch.equal(attend(row, *states, 1.0, sliding_window=8), attend(row, *states, 1.0))
 
 
 class TestRow:
-    def test_tokens_positions_and_states(self) -> None:
+    def test_tokens_positions_and_states(self):
         row = PackedRow.of([Group([10, 11], [[12], [], [13, 14]]), Group([20], [[21]])])
         assert row.input_ids.tolist() == [[10, 11, 12, 13, 14, 20, 21]]
         assert row.position_ids.tolist() == [[0, 1, 2, 2, 3, 0, 1]]
@@ -147,7 +146,7 @@ class TestRow:
         assert [row.states(0, k) for k in range(3)] == [[1, 2], [1], [1, 3, 4]]
         assert row.states(1, 0) == [5, 6]
 
-    def test_few_lengths_and_little_filler(self) -> None:
+    def test_few_lengths_and_little_filler(self):
         for shortest, longest, most in ((1, 64, 64), (1000, 2000, 48), (8000, 8192, 2)):
             lengths = {
                 n: PackedRow.of([Group([1] * n, [[2]])]).input_ids.shape[1] - 1 for n in range(shortest, longest)
@@ -161,7 +160,7 @@ class TestRow:
 
 
 @contextmanager
-def tokens_run(model: PreTrainedModel) -> Iterator[list[int]]:
+def tokens_run(model):
     """Lists how many tokens each pass embeds."""
     counts: list[int] = []
     handle = model.get_input_embeddings().register_forward_hook(lambda _, args, __: counts.append(args[0].numel()))
@@ -169,11 +168,11 @@ def tokens_run(model: PreTrainedModel) -> Iterator[list[int]]:
     handle.remove()
 
 
-def group_rows(seed: int = 0) -> list[Rendered]:
+def group_rows(seed=0):
     """Two prompts in turns, of 7 and 5 tokens, with completions of 3, 4, ..., 8 tokens."""
     generator = torch.Generator().manual_seed(seed)
 
-    def draw(count: int) -> list[int]:
+    def draw(count):
         return torch.randint(2, VOCAB_SIZE, (count,), generator=generator).tolist()
 
     prompts = [draw(7), draw(5)]
@@ -183,7 +182,7 @@ def group_rows(seed: int = 0) -> list[Rendered]:
 
 
 class TestScoring:
-    def test_prompts_are_run_once(self) -> None:
+    def test_prompts_are_run_once(self):
         model = make_model(LlamaConfig(**SIZES))
         scorer, rows = FrozenScorer(LoadedModel(model)), group_rows()
         scorer(rows[:1])  # the checks of the first call
@@ -193,7 +192,7 @@ class TestScoring:
         assert counts == [7 + 5 + 27]
         assert_equal_stats(actual, [scorer([row])[0] for row in rows])
 
-    def test_equal_completions_are_run_once(self) -> None:
+    def test_equal_completions_are_run_once(self):
         model = make_model(LlamaConfig(**SIZES))
         scorer, rows = FrozenScorer(LoadedModel(model)), group_rows()
         expected = scorer(rows)
@@ -203,7 +202,7 @@ class TestScoring:
         assert_equal_stats(actual, [*expected, *expected, expected[0]])
 
     @pytest.mark.parametrize("budget", [1, 9, 14, 20])
-    def test_a_group_larger_than_the_budget(self, budget: int) -> None:
+    def test_a_group_larger_than_the_budget(self, budget):
         model = make_model(LlamaConfig(**SIZES))
         rows = group_rows()
         expected = FrozenScorer(LoadedModel(model))(rows)
@@ -215,19 +214,19 @@ class TestScoring:
         longest = max(len(row.prompt_ids) + len(row.completion_ids) - 1 for row in rows)
         assert max(counts) <= max(budget, longest)
 
-    def test_the_models_own_attention_comes_back(self) -> None:
+    def test_the_models_own_attention_comes_back(self):
         for implementation in ("sdpa", "eager"):
             model = make_model(LlamaConfig(**SIZES, attn_implementation=implementation))
             FrozenScorer(LoadedModel(model))(group_rows())
             assert model.config._attn_implementation == implementation
 
-    def test_the_models_own_attention_comes_back_after_an_error(self) -> None:
+    def test_the_models_own_attention_comes_back_after_an_error(self):
         model = make_model(LlamaConfig(**SIZES))
         with pytest.raises(ZeroDivisionError), packed_attention(model, PackedRow.of([Group([1], [[2]])])):
             raise ZeroDivisionError
         assert model.config._attn_implementation == "sdpa"
 
-    def test_a_row_of_8000_tokens(self) -> None:
+    def test_a_row_of_8000_tokens(self):
         # Longer than a block of queries, next to others of its prompt; the reference is the row alone.
         model = make_model(LlamaConfig(**{**SIZES, "max_position_embeddings": 8192}))
         generator = torch.Generator().manual_seed(0)
@@ -256,7 +255,7 @@ PADDED: list[tuple[str, Callable[[], PretrainedConfig]]] = [
 
 class TestFamilies:
     @pytest.mark.parametrize(("config", "limit"), [pytest.param(c, n, id=name) for name, c, n in PACKABLE])
-    def test_packed(self, config: Callable[[], PretrainedConfig], limit: float) -> None:
+    def test_packed(self, config, limit):
         model = make_model(config())
         assert why_not_packable(model) is None
         assert longest_packable(model.config) == limit
@@ -267,9 +266,7 @@ class TestFamilies:
         assert counts[0] == 39
 
     @pytest.mark.parametrize("config", [pytest.param(c, id=name) for name, c in PADDED])
-    def test_padded_and_said_once(
-        self, config: Callable[[], PretrainedConfig], caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_padded_and_said_once(self, config, caplog):
         model = make_model(config())
         assert why_not_packable(model) is not None
         scorer, rows = FrozenScorer(LoadedModel(model)), group_rows()
@@ -279,7 +276,7 @@ class TestFamilies:
         assert_equal_stats(together, alone)
         assert [record.name for record in caplog.records if "padded" in record.message] == ["endotrl.scoring.scorer"]
 
-    def test_only_rows_longer_than_the_window_are_padded(self) -> None:
+    def test_only_rows_longer_than_the_window_are_padded(self):
         # A window of 14 tokens: rows have up to 7 + 7 = 14 and 5 + 7 tokens; one has 20.
         model = make_model(MistralConfig(**SIZES, sliding_window=14))
         rows = group_rows()
@@ -305,17 +302,17 @@ class TestFamilies:
             (MambaConfig(), math.inf),
         ],
     )
-    def test_length_from_the_config(self, config: PretrainedConfig, limit: float) -> None:
+    def test_length_from_the_config(self, config, limit):
         assert longest_packable(config) == limit
 
-    def test_layers_that_mix_neighbours_are_noticed(self) -> None:
+    def test_layers_that_mix_neighbours_are_noticed(self):
         # State-space layers beside attention: nothing in the config tells.
         config = FalconH1Config(
             **SIZES, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=4, mamba_chunk_size=8
         )
         assert why_not_packable(make_model(config)) is not None
 
-    def test_rows_of_the_engines_own_tests(self) -> None:
+    def test_rows_of_the_engines_own_tests(self):
         model = make_model(LlamaConfig(**SIZES))
         scorer = FrozenScorer(LoadedModel(model))
         assert_equal_stats(scorer(make_rows()), [scorer([row])[0] for row in make_rows()])

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The scoring engine against one sequence at a time with all logits."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -27,15 +26,13 @@ from transformers import (
     OPTConfig,
     PhiConfig,
     PretrainedConfig,
-    PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
 )
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from endotrl.frozen.loaded_model import LoadedModel
 from endotrl.rendering.renderer import Rendered
-from endotrl.scoring import FrozenScorer, TokenStats, lm_head
+from endotrl.scoring import FrozenScorer, lm_head
 
 from ..support.helpers import LargestTensor, assert_same_to_the_bit, count_forwards, weights
 from ..support.reference import scores_from_logits, state_logits
@@ -78,7 +75,7 @@ FAMILIES: list[tuple[str, Callable[[], PretrainedConfig]]] = [
 ]
 
 
-def make_model(config: PretrainedConfig) -> PreTrainedModel:
+def make_model(config):
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
     head = model.get_output_embeddings()
@@ -87,7 +84,7 @@ def make_model(config: PretrainedConfig) -> PreTrainedModel:
     return model
 
 
-def make_rows() -> list[Rendered]:
+def make_rows():
     """Ragged rows: finished ones and cut-off ones, a prompt of one token, a completion of one, and one of none."""
     generator = torch.Generator().manual_seed(1)
     rows = []
@@ -108,17 +105,17 @@ def make_rows() -> list[Rendered]:
 
 
 @pytest.fixture(scope="module")
-def model() -> PreTrainedModel:
+def model():
     return make_model(LlamaConfig(**SIZES))
 
 
 @pytest.fixture(scope="module")
-def expected(model: PreTrainedModel) -> list[TokenStats]:
+def expected(model):
     """Every row scored alone."""
     return [FrozenScorer(LoadedModel(model))([row])[0] for row in make_rows()]
 
 
-def expected_numbers(model: PreTrainedModel, row: Rendered, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
+def expected_numbers(model, row, alpha):
     """Chosen logits, soft values and entropies at the positions that the policy wrote."""
     scores = scores_from_logits(state_logits(model, row.prompt_ids, row.completion_ids), row.completion_ids, alpha)
     last = 0.0 if row.finished else scores.values[-1]
@@ -130,12 +127,12 @@ def expected_numbers(model: PreTrainedModel, row: Rendered, alpha: float) -> tup
     )
 
 
-def numbers(stats: TokenStats) -> tuple[Tensor, Tensor, Tensor]:
+def numbers(stats):
     assert stats.entropies is not None
     return stats.chosen_logits, stats.soft_values, stats.entropies
 
 
-def assert_equal_stats(actual: Sequence[TokenStats], expected: Sequence[TokenStats], atol: float = 2e-5) -> None:
+def assert_equal_stats(actual, expected, atol=2e-05):
     assert len(actual) == len(expected)
     for a, b in zip(actual, expected, strict=True):
         assert torch.equal(a.token_ids, b.token_ids) and torch.equal(a.positions, b.positions)
@@ -146,9 +143,7 @@ def assert_equal_stats(actual: Sequence[TokenStats], expected: Sequence[TokenSta
 
 class TestFamilies:
     @pytest.mark.parametrize("make_config", [make for _, make in FAMILIES], ids=[name for name, _ in FAMILIES])
-    def test_equal_to_all_logits(
-        self, make_config: Callable[[], PretrainedConfig], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_equal_to_all_logits(self, make_config, monkeypatch):
         monkeypatch.setattr(lm_head, "TOKEN_BLOCK", 5)
         monkeypatch.setattr(lm_head, "VOCAB_BLOCK", 32)
         model, rows = make_model(make_config()), make_rows()
@@ -158,9 +153,9 @@ class TestFamilies:
             for ours, expected in zip(numbers(stats), expected_numbers(model, row, alpha=0.7), strict=True):
                 torch.testing.assert_close(ours, expected, atol=2e-5, rtol=1e-5)
 
-    def test_a_head_that_is_not_linear(self) -> None:
+    def test_a_head_that_is_not_linear(self):
         class ClampedHead(torch.nn.Linear):
-            def forward(self, hidden_states: Tensor) -> Tensor:
+            def forward(self, hidden_states):
                 return super().forward(hidden_states).clamp(-1, 1)
 
         model, rows = make_model(LlamaConfig(**SIZES)), make_rows()
@@ -173,7 +168,7 @@ class TestFamilies:
             for ours, theirs in zip(numbers(stats), expected, strict=True):
                 torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-5)
 
-    def test_half_precision_is_no_worse_than_all_logits_in_it(self) -> None:
+    def test_half_precision_is_no_worse_than_all_logits_in_it(self):
         # The truth: float32 with the weights as they were before rounding. The rival: the same model in bfloat16, one
         # sequence at a time, all logits. Most of both errors is the backbone's; the head must not add to it.
         full, rows = make_model(LlamaConfig(**SIZES)), make_rows()
@@ -195,9 +190,9 @@ class TestFamilies:
         [lambda z: 1.5 * z, lambda z: z - z.mean(-1, keepdim=True), lambda z: z.clamp(max=0.5), lambda z: z / z.std()],
         ids=["scale", "shift", "clamp", "norm"],
     )
-    def test_an_unknown_family_is_refused(self, change: Callable[[Tensor], Tensor]) -> None:
+    def test_an_unknown_family_is_refused(self, change):
         class NewForCausalLM(LlamaForCausalLM):
-            def forward(self, *args: Any, **kwargs: Any) -> CausalLMOutputWithPast:
+            def forward(self, *args, **kwargs):
                 output = super().forward(*args, **kwargs)
                 output.logits = change(output.logits)
                 return output
@@ -210,7 +205,7 @@ class TestFamilies:
             ):
                 scorer(make_rows())
 
-    def test_the_check_runs_once(self, model: PreTrainedModel) -> None:
+    def test_the_check_runs_once(self, model):
         scorer, rows = FrozenScorer(LoadedModel(model)), make_rows()
         runs = []
         for _ in range(2):
@@ -225,30 +220,30 @@ class TestFamilies:
 class TestInvariance:
     """One row's numbers depend on that row only; token budgets and orders: `test_isolation.py`."""
 
-    def test_neighbours(self, model: PreTrainedModel, expected: list[TokenStats]) -> None:
+    def test_neighbours(self, model, expected):
         rows = make_rows()
         long = Rendered([3] * 20, [4] * 30, list(range(30)), False)
         actual = FrozenScorer(LoadedModel(model))([long, *rows, *rows, long])
         assert_equal_stats(actual[1:-1], [*expected, *expected])
 
-    def test_calls_before(self, model: PreTrainedModel, expected: list[TokenStats]) -> None:
+    def test_calls_before(self, model, expected):
         scorer = FrozenScorer(LoadedModel(model))
         scorer(make_rows()[2:4], alpha=3.0, entropy=False)
         assert_equal_stats(scorer(make_rows()), expected)
 
-    def test_entropy_or_not(self, model: PreTrainedModel, expected: list[TokenStats]) -> None:
+    def test_entropy_or_not(self, model, expected):
         for row, other in zip(FrozenScorer(LoadedModel(model))(make_rows(), entropy=False), expected, strict=True):
             assert row.entropies is None
             torch.testing.assert_close(row.soft_values, other.soft_values, atol=2e-5, rtol=0)
 
-    def test_training_mode_of_the_instance(self, expected: list[TokenStats]) -> None:
+    def test_training_mode_of_the_instance(self, expected):
         model = make_model(LlamaConfig(**SIZES, attention_dropout=0.5)).train()
         assert_equal_stats(FrozenScorer(LoadedModel(model))(make_rows()), expected)
         assert model.training
 
 
 class TestStats:
-    def test_shapes_and_meaning(self, model: PreTrainedModel) -> None:
+    def test_shapes_and_meaning(self, model):
         rows = make_rows()
         stats = FrozenScorer(LoadedModel(model))(rows, alpha=0.7)
         for row, s in zip(rows, stats, strict=True):
@@ -262,7 +257,7 @@ class TestStats:
             assert (s.soft_values[-1] == 0) == row.finished
             assert (s.text, s.offsets) == (None, None)
 
-    def test_log_probs(self, model: PreTrainedModel) -> None:
+    def test_log_probs(self, model):
         row = make_rows()[1]
         (stats,) = FrozenScorer(LoadedModel(model))([row], alpha=0.7)
         logits = state_logits(model, row.prompt_ids, row.completion_ids)[:-1]
@@ -270,7 +265,7 @@ class TestStats:
         expected = log_policy.gather(1, torch.tensor(row.completion_ids)[:, None]).squeeze(1)
         torch.testing.assert_close(stats.log_probs.double(), expected, atol=1e-5, rtol=1e-5)
 
-    def test_rows_do_not_share_memory(self, model: PreTrainedModel) -> None:
+    def test_rows_do_not_share_memory(self, model):
         # A view of one row would keep the tensors of the whole batch alive, and writing to it would change others.
         first, second = FrozenScorer(LoadedModel(model))([make_rows()[0]] * 2)
         before = second.soft_values.clone()
@@ -278,7 +273,7 @@ class TestStats:
         assert torch.equal(second.soft_values, before)
         assert first.chosen_logits.untyped_storage().nbytes() == 4 * len(first.chosen_logits)
 
-    def test_nothing_is_left_behind(self) -> None:
+    def test_nothing_is_left_behind(self):
         model = make_model(LlamaConfig(**SIZES))
         before = weights(model)
         stats = FrozenScorer(LoadedModel(model))(make_rows())
@@ -286,7 +281,7 @@ class TestStats:
         assert all(p.requires_grad and p.grad is None for p in model.parameters())  # the user's own setting stays
         assert not any(tensor.requires_grad for row in stats for tensor in numbers(row))
 
-    def test_progress_bar(self, model: PreTrainedModel, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_progress_bar(self, model, capsys):
         scorer = FrozenScorer(LoadedModel(model))
         scorer(make_rows())
         assert capsys.readouterr().err == ""
@@ -295,7 +290,7 @@ class TestStats:
 
 
 class TestMemory:
-    def test_no_tensor_of_tokens_by_vocabulary(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_no_tensor_of_tokens_by_vocabulary(self, monkeypatch):
         monkeypatch.setattr(lm_head, "TOKEN_BLOCK", 64)
         monkeypatch.setattr(lm_head, "VOCAB_BLOCK", 1024)
         vocab_size, num_rows, num_prompt, num_completion = 8192, 16, 8, 40
@@ -320,26 +315,24 @@ class TestBadInput:
             ([3], [-1, 2], r"Row 1 .*\(ids from -1 to 2\)"),
         ],
     )
-    def test_ids_out_of_vocabulary(
-        self, model: PreTrainedModel, prompt_ids: list[int], completion_ids: list[int], message: str
-    ) -> None:
+    def test_ids_out_of_vocabulary(self, model, prompt_ids, completion_ids, message):
         rows = [make_rows()[0], Rendered(prompt_ids, completion_ids, list(range(len(completion_ids))), False)]
         with count_forwards(model) as ran, pytest.raises(ValueError, match=message):
             FrozenScorer(LoadedModel(model))(rows)
         assert ran == []
 
     @pytest.mark.parametrize("alpha", [0.0, float("nan")])
-    def test_alpha(self, model: PreTrainedModel, alpha: float) -> None:
+    def test_alpha(self, model, alpha):
         with count_forwards(model) as ran, pytest.raises(ValueError, match="`alpha` is"):
             FrozenScorer(LoadedModel(model))(make_rows(), alpha=alpha)
         assert ran == []
 
-    def test_budget(self, model: PreTrainedModel) -> None:
+    def test_budget(self, model):
         with pytest.raises(ValueError, match="`max_tokens_per_batch` is 0"):
             FrozenScorer(LoadedModel(model), max_tokens_per_batch=0)
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-    def test_damaged_weights_of_some_words(self, value: float) -> None:
+    def test_damaged_weights_of_some_words(self, value):
         model = make_model(LlamaConfig(**SIZES, tie_word_embeddings=False))
         with torch.no_grad():
             model.get_input_embeddings().weight[50] = value
@@ -353,7 +346,7 @@ class TestBadInput:
         with pytest.raises(ValueError, match=message):
             FrozenScorer(LoadedModel(model))(rows)
 
-    def test_damaged_head(self) -> None:
+    def test_damaged_head(self):
         model = make_model(LlamaConfig(**SIZES, tie_word_embeddings=False))
         with torch.no_grad():
             model.lm_head.weight[-1, 0] = float("nan")

@@ -6,17 +6,14 @@ import math
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from endotrl.scoring.packing import Group, PackedRow
-from endotrl.scoring.varlen import Lengths, varlen_attention
+from endotrl.scoring.varlen import varlen_attention
 
 from .test_packing import naive_attention, random_states
 
 
-def kernel(
-    query: Tensor, key: Tensor, value: Tensor, queries: Lengths, keys: Lengths, causal: bool, scaling: float | None
-) -> tuple[Tensor, Tensor]:
+def kernel(query, key, value, queries, keys, causal, scaling):
     """What a flash-attention kernel for sequences of several lengths is documented to return."""
     repeats = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
@@ -40,7 +37,7 @@ def kernel(
         st.tuples(st.integers(1, 40), st.lists(st.integers(0, 40), min_size=1, max_size=4)), min_size=1, max_size=3
     )
 )
-def test_equal_to_all_scores(groups: list[tuple[int, list[int]]]) -> None:
+def test_equal_to_all_scores(groups):
     row = PackedRow.of([Group([1] * prompt, [[2] * n for n in lengths]) for prompt, lengths in groups])
     query, key, value = random_states(row.input_ids.shape[1])
     actual = varlen_attention(query, key, value, row, 0.3, kernel)
