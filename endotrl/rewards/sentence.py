@@ -4,7 +4,7 @@
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -186,8 +186,6 @@ class SentenceReward:
         prompts: Sequence[Prompt],
         completions: Sequence[Completion],
         completion_ids: Sequence[Sequence[int]] | None = None,
-        log_extra: Callable[[str, list[Any]], None] | None = None,
-        log_metric: Callable[[str, float], None] | None = None,
         **kwargs: Any,
     ) -> list[float | None]:
         """
@@ -196,16 +194,13 @@ class SentenceReward:
         sentence that contributes least, and the number of sentences per completion. Raises `ValueError` or `TypeError`
         for a batch that cannot be encoded, and for NaN scores.
         """
-        rows = self._score_and_log(prompts, completions, completion_ids, log_extra, log_metric, kwargs)
-        return [row.score for row in rows]
+        return [row.score for row in self._score_and_log(prompts, completions, completion_ids, kwargs)]
 
     def outcome_and_token_rewards(
         self,
         prompts: Sequence[Prompt],
         completions: Sequence[Completion],
         completion_ids: Sequence[Sequence[int]] | None = None,
-        log_extra: Callable[[str, list[Any]], None] | None = None,
-        log_metric: Callable[[str, float], None] | None = None,
         **kwargs: Any,
     ) -> DenseScores:
         """
@@ -213,11 +208,9 @@ class SentenceReward:
         sentence gets $a_i r_i$, which sum to the score; the others get 0. Without `completion_ids`, tokens are those
         of the reward model. `ValueError` if the policy has another tokenizer that is not known.
         """
-        rows = self._score_and_log(prompts, completions, completion_ids, log_extra, log_metric, kwargs)
-        token_rewards = [
-            self._token_rewards(row, None if completion_ids is None else list(completion_ids[i]))
-            for i, row in enumerate(rows)
-        ]
+        rows = self._score_and_log(prompts, completions, completion_ids, kwargs)
+        given = [row.completion_ids for row in rows] if completion_ids is None else map(list, completion_ids)
+        token_rewards = [self._token_rewards(row, ids) for row, ids in zip(rows, given, strict=True)]
         return DenseScores([row.score for row in rows], token_rewards)
 
     def score(
@@ -286,20 +279,18 @@ class SentenceReward:
         columns: Mapping[str, Any],
     ) -> list[EncodedResponse]:
         refuse_images(columns, len(prompts), "the sentence reward model")
-        return self._prompts.render(
-            SentenceEncoder.__call__, *(prompts, completions, completion_ids), of_dataset=columns
-        )
+        rows = prompts, completions, completion_ids
+        return self._prompts.render(SentenceEncoder.__call__, *rows, of_dataset=columns)
 
     def _score_and_log(
         self,
         prompts: Sequence[Prompt],
         completions: Sequence[Completion],
         completion_ids: Sequence[Sequence[int]] | None,
-        log_extra: Callable[[str, list[Any]], None] | None,
-        log_metric: Callable[[str, float], None] | None,
         columns: Mapping[str, Any],
     ) -> list[SentenceScores]:
-        rows = self._score(self._encode(prompts, completions, completion_ids, {**columns, "log_extra": log_extra}))
+        rows = self._score(self._encode(prompts, completions, completion_ids, columns))
+        log_extra, log_metric = columns.get("log_extra"), columns.get("log_metric")
         if log_metric is not None:
             log_metric(f"{self.__name__}/sentences", sum(len(row.sentences.spans) for row in rows) / len(rows))
         if log_extra is not None:
@@ -341,13 +332,10 @@ class SentenceReward:
             )
         return scored
 
-    def _token_rewards(self, row: SentenceScores, ids: list[int] | None) -> Tensor:
-        tokens = row.sentences.last_tokens
-        if ids is None:
-            ids = row.completion_ids
-        elif ids[: len(row.completion_ids)] != row.completion_ids:
-            tokens = self._policy_tokens(row, ids)
+    def _token_rewards(self, row: SentenceScores, ids: list[int]) -> Tensor:
         # Padding behind the end, which some trainers hand over, gets 0.
+        is_own = ids[: len(row.completion_ids)] == row.completion_ids
+        tokens = row.sentences.last_tokens if is_own else self._policy_tokens(row, ids)
         rewards = torch.zeros(len(ids))
         if len(ids) > 0:
             rewards.index_add_(0, torch.tensor(tokens, dtype=torch.long), row.contributions)
