@@ -4,7 +4,8 @@ TRL's own tests with the rewards and trainers of this package in the place of TR
 
 `--mode` says what is substituted (several can be given): `trl`, nothing; `own-copy`, every reward becomes an
 [`EndogenousReward`] with a copy of the policy's first weights; `attach`, one that shares the trainer's frozen weights
-(tests without any are skipped); `dense` and `ppo`, `GRPOTrainer` becomes [`DenseGRPOTrainer`] or [`PPOTrainer`].
+(tests without any are skipped); `dense` and `ppo`, `GRPOTrainer` becomes [`DenseGRPOTrainer`] or [`PPOTrainer`];
+`float32`, trainers compute in float32 instead of bfloat16, so that attached rewards must agree as closely as others.
 Every endogenous reward is compared with the log-probability of the trainer's own token ids in float32, one row alone
 (`studies.trl_suites_plugin`). What fails with `--mode trl` too is not a difference.
 
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 
-MODES = ("trl", "own-copy", "attach", "dense", "ppo")
+MODES = ("trl", "own-copy", "attach", "dense", "ppo", "float32")
 FILES = ("test_grpo_trainer.py", "test_rloo_trainer.py", "experimental/test_online_dpo_trainer.py")
 SIZES = "hidden_size=16 intermediate_size=32 num_hidden_layers=2 num_attention_heads=4 num_key_value_heads=2"
 EXPERTS = "num_experts=4 num_experts_per_tok=2 moe_intermediate_size=16 head_dim=4"
