@@ -103,10 +103,10 @@ def token_statistics(
     output.
     """
     transform = transform or LogitTransform()
-    fused = hidden_states.device.type == "cuda" and is_plain_linear(head) and TRL_HAS_KERNEL
-    if fused and (head.bias is None or head.bias.isfinite().all()):  # of a forbidden word, the kernel makes NaN
-        with torch.cuda.device(hidden_states.device):  # Triton runs on the current one
-            return fused_statistics(hidden_states, head, token_ids, alpha, transform, entropy, mean_logits)
+    if hidden_states.device.type == "cuda" and is_plain_linear(head) and TRL_HAS_KERNEL:
+        if head.bias is None or head.bias.isfinite().all():  # of a forbidden word, the kernel makes NaN
+            with torch.cuda.device(hidden_states.device):  # Triton runs on the current one
+                return fused_statistics(hidden_states, head, token_ids, alpha, transform, entropy, mean_logits)
     largest, multiple = (TOKEN_BLOCK, TOKEN_MULTIPLE) if is_plain_linear(head) else (OTHER_HEAD_TOKEN_BLOCK, 1)
     num_tokens = hidden_states.shape[0]
     num_blocks = max(1, math.ceil(num_tokens / largest))
