@@ -14,8 +14,8 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel
 
 from ..frozen.served import ServedModel
+from ..rendering.ends import until_first
 from ..rendering.messages import Prompt
-from ..rendering.template import until_first
 from ..scoring.batching import pad_ids
 from ..scoring.scorer import Placement
 from .engine import Engine

@@ -116,7 +116,8 @@ def forecast(
             settings.
         betas (`Sequence[float]`, *optional*):
             KL penalties.
-        trainer (`str`, *optional*, defaults to `"grpo"`), num_generations (`int`, *optional*, defaults to `8`),
+        trainer (`str`, *optional*, defaults to `"grpo"`), num_generations (`int`, *optional*, defaults to `8`):
+            As in [`Objective`].
         scale_rewards (`str`, *optional*, defaults to `"none"`):
             As in [`Objective`].
         samples (`int`, *optional*, defaults to `16`):

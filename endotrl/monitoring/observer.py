@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from trl import GRPOTrainer, RLOOTrainer
 
+from ..rendering.ends import until_first
 from ..rendering.policy_tokens import PolicyTokens, is_online_dpo
-from ..rendering.template import until_first
 from .batch_statistics import (
     ValuesSeen,
     change_since,

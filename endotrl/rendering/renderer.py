@@ -10,10 +10,11 @@ from typing import Any, Literal
 
 from PIL.Image import Image
 
+from .ends import Ends
 from .images import ImageInputs, Images, Placeholders, load_picture, picture_digest, place_images, without_images
 from .messages import Completion, Prompt, add_criterion, as_messages, check_batch, image_parts, says_more, text_of
 from .policy_tokens import PolicyRow, PolicyTokens, ProcessingClass, foreign_token_ids
-from .template import Ends, ReadPrompt, Template
+from .template import ReadPrompt, Template
 from .turns import encode_answer, render_turns
 
 

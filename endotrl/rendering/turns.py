@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 
+from .ends import Ends
 from .messages import Completion, Message, as_messages, continued, says_more, text_of
-from .template import Ends, ReadPrompt, Template
+from .template import ReadPrompt, Template
 
 
 # Under these names, messages hold what a policy has thought before it wrote the content.

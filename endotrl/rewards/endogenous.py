@@ -61,8 +61,9 @@ class EndogenousReward(FrozenModelReward):
             first use; `"quickstart"` for the demo's model; the address of a server, such as `"http://host:8000/v1"`
             ([`ServedModel`]); or a loaded model or [`~peft.PeftModel`], which is used as it is and must not be
             trained. With `None`, the reward shares the frozen weights of a trainer: see [`attach`].
-        processing_class, max_tokens_per_batch, dtype, device, trust_remote_code, name, overlong_prompt, images,
-        chat_template_kwargs, offload, model_init_kwargs, adapter_name:
+        processing_class, max_tokens_per_batch, dtype, device, trust_remote_code, name, overlong_prompt:
+            As in [`FrozenModelReward`].
+        images, chat_template_kwargs, offload, model_init_kwargs, adapter_name:
             As in [`FrozenModelReward`].
         alpha (`float`, *optional*, defaults to `1.0`):
             Temperature of the soft value. Pretrained and fine-tuned language models have `1.0`.

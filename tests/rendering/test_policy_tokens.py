@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trl.chat_template_utils import add_response_schema, parse_response, qwen3_chat_template
 
+from endotrl.rendering.ends import until_first
 from endotrl.rendering.policy_tokens import PolicyTokens, foreign_token_ids, special_token_ids
 from endotrl.rendering.renderer import Renderer
-from endotrl.rendering.template import until_first
 
 from .tokenizers_of_all_kinds import byte_level
 
