@@ -696,7 +696,8 @@ def answers(device: str) -> bool:
 def main() -> None:
     """Runs what is not there yet, as far as the time goes, and writes figures and page."""
     args = make_parser().parse_args()
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # of several GPUs, the trainer would split a batch over all
+    if not args.cpu:
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # of several GPUs, the trainer would split a batch over all
     if not args.cpu and not torch.cuda.is_available():
         raise SystemExit("There is no CUDA device here. `--cpu` runs everything in tiny sizes, to show that it runs.")
     be_quiet()
