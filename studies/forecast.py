@@ -355,7 +355,8 @@ def main() -> None:
             append_lines(log, [result])
             results.append(result)
             Console().print(", ".join(table_rows([result])[0]), markup=False)
-    settings = {**describe_run("studies.forecast", "cpu", ""), "seconds": time.perf_counter() - started}
+    seeds = " ".join(sorted({str(r["seed"]) for r in results}))
+    settings = {**describe_run("studies.forecast", "cpu", f"--cost --seeds {seeds}"), "seconds": time.perf_counter() - started}
     measured = list(read_lines(costs, ("questions", "forecast", "step")))
     plot(results, args.output / "forecast.png")
     write_figures(args.output / "forecast.json.gz", {"settings": settings, "results": results, "costs": measured})
