@@ -380,6 +380,13 @@ def verdict(summaries: dict[str, dict[str, dict[str, Any]]]) -> str:
                 f"{over[1][2]:+.2f})"
             )
         said.append(text + ".")
+    if "fresh" in summaries:
+        fresh = summaries["fresh"]
+        said.append(
+            f"On facts of other kinds than it learned from, it orders {100 * fresh['own-sum']['accuracy']:.1f}% of pairs, "
+            f"{100 * fresh['own-sum']['difference']:+.1f} points next to the response-level model, with an AUC of "
+            f"{fresh['own-sum']['auc']:.2f} ({fresh['response']['auc']:.2f}; endogenous {fresh['endogenous']['auc']:.2f})."
+        )
     for dataset in ("helpful", "webgpt"):
         if dataset in summaries:
             differences = {a: f for a, f in summaries[dataset].items() if "difference" in f}
@@ -414,9 +421,12 @@ def page(figures: dict[str, Any], summaries: dict[str, dict[str, dict[str, Any]]
         "for WebGPT those of HH-RLHF, for PRMBench those of the facts. In brackets: 95% intervals by bootstrap over test pairs, of "
         f"means over {SEEDS} seeds, each with training pairs of its own (nine tenths of them, or its own five folds). Facts of the test "
         "are in no training pair; but the candidate layers, own values among the arms and the optimiser came about by looking at "
-        "answers about these very facts, so that the figures for facts are those of a task known before, not of a new one. The response-level model is read at the ends of sentences, by differences; the endogenous reward is "
+        "answers about these very facts, so that the figures for facts are those of a task known before, not of a new one. Fresh facts "
+        "were written afterwards, of other kinds (currencies, authors, chemical symbols, rivers, and others); arms, layers and penalties "
+        "are those of the facts, as are the training pairs, and were run on them once. The response-level model is read at the ends of sentences, by differences; the endogenous reward is "
         "summed over sentences. Of PRMBench, steps are told apart within the wrong solutions only.\n\n"
-        "Not measured here: markers and training of layers (heads alone are trained), models beyond 135M parameters, and RL; "
+        "RL on these models: [sentence-rl.md](sentence-rl.md). Not measured here: markers and training of layers (heads alone are trained), "
+        "and models beyond 135M parameters; "
         f"not run yet: {', '.join(TITLES[name] for name in DATASETS if name not in summaries) or 'nothing'}.\n\n"
         f"{markdown_table(['chosen', 'layer', 'penalty', 'development pairs in order, %'], choices)}\n\n"
         f"{machine_line(figures['settings'])}\n"
@@ -432,13 +442,13 @@ def plot(summaries: dict[str, dict[str, dict[str, Any]]], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     arms = list(LABELS)
-    figure, panels = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained", sharey=True)
+    figure, panels = plt.subplots(1, 2, figsize=(10.5, 4), layout="constrained", sharey=True)
     for panel, (name, title) in zip(
         panels, (("accuracy", "held-out pairs in order"), ("auc", "AUC of wrong sentences")), strict=True
     ):
         for i, (dataset, summary) in enumerate(summaries.items()):
             shown = [(a, f) for a, f in summary.items() if name in f]
-            places = [arms.index(a) + 0.18 * (i - 1.5) for a, _ in shown]
+            places = [arms.index(a) + 0.15 * (i - 2) for a, _ in shown]
             means = [f[name] for _, f in shown]
             ends = [f["interval" if name == "accuracy" else "auc_interval"] for _, f in shown]
             errors = [
@@ -449,10 +459,9 @@ def plot(summaries: dict[str, dict[str, dict[str, Any]]], path: Path) -> None:
                 panel.errorbar(means, places, xerr=errors, fmt="o", color=f"C{i}", label=dataset, capsize=2)
         panel.axvline(0.5, color="0.7", linewidth=0.8)
         panel.set_xlabel(title)
-        if panel.has_data():
-            panel.legend(fontsize=8)
     panels[0].set_yticks(range(len(arms)), [LABELS[arm].replace("`", "") for arm in arms], fontsize=8)
     panels[0].invert_yaxis()
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     figure.savefig(path, dpi=110)
 
 
