@@ -88,8 +88,7 @@ def responses_of(row: Mapping[str, Any]) -> Responses:
             raise ValueError(
                 "The prompt is text, but the completion is messages. Give both as text, or both as messages."
             )
-        if (reason := _check_ids(token_ids)) is not None:
-            raise ValueError(reason)
+        _check_ids(token_ids)
     return Responses(prompt, completions, ids, names, row)
 
 
@@ -185,13 +184,12 @@ def _check(key: str, value: object) -> None:
         raise ValueError(reason)
 
 
-def _check_ids(ids: object) -> str | None:
+def _check_ids(ids: object) -> None:
     if ids is None:  # `null` is how a table writes that a row has none
-        return None
+        return
     if not isinstance(ids, list):
-        return f"The completion_ids must be a list of token ids, but they are of type {type(ids).__name__}."
+        raise ValueError(f"The completion_ids must be a list of token ids, but they are of type {type(ids).__name__}.")
     for i, token_id in enumerate(ids, start=1):
         if not isinstance(token_id, int) or isinstance(token_id, bool) or token_id < 0:
             entry = json.dumps(token_id)[:40]
-            return f"Entry {i} of the completion_ids is {entry}, but a token id is a whole number from 0."
-    return None
+            raise ValueError(f"Entry {i} of the completion_ids is {entry}, but a token id is a whole number from 0.")

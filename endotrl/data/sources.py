@@ -71,25 +71,18 @@ class Row:
     def text(self, key: str) -> str:
         """A text that is not empty."""
         value = self.get(key)
-        if not isinstance(value, str) or not value.strip():
-            raise self.error(f"{json.dumps(key)} must be a text that is not empty, but is {_brief(value)}.")
-        return value
+        return self._checked(key, isinstance(value, str) and value.strip(), "a text that is not empty")
 
     def response(self, key: str) -> str:
         """A response; some benchmarks have empty ones."""
-        value = self.get(key)
-        if not isinstance(value, str):
-            raise self.error(f"{json.dumps(key)} must be a text, but is {_brief(value)}.")
-        return value
+        return self._checked(key, isinstance(self.get(key), str), "a text")
 
     def responses(self, key: str, exactly: int | None = None) -> list[str]:
         """A list of responses."""
         value = self.get(key)
-        wanted = f"a list of {exactly} texts" if exactly else "a list of at least one text"
-        if isinstance(value, list) and value and all(isinstance(text, str) for text in value):
-            if exactly is None or len(value) == exactly:
-                return value
-        raise self.error(f"{json.dumps(key)} must be {wanted}, but is {_brief(value)}.")
+        texts = isinstance(value, list) and value and all(isinstance(text, str) for text in value)
+        rule = f"a list of {exactly} texts" if exactly else "a list of at least one text"
+        return self._checked(key, texts and exactly in (None, len(value)), rule)
 
     def steps(self, key: str) -> list[str]:
         """A list of steps; a few of PRMBench's are empty, but never all of a solution."""
@@ -101,16 +94,18 @@ class Row:
     def one_of(self, key: str, choices: Sequence[Any]) -> Any:
         """A value out of a few."""
         value = self.get(key)
-        if isinstance(value, bool) or value not in choices:
-            raise self.error(f"{json.dumps(key)} must be one of {list(choices)}, but is {_brief(value)}.")
-        return value
+        return self._checked(key, not isinstance(value, bool) and value in choices, f"one of {list(choices)}")
 
     def integer(self, key: str, low: int, high: int) -> int:
         """A whole number from `low` to `high`."""
         value = self.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise self.error(f"{json.dumps(key)} must be a whole number from {low} to {high}, but is {_brief(value)}.")
-        return value
+        fits = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+        return self._checked(key, fits, f"a whole number from {low} to {high}")
+
+    def _checked(self, key: str, fits: object, rule: str) -> Any:
+        if not fits:
+            raise self.error(f"{json.dumps(key)} must be {rule}, but is {_brief(self.data[key])}.")
+        return self.data[key]
 
     def name(self, *keys: str) -> str:
         """The first of these keys that the row has, as text; or its place."""
@@ -263,16 +258,20 @@ def _is_data(file: Path) -> bool:
 def _entries(part: Path | HubDataset) -> Iterator[_Entry]:
     if isinstance(part, HubDataset):
         yield from _hub_entries(part)
-    elif str(part) == STREAM:
-        yield from _text_entries(sys.stdin.buffer, "standard input")
     elif part.name.endswith(".parquet"):
         yield from _parquet_entries(part)
     else:
+        source, _ = _names(part)
         try:
+            if str(part) == STREAM:
+                yield from _text_entries(sys.stdin.buffer, source)
+                return
             with gzip.open(part) if part.name.endswith(".gz") else part.open("rb") as file:
-                yield from _text_entries(cast(IO[bytes], file), str(part))
+                yield from _text_entries(cast(IO[bytes], file), source)
+        except UnicodeDecodeError as error:
+            raise FormatError(f"{source}: cannot be read as UTF-8 text: {error}.") from error
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise FormatError(f"{part}: cannot be read as gzip: {error}.") from error
+            raise FormatError(f"{source}: cannot be read as gzip: {error}.") from error
 
 
 def _text_entries(file: IO[bytes], source: str) -> Iterator[_Entry]:
@@ -291,43 +290,37 @@ def _text_entries(file: IO[bytes], source: str) -> Iterator[_Entry]:
 
 def _array_entries(pieces: Iterator[bytes], source: str) -> Iterator[_Entry]:
     """Elements of a JSON array, with their number and the line that each begins on."""
-    decode, whole = codecs.getincrementaldecoder("utf-8-sig")().decode, json.JSONDecoder()
-    text, position, line, number, ended = "", 0, 1, 0, False
+    texts, decoder = codecs.iterdecode(pieces, "utf-8-sig"), json.JSONDecoder()
+    text = next(texts)
+    position, number = text.index("[") + 1, 0
+    line = 1 + text.count("\n", 0, position)
 
     def wrong(reason: object) -> FormatError:
         return FormatError(f"{source}, line {line}: not valid JSON: {reason}.")
 
-    def read_on() -> None:
-        """Reads as much again as there is; what is behind `position` is kept."""
-        nonlocal text, position, ended
+    def read_on() -> bool:
+        """Reads as much again as there is, behind what is kept from `position` on; `False` at the end."""
+        nonlocal text, position
         parts, missing = [text[position:]], max(len(text) - position, 1)
-        while missing > 0 and not ended:
-            piece = next(pieces, b"")
-            ended = not piece
-            try:
-                parts.append(decode(piece, final=ended))
-            except UnicodeDecodeError as error:
-                raise FormatError(f"{source}: cannot be read as UTF-8 text: {error}.") from error
-            missing -= len(parts[-1])
+        while missing > 0 and (part := next(texts, "")):
+            parts.append(part)
+            missing -= len(part)
         text, position = "".join(parts), 0
+        return len(parts) > 1
 
     def skip(pattern: re.Pattern[str]) -> str:
         """What matches at `position`, behind which it goes on."""
         nonlocal position, line
-        found = ""
-        while True:
+        match = pattern.match(text, position)
+        while match and match.end() == len(text) and read_on():
             match = pattern.match(text, position)
-            assert match is not None  # the patterns match nothing, too
-            found, position, line = found + match[0], match.end(), line + match[0].count("\n")
-            if position < len(text) or ended:
-                return found
-            read_on()
+        assert match is not None  # the patterns match nothing, too
+        position, line = match.end(), line + match[0].count("\n")
+        return match[0]
 
-    skip(_SPACE)
-    position += 1  # behind the bracket
     while True:
         gap = skip(_GAP)
-        comma, end = gap.count(","), text.startswith("]", position)
+        comma, end = "," in gap, text.startswith("]", position)
         if end and not comma:
             position += 1
             skip(_SPACE)
@@ -338,15 +331,15 @@ def _array_entries(pieces: Iterator[bytes], source: str) -> Iterator[_Entry]:
             raise wrong("a comma is missing, or one too many")
         while True:
             try:
-                value, stop = whole.raw_decode(text, position)
+                value, stop = decoder.raw_decode(text, position)
                 break
             except RecursionError as error:
                 raise wrong("nested too deeply") from error
             except json.JSONDecodeError as error:
                 # Of an element that goes on behind `text`, the error is at its end, or at the beginning of a string.
-                if ended or (error.pos < len(text) - 16 and not error.msg.startswith("Unterminated string")):
+                early = error.pos < len(text) - 16 and not error.msg.startswith("Unterminated string")
+                if early or not read_on():
                     raise wrong(error) from error
-                read_on()
         number += 1
         yield text[position:stop].encode(errors="surrogatepass"), f"row {number} (line {line})", value
         line += text.count("\n", position, stop)
