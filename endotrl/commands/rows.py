@@ -19,7 +19,6 @@ from ..score_file.heat_map_page import heat_map_page
 from ..score_file.output_files import model_digest, only_run_on
 from ..score_file.run import score_file
 from ..score_file.score_summary import SHOWN_SENTENCES, show_report
-from ..score_file.sentence_page import sentence_page
 from ..selection.choose import Choice, Counts
 from ..selection.file import choose_from_file
 from .common import EXIT_FOUND, EXIT_OK, choose_dtype, default_output, resolved_dtype, use_form
@@ -79,12 +78,17 @@ def run_score(args: argparse.Namespace) -> int:
                 "command with a smaller --max-tokens-per-batch: it goes on behind what was scored."
             ) from error
     if state.is_main_process and args.html is not None:
-        names = {"file": args.file, "model": args.model, "output": output, "command": args.command_line}
-        if by_sentence:
-            html = sentence_page(report, reward, **names, num_rows=args.html_rows)
-        else:
-            shown = {name: getattr(args, name) for name in SHOWN_SETTINGS}
-            html = heat_map_page(report, reward, **names, settings=shown)
+        shown = {name: getattr(args, name) for name in SHOWN_SETTINGS}
+        html = heat_map_page(
+            report,
+            reward,
+            file=args.file,
+            model=args.model,
+            output=output,
+            command=args.command_line,
+            num_rows=args.html_rows,
+            settings={"segmenter": reward.config.segmenter} if by_sentence else shown,
+        )
         try:
             Path(args.html).write_text(html, encoding="utf-8")
         except OSError as error:

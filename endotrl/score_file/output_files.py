@@ -60,17 +60,15 @@ class Output:
         self._started = now()
         self._kept_bytes = 0
         self._file: IO[bytes] | None = None
-        self._errors: IO[bytes] | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for file in (None if self.stream else self._file, self._errors):
-            if file is not None:
-                # What could not be written was reported when it was: closing tries once more.
-                with suppress(OSError):
-                    file.close()
+        if self._file is not None and not self.stream:
+            # What could not be written was reported when it was: closing tries once more.
+            with suppress(OSError):
+                self._file.close()
 
     def check(self, block_size: int, overwrite: bool, anew: bool = False) -> None:
         """Finds out what to keep of an earlier run (nothing if `anew`), or why not. Writes nothing."""
@@ -129,20 +127,15 @@ class Output:
         self.seconds += seconds
         with self._writing(tally.rows - len(records)):
             append_lines(self._file, records, ensure_ascii=False, sync=not self.stream)
-            if self.stream:
-                return
-            for record in records:
-                if "error" in record:
-                    self.write_error(record)
-            self._write_meta(tally.rows, tally.errors, tally.tokens)
+            if not self.stream:
+                self.write_errors(records)
+                self._write_meta(tally.rows, tally.errors, tally.tokens)
 
-    def write_error(self, record: Mapping[str, Any]) -> None:
-        """Writes a bad row into the error file, which exists only if there is one."""
-        if not self.stream:
-            if self._errors is None:
-                self._errors = self.errors_path.open("wb")
-            error = {key: record[key] for key in ("line", "id", "error") if key in record}
-            append_lines(self._errors, [error], ensure_ascii=False, sync=False)
+    def write_errors(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Writes the bad rows among these into the error file, which exists only if there is one."""
+        bad = [{key: r[key] for key in ("line", "id", "error") if key in r} for r in records if "error" in r]
+        if bad:
+            append_lines(self.errors_path, bad, ensure_ascii=False, sync=False)
 
     def _whole_rows(self, rows: int, block_size: int) -> tuple[int, int]:
         """Rows, and their bytes, up to the checkpoint; or up to the last whole block, if lines are gone since."""

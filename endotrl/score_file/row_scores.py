@@ -3,14 +3,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from jinja2 import TemplateError
 
 from ..data.formats import about_this_row, images_of
 from ..rendering.messages import TEMPLATE_COLUMNS
 from .rows import Row
-from .sentences import sentence_record
 
 
 if TYPE_CHECKING:
@@ -19,16 +18,14 @@ if TYPE_CHECKING:
     from ..scoring.token_stats import TokenStats
 
 
+Reward: TypeAlias = "EndogenousReward | SentenceReward"
+Result: TypeAlias = "TokenStats | SentenceScores | str"  # of a row, or the reason why it has none
 DECIMALS = 6  # of rewards in the output, in nats: float32 has no more to give
 
 
-def score_rows(
-    reward: "EndogenousReward | SentenceReward", rows: Sequence[Row]
-) -> list["TokenStats | SentenceScores | str"]:
+def score_rows(reward: Reward, rows: Sequence[Row]) -> list[Result]:
     """What the model says of each row, or the reason why it says nothing."""
-    results: list[TokenStats | SentenceScores | str] = [
-        row.error or _missing_domain(reward, row) or "" for row in rows
-    ]
+    results: list[Result] = [row.error or _missing_domain(reward, row) or "" for row in rows]
     # A file may mix text and messages, and rows with and without token ids; a call may not.
     kinds: dict[tuple[bool, bool], list[int]] = {}
     for i, row in enumerate(rows):
@@ -40,7 +37,7 @@ def score_rows(
     return results
 
 
-def _criteria(reward: "EndogenousReward | SentenceReward") -> Mapping[str, str] | None:
+def _criteria(reward: Reward) -> Mapping[str, str] | None:
     """Criteria by domain, if the reward has them."""
     from ..rewards.endogenous import EndogenousReward
 
@@ -48,7 +45,7 @@ def _criteria(reward: "EndogenousReward | SentenceReward") -> Mapping[str, str] 
     return criterion if isinstance(criterion, Mapping) else None
 
 
-def _missing_domain(reward: "EndogenousReward | SentenceReward", row: Row) -> str | None:
+def _missing_domain(reward: Reward, row: Row) -> str | None:
     criteria = _criteria(reward)
     if criteria is None or row.extra.get("domain") is not None:
         return None
@@ -56,19 +53,16 @@ def _missing_domain(reward: "EndogenousReward | SentenceReward", row: Row) -> st
     return f'The key "domain" is {state}, which selects the criterion. There is one for {sorted(criteria)}.'
 
 
-def _score_kind(
-    reward: "EndogenousReward | SentenceReward", rows: list[Row]
-) -> list["TokenStats | SentenceScores | str"]:
+def _score_kind(reward: Reward, rows: list[Row]) -> list[Result]:
     # Without a token there is no text either, whatever the row says: a mismatch would have the text encoded instead.
     completions = ["" if row.completion_ids == [] else row.completion for row in rows]
     ids = [row.completion_ids for row in rows if row.completion_ids is not None] or None
-    columns: dict[str, Any] = (
-        {} if _criteria(reward) is None else {"domain": [str(row.extra["domain"]) for row in rows]}
-    )
     try:
-        given = {"images": [images_of(row.extra) for row in rows]}
-        given |= {name: [row.extra.get(name) for row in rows] for name in TEMPLATE_COLUMNS}
-        columns |= {name: column for name, column in given.items() if any(column)}
+        columns: dict[str, Any] = {"images": [images_of(row.extra) for row in rows]}
+        columns |= {name: [row.extra.get(name) for row in rows] for name in TEMPLATE_COLUMNS}
+        columns = {name: column for name, column in columns.items() if any(column)}
+        if _criteria(reward) is not None:
+            columns["domain"] = [str(row.extra["domain"]) for row in rows]
         return list(reward.score([row.prompt for row in rows], completions, completion_ids=ids, **columns))
     except (ValueError, TypeError, TemplateError) as error:
         if len(rows) == 1:
@@ -78,9 +72,7 @@ def _score_kind(
     return _score_kind(reward, rows[:middle]) + _score_kind(reward, rows[middle:])
 
 
-def output_record(
-    reward: "EndogenousReward | SentenceReward", row: Row, stats: "TokenStats | SentenceScores | str", tokens: bool
-) -> dict[str, Any]:
+def output_record(reward: Reward, row: Row, stats: Result, tokens: bool) -> dict[str, Any]:
     """Output line of a row."""
     from ..rewards.endogenous import EndogenousReward
     from ..scoring.token_stats import TokenStats
@@ -88,7 +80,7 @@ def output_record(
     if isinstance(stats, str):
         return {**row.head, "reward": None, "error": stats}
     if not isinstance(stats, TokenStats):
-        return sentence_record(row, stats, details=tokens)
+        return _sentence_record(row, stats, tokens)
     assert isinstance(reward, EndogenousReward)
     num_tokens = len(stats.token_ids)
     token_rewards = reward.rule.token_rewards(stats).tolist()
@@ -123,6 +115,25 @@ def output_record(
             record["contributions"] = _rounded(contributions.tokens.tolist())
             rest = {"prompt_contribution": contributions.prompt, "cut_off_contribution": contributions.cut_off}
             record |= {name: _finite(value) for name, value in rest.items() if value}
+    return record
+
+
+def _sentence_record(row: Row, scores: "SentenceScores", tokens: bool) -> dict[str, Any]:
+    record = {
+        **row.head,
+        "reward": round(scores.score, DECIMALS) + 0.0,
+        "num_tokens": len(scores.completion_ids),
+    }
+    if tokens:
+        numbers = [
+            {"reward": round(reward, DECIMALS) + 0.0, "weight": round(weight, DECIMALS)}
+            for reward, weight in zip(scores.sentence_rewards.tolist(), scores.weights.tolist(), strict=True)
+        ]
+        texts = [scores.sentences.text[start:end] for start, end in scores.sentences.spans]
+        record["sentence_scores"] = {
+            "prompt": numbers[0],
+            "sentences": [{"text": text, **entry} for text, entry in zip(texts, numbers[1:], strict=True)],
+        }
     return record
 
 

@@ -53,14 +53,7 @@ def rows_of(line: int, data: Mapping[str, Any], problem: str | None = None) -> l
         keep_id = isinstance(row_id, int) or (isinstance(row_id, str) and row_id.isprintable())
         return [Row(line, extra={"id": row_id} if keep_id else {}, error=str(error))]
     return [
-        Row(
-            line,
-            responses.prompt,
-            completion,
-            responses.extra,
-            completion_ids=ids,
-            response=name,
-        )
+        Row(line, responses.prompt, completion, responses.extra, completion_ids=ids, response=name)
         for name, completion, ids in zip(responses.names, responses.completions, responses.completion_ids, strict=True)
     ]
 

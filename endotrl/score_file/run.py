@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -17,16 +17,10 @@ from ..data.sources import STREAM, Reader
 from ..rewards.residuals import RESIDUALS
 from ..runs.processes import processes
 from .output_files import Output, only_run_on
-from .row_scores import score_rows
+from .row_scores import Result, Reward, score_rows
 from .rows import Row
 from .sharded import ShardedScores, Slopes, fit_slopes, read_responses, score_block, take_out
 from .tally import Tally
-
-
-if TYPE_CHECKING:
-    from ..rewards.endogenous import EndogenousReward
-    from ..rewards.sentence import SentenceReward, SentenceScores
-    from ..scoring.token_stats import TokenStats
 
 
 @dataclass(frozen=True)
@@ -54,7 +48,7 @@ class ScoreReport:
 
 
 def score_file(
-    reward: "EndogenousReward | SentenceReward",
+    reward: Reward,
     input_path: str | Path,
     output_path: str | Path,
     settings: Mapping[str, Any],
@@ -172,9 +166,8 @@ def score_file(
                     "output of this input. Choose another output, or overwrite this one."
                 )
             tally.add(row, record)
-            if "error" in record:
-                output.write_error(record)
-            elif len(unseen) < num_examples:
+            output.write_errors([record])
+            if "error" not in record and len(unseen) < num_examples:
                 unseen.append(row)
 
         while block := list(islice(rows, block_size)):
@@ -201,5 +194,5 @@ def score_file(
         return ScoreReport(tally, output.kept_rows, output.seconds, [*seen, *examples], slopes)
 
 
-def _examples(rows: Sequence[Row], results: Sequence["TokenStats | SentenceScores | str"]) -> list[Example]:
+def _examples(rows: Sequence[Row], results: Sequence[Result]) -> list[Example]:
     return [Example(row, stats) for row, stats in zip(rows, results, strict=True) if not isinstance(stats, str)]

@@ -60,10 +60,10 @@ def summary_lines(report: ScoreReport, output: str, unit: str = " nats") -> list
     tally = report.tally
     scored = tally.rows - tally.errors
     speed = f"{tally.tokens:,} tokens in {report.seconds:,.1f} s ({report.tokens_per_second:,.0f} tokens/s)"
-    lines = [f"{scored:,} {_plural('row', scored)} scored, {speed}."]
+    lines = [f"{_rows(scored)} scored, {speed}."]
     if report.resumed_rows:
         kept, new = report.resumed_rows, tally.rows - report.resumed_rows
-        lines.append(f"{kept:,} {'row was' if kept == 1 else 'rows were'} done by earlier runs, {new:,} by this one.")
+        lines.append(f"{_rows(kept)} {'was' if kept == 1 else 'were'} done by earlier runs, {new:,} by this one.")
     if tally.mean_reward is not None:
         words = f"Mean reward {number(tally.mean_reward)}{unit}"
         if tally.length_correlation is not None:
@@ -75,12 +75,12 @@ def summary_lines(report: ScoreReport, output: str, unit: str = " nats") -> list
         )
         lines.append(f"Taken out among the responses to a prompt{f' ({domain})' if domain else ''}: {found}.")
     if tally.skipped:
-        lines.append(f"{tally.skipped:,} {_plural('row', tally.skipped)} got no reward (null, with the reason).")
+        lines.append(f"{_rows(tally.skipped)} got no reward (null, with the reason).")
     if tally.errors:
         where = "" if output == "-" else f"; {output}.errors.jsonl says why"
-        lines.append(f"{tally.errors:,} {_plural('row', tally.errors)} could not be scored{where}.")
+        lines.append(f"{_rows(tally.errors)} could not be scored{where}.")
     return lines
 
 
-def _plural(noun: str, count: int) -> str:
-    return noun if count == 1 else f"{noun}s"
+def _rows(count: int) -> str:
+    return f"{count:,} row{'' if count == 1 else 's'}"

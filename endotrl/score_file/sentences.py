@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a sentence reward model said about rows: in the output and in tables."""
+"""What a sentence reward model said about rows, in tables."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..reporting import terminal_table
-from .rows import Row
 
 
 if TYPE_CHECKING:
@@ -14,30 +13,9 @@ if TYPE_CHECKING:
     from ..rewards.sentence import SentenceScores
     from .run import Example
 
-DECIMALS = 6
 SHOWN_DECIMALS = 4  # the contributions of long responses are small
 MAX_SHOWN = 40  # sentences of a response on the terminal
 HEADERS = ["", "reward", "weight", "contribution", "sentence"]
-
-
-def sentence_record(row: Row, scores: "SentenceScores", details: bool) -> dict[str, Any]:
-    """Output line of a row; the sentences are left out without `details`."""
-    record = {
-        **row.head,
-        "reward": round(scores.score, DECIMALS) + 0.0,
-        "num_tokens": len(scores.completion_ids),
-    }
-    if details:
-        numbers = [
-            {"reward": round(reward, DECIMALS) + 0.0, "weight": round(weight, DECIMALS)}
-            for reward, weight in zip(scores.sentence_rewards.tolist(), scores.weights.tolist(), strict=True)
-        ]
-        texts = [scores.sentences.text[start:end] for start, end in scores.sentences.spans]
-        record["sentence_scores"] = {
-            "prompt": numbers[0],
-            "sentences": [{"text": text, **entry} for text, entry in zip(texts, numbers[1:], strict=True)],
-        }
-    return record
 
 
 def sentence_rows(scores: "SentenceScores") -> list[list[object]]:
@@ -55,8 +33,7 @@ def sentence_tables(examples: Sequence["Example"]) -> list["Table"]:
     tables = []
     for example in examples:
         rows = sentence_rows(example.stats)
-        left_out = len(rows) - 1 - MAX_SHOWN
-        if left_out > 0:
+        if (left_out := len(rows) - 1 - MAX_SHOWN) > 0:
             rows[1 + MAX_SHOWN :] = [[None] * 4 + [f"({left_out:,} more: see --html)"]]
         title = f"Sentences of line {example.row.line}"
         tables.append(terminal_table(HEADERS, rows, title, decimals=SHOWN_DECIMALS))

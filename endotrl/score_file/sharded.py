@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple
 from itertools import chain, groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -17,14 +17,9 @@ from ..rendering.messages import TEMPLATE_COLUMNS
 from ..rewards.residuals import RESIDUALS, ResidualFit, covariates_of
 from ..runs.processes import processes
 from ..runs.shards import Shards, block_key
-from .row_scores import DECIMALS, output_record, score_rows
+from .row_scores import DECIMALS, Result, Reward, output_record, score_rows
 from .rows import Row, rows_of
 
-
-if TYPE_CHECKING:
-    from ..rewards.endogenous import EndogenousReward
-    from ..rewards.sentence import SentenceReward, SentenceScores
-    from ..scoring.token_stats import TokenStats
 
 Slopes = Mapping[str, Sequence[float]]
 Scored = tuple[Row, dict[str, Any]]  # a response, and its output line
@@ -38,7 +33,7 @@ class ShardedScores:
 
     def __init__(
         self,
-        reward: "EndogenousReward | SentenceReward",
+        reward: Reward,
         input_path: str | Path,
         folder: str | Path,
         block_size: int,
@@ -95,9 +90,7 @@ def read_responses(reader: Reader, limit: int | None = None) -> Iterator[Row]:
     return chain.from_iterable(rows_of(row.number, row.data, row.problem) for row in islice(reader, limit))
 
 
-def score_block(
-    reward: "EndogenousReward | SentenceReward", block: Sequence[Row], tokens: bool
-) -> tuple[list["TokenStats | SentenceScores | str"], list[dict[str, Any]]]:
+def score_block(reward: Reward, block: Sequence[Row], tokens: bool) -> tuple[list[Result], list[dict[str, Any]]]:
     """What the model says of responses, and their output lines."""
     results = score_rows(reward, block)
     return results, [output_record(reward, row, result, tokens) for row, result in zip(block, results, strict=True)]

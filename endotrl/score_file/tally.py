@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Statistics of a file's rows, kept while they pass by."""
 
-import heapq
 import math
 from typing import Any
 
@@ -18,8 +17,8 @@ class Tally:
         self.keep = keep
         self.rows = self.errors = self.skipped = self.tokens = 0
         self.head: list[tuple[Row, dict[str, Any]]] = []
-        self._top: list[tuple[float, int, Row, dict[str, Any]]] = []
-        self._bottom: list[tuple[float, int, Row, dict[str, Any]]] = []
+        self.top: list[tuple[Row, dict[str, Any]]] = []  # the highest first; of equal rewards, the earlier row
+        self.bottom: list[tuple[Row, dict[str, Any]]] = []  # the lowest first
         # Count, means of length and reward, central second moments (xx, yy, xy): Welford's recurrence.
         self._moments = (0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
@@ -36,27 +35,14 @@ class Tally:
         if record["reward"] is None:
             self.skipped += 1
             return
-        for heap, sign in ((self._top, 1.0), (self._bottom, -1.0)):
-            # Their numbers differ, so that rows are never compared; of equal rewards the earlier one stays.
-            heapq.heappush(heap, (sign * record["reward"], -self.rows, row, record))
-            if len(heap) > self.keep:
-                heapq.heappop(heap)
+        self.top = sorted([*self.top, (row, record)], key=lambda one: -one[1]["reward"])[: self.keep]
+        self.bottom = sorted([*self.bottom, (row, record)], key=lambda one: one[1]["reward"])[: self.keep]
         count, mean_x, mean_y, xx, yy, xy = self._moments
         dx, dy, count = record["num_tokens"] - mean_x, record["reward"] - mean_y, count + 1
         mean_x, mean_y = mean_x + dx / count, mean_y + dy / count
         to_mean_y = record["reward"] - mean_y
         xx, yy, xy = xx + dx * (record["num_tokens"] - mean_x), yy + dy * to_mean_y, xy + dx * to_mean_y
         self._moments = (count, mean_x, mean_y, xx, yy, xy)
-
-    @property
-    def top(self) -> list[tuple[Row, dict[str, Any]]]:
-        """Rows with the highest rewards, the highest first."""
-        return [(row, record) for *_, row, record in sorted(self._top, key=lambda item: item[:2], reverse=True)]
-
-    @property
-    def bottom(self) -> list[tuple[Row, dict[str, Any]]]:
-        """Rows with the lowest rewards, the lowest first."""
-        return [(row, record) for *_, row, record in sorted(self._bottom, key=lambda item: item[:2], reverse=True)]
 
     @property
     def mean_reward(self) -> float | None:

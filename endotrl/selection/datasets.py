@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Library calls: rewards to rankings, preference pairs and datasets."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -75,11 +76,11 @@ def rank(
     ]
     for entry, ids in zip(data, completion_ids or [], strict=False):
         entry["completion_ids"] = [list(row) for row in ids]
-    rewards: list[dict[Any, float | None]] = [{} for _ in data]
+    ranking: list[list[tuple[bool, float, Any]]] = [[] for _ in data]
     for row, record in scored_rows(reward, data, residual):
-        rewards[row.line - 1][row.response] = record["reward"]
-    order = lambda row: lambda i: (row[i] is None, -(row[i] or 0.0))  # noqa: E731
-    return [sorted(row, key=order(row)) for row in rewards]
+        value = record["reward"]
+        ranking[row.line - 1].append((value is None, -(value or 0.0), row.response))
+    return [[place for _, _, place in sorted(entries)] for entries in ranking]
 
 
 def best_of_n(
@@ -220,11 +221,7 @@ def score_dataset(
     if taken:
         raise ValueError(f"The dataset has columns {sorted(taken)} already. Remove or rename them first.")
     if isinstance(dataset, Dataset):
-        columns: dict[str, list[Any]] = {}
-        for row in _new_columns(scored_rows(reward, dataset, residual)):
-            for name, value in row.items():
-                columns.setdefault(name, []).append(value)
-        for name, values in columns.items():
+        for name, values in _new_columns(scored_rows(reward, dataset, residual)).items():
             dataset = dataset.add_column(name, values)
         return dataset
     if residual is not None:
@@ -234,8 +231,7 @@ def score_dataset(
 
     def add(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-        new = list(_new_columns(scored_rows(reward, rows)))
-        return {name: [row[name] for row in new] for name in new[0]}
+        return _new_columns(scored_rows(reward, rows))
 
     return dataset.map(add, batched=True, batch_size=BATCH)
 
@@ -305,19 +301,18 @@ def _chosen(
     return Dataset.from_list(rows)
 
 
-def _new_columns(scored: Iterable[Scored]) -> Iterator[dict[str, Any]]:
-    """Columns for each row, from its responses, which come one after the other."""
-    line, values = 0, dict[str, Any]()
+def _new_columns(scored: Iterable[Scored]) -> dict[str, list[Any]]:
+    """Columns with one value for each row, from its responses, which come one after the other."""
+    columns: dict[str, list[Any]] = defaultdict(list)
     for row, record in scored:
-        if row.line != line and values:
-            yield values
-            values = {}
-        line, name = row.line, row.response
-        if isinstance(name, str):
-            values[f"score_{name}"] = record["reward"]
-        elif isinstance(name, int):
-            values.setdefault("scores", []).append(record["reward"])
+        if isinstance(row.response, str):
+            columns[f"score_{row.response}"].append(record["reward"])
+        elif row.response is None:
+            for name in ("reward", "num_tokens", "finished"):
+                if name in record:
+                    columns[name].append(record[name])
         else:
-            values = {key: record[key] for key in ("reward", "num_tokens", "finished") if key in record}
-    if values:
-        yield values
+            if row.response == 0:
+                columns["scores"].append([])
+            columns["scores"][-1].append(record["reward"])
+    return columns

@@ -5,27 +5,23 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from ..data.sources import STREAM
 from ..runs.files import replacing
 from ..runs.processes import processes
 from ..score_file.output_files import only_run_on
-from ..score_file.sharded import Scored, ShardedScores, Slopes, by_prompt, fit_slopes, take_out
+from ..score_file.row_scores import Reward
+from ..score_file.sharded import Scored, ShardedScores, by_prompt, fit_slopes, take_out
 from .choose import Choice, Counts
 
 
-if TYPE_CHECKING:
-    from ..rewards.endogenous import EndogenousReward
-    from ..rewards.sentence import SentenceReward
-
-
 def choose_from_file(
-    reward: "EndogenousReward | SentenceReward",
+    reward: Reward,
     input_path: str | Path,
     output_path: str | Path,
     settings: Mapping[str, Any],
@@ -65,16 +61,28 @@ def choose_from_file(
         if not state.is_main_process:
             return counts
         slopes = {} if residual is None else fit_slopes(residual, scores.scored())
-        scored = _usable(scores.scored(), counts, residual, slopes, on_error)
-        rows = (row for group in by_prompt(scored) for row in choice.rows(group, counts))
+
+        def scored() -> Iterator[Scored]:
+            for row, record in scores.scored():
+                if record["reward"] is None:
+                    counts.bad += 1
+                    if on_error is not None:
+                        on_error(row.line, record.get("error") or record["reason"])
+                elif residual is not None:
+                    take_out(residual, slopes, row, record)
+                yield row, record
+
+        rows = (row for group in by_prompt(scored()) for row in choice.rows(group, counts))
         first = next(rows, None)
         if first is None:
             raise ValueError(f"There is nothing to write. {counts.why_not()}".strip())
-        if str(output_path) == STREAM:
-            _write(sys.stdout.buffer, first, rows, counts)
-        else:
-            with replacing(Path(output_path)) as file:
-                _write(file, first, rows, counts)
+        to_stream = str(output_path) == STREAM
+        output = nullcontext[IO[bytes]](sys.stdout.buffer) if to_stream else replacing(Path(output_path))
+        with output as file:
+            for row in chain([first], rows):
+                file.write((json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode())
+                counts.rows += 1
+            file.flush()
     return counts
 
 
@@ -86,28 +94,3 @@ def _check_output(output: Path, source: Path, folder: Path, overwrite: bool) -> 
             f"{output} exists, and no {folder.name} tells what made it. Choose another output, or overwrite this one "
             "(--overwrite)."
         )
-
-
-def _usable(
-    scored: Iterator[Scored],
-    counts: Counts,
-    residual: str | None,
-    slopes: Slopes,
-    on_error: Callable[[int, str], None] | None,
-) -> Iterator[Scored]:
-    for row, record in scored:
-        if record["reward"] is None:
-            counts.bad += 1
-            if on_error is not None:
-                on_error(row.line, record.get("error") or record["reason"])
-            continue
-        if residual is not None:
-            take_out(residual, slopes, row, record)
-        yield row, record
-
-
-def _write(file: IO[bytes], first: dict[str, Any], rows: Iterator[dict[str, Any]], counts: Counts) -> None:
-    for row in chain([first], rows):
-        file.write((json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode())
-        counts.rows += 1
-    file.flush()
