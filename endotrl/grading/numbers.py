@@ -5,10 +5,9 @@ import ast
 import math
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import reduce
 from typing import Any
 
 
@@ -31,37 +30,31 @@ _MAX_LENGTH = 200  # characters of an expression
 
 _MIXED = re.compile(r"(\d+)(?:\s+(\d+)\s*/\s*(\d+)|\s*\\frac\{(\d+)\}\{(\d+)\})")
 # Innermost groups of LaTeX first, as Python writes them.
-_GROUPS = [
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"\\frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"((\1)/(\2))"),
-        (r"\\sqrt\s*(?:\[([^][{}]*)\])?\s*\{([^{}]*)\}", r"root(\2,\1)"),
-        (r"\\?sqrt\s*\(", "root("),
-        (r"(?<!frac)(?<!\})\\?\{([^{}]*)\\?\}", r"(\1)"),
-    )
-]
+_GROUPS = (
+    (r"\\frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"((\1)/(\2))"),
+    (r"\\sqrt\s*(?:\[([^][{}]*)\])?\s*\{([^{}]*)\}", r"root(\2,\1)"),
+    (r"\\?sqrt\s*\(", "root("),
+    (r"(?<!frac)(?<!\})\\?\{([^{}]*)\\?\}", r"(\1)"),
+)
 _ONE_DIGIT = re.compile(r"(\\frac(?:\{[^{}]*\})?|\\sqrt(?:\[[^][{}]*\])?)\s*(\d)")
 _TIMES = re.compile(r"(?<=[\d)ie])\s*(?=\()|(?<=[\d)i])\s*(?=pi|root\(|e(?![\w+-]))")
 _LITERAL = re.compile(rf"(?<![\w.])({GROUPED}(?:\.\d+)?|\d+\.\d+|\.\d+|\d+)(?:[eE]([-+]?\d{{1,4}})(?![\w.]))?")
 _ARITHMETIC = re.compile(r"(?:[\d+\-*/(), ]|pi|inf|e|root)*")
-_LATEX = [
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"\\(?:left|right|[bB]ig[lr]?|displaystyle|[,!;:]|q?quad|mathstrut)(?![A-Za-z])|\\ |~", " "),
-        (r"\\[dtc]frac", r"\\frac"),
-        (r"\\(?:text(?:bf|rm|it)?|math(?:rm|bf|it)|mbox|operatorname|boldsymbol)\s*\{([^{}]*)\}", r" \1 "),
-        (r"\\(?:cdot|times|ast)(?![A-Za-z])|[×·⋅]", "*"),
-        (r"\\div(?![A-Za-z])|÷", "/"),
-        (r"\\pi(?![A-Za-z])|π", " pi "),
-        (r"\\infty(?![A-Za-z])|∞", " inf "),
-        (r"\\pm(?![A-Za-z])", "±"),
-        (r"√", r"\\sqrt"),
-        (r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degree", "°"),
-        (r"\\(%|\$|&|#)", r"\1"),
-        (r"\{,\}", ","),
-        (r"\\(?:approx|simeq|sim|equiv)(?![A-Za-z])|[≈≃]", "="),
-    )
-]
+_LATEX = (
+    (r"\\(?:left|right|[bB]ig[lr]?|displaystyle|[,!;:]|q?quad|mathstrut)(?![A-Za-z])|\\ |~", " "),
+    (r"\\[dtc]frac", r"\\frac"),
+    (r"\\(?:text(?:bf|rm|it)?|math(?:rm|bf|it)|mbox|operatorname|boldsymbol)\s*\{([^{}]*)\}", r" \1 "),
+    (r"\\(?:cdot|times|ast)(?![A-Za-z])|[×·⋅]", "*"),
+    (r"\\div(?![A-Za-z])|÷", "/"),
+    (r"\\pi(?![A-Za-z])|π", " pi "),
+    (r"\\infty(?![A-Za-z])|∞", " inf "),
+    (r"\\pm(?![A-Za-z])", "±"),
+    (r"√", r"\\sqrt"),
+    (r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degree", "°"),
+    (r"\\(%|\$|&|#)", r"\1"),
+    (r"\{,\}", ","),
+    (r"\\(?:approx|simeq|sim|equiv)(?![A-Za-z])|[≈≃]", "="),
+)
 
 
 @dataclass(frozen=True)
@@ -78,9 +71,7 @@ class Number:
 
 def plain_math(text: str) -> str:
     """LaTeX of numbers in the notation of [`read_number`]: one sign for each operation, no layout."""
-    for pattern, replacement in _LATEX:
-        text = pattern.sub(replacement, text)
-    return text.strip()
+    return _rewritten(text, _LATEX).strip()
 
 
 def read_number(text: str) -> Number | None:
@@ -135,12 +126,18 @@ def _nearly_same(right: Number, given: Number) -> bool:
     return False
 
 
+def _rewritten(text: str, rules: Iterable[tuple[str, str]]) -> str:
+    for pattern, replacement in rules:
+        text = re.sub(pattern, replacement, text)
+    return text
+
+
 def _as_python(text: str) -> str:
     """An expression in Python's notation, of integers only: `2.5` is `(25/10)`."""
     text = _MIXED.sub(lambda m: f"({m[1]}+{m[2] or m[4]}/{m[3] or m[5]})", text)
     while (braced := _ONE_DIGIT.sub(r"\1{\2}", text)) != text:
         text = braced
-    while (rewritten := reduce(lambda done, rule: rule[0].sub(rule[1], done), _GROUPS, text)) != text:
+    while (rewritten := _rewritten(text, _GROUPS)) != text:
         text = rewritten
     text = re.sub(r"(?<=[\d)])\s*x\s*(?=10\s*(?:\^|\*\*))", "*", text).replace("[", "(").replace("]", ")")
     text = _LITERAL.sub(_integers, _TIMES.sub("*", " ".join(text.split())).replace("^", "**"))

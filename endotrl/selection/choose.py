@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..checks import check_choice
 from ..score_file.sharded import Scored
 
 
@@ -40,8 +41,7 @@ class Choice:
     unfinished: bool = False
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"`kind` is {self.kind!r}, but it must be one of {', '.join(map(repr, KINDS))}.")
+        check_choice("kind", self.kind, ("pairs", "best", "top", "ranked"))
         if not 0.0 <= self.margin < math.inf:
             raise ValueError(f"`margin` is {self.margin}, but it must be a number of at least 0.")
         if self.num_pairs < 1:
@@ -106,9 +106,6 @@ class Choice:
                 }
             )
         return rows
-
-
-KINDS = ("pairs", "best", "top", "ranked")
 
 
 @dataclass

@@ -264,20 +264,14 @@ def scored_rows(
 def _scored(reward: "AnyReward", data: Iterable[Mapping[str, Any]]) -> Iterator[Scored]:
     rows = (row for number, entry in enumerate(data, start=1) for row in rows_of(number, entry))
     while block := list(islice(rows, BATCH)):
-        for row in block:
-            _raise_error(row, row.error)
-        if isinstance(reward, EndogenousReward | SentenceReward):
-            records = score_block(reward, block, tokens=False)[1]
-        else:
-            records = _rewarded(reward, block)
+        records: list[dict[str, Any]] = [{"error": row.error} for row in block]
+        if not any(row.error for row in block):
+            by_model = isinstance(reward, EndogenousReward | SentenceReward)
+            records = score_block(reward, block, tokens=False)[1] if by_model else _rewarded(reward, block)
         for row, record in zip(block, records, strict=True):
-            _raise_error(row, record.get("error"))
-            yield row, record
-
-
-def _raise_error(row: Row, error: str | None) -> None:
-    if error is not None:
-        raise ValueError(f"Row {row.line - 1} cannot be scored: {error}")
+            if record.get("error"):
+                raise ValueError(f"Row {row.line - 1} cannot be scored: {record['error']}")
+        yield from zip(block, records, strict=True)
 
 
 def _rewarded(reward: Callable[..., Sequence[float | None]], block: Sequence[Row]) -> list[dict[str, Any]]:

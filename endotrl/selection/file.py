@@ -52,8 +52,8 @@ def choose_from_file(
             temporary = Path(stack.enter_context(TemporaryDirectory()))
             folder = temporary / "scores" if str(output_path) == STREAM else folder
             if str(input_path) == STREAM:  # is read twice
-                with (temporary / "input").open("wb") as file:
-                    shutil.copyfileobj(sys.stdin.buffer, file)
+                with (temporary / "input").open("wb") as copy:
+                    shutil.copyfileobj(sys.stdin.buffer, copy)
                 input_path = temporary / "input"
         _check_output(Path(output_path), Path(input_path), folder, overwrite)
         scores = ShardedScores(reward, input_path, folder, block_size, limit, tokens=False)
