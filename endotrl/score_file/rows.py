@@ -11,11 +11,10 @@ from ..data.formats import responses_of
 
 # Keys that an output line can have. A row of the input must not bring its own.
 OUTPUT_KEYS = {"line", "error", "reward", "reason", "num_tokens", "finished", "reward_per_token", "entropy"}
-OUTPUT_KEYS |= {"base_reward"}
 # Those that `--no-tokens` leaves out.
 TOKEN_KEYS = {"tokens", "token_rewards", "chosen_logits", "soft_values", "entropies", "contributions"}
 TOKEN_KEYS |= {"prompt_contribution", "cut_off_contribution", "sentence_scores"}
-OUTPUT_KEYS |= TOKEN_KEYS
+OUTPUT_KEYS |= {"base_reward", *TOKEN_KEYS}
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,10 @@ def rows_of(line: int, data: Mapping[str, Any], problem: str | None = None) -> l
         taken = sorted(own & responses.extra.keys())
         if taken:
             raise ValueError(f'The key "{taken[0]}" is one that the output uses itself. Rename it in the input.')
-        if not _is_json(data):
-            raise ValueError("A number is NaN, infinite or too large for a float, which JSON does not have.")
+        try:
+            json.dumps(data, allow_nan=False, default=str)  # a dataset has pictures, too
+        except ValueError:
+            raise ValueError("A number is NaN, infinite or too large for a float, which JSON does not have.") from None
     except ValueError as error:
         row_id = data.get("id")
         keep_id = isinstance(row_id, int) or (isinstance(row_id, str) and row_id.isprintable())
@@ -56,11 +57,3 @@ def rows_of(line: int, data: Mapping[str, Any], problem: str | None = None) -> l
         Row(line, responses.prompt, completion, responses.extra, completion_ids=ids, response=name)
         for name, completion, ids in zip(responses.names, responses.completions, responses.completion_ids, strict=True)
     ]
-
-
-def _is_json(data: Mapping[str, Any]) -> bool:
-    try:
-        json.dumps(data, allow_nan=False, default=str)  # a dataset has pictures, too
-    except ValueError:
-        return False
-    return True

@@ -264,10 +264,12 @@ def scored_rows(
 def _scored(reward: "AnyReward", data: Iterable[Mapping[str, Any]]) -> Iterator[Scored]:
     rows = (row for number, entry in enumerate(data, start=1) for row in rows_of(number, entry))
     while block := list(islice(rows, BATCH)):
-        records: list[dict[str, Any]] = [{"error": row.error} for row in block]
-        if not any(row.error for row in block):
-            by_model = isinstance(reward, EndogenousReward | SentenceReward)
-            records = score_block(reward, block, tokens=False)[1] if by_model else _rewarded(reward, block)
+        if any(row.error for row in block):
+            records: list[dict[str, Any]] = [{"error": row.error} for row in block]
+        elif isinstance(reward, EndogenousReward | SentenceReward):
+            records = score_block(reward, block, tokens=False)[1]
+        else:
+            records = _rewarded(reward, block)
         for row, record in zip(block, records, strict=True):
             if record.get("error"):
                 raise ValueError(f"Row {row.line - 1} cannot be scored: {record['error']}")
