@@ -173,7 +173,9 @@ def _gives(text: str, right: str, answers: Sequence[str], math: bool) -> bool:
     if word in ("yes", "no", "true", "false"):
         return _yes_or_no(text, word in ("true", "false")) is _YES_NO[word]
     choice, value = _CHOICE.match(right), read_value(right)
-    mathematical = _is_mathematical(right, value)
+    # "12 Angry Men" and "50 Cent" are names.
+    is_name = isinstance(value, Quantity) and re.search(r"\s[A-Z][a-z]+", right)
+    mathematical = value is not None and not is_name
     if boxed:  # A phrase in a box states words, and no more.
         return not choice and not mathematical and states_words(text, answers)
     if choice is not None and _chosen(text) == choice["letter"].upper():
@@ -183,13 +185,6 @@ def _gives(text: str, right: str, answers: Sequence[str], math: bool) -> bool:
         symbol = choice is None and re.fullmatch(r"[A-Z]", right.strip()) is not None
         return _gives_value(text, right, value, math) or (symbol and states_words(text, answers))
     return choice is None and states_words(text, answers)
-
-
-def _is_mathematical(right: str, value: Value | None) -> bool:
-    # "12 Angry Men" and "50 Cent" are names.
-    if isinstance(value, Quantity):
-        return not re.search(r"\s[A-Z][a-z]+", right)
-    return value is not None
 
 
 def _equal(right: str, given: str, math: bool) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any
 
 from ..data.sources import STREAM, Reader
 from ..runs.files import lock, write_json
@@ -59,16 +59,6 @@ class Output:
         self._reader, self._settings = reader, dict(settings)
         self._started = now()
         self._kept_bytes = 0
-        self._file: IO[bytes] | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None and not self.stream:
-            # What could not be written was reported when it was: closing tries once more.
-            with suppress(OSError):
-                self._file.close()
 
     def check(self, block_size: int, overwrite: bool, anew: bool = False) -> None:
         """Finds out what to keep of an earlier run (nothing if `anew`), or why not. Writes nothing."""
@@ -102,15 +92,14 @@ class Output:
         self._started, self.seconds = meta["started"], meta["seconds"]
         self.kept_rows, self._kept_bytes = self._whole_rows(rows, block_size)
 
-    def open(self) -> None:
-        """Opens the output behind the rows that are kept, and cuts off what follows them."""
+    def begin(self) -> None:
+        """Makes the output, or cuts off what follows the rows that are kept."""
         if self.stream:
-            self._file = sys.stdout.buffer
             return
         with self._writing():
-            self._file = self.path.open("ab")
-            if self.path.stat().st_size != self._kept_bytes:
-                self._file.truncate(self._kept_bytes)
+            with self.path.open("ab") as file:
+                if self.path.stat().st_size != self._kept_bytes:
+                    file.truncate(self._kept_bytes)
             self.errors_path.unlink(missing_ok=True)
             if not self.kept_rows:
                 self._write_meta(0, 0, 0)
@@ -123,10 +112,10 @@ class Output:
 
     def write(self, records: Sequence[Mapping[str, Any]], tally: Tally, seconds: float) -> None:
         """Writes a block, and then the checkpoint that counts it."""
-        assert self._file is not None
         self.seconds += seconds
+        log = sys.stdout.buffer if self.stream else self.path
         with self._writing(tally.rows - len(records)):
-            append_lines(self._file, records, ensure_ascii=False, sync=not self.stream)
+            append_lines(log, records, ensure_ascii=False, sync=not self.stream)
             if not self.stream:
                 self.write_errors(records)
                 self._write_meta(tally.rows, tally.errors, tally.tokens)

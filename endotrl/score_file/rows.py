@@ -13,7 +13,7 @@ from ..data.formats import responses_of
 OUTPUT_KEYS = {"line", "error", "reward", "reason", "num_tokens", "finished", "reward_per_token", "entropy"}
 # Those that `--no-tokens` leaves out.
 TOKEN_KEYS = {"tokens", "token_rewards", "chosen_logits", "soft_values", "entropies", "contributions"}
-TOKEN_KEYS |= {"prompt_contribution", "cut_off_contribution", "sentence_scores"}
+TOKEN_KEYS |= {"log_probs", "mean_logits", "prompt_contribution", "cut_off_contribution", "sentence_scores"}
 OUTPUT_KEYS |= {"base_reward", *TOKEN_KEYS}
 
 

@@ -129,7 +129,7 @@ def score_file(
         if not held and state.is_main_process:
             stack.enter_context(only_run_on(output_path))
         reader = Reader(input_path)
-        output = stack.enter_context(Output(output_path, reader, settings))
+        output = Output(output_path, reader, settings)
         output.check(block_size, overwrite, anew=residual is not None)
         total = reader.count(limit)
         if total == 0:
@@ -145,7 +145,7 @@ def score_file(
         if residual is not None:
             slopes = fit_slopes(residual, shards.scored())
             output.notes["slopes"] = {g: dict(zip(RESIDUALS[residual], b, strict=True)) for g, b in slopes.items()}
-        output.open()
+        output.begin()
         bar = stack.enter_context(
             tqdm(
                 total=total,

@@ -85,9 +85,10 @@ def test_a_disk_that_refuses(
 def test_two_runs_in_one_output(tiny_model_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "rows.jsonl").write_text("\n".join(LINES) + "\n", encoding="utf-8")
     path = tmp_path / "out.jsonl"
-    with only_run_on(path), Output(path, Reader(tmp_path / "rows.jsonl"), {}) as first:
+    with only_run_on(path):
+        first = Output(path, Reader(tmp_path / "rows.jsonl"), {})
         first.check(2, overwrite=False)
-        first.open()
+        first.begin()
         first.write([{"line": 1, "reward": -1.0}], Tally(1), 0.1)
         before = (tmp_path / "out.jsonl").read_bytes()
         assert score(tiny_model_path, tmp_path, "--overwrite") != 0

@@ -51,6 +51,12 @@ def read_rows(path: Path) -> list[dict]:
     return [json.loads(line, parse_constant=reject) for line in Path(path).read_text(encoding="utf-8").splitlines()]
 
 
+def scored(reward, rows, tmp_path, **options):
+    """Report and output lines."""
+    report = score_file(reward, write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl", SETTINGS, **options)
+    return report, read_rows(tmp_path / "out.jsonl")
+
+
 @pytest.fixture(scope="module")
 def reward(tiny_model_path):
     return EndogenousReward(tiny_model_path, dtype="float32", device="cpu")
@@ -98,6 +104,7 @@ class TestParseRow:
             (b'{"prompt": [{"content": "a"}], "completion": "b"}', "Message 1 of the prompt must be an object"),
             (b'{"prompt": [{"role": "user", "content": 1}], "completion": "b"}', "Message 1 of the prompt has no content"),
             (b'{"prompt": "a", "completion": "b", "reward": 1}', 'The key "reward" is one that the output uses itself'),
+            (b'{"prompt": "a", "completion": "b", "log_probs": [1]}', 'The key "log_probs" is one that the output uses itself'),
             (b'{"prompt": "a", "completion": "\\ud800"}', "half of a surrogate pair"),
             (b'{"prompt": "a", "completion": "b", "completion_ids": "7"}', "must be a list of token ids, but they are of type str"),
             (b'{"prompt": "a", "completion": "b", "completion_ids": [7, true]}', "Entry 2 of the completion_ids is true"),
@@ -145,9 +152,7 @@ class TestParseRow:
 class TestScores:
     def test_equal_to_the_reward_of_each_row_alone(self, reward, tmp_path):
         rows = [message_row(i) if i % 3 else text_row(i) for i in range(13)]
-        source = write_rows(tmp_path / "in.jsonl", rows)
-        report = score_file(reward, source, tmp_path / "out.jsonl", SETTINGS, block_size=5)
-        written = read_rows(tmp_path / "out.jsonl")
+        report, written = scored(reward, rows, tmp_path, block_size=5)
         assert [row["line"] for row in written] == list(range(1, 14))
         assert report.tally.rows == 13 and report.tally.errors == 0 and report.resumed_rows == 0
         for row, record in zip(rows, written, strict=True):
@@ -192,9 +197,7 @@ class TestScores:
             tiny_model_path, token_reward=token_reward, aggregate=aggregate, device="cpu", **settings
         )
         cut_off = {**text_row(3), "completion": " 6 of", "completion_ids": tokenizer(" 6 of")["input_ids"]}
-        source = write_rows(tmp_path / "in.jsonl", [text_row(1), message_row(4), cut_off])
-        score_file(reward, source, tmp_path / "out.jsonl", SETTINGS)
-        for record in read_rows(tmp_path / "out.jsonl"):
+        for record in scored(reward, [text_row(1), message_row(4), cut_off], tmp_path)[1]:
             chosen, values = record["chosen_logits"], record["soft_values"]
             assert len(values) == len(chosen) + 1 == record["num_tokens"] + 1
             assert record["finished"] == (values[-1] == 0.0)
@@ -221,16 +224,13 @@ class TestScores:
             assert sum(record["contributions"]) + rest == pytest.approx(record["reward"], abs=1e-4)
 
     def test_without_tokens(self, reward, tmp_path):
-        source = write_rows(tmp_path / "in.jsonl", [text_row(1)])
-        score_file(reward, source, tmp_path / "out.jsonl", SETTINGS, tokens=False)
-        (record,) = read_rows(tmp_path / "out.jsonl")
+        _, (record,) = scored(reward, [text_row(1)], tmp_path, tokens=False)
         assert not TOKEN_KEYS & set(record) and record["reward"] < 0
 
     def test_text_of_tools_is_not_scored(self, reward, tmp_path):
         turns = [("assistant", "I look it up."), ("tool", "42"), ("assistant", "It is 42.")]
         row = {**message_row(1), "completion": [{"role": role, "content": text} for role, text in turns]}
-        score_file(reward, write_rows(tmp_path / "in.jsonl", [row]), tmp_path / "out.jsonl", SETTINGS)
-        (record,) = read_rows(tmp_path / "out.jsonl")
+        _, (record,) = scored(reward, [row], tmp_path)
         (stats,) = reward.score([row["prompt"]], [row["completion"]])
         text = "".join(record["tokens"])
         assert "I look it up." in text and "It is 42." in text and "tool" not in text
@@ -238,18 +238,10 @@ class TestScores:
             len(record["token_rewards"]) == len(record["tokens"]) == len(stats.token_ids) < stats.num_completion_tokens
         )
 
-    def test_limit_and_its_later_extension(self, reward, tmp_path):
-        source = write_rows(tmp_path / "in.jsonl", [text_row(i) for i in range(9)])
-        assert score_file(reward, source, tmp_path / "out.jsonl", SETTINGS, limit=4).tally.rows == 4
-        assert len(read_rows(tmp_path / "out.jsonl")) == 4
-        report = score_file(reward, source, tmp_path / "out.jsonl", SETTINGS)
-        assert report.tally.rows == 9 and report.resumed_rows == 4
-        assert [row["id"] for row in read_rows(tmp_path / "out.jsonl")] == [f"t{i}" for i in range(9)]
-
     def test_examples_are_the_first_good_rows_even_of_an_earlier_run(self, reward, tmp_path):
-        source = write_rows(tmp_path / "in.jsonl", ["{}", *[text_row(i) for i in range(6)]])
         for _ in range(2):
-            report = score_file(reward, source, tmp_path / "out.jsonl", SETTINGS, block_size=2, num_examples=3)
+            rows = ["{}", *[text_row(i) for i in range(6)]]
+            report, _ = scored(reward, rows, tmp_path, block_size=2, num_examples=3)
             assert [example.row.line for example in report.examples] == [2, 3, 4]
             assert all(example.stats.text is not None for example in report.examples)
 
@@ -263,7 +255,6 @@ class TestScores:
         assert [json.loads(line)["id"] for line in written.getvalue().splitlines()] == ["t0", "t1", "t2"]
 
     def test_no_more_than_a_block_is_held(self, reward, tmp_path, monkeypatch):
-        source = write_rows(tmp_path / "in.jsonl", [text_row(i) for i in range(100)])
         sizes = []
         score = EndogenousReward.score
 
@@ -274,7 +265,8 @@ class TestScores:
             return score(self, prompts, *args, **kwargs)
 
         monkeypatch.setattr(EndogenousReward, "score", counting)
-        report = score_file(reward, source, tmp_path / "out.jsonl", SETTINGS, block_size=16, keep=2, num_examples=3)
+        rows = [text_row(i) for i in range(100)]
+        report, _ = scored(reward, rows, tmp_path, block_size=16, keep=2, num_examples=3)
         assert sizes == [16] * 6 + [4]
         tally = report.tally
         assert len(tally.head) == len(tally.top) == len(tally.bottom) == 2 and len(report.examples) == 3
@@ -290,10 +282,7 @@ class TestTokenIds:
         return {"prompt": self.PROMPT, "completion": self.TEXT, "completion_ids": tokenizer(self.TEXT)["input_ids"]}
 
     def score(self, model, rows, tmp_path, **settings):
-        reward = EndogenousReward(model, dtype="float32", device="cpu", **settings)
-        source = write_rows(tmp_path / "in.jsonl", rows)
-        report = score_file(reward, source, tmp_path / "out.jsonl", SETTINGS, overwrite=True)
-        return report, read_rows(tmp_path / "out.jsonl")
+        return scored(EndogenousReward(model, dtype="float32", device="cpu", **settings), rows, tmp_path)
 
     @pytest.mark.parametrize("truncation", ["terminal", "bootstrap", "skip"])
     def test_truncation(self, truncation, cut_off, tokenizer, tiny_model_path, tmp_path):
@@ -375,12 +364,8 @@ class TestBadRows:
             {"prompt": "a", "completion": ["b"]},
             text_row(3),
         ]
-        source = write_rows(tmp_path / "in.jsonl", rows)
         seen = []
-        report = score_file(
-            reward, source, tmp_path / "out.jsonl", SETTINGS, on_error=lambda line, error: seen.append((line, error))
-        )
-        written = read_rows(tmp_path / "out.jsonl")
+        report, written = scored(reward, rows, tmp_path, on_error=lambda line, error: seen.append((line, error)))
         assert [row["line"] for row in written] == [1, 2, 3, 5, 6, 7, 8]
         bad = [row for row in written if "error" in row]
         assert [row["line"] for row in bad] == [2, 5, 7] and all(row["reward"] is None for row in bad)
@@ -391,26 +376,21 @@ class TestBadRows:
         # The reward numbers the rows of its batch, which means nothing to the reader of the file.
         assert errors[1]["id"] == 9 and errors[1]["error"].startswith("This row has")
         # The good rows are scored as if the bad ones were not there.
-        good = write_rows(tmp_path / "good.jsonl", [rows[i] for i in (0, 2, 5, 7)])
-        score_file(reward, good, tmp_path / "good.out.jsonl", SETTINGS)
-        for row, expected in zip(
-            [r for r in written if "error" not in r], read_rows(tmp_path / "good.out.jsonl"), strict=True
-        ):
+        _, alone = scored(reward, [rows[i] for i in (0, 2, 5, 7)], tmp_path, overwrite=True)
+        for row, expected in zip([row for row in written if "error" not in row], alone, strict=True):
             assert row["reward"] == pytest.approx(expected["reward"], abs=1e-4)
 
     def test_a_criterion_for_each_domain(self, tiny_model_path, tmp_path):
         reward = EndogenousReward(tiny_model_path, criterion={"law": "Be exact.", "poetry": "Be free."}, device="cpu")
         rows = [{**message_row(1), "domain": domain} for domain in ("law", "poetry", "physics")] + [message_row(1)]
-        score_file(reward, write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl", SETTINGS)
-        law, poetry, physics, none = read_rows(tmp_path / "out.jsonl")
+        # As a table writes a row without one.
+        rows.append({**message_row(1), "domain": None})
+        _, (law, poetry, physics, none, null) = scored(reward, rows, tmp_path)
         assert law["reward"] != poetry["reward"]
         assert "no criterion for the domains ['physics']" in physics["error"]
         assert none["error"].startswith('The key "domain" is missing, which selects the criterion.')
         assert "['law', 'poetry']" in none["error"]
-        # As a table writes a row without one.
-        write_rows(tmp_path / "null.jsonl", [{**message_row(1), "domain": None}])
-        score_file(reward, tmp_path / "null.jsonl", tmp_path / "null.out.jsonl", SETTINGS)
-        assert read_rows(tmp_path / "null.out.jsonl")[0]["error"].startswith('The key "domain" is null')
+        assert null["error"].startswith('The key "domain" is null')
 
     def test_a_damaged_model_is_not_the_rows_fault(self, tiny_model_path, tmp_path):
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -448,11 +428,12 @@ class TestResume:
         assert report.resumed_rows == done and report.tally.rows == 17
         assert (output.read_bytes(), Path(f"{output}.errors.jsonl").read_bytes()) == whole
 
-    @pytest.mark.parametrize("cut", [0, 1, 100, 1000, -1, -20, -500])
-    def test_after_a_cut_at_any_byte_the_bytes_are_the_same(self, cut, reward, source, whole, tmp_path):
+    # Some file systems lengthen a file before its data is on disk: after a power cut its end reads as zeros.
+    @pytest.mark.parametrize(("cut", "zeros"), [*((cut, 0) for cut in (0, 1, 100, 1000, -1, -20, -500)), (-300, 300)])
+    def test_after_a_cut_at_any_byte_the_bytes_are_the_same(self, cut, zeros, reward, source, whole, tmp_path):
         output = tmp_path / "out.jsonl"
         score_file(reward, source, output, SETTINGS, block_size=4)
-        os.truncate(output, cut if cut >= 0 else len(whole[0]) + cut)
+        output.write_bytes(whole[0][:cut] + bytes(zeros))
         score_file(reward, source, output, SETTINGS, block_size=4)
         assert (output.read_bytes(), Path(f"{output}.errors.jsonl").read_bytes()) == whole
 
@@ -469,16 +450,6 @@ class TestResume:
             file.write(b'{"line"')
         score_file(reward, source, output, SETTINGS, block_size=4)
         assert (output.read_bytes(), Path(f"{output}.errors.jsonl").read_bytes()) == whole
-
-    def test_zeroed_tail_is_rewritten(self, reward, source, whole, tmp_path):
-        """Some file systems lengthen a file before its data is on disk: after a power cut the tail reads as zeros."""
-        output = tmp_path / "out.jsonl"
-        score_file(reward, source, output, SETTINGS, block_size=4)
-        with output.open("r+b") as file:
-            file.seek(len(whole[0]) - 300)
-            file.write(b"\0" * 300)
-        score_file(reward, source, output, SETTINGS, block_size=4)
-        assert output.read_bytes() == whole[0]
 
     def test_a_finished_run_computes_nothing(self, reward, source, whole, tmp_path, monkeypatch):
         monkeypatch.setattr(EndogenousReward, "score", lambda *_, **__: pytest.fail("scored again"))
@@ -627,37 +598,24 @@ class TestModelDigest:
         assert model_digest(str(folder)) != model_digest(tiny_model_path)
         assert model_digest("some-organisation/some-model") is None
 
-    def test_every_byte_counts(self, tmp_path):
-        """A merged LoRA can change a few matrices only, anywhere in a large file."""
+    # Of very large weights, size, time and samples count; else every byte, as a merged LoRA can change a few matrices.
+    @pytest.mark.parametrize(("limit", "places"), [(2**31, (0, 4096, 1_234_567)), (2**20, ())])
+    def test_knows_a_changed_file_whose_time_was_set_back(self, limit, places, tmp_path, monkeypatch):
+        monkeypatch.setattr("endotrl.score_file.output_files.WHOLE_WEIGHTS", limit)
         weights = tmp_path / "model.safetensors"
         weights.write_bytes(bytes(5 * 2**20))  # more than a small file
-        digests = {model_digest(str(tmp_path))}
-        times = weights.stat().st_atime_ns, weights.stat().st_mtime_ns
-        for position in (0, 4096, 1_234_567, 5 * 2**20 - 1):
-            with weights.open("r+b") as file:
-                file.seek(position)
-                file.write(b"x")
-            os.utime(weights, ns=times)
-            digests.add(model_digest(str(tmp_path)))
-        assert len(digests) == 5
-
-    def test_of_very_large_weights_size_time_and_samples_count(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("endotrl.score_file.output_files.WHOLE_WEIGHTS", 2**20)
-        weights = tmp_path / "model.safetensors"
-        weights.write_bytes(bytes(5 * 2**20))
         times = weights.stat().st_atime_ns, weights.stat().st_mtime_ns
         digests = [model_digest(str(tmp_path))]
         assert model_digest(str(tmp_path)) == digests[0]
-        os.utime(weights, ns=(times[0], times[1] + 10**9))
-        digests.append(model_digest(str(tmp_path)))
-        for size, position in ((5 * 2**20, 5 * 2**20 - 1), (5 * 2**20 + 1, 5 * 2**20)):  # in the last sample; longer
+        for place in (*places, 5 * 2**20 - 1, 5 * 2**20):  # the last sample; one more byte
             with weights.open("r+b") as file:
-                file.seek(position)
+                file.seek(place)
                 file.write(b"x")
             os.utime(weights, ns=times)
-            assert weights.stat().st_size == size
             digests.append(model_digest(str(tmp_path)))
-        assert len(set(digests)) == 4
+        os.utime(weights, ns=(times[0], times[1] + 10**9))
+        assert len(set(digests)) == len(places) + 3
+        assert (model_digest(str(tmp_path)) != digests[-1]) == (limit == 2**20)
 
 
 class TestFormats:
@@ -673,9 +631,7 @@ class TestFormats:
     ]
 
     def test_every_response_has_a_line(self, reward, tmp_path):
-        source = write_rows(tmp_path / "in.jsonl", self.ROWS)
-        report = score_file(reward, source, tmp_path / "out.jsonl", SETTINGS, block_size=2, tokens=False)
-        rows = read_rows(tmp_path / "out.jsonl")
+        report, rows = scored(reward, self.ROWS, tmp_path, block_size=2, tokens=False)
         assert [(row["line"], row.get("response")) for row in rows] == [
             (1, "chosen"), (1, "rejected"), (2, 0), (2, 1), (2, 2), (3, None), (4, None), (5, "mine"), (6, None),
         ]  # fmt: skip
@@ -687,14 +643,8 @@ class TestFormats:
         source = write_rows(tmp_path / "in.jsonl", self.ROWS)
         score_file(reward, source, tmp_path / "whole.jsonl", SETTINGS, block_size=1)
         with pytest.raises(KeyboardInterrupt):  # between the candidates of row 2
-            score_file(
-                Interrupted(tiny_model_path, device="cpu", at=5),
-                source,
-                tmp_path / "out.jsonl",
-                SETTINGS,
-                block_size=1,
-            )
-        report = score_file(reward, source, tmp_path / "out.jsonl", SETTINGS, block_size=1)
+            scored(Interrupted(tiny_model_path, device="cpu", at=5), self.ROWS, tmp_path, block_size=1)
+        report, _ = scored(reward, self.ROWS, tmp_path, block_size=1)
         assert report.resumed_rows == 4
         assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
@@ -708,8 +658,10 @@ class TestFormats:
         Dataset.from_list(rows).to_parquet(str(tmp_path / "in.parquet"))
         outputs = set()
         for name in ("in.jsonl", "in.jsonl.gz", "in.json", "in.parquet"):
-            for limit in (3, None):  # each is known again
-                score_file(reward, tmp_path / name, tmp_path / f"{name}.out", SETTINGS, limit=limit, block_size=2)
+            for limit, kept in ((3, 0), (None, 3)):  # each is known again
+                output = tmp_path / f"{name}.out"
+                report = score_file(reward, tmp_path / name, output, SETTINGS, limit=limit, block_size=2)
+                assert report.tally.rows == (limit or 5) and report.resumed_rows == kept
             outputs.add((tmp_path / f"{name}.out").read_bytes())
         assert len(outputs) == 1
 
@@ -732,9 +684,7 @@ class TestResidual:
         from endotrl.rewards.residuals import covariates_of, residuals
 
         rows = self.rows(8)
-        source = write_rows(tmp_path / "in.jsonl", rows)
-        report = score_file(reward, source, tmp_path / "out.jsonl", SETTINGS, residual=residual, block_size=5)
-        written = read_rows(tmp_path / "out.jsonl")
+        report, written = scored(reward, rows, tmp_path, residual=residual, block_size=5)
         groups = [written[i : i + 3] for i in range(0, len(rows), 3)]
         texts = [row["completion"] for row in rows]
         covariates = [
