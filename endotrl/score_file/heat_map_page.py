@@ -15,8 +15,7 @@ from ..data.formats import images_of, message_text
 from ..reporting import HeatMapRow, heat_maps, page, plain, settings_table, table
 from .row_scores import Reward
 from .run import Example, ScoreReport
-from .score_summary import summary_lines
-from .sentences import HEADERS, SHOWN_DECIMALS, sentence_rows
+from .score_summary import SENTENCE_DECIMALS, SENTENCE_HEADERS, sentence_rows, summary_lines
 
 
 def heat_map_page(
@@ -47,7 +46,7 @@ def heat_map_page(
     else:
         kind, unit = "Sentence", ""
         rows = [_sentence_row(example) for example in examples]
-        maps = heat_maps(rows, "contribution of a sentence", "score", "sentence", decimals=SHOWN_DECIMALS)
+        maps = heat_maps(rows, "contribution of a sentence", "score", "sentence", decimals=SENTENCE_DECIMALS)
         lead = (
             f"The sentence reward model {model}, for the first {len(examples)} rows. A sentence's contribution is its "
             "weight times its reward; with the prompt's, which the first sentence has in its own, they sum to the "
@@ -80,6 +79,6 @@ def _sentence_row(example: Example) -> HeatMapRow:
         prompt=message_text(example.row.prompt),
         meta=_name(example),
         details=Markup("<details><summary>Sentences</summary>{}</details>").format(
-            table(HEADERS, sentences, decimals=SHOWN_DECIMALS)
+            table(SENTENCE_HEADERS, sentences, decimals=SENTENCE_DECIMALS)
         ),
     )

@@ -20,7 +20,6 @@ from .tally import Tally
 # Weights up to this size, in bytes, are read as a whole to tell one model from another: at 1.3 GiB/s (sha256 on one
 # core), 0.4 s for a model of 0.5 GiB and 1.5 s at the limit.
 WHOLE_WEIGHTS = 2 * 2**30
-BUSY = "Another run is writing {} right now. Wait for it, or choose another output."
 _SMALL_FILE = 4 * 2**20  # bytes; files up to this size are always read as a whole
 
 
@@ -37,7 +36,7 @@ def only_run_on(path: str | Path) -> Iterator[None]:
     try:
         if path.exists():
             path.open("ab").close()
-        held = lock(lock_path, BUSY.format(path))
+        held = lock(lock_path, f"Another run is writing {path} right now. Wait for it, or choose another output.")
     except OSError as error:
         raise OSError(f"{path} cannot be written: {error.strerror}.") from error
     try:

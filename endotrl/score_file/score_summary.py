@@ -1,17 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """What came out of `endotrl score`, in a table and in words."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from ..data.formats import message_text
 from ..reporting import correlation_in_words, number, terminal_table
 from ..rewards.residuals import RESIDUALS
 from .rows import Row
-from .run import ScoreReport
-from .sentences import sentence_tables
+from .run import Example, ScoreReport
 
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..rewards.sentence import SentenceScores
 
 SHOWN_SENTENCES = 3  # rows whose sentences are on the terminal
+MAX_SHOWN = 40  # sentences of a response on the terminal
+SENTENCE_HEADERS = ["", "reward", "weight", "contribution", "sentence"]
+SENTENCE_DECIMALS = 4  # the contributions of long responses are small
 
 
 def show_report(
@@ -84,3 +92,25 @@ def summary_lines(report: ScoreReport, output: str, unit: str = " nats") -> list
 
 def _rows(count: int) -> str:
     return f"{count:,} row{'' if count == 1 else 's'}"
+
+
+def sentence_rows(scores: "SentenceScores") -> list[list[object]]:
+    """Rows of a table with the columns [`SENTENCE_HEADERS`]: the prompt, and every sentence."""
+    texts = ["(prompt)", *(scores.sentences.text[start:end].strip() for start, end in scores.sentences.spans)]
+    rewards, weights = scores.sentence_rewards.tolist(), scores.weights.tolist()
+    return [
+        [i or None, reward, weight, reward * weight, text]
+        for i, (text, reward, weight) in enumerate(zip(texts, rewards, weights, strict=True))
+    ]
+
+
+def sentence_tables(examples: Sequence[Example]) -> list["Table"]:
+    """Tables of the sentences of rows, for the terminal."""
+    tables = []
+    for example in examples:
+        rows = sentence_rows(example.stats)
+        if (left_out := len(rows) - 1 - MAX_SHOWN) > 0:
+            rows[1 + MAX_SHOWN :] = [[None] * 4 + [f"({left_out:,} more: see --html)"]]
+        title = f"Sentences of line {example.row.line}"
+        tables.append(terminal_table(SENTENCE_HEADERS, rows, title, decimals=SENTENCE_DECIMALS))
+    return tables

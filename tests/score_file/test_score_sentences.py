@@ -15,7 +15,7 @@ from endotrl.commands.main import main
 from endotrl.rewards.sentence import SentenceScores
 from endotrl.score_file.rows import Row
 from endotrl.score_file.run import Example
-from endotrl.score_file.sentences import sentence_tables
+from endotrl.score_file.score_summary import sentence_tables
 from endotrl.sentence import SentenceRewardConfig, SentenceTokens
 
 
