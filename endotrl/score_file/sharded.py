@@ -4,7 +4,7 @@
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple
+from dataclasses import astuple, dataclass
 from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any
@@ -25,25 +25,23 @@ Slopes = Mapping[str, Sequence[float]]
 Scored = tuple[Row, dict[str, Any]]  # a response, and its output line
 
 
+@dataclass
 class ShardedScores:
     """
     Output lines of a file's responses, but the first `start`, in a folder that all processes fill: each scores blocks
     of like total length into a file of its own. What is there is not scored again.
     """
 
-    def __init__(
-        self,
-        reward: Reward,
-        input_path: str | Path,
-        folder: str | Path,
-        block_size: int,
-        limit: int | None,
-        tokens: bool,
-        start: int = 0,
-    ) -> None:
-        self.reward, self.input_path, self.block_size, self.limit = reward, input_path, block_size, limit
-        self.tokens, self.start = tokens, start
-        self.shards = Shards(folder)
+    reward: Reward
+    input_path: str | Path
+    folder: str | Path
+    block_size: int
+    limit: int | None
+    tokens: bool
+    start: int = 0
+
+    def __post_init__(self) -> None:
+        self.shards = Shards(self.folder)
 
     def fill(self, settings: Mapping[str, Any], overwrite: bool = False, progress: bool = False) -> None:
         """Scores what is missing, in all processes, and returns when all have; under equal settings only."""

@@ -55,7 +55,14 @@ def choose_from_file(
                 with (temporary / "input").open("wb") as copy:
                     shutil.copyfileobj(sys.stdin.buffer, copy)
                 input_path = temporary / "input"
-        _check_output(Path(output_path), Path(input_path), folder, overwrite)
+        output, source = Path(output_path), Path(input_path)
+        if output.exists() and source.exists() and output.samefile(source):
+            raise ValueError(f"The output would be written over the input {source}.")
+        if output.exists() and not folder.exists() and not overwrite:
+            raise ValueError(
+                f"{output} exists, and no {folder.name} tells what made it. Choose another output, or overwrite this "
+                "one (--overwrite)."
+            )
         scores = ShardedScores(reward, input_path, folder, block_size, limit, tokens=False)
         scores.fill(settings, overwrite, progress)
         if not state.is_main_process:
@@ -77,20 +84,10 @@ def choose_from_file(
         if first is None:
             raise ValueError(f"There is nothing to write. {counts.why_not()}".strip())
         to_stream = str(output_path) == STREAM
-        output = nullcontext[IO[bytes]](sys.stdout.buffer) if to_stream else replacing(Path(output_path))
-        with output as file:
+        written = nullcontext[IO[bytes]](sys.stdout.buffer) if to_stream else replacing(output)
+        with written as file:
             for row in chain([first], rows):
                 file.write((json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode())
                 counts.rows += 1
             file.flush()
     return counts
-
-
-def _check_output(output: Path, source: Path, folder: Path, overwrite: bool) -> None:
-    if output.exists() and source.exists() and output.samefile(source):
-        raise ValueError(f"The output would be written over the input {source}.")
-    if output.exists() and not folder.exists() and not overwrite:
-        raise ValueError(
-            f"{output} exists, and no {folder.name} tells what made it. Choose another output, or overwrite this one "
-            "(--overwrite)."
-        )
