@@ -305,7 +305,8 @@ def _array_entries(pieces: Iterator[bytes], source: str) -> Iterator[_Entry]:
         while missing > 0 and (part := next(texts, "")):
             parts.append(part)
             missing -= len(part)
-        text, position = "".join(parts), 0
+        if len(parts) > 1:
+            text, position = "".join(parts), 0
         return len(parts) > 1
 
     def skip(pattern: re.Pattern[str]) -> str:
