@@ -170,9 +170,10 @@ class PolicyBinding(Generic[R]):
         How rows of an environment are read: with the processing class that the user gave or the model's own, the
         arguments for the chat template that the user gave, key by key, and else as the trainer's policy reads them.
         """
-        if environment not in self._readings:
-            self._readings[environment] = self._read_as(self._own(), self.policy, environment)
-        return self._readings[environment]
+        reading = self._readings.get(environment)
+        if reading is None:
+            self._readings[environment] = reading = self._read_as(self._own(), self.policy, environment)
+        return reading
 
     def _read_as(self, own: ProcessingClass, policy: PromptSettings | None, environment: str | None) -> Reading:
         given = self.given_kwargs or {}

@@ -823,5 +823,5 @@ class TestColumnsOfDatasets:
                 super().__setitem__(key, value)
                 self.clear()  # right behind this thread
 
-        binding._made = Dropping()
+        binding._made, binding._readings = Dropping(), Dropping()
         assert binding.of(template_kwargs={"enable_thinking": False}) == {"enable_thinking": False}
