@@ -136,7 +136,7 @@ def template_kwargs_of(row: Mapping[str, Any]) -> dict[str, Any]:
     Arguments for the chat template that a row of a dataset brings in its columns `tools` (a list, or its JSON) and
     `chat_template_kwargs`, as TRL's trainers on datasets read them. `ValueError` if they are something else.
     """
-    tools, kwargs = row.get("tools"), row.get("chat_template_kwargs")
+    tools, kwargs = row.get("tools") or None, row.get("chat_template_kwargs") or None
     if isinstance(tools, str):
         with suppress(ValueError):
             tools = json.loads(tools)

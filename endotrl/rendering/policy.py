@@ -10,7 +10,7 @@ from threading import get_ident
 from types import FrameType
 from typing import Any, Concatenate, Generic, NamedTuple, TypeVar
 
-from .messages import TEMPLATE_COLUMNS, Prompt, template_kwargs_of
+from .messages import TEMPLATE_COLUMNS, Completion, Prompt, check_batch, template_kwargs_of
 from .policy_tokens import PolicyRow, PolicyTokens, ProcessingClass, foreign_token_ids, is_online_dpo
 
 
@@ -170,9 +170,10 @@ class PolicyBinding(Generic[R]):
         How rows of an environment are read: with the processing class that the user gave or the model's own, the
         arguments for the chat template that the user gave, key by key, and else as the trainer's policy reads them.
         """
-        if environment not in self._readings:
-            self._readings[environment] = self._read_as(self._own(), self.policy, environment)
-        return self._readings[environment]
+        reading = self._readings.get(environment)
+        if reading is None:
+            self._readings[environment] = reading = self._read_as(self._own(), self.policy, environment)
+        return reading
 
     def _read_as(self, own: ProcessingClass, policy: PromptSettings | None, environment: str | None) -> Reading:
         given = self.given_kwargs or {}
@@ -197,21 +198,24 @@ class PolicyBinding(Generic[R]):
 
     def of(self, environment: str | None = None, template_kwargs: Mapping[str, Any] | None = None) -> R:
         """What renders rows of an environment, and with arguments of their own for the chat template."""
-        key = json.dumps([environment, template_kwargs or {}], sort_keys=True, default=repr)
-        if key not in self._made:
+        key = json.dumps([environment, template_kwargs or {}], default=repr)  # templates write keys in their order
+        made = self._made.get(key)
+        if made is None:
             reading = self.reading(environment)
             if template_kwargs:
                 merged = {**reading.chat_template_kwargs, **template_kwargs}
                 reading = reading._replace(chat_template_kwargs=merged)
             if len(self._made) >= MAX_KEPT:
                 self._made.clear()
-            self._made[key] = self._make(reading)
-        return self._made[key]
+            self._made[key] = made = self._make(reading)
+        return made
 
     def render(
         self,
         method: Callable[Concatenate[R, ...], list[T]],
         prompts: Sequence[Prompt],
+        completions: Sequence[Completion],
+        completion_ids: Sequence[Sequence[int]] | None,
         *columns: Sequence[Any] | None,
         of_dataset: Mapping[str, Any],
     ) -> list[T]:
@@ -229,10 +233,12 @@ class PolicyBinding(Generic[R]):
             kinds.setdefault(id(renderer), (renderer, []))[1].append(i)
         if len(kinds) < 2:
             renderer = next((renderer for renderer, _ in kinds.values()), None) or self.of()
-            return method(renderer, prompts, *columns, read)
+            return method(renderer, prompts, completions, completion_ids, *columns, read)
+        check_batch(prompts, completions, completion_ids)  # as a whole, before it is taken apart
         rows: dict[int, T] = {}
+        given = prompts, completions, completion_ids, *columns, read
         for renderer, chosen in kinds.values():
-            theirs = [None if c is None else [c[i] for i in chosen] for c in (prompts, *columns, read)]
+            theirs = [None if column is None else [column[i] for i in chosen] for column in given]
             rows.update(zip(chosen, method(renderer, *theirs), strict=True))
         return [rows[i] for i in range(len(prompts))]
 

@@ -135,7 +135,7 @@ class Renderer:
             prompt = add_criterion(prompt, criterion)
             # A GRPO group repeats its prompt: rendered once.
             template = self._template_for(completion)
-            key = prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, default=repr)
+            key = prompt if isinstance(prompt, str) else json.dumps(prompt, default=repr)
             key = f"{id(template)} {key} {[picture_digest(picture) for picture in pictures]}"
             if key not in prompt_cache:
                 prompt_cache[key] = self._render_prompt(template, prompt, pictures, criterion is not None)

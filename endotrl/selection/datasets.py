@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from datasets import Dataset, IterableDataset
 
 from ..checks import check_choice
-from ..rendering.messages import Completion, Prompt
+from ..rendering.messages import TEMPLATE_COLUMNS, Completion, Prompt
 from ..rewards.corrections import LengthControl
 from ..rewards.endogenous import EndogenousReward
 from ..rewards.residuals import RESIDUALS
@@ -277,9 +277,9 @@ def _scored(reward: "AnyReward", data: Iterable[Mapping[str, Any]]) -> Iterator[
 
 
 def _rewarded(reward: Callable[..., Sequence[float | None]], block: Sequence[Row]) -> list[dict[str, Any]]:
-    """Output lines by a reward function of TRL, which gets the columns that all rows have, and all images."""
+    """Output lines by a reward function of TRL, which gets the columns that all rows have, and those rendered."""
     names = [set(row.extra) for row in block]
-    shared = set.intersection(*names) | {"image", "images"} & set().union(*names)
+    shared = set.intersection(*names) | {"image", "images", *TEMPLATE_COLUMNS} & set().union(*names)
     columns: dict[str, list[Any]] = {name: [row.extra.get(name) for row in block] for name in sorted(shared)}
     if all(row.completion_ids is not None for row in block):
         columns["completion_ids"] = [row.completion_ids for row in block]

@@ -57,7 +57,7 @@ class PairEncoder:
     def _encoder(self, example: dict[str, Any]) -> SentenceEncoder:
         """The encoder of a row's `tools` and `chat_template_kwargs`, columns that TRL's trainers know as well."""
         template_kwargs = template_kwargs_of(example)
-        key = json.dumps(template_kwargs, sort_keys=True, default=repr)
+        key = json.dumps(template_kwargs, default=repr)  # templates write keys in their order
         if key not in self._encoders:
             self._encoders[key] = SentenceEncoder(
                 self.tokenizer, self.config, self.segmenter, chat_template_kwargs=template_kwargs

@@ -23,11 +23,14 @@ from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 from endotrl import EndogenousReward, SentenceReward, SentenceRewardModel
 from endotrl.data.sources import FormatError, Row
 from endotrl.evaluation.benchmarks import preference
-from endotrl.rendering.policy import PromptSettings
+from endotrl.rendering.messages import template_kwargs_of
+from endotrl.rendering.policy import PolicyBinding, PromptSettings
 from endotrl.rendering.renderer import Rendered
 from endotrl.rewards import MeanLogProbReward
 from endotrl.score_file import score_file
-from endotrl.sentence import SentenceRewardConfig
+from endotrl.selection.datasets import scored_rows
+from endotrl.sentence import SentenceRewardConfig, load_segmenter
+from endotrl.sentence.preferences import PairEncoder
 
 from ..support.helpers import QUIET
 
@@ -765,3 +768,60 @@ class TestColumnsOfDatasets:
             FormatError, match="tools or chat_template_kwargs, which the scorers compared here do not read"
         ):
             preference.read([Row({**pair, "tools": self.TOOLS}, "in.jsonl", "line 1", "in")])
+
+    def test_keys_in_the_order_that_they_have(self, path):
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        tools = [self.TOOLS, [{"function": self.TOOLS[0]["function"], "type": "function"}]]
+        assert tools[0] == tools[1]
+        calls = [{"name": "f", "arguments": arguments} for arguments in ({"a": 1, "b": 2}, {"b": 2, "a": 1})]
+        called = [
+            [*QUESTION, {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]}]
+            for call in calls
+        ]
+        for prompts, columns in (([QUESTION] * 2, {"tools": tools}), (called, {})):
+            reward = Watched(EndogenousReward(path))
+            reward(prompts=prompts, completions=answers(tokenizer, 2)[0], **columns)
+            expected = [
+                tokenizer.apply_chat_template(
+                    prompt, tools=own, add_generation_prompt=True, tokenize=True, return_dict=False
+                )
+                for prompt, own in zip(prompts, columns.get("tools", [None] * 2), strict=True)
+            ]
+            assert reward.prompt_ids == expected and expected[0] != expected[1]
+        model = SentenceRewardModel.from_backbone(path, SentenceRewardConfig(attention_dim=8, marker=False))
+        encode = PairEncoder(tokenizer, model.config, load_segmenter("rules"))
+        pair = {"prompt": QUESTION, "chosen": answers(tokenizer, 1)[0][0], "rejected": answers(tokenizer, 1)[0][0]}
+        encoded = [encode({**pair, "tools": own}) for own in tools]
+        assert encoded[0]["chosen_ids"] != encoded[1]["chosen_ids"]
+
+    def test_a_batch_that_does_not_go_together(self, path):
+        completions = answers(AutoTokenizer.from_pretrained(path), 4)[0]
+        with pytest.raises(ValueError, match="3 prompts and 4 completions"):
+            EndogenousReward(path)(prompts=[QUESTION] * 3, completions=completions, tools=[self.TOOLS, None, None])
+        with pytest.raises(TypeError, match="The completion of row 2 is int 5"):
+            EndogenousReward(path)([QUESTION] * 3, [*completions[:2], 5], tools=[self.TOOLS, None, None])
+
+    def test_some_rows_of_a_dataset(self, path):
+        completion = answers(AutoTokenizer.from_pretrained(path), 1)[0][0]
+        row = {"prompt": QUESTION, "completion": completion}
+        rewards = [
+            record["reward"] for _, record in scored_rows(MeanLogProbReward(path), [{**row, "tools": self.TOOLS}, row])
+        ]
+        given = MeanLogProbReward(path)([QUESTION], [completion], tools=[self.TOOLS])
+        assert rewards == pytest.approx([*given, *MeanLogProbReward(path)([QUESTION], [completion])], abs=1e-5)
+        assert rewards[0] != rewards[1]
+
+    def test_empty_cells(self):
+        assert template_kwargs_of({"tools": "", "chat_template_kwargs": ""}) == {}
+        assert template_kwargs_of({"tools": "[]", "chat_template_kwargs": {}}) == {}
+
+    def test_another_thread_drops_what_was_made(self):
+        binding = PolicyBinding(None, None, lambda: None, lambda reading: reading.chat_template_kwargs)
+
+        class Dropping(dict):
+            def __setitem__(self, key, value):
+                super().__setitem__(key, value)
+                self.clear()  # right behind this thread
+
+        binding._made, binding._readings = Dropping(), Dropping()
+        assert binding.of(template_kwargs={"enable_thinking": False}) == {"enable_thinking": False}
