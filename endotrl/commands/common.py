@@ -124,13 +124,9 @@ def choose_dtype(args: argparse.Namespace, *recorded: str | PurePath) -> None:
 
 def resolved_dtype(args: argparse.Namespace) -> str:
     """What the dtype stands for on this machine."""
-    import torch
-    from accelerate import PartialState
+    from ..frozen.own_copy import resolve_device, resolve_dtype
 
-    from ..frozen.own_copy import resolve_dtype
-
-    device = PartialState().device if args.device is None else torch.device(args.device)
-    return str(resolve_dtype(args.dtype, device)).removeprefix("torch.")
+    return str(resolve_dtype(args.dtype, resolve_device(args.device))).removeprefix("torch.")
 
 
 def use_form(args: argparse.Namespace) -> str | None:

@@ -88,7 +88,8 @@ class AnswerRun:
                 )
                 todo = list({q.key: q for q in self.questions if (q.key, name) not in answers}.values())
                 answer = partial(self._answer, generator, name, count)
-                in_blocks(todo, self.folder.answers_path, answer, f"Answering ({name})", not args.quiet)
+                done = len(self.questions) - len(todo)
+                in_blocks(todo, self.folder.answers_path, answer, f"Answering ({name})", not args.quiet, done)
         self.answers = self.folder.read_answers()
 
     def _answer(self, generator: Sampler, name: str, count: int, block: Sequence[Question]) -> list[dict[str, Any]]:

@@ -2,13 +2,13 @@
 """The demo's report: verdict, table, curve, answers and token rewards in one HTML file."""
 
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from ..reporting import figure, heat_maps, page, table
+from ..evaluation.plots import as_png, pyplot
+from ..reporting import figure, heat_maps, page, settings_table, table
 from .findings import MAJORITY, SAMPLED, TITLES, Part, Policy, accuracy_table, half_width, summary
 
 
@@ -74,13 +74,8 @@ _LIMITS = Markup(
 
 def plot_accuracy(part: Part) -> bytes:
     """Accuracy over training steps, with what the base model gives when asked in other ways, as PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    base = part.policies["base"]
-    with plt.rc_context({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}):
+    plt, base = pyplot(), part.policies["base"]
+    with plt.rc_context({"font.size": 11}):
         fig, axes = plt.subplots(figsize=(5.6, 3.5), layout="constrained")
         steps = 1
         for name, policy in part.policies.items():
@@ -100,10 +95,7 @@ def plot_accuracy(part: Part) -> bytes:
         axes.set(xlabel="GRPO step", ylabel="right answers", ylim=(-0.02, 1.04), xlim=(1, max(2, steps)))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.6, 1.18), ncols=3, fontsize=10)
-        buffer = BytesIO()
-        fig.savefig(buffer, format="png", dpi=144)
-        plt.close(fig)
-    return buffer.getvalue()
+        return as_png(fig)
 
 
 def _paragraph(text: str) -> Markup:
@@ -138,6 +130,6 @@ def _details(part: Part) -> Markup:
         blocks.append(table(headers, rows, caption="Accuracy by kind of question, sampled."))
     ends = {f"answers cut off, {TITLES[name]}": f"{p.cut_off:.0%}" for name, p in part.policies.items()}
     seconds = {f"seconds, {TITLES[n]}": f"{p.seconds:.0f}" for n, p in part.policies.items() if p.curve}
-    rows = [[key.replace("_", " "), str(value)] for key, value in {**part.settings, **ends, **seconds}.items()]
-    blocks.append(table(["setting", "value"], rows))
+    settings = {**part.settings, **ends, **seconds}
+    blocks.append(settings_table({key.replace("_", " "): value for key, value in settings.items()}))
     return Markup("<details><summary>Settings and details</summary>{}</details>").format(Markup("").join(blocks))

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification
 
 from ..frozen.names import context_length, load_config, load_tokenizer
-from ..frozen.own_copy import check_complete, resolve_dtype
+from ..frozen.own_copy import check_complete, resolve_device, resolve_dtype
 from ..rendering.messages import as_messages
 from ..rendering.renderer import truncate_left
 from ..rewards.sentence import SentenceReward
@@ -63,7 +62,7 @@ class RewardModel(ModelScorer):
         trust_remote_code: bool = False,
     ) -> None:
         self.name, self._engine = f"reward_model:{path}", engine
-        place = PartialState().device if device is None else torch.device(device)
+        place = resolve_device(device)
         self._tokenizer = load_tokenizer(path, trust_remote_code)
         self._model, info = AutoModelForSequenceClassification.from_pretrained(
             path, dtype=resolve_dtype(dtype, place), trust_remote_code=trust_remote_code, output_loading_info=True

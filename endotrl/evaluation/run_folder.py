@@ -117,6 +117,7 @@ def in_blocks(
     make: Callable[[list[Item]], list[dict[str, Any]]],
     title: str,
     progress: bool,
+    done: int = 0,  # items of an earlier run, which count in what is shown
     block_size: int = BLOCK,
     size_of: Callable[[Item], int] = lambda item: 1,
 ) -> list[dict[str, Any]]:
@@ -129,7 +130,8 @@ def in_blocks(
     blocks = (list(items[start : start + block_size]) for start in range(0, len(items), block_size))
     sized = ((sum(map(size_of, block)), block) for block in blocks)
     records = []
-    with tqdm(total=len(items), desc=title, unit=" items", disable=not (progress and items) or process > 0) as bar:
+    total, silent = done + len(items), not (progress and items) or process > 0
+    with tqdm(total=total, initial=done, desc=title, unit=" items", disable=silent) as bar:
         for block in share(sized, process, num_processes):
             began = time.perf_counter()
             made = make(block)
@@ -138,5 +140,5 @@ def in_blocks(
             if path is not None:
                 append_lines(path, made)
             records += made
-            bar.update(min(num_processes * len(block), len(items) - bar.n))
+            bar.update(min(num_processes * len(block), total - bar.n))
     return records

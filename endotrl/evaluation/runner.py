@@ -72,9 +72,8 @@ def score_items(
             for item in block
         ]
 
-    in_blocks(
-        todo, folder.scores_path, score, "Evaluating", progress, block_size, lambda item: len(str(item.responses))
-    )
+    path, done = folder.scores_path, len(items) - len(todo)
+    in_blocks(todo, path, score, "Evaluating", progress, done, block_size, lambda item: len(str(item.responses)))
     records = folder.read_scores()
     if processes().num_processes > 1:
         folder.stats.find()

@@ -47,7 +47,8 @@ def collect(
         return [_record(q, row, grader, reward) for q, row in zip(block, drawn, strict=True)]
 
     todo = list({q.key: q for q in questions if q.key not in records}.values())
-    made = in_blocks(todo, None if folder is None else folder.answers_path, answer, "Sampling", progress)
+    path, done = None if folder is None else folder.answers_path, len(questions) - len(todo)
+    made = in_blocks(todo, path, answer, "Sampling", progress, done)
     records = {record["key"]: record for record in made} if folder is None else _saved(folder)
     return [records[q.key] for q in questions]
 

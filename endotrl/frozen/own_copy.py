@@ -28,6 +28,11 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
     return resolved
 
 
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """Device of the frozen model: that of this process, unless another is named."""
+    return PartialState().device if device is None else torch.device(device)
+
+
 def check_device(device: str | torch.device | None) -> None:
     """Raises `ValueError` if `device` names no device of torch. Whether it is there shows when it is used."""
     try:
@@ -151,7 +156,7 @@ class OwnCopy:
                         self._check_digest(self._model)
                     yield self._model
                 return
-            device = PartialState().device if self._device is None else torch.device(self._device)
+            device = resolve_device(self._device)
             if self._model is None:
                 self._model = self._load(device)
             elif self._offload:

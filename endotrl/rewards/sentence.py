@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import is_peft_model
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -18,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from ..checks import check_choice
 from ..frozen.loaded_model import eval_mode
 from ..frozen.names import context_length, load_config, load_tokenizer
-from ..frozen.own_copy import check_device, resolve_dtype
+from ..frozen.own_copy import check_device, resolve_device, resolve_dtype
 from ..frozen.sharded_weights import loaded_whole
 from ..rendering.images import refuse_images
 from ..rendering.messages import Completion, Prompt
@@ -246,7 +245,7 @@ class SentenceReward:
         with exclusive(self):
             if self._model is None:
                 assert self._path is not None
-                device = PartialState().device if self._device is None else torch.device(self._device)
+                device = resolve_device(self._device)
                 with loaded_whole():
                     model = SentenceRewardModel.from_pretrained(self._path, dtype=resolve_dtype(self._dtype, device))
                 self._model = model.to(device).eval().requires_grad_(False)

@@ -2,19 +2,19 @@
 """Checkpoints: marks of completeness, and deletion of old ones."""
 
 import json
+import logging
 import os
 import re
 import shutil
 from pathlib import Path
 
-from accelerate.logging import get_logger
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-
 from .files import replace_text
 
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
+# As in transformers, whose import takes seconds: a log is read without it.
+PREFIX_CHECKPOINT_DIR = "checkpoint"
 # Written into a checkpoint after everything else: what it consists of.
 COMPLETE_FILE = "complete.json"
 
@@ -25,7 +25,7 @@ def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> Path | None:
         lack = what_is_missing(checkpoint)
         if lack is None:
             return checkpoint
-        logger.warning(f"{checkpoint} is skipped: {lack}.")
+        logger.warning("%s is skipped: %s.", checkpoint, lack)
     return None
 
 

@@ -46,6 +46,16 @@ def test_output(runs: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixt
     assert "<polyline" in page and "The gradient is zero" in page and "<script" not in page
 
 
+def test_heavy_libraries_are_not_imported(runs: dict[str, str]) -> None:
+    code = (
+        "import sys; from endotrl.commands.main import main\n"
+        "assert main(['diagnose', sys.argv[1]]) == 0\n"
+        "heavy = {'torch', 'transformers', 'accelerate', 'trl'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code, runs["good"]], check=True, stdout=subprocess.DEVNULL)
+
+
 def test_two_runs(runs: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["diagnose", runs["good"], runs["frozen"], "--output", str(tmp_path / "out")]) == 0
     out = capsys.readouterr().out

@@ -75,6 +75,12 @@ class TestResume:
         assert run(RunFolder(folder.folder), pair_items, NAMES, placement, again) == resumed and not again
         assert len(folder.scores_path.read_bytes().splitlines()) == 6
 
+    def test_progress_counts_what_was_done(self, folder, placement, pair_items, capsys):
+        run(folder, pair_items[:4], ["length"], placement)
+        run(RunFolder(folder.folder), pair_items, ["length"], placement, progress=True)
+        shown = capsys.readouterr().err
+        assert "4/6" in shown and "6/6" in shown and "/2 " not in shown
+
     def test_half_a_line_is_cut_off(self, folder, placement, pair_items):
         before = run(folder, pair_items, NAMES, placement)
         data = folder.scores_path.read_bytes()
