@@ -18,7 +18,7 @@ from .._moved import accept_positional
 from ..checks import check_choice, check_criterion
 from ..frozen.served import ServedModel
 from ..rendering.images import Images
-from ..rendering.messages import Completion, Prompt, images_of_rows
+from ..rendering.messages import Completion, Prompt
 from ..rendering.offsets import decode_with_offsets
 from ..rendering.renderer import OverlongPrompt, Rendered
 from ..scoring.token_stats import TokenStats
@@ -52,8 +52,7 @@ class EndogenousReward(FrozenModelReward):
     and a whole response, with the default settings, $\alpha \log \hat\pi(y|x)$ (eq. 11 and 12). It needs no reward
     model, judge or labels, and is a reward function for TRL's `GRPOTrainer`, `RLOOTrainer` and `OnlineDPOTrainer`.
 
-    Train with a KL penalty (`beta` > 0): the optimum is then $\hat\pi(y|x)^{1 + \alpha/\beta}$, normalised. Without
-    one, the policy collapses onto its most probable response.
+    Train with `beta` > 0: the optimum is $\hat\pi(y|x)^{1 + \alpha/\beta}$, normalised; without, one response per prompt.
 
     Args:
         model (`str`, [`~transformers.PreTrainedModel`] or [`ServedModel`], *optional*):
@@ -278,7 +277,8 @@ class EndogenousReward(FrozenModelReward):
         prompts: Sequence[Prompt],
         completions: Sequence[Completion],
         completion_ids: Sequence[Sequence[int]] | None = None,
-        **columns: Any,
+        domain: Sequence[str] | None = None,
+        images: Sequence[Sequence[Any] | None] | None = None,
     ) -> list[Tensor]:
         """
         One reward per token, from the arguments of [`__call__`]: of shape `(H_i,)` per completion, float32, on the
@@ -286,7 +286,7 @@ class EndogenousReward(FrozenModelReward):
         reward plus $V(s_1)$.
         """
         self._check_token_rewards()
-        rows = self._render(prompts, completions, completion_ids, columns)
+        rows = self._render(prompts, completions, completion_ids, {"domain": domain, "images": images})
         return [self.token_rewards_from(row) for row in self._score_rows(rows, entropy=False)]
 
     def score(
@@ -297,19 +297,20 @@ class EndogenousReward(FrozenModelReward):
         domain: Sequence[str] | None = None,
         progress: bool = False,
         mean_logits: bool = False,
-        **columns: Any,
+        images: Sequence[Sequence[Any] | None] | None = None,
+        tools: Sequence[Any] | None = None,
+        chat_template_kwargs: Sequence[Any] | None = None,
     ) -> ScoredCompletions:
         """
-        Token statistics of completions, from the arguments of [`__call__`], with the decoded text and the characters
-        of each token; with `mean_logits`, the mean logit over the vocabulary per token, too. For
-        [`token_rewards_from`] and [`aggregate_from`].
+        Token statistics of completions, for [`token_rewards_from`] and [`aggregate_from`], from the arguments of
+        [`__call__`]; with `mean_logits`, the mean logit over the vocabulary per token, too.
         """
-        rows = self._render(prompts, completions, completion_ids, {**columns, "domain": domain})
+        columns = {"domain": domain, "images": images, "tools": tools, "chat_template_kwargs": chat_template_kwargs}
+        rows = self._render(prompts, completions, completion_ids, columns)
         scored = self._score_rows(rows, entropy=True, mean_logits=mean_logits, progress=progress)
         for i, row in enumerate(rows):
             text, offsets = decode_with_offsets(self._tokenizer, row.completion_ids)
             scored[i] = replace(scored[i], text=text, offsets=[offsets[position] for position in row.action_positions])
-        images = images_of_rows(columns.get("image"), columns.get("images"), len(prompts))
         return ScoredCompletions(scored, self, prompts, images)
 
     def token_rewards_from(self, stats: TokenStats) -> Tensor:

@@ -218,12 +218,15 @@ class SentenceReward:
         completions: Sequence[Completion],
         completion_ids: Sequence[Sequence[int]] | None = None,
         progress: bool = False,
-        **columns: Any,
+        images: Sequence[Any] | None = None,
+        tools: Sequence[Any] | None = None,
+        chat_template_kwargs: Sequence[Any] | None = None,
     ) -> list[SentenceScores]:
         """
-        All that the model says about each completion, for looking at: sentences, their rewards and weights. `columns`
-        as those of [`__call__`].
+        All that the model says about each completion, for looking at: sentences, their rewards and weights. Columns
+        are those of [`__call__`], so that images are refused.
         """
+        columns = {"images": images, "tools": tools, "chat_template_kwargs": chat_template_kwargs}
         return self._score(self._encode(prompts, completions, completion_ids, columns), progress)
 
     def bind(self, trainer: Any) -> "SentenceReward":
