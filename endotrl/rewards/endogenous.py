@@ -52,7 +52,7 @@ class EndogenousReward(FrozenModelReward):
     and a whole response, with the default settings, $\alpha \log \hat\pi(y|x)$ (eq. 11 and 12). It needs no reward
     model, judge or labels, and is a reward function for TRL's `GRPOTrainer`, `RLOOTrainer` and `OnlineDPOTrainer`.
 
-    Train with `beta` > 0: the optimum is $\hat\pi(y|x)^{1 + \alpha/\beta}$, normalised; without, one response per prompt.
+    Train with `beta` > 0: the optimum is $\hat\pi(y|x)^{1 + \alpha/\beta}$, normalised; without, one response.
 
     Args:
         model (`str`, [`~transformers.PreTrainedModel`] or [`ServedModel`], *optional*):
