@@ -83,6 +83,8 @@ class SentenceRewardConfig(PretrainedConfig):
     @property
     def hidden_size(self) -> int:
         """Hidden size of the backbone, which DeepSpeed's automatic settings read."""
+        if self.backbone_config is None:
+            raise AttributeError("The hidden size is that of the backbone, and this configuration has none yet.")
         return self.get_text_config().hidden_size
 
 

@@ -282,3 +282,8 @@ def test_model_families(backbone_config, tmp_path):
     model.save_pretrained(tmp_path)
     loaded = SentenceRewardModel.from_pretrained(tmp_path).eval()
     assert torch.equal(score(loaded, ROWS).logits, output.logits)
+
+
+def test_no_hidden_size_without_a_backbone() -> None:
+    with pytest.raises(AttributeError, match="this configuration has none yet"):
+        _ = SentenceRewardConfig().hidden_size
