@@ -371,7 +371,7 @@ class TestOpenChanges:
     """
 
     def test_hook_for_gathered_advantages(self):
-        # https://github.com/huggingface/trl/pull/7298. Met by `test_dense_rewards.py::test_hook_of_trl`.
+        # https://github.com/huggingface/trl/pull/7298. A subclass of ours that overrides it would have no effect.
         for trainer in GROUP_TRAINERS:
             assert not hasattr(trainer, "_transform_advantages"), "It sees TRL's advantages, which ours replace."
 

@@ -132,7 +132,7 @@ class TestInstances:
         with model.disable_adapter():  # it is switched on for the reward
             assert reward(PROMPTS, COMPLETIONS) == values
             assert model.base_model.model.model.layers[0].self_attn.q_proj.disable_adapters
-        with pytest.raises(TypeError, match="Pass the adapter's path"):
+        with pytest.raises(TypeError, match="its adapter .*with that path"):
             pickle.dumps(reward)
         with torch.no_grad():
             next(weight for name, weight in model.named_parameters() if "lora_B" in name).add_(0.1)

@@ -375,13 +375,6 @@ class TestIdentity:
             pickle.loads(pickle.dumps(reward)).attach(make_trainer(tiny_policy_path, tmp_path, beta=0.1))
 
     @changed
-    def test_a_pickle_of_a_changed_model_does_not_score_as_the_base(self, change, path):
-        model = change(AutoModelForCausalLM.from_pretrained(path))
-        reward = pickle.loads(pickle.dumps(EndogenousReward(model)))
-        with pytest.raises(OSError, match=f"loaded from '{path}' and changed after that.*save_pretrained"):
-            reward(**ROWS)
-
-    @changed
     def test_a_deep_copy_scores_with_the_same_instance(self, change, path):
         model = change(AutoModelForCausalLM.from_pretrained(path))
         reward = EndogenousReward(model)
@@ -398,8 +391,6 @@ class TestIdentity:
         reward = EndogenousReward(path, token_reward="log_prob", correction=InformationGain(model))
         expected = [a - b for a, b in zip(naive_rewards(path), naive_rewards(model), strict=True)]
         assert copy.deepcopy(reward)(**ROWS) == pytest.approx(expected, abs=1e-4)
-        with pytest.raises(OSError, match="changed after that"):
-            pickle.loads(pickle.dumps(reward))(**ROWS)
 
     def test_a_generalist_by_its_folder(self, path):
         reward = EndogenousReward(path, token_reward="log_prob", correction=InformationGain(Path(path)))

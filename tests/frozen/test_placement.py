@@ -288,19 +288,8 @@ class TestLoadedModel:
         with pytest.raises(ValueError, match="A T5ForConditionalGeneration was given, an encoder-decoder model"):
             LoadedModel(T5ForConditionalGeneration(config))
 
-    def test_by_name(self, tiny_model_path):
-        model = AutoModelForCausalLM.from_pretrained(tiny_model_path, dtype=torch.bfloat16)
-        own_copy = LoadedModel(model).as_own_copy()
-        assert use(own_copy) is not model
-        assert use(own_copy).dtype == torch.bfloat16
-        assert torch.equal(use(own_copy).lm_head.weight, model.lm_head.weight)
-
     def test_a_model_with_an_adapter(self, tiny_model_path):
         model = AutoModelForCausalLM.from_pretrained(tiny_model_path)
         policy = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"]))
         assert isinstance(place(policy, "auto", None, False, False), LoadedModel)
         assert isinstance(place(policy.merge_and_unload(), "auto", None, False, False), LoadedModel)
-
-    def test_without_a_name(self):
-        with pytest.raises(TypeError, match="pickled only if the instance was loaded from a path.*Pass a path"):
-            LoadedModel(make_model()).as_own_copy()

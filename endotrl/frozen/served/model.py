@@ -209,7 +209,7 @@ class ServedModel:
                     f"of a probe differ by {difference:.3g} nats per token."
                 )
             return
-        protocol = handshake.find_protocol(ids)
+        protocol = handshake.find_protocol()
         handshake.check_tokenizer(protocol, tokenizer)
         if not handshake.check_log_probs(protocol, ids, len(tokenizer)):
             logger.warning(
