@@ -20,15 +20,14 @@ from .arguments import RecipeArguments
 Data: TypeAlias = Dataset | IterableDataset
 Split: TypeAlias = tuple[Data, Data | None]  # to train on, and to evaluate on
 Quickstart: TypeAlias = Callable[[list[facts.Question]], Dataset]
-_NEW = "prompt, worded"
 
 
 def load_prompts(script_args: RecipeArguments, training_args: GRPOConfig, dataset_args: DatasetMixtureConfig) -> Split:
     """The prompts to train on, and those to evaluate on (`None` without `eval_strategy`), in a column `prompt`."""
-    train, evaluation = _splits(script_args, training_args, dataset_args, facts.make_dataset)
-    train = _with_prompts(train, script_args.dataset_train_split, script_args)
-    if evaluation is not None:
-        evaluation = _with_prompts(evaluation, script_args.dataset_test_split, script_args)
+    train, evaluation = (
+        part if part is None else _with_prompts(part, script_args)
+        for part in _splits(script_args, training_args, dataset_args, facts.make_dataset)
+    )
     check_number(train, training_args)
     return train, evaluation
 
@@ -124,12 +123,12 @@ def _split(splits: DatasetDict | IterableDatasetDict, name: str, argument: str) 
     return splits[name]
 
 
-def _with_prompts(dataset: Data, split: str, script_args: RecipeArguments) -> Data:
+def _with_prompts(dataset: Data, script_args: RecipeArguments) -> Data:
     columns, column = column_names(dataset), script_args.dataset_prompt_column
     if column not in columns:
         raise ValueError(
-            f"The split {split!r} of the dataset has no column {column!r} with prompts, only "
-            f"{', '.join(map(repr, columns))}. Set `dataset_prompt_column` to one of them."
+            f"The dataset has no column {column!r} with prompts, only {', '.join(map(repr, columns))}. Set "
+            "`dataset_prompt_column` to one of them."
         )
     if column != "prompt":
         others = dataset.remove_columns("prompt") if "prompt" in columns else dataset
@@ -141,7 +140,7 @@ def _with_prompts(dataset: Data, split: str, script_args: RecipeArguments) -> Da
     if isinstance(dataset, Dataset):
         # A column cannot change its type in a `map` that writes into it.
         prompts = [_worded(prompt, suffix, chat) for prompt in dataset["prompt"]]
-        return dataset.add_column(_NEW, prompts).remove_columns("prompt").rename_column(_NEW, "prompt")
+        return dataset.add_column("prompt, worded", prompts).remove_columns("prompt").rename_column("prompt, worded", "prompt")
     return dataset.map(lambda row: {"prompt": _worded(row["prompt"], suffix, chat)})
 
 

@@ -135,23 +135,15 @@ class ForwardRecorder:
         """Ends the pass over all rows, which may have been computed in chunks, with what TRL made of them."""
         self.log_probs = log_probs
         if self._return_values:
-            self.values = _by_row(self._chunks, attention_mask)[:, -(log_probs.shape[1] + 1) :]
+            values = torch.cat(self._chunks)
+            if len(values) != len(attention_mask) or values.shape[1] < attention_mask.shape[1]:
+                raise RuntimeError(
+                    f"The policy gave state values of shape {tuple(values.shape)} for {len(attention_mask)} rows. TRL "
+                    "computes log-probabilities in a way that PPO's critic does not know: use `critic='none'`, or "
+                    "another version of TRL."
+                )
+            self.values = values[:, -(log_probs.shape[1] + 1) :]
             self._chunks = []
-
-
-def _by_row(chunks: list[Tensor], attention_mask: Tensor) -> Tensor:
-    """Values of chunks of rows, or of chunks with the tokens of several rows one after the other, without padding."""
-    num_rows, num_positions = attention_mask.shape
-    if sum(map(len, chunks)) == num_rows and all(chunk.shape[1] >= num_positions for chunk in chunks):
-        return torch.cat(chunks)
-    values, mask = torch.cat([chunk.flatten() for chunk in chunks]), attention_mask.bool()
-    if values.numel() != mask.sum():
-        raise RuntimeError(
-            f"The policy gave {values.numel()} state values for {int(mask.sum())} tokens of {num_rows} rows. TRL "
-            "computes log-probabilities in a way that PPO's critic does not know: use `critic='none'`, or another "
-            "version of TRL."
-        )
-    return values.new_zeros(mask.shape).masked_scatter(mask, values)
 
 
 def critic_of(model: PreTrainedModel) -> Critic:
