@@ -140,7 +140,8 @@ def _with_prompts(dataset: Data, script_args: RecipeArguments) -> Data:
     if isinstance(dataset, Dataset):
         # A column cannot change its type in a `map` that writes into it.
         prompts = [_worded(prompt, suffix, chat) for prompt in dataset["prompt"]]
-        return dataset.add_column("prompt, worded", prompts).remove_columns("prompt").rename_column("prompt, worded", "prompt")
+        dataset = dataset.add_column("prompt, worded", prompts).remove_columns("prompt")
+        return dataset.rename_column("prompt, worded", "prompt")
     return dataset.map(lambda row: {"prompt": _worded(row["prompt"], suffix, chat)})
 
 

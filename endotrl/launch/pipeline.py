@@ -51,8 +51,8 @@ EXIT_WRONG_SETTINGS = 2
 # What TRL, transformers and their backends raise for settings before anything is trained.
 WRONG_SETTINGS = (ValueError, TypeError, ImportError, OSError, RuntimeError)
 
-# Metrics that tell most, with or without `eval_`.
-TELLING = rf"(eval_)?(rewards/.*/mean|{HELD_OUT}.*|endogenous_reward/.*|kl|completions/mean_length|ppo/explained_variance)"
+# Metrics that tell most
+TELLING = rf"(eval_)?(rewards/.*/mean|({HELD_OUT}|endogenous_reward/).*|kl|.*/mean_length|ppo/explained_variance)"
 
 logger = logging.getLogger(__name__)
 

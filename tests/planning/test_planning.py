@@ -3,12 +3,10 @@
 
 import functools
 import importlib
-import itertools
 import math
 import re
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,7 +24,6 @@ from transformers import (
 
 from endotrl.commands.main import main
 from endotrl.commands.plan import Recipe, advice, read_recipe
-from endotrl.monitoring.first_policy import FirstPolicy
 from endotrl.planning import Hardware, ModelSize, Plan, Workload, model_size, plan_memory, plan_time
 from endotrl.planning.memory import ENGINES, GIB, FrozenModel, activation_numbers
 
@@ -165,25 +162,6 @@ class TestAgainstMeasured:
         work = replace(WORK, weight_bytes=4, mixed_precision=False)
         plan = plan_memory(model_size(config, lora), work, Hardware(1, GIB), "ddp")
         assert (plan.parameters, plan.gradients, plan.optimizer) == (weights, gradients, moments)
-
-    def test_the_monitors_copy(self):
-        """Of a small model without adapter and reference model, byte by byte; of a large one nothing."""
-        config = small_config()
-        model = LlamaForCausalLM(config)
-        trainer = SimpleNamespace(model=model, beta=0.0, is_deepspeed_enabled=False, is_fsdp_enabled=False)
-        trainer.accelerator = SimpleNamespace(unwrap_model=lambda model: model)
-        trainer.args = SimpleNamespace(sync_ref_model=False)
-        copied = FirstPolicy(trainer, None)._model
-        work = replace(WORK, weight_bytes=4, mixed_precision=False)
-        plans = {}
-        for monitored, engine in itertools.product((False, True), ENGINES):
-            given = replace(work, monitored=monitored)
-            plans[monitored, engine] = plan_memory(model_size(config), given, Hardware(2, GIB), engine)
-        assert plans[True, "ddp"].monitor == sum(p.nbytes for p in copied.parameters()) > 0
-        assert plans[True, "ddp"].total - plans[False, "ddp"].total == plans[True, "ddp"].monitor
-        assert not any(plans[True, engine].monitor for engine in ENGINES[1:])  # under DeepSpeed and FSDP2, none
-        large = replace(model_size(config), parameters=2**28 + 1)  # times 4 bytes, more than a GiB
-        assert plan_memory(large, replace(work, monitored=True), Hardware(1, GIB), "ddp").monitor == 0
 
     @pytest.mark.parametrize("checkpointing", [False, True])
     @pytest.mark.parametrize(("batch", "length"), [(2, 128), (4, 256)])
@@ -325,26 +303,6 @@ class TestCommand:
         }
         assert set(recipe.work.frozen) == {kinds[name] for name in expected}
         assert len(recipe.work.frozen) == len(expected)
-
-    @pytest.mark.parametrize(
-        ("settings", "monitored"),
-        [
-            ("--beta 0", True),
-            ("--beta 0.1", False),
-            ("--beta 0.1 --sync_ref_model True", True),
-            ("--beta 0 --on_collapse none", False),
-            ("--beta 0 --accuracy none", False),  # nothing is held out
-            ("--beta 0 --accuracy none --reward endogenous length --reward_weights 1 0", True),
-            ("--beta 0 --use_peft True --lora_target_modules all-linear", False),
-        ],
-    )
-    def test_the_monitors_copy(self, settings, monitored, tmp_path, capsys):
-        small_config().save_pretrained(tmp_path)
-        assert read_recipe(GRPO, None, settings.split(), str(tmp_path), 512).work.monitored == monitored
-        if settings in ("--beta 0", "--beta 0.1"):
-            words = ["--set", settings.removeprefix("--").replace(" ", "=")]
-            assert main(["plan", GRPO, "--gpus", "1", "--gpu-memory", "80", "--model", str(tmp_path), *words]) == 0
-            assert ("monitor's copy" in capsys.readouterr().out) == monitored
 
     @pytest.mark.parametrize("name", ["qwen2.5-math-7b/grpo", "qwen2.5-math-7b/ppo", "llama-3.1-8b/sentence_reward"])
     def test_advice_that_is_followed_fits(self, name, tmp_path):
