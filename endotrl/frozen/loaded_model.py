@@ -49,8 +49,7 @@ class LoadedModel:
         if on_meta and not any(has_offloaded_params(module) for module in model.modules()):
             raise ValueError(
                 f"The {type(model).__name__} given has weights on the device `meta` ({on_meta[0]}, ...), and none of "
-                "its modules loads them: they were never loaded, or are offloaded as one block. Load it with "
-                "`from_pretrained`, which offloads layer by layer where a `device_map` says so."
+                "its modules loads them. Load it with `from_pretrained`, which offloads layer by layer."
             )
         self.config = model.config
         self.eos_token_ids = eos_token_ids(model.generation_config)
@@ -82,10 +81,9 @@ class LoadedModel:
             versions, sample = self._weights_state()
             if versions != self._state[0] or have_moved(self._state[1], sample):
                 raise RuntimeError(
-                    "The model instance given to the endogenous reward has changed since: its weights were updated, "
-                    "or an adapter was put into it. The reward must come from a frozen model. If it is the policy "
-                    "that you train, share its frozen base with `EndogenousReward(model=None)` and "
-                    "`reward.attach(trainer)`; or pass a path, so that the reward loads its own copy."
+                    "The model given to the endogenous reward has changed since: its weights were updated, or an "
+                    "adapter was put into it. Pass a path, so that the reward loads its own copy; or share the frozen "
+                    "base of the policy with `EndogenousReward(model=None)` and `reward.attach(trainer)`."
                 )
             yield self._model
 

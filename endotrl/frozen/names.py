@@ -43,9 +43,8 @@ def load_config(model: str, trust_remote_code: bool = False, revision: str | Non
             ) from error
         adapted = "" if base == model else f", the base model of the adapter {model!r},"
         raise OSError(
-            f"The frozen model {base!r}{adapted} cannot be loaded: it is neither a folder with a model's "
-            "`config.json` nor a model that the Hugging Face hub gives. Check the name, or pass a loaded model. "
-            f"Reason: {error}"
+            f"The frozen model {base!r}{adapted} cannot be loaded: it is neither a folder with a `config.json` nor a "
+            f"model that the Hugging Face hub gives. Check the name, or pass a loaded model. Reason: {error}"
         ) from error
     if base != model:
         config._name_or_path = model
@@ -75,9 +74,8 @@ def load_tokenizer(
         return AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code, revision=revision or "main")
     except Exception as error:  # tokenizers raises plain `Exception` for a file that it cannot read
         raise OSError(
-            f"The tokenizer of {model!r} cannot be loaded. Are its files (`tokenizer.json`, `tokenizer_config.json`) "
-            "beside the model's? If they are elsewhere, load them from there, and pass `processing_class`. "
-            f"Reason: {error}"
+            f"The tokenizer of {model!r} cannot be loaded. If its files are not beside the model's, load it from "
+            f"where they are, and pass it as `processing_class`. Reason: {error}"
         ) from error
 
 

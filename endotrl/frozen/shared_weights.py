@@ -55,10 +55,9 @@ class SharedWeights:
                 trained = [name for name, weight in self._weights() if weight.requires_grad]
                 if trained:
                     raise ValueError(
-                        f"The trainer trains weights of the base model itself ({', '.join(trained[:3])}"
-                        f"{', ...' if len(trained) > 3 else ''}), which stay trained with the adapter disabled, so "
-                        'that the reward would move during training. Set `bias="none"` in the `peft_config`, '
-                        f"unfreeze nothing but the adapter, {OR_OWN_COPY}"
+                        f"The trainer trains weights of the base model itself ({', '.join(trained[:3])}, ...), and "
+                        'the reward with it. Set `bias="none"` in the `peft_config`, unfreeze nothing but the '
+                        f"adapter, {OR_OWN_COPY}"
                     )
                 if self._adapter is None:
                     _check_adapter_is_at_zero(policy)
@@ -92,9 +91,8 @@ class SharedWeights:
             sample = sample_weights(self._weights())
             if self._sample is not None and have_moved(self._sample, sample):
                 raise RuntimeError(
-                    f"The reward reads {self.description}, whose weights have changed since `attach`: parameters were "
-                    "unfrozen, a callback synchronises the reference model, or an adapter was merged into its base. "
-                    f"The reward must come from a frozen model. Keep it frozen, {OR_OWN_COPY}"
+                    f"The reward reads {self.description}, whose weights have changed since `attach`: unfrozen, "
+                    f"synchronised by a callback, or with an adapter merged into them. Keep them, {OR_OWN_COPY}"
                 )
             self._sample = sample
             yield self._model
@@ -142,8 +140,7 @@ def share_with(trainer: Any) -> SharedWeights:
     if synchronised and (not is_adapted or "ref" in policy.peft_config):
         raise ValueError(
             "The trainer synchronises its reference model with the policy (`sync_ref_model=True`, or a "
-            "`SyncRefModelCallback`), so a reward that shares it would move during training. Set "
-            f"`sync_ref_model=False`, {OR_OWN_COPY}"
+            f"`SyncRefModelCallback`), and a reward that shares it with both. Do without, {OR_OWN_COPY}"
         )
     return SharedWeights(trainer, policy if is_adapted else None)
 
@@ -187,9 +184,8 @@ def _keep_base_in_merges(trainer: Any, base: PreTrainedModel) -> None:
     """
     if not all(type(weight) is nn.Parameter and weight.is_floating_point() for weight in base.parameters()):
         raise ValueError(
-            "The trainer has `use_vllm=True` and a quantised base model: each time that it sends the policy to vLLM "
-            "it merges the adapter into the base and takes it out again, which quantises the weights anew, so that "
-            "the reward would move. Give the reward its own copy: `EndogenousReward(model=<path>)`."
+            "The trainer has `use_vllm=True` and a quantised base model, into which it merges the adapter each time "
+            f"that it sends the policy to vLLM: the reward would move. Do without one of the two, {OR_OWN_COPY}"
         )
     # OnlineDPO sends it itself.
     owner, method = trainer, "_move_model_to_vllm"

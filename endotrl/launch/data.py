@@ -38,8 +38,7 @@ def check_number(train: Data, training_args: GRPOConfig) -> None:
     if isinstance(train, Dataset) and len(train) < num_prompts:
         raise ValueError(
             f"The dataset has {len(train)} prompts, but one generation batch has {num_prompts}: "
-            f"`generation_batch_size` {training_args.generation_batch_size} (by default `per_device_train_batch_size` "
-            "times processes times `gradient_accumulation_steps`) divided by `num_generations` "
+            f"`generation_batch_size` {training_args.generation_batch_size} divided by `num_generations` "
             f"{training_args.num_generations}. Make the batch smaller, or use more prompts."
         )
 

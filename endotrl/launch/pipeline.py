@@ -208,8 +208,7 @@ def share_frozen_weights(trainer: DenseRewardTrainer, reward_args: RewardArgumen
         elif reward_args.reward_model is None and model_args.model_revision != "main":
             raise ValueError(
                 "The trainer has no frozen weights to share, and the reward's own copy would be of the revision "
-                f"'main', not {model_args.model_revision!r}. Download that revision, and give its path as "
-                "`model_name_or_path`."
+                f"'main', not {model_args.model_revision!r}. Give the path of a download as `model_name_or_path`."
             )
         elif reward_args.reward_shard and not reward_args.reward_offload and not reward.is_served:
             reward.shard(trainer)

@@ -47,9 +47,8 @@ def make_reward_funcs(
         if not isinstance(training_args, PPOConfig):  # which refuses it
             remedies.insert(0, '`multi_objective_aggregation="normalize_then_sum"`')
         raise ValueError(
-            '`reward_truncation="skip"` gives no reward to completions that were cut off, which TRL takes for 0, more '
-            "than any log-probability, as soon as there is another reward function (accuracy too). Set "
-            f"{', or '.join(remedies)}."
+            '`reward_truncation="skip"` gives no reward to completions that were cut off, and TRL takes that for 0, '
+            f"which is high, beside another reward function (accuracy too). Set {', or '.join(remedies)}."
         )
     rewards = [_make(name, training_args, reward_args, model_args) for name in reward_args.reward]
     training_args.reward_weights = [*weights, *(0.0 for _ in monitors)]

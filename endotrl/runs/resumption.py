@@ -144,9 +144,9 @@ class Interruptions(TrainerCallback):
         checkpoint = last_complete_checkpoint(args.output_dir)
         kept = "There is no checkpoint" if checkpoint is None else f"{checkpoint} is from before, and is kept"
         raise FloatingPointError(
-            f"{what} NaN or infinite at step {step}, so training was stopped before they could spoil the weights that "
-            f"are saved. {kept}. Lower `learning_rate` or `max_grad_norm`, or use a wider dtype. (Other settings are "
-            "another run: give it its own `output_dir`, and `resume_from_checkpoint` to start from that one.)"
+            f"{what} NaN or infinite at step {step}, so training was stopped. {kept}. Lower `learning_rate` or "
+            "`max_grad_norm`, or use a wider dtype. (Other settings are another run: give it its own `output_dir`, "
+            "and `resume_from_checkpoint` to start from that one.)"
         )
 
 

@@ -397,48 +397,42 @@ def _check_arguments(
     if not isinstance(model, str) and is_peft_model(model):
         peft_config = model.active_peft_config
     has_critic, bootstrap = args.critic != "none", args.truncation == "bootstrap"
-    check_token_credit(args)
-    for is_wrong, message in [
-        (
-            value_model is not None and args.critic != "value_model",
+    if value_model is not None and args.critic != "value_model":
+        raise ValueError(
             f"A `value_model` was given, but `critic` is {args.critic!r}, which does not use it. Set "
-            "`critic='value_model'` in `PPOConfig`, or remove the `value_model`.",
-        ),
-        (
-            isinstance(value_model, PreTrainedModel) and value_model is model,
+            "`critic='value_model'` in `PPOConfig`, or remove the `value_model`."
+        )
+    if isinstance(value_model, PreTrainedModel) and value_model is model:
+        raise ValueError(
             "`value_model` is the policy itself. Use `critic='value_head'` for a value head on the policy, or pass a "
-            "second instance.",
-        ),
-        (
-            args.critic == "value_model" and peft_config is not None and peft_config.is_prompt_learning,
+            "second instance."
+        )
+    if args.critic == "value_model" and peft_config is not None and peft_config.is_prompt_learning:
+        raise ValueError(
             f"`peft_config` is a {type(peft_config).__name__}, whose virtual tokens only the policy reads, and not "
-            "the value model. Use `critic='value_head'`, or LoRA.",
-        ),
-        (
-            has_critic and any(part is not None for part in optimizers or ()),
-            "`optimizers` was given, but the critic's parameters are made by the trainer, so that they are not among "
-            "those of the optimizer. Set the optimizer through `PPOConfig` (`optim`, `learning_rate`, ...), or use "
-            "`critic='none'`.",
-        ),
-        (
-            has_critic and args.value_learning_rate is not None and has_one_learning_rate(args),
-            "DeepSpeed's configuration has an `optimizer` of its own, which has one learning rate for all parameters. "
-            "Remove it there, or set `value_learning_rate=None`.",
-        ),
-        (
-            args.multi_objective_aggregation != "sum_then_normalize",
+            "the value model. Use `critic='value_head'`, or LoRA."
+        )
+    if has_critic and any(part is not None for part in optimizers or ()):
+        raise ValueError(
+            "`optimizers` was given, but the trainer makes the critic's parameters, which are not among those of the "
+            "optimizer. Set it through `PPOConfig` (`optim`, `learning_rate`, ...), or use `critic='none'`."
+        )
+    if has_critic and args.value_learning_rate is not None and has_one_learning_rate(args):
+        raise ValueError(
+            "DeepSpeed's configuration has an `optimizer` of its own, with one learning rate for all parameters. "
+            "Remove it there, or set `value_learning_rate=None`."
+        )
+    if args.multi_objective_aggregation != "sum_then_normalize":
+        raise ValueError(
             f"`multi_objective_aggregation` is {args.multi_objective_aggregation!r}, but PPO compares no completions "
-            "with each other, by which each reward function would be normalized. Use 'sum_then_normalize', and "
-            "`reward_weights`.",
-        ),
-        (
-            bootstrap and args.mask_truncated_completions,
+            "with each other. Use 'sum_then_normalize', and `reward_weights`."
+        )
+    if bootstrap and args.mask_truncated_completions:
+        raise ValueError(
             "`truncation='bootstrap'` says how the return of a completion that was cut off goes on, and "
-            "`mask_truncated_completions=True` leaves such completions out. Use one of the two.",
-        ),
-    ]:
-        if is_wrong:
-            raise ValueError(message)
+            "`mask_truncated_completions=True` leaves such completions out. Use one of the two."
+        )
+    check_token_credit(args)
     check_token_rewards(rewards)
     for reward in rewards:
         # What the reward takes away for the state after a completion that was cut off, the critic's value of it must

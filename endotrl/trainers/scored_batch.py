@@ -40,8 +40,7 @@ class RewardRecorder:
         if numbers:
             raise TypeError(
                 f"The reward function '{self.name}' gave one number a token for some completions, and for row "
-                f"{numbers[0]} {output[numbers[0]]!r}. It must return a list of numbers for each, or `None` for one "
-                "without a reward."
+                f"{numbers[0]} {output[numbers[0]]!r}. It must return a list of numbers for each, or `None`."
             )
         tokens = [torch.as_tensor([] if row is None else row, dtype=torch.float32) for row in output]
         totals = [None if row is None else t.double().sum().item() for row, t in zip(output, tokens, strict=True)]

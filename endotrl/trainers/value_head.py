@@ -138,9 +138,8 @@ class ForwardRecorder:
             values = torch.cat(self._chunks)
             if len(values) != len(attention_mask) or values.shape[1] < attention_mask.shape[1]:
                 raise RuntimeError(
-                    f"The policy gave state values of shape {tuple(values.shape)} for {len(attention_mask)} rows. TRL "
-                    "computes log-probabilities in a way that PPO's critic does not know: use `critic='none'`, or "
-                    "another version of TRL."
+                    f"The policy gave state values of shape {tuple(values.shape)} for {len(attention_mask)} rows, in "
+                    "a way of TRL's that PPO's critic does not know: use `critic='none'`, or another version of TRL."
                 )
             self.values = values[:, -(log_probs.shape[1] + 1) :]
             self._chunks = []

@@ -71,9 +71,8 @@ class Handshake:
                 return protocol
             reasons.append(f"{protocol.name}: it tells of one token only")
         raise ServerError(
-            f"The server {self._server.root} gives no log-probabilities of the tokens that it is given (llama.cpp's "
-            "has those of generated tokens only), so that nothing can be scored with it. Tried: "
-            f"{'; '.join(reasons)}."
+            f"The server {self._server.root} gives no log-probabilities of the tokens that it is given, so that "
+            f"nothing can be scored with it. Tried: {'; '.join(reasons)}."
         )
 
     def check_tokenizer(self, protocol: ScoreProtocol, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -86,9 +85,8 @@ class Handshake:
         if where is not None:
             raise ServerError(
                 f"The server {self._server.root} and the tokenizer {tokenizer.name_or_path!r} read a text as "
-                f"different tokens: {len(answer.log_probs)} there and {len(ours)} here, and they differ in {where}. "
-                f"Pass the tokenizer of the model {self.card.name!r} (loaded from {self.card.loaded_from!r}) as "
-                "`processing_class`."
+                f"different tokens, {len(answer.log_probs)} there and {len(ours)} here: they differ in {where}. Pass "
+                f"the tokenizer of {self.card.name!r} ({self.card.loaded_from!r}) as `processing_class`."
             )
 
     def check_log_probs(self, protocol: ScoreProtocol, ids: Sequence[int], vocab_size: int) -> bool:
