@@ -27,7 +27,9 @@ def resolve_model(name: str | os.PathLike[str]) -> str:
     return quickstart_model_path() if name == "quickstart" else os.fspath(name)
 
 
-def load_config(model: str, trust_remote_code: bool = False, revision: str | None = None) -> PretrainedConfig:
+def load_config(
+    model: str, trust_remote_code: bool = False, revision: str | None = None, what: str = "The frozen model"
+) -> PretrainedConfig:
     """
     Config of a model by name; of an adapter, its base model's, with the adapter's name and vocabulary. `OSError` if
     there is no such model, `ValueError` if it needs code of its own, which is not trusted.
@@ -38,13 +40,13 @@ def load_config(model: str, trust_remote_code: bool = False, revision: str | Non
     except Exception as error:  # of many kinds, as each family checks its values in its own way
         if "trust_remote_code" in str(error):
             raise ValueError(
-                f"The frozen model {base!r} needs code of its own repository, and `trust_remote_code` is off. "
-                "Set it to `True` if you trust that code."
+                f"{what} {base!r} needs code of its own repository, and `trust_remote_code` is off. Set it to `True` "
+                "if you trust that code."
             ) from error
         adapted = "" if base == model else f", the base model of the adapter {model!r},"
         raise OSError(
-            f"The frozen model {base!r}{adapted} cannot be loaded: it is neither a folder with a `config.json` nor a "
-            f"model that the Hugging Face hub gives. Check the name, or pass a loaded model. Reason: {error}"
+            f"{what} {base!r}{adapted} cannot be loaded: it is neither a folder with a `config.json` nor a model that "
+            f"the Hugging Face hub gives. Check the name. Reason: {error}"
         ) from error
     if base != model:
         config._name_or_path = model

@@ -7,10 +7,9 @@ from typing import Any
 
 from datasets import IterableDataset
 from tqdm.auto import tqdm
-from transformers import AutoConfig
 from trl import GRPOConfig, ModelConfig
 
-from ..frozen.names import context_length, load_tokenizer
+from ..frozen.names import context_length, load_config, load_tokenizer
 from ..rendering.messages import add_criterion, criteria_of_rows
 from ..rendering.template import Template
 from ..reporting import say
@@ -68,9 +67,7 @@ def _readers(
 ) -> Iterator[tuple[str, float, Callable[[dict[str, Any]], int]]]:
     """Who reads prompts and completions, how many tokens fit, and the tokens of a row's prompt."""
     policy = str(model_args.model_name_or_path)
-    config = AutoConfig.from_pretrained(
-        policy, revision=model_args.model_revision, trust_remote_code=training_args.trust_remote_code
-    )
+    config = load_config(policy, training_args.trust_remote_code, model_args.model_revision, "The model")
 
     def template(name: str) -> Template:
         return Template(load_tokenizer(name, training_args.trust_remote_code), training_args.chat_template_kwargs)

@@ -8,14 +8,14 @@ import pickle
 
 import pytest
 import torch
-from datasets import Dataset
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOTrainer
 
 from endotrl import EndogenousReward
 
 from ..support.reference import state_logits
+from ..support.trainers import make_trainer
 
 
 LORA = {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
@@ -165,13 +165,8 @@ class TestInstances:
             EndogenousReward(policy, tokenizer, adapter_name="judge"),
             EndogenousReward(str(tmp_path / "judge"), tokenizer, name="by_path"),
         ]
-        args = GRPOConfig(
-            str(tmp_path / "run"), per_device_train_batch_size=4, num_generations=4, max_completion_length=6,
-            max_steps=2, learning_rate=0.05, beta=0.0, logging_steps=1, report_to=[], use_cpu=True, bf16=False,
-            save_strategy="no",
-        )  # fmt: skip
-        dataset = Dataset.from_dict({"prompt": ["a b c", "d e"] * 2})
-        trainer = GRPOTrainer(policy, reward_funcs=rewards, args=args, train_dataset=dataset)
+        settings = {"learning_rate": 0.05, "logging_steps": 1}
+        trainer = make_trainer(GRPOTrainer, policy, tmp_path / "run", rewards, **settings)
         trainer.train()
         for log in trainer.state.log_history[:2]:
             ours, by_path = (log[f"rewards/{name}/mean"] for name in ("endogenous_reward", "by_path"))
@@ -188,13 +183,9 @@ def test_trained_adapter_that_goes_on(tiny_policy_path, tmp_path):
     base = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
     policy = PeftModel.from_pretrained(base, tmp_path / "start", is_trainable=True)
     reward = EndogenousReward(None)
-    args = GRPOConfig(
-        str(tmp_path / "run"), per_device_train_batch_size=4, num_generations=4, max_completion_length=6, max_steps=2,
-        learning_rate=0.05, beta=0.1, logging_steps=1, report_to=[], use_cpu=True, bf16=False, save_strategy="no",
-    )  # fmt: skip
     by_path = EndogenousReward(str(tmp_path / "start"), tokenizer, name="by_path")
-    dataset = Dataset.from_dict({"prompt": ["a b c", "d e"] * 2})
-    trainer = GRPOTrainer(policy, reward_funcs=[reward, by_path], args=args, train_dataset=dataset)
+    settings = {"learning_rate": 0.05, "logging_steps": 1, "beta": 0.1}
+    trainer = make_trainer(GRPOTrainer, policy, tmp_path / "run", [reward, by_path], **settings)
     reward.attach(trainer)
     assert "adapter 'ref'" in repr(reward)
     trainable = {name for name, weight in trainer.model.named_parameters() if weight.requires_grad}

@@ -298,7 +298,7 @@ class TestMistakes:
             (["--reward", "sentence"], "`reward_sentence_model`"),
             (["--beta", "much"], "argument --beta: invalid float value: 'much'"),
             (["--reward_aggregate", "summ"], "`aggregate` is 'summ', but it must be one of 'sum', 'mean'"),
-            (["--model_name_or_path", "nowhere/at", "--reward", "random"], "`model_name_or_path` is 'nowhere/at'"),
+            (["--model_name_or_path", "nowhere/at", "--reward", "random"], "The model 'nowhere/at' cannot be loaded"),
             (["--reward", "nowhere.at_all"], "`reward` has 'nowhere.at_all', but there is no module 'nowhere'"),
             (["--reward", "json.at_all"], "the module 'json' has no 'at_all'"),
             (["--output_dir", __file__ + "/output"], "where nothing can be written"),
