@@ -40,17 +40,15 @@ def rank(
         reward ([`EndogenousReward`], [`SentenceReward`] or `Callable`):
             The reward, or any reward function of TRL. To rank what others wrote, a discounted sum is better than the
             default: `aggregate="discounted=0.93"`.
-        prompts (`list[str]` or `list[list[dict]]`):
-            P prompts, as text or as messages.
-        candidates (`list[list[str]]` or `list[list[list[dict]]]`):
-            The responses to each.
+        prompts (`list[str]` or `list[list[dict]]`), candidates (`list[list[str]]` or `list[list[list[dict]]]`):
+            P prompts, as text or as messages, and the responses to each.
         completion_ids (`list[list[list[int]]]`, *optional*):
-            Their tokens, as a policy generated them, end-of-sequence token included. Without them, text is taken for
-            complete.
+            Tokens of the responses, as a policy generated them, end-of-sequence token included. Without them, text is
+            taken for complete.
         residual (`str`, *optional*):
             `"residual"` or `"style_residual"`: take out of the rewards what length, or length and Markdown, explain
-            among the candidates of a prompt, pooled over all prompts: see
-            [`~endotrl.rewards.residuals.residuals`]. With few prompts, nothing is taken.
+            among the candidates of a prompt, pooled over all prompts ([`~endotrl.rewards.residuals.residuals`]). With
+            few prompts, nothing is taken.
 
     Returns:
         `list[list[int]]`: for each prompt, the places of its candidates, from the best to the worst; equal ones in
@@ -97,15 +95,6 @@ def best_of_n(
 
     Returns:
         `list[str]` or `list[list[dict]]`: one response per prompt.
-
-    Example:
-    ```python
-    >>> from endotrl import EndogenousReward, best_of_n
-
-    >>> reward = EndogenousReward("quickstart")
-    >>> best_of_n(reward, ["The capital of France is"], [[" Rome.", " Paris."]])
-    [' Paris.']
-    ```
     """
     ranking = rank(reward, prompts, candidates, completion_ids=completion_ids, residual=residual)
     return [responses[order[0]] for responses, order in zip(candidates, ranking, strict=True)]
