@@ -13,12 +13,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-from transformers.utils import cached_file
 
 from ..rendering.images import Images, Placeholders
 from ..rendering.policy import ProcessingClass, Reading
 from ..rendering.renderer import Overlong, Renderer
-from .adapters import adapter_config, adapter_vocab_size
+from .adapters import adapter_config, adapter_vocab_size, optional_file
 from .quickstart_model import quickstart_model_path
 
 
@@ -68,9 +67,7 @@ def load_tokenizer(
     """Tokenizer of a model, or of the base model of an adapter without one; `OSError` if there is none."""
     model = resolve_model(model)
     base, base_revision = base_model(model, revision)
-    if base != model and not cached_file(
-        model, "tokenizer_config.json", revision=revision, _raise_exceptions_for_missing_entries=False
-    ):
+    if base != model and not optional_file(model, "tokenizer_config.json", revision):
         model, revision = base, base_revision
     try:
         return AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code, revision=revision or "main")

@@ -66,10 +66,7 @@ def _check_settings(
             raise ValueError(f"`model_init_kwargs` has {key!r}, which is a parameter of its own, or cannot be set.")
     placed = [key for key in ("device_map", "quantization_config") if init_kwargs.get(key) is not None]
     if placed and (offload or (device is not None and "device_map" in placed)):
-        raise ValueError(
-            f"`model_init_kwargs` has {placed[0]!r}, which says where the weights are. Leave out `device` and "
-            "`offload`."
-        )
+        raise ValueError(f"{placed[0]!r} says where the weights are. Leave out `device` and `offload`.")
     return dtype
 
 
@@ -99,21 +96,17 @@ class OwnCopy:
         self.config = load_config(model, trust_remote_code, self._revision)
         if self.config.is_encoder_decoder:
             raise ValueError(f"{model!r} is an encoder-decoder model. {NEEDS_CAUSAL_LM}")
-        self._loader = AutoModelForImageTextToText if reads_images(self.config) else AutoModelForCausalLM
+        sees = reads_images(self.config)
+        self._loader = AutoModelForImageTextToText if sees else AutoModelForCausalLM
         of_its_own_code = "AutoModelForCausalLM" in (vars(self.config).get("auto_map") or {})
-        is_known = type(self.config) in MODEL_FOR_CAUSAL_LM_MAPPING or reads_images(self.config)
-        if not is_known and not of_its_own_code:
-            raise ValueError(
-                f"{model!r} is a model of type {self.config.model_type!r}, which `AutoModelForCausalLM` does not "
-                f"load. {NEEDS_CAUSAL_LM}"
-            )
+        if not (sees or of_its_own_code or type(self.config) in MODEL_FOR_CAUSAL_LM_MAPPING):
+            raise ValueError(f"{model!r} is a model of type {self.config.model_type!r}. {NEEDS_CAUSAL_LM}")
         self.eos_token_ids = eos_token_ids(load_generation_config(model, self.config, self._revision))
         self.description = f"own copy of {model}"
         self.recorder: ReferenceRecorder | None = None
         self._device, self._offload, self._trust_remote_code = device, offload, trust_remote_code
         self._model: PreTrainedModel | None = None
-        # Of a trainer that shards, if this copy is to be sharded too.
-        self._accelerator: Accelerator | None = None
+        self._accelerator: Accelerator | None = None  # of a trainer that shards, if this copy is to be sharded too
         self._wrapped: Any = None
 
     @property
@@ -128,8 +121,8 @@ class OwnCopy:
         elsewhere = self._offload or self._device is not None or self._placed_by_accelerate
         if self._model is not None or elsewhere or self._adapter is not None:
             raise ValueError(
-                f"The {self.description} cannot be sharded: it is loaded already, is an adapter or quantised, or was "
-                "given a `device`, a `device_map` or `offload=True`. Shard it before it is used, without these."
+                f"The {self.description} cannot be sharded if it is loaded already, is an adapter or quantised, or "
+                "was given a `device`, a `device_map` or `offload=True`."
             )
         self._accelerator = accelerator
         self.description = f"own copy of {self._name}, sharded"

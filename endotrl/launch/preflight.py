@@ -56,8 +56,8 @@ def check_packages(training_args: TrainingArguments, model_args: ModelConfig) ->
     if isinstance(training_args, SentenceRewardTrainerConfig) and training_args.segmenter != "rules":
         needed[f"segmenter: {training_args.segmenter}"] = "wtpsplit"
     for setting, package in needed.items():
-        is_there = find_spec(package.replace("-", "_")) or (package == "tensorboard" and find_spec("tensorboardX"))
-        if not is_there:
+        names = (package.replace("-", "_"), *(["tensorboardX"] if package == "tensorboard" else []))
+        if not any(map(find_spec, names)):
             fallback = "set `report_to: none`" if setting.startswith("report_to") else "leave that setting out"
             raise ImportError(
                 f"`{setting}` needs {package}, which is not installed: {PACKAGES[package]}, or {fallback}."

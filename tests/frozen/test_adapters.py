@@ -149,7 +149,7 @@ class TestInstances:
         assert reward(PROMPTS, COMPLETIONS) == pytest.approx(expected_values, abs=1e-4)
         assert policy.active_adapters == ["default"]
         assert {name for name, weight in policy.named_parameters() if weight.requires_grad} == trained
-        with pytest.raises(ValueError, match=r"has the adapters \['default', 'judge'\]"):
+        with pytest.raises(ValueError, match="`adapter_name` is 'other', but it must be one of 'default', 'judge'"):
             EndogenousReward(policy, adapter_name="other")
         with pytest.raises(ValueError, match="no `PeftModel`"):
             EndogenousReward(tiny_model_path, adapter_name="judge")

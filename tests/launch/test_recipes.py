@@ -264,7 +264,10 @@ class TestMistakes:
 
     @pytest.mark.parametrize(
         ("criterion", "message"),
-        [({"h": "Be kind.", "x": "Be brief."}, "no column 'domain'"), ({"g": "Be kind."}, r"has also \['h'\]")],
+        [
+            ({"h": "Be kind.", "x": "Be brief."}, "no column 'domain'"),
+            ({"g": "Be kind."}, r"the dataset also \['h'\]"),
+        ],
     )
     def test_criterion_without_domain(self, criterion, message, small, prompts, tmp_path):
         path = tmp_path / "grpo.yaml"
