@@ -22,6 +22,7 @@ from trl import (
 )
 
 from ..frozen import names
+from ..frozen.cpu_dtype import make_head_input_contiguous
 from ..frozen.sharded_weights import shards_weights
 from ..monitoring import CollapseMonitor
 from ..monitoring.detector import HELD_OUT
@@ -33,7 +34,6 @@ from ..runs.resumption import Interruptions, end, find_checkpoint, only_run_in, 
 from ..runs.wandb_run import active_run, check_wandb_login, log_table
 from ..sentence import SentenceRewardTrainer, SentenceRewardTrainerConfig
 from ..sentence.trainer import reward_model_config
-from ..trainers.cpu_generation import make_head_input_contiguous
 from ..trainers.dense_reward_trainer import DenseRewardTrainer
 from .arguments import RecipeArguments, RewardArguments, RunArguments, make_parser
 from .callbacks import add_callbacks

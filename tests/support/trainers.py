@@ -23,10 +23,11 @@ CONFIGS: dict[type, type] = {
 
 
 def make_trainer(kind: type, model: Any, folder: str | Path, rewards: Any, **settings: Any) -> Any:
-    """A trainer of a class, or of one made from it; what its configuration does not have are its own arguments."""
+    """A trainer of a class, or of one made from it; objects, and what its configuration has not, are its arguments."""
     config = next(config for base, config in CONFIGS.items() if issubclass(kind, base))
     of_config = {field.name for field in fields(config)}
-    arguments = {name: settings.pop(name) for name in list(settings) if name not in of_config}
+    names = [name for name, value in settings.items() if name not in of_config or callable(value)]
+    arguments = {name: settings.pop(name) for name in names}
     defaults = {
         "per_device_train_batch_size": 8,
         "num_generations": 1 if issubclass(kind, PPOTrainer) else 4,

@@ -7,6 +7,7 @@ advantages where they differ. The policy is tiny and random; completions have 1 
 import importlib
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -406,6 +407,7 @@ class TestConfig:
             DenseGRPOTrainer(tiny_policy_path, vowels, GRPOConfig(str(tmp_path), **QUIET), PROMPTS)
 
     def test_no_config(self, tiny_policy_path, tmp_path, monkeypatch):
+        @dataclass
         class OnCpu(DenseGRPOConfig):
             use_cpu: bool = True
             bf16: bool | None = False
