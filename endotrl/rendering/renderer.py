@@ -10,12 +10,29 @@ from typing import Any, Literal
 
 from PIL.Image import Image
 
-from .ends import Ends
-from .images import ImageInputs, Images, Placeholders, load_picture, picture_digest, place_images, without_images
-from .messages import Completion, Prompt, add_criterion, as_messages, check_batch, image_parts, says_more, text_of
-from .policy_tokens import PolicyRow, PolicyTokens, ProcessingClass, foreign_token_ids
-from .template import ReadPrompt, Template
-from .turns import encode_answer, render_turns
+from .ends import Ends, ReadPrompt, encode_answer, render_turns
+from .images import (
+    ImageInputs,
+    Images,
+    Placeholders,
+    load_picture,
+    picture_digest,
+    place_images,
+    read_by_processor,
+    without_images,
+)
+from .messages import (
+    Completion,
+    Prompt,
+    Template,
+    add_criterion,
+    as_messages,
+    check_batch,
+    image_parts,
+    says_more,
+    text_of,
+)
+from .policy import PolicyRow, PolicyTokens, ProcessingClass, foreign_token_ids
 
 
 logger = logging.getLogger(__name__)
@@ -201,7 +218,16 @@ class Renderer:
         goes_on = self.continues_turns and not isinstance(prompt, str) and prompt[-1]["role"] == "assistant"
         text = prompt if isinstance(prompt, str) else template.apply(prompt, not goes_on, has_criterion, goes_on)
         special = not self.continues_turns and template.adds_special_tokens(text, not isinstance(prompt, str))
-        ids, images = template.encode_prompt(text, special, pictures)
+        if template.is_processor:
+            ids, images = read_by_processor(template.processing_class, text, special, pictures)
+        elif pictures:
+            raise ValueError(
+                "The prompts have images, and of the frozen model there is only the tokenizer "
+                f"{self.tokenizer.name_or_path!r}. Pass its processor as `processing_class`: "
+                "`AutoProcessor.from_pretrained` loads it."
+            )
+        else:
+            ids, images = template.encode(text, special), None
         plain_ids = ids if images is None else template.encode(text, special)
         return ReadPrompt(prompt, text, special, goes_on, ids, plain_ids, images)
 
@@ -245,7 +271,7 @@ class Renderer:
             return read
         if read.images is None:
             return replace(read, ids=theirs, plain_ids=theirs)
-        of_policy, of_reward = (ids.count(self._placeholders.image) for ids in (theirs, ours))  # type: ignore[arg-type]
+        of_policy, of_reward = (ids.count(self._placeholders.image) for ids in (theirs, ours))
         if of_policy != of_reward:
             raise ValueError(
                 f"The images of row {row} take {of_policy} tokens for the policy, and {of_reward} as the reward's "

@@ -22,8 +22,7 @@ from ..frozen.sharded_weights import shards_weights
 from ..frozen.shared_weights import SharedWeights, share_with
 from ..rendering.images import Images
 from ..rendering.messages import Completion, Prompt, criteria_of_rows, images_of_rows
-from ..rendering.policy import PolicyBinding, Reading
-from ..rendering.policy_tokens import tokenizer_of
+from ..rendering.policy import PolicyBinding, Reading, tokenizer_of
 from ..rendering.renderer import OverlongPrompt, Rendered, Renderer
 from ..scoring.batching import plan_batches
 from ..scoring.scorer import FrozenScorer, Placement

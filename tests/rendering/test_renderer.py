@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from endotrl.rendering.ends import positions_outside
 from endotrl.rendering.messages import add_criterion
 from endotrl.rendering.offsets import decode_with_offsets
 from endotrl.rendering.renderer import Renderer
-from endotrl.rendering.turns import positions_outside
 
 from ..support.reference import chatml
 
@@ -169,16 +169,11 @@ class TestCriterion:
         assert joined == [{"role": "system", "content": [{"type": "text", "text": "Be exact.\n\n"}, *parts]}, *USER]
         assert len(parts) == 1  # the dataset's own message stays
 
-    @pytest.mark.parametrize("prompt", ["Hi", USER], ids=["plain", "messages"])
-    def test_that_is_no_text_is_refused(self, prompt):
-        with pytest.raises(TypeError, match=r"criterion is list \['Be exact.'\].*must be a string"):
-            add_criterion(prompt, ["Be exact."])
-
     def test_a_template_without_a_system_role(self, tokenizer):
         tokenizer.chat_template = NO_SYSTEM_TEMPLATE
         renderer = make_renderer(tokenizer)
         refusal = r"chat template of '.*tiny-llama' refuses these messages: System role not supported\."
-        with pytest.raises(ValueError, match=refusal + ".*criterion.*first user message.*`processing_class`"):
+        with pytest.raises(ValueError, match=refusal + ".*criterion.*first user message"):
             renderer.render([USER], [PARIS], criteria=["Be exact."])
         with pytest.raises(ValueError, match=refusal + "$"):
             renderer.render([[{"role": "system", "content": "Be brief."}, *USER]], [PARIS])
@@ -600,7 +595,7 @@ class TestBadBatches:
         ("prompts", "completions", "error", "message"),
         [
             ([], [], ValueError, "batch is empty.*nothing to score"),
-            (["a", "b"], ["c"], ValueError, "2 prompts and 1 completions.*repeat a prompt"),
+            (["a", "b"], ["c"], ValueError, "`completions` has 1 entries for 2 prompts.*repeat a prompt"),
             ("ab", ["c"], TypeError, "must be lists.*a string was given"),
             (["a"], "c", TypeError, "must be lists.*a string was given"),
             (["a", 3], ["c", "d"], TypeError, "prompt of row 1 is int 3.*string or a list of messages"),
@@ -618,7 +613,7 @@ class TestBadBatches:
             make_renderer(tokenizer).render(prompts, completions)
 
     def test_ids_for_some_rows_only(self, tokenizer):
-        with pytest.raises(ValueError, match="1 lists of `completion_ids` for 2 completions.*leave.*out"):
+        with pytest.raises(ValueError, match="`completion_ids` has 1 entries for 2 prompts"):
             make_renderer(tokenizer).render(["a", "b"], ["c", "d"], [[66]])
 
     def test_messages_without_a_template(self, tokenizer):

@@ -12,9 +12,8 @@ import trl
 from transformers import AutoTokenizer
 from trl.chat_template_utils import get_training_chat_template
 
-from endotrl.rendering.messages import add_criterion
+from endotrl.rendering.messages import Template, add_criterion
 from endotrl.rendering.renderer import Renderer
-from endotrl.rendering.template import Template
 
 
 FOLDER = Path(trl.__file__).parent / "chat_templates"

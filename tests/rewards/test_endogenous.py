@@ -604,7 +604,7 @@ class TestBadBatches:
             (
                 {"prompts": [USER], "completions": [PARIS], "completion_ids": [[5], [6]]},
                 ValueError,
-                "2 lists of `completion_ids` for 1 completions",
+                "`completion_ids` has 2 entries for 1 prompts",
             ),
             ({"prompts": [USER], "completions": [42]}, TypeError, "completion of row 0 is int 42"),
             ({"prompts": [USER], "completions": [["Paris."]]}, TypeError, "completion of row 0 is list"),

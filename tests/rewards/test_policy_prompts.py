@@ -750,7 +750,7 @@ class TestColumnsOfDatasets:
         completions = answers(AutoTokenizer.from_pretrained(path), 1)[0]
         with pytest.raises(ValueError, match="`tools` of a row is a str, but it must be a list"):
             EndogenousReward(path)(prompts=[QUESTION], completions=completions, tools=["hammer"])
-        with pytest.raises(ValueError, match="The column `tools` has 2 entries for 1 prompts"):
+        with pytest.raises(ValueError, match="`tools` has 2 entries for 1 prompts"):
             EndogenousReward(path)(prompts=[QUESTION], completions=completions, tools=[None, self.TOOLS])
 
     def test_files(self, path: str, tmp_path: Path) -> None:
