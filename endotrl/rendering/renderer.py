@@ -271,7 +271,7 @@ class Renderer:
             return read
         if read.images is None:
             return replace(read, ids=theirs, plain_ids=theirs)
-        of_policy, of_reward = (ids.count(self._placeholders.image) for ids in (theirs, ours))
+        of_policy, of_reward = (ids.count(self._placeholders.image) for ids in (theirs, ours))  # type: ignore[arg-type]
         if of_policy != of_reward:
             raise ValueError(
                 f"The images of row {row} take {of_policy} tokens for the policy, and {of_reward} as the reward's "
