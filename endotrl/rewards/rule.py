@@ -9,8 +9,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from ..bellman import Contributions, aggregate_weights, bellman_contributions, outcome_reward, token_rewards
-from ..checks import check_alpha, check_choice, check_discount
+from ..bellman import (
+    Contributions,
+    aggregate_weights,
+    bellman_contributions,
+    check_alpha,
+    check_discount,
+    outcome_reward,
+    token_rewards,
+)
+from ..checks import check_choice
 from ..scoring.token_stats import TokenStats
 from .corrections import Correction, as_correction, correct_tokens
 from .settings import ONLY_EVALUATED, TOKEN_REWARDS, CorrectionName, TokenReward, Truncation, parse_aggregate

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
-from ..checks import check_choice, check_discount
+from ..checks import check_choice
 from ..field_help import with_help
 
 
@@ -48,9 +48,7 @@ def parse_aggregate(aggregate: str) -> tuple[str, float | None]:
         number = float(text)
     except ValueError as error:
         raise ValueError(f"`aggregate` is {aggregate!r}, but {text!r} is not a number.") from error
-    if name == "discounted":
-        check_discount("discount", number)
-    elif not (math.isfinite(number) and (name == "power" or number >= 1)):
+    if not {"discounted": 0 < number <= 1, "power": math.isfinite(number), "first": 1 <= number < math.inf}[name]:
         raise ValueError(f"`aggregate` is {aggregate!r}, but {text!r} is out of range.")
     return name, number
 

@@ -15,22 +15,24 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ..checks import check_alpha
 from ..rendering.images import ImageInputs, Placeholders
 from ..rendering.renderer import Rendered
 from .batching import pad_ids, plan_batches
 from .forward_pass import (
+    Group,
+    PackedRow,
     execution_device,
     is_plain_linear,
     last_hidden_states,
     multiplies_exactly,
+    packed_hidden_states,
+    plan_packs,
     rope_as_made,
     uncompiled,
 )
 from .image_prompts import ImagePrompt, check_inputs, own_logits, positions_kept, whole_row_states
 from .isolation import PassRules, pass_rules
 from .lm_head import HeadStatistics, LogitTransform, token_statistics
-from .packing import Group, PackedRow, packed_hidden_states, plan_packs
 from .reference_pass import ReferenceRecorder
 from .token_stats import TokenStats
 
@@ -87,7 +89,7 @@ class FrozenScorer:
     - Completions of one prompt share its pass through the model, and equal completions are scored once, wherever they
       stand in the batch.
     - Nothing is padded: prompts and completions stand one after another in one row, kept apart by the attention
-      ([`packing`]). Models whose attention cannot do that (state-space and hybrid models, sequences longer than a
+      ([`forward_pass`]). Models whose attention cannot do that (state-space and hybrid models, sequences longer than a
       sliding window, soft-capped attention) get rows of similar length, padded on the right.
     - A prompt with images is run once for all of its completions, which go on from its cache ([`image_prompts`]).
     - The LM head sees only the scored positions, in blocks, so that no tensor of (tokens, vocabulary) exists.
@@ -123,7 +125,6 @@ class FrozenScorer:
         [`TokenStats`] of completions, on the CPU, in the order of `rows`. Raises `ValueError` if a token id is not in
         the frozen model's vocabulary, or if the model's logits are NaN or infinite; the rows are named.
         """
-        check_alpha(alpha)
         check_ids(rows, self.placement.config.get_text_config().vocab_size)
         scored = score_once(rows, lambda unique: self._score(unique, alpha, entropy, mean_logits, progress))
         self._check_finite(scored)

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from endotrl.scoring import flex
-from endotrl.scoring.flex import BLOCK, block_mask, flex_attention
-from endotrl.scoring.packing import Group, PackedRow, block_attention
+from endotrl.scoring import kernels
+from endotrl.scoring.forward_pass import Group, PackedRow, block_attention
+from endotrl.scoring.kernels import BLOCK, block_mask, flex_attention
 
 from .test_packing import naive_attention, random_states, visible_pairs
 
@@ -70,7 +70,7 @@ def test_the_compiled_kernel_is_compiled_once_per_power_of_two():
 def test_heads_and_dtypes(monkeypatch, heads, dtype, allowed):
     from torch.nn.attention.flex_attention import flex_attention as as_written
 
-    monkeypatch.setattr(flex, "_kernel", lambda: as_written)
+    monkeypatch.setattr(kernels, "flex_kernel", lambda: as_written)
     row = PackedRow.of([Group([1] * 50, [[2] * 33, [3] * 70, []]), Group([4] * 7, [[5] * 29])])
     num_tokens = row.input_ids.shape[1]
     query, key, value = (torch.randn(1, count, num_tokens, 16).to(dtype) for count in (*heads, heads[1]))

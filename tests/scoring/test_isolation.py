@@ -36,9 +36,8 @@ from endotrl.frozen.loaded_model import LoadedModel
 from endotrl.frozen.own_copy import OwnCopy
 from endotrl.rendering.renderer import Rendered
 from endotrl.scoring import FrozenScorer
-from endotrl.scoring.forward_pass import RopeLengths
+from endotrl.scoring.forward_pass import Group, PackedRow, RopeLengths
 from endotrl.scoring.isolation import reads_padding
-from endotrl.scoring.packing import Group, PackedRow
 from endotrl.scoring.reference_pass import ReferenceRecorder
 
 from .test_packing import PACKABLE, PADDED, group_rows, tokens_run

@@ -8,8 +8,8 @@ import time
 import pytest
 import torch
 
-from endotrl.scoring import kernels, packing
-from endotrl.scoring.packing import Group, PackedRow, block_attention
+from endotrl.scoring import forward_pass, kernels
+from endotrl.scoring.forward_pass import Group, PackedRow, block_attention
 
 from .test_packing import attend, naive_attention, random_states
 
@@ -34,7 +34,7 @@ class Kernel:
 @pytest.fixture
 def use(monkeypatch):
     def use(**found):
-        monkeypatch.setattr(packing, "attend", kernels.attend)  # as on CUDA
+        monkeypatch.setattr(forward_pass, "attend", kernels.attend)  # as on CUDA
         monkeypatch.setattr(kernels, "choices", {})
         monkeypatch.setattr(kernels, "_told", set())
         monkeypatch.setattr(kernels, "CALLS_BEFORE_COMPILING", 2)

@@ -29,8 +29,8 @@ from transformers import (
 
 from endotrl.frozen.loaded_model import LoadedModel
 from endotrl.rendering.renderer import Rendered
-from endotrl.scoring import FrozenScorer, packing
-from endotrl.scoring.packing import (
+from endotrl.scoring import FrozenScorer, forward_pass
+from endotrl.scoring.forward_pass import (
     Group,
     NotPackable,
     PackedRow,
@@ -66,11 +66,11 @@ def naive_attention(row, query, key, value, scaling):
 
 
 def attend(row, query, key, value, scaling, **kwargs):
-    token = packing._row.set(row)
+    token = forward_pass._row.set(row)
     try:
         return shared_prefix_attention(nn.Identity(), query, key, value, None, scaling=scaling, **kwargs)[0]
     finally:
-        packing._row.reset(token)
+        forward_pass._row.reset(token)
 
 
 def random_states(num_tokens, dtype=torch.float32):
@@ -94,8 +94,8 @@ class TestAttention:
         row = PackedRow.of([Group([1] * prompt, [[2] * n for n in lengths]) for prompt, lengths in groups])
         query, key, value = random_states(row.input_ids.shape[1])
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(packing, "QUERY_BLOCK", query_block)
-            patch.setattr(packing, "KEPT_MASK_ELEMENTS", kept)
+            patch.setattr(forward_pass, "QUERY_BLOCK", query_block)
+            patch.setattr(forward_pass, "KEPT_MASK_ELEMENTS", kept)
             actual = attend(row, query, key, value, 0.3)
             again = attend(row, query, key, value, 0.3)  # with masks that were kept
         expected = naive_attention(row, query, key, value, 0.3)
@@ -111,7 +111,7 @@ class TestAttention:
         assert (actual.double() - expected).abs().max() < 0.02
 
     def test_masks_that_do_not_fit_are_not_kept(self, monkeypatch):
-        monkeypatch.setattr(packing, "KEPT_MASK_ELEMENTS", 10 * 32)
+        monkeypatch.setattr(forward_pass, "KEPT_MASK_ELEMENTS", 10 * 32)
         row = PackedRow.of([Group([1] * 5, [[2] * 10, [2] * 11])])
         attend(row, *random_states(26), 1.0)
         assert [tuple(mask.shape) for mask in row._kept["masks"].values()] == [(10, 32)]

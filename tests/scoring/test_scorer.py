@@ -321,12 +321,6 @@ class TestBadInput:
             FrozenScorer(LoadedModel(model))(rows)
         assert ran == []
 
-    @pytest.mark.parametrize("alpha", [0.0, float("nan")])
-    def test_alpha(self, model, alpha):
-        with count_forwards(model) as ran, pytest.raises(ValueError, match="`alpha` is"):
-            FrozenScorer(LoadedModel(model))(make_rows(), alpha=alpha)
-        assert ran == []
-
     def test_budget(self, model):
         with pytest.raises(ValueError, match="`max_tokens_per_batch` is 0"):
             FrozenScorer(LoadedModel(model), max_tokens_per_batch=0)

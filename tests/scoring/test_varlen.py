@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from endotrl.scoring.packing import Group, PackedRow
-from endotrl.scoring.varlen import varlen_attention
+from endotrl.scoring.forward_pass import Group, PackedRow
+from endotrl.scoring.kernels import varlen_attention
 
 from .test_packing import naive_attention, random_states
 
