@@ -33,7 +33,7 @@ class RandomReward:
         return [self._random.random() for _ in completions]
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the draws are: for checkpoints of [`DenseGRPOTrainer`] and [`PPOTrainer`]."""
+        """Where the draws are, for checkpoints."""
         return {"random": self._random.getstate()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from packaging.version import Version
@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from .._moved import accept_positional
-from ..checks import check_choice, check_criterion
+from ..checks import check_criterion
 from ..frozen.served import ServedModel
 from ..rendering.images import Images
 from ..rendering.messages import Completion, Prompt
@@ -60,10 +60,11 @@ class EndogenousReward(FrozenModelReward):
             first use; `"quickstart"` for the demo's model; the address of a server, such as `"http://host:8000/v1"`
             ([`ServedModel`]); or a loaded model or [`~peft.PeftModel`], which is used as it is and must not be
             trained. With `None`, the reward shares the frozen weights of a trainer: see [`attach`].
-        processing_class, max_tokens_per_batch, dtype, device, trust_remote_code, name, overlong_prompt:
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             As in [`FrozenModelReward`].
-        images, chat_template_kwargs, offload, model_init_kwargs, adapter_name:
-            As in [`FrozenModelReward`].
+        max_tokens_per_batch, dtype, device, trust_remote_code, name, overlong_prompt, images, chat_template_kwargs,
+        offload, model_init_kwargs, adapter_name:
+            See [`~endotrl.rewards.settings.Settings`].
         alpha (`float`, *optional*, defaults to `1.0`):
             Temperature of the soft value. Pretrained and fine-tuned language models have `1.0`.
         gamma (`float`, *optional*, defaults to `1.0`):
@@ -143,13 +144,12 @@ class EndogenousReward(FrozenModelReward):
         correction: Correction | CorrectionName | None = None,
     ) -> None:
         self.rule = RewardRule(token_reward, aggregate, discount, alpha, gamma, truncation, correction)
-        check_choice("overlong_prompt", overlong_prompt, get_args(OverlongPrompt))
         self.criterion = check_criterion(criterion)
         placement: dict[str, Any] = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
         placement |= {"max_tokens_per_batch": max_tokens_per_batch, "offload": offload}
         own: dict[str, Any] = {"model_init_kwargs": model_init_kwargs, "adapter_name": adapter_name}
-        rendering: dict[str, Any] = {"overlong_prompt": overlong_prompt, "chat_template_kwargs": chat_template_kwargs}
-        super().__init__(model, processing_class, name, **placement, **own, **rendering, images=images)
+        own |= {"overlong_prompt": overlong_prompt, "chat_template_kwargs": chat_template_kwargs, "images": images}
+        super().__init__(model, processing_class, name, **placement, **own)
         asynchronous = isinstance(self._placement, ServedModel) and self._placement.asynchronous
         if type(self) is EndogenousReward and asynchronous and TRL_AWAITS_INSTANCES:
             self.__class__ = AsyncEndogenousReward  # TRL looks for `async def __call__` in the class

@@ -45,32 +45,9 @@ class FrozenModelReward:
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Tokenizer of `model`, or a processor that holds it. Loaded with the model if not given. In a trainer whose
             policy has the same tokenizer, its chat template holds over the policy's, with a warning.
-        max_tokens_per_batch (`int`, *optional*, defaults to `8192`):
-            Tokens of one forward pass: see [`FrozenScorer`]. It bounds memory and does not change rewards.
-        dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`), device (`str` or `torch.device`, *optional*):
-            Of the reward's own copy. `"auto"` is bfloat16 on accelerators and float32 on CPU; the device is by default
-            this process's, as `accelerate` gives it.
-        trust_remote_code (`bool`, *optional*, defaults to `False`):
-            Whether code from the model's repository may run.
-        name (`str`, *optional*, defaults to `"endogenous_reward"`):
-            Name in logs. Give two endogenous rewards in one trainer different names.
-        overlong_prompt (`str`, *optional*, defaults to `"error"`):
-            What to do when prompt and completion do not fit the frozen model's context: `"error"`, or
-            `"truncate_left"` to drop the beginning of the prompt.
-        images (`str`, *optional*, defaults to `"read"`):
-            What to do with images of prompts: `"read"`, for which `model` must be one that reads images; or `"ignore"`
-            to judge the completions as answers to the text alone.
-        chat_template_kwargs (`dict[str, Any]`, *optional*):
-            Further arguments for the chat template. In a trainer, its own are taken over: see [`bind`].
-        offload (`bool`, *optional*, defaults to `False`):
-            Whether the reward's own copy waits in CPU memory between calls, which frees the accelerator's for training
-            and costs a transfer of the weights a call.
-        model_init_kwargs (`dict[str, Any]`, *optional*):
-            Further arguments of `from_pretrained` for the reward's own copy, as in TRL's configs: `revision`,
-            `quantization_config`, `attn_implementation`, `device_map`, `max_memory`.
-        adapter_name (`str`, *optional*):
-            Which adapter of a [`~peft.PeftModel`] makes the frozen model; by default the active one. Others may be
-            trained: so a policy can have a frozen adapter as its reward.
+        name, max_tokens_per_batch, dtype, device, trust_remote_code, overlong_prompt, chat_template_kwargs, offload,
+        model_init_kwargs, adapter_name, images:
+            See [`~endotrl.rewards.settings.Settings`].
     """
 
     rule = RewardRule("log_prob")  # what becomes of the token statistics
@@ -93,6 +70,7 @@ class FrozenModelReward:
         images: Images = "read",
     ) -> None:
         check_choice("images", images, get_args(Images))
+        check_choice("overlong_prompt", overlong_prompt, get_args(OverlongPrompt))
         plan_batches([], max_tokens_per_batch)  # raises now if the budget is not a budget
         if not isinstance(processing_class, PreTrainedTokenizerBase | ProcessorMixin | None):
             raise TypeError(
@@ -132,18 +110,9 @@ class FrozenModelReward:
     def bind(self, trainer: Any) -> Self:
         """
         Reads prompts as the policy of a trainer does: with its processor, chat template, `chat_template_kwargs` and
-        `tools`, but for what this reward was given itself. The weights stay its own.
-
-        TRL's trainers need no such call: a reward finds the trainer that calls it, and the token ids of the prompts
-        that the policy has read. It is for rewards that are called from another thread, or before training.
-        `TypeError` for a trainer without `reward_funcs`.
-
-        Example:
-        ```python
-        >>> reward = EndogenousReward("Qwen/Qwen3-0.6B")
-        >>> trainer = GRPOTrainer(model, reward_funcs=reward, tools=tools, train_dataset=dataset)
-        >>> reward.bind(trainer)
-        ```
+        `tools`, but for what this reward was given itself. The weights stay its own. For rewards that are called from
+        another thread, or before training: otherwise a reward finds the trainer that calls it, and the token ids of
+        the prompts that the policy has read. `TypeError` for a trainer without `reward_funcs`.
         """
         self._prompts.bind(trainer)
         return self
@@ -175,16 +144,14 @@ class FrozenModelReward:
         placement = share_with(trainer)
         if isinstance(self._placement, OwnCopy | LoadedModel):
             self._made_for = self._placement.config._name_or_path, self._placement.digest(placement.dtype)
-        if self._made_for is not None:
-            (ours, our_digest), theirs = self._made_for, placement.config._name_or_path
-            if our_digest != placement.digest():
-                if placement.recorder is not None:
-                    placement.recorder.close()
-                raise ValueError(
-                    f"The reward was made for the model {ours!r}, but the trainer's frozen weights ({theirs!r}) are "
-                    f"others{', by their values' if ours == theirs else ''}. Make it with `model=None` to share the "
-                    "trainer's, or do not attach it to keep its own."
-                )
+        if self._made_for is not None and self._made_for[1] != placement.digest():
+            if placement.recorder is not None:
+                placement.recorder.close()
+            raise ValueError(
+                f"The reward was made for the model {self._made_for[0]!r}, but the trainer's frozen weights "
+                f"({placement.config._name_or_path!r}) are others, by their values. Make it with `model=None` to "
+                "share the trainer's, or do not attach it to keep its own."
+            )
         if self._placement is not None and self._placement.recorder is not None:
             self._placement.recorder.close()
         self._placement = placement
@@ -195,15 +162,8 @@ class FrozenModelReward:
     def shard(self, trainer: Any) -> Self:
         """
         Splits the reward's own copy over the processes, as the trainer splits the policy's weights (DeepSpeed ZeRO-3,
-        FSDP2). It is put together for each call. Elsewhere it stays whole.
-
-        `ValueError` without a copy of its own, or if it is loaded already, or was given a `device` or `offload=True`.
-
-        Example:
-        ```python
-        >>> trainer = GRPOTrainer(model, reward_funcs=reward, args=GRPOConfig(beta=0.1), train_dataset=dataset)
-        >>> reward.shard(trainer)
-        ```
+        FSDP2). It is put together for each call. Elsewhere it stays whole. `ValueError` without a copy of its own, or
+        if it is loaded already, or was given a `device` or `offload=True`.
         """
         if not isinstance(self._placement, OwnCopy):
             raise ValueError(
@@ -250,18 +210,13 @@ class FrozenModelReward:
         prompts: Sequence[Prompt],
         completions: Sequence[Completion],
         completion_ids: Sequence[Sequence[int]] | None,
-        columns: Mapping[str, Any] | None = None,
+        columns: Mapping[str, Any],
     ) -> list[Rendered]:
         """Rows of a batch; `columns` are those that a trainer hands over beside them, and its loggers."""
-        columns = columns or {}
         criteria = criteria_of_rows(self.criterion, columns.get("domain"), len(prompts))
         images = images_of_rows(columns.get("image"), columns.get("images"), len(prompts))
-        return self._prompts.render(
-            Renderer.render,
-            prompts,
-            *(completions, completion_ids, criteria, images),
-            of_dataset=columns,
-        )
+        given = prompts, completions, completion_ids, criteria, images
+        return self._prompts.render(Renderer.render, *given, of_dataset=columns)
 
     def _score_rows(
         self, rows: list[Rendered], entropy: bool, mean_logits: bool = False, progress: bool = False
@@ -293,15 +248,16 @@ class FrozenModelReward:
         placement = self._placement if isinstance(self._placement, ServedModel) else self._require_placement()
         if self.is_shared and self._prompts.policy is not None:
             return self._prompts.policy.tokens.processing_class
-        if self._loaded is None and isinstance(placement, ServedModel):
-            self._loaded = load_tokenizer(placement.tokenizer_name, self.trust_remote_code)
-        elif self._loaded is None:
-            if not placement.config._name_or_path:
+        if self._loaded is None:
+            if isinstance(placement, ServedModel):
+                self._loaded = load_tokenizer(placement.tokenizer_name, self.trust_remote_code)
+            elif placement.config._name_or_path:
+                self._loaded = load_processing_class(placement.config, self.trust_remote_code)
+            else:
                 raise ValueError(
                     "The model instance given to the endogenous reward was not loaded from a path or the hub, so its "
                     "tokenizer cannot be found. Pass it as `processing_class`."
                 )
-            self._loaded = load_processing_class(placement.config, self.trust_remote_code)
         return self._loaded
 
     @property
@@ -315,13 +271,8 @@ def warn_without_kl_penalty(trainer: Any) -> None:
 
     if not isinstance(trainer, GRPOTrainer | RLOOTrainer) or trainer.beta != 0.0 or trainer in _warned:
         return
-    trained = [
-        name
-        for reward, name, weight in zip(
-            trainer.reward_funcs, trainer.reward_func_names, trainer.reward_weights.tolist(), strict=True
-        )
-        if isinstance(reward, FrozenModelReward) and weight != 0.0
-    ]
+    rewards = zip(trainer.reward_funcs, trainer.reward_func_names, trainer.reward_weights.tolist(), strict=True)
+    trained = [name for reward, name, weight in rewards if isinstance(reward, FrozenModelReward) and weight != 0.0]
     if trained and trainer.accelerator.is_main_process:
         _warned.add(trainer)
         logger.warning(

@@ -60,10 +60,7 @@ class DenseReward(Protocol):
         completion_ids: Sequence[Sequence[int]] | None = None,
         **kwargs: Any,
     ) -> DenseScores:
-        """
-        [`DenseScores`] of a batch, or a tuple of its first two entries, from what TRL gives reward functions: columns
-        of the dataset, `trainer_state`, `log_extra`, `log_metric`.
-        """
+        """[`DenseScores`] of a batch, or a tuple of its first two entries, from what TRL gives reward functions."""
         ...
 
 

@@ -26,13 +26,8 @@ from .settings import ONLY_EVALUATED, TOKEN_REWARDS, CorrectionName, TokenReward
 
 def self_certainty(soft_values: Tensor, mean_logits: Tensor, vocab_size: int, alpha: float = 1.0) -> Tensor:
     r"""
-    Self-certainty of a state (Intuitor, https://huggingface.co/papers/2505.19590), in nats, with the mean $\bar f$ of
-    its logits over the vocabulary:
-
-    $$
-    \mathrm{KL}(U \| \hat\pi(\cdot|s)) = -\frac{1}{|\mathcal{A}|} \sum_a \log(|\mathcal{A}| \, \hat\pi(a|s))
-    = \frac{V(s) - \bar f(s)}{\alpha} - \log |\mathcal{A}|
-    $$
+    Self-certainty of a state (Intuitor, https://huggingface.co/papers/2505.19590), in nats: $\mathrm{KL}(U \|
+    \hat\pi(\cdot|s)) = (V(s) - \bar f(s)) / \alpha - \log |\mathcal{A}|$, with the mean logit $\bar f$.
     """
     return (soft_values.float() - mean_logits.float()) / alpha - math.log(vocab_size)
 
@@ -87,20 +82,15 @@ class RewardRule:
 
     @property
     def needs_entropy(self) -> bool:
-        """Whether the token rewards need `entropies` of the token statistics."""
         return self.token_reward in ("centered", "negative_entropy")
 
     @property
     def needs_mean_logits(self) -> bool:
-        """Whether the token rewards need `mean_logits` of the token statistics."""
         return self.token_reward == "self_certainty"
 
     @property
     def needs_logits(self) -> str | None:
-        """
-        Why the outcome cannot be had from log-probabilities, which are the logits in the gauge V = 0 and all that a
-        server gives; `None` if it can.
-        """
+        """Why the outcome cannot be had from log-probabilities, all that a server gives; `None` if it can."""
         if self.alpha != 1.0:
             return f"`alpha` is {self.alpha}, and another temperature than 1 needs all logits of a state"
         if self.needs_entropy or self.needs_mean_logits:

@@ -2,6 +2,8 @@
 """Whether a row's states depend on other rows, padding or earlier passes: tried once per model, on a few tokens."""
 
 import inspect
+import logging
+import math
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +25,8 @@ from .forward_pass import (
 )
 
 
+logger = logging.getLogger(__name__)
+
 # Largest difference, relative to the states, of two passes of one shape. Rounding is the same in both.
 SAME_SHAPE = 1e-3
 # Factors of the attention by a token's absolute position, which a model's first positions may not show.
@@ -36,8 +40,7 @@ class PassRules:
     longest_packable: float  # tokens up to which rows are packed; longer ones are padded
     rope: RopeLengths  # rows of one pass must be of one `length_class`
     whole: bool  # a row must be run to its very end, because its states depend on its length or on later tokens
-    not_packable: str | None = None  # why rows are padded, if they are
-    alone: str | None = None  # why every row has a pass of its own, if it has
+    alone: str | None  # why every row has a pass of its own, if it has
 
 
 def pass_rules(model: PreTrainedModel, longest_pass: int) -> PassRules:
@@ -64,7 +67,16 @@ def pass_rules(model: PreTrainedModel, longest_pass: int) -> PassRules:
             "keeps what it ran before. No score of it can be repeated; load the model without it."
         )
     longest = 0 if not_packable else longest_packable(model.config)
-    return PassRules(longest, rope, alone is not None or bool(rope.limits), not_packable, alone)
+    how = None
+    if alone:
+        how = f"scores one completion per pass ({alone})"
+    elif not_packable:
+        how = f"gets padded rows, and completions of one prompt do not share its pass ({not_packable})"
+    elif longest < math.inf:
+        how = f"sees a window of {longest:.0f} tokens: longer rows are padded, and do not share a prompt's pass"
+    if how is not None:
+        logger.info("%s %s. Results are the same, but slower.", type(model).__name__, how)
+    return PassRules(longest, rope, whole=alone is not None or bool(rope.limits), alone=alone)
 
 
 def longest_packable(config: PretrainedConfig) -> float:
@@ -76,7 +88,7 @@ def longest_packable(config: PretrainedConfig) -> float:
         return 0
     # `to_dict`, as each family has its own keys and a missing one means "no window".
     settings = config.to_dict()
-    limit = float("inf")
+    limit = math.inf
     layer_types = set(settings.get("layer_types") or ["full_attention", "sliding_attention"])
     if not layer_types <= {"full_attention", "sliding_attention", "chunked_attention"}:
         return 0

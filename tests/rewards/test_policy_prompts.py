@@ -511,7 +511,7 @@ class TestBind:
         assert reward.bind(trainer) is reward and not reward.is_shared
         expected = {"enable_thinking": False, "tools": [multiply], "chat_template": trainer.chat_template}
         assert reward.chat_template_kwargs == expected
-        (row,) = reward._render([QUESTION], ["12"], None)
+        (row,) = reward._render([QUESTION], ["12"], None, {})
         assert row.prompt_ids == trainer._tokenize_prompts([QUESTION])[0][0]
 
     @pytest.mark.skipif(Version(trl.__version__) < Version("1.15"), reason="The trainers of endotrl need TRL 1.15.")
@@ -580,7 +580,7 @@ class TestOnlineDPO:
         reward = EndogenousReward(path)
         trainer = make_trainer(path, reward, tmp_path, OnlineDPOConfig, [self.CONTINUED])
         reward.bind(trainer)
-        (row,) = reward._render([self.CONTINUED], [[{"role": "assistant", "content": " 12."}]], None)
+        (row,) = reward._render([self.CONTINUED], [[{"role": "assistant", "content": " 12."}]], None, {})
         tokenizer = trainer.processing_class
         assert tokenizer.decode(row.prompt_ids).endswith("\n\nIt is")
         assert tokenizer.decode(row.completion_ids) == " 12.<|im_end|>"
@@ -655,7 +655,7 @@ class TestProcessors:
         text = [{"role": "user", "content": "Two plus two?"}]
         answer = [{"role": "assistant", "content": "Four."}]
         expected = processor.apply_chat_template(parts, add_generation_prompt=True, tokenize=True)[0]
-        rows = EndogenousReward(model, processor)._render([parts, text], [answer, answer], None)
+        rows = EndogenousReward(model, processor)._render([parts, text], [answer, answer], None, {})
         assert [row.prompt_ids for row in rows] == [expected, expected]
         assert [processor.tokenizer.decode(row.completion_ids).lstrip() for row in rows] == ["Four.<|im_end|>"] * 2
 
@@ -673,7 +673,9 @@ class TestProcessors:
             parts = [{"role": "user", "content": [{"type": "text", "text": "Two plus two?"}]}]
             expected = processor.apply_chat_template(parts, add_generation_prompt=True, tokenize=True)[0]
             assert expected.count(bos_id) == 1
-            given, encoded = EndogenousReward(model, processor)._render([parts] * 2, ["", "Four."], [ids, [259] * 9])
+            given, encoded = EndogenousReward(model, processor)._render(
+                [parts] * 2, ["", "Four."], [ids, [259] * 9], {}
+            )
             assert given.prompt_ids == encoded.prompt_ids == expected
             assert processor.tokenizer.decode(encoded.completion_ids).lstrip() == "Four.<|im_end|>"
 
@@ -706,7 +708,7 @@ class TestProcessors:
         watched = Watched(reward)
         trainer = make_trainer(folder, watched, tmp_path, prompts=[QUESTION], beta=0.1)
         reward.attach(trainer)
-        (row,) = reward._render([QUESTION], ["12"], None)
+        (row,) = reward._render([QUESTION], ["12"], None, {})
         read = trainer._tokenize_prompts([QUESTION])[0][0]
         assert tokenizer.decode(read) == "[INST] What is 3 times 4? [/INST]"
         assert row.prompt_ids == read

@@ -674,7 +674,7 @@ class TestRefused:
         trainer.tools, trainer.chat_template = [add], "{{ tools[0].function.name }}: {{ messages[0].content }}"
         reward.attach(trainer)
         assert reward.chat_template_kwargs == {"tools": [add], "chat_template": trainer.chat_template}
-        (row,) = reward._render([[{"role": "user", "content": "x"}]], ["y"], None, None)
+        (row,) = reward._render([[{"role": "user", "content": "x"}]], ["y"], None, {})
         assert row.prompt_ids == reward._tokenizer("add: x", add_special_tokens=False)["input_ids"]
 
     # "adamw_torch_fused" is the default of `Trainer`; it leaves no trace in the version counters of tensors.

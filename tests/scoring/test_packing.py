@@ -34,11 +34,10 @@ from endotrl.scoring.forward_pass import (
     Group,
     NotPackable,
     PackedRow,
-    longest_packable,
     packed_attention,
     shared_prefix_attention,
-    why_not_packable,
 )
+from endotrl.scoring.isolation import longest_packable, why_not_packable
 
 from .test_scorer import EOS, GPT_SIZES, SHARED, SIZES, VOCAB_SIZE, assert_equal_stats, make_model, make_rows
 
