@@ -23,11 +23,9 @@ from ..rendering.offsets import decode_with_offsets
 from ..rendering.renderer import OverlongPrompt, Rendered
 from ..scoring.token_stats import TokenStats
 from .corrections import Correction, InformationGain, LengthControl, LengthSlope, length_shares
-from .diagnostics import is_evaluation, log_batch
-from .frozen_model_reward import FrozenModelReward
-from .generalist import Generalist
+from .frozen_model_reward import FrozenModelReward, Generalist
 from .protocol import DenseScores, check_same_tokens
-from .rule import RewardRule
+from .rule import RewardRule, is_evaluation, log_batch
 from .scored import ScoredCompletions
 from .settings import CorrectionName, TokenReward, Truncation
 

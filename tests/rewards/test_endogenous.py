@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from endotrl import EndogenousReward, TokenStats
 from endotrl.frozen.own_copy import OwnCopy
 from endotrl.rewards import endogenous_reward
-from endotrl.rewards.diagnostics import batch_diagnostics
 from endotrl.rewards.environment import reward_from_environment
+from endotrl.rewards.rule import batch_diagnostics
 from endotrl.scoring import lm_head
 from endotrl.tasks import facts
 
