@@ -160,12 +160,6 @@ def test_the_policy_itself_as_frozen_model(tiny_policy_path, tmp_path):
         trainer.train()
 
 
-def test_a_dictionary_of_criteria_without_the_column(tiny_policy_path, tmp_path):
-    reward = EndogenousReward(tiny_policy_path, criterion={"law": "a", "chat": "b"})
-    with pytest.raises(ValueError, match=r"domains \['chat', 'law'\].*the dataset has no column `domain`"):
-        make_trainer(tiny_policy_path, reward, tmp_path).train()
-
-
 def test_answers_in_a_column_that_is_not_there():
     with pytest.raises(ValueError, match=r"column 'answer', which the dataset does not have. It has \['solution'\]"):
         AccuracyReward("answer")(completions=["a"], solution=["a"])

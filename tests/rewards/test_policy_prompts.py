@@ -7,7 +7,6 @@ the trainer's own tokenization, from its generation, or is written out by hand.
 import json
 import logging
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -254,27 +253,6 @@ class TestOwnCopy:
         texts = trainer.processing_class.batch_decode(read)
         assert ["multiply" in text for text in texts] == [True, False, False, True]
 
-    def test_one_environment(self, path, tmp_path):
-        class Multiplier:
-            def reset(self, **kwargs: Any) -> str:
-                return " Use a tool."
-
-            def multiply(self, a: int, b: int) -> int:
-                """
-                Multiplies.
-
-                Args:
-                    a: The first.
-                    b: The second.
-                """
-                return a * b
-
-        reward = Watched(EndogenousReward(path))
-        trainer = make_trainer(path, reward, tmp_path, environment_factory=Multiplier)
-        trainer.train()
-        text = trainer.processing_class.decode(reward.prompt_ids[0])
-        assert " Use a tool.<|im_end|>" in text and "multiply" in text
-
     def test_what_a_rollout_made_of_the_prompts(self, path, tmp_path, warnings_logged):
         tokenizer = AutoTokenizer.from_pretrained(path)
 
@@ -341,18 +319,6 @@ class TestOwnCopy:
         with pytest.raises(ValueError, match="An environment wrote some tokens"):
             trainer.train()
 
-    @pytest.mark.parametrize("config", [GRPOConfig, RLOOConfig])
-    def test_streamed_data(self, config, path, tmp_path):
-        def rows() -> Iterator[dict[str, Any]]:
-            for _ in range(4):
-                yield {"prompt": QUESTION}
-
-        reward = Watched(EndogenousReward(path))
-        data = IterableDataset.from_generator(rows)
-        trainer = make_trainer(path, reward, tmp_path, config, data, accelerator_config={"dispatch_batches": False})
-        trainer.train()
-        assert reward.prompt_ids == trainer._tokenize_prompts([QUESTION])[0] * 4
-
     def test_rivals(self, path, tmp_path):
         reward = Watched(MeanLogProbReward(path))
         trainer = make_trainer(path, reward, tmp_path, chat_template_kwargs={"enable_thinking": False})
@@ -387,13 +353,6 @@ class TestOwnCopy:
         judged = [{"role": "system", "content": "Be exact."}, *QUESTION]
         assert reward.prompt_ids == trainer._tokenize_prompts([judged])[0] * 4
         assert not warnings_logged()
-
-    def test_images_are_refused(self, path, tmp_path):
-        reward = EndogenousReward(path)
-        trainer = make_trainer(path, reward, tmp_path)
-        prompt = [{"role": "user", "content": [{"type": "image", "image": object()}, {"type": "text", "text": "Hi"}]}]
-        with pytest.raises(ValueError, match="has 1 image, and the frozen model reads only text"):
-            ask(trainer, [prompt], *answers(trainer.processing_class, 1))
 
 
 @pytest.mark.parametrize("name", [*NAMES, "mistral", "deepseek_r1"])
@@ -454,14 +413,6 @@ class TestGiven:
         kwargs = {"enable_thinking": False}
         reward = Watched(EndogenousReward(path, chat_template_kwargs=kwargs))
         trainer = make_trainer(path, reward, tmp_path, tools=[multiply], chat_template_kwargs=dict(kwargs))
-        ask(trainer, [QUESTION], *answers(trainer.processing_class, 1))
-        assert reward.prompt_ids == trainer._tokenize_prompts([QUESTION])[0]
-        assert not warnings_logged()
-
-    def test_a_tokenizer_with_the_policys_template(self, path, tmp_path, warnings_logged):
-        model = LlamaForCausalLM.from_pretrained(path)
-        reward = Watched(EndogenousReward(model, AutoTokenizer.from_pretrained(path)))
-        trainer = make_trainer(path, reward, tmp_path, tools=[multiply])
         ask(trainer, [QUESTION], *answers(trainer.processing_class, 1))
         assert reward.prompt_ids == trainer._tokenize_prompts([QUESTION])[0]
         assert not warnings_logged()
@@ -568,13 +519,6 @@ class TestOnlineDPO:
         assert trainer.processing_class.decode(reward.prompt_ids[0]).endswith(
             "It is<|im_end|>\n<|im_start|>assistant\n"
         )
-
-    def test_with_a_criterion(self, path, tmp_path):
-        reward = Watched(EndogenousReward(path, criterion="Be exact."))
-        trainer = make_trainer(path, reward, tmp_path, OnlineDPOConfig, [self.CONTINUED])
-        trainer.train()
-        text = trainer.processing_class.decode(reward.prompt_ids[0])
-        assert text.startswith("<|im_start|>system\nBe exact.<|im_end|>") and text.endswith("\n\nIt is")
 
     def test_text_goes_on_with_the_open_answer(self, path, tmp_path):
         reward = EndogenousReward(path)
@@ -798,7 +742,7 @@ class TestColumnsOfDatasets:
 
     def test_a_batch_that_does_not_go_together(self, path):
         completions = answers(AutoTokenizer.from_pretrained(path), 4)[0]
-        with pytest.raises(ValueError, match="3 prompts and 4 completions"):
+        with pytest.raises(ValueError, match="`completions` has 4 entries for 3 prompts"):
             EndogenousReward(path)(prompts=[QUESTION] * 3, completions=completions, tools=[self.TOOLS, None, None])
         with pytest.raises(TypeError, match="The completion of row 2 is int 5"):
             EndogenousReward(path)([QUESTION] * 3, [*completions[:2], 5], tools=[self.TOOLS, None, None])

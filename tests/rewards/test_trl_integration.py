@@ -262,12 +262,6 @@ class TestDropIn:
         assert_same_to_the_bit(before, frozen.state_dict())
         assert all(module.training for module in frozen.modules())
 
-    def test_pickled_reward_trains(self, tiny_policy_path, tmp_path):
-        reward = pickle.loads(pickle.dumps(EndogenousReward(tiny_policy_path, name="pickled")))
-        trainer = make_trainer(tiny_policy_path, reward, make_args(GRPOConfig, tmp_path, max_steps=1))
-        trainer.train()
-        assert len(history(trainer, "rewards/pickled/mean")) == 1
-
 
 class TestNoReward:
     """`truncation="skip"`: completions that were cut off get `None`, which TRL treats in more than one way."""
@@ -354,16 +348,6 @@ class TestLogging:
             assert table["endogenous_reward/per_token"].tolist() == pytest.approx(
                 (rewards / lengths).tolist(), abs=1e-4
             )
-
-    def test_figures_of_two_rewards_stay_apart(self, tiny_policy_path, tmp_path):
-        first = EndogenousReward(tiny_policy_path, name="first")
-        second = EndogenousReward(tiny_policy_path, alpha=0.5, name="second")
-        trainer = make_trainer(tiny_policy_path, [first, second], make_args(GRPOConfig, tmp_path))
-        trainer.train()
-        for key in ("entropy", "truncated_fraction", "reward_per_token"):
-            assert len(history(trainer, f"first/{key}")) == len(history(trainer, f"second/{key}")) == 2
-        assert history(trainer, "first/truncated_fraction") == history(trainer, "second/truncated_fraction")
-        assert history(trainer, "first/entropy")[0] > history(trainer, "second/entropy")[0]  # a lower temperature
 
 
 class TestShared:
@@ -589,11 +573,6 @@ class TestShared:
 
 
 class TestRefused:
-    def test_not_attached(self, tiny_policy_path, tmp_path):
-        trainer = make_trainer(tiny_policy_path, EndogenousReward(model=None), make_args(GRPOConfig, tmp_path))
-        with pytest.raises(RuntimeError, match=r"reward\.attach\(trainer\)"):
-            trainer.train()
-
     def test_reference_that_moves(self, tiny_policy_path, tmp_path):
         reward = EndogenousReward(model=None)
         args = make_args(GRPOConfig, tmp_path, beta=0.1, sync_ref_model=True)
@@ -645,37 +624,6 @@ class TestRefused:
         weight.data[0, 0] = 1e-3
         with pytest.raises(ValueError, match="adapter is not at zero"):
             EndogenousReward(model=None).attach(trainer)
-
-    def test_a_second_trainer_brings_its_own_tokenizer_and_template(self, tiny_policy_path, tmp_path):
-        reward = EndogenousReward(model=None)
-        for enable_thinking in (True, False):
-            kwargs = {"enable_thinking": enable_thinking}
-            args = make_args(GRPOConfig, tmp_path, beta=0.1, chat_template_kwargs=kwargs)
-            trainer = make_trainer(AutoModelForCausalLM.from_pretrained(tiny_policy_path), reward, args)
-            reward.attach(trainer)
-            assert reward.chat_template_kwargs == kwargs
-            assert reward._tokenizer is trainer.processing_class
-
-    def test_the_template_and_tools_of_the_trainer(self, tiny_policy_path, tmp_path):
-        reward = EndogenousReward(model=None)
-        args = make_args(GRPOConfig, tmp_path, beta=0.1)
-        trainer = make_trainer(AutoModelForCausalLM.from_pretrained(tiny_policy_path), reward, args)
-
-        def add(a: int, b: int) -> int:
-            """
-            Adds.
-
-            Args:
-                a: one
-                b: two
-            """
-            return a + b
-
-        trainer.tools, trainer.chat_template = [add], "{{ tools[0].function.name }}: {{ messages[0].content }}"
-        reward.attach(trainer)
-        assert reward.chat_template_kwargs == {"tools": [add], "chat_template": trainer.chat_template}
-        (row,) = reward._render([[{"role": "user", "content": "x"}]], ["y"], None, {})
-        assert row.prompt_ids == reward._tokenizer("add: x", add_special_tokens=False)["input_ids"]
 
     # "adamw_torch_fused" is the default of `Trainer`; it leaves no trace in the version counters of tensors.
     @pytest.mark.parametrize("optim", ["adamw_torch_fused", "adamw_torch", "sgd"])

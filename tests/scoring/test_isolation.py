@@ -3,7 +3,6 @@
 
 import copy
 import logging
-import pickle
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,6 @@ import torch
 from torch import nn
 from transformers import (
     BertGenerationConfig,
-    FalconH1Config,
     Gemma3TextConfig,
     GraniteMoeConfig,
     JambaConfig,
@@ -130,12 +128,6 @@ MORE: list[tuple[str, Callable[[], PretrainedConfig]]] = [
             num_experts_per_tok=2,
             moe_intermediate_size=16,
             shared_expert_intermediate_size=16,
-        ),
-    ),
-    (
-        "falcon-h1, attention and state space",
-        lambda: FalconH1Config(
-            **SIZES, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=4, mamba_chunk_size=8
         ),
     ),
     ("granite, experts", lambda: GraniteMoeConfig(**SIZES, num_local_experts=4)),
@@ -532,12 +524,6 @@ class TestThreads:
             done.set()
             assert_equal_to_alone(scored.result(), model, rows)
         model(torch.arange(5)[None])
-
-    def test_locks_are_in_no_pickle(self, tiny_policy_path):
-        reward = EndogenousReward(tiny_policy_path)
-        expected = reward(["What is"], [" the capital"])
-        for copied in (copy.deepcopy(reward), pickle.loads(pickle.dumps(reward))):
-            assert copied(["What is"], [" the capital"]) == expected
 
 
 @contextmanager

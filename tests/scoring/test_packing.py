@@ -39,7 +39,7 @@ from endotrl.scoring.forward_pass import (
 )
 from endotrl.scoring.isolation import longest_packable, why_not_packable
 
-from .test_scorer import EOS, GPT_SIZES, SHARED, SIZES, VOCAB_SIZE, assert_equal_stats, make_model, make_rows
+from .test_scorer import EOS, GPT_SIZES, SHARED, SIZES, VOCAB_SIZE, assert_equal_stats, make_model
 
 
 def visible_pairs(row, length):
@@ -181,16 +181,6 @@ def group_rows(seed=0):
 
 
 class TestScoring:
-    def test_prompts_are_run_once(self):
-        model = make_model(LlamaConfig(**SIZES))
-        scorer, rows = FrozenScorer(LoadedModel(model)), group_rows()
-        scorer(rows[:1])  # the checks of the first call
-        with tokens_run(model) as counts:
-            actual = scorer(rows)
-        # Prompts of 7 and 5 tokens, completions without their last token: 2 + 3 + ... + 7.
-        assert counts == [7 + 5 + 27]
-        assert_equal_stats(actual, [scorer([row])[0] for row in rows])
-
     def test_equal_completions_are_run_once(self):
         model = make_model(LlamaConfig(**SIZES))
         scorer, rows = FrozenScorer(LoadedModel(model)), group_rows()
@@ -249,6 +239,12 @@ PADDED: list[tuple[str, Callable[[], PretrainedConfig]]] = [
     ("bloom, ALiBi", lambda: BloomConfig(**SHARED, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.3)),
     ("mamba, recurrent", lambda: MambaConfig(**SHARED, hidden_size=32, num_hidden_layers=2, state_size=4)),
     ("lfm2, convolutions", lambda: Lfm2Config(**SIZES, full_attn_idxs=[1])),
+    (  # State-space layers beside attention: nothing in the config tells.
+        "falcon-h1, attention and state space",
+        lambda: FalconH1Config(
+            **SIZES, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=4, mamba_chunk_size=8
+        ),
+    ),
 ]
 
 
@@ -273,7 +269,9 @@ class TestFamilies:
             together = scorer(rows)
             alone = [scorer([row])[0] for row in rows]
         assert_equal_stats(together, alone)
-        assert [record.name for record in caplog.records if "padded" in record.message] == ["endotrl.scoring.scorer"]
+        assert [record.name for record in caplog.records if "padded" in record.message] == [
+            "endotrl.scoring.isolation"
+        ]
 
     def test_only_rows_longer_than_the_window_are_padded(self):
         # A window of 14 tokens: rows have up to 7 + 7 = 14 and 5 + 7 tokens; one has 20.
@@ -303,15 +301,3 @@ class TestFamilies:
     )
     def test_length_from_the_config(self, config, limit):
         assert longest_packable(config) == limit
-
-    def test_layers_that_mix_neighbours_are_noticed(self):
-        # State-space layers beside attention: nothing in the config tells.
-        config = FalconH1Config(
-            **SIZES, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=4, mamba_chunk_size=8
-        )
-        assert why_not_packable(make_model(config)) is not None
-
-    def test_rows_of_the_engines_own_tests(self):
-        model = make_model(LlamaConfig(**SIZES))
-        scorer = FrozenScorer(LoadedModel(model))
-        assert_equal_stats(scorer(make_rows()), [scorer([row])[0] for row in make_rows()])

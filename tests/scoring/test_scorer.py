@@ -220,17 +220,6 @@ class TestFamilies:
 class TestInvariance:
     """One row's numbers depend on that row only; token budgets and orders: `test_isolation.py`."""
 
-    def test_neighbours(self, model, expected):
-        rows = make_rows()
-        long = Rendered([3] * 20, [4] * 30, list(range(30)), False)
-        actual = FrozenScorer(LoadedModel(model))([long, *rows, *rows, long])
-        assert_equal_stats(actual[1:-1], [*expected, *expected])
-
-    def test_calls_before(self, model, expected):
-        scorer = FrozenScorer(LoadedModel(model))
-        scorer(make_rows()[2:4], alpha=3.0, entropy=False)
-        assert_equal_stats(scorer(make_rows()), expected)
-
     def test_entropy_or_not(self, model, expected):
         for row, other in zip(FrozenScorer(LoadedModel(model))(make_rows(), entropy=False), expected, strict=True):
             assert row.entropies is None
@@ -256,14 +245,6 @@ class TestStats:
             assert (s.finished, s.alpha) == (row.finished, 0.7)
             assert (s.soft_values[-1] == 0) == row.finished
             assert (s.text, s.offsets) == (None, None)
-
-    def test_log_probs(self, model):
-        row = make_rows()[1]
-        (stats,) = FrozenScorer(LoadedModel(model))([row], alpha=0.7)
-        logits = state_logits(model, row.prompt_ids, row.completion_ids)[:-1]
-        log_policy = torch.log_softmax(logits.double() / 0.7, dim=-1)
-        expected = log_policy.gather(1, torch.tensor(row.completion_ids)[:, None]).squeeze(1)
-        torch.testing.assert_close(stats.log_probs.double(), expected, atol=1e-5, rtol=1e-5)
 
     def test_rows_do_not_share_memory(self, model):
         # A view of one row would keep the tensors of the whole batch alive, and writing to it would change others.
