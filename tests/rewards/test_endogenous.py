@@ -5,7 +5,7 @@ import copy
 import itertools
 import math
 import pickle
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,8 @@ from endotrl.frozen.own_copy import OwnCopy
 from endotrl.rewards import endogenous_reward
 from endotrl.rewards.environment import reward_from_environment
 from endotrl.rewards.rule import batch_diagnostics
-from endotrl.tasks import facts
 
-from ..support.helpers import assert_same_to_the_bit, count_forwards, weights
+from ..support.helpers import count_forwards
 from ..support.reference import ReferenceScores, chatml, scores_from_logits, state_logits
 from ..support.reference import token_rewards as reference_token_rewards
 
@@ -440,19 +439,6 @@ class TestPlacement:
         assert reward.load() is reward and reward._placement._model is not None
         assert reward([USER], [PARIS]) == EndogenousReward(tiny_model_path)([USER], [PARIS])
 
-    def test_weights_do_not_change(self, tiny_model_path, case):
-        reward = EndogenousReward(tiny_model_path)
-        reward([USER], [PARIS])
-        assert reward._placement is not None
-        with reward._placement.active() as own:
-            before = weights(own)
-        for form in FORMS:
-            reward.rule = replace(reward.rule, token_reward=form)
-            reward(case.prompts, case.completions, case.completion_ids, log_metric=lambda key, value: None)
-            reward.score(case.prompts, case.completions)
-        assert_same_to_the_bit(before, weights(own))
-        assert_same_to_the_bit(before, weights(AutoModelForCausalLM.from_pretrained(tiny_model_path)))
-
     def test_path_and_instance_agree(self, tiny_model_path, model, case):
         batch = (case.prompts, case.completions, case.completion_ids)
         expected = EndogenousReward(model)(*batch)
@@ -679,27 +665,6 @@ class TestSmolLM2:
             log_policy = torch.log_softmax(logits[:-1].double() / alpha, dim=-1)
             outcome = alpha * log_policy.gather(1, torch.tensor(ids)[:, None]).sum().item()
             assert EndogenousReward(None, alpha=alpha).aggregate_from(row) == pytest.approx(outcome, abs=1e-3)
-
-    def test_bfloat16_is_no_worse_than_all_logits_in_it(self, smollm2):
-        # The truth is the float32 model's. Rounding is random, and differs by processor: of a few tokens it says
-        # nothing.
-        model, tokenizer = smollm2
-        half = copy.deepcopy(model).bfloat16()
-        statements = [q.statement.replace("{answer}", q.answers[0]) for q in facts.load_questions()[0][:16]]
-        texts = [" " + " ".join(statements[i : i + 4]) for i in range(0, 16, 4)]
-        prompts, ids = ["Facts:"] * 4, [encode(tokenizer, text) for text in texts]
-        case = Case(prompts, texts, ids, prompts, finished=[False] * 4)
-        ours = EndogenousReward(half, tokenizer).token_rewards(prompts, texts, ids)
-        truth, naive = (
-            [
-                torch.tensor(reference_token_rewards(scores, "bellman", 1.0, 1.0, False, "terminal"))
-                for scores in expect(reference, tokenizer, case).scores(1.0)
-            ]
-            for reference in (model, half)
-        )
-        errors, rivals = ((torch.cat(rewards) - torch.cat(truth)).abs() for rewards in (ours, naive))
-        assert len(errors) > 120
-        assert errors.mean() <= 1.2 * rivals.mean() + 0.01
 
     def test_the_docstrings_example(self, smollm2):
         prompts = [[{"role": "user", "content": "What is the capital of France?"}]] * 2

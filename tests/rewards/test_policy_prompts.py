@@ -623,42 +623,6 @@ class TestProcessors:
             assert given.prompt_ids == encoded.prompt_ids == expected
             assert processor.tokenizer.decode(encoded.completion_ids).lstrip() == "Four.<|im_end|>"
 
-    def test_a_policy_that_could_read_images(self, processor, path, tmp_path):
-        from transformers import (
-            CLIPVisionConfig,
-            LlavaNextConfig,
-            LlavaNextForConditionalGeneration,
-            LlavaNextImageProcessorPil,
-            LlavaNextProcessor,
-        )
-
-        tokenizer, pins = processor.tokenizer, [[56, 112], [112, 56]]
-        small: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
-        config = LlavaNextConfig(
-            text_config=LlamaConfig(vocab_size=len(tokenizer), num_hidden_layers=1, **small),
-            vision_config=CLIPVisionConfig(
-                num_hidden_layers=2, image_size=56, patch_size=14, projection_dim=16, **small
-            ),
-            image_grid_pinpoints=pins,
-            image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        )
-        images = LlavaNextImageProcessorPil(size={"shortest_edge": 56}, image_grid_pinpoints=pins)
-        folder = str(tmp_path / "policy")
-        LlavaNextForConditionalGeneration(config).save_pretrained(folder)
-        LlavaNextProcessor(images, tokenizer, chat_template=processor.chat_template, patch_size=14).save_pretrained(
-            folder
-        )
-        reward = EndogenousReward(model=None)
-        watched = Watched(reward)
-        trainer = make_trainer(folder, watched, tmp_path, prompts=[QUESTION], beta=0.1)
-        reward.attach(trainer)
-        (row,) = reward._render([QUESTION], ["12"], None, {})
-        read = trainer._tokenize_prompts([QUESTION])[0][0]
-        assert tokenizer.decode(read) == "[INST] What is 3 times 4? [/INST]"
-        assert row.prompt_ids == read
-        trainer.train()
-        assert watched.prompt_ids == [read] * 4
-
 
 class TestColumnsOfDatasets:
     """Rows of datasets may bring `tools` and `chat_template_kwargs`, as TRL's `DPOTrainer` and `RewardTrainer` know."""

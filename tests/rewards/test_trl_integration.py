@@ -293,31 +293,6 @@ class TestNoReward:
             [sum(step) / len(step) for step in finished], abs=1e-4
         )
 
-    @pytest.mark.parametrize("aggregation", ["sum_then_normalize", "normalize_then_sum"])
-    def test_next_to_another_reward(self, aggregation, tiny_policy_path, tmp_path):
-        # TRL's default sums rewards with `nansum`: next to any other reward function, even one of weight 0, `None`
-        # counts as 0, more than every log-probability. The other aggregation centres each reward first, where 0 is the
-        # average. docs/trl.md warns; this shows when it may stop.
-        reward = EndogenousReward(tiny_policy_path, truncation="skip")
-        args = make_args(
-            GRPOConfig,
-            tmp_path,
-            reward_weights=[1.0, 0.0],
-            multi_objective_aggregation=aggregation,
-            log_completions=True,
-            max_steps=1,
-        )
-        trainer = make_trainer(tiny_policy_path, [reward, Recorder()], args)
-        trainer.train()
-        table = pd.read_parquet(tmp_path / "completions" / "completions_00001.parquet")
-        truncated = table["endogenous_reward"].isna()
-        assert 0 < truncated.sum() < len(truncated)
-        best = table["advantage"][~truncated].max()
-        if aggregation == "sum_then_normalize":
-            assert table["advantage"][truncated].max() > best
-        else:
-            assert table["advantage"][truncated].max() < best
-
 
 class TestLogging:
     @pytest.mark.parametrize("config_class", [GRPOConfig, RLOOConfig])
