@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from endotrl.scoring import kernels
 from endotrl.scoring.kernels import Lengths
 
-from ..scoring.test_varlen import kernel as attention_of_each_sequence
+from ..scoring.test_kernels import attention_of_each_sequence
 
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
