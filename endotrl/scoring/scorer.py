@@ -198,8 +198,8 @@ class FrozenScorer:
         for indices in shares.values():
             packable = sorted(i for i in indices if lengths[i] <= rules.longest_packable)
             yield from self._packed_passes(model, rows, inputs, packable)
-            padded = sorted(i for i in indices if lengths[i] > rules.longest_packable)
-            yield from self._padded_passes(model, rows, inputs, padded)
+            if padded := sorted(i for i in indices if lengths[i] > rules.longest_packable):
+                yield from self._padded_passes(model, rows, inputs, padded)
 
     def _packed_passes(
         self, model: PreTrainedModel, rows: Sequence[Rendered], inputs: Sequence[Sequence[int]], chosen: Sequence[int]
