@@ -23,6 +23,8 @@ from trl import GRPOConfig, GRPOTrainer
 from endotrl import DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward
 from endotrl.rewards import AccuracyReward, FormatReward, InformationGain
 
+from ..support.helpers import QUIET
+
 
 CHAT = {"prompts": [[{"role": "user", "content": "a"}]], "completions": [[{"role": "assistant", "content": "b"}]]}
 TEXT = {"prompts": ["a"], "completions": ["b"]}
@@ -36,12 +38,9 @@ def make_trainer(model: Any, reward: Any, folder: Path, **config: Any) -> GRPOTr
         "per_device_train_batch_size": 4,
         "num_generations": 2,
         "max_completion_length": 6,
-        "report_to": [],
-        "save_strategy": "no",
-        "use_cpu": True,
-        "disable_tqdm": True,
         "learning_rate": 0.01,
         "beta": 0.1,
+        **QUIET,
         **config,
     }
     tokenizer = None if isinstance(model, str) else AutoTokenizer.from_pretrained(model.config._name_or_path)
@@ -200,9 +199,7 @@ def test_an_infinite_reward_does_not_spoil_the_policy(tiny_policy_path, tmp_path
         per_device_train_batch_size=4,
         num_generations=2,
         max_completion_length=6,
-        report_to=[],
-        save_strategy="no",
-        use_cpu=True,
+        **QUIET,
     )
     trainer = DenseGRPOTrainer(tiny_policy_path, boundless, args=args, train_dataset=PROMPTS)
     with pytest.raises(ValueError, match="'boundless' returned an infinite reward"):

@@ -151,6 +151,11 @@ def answers(tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[list[Any], 
     return [[{"role": "assistant", "content": "12"}]] * count, [ids] * count
 
 
+def assert_reads_as_policy(trainer: Any, reward: Watched) -> None:
+    ask(trainer, [QUESTION], *answers(trainer.processing_class, 1))
+    assert reward.prompt_ids == trainer._tokenize_prompts([QUESTION])[0]
+
+
 @pytest.fixture
 def warnings_logged(caplog):
     with caplog.at_level(logging.WARNING, logger="endotrl"):
@@ -322,15 +327,13 @@ class TestOwnCopy:
     def test_rivals(self, path, tmp_path):
         reward = Watched(MeanLogProbReward(path))
         trainer = make_trainer(path, reward, tmp_path, chat_template_kwargs={"enable_thinking": False})
-        ask(trainer, [QUESTION], *answers(trainer.processing_class, 1))
-        assert reward.prompt_ids == trainer._tokenize_prompts([QUESTION])[0]
+        assert_reads_as_policy(trainer, reward)
 
     def test_two_trainers_one_after_the_other(self, path, tmp_path):
         reward = Watched(EndogenousReward(path))
         for thinks in (True, False, True):
             trainer = make_trainer(path, reward, tmp_path, chat_template_kwargs={"enable_thinking": thinks})
-            ask(trainer, [QUESTION], *answers(trainer.processing_class, 1))
-            assert reward.prompt_ids == trainer._tokenize_prompts([QUESTION])[0]
+            assert_reads_as_policy(trainer, reward)
 
     def test_other_prompts_than_the_trainers(self, path, tmp_path):
         """A reward function that asks another one about prompts of its own gets the reward after those."""
@@ -413,8 +416,7 @@ class TestGiven:
         kwargs = {"enable_thinking": False}
         reward = Watched(EndogenousReward(path, chat_template_kwargs=kwargs))
         trainer = make_trainer(path, reward, tmp_path, tools=[multiply], chat_template_kwargs=dict(kwargs))
-        ask(trainer, [QUESTION], *answers(trainer.processing_class, 1))
-        assert reward.prompt_ids == trainer._tokenize_prompts([QUESTION])[0]
+        assert_reads_as_policy(trainer, reward)
         assert not warnings_logged()
 
     def test_a_tokenizer_with_another_template(self, path, tmp_path, warnings_logged):
@@ -449,8 +451,7 @@ def test_tokens_that_were_added_to_the_policys_tokenizer(path, tmp_path):
     tokenizer.save_pretrained(tmp_path / "policy")
     reward = Watched(EndogenousReward(path))
     trainer = make_trainer(str(tmp_path / "policy"), reward, tmp_path)
-    ask(trainer, [QUESTION], *answers(tokenizer, 1))
-    assert reward.prompt_ids == trainer._tokenize_prompts([QUESTION])[0]
+    assert_reads_as_policy(trainer, reward)
 
 
 class TestBind:
@@ -493,8 +494,7 @@ class TestBind:
         copy = Watched(pickle.loads(pickle.dumps(reward.bind(trainer))))
         assert copy.reward.chat_template_kwargs == {}  # of no trainer
         trainer.reward_funcs = [copy]
-        ask(trainer, [QUESTION], *answers(trainer.processing_class, 1))
-        assert copy.prompt_ids == trainer._tokenize_prompts([QUESTION])[0]
+        assert_reads_as_policy(trainer, copy)
 
 
 class TestOnlineDPO:
