@@ -8,6 +8,7 @@ import random
 import re
 from typing import Any
 
+from ..checks import check_choice
 from ..rendering.messages import text_of
 
 
@@ -38,8 +39,7 @@ class LengthReward:
     """
 
     def __init__(self, prefer: str = "short") -> None:
-        if prefer not in ("short", "long"):
-            raise ValueError(f'`prefer` is {prefer!r}, but it must be "short" or "long".')
+        check_choice("prefer", prefer, ("short", "long"))
         self.__name__ = f"{prefer}_length_reward"
         self._sign = -1.0 if prefer == "short" else 1.0
 

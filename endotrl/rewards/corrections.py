@@ -106,8 +106,8 @@ class InformationGain:
         generalist (`str`, [`~transformers.PreTrainedModel`] or [`ServedModel`]):
             The other model, with the same tokenizer: a path, a hub id, a loaded model, or one on a server.
         weight (`Callable`, *optional*):
-            Weight of a token, from the probabilities of the tokens under the frozen model, shape `(H,)`, to shape
-            `(H,)`; for example [`one_minus_probability`]. `None` is 1 for all.
+            From the tokens' probabilities under the frozen model, shape `(H,)`, to their weights, such as
+            [`one_minus_probability`]. `None` is 1 for all.
 
     Example:
     ```python
@@ -170,9 +170,8 @@ def as_correction(correction: Correction | CorrectionName | None, token_reward: 
         )
     if isinstance(correction, ClipTokens) and token_reward == "bellman":
         raise ValueError(
-            '`ClipTokens` bounds single token rewards, and those of `token_reward="bellman"` contain arbitrary '
-            "constants of the logits, which it would turn into rewards. Use "
-            '`token_reward="log_prob"` (the same sum) or "centered".'
+            '`ClipTokens` would turn arbitrary constants of the logits, which `token_reward="bellman"` contains, into '
+            'rewards. Use `token_reward="log_prob"` (the same sum) or "centered".'
         )
     if isinstance(correction, InformationGain) and token_reward != "log_prob":
         raise ValueError(

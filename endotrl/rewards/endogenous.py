@@ -63,18 +63,15 @@ class EndogenousReward(FrozenModelReward):
         max_tokens_per_batch, dtype, device, trust_remote_code, name, overlong_prompt, images, chat_template_kwargs,
         offload, model_init_kwargs, adapter_name:
             See [`~endotrl.rewards.settings.Settings`].
-        alpha (`float`, *optional*, defaults to `1.0`):
-            Temperature of the soft value. Pretrained and fine-tuned language models have `1.0`.
-        gamma (`float`, *optional*, defaults to `1.0`):
-            Discount inside the operator, in $(0, 1]$.
+        alpha (`float`, *optional*, defaults to `1.0`), gamma (`float`, *optional*, defaults to `1.0`):
+            Temperature of the soft value, 1 for language models, and discount inside the operator, in $(0, 1]$.
         token_reward (`str`, *optional*, defaults to `"bellman"`):
             Form of the token rewards: `"bellman"`, $f(s, a) - \gamma V(s')$; `"log_prob"`, $\alpha \log \hat\pi$;
             `"centered"`, $\alpha (\log \hat\pi + \mathcal{H})$; or another of [`RewardRule`].
-        aggregate (`str`, *optional*, defaults to `"sum"`):
+        aggregate (`str`, *optional*, defaults to `"sum"`), discount (`float`, *optional*, defaults to `0.95`):
             How token rewards become one number: `"sum"` (without $V(s_1)$, a constant of the prompt), `"mean"` (the
-            same per token), `"discounted"`, $\sum_h \delta^{h-1} r_h$, or another of [`RewardRule`].
-        discount (`float`, *optional*, defaults to `0.95`):
-            $\delta$ of `aggregate="discounted"`, in $(0, 1]$.
+            same per token), `"discounted"`, $\sum_h \delta^{h-1} r_h$ with $\delta$ = `discount`, or another of
+            [`RewardRule`].
         truncation (`str`, *optional*, defaults to `"terminal"`):
             Completions without EOS: `"terminal"` takes the state after the last token for the end, $V(s_{H+1}) = 0$;
             `"bootstrap"` subtracts the model's own value of it; `"skip"` gives no reward (`None`), which next to other
@@ -176,19 +173,17 @@ class EndogenousReward(FrozenModelReward):
         One reward per completion: TRL's contract for reward functions.
 
         Args:
-            prompts, completions (`list[str]` or `list[list[dict]]`):
-                As text or as messages.
-            completion_ids (`list[list[int]]`, *optional*):
-                Token ids of the completions as the policy generated them, EOS included, without padding. Scored as
-                they are if they are of the frozen model's tokenizer; otherwise, or if not given, the text is encoded.
+            prompts, completions (`list[str]` or `list[list[dict]]`), completion_ids (`list[list[int]]`, *optional*):
+                As text or as messages; and token ids as the policy generated them, EOS included, without padding.
+                These are scored as they are if they are of the frozen model's tokenizer; otherwise, or if not given,
+                the text is encoded.
             domain (`list[str]`, *optional*):
                 Column of the dataset that selects the criterion, if `criterion` is a dictionary.
             log_extra (`Callable`, *optional*), log_metric (`Callable`, *optional*):
                 TRL's loggers, for the reward per token, and the figures of [`batch_diagnostics`].
             **kwargs:
-                Other columns. `image` (one or none a row) and `images` (a list a row) hold what is not in the messages
-                themselves: see [`place_images`]. `environment` selects tools, if there are several environments.
-                Outside of trainers, `tools` and `chat_template_kwargs` go to the chat template, row by row.
+                Other columns: `image` (one per row) or `images` (a list per row), see [`place_images`]; `environment`;
+                and, outside of trainers, `tools` and `chat_template_kwargs` of each row.
 
         Returns:
             `list[float | None]`: `None` without a scored token, and where `truncation="skip"` leaves one out.
