@@ -82,13 +82,14 @@ class TokenStats:
         if self.text is None:
             return None
         columns = self.to_dict()
-        shown = {name.replace("_", " "): columns[name] for name in ("soft_value", "entropy") if name in columns}
-        given: dict[str, Any] = {
-            "contributions": columns["log_prob"],
-            "total": math.fsum(columns["log_prob"]),
-            "columns": shown,
-        }
-        row = HeatMapRow(text=self.text, offsets=self.offsets or [], eos=self.finished, **given)
+        row = HeatMapRow(
+            text=self.text,
+            offsets=self.offsets or [],
+            contributions=columns["log_prob"],
+            total=math.fsum(columns["log_prob"]),
+            columns={name.replace("_", " "): columns[name] for name in ("soft_value", "entropy") if name in columns},
+            eos=self.finished,
+        )
         return notebook_cell(heat_maps([row], "log-probability, nats", "log-probability"))
 
     def on_all_tokens(self, values: Tensor) -> Tensor:
