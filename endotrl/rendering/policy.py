@@ -239,9 +239,10 @@ class PolicyBinding(Generic[R]):
         How rows of an environment are read: with the processing class that the user gave or the model's own, the
         arguments for the chat template that the user gave, key by key, and else as the trainer's policy reads them.
         """
-        if environment not in self._readings:
-            self._readings[environment] = self._read_as(self._own(), environment)
-        return self._readings[environment]
+        reading = self._readings.get(environment)
+        if reading is None:  # not looked up again: another thread may drop it
+            self._readings[environment] = reading = self._read_as(self._own(), environment)
+        return reading
 
     def _read_as(self, own: ProcessingClass, environment: str | None) -> Reading:
         given, policy = self.given_kwargs or {}, self.policy
@@ -267,13 +268,14 @@ class PolicyBinding(Generic[R]):
     def of(self, environment: str | None = None, template_kwargs: Mapping[str, Any] | None = None) -> R:
         """What renders rows of an environment, and with arguments of their own for the chat template."""
         key = json.dumps([environment, template_kwargs or {}], default=repr)  # templates write keys in their order
-        if key not in self._made:
+        made = self._made.get(key)
+        if made is None:
             reading = self.reading(environment)
             merged = {**reading.chat_template_kwargs, **(template_kwargs or {})}
             if len(self._made) >= MAX_KEPT:
                 self._made.clear()
-            self._made[key] = self._make(reading._replace(chat_template_kwargs=merged))
-        return self._made[key]
+            self._made[key] = made = self._make(reading._replace(chat_template_kwargs=merged))
+        return made
 
     def render(
         self,
