@@ -13,15 +13,18 @@ from transformers import (
     Cohere2Config,
     CohereConfig,
     FalconConfig,
+    FalconH1Config,
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
     GPTJConfig,
     GPTNeoXConfig,
     GraniteConfig,
+    Lfm2Config,
     LlamaConfig,
     LlamaForCausalLM,
     MambaConfig,
+    MistralConfig,
     MixtralConfig,
     OPTConfig,
     PhiConfig,
@@ -51,6 +54,7 @@ SIZES = {
     "max_position_embeddings": 64,
     "initializer_range": 0.3,
 }
+MAMBA_SIZES = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 4, "mamba_chunk_size": 8}
 GPT_SIZES = {**SHARED, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "initializer_range": 0.3}
 
 FAMILIES: list[tuple[str, Callable[[], PretrainedConfig]]] = [
@@ -72,6 +76,10 @@ FAMILIES: list[tuple[str, Callable[[], PretrainedConfig]]] = [
     ("falcon", lambda: FalconConfig(**{k: v for k, v in SIZES.items() if k != "intermediate_size"})),
     ("mixtral, experts", lambda: MixtralConfig(**SIZES, num_local_experts=4)),
     ("mamba, recurrent", lambda: MambaConfig(**SHARED, hidden_size=32, num_hidden_layers=2, state_size=4)),
+    ("qwen2, window not used", lambda: Qwen2Config(**SIZES, sliding_window=16, use_sliding_window=False)),
+    ("mistral, window", lambda: MistralConfig(**SIZES, sliding_window=16)),
+    ("lfm2, convolutions", lambda: Lfm2Config(**SIZES, full_attn_idxs=[1])),
+    ("falcon-h1, attention and state space", lambda: FalconH1Config(**SIZES, **MAMBA_SIZES)),
 ]
 
 
