@@ -17,8 +17,7 @@ from transformers.trainer_callback import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from ..frozen.cpu_dtype import make_head_input_contiguous
-from ..rendering.policy import ProcessingClass
-from ..rendering.policy_tokens import tokenizer_of
+from ..rendering.policy import ProcessingClass, tokenizer_of
 from ..rewards.endogenous import EndogenousReward
 from .progress import Progress
 

@@ -10,8 +10,7 @@ from tqdm.auto import tqdm
 from trl import GRPOConfig, ModelConfig
 
 from ..frozen.names import context_length, load_config, load_tokenizer
-from ..rendering.messages import add_criterion, criteria_of_rows
-from ..rendering.template import Template
+from ..rendering.messages import Template, add_criterion, criteria_of_rows
 from ..reporting import say
 from ..rewards import EndogenousReward
 from .arguments import RecipeArguments

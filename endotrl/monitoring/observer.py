@@ -11,7 +11,7 @@ from torch import Tensor
 from trl import GRPOTrainer, RLOOTrainer
 
 from ..rendering.ends import until_first
-from ..rendering.policy_tokens import PolicyTokens, is_online_dpo
+from ..rendering.policy import PolicyTokens, is_online_dpo
 from .batch_statistics import (
     ValuesSeen,
     change_since,

@@ -21,8 +21,7 @@ from ..frozen.own_copy import check_where, resolve_device, resolve_dtype
 from ..frozen.sharded_weights import loaded_whole
 from ..rendering.images import refuse_images
 from ..rendering.messages import Completion, Prompt
-from ..rendering.policy import PolicyBinding, Reading
-from ..rendering.policy_tokens import PolicyTokens, tokenizer_of
+from ..rendering.policy import PolicyBinding, PolicyTokens, Reading, tokenizer_of
 from ..rendering.renderer import Overlong, OverlongPrompt
 from ..scoring.batching import plan_batches
 from ..scoring.forward_pass import RopeLengths, exclusive, rope_as_made

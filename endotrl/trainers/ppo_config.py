@@ -7,7 +7,8 @@ from typing import Any, Literal, get_args
 
 from trl import GRPOConfig
 
-from ..checks import check_choice, check_discount
+from ..bellman import check_discount
+from ..checks import check_choice
 from ..field_help import with_help
 from .ppo_migration import CONFIG, check_names
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 from trl import GRPOTrainer, RLOOTrainer
 
 from endotrl import CollapseMonitor, DenseGRPOTrainer, EndogenousReward, PPOTrainer
-from endotrl.rendering.policy_tokens import PolicyTokens
+from endotrl.rendering.policy import PolicyTokens
 from endotrl.scoring import FrozenScorer
 from endotrl.scoring.reference_pass import KNOWN_INPUTS
 
