@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> None:
     )
     loading = {name: getattr(args, name) for name in LOADING}
     scorer = partial(make_scorer, reasoning_tokens=args.judge_reasoning, **loading)
-    records = score_items(items, names, folder, make_engine, scorer, not args.no_token_stats, progress=progress)
+    records = score_items(items, names, folder, make_engine, scorer, progress=progress)
     if not processes().is_main_process:
         return
     with working("Intervals", progress):

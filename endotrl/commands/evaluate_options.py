@@ -183,11 +183,6 @@ def _add_benchmark(kinds: Any, name: str) -> None:
     add("--judge-reasoning", **COUNT, help="let judges write up to N tokens of reasons before their verdict")
     if name == "dsp":
         add("--criteria", metavar="FILE", help="JSON {domain: system message} for the four domains, in place of ours")
-    add(
-        "--no-token-stats",
-        action="store_true",
-        help="do not keep token statistics (other scorers then need the model)",
-    )
 
 
 def _add_answers(parser: Parser, output: str) -> None:

@@ -20,8 +20,8 @@ from .examples_page import Example
 from .forms import Form
 from .items import Item
 from .plots import plot_calibration, plot_length, plot_levels, plot_metric
+from .run_folder import StatsCache
 from .scorer_names import base_name, make_form, needs_model
-from .stats_cache import StatsCache
 from .tables import best_first, few_items, full_rows, value
 
 
