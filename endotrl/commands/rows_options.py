@@ -26,7 +26,7 @@ def add_score(commands: Any) -> None:
         parser,
         "rows to score",
         'frozen model: path, hub id, "quickstart" for the model of the demo, or http://host:8000/v1; '
-        "with a sentence reward model, the reward and weight of each sentence are shown",
+        "with a sentence reward model, the page has the reward and weight of each sentence",
     )
     add = parser.add_argument_group("files").add_argument
     add(
@@ -40,9 +40,6 @@ def add_score(commands: Any) -> None:
     add("--html-rows", **COUNT, default=50, help="number of first rows on that page")
     add("--no-tokens", action="store_true", help="leave tokens (or sentences) and their rewards out of the output")
     _add_resuming(add, "rows")
-    add = parser.add_argument_group("terminal").add_argument
-    add("--top", **COUNT, help="show the N rows with the highest rewards, not the first rows")
-    add("--bottom", **COUNT, help="show the N rows with the lowest rewards, not the first rows")
     add("--quiet", action="store_true", help="show neither progress nor table; errors only")
     _add_reward(parser)
 

@@ -57,7 +57,6 @@ def score_file(
     limit: int | None = None,
     overwrite: bool = False,
     tokens: bool = True,
-    keep: int = 10,
     num_examples: int = 0,
     progress: bool = False,
     on_error: Callable[[int, str], None] | None = None,
@@ -87,8 +86,6 @@ def score_file(
             Start anew if the output exists.
         tokens (`bool`, *optional*, defaults to `True`):
             Whether to write each token, or sentence, and its reward.
-        keep (`int`, *optional*, defaults to `10`):
-            How many first, highest and lowest rows the report keeps.
         num_examples (`int`, *optional*, defaults to `0`):
             How many first rows the report keeps with their token statistics.
         progress (`bool`, *optional*, defaults to `False`):
@@ -123,7 +120,7 @@ def score_file(
             "which depends on all rows, name a file for each."
         )
     settings = {**settings, "tokens": tokens} | ({} if residual is None else {"residual": residual})
-    tally, report = Tally(keep), on_error or (lambda line, error: None)
+    tally, report = Tally(), on_error or (lambda line, error: None)
     examples: list[Example] = []
     with ExitStack() as stack:
         if not held and state.is_main_process:

@@ -7,27 +7,23 @@ from typing import Any
 from .rows import TOKEN_KEYS, Row
 
 
-class Tally:
-    """
-    Running statistics of the rows of a file, in memory that does not grow with their number: `keep` first, highest and
-    lowest rows are kept, each with its output line.
-    """
+HEAD = 10  # first rows that are kept
 
-    def __init__(self, keep: int = 10) -> None:
-        self.keep = keep
+
+class Tally:
+    """Running statistics of the rows of a file, in memory that does not grow with their number."""
+
+    def __init__(self) -> None:
         self.rows = self.errors = self.skipped = self.tokens = 0
-        self.head: list[tuple[Row, dict[str, Any]]] = []
-        self.top: list[tuple[Row, dict[str, Any]]] = []  # the highest first; of equal rewards, the earlier row
-        self.bottom: list[tuple[Row, dict[str, Any]]] = []  # the lowest first
+        self.head: list[tuple[Row, dict[str, Any]]] = []  # the first rows, each with its output line
         # Count, means of length and reward, central second moments (xx, yy, xy): Welford's recurrence.
         self._moments = (0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
     def add(self, row: Row, record: dict[str, Any]) -> None:
         """Adds a row and its output line."""
-        record = {key: value for key, value in record.items() if key not in TOKEN_KEYS}
         self.rows += 1
-        if len(self.head) < self.keep:
-            self.head.append((row, record))
+        if len(self.head) < HEAD:
+            self.head.append((row, {key: value for key, value in record.items() if key not in TOKEN_KEYS}))
         if "error" in record:
             self.errors += 1
             return
@@ -35,8 +31,6 @@ class Tally:
         if record["reward"] is None:
             self.skipped += 1
             return
-        self.top = sorted([*self.top, (row, record)], key=lambda one: -one[1]["reward"])[: self.keep]
-        self.bottom = sorted([*self.bottom, (row, record)], key=lambda one: one[1]["reward"])[: self.keep]
         count, mean_x, mean_y, xx, yy, xy = self._moments
         dx, dy, count = record["num_tokens"] - mean_x, record["reward"] - mean_y, count + 1
         mean_x, mean_y = mean_x + dx / count, mean_y + dy / count

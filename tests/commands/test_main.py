@@ -152,14 +152,6 @@ class TestScore:
         assert rewards["bootstrap"] != rewards["terminal"] and rewards["skip"] is None
         assert "1 row got no reward (null, with the reason)" in capsys.readouterr().out
 
-    def test_highest_and_lowest(self, score, tmp_path, capsys):
-        assert score("--top", "2", "--bottom", "1", "--no-tokens", "--limit", "3") == 0
-        out = capsys.readouterr().out
-        rewards = [json.loads(line)["reward"] for line in (tmp_path / "in.scores.jsonl").read_text().splitlines()]
-        order = sorted(range(3), key=lambda i: -rewards[i])
-        shown = [int(line.split()[0]) - 1 for line in out.splitlines() if line[:5].strip().isdigit()]
-        assert "Highest rewards" in out and "Lowest rewards" in out and shown == [*order[:2], order[-1]]
-
     def test_bad_rows(self, score, source, tmp_path, capsys):
         with source.open("a") as file:
             file.write('{"prompt": "a"}\nnot json\n')

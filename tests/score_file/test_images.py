@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from endotrl import EndogenousReward
 from endotrl.score_file import score_file
-from endotrl.score_file.heat_map_page import heat_map_page
+from endotrl.score_file.score_summary import heat_map_page
 
 from ..support.vision import picture, reference_log_prob, save_vision_model
 

@@ -266,10 +266,10 @@ class TestScores:
 
         monkeypatch.setattr(EndogenousReward, "score", counting)
         rows = [text_row(i) for i in range(100)]
-        report, _ = scored(reward, rows, tmp_path, block_size=16, keep=2, num_examples=3)
+        report, _ = scored(reward, rows, tmp_path, block_size=16, num_examples=3)
         assert sizes == [16] * 6 + [4]
         tally = report.tally
-        assert len(tally.head) == len(tally.top) == len(tally.bottom) == 2 and len(report.examples) == 3
+        assert len(tally.head) == 10 and len(report.examples) == 3
 
 
 class TestTokenIds:
@@ -470,7 +470,7 @@ class TestResume:
         score_file(reward, source, tmp_path / "b.jsonl", SETTINGS, limit=8)
         twice = score_file(reward, source, tmp_path / "b.jsonl", SETTINGS).tally
         assert twice.tokens == once.tokens and twice.mean_reward == pytest.approx(once.mean_reward, abs=1e-4)
-        assert [row.line for row, _ in twice.top] == [row.line for row, _ in once.top]
+        assert [row.line for row, _ in twice.head] == [row.line for row, _ in once.head]
 
     @pytest.mark.parametrize(
         ("change", "reason"),
@@ -560,16 +560,13 @@ class TestTally:
         generator = torch.Generator().manual_seed(0)
         lengths = torch.randint(1, 500, (300,), generator=generator)
         rewards = -0.5 * lengths + 40 * torch.randn(300, generator=generator, dtype=torch.float64) + 1e4
-        tally = Tally(keep=3)
+        tally = Tally()
         for i, (length, value) in enumerate(zip(lengths.tolist(), rewards.tolist(), strict=True), start=1):
             tally.add(Row(i), {"reward": value, "num_tokens": length})
         expected = torch.corrcoef(torch.stack([lengths.double(), rewards]))[0, 1].item()
         assert tally.length_correlation == pytest.approx(expected, abs=1e-9)
         assert tally.mean_reward == pytest.approx(rewards.mean().item())
-        order = rewards.argsort().tolist()
-        assert [row.line - 1 for row, _ in tally.bottom] == order[:3]
-        assert [row.line - 1 for row, _ in tally.top] == order[:-4:-1]
-        assert [row.line for row, _ in tally.head] == [1, 2, 3]
+        assert [row.line for row, _ in tally.head] == list(range(1, 11))
 
     def test_correlation_is_none_where_it_is_not_defined(self):
         for records in ([(-1.0, 3), (-2.0, 4)], [(-0.1, n) for n in range(9)], [(0.1 * n, 7) for n in range(9)], []):
@@ -577,12 +574,6 @@ class TestTally:
             for i, (value, length) in enumerate(records):
                 tally.add(Row(i), {"reward": value, "num_tokens": length})
             assert tally.length_correlation is None
-
-    def test_of_equal_rewards_the_first_lines_are_kept(self):
-        tally = Tally(keep=2)
-        for i in range(1, 6):
-            tally.add(Row(i), {"reward": -1.0, "num_tokens": i})
-        assert [row.line for row, _ in tally.top] == [row.line for row, _ in tally.bottom] == [1, 2]
 
 
 class TestModelDigest:
