@@ -12,7 +12,6 @@ from types import ModuleType
 
 import pytest
 import torch
-from transformers import AutoTokenizer
 
 from endotrl import EndogenousReward, __version__
 from endotrl.commands.main import main, make_parser
@@ -137,20 +136,6 @@ class TestScore:
         seconds = r"in [\d.,]+ s \([\d,]+ tokens/s\)"
         again = page.read_text(encoding="utf-8").split("endotrl score")[0]
         assert re.sub(seconds, "", again) == re.sub(seconds, "", maps)
-
-    def test_cut_off_rows_are_judged_as_the_option_says(self, score, tmp_path, tiny_model_path, capsys):
-        ids = AutoTokenizer.from_pretrained(tiny_model_path)(" It is, beyond")["input_ids"]
-        row = {"prompt": "What is 2 + 2?", "completion": " It is, beyond", "completion_ids": ids}
-        source = write(tmp_path / "cut.jsonl", [row])
-        rewards = {}
-        for truncation in ("terminal", "bootstrap", "skip"):
-            output = tmp_path / f"{truncation}.jsonl"
-            assert score("--truncation", truncation, "--output", str(output), file=source) == 0
-            row = json.loads(output.read_text())
-            assert row["finished"] is False and row["num_tokens"] == len(ids)
-            rewards[truncation] = row["reward"]
-        assert rewards["bootstrap"] != rewards["terminal"] and rewards["skip"] is None
-        assert "1 row got no reward (null, with the reason)" in capsys.readouterr().out
 
     def test_bad_rows(self, score, source, tmp_path, capsys):
         with source.open("a") as file:

@@ -223,10 +223,6 @@ class TestScores:
             rest = record.get("prompt_contribution", 0.0) + record.get("cut_off_contribution", 0.0)
             assert sum(record["contributions"]) + rest == pytest.approx(record["reward"], abs=1e-4)
 
-    def test_without_tokens(self, reward, tmp_path):
-        _, (record,) = scored(reward, [text_row(1)], tmp_path, tokens=False)
-        assert not TOKEN_KEYS & set(record) and record["reward"] < 0
-
     def test_text_of_tools_is_not_scored(self, reward, tmp_path):
         turns = [("assistant", "I look it up."), ("tool", "42"), ("assistant", "It is 42.")]
         row = {**message_row(1), "completion": [{"role": role, "content": text} for role, text in turns]}
@@ -502,11 +498,6 @@ class TestResume:
         report = score_file(reward, source, output, settings, tokens=tokens, overwrite=True)
         assert report.resumed_rows == 0 and report.tally.rows == 17
 
-    def test_overwriting_leaves_no_old_errors(self, reward, source, whole, tmp_path):
-        write_rows(source, [text_row(1)])
-        score_file(reward, source, tmp_path / "whole.jsonl", SETTINGS, overwrite=True)
-        assert not (tmp_path / "whole.jsonl.errors.jsonl").exists()
-
     def test_an_unfinished_last_line_that_was_completed_since_is_another_input(self, reward, tmp_path):
         source = tmp_path / "in.jsonl"
         source.write_text('{"prompt": "a", "compl')
@@ -626,6 +617,7 @@ class TestFormats:
         assert [(row["line"], row.get("response")) for row in rows] == [
             (1, "chosen"), (1, "rejected"), (2, 0), (2, 1), (2, 2), (3, None), (4, None), (5, "mine"), (6, None),
         ]  # fmt: skip
+        assert not any(TOKEN_KEYS & row.keys() for row in rows)
         (expected,) = reward(prompts=["2 + 2 ="], completions=[" 5"])
         assert rows[3]["reward"] == pytest.approx(expected, abs=1e-4) and rows[3]["id"] == 2
         assert report.tally.errors == 2 and '"response" is one that the output uses' in rows[8]["error"]

@@ -5,12 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import AutoTokenizer
 
-from endotrl import SentenceReward, SentenceRewardModel
+from endotrl import SentenceReward
 from endotrl.commands.main import main
-from endotrl.sentence import SentenceRewardConfig
 
 
 ROWS = [
@@ -22,34 +19,27 @@ ROWS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def model_path(tiny_model_path: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = str(tmp_path_factory.mktemp("models") / "sentence-reward")
-    torch.manual_seed(0)
-    SentenceRewardModel.from_backbone(tiny_model_path, SentenceRewardConfig(attention_dim=8)).save_pretrained(path)
-    AutoTokenizer.from_pretrained(tiny_model_path).save_pretrained(path)
-    return path
-
-
 @pytest.fixture
-def score(model_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+def score(
+    sentence_model_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Any:
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
 
     def run(*options: str) -> tuple[int, Any]:
-        code = main(["score", "rows.jsonl", "--model", model_path, "--device", "cpu", *options])
+        code = main(["score", "rows.jsonl", "--model", sentence_model_path, "--device", "cpu", *options])
         return code, capsys.readouterr()
 
     return run
 
 
-def test_sentences_in_the_output_and_on_the_page(score: Any, model_path: str, tmp_path: Path) -> None:
+def test_sentences_in_the_output_and_on_the_page(score: Any, sentence_model_path: str, tmp_path: Path) -> None:
     code, printed = score("--html", "page.html", "--html-rows", "2")
     assert code == 1  # row 3 is bad
     records = [json.loads(line) for line in (tmp_path / "rows.scores.jsonl").read_text().splitlines()]
     assert "completion" in records[2]["error"]
-    reward = SentenceReward(model_path)
+    reward = SentenceReward(sentence_model_path)
     (expected,) = reward.score([ROWS[0]["prompt"]], [ROWS[0]["completion"]])
     record = records[0]
     assert record["reward"] == pytest.approx(expected.score, abs=1e-5)
@@ -88,10 +78,10 @@ def test_options_of_the_endogenous_reward_are_refused(score: Any) -> None:
     assert "--token-reward is a setting of the endogenous reward" in printed.err
 
 
-def test_another_model_does_not_go_on(score: Any, model_path: str, tmp_path: Path) -> None:
+def test_another_model_does_not_go_on(score: Any, sentence_model_path: str, tmp_path: Path) -> None:
     score("--limit", "1")
     other = tmp_path / "other"
-    shutil.copytree(model_path, other)
+    shutil.copytree(sentence_model_path, other)
     code, printed = score("--model", str(other))
     assert code == 2
     assert "`model` was" in printed.err
