@@ -71,10 +71,8 @@ def run_score(args: argparse.Namespace) -> int:
 
             if not isinstance(error, torch.OutOfMemoryError):
                 raise
-            raise ValueError(
-                f"The device has not enough memory for batches of {args.max_tokens_per_batch} tokens. Run the same "
-                "command with a smaller --max-tokens-per-batch: it goes on behind what was scored."
-            ) from error
+            few = f"not enough memory for batches of {args.max_tokens_per_batch} tokens"
+            raise ValueError(f"The device has {few}. Go on with a smaller --max-tokens-per-batch.") from error
     if state.is_main_process and args.html is not None:
         shown = {name: getattr(args, name) for name in SHOWN_SETTINGS}
         html = heat_map_page(
@@ -157,15 +155,10 @@ def make_reward(args: argparse.Namespace, *recorded: str) -> tuple[Any, dict[str
     values = {name: getattr(args, name) for name in ENDOGENOUS}
     changed = {name for name, value in values.items() if value != SETTINGS[name].default}
     if by_sentence and (given := [*(["form"] if args.form else []), *sorted(changed)]):
-        raise ValueError(
-            f"--{given[0].replace('_', '-')} is a setting of the endogenous reward, but {args.model} is a sentence "
-            "reward model, which has no use for it. Leave it out."
-        )
+        name = given[0].replace("_", "-")
+        raise ValueError(f"--{name} is a setting of the endogenous reward, not of sentence models. Leave it out.")
     if args.correction == "length":
-        raise ValueError(
-            "--correction length compares the completions of one batch, and every row is scored by itself. Use it in "
-            "training."
-        )
+        raise ValueError("--correction length compares completions of a batch in training; rows are scored alone.")
     if not by_sentence:
         settings = {name: v for name, v in values.items() if name in changed or name not in LATER} | settings
     reward: Any = (SentenceReward if by_sentence else EndogenousReward)(

@@ -115,15 +115,9 @@ class Row:
 
 class Reader:
     """
-    Rows from anywhere, the bad ones too, with a running digest by which an earlier input is known again.
-
-    Args:
-        data (`str`, `Path` or [`HubDataset`]):
-            File (JSON array, JSON Lines, both also as `.gz`, or Parquet), folder with such files, `"-"` for standard
-            input, or, where neither is there, a dataset on the hub: `OWNER/NAME`, `OWNER/NAME:SPLIT` or
-            `OWNER/NAME/CONFIG:SPLIT`. Of a folder without such files, those in the folders below are read.
-        split (`str`, *optional*, defaults to `"train"`):
-            Split of a hub dataset that names none.
+    Rows from anywhere, the bad ones too, with a running digest by which an earlier input is known again: of a file
+    (JSON array, JSON Lines, both also as `.gz`, or Parquet), a folder with such files or, if it has none, the folders
+    below, `"-"` for standard input, or, where neither is there, a dataset on the hub: `OWNER/NAME[/CONFIG][:SPLIT]`.
 
     Raises `FileNotFoundError` if there is nothing of that name, and while reading [`FormatError`] if a file cannot be
     read as rows.
@@ -170,10 +164,7 @@ def text_only(rows: Iterable[Row]) -> Iterator[Row]:
     for row in rows:
         seen = next((key for key in ("image", "images") if row.data.get(key)), None)
         if seen is not None:
-            raise row.error(
-                f"the row has {json.dumps(seen)}, and this reads only text: the responses would be judged as "
-                "answers to another question. Leave such rows out (`endotrl score` and `eval preference` read them)."
-            )
+            raise row.error(f'the row has "{seen}", and this reads only text. Leave such rows out.')
         yield row
 
 

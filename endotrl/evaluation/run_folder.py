@@ -99,23 +99,17 @@ class RunFolder:
 
     def open(self, settings: Mapping[str, Any], overwrite: bool = False) -> None:
         """Makes the folder, or checks that what is in it was made under the same settings."""
+        way_out = "Choose another --output, or start anew with --overwrite."
         if self.settings_path.exists() and not overwrite:
             try:
                 before = json.loads(self.settings_path.read_text(encoding="utf-8"))
             except ValueError as error:
-                raise ValueError(f"{self.settings_path} is damaged. Start anew with --overwrite.") from error
-            changed = changed_settings(before, settings)
-            if changed:
-                raise ValueError(
-                    f"{self.folder} holds a run with other settings: {changed}. Choose another --output, or start "
-                    "anew with --overwrite."
-                )
+                raise ValueError(f"{self.settings_path} is damaged. {way_out}") from error
+            if changed := changed_settings(before, settings):
+                raise ValueError(f"{self.folder} holds a run with other settings: {changed}. {way_out}")
             return
         if (self.scores_path.exists() or self.answers_path.exists()) and not overwrite:
-            raise ValueError(
-                f"{self.folder} holds scores, but no {self.settings_path.name} that tells what made them. Choose "
-                "another --output, or start anew with --overwrite."
-            )
+            raise ValueError(f"{self.folder} holds scores, and no settings.json tells what made them. {way_out}")
         self.folder.mkdir(parents=True, exist_ok=True)
         logs = [*self.folder.glob("scores*.jsonl"), *self.folder.glob("answers*.jsonl")]
         for path in [*logs, self.results_path]:

@@ -105,10 +105,7 @@ class Samples:
         $A = \sum_i w_i a_i$ estimates the expectation of $a$ under it. Raises `ValueError` if `beta` is not above 0.
         """
         if not 0.0 < beta < np.inf:
-            raise ValueError(
-                f"`beta` is {beta}, but a forecast needs a KL penalty above 0: without one, the policy "
-                "collapses onto its most probable completion."
-            )
+            raise ValueError(f"`beta` is {beta}, but a forecast needs a KL penalty above 0, or policies collapse.")
         if not objective.has_groups:
             return self.normalized(self.base + self.rewards / beta)
         share = 1.0 - 1.0 / objective.num_generations

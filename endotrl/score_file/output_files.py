@@ -82,10 +82,8 @@ class Output:
         if self._reader.path == STREAM:
             raise ValueError(f"{self.path} exists, and standard input cannot be read again to resume it. {way_out}")
         if self._reader.prefix_digest(lines) != digest:
-            raise ValueError(
-                f"{self.path} was made from another input: the first {lines} lines of {self._reader.path} are not the "
-                f"lines that were scored. {way_out}"
-            )
+            first = f"the first {lines} lines of {self._reader.path}"
+            raise ValueError(f"{self.path} was made from another input: {first} are not those scored. {way_out}")
         if anew:
             return
         self._started, self.seconds = meta["started"], meta["seconds"]
@@ -161,10 +159,8 @@ class Output:
         except BrokenPipeError:  # the reader of a pipe has seen enough
             raise
         except OSError as error:
-            raise OSError(
-                f"{self.path} cannot be written: {error.strerror or error}. The {saved_rows} rows before are saved, "
-                "and the same command goes on behind them."
-            ) from error
+            saved = f"The {saved_rows} rows before are saved: the same command goes on behind them."
+            raise OSError(f"{self.path} cannot be written: {error.strerror or error}. {saved}") from error
 
 
 def model_digest(model: str) -> str | None:
