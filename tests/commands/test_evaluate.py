@@ -202,13 +202,6 @@ class TestBenchmark:
             evaluate("rm-bench", rm_bench, "--max-response-tokens", "3")
         assert evaluate("rm-bench", rm_bench, "--max-response-tokens", "3", "--overwrite")["cut"] > 0
 
-    def test_plain_and_chat(self, evaluate, tmp_path):
-        path = write(tmp_path / "pairs.jsonl", [PAIR_ROW, {**PAIR_ROW, "prompt": "Say no"}])
-        plain = evaluate("preference", path, "--scorers", "bellman.sum", output="plain")
-        chat = evaluate("preference", path, "--scorers", "bellman.sum", "--chat", output="chat")
-        assert plain["settings"]["chat"] is False and chat["settings"]["chat"] is True
-        assert plain["examples"][0]["scores"] != chat["examples"][0]["scores"]
-
     def test_responses_longer_than_a_reward_models_context(
         self, evaluate, reward_model_path, sentence_model_path, tmp_path, caplog
     ):
@@ -295,12 +288,6 @@ class TestErrors:
         assert main(["eval", "rm-bench", *[word for pair in given.items() for word in pair]]) == 2
         assert message in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
-
-    def test_a_bad_row_is_named(self, tiny_model_path, tmp_path, capsys):
-        path = write(tmp_path / "f.jsonl", [PAIR_ROW, {"prompt": EVIL, "chosen": "a"}])
-        assert main(["eval", "preference", "--model", tiny_model_path, "--data", path]) == 2
-        err = capsys.readouterr().err
-        assert 'f.jsonl, line 2: the key "rejected" is missing' in err and "\x1b" not in err
 
 
 class TestCompare:
@@ -454,11 +441,6 @@ class TestGeneration:
         assert main(command) == 2
         assert "trust_remote_code" in capsys.readouterr().err
         assert main([*command, "--trust-remote-code", "--overwrite"]) == 0
-
-    def test_k_needs_samples(self, tiny_model_path, tmp_path, capsys):
-        path = self.questions(tmp_path)
-        assert main(["eval", "generation", "--model", tiny_model_path, "--data", path, "--k", "9"]) == 2
-        assert "pass@9 cannot be estimated from 4 samples" in capsys.readouterr().err
 
 
 def test_markdown_table_escapes():
