@@ -52,7 +52,7 @@ LOADING = ("dtype", "device", "trust_remote_code")
 
 def run(args: argparse.Namespace) -> None:
     """Runs `endotrl eval BENCHMARK`."""
-    check_stream(args.data)
+    check_processes(args)
     check_wandb(args.wandb)
     benchmark, progress = BENCHMARKS[args.benchmark], not args.quiet and processes().is_main_process
     with working(f"Reading {args.data or benchmark.name}", progress):
@@ -206,16 +206,13 @@ def load_processor(
     return load_processing_class(placement.config, args.trust_remote_code, args.tokenizer)
 
 
-def check_stream(data: str | None) -> None:
-    """Raises `ValueError` if several processes would share standard input."""
-    if data == STREAM and processes().num_processes > 1:
-        raise ValueError("Standard input belongs to one process. With several, name a file.")
-
-
 def check_processes(args: argparse.Namespace) -> None:
     """Raises `ValueError` if several processes would share what is for one."""
-    check_stream(args.data)
-    if args.backend == "vllm" and processes().num_processes > 1:
+    if processes().num_processes == 1:
+        return
+    if args.data == STREAM:
+        raise ValueError("Standard input belongs to one process. With several, name a file.")
+    if getattr(args, "backend", None) == "vllm":
         raise ValueError("vLLM spreads over devices by itself, by tensor_parallel_size: start one process.")
 
 

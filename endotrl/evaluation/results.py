@@ -23,7 +23,6 @@ from .intervals import (
     Pair,
     Unit,
     calibration,
-    difference_in_words,
     differences,
     estimates,
     is_noise,
@@ -162,7 +161,12 @@ def _statements(first: str, gaps: Mapping[str, Estimate], num_clusters: int) -> 
     if num_clusters < MIN_CLUSTERS:
         return []
     gaps = {name: gap for name, gap in gaps.items() if name != CEILING}
-    told = [difference_in_words(first, name, gap) for name, gap in gaps.items() if not is_noise(gap)]
+    told = [
+        f"{name} is {'better' if gap.value > 0 else 'worse'} than {first} "
+        f"({gap.value:+.3f}, 95% interval {gap.low:+.3f} to {gap.high:+.3f})"
+        for name, gap in gaps.items()
+        if not is_noise(gap)
+    ]
     noise = [name for name, gap in gaps.items() if is_noise(gap)]
     which = ", ".join(noise) if len(noise) <= 4 else f"the {len(noise)} {'others' if told else 'other scorers'}"
     return [*told, *([f"No difference to {first} beyond noise: {which}."] if noise else [])]

@@ -16,11 +16,9 @@ from ..data.formats import ROW_FORMAT
 from ..data.sources import STREAM, Reader
 from ..rewards.residuals import RESIDUALS
 from ..runs.processes import processes
-from .output_files import Output, only_run_on
-from .row_scores import Result, Reward, score_rows
-from .rows import Row
+from .output_files import Output, Tally, only_run_on
+from .rows import Result, Reward, Row, score_rows
 from .sharded import ShardedScores, Slopes, fit_slopes, read_responses, score_block, take_out
-from .tally import Tally
 
 
 @dataclass(frozen=True)

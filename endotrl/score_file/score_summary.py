@@ -26,7 +26,7 @@ from ..reporting import (
     terminal_table,
 )
 from ..rewards.residuals import RESIDUALS
-from .row_scores import Reward
+from .rows import Reward
 from .run import Example, ScoreReport
 
 

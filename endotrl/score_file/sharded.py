@@ -17,8 +17,7 @@ from ..rendering.messages import TEMPLATE_COLUMNS
 from ..rewards.residuals import RESIDUALS, ResidualFit, covariates_of
 from ..runs.processes import processes
 from ..runs.shards import Shards, block_key
-from .row_scores import DECIMALS, Result, Reward, output_record, score_rows
-from .rows import Row, rows_of
+from .rows import DECIMALS, Result, Reward, Row, output_record, rows_of, score_rows
 
 
 Slopes = Mapping[str, Sequence[float]]

@@ -10,7 +10,6 @@ from endotrl.evaluation.intervals import (
     Pair,
     Unit,
     calibration,
-    difference_in_words,
     differences,
     estimates,
     group_means,
@@ -86,10 +85,6 @@ class TestDifferences:
     def test_same_units_only(self):
         with pytest.raises(ValueError, match="same units in the same order"):
             differences(units_of([1, 0]), units_of([1]), accuracy, np.ones((1, 2)))
-
-    def test_words(self):
-        assert "b is better than a (+0.100" in difference_in_words("a", "b", Estimate(0.1, 0.02, 0.2))
-        assert "b is worse than a" in difference_in_words("a", "b", Estimate(-0.1, -0.2, -0.02))
 
     @pytest.mark.parametrize(
         ("low", "high", "n", "word"),

@@ -16,10 +16,9 @@ import torch
 from endotrl import EndogenousReward
 from endotrl.data.formats import message_text
 from endotrl.score_file import score_file
-from endotrl.score_file.output_files import model_digest
+from endotrl.score_file.output_files import Tally, model_digest
 from endotrl.score_file.rows import OUTPUT_KEYS, TOKEN_KEYS, Row
 from endotrl.score_file.sharded import ShardedScores
-from endotrl.score_file.tally import Tally
 
 from ..support.rows import parse_row
 
