@@ -139,13 +139,13 @@ def run_generation(args: argparse.Namespace) -> None:
     for k in args.k:
         pass_at_k(args.samples, 0, k)  # raises now if there are too few samples
     run = AnswerRun(args)
-    run.answer(greedy=not args.no_greedy)
+    run.answer(greedy=True)
     if not processes().is_main_process:
         return
     units = []
     for question in run.questions:
         rows = [run.answers[question.key, seed] for seed in run.seeds]
-        values = {GREEDY: float(run.answers[question.key, GREEDY]["right"][0])} if not args.no_greedy else {}
+        values = {GREEDY: float(run.answers[question.key, GREEDY]["right"][0])}
         for k in sorted({1, *args.k}):
             values[f"pass@{k}"] = float(np.mean([pass_at_k(args.samples, sum(row["right"]), k) for row in rows]))
         values["tokens"] = float(np.mean([count for row in rows for count in row["tokens"]]))

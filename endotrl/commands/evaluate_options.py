@@ -64,7 +64,6 @@ def add_eval(commands: Any) -> None:
     )
     _add_answers(parser, "eval-generation")
     parser.add_argument("--k", **COUNT | {"metavar": "K"}, nargs="+", default=[1], help="values of k in pass@k")
-    parser.add_argument("--no-greedy", action="store_true", help="leave out the greedy answers")
     parser = add_command(
         kinds,
         "best-of-n",

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return getattr(import_module(f".{module}", __package__), function)(args) or EXIT_OK
     except KeyboardInterrupt as interrupt:
-        say(str(interrupt) or "Interrupted.")
+        say(str(interrupt) or "Interrupted. The same command goes on behind what was saved.")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader of our output (`| head`) has left. Python would complain once more when it closes stdout.

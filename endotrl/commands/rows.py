@@ -63,9 +63,6 @@ def run_score(args: argparse.Namespace) -> int:
                 held=True,
                 residual=residual,
             )
-        except KeyboardInterrupt as interrupt:
-            saved = "" if output == STREAM else f" What was scored is in {output}; the same command goes on behind it."
-            raise KeyboardInterrupt(f"Interrupted.{saved}") from interrupt
         except RuntimeError as error:
             import torch
 
@@ -82,7 +79,6 @@ def run_score(args: argparse.Namespace) -> int:
             model=args.model,
             output=output,
             command=args.command_line,
-            num_rows=args.html_rows,
             settings={"segmenter": reward.config.segmenter} if by_sentence else shown,
         )
         try:
@@ -103,22 +99,19 @@ def run_pairs(args: argparse.Namespace) -> int:
     output = args.output or default_output(args.file, f".{args.write}.jsonl")
     with redirect_stdout(sys.stderr):  # libraries print while they are imported, and standard output may be the rows
         reward, settings, by_sentence = make_reward(args, f"{output}.scores/settings.json")
-    try:
-        counts = choose_from_file(
-            reward,
-            args.file,
-            output,
-            settings,
-            choice,
-            residual=residual,
-            block_size=args.block_size,
-            limit=args.limit,
-            overwrite=args.overwrite,
-            progress=not args.quiet,
-            on_error=errors_on_terminal(),
-        )
-    except KeyboardInterrupt as interrupt:
-        raise KeyboardInterrupt("Interrupted. The same command goes on behind what was scored.") from interrupt
+    counts = choose_from_file(
+        reward,
+        args.file,
+        output,
+        settings,
+        choice,
+        residual=residual,
+        block_size=args.block_size,
+        limit=args.limit,
+        overwrite=args.overwrite,
+        progress=not args.quiet,
+        on_error=errors_on_terminal(),
+    )
     if state.is_main_process and not args.quiet:
         _show_pairs(counts, choice, output, residual, "" if by_sentence else " nats")
     return EXIT_FOUND if counts.bad else EXIT_OK

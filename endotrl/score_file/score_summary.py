@@ -87,14 +87,13 @@ def heat_map_page(
     model: str,
     output: str,
     command: str,
-    num_rows: int,
     settings: Mapping[str, Any],
 ) -> str:
-    """The first `num_rows` rows; names of files and model, the `command` and the `settings` are shown as given."""
+    """The report's examples; names of files and model, the `command` and the `settings` are shown as given."""
     from ..rewards.endogenous import EndogenousReward
     from ..rewards.scored import heat_map_row
 
-    examples = report.examples[:num_rows]
+    examples = report.examples
     if isinstance(reward, EndogenousReward):
         kind, unit = "Token", " nats"
         maps = heat_maps(

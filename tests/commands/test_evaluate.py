@@ -369,7 +369,7 @@ class TestGeneration:
         rows = [{"question": f"{i}+{i}?", "answer": str(2 * i), "id": i} for i in range(4)]
         return write(tmp_path / "q.jsonl", rows)
 
-    def test_pass_at_k(self, evaluate, tmp_path, capsys):
+    def test_pass_at_k(self, evaluate, tmp_path):
         options = ["--samples", "3", "--k", "2", "--seeds", "0", "1", "--max-new-tokens", "6", "--instruction="]
         results = evaluate("generation", self.questions(tmp_path), *options)
         lines = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]
@@ -379,10 +379,6 @@ class TestGeneration:
         assert set(results["pass@1 by seed"]) == {"0", "1"} and results["headline"] == ["greedy", "pass@1", "pass@2"]
         again = evaluate("generation", self.questions(tmp_path), *options)
         assert again["metrics"] == results["metrics"]
-        # A run without the first one's main figure is compared by another.
-        evaluate("generation", self.questions(tmp_path), *options, "--no-greedy", output="sampled")
-        assert main(["eval", "compare", "out", "sampled"]) == 0
-        assert "(pass@1 of answers: A " in " ".join(capsys.readouterr().out.split())
         assert len((tmp_path / "out" / "answers.jsonl").read_text().splitlines()) == 12
         assert "answers" in (tmp_path / "out" / "report.html").read_text()
 

@@ -189,7 +189,7 @@ class TestScore:
         monkeypatch.setattr(EndogenousReward, "score", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         assert score() == 130
         err = capsys.readouterr().err
-        assert "Interrupted. What was scored is in" in err and "Traceback" not in err
+        assert "Interrupted. The same command goes on behind what was saved." in err and "Traceback" not in err
 
     def test_out_of_memory_then_smaller_batches(self, score, source, tmp_path, monkeypatch, capsys):
         score_rows = EndogenousReward.score
