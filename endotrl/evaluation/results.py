@@ -243,6 +243,8 @@ def compare(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _comparison_verdict(rows: Sequence[Mapping[str, Any]], main: str, num_clusters: int) -> str:
     """Which run is best by its best scorer's main metric, in a sentence."""
     told = [row for row in rows if row["scorer"] != CEILING]
+    # Which not all runs need have.
+    main = main if any(row["metric"] == main for row in told) else told[0]["metric"]
     row = max((row for row in told if row["metric"] == main), key=lambda row: max(row["values"]))
     values, what = row["values"], f"{row['metric']} of {row['scorer']}"
     best = values.index(max(values))
