@@ -353,6 +353,7 @@ class TestCompare:
         found = compare([a, b])
         assert (found["num_units"], found["left_out"]) == (3, 3)
         assert found["rows"][0]["values"] == pytest.approx([2 / 3, 2 / 3])
+        assert "of s: A 0.667" in compare([{**a, "main_metric": "greedy"}, b])["verdict"]  # which none has
         assert compare([a, b, run(("y", 0), ("z", 0))])["rows"][0]["values"] == pytest.approx([0.5, 1.0, 0.0])
 
     def test_not_comparable(self, evaluate, tmp_path, rm_bench, capsys):
