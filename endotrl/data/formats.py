@@ -30,20 +30,7 @@ class Responses:
 
 
 def responses_of(row: Mapping[str, Any]) -> Responses:
-    """
-    Reads a row of any of TRL's formats that has responses.
-
-    Raises:
-        `ValueError`: With the reason, if there is none, or one is neither text nor messages.
-
-    Example:
-    ```python
-    >>> from endotrl.data.formats import responses_of
-
-    >>> responses_of({"prompt": "2+2=", "chosen": "4", "rejected": "5", "id": 7}).completions
-    ['4', '5']
-    ```
-    """
+    """Reads a row of any of TRL's formats that has responses. Raises `ValueError` with the reason if it has none."""
     row = dict(row)
     names: list[str | int | None] = [None]
     if "completion" in row or not row.keys() & {"completions", "chosen", "rejected", "messages"}:
@@ -85,9 +72,7 @@ def responses_of(row: Mapping[str, Any]) -> Responses:
 
 
 def images_of(row: Mapping[str, Any]) -> list[Any] | None:
-    """
-    What the keys `images` and `image` of a row have: a list, and one or none. `ValueError` if the first is no list.
-    """
+    """What the keys `images` (a list) and `image` (one) of a row have, or `None`. `ValueError` if the first is none."""
     images, image = row.get("images"), row.get("image")
     if images is not None and not isinstance(images, list):
         raise ValueError(f"`images` is a {type(images).__name__}, but must be a list of images; one is `image`.")
@@ -102,10 +87,8 @@ def about_this_row(message: str) -> str:
 def split_prompt(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
     """
     The common beginning of two whole conversations or texts, which TRL takes for the prompt, and what follows. A text
-    is cut before a space that both share, so that it belongs to the responses.
-
-    Raises:
-        `ValueError`: If there is no common beginning, or nothing follows it.
+    is cut before a space that both share, so that it belongs to the responses. Raises `ValueError` if there is no
+    common beginning, or nothing follows it.
     """
     length = 0
     while length < min(len(chosen), len(rejected)) and chosen[length] == rejected[length]:

@@ -86,7 +86,6 @@ def score_file(
         raise ValueError("Standard streams pass by once: with several processes or a residual, name a file for each.")
     settings = {**settings, "tokens": tokens} | ({} if residual is None else {"residual": residual})
     tally, report = Tally(), on_error or (lambda line, error: None)
-    examples: list[Example] = []
     with ExitStack() as stack:
         if not held and state.is_main_process:
             stack.enter_context(only_run_on(output_path))
@@ -103,55 +102,47 @@ def score_file(
         if in_shards:
             shards.fill(settings, overwrite, progress)
             if not state.is_main_process:
-                return ScoreReport(tally, 0, 0.0, examples)
+                return ScoreReport(tally, 0, 0.0, [])
         if residual is not None:
             slopes = fit_slopes(residual, shards.scored())
             output.notes["slopes"] = {g: dict(zip(RESIDUALS[residual], b, strict=True)) for g, b in slopes.items()}
         output.begin()
-        bar = stack.enter_context(
-            tqdm(
-                total=total,
-                initial=output.kept_rows,
-                desc="Writing" if in_shards else "Scoring",
-                unit=" rows",
-                disable=not progress,
-            )
-        )
+        what = "Writing" if in_shards else "Scoring"
+        bar = tqdm(total=total, initial=output.kept_rows, desc=what, unit=" rows", disable=not progress)
+        stack.enter_context(bar)
+        # The first good rows, with what the model said of them; `None` where only the output line is left.
+        shown: list[tuple[Row, Result | None]] = []
 
-        unseen: list[Row] = []  # rows of earlier runs, of which the token statistics are gone
+        def take(row: Row, record: dict[str, Any], result: Result | None) -> None:
+            tally.add(row, record)
+            if "error" not in record and len(shown) < num_examples:
+                shown.append((row, result))
+
         rows = read_responses(reader, limit)
         for record in output.kept_records():
             row = next(rows)
             if row.line != record["line"]:
                 raise ValueError(f"{output.path} is not of this input: choose another output, or overwrite this one.")
-            tally.add(row, record)
+            take(row, record, None)
             output.write_errors([record])
-            if "error" not in record and len(unseen) < num_examples:
-                unseen.append(row)
-
         while block := list(islice(rows, block_size)):
             began = time.perf_counter()
+            results: Sequence[Result | None] = [None] * len(block)
             if in_shards:
                 records, seconds = shards.get(block)
-                unseen += [row for row in block if row.error is None][: max(0, num_examples - len(unseen))]
             else:
                 results, records = score_block(reward, block, tokens)
-                missing = max(0, num_examples - len(unseen) - len(examples))
-                examples.extend(_examples(block, results)[:missing])
                 seconds = time.perf_counter() - began
-            for row, record in zip(block, records, strict=True):
+            for row, record, result in zip(block, records, results, strict=True):
                 if residual is not None:
                     take_out(residual, slopes, row, record)
-                tally.add(row, record)
+                take(row, record, result)
                 if "error" in record:
                     report(row.line, record["error"])
             output.write(records, tally, seconds)
             bar.update(len({row.line for row in block}))
-        seen = _examples(unseen, score_rows(reward, unseen))
+        again = iter(score_rows(reward, [row for row, result in shown if result is None]))
+        examples = [Example(row, next(again) if result is None else result) for row, result in shown]
         if in_shards and residual is None:
             shards.shards.remove()
-        return ScoreReport(tally, output.kept_rows, output.seconds, [*seen, *examples], slopes)
-
-
-def _examples(rows: Sequence[Row], results: Sequence[Result]) -> list[Example]:
-    return [Example(row, stats) for row, stats in zip(rows, results, strict=True) if not isinstance(stats, str)]
+        return ScoreReport(tally, output.kept_rows, output.seconds, examples, slopes)
