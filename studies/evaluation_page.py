@@ -184,7 +184,7 @@ def _rm_bench(parts: Mapping[str, dict[str, Any]], titles: Mapping[str, str]) ->
             rows.append([f"`{name}`", *cells])
         return rows
 
-    all_units = {part: {name: units_of(found, name) for name in names} for part, found in parts.items()}
+    all_units = {part: {name: units_of(found["units"], name) for name in names} for part, found in parts.items()}
     sizes = ", ".join(f"{column} {found['num_items']}" for column, found in zip(columns, parts.values(), strict=True))
     blocks = [
         f"Easy / normal / hard / **average** ({sizes} items). Easy: the better response is in the fancier style. A "
@@ -210,7 +210,7 @@ def _rm_bench(parts: Mapping[str, dict[str, Any]], titles: Mapping[str, str]) ->
     for name in corrections:
         base = name.partition(":")[2]
         for column, found in zip(columns, parts.values(), strict=True):
-            before, after = units_of(found, base), units_of(found, name)
+            before, after = units_of(found["units"], base), units_of(found["units"], name)
             weights = resampling_weights(before)
             tilt = [estimates(units, _tilt, weights)["easy - hard"] for units in (before, after)]
             gap = differences(before, after, metrics_of(RM_BENCH), weights)["average"]

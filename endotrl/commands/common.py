@@ -28,6 +28,9 @@ DATA_HELP = (
 )
 
 
+MODEL_HELP = 'path, hub id, "quickstart" for the model of the demo, or http://host:8000/v1'
+
+
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows defaults, but only those that say something."""
 

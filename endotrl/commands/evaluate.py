@@ -52,7 +52,7 @@ LOADING = ("dtype", "device", "trust_remote_code")
 
 def run(args: argparse.Namespace) -> None:
     """Runs `endotrl eval BENCHMARK`."""
-    check_stream(args.data)
+    check_processes(args)
     check_wandb(args.wandb)
     benchmark, progress = BENCHMARKS[args.benchmark], not args.quiet and processes().is_main_process
     with working(f"Reading {args.data or benchmark.name}", progress):
@@ -65,8 +65,7 @@ def run(args: argparse.Namespace) -> None:
         names = served_names(names, args.scorers is not None, steps)
         if args.alpha != 1.0 or args.judge_reasoning:
             raise ValueError(
-                "A server gives log-probabilities of given tokens at temperature 1: no other --alpha can be had from "
-                "it, and no --judge-reasoning, which is generated."
+                "A server gives log-probabilities at temperature 1: neither --alpha nor --judge-reasoning."
             )
     for name in base_names(names):
         check_name(name, args.trust_remote_code)
@@ -98,7 +97,7 @@ def run(args: argparse.Namespace) -> None:
     )
     loading = {name: getattr(args, name) for name in LOADING}
     scorer = partial(make_scorer, reasoning_tokens=args.judge_reasoning, **loading)
-    records = score_items(items, names, folder, make_engine, scorer, not args.no_token_stats, progress=progress)
+    records = score_items(items, names, folder, make_engine, scorer, progress=progress)
     if not processes().is_main_process:
         return
     with working("Intervals", progress):
@@ -203,26 +202,18 @@ def load_processor(
         raise ValueError(f"Item {first.id} has images, and {blind[0]} reads only text. Leave it out of --scorers.")
     if isinstance(placement, ServedModel) or not reads_images(placement.config):
         reason = "is sent token ids only" if isinstance(placement, ServedModel) else "reads only text"
-        raise ValueError(
-            f"Item {first.id} has images, and --model {args.model} {reason}. Name a model that reads images, by its "
-            "path or hub id, or leave such rows out."
-        )
+        raise ValueError(f"Item {first.id} has images, and --model {args.model} {reason}. Name one that reads images.")
     return load_processing_class(placement.config, args.trust_remote_code, args.tokenizer)
-
-
-def check_stream(data: str | None) -> None:
-    """Raises `ValueError` if several processes would share standard input."""
-    if data == STREAM and processes().num_processes > 1:
-        raise ValueError("Standard input belongs to one process. With several, name a file.")
 
 
 def check_processes(args: argparse.Namespace) -> None:
     """Raises `ValueError` if several processes would share what is for one."""
-    check_stream(args.data)
-    if args.backend == "vllm" and processes().num_processes > 1:
-        raise ValueError(
-            "vLLM spreads over devices by itself. Start one process, and set tensor_parallel_size in --vllm-kwargs."
-        )
+    if processes().num_processes == 1:
+        return
+    if args.data == STREAM:
+        raise ValueError("Standard input belongs to one process. With several, name a file.")
+    if getattr(args, "backend", None) == "vllm":
+        raise ValueError("vLLM spreads over devices by itself, by tensor_parallel_size: start one process.")
 
 
 def check_template(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> None:
@@ -237,9 +228,7 @@ def open_answering_model(args: argparse.Namespace) -> tuple[Engine, dict[str, An
     Raises `ValueError` if it is on a server, or has no chat template for `--chat`.
     """
     if is_url(args.model):
-        raise ValueError(
-            f"--model {args.model} is to answer, which a model on a server does not do here. Name a path."
-        )
+        raise ValueError(f"--model {args.model} is to answer, which no model on a server does here. Name a path.")
     placement, settings = open_model(args, args.output)
     tokenizer = load_tokenizer(placement.config._name_or_path, args.trust_remote_code)
     chat = tokenizer.chat_template is not None if args.chat is None else args.chat

@@ -41,6 +41,7 @@ from .evaluate import LOADING, check_processes, header, open_answering_model, op
 Scores = Mapping[tuple[str, str], Mapping[str, Sequence[float]]]  # by key of the question and seed, and by scorer
 GREEDY = "greedy"
 BEST_OF_N_SCORERS = ("bellman.sum", "log_prob.mean", "bellman.discounted=0.95", "centered.sum", "self_certainty")
+SAMPLING = ("samples", "temperature", "top_p", "max_new_tokens", "backend")
 SHOWN_ANSWERS, SHOWN_CHOICES = 12, 8
 MANY_CUT = 0.1  # fraction of samples that the verdict mentions
 
@@ -55,15 +56,7 @@ class AnswerRun:
         self.args, self.seeds = args, [str(seed) for seed in args.seeds]
         self.questions = read_questions(args.data, args.question, args.answer, args.limit, labelled=True)
         self.engine, settings = open_answering_model(args)
-        self.settings = {
-            **settings,
-            "grader": VERSION,
-            "samples": args.samples,
-            "temperature": args.temperature,
-            "top_p": args.top_p,
-            "max_new_tokens": args.max_new_tokens,
-            "backend": args.backend,
-        }
+        self.settings = {**settings, "grader": VERSION, **{name: getattr(args, name) for name in SAMPLING}}
         self.folder = open_folder(args.output, self.settings, args.overwrite)
         self.answers: dict[tuple[str, str], dict[str, Any]] = {}  # by key of the question and seed
 
@@ -139,13 +132,13 @@ def run_generation(args: argparse.Namespace) -> None:
     for k in args.k:
         pass_at_k(args.samples, 0, k)  # raises now if there are too few samples
     run = AnswerRun(args)
-    run.answer(greedy=not args.no_greedy)
+    run.answer(greedy=True)
     if not processes().is_main_process:
         return
     units = []
     for question in run.questions:
         rows = [run.answers[question.key, seed] for seed in run.seeds]
-        values = {GREEDY: float(run.answers[question.key, GREEDY]["right"][0])} if not args.no_greedy else {}
+        values = {GREEDY: float(run.answers[question.key, GREEDY]["right"][0])}
         for k in sorted({1, *args.k}):
             values[f"pass@{k}"] = float(np.mean([pass_at_k(args.samples, sum(row["right"]), k) for row in rows]))
         values["tokens"] = float(np.mean([count for row in rows for count in row["tokens"]]))

@@ -7,6 +7,7 @@ from typing import Any
 from .common import (
     COUNT,
     DATA_HELP,
+    MODEL_HELP,
     Parser,
     add_command,
     add_reward_settings,
@@ -64,7 +65,6 @@ def add_eval(commands: Any) -> None:
     )
     _add_answers(parser, "eval-generation")
     parser.add_argument("--k", **COUNT | {"metavar": "K"}, nargs="+", default=[1], help="values of k in pass@k")
-    parser.add_argument("--no-greedy", action="store_true", help="leave out the greedy answers")
     parser = add_command(
         kinds,
         "best-of-n",
@@ -100,11 +100,7 @@ def add_forecast(commands: Any) -> None:
     )
     add = parser.add_argument
     _add_model(parser)
-    _add_questions(
-        parser,
-        "questions, with or without answers: file (.json, .jsonl, both also .gz, .parquet), folder, or "
-        "OWNER/NAME[:SPLIT] on the hub",
-    )
+    _add_questions(parser, f"questions, with or without answers: {DATA_HELP}")
     _add_generation(parser, 256, "")
     numbers: dict[str, Any] = {"type": positive_number, "nargs": "+"}
     add("--samples", **COUNT, default=16, help="samples of each question")
@@ -183,11 +179,6 @@ def _add_benchmark(kinds: Any, name: str) -> None:
     add("--judge-reasoning", **COUNT, help="let judges write up to N tokens of reasons before their verdict")
     if name == "dsp":
         add("--criteria", metavar="FILE", help="JSON {domain: system message} for the four domains, in place of ours")
-    add(
-        "--no-token-stats",
-        action="store_true",
-        help="do not keep token statistics (other scorers then need the model)",
-    )
 
 
 def _add_answers(parser: Parser, output: str) -> None:
@@ -204,11 +195,7 @@ def _add_answers(parser: Parser, output: str) -> None:
 
 
 def _add_model(parser: Parser) -> None:
-    parser.add_argument(
-        "--model",
-        required=True,
-        help='model: path, hub id, "quickstart" for the model of the demo, or http://host:8000/v1 to score with',
-    )
+    parser.add_argument("--model", required=True, help=f"model: {MODEL_HELP} to score with")
     add_tokenizer(parser)
     add_reward_settings(parser, "dtype", "device", "trust_remote_code", "max_tokens_per_batch", "model_init_kwargs")
 

@@ -39,16 +39,8 @@ def run(args: argparse.Namespace) -> None:
     questions = read_questions(args.data, args.question, args.answer, args.limit, args.instruction, engine.chat)
     check_template(args, engine.tokenizer, [question.prompt for question in questions])
     reward_settings = {name: getattr(args, name) for name in REWARD}
-    settings |= {
-        "grader": args.grader,
-        "grader_version": VERSION,
-        "samples": args.samples,
-        "temperatures": args.temperatures,
-        "max_new_tokens": args.max_new_tokens,
-        "backend": args.backend,
-        "seed": args.seed,
-        **reward_settings,
-    }
+    sampling = {name: getattr(args, name) for name in ("samples", "temperatures", "max_new_tokens", "backend", "seed")}
+    settings |= {"grader": args.grader, "grader_version": VERSION, **sampling, **reward_settings}
     is_default = all(value == SETTINGS[name].default for name, value in reward_settings.items())
     if args.power_sampling is not None and not is_default:
         raise ValueError("--power-sampling is the rival of the endogenous reward with its default settings alone.")
@@ -65,25 +57,15 @@ def run(args: argparse.Namespace) -> None:
             sampler = ServedMixtureSampler(
                 engine, lambda t: VLLMSampler(engine, vllm, args.max_new_tokens, t), mixture.recorded
             )
-        records = collect(
-            questions,
-            engine,
-            sampler,
-            mixture,
-            grader,
-            args.max_new_tokens,
-            reward,
-            folder,
-            args.seed,
-            progress=not args.quiet,
-        )
+        rest = args.max_new_tokens, reward, folder, args.seed, not args.quiet
+        records = collect(questions, engine, sampler, mixture, grader, *rest)
     if not processes().is_main_process:
         return
     result = from_records(records, mixture, objective, args.betas)
     if args.power_sampling is not None:
         beta = result.suggested_beta or min(args.betas)
-        sampling = args.max_new_tokens, 1.0 + 1.0 / beta, args.power_sampling, args.seed, not args.quiet
-        chosen = power_samples(engine, [question.prompt for question in questions], *sampling)
+        walk = args.max_new_tokens, 1.0 + 1.0 / beta, args.power_sampling, args.seed, not args.quiet
+        chosen = power_samples(engine, [question.prompt for question in questions], *walk)
         units = [unit_of(q, sample, grader) for q, sample in zip(questions, chosen, strict=True)]
         result = from_records(records, mixture, objective, args.betas, {"power_sampling": units})
         result.details["power_sampling_beta"] = beta

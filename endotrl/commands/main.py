@@ -20,7 +20,7 @@ from typing import Any
 from .. import __version__
 from ..reporting import ignore_upstream_warnings, quiet_libraries, say
 from ..runs.processes import leave
-from .common import COUNT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, Parser, add_command, positive_number
+from .common import COUNT, EXIT_FAILED, EXIT_FOUND, EXIT_INTERRUPTED, EXIT_OK, Parser, add_command, positive_number
 from .evaluate_options import add_eval, add_forecast
 from .rows_options import add_pairs, add_score
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return getattr(import_module(f".{module}", __package__), function)(args) or EXIT_OK
     except KeyboardInterrupt as interrupt:
-        say(str(interrupt) or "Interrupted.")
+        say(str(interrupt) or "Interrupted. The same command goes on behind what was saved.")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader of our output (`| head`) has left. Python would complain once more when it closes stdout.
@@ -102,7 +102,7 @@ def _add_diagnose(commands: Any) -> None:
     parser = add_command(
         commands,
         "diagnose",
-        "diagnose:run",
+        "main:run_diagnose",
         help="say what is wrong with a finished or running training run",
         description="Reads what a trainer of TRL logged, and says whether the run learns, whether it collapses, and "
         "which of the usual faults it has, each with its evidence and what to change. A run is a "
@@ -121,6 +121,26 @@ def _add_diagnose(commands: Any) -> None:
     )
     add("--output", metavar="DIR", help="folder for report.html and findings.json")
     add("--fail-on", choices=("warning", "failure"), help="exit with code 1 if something as grave is found")
+
+
+def run_diagnose(args: argparse.Namespace) -> int:
+    """Runs `endotrl diagnose`."""
+    from rich.console import Console
+
+    from ..monitoring.diagnosis import diagnose
+    from ..monitoring.diagnosis.report import print_diagnoses, report_page
+    from ..runs.files import replace_text, write_json
+
+    diagnoses, console = [diagnose(run, args.held_out) for run in args.runs], Console(highlight=False)
+    print_diagnoses(diagnoses, console)
+    if args.output:
+        folder = Path(args.output)
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_text(folder / "report.html", report_page(diagnoses))
+        write_json(folder / "findings.json", {"runs": [diagnosis.to_dict() for diagnosis in diagnoses]})
+        console.print(f"Report: {folder / 'report.html'}", markup=False)
+    grave = {"failure": ("failure",), "warning": ("failure", "warning", "unclear"), None: ()}[args.fail_on]
+    return EXIT_FOUND if any(diagnosis.status in grave for diagnosis in diagnoses) else EXIT_OK
 
 
 def _add_plan(commands: Any) -> None:

@@ -211,9 +211,7 @@ def _kind_of(path: Path) -> str:
     for kind in ("sentence_reward", "ppo", "grpo"):
         if kind in path.stem:
             return kind
-    raise ValueError(
-        f"{path.name} does not say in its name which script it is for: pass --kind ppo, grpo or sentence_reward."
-    )
+    raise ValueError(f"The name {path.name} does not tell its script: pass --kind ppo, grpo or sentence_reward.")
 
 
 def _show(recipe: Recipe, hardware: Hardware, plans: list[Plan], speed: Speed, rows_of_data: int | None) -> None:

@@ -15,10 +15,9 @@ from ..data.sources import STREAM, Reader
 from ..reporting import number, say
 from ..rewards.settings import SETTINGS
 from ..runs.processes import processes
-from ..score_file.heat_map_page import heat_map_page
 from ..score_file.output_files import model_digest, only_run_on
 from ..score_file.run import score_file
-from ..score_file.score_summary import SHOWN_SENTENCES, show_report
+from ..score_file.score_summary import heat_map_page, show_report
 from ..selection.choose import Choice, Counts
 from ..selection.file import choose_from_file
 from .common import EXIT_FOUND, EXIT_OK, choose_dtype, default_output, resolved_dtype, use_form
@@ -58,25 +57,19 @@ def run_score(args: argparse.Namespace) -> int:
                 limit=args.limit,
                 overwrite=args.overwrite,
                 tokens=not args.no_tokens,
-                keep=max(10, args.top or 0, args.bottom or 0),
-                num_examples=max(0 if args.html is None else args.html_rows, SHOWN_SENTENCES if by_sentence else 0),
+                num_examples=0 if args.html is None else args.html_rows,
                 progress=not args.quiet and state.is_main_process,
                 on_error=errors_on_terminal("the output" if output == STREAM else f"{output}.errors.jsonl"),
                 held=True,
                 residual=residual,
             )
-        except KeyboardInterrupt as interrupt:
-            saved = "" if output == STREAM else f" What was scored is in {output}; the same command goes on behind it."
-            raise KeyboardInterrupt(f"Interrupted.{saved}") from interrupt
         except RuntimeError as error:
             import torch
 
             if not isinstance(error, torch.OutOfMemoryError):
                 raise
-            raise ValueError(
-                f"The device has not enough memory for batches of {args.max_tokens_per_batch} tokens. Run the same "
-                "command with a smaller --max-tokens-per-batch: it goes on behind what was scored."
-            ) from error
+            few = f"not enough memory for batches of {args.max_tokens_per_batch} tokens"
+            raise ValueError(f"The device has {few}. Go on with a smaller --max-tokens-per-batch.") from error
     if state.is_main_process and args.html is not None:
         shown = {name: getattr(args, name) for name in SHOWN_SETTINGS}
         html = heat_map_page(
@@ -86,7 +79,6 @@ def run_score(args: argparse.Namespace) -> int:
             model=args.model,
             output=output,
             command=args.command_line,
-            num_rows=args.html_rows,
             settings={"segmenter": reward.config.segmenter} if by_sentence else shown,
         )
         try:
@@ -95,7 +87,7 @@ def run_score(args: argparse.Namespace) -> int:
             saved = "" if output == STREAM else f" The rows are scored, and in {output}."
             raise OSError(f"The page {args.html} cannot be written: {error.strerror}.{saved}") from error
     if state.is_main_process and not args.quiet:
-        show_report(report, output, args.html, args.top, args.bottom, by_sentence)
+        show_report(report, output, args.html, by_sentence)
     return EXIT_FOUND if report.tally.errors else EXIT_OK
 
 
@@ -107,22 +99,19 @@ def run_pairs(args: argparse.Namespace) -> int:
     output = args.output or default_output(args.file, f".{args.write}.jsonl")
     with redirect_stdout(sys.stderr):  # libraries print while they are imported, and standard output may be the rows
         reward, settings, by_sentence = make_reward(args, f"{output}.scores/settings.json")
-    try:
-        counts = choose_from_file(
-            reward,
-            args.file,
-            output,
-            settings,
-            choice,
-            residual=residual,
-            block_size=args.block_size,
-            limit=args.limit,
-            overwrite=args.overwrite,
-            progress=not args.quiet,
-            on_error=errors_on_terminal(),
-        )
-    except KeyboardInterrupt as interrupt:
-        raise KeyboardInterrupt("Interrupted. The same command goes on behind what was scored.") from interrupt
+    counts = choose_from_file(
+        reward,
+        args.file,
+        output,
+        settings,
+        choice,
+        residual=residual,
+        block_size=args.block_size,
+        limit=args.limit,
+        overwrite=args.overwrite,
+        progress=not args.quiet,
+        on_error=errors_on_terminal(),
+    )
     if state.is_main_process and not args.quiet:
         _show_pairs(counts, choice, output, residual, "" if by_sentence else " nats")
     return EXIT_FOUND if counts.bad else EXIT_OK
@@ -154,31 +143,18 @@ def make_reward(args: argparse.Namespace, *recorded: str) -> tuple[Any, dict[str
     by_sentence = not is_url(args.model) and isinstance(
         load_config(args.model, args.trust_remote_code), SentenceRewardConfig
     )
-    # Numbers depend on these, but not on the three below: a run may go on with smaller batches, or on another device.
-    settings = {
-        "chat_template_kwargs": args.chat_template_kwargs,
-        "overlong_prompt": args.overlong_prompt,
-        "dtype": args.dtype,
-    }
-    if by_sentence:
-        given = ["form"] if args.form is not None else []
-        given += [name for name in ENDOGENOUS if getattr(args, name) != SETTINGS[name].default]
-        if given:
-            option = given[0].replace("_", "-")
-            raise ValueError(
-                f"--{option} is a setting of the endogenous reward, but {args.model} is a sentence reward model, "
-                "which has no use for it. Leave it out."
-            )
-    else:
-        if args.correction == "length":
-            raise ValueError(
-                "--correction length compares the completions of one batch, and every row is scored by itself. Use it "
-                "in training."
-            )
-        values = {name: getattr(args, name) for name in ENDOGENOUS}
-        later = {name for name in LATER if values[name] == SETTINGS[name].default}
-        settings = {**{name: value for name, value in values.items() if name not in later}, **settings}
-    reward: EndogenousReward | SentenceReward = (SentenceReward if by_sentence else EndogenousReward)(
+    # Numbers depend on these, but not on batches and device: a run may go on with others.
+    settings = {name: getattr(args, name) for name in ("chat_template_kwargs", "overlong_prompt", "dtype")}
+    values = {name: getattr(args, name) for name in ENDOGENOUS}
+    changed = {name for name, value in values.items() if value != SETTINGS[name].default}
+    if by_sentence and (given := [*(["form"] if args.form else []), *sorted(changed)]):
+        name = given[0].replace("_", "-")
+        raise ValueError(f"--{name} is a setting of the endogenous reward, not of sentence models. Leave it out.")
+    if args.correction == "length":
+        raise ValueError("--correction length compares completions of a batch in training; rows are scored alone.")
+    if not by_sentence:
+        settings = {name: v for name, v in values.items() if name in changed or name not in LATER} | settings
+    reward: Any = (SentenceReward if by_sentence else EndogenousReward)(
         args.model,
         None if args.tokenizer is None else load_tokenizer(args.tokenizer, args.trust_remote_code),
         **settings,
@@ -188,14 +164,12 @@ def make_reward(args: argparse.Namespace, *recorded: str) -> tuple[Any, dict[str
     )
     model = reward.model if isinstance(reward, EndogenousReward) and reward.is_served else None
     if isinstance(model, ServedModel):
-        return reward, {"model": args.model, "model_version": model.version, **settings}, by_sentence
-    # What "auto" and the name stand for today: on another machine, or after training, it can be something else.
-    version = model_digest(reward.config._name_or_path) or reward.config._commit_hash
-    return (
-        reward,
-        {"model": args.model, "model_version": version, **settings, "dtype": resolved_dtype(args)},
-        by_sentence,
-    )
+        version = model.version
+    else:
+        # What "auto" and the name stand for today: on another machine, or after training, it can be something else.
+        version = model_digest(reward.config._name_or_path) or reward.config._commit_hash
+        settings["dtype"] = resolved_dtype(args)
+    return reward, {"model": args.model, "model_version": version, **settings}, by_sentence
 
 
 def _show_pairs(counts: Counts, choice: Choice, output: str, residual: str | None, unit: str) -> None:

@@ -4,7 +4,7 @@
 from typing import Any
 
 from ..rewards.settings import SETTINGS
-from .common import COUNT, DATA_HELP, Parser, add_command, add_reward_settings, add_tokenizer
+from .common import COUNT, DATA_HELP, MODEL_HELP, Parser, add_command, add_reward_settings, add_tokenizer
 
 
 def add_score(commands: Any) -> None:
@@ -22,12 +22,7 @@ def add_score(commands: Any) -> None:
         epilog="Exit codes: 0 all rows are scored; 1 some rows could not be, and are named; 2 the command could not "
         "run or not go on; 130 interrupted, with what was scored saved.",
     )
-    _add_source(
-        parser,
-        "rows to score",
-        'frozen model: path, hub id, "quickstart" for the model of the demo, or http://host:8000/v1; '
-        "with a sentence reward model, the reward and weight of each sentence are shown",
-    )
+    _add_source(parser, "rows to score")
     add = parser.add_argument_group("files").add_argument
     add(
         "--output",
@@ -40,9 +35,6 @@ def add_score(commands: Any) -> None:
     add("--html-rows", **COUNT, default=50, help="number of first rows on that page")
     add("--no-tokens", action="store_true", help="leave tokens (or sentences) and their rewards out of the output")
     _add_resuming(add, "rows")
-    add = parser.add_argument_group("terminal").add_argument
-    add("--top", **COUNT, help="show the N rows with the highest rewards, not the first rows")
-    add("--bottom", **COUNT, help="show the N rows with the lowest rewards, not the first rows")
     add("--quiet", action="store_true", help="show neither progress nor table; errors only")
     _add_reward(parser)
 
@@ -60,11 +52,7 @@ def add_pairs(commands: Any) -> None:
         "anew. The same command goes on where an earlier run was cut off; `accelerate launch -m endotrl pairs` uses "
         "several devices.",
     )
-    _add_source(
-        parser,
-        "candidates",
-        'frozen model, or sentence reward model: path, hub id, "quickstart", or http://host:8000/v1',
-    )
+    _add_source(parser, "candidates")
     add = parser.add_argument_group("choice").add_argument
     add(
         "--write",
@@ -90,9 +78,9 @@ def add_pairs(commands: Any) -> None:
     _add_reward(parser)
 
 
-def _add_source(parser: Parser, what: str, model: str) -> None:
+def _add_source(parser: Parser, what: str) -> None:
     parser.add_argument("file", metavar="FILE", help=f"{what}: {DATA_HELP}")
-    parser.add_argument("--model", required=True, help=model)
+    parser.add_argument("--model", required=True, help=f"frozen model, or sentence reward model: {MODEL_HELP}")
     add_tokenizer(parser)
 
 

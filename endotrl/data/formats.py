@@ -30,37 +30,18 @@ class Responses:
 
 
 def responses_of(row: Mapping[str, Any]) -> Responses:
-    """
-    Reads a row of any of TRL's formats that has responses.
-
-    Raises:
-        `ValueError`: With the reason, if there is none, or one is neither text nor messages.
-
-    Example:
-    ```python
-    >>> from endotrl.data.formats import responses_of
-
-    >>> responses_of({"prompt": "2+2=", "chosen": "4", "rejected": "5", "id": 7}).completions
-    ['4', '5']
-    ```
-    """
+    """Reads a row of any of TRL's formats that has responses. Raises `ValueError` with the reason if it has none."""
     row = dict(row)
     names: list[str | int | None] = [None]
     if "completion" in row or not row.keys() & {"completions", "chosen", "rejected", "messages"}:
         for key in ("prompt", "completion"):
             if key not in row:
-                raise ValueError(
-                    f'The key "{key}" is missing. A row is {ROW_FORMAT}, or has "completions" or "chosen" and '
-                    '"rejected" in place of "completion".'
-                )
+                raise ValueError(f'The key "{key}" is missing. A row is {ROW_FORMAT}, or of another format of TRL.')
         prompt, completions, ids = row.pop("prompt"), [row.pop("completion")], [row.pop("completion_ids", None)]
     elif "completions" in row:
         prompt, completions = _get(row, "prompt"), row.pop("completions")
         if "labels" in row or not isinstance(completions, list) or not completions:
-            raise ValueError(
-                'The completions must be a list of whole responses. Rows of stepwise supervision, with "labels", have '
-                "steps there: join them into a completion."
-            )
+            raise ValueError("The completions must be a list of whole responses, not steps of stepwise supervision.")
         ids, names = row.pop("completion_ids", None) or [None] * len(completions), [*range(len(completions))]
         if not isinstance(ids, list) or len(ids) != len(completions):
             raise ValueError("The completion_ids must be one list of token ids for each of the completions, in order.")
@@ -85,22 +66,16 @@ def responses_of(row: Mapping[str, Any]) -> Responses:
     for name, completion, token_ids in zip(names, completions, ids, strict=True):
         _check("completion" if name is None else name if isinstance(name, str) else f"completion {name}", completion)
         if isinstance(prompt, str) and not isinstance(completion, str):
-            raise ValueError(
-                "The prompt is text, but the completion is messages. Give both as text, or both as messages."
-            )
+            raise ValueError("The prompt is text, but the completion is messages. Give both alike.")
         _check_ids(token_ids)
     return Responses(prompt, completions, ids, names, row)
 
 
 def images_of(row: Mapping[str, Any]) -> list[Any] | None:
-    """
-    What the keys `images` and `image` of a row have: a list, and one or none. `ValueError` if the first is no list.
-    """
+    """What the keys `images` (a list) and `image` (one) of a row have, or `None`. `ValueError` if the first is none."""
     images, image = row.get("images"), row.get("image")
     if images is not None and not isinstance(images, list):
-        raise ValueError(
-            f"`images` is a {type(images).__name__}, but must be a list of images. A key with one is called `image`."
-        )
+        raise ValueError(f"`images` is a {type(images).__name__}, but must be a list of images; one is `image`.")
     return images if images is not None else None if image is None else [image]
 
 
@@ -112,10 +87,8 @@ def about_this_row(message: str) -> str:
 def split_prompt(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
     """
     The common beginning of two whole conversations or texts, which TRL takes for the prompt, and what follows. A text
-    is cut before a space that both share, so that it belongs to the responses.
-
-    Raises:
-        `ValueError`: If there is no common beginning, or nothing follows it.
+    is cut before a space that both share, so that it belongs to the responses. Raises `ValueError` if there is no
+    common beginning, or nothing follows it.
     """
     length = 0
     while length < min(len(chosen), len(rejected)) and chosen[length] == rejected[length]:
@@ -123,9 +96,7 @@ def split_prompt(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
     if isinstance(chosen, str) and length and chosen[length - 1] == " ":
         length -= 1
     if length == 0:
-        raise ValueError(
-            'There is no key "prompt", and "chosen" and "rejected" have no common beginning to take for it.'
-        )
+        raise ValueError('There is no "prompt", and "chosen" and "rejected" have no common beginning to take for it.')
     if not isinstance(chosen, str) and min(len(chosen), len(rejected)) == length:
         raise ValueError('One of "chosen" and "rejected" has no message after their common beginning.')
     return chosen[:length], chosen[length:], rejected[length:]

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
 Rows of local files, of the Hugging Face hub or of standard input, one after the other, and messages that name the line
-that is wrong. Memory does not grow with the file.
+that is wrong. Memory does not grow with the file, but for a JSON array, which is read as a whole.
 """
 
 import base64
-import codecs
 import gzip
 import hashlib
 import io
@@ -26,8 +25,7 @@ from PIL.Image import Image
 STREAM = "-"  # standard input
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
 DEFAULT_SPLIT = "test"
-_CHUNK = 2**20  # bytes of a JSON array that are read at a time
-_SPACE = re.compile(r"[ \t\r\n]*")
+_BLANK = b"\xef\xbb\xbf \t\r\n"
 _GAP = re.compile(r"[ \t\r\n]*,?[ \t\r\n]*")  # between elements of an array
 _HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*?)(/(?P<config>[\w.-]+))?(:(?P<split>[\w.-]+))?")
 # A row before it is checked: its bytes, its place, and what it holds; `None` for a line, which is not parsed yet.
@@ -117,15 +115,9 @@ class Row:
 
 class Reader:
     """
-    Rows from anywhere, the bad ones too, with a running digest by which an earlier input is known again.
-
-    Args:
-        data (`str`, `Path` or [`HubDataset`]):
-            File (JSON array, JSON Lines, both also as `.gz`, or Parquet), folder with such files, `"-"` for standard
-            input, or, where neither is there, a dataset on the hub: `OWNER/NAME`, `OWNER/NAME:SPLIT` or
-            `OWNER/NAME/CONFIG:SPLIT`. Of a folder without such files, those in the folders below are read.
-        split (`str`, *optional*, defaults to `"train"`):
-            Split of a hub dataset that names none.
+    Rows from anywhere, the bad ones too, with a running digest by which an earlier input is known again: of a file
+    (JSON array, JSON Lines, both also as `.gz`, or Parquet), a folder with such files or, if it has none, the folders
+    below, `"-"` for standard input, or, where neither is there, a dataset on the hub: `OWNER/NAME[/CONFIG][:SPLIT]`.
 
     Raises `FileNotFoundError` if there is nothing of that name, and while reading [`FormatError`] if a file cannot be
     read as rows.
@@ -172,10 +164,7 @@ def text_only(rows: Iterable[Row]) -> Iterator[Row]:
     for row in rows:
         seen = next((key for key in ("image", "images") if row.data.get(key)), None)
         if seen is not None:
-            raise row.error(
-                f"the row has {json.dumps(seen)}, and this reads only text: the responses would be judged as "
-                "answers to another question. Leave such rows out (`endotrl score` and `eval preference` read them)."
-            )
+            raise row.error(f'the row has "{seen}", and this reads only text. Leave such rows out.')
         yield row
 
 
@@ -276,71 +265,43 @@ def _entries(part: Path | HubDataset) -> Iterator[_Entry]:
 
 def _text_entries(file: IO[bytes], source: str) -> Iterator[_Entry]:
     head = b""
-    while not head.strip(b"\xef\xbb\xbf \t\r\n") and (piece := file.readline(_CHUNK)):
-        head += piece
-    if head.strip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
-        yield from _array_entries(chain([head], iter(lambda: file.read(_CHUNK), b"")), source)
+    while not head.strip(_BLANK) and (line := file.readline()):
+        head += line
+    if head.strip(_BLANK).startswith(b"["):
+        yield from _array_entries((head + file.read()).decode("utf-8-sig"), source)
         return
-    if not head.endswith(b"\n"):
-        head += file.readline()
     for number, line in enumerate(chain(io.BytesIO(head), file), start=1):
         # Without its end, as the last line may get one later.
         yield line.rstrip(b"\r\n"), f"line {number}", None
 
 
-def _array_entries(pieces: Iterator[bytes], source: str) -> Iterator[_Entry]:
+def _array_entries(text: str, source: str) -> Iterator[_Entry]:
     """Elements of a JSON array, with their number and the line that each begins on."""
-    texts, decoder = codecs.iterdecode(pieces, "utf-8-sig"), json.JSONDecoder()
-    text = next(texts)
-    position, number = text.index("[") + 1, 0
+    position, number, decoder = text.index("[") + 1, 0, json.JSONDecoder()
     line = 1 + text.count("\n", 0, position)
 
     def wrong(reason: object) -> FormatError:
         return FormatError(f"{source}, line {line}: not valid JSON: {reason}.")
 
-    def read_on() -> bool:
-        """Reads as much again as there is, behind what is kept from `position` on; `False` at the end."""
-        nonlocal text, position
-        parts, missing = [text[position:]], max(len(text) - position, 1)
-        while missing > 0 and (part := next(texts, "")):
-            parts.append(part)
-            missing -= len(part)
-        if len(parts) > 1:
-            text, position = "".join(parts), 0
-        return len(parts) > 1
-
-    def skip(pattern: re.Pattern[str]) -> str:
-        """What matches at `position`, behind which it goes on."""
-        nonlocal position, line
-        match = pattern.match(text, position)
-        while match and match.end() == len(text) and read_on():
-            match = pattern.match(text, position)
-        assert match is not None  # the patterns match nothing, too
-        position, line = match.end(), line + match[0].count("\n")
-        return match[0]
-
     while True:
-        gap = skip(_GAP)
-        comma, end = "," in gap, text.startswith("]", position)
-        if end and not comma:
-            position += 1
-            skip(_SPACE)
-            if position < len(text):
+        found = _GAP.match(text, position)
+        gap = "" if found is None else found[0]
+        position, line = position + len(gap), line + gap.count("\n")
+        end = text.startswith("]", position)
+        if end and "," not in gap:
+            rest = text[position + 1 :]
+            if rest.strip():
+                line += rest.partition(rest.strip())[0].count("\n")
                 raise wrong("text behind the end of the array")
             return
-        if comma != (number > 0) or end:
+        if ("," in gap) != (number > 0) or end:
             raise wrong("a comma is missing, or one too many")
-        while True:
-            try:
-                value, stop = decoder.raw_decode(text, position)
-                break
-            except RecursionError as error:
-                raise wrong("nested too deeply") from error
-            except json.JSONDecodeError as error:
-                # Of an element that goes on behind `text`, the error is at its end, or at the beginning of a string.
-                early = error.pos < len(text) - 16 and not error.msg.startswith("Unterminated string")
-                if early or not read_on():
-                    raise wrong(error) from error
+        try:
+            value, stop = decoder.raw_decode(text, position)
+        except RecursionError as error:
+            raise wrong("nested too deeply") from error
+        except json.JSONDecodeError as error:
+            raise wrong(error) from error
         number += 1
         yield text[position:stop].encode(errors="surrogatepass"), f"row {number} (line {line})", value
         line += text.count("\n", position, stop)

@@ -18,11 +18,8 @@ COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 def load_splits(name: str, config: str | None = None, streaming: bool = False) -> DatasetDict | IterableDatasetDict:
     """
     The splits of a dataset: of a file (split `train`), of a folder, or of the hub. JSON and JSON Lines are read as
-    [`Reader`] reads them, row by row; other files by `datasets`, with the types that they have.
-
-    Raises:
-        `ValueError`: If it cannot be read as rows; for JSON, with the line. `OSError`: If there is nothing of that
-        name.
+    [`Reader`] reads them, row by row; other files by `datasets`, with the types that they have. Raises `ValueError` if
+    it cannot be read as rows, for JSON with the line, and `OSError` if there is nothing of that name.
     """
     path, suffix = Path(name), table_suffix(name)
     if suffix is not None and not path.is_file():

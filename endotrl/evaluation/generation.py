@@ -56,10 +56,7 @@ class Sampler:
 
     def __init__(self, engine: Engine, max_new_tokens: int, temperature: float = 1.0, top_p: float = 1.0) -> None:
         if temperature < 0 or not 0 < top_p <= 1:
-            raise ValueError(
-                f"The temperature is {temperature} and top-p {top_p}, but a temperature is at least 0, and top-p "
-                "above 0 and at most 1."
-            )
+            raise ValueError(f"Temperature {temperature}, top-p {top_p}: temperature is at least 0, top-p in (0, 1].")
         self._placement = loaded_placement(engine)
         self._engine, self._max_new_tokens = engine, max_new_tokens
         self._temperature, self._top_p = temperature, top_p
@@ -109,10 +106,7 @@ def prompt_rows(engine: Engine, prompts: Sequence[Prompt], max_new_tokens: int) 
     rows = engine.renderer.prompt_ids(prompts)
     longest, limit = max(map(len, rows)) + max_new_tokens, engine.renderer.max_length
     if limit is not None and longest > limit:
-        raise ValueError(
-            f"The longest prompt and {max_new_tokens} new tokens are {longest} tokens, and the model's context has "
-            f"{limit}. Lower --max-new-tokens."
-        )
+        raise ValueError(f"{longest} tokens are needed, the model's context has {limit}. Lower --max-new-tokens.")
     return rows
 
 

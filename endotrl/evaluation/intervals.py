@@ -110,12 +110,6 @@ def differences(
     }
 
 
-def difference_in_words(name_a: str, name_b: str, difference: Estimate) -> str:
-    """A difference that is no noise as people say it."""
-    interval = f"({difference.value:+.3f}, 95% interval {difference.low:+.3f} to {difference.high:+.3f})"
-    return f"{name_b} is {'better' if difference.value > 0 else 'worse'} than {name_a} {interval}"
-
-
 def is_noise(difference: Estimate) -> bool:
     """Whether the interval of a difference holds 0, or is not defined."""
     return not (difference.low > 0 or difference.high < 0)

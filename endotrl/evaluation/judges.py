@@ -56,10 +56,7 @@ class Judge(ModelScorer):
         words = [space + word for word in _WORDS[name]]
         self._words = [engine.tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words]
         if len(set(self._words)) < len(self._words):
-            raise ValueError(
-                f"{name} cannot be used with this model: its tokenizer begins some of the replies "
-                f"{', '.join(_WORDS[name])} with the same token."
-            )
+            raise ValueError(f"{name} needs a tokenizer that begins {', '.join(_WORDS[name])} with different tokens.")
 
     def _score_items(self, items: Sequence[Item], progress: bool) -> list[float]:
         # The responses that each question shows: one, or two in this order.

@@ -6,8 +6,7 @@ from io import BytesIO
 from typing import Any
 
 from .benchmarks.rm_bench import LEVELS
-from .items import CONTROLS
-from .results import CEILING, RIVALS, ranked
+from .results import CEILING, RIVALS
 from .tables import best_first, value
 
 
@@ -38,39 +37,11 @@ def plot_metric(results: Mapping[str, Any]) -> bytes:
 def plot_levels(results: Mapping[str, Any]) -> bytes:
     """RM-Bench's easy, normal and hard of each scorer: balanced is where they meet."""
     names = best_first(results)
-    return plot_dots(names, {level: [value(results, name, level) for name in names] for level in LEVELS})
-
-
-def plot_length(results: Mapping[str, Any]) -> bytes:
-    """Accuracy where the better response is longer, and where it is shorter: far apart means that length decides."""
-    splits = {name: split for name, split in results["length"].items() if split["bias"] is not None}
-    names = ranked({name: -abs(split["bias"]) for name, split in splits.items()})
-    which = {f"better is {word}": f"better_is_{word}" for word in ("longer", "shorter")}
-    return plot_dots(names, {label: [splits[name][key] for name in names] for label, key in which.items()})
-
-
-def plot_calibration(results: Mapping[str, Any]) -> bytes:
-    """Accuracy against margin, for the first scorers."""
-    fig, axis = pyplot().subplots(figsize=(6, 3.2), layout="constrained")
-    found = [(name, bins) for name, bins in results["calibration"].items() if name not in CONTROLS]
-    for color, marker, (name, bins) in zip(CYCLE, MARKERS, found, strict=False):
-        accuracies = [part["accuracy"] for part in bins]
-        axis.plot(range(1, len(bins) + 1), accuracies, f"{marker}-", color=color, label=name, markersize=4)
-    axis.axhline(0.5, color=GREY, linestyle=":", linewidth=1)
-    axis.set(xlabel="pairs by margin, from the least to the most decided fifth", ylabel="accuracy", ylim=(0, 1))
-    axis.xaxis.get_major_locator().set_params(integer=True)
-    if found:
-        axis.legend(frameon=False, fontsize=8)
-    return as_png(fig)
-
-
-def plot_dots(names: Sequence[str], series: Mapping[str, Sequence[float | None]]) -> bytes:
-    """Accuracies of each name in a row of its own, a colour and a shape for each series."""
     fig, axis = rows_figure(names)
-    draw_dots(axis, series)
+    draw_dots(axis, {level: [value(results, name, level) for name in names] for level in LEVELS})
     axis.axvline(0.5, color=GREY, linestyle=":", linewidth=1)
     axis.set(xlabel="accuracy (dotted: chance)", xlim=(-0.02, 1.02))
-    axis.legend(frameon=False, ncols=len(series), loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    axis.legend(frameon=False, ncols=len(LEVELS), loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return as_png(fig)
 
 

@@ -48,9 +48,7 @@ def read_questions(
     for row in rows:
         name = question or _first_key(row, QUESTION_KEYS)
         if name is None:
-            raise row.error(
-                f"there is no question: none of the keys {', '.join(QUESTION_KEYS)}. Name the key with --question."
-            )
+            raise row.error(f"there is no question: no {', '.join(QUESTION_KEYS)}. Name its key with --question.")
         prompt = row.text(name) if labelled else row.get(name)
         if isinstance(prompt, str):
             prompt = row.text(name)  # which is not empty
@@ -62,9 +60,7 @@ def read_questions(
         key = answer or _first_key(row, [key for key in ANSWER_KEYS if key != name])
         right = None if key is None else row.get(key)
         if labelled and key is None:
-            raise row.error(
-                f"there is no answer: none of the keys {', '.join(ANSWER_KEYS)}. Name the key with --answer."
-            )
+            raise row.error(f"there is no answer: no {', '.join(ANSWER_KEYS)}. Name its key with --answer.")
         if labelled and not (right := final_answer(right)):
             raise row.error("the answer is empty.")
         if questions and (right is None) != (questions[0].answer is None):

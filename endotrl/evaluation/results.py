@@ -23,7 +23,6 @@ from .intervals import (
     Pair,
     Unit,
     calibration,
-    difference_in_words,
     differences,
     estimates,
     is_noise,
@@ -162,7 +161,12 @@ def _statements(first: str, gaps: Mapping[str, Estimate], num_clusters: int) -> 
     if num_clusters < MIN_CLUSTERS:
         return []
     gaps = {name: gap for name, gap in gaps.items() if name != CEILING}
-    told = [difference_in_words(first, name, gap) for name, gap in gaps.items() if not is_noise(gap)]
+    told = [
+        f"{name} is {'better' if gap.value > 0 else 'worse'} than {first} "
+        f"({gap.value:+.3f}, 95% interval {gap.low:+.3f} to {gap.high:+.3f})"
+        for name, gap in gaps.items()
+        if not is_noise(gap)
+    ]
     noise = [name for name, gap in gaps.items() if is_noise(gap)]
     which = ", ".join(noise) if len(noise) <= 4 else f"the {len(noise)} {'others' if told else 'other scorers'}"
     return [*told, *([f"No difference to {first} beyond noise: {which}."] if noise else [])]
@@ -184,9 +188,9 @@ def plain_means(means: Means) -> dict[str, Array]:
     return dict(means[TOTAL])
 
 
-def units_of(results: Mapping[str, Any], name: str) -> list[Unit]:
-    """The units of one scorer, back from `results.json`."""
-    return [Unit(unit["cluster"], unit["group"], unit["values"][name]) for unit in results["units"]]
+def units_of(units: Sequence[Mapping[str, Any]], name: str) -> list[Unit]:
+    """The units of one scorer, back from those of `results.json`."""
+    return [Unit(unit["cluster"], unit["group"], unit["values"][name]) for unit in units]
 
 
 def compare(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -203,14 +207,14 @@ def compare(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if not names:
         raise ValueError(f"The runs have no scorer in common: {'; and '.join(', '.join(r['metrics']) for r in runs)}.")
     common = _common_units([run["units"] for run in runs])
-    num_units = len(common[0]["units"])
+    num_units = len(common[0])
     if not num_units:
         raise ValueError("The runs have no item in common.")
     averaging, weights = metrics_of(first["benchmark"]), resampling_weights(units_of(common[0], names[0]))
-    num_clusters = len({unit["cluster"] for unit in common[0]["units"]})
+    num_clusters = len({unit["cluster"] for unit in common[0]})
     rows: list[dict[str, Any]] = []
     for name in names:
-        units = [units_of(run, name) for run in common]
+        units = [units_of(part, name) for part in common]
         values = [point_values(part, averaging) for part in units]
         gaps = [differences(units[0], part, averaging, weights) for part in units[1:]]
         rows += [
@@ -239,7 +243,7 @@ def compare(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _comparison_verdict(rows: Sequence[Mapping[str, Any]], main: str, num_clusters: int) -> str:
     """Which run is best by its best scorer's main metric, in a sentence."""
     told = [row for row in rows if row["scorer"] != CEILING]
-    # Greedy answers, say, which not all runs have.
+    # Which not all runs need have.
     main = main if any(row["metric"] == main for row in told) else told[0]["metric"]
     row = max((row for row in told if row["metric"] == main), key=lambda row: max(row["values"]))
     values, what = row["values"], f"{row['metric']} of {row['scorer']}"
@@ -255,18 +259,18 @@ def _comparison_verdict(rows: Sequence[Mapping[str, Any]], main: str, num_cluste
     return f"{', '.join(changes)} than A{highest} ({what}: {known})."
 
 
-def _common_units(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, list[Mapping[str, Any]]]]:
-    """The `units` that all runs have, in one order. Of ids that are not unique, the first is the first everywhere."""
+def _common_units(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[list[Mapping[str, Any]]]:
+    """The units that all runs have, in one order. Of ids that are not unique, the first is the first everywhere."""
     places: list[dict[tuple[str, str, int], Mapping[str, Any]]] = []
     for units in runs:
         count: Counter[tuple[str, str]] = Counter()
         places.append({})
         for unit in units:
-            name = (unit["cluster"], unit["group"])
-            places[-1][*name, count[name]] = unit
+            name = unit["cluster"], unit["group"]
             count[name] += 1
+            places[-1][*name, count[name]] = unit
     common = [place for place in places[0] if all(place in others for others in places)]
-    return [{"units": [found[place] for place in common]} for found in places]
+    return [[found[place] for place in common] for found in places]
 
 
 def estimates_to_json(values: Mapping[str, Estimate]) -> dict[str, dict[str, float | None]]:

@@ -19,9 +19,9 @@ from .engine import ScoredResponse
 from .examples_page import Example
 from .forms import Form
 from .items import Item
-from .plots import plot_calibration, plot_length, plot_levels, plot_metric
+from .plots import plot_levels, plot_metric
+from .run_folder import StatsCache
 from .scorer_names import base_name, make_form, needs_model
-from .stats_cache import StatsCache
 from .tables import best_first, few_items, full_rows, value
 
 
@@ -60,15 +60,15 @@ def benchmark_sections(
     tokenizer: PreTrainedTokenizerBase,
 ) -> list[tuple[str, Markup | str]]:
     """Sections of a benchmark: its own tables, length, calibration, and tokens of what the first scorer gets wrong."""
-    sections: list[tuple[str, Markup | str]] = []
-    if results["benchmark"] == "rm-bench":
-        sections.append(("Substance and style", _rm_bench(results)))
-    if results["benchmark"] == "dsp":
-        sections.append(("Criterion by domain", _dsp(results)))
-    if results["length"]:
-        sections += [("Length", _length(results)), ("Calibration", _calibration(results))]
-    shown = _most_wrong(results, items, examples, stats, tokenizer)
-    return [*sections, ("Most wrong", shown)] if shown else sections
+    paired = bool(results["length"])
+    sections = {
+        "Substance and style": _rm_bench(results) if results["benchmark"] == "rm-bench" else "",
+        "Criterion by domain": _dsp(results) if results["benchmark"] == "dsp" else "",
+        "Length": _length(results) if paired else "",
+        "Calibration": _calibration(results) if paired else "",
+        "Most wrong": _most_wrong(results, items, examples, stats, tokenizer),
+    }
+    return [(title, section) for title, section in sections.items() if section]
 
 
 def _plotted(plot: Callable[[Mapping[str, Any]], bytes], results: Mapping[str, Any], caption: str) -> Markup:
@@ -110,10 +110,7 @@ def _length(results: Mapping[str, Any]) -> Markup:
         f"({counts['num_similar_length']}, within a factor of 1.2) and shorter ({counts['num_better_is_shorter']}). "
         "Bias is the first minus the third, length-controlled their mean: length alone gets 0.5."
     )
-    found = table(["scorer", *[key.replace("_", " ") for key in keys]], rows, caption=caption)
-    if all(split["bias"] is None for split in results["length"].values()):
-        return found
-    return found + _plotted(plot_length, results, "Far apart: length decides. Together: it does not.")
+    return table(["scorer", *[key.replace("_", " ") for key in keys]], rows, caption=caption)
 
 
 def _calibration(results: Mapping[str, Any]) -> Markup:
@@ -123,8 +120,7 @@ def _calibration(results: Mapping[str, Any]) -> Markup:
         for name, bins in _ordered(results, "calibration")
     ]
     headers = ["scorer", *[f"fifth {i + 1}" for i in range(count)]]
-    found = table(headers, rows, caption="Accuracy of pairs by margin, from the least to the most decided.")
-    return found + _plotted(plot_calibration, results, "Margins that mean something rise to the right.")
+    return table(headers, rows, caption="Accuracy of pairs by margin, from the least to the most decided.")
 
 
 def _ordered(results: Mapping[str, Any], key: str) -> list[tuple[str, Any]]:
@@ -137,7 +133,7 @@ def _most_wrong(
     examples: Sequence[Example],
     stats: StatsCache,
     tokenizer: PreTrainedTokenizerBase,
-) -> Markup | None:
+) -> Markup:
     """What tokens contribute in what the first scorer gets most wrong: pairs, or solutions with a wrong step."""
     scorer, steps = next(iter(results["metrics"])), items[0].steps is not None
     found = [
@@ -164,7 +160,7 @@ def _most_wrong(
                 shown = {**shown, "meta": f"{meta} · {scorer} {number(score)}"}
             rows.append(_heat_map_row(responses[which], shortest, form, tokenizer, **shown))
     if not rows:
-        return None
+        return Markup("")
     what = f"Solutions in which {scorer} finds another step worse than the first wrong one."
     if not steps:
         what = f"The pairs that {scorer} gets most wrong: first the better response, then the one that it prefers."

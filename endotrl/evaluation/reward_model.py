@@ -107,9 +107,5 @@ def reward_model_class(path: str, trust_remote_code: bool = False) -> type[Rewar
     if isinstance(config, SentenceRewardConfig):
         return SentenceModel
     if config.num_labels != 1:
-        raise ValueError(
-            f"{path} has {config.num_labels} outputs, but a reward model has one: its score. Is it a "
-            "sequence-classification checkpoint with num_labels=1, as TRL's RewardTrainer saves it, or a sentence "
-            "reward model?"
-        )
+        raise ValueError(f"{path} has {config.num_labels} outputs, but a reward model has one, its score.")
     return RewardModel

@@ -2,24 +2,71 @@
 """Folder of an evaluation: settings, scores as they come, token statistics, results."""
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from filelock import BaseFileLock
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..runs.files import lock, write_json
+from ..runs.files import lock, replacing, write_json
 from ..runs.jsonl import append_lines, changed_settings, read_lines
 from ..runs.processes import processes
 from ..runs.shards import share
-from .stats_cache import StatsCache
+from ..scoring.token_stats import TokenStats
+from .engine import ScoredResponse
 
 
 LOCK_FILE = ".run.lock"
 BLOCK = 16  # items that are done and saved together
 Item = TypeVar("Item")
+
+
+class StatsCache:
+    """
+    Token statistics on disk, so that other forms of the reward can be tried without the model: a file of plain tensors
+    for each block of items, named by the process that wrote it.
+    """
+
+    def __init__(self, folder: Path, process: int = 0) -> None:
+        self.folder, self._process = folder, process
+        self.find()
+
+    def find(self) -> None:
+        """Finds what is in the folder now."""
+        paths = sorted(self.folder.glob("*.pt"))
+        self._places = {key: path for path in paths for key in torch.load(path, mmap=True, weights_only=True)}
+        self._open: tuple[Path | None, dict[str, list[dict[str, Any]]]] = (None, {})
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._places
+
+    def save(self, scored: Mapping[str, Sequence[ScoredResponse]]) -> None:
+        """Writes a block, the responses of items by their keys, whole or not at all."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        number = len(list(self.folder.glob(f"{self._process}-*.pt")))
+        path = self.folder / f"{self._process}-{number:06d}.pt"
+        with replacing(path) as file:
+            torch.save({key: list(map(_plain, responses)) for key, responses in scored.items()}, file)
+        self._places |= dict.fromkeys(scored, path)
+
+    def load(self, key: str) -> list[ScoredResponse]:
+        """The responses of an item. Blocks are read once if items come in the order in which they were saved."""
+        path = self._places[key]
+        if self._open[0] != path:
+            self._open = (path, torch.load(path, weights_only=True))
+        return [ScoredResponse(**{**found, "stats": TokenStats(**found["stats"])}) for found in self._open[1][key]]
+
+
+def _plain(value: Any) -> Any:
+    """A response as a dictionary. Tensors are copied: a view would be saved with the whole batch."""
+    if isinstance(value, ScoredResponse | TokenStats):
+        return {name: _plain(entry) for name, entry in vars(value).items()}
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 class RunFolder:
@@ -29,7 +76,7 @@ class RunFolder:
     all.
     """
 
-    def __init__(self, folder: str | Path, process: int = 0, num_processes: int = 1) -> None:
+    def __init__(self, folder: str | Path, process: int = 0) -> None:
         self.folder = Path(folder)
         self.settings_path = self.folder / "settings.json"
         number = f".{process}" if process else ""
@@ -39,8 +86,7 @@ class RunFolder:
         self.table_path = self.folder / "results.md"
         self.report_path = self.folder / "report.html"
         self.examples_path = self.folder / "examples.html"
-        # From which other forms are made without the model.
-        self.stats = StatsCache(self.folder / "token_stats", process, num_processes)
+        self.stats = StatsCache(self.folder / "token_stats", process)
         self._lock: BaseFileLock | None = None
 
     def hold(self) -> None:
@@ -53,27 +99,22 @@ class RunFolder:
 
     def open(self, settings: Mapping[str, Any], overwrite: bool = False) -> None:
         """Makes the folder, or checks that what is in it was made under the same settings."""
+        way_out = "Choose another --output, or start anew with --overwrite."
         if self.settings_path.exists() and not overwrite:
             try:
                 before = json.loads(self.settings_path.read_text(encoding="utf-8"))
             except ValueError as error:
-                raise ValueError(f"{self.settings_path} is damaged. Start anew with --overwrite.") from error
-            changed = changed_settings(before, settings)
-            if changed:
-                raise ValueError(
-                    f"{self.folder} holds a run with other settings: {changed}. Choose another --output, or start "
-                    "anew with --overwrite."
-                )
+                raise ValueError(f"{self.settings_path} is damaged. {way_out}") from error
+            if changed := changed_settings(before, settings):
+                raise ValueError(f"{self.folder} holds a run with other settings: {changed}. {way_out}")
             return
         if (self.scores_path.exists() or self.answers_path.exists()) and not overwrite:
-            raise ValueError(
-                f"{self.folder} holds scores, but no {self.settings_path.name} that tells what made them. Choose "
-                "another --output, or start anew with --overwrite."
-            )
+            raise ValueError(f"{self.folder} holds scores, and no settings.json tells what made them. {way_out}")
         self.folder.mkdir(parents=True, exist_ok=True)
         logs = [*self.folder.glob("scores*.jsonl"), *self.folder.glob("answers*.jsonl")]
-        for path in [*logs, self.results_path, *self.stats.folder.glob("*.npz")]:
+        for path in [*logs, self.results_path]:
             path.unlink(missing_ok=True)
+        shutil.rmtree(self.stats.folder, ignore_errors=True)
         self.stats.find()
         write_json(self.settings_path, settings)
 
@@ -104,11 +145,11 @@ def open_folder(path: str | Path, settings: Mapping[str, Any], overwrite: bool =
     """The folder of a run, which all processes of `accelerate launch` enter when the main one has opened it."""
     state = processes()
     if state.is_main_process:
-        folder = RunFolder(path, 0, state.num_processes)
+        folder = RunFolder(path)
         folder.hold()
         folder.open(settings, overwrite)
     state.wait_for_everyone()
-    return folder if state.is_main_process else RunFolder(path, state.process_index, state.num_processes)
+    return folder if state.is_main_process else RunFolder(path, state.process_index)
 
 
 def in_blocks(

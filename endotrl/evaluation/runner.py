@@ -22,7 +22,6 @@ def score_items(
     folder: RunFolder,
     make_engine: Callable[[], Engine],  # loads the model when it is needed first
     make_scorer: Callable[[str, Engine], Scorer],  # of the scorers that run a model by themselves
-    keep_stats: bool = True,  # write token statistics
     block_size: int = BLOCK_SIZE,
     progress: bool = False,
 ) -> dict[str, dict[str, Any]]:
@@ -45,8 +44,8 @@ def score_items(
         missing = [item for item in block if not _has_stats(folder, item, alone)]
         scored = engine().score(missing, alone=alone) if missing else []
         fresh = {item.key: row for item, row in zip(missing, scored, strict=True)}
-        if missing and keep_stats:
-            folder.stats.save(missing, scored)
+        if missing:
+            folder.stats.save(fresh)
         responses = {item.key: fresh.get(item.key) or folder.stats.load(item.key) for item in block}
         new: dict[str, dict[str, list[float]]] = {item.key: {} for item in block}
         for name in bases:

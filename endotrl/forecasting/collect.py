@@ -78,11 +78,8 @@ def _record(question: Question, drawn: Drawn, grader: Grader, reward: Any) -> di
         )
     bad = [value for value in rewards if value is None or not np.isfinite(value)]
     if bad:
-        raise ValueError(
-            f"A completion of {question.id} has the reward {bad[0]}"
-            ', but a forecast needs a number for each. (`truncation="skip"` leaves completions out: use '
-            '"terminal" or "bootstrap".)'
-        )
+        what = f"A completion of {question.id} has the reward {bad[0]}, but a forecast needs a number for each"
+        raise ValueError(f'{what}: no `truncation="skip"`.')
     return {
         "key": question.key,
         "id": question.id,

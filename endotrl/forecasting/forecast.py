@@ -116,10 +116,12 @@ def forecast(
             settings.
         betas (`Sequence[float]`, *optional*):
             KL penalties.
-        trainer (`str`, *optional*, defaults to `"grpo"`), num_generations (`int`, *optional*, defaults to `8`):
-            As in [`Objective`].
+        trainer (`str`, *optional*, defaults to `"grpo"`):
+            `"rloo"`, `"grpo"` (both TRL's), `"dense_grpo"` or `"ppo"` (ours).
+        num_generations (`int`, *optional*, defaults to `8`):
+            Completions of a group. RLOO and PPO do not depend on it.
         scale_rewards (`str`, *optional*, defaults to `"none"`):
-            As in [`Objective`].
+            As in [`~trl.GRPOConfig`], whose default is `"group"`.
         samples (`int`, *optional*, defaults to `16`):
             Samples of each question.
         temperatures (`Sequence[float]`, *optional*):

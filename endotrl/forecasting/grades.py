@@ -51,10 +51,7 @@ class Grader:
 def _load(name: str) -> Grade:
     path, _, function = name.rpartition(":")
     if not path.endswith(".py") or not Path(path).is_file():
-        raise ValueError(
-            f"The grader is {name!r}, but it must be math, text, exact, or FILE.py:NAME, a function of a completion "
-            "and the answer of its question."
-        )
+        raise ValueError(f"The grader is {name!r}, but must be math, text, exact, or FILE.py:NAME of a function.")
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     assert spec is not None and spec.loader is not None  # of a file that ends with .py
     module = importlib.util.module_from_spec(spec)

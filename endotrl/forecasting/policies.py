@@ -46,24 +46,11 @@ STEP, MAX_STEPS, TOLERANCE = 0.2, 1000, 1e-9
 
 @dataclass(frozen=True)
 class Objective:
-    """
-    What is trained.
+    """What is trained. Raises `ValueError` if there is no such trainer or scale, or a group has fewer than two."""
 
-    Args:
-        trainer (`str`, *optional*, defaults to `"grpo"`):
-            `"rloo"`, `"grpo"` (both TRL's), `"dense_grpo"` or `"ppo"` (ours).
-        num_generations (`int`, *optional*, defaults to `8`):
-            Completions of a group, $G$. RLOO and PPO do not depend on it.
-        scale_rewards (`str`, *optional*, defaults to `"none"`):
-            As in [`~trl.GRPOConfig`], whose default is `"group"`. RLOO and PPO have none: what they normalise includes
-            the KL penalty.
-
-    Raises:
-        `ValueError`: If there is no such trainer or scale, or a group has fewer than two completions.
-    """
-
-    trainer: Trainer = "grpo"
-    num_generations: int = 8
+    trainer: Trainer = "grpo"  # RLOO and GRPO are TRL's, the others ours
+    num_generations: int = 8  # completions of a group, G; RLOO and PPO do not depend on it
+    # As in `trl.GRPOConfig`, whose default is "group". RLOO and PPO have none: what they normalise includes the KL.
     scale_rewards: ScaleRewards = "none"
 
     def __post_init__(self) -> None:
@@ -87,29 +74,13 @@ class Objective:
 
 
 class Samples:
-    r"""
-    Samples of P prompts, N in all.
-
-    Args:
-        token_ids (`Sequence[Sequence[Sequence[int]]]`):
-            Completions of each prompt, as token ids.
-        log_probs (`Sequence[ArrayLike]`):
-            $\log \hat\pi(y|x)$ of each, in nats.
-        log_proposals (`Sequence[ArrayLike]`):
-            $\log q(y|x)$ of the distribution that they were drawn from; for an enumeration of all completions, 0.
-        rewards (`Sequence[ArrayLike]`):
-            $R(y)$ of each.
-
-    Attributes:
-        owner (`np.ndarray` of shape `(N,)`):
-            Prompt of each sample.
-    """
+    """Samples of P prompts, N in all; `owner`, of shape `(N,)`, has the prompt of each."""
 
     def __init__(
         self,
-        token_ids: Sequence[Sequence[Sequence[int]]],
-        log_probs: Sequence[ArrayLike],
-        log_proposals: Sequence[ArrayLike],
+        token_ids: Sequence[Sequence[Sequence[int]]],  # completions of each prompt
+        log_probs: Sequence[ArrayLike],  # under the frozen model, in nats
+        log_proposals: Sequence[ArrayLike],  # under what they were drawn from; 0 for an enumeration of all completions
         rewards: Sequence[ArrayLike],
     ) -> None:
         self.owner = np.repeat(np.arange(len(token_ids)), [len(rows) for rows in token_ids])
@@ -131,22 +102,10 @@ class Samples:
     def policy(self, objective: Objective, beta: float) -> Array:
         r"""
         Log-weights of the policy that training ends with, of shape `(N,)`, normalised within each prompt:
-        $A = \sum_i w_i a_i$ estimates the expectation of $a$ under it.
-
-        Args:
-            objective ([`Objective`]):
-                What is trained.
-            beta (`float`):
-                KL penalty.
-
-        Raises:
-            `ValueError`: If `beta` is not above 0.
+        $A = \sum_i w_i a_i$ estimates the expectation of $a$ under it. Raises `ValueError` if `beta` is not above 0.
         """
         if not 0.0 < beta < np.inf:
-            raise ValueError(
-                f"`beta` is {beta}, but a forecast needs a KL penalty above 0: without one, the policy "
-                "collapses onto its most probable completion."
-            )
+            raise ValueError(f"`beta` is {beta}, but a forecast needs a KL penalty above 0, or policies collapse.")
         if not objective.has_groups:
             return self.normalized(self.base + self.rewards / beta)
         share = 1.0 - 1.0 / objective.num_generations

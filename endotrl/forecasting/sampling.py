@@ -41,15 +41,10 @@ class Mixture:
         """
         others = sorted({t for t in temperatures if t != 1.0}, reverse=True)
         if 1.0 not in temperatures or any(not 0.0 < t < math.inf for t in others):
-            raise ValueError(
-                f"The temperatures are {[*temperatures]}, but they must be above 0, and 1 among them: it is what "
-                "trainers sample at."
-            )
+            raise ValueError(f"The temperatures are {[*temperatures]}, but must be above 0, and 1 among them.")
         if num_samples < 2 + len(others):
-            raise ValueError(
-                f"{num_samples} samples are too few for the temperatures {[*temperatures]}: "
-                f"give {2 + len(others)} or more."
-            )
+            few = f"{num_samples} samples are too few for the temperatures {[*temperatures]}"
+            raise ValueError(f"{few}: give {2 + len(others)} or more.")
         rest = num_samples // 2 if others else 0
         shares = {t: rest // len(others) + (i < rest % len(others)) for i, t in enumerate(others)}
         return cls({1.0: num_samples - rest, **{t: n for t, n in shares.items() if n}, GREEDY: 1})

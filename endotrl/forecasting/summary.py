@@ -101,17 +101,13 @@ class Summary:
         """What costs no training. Without labels, only what says something of the samples."""
         at_one = np.tile([0.0 if t == 1.0 else -np.inf for t in self._temperatures], len(self._records))
         votes = [i for i, t in enumerate(self._temperatures) if t == 1.0]
-
-        def of_votes(key: str) -> Callable[[Record], list[Any]]:
-            return lambda record: [record[key][i] for i in votes]
-
         return {
             "sampled": self._units(self._samples.normalized(at_one)),  # without weights, and so without bias
-            "greedy": self._chosen([self._temperatures.index(GREEDY)], lambda record: [0.0]),
+            "greedy": self._chosen([self._temperatures.index(GREEDY)], lambda r: [0.0]),
             "temperature=0.5": self._units(half_temperature),
-            "majority": self._chosen(votes, lambda record: majority_scores(of_votes("groups")(record))),
-            "best_of_n": self._chosen(votes, of_votes("rewards")),
-            "best_of_n_length": self._chosen(votes, lambda record: list(map(len, of_votes("token_ids")(record)))),
+            "majority": self._chosen(votes, lambda r: majority_scores([r["groups"][i] for i in votes])),
+            "best_of_n": self._chosen(votes, lambda r: [r["rewards"][i] for i in votes]),
+            "best_of_n_length": self._chosen(votes, lambda r: [len(r["token_ids"][i]) for i in votes]),
         }
 
     def _chosen(self, places: Sequence[int], scores_of: Callable[[Record], Sequence[float]]) -> list[Unit]:

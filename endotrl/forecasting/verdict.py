@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a forecast says, in plain words."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..evaluation.intervals import MIN_CLUSTERS, Estimate, is_noise
@@ -9,6 +9,7 @@ from .policies import Objective
 from .summary import MIN_ESS, Summary
 
 
+Row = Mapping[str, Any]  # of a beta
 CLOSE = 0.01  # points of accuracy or agreement that do not matter
 
 
@@ -19,10 +20,8 @@ def suggested_beta(summary: Summary) -> float | None:
     """
     metric = "accuracy" if summary.has_labels else "agreement"
     rows = _vouched(summary)
-    if not rows:
-        return None
-    best = max(rows, key=lambda row: row[metric])
-    if not _is_more(summary.gain(f"beta={best['beta']:g}", metric)):
+    best = max(rows, key=lambda row: row[metric], default=None)
+    if best is None or not _is_more(summary.gain(f"beta={best['beta']:g}", metric)):
         return None
     return max(row["beta"] for row in rows if row[metric] >= best[metric] - CLOSE)
 
@@ -30,8 +29,12 @@ def suggested_beta(summary: Summary) -> float | None:
 def verdict(summary: Summary, objective: Objective, num_questions: int) -> str:
     """The verdict, most important first."""
     words = [] if num_questions >= MIN_CLUSTERS else [f"{num_questions} questions are too few to tell."]
-    words += _labelled(summary) if summary.has_labels else _unlabelled(summary)
-    words += _side_effects(summary) + _limits(summary)
+    if rows := _vouched(summary):
+        words += _labelled(summary, rows) if summary.has_labels else _unlabelled(summary, rows)
+        words += _side_effects(summary, rows[-1])
+    elif summary.has_labels:
+        words.append(_start(summary))
+    words += _limits(summary)
     if objective.has_groups and objective.scale_rewards != "none":
         words.append(
             f"(For {objective.words}: rewards are divided by their spread, so that beta acts as beta times it.)"
@@ -39,7 +42,7 @@ def verdict(summary: Summary, objective: Objective, num_questions: int) -> str:
     return " ".join(words)
 
 
-def _vouched(summary: Summary) -> list[dict[str, Any]]:
+def _vouched(summary: Summary) -> list[Row]:
     return [row for row in summary.betas if row["ess"] >= MIN_ESS]
 
 
@@ -52,10 +55,7 @@ def _is_less(difference: Estimate) -> bool:
     return difference.high < 0 and difference.value <= -CLOSE
 
 
-def _labelled(summary: Summary) -> list[str]:
-    rows = _vouched(summary)
-    if not rows:
-        return [_start(summary)]
+def _labelled(summary: Summary, rows: Sequence[Row]) -> list[str]:
     now = summary.estimates["sampled"]["accuracy"].value
     best, last = max(rows, key=lambda row: row["accuracy"]), rows[-1]
     helps = _is_more(summary.gain(f"beta={best['beta']:g}"))
@@ -106,10 +106,7 @@ def _rivals(summary: Summary, trained: float, helps: bool) -> str:
     return f"Greedy decoding gives {free['greedy']:.0%}{better}, {majority}."
 
 
-def _unlabelled(summary: Summary) -> list[str]:
-    rows = _vouched(summary)
-    if not rows:
-        return []
+def _unlabelled(summary: Summary, rows: Sequence[Row]) -> list[str]:
     now = summary.estimates["sampled"]["agreement"].value
     best, last = max(rows, key=lambda row: row["agreement"]), rows[-1]
     change = _change(now, best, "agreement")
@@ -128,12 +125,8 @@ def _unlabelled(summary: Summary) -> list[str]:
     return [f"Answers hardly change: {change} agree with the majority answer at beta {best['beta']:g}."]
 
 
-def _side_effects(summary: Summary) -> list[str]:
-    rows = _vouched(summary)
-    if not rows:
-        return []
-    row, now = rows[-1], {name: value.value for name, value in summary.estimates["sampled"].items()}
-    words = []
+def _side_effects(summary: Summary, row: Row) -> list[str]:
+    words, now = [], {name: value.value for name, value in summary.estimates["sampled"].items()}
     ratio = row["length"] / now["length"]
     if not 2 / 3 <= ratio <= 1.5:
         words.append(
@@ -150,19 +143,16 @@ def _side_effects(summary: Summary) -> list[str]:
 
 def _limits(summary: Summary) -> list[str]:
     weak = [row["beta"] for row in summary.betas if row["ess"] < MIN_ESS]
-    if not weak:
-        return []
     if len(weak) == len(summary.betas):
         return [
             f"The samples do not suffice at any beta (fewer than {MIN_ESS:g} effective samples in half of the "
             "questions): take more samples, or larger betas."
         ]
-    return [
-        f"From beta {max(weak):g} down, the samples do not suffice (fewer than {MIN_ESS:g} effective ones in half "
-        "of the questions): there, the forecast is the best of them by the reward."
-    ]
+    few = f"(fewer than {MIN_ESS:g} effective ones in half of the questions)"
+    rest = "there, the forecast is the best of them by the reward."
+    return [f"From beta {max(weak):g} down, the samples do not suffice {few}: {rest}"] if weak else []
 
 
-def _change(now: float, row: Mapping[str, Any], metric: str) -> str:
+def _change(now: float, row: Row, metric: str) -> str:
     low, high = row[f"{metric}_interval"]
     return f"{now:.0%} -> {row[metric]:.0%} ({100 * low:.0f} to {100 * high:.0f})"

@@ -5,7 +5,6 @@ is", or nowhere in particular.
 """
 
 import re
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from .spelling import tidy
@@ -63,31 +62,19 @@ def marked(text: str) -> Claim | None:
 def _boxed(text: str) -> Claim | None:
     together: list[str] = []  # boxes that are meant together
     end = 0
-    for start, content, box_end in _boxes(text):
-        if content is None:
-            return Claim("", boxed=True)
-        if not _BETWEEN_BOXES.fullmatch(text[end:start]):
+    while match := _BOX.search(text, end):
+        if not _BETWEEN_BOXES.fullmatch(text[end : match.start()]):
             together = []
-        together.append(content)
-        end = box_end
+        depth, end = 0 if match["number"] else 1, match.end()
+        while depth and end < len(text):
+            depth += {"{": 1, "}": -1}.get(text[end], 0)
+            end += 1
+        if depth:
+            return Claim("", boxed=True)
+        together.append(match["number"] or text[match.end() : end - 1].strip())
     if together:
         return Claim(", ".join(dict.fromkeys(together)), boxed=True)
     hashes = list(_HASHES.finditer(text))
     if hashes and not text[hashes[-1].end() :].strip():
         return Claim(hashes[-1]["answer"].strip(), boxed=False)
     return None
-
-
-def _boxes(text: str) -> Iterator[tuple[int, str | None, int]]:
-    """Start, content and end of each box; the content of one that is not closed is `None`."""
-    end = 0
-    while match := _BOX.search(text, end):
-        if number := match["number"]:
-            end = match.end()
-            yield match.start(), number, end
-            continue
-        depth, end = 1, match.end()
-        while depth and end < len(text):
-            depth += {"{": 1, "}": -1}.get(text[end], 0)
-            end += 1
-        yield match.start(), None if depth else text[match.end() : end - 1].strip(), end

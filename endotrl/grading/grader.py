@@ -158,10 +158,7 @@ def _written(value: Value) -> str:
 
 def _gives(text: str, right: str, answers: Sequence[str], math: bool) -> bool:
     """Whether a text gives the answer `right`, one of the accepted `answers`."""
-    claim = marked(text)
-    boxed = claim is not None and claim.boxed
-    if claim is not None:
-        text = claim.text
+    text, boxed = marked(text) or (text, False)
     if not text or not right.strip():
         return False
     if boxed and (text == right or _equal(right, text, math)):

@@ -106,23 +106,19 @@ def same_number(right: Number, given: Number) -> bool:
     four significant digits that rounds it or cuts it off, and is right where the right one is a decimal of three or
     more that it rounds to.
     """
-    try:
-        return right.value == given.value or _nearly_same(right, given)
-    except OverflowError:  # beyond what a float holds, where only exact numbers are compared
-        return False
-
-
-def _nearly_same(right: Number, given: Number) -> bool:
     a, b = right.value, given.value
-    if math.isinf(a) or math.isinf(b):
-        return False
-    if math.isclose(a, b, rel_tol=1e-9, abs_tol=0.0) and (isinstance(a, float) or isinstance(b, float)):
-        return True
-    for exact, decimal, needed in ((right, given, 4), (given, right, 3)):
-        if exact.digits is None and decimal.digits and decimal.significant >= needed:
-            unit = 10.0**-decimal.digits
-            if abs(float(exact.value) - float(decimal.value)) < unit * (1.0 if exact is right else 0.5) * (1 + 1e-9):
-                return True
+    try:
+        if a == b or math.isinf(a) or math.isinf(b):
+            return a == b
+        if math.isclose(a, b, rel_tol=1e-9, abs_tol=0.0) and (isinstance(a, float) or isinstance(b, float)):
+            return True
+        for exact, decimal, needed, part in ((right, given, 4, 1.0), (given, right, 3, 0.5)):
+            if exact.digits is None and decimal.digits and decimal.significant >= needed:
+                limit = 10.0**-decimal.digits * part * (1 + 1e-9)
+                if abs(float(exact.value) - float(decimal.value)) < limit:
+                    return True
+    except OverflowError:  # beyond what a float holds, where only exact numbers are compared
+        pass
     return False
 
 

@@ -7,6 +7,7 @@ expressions.
 import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import takewhile
 
 from .numbers import GROUPED, MULTIPLIERS, NUMBER_WORDS, Number, plain_math, read_number, same_number
 from .units import STOP_WORDS, canonical_unit, singular
@@ -249,12 +250,8 @@ def _same_quantity(right: Quantity, given: Quantity) -> bool:
 
 
 def _unit_words(unit: str) -> list[str]:
-    words: list[str] = []
-    for word in unit.split():
-        if word.casefold().strip(".,;:!?()") in STOP_WORDS:
-            break
-        words.append(singular(word))
-    return words
+    words = takewhile(lambda word: word.casefold().strip(".,;:!?()") not in STOP_WORDS, unit.split())
+    return list(map(singular, words))
 
 
 def _same_percent(right: Number, given: Number, right_is_percent: bool) -> bool:

@@ -1,14 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Rewards of rows of any source, one by one, into a JSON Lines file: the work behind `endotrl score`.
-
-```text
-input        ->  blocks of rows  ->  EndogenousReward.score  ->  output.jsonl               one line per response,
-                                                                                            input order
-                                                                 output.jsonl.errors.jsonl  the bad rows alone
-                                                                 output.jsonl.meta.json     settings, versions,
-                                                                 checkpoint
-```
+Rewards of rows of any source, one by one, into a JSON Lines file, one line per response in the order of the input,
+beside `.errors.jsonl` with the bad rows alone and `.meta.json` with settings, versions and checkpoint: the work behind
+`endotrl score`.
 
 Memory is that of a block, whatever the file's length. A block is written and synced before the checkpoint says so, and
 the output alone tells what is done. So after a crash, a full disk or a power cut the same command goes on behind the

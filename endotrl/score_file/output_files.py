@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -14,12 +15,13 @@ from ..data.sources import STREAM, Reader
 from ..runs.files import lock, write_json
 from ..runs.jsonl import append_lines, changed_settings, parse_line
 from ..runs.record import now, versions
-from .tally import Tally
+from .rows import TOKEN_KEYS, Row
 
 
 # Weights up to this size, in bytes, are read as a whole to tell one model from another: at 1.3 GiB/s (sha256 on one
 # core), 0.4 s for a model of 0.5 GiB and 1.5 s at the limit.
 WHOLE_WEIGHTS = 2 * 2**30
+HEAD = 10  # first rows that a tally keeps
 _SMALL_FILE = 4 * 2**20  # bytes; files up to this size are always read as a whole
 
 
@@ -45,6 +47,49 @@ def only_run_on(path: str | Path) -> Iterator[None]:
         if held.is_locked:  # or another run may have it, on a file system without locks
             lock_path.unlink(missing_ok=True)
         held.release()
+
+
+class Tally:
+    """Running statistics of the rows of a file, in memory that does not grow with their number."""
+
+    def __init__(self) -> None:
+        self.rows = self.errors = self.skipped = self.tokens = 0
+        self.head: list[tuple[Row, dict[str, Any]]] = []  # the first rows, each with its output line
+        # Count, means of length and reward, central second moments (xx, yy, xy): Welford's recurrence.
+        self._moments = (0, 0.0, 0.0, 0.0, 0.0, 0.0)
+
+    def add(self, row: Row, record: dict[str, Any]) -> None:
+        """Adds a row and its output line."""
+        self.rows += 1
+        if len(self.head) < HEAD:
+            self.head.append((row, {key: value for key, value in record.items() if key not in TOKEN_KEYS}))
+        if "error" in record:
+            self.errors += 1
+            return
+        self.tokens += record["num_tokens"]
+        if record["reward"] is None:
+            self.skipped += 1
+            return
+        count, mean_x, mean_y, xx, yy, xy = self._moments
+        dx, dy, count = record["num_tokens"] - mean_x, record["reward"] - mean_y, count + 1
+        mean_x, mean_y = mean_x + dx / count, mean_y + dy / count
+        to_mean_y = record["reward"] - mean_y
+        xx, yy, xy = xx + dx * (record["num_tokens"] - mean_x), yy + dy * to_mean_y, xy + dx * to_mean_y
+        self._moments = (count, mean_x, mean_y, xx, yy, xy)
+
+    @property
+    def mean_reward(self) -> float | None:
+        """Mean reward in nats; `None` if no row has one."""
+        return self._moments[2] if self._moments[0] else None
+
+    @property
+    def length_correlation(self) -> float | None:
+        """Pearson correlation of reward and length in tokens; `None` where it is not defined."""
+        count, _, _, xx, yy, xy = self._moments
+        # The second moment of equal values is a rounding error, not a variance.
+        if count < 3 or min(xx, yy) <= 1e-12 * count:
+            return None
+        return max(-1.0, min(1.0, xy / math.sqrt(xx * yy)))
 
 
 class Output:
@@ -82,10 +127,8 @@ class Output:
         if self._reader.path == STREAM:
             raise ValueError(f"{self.path} exists, and standard input cannot be read again to resume it. {way_out}")
         if self._reader.prefix_digest(lines) != digest:
-            raise ValueError(
-                f"{self.path} was made from another input: the first {lines} lines of {self._reader.path} are not the "
-                f"lines that were scored. {way_out}"
-            )
+            first = f"the first {lines} lines of {self._reader.path}"
+            raise ValueError(f"{self.path} was made from another input: {first} are not those scored. {way_out}")
         if anew:
             return
         self._started, self.seconds = meta["started"], meta["seconds"]
@@ -161,10 +204,8 @@ class Output:
         except BrokenPipeError:  # the reader of a pipe has seen enough
             raise
         except OSError as error:
-            raise OSError(
-                f"{self.path} cannot be written: {error.strerror or error}. The {saved_rows} rows before are saved, "
-                "and the same command goes on behind them."
-            ) from error
+            saved = f"The {saved_rows} rows before are saved: the same command goes on behind them."
+            raise OSError(f"{self.path} cannot be written: {error.strerror or error}. {saved}") from error
 
 
 def model_digest(model: str) -> str | None:

@@ -16,11 +16,9 @@ from ..data.formats import ROW_FORMAT
 from ..data.sources import STREAM, Reader
 from ..rewards.residuals import RESIDUALS
 from ..runs.processes import processes
-from .output_files import Output, only_run_on
-from .row_scores import Result, Reward, score_rows
-from .rows import Row
+from .output_files import Output, Tally, only_run_on
+from .rows import Result, Reward, Row, score_rows
 from .sharded import ShardedScores, Slopes, fit_slopes, read_responses, score_block, take_out
-from .tally import Tally
 
 
 @dataclass(frozen=True)
@@ -49,65 +47,32 @@ class ScoreReport:
 
 def score_file(
     reward: Reward,
-    input_path: str | Path,
-    output_path: str | Path,
-    settings: Mapping[str, Any],
+    input_path: str | Path,  # rows of any of TRL's formats that have responses, as `Reader` reads them
+    output_path: str | Path,  # `"-"` for standard output, without metadata, error file and resuming
+    settings: Mapping[str, Any],  # what the numbers depend on, as JSON values: a run resumes only under equal ones
     *,
-    block_size: int = 64,
-    limit: int | None = None,
-    overwrite: bool = False,
-    tokens: bool = True,
-    keep: int = 10,
-    num_examples: int = 0,
+    block_size: int = 64,  # rows that are read, scored and saved together
+    limit: int | None = None,  # only so many rows from the start
+    overwrite: bool = False,  # start anew if the output exists
+    tokens: bool = True,  # write each token, or sentence, and its reward
+    num_examples: int = 0,  # first rows that the report keeps with their token statistics
     progress: bool = False,
-    on_error: Callable[[int, str], None] | None = None,
-    held: bool = False,
+    on_error: Callable[[int, str], None] | None = None,  # called with line number and reason of each bad row
+    held: bool = False,  # the caller keeps other runs from the output already, by `only_run_on`
     residual: str | None = None,
 ) -> ScoreReport:
     """
-    Scores rows, and goes on where an earlier run was cut off.
+    Scores rows, and goes on where an earlier run was cut off. Only the report of the main process is not empty.
 
     Under `accelerate launch`, all processes call it: each scores blocks of like total length into its file of the
     folder `OUTPUT.shards`, from which the main process makes the output, the same as that of one process.
 
-    Args:
-        reward ([`EndogenousReward`] or [`SentenceReward`]):
-            The reward.
-        input_path (`str` or `Path`):
-            Rows of any of TRL's formats that have responses: see [`~endotrl.data.sources.Reader`].
-        output_path (`str` or `Path`):
-            File to write; `"-"` for standard output, without metadata, error file and resuming.
-        settings (`Mapping[str, Any]`):
-            What the numbers depend on (model, alpha, ...), as JSON values. A run resumes only under equal settings.
-        block_size (`int`, *optional*, defaults to `64`):
-            Rows that are read, scored and saved together.
-        limit (`int`, *optional*):
-            Score only so many rows from the start.
-        overwrite (`bool`, *optional*, defaults to `False`):
-            Start anew if the output exists.
-        tokens (`bool`, *optional*, defaults to `True`):
-            Whether to write each token, or sentence, and its reward.
-        keep (`int`, *optional*, defaults to `10`):
-            How many first, highest and lowest rows the report keeps.
-        num_examples (`int`, *optional*, defaults to `0`):
-            How many first rows the report keeps with their token statistics.
-        progress (`bool`, *optional*, defaults to `False`):
-            Whether to show a progress bar.
-        on_error (`Callable[[int, str], None]`, *optional*):
-            Called with line number and reason of each bad row.
-        held (`bool`, *optional*, defaults to `False`):
-            Whether the caller keeps other runs from the output already: see [`only_run_on`].
-        residual (`str`, *optional*):
-            `"residual"` or `"style_residual"`: take out of the rewards what length, or length and Markdown, explain
-            among the responses to one prompt, which must be neighbours. See [`~endotrl.rewards.residuals.residuals`].
-            The shards then stay, from which longer inputs are scored without scoring these rows again.
+    A `residual`, `"residual"` or `"style_residual"`, takes out of the rewards what length, or length and Markdown,
+    explain among the responses to one prompt, which must be neighbours: see [`~endotrl.rewards.residuals.residuals`].
+    The shards then stay, from which longer inputs are scored without scoring these rows again.
 
-    Returns:
-        [`ScoreReport`], empty in processes other than the main one.
-
-    Raises:
-        `ValueError`: If the output exists and is not an earlier, equal run; or for numbers and paths that cannot be.
-        `OSError`: If a file cannot be read or written.
+    Raises `ValueError` if the output exists and is not an earlier, equal run, or for numbers and paths that cannot be;
+    `OSError` if a file cannot be read or written.
     """
     for name, value in (("block_size", block_size), ("limit", limit)):
         if value is not None and value < 1:
@@ -118,13 +83,9 @@ def score_file(
     folder = Path(f"{output_path}.shards")  # is there after an interruption of several processes
     in_shards = state.num_processes > 1 or residual is not None or folder.is_dir()
     if in_shards and STREAM in (str(input_path), str(output_path)):
-        raise ValueError(
-            "Standard input and output pass by once, in one process. With several processes, or with a residual, "
-            "which depends on all rows, name a file for each."
-        )
+        raise ValueError("Standard streams pass by once: with several processes or a residual, name a file for each.")
     settings = {**settings, "tokens": tokens} | ({} if residual is None else {"residual": residual})
-    tally, report = Tally(keep), on_error or (lambda line, error: None)
-    examples: list[Example] = []
+    tally, report = Tally(), on_error or (lambda line, error: None)
     with ExitStack() as stack:
         if not held and state.is_main_process:
             stack.enter_context(only_run_on(output_path))
@@ -141,58 +102,47 @@ def score_file(
         if in_shards:
             shards.fill(settings, overwrite, progress)
             if not state.is_main_process:
-                return ScoreReport(tally, 0, 0.0, examples)
+                return ScoreReport(tally, 0, 0.0, [])
         if residual is not None:
             slopes = fit_slopes(residual, shards.scored())
             output.notes["slopes"] = {g: dict(zip(RESIDUALS[residual], b, strict=True)) for g, b in slopes.items()}
         output.begin()
-        bar = stack.enter_context(
-            tqdm(
-                total=total,
-                initial=output.kept_rows,
-                desc="Writing" if in_shards else "Scoring",
-                unit=" rows",
-                disable=not progress,
-            )
-        )
+        what = "Writing" if in_shards else "Scoring"
+        bar = tqdm(total=total, initial=output.kept_rows, desc=what, unit=" rows", disable=not progress)
+        stack.enter_context(bar)
+        # The first good rows, with what the model said of them; `None` where only the output line is left.
+        shown: list[tuple[Row, Result | None]] = []
 
-        unseen: list[Row] = []  # rows of earlier runs, of which the token statistics are gone
+        def take(row: Row, record: dict[str, Any], result: Result | None) -> None:
+            tally.add(row, record)
+            if "error" not in record and len(shown) < num_examples:
+                shown.append((row, result))
+
         rows = read_responses(reader, limit)
         for record in output.kept_records():
             row = next(rows)
             if row.line != record["line"]:
-                raise ValueError(
-                    f"{output.path} holds line {record['line']} where the input has line {row.line}: it is not the "
-                    "output of this input. Choose another output, or overwrite this one."
-                )
-            tally.add(row, record)
+                raise ValueError(f"{output.path} is not of this input: choose another output, or overwrite this one.")
+            take(row, record, None)
             output.write_errors([record])
-            if "error" not in record and len(unseen) < num_examples:
-                unseen.append(row)
-
         while block := list(islice(rows, block_size)):
             began = time.perf_counter()
+            results: Sequence[Result | None] = [None] * len(block)
             if in_shards:
                 records, seconds = shards.get(block)
-                unseen += [row for row in block if row.error is None][: max(0, num_examples - len(unseen))]
             else:
                 results, records = score_block(reward, block, tokens)
-                missing = max(0, num_examples - len(unseen) - len(examples))
-                examples.extend(_examples(block, results)[:missing])
                 seconds = time.perf_counter() - began
-            for row, record in zip(block, records, strict=True):
+            for row, record, result in zip(block, records, results, strict=True):
                 if residual is not None:
                     take_out(residual, slopes, row, record)
-                tally.add(row, record)
+                take(row, record, result)
                 if "error" in record:
                     report(row.line, record["error"])
             output.write(records, tally, seconds)
             bar.update(len({row.line for row in block}))
-        seen = _examples(unseen, score_rows(reward, unseen))
+        again = iter(score_rows(reward, [row for row, result in shown if result is None]))
+        examples = [Example(row, next(again) if result is None else result) for row, result in shown]
         if in_shards and residual is None:
             shards.shards.remove()
-        return ScoreReport(tally, output.kept_rows, output.seconds, [*seen, *examples], slopes)
-
-
-def _examples(rows: Sequence[Row], results: Sequence[Result]) -> list[Example]:
-    return [Example(row, stats) for row, stats in zip(rows, results, strict=True) if not isinstance(stats, str)]
+        return ScoreReport(tally, output.kept_rows, output.seconds, examples, slopes)

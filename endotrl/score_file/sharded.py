@@ -17,8 +17,7 @@ from ..rendering.messages import TEMPLATE_COLUMNS
 from ..rewards.residuals import RESIDUALS, ResidualFit, covariates_of
 from ..runs.processes import processes
 from ..runs.shards import Shards, block_key
-from .row_scores import DECIMALS, Result, Reward, output_record, score_rows
-from .rows import Row, rows_of
+from .rows import DECIMALS, Result, Reward, Row, output_record, rows_of, score_rows
 
 
 Slopes = Mapping[str, Sequence[float]]
@@ -112,10 +111,7 @@ def fit_slopes(residual: str, scored: Iterable[Scored]) -> Slopes:
         fit.add([record["reward"] for _, record in group], covariates, _domain(group[0][0]))
         largest = max(largest, len(group))
     if largest < 2:
-        raise ValueError(
-            f"A {residual} compares the responses to one prompt, and no two neighbouring rows have the same. Sort the "
-            "rows by prompt, or leave it out."
-        )
+        raise ValueError(f"For a {residual}, no two neighbouring rows have the same prompt: sort the rows by prompt.")
     return fit.slopes()
 
 
@@ -137,7 +133,5 @@ def _domain(row: Row) -> str:
 
 def _covariates(residual: str, row: Row, record: Mapping[str, Any]) -> list[float]:
     if "num_tokens" not in record:
-        raise ValueError(
-            f"A {residual} needs lengths in tokens, which only an `EndogenousReward` or a `SentenceReward` tells."
-        )
+        raise ValueError(f"A {residual} needs lengths in tokens, which only an endogenous or a sentence reward tells.")
     return covariates_of(residual, message_text(row.completion), record["num_tokens"])

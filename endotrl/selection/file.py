@@ -15,7 +15,7 @@ from ..data.sources import STREAM
 from ..runs.files import replacing
 from ..runs.processes import processes
 from ..score_file.output_files import only_run_on
-from ..score_file.row_scores import Reward
+from ..score_file.rows import Reward
 from ..score_file.sharded import Scored, ShardedScores, by_prompt, fit_slopes, take_out
 from .choose import Choice, Counts
 

@@ -8,11 +8,10 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from endotrl import SentenceReward
 from endotrl.commands.evaluate_options import BENCHMARK_HELP, NEEDS_DATA
@@ -24,7 +23,7 @@ from endotrl.evaluation.questions import Question
 from endotrl.evaluation.results import compare, pairs_of
 from endotrl.evaluation.tables import markdown_table
 
-from ..evaluation.rows import PAIR_ROW, RM_BENCH_ROW, items_of, metrics_of, real_file, write
+from ..evaluation.rows import PAIR_ROW, RM_BENCH_ROW, items_of, metrics_of, write
 from ..support.reference import chatml
 
 
@@ -147,7 +146,7 @@ class TestBenchmark:
         assert "\x1b" not in page
         assert not re.findall(r'(?:src|href)="(?!data:|examples.html")', page)
         assert 'name="viewport"' in page and 'class="t ' in page
-        assert page.count("<figure>") == 4  # metric, levels, length, calibration
+        assert page.count("<figure>") == 2  # metric, levels
 
     @pytest.mark.parametrize(
         ("scorer", "shown"),
@@ -190,11 +189,9 @@ class TestBenchmark:
     def test_few_items_are_called_few(self, evaluate, tmp_path, capsys):
         path = write(tmp_path / "pairs.jsonl", [PAIR_ROW, {**PAIR_ROW, "prompt": "Say no"}])
         evaluate("preference", path, "--scorers", "bellman.sum", "length")
-        out, page = capsys.readouterr().out, (tmp_path / "out" / "report.html").read_text()
-        for text in (out, page, (tmp_path / "out" / "results.md").read_text()):
+        pages = [(tmp_path / "out" / name).read_text() for name in ("report.html", "results.md")]
+        for text in (capsys.readouterr().out, *pages):
             assert "Of 2 items, intervals are too narrow." in text
-        # The better response is never the shorter one here: there is nothing to plot of length.
-        assert page.count("<figure>") == 2 and "Far apart" not in page
 
     def test_the_same_command_goes_on(self, evaluate, rm_bench):
         few = evaluate("rm-bench", rm_bench, "--limit", "1", "--scorers", "bellman.sum")
@@ -204,13 +201,6 @@ class TestBenchmark:
         with pytest.raises(AssertionError):  # exit code 2: another setting
             evaluate("rm-bench", rm_bench, "--max-response-tokens", "3")
         assert evaluate("rm-bench", rm_bench, "--max-response-tokens", "3", "--overwrite")["cut"] > 0
-
-    def test_plain_and_chat(self, evaluate, tmp_path):
-        path = write(tmp_path / "pairs.jsonl", [PAIR_ROW, {**PAIR_ROW, "prompt": "Say no"}])
-        plain = evaluate("preference", path, "--scorers", "bellman.sum", output="plain")
-        chat = evaluate("preference", path, "--scorers", "bellman.sum", "--chat", output="chat")
-        assert plain["settings"]["chat"] is False and chat["settings"]["chat"] is True
-        assert plain["examples"][0]["scores"] != chat["examples"][0]["scores"]
 
     def test_responses_longer_than_a_reward_models_context(
         self, evaluate, reward_model_path, sentence_model_path, tmp_path, caplog
@@ -299,12 +289,6 @@ class TestErrors:
         assert message in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
 
-    def test_a_bad_row_is_named(self, tiny_model_path, tmp_path, capsys):
-        path = write(tmp_path / "f.jsonl", [PAIR_ROW, {"prompt": EVIL, "chosen": "a"}])
-        assert main(["eval", "preference", "--model", tiny_model_path, "--data", path]) == 2
-        err = capsys.readouterr().err
-        assert 'f.jsonl, line 2: the key "rejected" is missing' in err and "\x1b" not in err
-
 
 class TestCompare:
     def test_two_runs(self, evaluate, tmp_path, capsys):
@@ -369,6 +353,7 @@ class TestCompare:
         found = compare([a, b])
         assert (found["num_units"], found["left_out"]) == (3, 3)
         assert found["rows"][0]["values"] == pytest.approx([2 / 3, 2 / 3])
+        assert "of s: A 0.667" in compare([{**a, "main_metric": "greedy"}, b])["verdict"]  # which none has
         assert compare([a, b, run(("y", 0), ("z", 0))])["rows"][0]["values"] == pytest.approx([0.5, 1.0, 0.0])
 
     def test_not_comparable(self, evaluate, tmp_path, rm_bench, capsys):
@@ -385,7 +370,7 @@ class TestGeneration:
         rows = [{"question": f"{i}+{i}?", "answer": str(2 * i), "id": i} for i in range(4)]
         return write(tmp_path / "q.jsonl", rows)
 
-    def test_pass_at_k(self, evaluate, tmp_path, capsys):
+    def test_pass_at_k(self, evaluate, tmp_path):
         options = ["--samples", "3", "--k", "2", "--seeds", "0", "1", "--max-new-tokens", "6", "--instruction="]
         results = evaluate("generation", self.questions(tmp_path), *options)
         lines = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]
@@ -395,10 +380,6 @@ class TestGeneration:
         assert set(results["pass@1 by seed"]) == {"0", "1"} and results["headline"] == ["greedy", "pass@1", "pass@2"]
         again = evaluate("generation", self.questions(tmp_path), *options)
         assert again["metrics"] == results["metrics"]
-        # A run without the first one's main figure is compared by another.
-        evaluate("generation", self.questions(tmp_path), *options, "--no-greedy", output="sampled")
-        assert main(["eval", "compare", "out", "sampled"]) == 0
-        assert "(pass@1 of answers: A " in " ".join(capsys.readouterr().out.split())
         assert len((tmp_path / "out" / "answers.jsonl").read_text().splitlines()) == 12
         assert "answers" in (tmp_path / "out" / "report.html").read_text()
 
@@ -458,38 +439,6 @@ class TestGeneration:
         assert "trust_remote_code" in capsys.readouterr().err
         assert main([*command, "--trust-remote-code", "--overwrite"]) == 0
 
-    def test_k_needs_samples(self, tiny_model_path, tmp_path, capsys):
-        path = self.questions(tmp_path)
-        assert main(["eval", "generation", "--model", tiny_model_path, "--data", path, "--k", "9"]) == 2
-        assert "pass@9 cannot be estimated from 4 samples" in capsys.readouterr().err
-
 
 def test_markdown_table_escapes():
     assert markdown_table(["a"], [["x|y\nz"], ["w"]]).splitlines()[2:] == ["| x\\|y z |", "| w |"]
-
-
-@pytest.mark.slow
-def test_smollm2_on_real_pairs(smollm2_path, tmp_path):
-    """The reward of a real model on real rows agrees with an implementation that shares nothing with this one."""
-    source = json.loads(Path(real_file("llmbar/natural.json")).read_text())
-    rows = sorted(source, key=lambda row: len(row["input"] + row["output_1"] + row["output_2"]))[:3]
-    path = write(tmp_path / "natural.json", rows)
-    options = ["--device", "cpu", "--output", "o", "--scorers", "bellman.sum", "--dtype", "float32"]
-    assert main(["eval", "llmbar", "--model", smollm2_path, "--data", path, *options]) == 0
-    tokenizer = AutoTokenizer.from_pretrained(smollm2_path)
-    model = AutoModelForCausalLM.from_pretrained(smollm2_path).eval()
-    results = json.loads((tmp_path / "o" / "results.json").read_text())
-    right = []
-    for row, example in zip(rows, results["examples"], strict=True):
-        scores = []
-        for text in (row["output_1"], row["output_2"]):
-            talk = [{"role": "user", "content": row["input"]}]
-            prompt = tokenizer.apply_chat_template(talk, add_generation_prompt=True, tokenize=False)
-            head = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-            ids = tokenizer(prompt + text + "<|im_end|>", add_special_tokens=False)["input_ids"]
-            with torch.no_grad():
-                log_probs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
-            scores.append(sum(log_probs[i - 1, ids[i]].item() for i in range(len(head), len(ids))))
-        assert example["scores"]["bellman.sum"] == pytest.approx(scores, abs=2e-2)
-        right.append(scores[row["label"] - 1] > scores[2 - row["label"]])
-    assert results["metrics"]["bellman.sum"]["average"]["value"] == pytest.approx(sum(right) / len(rows))

@@ -12,7 +12,6 @@ from types import ModuleType
 
 import pytest
 import torch
-from transformers import AutoTokenizer
 
 from endotrl import EndogenousReward, __version__
 from endotrl.commands.main import main, make_parser
@@ -138,28 +137,6 @@ class TestScore:
         again = page.read_text(encoding="utf-8").split("endotrl score")[0]
         assert re.sub(seconds, "", again) == re.sub(seconds, "", maps)
 
-    def test_cut_off_rows_are_judged_as_the_option_says(self, score, tmp_path, tiny_model_path, capsys):
-        ids = AutoTokenizer.from_pretrained(tiny_model_path)(" It is, beyond")["input_ids"]
-        row = {"prompt": "What is 2 + 2?", "completion": " It is, beyond", "completion_ids": ids}
-        source = write(tmp_path / "cut.jsonl", [row])
-        rewards = {}
-        for truncation in ("terminal", "bootstrap", "skip"):
-            output = tmp_path / f"{truncation}.jsonl"
-            assert score("--truncation", truncation, "--output", str(output), file=source) == 0
-            row = json.loads(output.read_text())
-            assert row["finished"] is False and row["num_tokens"] == len(ids)
-            rewards[truncation] = row["reward"]
-        assert rewards["bootstrap"] != rewards["terminal"] and rewards["skip"] is None
-        assert "1 row got no reward (null, with the reason)" in capsys.readouterr().out
-
-    def test_highest_and_lowest(self, score, tmp_path, capsys):
-        assert score("--top", "2", "--bottom", "1", "--no-tokens", "--limit", "3") == 0
-        out = capsys.readouterr().out
-        rewards = [json.loads(line)["reward"] for line in (tmp_path / "in.scores.jsonl").read_text().splitlines()]
-        order = sorted(range(3), key=lambda i: -rewards[i])
-        shown = [int(line.split()[0]) - 1 for line in out.splitlines() if line[:5].strip().isdigit()]
-        assert "Highest rewards" in out and "Lowest rewards" in out and shown == [*order[:2], order[-1]]
-
     def test_bad_rows(self, score, source, tmp_path, capsys):
         with source.open("a") as file:
             file.write('{"prompt": "a"}\nnot json\n')
@@ -212,7 +189,7 @@ class TestScore:
         monkeypatch.setattr(EndogenousReward, "score", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         assert score() == 130
         err = capsys.readouterr().err
-        assert "Interrupted. What was scored is in" in err and "Traceback" not in err
+        assert "Interrupted. The same command goes on behind what was saved." in err and "Traceback" not in err
 
     def test_out_of_memory_then_smaller_batches(self, score, source, tmp_path, monkeypatch, capsys):
         score_rows = EndogenousReward.score

@@ -232,10 +232,8 @@ class TestFolders:
 class TestStreams:
     ROWS = [{"a": i, "b": "é[{\n" * (i % 3), "c": [{"d": [i, "]"]}] * (i % 4)} for i in range(300)]
 
-    @pytest.mark.parametrize("chunk", [1, 7, 64, 2**20])
     @pytest.mark.parametrize("indent", [None, 2])
-    def test_an_array_is_read_piece_by_piece(self, tmp_path, monkeypatch, chunk, indent):
-        monkeypatch.setattr("endotrl.data.sources._CHUNK", chunk)
+    def test_elements_of_an_array(self, tmp_path, indent):
         path = tmp_path / "f.json"
         path.write_bytes(b"\xef\xbb\xbf \n" + json.dumps(self.ROWS, indent=indent, ensure_ascii=False).encode())
         rows = list(Reader(path))
@@ -244,15 +242,14 @@ class TestStreams:
         if indent:  # each place is the line that its row begins on
             assert all(lines[int(row.place.split("line ")[1][:-1]) - 1].strip() == "{" for row in rows)
 
-    @pytest.mark.parametrize("name", ["f.json", "f.jsonl", "f.jsonl.gz", "f.parquet"])
-    def test_memory_does_not_grow_with_the_file(self, tmp_path, monkeypatch, name):
-        monkeypatch.setattr("endotrl.data.sources._CHUNK", 2**16)
+    @pytest.mark.parametrize("name", ["f.jsonl", "f.jsonl.gz", "f.parquet"])
+    def test_memory_does_not_grow_with_the_file(self, tmp_path, name):
         count, text = 4000, "x" * 2000  # 8 MB
         path, rows = tmp_path / name, [{"prompt": text, "completion": str(i)} for i in range(4000)]
         if name.endswith("parquet"):
             Dataset.from_list(rows).to_parquet(str(path))
         else:
-            data = json.dumps(rows) if name.endswith("json") else "".join(json.dumps(row) + "\n" for row in rows)
+            data = "".join(json.dumps(row) + "\n" for row in rows)
             path.write_bytes(gzip.compress(data.encode()) if name.endswith("gz") else data.encode())
         del rows
         next(iter(Reader(path)))  # imports
@@ -262,13 +259,11 @@ class TestStreams:
         tracemalloc.stop()
         assert peak < 5e6
 
-    def test_an_error_in_an_array_is_found_where_it_is(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("endotrl.data.sources._CHUNK", 64)
+    def test_an_error_in_an_array_is_found_where_it_is(self, tmp_path):
         path = tmp_path / "f.json"
         path.write_text("[" + ",\n".join(['{"a": 1}'] * 50 + ['{"a" 1}'] + ['{"a": 1}'] * 5000) + "]")
-        rows = []
         with pytest.raises(FormatError, match="line 51: not valid JSON: Expecting ':'"):
-            rows.extend(Reader(path))
+            list(Reader(path))
 
     def test_standard_input(self, monkeypatch):
         for data in (b'{"a": 1}\n\n{"a": 2}', b'[{"a": 1}, {"a": 2}]'):

@@ -73,15 +73,6 @@ class TestRMBench:
         with pytest.raises(ValueError, match=r'rows.jsonl, line 1: the key "domain" is missing'):
             items_of("rm-bench", write(tmp_path / "rows.jsonl", [RM_BENCH_ROW]))
 
-    def test_real_files(self):
-        items = items_of("rm-bench", real_file("rm_bench"))
-        assert {item.group for item in items} == {"chat", "safety-response"}
-        assert sum(item.group == "chat" for item in items) == 129
-        # Longer wins, in characters: 81.1 easy, 28.4 normal, 2.6 hard on chat.
-        lengths = [[float(len(text)) for text in item.responses] for item in items]
-        metrics = metrics_of("rm-bench", items, lengths)
-        assert [round(metrics[f"chat {level}"], 3) for level in ("easy", "normal", "hard")] == [0.811, 0.284, 0.026]
-
 
 class TestRewardBench:
     def test_sections_and_weights(self, tmp_path):
@@ -238,24 +229,10 @@ class TestPRMBench:
         # Precision and recall are 1/2 for either class.
         assert list(map(float, prm_score(counts))) == [0.5, 0.5, 0.5]
 
-    def test_pooled_over_steps(self, tmp_path):
-        rows = [self.row([1], idx=f"p{i}") for i in range(6)]
-        rows += [self.row([2, 3, 9], "deception", f"d{i}") for i in range(4)]
-        items = items_of("prm-bench", write(tmp_path / "f.jsonl", rows))
-        assert items[0].facts["errors"] == [0]
-        assert items[-1].facts["errors"] == [1, 2]  # a step behind the last is passed over
-        scores = random_scores(items, seed=1)
-        thresholds = BENCHMARKS["prm-bench"].details(items, scores)["thresholds"]
-        accepted = [[s >= thresholds[fold(item)] for s in row] for item, row in zip(items, scores, strict=True)]
-        table = np.zeros((2, 2))
-        for item, row in zip(items, accepted, strict=True):
-            for i, ok in enumerate(row):
-                table[int(i in item.facts["errors"]), int(ok)] += 1
-        (fn, tp), (tn, fp) = table
-        f1, negative = 2 * tp / (2 * tp + fp + fn), 2 * tn / (2 * tn + fp + fn)
-        metrics = metrics_of("prm-bench", items, scores)
-        assert metrics["PRMScore"] == pytest.approx((f1 + negative) / 2, abs=1e-12)
-        assert metrics["F1"] == pytest.approx(f1, abs=1e-12)
+    def test_wrong_steps_count_from_one(self, tmp_path):
+        items = items_of("prm-bench", write(tmp_path / "f.jsonl", [self.row([1]), self.row([2, 3, 9], "deception")]))
+        # A step behind the last is passed over.
+        assert [item.facts["errors"] for item in items] == [[0], [1, 2]]
 
     def test_auc_within_a_solution(self, tmp_path):
         items = items_of("prm-bench", write(tmp_path / "f.jsonl", [self.row([1, 2])]))
@@ -340,10 +317,6 @@ class TestJudgeBenchAndLLMBar:
         items = items_of("llmbar", write(tmp_path / "f.jsonl", rows))
         assert [item.group for item in items] == ["GPTOut"]
 
-    def test_real_files(self):
-        assert len(items_of("judge-bench", real_file("judgebench"))) == 270
-        assert len(items_of("llmbar", real_file("llmbar/natural.json"))) == 100
-
 
 class TestPreference:
     def test_explicit_and_implicit_prompts(self, tmp_path):
@@ -375,7 +348,3 @@ class TestPreference:
         for item, row in list(zip(items, rows, strict=True))[::50]:
             expected = extract_prompt(row)
             assert (item.prompt, *item.responses) == (expected["prompt"], expected["chosen"], expected["rejected"])
-
-
-def test_tie_rules_are_stated():
-    assert all(benchmark.tie_rule for benchmark in BENCHMARKS.values())

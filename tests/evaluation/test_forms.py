@@ -86,10 +86,6 @@ class TestForms:
         assert score("self_certainty", item, scored) == pytest.approx(expected, abs=1e-4)
         assert all(value > 0 for value in expected)
 
-    def test_negative_entropy(self, item, scored, references):
-        expected = [-sum(ref.entropies) / len(ref.entropies) for _, _, ref in references]
-        assert score("negative_entropy", item, scored) == pytest.approx(expected, abs=1e-4)
-
     def test_gain_and_relative_perplexity(self, item, scored, references, model, tokenizer):
         empty = tokenizer(chatml([{"role": "user", "content": ""}], generation_prompt=True), add_special_tokens=False)
         gains, relative = [], []

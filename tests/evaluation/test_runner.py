@@ -3,9 +3,11 @@
 
 import json
 import math
+from pickle import UnpicklingError
 
 import numpy as np
 import pytest
+import torch
 
 from endotrl.evaluation.engine import Engine
 from endotrl.evaluation.items import Item
@@ -110,7 +112,7 @@ class TestResume:
         with pytest.raises(ValueError, match="`model` was 'tiny' and is 'other'"):
             RunFolder(folder.folder).open({**SETTINGS, "model": "other"})
         RunFolder(folder.folder).open({**SETTINGS, "model": "other"}, overwrite=True)
-        assert not folder.scores_path.exists() and not list(folder.stats.folder.glob("*.npz"))
+        assert not folder.scores_path.exists() and not folder.stats.folder.exists()
 
 
 class TestTokenStats:
@@ -140,16 +142,10 @@ class TestTokenStats:
 
     def test_no_pickle_is_read(self, folder, placement, pair_items):
         run(folder, pair_items[:1], NAMES, placement)
-        (path,) = folder.stats.folder.glob("*.npz")
-        with np.load(path) as arrays:
-            content = {name: arrays[name] for name in arrays.files}
-        np.savez(path, **{**content, "token_ids": np.array([{"evil": 1}], dtype=object)})
-        with pytest.raises(ValueError, match="allow_pickle"):
-            RunFolder(folder.folder).stats.load(pair_items[0].key)
-
-    def test_left_out(self, folder, placement, pair_items):
-        run(folder, pair_items, NAMES, placement, keep_stats=False)
-        assert not folder.stats.folder.exists()
+        (path,) = folder.stats.folder.glob("*.pt")
+        torch.save({pair_items[0].key: [Item]}, path)
+        with pytest.raises(UnpicklingError):
+            folder.stats.load(pair_items[0].key)
 
 
 def test_equal_responses_tie(folder, placement, monkeypatch):

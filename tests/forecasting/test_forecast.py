@@ -9,7 +9,6 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import endotrl
-from endotrl import EndogenousReward
 from endotrl.evaluation.engine import Engine
 from endotrl.forecasting.grades import Grader
 from endotrl.forecasting.power import power_samples
@@ -94,15 +93,6 @@ class TestSampler:
             for token in set(tokens):
                 density = math.exp(drawn.log_probs[temperature][first + tokens.index(token)])
                 assert abs(tokens.count(token) / 4000 - density) < 4 * math.sqrt(density / 4000) + 1e-3
-
-    def test_is_the_reward_of_the_endogenous_reward(self, tiny_policy_path, engine):
-        row = MixtureSampler(engine, LIMIT, [1.0])(PROMPTS[1:2], self.temperatures, 0)[0]
-        outcome = EndogenousReward(tiny_policy_path)(
-            prompts=PROMPTS[1:2] * 6,
-            completions=[[{"role": "assistant", "content": s.text}] for s in row.samples],
-            completion_ids=[list(s.token_ids) for s in row.samples],
-        )
-        assert row.log_probs[1.0] == pytest.approx(outcome, abs=1e-4)
 
     def test_settings_of_the_model_do_not_hold(self, tiny_policy_path, engine, tmp_path):
         model = AutoModelForCausalLM.from_pretrained(tiny_policy_path)

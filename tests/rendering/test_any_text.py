@@ -18,7 +18,7 @@ from endotrl.demo.findings import Part, Policy
 from endotrl.evaluation.tables import markdown_table
 from endotrl.monitoring.batch_statistics import repetition
 from endotrl.reporting import page
-from endotrl.score_file.row_scores import score_rows
+from endotrl.score_file.rows import score_rows
 from endotrl.scoring import TokenStats
 
 from ..support.rows import parse_row

@@ -20,9 +20,8 @@ from endotrl.commands.main import main
 from endotrl.data.sources import Reader
 from endotrl.evaluation.run_folder import RunFolder
 from endotrl.runs.jsonl import append_lines
-from endotrl.score_file.output_files import Output, only_run_on
+from endotrl.score_file.output_files import Output, Tally, only_run_on
 from endotrl.score_file.rows import Row
-from endotrl.score_file.tally import Tally
 
 from ..monitoring.test_monitor import CollapseMonitor, make_trainer
 from ..support.rows import parse_row

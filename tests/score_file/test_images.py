@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from endotrl import EndogenousReward
 from endotrl.score_file import score_file
-from endotrl.score_file.heat_map_page import heat_map_page
+from endotrl.score_file.score_summary import heat_map_page
 
 from ..support.vision import picture, reference_log_prob, save_vision_model
 
@@ -55,9 +55,7 @@ def test_a_file_with_images(path: str, tmp_path: Path) -> None:
     assert [row["reward"] for row in written[:4]] == pytest.approx(expected, abs=1e-3)
     assert "is the URL" in written[4]["error"] and "1 of them without a picture" in written[5]["error"]
 
-    page = heat_map_page(
-        report, reward, file="rows.jsonl", model="m", output="out.jsonl", command="c", num_rows=4, settings={}
-    )
+    page = heat_map_page(report, reward, file="rows.jsonl", model="m", output="out.jsonl", command="c", settings={})
     shown = [base64.b64decode(data) for data in re.findall(r'src="data:image/png;base64,([^"]+)"', page)]
     assert [Image.open(io.BytesIO(data)).size for data in shown] == [(320, 200), (16, 16), (16, 16)]
     assert encoded not in re.sub(r'src="[^"]+"', "", page)  # nor does it stand in the text

@@ -16,10 +16,9 @@ import torch
 from endotrl import EndogenousReward
 from endotrl.data.formats import message_text
 from endotrl.score_file import score_file
-from endotrl.score_file.output_files import model_digest
+from endotrl.score_file.output_files import Tally, model_digest
 from endotrl.score_file.rows import OUTPUT_KEYS, TOKEN_KEYS, Row
 from endotrl.score_file.sharded import ShardedScores
-from endotrl.score_file.tally import Tally
 
 from ..support.rows import parse_row
 
@@ -223,10 +222,6 @@ class TestScores:
             rest = record.get("prompt_contribution", 0.0) + record.get("cut_off_contribution", 0.0)
             assert sum(record["contributions"]) + rest == pytest.approx(record["reward"], abs=1e-4)
 
-    def test_without_tokens(self, reward, tmp_path):
-        _, (record,) = scored(reward, [text_row(1)], tmp_path, tokens=False)
-        assert not TOKEN_KEYS & set(record) and record["reward"] < 0
-
     def test_text_of_tools_is_not_scored(self, reward, tmp_path):
         turns = [("assistant", "I look it up."), ("tool", "42"), ("assistant", "It is 42.")]
         row = {**message_row(1), "completion": [{"role": role, "content": text} for role, text in turns]}
@@ -266,10 +261,10 @@ class TestScores:
 
         monkeypatch.setattr(EndogenousReward, "score", counting)
         rows = [text_row(i) for i in range(100)]
-        report, _ = scored(reward, rows, tmp_path, block_size=16, keep=2, num_examples=3)
+        report, _ = scored(reward, rows, tmp_path, block_size=16, num_examples=3)
         assert sizes == [16] * 6 + [4]
         tally = report.tally
-        assert len(tally.head) == len(tally.top) == len(tally.bottom) == 2 and len(report.examples) == 3
+        assert len(tally.head) == 10 and len(report.examples) == 3
 
 
 class TestTokenIds:
@@ -470,7 +465,7 @@ class TestResume:
         score_file(reward, source, tmp_path / "b.jsonl", SETTINGS, limit=8)
         twice = score_file(reward, source, tmp_path / "b.jsonl", SETTINGS).tally
         assert twice.tokens == once.tokens and twice.mean_reward == pytest.approx(once.mean_reward, abs=1e-4)
-        assert [row.line for row, _ in twice.top] == [row.line for row, _ in once.top]
+        assert [row.line for row, _ in twice.head] == [row.line for row, _ in once.head]
 
     @pytest.mark.parametrize(
         ("change", "reason"),
@@ -501,11 +496,6 @@ class TestResume:
         assert output.read_bytes() == before
         report = score_file(reward, source, output, settings, tokens=tokens, overwrite=True)
         assert report.resumed_rows == 0 and report.tally.rows == 17
-
-    def test_overwriting_leaves_no_old_errors(self, reward, source, whole, tmp_path):
-        write_rows(source, [text_row(1)])
-        score_file(reward, source, tmp_path / "whole.jsonl", SETTINGS, overwrite=True)
-        assert not (tmp_path / "whole.jsonl.errors.jsonl").exists()
 
     def test_an_unfinished_last_line_that_was_completed_since_is_another_input(self, reward, tmp_path):
         source = tmp_path / "in.jsonl"
@@ -560,16 +550,13 @@ class TestTally:
         generator = torch.Generator().manual_seed(0)
         lengths = torch.randint(1, 500, (300,), generator=generator)
         rewards = -0.5 * lengths + 40 * torch.randn(300, generator=generator, dtype=torch.float64) + 1e4
-        tally = Tally(keep=3)
+        tally = Tally()
         for i, (length, value) in enumerate(zip(lengths.tolist(), rewards.tolist(), strict=True), start=1):
             tally.add(Row(i), {"reward": value, "num_tokens": length})
         expected = torch.corrcoef(torch.stack([lengths.double(), rewards]))[0, 1].item()
         assert tally.length_correlation == pytest.approx(expected, abs=1e-9)
         assert tally.mean_reward == pytest.approx(rewards.mean().item())
-        order = rewards.argsort().tolist()
-        assert [row.line - 1 for row, _ in tally.bottom] == order[:3]
-        assert [row.line - 1 for row, _ in tally.top] == order[:-4:-1]
-        assert [row.line for row, _ in tally.head] == [1, 2, 3]
+        assert [row.line for row, _ in tally.head] == list(range(1, 11))
 
     def test_correlation_is_none_where_it_is_not_defined(self):
         for records in ([(-1.0, 3), (-2.0, 4)], [(-0.1, n) for n in range(9)], [(0.1 * n, 7) for n in range(9)], []):
@@ -577,12 +564,6 @@ class TestTally:
             for i, (value, length) in enumerate(records):
                 tally.add(Row(i), {"reward": value, "num_tokens": length})
             assert tally.length_correlation is None
-
-    def test_of_equal_rewards_the_first_lines_are_kept(self):
-        tally = Tally(keep=2)
-        for i in range(1, 6):
-            tally.add(Row(i), {"reward": -1.0, "num_tokens": i})
-        assert [row.line for row, _ in tally.top] == [row.line for row, _ in tally.bottom] == [1, 2]
 
 
 class TestModelDigest:
@@ -635,6 +616,7 @@ class TestFormats:
         assert [(row["line"], row.get("response")) for row in rows] == [
             (1, "chosen"), (1, "rejected"), (2, 0), (2, 1), (2, 2), (3, None), (4, None), (5, "mine"), (6, None),
         ]  # fmt: skip
+        assert not any(TOKEN_KEYS & row.keys() for row in rows)
         (expected,) = reward(prompts=["2 + 2 ="], completions=[" 5"])
         assert rows[3]["reward"] == pytest.approx(expected, abs=1e-4) and rows[3]["id"] == 2
         assert report.tally.errors == 2 and '"response" is one that the output uses' in rows[8]["error"]

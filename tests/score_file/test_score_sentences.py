@@ -1,22 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-import io
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from rich.console import Console
-from transformers import AutoTokenizer
 
-from endotrl import SentenceReward, SentenceRewardModel
+from endotrl import SentenceReward
 from endotrl.commands.main import main
-from endotrl.rewards.sentence import SentenceScores
-from endotrl.score_file.rows import Row
-from endotrl.score_file.run import Example
-from endotrl.score_file.score_summary import sentence_tables
-from endotrl.sentence import SentenceRewardConfig, SentenceTokens
 
 
 ROWS = [
@@ -28,34 +19,27 @@ ROWS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def model_path(tiny_model_path: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = str(tmp_path_factory.mktemp("models") / "sentence-reward")
-    torch.manual_seed(0)
-    SentenceRewardModel.from_backbone(tiny_model_path, SentenceRewardConfig(attention_dim=8)).save_pretrained(path)
-    AutoTokenizer.from_pretrained(tiny_model_path).save_pretrained(path)
-    return path
-
-
 @pytest.fixture
-def score(model_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+def score(
+    sentence_model_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Any:
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
 
     def run(*options: str) -> tuple[int, Any]:
-        code = main(["score", "rows.jsonl", "--model", model_path, "--device", "cpu", *options])
+        code = main(["score", "rows.jsonl", "--model", sentence_model_path, "--device", "cpu", *options])
         return code, capsys.readouterr()
 
     return run
 
 
-def test_sentences_in_the_output_on_the_terminal_and_on_the_page(score: Any, model_path: str, tmp_path: Path) -> None:
+def test_sentences_in_the_output_and_on_the_page(score: Any, sentence_model_path: str, tmp_path: Path) -> None:
     code, printed = score("--html", "page.html", "--html-rows", "2")
     assert code == 1  # row 3 is bad
     records = [json.loads(line) for line in (tmp_path / "rows.scores.jsonl").read_text().splitlines()]
     assert "completion" in records[2]["error"]
-    reward = SentenceReward(model_path)
+    reward = SentenceReward(sentence_model_path)
     (expected,) = reward.score([ROWS[0]["prompt"]], [ROWS[0]["completion"]])
     record = records[0]
     assert record["reward"] == pytest.approx(expected.score, abs=1e-5)
@@ -65,8 +49,6 @@ def test_sentences_in_the_output_on_the_terminal_and_on_the_page(score: Any, mod
     assert [entry["reward"] for entry in entries] == pytest.approx(expected.sentence_rewards.tolist(), abs=1e-5)
     assert sum(entry["weight"] for entry in entries) == pytest.approx(1.0, abs=1e-5)
     assert sum(entry["weight"] * entry["reward"] for entry in entries) == pytest.approx(record["reward"], abs=1e-5)
-    # The terminal shows the sentences of the first three good rows, and no escape sequence.
-    assert printed.out.count("Sentences of line") == 3
     assert "It is <b>good</b>." in printed.out and "\x1b[31m" not in printed.out
     assert "nats" not in printed.out and "per token" not in printed.out
     page = (tmp_path / "page.html").read_text()
@@ -79,22 +61,6 @@ def test_sentences_in_the_output_on_the_terminal_and_on_the_page(score: Any, mod
     assert numbers in page
     shown = f"score {expected.score:.3f} = 2 sentences {expected.score:.3f}<".replace("-", "−")
     assert shown in page and "= 1 sentence " in page
-
-
-def test_many_sentences_on_a_narrow_terminal() -> None:
-    spans = [(4 * i, 4 * i + 4) for i in range(200)]
-    sentences = SentenceTokens("Ab. " * 200, spans, list(range(200)))
-    scores = SentenceScores(0.4, torch.full((201,), 0.4), torch.full((201,), 1 / 201), sentences, list(range(200)))
-    with io.StringIO() as out:
-        row = Row(line=7, prompt="Hi?", completion=sentences.text)
-        Console(file=out, width=80).print(*sentence_tables([Example(row, scores)]))
-        lines = out.getvalue().splitlines()
-    assert max(map(len, lines)) <= 80
-    # 0.4 / 201 is 0.0020: it is seen.
-    assert [line.split() for line in lines if " Ab." in line] == [
-        [str(i), "0.4000", "0.0050", "0.0020", "Ab."] for i in range(1, 41)
-    ]
-    assert "(160 more: see --html)" in lines[-2]
 
 
 def test_goes_on_and_leaves_sentences_out(score: Any, tmp_path: Path) -> None:
@@ -112,10 +78,10 @@ def test_options_of_the_endogenous_reward_are_refused(score: Any) -> None:
     assert "--token-reward is a setting of the endogenous reward" in printed.err
 
 
-def test_another_model_does_not_go_on(score: Any, model_path: str, tmp_path: Path) -> None:
+def test_another_model_does_not_go_on(score: Any, sentence_model_path: str, tmp_path: Path) -> None:
     score("--limit", "1")
     other = tmp_path / "other"
-    shutil.copytree(model_path, other)
+    shutil.copytree(sentence_model_path, other)
     code, printed = score("--model", str(other))
     assert code == 2
     assert "`model` was" in printed.err

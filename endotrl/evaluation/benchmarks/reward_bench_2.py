@@ -33,9 +33,7 @@ def read(rows: Iterable[Row]) -> list[Item]:
             if kind not in ("ref", "tied") or not number:
                 raise row.error('the "id" of a row of Ties must be "ref:N" or "tied:N".')
             if row.data["id"] in seen:
-                raise row.error(
-                    f'the "id" {row.data["id"]} of Ties is there twice; it joins a question with its reference.'
-                )
+                raise row.error(f'the "id" {row.data["id"]} of Ties is there twice; it joins two questions.')
             seen.add(row.data["id"])
             if kind == "tied" and len(chosen) < 2:
                 raise row.error('a row "tied:N" must have at least two right answers in "chosen".')

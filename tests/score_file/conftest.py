@@ -1,0 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+from ..evaluation.conftest import sentence_model_path
+
+
+__all__ = ["sentence_model_path"]
