@@ -2,7 +2,7 @@
 r"""
 Judges a run from what it logged: a fold over the entries of `trainer.state.log_history`, without a trainer.
 
-With a held-out reward, the verdict is how much evidence there is that it falls ([`HeldOut`]), and symptoms ([`Drift`])
+With a held-out reward, the verdict is how much evidence there is that it falls ([`HeldOut`]), and symptoms
 only say how much is enough. The same is asked of its change since the first policy ([`change_since`]), whose level at
 first is known: 0; and of that change next to what the rise of the trained reward should have brought.
 
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 
 from . import collapse_thresholds as limits
 from .collapse_thresholds import CollapseThresholds
-from .series import WINDOW, Drift, HeldOut, Series, cusum
+from .series import WINDOW, HeldOut, Series, cusum
 
 
 # What trainers call the same thing: GRPO, RLOO, DenseGRPO and PPO; OnlineDPO.
@@ -80,7 +80,6 @@ class Detector:
         self._rewards: defaultdict[str, _HeldOutReward] = defaultdict(_HeldOutReward)
         self._first_log_prob = HeldOut(limits.CHANGE_WARMUP, start=0.0)  # its change
         self._reward_change = (0.0, 0.0)  # and its standard error
-        self._drifts = {name: Drift(limits.WARMUP, both_ways=name == "length") for name in ("log_prob", "length")}
         self._levels: defaultdict[str, Series] = defaultdict(lambda: Series(limits.WARMUP))
         self._gross: defaultdict[str, int] = defaultdict(int)  # entries in a row that show it
         self.last = Verdict(None)
@@ -113,26 +112,40 @@ class Detector:
 
     def _step(self, entry: Mapping[str, float]) -> Verdict:
         self._read(entry)
-        symptoms, gross = self._symptoms(entry), self._gross_symptoms(entry)
-        # A length that drifts is none: healthy runs become brief, or think longer.
-        corroborated = gross or any(symptom != "length" for symptom in symptoms)
-        limit = self.thresholds.evidence_with_symptom if corroborated else self.thresholds.evidence
+        values = {
+            "length": entry.get("completions/mean_length"),
+            "clipped": entry.get("completions/clipped_ratio"),
+            "repetition": entry.get("collapse/repetition"),
+            # Of what is written, per token, by the frozen model of a reward or else the first policy.
+            "log_prob": next(
+                (v for k, v in entry.items() if k.endswith("/log_prob_per_token")), entry.get(FIRST_LOG_PROB)
+            ),
+            "kl": entry.get(KL_KEY),
+            "entropy": next((entry[key] for key in ENTROPY_KEYS if key in entry), None),
+        }
+        now = {name: value for name, value in values.items() if value is not None}
+        for name, value in now.items():
+            self._levels[name].add(value)
+        symptoms, gross = list(self._symptoms(entry, now)), self._gross_symptoms(entry, now)
+        limit = self.thresholds.evidence_with_symptom if symptoms or gross else self.thresholds.evidence
+        length = self._levels["length"]
+        if "length" in now and max(length.sinks, length.rises) > limits.DRIFT_EVIDENCE:
+            # That corroborates nothing: healthy runs become brief, or think longer.
+            symptoms.append(f"the length drifts {length.moved}")
         levels = [reward.levels for reward in self._rewards.values() if reward.levels is not None]
         changes = [reward.changes for reward in self._rewards.values() if reward.is_comparable]
         reasons = [reason for name in self._rewards for reason in self._falls(name, limit)]
         if not levels:
             reasons, gross = [*gross, *self._log_prob_falls(entry, limit), *reasons], []
-        verdict = Verdict(
-            alarm=None,
-            symptoms=[*symptoms.values(), *gross],
+        symptoms += gross
+        alarm = f"{'; '.join(reasons)}."
+        besides = f" Besides: {'; '.join(symptoms)}." if symptoms else ""
+        return Verdict(
+            alarm=alarm[0].upper() + alarm[1:] + besides if reasons else None,
+            symptoms=symptoms,
             evidence=max((series.evidence for series in [*levels, *changes]), default=0.0),
             level=sum(series.mean for series in levels) if levels else None,
         )
-        if not reasons:
-            return verdict
-        alarm = f"{'; '.join(reasons)}."
-        besides = f" Besides: {'; '.join(verdict.symptoms)}." if verdict.symptoms else ""
-        return replace(verdict, alarm=alarm[0].upper() + alarm[1:] + besides)
 
     def _read(self, entry: Mapping[str, float]) -> None:
         measured = _by_name(entry, HELD_OUT)
@@ -211,39 +224,18 @@ class Detector:
                 f"({fall.evidence:.1f} standard errors): a reward of a frozen model does the opposite"
             )
 
-    def _symptoms(self, entry: Mapping[str, float]) -> dict[str, str]:
-        """What is no collapse by itself, by what it is seen in."""
-        found = {}
+    def _symptoms(self, entry: Mapping[str, float], now: Mapping[str, float]) -> Iterator[str]:
+        """What is no collapse by itself, but makes one likelier."""
         for name in _by_name(entry, AGREEMENT_EVIDENCE):
             if self._rewards[name].disagreement > limits.DRIFT_EVIDENCE:
-                found["agreement"] = f"within groups, the trained reward is higher where `{name}` is lower"
-        for name, level, text in (
-            ("log_prob", _log_prob(entry), "the frozen model finds the completions less probable"),
-            ("length", entry.get("completions/mean_length"), "the length drifts"),
-        ):
-            if level is not None:
-                drift = self._drifts[name]
-                drift.add(level)
-                if drift.evidence > limits.DRIFT_EVIDENCE:
-                    found[name] = f"{text} ({drift.first:.3g} at first, now {drift.mean:.3g})"
-        return found
+                yield f"within groups, the trained reward is higher where `{name}` is lower"
+        if "log_prob" in now and self._levels["log_prob"].sinks > limits.DRIFT_EVIDENCE:
+            yield f"the frozen model finds the completions less probable {self._levels['log_prob'].moved}"
 
-    def _gross_symptoms(self, entry: Mapping[str, float]) -> list[str]:
+    def _gross_symptoms(self, entry: Mapping[str, float], now: Mapping[str, float]) -> list[str]:
         """What is taken for a collapse without a held-out reward, once it lasts."""
-        values = {
-            "length": entry.get("completions/mean_length"),
-            "clipped": entry.get("completions/clipped_ratio"),
-            "repetition": entry.get("collapse/repetition"),
-            "log_prob": _log_prob(entry),
-            "kl": entry.get(KL_KEY),
-            "entropy": next((entry[key] for key in ENTROPY_KEYS if key in entry), None),
-        }
-        first, now = {}, {}
-        for name, value in values.items():
-            if value is not None:
-                self._levels[name].add(value)
-                if self._levels[name].ready:
-                    first[name], now[name] = self._levels[name].first, value
+        now = {name: value for name, value in now.items() if self._levels[name].ready}
+        first = {name: self._levels[name].first for name in now}
         change = {name: now[name] - first[name] for name in now}
         entropy_is_gone = "entropy" in now and now["entropy"] < limits.ENTROPY_RATIO * first["entropy"]
         says_one_thing = entry.get("collapse/distinct_completions", math.inf) <= limits.DISTINCT_COMPLETIONS
@@ -251,9 +243,10 @@ class Detector:
         length_ratio = now["length"] / first["length"] if first.get("length") else 1.0
         correlation = abs(entry.get("collapse/length_correlation", 0.0))
         is_length = correlation > limits.LENGTH_CORRELATION and not 0.5 < length_ratio < 2.0
-        drift = self._drifts["log_prob"]  # beyond its noise, and by enough to matter
-        drifts = drift.evidence > limits.DRIFT_EVIDENCE and drift.mean - drift.first < -self.thresholds.log_prob_drift
-        sinks = drifts or change.get("log_prob", 0.0) < -limits.LOG_PROB_FALL
+        log_prob = self._levels["log_prob"]
+        sinks = change.get("log_prob", 0.0) < -limits.LOG_PROB_FALL
+        if log_prob.sinks > limits.DRIFT_EVIDENCE:  # beyond its noise, and by enough to matter
+            sinks = sinks or log_prob.mean - log_prob.first < -self.thresholds.log_prob_drift
         shown = {
             "completions have become short": length_ratio < self.thresholds.length_ratio,
             "the reward is little but length, which has halved or doubled": is_length,
@@ -301,8 +294,3 @@ class _HeldOutReward:
 
 def _by_name(entry: Mapping[str, float], prefix: str) -> dict[str, float]:
     return {key.removeprefix(prefix): value for key, value in entry.items() if key.startswith(prefix)}
-
-
-def _log_prob(entry: Mapping[str, float]) -> float | None:
-    """Of what is written, per token, by the frozen model of a reward or else the first policy."""
-    return next((v for k, v in entry.items() if k.endswith("/log_prob_per_token")), entry.get(FIRST_LOG_PROB))
