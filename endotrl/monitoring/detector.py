@@ -27,17 +27,14 @@ REWARD_KEYS = ("reward", "objective/scores")
 ENTROPY_KEYS = ("entropy", "objective/entropy")
 KL_KEY = "kl"  # per token; the `objective/kl` of OnlineDPO is per completion
 HELD_OUT = "collapse/held_out/"
-HELD_OUT_ERROR = "collapse/held_out_error/"
 CHANGE = "collapse/change/"
-CHANGE_ERROR = "collapse/change_error/"
 AGREEMENT_EVIDENCE = "collapse/agreement_z/"
 SLOPE = "collapse/slope/"
-REWARD_CHANGE, REWARD_CHANGE_ERROR = "collapse/reward_change", "collapse/reward_change_error"
+REWARD_CHANGE = "collapse/reward_change"
 # Of the first policy's log-probability, nats per token: the mean, and its change since training began.
 FIRST_LOG_PROB = "collapse/first_log_prob"
-FIRST_LOG_PROB_CHANGE, FIRST_LOG_PROB_ERROR = "collapse/first_log_prob_change", "collapse/first_log_prob_error"
+FIRST_LOG_PROB_CHANGE = "collapse/first_log_prob_change"
 ASKED_CHANGE = "collapse/asked_change/"
-ASKED_CHANGE_ERROR = "collapse/asked_change_error/"
 
 # Pooled standard deviations from which on the trained reward is taken to push the held-out one up.
 AGREES = 2.0
@@ -154,9 +151,9 @@ class Detector:
             if reward.levels is None:
                 # Questions that are asked every few steps have seen as many by their third time.
                 reward.levels = HeldOut(limits.EARLY_WARMUP if ASKED_CHANGE + name in entry else limits.WARMUP)
-            reward.levels.add(level, entry.get(HELD_OUT_ERROR + name))
+            reward.levels.add(level, entry.get(error_key(HELD_OUT + name)))
         for name, change in _by_name(entry, ASKED_CHANGE).items():
-            self._rewards[name].asked.append((change, entry.get(ASKED_CHANGE_ERROR + name, math.inf)))
+            self._rewards[name].asked.append((change, entry.get(error_key(ASKED_CHANGE + name), math.inf)))
         for name, z in _by_name(entry, AGREEMENT_EVIDENCE).items():
             reward = self._rewards[name]
             reward.agreement, reward.agreements = reward.agreement + z, reward.agreements + 1
@@ -164,16 +161,19 @@ class Detector:
         for reward in self._rewards.values():
             reward.changes_age += 1
         for name, change in _by_name(entry, CHANGE).items():
-            self._rewards[name].changes.add(change, entry.get(CHANGE_ERROR + name))
+            self._rewards[name].changes.add(change, entry.get(error_key(CHANGE + name)))
             self._rewards[name].changes_age = 0
         for name, slope in _by_name(entry, SLOPE).items():
             reward = self._rewards[name]
             if reward.is_comparable:
                 reward.slope, reward.slopes = reward.slope + slope, reward.slopes + 1
         if REWARD_CHANGE in entry:
-            rise, rise_error = self._reward_change = entry[REWARD_CHANGE], entry.get(REWARD_CHANGE_ERROR, math.inf)
+            rise, rise_error = self._reward_change = (
+                entry[REWARD_CHANGE],
+                entry.get(error_key(REWARD_CHANGE), math.inf),
+            )
             for name, change in _by_name(entry, CHANGE).items():
-                reward, error = self._rewards[name], entry.get(CHANGE_ERROR + name, math.inf)
+                reward, error = self._rewards[name], entry.get(error_key(CHANGE + name), math.inf)
                 if reward.slopes:
                     half, evidence = HALF * reward.slope / reward.slopes, max(abs(reward.agreement_z), 1.0)
                     error = math.hypot(error, half * rise_error, half * rise / evidence)
@@ -216,7 +216,7 @@ class Detector:
         """The first policy's log-probability of what is written, next to what it was for its own answers."""
         if FIRST_LOG_PROB_CHANGE not in entry:
             return
-        self._first_log_prob.add(entry[FIRST_LOG_PROB_CHANGE], entry.get(FIRST_LOG_PROB_ERROR))
+        self._first_log_prob.add(entry[FIRST_LOG_PROB_CHANGE], entry.get(error_key(FIRST_LOG_PROB_CHANGE)))
         fall = self._first_log_prob.fell(limit, self.thresholds.first_log_prob_fall)
         if fall:
             yield (
@@ -290,6 +290,14 @@ class _HeldOutReward:
     @property
     def agreement_z(self) -> float:
         return self.agreement / math.sqrt(max(self.agreements, 1))
+
+
+def error_key(key: str) -> str:
+    """Of a number in the log, the key of its standard error."""
+    kind, slash, name = (
+        key.removesuffix("_change" if key == FIRST_LOG_PROB_CHANGE else "").partition("/")[2].partition("/")
+    )
+    return f"collapse/{kind}_error{slash}{name}"
 
 
 def _by_name(entry: Mapping[str, float], prefix: str) -> dict[str, float]:

@@ -10,9 +10,8 @@ from typing import Any, Literal
 import numpy as np
 
 from ..detector import ENTROPY_KEYS, HELD_OUT, REWARD_KEYS
-from .run_logs import Run, read_run
+from .run_logs import Run, read_run, trend
 from .symptoms import CLIPPED, ENOUGH, ZERO_STD, Finding, all_findings, progress_key
-from .trends import trend
 
 
 Status = Literal["failure", "warning", "unclear", "healthy"]

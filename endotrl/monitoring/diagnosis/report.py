@@ -20,20 +20,8 @@ if TYPE_CHECKING:
 MARKS = {"failure": "✗", "warning": "!", "note": "·"}
 STYLES = {"failure": "bold red", "warning": "bold yellow", "unclear": "bold", "healthy": "bold green", "note": "dim"}
 # Numbers that runs are compared by.
-COMPARED = (
-    *REWARD_KEYS,
-    "loss",
-    "kl",
-    *ENTROPY_KEYS,
-    "grad_norm",
-    "learning_rate",
-    "completions/mean_length",
-    CLIPPED,
-    ZERO_STD,
-    "mean_token_accuracy",
-    "eval_loss",
-    "eval_reward",
-)
+COMPARED = (*REWARD_KEYS, "loss", "kl", *ENTROPY_KEYS, "grad_norm", "learning_rate", "completions/mean_length")
+COMPARED += (CLIPPED, ZERO_STD, "mean_token_accuracy", "eval_loss", "eval_reward")
 
 
 def report_page(diagnoses: Sequence[Diagnosis]) -> str:
