@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Callbacks of a recipe, and their order."""
+"""Callbacks of a recipe."""
 
 import resource
 import sys
@@ -16,6 +16,7 @@ from ..monitoring import CollapseMonitor
 from ..reporting import heat_maps, page
 from ..rewards import EndogenousReward
 from ..rewards.scored import heat_map_row
+from ..runs.callback_order import add_in_order
 from ..runs.resumption import Interruptions
 from ..runs.wandb_run import active_run
 from ..trainers.dense_reward_trainer import DenseRewardTrainer
@@ -32,13 +33,11 @@ def add_callbacks(
 ) -> Interruptions:
     """Adds the callbacks of a recipe, with its [`make_record`], to a trainer; returns what may stop the run."""
     interruptions = Interruptions(trainer)
+    add_in_order(trainer, interruptions, Tracking(trainer, record))
+    if heat_map_steps:
+        add_in_order(trainer, HeatMaps(trainer, heat_map_steps))
     if monitor is not None:
-        monitor.attach(trainer)  # which puts it before transformers' and the trackers: they log what it adds
-    trainer.callback_handler.callbacks[:0] = [
-        interruptions,  # stops a run with NaN before anything of it is logged or saved
-        Tracking(trainer, record),
-        *([HeatMaps(trainer, heat_map_steps)] if heat_map_steps else []),
-    ]
+        monitor.attach(trainer)
     return interruptions
 
 

@@ -19,7 +19,7 @@ import yaml
 from datasets import Dataset
 from trl import ModelConfig, get_peft_config
 
-from endotrl import DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward, PPOConfig, PPOTrainer
+from endotrl import CollapseMonitor, DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward, PPOConfig, PPOTrainer
 from endotrl import launch as recipes
 from endotrl.launch import load_prompts, make_parser, make_reward_funcs
 from endotrl.launch.callbacks import HeatMaps, Tracking, add_callbacks
@@ -27,6 +27,7 @@ from endotrl.launch.cpu import choose_precision
 from endotrl.launch.pipeline import print_summary
 from endotrl.launch.ranges import CHOICES, RANGES
 from endotrl.rewards import AccuracyReward, FormatReward, LengthReward, RandomReward
+from endotrl.runs.callback_order import add_in_order
 from endotrl.sentence import SentenceRewardTrainer, SentenceRewardTrainerConfig
 
 from ..support.helpers import as_arguments
@@ -703,8 +704,9 @@ def test_order_of_callbacks():
         accelerator=None, args=SimpleNamespace(save_total_limit=None), reward_funcs=[], callback_handler=handler
     )
     interruptions = add_callbacks(trainer, {}, heat_map_steps=1)
+    add_in_order(trainer, CollapseMonitor())
     assert handler.callbacks[0] is interruptions
-    assert [type(callback) for callback in handler.callbacks[1:]] == [Tracking, HeatMaps, str]
+    assert [type(callback) for callback in handler.callbacks[1:]] == [Tracking, HeatMaps, CollapseMonitor, str]
 
 
 def test_summary(capsys):
