@@ -109,10 +109,14 @@ gpu-wheels: $(VENV)/.installed  ## Download what `make gpu` needs without a netw
 	$(BIN)/python -m pip download -qq --no-deps --only-binary=:all: --python-version $(GPU_PYTHON_VERSION) -d wheels -r wheels.txt
 	@rm wheels.txt
 
+# $(PYTHON) may be of an environment itself, whose packages one that it makes does not see: hence the path. Installed is
+# only what is missing.
 $(GPU_VENV)/.installed:
-	$(PYTHON) -m venv --system-site-packages $(GPU_VENV)
-	$(GPU_VENV)/bin/python -m pip install -qq --disable-pip-version-check \
-	    $(if $(wildcard wheels/*.whl),--no-index --no-deps wheels/*.whl,'trl>=1.15$(,)<1.17' peft rich psutil filelock)
+	$(PYTHON) -m venv --without-pip --system-site-packages $(GPU_VENV)
+	$(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), sep="\n")' \
+	    > "$$($(GPU_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/outer.pth"
+	$(PYTHON) -m pip --python $(GPU_VENV)/bin/python install -qq --disable-pip-version-check \
+	    $(if $(wildcard wheels/*.whl),--no-index --find-links wheels) 'trl>=1.15$(,)<1.17' datasets peft pillow psutil rich
 	@touch $@
 
 format: $(VENV)/.installed  ## Apply the formatter and ruff's safe fixes
