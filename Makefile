@@ -32,9 +32,9 @@ BENCH_ARGS ?=
 GPU_VENV := .venv-gpu
 GPU_ARGS ?=
 GPU_PYTHON_VERSION ?= 3.12
-# What a machine with a GPU brings itself, and what the benchmark does not need. huggingface_hub is one that transformers
-# since 5.5 and datasets both accept: transformers checks it when it is imported.
-GPU_OWN := torch|triton|nvidia-.*|transformers|tokenizers|safetensors|huggingface.hub|numpy|deepspeed|wandb|pytest.*|mypy.*|ruff|codespell|pre.commit.*|llm-.*|gguf
+# What TRL, datasets, peft and the benchmark need beyond torch and transformers, which a machine with a GPU brings itself.
+# huggingface_hub is one that transformers since 5.5 and datasets both accept.
+GPU_ADDS := accelerate|certifi|charset.normalizer|datasets|dill|idna|multiprocess|pandas|peft|pillow|psutil|pyarrow|python.dateutil|requests|rich|markdown.it.py|mdurl|pygments|six|trl|tzdata|urllib3|xxhash
 # A comma in a call of make's functions.
 , := ,
 GPU_HUB := huggingface_hub>=1.31,<2
@@ -105,7 +105,7 @@ gpu: $(GPU_VENV)/.installed  ## Exactness, speed, training steps and learning on
 	$(GPU_VENV)/bin/python -m benchmarks.gpu $(GPU_ARGS)
 
 gpu-wheels: $(VENV)/.installed  ## Download what `make gpu` needs without a network (GPU_PYTHON_VERSION=3.12) into wheels/
-	{ $(BIN)/python -m pip freeze --exclude-editable | grep -viE '^($(GPU_OWN))=='; echo '$(GPU_HUB)'; } > wheels.txt
+	{ $(BIN)/python -m pip freeze --exclude-editable | grep -iE '^($(GPU_ADDS))=='; echo '$(GPU_HUB)'; } > wheels.txt
 	$(BIN)/python -m pip download -qq --no-deps --only-binary=:all: --python-version $(GPU_PYTHON_VERSION) -d wheels -r wheels.txt
 	@rm wheels.txt
 
