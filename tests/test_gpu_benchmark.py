@@ -19,6 +19,7 @@ from benchmarks.workloads import TokenSource
 
 from .support.accelerate_server import python
 
+
 SOURCE = TokenSource(range(4096), seed=0)
 
 
