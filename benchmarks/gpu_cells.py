@@ -732,7 +732,7 @@ def main() -> None:
     run = {**describe_run("benchmarks.gpu", device, "--cpu" if args.cpu else ""), "tiny": args.cpu}
     file = args.output / "results" / "gpu.json"
     results: dict[str, Any] = {"run": run, "cells": {}, "failed": {}}
-    if file.exists() and (args.restarted or not args.fresh):
+    if file.exists():
         former = json.loads(file.read_text(encoding="utf-8"))
         changed = [k for k in run if k not in ("command", "date") and former["run"].get(k) != run[k]]
         if changed:
