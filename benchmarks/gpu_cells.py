@@ -46,7 +46,6 @@ from benchmarks.measure import (
     spread,
     synchronize,
 )
-from benchmarks.memory import be_quiet
 from benchmarks.methods import METHODS, RIVALS, FusedHead, PaddedLogits, exact_log_probs, log_probs_of
 from benchmarks.workloads import TokenSource, Workload
 from endotrl import EndogenousReward
@@ -55,6 +54,7 @@ from endotrl.demo.parts import ARITHMETIC, DIGITS, PRETRAINING
 from endotrl.frozen.loaded_model import LoadedModel
 from endotrl.rendering.images import ImageInputs
 from endotrl.rendering.renderer import Rendered
+from endotrl.reporting import quiet_libraries
 from endotrl.rewards import LengthReward, RandomReward
 from endotrl.runs.files import write_json
 from endotrl.scoring import forward_pass, kernels
@@ -724,7 +724,7 @@ def main() -> None:
     device = "cpu" if args.cpu else "cuda"
     if device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("There is no CUDA device here. `--cpu` runs everything in tiny sizes, to show that it runs.")
-    be_quiet()
+    quiet_libraries()
     gc.freeze()  # memory is given back often: to look at all objects of the libraries takes half a second each time
     # Some containers let float32 be rounded to TF32.
     torch.set_float32_matmul_precision("highest")

@@ -36,6 +36,7 @@ def test_all_parts_and_a_second_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["gpu", "--cpu", "--minutes", "60", "--output", str(tmp_path)])
+    monkeypatch.setattr(gpu_cells, "quiet_libraries", lambda: None)  # it mutes them for the rest of the process
     with pytest.raises(SystemExit, match="0"):
         gpu_cells.main()
     cells = json.loads((tmp_path / "results" / "gpu.json").read_text())["cells"]
