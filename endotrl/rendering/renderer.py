@@ -181,7 +181,7 @@ class Renderer:
         for row, (prompt, completion) in enumerate(zip(prompt_ids, completion_ids, strict=True)):
             ids = list(completion)
             self._check_unfilled(row, "response", self._placeholder_ids, [*prompt, *ids])
-            rendered.append(self._fit(row, self._finish(list(prompt), ids, list(range(len(ids))))))
+            rendered.append(self._fit(row, self._finish(list(prompt), ids)))
         return rendered
 
     def _template_for(self, completion: Completion) -> Template:
@@ -284,7 +284,7 @@ class Renderer:
         if is_turn:
             if ids is None:
                 ids = encode_answer(self._template, self.ends, read, completion, self._warn_once)
-            return self._finish(read.ids, ids, list(range(len(ids))))
+            return self._finish(read.ids, ids)
         of_trainer = self._policy_tokens is not None
         turns, positions = render_turns(self._template_for(completion), self.ends, read, completion, ids, of_trainer)
         if ids is not None and turns is not ids:
@@ -360,7 +360,8 @@ class Renderer:
         # Reasoning and tool calls are parsed out of the content, so the content is a part of the text.
         return any(all(content in text for content in contents) for text in texts)
 
-    def _finish(self, prompt_ids: list[int], ids: list[int], positions: list[int]) -> Rendered:
+    def _finish(self, prompt_ids: list[int], ids: list[int], positions: list[int] | None = None) -> Rendered:
+        positions = list(range(len(ids))) if positions is None else positions
         # A tool result ends with the token that ends turns as well, but the policy's turn comes next.
         others = set(range(len(ids))).difference(positions)
         finished = self.ends.finishes(ids[max(others, default=-1) + 1 :])

@@ -159,10 +159,8 @@ def one_minus_probability(probabilities: Tensor) -> Tensor:
 
 def as_correction(correction: Correction | CorrectionName | None, token_reward: str) -> Correction | None:
     """The correction that is meant: `"length"` is `LengthControl()`, `"clip"` is `ClipTokens()`."""
-    if correction == "length":
-        return LengthControl()
-    if correction == "clip":
-        correction = ClipTokens()
+    if correction in ("length", "clip"):
+        correction = LengthControl() if correction == "length" else ClipTokens()
     if not isinstance(correction, LengthControl | ClipTokens | InformationGain | None):
         raise ValueError(
             f'`correction` is {correction!r}, but it must be "length", "clip", a `LengthControl`, a `ClipTokens`, an '

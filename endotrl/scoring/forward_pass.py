@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import chain
 from threading import Lock, RLock
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, NamedTuple, TypeGuard, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -228,8 +228,7 @@ class NotPackable(Exception):
     """A layer's attention is of a kind that [`shared_prefix_attention`] does not compute."""
 
 
-@dataclass(frozen=True)
-class Group:
+class Group(NamedTuple):
     """Token ids of a prompt, at least one, and of its continuations, of which one may be empty."""
 
     prompt: Sequence[int]

@@ -50,30 +50,26 @@ class Lengths(NamedTuple):
 SequencesKernel = Callable[[Tensor, Tensor, Tensor, Lengths, Lengths, bool, float | None], tuple[Tensor, Tensor]]
 
 
-class VarlenPlan(NamedTuple):
-    """What attends to what in a row."""
-
-    # To itself, causally: a prompt with its only continuation, a prompt that several share, or one of these.
-    own: Lengths
-    # Positions of the continuations that share a prompt, and of their prompts; and their lengths, those of the
-    # continuations of one prompt together.
-    shared: tuple[Tensor, Tensor, Lengths, Lengths] | None
-
-    @classmethod
-    def of(cls, spans: Sequence[Span], device: torch.device) -> "VarlenPlan":
-        own: list[int] = []
-        parts: tuple[list[range], list[range]] = ([], [])
-        for start, prompt_end, continuations in spans:
-            if len(continuations) == 1:
-                own.append(continuations[0][1] - start)
-                continue
-            own += [prompt_end - start, *(end - first for first, end in continuations)]
-            if continuations and continuations[-1][1] > prompt_end:
-                parts[0].append(range(prompt_end, continuations[-1][1]))
-                parts[1].append(range(start, prompt_end))
-        positions, prompts = (torch.tensor([*chain(*ranges)], dtype=torch.long, device=device) for ranges in parts)
-        lengths, prompt_lengths = (Lengths.of([*map(len, ranges)], device) for ranges in parts)
-        return cls(Lengths.of(own, device), (positions, prompts, lengths, prompt_lengths) if parts[0] else None)
+def varlen_plan(
+    spans: Sequence[Span], device: torch.device
+) -> tuple[Lengths, tuple[Tensor, Tensor, Lengths, Lengths] | None]:
+    """
+    Lengths of what attends to itself, causally: a prompt with its only continuation, a prompt that several share, or
+    one of these; and positions of the continuations that share a prompt, and of their prompts, with their lengths.
+    """
+    own: list[int] = []
+    parts: tuple[list[range], list[range]] = ([], [])
+    for start, prompt_end, continuations in spans:
+        if len(continuations) == 1:
+            own.append(continuations[0][1] - start)
+            continue
+        own += [prompt_end - start, *(end - first for first, end in continuations)]
+        if continuations and continuations[-1][1] > prompt_end:
+            parts[0].append(range(prompt_end, continuations[-1][1]))
+            parts[1].append(range(start, prompt_end))
+    positions, prompts = (torch.tensor([*chain(*ranges)], dtype=torch.long, device=device) for ranges in parts)
+    lengths, prompt_lengths = (Lengths.of([*map(len, ranges)], device) for ranges in parts)
+    return Lengths.of(own, device), (positions, prompts, lengths, prompt_lengths) if parts[0] else None
 
 
 def flash_attention(
@@ -116,12 +112,12 @@ def varlen_attention(
     continuation. With outputs $o_1$, $o_2$ and log-sum-exps $\ell_1$, $\ell_2$ of the two parts, its output is
     $(e^{\ell_1} o_1 + e^{\ell_2} o_2) / (e^{\ell_1} + e^{\ell_2})$.
     """
-    plan = row.kept(("varlen", query.device), lambda: VarlenPlan.of(row.spans, query.device))
+    own, shared = row.kept(("varlen", query.device), lambda: varlen_plan(row.spans, query.device))
     query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))  # (T, heads, head_dim)
-    output, log_sum_exp = kernel(query, key, value, plan.own, plan.own, True, scaling)
-    if plan.shared is None:
+    output, log_sum_exp = kernel(query, key, value, own, own, True, scaling)
+    if shared is None:
         return output[None]
-    positions, prompts, lengths, prompt_lengths = plan.shared
+    positions, prompts, lengths, prompt_lengths = shared
     of_prompt, prompt_lse = kernel(
         query[positions], key[prompts], value[prompts], lengths, prompt_lengths, False, scaling
     )
@@ -204,40 +200,30 @@ REFERENCE = "blocks"
 KERNELS: dict[str, Kernel] = {REFERENCE: block_attention, "varlen": varlen_attention, "flex": flex_attention}
 
 
-class Kind(NamedTuple):
-    """Rows that are alike: tokens and sequences count by their length in bits."""
-
-    device: torch.device
-    dtype: torch.dtype
-    heads: tuple[int, int, int, int]  # numbers of queries and of keys, and their dimensions
-    token_bits: int
-    sequence_bits: int
-
-
 @dataclass
 class Choice:
-    """The kernel for rows of one kind."""
+    """The kernel for rows of one kind: device, dtype, heads, and numbers of tokens and of sequences in bits."""
 
     name: str = REFERENCE
     seconds: dict[str, float] = field(default_factory=dict)  # of each that was tried, infinity if it failed
     calls: int = 0  # how often such a row has come
 
 
-choices: dict[Kind, Choice] = {}
+choices: dict[tuple[Any, ...], Choice] = {}
 _told: set[tuple[str, torch.device]] = set()  # kernels of which was logged that they fail
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, row: PackedRow, scaling: float | None) -> Tensor:
     """
-    As [`~forward_pass.attend`]. The kernels are measured on the first row of each [`Kind`], and one whose numbers are
-    not those of [`block_attention`] is not used.
+    As [`~forward_pass.attend`]. The kernels are measured on the first row of each kind (see [`Choice`]), and one whose
+    numbers are not those of [`block_attention`] is not used.
     """
     available = {"varlen": has_flash_attention(query, value), "flex": has_flex_attention(query, value)}
     if not any(available.values()):
         return block_attention(query, key, value, row, scaling)
     sequences = sum(1 + len(continuations) for *_, continuations in row.spans)
     heads = (query.shape[1], key.shape[1], query.shape[-1], value.shape[-1])
-    kind = Kind(query.device, query.dtype, heads, query.shape[2].bit_length(), sequences.bit_length())
+    kind = (query.device, query.dtype, *heads, query.shape[2].bit_length(), sequences.bit_length())
     choice = choices.setdefault(kind, Choice())
     choice.calls += 1
     available["flex"] &= choice.calls > CALLS_BEFORE_COMPILING
