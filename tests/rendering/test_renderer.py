@@ -131,32 +131,19 @@ class TestPrompts:
 
 
 class TestCriterion:
-    def test_becomes_the_system_message(self, tokenizer):
-        (row,) = make_renderer(tokenizer).render([USER], [PARIS], criteria=["Be exact."])
-        expected = chatml([{"role": "system", "content": "Be exact."}, *USER], generation_prompt=True)
-        assert tokenizer.decode(row.prompt_ids) == expected
-        assert row.completion_ids == [*encode(tokenizer, "Paris."), EOS]
-
-    def test_joins_a_system_message_that_is_there(self, tokenizer):
-        prompt = [{"role": "system", "content": "You are a poet."}, *USER]
-        (row,) = make_renderer(tokenizer).render([prompt], [PARIS], criteria=["Be exact."])
-        system = {"role": "system", "content": "Be exact.\n\nYou are a poet."}
-        assert tokenizer.decode(row.prompt_ids) == chatml([system, *USER], generation_prompt=True)
-        assert prompt[0]["content"] == "You are a poet."  # the dataset's own message stays
-
-    def test_opens_a_plain_prompt(self, tokenizer):
-        (row,) = make_renderer(tokenizer).render(["2+2="], ["4"], criteria=["Be exact."])
-        assert tokenizer.decode(row.prompt_ids) == "Be exact.\n\n2+2="
-
-    def test_one_a_row(self, tokenizer):
-        rows = make_renderer(tokenizer).render([USER] * 3, [PARIS] * 3, criteria=["A", None, "B"])
-        texts = [tokenizer.decode(row.prompt_ids) for row in rows]
+    def test_one_per_row(self, tokenizer):
+        poet = [{"role": "system", "content": "You are a poet."}, *USER]
+        prompts, criteria = [USER, USER, poet, "2+2="], ["Be exact.", None, "Be brief.", "Be exact."]
+        rows = make_renderer(tokenizer).render(prompts, [PARIS, PARIS, PARIS, "4"], criteria=criteria)
         plain = chatml(USER, generation_prompt=True)
-        assert texts == [
-            f"<|im_start|>system\nA<|im_end|>\n{plain}",
+        assert [tokenizer.decode(row.prompt_ids) for row in rows] == [
+            f"<|im_start|>system\nBe exact.<|im_end|>\n{plain}",
             plain,
-            f"<|im_start|>system\nB<|im_end|>\n{plain}",
+            f"<|im_start|>system\nBe brief.\n\nYou are a poet.<|im_end|>\n{plain}",
+            "Be exact.\n\n2+2=",
         ]
+        assert rows[0].completion_ids == [*encode(tokenizer, "Paris."), EOS]
+        assert poet[0]["content"] == "You are a poet."  # the dataset's own message stays
 
     @pytest.mark.parametrize("system", [{}, {"content": None}, {"content": ""}], ids=["missing", "none", "empty"])
     def test_joins_an_empty_system_message(self, system):
