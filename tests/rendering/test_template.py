@@ -19,12 +19,6 @@ from endotrl.rendering.renderer import Renderer
 FOLDER = Path(trl.__file__).parent / "chat_templates"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.jinja"))
 CALL = {"type": "function", "function": {"name": "multiply", "arguments": {"a": 3, "b": 4}}}
-MISTRAL = (
-    "{{ bos_token }}{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
-    "{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}{% else %}{{ m.content + eos_token }}{% endif %}"
-    "{% endfor %}"
-)
 # Says nothing of roles that it does not know.
 SILENT = (
     "{% for m in messages %}{% if m.role in ('user', 'assistant') %}{{ m.role + ': ' + m.content + '\n' }}{% endif %}"
