@@ -16,6 +16,7 @@ from endotrl import EndogenousReward
 from endotrl.rendering.policy import PolicyTokens
 from endotrl.rendering.renderer import Renderer
 
+from ..support.helpers import SMALL
 from ..support.reference import scores_from_logits, state_logits
 from .tokenizers_of_all_kinds import byte_level
 
@@ -78,10 +79,7 @@ def model():
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=320,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
+        **SMALL,
         max_position_embeddings=4096,
         initializer_range=0.5,
         eos_token_id=0,

@@ -23,7 +23,7 @@ from trl import GRPOConfig, GRPOTrainer
 from endotrl import DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward
 from endotrl.rewards import AccuracyReward, FormatReward, InformationGain
 
-from ..support.helpers import QUIET
+from ..support.helpers import QUIET, SMALL
 
 
 CHAT = {"prompts": [[{"role": "user", "content": "a"}]], "completions": [[{"role": "assistant", "content": "b"}]]}
@@ -77,9 +77,8 @@ def test_a_folder_without_tokenizer(tiny_policy_path, tmp_path):
 
 
 def vision_language_model(folder: Path, tokenizer: str) -> LlavaForConditionalGeneration:
-    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    vision = CLIPVisionConfig(image_size=8, patch_size=4, **small)
-    config = LlavaConfig(vision_config=vision, text_config=LlamaConfig(vocab_size=19, **small), image_token_index=18)
+    vision = CLIPVisionConfig(image_size=8, patch_size=4, **SMALL)
+    config = LlavaConfig(vision_config=vision, text_config=LlamaConfig(vocab_size=19, **SMALL), image_token_index=18)
     model = LlavaForConditionalGeneration(config)
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
@@ -97,8 +96,7 @@ def test_a_model_that_reads_images(tiny_policy_path, tmp_path):
 
 
 def test_a_model_that_writes_no_text(tmp_path):
-    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    CLIPVisionConfig(image_size=8, patch_size=4, **small).save_pretrained(tmp_path)
+    CLIPVisionConfig(image_size=8, patch_size=4, **SMALL).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="type 'clip_vision_model'.*one that `AutoModelForCausalLM` loads") as caught:
         EndogenousReward(str(tmp_path))
     assert len(str(caught.value)) < 600  # transformers lists all the models that there are

@@ -31,12 +31,12 @@ from endotrl.selection.datasets import scored_rows
 from endotrl.sentence import SentenceRewardConfig, load_segmenter
 from endotrl.sentence.preferences import PairEncoder
 
-from ..support.helpers import QUIET
+from ..support.helpers import QUIET, SMALL
 
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 NAMES = sorted(path.stem for path in TEMPLATES.glob("*.jinja") if not path.stem.endswith("_training"))
-# As `test_template.py` has it: roles must alternate.
+# Roles must alternate.
 MISTRAL = (
     "{{ bos_token }}{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
@@ -84,10 +84,7 @@ def path(tiny_model_path, tmp_path_factory):
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
+        **SMALL,
         max_position_embeddings=8192,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -585,14 +582,7 @@ class TestProcessors:
 
     @pytest.fixture
     def model(self, processor):
-        config = LlamaConfig(
-            vocab_size=len(processor.tokenizer),
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-        )
-        return LlamaForCausalLM(config)
+        return LlamaForCausalLM(LlamaConfig(vocab_size=len(processor.tokenizer), **SMALL))
 
     def test_its_own_template(self, processor, model):
         parts = [{"role": "user", "content": [{"type": "text", "text": "Two plus two?"}]}]

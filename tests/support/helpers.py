@@ -12,6 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 # A trainer that says nothing, keeps nothing and needs no accelerator.
 QUIET = {"save_strategy": "no", "report_to": [], "use_cpu": True, "bf16": False, "disable_tqdm": True}
+# Sizes of a random model, as most families name them.
+SMALL = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 # A run of a recipe that says nothing and needs no accelerator.
 ON_CPU = {"report_to": "none", "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "disable_tqdm": True}
 
