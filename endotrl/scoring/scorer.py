@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PretrainedConfig, PreTrainedModel
 
+from ..bellman import check_alpha
 from ..rendering.images import ImageInputs, Placeholders
 from ..rendering.renderer import Rendered
 from .batching import pad_ids, plan_batches
@@ -120,9 +121,10 @@ class FrozenScorer:
         progress: bool = False,
     ) -> list[TokenStats]:
         """
-        [`TokenStats`] of completions, on the CPU, in the order of `rows`. Raises `ValueError` if a token id is not in
-        the frozen model's vocabulary, or if the model's logits are NaN or infinite; the rows are named.
+        [`TokenStats`] of completions, on the CPU, in the order of `rows`. Raises `ValueError` if `alpha` is not above
+        0, a token id is not in the frozen model's vocabulary, or logits are NaN or infinite, and names the rows.
         """
+        check_alpha(alpha)
         check_ids(rows, self.placement.config.get_text_config().vocab_size)
         scored = score_once(rows, lambda unique: self._score(unique, alpha, entropy, mean_logits, progress))
         finite = [bool(torch.cat([row.chosen_logits, row.soft_values]).isfinite().all()) for row in scored]

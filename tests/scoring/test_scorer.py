@@ -314,6 +314,10 @@ class TestBadInput:
         with pytest.raises(ValueError, match="`max_tokens_per_batch` is 0"):
             FrozenScorer(LoadedModel(model), max_tokens_per_batch=0)
 
+    def test_alpha(self, model):
+        with pytest.raises(ValueError, match="`alpha` is -1.0, but the temperature"):
+            FrozenScorer(LoadedModel(model))([Rendered([3], [5], [0], True)], alpha=-1.0)
+
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     def test_damaged_weights_of_some_words(self, value):
         model = make_model(LlamaConfig(**SIZES, tie_word_embeddings=False))
