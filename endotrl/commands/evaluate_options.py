@@ -164,7 +164,7 @@ def _add_benchmark(kinds: Any, name: str) -> None:
         "--scorers",
         metavar="NAME",
         nargs="+",
-        help="what to compare, to the first one named: forms TOKEN.AGGREGATE such as bellman.sum, "
+        help="what to compare; differences are to the first: forms TOKEN.AGGREGATE such as bellman.sum, "
         "log_prob.discounted=0.95, centered.mean; residual:FORM, style_residual:FORM; self_certainty, "
         "negative_entropy, mean_log_prob, relative_perplexity; judge_pairwise, judge_pointwise, judge_verifier; "
         "reward_model:PATH; length, random; or sets: single-pass, two-pass, judges, controls (default: single-pass "
