@@ -49,6 +49,9 @@ DIGITS = 2
 PRETRAINING: dict[str, Any] = {"steps": 1000, "batch_size": 256, "noise": 0.55}
 # Addition is learned in a third of the samples where none is wrong, and a zero first is found out at once.
 QUICK_PRETRAINING: dict[str, Any] = {**PRETRAINING, "steps": 420, "clean_steps": 280}
+# How demonstrations begin that derail, in words and made.
+ONE_TOO_HIGH = "a first digit one too high", arithmetic.derailed_answer
+A_ZERO = "a zero first", arithmetic.zero_answer
 HELD_OUT = 500  # questions of arithmetic
 FORECAST = 200  # of them, with 16 samples each
 # As many questions and updates as the arithmetic has in three minutes: answers to pictures take longer.
@@ -95,7 +98,7 @@ class Size:
     facts_controls: tuple[str, ...] = ()
     num_facts: int = 60  # held-out ones
     pretraining: dict[str, Any] = field(default_factory=lambda: PRETRAINING)
-    wrong: tuple[str, Callable[..., str]] = "a first digit one too high", arithmetic.derailed_answer
+    wrong: tuple[str, Callable[..., str]] = ONE_TOO_HIGH
 
 
 SIZES = {
@@ -104,7 +107,7 @@ SIZES = {
         (),
         None,
         pretraining=QUICK_PRETRAINING,
-        wrong=("a zero first", arithmetic.zero_answer),
+        wrong=A_ZERO,
     ),
     "default": Size(ARITHMETIC, ("random", "length"), {**FACTS, "max_steps": 8, "gradient_accumulation_steps": 2}),
     "full": Size({**ARITHMETIC, "max_steps": 100}, ("random", "length"), FACTS, ("random",), num_facts=154),
@@ -199,8 +202,11 @@ def run(task: Task, output: Path, seed: int, progress: Progress, kept: Kept, say
         ends = f"trained to the end at beta {task.settings['beta']:g}, it will answer {predicted:.0%} right"
         say(f"Forecast, from samples of it alone: {ends}.")
     # Under an adapter the trainer has the frozen weights: the reward is attached, and needs no second model.
-    own = partial(EndogenousReward, None if task.peft_config else task.frozen)
-    for name, make_reward in {"endogenous": own, **task.controls}.items():
+    rewards: dict[str, Callable[[], Any]] = {
+        "endogenous": partial(EndogenousReward, None if task.peft_config else task.frozen),
+        **task.controls,
+    }
+    for name, make_reward in rewards.items():
         progress.stage(task.training(name))
         policies[name] = Policy(**kept(f"{task.name}-{name}", progress, partial(train, name, make_reward)))
     return Part(
@@ -284,7 +290,7 @@ def images_task(size: Size, output: Path, seed: int) -> Task:
         processor,
         partial(pictures.pretrain, model, processor, seed=seed, held_out=held_out),
         IMAGES_PRETRAINING,
-        "a first digit one too high",
+        ONE_TOO_HIGH[0],
         held_out,
         controls if size.controls else {},
         title="Pictures: a small vision-language model trained from nothing",
