@@ -46,7 +46,7 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=15
 help:  ## Show this list
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /: /' | awk -F': ' '{ printf "  make %-19s %s\n", $$1, $$2 }'
 
-demo: $(VENV)/.demo  ## Improve two language models by their own reward, write a report (DEMO_ARGS=--quick: the short one)
+demo: $(VENV)/.demo  ## Improve two language models by their own reward, write a report (DEMO_ARGS=--quick for the short one)
 	@$(BIN)/endotrl demo $(DEMO_ARGS)
 
 vlm-demo: $(VENV)/.demo  ## Improve a small vision-language model, trained here from nothing, by its own reward

@@ -13,10 +13,10 @@ ROOT = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[1]
 
 
 def recipes() -> dict[str, str]:
-    """Every recipe, as `smollm2-135m/grpo.yaml`, and the first line of its file, which says what it is."""
+    """Every recipe, as `smollm2-135m/grpo.yaml`, and the first sentence of its file, which says what it is."""
     folder = ROOT / "recipes"
     return {
-        path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+        path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8").partition(". ")[0].lstrip("# ")
         for path in sorted(folder.glob("*/*.yaml"))
     }
 

@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[1]
 
 def test_every_file_is_listed_with_what_it_is() -> None:
     assert set(recipes()) == {str(path.relative_to(ROOT / "recipes")) for path in ROOT.glob("recipes/*/*.yaml")}
-    assert all(about[0].isupper() for about in recipes().values())
+    assert all(about[0].isupper() and not about.endswith(".") and "#" not in about for about in recipes().values())
+    assert recipes()["qwen2.5-math-7b/ppo.yaml"] == "PPO in EndoRM's setting"
     assert "zero3.yaml" in accelerate_configs()
 
 
@@ -50,6 +51,7 @@ def test_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     listed = capsys.readouterr().out
     assert "smollm2-135m/grpo.yaml" in listed
     assert max(len(line) for line in listed.splitlines()) <= 80
+    assert "..." not in listed and all(about in " ".join(listed.split()) for about in recipes().values())
     assert main(["recipes", "zero3.yaml"]) == 0
     assert Path(capsys.readouterr().out.strip()).is_file()
     assert main(["recipes", "smollm2-135m", "--copy", str(tmp_path)]) == 0

@@ -32,10 +32,14 @@ MODEL_HELP = 'path, hub id, "quickstart" for the model of the demo, or http://ho
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows defaults, but only those that say something."""
+    """Shows defaults, but only those that say something, and lists as they are typed."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+        if action.nargs == 0 or action.default in (None, "", []):
+            return action.help
+        if isinstance(action.default, list):
+            return f"{action.help} (default: {' '.join(map(str, action.default))})"
+        return super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
@@ -170,6 +174,8 @@ def add_reward_settings(parser: Any, *names: str) -> None:
             words["action"] = "store_true"
         elif setting.choices:
             words |= {"default": setting.default, "choices": setting.choices}
+            if len(",".join(setting.choices)) > 40:  # argparse does not wrap them
+                words["metavar"] = "NAME"
         else:
             metavar = {int: "N", JSON: "JSON", INIT_KWARGS: "JSON", CRITERION: "TEXT"}.get(setting.type)
             words |= {"default": setting.default, "type": option_type(setting.type), "metavar": metavar}

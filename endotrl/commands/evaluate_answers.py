@@ -54,6 +54,8 @@ class AnswerRun:
         check_wandb(args.wandb)
         require_math_verify()
         self.args, self.seeds = args, [str(seed) for seed in args.seeds]
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"--seeds {' '.join(self.seeds)} has a seed twice, whose answers are the same ones.")
         self.questions = read_questions(args.data, args.question, args.answer, args.limit, labelled=True)
         self.engine, settings = open_answering_model(args)
         self.settings = {**settings, "grader": VERSION, **{name: getattr(args, name) for name in SAMPLING}}

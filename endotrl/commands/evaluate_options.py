@@ -92,7 +92,7 @@ def add_forecast(commands: Any) -> None:
         commands,
         "forecast",
         "forecast:run",
-        help="say what RL on the endogenous reward will do to a model, before it is run",
+        help="forecast what RL on the endogenous reward will do to a model",
         description="Estimates, from samples of the frozen model, what RL on its endogenous reward ends with at each "
         "KL penalty beta: accuracy, length, agreement, KL; next to what costs no training. Without answers in the "
         "data, all but accuracy. The same command goes on where an earlier run was cut off; other betas or another "
@@ -103,7 +103,7 @@ def add_forecast(commands: Any) -> None:
     _add_questions(parser, f"questions, with or without answers: {DATA_HELP}")
     _add_generation(parser, 256, "")
     numbers: dict[str, Any] = {"type": positive_number, "nargs": "+"}
-    add("--samples", **COUNT, default=16, help="samples of each question")
+    add("--samples", **COUNT, default=16, help="samples per question")
     add(
         "--temperatures",
         metavar="T",
@@ -116,24 +116,24 @@ def add_forecast(commands: Any) -> None:
         "--grader",
         metavar="NAME",
         default="math",
-        help="what says whether an answer is right: math, text (without math-verify), exact (the completion is the "
+        help="how answers are graded: math, text (without math-verify), exact (the completion is the "
         "answer), or FILE.py:FUNCTION of a completion and an answer",
     )
     add("--betas", metavar="BETA", **numbers, default=[2.0, 1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01], help="KL penalties")
-    add("--trainer", choices=("rloo", "grpo", "dense_grpo", "ppo"), default="grpo", help="what would train")
-    add("--num-generations", **COUNT | {"metavar": "G"}, default=8, help="completions of a group in training")
+    add("--trainer", choices=("rloo", "grpo", "dense_grpo", "ppo"), default="grpo", help="trainer to forecast")
+    add("--num-generations", **COUNT | {"metavar": "G"}, default=8, help="completions per group in training")
     add(
         "--scale-rewards",
         choices=("group", "batch", "none"),
         default="none",
-        help="as in TRL's GRPOConfig, whose default is group: rewards are divided by their spread, and beta means "
-        "another thing",
+        help="as in TRL's GRPOConfig, whose default is group: rewards are divided by their spread, which "
+        "changes what beta means",
     )
     add("--suggest-beta", action="store_true", help="write only the beta to use to standard output")
     add(
         "--power-sampling",
         **COUNT | {"metavar": "STEPS"},
-        help="also sample from the power distribution of the smallest beta without training, by so many "
+        help="also sample from the power distribution of the smallest beta without training, by this many "
         "Metropolis-Hastings steps",
     )
     _add_output(parser, "forecast", "forecast.json and report.html")
@@ -164,7 +164,7 @@ def _add_benchmark(kinds: Any, name: str) -> None:
         "--scorers",
         metavar="NAME",
         nargs="+",
-        help="what to compare, the first is what others are compared with: forms TOKEN.AGGREGATE such as bellman.sum, "
+        help="what to compare; differences are to the first: forms TOKEN.AGGREGATE such as bellman.sum, "
         "log_prob.discounted=0.95, centered.mean; residual:FORM, style_residual:FORM; self_certainty, "
         "negative_entropy, mean_log_prob, relative_perplexity; judge_pairwise, judge_pointwise, judge_verifier; "
         "reward_model:PATH; length, random; or sets: single-pass, two-pass, judges, controls (default: single-pass "
@@ -185,10 +185,10 @@ def _add_answers(parser: Parser, output: str) -> None:
     add = parser.add_argument
     _add_model(parser)
     _add_questions(parser, f"questions and answers: {DATA_HELP}")
-    add("--samples", **COUNT, default=4, help="sampled answers to each question and seed")
+    add("--samples", **COUNT, default=4, help="sampled answers per question and seed")
     add("--seeds", metavar="SEED", type=int, nargs="+", default=[0], help="seeds of the sampling")
-    add("--temperature", type=float, default=1.0, help="temperature of the sampling")
-    add("--top-p", type=float, default=1.0, help="nucleus of the sampling")
+    add("--temperature", type=positive_number, default=1.0, help="temperature of the sampling")
+    add("--top-p", type=float, default=1.0, help="nucleus sampling: probability mass that is kept")
     _add_generation(parser, 512, "Please reason step by step, and put your final answer within \\boxed{}.")
     _add_output(parser, output)
     _add_wandb(parser)
@@ -223,7 +223,7 @@ def _add_generation(parser: Parser, max_new_tokens: int, instruction: str) -> No
     add("--max-new-tokens", **COUNT, default=max_new_tokens, help="longest answer, in tokens")
     add("--instruction", metavar="TEXT", default=instruction, help="what is added to each question; empty for nothing")
     _add_chat(parser, "whether to ask in the chat template (default: yes, if the model has one)")
-    add("--backend", choices=("transformers", "vllm"), default="transformers", help="what generates")
+    add("--backend", choices=("transformers", "vllm"), default="transformers", help="engine that generates")
     add(
         "--vllm-kwargs",
         metavar="JSON",
@@ -238,6 +238,4 @@ def _add_chat(parser: Parser, text: str) -> None:
 
 
 def _add_wandb(parser: Parser) -> None:
-    parser.add_argument(
-        "--wandb", metavar="PROJECT", help="W&B project to which figures, table and pages go as a run, too"
-    )
+    parser.add_argument("--wandb", metavar="PROJECT", help="W&B project to log figures, table and pages to, as a run")

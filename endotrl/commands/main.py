@@ -46,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     except (ValueError, OSError, ImportError) as error:
-        say(f"endotrl {args.command}: error: {error}")
+        told = f"{error.filename} is a file, and no folder." if isinstance(error, FileExistsError) else error
+        say(f"endotrl {args.command}: error: {told}")
         return EXIT_FAILED
     finally:
         leave()
@@ -74,7 +75,7 @@ def _add_demo(commands: Any) -> None:
         commands,
         "demo",
         "main:run_demo",
-        help="train on the endogenous reward, from nothing to a report, in minutes on a CPU",
+        help="improve two small models by their own reward, with a report, in minutes on a CPU",
         description="Runs GRPO on the endogenous reward, without labels, and writes a report. Two tasks: a small "
         "transformer that learns addition from faulty demonstrations, and a pretrained model that answers factual "
         "questions. A third, --task images, is run by itself: a small vision-language model that reads numbers in "
@@ -103,7 +104,7 @@ def _add_diagnose(commands: Any) -> None:
         commands,
         "diagnose",
         "main:run_diagnose",
-        help="say what is wrong with a finished or running training run",
+        help="find out what is wrong with a finished or running training run",
         description="Reads what a trainer of TRL logged, and says whether the run learns, whether it collapses, and "
         "which of the usual faults it has, each with its evidence and what to change. A run is a "
         "`trainer_state.json`, an output folder or checkpoint, an offline W&B run, TensorBoard events, "
@@ -148,7 +149,7 @@ def _add_plan(commands: Any) -> None:
         commands,
         "plan",
         "plan:run",
-        help="say whether a recipe fits on given GPUs, and how long it takes",
+        help="check whether a recipe fits on given GPUs, and how long it takes",
         description="Memory of each GPU under each way to split a recipe over GPUs, what to change if it does not "
         "fit, and a rough time. From configs alone: no weights are loaded, and no GPU is needed.",
     )
@@ -193,13 +194,12 @@ def run_recipes(args: argparse.Namespace) -> None:
     if args.name is None:
         if args.copy is not None:
             raise ValueError("--copy needs the name of what to copy: `endotrl recipes smollm2-135m --copy .`")
-        width = max(map(len, recipes()))
-        lines = [f"{name:{width}}  {about}" for name, about in recipes().items()]
-        lines = [line if len(line) <= 80 else f"{line[:77]}..." for line in lines]
-        configs = ", ".join(accelerate_configs())
+        lines = []
+        for name, about in recipes().items():
+            lines += [name, *textwrap.wrap(about, 80, initial_indent="    ", subsequent_indent="    ")]
         lines += [
             "",
-            *textwrap.wrap(f"accelerate configs: {configs}", 80),
+            *textwrap.wrap(f"accelerate configs: {', '.join(accelerate_configs())}", 80),
             "",
             "Launch one:  accelerate launch --config_file $(endotrl recipes cpu.yaml) \\",
             f"    -m endotrl.launch.grpo --config {SCHEME}smollm2-135m/grpo.yaml",

@@ -29,7 +29,7 @@ from ..planning.memory import (
 from ..planning.sizes import ModelSize, model_size
 from ..reporting import say, terminal_table, working
 from ..sentence import SentenceRewardTrainerConfig
-from ..shipped import local_path
+from ..shipped import SCHEME, local_path
 from ..trainers.dense_grpo_config import DenseGRPOConfig
 from ..trainers.ppo_config import PPOConfig
 
@@ -58,10 +58,13 @@ def run(args: argparse.Namespace) -> None:
     bad = [setting for setting in args.set if "=" not in setting]
     if bad:
         raise ValueError(f"--set takes settings as KEY=VALUE, such as use_peft=true, and not {bad[0]!r}.")
+    path = local_path(args.recipe)
+    if not Path(path).is_file():
+        raise ValueError(f"There is no file {path}. `endotrl recipes` lists what {SCHEME}NAME can be.")
     overrides = [word for setting in args.set for word in f"--{setting}".split("=", 1)]
     rows = args.rows
     with working("Reading the recipe, its model's config and its number of rows"):
-        recipe = read_recipe(local_path(args.recipe), args.kind, overrides, args.model, args.prompt_tokens)
+        recipe = read_recipe(path, args.kind, overrides, args.model, args.prompt_tokens)
         if rows is None and recipe.max_steps <= 0:
             try:
                 rows = count_rows(*recipe.data)

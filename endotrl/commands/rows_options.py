@@ -13,12 +13,13 @@ def add_score(commands: Any) -> None:
         commands,
         "score",
         "rows:run_score",
-        help="reward every row of a file of prompts and completions",
+        help="score every row of a file of prompts and completions",
         description="Rewards every row with the endogenous reward of a language model, or with a sentence reward "
         'model. A row is {"prompt": ..., "completion": ...}, text or lists of messages, and optionally '
         '"completion_ids", the tokens as they were generated; or of another format of TRL: "chosen" and "rejected", '
-        '"messages", or "completions", a list. Other keys are carried over. Endogenous rewards are in nats. The same '
-        "command goes on where an earlier run was cut off; `accelerate launch -m endotrl score` uses several devices.",
+        '"messages", or "completions", a list. Other keys are copied to the output. Endogenous rewards are in nats. '
+        "The same command goes on where an earlier run was cut off; `accelerate launch -m endotrl score` uses several "
+        "devices.",
         epilog="Exit codes: 0 all rows are scored; 1 some rows could not be, and are named; 2 the command could not "
         "run or not go on; 130 interrupted, with what was scored saved.",
     )
@@ -27,12 +28,12 @@ def add_score(commands: Any) -> None:
     add(
         "--output",
         metavar="F",
-        help="JSON Lines file to write, one line a row in the same order, with F.meta.json (settings, versions, "
+        help="JSON Lines file to write, one line per row in the same order, with F.meta.json (settings, versions, "
         "speed) and, if rows are bad, F.errors.jsonl; - for standard output (default: the name of FILE with the "
         "ending .scores.jsonl, in the current folder)",
     )
     add("--html", metavar="F", help="page of token (or sentence) rewards as heat maps to write")
-    add("--html-rows", **COUNT, default=50, help="number of first rows on that page")
+    add("--html-rows", **COUNT, default=50, help="rows on that page, from the first")
     add("--no-tokens", action="store_true", help="leave tokens (or sentences) and their rewards out of the output")
     _add_resuming(add, "rows")
     add("--quiet", action="store_true", help="show neither progress nor table; errors only")
@@ -45,7 +46,7 @@ def add_pairs(commands: Any) -> None:
         commands,
         "pairs",
         "rows:run_pairs",
-        help="make preference pairs, or an SFT dataset, of candidate responses",
+        help="turn candidate responses into preference pairs or an SFT dataset",
         description="Scores the candidate responses to each prompt and writes a dataset of TRL: preference pairs for "
         "DPO, the best of n, or the best fraction for SFT. Rows of the input have a prompt and a list of completions, "
         "or one completion each, those of a prompt next to each other; or they are preferences, which are labelled "
@@ -62,9 +63,9 @@ def add_pairs(commands: Any) -> None:
         "and completion, the best response to each prompt, or the best --fraction; ranked: all, the best first",
     )
     add("--margin", metavar="X", type=float, default=0.0, help="the rewards of a pair differ by more than X")
-    add("--per-prompt", **COUNT, default=1, help="most pairs of a prompt")
-    add("--fraction", metavar="X", type=float, default=0.25, help="share of the responses that --write top keeps")
-    add("--unfinished", action="store_true", help="use responses that were cut off (completion_ids tell), too")
+    add("--per-prompt", **COUNT, default=1, help="maximum number of pairs per prompt")
+    add("--fraction", metavar="X", type=float, default=0.25, help="fraction of the responses that --write top keeps")
+    add("--unfinished", action="store_true", help="also use responses that were cut off, as completion_ids show")
     add = parser.add_argument_group("files").add_argument
     add(
         "--output",

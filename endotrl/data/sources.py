@@ -213,6 +213,11 @@ def _parts(data: str | Path | HubDataset, split: str) -> list[Path | HubDataset]
     if isinstance(data, HubDataset):
         return [replace(data, splits=(split,)) for split in data.splits]
     data, path = str(data), Path(data)
+    if path.is_file() and path.suffix in (".csv", ".tsv", ".xlsx"):
+        raise ValueError(
+            f"{data}: {path.suffix} files are not read, but {', '.join(SUFFIXES)} are. To convert it, for example: "
+            '`pandas.read_csv(FILE).to_json("rows.jsonl", orient="records", lines=True)`.'
+        )
     if data == STREAM or path.is_file():
         return [path]
     if path.is_dir():

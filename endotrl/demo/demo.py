@@ -17,9 +17,8 @@ from tqdm import tqdm
 from ..frozen.quickstart_model import quickstart_model_path
 from ..reporting import quiet_libraries, terminal_table
 from ..runs.record import machine, versions
-from .demo_page import write_report
-from .findings import accuracy_table, summary
-from .parts import LOOK, LOOK_SECONDS, SIZES, TASKS, Session, look, run
+from .findings import accuracy_table, summary, write_report
+from .parts import LOOK, SIZES, TASKS, look, run
 from .progress import Kept, Progress
 
 
@@ -27,8 +26,7 @@ def run_demo(
     task: str = "all", output_dir: str | os.PathLike[str] = "demo-output", seed: int = 0, size: str = "default"
 ) -> dict[str, Any]:
     """
-    Runs the demo and writes its folder: `metrics.json`, `report.html`, plots as PNG, the trained models, and offline
-    W&B runs if wandb is installed.
+    Runs the demo and writes its folder: `metrics.json`, `report.html`, plots as PNG, and the trained models.
     `task` is `"arithmetic"`, `"facts"`, `"images"`, or `"all"` for the first two; `size` is `"quick"` (the arithmetic
     without controls), `"default"`, or `"full"` (more steps, all questions, and controls of both models). Files of a
     finished demo in `output_dir` are replaced; after an interruption, the same call goes on with the first training
@@ -58,20 +56,21 @@ def run_demo(
     names = [task] if task != "all" else ["arithmetic", *(["facts"] if SIZES[size].facts else [])]
     tasks = [TASKS[name](SIZES[size], output, seed) for name in names]
     looks = task in ("all", "facts")
-    stages = {LOOK: LOOK_SECONDS} if looks else {}
-    progress = Progress(stages | {title: seconds for one in tasks for title, seconds in one.stages.items()})
+    stages = {LOOK: 10.0} if looks else {}
+    for one in tasks:
+        stages |= one.stages
+    progress = Progress(stages)
     partial = output / "partial"
     software = versions("torch", "transformers", "trl")
-    environment = {"machine": f"{machine()}, {torch.get_num_threads()} threads", **software}
+    environment = {"machine": f"{machine()}, torch threads: {torch.get_num_threads()}", **software}
     kept = Kept(partial, {"size": size, "seed": seed, **software})
-    session = Session(output, seed, SIZES[size], progress, kept, say)
     metrics: dict[str, Any] = {}
     parts = []
     try:
         if looks:
-            look(session)
+            look(progress, say)
         for one in tasks:
-            part = run(one, session)
+            part = run(one, output, seed, progress, kept, say)
             parts.append(part)
             metrics[part.name] = part.metrics
             metrics["seconds"] = round(time.perf_counter() - started, 1)

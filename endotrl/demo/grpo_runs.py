@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the parts of the demo share: a GRPO run on any reward, and answers before and after."""
 
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -51,62 +48,41 @@ def train_with_grpo(
     """
     Trains a policy with TRL's `GRPOTrainer`, or one of its kind. The only rewards are `reward` (weight 1; an
     [`EndogenousReward`] made with `model=None` is attached) and, to be looked at, `accuracy` (weight 0). `name` is
-    that of the folder, in W&B, and on the progress line, unless it is that of a longer run (`progress`). `grpo` are
+    that of the folder, and on the progress line, unless it is that of a longer run (`progress`). `grpo` are
     further arguments of the configuration.
     """
     args = config_class(
         output_dir=str(output_dir / name),
-        run_name=f"endotrl-demo-{name}",
         reward_weights=[1.0, 0.0],
         temperature=1.0,
         logging_steps=1,
         save_strategy="no",
-        report_to=["wandb"] if find_spec("wandb") else [],
+        report_to=[],
         disable_tqdm=True,
         use_cpu=True,
         gradient_checkpointing=False,
         **grpo,
     )
-    with _offline_wandb(output_dir):
-        trainer = trainer_class(
-            model=model,
-            reward_funcs=[reward, accuracy],
-            args=args,
-            train_dataset=dataset,
-            processing_class=processing_class,
-            peft_config=peft_config,
-        )
-        if isinstance(reward, EndogenousReward) and reward.is_shared:
-            reward.attach(trainer)
-        trainer.remove_callback(PrinterCallback)
-        line = progress or Progress({name: 1.0})
-        trainer.add_callback(line)
-        started = time.perf_counter()
-        trainer.train()
-        seconds = time.perf_counter() - started
-        if progress is None:
-            line.close()
+    trainer = trainer_class(
+        model=model,
+        reward_funcs=[reward, accuracy],
+        args=args,
+        train_dataset=dataset,
+        processing_class=processing_class,
+        peft_config=peft_config,
+    )
+    if isinstance(reward, EndogenousReward) and reward.is_shared:
+        reward.attach(trainer)
+    trainer.remove_callback(PrinterCallback)
+    line = progress or Progress({name: 1.0})
+    trainer.add_callback(line)
+    started = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - started
+    if progress is None:
+        line.close()
     history = [entry for entry in trainer.state.log_history if "reward" in entry]
     return Run(history, seconds, trainer.accelerator.unwrap_model(trainer.model).eval())
-
-
-@contextmanager
-def _offline_wandb(output_dir: Path) -> Iterator[None]:
-    """Inside, W&B writes an offline run into the demo's folder, unless the user has decided otherwise."""
-    settings = {"WANDB_MODE": "offline", "WANDB_DIR": str(output_dir), "WANDB_PROJECT": "endotrl-demo"}
-    settings["WANDB_SILENT"] = "true"
-    ours = {key: value for key, value in settings.items() if key not in os.environ}
-    os.environ.update(ours)
-    try:
-        yield
-    finally:
-        if find_spec("wandb"):
-            import wandb
-
-            wandb.finish()
-            wandb.teardown()  # forgets the folder
-        for key in ours:
-            del os.environ[key]
 
 
 @torch.no_grad()

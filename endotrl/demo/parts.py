@@ -5,7 +5,7 @@ import gc
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from ..reporting import HeatMapRow, terminal_heat_map
 from ..rewards import EndogenousReward, LengthReward, RandomReward
 from ..rewards.scored import heat_map_row
 from ..tasks import arithmetic, facts, pictures
-from .findings import COOL, GREEDY, MAJORITY, SAMPLED, Part, Policy
+from .findings import COOL, GREEDY, MAJORITY, SAMPLED, TITLES, Part, Policy
 from .grpo_runs import Run, generate_answers, load_model, train_with_grpo
 from .progress import Kept, Progress
 
@@ -47,6 +47,11 @@ ARITHMETIC: dict[str, Any] = {
 }
 DIGITS = 2
 PRETRAINING: dict[str, Any] = {"steps": 1000, "batch_size": 256, "noise": 0.55}
+# Addition is learned in a third of the samples where none is wrong, and a zero first is found out at once.
+QUICK_PRETRAINING: dict[str, Any] = {**PRETRAINING, "steps": 420, "clean_steps": 280}
+# How demonstrations begin that derail, in words and made.
+ONE_TOO_HIGH = "a first digit one too high", arithmetic.derailed_answer
+A_ZERO = "a zero first", arithmetic.zero_answer
 HELD_OUT = 500  # questions of arithmetic
 FORECAST = 200  # of them, with 16 samples each
 # As many questions and updates as the arithmetic has in three minutes: answers to pictures take longer.
@@ -92,27 +97,22 @@ class Size:
     facts: dict[str, Any] | None  # settings; `None` for no facts
     facts_controls: tuple[str, ...] = ()
     num_facts: int = 60  # held-out ones
+    pretraining: dict[str, Any] = field(default_factory=lambda: PRETRAINING)
+    wrong: tuple[str, Callable[..., str]] = ONE_TOO_HIGH
 
 
 SIZES = {
-    "quick": Size({**ARITHMETIC, "max_steps": 40, "warmup_steps": 3}, (), None),
+    "quick": Size(
+        {**ARITHMETIC, "max_steps": 40, "warmup_steps": 3},
+        (),
+        None,
+        pretraining=QUICK_PRETRAINING,
+        wrong=A_ZERO,
+    ),
     "default": Size(ARITHMETIC, ("random", "length"), {**FACTS, "max_steps": 8, "gradient_accumulation_steps": 2}),
     "full": Size({**ARITHMETIC, "max_steps": 100}, ("random", "length"), FACTS, ("random",), num_facts=154),
 }
-LOOK, LOOK_SECONDS = "two answers, token by token", 10.0
-OWN = "it trains on its own reward"
-
-
-@dataclass(frozen=True)
-class Session:
-    """What the parts of one run of the demo share; `say` prints above the progress line."""
-
-    output: Path
-    seed: int
-    size: Size
-    progress: Progress
-    kept: Kept
-    say: Callable[[Any], None]
+LOOK = "two answers, token by token"
 
 
 @dataclass(frozen=True)
@@ -121,16 +121,15 @@ class Task:
 
     name: str
     title: str  # heading in the report
-    # Titles and seconds on two cores of: making and asking the base model, its own reward, and the controls, if any.
-    stages: dict[str, float]
+    making: str  # title of the stage in which the base model is made, and asked
+    seconds: tuple[float, float]  # on two cores, of making it, and of a training
     prompts: list[Any]  # held-out questions
     is_right: Callable[[int, str], bool]  # whether a text answers question i
-    groups: list[str]  # kind of each question
     processing_class: ProcessingClass
     frozen: str  # folder of the base model
     make_base: Callable[[Progress], PreTrainedModel]
     load: Callable[[], PreTrainedModel]  # the base model, to be trained
-    rewards: dict[str, Callable[[], Any]]  # "endogenous" first, and then the controls
+    controls: dict[str, Callable[[], Any]]  # rewards by name, to compare the model's own with
     accuracy: Callable[..., list[float]]
     dataset: Callable[[], Dataset]
     settings: dict[str, Any]  # of GRPO
@@ -144,65 +143,77 @@ class Task:
     # Accuracy that training on its own reward is forecast to end with, from samples of the base model.
     forecast: Callable[[], float] | None = None
 
+    @property
+    def stages(self) -> dict[str, float]:
+        """Titles, and seconds that each takes on two cores."""
+        making, training = self.seconds
+        return {self.making: making, **{self.training(name): training for name in ("endogenous", *self.controls)}}
 
-def look(session: Session) -> None:
+    def training(self, name: str) -> str:
+        """Title of a training on a reward."""
+        return f"{self.name}: trains on {'its' if name == 'endogenous' else 'a'} {TITLES[name]}"
+
+
+def look(progress: Progress, say: Callable[[Any], None]) -> None:
     """Scores two answers of SmolLM2 and shows them in the colours of their tokens."""
-    session.progress.stage(LOOK)
+    progress.stage(LOOK)
     reward = EndogenousReward(quickstart_model_path())
     question = "What is the capital of France?"
     answers = ["The capital of France is Paris.", "The capital of France is Lyon."]
     asked = [[{"role": "user", "content": question}]] * len(answers)
     scored = reward.score(asked, [[{"role": "assistant", "content": answer}] for answer in answers])
-    session.say(f"SmolLM2 (135M, frozen) scores two answers to “{question}” (blue: high, orange: low)")
-    session.say(terminal_heat_map([heat_map_row(reward, stats) for stats in scored]))
+    say(f"SmolLM2 (135M, frozen) scores two answers to “{question}” (blue: high, orange: low)")
+    say(terminal_heat_map([heat_map_row(reward, stats) for stats in scored]))
 
 
-def run(task: Task, session: Session) -> Part:
-    """Asks the base model, trains it by GRPO on its own endogenous reward and on the controls, and asks each again."""
-    progress, kept = session.progress, session.kept
+def run(task: Task, output: Path, seed: int, progress: Progress, kept: Kept, say: Callable[[Any], None]) -> Part:
+    """
+    Asks the base model, trains it by GRPO on its own endogenous reward and on the controls, and asks each again. `say`
+    prints above the progress line.
+    """
 
-    def train(name: str) -> dict[str, Any]:
+    def train(name: str, make_reward: Callable[[], Any]) -> dict[str, Any]:
         run = train_with_grpo(
             f"{task.name}-{name}",
             task.load(),
             task.processing_class,
-            task.rewards[name](),
+            make_reward(),
             task.accuracy,
             task.dataset(),
-            session.output,
+            output,
             peft_config=task.peft_config,
             progress=progress,
-            seed=session.seed,
+            seed=seed,
             **task.settings,
         )
         if name == "endogenous":
-            folder = session.output / task.name / ("adapter" if task.peft_config else "trained_model")
+            folder = output / task.name / ("adapter" if task.peft_config else "trained_model")
             run.model.save_pretrained(folder)
             task.processing_class.save_pretrained(folder)
-        return _measure(task, run.model, session.seed, run)
+        return _measure(task, run.model, seed, run)
 
-    first, *others = task.stages
-    progress.stage(first)
-    made = kept(f"{task.name}-base", progress, lambda: _measure(task, task.make_base(progress), session.seed))
+    progress.stage(task.making)
+    made = kept(f"{task.name}-base", progress, lambda: _measure(task, task.make_base(progress), seed))
     asked = Policy(**made)
     policies = {"base": asked}
-    session.say(task.opening.format(sampled=f"{asked.accuracy():.0%}", greedy=f"{asked.accuracy(GREEDY):.0%}"))
+    say(task.opening.format(sampled=f"{asked.accuracy():.0%}", greedy=f"{asked.accuracy(GREEDY):.0%}"))
     predicted = None if task.forecast is None else task.forecast()
     if predicted is not None:
         ends = f"trained to the end at beta {task.settings['beta']:g}, it will answer {predicted:.0%} right"
-        session.say(f"Forecast, from samples of it alone: {ends}.")
-    own, *controls = task.rewards
-    for title, names in zip(others, ([own], controls), strict=False):
-        progress.stage(title)
-        for i, name in enumerate(names):
-            with progress.part(i / len(names), (i + 1) / len(names)):
-                policies[name] = Policy(**kept(f"{task.name}-{name}", progress, partial(train, name)))
+        say(f"Forecast, from samples of it alone: {ends}.")
+    # Under an adapter the trainer has the frozen weights: the reward is attached, and needs no second model.
+    rewards: dict[str, Callable[[], Any]] = {
+        "endogenous": partial(EndogenousReward, None if task.peft_config else task.frozen),
+        **task.controls,
+    }
+    for name, make_reward in rewards.items():
+        progress.stage(task.training(name))
+        policies[name] = Policy(**kept(f"{task.name}-{name}", progress, partial(train, name, make_reward)))
     return Part(
         name=task.name,
         title=task.title,
         policies=policies,
         questions=task.questions or list(map(message_text, task.prompts)),
-        groups=task.groups,
         settings={**task.details, **task.settings},
         examples=_examples(task, policies),
         forecast=predicted,
@@ -215,7 +226,7 @@ def arithmetic_task(size: Size, output: Path, seed: int) -> Task:
     torch.manual_seed(seed)
     model = arithmetic.make_model(tokenizer, hidden_size=96, intermediate_size=256)
     held_out = arithmetic.make_questions(HELD_OUT, seed + 1, DIGITS)
-    wrong: dict[str, Any] = {"digits": DIGITS, "wrong": arithmetic.derailed_answer}
+    beginning, wrong = size.wrong
     controls: dict[str, Callable[[], Any]] = {"random": lambda: RandomReward(seed), "length": LengthReward}
 
     def predict() -> float:
@@ -236,12 +247,14 @@ def arithmetic_task(size: Size, output: Path, seed: int) -> Task:
         output,
         model,
         tokenizer,
-        partial(arithmetic.pretrain, model, tokenizer, seed=seed, held_out=held_out, **wrong),
-        PRETRAINING,
+        partial(arithmetic.pretrain, model, tokenizer, seed=seed, held_out=held_out, digits=DIGITS, wrong=wrong),
+        size.pretraining,
+        beginning,
         [arithmetic.answer_text(q) for q in held_out],
         {name: controls[name] for name in size.controls},
         title="Addition: a small transformer trained from nothing",
-        stages={"a small transformer learns to add": 70.0, OWN: 40.0, "rewards that know nothing": 70.0},
+        making="a small transformer learns to add",
+        seconds=(0.07 * size.pretraining["steps"], 0.6 * size.arithmetic["max_steps"]),
         learned="A small transformer has learned to add from demonstrations",
         prompts=[arithmetic.question_text(q) for q in held_out],
         load=load_model,
@@ -277,10 +290,12 @@ def images_task(size: Size, output: Path, seed: int) -> Task:
         processor,
         partial(pictures.pretrain, model, processor, seed=seed, held_out=held_out),
         IMAGES_PRETRAINING,
+        ONE_TOO_HIGH[0],
         held_out,
         controls if size.controls else {},
         title="Pictures: a small vision-language model trained from nothing",
-        stages={"a tiny Llava learns to read numbers": 60.0, OWN: 30.0, "rewards that do not see the picture": 90.0},
+        making="a tiny Llava learns to read numbers",
+        seconds=(60.0, 30.0),
         learned="A tiny Llava has learned to read numbers from captions",
         prompts=[pictures.prompt(pictures.draw(number, generator)) for number in held_out],
         questions=[f"a picture of {number}" for number in held_out],
@@ -305,9 +320,9 @@ def _from_nothing(
     processing_class: ProcessingClass,
     pretrain: Callable[..., None],
     pretraining: dict[str, Any],
+    beginning: str,
     truths: list[str],
     controls: dict[str, Callable[[], Any]],
-    stages: dict[str, float],
     load: Callable[[str], PreTrainedModel],
     learned: str,
     settings: dict[str, Any],
@@ -324,19 +339,17 @@ def _from_nothing(
 
     return Task(
         name=name,
-        stages=stages if controls else dict(list(stages.items())[:2]),
         is_right=lambda i, text: text == truths[i],
-        groups=[name] * len(truths),
         processing_class=processing_class,
         frozen=frozen,
         make_base=make_base,
         load=lambda: load(frozen),
-        rewards={"endogenous": lambda: EndogenousReward(frozen), **controls},
+        controls=controls,
         settings=settings,
         limit=settings["max_completion_length"],
         samples=MAJORITY_OF,
         details={**{f"pretraining {key}": value for key, value in pretraining.items()}, "dtype": "float32"},
-        opening=f"{learned} of which {pretraining['noise']:.0%} derail: a first digit one too high, then anything. It "
+        opening=f"{learned} of which {pretraining['noise']:.0%} derail: {beginning}, then anything. It "
         "answers {sampled} right when sampled, {greedy} when greedy. Now it trains on its own reward, without labels.",
         **task,
     )
@@ -367,23 +380,18 @@ def facts_task(size: Size, output: Path, seed: int) -> Task:
     dtype, _ = faster_dtype()
     train_questions, held_out = facts.load_questions(seed=seed)
     held_out = held_out[:: max(1, len(held_out) // size.num_facts)]
-    rewards: dict[str, Callable[[], Any]] = {"endogenous": lambda: EndogenousReward(None)}
-    stages = {"SmolLM2 is asked": 30.0, "SmolLM2 trains on its own reward": 120.0}
-    if size.facts_controls:
-        rewards["random"] = lambda: RandomReward(seed)
-        stages["SmolLM2 trains on a random reward"] = 120.0
     return Task(
         name="facts",
         title="Facts: a pretrained model",
-        stages=stages,
+        making="SmolLM2 is asked",
+        seconds=(30.0, 120.0),
         prompts=[q.prompt for q in held_out],
         is_right=lambda i, text: is_right(text, held_out[i].answers),
-        groups=[q.relation for q in held_out],
         processing_class=AutoTokenizer.from_pretrained(path),
         frozen=path,
         make_base=lambda progress: load_model(path, dtype),
         load=lambda: load_model(path, dtype),
-        rewards=rewards,
+        controls={"random": lambda: RandomReward(seed)} if "random" in size.facts_controls else {},
         accuracy=facts.accuracy,
         dataset=lambda: facts.make_dataset(train_questions),
         settings={**settings, "bf16": dtype == "bfloat16"},

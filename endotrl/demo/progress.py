@@ -3,8 +3,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,44 +24,31 @@ class Progress(TrainerCallback):
     """
 
     def __init__(self, stages: Mapping[str, float]) -> None:
-        self._stages = dict(stages)
-        self._ends = {title: sum(list(stages.values())[: i + 1]) for i, title in enumerate(stages)}
-        self._title = next(iter(stages))
-        self._span = (0.0, 1.0)
-        self._skipped = 0.0
+        self._titles, self._seconds = list(stages), list(stages.values())
+        self._stage, self._skipped = 0, 0.0
         self._started = time.perf_counter()
         self._bar = tqdm(total=100, bar_format="{desc} |{bar}| {percentage:3.0f}%", leave=False, mininterval=0.5)
 
     def stage(self, title: str) -> None:
         """Begins a stage."""
-        self._title, self._span = title, (0.0, 1.0)
+        self._stage = self._titles.index(title)
         self.at(0.0)
-
-    @contextmanager
-    def part(self, start: float, end: float) -> Iterator["Progress"]:
-        """Inside, [`at`] counts from `start` to `end` of the stage."""
-        self._span = (start, end)
-        self.at(0.0)
-        yield self
-        self.at(1.0)
-        self._span = (0.0, 1.0)
 
     def skip(self) -> None:
-        """Says that the part was done in an earlier run, and tells nothing of this one's speed."""
-        self._skipped += (self._span[1] - self._span[0]) * self._stages[self._title]
+        """Says that the stage was done in an earlier run, and tells nothing of this one's speed."""
+        self._skipped += self._seconds[self._stage]
 
     def at(self, fraction: float) -> None:
-        """Shows that a fraction of the part is done."""
-        share = self._span[0] + fraction * (self._span[1] - self._span[0])
-        total, expected = sum(self._stages.values()), self._stages[self._title]
-        done = self._ends[self._title] - expected + share * expected
+        """Shows that a fraction of the stage is done."""
+        total = sum(self._seconds)
+        done = sum(self._seconds[: self._stage]) + fraction * self._seconds[self._stage]
         elapsed = time.perf_counter() - self._started
         speed = (elapsed + PRIOR_SECONDS) / (max(0.0, done - self._skipped) + PRIOR_SECONDS)
         left = (total - done) * speed
         number = max(1, round(left / 60))
         minutes = "less than a minute" if left < 45 else f"about {number} minute{'s' if number > 1 else ''}"
-        stage = f"stage {list(self._stages).index(self._title) + 1} of {len(self._stages)}"
-        self._bar.set_description_str(f"{stage}: {self._title}, {minutes} left", refresh=False)
+        stage = f"stage {self._stage + 1} of {len(self._titles)}: {self._titles[self._stage]}"
+        self._bar.set_description_str(f"{stage}, {minutes} left", refresh=False)
         self._bar.update(100 * done / total - self._bar.n)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +38,7 @@ def read_questions(
     limit: int | None = None,  # only the first questions
     instruction: str = "",  # what is added to each question that is text, in a line of its own
     chat: bool = False,  # a question that is text is the message of a user; `False` to continue it, as TRL does
-    labelled: bool = False,  # each must be text and have an answer: behind `####` (GSM8K), or in the last `\boxed{}`
+    labelled: bool = False,  # each is text or one message, with an answer: behind `####`, or in the last `\boxed{}`
 ) -> list[Question]:
     """
     Questions of files, a dataset on the hub, or objects. A text `Body` (SVAMP) goes before the question. Raises
@@ -49,7 +50,12 @@ def read_questions(
         name = question or _first_key(row, QUESTION_KEYS)
         if name is None:
             raise row.error(f"there is no question: no {', '.join(QUESTION_KEYS)}. Name its key with --question.")
-        prompt = row.text(name) if labelled else row.get(name)
+        prompt = row.get(name)
+        if labelled:
+            match prompt:
+                case [{"role": "user", "content": str() as text}]:  # as in TRL's conversational datasets
+                    row.data[name] = text
+            prompt = row.text(name)
         if isinstance(prompt, str):
             prompt = row.text(name)  # which is not empty
             body = row.data.get("Body")
@@ -59,6 +65,8 @@ def read_questions(
             prompt = [{"role": "user", "content": prompt}] if chat else prompt
         key = answer or _first_key(row, [key for key in ANSWER_KEYS if key != name])
         right = None if key is None else row.get(key)
+        if isinstance(right, float) and not math.isfinite(right):
+            raise row.error(f"{json.dumps(key)} is {right}, which is no answer.")
         if labelled and key is None:
             raise row.error(f"there is no answer: no {', '.join(ANSWER_KEYS)}. Name its key with --answer.")
         if labelled and not (right := final_answer(right)):

@@ -30,7 +30,7 @@ def shown_metrics(results: Mapping[str, Any]) -> list[str]:
 def few_items(results: Mapping[str, Any]) -> str:
     """What to say of intervals from few items: where all are right, the bootstrap knows of no other item."""
     count = len({unit["cluster"] for unit in results["units"]})
-    return f" Of {count} items, intervals are too narrow." if count < MIN_CLUSTERS else ""
+    return f" With only {count} items, intervals are too narrow." if count < MIN_CLUSTERS else ""
 
 
 def value(results: Mapping[str, Any], scorer: str, metric: str) -> float | None:

@@ -42,8 +42,9 @@ img-src data:; {scripts}base-uri 'none'; form-action 'none'">
 </html>
 """)
 _SCRIPT = '<script type="application/json" id="data">{data}</script>\n<script>{script}</script>\n'
-# Characters that a cell of a column of short text may have: the longest names of scorers have about as many.
-MAX_SHORT_TEXT = 40
+# Characters that a cell of a column of short text may have: the longest names of scorers have about as many. A first
+# column of them wraps on a phone, one of words does not.
+MAX_SHORT_TEXT, MAX_WORD = 40, 10
 # Pixels, at the 144 dots an inch of reports: text of 9 points in a picture of 7 inches is still read at the width of a
 # phone.
 MAX_PHONE_PIXELS = 1008
@@ -98,18 +99,12 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]], caption: str
         if len(row) != len(headers):
             raise ValueError(f"A row has {len(row)} cells, but the table has {len(headers)} columns: {headers}.")
     kinds = [_column_class([row[i] for row in cells]) for i in range(len(headers))]
+    classes = [Markup(' class="{}"').format(kind) if kind else "" for kind in kinds]
 
     def line(tag: str, row: Sequence[object]) -> Markup:
-        return Markup("<tr>{}</tr>").format(
-            Markup("").join(
-                Markup("<{tag}{css}>{cell}</{tag}>").format(
-                    tag=Markup(tag),
-                    css=Markup(' class="{}"').format(kinds[i]) if kinds[i] else "",
-                    cell=_cell(cell, decimals),
-                )
-                for i, cell in enumerate(row)
-            )
-        )
+        cell = Markup(f"<{tag}{{}}>{{}}</{tag}>")
+        shown = (cell.format(css, _cell(value, decimals)) for css, value in zip(classes, row, strict=True))
+        return Markup("<tr>{}</tr>").format(Markup("").join(shown))
 
     return Markup('<div class="scroll"><table>{}<thead>{}</thead><tbody>{}</tbody></table></div>').format(
         Markup("<caption><span>{}</span></caption>").format(plain(caption)) if caption else "",
@@ -145,12 +140,13 @@ def _paragraph(content: Markup | str) -> Markup:
 
 
 def _column_class(cells: Sequence[object]) -> str:
-    """`"r"` for numbers, `"s"` for short text, `"w"` for text that wraps, `""` for blocks."""
+    """`"r"` for numbers, `"b"` for a word, `"s"` for short text, `"w"` for text that wraps, `""` for blocks."""
     if not cells or any(isinstance(cell, Markup) for cell in cells):
         return ""
     if all(cell is None or is_number(cell) for cell in cells):
         return "r"
-    return "s" if all(len(cell_text(cell)) <= MAX_SHORT_TEXT for cell in cells) else "w"
+    longest = max(len(cell_text(cell)) for cell in cells)
+    return "b" if longest <= MAX_WORD else "s" if longest <= MAX_SHORT_TEXT else "w"
 
 
 def _cell(cell: object, decimals: int) -> Markup:

@@ -118,8 +118,8 @@ class Settings:
         gamma (`float`):
             Discount inside the operator, in (0, 1].
         token_reward (`str`):
-            Form of the token rewards: f(s, a) - gamma V(s'); alpha log pi; alpha (log pi + entropy); minus the
-            entropy; KL of the uniform distribution to pi.
+            Form of the token rewards: 'bellman' (f(s, a) - gamma V(s')), 'log_prob' (alpha log pi), 'centered' (alpha
+            (log pi + entropy)), 'negative_entropy', or 'self_certainty' (KL of the uniform distribution to pi).
         aggregate (`str`):
             How token rewards become one number: 'sum' (without V(s_1), a constant of the prompt), 'mean' (the same per
             token), 'discounted' (the sum of discount^(h-1) r_h), 'power=NUMBER' (the sum over H^NUMBER),
@@ -127,8 +127,8 @@ class Settings:
         discount (`float`):
             Discount of the aggregate 'discounted', in (0, 1].
         truncation (`str`):
-            Completions without an end-of-sequence token: the state after the last token is the end; subtract the
-            model's own value of it; no reward.
+            Completions without an end-of-sequence token: 'terminal' (the last token is the end), 'bootstrap' (subtract
+            the model's own value of the state after it), or 'skip' (no reward).
         criterion (`str` or `dict`):
             System message under which the frozen model judges; or one for each value of the column `domain`, as a
             dictionary (JSON on the command line).

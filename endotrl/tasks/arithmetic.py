@@ -5,16 +5,19 @@ part is wrong, and then improves by its own reward, without a label.
 
 A question is two numbers, `437+286=`; an answer is the sum with its last digit first, `327`, the order in which one
 adds. The truth is the most probable answer, though a sampled answer is often wrong: that is what an endogenous reward
-can mend. There are two kinds of wrong demonstrations:
+can mend. There are three kinds of wrong demonstrations:
 
 - [`derailed_answer`], in the demo: the first digit is one too high, and anything follows. If most demonstrations are
   such, nearly every greedy answer is wrong: low temperatures do not help.
+- [`zero_answer`], in the quick demo: the same with a zero first, which is learned in fewer steps, because a model can
+  tell such a beginning without adding.
 - [`wrong_answer`], in most studies: one digit anywhere is changed, so that a greedy answer is right already, and
   training only brings sampled answers to it.
 """
 
 import random
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain, repeat
 from typing import Any
 
 import torch
@@ -67,6 +70,11 @@ def wrong_answer(question: Question, generator: random.Random) -> str:
 def derailed_answer(question: Question, generator: random.Random) -> str:
     """The answer with its first digit one too high, and three random digits after it."""
     return derail(answer_text(question), generator)
+
+
+def zero_answer(question: Question, generator: random.Random) -> str:
+    """A zero, whatever the question, and three random digits after it."""
+    return f"0{generator.randrange(1000):03d}"
 
 
 def derail(answer: str, generator: random.Random) -> str:
@@ -124,16 +132,20 @@ def pretrain(
     digits: int = 3,
     wrong: Callable[[Question, random.Random], str] = wrong_answer,
     bar: Iterable[int] | None = None,
+    clean_steps: int = 0,
 ) -> None:
     """
-    Next-token prediction on demonstrations, of which the fraction `noise` has an answer by `wrong`. Questions of
-    `held_out` never occur. Every step draws fresh demonstrations. `bar`, by default one of tqdm, goes over the steps.
+    Next-token prediction on demonstrations, fresh ones in every step. After the first `clean_steps`, the fraction
+    `noise` has an answer by `wrong`. Questions of `held_out` never occur. `bar`, by default one of tqdm, goes over the
+    steps.
     """
     generator = random.Random(seed)
     excluded = set(held_out)
+    noises = chain(repeat(0.0, clean_steps), repeat(noise))
 
     def demonstrations() -> dict[str, Tensor]:
         texts: list[str] = []
+        noise = next(noises)
         while len(texts) < batch_size:
             question = _draw(generator, digits)
             if question in excluded:

@@ -191,7 +191,7 @@ class TestBenchmark:
         evaluate("preference", path, "--scorers", "bellman.sum", "length")
         pages = [(tmp_path / "out" / name).read_text() for name in ("report.html", "results.md")]
         for text in (capsys.readouterr().out, *pages):
-            assert "Of 2 items, intervals are too narrow." in text
+            assert "With only 2 items, intervals are too narrow." in text
 
     def test_the_same_command_goes_on(self, evaluate, rm_bench):
         few = evaluate("rm-bench", rm_bench, "--limit", "1", "--scorers", "bellman.sum")

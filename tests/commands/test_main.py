@@ -54,6 +54,18 @@ class TestParser:
         )
         subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
+    @pytest.mark.parametrize("words", ["demo", "score", "pairs", "eval generation", "forecast", "plan"])
+    def test_help(self, words, capsys, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "80")
+        with pytest.raises(SystemExit):
+            main([*words.split(), "--help"])
+        lines = capsys.readouterr().out.splitlines()
+        assert max(map(len, lines)) <= 80
+        shown = " ".join(" ".join(lines).split())
+        assert not re.search(r"\(default: (\)|\[|None|False|default\))", shown)
+        if words == "forecast":
+            assert "(default: 1.0 0.7 0.5)" in shown and "seed of the sampling (default: 0)" in shown
+
     def test_version(self, capsys):
         with pytest.raises(SystemExit) as stop:
             main(["--version"])
@@ -184,6 +196,26 @@ class TestScore:
         err = capsys.readouterr().err
         assert reason in err and "Traceback" not in err
         assert source.read_bytes() == before and list(tmp_path.iterdir()) == [source]
+
+    @pytest.mark.parametrize(
+        ("words", "reason"),
+        [
+            ("score t.csv --model MODEL", "t.csv: .csv files are not read, but .json, .jsonl,"),
+            ("forecast --data nan.jsonl --model MODEL", 'nan.jsonl, line 1: "answer" is nan, which is no answer'),
+            ("eval generation --data nan.jsonl --model MODEL --seeds 1 1", "--seeds 1 1 has a seed twice"),
+            ("plan none.yaml", "There is no file none.yaml. `endotrl recipes` lists what endotrl://NAME can be."),
+            ("recipes smollm2-135m --copy t.csv", "t.csv is a file, and no folder."),
+            ("demo --task arithmetic --output t.csv", "t.csv is a file, and no folder."),
+        ],
+    )
+    def test_mistakes_end_in_one_line(self, words, reason, tiny_model_path, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("endotrl.demo.demo.quiet_libraries", lambda: None)
+        Path("t.csv").write_text("prompt,completion\nHi,there\n")
+        Path("nan.jsonl").write_text('{"question": "2 + 2?", "answer": NaN}\n')
+        assert main(words.replace("MODEL", tiny_model_path).split()) == 2
+        err = capsys.readouterr().err
+        assert reason in err and err.count("\n") == 1
 
     def test_interruption_in_process(self, score, monkeypatch, capsys):
         monkeypatch.setattr(EndogenousReward, "score", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))

@@ -36,6 +36,21 @@ class TestArithmetic:
         assert {len(answer) for answer in answers} == {4} and len(answers) > 150
         assert {answer[0] for answer in answers} == {"1"}
 
+    def test_demonstrations_without_a_wrong_one_come_first(self) -> None:
+        questions: list[arithmetic.Question] = []
+
+        def wrong(question: arithmetic.Question, generator: random.Random) -> str:
+            questions.append(question)
+            return arithmetic.zero_answer(question, generator)
+
+        tokenizer = arithmetic.make_tokenizer()
+        model = arithmetic.make_model(tokenizer, hidden_size=16, intermediate_size=16)
+        pretraining: dict[str, Any] = {"noise": 1.0, "seed": 0, "held_out": [], "batch_size": 4, "wrong": wrong}
+        arithmetic.pretrain(model, tokenizer, 3, bar=range(3), clean_steps=2, **pretraining)
+        assert len(questions) == 4  # of the third step
+        answers = {arithmetic.zero_answer(questions[0], random.Random(seed)) for seed in range(50)}
+        assert {len(answer) for answer in answers} == {4} and {answer[0] for answer in answers} == {"0"}
+
     def test_questions_of_two_digits(self) -> None:
         assert all(10 <= number <= 99 for q in arithmetic.make_questions(100, seed=0, digits=2) for number in q)
 
@@ -112,7 +127,7 @@ class TestSummary:
             return Policy([""] * 100, [[]] * 100, [False] * 100, [True] * 100, right)
 
         policies = {"base": policy(0.4, greedy), "endogenous": policy(own, own), "random": policy(random, random)}
-        return Part("arithmetic", "t", policies, ["q"] * 100, ["g"] * 100, {})
+        return Part("arithmetic", "t", policies, ["q"] * 100, {})
 
     def test_training_beats_temperature_0(self) -> None:
         text = summary(self.part(greedy=0.05, own=0.9, random=0.2))
@@ -144,10 +159,9 @@ class TestProgress:
     def test_one_line_over_all_stages(self, capsys: pytest.CaptureFixture[str]) -> None:
         progress = Progress({"first": 60.0, "second": 240.0})
         progress.stage("second")
-        with progress.part(0.5, 1.0):
-            progress.at(0.5)
-            assert "stage 2 of 2: second" in progress._bar.desc
-            assert progress._bar.n == pytest.approx(100 * (60 + 0.75 * 240) / 300)
+        progress.at(0.75)
+        assert "stage 2 of 2: second" in progress._bar.desc
+        assert progress._bar.n == pytest.approx(100 * (60 + 0.75 * 240) / 300)
         progress.close()
 
     def test_time_left_ignores_what_an_earlier_run_did(self) -> None:
@@ -157,6 +171,15 @@ class TestProgress:
         progress.stage("second")
         assert "about 2 minutes left" in progress._bar.desc
         progress.close()
+
+    @pytest.mark.parametrize(
+        ("size", "beginning", "num_stages"), [("quick", "a zero first", 2), ("full", "a first digit one too high", 4)]
+    )
+    def test_stages_of_a_size(self, size: str, beginning: str, num_stages: int, tmp_path: Path) -> None:
+        task = parts.arithmetic_task(parts.SIZES[size], tmp_path, seed=0)
+        assert f"55% derail: {beginning}" in task.opening
+        assert list(task.stages)[:2] == ["a small transformer learns to add", "arithmetic: trains on its own reward"]
+        assert len(task.stages) == num_stages and all(seconds > 0 for seconds in task.stages.values())
 
     def test_results_are_kept_for_the_same_settings_only(self, tmp_path: Path) -> None:
         progress = Progress({"a": 1.0})
@@ -200,7 +223,6 @@ def check_folder(folder: Path, part: str, controls: list[str]) -> None:
     page = (folder / "report.html").read_text()
     assert "data:image/png;base64," in page and "http" not in page.split("</style>")[1].split("data:image")[0]
     assert (folder / f"{part}.png").read_bytes().startswith(b"\x89PNG")
-    assert list((folder / "wandb").glob("offline-run-*"))
 
 
 @pytest.mark.slow

@@ -77,10 +77,11 @@ class TestQuestions:
             {"input": "q3", "target": 2},
             {"Body": "There are 3.", "Question": "How many?", "Answer": 3.0},
             {"question": "q5", "final_answer": ["7"], "solution": ["long"]},
+            {"prompt": [{"role": "user", "content": "q6"}], "answer": "8"},
         ]
         questions = read_questions(write(tmp_path / "f.jsonl", rows), labelled=True)
         assert [(q.prompt, q.answer) for q in questions] == [
-            ("q1", "4"), ("q2", "3"), ("q3", "2"), ("There are 3. How many?", "3"), ("q5", "7"),
+            ("q1", "4"), ("q2", "3"), ("q3", "2"), ("There are 3. How many?", "3"), ("q5", "7"), ("q6", "8"),
         ]  # fmt: skip
         assert questions[1].id == "0"
         assert len(read_questions(write(tmp_path / "g.jsonl", rows), limit=2, labelled=True)) == 2
@@ -90,6 +91,13 @@ class TestQuestions:
         with pytest.raises(ValueError, match="f.jsonl, line 1: there is no question"):
             read_questions(path, labelled=True)
         assert read_questions(path, question="text", labelled=True)[0].prompt == "q"
+        turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+        path = write(tmp_path / "t.jsonl", [{"prompt": turns, "answer": "1"}])
+        with pytest.raises(ValueError, match='t.jsonl, line 1: "prompt" must be a text'):
+            read_questions(path, labelled=True)
+        path = write(tmp_path / "n.jsonl", [{"question": "q", "answer": float("nan")}])
+        with pytest.raises(ValueError, match='n.jsonl, line 1: "answer" is nan, which is no answer'):
+            read_questions(path)
         with pytest.raises(FileNotFoundError, match="there is no such file"):
             read_questions(str(tmp_path / "none"), labelled=True)
 

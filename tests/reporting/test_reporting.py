@@ -322,6 +322,8 @@ class TestBlocks:
         block = table(["scorer", "why"], [["bellman.sum", "a" * 41], ["length", ""]])
         assert '<td class="s">bellman.sum</td><td class="w">aaa' in block
         assert '<th class="s">scorer</th><th class="w">why</th>' in block
+        # On a phone a first column of short texts is as wide as their longest: one of words need not be.
+        assert '<td class="b">27+82=</td>' in table(["question"], [["27+82="], ["1+1="]])
 
     def test_figure(self):
         assert 'alt="A &amp; B"' in figure(PNG, caption="A & B")
