@@ -70,7 +70,7 @@ from endotrl.rendering.images import ImageInputs
 from endotrl.rendering.renderer import Rendered
 from endotrl.rewards import LengthReward, RandomReward
 from endotrl.runs.files import write_json
-from endotrl.scoring import flex, kernels, packing
+from endotrl.scoring import forward_pass, kernels
 from endotrl.scoring.scorer import FrozenScorer
 from endotrl.tasks import arithmetic
 
@@ -226,16 +226,16 @@ def exactness(machine: Machine) -> dict[str, Cell]:
         return errors(ours(loaded(dtype)), dtype)
 
     def by_kernel(name: str, dtype: str) -> dict[str, Any]:
-        attend, packing.attend = packing.attend, kernels.KERNELS[name]
-        compiled = flex._kernel
+        attend, forward_pass.attend = forward_pass.attend, kernels.KERNELS[name]
+        compiled = kernels.flex_kernel
         if machine.tiny:  # as below
             from torch.nn.attention.flex_attention import flex_attention as as_written
 
-            flex._kernel = lambda: as_written  # type: ignore[assignment]
+            kernels.flex_kernel = lambda: as_written  # type: ignore[assignment]
         try:
             return packed(dtype)
         finally:
-            packing.attend, flex._kernel = attend, compiled
+            forward_pass.attend, kernels.flex_kernel = attend, compiled
 
     def padded() -> dict[str, Any]:
         model = machine.model("padded", torch.float32)

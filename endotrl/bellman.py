@@ -12,16 +12,26 @@ return float32 whatever they are given, take any number of leading batch dimensi
 that do not fit and settings that are out of range.
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, SupportsFloat
 
 import torch
 from torch import Tensor
 
-from .checks import check_alpha, check_discount
-
 
 TokenRewardForm = Literal["bellman", "log_prob", "centered"]
 Aggregate = Literal["sum", "mean", "discounted"]
+
+
+def check_alpha(alpha: float) -> None:
+    """Raises `ValueError` if `alpha` is not a positive finite number."""
+    if not (isinstance(alpha, SupportsFloat) and 0.0 < alpha < float("inf")):  # tensors too; YAML reads `1e-1` as text
+        raise ValueError(f"`alpha` is {alpha!r}, but the temperature of the soft value must be positive and finite.")
+
+
+def check_discount(name: str, value: float) -> None:
+    """Raises `ValueError` if the discount `value`, called `name`, is not in `(0, 1]`."""
+    if not (isinstance(value, SupportsFloat) and 0.0 < value <= 1.0):
+        raise ValueError(f"`{name}` is {value!r}, but a discount must be greater than 0 and at most 1.")
 
 
 def soft_value(logits: Tensor, alpha: float = 1.0) -> Tensor:

@@ -55,6 +55,9 @@ def five_lost(result: dict[str, Any]) -> int | None:
     return next((step for i, step in enumerate(steps) if all(below[i:])), None)
 
 
+SUMMARY = ["runs", "number", "alarm", "before 5 points were lost", "without held-out reward: alarm", "before 5 points"]
+FIRST_NEW_SEED = 3  # thresholds were chosen on runs of those before
+SLOW_ANSWERS = 512
 HEADER = [
     "run",
     "seed",
@@ -89,6 +92,36 @@ def table_rows(results: list[dict[str, Any]], task: str) -> list[list[str]]:
             ]
         )
     return rows
+
+
+def kind_of(result: dict[str, Any]) -> str:
+    """Of a run: healthy, or how it is driven into collapse."""
+    arm = ARMS[result["run"]]
+    if not arm.collapses:
+        return "healthy"
+    what = "sure of what is wrong (misled base)" if arm.misled else "the reward leads away"
+    return f"{what}, {'slow' if arm.answers == SLOW_ANSWERS else 'driven hard'}"
+
+
+def summary_rows(results: list[dict[str, Any]]) -> list[list[str]]:
+    """Runs of each kind, and how many of them raised an alarm, with and without a held-out reward."""
+    rows = []
+    for name in sorted({kind_of(result) for result in results}, key=lambda name: (name == "healthy", name)):
+        runs = [result for result in results if kind_of(result) == name]
+        row = [name, str(len(runs))]
+        for blind in (False, True):
+            judged = [r for r in runs if not blind or knows_first_policy(r)]
+            steps = [(r, r["blind"] if blind else next(iter(r["alarms"]), None)) for r in judged]
+            lost = [lost_by(r, alarm[0]) for r, alarm in steps if alarm is not None]
+            row.append(f"{len(lost)} of {len(judged)}" if judged else "")
+            row.append("" if name == "healthy" or not judged else str(sum(points < 0.05 for points in lost)))
+        rows.append(row)
+    return rows
+
+
+def knows_first_policy(result: dict[str, Any]) -> bool:
+    """Whether the log has the first policy's log-probability, by which a run without a held-out reward is judged."""
+    return any(FIRST_LOG_PROB in entry for entry in result["log"])
 
 
 def plot(results: list[dict[str, Any]], path: Path) -> None:
@@ -126,8 +159,8 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
-def _table(results: list[dict[str, Any]], task: str) -> list[str]:
-    return ["| " + " | ".join(row) + " |" for row in [HEADER, ["---"] * len(HEADER), *table_rows(results, task)]]
+def _table(header: list[str], rows: list[list[str]]) -> list[str]:
+    return ["| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows]]
 
 
 def page(results: list[dict[str, Any]], settings: dict[str, Any]) -> str:
@@ -147,18 +180,25 @@ def page(results: list[dict[str, Any]], settings: dict[str, Any]) -> str:
             "",
             "Small tasks under `CollapseMonitor()` with its default thresholds: GRPO, constant learning rate, "
             '`scale_rewards="group"`, β = 0 unless it says otherwise. *Slow* runs move as real ones do; the others '
-            "are driven harder, some so "
-            "hard that they lose 20 points in one update. Accuracy on the questions that are trained on is a reward "
-            "of weight 0, which the "
-            f"monitor sees; what was lost is measured on {NUM_HELD_OUT:,} other questions, asked every {EVERY} steps "
-            "(standard error 1.5 "
-            "points; between, a straight line), from the best measurement on. The last column is what the monitor "
-            "would have said in the "
-            "same run without a held-out reward. Alarms are those of the present detector, which reads the log of a "
-            "run; runs recorded "
-            "before it was changed were judged again (`--judge-again`), those without the first policy's log-probability "
-            f"in the log ({sum(not any(FIRST_LOG_PROB in e for e in r['log']) for r in results)} of {len(results)}) "
-            "without it.",
+            "are driven harder, some so hard that they lose 20 points in one update. Accuracy on the questions that "
+            "are trained on is a reward of weight 0, which the monitor sees; what was lost is measured on "
+            f"{NUM_HELD_OUT:,} other questions, asked every {EVERY} steps (standard error 1.5 points; between, a "
+            "straight line), from the best measurement on. The columns without a held-out reward say what the monitor "
+            "would have said of the same log without it. Alarms are those of the present detector, which reads the "
+            "log of a run (`--judge-again`).",
+            "",
+            f"## New seeds ({FIRST_NEW_SEED} and above)",
+            "",
+            "No threshold was chosen on these runs, and their logs have everything that the monitor reads.",
+            "",
+            *_table(SUMMARY, summary_rows([r for r in results if r["seed"] >= FIRST_NEW_SEED])),
+            "",
+            "## All runs",
+            "",
+            "Without a held-out reward, only runs that logged the first policy's log-probability are counted: not those "
+            "recorded before it was, and not those of a verdict (*right or wrong*), of which it is not asked.",
+            "",
+            *_table(SUMMARY, summary_rows(results)),
             "",
             "## Arithmetic",
             "",
@@ -166,7 +206,7 @@ def page(results: list[dict[str, Any]], settings: dict[str, Any]) -> str:
             "thresholds were chosen on runs of "
             "seed 0 of this task.",
             "",
-            *_table(results, "arithmetic"),
+            *_table(HEADER, table_rows(results, "arithmetic")),
             "",
             "## Letters backwards",
             "",
@@ -174,14 +214,14 @@ def page(results: list[dict[str, Any]], settings: dict[str, Any]) -> str:
             "last two and writes one "
             "twice. No threshold was chosen on these runs.",
             "",
-            *_table(results, "letters"),
+            *_table(HEADER, table_rows(results, "letters")),
             "",
             "## Two digits",
             "",
             "Addition of two digits by a smaller transformer (0.1 M parameters). No threshold was chosen on these runs "
             "but the one of the first policy's log-probability.",
             "",
-            *_table(results, "small"),
+            *_table(HEADER, table_rows(results, "small")),
             "",
             "![Accuracy on held-out questions over steps, with alarms](../images/collapse.png)",
             "",

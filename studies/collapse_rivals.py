@@ -3,9 +3,10 @@
 The runs of `studies.collapse` under other monitors, which read the same logs step by step: rldoctor, rlprobe, rlwatch.
 
     pip install rldoctor==0.2.0 rlprobe==0.1.0 rlwatch==0.5.1
-    python -m studies.collapse_rivals docs/results/collapse.json.gz
+    python -m studies.collapse_rivals docs/results/collapse.json.gz --first-seed 3
 """
 
+import argparse
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -119,8 +120,12 @@ def rows(results: list[dict[str, Any]]) -> Iterator[list[str]]:
 
 def main() -> None:
     """Prints a Markdown table of all runs in the files."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", type=Path, nargs="+", help="Results of `studies.collapse`.")
+    parser.add_argument("--first-seed", type=int, default=0, help="Only runs of this seed and above.")
+    args = parser.parse_args()
     logging.disable(logging.CRITICAL)
-    results = [result for path in sys.argv[1:] for result in read_figures(Path(path))["results"]]
+    results = [r for path in args.files for r in read_figures(path)["results"] if r["seed"] >= args.first_seed]
     number = sum(ARMS[result["run"]].collapses for result in results)
     sys.stdout.write(
         f"Of {number} collapses noticed, of these before 5 points were lost; false alarms in {len(results) - number}.\n\n"

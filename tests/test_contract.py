@@ -371,12 +371,12 @@ class TestOpenChanges:
     """
 
     def test_hook_for_gathered_advantages(self):
-        # https://github.com/huggingface/trl/pull/7298. Met by `test_dense_rewards.py::test_hook_of_trl`.
+        # https://github.com/huggingface/trl/pull/7298. A subclass of ours that overrides it would have no effect.
         for trainer in GROUP_TRAINERS:
             assert not hasattr(trainer, "_transform_advantages"), "It sees TRL's advantages, which ours replace."
 
     def test_padding_free_passes(self):
-        # https://github.com/huggingface/trl/pull/7087. Met by `test_ppo_trainer.py::TestNextTRL`.
+        # https://github.com/huggingface/trl/pull/7087. PPO's critic refuses them.
         for config in (GRPOConfig, RLOOConfig):
             assert not has_field(config, "padding_free"), (
                 "Who reads the model's outputs of a pass must know packed rows."
@@ -384,7 +384,7 @@ class TestOpenChanges:
 
     def test_importance_ratios_in_the_loss(self):
         # https://github.com/huggingface/trl/pull/5413: on the policy, vLLM's batches have no `old_per_token_logps`
-        # then. Met by `test_ppo_trainer.py::TestNextTRL`.
+        # then. Met by `test_ppo_trainer.py::TestSettings::test_batches_without_old_log_probs`.
         made = inspect.unwrap(GRPOTrainer._generate_and_score_completions).__code__.co_consts
         assert {"old_per_token_logps", "importance_sampling_ratio"} <= set(made), "Made in `_compute_loss` now?"
 

@@ -2,8 +2,12 @@
 """Which part of the package may import which, as CONTRIBUTING.md says: nothing on the left imports from the right."""
 
 import ast
+import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 
 PACKAGE = Path(__file__).parents[1] / "endotrl"
@@ -48,3 +52,23 @@ def test_a_name_means_one_module() -> None:
     # A command and what it runs may share a name.
     stems = Counter(path.stem for path in PACKAGE.rglob("*.py") if path.parent.name != "commands")
     assert {stem for stem, count in stems.items() if count > 1} == {"__init__"}
+
+
+@pytest.mark.parametrize("as_ids", [True, False])
+def test_a_reward_call_is_walked_in_twelve_files(as_ids: bool, tiny_policy_path: str) -> None:
+    from endotrl import EndogenousReward
+
+    messages = [{"role": "user", "content": "a b"}]
+    answers = [[{"role": "assistant", "content": text}] for text in ("c d", "e")]
+    batch: dict[str, Any] = {"prompts": [messages] * 2, "completions": answers}
+    batch |= {"completion_ids": [[9, 10, 2], [11, 2]]} if as_ids else {}
+    reward = EndogenousReward(tiny_policy_path)
+    reward(**batch)  # loads the model, and tries it
+    entered = set()
+    sys.setprofile(lambda frame, event, _: entered.add(frame.f_code.co_filename) if event == "call" else None)
+    try:
+        reward(**batch)
+    finally:
+        sys.setprofile(None)
+    ours = sorted(str(Path(file).relative_to(PACKAGE)) for file in entered if file.startswith(str(PACKAGE)))
+    assert 5 < len(ours) <= 12, ours

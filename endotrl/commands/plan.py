@@ -11,11 +11,22 @@ from rich.console import Console
 from trl import DatasetMixtureConfig, GRPOConfig, ScriptArguments, get_peft_config
 
 from ..frozen.names import load_config
-from ..launch import RecipeArguments, RewardArguments, make_parser
+from ..launch import RewardArguments, make_parser
 from ..launch.data import count_rows
-from ..planning.memory import ENGINES, GIB, SHARDING, Engine, FrozenModel, Hardware, Plan, Workload, plan_memory
+from ..planning.memory import (
+    ENGINES,
+    GIB,
+    SHARDING,
+    Engine,
+    FrozenModel,
+    Hardware,
+    Plan,
+    Speed,
+    Workload,
+    plan_memory,
+    plan_time,
+)
 from ..planning.sizes import ModelSize, model_size
-from ..planning.timing import Speed, plan_time
 from ..reporting import say, terminal_table, working
 from ..sentence import SentenceRewardTrainerConfig
 from ..shipped import local_path
@@ -115,7 +126,6 @@ def read_recipe(path: str, kind: str | None, overrides: list[str], model: str | 
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
         frozen=frozen,
-        monitored=monitored(script_args, training_args, peft),
         value_model=kind == "ppo" and training_args.critic == "value_model",
         vllm_share=training_args.vllm_gpu_memory_utilization if colocated else 0.0,
         vllm_sleeps=colocated and training_args.vllm_enable_sleep_mode,
@@ -153,19 +163,10 @@ def frozen_models(
     return tuple(models)
 
 
-def _shares_weights(training_args: GRPOConfig, adapter: bool) -> bool:
-    """Whether the trainer has the frozen model's weights anyway."""
-    return adapter or (training_args.beta > 0 and not training_args.sync_ref_model)
-
-
 def _keeps_own_copy(training_args: GRPOConfig, reward_args: RewardArguments, adapter: bool) -> bool:
-    return reward_args.reward_model is not None or not _shares_weights(training_args, adapter)
-
-
-def monitored(script_args: RecipeArguments, training_args: GRPOConfig, adapter: bool) -> bool:
-    """Whether the collapse monitor may copy the policy. (If the data have answers: that is not looked up.)"""
-    held_out = script_args.accuracy != "none" or 0.0 in (training_args.reward_weights or [])
-    return script_args.on_collapse != "none" and held_out and not _shares_weights(training_args, adapter)
+    """Whether the reward has weights of its own, or the trainer has them anyway."""
+    shares = adapter or (training_args.beta > 0 and not training_args.sync_ref_model)
+    return reward_args.reward_model is not None or not shares
 
 
 def advice(recipe: Recipe, hardware: Hardware) -> list[tuple[str, Engine, float]]:
@@ -190,7 +191,7 @@ def advice(recipe: Recipe, hardware: Hardware) -> list[tuple[str, Engine, float]
         # An adapter of about a hundredth of the weights.
         adapter = recipe.full_size.parameters // 100
         size = replace(recipe.full_size, parameters=recipe.full_size.parameters + adapter, trainable=adapter)
-        with_adapter = replace(work, frozen=recipe.frozen_with_adapter, monitored=False)
+        with_adapter = replace(work, frozen=recipe.frozen_with_adapter)
         words = "--use_peft true --lora_target_modules all-linear"
         if work.sequences == 2:  # a reward model
             words += " --lora_task_type TOKEN_CLS"
@@ -227,7 +228,6 @@ def _show(recipe: Recipe, hardware: Hardware, plans: list[Plan], speed: Speed, r
         "weights": lambda plan: plan.parameters,
         "optimizer": lambda plan: plan.optimizer,
         "frozen models": lambda plan: plan.frozen,
-        "monitor's copy": lambda plan: plan.monitor,
         "vLLM": lambda plan: plan.vllm,
         "gradients": lambda plan: plan.gradients,
         "activations": lambda plan: plan.gathered + plan.activations,
@@ -236,8 +236,6 @@ def _show(recipe: Recipe, hardware: Hardware, plans: list[Plan], speed: Speed, r
         "scoring": lambda plan: plan.scoring,
         "total": lambda plan: plan.total,
     }
-    if not any(plan.monitor for plan in plans):
-        del kinds["monitor's copy"]
     rows = [[name, *(f"{part(plan) / GIB:6.1f}" for plan in plans)] for name, part in kinds.items()]
     rows.append(["fits", *("   yes" if plan.total <= hardware.gpu_memory else "    no" for plan in plans)])
     title = f"GiB on each GPU, of {hardware.gpu_memory / GIB:g}"

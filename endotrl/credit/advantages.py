@@ -8,7 +8,7 @@ Shapes or a dtype that do not fit, and settings that are out of range, raise `Va
 import torch
 from torch import Tensor
 
-from ..checks import check_discount
+from ..bellman import check_discount
 from .segments import masked
 
 

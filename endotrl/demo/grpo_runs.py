@@ -16,10 +16,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.trainer_callback import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from ..rendering.policy import ProcessingClass
-from ..rendering.policy_tokens import tokenizer_of
+from ..frozen.cpu_dtype import make_head_input_contiguous
+from ..rendering.policy import ProcessingClass, tokenizer_of
 from ..rewards.endogenous import EndogenousReward
-from ..trainers.cpu_generation import make_head_input_contiguous
 from .progress import Progress
 
 

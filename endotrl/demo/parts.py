@@ -19,8 +19,7 @@ from ..forecasting.forecast import forecast
 from ..frozen.cpu_dtype import faster_dtype
 from ..frozen.quickstart_model import quickstart_model_path
 from ..grading import is_right
-from ..rendering.policy import ProcessingClass
-from ..rendering.policy_tokens import tokenizer_of
+from ..rendering.policy import ProcessingClass, tokenizer_of
 from ..reporting import HeatMapRow, terminal_heat_map
 from ..rewards import EndogenousReward, LengthReward, RandomReward
 from ..rewards.scored import heat_map_row

@@ -13,8 +13,7 @@ from ..frozen.placement import make_scorer
 from ..frozen.served import ServedModel
 from ..rendering.messages import Prompt, add_criterion, as_messages
 from ..rendering.offsets import decode_with_offsets
-from ..rendering.policy import ProcessingClass, Reading
-from ..rendering.policy_tokens import tokenizer_of
+from ..rendering.policy import ProcessingClass, Reading, tokenizer_of
 from ..rendering.renderer import Rendered, cut_completion
 from ..rewards.intrinsic import empty_prompt_ids
 from ..scoring.scorer import Placement

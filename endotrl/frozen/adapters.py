@@ -5,22 +5,26 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import cached_file, is_peft_available
 from transformers.utils.peft_utils import find_adapter_config_file
+
+from ..checks import check_choice
+
+
+def optional_file(name: str, file: str, revision: str | None) -> str | None:
+    """Path of a file of a model by name; `None` if it has none."""
+    return cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
 
 
 def adapter_config(name: str, revision: str | None = None) -> Any:
     """The [`~peft.PeftConfig`] of an adapter by name; `None` if it is none, or is a model itself."""
     try:
-        found = find_adapter_config_file(name, revision=revision)
         # A model with a config of its own is loaded by it, adapter and all (as a sentence reward model is).
-        has_config = found and cached_file(
-            name, "config.json", revision=revision, _raise_exceptions_for_missing_entries=False
-        )
+        if not find_adapter_config_file(name, revision=revision) or optional_file(name, "config.json", revision):
+            return None
     except OSError:  # no model of that name either, which its loading says
-        return None
-    if not found or has_config:
         return None
     if not is_peft_available():
         raise ImportError(f'{name!r} is an adapter, which needs PEFT: `pip install "endotrl[peft]"`.')
@@ -51,11 +55,7 @@ def check_adapter(what: str, config: Any) -> None:
 
 def adapter_vocab_size(name: str, revision: str | None = None) -> int | None:
     """Number of tokens of the embeddings that an adapter brings along; `None` if it leaves them as they are."""
-    from safetensors import safe_open
-
-    path = cached_file(
-        name, "adapter_model.safetensors", revision=revision, _raise_exceptions_for_missing_entries=False
-    )
+    path = optional_file(name, "adapter_model.safetensors", revision)
     if path is None:
         return None
     with safe_open(path, "pt") as weights:
@@ -99,10 +99,7 @@ class UsedAdapter:
         if name is None and len(active) != 1:
             raise ValueError(f"The `PeftModel` has the active adapters {active}. Name one with `adapter_name`.")
         name = active[0] if name is None else name
-        if name not in model.peft_config:
-            raise ValueError(
-                f"`adapter_name` is {name!r}, but the `PeftModel` has the adapters {sorted(model.peft_config)}."
-            )
+        check_choice("adapter_name", name, sorted(model.peft_config))
         check_adapter(repr(name), model.peft_config[name])
         self.model: Any = model
         self.name = name
@@ -121,10 +118,7 @@ class UsedAdapter:
 
         layers = [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]
         if any(layer.merged for layer in layers):
-            raise RuntimeError(
-                f"An adapter was merged into the model given to the endogenous reward, whose frozen adapter is "
-                f"{self.name!r}. Unmerge it."
-            )
+            raise RuntimeError(f"An adapter was merged into the model of the adapter {self.name!r}. Unmerge it.")
         before, disabled = list(self.model.active_adapters), bool(layers and layers[0].disable_adapters)
         if before == [self.name] and not disabled:
             yield

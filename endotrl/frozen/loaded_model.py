@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A frozen model that the user has loaded; which weights a model has, their digest, and whether they moved."""
 
-import copy
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate.utils import align_module_device, has_offloaded_params
@@ -21,10 +20,6 @@ from ..scoring.forward_pass import backbone, exclusive
 from ..scoring.reference_pass import ReferenceRecorder
 from .adapters import UsedAdapter
 from .names import eos_token_ids
-
-
-if TYPE_CHECKING:
-    from .own_copy import OwnCopy
 
 
 NEEDS_CAUSAL_LM = (
@@ -46,9 +41,7 @@ class LoadedModel:
 
     is_own = False
 
-    def __init__(
-        self, model: PreTrainedModel, trust_remote_code: bool = False, adapter: UsedAdapter | None = None
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, adapter: UsedAdapter | None = None) -> None:
         if model.config.is_encoder_decoder or model.get_output_embeddings() is None:
             kind = "an encoder-decoder model" if model.config.is_encoder_decoder else "a model without an LM head"
             raise ValueError(f"A {type(model).__name__} was given, {kind}. {NEEDS_CAUSAL_LM}")
@@ -56,71 +49,48 @@ class LoadedModel:
         if on_meta and not any(has_offloaded_params(module) for module in model.modules()):
             raise ValueError(
                 f"The {type(model).__name__} given has weights on the device `meta` ({on_meta[0]}, ...), and none of "
-                "its modules loads them: they were never loaded, or are offloaded as one block. Load it with "
-                "`from_pretrained`, which offloads layer by layer where a `device_map` says so."
+                "its modules loads them. Load it with `from_pretrained`, which offloads layer by layer."
             )
         self.config = model.config
         self.eos_token_ids = eos_token_ids(model.generation_config)
         with_adapter = "" if adapter is None else f" with the adapter {adapter.name!r}"
         self.description = f"the {type(model).__name__} given{with_adapter}"
         self.recorder: ReferenceRecorder | None = None
-        self._trust_remote_code = trust_remote_code
         self._model: PreTrainedModel = model
         self._adapter = adapter
-        self._versions, self._sample = _versions(self._weights()), sample_weights(self._weights())
+        self._state = self._weights_state()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "LoadedModel":
         return self  # the instance is not copied, as it is not when the reward is made
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return copy.copy, (self.as_own_copy(),)  # unpickled as a copy of its own
-
-    def as_own_copy(self) -> "OwnCopy":
-        """The same model by name, for a pickle; its weights are compared when it is loaded."""
-        from .own_copy import OwnCopy  # which needs digests from here
-
-        name = self.config._name_or_path
-        if self._adapter is not None:
-            raise TypeError(
-                f"A reward made from a `PeftModel` cannot be pickled, because weights are not, and {name!r} is the "
-                "name of its base model. Pass the adapter's path to `EndogenousReward`."
-            )
-        if not name:
-            raise TypeError(
-                "A reward made from a model instance can be pickled only if the instance was loaded from a path or "
-                "the hub, because weights are not pickled. Pass a path to `EndogenousReward`."
-            )
-        return OwnCopy(
-            name,
-            self._model.dtype,
-            trust_remote_code=self._trust_remote_code,
-            expected_digest=weights_digest(self._model),
+        raise TypeError(
+            "A reward made from a loaded model cannot be pickled, because weights are not. Save the model, or its "
+            "adapter (`save_pretrained`), and make the reward with that path."
         )
 
     def digest(self, dtype: torch.dtype) -> str:
         """[`weights_digest`] of the instance, without an adapter that a trainer has put into it since."""
         base = sample_weights(named_weights(self._model, without_adapters=True))
-        return weights_digest(self._model, without_adapters=not have_moved(self._sample, base))
+        return weights_digest(self._model, without_adapters=not have_moved(self._state[1], base))
 
     @contextmanager
     def active(self) -> Iterator[PreTrainedModel]:
         adapter = nullcontext() if self._adapter is None else self._adapter.active()
         with exclusive(self._model), eval_mode(self._model), adapter:
-            self._check_unchanged()
+            versions, sample = self._weights_state()
+            if versions != self._state[0] or have_moved(self._state[1], sample):
+                raise RuntimeError(
+                    "The model given to the endogenous reward has changed since: its weights were updated, or an "
+                    "adapter was put into it. Pass a path, so that the reward loads its own copy; or share the frozen "
+                    "base of the policy with `EndogenousReward(model=None)` and `reward.attach(trainer)`."
+                )
             yield self._model
 
-    def _weights(self) -> list[tuple[str, Tensor]]:
+    def _weights_state(self) -> tuple[dict[str, tuple[torch.dtype, int]], dict[str, Tensor]]:
         weights = named_weights(self._model)
-        return list(weights if self._adapter is None else self._adapter.without_others(weights))
-
-    def _check_unchanged(self) -> None:
-        if _versions(self._weights()) != self._versions or have_moved(self._sample, sample_weights(self._weights())):
-            raise RuntimeError(
-                "The model instance given to the endogenous reward has changed since: its weights were updated, or an "
-                "adapter was put into it. The reward must come from a frozen model. If it is the policy that you "
-                "train, share its frozen base with `EndogenousReward(model=None)` and `reward.attach(trainer)`; or "
-                "pass a path, so that the reward loads its own copy."
-            )
+        kept = list(weights if self._adapter is None else self._adapter.without_others(weights))
+        return _versions(kept), sample_weights(kept)
 
 
 def named_weights(

@@ -13,12 +13,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-from transformers.utils import cached_file
 
 from ..rendering.images import Images, Placeholders
 from ..rendering.policy import ProcessingClass, Reading
 from ..rendering.renderer import Overlong, Renderer
-from .adapters import adapter_config, adapter_vocab_size
+from .adapters import adapter_config, adapter_vocab_size, optional_file
 from .quickstart_model import quickstart_model_path
 
 
@@ -27,7 +26,9 @@ def resolve_model(name: str | os.PathLike[str]) -> str:
     return quickstart_model_path() if name == "quickstart" else os.fspath(name)
 
 
-def load_config(model: str, trust_remote_code: bool = False, revision: str | None = None) -> PretrainedConfig:
+def load_config(
+    model: str, trust_remote_code: bool = False, revision: str | None = None, what: str = "The frozen model"
+) -> PretrainedConfig:
     """
     Config of a model by name; of an adapter, its base model's, with the adapter's name and vocabulary. `OSError` if
     there is no such model, `ValueError` if it needs code of its own, which is not trusted.
@@ -38,14 +39,13 @@ def load_config(model: str, trust_remote_code: bool = False, revision: str | Non
     except Exception as error:  # of many kinds, as each family checks its values in its own way
         if "trust_remote_code" in str(error):
             raise ValueError(
-                f"The frozen model {base!r} needs code of its own repository, and `trust_remote_code` is off. "
-                "Set it to `True` if you trust that code."
+                f"{what} {base!r} needs code of its own repository, and `trust_remote_code` is off. Set it to `True` "
+                "if you trust that code."
             ) from error
         adapted = "" if base == model else f", the base model of the adapter {model!r},"
         raise OSError(
-            f"The frozen model {base!r}{adapted} cannot be loaded: it is neither a folder with a model's "
-            "`config.json` nor a model that the Hugging Face hub gives. Check the name, or pass a loaded model. "
-            f"Reason: {error}"
+            f"{what} {base!r}{adapted} cannot be loaded: it is neither a folder with a `config.json` nor a model that "
+            f"the Hugging Face hub gives. Check the name. Reason: {error}"
         ) from error
     if base != model:
         config._name_or_path = model
@@ -67,17 +67,14 @@ def load_tokenizer(
     """Tokenizer of a model, or of the base model of an adapter without one; `OSError` if there is none."""
     model = resolve_model(model)
     base, base_revision = base_model(model, revision)
-    if base != model and not cached_file(
-        model, "tokenizer_config.json", revision=revision, _raise_exceptions_for_missing_entries=False
-    ):
+    if base != model and not optional_file(model, "tokenizer_config.json", revision):
         model, revision = base, base_revision
     try:
         return AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code, revision=revision or "main")
     except Exception as error:  # tokenizers raises plain `Exception` for a file that it cannot read
         raise OSError(
-            f"The tokenizer of {model!r} cannot be loaded. Are its files (`tokenizer.json`, `tokenizer_config.json`) "
-            "beside the model's? If they are elsewhere, load them from there, and pass `processing_class`. "
-            f"Reason: {error}"
+            f"The tokenizer of {model!r} cannot be loaded. If its files are not beside the model's, load it from "
+            f"where they are, and pass it as `processing_class`. Reason: {error}"
         ) from error
 
 

@@ -2,7 +2,7 @@
 """A reward's own copy of the frozen model: loading by name, dtype and device, offloading, sharding."""
 
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -33,8 +33,9 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     return PartialState().device if device is None else torch.device(device)
 
 
-def check_device(device: str | torch.device | None) -> None:
-    """Raises `ValueError` if `device` names no device of torch. Whether it is there shows when it is used."""
+def check_where(dtype: str | torch.dtype, device: str | torch.device | None) -> None:
+    """Raises `ValueError` if torch has no such dtype or device. Whether it is there shows when it is used."""
+    resolve_dtype(dtype, torch.device("cpu"))
     try:
         torch.device("cpu" if device is None else device)
     except (RuntimeError, TypeError) as error:
@@ -59,17 +60,13 @@ def _check_settings(
     if given and dtype not in ("auto", given[0]):
         raise ValueError(f"`dtype` is {dtype!r}, and `model_init_kwargs` has {given[0]!r}. Give one of them.")
     dtype = given[0] if given else dtype
-    resolve_dtype(dtype, torch.device("cpu"))  # raises if the dtype is none
-    check_device(device)
+    check_where(dtype, device)
     for key in ("trust_remote_code", "output_loading_info", "config", "state_dict"):
         if key in init_kwargs:
             raise ValueError(f"`model_init_kwargs` has {key!r}, which is a parameter of its own, or cannot be set.")
     placed = [key for key in ("device_map", "quantization_config") if init_kwargs.get(key) is not None]
     if placed and (offload or (device is not None and "device_map" in placed)):
-        raise ValueError(
-            f"`model_init_kwargs` has {placed[0]!r}, which says where the weights are. Leave out `device` and "
-            "`offload`."
-        )
+        raise ValueError(f"{placed[0]!r} says where the weights are. Leave out `device` and `offload`.")
     return dtype
 
 
@@ -77,7 +74,7 @@ class OwnCopy:
     """
     The reward's own frozen copy, loaded on first use, whole in every process unless [`shard`] says otherwise. For its
     settings, see [`~endotrl.rewards.frozen_model_reward.FrozenModelReward`]; `revision` is that of an adapter, if it
-    is one. The loaded model must have the `expected_digest`.
+    is one.
     """
 
     def __init__(
@@ -87,7 +84,6 @@ class OwnCopy:
         device: str | torch.device | None = None,
         trust_remote_code: bool = False,
         offload: bool = False,
-        expected_digest: str | None = None,
         model_init_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         self._init_kwargs = dict(model_init_kwargs or {})
@@ -100,22 +96,17 @@ class OwnCopy:
         self.config = load_config(model, trust_remote_code, self._revision)
         if self.config.is_encoder_decoder:
             raise ValueError(f"{model!r} is an encoder-decoder model. {NEEDS_CAUSAL_LM}")
-        self._loader = AutoModelForImageTextToText if reads_images(self.config) else AutoModelForCausalLM
+        sees = reads_images(self.config)
+        self._loader = AutoModelForImageTextToText if sees else AutoModelForCausalLM
         of_its_own_code = "AutoModelForCausalLM" in (vars(self.config).get("auto_map") or {})
-        is_known = type(self.config) in MODEL_FOR_CAUSAL_LM_MAPPING or reads_images(self.config)
-        if not is_known and not of_its_own_code:
-            raise ValueError(
-                f"{model!r} is a model of type {self.config.model_type!r}, which `AutoModelForCausalLM` does not "
-                f"load. {NEEDS_CAUSAL_LM}"
-            )
+        if not (sees or of_its_own_code or type(self.config) in MODEL_FOR_CAUSAL_LM_MAPPING):
+            raise ValueError(f"{model!r} is a model of type {self.config.model_type!r}. {NEEDS_CAUSAL_LM}")
         self.eos_token_ids = eos_token_ids(load_generation_config(model, self.config, self._revision))
         self.description = f"own copy of {model}"
         self.recorder: ReferenceRecorder | None = None
         self._device, self._offload, self._trust_remote_code = device, offload, trust_remote_code
-        self._expected_digest = expected_digest
         self._model: PreTrainedModel | None = None
-        # Of a trainer that shards, if this copy is to be sharded too.
-        self._accelerator: Accelerator | None = None
+        self._accelerator: Accelerator | None = None  # of a trainer that shards, if this copy is to be sharded too
         self._wrapped: Any = None
 
     @property
@@ -130,8 +121,8 @@ class OwnCopy:
         elsewhere = self._offload or self._device is not None or self._placed_by_accelerate
         if self._model is not None or elsewhere or self._adapter is not None:
             raise ValueError(
-                f"The {self.description} cannot be sharded: it is loaded already, is an adapter or quantised, or was "
-                "given a `device`, a `device_map` or `offload=True`. Shard it before it is used, without these."
+                f"The {self.description} cannot be sharded if it is loaded already, is an adapter or quantised, or "
+                "was given a `device`, a `device_map` or `offload=True`."
             )
         self._accelerator = accelerator
         self.description = f"own copy of {self._name}, sharded"
@@ -147,18 +138,17 @@ class OwnCopy:
     @contextmanager
     def active(self) -> Iterator[PreTrainedModel]:
         with exclusive(self):
-            is_new = self._model is None
             if self._accelerator is not None:
                 if self._model is None:
                     self._model, self._wrapped = self._load_sharded(self._accelerator)
                 with whole_weights(self._wrapped, self._accelerator):
-                    if is_new:
-                        self._check_digest(self._model)
                     yield self._model
                 return
             device = resolve_device(self._device)
             if self._model is None:
-                self._model = self._load(device)
+                with loaded_whole():
+                    model = self._from_pretrained(resolve_dtype(self._dtype, device), device)
+                self._model = (model if self._placed_by_accelerate else model.to(device)).eval().requires_grad_(False)
             elif self._offload:
                 self._model.to(device)
             try:
@@ -167,22 +157,13 @@ class OwnCopy:
                 if self._offload:
                     self._model.to("cpu")
 
-    def _load(self, device: torch.device) -> PreTrainedModel:
-        with loaded_whole():
-            model = self._from_pretrained(resolve_dtype(self._dtype, device), device)
-        self._check_digest(model)
-        return (model if self._placed_by_accelerate else model.to(device)).eval().requires_grad_(False)
-
     def _load_sharded(self, accelerator: Accelerator) -> tuple[PreTrainedModel, Any]:
         from trl.models import prepare_deepspeed, prepare_fsdp
 
-        dtype = resolve_dtype(self._dtype, accelerator.device)
-        if accelerator.is_fsdp2:
-            with loaded_whole():
-                model = self._from_pretrained(dtype)
-            return model, prepare_fsdp(model.requires_grad_(False), accelerator)
-        model = self._from_pretrained(dtype)  # arrives in parts
-        return model, prepare_deepspeed(model.requires_grad_(False), accelerator)
+        # For DeepSpeed, it arrives in parts.
+        with loaded_whole() if accelerator.is_fsdp2 else nullcontext():
+            model = self._from_pretrained(resolve_dtype(self._dtype, accelerator.device)).requires_grad_(False)
+        return model, (prepare_fsdp if accelerator.is_fsdp2 else prepare_deepspeed)(model, accelerator)
 
     @property
     def _placed_by_accelerate(self) -> bool:
@@ -202,12 +183,3 @@ class OwnCopy:
             missing = info["missing_keys"]
         check_complete(f"the frozen model {self._name!r}", missing)
         return model
-
-    def _check_digest(self, model: PreTrainedModel) -> None:
-        if self._expected_digest is not None and weights_digest(model) != self._expected_digest:
-            raise OSError(
-                f"The reward was made from a model instance that was loaded from {self._name!r} and changed after "
-                "that (an adapter merged or put into it, weights trained, quantised or resized), so that its pickle, "
-                "which has no weights, cannot give it back. Save the instance (`save_pretrained`), and make the "
-                "reward with that path."
-            )

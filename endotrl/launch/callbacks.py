@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Callbacks of a recipe, and their order."""
+"""Callbacks of a recipe."""
 
 import resource
 import sys
@@ -16,6 +16,7 @@ from ..monitoring import CollapseMonitor
 from ..reporting import heat_maps, page
 from ..rewards import EndogenousReward
 from ..rewards.scored import heat_map_row
+from ..runs.callback_order import add_in_order
 from ..runs.resumption import Interruptions
 from ..runs.wandb_run import active_run
 from ..trainers.dense_reward_trainer import DenseRewardTrainer
@@ -32,13 +33,11 @@ def add_callbacks(
 ) -> Interruptions:
     """Adds the callbacks of a recipe, with its [`make_record`], to a trainer; returns what may stop the run."""
     interruptions = Interruptions(trainer)
+    add_in_order(trainer, interruptions, Tracking(trainer, record))
+    if heat_map_steps:
+        add_in_order(trainer, HeatMaps(trainer, heat_map_steps))
     if monitor is not None:
-        monitor.attach(trainer)  # which puts it before transformers' and the trackers: they log what it adds
-    trainer.callback_handler.callbacks[:0] = [
-        interruptions,  # stops a run with NaN before anything of it is logged or saved
-        Tracking(trainer, record),
-        *([HeatMaps(trainer, heat_map_steps)] if heat_map_steps else []),
-    ]
+        monitor.attach(trainer)
     return interruptions
 
 
@@ -59,11 +58,10 @@ class Tracking(TrainerCallback):
         if "loss" not in logs:  # of an evaluation, or of the whole run
             return
         if self._since is not None and state.global_step > self._since[2]:
-            started, tokens, step = self._since
-            seconds = time.perf_counter() - started
-            logs["perf/tokens_per_second"] = (self._tokens(state) - tokens) / seconds
-            logs["perf/seconds_per_step"] = seconds / (state.global_step - step)
-            self._since = (time.perf_counter(), self._tokens(state), state.global_step)
+            now = (time.perf_counter(), self._tokens(state), state.global_step)
+            seconds, tokens, steps = (new - old for new, old in zip(now, self._since, strict=True))
+            logs["perf/tokens_per_second"], logs["perf/seconds_per_step"] = tokens / seconds, seconds / steps
+            self._since = now
         logs["perf/memory_gib"] = peak_memory(args.device) / GIB
         run = active_run() if "wandb" in args.report_to and state.is_world_process_zero else None
         if run is not None and not self._is_recorded:
@@ -102,18 +100,15 @@ class HeatMaps(TrainerCallback):
             return
         self._last = state.global_step
         prompts, completions, completion_ids = self._trainer.last_completions
-        # Of different prompts: completions of one stand together.
-        every = max(1, len(prompts) // 4)
+        every = max(1, len(prompts) // 4)  # of different prompts: completions of one stand together
         shown = slice(None, 4 * every, every)
         # On all processes, as frozen weights may be split over them.
         stats = reward.score(prompts[shown], completions[shown], completion_ids[shown])
         if not state.is_world_process_zero:
             return
-        # The completions are of the last batch, and so is the slope.
-        rows = [
-            heat_map_row(reward, row, prompt, length_slope=reward.length_slope)
-            for prompt, row in zip(prompts[shown], stats, strict=True)
-        ]
+        slope = reward.length_slope  # of the last batch, as the completions are
+        pairs = zip(prompts[shown], stats, strict=True)
+        rows = [heat_map_row(reward, row, prompt, length_slope=slope) for prompt, row in pairs]
         path = Path(args.output_dir) / "completions" / f"token_rewards_{state.global_step}.html"
         path.parent.mkdir(parents=True, exist_ok=True)
         title = f"Token rewards of completions, step {state.global_step}"

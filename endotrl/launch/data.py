@@ -20,15 +20,14 @@ from .arguments import RecipeArguments
 Data: TypeAlias = Dataset | IterableDataset
 Split: TypeAlias = tuple[Data, Data | None]  # to train on, and to evaluate on
 Quickstart: TypeAlias = Callable[[list[facts.Question]], Dataset]
-_NEW = "prompt, worded"
 
 
 def load_prompts(script_args: RecipeArguments, training_args: GRPOConfig, dataset_args: DatasetMixtureConfig) -> Split:
     """The prompts to train on, and those to evaluate on (`None` without `eval_strategy`), in a column `prompt`."""
-    train, evaluation = _splits(script_args, training_args, dataset_args, facts.make_dataset)
-    train = _with_prompts(train, script_args.dataset_train_split, script_args)
-    if evaluation is not None:
-        evaluation = _with_prompts(evaluation, script_args.dataset_test_split, script_args)
+    train, evaluation = (
+        part if part is None else _with_prompts(part, script_args)
+        for part in _splits(script_args, training_args, dataset_args, facts.make_dataset)
+    )
     check_number(train, training_args)
     return train, evaluation
 
@@ -39,8 +38,7 @@ def check_number(train: Data, training_args: GRPOConfig) -> None:
     if isinstance(train, Dataset) and len(train) < num_prompts:
         raise ValueError(
             f"The dataset has {len(train)} prompts, but one generation batch has {num_prompts}: "
-            f"`generation_batch_size` {training_args.generation_batch_size} (by default `per_device_train_batch_size` "
-            "times processes times `gradient_accumulation_steps`) divided by `num_generations` "
+            f"`generation_batch_size` {training_args.generation_batch_size} divided by `num_generations` "
             f"{training_args.num_generations}. Make the batch smaller, or use more prompts."
         )
 
@@ -124,12 +122,12 @@ def _split(splits: DatasetDict | IterableDatasetDict, name: str, argument: str) 
     return splits[name]
 
 
-def _with_prompts(dataset: Data, split: str, script_args: RecipeArguments) -> Data:
+def _with_prompts(dataset: Data, script_args: RecipeArguments) -> Data:
     columns, column = column_names(dataset), script_args.dataset_prompt_column
     if column not in columns:
         raise ValueError(
-            f"The split {split!r} of the dataset has no column {column!r} with prompts, only "
-            f"{', '.join(map(repr, columns))}. Set `dataset_prompt_column` to one of them."
+            f"The dataset has no column {column!r} with prompts, only {', '.join(map(repr, columns))}. Set "
+            "`dataset_prompt_column` to one of them."
         )
     if column != "prompt":
         others = dataset.remove_columns("prompt") if "prompt" in columns else dataset
@@ -141,7 +139,8 @@ def _with_prompts(dataset: Data, split: str, script_args: RecipeArguments) -> Da
     if isinstance(dataset, Dataset):
         # A column cannot change its type in a `map` that writes into it.
         prompts = [_worded(prompt, suffix, chat) for prompt in dataset["prompt"]]
-        return dataset.add_column(_NEW, prompts).remove_columns("prompt").rename_column(_NEW, "prompt")
+        dataset = dataset.add_column("prompt, worded", prompts).remove_columns("prompt")
+        return dataset.rename_column("prompt, worded", "prompt")
     return dataset.map(lambda row: {"prompt": _worded(row["prompt"], suffix, chat)})
 
 

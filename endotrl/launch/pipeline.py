@@ -3,11 +3,12 @@
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 from accelerate.utils import is_peft_model
 from trl import (
@@ -21,6 +22,7 @@ from trl import (
 )
 
 from ..frozen import names
+from ..frozen.cpu_dtype import make_head_input_contiguous
 from ..frozen.sharded_weights import shards_weights
 from ..monitoring import CollapseMonitor
 from ..monitoring.detector import HELD_OUT
@@ -32,7 +34,6 @@ from ..runs.resumption import Interruptions, end, find_checkpoint, only_run_in, 
 from ..runs.wandb_run import active_run, check_wandb_login, log_table
 from ..sentence import SentenceRewardTrainer, SentenceRewardTrainerConfig
 from ..sentence.trainer import reward_model_config
-from ..trainers.cpu_generation import make_head_input_contiguous
 from ..trainers.dense_reward_trainer import DenseRewardTrainer
 from .arguments import RecipeArguments, RewardArguments, RunArguments, make_parser
 from .callbacks import add_callbacks
@@ -44,9 +45,14 @@ from .preflight import check_generation, check_model, check_optimizer, check_pac
 from .reward_functions import make_reward_funcs
 
 
+TrainerClass: TypeAlias = type[DenseRewardTrainer | SentenceRewardTrainer]
+
 EXIT_WRONG_SETTINGS = 2
 # What TRL, transformers and their backends raise for settings before anything is trained.
 WRONG_SETTINGS = (ValueError, TypeError, ImportError, OSError, RuntimeError)
+
+# Metrics that tell most
+TELLING = rf"(eval_)?(rewards/.*/mean|({HELD_OUT}|endogenous_reward/).*|kl|.*/mean_length|ppo/explained_variance)"
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +73,7 @@ class Job(NamedTuple):
 
 
 def launch(
-    trainer_class: type[DenseRewardTrainer | SentenceRewardTrainer],
+    trainer_class: TrainerClass,
     training_config: type[GRPOConfig | SentenceRewardTrainerConfig],
     argv: Sequence[str] | None = None,
 ) -> Any:
@@ -147,18 +153,15 @@ def _find_run(
     return record
 
 
-def run(trainer_class: type[DenseRewardTrainer | SentenceRewardTrainer], job: Job) -> Any:
+def run(trainer_class: TrainerClass, job: Job) -> Any:
     """Trains what [`prepare`] returns, and returns the trainer, done."""
     trainer, interruptions = make_trainer(trainer_class, job)
     train(trainer, interruptions, job)
     return trainer
 
 
-def make_trainer(
-    trainer_class: type[DenseRewardTrainer | SentenceRewardTrainer], job: Job
-) -> tuple[Any, Interruptions]:
+def make_trainer(trainer_class: TrainerClass, job: Job) -> tuple[Any, Interruptions]:
     """The trainer of [`run`], with its weights, rewards and callbacks, before it trains, and what stops it."""
-    rewards: dict[str, Any] = {} if job.reward_funcs is None else {"reward_funcs": job.reward_funcs}
     trainer: Any = trainer_class(
         model=job.model_args.model_name_or_path,
         args=job.training_args,
@@ -166,7 +169,7 @@ def make_trainer(
         eval_dataset=job.eval_dataset,
         quantization_config=get_quantization_config(job.model_args),
         peft_config=get_peft_config(job.model_args),
-        **rewards,
+        **({} if job.reward_funcs is None else {"reward_funcs": job.reward_funcs}),
     )
     if job.reward_args is not None:
         share_frozen_weights(trainer, job.reward_args, job.model_args)
@@ -205,8 +208,7 @@ def share_frozen_weights(trainer: DenseRewardTrainer, reward_args: RewardArgumen
         elif reward_args.reward_model is None and model_args.model_revision != "main":
             raise ValueError(
                 "The trainer has no frozen weights to share, and the reward's own copy would be of the revision "
-                f"'main', not {model_args.model_revision!r}. Download that revision, and give its path as "
-                "`model_name_or_path`."
+                f"'main', not {model_args.model_revision!r}. Give the path of a download as `model_name_or_path`."
             )
         elif reward_args.reward_shard and not reward_args.reward_offload and not reward.is_served:
             reward.shard(trainer)
@@ -219,9 +221,8 @@ def _holds_frozen_weights(trainer: DenseRewardTrainer, reward_args: RewardArgume
         return False
     if shards_weights(trainer.accelerator) and not reward_args.reward_shard:
         return False
-    if is_peft_model(trainer.accelerator.unwrap_model(trainer.model)):
-        return True
-    return trainer.ref_model is not None and not trainer.args.sync_ref_model
+    is_adapted = is_peft_model(trainer.accelerator.unwrap_model(trainer.model))
+    return is_adapted or (trainer.ref_model is not None and not trainer.args.sync_ref_model)
 
 
 def train(trainer: Any, interruptions: Interruptions, job: Job) -> None:
@@ -255,27 +256,19 @@ def print_summary(history: list[dict[str, Any]], output_dir: str) -> None:
     """
     from rich.console import Console
 
-    evaluations = [entry for entry in history if "eval_reward" in entry]
-    steps = [entry for entry in history if "reward" in entry]
-    rows = _start_and_end(steps, max(1, len(steps) // 5)) + _start_and_end(evaluations, 1)
+    def mean(part: list[dict[str, Any]], key: str) -> float:
+        values = [entry[key] for entry in part if key in entry]
+        return sum(values) / len(values) if values else float("nan")
+
+    rows: list[tuple[str, float, float]] = []
+    for total in ("reward", "eval_reward"):
+        entries = [entry for entry in history if total in entry]
+        window = max(1, len(entries) // 5) if total == "reward" else 1
+        keys = [key for key in entries[0] if re.fullmatch(TELLING, key)] if len(entries) > 1 else []
+        rows += [(key, mean(entries[:window], key), mean(entries[-window:], key)) for key in keys]
     rows.sort(key=lambda row: not ("accuracy" in row[0] or HELD_OUT in row[0]))
     if rows:
         headers = ["metric", "start", "end"]
         Console().print(terminal_table(headers, rows, title=f"{output_dir}: start and end of training"))
         if (run := active_run()) is not None:
             log_table(run, "summary", headers, rows)
-
-
-def _start_and_end(entries: list[dict[str, Any]], window: int) -> list[tuple[str, float, float]]:
-    def mean(part: list[dict[str, Any]], key: str) -> float:
-        values = [entry[key] for entry in part if key in entry]
-        return sum(values) / len(values) if values else float("nan")
-
-    keys = [key for key in entries[0] if _tells(key.removeprefix("eval_"))] if len(entries) > 1 else []
-    return [(key, mean(entries[:window], key), mean(entries[-window:], key)) for key in keys]
-
-
-def _tells(key: str) -> bool:
-    means = key.startswith("rewards/") and key.endswith("/mean")
-    others = key in ("kl", "completions/mean_length", "ppo/explained_variance")
-    return means or others or key.startswith((HELD_OUT, "endogenous_reward/"))

@@ -8,7 +8,6 @@ import torch
 import transformers
 from huggingface_hub import get_token
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     GenerationConfig,
     GenerationMixin,
@@ -20,7 +19,7 @@ from transformers import (
 from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
 from trl import GRPOConfig, ModelConfig, RewardConfig, get_peft_config, get_quantization_config
 
-from ..frozen.names import resolve_model
+from ..frozen.names import load_config
 from ..frozen.sharded_weights import loaded_whole
 from ..learning_rates import has_one_learning_rate
 from ..sentence import SentenceRewardConfig, SentenceRewardTrainerConfig
@@ -57,8 +56,8 @@ def check_packages(training_args: TrainingArguments, model_args: ModelConfig) ->
     if isinstance(training_args, SentenceRewardTrainerConfig) and training_args.segmenter != "rules":
         needed[f"segmenter: {training_args.segmenter}"] = "wtpsplit"
     for setting, package in needed.items():
-        is_there = find_spec(package.replace("-", "_")) or (package == "tensorboard" and find_spec("tensorboardX"))
-        if not is_there:
+        names = (package.replace("-", "_"), *(["tensorboardX"] if package == "tensorboard" else []))
+        if not any(map(find_spec, names)):
             fallback = "set `report_to: none`" if setting.startswith("report_to") else "leave that setting out"
             raise ImportError(
                 f"`{setting}` needs {package}, which is not installed: {PACKAGES[package]}, or {fallback}."
@@ -115,16 +114,7 @@ def check_model(model_args: ModelConfig, training_args: GRPOConfig | RewardConfi
     name = model_args.model_name_or_path
     if name is None:
         raise ValueError("There is no model to train. Set `model_name_or_path`.")
-    name = resolve_model(name)
-    try:
-        config = AutoConfig.from_pretrained(
-            name, revision=model_args.model_revision, trust_remote_code=training_args.trust_remote_code
-        )
-    except Exception as error:  # of many kinds, as each family checks its values in its own way
-        raise OSError(
-            f"`model_name_or_path` is {name!r}, which is neither a folder with a model's `config.json` nor a model "
-            f"that the Hugging Face hub gives. Check the name. Reason: {error}"
-        ) from error
+    config = load_config(name, training_args.trust_remote_code, model_args.model_revision, "The model")
     get_quantization_config(model_args)
     peft_config = get_peft_config(model_args)
     attention = (training_args.model_init_kwargs or {}).get("attn_implementation", model_args.attn_implementation)

@@ -38,8 +38,7 @@ def make_reward_funcs(
             f"`reward_weights` has {len(weights)} numbers, but `reward` has {len(reward_args.reward)} rewards: "
             f"{', '.join(reward_args.reward)}. Give one number for each. (The accuracy gets its 0 by itself.)"
         )
-    accuracy = _make_accuracy(script_args, dataset)
-    monitors: list[Callable[..., Any]] = [] if accuracy is None else [accuracy]
+    monitors = _make_accuracy(script_args, dataset)
     skips = reward_args.reward_truncation == "skip" and "endogenous" in reward_args.reward
     is_summed = training_args.multi_objective_aggregation != "normalize_then_sum"
     if skips and is_summed and len(weights) + len(monitors) > 1:
@@ -47,9 +46,8 @@ def make_reward_funcs(
         if not isinstance(training_args, PPOConfig):  # which refuses it
             remedies.insert(0, '`multi_objective_aggregation="normalize_then_sum"`')
         raise ValueError(
-            '`reward_truncation="skip"` gives no reward to completions that were cut off, which TRL takes for 0, more '
-            "than any log-probability, as soon as there is another reward function (accuracy too). Set "
-            f"{', or '.join(remedies)}."
+            '`reward_truncation="skip"` gives no reward to completions that were cut off, and TRL takes that for 0, '
+            f"which is high, beside another reward function (accuracy too). Set {', or '.join(remedies)}."
         )
     rewards = [_make(name, training_args, reward_args, model_args) for name in reward_args.reward]
     training_args.reward_weights = [*weights, *(0.0 for _ in monitors)]
@@ -80,38 +78,35 @@ def _make(
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise  # of something that the module imports
-        where = "in the current folder, nor an installed one"
-        raise ImportError(f"`reward` has {name!r}, but there is no module {error.name!r} {where}.") from error
+        raise ImportError(f"`reward` has {name!r}, but there is no module {error.name!r} to import.") from error
     if (function := getattr(module, function_name, None)) is None:
         raise ImportError(f"`reward` has {name!r}, but the module {module_name!r} has no {function_name!r}.")
     if isinstance(function, type) or not callable(function):
         kind = "a class" if isinstance(function, type) else f"a {type(function).__name__}"
-        raise ValueError(
-            f"`reward` has {name!r}, which is {kind}, but it must be a function, or an instance that can be called."
-        )
+        raise ValueError(f"`reward` has {name!r}, which is {kind}, but it must be a function or a callable instance.")
     return function
 
 
-def _make_accuracy(script_args: RecipeArguments, dataset: Data) -> AccuracyReward | None:
+def _make_accuracy(script_args: RecipeArguments, dataset: Data) -> list[AccuracyReward]:
+    """The accuracy that the settings and columns say, or none."""
     columns = column_names(dataset)
     column = script_args.answer_column or next((name for name in ANSWER_COLUMNS if name in columns), None)
     if script_args.accuracy == "none" or (script_args.accuracy == "auto" and column is None):
-        return None
+        return []
     if column not in columns:
         raise ValueError(
             f"The dataset has no column {column or ' or '.join(ANSWER_COLUMNS)} to measure accuracy by, only "
             f"{', '.join(columns)}. Set `answer_column` to one of them, or `accuracy: none`."
         )
-    if script_args.accuracy != "auto":
-        return AccuracyReward(column, math=script_args.accuracy == "math")
-    math = column in ("solution", "answer")
-    if math and find_spec("math_verify") is None:
+    guessed = script_args.accuracy == "auto"
+    math = column in ("solution", "answer") if guessed else script_args.accuracy == "math"
+    if guessed and math and find_spec("math_verify") is None:
         logger.warning(
             "Expressions that are no numbers count only as they are written, because math-verify is not installed "
             "(`pip install 'endotrl[eval]'`). Set `accuracy: match` if that is what you want."
         )
         math = False
-    return AccuracyReward(column, math)
+    return [AccuracyReward(column, math)]
 
 
 def _check_settings(training_args: GRPOConfig, reward_args: RewardArguments, dataset: Data) -> None:
@@ -125,14 +120,13 @@ def _check_settings(training_args: GRPOConfig, reward_args: RewardArguments, dat
             '`credit="outcome"`.'
         )
     criterion = reward_args.reward_criterion
-    if isinstance(criterion, dict):
-        if "domain" not in column_names(dataset):
-            raise ValueError(
-                "`reward_criterion` has one criterion for each domain, but the dataset has no column 'domain', only "
-                f"{', '.join(map(repr, column_names(dataset)))}. Add one, or set one criterion for all."
-            )
-        there = set(dataset.unique("domain")) if isinstance(dataset, Dataset) else set()
-        if unknown := sorted(there - set(criterion), key=repr):
-            raise ValueError(
-                f"`reward_criterion` has the domains {sorted(criterion)}, but the dataset has also {unknown}."
-            )
+    if not isinstance(criterion, dict):
+        return
+    if "domain" not in column_names(dataset):
+        raise ValueError(
+            "`reward_criterion` has one criterion for each domain, but the dataset has no column 'domain', only "
+            f"{', '.join(map(repr, column_names(dataset)))}. Add one, or set one criterion for all."
+        )
+    there = set(dataset.unique("domain")) if isinstance(dataset, Dataset) else set()
+    if unknown := sorted(there - set(criterion), key=repr):
+        raise ValueError(f"`reward_criterion` has the domains {sorted(criterion)}, and the dataset also {unknown}.")

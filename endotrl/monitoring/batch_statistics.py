@@ -52,9 +52,8 @@ class ValuesSeen:
 
 def mean_and_error(values: Tensor) -> tuple[float, float]:
     """
-    Mean of grades and its standard error: what rows differ by, and one grade. (Where all are right, the error is
-    not 0.) `values`, of shape `(N, G)`, are grades of `G` answers to each of `N` questions, of which NaN is left out.
-    NaN if there is no grade; the error is NaN with fewer than two questions.
+    Mean of grades of shape `(questions, answers)`, NaN left out, and its standard error: what questions differ by, and
+    one grade, so that it is not 0 where all are right. NaN without a grade; the error also with one question.
     """
     rows = values.double().nanmean(dim=1)
     rows = rows[~rows.isnan()]
@@ -66,16 +65,13 @@ def mean_and_error(values: Tensor) -> tuple[float, float]:
 
 
 def distinct_completions(hashes: Tensor, num_generations: int) -> float:
-    """
-    Mean over groups of the number of different completions: from 1, if all are the same, to `G` (`num_generations`).
-    `hashes` of shape `(N,)` are the same for the same completions.
-    """
+    """Mean number of different completions per group: `hashes`, of shape `(N,)`, are equal for equal ones."""
     groups = hashes.view(-1, num_generations).tolist()
     return sum(len(set(group)) for group in groups) / len(groups)
 
 
 class Correlation(NamedTuple):
-    """Of two numbers within groups: see [`group_correlation`]."""
+    """See [`group_correlation`]."""
 
     rho: float
     z: float
@@ -92,12 +88,9 @@ def group_correlation(values: Tensor, others: Tensor, num_generations: int) -> C
     \text{slope} = \frac{\sum_i \tilde x_i \tilde y_i}{\sum_i \tilde x_i^2}
     $$
 
-    with $S_g = \sum_{i \in g} \tilde x_i^2$. $z$ is in standard deviations: the denominator is the exact one if the
-    numbers were shuffled inside each group. The slope is how much $y$ changes where $x$ is higher by 1. What differs
-    between prompts does not count, as it does not count in GRPO's advantage.
-
-    With a reward $x$, $\rho$ says what the policy is being pushed towards: the mean of any $y$ changes in proportion
-    to its covariance with the advantage (the policy gradient of a tabular policy).
+    with $S_g = \sum_{i \in g} \tilde x_i^2$. $z$ is in standard deviations, exactly those of numbers shuffled inside
+    each group. What differs between prompts does not count, as in GRPO's advantage. With a reward $x$, $\rho$ says
+    what the policy is pushed towards: the mean of any $y$ changes in proportion to its covariance with the advantage.
 
     `values` and `others`, of shape `(N,)`, are $x$ and $y$; groups in which one is NaN are left out. `None` if one of
     the numbers is the same within every group.
@@ -124,7 +117,7 @@ def group_correlation(values: Tensor, others: Tensor, num_generations: int) -> C
     shuffled = (squares_x * squares_y).sum() / (num_generations - 1)
     if total_x <= rounding_x * x.numel() or total_y <= rounding_y * y.numel() or shuffled <= 0:
         return None
-    found = (product / (total_x * total_y).sqrt(), product / shuffled.sqrt(), product / x.square().sum())
+    found = (product / (total_x * total_y).sqrt(), product / shuffled.sqrt(), product / total_x)
     return Correlation(*(number.item() for number in found))
 
 
@@ -138,18 +131,16 @@ def change_since(values: Tensor, log_ratios: Tensor, num_generations: int) -> tu
     \mathbb{E}_{\pi_0}[a]
     $$
 
-    with the mean $b_i$ of the *other* completions of the group: it does not depend on $y_i$, and
-    $\mathbb{E}_{\pi_t}[1 - w] = 0$, so that it takes nothing but noise. Both policies answer the same questions with
-    the same completions. While they are close, that is far more precise than the difference of two means of $a$: its
-    variance is about $\sigma_a^2 \chi^2(\pi_0, \pi_t) / N$, instead of $2 \sigma_a^2 / N$.
+    with the mean $b_i$ of the *other* completions of the group, which takes nothing but noise. While the policies are
+    close, that is far more precise than the difference of two means of $a$: its variance is about
+    $\sigma_a^2 \chi^2(\pi_0, \pi_t) / N$, instead of $2 \sigma_a^2 / N$.
 
     `values` are the $a_i$, of shape `(N,)` (groups in which one is NaN are left out), and `log_ratios`
     $\log \pi_0(y_i) - \log \pi_t(y_i)$, in nats per completion.
 
     Returns:
-        $\Delta$ and its standard error over groups; `None` where the policies are too far
-        apart (the effective sample size $(\sum w)^2 / \sum w^2$ is less than half of `N`, or the mean weight is off 1
-        by a quarter), or there are fewer than two groups.
+        $\Delta$ and its standard error over groups; `None` where the policies are too far apart (an effective sample
+        size $(\sum w)^2 / \sum w^2$ below half of `N`, or a mean weight off 1 by a quarter), or with one group.
 
     Example:
     ```python

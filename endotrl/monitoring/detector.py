@@ -2,7 +2,7 @@
 r"""
 Judges a run from what it logged: a fold over the entries of `trainer.state.log_history`, without a trainer.
 
-With a held-out reward, the verdict is how much evidence there is that it falls ([`HeldOut`]), and symptoms ([`Drift`])
+With a held-out reward, the verdict is how much evidence there is that it falls ([`HeldOut`]), and symptoms
 only say how much is enough. The same is asked of its change since the first policy ([`change_since`]), whose level at
 first is known: 0; and of that change next to what the rise of the trained reward should have brought.
 
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 
 from . import collapse_thresholds as limits
 from .collapse_thresholds import CollapseThresholds
-from .series import WINDOW, Drift, HeldOut, Series, cusum
+from .series import WINDOW, HeldOut, Series, cusum
 
 
 # What trainers call the same thing: GRPO, RLOO, DenseGRPO and PPO; OnlineDPO.
@@ -27,17 +27,14 @@ REWARD_KEYS = ("reward", "objective/scores")
 ENTROPY_KEYS = ("entropy", "objective/entropy")
 KL_KEY = "kl"  # per token; the `objective/kl` of OnlineDPO is per completion
 HELD_OUT = "collapse/held_out/"
-HELD_OUT_ERROR = "collapse/held_out_error/"
 CHANGE = "collapse/change/"
-CHANGE_ERROR = "collapse/change_error/"
 AGREEMENT_EVIDENCE = "collapse/agreement_z/"
 SLOPE = "collapse/slope/"
-REWARD_CHANGE, REWARD_CHANGE_ERROR = "collapse/reward_change", "collapse/reward_change_error"
+REWARD_CHANGE = "collapse/reward_change"
 # Of the first policy's log-probability, nats per token: the mean, and its change since training began.
 FIRST_LOG_PROB = "collapse/first_log_prob"
-FIRST_LOG_PROB_CHANGE, FIRST_LOG_PROB_ERROR = "collapse/first_log_prob_change", "collapse/first_log_prob_error"
+FIRST_LOG_PROB_CHANGE = "collapse/first_log_prob_change"
 ASKED_CHANGE = "collapse/asked_change/"
-ASKED_CHANGE_ERROR = "collapse/asked_change_error/"
 
 # Pooled standard deviations from which on the trained reward is taken to push the held-out one up.
 AGREES = 2.0
@@ -80,7 +77,6 @@ class Detector:
         self._rewards: defaultdict[str, _HeldOutReward] = defaultdict(_HeldOutReward)
         self._first_log_prob = HeldOut(limits.CHANGE_WARMUP, start=0.0)  # its change
         self._reward_change = (0.0, 0.0)  # and its standard error
-        self._drifts = {name: Drift(limits.WARMUP, both_ways=name == "length") for name in ("log_prob", "length")}
         self._levels: defaultdict[str, Series] = defaultdict(lambda: Series(limits.WARMUP))
         self._gross: defaultdict[str, int] = defaultdict(int)  # entries in a row that show it
         self.last = Verdict(None)
@@ -113,26 +109,40 @@ class Detector:
 
     def _step(self, entry: Mapping[str, float]) -> Verdict:
         self._read(entry)
-        symptoms, gross = self._symptoms(entry), self._gross_symptoms(entry)
-        # A length that drifts is none: healthy runs become brief, or think longer.
-        corroborated = gross or any(symptom != "length" for symptom in symptoms)
-        limit = self.thresholds.evidence_with_symptom if corroborated else self.thresholds.evidence
+        values = {
+            "length": entry.get("completions/mean_length"),
+            "clipped": entry.get("completions/clipped_ratio"),
+            "repetition": entry.get("collapse/repetition"),
+            # Of what is written, per token, by the frozen model of a reward or else the first policy.
+            "log_prob": next(
+                (v for k, v in entry.items() if k.endswith("/log_prob_per_token")), entry.get(FIRST_LOG_PROB)
+            ),
+            "kl": entry.get(KL_KEY),
+            "entropy": next((entry[key] for key in ENTROPY_KEYS if key in entry), None),
+        }
+        now = {name: value for name, value in values.items() if value is not None}
+        for name, value in now.items():
+            self._levels[name].add(value)
+        symptoms, gross = list(self._symptoms(entry, now)), self._gross_symptoms(entry, now)
+        limit = self.thresholds.evidence_with_symptom if symptoms or gross else self.thresholds.evidence
+        length = self._levels["length"]
+        if "length" in now and max(length.sinks, length.rises) > limits.DRIFT_EVIDENCE:
+            # That corroborates nothing: healthy runs become brief, or think longer.
+            symptoms.append(f"the length drifts {length.moved}")
         levels = [reward.levels for reward in self._rewards.values() if reward.levels is not None]
         changes = [reward.changes for reward in self._rewards.values() if reward.is_comparable]
         reasons = [reason for name in self._rewards for reason in self._falls(name, limit)]
         if not levels:
             reasons, gross = [*gross, *self._log_prob_falls(entry, limit), *reasons], []
-        verdict = Verdict(
-            alarm=None,
-            symptoms=[*symptoms.values(), *gross],
+        symptoms += gross
+        alarm = f"{'; '.join(reasons)}."
+        besides = f" Besides: {'; '.join(symptoms)}." if symptoms else ""
+        return Verdict(
+            alarm=alarm[0].upper() + alarm[1:] + besides if reasons else None,
+            symptoms=symptoms,
             evidence=max((series.evidence for series in [*levels, *changes]), default=0.0),
             level=sum(series.mean for series in levels) if levels else None,
         )
-        if not reasons:
-            return verdict
-        alarm = f"{'; '.join(reasons)}."
-        besides = f" Besides: {'; '.join(verdict.symptoms)}." if verdict.symptoms else ""
-        return replace(verdict, alarm=alarm[0].upper() + alarm[1:] + besides)
 
     def _read(self, entry: Mapping[str, float]) -> None:
         measured = _by_name(entry, HELD_OUT)
@@ -141,9 +151,9 @@ class Detector:
             if reward.levels is None:
                 # Questions that are asked every few steps have seen as many by their third time.
                 reward.levels = HeldOut(limits.EARLY_WARMUP if ASKED_CHANGE + name in entry else limits.WARMUP)
-            reward.levels.add(level, entry.get(HELD_OUT_ERROR + name))
+            reward.levels.add(level, entry.get(error_key(HELD_OUT + name)))
         for name, change in _by_name(entry, ASKED_CHANGE).items():
-            self._rewards[name].asked.append((change, entry.get(ASKED_CHANGE_ERROR + name, math.inf)))
+            self._rewards[name].asked.append((change, entry.get(error_key(ASKED_CHANGE + name), math.inf)))
         for name, z in _by_name(entry, AGREEMENT_EVIDENCE).items():
             reward = self._rewards[name]
             reward.agreement, reward.agreements = reward.agreement + z, reward.agreements + 1
@@ -151,16 +161,19 @@ class Detector:
         for reward in self._rewards.values():
             reward.changes_age += 1
         for name, change in _by_name(entry, CHANGE).items():
-            self._rewards[name].changes.add(change, entry.get(CHANGE_ERROR + name))
+            self._rewards[name].changes.add(change, entry.get(error_key(CHANGE + name)))
             self._rewards[name].changes_age = 0
         for name, slope in _by_name(entry, SLOPE).items():
             reward = self._rewards[name]
             if reward.is_comparable:
                 reward.slope, reward.slopes = reward.slope + slope, reward.slopes + 1
         if REWARD_CHANGE in entry:
-            rise, rise_error = self._reward_change = entry[REWARD_CHANGE], entry.get(REWARD_CHANGE_ERROR, math.inf)
+            rise, rise_error = self._reward_change = (
+                entry[REWARD_CHANGE],
+                entry.get(error_key(REWARD_CHANGE), math.inf),
+            )
             for name, change in _by_name(entry, CHANGE).items():
-                reward, error = self._rewards[name], entry.get(CHANGE_ERROR + name, math.inf)
+                reward, error = self._rewards[name], entry.get(error_key(CHANGE + name), math.inf)
                 if reward.slopes:
                     half, evidence = HALF * reward.slope / reward.slopes, max(abs(reward.agreement_z), 1.0)
                     error = math.hypot(error, half * rise_error, half * rise / evidence)
@@ -203,7 +216,7 @@ class Detector:
         """The first policy's log-probability of what is written, next to what it was for its own answers."""
         if FIRST_LOG_PROB_CHANGE not in entry:
             return
-        self._first_log_prob.add(entry[FIRST_LOG_PROB_CHANGE], entry.get(FIRST_LOG_PROB_ERROR))
+        self._first_log_prob.add(entry[FIRST_LOG_PROB_CHANGE], entry.get(error_key(FIRST_LOG_PROB_CHANGE)))
         fall = self._first_log_prob.fell(limit, self.thresholds.first_log_prob_fall)
         if fall:
             yield (
@@ -211,39 +224,18 @@ class Detector:
                 f"({fall.evidence:.1f} standard errors): a reward of a frozen model does the opposite"
             )
 
-    def _symptoms(self, entry: Mapping[str, float]) -> dict[str, str]:
-        """What is no collapse by itself, by what it is seen in."""
-        found = {}
+    def _symptoms(self, entry: Mapping[str, float], now: Mapping[str, float]) -> Iterator[str]:
+        """What is no collapse by itself, but makes one likelier."""
         for name in _by_name(entry, AGREEMENT_EVIDENCE):
             if self._rewards[name].disagreement > limits.DRIFT_EVIDENCE:
-                found["agreement"] = f"within groups, the trained reward is higher where `{name}` is lower"
-        for name, level, text in (
-            ("log_prob", _log_prob(entry), "the frozen model finds the completions less probable"),
-            ("length", entry.get("completions/mean_length"), "the length drifts"),
-        ):
-            if level is not None:
-                drift = self._drifts[name]
-                drift.add(level)
-                if drift.evidence > limits.DRIFT_EVIDENCE:
-                    found[name] = f"{text} ({drift.first:.3g} at first, now {drift.mean:.3g})"
-        return found
+                yield f"within groups, the trained reward is higher where `{name}` is lower"
+        if "log_prob" in now and self._levels["log_prob"].sinks > limits.DRIFT_EVIDENCE:
+            yield f"the frozen model finds the completions less probable {self._levels['log_prob'].moved}"
 
-    def _gross_symptoms(self, entry: Mapping[str, float]) -> list[str]:
+    def _gross_symptoms(self, entry: Mapping[str, float], now: Mapping[str, float]) -> list[str]:
         """What is taken for a collapse without a held-out reward, once it lasts."""
-        values = {
-            "length": entry.get("completions/mean_length"),
-            "clipped": entry.get("completions/clipped_ratio"),
-            "repetition": entry.get("collapse/repetition"),
-            "log_prob": _log_prob(entry),
-            "kl": entry.get(KL_KEY),
-            "entropy": next((entry[key] for key in ENTROPY_KEYS if key in entry), None),
-        }
-        first, now = {}, {}
-        for name, value in values.items():
-            if value is not None:
-                self._levels[name].add(value)
-                if self._levels[name].ready:
-                    first[name], now[name] = self._levels[name].first, value
+        now = {name: value for name, value in now.items() if self._levels[name].ready}
+        first = {name: self._levels[name].first for name in now}
         change = {name: now[name] - first[name] for name in now}
         entropy_is_gone = "entropy" in now and now["entropy"] < limits.ENTROPY_RATIO * first["entropy"]
         says_one_thing = entry.get("collapse/distinct_completions", math.inf) <= limits.DISTINCT_COMPLETIONS
@@ -251,9 +243,10 @@ class Detector:
         length_ratio = now["length"] / first["length"] if first.get("length") else 1.0
         correlation = abs(entry.get("collapse/length_correlation", 0.0))
         is_length = correlation > limits.LENGTH_CORRELATION and not 0.5 < length_ratio < 2.0
-        drift = self._drifts["log_prob"]  # beyond its noise, and by enough to matter
-        drifts = drift.evidence > limits.DRIFT_EVIDENCE and drift.mean - drift.first < -self.thresholds.log_prob_drift
-        sinks = drifts or change.get("log_prob", 0.0) < -limits.LOG_PROB_FALL
+        log_prob = self._levels["log_prob"]
+        sinks = change.get("log_prob", 0.0) < -limits.LOG_PROB_FALL
+        if log_prob.sinks > limits.DRIFT_EVIDENCE:  # beyond its noise, and by enough to matter
+            sinks = sinks or log_prob.mean - log_prob.first < -self.thresholds.log_prob_drift
         shown = {
             "completions have become short": length_ratio < self.thresholds.length_ratio,
             "the reward is little but length, which has halved or doubled": is_length,
@@ -299,10 +292,13 @@ class _HeldOutReward:
         return self.agreement / math.sqrt(max(self.agreements, 1))
 
 
+def error_key(key: str) -> str:
+    """Of a number in the log, the key of its standard error."""
+    kind, slash, name = (
+        key.removesuffix("_change" if key == FIRST_LOG_PROB_CHANGE else "").partition("/")[2].partition("/")
+    )
+    return f"collapse/{kind}_error{slash}{name}"
+
+
 def _by_name(entry: Mapping[str, float], prefix: str) -> dict[str, float]:
     return {key.removeprefix(prefix): value for key, value in entry.items() if key.startswith(prefix)}
-
-
-def _log_prob(entry: Mapping[str, float]) -> float | None:
-    """Of what is written, per token, by the frozen model of a reward or else the first policy."""
-    return next((v for k, v in entry.items() if k.endswith("/log_prob_per_token")), entry.get(FIRST_LOG_PROB))

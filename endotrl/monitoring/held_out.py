@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments
 from trl import GRPOTrainer, RLOOTrainer
 
 from .batch_statistics import mean_and_error
-from .detector import ASKED_CHANGE, ASKED_CHANGE_ERROR, HELD_OUT, HELD_OUT_ERROR
+from .detector import ASKED_CHANGE, HELD_OUT, error_key
 
 
 logger = logging.getLogger(__name__)
@@ -147,18 +147,16 @@ class HeldOut(TrainerCallback):
 
     def _ask(self, state: TrainerState) -> None:
         grades = self._grades()
-        mean, error = mean_and_error(grades)
         answers = grades.nanmean(dim=1)
-        figures = {HELD_OUT + self.name: mean, HELD_OUT_ERROR + self.name: error}
         if self._first is None:
             self._first = answers
             state.stateful_callbacks[MEMORY + self.name] = [None if math.isnan(a) else a for a in answers.tolist()]
-        change, change_error = mean_and_error((answers - self._first)[:, None])
-        figures |= {ASKED_CHANGE + self.name: change, ASKED_CHANGE_ERROR + self.name: change_error}
-        self.history[state.global_step] = mean
-        for key, value in figures.items():
+        for key, values in ((HELD_OUT, grades), (ASKED_CHANGE, (answers - self._first)[:, None])):
+            mean, error = mean_and_error(values)
             # With the next log entry; of several askings until then, the last one.
-            self._trainer._metrics["train"][key] = [value]
+            self._trainer._metrics["train"] |= {key + self.name: [mean], error_key(key + self.name): [error]}
+            if key == HELD_OUT:
+                self.history[state.global_step] = mean
 
     def _grades(self) -> Tensor:
         """Grades of shape `(questions, samples)`, the same on all processes; NaN where there is none."""

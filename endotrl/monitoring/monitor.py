@@ -11,6 +11,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
 from ..rewards.frozen_model_reward import warn_without_kl_penalty
+from ..runs.callback_order import add_in_order
 from ..runs.wandb_run import active_run
 from .collapse_thresholds import CollapseThresholds
 from .detector import REWARD_KEYS, Detector
@@ -103,13 +104,11 @@ class CollapseMonitor(TrainerCallback):
             raise ValueError("This monitor is attached to a trainer already. Make one for each trainer.")
         self._observer = BatchObserver(trainer, self.held_out, self.copy_weights)
         warn_without_kl_penalty(trainer)
-        # First, so that what it adds to the log is there when the callbacks of W&B and others report it.
-        trainer.pop_callback(self)
-        trainer.callback_handler.callbacks.insert(0, self)
+        add_in_order(trainer, self)
         return self
 
     def check(self, args: TrainingArguments) -> None:
-        """Raises `ValueError` if the action is impossible under these settings; when training begins, it is called."""
+        """Raises `ValueError` if the action is impossible under these settings, as when training begins."""
         if self.action != "restore":
             return
         if args.load_best_model_at_end:

@@ -11,7 +11,8 @@ from torch import Tensor
 from trl import GRPOTrainer, RLOOTrainer
 
 from ..rendering.ends import until_first
-from ..rendering.policy_tokens import PolicyTokens, is_online_dpo
+from ..rendering.policy import PolicyTokens, is_online_dpo
+from . import detector as keys
 from .batch_statistics import (
     ValuesSeen,
     change_since,
@@ -19,19 +20,6 @@ from .batch_statistics import (
     group_correlation,
     mean_and_error,
     repetition,
-)
-from .detector import (
-    AGREEMENT_EVIDENCE,
-    CHANGE,
-    CHANGE_ERROR,
-    FIRST_LOG_PROB,
-    FIRST_LOG_PROB_CHANGE,
-    FIRST_LOG_PROB_ERROR,
-    HELD_OUT,
-    HELD_OUT_ERROR,
-    REWARD_CHANGE,
-    REWARD_CHANGE_ERROR,
-    SLOPE,
 )
 from .first_policy import FirstPolicy
 
@@ -47,9 +35,8 @@ LOG_PROB_KEYS = ("old_logps", "old_per_token_logps", "sampling_per_token_logps",
 
 class BatchObserver:
     """
-    Statistics of what passes through the method with which a trainer scores completions. TRL has no public place that
-    shows completions *and* all their rewards; `tests/test_contract.py` watches the private methods. Of another kind
-    of trainer, nothing is observed.
+    Statistics of what a trainer scores, by its private methods: TRL has no public place that shows completions *and*
+    all their rewards. Of another kind of trainer, nothing is observed.
     """
 
     def __init__(self, trainer: Any, held_out: Sequence[str] | None = None, copy_weights: bool | None = None) -> None:
@@ -75,12 +62,10 @@ class BatchObserver:
 
     def pop(self) -> dict[str, float]:
         """Means of the statistics of the batches since the last call, by their names in the log."""
-        means = {key: sum(values) / len(values) for key, values in self._sums.items()}
-        for key in means:  # of several batches together
-            if key.startswith(AGREEMENT_EVIDENCE):
-                means[key] *= math.sqrt(len(self._sums[key]))
-            elif key.startswith((HELD_OUT_ERROR, CHANGE_ERROR, REWARD_CHANGE_ERROR, FIRST_LOG_PROB_ERROR)):
-                means[key] /= math.sqrt(len(self._sums[key]))
+        means = {}
+        for key, values in self._sums.items():  # of several batches together
+            kind, mean, root = key.split("/")[1], sum(values) / len(values), math.sqrt(len(values))
+            means[key] = mean * root if kind == "agreement_z" else mean / root if kind.endswith("_error") else mean
         self._sums.clear()
         return means
 
@@ -127,14 +112,13 @@ class BatchObserver:
             output = generate(inputs)
             if self._trainer.model.training and self._rewards is not None and self._first is not None:
                 self._observe_change(self._first.log_probs(output), self._rewards)
-            key = next((key for key in LOG_PROB_KEYS if output.get(key) is not None), None)
-            if self._trainer.model.training and key is not None and self._scored is not None:
-                log_probs = output[key].float()
+            found = [output[key] for key in LOG_PROB_KEYS if output.get(key) is not None]
+            if self._trainer.model.training and found and self._scored is not None:
+                log_probs = found[0].float()
                 if log_probs.ndim == 2:  # of tokens; RLOO has them of completions
                     log_probs = (log_probs * output["completion_mask"].bool()).sum(dim=1)
                 log_probs = self._trainer.accelerator.gather(log_probs)
-                size = self._trainer.num_generations
-                self._add_correlation("collapse/probability_correlation", self._scored, log_probs, size)
+                self._add_correlation("probability", self._scored, log_probs, self._trainer.num_generations)
             return output
 
         self._trainer._calculate_rewards = calculate_rewards
@@ -163,7 +147,7 @@ class BatchObserver:
         hashes = gather(torch.tensor([_hash(ids) for ids in completion_ids], device=device))
         self._add("collapse/repetition", repetitions.nanmean().item())
         self._add("collapse/distinct_completions", distinct_completions(hashes, num_generations))
-        self._add_correlation("collapse/length_correlation", rewards, lengths, num_generations)
+        self._add_correlation("length", rewards, lengths, num_generations)
         completions = [(i // num_generations, completion) for i, completion in enumerate(hashes.tolist())]
         self._seen.add(completions, rewards.tolist())
         self._add("collapse/reward_is_verdict", float(self._seen.is_verdict))
@@ -179,14 +163,13 @@ class BatchObserver:
                 continue
             groups = values.view(-1, self._trainer.num_generations)
             mean, error = mean_and_error(groups)
-            self._add(HELD_OUT + name, mean)
-            if (~groups.isnan()).any(dim=1).sum() >= MIN_GROUPS:
-                self._add(HELD_OUT_ERROR + name, error)
+            enough = (~groups.isnan()).any(dim=1).sum() >= MIN_GROUPS
+            self._add(keys.HELD_OUT + name, mean, error if enough else math.nan)
             correlation = group_correlation(trained, values, self._trainer.num_generations)
             if correlation is not None:
                 self._add(f"collapse/agreement/{name}", correlation.rho)
-                self._add(AGREEMENT_EVIDENCE + name, correlation.z)
-                self._add(SLOPE + name, correlation.slope)
+                self._add(keys.AGREEMENT_EVIDENCE + name, correlation.z)
+                self._add(keys.SLOPE + name, correlation.slope)
 
     def _observe_change(self, log_probs: tuple[Tensor, Tensor, Tensor] | None, rewards: Tensor) -> None:
         if log_probs is None:
@@ -195,32 +178,34 @@ class BatchObserver:
         size, scored = self._trainer.num_generations, self._scored
         first, present, tokens = (self._trainer.accelerator.gather(x).to(rewards.device) for x in log_probs)
         per_token = first / tokens.clamp(min=1)
-        # Name of the change, name of its error, and the number, with what one completion more would change.
-        watched = [(CHANGE + name, CHANGE_ERROR + name, rewards[:, i], 1.0) for name, i in self._held_out.items()]
+        # The number that changes, and by how much one completion may differ.
+        watched = {keys.CHANGE + name: (rewards[:, i], 1.0) for name, i in self._held_out.items()}
         if scored is not None:
-            watched.append((REWARD_CHANGE, REWARD_CHANGE_ERROR, scored, scored.nan_to_num().std().item()))
+            watched[keys.REWARD_CHANGE] = scored, scored.nan_to_num().std().item()
         # A verifier may lead away from what the first policy believes.
         if not (self._seen.is_verdict and all(0 <= value <= 1 for value in self._seen.values)):
-            self._add(FIRST_LOG_PROB, per_token.mean().item())
-            watched.append((FIRST_LOG_PROB_CHANGE, FIRST_LOG_PROB_ERROR, per_token, per_token.std().item()))
-        changes = [change_since(values, first - present, size) for _, _, values, _ in watched]
-        for (key, error_key, _, one), change in zip(watched, changes, strict=True):
+            self._add(keys.FIRST_LOG_PROB, per_token.mean().item())
+            watched[keys.FIRST_LOG_PROB_CHANGE] = per_token, per_token.std().item()
+        self._far += 1
+        for key, (values, one) in watched.items():
+            change = change_since(values, first - present, size)
             if change is not None:
-                self._add(key, change[0])
-                self._add(error_key, math.hypot(change[1], one / len(rewards)))  # before the first update, it is 0
-        self._far = 0 if any(change is not None for change in changes) else self._far + 1
+                # Before the first update, the error over groups is 0.
+                self._add(key, change[0], math.hypot(change[1], one / len(rewards)))
+                self._far = 0
         # Far for good: the copy goes. Far at first: what there is to compare with is another model.
         if self._far >= FAR or (self._far and self._trainer.state.global_step == 0):
             self._first = None
 
-    def _add_correlation(self, key: str, rewards: Tensor, others: Tensor, num_generations: int) -> None:
+    def _add_correlation(self, name: str, rewards: Tensor, others: Tensor, num_generations: int) -> None:
         correlation = group_correlation(rewards, others.to(rewards.device), num_generations)
         if correlation is not None:
-            self._add(key, correlation.rho)
+            self._add(f"collapse/{name}_correlation", correlation.rho)
 
-    def _add(self, key: str, value: float) -> None:
-        if math.isfinite(value):
-            self._sums.setdefault(key, []).append(value)
+    def _add(self, key: str, value: float, error: float = math.nan) -> None:
+        for name, number in ((key, value), (keys.error_key(key), error)):
+            if math.isfinite(number):
+                self._sums.setdefault(name, []).append(number)
 
 
 def _hash(token_ids: Sequence[int]) -> int:

@@ -14,7 +14,8 @@ slow drift does not inflate.
 """
 
 import math
-from collections import deque
+from itertools import pairwise
+from statistics import fmean
 from typing import NamedTuple
 
 
@@ -28,22 +29,22 @@ NOISE_WINDOW = 100  # entries of the noise estimate
 
 
 class Series:
-    """A logged number: its first level, its running mean and its noise."""
+    """A logged number: its first level, its running mean, its noise, and evidence that it has left its first level."""
 
     def __init__(self, warmup: int) -> None:
         self._warmup = warmup
-        self._recent: deque[float] = deque(maxlen=WINDOW)
-        self._differences: deque[float] = deque(maxlen=NOISE_WINDOW)
-        self._first: list[float] = []
-        self.count = 0
+        self._values: list[float] = []
+        self.sinks, self.rises = 0.0, 0.0
 
     def add(self, value: float) -> None:
-        if self._recent:
-            self._differences.append(abs(value - self._recent[-1]))
-        self._recent.append(value)
-        if self.count < self._warmup:
-            self._first.append(value)
-        self.count += 1
+        if self.ready:
+            deviation = (value - self.first) / max(self.noise, 1e-9 + 1e-6 * abs(self.first))
+            self.sinks, self.rises = cusum(self.sinks, -deviation), cusum(self.rises, deviation)
+        self._values.append(value)
+
+    @property
+    def count(self) -> int:
+        return len(self._values)
 
     @property
     def ready(self) -> bool:
@@ -51,38 +52,21 @@ class Series:
 
     @property
     def first(self) -> float:
-        return sum(self._first) / len(self._first)
+        return fmean(self._values[: self._warmup])
 
     @property
     def noise(self) -> float:
         """Standard deviation of an entry."""
-        if not self._differences:
-            return 0.0
-        return INFERRED * sum(self._differences) / len(self._differences) * math.sqrt(math.pi) / 2
+        differences = [abs(after - before) for before, after in pairwise(self._values[-NOISE_WINDOW - 1 :])]
+        return INFERRED * fmean(differences) * math.sqrt(math.pi) / 2 if differences else 0.0
 
     @property
     def mean(self) -> float:
-        return sum(self._recent) / len(self._recent)
-
-
-class Drift(Series):
-    """Evidence that a number has left its first level: downwards, or both ways."""
-
-    def __init__(self, warmup: int, both_ways: bool) -> None:
-        super().__init__(warmup)
-        self._both_ways = both_ways
-        self._evidence = [0.0, 0.0]
-
-    def add(self, value: float) -> None:
-        if self.ready:
-            deviation = (value - self.first) / max(self.noise, 1e-9 + 1e-6 * abs(self.first))
-            down, up = self._evidence
-            self._evidence = [cusum(down, -deviation), cusum(up, deviation) if self._both_ways else 0.0]
-        super().add(value)
+        return fmean(self._values[-WINDOW:])
 
     @property
-    def evidence(self) -> float:
-        return max(self._evidence)
+    def moved(self) -> str:
+        return f"({self.first:.3g} at first, now {self.mean:.3g})"
 
 
 class Fall(NamedTuple):
@@ -99,8 +83,7 @@ class HeldOut(Series):
     def __init__(self, warmup: int, start: float | None = None) -> None:
         super().__init__(warmup)
         self._start = start
-        # Sums of the values and of the squared errors of the first entries.
-        self._sums, self._squares = [0.0], [0.0]
+        self._squares: list[float] = []  # of the errors
         self._measured = True
         # For each number of entries: lower confidence bound, mean and squared error of the best level until then.
         self._best = [(-math.inf, 0.0, 0.0) if start is None else (start, start, 0.0)]
@@ -109,25 +92,23 @@ class HeldOut(Series):
     def add(self, value: float, error: float | None = None) -> None:
         super().add(value)
         self._measured = self._measured and error is not None
-        self._sums.append(self._sums[-1] + value)
-        self._squares.append(self._squares[-1] + (error or 0.0) ** 2)
+        self._squares.append((error or 0.0) ** 2)
         # Where the errors are measured, the first entry counts as a level: it is the model as it was.
         fewest = 0 if self._start is not None else 1 if self._measured else self._warmup // 2
-        self._best.append(self._best[-1])
+        best = self._best[-1]
         if self._start is None and self.count >= fewest:
             mean, square = self._level(max(0, self.count - REFERENCE), self.count)
             # The lower bound, or the best of many levels would be mostly luck.
-            self._best[-1] = max(self._best[-1], (mean - 2 * math.sqrt(square), mean, square))
+            best = max(best, (mean - 2 * math.sqrt(square), mean, square))
+        self._best.append(best)
         self.windows = []
-        if self.count < self._warmup:
-            return
-        for number in RECENT:
+        for number in RECENT if self.ready else ():
             before = self.count - number
-            if before < fewest:
-                break
-            _, best, square = self._best[before]
-            mean, own_square = self._level(before, self.count)
-            self.windows.append(Fall((best - mean) / math.sqrt(square + own_square + 1e-12), best - mean, best))
+            if before >= fewest:
+                _, level, square = self._best[before]
+                mean, own_square = self._level(before, self.count)
+                evidence = (level - mean) / math.sqrt(square + own_square + 1e-12)
+                self.windows.append(Fall(evidence, level - mean, level))
 
     @property
     def evidence(self) -> float:
@@ -143,12 +124,11 @@ class HeldOut(Series):
 
     def _level(self, start: int, end: int) -> tuple[float, float]:
         """Mean of some entries, and its squared standard error."""
-        number = end - start
         # A few batches without a wrong answer look more exact than they are: those before them tell.
         longer = max(0, min(start, end - REFERENCE))
-        squares = [(self._squares[end] - self._squares[i]) / (end - i) for i in (start, longer)]
+        squares = [fmean(self._squares[i:end]) for i in (start, longer)]
         square = max(squares) if self._measured else self.noise**2
-        return (self._sums[end] - self._sums[start]) / number, square / number
+        return fmean(self._values[start:end]), square / (end - start)
 
 
 def cusum(evidence: float, deviation: float) -> float:

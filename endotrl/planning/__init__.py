@@ -9,9 +9,8 @@ from .._lazy import attach
 __all__ = ["Hardware", "ModelSize", "Plan", "Workload", "model_size", "plan_memory", "plan_time"]
 
 if TYPE_CHECKING:
-    from .memory import Hardware, Plan, Workload, plan_memory
+    from .memory import Hardware, Plan, Workload, plan_memory, plan_time
     from .sizes import ModelSize, model_size
-    from .timing import plan_time
 
 
 # Resolved on first use (PEP 562): `endotrl --help` does not wait for torch.

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory of a GPU under each way to split a run over GPUs."""
+"""Memory of a GPU under each way to split a run over GPUs, and a rough time of a training step."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-from ..monitoring.first_policy import SMALL
 from .sizes import ModelSize
 
 
@@ -49,7 +48,6 @@ class Workload:
     mixed_precision: bool = True  # `bf16: true`
     gradient_checkpointing: bool = True  # activations are computed again in the backward pass
     frozen: tuple[FrozenModel, ...] = ()  # but for the policy without its adapter
-    monitored: bool = False  # by a [`CollapseMonitor`] that keeps a copy of the first policy, if it is small
     value_model: bool = False  # PPO trains a second model as critic
     vllm_share: float = 0.0  # fraction of a GPU's memory that vLLM takes in the training process; 0 without it
     vllm_sleeps: bool = False  # vLLM gives its memory back while the policy is trained
@@ -67,7 +65,6 @@ class Plan:
     gradients: float = 0.0
     optimizer: float = 0.0  # its states, with its float32 weights
     frozen: float = 0.0
-    monitor: float = 0.0  # the collapse monitor's copy of the first policy
     vllm: float = 0.0  # its share, unless it sleeps
     activations: float = 0.0  # in the forward and backward pass
     logits: float = 0.0
@@ -79,7 +76,7 @@ class Plan:
     @property
     def total(self) -> float:
         """Bytes of the worst phase, with an allowance for the CUDA context and fragmentation."""
-        resident = self.parameters + self.optimizer + self.frozen + self.monitor + self.vllm
+        resident = self.parameters + self.optimizer + self.frozen + self.vllm
         training = self.gradients + self.gathered + self.activations + self.logits
         return OVERHEAD + resident + max(training, self.generation, self.scoring)
 
@@ -118,8 +115,8 @@ def plan_memory(size: ModelSize, work: Workload, hardware: Hardware, engine: Eng
             plan.cpu = plan.parameters + plan.optimizer + plan.gradients
             plan.parameters = plan.optimizer = plan.gradients = 0.0
 
-    tokens = work.micro_batch * work.sequences * (work.prompt_tokens + work.completion_tokens)
-    compute = 2 if work.mixed_precision else b
+    length, compute = work.prompt_tokens + work.completion_tokens, 2 if work.mixed_precision else b
+    tokens = work.micro_batch * work.sequences * length
     plan.activations = compute * activation_numbers(size, tokens, work.gradient_checkpointing) * models
     plan.logits = 4.0 * min(tokens, LOGIT_TOKENS) * min(size.vocabulary, LOGIT_WORDS) * (work.sequences == 1)
 
@@ -134,13 +131,10 @@ def plan_memory(size: ModelSize, work: Workload, hardware: Hardware, engine: Eng
     if not models_there and size.trainable < size.parameters and sharded:
         plan.scoring = compute * size.parameters  # the policy without its adapter
 
-    policy = float(b * size.parameters)
-    if work.monitored and engine == "ddp" and policy <= SMALL:
-        plan.monitor = policy
     share = work.vllm_share * hardware.gpu_memory
     plan.vllm, plan.generation = (0.0, share) if work.vllm_sleeps else (share, 0.0)
     if work.generation_batch and not work.vllm_share:
-        cache = 2 * size.layers * size.key_value * (work.prompt_tokens + work.completion_tokens)
+        cache = 2 * size.layers * size.key_value * length
         plan.generation = compute * cache * work.generation_batch + (compute * size.parameters if sharded else 0)
     return plan
 
@@ -158,3 +152,46 @@ def activation_numbers(size: ModelSize, tokens: int, gradient_checkpointing: boo
     if gradient_checkpointing:
         return size.layers * tokens * size.hidden + block_numbers(size, tokens)
     return size.layers * block_numbers(size, tokens)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """
+    What is assumed of a GPU: its peak of dense bfloat16 products (`flops`, operations per second), the `bandwidth` of
+    its memory (bytes per second), and the fractions of the peak (for decoding: of the bandwidth) that are reached.
+    """
+
+    flops: float = 312e12
+    bandwidth: float = 2.0e12
+    training_utilization: float = 0.35
+    scoring_utilization: float = 0.5
+    decoding_utilization: float = 0.5
+
+
+def plan_time(
+    size: ModelSize, work: Workload, accumulation: int, iterations: int = 1, speed: Speed | None = None
+) -> dict[str, float]:
+    """
+    Seconds that a GPU spends on one generation batch, of `accumulation` micro-batches and for `iterations` epochs, in
+    `"generation"`, `"scoring"` and `"training"`. A pass costs 2 operations a parameter and token, a backward pass 4 (2
+    with an adapter), a second forward pass for checkpointing 2; decoding reads all weights and the cache once a token.
+    Communication is not counted.
+    """
+    speed = speed or Speed()
+    length = work.prompt_tokens + work.completion_tokens
+    tokens = work.micro_batch * work.sequences * length * accumulation
+    backward = 2 if size.trainable < size.parameters else 4
+    again = 2 if work.gradient_checkpointing else 0
+    training = (2 + backward + again) * size.parameters * tokens * iterations * (2 if work.value_model else 1)
+    # The frozen models; without one, the policy without its adapter is.
+    scored = sum(m.size.parameters for m in work.frozen) or size.parameters if work.sequences == 1 else 0
+    generation = 0.0
+    if work.generation_batch:
+        cache = 4 * size.layers * size.key_value * (work.prompt_tokens + work.completion_tokens / 2)
+        read = 2 * size.parameters + work.generation_batch * cache
+        generation = work.completion_tokens * read / (speed.bandwidth * speed.decoding_utilization)
+    return {
+        "generation": generation,
+        "scoring": 2 * scored * tokens / (speed.flops * speed.scoring_utilization),
+        "training": training / (speed.flops * speed.training_utilization),
+    }

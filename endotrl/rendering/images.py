@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, ProcessorMixin
 
 from .messages import Message, Prompt, has_parts, image_parts, images_of_rows, is_image_part
 
@@ -30,9 +30,11 @@ TOKEN_KEYS = ("token_type_ids", "mm_token_type_ids")
 
 @dataclass(frozen=True)
 class ImageInputs:
-    """What a model is given for a prompt beside its token ids. Two are equal if all their tensors are."""
+    """
+    What a model is given for a prompt beside its token ids, as a processor makes it for this prompt alone: pixels,
+    sizes, types of its tokens. Two are equal if all their tensors are.
+    """
 
-    # As a processor gives them for this prompt alone: pixels, sizes, types of its tokens.
     tensors: Mapping[str, Tensor] = field(compare=False, repr=False)
     digest: str
 
@@ -53,10 +55,8 @@ class ImageInputs:
 
     def before(self, num_tokens: int, device: torch.device) -> dict[str, Tensor]:
         """What a model is given beside the prompt and `num_tokens` tokens of a completion."""
-        moved = {key: tensor.to(device) for key, tensor in self.tensors.items()}
-        for key in self._token_keys:
-            moved[key] = torch.cat([moved[key], moved[key].new_zeros(1, num_tokens)], dim=1)
-        return moved
+        own = {key: torch.nn.functional.pad(self.tensors[key], (0, num_tokens)) for key in self._token_keys}
+        return {key: own.get(key, tensor).to(device) for key, tensor in self.tensors.items()}
 
     @property
     def _token_keys(self) -> list[str]:
@@ -74,13 +74,13 @@ class Placeholders:
     def of(cls, config: PretrainedConfig) -> "Placeholders":
         settings = config.to_dict()
 
-        def token_id(kind: str) -> int | None:
-            names = (f"{kind}_token_id", f"{kind}_token_index")
-            return next((settings[name] for name in names if settings.get(name) is not None), None)
+        def token_ids(kind: str) -> list[int]:
+            ids = [settings.get(f"{kind}_token_id"), settings.get(f"{kind}_token_index")]
+            return [token_id for token_id in ids if token_id is not None][:1]
 
         reads_images = any(key in config.sub_configs for key in ("vision_config", "vision_tower_config"))
-        others = {token_id("video"), token_id("audio")} - {None} if config.sub_configs else set()
-        return cls(token_id("image") if reads_images else None, frozenset(i for i in others if i is not None))
+        others = [*token_ids("video"), *token_ids("audio")] if config.sub_configs else []
+        return cls(next(iter(token_ids("image")), None) if reads_images else None, frozenset(others))
 
     @property
     def all(self) -> frozenset[int]:
@@ -89,10 +89,9 @@ class Placeholders:
 
 def refuse_images(columns: Mapping[str, Any], num_rows: int, who: str) -> None:
     """Raises `ValueError` if the columns of a batch have images, for `who` reads only text."""
-    rows = images_of_rows(columns.get("image"), columns.get("images"), num_rows) or []
-    row = next((row for row, images in enumerate(rows) if images), None)
-    if row is not None:
-        raise ValueError(f"Row {row} has images, and {who} reads only text. Leave such rows out.")
+    for row, images in enumerate(images_of_rows(columns.get("image"), columns.get("images"), num_rows) or []):
+        if images:
+            raise ValueError(f"Row {row} has images, and {who} reads only text. Leave such rows out.")
 
 
 def place_images(row: int, prompt: Prompt, column: Sequence[Any] | None) -> tuple[Prompt, list[Any]]:
@@ -127,6 +126,34 @@ def place_images(row: int, prompt: Prompt, column: Sequence[Any] | None) -> tupl
     filler = iter(given)
     prompt = _with_parts(prompt, lambda parts: [{"type": "image"} if is_image_part(p) else p for p in parts])
     return prompt, [next(filler) if picture is None else picture for picture in pictures]
+
+
+def read_by_processor(
+    processor: ProcessorMixin, text: str, special: bool, pictures: Sequence[Image.Image]
+) -> tuple[list[int], ImageInputs | None]:
+    """
+    Token ids of a prompt, and what the model is given beside them for its pictures. A processor may write more than
+    the text, and puts as many placeholders there as an image takes.
+    """
+    name = type(processor).__name__
+    given: dict[str, Any] = {"images": [list(pictures)], "return_tensors": "pt"} if pictures else {}
+    try:
+        encoded = processor(text=[text], add_special_tokens=special, **given)
+    except (ValueError, TypeError, LookupError, StopIteration) as error:
+        raise ValueError(
+            f"The {name} of the frozen model refuses a prompt with {len(pictures)} images: {error}"
+        ) from error
+    ids = [int(token_id) for token_id in encoded["input_ids"][0]]
+    if not pictures:
+        return ids, None
+    rest = {key: value for key, value in encoded.items() if key not in ("input_ids", "attention_mask")}
+    for key, value in rest.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"The {name} gives {key} of images as no tensor, which endotrl does not know. Please open an issue "
+                "with the model's name."
+            )
+    return ids, ImageInputs.of(rest)
 
 
 def without_images(prompt: Prompt) -> Prompt:

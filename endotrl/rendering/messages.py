@@ -1,16 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prompts and completions as users give them: text or messages."""
+"""Prompts and completions as users give them, text or messages; and the chat template that makes messages text."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from functools import cached_property
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from jinja2.exceptions import TemplateError
+
+
+if TYPE_CHECKING:  # heavy, and commands that read results alone import this module
+    from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[Message]
 Completion = str | Sequence[Message]
 TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")  # of a dataset, by which a row is rendered
+
+# A template is a program: what it says of a message that it was not written for is any of Python's errors.
+REFUSALS = (TemplateError, TypeError, AttributeError, LookupError)
+# Stand in the place of what messages say, to see whether a template writes it: words that none writes itself.
+WORD, MARK = "Endotrl", "endotrl_probe"
+# Texts that other ones are put behind, to see how they are encoded inside a text.
+ANCHORS = ("x", "\n", ".", "1", "\u4e00")
 
 
 def check_batch(
@@ -21,17 +36,8 @@ def check_batch(
     neither text nor messages, not of one kind, or have a part that is no text, images of prompts excepted.
     """
     if isinstance(prompts, str) or isinstance(completions, str):
-        raise TypeError("`prompts` and `completions` must be lists with one entry a row, but a string was given.")
-    if len(prompts) != len(completions):
-        raise ValueError(
-            f"There are {len(prompts)} prompts and {len(completions)} completions. Every completion needs its prompt: "
-            "repeat a prompt that has several completions."
-        )
-    if completion_ids is not None and len(completion_ids) != len(completions):
-        raise ValueError(
-            f"There are {len(completion_ids)} lists of `completion_ids` for {len(completions)} completions. Pass one "
-            "list a completion, or leave `completion_ids` out to have the text encoded."
-        )
+        raise TypeError("`prompts` and `completions` must be lists with one entry per row, but a string was given.")
+    check_lengths(len(prompts), completions=completions, completion_ids=completion_ids)
     if len(prompts) == 0:
         raise ValueError("The batch is empty: `prompts` and `completions` have no rows, so there is nothing to score.")
     for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
@@ -39,11 +45,20 @@ def check_batch(
         _check_value(row, "completion", completion)
         if isinstance(prompt, str) and not isinstance(completion, str):
             raise TypeError(
-                f"The prompt of row {row} is a string, but its completion is a list of messages. Make both of one "
-                "kind."
+                f"The prompt of row {row} is a string, but its completion is a list. Make both of one kind."
             )
         if len(prompt) == 0 and not isinstance(prompt, str):
             raise ValueError(f"The prompt of row {row} is an empty list of messages. It needs at least one message.")
+
+
+def check_lengths(num_rows: int, **columns: Sequence[Any] | None) -> None:
+    """Raises `ValueError` for a column of a batch that has not one entry for each prompt."""
+    for name, column in columns.items():
+        if column is not None and len(column) != num_rows:
+            raise ValueError(
+                f"`{name}` has {len(column)} entries for {num_rows} prompts, but every row needs one: repeat a prompt "
+                "that has several completions."
+            )
 
 
 def _check_value(row: int, name: str, value: Prompt | Completion) -> None:
@@ -68,20 +83,18 @@ def add_criterion(prompt: Prompt, criterion: str | None) -> Prompt:
     """A prompt behind a criterion: in its system message, as templates accept only one, or as a first paragraph."""
     if criterion is None:
         return prompt
-    if not isinstance(criterion, str):
-        raise TypeError(f"A criterion is {_brief(criterion)}, but it must be a string, or `None` for no criterion.")
     if isinstance(prompt, str):
         return f"{criterion}\n\n{prompt}"
-    if prompt and prompt[0]["role"] == "system":
-        content = prompt[0].get("content")
-        if not content:
-            joined: str | list[Any] = criterion
-        elif isinstance(content, str):
-            joined = f"{criterion}\n\n{content}"
-        else:  # parts, which templates write one after the other
-            joined = [{"type": "text", "text": f"{criterion}\n\n"}, *content]
-        return [{**prompt[0], "content": joined}, *prompt[1:]]
-    return [{"role": "system", "content": criterion}, *prompt]
+    if not prompt or prompt[0]["role"] != "system":
+        return [{"role": "system", "content": criterion}, *prompt]
+    content = prompt[0].get("content")
+    if not content:
+        joined: str | list[Any] = criterion
+    elif isinstance(content, str):
+        joined = f"{criterion}\n\n{content}"
+    else:  # parts, which templates write one after the other
+        joined = [{"type": "text", "text": f"{criterion}\n\n"}, *content]
+    return [{**prompt[0], "content": joined}, *prompt[1:]]
 
 
 def criteria_of_rows(
@@ -95,11 +108,7 @@ def criteria_of_rows(
             f"`criterion` is a dictionary with the domains {sorted(criterion)}, so every row needs a domain, "
             "but the dataset has no column `domain`. Add one, or pass one criterion as a string."
         )
-    if len(domain) != num_rows:
-        raise ValueError(
-            f"There are {len(domain)} entries in `domain` for {num_rows} prompts. Pass one a row: it selects the "
-            "criterion under which the row is judged."
-        )
+    check_lengths(num_rows, domain=domain)
     unknown = sorted(set(domain) - set(criterion), key=repr)
     if unknown:
         raise ValueError(f"There is no criterion for the domains {unknown}; `criterion` has {sorted(criterion)}.")
@@ -110,25 +119,19 @@ def images_of_rows(
     image: Sequence[Any] | None, images: Sequence[Any] | None, num_rows: int
 ) -> list[list[Any] | None] | None:
     """
-    Images of the columns `image` (one a row) and `images` (several), which decides where both are, as in TRL.
+    Images of the columns `image` (one per row) and `images` (several), which decides where both are, as in TRL.
     `ValueError` or `TypeError` for a column that has not one entry, or list, for each row.
     """
-    name, column = ("images", images) if images is not None else ("image", image)
-    if column is None:
-        return None
-    if len(column) != num_rows:
-        raise ValueError(
-            f"The column `{name}` has {len(column)} entries for {num_rows} prompts. It needs one for each."
-        )
-    if name == "image":
-        return [None if entry is None else [entry] for entry in column]
-    for row, entry in enumerate(column):
+    check_lengths(num_rows, image=None if images is not None else image, images=images)
+    if images is None:
+        return None if image is None else [None if entry is None else [entry] for entry in image]
+    for row, entry in enumerate(images):
         if entry is not None and not isinstance(entry, list | tuple):
             raise TypeError(
                 f"`images` of row {row} is a {type(entry).__name__}, but it must be a list of images. A column with "
-                "one image a row is called `image`."
+                "one image per row is called `image`."
             )
-    return [None if entry is None else list(entry) for entry in column]
+    return [None if entry is None else list(entry) for entry in images]
 
 
 def template_kwargs_of(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,9 +146,8 @@ def template_kwargs_of(row: Mapping[str, Any]) -> dict[str, Any]:
     for name, value, kind in (("tools", tools, list), ("chat_template_kwargs", kwargs, Mapping)):
         if value is not None and not isinstance(value, kind):
             raise ValueError(
-                f"`{name}` of a row is a {type(value).__name__}, but it must be a "
-                f"{'list' if kind is list else 'mapping'}, as the chat template takes it. Rename the column if it is "
-                "something else."
+                f"`{name}` of a row is a {type(value).__name__}, but it must be a {kind.__name__.lower()} for the "
+                "chat template. Rename the column if it is something else."
             )
     return {**({"tools": tools} if tools else {}), **(kwargs or {})}
 
@@ -242,3 +244,237 @@ def says_more(message: Message) -> bool:
 def _brief(value: object) -> str:
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+
+
+def tokenizer_of(processing_class: "PreTrainedTokenizerBase | ProcessorMixin") -> "PreTrainedTokenizerBase":
+    """A tokenizer, or the one that a processor holds."""
+    from transformers import ProcessorMixin  # heavy: see above
+
+    return processing_class.tokenizer if isinstance(processing_class, ProcessorMixin) else processing_class
+
+
+def _unchanged(message: Message) -> Message:
+    return message
+
+
+class _LeftOut(Exception):
+    """What a template does not write."""
+
+
+class Template:
+    """
+    A tokenizer, or a processor with its own template, BOS and expansion of text, and arguments for the chat template.
+
+    The content of messages is text or a list of parts, and templates read one of them, or both; of the other they
+    write nothing, or a Python list. Messages are put into the form that the template reads, and what it still does not
+    write is refused: a template that knows no role "tool" would leave out what a tool has said. What it does to a text
+    that it writes (it strips white space, or cuts the reasoning of earlier turns) is its own affair.
+    """
+
+    def __init__(
+        self,
+        processing_class: "PreTrainedTokenizerBase | ProcessorMixin",
+        chat_template_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        self.processing_class = processing_class
+        self.tokenizer = tokenizer_of(processing_class)
+        self.is_processor = self.tokenizer is not processing_class
+        self.chat_template_kwargs = chat_template_kwargs or {}
+        # A processor without a template has that of its tokenizer.
+        self._writer: Any = self.tokenizer if processing_class.chat_template is None else processing_class
+        # How messages of each shape are given to the template.
+        self._forms: dict[Any, Callable[[Message], Message]] = {}
+
+    @property
+    def exists(self) -> bool:
+        return self._writer.chat_template is not None or self.chat_template_kwargs.get("chat_template") is not None
+
+    @cached_property
+    def prefix_preserving(self) -> "Template":
+        """This template, or, if it rewrites earlier turns when later ones follow, TRL's version of it for training."""
+        from trl.chat_template_utils import get_training_chat_template, is_chat_template_prefix_preserving
+
+        if "chat_template" in self.chat_template_kwargs:
+            return self
+        try:
+            if is_chat_template_prefix_preserving(self._writer):
+                return self
+            training = get_training_chat_template(self._writer)
+        except (*REFUSALS, ValueError):  # a template that cannot call tools, or that TRL does not know
+            return self
+        return Template(self.processing_class, {**self.chat_template_kwargs, "chat_template": training})
+
+    def apply(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool,
+        has_criterion: bool = False,
+        continue_final_message: bool = False,
+    ) -> str:
+        """Messages as text. `ValueError` if the template refuses them, or leaves out what one of them says."""
+        if not self.exists:
+            raise ValueError(
+                f"The prompts are messages, but the tokenizer {self.tokenizer.name_or_path!r} of the frozen model has "
+                "no chat template. Pass a `processing_class` with one (the model's processor, if that has it; "
+                "`trl.clone_chat_template` copies it from another model), or use plain-text prompts."
+            )
+        flags = {"add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message}
+        try:
+            key = (*flags.values(), *(_shape(message) for message in messages))
+            if key not in self._forms:
+                self._forms[key] = self._find_form(messages, flags)
+            return self._write([self._forms[key](message) for message in messages], flags)
+        except (*REFUSALS, _LeftOut) as error:
+            what = f"refuses these messages: {str(error).rstrip('.')}."
+            if isinstance(error, _LeftOut):
+                what = (
+                    f"leaves out {error}, so that the frozen model would not read it. Pass a `processing_class` with "
+                    "a template that writes it, or leave such messages out."
+                )
+            elif type(error) is not TemplateError:  # that one is what the template says itself
+                what += " Most templates want `role` and `content`, as text, in every message."
+            if has_criterion:
+                what += (
+                    " The criterion is put before the prompt as a system message: where the template has no system "
+                    "role, write it into the first user message instead."
+                )
+            raise ValueError(f"The chat template of {self.tokenizer.name_or_path!r} {what}") from error
+
+    def reads_as_given(self, messages: Sequence[Message]) -> bool:
+        """Whether [`apply`] gives the template the content of a prompt in the form in which it is, as trainers do."""
+        self.apply(messages, add_generation_prompt=True)
+        return self._forms[(True, False, *(_shape(message) for message in messages))] is _unchanged
+
+    def _write(self, messages: Sequence[Message], flags: dict[str, bool]) -> str:
+        return self._writer.apply_chat_template(list(messages), tokenize=False, **flags, **self.chat_template_kwargs)
+
+    def _find_form(self, messages: Sequence[Message], flags: dict[str, bool]) -> Callable[[Message], Message]:
+        """The form of content in which the template writes all that messages of this shape say."""
+        # TRL's GRPO gives messages to processors as parts.
+        given = as_parts if self.is_processor else _unchanged
+        left_out: _LeftOut | None = None
+        refused = given
+        images = len(image_parts(messages))
+        for form in (given, as_text, lambda message: as_parts(as_text(message))):
+            try:
+                formed = [form(message) for message in messages]
+                if len(image_parts(formed)) < images:
+                    continue  # a form that has no place for them
+                self._check_all_written(formed, flags)
+            except _LeftOut as error:
+                left_out = left_out or error
+            except REFUSALS as error:
+                if type(error) is TemplateError and refused is given:  # says itself what is wrong
+                    refused = form
+            else:
+                return form
+        if left_out is not None:
+            raise left_out
+        return refused  # the messages, or just the words that stood in them
+
+    def _check_all_written(self, messages: Sequence[Message], flags: dict[str, bool]) -> None:
+        """Raises `_LeftOut` if the template does not write a word that stands in the place of a text."""
+        words = [
+            [f"{WORD}{i}x{j}y" if text.strip() else text for j, text in enumerate(texts_of(message))]
+            for i, message in enumerate(messages)
+        ]
+        probes = [with_texts(message, texts, MARK) for message, texts in zip(messages, words, strict=True)]
+        written = self._write(probes, flags)
+        for i, (message, texts) in enumerate(zip(messages, words, strict=True)):
+            calls = _tool_names(message)
+            where = f"message {i + 1} (role {message['role']!r})"
+            # Many templates write a call and not what is said before it.
+            if not calls and any(text not in written for text in texts):
+                raise _LeftOut(f"what {where} says")
+            if any(name not in written for name in calls):
+                raise _LeftOut(f"the call of a tool in {where}")
+        if MARK in written:
+            raise _LeftOut("the form of content, and writes a Python list of its parts")
+        for i, message in enumerate(probes):
+            parts = message["content"] if image_parts([message]) else ()
+            for j in (j for j, part in enumerate(parts) if is_image_part(part)):
+                without = {**message, "content": [*parts[:j], *parts[j + 1 :]]}
+                if self._write([*probes[:i], without, *probes[i + 1 :]], flags) == written:
+                    raise _LeftOut(f"an image in message {i + 1} (role {message['role']!r})")
+
+    @cached_property
+    def finished_turn(self) -> tuple[str, str]:
+        """What the template writes around the text of a finished turn (`<think>`, say); empty if that is not clear."""
+        opened, closed = self._probe([{"role": "assistant", "content": WORD}])
+        before, found, after = closed.rpartition(WORD)
+        return (before.removeprefix(opened) if before.startswith(opened) else "", after) if found else ("", "")
+
+    @cached_property
+    def finished_call(self) -> tuple[str, str]:
+        """What the template writes behind a tool's arguments and, where the result follows, after the turn."""
+        call = {"type": "function", "function": {"name": WORD, "arguments": {WORD: WORD}}}
+        message = {"role": "assistant", "content": "", "tool_calls": [call]}
+        _, closed = self._probe([message])
+        _, continued = self._probe([message, {"role": "tool", "name": WORD, "content": ""}])
+        _, found, after = closed.rpartition(WORD)
+        return (after, continued.removeprefix(closed) if continued.startswith(closed) else "") if found else ("", "")
+
+    def _probe(self, completion: Sequence[Message]) -> tuple[str, str]:
+        """A short conversation before and with `completion`; empty if the template is for other messages."""
+        if not self.exists:
+            return "", ""
+        prompt = [{"role": "user", "content": "a"}]
+        try:
+            return self.apply(prompt, True), self.apply([*prompt, *completion], False)
+        except ValueError:
+            return "", ""  # whoever renders some hears of what it refuses
+
+    def adds_special_tokens(self, text: str, is_chat: bool) -> bool:
+        """Whether a prompt gets the tokenizer's own tokens: text, and of processors messages without a BOS."""
+        bos = self.tokenizer.bos_token
+        return not is_chat or not (self._writer is self.tokenizer or (bos is not None and text.startswith(bos)))
+
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        """Token ids of a text; with `special`, with the tokens that the tokenizer adds itself."""
+        return self.tokenizer(text, add_special_tokens=special)["input_ids"]
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of token ids, special tokens kept."""
+        return self.tokenizer.decode(ids, skip_special_tokens=False)
+
+    def continuation(self, prompt_text: str, prompt_ids: list[int], text: str, special: bool) -> list[int]:
+        """
+        Token ids of `text` as it continues the prompt, whose own tokens stay: together they decode to what the
+        tokenizer makes of both texts at once.
+        """
+        joint_ids = self.encode(prompt_text + text, special=special)
+        if joint_ids[: len(prompt_ids)] == prompt_ids:
+            return joint_ids[len(prompt_ids) :]
+        # A token would straddle the border, which generation cannot do.
+        alone = self.encode(text)
+        # The second is for prompts that the policy has read in other tokens than these.
+        wanted = (self._decode_raw(joint_ids), self._decode_raw(prompt_ids) + text)
+        candidates = chain([alone], self._behind_anchors(text))
+        return next((ids for ids in candidates if self._decode_raw([*prompt_ids, *ids]) in wanted), alone)
+
+    def _behind_anchors(self, text: str) -> Iterator[list[int]]:
+        """Token ids of `text` inside a longer one: at its beginning, many tokenizers see a space before a word."""
+        for anchor in ANCHORS:
+            anchor_ids, joint_ids = self.encode(anchor), self.encode(anchor + text)
+            if joint_ids[: len(anchor_ids)] == anchor_ids:
+                yield joint_ids[len(anchor_ids) :]
+
+    def _decode_raw(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def _shape(message: Message) -> Any:
+    """All of a message that decides what a template writes, but for the texts themselves."""
+    content = message.get("content")
+    parts = (
+        tuple(str(p.get("type")) if isinstance(p, dict) else "" for p in content) if isinstance(content, list) else ()
+    )
+    blank = tuple(not text.strip() for text in texts_of(message))
+    keys = tuple(sorted(key for key, value in message.items() if value is not None))
+    return message["role"], type(content), parts, blank, keys, _tool_names(message)
+
+
+def _tool_names(message: Message) -> tuple[str, ...]:
+    calls = message.get("tool_calls") or ()
+    names = [(call.get("function") or call).get("name") for call in calls]
+    return tuple(name for name in names if isinstance(name, str))

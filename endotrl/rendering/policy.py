@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the policy of a TRL trainer reads: how its prompts are rendered, and the token ids that they became."""
+"""
+What the policy of a TRL trainer reads and writes: how its prompts are rendered, the token ids that they became, and
+which of its own ids end a completion.
+"""
 
 import inspect
 import json
@@ -8,15 +11,81 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from threading import get_ident
 from types import FrameType
-from typing import Any, Concatenate, Generic, NamedTuple, TypeVar
+from typing import Any, Concatenate, Generic, NamedTuple, TypeAlias, TypeVar
 
-from .messages import TEMPLATE_COLUMNS, Completion, Prompt, check_batch, template_kwargs_of
-from .policy_tokens import PolicyRow, PolicyTokens, ProcessingClass, foreign_token_ids, is_online_dpo
+import trl
+from packaging.version import Version
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
+from .messages import (
+    TEMPLATE_COLUMNS,
+    Completion,
+    Prompt,
+    check_batch,
+    check_lengths,
+    template_kwargs_of,
+    tokenizer_of,
+)
 
 
 R = TypeVar("R")
 T = TypeVar("T")
+ProcessingClass: TypeAlias = PreTrainedTokenizerBase | ProcessorMixin
 MAX_KEPT = 64  # of what renders rows of different tools
+
+
+class PolicyRow(NamedTuple):
+    """What a policy read and wrote in one row of a batch."""
+
+    prompt_ids: list[int]  # without padding
+    # For each token of the completion, 1 if the policy wrote it, 0 if a tool did; `None` if it wrote all.
+    written: list[int] | None = None
+
+
+@dataclass(frozen=True)
+class PolicyTokens:
+    """What is known of the token ids that a policy generates."""
+
+    processing_class: ProcessingClass
+    eos_token_ids: Sequence[int] = ()  # none if they are not known
+    padded: bool | None = None  # whether padding follows the end of a completion; `None` if not known
+
+    @classmethod
+    def of(cls, trainer: Any) -> "PolicyTokens":
+        """Those of the policy of a trainer; its `eos_token_ids` are known of TRL's trainers with reward functions."""
+        if Version(trl.__version__) < Version("1.14") and hasattr(trainer, "reward_funcs"):
+            # Generation stops at the tokenizer's EOS only.
+            eos_token_ids: Sequence[int] = [tokenizer_of(trainer.processing_class).eos_token_id]
+        else:
+            eos_token_ids = getattr(trainer, "eos_token_ids", ())
+        return cls(trainer.processing_class, eos_token_ids, padded=is_online_dpo(trainer))
+
+
+def is_online_dpo(trainer: Any) -> bool:
+    """Whether a trainer is an `OnlineDPOTrainer`, which hands completions over with their padding."""
+    # By name: importing an experimental module prints a warning.
+    return any(
+        cls.__name__ == "OnlineDPOTrainer" and cls.__module__.startswith("trl.") for cls in type(trainer).__mro__
+    )
+
+
+def foreign_token_ids(tokenizer: ProcessingClass, others: ProcessingClass) -> frozenset[int] | None:
+    """
+    Token ids of the tokenizer `others` that mean something else to `tokenizer`, which is to read them; `None` if their
+    vocabularies differ. Of one vocabulary to which different tokens were added (a pad token, tags of reasoning), the
+    ids of those that `tokenizer` does not know as such.
+    """
+    ours, theirs = tokenizer_of(tokenizer), tokenizer_of(others)
+    if ours is theirs:
+        return frozenset()
+    differing = dict(theirs.get_vocab().items() - ours.get_vocab().items())
+    return frozenset(differing.values()) if differing.keys() <= theirs.added_tokens_encoder.keys() else None
+
+
+def special_token_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Tokens that decoding can leave out. `all_special_ids` has only those of them that have a name, such as EOS."""
+    added = tokenizer.added_tokens_decoder.items()
+    return frozenset(tokenizer.all_special_ids) | {token_id for token_id, token in added if token.special}
 
 
 @dataclass(frozen=True)
@@ -38,8 +107,8 @@ class PromptSettings:
         if not hasattr(trainer, "reward_funcs"):
             raise TypeError(
                 f"A {type(trainer).__name__} was given, but the reward needs the trainer that has it among its "
-                "`reward_funcs`: "
-                "a `GRPOTrainer`, `RLOOTrainer`, `OnlineDPOTrainer`, `DenseGRPOTrainer` or `PPOTrainer`."
+                "`reward_funcs`: a `GRPOTrainer`, `RLOOTrainer`, `OnlineDPOTrainer`, `DenseGRPOTrainer` or "
+                "`PPOTrainer`."
             )
         # OnlineDPO has no `chat_template_kwargs`, and only GRPO has the others.
         kwargs = dict(getattr(trainer.args, "chat_template_kwargs", None) or {})
@@ -171,12 +240,12 @@ class PolicyBinding(Generic[R]):
         arguments for the chat template that the user gave, key by key, and else as the trainer's policy reads them.
         """
         reading = self._readings.get(environment)
-        if reading is None:
-            self._readings[environment] = reading = self._read_as(self._own(), self.policy, environment)
+        if reading is None:  # not looked up again: another thread may drop it
+            self._readings[environment] = reading = self._read_as(self._own(), environment)
         return reading
 
-    def _read_as(self, own: ProcessingClass, policy: PromptSettings | None, environment: str | None) -> Reading:
-        given = self.given_kwargs or {}
+    def _read_as(self, own: ProcessingClass, environment: str | None) -> Reading:
+        given, policy = self.given_kwargs or {}, self.policy
         if policy is None:
             return Reading(own, given, self._tokens)
         theirs = policy.tokens.processing_class
@@ -202,12 +271,10 @@ class PolicyBinding(Generic[R]):
         made = self._made.get(key)
         if made is None:
             reading = self.reading(environment)
-            if template_kwargs:
-                merged = {**reading.chat_template_kwargs, **template_kwargs}
-                reading = reading._replace(chat_template_kwargs=merged)
+            merged = {**reading.chat_template_kwargs, **(template_kwargs or {})}
             if len(self._made) >= MAX_KEPT:
                 self._made.clear()
-            self._made[key] = made = self._make(reading)
+            self._made[key] = made = self._make(reading._replace(chat_template_kwargs=merged))
         return made
 
     def render(
@@ -226,17 +293,15 @@ class PolicyBinding(Generic[R]):
         call = find_call(prompts, of_dataset.get("log_extra"))
         if call is not None:
             self.bind(call.trainer)
-        read = None if call is None else call.rows
+        given = prompts, completions, completion_ids, *columns, None if call is None else call.rows
         kinds: dict[int, tuple[R, list[int]]] = {}
         for i, settings in enumerate(self._settings_of_rows(prompts, of_dataset, call is not None)):
             renderer = self.of(*settings)
             kinds.setdefault(id(renderer), (renderer, []))[1].append(i)
         if len(kinds) < 2:
-            renderer = next((renderer for renderer, _ in kinds.values()), None) or self.of()
-            return method(renderer, prompts, completions, completion_ids, *columns, read)
+            return method(next((renderer for renderer, _ in kinds.values()), None) or self.of(), *given)
         check_batch(prompts, completions, completion_ids)  # as a whole, before it is taken apart
         rows: dict[int, T] = {}
-        given = prompts, completions, completion_ids, *columns, read
         for renderer, chosen in kinds.values():
             theirs = [None if column is None else [column[i] for i in chosen] for column in given]
             rows.update(zip(chosen, method(renderer, *theirs), strict=True))
@@ -250,9 +315,7 @@ class PolicyBinding(Generic[R]):
         if not in_trainer:  # TRL's trainers with reward functions read no such columns
             own = {name: columns[name] for name in TEMPLATE_COLUMNS if columns.get(name) is not None}
         environments = None if self.policy is None or self.policy.tools_of is None else columns.get("environment")
-        for name, column in own.items():
-            if len(column) != len(prompts):
-                raise ValueError(f"The column `{name}` has {len(column)} entries for {len(prompts)} prompts.")
+        check_lengths(len(prompts), **own)
         for i, prompt in enumerate(prompts):
             row = {} if isinstance(prompt, str) else {name: column[i] for name, column in own.items()}
             yield None if environments is None else environments[i], template_kwargs_of(row)

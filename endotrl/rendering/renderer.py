@@ -3,6 +3,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from operator import index
@@ -10,12 +11,29 @@ from typing import Any, Literal
 
 from PIL.Image import Image
 
-from .ends import Ends
-from .images import ImageInputs, Images, Placeholders, load_picture, picture_digest, place_images, without_images
-from .messages import Completion, Prompt, add_criterion, as_messages, check_batch, image_parts, says_more, text_of
-from .policy_tokens import PolicyRow, PolicyTokens, ProcessingClass, foreign_token_ids
-from .template import ReadPrompt, Template
-from .turns import encode_answer, render_turns
+from .ends import Ends, ReadPrompt, encode_answer, render_turns
+from .images import (
+    ImageInputs,
+    Images,
+    Placeholders,
+    load_picture,
+    picture_digest,
+    place_images,
+    read_by_processor,
+    without_images,
+)
+from .messages import (
+    Completion,
+    Prompt,
+    Template,
+    add_criterion,
+    as_messages,
+    check_batch,
+    image_parts,
+    says_more,
+    text_of,
+)
+from .policy import PolicyRow, PolicyTokens, ProcessingClass, foreign_token_ids
 
 
 logger = logging.getLogger(__name__)
@@ -94,12 +112,8 @@ class Renderer:
             if self._foreign_ids is not None:
                 eos_token_ids, padded = policy_tokens.eos_token_ids or eos_token_ids, policy_tokens.padded
         self.ends = Ends(self._template, eos_token_ids, padded)
+        self.eos_token_ids = self.ends.token_ids  # that end a response
         self._said: set[str] = set()
-
-    @property
-    def eos_token_ids(self) -> frozenset[int]:
-        """Tokens that end a response."""
-        return self.ends.token_ids
 
     def render(
         self,
@@ -111,12 +125,11 @@ class Renderer:
         policy_rows: Sequence[PolicyRow] | None = None,
     ) -> list[Rendered]:
         """
-        Renders a batch. `completion_ids` are those that the policy generated, EOS included; `criteria`, system
-        messages put before the prompts; `images`, those of each row's columns (see [`place_images`]). If the policy's
-        tokens mean the same here, the prompts of `policy_rows` are scored, unless `keeps_prompts` or a criterion says
-        otherwise, and of completions only what it wrote itself. `ValueError` or `TypeError` for rows that are no
-        prompts and completions, that the template refuses, that do not fit the context, or whose images the frozen
-        model would not see.
+        Renders a batch. `criteria` are system messages put before the prompts; `images`, those of each row's columns
+        (see [`place_images`]). If the policy's tokens mean the same here, the prompts of `policy_rows` are scored,
+        unless `keeps_prompts` or a criterion says otherwise, and of completions only what it wrote itself.
+        `ValueError` or `TypeError` for rows that are no prompts and completions, that the template refuses, that do
+        not fit the context, or whose images the frozen model would not see.
         """
         check_batch(prompts, completions, completion_ids)
         criteria = [None] * len(prompts) if criteria is None else criteria
@@ -146,13 +159,7 @@ class Renderer:
             self._check_placeholders(row, read)
             written = None if policy_row is None else policy_row.written
             result = self._render_completion(read, completion, read_ids[row], written)
-            if not self._placeholder_ids.isdisjoint(result.completion_ids):
-                raise ValueError(
-                    f"The completion of row {row} has a token that stands for an image "
-                    f"({self._template.decode([*self._placeholder_ids.intersection(result.completion_ids)])!r}), and "
-                    "nothing to put there. Leave it out (`generation_kwargs={'suppress_tokens': ...}` keeps a policy "
-                    "from writing it)."
-                )
+            self._check_unfilled(row, "completion", self._placeholder_ids, result.completion_ids)
             rendered.append(self._fit(row, replace(result, images=read.images)))
         return rendered
 
@@ -173,10 +180,7 @@ class Renderer:
         rendered = []
         for row, (prompt, completion) in enumerate(zip(prompt_ids, completion_ids, strict=True)):
             ids = list(completion)
-            if not self._placeholder_ids.isdisjoint([*prompt, *ids]):
-                raise ValueError(
-                    f"Row {row} has a token that stands for an image, and there is no image with its ids."
-                )
+            self._check_unfilled(row, "response", self._placeholder_ids, [*prompt, *ids])
             rendered.append(self._fit(row, self._finish(list(prompt), ids, list(range(len(ids))))))
         return rendered
 
@@ -201,7 +205,16 @@ class Renderer:
         goes_on = self.continues_turns and not isinstance(prompt, str) and prompt[-1]["role"] == "assistant"
         text = prompt if isinstance(prompt, str) else template.apply(prompt, not goes_on, has_criterion, goes_on)
         special = not self.continues_turns and template.adds_special_tokens(text, not isinstance(prompt, str))
-        ids, images = template.encode_prompt(text, special, pictures)
+        if template.is_processor:
+            ids, images = read_by_processor(template.processing_class, text, special, pictures)
+        elif pictures:
+            raise ValueError(
+                "The prompts have images, and of the frozen model there is only the tokenizer "
+                f"{self.tokenizer.name_or_path!r}. Pass its processor as `processing_class`: "
+                "`AutoProcessor.from_pretrained` loads it."
+            )
+        else:
+            ids, images = template.encode(text, special), None
         plain_ids = ids if images is None else template.encode(text, special)
         return ReadPrompt(prompt, text, special, goes_on, ids, plain_ids, images)
 
@@ -213,12 +226,16 @@ class Renderer:
                 f"model reads them ({self._placeholders.image}). The processor does not fit the model: pass the "
                 "model's own as `processing_class`."
             )
-        filled = self._placeholder_ids if read.images is None else self._placeholders.others
-        if unread := filled.intersection(read.ids):
+        unfilled = self._placeholder_ids if read.images is None else self._placeholders.others
+        self._check_unfilled(row, "prompt", unfilled, read.ids)
+
+    def _check_unfilled(self, row: int, what: str, placeholders: frozenset[int], ids: list[int]) -> None:
+        if unread := placeholders.intersection(ids):
             raise ValueError(
-                f"The prompt of row {row} has the token {self._template.decode([*unread])!r}, in whose place the "
-                "frozen model reads an image, a video or a sound, and nothing to put there. Pass the image, in the "
-                "messages or in the column `images`, or take the token out of the prompt."
+                f"The {what} of row {row} has a token that stands for an image, a video or a sound "
+                f"({self._template.decode([*unread])!r}), and nothing to put there. Pass the image, in messages or "
+                "in the column `images`, or leave the token out (`generation_kwargs={'suppress_tokens': ...}` keeps a "
+                "policy from writing it)."
             )
 
     def _settle(self, row: int, read: ReadPrompt, theirs: list[int]) -> ReadPrompt:
@@ -226,15 +243,14 @@ class Renderer:
         ours = read.ids
         if self._foreign_ids is None or not self._foreign_ids.isdisjoint(theirs) or ours == theirs:
             return read
-        pairs = enumerate(zip(ours, theirs, strict=False))
-        at = next((i for i, (a, b) in pairs if a != b), min(len(ours), len(theirs)))
+        at = len(os.path.commonprefix([ours, theirs]))
         here, there = (self._template.decode(ids[at : at + 8]) for ids in (ours, theirs))
-        scored = (
-            "The reward's are scored, because it was given a `processing_class` or `chat_template_kwargs`: leave "
-            "them out to score the policy's."
-            if self.keeps_prompts
-            else "The policy's are scored."
-        )
+        scored = "The policy's are scored."
+        if self.keeps_prompts:
+            scored = (
+                "The reward's are scored, because it was given a `processing_class` or `chat_template_kwargs`: leave "
+                "them out to score the policy's."
+            )
         self._warn_once(
             "prompts",
             f"The policy has read other prompts than the reward renders: that of row {row} has "
@@ -299,9 +315,7 @@ class Renderer:
             batch.append(self.ends.without_padding(ids) if _is_turn(completion) else ids)
         verdicts = list(map(self._is_read, batch, completions))
         is_own = True in verdicts or False not in verdicts
-        read = [
-            (is_own or not ids) if is_read is None else is_read for ids, is_read in zip(batch, verdicts, strict=True)
-        ]
+        read = [is_own or not ids if v is None else v for ids, v in zip(batch, verdicts, strict=True)]
         if not all(read):
             self._warn_once(
                 "tokenizer",
@@ -373,26 +387,25 @@ def fit(row: int, rendered: Rendered, max_length: int | None, overlong: Overlong
     room = max_length - num_completion - markers
     if overlong == "cut":
         room = max(room, max_length - max_length // 4)
-    of_images, also = "", f" and {_count(markers, 'marker')}" if markers else ""
     fix = None
     if rendered.images is not None and num_prompt > room:
-        of_images = ", those of its images among them,"
         fix = (
-            ", and a prompt with images is not truncated: that would cut into what stands for an image. Make the "
-            "images smaller (the processor's `size` or `max_pixels`), or shorten prompt or completion."
+            "A prompt with images is not truncated: make the images smaller (the processor's `size` or `max_pixels`), "
+            "or shorten prompt or completion."
         )
     elif room < 1:
         fix = (
-            ". Shorten the completion (lower `max_completion_length` of the trainer), or use a frozen model with a "
+            "Shorten the completion (lower `max_completion_length` of the trainer), or use a frozen model with a "
             "longer context."
         )
     elif overlong == "error":
-        fix = '. Shorten the prompt, or pass `overlong_prompt="truncate_left"` to drop its beginning.'
+        fix = 'Shorten the prompt, or pass `overlong_prompt="truncate_left"` to drop its beginning.'
     if fix is not None:
+        counts = [_count(num_prompt, "prompt token"), _count(num_completion, "completion token")]
+        counts += [_count(markers, "marker")] if markers else []
         raise ValueError(
-            f"Row {row} has {_count(num_prompt, 'prompt token')}{of_images} and "
-            f"{_count(num_completion, 'completion token')}{also}, together more than the {max_length} tokens of the "
-            f"frozen model's context{fix}"
+            f"Row {row} has {' and '.join(counts)}, together more than the {max_length} tokens of the frozen model's "
+            f"context. {fix}"
         )
     rendered = replace(rendered, prompt_ids=rendered.prompt_ids[-room:], cut=True)
     return cut_completion(rendered, max_length - len(rendered.prompt_ids) - markers)
@@ -427,18 +440,13 @@ def _is_turn(completion: Completion) -> bool:
 
 
 def _token_ids(row: int, given: Sequence[int]) -> list[int]:
+    wanted = f"`completion_ids` of row {row} must be a list of whole numbers, as the policy generated them, but"
     try:
         ids = [index(token_id) for token_id in given]
     except TypeError as error:
-        raise TypeError(
-            f"`completion_ids` of row {row} must be a list of whole numbers, but {error}. Pass the ids that the "
-            "policy generated, or leave `completion_ids` out to have the text encoded."
-        ) from error
+        raise TypeError(f"{wanted} {error}.") from error
     if ids and min(ids) < 0:
-        raise ValueError(
-            f"`completion_ids` of row {row} contain {min(ids)}, which is no token id. Pass the ids that the policy "
-            "generated, without padding."
-        )
+        raise ValueError(f"{wanted} they contain {min(ids)}. Pass them without padding.")
     return ids
 
 

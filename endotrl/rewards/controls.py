@@ -8,32 +8,23 @@ import random
 import re
 from typing import Any
 
+from ..checks import check_choice
 from ..rendering.messages import text_of
 
 
 class RandomReward:
-    """
-    A reward drawn from U(0, 1), whatever the completion. Give every process its own `seed` in distributed training.
-
-    Example:
-    ```python
-    >>> from endotrl.rewards import RandomReward
-
-    >>> [round(x, 3) for x in RandomReward(seed=0)(prompts=["a", "b"], completions=["c", "d"])]
-    [0.844, 0.758]
-    ```
-    """
+    """A reward drawn from U(0, 1), whatever the completion. Give every process of a run a `seed` of its own."""
 
     def __init__(self, seed: int = 0) -> None:
         self.__name__ = "random_reward"
         self._random = random.Random(seed)
 
     def __call__(self, prompts: list[Any], completions: list[Any], **kwargs: Any) -> list[float]:
-        """Returns one draw a completion."""
+        """One draw per completion."""
         return [self._random.random() for _ in completions]
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the draws are: for checkpoints of [`DenseGRPOTrainer`] and [`PPOTrainer`]."""
+        """Where the draws are, for checkpoints."""
         return {"random": self._random.getstate()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -45,36 +36,25 @@ class LengthReward:
     """
     Minus the length of a completion in tokens: shorter wins, the bias that a sum of log-probabilities has; or, with
     `prefer="long"`, the length.
-
-    Example:
-    ```python
-    >>> from endotrl.rewards import LengthReward
-
-    >>> LengthReward()(prompts=["a"], completions=["b c"], completion_ids=[[5, 6, 7]])
-    [-3.0]
-    ```
     """
 
     def __init__(self, prefer: str = "short") -> None:
-        if prefer not in ("short", "long"):
-            raise ValueError(f'`prefer` is {prefer!r}, but it must be "short" or "long".')
+        check_choice("prefer", prefer, ("short", "long"))
         self.__name__ = f"{prefer}_length_reward"
         self._sign = -1.0 if prefer == "short" else 1.0
 
     def __call__(
         self, prompts: list[Any], completions: list[Any], completion_ids: list[list[int]], **kwargs: Any
     ) -> list[float]:
-        """Returns the length in tokens, with its sign."""
+        """The length in tokens, with its sign."""
         return [self._sign * len(ids) for ids in completion_ids]
 
 
 class FormatReward:
     r"""
     1.0 for a completion in which a pattern occurs, and 0.0 otherwise: what a model gains by form alone. The default, a
-    non-empty `\boxed{...}`, is the format reward of https://huggingface.co/papers/2506.10947.
-
-    `pattern` is a regular expression that is searched for in the completion's text; `.` matches line breaks too. To
-    match all of a completion, put it between `^` and `$`.
+    non-empty `\boxed{...}`, is the format reward of https://huggingface.co/papers/2506.10947. `pattern` is a regular
+    expression that is searched for in the last message; `.` matches line breaks too.
 
     Example:
     ```python
@@ -95,5 +75,5 @@ class FormatReward:
         self.__name__ = "format_reward"
 
     def __call__(self, prompts: list[Any], completions: list[Any], **kwargs: Any) -> list[float]:
-        """Returns 1.0 or 0.0 a completion; of messages, the last one counts."""
+        """1.0 or 0.0 per completion."""
         return [float(self._pattern.search(text_of(completion)) is not None) for completion in completions]

@@ -1,10 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""
-Corrections of the endogenous reward: what takes out of it the parts that a policy exploits.
-
-The centered form is a token reward of its own (`token_reward="centered"`), and mixing with a verifiable reward is
-TRL's `reward_weights`.
-"""
+"""Corrections of the endogenous reward: what takes out of it the parts that a policy exploits."""
 
 import math
 from collections.abc import Callable, Hashable, Sequence
@@ -24,13 +19,7 @@ def length_slope_sums(
     outcomes: Sequence[float | None], lengths: Sequence[int], groups: Sequence[Hashable]
 ) -> tuple[float, float]:
     r"""
-    Sums from which the slope of outcomes $s$ on log length follows, $b = S_{xy} / S_{xx}$ with
-
-    $$
-    S_{xy} = \sum_g \sum_{i \in g} (\log H_i - \overline{\log H}_g)(s_i - \bar s_g), \qquad
-    S_{xx} = \sum_g \sum_{i \in g} (\log H_i - \overline{\log H}_g)^2 :
-    $$
-
+    Sums $S_{xy}$ and $S_{xx}$ of the least-squares slope $b = S_{xy} / S_{xx}$ of outcomes on $\log H$, both centered
     within groups (of a prompt), so that prompts that ask for long answers do not count as an effect of length. `None`
     is left out.
     """
@@ -48,8 +37,7 @@ def length_slope_sums(
 
 def length_shares(num_tokens: int, slope: float) -> Tensor:
     r"""
-    What each token adds to $-b \log H$, of shape `(H,)`, float32: $-b \log \frac{h}{h-1}$ for token $h$, and 0 for the
-    first. They depend on nothing that comes later.
+    What each token adds to $-b \log H$, of shape `(H,)`, float32: $-b \log \frac{h}{h-1}$, and 0 for the first.
     """
     logs = torch.arange(1, num_tokens + 1, dtype=torch.float64).log()
     return (-slope * torch.diff(logs, prepend=torch.zeros(1, dtype=torch.float64))).float()
@@ -61,23 +49,13 @@ class LengthControl:
     Length control: $s - b \log H$ for an outcome $s$ of $H$ tokens, the residual of the outcome on log length.
 
     The slope $b$ is estimated by least squares within groups, pooled over the prompts of a batch: the completions that
-    this process scores in one call. Completions of one prompt are then no longer ranked by length on average. If
-    longer answers *are* better, that is taken out too.
+    this process scores in one call. If longer answers *are* better, that is taken out too.
 
     Args:
         decay (`float`, *optional*, defaults to `0.0`):
-            Weight of earlier batches, in $[0, 1)$: with 0 the batch decides alone; above it, its sums add to those of
-            earlier batches, each time times `decay`: for batches of few groups, whose own slope is mostly noise.
-            Evaluations of a trainer use these sums and leave them as they are. Checkpoints of [`DenseGRPOTrainer`] and
-            [`PPOTrainer`] keep them, those of other trainers do not.
-
-    Example:
-    ```python
-    >>> from endotrl import EndogenousReward
-    >>> from endotrl.rewards import LengthControl
-
-    >>> reward = EndogenousReward("quickstart", correction=LengthControl(decay=0.9))
-    ```
+            Weight of earlier batches, in $[0, 1)$, whose sums add to those of the batch, each time times `decay`: for
+            batches of few groups, whose own slope is mostly noise. Evaluations of a trainer leave them as they are.
+            Checkpoints of [`DenseGRPOTrainer`] and [`PPOTrainer`] keep them, those of other trainers do not.
     """
 
     decay: float = 0.0
@@ -91,11 +69,8 @@ class LengthControl:
 class ClipTokens:
     r"""
     Clipping: each token reward is kept in `[low, high]` (nats for `alpha=1.0`), so that one improbable token does not
-    decide over a whole answer, and none can be gained without limit.
-
-    It needs token rewards that are free of the arbitrary constants in the logits: `token_reward="log_prob"` or
-    `"centered"`. The outcome is the aggregate of the clipped rewards; it is no longer a log-probability, so that the
-    power distribution is no longer the optimum.
+    decide over a whole answer. It needs `token_reward="log_prob"` or `"centered"`, which are free of the arbitrary
+    constants in the logits. The outcome, the aggregate of the clipped rewards, is no longer a log-probability.
 
     Example:
     ```python
@@ -124,17 +99,15 @@ class InformationGain:
     $$
 
     with a generalist $\pi_{\text{gen}}$: what any model finds probable earns nothing. The idea is TCER's
-    (https://huggingface.co/papers/2604.11522), whose formula is not public: no parity with it is claimed.
-
-    It needs `token_reward="log_prob"`. With `weight=None` and `aggregate="sum"`, the outcome is the log-ratio
-    $\alpha \log \frac{\hat\pi(y|x)}{\pi_{\text{gen}}(y|x)}$. It costs a forward pass of the generalist.
+    (https://huggingface.co/papers/2604.11522), whose formula is not public: no parity with it is claimed. It needs
+    `token_reward="log_prob"`, and costs a forward pass of the generalist.
 
     Args:
         generalist (`str`, [`~transformers.PreTrainedModel`] or [`ServedModel`]):
             The other model, with the same tokenizer: a path, a hub id, a loaded model, or one on a server.
         weight (`Callable`, *optional*):
-            Weight of a token, from the probabilities of the tokens under the frozen model, shape `(H,)`, to shape
-            `(H,)`; for example [`one_minus_probability`]. `None` is 1 for all.
+            From the tokens' probabilities under the frozen model, shape `(H,)`, to their weights, such as
+            [`one_minus_probability`]. `None` is 1 for all.
 
     Example:
     ```python
@@ -197,9 +170,8 @@ def as_correction(correction: Correction | CorrectionName | None, token_reward: 
         )
     if isinstance(correction, ClipTokens) and token_reward == "bellman":
         raise ValueError(
-            '`ClipTokens` bounds single token rewards, and those of `token_reward="bellman"` contain arbitrary '
-            "constants of the logits, which it would turn into rewards. Use "
-            '`token_reward="log_prob"` (the same sum) or "centered".'
+            '`ClipTokens` would turn arbitrary constants of the logits, which `token_reward="bellman"` contains, into '
+            'rewards. Use `token_reward="log_prob"` (the same sum) or "centered".'
         )
     if isinstance(correction, InformationGain) and token_reward != "log_prob":
         raise ValueError(
@@ -210,10 +182,7 @@ def as_correction(correction: Correction | CorrectionName | None, token_reward: 
 
 
 def correct_tokens(rewards: Tensor, stats: TokenStats, correction: Correction) -> Tensor:
-    """
-    Token rewards, of shape `(H,)`, without what [`ClipTokens`] and [`InformationGain`] take out of them.
-    ([`LengthControl`] corrects outcomes of a batch.)
-    """
+    """Token rewards, of shape `(H,)`, corrected; [`LengthControl`] corrects outcomes of a batch instead."""
     if isinstance(correction, LengthControl):
         return rewards
     if isinstance(correction, ClipTokens):

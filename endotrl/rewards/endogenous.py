@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from packaging.version import Version
@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from .._moved import accept_positional
-from ..checks import check_choice, check_criterion
+from ..checks import check_criterion
 from ..frozen.served import ServedModel
 from ..rendering.images import Images
 from ..rendering.messages import Completion, Prompt
@@ -23,11 +23,9 @@ from ..rendering.offsets import decode_with_offsets
 from ..rendering.renderer import OverlongPrompt, Rendered
 from ..scoring.token_stats import TokenStats
 from .corrections import Correction, InformationGain, LengthControl, LengthSlope, length_shares
-from .diagnostics import is_evaluation, log_batch
-from .frozen_model_reward import FrozenModelReward
-from .generalist import Generalist
+from .frozen_model_reward import FrozenModelReward, Generalist
 from .protocol import DenseScores, check_same_tokens
-from .rule import RewardRule
+from .rule import RewardRule, is_evaluation, log_batch
 from .scored import ScoredCompletions
 from .settings import CorrectionName, TokenReward, Truncation
 
@@ -60,22 +58,20 @@ class EndogenousReward(FrozenModelReward):
             first use; `"quickstart"` for the demo's model; the address of a server, such as `"http://host:8000/v1"`
             ([`ServedModel`]); or a loaded model or [`~peft.PeftModel`], which is used as it is and must not be
             trained. With `None`, the reward shares the frozen weights of a trainer: see [`attach`].
-        processing_class, max_tokens_per_batch, dtype, device, trust_remote_code, name, overlong_prompt:
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             As in [`FrozenModelReward`].
-        images, chat_template_kwargs, offload, model_init_kwargs, adapter_name:
-            As in [`FrozenModelReward`].
-        alpha (`float`, *optional*, defaults to `1.0`):
-            Temperature of the soft value. Pretrained and fine-tuned language models have `1.0`.
-        gamma (`float`, *optional*, defaults to `1.0`):
-            Discount inside the operator, in $(0, 1]$.
+        max_tokens_per_batch, dtype, device, trust_remote_code, name, overlong_prompt, images, chat_template_kwargs,
+        offload, model_init_kwargs, adapter_name:
+            See [`~endotrl.rewards.settings.Settings`].
+        alpha (`float`, *optional*, defaults to `1.0`), gamma (`float`, *optional*, defaults to `1.0`):
+            Temperature of the soft value, 1 for language models, and discount inside the operator, in $(0, 1]$.
         token_reward (`str`, *optional*, defaults to `"bellman"`):
             Form of the token rewards: `"bellman"`, $f(s, a) - \gamma V(s')$; `"log_prob"`, $\alpha \log \hat\pi$;
             `"centered"`, $\alpha (\log \hat\pi + \mathcal{H})$; or another of [`RewardRule`].
-        aggregate (`str`, *optional*, defaults to `"sum"`):
+        aggregate (`str`, *optional*, defaults to `"sum"`), discount (`float`, *optional*, defaults to `0.95`):
             How token rewards become one number: `"sum"` (without $V(s_1)$, a constant of the prompt), `"mean"` (the
-            same per token), `"discounted"`, $\sum_h \delta^{h-1} r_h$, or another of [`RewardRule`].
-        discount (`float`, *optional*, defaults to `0.95`):
-            $\delta$ of `aggregate="discounted"`, in $(0, 1]$.
+            same per token), `"discounted"`, $\sum_h \delta^{h-1} r_h$ with $\delta$ = `discount`, or another of
+            [`RewardRule`].
         truncation (`str`, *optional*, defaults to `"terminal"`):
             Completions without EOS: `"terminal"` takes the state after the last token for the end, $V(s_{H+1}) = 0$;
             `"bootstrap"` subtracts the model's own value of it; `"skip"` gives no reward (`None`), which next to other
@@ -143,13 +139,12 @@ class EndogenousReward(FrozenModelReward):
         correction: Correction | CorrectionName | None = None,
     ) -> None:
         self.rule = RewardRule(token_reward, aggregate, discount, alpha, gamma, truncation, correction)
-        check_choice("overlong_prompt", overlong_prompt, get_args(OverlongPrompt))
         self.criterion = check_criterion(criterion)
         placement: dict[str, Any] = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
         placement |= {"max_tokens_per_batch": max_tokens_per_batch, "offload": offload}
         own: dict[str, Any] = {"model_init_kwargs": model_init_kwargs, "adapter_name": adapter_name}
-        rendering: dict[str, Any] = {"overlong_prompt": overlong_prompt, "chat_template_kwargs": chat_template_kwargs}
-        super().__init__(model, processing_class, name, **placement, **own, **rendering, images=images)
+        own |= {"overlong_prompt": overlong_prompt, "chat_template_kwargs": chat_template_kwargs, "images": images}
+        super().__init__(model, processing_class, name, **placement, **own)
         asynchronous = isinstance(self._placement, ServedModel) and self._placement.asynchronous
         if type(self) is EndogenousReward and asynchronous and TRL_AWAITS_INSTANCES:
             self.__class__ = AsyncEndogenousReward  # TRL looks for `async def __call__` in the class
@@ -178,19 +173,17 @@ class EndogenousReward(FrozenModelReward):
         One reward per completion: TRL's contract for reward functions.
 
         Args:
-            prompts, completions (`list[str]` or `list[list[dict]]`):
-                As text or as messages.
-            completion_ids (`list[list[int]]`, *optional*):
-                Token ids of the completions as the policy generated them, EOS included, without padding. Scored as
-                they are if they are of the frozen model's tokenizer; otherwise, or if not given, the text is encoded.
+            prompts, completions (`list[str]` or `list[list[dict]]`), completion_ids (`list[list[int]]`, *optional*):
+                As text or as messages; and token ids as the policy generated them, EOS included, without padding.
+                These are scored as they are if they are of the frozen model's tokenizer; otherwise, or if not given,
+                the text is encoded.
             domain (`list[str]`, *optional*):
                 Column of the dataset that selects the criterion, if `criterion` is a dictionary.
             log_extra (`Callable`, *optional*), log_metric (`Callable`, *optional*):
                 TRL's loggers, for the reward per token, and the figures of [`batch_diagnostics`].
             **kwargs:
-                Other columns. `image` (one or none a row) and `images` (a list a row) hold what is not in the messages
-                themselves: see [`place_images`]. `environment` selects tools, if there are several environments.
-                Outside of trainers, `tools` and `chat_template_kwargs` go to the chat template, row by row.
+                Other columns: `image` (one per row) or `images` (a list per row), see [`place_images`]; `environment`;
+                and, outside of trainers, `tools` and `chat_template_kwargs` of each row.
 
         Returns:
             `list[float | None]`: `None` without a scored token, and where `truncation="skip"` leaves one out.

@@ -6,6 +6,7 @@ statistics.
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Self, get_args
 from weakref import WeakSet
 
@@ -17,17 +18,17 @@ from ..frozen.loaded_model import LoadedModel
 from ..frozen.names import load_processing_class, load_tokenizer, model_renderer
 from ..frozen.own_copy import OwnCopy
 from ..frozen.placement import make_scorer, place
-from ..frozen.served import ServedModel, ServedScorer
+from ..frozen.served import ServedModel, ServedScorer, is_url
 from ..frozen.sharded_weights import shards_weights
 from ..frozen.shared_weights import SharedWeights, share_with
 from ..rendering.images import Images
 from ..rendering.messages import Completion, Prompt, criteria_of_rows, images_of_rows
-from ..rendering.policy import PolicyBinding, Reading
-from ..rendering.policy_tokens import tokenizer_of
+from ..rendering.policy import PolicyBinding, Reading, tokenizer_of
 from ..rendering.renderer import OverlongPrompt, Rendered, Renderer
 from ..scoring.batching import plan_batches
 from ..scoring.scorer import FrozenScorer, Placement
 from ..scoring.token_stats import TokenStats
+from .corrections import InformationGain
 from .rule import RewardRule
 
 
@@ -46,32 +47,9 @@ class FrozenModelReward:
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Tokenizer of `model`, or a processor that holds it. Loaded with the model if not given. In a trainer whose
             policy has the same tokenizer, its chat template holds over the policy's, with a warning.
-        max_tokens_per_batch (`int`, *optional*, defaults to `8192`):
-            Tokens of one forward pass: see [`FrozenScorer`]. It bounds memory and does not change rewards.
-        dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`), device (`str` or `torch.device`, *optional*):
-            Of the reward's own copy. `"auto"` is bfloat16 on accelerators and float32 on CPU; the device is by default
-            this process's, as `accelerate` gives it.
-        trust_remote_code (`bool`, *optional*, defaults to `False`):
-            Whether code from the model's repository may run.
-        name (`str`, *optional*, defaults to `"endogenous_reward"`):
-            Name in logs. Give two endogenous rewards in one trainer different names.
-        overlong_prompt (`str`, *optional*, defaults to `"error"`):
-            What to do when prompt and completion do not fit the frozen model's context: `"error"`, or
-            `"truncate_left"` to drop the beginning of the prompt.
-        images (`str`, *optional*, defaults to `"read"`):
-            What to do with images of prompts: `"read"`, for which `model` must be one that reads images; or `"ignore"`
-            to judge the completions as answers to the text alone.
-        chat_template_kwargs (`dict[str, Any]`, *optional*):
-            Further arguments for the chat template. In a trainer, its own are taken over: see [`bind`].
-        offload (`bool`, *optional*, defaults to `False`):
-            Whether the reward's own copy waits in CPU memory between calls, which frees the accelerator's for training
-            and costs a transfer of the weights a call.
-        model_init_kwargs (`dict[str, Any]`, *optional*):
-            Further arguments of `from_pretrained` for the reward's own copy, as in TRL's configs: `revision`,
-            `quantization_config`, `attn_implementation`, `device_map`, `max_memory`.
-        adapter_name (`str`, *optional*):
-            Which adapter of a [`~peft.PeftModel`] makes the frozen model; by default the active one. Others may be
-            trained: so a policy can have a frozen adapter as its reward.
+        name, max_tokens_per_batch, dtype, device, trust_remote_code, overlong_prompt, chat_template_kwargs, offload,
+        model_init_kwargs, adapter_name, images:
+            See [`~endotrl.rewards.settings.Settings`].
     """
 
     rule = RewardRule("log_prob")  # what becomes of the token statistics
@@ -94,6 +72,7 @@ class FrozenModelReward:
         images: Images = "read",
     ) -> None:
         check_choice("images", images, get_args(Images))
+        check_choice("overlong_prompt", overlong_prompt, get_args(OverlongPrompt))
         plan_batches([], max_tokens_per_batch)  # raises now if the budget is not a budget
         if not isinstance(processing_class, PreTrainedTokenizerBase | ProcessorMixin | None):
             raise TypeError(
@@ -133,18 +112,9 @@ class FrozenModelReward:
     def bind(self, trainer: Any) -> Self:
         """
         Reads prompts as the policy of a trainer does: with its processor, chat template, `chat_template_kwargs` and
-        `tools`, but for what this reward was given itself. The weights stay its own.
-
-        TRL's trainers need no such call: a reward finds the trainer that calls it, and the token ids of the prompts
-        that the policy has read. It is for rewards that are called from another thread, or before training.
-        `TypeError` for a trainer without `reward_funcs`.
-
-        Example:
-        ```python
-        >>> reward = EndogenousReward("Qwen/Qwen3-0.6B")
-        >>> trainer = GRPOTrainer(model, reward_funcs=reward, tools=tools, train_dataset=dataset)
-        >>> reward.bind(trainer)
-        ```
+        `tools`, but for what this reward was given itself. The weights stay its own. For rewards that are called from
+        another thread, or before training: otherwise a reward finds the trainer that calls it, and the token ids of
+        the prompts that the policy has read. `TypeError` for a trainer without `reward_funcs`.
         """
         self._prompts.bind(trainer)
         return self
@@ -176,16 +146,14 @@ class FrozenModelReward:
         placement = share_with(trainer)
         if isinstance(self._placement, OwnCopy | LoadedModel):
             self._made_for = self._placement.config._name_or_path, self._placement.digest(placement.dtype)
-        if self._made_for is not None:
-            (ours, our_digest), theirs = self._made_for, placement.config._name_or_path
-            if our_digest != placement.digest():
-                if placement.recorder is not None:
-                    placement.recorder.close()
-                raise ValueError(
-                    f"The reward was made for the model {ours!r}, but the trainer's frozen weights ({theirs!r}) are "
-                    f"others{', by their values' if ours == theirs else ''}. Make it with `model=None` to share the "
-                    "trainer's, or do not attach it to keep its own."
-                )
+        if self._made_for is not None and self._made_for[1] != placement.digest():
+            if placement.recorder is not None:
+                placement.recorder.close()
+            raise ValueError(
+                f"The reward was made for the model {self._made_for[0]!r}, but the trainer's frozen weights "
+                f"({placement.config._name_or_path!r}) are others, by their values. Make it with `model=None` to "
+                "share the trainer's, or do not attach it to keep its own."
+            )
         if self._placement is not None and self._placement.recorder is not None:
             self._placement.recorder.close()
         self._placement = placement
@@ -196,15 +164,8 @@ class FrozenModelReward:
     def shard(self, trainer: Any) -> Self:
         """
         Splits the reward's own copy over the processes, as the trainer splits the policy's weights (DeepSpeed ZeRO-3,
-        FSDP2). It is put together for each call. Elsewhere it stays whole.
-
-        `ValueError` without a copy of its own, or if it is loaded already, or was given a `device` or `offload=True`.
-
-        Example:
-        ```python
-        >>> trainer = GRPOTrainer(model, reward_funcs=reward, args=GRPOConfig(beta=0.1), train_dataset=dataset)
-        >>> reward.shard(trainer)
-        ```
+        FSDP2). It is put together for each call. Elsewhere it stays whole. `ValueError` without a copy of its own, or
+        if it is loaded already, or was given a `device` or `offload=True`.
         """
         if not isinstance(self._placement, OwnCopy):
             raise ValueError(
@@ -251,18 +212,13 @@ class FrozenModelReward:
         prompts: Sequence[Prompt],
         completions: Sequence[Completion],
         completion_ids: Sequence[Sequence[int]] | None,
-        columns: Mapping[str, Any] | None = None,
+        columns: Mapping[str, Any],
     ) -> list[Rendered]:
         """Rows of a batch; `columns` are those that a trainer hands over beside them, and its loggers."""
-        columns = columns or {}
         criteria = criteria_of_rows(self.criterion, columns.get("domain"), len(prompts))
         images = images_of_rows(columns.get("image"), columns.get("images"), len(prompts))
-        return self._prompts.render(
-            Renderer.render,
-            prompts,
-            *(completions, completion_ids, criteria, images),
-            of_dataset=columns,
-        )
+        given = prompts, completions, completion_ids, criteria, images
+        return self._prompts.render(Renderer.render, *given, of_dataset=columns)
 
     def _score_rows(
         self, rows: list[Rendered], entropy: bool, mean_logits: bool = False, progress: bool = False
@@ -294,20 +250,57 @@ class FrozenModelReward:
         placement = self._placement if isinstance(self._placement, ServedModel) else self._require_placement()
         if self.is_shared and self._prompts.policy is not None:
             return self._prompts.policy.tokens.processing_class
-        if self._loaded is None and isinstance(placement, ServedModel):
-            self._loaded = load_tokenizer(placement.tokenizer_name, self.trust_remote_code)
-        elif self._loaded is None:
-            if not placement.config._name_or_path:
+        if self._loaded is None:
+            if isinstance(placement, ServedModel):
+                self._loaded = load_tokenizer(placement.tokenizer_name, self.trust_remote_code)
+            elif placement.config._name_or_path:
+                self._loaded = load_processing_class(placement.config, self.trust_remote_code)
+            else:
                 raise ValueError(
                     "The model instance given to the endogenous reward was not loaded from a path or the hub, so its "
                     "tokenizer cannot be found. Pass it as `processing_class`."
                 )
-            self._loaded = load_processing_class(placement.config, self.trust_remote_code)
         return self._loaded
 
     @property
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         return tokenizer_of(self._get_processing_class())
+
+
+class Generalist(FrozenModelReward):
+    """The second frozen model of [`InformationGain`], which has the tokenizer of the first."""
+
+    def __init__(
+        self,
+        gain: InformationGain,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None,
+        alpha: float,
+        **settings: Any,
+    ) -> None:
+        if gain.generalist is None:
+            raise ValueError(
+                "The `generalist` of `InformationGain` is None, but it must be a path, a hub id or a loaded model: no "
+                "trainer has one to share."
+            )
+        self.rule = RewardRule("log_prob", alpha=alpha)
+        # Of a loaded or served model, the tokenizer cannot always be found.
+        has_own = isinstance(gain.generalist, str) and not is_url(gain.generalist)
+        super().__init__(gain.generalist, None if has_own else processing_class, "generalist", **settings)
+
+    def check_tokenizer(self, reward: FrozenModelReward) -> None:
+        """Raises `ValueError` if the frozen model of the reward has another tokenizer."""
+        theirs, ours = self._tokenizer, reward._tokenizer
+        if theirs is not ours and theirs.get_vocab() != ours.get_vocab():
+            raise ValueError(
+                f"The generalist {self.config._name_or_path!r} has another tokenizer than the frozen model "
+                f"{reward.config._name_or_path!r}, so that their log-probabilities are of different tokens. Take two "
+                "models of one family."
+            )
+
+    def add_log_probs(self, rows: list[Rendered], stats: Sequence[TokenStats], progress: bool) -> list[TokenStats]:
+        """The token statistics of rows, with the generalist's log-probabilities."""
+        others = self._score_rows(rows, entropy=False, progress=progress)
+        return [replace(row, generalist_log_probs=other.log_probs) for row, other in zip(stats, others, strict=True)]
 
 
 def warn_without_kl_penalty(trainer: Any) -> None:
@@ -316,13 +309,8 @@ def warn_without_kl_penalty(trainer: Any) -> None:
 
     if not isinstance(trainer, GRPOTrainer | RLOOTrainer) or trainer.beta != 0.0 or trainer in _warned:
         return
-    trained = [
-        name
-        for reward, name, weight in zip(
-            trainer.reward_funcs, trainer.reward_func_names, trainer.reward_weights.tolist(), strict=True
-        )
-        if isinstance(reward, FrozenModelReward) and weight != 0.0
-    ]
+    rewards = zip(trainer.reward_funcs, trainer.reward_func_names, trainer.reward_weights.tolist(), strict=True)
+    trained = [name for reward, name, weight in rewards if isinstance(reward, FrozenModelReward) and weight != 0.0]
     if trained and trainer.accelerator.is_main_process:
         _warned.add(trainer)
         logger.warning(

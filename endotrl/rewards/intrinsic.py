@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
 Rivals of the endogenous reward as TRL reward functions: what else a language model gives without training or labels.
-
-They read a frozen model. (Intuitor and RENT score with the policy itself, which moves during training: a frozen scorer
-is this package's choice, and Intuitor's authors found theirs easier to game when frozen.)
+They read a frozen model; Intuitor and RENT score with the policy itself, which moves during training.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,16 +17,14 @@ from ..rendering.images import Images
 from ..rendering.messages import Completion, Prompt
 from ..rendering.renderer import Rendered, Renderer
 from ..scoring.token_stats import TokenStats
-from .diagnostics import batch_diagnostics
 from .frozen_model_reward import FrozenModelReward
-from .rule import RewardRule
+from .rule import RewardRule, batch_diagnostics
 
 
 def relative_perplexity(log_probs: Tensor, log_probs_alone: Tensor) -> float:
     """
-    How much the prompt lowers the perplexity of a response, $(p_0 - p) / p_0$ clipped to $[-1, 1]$, with the
-    perplexities $p$ after the prompt and $p_0$ without it (SAR, https://huggingface.co/papers/2509.05489), from
-    log-probabilities in nats: positive if the prompt makes the response more probable.
+    How much the prompt lowers the perplexity of a response (SAR, https://huggingface.co/papers/2509.05489), from
+    log-probabilities in nats: $(p_0 - p) / p_0$, clipped to $[-1, 1]$, with $p$ after the prompt and $p_0$ without it.
     """
     ratio = torch.exp(log_probs_alone.double().mean() - log_probs.double().mean())  # p / p_0
     return (1 - ratio).clamp(-1.0, 1.0).item()
@@ -136,9 +132,8 @@ class MeanLogProbReward(_IntrinsicReward):
 
 class RelativePerplexityReward(_IntrinsicReward):
     r"""
-    How much the prompt lowers the perplexity of the response (SAR, https://huggingface.co/papers/2509.05489), in
-    $[-1, 1]$: see [`relative_perplexity`]. It takes a second pass, without the prompt ([`empty_prompt_ids`]). Used as
-    [`SelfCertaintyReward`].
+    How much the prompt lowers the perplexity of the response: see [`relative_perplexity`]. It takes a second pass,
+    without the prompt ([`empty_prompt_ids`]). Used as [`SelfCertaintyReward`].
     """
 
     _default_name = "relative_perplexity_reward"

@@ -17,12 +17,11 @@ class DenseScores(NamedTuple):
     Attributes:
         outcomes (`list[float | None]`):
             One number per completion, which TRL logs; `None` for one that has no reward, whose tensors are not read.
-        token_rewards (`list[torch.Tensor]`):
-            One tensor of shape `(H_i,)` per completion: a number for each of its token ids, 0 where a tool wrote.
-            Their sum is what a trainer maximises: the outcome, up to a constant of the prompt.
-        state_values (`list[torch.Tensor]`, *optional*):
-            One tensor of shape `(H_i,)` per completion: before each token, an estimate of the rewards from it on, from
-            the prompt and the tokens before it only. A baseline, which changes no expected gradient.
+        token_rewards (`list[torch.Tensor]` of shape `(H_i,)`):
+            A number for each token id, 0 where a tool wrote. They sum to the outcome, up to a constant of the prompt.
+        state_values (`list[torch.Tensor]` of shape `(H_i,)`, *optional*):
+            Before each token, an estimate of the rewards from it on, from the prompt and the tokens before it only: a
+            baseline, which changes no expected gradient.
     """
 
     outcomes: list[float | None]
@@ -60,10 +59,7 @@ class DenseReward(Protocol):
         completion_ids: Sequence[Sequence[int]] | None = None,
         **kwargs: Any,
     ) -> DenseScores:
-        """
-        [`DenseScores`] of a batch, or a tuple of its first two entries, from what TRL gives reward functions: columns
-        of the dataset, `trainer_state`, `log_extra`, `log_metric`.
-        """
+        """[`DenseScores`] of a batch, or a tuple of its first two entries, from what TRL gives reward functions."""
         ...
 
 

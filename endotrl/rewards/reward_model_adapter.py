@@ -35,24 +35,7 @@ class RewardModelAdapter(nn.Module):
     token. A response of no token gets 0, the log-probability of nothing; TRL masks its tokens.
 
     The frozen model must have the policy's tokenizer: token ids are scored as they are. `ValueError` for a reward with
-    `truncation="skip"` (a reward model cannot leave a response out), a `criterion` (queries come as tokens, where a
-    system message cannot be put in) or a correction other than [`ClipTokens`].
-
-    Example:
-    ```python
-    >>> from transformers import AutoTokenizer
-    >>> from endotrl import EndogenousReward
-    >>> from endotrl.frozen.quickstart_model import quickstart_model_path
-
-    >>> tokenizer = AutoTokenizer.from_pretrained(quickstart_model_path())
-    >>> tokenizer.pad_token = "<|endoftext|>"
-    >>> reward_model = EndogenousReward("quickstart").as_reward_model()
-    >>> texts = ["The capital of France is Paris", "The capital of France is Rome"]
-    >>> query_responses = tokenizer(texts, return_tensors="pt")["input_ids"]
-    >>> paris, rome = reward_model(query_responses, tokenizer.pad_token_id, context_length=5)
-    >>> bool(paris > rome)
-    True
-    ```
+    `truncation="skip"`, a `criterion` or a correction other than [`ClipTokens`].
     """
 
     # TRL calls the attribute of this name where other reward models have their backbone.
@@ -60,22 +43,24 @@ class RewardModelAdapter(nn.Module):
 
     def __init__(self, reward: "EndogenousReward") -> None:
         super().__init__()
+        problem = None
         if reward.truncation == "skip":
-            raise ValueError(
-                "The reward has `truncation='skip'`, which gives no reward to responses without EOS, but a reward "
-                "model gives every response a number. Use 'terminal' or 'bootstrap', and `missing_eos_penalty` of the "
-                "trainer's config."
+            problem = (
+                "gives every response a number, and `truncation='skip'` none to those without EOS. Use 'terminal' or "
+                "'bootstrap', and `missing_eos_penalty` of the trainer's config."
             )
-        if isinstance(reward.correction, LengthControl | InformationGain):
-            raise ValueError(
-                f"The reward has the correction {reward.correction!r}, but a reward model sees single responses under "
-                "one model. Use none, or `ClipTokens`, here."
+        elif isinstance(reward.correction, LengthControl | InformationGain):
+            problem = (
+                f"sees single responses under one model, and not what {reward.correction!r} needs. Use no correction, "
+                "or `ClipTokens`."
             )
-        if reward.criterion is not None:
-            raise ValueError(
-                "The reward has a `criterion`, a system message that is put before the prompt, but a reward model "
-                "reads the trainer's queries, which are tokens already. Leave it out, or tokenize the queries with it."
+        elif reward.criterion is not None:
+            problem = (
+                "reads the trainer's queries, which are tokens already, so that no `criterion` can be put before the "
+                "prompt. Leave it out, or tokenize the queries with it."
             )
+        if problem is not None:
+            raise ValueError(f"A reward model {problem}")
         self.reward = reward
         self.config = reward.config  # read by `trl.models.utils.prepare_deepspeed`
         self.score = nn.Identity()  # TRL's head from hidden states to rewards

@@ -13,10 +13,6 @@ class RoutedReward:
     """
     Gives each completion the reward that its row of the dataset names, such as that of a frozen model for its domain.
     It is asynchronous, so that the rewards run beside each other: it needs TRL 1.14 or newer, and GRPO or RLOO.
-
-    Rewards of different models are on different scales, which does no harm where the completions of one prompt, which
-    go to one of them, are compared.
-
     `rewards` are reward functions, asynchronous ones too, by value of the dataset's `column`, each with a name of its
     own; `name` is that in logs.
 

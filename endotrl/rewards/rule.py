@@ -1,16 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rule of the endogenous reward, from token statistics to rewards: no models, no tokenizers, no TRL."""
+"""
+The rule of the endogenous reward, from token statistics to rewards, and figures of a batch of them: no models, no
+tokenizers, no TRL.
+"""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from types import MethodType
 from typing import Any, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from ..bellman import Contributions, aggregate_weights, bellman_contributions, outcome_reward, token_rewards
-from ..checks import check_alpha, check_choice, check_discount
+from ..bellman import (
+    Contributions,
+    aggregate_weights,
+    bellman_contributions,
+    check_alpha,
+    check_discount,
+    outcome_reward,
+    token_rewards,
+)
+from ..checks import check_choice
 from ..scoring.token_stats import TokenStats
 from .corrections import Correction, as_correction, correct_tokens
 from .settings import ONLY_EVALUATED, TOKEN_REWARDS, CorrectionName, TokenReward, Truncation, parse_aggregate
@@ -18,13 +31,8 @@ from .settings import ONLY_EVALUATED, TOKEN_REWARDS, CorrectionName, TokenReward
 
 def self_certainty(soft_values: Tensor, mean_logits: Tensor, vocab_size: int, alpha: float = 1.0) -> Tensor:
     r"""
-    Self-certainty of a state (Intuitor, https://huggingface.co/papers/2505.19590), in nats, with the mean $\bar f$ of
-    its logits over the vocabulary:
-
-    $$
-    \mathrm{KL}(U \| \hat\pi(\cdot|s)) = -\frac{1}{|\mathcal{A}|} \sum_a \log(|\mathcal{A}| \, \hat\pi(a|s))
-    = \frac{V(s) - \bar f(s)}{\alpha} - \log |\mathcal{A}|
-    $$
+    Self-certainty of a state (Intuitor, https://huggingface.co/papers/2505.19590), in nats: $\mathrm{KL}(U \|
+    \hat\pi(\cdot|s)) = (V(s) - \bar f(s)) / \alpha - \log |\mathcal{A}|$, with the mean logit $\bar f$.
     """
     return (soft_values.float() - mean_logits.float()) / alpha - math.log(vocab_size)
 
@@ -79,20 +87,15 @@ class RewardRule:
 
     @property
     def needs_entropy(self) -> bool:
-        """Whether the token rewards need `entropies` of the token statistics."""
         return self.token_reward in ("centered", "negative_entropy")
 
     @property
     def needs_mean_logits(self) -> bool:
-        """Whether the token rewards need `mean_logits` of the token statistics."""
         return self.token_reward == "self_certainty"
 
     @property
     def needs_logits(self) -> str | None:
-        """
-        Why the outcome cannot be had from log-probabilities, which are the logits in the gauge V = 0 and all that a
-        server gives; `None` if it can.
-        """
+        """Why the outcome cannot be had from log-probabilities, all that a server gives; `None` if it can."""
         if self.alpha != 1.0:
             return f"`alpha` is {self.alpha}, and another temperature than 1 needs all logits of a state"
         if self.needs_entropy or self.needs_mean_logits:
@@ -209,3 +212,62 @@ def _given(value: Any, name: str) -> Any:
             f"The token statistics have no `{name}`, which this reward needs. Score the completions with it."
         )
     return value
+
+
+def batch_diagnostics(
+    rewards: Sequence[float | None], per_token: Sequence[float | None], stats: Sequence[TokenStats]
+) -> dict[str, float]:
+    """
+    Mean over completions of the reward per token, mean over tokens of log-probability, soft value and entropy (nats; a
+    server gives the first only), the fraction of truncated completions, and the correlation (Pearson) of the reward
+    with the length in tokens. Without what is not defined for the batch (no scored token, all lengths the same).
+    """
+    figures = {"truncated_fraction": sum(not row.finished for row in stats) / len(stats)}
+    scored = [(r, row) for r, row in zip(rewards, stats, strict=True) if r is not None]
+    if not scored:
+        return figures
+    values = torch.tensor([r for r, _ in scored], dtype=torch.float64)
+    lengths = torch.tensor([len(row.token_ids) for _, row in scored], dtype=torch.float64)
+    means = [mean for mean in per_token if mean is not None]
+    figures["reward_per_token"] = sum(means) / len(means)
+    figures["log_prob_per_token"] = torch.cat([row.log_probs for _, row in scored]).mean().item()
+    if all(row.has_logits for _, row in scored):
+        figures["soft_value"] = torch.cat([row.soft_values[: len(row.token_ids)] for _, row in scored]).mean().item()
+    entropies = [row.entropies for _, row in scored if row.entropies is not None]
+    if entropies:
+        figures["entropy"] = torch.cat(entropies).mean().item()
+    if len(scored) > 1 and values.std() > 0 and lengths.std() > 0:
+        figures["length_correlation"] = torch.corrcoef(torch.stack([values, lengths]))[0, 1].item()
+    return figures
+
+
+def log_batch(
+    name: str,
+    rule: RewardRule,
+    rewards: Sequence[float | None],
+    stats: Sequence[TokenStats],
+    log_extra: Callable[[str, list[Any]], None] | None,
+    log_metric: Callable[[str, float], None] | None,
+) -> None:
+    """Gives TRL's loggers the column `per_token`, [`batch_diagnostics`], and the mean of what a correction adds."""
+    mean = replace(rule, aggregate="mean")  # so that runs with different aggregates can be compared
+    per_token = [mean.outcome(row) for row in stats]
+    if log_extra is not None:
+        log_extra(f"{name}/per_token", per_token)
+    if log_metric is None:
+        return
+    figures = batch_diagnostics(rewards, per_token, stats)
+    if rule.correction is not None:
+        without = map(replace(rule, correction=None).outcome, stats)
+        changes = [r - p for r, p in zip(rewards, without, strict=True) if r is not None and p is not None]
+        if changes:
+            figures["correction"] = sum(changes) / len(changes)
+    for key, value in figures.items():
+        log_metric(f"{name}/{key}", value)
+
+
+def is_evaluation(log_metric: Callable[[str, float], None] | None) -> bool:
+    """Whether a trainer evaluates: TRL's loggers are methods of the trainer, and nothing else that it passes tells."""
+    # Not by `isinstance`: importing `Trainer` takes seconds.
+    model = getattr(log_metric.__self__, "model", None) if isinstance(log_metric, MethodType) else None
+    return isinstance(model, nn.Module) and not model.training

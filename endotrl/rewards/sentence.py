@@ -17,12 +17,11 @@ from transformers import PreTrainedTokenizerBase
 from ..checks import check_choice
 from ..frozen.loaded_model import eval_mode
 from ..frozen.names import context_length, load_config, load_tokenizer
-from ..frozen.own_copy import check_device, resolve_device, resolve_dtype
+from ..frozen.own_copy import check_where, resolve_device, resolve_dtype
 from ..frozen.sharded_weights import loaded_whole
 from ..rendering.images import refuse_images
 from ..rendering.messages import Completion, Prompt
-from ..rendering.policy import PolicyBinding, Reading
-from ..rendering.policy_tokens import PolicyTokens, tokenizer_of
+from ..rendering.policy import PolicyBinding, PolicyTokens, Reading, tokenizer_of
 from ..rendering.renderer import Overlong, OverlongPrompt
 from ..scoring.batching import plan_batches
 from ..scoring.forward_pass import RopeLengths, exclusive, rope_as_made
@@ -117,8 +116,7 @@ class SentenceReward:
         chat_template_kwargs: dict[str, Any] | None = None,
     ) -> None:
         plan_batches([], max_tokens_per_batch)  # raises now if the budget is not a budget
-        resolve_dtype(dtype, torch.device("cpu"))
-        check_device(device)
+        check_where(dtype, device)
         check_choice("overlong_prompt", overlong_prompt, get_args(OverlongPrompt))
         if isinstance(model, str | os.PathLike):
             self._path: str | None = os.fspath(model)

@@ -16,16 +16,10 @@ from .protocol import DenseReward, DenseScores
 
 class SentencePooledReward:
     r"""
-    A dense reward whose tokens' rewards are summed over every sentence, and given at its last token: a reward model by
-    sentence that nobody has trained, if the dense reward is an [`EndogenousReward`]. Summed over a sentence $z$, the
-    endogenous reward is
-
-    $$
-    \alpha \log \hat\pi(z | s) + V(s) - V(s'),
-    $$
-
-    with the states $s$ before and $s'$ after it: a difference of values at the ends of sentences, as in the
-    sentence-level reward model (https://huggingface.co/papers/2503.04793).
+    A dense reward whose tokens' rewards are summed over every sentence, and given at its last token. Summed over a
+    sentence $z$, the endogenous reward is $\alpha \log \hat\pi(z | s) + V(s) - V(s')$, with the states $s$ before and
+    $s'$ after it: a difference of values at the ends of sentences, as in the sentence-level reward model
+    (https://huggingface.co/papers/2503.04793).
 
     Args:
         reward ([`DenseReward`]), processing_class ([`~transformers.PreTrainedTokenizerBase`]):
@@ -75,16 +69,12 @@ class SentencePooledReward:
     ) -> DenseScores:
         """
         Scores a batch once; see [`DenseReward`]. Outcomes and sums over tokens are those of the reward itself. State
-        values, if it has any, are raised by what the sentence has earned before the token, as that is still to be paid
-        at its end.
+        values, if it has any, are raised by what the sentence has earned before the token, which is paid at its end.
         """
         if completion_ids is None:
             raise ValueError("Rewards of sentences go to tokens of the policy. Pass `completion_ids`.")
-        scores = DenseScores(
-            *self.reward.outcome_and_token_rewards(
-                prompts=prompts, completions=completions, completion_ids=completion_ids, **kwargs
-            )
-        )
+        columns: dict[str, Any] = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids}
+        scores = DenseScores(*self.reward.outcome_and_token_rewards(**columns, **kwargs))
         pooled = list(scores.token_rewards)
         values = None if scores.state_values is None else list(scores.state_values)
         for i, (outcome, rewards) in enumerate(zip(scores.outcomes, scores.token_rewards, strict=True)):

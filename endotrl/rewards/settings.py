@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
-from ..checks import check_choice, check_discount
+from ..checks import check_choice
 from ..field_help import with_help
 
 
@@ -48,9 +48,7 @@ def parse_aggregate(aggregate: str) -> tuple[str, float | None]:
         number = float(text)
     except ValueError as error:
         raise ValueError(f"`aggregate` is {aggregate!r}, but {text!r} is not a number.") from error
-    if name == "discounted":
-        check_discount("discount", number)
-    elif not (math.isfinite(number) and (name == "power" or number >= 1)):
+    if not {"discounted": 0 < number <= 1, "power": math.isfinite(number), "first": 1 <= number < math.inf}[name]:
         raise ValueError(f"`aggregate` is {aggregate!r}, but {text!r} is out of range.")
     return name, number
 
@@ -110,8 +108,10 @@ def _not_in(*places: Literal["yaml", "score", "environment"], default: Any) -> A
 
 @with_help
 @dataclass(frozen=True)
-class _Settings:
+class Settings:
     """
+    Settings of [`EndogenousReward`], in the words that `--help` has for them.
+
     Args:
         alpha (`float`):
             Temperature of the soft value; language models have 1.
@@ -143,21 +143,23 @@ class _Settings:
         trust_remote_code (`bool`):
             Let code from the model's repository run.
         name (`str`):
-            Name in logs.
+            Name in logs. Two endogenous rewards of one trainer need different names.
         overlong_prompt (`str`):
             What is longer than the frozen model's context: report it, or drop the beginning of its prompt.
         images (`str`):
             What to do with images of prompts: read them, which takes a frozen model that reads images, or judge the
             completions as answers to the text alone.
         chat_template_kwargs (`dict`):
-            Further arguments of the chat template, such as {"enable_thinking": false}.
+            Further arguments of the chat template, such as {"enable_thinking": false}; in a trainer, its own are
+            taken over.
         offload (`bool`):
-            Whether the frozen model's own copy waits in CPU memory between calls.
+            Whether the frozen model's own copy waits in CPU memory between calls, which costs a transfer per call.
         model_init_kwargs (`dict`):
             Further arguments of `from_pretrained` for the frozen model's own copy, such as {"revision": "v1",
             "quantization_config": {"load_in_4bit": true}}.
         adapter_name (`str`):
-            Adapter of a `PeftModel` that makes the frozen model.
+            Adapter of a `PeftModel` that makes the frozen model (default: the active one). Others may be trained: so
+            a policy can have a frozen adapter as its reward.
         correction (`str`):
             What is taken out of the reward: what length explains (in training only), or what single tokens lose beyond
             a bound.
@@ -205,4 +207,4 @@ class RewardSetting:
             raise ValueError(f"must be {kind}") from error
 
 
-SETTINGS = {f.name: RewardSetting(f.name, f.type, f.default, **f.metadata) for f in fields(_Settings)}
+SETTINGS = {f.name: RewardSetting(f.name, f.type, f.default, **f.metadata) for f in fields(Settings)}

@@ -42,11 +42,10 @@ def only_run_in(output_dir: str) -> Iterator[None]:
     with ExitStack() as stack:
         failure: Exception | None = None
         if PartialState().is_main_process:
-            what = "Wait for it, stop it, or choose another `output_dir`"
+            busy = f"Another run is writing to {output_dir} right now. Wait for it, or choose another `output_dir`."
             try:
                 Path(output_dir).mkdir(parents=True, exist_ok=True)
-                held = lock(Path(output_dir) / LOCK_FILE, f"Another run is writing to {output_dir} right now. {what}.")
-                stack.callback(held.release)
+                stack.callback(lock(Path(output_dir) / LOCK_FILE, busy).release)
             except OSError as error:
                 failure = OSError(f"`output_dir` is {output_dir!r}, where nothing can be written: {error}")
             except ValueError as error:
@@ -65,10 +64,8 @@ class Interruptions(TrainerCallback):
     """
 
     def __init__(self, trainer: Any) -> None:
-        self.terminated = False
-        self._trainer = trainer
-        self._accelerator = trainer.accelerator
-        self._asked = False
+        self.terminated = self._asked = False
+        self._trainer, self._accelerator = trainer, trainer.accelerator
         self._save_total_limit = trainer.args.save_total_limit
 
     @contextmanager
@@ -117,8 +114,7 @@ class Interruptions(TrainerCallback):
                 self._stop(args, state.global_step, f"`{key}` is")
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **rest: Any) -> None:
-        # transformers would delete checkpoints before the last one is marked. Not before trackers have seen the
-        # settings.
+        # transformers would delete checkpoints before the last one is marked. (Trackers have seen the settings.)
         args.save_total_limit = None
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
@@ -144,9 +140,9 @@ class Interruptions(TrainerCallback):
         checkpoint = last_complete_checkpoint(args.output_dir)
         kept = "There is no checkpoint" if checkpoint is None else f"{checkpoint} is from before, and is kept"
         raise FloatingPointError(
-            f"{what} NaN or infinite at step {step}, so training was stopped before they could spoil the weights that "
-            f"are saved. {kept}. Lower `learning_rate` or `max_grad_norm`, or use a wider dtype. (Other settings are "
-            "another run: give it its own `output_dir`, and `resume_from_checkpoint` to start from that one.)"
+            f"{what} NaN or infinite at step {step}, so training was stopped. {kept}. Lower `learning_rate` or "
+            "`max_grad_norm`, or use a wider dtype. (Other settings are another run: give it its own `output_dir`, "
+            "and `resume_from_checkpoint` to start from that one.)"
         )
 
 

@@ -32,8 +32,8 @@ def check_wandb_login(training_args: TrainingArguments) -> None:
     (reason,) = broadcast_object_list([reason])
     if reason is not None:
         raise ValueError(
-            f"`report_to: wandb` needs an account, and W&B says: {reason} Without one, set WANDB_MODE=offline, which "
-            "keeps the run on this machine (`wandb sync` uploads it later), or `report_to: none`."
+            f"`report_to: wandb` needs an account, and W&B says: {reason} Without one, set WANDB_MODE=offline "
+            "(`wandb sync` uploads the run later), or `report_to: none`."
         )
 
 

@@ -2,23 +2,30 @@
 """Whether a row's states depend on other rows, padding or earlier passes: tried once per model, on a few tokens."""
 
 import inspect
+import logging
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from .forward_pass import (
+    Group,
+    NotPackable,
+    PackedRow,
     RopeLengths,
     backbone,
     is_plain_linear,
     last_hidden_states,
+    packed_hidden_states,
     relative_difference,
     rope_entries,
     rounding,
 )
-from .packing import longest_packable, why_not_packable
 
+
+logger = logging.getLogger(__name__)
 
 # Largest difference, relative to the states, of two passes of one shape. Rounding is the same in both.
 SAME_SHAPE = 1e-3
@@ -32,13 +39,8 @@ class PassRules:
 
     longest_packable: float  # tokens up to which rows are packed; longer ones are padded
     rope: RopeLengths  # rows of one pass must be of one `length_class`
-    not_packable: str | None = None  # why rows are padded, if they are
-    alone: str | None = None  # why every row has a pass of its own, if it has
-
-    @property
-    def whole(self) -> bool:
-        """Whether a row must be run to its very end, because its states depend on its length or on later tokens."""
-        return self.alone is not None or bool(self.rope.limits)
+    whole: bool  # a row must be run to its very end, because its states depend on its length or on later tokens
+    alone: str | None  # why every row has a pass of its own, if it has
 
 
 def pass_rules(model: PreTrainedModel, longest_pass: int) -> PassRules:
@@ -64,7 +66,61 @@ def pass_rules(model: PreTrainedModel, longest_pass: int) -> PassRules:
             f"{type(model).__name__} gives other states for the same tokens after other passes: it is random, or "
             "keeps what it ran before. No score of it can be repeated; load the model without it."
         )
-    return PassRules(0 if not_packable else longest_packable(model.config), rope, not_packable, alone)
+    longest = 0 if not_packable else longest_packable(model.config)
+    how = None
+    if alone:
+        how = f"scores one completion per pass ({alone})"
+    elif not_packable:
+        how = f"gets padded rows, and completions of one prompt do not share its pass ({not_packable})"
+    elif longest < math.inf:
+        how = f"sees a window of {longest:.0f} tokens: longer rows are padded, and do not share a prompt's pass"
+    if how is not None:
+        logger.info("%s %s. Results are the same, but slower.", type(model).__name__, how)
+    return PassRules(longest, rope, whole=alone is not None or bool(rope.limits), alone=alone)
+
+
+def longest_packable(config: PretrainedConfig) -> float:
+    """
+    Tokens up to which a model attends to all before a token: its window or chunk, infinity if it has none, and 0 if it
+    has layers that are no attention (state-space, convolution) or parts that are no text.
+    """
+    if config.sub_configs:
+        return 0
+    # `to_dict`, as each family has its own keys and a missing one means "no window".
+    settings = config.to_dict()
+    limit = math.inf
+    layer_types = set(settings.get("layer_types") or ["full_attention", "sliding_attention"])
+    if not layer_types <= {"full_attention", "sliding_attention", "chunked_attention"}:
+        return 0
+    for kind, key in (("sliding_attention", "sliding_window"), ("chunked_attention", "attention_chunk_size")):
+        if kind in layer_types and settings.get(key) and settings.get("use_sliding_window", True):
+            limit = min(limit, settings[key])
+    return limit
+
+
+def why_not_packable(model: PreTrainedModel) -> str | None:
+    """Why a model does not give, in a packed row of a few tokens, what it gives for each sequence alone, if so."""
+    if not model.is_backend_compatible():
+        return "its attention is its own"
+    if longest_packable(model.config) == 0:
+        return "it has layers or parts that are no attention over text"
+    vocab_size = model.config.get_text_config().vocab_size
+    tokens = (torch.arange(24) * 7919 % vocab_size).tolist()
+    groups = [Group(tokens[:5], [tokens[5:12], tokens[12:14]]), Group(tokens[14:18], [tokens[18:24], tokens[:3]])]
+    row = PackedRow.of(groups)
+    try:
+        packed = packed_hidden_states(model, row)
+    except NotPackable as error:
+        return f"its attention has {error}"
+    for g, group in enumerate(groups):
+        for k, continuation in enumerate(group.continuations):
+            alone = torch.tensor([[*group.prompt, *continuation]])
+            expected = last_hidden_states(model, alone)[0, len(group.prompt) - 1 :]
+            # Rounding apart, they are equal. What leaks from a neighbour, or a wrong position, is as large as the
+            # state.
+            if relative_difference(packed[row.states(g, k)], expected).max() > rounding(model):
+                return "its layers mix neighbouring sequences"
+    return None
 
 
 def why_alone(model: PreTrainedModel, states: Tensor | None = None) -> str | None:

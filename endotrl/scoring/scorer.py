@@ -15,22 +15,24 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ..checks import check_alpha
 from ..rendering.images import ImageInputs, Placeholders
 from ..rendering.renderer import Rendered
 from .batching import pad_ids, plan_batches
 from .forward_pass import (
+    Group,
+    PackedRow,
     execution_device,
     is_plain_linear,
     last_hidden_states,
     multiplies_exactly,
+    packed_hidden_states,
+    plan_packs,
     rope_as_made,
     uncompiled,
 )
 from .image_prompts import ImagePrompt, check_inputs, own_logits, positions_kept, whole_row_states
 from .isolation import PassRules, pass_rules
 from .lm_head import HeadStatistics, LogitTransform, token_statistics
-from .packing import Group, PackedRow, packed_hidden_states, plan_packs
 from .reference_pass import ReferenceRecorder
 from .token_stats import TokenStats
 
@@ -59,14 +61,11 @@ class Placement(Protocol):
 
 def score_once(rows: Sequence[Rendered], score: Callable[[list[Rendered]], Sequence[TokenStats]]) -> list[TokenStats]:
     """Scores equal rows once, but gives each a result of its own, which may be changed in place."""
-    places: dict[tuple[object, ...], list[int]] = {}
-    for index, row in enumerate(rows):
-        key = (row.prompt, tuple(row.completion_ids), tuple(row.action_positions), row.finished)
-        places.setdefault(key, []).append(index)
-    results: dict[int, TokenStats] = {}
-    for (first, *others), stats in zip(places.values(), score([rows[i] for i, *_ in places.values()]), strict=True):
-        results |= {first: stats, **{index: copy.deepcopy(stats) for index in others}}
-    return [results[index] for index in range(len(rows))]
+    keys = [(row.prompt, tuple(row.completion_ids), tuple(row.action_positions), row.finished) for row in rows]
+    unique = dict(zip(keys, rows, strict=True))
+    scored = dict(zip(unique, score(list(unique.values())), strict=True))
+    first = dict(zip(reversed(keys), reversed(range(len(rows))), strict=True))
+    return [scored[key] if i == first[key] else copy.deepcopy(scored[key]) for i, key in enumerate(keys)]
 
 
 def check_ids(rows: Sequence[Rendered], vocab_size: int) -> None:
@@ -87,7 +86,7 @@ class FrozenScorer:
     - Completions of one prompt share its pass through the model, and equal completions are scored once, wherever they
       stand in the batch.
     - Nothing is padded: prompts and completions stand one after another in one row, kept apart by the attention
-      ([`packing`]). Models whose attention cannot do that (state-space and hybrid models, sequences longer than a
+      ([`forward_pass`]). Models whose attention cannot do that (state-space and hybrid models, sequences longer than a
       sliding window, soft-capped attention) get rows of similar length, padded on the right.
     - A prompt with images is run once for all of its completions, which go on from its cache ([`image_prompts`]).
     - The LM head sees only the scored positions, in blocks, so that no tensor of (tokens, vocabulary) exists.
@@ -107,9 +106,10 @@ class FrozenScorer:
         self.max_tokens_per_batch = max_tokens_per_batch
         self._transform = LogitTransform.from_config(placement.config)
         self._head_checked = False
-        # Whether completions can go on from the cache of a prompt with images; not known before it has been tried.
+        # Not known before the model has been tried: which rows may share a pass, and whether completions can go on
+        # from the cache of a prompt with images.
+        self._rules: PassRules | None = None
         self._shares_image_prompts: bool | None = None
-        self._rules: PassRules | None = None  # not known before the model has been tried
 
     def __call__(
         self,
@@ -123,10 +123,15 @@ class FrozenScorer:
         [`TokenStats`] of completions, on the CPU, in the order of `rows`. Raises `ValueError` if a token id is not in
         the frozen model's vocabulary, or if the model's logits are NaN or infinite; the rows are named.
         """
-        check_alpha(alpha)
         check_ids(rows, self.placement.config.get_text_config().vocab_size)
         scored = score_once(rows, lambda unique: self._score(unique, alpha, entropy, mean_logits, progress))
-        self._check_finite(scored)
+        finite = [bool(torch.cat([row.chosen_logits, row.soft_values]).isfinite().all()) for row in scored]
+        if bad := [str(i) for i, is_finite in enumerate(finite) if not is_finite]:
+            raise ValueError(
+                f"The frozen model ({self.placement.description}) gives NaN or infinite logits for rows "
+                f"{', '.join(bad[:10])}{', ...' if len(bad) > 10 else ''} of {len(scored)}. Its weights are damaged, "
+                'or its dtype is too narrow: try `dtype="float32"`.'
+            )
         return scored
 
     def _score(
@@ -141,7 +146,9 @@ class FrozenScorer:
             uncompiled(),
             tqdm(total=len(rows), desc="Scoring", unit=" completions", disable=not progress) as bar,
         ):
-            self._check_head(model)
+            if not self._head_checked:
+                self._check_head(model)
+                self._head_checked = True
             for members, hidden_states, states in self._passes(model, rows):
                 batch = [rows[i] for i in members]
                 read.append((members, *self._read(model, batch, hidden_states, states, alpha, entropy, mean_logits)))
@@ -149,9 +156,11 @@ class FrozenScorer:
         results: dict[int, TokenStats] = {}
         vocab_size = self.placement.config.get_text_config().vocab_size
         while read:
-            members, token_ids, head_stats = read.pop()
-            made = _token_stats([rows[i] for i in members], token_ids, head_stats, alpha, vocab_size)
-            results.update(zip(members, made, strict=True))
+            members, token_ids, columns = read.pop()
+            start = 0
+            for i in members:
+                results[i] = _token_stats(rows[i], token_ids[start:], columns.behind(start), alpha, vocab_size)
+                start += len(rows[i].action_positions) + (not rows[i].finished)
         return [results[i] for i in range(len(rows))]
 
     def _passes(self, model: PreTrainedModel, rows: Sequence[Rendered]) -> Passes:
@@ -175,7 +184,9 @@ class FrozenScorer:
             remaining = [i for i in remaining if i not in recorded]
         if not remaining:
             return
-        rules = self._pass_rules(model)
+        if self._rules is None:
+            self._rules = pass_rules(model, self.max_tokens_per_batch)
+        rules = self._rules
         # What follows the end of a completion is not asked for, so its last token need not be run.
         inputs = [row.completion_ids[:-1] if row.finished and not rules.whole else row.completion_ids for row in rows]
         lengths = [len(row.prompt_ids) + len(tokens) for row, tokens in zip(rows, inputs, strict=True)]
@@ -234,7 +245,12 @@ class FrozenScorer:
             prompt_ids, images = rows[members[0]].prompt_ids, rows[members[0]].images
             assert images is not None
             with positions_kept(model):
-                if not self._check_images(model, prompt_ids, images, rows[members[0]].completion_ids):
+                check_inputs(model, images)
+                if self._shares_image_prompts is None:
+                    self._shares_image_prompts = self._check_images(
+                        model, prompt_ids, images, rows[members[0]].completion_ids
+                    )
+                if not self._shares_image_prompts:
                     for i in members:
                         hidden_states = whole_row_states(model, prompt_ids, images, inputs[i])
                         yield [i], hidden_states, [range(len(prompt_ids) - 1, len(hidden_states))]
@@ -252,20 +268,12 @@ class FrozenScorer:
         self, model: PreTrainedModel, prompt_ids: Sequence[int], images: ImageInputs, tokens: Sequence[int]
     ) -> bool:
         """
-        Whether completions go on from the pass of their prompt. Tried once, on the first prompt with images, against
-        the model's own logits. `ValueError` if the processor does not fit the model, or whole rows have others, too.
+        Whether completions go on from the pass of their prompt, which is tried against the model's own logits.
+        `ValueError` if the processor does not fit the model, or whole rows have other logits, too.
         """
-        placeholders = Placeholders.of(model.config)
-        if placeholders.image is None:
-            raise ValueError(
-                f"A prompt has images, and {self.placement.description} reads only text. Use a frozen model that "
-                'reads images, or `images="ignore"`.'
-            )
-        check_inputs(model, images)
-        if self._shares_image_prompts is not None:
-            return self._shares_image_prompts
         # A completion may have no token, or one.
-        tokens = ([token for token in (*tokens, *reversed(prompt_ids)) if token not in placeholders.all] * 8)[:8]
+        special = Placeholders.of(model.config).all
+        tokens = ([token for token in (*tokens, *reversed(prompt_ids)) if token not in special] * 8)[:8]
         try:
             expected = own_logits(model, prompt_ids, images, tokens)  # (T + 1, V)
         except (ValueError, RuntimeError, LookupError, TypeError, AttributeError) as reason:  # each family has its own
@@ -275,22 +283,19 @@ class FrozenScorer:
             ) from reason
         whole = whole_row_states(model, prompt_ids, images, tokens)[len(prompt_ids) - 1 :]
         self._check_logits(model, whole, expected, " where the prompt has images")
-        if shares := not self._pass_rules(model).whole:
-            prompt = ImagePrompt(model, prompt_ids, images)
-            shares = prompt.is_repeatable
-        if shares:
+        assert self._rules is not None
+        prompt = None if self._rules.whole else ImagePrompt(model, prompt_ids, images)
+        if prompt is not None and prompt.is_repeatable:
             # Another completion beside it, and padding.
             states = prompt.states([tokens[:3], tokens])
-            parts = ((0, 4), (1, len(expected)))
-            shares = not any(self._head_error(model, states[k, :n], expected[:n]) for k, n in parts)
-        self._shares_image_prompts = shares
-        if not shares:
-            logger.info(
-                "%s cannot go on from the cache of a prompt with images: each completion runs it again. Results are "
-                "the same, but slower.",
-                type(model).__name__,
-            )
-        return shares
+            if not any(self._head_error(model, states[k, :n], expected[:n]) for k, n in ((0, 4), (1, len(expected)))):
+                return True
+        logger.info(
+            "%s cannot go on from the cache of a prompt with images: each completion runs it again. Results are the "
+            "same, but slower.",
+            type(model).__name__,
+        )
+        return False
 
     def _read(
         self,
@@ -324,31 +329,8 @@ class FrozenScorer:
             )
         return token_ids, HeadStatistics(*(None if column is None else column.cpu() for column in on_device))  # type: ignore[arg-type]
 
-    def _pass_rules(self, model: PreTrainedModel) -> PassRules:
-        """Which rows may share a pass of this model. Tried once, on a few tokens."""
-        if self._rules is None:
-            self._rules = rules = pass_rules(model, self.max_tokens_per_batch)
-            what = None
-            if rules.alone:
-                what = f"scores one completion per pass ({rules.alone}). Results are the same, but slower."
-            elif rules.not_packable:
-                what = (
-                    f"cannot score several completions in one row ({rules.not_packable}): completions are padded, and "
-                    "those of one prompt do not share its pass. Results are the same."
-                )
-            elif rules.longest_packable < float("inf"):
-                what = (
-                    f"sees a window of {rules.longest_packable:.0f} tokens: longer sequences are padded, and do not "
-                    "share their prompt's pass."
-                )
-            if what is not None:
-                logger.info("%s %s", type(model).__name__, what)
-        return self._rules
-
     def _check_head(self, model: PreTrainedModel) -> None:
-        """Once, on eight tokens: hidden states and head must reproduce the model's own logits."""
-        if self._head_checked:
-            return
+        """On eight tokens, hidden states and head must reproduce the model's own logits."""
         vocab_size = model.config.get_text_config().vocab_size
         device = execution_device(model, model.get_input_embeddings())
         input_ids = (torch.arange(8, device=device) * 7919 % vocab_size)[None]  # (1, 8)
@@ -356,7 +338,6 @@ class FrozenScorer:
         with rope_as_made(model):
             expected = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits[0].float()  # (8, V)
         self._check_logits(model, last_hidden_states(model, input_ids)[0], expected)
-        self._head_checked = True
 
     def _check_logits(self, model: PreTrainedModel, hidden_states: Tensor, expected: Tensor, where: str = "") -> None:
         """Raises `ValueError` if what the head says of `N` states is not the model's own logits, of shape `(N, V)`."""
@@ -391,41 +372,24 @@ class FrozenScorer:
         error = errors.max().item()
         return error if math.isfinite(error) and error > tolerance else 0.0
 
-    def _check_finite(self, results: list[TokenStats]) -> None:
-        finite = (torch.cat([stats.chosen_logits, stats.soft_values]).isfinite().all() for stats in results)
-        if bad := [i for i, is_finite in enumerate(finite) if not is_finite]:
-            raise ValueError(
-                f"The frozen model ({self.placement.description}) gives NaN or infinite logits for rows "
-                f"{', '.join(map(str, bad[:10]))}{', ...' if len(bad) > 10 else ''} of {len(results)}. Its weights "
-                'are damaged, or its dtype is too narrow: try `dtype="float32"`.'
-            )
-
 
 def _token_stats(
-    rows: Sequence[Rendered], token_ids: Tensor, head_stats: HeadStatistics, alpha: float, vocab_size: int
-) -> list[TokenStats]:
-    """One result per row, each with tensors of its own."""
-    results, start = [], 0
-    for row in rows:
-        actions = slice(start, start + len(row.action_positions))
-        end = actions.stop + (not row.finished)
-        values = head_stats.soft_values[start:end]
-        # The terminal state has no value: only so does the sum of rewards telescope to the outcome (eq. 12 of
-        # https://huggingface.co/papers/2506.23235).
-        row_values = torch.cat([values, torch.zeros(1)]) if row.finished else values.clone()
-        results.append(
-            TokenStats(
-                token_ids=token_ids[actions].clone(),
-                positions=torch.tensor(row.action_positions, dtype=torch.long),
-                chosen_logits=head_stats.chosen_logits[actions].clone(),
-                soft_values=row_values,
-                entropies=None if head_stats.entropies is None else head_stats.entropies[actions].clone(),
-                mean_logits=None if head_stats.mean_logits is None else head_stats.mean_logits[actions].clone(),
-                finished=row.finished,
-                alpha=alpha,
-                num_completion_tokens=len(row.completion_ids),
-                vocab_size=vocab_size,
-            )
-        )
-        start = end
-    return results
+    row: Rendered, token_ids: Tensor, columns: HeadStatistics, alpha: float, vocab_size: int
+) -> TokenStats:
+    """The result of a row, with tensors of its own, from columns that begin with its tokens."""
+    count = len(row.action_positions)
+    # The terminal state has no value: only so does the sum of rewards telescope to the outcome (eq. 12 of
+    # https://huggingface.co/papers/2506.23235).
+    values, terminal = columns.soft_values[: count + 1], torch.zeros(1)
+    return TokenStats(
+        token_ids=token_ids[:count].clone(),
+        positions=torch.tensor(row.action_positions, dtype=torch.long),
+        chosen_logits=columns.chosen_logits[:count].clone(),
+        soft_values=torch.cat([values[:count], terminal]) if row.finished else values.clone(),
+        entropies=None if columns.entropies is None else columns.entropies[:count].clone(),
+        mean_logits=None if columns.mean_logits is None else columns.mean_logits[:count].clone(),
+        finished=row.finished,
+        alpha=alpha,
+        num_completion_tokens=len(row.completion_ids),
+        vocab_size=vocab_size,
+    )

@@ -17,36 +17,25 @@ class TokenStats:
     What the frozen model says about one completion of `H` scored tokens.
 
     Attributes:
-        token_ids (`torch.Tensor` of shape `(H,)`):
-            The scored tokens, EOS included if it was generated.
-        positions (`torch.Tensor` of shape `(H,)`):
-            Their positions in the completion: `0..H-1`, with gaps where tools wrote.
-        chosen_logits (`torch.Tensor` of shape `(H,)`):
-            $f(s_h, a_h)$, float32.
-        soft_values (`torch.Tensor` of shape `(H + 1,)`):
-            $V(s_h)$, float32. The last entry is $V(s_{H+1})$: 0 if the completion is finished (terminal state), else
-            the model's value of the state after the last token.
-        entropies (`torch.Tensor` of shape `(H,)`, *optional*):
-            Entropy of $\hat\pi(\cdot|s_h)$ in nats, float32.
-        mean_logits (`torch.Tensor` of shape `(H,)`, *optional*):
-            Mean of $f(s_h, \cdot)$ over the vocabulary, float32. The cross-entropy of the uniform distribution with
-            $\hat\pi$ is $(V(s_h) - \bar f(s_h)) / \alpha$.
-        vocab_size (`int`, *optional*):
-            Size of the vocabulary.
+        token_ids, positions (`torch.Tensor` of shape `(H,)`):
+            The scored tokens, EOS included if it was generated, and their positions in the completion: `0..H-1`, with
+            gaps where tools wrote.
+        chosen_logits (`torch.Tensor` of shape `(H,)`), soft_values (`torch.Tensor` of shape `(H + 1,)`):
+            $f(s_h, a_h)$ and $V(s_h)$, float32. The last value is 0 if the completion is finished (terminal state),
+            else the model's of the state after the last token.
+        entropies, mean_logits (`torch.Tensor` of shape `(H,)`, *optional*):
+            Entropy of $\hat\pi(\cdot|s_h)$ in nats, and mean of $f(s_h, \cdot)$ over the vocabulary, float32.
+        finished (`bool`), alpha (`float`):
+            Whether the completion ends with an end-of-sequence token, and the temperature of the soft values.
+        num_completion_tokens (`int`), vocab_size (`int`, *optional*):
+            Length of the completion, with tokens that are not scored, and size of the vocabulary.
+        text (`str`, *optional*), offsets (`list[tuple[int, int]]`, *optional*):
+            The completion, decoded with its special tokens, and the characters of every scored token in it: none of a
+            token that ends inside a character.
         generalist_log_probs (`torch.Tensor` of shape `(H,)`, *optional*):
             Log-probabilities of the tokens under the second model of [`InformationGain`], in nats.
         has_logits (`bool`, *optional*, defaults to `True`):
             `False` if they come from log-probabilities: `chosen_logits` are these, and `soft_values` 0.
-        finished (`bool`):
-            `True` if the completion ends with an end-of-sequence token.
-        alpha (`float`):
-            Temperature of the soft values.
-        num_completion_tokens (`int`):
-            Length of the completion in tokens, with those that are not scored.
-        text (`str`, *optional*):
-            The completion, decoded with its special tokens.
-        offsets (`list[tuple[int, int]]`, *optional*):
-            Span of characters in `text` of every scored token. A token that ends inside a character has an empty span.
     """
 
     token_ids: Tensor

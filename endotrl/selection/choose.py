@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..checks import check_choice
+from ..score_file.rows import Row
 from ..score_file.sharded import Scored
 
 
@@ -51,13 +52,8 @@ class Choice:
 
     def rows(self, group: Sequence[Scored], counts: "Counts") -> list[dict[str, Any]]:
         """
-        Rows for the responses to one prompt; of equal rewards the earlier response is the better one.
-
-        Args:
-            group (`list[tuple[Row, dict]]`):
-                The responses with their output lines: see [`~endotrl.score_file.sharded.by_prompt`].
-            counts ([`Counts`]):
-                Is added to.
+        Rows for the responses to one prompt ([`~endotrl.score_file.sharded.by_prompt`]); of equal rewards the earlier
+        response is the better one. They are counted.
         """
         counts.prompts += 1
         counts.responses += len(group)
@@ -68,20 +64,13 @@ class Choice:
         kept.sort(key=lambda one: -one[1]["reward"])
         if self.kind == "pairs":
             return self._pairs(kept, counts)
-        if not kept:
-            return []
-        if self.kind == "ranked":
-            completions = [_alike(row.prompt, row.completion) for row, _ in kept]
+        if self.kind == "ranked" and kept:
+            completions = [_alike(row) for row, _ in kept]
             scores = [record["reward"] for _, record in kept]
             return [{"prompt": kept[0][0].prompt, "completions": completions, **_common(kept), "scores": scores}]
         count = 1 if self.kind == "best" else math.ceil(self.fraction * len(kept))
         return [
-            {
-                "prompt": row.prompt,
-                "completion": _alike(row.prompt, row.completion),
-                **row.extra,
-                "score": record["reward"],
-            }
+            {"prompt": row.prompt, "completion": _alike(row), **row.extra, "score": record["reward"]}
             for row, record in kept[:count]
         ]
 
@@ -90,21 +79,13 @@ class Choice:
         if len(kept) < 2:
             counts.alone += 1
         for better, worse in zip(kept[: min(self.num_pairs, len(kept) // 2)], reversed(kept), strict=False):
-            margin = better[1]["reward"] - worse[1]["reward"]
-            if margin <= self.margin:
+            if better[1]["reward"] - worse[1]["reward"] <= self.margin:
                 counts.close += not rows
                 break
             counts.add_pair(better, worse)
-            rows.append(
-                {
-                    "prompt": better[0].prompt,
-                    "chosen": _alike(better[0].prompt, better[0].completion),
-                    "rejected": _alike(worse[0].prompt, worse[0].completion),
-                    **_common(kept),
-                    "score_chosen": better[1]["reward"],
-                    "score_rejected": worse[1]["reward"],
-                }
-            )
+            pair = {"prompt": better[0].prompt, "chosen": _alike(better[0]), "rejected": _alike(worse[0])}
+            scores = {"score_chosen": better[1]["reward"], "score_rejected": worse[1]["reward"]}
+            rows.append({**pair, **_common(kept), **scores})
         return rows
 
 
@@ -152,8 +133,8 @@ def _common(group: Sequence[Scored]) -> dict[str, Any]:
     return {key: value for key, value in first.items() if all(other.get(key, missing) == value for other in others)}
 
 
-def _alike(prompt: Any, completion: Any) -> Any:
+def _alike(row: Row) -> Any:
     """A response of the same kind as its prompt, as TRL wants them."""
-    if isinstance(completion, str) and not isinstance(prompt, str):
-        return [{"role": "assistant", "content": completion}]
-    return completion
+    if isinstance(row.completion, str) and not isinstance(row.prompt, str):
+        return [{"role": "assistant", "content": row.completion}]
+    return row.completion

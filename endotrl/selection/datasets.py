@@ -40,24 +40,19 @@ def rank(
         reward ([`EndogenousReward`], [`SentenceReward`] or `Callable`):
             The reward, or any reward function of TRL. To rank what others wrote, a discounted sum is better than the
             default: `aggregate="discounted=0.93"`.
-        prompts (`list[str]` or `list[list[dict]]`):
-            P prompts, as text or as messages.
-        candidates (`list[list[str]]` or `list[list[list[dict]]]`):
-            The responses to each.
+        prompts (`list[str]` or `list[list[dict]]`), candidates (`list[list[str]]` or `list[list[list[dict]]]`):
+            P prompts, as text or as messages, and the responses to each.
         completion_ids (`list[list[list[int]]]`, *optional*):
-            Their tokens, as a policy generated them, end-of-sequence token included. Without them, text is taken for
-            complete.
+            Tokens of the responses, as a policy generated them, end-of-sequence token included. Without them, text is
+            taken for complete.
         residual (`str`, *optional*):
             `"residual"` or `"style_residual"`: take out of the rewards what length, or length and Markdown, explain
-            among the candidates of a prompt, pooled over all prompts: see
-            [`~endotrl.rewards.residuals.residuals`]. With few prompts, nothing is taken.
+            among the candidates of a prompt, pooled over all prompts ([`~endotrl.rewards.residuals.residuals`]). With
+            few prompts, nothing is taken.
 
     Returns:
         `list[list[int]]`: for each prompt, the places of its candidates, from the best to the worst; equal ones in
-        their order, and those without a reward last.
-
-    Raises:
-        `ValueError`: If prompts and candidates do not go together, or one cannot be scored.
+        their order, and those without a reward last. `ValueError` if one cannot be scored.
 
     Example:
     ```python
@@ -100,18 +95,6 @@ def best_of_n(
 
     Returns:
         `list[str]` or `list[list[dict]]`: one response per prompt.
-
-    Raises:
-        `ValueError`: As [`rank`].
-
-    Example:
-    ```python
-    >>> from endotrl import EndogenousReward, best_of_n
-
-    >>> reward = EndogenousReward("quickstart")
-    >>> best_of_n(reward, ["The capital of France is"], [[" Rome.", " Paris."]])
-    [' Paris.']
-    ```
     """
     ranking = rank(reward, prompts, candidates, completion_ids=completion_ids, residual=residual)
     return [responses[order[0]] for responses, order in zip(candidates, ranking, strict=True)]
@@ -140,10 +123,7 @@ def preference_pairs(
 
     Returns:
         [`~datasets.Dataset`] with `prompt`, `chosen`, `rejected`, the other columns that are the same for all
-        responses to a prompt, `score_chosen` and `score_rejected`.
-
-    Raises:
-        `ValueError`: If a row cannot be scored, or there is no pair.
+        responses to a prompt, `score_chosen` and `score_rejected`. `ValueError` if there is no pair.
 
     Example:
     ```python
@@ -177,9 +157,6 @@ def top_fraction(
 
     Returns:
         [`~datasets.Dataset`] with `prompt`, `completion`, the other columns, and `score`.
-
-    Raises:
-        `ValueError`: If a row cannot be scored, or none is left.
     """
     return _chosen(reward, dataset, residual, Choice("top", fraction=fraction, unfinished=unfinished))
 
@@ -240,21 +217,18 @@ def scored_rows(
     reward: "AnyReward", data: Iterable[Mapping[str, Any]], residual: str | None = None
 ) -> Iterator[Scored]:
     """
-    The responses of rows with their output lines, as they come; with a residual, when all are there.
-
-    Raises:
-        `ValueError`: If a row cannot be scored, with its number, or the reward depends on its batch.
+    The responses of rows with their output lines, as they come; with a residual, when all are there. `ValueError` if a
+    row cannot be scored, or the reward depends on its batch.
     """
     if isinstance(reward, EndogenousReward) and isinstance(reward.correction, LengthControl):
         raise ValueError(
             'The reward\'s `correction="length"` compares the completions of one batch. Use `residual="residual"`, '
             "which compares those of each prompt."
         )
-    scored = _scored(reward, data)
     if residual is None:
-        return scored
+        return _scored(reward, data)
     check_choice("residual", residual, tuple(RESIDUALS))
-    pairs = list(scored)
+    pairs = list(_scored(reward, data))
     slopes = fit_slopes(residual, pairs)
     for row, record in pairs:
         take_out(residual, slopes, row, record)

@@ -12,8 +12,7 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from ..frozen.names import model_renderer
 from ..rendering.messages import Completion, Prompt
-from ..rendering.policy import Reading
-from ..rendering.policy_tokens import PolicyRow, special_token_ids, tokenizer_of
+from ..rendering.policy import PolicyRow, Reading, special_token_ids, tokenizer_of
 from ..rendering.renderer import Overlong, Rendered, fit
 from ..scoring.batching import pad_ids
 from .configuration import SentenceRewardConfig

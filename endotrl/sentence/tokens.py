@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..credit import segment_ids_from_ends
 from ..rendering.offsets import decode_with_offsets
-from ..rendering.policy_tokens import special_token_ids
+from ..rendering.policy import special_token_ids
 from .segmentation import Segmenter, check_tiling
 
 

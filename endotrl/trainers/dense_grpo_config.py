@@ -6,7 +6,8 @@ from typing import Literal, get_args
 
 from trl import GRPOConfig
 
-from ..checks import check_choice, check_discount
+from ..bellman import check_discount
+from ..checks import check_choice
 from ..field_help import with_help
 
 

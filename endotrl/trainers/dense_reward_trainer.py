@@ -3,7 +3,7 @@
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -39,15 +39,6 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
     last_completions: tuple[list[Any], list[Any], list[list[int]]] = ([], [], [])
     _train_sampler: RepeatSampler | None = None
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        # A hook that TRL may get (https://github.com/huggingface/trl/pull/7298).
-        if "_transform_advantages" in vars(cls):
-            raise TypeError(
-                f"{cls.__name__} overrides `_transform_advantages`, which TRL calls with one advantage a completion. "
-                "This trainer has one a token: override `_compute_advantages` instead."
-            )
-
     def __init__(self, model: Any, reward_funcs: Any, args: GRPOConfig, train_dataset: Any, **kwargs: Any) -> None:
         check_prompts("train_dataset", train_dataset)
         check_prompts("eval_dataset", kwargs.get("eval_dataset"))
@@ -67,7 +58,7 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
         ]
         try:
             rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-            self._recorded = _Recorded(self.reward_funcs, rewards_per_func, completion_ids_list)
+            self._recorded = self.reward_funcs, rewards_per_func
             self.last_completions = (prompts, completions, completion_ids_list)
         finally:
             self.reward_funcs = reward_funcs
@@ -94,7 +85,7 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
 
     def _scored_batch(self, output: dict[str, Any]) -> ScoredBatch:
         """What the recorders kept, padded like the batch."""
-        reward_funcs, rewards_per_func, completion_ids = self._recorded
+        (reward_funcs, rewards_per_func), completion_ids = self._recorded, self.last_completions[2]
         for index in rewards_per_func.isinf().any(dim=0).nonzero()[:, 0].tolist():
             raise ValueError(
                 f"The reward function '{self.reward_func_names[index]}' returned an infinite reward. It must return a "
@@ -119,15 +110,8 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
             # TRL also clears the tool mask of completions that `mask_truncated_completions` drops.
             dropped = ~loss_mask(output).any(dim=1, keepdim=True)
             mask = mask & (output["tool_mask"].bool() | dropped)
-        return ScoredBatch(
-            rewards_per_func=rewards_per_func,
-            reward_weights=self.reward_weights.to(device),
-            local=local,
-            token_rewards=token_rewards,
-            state_values=state_values,
-            mask=mask,
-            completion_ids=completion_ids,
-        )
+        weights = self.reward_weights.to(device)
+        return ScoredBatch(rewards_per_func, weights, local, token_rewards, state_values, mask, completion_ids)
 
     def _dense_functions(self, scores: list[DenseScores | None], local_rewards: Tensor) -> list[int]:
         """Indices of the reward functions that gave token rewards on any process: the same list on all."""
@@ -161,19 +145,16 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
             (row_means * per_row).sum(),
             (advantages.square() * in_loss).sum(),
             (row_means.square() * per_row).sum(),
-            *(scored.token_rewards[index][mask].sum() for index, mask in rewarded.items()),
-            *(mask.sum() for mask in rewarded.values()),
+            *(part.sum() for index, mask in rewarded.items() for part in (scored.token_rewards[index][mask], mask)),
         ]
         totals = self.accelerator.reduce(torch.stack([value.float() for value in sums]), reduction="sum").tolist()
         num_in_loss, total, squares, between, *per_function = totals
         if num_in_loss:
-            mean = total / num_in_loss
-            variance = max(squares / num_in_loss - mean**2, 0.0)
+            variance = max(squares / num_in_loss - (total / num_in_loss) ** 2, 0.0)
             metrics["advantage/std"].append(variance**0.5)
             if variance > 0:
                 metrics["advantage/within_completion"].append(max(squares - between, 0.0) / num_in_loss / variance)
-        num_dense = len(rewarded)
-        for index, rewards, count in zip(rewarded, per_function[:num_dense], per_function[num_dense:], strict=True):
+        for index, rewards, count in zip(rewarded, per_function[::2], per_function[1::2], strict=True):
             if count:
                 metrics[f"token_rewards/{self.reward_func_names[index]}/mean"].append(rewards / count)
 
@@ -213,12 +194,6 @@ def checked_args(args: Any, config_class: type[Config], model: Any, name: str, a
             f"of TRL's `GRPOConfig`, and those of {additions}."
         )
     return args
-
-
-class _Recorded(NamedTuple):
-    reward_funcs: list[Any]
-    rewards_per_func: Tensor
-    completion_ids: list[list[int]]
 
 
 def loss_mask(output: dict[str, Any]) -> Tensor:

@@ -18,21 +18,17 @@ def with_rewards(card: str, trainer: Any) -> str:
     rewards = list(zip(trainer.reward_func_names, trainer.reward_funcs, trainer.reward_weights.tolist(), strict=True))
     lines = ["### Rewards", ""]
     if all(isinstance(reward, FrozenModelReward) for _, reward, weight in rewards if weight):
-        lines += [
-            "No labels and no reward model were used: what was rewarded is read off a frozen language model.",
-            "",
-        ]
+        lines += ["No labels and no reward model were used: the rewards are read off a frozen language model.", ""]
     for name, reward, weight in rewards:
         use = f"weight {weight:g}" if weight else "weight 0: only logged"
         lines += [f"- `{name}` ({use}): {_described(reward)}"]
         if isinstance(reward, FrozenModelReward):
             settings = json.dumps(_settings(reward), indent=2, ensure_ascii=False, default=str)
             lines += ["", "  ```json", *(f"  {line}" for line in settings.splitlines()), "  ```", ""]
-    lines += ["", f"KL penalty: `beta` {trainer.args.beta:g}."]
-    section = "\n".join(lines)
+    lines += ["", f"KL penalty: `beta` {trainer.args.beta:g}.", "", ""]
     card = card.replace("[None](https://huggingface.co/None)", "a model in a local folder")
     before, heading, after = card.partition("### Framework versions")
-    return f"{before}{section}\n\n{heading}{after}"
+    return before + "\n".join(lines) + heading + after
 
 
 def _described(reward: Any) -> str:
@@ -50,7 +46,7 @@ def _described(reward: Any) -> str:
 
 def _frozen(reward: FrozenModelReward) -> str:
     if reward.is_served:
-        return f"{reward.model!r}"
+        return repr(reward.model)
     name = reward.config._name_or_path
     # Of a folder, as in TRL's cards, only the last part says something to others.
     name = f"`{Path(name).name if Path(name).is_dir() else name}`" if name else "a model without a name"

@@ -7,7 +7,8 @@ from typing import Any, Literal, get_args
 
 from trl import GRPOConfig
 
-from ..checks import check_choice, check_discount
+from ..bellman import check_discount
+from ..checks import check_choice
 from ..field_help import with_help
 from .ppo_migration import CONFIG, check_names
 
@@ -170,11 +171,9 @@ class PPOConfig(GRPOConfig):
             )
         if self.kl_target is not None and self.beta == 0.0:
             raise ValueError(
-                "`kl_target` adapts `beta`, by factors, but `beta` is 0: there is no KL penalty to adapt. Set `beta` "
-                "to a first guess, such as 0.01."
+                "`kl_target` adapts `beta`, by factors, but `beta` is 0. Set it to a first guess, such as 0.01."
             )
         if self.kl_target is not None and self.kl_placement == "reward" and self.sync_ref_model:
             raise ValueError(
-                "`kl_target` aims at a KL to the reference model, but `sync_ref_model=True` moves that model. Use one "
-                "of the two."
+                "`kl_target` aims at a KL to the reference model, but `sync_ref_model=True` moves that model. Use one."
             )

@@ -7,10 +7,6 @@ tables, and docs/questions/coming-from.md shows the most needed.
 from collections.abc import Iterable, Mapping
 
 
-_COMPUTED = (
-    "nothing; it follows from `per_device_train_batch_size`, `gradient_accumulation_steps` and the number of processes"
-)
-
 # Options of its `PPOConfig` that `endotrl.PPOConfig` does not have under the same name.
 CONFIG: dict[str, str] = {
     "kl_coef": "`beta`",
@@ -34,13 +30,14 @@ CONFIG: dict[str, str] = {
     "ref_adapter_name": "nothing; the reference is the base model, or a copy of the adapter that the policy began "
     "with",
     "dataset_num_proc": "nothing; prompts are tokenized when they are used",
-    "world_size": _COMPUTED,
-    "num_total_batches": _COMPUTED,
-    "micro_batch_size": _COMPUTED,
-    "local_batch_size": _COMPUTED,
-    "batch_size": _COMPUTED,
-    "local_mini_batch_size": _COMPUTED,
-    "mini_batch_size": _COMPUTED,
+    **dict.fromkeys(
+        (
+            *("world_size", "num_total_batches", "batch_size", "micro_batch_size", "mini_batch_size"),
+            *("local_batch_size", "local_mini_batch_size"),
+        ),
+        "nothing; it follows from `per_device_train_batch_size`, `gradient_accumulation_steps` and the number of "
+        "processes",
+    ),
 }
 
 # Arguments of its `PPOTrainer`, of this version and of earlier ones, that `endotrl.PPOTrainer` does not have.

@@ -126,9 +126,8 @@ class PPOTrainer(DenseRewardTrainer):
                 "own PPO, the order is `model`, `reward_funcs`, `args`, `train_dataset`. Pass them by name."
             )
         args = checked_args(args, PPOConfig, model, "PPO", "PPO")
-        _check_arguments(model, args, value_model, kwargs.get("optimizers"))
-        _check_rewards(reward_funcs if isinstance(reward_funcs, list) else [reward_funcs], args)
-        _check_peft(model, args, kwargs.get("peft_config"))
+        rewards = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+        _check_arguments(model, rewards, args, value_model, kwargs.get("optimizers"), kwargs.get("peft_config"))
         super().__init__(model, reward_funcs, args, train_dataset, **kwargs)
         if args.critic != "none":
             add_critic(self._base_policy, self._make_critic(value_model))
@@ -185,15 +184,10 @@ class PPOTrainer(DenseRewardTrainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         created = self.optimizer is None
         optimizer = super().create_optimizer(model)
-        learning_rate = self.args.value_learning_rate
-        if created and self.args.critic != "none" and learning_rate is not None:
-            named_parameters = (self.model if model is None else model).named_parameters()
-            set_learning_rate(optimizer, (p for name, p in named_parameters if is_critic(name)), learning_rate)
+        if created and self.args.critic != "none" and self.args.value_learning_rate is not None:
+            critic = [p for name, p in (model or self.model).named_parameters() if is_critic(name)]
+            set_learning_rate(optimizer, critic, self.args.value_learning_rate)
         return optimizer
-
-    # ------------------------------------------------------------------------------------------------------------
-    # Rollout: rewards and values to advantages
-    # ------------------------------------------------------------------------------------------------------------
 
     def _compute_advantages(self, output: dict[str, Any], scored: ScoredBatch) -> Tensor:
         args = self.args
@@ -203,7 +197,7 @@ class PPOTrainer(DenseRewardTrainer):
         # The last token of each completion; 0 for one without any, whose mask keeps it out
         lengths = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(dim=1)  # (B,)
         last = (lengths - 1).clamp(min=0)[:, None]
-        rewards = scored.weighted_token_rewards.scatter_add(1, last, scored.weighted_outcomes[:, None])
+        rewards = scored.weighted(scored.token_rewards).scatter_add(1, last, scored.weighted_outcomes[:, None])
         if self.beta != 0.0:
             log_ratio = torch.where(mask, old_log_probs - output["ref_per_token_logps"], 0.0)
             if args.kl_placement == "reward":
@@ -211,7 +205,8 @@ class PPOTrainer(DenseRewardTrainer):
         _check_finite("rewards", rewards, mask)
         _check_finite("values", values[:, :-1], mask)
 
-        offset = scored.weighted_state_values if args.soft_value_baseline else torch.zeros_like(rewards)
+        # A baseline of the returns to go
+        offset = scored.weighted(scored.state_values if args.soft_value_baseline else {})
         final_values = None
         if args.truncation == "bootstrap":
             is_eos = torch.isin(output["completion_ids"], torch.tensor(self.eos_token_ids, device=mask.device))
@@ -239,34 +234,29 @@ class PPOTrainer(DenseRewardTrainer):
 
     def _values_and_log_probs(self, output: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
         """
-        The critic's values before each token and after the last, of shape `(B, T + 1)`, and the policy's
-        log-probabilities of shape `(B, T)`, at the rollout. Without a critic, values are 0; log-probabilities that
-        nobody needs are `None`.
+        The critic's values before each token and after the last, of shape `(B, T + 1)`, 0 without a critic, and the
+        policy's log-probabilities of shape `(B, T)`, at the rollout; `None` for those that nobody needs.
         """
-        completion_ids, completion_mask = output["completion_ids"], output["completion_mask"]
+        args, completion_ids = self.args, output["completion_ids"]
         num_rows, num_tokens = completion_ids.shape
         values = torch.zeros(num_rows, num_tokens + 1, device=completion_ids.device)
         old_log_probs = output.get("old_per_token_logps")
-        has_critic = self.args.critic != "none"
+        has_critic = args.critic != "none"
         if not has_critic and (old_log_probs is not None or self.beta == 0.0):
             return values, old_log_probs
         recorder = ForwardRecorder(self.model, has_critic)
         signature = inspect.signature(self._get_per_token_logps_and_entropies)
-        training = self.model.training
         # As TRL computes `old_per_token_logps`
-        with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
+        with torch.no_grad(), disable_gradient_checkpointing(self.model, args.gradient_checkpointing_kwargs):
             log_probs, _, _ = self._get_per_token_logps_and_entropies(
                 recorder,  # type: ignore[arg-type]
                 torch.cat([output["prompt_ids"], completion_ids], dim=1),
-                torch.cat([output["prompt_mask"], completion_mask], dim=1),
+                torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1),
                 num_tokens,
-                batch_size=self.args.per_device_train_batch_size if training else self.args.per_device_eval_batch_size,
-                # Images
-                **{name: output[name] for name in signature.parameters if name in output},
+                args.per_device_train_batch_size if self.model.training else args.per_device_eval_batch_size,
+                **{name: output[name] for name in signature.parameters if name in output},  # images
             )
-        if has_critic:
-            values = recorder.values
-        return values, log_probs if old_log_probs is None else old_log_probs
+        return recorder.values if has_critic else values, log_probs if old_log_probs is None else old_log_probs
 
     @functools.wraps(GRPOTrainer._get_per_token_logps_and_entropies)
     def _get_per_token_logps_and_entropies(
@@ -298,8 +288,7 @@ class PPOTrainer(DenseRewardTrainer):
 
     def _log_and_adapt_kl(self, log_ratio: Tensor, mask: Tensor) -> None:
         """`log_ratio` `(B, T)` is that of policy to reference, 0 where `mask` is `False`."""
-        args = self.args
-        metrics = self._metrics["train" if self.model.training else "eval"]
+        args, metrics = self.args, self._metrics["train" if self.model.training else "eval"]
         k3 = torch.expm1(-log_ratio) + log_ratio  # as in TRL's loss
         stats = torch.stack([log_ratio.sum(), k3.sum(), mask.sum(), mask.any(dim=1).sum()])
         total, total_k3, num_tokens, num_completions = self.accelerator.reduce(stats, reduction="sum").tolist()
@@ -314,16 +303,10 @@ class PPOTrainer(DenseRewardTrainer):
         if args.kl_target is not None and self.model.training:
             self.beta = adapted_kl_coefficient(self.beta, kl, args.kl_target, int(num_completions), args.kl_horizon)
 
-    # ------------------------------------------------------------------------------------------------------------
-    # Optimization
-    # ------------------------------------------------------------------------------------------------------------
-
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        args = self.args
-        mode = "train" if self.model.training else "eval"
+        args, beta, mode = self.args, self.beta, "train" if self.model.training else "eval"
         accumulation_steps = self.current_gradient_accumulation_steps if mode == "train" else 1
         recorder = ForwardRecorder(model, args.critic != "none")
-        beta = self.beta
         if args.kl_placement == "reward":
             self.beta = 0.0  # It is in the advantages: TRL must not add it to the loss again.
         try:
@@ -342,8 +325,9 @@ class PPOTrainer(DenseRewardTrainer):
         num_items = inputs["num_items_in_batch"].clamp(min=1.0)
         if mode == "train":
             num_items = num_items / args.steps_per_generation
+        num_processes = self.accelerator.num_processes
         # Gradients are averaged over processes and summed over micro-batches.
-        scale = self.accelerator.num_processes / accumulation_steps
+        scale = num_processes / accumulation_steps
         loss = policy_loss
         sums = {"ppo/approx_kl": approx_kl.sum()}
         if args.critic != "none":
@@ -355,18 +339,11 @@ class PPOTrainer(DenseRewardTrainer):
             sums["ppo/value_loss"] = value_loss.detach()
             sums["ppo/value_clip_ratio"] = (clipped & value_mask).sum()
 
-        metrics = self._metrics[mode]
-        sums["ppo/policy_loss"] = (
-            policy_loss.detach() * num_items * accumulation_steps / self.accelerator.num_processes
-        )
+        sums["ppo/policy_loss"] = policy_loss.detach() * num_items * accumulation_steps / num_processes
         totals = self.accelerator.reduce(torch.stack([total.float() for total in sums.values()]), reduction="sum")
         for name, value in zip(sums, (totals / num_items).tolist(), strict=True):
-            metrics[name].append(value)
+            self._metrics[mode][name].append(value)
         return loss
-
-    # ------------------------------------------------------------------------------------------------------------
-    # Checkpoints
-    # ------------------------------------------------------------------------------------------------------------
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if self.args.critic == "none":
@@ -408,83 +385,68 @@ class PPOTrainer(DenseRewardTrainer):
             self.beta = json.loads((Path(checkpoint) / STATE_FILE).read_text())["beta"]
 
 
-def _check_arguments(model: Any, args: PPOConfig, value_model: Any, optimizers: Any) -> None:
-    """Raises `TypeError` or `ValueError` before any model is loaded."""
-    if value_model is not None:
-        if args.critic != "value_model":
-            raise ValueError(
-                f"A `value_model` was given, but `critic` is {args.critic!r}, which does not use it. Set "
-                "`critic='value_model'` in `PPOConfig`, or remove the `value_model`."
-            )
-        if not isinstance(value_model, str | PreTrainedModel):
-            raise TypeError(
-                f"`value_model` is a {type(value_model).__name__}, but it must be a path or hub id, or a model of "
-                "transformers. Merge an adapter first."
-            )
-        if value_model is model and not isinstance(model, str):
-            raise ValueError(
-                "`value_model` is the policy itself. Use `critic='value_head'` for a value head on the policy, or "
-                "pass a second instance."
-            )
-    if args.critic != "none":
-        if optimizers is not None and any(part is not None for part in optimizers):
-            raise ValueError(
-                "`optimizers` was given, but the critic's parameters are made by the trainer, so that they are not "
-                "among those of the optimizer. Set the optimizer through `PPOConfig` (`optim`, `learning_rate`, ...), "
-                "or use `critic='none'`."
-            )
-        if args.value_learning_rate is not None and has_one_learning_rate(args):
-            raise ValueError(
-                "DeepSpeed's configuration has an `optimizer` of its own, which has one learning rate for all "
-                "parameters. Remove it there, or set `value_learning_rate=None`."
-            )
-    check_token_credit(args)
+def _check_arguments(
+    model: Any, rewards: list[Any], args: PPOConfig, value_model: Any, optimizers: Any = None, peft_config: Any = None
+) -> None:
+    """Raises `TypeError` or `ValueError` before any model is loaded, and warns of constants in the logits."""
+    if not isinstance(value_model, str | PreTrainedModel | None):
+        raise TypeError(
+            f"`value_model` is a {type(value_model).__name__}, but it must be a path or hub id, or a model of "
+            "transformers. Merge an adapter first."
+        )
+    if not isinstance(model, str) and is_peft_model(model):
+        peft_config = model.active_peft_config
+    has_critic, bootstrap = args.critic != "none", args.truncation == "bootstrap"
+    if value_model is not None and args.critic != "value_model":
+        raise ValueError(
+            f"A `value_model` was given, but `critic` is {args.critic!r}, which does not use it. Set "
+            "`critic='value_model'` in `PPOConfig`, or remove the `value_model`."
+        )
+    if isinstance(value_model, PreTrainedModel) and value_model is model:
+        raise ValueError(
+            "`value_model` is the policy itself. Use `critic='value_head'` for a value head on the policy, or pass a "
+            "second instance."
+        )
+    if args.critic == "value_model" and peft_config is not None and peft_config.is_prompt_learning:
+        raise ValueError(
+            f"`peft_config` is a {type(peft_config).__name__}, whose virtual tokens only the policy reads, and not "
+            "the value model. Use `critic='value_head'`, or LoRA."
+        )
+    if has_critic and any(part is not None for part in optimizers or ()):
+        raise ValueError(
+            "`optimizers` was given, but the trainer makes the critic's parameters, which are not among those of the "
+            "optimizer. Set it through `PPOConfig` (`optim`, `learning_rate`, ...), or use `critic='none'`."
+        )
+    if has_critic and args.value_learning_rate is not None and has_one_learning_rate(args):
+        raise ValueError(
+            "DeepSpeed's configuration has an `optimizer` of its own, with one learning rate for all parameters. "
+            "Remove it there, or set `value_learning_rate=None`."
+        )
     if args.multi_objective_aggregation != "sum_then_normalize":
         raise ValueError(
             f"`multi_objective_aggregation` is {args.multi_objective_aggregation!r}, but PPO compares no completions "
-            "with each other, by which each reward function would be normalized. Use 'sum_then_normalize', and "
-            "`reward_weights`."
+            "with each other. Use 'sum_then_normalize', and `reward_weights`."
         )
-    if args.truncation == "bootstrap" and args.mask_truncated_completions:
+    if bootstrap and args.mask_truncated_completions:
         raise ValueError(
             "`truncation='bootstrap'` says how the return of a completion that was cut off goes on, and "
             "`mask_truncated_completions=True` leaves such completions out. Use one of the two."
         )
-
-
-def _check_rewards(reward_funcs: list[Any], args: PPOConfig) -> None:
-    """Raises `ValueError` for rewards that do not go with the configuration, and warns of constants in the logits."""
-    check_token_rewards(reward_funcs)
-    bootstrap = args.truncation == "bootstrap"
-    for reward in reward_funcs:
-        if not (bootstrap and isinstance(reward, EndogenousReward) and reward.token_reward == "bellman"):
-            continue
+    check_token_credit(args)
+    check_token_rewards(rewards)
+    for reward in rewards:
         # What the reward takes away for the state after a completion that was cut off, the critic's value of it must
         # bring back. It contains the soft value if, and only if, the critic has to learn it.
-        if args.soft_value_baseline and reward.truncation == "bootstrap":
+        has_soft_value = isinstance(reward, EndogenousReward) and reward.token_reward == "bellman"
+        if bootstrap and has_soft_value and (reward.truncation == "bootstrap") == args.soft_value_baseline:
             raise ValueError(
-                "Both the endogenous reward and `PPOConfig` have `truncation='bootstrap'`: the reward takes the "
-                "frozen value of the state after a completion that was cut off away, and PPO adds the critic's, which "
-                "with `soft_value_baseline=True` does not contain it. Keep it in `PPOConfig` only."
+                "With `truncation='bootstrap'` in `PPOConfig`, the reward must subtract the soft value of the state "
+                "that a completion was cut off in if, and only if, the critic's value of it contains that soft value, "
+                f"as with `soft_value_baseline=False`; but they are `truncation={reward.truncation!r}` and "
+                f"`soft_value_baseline={args.soft_value_baseline}`. Use `EndogenousReward(truncation='terminal')` and "
+                "`soft_value_baseline=True`, the defaults."
             )
-        if not args.soft_value_baseline and reward.truncation != "bootstrap":
-            raise ValueError(
-                "With `truncation='bootstrap'` and `soft_value_baseline=False`, the critic's value of the state that "
-                "a completion was cut off in contains its soft value, which the endogenous reward has not subtracted: "
-                "being cut off would earn it, and the constants in the frozen model's logits with it. Use "
-                "`soft_value_baseline=True`, the default, or `EndogenousReward(truncation='bootstrap')`."
-            )
-    warn_of_constants(reward_funcs, args.gamma, baseline=args.soft_value_baseline, bootstrap=bootstrap)
-
-
-def _check_peft(model: Any, args: PPOConfig, peft_config: Any) -> None:
-    """Raises `ValueError` for adapters that give the policy inputs which a value model does not have."""
-    config = model.active_peft_config if not isinstance(model, str) and is_peft_model(model) else peft_config
-    if args.critic == "value_model" and config is not None and config.is_prompt_learning:
-        raise ValueError(
-            f"`peft_config` is a {type(config).__name__}, whose virtual tokens only the policy reads, and not the "
-            "value model. Use `critic='value_head'`, or LoRA."
-        )
+    warn_of_constants(rewards, args.gamma, baseline=args.soft_value_baseline, bootstrap=bootstrap)
 
 
 def _check_finite(what: str, values: Tensor, mask: Tensor) -> None:

@@ -5,6 +5,7 @@ What a checkpoint of a trainer that generates needs besides TRL's own, so that a
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.logging import get_logger
@@ -28,37 +29,37 @@ def save_rollouts(trainer: GRPOTrainer, folder: Path) -> None:
     resumes, and at other steps from there on. And the state of reward functions that have one: `state_dict` and
     `load_state_dict`.
     """
+    args = trainer.args
     folder.mkdir(parents=True, exist_ok=True)
     states = {name: reward.state_dict() for name, reward in _stateful_rewards(trainer).items()}
     if states:
-        torch.save(states, folder / REWARDS_FILE.format(rank=trainer.args.process_index))
-    if trainer._step % (trainer.args.steps_per_generation * trainer.num_iterations):
+        torch.save(states, folder / REWARDS_FILE.format(rank=args.process_index))
+    if trainer._step % (args.steps_per_generation * trainer.num_iterations):
         # The next steps use what this policy's predecessor generated.
-        torch.save(trainer._buffered_inputs, folder / ROLLOUT_FILE.format(rank=trainer.args.process_index))
-    if trainer.args.should_save:
-        state = {"step": trainer._step, "world_size": trainer.args.world_size}
-        (folder / STATE_FILE).write_text(json.dumps(state))
+        torch.save(trainer._buffered_inputs, folder / ROLLOUT_FILE.format(rank=args.process_index))
+    if args.should_save:
+        (folder / STATE_FILE).write_text(json.dumps({"step": trainer._step, "world_size": args.world_size}))
 
 
 def load_rollouts(trainer: GRPOTrainer, checkpoint: Path) -> None:
     """Reads what [`save_rollouts`] wrote, if there is any."""
     if not (checkpoint / STATE_FILE).exists():
         return
-    state = json.loads((checkpoint / STATE_FILE).read_text())
-    if state["world_size"] != trainer.args.world_size:
+    state, args = json.loads((checkpoint / STATE_FILE).read_text()), trainer.args
+    if state["world_size"] != args.world_size:
         logger.warning(
-            f"The checkpoint was written by {state['world_size']} processes and is resumed by "
-            f"{trainer.args.world_size}: its unfinished generation batch and the state of its reward functions are "
-            "dropped."
+            f"The checkpoint was written by {state['world_size']} processes and is resumed by {args.world_size}: its "
+            "unfinished generation batch and the state of its reward functions are dropped."
         )
         return
+
+    def load(name: str) -> Any:
+        path = checkpoint / name.format(rank=args.process_index)
+        return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
+
     trainer._step = state["step"]
-    rollout = checkpoint / ROLLOUT_FILE.format(rank=trainer.args.process_index)
-    if rollout.exists():
-        batches = torch.load(rollout, map_location="cpu", weights_only=True)
-        trainer._buffered_inputs = send_to_device(batches, trainer.accelerator.device)
-    rewards = checkpoint / REWARDS_FILE.format(rank=trainer.args.process_index)
-    states = torch.load(rewards, map_location="cpu", weights_only=True) if rewards.exists() else {}
+    trainer._buffered_inputs = send_to_device(load(ROLLOUT_FILE), trainer.accelerator.device)
+    states = load(REWARDS_FILE) or {}
     for name, reward in _stateful_rewards(trainer).items():
         if name in states:
             reward.load_state_dict(states[name])

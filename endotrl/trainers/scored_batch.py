@@ -20,9 +20,7 @@ class RewardRecorder:
     """
 
     def __init__(self, reward: Any, name: str, keep_token_rewards: bool = True) -> None:
-        self.reward = reward
-        self.name = name
-        self.keep_token_rewards = keep_token_rewards
+        self.reward, self.name, self.keep_token_rewards = reward, name, keep_token_rewards
         self.scores: DenseScores | None = None
 
     def __call__(self, completion_ids: Sequence[Sequence[int]], **kwargs: Any) -> Sequence[float | None]:
@@ -34,8 +32,7 @@ class RewardRecorder:
                 return output
             scores = self._sum(output)
         checked = self._check(scores, completion_ids)
-        if self.keep_token_rewards:
-            self.scores = checked
+        self.scores = checked if self.keep_token_rewards else None
         return scores.outcomes
 
     def _sum(self, output: Sequence[Any]) -> DenseScores:
@@ -43,8 +40,7 @@ class RewardRecorder:
         if numbers:
             raise TypeError(
                 f"The reward function '{self.name}' gave one number a token for some completions, and for row "
-                f"{numbers[0]} {output[numbers[0]]!r}. It must return a list of numbers for each, or `None` for one "
-                "without a reward."
+                f"{numbers[0]} {output[numbers[0]]!r}. It must return a list of numbers for each, or `None`."
             )
         tokens = [torch.as_tensor([] if row is None else row, dtype=torch.float32) for row in output]
         totals = [None if row is None else t.double().sum().item() for row, t in zip(output, tokens, strict=True)]
@@ -61,11 +57,10 @@ class RewardRecorder:
                     f"The reward function '{self.name}' returned {len(scores.outcomes)} outcomes and {len(tensors)} "
                     f"tensors of {field} for {len(completion_ids)} completions. It must return one for each."
                 )
+            rows = enumerate(zip(scores.outcomes, tensors, completion_ids, strict=True))
             checked[field] = [
                 torch.zeros(len(ids)) if outcome is None else self._check_row(field, row, tensor, len(ids))
-                for row, (outcome, tensor, ids) in enumerate(
-                    zip(scores.outcomes, tensors, completion_ids, strict=True)
-                )
+                for row, (outcome, tensor, ids) in rows
             ]
         return scores._replace(**checked)
 
@@ -111,25 +106,16 @@ class ScoredBatch:
         """Shape `(N,)`, bool: `False` for completions for which every reward function gave `None`."""
         return ~self.rewards_per_func.isnan().all(dim=1)
 
-    @property
-    def weighted_token_rewards(self) -> Tensor:
-        """Weighted sum of the dense rewards, shape `(B, T)`."""
-        return self._weighted(self.token_rewards)
-
-    @property
-    def weighted_state_values(self) -> Tensor:
-        """Weighted sum of the state values, `(B, T)`: a baseline of the returns to go."""
-        return self._weighted(self.state_values)
+    def weighted(self, tensors: dict[int, Tensor]) -> Tensor:
+        """Weighted sum, of shape `(B, T)`, of `token_rewards` or `state_values`."""
+        zero = torch.zeros_like(self.mask, dtype=torch.float32)
+        return sum((self.reward_weights[index] * tensor for index, tensor in tensors.items()), zero)
 
     @property
     def weighted_outcomes(self) -> Tensor:
         """Weighted sum of the rewards that are *not* dense, shape `(B,)`; `None` counts as 0, as in TRL."""
         scalar = [i for i in range(self.rewards_per_func.shape[1]) if i not in self.token_rewards]
         return (self.rewards_per_func[self.local][:, scalar].nan_to_num(0.0) * self.reward_weights[scalar]).sum(dim=1)
-
-    def _weighted(self, tensors: dict[int, Tensor]) -> Tensor:
-        zero = torch.zeros_like(self.mask, dtype=torch.float32)
-        return sum((self.reward_weights[index] * tensor for index, tensor in tensors.items()), zero)
 
 
 def pad_rows(rows: Sequence[Tensor], num_positions: int, device: torch.device) -> Tensor:

@@ -22,22 +22,18 @@ from ..rewards.protocol import DenseReward
 
 logger = get_logger(__name__)
 
-REMEDY = "With `token_reward='log_prob'`, no setting does this."
-
 
 def check_token_credit(args: GRPOConfig, alternative: str = "") -> None:
     """Raises `ValueError` for settings of TRL's loss under which tokens cannot have advantages of their own."""
     if args.importance_sampling_level == "sequence":
         raise ValueError(
-            "`importance_sampling_level='sequence'` puts one importance ratio before all tokens of a completion, so "
-            "that each of them gets the same gradient, and their own advantages are lost. Use "
-            f"`importance_sampling_level='token'`{alternative}."
+            "`importance_sampling_level='sequence'` puts one importance ratio before all tokens of a completion, "
+            f"which undoes their own advantages. Use `importance_sampling_level='token'`{alternative}."
         )
     if args.off_policy_mask_threshold is not None:
         raise ValueError(
             f"`off_policy_mask_threshold` is {args.off_policy_mask_threshold}, but it drops whole completions with a "
-            "negative advantage. Where tokens have advantages of their own, it would drop the tokens with a negative "
-            "one and keep the others, which only raises their probability. Use "
+            "negative advantage, and here it would drop the tokens with one and keep the others. Use "
             f"`off_policy_mask_threshold=None`{alternative}."
         )
 
@@ -55,12 +51,9 @@ def check_token_rewards(reward_funcs: Sequence[Any]) -> bool:
 
 def check_prompts(name: str, dataset: Any) -> None:
     """Raises `ValueError` for a dataset of token ids in the place of prompts, as those of TRL's own PPO."""
-    if isinstance(dataset, dict):
-        for part in dataset.values():
-            check_prompts(name, part)
-    elif isinstance(dataset, Dataset | IterableDataset):
-        columns = dataset.column_names or []  # unknown of some streams
-        if "input_ids" in columns and "prompt" not in columns:
+    for part in dataset.values() if isinstance(dataset, dict) else [dataset]:
+        columns = part.column_names if isinstance(part, Dataset | IterableDataset) else None
+        if columns and "input_ids" in columns and "prompt" not in columns:  # unknown of some streams
             raise ValueError(
                 f"`{name}` has a column `input_ids` and none called `prompt`: it is tokenized. This trainer renders "
                 "and tokenizes prompts itself; pass them as text or as messages, in a column `prompt`."
@@ -77,19 +70,17 @@ def warn_of_constants(
     batch: bool = False,
 ) -> None:
     """
-    Warns of each endogenous reward whose advantages would depend on constants in the frozen model's logits, with all
-    reasons.
+    Warns of each endogenous reward whose advantages would depend on constants in the frozen model's logits.
 
     `gamma` discounts the returns from one step to the next (`None`: completions are credited with their outcome), and
     a step is a token, or with `sentences` a sentence. `baseline`: the soft value is subtracted from the return;
-    `bootstrap`: it is added to that of a completion that was cut off; `batch`: outcomes of different prompts are
+    `bootstrap`: it is added to that of a completion that was cut off; `batch`: outcomes of several prompts are
     compared.
     """
     for reward in reward_funcs:
         if not isinstance(reward, EndogenousReward) or reward.token_reward != "bellman":
             continue
-        reasons = []
-        step = reward.rule.step_discount
+        reasons, step = [], reward.rule.step_discount
         if sentences and gamma is not None and gamma < 1.0:
             reasons.append(
                 "`gamma` discounts from sentence to sentence, and soft values change from token to token: use 1.0."
@@ -97,10 +88,10 @@ def warn_of_constants(
         elif gamma is not None and abs(gamma * step - reward.gamma) > 1e-9:
             reasons.append(
                 f"The discount of the returns is {gamma * step:g} and that inside the endogenous reward "
-                f"{reward.gamma:g}: set both the same, so that soft values telescope."
+                f"{reward.gamma:g}: set both the same."
             )
-        is_read = gamma is None or isinstance(reward.correction, LengthControl)
-        if is_read and abs(step - reward.gamma) > 1e-9:
+        reads_outcome = gamma is None or isinstance(reward.correction, LengthControl)
+        if reads_outcome and abs(step - reward.gamma) > 1e-9:
             reasons.append(
                 f"The outcome of a completion discounts by {step:g}, and `gamma` of the endogenous reward is "
                 f"{reward.gamma:g}: set both the same."
@@ -125,5 +116,5 @@ def warn_of_constants(
         if reasons:
             logger.warning(
                 f"The advantages from '{reward.__name__}' depend on constants that the frozen model's logits may "
-                f"contain. {' '.join(reasons)} {REMEDY}"
+                f"contain. {' '.join(reasons)} With `token_reward='log_prob'`, no setting does this."
             )

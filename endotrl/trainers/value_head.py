@@ -24,8 +24,7 @@ from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer.utils import FusedCausalLMOutput
 
 
-# Name of the critic among the policy's submodules.
-CRITIC = "ppo_critic"
+CRITIC = "ppo_critic"  # among the policy's submodules
 CRITIC_FILE = "value_head.safetensors"
 # What the policy is given for its LM head and its loss, and a model without them does not take.
 OF_THE_LM_HEAD = {"fused_lm_head", "labels", "shift_labels", "num_items_in_batch", "output_router_logits"}
@@ -62,9 +61,7 @@ class Critic(nn.Module):
 
     def __init__(self, head: ValueHead, backbone: nn.Module | None = None, detach: bool = True) -> None:
         super().__init__()
-        self.head = head
-        self.backbone = backbone
-        self.detach = detach
+        self.head, self.backbone, self.detach = head, backbone, detach
 
     def forward(self, hidden_states: Tensor, **inputs: Any) -> Tensor:
         """
@@ -104,17 +101,12 @@ def add_critic(model: PreTrainedModel, critic: Critic) -> None:
             return fused_forward(self, *args, **kwargs)
         hidden_states: list[Tensor] = []
         # TRL's fused forward keeps the hidden states to itself.
-        handle = self.base_model.register_forward_hook(
-            lambda module, inputs, output: hidden_states.append(output.last_hidden_state)
-        )
-        try:
+        keep = self.base_model.register_forward_hook(lambda *args: hidden_states.append(args[2].last_hidden_state))
+        with keep:  # removed at the end
             outputs = fused_forward(self, *args, **kwargs)
-        finally:
-            handle.remove()
         # The critic is looked up on each call, since FSDP replaces modules after patching
         inputs = {name: value for name, value in kwargs.items() if name not in OF_THE_LM_HEAD}
-        values = getattr(self, CRITIC)(hidden_states[0], **inputs)
-        return FusedValueOutput(**outputs, state_values=values)
+        return FusedValueOutput(**outputs, state_values=critic_of(self)(hidden_states[0], **inputs))
 
     model.forward = types.MethodType(forward, model)
 
@@ -129,37 +121,28 @@ class ForwardRecorder:
     values: Tensor
 
     def __init__(self, model: nn.Module, return_values: bool) -> None:
-        self._model = model
-        self._arguments = {"return_values": True} if return_values else {}
+        self._model, self._return_values = model, return_values
         self._chunks: list[Tensor] = []
 
     def __call__(self, **inputs: Any) -> FusedCausalLMOutput:
-        outputs = self._model(**inputs, **self._arguments)
-        if self._arguments:
-            self._chunks.append(outputs.state_values)
+        if not self._return_values:
+            return self._model(**inputs)
+        outputs = self._model(**inputs, return_values=True)
+        self._chunks.append(outputs.state_values)
         return outputs
 
     def finish(self, log_probs: Tensor, attention_mask: Tensor) -> None:
-        """Ends a pass over all rows, which may have been computed in chunks, with what TRL made of them."""
+        """Ends the pass over all rows, which may have been computed in chunks, with what TRL made of them."""
         self.log_probs = log_probs
-        if self._arguments:
-            self.values = _by_row(self._chunks, attention_mask)[:, -(log_probs.shape[1] + 1) :]
+        if self._return_values:
+            values = torch.cat(self._chunks)
+            if len(values) != len(attention_mask) or values.shape[1] < attention_mask.shape[1]:
+                raise RuntimeError(
+                    f"The policy gave state values of shape {tuple(values.shape)} for {len(attention_mask)} rows, in "
+                    "a way of TRL's that PPO's critic does not know: use `critic='none'`, or another version of TRL."
+                )
+            self.values = values[:, -(log_probs.shape[1] + 1) :]
             self._chunks = []
-
-
-def _by_row(chunks: list[Tensor], attention_mask: Tensor) -> Tensor:
-    """Values of chunks of rows, or of chunks with the tokens of several rows one after the other, without padding."""
-    num_rows, num_positions = attention_mask.shape
-    if sum(map(len, chunks)) == num_rows and all(chunk.shape[1] >= num_positions for chunk in chunks):
-        return torch.cat(chunks)
-    values, mask = torch.cat([chunk.flatten() for chunk in chunks]), attention_mask.bool()
-    if values.numel() != mask.sum():
-        raise RuntimeError(
-            f"The policy gave {values.numel()} state values for {int(mask.sum())} tokens of {num_rows} rows. TRL "
-            "computes log-probabilities in a way that PPO's critic does not know: use `critic='none'`, or another "
-            "version of TRL."
-        )
-    return values.new_zeros(mask.shape).masked_scatter(mask, values)
 
 
 def critic_of(model: PreTrainedModel) -> Critic:
@@ -176,8 +159,7 @@ class SyncPolicyOnly(TrainerCallback):
     """Keeps the critic out of TRL's synchronisation of the reference model, which pairs all parameters of the two."""
 
     def __init__(self, sync: TrainerCallback, policy: PreTrainedModel) -> None:
-        self._sync = sync
-        self._policy = policy
+        self._sync, self._policy = sync, policy
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         with without_critic(self._policy):

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from endotrl.checks import check_alpha
+from endotrl.bellman import check_alpha
 
 
 TERMINAL = -1

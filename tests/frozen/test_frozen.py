@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
 from peft import (
     HRAConfig,
     IA3Config,
@@ -29,12 +28,13 @@ from peft import (
 )
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOTrainer
 from trl.trainer.callbacks import SyncRefModelCallback
 
 from endotrl import EndogenousReward
 from endotrl.rewards import InformationGain
 
+from ..support import trainers
 from ..support.tiny_policy import save_tiny_policy
 
 
@@ -63,22 +63,15 @@ def naive_rewards(model):
     return rewards
 
 
-def make_trainer(model, folder, dtype=torch.float32, **kwargs):
+def make_trainer(model, folder, dtype=torch.float32, **settings):
     if isinstance(model, str):
         name, model = model, AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
     else:
         name = model.config._name_or_path
-    settings = {"per_device_train_batch_size": 2, "num_generations": 2, "max_steps": 2, "max_completion_length": 4}
-    settings |= {"learning_rate": 0.05, "report_to": [], "use_cpu": True, "bf16": False, "save_strategy": "no"}
-    peft_config = kwargs.pop("peft_config", None)
-    return GRPOTrainer(
-        model=model,
-        reward_funcs=kwargs.pop("reward_funcs", lambda completions, **_: [float(len(c)) for c in completions]),
-        args=GRPOConfig(str(folder), disable_tqdm=True, **settings | kwargs),
-        train_dataset=Dataset.from_dict({"prompt": ["a b c", "d e"]}),
-        processing_class=AutoTokenizer.from_pretrained(name),
-        peft_config=peft_config,
-    )
+    settings = {"per_device_train_batch_size": 2, "num_generations": 2, "max_completion_length": 4, **settings}
+    rewards = settings.pop("reward_funcs", lambda completions, **_: [float(len(c)) for c in completions])
+    settings |= {"processing_class": AutoTokenizer.from_pretrained(name), "learning_rate": 0.05}
+    return trainers.make_trainer(GRPOTrainer, model, folder, rewards, **settings)
 
 
 def train(model, steps=3):
@@ -229,7 +222,7 @@ class TestReference:
         trainer = make_trainer(path, tmp_path, beta=0.1, reward_funcs=reward, ref_model_sync_steps=1, max_steps=3)
         reward.attach(trainer)
         trainer.add_callback(SyncRefModelCallback(trainer.ref_model, trainer.accelerator))
-        with pytest.raises(RuntimeError, match="weights have changed since `attach`.*reference model"):
+        with pytest.raises(RuntimeError, match="reference model, whose weights have changed since `attach`"):
             trainer.train()
         assert trainer.state.global_step == 1
 
@@ -375,13 +368,6 @@ class TestIdentity:
             pickle.loads(pickle.dumps(reward)).attach(make_trainer(tiny_policy_path, tmp_path, beta=0.1))
 
     @changed
-    def test_a_pickle_of_a_changed_model_does_not_score_as_the_base(self, change, path):
-        model = change(AutoModelForCausalLM.from_pretrained(path))
-        reward = pickle.loads(pickle.dumps(EndogenousReward(model)))
-        with pytest.raises(OSError, match=f"loaded from '{path}' and changed after that.*save_pretrained"):
-            reward(**ROWS)
-
-    @changed
     def test_a_deep_copy_scores_with_the_same_instance(self, change, path):
         model = change(AutoModelForCausalLM.from_pretrained(path))
         reward = EndogenousReward(model)
@@ -398,8 +384,6 @@ class TestIdentity:
         reward = EndogenousReward(path, token_reward="log_prob", correction=InformationGain(model))
         expected = [a - b for a, b in zip(naive_rewards(path), naive_rewards(model), strict=True)]
         assert copy.deepcopy(reward)(**ROWS) == pytest.approx(expected, abs=1e-4)
-        with pytest.raises(OSError, match="changed after that"):
-            pickle.loads(pickle.dumps(reward))(**ROWS)
 
     def test_a_generalist_by_its_folder(self, path):
         reward = EndogenousReward(path, token_reward="log_prob", correction=InformationGain(Path(path)))

@@ -81,13 +81,10 @@ class TestOwnCopy:
         for name, weight in model.state_dict().items():
             assert torch.equal(weight, expected[name])
 
-    def test_dtype(self, tiny_model_path):
-        assert use(OwnCopy(tiny_model_path)).dtype == torch.float32  # "auto" on this CPU
-        assert use(OwnCopy(tiny_model_path, dtype="bfloat16", device="cpu")).dtype == torch.bfloat16
-
-    def test_the_configs_dtype_does_not_count(self, tiny_model_path, tmp_path):
+    def test_dtype_is_not_the_configs(self, tiny_model_path, tmp_path):
         AutoModelForCausalLM.from_pretrained(tiny_model_path, dtype=torch.bfloat16).save_pretrained(tmp_path)
-        assert use(OwnCopy(str(tmp_path))).dtype == torch.float32
+        assert use(OwnCopy(str(tmp_path))).dtype == torch.float32  # "auto" on this CPU
+        assert use(OwnCopy(tiny_model_path, dtype="bfloat16", device="cpu")).dtype == torch.bfloat16
 
     def test_ends_of_a_response(self, tiny_model_path, tmp_path):
         assert OwnCopy(tiny_model_path).eos_token_ids == [1]
@@ -152,7 +149,7 @@ class TestOwnCopy:
             OwnCopy(name)
 
     def test_a_folder_without_a_model(self, tmp_path):
-        with pytest.raises(OSError, match="cannot be loaded: it is neither a folder with a model's `config.json`"):
+        with pytest.raises(OSError, match="cannot be loaded: it is neither a folder with a `config.json`"):
             load_config(str(tmp_path))
         (tmp_path / "config.json").write_text('{"model_type": "no-such-family"}')
         with pytest.raises(OSError, match="cannot be loaded.*no-such-family"):
@@ -162,10 +159,6 @@ class TestOwnCopy:
         T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2).save_pretrained(tmp_path)
         with pytest.raises(ValueError, match="is an encoder-decoder model.*`AutoModelForCausalLM`"):
             OwnCopy(str(tmp_path))
-
-    def test_unknown_dtype_before_anything_is_loaded(self):
-        with pytest.raises(ValueError, match="`dtype` is 'int8'"):
-            OwnCopy("no/such-model", dtype="int8")
 
 
 def step(optimizer, **kwargs):
@@ -223,7 +216,7 @@ class TestLoadedModel:
         placement = LoadedModel(model)
         use(placement)
         change(model)
-        with pytest.raises(RuntimeError, match=r"has changed since.*`reward.attach\(trainer\)`.*pass a path"):
+        with pytest.raises(RuntimeError, match=r"has changed since.*Pass a path.*`reward.attach\(trainer\)`"):
             use(placement)
 
     @pytest.mark.parametrize(
@@ -242,13 +235,6 @@ class TestLoadedModel:
         placement = LoadedModel(model)
         harmless(model)
         assert use(placement) is model
-
-    def test_a_model_with_nan_weights_has_not_changed(self):
-        model = make_model()
-        with torch.no_grad():
-            model.lm_head.weight[0] = float("nan")
-        placement = LoadedModel(model)
-        assert use(placement) is model  # NaN is not equal to itself; the scorer tells what is wrong
 
     def test_evaluation_mode_inside_and_the_same_modes_after(self):
         model = make_model(attention_dropout=0.5).train()
@@ -288,19 +274,8 @@ class TestLoadedModel:
         with pytest.raises(ValueError, match="A T5ForConditionalGeneration was given, an encoder-decoder model"):
             LoadedModel(T5ForConditionalGeneration(config))
 
-    def test_by_name(self, tiny_model_path):
-        model = AutoModelForCausalLM.from_pretrained(tiny_model_path, dtype=torch.bfloat16)
-        own_copy = LoadedModel(model).as_own_copy()
-        assert use(own_copy) is not model
-        assert use(own_copy).dtype == torch.bfloat16
-        assert torch.equal(use(own_copy).lm_head.weight, model.lm_head.weight)
-
     def test_a_model_with_an_adapter(self, tiny_model_path):
         model = AutoModelForCausalLM.from_pretrained(tiny_model_path)
         policy = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"]))
         assert isinstance(place(policy, "auto", None, False, False), LoadedModel)
         assert isinstance(place(policy.merge_and_unload(), "auto", None, False, False), LoadedModel)
-
-    def test_without_a_name(self):
-        with pytest.raises(TypeError, match="pickled only if the instance was loaded from a path.*Pass a path"):
-            LoadedModel(make_model()).as_own_copy()

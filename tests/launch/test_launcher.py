@@ -32,7 +32,7 @@ print("done", flush=True)
     [("accelerate", True, "asked to end"), ("accelerate", False, "done"), ("bash", True, "done")],
 )
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_child_without_its_launcher(number: int, name: str, launched: bool, expected: str) -> None:
+def test_child_without_its_launcher(number, name, launched, expected):
     env = {key: value for key, value in os.environ.items() if not key.startswith(("ACCELERATE", "TORCHELASTIC"))}
     env |= {
         "MODULE": str(ROOT / "endotrl" / "launch" / "launcher.py"),

@@ -63,12 +63,12 @@ def launch(folder: Path, model: str, launcher: str, num_processes: int) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(tiny_policy_path: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def alone(tiny_policy_path, tmp_path_factory):
     return launch(tmp_path_factory.mktemp("alone"), tiny_policy_path, "cpu", 1)
 
 
 @pytest.mark.parametrize("launcher", ENGINES)
-def test_two_processes_agree_with_one(launcher: str, alone: Path, tiny_policy_path: str, tmp_path: Path) -> None:
+def test_two_processes_agree_with_one(launcher, alone, tiny_policy_path, tmp_path):
     launch(tmp_path, tiny_policy_path, launcher, 2)
     for name in RUNS:
         found: dict[str, Any] = json.loads((tmp_path / name / "result.json").read_text())
@@ -93,7 +93,7 @@ def test_two_processes_agree_with_one(launcher: str, alone: Path, tiny_policy_pa
             torch.testing.assert_close(theirs[key], tensor, atol=2e-4, rtol=1e-3, msg=lambda m, k=key: f"{k}: {m}")
 
 
-def test_all_processes_have_the_dtype_that_the_first_measures(tiny_policy_path: str, tmp_path: Path) -> None:
+def test_all_processes_have_the_dtype_that_the_first_measures(tiny_policy_path, tmp_path):
     script = tmp_path / "parse.py"
     script.write_text(
         "import json, os, sys\n"
@@ -120,7 +120,7 @@ def test_all_processes_have_the_dtype_that_the_first_measures(tiny_policy_path: 
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == [True, "bfloat16", "bfloat16"]
 
 
-def test_the_readmes_command_for_zero3(smollm2_path: str, tmp_path: Path) -> None:
+def test_the_readmes_command_for_zero3(smollm2_path, tmp_path):
     """
     A pretrained model, but for its upper 13 layers, in two processes, each with half of the weights, as
     recipes/smollm2-135m/README.md says.

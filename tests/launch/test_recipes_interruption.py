@@ -45,17 +45,17 @@ def watch(completions: list[Any], **kwargs: Any) -> list[float]:
 
 
 @pytest.fixture(autouse=True)
-def no_fuse(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_fuse(monkeypatch):
     monkeypatch.setattr("tests.launch.test_recipes_interruption.fuse", lambda call: None)
 
 
 @pytest.fixture
-def launch(tiny_policy_path: str, tmp_path: Path) -> Callable[..., Any]:
+def launch(tiny_policy_path, tmp_path):
     return lambda *arguments, **kwargs: start(tmp_path, tiny_policy_path, *arguments, **kwargs)
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_policy_path: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(tiny_policy_path, tmp_path_factory):
     """GRPO, undisturbed: what most tests compare with."""
     folder = tmp_path_factory.mktemp("whole")
     start(folder, tiny_policy_path, "grpo", "whole")
@@ -96,9 +96,7 @@ def set_fuse(monkeypatch: pytest.MonkeyPatch, call: int, action: Callable[[], No
 # PPO generates every four steps: here its second generation is for step 5, and a step before is resumed within a
 # batch.
 @pytest.mark.parametrize(("kind", "call"), [("grpo", 6), ("ppo", 2)])
-def test_killed(
-    kind: str, call: int, launch: Callable[..., Any], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed(kind, call, launch, whole, tmp_path, monkeypatch):
     if kind == "ppo":
         launch(kind, "whole")
         whole = tmp_path / "whole"
@@ -116,9 +114,7 @@ def test_killed(
     assert_same_run(tmp_path / "killed", whole)
 
 
-def test_killed_between_the_last_checkpoint_and_the_end(
-    launch: Callable[..., Any], whole: Path, tmp_path: Path
-) -> None:
+def test_killed_between_the_last_checkpoint_and_the_end(launch, whole, tmp_path):
     shutil.copytree(whole, tmp_path / "run")
     (tmp_path / "run" / "model.safetensors").unlink()
     trainer = launch("grpo", "run", "--dataset_name", str(whole.parent / "prompts.jsonl"))
@@ -126,9 +122,7 @@ def test_killed_between_the_last_checkpoint_and_the_end(
     assert_same_run(tmp_path / "run", whole)
 
 
-def test_with_a_limit_there_is_always_a_complete_checkpoint(
-    launch: Callable[..., Any], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_with_a_limit_there_is_always_a_complete_checkpoint(launch, whole, tmp_path, monkeypatch):
     def killed_before_marking(checkpoint: Path, step: int, *args: Any) -> None:
         if step == 4:
             raise Killed
@@ -145,7 +139,7 @@ def test_with_a_limit_there_is_always_a_complete_checkpoint(
     assert_same_run(tmp_path / "run", whole)
 
 
-def test_rewards_with_a_state(launch: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rewards_with_a_state(launch, tmp_path, monkeypatch):
     arguments = ["--reward", "random", "endogenous", "tests.launch.test_recipes_interruption.watch"]
     arguments += ["--reward_weights", "1", "1", "0", "--reward_correction", "length"]
     launch("grpo", "whole", *arguments)
@@ -158,7 +152,7 @@ def test_rewards_with_a_state(launch: Callable[..., Any], tmp_path: Path, monkey
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
-def test_sigterm(launch: Callable[..., Any], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sigterm(launch, whole, tmp_path, monkeypatch):
     handler = signal.getsignal(signal.SIGTERM)
     set_fuse(monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(SystemExit) as ended:
@@ -172,7 +166,7 @@ def test_sigterm(launch: Callable[..., Any], whole: Path, tmp_path: Path, monkey
     assert_same_run(tmp_path / "terminated", whole)
 
 
-def test_start_from_elsewhere_and_go_on_from_here(launch: Callable[..., Any], tmp_path: Path) -> None:
+def test_start_from_elsewhere_and_go_on_from_here(launch, tmp_path):
     launch("grpo", "first", "--max_steps", "2")
     arguments = ["--resume_from_checkpoint", str(tmp_path / "first" / "checkpoint-2")]
     assert launch("grpo", "second", *arguments, "--max_steps", "4").state.global_step == 4 and calls == 2
@@ -182,9 +176,7 @@ def test_start_from_elsewhere_and_go_on_from_here(launch: Callable[..., Any], tm
     assert launch("grpo", "second", *back).state.global_step == 6 and calls == 2
 
 
-def test_starting_anew_gives_up_what_was_there(
-    launch: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_starting_anew_gives_up_what_was_there(launch, tmp_path, monkeypatch):
     launch("grpo", "run")
 
     set_fuse(monkeypatch, 4, kill)
@@ -195,9 +187,7 @@ def test_starting_anew_gives_up_what_was_there(
 
 
 class TestOneRunInAFolder:
-    def test_the_second_is_refused_before_a_model_is_loaded(
-        self, launch: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_the_second_is_refused_before_a_model_is_loaded(self, launch, tmp_path, capsys):
         launch("grpo", "run", "--max_steps", "2")
         before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
         with resumption.only_run_in(str(tmp_path / "run")):
@@ -208,7 +198,7 @@ class TestOneRunInAFolder:
             assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
         assert launch("grpo", "run", "--max_steps", "4").state.global_step == 4  # the other one has ended
 
-    def test_the_lock_ends_with_its_process_and_workers_do_not_hold_it(self, tmp_path: Path) -> None:
+    def test_the_lock_ends_with_its_process_and_workers_do_not_hold_it(self, tmp_path):
         reading, writing = os.pipe()
         run = os.fork()
         if not run:  # which is killed in here, whatever happens
@@ -233,7 +223,7 @@ class TestOneRunInAFolder:
                 os.kill(run, signal.SIGKILL)
             os.kill(worker, signal.SIGKILL)
 
-    def test_a_file_system_without_locks(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_file_system_without_locks(self, tmp_path, monkeypatch):
         def refuse(*args: Any) -> None:
             raise OSError(errno.ENOLCK, "No locks available")
 
@@ -242,7 +232,7 @@ class TestOneRunInAFolder:
             pass
 
 
-def test_what_a_complete_checkpoint_consists_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_a_complete_checkpoint_consists_of(tmp_path, caplog):
     for step in (2, 10):
         folder = tmp_path / f"checkpoint-{step}" / f"global_step{step}"
         folder.mkdir(parents=True)
@@ -261,7 +251,7 @@ def test_what_a_complete_checkpoint_consists_of(tmp_path: Path, caplog: pytest.L
     assert "global_step10/rank_1.pt is missing" in caplog.text
 
 
-def test_old_checkpoints(tmp_path: Path) -> None:
+def test_old_checkpoints(tmp_path):
     for step in (1, 2, 9, 10, 12):
         (tmp_path / f"checkpoint-{step}").mkdir()
 
@@ -277,9 +267,7 @@ def test_old_checkpoints(tmp_path: Path) -> None:
     assert left() == {1, 10, 12}
 
 
-def test_a_checkpoint_is_on_the_disk_before_it_counts(
-    launch: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_checkpoint_is_on_the_disk_before_it_counts(launch, tmp_path, monkeypatch):
     fsync, synced, seen = os.fsync, set(), []
 
     def watched_fsync(descriptor: int) -> None:
@@ -297,7 +285,7 @@ def test_a_checkpoint_is_on_the_disk_before_it_counts(
     assert len(seen) == 1 and len(seen[0]) > 5
 
 
-def test_nan(launch: Callable[..., Any], tmp_path: Path) -> None:
+def test_nan(launch, tmp_path):
     class Exploding(DenseGRPOTrainer):
         def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
             return super().compute_loss(*args, **kwargs) * (float("nan") if self.state.global_step == 3 else 1.0)
@@ -311,7 +299,7 @@ def test_nan(launch: Callable[..., Any], tmp_path: Path) -> None:
     assert all(tensor.isfinite().all() for tensor in load_file(checkpoint / "model.safetensors").values())
 
 
-def test_nan_that_the_gradients_do_not_show(launch: Callable[..., Any], tmp_path: Path) -> None:
+def test_nan_that_the_gradients_do_not_show(launch, tmp_path):
     """As with DeepSpeed, whose gradients are its own, and between two logs."""
 
     class Exploding(DenseGRPOTrainer):
@@ -323,7 +311,7 @@ def test_nan_that_the_gradients_do_not_show(launch: Callable[..., Any], tmp_path
     assert last_complete_checkpoint(tmp_path / "run") == tmp_path / "run" / "checkpoint-2"
 
 
-def test_full_disk(launch: Callable[..., Any], whole: Path, tmp_path: Path) -> None:
+def test_full_disk(launch, whole, tmp_path):
     class OnSmallDisk(DenseGRPOTrainer):
         def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
             if self.state.global_step == 4:
@@ -336,9 +324,7 @@ def test_full_disk(launch: Callable[..., Any], whole: Path, tmp_path: Path) -> N
     assert_same_run(tmp_path / "run", whole)
 
 
-def test_other_settings_are_another_run(
-    launch: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_settings_are_another_run(launch, tmp_path, capsys):
     launch("grpo", "run", "--max_steps", "2")
     with pytest.raises(SystemExit) as ended:
         launch("grpo", "run", "--reward_alpha", "2")
@@ -357,7 +343,7 @@ def test_other_settings_are_another_run(
     assert record["versions"].keys() >= {"endotrl", "torch", "trl", "transformers", "accelerate", "python"}
 
 
-def test_killed_at_random_ten_times(tmp_path: Path) -> None:
+def test_killed_at_random_ten_times(tmp_path):
     """By real SIGKILLs. `benchmarks/interruptions.py` says how, and does more of it, and to the other recipes too."""
     options = ["--recipes", "grpo", "--steps", "32", "--kills", "10", "--output", str(tmp_path / "results")]
     finished = python("-m", "benchmarks.interruptions", *options)

@@ -31,9 +31,7 @@ OWN_FILE = {
 
 # "fsdp2" passes too: three more launches, which the suite does without.
 @pytest.mark.parametrize("launcher", ["multi_gpu", "zero3"])
-def test_terminated_then_killed_then_incomplete(
-    launcher: str, tiny_policy_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_terminated_then_killed_then_incomplete(launcher, tiny_policy_path, tmp_path, monkeypatch):
     (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps({"prompt": p}) for p in ["a b", "c", "d e f", "g"]))
 
     def arguments(output: str) -> str:

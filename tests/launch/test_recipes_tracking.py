@@ -4,7 +4,6 @@
 import json
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,7 @@ PANELS = {
 
 
 @pytest.fixture
-def arguments(tiny_policy_path: str, tmp_path: Path) -> list[str]:
+def arguments(tiny_policy_path, tmp_path):
     prompts = tmp_path / "prompts.jsonl"
     # Prompts that look like a page's own text.
     rows = [{"prompt": f"{word} <script>alert(1)</script>", "answer": "h"} for word in "abcd" * 4]
@@ -68,7 +67,7 @@ def read_offline_run(path: Path) -> tuple[set[str], dict[str, Any], str]:
 
 
 @pytest.fixture
-def wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def wandb(tmp_path, monkeypatch):
     for key in ("WANDB_RUN_ID", "WANDB_RESUME", "WANDB_DIR"):
         # Set in the process by the recipe; put back after the test.
         monkeypatch.setenv(key, "")
@@ -123,9 +122,7 @@ def check_config(config: dict[str, Any], output_dir: Path) -> dict[str, Any]:
         ),
     ],
 )
-def test_wandb(
-    kind: str, settings: list[str], more: set[str], arguments: list[str], tmp_path: Path, wandb: Any
-) -> None:
+def test_wandb(kind, settings, more, arguments, tmp_path, wandb):
     classes = (PPOTrainer, PPOConfig) if kind == "ppo" else (DenseGRPOTrainer, DenseGRPOConfig)
     words = [*arguments, *settings, "--report_to", "wandb"]
     recipes.launch(*classes, words)
@@ -153,7 +150,7 @@ def test_wandb(
         assert len(files) == 2 and {read_offline_run(path)[2] for path in files} == {run_id}
 
 
-def test_wandb_of_the_sentence_reward(tiny_model_path: str, tmp_path: Path, wandb: Any) -> None:
+def test_wandb_of_the_sentence_reward(tiny_model_path, tmp_path, wandb):
     pairs = [{"prompt": f"{w} ", "chosen": "Yes. It is.", "rejected": "No. Not so."} for w in "abcd"]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     settings = {"model_name_or_path": tiny_model_path, "dataset_name": tmp_path / "pairs.jsonl", **ON_CPU}
@@ -169,7 +166,7 @@ def test_wandb_of_the_sentence_reward(tiny_model_path: str, tmp_path: Path, wand
     check_config(config, tmp_path / "run")
 
 
-def test_secrets_of_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_of_a_command(monkeypatch):
     kwargs = json.dumps({"dtype": "bfloat16", "token": SECRET})
     words = [
         "recipes/grpo.py",
@@ -187,13 +184,7 @@ def test_secrets_of_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
     assert record["settings"]["training"]["model_init_kwargs"] == {"dtype": "bfloat16", "token": "<SECRET>"}
 
 
-def test_without_an_account(
-    arguments: list[str],
-    tmp_path: Path,
-    wandb: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_without_an_account(arguments, tmp_path, wandb, monkeypatch, capsys):
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
@@ -203,9 +194,7 @@ def test_without_an_account(
 
 
 @pytest.mark.parametrize("tracker", ["wandb", "tensorboard", "trackio"])
-def test_without_the_package(
-    tracker: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_the_package(tracker, arguments, monkeypatch, capsys):
     monkeypatch.setattr("endotrl.launch.preflight.find_spec", lambda name: None)
     said = refusal(capsys, DenseGRPOTrainer, DenseGRPOConfig, [*arguments, "--report_to", tracker])
     assert f"`report_to: {tracker}` needs {tracker}, which is not installed: pip install" in said

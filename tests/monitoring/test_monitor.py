@@ -16,7 +16,7 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
 from endotrl import CollapseMonitor, DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward, PPOConfig, PPOTrainer
-from endotrl.monitoring.batch_statistics import change_since
+from endotrl.monitoring.batch_statistics import change_since, repetition
 from endotrl.monitoring.observer import BatchObserver
 
 from ..support.helpers import assert_same_to_the_bit, weights
@@ -117,15 +117,11 @@ def test_figures_of_every_trainer(
     trainer.train()
     assert seen and not monitor.alarms
     (entry,) = steps(trainer)
-    # Naively, completion by completion.
-    repeated, distinct = [], []
-    for ids, _ in seen:
-        for row in ids:
-            grams = [tuple(row[i : i + 4]) for i in range(len(row) - 3)]
-            if len(grams) > 1:
-                repeated.append((len(seen), 1 - len(set(grams)) / len(grams)))
-        distinct += [len({tuple(row) for row in ids[i : i + 4]}) for i in range(0, 32, 4)]
+    distinct = [len({tuple(row) for row in ids[i : i + 4]}) for ids, _ in seen for i in range(0, 32, 4)]
     assert entry["collapse/distinct_completions"] == pytest.approx(sum(distinct) / len(distinct))
+    batches = [[part for row in ids if (part := repetition(row)) is not None] for ids, _ in seen]
+    means = [sum(batch) / len(batch) for batch in batches]
+    assert entry["collapse/repetition"] == pytest.approx(sum(means) / len(means), rel=1e-5)
     accuracy = torch.stack([rewards[:, 1] for _, rewards in seen]).mean().item()
     assert entry["collapse/held_out/accuracy"] == pytest.approx(accuracy) == pytest.approx(0.75)
     correlations = []
@@ -255,18 +251,13 @@ def count_a(completions: list[Any], **kwargs: Any) -> list[float]:
     return [float(str(completion).count("a")) for completion in completions]
 
 
-def test_silent_on_a_healthy_run(tiny_policy_path: str, tmp_path: Path) -> None:
-    trainer = make_trainer(tiny_policy_path, tmp_path, falls_after=math.inf)
+@pytest.mark.parametrize("falls_after", [FALLS_AFTER, math.inf])
+def test_stops_a_run_that_is_not_healthy(falls_after: float, tiny_policy_path: str, tmp_path: Path) -> None:
+    trainer = make_trainer(tiny_policy_path, tmp_path, falls_after)
     monitor = CollapseMonitor(action="stop").attach(trainer)
     trainer.train()
-    assert monitor.alarms == [] and trainer.state.global_step == 24
-
-
-def test_stops(tiny_policy_path: str, tmp_path: Path) -> None:
-    trainer = make_trainer(tiny_policy_path, tmp_path)
-    monitor = CollapseMonitor(action="stop").attach(trainer)
-    trainer.train()
-    assert trainer.state.global_step == monitor.alarms[0][0] < 24
+    stopped = [trainer.state.global_step] if trainer.state.global_step < 24 else []
+    assert [step for step, _ in monitor.alarms] == stopped and bool(stopped) == (falls_after < math.inf)
 
 
 def test_restores_the_best_checkpoint(tiny_policy_path: str, tmp_path: Path) -> None:
@@ -360,34 +351,24 @@ def test_online_dpo_with_two_ends(tiny_policy_path: str, tmp_path: Path, monkeyp
     assert any(ids[-1] == 9 for ids in observed)
 
 
-class TestBadSettings:
-    def test_action(self) -> None:
-        with pytest.raises(ValueError, match="`action` is 'halt'"):
-            CollapseMonitor(action="halt")  # type: ignore[arg-type]
+def test_bad_settings() -> None:
+    for arguments, says in (
+        ({"action": "halt"}, "`action` is 'halt'"),
+        ({"held_out": "accuracy"}, r"list of names: \['accuracy'\]"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            CollapseMonitor(**arguments)
+    with pytest.raises(TypeError, match="`trainer` is a GRPOConfig, but it must be a trainer"):
+        CollapseMonitor().attach(GRPOConfig(use_cpu=True, bf16=False))
 
-    def test_held_out_as_text(self) -> None:
-        with pytest.raises(ValueError, match=r"list of names: \['accuracy'\]"):
-            CollapseMonitor(held_out="accuracy")
 
-    @pytest.mark.parametrize(
-        ("name", "message"), [("accuracies", "no reward function"), ("endogenous_reward", "trained on")]
-    )
-    def test_held_out(self, name: str, message: str, tiny_policy_path: str, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=f"{name}.*{message}.*here accuracy"):
-            CollapseMonitor(held_out=[name]).attach(make_trainer(tiny_policy_path, tmp_path))
-
-    def test_no_trainer(self) -> None:
-        with pytest.raises(TypeError, match="`trainer` is a GRPOConfig, but it must be a trainer"):
-            CollapseMonitor().attach(GRPOConfig(use_cpu=True, bf16=False))
-
-    def test_attached_twice(self, tiny_policy_path: str, tmp_path: Path) -> None:
-        trainer = make_trainer(tiny_policy_path, tmp_path)
-        monitor = CollapseMonitor().attach(trainer)
-        with pytest.raises(ValueError, match="attached to a trainer already"):
-            monitor.attach(trainer)
-
-    def test_restore_without_checkpoints(self, tiny_policy_path: str, tmp_path: Path) -> None:
-        trainer = make_trainer(tiny_policy_path, tmp_path)
-        CollapseMonitor(action="restore").attach(trainer)
-        with pytest.raises(ValueError, match='`save_strategy` is "no"'):
-            trainer.train()
+def test_what_does_not_go_with_a_trainer(tiny_policy_path: str, tmp_path: Path) -> None:
+    trainer = make_trainer(tiny_policy_path, tmp_path)
+    for name, says in (("accuracies", "no reward function"), ("endogenous_reward", "trained on")):
+        with pytest.raises(ValueError, match=f"{name}.*{says}.*here accuracy"):
+            CollapseMonitor(held_out=[name]).attach(trainer)
+    monitor = CollapseMonitor(action="restore").attach(trainer)
+    with pytest.raises(ValueError, match="attached to a trainer already"):
+        monitor.attach(trainer)
+    with pytest.raises(ValueError, match='`save_strategy` is "no"'):
+        trainer.train()

@@ -141,28 +141,19 @@ def test_no_alarm_from_a_drift_that_changes_nothing() -> None:
             assert detector.update(entry).alarm is None
 
 
-class TestValuesSeen:
-    def test_a_verdict_is_one_from_the_first_batch(self):
-        seen = ValuesSeen()
-        seen.add("abcd", [0.0, 1.0, 0.0, 0.0])
-        assert seen.is_verdict
-
-    def test_a_number_is_none_from_the_first_batch(self):
-        """Also where completions are the same, and with them their rewards."""
-        seen = ValuesSeen()
-        seen.add("aabc", [-1.5, -1.5, -2.25, math.nan])
-        assert not seen.is_verdict
-        seen.add("d", [-2.25])  # in another batch: the same completion again, perhaps
-        assert not seen.is_verdict
-
-    def test_many_values_are_no_verdict(self):
-        seen = ValuesSeen()
-        seen.add(range(64), [float(i % 32) for i in range(64)])  # a length, say
-        assert seen.is_verdict
-        seen.add("a", [32.0])
-        assert not seen.is_verdict
-
-    def test_small_differences_count(self):
-        seen = ValuesSeen()
-        seen.add("ab", [1e-8, 2e-8])
-        assert not seen.is_verdict and ValuesSeen(seen.values, seen.recurs).values == seen.values
+@pytest.mark.parametrize(
+    ("batches", "is_verdict"),
+    [
+        ([("abcd", [0.0, 1.0, 0.0, 0.0])], True),  # from the first batch
+        # Numbers, also where completions are the same, and with them their rewards, in this batch or in the next.
+        ([("aabc", [-1.5, -1.5, -2.25, math.nan]), ("d", [-2.25])], False),
+        ([(range(64), [float(i % 32) for i in range(64)])], True),
+        ([(range(64), [float(i % 32) for i in range(64)]), ("a", [32.0])], False),  # a length, say
+        ([("ab", [1e-8, 2e-8])], False),
+    ],
+)
+def test_a_verdict_recurs_and_has_few_values(batches: list[tuple[str, list[float]]], is_verdict: bool) -> None:
+    seen = ValuesSeen()
+    for completions, values in batches:
+        seen.add(completions, values)
+    assert seen.is_verdict == ValuesSeen(seen.values, seen.recurs).is_verdict == is_verdict

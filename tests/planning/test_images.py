@@ -15,7 +15,7 @@ RECIPE = str(Path(__file__).parents[2] / "recipes" / "qwen2.5-vl-3b" / "grpo.yam
 
 
 @pytest.fixture
-def config_only(tmp_path: Path) -> str:
+def config_only(tmp_path):
     """Qwen2.5-VL-3B's config, without weights."""
     text = {"hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36, "num_attention_heads": 16}
     text |= {"num_key_value_heads": 2, "vocab_size": 151936, "max_position_embeddings": 128000}
@@ -26,7 +26,7 @@ def config_only(tmp_path: Path) -> str:
     return str(tmp_path / "vl-3b")
 
 
-def test_the_vision_tower_is_counted(config_only: str) -> None:
+def test_the_vision_tower_is_counted(config_only):
     """The model card: 3.75 billion parameters, 0.67 of them in the tower."""
     config = Qwen2_5_VLConfig.from_pretrained(config_only)
     assert model_size(config).parameters == pytest.approx(3.75e9, rel=0.01)
@@ -37,7 +37,7 @@ def test_the_vision_tower_is_counted(config_only: str) -> None:
     assert model_size(config).parameters - model_size(text).parameters == pytest.approx(0.67e9, rel=0.01)
 
 
-def test_the_recipe_fits(config_only: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_recipe_fits(config_only, capsys):
     assert main(["plan", RECIPE, "--gpus", "8", "--gpu-memory", "80", "--model", config_only]) == 0
     printed = capsys.readouterr().out
     assert "It fits with" in printed and "zero2.yaml" in printed

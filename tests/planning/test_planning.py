@@ -3,12 +3,10 @@
 
 import functools
 import importlib
-import itertools
 import math
 import re
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,7 +24,6 @@ from transformers import (
 
 from endotrl.commands.main import main
 from endotrl.commands.plan import Recipe, advice, read_recipe
-from endotrl.monitoring.first_policy import FirstPolicy
 from endotrl.planning import Hardware, ModelSize, Plan, Workload, model_size, plan_memory, plan_time
 from endotrl.planning.memory import ENGINES, GIB, FrozenModel, activation_numbers
 
@@ -39,7 +36,7 @@ SEVEN_B = LlamaConfig()
 
 
 @pytest.fixture(scope="module")
-def seven_b() -> ModelSize:
+def seven_b():
     return model_size(SEVEN_B)
 
 
@@ -49,7 +46,7 @@ def small_config(**changes: Any) -> PretrainedConfig:
 
 
 class TestSizes:
-    def test_against_a_model_with_weights(self) -> None:
+    def test_against_a_model_with_weights(self):
         config = small_config()
         model = LlamaForCausalLM(config)
         size = model_size(config)
@@ -58,12 +55,12 @@ class TestSizes:
         assert size.block == sum(p.numel() for p in model.model.layers[0].parameters())
         assert (size.layers, size.hidden, size.intermediate, size.key_value) == (4, 128, 352, 64)
 
-    def test_tied_weights_count_once(self) -> None:
+    def test_tied_weights_count_once(self):
         tied, untied = (model_size(small_config(tie_word_embeddings=tie)) for tie in (True, False))
         assert untied.parameters - tied.parameters == 512 * 128
         assert model_size(small_config(tie_word_embeddings=False), head=False).parameters == tied.parameters
 
-    def test_adapter(self) -> None:
+    def test_adapter(self):
         config = small_config()
         size = model_size(config, LoraConfig(r=8, target_modules=["q_proj", "v_proj"]))
         # A of (8, in) and B of (out, 8) for a projection of 128 to 128 and one of 128 to 64, in 4 blocks.
@@ -80,7 +77,7 @@ FAMILIES = (
 
 class TestFamilies:
     @pytest.mark.parametrize("kind", FAMILIES)
-    def test_planned_or_refused(self, kind: str) -> None:
+    def test_planned_or_refused(self, kind):
         try:
             size = model_size(CONFIG_MAPPING[kind]())
         except ValueError as error:
@@ -96,7 +93,7 @@ class TestFamilies:
         assert all(seconds > 0 for seconds in plan_time(size, WORK, 1).values())
         assert size.key_value == 0 or kind not in ("mamba", "falcon_mamba", "rwkv")  # no cache that grows
 
-    def test_the_largest_layer_counts(self) -> None:
+    def test_the_largest_layer_counts(self):
         sizes = {
             "hidden_size": 32,
             "num_attention_heads": 4,
@@ -112,7 +109,7 @@ class TestFamilies:
         assert size.parameters == sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
 
     @pytest.mark.parametrize("kind", ["clip", "t5", "resnet", "whisper"])
-    def test_no_language_model(self, kind: str) -> None:
+    def test_no_language_model(self, kind):
         with pytest.raises(ValueError, match="transformers cannot build|is not of a causal language model"):
             model_size(CONFIG_MAPPING[kind](is_encoder_decoder=kind in ("t5", "whisper")))
 
@@ -150,7 +147,7 @@ class TestAgainstDeepSpeed:
 
 class TestAgainstMeasured:
     @pytest.mark.parametrize("adapter", [False, True])
-    def test_model_states(self, adapter: bool, tmp_path: Path) -> None:
+    def test_model_states(self, adapter, tmp_path):
         """One process in float32: what weights, gradients and Adam's moments hold, byte by byte."""
         config = small_config()
         lora = LoraConfig(r=8, target_modules=["q_proj", "v_proj"]) if adapter else None
@@ -166,28 +163,9 @@ class TestAgainstMeasured:
         plan = plan_memory(model_size(config, lora), work, Hardware(1, GIB), "ddp")
         assert (plan.parameters, plan.gradients, plan.optimizer) == (weights, gradients, moments)
 
-    def test_the_monitors_copy(self) -> None:
-        """Of a small model without adapter and reference model, byte by byte; of a large one nothing."""
-        config = small_config()
-        model = LlamaForCausalLM(config)
-        trainer = SimpleNamespace(model=model, beta=0.0, is_deepspeed_enabled=False, is_fsdp_enabled=False)
-        trainer.accelerator = SimpleNamespace(unwrap_model=lambda model: model)
-        trainer.args = SimpleNamespace(sync_ref_model=False)
-        copied = FirstPolicy(trainer, None)._model
-        work = replace(WORK, weight_bytes=4, mixed_precision=False)
-        plans = {}
-        for monitored, engine in itertools.product((False, True), ENGINES):
-            given = replace(work, monitored=monitored)
-            plans[monitored, engine] = plan_memory(model_size(config), given, Hardware(2, GIB), engine)
-        assert plans[True, "ddp"].monitor == sum(p.nbytes for p in copied.parameters()) > 0
-        assert plans[True, "ddp"].total - plans[False, "ddp"].total == plans[True, "ddp"].monitor
-        assert not any(plans[True, engine].monitor for engine in ENGINES[1:])  # under DeepSpeed and FSDP2, none
-        large = replace(model_size(config), parameters=2**28 + 1)  # times 4 bytes, more than a GiB
-        assert plan_memory(large, replace(work, monitored=True), Hardware(1, GIB), "ddp").monitor == 0
-
     @pytest.mark.parametrize("checkpointing", [False, True])
     @pytest.mark.parametrize(("batch", "length"), [(2, 128), (4, 256)])
-    def test_activations(self, checkpointing: bool, batch: int, length: int) -> None:
+    def test_activations(self, checkpointing, batch, length):
         """What autograd keeps for the backward pass of the blocks of a small model in float32."""
         config = small_config(hidden_size=256, intermediate_size=704, num_hidden_layers=6)
         model = LlamaForCausalLM(config).model.train()
@@ -217,7 +195,7 @@ class TestAgainstMeasured:
 
 
 class TestProperties:
-    def test_sharding_saves_and_gpus_help(self, seven_b: ModelSize) -> None:
+    def test_sharding_saves_and_gpus_help(self, seven_b):
         work = replace(WORK, frozen=(FrozenModel(seven_b),))
         eight, sixteen = ({e: plan_memory(seven_b, work, Hardware(n, 80 * GIB), e) for e in ENGINES} for n in (8, 16))
         assert model_states(eight["zero1"]) > model_states(eight["zero2"]) > model_states(eight["zero3"])
@@ -235,7 +213,7 @@ class TestProperties:
         # It waits in CPU memory, and is whole for a call.
         assert waiting["ddp"].frozen == 0 and waiting["ddp"].scoring - eight["ddp"].scoring == 2 * seven_b.parameters
 
-    def test_a_7b_model_as_everybody_knows_it(self, seven_b: ModelSize) -> None:
+    def test_a_7b_model_as_everybody_knows_it(self, seven_b):
         """Full training takes 16 bytes a parameter and more: not on one GPU of 80 GiB, but on eight with ZeRO-3."""
         one, eight = Hardware(1, 80 * GIB), Hardware(8, 80 * GIB)
         assert plan_memory(seven_b, WORK, one, "zero2").total > 80 * GIB
@@ -243,7 +221,7 @@ class TestProperties:
         lora = model_size(SEVEN_B, LoraConfig(r=16, target_modules=["q_proj", "v_proj"]))
         assert plan_memory(lora, WORK, one, "ddp").total < 40 * GIB
 
-    def test_vllm(self, seven_b: ModelSize) -> None:
+    def test_vllm(self, seven_b):
         hardware = Hardware(8, 80 * GIB)
         resident = plan_memory(seven_b, replace(WORK, vllm_share=0.3), hardware, "zero3")
         asleep = plan_memory(seven_b, replace(WORK, vllm_share=0.3, vllm_sleeps=True), hardware, "zero3")
@@ -251,7 +229,7 @@ class TestProperties:
         assert asleep.vllm == 0 and asleep.generation == 0.3 * 80 * GIB
         assert asleep.total < resident.total
 
-    def test_time(self, seven_b: ModelSize) -> None:
+    def test_time(self, seven_b):
         seconds = plan_time(seven_b, WORK, accumulation=8)
         # 4 * 8 sequences of 1024 tokens, 8 operations a parameter with checkpointing, 35% of 312 TFLOPS.
         assert seconds["training"] == pytest.approx(8 * 6.738e9 * 32 * 1024 / (0.35 * 312e12), rel=1e-3)
@@ -261,7 +239,7 @@ class TestProperties:
 
 class TestCommand:
     @pytest.fixture
-    def config_only(self, tmp_path: Path) -> str:
+    def config_only(self, tmp_path):
         """A folder with a 7B model's config, and no weights."""
         SEVEN_B.save_pretrained(tmp_path / "seven-b")
         return str(tmp_path / "seven-b")
@@ -271,22 +249,20 @@ class TestCommand:
         ["qwen2.5-math-7b/ppo", "qwen2.5-math-7b/grpo", "qwen2.5-7b-instruct/grpo", "llama-3.1-8b/sentence_reward"]
         + ["llama-3.1-8b/ppo"],
     )
-    def test_recipes_fit_on_what_their_readme_says(
-        self, recipe: str, config_only: str, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_recipes_fit_on_what_their_readme_says(self, recipe, config_only, capsys):
         path = str(RECIPES / f"{recipe}.yaml")
         assert main(["plan", path, "--gpus", "8", "--gpu-memory", "80", "--model", config_only]) == 0
         printed = capsys.readouterr().out
         assert "It fits with" in printed and "zero3.yaml" in printed
         assert "Time: about" in printed
 
-    def test_what_to_change(self, config_only: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_what_to_change(self, config_only, capsys):
         main(["plan", GRPO, "--gpus", "1", "--gpu-memory", "26", "--model", config_only])
         printed = capsys.readouterr().out
         assert "It does not fit. It would with:" in printed
         assert "--use_peft true" in printed
 
-    def test_what_the_recipe_says_is_read(self, config_only: str) -> None:
+    def test_what_the_recipe_says_is_read(self, config_only):
         recipe = read_recipe(GRPO, None, ["--per_device_train_batch_size", "2"], config_only, 512)
         work = recipe.work
         assert (work.micro_batch, work.generation_batch) == (2, 32)
@@ -314,7 +290,7 @@ class TestCommand:
             ("--reward random --beta 0", set()),
         ],
     )
-    def test_frozen_models(self, settings: str, expected: set[str], tmp_path: Path) -> None:
+    def test_frozen_models(self, settings, expected, tmp_path):
         small_config().save_pretrained(tmp_path)
         recipe = read_recipe(GRPO, None, settings.format(model=tmp_path).split(), str(tmp_path), 512)
         kinds = {
@@ -328,30 +304,8 @@ class TestCommand:
         assert set(recipe.work.frozen) == {kinds[name] for name in expected}
         assert len(recipe.work.frozen) == len(expected)
 
-    @pytest.mark.parametrize(
-        ("settings", "monitored"),
-        [
-            ("--beta 0", True),
-            ("--beta 0.1", False),
-            ("--beta 0.1 --sync_ref_model True", True),
-            ("--beta 0 --on_collapse none", False),
-            ("--beta 0 --accuracy none", False),  # nothing is held out
-            ("--beta 0 --accuracy none --reward endogenous length --reward_weights 1 0", True),
-            ("--beta 0 --use_peft True --lora_target_modules all-linear", False),
-        ],
-    )
-    def test_the_monitors_copy(
-        self, settings: str, monitored: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        small_config().save_pretrained(tmp_path)
-        assert read_recipe(GRPO, None, settings.split(), str(tmp_path), 512).work.monitored == monitored
-        if settings in ("--beta 0", "--beta 0.1"):
-            words = ["--set", settings.removeprefix("--").replace(" ", "=")]
-            assert main(["plan", GRPO, "--gpus", "1", "--gpu-memory", "80", "--model", str(tmp_path), *words]) == 0
-            assert ("monitor's copy" in capsys.readouterr().out) == monitored
-
     @pytest.mark.parametrize("name", ["qwen2.5-math-7b/grpo", "qwen2.5-math-7b/ppo", "llama-3.1-8b/sentence_reward"])
-    def test_advice_that_is_followed_fits(self, name: str, tmp_path: Path) -> None:
+    def test_advice_that_is_followed_fits(self, name, tmp_path):
         LlamaConfig(num_hidden_layers=4).save_pretrained(tmp_path)
         path, hardware = str(RECIPES / f"{name}.yaml"), Hardware(1, (6 if "sentence" in name else 14) * GIB)
         without = " --gradient_checkpointing False" + " --use_vllm False" * ("sentence" not in name)
@@ -373,9 +327,7 @@ class TestCommand:
             batches = [r.work.micro_batch * r.accumulation for r in (followed, recipe)]
             assert batches[0] == batches[1]
 
-    def test_time_of_all_epochs(
-        self, config_only: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_time_of_all_epochs(self, config_only, tmp_path, monkeypatch, capsys):
         """Rows of a file are counted; of 2 epochs over 3200 prompts, each group is 8 of the sequences of a step."""
         monkeypatch.setenv("COLUMNS", "80")
         (tmp_path / "rows.jsonl").write_text('{"prompt": "1+1="}\n' * 3200)
@@ -392,7 +344,7 @@ class TestCommand:
         assert told == pytest.approx(2 * 3200 * 8 / sequences * seconds, rel=0.1)
         assert "which the reward reads too (`attach`: 0 GiB more)" in printed
 
-    def test_mistakes(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_mistakes(self, tmp_path, capsys):
         path = tmp_path / "other.yaml"
         path.write_text("model_name_or_path: nowhere\noutput_dir: output\n")
         assert main(["plan", str(path), "--gpus", "1", "--gpu-memory", "80"]) == 2

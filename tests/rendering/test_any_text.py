@@ -53,11 +53,6 @@ def test_any_text(rows, reward):
             assert value == pytest.approx(other, rel=1e-4, abs=1e-3)
 
 
-def test_an_empty_prompt_without_bos_is_explained(reward):
-    with pytest.raises(ValueError, match="row 0 renders to no token.*Give it a prompt"):
-        reward(prompts=[""], completions=["a"])
-
-
 @FUZZ
 @given(history=st.lists(st.tuples(ROLES, TEXT), min_size=1, max_size=5), answer=TEXT)
 def test_any_conversation(history, answer, reward):

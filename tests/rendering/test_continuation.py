@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from endotrl.rendering.messages import Template
 from endotrl.rendering.renderer import Renderer
-from endotrl.rendering.template import Template
 
 from .tokenizers_of_all_kinds import NAMES, tokenizer_named
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from trl.chat_template_utils import add_response_schema, parse_response, qwen3_chat_template
 
 from endotrl.rendering.ends import until_first
-from endotrl.rendering.policy_tokens import PolicyTokens, foreign_token_ids, special_token_ids
+from endotrl.rendering.policy import PolicyTokens, foreign_token_ids, special_token_ids
 from endotrl.rendering.renderer import Renderer
 
 from .tokenizers_of_all_kinds import byte_level

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from endotrl.rendering.ends import positions_outside
 from endotrl.rendering.messages import add_criterion
 from endotrl.rendering.offsets import decode_with_offsets
 from endotrl.rendering.renderer import Renderer
-from endotrl.rendering.turns import positions_outside
 
 from ..support.reference import chatml
 
@@ -169,29 +169,15 @@ class TestCriterion:
         assert joined == [{"role": "system", "content": [{"type": "text", "text": "Be exact.\n\n"}, *parts]}, *USER]
         assert len(parts) == 1  # the dataset's own message stays
 
-    @pytest.mark.parametrize("prompt", ["Hi", USER], ids=["plain", "messages"])
-    def test_that_is_no_text_is_refused(self, prompt):
-        with pytest.raises(TypeError, match=r"criterion is list \['Be exact.'\].*must be a string"):
-            add_criterion(prompt, ["Be exact."])
-
     def test_a_template_without_a_system_role(self, tokenizer):
         tokenizer.chat_template = NO_SYSTEM_TEMPLATE
         renderer = make_renderer(tokenizer)
         refusal = r"chat template of '.*tiny-llama' refuses these messages: System role not supported\."
-        with pytest.raises(ValueError, match=refusal + ".*criterion.*first user message.*`processing_class`"):
+        with pytest.raises(ValueError, match=refusal + ".*criterion.*first user message"):
             renderer.render([USER], [PARIS], criteria=["Be exact."])
         with pytest.raises(ValueError, match=refusal + "$"):
             renderer.render([[{"role": "system", "content": "Be brief."}, *USER]], [PARIS])
         assert renderer.render([USER], [PARIS])[0].finished  # without a system message, nothing is wrong
-
-    def test_of_parts_where_the_template_reads_text(self, tokenizer):
-        parts = [{"role": "user", "content": [{"type": "text", "text": "Capital of France?"}]}]
-        rows = make_renderer(tokenizer).render([parts, USER], [PARIS, PARIS], criteria=["Be exact."] * 2)
-        assert rows[0] == rows[1]
-
-    def test_none_changes_nothing(self):
-        assert add_criterion(USER, None) is USER
-        assert add_criterion("text", None) == "text"
 
 
 class TestCompletionsAsText:
@@ -237,13 +223,6 @@ class TestCompletionsAsText:
         assert tokenizer.decode(row.completion_ids) == "Paris.<|im_end|>"
         assert row.finished
 
-    def test_a_template_that_opens_the_reasoning(self, tokenizer):
-        tokenizer.chat_template = THINK_TEMPLATE
-        answer = "Hm.\n</think>\n\nParis."
-        (row,) = make_renderer(tokenizer).render([USER], [[{"role": "assistant", "content": answer}]])
-        assert tokenizer.decode(row.prompt_ids) == chatml(USER, generation_prompt=True) + "<think>\n"
-        assert row.completion_ids == [*encode(tokenizer, answer), EOS]
-
     def test_a_template_that_opens_the_reasoning_and_a_message_with_more_than_content(self, tokenizer):
         # What the policy wrote is in the template's words, and these stand in another turn than the one that it
         # continued.
@@ -272,11 +251,6 @@ class TestCompletionsAsText:
             assert row.completion_ids == [*encode(tokenizer, "Paris."), EOS]
         (record,) = warnings_logged.records
         assert "'<think></think>'" in record.getMessage() and "enable_thinking=False" in record.getMessage()
-
-    def test_the_first_of_several_ends_closes(self, tokenizer):
-        # Llama 3 has three; the tokenizer's own is written.
-        (row,) = make_renderer(tokenizer, eos_token_ids=[0, EOS]).render(["The capital is"], [" Paris."])
-        assert row.completion_ids[-1] == EOS
 
     def test_a_base_model_whose_eos_does_not_end_turns(self, tokenizer):
         # As Qwen's base models: the template ends a turn with <|im_end|>, the tokenizer's EOS is another token.
@@ -443,7 +417,7 @@ class TestCompletionIds:
         assert row.completion_ids == [*encode(tokenizer, "Paris."), EOS]
 
     def test_negative(self, tokenizer):
-        with pytest.raises(ValueError, match="`completion_ids` of row 1 contain -100.*without padding"):
+        with pytest.raises(ValueError, match="`completion_ids` of row 1 .* they contain -100.*without padding"):
             make_renderer(tokenizer).render([USER] * 2, ["a", "b"], [[66], [67, -100]])
 
 
@@ -540,12 +514,6 @@ class TestSeveralTurns:
         self.check(row, encode(tokenizer, self.WRITTEN_FIRST), encode(tokenizer, self.FROM_TOOL), [])
         assert not row.finished
 
-    def test_tool_messages_in_a_prompt_are_ordinary(self, tokenizer):
-        prompt = [*USER, *self.COMPLETION[:2]]
-        (row,) = make_renderer(tokenizer).render([prompt], [self.COMPLETION[2:]])
-        assert tokenizer.decode(row.prompt_ids) == chatml(prompt, generation_prompt=True)
-        assert row.completion_ids == encode(tokenizer, self.WRITTEN_LAST)
-
     def test_a_template_that_rewrites_earlier_turns(self, tokenizer):
         tokenizer.chat_template = THINK_TEMPLATE
         with pytest.raises(ValueError, match="rewrites earlier messages.*prefix-preserving"):
@@ -568,11 +536,6 @@ class TestContextLength:
         )
         with pytest.raises(ValueError, match=message):
             make_renderer(tokenizer, max_length=10).render(["Hi", prompt], ["a", "b"])
-
-    def test_exactly_full_is_not_too_long(self, tokenizer):
-        renderer = make_renderer(tokenizer, max_length=len(encode(tokenizer, "Hi you")) + 2)
-        (row,) = renderer.render(["Hi you"], ["a"])
-        assert row.prompt_ids == encode(tokenizer, "Hi you")
 
     def test_truncate_left(self, tokenizer):
         prompt = "0123456789" * 3
@@ -600,7 +563,7 @@ class TestBadBatches:
         ("prompts", "completions", "error", "message"),
         [
             ([], [], ValueError, "batch is empty.*nothing to score"),
-            (["a", "b"], ["c"], ValueError, "2 prompts and 1 completions.*repeat a prompt"),
+            (["a", "b"], ["c"], ValueError, "`completions` has 1 entries for 2 prompts.*repeat a prompt"),
             ("ab", ["c"], TypeError, "must be lists.*a string was given"),
             (["a"], "c", TypeError, "must be lists.*a string was given"),
             (["a", 3], ["c", "d"], TypeError, "prompt of row 1 is int 3.*string or a list of messages"),
@@ -618,7 +581,7 @@ class TestBadBatches:
             make_renderer(tokenizer).render(prompts, completions)
 
     def test_ids_for_some_rows_only(self, tokenizer):
-        with pytest.raises(ValueError, match="1 lists of `completion_ids` for 2 completions.*leave.*out"):
+        with pytest.raises(ValueError, match="`completion_ids` has 1 entries for 2 prompts"):
             make_renderer(tokenizer).render(["a", "b"], ["c", "d"], [[66]])
 
     def test_messages_without_a_template(self, tokenizer):

@@ -12,9 +12,8 @@ import trl
 from transformers import AutoTokenizer
 from trl.chat_template_utils import get_training_chat_template
 
-from endotrl.rendering.messages import add_criterion
+from endotrl.rendering.messages import Template, add_criterion
 from endotrl.rendering.renderer import Renderer
-from endotrl.rendering.template import Template
 
 
 FOLDER = Path(trl.__file__).parent / "chat_templates"
@@ -182,32 +181,9 @@ class TestCriterion:
         with pytest.raises(ValueError, match="System role not supported.*criterion.*first user message"):
             self.judge(tokenizer, (FOLDER / "gemma.jinja").read_text())
 
-    def test_mistral_alternates_roles(self, tokenizer):
-        with pytest.raises(ValueError, match="roles must alternate.*criterion.*first user message"):
-            self.judge(tokenizer, MISTRAL)
-        assert apply(tokenizer, self.PROMPT) == "<|im_start|>[INST] Capital of France? [/INST]"
-
     def test_a_template_that_drops_it(self, tokenizer):
         with pytest.raises(ValueError, match=r"leaves out what message 1 \(role 'system'\) says.*criterion"):
             self.judge(tokenizer, SILENT)
-
-    def test_llama_writes_it_beside_the_date(self, tokenizer):
-        text = self.judge(tokenizer, (FOLDER / "llama3_2.jinja").read_text())
-        head, _, rest = text.partition("Be exact.")
-        assert "Today Date: " in head and "Capital of France?" in rest
-
-
-@pytest.mark.parametrize("name", ["qwen3", "qwen3_instruct_2507", "llama3", "smolvlm", "idefics3"])
-def test_rows_are_the_same_in_both_forms(name, tokenizer):
-    tokenizer.chat_template = (FOLDER / f"{name}.jinja").read_text()
-    renderer = Renderer(tokenizer, eos_token_ids=[tokenizer.eos_token_id], vocab_size=len(tokenizer))
-    text, parts = (
-        renderer.render([[say("user", "Capital?", parts=p)]], [[say("assistant", "Paris.", parts=p)]])
-        for p in (False, True)
-    )
-    assert text == parts
-    assert "Capital?" in tokenizer.decode(text[0].prompt_ids)
-    assert tokenizer.decode(text[0].completion_ids).startswith("Paris.")
 
 
 class TestPrefixPreserving:

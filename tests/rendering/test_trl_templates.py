@@ -13,7 +13,7 @@ import trl
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from endotrl import EndogenousReward
-from endotrl.rendering.policy_tokens import PolicyTokens
+from endotrl.rendering.policy import PolicyTokens
 from endotrl.rendering.renderer import Renderer
 
 from ..support.reference import scores_from_logits, state_logits

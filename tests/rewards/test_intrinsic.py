@@ -10,7 +10,6 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
-from endotrl import EndogenousReward
 from endotrl.rewards import MeanLogProbReward, NegativeEntropyReward, RelativePerplexityReward, SelfCertaintyReward
 from endotrl.rewards.intrinsic import relative_perplexity
 from endotrl.rewards.rule import self_certainty
@@ -87,12 +86,6 @@ class TestRewards:
         }
         for kind in ALL:
             assert kind(tiny_model_path, device="cpu")(**batch()) == pytest.approx(expected[kind], abs=2e-4), kind
-
-    def test_mean_log_prob_is_the_endogenous_mean(self, tiny_model_path):
-        endogenous = EndogenousReward(tiny_model_path, aggregate="mean", device="cpu")
-        assert MeanLogProbReward(tiny_model_path, device="cpu")(**batch()) == pytest.approx(
-            endogenous(**batch()), abs=1e-5
-        )
 
     def test_no_token_no_reward(self, tiny_model_path):
         for kind in ALL:

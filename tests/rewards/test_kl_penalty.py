@@ -83,8 +83,3 @@ def test_no_warning_without_a_reason(trainer_class, config_class, settings, tiny
     rewards = [EndogenousReward(tiny_policy_path), LengthReward()]
     CollapseMonitor().attach(make_trainer(trainer_class, config_class, tiny_policy_path, rewards, **settings))
     assert warnings(caplog) == []
-
-
-def test_other_rewards_need_no_penalty(tiny_policy_path, caplog):
-    CollapseMonitor().attach(make_trainer(GRPOTrainer, GRPOConfig, tiny_policy_path, [LengthReward()]))
-    assert warnings(caplog) == []

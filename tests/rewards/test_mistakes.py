@@ -23,6 +23,8 @@ from trl import GRPOConfig, GRPOTrainer
 from endotrl import DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward
 from endotrl.rewards import AccuracyReward, FormatReward, InformationGain
 
+from ..support.helpers import QUIET
+
 
 CHAT = {"prompts": [[{"role": "user", "content": "a"}]], "completions": [[{"role": "assistant", "content": "b"}]]}
 TEXT = {"prompts": ["a"], "completions": ["b"]}
@@ -36,12 +38,9 @@ def make_trainer(model: Any, reward: Any, folder: Path, **config: Any) -> GRPOTr
         "per_device_train_batch_size": 4,
         "num_generations": 2,
         "max_completion_length": 6,
-        "report_to": [],
-        "save_strategy": "no",
-        "use_cpu": True,
-        "disable_tqdm": True,
         "learning_rate": 0.01,
         "beta": 0.1,
+        **QUIET,
         **config,
     }
     tokenizer = None if isinstance(model, str) else AutoTokenizer.from_pretrained(model.config._name_or_path)
@@ -160,12 +159,6 @@ def test_the_policy_itself_as_frozen_model(tiny_policy_path, tmp_path):
         trainer.train()
 
 
-def test_a_dictionary_of_criteria_without_the_column(tiny_policy_path, tmp_path):
-    reward = EndogenousReward(tiny_policy_path, criterion={"law": "a", "chat": "b"})
-    with pytest.raises(ValueError, match=r"domains \['chat', 'law'\].*the dataset has no column `domain`"):
-        make_trainer(tiny_policy_path, reward, tmp_path).train()
-
-
 def test_answers_in_a_column_that_is_not_there():
     with pytest.raises(ValueError, match=r"column 'answer', which the dataset does not have. It has \['solution'\]"):
         AccuracyReward("answer")(completions=["a"], solution=["a"])
@@ -206,9 +199,7 @@ def test_an_infinite_reward_does_not_spoil_the_policy(tiny_policy_path, tmp_path
         per_device_train_batch_size=4,
         num_generations=2,
         max_completion_length=6,
-        report_to=[],
-        save_strategy="no",
-        use_cpu=True,
+        **QUIET,
     )
     trainer = DenseGRPOTrainer(tiny_policy_path, boundless, args=args, train_dataset=PROMPTS)
     with pytest.raises(ValueError, match="'boundless' returned an infinite reward"):

@@ -7,7 +7,6 @@ the trainer's own tokenization, from its generation, or is written out by hand.
 import json
 import logging
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +151,11 @@ def answers(tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[list[Any], 
     return [[{"role": "assistant", "content": "12"}]] * count, [ids] * count
 
 
+def assert_reads_as_policy(trainer: Any, reward: Watched) -> None:
+    ask(trainer, [QUESTION], *answers(trainer.processing_class, 1))
+    assert reward.prompt_ids == trainer._tokenize_prompts([QUESTION])[0]
+
+
 @pytest.fixture
 def warnings_logged(caplog):
     with caplog.at_level(logging.WARNING, logger="endotrl"):
@@ -254,27 +258,6 @@ class TestOwnCopy:
         texts = trainer.processing_class.batch_decode(read)
         assert ["multiply" in text for text in texts] == [True, False, False, True]
 
-    def test_one_environment(self, path, tmp_path):
-        class Multiplier:
-            def reset(self, **kwargs: Any) -> str:
-                return " Use a tool."
-
-            def multiply(self, a: int, b: int) -> int:
-                """
-                Multiplies.
-
-                Args:
-                    a: The first.
-                    b: The second.
-                """
-                return a * b
-
-        reward = Watched(EndogenousReward(path))
-        trainer = make_trainer(path, reward, tmp_path, environment_factory=Multiplier)
-        trainer.train()
-        text = trainer.processing_class.decode(reward.prompt_ids[0])
-        assert " Use a tool.<|im_end|>" in text and "multiply" in text
-
     def test_what_a_rollout_made_of_the_prompts(self, path, tmp_path, warnings_logged):
         tokenizer = AutoTokenizer.from_pretrained(path)
 
@@ -341,30 +324,16 @@ class TestOwnCopy:
         with pytest.raises(ValueError, match="An environment wrote some tokens"):
             trainer.train()
 
-    @pytest.mark.parametrize("config", [GRPOConfig, RLOOConfig])
-    def test_streamed_data(self, config, path, tmp_path):
-        def rows() -> Iterator[dict[str, Any]]:
-            for _ in range(4):
-                yield {"prompt": QUESTION}
-
-        reward = Watched(EndogenousReward(path))
-        data = IterableDataset.from_generator(rows)
-        trainer = make_trainer(path, reward, tmp_path, config, data, accelerator_config={"dispatch_batches": False})
-        trainer.train()
-        assert reward.prompt_ids == trainer._tokenize_prompts([QUESTION])[0] * 4
-
     def test_rivals(self, path, tmp_path):
         reward = Watched(MeanLogProbReward(path))
         trainer = make_trainer(path, reward, tmp_path, chat_template_kwargs={"enable_thinking": False})
-        ask(trainer, [QUESTION], *answers(trainer.processing_class, 1))
-        assert reward.prompt_ids == trainer._tokenize_prompts([QUESTION])[0]
+        assert_reads_as_policy(trainer, reward)
 
     def test_two_trainers_one_after_the_other(self, path, tmp_path):
         reward = Watched(EndogenousReward(path))
         for thinks in (True, False, True):
             trainer = make_trainer(path, reward, tmp_path, chat_template_kwargs={"enable_thinking": thinks})
-            ask(trainer, [QUESTION], *answers(trainer.processing_class, 1))
-            assert reward.prompt_ids == trainer._tokenize_prompts([QUESTION])[0]
+            assert_reads_as_policy(trainer, reward)
 
     def test_other_prompts_than_the_trainers(self, path, tmp_path):
         """A reward function that asks another one about prompts of its own gets the reward after those."""
@@ -387,13 +356,6 @@ class TestOwnCopy:
         judged = [{"role": "system", "content": "Be exact."}, *QUESTION]
         assert reward.prompt_ids == trainer._tokenize_prompts([judged])[0] * 4
         assert not warnings_logged()
-
-    def test_images_are_refused(self, path, tmp_path):
-        reward = EndogenousReward(path)
-        trainer = make_trainer(path, reward, tmp_path)
-        prompt = [{"role": "user", "content": [{"type": "image", "image": object()}, {"type": "text", "text": "Hi"}]}]
-        with pytest.raises(ValueError, match="has 1 image, and the frozen model reads only text"):
-            ask(trainer, [prompt], *answers(trainer.processing_class, 1))
 
 
 @pytest.mark.parametrize("name", [*NAMES, "mistral", "deepseek_r1"])
@@ -454,16 +416,7 @@ class TestGiven:
         kwargs = {"enable_thinking": False}
         reward = Watched(EndogenousReward(path, chat_template_kwargs=kwargs))
         trainer = make_trainer(path, reward, tmp_path, tools=[multiply], chat_template_kwargs=dict(kwargs))
-        ask(trainer, [QUESTION], *answers(trainer.processing_class, 1))
-        assert reward.prompt_ids == trainer._tokenize_prompts([QUESTION])[0]
-        assert not warnings_logged()
-
-    def test_a_tokenizer_with_the_policys_template(self, path, tmp_path, warnings_logged):
-        model = LlamaForCausalLM.from_pretrained(path)
-        reward = Watched(EndogenousReward(model, AutoTokenizer.from_pretrained(path)))
-        trainer = make_trainer(path, reward, tmp_path, tools=[multiply])
-        ask(trainer, [QUESTION], *answers(trainer.processing_class, 1))
-        assert reward.prompt_ids == trainer._tokenize_prompts([QUESTION])[0]
+        assert_reads_as_policy(trainer, reward)
         assert not warnings_logged()
 
     def test_a_tokenizer_with_another_template(self, path, tmp_path, warnings_logged):
@@ -498,8 +451,7 @@ def test_tokens_that_were_added_to_the_policys_tokenizer(path, tmp_path):
     tokenizer.save_pretrained(tmp_path / "policy")
     reward = Watched(EndogenousReward(path))
     trainer = make_trainer(str(tmp_path / "policy"), reward, tmp_path)
-    ask(trainer, [QUESTION], *answers(tokenizer, 1))
-    assert reward.prompt_ids == trainer._tokenize_prompts([QUESTION])[0]
+    assert_reads_as_policy(trainer, reward)
 
 
 class TestBind:
@@ -511,7 +463,7 @@ class TestBind:
         assert reward.bind(trainer) is reward and not reward.is_shared
         expected = {"enable_thinking": False, "tools": [multiply], "chat_template": trainer.chat_template}
         assert reward.chat_template_kwargs == expected
-        (row,) = reward._render([QUESTION], ["12"], None)
+        (row,) = reward._render([QUESTION], ["12"], None, {})
         assert row.prompt_ids == trainer._tokenize_prompts([QUESTION])[0][0]
 
     @pytest.mark.skipif(Version(trl.__version__) < Version("1.15"), reason="The trainers of endotrl need TRL 1.15.")
@@ -542,8 +494,7 @@ class TestBind:
         copy = Watched(pickle.loads(pickle.dumps(reward.bind(trainer))))
         assert copy.reward.chat_template_kwargs == {}  # of no trainer
         trainer.reward_funcs = [copy]
-        ask(trainer, [QUESTION], *answers(trainer.processing_class, 1))
-        assert copy.prompt_ids == trainer._tokenize_prompts([QUESTION])[0]
+        assert_reads_as_policy(trainer, copy)
 
 
 class TestOnlineDPO:
@@ -569,18 +520,11 @@ class TestOnlineDPO:
             "It is<|im_end|>\n<|im_start|>assistant\n"
         )
 
-    def test_with_a_criterion(self, path, tmp_path):
-        reward = Watched(EndogenousReward(path, criterion="Be exact."))
-        trainer = make_trainer(path, reward, tmp_path, OnlineDPOConfig, [self.CONTINUED])
-        trainer.train()
-        text = trainer.processing_class.decode(reward.prompt_ids[0])
-        assert text.startswith("<|im_start|>system\nBe exact.<|im_end|>") and text.endswith("\n\nIt is")
-
     def test_text_goes_on_with_the_open_answer(self, path, tmp_path):
         reward = EndogenousReward(path)
         trainer = make_trainer(path, reward, tmp_path, OnlineDPOConfig, [self.CONTINUED])
         reward.bind(trainer)
-        (row,) = reward._render([self.CONTINUED], [[{"role": "assistant", "content": " 12."}]], None)
+        (row,) = reward._render([self.CONTINUED], [[{"role": "assistant", "content": " 12."}]], None, {})
         tokenizer = trainer.processing_class
         assert tokenizer.decode(row.prompt_ids).endswith("\n\nIt is")
         assert tokenizer.decode(row.completion_ids) == " 12.<|im_end|>"
@@ -655,7 +599,7 @@ class TestProcessors:
         text = [{"role": "user", "content": "Two plus two?"}]
         answer = [{"role": "assistant", "content": "Four."}]
         expected = processor.apply_chat_template(parts, add_generation_prompt=True, tokenize=True)[0]
-        rows = EndogenousReward(model, processor)._render([parts, text], [answer, answer], None)
+        rows = EndogenousReward(model, processor)._render([parts, text], [answer, answer], None, {})
         assert [row.prompt_ids for row in rows] == [expected, expected]
         assert [processor.tokenizer.decode(row.completion_ids).lstrip() for row in rows] == ["Four.<|im_end|>"] * 2
 
@@ -673,45 +617,11 @@ class TestProcessors:
             parts = [{"role": "user", "content": [{"type": "text", "text": "Two plus two?"}]}]
             expected = processor.apply_chat_template(parts, add_generation_prompt=True, tokenize=True)[0]
             assert expected.count(bos_id) == 1
-            given, encoded = EndogenousReward(model, processor)._render([parts] * 2, ["", "Four."], [ids, [259] * 9])
+            given, encoded = EndogenousReward(model, processor)._render(
+                [parts] * 2, ["", "Four."], [ids, [259] * 9], {}
+            )
             assert given.prompt_ids == encoded.prompt_ids == expected
             assert processor.tokenizer.decode(encoded.completion_ids).lstrip() == "Four.<|im_end|>"
-
-    def test_a_policy_that_could_read_images(self, processor, path, tmp_path):
-        from transformers import (
-            CLIPVisionConfig,
-            LlavaNextConfig,
-            LlavaNextForConditionalGeneration,
-            LlavaNextImageProcessorPil,
-            LlavaNextProcessor,
-        )
-
-        tokenizer, pins = processor.tokenizer, [[56, 112], [112, 56]]
-        small: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
-        config = LlavaNextConfig(
-            text_config=LlamaConfig(vocab_size=len(tokenizer), num_hidden_layers=1, **small),
-            vision_config=CLIPVisionConfig(
-                num_hidden_layers=2, image_size=56, patch_size=14, projection_dim=16, **small
-            ),
-            image_grid_pinpoints=pins,
-            image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        )
-        images = LlavaNextImageProcessorPil(size={"shortest_edge": 56}, image_grid_pinpoints=pins)
-        folder = str(tmp_path / "policy")
-        LlavaNextForConditionalGeneration(config).save_pretrained(folder)
-        LlavaNextProcessor(images, tokenizer, chat_template=processor.chat_template, patch_size=14).save_pretrained(
-            folder
-        )
-        reward = EndogenousReward(model=None)
-        watched = Watched(reward)
-        trainer = make_trainer(folder, watched, tmp_path, prompts=[QUESTION], beta=0.1)
-        reward.attach(trainer)
-        (row,) = reward._render([QUESTION], ["12"], None)
-        read = trainer._tokenize_prompts([QUESTION])[0][0]
-        assert tokenizer.decode(read) == "[INST] What is 3 times 4? [/INST]"
-        assert row.prompt_ids == read
-        trainer.train()
-        assert watched.prompt_ids == [read] * 4
 
 
 class TestColumnsOfDatasets:
@@ -750,7 +660,7 @@ class TestColumnsOfDatasets:
         completions = answers(AutoTokenizer.from_pretrained(path), 1)[0]
         with pytest.raises(ValueError, match="`tools` of a row is a str, but it must be a list"):
             EndogenousReward(path)(prompts=[QUESTION], completions=completions, tools=["hammer"])
-        with pytest.raises(ValueError, match="The column `tools` has 2 entries for 1 prompts"):
+        with pytest.raises(ValueError, match="`tools` has 2 entries for 1 prompts"):
             EndogenousReward(path)(prompts=[QUESTION], completions=completions, tools=[None, self.TOOLS])
 
     def test_files(self, path: str, tmp_path: Path) -> None:
@@ -796,7 +706,7 @@ class TestColumnsOfDatasets:
 
     def test_a_batch_that_does_not_go_together(self, path):
         completions = answers(AutoTokenizer.from_pretrained(path), 4)[0]
-        with pytest.raises(ValueError, match="3 prompts and 4 completions"):
+        with pytest.raises(ValueError, match="`completions` has 4 entries for 3 prompts"):
             EndogenousReward(path)(prompts=[QUESTION] * 3, completions=completions, tools=[self.TOOLS, None, None])
         with pytest.raises(TypeError, match="The completion of row 2 is int 5"):
             EndogenousReward(path)([QUESTION] * 3, [*completions[:2], 5], tools=[self.TOOLS, None, None])

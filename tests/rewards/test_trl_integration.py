@@ -122,6 +122,23 @@ def history(trainer: Any, key: str) -> list[float]:
     return [entry[key] for entry in trainer.state.log_history if key in entry]
 
 
+def train(
+    path: str, reward: Any, folder: Path, config_class: type = GRPOConfig, dataset: Dataset = PLAIN, **settings: Any
+) -> tuple[Any, list[dict[str, Any]]]:
+    """A trainer that has trained on a reward, with the mean of the naive reference in every step; and its calls."""
+    recorder, peft = Recorder(), settings.pop("peft", {})
+    args = make_args(config_class, folder, reward_weights=[1.0, 0.0], **settings)
+    trainer = make_trainer(path, [reward, recorder], args, dataset, **peft)
+    if getattr(reward, "is_shared", True):
+        reward.attach(trainer)
+    trainer.train()
+    key = "objective/scores" if config_class is OnlineDPOConfig else f"rewards/{reward.__name__}/mean"
+    expected = [rewards_of(path, call) for call in recorder.calls]
+    assert len(expected) == args.max_steps
+    assert history(trainer, key) == pytest.approx([sum(step) / len(step) for step in expected], abs=1e-4)
+    return trainer, recorder.calls
+
+
 def own_model(reward: EndogenousReward) -> PreTrainedModel:
     with reward._placement.active() as model:
         return model
@@ -131,22 +148,15 @@ class TestDropIn:
     @pytest.mark.parametrize("kind", ["plain", "conversational"])
     @pytest.mark.parametrize("config_class", [GRPOConfig, RLOOConfig])
     def test_group_trainers(self, config_class, kind, tiny_policy_path, tmp_path):
-        reward, recorder = EndogenousReward(tiny_policy_path), Recorder()
+        reward = EndogenousReward(tiny_policy_path)
         before = weights(own_model(reward))
-        args = make_args(config_class, tmp_path, reward_weights=[1.0, 0.0], beta=0.1, max_steps=3)
-        trainer = make_trainer(tiny_policy_path, [reward, recorder], args, DATASETS[kind])
-        trainer.train()
-
-        logged = history(trainer, "rewards/endogenous_reward/mean")
-        assert len(recorder.calls) == len(logged) == 3
-        expected = [rewards_of(tiny_policy_path, call) for call in recorder.calls]
-        assert logged == pytest.approx([sum(step) / len(step) for step in expected], abs=1e-4)
+        trainer, calls = train(tiny_policy_path, reward, tmp_path, config_class, DATASETS[kind], beta=0.1, max_steps=3)
         assert history(trainer, "rewards/endogenous_reward/std") == pytest.approx(
-            [torch.tensor(step).std().item() for step in expected], abs=1e-4
+            [torch.tensor(rewards_of(tiny_policy_path, call)).std().item() for call in calls], abs=1e-4
         )
-        # The monitor has weight 0: TRL's total is the endogenous reward alone.
-        assert history(trainer, "reward") == pytest.approx(logged, abs=1e-4)
-        assert history(trainer, "rewards/recorder/mean")[0] > 0
+        # The recorder has weight 0: TRL's total is the endogenous reward alone.
+        means = history(trainer, "rewards/endogenous_reward/mean")
+        assert history(trainer, "reward") == pytest.approx(means, abs=1e-4)
         assert_same_to_the_bit(before, own_model(reward).state_dict())
         # The policy did train.
         moved = [
@@ -158,18 +168,11 @@ class TestDropIn:
 
     @pytest.mark.parametrize("kind", ["plain", "conversational"])
     def test_online_dpo(self, kind, tiny_policy_path, tmp_path):
-        reward, recorder = EndogenousReward(tiny_policy_path), Recorder()
+        reward = EndogenousReward(tiny_policy_path)
         before = weights(own_model(reward))
-        args = make_args(OnlineDPOConfig, tmp_path, reward_weights=[1.0, 0.0])
-        trainer = make_trainer(tiny_policy_path, [reward, recorder], args, DATASETS[kind])
-        trainer.train()
-
-        expected = [rewards_of(tiny_policy_path, call) for call in recorder.calls]
-        logged = history(trainer, "objective/scores")
-        assert len(logged) == 2
-        assert logged == pytest.approx([sum(step) / len(step) for step in expected], abs=1e-4)
+        _, calls = train(tiny_policy_path, reward, tmp_path, OnlineDPOConfig, DATASETS[kind])
         # The trainer pads completions: some of these do end early, and what follows the end is not scored.
-        assert any(ids[-1] == 0 for call in recorder.calls for ids in call["completion_ids"])
+        assert any(ids[-1] == 0 for call in calls for ids in call["completion_ids"])
         assert_same_to_the_bit(before, own_model(reward).state_dict())
 
     @pytest.mark.parametrize("pad", ["<pad>", "<eos>", "<unk>"])
@@ -242,31 +245,15 @@ class TestDropIn:
         assert len(history(trainer, "eval_endogenous_reward/entropy")) == 2
 
     def test_bf16_autocast_does_not_reach_the_own_copy(self, tiny_policy_path, tmp_path):
-        reward, recorder = EndogenousReward(tiny_policy_path), Recorder()
-        args = make_args(GRPOConfig, tmp_path, reward_weights=[1.0, 0.0], bf16=True)
-        trainer = make_trainer(tiny_policy_path, [reward, recorder], args)
-        trainer.train()
-        expected = [sum(step) / len(step) for step in (rewards_of(tiny_policy_path, call) for call in recorder.calls)]
-        assert history(trainer, "rewards/endogenous_reward/mean") == pytest.approx(expected, abs=1e-4)
+        train(tiny_policy_path, EndogenousReward(tiny_policy_path), tmp_path, bf16=True)
 
     def test_loaded_instance_stays_as_it_is(self, tiny_policy_path, tmp_path):
         frozen = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
         frozen.train()
         before = weights(frozen)
-        reward, recorder = EndogenousReward(frozen), Recorder()
-        args = make_args(GRPOConfig, tmp_path, reward_weights=[1.0, 0.0])
-        trainer = make_trainer(tiny_policy_path, [reward, recorder], args)
-        trainer.train()
-        expected = [sum(step) / len(step) for step in (rewards_of(tiny_policy_path, call) for call in recorder.calls)]
-        assert history(trainer, "rewards/endogenous_reward/mean") == pytest.approx(expected, abs=1e-4)
+        train(tiny_policy_path, EndogenousReward(frozen), tmp_path)
         assert_same_to_the_bit(before, frozen.state_dict())
         assert all(module.training for module in frozen.modules())
-
-    def test_pickled_reward_trains(self, tiny_policy_path, tmp_path):
-        reward = pickle.loads(pickle.dumps(EndogenousReward(tiny_policy_path, name="pickled")))
-        trainer = make_trainer(tiny_policy_path, reward, make_args(GRPOConfig, tmp_path, max_steps=1))
-        trainer.train()
-        assert len(history(trainer, "rewards/pickled/mean")) == 1
 
 
 class TestNoReward:
@@ -299,31 +286,6 @@ class TestNoReward:
             [sum(step) / len(step) for step in finished], abs=1e-4
         )
 
-    @pytest.mark.parametrize("aggregation", ["sum_then_normalize", "normalize_then_sum"])
-    def test_next_to_another_reward(self, aggregation, tiny_policy_path, tmp_path):
-        # TRL's default sums rewards with `nansum`: next to any other reward function, even one of weight 0, `None`
-        # counts as 0, more than every log-probability. The other aggregation centres each reward first, where 0 is the
-        # average. docs/trl.md warns; this shows when it may stop.
-        reward = EndogenousReward(tiny_policy_path, truncation="skip")
-        args = make_args(
-            GRPOConfig,
-            tmp_path,
-            reward_weights=[1.0, 0.0],
-            multi_objective_aggregation=aggregation,
-            log_completions=True,
-            max_steps=1,
-        )
-        trainer = make_trainer(tiny_policy_path, [reward, Recorder()], args)
-        trainer.train()
-        table = pd.read_parquet(tmp_path / "completions" / "completions_00001.parquet")
-        truncated = table["endogenous_reward"].isna()
-        assert 0 < truncated.sum() < len(truncated)
-        best = table["advantage"][~truncated].max()
-        if aggregation == "sum_then_normalize":
-            assert table["advantage"][truncated].max() > best
-        else:
-            assert table["advantage"][truncated].max() < best
-
 
 class TestLogging:
     @pytest.mark.parametrize("config_class", [GRPOConfig, RLOOConfig])
@@ -354,16 +316,6 @@ class TestLogging:
             assert table["endogenous_reward/per_token"].tolist() == pytest.approx(
                 (rewards / lengths).tolist(), abs=1e-4
             )
-
-    def test_figures_of_two_rewards_stay_apart(self, tiny_policy_path, tmp_path):
-        first = EndogenousReward(tiny_policy_path, name="first")
-        second = EndogenousReward(tiny_policy_path, alpha=0.5, name="second")
-        trainer = make_trainer(tiny_policy_path, [first, second], make_args(GRPOConfig, tmp_path))
-        trainer.train()
-        for key in ("entropy", "truncated_fraction", "reward_per_token"):
-            assert len(history(trainer, f"first/{key}")) == len(history(trainer, f"second/{key}")) == 2
-        assert history(trainer, "first/truncated_fraction") == history(trainer, "second/truncated_fraction")
-        assert history(trainer, "first/entropy")[0] > history(trainer, "second/entropy")[0]  # a lower temperature
 
 
 class TestShared:
@@ -415,15 +367,9 @@ class TestShared:
 
     @pytest.mark.parametrize("setting", ["lora", "reference"])
     def test_a_policy_that_is_compiled(self, setting, tiny_policy_path, tmp_path):
-        reward, recorder = EndogenousReward(model=None), Recorder()
         compiled = {"torch_compile": True, "torch_compile_backend": "eager"}
-        args = make_args(GRPOConfig, tmp_path, beta=0.1, reward_weights=[1.0, 0.0], **compiled)
         peft = {"peft_config": LORA} if setting == "lora" else {}
-        trainer = make_trainer(tiny_policy_path, [reward, recorder], args, **peft)
-        reward.attach(trainer)
-        trainer.train()
-        expected = [sum(step) / len(step) for step in (rewards_of(tiny_policy_path, call) for call in recorder.calls)]
-        assert history(trainer, "rewards/endogenous_reward/mean") == pytest.approx(expected, abs=1e-4)
+        train(tiny_policy_path, EndogenousReward(model=None), tmp_path, beta=0.1, peft=peft, **compiled)
         torch._dynamo.reset()
 
     @pytest.mark.parametrize("config_class", [GRPOConfig, OnlineDPOConfig])
@@ -475,15 +421,8 @@ class TestShared:
     def test_dropout_is_off_and_training_mode_comes_back(self, setting, tiny_dropout_policy_path, tmp_path):
         path = tiny_dropout_policy_path
         reward = EndogenousReward(model=None)
-        recorder = Recorder()
-        args = make_args(GRPOConfig, tmp_path, beta=0.1, reward_weights=[1.0, 0.0])
         lora = LoraConfig(r=4, lora_dropout=0.5, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-        trainer = make_trainer(path, [reward, recorder], args, **({"peft_config": lora} if setting == "lora" else {}))
-        reward.attach(trainer)
-        trainer.train()
-        expected = [sum(step) / len(step) for step in (rewards_of(path, call) for call in recorder.calls)]
-        assert history(trainer, "rewards/endogenous_reward/mean") == pytest.approx(expected, abs=1e-4)
-
+        trainer, _ = train(path, reward, tmp_path, beta=0.1, peft={"peft_config": lora} if setting == "lora" else {})
         trainer.model.train()
         trainer.model.get_submodule("base_model.model.model.norm" if setting == "lora" else "model.norm").eval()
         modes = {name: module.training for name, module in trainer.model.named_modules()}
@@ -500,32 +439,22 @@ class TestShared:
     @pytest.mark.parametrize("setting", ["lora", "reference"])
     def test_no_forward_of_its_own(self, setting, config_class, tiny_policy_path, tmp_path):
         # TRL has just run its reference pass over the completions: the reward reads that.
-        counter, recorder = CountingReward(), Recorder()
-        args = make_args(config_class, tmp_path, beta=0.1, reward_weights=[1.0, 0.0])
+        counter = CountingReward()
         lora = LoraConfig(r=4, lora_dropout=0.1, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
         peft = {"peft_config": lora} if setting == "lora" else {}
-        trainer = make_trainer(tiny_policy_path, [counter, recorder], args, **peft)
-        counter.attach(trainer)
-        trainer.train()
+        _, calls = train(tiny_policy_path, counter, tmp_path, config_class, beta=0.1, peft=peft)
         # Only the checks of the first call run the backbone.
         assert len(counter.forwards) == 2
         assert counter.forwards[1] == 0
-        expected = [sum(step) / len(step) for step in (rewards_of(tiny_policy_path, call) for call in recorder.calls)]
-        assert history(trainer, "rewards/counter/mean") == pytest.approx(expected, abs=1e-4)
         # What was recorded is given up with the reward.
-        assert counter.reward._placement.recorder.find(tuple(recorder.calls[-1]["completion_ids"][0])) is None
+        assert counter.reward._placement.recorder.find(tuple(calls[-1]["completion_ids"][0])) is None
         assert counter.reward._placement.recorder._passes == []
 
     def test_without_a_reference_pass_there_is_nothing_to_read(self, tiny_policy_path, tmp_path):
         # LoRA with beta = 0: TRL runs no reference pass.
-        counter, recorder = CountingReward(), Recorder()
-        args = make_args(GRPOConfig, tmp_path, beta=0.0, reward_weights=[1.0, 0.0])
-        trainer = make_trainer(tiny_policy_path, [counter, recorder], args, peft_config=LORA)
-        counter.attach(trainer)
-        trainer.train()
+        counter = CountingReward()
+        train(tiny_policy_path, counter, tmp_path, beta=0.0, peft={"peft_config": LORA})
         assert counter.forwards[1] == 1
-        expected = [sum(step) / len(step) for step in (rewards_of(tiny_policy_path, call) for call in recorder.calls)]
-        assert history(trainer, "rewards/counter/mean") == pytest.approx(expected, abs=1e-4)
 
     def test_what_the_trainer_did_not_run_is_run(self, tiny_policy_path, tmp_path):
         # A criterion: the reward's prompts are not the trainer's.
@@ -589,11 +518,6 @@ class TestShared:
 
 
 class TestRefused:
-    def test_not_attached(self, tiny_policy_path, tmp_path):
-        trainer = make_trainer(tiny_policy_path, EndogenousReward(model=None), make_args(GRPOConfig, tmp_path))
-        with pytest.raises(RuntimeError, match=r"reward\.attach\(trainer\)"):
-            trainer.train()
-
     def test_reference_that_moves(self, tiny_policy_path, tmp_path):
         reward = EndogenousReward(model=None)
         args = make_args(GRPOConfig, tmp_path, beta=0.1, sync_ref_model=True)
@@ -645,37 +569,6 @@ class TestRefused:
         weight.data[0, 0] = 1e-3
         with pytest.raises(ValueError, match="adapter is not at zero"):
             EndogenousReward(model=None).attach(trainer)
-
-    def test_a_second_trainer_brings_its_own_tokenizer_and_template(self, tiny_policy_path, tmp_path):
-        reward = EndogenousReward(model=None)
-        for enable_thinking in (True, False):
-            kwargs = {"enable_thinking": enable_thinking}
-            args = make_args(GRPOConfig, tmp_path, beta=0.1, chat_template_kwargs=kwargs)
-            trainer = make_trainer(AutoModelForCausalLM.from_pretrained(tiny_policy_path), reward, args)
-            reward.attach(trainer)
-            assert reward.chat_template_kwargs == kwargs
-            assert reward._tokenizer is trainer.processing_class
-
-    def test_the_template_and_tools_of_the_trainer(self, tiny_policy_path, tmp_path):
-        reward = EndogenousReward(model=None)
-        args = make_args(GRPOConfig, tmp_path, beta=0.1)
-        trainer = make_trainer(AutoModelForCausalLM.from_pretrained(tiny_policy_path), reward, args)
-
-        def add(a: int, b: int) -> int:
-            """
-            Adds.
-
-            Args:
-                a: one
-                b: two
-            """
-            return a + b
-
-        trainer.tools, trainer.chat_template = [add], "{{ tools[0].function.name }}: {{ messages[0].content }}"
-        reward.attach(trainer)
-        assert reward.chat_template_kwargs == {"tools": [add], "chat_template": trainer.chat_template}
-        (row,) = reward._render([[{"role": "user", "content": "x"}]], ["y"], None, None)
-        assert row.prompt_ids == reward._tokenizer("add: x", add_special_tokens=False)["input_ids"]
 
     # "adamw_torch_fused" is the default of `Trainer`; it leaves no trace in the version counters of tensors.
     @pytest.mark.parametrize("optim", ["adamw_torch_fused", "adamw_torch", "sgd"])

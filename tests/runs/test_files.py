@@ -42,7 +42,7 @@ def score(model: str, folder: Path, *more: str) -> int:
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cut=st.integers(0, 400))
-def test_half_written_input_names_the_bad_line_only(cut: int) -> None:
+def test_half_written_input_names_the_bad_line_only(cut):
     data = "\n".join(LINES).encode()[:cut]
     rows = [parse_row(i, line) for i, line in enumerate(data.split(b"\n"), start=1) if line.strip()]
     assert all(isinstance(row, Row) for row in rows)
@@ -64,13 +64,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch, code: int, is_refused: Callable[[str
 @pytest.mark.parametrize(
     "code", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.EIO], ids=errno.errorcode.get
 )
-def test_a_disk_that_refuses(
-    code: int,
-    tiny_model_path: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_disk_that_refuses(code, tiny_model_path, tmp_path, monkeypatch, capsys):
     """One line for the user, and no half of a result that looks whole."""
     refuse(monkeypatch, code, lambda name: name.startswith("out.jsonl"))
     assert score(tiny_model_path, tmp_path) != 0
@@ -81,7 +75,7 @@ def test_a_disk_that_refuses(
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == len(LINES)
 
 
-def test_two_runs_in_one_output(tiny_model_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_runs_in_one_output(tiny_model_path, tmp_path, capsys):
     (tmp_path / "rows.jsonl").write_text("\n".join(LINES) + "\n", encoding="utf-8")
     path = tmp_path / "out.jsonl"
     with only_run_on(path):
@@ -97,9 +91,7 @@ def test_two_runs_in_one_output(tiny_model_path: str, tmp_path: Path, capsys: py
     assert not list(tmp_path.glob("*.lock"))
 
 
-def test_the_output_is_taken_before_the_checkpoint_is_read(
-    tiny_model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_output_is_taken_before_the_checkpoint_is_read(tiny_model_path, tmp_path, monkeypatch, capsys):
     (tmp_path / "rows.jsonl").write_text("\n".join(LINES) + "\n", encoding="utf-8")
 
     def read(*args: Any) -> None:
@@ -119,13 +111,7 @@ def everything_written(folder: Path) -> str:
     return "".join(path.read_bytes().decode("utf-8", "replace") for path in folder.rglob("*") if path.is_file())
 
 
-def test_secrets_of_the_environment_are_not_written(
-    tiny_model_path: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    caplog: Any,
-) -> None:
+def test_secrets_of_the_environment_are_not_written(tiny_model_path, tmp_path, monkeypatch, capsys, caplog):
     for name in ("HF_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, SECRET)
     with caplog.at_level(logging.DEBUG, logger="endotrl"):
@@ -137,9 +123,7 @@ def test_secrets_of_the_environment_are_not_written(
 
 
 @pytest.mark.slow
-def test_secrets_of_a_training_run_are_not_written(
-    tiny_policy_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_secrets_of_a_training_run_are_not_written(tiny_policy_path, tmp_path, monkeypatch):
     """W&B's configuration is the trainer's arguments and the model's: a token for the hub is in the first."""
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -166,7 +150,7 @@ def test_secrets_of_a_training_run_are_not_written(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["trainer_state.json", "model.safetensors"])
-def test_a_damaged_checkpoint_is_not_gone_on_from(name: str, tiny_policy_path: str, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_not_gone_on_from(name, tiny_policy_path, tmp_path):
     first = make_trainer(tiny_policy_path, tmp_path, max_steps=2, save_strategy="steps", save_steps=2)
     CollapseMonitor().attach(first)
     first.train()
@@ -178,9 +162,7 @@ def test_a_damaged_checkpoint_is_not_gone_on_from(name: str, tiny_policy_path: s
         second.train(resume_from_checkpoint=True)
 
 
-def test_a_model_folder_that_was_half_copied(
-    tiny_policy_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_folder_that_was_half_copied(tiny_policy_path, tmp_path, monkeypatch):
     """An interrupted download or copy: shards that the index names are missing."""
     model = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
     model.save_pretrained(tmp_path, max_shard_size="8KB")
@@ -202,9 +184,7 @@ def evaluate(model: str, folder: Path, *more: str) -> int:
     return main([*command, "--scorers", "log_prob.sum", *more])
 
 
-def test_two_evaluations_in_one_folder(
-    tiny_model_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_two_evaluations_in_one_folder(tiny_model_path, tmp_path, capsys):
     """With `--overwrite` and other settings, the scores of both would stand in one file."""
     first = RunFolder(tmp_path / "run")
     first.hold()
@@ -220,14 +200,7 @@ def test_two_evaluations_in_one_folder(
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EIO], ids=errno.errorcode.get)
 @pytest.mark.parametrize("name", ["scores.jsonl", "settings.json.tmp", "report.html.tmp"])
-def test_an_evaluation_on_a_disk_that_refuses(
-    code: int,
-    name: str,
-    tiny_model_path: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_an_evaluation_on_a_disk_that_refuses(code, name, tiny_model_path, tmp_path, monkeypatch, capsys):
     refuse(monkeypatch, code, lambda written: written == name)
     assert evaluate(tiny_model_path, tmp_path) != 0
     message = capsys.readouterr().err
@@ -238,7 +211,7 @@ def test_an_evaluation_on_a_disk_that_refuses(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is Linux's")
-def test_a_page_on_a_full_disk(tiny_model_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_page_on_a_full_disk(tiny_model_path, tmp_path, capsys):
     """The disk that is full for real: the rows are saved, and the message says which file is not."""
     page = tmp_path / "page.html"
     page.symlink_to("/dev/full")

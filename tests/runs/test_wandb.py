@@ -3,7 +3,6 @@
 
 import json
 import re
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -41,7 +40,7 @@ class FakeRun:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> FakeRun:
+def run(monkeypatch):
     """The run that this process has at W&B."""
     wandb = pytest.importorskip("wandb")
     fake = FakeRun()
@@ -54,7 +53,7 @@ def panels_of(metric: str) -> list[str]:
 
 
 class TestWorkspace:
-    def test_every_curve_of_a_run_has_a_panel(self) -> None:
+    def test_every_curve_of_a_run_has_a_panel(self):
         names = ("change", "change_error", "agreement", "agreement_z", "slope")
         logged = PANELS | {"ppo/kl_reward", "ppo/explained_variance", "accuracy", "margin"}
         logged |= {"advantage/within_completion", *(f"collapse/{name}/accuracy" for name in names)}
@@ -65,7 +64,7 @@ class TestWorkspace:
         # W&B's server reads them: RE2 does not look ahead or back.
         assert not any("(?" in regex for part in LAYOUT.values() for regex in part.values())
 
-    def test_as_wandb_has_it(self) -> None:
+    def test_as_wandb_has_it(self):
         pytest.importorskip("wandb_workspaces")
         spec = json.loads(make_workspace("me", "mine")._to_model().spec.model_dump_json(by_alias=True))
         sections = spec["section"]["panelBankConfig"]["sections"]
@@ -74,12 +73,12 @@ class TestWorkspace:
         assert panel["chartTitle"] == "Held-out accuracy" and panel["useMetricRegex"]
         assert re.match(panel["metricRegex"], "eval/rewards/accuracy/mean")
 
-    def test_whose_project(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_whose_project(self, capsys):
         assert main(["workspace", "mine"]) == 2
         assert "'mine' is not ENTITY/PROJECT" in capsys.readouterr().err
 
 
-def test_alert_on_collapse(run: FakeRun) -> None:
+def test_alert_on_collapse(run):
     monitor = CollapseMonitor(held_out=["accuracy"])
     args = SimpleNamespace(report_to=["wandb"], output_dir="x", load_best_model_at_end=False)
     state = SimpleNamespace(log_history=[{}], is_world_process_zero=True, global_step=0, stateful_callbacks={})
@@ -94,7 +93,7 @@ def test_alert_on_collapse(run: FakeRun) -> None:
     assert monitor.alarms[0][0] >= 40
 
 
-def test_summary_has_accuracy_first(run: FakeRun) -> None:
+def test_summary_has_accuracy_first(run):
     history = [
         {"reward": float(i), "kl": 0.1, "rewards/endogenous_reward/mean": float(i), "rewards/accuracy/mean": i / 10}
         for i in range(10)
@@ -106,14 +105,14 @@ def test_summary_has_accuracy_first(run: FakeRun) -> None:
     assert table.data[0][1:] == pytest.approx([0.05, 0.85])
 
 
-def test_best_values_are_kept(run: FakeRun) -> None:
+def test_best_values_are_kept(run):
     args = SimpleNamespace(report_to=["wandb"], device=torch.device("cpu"))
     state = SimpleNamespace(is_world_process_zero=True, global_step=1)
     Tracking(SimpleNamespace(), {}).on_log(args, state, logs={"loss": 0.1})
     assert run.metrics["eval/rewards/*"] == {"step_metric": "train/global_step", "summary": "last,max"}
 
 
-def test_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluation(tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
     from wandb.proto import wandb_internal_pb2
 
@@ -143,7 +142,7 @@ def test_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_offline_run(file)[0] >= {"results", "report"}
 
 
-def test_evaluation_without_an_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluation_without_an_account(tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
     wandb.teardown()
     monkeypatch.setenv("WANDB_MODE", "online")

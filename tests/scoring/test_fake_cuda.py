@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, Qwen2Config
 from endotrl.frozen.loaded_model import LoadedModel
 from endotrl.frozen.own_copy import OwnCopy
 from endotrl.rendering.renderer import Rendered
-from endotrl.scoring import kernels, lm_head, packing
+from endotrl.scoring import forward_pass, kernels, lm_head
 from endotrl.scoring.scorer import FrozenScorer
 
 from ..support.fake_cuda import CUDA, entered, fake_cuda
@@ -65,7 +65,7 @@ def test_all_kernels_are_tried_and_right(dtype):
 @pytest.mark.parametrize("name", kernels.KERNELS)
 def test_each_kernel_alone(name, monkeypatch):
     expected = log_probs(make_model(QWEN, torch.bfloat16))
-    monkeypatch.setattr(packing, "attend", kernels.KERNELS[name])
+    monkeypatch.setattr(forward_pass, "attend", kernels.KERNELS[name])
     with fake_cuda():
         found = log_probs(make_model(QWEN, torch.bfloat16).to("cuda"))
     torch.testing.assert_close(found, expected, atol=0.02, rtol=0)

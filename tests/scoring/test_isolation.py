@@ -3,7 +3,6 @@
 
 import copy
 import logging
-import pickle
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,6 @@ import torch
 from torch import nn
 from transformers import (
     BertGenerationConfig,
-    FalconH1Config,
     Gemma3TextConfig,
     GraniteMoeConfig,
     JambaConfig,
@@ -36,12 +34,11 @@ from endotrl.frozen.loaded_model import LoadedModel
 from endotrl.frozen.own_copy import OwnCopy
 from endotrl.rendering.renderer import Rendered
 from endotrl.scoring import FrozenScorer
-from endotrl.scoring.forward_pass import RopeLengths
+from endotrl.scoring.forward_pass import Group, PackedRow, RopeLengths
 from endotrl.scoring.isolation import reads_padding
-from endotrl.scoring.packing import Group, PackedRow
 from endotrl.scoring.reference_pass import ReferenceRecorder
 
-from .test_packing import PACKABLE, PADDED, group_rows, tokens_run
+from .test_packing import group_rows, tokens_run
 from .test_scorer import EOS, FAMILIES, SIZES, VOCAB_SIZE, assert_equal_stats, expected_numbers, make_model, numbers
 
 
@@ -133,15 +130,9 @@ MORE: list[tuple[str, Callable[[], PretrainedConfig]]] = [
             shared_expert_intermediate_size=16,
         ),
     ),
-    (
-        "falcon-h1, attention and state space",
-        lambda: FalconH1Config(
-            **SIZES, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=4, mamba_chunk_size=8
-        ),
-    ),
     ("granite, experts", lambda: GraniteMoeConfig(**SIZES, num_local_experts=4)),
 ]
-EVERY = {**dict(FAMILIES), **{name: config for name, config, _ in PACKABLE}, **dict(PADDED), **dict(MORE)}
+EVERY = dict([*FAMILIES, *MORE])
 
 
 def rows_of_many_lengths():
@@ -533,12 +524,6 @@ class TestThreads:
             done.set()
             assert_equal_to_alone(scored.result(), model, rows)
         model(torch.arange(5)[None])
-
-    def test_locks_are_in_no_pickle(self, tiny_policy_path):
-        reward = EndogenousReward(tiny_policy_path)
-        expected = reward(["What is"], [" the capital"])
-        for copied in (copy.deepcopy(reward), pickle.loads(pickle.dumps(reward))):
-            assert copied(["What is"], [" the capital"]) == expected
 
 
 @contextmanager

@@ -1,20 +1,128 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The choice of the attention kernel, with kernels that are slow, wrong, or fail."""
+"""
+Attention kernels of a GPU over a packed row: FlexAttention's mask against one made token by token, and its compiled CPU
+kernel; attention in two merged calls, with a kernel that computes each sequence on its own; and the choice among
+kernels that are slow, wrong, or fail.
+"""
 
 import logging
 import math
+import shutil
 import time
+import warnings
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from endotrl.scoring import kernels, packing
-from endotrl.scoring.packing import Group, PackedRow, block_attention
+from endotrl.scoring import forward_pass, kernels
+from endotrl.scoring.forward_pass import Group, PackedRow, block_attention
+from endotrl.scoring.kernels import BLOCK, block_mask, flex_attention, varlen_attention
 
-from .test_packing import attend, naive_attention, random_states
+from .test_packing import attend, naive_attention, random_states, visible_pairs
 
 
 ROW = PackedRow.of([Group([1] * 50, [[2] * 33, [3] * 70]), Group([4] * 7, [[5] * 9])])
+
+
+def groups(longest):
+    """Lengths of prompts, and of their continuations."""
+    lengths = st.tuples(st.integers(1, longest), st.lists(st.integers(0, longest), min_size=1, max_size=4))
+    return st.lists(lengths, min_size=1, max_size=3)
+
+
+def row_of(groups):
+    return PackedRow.of([Group([1] * prompt, [[2] * n for n in lengths]) for prompt, lengths in groups])
+
+
+def attention_of_each_sequence(query, key, value, queries, keys, causal, scaling):
+    """What a flash-attention kernel for sequences of several lengths is documented to return."""
+    repeats = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    output = torch.full_like(query, torch.nan)
+    log_sum_exp = torch.full(query.shape[1::-1], torch.nan)
+    q_ends, k_ends = queries.offsets.tolist(), keys.offsets.tolist()
+    assert len(q_ends) == len(k_ends) and q_ends[-1] == len(query) and k_ends[-1] == len(key)
+    for q_start, q_end, k_start, k_end in zip(q_ends, q_ends[1:], k_ends, k_ends[1:], strict=False):
+        assert q_end - q_start <= queries.longest and k_end - k_start <= keys.longest
+        scores = torch.einsum("qhd,khd->hqk", query[q_start:q_end], key[k_start:k_end]) * scaling
+        if causal:
+            scores += torch.full_like(scores, -math.inf).triu(1)
+        output[q_start:q_end] = torch.einsum("hqk,khd->qhd", scores.softmax(-1), value[k_start:k_end])
+        log_sum_exp[:, q_start:q_end] = scores.logsumexp(-1)
+    return output, log_sum_exp
+
+
+@settings(max_examples=40, deadline=None)
+@given(groups=groups(40))
+def test_varlen_is_equal_to_all_scores(groups):
+    row = row_of(groups)
+    query, key, value = random_states(row.input_ids.shape[1])
+    actual = varlen_attention(query, key, value, row, 0.3, attention_of_each_sequence)
+    expected = naive_attention(row, query, key, value, 0.3)
+    torch.testing.assert_close(actual.double(), expected, atol=1e-5, rtol=1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(groups=groups(200))
+def test_the_mask_has_every_visible_pair_and_no_other(groups):
+    row = row_of(groups)
+    num_tokens = row.input_ids.shape[1]
+    length = math.ceil(num_tokens / BLOCK) * BLOCK + BLOCK  # one block that is padding throughout
+    visible = visible_pairs(row, length)
+    mask = block_mask(row, length, torch.device("cpu"))
+    positions = torch.arange(length)
+    zero = torch.tensor(0)
+    assert torch.equal(mask.mask_mod(zero, zero, positions[:, None], positions[None]), visible)
+    tiles = visible.unflatten(0, (-1, BLOCK)).unflatten(2, (-1, BLOCK)).transpose(1, 2)  # (blocks, blocks, Q, K)
+    for name, expected in (("full", tiles.all(-1).all(-1)), ("partial", tiles.any(-1).any(-1))):
+        counts, indices = {
+            "full": (mask.full_kv_num_blocks, mask.full_kv_indices),
+            "partial": (mask.kv_num_blocks, mask.kv_indices),
+        }[name]
+        expected = expected & ~tiles.all(-1).all(-1) if name == "partial" else expected
+        for line, seen in enumerate(expected):
+            listed = indices[0, 0, line, : counts[0, 0, line]].tolist()
+            assert listed == seen.nonzero().squeeze(1).tolist(), name
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_the_compiled_kernel_is_compiled_once_per_power_of_two():
+    import torch._dynamo.utils as dynamo
+
+    before = dynamo.counters["stats"]["unique_graphs"]
+    rows = [
+        PackedRow.of([Group([1] * 50, [[2] * 33, [3] * 70]), Group([4] * 7, [[5] * 29])]),
+        PackedRow.of([Group([1] * 90, [[2] * 11, [3] * 20, [3]]), Group([4] * 17, [[5] * 80, []])]),
+    ]
+    with torch.inference_mode():
+        for row in rows:
+            query, key, value = random_states(row.input_ids.shape[1])
+            # As in a pass, where what users have compiled is left as it is written.
+            with torch.compiler.set_stance("force_eager"):
+                actual = flex_attention(query, key, value, row, 0.3)
+            expected = naive_attention(row, query, key, value, 0.3)
+            torch.testing.assert_close(actual.double(), expected, atol=1e-5, rtol=1e-5)
+    assert dynamo.counters["stats"]["unique_graphs"] == before + 1
+
+
+@pytest.mark.parametrize("heads", [(4, 2), (3, 3), (4, 1)])
+@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
+def test_heads_and_dtypes(monkeypatch, heads, dtype, allowed):
+    from torch.nn.attention.flex_attention import flex_attention as as_written
+
+    monkeypatch.setattr(kernels, "flex_kernel", lambda: as_written)
+    row = PackedRow.of([Group([1] * 50, [[2] * 33, [3] * 70, []]), Group([4] * 7, [[5] * 29])])
+    num_tokens = row.input_ids.shape[1]
+    query, key, value = (torch.randn(1, count, num_tokens, 16).to(dtype) for count in (*heads, heads[1]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of what is not compiled
+        actual = flex_attention(query, key, value, row, None)
+    assert actual.dtype == dtype
+    assert (actual.double() - naive_attention(row, query, key, value, 0.25)).abs().max() < allowed
+    assert (actual - block_attention(query, key, value, row, None)).abs().max() < allowed
 
 
 class Kernel:
@@ -34,7 +142,7 @@ class Kernel:
 @pytest.fixture
 def use(monkeypatch):
     def use(**found):
-        monkeypatch.setattr(packing, "attend", kernels.attend)  # as on CUDA
+        monkeypatch.setattr(forward_pass, "attend", kernels.attend)  # as on CUDA
         monkeypatch.setattr(kernels, "choices", {})
         monkeypatch.setattr(kernels, "_told", set())
         monkeypatch.setattr(kernels, "CALLS_BEFORE_COMPILING", 2)

@@ -3,7 +3,6 @@
 
 import logging
 import math
-from collections.abc import Callable
 from contextlib import contextmanager
 
 import pytest
@@ -12,35 +11,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from transformers import (
-    BloomConfig,
     FalconH1Config,
-    Gemma2Config,
-    GPT2Config,
-    GPTJConfig,
-    Lfm2Config,
     Llama4TextConfig,
     LlamaConfig,
     MambaConfig,
     MistralConfig,
-    OPTConfig,
-    PretrainedConfig,
-    Qwen2Config,
 )
 
 from endotrl.frozen.loaded_model import LoadedModel
 from endotrl.rendering.renderer import Rendered
-from endotrl.scoring import FrozenScorer, packing
-from endotrl.scoring.packing import (
+from endotrl.scoring import FrozenScorer, forward_pass
+from endotrl.scoring.forward_pass import (
     Group,
     NotPackable,
     PackedRow,
-    longest_packable,
     packed_attention,
     shared_prefix_attention,
-    why_not_packable,
 )
+from endotrl.scoring.isolation import longest_packable, why_not_packable
 
-from .test_scorer import EOS, GPT_SIZES, SHARED, SIZES, VOCAB_SIZE, assert_equal_stats, make_model, make_rows
+from .test_scorer import EOS, FAMILIES, SIZES, VOCAB_SIZE, assert_equal_stats, make_model
 
 
 def visible_pairs(row, length):
@@ -66,11 +56,11 @@ def naive_attention(row, query, key, value, scaling):
 
 
 def attend(row, query, key, value, scaling, **kwargs):
-    token = packing._row.set(row)
+    token = forward_pass._row.set(row)
     try:
         return shared_prefix_attention(nn.Identity(), query, key, value, None, scaling=scaling, **kwargs)[0]
     finally:
-        packing._row.reset(token)
+        forward_pass._row.reset(token)
 
 
 def random_states(num_tokens, dtype=torch.float32):
@@ -94,8 +84,8 @@ class TestAttention:
         row = PackedRow.of([Group([1] * prompt, [[2] * n for n in lengths]) for prompt, lengths in groups])
         query, key, value = random_states(row.input_ids.shape[1])
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(packing, "QUERY_BLOCK", query_block)
-            patch.setattr(packing, "KEPT_MASK_ELEMENTS", kept)
+            patch.setattr(forward_pass, "QUERY_BLOCK", query_block)
+            patch.setattr(forward_pass, "KEPT_MASK_ELEMENTS", kept)
             actual = attend(row, query, key, value, 0.3)
             again = attend(row, query, key, value, 0.3)  # with masks that were kept
         expected = naive_attention(row, query, key, value, 0.3)
@@ -111,7 +101,7 @@ class TestAttention:
         assert (actual.double() - expected).abs().max() < 0.02
 
     def test_masks_that_do_not_fit_are_not_kept(self, monkeypatch):
-        monkeypatch.setattr(packing, "KEPT_MASK_ELEMENTS", 10 * 32)
+        monkeypatch.setattr(forward_pass, "KEPT_MASK_ELEMENTS", 10 * 32)
         row = PackedRow.of([Group([1] * 5, [[2] * 10, [2] * 11])])
         attend(row, *random_states(26), 1.0)
         assert [tuple(mask.shape) for mask in row._kept["masks"].values()] == [(10, 32)]
@@ -182,16 +172,6 @@ def group_rows(seed=0):
 
 
 class TestScoring:
-    def test_prompts_are_run_once(self):
-        model = make_model(LlamaConfig(**SIZES))
-        scorer, rows = FrozenScorer(LoadedModel(model)), group_rows()
-        scorer(rows[:1])  # the checks of the first call
-        with tokens_run(model) as counts:
-            actual = scorer(rows)
-        # Prompts of 7 and 5 tokens, completions without their last token: 2 + 3 + ... + 7.
-        assert counts == [7 + 5 + 27]
-        assert_equal_stats(actual, [scorer([row])[0] for row in rows])
-
     def test_equal_completions_are_run_once(self):
         model = make_model(LlamaConfig(**SIZES))
         scorer, rows = FrozenScorer(LoadedModel(model)), group_rows()
@@ -237,26 +217,28 @@ class TestScoring:
         assert_equal_stats(scorer(rows), alone)
 
 
-PACKABLE: list[tuple[str, Callable[[], PretrainedConfig], float]] = [
-    ("llama", lambda: LlamaConfig(**SIZES), math.inf),
-    ("qwen2, window not used", lambda: Qwen2Config(**SIZES, sliding_window=16, use_sliding_window=False), math.inf),
-    ("mistral, window", lambda: MistralConfig(**SIZES, sliding_window=16), 16),
-    ("gpt2", lambda: GPT2Config(**GPT_SIZES), math.inf),
-    ("opt", lambda: OPTConfig(**SIZES, ffn_dim=48, word_embed_proj_dim=16, init_std=0.3), math.inf),
-]
-PADDED: list[tuple[str, Callable[[], PretrainedConfig]]] = [
-    ("gemma2, soft-capped attention", lambda: Gemma2Config(**SIZES, head_dim=8, attn_logit_softcapping=5.0)),
-    ("gpt-j, attention of its own", lambda: GPTJConfig(**GPT_SIZES, rotary_dim=4)),
-    ("bloom, ALiBi", lambda: BloomConfig(**SHARED, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.3)),
-    ("mamba, recurrent", lambda: MambaConfig(**SHARED, hidden_size=32, num_hidden_layers=2, state_size=4)),
-    ("lfm2, convolutions", lambda: Lfm2Config(**SIZES, full_attn_idxs=[1])),
+FAMILY = dict(FAMILIES)
+PACKABLE = {
+    "llama, untied head": math.inf,
+    "qwen2, window not used": math.inf,
+    "mistral, window": 16,
+    "gpt2, learned positions": math.inf,
+    "opt, projected embeddings": math.inf,
+}
+PADDED = [
+    "gemma2, soft cap",
+    "gpt-j, head with bias",
+    "bloom, ALiBi",
+    "mamba, recurrent",
+    "lfm2, convolutions",
+    "falcon-h1, attention and state space",  # side by side in a layer: nothing in the config tells
 ]
 
 
 class TestFamilies:
-    @pytest.mark.parametrize(("config", "limit"), [pytest.param(c, n, id=name) for name, c, n in PACKABLE])
-    def test_packed(self, config, limit):
-        model = make_model(config())
+    @pytest.mark.parametrize(("name", "limit"), PACKABLE.items())
+    def test_packed(self, name, limit):
+        model = make_model(FAMILY[name]())
         assert why_not_packable(model) is None
         assert longest_packable(model.config) == limit
         scorer, rows = FrozenScorer(LoadedModel(model)), group_rows()
@@ -265,16 +247,18 @@ class TestFamilies:
             assert_equal_stats(scorer(rows), [scorer([row])[0] for row in rows])
         assert counts[0] == 39
 
-    @pytest.mark.parametrize("config", [pytest.param(c, id=name) for name, c in PADDED])
-    def test_padded_and_said_once(self, config, caplog):
-        model = make_model(config())
+    @pytest.mark.parametrize("name", PADDED)
+    def test_padded_and_said_once(self, name, caplog):
+        model = make_model(FAMILY[name]())
         assert why_not_packable(model) is not None
         scorer, rows = FrozenScorer(LoadedModel(model)), group_rows()
         with caplog.at_level(logging.INFO, logger="endotrl"):
             together = scorer(rows)
             alone = [scorer([row])[0] for row in rows]
         assert_equal_stats(together, alone)
-        assert [record.name for record in caplog.records if "padded" in record.message] == ["endotrl.scoring.scorer"]
+        assert [record.name for record in caplog.records if "padded" in record.message] == [
+            "endotrl.scoring.isolation"
+        ]
 
     def test_only_rows_longer_than_the_window_are_padded(self):
         # A window of 14 tokens: rows have up to 7 + 7 = 14 and 5 + 7 tokens; one has 20.
@@ -304,15 +288,3 @@ class TestFamilies:
     )
     def test_length_from_the_config(self, config, limit):
         assert longest_packable(config) == limit
-
-    def test_layers_that_mix_neighbours_are_noticed(self):
-        # State-space layers beside attention: nothing in the config tells.
-        config = FalconH1Config(
-            **SIZES, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=4, mamba_chunk_size=8
-        )
-        assert why_not_packable(make_model(config)) is not None
-
-    def test_rows_of_the_engines_own_tests(self):
-        model = make_model(LlamaConfig(**SIZES))
-        scorer = FrozenScorer(LoadedModel(model))
-        assert_equal_stats(scorer(make_rows()), [scorer([row])[0] for row in make_rows()])

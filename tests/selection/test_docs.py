@@ -21,21 +21,21 @@ def run(number: int, model: str) -> dict[str, Any]:
     return names
 
 
-def test_library_calls(tiny_model_path: str) -> None:
+def test_library_calls(tiny_model_path):
     names = run(0, tiny_model_path)
     assert sorted(names["ranking"][0]) == [0, 1] and len(names["best"]) == len(names["chosen"]) == 2
     assert names["pairs"].column_names[:3] == ["prompt", "chosen", "rejected"]
     assert len(names["scored"]["scores"][1]) == 2
 
 
-def test_map_of_datasets(tiny_model_path: str) -> None:
+def test_map_of_datasets(tiny_model_path):
     scored = run(1, tiny_model_path)["scored"]
     (expected,) = EndogenousReward(tiny_model_path)(prompts=["2 + 2 ="], completions=[" 5"])
     assert scored["reward"][1] == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.slow
-def test_ray_data(tiny_model_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_data(tiny_model_path, monkeypatch):
     ray = pytest.importorskip("ray", reason="needs Ray: pip install 'ray[data]'")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]), prepend=":")
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)

@@ -2,7 +2,6 @@
 """Responses to the same question about different pictures are not responses to the same prompt."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +20,7 @@ from ..support.vision import picture, save_vision_model
 QUESTION = [{"role": "user", "content": "What?"}]
 
 
-def test_pairs(tiny_model_path: str, tmp_path: Path) -> None:
+def test_pairs(tiny_model_path, tmp_path):
     reward = EndogenousReward(save_vision_model("llava", tiny_model_path, tmp_path))
     shown = [picture(0), picture(1)]
     answers = ["A cat.", "No dog at all"]
@@ -34,20 +33,20 @@ def test_pairs(tiny_model_path: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["image", "images"])
-def test_neighbours(key: str) -> None:
+def test_neighbours(key):
     extras: list[dict[str, Any]] = [{key: ["a.png"]}, {key: ["a.png"]}, {key: ["b.png"]}, {}]
     groups = by_prompt((Row(i, QUESTION, "x", extra), {"reward": 1.0}) for i, extra in enumerate(extras))
     assert [[row.line for row, _ in group] for group in groups] == [[0, 1], [2], [3]]
 
 
-def test_keys() -> None:
+def test_keys():
     assert images_of({"image": "a"}) == ["a"] and images_of({"images": ["a"], "image": "b"}) == ["a"]
     assert images_of(json.loads("{}")) is None
     with pytest.raises(ValueError, match="`images` is a str, but must be a list"):
         images_of({"images": "a"})
 
 
-def test_sentence_reward_models_read_text() -> None:
+def test_sentence_reward_models_read_text():
     row = {"prompt": "a", "chosen": "b", "rejected": "c", "images": ["a.png"]}
     with pytest.raises(ValueError, match="has images, and a sentence reward model reads only text"):
         PairEncoder(None, None)(row)  # type: ignore[arg-type]

@@ -16,10 +16,10 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from endotrl.scoring import flex
-from endotrl.scoring.varlen import Lengths
+from endotrl.scoring import kernels
+from endotrl.scoring.kernels import Lengths
 
-from ..scoring.test_varlen import kernel as attention_of_each_sequence
+from ..scoring.test_kernels import attention_of_each_sequence
 
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -182,7 +182,7 @@ def fake_cuda() -> Iterator[None]:
             (torch.backends.cuda, "is_flash_attention_available", lambda: True),
             (torch.accelerator, "synchronize", lambda *args: None),
             (BlockMask, "from_kv_blocks", staticmethod(block_mask)),
-            (flex, "_kernel", lambda: flex_attention),
+            (kernels, "flex_kernel", lambda: flex_attention),
             (torch.nn.Parameter, "__new__", make_parameter),
         ):
             stack.enter_context(mock.patch.object(owner, name, value))

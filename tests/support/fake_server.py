@@ -51,7 +51,7 @@ class FakeServer:
         self.tokenizer = AutoTokenizer.from_pretrained(tokenizer or path)
         self.faults: list[str] = []
         self.bodies: list[dict[str, Any]] = []
-        self.delay, self.reads_text = 0.0, True
+        self.delay = 0.0
         self.most_at_once = self._at_once = 0
         self._lock = threading.Lock()
         self._http = _Http(("127.0.0.1", port), _handler(self))
@@ -93,8 +93,6 @@ class FakeServer:
         if not sglang and body["model"] not in self.names:
             return 404, {"error": {"message": f"The model `{body['model']}` does not exist."}}
         prompt = body.get("text", body.get("input_ids")) if sglang else body["prompt"]
-        if isinstance(prompt, str) and not self.reads_text:
-            return 400, {"error": {"message": "There is no tokenizer."}}
         prompt = prompt[0] if prompt and isinstance(prompt[0], list) else prompt
         ids = self.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else list(prompt)
         vocab_size = self.model.config.vocab_size

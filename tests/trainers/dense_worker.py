@@ -16,8 +16,8 @@ os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 
 from datasets import Dataset
 
-from endotrl import DenseGRPOConfig, DenseGRPOTrainer
-from tests.support.helpers import QUIET
+from endotrl import DenseGRPOTrainer
+from tests.support import trainers
 from tests.support.worker import leave_group
 
 
@@ -90,20 +90,11 @@ RUNS: dict[str, dict[str, Any]] = {
 
 def make_trainer(model: str, output: Path, functions: list[Any], settings: dict[str, Any]) -> Watched:
     batch_size = TOTAL // int(os.environ.get("WORLD_SIZE", "1"))
-    args = DenseGRPOConfig(
-        output_dir=str(output),
-        per_device_train_batch_size=batch_size,
-        per_device_eval_batch_size=batch_size,
-        max_steps=3,
-        learning_rate=0.1,
-        optim="sgd",
-        logging_steps=1,
-        shuffle_dataset=False,
-        **QUIET,
-        **settings,
-    )
     dataset = Dataset.from_dict({"prompt": ["a", "b"] * 8})
-    return Watched(model, functions, args, dataset, rollout_func=rollout, eval_dataset=dataset.select(range(4)))
+    defaults = {"per_device_train_batch_size": batch_size, "per_device_eval_batch_size": batch_size, "max_steps": 3}
+    defaults |= {"learning_rate": 0.1, "optim": "sgd", "logging_steps": 1, "shuffle_dataset": False}
+    data = {"train_dataset": dataset, "eval_dataset": dataset.select(range(4)), "rollout_func": rollout}
+    return trainers.make_trainer(Watched, model, output, functions, **data, **defaults, **settings)
 
 
 def train(trainer: Watched) -> dict[str, Any]:

@@ -17,8 +17,9 @@ from accelerate.utils import DistributedType
 from datasets import Dataset
 from peft import LoraConfig
 
-from endotrl import EndogenousReward, PPOConfig, PPOTrainer
+from endotrl import EndogenousReward, PPOTrainer
 from endotrl.launch.cpu import do_without_shared_memory
+from tests.support.trainers import make_trainer
 from tests.support.worker import FixedRollouts, leave_group, what_ran
 
 
@@ -30,7 +31,7 @@ class FixedPPO(FixedRollouts, PPOTrainer):
 
 
 def main(settings: dict[str, Any]) -> None:
-    model, output_dir = settings.pop("model"), settings["output_dir"]
+    model, output_dir = settings.pop("model"), settings.pop("output_dir")
     lora, resume = settings.pop("lora", False), settings.pop("resume", None)
     sharded = "deepspeed" in settings or "fsdp" in settings
     if sharded:
@@ -41,29 +42,11 @@ def main(settings: dict[str, Any]) -> None:
             do_without_shared_memory()
         state = PartialState(cpu=True)
         state.distributed_type = DistributedType.DEEPSPEED if "deepspeed" in settings else DistributedType.MULTI_GPU
-    args = PPOConfig(
-        **{
-            "max_completion_length": 8,
-            "shuffle_dataset": False,
-            "learning_rate": 1e-2,
-            "value_learning_rate": 1e-2,
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "report_to": [],
-            "use_cpu": not sharded,
-            "accelerator_config": {"use_configured_state": sharded},
-            "bf16": False,
-            "disable_tqdm": True,
-            **settings,
-        }
-    )
-    trainer = FixedPPO(
-        model,
-        reward_funcs=EndogenousReward(model),
-        args=args,
-        train_dataset=Dataset.from_dict({"prompt": PROMPTS}),
-        peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=True) if lora else None,
-    )
+    defaults = {"shuffle_dataset": False, "learning_rate": 1e-2, "value_learning_rate": 1e-2, "logging_steps": 1}
+    defaults |= {"use_cpu": not sharded, "accelerator_config": {"use_configured_state": sharded}}
+    peft_config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=True) if lora else None
+    data = {"train_dataset": Dataset.from_dict({"prompt": PROMPTS}), "peft_config": peft_config}
+    trainer = make_trainer(FixedPPO, model, output_dir, EndogenousReward(model), **data, **{**defaults, **settings})
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model(str(Path(output_dir) / "final"))
     if trainer.accelerator.is_main_process:

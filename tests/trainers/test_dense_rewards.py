@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from endotrl import DenseGRPOTrainer, EndogenousReward, PPOTrainer
+from endotrl import EndogenousReward
 from endotrl.rewards import DenseReward, DenseScores, LengthReward
 from endotrl.sentence import RuleSegmenter
 from endotrl.sentence.tokens import token_segments
@@ -135,20 +135,10 @@ def test_scored_batch_sums_by_weight():
         mask=torch.ones(2, 2, dtype=torch.bool),
         completion_ids=[[3, 3], [3, 3]],
     )
-    assert scored.weighted_token_rewards.tolist() == [[1.5, 1.0], [0.5, 0.5]]
-    assert scored.weighted_state_values.tolist() == [[2.0, 3.0], [0.0, 0.0]]
+    assert scored.weighted(scored.token_rewards).tolist() == [[1.5, 1.0], [0.5, 0.5]]
+    assert scored.weighted(scored.state_values).tolist() == [[2.0, 3.0], [0.0, 0.0]]
     assert scored.weighted_outcomes.tolist() == [20.0, 0.0]  # only the function that is not dense
     assert scored.scorable.tolist() == [True] * 4
-
-
-def test_hook_of_trl():
-    # Open in TRL; its advantages, one a completion, are replaced here.
-    for trainer_class in (DenseGRPOTrainer, PPOTrainer):
-        with pytest.raises(TypeError, match="Mine overrides `_transform_advantages`.*`_compute_advantages` instead"):
-
-            class Mine(trainer_class):
-                def _transform_advantages(self, advantages: torch.Tensor) -> torch.Tensor:
-                    return advantages
 
 
 class TestEndogenousReward:

@@ -11,18 +11,16 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from endotrl import DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward, PPOConfig, PPOTrainer
+from endotrl import DenseGRPOTrainer, EndogenousReward, PPOTrainer
 from endotrl.rewards import ClipTokens, LengthControl
 from endotrl.trainers.value_head import critic_of
 
-from ..support.helpers import QUIET
+from ..support import trainers
 
 
-DATASET = Dataset.from_dict({"prompt": ["a b c", "d e", "f", "g h i j"] * 8})
 MESSAGE = "depend on constants that the frozen model's logits may contain"
 
 
@@ -48,29 +46,16 @@ def three_letters(text: str) -> list[tuple[int, int]]:
     return [(start, min(start + 6, len(text))) for start in range(0, len(text), 6)]
 
 
-def make(kind: str, path: str, output_dir: Path, frozen: Any, reward: dict[str, Any], **kwargs: Any) -> Any:
-    defaults = {
-        "per_device_train_batch_size": 8,
-        "num_generations": 4 if kind == "dense" else 1,
-        "max_completion_length": 8,
-        "max_steps": 2,
-        "learning_rate": 0.1,
-        "optim": "sgd",
-        **QUIET,
-    }
+def make(kind: str, path: str, output_dir: Path, frozen: Any, reward: dict[str, Any], **settings: Any) -> Any:
+    settings = {"learning_rate": 0.1, "optim": "sgd", **settings}
     if kind == "ppo":
-        defaults |= {"value_learning_rate": 0.1, "num_iterations": 2}
-    trainer_class, config_class = (DenseGRPOTrainer, DenseGRPOConfig) if kind == "dense" else (PPOTrainer, PPOConfig)
-    others = {"segmenter": three_letters} if kwargs.get("credit") == "sentence" else {}
-    second = kwargs.pop("second", False)
+        settings = {"value_learning_rate": 0.1, "num_iterations": 2, **settings}
+    if settings.get("credit") == "sentence":
+        settings["segmenter"] = three_letters
     first = EndogenousReward(frozen, AutoTokenizer.from_pretrained(path), **reward)
-    trainer = trainer_class(
-        path,
-        reward_funcs=[first, lengths] if second else first,
-        args=config_class(output_dir=str(output_dir), **{**defaults, **kwargs}),
-        train_dataset=DATASET,
-        **others,
-    )
+    rewards = [first, lengths] if settings.pop("second", False) else first
+    trainer_class = DenseGRPOTrainer if kind == "dense" else PPOTrainer
+    trainer = trainers.make_trainer(trainer_class, path, output_dir, rewards, **settings)
     if kind == "ppo" and trainer.args.critic != "none":
         head = critic_of(trainer._base_policy).head  # one that says something, as after some training
         with torch.no_grad():
@@ -237,19 +222,19 @@ def test_one_warning_where_they_do(kind, settings, reward, reason, shifted, tiny
 
 
 @pytest.mark.parametrize(
-    ("truncation", "soft_value_baseline", "message"),
+    ("truncation", "soft_value_baseline"),
     [
         # Being cut off would earn the critic's value of a state, in which soft values are that the reward has not
         # subtracted,
-        ("terminal", False, r"being cut off would earn it.*soft_value_baseline=True"),
-        ("skip", False, r"being cut off would earn it.*soft_value_baseline=True"),
+        ("terminal", False),
+        ("skip", False),
         # or cost a soft value that no value of the critic's brings back.
-        ("bootstrap", True, "Keep it in `PPOConfig` only"),
+        ("bootstrap", True),
     ],
 )
-def test_two_ends_that_do_not_meet(truncation, soft_value_baseline, message, tmp_path):
-    args = PPOConfig(
-        str(tmp_path), truncation="bootstrap", soft_value_baseline=soft_value_baseline, use_cpu=True, bf16=False
-    )
+def test_two_ends_that_do_not_meet(truncation, soft_value_baseline, tmp_path):
+    settings = {"truncation": "bootstrap", "soft_value_baseline": soft_value_baseline}
+    message = f"if, and only if, .*`truncation='{truncation}'` and `soft_value_baseline={soft_value_baseline}`"
     with pytest.raises(ValueError, match=message):
-        PPOTrainer("/nowhere", EndogenousReward("quickstart", truncation=truncation), args, DATASET)
+        reward = EndogenousReward("quickstart", truncation=truncation)
+        trainers.make_trainer(PPOTrainer, "/nowhere", tmp_path, reward, **settings)

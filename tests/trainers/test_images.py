@@ -11,23 +11,19 @@ from datasets import Dataset
 from peft import LoraConfig
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
-from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+from trl import GRPOTrainer, RLOOTrainer
 
-from endotrl import CollapseMonitor, DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward, PPOConfig, PPOTrainer
-from endotrl.rendering.policy_tokens import PolicyTokens
+from endotrl import CollapseMonitor, DenseGRPOTrainer, EndogenousReward, PPOTrainer
+from endotrl.rendering.policy import PolicyTokens
 from endotrl.scoring import FrozenScorer
 from endotrl.scoring.reference_pass import KNOWN_INPUTS
 
+from ..support import trainers
 from ..support.helpers import QUIET
 from ..support.vision import make_model, make_processor, make_tokenizer, picture, reference_log_prob, save_vision_model
 
 
-TRAINERS = {
-    GRPOTrainer: GRPOConfig,
-    RLOOTrainer: RLOOConfig,
-    DenseGRPOTrainer: DenseGRPOConfig,
-    PPOTrainer: PPOConfig,
-}
+TRAINERS = [GRPOTrainer, RLOOTrainer, DenseGRPOTrainer, PPOTrainer]
 LORA = LoraConfig(target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
 
 
@@ -81,26 +77,20 @@ def dataset(kind: str) -> Dataset:
     return Dataset.from_dict({"prompt": [question] * 8, "images": [[image] for image in pictures * 2]})
 
 
-def make_trainer(trainer: type, model: Any, reward: Any, folder: Path, kind: str, **kwargs: Any) -> Any:
-    own = {key: kwargs.pop(key) for key in ("peft_config", "processing_class", "value_model") if key in kwargs}
-    settings: dict[str, Any] = {
-        "output_dir": str(folder),
+def make_trainer(trainer: type, model: Any, reward: Any, folder: Path, kind: str, **settings: Any) -> Any:
+    defaults: dict[str, Any] = {
         "per_device_train_batch_size": 4,
         "gradient_accumulation_steps": 2,
-        "num_generations": 2,
+        "num_generations": 1 if trainer is PPOTrainer else 2,
         "max_completion_length": 5,
-        "max_steps": 2,
         "learning_rate": 1e-2,
         "temperature": 1.0,
         "logging_steps": 1,
         "beta": 0.1,
         "dataloader_pin_memory": False,
-        **QUIET,
     }
-    if trainer is PPOTrainer:
-        settings |= {"num_generations": 1}
-    args = TRAINERS[trainer](**{**settings, **kwargs})
-    return trainer(model, reward_funcs=reward, args=args, train_dataset=dataset(kind), **own)
+    data = {"train_dataset": dataset(kind)}
+    return trainers.make_trainer(trainer, model, folder, reward, **data, **{**defaults, **settings})
 
 
 def test_what_trainers_give_a_model_for_images():
@@ -116,7 +106,7 @@ def watched(path: str, reward: EndogenousReward) -> Watched:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trainer", list(TRAINERS))
+@pytest.mark.parametrize("trainer", TRAINERS)
 @pytest.mark.parametrize("placement", ["own copy", "reference model", "adapter off"])
 def test_training(trainer, placement, paths, tmp_path, monkeypatch):
     path = paths["llava"]

@@ -32,18 +32,12 @@ class TestNumGenerations:
         with pytest.raises(ValueError, match="generations used for evaluation"):
             config(tmp_path, eval_strategy="steps", eval_steps=1, per_device_eval_batch_size=3, num_generations_eval=2)
 
-    @pytest.mark.parametrize("number", [2, 4, 8])
-    def test_more(self, number, tmp_path):
-        assert config(tmp_path, num_generations=number, per_device_train_batch_size=8).num_generations == number
-
-    def test_more_must_still_divide_the_batch(self, tmp_path):
+    def test_more(self, tmp_path):
+        assert config(tmp_path, num_generations=4, per_device_train_batch_size=8).num_generations == 4
         with pytest.raises(ValueError, match="must be divisible by num_generations"):
             config(tmp_path, num_generations=3, per_device_train_batch_size=8)
-
-    @pytest.mark.parametrize("number", [0, -1])
-    def test_none(self, number, tmp_path):
         with pytest.raises(ValueError, match="at least 1 completion"):
-            config(tmp_path, num_generations=number)
+            config(tmp_path, num_generations=0)
 
     def test_grpo_still_refuses_one(self, tmp_path):
         with pytest.raises(ValueError, match="at least 2 generations"):

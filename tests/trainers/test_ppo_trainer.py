@@ -18,46 +18,33 @@ from peft import LoraConfig
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig
 
-from endotrl import EndogenousReward, PPOConfig, PPOTrainer
+from endotrl import EndogenousReward, PPOTrainer
 from endotrl.rewards import DenseScores
 from endotrl.trainers.value_head import CRITIC_FILE, critic_of, is_critic
 
-from ..support.helpers import QUIET, assert_same_to_the_bit, weights
+from ..support import trainers
+from ..support.helpers import assert_same_to_the_bit, weights
+from ..support.trainers import PROMPTS
 
 
 EOS = 2
-PLAIN = Dataset.from_dict({"prompt": ["a b c", "d e", "f", "g h i j"] * 8})
-CONVERSATIONAL = Dataset.from_dict({"prompt": [[{"role": "user", "content": text}] for text in PLAIN["prompt"]]})
+CONVERSATIONAL = Dataset.from_dict({"prompt": [[{"role": "user", "content": text}] for text in PROMPTS["prompt"]]})
 
 
 def lora() -> LoraConfig:
     return LoraConfig(r=4, lora_alpha=16, target_modules=["q_proj", "v_proj", "down_proj"], task_type="CAUSAL_LM")
 
 
-def make_args(output_dir: Path, **kwargs: Any) -> PPOConfig:
-    defaults = {
-        "per_device_train_batch_size": 8,
-        "per_device_eval_batch_size": 8,
-        "max_completion_length": 8,
-        "max_steps": 4,
-        "learning_rate": 1e-2,
-        "value_learning_rate": 1e-2,
-        "gradient_checkpointing": False,
-        "logging_steps": 1,
-        **QUIET,
-    }
-    return PPOConfig(output_dir=str(output_dir), **{**defaults, **kwargs})
-
-
 def make_trainer(
-    path: Any, output_dir: Path, reward: Any = None, dataset: Dataset = PLAIN, **kwargs: Any
+    path: Any, output_dir: Path, reward: Any = None, dataset: Any = PROMPTS, **settings: Any
 ) -> PPOTrainer:
-    names = ("value_model", "peft_config", "eval_dataset", "optimizers")
-    others = {name: kwargs.pop(name) for name in names if name in kwargs}
+    defaults = {"max_steps": 4, "learning_rate": 1e-2, "value_learning_rate": 1e-2, "logging_steps": 1}
     reward = EndogenousReward(path) if reward is None else reward
-    return PPOTrainer(path, reward_funcs=reward, args=make_args(output_dir, **kwargs), train_dataset=dataset, **others)
+    return trainers.make_trainer(
+        PPOTrainer, path, output_dir, reward, train_dataset=dataset, **{**defaults, **settings}
+    )
 
 
 @pytest.fixture
@@ -550,7 +537,7 @@ class TestCheckpoints:
 
     def test_best_model(self, make):
         trainer = make(
-            eval_dataset=PLAIN.select(range(8)),
+            eval_dataset=PROMPTS.select(range(8)),
             eval_strategy="steps",
             eval_steps=1,
             save_strategy="steps",
@@ -586,7 +573,7 @@ class TestCheckpoints:
 
 
 class TestSettings:
-    @pytest.mark.parametrize("dataset", [PLAIN, CONVERSATIONAL], ids=["text", "messages"])
+    @pytest.mark.parametrize("dataset", [PROMPTS, CONVERSATIONAL], ids=["text", "messages"])
     @pytest.mark.parametrize("num_generations", [1, 2])
     def test_trains(self, dataset, num_generations, tiny_policy_path, make):
         reward = EndogenousReward(tiny_policy_path)
@@ -676,64 +663,6 @@ class TestSettings:
         assert output["advantages"].abs().max() < 1e-5
         assert output["value_targets"].abs().max() < 1e-5
 
-
-class TestNextTRL:
-    """Changes that are open in TRL: see `TestOpenChanges` in `tests/test_contract.py`."""
-
-    @pytest.mark.parametrize("critic", ["value_head", "value_model"])
-    def test_padding_free_passes(self, critic, monkeypatch, make):
-        trainer = make(critic=critic, whiten_advantages=False)
-        set_head(trainer)
-        output = rollout(trainer)
-        names = ("advantages", "old_values", "value_targets", "ref_per_token_logps", "old_per_token_logps")
-        expected = {name: output[name] for name in names}
-        loss = trainer._compute_loss(trainer.model, output)
-        loss.backward()
-        gradients = {name: p.grad.clone() for name, p in trainer.model.named_parameters()}
-        trainer.model.zero_grad()
-
-        padded = GRPOTrainer._get_per_token_logps_and_entropies
-
-        def without_padding(
-            self: Any,
-            model: Any,
-            input_ids: Tensor,
-            attention_mask: Tensor,
-            logits_to_keep: int,
-            batch_size: int | None = None,
-            **kwargs: Any,
-        ) -> Any:
-            rows = []
-            for start in range(0, len(input_ids), 4):
-                chunk = slice(start, start + 4)
-                mask = attention_mask[chunk].bool()
-                labels = input_ids[chunk].clone()
-                labels[:, 0] = -100  # of the padding or of the row before
-                labels[mask.cumsum(dim=1) == 1] = -100
-                outputs = model(
-                    input_ids=input_ids[chunk][mask][None],
-                    position_ids=(mask.cumsum(dim=1) - 1)[mask][None],
-                    labels=labels[mask][None],
-                    fused_lm_head=True,
-                )
-                for packed in (outputs.log_probs, outputs.entropy):
-                    shifted = torch.cat([packed.new_zeros(1, 1), packed], dim=1)[0]
-                    rows.append(shifted.new_zeros(mask.shape).masked_scatter(mask, shifted)[:, -logits_to_keep:])
-            return torch.cat(rows[::2]), torch.cat(rows[1::2]), None
-
-        monkeypatch.setattr(
-            GRPOTrainer, "_get_per_token_logps_and_entropies", functools.wraps(padded)(without_padding)
-        )
-        found, log_probs = trainer._values_and_log_probs(output)
-        mask = output["value_mask"]
-        torch.testing.assert_close(found[:, :-1][mask], expected["old_values"][mask], atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(log_probs[mask], expected["old_per_token_logps"][mask], atol=1e-5, rtol=1e-4)
-        again = trainer._compute_loss(trainer.model, output)
-        torch.testing.assert_close(again, loss, atol=1e-5, rtol=1e-4)
-        again.backward()
-        for name, parameter in trainer.model.named_parameters():
-            torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-4, rtol=1e-3, msg=name)
-
     def test_batches_without_old_log_probs(self, tiny_policy_path, make):
         # TRL leaves them out where it does not need them; the KL of the reward does.
         trainer = make(num_iterations=1, whiten_advantages=False, beta=0.5)
@@ -768,7 +697,7 @@ class TestErrors:
     def test_other_config(self, tmp_path):
         args = GRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to=[])
         with pytest.raises(TypeError, match="needs a `PPOConfig`"):
-            PPOTrainer("/nowhere", reward_funcs=Lengths(), args=args, train_dataset=PLAIN)
+            PPOTrainer("/nowhere", reward_funcs=Lengths(), args=args, train_dataset=PROMPTS)
 
     def test_policy_as_its_own_value_model(self, tiny_policy_path, tmp_path):
         model = AutoModelForCausalLM.from_pretrained(tiny_policy_path)

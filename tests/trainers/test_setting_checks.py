@@ -12,14 +12,13 @@ from torch import Tensor
 from transformers import TrainingArguments
 from trl import GRPOConfig
 
-from endotrl import DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward, PPOConfig, PPOTrainer
+from endotrl import DenseGRPOTrainer, EndogenousReward, PPOTrainer
 from endotrl.trainers.value_head import critic_of
 
-from ..support.helpers import QUIET
+from ..support import trainers
 
 
-PROMPTS = Dataset.from_dict({"prompt": ["a b c", "d e", "f", "g h i j"] * 8})
-TRAINERS = {"dense": (DenseGRPOTrainer, DenseGRPOConfig), "ppo": (PPOTrainer, PPOConfig)}
+TRAINERS = {"dense": DenseGRPOTrainer, "ppo": PPOTrainer}
 
 # For each setting that `GRPOConfig` adds to transformers', a value that is not its default, with what it may need.
 FINE: dict[str, dict[str, Any]] = {
@@ -126,19 +125,8 @@ def every_second(completion_ids: list[list[int]], **kwargs: Any) -> list[list[fl
     return [[float(h % 2) for h in range(len(ids))] for ids in completion_ids]
 
 
-def make_trainer(kind: str, path: str, output_dir: Path, reward: Any, **kwargs: Any) -> Any:
-    trainer_class, config_class = TRAINERS[kind]
-    defaults = {
-        "per_device_train_batch_size": 8,
-        "max_completion_length": 8,
-        "max_steps": 2,
-        "num_generations": 4 if kind == "dense" else 1,
-        "gradient_checkpointing": False,
-        **QUIET,
-    }
-    others = {name: kwargs.pop(name) for name in ("train_dataset", "eval_dataset") if name in kwargs}
-    args = config_class(output_dir=str(output_dir), **{**defaults, **kwargs})
-    return trainer_class(path, reward_funcs=reward, args=args, **{"train_dataset": PROMPTS, **others})
+def make_trainer(kind: str, path: str, output_dir: Path, reward: Any, **settings: Any) -> Any:
+    return trainers.make_trainer(TRAINERS[kind], path, output_dir, reward, **settings)
 
 
 def test_all_settings_are_decided_on():

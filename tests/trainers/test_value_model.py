@@ -4,90 +4,45 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-import trl
-from datasets import Dataset, Features, Image, Value
+from datasets import Dataset
 from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
 from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
-    AutoTokenizer,
-    CLIPVisionConfig,
     LlamaConfig,
     LlamaForCausalLM,
-    LlavaNextConfig,
-    LlavaNextForConditionalGeneration,
-    LlavaNextImageProcessor,
-    LlavaNextProcessor,
 )
 
-from endotrl import PPOConfig, PPOTrainer
+from endotrl import PPOTrainer
 from endotrl.trainers.value_head import critic_of
 
-from ..support.helpers import QUIET
+from ..support import trainers
+from ..support.trainers import PROMPTS
+from ..support.vision import picture, save_vision_model
 
 
-PROMPTS = Dataset.from_dict({"prompt": ["a b c", "d e", "f", "g h i j"] * 8})
-PIXELS = [np.random.default_rng(i).integers(0, 255, (40, 48, 3), dtype=np.uint8) for i in range(4)]
-MESSAGE = [{"role": Value("string"), "content": Value("string")}]
 IMAGES = Dataset.from_dict(
-    {"prompt": [[{"role": "user", "content": "What is it?"}]] * 4, "image": PIXELS},
-    features=Features(prompt=MESSAGE, image=Image()),
+    {"prompt": [[{"role": "user", "content": "What is it?"}]] * 4, "image": [picture(seed) for seed in range(4)]}
 )
 
 
 @pytest.fixture(scope="module")
 def tiny_vlm_path(tiny_model_path, tmp_path_factory):
-    """Checkpoint of a random LLaVA-NeXT of two layers, with its processor."""
-    path = str(tmp_path_factory.mktemp("models") / "tiny-vlm")
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model_path)
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    tokenizer.image_token = "<image>"
-    template = (Path(trl.__file__).parent / "chat_templates" / "llava_next.jinja").read_text()
-    pins = [[56, 112], [112, 56]]
-    small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
-    torch.manual_seed(0)
-    LlavaNextForConditionalGeneration(
-        LlavaNextConfig(
-            text_config=LlamaConfig(vocab_size=len(tokenizer), **small),
-            vision_config=CLIPVisionConfig(image_size=56, patch_size=14, projection_dim=16, **small),
-            image_grid_pinpoints=pins,
-            image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        )
-    ).save_pretrained(path)
-    LlavaNextProcessor(
-        image_processor=LlavaNextImageProcessor(
-            size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}, image_grid_pinpoints=pins
-        ),
-        tokenizer=tokenizer,
-        chat_template=template,
-        patch_size=14,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-    ).save_pretrained(path)
-    return path
+    return save_vision_model("llava_next", tiny_model_path, tmp_path_factory.mktemp("tiny-vlm"))
 
 
 def length(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
     return [float(len(ids)) for ids in completion_ids]
 
 
-def make_trainer(path: str, output_dir: Path, dataset: Dataset = PROMPTS, **kwargs: Any) -> PPOTrainer:
-    defaults = {
-        "per_device_train_batch_size": 4,
-        "max_completion_length": 4,
-        "max_steps": 1,
-        "num_iterations": 1,
-        "learning_rate": 1e-2,
-        "value_learning_rate": 1e-2,
-        "gradient_checkpointing": False,
-        **QUIET,
-    }
-    others = {name: kwargs.pop(name) for name in ("value_model", "peft_config") if name in kwargs}
-    args = PPOConfig(output_dir=str(output_dir), **{**defaults, **kwargs})
-    return PPOTrainer(path, reward_funcs=length, args=args, train_dataset=dataset, **others)
+def make_trainer(path: str, output_dir: Path, dataset: Dataset = PROMPTS, **settings: Any) -> PPOTrainer:
+    small = {"per_device_train_batch_size": 4, "max_completion_length": 4, "max_steps": 1, "num_iterations": 1}
+    rates = {"learning_rate": 1e-2, "value_learning_rate": 1e-2}
+    return trainers.make_trainer(
+        PPOTrainer, path, output_dir, length, train_dataset=dataset, **{**small, **rates, **settings}
+    )
 
 
 def rollout(trainer: PPOTrainer) -> dict[str, Any]:
@@ -100,7 +55,7 @@ class TestImages:
         trainer = make_trainer(tiny_vlm_path, tmp_path, IMAGES, critic="value_model")
         critic = critic_of(trainer._base_policy)
         with torch.no_grad():
-            critic.head.weight.copy_(torch.randn(16, generator=torch.Generator().manual_seed(0)))
+            critic.head.weight.copy_(torch.randn(32, generator=torch.Generator().manual_seed(0)))
         output = rollout(trainer)
         names = ("pixel_values", "image_sizes", "num_images")
         found, _ = trainer._values_and_log_probs(output)

@@ -22,7 +22,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 API_KEY = "ENDOTRL_API_KEY"
-# Answers of a server, or of the balancer before it, that is starting, stopping or has too much to do.
+# Answers of a server, or of a balancer, that is starting, stopping or has too much to do.
 BUSY = (408, 425, 429, 502, 503, 504)
 FIRST_CONTACT = 20.0  # seconds of patience with servers that have never answered: the address may be wrong
 BROKEN_ANSWERS = 8  # times that a text is sent again after an error of the server or half an answer
@@ -131,8 +131,8 @@ class Client:
             response = self._http.request("GET" if body is None else "POST", f"{server.root}{path}", json=body)
         except httpx.RequestError as error:
             raise _Unreachable(f"{type(error).__name__}: {error}") from error
-        status, said = response.status_code, f"HTTP {response.status_code}, {response.text[:300]}"
-        said = said.replace(self._key, "***") if self._key else said
+        status, text = response.status_code, response.text[:300]
+        said = f"HTTP {status}, {text.replace(self._key, '***') if self._key else text}"
         if status in BUSY:
             pause = response.headers.get("Retry-After", "")
             raise _Unreachable(said, float(pause) if pause.isdigit() else 0.0)
@@ -191,11 +191,9 @@ class Client:
     def _next(self, stop: threading.Event) -> Server:
         """The server whose turn it is, of those that do not rest."""
         while not stop.is_set():
-            self._turn += 1
+            self._turn, now = self._turn + 1, time.monotonic()
             order = [self.servers[(self._turn + i) % len(self.servers)] for i in range(len(self.servers))]
-            now = time.monotonic()
-            ready = next((server for server in order if server.again_at <= now), None)
-            if ready is not None:
-                return ready
+            if ready := [server for server in order if server.again_at <= now]:
+                return ready[0]
             stop.wait(max(0.01, min(server.again_at for server in order) - now))
         raise InterruptedError("Scoring was interrupted.")

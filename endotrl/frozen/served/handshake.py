@@ -56,59 +56,37 @@ class Handshake:
         body = protocol.request(self.card.name, text, tops=tops)
         return protocol.read(self._client.ask(self._server, protocol.path, body))
 
-    def find_protocol(self, ids: Sequence[int]) -> ScoreProtocol:
-        """How the server gives log-probabilities of what it is given: a text, or some ids if it reads no text."""
+    def find_protocol(self) -> ScoreProtocol:
+        """How the server gives log-probabilities of a text that it is given."""
         reasons = []
-        for given in (COUNTING, ids):
-            for protocol in PROTOCOLS:
-                try:
-                    answer = self.ask(protocol, given)
-                except Broken:
-                    raise
-                except (ServerError, ValueError) as error:
-                    reasons.append(f"{protocol.name}: {error}")
-                    continue
-                if len(answer.log_probs) > 1:
-                    return protocol
-                reasons.append(f"{protocol.name}: it tells of one token only")
+        for protocol in PROTOCOLS:
+            try:
+                answer = self.ask(protocol, COUNTING)
+            except Broken:
+                raise
+            except (ServerError, ValueError) as error:
+                reasons.append(f"{protocol.name}: {error}")
+                continue
+            if len(answer.log_probs) > 1:
+                return protocol
+            reasons.append(f"{protocol.name}: it tells of one token only")
         raise ServerError(
-            f"The server {self._server.root} gives no log-probabilities of the tokens that it is given (llama.cpp's "
-            "has those of generated tokens only), so that nothing can be scored with it. Tried: "
-            f"{'; '.join(reasons)}."
+            f"The server {self._server.root} gives no log-probabilities of the tokens that it is given, so that "
+            f"nothing can be scored with it. Tried: {'; '.join(reasons)}."
         )
 
     def check_tokenizer(self, protocol: ScoreProtocol, tokenizer: PreTrainedTokenizerBase) -> None:
-        """The server must read text as the same tokens, BOS included; if it reads ids only, as the same texts."""
+        """The server must read text as the same tokens, BOS included."""
         text = f"{SENTENCE} {tokenizer.eos_token or ''}"
         ours = list(tokenizer(text)["input_ids"])
-        try:
-            answer = self.ask(protocol, text)
-        except Broken:
-            raise
-        except ValueError as error:
-            answer = self.ask(protocol, ours)
-            # Words and numbers, which all servers write alike.
-            pairs = [
-                (text, token_id)
-                for text, token_id in zip(answer.texts or [], ours, strict=False)
-                if text and (here := tokenizer.decode([token_id]).strip()).isalnum() and here.isascii()
-            ]
-            if not pairs:
-                raise ServerError(
-                    f"The server {self._server.root} neither reads text nor says what tokens stand for, so that its "
-                    f"tokenizer cannot be compared: {error}"
-                ) from error
-            same = all(_same_text(text, tokenizer, token_id) for text, token_id in pairs)
-            where = None if same else "what the same ids stand for"
-        else:
-            where = None if len(answer.log_probs) == len(ours) else "their number"
-            where = where or other_token(answer, ours, tokenizer)
+        answer = self.ask(protocol, text)
+        same_number = len(answer.log_probs) == len(ours)
+        where = other_token(answer, ours, tokenizer) if same_number else "their number"
         if where is not None:
             raise ServerError(
                 f"The server {self._server.root} and the tokenizer {tokenizer.name_or_path!r} read a text as "
-                f"different tokens: {len(answer.log_probs)} there and {len(ours)} here, and they differ in {where}. "
-                f"Pass the tokenizer of the model {self.card.name!r} (loaded from {self.card.loaded_from!r}) as "
-                "`processing_class`."
+                f"different tokens, {len(answer.log_probs)} there and {len(ours)} here: they differ in {where}. Pass "
+                f"the tokenizer of {self.card.name!r} ({self.card.loaded_from!r}) as `processing_class`."
             )
 
     def check_log_probs(self, protocol: ScoreProtocol, ids: Sequence[int], vocab_size: int) -> bool:
@@ -152,10 +130,9 @@ def other_token(answer: Answer, ids: Sequence[int], tokenizer: PreTrainedTokeniz
     for place, (told, token_id) in enumerate(zip(answer.token_ids, ids, strict=True)):
         if told is not None and told != token_id:
             return f"token {place}, which is {told} there and {token_id} here"
-        if answer.texts is not None and all(token is None for token in answer.token_ids):
-            text = answer.texts[place]
-            if not _same_text(text, tokenizer, token_id):
-                return f"token {place}, which is {text!r} there and {tokenizer.decode([token_id])!r} here"
+        text = None if answer.texts is None else answer.texts[place]
+        if text is not None and not _same_text(text, tokenizer, token_id):
+            return f"token {place}, which is {text!r} there and {tokenizer.decode([token_id])!r} here"
     return None
 
 

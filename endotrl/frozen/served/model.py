@@ -33,6 +33,9 @@ class Connection(NamedTuple):
     probe: list[float | None]
 
 
+DISCONNECTED = dict.fromkeys(("_client", "_process", "_tokenizer", "_card", "_connection"))
+
+
 class ServedModel:
     """
     A frozen model behind one or several servers, which give log-probabilities of given tokens: vLLM, SGLang, or any
@@ -71,6 +74,12 @@ class ServedModel:
     ```
     """
 
+    _client: Client | None
+    _process: int | None
+    _tokenizer: PreTrainedTokenizerBase | None
+    _card: Card | None
+    _connection: Connection | None
+
     def __init__(
         self,
         url: str | Sequence[str],
@@ -92,19 +101,11 @@ class ServedModel:
         self.asynchronous = asynchronous
         self.recorder: ReferenceRecorder | None = None
         self._settings = {"concurrency": concurrency, "timeout": timeout, "patience": patience}
-        self._forget()
-
-    def _forget(self) -> None:
-        self._client: Client | None = None
-        self._process: int | None = None
-        self._tokenizer: PreTrainedTokenizerBase | None = None
-        self._card: Card | None = None
-        self._connection: Connection | None = None
+        vars(self).update(DISCONNECTED)
 
     def __getstate__(self) -> dict[str, Any]:
         """No connection is pickled, and so no key."""
-        connection = ("_client", "_process", "_tokenizer", "_card", "_connection")
-        return {**self.__dict__, **dict.fromkeys(connection)}
+        return {**self.__dict__, **DISCONNECTED}
 
     def __repr__(self) -> str:
         return f"ServedModel({self.description})"
@@ -135,8 +136,7 @@ class ServedModel:
         with exclusive(self):
             if self._tokenizer is tokenizer:
                 return
-            self._forget()
-            self._tokenizer = tokenizer
+            vars(self).update(DISCONNECTED, _tokenizer=tokenizer)
             try:
                 self._http.map(lambda server, _: None, [None], done=lambda: None)
             except BaseException:
@@ -146,21 +146,19 @@ class ServedModel:
     @property
     def config(self) -> PretrainedConfig:
         """What is known of the model's configuration: its vocabulary, which is the tokenizer's, and its context."""
-        tokenizer = self._require_tokenizer()
+        assert self._tokenizer is not None  # connected
         return PretrainedConfig(
-            vocab_size=len(tokenizer),
+            vocab_size=len(self._tokenizer),
             max_position_embeddings=self.card.max_length,
-            name_or_path=tokenizer.name_or_path,
+            name_or_path=self._tokenizer.name_or_path,
         )
 
     @property
     def eos_token_ids(self) -> list[int]:
         """Tokens that end a response, beside the tokenizer's own: of the generation config beside the tokenizer."""
-        name = self._require_tokenizer().name_or_path
-        if not name:
-            return []
+        assert self._tokenizer is not None  # connected
         try:
-            return eos_token_ids(GenerationConfig.from_pretrained(name))
+            return eos_token_ids(GenerationConfig.from_pretrained(self._tokenizer.name_or_path))
         except OSError:  # there is none
             return []
 
@@ -180,11 +178,6 @@ class ServedModel:
         if self._client is None or self._process != os.getpid():  # a fork must not share connections
             self._client, self._process = Client(self.roots, self._greet, **self._settings), os.getpid()  # type: ignore[arg-type]
         return self._client
-
-    def _require_tokenizer(self) -> PreTrainedTokenizerBase:
-        if self._tokenizer is None:
-            raise RuntimeError("The servers are not connected to. Call `connect` first.")
-        return self._tokenizer
 
     def _greet(self, client: Client, server: Server) -> None:
         """The handshake with one server. Later ones, and those that come back, only repeat the probe of the first."""
@@ -209,7 +202,7 @@ class ServedModel:
                     f"of a probe differ by {difference:.3g} nats per token."
                 )
             return
-        protocol = handshake.find_protocol(ids)
+        protocol = handshake.find_protocol()
         handshake.check_tokenizer(protocol, tokenizer)
         if not handshake.check_log_probs(protocol, ids, len(tokenizer)):
             logger.warning(
@@ -222,7 +215,7 @@ class ServedModel:
 
     def _score(self, server: Server, item: tuple[int, Sequence[int], int]) -> list[float]:
         number, ids, start = item
-        assert self._connection is not None
+        assert self._connection is not None and self._tokenizer is not None
         protocol = self._connection.protocol
         first = start - 1 if protocol.starts_late else 0
         try:
@@ -234,7 +227,7 @@ class ServedModel:
         answer = protocol.read(body)
         if len(answer.log_probs) != len(ids) - first:
             raise BadAnswer(f"{len(answer.log_probs)} log-probabilities for {len(ids) - first} tokens")
-        where = other_token(answer, ids[first:], self._require_tokenizer())
+        where = other_token(answer, ids[first:], self._tokenizer)
         if where is not None:
             raise ServerError(f"The server {server.root} answers for other tokens than it was given: {where}.")
         values = [math.nan if value is None else value for value in answer.log_probs[start - first :]]

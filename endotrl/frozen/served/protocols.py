@@ -16,7 +16,7 @@ class Answer(NamedTuple):
 
     log_probs: list[float | None]  # of each token after those before it, in nats; `None` for the first
     token_ids: list[int | None]  # as the server has read them, where it says so
-    texts: list[str] | None  # of the tokens, where the server says so
+    texts: list[str] | None  # of the tokens, from a server that tells no ids
     tops: list[list[float]]  # the highest log-probabilities at each token's place, if they were asked for
 
 
@@ -63,7 +63,7 @@ class VLLM(ScoreProtocol):
                 raise BadAnswer("`prompt_token_ids` and `prompt_logprobs` are of different tokens")
             ids = list(told)
         tops = [[_number(item) for item in (entry or {}).values()] for entry in entries]
-        return Answer(log_probs, ids, [str(item.get("decoded_token", "")) for _, item in own], tops)
+        return Answer(log_probs, ids, None, tops)
 
 
 class SGLang(ScoreProtocol):

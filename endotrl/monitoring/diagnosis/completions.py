@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
+from ...rendering.messages import texts_of
 from ..batch_statistics import ValuesSeen, distinct_completions, group_correlation, repetition
 
 
@@ -45,7 +46,9 @@ def _entry(path: Path, columns: dict[str, list[Any]], seen: ValuesSeen) -> dict[
     if missing or not columns["step"]:
         lack = f"no column {', '.join(sorted(missing))}" if missing else "no rows"
         raise ValueError(f"{path} is none of TRL's tables of completions: it has {lack}.")
-    words = [_text(completion).split() for completion in columns["completion"]]
+    written = columns["completion"]  # TRL writes text, or messages
+    texts = [c if isinstance(c, str) else "\n".join(t for m in c or [] for t in texts_of(m)) for c in written]
+    words = [text.split() for text in texts]
     repeated = [value for value in map(repetition, words) if value is not None]
     entry = {
         "step": float(columns["step"][-1]),
@@ -81,10 +84,3 @@ def _entry(path: Path, columns: dict[str, list[Any]], seen: ValuesSeen) -> dict[
     if correlation is not None:
         entry["collapse/length_correlation"] = correlation.rho
     return entry
-
-
-def _text(completion: Any) -> str:
-    """A completion as text: TRL writes text, or messages."""
-    if isinstance(completion, str):
-        return completion
-    return "\n".join(str(message.get("content") or "") for message in completion or [])

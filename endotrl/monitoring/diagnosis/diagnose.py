@@ -10,9 +10,8 @@ from typing import Any, Literal
 import numpy as np
 
 from ..detector import ENTROPY_KEYS, HELD_OUT, REWARD_KEYS
-from .run_logs import Run, read_run
+from .run_logs import Run, read_run, trend
 from .symptoms import CLIPPED, ENOUGH, ZERO_STD, Finding, all_findings, progress_key
-from .trends import trend
 
 
 Status = Literal["failure", "warning", "unclear", "healthy"]
@@ -117,22 +116,18 @@ def rewards_without_weight(run: Run) -> list[str]:
     if len(keys) < 2 or len(table) < len(keys) + 2:
         return []
     total, parts = table[:, 0], table[:, 1:]
+    alone = np.array([np.allclose(total, part, rtol=1e-5, atol=1e-8) for part in parts.T])
+    unweighted = ~alone  # one function is the reward, however closely others follow it
+    if alone.sum() != 1:
+        used = parts.any(axis=0)  # what is 0 throughout has no weight that matters
+        weights = np.zeros(len(keys))
+        weights[used], _, rank, _ = np.linalg.lstsq(parts[:, used], total, rcond=1e-8)
+        least = 1e-3 * (total.std() + 1e-9 * np.abs(total).max())
+        if rank < used.sum() or np.abs(total - parts @ weights).max() > least:
+            return []
+        unweighted = (np.abs(weights) < 1e-3) & (np.abs(weights) * parts.std(axis=0) < least)
     bounded = (parts.min(axis=0) >= 0) & (parts.max(axis=0) <= 1)
-    alone = [np.allclose(total, part, rtol=1e-5, atol=1e-8) for part in parts.T]
-    if sum(alone) == 1:  # one function is the reward, however closely others follow it
-        return [key[8:-5] for key, is_all, fits in zip(keys, alone, bounded, strict=True) if fits and not is_all]
-    spread = parts.std(axis=0)
-    varies = spread > 1e-9 * (1 + np.abs(parts).max(axis=0))
-    changes = parts[:, varies] - parts[:, varies].mean(axis=0)
-    weights = np.zeros(len(keys))
-    weights[varies], _, rank, _ = np.linalg.lstsq(changes, total - total.mean(), rcond=1e-8)
-    scale = total.std() + 1e-9 * np.abs(total).max()
-    left = total - parts @ weights
-    # What never varies has no weight if nothing is missing without it.
-    if rank < varies.sum() or left.std() > 1e-3 * scale or (not varies.all() and abs(left.mean()) > 1e-3 * scale):
-        return []
-    none = np.abs(weights) * np.where(varies, spread, 0.0) < 1e-3 * scale
-    return [key[8:-5] for key, held in zip(keys, none & bounded & (np.abs(weights) < 1e-3), strict=True) if held]
+    return [key[8:-5] for key, held_out in zip(keys, unweighted & bounded, strict=True) if held_out]
 
 
 def _verdict(run: Run, findings: Sequence[Finding], has_held_out: bool) -> tuple[Status, str]:

@@ -20,20 +20,8 @@ if TYPE_CHECKING:
 MARKS = {"failure": "✗", "warning": "!", "note": "·"}
 STYLES = {"failure": "bold red", "warning": "bold yellow", "unclear": "bold", "healthy": "bold green", "note": "dim"}
 # Numbers that runs are compared by.
-COMPARED = (
-    *REWARD_KEYS,
-    "loss",
-    "kl",
-    *ENTROPY_KEYS,
-    "grad_norm",
-    "learning_rate",
-    "completions/mean_length",
-    CLIPPED,
-    ZERO_STD,
-    "mean_token_accuracy",
-    "eval_loss",
-    "eval_reward",
-)
+COMPARED = [*REWARD_KEYS, "loss", "kl", *ENTROPY_KEYS, "grad_norm", "learning_rate", "completions/mean_length"]
+COMPARED += [CLIPPED, ZERO_STD, "mean_token_accuracy", "eval_loss", "eval_reward"]
 
 
 def report_page(diagnoses: Sequence[Diagnosis]) -> str:
@@ -119,7 +107,7 @@ def _source(diagnosis: Diagnosis) -> str:
 
 def _compared(diagnoses: Sequence[Diagnosis]) -> list[str]:
     extra = sorted({key for d in diagnoses for e in d.run.steps for key in e if key.startswith("rewards/")})
-    return [key for key in (*COMPARED, *extra) if any(d.run.series(key) for d in diagnoses)]
+    return [key for key in [*COMPARED, *extra] if any(d.run.series(key) for d in diagnoses)]
 
 
 def _ends(run: Run, key: str) -> str | None:

@@ -10,10 +10,12 @@ What is read becomes entries as in `trainer.state.log_history`: `reward`, not W&
 import gzip
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, NamedTuple
 
 from ...runs.checkpoints import checkpoints
 from .wandb_file import read_wandb_file
@@ -61,6 +63,30 @@ class Run:
     def values(self, *keys: str) -> list[float]:
         """Finite values of the first of these numbers that was logged."""
         return [value for _, value in self.series(*keys) if math.isfinite(value)]
+
+
+class Trend(NamedTuple):
+    """Means of the first eighth (at least 3 entries) and of the last third, and their difference over its noise."""
+
+    first: float
+    last: float
+    z: float
+
+
+def tail(values: Sequence[float], part: int = 3) -> Sequence[float]:
+    """The last entries: of `part` equal parts the last one, and at least three."""
+    return values[-max(3, len(values) // part) :]
+
+
+def trend(values: Sequence[float]) -> Trend:
+    """The change of a series from its beginning to its end; `z` is in standard errors of that difference."""
+    head, end = values[: max(3, len(values) // 8)], tail(values)
+    # From the differences of neighbours, which a trend does not inflate.
+    steps = [abs(b - a) for a, b in pairwise(values)]
+    noise = fmean(steps) * math.sqrt(math.pi) / 2 if steps else 0.0
+    error = noise * math.sqrt(1 / len(head) + 1 / len(end))
+    first, last = fmean(head), fmean(end)
+    return Trend(first, last, (last - first) / (error + 1e-9 + 1e-6 * abs(first)))
 
 
 def read_run(path: str | Path) -> Run:

@@ -9,15 +9,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
+from statistics import correlation
 from statistics import fmean as mean
 from statistics import median_high as median
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
+
+from safetensors import safe_open
 
 from ..collapse_thresholds import ENTROPY_RATIO, LENGTH_CORRELATION, WARMUP, CollapseThresholds
 from ..detector import ENTROPY_KEYS, HELD_OUT, REWARD_KEYS, Detector
-from .run_logs import Run
-from .trends import correlation, tail, trend
-from .weight_changes import unchanged
+from .run_logs import Run, tail, trend
 
 
 Level = Literal["failure", "warning", "note"]
@@ -190,6 +192,36 @@ def _unchanged_weights(run: Run) -> Iterator[Finding]:
     yield Finding("unchanged_weights", "failure", says, f"{evidence}.", change, IS_TRAINABLE, ["kl", "grad_norm"])
 
 
+def unchanged(checkpoints: Sequence[Path]) -> str | None:
+    """A sentence if the checkpoints of a run show that nothing was trained; `None` if they do not."""
+    if not checkpoints:
+        return None
+    first, last = _tensors(checkpoints[0]), _tensors(checkpoints[-1])
+    if len(checkpoints) > 1 and first and first.keys() == last.keys():
+        # Until the first difference: adapters before what may be frozen, and embeddings last.
+        names = sorted(first, key=lambda name: ("lora" not in name, "embed" in name, name))
+        if all(_read(first, name).equal(_read(last, name)) for name in names):
+            return f"The weights of {checkpoints[0].name} and {checkpoints[-1].name} are equal to the bit"
+    matrices = [name for name in last if "lora_B" in name]
+    if matrices and not any(_read(last, name).count_nonzero() for name in matrices):  # as PEFT makes an adapter
+        return f"The adapter in {checkpoints[-1].name} is as it was made: all its LoRA B matrices are zero"
+    return None
+
+
+def _tensors(folder: Path) -> dict[str, Path]:
+    """Files of the tensors in a folder, by their names."""
+    found = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as opened:
+            found.update(dict.fromkeys(opened.keys(), file))
+    return found
+
+
+def _read(files: dict[str, Path], name: str) -> Any:
+    with safe_open(files[name], "pt") as opened:
+        return opened.get_tensor(name)
+
+
 def _entropy(run: Run) -> Iterator[Finding]:
     values = run.values(*ENTROPY_KEYS)
     if len(values) < ENOUGH:
@@ -248,9 +280,11 @@ def _reward_is_length(run: Run) -> Iterator[Finding]:
         ]
         changes = [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(pairs)]
         # Within groups it is a correlation with words where only the completions are there, which is less.
-        if len(changes) < 2 * ENOUGH or (within and abs(found) < 0.3):
+        of_reward, of_length = ([change[i] for change in changes] for i in (0, 1))
+        constant = len({*of_reward}) < 2 or len({*of_length}) < 2
+        if len(changes) < 2 * ENOUGH or constant or (within and abs(found) < 0.3):
             return
-        found = correlation(*zip(*changes, strict=True))
+        found = correlation(of_reward, of_length)
         evidence = f"From step to step, changes of the reward and of the length have a correlation of {found:+.2f}."
         if abs(found) <= LENGTH_CORRELATION:
             return
