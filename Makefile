@@ -32,9 +32,9 @@ BENCH_ARGS ?=
 GPU_VENV := .venv-gpu
 GPU_ARGS ?=
 GPU_PYTHON_VERSION ?= 3.12
-# What a machine with a GPU brings itself, and what the benchmark does not need. huggingface_hub is one that transformers
-# since 5.5 and datasets both accept: transformers checks it when it is imported.
-GPU_OWN := torch|triton|nvidia-.*|transformers|tokenizers|safetensors|huggingface.hub|numpy|deepspeed|wandb|pytest.*|mypy.*|ruff|codespell|pre.commit.*|llm-.*|gguf
+# What TRL, datasets, peft and the benchmark need beyond torch and transformers, which a machine with a GPU brings itself.
+# huggingface_hub is one that transformers since 5.5 and datasets both accept.
+GPU_ADDS := accelerate|certifi|charset.normalizer|datasets|dill|idna|multiprocess|pandas|peft|pillow|psutil|pyarrow|python.dateutil|requests|rich|markdown.it.py|mdurl|pygments|six|trl|tzdata|urllib3|xxhash
 # A comma in a call of make's functions.
 , := ,
 GPU_HUB := huggingface_hub>=1.31,<2
@@ -105,14 +105,18 @@ gpu: $(GPU_VENV)/.installed  ## Exactness, speed, training steps and learning on
 	$(GPU_VENV)/bin/python -m benchmarks.gpu $(GPU_ARGS)
 
 gpu-wheels: $(VENV)/.installed  ## Download what `make gpu` needs without a network (GPU_PYTHON_VERSION=3.12) into wheels/
-	{ $(BIN)/python -m pip freeze --exclude-editable | grep -viE '^($(GPU_OWN))=='; echo '$(GPU_HUB)'; } > wheels.txt
+	{ $(BIN)/python -m pip freeze --exclude-editable | grep -iE '^($(GPU_ADDS))=='; echo '$(GPU_HUB)'; } > wheels.txt
 	$(BIN)/python -m pip download -qq --no-deps --only-binary=:all: --python-version $(GPU_PYTHON_VERSION) -d wheels -r wheels.txt
 	@rm wheels.txt
 
+# $(PYTHON) may be of an environment itself, whose packages one that it makes does not see: hence the path. Installed is
+# only what is missing.
 $(GPU_VENV)/.installed:
-	$(PYTHON) -m venv --system-site-packages $(GPU_VENV)
-	$(GPU_VENV)/bin/python -m pip install -qq --disable-pip-version-check \
-	    $(if $(wildcard wheels/*.whl),--no-index --no-deps wheels/*.whl,'trl>=1.15$(,)<1.17' peft rich psutil filelock)
+	$(PYTHON) -m venv --without-pip --system-site-packages $(GPU_VENV)
+	$(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), sep="\n")' \
+	    > "$$($(GPU_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/outer.pth"
+	$(PYTHON) -m pip --python $(GPU_VENV)/bin/python install -qq --disable-pip-version-check \
+	    $(if $(wildcard wheels/*.whl),--no-index --find-links wheels) 'trl>=1.15$(,)<1.17' datasets peft pillow psutil rich
 	@touch $@
 
 format: $(VENV)/.installed  ## Apply the formatter and ruff's safe fixes

@@ -13,6 +13,13 @@ from endotrl.scoring.kernels import KERNELS
 # What stands between these in the README is replaced.
 BEGIN, END = "<!-- gpu table -->", "<!-- end of gpu table -->"
 NOT_MEASURED = "Not measured."
+# Operations per second of dense products in bfloat16, and bytes per second of the memory, by the vendor's datasheets.
+DATASHEETS = {
+    "NVIDIA A100-SXM4-80GB": (312e12, 2.039e12),
+    "NVIDIA H100 80GB HBM3": (989e12, 3.35e12),
+    "NVIDIA H100 PCIe": (756e12, 2.0e12),
+    "NVIDIA H200": (989e12, 4.8e12),
+}
 LABELS = {
     **{name: METHODS[name].label for name in RIVALS},
     "vllm": "(d) vLLM's `prompt_logprobs`, where it is installed",
@@ -46,6 +53,12 @@ def write_page(results: dict[str, Any], output: Path, readme: Path | None) -> Pa
     absent = sorted(
         {f"{LABELS[rival]}: {why}" for cell in cells["scoring"].values() for rival, why in cell["absent"].items()}
     )
+    halved = [
+        f"{LABELS[rival]} of {name}: {rows} rows"
+        for name, cell in cells["scoring"].items()
+        for rival, rows in cell["batch_rows"].items()
+        if rival in RIVALS and rows < cell["batch_rows"]["endotrl"]
+    ]
     blocks = [
         "# One GPU",
         machine_line(results["run"]),
@@ -56,13 +69,15 @@ def write_page(results: dict[str, Any], output: Path, readme: Path | None) -> Pa
         exactness_table(cells["exactness"]),
         *_listed(failed["exactness"]),
         "## Scoring",
-        _roofline(cells["scoring"]),
+        _roofline(cells["scoring"], results["run"]["processor"]),
         scoring_table(cells["scoring"]),
         *_listed(failed["scoring"]),
-        "*Bound* is the time that the useful products take at the measured matmul peak, or reading the weights once at "
-        "the measured bandwidth, whichever is longer. Ratios: seconds of the other way by endotrl's. "
+        "*Bound* is the time that the useful products take at the measured matmul peak (each prompt once, no padding, the "
+        "head where a token is scored), or reading each weight once at the measured bandwidth, whichever is longer; *of "
+        "peak* counts the same products. Ratios: seconds of the other way by endotrl's. "
         + "; ".join(LABELS.values())
         + ". –: not measured."
+        + (f" In smaller micro-batches, as more did not fit: {'; '.join(halved)}." if halved else "")
         + (f" Not there: {'; '.join(absent)}." if absent else ""),
         "Attention kernels of the packed rows, in milliseconds per layer; a row is padded to a power of two only in "
         "FlexAttention.",
@@ -70,7 +85,7 @@ def write_page(results: dict[str, Any], output: Path, readme: Path | None) -> Pa
         "## A GRPO step",
         "TRL's `GRPOTrainer`, one prompt of 256 tokens, 8 generations of 64. *Adds* is the reward call divided by the "
         "rest of the step. Bounds: decoding reads the weights once per token, and products run at the measured peak; of "
-        "the reward, its own pass, which a reward that rides on the reference pass does not run.",
+        "the reward, its own pass, or only the head where it rides on the reference pass.",
         step_table(cells["step"]),
         *_listed(failed["step"]),
         "## Learning",
@@ -109,7 +124,7 @@ def scoring_table(cells: dict[str, dict[str, Any]]) -> str:
 
     def ratio(cell: dict[str, Any], name: str) -> str:
         if name in cell["ratios"]:
-            return f"{cell['ratios'][name]:.1f}x"
+            return f"{cell['ratios'][name]:.1f}x" + _mark(cell, name)
         return {None: "–", "out of memory": "out of memory"}.get(cell["absent"].get(name), "failed")
 
     def gigabytes(cell: dict[str, Any], name: str) -> str:
@@ -124,7 +139,7 @@ def scoring_table(cells: dict[str, dict[str, Any]]) -> str:
         [
             [
                 name,
-                f"{c['seconds']['endotrl']:.3f}",
+                f"{c['seconds']['endotrl']:.3f}" + _mark(c, "endotrl"),
                 f"{c['roofline_seconds']:.3f}",
                 f"{c['scored_tokens_per_second']:,.0f}",
                 f"{c['share_of_peak']:.0%}",
@@ -168,9 +183,9 @@ def step_table(cells: dict[str, dict[str, Any]]) -> str:
         [
             [
                 name,
-                f"{c['step_seconds']['median']:.2f}",
+                f"{c['step_seconds']['median']:.2f}" + _mark(c, "step"),
                 f"{c['step_bound']:.2f}",
-                f"{c['reward_seconds']['median']:.3f}",
+                f"{c['reward_seconds']['median']:.3f}" + _mark(c, "reward"),
                 f"{c['reward_bound']:.3f}",
                 f"{c['added']['median']:.1%}",
                 f"{c['extra_bytes'] / 1e9:.1f}",
@@ -204,8 +219,16 @@ def learning_table(cells: dict[str, dict[str, Any]]) -> str:
     )
 
 
-def _roofline(cells: dict[str, dict[str, Any]]) -> str:
+def _mark(cell: dict[str, Any], name: str) -> str:
+    """What shows a time that is below its bound."""
+    return " **impossible**" if name in cell["impossible"] else ""
+
+
+def _roofline(cells: dict[str, dict[str, Any]], card: str) -> str:
     if not cells:
         return NOT_MEASURED
     cell = next(iter(cells.values()))
-    return f"Measured: {cell['matmul_peak'] / 1e12:,.1f} TFLOP/s in bfloat16, {cell['bandwidth'] / 1e9:,.0f} GB/s."
+    measured = cell["matmul_peak"], cell["bandwidth"]
+    of = [f" ({m / best:.0%} of the datasheet's)" for m, best in zip(measured, DATASHEETS.get(card, ()), strict=False)]
+    flops, memory = of or ("", "")
+    return f"Measured: {measured[0] / 1e12:,.1f} TFLOP/s in bfloat16{flops}, {measured[1] / 1e9:,.0f} GB/s{memory}."

@@ -3,7 +3,9 @@ r"""
 Does reading a response by sentences help? Reward models on the states of one frozen language model, of the same pairs.
 
 SmolLM2-135M-Instruct is frozen and run once; what is trained are heads on its states, by the Bradley-Terry loss with
-an L2 penalty. States are scaled to length 1 and standardised, for all arms alike. Arms:
+an L2 penalty. States are scaled to length 1, standardised and whitened, as far as a shrinkage says, for all arms alike:
+the penalty is then one on the variance of values, and keeps out what differs from sentence to sentence without
+telling pairs apart. Arms:
 
 - `response`: response-level, a value of the state at EOS, as TRL's RewardTrainer has it (and the plain sum of
   differences, which telescopes to it; `tests/sentence/test_frozen_layers.py` has both losses equal).
@@ -13,7 +15,7 @@ an L2 penalty. States are scaled to length 1 and standardised, for all arms alik
 - `own-sum`: the sum of values of their own, `differences=False, aggregator="sum"`.
 - `told`: the same, told which sentences of the training pairs are right: a bound.
 
-Depth and penalty are chosen on pairs that are in no final figure. Data:
+Depth, shrinkage and penalty are chosen on pairs that are in no final figure. Data:
 
 - `facts`: answers of 3 to 6 sentences, each a fact that is right or wrong; no fact of the test is in training. Which
   sentence is wrong is asked of models that were never told.
@@ -26,6 +28,7 @@ Depth and penalty are chosen on pairs that are in no final figure. Data:
 """
 
 import argparse
+import itertools
 import random
 import statistics
 from collections.abc import Sequence
@@ -54,12 +57,13 @@ LABELS = {
     "told": "own values, told which sentences are right (a bound)",
 }
 ARMS = tuple(arm for arm in LABELS if arm not in ("endogenous", "told"))
-# Arms with attention have depth and penalty of the one without.
-CHOSEN_AS = {"paper": "response", "equal": "response", "own": "own-sum", "told": "own-sum"}
-CHOOSERS = {"fresh": "facts", "prmbench": "facts", "webgpt": "helpful"}  # whose depths and penalties others have
+# Arms with attention have the depth of the one without, `told` all settings of the one that is not told.
+DEPTH_OF = {"paper": "response", "equal": "response", "own": "own-sum"}
+CHOOSERS = {"fresh": "facts", "prmbench": "facts", "webgpt": "helpful"}  # whose settings others have
 FRESH_ARMS = ("response", "own-sum", "told")
 SEEDS, FOLDS, BOOTSTRAP = 5, 5, 2000
-PENALTIES = (100.0, 300.0, 1000.0, 3000.0)
+PENALTIES = (30.0, 100.0, 300.0, 1000.0, 3000.0)
+SHRINKAGES = (0.1, 0.3, 1.0, 1000.0)  # the last leaves states as they are
 ITERATIONS, ATTENTION = 60, 64
 DEVELOPMENT_PAIRS = 300  # of `helpful`, in no final figure
 
@@ -106,15 +110,30 @@ def stack(rows: Sequence[dict[str, Any]], depth: int) -> tuple[Tensor, Tensor]:
     return padded, lengths
 
 
+def members(pairs: Sequence[int]) -> list[int]:
+    """Answers of pairs, by their place in [`stack`]."""
+    return [i for pair in pairs for i in (2 * pair, 2 * pair + 1)]
+
+
+def whitening(states: Tensor, shrinkage: float) -> tuple[Tensor, Tensor]:
+    """
+    Mean `(D,)` and matrix `(D, D)`: states `(M, D)` less the mean, times the matrix, are standardised and whitened, with
+    a covariance that is shrunk to that of independent features, the more the higher the shrinkage.
+    """
+    mean, std = states.mean(dim=0), states.std(dim=0) + 1e-6
+    standard = (states - mean) / std
+    values, vectors = torch.linalg.eigh(standard.T @ standard / len(standard))
+    scales = ((values.clamp(min=0.0) + shrinkage) / (1 + shrinkage)).rsqrt()
+    return mean, vectors * scales @ vectors.T / std[:, None]
+
+
 def train(
-    arm: str, states: Tensor, lengths: Tensor, pairs: Sequence[int], penalty: float, seed: int
+    arm: str, states: Tensor, lengths: Tensor, pairs: Sequence[int], setting: dict[str, Any], seed: int
 ) -> tuple[Head, Tensor, Tensor]:
-    """A head trained on pairs, with mean and standard deviation of their states."""
-    members = torch.tensor([i for pair in pairs for i in (2 * pair, 2 * pair + 1)])
-    states, lengths = states[members], lengths[members]
-    flat = states[torch.arange(states.shape[1]) <= lengths[:, None] + 1]
-    mean, std = flat.mean(dim=0), flat.std(dim=0) + 1e-6
-    states = (states - mean) / std
+    """A head trained on pairs, with the [`whitening`] of their states."""
+    states, lengths = states[members(pairs)], lengths[members(pairs)]
+    mean, matrix = whitening(states[torch.arange(states.shape[1]) <= lengths[:, None] + 1], setting["shrinkage"])
+    states = (states - mean) @ matrix
     torch.manual_seed(seed)
     head = Head(arm, states.shape[-1])
     optimizer = torch.optim.LBFGS(head.parameters(), max_iter=ITERATIONS, line_search_fn="strong_wolfe")
@@ -125,35 +144,36 @@ def train(
         # The paper's attention would be drawn to equal weights by a penalty, and is left alone.
         penalised = [weight for name, weight in head.named_parameters() if arm != "paper" or name == "value.weight"]
         squares = sum(weight.square().sum() for weight in penalised if weight.dim() > 1)
-        total = -nn.functional.logsigmoid(scores[::2] - scores[1::2]).sum() + penalty / 2 * squares
+        total = -nn.functional.logsigmoid(scores[::2] - scores[1::2]).sum() + setting["penalty"] / 2 * squares
         total.backward()
         return total
 
     optimizer.step(loss)
-    return head, mean, std
+    return head, mean, matrix
 
 
-def told(states: Tensor, lengths: Tensor, pairs: Sequence[int], rows: list[dict[str, Any]], penalty: float) -> Any:
+def told(
+    states: Tensor, lengths: Tensor, pairs: Sequence[int], rows: list[dict[str, Any]], setting: dict[str, Any]
+) -> tuple[Head, Tensor, Tensor]:
     """As [`train`], by ridge regression on which sentences are right: what these states can say at most."""
-    members = [i for pair in pairs for i in (2 * pair, 2 * pair + 1)]
-    flat = torch.cat([states[i, 1 : lengths[i] + 1] for i in members])
+    flat = torch.cat([states[i, 1 : lengths[i] + 1] for i in members(pairs)])
     right = torch.tensor([float(flag) for pair in pairs for flags in rows[pair]["right"] for flag in flags])
-    mean, std = flat.mean(dim=0), flat.std(dim=0) + 1e-6
-    flat = (flat - mean) / std
+    mean, matrix = whitening(flat, setting["shrinkage"])
+    flat = (flat - mean) @ matrix
     head = Head("own-sum", flat.shape[-1])
-    gram = flat.T @ flat + penalty * torch.eye(flat.shape[-1])
+    gram = flat.T @ flat + setting["penalty"] * torch.eye(flat.shape[-1])
     head.value.weight.data[0] = torch.linalg.solve(gram, flat.T @ (right - right.mean()))
-    return head, mean, std
+    return head, mean, matrix
 
 
 @torch.no_grad()
 def judge(trained: tuple[Head, Tensor, Tensor], states: Tensor, lengths: Tensor, pairs: Sequence[int]) -> Any:
     """Margins of pairs, and the worth of each sentence of both answers."""
-    head, mean, std = trained
-    members = torch.tensor([i for pair in pairs for i in (2 * pair, 2 * pair + 1)])
-    scores, terms = head((states[members] - mean) / std, lengths[members])
+    head, mean, matrix = trained
+    states, lengths = states[members(pairs)], lengths[members(pairs)]
+    scores, terms = head((states - mean) @ matrix, lengths)
     margins = (scores[::2] - scores[1::2]).tolist()
-    return margins, [row[:n].tolist() for row, n in zip(terms, lengths[members].tolist(), strict=True)]
+    return margins, [row[:n].tolist() for row, n in zip(terms, lengths.tolist(), strict=True)]
 
 
 def folds(count: int, seed: int) -> list[tuple[list[int], list[int]]]:
@@ -175,23 +195,28 @@ def auc(worth: Tensor, right: Tensor) -> float:
 
 
 def choose(
-    arm: str, rows: list[dict[str, Any]], splits: list[tuple[list[int], list[int]]], choice: dict[str, Any], save: Any
+    arm: str,
+    rows: list[dict[str, Any]],
+    splits: list[tuple[list[int], list[int]]],
+    depths: Sequence[int],
+    choice: dict[str, Any],
+    save: Any,
 ) -> None:
-    """Fills `choice` with depth and penalty of the best accuracy on development pairs; what was tried is kept."""
+    """Fills `choice` with the settings of the best accuracy on development pairs; what was tried is kept."""
     tried = choice.setdefault("tried", [])
-    done = {(settings["depth"], settings["penalty"]) for settings in tried}
-    for depth in DEPTHS:
+    for depth in depths:
         states, lengths = stack(rows, depth)
-        for penalty in PENALTIES:
-            if (depth, penalty) in done:
+        for shrinkage, penalty in itertools.product(SHRINKAGES, PENALTIES):
+            setting = {"depth": depth, "shrinkage": shrinkage, "penalty": penalty}
+            if any(setting.items() <= other.items() for other in tried):
                 continue
             margins: list[float] = []
             for training, held_out in splits:
-                trained = train(arm, states, lengths, training, penalty, seed=0)
+                trained = train(arm, states, lengths, training, setting, seed=0)
                 margins += judge(trained, states, lengths, held_out)[0]
-            tried.append({"accuracy": accuracy(margins), "depth": depth, "penalty": penalty})
+            tried.append({"accuracy": accuracy(margins), **setting})
             save()
-    choice.update(max(tried, key=lambda settings: settings["accuracy"]))
+    choice.update(max(tried, key=lambda setting: setting["accuracy"]))
 
 
 def run(arm: str, seed: int, rows: list[dict[str, Any]], setting: dict[str, Any], by_part: bool) -> dict[str, Any]:
@@ -208,9 +233,9 @@ def run(arm: str, seed: int, rows: list[dict[str, Any]], setting: dict[str, Any]
     worth: dict[int, list[list[float]]] = {}
     for training, held_out in splits:
         if arm == "told":
-            trained = told(states, lengths, training, rows, setting["penalty"])
+            trained = told(states, lengths, training, rows, setting)
         else:
-            trained = train(arm, states, lengths, training, setting["penalty"], seed)
+            trained = train(arm, states, lengths, training, setting, seed)
         found, terms = judge(trained, states, lengths, held_out)
         margins.update(zip(held_out, found, strict=True))
         worth.update({pair: terms[2 * i : 2 * i + 2] for i, pair in enumerate(held_out)})
@@ -236,25 +261,29 @@ def compute(figures: dict[str, Any], datasets: Sequence[str], states: States, sa
         if dataset == "helpful":
             development, rows = rows[:DEVELOPMENT_PAIRS], rows[DEVELOPMENT_PAIRS:]
         for arm in tqdm(
-            sorted(set(ARMS) - set(CHOSEN_AS)), desc=f"Settings, {dataset}", unit=" arms", disable=chooser != dataset
+            sorted(ARMS, key=lambda arm: arm in DEPTH_OF),
+            desc=f"Settings, {dataset}",
+            unit=" arms",
+            disable=chooser != dataset,
         ):
             choice = figures["choices"].setdefault(f"{dataset} {arm}", {}) if chooser == dataset else {"depth": 0}
             if "depth" in choice:
                 continue
+            depths = DEPTHS if arm not in DEPTH_OF else [figures["choices"][f"{dataset} {DEPTH_OF[arm]}"]["depth"]]
             if by_part:
                 training, held_out = (
                     [i for i, r in enumerate(rows) if r["part"] == part] for part in ("train", "dev")
                 )
-                choose(arm, rows, [(training, held_out)], choice, save)
+                choose(arm, rows, [(training, held_out)], depths, choice, save)
             else:
-                choose(arm, development, folds(len(development), seed=0)[:3], choice, save)
+                choose(arm, development, folds(len(development), seed=0)[:3], depths, choice, save)
             save()
         cells = figures["cells"].setdefault(dataset, [])
         done = {(cell["arm"], cell["seed"]) for cell in cells}
         arms = FRESH_ARMS if dataset == "fresh" else (*ARMS, "told") if "right" in rows[0] else ARMS
         jobs = [(arm, seed) for arm in arms for seed in range(SEEDS) if (arm, seed) not in done]
         for arm, seed in tqdm(jobs, desc=f"Heads, {dataset}", unit=" runs"):
-            setting = figures["choices"][f"{chooser} {CHOSEN_AS.get(arm, arm)}"]
+            setting = figures["choices"][f"{chooser} {'own-sum' if arm == 'told' else arm}"]
             cells.append(run(arm, seed, rows, setting, by_part))
             save()
         tested = cells[0]["pairs"]
@@ -410,14 +439,14 @@ def page(figures: dict[str, Any], summaries: dict[str, dict[str, dict[str, Any]]
             f"sentences is the better one in {100 * size['longer']:.1f}%.\n"
         )
     choices = [
-        [key, str(c["depth"]), f"{c['penalty']:g}", f"{100 * c['accuracy']:.1f}"]
+        [key, str(c["depth"]), f"{c['shrinkage']:g}", f"{c['penalty']:g}", f"{100 * c['accuracy']:.1f}"]
         for key, c in figures["choices"].items()
     ]
     parts.append(
         "## How\n\n"
         f"All models are heads on the states of the frozen SmolLM2-135M-Instruct, at one of the layers {', '.join(map(str, DEPTHS))} "
         f"of 30, by the Bradley-Terry loss, {ITERATIONS} iterations of L-BFGS with an L2 penalty; the response-level loss is that of TRL's "
-        "`RewardTrainer`. Depth and penalty are chosen on pairs that are in no other figure (below; with attention, those of the arm without), "
+        "`RewardTrainer`. Depth, shrinkage and penalty are chosen on pairs that are in no other figure (below; with attention, the depth is that of the arm without), "
         "for WebGPT those of HH-RLHF, for PRMBench those of the facts. In brackets: 95% intervals by bootstrap over test pairs, of "
         f"means over {SEEDS} seeds, each with training pairs of its own (nine tenths of them, or its own five folds). Facts of the test "
         "are in no training pair; but the candidate layers, own values among the arms and the optimiser came about by looking at "
@@ -428,7 +457,7 @@ def page(figures: dict[str, Any], summaries: dict[str, dict[str, dict[str, Any]]
         "RL on these models: [sentence-rl.md](sentence-rl.md). Not measured here: markers and training of layers (heads alone are trained), "
         "and models beyond 135M parameters; "
         f"not run yet: {', '.join(TITLES[name] for name in DATASETS if name not in summaries) or 'nothing'}.\n\n"
-        f"{markdown_table(['chosen', 'layer', 'penalty', 'development pairs in order, %'], choices)}\n\n"
+        f"{markdown_table(['chosen', 'layer', 'shrinkage', 'penalty', 'development pairs in order, %'], choices)}\n\n"
         f"{machine_line(figures['settings'])}\n"
     )
     return "\n".join(parts)

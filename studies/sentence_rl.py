@@ -490,18 +490,19 @@ class FactsRuns:
 
     def _reward_model(self, arm: str, seed: int) -> SentenceRewardModel:
         """
-        A head of [`studies.sentence_reward`] on the lower layers of SmolLM2, as a model. Its states have length 1 and
-        are standardised: so are those of an RMSNorm without weights, but for a factor.
+        A head of [`studies.sentence_reward`] on the lower layers of SmolLM2, as a model. Its states have length 1: so do
+        those of an RMSNorm without weights, but for a factor.
         """
-        depth, penalty = (self.choices[f"facts {arm}"][name] for name in ("depth", "penalty"))
+        setting = self.choices[f"facts {arm}"]
+        depth = setting["depth"]
         pairs = random.Random(seed).sample(range(len(self.training)), len(self.training) * 9 // 10)
-        head, mean, std = train(arm, *stack(self.training, depth), pairs, penalty, seed)
+        head, mean, matrix = train(arm, *stack(self.training, depth), pairs, setting, seed)
         lower = AutoModelForCausalLM.from_pretrained(self.states.path, num_hidden_layers=depth, dtype=torch.bfloat16)
         torch.nn.init.ones_(lower.model.norm.weight)
         config = SentenceRewardConfig(marker=False, aggregator="sum", differences=arm == "response")
         model = SentenceRewardModel.from_backbone(lower, config)
         with torch.no_grad():
-            weight = head.value.weight / std
+            weight = head.value.weight @ matrix.T
             model.sentence_head.value.weight.copy_(weight / model.config.hidden_size**0.5)
             model.sentence_head.value.bias.copy_(head.value.bias - weight @ mean)
         return model.eval()

@@ -4,18 +4,23 @@
 import gc
 import json
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 
-from benchmarks import gpu
+from benchmarks import gpu, gpu_cells, methods
+from benchmarks.flops import Work, useful_work
 from benchmarks.gpu_page import BEGIN, END, write_page
+from benchmarks.workloads import TokenSource
 
 from .support.accelerate_server import python
+
+
+SOURCE = TokenSource(range(4096), seed=0)
 
 
 @pytest.fixture(autouse=True)
@@ -31,13 +36,15 @@ def test_all_parts_and_a_second_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["gpu", "--cpu", "--minutes", "60", "--output", str(tmp_path)])
-    gpu.main()
+    with pytest.raises(SystemExit, match="0"):
+        gpu_cells.main()
     cells = json.loads((tmp_path / "results" / "gpu.json").read_text())["cells"]
     assert {key.split("/")[0] for key in cells} == set(gpu.PARTS)
     assert len(cells) == len(list(dict.fromkeys(cells))) >= 30
     assert all(cell["right"] for key, cell in cells.items() if key.startswith("exactness/") and "autocast" not in key)
     capsys.readouterr()
-    gpu.main()  # nothing is left to do
+    with pytest.raises(SystemExit, match="0"):
+        gpu_cells.main()  # nothing is left to do
     assert " s  " not in capsys.readouterr().out
     page = (tmp_path / "results" / "gpu.md").read_text()
     assert "the figures mean nothing" in page and "Not measured" not in page
@@ -47,7 +54,7 @@ def test_all_parts_and_a_second_run(
         json.dumps({**former, "run": {**former["run"], "processor": "H100"}})
     )
     with pytest.raises(SystemExit, match=r"another machine or other versions \(processor\)"):
-        gpu.main()
+        gpu_cells.main()
 
 
 @pytest.mark.slow
@@ -79,6 +86,8 @@ def test_the_readmes_table_is_what_was_measured_and_nothing_else(tmp_path: Path)
     results["cells"]["scoring/7B: a group"] = {
         "seconds": {"endotrl": 0.5, "padded_logits": 2.0},
         "ratios": {"endotrl": 1.0, "padded_logits": 4.0},
+        "batch_rows": {"endotrl": 16, "padded_logits": 8},
+        "impossible": ["padded_logits"],
         "peak_bytes": {"endotrl": 10**9, "padded_logits": 3 * 10**10},
         "absent": {"fused_head": "out of memory", "reward_model": "ImportError: no kernel"},
         "kernels": [
@@ -93,10 +102,13 @@ def test_the_readmes_table_is_what_was_measured_and_nothing_else(tmp_path: Path)
     }
     page = write_page(results, tmp_path, readme).read_text()
     assert "| 7B: a group | 8,192 | 4.00 | 1.00 | failed | varlen |" in page
+    assert (
+        "In smaller micro-batches, as more did not fit: (a) padded batch, full logits of 7B: a group: 8 rows." in page
+    )
     assert "Not there: (b) padded batch, TRL's fused head: out of memory; (c)" in page and "no kernel." in page
     text = readme.read_text()
     assert text.startswith("Before\n") and text.endswith("After\n") and "old" not in text and "A card" in text
-    row = "| 7B: a group | 0.500 | 0.250 | 12,345 | 51% | 4.0x | out of memory | failed | 1.0 | 30.0 |"
+    row = "| 7B: a group | 0.500 | 0.250 | 12,345 | 51% | 4.0x **impossible** | out of memory | failed | 1.0 | 30.0 |"
     assert row in text
 
 
@@ -104,6 +116,7 @@ def test_a_cell_that_fails_stops_no_other_and_comes_last_in_the_next_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calls: list[str] = []
+    kept: list[tuple[str | None, list[str]]] = []
     broken = {"a": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"), "c": ImportError("no peft")}
 
     def cell(name: str) -> Callable[[], dict[str, float]]:
@@ -116,24 +129,30 @@ def test_a_cell_that_fails_stops_no_other_and_comes_last_in_the_next_run(
         return run
 
     monkeypatch.setattr(
-        gpu, "PARTS", {"step": lambda _: {n: cell(n) for n in "ab"}, "learning": lambda _: {"c": cell("c")}}
+        gpu_cells, "PARTS", {"step": lambda _: {n: cell(n) for n in "ab"}, "learning": lambda _: {"c": cell("c")}}
     )
-    monkeypatch.setattr(gpu, "SHARES", {"step": 0.5, "learning": 0.5})
-    file, machine = tmp_path / "gpu.json", gpu.Machine("cpu", True, tmp_path)
-    results: dict[str, dict[str, Any]] = {"cells": {}, "failed": {}}
+    monkeypatch.setattr(gpu_cells, "SHARES", {"step": 0.5, "learning": 0.5})
+    machine = gpu_cells.Machine("cpu", True, tmp_path)
+    results: dict[str, Any] = {"cells": {}, "failed": {}}
 
-    def measure(minutes: float) -> list[str]:
-        return gpu.measure(machine, results, ["step", "learning"], minutes, file, Console(stderr=True))
+    def measure(minutes: float, skip: Sequence[str] = ()) -> list[str]:
+        def write() -> None:
+            kept.append((results.get("running"), [*results["cells"], *results["failed"]]))
+
+        end = time.time() + 60 * minutes
+        return gpu_cells.measure(machine, results, ["step", "learning"], end, write, skip)
 
     assert measure(1) == []
     assert calls == ["a", "b", "c"] and list(results["cells"]) == ["step/b"]
     assert results["failed"] == {"step/a": "out of memory", "learning/c": "ImportError: no peft"}
-    assert "Tried to allocate" in capsys.readouterr().err
-    assert json.loads(file.read_text()) == results
-    del results["cells"]["step/b"], broken["c"]
-    assert measure(1) == [] and calls[3:] == ["b", "a", "c"]
-    assert results["failed"] == {"step/a": "out of memory"} and set(results["cells"]) == {"step/b", "learning/c"}
-    assert measure(-1) == ["step/a"] and len(calls) == 6  # no time
+    assert "Tried to allocate" in capsys.readouterr().out
+    a, b, c = "step/a", "step/b", "learning/c"
+    assert kept == [(a, []), (None, [a]), (b, [a]), (None, [b, a]), (c, [b, a]), (None, [b, a, c])]
+    del results["cells"][b], broken["c"]
+    assert measure(1, skip=[c]) == [] and calls[3:] == ["b", "a"]
+    assert measure(1) == [] and calls[5:] == ["a", "c"]
+    assert results["failed"] == {a: "out of memory"} and set(results["cells"]) == {b, c}
+    assert measure(-1) == [a] and len(calls) == 7  # no time
 
 
 def test_each_part_has_its_share_and_then_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,18 +167,16 @@ def test_each_part_has_its_share_and_then_the_rest(tmp_path: Path, monkeypatch: 
         return run
 
     names = {"step": ["a", "b", "c", "d"], "learning": ["e", "f"]}
-    monkeypatch.setattr(gpu, "PARTS", {k: lambda _, v=v: {n: cell(n) for n in v} for k, v in names.items()})
-    monkeypatch.setattr(gpu, "SHARES", {"step": 0.25, "learning": 0.25})
-    monkeypatch.setattr(gpu.time, "monotonic", lambda: now[0])
-    results: dict[str, dict[str, Any]] = {"cells": {}, "failed": {}}
-    late = gpu.measure(
-        gpu.Machine("cpu", True, tmp_path), results, list(names), 1.75, tmp_path / "gpu.json", Console(stderr=True)
-    )
+    monkeypatch.setattr(gpu_cells, "PARTS", {k: lambda _, v=v: {n: cell(n) for n in v} for k, v in names.items()})
+    monkeypatch.setattr(gpu_cells, "SHARES", {"step": 0.25, "learning": 0.25})
+    monkeypatch.setattr(gpu_cells.time, "time", lambda: now[0])
+    results: dict[str, Any] = {"cells": {}, "failed": {}}
+    late = gpu_cells.measure(gpu_cells.Machine("cpu", True, tmp_path), results, list(names), 105, lambda: None)
     # 52 seconds for the first, in which a third would not end; of what is left, one that ends goes to the first again.
     assert calls == ["a", "b", "e", "f", "c"] and late == ["step/d"]
 
 
-def test_a_device_that_does_not_answer_ends_the_run_with_what_there_is(
+def test_a_device_that_does_not_answer_ends_the_process_with_what_there_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = []
@@ -173,10 +190,90 @@ def test_a_device_that_does_not_answer_ends_the_run_with_what_there_is(
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     cells = {"a": lambda: {"value": 1.0}, "b": crash, "c": lambda: {"value": 3.0}}
-    monkeypatch.setattr(gpu, "PARTS", {"step": lambda _: cells})
-    monkeypatch.setattr(gpu, "synchronize", synchronize)
-    results: dict[str, dict[str, Any]] = {"cells": {}, "failed": {}}
-    file, machine = tmp_path / "gpu.json", gpu.Machine("cpu", True, tmp_path)
-    assert gpu.measure(machine, results, ["step"], 1, file, Console(stderr=True)) == ["step/c"]
+    monkeypatch.setattr(gpu_cells, "PARTS", {"step": lambda _: cells})
+    monkeypatch.setattr(gpu_cells, "synchronize", synchronize)
+    results: dict[str, Any] = {"cells": {}, "failed": {}}
+    machine, end = gpu_cells.Machine("cpu", True, tmp_path), time.time() + 60
+    assert gpu_cells.measure(machine, results, ["step"], end, lambda: None) == ["step/c"]
     assert list(results["cells"]) == ["step/a"] and list(results["failed"]) == ["step/b"]
-    assert json.loads(file.read_text()) == results
+
+
+# Ends as it is told to: each word of the first argument is what one process does.
+WORKER = """
+import os, pathlib, sys, time
+deeds, file = sys.argv[1].split(), pathlib.Path(sys.argv[2])
+runs = len(file.read_text().split()) if file.exists() else 0
+file.write_text(file.read_text() + " x" if runs else "x")
+assert ("--restarted" in sys.argv) == (runs > 0)
+if deeds[runs] == "hang":
+    time.sleep(60)
+if deeds[runs] == "crash":
+    os.abort()
+sys.exit(int(deeds[runs]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("deeds", "runs", "status"),
+    [
+        ("0", 1, 0),
+        ("1", 1, 1),  # an error that is told
+        ("crash 0", 2, 0),
+        ("hang 0", 2, 0),
+        (f"{gpu.LOST_DEVICE} crash 1", 3, 1),
+        ("crash crash crash crash", 3, -6),  # no more tries
+    ],
+)
+def test_a_process_that_dies_or_hangs_is_begun_anew(deeds: str, runs: int, status: int, tmp_path: Path) -> None:
+    file = tmp_path / "gpu.json"
+    command = [sys.executable, "-S", "-c", WORKER, deeds, str(file)]
+    assert gpu.supervise(command, file, time.time() + 30, longest=1.0, tries=3) == status
+    assert len(file.read_text().split()) == runs
+
+
+def test_what_takes_until_the_end_is_stopped(tmp_path: Path) -> None:
+    """After the end, another process may write the page."""
+    file = tmp_path / "gpu.json"
+    command = [sys.executable, "-S", "-c", WORKER, "hang 0", str(file)]
+    started = time.time()
+    assert gpu.supervise(command, file, started + 1, longest=120, tries=2) == 0
+    assert time.time() - started < 30
+
+
+def test_the_roofline_is_that_of_the_card() -> None:
+    """
+    By hand, at the datasheet's 989 TFLOP/s and 3.35 TB/s of an H100. Qwen2.5-7B: 28 layers of 2 * 3584 * 3584 +
+    2 * 3584 * 512 + 3 * 3584 * 18944 = 233,046,016 weights, and a head of 152,064 * 3584 = 544,997,376.
+    """
+    machine = gpu_cells.Machine("cpu", False, Path())
+    machine.rooflines = {"matmul_peak": 989e12, "bandwidth": 3.35e12}
+    group = useful_work(gpu_cells.workloads(False)["8 completions of 256 to 2,048 tokens, prompt of 512"](SOURCE).rows)
+    # A prompt of 512, completions of 256, 512, ... 2,048, 9,216 tokens together, of which 8 last ones are not run.
+    assert (group.tokens, group.positions) == (512 + 9216 - 8, 9216)
+    # Linear 127 TFLOP, head 10.0, attention 4.6.
+    assert machine.bound("7B", group) == pytest.approx(141.5e12 / 989e12, rel=0.003)
+    # One token: 13.05 GB of layers and 1.09 of the head.
+    assert machine.bound("7B", Work(1, 1, 1)) == pytest.approx(14.14e9 / 3.35e12, rel=0.001)
+    assert machine.bound("7B", Work(0, 0, 1)) == pytest.approx(1.09e9 / 3.35e12, rel=0.001)
+
+
+def test_rivals_that_do_not_fit_run_in_smaller_micro_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full, heights = methods.PaddedLogits.__call__, []
+
+    def small(self: methods.PaddedLogits, batches: methods.Batches) -> list[torch.Tensor]:
+        heights.append(max(map(len, batches)))
+        if heights[-1] > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return full(self, batches)
+
+    def never(self: methods.FusedHead, batches: methods.Batches) -> list[torch.Tensor]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(methods.PaddedLogits, "__call__", small)
+    monkeypatch.setattr(methods.FusedHead, "__call__", never)
+    cell = gpu_cells.scoring(gpu_cells.Machine("cpu", True, tmp_path))[
+        "0.5B: 8 completions of 256 to 2,048 tokens, prompt of 512"
+    ]()
+    assert heights[:3] == [8, 4, 2] and set(heights[3:]) == {2}
+    assert cell["batch_rows"] == {"endotrl": 8, "padded_logits": 2, "reward_model": 8}
+    assert cell["absent"] == {"fused_head": "out of memory"} and "fused_head" not in cell["seconds"]

@@ -72,7 +72,7 @@ def responses_of(row: Mapping[str, Any]) -> Responses:
 
 
 def images_of(row: Mapping[str, Any]) -> list[Any] | None:
-    """What the keys `images` (a list) and `image` (one) have, or `None`. `ValueError` if the first is no list."""
+    """Images of a row, of `images` (a list) or `image` (one), or `None`. `ValueError` if `images` is no list."""
     images, image = row.get("images"), row.get("image")
     if images is not None and not isinstance(images, list):
         raise ValueError(f"`images` is a {type(images).__name__}, but must be a list of images; one is `image`.")

@@ -162,6 +162,7 @@ def run(trainer_class: TrainerClass, job: Job) -> Any:
 
 def make_trainer(trainer_class: TrainerClass, job: Job) -> tuple[Any, Interruptions]:
     """The trainer of [`run`], with its weights, rewards and callbacks, before it trains, and what stops it."""
+    rewards: dict[str, Any] = {} if job.reward_funcs is None else {"reward_funcs": job.reward_funcs}
     trainer: Any = trainer_class(
         model=job.model_args.model_name_or_path,
         args=job.training_args,
@@ -169,7 +170,7 @@ def make_trainer(trainer_class: TrainerClass, job: Job) -> tuple[Any, Interrupti
         eval_dataset=job.eval_dataset,
         quantization_config=get_quantization_config(job.model_args),
         peft_config=get_peft_config(job.model_args),
-        **({} if job.reward_funcs is None else {"reward_funcs": job.reward_funcs}),
+        **rewards,
     )
     if job.reward_args is not None:
         share_frozen_weights(trainer, job.reward_args, job.model_args)

@@ -5,6 +5,7 @@ import copy
 import logging
 import math
 import textwrap
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ class SentenceRewardTrainer(RewardTrainer):
     \mathcal{L} = -\log \sigma(R(y^+) - R(y^-) - m)
     $$
 
-    with the margin $m$ if the dataset has one. It is TRL's [`~trl.RewardTrainer`] with a [`SentenceRewardModel`]. Text
+    with the margin $m$ if the dataset has one, and what `center_sentences_coefficient` adds. It is TRL's [`~trl.RewardTrainer`] with a [`SentenceRewardModel`]. Text
     is split into sentences once, in the cached preprocessing of the dataset, which adds a column `length` for
     `train_sampling_strategy="group_by_length"`.
 
@@ -194,15 +195,22 @@ class SentenceRewardTrainer(RewardTrainer):
             logger.warning(f"{message}, and are left out.")
         return prepared if self._frozen_layers is None else self._frozen_layers.add_states(prepared, dataset_name)
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        if self._frozen_layers is None:
-            return super().compute_loss(model, inputs, *args, **kwargs)
-        if "states" not in inputs:
-            raise ValueError(
-                "The batch has no `states` of the frozen layers. With `freeze_layers`, leave `data_collator` away."
-            )
-        with self._frozen_layers.replaced_by(inputs.pop("states")):
-            return super().compute_loss(model, inputs, *args, **kwargs)
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, *args: Any, **kwargs: Any
+    ) -> Any:
+        start: Any = nullcontext()
+        if self._frozen_layers is not None:
+            if "states" not in inputs:
+                raise ValueError(
+                    "The batch has no `states` of the frozen layers. With `freeze_layers`, leave `data_collator` away."
+                )
+            start = self._frozen_layers.replaced_by(inputs.pop("states"))
+        with start:
+            loss, outputs = super().compute_loss(model, inputs, True, *args, **kwargs)
+        if self.args.center_sentences_coefficient:
+            rewards = outputs.sentence_rewards[:, 1:][inputs["sentence_ends"][:, 1:] >= 0]
+            loss = loss + self.args.center_sentences_coefficient * rewards.square().sum() / max(len(rewards), 1)
+        return (loss, outputs) if return_outputs else loss
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         created = self.optimizer is None

@@ -40,6 +40,10 @@ class SentenceRewardTrainerConfig(RewardConfig):
             Learning rate of the attention over sentences, $W_q$ and $W_k$. Defaults to `learning_rate` divided by
             $\sqrt d$, so that a step of Adam moves the logits of the weights about as far as the values, and not
             $\sqrt d$ times as far. Read for a model that is a sentence reward model already, too.
+        center_sentences_coefficient (`float`, *optional*, defaults to `0.0`):
+            Coefficient of the mean square of the sentence rewards $r_i$, $i > 1$, in the loss. It keeps out of them what
+            differs from sentence to sentence and tells no pairs apart, such as their subject: for
+            `differences=False`, to find wrong sentences.
         freeze_layers (`int`, *optional*, defaults to `0`):
             Number of the first layers to freeze, with the embeddings and the marker below them. They are run once over
             the dataset, and training starts from their states, on disk in the cache of `datasets`, 2 or 4 bytes times
@@ -55,6 +59,7 @@ class SentenceRewardTrainerConfig(RewardConfig):
     max_sentences: int = 512
     segmenter: str = "rules"
     attention_learning_rate: float | None = None
+    center_sentences_coefficient: float = 0.0
     freeze_layers: int = 0
 
     def __post_init__(self) -> None:
@@ -64,5 +69,6 @@ class SentenceRewardTrainerConfig(RewardConfig):
                 f"`attention_learning_rate` is {self.attention_learning_rate}, but it must not be negative. 0 keeps "
                 "the attention as it starts."
             )
-        if self.freeze_layers < 0:
-            raise ValueError(f"`freeze_layers` is {self.freeze_layers}, but it must not be negative.")
+        for name in ("center_sentences_coefficient", "freeze_layers"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"`{name}` is {getattr(self, name)}, but it must not be negative.")

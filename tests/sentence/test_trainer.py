@@ -97,14 +97,23 @@ def test_implicit_prompts_are_cut_between_words(tiny_model_path):
 
 def test_first_step_is_the_loss_by_hand(tiny_model_path, tmp_path):
     rows = [{**ROWS["explicit"], "margin": margin} for margin in (0.0, 0.5, -2.0, 1.0)]
-    args = make_args(tmp_path, center_rewards_coefficient=0.1, max_steps=1, per_device_train_batch_size=4)
+    args = make_args(
+        tmp_path,
+        center_rewards_coefficient=0.1,
+        center_sentences_coefficient=20.0,
+        max_steps=1,
+        per_device_train_batch_size=4,
+    )
     trainer = SentenceRewardTrainer(tiny_model_path, args, train_dataset=Dataset.from_list(rows))
     reward = SentenceReward(copy.deepcopy(trainer.model), processing_class=trainer.processing_class)
-    chosen, rejected = reward([PROMPT] * 2, [f" {GOOD}", f" {BAD}"])
+    scores = reward.score([PROMPT] * 2, [f" {GOOD}", f" {BAD}"])
+    chosen, rejected = (row.score for row in scores)
+    sentences = torch.cat([row.sentence_rewards[1:] for row in scores])  # two of each, without the prompt's
     trainer.train()
     log = trainer.state.log_history[0]
     margins = torch.tensor([row["margin"] for row in rows])
     loss = -torch.nn.functional.logsigmoid(chosen - rejected - margins).mean() + 0.1 * (chosen + rejected) ** 2
+    loss += 20.0 * sum(sentences**2) / 4
     assert log["loss"] == pytest.approx(loss.item(), abs=1e-4)
     assert log["margin"] == pytest.approx(chosen - rejected, abs=1e-4)
     assert log["accuracy"] == float(chosen > rejected)

@@ -6,6 +6,7 @@ of its own, because libraries remember that there is a GPU.
 
 import sys
 import tempfile
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,9 +15,9 @@ from unittest import mock
 
 import torch
 import torch.nn.attention.flex_attention
-from rich.console import Console
 
-from benchmarks import gpu
+from benchmarks import gpu_cells as gpu
+from endotrl.runs.files import write_json
 from tests.support.fake_cuda import CUDA, fake_cuda, flex_attention
 
 
@@ -47,7 +48,6 @@ def parts() -> dict[str, Any]:
 
 def main(file: str) -> None:
     gpu.be_quiet()
-    console = Console(stderr=True)
     results: dict[str, Any] = {"cells": {}, "failed": {}}
     with ExitStack() as stack:
         for name, value in ANSWERS.items():
@@ -63,7 +63,8 @@ def main(file: str) -> None:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         stack.enter_context(fake_cuda())
         stack.enter_context(mock.patch.object(gpu, "PARTS", parts()))
-        gpu.measure(gpu.Machine("cuda", True, Path(folder)), results, list(gpu.PARTS), 60, Path(file), console)
+        machine, end = gpu.Machine("cuda", True, Path(folder)), time.time() + 3600
+        gpu.measure(machine, results, list(gpu.PARTS), end, lambda: write_json(Path(file), results))
 
 
 if __name__ == "__main__":
