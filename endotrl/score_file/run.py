@@ -113,7 +113,7 @@ def score_file(
         # The first good rows, with what the model said of them; `None` where only the output line is left.
         shown: list[tuple[Row, Result | None]] = []
 
-        def take(row: Row, record: dict[str, Any], result: Result | None) -> None:
+        def take(row: Row, record: dict[str, Any], result: "Result | None") -> None:
             tally.add(row, record)
             if "error" not in record and len(shown) < num_examples:
                 shown.append((row, result))
