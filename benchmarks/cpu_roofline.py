@@ -19,15 +19,14 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from benchmarks.flops import ModelShape, Work
 from benchmarks.measure import alternate, matmul_peak, memory_bandwidth
-from benchmarks.memory import be_quiet
 from endotrl.frozen.names import resolve_model
-from endotrl.reporting import terminal_table
+from endotrl.reporting import quiet_libraries, terminal_table
 
 
 def main() -> None:
     """Measures and prints."""
     args = make_parser().parse_args()
-    be_quiet()
+    quiet_libraries()
     model = AutoModelForCausalLM.from_pretrained(resolve_model(args.model), dtype=getattr(torch, args.dtype)).eval()
     config = model.config
     # A causal row takes the model's own attention: what is asked is everything else.

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""
+"""
 Speed of `endotrl eval rm-bench` with all single-pass scorers, against the naive reward alone.
+
+    python -m benchmarks.evaluation_speed --data RM-Bench/data/chat_filtered.json    # --prompts 16: so many, drawn
 
 - naive: what a user of TRL writes to get one number per response. The six responses of a prompt as one batch, padded on
   the right, full logits, `.float()`, `log_softmax`, `gather`, the sum over the response. Nothing is kept.
@@ -8,13 +10,7 @@ Speed of `endotrl eval rm-bench` with all single-pass scorers, against the naive
 - endotrl, to the end: the same, then metrics with bootstrap intervals, differences, and the HTML page.
 
 All begin with the text and hold their model loaded. In every round each runs once, beginning with another one each
-time.
-
-    python -m benchmarks.evaluation_speed --data RM-Bench/data/chat_filtered.json                # 129 prompts, 774
-    responses python -m benchmarks.evaluation_speed --data RM-Bench/data/chat_filtered.json --prompts 16   # a part,
-    drawn by --seed
-
-Writes results/evaluation_speed.{md,json}.
+time. Writes results/evaluation_speed.{md,json}.
 """
 
 import argparse

@@ -47,8 +47,11 @@ def main() -> None:
     os.environ.update(ENVIRONMENT)
     if not args.cpu:
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+    file = args.output / "results" / "gpu.json"
+    if args.fresh:
+        file.unlink(missing_ok=True)
     command = [sys.executable, "-m", "benchmarks.gpu_cells", *sys.argv[1:], "--until", str(end - GRACE)]
-    sys.exit(supervise(command, args.output / "results" / "gpu.json", end, longest=20 * args.minutes))
+    sys.exit(supervise(command, file, end, longest=max(90.0, 20 * args.minutes)))
 
 
 def supervise(command: Sequence[str], file: Path, end: float, longest: float, tries: int = 8) -> int:

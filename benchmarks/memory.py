@@ -2,18 +2,18 @@
 """What is called in a process of its own to see how much memory it takes."""
 
 import torch
-from transformers.utils import logging as transformers_logging
 
 from benchmarks.measure import peak_memory
 from benchmarks.methods import METHODS, Batches
 from endotrl.frozen.own_copy import OwnCopy
 from endotrl.rendering.renderer import Rendered
+from endotrl.reporting import quiet_libraries
 from endotrl.scoring.scorer import FrozenScorer
 
 
 def peak_of_method(name: str, path: str, dtype: torch.dtype, device: str, batches: Batches) -> tuple[int, str]:
     """Bytes that scoring the workload takes on top of the loaded model, and how they were measured."""
-    be_quiet()
+    quiet_libraries()
     method = METHODS[name](path, dtype, device)
     method([[_probe()]])
     with peak_memory(device) as peak:
@@ -25,19 +25,13 @@ def peak_of_scorer(path: str, dtype: torch.dtype, device: str, rows: list[Render
     """
     Bytes that scoring all rows in one call takes on top of the loaded model, and those of the tensors of its result.
     """
-    be_quiet()
+    quiet_libraries()
     scorer = FrozenScorer(OwnCopy(path, dtype, device))
     scorer([_probe()], entropy=False)
     with peak_memory(device) as peak:
         results = scorer(rows, entropy=False, progress=True)
     tensors = [t for s in results for t in (s.token_ids, s.positions, s.chosen_logits, s.soft_values)]
     return peak.extra, sum(t.nbytes for t in tensors)
-
-
-def be_quiet() -> None:
-    """No loading bars, and no advice on the reward model's fresh score head."""
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
 
 
 def _probe() -> Rendered:

@@ -20,13 +20,13 @@ from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.flops import ModelShape, padded_work, useful_work
 from benchmarks.measure import add_common_options, alternate, describe_run, in_fresh_process, matmul_peak, spread
-from benchmarks.memory import be_quiet, peak_of_method, peak_of_scorer
+from benchmarks.memory import peak_of_method, peak_of_scorer
 from benchmarks.methods import METHODS, Batches, Endotrl, Method, PaddedLogits, exact_log_probs
 from benchmarks.scoring_page import write_page
 from benchmarks.workloads import TokenSource, Workload, make_workloads, rm_bench_workload
 from endotrl.frozen.names import resolve_model
 from endotrl.rendering.renderer import Rendered
-from endotrl.reporting import terminal_table
+from endotrl.reporting import quiet_libraries, terminal_table
 
 
 # Error of a log-probability in float32 above which the engine is wrong, in nats.
@@ -48,7 +48,7 @@ def main() -> None:
     for option in ("rounds", "eval_prompts", "accuracy_seeds"):
         if getattr(args, option) < 1:
             raise SystemExit(f"--{option.replace('_', '-')} is {getattr(args, option)}, but must be at least 1.")
-    be_quiet()
+    quiet_libraries()
     console = Console(width=min(80, Console().width))
     path = resolve_model(args.model)
     dtype = getattr(torch, args.dtype)

@@ -131,9 +131,10 @@ def varlen_attention(
     return output.index_copy(0, positions, merged.to(output.dtype))[None]
 
 
-def has_flex_attention(query: Tensor) -> bool:
-    """Whether Triton can compile FlexAttention: heads of 16 or wider on a GPU of compute capability 8.0 or newer."""
-    return query.is_cuda and query.shape[-1] >= 16 and torch.cuda.get_device_capability(query.device) >= (8, 0)
+def has_flex_attention(query: Tensor, value: Tensor) -> bool:
+    """Whether [`flex_attention`] takes these: of one dtype, heads of 16 or wider, a GPU of capability 8.0 or newer."""
+    fits = query.is_cuda and query.dtype == value.dtype and min(query.shape[-1], value.shape[-1]) >= 16
+    return fits and torch.cuda.get_device_capability(query.device) >= (8, 0)
 
 
 def flex_attention(query: Tensor, key: Tensor, value: Tensor, row: PackedRow, scaling: float | None) -> Tensor:
@@ -143,9 +144,7 @@ def flex_attention(query: Tensor, key: Tensor, value: Tensor, row: PackedRow, sc
     mask = row.kept(("flex", query.device), lambda: block_mask(row, length, query.device))
     query, key, value = (pad(states, (0, 0, 0, length - num_tokens)) for states in (query, key, value))
     with compiled(), torch._dynamo.config.patch(recompile_limit=MAX_COMPILED):
-        output = flex_kernel()(
-            query, key, value, block_mask=mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
-        )
+        output = flex_kernel()(query, key, value, block_mask=mask, scale=scaling, enable_gqa=True)
     return output[:, :, :num_tokens].transpose(1, 2)
 
 
@@ -233,7 +232,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, row: PackedRow, scaling: f
     As [`~forward_pass.attend`]. The kernels are measured on the first row of each [`Kind`], and one whose numbers are
     not those of [`block_attention`] is not used.
     """
-    available = {"varlen": has_flash_attention(query, value), "flex": has_flex_attention(query)}
+    available = {"varlen": has_flash_attention(query, value), "flex": has_flex_attention(query, value)}
     if not any(available.values()):
         return block_attention(query, key, value, row, scaling)
     sequences = sum(1 + len(continuations) for *_, continuations in row.spans)

@@ -99,6 +99,14 @@ def test_heads_that_flex_attention_does_not_take():
     assert not kernels.choices
 
 
+def test_flex_attention_takes_states_of_one_dtype():
+    """Under autocast, rotated queries and keys of a model in float32 stay so, and values do not."""
+    with fake_cuda():
+        states = torch.zeros(1, 1, 1, 16, device="cuda")
+        assert kernels.has_flex_attention(states, states)
+        assert not kernels.has_flex_attention(states, states.bfloat16())
+
+
 def test_tf32_is_rounding_and_no_unknown_family():
     """Frozen models in float32 are scored where a user or a container lets GPUs multiply in TF32."""
     model = make_model(QWEN, torch.float32)

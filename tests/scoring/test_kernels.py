@@ -147,7 +147,7 @@ def use(monkeypatch):
         monkeypatch.setattr(kernels, "_told", set())
         monkeypatch.setattr(kernels, "CALLS_BEFORE_COMPILING", 2)
         monkeypatch.setattr(kernels, "has_flash_attention", lambda query, value: "varlen" in found)
-        monkeypatch.setattr(kernels, "has_flex_attention", lambda query: "flex" in found)
+        monkeypatch.setattr(kernels, "has_flex_attention", lambda *_: "flex" in found)
         monkeypatch.setattr(kernels, "KERNELS", {"blocks": Kernel(0.01), **found})
         return kernels.KERNELS
 

@@ -17,6 +17,7 @@ import torch
 import torch.nn.attention.flex_attention
 
 from benchmarks import gpu_cells as gpu
+from endotrl.reporting import quiet_libraries
 from endotrl.runs.files import write_json
 from tests.support.fake_cuda import CUDA, fake_cuda, flex_attention
 
@@ -47,7 +48,7 @@ def parts() -> dict[str, Any]:
 
 
 def main(file: str) -> None:
-    gpu.be_quiet()
+    quiet_libraries()
     results: dict[str, Any] = {"cells": {}, "failed": {}}
     with ExitStack() as stack:
         for name, value in ANSWERS.items():
