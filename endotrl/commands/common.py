@@ -28,9 +28,6 @@ DATA_HELP = (
 )
 
 
-MODEL_HELP = 'path, hub id, "quickstart" for the model of the demo, or http://host:8000/v1'
-
-
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows defaults, but only those that say something, and lists as they are typed."""
 
@@ -156,8 +153,10 @@ def use_form(args: argparse.Namespace) -> str | None:
     return residual
 
 
-def add_tokenizer(parser: Parser) -> None:
-    """Adds the option `--tokenizer`, for models that are on servers."""
+def add_model(parser: Parser, what: str) -> None:
+    """Adds the options `--model` and `--tokenizer`."""
+    names = 'path, hub id, "quickstart" for the model of the demo, or http://host:8000/v1 to score with'
+    parser.add_argument("--model", required=True, help=f"{what}: {names}")
     parser.add_argument(
         "--tokenizer",
         metavar="M",

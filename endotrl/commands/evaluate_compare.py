@@ -75,8 +75,7 @@ def read_results(path: str) -> dict[str, Any]:
     file = Path(path) / "results.json" if Path(path).is_dir() else Path(path)
     try:
         results = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is no run of endotrl eval: {file} cannot be read ({error}).") from error
-    if not isinstance(results, dict) or "units" not in results or "metrics" not in results:
-        raise ValueError(f"{file} is not a results.json of endotrl eval: it has no units.")
+        _ = results["units"], results["metrics"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no run of endotrl eval: {file} has no results ({error}).") from error
     return results

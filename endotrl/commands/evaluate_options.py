@@ -7,11 +7,10 @@ from typing import Any
 from .common import (
     COUNT,
     DATA_HELP,
-    MODEL_HELP,
     Parser,
     add_command,
+    add_model,
     add_reward_settings,
-    add_tokenizer,
     json_object,
     positive_number,
 )
@@ -29,6 +28,7 @@ BENCHMARK_HELP = {
     "preference": "any preference dataset of TRL's formats",
 }
 NEEDS_DATA = ("dsp", "preference")
+YES_NO: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
 # Settings that the reward of a completion depends on.
 REWARD = ("alpha", "gamma", "token_reward", "aggregate", "discount", "truncation", "criterion", "correction")
 
@@ -171,10 +171,9 @@ def _add_benchmark(kinds: Any, name: str) -> None:
         "controls)",
     )
     _add_output(parser, f"eval-{name}")
-    _add_wandb(parser)
     add_reward_settings(parser, "alpha")
     chat = "no, it is continued, as in TRL" if name == "preference" else "yes, if the model has a chat template"
-    _add_chat(parser, f"whether a prompt given as text is the message of a user (default: {chat})")
+    add("--chat", **YES_NO, help=f"whether a prompt given as text is the message of a user (default: {chat})")
     add("--max-response-tokens", **COUNT, help="cut responses at N tokens")
     add("--judge-reasoning", **COUNT, help="let judges write up to N tokens of reasons before their verdict")
     if name == "dsp":
@@ -191,19 +190,18 @@ def _add_answers(parser: Parser, output: str) -> None:
     add("--top-p", type=float, default=1.0, help="nucleus sampling: probability mass that is kept")
     _add_generation(parser, 512, "Please reason step by step, and put your final answer within \\boxed{}.")
     _add_output(parser, output)
-    _add_wandb(parser)
 
 
 def _add_model(parser: Parser) -> None:
-    parser.add_argument("--model", required=True, help=f"model: {MODEL_HELP} to score with")
-    add_tokenizer(parser)
+    add_model(parser, "model")
     add_reward_settings(parser, "dtype", "device", "trust_remote_code", "max_tokens_per_batch", "model_init_kwargs")
 
 
-def _add_output(
-    parser: Parser, default: str, files: str = "results.json, results.md, report.html and examples.html"
-) -> None:
+def _add_output(parser: Parser, default: str, files: str = "") -> None:
     add = parser.add_argument
+    if not files:
+        files = "results.json, results.md, report.html and examples.html"
+        add("--wandb", metavar="PROJECT", help="W&B project to which figures, table and pages go as a run, too")
     add("--output", metavar="DIR", default=default, help=f"folder for {files}")
     add("--overwrite", action="store_true", help="start anew if the folder holds a run")
     add("--quiet", action="store_true", help="show neither progress nor table; errors only")
@@ -222,7 +220,7 @@ def _add_generation(parser: Parser, max_new_tokens: int, instruction: str) -> No
     add = parser.add_argument
     add("--max-new-tokens", **COUNT, default=max_new_tokens, help="longest answer, in tokens")
     add("--instruction", metavar="TEXT", default=instruction, help="what is added to each question; empty for nothing")
-    _add_chat(parser, "whether to ask in the chat template (default: yes, if the model has one)")
+    add("--chat", **YES_NO, help="whether to ask in the chat template (default: yes, if the model has one)")
     add("--backend", choices=("transformers", "vllm"), default="transformers", help="engine that generates")
     add(
         "--vllm-kwargs",
@@ -231,11 +229,3 @@ def _add_generation(parser: Parser, max_new_tokens: int, instruction: str) -> No
         help="further arguments of vLLM's `LLM`, such as "
         '{"gpu_memory_utilization": 0.5, "max_model_len": 4096, "enforce_eager": true}',
     )
-
-
-def _add_chat(parser: Parser, text: str) -> None:
-    parser.add_argument("--chat", action=argparse.BooleanOptionalAction, help=text)
-
-
-def _add_wandb(parser: Parser) -> None:
-    parser.add_argument("--wandb", metavar="PROJECT", help="W&B project to log figures, table and pages to, as a run")

@@ -4,7 +4,7 @@
 from typing import Any
 
 from ..rewards.settings import SETTINGS
-from .common import COUNT, DATA_HELP, MODEL_HELP, Parser, add_command, add_reward_settings, add_tokenizer
+from .common import COUNT, DATA_HELP, Parser, add_command, add_model, add_reward_settings
 
 
 def add_score(commands: Any) -> None:
@@ -81,8 +81,7 @@ def add_pairs(commands: Any) -> None:
 
 def _add_source(parser: Parser, what: str) -> None:
     parser.add_argument("file", metavar="FILE", help=f"{what}: {DATA_HELP}")
-    parser.add_argument("--model", required=True, help=f"frozen model, or sentence reward model: {MODEL_HELP}")
-    add_tokenizer(parser)
+    add_model(parser, "frozen model, or sentence reward model")
 
 
 def _add_resuming(add: Any, what: str) -> None:

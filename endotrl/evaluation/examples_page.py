@@ -131,9 +131,7 @@ def examples_page(title: str, scorers: Sequence[str], examples: Sequence[Example
         "examples": [
             {
                 **vars(example),
-                "id": plain(example.id),
-                "group": plain(example.group),
-                "note": plain(example.note),
+                **{name: plain(getattr(example, name)) for name in ("id", "group", "note")},
                 "prompt": _shown(example.prompt),
                 "pieces": [{"text": _shown(text), "label": plain(label)} for text, label in example.pieces],
                 "scores": [[_finite(score) for score in row] for row in example.scores],

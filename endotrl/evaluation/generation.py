@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from math import comb
 from typing import Any
 
@@ -117,23 +118,19 @@ def vllm_engine(model: str, **kwargs: Any) -> Iterator[Callable[[], Any]]:
     it gives its memory back. `kwargs` are further arguments of [`~vllm.LLM`], such as `gpu_memory_utilization`. Raises
     `ImportError` if vLLM is not installed.
     """
-    started: list[Any] = []
 
+    @cache
     def engine() -> Any:
-        if not started:
-            try:
-                from vllm import LLM
-            except ImportError as error:
-                raise ImportError(
-                    '--backend vllm needs vLLM, which is not installed: pip install "endotrl[vllm]".'
-                ) from error
-            started.append(LLM(model=model, **kwargs))
-        return started[0]
+        try:
+            from vllm import LLM
+        except ImportError as error:
+            raise ImportError('--backend vllm needs vLLM: pip install "endotrl[vllm]".') from error
+        return LLM(model=model, **kwargs)
 
     try:
         yield engine
     finally:
-        started.clear()  # its process ends when the last reference is gone
+        engine.cache_clear()  # its process ends when the last reference is gone
         gc.collect()
 
 

@@ -48,8 +48,8 @@ class StatsCache:
     def save(self, scored: Mapping[str, Sequence[ScoredResponse]]) -> None:
         """Writes a block, the responses of items by their keys, whole or not at all."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        number = len(list(self.folder.glob(f"{self._process}-*.pt")))
-        path = self.folder / f"{self._process}-{number:06d}.pt"
+        numbers = [int(path.stem.partition("-")[2]) for path in self.folder.glob(f"{self._process}-*.pt")]
+        path = self.folder / f"{self._process}-{max(numbers, default=-1) + 1:06d}.pt"
         with replacing(path) as file:
             torch.save({key: list(map(_plain, responses)) for key, responses in scored.items()}, file)
         self._places |= dict.fromkeys(scored, path)

@@ -5,12 +5,11 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
-from ..runs.processes import processes
-from .engine import Engine, ModelScorer
+from .engine import Engine
 from .forms import token_counts
 from .items import Item
 from .run_folder import RunFolder, in_blocks
-from .scorer_names import Scorer, base_names, make_form, needs_model
+from .scorer_names import base_names, make_form, needs_model
 
 
 BLOCK_SIZE = 32  # items that are scored and saved together
@@ -21,7 +20,7 @@ def score_items(
     names: Sequence[str],  # in [`expand_names`]'s form
     folder: RunFolder,
     make_engine: Callable[[], Engine],  # loads the model when it is needed first
-    make_scorer: Callable[[str, Engine], Scorer],  # of the scorers that run a model by themselves
+    make_scorer: Callable[[str, Engine], Any],  # of the scorers that run a model by themselves
     block_size: int = BLOCK_SIZE,
     progress: bool = False,
 ) -> dict[str, dict[str, Any]]:
@@ -50,14 +49,10 @@ def score_items(
         new: dict[str, dict[str, list[float]]] = {item.key: {} for item in block}
         for name in bases:
             wanted = [item for item in block if name not in known[item.key]]
-            if not wanted:
-                continue
             if name in forms:
                 rows = [forms[name].score(item, responses[item.key]) for item in wanted]
             else:
-                model = scorer(name)
-                assert isinstance(model, ModelScorer)
-                rows = model.score_items(wanted, progress)
+                rows = scorer(name).score_items(wanted, progress) if wanted else []
             for item, row in zip(wanted, rows, strict=True):
                 new[item.key][name] = row
         return [
@@ -73,10 +68,8 @@ def score_items(
 
     path, done = folder.scores_path, len(items) - len(todo)
     in_blocks(todo, path, score, "Evaluating", progress, done, block_size, lambda item: len(str(item.responses)))
-    records = folder.read_scores()
-    if processes().num_processes > 1:
-        folder.stats.find()
-    return records
+    folder.stats.find()  # what other processes have saved
+    return folder.read_scores()
 
 
 def _has_stats(folder: RunFolder, item: Item, alone: bool) -> bool:

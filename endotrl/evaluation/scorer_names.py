@@ -98,11 +98,7 @@ def served_names(names: Sequence[str], given: bool, steps: bool) -> list[str]:
     reasons = {name: form.needs_logits(steps) if isinstance(form, Form) else None for name, form in forms.items()}
     for name, reason in reasons.items() if given else ():
         if reason is not None:
-            raise ValueError(
-                f"{name!r} cannot be had from a server, which gives log-probabilities only: {reason}. Forms that can: "
-                "log_prob.AGGREGATE, gain.AGGREGATE, relative_perplexity; and bellman.sum, .mean and .power=NUMBER of "
-                "whole responses."
-            )
+            raise ValueError(f"{name!r} cannot be had from a server, which gives log-probabilities only: {reason}.")
     return [name for name, reason in reasons.items() if reason is None]
 
 

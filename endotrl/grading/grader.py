@@ -119,8 +119,6 @@ def is_right(completion: str, answers: Sequence[Any], math: bool = False) -> boo
     ```
     """
     text = visible(completion)
-    if not text:
-        return False
     accepted = [tidy(final_answer(answer)) for answer in answers]
     return any(_gives(text, answer, accepted, math) for answer in accepted)
 

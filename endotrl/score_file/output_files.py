@@ -144,7 +144,7 @@ class Output:
                     file.truncate(self._kept_bytes)
             self.errors_path.unlink(missing_ok=True)
             if not self.kept_rows:
-                self._write_meta(0, 0, 0)
+                self._write_meta(Tally())
 
     def kept_records(self) -> Iterator[dict[str, Any]]:
         """Output lines of earlier runs that are kept."""
@@ -160,7 +160,7 @@ class Output:
             append_lines(log, records, ensure_ascii=False, sync=not self.stream)
             if not self.stream:
                 self.write_errors(records)
-                self._write_meta(tally.rows, tally.errors, tally.tokens)
+                self._write_meta(tally)
 
     def write_errors(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Writes the bad rows among these into the error file, which exists only if there is one."""
@@ -179,15 +179,13 @@ class Output:
         kept = rows if len(ends) > rows else (len(ends) - 1) // block_size * block_size
         return kept, ends[kept]
 
-    def _write_meta(self, rows: int, errors: int, tokens: int) -> None:
+    def _write_meta(self, tally: Tally) -> None:
         meta = {
             "settings": self._settings,
             "input": self._reader.path,
-            "rows": rows,
-            "errors": errors,
-            "tokens": tokens,
+            **{name: getattr(tally, name) for name in ("rows", "errors", "tokens")},
             "seconds": round(self.seconds, 3),
-            "tokens_per_second": round(tokens / self.seconds, 1) if self.seconds else None,
+            "tokens_per_second": round(tally.tokens / self.seconds, 1) if self.seconds else None,
             "input_lines": self._reader.lines,
             "input_sha256": self._reader.digest.hexdigest(),
             **self.notes,

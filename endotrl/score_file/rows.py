@@ -148,22 +148,21 @@ def output_record(reward: Reward, row: Row, stats: Result, tokens: bool) -> dict
             record["entropy"] = _finite(stats.entropies.mean().item())
     if tokens:
         record["tokens"] = stats.tokens
-        # What the reward can be computed from again.
+        # What the reward can be computed from again; without logits, Bellman rewards of tokens are log-probabilities.
+        columns = {"log_probs": stats.log_probs}
         if stats.has_logits:
-            record["token_rewards"] = _rounded(token_rewards)
-            record["chosen_logits"] = _rounded(stats.chosen_logits.tolist())
-            record["soft_values"] = _rounded(stats.soft_values.tolist())
-        else:  # without the soft values, Bellman rewards of tokens are these
-            record["log_probs"] = _rounded(stats.log_probs.tolist())
+            columns = {"chosen_logits": stats.chosen_logits, "soft_values": stats.soft_values}
+            record["token_rewards"] = list(map(_finite, token_rewards))
         if reward.rule.needs_entropy and stats.entropies is not None:
-            record["entropies"] = _rounded(stats.entropies.tolist())
+            columns["entropies"] = stats.entropies
         if reward.rule.needs_mean_logits and stats.mean_logits is not None:
-            record["mean_logits"] = _rounded(stats.mean_logits.tolist())
-        contributions = reward.rule.contributions(stats)
+            columns["mean_logits"] = stats.mean_logits
+        contributions, rest = reward.rule.contributions(stats), {}
         if contributions is not None:
-            record["contributions"] = _rounded(contributions.tokens.tolist())
+            columns["contributions"] = contributions.tokens
             rest = {"prompt_contribution": contributions.prompt, "cut_off_contribution": contributions.cut_off}
-            record |= {name: _finite(value) for name, value in rest.items() if value}
+        record |= {name: list(map(_finite, values.tolist())) for name, values in columns.items()}
+        record |= {name: _finite(value) for name, value in rest.items() if value}
     return record
 
 
@@ -182,10 +181,6 @@ def _sentence_record(row: Row, scores: "SentenceScores", tokens: bool) -> dict[s
             "sentences": [{"text": text, **entry} for text, entry in zip(texts, numbers[1:], strict=True)],
         }
     return record
-
-
-def _rounded(values: Sequence[float]) -> list[float | None]:
-    return [_finite(value) for value in values]
 
 
 def _finite(value: float | None) -> float | None:

@@ -82,7 +82,7 @@ def test_two_runs_in_one_output(tiny_model_path, tmp_path, capsys):
         first = Output(path, Reader(tmp_path / "rows.jsonl"), {})
         first.check(2, overwrite=False)
         first.begin()
-        first.write([{"line": 1, "reward": -1.0}], Tally(1), 0.1)
+        first.write([{"line": 1, "reward": -1.0}], Tally(), 0.1)
         before = (tmp_path / "out.jsonl").read_bytes()
         assert score(tiny_model_path, tmp_path, "--overwrite") != 0
         assert "Another run is writing" in capsys.readouterr().err

@@ -61,13 +61,6 @@ def reward(tiny_model_path):
     return EndogenousReward(tiny_model_path, dtype="float32", device="cpu")
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tiny_model_path):
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(tiny_model_path)
-
-
 class Interrupted(EndogenousReward):
     """Is interrupted at its n-th call."""
 

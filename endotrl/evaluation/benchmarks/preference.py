@@ -29,10 +29,8 @@ def read(rows: Iterable[Row]) -> list[Item]:
         try:
             pair = responses_of({key: row.data[key] for key in ("prompt", "chosen", "rejected") if key in row.data})
             if not isinstance(pair.prompt, str) and template_kwargs_of(row.data):
-                raise ValueError(
-                    f"It has {' or '.join(TEMPLATE_COLUMNS)}, which the scorers compared here do not read. `endotrl "
-                    "score` and `endotrl pairs` do."
-                )
+                columns = " or ".join(TEMPLATE_COLUMNS)
+                raise ValueError(f"It has {columns}, which the scorers compared here do not read.")
             prompt, images = place_images(0, pair.prompt, images_of(row.data))
             responses = tuple(pair.completions)
             item = Item(row.name("id"), row.stem, prompt, responses, better=((0, 1),), images=tuple(images))

@@ -93,10 +93,7 @@ def _part(row: Row) -> str:
     for part in known:
         if part in row.stem:
             return part
-    raise row.error(
-        'the key "domain" is missing, and the file\'s name does not tell it. Add the key, or put one of '
-        f"{', '.join(known)} into the name."
-    )
+    raise row.error(f'the key "domain" is missing, and the name of the file has none of {", ".join(known)}.')
 
 
 BENCHMARK = Benchmark(
