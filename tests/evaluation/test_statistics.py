@@ -69,6 +69,16 @@ class TestBootstrap:
         assert (resampling_weights(units) == resampling_weights(units)).all()
         assert (resampling_weights(units) != resampling_weights(units, seed=1)).any()
 
+    def test_covers_the_truth(self):
+        # Over 200 draws of 100 fair coins, 95% intervals hold 1/2 about 190 times (standard deviation 3).
+        rng = random.Random(0)
+        hits = 0
+        for _ in range(200):
+            units = units_of([rng.random() < 0.5 for _ in range(100)])
+            estimate = estimates(units, accuracy, resampling_weights(units, 400))["accuracy"]
+            hits += estimate.low <= 0.5 <= estimate.high
+        assert 178 <= hits <= 200
+
 
 class TestDifferences:
     def test_paired_is_narrower_than_unpaired(self):
