@@ -74,7 +74,8 @@ def _not_finite(run: Run) -> Iterator[Finding]:
         still = len(points) > 3 and not any(math.isfinite(value) for _, value in points[-3:])
         for_good = still or len(bad) == len(points)
         if key in REWARD_KEYS:
-            says = f"The reward functions give no reward{' any more' if len(bad) < len(points) else ''}."
+            since = " any more" if len(bad) < len(points) else ""
+            says = f"The reward functions give no reward{since if for_good else ' at single steps'}."
             evidence += " TRL leaves out completions for which every function returns `None`."
             change = (
                 "Let the reward function return a number where it can judge, and look at the completions that it "

@@ -80,6 +80,13 @@ def test_single_nans_are_no_fault(tmp_path: Path) -> None:
     assert names(tmp_path, rows) == {}
 
 
+def test_a_reward_is_missing_once(tmp_path: Path) -> None:
+    rows = healthy()
+    rows[3]["reward"] = math.nan
+    (finding,) = diagnose(write_state(tmp_path / "trainer_state.json", rows)).findings
+    assert (finding.level, finding.says) == ("warning", "The reward functions give no reward at single steps.")
+
+
 def test_converged_is_no_fault(tmp_path: Path) -> None:
     rows = changed(zero=lambda t: min(1.0, 2 * t), reward=lambda t: min(1.0, 0.3 + t) + wobble())
     assert names(tmp_path, rows) == {"equal_rewards": "note"}
