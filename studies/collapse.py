@@ -79,6 +79,7 @@ def table_rows(results: list[dict[str, Any]], task: str) -> list[list[str]]:
         alarm = result["alarms"][0][0] if result["alarms"] else None
         blind = result["blind"]
         arm, late = ARMS[result["run"]], five_lost(result)
+        silent = "none" if knows_first_policy(result) else "none (first policy not logged)"
         rows.append(
             [
                 arm.label,
@@ -88,7 +89,7 @@ def table_rows(results: list[dict[str, Any]], task: str) -> list[list[str]]:
                 "" if late is None else str(late),
                 "none" if alarm is None else str(alarm),
                 "" if alarm is None else f"{100 * lost_by(result, alarm):.1f} points",
-                "none" if blind is None else f"step {blind[0]} ({100 * lost_by(result, blind[0]):.1f} points)",
+                silent if blind is None else f"step {blind[0]} ({100 * lost_by(result, blind[0]):.1f} points)",
             ]
         )
     return rows

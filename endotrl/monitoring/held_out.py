@@ -27,13 +27,10 @@ class HeldOut(TrainerCallback):
     [`~trl.GRPOTrainer`], [`~trl.RLOOTrainer`], [`DenseGRPOTrainer`] and [`PPOTrainer`], whose own way to generate is
     used: template, sampling settings, vLLM, several processes.
 
-    The questions are the same each time, with the same random numbers, so that their change tells more than the
-    difference of two means: of $n$ questions with grades $a_q$ now and $b_q$ before training, it is
-    $\frac1n \sum_q (a_q - b_q)$, with the standard error over questions. Nothing else changes in the run, to the bit
-    (not tried with vLLM).
-
-    [`CollapseMonitor`] reads what is logged, with their errors: the mean grade, `collapse/held_out/<name>`, and the
-    change, `collapse/asked_change/<name>`.
+    Logged are the mean grade, `collapse/held_out/<name>`, and its change since before training,
+    `collapse/asked_change/<name>`, question by question: $\frac1n \sum_q (a_q - b_q)$, which tells more than the
+    difference of two means. Both have standard errors over questions, and [`CollapseMonitor`] reads them. The random
+    numbers are the same each time, and nothing else changes in the run, to the bit (not tried with vLLM).
 
     Args:
         questions ([`~datasets.Dataset`] or `list[dict]`):

@@ -31,26 +31,23 @@ class CollapseMonitor(TrainerCallback):
     Sees a run collapse, says so, and stops it if you like. For any trainer of TRL and any reward.
 
     Intrinsic rewards rise whatever happens to the answers, first with their quality and then without it
-    (https://huggingface.co/papers/2603.08660). What tells is a **held-out reward**: one of weight 0, such as an
-    accuracy. It falls, beyond its noise: that is a collapse, and the alarm. Other symptoms (length, repetition,
-    entropy, diversity within groups, KL, the frozen model's log-probability, correlation of the reward with length,
-    probability and the held-out reward) make the alarm come earlier, and decide alone if there is no held-out reward.
+    (https://huggingface.co/papers/2603.08660). The alarm is that a **held-out reward** falls beyond its noise: one of
+    weight 0, such as an accuracy. Without one, the first policy's log-probability decides, and symptoms (length,
+    repetition, entropy, diversity within groups, KL, correlation of the reward with length): see `docs/collapse.md`.
 
     Args:
         action (`str`, *optional*, defaults to `"warn"`):
-            What to do on an alarm: `"warn"`; `"stop"` the training; or stop and `"restore"` the best checkpoint, into
-            the model that the trainer holds, the way `load_best_model_at_end` does. The best is the one with the
-            highest held-out reward, or without one the last before there was a symptom.
+            What to do on an alarm: `"warn"`; `"stop"` the training; or stop and `"restore"` the best checkpoint, as
+            `load_best_model_at_end` does: that with the highest held-out reward, or else the last without a symptom.
         held_out (`list[str]`, *optional*):
             Names of the reward functions that are held out. By default all of weight 0 whose values are in $[0, 1]$;
             needed only where the monitor is not attached.
         thresholds ([`CollapseThresholds`], *optional*):
             When to speak.
         copy_weights (`bool`, *optional*):
-            Whether to keep a copy of the weights that training begins with, so that the present policy can be compared
-            with the first one completion by completion, which sees a fall several times sooner. It takes the memory of
-            the weights. By default those of up to 1 GiB are copied. With an adapter, or with a reference model (`beta`
-            above 0), no copy is needed.
+            Whether to keep a copy of the first weights, with which the present policy is compared completion by
+            completion: that sees a fall several times sooner, or at all without a held-out reward. By default those of
+            up to 1 GiB are copied. With an adapter, or a reference model (`beta` above 0), no copy is needed.
 
     Raises:
         `ValueError`: If `action` is unknown.

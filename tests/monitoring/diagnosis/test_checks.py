@@ -164,4 +164,4 @@ def test_recorded_collapses_and_healthy_runs(tmp_path: Path) -> None:
         path = write_state(tmp_path / "trainer_state.json", result["log"])
         expected = "healthy" if result["run"].removeprefix("small_") in healthy_runs else "failure"
         assert diagnose(path).status == expected, result["run"]
-    assert len(results) == 30
+    assert len(results) == 45
