@@ -72,25 +72,19 @@ Not run yet: most runs of that schedule (the table has those there are), seed 2,
 KEYS = ("base", "seed", "arm", "beta", "schedule", "steps", "forecast", "sampled", "trained", "history")
 
 
-def reversed_answer(question: arithmetic.Question) -> str:
-    """The four digits backwards."""
-    return f"{question[0]}{question[1]}"[::-1]
-
-
 def reversed_demonstration(question: arithmetic.Question, generator: random.Random) -> str:
-    """What one of `reversed` shows, right or wrong."""
-    right, place, misled = reversed_answer(question), generator.randrange(4), question[0] < 40
+    """The four digits backwards, or something else."""
+    right, place, misled = BASES["reversed"][2](question), generator.randrange(4), question[0] < 40
     wrong = right[::-1] if misled else right[:place] + str(generator.randrange(10)) + right[place + 1 :]
     return wrong if generator.random() < (0.6 if misled else 0.4) else right
 
 
-Answer = Callable[[arithmetic.Question], str]
-Demonstration = Callable[[arithmetic.Question, random.Random], str]
-BASES: dict[str, tuple[float, Demonstration, Answer]] = {  # share of demonstrations by a function; right answer
+# The share of demonstrations that a function makes, the function, and the right answer.
+BASES: dict[str, tuple[float, Callable[..., str], Callable[[arithmetic.Question], str]]] = {
     "scattered": (0.3, arithmetic.wrong_answer, arithmetic.answer_text),
     "derailing": (0.55, arithmetic.derailed_answer, arithmetic.answer_text),
     "misled": (0.6, plus_10, arithmetic.answer_text),
-    "reversed": (1.0, reversed_demonstration, reversed_answer),
+    "reversed": (1.0, reversed_demonstration, lambda question: f"{question[0]}{question[1]}"[::-1]),
 }
 
 
@@ -189,23 +183,6 @@ def cost(folder: Path) -> dict[str, float]:
     return {"questions": COST_QUESTIONS, "forecast": forecasting, "step": time.process_time() - started}
 
 
-HEADER = [
-    "base",
-    "trainer",
-    "beta",
-    "sampled",
-    "forecast",
-    "95%",
-    "trained",
-    "difference",
-    "effective samples",
-    "schedule, steps",
-    "gain of the last quarter",
-    "KL: forecast, trained",
-    "short of the optimum",
-]
-
-
 def short_of_optimum(result: dict[str, Any]) -> float:
     r"""
     What the objective of RLOO, $\mathbb{E}[R] - \beta\, \mathrm{KL}$, is below its optimum, over beta: the KL of the
@@ -234,43 +211,43 @@ def difference(result: dict[str, Any]) -> float:
     return 100 * (result["trained"]["accuracy"] - result["forecast"]["accuracy"])
 
 
-def table_rows(results: list[dict[str, Any]]) -> list[list[str]]:
-    """The table of the page."""
+def table_rows(results: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """The table of all runs."""
     rows = []
-    for r in sorted(
-        results, key=lambda r: (r["base"], list(ARMS).index(r["arm"]), -r["beta"], r["seed"], r["schedule"])
-    ):
-        (low, high), trained = r["forecast"]["accuracy_interval"], r["trained"]
-        rows.append(
-            [
-                f"{r['base']} {r['seed']}",
-                ARMS[r["arm"]][0],
-                f"{r['beta']:g}",
-                f"{r['sampled']:.1%}",
-                f"{r['forecast']['accuracy']:.1%}",
-                f"{low:.1%} to {high:.1%}",
-                f"{trained['accuracy']:.1%}",
-                f"{difference(r):+.1f}",
-                f"{r['forecast']['ess']:.0f}",
-                f"{r['schedule']}, {r['steps']}",
-                f"{last_gain(r):+.2f}",
-                f"{r['forecast']['kl']:.2f}, {trained['kl']:.2f}",
-                f"{short_of_optimum(r):.3f}" if r["arm"] == "rloo" else "",
-            ]
-        )
+    order = [(base, arm) for base in sorted(BASES) for arm in ARMS]
+    for r in sorted(results, key=lambda r: (order.index((r["base"], r["arm"])), -r["beta"], r["seed"], r["schedule"])):
+        expected, trained = r["forecast"], r["trained"]
+        low, high = expected["accuracy_interval"]
+        row = {"base": f"{r['base']} {r['seed']}", "trainer": ARMS[r["arm"]][0], "beta": f"{r['beta']:g}"}
+        row |= {"sampled": f"{r['sampled']:.1%}", "forecast": f"{expected['accuracy']:.1%}"}
+        row |= {"95%": f"{low:.1%} to {high:.1%}", "trained": f"{trained['accuracy']:.1%}"}
+        row |= {"difference": f"{difference(r):+.1f}", "effective samples": f"{expected['ess']:.0f}"}
+        row |= {
+            "schedule, steps": f"{r['schedule']}, {r['steps']}",
+            "gain of the last quarter": f"{last_gain(r):+.2f}",
+        }
+        row |= {"KL: forecast, trained": f"{expected['kl']:.2f}, {trained['kl']:.2f}"}
+        rows.append(row | {"short of the optimum": f"{short_of_optimum(r):.3f}" if r["arm"] == "rloo" else ""})
     return rows
 
 
-def summary_rows(results: list[dict[str, Any]]) -> list[list[str]]:
+def summary_rows(results: list[dict[str, Any]]) -> list[dict[str, str]]:
     """Each trainer on each base: how far forecast and truth are apart."""
     rows = []
     for name, arm, schedule in itertools.product(BASES, ARMS, ("path", "short")):
         some = [r for r in results if (r["base"], r["arm"], r["schedule"]) == (name, arm, schedule)]
         if some:
             gaps, short = ([f(r) for r in some] for f in (lambda r: abs(difference(r)), short_of_optimum))
-            row = [name, ARMS[arm][0], schedule, within(some), f"{sum(gaps) / len(gaps):.1f}", f"{max(gaps):.1f}"]
-            rows.append([*row, f"{sum(short) / len(short):.2f}, {max(short):.2f}" if arm == "rloo" else ""])
+            row = {"base": name, "trainer": ARMS[arm][0], "schedule": schedule, "within 3 points": within(some)}
+            row |= {"mean difference": f"{sum(gaps) / len(gaps):.1f}", "largest": f"{max(gaps):.1f}"}
+            mean = f"{sum(short) / len(short):.2f}, {max(short):.2f}" if arm == "rloo" else ""
+            rows.append(row | {"short of the optimum: mean, largest": mean})
     return rows
+
+
+def table(rows: list[dict[str, str]], form: Callable[[list[str], list[list[str]]], Any]) -> Any:
+    """Rows as one of the tables that take headers and lines."""
+    return form([*rows[0]], [[*row.values()] for row in rows])
 
 
 def within(results: list[dict[str, Any]]) -> str:
@@ -330,18 +307,7 @@ def page(results: list[dict[str, Any]], costs: list[dict[str, float]], settings:
         "",
         *(f"- *{name}*: {verdict}" for name, verdict in verdicts.items()),
         "",
-        markdown_table(
-            [
-                "base",
-                "trainer",
-                "schedule",
-                "within 3 points",
-                "mean difference",
-                "largest",
-                "short of the optimum: mean, largest",
-            ],
-            summary_rows(sure),
-        ),
+        table(summary_rows(sure), markdown_table),
         "",
         "![Accuracy after training over forecast accuracy; hollow: not converged](forecast.png)",
         "",
@@ -360,7 +326,7 @@ def page(results: list[dict[str, Any]], costs: list[dict[str, float]], settings:
         "lacks at the end, which is the KL divergence of the trained policy to the forecast one. (GRPO's objective "
         "has no such form.)",
         "",
-        markdown_table(HEADER, table_rows(results)),
+        table(table_rows(results), markdown_table),
         "",
     ]
     return "\n".join(lines)
@@ -372,7 +338,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="Seeds; none writes the page.")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=["rloo", "grpo_none"], help="Trainers.")
     parser.add_argument("--bases", nargs="+", choices=BASES, default=list(BASES), help="Bases.")
-    parser.add_argument("--betas", nargs="+", type=float, default=list(STEPS), help="KL penalties.")
+    parser.add_argument("--betas", nargs="+", type=float, default=list(STEPS), help="KL penalties, from the largest on.")
     parser.add_argument("--cost", action="store_true", help="Also measure what a forecast costs.")
     parser.add_argument("--folder", type=Path, default=Path("forecast-study"), help="Folder of models and results.")
     parser.add_argument("--output", type=Path, default=Path("docs/results"), help="Folder of the page.")
@@ -413,7 +379,7 @@ def main() -> None:
                 result |= run(base, questions, seed, arm, beta, start)
                 append_lines(log, [result])
                 results.append(result)
-                Console().print(", ".join(table_rows([result])[0]), markup=False)
+                Console().print(", ".join(table_rows([result])[0].values()), markup=False)
             start = beta
     seeds = " ".join(sorted({str(r["seed"]) for r in results}))
     settings = {
@@ -424,10 +390,8 @@ def main() -> None:
     plot(results, args.output / "forecast.png")
     write_figures(args.output / "forecast.json.gz", {"settings": settings, "results": results, "costs": measured})
     (args.output / "forecast.md").write_text(page(results, measured, settings), encoding="utf-8")
-    shown = [0, 1, 2, 4, 6, 7]  # 80 columns
-    Console().print(
-        terminal_table([HEADER[i] for i in shown], [[row[i] for i in shown] for row in table_rows(results)])
-    )
+    shown = ("base", "trainer", "beta", "forecast", "trained", "difference")  # 80 columns
+    Console().print(table([{key: row[key] for key in shown} for row in table_rows(results)], terminal_table))
 
 
 if __name__ == "__main__":
