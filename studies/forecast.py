@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Forecast against truth: small transformers that learned addition from faulty demonstrations are forecast, then trained
-by TRL's RLOO and GRPO at several beta.
+Forecast against truth: small transformers that learned from faulty demonstrations are forecast, then trained by TRL's
+RLOO and GRPO at several beta.
 
-Three base models of 0.16 M parameters. Each learned to add two numbers of two digits from right demonstrations, then
-met faulty ones: *scattered* (30% have one digit changed), *derailing* (55% have the first written digit one too high,
-and random digits after it) and *misled* (60% are the sum plus 10: the wrong answer is the most probable one).
+Three base models of 0.16 M parameters learned to add two numbers of two digits from right demonstrations, then met
+faulty ones: *scattered* (30% have one digit changed), *derailing* (55% have the first written digit one too high, and
+random digits after it) and *misled* (60% are the sum plus 10: the wrong answer is the most probable one). A fourth,
+*reversed*, is a GPT-2 of 0.10 M parameters and a task of this page alone: to write the four digits backwards. Where
+the first number is below 40, 60% of the demonstrations are not reversed; of the others, 40% have a digit drawn anew.
 
     python -m studies.forecast                     # goes on where an earlier run was cut off
 """
@@ -20,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from rich.console import Console
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from benchmarks.measure import describe_run, machine_line, markdown_table, write_figures
@@ -36,8 +39,8 @@ from studies.arithmetic_runs import plus_10
 
 
 NUM_UNSEEN, NUM_QUESTIONS, SAMPLES, EVALUATIONS = 128, 64, 128, 64
-COST_QUESTIONS = 16
-STEPS = {4.0: 80, 2.0: 100, 1.0: 150, 0.5: 150}  # of each beta
+COST_QUESTIONS, COST_GROUP = 200, 2
+STEPS = {4.0: 150, 2.0: 100, 1.0: 150, 0.5: 150}  # of each beta, from the policy of the beta before it
 PRETRAINING_STEPS = (400, 300)  # on right, then on faulty demonstrations
 TRAINING: dict[str, Any] = {
     "learning_rate": 5e-4,
@@ -56,56 +59,68 @@ ARMS: dict[str, tuple[str, type, type, dict[str, Any]]] = {
 ARRIVED = 0.05  # nats
 WHY = """## Why a run can be off: it has not arrived
 
-The first nine runs of this study, whose settings were still being looked for, and which asked questions that were not
-trained on, ended within 3 points in five cases. On a derailing base model at beta 4, runs that were 0.17, 0.08, 0.07
-and 0.03 nats short of the optimum were 6.2, 7.8, 5.4 and 2.9 points off, and 1.3 after 400 steps. It was not the
+The schedule *short* was run first. All of its runs that are more than 3 points off, but one, still gained 0.06 to 0.36
+nats in their last quarter, by the logs; those by RLOO, whose optimum is known, were 0.16 to 1.13 nats short of it (the
+one: 0.05). They are at small betas, most on the derailing base model, whose optimum is a nat away. It was not the
 samples, not completions that are cut off, not the group factor, and not that questions were new.
 
-A policy gradient is noisy, and its noise keeps a policy beside the optimum. Tried on the scattered base model at beta
-1: batches of 128 at a learning rate of 1e-3 leave the path for good (0.4, 1.0 and 2.1 nats short after 30, 60 and 90
-steps); at 1e-4 they are slow (0.2 nats short after 90 steps). One decay from 5e-4, over 80 to 150 steps of 256
-answers, is what all runs below have: 20 to 45 CPU seconds each.
+A policy gradient is noisy, and its noise keeps a policy beside the optimum. On the derailing base model of seed 1, by
+RLOO at beta 0.5 in 150 steps, a learning rate of 1e-3 in place of 5e-4 ended 0.87 nats short, not 1.13; 2e-3 left the
+path for good (7.5 nats). To begin nearer, at the policy of the beta before, is the schedule *path*. On the derailing
+base model of seed 0, by RLOO at beta 4, 2 and 1, it ends 0.03, 0.06 and 0.13 nats short, not 0.06, 0.08 and 0.18.
 
-The runs that are off are of this kind: those of RLOO, whose optimum is known, are 0.05 to 1.13 nats short of it, and
-all that are off at a beta of 1 or less still gained 0.08 to 0.31 nats in their last quarter, by the logs. Longer runs
-of these have not been made. Not run yet either: the rest of seed 1, seed 2, `scale_rewards="group"`, facts."""
-KEYS = ("base", "seed", "arm", "beta", "forecast", "sampled", "trained", "history", "steps")
+Not run yet: most runs of that schedule (the table has those there are), seed 2, `scale_rewards="group"`, and facts."""
+KEYS = ("base", "seed", "arm", "beta", "schedule", "steps", "forecast", "sampled", "trained", "history")
 
 
-DEMONSTRATIONS: dict[str, tuple[float, Callable[[arithmetic.Question, random.Random], str]]] = {
-    "scattered": (0.3, arithmetic.wrong_answer),
-    "derailing": (0.55, arithmetic.derailed_answer),
-    "misled": (0.6, plus_10),
+def reversed_demonstration(question: arithmetic.Question, generator: random.Random) -> str:
+    """The four digits backwards, or something else."""
+    right, place, misled = BASES["reversed"][2](question), generator.randrange(4), question[0] < 40
+    wrong = right[::-1] if misled else right[:place] + str(generator.randrange(10)) + right[place + 1 :]
+    return wrong if generator.random() < (0.6 if misled else 0.4) else right
+
+
+# The share of demonstrations that a function makes, the function, and the right answer.
+BASES: dict[str, tuple[float, Callable[..., str], Callable[[arithmetic.Question], str]]] = {
+    "scattered": (0.3, arithmetic.wrong_answer, arithmetic.answer_text),
+    "derailing": (0.55, arithmetic.derailed_answer, arithmetic.answer_text),
+    "misled": (0.6, plus_10, arithmetic.answer_text),
+    "reversed": (1.0, reversed_demonstration, lambda question: f"{question[0]}{question[1]}"[::-1]),
 }
 
 
-def questions_of(seed: int) -> list[arithmetic.Question]:
+def questions_of(name: str, seed: int) -> list[dict[str, str]]:
     """Questions that no demonstration has, and all that RL asks: its optimum is known for each of them."""
-    return arithmetic.make_questions(NUM_UNSEEN, seed, digits=2)[:NUM_QUESTIONS]
+    questions = arithmetic.make_questions(NUM_UNSEEN, seed, digits=2)[:NUM_QUESTIONS]
+    return [{"prompt": arithmetic.question_text(q), "answer": BASES[name][2](q)} for q in questions]
 
 
 def make_base(folder: Path, name: str, seed: int) -> Path:
-    """The folder of a base model, made if it is not there. Those of a seed start from one model that can add."""
+    """The folder of a base model, made if it is not there. The adders of a seed start from one that adds rightly."""
     path = folder / f"{name}-{seed}"
     if not path.exists():
-        clean = name == "clean"
         torch.manual_seed(seed)
-        tokenizer = arithmetic.make_tokenizer()
-        model = arithmetic.make_model(tokenizer, 64, 192) if clean else load_model(make_base(folder, "clean", seed))
-        noise, wrong = (0.0, plus_10) if clean else DEMONSTRATIONS[name]
-        steps = PRETRAINING_STEPS[not clean]
+        tokenizer, fresh = arithmetic.make_tokenizer(), name in ("clean", "reversed")
+        if name == "reversed":
+            special = {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+            sizes = {"vocab_size": len(tokenizer), "n_positions": 32, "n_embd": 64, "n_layer": 2, "n_head": 4}
+            model = GPT2LMHeadModel(GPT2Config(**special, **sizes, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0))
+        else:
+            model = (
+                arithmetic.make_model(tokenizer, 64, 192) if fresh else load_model(make_base(folder, "clean", seed))
+            )
+        noise, wrong, _ = BASES.get(name, (0.0, plus_10, None))
         unseen = arithmetic.make_questions(NUM_UNSEEN, seed, digits=2)
-        arithmetic.pretrain(model, tokenizer, steps, noise, seed, unseen, digits=2, wrong=wrong)
+        arithmetic.pretrain(model, tokenizer, PRETRAINING_STEPS[not fresh], noise, seed, unseen, digits=2, wrong=wrong)
         model.save_pretrained(path)
         tokenizer.save_pretrained(path)
     return path
 
 
-def ask(model: Any, base: Path, questions: list[arithmetic.Question]) -> dict[str, float]:
+def ask(model: Any, base: Path, questions: list[dict[str, str]]) -> dict[str, float]:
     """Accuracy of a policy, its reward, and its KL to the base model, in nats per completion."""
     tokenizer = AutoTokenizer.from_pretrained(base)
-    prompts = [arithmetic.question_text(q) for q in questions] * EVALUATIONS
-    truths = [arithmetic.answer_text(q) for q in questions] * EVALUATIONS
+    prompts, truths = ([q[key] for q in questions] * EVALUATIONS for key in ("prompt", "answer"))
     texts, ids = generate_answers(model, tokenizer, prompts, arithmetic.MAX_ANSWER_LENGTH, batch_size=1024)
     own, reward = (
         sum(value or 0.0 for value in EndogenousReward(m, tokenizer)(prompts, texts, ids)) / len(ids)
@@ -114,26 +129,35 @@ def ask(model: Any, base: Path, questions: list[arithmetic.Question]) -> dict[st
     return {"accuracy": sum(map(str.__eq__, texts, truths)) / len(ids), "reward": reward, "kl": own - reward}
 
 
-def run(base: Path, seed: int, arm: str, beta: float, folder: Path) -> dict[str, Any]:
-    """Trains one arm and asks it what was forecast."""
-    questions = questions_of(seed)
+def weights_of(base: Path, arm: str, beta: float) -> Path:
+    """Where the trained weights are kept."""
+    return base.parent / "trained" / f"{base.name}-{arm}-{beta:g}.pt"
+
+
+def run(
+    base: Path, questions: list[dict[str, str]], seed: int, arm: str, beta: float, start: float | None
+) -> dict[str, Any]:
+    """Trains one arm, from the policy of the beta `start` or from the base model, and asks it what was forecast."""
+    policy = load_model(base)
+    if start is not None:
+        policy.load_state_dict(torch.load(weights_of(base, arm, start)))
     _, trainer_class, config_class, settings = ARMS[arm]
     trained = train_with_grpo(
         f"{base.name}-{arm}-{beta:g}",
-        load_model(base),
+        policy,
         AutoTokenizer.from_pretrained(base),
         EndogenousReward(None),
         arithmetic.accuracy,
-        arithmetic.make_dataset(questions),
-        folder,
+        Dataset.from_list(questions),
+        base.parent / "trained",
         trainer_class=trainer_class,
         config_class=config_class,
         seed=seed,
         **{**TRAINING, **settings, "beta": beta, "max_steps": STEPS[beta]},
     )
     history = [[entry["rewards/endogenous_reward/mean"], entry["kl"]] for entry in trained.history]
-    trained_policy = ask(trained.model, base, questions)
-    return {"trained": trained_policy, "history": history, "steps": STEPS[beta], "seconds": trained.seconds}
+    torch.save(trained.model.state_dict(), weights_of(base, arm, beta))
+    return {"trained": ask(trained.model, base, questions), "history": history, "seconds": trained.seconds}
 
 
 def cost(folder: Path) -> dict[str, float]:
@@ -148,8 +172,8 @@ def cost(folder: Path) -> dict[str, float]:
     trained = {
         "max_steps": 1,
         "per_device_train_batch_size": 16,
-        "gradient_accumulation_steps": COST_QUESTIONS // 8,
-        "num_generations": 2,
+        "gradient_accumulation_steps": COST_QUESTIONS * COST_GROUP // 16,
+        "num_generations": COST_GROUP,
         "max_completion_length": 16,
         "beta": 0.1,
         "bf16": False,
@@ -158,23 +182,6 @@ def cost(folder: Path) -> dict[str, float]:
     started = time.process_time()
     train_with_grpo("cost", policy, tokenizer, EndogenousReward(None), facts.accuracy, dataset, folder, **trained)
     return {"questions": COST_QUESTIONS, "forecast": forecasting, "step": time.process_time() - started}
-
-
-HEADER = [
-    "base",
-    "trainer",
-    "beta",
-    "sampled",
-    "forecast",
-    "95%",
-    "trained",
-    "difference",
-    "effective samples",
-    "steps",
-    "gain of the last quarter",
-    "KL: forecast, trained",
-    "short of the optimum",
-]
 
 
 def short_of_optimum(result: dict[str, Any]) -> float:
@@ -189,9 +196,15 @@ def short_of_optimum(result: dict[str, Any]) -> float:
 def last_gain(result: dict[str, Any]) -> float:
     """What the last quarter of a run added to its objective over beta, next to the quarter before it, in nats."""
     share = 1.0 if result["arm"] == "rloo" else 1.0 - 1.0 / TRAINING["num_generations"]
-    objective = [share * reward / result["beta"] - kl for reward, kl in result["history"]]
+    length = result["forecast"]["length"]  # TRL logs the KL of a token
+    objective = [share * reward / result["beta"] - length * kl for reward, kl in result["history"]]
     quarter = len(objective) // 4
     return (sum(objective[-quarter:]) - sum(objective[-2 * quarter : -quarter])) / quarter
+
+
+def has_converged(result: dict[str, Any]) -> bool:
+    """By its logs alone."""
+    return last_gain(result) <= ARRIVED
 
 
 def difference(result: dict[str, Any]) -> float:
@@ -199,59 +212,67 @@ def difference(result: dict[str, Any]) -> float:
     return 100 * (result["trained"]["accuracy"] - result["forecast"]["accuracy"])
 
 
-def table_rows(results: list[dict[str, Any]]) -> list[list[str]]:
-    """The table of the page."""
+def table_rows(results: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """The table of all runs."""
     rows = []
-    for r in sorted(results, key=lambda r: (r["base"], list(ARMS).index(r["arm"]), -r["beta"], r["seed"])):
-        (low, high), trained = r["forecast"]["accuracy_interval"], r["trained"]
-        rows.append(
-            [
-                f"{r['base']} {r['seed']}",
-                ARMS[r["arm"]][0],
-                f"{r['beta']:g}",
-                f"{r['sampled']:.1%}",
-                f"{r['forecast']['accuracy']:.1%}",
-                f"{low:.1%} to {high:.1%}",
-                f"{trained['accuracy']:.1%}",
-                f"{difference(r):+.1f}",
-                f"{r['forecast']['ess']:.0f}",
-                f"{r['steps']}",
-                f"{last_gain(r):+.2f}",
-                f"{r['forecast']['kl']:.2f}, {trained['kl']:.2f}",
-                f"{short_of_optimum(r):.3f}" if r["arm"] == "rloo" else "",
-            ]
-        )
+    order = [(base, arm) for base in sorted(BASES) for arm in ARMS]
+    for r in sorted(results, key=lambda r: (order.index((r["base"], r["arm"])), -r["beta"], r["seed"], r["schedule"])):
+        expected, trained = r["forecast"], r["trained"]
+        low, high = expected["accuracy_interval"]
+        row = {"base": f"{r['base']} {r['seed']}", "trainer": ARMS[r["arm"]][0], "beta": f"{r['beta']:g}"}
+        row |= {"sampled": f"{r['sampled']:.1%}", "forecast": f"{expected['accuracy']:.1%}"}
+        row |= {"95%": f"{low:.1%} to {high:.1%}", "trained": f"{trained['accuracy']:.1%}"}
+        row |= {"difference": f"{difference(r):+.1f}", "effective samples": f"{expected['ess']:.0f}"}
+        row |= {
+            "schedule, steps": f"{r['schedule']}, {r['steps']}",
+            "gain of the last quarter": f"{last_gain(r):+.2f}",
+        }
+        row |= {"KL: forecast, trained": f"{expected['kl']:.2f}, {trained['kl']:.2f}"}
+        rows.append(row | {"short of the optimum": f"{short_of_optimum(r):.3f}" if r["arm"] == "rloo" else ""})
     return rows
 
 
-def summary_rows(results: list[dict[str, Any]]) -> list[list[str]]:
+def summary_rows(results: list[dict[str, Any]]) -> list[dict[str, str]]:
     """Each trainer on each base: how far forecast and truth are apart."""
     rows = []
-    for name, arm in itertools.product(DEMONSTRATIONS, ARMS):
-        gaps = [abs(difference(r)) for r in results if (r["base"], r["arm"]) == (name, arm)]
-        if gaps:
-            close = sum(gap <= 3 for gap in gaps)
-            mean = sum(gaps) / len(gaps)
-            rows.append([name, ARMS[arm][0], f"{close} of {len(gaps)}", f"{mean:.1f}", f"{max(gaps):.1f}"])
+    for name, arm, schedule in itertools.product(BASES, ARMS, ("path", "short")):
+        some = [r for r in results if (r["base"], r["arm"], r["schedule"]) == (name, arm, schedule)]
+        if some:
+            gaps, short = ([f(r) for r in some] for f in (lambda r: abs(difference(r)), short_of_optimum))
+            row = {"base": name, "trainer": ARMS[arm][0], "schedule": schedule, "within 3 points": within(some)}
+            row |= {"mean difference": f"{sum(gaps) / len(gaps):.1f}", "largest": f"{max(gaps):.1f}"}
+            mean = f"{sum(short) / len(short):.2f}, {max(short):.2f}" if arm == "rloo" else ""
+            rows.append(row | {"short of the optimum: mean, largest": mean})
     return rows
+
+
+def table(rows: list[dict[str, str]], form: Callable[[list[str], list[list[str]]], Any]) -> Any:
+    """Rows as one of the tables that take headers and lines."""
+    return form([*rows[0]], [[*row.values()] for row in rows])
+
+
+def within(results: list[dict[str, Any]]) -> str:
+    """How many runs are within 3 points."""
+    return f"{sum(abs(difference(r)) <= 3 for r in results)} of {len(results)}"
 
 
 def plot(results: list[dict[str, Any]], path: Path) -> None:
-    """Trained over forecast accuracy, next to equality and 3 points around it."""
+    """Trained over forecast accuracy, next to equality and 3 points around it; hollow: not converged."""
     plt = pyplot()
     figure, axis = plt.subplots(figsize=(5.6, 4.4), layout="constrained")
     axis.plot([0, 1], [0, 1], color="#999999", linewidth=1)
     axis.fill_between([0, 1], [-0.03, 0.97], [0.03, 1.03], color="#dddddd", linewidth=0)
-    for (name, arm), marker in zip(itertools.product(DEMONSTRATIONS, ARMS), "os^DvP*Xp", strict=True):
+    for (name, arm), marker in zip(itertools.product(BASES, ARMS), "os^DvP*Xphd<", strict=True):
         some = [r for r in results if (r["base"], r["arm"]) == (name, arm)]
-        if some:
+        for settled in (True, False) if some else ():
             axis.plot(
-                [r["forecast"]["accuracy"] for r in some],
-                [r["trained"]["accuracy"] for r in some],
+                [r["forecast"]["accuracy"] for r in some if has_converged(r) == settled],
+                [r["trained"]["accuracy"] for r in some if has_converged(r) == settled],
                 marker,
                 markersize=5,
                 color=CYCLE[list(ARMS).index(arm)],
-                label=f"{name}, {ARMS[arm][0]}",
+                fillstyle="full" if settled else "none",
+                label=f"{name}, {ARMS[arm][0]}" if settled else None,
             )
     axis.set(xlabel="forecast accuracy", ylabel="accuracy after training", xlim=(0, 1), ylim=(0, 1))
     axis.legend(frameon=False, fontsize=8)
@@ -262,11 +283,14 @@ def page(results: list[dict[str, Any]], costs: list[dict[str, float]], settings:
     """The results page, in Markdown."""
     sure = [r for r in results if r["forecast"]["ess"] >= 5]
     arrived = [r for r in sure if r["arm"] == "rloo" and short_of_optimum(r) <= ARRIVED]
-    verdicts = [
-        f"- *{r['base']}*: {r['verdict']}" for r in results if (r["seed"], r["arm"], r["beta"]) == (0, "rloo", 4)
-    ]
+    verdicts = {r["base"]: r["verdict"] for r in results if (r["seed"], r["arm"]) == (0, "rloo")}
     lines = [
         "# Forecast against truth",
+        "",
+        f"**{within([r for r in sure if has_converged(r)])} runs that had converged end within 3 points of the "
+        f"forecast**: by their logs, the last quarter added at most {ARRIVED:g} nats to the objective. Of all runs, "
+        f"{within(sure)}; of the RLOO runs that came within {ARRIVED:g} nats of the optimum, {within(arrived)}. (All "
+        "have at least 5 effective samples.)",
         "",
         machine_line(settings),
         "",
@@ -275,19 +299,18 @@ def page(results: list[dict[str, Any]], costs: list[dict[str, float]], settings:
         f"Forecast: {NUM_QUESTIONS} questions that no demonstration had, {SAMPLES} samples each, before a step is "
         f"trained. Training: TRL as it is, on the same questions, {TRAINING['per_device_train_batch_size']} answers "
         f"a step in groups of {TRAINING['num_generations']}, reward `EndogenousReward`. The learning rate falls from "
-        f"{TRAINING['learning_rate']:g} to 0. Trained: {EVALUATIONS} sampled answers to each question.",
-        "",
-        f"**{sum(abs(difference(r)) <= 3 for r in sure)} of {len(sure)} runs with at least 5 effective samples end "
-        f"within 3 points of the forecast**; of the {len(arrived)} RLOO runs that came within {ARRIVED:g} nats of the "
-        f"optimum of their objective, {sum(abs(difference(r)) <= 3 for r in arrived)}.",
+        f"{TRAINING['learning_rate']:g} to 0. Schedule *path*: the largest beta starts from the base model, every other "
+        "from the policy of the beta before it, as the optimum does not depend on where a run begins. Schedule "
+        "*short*, made before: all start from the base model, with 80, 100, 150 and 150 steps. "
+        f"Trained: {EVALUATIONS} sampled answers to each question.",
         "",
         "Verdicts on the base models of the first seed, for RLOO:",
         "",
-        *verdicts,
+        *(f"- *{name}*: {verdict}" for name, verdict in verdicts.items()),
         "",
-        markdown_table(["base", "trainer", "within 3 points", "mean difference", "largest"], summary_rows(sure)),
+        table(summary_rows(sure), markdown_table),
         "",
-        "![Accuracy after training over forecast accuracy](forecast.png)",
+        "![Accuracy after training over forecast accuracy; hollow: not converged](forecast.png)",
         "",
         WHY,
         "",
@@ -300,11 +323,11 @@ def page(results: list[dict[str, Any]], costs: list[dict[str, float]], settings:
         "## Every run",
         "",
         "*Gain of the last quarter*: what it added to the objective over beta, in nats, by the training logs, next to "
-        "the quarter before it; a run that has converged gains nothing. *Short of the optimum*: what the objective "
-        "lacks at the end, which is the KL divergence of the trained policy to the forecast one. (GRPO's objective "
-        "has no such form.)",
+        "the quarter before it; a run that has converged gains nothing, though a learning rate that falls damps a "
+        "gain, too. *Short of the optimum*: what the objective lacks at the end, which is the KL divergence of the "
+        "trained policy to the forecast one. (GRPO's objective has no such form.)",
         "",
-        markdown_table(HEADER, table_rows(results)),
+        table(table_rows(results), markdown_table),
         "",
     ]
     return "\n".join(lines)
@@ -315,10 +338,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="Seeds; none writes the page.")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=["rloo", "grpo_none"], help="Trainers.")
+    parser.add_argument("--bases", nargs="+", choices=BASES, default=list(BASES), help="Bases.")
     parser.add_argument(
-        "--bases", nargs="+", choices=list(DEMONSTRATIONS), default=list(DEMONSTRATIONS), help="Bases."
+        "--betas", nargs="+", type=float, default=list(STEPS), help="KL penalties, from the largest on."
     )
-    parser.add_argument("--betas", nargs="+", type=float, default=list(STEPS), help="KL penalties.")
     parser.add_argument("--cost", action="store_true", help="Also measure what a forecast costs.")
     parser.add_argument("--folder", type=Path, default=Path("forecast-study"), help="Folder of models and results.")
     parser.add_argument("--output", type=Path, default=Path("docs/results"), help="Folder of the page.")
@@ -332,11 +355,11 @@ def main() -> None:
     results = list(read_lines(log, KEYS))
     started = time.perf_counter()
     for seed, arm, name in itertools.product(args.seeds, args.arms, args.bases):
-        base = make_base(args.folder, name, seed)
+        base, questions = make_base(args.folder, name, seed), questions_of(name, seed)
         trainer, _, scale = arm.partition("_")
         predicted = forecast(
             str(base),
-            [{"prompt": arithmetic.question_text(q), "answer": arithmetic.answer_text(q)} for q in questions_of(seed)],
+            questions,
             betas=args.betas,
             trainer=trainer,  # type: ignore[arg-type]
             scale_rewards=scale or "none",  # type: ignore[arg-type]
@@ -349,16 +372,18 @@ def main() -> None:
             progress=False,
         )
         Console().print(f"{name} {seed}, {ARMS[arm][0]}: {predicted.verdict}", markup=False)
+        start = None
         for row in predicted.betas:
-            key = {"base": name, "seed": seed, "arm": arm, "beta": row["beta"]}
-            if any(key.items() <= r.items() for r in results):
-                continue
-            result = {**key, "forecast": row, "sampled": predicted.alternatives["sampled"]}
-            result |= {"verdict": predicted.verdict, "alternatives": predicted.alternatives}
-            result |= run(base, seed, arm, row["beta"], args.folder / "trained")
-            append_lines(log, [result])
-            results.append(result)
-            Console().print(", ".join(table_rows([result])[0]), markup=False)
+            beta = row["beta"]
+            key = {"base": name, "seed": seed, "arm": arm, "beta": beta, "schedule": "path"}
+            if not any(key.items() <= r.items() for r in results):
+                result = {**key, "steps": STEPS[beta], "forecast": row, "sampled": predicted.alternatives["sampled"]}
+                result |= {"verdict": predicted.verdict, "alternatives": predicted.alternatives}
+                result |= run(base, questions, seed, arm, beta, start)
+                append_lines(log, [result])
+                results.append(result)
+                Console().print(", ".join(table_rows([result])[0].values()), markup=False)
+            start = beta
     seeds = " ".join(sorted({str(r["seed"]) for r in results}))
     settings = {
         **describe_run("studies.forecast", "cpu", f"--cost --seeds {seeds}"),
@@ -368,10 +393,8 @@ def main() -> None:
     plot(results, args.output / "forecast.png")
     write_figures(args.output / "forecast.json.gz", {"settings": settings, "results": results, "costs": measured})
     (args.output / "forecast.md").write_text(page(results, measured, settings), encoding="utf-8")
-    shown = [0, 1, 2, 4, 6, 7]  # 80 columns
-    Console().print(
-        terminal_table([HEADER[i] for i in shown], [[row[i] for i in shown] for row in table_rows(results)])
-    )
+    shown = ("base", "trainer", "beta", "forecast", "trained", "difference")  # 80 columns
+    Console().print(table([{key: row[key] for key in shown} for row in table_rows(results)], terminal_table))
 
 
 if __name__ == "__main__":
