@@ -3,7 +3,7 @@
 
 import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,10 +12,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..scoring.scorer import FrozenScorer, Placement
+from ..scoring.token_stats import TokenStats
 from .adapters import UsedAdapter
 from .loaded_model import LoadedModel
 from .own_copy import OwnCopy
-from .served import ServedModel, ServedScorer, is_url
+from .served import ServedModel, is_url
 
 
 def place(
@@ -62,8 +63,8 @@ def place(
     return OwnCopy(os.fspath(model), dtype, device, trust_remote_code, offload, model_init_kwargs)
 
 
-def make_scorer(placement: Placement | ServedModel, max_tokens_per_batch: int) -> FrozenScorer | ServedScorer:
+def make_scorer(placement: Placement | ServedModel, max_tokens_per_batch: int) -> Callable[..., list[TokenStats]]:
     """What scores with a placement."""
     if isinstance(placement, ServedModel):
-        return ServedScorer(placement)
+        return placement.score
     return FrozenScorer(placement, max_tokens_per_batch)

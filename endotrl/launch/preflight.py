@@ -76,22 +76,19 @@ def check_optimizer(training_args: TrainingArguments) -> None:
     """Raises `ImportError` or `ValueError` if the optimizer, or its schedule, cannot be made as the settings say."""
     if has_one_learning_rate(training_args):  # DeepSpeed has an optimizer of its own
         return
-    name = str(getattr(training_args.optim, "value", training_args.optim))
+    optim, schedule = training_args.optim, training_args.lr_scheduler_type
+    what = f"optim: {getattr(optim, 'value', optim)}"
     try:
         optimizer_class, settings = Trainer.get_optimizer_cls_and_kwargs(training_args)
         optimizer = optimizer_class([torch.nn.Parameter(torch.zeros(2, 2))], **settings)
-    except ImportError as error:
-        raise ImportError(f"`optim: {name}` needs a package that is not installed: {error}") from error
-    except (ValueError, TypeError) as error:
-        if "need to pass a" in str(error):  # those that look at the model, too, are made with it
-            return
-        raise ValueError(f"`optim: {name}` cannot be made with these settings: {error}") from error
-    try:
+        what = f"lr_scheduler_type: {getattr(schedule, 'value', schedule)}"
         # Of one step of warm-up and two of training
-        get_scheduler(training_args.lr_scheduler_type, optimizer, 1, 2, training_args.lr_scheduler_kwargs)
+        get_scheduler(schedule, optimizer, 1, 2, training_args.lr_scheduler_kwargs)
+    except ImportError as error:
+        raise ImportError(f"`{what}` needs a package that is not installed: {error}") from error
     except (ValueError, TypeError, KeyError) as error:
-        name = str(getattr(training_args.lr_scheduler_type, "value", training_args.lr_scheduler_type))
-        raise ValueError(f"`lr_scheduler_type: {name}` cannot be made with these settings: {error}") from error
+        if "need to pass a" not in str(error):  # those that look at the model, too, are made with it
+            raise ValueError(f"`{what}` cannot be made with these settings: {error}") from error
 
 
 def check_generation(training_args: GRPOConfig) -> None:

@@ -5,7 +5,7 @@ statistics.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self, get_args
 from weakref import WeakSet
@@ -18,7 +18,7 @@ from ..frozen.loaded_model import LoadedModel
 from ..frozen.names import load_processing_class, load_tokenizer, model_renderer
 from ..frozen.own_copy import OwnCopy
 from ..frozen.placement import make_scorer, place
-from ..frozen.served import ServedModel, ServedScorer, is_url
+from ..frozen.served import ServedModel, is_url
 from ..frozen.sharded_weights import shards_weights
 from ..frozen.shared_weights import SharedWeights, share_with
 from ..rendering.images import Images
@@ -26,7 +26,7 @@ from ..rendering.messages import Completion, Prompt, criteria_of_rows, images_of
 from ..rendering.policy import PolicyBinding, Reading, tokenizer_of
 from ..rendering.renderer import OverlongPrompt, Rendered, Renderer
 from ..scoring.batching import plan_batches
-from ..scoring.scorer import FrozenScorer, Placement
+from ..scoring.scorer import Placement
 from ..scoring.token_stats import TokenStats
 from .corrections import InformationGain
 from .rule import RewardRule
@@ -92,7 +92,7 @@ class FrozenModelReward:
         self._made_for: tuple[str, str] | None = None
         makers = self._get_processing_class, self._make_renderer, warn_without_kl_penalty
         self._prompts = PolicyBinding(processing_class, chat_template_kwargs, *makers)
-        self._scorer: FrozenScorer | ServedScorer | None = None  # made on first use; not pickled
+        self._scorer: Callable[..., list[TokenStats]] | None = None  # made on first use; not pickled
 
     def __getstate__(self) -> dict[str, Any]:
         """Weights are not pickled: a copy is loaded again on first use, a shared one is attached again."""

@@ -27,15 +27,8 @@ from endotrl.frozen.own_copy import OwnCopy, resolve_dtype
 from endotrl.frozen.placement import place
 
 
-SIZES = {
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "intermediate_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "eos_token_id": 1,
-}
+SIZES = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "eos_token_id": 1}
+SIZES |= {"num_attention_heads": 2, "num_key_value_heads": 2}
 
 
 def make_model(**config):
@@ -179,38 +172,21 @@ def merge_adapter(model):
     policy.merge_and_unload()
 
 
-def shift_data(model):
-    model.lm_head.weight.data.add_(0.01)
-
-
 class TestLoadedModel:
-    @pytest.mark.parametrize(
-        "change",
-        [
-            step(torch.optim.SGD),
-            step(torch.optim.AdamW),
-            step(torch.optim.AdamW, foreach=True),
-            step(torch.optim.AdamW, fused=True),
-            inject_adapter,
-            merge_adapter,
-            shift_data,
-            lambda model: model.resize_token_embeddings(41),
-            lambda model: model.load_state_dict({k: v + 1e-3 for k, v in model.state_dict().items()}),
-            lambda model: model.to(torch.bfloat16),
-        ],
-        ids=[
-            "SGD",
-            "AdamW",
-            "AdamW foreach",
-            "AdamW fused",
-            "adapter",
-            "merged adapter",
-            ".data",
-            "resize",
-            "load",
-            "dtype",
-        ],
-    )
+    CHANGES = {
+        "SGD": step(torch.optim.SGD),
+        "AdamW": step(torch.optim.AdamW),
+        "AdamW foreach": step(torch.optim.AdamW, foreach=True),
+        "AdamW fused": step(torch.optim.AdamW, fused=True),
+        "adapter": inject_adapter,
+        "merged adapter": merge_adapter,
+        ".data": lambda model: model.lm_head.weight.data.add_(0.01),
+        "resize": lambda model: model.resize_token_embeddings(41),
+        "load": lambda model: model.load_state_dict({k: v + 1e-3 for k, v in model.state_dict().items()}),
+        "dtype": lambda model: model.to(torch.bfloat16),
+    }
+
+    @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
     def test_a_changed_model_is_refused(self, change):
         model = make_model()
         placement = LoadedModel(model)

@@ -29,13 +29,8 @@ from ..support.reference import scores_from_logits, state_logits
 
 
 CPU = torch.device("cpu")
-SIZES = {
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-}
+SIZES = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+SIZES |= {"num_attention_heads": 2}
 ROWS = [([5, 6, 7], [8, 9, 1]), ([5, 6, 7], [30, 31]), ([11, 12], [13, 14, 15, 16, 17, 18, 19, 1])]
 
 

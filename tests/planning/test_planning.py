@@ -94,13 +94,8 @@ class TestFamilies:
         assert size.key_value == 0 or kind not in ("mamba", "falcon_mamba", "rwkv")  # no cache that grows
 
     def test_the_largest_layer_counts(self):
-        sizes = {
-            "hidden_size": 32,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 8,
-            "vocab_size": 400,
-        }
+        sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+        sizes |= {"vocab_size": 400}
         sizes |= {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 400, "laurel_rank": 4}
         sizes |= {"intermediate_size": [64, 96, 64, 64], "num_hidden_layers": 4, "altup_num_inputs": 2}
         config = Gemma3nTextConfig(**sizes, num_kv_shared_layers=1, activation_sparsity_pattern=[0.0] * 4)

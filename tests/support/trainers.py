@@ -28,13 +28,7 @@ def make_trainer(kind: type, model: Any, folder: str | Path, rewards: Any, **set
     of_config = {field.name for field in fields(config)}
     names = [name for name, value in settings.items() if name not in of_config or callable(value)]
     arguments = {name: settings.pop(name) for name in names}
-    defaults = {
-        "per_device_train_batch_size": 8,
-        "num_generations": 1 if issubclass(kind, PPOTrainer) else 4,
-        "max_completion_length": 8,
-        "max_steps": 2,
-        "gradient_checkpointing": False,
-        **QUIET,
-    }
+    defaults = {"per_device_train_batch_size": 8, "num_generations": 1 if issubclass(kind, PPOTrainer) else 4}
+    defaults |= {"max_completion_length": 8, "max_steps": 2, "gradient_checkpointing": False, **QUIET}
     args = config(str(folder), **{**defaults, **settings})
     return kind(model, reward_funcs=rewards, args=args, **{"train_dataset": PROMPTS, **arguments})

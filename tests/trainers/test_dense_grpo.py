@@ -138,13 +138,8 @@ class TestSameAsGrpo:
     def test_one_sentence(self, tiny_policy_path, run):
         rewards = [EndogenousReward(tiny_policy_path), vowels]
         scalar = run(GRPOTrainer, list(rewards), scale_rewards="none")
-        dense = run(
-            DenseGRPOTrainer,
-            list(rewards),
-            scale_rewards="none",
-            credit="sentence",
-            segmenter=lambda text: [(0, len(text))] if text else [],
-        )
+        whole = {"credit": "sentence", "segmenter": lambda text: [(0, len(text))] if text else []}
+        dense = run(DenseGRPOTrainer, list(rewards), scale_rewards="none", **whole)
         # Sums of differences of soft values: rounding is larger than elsewhere.
         assert_same_training(dense, scalar, atol=1e-4)
 
@@ -201,13 +196,8 @@ class TestSameAsGrpo:
         assert "rewards/classifier/mean" in dense.state.log_history[0]
 
     def test_evaluation(self, run):
-        kwargs: dict[str, Any] = {
-            "eval_dataset": PROMPTS.select(range(4)),
-            "eval_strategy": "steps",
-            "eval_steps": 1,
-            "max_steps": 2,
-            "num_generations_eval": 2,
-        }
+        kwargs: dict[str, Any] = {"eval_dataset": PROMPTS.select(range(4)), "eval_strategy": "steps"}
+        kwargs |= {"eval_steps": 1, "max_steps": 2, "num_generations_eval": 2}
         scalar = run(GRPOTrainer, [vowels, length], **kwargs)
         dense = run(DenseGRPOTrainer, [vowels_at_the_end, length], **kwargs)
         assert_same_training(dense, scalar)

@@ -78,17 +78,9 @@ def dataset(kind: str) -> Dataset:
 
 
 def make_trainer(trainer: type, model: Any, reward: Any, folder: Path, kind: str, **settings: Any) -> Any:
-    defaults: dict[str, Any] = {
-        "per_device_train_batch_size": 4,
-        "gradient_accumulation_steps": 2,
-        "num_generations": 1 if trainer is PPOTrainer else 2,
-        "max_completion_length": 5,
-        "learning_rate": 1e-2,
-        "temperature": 1.0,
-        "logging_steps": 1,
-        "beta": 0.1,
-        "dataloader_pin_memory": False,
-    }
+    defaults: dict[str, Any] = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    defaults |= {"num_generations": 1 if trainer is PPOTrainer else 2, "max_completion_length": 5}
+    defaults |= {"learning_rate": 1e-2, "logging_steps": 1, "beta": 0.1, "dataloader_pin_memory": False}
     data = {"train_dataset": dataset(kind)}
     return trainers.make_trainer(trainer, model, folder, reward, **data, **{**defaults, **settings})
 
@@ -210,17 +202,9 @@ def test_online_dpo(placement, paths, tmp_path):
         seen.compared += expected.compared
         return values
 
-    args = OnlineDPOConfig(
-        str(tmp_path),
-        per_device_train_batch_size=2,
-        max_steps=1,
-        max_new_tokens=5,
-        max_length=256,
-        temperature=1.0,
-        generation_kwargs={"suppress_tokens": [seen.model.config.image_token_id]},
-        gradient_checkpointing=False,
-        **QUIET,
-    )
+    settings = {"per_device_train_batch_size": 2, "max_steps": 1, "max_new_tokens": 5, "max_length": 256, **QUIET}
+    settings |= {"generation_kwargs": {"suppress_tokens": [seen.model.config.image_token_id]}, "temperature": 1.0}
+    args = OnlineDPOConfig(str(tmp_path), gradient_checkpointing=False, **settings)
     model = AutoModelForImageTextToText.from_pretrained(path)
     trainer = OnlineDPOTrainer(
         model, reward_funcs=filled, args=args, processing_class=seen.processor, train_dataset=dataset("image")

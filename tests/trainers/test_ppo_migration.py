@@ -21,40 +21,15 @@ from endotrl.trainers.ppo_migration import ARGUMENTS, CONFIG
 GUIDE = (Path(__file__).parents[2] / "docs" / "questions" / "coming-from.md").read_text(encoding="utf-8")
 # The fields that TRL 1.12's `PPOConfig` adds to transformers', with its defaults, and the arguments of its
 # `PPOTrainer`.
-FIELDS: dict[str, Any] = {
-    "dataset_num_proc": None,
-    "num_mini_batches": 1,
-    "total_episodes": None,
-    "local_rollout_forward_batch_size": 64,
-    "num_sample_generations": 10,
-    "response_length": 53,
-    "stop_token": None,
-    "stop_token_id": None,
-    "temperature": 0.7,
-    "missing_eos_penalty": None,
-    "sft_model_path": "EleutherAI/pythia-160m",
-    "world_size": None,
-    "num_total_batches": None,
-    "micro_batch_size": None,
-    "local_batch_size": None,
-    "batch_size": None,
-    "local_mini_batch_size": None,
-    "mini_batch_size": None,
-    "push_to_hub": False,
-    "reward_model_path": "EleutherAI/pythia-160m",
-    "model_adapter_name": None,
-    "ref_adapter_name": None,
-    "num_ppo_epochs": 4,
-    "whiten_rewards": False,
-    "kl_coef": 0.05,
-    "kl_estimator": "k1",
-    "cliprange": 0.2,
-    "vf_coef": 0.1,
-    "cliprange_value": 0.2,
-    "gamma": 1.0,
-    "lam": 0.95,
-    "ds3_gather_for_generation": True,
-}
+FIELDS: dict[str, Any] = {"dataset_num_proc": None, "num_mini_batches": 1, "total_episodes": None}
+FIELDS |= {"local_rollout_forward_batch_size": 64, "num_sample_generations": 10, "response_length": 53}
+FIELDS |= {"stop_token": None, "stop_token_id": None, "temperature": 0.7, "missing_eos_penalty": None}
+FIELDS |= {"sft_model_path": "EleutherAI/pythia-160m", "world_size": None, "num_total_batches": None}
+FIELDS |= {"micro_batch_size": None, "local_batch_size": None, "batch_size": None, "local_mini_batch_size": None}
+FIELDS |= {"mini_batch_size": None, "push_to_hub": False, "reward_model_path": "EleutherAI/pythia-160m"}
+FIELDS |= {"model_adapter_name": None, "ref_adapter_name": None, "num_ppo_epochs": 4, "whiten_rewards": False}
+FIELDS |= {"kl_coef": 0.05, "kl_estimator": "k1", "cliprange": 0.2, "vf_coef": 0.1, "cliprange_value": 0.2}
+FIELDS |= {"gamma": 1.0, "lam": 0.95, "ds3_gather_for_generation": True}
 PARAMETERS = [
     *("args", "processing_class", "model", "ref_model", "reward_model", "train_dataset", "value_model"),
     *("data_collator", "eval_dataset", "optimizers", "callbacks", "peft_config"),

@@ -79,15 +79,10 @@ def rollout(trainer: PPOTrainer, num_rows: int = 8) -> dict[str, Any]:
 
 def rows_of(output: dict[str, Any]) -> list[tuple[list[int], list[int]]]:
     """Prompt and completion of every row, without padding."""
+    names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
     return [
         (prompt[prompt_mask.bool()].tolist(), completion[completion_mask.bool()].tolist())
-        for prompt, prompt_mask, completion, completion_mask in zip(
-            output["prompt_ids"],
-            output["prompt_mask"],
-            output["completion_ids"],
-            output["completion_mask"],
-            strict=True,
-        )
+        for prompt, prompt_mask, completion, completion_mask in zip(*(output[name] for name in names), strict=True)
     ]
 
 
@@ -253,15 +248,9 @@ class TestLoss:
         """
         One update with lam = gamma = 1 and a constant baseline b is REINFORCE: the gradient of -(R - b) log pi(y|x).
         """
-        trainer = make(
-            Lengths(),
-            critic="none" if constant is None else "value_head",
-            lam=1.0,
-            beta=0.0,
-            num_iterations=1,
-            whiten_advantages=False,
-            vf_coef=0.0,
-        )
+        critic = "none" if constant is None else "value_head"
+        settings = {"lam": 1.0, "beta": 0.0, "num_iterations": 1, "whiten_advantages": False, "vf_coef": 0.0}
+        trainer = make(Lengths(), critic=critic, **settings)
         if constant is not None:
             set_head(trainer, bias=constant, seed=None)
         output = rollout(trainer)
@@ -368,16 +357,9 @@ class PathReward:
 class TestOptimum:
     @pytest.mark.parametrize("critic", ["value_head", "value_model", "none"])
     def test_known_mdp(self, critic, make):
-        trainer = make(
-            PathReward(),
-            critic=critic,
-            beta=0.0,
-            max_completion_length=4,
-            per_device_train_batch_size=32,
-            lam=1.0,
-            max_steps=160 if critic == "none" else 240,
-            value_learning_rate=2e-2,
-        )
+        settings = {"beta": 0.0, "lam": 1.0, "max_completion_length": 4, "per_device_train_batch_size": 32}
+        settings |= {"max_steps": 160 if critic == "none" else 240, "value_learning_rate": 2e-2}
+        trainer = make(PathReward(), critic=critic, **settings)
         trainer.train()
         rewards = history(trainer, "reward")
         assert sum(rewards[:3]) / 3 < 0.6
@@ -399,16 +381,9 @@ class TestOptimum:
         # Completions of one token: the optimum of r - beta KL with r = log pi_hat is pi_hat^(1 + 1 / beta),
         # normalised.
         beta = 1.0
-        trainer = make(
-            dataset=Dataset.from_dict({"prompt": ["a b c"] * 64}),
-            beta=beta,
-            max_completion_length=1,
-            per_device_train_batch_size=64,
-            num_iterations=1,
-            learning_rate=2e-2,
-            max_steps=60,
-            whiten_advantages=False,
-        )
+        settings = {"max_completion_length": 1, "per_device_train_batch_size": 64, "num_iterations": 1}
+        settings |= {"beta": beta, "learning_rate": 2e-2, "max_steps": 60, "whiten_advantages": False}
+        trainer = make(dataset=Dataset.from_dict({"prompt": ["a b c"] * 64}), **settings)
         trainer.train()
         ids = torch.tensor([trainer.processing_class("a b c")["input_ids"]])
         with torch.no_grad():
@@ -436,19 +411,12 @@ class TestEqualRuns:
 
     @pytest.mark.parametrize("critic", ["value_head", "value_model"])
     def test_accumulation(self, critic, tiny_policy_path, tmp_path):
-        runs = [
-            self.train(
-                tiny_policy_path,
-                tmp_path,
-                critic=critic,
-                per_device_train_batch_size=batch_size,
-                gradient_accumulation_steps=8 // batch_size,
-                optim="sgd",  # Adam would enlarge rounding of gradients that are zero
-                learning_rate=0.1,
-                value_learning_rate=0.1,
-            )
-            for batch_size in (8, 1, 4)
-        ]
+        # Adam would enlarge rounding of gradients that are zero.
+        settings = {"critic": critic, "optim": "sgd", "learning_rate": 0.1, "value_learning_rate": 0.1}
+        runs = []
+        for size in (8, 1, 4):
+            batch = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 8 // size}
+            runs.append(self.train(tiny_policy_path, tmp_path, **batch, **settings))
         for run in runs[1:]:
             self.assert_close(runs[0], run)
             for key in ("loss", "ppo/value_loss", "ppo/explained_variance", "ppo/returns_mean", "grad_norm"):
@@ -536,15 +504,9 @@ class TestCheckpoints:
         assert saved["head.weight"].any()
 
     def test_best_model(self, make):
-        trainer = make(
-            eval_dataset=PROMPTS.select(range(8)),
-            eval_strategy="steps",
-            eval_steps=1,
-            save_strategy="steps",
-            save_steps=1,
-            load_best_model_at_end=True,
-            metric_for_best_model="eval_completions/mean_length",
-        )
+        settings = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+        settings |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_completions/mean_length"}
+        trainer = make(eval_dataset=PROMPTS.select(range(8)), **settings)
         trainer.train()
         best = Path(trainer.state.best_model_checkpoint)
         assert_same_to_the_bit(load_file(best / CRITIC_FILE), weights(critic_of(trainer._base_policy)))
@@ -577,14 +539,8 @@ class TestSettings:
     @pytest.mark.parametrize("num_generations", [1, 2])
     def test_trains(self, dataset, num_generations, tiny_policy_path, make):
         reward = EndogenousReward(tiny_policy_path)
-        trainer = make(
-            reward,
-            dataset,
-            num_generations=num_generations,
-            eval_strategy="steps",
-            eval_steps=4,
-            eval_dataset=dataset.select(range(8)),
-        )
+        evaluation = {"eval_strategy": "steps", "eval_steps": 4, "eval_dataset": dataset.select(range(8))}
+        trainer = make(reward, dataset, num_generations=num_generations, **evaluation)
         before = weights(trainer.model)
         trainer.train()
         for name, tensor in trainer.model.state_dict().items():

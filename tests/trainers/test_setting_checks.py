@@ -20,83 +20,46 @@ from ..support import trainers
 
 TRAINERS = {"dense": DenseGRPOTrainer, "ppo": PPOTrainer}
 
-# For each setting that `GRPOConfig` adds to transformers', a value that is not its default, with what it may need.
-FINE: dict[str, dict[str, Any]] = {
-    "model_init_kwargs": {"model_init_kwargs": {"dtype": "float32"}},
-    "trust_remote_code": {"trust_remote_code": True},
-    "router_aux_loss_coef": {"router_aux_loss_coef": 0.01},
-    "disable_dropout": {"disable_dropout": True},
-    "cast_lm_head_to_fp32": {"cast_lm_head_to_fp32": True},
-    "num_generations": {"num_generations": 2},
-    "num_generations_eval": {"num_generations_eval": 2},
-    "max_completion_length": {"max_completion_length": 4},
-    "ds3_gather_for_generation": {"ds3_gather_for_generation": False},
-    "shuffle_dataset": {"shuffle_dataset": False},
-    "pad_to_multiple_of": {"pad_to_multiple_of": 8},
-    "generation_batch_size": {"generation_batch_size": 16},
-    "steps_per_generation": {"steps_per_generation": 2},
-    # What completions are drawn from. Log-probabilities are those of the policy at `temperature`, as in TRL.
-    "temperature": {"temperature": 0.8},
-    "top_p": {"top_p": 0.9},
-    "top_k": {"top_k": 5},
-    "min_p": {"min_p": 0.1},
-    "generation_kwargs": {"generation_kwargs": {"typical_p": 0.9}},
-    "chat_template_kwargs": {"chat_template_kwargs": {"enable_thinking": False}},
-    "repetition_penalty": {"repetition_penalty": 1.1},
-    "cache_implementation": {"cache_implementation": "dynamic"},
-    "use_transformers_continuous_batching": {"use_transformers_continuous_batching": True},
-    "transformers_continuous_batching_config": {"transformers_continuous_batching_config": {"block_size": 16}},
-    # vLLM's importance ratio is one factor a completion in its default mode, and is not differentiated: tokens keep
-    # theirs.
-    "use_vllm": {"use_vllm": True},
-    "vllm_mode": {"vllm_mode": "server"},
-    "vllm_model_impl": {"vllm_model_impl": "transformers"},
-    "vllm_enable_sleep_mode": {"vllm_enable_sleep_mode": True},
-    "vllm_structured_outputs_regex": {"vllm_structured_outputs_regex": "a+"},
-    "vllm_server_base_url": {"vllm_server_base_url": "http://localhost:1"},
-    "vllm_server_host": {"vllm_server_host": "localhost"},
-    "vllm_server_port": {"vllm_server_port": 1},
-    "vllm_server_timeout": {"vllm_server_timeout": 1.0},
-    "vllm_group_port": {"vllm_group_port": 1},
-    "vllm_gpu_memory_utilization": {"vllm_gpu_memory_utilization": 0.1},
-    "vllm_max_model_length": {"vllm_max_model_length": 64},
-    "vllm_tensor_parallel_size": {"vllm_tensor_parallel_size": 2},
-    "vllm_importance_sampling_correction": {"vllm_importance_sampling_correction": False},
-    "vllm_importance_sampling_mode": {"vllm_importance_sampling_mode": "token_truncate"},
-    "vllm_importance_sampling_clip_max": {"vllm_importance_sampling_clip_max": 2.0},
-    "vllm_importance_sampling_clip_min": {"vllm_importance_sampling_clip_min": 0.5},
-    "max_tool_calling_iterations": {"max_tool_calling_iterations": 2},
-    "beta": {"beta": 0.2},
-    "num_iterations": {"num_iterations": 2},
-    "epsilon": {"epsilon": 0.1},
-    "delta": {"delta": 1.5},
-    "epsilon_high": {"epsilon_high": 0.3},
-    "sapo_temperature_neg": {"loss_type": "sapo", "sapo_temperature_neg": 2.0},
-    "sapo_temperature_pos": {"loss_type": "sapo", "sapo_temperature_pos": 2.0},
-    "vespo_k_pos": {"loss_type": "vespo", "vespo_k_pos": 1.0},
-    "vespo_lambda_pos": {"loss_type": "vespo", "vespo_lambda_pos": 1.0},
-    "vespo_k_neg": {"loss_type": "vespo", "vespo_k_neg": 1.0},
-    "vespo_lambda_neg": {"loss_type": "vespo", "vespo_lambda_neg": 1.0},
-    "reward_weights": {"reward_weights": [0.5]},
-    "scale_rewards": {"scale_rewards": "batch"},  # no effect in PPO, as its docs say
-    "loss_type": {"loss_type": "luspo"},  # `TestCredit` has all of them
-    "mask_truncated_completions": {"mask_truncated_completions": True},
-    "sync_ref_model": {"sync_ref_model": True, "beta": 0.1},
-    "ref_model_mixup_alpha": {"sync_ref_model": True, "beta": 0.1, "ref_model_mixup_alpha": 0.5},
-    "ref_model_sync_steps": {"sync_ref_model": True, "beta": 0.1, "ref_model_sync_steps": 2},
-    "top_entropy_quantile": {"top_entropy_quantile": 0.5},
-    "entropy_coef": {"entropy_coef": 0.01},
-    "use_adaptive_entropy": {"use_adaptive_entropy": True},
-    "entropy_coef_min": {"use_adaptive_entropy": True, "entropy_coef_min": 0.01},
-    "entropy_coef_max": {"use_adaptive_entropy": True, "entropy_coef_max": 0.1},
-    "entropy_coef_delta": {"use_adaptive_entropy": True, "entropy_coef_delta": 0.1},
-    "entropy_target": {"use_adaptive_entropy": True, "entropy_target": 2.0},
-    "use_bias_correction_kl": {"use_bias_correction_kl": False},
-    "log_completions": {"log_completions": True},
-    "log_multimodal": {"log_multimodal": False},
-    "num_completions_to_print": {"num_completions_to_print": 1},
-    "log_unique_prompts": {"log_unique_prompts": True},
-    "log_completions_hub_repo": {"log_completions": True, "log_completions_hub_repo": "a/b"},
+# For each setting that `GRPOConfig` adds to transformers', a value that is not its default, and what it may need.
+FINE: dict[str, Any] = {
+    "model_init_kwargs": {"dtype": "float32"},
+    "trust_remote_code": True,
+    "router_aux_loss_coef": 0.01,
+}
+FINE |= {"disable_dropout": True, "cast_lm_head_to_fp32": True, "num_generations": 2, "num_generations_eval": 2}
+FINE |= {"max_completion_length": 4, "ds3_gather_for_generation": False, "shuffle_dataset": False}
+FINE |= {"pad_to_multiple_of": 8, "generation_batch_size": 16, "steps_per_generation": 2}
+# What completions are drawn from. Log-probabilities are those of the policy at `temperature`, as in TRL.
+FINE |= {"temperature": 0.8, "top_p": 0.9, "top_k": 5, "min_p": 0.1, "generation_kwargs": {"typical_p": 0.9}}
+FINE |= {"chat_template_kwargs": {"enable_thinking": False}, "repetition_penalty": 1.1}
+FINE |= {"cache_implementation": "dynamic", "use_transformers_continuous_batching": True}
+FINE |= {"transformers_continuous_batching_config": {"block_size": 16}}
+# vLLM's importance ratio is one factor a completion in its default mode, and is not differentiated: tokens keep
+# theirs.
+FINE |= {"use_vllm": True, "vllm_mode": "server", "vllm_model_impl": "transformers"}
+FINE |= {"vllm_enable_sleep_mode": True, "vllm_structured_outputs_regex": "a+"}
+FINE |= {"vllm_server_base_url": "http://localhost:1", "vllm_server_host": "localhost", "vllm_server_port": 1}
+FINE |= {"vllm_server_timeout": 1.0, "vllm_group_port": 1, "vllm_gpu_memory_utilization": 0.1}
+FINE |= {"vllm_max_model_length": 64, "vllm_tensor_parallel_size": 2}
+FINE |= {"vllm_importance_sampling_correction": False, "vllm_importance_sampling_mode": "token_truncate"}
+FINE |= {"vllm_importance_sampling_clip_max": 2.0, "vllm_importance_sampling_clip_min": 0.5}
+# `scale_rewards` has no effect in PPO, as its docs say; `TestCredit` has all losses.
+FINE |= {"max_tool_calling_iterations": 2, "beta": 0.2, "num_iterations": 2, "epsilon": 0.1, "delta": 1.5}
+FINE |= {"epsilon_high": 0.3, "sapo_temperature_neg": 2.0, "sapo_temperature_pos": 2.0, "vespo_k_pos": 1.0}
+FINE |= {"vespo_lambda_pos": 1.0, "vespo_k_neg": 1.0, "vespo_lambda_neg": 1.0, "reward_weights": [0.5]}
+FINE |= {"scale_rewards": "batch", "loss_type": "luspo", "mask_truncated_completions": True}
+FINE |= {"sync_ref_model": True, "ref_model_mixup_alpha": 0.5, "ref_model_sync_steps": 2}
+FINE |= {"top_entropy_quantile": 0.5, "entropy_coef": 0.01, "use_adaptive_entropy": True}
+FINE |= {"entropy_coef_min": 0.01, "entropy_coef_max": 0.1, "entropy_coef_delta": 0.1, "entropy_target": 2.0}
+FINE |= {"use_bias_correction_kl": False, "log_completions": True, "log_multimodal": False}
+FINE |= {"num_completions_to_print": 1, "log_unique_prompts": True, "log_completions_hub_repo": "a/b"}
+NEEDED: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("sapo_temperature_neg", "sapo_temperature_pos"), {"loss_type": "sapo"}),
+    **dict.fromkeys(("vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg"), {"loss_type": "vespo"}),
+    "sync_ref_model": {"beta": 0.1},
+    **dict.fromkeys(("ref_model_mixup_alpha", "ref_model_sync_steps"), {"sync_ref_model": True, "beta": 0.1}),
+    **{f"entropy_{name}": {"use_adaptive_entropy": True} for name in ("coef_min", "coef_max", "coef_delta", "target")},
+    "log_completions_hub_repo": {"log_completions": True},
 }
 # And those that would undo the credit of tokens, or have no meaning: of both trainers, or of PPO.
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -140,8 +103,9 @@ def test_all_settings_are_decided_on():
 @pytest.mark.parametrize("name", FINE)
 def test_fine(name, kind, tmp_path):
     # Nothing is said against it, and the trainer goes on to the model, whose path leads nowhere.
+    settings = {name: FINE[name], **NEEDED.get(name, {})}
     with pytest.raises(OSError, match="nowhere"):
-        make_trainer(kind, "/nowhere", tmp_path, EndogenousReward("quickstart"), **FINE[name])
+        make_trainer(kind, "/nowhere", tmp_path, EndogenousReward("quickstart"), **settings)
 
 
 @pytest.mark.parametrize(
@@ -227,14 +191,9 @@ class TestCredit:
 
 @pytest.mark.parametrize("mixup", [1.0, 0.6])
 def test_synchronised_reference_has_no_critic(mixup, tiny_policy_path, tmp_path):
-    trainer = make_trainer(
-        *("ppo", tiny_policy_path, tmp_path, EndogenousReward(tiny_policy_path)),
-        sync_ref_model=True,
-        ref_model_sync_steps=1,
-        ref_model_mixup_alpha=mixup,
-        max_steps=1,
-        learning_rate=1e-2,
-    )
+    settings = {"sync_ref_model": True, "ref_model_sync_steps": 1, "ref_model_mixup_alpha": mixup}
+    settings |= {"max_steps": 1, "learning_rate": 1e-2}
+    trainer = make_trainer("ppo", tiny_policy_path, tmp_path, EndogenousReward(tiny_policy_path), **settings)
     before = {name: tensor.clone() for name, tensor in trainer.ref_model.state_dict().items()}
     trainer.train()
     policy = trainer.model.state_dict()

@@ -45,15 +45,8 @@ def shard(path: str, folder: Path) -> dict[str, Any]:
     seen = watched(path, reward)
     # accelerate shards on accelerators only: see `ppo_run`.
     PartialState(cpu=True).distributed_type = DistributedType.MULTI_GPU
-    settings = {
-        "accelerator_config": {"use_configured_state": True},
-        "use_cpu": False,
-        "fsdp": True,
-        "fsdp_config": FSDP2,
-        "gradient_checkpointing": False,
-        "max_steps": 1,
-        "beta": 0.0,
-    }
+    settings = {"accelerator_config": {"use_configured_state": True}, "use_cpu": False}
+    settings |= {"fsdp": True, "fsdp_config": FSDP2, "max_steps": 1, "beta": 0.0}
     trainer = make_trainer(GRPOTrainer, path, seen, folder, "images", **settings)
     reward.shard(trainer)
     trainer.train()

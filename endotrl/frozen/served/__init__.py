@@ -2,7 +2,6 @@
 """A frozen model behind HTTP servers (vLLM, SGLang, OpenAI-style `echo`), which give log-probabilities of tokens."""
 
 from .model import ServedModel, is_url
-from .served_scorer import ServedScorer
 
 
-__all__ = ["ServedModel", "ServedScorer", "is_url"]
+__all__ = ["ServedModel", "is_url"]

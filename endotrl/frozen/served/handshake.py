@@ -105,19 +105,16 @@ class Handshake:
             known = False
             for value, tops in zip(answer.log_probs[1:], answer.tops[1:] or [[]] * len(text), strict=False):
                 values = [*tops, *([] if value is None else [value])]
-                total = math.fsum(map(math.exp, tops)) if all(number <= POSITIVE for number in values) else math.nan
+                total = math.fsum(map(math.exp, tops)) if all(number <= POSITIVE for number in values) else math.inf
                 # The k most probable of V tokens have at least k / V; some models have more tokens than their
                 # tokenizer.
                 is_whole = len(tops) >= vocab_size
                 least = 0.99 if is_whole else 0.5 * len(tops) / vocab_size if len(tops) >= 5 else 0.0
                 if not least <= total <= 1.01:
-                    what = f"the probabilities of {len(tops)} tokens sum to {total:.4g}"
-                    if math.isnan(total):
-                        largest = max(values, key=lambda number: math.inf if math.isnan(number) else number)
-                        what = f"there is one of {largest:.4g}"
                     raise ServerError(
-                        f"What the server {self._server.root} gives as log-probabilities are none: {what}. Of vLLM, "
-                        "start it with `--logprobs-mode raw_logprobs`, its default, and not with logits."
+                        f"What the server {self._server.root} gives as log-probabilities are none: the probabilities "
+                        f"of {len(tops)} tokens sum to {total:.4g}. Of vLLM, start it with `--logprobs-mode "
+                        "raw_logprobs`, its default, and not with logits."
                     )
                 known = known or is_whole or total >= NEARLY_ALL
             if known:

@@ -1,17 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A frozen model that servers run: addresses, handshake, and log-probabilities of given tokens."""
+"""A frozen model that servers run: addresses, handshake, and statistics of given tokens."""
 
 import logging
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+import torch
+from tqdm.auto import tqdm
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
+from ...rendering.renderer import Rendered
 from ...scoring.forward_pass import exclusive
 from ...scoring.reference_pass import ReferenceRecorder
+from ...scoring.scorer import check_ids, score_once
+from ...scoring.token_stats import TokenStats
 from ..names import eos_token_ids
 from .client import API_KEY, Client, Server, ServerError
 from .handshake import COUNTING, OTHER_MODEL, POSITIVE, Card, Handshake, mean_difference, other_token
@@ -162,16 +167,56 @@ class ServedModel:
         except OSError:  # there is none
             return []
 
-    def log_probs(
-        self, rows: Sequence[Sequence[int]], starts: Sequence[int], done: Callable[[], Any]
-    ) -> list[list[float]]:
+    def score(
+        self,
+        rows: Sequence[Rendered],
+        alpha: float = 1.0,
+        entropy: bool = False,
+        mean_logits: bool = False,
+        progress: bool = False,
+    ) -> list[TokenStats]:
+        r"""
+        [`TokenStats`] in the order of `rows`, as [`FrozenScorer`] gives them for a loaded model, but in the gauge
+        $V = 0$ only: `chosen_logits` are $\log \hat\pi(a_h|s_h)$, `soft_values` 0, `has_logits` is `False`, and
+        there are no entropies and mean logits. Rewards that need more are refused before: see
+        [`RewardRule.needs_logits`].
+
+        `ValueError` for another `alpha` than 1, ids outside the vocabulary and rows that the server refuses or gives
+        NaN for; `ServerError` if no server answers, or one answers for other tokens or with logits.
         """
-        Log-probability of each token of rows of token ids after those before it, in nats, from the tokens `starts` on,
-        which are at least 1; `done` is called for each row. `ServerError` if no server answers, or one answers for
-        other tokens or with logits; `ValueError` if one refuses a row, or gives NaN for it.
-        """
-        items = list(zip(range(len(rows)), rows, starts, strict=True))
-        return self._http.map(self._score, items, done)
+        if alpha != 1.0:
+            raise ValueError(f"`alpha` is {alpha}, but a server gives log-probabilities at temperature 1 only.")
+        check_ids(rows, self.config.vocab_size)
+        first = next((i for i, row in enumerate(rows) if row.images is not None), None)
+        if first is not None:
+            raise ValueError(
+                f"The prompt of row {first} has images, and a server is sent token ids only. Load the model here, or "
+                'judge the text alone with `images="ignore"`.'
+            )
+
+        def score(unique: list[Rendered]) -> list[TokenStats]:
+            asked = [(i, row) for i, row in enumerate(unique) if row.action_positions]
+            with tqdm(total=len(asked), desc="Scoring", unit=" completions", disable=not progress) as bar:
+                found = self._http.map(self._ask, asked, bar.update)
+            log_probs = dict(zip((i for i, _ in asked), found, strict=True))
+            return [self._token_stats(row, log_probs.get(i, [])) for i, row in enumerate(unique)]
+
+        return score_once(rows, score)
+
+    def _token_stats(self, row: Rendered, log_probs: list[float]) -> TokenStats:
+        positions = torch.tensor(row.action_positions, dtype=torch.long)
+        return TokenStats(
+            token_ids=torch.tensor(row.completion_ids, dtype=torch.long)[positions],
+            positions=positions,
+            chosen_logits=torch.tensor(log_probs, dtype=torch.float32)[positions],
+            soft_values=torch.zeros(len(positions) + 1),
+            entropies=None,
+            finished=row.finished,
+            alpha=1.0,
+            num_completion_tokens=len(row.completion_ids),
+            vocab_size=self.config.vocab_size,
+            has_logits=False,
+        )
 
     @property
     def _http(self) -> Client:
@@ -213,10 +258,11 @@ class ServedModel:
             )
         self._connection = Connection(protocol, handshake.ask(protocol, ids).log_probs)
 
-    def _score(self, server: Server, item: tuple[int, Sequence[int], int]) -> list[float]:
-        number, ids, start = item
-        assert self._connection is not None and self._tokenizer is not None
-        protocol = self._connection.protocol
+    def _ask(self, server: Server, item: tuple[int, Rendered]) -> list[float]:
+        """Log-probabilities of the tokens of a row's completion, in nats."""
+        (number, row), connection = item, self._connection
+        assert connection is not None and self._tokenizer is not None
+        ids, start, protocol = [*row.prompt_ids, *row.completion_ids], len(row.prompt_ids), connection.protocol
         first = start - 1 if protocol.starts_late else 0
         try:
             body = self._http.ask(server, protocol.path, protocol.request(self.card.name, ids, start=start - 1))

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What servers are asked for the log-probabilities of given tokens, and how their answers are read."""
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 
@@ -34,8 +33,15 @@ class ScoreProtocol(ABC):
         """The body that asks for the tokens after `start` of a text or of token ids."""
 
     @abstractmethod
+    def _read(self, answer: Any) -> Answer:
+        """As [`read`], with any error."""
+
     def read(self, answer: Any) -> Answer:
         """Reads the body of an answer; `BadAnswer` if it is none of this protocol."""
+        try:
+            return self._read(answer)
+        except (AttributeError, LookupError, StopIteration, TypeError, ValueError) as error:
+            raise BadAnswer(f"it is not what {self.name} answers ({type(error).__name__}: {error})") from error
 
 
 class VLLM(ScoreProtocol):
@@ -46,24 +52,17 @@ class VLLM(ScoreProtocol):
     def request(self, model: str, text: Sequence[int] | str, start: int = 0, tops: int = 0) -> dict[str, Any]:
         return _body(model, text, top_p=1.0, prompt_logprobs=tops, return_token_ids=True)
 
-    def read(self, answer: Any) -> Answer:
-        choice = _choice(answer)
-        entries = choice.get("prompt_logprobs")
-        if not isinstance(entries, list) or not entries or not all(isinstance(e, dict | None) for e in entries):
-            raise BadAnswer("it has no list `prompt_logprobs`")
-        if any(not entry for entry in entries[1:]):
-            raise BadAnswer("`prompt_logprobs` has no log-probability at some place after the first")
+    def _read(self, answer: Any) -> Answer:
+        (choice,) = answer["choices"]
+        _, *entries = choice["prompt_logprobs"]  # the first token has none
         # The token itself comes first, the most probable ones follow.
-        own = [next(iter(entry.items())) if entry else (None, {}) for entry in entries]
-        log_probs = [None if key is None else _number(item) for key, item in own]
-        ids = [None if key is None else int(key) for key, _ in own]
+        own = [next(iter(entry.items())) for entry in entries]
+        ids: list[int | None] = [None, *(int(key) for key, _ in own)]
         told = choice.get("prompt_token_ids")
-        if isinstance(told, list):
-            if len(told) != len(ids) or told[1:] != ids[1:]:
-                raise BadAnswer("`prompt_token_ids` and `prompt_logprobs` are of different tokens")
-            ids = list(told)
-        tops = [[_number(item) for item in (entry or {}).values()] for entry in entries]
-        return Answer(log_probs, ids, None, tops)
+        if told is not None and told[1:] != ids[1:]:
+            raise ValueError("`prompt_token_ids` and `prompt_logprobs` are of different tokens")
+        tops = [[float(item["logprob"]) for item in entry.values()] for entry in entries]
+        return Answer([None, *(float(item["logprob"]) for _, item in own)], told or ids, None, [[], *tops])
 
 
 class SGLang(ScoreProtocol):
@@ -73,20 +72,12 @@ class SGLang(ScoreProtocol):
 
     def request(self, model: str, text: Sequence[int] | str, start: int = 0, tops: int = 0) -> dict[str, Any]:
         prompt = {"text": text} if isinstance(text, str) else {"input_ids": list(text)}
-        return {
-            **prompt,
-            "sampling_params": {"max_new_tokens": 1, "temperature": 1.0},
-            "return_logprob": True,
-            "logprob_start_len": start,
-            "top_logprobs_num": tops,
-        }
+        sampling = {"sampling_params": {"max_new_tokens": 1, "temperature": 1.0}}
+        return prompt | sampling | {"return_logprob": True, "logprob_start_len": start, "top_logprobs_num": tops}
 
-    def read(self, answer: Any) -> Answer:
-        info = answer.get("meta_info") if isinstance(answer, dict) else None
-        entries = info.get("input_token_logprobs") if isinstance(info, dict) else None
-        if not isinstance(entries, list) or not all(isinstance(e, list) and len(e) >= 2 for e in entries):
-            raise BadAnswer("`meta_info` has no list `input_token_logprobs`")
-        assert isinstance(info, dict)
+    def _read(self, answer: Any) -> Answer:
+        info = answer["meta_info"]
+        entries = info["input_token_logprobs"]
         tops = [[pair[0] for pair in row or []] for row in info.get("input_top_logprobs") or [None] * len(entries)]
         return Answer([entry[0] for entry in entries], [int(entry[1]) for entry in entries], None, tops)
 
@@ -100,16 +91,14 @@ class Echo(ScoreProtocol):
         # The last field is of vLLM's kin; others know no such one.
         return _body(model, text, echo=True, logprobs=max(1, tops), return_tokens_as_token_ids=True)
 
-    def read(self, answer: Any) -> Answer:
-        found = _choice(answer).get("logprobs")
-        found = found if isinstance(found, dict) else {}
-        log_probs, texts = found.get("token_logprobs"), found.get("tokens")
-        if not isinstance(log_probs, list) or not isinstance(texts, list) or len(texts) != len(log_probs):
-            raise BadAnswer("`logprobs` has no lists `token_logprobs` and `tokens`")
+    def _read(self, answer: Any) -> Answer:
+        (choice,) = answer["choices"]
+        found = choice["logprobs"]
         # The generated token is behind the echoed ones.
-        log_probs, texts = log_probs[:-1], [str(text) for text in texts[:-1]]
-        if not log_probs or log_probs[0] is not None:
-            raise BadAnswer("it has the generated token only, and not those that were given")
+        *log_probs, _ = found["token_logprobs"]
+        *texts, _ = map(str, found["tokens"])
+        if len(texts) != len(log_probs) or log_probs[0] is not None:
+            raise ValueError("it has not the tokens that were given")
         tops = [list((entry or {}).values()) for entry in (found.get("top_logprobs") or [])[: len(texts)]]
         prefix = "token_id:"
         if all(text.startswith(prefix) for text in texts):
@@ -125,15 +114,3 @@ def _body(model: str, text: Sequence[int] | str, **more: Any) -> dict[str, Any]:
     prompt = text if isinstance(text, str) else [list(text)]
     # Temperature 1, because the model's generation config would set another one, which some servers apply here.
     return {"model": model, "prompt": prompt, "max_tokens": 1, "temperature": 1.0, **more}
-
-
-def _choice(answer: Any) -> dict[str, Any]:
-    choices = answer.get("choices") if isinstance(answer, Mapping) else None
-    if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
-        raise BadAnswer("it has not one choice")
-    return choices[0]
-
-
-def _number(entry: Any) -> float:
-    value = entry.get("logprob") if isinstance(entry, dict) else None
-    return float(value) if isinstance(value, int | float) else math.nan
