@@ -394,6 +394,15 @@ TITLES = {
 def verdict(summaries: dict[str, dict[str, dict[str, Any]]]) -> str:
     """What was found, in sentences."""
     said = []
+    for dataset in ("helpful", "webgpt"):
+        if dataset in summaries:
+            differences = {a: f for a, f in summaries[dataset].items() if "difference" in f}
+            ahead = [LABELS[a] for a, f in differences.items() if f["difference_interval"][0] > 0]
+            behind = [LABELS[a] for a, f in differences.items() if f["difference_interval"][1] < 0]
+            text = (
+                f"On {TITLES[dataset]}, ahead of the response-level model beyond noise: {'; '.join(ahead) or 'none'}"
+            )
+            said.append(f"{text}; behind: {'; '.join(behind) or 'none'}.")
     if "facts" in summaries:
         facts = summaries["facts"]
         best = max((arm for arm in ARMS if arm in facts), key=lambda arm: facts[arm]["auc"])
@@ -416,15 +425,6 @@ def verdict(summaries: dict[str, dict[str, dict[str, Any]]]) -> str:
             f"{100 * fresh['own-sum']['difference']:+.1f} points next to the response-level model, with an AUC of "
             f"{fresh['own-sum']['auc']:.2f} ({fresh['response']['auc']:.2f}; endogenous {fresh['endogenous']['auc']:.2f})."
         )
-    for dataset in ("helpful", "webgpt"):
-        if dataset in summaries:
-            differences = {a: f for a, f in summaries[dataset].items() if "difference" in f}
-            ahead = [LABELS[a] for a, f in differences.items() if f["difference_interval"][0] > 0]
-            behind = [LABELS[a] for a, f in differences.items() if f["difference_interval"][1] < 0]
-            text = (
-                f"On {TITLES[dataset]}, ahead of the response-level model beyond noise: {'; '.join(ahead) or 'none'}"
-            )
-            said.append(f"{text}; behind: {'; '.join(behind) or 'none'}.")
     return " ".join(said)
 
 
@@ -442,18 +442,23 @@ def page(figures: dict[str, Any], summaries: dict[str, dict[str, dict[str, Any]]
         [key, str(c["depth"]), f"{c['shrinkage']:g}", f"{c['penalty']:g}", f"{100 * c['accuracy']:.1f}"]
         for key, c in figures["choices"].items()
     ]
+    names = [TITLES[name].split(":")[0] for name in figures.get("unwhitened", [])]
+    unwhitened = f" Settings and heads of {', '.join(names)} are from before states were whitened." if names else ""
     parts.append(
         "## How\n\n"
         f"All models are heads on the states of the frozen SmolLM2-135M-Instruct, at one of the layers {', '.join(map(str, DEPTHS))} "
         f"of 30, by the Bradley-Terry loss, {ITERATIONS} iterations of L-BFGS with an L2 penalty; the response-level loss is that of TRL's "
-        "`RewardTrainer`. Depth, shrinkage and penalty are chosen on pairs that are in no other figure (below; with attention, the depth is that of the arm without), "
+        "`RewardTrainer`. States are whitened, by a covariance that is shrunk to that of independent features, so that the penalty is one on the "
+        "variance of values: the answers of a pair are about the same, and nothing else keeps the value of a sentence from depending on its subject. "
+        "`center_sentences_coefficient` of the trainer does the same. Depth, shrinkage and penalty are chosen on pairs that are in no other figure (below; with attention, the depth is that of the arm without), "
         "for WebGPT those of HH-RLHF, for PRMBench those of the facts. In brackets: 95% intervals by bootstrap over test pairs, of "
         f"means over {SEEDS} seeds, each with training pairs of its own (nine tenths of them, or its own five folds). Facts of the test "
         "are in no training pair; but the candidate layers, own values among the arms and the optimiser came about by looking at "
         "answers about these very facts, so that the figures for facts are those of a task known before, not of a new one. Fresh facts "
         "were written afterwards, of other kinds (currencies, authors, chemical symbols, rivers, and others); arms, layers and penalties "
         "are those of the facts, as are the training pairs, and were run on them once. The response-level model is read at the ends of sentences, by differences; the endogenous reward is "
-        "summed over sentences. Of PRMBench, steps are told apart within the wrong solutions only.\n\n"
+        "summed over sentences. Of PRMBench, steps are told apart within the wrong solutions only."
+        f"{unwhitened}\n\n"
         "RL on these models: [sentence-rl.md](sentence-rl.md). Not measured here: markers and training of layers (heads alone are trained), "
         "and models beyond 135M parameters; "
         f"not run yet: {', '.join(TITLES[name] for name in DATASETS if name not in summaries) or 'nothing'}.\n\n"
