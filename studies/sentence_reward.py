@@ -195,28 +195,32 @@ def auc(worth: Tensor, right: Tensor) -> float:
 
 
 def choose(
-    arm: str,
+    dataset: str,
     rows: list[dict[str, Any]],
     splits: list[tuple[list[int], list[int]]],
-    depths: Sequence[int],
-    choice: dict[str, Any],
+    choices: dict[str, Any],
     save: Any,
 ) -> None:
-    """Fills `choice` with the settings of the best accuracy on development pairs; what was tried is kept."""
-    tried = choice.setdefault("tried", [])
-    for depth in depths:
-        states, lengths = stack(rows, depth)
-        for shrinkage, penalty in itertools.product(SHRINKAGES, PENALTIES):
-            setting = {"depth": depth, "shrinkage": shrinkage, "penalty": penalty}
-            if any(setting.items() <= other.items() for other in tried):
-                continue
-            margins: list[float] = []
-            for training, held_out in splits:
-                trained = train(arm, states, lengths, training, setting, seed=0)
-                margins += judge(trained, states, lengths, held_out)[0]
-            tried.append({"accuracy": accuracy(margins), **setting})
-            save()
-    choice.update(max(tried, key=lambda setting: setting["accuracy"]))
+    """Fills `choices` with the settings of the best accuracy on development pairs; what was tried is kept."""
+    for arm in tqdm(sorted(ARMS, key=lambda arm: arm in DEPTH_OF), desc=f"Settings, {dataset}", unit=" arms"):
+        choice = choices.setdefault(f"{dataset} {arm}", {"tried": []})
+        if "depth" in choice:
+            continue
+        tried = choice["tried"]
+        for depth in [choices[f"{dataset} {DEPTH_OF[arm]}"]["depth"]] if arm in DEPTH_OF else DEPTHS:
+            states, lengths = stack(rows, depth)
+            for shrinkage, penalty in itertools.product(SHRINKAGES, PENALTIES):
+                setting = {"depth": depth, "shrinkage": shrinkage, "penalty": penalty}
+                if any(setting.items() <= other.items() for other in tried):
+                    continue
+                margins: list[float] = []
+                for training, held_out in splits:
+                    trained = train(arm, states, lengths, training, setting, seed=0)
+                    margins += judge(trained, states, lengths, held_out)[0]
+                tried.append({"accuracy": accuracy(margins), **setting})
+                save()
+        choice.update(max(tried, key=lambda setting: setting["accuracy"]))
+        save()
 
 
 def run(arm: str, seed: int, rows: list[dict[str, Any]], setting: dict[str, Any], by_part: bool) -> dict[str, Any]:
@@ -246,11 +250,6 @@ def run(arm: str, seed: int, rows: list[dict[str, Any]], setting: dict[str, Any]
     return result
 
 
-def kept(path: Path) -> dict[str, Any]:
-    """Figures that were made before."""
-    return read_figures(path) if path.exists() else {"choices": {}, "cells": {}, "endogenous": {}, "sizes": {}}
-
-
 def compute(figures: dict[str, Any], datasets: Sequence[str], states: States, save: Any) -> None:
     """Chooses settings and runs the cells that are not there, dataset by dataset; `save()` after each."""
     for dataset in datasets:
@@ -260,24 +259,11 @@ def compute(figures: dict[str, Any], datasets: Sequence[str], states: States, sa
         by_part, chooser = dataset in ("facts", "fresh"), CHOOSERS.get(dataset, dataset)
         if dataset == "helpful":
             development, rows = rows[:DEVELOPMENT_PAIRS], rows[DEVELOPMENT_PAIRS:]
-        for arm in tqdm(
-            sorted(ARMS, key=lambda arm: arm in DEPTH_OF),
-            desc=f"Settings, {dataset}",
-            unit=" arms",
-            disable=chooser != dataset,
-        ):
-            choice = figures["choices"].setdefault(f"{dataset} {arm}", {}) if chooser == dataset else {"depth": 0}
-            if "depth" in choice:
-                continue
-            depths = DEPTHS if arm not in DEPTH_OF else [figures["choices"][f"{dataset} {DEPTH_OF[arm]}"]["depth"]]
-            if by_part:
-                training, held_out = (
-                    [i for i, r in enumerate(rows) if r["part"] == part] for part in ("train", "dev")
-                )
-                choose(arm, rows, [(training, held_out)], depths, choice, save)
-            else:
-                choose(arm, development, folds(len(development), seed=0)[:3], depths, choice, save)
-            save()
+        if chooser == dataset and by_part:
+            training, held_out = ([i for i, r in enumerate(rows) if r["part"] == part] for part in ("train", "dev"))
+            choose(dataset, rows, [(training, held_out)], figures["choices"], save)
+        elif chooser == dataset:
+            choose(dataset, development, folds(len(development), seed=0)[:3], figures["choices"], save)
         cells = figures["cells"].setdefault(dataset, [])
         done = {(cell["arm"], cell["seed"]) for cell in cells}
         arms = FRESH_ARMS if dataset == "fresh" else (*ARMS, "told") if "right" in rows[0] else ARMS
@@ -361,12 +347,13 @@ def summarize(figures: dict[str, Any], dataset: str) -> dict[str, dict[str, Any]
     return summary
 
 
+def percent(value: float, sign: str = "") -> str:
+    """A share, in percent."""
+    return f"{100 * value:{sign}.1f}"
+
+
 def table_rows(summary: dict[str, dict[str, Any]]) -> list[list[str]]:
     """Rows of a table of one dataset, as text."""
-
-    def percent(value: float, sign: str = "") -> str:
-        return f"{100 * value:{sign}.1f}"
-
     rows = []
     for arm, figures in summary.items():
         row = [LABELS[arm], "–", "–", "–"]
@@ -508,7 +495,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("docs/results"), help="folder of figures and page")
     args = parser.parse_args()
     file = args.output / "sentence.json.gz"
-    figures = kept(file)
+    parts = "choices", "cells", "endogenous", "sizes"
+    figures = read_figures(file) if file.exists() else {part: {} for part in parts}
     figures["settings"] = describe_run("studies.sentence_reward", "cpu", "--data DIR --states DIR")
     compute(figures, args.datasets, States(args.states, args.data), lambda: write_figures(file, figures))
     summaries = {name: summarize(figures, name) for name in DATASETS if name in figures["sizes"]}
