@@ -57,7 +57,8 @@ LABELS = {
     "told": "own values, told which sentences are right (a bound)",
 }
 ARMS = tuple(arm for arm in LABELS if arm not in ("endogenous", "told"))
-# Arms with attention have the depth of the one without, `told` all settings of the one that is not told.
+# Arms with attention, which take longer, have the depth of the one without and two shrinkages to choose from; `told`
+# has all settings of the one that is not told.
 DEPTH_OF = {"paper": "response", "equal": "response", "own": "own-sum"}
 CHOOSERS = {"fresh": "facts", "prmbench": "facts", "webgpt": "helpful"}  # whose settings others have
 FRESH_ARMS = ("response", "own-sum", "told")
@@ -207,9 +208,12 @@ def choose(
         if "depth" in choice:
             continue
         tried = choice["tried"]
-        for depth in [choices[f"{dataset} {DEPTH_OF[arm]}"]["depth"]] if arm in DEPTH_OF else DEPTHS:
+        depths, shrinkages = DEPTHS, SHRINKAGES
+        if arm in DEPTH_OF:
+            depths, shrinkages = (choices[f"{dataset} {DEPTH_OF[arm]}"]["depth"],), SHRINKAGES[::3]
+        for depth in depths:
             states, lengths = stack(rows, depth)
-            for shrinkage, penalty in itertools.product(SHRINKAGES, PENALTIES):
+            for shrinkage, penalty in itertools.product(shrinkages, PENALTIES):
                 setting = {"depth": depth, "shrinkage": shrinkage, "penalty": penalty}
                 if any(setting.items() <= other.items() for other in tried):
                     continue
