@@ -433,8 +433,8 @@ def page(figures: dict[str, Any], summaries: dict[str, dict[str, dict[str, Any]]
         [key, str(c["depth"]), f"{c['shrinkage']:g}", f"{c['penalty']:g}", f"{100 * c['accuracy']:.1f}"]
         for key, c in figures["choices"].items()
     ]
-    names = [TITLES[name].split(":")[0] for name in figures.get("unwhitened", [])]
-    unwhitened = f" Settings and heads of {', '.join(names)} are from before states were whitened." if names else ""
+    names = ", ".join(figures.get("unwhitened", []))
+    unwhitened = f" From before states were whitened are settings and heads of: {names}." if names else ""
     parts.append(
         "## How\n\n"
         f"All models are heads on the states of the frozen SmolLM2-135M-Instruct, at one of the layers {', '.join(map(str, DEPTHS))} "
