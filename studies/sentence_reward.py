@@ -413,7 +413,8 @@ def verdict(summaries: dict[str, dict[str, dict[str, Any]]]) -> str:
         fresh = summaries["fresh"]
         said.append(
             f"On facts of other kinds than it learned from, it orders {100 * fresh['own-sum']['accuracy']:.1f}% of pairs, "
-            f"{100 * fresh['own-sum']['difference']:+.1f} points next to the response-level model, with an AUC of "
+            f"{100 * fresh['own-sum']['difference']:+.1f} points next to the response-level model "
+            f"({' to '.join(percent(end, '+') for end in fresh['own-sum']['difference_interval'])}), with an AUC of "
             f"{fresh['own-sum']['auc']:.2f} ({fresh['response']['auc']:.2f}; endogenous {fresh['endogenous']['auc']:.2f})."
         )
     return " ".join(said)
@@ -441,13 +442,14 @@ def page(figures: dict[str, Any], summaries: dict[str, dict[str, dict[str, Any]]
         f"of 30, by the Bradley-Terry loss, {ITERATIONS} iterations of L-BFGS with an L2 penalty; the response-level loss is that of TRL's "
         "`RewardTrainer`. States are whitened, by a covariance that is shrunk to that of independent features, so that the penalty is one on the "
         "variance of values: the answers of a pair are about the same, and nothing else keeps the value of a sentence from depending on its subject. "
-        "`center_sentences_coefficient` of the trainer does the same. Depth, shrinkage and penalty are chosen on pairs that are in no other figure (below; with attention, the depth is that of the arm without), "
+        "`center_sentences_coefficient` of the trainer penalises that, too. Whitening was found on development pairs; before it, own values had an AUC of 0.80 on the facts. Depth, shrinkage and penalty are chosen on pairs that are in no other figure (below; with attention, the depth is that of the arm without), "
         "for WebGPT those of HH-RLHF, for PRMBench those of the facts. In brackets: 95% intervals by bootstrap over test pairs, of "
         f"means over {SEEDS} seeds, each with training pairs of its own (nine tenths of them, or its own five folds). Facts of the test "
         "are in no training pair; but the candidate layers, own values among the arms and the optimiser came about by looking at "
         "answers about these very facts, so that the figures for facts are those of a task known before, not of a new one. Fresh facts "
         "were written afterwards, of other kinds (currencies, authors, chemical symbols, rivers, and others); arms, layers and penalties "
-        "are those of the facts, as are the training pairs, and were run on them once. The response-level model is read at the ends of sentences, by differences; the endogenous reward is "
+        "are those of the facts, as are the training pairs. They were run on them twice: before states were whitened, own values had 67.1% and an AUC "
+        "of 0.66, response-level 60.4% and 0.51. The response-level model is read at the ends of sentences, by differences; the endogenous reward is "
         "summed over sentences. Of PRMBench, steps are told apart within the wrong solutions only."
         f"{unwhitened}\n\n"
         "RL on these models: [sentence-rl.md](sentence-rl.md). Not measured here: markers and training of layers (heads alone are trained), "
