@@ -129,6 +129,8 @@ class SentenceRewardTrainer(RewardTrainer):
         self._segmenter = segmenter
         new = new_modules(base_model.config)
         if kwargs.get("peft_config") is not None:
+            from peft import PEFT_TYPE_TO_TUNER_MAPPING
+
             peft_config = copy.copy(kwargs["peft_config"])  # the caller's stays as it is
             if peft_config.is_prompt_learning:
                 raise ValueError(
@@ -137,7 +139,10 @@ class SentenceRewardTrainer(RewardTrainer):
                 )
             peft_config.modules_to_save = list(dict.fromkeys([*(peft_config.modules_to_save or []), *new]))
             if peft_config.target_modules is None and not vars(peft_config).get("target_parameters"):
-                peft_config.target_modules = _default_target_modules(peft_config, base_model.config)
+                # PEFT itself looks at the type of the whole model, which it does not know. (IA)³ has no such table.
+                tuner = PEFT_TYPE_TO_TUNER_MAPPING[peft_config.peft_type]
+                defaults = getattr(tuner, "target_module_mapping", {})
+                peft_config.target_modules = defaults.get(base_model.config.get_text_config().model_type)
             kwargs["peft_config"] = peft_config
         elif has_adapter and not set(new) <= set(given.active_peft_config.modules_to_save or []):
             raise ValueError(
@@ -249,15 +254,6 @@ class SentenceRewardTrainer(RewardTrainer):
         if is_peft_model(self.model):
             # What `SentenceRewardModel.from_pretrained` needs to build the model under the adapter.
             self._sentence_config.save_pretrained(self.args.output_dir if output_dir is None else output_dir)
-
-
-def _default_target_modules(peft_config: Any, config: SentenceRewardConfig) -> list[str] | str | None:
-    """PEFT's default for the backbone. PEFT itself looks at the type of the whole model, which it does not know."""
-    from peft import PEFT_TYPE_TO_TUNER_MAPPING
-
-    tuner = PEFT_TYPE_TO_TUNER_MAPPING[peft_config.peft_type]
-    # (IA)³ has no such table, and needs modules named.
-    return getattr(tuner, "target_module_mapping", {}).get(config.get_text_config().model_type)
 
 
 def _load(model: str, args: SentenceRewardTrainerConfig, quantization_config: Any) -> PreTrainedModel:

@@ -63,11 +63,7 @@ class SentenceRewardTrainerConfig(RewardConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.attention_learning_rate is not None and not self.attention_learning_rate >= 0.0:
-            raise ValueError(
-                f"`attention_learning_rate` is {self.attention_learning_rate}, but it must not be negative. 0 keeps "
-                "the attention as it starts."
-            )
-        for name in ("center_sentences_coefficient", "freeze_layers"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"`{name}` is {getattr(self, name)}, but it must not be negative.")
+        for name in ("attention_learning_rate", "center_sentences_coefficient", "freeze_layers"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ValueError(f"`{name}` is {value}, but it must not be negative.")
