@@ -208,7 +208,8 @@ def choose(
         if "depth" in choice:
             continue
         tried = choice["tried"]
-        depths, shrinkages = DEPTHS, SHRINKAGES
+        depths: Sequence[int] = DEPTHS
+        shrinkages: Sequence[float] = SHRINKAGES
         if arm in DEPTH_OF:
             depths, shrinkages = (choices[f"{dataset} {DEPTH_OF[arm]}"]["depth"],), SHRINKAGES[::3]
         for depth in depths:
