@@ -64,7 +64,7 @@ from endotrl.sentence import RuleSegmenter, SentenceRewardConfig
 from endotrl.sentence.tokens import find_sentences
 from endotrl.tasks import facts
 
-from .sentence_reward import stack, train
+from .sentence_reward import percent, stack, train
 from .sentence_states import States, statement
 
 
@@ -387,11 +387,6 @@ def correlation(prompts: Sequence[str], first: Sequence[list[float]], second: Se
     return torch.corrcoef(centred.T)[0, 1].item()
 
 
-def trimmed(ids: list[int], eos: int) -> list[int]:
-    """Tokens up to EOS."""
-    return ids[: ids.index(eos) + 1] if eos in ids else ids
-
-
 class FactsRuns:
     """Cells of arm, seed and learning rate: what is not in the figures is run."""
 
@@ -464,7 +459,8 @@ class FactsRuns:
         policy = AutoModelForCausalLM.from_pretrained(self.base)
         torch.manual_seed(0)
         written = policy.generate(**rows, do_sample=True, top_k=0, max_new_tokens=ANSWER_LENGTH)
-        ids = [trimmed(row, policy.config.eos_token_id) for row in written[:, rows["input_ids"].shape[1] :].tolist()]
+        ids, eos = written[:, rows["input_ids"].shape[1] :].tolist(), policy.config.eos_token_id
+        ids = [row[: row.index(eos) + 1] if eos in row else row for row in ids]
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         ends = [find_sentences(self.tokenizer, self.task.segmenter, row).last_tokens for row in ids]
         whole = [i for i, prompt in enumerate(prompts) if len(ends[i]) == len(prompt.split()) - 1]
@@ -532,11 +528,6 @@ def curves(figures: dict[str, Any]) -> dict[str, dict[int, list[float]]]:
     return {arm: runs for arm, runs in found.items() if runs}
 
 
-def common_target(runs: Sequence[list[float]]) -> float:
-    """The highest share, in steps of 2.5 points, that all of the runs reach."""
-    return int(40 * min(map(best, runs))) / 40
-
-
 def summarize(figures: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Of each arm: shares before and after, and samples to what it and its rival both reach, with the rival's."""
     summary: dict[str, dict[str, Any]] = {}
@@ -552,16 +543,12 @@ def summarize(figures: dict[str, Any]) -> dict[str, dict[str, Any]]:
         rivals = found.get(PAIRED.get(arm, ""), {})
         seeds = [seed for seed in runs if seed in rivals]
         if seeds:
-            target = common_target([some[seed] for some in (runs, rivals) for seed in seeds])
+            # The highest share, in steps of 2.5 points, that all of the runs reach.
+            target = int(40 * min(best(some[seed]) for some in (runs, rivals) for seed in seeds)) / 40
             own, other = ([samples_to(some[seed], target) or 0 for seed in seeds] for some in (runs, rivals))
             summary[arm] |= {"target": target, "samples": own, "rival": other}
             summary[arm]["share"] = [a / b for a, b in zip(own, other, strict=True)]
     return summary
-
-
-def percent(value: float) -> str:
-    """A share, in percent."""
-    return f"{100 * value:.1f}"
 
 
 def spread(values: Sequence[float], show: Callable[[float], str]) -> str:
@@ -622,6 +609,7 @@ def page(figures: dict[str, Any], summary: dict[str, dict[str, Any]], rate: floa
         [f"{cell['learning_rate']:g}", percent(best(cell["right"])), percent(statistics.mean(cell["right"][-WINDOW:]))]
         for cell in figures["trial"]
     ]
+    unwhitened = " before states were whitened" if any("unwhitened" in cell for cell in figures["cells"]) else ""
     return f"""# Does RL gain from rewards of sentences?
 
 {verdict(summary)}
@@ -653,8 +641,8 @@ writes what the model prefers. The response-level arm collapsed at a learning ra
 The policy answers prompts about {SENTENCES[0]} to {SENTENCES[1]} of 154 facts, one sentence each. It is a transformer of 0.5M parameters whose
 words are those of the answers, and it has learned from answers of which half of the sentences are right (wrong ones have the
 answer to another question of their kind). No reward model was trained on these facts; the arms of reward models were found by
-looking at answers about them ([sentence.md](sentence.md)). The reward models are those of that page, heads on the states of the frozen SmolLM2-135M-Instruct,
-trained for each seed on pairs of its own.
+looking at answers about them ([sentence.md](sentence.md)). The reward models are those of that page{unwhitened}, heads on the states of the frozen
+SmolLM2-135M-Instruct, trained for each seed on pairs of its own.
 
 All arms are `DenseGRPOTrainer` with {BATCH} responses a step, {GENERATIONS} to a prompt, {STEPS} steps, temperature 1, a KL penalty of {KL}, and the same prompts.
 "Each sentence its own" is `credit="sentence", gamma=0.1`, "own and later ones" `credit="sentence"`, all others `credit="outcome"`.

@@ -191,7 +191,7 @@ class SentenceReward:
         sentence that contributes least, and the number of sentences per completion. Raises `ValueError` or `TypeError`
         for a batch that cannot be encoded, and for NaN scores.
         """
-        return [row.score for row in self._score_and_log(prompts, completions, completion_ids, kwargs)]
+        return [row.score for row in self._score(prompts, completions, completion_ids, kwargs)]
 
     def outcome_and_token_rewards(
         self,
@@ -205,7 +205,7 @@ class SentenceReward:
         sentence gets $a_i r_i$, which sum to the score; the others get 0. Without `completion_ids`, tokens are those
         of the reward model. `ValueError` if the policy has another tokenizer that is not known.
         """
-        rows = self._score_and_log(prompts, completions, completion_ids, kwargs)
+        rows = self._score(prompts, completions, completion_ids, kwargs)
         given = [row.completion_ids for row in rows] if completion_ids is None else map(list, completion_ids)
         token_rewards = [self._token_rewards(row, ids) for row, ids in zip(rows, given, strict=True)]
         return DenseScores([row.score for row in rows], token_rewards)
@@ -225,7 +225,7 @@ class SentenceReward:
         are those of [`__call__`], so that images are refused.
         """
         columns = {"images": images, "tools": tools, "chat_template_kwargs": chat_template_kwargs}
-        return self._score(self._encode(prompts, completions, completion_ids, columns), progress)
+        return self._score(prompts, completions, completion_ids, columns, progress)
 
     def bind(self, trainer: Any) -> "SentenceReward":
         """Reads prompts, and finds the ends of sentences, as the policy does: see [`EndogenousReward.bind`]."""
@@ -271,34 +271,18 @@ class SentenceReward:
             **reading._asdict(),
         )
 
-    def _encode(
+    def _score(
         self,
         prompts: Sequence[Prompt],
         completions: Sequence[Completion],
         completion_ids: Sequence[Sequence[int]] | None,
         columns: Mapping[str, Any],
-    ) -> list[EncodedResponse]:
-        refuse_images(columns, len(prompts), "the sentence reward model")
-        rows = prompts, completions, completion_ids
-        return self._prompts.render(SentenceEncoder.__call__, *rows, of_dataset=columns)
-
-    def _score_and_log(
-        self,
-        prompts: Sequence[Prompt],
-        completions: Sequence[Completion],
-        completion_ids: Sequence[Sequence[int]] | None,
-        columns: Mapping[str, Any],
+        progress: bool = False,
     ) -> list[SentenceScores]:
-        rows = self._score(self._encode(prompts, completions, completion_ids, columns))
-        log_extra, log_metric = columns.get("log_extra"), columns.get("log_metric")
-        if log_metric is not None:
-            log_metric(f"{self.__name__}/sentences", sum(len(row.sentences.spans) for row in rows) / len(rows))
-        if log_extra is not None:
-            log_extra(f"{self.__name__}/weakest_sentence", [row.weakest_sentence for row in rows])
-        return rows
-
-    def _score(self, rows: Sequence[EncodedResponse], progress: bool = False) -> list[SentenceScores]:
-        """Scores of rows, in batches of like lengths, in the order given."""
+        """Encodes rows and scores them, in batches of like lengths, in the order given; logs, in a trainer."""
+        refuse_images(columns, len(prompts), "the sentence reward model")
+        given = prompts, completions, completion_ids
+        rows: list[EncodedResponse] = self._prompts.render(SentenceEncoder.__call__, *given, of_dataset=columns)
         results: dict[int, SentenceScores] = {}
         model = self.load()._loaded()
         rope = RopeLengths.from_config(model.config)
@@ -330,29 +314,30 @@ class SentenceReward:
                 f"The sentence reward model gives NaN or infinite scores for rows {', '.join(map(str, bad[:10]))} of "
                 f'{len(scored)}. Its weights are damaged, or its dtype is too narrow: try `dtype="float32"`.'
             )
+        log_extra, log_metric = columns.get("log_extra"), columns.get("log_metric")
+        if log_metric is not None:
+            log_metric(f"{self.__name__}/sentences", sum(len(row.sentences.spans) for row in rows) / len(rows))
+        if log_extra is not None:
+            log_extra(f"{self.__name__}/weakest_sentence", [row.weakest_sentence for row in scored])
         return scored
 
     def _token_rewards(self, row: SentenceScores, ids: list[int]) -> Tensor:
+        tokens = row.sentences.last_tokens
         # Padding behind the end, which some trainers hand over, gets 0.
-        is_own = ids[: len(row.completion_ids)] == row.completion_ids
-        tokens = row.sentences.last_tokens if is_own else self._policy_tokens(row, ids)
+        if ids[: len(row.completion_ids)] != row.completion_ids:
+            if self.policy_processing_class is None:
+                raise ValueError(
+                    "Policy and reward model have different tokenizers, and rewards of sentences go to tokens of the "
+                    "policy. Pass its tokenizer as `policy_processing_class`, or call `reward.attach(trainer)`."
+                )
+            tokens, exact = transfer(row.sentences, self.policy_processing_class, ids)
+            if not exact and not self._said_other_text:
+                logger.warning(
+                    "The reward model's tokenizer changes the text of completions, so that the ends of sentences "
+                    "among the policy's tokens are approximate. (Said once.)"
+                )
+                self._said_other_text = True
         rewards = torch.zeros(len(ids))
         if len(ids) > 0:
             rewards.index_add_(0, torch.tensor(tokens, dtype=torch.long), row.contributions)
         return rewards
-
-    def _policy_tokens(self, row: SentenceScores, ids: list[int]) -> list[int]:
-        """The token of the policy that ends each sentence, where policy and reward model have different tokenizers."""
-        if self.policy_processing_class is None:
-            raise ValueError(
-                "Policy and reward model have different tokenizers, and rewards of sentences go to tokens of the "
-                "policy. Pass its tokenizer as `policy_processing_class`, or call `reward.attach(trainer)`."
-            )
-        tokens, exact = transfer(row.sentences, self.policy_processing_class, ids)
-        if not exact and not self._said_other_text:
-            logger.warning(
-                "The reward model's tokenizer changes the text of completions, so that the ends of sentences among "
-                "the policy's tokens are approximate. (Said once.)"
-            )
-            self._said_other_text = True
-        return tokens

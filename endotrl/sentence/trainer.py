@@ -48,9 +48,9 @@ class SentenceRewardTrainer(RewardTrainer):
     \mathcal{L} = -\log \sigma(R(y^+) - R(y^-) - m)
     $$
 
-    with the margin $m$ if the dataset has one, and what `center_sentences_coefficient` adds. It is TRL's [`~trl.RewardTrainer`] with a [`SentenceRewardModel`]. Text
-    is split into sentences once, in the cached preprocessing of the dataset, which adds a column `length` for
-    `train_sampling_strategy="group_by_length"`.
+    with the margin $m$ if the dataset has one, and what coefficients of `args` add. It is TRL's [`~trl.RewardTrainer`]
+    with a [`SentenceRewardModel`]. Text is split into sentences once, in the cached preprocessing of the dataset,
+    which adds a column `length` for `train_sampling_strategy="group_by_length"`.
 
     Args:
         model (`str`, [`SentenceRewardModel`] or [`~peft.PeftModel`]):
@@ -129,6 +129,8 @@ class SentenceRewardTrainer(RewardTrainer):
         self._segmenter = segmenter
         new = new_modules(base_model.config)
         if kwargs.get("peft_config") is not None:
+            from peft import PEFT_TYPE_TO_TUNER_MAPPING
+
             peft_config = copy.copy(kwargs["peft_config"])  # the caller's stays as it is
             if peft_config.is_prompt_learning:
                 raise ValueError(
@@ -137,7 +139,10 @@ class SentenceRewardTrainer(RewardTrainer):
                 )
             peft_config.modules_to_save = list(dict.fromkeys([*(peft_config.modules_to_save or []), *new]))
             if peft_config.target_modules is None and not vars(peft_config).get("target_parameters"):
-                peft_config.target_modules = _default_target_modules(peft_config, base_model.config)
+                # PEFT itself looks at the type of the whole model, which it does not know. (IA)³ has no such table.
+                tuner = PEFT_TYPE_TO_TUNER_MAPPING[peft_config.peft_type]
+                defaults = getattr(tuner, "target_module_mapping", {})
+                peft_config.target_modules = defaults.get(base_model.config.get_text_config().model_type)
             kwargs["peft_config"] = peft_config
         elif has_adapter and not set(new) <= set(given.active_peft_config.modules_to_save or []):
             raise ValueError(
@@ -220,7 +225,12 @@ class SentenceRewardTrainer(RewardTrainer):
             if learning_rate is None:
                 learning_rate = self.args.learning_rate / math.sqrt(self._sentence_config.attention_dim)
             named_parameters = (self.model if model is None else model).named_parameters()
-            set_learning_rate(optimizer, (p for name, p in named_parameters if _is_attention(name)), learning_rate)
+            attention = "query.weight", "key.weight"  # of the head, wherever PEFT has put it
+            set_learning_rate(
+                optimizer,
+                (p for name, p in named_parameters if "sentence_head." in name and name.endswith(attention)),
+                learning_rate,
+            )
         return optimizer
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -244,20 +254,6 @@ class SentenceRewardTrainer(RewardTrainer):
         if is_peft_model(self.model):
             # What `SentenceRewardModel.from_pretrained` needs to build the model under the adapter.
             self._sentence_config.save_pretrained(self.args.output_dir if output_dir is None else output_dir)
-
-
-def _is_attention(name: str) -> bool:
-    """Whether a parameter belongs to the attention over sentences, wherever PEFT has put the head."""
-    return "sentence_head." in name and name.endswith(("query.weight", "key.weight"))
-
-
-def _default_target_modules(peft_config: Any, config: SentenceRewardConfig) -> list[str] | str | None:
-    """PEFT's default for the backbone. PEFT itself looks at the type of the whole model, which it does not know."""
-    from peft import PEFT_TYPE_TO_TUNER_MAPPING
-
-    tuner = PEFT_TYPE_TO_TUNER_MAPPING[peft_config.peft_type]
-    # (IA)³ has no such table, and needs modules named.
-    return getattr(tuner, "target_module_mapping", {}).get(config.get_text_config().model_type)
 
 
 def _load(model: str, args: SentenceRewardTrainerConfig, quantization_config: Any) -> PreTrainedModel:

@@ -41,9 +41,8 @@ class SentenceRewardTrainerConfig(RewardConfig):
             $\sqrt d$, so that a step of Adam moves the logits of the weights about as far as the values, and not
             $\sqrt d$ times as far. Read for a model that is a sentence reward model already, too.
         center_sentences_coefficient (`float`, *optional*, defaults to `0.0`):
-            Coefficient of the mean square of the sentence rewards $r_i$, $i > 1$, in the loss. It keeps out of them what
-            differs from sentence to sentence and tells no pairs apart, such as their subject: for
-            `differences=False`, to find wrong sentences.
+            Coefficient of the mean square of the sentence rewards $r_i$, $i > 1$, in the loss. It keeps out of them
+            what tells no pairs apart, such as the subject of a sentence, so that wrong ones are found.
         freeze_layers (`int`, *optional*, defaults to `0`):
             Number of the first layers to freeze, with the embeddings and the marker below them. They are run once over
             the dataset, and training starts from their states, on disk in the cache of `datasets`, 2 or 4 bytes times
@@ -64,11 +63,7 @@ class SentenceRewardTrainerConfig(RewardConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.attention_learning_rate is not None and not self.attention_learning_rate >= 0.0:
-            raise ValueError(
-                f"`attention_learning_rate` is {self.attention_learning_rate}, but it must not be negative. 0 keeps "
-                "the attention as it starts."
-            )
-        for name in ("center_sentences_coefficient", "freeze_layers"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"`{name}` is {getattr(self, name)}, but it must not be negative.")
+        for name in ("attention_learning_rate", "center_sentences_coefficient", "freeze_layers"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ValueError(f"`{name}` is {value}, but it must not be negative.")
