@@ -489,7 +489,7 @@ class TestThreads:
             assert_equal_stats(result, results[0])
 
     def test_a_copy_is_loaded_once(self, tiny_policy_path, monkeypatch):
-        loads, load = [], OwnCopy._load
+        loads, load = [], OwnCopy._from_pretrained
 
         def slow_load(self, *args):
             loads.append(threading.get_ident())
@@ -497,7 +497,7 @@ class TestThreads:
             return load(self, *args)
 
         barrier = threading.Barrier(2)
-        monkeypatch.setattr(OwnCopy, "_load", slow_load)
+        monkeypatch.setattr(OwnCopy, "_from_pretrained", slow_load)
         monkeypatch.setattr(barrier, "wait", lambda timeout: threading.Event().wait(timeout))
         reward = EndogenousReward(tiny_policy_path)
         with ThreadPoolExecutor(4) as pool:
