@@ -25,6 +25,7 @@ import psutil
 import torch
 from tqdm.auto import tqdm
 
+from endotrl.runs.files import replacing
 from endotrl.runs.record import versions
 
 
@@ -79,13 +80,14 @@ def markdown_table(headers: list[str], rows: list[list[str]]) -> str:
 
 def write_figures(path: Path, figures: Any) -> Path:
     """
-    Writes all figures behind a page as gzipped JSON.
+    Writes all figures behind a page as gzipped JSON, whole or not at all.
 
     Args:
         path (`Path`):
             File whose name ends in `.json.gz`. The same figures give the same bytes.
     """
-    path.write_bytes(gzip.compress(json.dumps(figures, ensure_ascii=False).encode(), mtime=0))
+    with replacing(path) as file:
+        file.write(gzip.compress(json.dumps(figures, ensure_ascii=False).encode(), mtime=0))
     return path
 
 
