@@ -468,11 +468,11 @@ def score_workload(machine: Machine, shape: str, workload: Workload, compiles: b
         "absent": absent,
         "kernels": [
             {
-                "tokens": 2**kind.token_bits,
+                "tokens": 2**token_bits,
                 "chosen": choice.name,
                 "seconds": {name: value if math.isfinite(value) else None for name, value in choice.seconds.items()},
             }
-            for kind, choice in kernels.choices.items()
+            for (*_, token_bits, _), choice in kernels.choices.items()
         ],
         "scored_tokens_per_second": work.positions / seconds["endotrl"],
         "share_of_peak": work.flops(machine.size(shape)) / seconds["endotrl"] / peak_rates["matmul_peak"],

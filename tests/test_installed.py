@@ -83,8 +83,8 @@ import sys
 from pathlib import Path
 
 import endotrl
-from endotrl.demo.parts import LOOK, SIZES, Session, look
-from endotrl.demo.progress import Kept, Progress
+from endotrl.demo.parts import LOOK, look
+from endotrl.demo.progress import Progress
 from endotrl.launch import make_parser
 from endotrl.launch.data import load_prompts
 from endotrl.trainers.dense_grpo_config import DenseGRPOConfig
@@ -97,7 +97,7 @@ parsed = make_parser(DenseGRPOConfig).parse_args_and_config(words)
 rows, _ = load_prompts(parsed[0], parsed[1], parsed[-1])
 assert parsed[-2].model_name_or_path == "quickstart" and len(rows) > 100
 console, progress = Console(width=80), Progress({LOOK: 1.0})
-look(Session(folder, 0, SIZES["quick"], progress, Kept(folder / "kept", {}), console.print))
+look(progress, console.print)
 progress.close()
 """
 
