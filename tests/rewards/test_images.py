@@ -311,7 +311,7 @@ class TestRefused:
 
     def test_truncation(self, llava):
         reward = EndogenousReward(llava.model, llava.processor, overlong_prompt="truncate_left")
-        with pytest.raises(ValueError, match="a prompt with images is not truncated"):
+        with pytest.raises(ValueError, match="A prompt with images is not truncated"):
             reward(prompts=[user("*", "What? " * 200)], completions=["x"], images=[[RED]])
         reward(prompts=[user("What? " * 200)], completions=["x"])  # text is, as before
 
