@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from endotrl import EndogenousReward
 from endotrl.commands.main import main
-from endotrl.demo.demo_page import _answers
-from endotrl.demo.findings import Part, Policy
+from endotrl.demo.findings import Part, Policy, _answers
 from endotrl.evaluation.tables import markdown_table
 from endotrl.monitoring.batch_statistics import repetition
 from endotrl.reporting import page
