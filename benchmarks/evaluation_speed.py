@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measures, and writes page and JSON."""
     args = make_parser().parse_args(argv)
     path = resolve_model(args.model)
-    items = load_items(BENCHMARKS["rm-bench"], str(args.data), None, {})
+    items = load_items(BENCHMARKS["rm-bench"], str(args.data), None)
     if args.quick:
         args.prompts, args.rounds = 2, 1
     if args.prompts is not None:
