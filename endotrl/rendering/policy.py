@@ -19,9 +19,9 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from .messages import (
     TEMPLATE_COLUMNS,
-    CompletionIds,
     Completions,
     Prompts,
+    TokenIds,
     check_batch,
     check_lengths,
     template_kwargs_of,
@@ -283,7 +283,7 @@ class PolicyBinding(Generic[R]):
         method: Callable[Concatenate[R, ...], list[T]],
         prompts: Prompts,
         completions: Completions,
-        completion_ids: CompletionIds | None,
+        completion_ids: TokenIds | None,
         *columns: Sequence[Any] | None,
         of_dataset: Mapping[str, Any],
     ) -> list[T]:

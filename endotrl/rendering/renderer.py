@@ -24,11 +24,11 @@ from .images import (
 )
 from .messages import (
     Completion,
-    CompletionIds,
     Completions,
     Prompt,
     Prompts,
     Template,
+    TokenIds,
     add_criterion,
     as_messages,
     check_batch,
@@ -122,7 +122,7 @@ class Renderer:
         self,
         prompts: Prompts,
         completions: Completions,
-        completion_ids: CompletionIds | None = None,
+        completion_ids: TokenIds | None = None,
         criteria: Sequence[str | None] | None = None,
         images: Sequence[Sequence[Any] | None] | None = None,
         policy_rows: Sequence[PolicyRow] | None = None,
@@ -176,7 +176,7 @@ class Renderer:
                 )
         return [self._render_prompt(self._template, prompt, []).ids for prompt in prompts]
 
-    def render_ids(self, prompt_ids: Sequence[Sequence[int]], completion_ids: CompletionIds) -> list[Rendered]:
+    def render_ids(self, prompt_ids: Sequence[Sequence[int]], completion_ids: TokenIds) -> list[Rendered]:
         """What [`render`] returns for rows that are token ids of this tokenizer already, without padding."""
         rendered = []
         for row, (prompt, completion) in enumerate(zip(prompt_ids, completion_ids, strict=True)):
@@ -303,7 +303,7 @@ class Renderer:
             logger.warning("%s (Said once.)", message)
             self._said.add(kind)
 
-    def _read_ids(self, completions: Completions, completion_ids: CompletionIds) -> list[list[int] | None]:
+    def _read_ids(self, completions: Completions, completion_ids: TokenIds) -> list[list[int] | None]:
         """
         `completion_ids` without padding, or `None` where this tokenizer does not read in them what the policy's wrote.
         An empty text does not tell: then the other completions do, or they are taken for this tokenizer's.

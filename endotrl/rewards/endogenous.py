@@ -18,7 +18,7 @@ from .._moved import accept_positional
 from ..checks import check_criterion
 from ..frozen.served import ServedModel
 from ..rendering.images import Images
-from ..rendering.messages import CompletionIds, Completions, Prompts
+from ..rendering.messages import Completions, Prompts, TokenIds
 from ..rendering.offsets import decode_with_offsets
 from ..rendering.renderer import OverlongPrompt, Rendered
 from ..scoring.token_stats import TokenStats
@@ -163,7 +163,7 @@ class EndogenousReward(FrozenModelReward):
         self,
         prompts: Prompts,
         completions: Completions,
-        completion_ids: CompletionIds | None = None,
+        completion_ids: TokenIds | None = None,
         domain: Sequence[str] | None = None,
         log_extra: Callable[[str, list[Any]], None] | None = None,
         log_metric: Callable[[str, float], None] | None = None,
@@ -196,7 +196,7 @@ class EndogenousReward(FrozenModelReward):
         return self._score_and_log(rows, log_extra, log_metric)[1]
 
     def outcome_and_token_rewards(
-        self, prompts: Prompts, completions: Completions, completion_ids: CompletionIds | None = None, **kwargs: Any
+        self, prompts: Prompts, completions: Completions, completion_ids: TokenIds | None = None, **kwargs: Any
     ) -> DenseScores:
         r"""
         Rewards per completion and per token (see [`DenseReward`]), from the arguments of [`__call__`].
@@ -265,7 +265,7 @@ class EndogenousReward(FrozenModelReward):
         self,
         prompts: Prompts,
         completions: Completions,
-        completion_ids: CompletionIds | None = None,
+        completion_ids: TokenIds | None = None,
         domain: Sequence[str] | None = None,
         images: Sequence[Sequence[Any] | None] | None = None,
     ) -> list[Tensor]:
@@ -282,7 +282,7 @@ class EndogenousReward(FrozenModelReward):
         self,
         prompts: Prompts,
         completions: Completions,
-        completion_ids: CompletionIds | None = None,
+        completion_ids: TokenIds | None = None,
         domain: Sequence[str] | None = None,
         progress: bool = False,
         mean_logits: bool = False,

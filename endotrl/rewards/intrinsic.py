@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 
 from ..frozen.served import ServedModel
 from ..rendering.images import Images
-from ..rendering.messages import CompletionIds, Completions, Prompts
+from ..rendering.messages import Completions, Prompts, TokenIds
 from ..rendering.renderer import Rendered, Renderer
 from ..scoring.token_stats import TokenStats
 from .frozen_model_reward import FrozenModelReward
@@ -70,7 +70,7 @@ class _IntrinsicReward(FrozenModelReward):
         self,
         prompts: Prompts,
         completions: Completions,
-        completion_ids: CompletionIds | None = None,
+        completion_ids: TokenIds | None = None,
         log_metric: Callable[[str, float], None] | None = None,
         **kwargs: Any,
     ) -> list[float | None]:

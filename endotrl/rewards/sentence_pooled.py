@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..rendering.messages import Completion, CompletionIds, Completions, Prompts
+from ..rendering.messages import Completion, Completions, Prompts, TokenIds
 from ..sentence.segmentation import Segmenter, load_segmenter
 from ..sentence.tokens import find_sentences
 from .protocol import DenseReward, DenseScores
@@ -61,7 +61,7 @@ class SentencePooledReward:
         return self.reward(prompts=prompts, completions=completions, **kwargs)  # type: ignore[operator]
 
     def outcome_and_token_rewards(
-        self, prompts: Prompts, completions: Completions, completion_ids: CompletionIds | None = None, **kwargs: Any
+        self, prompts: Prompts, completions: Completions, completion_ids: TokenIds | None = None, **kwargs: Any
     ) -> DenseScores:
         """
         Scores a batch once; see [`DenseReward`]. Outcomes and sums over tokens are those of the reward itself. State

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from ..frozen.names import model_renderer
-from ..rendering.messages import CompletionIds, Completions, Prompts
+from ..rendering.messages import Completions, Prompts, TokenIds
 from ..rendering.policy import PolicyRow, Reading, special_token_ids, tokenizer_of
 from ..rendering.renderer import Overlong, Rendered, fit
 from ..scoring.batching import pad_ids
@@ -80,7 +80,7 @@ class SentenceEncoder:
         self,
         prompts: Prompts,
         completions: Completions,
-        completion_ids: CompletionIds | None = None,
+        completion_ids: TokenIds | None = None,
         policy_rows: Sequence[PolicyRow] | None = None,
     ) -> list[EncodedResponse]:
         """
