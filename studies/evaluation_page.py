@@ -120,8 +120,8 @@ def write_page(
         values = {name: found["accuracy"]["value"] for name, found in chosen["metrics"].items()}
         blocks += [
             f"## {titles['best-of-n']}",
-            f"Of {1 - values['best possible']:.0%} of the {chosen['num_items']} questions no sample is right, so nothing "
-            "can be told: " + ", ".join(f"{name} {value:.3f}" for name, value in values.items()) + ".",
+            f"Of {1 - values['best possible']:.0%} of the {chosen['num_items']} questions no sample is right, so no choice "
+            "can be. Accuracy: " + ", ".join(f"{name} {value:.3f}" for name, value in values.items()) + ".",
         ]
     if all(name in results for name in compared):
         a, b = (results[name] for name in compared)
@@ -158,7 +158,7 @@ def _other_benchmarks(found: Mapping[str, dict[str, Any]], titles: Mapping[str, 
     rows.append([f"*95% of `{first}`*", *(f"{found['low']:.3f} to {found['high']:.3f}" for found in intervals)])
     headers = [f"{titles[name]} ({run['num_items']}): {run['main_metric']}" for name, run in found.items()]
     return [
-        f"Numbers of items are in brackets. + and -: better and worse than `{first}` beyond noise.",
+        f"Numbers of items are in brackets. + and -: better and worse than `{first}`; no mark: noise, or too few items.",
         markdown_table(["scorer", *headers], rows),
     ]
 
