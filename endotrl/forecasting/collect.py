@@ -75,6 +75,7 @@ def _record(question: Question, drawn: Drawn, grader: Grader, reward: Any) -> di
             prompts=[question.prompt] * len(texts),
             completions=[[{"role": "assistant", "content": text}] if as_messages else text for text in texts],
             completion_ids=ids,
+            **({} if question.answer is None else {"answer": [question.answer] * len(texts)}),
         )
     bad = [value for value in rewards if value is None or not np.isfinite(value)]
     if bad:

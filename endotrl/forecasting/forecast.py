@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Forecasts of what RL on a reward of a frozen model does, from samples of the frozen model."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +15,11 @@ from ..evaluation.intervals import Unit
 from ..evaluation.questions import read_questions
 from ..evaluation.results import rounded
 from ..evaluation.run_folder import open_folder
+from ..frozen.names import resolve_model
+from ..grading import VERSION
 from ..reporting import notebook_cell
 from ..rewards.endogenous import EndogenousReward
+from ..score_file.output_files import model_digest
 from .collect import collect
 from .grades import Grade, Grader
 from .policies import Objective, ScaleRewards, Trainer
@@ -162,25 +166,34 @@ def forecast(
     found = read_questions(questions, question, answer, limit, instruction, chat)
     frozen = EndogenousReward(model, processing_class, dtype=dtype, device=device)
     engine = Engine(frozen._require_placement(), frozen._tokenizer, chat)
-    loaded_placement(engine)  # raises now if it is on a server
-    settings = {
-        "model": str(frozen),
-        "samples": samples,
-        "temperatures": [*temperatures],
-        "seed": seed,
-        "max_new_tokens": max_new_tokens,
-        "reward": _name(reward),
-        "grader": _name(grader),
-    }
-    folder = None if output is None else open_folder(output, settings)
+    placement = loaded_placement(engine)  # raises now if it is on a server
+    folder = None
+    if output is not None:
+        if isinstance(model, PreTrainedModel):
+            version = placement.digest(model.dtype)
+        else:
+            version = model_digest(resolve_model(model)) or placement.config._commit_hash
+        settings = {
+            "model": str(frozen),
+            "model_version": version,
+            "dtype": str(dtype),
+            "samples": samples,
+            "temperatures": [*temperatures],
+            "seed": seed,
+            "max_new_tokens": max_new_tokens,
+            "reward": _name(reward),
+            "grader": _name(grader),
+            "grader_version": VERSION,
+        }
+        folder = open_folder(output, settings)
     sampler = MixtureSampler(engine, max_new_tokens, mixture.recorded)
     records = collect(found, engine, sampler, mixture, judge, max_new_tokens, reward, folder, seed, progress)
     return from_records(records, mixture, objective, betas)
 
 
 def _name(value: Any) -> str | None:
-    """By which a function is known again in another process."""
-    return value if isinstance(value, str | None) else getattr(value, "__name__", type(value).__name__)
+    """By which a function or an object is known again in another process, with its settings if it tells them."""
+    return None if value is None else value if isinstance(value, str) else re.sub(" at 0x[0-9a-f]+", "", repr(value))
 
 
 def from_records(

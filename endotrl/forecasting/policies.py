@@ -13,12 +13,12 @@ With the reward $R(y)$ and a KL penalty $\beta$ to the frozen model $\hat\pi$:
   earlier tokens (`use_bias_correction_kl=True`, the default since TRL 1.16): in each state $s$ it ends at
   $\pi_s(a) \propto \hat\pi_s(a)\, e^{c Q(s,a)/\beta}$ with the *expected* reward $Q$ under $\pi$. With one token that
   matters, that is $\hat\pi^{1+k}$, $k = c\alpha/\beta$; else it is near it. $Q$ comes from the tree of the samples.
-- **`scale_rewards="group"`** divides by the group's standard deviation $\sigma$, so that $\beta\sigma$ takes the place
-  of $\beta$. $\sigma$ is that of the *trained* policy, and falls as it sharpens: the fixed point
-  $k\,\sigma(k) = c\alpha/\beta$ is followed from $k = 0$ on, as training does. Where $\beta$ is too small it has none,
-  and the policy runs to the most probable completion, until the group has no spread. A completion is part of its own
-  group: the standard deviation that a deviation $d$ meets is $\sqrt{\sigma^2 (G-2)/(G-1) + d^2/G}$.
-- **`scale_rewards="batch"`** is the same with one $\sigma$, that of the rewards of all prompts.
+- **`scale_rewards="group"`** divides by the group's standard deviation, so that $\beta$ acts as $\beta$ times it. It is
+  that of groups of the *trained* policy ([`GroupAdvantages`]), and falls as that sharpens: the fixed point is followed
+  from the frozen model on, as training does. Where $\beta$ is too small, the policy runs to the most probable
+  completion, until groups have no spread. (`DenseGRPOTrainer` divides by the spread of the credit of tokens, which
+  totals do not tell: taken to be the same.)
+- **`scale_rewards="batch"`** is the same with one standard deviation, that of the rewards of all prompts.
 
 Not part of it: clipping, several epochs on a batch, `loss_type="grpo"` (which weighs tokens of short completions
 more), and what an optimizer has not reached yet. A run that is stopped early is at a larger $\beta$ of the same path.
@@ -34,14 +34,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..checks import check_choice
+from .groups import EPSILON, GroupAdvantages
 
 
 Array = NDArray[np.float64]
 Trainer = Literal["rloo", "grpo", "dense_grpo", "ppo"]
 ScaleRewards = Literal["group", "batch", "none"]
 
-EPSILON = 1e-4  # TRL adds it to standard deviations
 STEP, MAX_STEPS, TOLERANCE = 0.2, 1000, 1e-9
+PROMPTS = 16  # whose groups are averaged over together, for memory
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class Samples:
         log_proposals: Sequence[ArrayLike],  # under what they were drawn from; 0 for an enumeration of all completions
         rewards: Sequence[ArrayLike],
     ) -> None:
+        self._rows = token_ids, log_probs, log_proposals, rewards
         self.owner = np.repeat(np.arange(len(token_ids)), [len(rows) for rows in token_ids])
         self.num_prompts = len(token_ids)
         self.rewards = np.concatenate([np.asarray(row, float) for row in rewards])
@@ -111,12 +113,26 @@ class Samples:
         share = 1.0 - 1.0 / objective.num_generations
         if objective.scale_rewards == "none":
             return self._tree.policy(self.base, share * self.rewards / beta)
+        if objective.scale_rewards == "group" and self.num_prompts > PROMPTS:
+            starts = range(0, self.num_prompts, PROMPTS)
+            parts = [Samples(*(column[start : start + PROMPTS] for column in self._rows)) for start in starts]
+            return np.concatenate([part.policy(objective, beta) for part in parts])
+        groups = []
+        if objective.scale_rewards == "group":
+            rewards = (self.rewards[self.owner == i] for i in range(self.num_prompts))
+            groups = [GroupAdvantages(row, objective.num_generations) for row in rewards]
         log_weights = self.base
         for _ in range(MAX_STEPS):  # natural gradient ascent, in the space of policies
-            advantages = self._scaled_deviations(np.exp(log_weights), objective)
-            target = self._tree.policy(self.base, share * advantages / beta)
+            weights = np.exp(log_weights)
+            if groups:
+                cuts = np.searchsorted(self.owner, np.arange(1, self.num_prompts))
+                rows = np.split(weights, cuts)
+                advantages = np.concatenate([group(row) for group, row in zip(groups, rows, strict=True)])
+            else:
+                advantages = share * self._batch_deviations(weights)
+            target = self._tree.policy(self.base, advantages / beta)
             following = self.normalized(log_weights + STEP * (target - log_weights))
-            change = np.abs(np.exp(following) - np.exp(log_weights)).max()
+            change = np.abs(np.exp(following) - weights).max()
             log_weights = following
             if change < TOLERANCE:
                 break
@@ -130,14 +146,11 @@ class Samples:
         r"""Effective sample size $(\sum w)^2 / \sum w^2$ of each prompt, of shape `(P,)`."""
         return 1.0 / np.bincount(self.owner, np.exp(2 * log_weights), self.num_prompts)
 
-    def _scaled_deviations(self, weights: Array, objective: Objective) -> Array:
-        deviations = self.rewards - self.mean(weights, self.rewards)[self.owner]
-        size = objective.num_generations
-        if objective.scale_rewards == "batch":
-            means = np.bincount(self.owner, weights * self.rewards).sum() / self.num_prompts
-            return deviations / (np.sqrt((weights * (self.rewards - means) ** 2).sum() / self.num_prompts) + EPSILON)
-        variances = self.mean(weights, deviations**2)[self.owner]
-        return deviations / (np.sqrt(variances * (size - 2) / (size - 1) + deviations**2 / size) + EPSILON)
+    def _batch_deviations(self, weights: Array) -> Array:
+        """Deviations of rewards from the means of their prompts, in standard deviations of all rewards."""
+        means = self.mean(weights, self.rewards)
+        deviation = np.sqrt((weights * (self.rewards - means.mean()) ** 2).sum() / self.num_prompts)
+        return (self.rewards - means[self.owner]) / (deviation + EPSILON)
 
 
 class _Tree:

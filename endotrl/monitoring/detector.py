@@ -79,19 +79,22 @@ class Detector:
         self._reward_change = (0.0, 0.0)  # and its standard error
         self._levels: defaultdict[str, Series] = defaultdict(lambda: Series(limits.WARMUP))
         self._gross: defaultdict[str, int] = defaultdict(int)  # entries in a row that show it
-        self.last = Verdict(None)
+        self.last = self._on_step = Verdict(None)
+        self._on_evaluation: str | None = None  # the alarm
 
     def update(self, entry: Mapping[str, float]) -> Verdict:
         """Reads one entry; those that are neither of a training step nor of an evaluation are passed over."""
         entry = {key: value for key, value in entry.items() if isinstance(value, int | float) and math.isfinite(value)}
         if any(key.startswith("eval_") for key in entry):
-            self.last = self._evaluation(entry)
+            self._on_evaluation = self._evaluation(entry)
         # PPO logs the reward when it generates, and questions may be asked in between.
         elif any(key in REWARD_KEYS or key.startswith(HELD_OUT) for key in entry):
-            self.last = self._step(entry)
+            self._on_step = self._step(entry)
+        alarms = [alarm for alarm in (self._on_step.alarm, self._on_evaluation) if alarm]
+        self.last = replace(self._on_step, alarm=" ".join(alarms) or None)
         return self.last
 
-    def _evaluation(self, entry: Mapping[str, float]) -> Verdict:
+    def _evaluation(self, entry: Mapping[str, float]) -> str | None:
         reasons = []
         for name in dict.fromkeys([*self._rewards, *self._named.values()]):
             key = f"eval_rewards/{name}/mean"
@@ -105,7 +108,7 @@ class Detector:
                     f"`{name}` on the evaluation set was {max(values):.3f} and has been {fall:.3f} or more below that "
                     "twice in a row"
                 )
-        return replace(self.last, alarm=f"{'; '.join(reasons)}." if reasons else None)
+        return f"{'; '.join(reasons)}." if reasons else None
 
     def _step(self, entry: Mapping[str, float]) -> Verdict:
         self._read(entry)

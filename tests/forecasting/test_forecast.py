@@ -14,7 +14,7 @@ from endotrl.forecasting.grades import Grader
 from endotrl.forecasting.power import power_samples
 from endotrl.forecasting.sampling import Mixture, MixtureSampler, ServedMixtureSampler
 from endotrl.frozen.own_copy import OwnCopy
-from tests.support.tiny_policy import WORDS
+from tests.support.tiny_policy import WORDS, save_tiny_policy
 
 
 LIMIT = 3
@@ -192,6 +192,47 @@ class TestForecast:
         assert result.betas[0]["accuracy"] is None
         assert 0 < result.betas[0]["agreement"] <= 1
         json.dumps(result.to_dict(), allow_nan=False)
+
+
+def test_a_folder_belongs_to_a_model_and_a_reward(tmp_path):
+    """Samples of other weights, or rewards of other settings, are refused, however they are called."""
+    path = tmp_path / "model"
+    save_tiny_policy(path)
+    model = AutoModelForCausalLM.from_pretrained(path)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    questions = [{"prompt": "a", "answer": "b"}, {"prompt": "c", "answer": "d"}]
+
+    def run(folder, model=str(path), **kwargs):
+        kwargs = {"betas": [1.0], "samples": 4, "max_new_tokens": 2, "grader": "exact", "progress": False, **kwargs}
+        return endotrl.forecast(model, questions, output=tmp_path / folder, **kwargs)
+
+    first = run("path")
+    assert run("path", betas=[1.0, 0.5]).betas[0] == first.betas[0]
+    run("object", model, processing_class=tokenizer)
+    run("reward", reward=endotrl.EndogenousReward(str(path), alpha=2.0))
+    with pytest.raises(ValueError, match=r"other settings: `reward` was .*alpha=2.0"):
+        run("reward", reward=endotrl.EndogenousReward(str(path), token_reward="centered"))
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1.5)
+    model.save_pretrained(path)
+    for folder, kwargs in {"path": {}, "object": {"model": model, "processing_class": tokenizer}}.items():
+        with pytest.raises(ValueError, match="other settings: `model_version`"):
+            run(folder, **kwargs)
+
+
+def test_a_reward_that_needs_answers(tiny_policy_path):
+    """A verifier's optimum at a small penalty: right wherever a sample is."""
+
+    def verifier(completions, answer, **kwargs):
+        return [first_word(text, right) for text, right in zip(completions, answer, strict=True)]
+
+    questions = [{"prompt": "a b", "answer": list("abcdefghijkl")}]
+    result = endotrl.forecast(
+        tiny_policy_path, questions, reward=verifier, betas=[0.01], trainer="rloo", samples=32, max_new_tokens=2,
+        grader=first_word, progress=False,
+    )  # fmt: skip
+    assert 0 < result.alternatives["sampled"] < 1
+    assert result.betas[0]["accuracy"] == pytest.approx(1.0)
 
 
 def first_word(completion: str, answer: list[str]) -> float:

@@ -213,6 +213,20 @@ def test_evaluations() -> None:
     assert first_alarm([*steps, *evaluations(0.7, 0.72, 0.66, 0.65)]) == 13
 
 
+def test_an_alarm_lasts_from_evaluation_to_evaluation() -> None:
+    fallen = accuracies([0.7] * 20 + [0.3] * 20, noise=0.01)
+    good, bad = ({"eval_loss": 0.0, "eval_rewards/accuracy/mean": value} for value in (0.7, 0.3))
+    detector = Detector()
+    for entry in fallen:
+        detector.update(entry)
+    assert detector.update(good).alarm, "the held-out reward of the steps has fallen as before"
+    detector = Detector()
+    for entry in [*accuracies([0.7] * 10, noise=0.01), good, bad, bad]:
+        detector.update(entry)
+    assert detector.update(accuracies([0.7])[0]).alarm, "a step says nothing of the evaluations"
+    assert not any(detector.update(entry).alarm for entry in [good, *accuracies([0.7] * 3, noise=0.01)])
+
+
 def test_other_entries_are_passed_over() -> None:
     detector = Detector()
     assert detector.update({"train_runtime": 3.0, "train_loss": 0.1}).alarm is None

@@ -127,7 +127,8 @@ def _read_folder(folder: Path) -> Run:
     with_weights = [path for path in there.values() if any(path.glob("*.safetensors"))]
     if not there and any(folder.glob("*.safetensors")):
         with_weights = [folder]
-    states = [folder / STATE_FILE, *[path / STATE_FILE for path in there.values()][-1:]]
+    # The last one may be half written.
+    states = [folder / STATE_FILE, *[path / STATE_FILE for path in there.values()][-2:]]
     logs, notes = [path for path in states if path.is_file()], []
     wandb_files = {path.resolve(): path for path in folder.glob("**/*.wandb")}  # `latest-run` is a link
     # A run that was resumed has a file for each time: of W&B all of the same name, of TensorBoard in the same folder.
@@ -154,7 +155,9 @@ def _read_folder(folder: Path) -> Run:
                 resumed_at = run.entries[0]["step"] if run.entries else math.inf  # what was done again counts once
                 run.entries[:0] = [e for e in _read_file(before).entries if e["step"] < resumed_at]
             runs.append(run)
-        except ImportError as error:  # another log may do
+        except (ImportError, ValueError) as error:  # another log may do
+            if isinstance(error, ValueError) and path.name != STATE_FILE:
+                raise
             missing.append(error)
     if not runs and missing:
         raise missing[0]
@@ -183,7 +186,9 @@ def _read_json(path: Path) -> Run:
         text = file.read()
     try:
         content = json.loads(text)
-    except json.JSONDecodeError:
+    except json.JSONDecodeError as error:
+        if path.name == STATE_FILE:
+            raise ValueError(f"{path} is damaged, or is being written: {error}.") from error
         content = _lines(path, text)
     state = content if isinstance(content, dict) else {}
     rows = state.get("log_history", [content] if state else content)
@@ -238,6 +243,7 @@ def _max_steps(settings: Mapping[str, Any]) -> int | None:
 def _entries(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
     """Rows of any tracker as entries of `log_history`."""
     entries: list[dict[str, float]] = []
+    latest = -math.inf
     for row in rows:
         parts: dict[bool, dict[str, float]] = {False: {}, True: {}}  # of an evaluation: True
         for key, value in row.items():
@@ -249,6 +255,9 @@ def _entries(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
             if number is not None:
                 parts[evaluation][name] = number
         step = parts[False].pop("step", parts[False].pop("global_step", None))
+        if step is not None and step < latest:  # a run that was resumed: what was done again counts once
+            entries = [entry for entry in entries if entry["step"] < step]
+        latest = latest if step is None else step
         step = _number(row.get("_step")) if step is None else step
         parts[False].pop("global_step", None)
         for part in parts.values():

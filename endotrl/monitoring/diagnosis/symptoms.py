@@ -29,6 +29,7 @@ ZERO_STD = "frac_reward_zero_std"
 CLIPPED = "completions/clipped_ratio"
 # Logged by PPO, in which a completion may be a group of its own: it is compared with the critic.
 GROUPS_OF_ONE = "ppo/advantages_std"
+KL_KEYS = ("kl", "objective/kl")
 LENGTH_KEYS = ("completions/mean_length", "completion_length", "words")
 # Fewer entries do not tell a trend from noise.
 ENOUGH = 10
@@ -68,7 +69,7 @@ def _not_finite(run: Run) -> Iterator[Finding]:
     for key in ("loss", "grad_norm", *REWARD_KEYS, "kl", "entropy"):
         points = run.series(key)
         bad = [step for step, value in points if not math.isfinite(value)]
-        if not bad:
+        if not bad or (len(bad) == len(points) and key in ("kl", "entropy")):  # never measured
             continue
         evidence = f"`{key}` is not finite in {len(bad)} of {len(points)} log entries, first at step {bad[0]:g}."
         still = len(points) > 3 and not any(math.isfinite(value) for _, value in points[-3:])
@@ -178,7 +179,7 @@ def _truncated(run: Run) -> Iterator[Finding]:
 
 
 def _unchanged_weights(run: Run) -> Iterator[Finding]:
-    evidence, kl = unchanged(run.checkpoints), run.values("kl")
+    evidence, kl = unchanged(run.checkpoints), run.values("kl") if run.series(*REWARD_KEYS) else []
     if evidence is None and len(kl) >= 5 and not any(kl[1:]):
         evidence = f"The KL to the reference is exactly 0 in all of {len(kl)} log entries: the policy is the reference"
     if evidence is None:
@@ -225,13 +226,14 @@ def _read(files: dict[str, Path], name: str) -> Any:
 
 def _entropy(run: Run) -> Iterator[Finding]:
     values = run.values(*ENTROPY_KEYS)
-    if len(values) < ENOUGH:
+    if len(values) < ENOUGH or not run.series(*REWARD_KEYS):  # what a model has learnt by heart has little
         return
     first, last = mean(values[:3]), mean(tail(values, part=8))
     evidence = f"The entropy was {first:.3g} nats at first and is {last:.3g}."
     reference = "https://huggingface.co/papers/2505.22617 (The Entropy Mechanism)"
     key = next(key for key in ENTROPY_KEYS if run.series(key))
-    if last < 0.1 * first and last < 0.05:
+    unit = _unit(key)
+    if last < 0.1 * first and last < 0.05 * unit:
         level: Level = "failure" if last < ENTROPY_RATIO * first else "warning"
         says = "The entropy is gone: the policy says one thing only, and explores no more."
         change = (
@@ -239,31 +241,33 @@ def _entropy(run: Run) -> Iterator[Finding]:
             "`temperature`, and stop when the held-out reward does not rise any more."
         )
         yield Finding("entropy", level, says, evidence, change, reference, [key, ZERO_STD])
-    elif last > 3 * first and last > first + 1:
+    elif last > 3 * first and last > first + unit:
         says = "The entropy explodes: the policy becomes random."
         change = "Lower the `learning_rate`, and set `beta` above 0; take an entropy bonus out of the loss."
         yield Finding("entropy", "warning", says, evidence, change, reference, [key])
 
 
 def _kl_divergence(run: Run) -> Iterator[Finding]:
-    values = run.values("kl")
-    if len(values) < ENOUGH:
+    key = next((key for key in KL_KEYS if run.series(key)), KL_KEYS[0])
+    values, unit = run.values(key), _unit(key)
+    if len(values) < ENOUGH or not run.series(*REWARD_KEYS):  # KTO's `kl` is its baseline
         return
     last, usual, most = mean(tail(values, part=8)), median(values), max(values)
-    far = last > THRESHOLDS.kl
-    explodes = far or (last > 0.3 and last > 10 * median(values[: max(3, len(values) // 2)]))
-    if not explodes and not (most > 10 and most > 50 * usual):
+    far = last > THRESHOLDS.kl * unit
+    explodes = far or (last > 0.3 * unit and last > 10 * median(values[: max(3, len(values) // 2)]))
+    if not explodes and not (most > 10 * unit and most > 50 * usual):
         return
     level: Level = "failure" if far else "warning"
     what = "explodes: the policy leaves the model that it began as" if explodes else "has spikes"
     says = f"The KL to the reference {what}."
-    evidence = f"`kl` is {last:.3g} nats per token at the end; median {usual:.3g}, greatest value {most:.3g}."
+    per = "token" if unit == 1 else "completion"
+    evidence = f"`{key}` is {last:.3g} nats per {per} at the end; median {usual:.3g}, greatest value {most:.3g}."
     change = (
         "Raise `beta`, lower the `learning_rate`, and clip gradients (`max_grad_norm`). With an endogenous reward, "
         "`beta` decides where training ends: docs/theory.md."
     )
     reference = "https://github.com/sunblaze-ucb/Intuitor/issues/23"
-    yield Finding("kl_divergence", level, says, evidence, change, reference, ["kl", *REWARD_KEYS])
+    yield Finding("kl_divergence", level, says, evidence, change, reference, [key, *REWARD_KEYS])
 
 
 def _reward_is_length(run: Run) -> Iterator[Finding]:
@@ -474,6 +478,11 @@ def _cut_off(run: Run) -> float:
     """Fraction of completions that are cut off, at the end of the run; 0 if that is unknown."""
     values = run.values(CLIPPED)
     return mean(tail(values)) if len(values) >= 3 else 0.0
+
+
+def _unit(key: str) -> float:
+    """Of a KL or an entropy: per token, or per completion, which is taken for a hundred tokens."""
+    return 100.0 if key.startswith("objective/") else 1.0
 
 
 def progress_key(run: Run) -> tuple[str, bool, str]:

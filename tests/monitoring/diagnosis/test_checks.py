@@ -117,21 +117,45 @@ def test_held_out_can_be_named(tmp_path: Path) -> None:
     ("rows", "expected"),
     [
         ([{"loss": 2 / (1 + i), "grad_norm": 1.0} for i in range(40)], {}),
+        # What has been learnt by heart: TRL's SFT logs an entropy, too.
+        ([{"loss": 2 / (1 + i), "entropy": math.exp(-i / 5)} for i in range(40)], {}),
         ([{"loss": 2 + wobble(), "grad_norm": 1.0} for i in range(40)], {"not_learning": "warning"}),
         ([{"loss": 0.7, "rewards/accuracies": 0.5 + wobble()} for i in range(40)], {"not_learning": "warning"}),
         (
             [{"loss": 0.7, "rewards/accuracies": 0.5 + i / 100, "logps/chosen": -50.0 - i} for i in range(40)],
             {"chosen_sinks": "warning"},
         ),
+        # KTO's `kl` is its baseline, in nats per completion, and always 0 with `loss_type="apo_zero_unpaired"`.
+        ([{"loss": 0.5 - i / 200 + wobble(), "kl": i / 4, "rewards/chosen": 0.1} for i in range(40)], {}),
+        ([{"loss": 0.5 - i / 200 + wobble(), "kl": 0.0, "rewards/chosen": 0.1} for i in range(40)], {}),
         (
             [{"loss": 2 / (1 + i)} for i in range(40)] + [{"eval_loss": x} for x in (2.0, 1.0, 1.5, 1.6)],
             {"overfitting": "warning"},
         ),
     ],
-    ids=["sft", "sft-flat", "dpo-flat", "dpo-displaced", "overfitted"],
+    ids=["sft", "by-heart", "sft-flat", "dpo-flat", "dpo-displaced", "kto", "kto-apo", "overfitted"],
 )
 def test_other_trainers(rows: list[dict[str, float]], expected: dict[str, str], tmp_path: Path) -> None:
     rows = [{"step": i + 1, **row} for i, row in enumerate(rows)]
+    assert names(tmp_path, rows) == expected
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({}, {}),
+        ({"objective/kl": lambda t: 0.5 * math.exp(7 * t)}, {"kl_divergence": "failure"}),
+        ({"objective/entropy": lambda t: 60 * math.exp(-12 * t)}, {"entropy": "failure"}),
+    ],
+    ids=["healthy", "kl", "entropy"],
+)
+def test_numbers_per_completion(keys: dict[str, Any], expected: dict[str, str], tmp_path: Path) -> None:
+    """TRL's PPO (until 1.12) and OnlineDPO."""
+    usual = {"objective/kl": lambda t: 6 * t, "objective/entropy": lambda t: 60 - 20 * t, **keys}
+    rows = [
+        {"step": i + 1, "objective/scores": i / 30 + wobble(), **{key: value(i / 60) for key, value in usual.items()}}
+        for i in range(60)
+    ]
     assert names(tmp_path, rows) == expected
 
 

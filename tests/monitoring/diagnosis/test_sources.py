@@ -78,6 +78,23 @@ def test_a_line_that_is_being_written(tmp_path: Path) -> None:
         read_run(path)
 
 
+def test_steps_that_were_done_again_count_once(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    abandoned = [{**row, "reward": -100.0} for row in ROWS[12:20]] + [{"step": 20, "eval_reward": -100.0}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*ROWS[:12], *abandoned, *ROWS[12:]]))
+    assert same(read_run(path), ROWS)
+
+
+def test_a_state_that_is_being_written(tmp_path: Path) -> None:
+    write_state(tmp_path / "checkpoint-10" / "trainer_state.json", ROWS[:10])
+    newer = write_state(tmp_path / "checkpoint-20" / "trainer_state.json", ROWS[:20])
+    newer.write_text(newer.read_text()[:2000])
+    run = read_run(tmp_path)
+    assert same(run, ROWS[:10]) and "checkpoint-20" in run.notes[0]
+    with pytest.raises(ValueError, match="is damaged, or is being written"):
+        read_run(newer)
+
+
 def test_evaluations_and_summaries(tmp_path: Path) -> None:
     rows = [
         {"train/global_step": 5, "train/reward": "0.5", "train/kl": None, "_runtime": 3},
