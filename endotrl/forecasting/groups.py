@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""
-Expected advantage of a completion in a group of G whose rewards are divided by their standard deviation $s$, as TRL
-does it: $A_i = (r_i - m) / (s + \epsilon)$, $m$ and $s$ of all G rewards, those of the others drawn from the policy.
-
-An integral in place of an average over all groups: with $\rho(t)$, whose Laplace transform is
+Expected advantage of a completion where TRL divides rewards by the standard deviation $s$ of their group,
+$A_i = (r_i - m) / (s + \epsilon)$, over the other $G - 1$ of the group. With $\rho(t)$, whose Laplace transform is
 $1 / (\sqrt x + \epsilon)$, and $\tau = t / (G - 1)$,
 
 $$
@@ -11,7 +9,7 @@ $$
 e^{-t s^2} = \sqrt{\frac{\tau G}\pi} \int \prod_j e^{-\tau (r_j - \mu)^2} d\mu,
 $$
 
-so that the others are independent given $t$ and $\mu$: an average over each is enough.
+so that given $t$ and $\mu$ the others are independent: an average over one of them is enough.
 """
 
 import math
@@ -57,4 +55,6 @@ class GroupAdvantages:
         masses = np.bincount(self._places, weights, len(self._values))
         each, weighted = self._gaussians @ masses, self._gaussians @ (masses * self._values)
         others = self._factors * each ** (self._size - 2)
-        return (self._values * ((others * each) @ self._gaussians) - (others * weighted) @ self._gaussians)[self._places]
+        return (self._values * ((others * each) @ self._gaussians) - (others * weighted) @ self._gaussians)[
+            self._places
+        ]

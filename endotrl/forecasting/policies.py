@@ -13,11 +13,11 @@ With the reward $R(y)$ and a KL penalty $\beta$ to the frozen model $\hat\pi$:
   earlier tokens (`use_bias_correction_kl=True`, the default since TRL 1.16): in each state $s$ it ends at
   $\pi_s(a) \propto \hat\pi_s(a)\, e^{c Q(s,a)/\beta}$ with the *expected* reward $Q$ under $\pi$. With one token that
   matters, that is $\hat\pi^{1+k}$, $k = c\alpha/\beta$; else it is near it. $Q$ comes from the tree of the samples.
-- **`scale_rewards="group"`** divides by the group's standard deviation, so that $\beta$ acts as $\beta$ times it. It is
-  that of groups of the *trained* policy ([`GroupAdvantages`]), and falls as that sharpens: the fixed point is followed
-  from the frozen model on, as training does. Where $\beta$ is too small, the policy runs to the most probable
-  completion, until groups have no spread. (`DenseGRPOTrainer` divides by the spread of the credit of tokens, which
-  totals do not tell: taken to be the same.)
+- **`scale_rewards="group"`** divides by the group's standard deviation, so that $\beta$ acts as $\beta$ times it: that
+  of groups of the *trained* policy ([`GroupAdvantages`]), which falls as it sharpens. The fixed point is followed from
+  the frozen model on, as training does. Where $\beta$ is too small, the policy runs to the most probable completion,
+  until groups have no spread. (`DenseGRPOTrainer` divides by the spread of the credit of tokens, which totals do not
+  tell: taken to be the same.)
 - **`scale_rewards="batch"`** is the same with one standard deviation, that of the rewards of all prompts.
 
 Not part of it: clipping, several epochs on a batch, `loss_type="grpo"` (which weighs tokens of short completions

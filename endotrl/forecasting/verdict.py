@@ -36,8 +36,9 @@ def verdict(summary: Summary, objective: Objective, num_questions: int) -> str:
         words.append(_start(summary))
     words += _limits(summary)
     if objective.has_groups and objective.scale_rewards != "none":
+        taken = ", taken for that of the credit of tokens" if objective.trainer == "dense_grpo" else ""
         words.append(
-            f"(For {objective.words}: rewards are divided by their spread, so that beta acts as beta times it.)"
+            f"(For {objective.words}: rewards are divided by their spread{taken}, so that beta acts as beta times it.)"
         )
     return " ".join(words)
 

@@ -128,15 +128,18 @@ class Detector:
             self._levels[name].add(value)
         symptoms, gross = list(self._symptoms(entry, now)), self._gross_symptoms(entry, now)
         limit = self.thresholds.evidence_with_symptom if symptoms or gross else self.thresholds.evidence
+        levels = [reward.levels for reward in self._rewards.values() if reward.levels is not None]
+        sinks = list(self._log_prob_falls(entry, limits.BOTH_EVIDENCE if levels else limit))
+        if levels and sinks:
+            symptoms, limit, sinks = [*symptoms, *sinks], min(limit, limits.BOTH_EVIDENCE), []
         length = self._levels["length"]
         if "length" in now and max(length.sinks, length.rises) > limits.DRIFT_EVIDENCE:
             # That corroborates nothing: healthy runs become brief, or think longer.
             symptoms.append(f"the length drifts {length.moved}")
-        levels = [reward.levels for reward in self._rewards.values() if reward.levels is not None]
         changes = [reward.changes for reward in self._rewards.values() if reward.is_comparable]
         reasons = [reason for name in self._rewards for reason in self._falls(name, limit)]
         if not levels:
-            reasons, gross = [*gross, *self._log_prob_falls(entry, limit), *reasons], []
+            reasons, gross = [*gross, *sinks, *reasons], []
         symptoms += gross
         alarm = f"{'; '.join(reasons)}."
         besides = f" Besides: {'; '.join(symptoms)}." if symptoms else ""

@@ -30,6 +30,8 @@ CLIPPED = "completions/clipped_ratio"
 # Logged by PPO, in which a completion may be a group of its own: it is compared with the critic.
 GROUPS_OF_ONE = "ppo/advantages_std"
 KL_KEYS = ("kl", "objective/kl")
+# Of a KL or an entropy per token, and per completion, which is taken for a hundred tokens.
+UNITS = dict.fromkeys(("kl", "entropy"), 1.0) | dict.fromkeys(("objective/kl", "objective/entropy"), 100.0)
 LENGTH_KEYS = ("completions/mean_length", "completion_length", "words")
 # Fewer entries do not tell a trend from noise.
 ENOUGH = 10
@@ -232,8 +234,7 @@ def _entropy(run: Run) -> Iterator[Finding]:
     evidence = f"The entropy was {first:.3g} nats at first and is {last:.3g}."
     reference = "https://huggingface.co/papers/2505.22617 (The Entropy Mechanism)"
     key = next(key for key in ENTROPY_KEYS if run.series(key))
-    unit = _unit(key)
-    if last < 0.1 * first and last < 0.05 * unit:
+    if last < 0.1 * first and last < 0.05 * UNITS[key]:
         level: Level = "failure" if last < ENTROPY_RATIO * first else "warning"
         says = "The entropy is gone: the policy says one thing only, and explores no more."
         change = (
@@ -241,7 +242,7 @@ def _entropy(run: Run) -> Iterator[Finding]:
             "`temperature`, and stop when the held-out reward does not rise any more."
         )
         yield Finding("entropy", level, says, evidence, change, reference, [key, ZERO_STD])
-    elif last > 3 * first and last > first + unit:
+    elif last > 3 * first and last > first + UNITS[key]:
         says = "The entropy explodes: the policy becomes random."
         change = "Lower the `learning_rate`, and set `beta` above 0; take an entropy bonus out of the loss."
         yield Finding("entropy", "warning", says, evidence, change, reference, [key])
@@ -249,7 +250,7 @@ def _entropy(run: Run) -> Iterator[Finding]:
 
 def _kl_divergence(run: Run) -> Iterator[Finding]:
     key = next((key for key in KL_KEYS if run.series(key)), KL_KEYS[0])
-    values, unit = run.values(key), _unit(key)
+    values, unit = run.values(key), UNITS[key]
     if len(values) < ENOUGH or not run.series(*REWARD_KEYS):  # KTO's `kl` is its baseline
         return
     last, usual, most = mean(tail(values, part=8)), median(values), max(values)
@@ -478,11 +479,6 @@ def _cut_off(run: Run) -> float:
     """Fraction of completions that are cut off, at the end of the run; 0 if that is unknown."""
     values = run.values(CLIPPED)
     return mean(tail(values)) if len(values) >= 3 else 0.0
-
-
-def _unit(key: str) -> float:
-    """Of a KL or an entropy: per token, or per completion, which is taken for a hundred tokens."""
-    return 100.0 if key.startswith("objective/") else 1.0
 
 
 def progress_key(run: Run) -> tuple[str, bool, str]:
