@@ -213,6 +213,32 @@ def test_evaluations() -> None:
     assert first_alarm([*steps, *evaluations(0.7, 0.72, 0.66, 0.65)]) == 13
 
 
+def test_the_first_policy_corroborates_a_fall() -> None:
+    """A loss of 0.4 points a step, its change measured to 1 point: sooner if completions become less probable, too."""
+
+    def log(drift: float, fall: float = 0.004) -> list[dict[str, float]]:
+        changes, log_probs = (
+            noisy([-slope * i for i in range(60)], 0.01, seed=s) for s, slope in ((1, fall), (2, drift))
+        )
+        return [
+            {
+                **entry,
+                "collapse/change/accuracy": change,
+                "collapse/change_error/accuracy": 0.01,
+                "collapse/first_log_prob_change": log_prob,
+                "collapse/first_log_prob_error": 0.01,
+            }
+            for entry, change, log_prob in zip(
+                accuracies([0.7 - fall * i for i in range(60)]), changes, log_probs, strict=True
+            )
+        ]
+
+    with_it, healthy, flat = first_alarm(log(0.004)), first_alarm(log(-0.004)), first_alarm(log(0.0))
+    assert with_it is not None and healthy is not None and flat is not None
+    assert with_it < healthy == flat
+    assert first_alarm(log(0.004, fall=0.0)) is None, "with held-out answers as right as before, it decides nothing"
+
+
 def test_an_alarm_lasts_from_evaluation_to_evaluation() -> None:
     fallen = accuracies([0.7] * 20 + [0.3] * 20, noise=0.01)
     good, bad = ({"eval_loss": 0.0, "eval_rewards/accuracy/mean": value} for value in (0.7, 0.3))
