@@ -15,6 +15,7 @@ from ..evaluation.intervals import Unit
 from ..evaluation.questions import read_questions
 from ..evaluation.results import rounded
 from ..evaluation.run_folder import open_folder
+from ..frozen.loaded_model import weights_digest
 from ..frozen.names import resolve_model
 from ..grading import VERSION
 from ..reporting import notebook_cell
@@ -169,10 +170,11 @@ def forecast(
     placement = loaded_placement(engine)  # raises now if it is on a server
     folder = None
     if output is not None:
-        if isinstance(model, PreTrainedModel):
-            version = placement.digest(model.dtype)
-        else:
+        if isinstance(model, str):
             version = model_digest(resolve_model(model)) or placement.config._commit_hash
+        else:
+            with placement.active() as given:
+                version = weights_digest(given)
         settings = {
             "model": str(frozen),
             "model_version": version,

@@ -27,7 +27,7 @@ SCALE_STEP, WIDTH_STEP, NEGLIGIBLE = 0.25, 0.8, 20.0
 
 
 class GroupAdvantages:
-    """Those of one prompt, whose completions have `rewards` of shape `(N,)`, in groups of `size`."""
+    """Those of one prompt, over `1 - 1 / size`, whose completions have `rewards` of shape `(N,)`."""
 
     def __init__(self, rewards: Array, size: int) -> None:
         values, self._places = np.unique(rewards - rewards.mean(), return_inverse=True)
@@ -46,15 +46,14 @@ class GroupAdvantages:
             # Where the Gaussians of two neighbours count
             found = middles[tau * gaps**2 < 2 * NEGLIGIBLE]
             nodes = step * np.unique(np.floor(found / step)[:, None] + np.arange(-reach, reach + 2))
-            factors.append(np.full(len(nodes), factor * step * math.sqrt(tau * size / math.pi) * (1 - 1 / size)))
+            factors.append(np.full(len(nodes), factor * step * math.sqrt(tau * size / math.pi)))
             gaussians.append(np.exp(-tau * (nodes[:, None] - values) ** 2))
         self._factors, self._gaussians = np.concatenate(factors), np.concatenate(gaussians)
 
     def __call__(self, weights: Array) -> Array:
-        """Advantages, of shape `(N,)`, under a policy with these probabilities."""
+        """Of shape `(N,)`, under a policy with these probabilities."""
         masses = np.bincount(self._places, weights, len(self._values))
         each, weighted = self._gaussians @ masses, self._gaussians @ (masses * self._values)
         others = self._factors * each ** (self._size - 2)
-        return (self._values * ((others * each) @ self._gaussians) - (others * weighted) @ self._gaussians)[
-            self._places
-        ]
+        found = self._values * ((others * each) @ self._gaussians) - (others * weighted) @ self._gaussians
+        return found[self._places]

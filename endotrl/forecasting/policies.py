@@ -26,7 +26,7 @@ more), and what an optimizer has not reached yet. A run that is stopped early is
 
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -113,28 +113,18 @@ class Samples:
         share = 1.0 - 1.0 / objective.num_generations
         if objective.scale_rewards == "none":
             return self._tree.policy(self.base, share * self.rewards / beta)
-        if objective.scale_rewards == "group" and self.num_prompts > PROMPTS:
-            starts = range(0, self.num_prompts, PROMPTS)
-            parts = [Samples(*(column[start : start + PROMPTS] for column in self._rows)) for start in starts]
-            return np.concatenate([part.policy(objective, beta) for part in parts])
-        groups = []
+        advantages: Callable[[Array], Array] = self._scaled_by_batch
         if objective.scale_rewards == "group":
-            rewards = (self.rewards[self.owner == i] for i in range(self.num_prompts))
-            groups = [GroupAdvantages(row, objective.num_generations) for row in rewards]
+            if self.num_prompts > PROMPTS:
+                starts = range(0, self.num_prompts, PROMPTS)
+                return np.concatenate([self._part(start).policy(objective, beta) for start in starts])
+            advantages = self._scaled_by_group(objective.num_generations)
         log_weights = self.base
         for _ in range(MAX_STEPS):  # natural gradient ascent, in the space of policies
             weights = np.exp(log_weights)
-            if groups:
-                cuts = np.searchsorted(self.owner, np.arange(1, self.num_prompts))
-                rows = np.split(weights, cuts)
-                advantages = np.concatenate([group(row) for group, row in zip(groups, rows, strict=True)])
-            else:
-                advantages = share * self._batch_deviations(weights)
-            target = self._tree.policy(self.base, advantages / beta)
-            following = self.normalized(log_weights + STEP * (target - log_weights))
-            change = np.abs(np.exp(following) - weights).max()
-            log_weights = following
-            if change < TOLERANCE:
+            target = self._tree.policy(self.base, share * advantages(weights) / beta)
+            log_weights = self.normalized(log_weights + STEP * (target - log_weights))
+            if np.abs(np.exp(log_weights) - weights).max() < TOLERANCE:
                 break
         return log_weights
 
@@ -146,11 +136,20 @@ class Samples:
         r"""Effective sample size $(\sum w)^2 / \sum w^2$ of each prompt, of shape `(P,)`."""
         return 1.0 / np.bincount(self.owner, np.exp(2 * log_weights), self.num_prompts)
 
-    def _batch_deviations(self, weights: Array) -> Array:
-        """Deviations of rewards from the means of their prompts, in standard deviations of all rewards."""
+    def _part(self, start: int) -> "Samples":
+        token_ids, log_probs, log_proposals, rewards = self._rows
+        some = slice(start, start + PROMPTS)
+        return Samples(token_ids[some], log_probs[some], log_proposals[some], rewards[some])
+
+    def _scaled_by_batch(self, weights: Array) -> Array:
         means = self.mean(weights, self.rewards)
         deviation = np.sqrt((weights * (self.rewards - means.mean()) ** 2).sum() / self.num_prompts)
         return (self.rewards - means[self.owner]) / (deviation + EPSILON)
+
+    def _scaled_by_group(self, size: int) -> Callable[[Array], Array]:
+        cuts = np.searchsorted(self.owner, np.arange(1, self.num_prompts))
+        groups = [GroupAdvantages(rewards, size) for rewards in np.split(self.rewards, cuts)]
+        return lambda weights: np.concatenate([of(w) for of, w in zip(groups, np.split(weights, cuts), strict=True)])
 
 
 class _Tree:

@@ -28,7 +28,8 @@ def suggested_beta(summary: Summary) -> float | None:
 
 def verdict(summary: Summary, objective: Objective, num_questions: int) -> str:
     """The verdict, most important first."""
-    words = [] if num_questions >= MIN_CLUSTERS else [f"{num_questions} questions are too few to tell."]
+    few = f"With so few questions ({num_questions}), what follows is of these alone."
+    words = [] if num_questions >= MIN_CLUSTERS else [few]
     if rows := _vouched(summary):
         words += _labelled(summary, rows) if summary.has_labels else _unlabelled(summary, rows)
         words += _side_effects(summary, rows[-1])
@@ -68,7 +69,7 @@ def _labelled(summary: Summary, rows: Sequence[Row]) -> list[str]:
             words.append(f"A smaller beta is worse again: {last['accuracy']:.0%} at {last['beta']:g}.")
     elif _is_less(summary.gain(f"beta={last['beta']:g}")):
         words = [f"It would hurt: {_change(now, last, 'accuracy')} at beta {last['beta']:g}."]
-        if summary.wrong_more_probable is not None:
+        if (summary.wrong_more_probable or 0.0) > 0.5:  # at first: a small beta may end elsewhere
             words.append(
                 f"Wrong answers are the more probable ones in {summary.wrong_more_probable:.0%} of the "
                 f"{summary.num_mixed} questions with right and wrong answers."

@@ -92,3 +92,35 @@ def test_verdicts(right, words):
     assert result.suggested_beta == (1.0 if words == "Sharpening helps" else None)
     assert ("greedy decoding gives 0%" in result.verdict) == (words == "Sharpening helps")
     assert "20% of the samples are cut off" in result.verdict or "21%" in result.verdict
+
+
+def second_best(key: str) -> dict:
+    """40 samples, as often as they are probable: a wrong answer before the right one, which is before three others."""
+    answers = [0] * 16 + [1] * 12 + [2] * 4 + [3] * 4 + [4] * 4 + [0]  # the last is greedy
+    log_probs = [math.log((0.4, 0.3, 0.1, 0.1, 0.1)[a]) for a in answers]
+    return {
+        "key": key,
+        "texts": [str(a) for a in answers],
+        "token_ids": [[a, 9] for a in answers],
+        "finished": [True] * 41,
+        "log_probs": {"1.0": log_probs, "0.5": [2 * value for value in log_probs]},
+        "rewards": log_probs,
+        "right": [float(a == 1) for a in answers],
+        "groups": [answers.index(a) for a in answers],
+    }
+
+
+def test_right_answers_are_probable_but_not_most():
+    """Training begins with better answers, and ends with worse ones: the verdict does not blame the covariance."""
+    records = [second_best(str(i)) for i in range(30)]
+    result = from_records(records, Mixture({1.0: 40, 0.0: 1}), Objective("rloo"), [2.0, 0.1])
+    assert result.details["slope"]["value"] > 0
+    assert result.betas[0]["accuracy"] > 0.3 > result.betas[1]["accuracy"]
+    assert result.verdict.startswith("Sharpening helps") and "A smaller beta is worse again" in result.verdict
+    alone = from_records(records, Mixture({1.0: 40, 0.0: 1}), Objective("rloo"), [0.1])
+    assert alone.verdict.startswith("It would hurt") and "Wrong answers are the more probable" not in alone.verdict
+
+
+def test_few_questions():
+    result = from_records([second_best("0")], Mixture({1.0: 40, 0.0: 1}), Objective("rloo"), [0.1])
+    assert result.verdict.startswith("With so few questions (1), what follows is of these alone. It would hurt")
