@@ -99,15 +99,9 @@ def forecast(
     progress: bool = True,
 ) -> Forecast:
     r"""
-    Forecasts what RL on a reward of a frozen model ends with, before it is run: from samples $y_i$ of the frozen
-    model $\hat\pi$, drawn from a mixture $q$ of temperatures, with the weights
-
-    $$
-    w_i \propto \frac{\hat\pi(y_i)}{q(y_i)}\, e^{R(y_i)/\beta},
-    $$
-
-    normalised within a prompt. For the endogenous reward the policy that is forecast is the power distribution
-    $\hat\pi^{1+1/\beta}$ (https://huggingface.co/papers/2605.04542). [`policies`] has what each trainer makes of it.
+    Forecasts what RL on a reward of a frozen model ends with, before it is run: from samples of the frozen model, by
+    the formulas in [`policies`]. For the endogenous reward, RLOO ends at the power distribution
+    $\hat\pi^{1+1/\beta}$ (https://huggingface.co/papers/2605.04542).
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`]):
@@ -195,7 +189,9 @@ def forecast(
 
 def _name(value: Any) -> str | None:
     """By which a function or an object is known again in another process, with its settings if it tells them."""
-    return None if value is None else value if isinstance(value, str) else re.sub(" at 0x[0-9a-f]+", "", repr(value))
+    return (
+        None if value is None else value if isinstance(value, str) else re.sub(" at 0x[0-9a-fA-F]+", "", repr(value))
+    )
 
 
 def from_records(

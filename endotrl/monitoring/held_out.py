@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Held-out questions, asked between the steps of a run and graded: what the monitor judges a run by."""
 
+import hashlib
 import logging
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -92,6 +94,9 @@ class HeldOut(TrainerCallback):
         self.questions, self.grader, self.every = rows, grader, every
         self.num_samples, self.batch_size, self.name, self.seed = num_samples, batch_size, name, seed
         self.history: dict[int, float] = {}
+        # Grades of other questions are not compared with. (Of an image, `repr` tells where it is in memory.)
+        known = re.sub(" at 0x[0-9a-fA-F]+", "", repr(rows)).encode()
+        self._memory = f"{MEMORY}{name}/{hashlib.sha256(known).hexdigest()[:16]}"
         self._trainer: Any = None
         self._first: Tensor | None = None  # grades of the first asking, per question
 
@@ -131,8 +136,8 @@ class HeldOut(TrainerCallback):
         """Asks before the first step; a run that goes on remembers what was answered then."""
         if self._trainer is None:
             raise ValueError("Held-out questions must be attached: `HeldOut(...).attach(trainer)`.")
-        remembered = state.stateful_callbacks.get(MEMORY + self.name)
-        if remembered is not None and len(remembered) == len(self.questions):
+        remembered = state.stateful_callbacks.get(self._memory)
+        if remembered is not None:
             self._first = torch.tensor([math.nan if grade is None else grade for grade in remembered])
         else:
             self._ask(state)
@@ -147,7 +152,7 @@ class HeldOut(TrainerCallback):
         answers = grades.nanmean(dim=1)
         if self._first is None:
             self._first = answers
-            state.stateful_callbacks[MEMORY + self.name] = [None if math.isnan(a) else a for a in answers.tolist()]
+            state.stateful_callbacks[self._memory] = [None if math.isnan(a) else a for a in answers.tolist()]
         for key, values in ((HELD_OUT, grades), (ASKED_CHANGE, (answers - self._first)[:, None])):
             mean, error = mean_and_error(values)
             # With the next log entry; of several askings until then, the last one.

@@ -4,10 +4,12 @@
 import logging
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from transformers import TrainerState
 from trl import SFTConfig
 
 from endotrl import CollapseMonitor, HeldOut
@@ -96,6 +98,19 @@ def test_goes_on_and_is_judged(tiny_policy_path: str, tmp_path: Path) -> None:
     resumed, monitor = make(Falling())
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert resumed.state.global_step == 7 and "has lost 1.000 since training" in monitor.alarms[0][1]
+
+
+def test_other_questions_are_asked_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that goes on with as many other questions does not compare them with the grades of the first ones."""
+    asked: list[int] = []
+    state = TrainerState(stateful_callbacks=[])
+    for step, rows in enumerate((QUESTIONS, QUESTIONS, [{**row, "answer": "z"} for row in QUESTIONS])):
+        held_out = HeldOut(rows, Grader())
+        held_out._trainer = SimpleNamespace(_metrics={"train": {}})
+        grades = torch.ones(len(rows), 1)
+        monkeypatch.setattr(held_out, "_grades", lambda step=step, grades=grades: asked.append(step) or grades)
+        held_out.on_train_begin(None, state)  # type: ignore[arg-type]
+    assert asked == [0, 2]
 
 
 def test_judged_between_askings() -> None:
