@@ -33,12 +33,13 @@ class GroupAdvantages:
         values, self._places = np.unique(rewards - rewards.mean(), return_inverse=True)
         self._values, self._size = values, size
         gaps, middles = np.diff(values), (values[1:] + values[:-1]) / 2
+        unit = max(np.ptp(values), EPSILON)
         # Up to where the closest two rewards are told apart, or epsilon is from 0. Equal rewards have no advantage.
-        last = np.log1p(min(6 * math.sqrt(size) / gaps.min(), 20 / EPSILON) * np.ptp(values)) if len(gaps) else -3.0
+        last = np.log1p(min(6 * math.sqrt(size) / gaps.min(), 20 / EPSILON) * unit) if len(gaps) else -3.0
         reach = math.ceil(math.sqrt(NEGLIGIBLE * size / 2) / WIDTH_STEP)
         factors, gaussians = [np.zeros(0)], [np.zeros((0, len(values)))]
         for place in np.arange(-3.0, last, SCALE_STEP):
-            v = math.exp(place - math.exp(-place)) / np.ptp(values)
+            v = math.exp(place - math.exp(-place)) / unit
             density = 2 / math.sqrt(math.pi) - 2 * v * EPSILON * math.exp((v * EPSILON) ** 2) * math.erfc(v * EPSILON)
             factor = density * v * (1 + math.exp(-place)) * SCALE_STEP
             tau = v**2 / (size - 1)

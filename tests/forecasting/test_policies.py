@@ -165,6 +165,13 @@ class TestScaledRewards:
         found = np.exp(samples.policy(Objective("grpo", size, "group"), beta))
         assert np.abs(found - np.tile(policy, 20)).max() < 1e-6
 
+    def test_rewards_that_are_equal_but_for_rounding(self):
+        base = np.log([0.5, 0.3, 0.2])
+        for rewards in ([1.0, 1.0, 1.0], [1.0, 1.0 + 1e-15, 1.0 - 1e-12]):
+            samples = Samples([[[0], [1], [2]]], [base], [[0.0] * 3], [rewards])
+            policy = np.exp(samples.policy(Objective("grpo", 8, "group"), 0.01))
+            assert policy == pytest.approx(np.exp(base), abs=1e-5)
+
     def test_group_against_simulated_groups(self):
         """Two completions, groups of 8: what TRL computes, in expectation over all groups."""
         base, size, beta = np.log([0.7, 0.3]), 8, 6.0

@@ -253,7 +253,7 @@ def _kl_divergence(run: Run) -> Iterator[Finding]:
     values, unit = run.values(key), UNITS[key]
     if len(values) < ENOUGH or not run.series(*REWARD_KEYS):  # KTO's `kl` is its baseline
         return
-    last, usual, most = mean(tail(values, part=8)), median(values), max(values)
+    last, usual, most = median(tail(values, part=8)), median(values), max(values)
     far = last > THRESHOLDS.kl * unit
     explodes = far or (last > 0.3 * unit and last > 10 * median(values[: max(3, len(values) // 2)]))
     if not explodes and not (most > 10 * unit and most > 50 * usual):
