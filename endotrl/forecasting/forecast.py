@@ -219,7 +219,7 @@ def from_records(
             for name in summary.alternatives
         },
     }
-    words = verdict(summary, objective, len(records))
+    words = verdict(summary, objective, len({record["key"] for record in records}))
     return Forecast(
         words, [rounded(row) for row in summary.betas], summary.alternatives, suggested_beta(summary), details
     )
