@@ -61,7 +61,7 @@ class Finding:
 def all_findings(run: Run, held_out: Sequence[str]) -> list[Finding]:
     """What all checks find: failures first, then warnings and notes, each in order of importance."""
     of_held_out = partial(_collapse, held_out=held_out), partial(_reward_alone, held_out=held_out)
-    checks = [_not_finite, _learning_rate, _zero_gradient, _equal_rewards, _truncated, _unchanged_weights, _entropy]
+    checks = [_not_finite, _learning_rate, _zero_gradient, _truncated, _equal_rewards, _unchanged_weights, _entropy]
     checks += [_kl_divergence, _reward_is_length, *of_held_out, _not_learning, _off_policy, _critic, _overfitting]
     found = [finding for check in [*checks, _chosen_sinks, _no_kl_penalty] for finding in check(run)]
     return sorted(found, key=lambda finding: LEVELS.index(finding.level))

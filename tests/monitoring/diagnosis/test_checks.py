@@ -74,6 +74,11 @@ def test_the_cause_comes_first(tmp_path: Path) -> None:
     assert [f.name for f in diagnose(path).findings][:2] == ["equal_rewards", "unchanged_weights"]
 
 
+def test_answers_that_are_cut_off_have_equal_rewards(tmp_path: Path) -> None:
+    path = write_state(tmp_path / "trainer_state.json", changed(clipped=1.0, zero=1.0, reward=0.0, reward_std=0.0))
+    assert [f.name for f in diagnose(path).findings][:2] == ["truncated", "equal_rewards"]
+
+
 def test_single_nans_are_no_fault(tmp_path: Path) -> None:
     rows = healthy()
     rows[3]["grad_norm"] = math.inf  # float16 finds its scale so
