@@ -189,9 +189,7 @@ def forecast(
 
 def _name(value: Any) -> str | None:
     """By which a function or an object is known again in another process, with its settings if it tells them."""
-    return (
-        None if value is None else value if isinstance(value, str) else re.sub(" at 0x[0-9a-fA-F]+", "", repr(value))
-    )
+    return value if isinstance(value, str | None) else re.sub(" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
 def from_records(
