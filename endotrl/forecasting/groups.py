@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 EPSILON = 1e-4  # TRL adds it to standard deviations
-# Steps of the trapezoidal rule, in the logarithm of t and in widths of the product of G Gaussians, and the exponent from
-# which on a Gaussian counts as 0. Next to an enumeration of all groups, errors are below 1e-6, or 2e-4 where rewards
+# Steps of the trapezoidal rule, in the logarithm of t and in widths of the product of G Gaussians, and the exponent at
+# which a Gaussian counts as 0. Next to an enumeration of all groups, errors are below 1e-6, or 2e-4 where rewards
 # differ by less than epsilon.
 SCALE_STEP, WIDTH_STEP, NEGLIGIBLE = 0.25, 0.8, 20.0
 
