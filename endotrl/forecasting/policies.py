@@ -41,7 +41,7 @@ Array = NDArray[np.float64]
 Trainer = Literal["rloo", "grpo", "dense_grpo", "ppo"]
 ScaleRewards = Literal["group", "batch", "none"]
 
-STEP, MAX_STEPS, TOLERANCE = 0.2, 1000, 1e-9
+STEP, MAX_STEPS, TOLERANCE = 0.4, 1000, 1e-8
 PROMPTS = 16  # whose groups are averaged over together, for memory
 
 
