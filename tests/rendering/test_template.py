@@ -171,10 +171,6 @@ class TestCriterion:
         messages = add_criterion(self.PROMPT, "Be exact.")
         return Template(tokenizer).apply(messages, True, has_criterion=True)
 
-    def test_gemma_has_no_system_role(self, tokenizer):
-        with pytest.raises(ValueError, match="System role not supported.*criterion.*first user message"):
-            self.judge(tokenizer, (FOLDER / "gemma.jinja").read_text())
-
     def test_a_template_that_drops_it(self, tokenizer):
         with pytest.raises(ValueError, match=r"leaves out what message 1 \(role 'system'\) says.*criterion"):
             self.judge(tokenizer, SILENT)
