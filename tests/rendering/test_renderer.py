@@ -21,7 +21,8 @@ from endotrl.rendering.renderer import Renderer
 from ..support.reference import chatml
 
 
-EOS, END, START = 1, "<|im_end|>", "<|im_start|>"
+EOS, START_ID = 1, 0
+END, START = "<|im_end|>", "<|im_start|>"
 USER = [{"role": "user", "content": "Capital of France?"}]
 PARIS = [{"role": "assistant", "content": "Paris."}]
 
@@ -223,7 +224,7 @@ def assistant(**message):
     return [{"role": "assistant", **message}]
 
 
-BASE: dict[str, Any] = {"change": with_another_eos, "settings": {"eos_token_ids": [0]}}
+BASE: dict[str, Any] = {"change": with_another_eos, "settings": {"eos_token_ids": [START_ID]}}
 FOREIGN: dict[str, Any] = {"writes": ("Paris.", END), "warning": "different tokenizers"}
 OTHER_RESULT = {"warning": "tool results", "writes": (*FIRST, TOOL, *LAST)}
 CASES = {
@@ -276,7 +277,9 @@ CASES = {
     "ids, pad is not eos": Case(USER, "Paris.", ("Paris.", END), ids=("Paris.", END, *[0] * 4)),
     "ids, repetition is not padding": Case(USER, "aaaa", ids=(*"aaaa",), finished=False),
     "ids, end in the text": Case(USER, "Paris.<|im_end|>", ids=(*"Paris.", END)),
-    "ids, the second of two ends": Case(USER, "Paris.", ids=("Paris.", START), settings={"eos_token_ids": [EOS, 0]}),
+    "ids, the second of two ends": Case(
+        USER, "Paris.", ids=("Paris.", START), settings={"eos_token_ids": [EOS, START_ID]}
+    ),
     "ids, no end": Case(USER, "Paris.", ids=("Paris.", START), finished=False),
     # TRL parses reasoning and tool calls out of the content, so that the content is only a part of what was written.
     # Without content, only ids that this tokenizer would write itself are known to be its own.
