@@ -11,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 from transformers import AutoTokenizer, PreTrainedModel, ProcessorMixin
-from transformers.cache_utils import DynamicLayer
 
 from endotrl import EndogenousReward
 from endotrl.rewards import (
@@ -127,18 +126,6 @@ def test_rows_that_cannot_share_a_prompt(family, visions, monkeypatch):
     assert nothing is None
     assert reward._scorer is not None and reward._scorer._shares_image_prompts is False
     assert scores == pytest.approx([vision.expected(ONE, [RED], text) for text in ANSWERS[:2]], abs=1e-4)
-
-
-def test_a_cache_of_one_row(llava, monkeypatch):
-    """Linear attention's (Qwen3.5) cannot be repeated for several completions: each runs its prompt again."""
-    for kind in DynamicLayer.__mro__:
-        if "batch_repeat_interleave" in vars(kind):
-            monkeypatch.delattr(kind, "batch_repeat_interleave")
-    reward = EndogenousReward(llava.model, llava.processor)
-    scores = reward([ONE] * 2, list(map(assistant, ANSWERS[:2])), images=[[RED], [BLUE]])
-    assert reward._scorer is not None and reward._scorer._shares_image_prompts is False
-    expected = [llava.expected(ONE, [image], text) for image, text in zip([RED, BLUE], ANSWERS[:2], strict=True)]
-    assert scores == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "gemma3"])
