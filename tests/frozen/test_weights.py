@@ -115,6 +115,14 @@ class TestDigest:
 
 
 class TestMoved:
+    def test_what_is_looked_at(self):
+        policy = get_peft_model(make_model(), LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["norm"]))
+        names = [name for name, _ in named_weights(policy.get_base_model(), without_adapters=True)]
+        assert names == [name for name, _ in named_weights(make_model())]
+        plain = [name.replace("backbone.", "model.").replace("head.", "lm_head.") for name in names]
+        assert plain == list(make_model().state_dict())
+        assert have_moved(sample_weights(named_weights(make_model())), {})  # another set of weights
+
     def test_a_sample_is_a_copy_and_small(self):
         sample = sample_weights(named_weights(make_model(hidden_size=64, vocab_size=4000)))
         assert max(values.numel() for values in sample.values()) < 1024
