@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What heat maps colour: contributions of tokens, which sum to the reward."""
+"""What heat maps colour: contributions of tokens. That they sum to the reward, in every form: `test_endogenous.py`."""
 
-import itertools
 import re
 from typing import Any
 
@@ -19,32 +18,6 @@ PROMPTS = ["a b c"] * 3 + ["d e"] * 3
 IDS = [[7, 8, 2], [9, 2], [10, 11, 12, 13], [8] * 7, [2], [14, 7, 2]]
 TEXTS = [" ".join("abcdefghijkl"[i - 7] for i in ids if i != 2) for ids in IDS]
 BATCH: dict[str, Any] = {"prompts": PROMPTS, "completions": TEXTS, "completion_ids": IDS}
-SETTINGS = [
-    {"token_reward": form, "aggregate": aggregate, "truncation": truncation, "gamma": gamma, "alpha": alpha}
-    for form, aggregate, truncation, (gamma, alpha) in itertools.product(
-        ("bellman", "log_prob", "centered"),
-        ("sum", "mean", "discounted"),
-        ("terminal", "bootstrap", "skip"),
-        ((1.0, 1.0), (0.9, 0.7)),
-    )
-]
-
-
-@pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: "-".join(map(str, settings.values())))
-def test_contributions_sum_to_the_reward(settings, tiny_policy_path):
-    reward = EndogenousReward(tiny_policy_path, **settings)
-    rewards = reward(**BATCH)
-    rows = [heat_map_row(reward, stats) for stats in reward.score(**BATCH)]
-    heat_maps(rows)
-    for expected, row in zip(rewards, rows, strict=True):
-        assert row.total == pytest.approx(expected, abs=1e-5)
-        if expected is not None:
-            assert sum(row.contributions) + sum(row.rest.values()) == pytest.approx(expected, abs=1e-5)
-            # What no token has is named, and is nothing by default.
-            bellman = settings["token_reward"] == "bellman"
-            names = ["V of the prompt"] * (bellman and settings["aggregate"] == "discounted")
-            cut_off = bellman and not row.eos and settings["truncation"] == "bootstrap"
-            assert list(row.rest) == names + ["V of the state where it was cut off"] * cut_off
 
 
 @pytest.mark.parametrize(

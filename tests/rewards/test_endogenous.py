@@ -18,6 +18,7 @@ from endotrl import EndogenousReward, TokenStats
 from endotrl.rewards import ClipTokens, InformationGain, LengthControl, endogenous_reward
 from endotrl.rewards.environment import reward_from_environment
 from endotrl.rewards.rule import batch_diagnostics
+from endotrl.rewards.scored import heat_map_row
 
 from ..support.helpers import count_forwards
 from ..support.reference import ReferenceScores, chatml, scores_from_logits, state_logits
@@ -152,6 +153,14 @@ class TestAgainstTheReference:
                 wanted = aggregate_by_hand(by_token, scores.values[0], form, aggregate, 0.8)
                 assert isinstance(value, float)
                 assert value == pytest.approx(wanted, abs=1e-4, rel=1e-5)
+                # What heat maps colour sums to it. What no token has is named, and is nothing by default.
+                page = heat_map_row(reward, row)
+                assert (
+                    page.total == value == pytest.approx(sum(page.contributions) + sum(page.rest.values()), abs=1e-5)
+                )
+                names = ["V of the prompt"] * (form == "bellman" and aggregate == "discounted")
+                cut_off = form == "bellman" and truncation == "bootstrap" and not finished
+                assert list(page.rest) == names + ["V of the state where it was cut off"] * cut_off
 
     def test_rows_without_a_token(self, model, tokenizer):
         reward = EndogenousReward(model)
