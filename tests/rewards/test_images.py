@@ -4,6 +4,7 @@
 import base64
 import io
 import pickle
+import shutil
 from dataclasses import dataclass
 from typing import Any
 
@@ -306,6 +307,16 @@ class TestRefused:
         tokenizer = make_tokenizer_like(llava)
         with pytest.raises(ValueError, match="there is only the tokenizer.*Pass its processor"):
             EndogenousReward(llava.model, tokenizer)(prompts=[ONE], completions=["x"], images=[[RED]])
+
+    def test_text_needs_the_tokenizer_alone(self, llava, llava_path, tmp_path):
+        folder = shutil.copytree(llava_path, tmp_path / "model", ignore=shutil.ignore_patterns("*processor*"))
+        batch: dict[str, Any] = {"prompts": ["a"], "completions": ["b"]}
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        expected = pytest.approx(EndogenousReward(llava.model, llava.processor)(**batch), abs=1e-5)
+        assert EndogenousReward(llava.model, tokenizer)(**batch) == expected
+        assert EndogenousReward(str(folder), tokenizer)(**batch) == expected
+        with pytest.raises(OSError, match="processor of .* cannot be loaded. Pass it.*or the tokenizer alone"):
+            EndogenousReward(str(folder))(**batch)
 
     def test_processors_of_other_models(self, visions):
         for ours, theirs in (("llava", "qwen2_vl"), ("qwen2_vl", "llava"), ("gemma3", "llava"), ("llava", "idefics3")):

@@ -14,9 +14,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
 )
 from trl import GRPOConfig, GRPOTrainer
 
@@ -51,25 +48,6 @@ def test_a_folder_without_tokenizer(tiny_policy_path, tmp_path):
     folder = shutil.copytree(tiny_policy_path, tmp_path / "model", ignore=shutil.ignore_patterns("*token*"))
     with pytest.raises(OSError, match=r"tokenizer of '.*model' cannot be loaded.*pass it as `processing_class`"):
         EndogenousReward(str(folder))(**TEXT)
-
-
-def vision_language_model(folder: Path, tokenizer: str) -> LlavaForConditionalGeneration:
-    vision = CLIPVisionConfig(image_size=8, patch_size=4, **SMALL)
-    config = LlavaConfig(vision_config=vision, text_config=LlamaConfig(vocab_size=19, **SMALL), image_token_index=18)
-    model = LlavaForConditionalGeneration(config)
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
-    return model
-
-
-def test_a_model_that_reads_images(tiny_policy_path, tmp_path):
-    model = vision_language_model(tmp_path, tiny_policy_path)
-    tokenizer = AutoTokenizer.from_pretrained(tiny_policy_path)
-    (value,) = EndogenousReward(model, tokenizer)(**TEXT)
-    assert value is not None and value < 0
-    assert EndogenousReward(str(tmp_path), tokenizer)(**TEXT) == pytest.approx([value])
-    with pytest.raises(OSError, match="processor of .* cannot be loaded. Pass it.*or the tokenizer alone"):
-        EndogenousReward(str(tmp_path))(**TEXT)
 
 
 def test_a_model_that_writes_no_text(tmp_path):
