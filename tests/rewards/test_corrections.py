@@ -18,6 +18,7 @@ import endotrl
 from endotrl import EndogenousReward
 from endotrl.rewards import ClipTokens, InformationGain, LengthControl
 from endotrl.rewards.corrections import length_shares, length_slope_sums, one_minus_probability
+from endotrl.rewards.scored import heat_map_row
 
 from ..support.reference import scores_from_logits, state_logits
 
@@ -228,3 +229,22 @@ def test_token_rewards_sum_to_the_outcome(form, correction, aggregate, tiny_poli
         initial = [stats.soft_values[0].item() for stats in make().score(**BATCH)]
     for outcome, rewards, value in zip(outcomes, token_rewards, initial, strict=True):
         assert rewards.sum().item() - value == pytest.approx(outcome, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda _: "length",
+        lambda _: ClipTokens(-2.5, -1.0),
+        lambda path: InformationGain(path, weight=one_minus_probability),
+    ],
+)
+@pytest.mark.parametrize("aggregate", ["sum", "mean", "discounted"])
+def test_contributions_of_heat_maps_sum_to_the_outcome(make, aggregate, tiny_policy_path, other_policy_path):
+    settings: dict[str, Any] = {"token_reward": "log_prob", "aggregate": aggregate}
+    reward = EndogenousReward(tiny_policy_path, correction=make(other_policy_path), **settings)
+    rewards = reward(**BATCH)
+    rows = [heat_map_row(reward, s, length_slope=reward.length_slope) for s in reward.score(**BATCH)]
+    assert [row.total for row in rows] == pytest.approx(rewards, abs=1e-5)
+    assert [sum(row.contributions) for row in rows] == pytest.approx(rewards, abs=1e-5)
+    assert rewards != pytest.approx(EndogenousReward(tiny_policy_path, **settings)(**BATCH), abs=1e-3)
