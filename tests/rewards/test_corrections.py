@@ -167,7 +167,7 @@ class TestLengthControl:
 
 
 FORMULAS: dict[str, Any] = {  # of a token's log-probability, and of that by another model
-    "clip": (lambda other: ClipTokens(-3.0, -1.0), lambda p, q: min(max(p, -3.0), -1.0)),
+    "clip": (lambda other: ClipTokens(-3.0, -2.0), lambda p, q: min(max(p, -3.0), -2.0)),
     "gain": (lambda other: InformationGain(other), lambda p, q: p - q),
     "gain over a loaded model": (
         lambda other: InformationGain(AutoModelForCausalLM.from_pretrained(other)),
@@ -186,6 +186,7 @@ def test_tokens_against_the_reference(name, tiny_policy_path, other_policy_path)
     reward = EndogenousReward(tiny_policy_path, token_reward="log_prob", correction=make(other_policy_path))
     ours, theirs = log_probs(tiny_policy_path), log_probs(other_policy_path)
     expected = [[formula(p, q) for p, q in zip(*row, strict=True)] for row in zip(ours, theirs, strict=True)]
+    assert name != "clip" or {-3.0, -2.0} <= {p for row in expected for p in row}  # both bounds count
     logged: dict[str, float] = {}
     totals = reward(**BATCH, log_metric=logged.__setitem__)
     assert totals == pytest.approx([sum(row) for row in expected], abs=1e-4)
