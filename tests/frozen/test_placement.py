@@ -3,8 +3,6 @@
 Whose weights are used, and that they stay as they are. Sharing with trainers: `tests/rewards/test_trl_integration.py`.
 """
 
-import copy
-import pickle
 from types import SimpleNamespace
 
 import pytest
@@ -24,7 +22,6 @@ from transformers import (
 from endotrl.frozen.loaded_model import LoadedModel
 from endotrl.frozen.names import load_config
 from endotrl.frozen.own_copy import OwnCopy, resolve_dtype
-from endotrl.frozen.placement import place
 
 
 SIZES = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "eos_token_id": 1}
@@ -55,11 +52,6 @@ class TestResolveDtype:
     )
     def test_dtypes(self, dtype, device, expected):
         assert resolve_dtype(dtype, torch.device(device)) == expected
-
-    @pytest.mark.parametrize("dtype", ["int8", "fp32", torch.int64, ""])
-    def test_others(self, dtype):
-        with pytest.raises(ValueError, match='`dtype` is .* must be "auto", "float32", "bfloat16" or "float16"'):
-            resolve_dtype(dtype, torch.device("cpu"))
 
 
 class TestOwnCopy:
@@ -112,17 +104,6 @@ class TestOwnCopy:
         with pytest.raises(ZeroDivisionError), placement.active():
             raise ZeroDivisionError
         assert moves[-1] == "cpu"
-
-    @pytest.mark.parametrize("clone", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copy", "pickle"])
-    def test_travels_without_its_weights(self, tiny_model_path, clone):
-        placement = OwnCopy(tiny_model_path, dtype="bfloat16")
-        model = use(placement)
-        assert len(pickle.dumps(placement)) < 10_000  # the weights are 80 kB
-        other = clone(placement)
-        assert other._model is None
-        assert use(other) is not model
-        assert use(other).dtype == torch.bfloat16
-        assert torch.equal(use(other).lm_head.weight, model.lm_head.weight)
 
     @pytest.mark.parametrize("is_fsdp2", [None, True, False], ids=["whole", "FSDP2", "ZeRO-3"])
     def test_a_checkpoint_that_lacks_weights(self, is_fsdp2, tmp_path):
@@ -214,21 +195,15 @@ class TestLoadedModel:
 
     def test_evaluation_mode_inside_and_the_same_modes_after(self):
         model = make_model(attention_dropout=0.5).train()
-        frozen = [model.model.layers[0], model.model.norm]
-        for module in frozen:
+        for module in (model.model.layers[0], model.model.norm):
             module.eval()  # a part that the user keeps in evaluation mode
         before = {name: module.training for name, module in model.named_modules()}
         assert set(before.values()) == {True, False}
-        with LoadedModel(model).active() as active:
+        with pytest.raises(ZeroDivisionError), LoadedModel(model).active() as active:
             assert active is model
             assert not any(module.training for module in model.modules())
+            raise ZeroDivisionError  # after an error, too
         assert {name: module.training for name, module in model.named_modules()} == before
-
-    def test_modes_come_back_after_an_error(self):
-        model = make_model().train()
-        with pytest.raises(ZeroDivisionError), LoadedModel(model).active():
-            raise ZeroDivisionError
-        assert all(module.training for module in model.modules())
 
     def test_the_ends_are_those_of_the_generation_config(self):
         model = make_model()
@@ -249,9 +224,3 @@ class TestLoadedModel:
         config = T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
         with pytest.raises(ValueError, match="A T5ForConditionalGeneration was given, an encoder-decoder model"):
             LoadedModel(T5ForConditionalGeneration(config))
-
-    def test_a_model_with_an_adapter(self, tiny_model_path):
-        model = AutoModelForCausalLM.from_pretrained(tiny_model_path)
-        policy = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"]))
-        assert isinstance(place(policy, "auto", None, False, False), LoadedModel)
-        assert isinstance(place(policy.merge_and_unload(), "auto", None, False, False), LoadedModel)

@@ -15,7 +15,6 @@ from endotrl import EndogenousReward
 from endotrl.commands.main import main
 from endotrl.demo.findings import Part, Policy, _answers
 from endotrl.evaluation.tables import markdown_table
-from endotrl.monitoring.batch_statistics import repetition
 from endotrl.reporting import page
 from endotrl.score_file.rows import score_rows
 from endotrl.scoring import TokenStats
@@ -92,12 +91,6 @@ def test_any_line_of_a_file(line, reward):
     result, other = score_rows(reward, [row, good])
     assert isinstance(other, TokenStats)  # the others are scored, whatever this one is
     assert isinstance(result, TokenStats) or len(result) > 20
-
-
-@given(st.lists(st.integers(0, 5), max_size=50), st.integers(1, 6))
-def test_repetition_is_a_fraction(ids, n):
-    value = repetition(ids, n)
-    assert value is None or 0 <= value < 1
 
 
 class Tags(HTMLParser):

@@ -39,178 +39,155 @@ def encode(tokenizer, text):
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def scored(tokenizer, ids, text, **kwargs):
-    renderer = Renderer(tokenizer, kwargs.pop("stops"), len(tokenizer), **kwargs)
-    (row,) = renderer.render([USER], [[{"role": "assistant", "content": text}]], [ids])
-    assert row.action_positions == list(range(len(row.completion_ids)))
-    return row.completion_ids, row.finished
+OURS = chat_tokenizer()
+PARIS = encode(OURS, "Paris")
+(MARK,) = encode(OURS, "!")
+WITH_ANSWER = chat_tokenizer()
+WITH_ANSWER.add_tokens(["<answer>"])
+BASE = chat_tokenizer(eos="<|endoftext|>")  # as Qwen2.5's base models, which stop at the other EOS only
+OTHER = byte_level(["<|endoftext|>"], "<|endoftext|>")
 
 
-class TestSameTokenizer:
-    def test_of_two_copies(self):
-        assert foreign_token_ids(chat_tokenizer(), chat_tokenizer()) == frozenset()
-
-    def test_tokens_that_only_one_of_them_has(self):
-        ours, theirs = chat_tokenizer(), chat_tokenizer()
-        theirs.add_special_tokens({"pad_token": "[PAD]"})
-        assert foreign_token_ids(ours, theirs) == {theirs.pad_token_id}
-        assert foreign_token_ids(theirs, ours) == frozenset()
-
-    def test_one_id_of_two_added_tokens(self):
-        ours, theirs = chat_tokenizer(), byte_level([*SPECIAL[:2], "<|eot|>"], "<|eot|>")
-        assert foreign_token_ids(ours, theirs) == {END}
-
-    def test_of_two_vocabularies(self):
-        assert foreign_token_ids(chat_tokenizer(), byte_level(SPECIAL[:2], "<|endoftext|>")) is None
-
-    def test_special_tokens_without_a_name(self):
-        tokenizer = byte_level(SPECIAL, "<|im_end|>")
-        assert START not in tokenizer.all_special_ids
-        assert special_token_ids(tokenizer) == {PAD, START, END}
-
-    @pytest.mark.parametrize("text", ["Paris", "", "no such text", "Paris<|im_end|>"])
-    def test_the_text_says_nothing_where_the_policy_is_known(self, text, caplog):
-        tokenizer = chat_tokenizer()
-        ids = [START, *encode(tokenizer, "Par"), PAD, END]
-        with caplog.at_level(logging.WARNING, logger="endotrl"):
-            known = PolicyTokens(chat_tokenizer(), [END])
-            assert scored(tokenizer, ids, text, stops=[END], policy_tokens=known) == (ids, True)
-        assert not caplog.records
-
-    @pytest.mark.parametrize("text", ["", "Paris"])
-    def test_ids_of_another_one_that_would_decode_to_the_text(self, text):
-        ours, other = chat_tokenizer(), byte_level(["<|endoftext|>"], "<|endoftext|>")
-        ids = [*encode(ours, text), END]
-        known = PolicyTokens(other, [END])
-        assert scored(ours, ids, text, stops=[PAD], policy_tokens=known)[0] == [*encode(ours, text), END]
-        ids = [*encode(ours, text), START]  # the other one's EOS is a special token of ours, and no end
-        known = PolicyTokens(other, [START])
-        assert scored(ours, ids, text, stops=[PAD], policy_tokens=known) == ([*encode(ours, text), END], True)
-
-    def test_only_rows_with_tokens_that_we_lack_are_encoded_again(self):
-        ours, theirs = chat_tokenizer(), chat_tokenizer()
-        theirs.add_tokens(["<answer>"])
-        known = PolicyTokens(theirs, [END])
-        ids = encode(theirs, "Pa")
-        assert scored(ours, ids, "Pa", stops=[END], policy_tokens=known) == (ids, False)
-        ids = [*encode(theirs, "<answer>Pa"), END]
-        again = [*encode(ours, "<answer>Pa"), END]
-        assert len(again) > len(ids)
-        assert scored(ours, ids, "<answer>Pa", stops=[END], policy_tokens=known) == (again, True)
-
-    @settings(max_examples=100, deadline=None)
-    @given(st.lists(st.integers(0, len(QWEN3) - 1), min_size=1, max_size=12))
-    def test_whatever_ids_a_policy_writes_and_however_they_are_parsed(self, ids):
-        message = parse_response(QWEN3, ids)
-        renderer = Renderer(QWEN3, [END], len(QWEN3), policy_tokens=PolicyTokens(QWEN3, [END], padded=False))
-        (row,) = renderer.render([USER], [[message]], [ids])
-        assert row.completion_ids == ids and row.action_positions == list(range(len(ids)))
-        assert row.finished == (ids[-1] == END)
+def policy(stops, tokenizer=OURS, **padded):
+    return PolicyTokens(tokenizer, stops, **padded)
 
 
-class TestWithoutATrainer:
-    """Only the text tells whose ids they are."""
-
-    @pytest.mark.parametrize(
-        ("ids_of", "text"),
-        [
+OF_ANOTHER = [policy([end], OTHER) for end in (END, START)]
+# (ids, text, the frozen model's ends, what is known of the policy, ids that are scored, whether they are finished)
+KNOWN = [
+    # The text says nothing where the policy's tokenizer is ours,
+    *(
+        ([START, *encode(OURS, "Par"), PAD, END], text, [END], policy([END]), None, True)
+        for text in ("Paris", "", "no such text", "Paris<|im_end|>")
+    ),
+    # and where it is another one, nothing but the text counts: these would decode to it. The other one's EOS is a
+    # special token of ours, and no end.
+    *(
+        ([*encode(OURS, text), end], text, [PAD], known, [*encode(OURS, text), END], True)
+        for text in ("", "Paris")
+        for end, known in zip((END, START), OF_ANOTHER, strict=True)
+    ),
+    # Only rows with tokens that we lack are encoded again.
+    (encode(WITH_ANSWER, "Pa"), "Pa", [END], policy([END], WITH_ANSWER), None, False),
+    (
+        [*encode(WITH_ANSWER, "<answer>Pa"), END], "<answer>Pa", [END], policy([END], WITH_ANSWER),
+        [*encode(OURS, "<answer>Pa"), END], True,
+    ),
+    # OnlineDPO pads. Qwen2.5's generation stops at both ends, and its pad token is the other one.
+    *(
+        ([*PARIS, END, *[PAD] * number], "Paris", [END, PAD], known, [*PARIS, END], True)
+        for number in (0, 1, 2, 5)
+        for known in (policy([END, PAD], padded=True), None)
+    ),
+    ([*PARIS, END, PAD, PAD], "Paris", [END, PAD], policy([PAD], padded=True), [*PARIS, END, PAD], True),
+    # A pad token that is not special. Where it is not known who pads, it may have been generated.
+    ([*PARIS, END, MARK, MARK], "Paris!!", [END], policy([END], padded=True), [*PARIS, END], True),
+    ([*PARIS, END, MARK, MARK], "Paris!!", [END], None, None, False),
+    # GRPO does not pad.
+    *(
+        ([*PARIS, *tail], "Paris", [PAD, END], policy([PAD], padded=False), None, finished)
+        for tail, finished in (([END] * 3, False), ([END, PAD, PAD], True), ([END, 10, 10, 10], False))
+    ),
+    # Without a trainer, only the text tells whose ids they are: special tokens that it keeps are no doubt of it.
+    *(
+        (encode(OURS, written), text, [END], None, None, written.endswith("<|im_end|>"))
+        for written, text in (
             (" Paris<|endoftext|> is", " Paris<|endoftext|> is"),
             (" Paris<|endoftext|> is<|im_end|>", " Paris<|endoftext|> is"),
             (" Paris<|im_end|>", " Paris<|im_end|>"),
             ("Hm.</think>Paris<|im_start|>!<|im_end|>", "Paris<|im_start|>!"),
             ("<|im_end|>", ""),
             ("", ""),
-        ],
-    )
-    def test_text_that_keeps_special_tokens(self, ids_of, text):
-        tokenizer = chat_tokenizer()
-        ids = encode(tokenizer, ids_of)
-        assert scored(tokenizer, ids, text, stops=[END])[0] == ids
-
-    @pytest.mark.parametrize("foreign", [[START], [START, START], [PAD, START], [10]], ids=str)
-    def test_an_empty_answer_of_another_tokenizer(self, foreign):
-        # Its EOS is a special token of ours, or a newline, which decode to nothing. Its other answer is read as "wrong".
-        tokenizer = chat_tokenizer()
-        renderer = Renderer(tokenizer, [END], len(tokenizer))
-        ids = [[*encode(tokenizer, "wrong"), START], foreign]
-        rows = renderer.render(["Where?"] * 2, ["Paris", ""], ids)
-        assert [row.completion_ids for row in rows] == [[*encode(tokenizer, "Paris"), END], [END]]
-
-    @pytest.mark.parametrize("ids_of", ["<|im_start|>", "<|im_start|><|endoftext|><|im_start|>", "\n\n", " "])
-    @pytest.mark.parametrize("neighbours", [0, 1], ids=["alone", "not alone"])
-    def test_an_empty_answer_of_ours_that_has_no_end(self, ids_of, neighbours, caplog):
-        tokenizer = chat_tokenizer()
-        renderer = Renderer(tokenizer, [END], len(tokenizer))
-        ids, paris = encode(tokenizer, ids_of), [*encode(tokenizer, "Paris"), END]
-        with caplog.at_level(logging.WARNING, logger="endotrl"):
-            rows = renderer.render(
-                ["Where?"] * (1 + neighbours), ["", "Paris"][: 1 + neighbours], [ids, paris][: 1 + neighbours]
-            )
-        assert rows[0].completion_ids == ids and not rows[0].finished
-        said = [record.getMessage() for record in caplog.records]
-        assert len(said) == 1 - neighbours and all("empty texts, which do not tell" in message for message in said)
-
-
-class TestPadding:
-    """The answer is "Paris", END; whatever follows, only what the policy wrote is scored."""
-
-    def ids(self, *more):
-        return [*encode(chat_tokenizer(), "Paris"), *more]
-
-    @pytest.mark.parametrize("number", [0, 1, 2, 5])
-    @pytest.mark.parametrize("known", [True, False], ids=["known", "not known"])
-    def test_of_online_dpo_with_another_eos(self, number, known):
-        # Qwen2.5's generation stops at both, and its pad token is the other one.
-        tokenizer = chat_tokenizer()
-        policy = PolicyTokens(tokenizer, [END, PAD], padded=True) if known else None
-        ids = self.ids(END, *[PAD] * number)
-        assert scored(tokenizer, ids, "Paris", stops=[END, PAD], policy_tokens=policy) == (self.ids(END), True)
-
-    def test_of_online_dpo_that_stops_elsewhere_than_the_frozen_model(self):
-        tokenizer = chat_tokenizer()
-        policy = PolicyTokens(tokenizer, [PAD], padded=True)
-        ids = self.ids(END, PAD, PAD)
-        assert scored(tokenizer, ids, "Paris", stops=[END, PAD], policy_tokens=policy) == (self.ids(END, PAD), True)
-
-    def test_a_pad_token_that_is_not_special(self):
-        tokenizer = chat_tokenizer()
-        (pad,) = encode(tokenizer, "!")
-        policy = PolicyTokens(tokenizer, [END], padded=True)
-        assert scored(tokenizer, self.ids(END, pad, pad), "Paris!!", stops=[END], policy_tokens=policy)[0] == self.ids(
-            END
         )
-        # Where it is not known who pads, this may have been generated.
-        ids = self.ids(END, pad, pad)
-        assert scored(tokenizer, ids, "Paris!!", stops=[END]) == (ids, False)
+    ),
+]  # fmt: skip
 
-    @pytest.mark.parametrize("tail", [[END] * 3, [END, PAD, PAD], [END, 10, 10, 10]], ids=str)
-    def test_of_grpo_there_is_none(self, tail):
-        tokenizer = chat_tokenizer()
-        policy = PolicyTokens(tokenizer, [PAD], padded=False)
-        assert scored(tokenizer, self.ids(*tail), "Paris", stops=[PAD, END], policy_tokens=policy)[0] == self.ids(
-            *tail
+
+@pytest.mark.parametrize(("ids", "text", "stops", "known", "written", "finished"), KNOWN)
+def test_what_is_scored(ids, text, stops, known, written, finished, caplog):
+    renderer = Renderer(OURS, stops, len(OURS), policy_tokens=known)
+    with caplog.at_level(logging.WARNING, logger="endotrl"):
+        (row,) = renderer.render([USER], [[{"role": "assistant", "content": text}]], [ids])
+    written = ids if written is None else written
+    assert (row.completion_ids, row.finished) == (written, finished)
+    assert row.action_positions == list(range(len(written)))
+    assert written != ids or known in OF_ANOTHER or not caplog.records
+
+
+@pytest.mark.parametrize("known", [policy([PAD], BASE, padded=False), None], ids=["known", "not known"])
+@pytest.mark.parametrize(
+    ("tail", "finished"),
+    [
+        ([END], True),
+        ([END] * 3, False),  # up to the longest length
+        ([END, 10, 10, 10, 10], False),
+        ([END, 10, PAD], True),
+    ],
+    ids=str,
+)
+def test_generation_that_goes_on_behind_the_end_of_a_turn(tail, finished, known):
+    ids = [*PARIS, *tail]
+    message = {"role": "assistant", "content": BASE.decode(ids, skip_special_tokens=True)}
+    (row,) = Renderer(BASE, [PAD], len(BASE), policy_tokens=known).render([USER], [[message]], [ids])
+    assert (row.completion_ids, row.finished) == (ids, finished)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, len(QWEN3) - 1), min_size=1, max_size=12))
+def test_whatever_ids_a_policy_writes_and_however_they_are_parsed(ids):
+    message = parse_response(QWEN3, ids)
+    renderer = Renderer(QWEN3, [END], len(QWEN3), policy_tokens=PolicyTokens(QWEN3, [END], padded=False))
+    (row,) = renderer.render([USER], [[message]], [ids])
+    assert row.completion_ids == ids and row.action_positions == list(range(len(ids)))
+    assert row.finished == (ids[-1] == END)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "expected"),
+    [
+        (chat_tokenizer(), frozenset()),  # of two copies
+        (WITH_ANSWER, {len(OURS)}),  # what only one of them has
+        (byte_level([*SPECIAL[:2], "<|eot|>"], "<|eot|>"), {END}),  # one id of two added tokens
+        (byte_level(SPECIAL[:2], "<|endoftext|>"), None),  # of two vocabularies
+    ],
+)
+def test_ids_that_are_foreign(theirs, expected):
+    assert foreign_token_ids(OURS, theirs) == expected
+    assert expected is None or foreign_token_ids(theirs, OURS) == expected - {len(OURS)}
+
+
+def test_special_tokens_without_a_name():
+    tokenizer = byte_level(SPECIAL, "<|im_end|>")
+    assert START not in tokenizer.all_special_ids
+    assert special_token_ids(tokenizer) == {PAD, START, END}
+
+
+@pytest.mark.parametrize("foreign", [[START], [START, START], [PAD, START], [10]], ids=str)
+def test_an_empty_answer_of_another_tokenizer(foreign):
+    # Its EOS is a special token of ours, or a newline, which decode to nothing. Its other answer is read as "wrong".
+    tokenizer = chat_tokenizer()
+    renderer = Renderer(tokenizer, [END], len(tokenizer))
+    ids = [[*encode(tokenizer, "wrong"), START], foreign]
+    rows = renderer.render(["Where?"] * 2, ["Paris", ""], ids)
+    assert [row.completion_ids for row in rows] == [[*encode(tokenizer, "Paris"), END], [END]]
+
+
+@pytest.mark.parametrize("ids_of", ["<|im_start|>", "<|im_start|><|endoftext|><|im_start|>", "\n\n", " "])
+@pytest.mark.parametrize("neighbours", [0, 1], ids=["alone", "not alone"])
+def test_an_empty_answer_of_ours_that_has_no_end(ids_of, neighbours, caplog):
+    tokenizer = chat_tokenizer()
+    renderer = Renderer(tokenizer, [END], len(tokenizer))
+    ids, paris = encode(tokenizer, ids_of), [*encode(tokenizer, "Paris"), END]
+    with caplog.at_level(logging.WARNING, logger="endotrl"):
+        rows = renderer.render(
+            ["Where?"] * (1 + neighbours), ["", "Paris"][: 1 + neighbours], [ids, paris][: 1 + neighbours]
         )
+    assert rows[0].completion_ids == ids and not rows[0].finished
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 1 - neighbours and all("empty texts, which do not tell" in message for message in said)
 
-    @pytest.mark.parametrize("known", [True, False], ids=["known", "not known"])
-    @pytest.mark.parametrize(
-        ("tail", "finished"),
-        [
-            ([END], True),
-            ([END] * 3, False),  # up to the longest length
-            ([END, 10, 10, 10, 10], False),
-            ([END, 10, PAD], True),
-        ],
-        ids=str,
-    )
-    def test_generation_that_goes_on_behind_the_end_of_a_turn(self, tail, finished, known):
-        # As Qwen2.5's base models, which stop at the other EOS only.
-        tokenizer = chat_tokenizer(eos="<|endoftext|>")
-        ids = self.ids(*tail)
-        text = tokenizer.decode(ids, skip_special_tokens=True)
-        policy = PolicyTokens(tokenizer, [PAD], padded=False) if known else None
-        assert scored(tokenizer, ids, text, stops=[PAD], policy_tokens=policy) == (ids, finished)
 
-    def test_until_first(self):
-        assert until_first([5, 1, 2, 1], {1, 2}) == [5, 1]
-        assert until_first([5, 6], {1}) == [5, 6]
-        assert until_first([], {1}) == []
+def test_until_first():
+    assert until_first([5, 1, 2, 1], {1, 2}) == [5, 1]
+    assert until_first([5, 6], {1}) == [5, 6]
+    assert until_first([], {1}) == []

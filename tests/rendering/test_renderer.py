@@ -2,6 +2,9 @@
 """What is scored: every expected sequence is written out by hand and encoded piece by piece."""
 
 import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -18,7 +21,8 @@ from endotrl.rendering.renderer import Renderer
 from ..support.reference import chatml
 
 
-EOS = 1
+EOS, START_ID = 1, 0
+END, START = "<|im_end|>", "<|im_start|>"
 USER = [{"role": "user", "content": "Capital of France?"}]
 PARIS = [{"role": "assistant", "content": "Paris."}]
 
@@ -52,13 +56,11 @@ def shared_tokenizer(tiny_model_path):
 
 
 def encode(tokenizer, *pieces):
-    """Encodes each piece for itself, so that no token reaches from one into the next."""
-    return [token_id for piece in pieces for token_id in tokenizer(piece, add_special_tokens=False)["input_ids"]]
-
-
-def letter_by_letter(tokenizer, text):
-    """Not how the tokenizer would write `text`, but a policy may sample it."""
-    return encode(tokenizer, *text)
+    """Encodes each piece for itself, so that no token reaches from one into the next. Ids stand for themselves."""
+    ids = []
+    for piece in pieces:
+        ids += [piece] if isinstance(piece, int) else tokenizer(piece, add_special_tokens=False)["input_ids"]
+    return ids
 
 
 def make_renderer(tokenizer, **kwargs):
@@ -110,10 +112,6 @@ class TestPrompts:
         # With a BOS, an empty prompt is a context.
         (row,) = make_renderer(tokenizer).render([""], ["Paris"])
         assert row.prompt_ids == [bos]
-
-    def test_without_bos_an_empty_prompt_is_refused(self, tokenizer):
-        with pytest.raises(ValueError, match="prompt of row 1 renders to no token.*no BOS.*Give it a prompt"):
-            make_renderer(tokenizer).render(["Hi", ""], ["a", "b"])
 
     def test_template_arguments(self, tokenizer):
         tokenizer.chat_template = "{{ mood }}:" + NO_END_TEMPLATE
@@ -167,351 +165,212 @@ class TestCriterion:
         assert renderer.render([USER], [PARIS])[0].finished  # without a system message, nothing is wrong
 
 
-class TestCompletionsAsText:
-    """A completion that is given as text is a complete answer, so its end is scored too."""
+# An empty block before the answer, and a space before the end: as Qwen3 and Llama 2 write finished turns.
+FILLED_TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] + ': ' }}{% if m['role'] == 'assistant' %}{{ '<think></think>' }}{% endif %}"
+    "{{ (m['content'] | string).strip() + ' <|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+CALL_TEMPLATE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{{ (m['content'] or 'f()') + '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+CALL = {"tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+TURNS = [
+    {"role": "assistant", "content": "Let me see."},
+    {"role": "tool", "name": "search", "content": "Paris 😀"},
+    {"role": "assistant", "content": "It is Paris."},
+]
 
-    @pytest.mark.parametrize(
-        ("prompt", "completion", "pieces"),
-        [
-            # What the template writes after the end of the turn, a line break, is not an action.
-            (USER, "Paris.", ["Paris.<|im_end|>"]),
-            (USER, PARIS, ["Paris.<|im_end|>"]),
-            ("The capital is", " Paris.", [" Paris.<|im_end|>"]),
-            ("The capital is", " Paris.<|im_end|>", [" Paris.<|im_end|>"]),  # an end that is there is not doubled
-            ("The capital is", " Rome.<|im_end|> Paris.", [" Rome.<|im_end|>", " Paris.<|im_end|>"]),
-            ("The capital is", "", ["<|im_end|>"]),
-            (USER, "", ["<|im_end|>"]),
-        ],
-    )
-    def test_with_its_end(self, tokenizer, prompt, completion, pieces):
-        (row,) = make_renderer(tokenizer).render([prompt], [completion])
-        assert row.completion_ids == encode(tokenizer, *pieces) and row.completion_ids[-1] == EOS
-        assert row.action_positions == list(range(len(row.completion_ids)))
-        assert row.finished
 
-    def test_no_token_reaches_over_the_border(self, tokenizer):
-        # "cap" + "ital" is one token or two when written at once, but the policy could not go back into the prompt.
-        joint = encode(tokenizer, "The capital")
-        (row,) = make_renderer(tokenizer).render(["The cap"], ["ital"])
-        assert row.prompt_ids == encode(tokenizer, "The cap")
-        assert row.prompt_ids + row.completion_ids[:-1] != joint  # else this test shows nothing
-        assert row.completion_ids == [*encode(tokenizer, "ital"), EOS]
+class Read(str):
+    """A piece that is read, but not written by the policy."""
 
-    def test_white_space_at_the_border(self, tokenizer):
-        (row,) = make_renderer(tokenizer).render([USER], ["\n\n Paris. "])
-        assert row.prompt_ids == encode(tokenizer, chatml(USER, generation_prompt=True))
-        assert tokenizer.decode(row.completion_ids) == "\n\n Paris. <|im_end|>"
 
-    def test_a_template_that_does_not_end_turns(self, tokenizer):
-        tokenizer.chat_template = NO_END_TEMPLATE
-        (row,) = make_renderer(tokenizer).render([USER], [PARIS])
-        assert tokenizer.decode(row.prompt_ids) == "user: Capital of France?\nassistant: "
-        # What the policy writes: the template's newline stops nothing, EOS does.
-        assert tokenizer.decode(row.completion_ids) == "Paris.<|im_end|>"
-        assert row.finished
+TOOL = Read("\n<|im_start|>tool\nParis 😀<|im_end|>\n<|im_start|>assistant\n")
+TOOL_LAST = Read("\n<|im_start|>tool\nParis 😀<|im_end|>\n")  # the next turn is not opened
+FIRST, LAST = ("Let me see.", END), ("It is Paris.", END)
+# Not how the tokenizer would write them, but a policy may sample it.
+FIRST_SAMPLED, LAST_SAMPLED = (*"Let me see.", END), (*"It is Paris.", END)
 
-    def test_a_template_that_opens_the_reasoning_and_a_message_with_more_than_content(self, tokenizer):
-        # What the policy wrote is in the template's words, and these stand in another turn than the one that it
-        # continued.
-        tokenizer.chat_template = THINK_TEMPLATE
-        completion = [{"role": "assistant", "content": "Paris.", "reasoning_content": "Hm."}]
-        with pytest.raises(ValueError, match=r"\['content', 'reasoning_content', 'role'\].*Pass `completion_ids`"):
-            make_renderer(tokenizer).render([USER], [completion])
 
-    def test_reasoning_that_the_template_leaves_out(self, tokenizer):
-        completion = [{"role": "assistant", "content": "Paris.", "reasoning_content": "Hm."}]
-        with pytest.raises(ValueError, match="leaves out the reasoning"):
-            make_renderer(tokenizer).render([USER], [completion])
+def without_eos(tokenizer):
+    tokenizer.eos_token = None
 
-    @pytest.mark.parametrize("content", ["Paris.", [{"type": "text", "text": "Pa"}, {"type": "text", "text": "ris."}]])
-    def test_what_the_template_writes_into_a_finished_turn(self, tokenizer, content, warnings_logged):
-        # As Qwen3's and Llama 2's: an empty block before the answer, and a space before the end.
-        tokenizer.chat_template = (
-            "{% for m in messages %}{{ m['role'] + ': ' }}{% if m['role'] == 'assistant' %}{{ '<think></think>' }}{% "
-            "endif %}"
-            "{{ (m['content'] | string).strip() + ' <|im_end|>' }}{% endfor %}"
-            "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+
+def with_another_eos(tokenizer):
+    """As Qwen's base models: the template ends a turn with <|im_end|>, the tokenizer's EOS is another token."""
+    tokenizer.eos_token = START
+    tokenizer.add_special_tokens({"additional_special_tokens": [END]})
+
+
+@dataclass
+class Case:
+    """A prompt and completion, ids of the policy in pieces, and the pieces that are scored; by default, those ids."""
+
+    prompt: Any
+    completion: Any
+    writes: tuple[str | int, ...] | None = None
+    ids: tuple[str | int, ...] | None = None
+    finished: bool = True
+    warning: str | None = None
+    template: str | None = None
+    change: Callable[[Any], None] = lambda tokenizer: None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def assistant(**message):
+    return [{"role": "assistant", **message}]
+
+
+BASE: dict[str, Any] = {"change": with_another_eos, "settings": {"eos_token_ids": [START_ID]}}
+FOREIGN: dict[str, Any] = {"writes": ("Paris.", END), "warning": "different tokenizers"}
+OTHER_RESULT = {"warning": "tool results", "writes": (*FIRST, TOOL, *LAST)}
+CASES = {
+    # A completion that is given as text is a complete answer, so its end is scored too. What the template writes after
+    # the end of the turn, a line break, is not an action.
+    "text": Case(USER, "Paris.", ("Paris.", END)),
+    "message": Case(USER, PARIS, ("Paris.", END)),
+    "plain text": Case("The capital is", " Paris.", (" Paris.", END)),
+    "an end that is there is not doubled": Case("The capital is", " Paris.<|im_end|>", (" Paris.", END)),
+    "an end inside": Case("The capital is", " Rome.<|im_end|> Paris.", (" Rome.", END, " Paris.", END)),
+    "nothing, plain": Case("The capital is", "", (END,)),
+    "nothing, message": Case(USER, "", (END,)),
+    "white space at the borders": Case(USER, "\n\n Paris. ", ("\n\n Paris. ", END)),
+    # The template's newline stops nothing, EOS does.
+    "a template that does not end turns": Case(USER, PARIS, ("Paris.", END), template=NO_END_TEMPLATE),
+    "a finished turn is filled": Case(
+        USER, PARIS, ("Paris.", END), template=FILLED_TEMPLATE, warning="'<think></think>'.*enable_thinking=False"
+    ),
+    "a finished turn of parts is filled": Case(
+        USER,
+        assistant(content=[{"type": "text", "text": "Pa"}, {"type": "text", "text": "ris."}]),
+        ("Paris.", END),
+        template=FILLED_TEMPLATE,
+        warning="'<think></think>'.*enable_thinking=False",
+    ),
+    # A template is asked how it ends turns when the renderer is made, where a refusal would stop plain text, too.
+    "a template that refuses": Case(
+        "The capital is", " Paris.", (" Paris.", END), template="{{ raise_exception('Tools are needed') }}"
+    ),
+    "a template that fails": Case("The capital is", " Paris.", (" Paris.", END), template="{{ 1 + 'a' }}"),
+    # The model's own end, from its generation config; without any, a completion just stops.
+    "a tokenizer without EOS": Case("It is", " 4", (" 4", 5), change=without_eos, settings={"eos_token_ids": [5]}),
+    "no end at all": Case("It is", " 4", (" 4",), finished=False, change=without_eos, settings={"eos_token_ids": []}),
+    # Generation goes on behind the end of a turn, up to an EOS, which may also pad what follows. Plain text has none.
+    "base model, text": Case(USER, PARIS, ("Paris.", END), **BASE),
+    "base model, ids": Case(USER, PARIS, ids=("Paris.", END), **BASE),
+    "base model, EOS": Case(USER, PARIS, ids=("Paris.", END, START), **BASE),
+    "base model, padded": Case(USER, PARIS, ("Paris.", END, START), ids=("Paris.", END, *[START] * 4), **BASE),
+    "base model, plain": Case("The capital is", " Paris.", (" Paris.", START), **BASE),
+    "base model, reasoning": Case(
+        USER, "Hm.</think>Paris.", ("Hm.</think>Paris.", END), template=THINK_TEMPLATE, **BASE
+    ),
+    # What the policy generated is scored as it was generated.
+    "ids, plain": Case("Capital?", "Paris.", ids=(*"Paris.", END)),
+    "ids, message": Case(USER, PARIS, ids=(*"Paris.", END)),
+    "ids, cut off": Case(USER, "Par", ids=("Par",), finished=False),
+    "ids, nothing": Case(USER, "", ids=(), finished=False),
+    "ids, only the end": Case(USER, "", ids=(END,)),
+    "ids, pad is eos": Case(USER, "Paris.", ("Paris.", END), ids=("Paris.", *[END] * 5)),
+    "ids, pad is not eos": Case(USER, "Paris.", ("Paris.", END), ids=("Paris.", END, *[0] * 4)),
+    "ids, repetition is not padding": Case(USER, "aaaa", ids=(*"aaaa",), finished=False),
+    "ids, end in the text": Case(USER, "Paris.<|im_end|>", ids=(*"Paris.", END)),
+    "ids, the second of two ends": Case(
+        USER, "Paris.", ids=("Paris.", START), settings={"eos_token_ids": [EOS, START_ID]}
+    ),
+    "ids, no end": Case(USER, "Paris.", ids=("Paris.", START), finished=False),
+    # TRL parses reasoning and tool calls out of the content, so that the content is only a part of what was written.
+    # Without content, only ids that this tokenizer would write itself are known to be its own.
+    "reasoning dropped": Case(USER, PARIS, ids=(*"Hm.\n</think>\n\nParis.", END)),
+    "reasoning kept apart": Case(
+        USER, assistant(content="Paris.", reasoning_content="Hm."), ids=(*"<think>Hm.</think>Paris.", END)
+    ),
+    "tool call": Case(USER, assistant(content="", **CALL), ids=("<tool_call>f()</tool_call>", END)),
+    "tool call without content": Case(USER, assistant(**CALL), ids=("<tool_call>f()</tool_call>", END)),
+    # Of another tokenizer: the text is encoded.
+    **{
+        f"foreign ids {ids}, {kind}": Case(prompt, completion, ids=ids, **FOREIGN)
+        for ids in ((40, 41, 42), (5000, 7), ())
+        for kind, prompt, completion in (("text", USER, "Paris."), ("message", USER, PARIS), ("plain", "?", "Paris."))
+    },
+    # The other one's EOS is some word of ours, and every text contains the empty string.
+    "foreign ids of nothing": Case(USER, "", (END,), ids=("P",), warning="different tokenizers"),
+    "foreign ids of no content": Case(USER, assistant(content=""), (END,), ids=("P",), warning="different tokenizers"),
+    # A call was parsed out of the content: every text contains all of no contents.
+    **{
+        f"foreign ids of a call, content {content!r}": Case(
+            USER, assistant(content=content, **CALL), ("f()", END), ids=(*"capital",), template=CALL_TEMPLATE,
+            warning="different tokenizers",
         )
-        renderer = make_renderer(tokenizer)
-        for _ in range(2):
-            (row,) = renderer.render([USER], [[{"role": "assistant", "content": content}]])
-            assert row.completion_ids == [*encode(tokenizer, "Paris."), EOS]
-        (record,) = warnings_logged.records
-        assert "'<think></think>'" in record.getMessage() and "enable_thinking=False" in record.getMessage()
-
-    def test_a_base_model_whose_eos_does_not_end_turns(self, tokenizer):
-        # As Qwen's base models: the template ends a turn with <|im_end|>, the tokenizer's EOS is another token.
-        other_eos = tokenizer.convert_tokens_to_ids("<|im_start|>")
-        tokenizer.eos_token = "<|im_start|>"
-        tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
-        renderer = make_renderer(tokenizer, eos_token_ids=[other_eos])
-        turn = [*encode(tokenizer, "Paris."), EOS]
-        (as_text,) = renderer.render([USER], [PARIS])
-        (as_ids,) = renderer.render([USER], [PARIS], [turn])
-        assert as_text == as_ids
-        assert (as_text.completion_ids, as_text.finished) == (turn, True)
-        # Generation goes on behind the end of the turn, up to an EOS, which may also pad what follows.
-        for padding in ([], [other_eos], [other_eos] * 3):
-            (row,) = renderer.render([USER], [PARIS], [[*turn, other_eos, *padding]])
-            assert (row.completion_ids, row.finished) == ([*turn, other_eos], True)
-        # Plain text has no turns.
-        (row,) = renderer.render(["The capital is"], [" Paris."])
-        assert row.completion_ids == [*encode(tokenizer, " Paris."), other_eos]
-        # A turn that the template writes otherwise ends as others do.
-        tokenizer.chat_template = THINK_TEMPLATE
-        (row,) = make_renderer(tokenizer, eos_token_ids=[other_eos]).render([USER], ["Hm.</think>Paris."])
-        assert row.completion_ids == [*encode(tokenizer, "Hm.</think>Paris."), EOS]
-
-    def test_a_template_that_ends_turns_with_ordinary_text(self, tokenizer):
-        tokenizer.chat_template = NO_END_TEMPLATE
-        assert make_renderer(tokenizer).eos_token_ids == {EOS}  # the newline ends nothing
-
-    def test_a_template_for_other_messages(self, tokenizer):
-        # It is asked how it ends turns when the renderer is made, where a refusal would stop plain text, too.
-        for refusal in ("{{ raise_exception('Tools are needed') }}", "{{ 1 + 'a' }}"):
-            tokenizer.chat_template = refusal
-            (row,) = make_renderer(tokenizer).render(["The capital is"], [" Paris."])
-            assert row.completion_ids == [*encode(tokenizer, " Paris."), EOS]
-
-    def test_a_tokenizer_without_eos(self, tokenizer):
-        tokenizer.eos_token = None
-        # The model's own, from its generation config; without any, a completion just stops.
-        (row,) = make_renderer(tokenizer, eos_token_ids=[5]).render(["The capital is"], [" Paris."])
-        assert row.completion_ids == [*encode(tokenizer, " Paris."), 5] and row.finished
-        (row,) = make_renderer(tokenizer, eos_token_ids=[]).render(["The capital is"], [" Paris."])
-        assert row.completion_ids == encode(tokenizer, " Paris.") and not row.finished
-
-
-class TestCompletionIds:
-    """What the policy generated is scored as it was generated."""
-
-    @pytest.mark.parametrize("kind", ["plain", "messages"])
-    def test_used_as_they_are(self, tokenizer, kind, warnings_logged):
-        ids = [*letter_by_letter(tokenizer, "Paris."), EOS]
-        assert ids != [*encode(tokenizer, "Paris."), EOS]  # else this test shows nothing
-        prompt: Any = USER if kind == "messages" else "Capital?"
-        (row,) = make_renderer(tokenizer).render([prompt], [PARIS if kind == "messages" else "Paris."], [ids])
-        assert row.completion_ids == ids
-        assert row.finished
-        assert not warnings_logged.records
-
-    def test_cut_off_inside_a_character(self, tokenizer, warnings_logged):
-        ids = encode(tokenizer, "Hi 😀")[:-1]  # three of four bytes
-        text = tokenizer.decode(ids)
-        assert text == "Hi \ufffd"
-        (row,) = make_renderer(tokenizer).render([USER], [text], [ids])
-        assert row.completion_ids == ids
-        assert not warnings_logged.records
-
-    def test_any_of_several_ends_finishes(self, tokenizer):
-        other_end = tokenizer.convert_tokens_to_ids("<|im_start|>")
-        ids = [*encode(tokenizer, "Paris."), other_end]
-        (row,) = make_renderer(tokenizer, eos_token_ids=[EOS, other_end]).render([USER], ["Paris."], [ids])
-        assert row.finished
-        (row,) = make_renderer(tokenizer).render([USER], ["Paris."], [ids])
-        assert not row.finished
-
-    @pytest.mark.parametrize(
-        ("completion", "written", "padding", "finished"),
-        [
-            ("Par", ["Par"], [], False),
-            ("", [], [], False),
-            ("", ["<|im_end|>"], [], True),
-            ("Paris.", ["Paris.", "<|im_end|>"], [EOS] * 4, True),
-            ("Paris.", ["Paris.", "<|im_end|>"], [0] * 4, True),
-            ("aaaa", [*"aaaa"], [], False),  # repetition is not padding
-            ("Paris.<|im_end|>", [*"Paris.", "<|im_end|>"], [], True),
-        ],
-        ids=["cut off", "nothing", "only the end", "pad is eos", "pad is not eos", "repetition", "end in the text"],
-    )
-    def test_ends_and_padding(self, tokenizer, completion, written, padding, finished, warnings_logged):
-        ids = encode(tokenizer, *written)
-        (row,) = make_renderer(tokenizer).render([USER], [completion], [ids + padding])
-        assert (row.completion_ids, row.action_positions) == (ids, list(range(len(ids))))
-        assert row.finished == finished
-        assert not warnings_logged.records
-
-    @pytest.mark.parametrize(
-        ("message", "generated"),
-        [
-            ({"content": "Paris."}, "Hm.\n</think>\n\nParis."),
-            ({"content": "Paris.", "reasoning_content": "Hm."}, "<think>Hm.</think>Paris."),
-            (
-                {"content": "", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]},
-                "<tool_call>f()</tool_call>",
-            ),
-            ({"tool_calls": [{"function": {"name": "f", "arguments": {}}}]}, "<tool_call>f()</tool_call>"),
-        ],
-        ids=["reasoning dropped", "reasoning kept apart", "tool call", "tool call without content"],
-    )
-    def test_parsed_messages(self, tokenizer, message, generated, warnings_logged):
-        # TRL parses reasoning and tool calls out of the content, so that the content is only a part of what was
-        # written. Without content, only ids that this tokenizer would write itself are known to be its own.
-        write = letter_by_letter if message.get("content") else encode
-        ids = [*write(tokenizer, generated), EOS]
-        (row,) = make_renderer(tokenizer).render([USER], [[{"role": "assistant", **message}]], [ids])
-        assert row.completion_ids == ids
-        assert not warnings_logged.records
-
-    @pytest.mark.parametrize(
-        ("prompt", "completion"), [(USER, "Paris."), (USER, PARIS), ("Capital?", "Paris.")], ids=str
-    )
-    @pytest.mark.parametrize(
-        "foreign", [[40, 41, 42], [5000, 7], []], ids=["in range", "out of range", "only padding"]
-    )
-    def test_of_another_tokenizer_are_replaced_with_one_warning(
-        self, tokenizer, prompt, completion, foreign, warnings_logged
-    ):
-        renderer = make_renderer(tokenizer)
-        rows = renderer.render([prompt] * 2, [completion] * 2, [foreign] * 2)
-        renderer.render([prompt], [completion], [foreign])
-        assert [row.completion_ids for row in rows] == [[*encode(tokenizer, "Paris."), EOS]] * 2
-        assert all(row.finished for row in rows)
-        (record,) = warnings_logged.records
-        assert "different tokenizers" in record.getMessage()
-
-    @pytest.mark.parametrize("completion", ["", [{"role": "assistant", "content": ""}]], ids=["string", "messages"])
-    def test_of_another_tokenizer_for_an_empty_completion(self, tokenizer, completion):
-        # The other tokenizer's EOS is some word of ours, and every text contains the empty string.
-        word = encode(tokenizer, "P")
-        (row,) = make_renderer(tokenizer).render([USER], [completion], [word])
-        assert row.completion_ids == [EOS]
-
-    @pytest.mark.parametrize("content", ["", None])
-    def test_of_another_tokenizer_for_a_message_without_content(self, tokenizer, content, warnings_logged):
-        # A tool call, which has been parsed out of the content: every text contains all of no contents.
-        tokenizer.chat_template = str(tokenizer.chat_template).replace(
-            "message['content']", "(message['content'] or 'f()')"
+        for content in ("", None)
+    },
+    "foreign ids that contain a short answer": Case("2+2=", "4", ("4", END), ids=("x4y",), warning="different"),
+    # Decoding passes over ids that it does not know, so that the text alone does not tell.
+    "foreign ids with unknown words": Case(USER, PARIS, ids=("Paris.", 5000), **FOREIGN),
+    # Several turns: only the assistant is scored.
+    "turns": Case(USER, TURNS, (*FIRST, TOOL, *LAST)),
+    "two calls": Case(USER, [*TURNS[:2], *TURNS], (*FIRST, TOOL, *FIRST, TOOL, *LAST)),
+    "a result at the end": Case(USER, TURNS[:2], FIRST),
+    "turns, ids": Case(USER, TURNS, ids=(*FIRST_SAMPLED, TOOL, *LAST_SAMPLED)),
+    "turns, ids cut off": Case(
+        USER, [*TURNS[:2], *assistant(content="It is")], ids=(*FIRST_SAMPLED, TOOL, *"It is"), finished=False
+    ),
+    **{
+        f"turns, ids cut off behind {len(rounds)} results, {tool!r}": Case(
+            USER, TURNS[:2] * len(rounds), ids=tuple(piece for first, after in rounds for piece in (*first, after)),
+            finished=False,
         )
-        call = {"role": "assistant", "content": content, "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
-        foreign = letter_by_letter(tokenizer, "capital")
-        assert foreign != encode(tokenizer, "capital")  # else this test shows nothing
-        prompt = [{"role": "user", "content": "Call f."}]
-        (row,) = make_renderer(tokenizer).render([prompt], [[call]], [foreign])
-        assert row.completion_ids == [*encode(tokenizer, "f()"), EOS]
-        (record,) = warnings_logged.records
-        assert "different tokenizers" in record.getMessage()
-
-    def test_of_another_tokenizer_that_happen_to_contain_a_short_completion(self, tokenizer):
-        (row,) = make_renderer(tokenizer).render(["2+2="], ["4"], [encode(tokenizer, "x4y")])
-        assert row.completion_ids == [*encode(tokenizer, "4"), EOS]
-
-    def test_of_another_tokenizer_with_words_that_the_model_lacks(self, tokenizer):
-        # Decoding passes over ids that it does not know, so that the text alone does not tell.
-        ids = [*encode(tokenizer, "Paris."), 5000]
-        assert tokenizer.decode(ids) == "Paris."
-        (row,) = make_renderer(tokenizer).render([USER], [PARIS], [ids])
-        assert row.completion_ids == [*encode(tokenizer, "Paris."), EOS]
-
-    def test_negative(self, tokenizer):
-        with pytest.raises(ValueError, match="`completion_ids` of row 1 .* they contain -100.*without padding"):
-            make_renderer(tokenizer).render([USER] * 2, ["a", "b"], [[66], [67, -100]])
+        for tool in (TOOL, TOOL_LAST)
+        for rounds in ([(FIRST_SAMPLED, tool)], [(FIRST, TOOL), (FIRST_SAMPLED, tool)])
+    },
+    # The policy's template writes results otherwise.
+    "another result in the ids": Case(USER, TURNS, ids=(*FIRST, "\n[Paris 😀]\n", *LAST), **OTHER_RESULT),
+    "another result in the ids, cut off": Case(
+        USER, TURNS, (*FIRST, TOOL, "It is Paris."), ids=(*FIRST, "\n[Paris 😀]\n", "It is Paris."), finished=False,
+        warning="tool results.*`processing_class`",
+    ),
+    "another last result in the ids": Case(
+        USER, TURNS[:2], (*FIRST, TOOL), ids=(*FIRST, "\n[Paris 😀]", END), finished=False, warning="tool results",
+    ),
+}  # fmt: skip
 
 
-class TestSeveralTurns:
-    COMPLETION = [
-        {"role": "assistant", "content": "Let me see."},
-        {"role": "tool", "name": "search", "content": "Paris 😀"},
-        {"role": "assistant", "content": "It is Paris."},
-    ]
-    WRITTEN_FIRST, FROM_TOOL, WRITTEN_LAST = (
-        "Let me see.<|im_end|>",
-        "\n<|im_start|>tool\nParis 😀<|im_end|>\n<|im_start|>assistant\n",
-        "It is Paris.<|im_end|>",
-    )
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_what_is_scored(case, tokenizer, warnings_logged):
+    case.change(tokenizer)
+    tokenizer.chat_template = case.template or tokenizer.chat_template
+    renderer = make_renderer(tokenizer, **case.settings)
+    given = None if case.ids is None else [encode(tokenizer, *case.ids)]
+    written, actions = [], []
+    for piece in case.ids if case.writes is None else case.writes:
+        ids = encode(tokenizer, piece)
+        actions += [] if isinstance(piece, Read) else range(len(written), len(written) + len(ids))
+        written += ids
+    for _ in range(2):  # and a warning is given once
+        (row,) = renderer.render([case.prompt], [case.completion], given)
+        assert (row.completion_ids, row.action_positions, row.finished) == (written, actions, case.finished)
+    said = [record.getMessage() for record in warnings_logged.records]
+    assert len(said) == (case.warning is not None), said
+    assert not said or re.search(case.warning, said[0])
 
-    def check(self, row, first, tool, last):
-        assert row.completion_ids == first + tool + last
-        start = len(first) + len(tool)
-        assert row.action_positions == [*range(len(first)), *range(start, start + len(last))]
 
-    def test_only_the_assistant_is_scored(self, tokenizer):
-        (row,) = make_renderer(tokenizer).render([USER], [self.COMPLETION])
-        pieces = (self.WRITTEN_FIRST, self.FROM_TOOL, self.WRITTEN_LAST)
-        self.check(row, *(encode(tokenizer, piece) for piece in pieces))
-        assert row.finished
+def test_ids_cut_off_inside_a_character(tokenizer, warnings_logged):
+    ids = encode(tokenizer, "Hi 😀")[:-1]  # three of four bytes
+    text = tokenizer.decode(ids)
+    assert text == "Hi \ufffd"
+    (row,) = make_renderer(tokenizer).render([USER], [text], [ids])
+    assert row.completion_ids == ids
+    assert not warnings_logged.records
 
-    def test_with_ids(self, tokenizer, warnings_logged):
-        # The policy's own words in another tokenization, the tool's as the trainer puts them in.
-        first = [*letter_by_letter(tokenizer, "Let me see."), EOS]
-        tool = encode(tokenizer, self.FROM_TOOL)
-        last = [*letter_by_letter(tokenizer, "It is Paris."), EOS]
-        (row,) = make_renderer(tokenizer).render([USER], [self.COMPLETION], [first + tool + last])
-        self.check(row, first, tool, last)
-        assert row.finished
-        assert not warnings_logged.records
 
-    def test_with_ids_cut_off(self, tokenizer):
-        first, tool = [*letter_by_letter(tokenizer, "Let me see."), EOS], encode(tokenizer, self.FROM_TOOL)
-        last = letter_by_letter(tokenizer, "It is")
-        completion = [*self.COMPLETION[:2], {"role": "assistant", "content": "It is"}]
-        (row,) = make_renderer(tokenizer).render([USER], [completion], [first + tool + last])
-        self.check(row, first, tool, last)
-        assert not row.finished
-
-    def test_two_calls(self, tokenizer):
-        completion = [*self.COMPLETION[:2], *self.COMPLETION]
-        (row,) = make_renderer(tokenizer).render([USER], [completion])
-        scored = [row.completion_ids[position] for position in row.action_positions]
-        assert tokenizer.decode(scored) == 2 * self.WRITTEN_FIRST + self.WRITTEN_LAST
-        assert tokenizer.decode(row.completion_ids) == 2 * (self.WRITTEN_FIRST + self.FROM_TOOL) + self.WRITTEN_LAST
-
-    @pytest.mark.parametrize(
-        "after",
-        [
-            "\n<|im_start|>tool\nParis 😀<|im_end|>\n<|im_start|>assistant\n",
-            "\n<|im_start|>tool\nParis 😀<|im_end|>\n",
-        ],
-        ids=["next turn opened", "next turn not opened"],
-    )
-    def test_with_ids_cut_off_after_a_tool_result(self, tokenizer, after, warnings_logged):
-        first, tool = [*letter_by_letter(tokenizer, "Let me see."), EOS], encode(tokenizer, after)
-        (row,) = make_renderer(tokenizer).render([USER], [self.COMPLETION[:2]], [first + tool])
-        self.check(row, first, tool, [])
-        assert not row.finished
-        # And after a whole round.
-        whole = encode(tokenizer, self.WRITTEN_FIRST, self.FROM_TOOL) + first + tool
-        (row,) = make_renderer(tokenizer).render([USER], [[*self.COMPLETION[:2], *self.COMPLETION[:2]]], [whole])
-        scored = [row.completion_ids[position] for position in row.action_positions]
-        assert tokenizer.decode(scored) == 2 * self.WRITTEN_FIRST
-        assert not row.finished
-        assert not warnings_logged.records
-
-    def test_a_tool_result_at_the_end_of_text(self, tokenizer):
-        (row,) = make_renderer(tokenizer).render([USER], [self.COMPLETION[:2]])
-        self.check(row, encode(tokenizer, self.WRITTEN_FIRST), [], [])
-        assert row.finished
-
-    @pytest.mark.parametrize("cut_off", [False, True], ids=["finished", "cut off"])
-    def test_a_tool_result_that_is_not_in_the_ids(self, tokenizer, cut_off, warnings_logged):
-        # The policy's template writes tool results otherwise.
-        ids = encode(tokenizer, "Let me see.<|im_end|>", "\n[Paris 😀]\n", "It is Paris.")
-        renderer = make_renderer(tokenizer)
-        for _ in range(2):
-            (row,) = renderer.render([USER], [self.COMPLETION], [ids if cut_off else [*ids, EOS]])
-            last = encode(tokenizer, "It is Paris.") if cut_off else encode(tokenizer, self.WRITTEN_LAST)
-            self.check(row, encode(tokenizer, self.WRITTEN_FIRST), encode(tokenizer, self.FROM_TOOL), last)
-            assert row.finished is not cut_off
-        (record,) = warnings_logged.records
-        assert "tool results" in record.getMessage() and "`processing_class`" in record.getMessage()
-
-    def test_a_last_tool_result_that_is_not_in_the_ids(self, tokenizer):
-        ids = encode(tokenizer, "Let me see.<|im_end|>", "\n[Paris 😀]<|im_end|>")
-        (row,) = make_renderer(tokenizer).render([USER], [self.COMPLETION[:2]], [ids])
-        self.check(row, encode(tokenizer, self.WRITTEN_FIRST), encode(tokenizer, self.FROM_TOOL), [])
-        assert not row.finished
-
-    def test_a_template_that_rewrites_earlier_turns(self, tokenizer):
-        tokenizer.chat_template = THINK_TEMPLATE
-        with pytest.raises(ValueError, match="rewrites earlier messages.*prefix-preserving"):
-            make_renderer(tokenizer).render([USER], [self.COMPLETION])
-
-    def test_positions_outside(self):
-        assert positions_outside([1, 2, 3, 4, 5, 6], [[2, 3], [5]]) == [0, 3, 5]
-        assert positions_outside([1, 2, 3], []) == [0, 1, 2]
-        assert positions_outside([2, 3, 2, 3], [[2, 3], [2, 3]]) == []
-        assert positions_outside([1, 2, 3], [[3], [2]]) is None  # not in this order
-        assert positions_outside([1, 2], [[9]]) is None
+def test_positions_outside():
+    assert positions_outside([1, 2, 3, 4, 5, 6], [[2, 3], [5]]) == [0, 3, 5]
+    assert positions_outside([1, 2, 3], []) == [0, 1, 2]
+    assert positions_outside([2, 3, 2, 3], [[2, 3], [2, 3]]) == []
+    assert positions_outside([1, 2, 3], [[3], [2]]) is None  # not in this order
+    assert positions_outside([1, 2], [[9]]) is None
 
 
 class TestContextLength:
@@ -545,6 +404,9 @@ class TestContextLength:
             renderer.render(["H"], ["0123456789"])
 
 
+THOUGHTFUL = assistant(content="Paris.", reasoning_content="Hm.")
+
+
 class TestBadBatches:
     @pytest.mark.parametrize(
         ("prompts", "completions", "error", "message"),
@@ -556,33 +418,46 @@ class TestBadBatches:
             (["a", 3], ["c", "d"], TypeError, "prompt of row 1 is int 3.*string or a list of messages"),
             (["a", "b"], ["c", None], TypeError, "completion of row 1 is NoneType None.*string or a list of messages"),
             (["a", "b"], ["c", 2.5], TypeError, "completion of row 1 is float 2.5"),
+            (["a"], [b"x" * 1000], TypeError, "completion of row 0 is bytes b'xxx.{,150}$"),  # shortened
             ([USER], [["Paris."]], TypeError, r"completion of row 0 is list \['Paris.'\]"),
             ([USER], [[{"content": "Paris."}]], TypeError, "completion of row 0 is list"),
             ([{"role": "user", "content": "Hi"}], ["Paris."], TypeError, "prompt of row 0 is dict"),
             (["a"], [PARIS], TypeError, "prompt of row 0 is a string, but its completion is a list.*one kind"),
             ([[]], ["a"], ValueError, "prompt of row 0 is an empty list of messages"),
+            (["Hi", ""], ["a", "b"], ValueError, "prompt of row 1 renders to no token.*no BOS.*Give it a prompt"),
+            ([USER], [THOUGHTFUL], ValueError, "leaves out the reasoning"),
         ],
     )
     def test_is_refused(self, tokenizer, prompts, completions, error, message):
         with pytest.raises(error, match=message):
             make_renderer(tokenizer).render(prompts, completions)
 
-    def test_ids_for_some_rows_only(self, tokenizer):
-        with pytest.raises(ValueError, match="`completion_ids` has 1 entries for 2 prompts"):
-            make_renderer(tokenizer).render(["a", "b"], ["c", "d"], [[66]])
-
-    def test_messages_without_a_template(self, tokenizer):
-        tokenizer.chat_template = None
-        with pytest.raises(
-            ValueError, match=r"tiny-llama.*has no chat template.*`processing_class`.*clone_chat_template"
-        ):
-            make_renderer(tokenizer).render([USER], [PARIS])
+    @pytest.mark.parametrize(
+        ("template", "completion", "message"),
+        [
+            # What the policy wrote is in the template's words, and these stand in another turn than the one that it
+            # continued.
+            (THINK_TEMPLATE, THOUGHTFUL, r"\['content', 'reasoning_content', 'role'\].*Pass `completion_ids`"),
+            (THINK_TEMPLATE, TURNS, "rewrites earlier messages.*prefix-preserving"),
+            (None, PARIS, r"tiny-llama.*has no chat template.*`processing_class`.*clone_chat_template"),
+        ],
+    )
+    def test_messages_that_a_template_cannot_write(self, tokenizer, template, completion, message):
+        tokenizer.chat_template = template
+        with pytest.raises(ValueError, match=message):
+            make_renderer(tokenizer).render([USER], [completion])
         assert len(make_renderer(tokenizer).render(["Hi"], ["you"])) == 1  # plain text needs none
 
-    def test_a_long_value_is_shown_shortened(self, tokenizer):
-        with pytest.raises(TypeError) as caught:
-            make_renderer(tokenizer).render(["a"], [b"x" * 1000])
-        assert "bytes b'xxx" in str(caught.value) and len(str(caught.value)) < 250
+    @pytest.mark.parametrize(
+        ("ids", "message"),
+        [
+            ([[66]], "`completion_ids` has 1 entries for 2 prompts"),
+            ([[66], [67, -100]], "`completion_ids` of row 1 .* they contain -100.*without padding"),
+        ],
+    )
+    def test_ids(self, tokenizer, ids, message):
+        with pytest.raises(ValueError, match=message):
+            make_renderer(tokenizer).render([USER] * 2, ["a", "b"], ids)
 
 
 def assert_spans_tile(text, offsets, num_tokens):
@@ -625,11 +500,6 @@ class TestDecodeWithOffsets:
         assert_spans_tile(text, offsets, len(ids))
         if "\ufffd" not in text:
             assert text == shared_tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-
-    def test_each_token_gets_its_own_characters(self, shared_tokenizer):
-        ids = encode(shared_tokenizer, "The capital of Italy.")
-        text, offsets = decode_with_offsets(shared_tokenizer, ids)
-        assert [text[start:stop] for start, stop in offsets] == [shared_tokenizer.decode([i]) for i in ids]
 
     def test_a_tokenizer_that_marks_spaces_before_words(self):
         # SentencePiece style: the decoder drops the first space of a text, so a token's text depends on its place.

@@ -18,6 +18,7 @@ import endotrl
 from endotrl import EndogenousReward
 from endotrl.rewards import ClipTokens, InformationGain, LengthControl
 from endotrl.rewards.corrections import length_shares, length_slope_sums, one_minus_probability
+from endotrl.rewards.scored import heat_map_row
 
 from ..support.reference import scores_from_logits, state_logits
 
@@ -50,11 +51,14 @@ def log_probs(path: str) -> list[list[float]]:
     return rows
 
 
+HALVES = [{key: values[part] for key, values in BATCH.items()} for part in (slice(4), slice(4, 8))]
+
+
 class Sums(TrainerCallback):
     """Notes the running sums after each step and each evaluation."""
 
-    def __init__(self, reward: EndogenousReward, calls: list[tuple[Any, Any]]) -> None:
-        self.reward, self.calls = reward, calls
+    def __init__(self, reward: EndogenousReward) -> None:
+        self.reward, self.calls = reward, []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.calls.append(("train", self.reward.state_dict()["length_sums"]))
@@ -64,15 +68,6 @@ class Sums(TrainerCallback):
 
 
 class TestLengthControl:
-    def test_what_is_only_length_is_nothing(self):
-        # s = c_g - 0.7 log H exactly, with a constant of the prompt.
-        lengths, groups = [1, 2, 8, 3, 5, 40], ["x"] * 3 + ["y"] * 3
-        outcomes: list[float | None] = [
-            {"x": -4.0, "y": 9.0}[g] - 0.7 * math.log(n) for n, g in zip(lengths, groups, strict=True)
-        ]
-        xy, xx = length_slope_sums(outcomes, lengths, groups)
-        assert xy / xx == pytest.approx(-0.7)
-
     def test_slope_is_least_squares_with_an_intercept_a_prompt(self):
         generator = np.random.default_rng(0)
         lengths, groups = generator.integers(1, 200, 24), np.repeat([0, 1, 2], 8)
@@ -94,20 +89,24 @@ class TestLengthControl:
 
     @pytest.mark.parametrize("aggregate", ["sum", "mean", "discounted"])
     def test_residuals_do_not_know_length(self, aggregate, tiny_policy_path):
+        logged: dict[str, float] = {}
         plain = EndogenousReward(tiny_policy_path, aggregate=aggregate)(**BATCH)
-        corrected = EndogenousReward(tiny_policy_path, aggregate=aggregate, correction="length")(**BATCH)
+        reward = EndogenousReward(tiny_policy_path, aggregate=aggregate, correction="length")
+        corrected = reward(**BATCH, log_metric=logged.__setitem__)
         lengths = [len(ids) for ids in IDS]
         xy, xx = length_slope_sums(plain, lengths, PROMPTS)
         assert abs(xy / xx) > 0.01
         expected = [s - xy / xx * math.log(n) for s, n in zip(plain, lengths, strict=True)]
         assert corrected == pytest.approx(expected, abs=1e-4)
         assert length_slope_sums(corrected, lengths, PROMPTS)[0] == pytest.approx(0.0, abs=1e-3)
+        figures = {
+            "length_slope": xy / xx,
+            "correction": np.mean(corrected) - np.mean(plain),
+            "length_correlation": np.corrcoef(corrected, lengths)[0, 1],
+        }
+        assert {key: logged[f"endogenous_reward/{key}"] for key in figures} == pytest.approx(figures, abs=1e-4)
 
     def test_running_sums(self, tiny_policy_path):
-        halves = [
-            {key: values[:4] for key, values in BATCH.items()},
-            {key: values[4:] for key, values in BATCH.items()},
-        ]
         lengths = [len(ids) for ids in IDS]
         plain = EndogenousReward(tiny_policy_path)(**BATCH)
         first, second = (
@@ -115,13 +114,13 @@ class TestLengthControl:
         )
         slope = (0.5 * first[0] + second[0]) / (0.5 * first[1] + second[1])
         reward = EndogenousReward(tiny_policy_path, correction=LengthControl(decay=0.5))
-        reward(**halves[0])
+        reward(**HALVES[0])
         expected = [s - slope * math.log(n) for s, n in zip(plain[4:], lengths[4:], strict=True)]
         state = reward.state_dict()
-        assert reward(**halves[1]) == pytest.approx(expected, abs=1e-4)
+        assert reward(**HALVES[1]) == pytest.approx(expected, abs=1e-4)
         resumed = EndogenousReward(tiny_policy_path, correction=LengthControl(decay=0.5))
         resumed.load_state_dict(state)
-        assert resumed(**halves[1]) == pytest.approx(expected, abs=1e-4)
+        assert resumed(**HALVES[1]) == pytest.approx(expected, abs=1e-4)
 
     @pytest.mark.parametrize("kind", ["GRPO", "RLOO", "DenseGRPO", "PPO"])
     def test_evaluations_leave_the_running_sums(self, kind, tiny_policy_path, tmp_path):
@@ -141,15 +140,13 @@ class TestLengthControl:
         )
         trainer.evaluate()
         assert reward.state_dict() == {"length_sums": (0.0, 0.0)}
-        calls: list[tuple[Any, Any]] = []
-        trainer.add_callback(Sums(reward, calls))
+        trainer.add_callback(sums := Sums(reward))
         trainer.train()
-        assert [mode for mode, _ in calls] == ["eval", "train", "eval"]
-        assert calls[0][1] == (0.0, 0.0)
-        assert calls[1][1] == calls[2][1] != (0.0, 0.0)
+        before, trained, after = sums.calls
+        assert before == ("eval", (0.0, 0.0))
+        assert trained[0] == "train" and after == ("eval", trained[1]) and trained[1] != (0.0, 0.0)
 
     def test_evaluations_use_the_running_sums(self, tiny_policy_path):
-        halves = [{key: values[part] for key, values in BATCH.items()} for part in (slice(4), slice(4, 8))]
         trainer = object.__new__(trl.GRPOTrainer)
         trainer.model = torch.nn.Linear(1, 1).eval()
         trainer._pending_metrics = defaultdict(list)
@@ -157,10 +154,10 @@ class TestLengthControl:
             EndogenousReward(tiny_policy_path, correction=LengthControl(decay=0.5)) for _ in range(2)
         )
         for reward in (trained, evaluated):
-            reward(**halves[0])
+            reward(**HALVES[0])
         state = evaluated.state_dict()
-        expected = trained(**halves[1])
-        assert evaluated(**halves[1], log_metric=trainer._log_metric) == pytest.approx(expected)
+        expected = trained(**HALVES[1])
+        assert evaluated(**HALVES[1], log_metric=trainer._log_metric) == pytest.approx(expected)
         assert evaluated.state_dict() == state != trained.state_dict()
 
     def test_equal_lengths_stay(self, tiny_policy_path):
@@ -168,71 +165,45 @@ class TestLengthControl:
         plain, corrected = (EndogenousReward(tiny_policy_path, correction=c)(**batch) for c in (None, "length"))
         assert corrected == pytest.approx(plain)
 
-    def test_the_slope_is_logged(self, tiny_policy_path):
-        logged: dict[str, float] = {}
-        reward = EndogenousReward(tiny_policy_path, correction="length")
-        corrected = reward(**BATCH, log_metric=logged.__setitem__)
-        lengths = [len(ids) for ids in IDS]
-        plain = EndogenousReward(tiny_policy_path)(**BATCH)
-        xy, xx = length_slope_sums(plain, lengths, PROMPTS)
-        assert logged["endogenous_reward/length_slope"] == pytest.approx(xy / xx, rel=1e-3)
-        assert logged["endogenous_reward/correction"] == pytest.approx(np.mean(corrected) - np.mean(plain), abs=1e-4)
-        assert logged["endogenous_reward/length_correlation"] == pytest.approx(
-            np.corrcoef(corrected, lengths)[0, 1], abs=1e-4
-        )
+
+FORMULAS: dict[str, Any] = {  # of a token's log-probability, and of that by another model
+    "clip": (lambda other: ClipTokens(-3.0, -2.0), lambda p, q: min(max(p, -3.0), -2.0)),
+    "gain": (lambda other: InformationGain(other), lambda p, q: p - q),
+    "gain over a loaded model": (
+        lambda other: InformationGain(AutoModelForCausalLM.from_pretrained(other)),
+        lambda p, q: p - q,
+    ),
+    "weighted gain": (
+        lambda other: InformationGain(other, weight=one_minus_probability),
+        lambda p, q: (1 - math.exp(p)) * (p - q),
+    ),
+}
 
 
-class TestClipTokens:
-    def test_against_the_reference(self, tiny_policy_path):
-        reward = EndogenousReward(tiny_policy_path, token_reward="log_prob", correction=ClipTokens(-3.0, -1.0))
-        expected = [[min(max(p, -3.0), -1.0) for p in row] for row in log_probs(tiny_policy_path)]
-        assert any(p in (-3.0, -1.0) for row in expected for p in row)
-        logged: dict[str, float] = {}
-        given = reward(**BATCH, log_metric=logged.__setitem__)
-        assert given == pytest.approx([sum(row) for row in expected], abs=1e-4)
-        without = [sum(row) for row in log_probs(tiny_policy_path)]
-        assert logged["endogenous_reward/correction"] == pytest.approx(np.mean(given) - np.mean(without), abs=1e-4)
-        for rewards, row in zip(reward.token_rewards(**BATCH), expected, strict=True):
-            assert rewards.tolist() == pytest.approx(row, abs=1e-4)
+@pytest.mark.parametrize("name", FORMULAS)
+def test_tokens_against_the_reference(name, tiny_policy_path, other_policy_path):
+    make, formula = FORMULAS[name]
+    reward = EndogenousReward(tiny_policy_path, token_reward="log_prob", correction=make(other_policy_path))
+    ours, theirs = log_probs(tiny_policy_path), log_probs(other_policy_path)
+    expected = [[formula(p, q) for p, q in zip(*row, strict=True)] for row in zip(ours, theirs, strict=True)]
+    assert name != "clip" or {-3.0, -2.0} <= {p for row in expected for p in row}  # both bounds count
+    logged: dict[str, float] = {}
+    totals = reward(**BATCH, log_metric=logged.__setitem__)
+    assert totals == pytest.approx([sum(row) for row in expected], abs=1e-4)
+    without = [sum(row) for row in ours]
+    assert logged["endogenous_reward/correction"] == pytest.approx(np.mean(totals) - np.mean(without), abs=1e-4)
+    for rewards, row in zip(reward.token_rewards(**BATCH), expected, strict=True):
+        assert rewards.tolist() == pytest.approx(row, abs=1e-4)
+    if name.startswith("gain"):  # no copy of the weights
+        assert copy.deepcopy(reward).correction.generalist == other_policy_path
 
-    def test_bellman_rewards_are_refused(self, tiny_policy_path):
-        with pytest.raises(ValueError, match="arbitrary constants"):
-            EndogenousReward(tiny_policy_path, correction="clip")
 
-
-class TestInformationGain:
-    def gain(self, path: str, **kwargs: Any) -> EndogenousReward:
-        return EndogenousReward(path, token_reward="log_prob", correction=InformationGain(**kwargs))
-
-    def test_log_ratio(self, tiny_policy_path, other_policy_path):
-        ours, theirs = log_probs(tiny_policy_path), log_probs(other_policy_path)
-        expected = [sum(a) - sum(b) for a, b in zip(ours, theirs, strict=True)]
-        assert self.gain(tiny_policy_path, generalist=other_policy_path)(**BATCH) == pytest.approx(expected, abs=1e-3)
-
-    def test_weight(self, tiny_policy_path, other_policy_path):
-        reward = self.gain(tiny_policy_path, generalist=other_policy_path, weight=one_minus_probability)
-        ours, theirs = log_probs(tiny_policy_path), log_probs(other_policy_path)
-        for rewards, a, b in zip(reward.token_rewards(**BATCH), ours, theirs, strict=True):
-            expected = [(1 - math.exp(p)) * (p - q) for p, q in zip(a, b, strict=True)]
-            assert rewards.tolist() == pytest.approx(expected, abs=1e-4)
-
-    def test_a_loaded_generalist(self, tiny_policy_path, other_policy_path):
-        loaded = AutoModelForCausalLM.from_pretrained(other_policy_path)
-        expected = self.gain(tiny_policy_path, generalist=other_policy_path)(**BATCH)
-        reward = self.gain(tiny_policy_path, generalist=loaded)
-        assert reward(**BATCH) == pytest.approx(expected, abs=1e-4)
-        assert copy.deepcopy(reward).correction.generalist == other_policy_path  # no copy of the weights
-
-    def test_another_tokenizer_is_refused(self, tiny_policy_path, tiny_model_path):
+def test_a_generalist_with_another_tokenizer_is_refused(tiny_policy_path, tiny_model_path):
+    gain = InformationGain(tiny_model_path)
+    reward = EndogenousReward(tiny_policy_path, token_reward="log_prob", correction=gain)
+    for use in (lambda: reward(**BATCH), reward.load):  # before there is data, too
         with pytest.raises(ValueError, match="another tokenizer"):
-            self.gain(tiny_policy_path, generalist=tiny_model_path)(**BATCH)
-        with pytest.raises(ValueError, match="another tokenizer"):  # before there is data, too
-            self.gain(tiny_policy_path, generalist=tiny_model_path).load()
-
-    @pytest.mark.parametrize("form", ["bellman", "centered"])
-    def test_other_forms_are_refused(self, form, tiny_policy_path):
-        with pytest.raises(ValueError, match="difference of log-probabilities"):
-            EndogenousReward(tiny_policy_path, token_reward=form, correction=InformationGain(tiny_policy_path))
+            use()
 
 
 @pytest.mark.parametrize("aggregate", ["sum", "discounted"])
@@ -261,19 +232,20 @@ def test_token_rewards_sum_to_the_outcome(form, correction, aggregate, tiny_poli
         assert rewards.sum().item() - value == pytest.approx(outcome, abs=1e-3)
 
 
-@pytest.mark.parametrize("correction", ["longer", 3, LengthControl], ids=str)
-def test_unknown_corrections(correction, tiny_policy_path):
-    with pytest.raises(ValueError, match="`correction` is"):
-        EndogenousReward(tiny_policy_path, correction=correction)
-
-
-def test_bad_settings():
-    with pytest.raises(ValueError, match=r"`decay` is 1\.0"):
-        LengthControl(decay=1.0)
-    with pytest.raises(ValueError, match=r"`low` is 2\.0 and `high` 1\.0"):
-        ClipTokens(2.0, 1.0)
-
-
-def test_no_reward_model_of_a_batch(tiny_policy_path):
-    with pytest.raises(ValueError, match="single responses"):
-        EndogenousReward(tiny_policy_path, correction="length").as_reward_model()
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda _: "length",
+        lambda _: ClipTokens(-2.5, -1.0),
+        lambda path: InformationGain(path, weight=one_minus_probability),
+    ],
+)
+@pytest.mark.parametrize("aggregate", ["sum", "mean", "discounted"])
+def test_contributions_of_heat_maps_sum_to_the_outcome(make, aggregate, tiny_policy_path, other_policy_path):
+    settings: dict[str, Any] = {"token_reward": "log_prob", "aggregate": aggregate}
+    reward = EndogenousReward(tiny_policy_path, correction=make(other_policy_path), **settings)
+    rewards = reward(**BATCH)
+    rows = [heat_map_row(reward, s, length_slope=reward.length_slope) for s in reward.score(**BATCH)]
+    assert [row.total for row in rows] == pytest.approx(rewards, abs=1e-5)
+    assert [sum(row.contributions) for row in rows] == pytest.approx(rewards, abs=1e-5)
+    assert rewards != pytest.approx(EndogenousReward(tiny_policy_path, **settings)(**BATCH), abs=1e-3)

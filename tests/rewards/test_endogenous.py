@@ -15,10 +15,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from endotrl import EndogenousReward, TokenStats
-from endotrl.frozen.own_copy import OwnCopy
-from endotrl.rewards import endogenous_reward
+from endotrl.rewards import ClipTokens, InformationGain, LengthControl, endogenous_reward
 from endotrl.rewards.environment import reward_from_environment
 from endotrl.rewards.rule import batch_diagnostics
+from endotrl.rewards.scored import heat_map_row
 
 from ..support.helpers import count_forwards
 from ..support.reference import ReferenceScores, chatml, scores_from_logits, state_logits
@@ -57,9 +57,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def make_case(
-    tokenizer: PreTrainedTokenizerBase, default_system: str = "", criterion: str = "", plain: bool = False
-) -> Case:
+def make_case(tokenizer: PreTrainedTokenizerBase, default_system: str = "") -> Case:
     """
     Four ragged rows: one turn, several turns, a system message, and again one turn; two of them are cut off.
 
@@ -76,17 +74,9 @@ def make_case(
     finished = [True, False, True, False]
     end = [tokenizer.eos_token_id]
     ids = [encode(tokenizer, text) + (end if done else []) for text, done in zip(texts, finished, strict=True)]
-    if plain:
-        prompts: list[Any] = ["The capital of France", "Q: 2+2?\nA:", "x", "Blue is"]
-        prefix = f"{criterion}\n\n" if criterion else ""
-        return Case(prompts, texts, ids, [prefix + prompt for prompt in prompts], finished)
     prompt_texts = []
     for messages in conversations:
-        if criterion and messages[0]["role"] == "system":
-            messages = [{"role": "system", "content": f"{criterion}\n\n{messages[0]['content']}"}, *messages[1:]]
-        elif criterion:
-            messages = [{"role": "system", "content": criterion}, *messages]
-        elif default_system and messages[0]["role"] != "system":
+        if default_system and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": default_system}, *messages]
         prompt_texts.append(chatml(messages, generation_prompt=True))
     completions = [[{"role": "assistant", "content": text}] for text in texts]
@@ -142,75 +132,35 @@ def expected(model, tokenizer, case):
 class TestAgainstTheReference:
     @pytest.mark.parametrize("form", FORMS)
     @pytest.mark.parametrize("truncation", ["terminal", "bootstrap", "skip"])
-    @pytest.mark.parametrize(("alpha", "gamma"), [(1.0, 1.0), (0.7, 0.9)])
-    def test_token_rewards(self, model, case, expected, form, truncation, alpha, gamma):
-        reward = EndogenousReward(model, alpha=alpha, gamma=gamma, token_reward=form, truncation=truncation)
-        actual = reward.token_rewards(case.prompts, case.completions, case.completion_ids)
-        assert_token_rewards(actual, expected, form, alpha, gamma, truncation, tolerance=1e-4)
-
-    @pytest.mark.parametrize("form", FORMS)
-    @pytest.mark.parametrize("aggregate", ["sum", "mean", "discounted"])
-    @pytest.mark.parametrize("truncation", ["terminal", "bootstrap", "skip"])
-    def test_aggregates(self, model, case, expected, form, aggregate, truncation):
-        settings: Any = {"alpha": 0.7, "gamma": 0.9, "discount": 0.8}
-        reward = EndogenousReward(model, token_reward=form, aggregate=aggregate, truncation=truncation, **settings)
-        actual = reward(prompts=case.prompts, completions=case.completions, completion_ids=case.completion_ids)
-        for value, scores, finished in zip(actual, expected.scores(0.7), case.finished, strict=True):
-            if truncation == "skip" and not finished:
-                assert value is None
-                continue
-            by_token = reference_token_rewards(scores, form, 0.7, 0.9, finished, truncation)
-            wanted = aggregate_by_hand(by_token, scores.values[0], form, aggregate, 0.8)
-            assert isinstance(value, float)
-            assert value == pytest.approx(wanted, abs=1e-4, rel=1e-5)
-
-    @pytest.mark.parametrize("alpha", [1.0, 0.7])
-    def test_default_outcome_is_the_log_probability(self, model, case, expected, alpha):
-        # Cut-off rows too: by default the state after the last token is the end.
-        actual = EndogenousReward(model, alpha=alpha)(case.prompts, case.completions, case.completion_ids)
-        for value, logits, ids in zip(actual, expected.logits, case.completion_ids, strict=True):
-            log_policy = torch.log_softmax(logits[:-1].double() / alpha, dim=-1)
-            assert value == pytest.approx(
-                alpha * log_policy.gather(1, torch.tensor(ids)[:, None]).sum().item(), abs=1e-4
-            )
-
-    def test_token_rewards_sum_to_the_reward_and_the_first_value(self, model, case, expected):
+    @pytest.mark.parametrize(("alpha", "gamma"), [(1.0, 1.0), (0.7, 1.0), (0.7, 0.9)])
+    def test_tokens_and_outcomes(self, model, case, expected, form, truncation, alpha, gamma):
+        settings: dict[str, Any] = {"alpha": alpha, "gamma": gamma, "token_reward": form, "truncation": truncation}
+        reward = EndogenousReward(model, **settings)
         batch = (case.prompts, case.completions, case.completion_ids)
-        for truncation in ("terminal", "bootstrap"):
-            reward = EndogenousReward(model, truncation=truncation)
-            for value, by_token, scores in zip(
-                reward(*batch), reward.token_rewards(*batch), expected.scores(1.0), strict=True
-            ):
-                assert value is not None
-                assert by_token.double().sum().item() == pytest.approx(value + scores.values[0], abs=1e-4)
-
-    @pytest.mark.parametrize("plain", [False, True], ids=["messages", "plain"])
-    @pytest.mark.parametrize("criterion", ["", "Prefer short answers."])
-    def test_prompts_and_criterion(self, model, tokenizer, plain, criterion):
-        case = make_case(tokenizer, criterion=criterion, plain=plain)
-        actual = EndogenousReward(model, criterion=criterion or None).token_rewards(
-            case.prompts, case.completions, case.completion_ids
-        )
-        assert_token_rewards(actual, expect(model, tokenizer, case), "bellman", 1.0, 1.0, "terminal", 1e-4)
-
-    def test_criterion_by_domain(self, model, tokenizer, case):
-        criteria = {"short": "Prefer short answers.", "long": "Prefer long answers."}
-        domain = ["short", "long", "long", "short"]
-        actual = EndogenousReward(model, criterion=criteria)(
-            case.prompts, case.completions, case.completion_ids, domain=domain
-        )
-        for row, name in enumerate(domain):
-            one = make_case(tokenizer, criterion=criteria[name])
-            scores = expect(model, tokenizer, one).scores(1.0)[row]
-            assert actual[row] == pytest.approx(sum(scores.log_probs), abs=1e-4)
-
-    def test_text_is_read_like_the_ids_of_a_finished_answer(self, model, tokenizer, case):
-        reward = EndogenousReward(model)
-        end = [tokenizer.eos_token_id]
-        ids = [ids if done else ids + end for ids, done in zip(case.completion_ids, case.finished, strict=True)]
-        assert reward(case.prompts, case.completions) == pytest.approx(
-            reward(case.prompts, case.completions, ids), abs=1e-4
-        )
+        tokens, stats = reward.token_rewards(*batch), reward.score(*batch)
+        assert_token_rewards(tokens, expected, form, alpha, gamma, truncation, tolerance=1e-4)
+        for row, rewards in zip(stats, tokens, strict=True):
+            torch.testing.assert_close(reward.token_rewards_from(row), rewards, atol=1e-5, rtol=0, equal_nan=True)
+        assert [reward.aggregate_from(row) for row in stats] == pytest.approx(reward(*batch), abs=1e-5)
+        for aggregate in ("sum", "mean", "discounted"):
+            reward = EndogenousReward(None, aggregate=aggregate, discount=0.8, **settings)
+            for row, scores, finished in zip(stats, expected.scores(alpha), case.finished, strict=True):
+                value = reward.aggregate_from(row)
+                if truncation == "skip" and not finished:
+                    assert value is None
+                    continue
+                by_token = reference_token_rewards(scores, form, alpha, gamma, finished, truncation)
+                wanted = aggregate_by_hand(by_token, scores.values[0], form, aggregate, 0.8)
+                assert isinstance(value, float)
+                assert value == pytest.approx(wanted, abs=1e-4, rel=1e-5)
+                # What heat maps colour sums to it. What no token has is named, and is nothing by default.
+                page = heat_map_row(reward, row)
+                assert (
+                    page.total == value == pytest.approx(sum(page.contributions) + sum(page.rest.values()), abs=1e-5)
+                )
+                names = ["V of the prompt"] * (form == "bellman" and aggregate == "discounted")
+                cut_off = form == "bellman" and truncation == "bootstrap" and not finished
+                assert list(page.rest) == names + ["V of the state where it was cut off"] * cut_off
 
     def test_rows_without_a_token(self, model, tokenizer):
         reward = EndogenousReward(model)
@@ -224,123 +174,35 @@ class TestAgainstTheReference:
         assert [len(rewards) for rewards in reward.token_rewards(*batch)] == [0, 1, len(batch[2][2])]
         assert reward([USER], [""], [[]]) == [None]  # alone, too
 
-    def test_tool_results_are_read_but_not_scored(self, model, tokenizer):
-        completion = [
-            {"role": "assistant", "content": "Let me see."},
-            {"role": "tool", "name": "search", "content": "Paris"},
-            {"role": "assistant", "content": "Paris."},
-        ]
-        pieces = [
-            "Let me see.<|im_end|>",
-            "\n<|im_start|>tool\nParis<|im_end|>\n<|im_start|>assistant\n",
-            "Paris.<|im_end|>",
-        ]
-        first, tool, last = (encode(tokenizer, piece) for piece in pieces)
-        ids = first + tool + last
-        reward = EndogenousReward(model)
-        (rewards,) = reward.token_rewards([USER], [completion], [ids])
-        prompt_ids = encode(tokenizer, chatml(USER, generation_prompt=True))
-        scores = scores_from_logits(state_logits(model, prompt_ids, ids), ids, alpha=1.0)
-        # The state after the policy's first turn is the one in which it writes its second.
-        written = [*range(len(first)), *range(len(first) + len(tool), len(ids))]
-        expected = torch.zeros(len(ids))
-        for position, following in itertools.pairwise([*written, None]):
-            expected[position] = scores.taken[position] - (0.0 if following is None else scores.values[following])
-        torch.testing.assert_close(rewards, expected, atol=1e-4, rtol=0)
-        (outcome,) = reward([USER], [completion], [ids])
-        assert outcome == pytest.approx(sum(scores.log_probs[position] for position in written), abs=1e-4)
+
+@pytest.mark.parametrize("max_tokens_per_batch", [1, 50, 130, 100_000])
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [2, 0, 3, 1, 0, 0, 2]], ids=["in order", "with neighbours"])
+def test_batches_padding_and_neighbours_change_nothing(
+    model, tiny_model_path, case, expected, max_tokens_per_batch, padding_side, order
+):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_path, padding_side=padding_side)
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+
+    def take(rows: Any) -> list[Any]:
+        return [rows[i] for i in order]
+
+    reward = EndogenousReward(model, tokenizer, max_tokens_per_batch=max_tokens_per_batch)
+    actual = reward.token_rewards(*map(take, (case.prompts, case.completions, case.completion_ids)))
+    again = Expected(take(expected.logits), take(expected.actions), take(expected.finished))
+    assert_token_rewards(actual, again, "bellman", 1.0, 1.0, "terminal", 1e-4)
 
 
-class TestGauge:
-    def test_a_constant_per_state(self, model, tokenizer, case, expected):
-        # The same vector u added to every row of the head adds u.h(s) to all logits of the state s.
-        moved = copy.deepcopy(model)
-        with torch.no_grad():
-            moved.lm_head.weight += 0.5 * torch.randn(32, generator=torch.Generator().manual_seed(1))
-        constants = [
-            (after - before).mean(-1)
-            for after, before in zip(expect(moved, tokenizer, case).logits, expected.logits, strict=True)
-        ]
-        assert min(c.std().item() for c in constants) > 0.5  # they are not small, nor the same everywhere
-        batch = (case.prompts, case.completions, case.completion_ids)
-
-        gauge_free: list[Any] = [{}, {"aggregate": "mean"}, {"token_reward": "centered"}, {"token_reward": "log_prob"}]
-        for settings in gauge_free:
-            outcomes = [EndogenousReward(m, tokenizer, **settings)(*batch) for m in (model, moved)]
-            assert outcomes[1] == pytest.approx(outcomes[0], abs=1e-3), settings
-
-        before, after = (EndogenousReward(m, tokenizer).token_rewards(*batch) for m in (model, moved))
-        for old, new, c in zip(before, after, constants, strict=True):
-            # c(s_h) - c(s_{h+1}), where the terminal state has no logits.
-            torch.testing.assert_close(new - old, c[:-1] - torch.cat([c[1:-1], torch.zeros(1)]), atol=1e-3, rtol=0)
-
-
-class TestInvariance:
-    @pytest.mark.parametrize("max_tokens_per_batch", [1, 50, 130, 100_000])
-    @pytest.mark.parametrize("padding_side", ["left", "right"])
-    def test_budget_and_padding_side(self, model, tiny_model_path, case, expected, max_tokens_per_batch, padding_side):
-        tokenizer = AutoTokenizer.from_pretrained(tiny_model_path, padding_side=padding_side)
-        assert tokenizer.pad_token_id == tokenizer.eos_token_id
-        reward = EndogenousReward(model, tokenizer, max_tokens_per_batch=max_tokens_per_batch)
-        actual = reward.token_rewards(case.prompts, case.completions, case.completion_ids)
-        assert_token_rewards(actual, expected, "bellman", 1.0, 1.0, "terminal", 1e-4)
-
-    def test_order_and_neighbours(self, model, case, expected):
-        reward = EndogenousReward(model)
-        order = [2, 0, 3, 1, 0, 0, 2]
-        actual = reward.token_rewards(
-            [case.prompts[i] for i in order],
-            [case.completions[i] for i in order],
-            [case.completion_ids[i] for i in order],
-        )
-        again = Expected(
-            logits=[expected.logits[i] for i in order],
-            actions=[expected.actions[i] for i in order],
-            finished=[expected.finished[i] for i in order],
-        )
-        assert_token_rewards(actual, again, "bellman", 1.0, 1.0, "terminal", 1e-4)
-
-
-class TestScore:
-    def test_everything_about_a_completion(self, model, tokenizer, case, expected):
-        reward = EndogenousReward(model, alpha=0.7)
-        stats = reward.score(case.prompts, case.completions, case.completion_ids)
-        for row, ids, scores, finished in zip(
-            stats, case.completion_ids, expected.scores(0.7), case.finished, strict=True
-        ):
-            assert row.token_ids.tolist() == ids
-            torch.testing.assert_close(row.chosen_logits, torch.tensor(scores.taken), atol=1e-4, rtol=0)
-            values = scores.values[:-1] + [0.0 if finished else scores.values[-1]]
-            torch.testing.assert_close(row.soft_values, torch.tensor(values), atol=1e-4, rtol=0)
-            assert row.entropies is not None
-            torch.testing.assert_close(row.entropies, torch.tensor(scores.entropies), atol=1e-4, rtol=0)
-            torch.testing.assert_close(row.log_probs, torch.tensor(scores.log_probs), atol=1e-4, rtol=0)
-            assert (row.finished, row.alpha) == (finished, 0.7)
-            assert row.text == tokenizer.decode(ids)
-            text, offsets = row.text, row.offsets
-            assert text is not None and offsets is not None
-            assert "".join(text[start:stop] for start, stop in offsets) == text
-
-    def test_offsets_leave_out_what_a_tool_wrote(self, model):
-        completion = [
-            {"role": "assistant", "content": "Let me see."},
-            {"role": "tool", "name": "search", "content": "Rome"},
-            {"role": "assistant", "content": "Paris."},
-        ]
-        (stats,) = EndogenousReward(model).score([USER], [completion])
-        assert stats.text is not None and stats.offsets is not None and "Rome" in stats.text
-        assert (
-            "".join(stats.text[start:stop] for start, stop in stats.offsets) == "Let me see.<|im_end|>Paris.<|im_end|>"
-        )
-
-    def test_rewards_from_stats_are_the_rewards(self, model, case):
-        batch = (case.prompts, case.completions, case.completion_ids)
-        for form in FORMS:
-            reward = EndogenousReward(model, token_reward=form, aggregate="discounted", truncation="bootstrap")
-            stats = reward.score(*batch)
-            assert [reward.aggregate_from(row) for row in stats] == pytest.approx(reward(*batch), abs=1e-5)
-            for row, rewards in zip(stats, reward.token_rewards(*batch), strict=True):
-                torch.testing.assert_close(reward.token_rewards_from(row), rewards, atol=1e-5, rtol=0)
+def test_scored_completions_have_their_text_without_what_a_tool_wrote(model):
+    completion = [
+        {"role": "assistant", "content": "Let me see. 😀"},
+        {"role": "tool", "name": "search", "content": "Rome"},
+        {"role": "assistant", "content": "Paris."},
+    ]
+    (stats,) = EndogenousReward(model).score([USER], [completion])
+    assert stats.text is not None and stats.offsets is not None and "Rome" in stats.text
+    written = "".join(stats.text[start:stop] for start, stop in stats.offsets)
+    assert written == "Let me see. 😀<|im_end|>Paris.<|im_end|>"
 
 
 LN2, LN3, LN4, LN5 = math.log(2), math.log(3), math.log(4), math.log(5)
@@ -382,14 +244,10 @@ class TestPure:
     )
     def test_by_hand(self, settings, finished, by_token, total):
         reward = EndogenousReward(None, **settings)
-        stats = stats_by_hand(finished)
-        assert reward.token_rewards_from(stats).tolist() == pytest.approx(by_token, abs=1e-6, nan_ok=True)
-        assert reward.aggregate_from(stats) == pytest.approx(total, abs=1e-6)
-
-    def test_gaps_get_zero(self):
-        reward = EndogenousReward(None, token_reward="log_prob")
-        rewards = reward.token_rewards_from(stats_by_hand(True, with_gap=True))
-        assert rewards.tolist() == pytest.approx([LN3 - LN4, 0.0, LN2 - LN3], abs=1e-6)
+        for stats, gap in ((stats_by_hand(finished), []), (stats_by_hand(finished, with_gap=True), [0.0])):
+            expected = [by_token[0], *gap, by_token[1]]
+            assert reward.token_rewards_from(stats).tolist() == pytest.approx(expected, abs=1e-6, nan_ok=True)
+            assert reward.aggregate_from(stats) == pytest.approx(total, abs=1e-6)
 
     def test_diagnostics(self):
         short, long = stats_by_hand(True), stats_by_hand(False)
@@ -432,29 +290,11 @@ class TestPure:
 
 
 class TestPlacement:
-    def test_load(self, tiny_model_path):
-        reward = EndogenousReward(tiny_model_path)
-        assert isinstance(reward._placement, OwnCopy) and reward._placement._model is None
-        assert reward.config._name_or_path == tiny_model_path
-        assert reward.load() is reward and reward._placement._model is not None
-        assert reward([USER], [PARIS]) == EndogenousReward(tiny_model_path)([USER], [PARIS])
-
     def test_path_and_instance_agree(self, tiny_model_path, model, case):
         batch = (case.prompts, case.completions, case.completion_ids)
         expected = EndogenousReward(model)(*batch)
         assert EndogenousReward(tiny_model_path)(*batch) == expected
-        assert EndogenousReward(Path(tiny_model_path))(*batch) == expected
-
-    def test_a_trained_instance_is_refused(self, tiny_model_path):
-        policy = AutoModelForCausalLM.from_pretrained(tiny_model_path)
-        reward = EndogenousReward(policy)
-        reward([USER], [PARIS])
-        ids = torch.arange(8)[None]
-        policy(input_ids=ids, labels=ids).loss.backward()
-        torch.optim.SGD(policy.parameters(), lr=0.1).step()
-        with count_forwards(policy) as ran, pytest.raises(RuntimeError, match="has changed since"):
-            reward([USER], [PARIS])
-        assert ran == []
+        assert EndogenousReward(Path(tiny_model_path)).load()(*batch) == expected
 
     @pytest.mark.parametrize("used", [False, True], ids=["before use", "after use"])
     @pytest.mark.parametrize("kind", ["path", "instance"])
@@ -496,66 +336,68 @@ class TestBadSettings:
             ({"alpha": 0.0}, "`alpha` is 0.0.*positive and finite"),
             ({"alpha": -1.0}, "`alpha` is -1.0.*positive and finite"),
             ({"alpha": math.nan}, "`alpha` is nan.*positive and finite"),
+            ({"alpha": "1e-1"}, "`alpha` is '1e-1', but the temperature .* positive and finite"),  # so YAML reads it
             ({"gamma": 0.0}, "`gamma` is 0.0.*greater than 0 and at most 1"),
             ({"gamma": 1.5}, "`gamma` is 1.5.*greater than 0 and at most 1"),
+            ({"gamma": None}, "`gamma` is None, but a discount must be"),
             ({"discount": -0.1}, "`discount` is -0.1.*greater than 0 and at most 1"),
             ({"discount": math.nan}, "`discount` is nan"),
             ({"token_reward": "q"}, "`token_reward` is 'q', but it must be one of 'bellman', 'log_prob', 'centered'"),
+            ({"token_reward": "gain"}, "needs a second pass, without the prompt"),
             ({"aggregate": "max"}, "`aggregate` is 'max', but it must be one of 'sum', 'mean', 'discounted'"),
+            ({"aggregate": "power"}, "needs a number, such as power=0.5"),
+            ({"aggregate": "min=2"}, "needs no number: min"),
+            ({"aggregate": "first=0"}, "out of range"),
             ({"truncation": "drop"}, "`truncation` is 'drop', but it must be one of 'terminal', 'bootstrap', 'skip'"),
             ({"overlong_prompt": "cut"}, "`overlong_prompt` is 'cut', but it must be one of 'error', 'truncate_left'"),
             ({"max_tokens_per_batch": 0}, "`max_tokens_per_batch` is 0.*at least one token"),
+            ({"max_tokens_per_batch": "8192"}, "`max_tokens_per_batch` is '8192', but"),
             ({"dtype": "int8"}, "`dtype` is 'int8'"),
+            ({"device": "gpu0"}, "`device` is 'gpu0', but it must be one of torch"),
+            ({"processing_class": "gpt2"}, "`processing_class` is a str, but it must be a tokenizer"),
+            ({"criterion": ["be brief"]}, r"`criterion` is \['be brief'\], but it must be a string, a dictionary"),
+            ({"criterion": {"law": 3}}, "`criterion` is .*, but it must be a string, a dictionary"),
+            ({"correction": "longer"}, "`correction` is"),
+            ({"correction": 3}, "`correction` is"),
+            ({"correction": LengthControl}, "`correction` is"),
+            ({"correction": "clip"}, "arbitrary constants"),  # of Bellman rewards
+            ({"correction": InformationGain("x")}, "difference of log-probabilities"),
+            ({"correction": InformationGain("x"), "token_reward": "centered"}, "difference of log-probabilities"),
+            ({"correction": InformationGain(None), "token_reward": "log_prob"}, "`generalist` .* is None"),
+            *(({"model": model}, f"`model` is a {type(model).__name__}.*path or hub id, a loaded.*or None")
+              for model in (3, torch.nn.Linear(2, 2), LN2)),
         ],
         ids=str,
-    )
+    )  # fmt: skip
     def test_out_of_range_or_unknown(self, tiny_model_path, settings, message):
-        with pytest.raises(ValueError, match=message):
-            EndogenousReward(tiny_model_path, **settings)
+        with pytest.raises((ValueError, TypeError), match=message):
+            EndogenousReward(**{"model": tiny_model_path, **settings})
 
-    @pytest.mark.parametrize("model", [3, torch.nn.Linear(2, 2), LN2])
-    def test_not_a_model(self, model):
-        with pytest.raises(TypeError, match=f"`model` is a {type(model).__name__}.*path or hub id, a loaded.*or None"):
-            EndogenousReward(model)
+    def test_of_corrections(self):
+        with pytest.raises(ValueError, match=r"`decay` is 1\.0"):
+            LengthControl(decay=1.0)
+        with pytest.raises(ValueError, match=r"`low` is 2\.0 and `high` 1\.0"):
+            ClipTokens(2.0, 1.0)
+
+    @pytest.mark.parametrize("aggregate", ["mean", "power=0.5", "min"])
+    def test_aggregates_without_token_credit(self, aggregate):
+        with pytest.raises(ValueError, match="cannot be credited to single tokens"):
+            EndogenousReward(None, aggregate=aggregate).check_token_credit()
 
 
 class TestBadBatches:
-    """Each is told before the model runs."""
+    """Each is told before the model runs. All that a renderer refuses: `tests/rendering/test_renderer.py`."""
 
-    @pytest.mark.parametrize(
-        ("batch", "error", "message"),
-        [
-            ({"prompts": [], "completions": []}, ValueError, "batch is empty"),
-            (
-                {"prompts": [USER, USER], "completions": [PARIS]},
-                ValueError,
-                "`completions` has 1 entries for 2 prompts",
-            ),
-            ({"prompts": ["Hi", ""], "completions": ["a", "b"]}, ValueError, "prompt of row 1 renders to no token"),
-            (
-                {"prompts": ["Hi", "word " * 300], "completions": ["a", "b"]},
-                ValueError,
-                "Row 1 has .* prompt tokens .* more than the 256 tokens of the frozen model's context.*truncate_left",
-            ),
-        ],
-        ids=lambda value: "" if isinstance(value, dict | type) else value,
-    )
-    def test_is_refused(self, model, batch, error, message):
+    def test_is_refused(self, model):
         reward = EndogenousReward(model)
         for call in (reward, reward.token_rewards, reward.score):
-            with count_forwards(model) as ran, pytest.raises(error, match=message):
-                call(**batch)
+            with count_forwards(model) as ran, pytest.raises(ValueError, match="prompt of row 1 renders to no token"):
+                call(prompts=["Hi", ""], completions=["a", "b"])
+            with pytest.raises(
+                ValueError, match="Row 1 has .* more than the 256 tokens of the frozen model's context"
+            ):
+                call(prompts=["Hi", "word " * 300], completions=["a", "b"])
             assert ran == []
-
-    def test_a_tokenizer_larger_than_the_model(self, model, tiny_model_path):
-        tokenizer = AutoTokenizer.from_pretrained(tiny_model_path)
-        tokenizer.add_tokens(["zebra"])
-        with (
-            count_forwards(model) as ran,
-            pytest.raises(ValueError, match=r"Row 1 .*vocabulary of 308 tokens.* to 308\)"),
-        ):
-            EndogenousReward(model, tokenizer)(["Hi", "zebra"], ["a", "b"])
-        assert ran == []
 
     def test_an_instance_without_a_tokenizer(self, model):
         nameless = copy.deepcopy(model)
@@ -663,10 +505,3 @@ class TestSmolLM2:
             log_policy = torch.log_softmax(logits[:-1].double() / alpha, dim=-1)
             outcome = alpha * log_policy.gather(1, torch.tensor(ids)[:, None]).sum().item()
             assert EndogenousReward(None, alpha=alpha).aggregate_from(row) == pytest.approx(outcome, abs=1e-3)
-
-    def test_the_docstrings_example(self, smollm2):
-        prompts = [[{"role": "user", "content": "What is the capital of France?"}]] * 2
-        completions = ["The capital of France is Paris.", "The capital of France is Rome."]
-        paris, rome = EndogenousReward(*smollm2)(prompts, completions)
-        assert paris is not None and rome is not None
-        assert paris > rome

@@ -4,6 +4,7 @@
 import base64
 import io
 import pickle
+import shutil
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 from transformers import AutoTokenizer, PreTrainedModel, ProcessorMixin
-from transformers.cache_utils import DynamicLayer
 
 from endotrl import EndogenousReward
 from endotrl.rewards import (
@@ -127,18 +127,6 @@ def test_rows_that_cannot_share_a_prompt(family, visions, monkeypatch):
     assert nothing is None
     assert reward._scorer is not None and reward._scorer._shares_image_prompts is False
     assert scores == pytest.approx([vision.expected(ONE, [RED], text) for text in ANSWERS[:2]], abs=1e-4)
-
-
-def test_a_cache_of_one_row(llava, monkeypatch):
-    """Linear attention's (Qwen3.5) cannot be repeated for several completions: each runs its prompt again."""
-    for kind in DynamicLayer.__mro__:
-        if "batch_repeat_interleave" in vars(kind):
-            monkeypatch.delattr(kind, "batch_repeat_interleave")
-    reward = EndogenousReward(llava.model, llava.processor)
-    scores = reward([ONE] * 2, list(map(assistant, ANSWERS[:2])), images=[[RED], [BLUE]])
-    assert reward._scorer is not None and reward._scorer._shares_image_prompts is False
-    expected = [llava.expected(ONE, [image], text) for image, text in zip([RED, BLUE], ANSWERS[:2], strict=True)]
-    assert scores == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "gemma3"])
@@ -319,6 +307,16 @@ class TestRefused:
         tokenizer = make_tokenizer_like(llava)
         with pytest.raises(ValueError, match="there is only the tokenizer.*Pass its processor"):
             EndogenousReward(llava.model, tokenizer)(prompts=[ONE], completions=["x"], images=[[RED]])
+
+    def test_text_needs_the_tokenizer_alone(self, llava, llava_path, tmp_path):
+        folder = shutil.copytree(llava_path, tmp_path / "model", ignore=shutil.ignore_patterns("*processor*"))
+        batch: dict[str, Any] = {"prompts": ["a"], "completions": ["b"]}
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        expected = pytest.approx(EndogenousReward(llava.model, llava.processor)(**batch), abs=1e-5)
+        assert EndogenousReward(llava.model, tokenizer)(**batch) == expected
+        assert EndogenousReward(str(folder), tokenizer)(**batch) == expected
+        with pytest.raises(OSError, match="processor of .* cannot be loaded. Pass it.*or the tokenizer alone"):
+            EndogenousReward(str(folder))(**batch)
 
     def test_processors_of_other_models(self, visions):
         for ours, theirs in (("llava", "qwen2_vl"), ("qwen2_vl", "llava"), ("gemma3", "llava"), ("llava", "idefics3")):

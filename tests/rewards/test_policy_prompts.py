@@ -7,6 +7,7 @@ the trainer's own tokenization, from its generation, or is written out by hand.
 import json
 import logging
 import pickle
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,10 @@ DEEPSEEK_R1 = (
     "{% if add_generation_prompt %}{{ '<Assistant><think>\n' }}{% endif %}"
 )
 QUESTION = [{"role": "user", "content": "What is 3 times 4?"}]
+CONTINUED = [*QUESTION, {"role": "assistant", "content": "It is"}]
 PROMPTS = [QUESTION, [{"role": "user", "content": "Capital of Italy?"}]]
+TEXTS = ["3 times 4 is", "Italy's"]
+NOT_THINKING: dict[str, Any] = {"chat_template_kwargs": {"enable_thinking": False}}
 BOS = "<|im_start|>"
 
 
@@ -65,14 +69,7 @@ def multiply(a: int, b: int) -> int:
     return a * b
 
 
-def negate(a: int) -> int:
-    """
-    Negates a number.
-
-    Args:
-        a: The number.
-    """
-    return -a
+DESCRIPTION = multiply.__doc__
 
 
 @pytest.fixture(scope="module")
@@ -159,46 +156,52 @@ def warnings_logged(caplog):
         yield lambda: [r.getMessage() for r in caplog.records if r.name.startswith("endotrl")]
 
 
-class TestOwnCopy:
+SCENARIOS: dict[str, dict[str, Any]] = {
+    "GRPO, messages": {},
+    "GRPO, text": {"prompts": TEXTS},
+    "RLOO, messages": {"config": RLOOConfig},
+    "RLOO, text": {"config": RLOOConfig, "prompts": TEXTS},
+    "a rival": {"reward": MeanLogProbReward},
+    "tools, and the template that TRL swaps in": {"tools": [multiply]},
+    "a reward that is given the same": {
+        "tools": [multiply],
+        "reward": partial(EndogenousReward, chat_template_kwargs={"enable_thinking": False}),
+    },
+    "an answer behind which another turn is opened": {"prompts": [CONTINUED, QUESTION]},
+}
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_reads_what_the_policy_reads(name, path, tmp_path, warnings_logged):
     """The README's one line: the reward is told nothing."""
-
-    @pytest.mark.parametrize("kind", ["messages", "text"])
-    @pytest.mark.parametrize("config", [GRPOConfig, RLOOConfig])
-    def test_settings_of_the_trainer(self, config, kind, path, tmp_path, warnings_logged):
-        prompts = PROMPTS if kind == "messages" else ["3 times 4 is", "Italy's"]
-        reward = Watched(EndogenousReward(path))
-        kwargs = {"chat_template_kwargs": {"enable_thinking": False}, "beta": 0.1, "shuffle_dataset": False}
-        trainer = make_trainer(path, reward, tmp_path, config, prompts, **kwargs)
+    settings: dict[str, Any] = {"reward": EndogenousReward, "prompts": PROMPTS, **SCENARIOS[name]}
+    reward, prompts = Watched(settings.pop("reward")(path)), settings["prompts"]
+    trainer = make_trainer(path, reward, tmp_path, beta=0.1, shuffle_dataset=False, **NOT_THINKING, **settings)
+    if "tools" in settings:  # of which the policy has no idea
+        ask(trainer, [prompts[0]] * 2 + [prompts[1]] * 2, *answers(trainer.processing_class, 4))
+    else:
         trainer.train()
-        read = trainer._tokenize_prompts(prompts)[0]
-        assert reward.prompt_ids == [read[0], read[0], read[1], read[1]]
-        ending = "<think>\n\n</think>\n\n" if kind == "messages" else "3 times 4 is"
-        assert trainer.processing_class.decode(read[0]).endswith(ending)
-        assert not warnings_logged()
+    read = trainer._tokenize_prompts(prompts)[0]
+    assert reward.prompt_ids == [read[0], read[0], read[1], read[1]]
+    text = trainer.processing_class.decode(read[0])
+    assert text.endswith("<think>\n\n</think>\n\n" if prompts != TEXTS else TEXTS[0])
+    assert ("multiply" in text) == ("tools" in settings)
+    assert not warnings_logged()
 
-    def test_tools_and_the_template_that_trl_swaps_in(self, path, tmp_path, warnings_logged):
-        reward = Watched(EndogenousReward(path))
-        trainer = make_trainer(path, reward, tmp_path, tools=[multiply])
-        assert trainer.chat_template is not None
-        tokenizer = trainer.processing_class
-        call = {"type": "function", "function": {"name": "multiply", "arguments": {"a": 3, "b": 4}}}
-        completion = [
-            {"role": "assistant", "content": "", "tool_calls": [call]},
-            {"role": "tool", "name": "multiply", "content": "12"},
-            {"role": "assistant", "content": "12"},
-        ]
-        first = '<tool_call>\n{"name": "multiply", "arguments": {"a": 3, "b": 4}}\n</tool_call><|im_end|>'
-        result = "\n<|im_start|>user\n<tool_response>\n12\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
-        turns = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (first, result, "12<|im_end|>")]
-        ids = [token_id for turn in turns for token_id in turn]
-        ask(trainer, [QUESTION], [completion], [ids])
-        (row,) = reward.rows[-1]
-        assert row.prompt_ids == trainer._tokenize_prompts([QUESTION])[0][0]
-        assert "multiply" in tokenizer.decode(row.prompt_ids)
-        start, end = len(turns[0]), len(turns[0]) + len(turns[1])
-        assert row.action_positions == [*range(start), *range(end, len(ids))]
-        assert not warnings_logged()
 
+def rollout_of(prompt_ids: list[int] | None, completion_ids: list[int], mask: list[int] | None = None) -> Any:
+    """A rollout function that writes one completion of everything; by default, of the trainer's own prompts."""
+
+    def rollout(prompts: list[Any], trainer: Any) -> dict[str, Any]:
+        row: dict[str, Any] = {"completion_ids": completion_ids, "logprobs": [0.0] * len(completion_ids)}
+        row |= {} if mask is None else {"env_mask": mask}
+        read = trainer._tokenize_prompts(prompts)[0] if prompt_ids is None else [prompt_ids] * len(prompts)
+        return {"prompt_ids": read, **{key: [value] * len(prompts) for key, value in row.items()}}
+
+    return rollout
+
+
+class TestOwnCopy:
     @pytest.mark.skipif(Version(trl.__version__) < Version("1.14"), reason="Generation has other arguments.")
     def test_training_with_tools(self, path, tmp_path, warnings_logged, monkeypatch):
         """As TRL's own test: a call, one with a wrong argument, one without a name, and no call at all."""
@@ -227,21 +230,14 @@ class TestOwnCopy:
         assert not warnings_logged()
 
     def test_tools_of_environments(self, path, tmp_path):
-        class Multiplier:
-            def reset(self, **kwargs: Any) -> None: ...
-
-            def multiply(self, a: int, b: int) -> int:
-                """
-                Multiplies.
-
-                Args:
-                    a: The first.
-                    b: The second.
-                """
-                return a * b
-
         class Nothing:
             def reset(self, **kwargs: Any) -> None: ...
+
+        class Multiplier(Nothing):
+            def multiply(self, a: int, b: int) -> int:
+                return a * b
+
+            multiply.__doc__ = DESCRIPTION
 
         reward = Watched(EndogenousReward(path))
         factories = {"multiplier": Multiplier, "nothing": Nothing}
@@ -257,20 +253,10 @@ class TestOwnCopy:
 
     def test_what_a_rollout_made_of_the_prompts(self, path, tmp_path, warnings_logged):
         tokenizer = AutoTokenizer.from_pretrained(path)
-
-        def rollout(prompts: list[Any], trainer: Any) -> dict[str, Any]:
-            texts = [f"Q: {prompt[0]['content']} A:" for prompt in prompts]
-            completion_ids = answers(tokenizer, len(prompts))[1]
-            return {
-                "prompt_ids": [tokenizer(text)["input_ids"] for text in texts],
-                "completion_ids": completion_ids,
-                "logprobs": [[0.0] * len(ids) for ids in completion_ids],
-            }
-
-        reward = Watched(EndogenousReward(path))
-        trainer = make_trainer(path, reward, tmp_path, prompts=[QUESTION], rollout_func=rollout)
-        trainer.train()
         expected = tokenizer("Q: What is 3 times 4? A:")["input_ids"]
+        reward = Watched(EndogenousReward(path))
+        rollout = rollout_of(expected, answers(tokenizer, 1)[1][0])
+        make_trainer(path, reward, tmp_path, prompts=[QUESTION], rollout_func=rollout).train()
         assert reward.prompt_ids == [expected] * 4
         (warning,) = warnings_logged()
         assert f"has {len(expected)} tokens for the policy" in warning
@@ -284,16 +270,7 @@ class TestOwnCopy:
             tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("3*4=", "12", " 12")
         )
         completion = [*call, *result, *answer, tokenizer.eos_token_id]
-
-        def rollout(prompts: list[Any], trainer: Any) -> dict[str, Any]:
-            mask = [1] * len(call) + [0] * len(result) + [1] * (len(answer) + 1)
-            return {
-                "prompt_ids": [prompt] * len(prompts),
-                "completion_ids": [completion] * len(prompts),
-                "logprobs": [[0.0] * len(completion)] * len(prompts),
-                "env_mask": [mask] * len(prompts),
-            }
-
+        rollout = rollout_of(prompt, completion, [1] * len(call) + [0] * len(result) + [1] * (len(answer) + 1))
         reward = EndogenousReward(path)
         trainer = make_trainer(
             path, reward, tmp_path, prompts=[QUESTION], rollout_func=rollout, max_completion_length=64
@@ -310,21 +287,11 @@ class TestOwnCopy:
     def test_what_an_environment_writes_in_another_tokenizer(self, path, tiny_policy_path, tmp_path):
         tokenizer = AutoTokenizer.from_pretrained(path)
         ids = tokenizer(" It is 12.")["input_ids"]
-
-        def rollout(prompts: list[Any], trainer: Any) -> dict[str, Any]:
-            row = {"completion_ids": ids, "logprobs": [0.0] * len(ids), "env_mask": [1, *[0] * (len(ids) - 1)]}
-            prompt_ids = trainer._tokenize_prompts(prompts)[0]
-            return {"prompt_ids": prompt_ids, **{key: [value] * len(prompts) for key, value in row.items()}}
-
         reward = EndogenousReward(tiny_policy_path)
+        rollout = rollout_of(None, ids, [1, *[0] * (len(ids) - 1)])
         trainer = make_trainer(path, reward, tmp_path, prompts=["a b c"], rollout_func=rollout)
         with pytest.raises(ValueError, match="An environment wrote some tokens"):
             trainer.train()
-
-    def test_rivals(self, path, tmp_path):
-        reward = Watched(MeanLogProbReward(path))
-        trainer = make_trainer(path, reward, tmp_path, chat_template_kwargs={"enable_thinking": False})
-        assert_reads_as_policy(trainer, reward)
 
     def test_two_trainers_one_after_the_other(self, path, tmp_path):
         reward = Watched(EndogenousReward(path))
@@ -339,27 +306,31 @@ class TestOwnCopy:
         def outer(prompts: list[Any], completions: list[Any], **kwargs: Any) -> list[float]:
             return inner(prompts=[[{"role": "user", "content": "Other?"}]] * len(prompts), completions=completions)
 
-        trainer = make_trainer(path, outer, tmp_path, chat_template_kwargs={"enable_thinking": False})
+        trainer = make_trainer(path, outer, tmp_path, **NOT_THINKING)
         trainer.train()
         other = trainer._tokenize_prompts([[{"role": "user", "content": "Other?"}]])[0]
         assert inner.prompt_ids == other * 4
 
     def test_the_criterion_is_the_rewards_own(self, path, tmp_path, warnings_logged):
         reward = Watched(EndogenousReward(path, criterion="Be exact."))
-        trainer = make_trainer(
-            path, reward, tmp_path, prompts=[QUESTION], chat_template_kwargs={"enable_thinking": False}
-        )
+        trainer = make_trainer(path, reward, tmp_path, prompts=[QUESTION], **NOT_THINKING)
         trainer.train()
         judged = [{"role": "system", "content": "Be exact."}, *QUESTION]
         assert reward.prompt_ids == trainer._tokenize_prompts([judged])[0] * 4
         assert not warnings_logged()
 
 
+@pytest.fixture(scope="module")
+def trainer_of_templates(path, tmp_path_factory):
+    """One for all of them, which costs less than one for each."""
+    return make_trainer(path, EndogenousReward(path), tmp_path_factory.mktemp("templates"))
+
+
 @pytest.mark.parametrize("name", [*NAMES, "mistral", "deepseek_r1"])
-def test_every_template_of_trl(name, path, tmp_path):
+def test_every_template_of_trl(name, path, trainer_of_templates):
     """The reward renders what the trainer's own tokenization gives, without being given its token ids."""
     written = {"mistral": MISTRAL, "deepseek_r1": DEEPSEEK_R1}
-    trainer = shared_trainer(path, tmp_path)
+    trainer = trainer_of_templates
     tokenizer = trainer.processing_class
     tokenizer.chat_template = written.get(name) or (TEMPLATES / f"{name}.jinja").read_text()
     reads_parts = name in ("smolvlm", "idefics3", "llava_next")
@@ -382,16 +353,6 @@ def test_every_template_of_trl(name, path, tmp_path):
         assert watched.prompt_ids == trainer._tokenize_prompts([prompt])[0]
 
 
-_TRAINERS: dict[str, Any] = {}
-
-
-def shared_trainer(path: str, folder: Path) -> Any:
-    """One for all templates, which costs less than one for each."""
-    if path not in _TRAINERS:
-        _TRAINERS[path] = make_trainer(path, EndogenousReward(path), folder)
-    return _TRAINERS[path]
-
-
 class TestGiven:
     """What the user gave to the reward holds."""
 
@@ -409,20 +370,13 @@ class TestGiven:
         assert f"from token {len(expected)} on: '<think>\\n' for the policy, ''" in warning
         assert "The reward's are scored" in warning and "leave them out" in warning
 
-    def test_the_same_arguments_as_the_trainers(self, path, tmp_path, warnings_logged):
-        kwargs = {"enable_thinking": False}
-        reward = Watched(EndogenousReward(path, chat_template_kwargs=kwargs))
-        trainer = make_trainer(path, reward, tmp_path, tools=[multiply], chat_template_kwargs=dict(kwargs))
-        assert_reads_as_policy(trainer, reward)
-        assert not warnings_logged()
-
     def test_a_tokenizer_with_another_template(self, path, tmp_path, warnings_logged):
         tokenizer = AutoTokenizer.from_pretrained(path)
-        tokenizer.chat_template = "{{ tools | length }} tools, {{ messages[0].content }}"
+        tokenizer.chat_template = "{{ tools | length }} tool, {{ messages[0].content }}"
         reward = Watched(EndogenousReward(path, tokenizer))
-        trainer = make_trainer(path, reward, tmp_path, prompts=[QUESTION], tools=[multiply, negate])
+        trainer = make_trainer(path, reward, tmp_path, prompts=[QUESTION], tools=[multiply])
         trainer.train()
-        expected = tokenizer("2 tools, What is 3 times 4?", add_special_tokens=False)["input_ids"]
+        expected = tokenizer("1 tool, What is 3 times 4?", add_special_tokens=False)["input_ids"]
         assert reward.prompt_ids == [expected] * 4
         (warning,) = warnings_logged()
         assert "other prompts than the reward renders" in warning
@@ -454,9 +408,7 @@ def test_tokens_that_were_added_to_the_policys_tokenizer(path, tmp_path):
 class TestBind:
     def test_before_training(self, path, tmp_path):
         reward = EndogenousReward(path)
-        trainer = make_trainer(
-            path, reward, tmp_path, tools=[multiply], chat_template_kwargs={"enable_thinking": False}
-        )
+        trainer = make_trainer(path, reward, tmp_path, tools=[multiply], **NOT_THINKING)
         assert reward.bind(trainer) is reward and not reward.is_shared
         expected = {"enable_thinking": False, "tools": [multiply], "chat_template": trainer.chat_template}
         assert reward.chat_template_kwargs == expected
@@ -474,7 +426,7 @@ class TestBind:
             str(tmp_path),
             per_device_train_batch_size=2,
             max_completion_length=4,
-            chat_template_kwargs={"enable_thinking": False},
+            **NOT_THINKING,
             **QUIET,
             **({"num_generations": 2} if algorithm == "DenseGRPO" else {}),
         )
@@ -487,7 +439,7 @@ class TestBind:
 
     def test_pickled(self, path, tmp_path):
         reward = EndogenousReward(path)
-        trainer = make_trainer(path, reward, tmp_path, chat_template_kwargs={"enable_thinking": False})
+        trainer = make_trainer(path, reward, tmp_path, **NOT_THINKING)
         copy = Watched(pickle.loads(pickle.dumps(reward.bind(trainer))))
         assert copy.reward.chat_template_kwargs == {}  # of no trainer
         trainer.reward_funcs = [copy]
@@ -495,33 +447,22 @@ class TestBind:
 
 
 class TestOnlineDPO:
-    CONTINUED = [*QUESTION, {"role": "assistant", "content": "It is"}]
-
     @pytest.mark.parametrize("placement", ["own copy", "attached"])
     def test_an_open_answer_is_continued(self, placement, path, tmp_path):
         reward = EndogenousReward(path if placement == "own copy" else None)
         watched = Watched(reward)
-        trainer = make_trainer(path, watched, tmp_path, OnlineDPOConfig, [self.CONTINUED])
+        trainer = make_trainer(path, watched, tmp_path, OnlineDPOConfig, [CONTINUED])
         if placement == "attached":
             reward.attach(trainer)
         trainer.train()
         text = trainer.processing_class.decode(watched.prompt_ids[0])
         assert text.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\nIt is")
 
-    def test_groups_open_another_turn(self, path, tmp_path):
-        reward = Watched(EndogenousReward(path))
-        trainer = make_trainer(path, reward, tmp_path, prompts=[self.CONTINUED])
-        trainer.train()
-        assert reward.prompt_ids == trainer._tokenize_prompts([self.CONTINUED])[0] * 4
-        assert trainer.processing_class.decode(reward.prompt_ids[0]).endswith(
-            "It is<|im_end|>\n<|im_start|>assistant\n"
-        )
-
     def test_text_goes_on_with_the_open_answer(self, path, tmp_path):
         reward = EndogenousReward(path)
-        trainer = make_trainer(path, reward, tmp_path, OnlineDPOConfig, [self.CONTINUED])
+        trainer = make_trainer(path, reward, tmp_path, OnlineDPOConfig, [CONTINUED])
         reward.bind(trainer)
-        (row,) = reward._render([self.CONTINUED], [[{"role": "assistant", "content": " 12."}]], None, {})
+        (row,) = reward._render([CONTINUED], [[{"role": "assistant", "content": " 12."}]], None, {})
         tokenizer = trainer.processing_class
         assert tokenizer.decode(row.prompt_ids).endswith("\n\nIt is")
         assert tokenizer.decode(row.completion_ids) == " 12.<|im_end|>"
@@ -553,7 +494,7 @@ class TestSentenceReward:
         model.save_pretrained(folder)
         AutoTokenizer.from_pretrained(path).save_pretrained(folder)
         reward = SentenceReward(folder)
-        trainer = make_trainer(path, reward, tmp_path, chat_template_kwargs={"enable_thinking": False})
+        trainer = make_trainer(path, reward, tmp_path, **NOT_THINKING)
         completions, ids = answers(trainer.processing_class, 1)
         ask(trainer, [QUESTION], completions, ids)
         (row,) = reward._prompts.of()([QUESTION], completions, ids)
@@ -584,34 +525,28 @@ class TestProcessors:
     def model(self, processor):
         return LlamaForCausalLM(LlamaConfig(vocab_size=len(processor.tokenizer), **SMALL))
 
-    def test_its_own_template(self, processor, model):
-        parts = [{"role": "user", "content": [{"type": "text", "text": "Two plus two?"}]}]
-        text = [{"role": "user", "content": "Two plus two?"}]
-        answer = [{"role": "assistant", "content": "Four."}]
-        expected = processor.apply_chat_template(parts, add_generation_prompt=True, tokenize=True)[0]
-        rows = EndogenousReward(model, processor)._render([parts, text], [answer, answer], None, {})
-        assert [row.prompt_ids for row in rows] == [expected, expected]
-        assert [processor.tokenizer.decode(row.completion_ids).lstrip() for row in rows] == ["Four.<|im_end|>"] * 2
-
-    def test_its_bos(self, processor, model):
+    @pytest.mark.parametrize("writes_bos", [None, False, True], ids=["none", "tokenizer", "template and tokenizer"])
+    def test_its_template_and_bos(self, writes_bos, processor, model):
         from tokenizers import processors
 
         bos_id = processor.tokenizer.convert_tokens_to_ids(BOS)
-        processor.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{BOS} $A", special_tokens=[(BOS, bos_id)]
-        )
-        template = processor.chat_template
-        ids = [processor.tokenizer.eos_token_id]
-        for own in (template, "{{ bos_token }}" + template):
-            processor.chat_template = own
-            parts = [{"role": "user", "content": [{"type": "text", "text": "Two plus two?"}]}]
-            expected = processor.apply_chat_template(parts, add_generation_prompt=True, tokenize=True)[0]
-            assert expected.count(bos_id) == 1
-            given, encoded = EndogenousReward(model, processor)._render(
-                [parts] * 2, ["", "Four."], [ids, [259] * 9], {}
+        if writes_bos is not None:
+            processor.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+                single=f"{BOS} $A", special_tokens=[(BOS, bos_id)]
             )
-            assert given.prompt_ids == encoded.prompt_ids == expected
-            assert processor.tokenizer.decode(encoded.completion_ids).lstrip() == "Four.<|im_end|>"
+        processor.chat_template = ("{{ bos_token }}" if writes_bos else "") + processor.chat_template
+        parts = [{"role": "user", "content": [{"type": "text", "text": "Two plus two?"}]}]
+        text = [{"role": "user", "content": "Two plus two?"}]
+        expected = processor.apply_chat_template(parts, add_generation_prompt=True, tokenize=True)[0]
+        assert expected.count(bos_id) == (writes_bos is not None)
+        answer = [{"role": "assistant", "content": "Four."}]
+        reward = EndogenousReward(model, processor)
+        foreign = [259] * 9
+        rows = reward._render([parts, text], [answer] * 2, None, {})
+        rows += reward._render([parts] * 2, ["", "Four."], [[processor.tokenizer.eos_token_id], foreign], {})
+        assert [row.prompt_ids for row in rows] == [expected] * 4
+        written = [processor.tokenizer.decode(row.completion_ids).lstrip() for row in rows]
+        assert written == ["Four.<|im_end|>"] * 2 + ["<|im_end|>", "Four.<|im_end|>"]
 
 
 class TestColumnsOfDatasets:
@@ -646,12 +581,20 @@ class TestColumnsOfDatasets:
         ask(trainer, PROMPTS, *answers(trainer.processing_class, 2), tools=[self.TOOLS] * 2)
         assert reward.prompt_ids == trainer._tokenize_prompts(PROMPTS)[0]
 
-    def test_something_else(self, path: str) -> None:
-        completions = answers(AutoTokenizer.from_pretrained(path), 1)[0]
-        with pytest.raises(ValueError, match="`tools` of a row is a str, but it must be a list"):
-            EndogenousReward(path)(prompts=[QUESTION], completions=completions, tools=["hammer"])
-        with pytest.raises(ValueError, match="`tools` has 2 entries for 1 prompts"):
-            EndogenousReward(path)(prompts=[QUESTION], completions=completions, tools=[None, self.TOOLS])
+    @pytest.mark.parametrize(
+        ("number", "columns", "error", "message"),
+        [
+            (1, {"tools": ["hammer"]}, ValueError, "`tools` of a row is a str, but it must be a list"),
+            (1, {"tools": [None, TOOLS]}, ValueError, "`tools` has 2 entries for 1 prompts"),
+            (4, {"tools": [TOOLS, None, None]}, ValueError, "`completions` has 4 entries for 3 prompts"),
+            (2, {"tools": [TOOLS, None, None]}, TypeError, "The completion of row 2 is int 5"),
+        ],
+    )
+    def test_what_does_not_go_together(self, number, columns, error, message, path):
+        completions = answers(AutoTokenizer.from_pretrained(path), number)[0] + [5] * (number == 2)
+        prompts = [QUESTION] * min(len(completions), 3)
+        with pytest.raises(error, match=message):
+            EndogenousReward(path)(prompts=prompts, completions=completions, **columns)
 
     def test_files(self, path: str, tmp_path: Path) -> None:
         rows = [{"prompt": QUESTION, "completion": answers(AutoTokenizer.from_pretrained(path), 1)[0][0]}] * 3
@@ -693,13 +636,6 @@ class TestColumnsOfDatasets:
         pair = {"prompt": QUESTION, "chosen": answers(tokenizer, 1)[0][0], "rejected": answers(tokenizer, 1)[0][0]}
         encoded = [encode({**pair, "tools": own}) for own in tools]
         assert encoded[0]["chosen_ids"] != encoded[1]["chosen_ids"]
-
-    def test_a_batch_that_does_not_go_together(self, path):
-        completions = answers(AutoTokenizer.from_pretrained(path), 4)[0]
-        with pytest.raises(ValueError, match="`completions` has 4 entries for 3 prompts"):
-            EndogenousReward(path)(prompts=[QUESTION] * 3, completions=completions, tools=[self.TOOLS, None, None])
-        with pytest.raises(TypeError, match="The completion of row 2 is int 5"):
-            EndogenousReward(path)([QUESTION] * 3, [*completions[:2], 5], tools=[self.TOOLS, None, None])
 
     def test_some_rows_of_a_dataset(self, path):
         completion = answers(AutoTokenizer.from_pretrained(path), 1)[0][0]

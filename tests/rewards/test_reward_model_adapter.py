@@ -7,7 +7,6 @@ model. The trainer itself, which TRL had up to 1.12: `tests/compat/test_trl_ppo.
 import copy
 import logging
 import pickle
-from typing import Any
 
 import pytest
 import torch
@@ -64,19 +63,15 @@ def given_to_the_reward(reward: EndogenousReward, tokenizer: PreTrainedTokenizer
     return torch.tensor(rewards)
 
 
-def padded(tokenizer: PreTrainedTokenizerBase, **kwargs: Any) -> tuple[Tensor, int, int]:
-    batch, context = make_batch(queries_of(tokenizer), RESPONSES, PAD, **kwargs)
-    return batch, PAD, context
-
-
 @pytest.fixture(scope="module")
 def model(tiny_policy_path):
     return EndogenousReward(tiny_policy_path).as_reward_model()
 
 
 @pytest.fixture(scope="module")
-def expected(model, tokenizer):
-    return scores_of(model, *padded(tokenizer))
+def batch(tokenizer):
+    """Query-responses, and the context length."""
+    return make_batch(queries_of(tokenizer), RESPONSES, PAD)
 
 
 class TestEquality:
@@ -84,7 +79,7 @@ class TestEquality:
     @pytest.mark.parametrize("token_reward", ["bellman", "log_prob", "centered"])
     @pytest.mark.parametrize("truncation", ["terminal", "bootstrap"])
     def test_the_rewards_of_the_reward_function(
-        self, tiny_policy_path, tokenizer, aggregate, token_reward, truncation
+        self, tiny_policy_path, tokenizer, batch, aggregate, token_reward, truncation
     ):
         reward = EndogenousReward(
             tiny_policy_path,
@@ -95,8 +90,7 @@ class TestEquality:
             discount=0.8,
             truncation=truncation,
         )
-        batch, context = make_batch(queries_of(tokenizer), RESPONSES, PAD)
-        scores = scores_of(reward.as_reward_model(), batch, PAD, context)
+        scores = scores_of(reward.as_reward_model(), batch[0], PAD, batch[1])
         torch.testing.assert_close(scores, given_to_the_reward(reward, tokenizer), atol=1e-5, rtol=0)
 
     def test_response_truncated_at_the_stop_token(self, model, tokenizer):
@@ -133,30 +127,27 @@ class TestEquality:
 
 
 class TestInvariance:
-    @pytest.mark.parametrize(("left", "right"), [(0, 1), (3, 0), (2, 4)])
-    def test_padding(self, model, tokenizer, expected, left, right):
-        scores = scores_of(model, *padded(tokenizer, extra_left=left, extra_right=right))
-        torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
-
-    def test_queries_padded_on_the_right(self, model, tokenizer, expected):
-        # TRL hides the padding from the policy wherever it stands.
+    def test_padding(self, model, tokenizer, batch):
+        expected = scores_of(model, batch[0], PAD, batch[1])
         queries = queries_of(tokenizer)
-        context = max(map(len, queries))
-        queries = [query + [PAD] * (context - len(query)) for query in queries]
-        batch, _ = make_batch(queries, RESPONSES, PAD)
-        torch.testing.assert_close(scores_of(model, batch, PAD, context), expected, atol=1e-5, rtol=0)
+        # TRL hides the padding from the policy wherever it stands.
+        padded_right = [query + [PAD] * (batch[1] - len(query)) for query in queries]
+        # `tokenizer.add_special_tokens({"pad_token": "[PAD]"})`, as in TRL's examples, without growing the model.
+        outside = len(tokenizer)
+        for given, pad, left, right in (
+            (queries, PAD, 0, 1), (queries, PAD, 3, 0), (queries, PAD, 2, 4),
+            (padded_right, PAD, 0, 0), (queries, outside, 0, 0),
+        ):  # fmt: skip
+            other, context = make_batch(given, RESPONSES, pad, left, right)
+            torch.testing.assert_close(scores_of(model, other, pad, context), expected, atol=1e-5, rtol=0)
 
-    def test_batch_size_and_order(self, model, tokenizer, expected):
-        batch, _, context = padded(tokenizer)
-        alone = torch.cat([scores_of(model, row[None], PAD, context) for row in batch])
+    def test_batch_size_and_order(self, model, batch):
+        expected = scores_of(model, batch[0], PAD, batch[1])
+        alone = torch.cat([scores_of(model, row[None], PAD, batch[1]) for row in batch[0]])
         torch.testing.assert_close(alone, expected, atol=1e-5, rtol=0)
         order = [3, 0, 4, 2, 1]
-        torch.testing.assert_close(scores_of(model, batch[order], PAD, context), expected[order], atol=1e-5, rtol=0)
-
-    def test_pad_token_outside_the_vocabulary(self, model, tokenizer, expected):
-        # `tokenizer.add_special_tokens({"pad_token": "[PAD]"})`, as in TRL's examples, without growing the model.
-        batch, context = make_batch(queries_of(tokenizer), RESPONSES, pad=len(tokenizer))
-        torch.testing.assert_close(scores_of(model, batch, len(tokenizer), context), expected, atol=1e-5, rtol=0)
+        reordered = scores_of(model, batch[0][order], PAD, batch[1])
+        torch.testing.assert_close(reordered, expected[order], atol=1e-5, rtol=0)
 
 
 class TestPadIsEos:
@@ -213,18 +204,17 @@ class TestPadIsEos:
 
 
 class TestModule:
-    def test_frozen_model_is_no_part_of_it(self, tiny_policy_path, tokenizer):
+    def test_frozen_model_is_no_part_of_it(self, tiny_policy_path, tokenizer, batch):
         lm = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
         before = weights(lm)
         model = EndogenousReward(lm, tokenizer).as_reward_model()
-        batch, context = make_batch(queries_of(tokenizer), RESPONSES, PAD)
-        expected = scores_of(model, batch, PAD, context)
+        expected = scores_of(model, batch[0], PAD, batch[1])
         assert list(model.state_dict()) == ["placeholder"]
         assert not any(parameter.requires_grad for parameter in model.parameters())
         model.load_state_dict(model.state_dict())
         model = model.to(torch.float16).train()
         assert lm.dtype == torch.float32
-        assert torch.equal(scores_of(model, batch, PAD, context), expected)
+        assert torch.equal(scores_of(model, batch[0], PAD, batch[1]), expected)
         assert_same_to_the_bit(before, weights(lm))
 
     def test_what_deepspeed_reads(self, model):
@@ -232,30 +222,27 @@ class TestModule:
         assert next(model.parameters()).dtype == torch.float32
 
     @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
-    def test_copies(self, tiny_policy_path, tokenizer, duplicate):
+    def test_copies(self, tiny_policy_path, batch, duplicate):
         model = EndogenousReward(tiny_policy_path, alpha=0.7).as_reward_model()
-        batch, context = make_batch(queries_of(tokenizer), RESPONSES, PAD)
-        expected = scores_of(model, batch, PAD, context)
+        expected = scores_of(model, batch[0], PAD, batch[1])
         assert len(pickle.dumps(model)) < 100_000  # no weights
-        assert torch.equal(scores_of(duplicate(model), batch, PAD, context), expected)
+        assert torch.equal(scores_of(duplicate(model), batch[0], PAD, batch[1]), expected)
 
 
 class TestRefused:
     @pytest.mark.parametrize(
-        ("settings", "message"),
+        ("settings", "error", "message"),
         [
-            ({"truncation": "skip"}, "truncation='skip'.*missing_eos_penalty"),
-            ({"criterion": "Be brief."}, "`criterion`.*tokenize the queries with it"),
-            ({"criterion": {"law": "Be exact."}}, "`criterion`"),
+            ({"truncation": "skip"}, ValueError, "truncation='skip'.*missing_eos_penalty"),
+            ({"criterion": "Be brief."}, ValueError, "`criterion`.*tokenize the queries with it"),
+            ({"criterion": {"law": "Be exact."}}, ValueError, "`criterion`"),
+            ({"correction": "length"}, ValueError, "single responses"),
+            ({"model": None}, RuntimeError, r"reward\.attach\(trainer\)"),
         ],
     )
-    def test_settings(self, tiny_policy_path, settings, message):
-        with pytest.raises(ValueError, match=message):
-            EndogenousReward(tiny_policy_path, **settings).as_reward_model()
-
-    def test_without_a_model(self):
-        with pytest.raises(RuntimeError, match=r"reward\.attach\(trainer\)"):
-            EndogenousReward(model=None).as_reward_model()
+    def test_settings(self, tiny_policy_path, settings, error, message):
+        with pytest.raises(error, match=message):
+            EndogenousReward(**{"model": tiny_policy_path, **settings}).as_reward_model()
 
     def test_another_caller(self, model):
         with pytest.raises(RuntimeError, match=r"not by TRL's `get_reward`.*reward_model\(query_responses"):

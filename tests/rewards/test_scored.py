@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from endotrl import EndogenousReward, TokenStats
+from endotrl.reporting import heat_maps
+from endotrl.rewards.scored import heat_map_row
 
 
 PROMPTS = [[{"role": "user", "content": "<b>What</b> is the capital?"}]] * 2 + [[{"role": "user", "content": "Hello"}]]
@@ -74,3 +76,26 @@ def test_a_completion_without_a_reward_stands_last(tiny_model_path):
     assert scored.rewards[0] is None and scored.rewards[1] is not None
     html = scored._repr_html_()
     assert html.index("no reward") > html.index("reward −") and "–</td>" in html
+
+
+def test_bellman_rewards_are_coloured_by_log_probability(reward, tiny_model_path):
+    log_prob = EndogenousReward(tiny_model_path, token_reward="log_prob", device="cpu", dtype="float32")
+    scored = reward.score(PROMPTS, ANSWERS)
+    for theirs, ours in zip(log_prob.score(PROMPTS, ANSWERS), scored, strict=True):
+        row = heat_map_row(reward, ours)
+        assert row.contributions == pytest.approx(theirs.log_probs.tolist(), abs=1e-5)
+        # The Bellman rewards themselves are there to be pointed at.
+        assert row.columns["token reward"] == reward.token_rewards_from(ours).tolist()
+    page = heat_maps([heat_map_row(reward, stats) for stats in scored])
+    assert "</span>0.0</span>" in page and 'class="t p' not in page  # of one sign: a sequential scale
+
+
+@pytest.mark.slow
+def test_the_wrong_word_has_the_strongest_colour(smollm2_path):
+    reward = EndogenousReward(smollm2_path, device="cpu", dtype="float32")
+    prompts = [[{"role": "user", "content": "What is the capital of France?"}]] * 2
+    answers = [[{"role": "assistant", "content": f"The capital of France is {city}."}] for city in ("Paris", "Rome")]
+    page = heat_maps([heat_map_row(reward, stats) for stats in reward.score(prompts, answers)])
+
+    words = {word: shade for shade, word in re.findall(r'<span class="t ?(\w*)[^>]*>(Paris|Rome)<', page)}
+    assert words == {"Paris": "", "Rome": "n8"}

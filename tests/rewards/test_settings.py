@@ -73,21 +73,6 @@ def test_positional_settings_warn_for_one_release():
         EndogenousReward(None, None, 0.7, alpha=0.7)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"aggregate": "max"}, "`aggregate` is 'max', but it must be one of 'sum', 'mean'"),
-        ({"aggregate": "power"}, "needs a number, such as power=0.5"),
-        ({"aggregate": "min=2"}, "needs no number: min"),
-        ({"aggregate": "first=0"}, "out of range"),
-        ({"token_reward": "gain"}, "needs a second pass, without the prompt"),
-    ],
-)
-def test_forms_that_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
-        EndogenousReward(None, **settings)
-
-
 def test_a_discount_in_the_aggregate():
     reward = EndogenousReward(None, aggregate="discounted=0.9")
     assert (reward.aggregate, reward.discount, parse_aggregate("discounted")) == (
@@ -95,9 +80,3 @@ def test_a_discount_in_the_aggregate():
         0.9,
         ("discounted", None),
     )
-
-
-@pytest.mark.parametrize("aggregate", ["mean", "power=0.5", "min"])
-def test_aggregates_without_token_credit(aggregate):
-    with pytest.raises(ValueError, match="cannot be credited to single tokens"):
-        EndogenousReward(None, aggregate=aggregate).check_token_credit()

@@ -4,7 +4,6 @@
 placement of the frozen weights; and that those weights are the same to the bit after training.
 """
 
-import copy
 import pickle
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 from datasets import Dataset
 from packaging.version import Version
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
@@ -145,68 +144,45 @@ def own_model(reward: EndogenousReward) -> PreTrainedModel:
 
 
 class TestDropIn:
-    @pytest.mark.parametrize("kind", ["plain", "conversational"])
-    @pytest.mark.parametrize("config_class", [GRPOConfig, RLOOConfig])
-    def test_group_trainers(self, config_class, kind, tiny_policy_path, tmp_path):
+    @pytest.mark.parametrize("kind", DATASETS)
+    @pytest.mark.parametrize("config_class", [GRPOConfig, RLOOConfig, OnlineDPOConfig])
+    def test_trainers(self, config_class, kind, tiny_policy_path, tmp_path):
         reward = EndogenousReward(tiny_policy_path)
         before = weights(own_model(reward))
-        trainer, calls = train(tiny_policy_path, reward, tmp_path, config_class, DATASETS[kind], beta=0.1, max_steps=3)
-        assert history(trainer, "rewards/endogenous_reward/std") == pytest.approx(
-            [torch.tensor(rewards_of(tiny_policy_path, call)).std().item() for call in calls], abs=1e-4
-        )
+        in_groups = config_class is not OnlineDPOConfig
+        settings = {"beta": 0.1, "max_steps": 3, **({"log_completions": True} if in_groups else {})}
+        trainer, calls = train(tiny_policy_path, reward, tmp_path, config_class, DATASETS[kind], **settings)
+        assert_same_to_the_bit(before, own_model(reward).state_dict())
+        # The policy did train.
+        policy = trainer.model.state_dict()
+        assert not any(torch.equal(tensor, policy[name]) for name, tensor in before.items())
+        if not in_groups:
+            # The trainer pads completions: some of these do end early, and what follows the end is not scored.
+            assert any(ids[-1] == 0 for call in calls for ids in call["completion_ids"])
+            return
         # The recorder has weight 0: TRL's total is the endogenous reward alone.
         means = history(trainer, "rewards/endogenous_reward/mean")
         assert history(trainer, "reward") == pytest.approx(means, abs=1e-4)
-        assert_same_to_the_bit(before, own_model(reward).state_dict())
-        # The policy did train.
-        moved = [
-            not torch.equal(before[name], tensor)
-            for name, tensor in trainer.model.state_dict().items()
-            if name in before
-        ]
-        assert all(moved)
-
-    @pytest.mark.parametrize("kind", ["plain", "conversational"])
-    def test_online_dpo(self, kind, tiny_policy_path, tmp_path):
-        reward = EndogenousReward(tiny_policy_path)
-        before = weights(own_model(reward))
-        _, calls = train(tiny_policy_path, reward, tmp_path, OnlineDPOConfig, DATASETS[kind])
-        # The trainer pads completions: some of these do end early, and what follows the end is not scored.
-        assert any(ids[-1] == 0 for call in calls for ids in call["completion_ids"])
-        assert_same_to_the_bit(before, own_model(reward).state_dict())
-
-    @pytest.mark.parametrize("pad", ["<pad>", "<eos>", "<unk>"])
-    def test_padding_after_the_end_is_not_scored(self, pad, tiny_policy_path):
-        tokenizer = AutoTokenizer.from_pretrained(tiny_policy_path)
-        pad_id = tokenizer.convert_tokens_to_ids(pad)
-        reward = EndogenousReward(tiny_policy_path)
-        unpadded = [[10, 11, EOS], [10], [10, 11, 12, 12, 12], [EOS]]
-        padded = [[10, 11, EOS, *[pad_id] * 3], [10], [10, 11, 12, 12, 12], [EOS, *[pad_id] * 5]]
-        completions = tokenizer.batch_decode(unpadded, skip_special_tokens=True)
-        batch = {"prompts": ["a b"] * 4, "completions": completions}
-        expected = [row.token_ids.tolist() for row in reward.score(**batch, completion_ids=unpadded)]
-        assert expected == unpadded
-        assert [row.token_ids.tolist() for row in reward.score(**batch, completion_ids=padded)] == unpadded
-        assert reward(**batch, completion_ids=padded) == reward(**batch, completion_ids=unpadded)
-
-    @pytest.mark.parametrize("config_class", [GRPOConfig, RLOOConfig])
-    def test_several_rewards_and_weights(self, config_class, tiny_policy_path, tmp_path):
-        total = EndogenousReward(tiny_policy_path, name="total")
-        per_token = EndogenousReward(tiny_policy_path, aggregate="mean", name="per_token")
-        recorder = Recorder()
-        args = make_args(config_class, tmp_path, reward_weights=[0.5, 2.0, 0.0])
-        trainer = make_trainer(tiny_policy_path, [total, per_token, recorder], args)
-        trainer.train()
-        rows = [reference_scores(tiny_policy_path, call) for call in recorder.calls]
-        sums = [sum(row["reward"] for row in step) / len(step) for step in rows]
-        means = [sum(row["reward"] / row["length"] for row in step) / len(step) for step in rows]
-        assert history(trainer, "rewards/total/mean") == pytest.approx(sums, abs=1e-4)
-        assert history(trainer, "rewards/per_token/mean") == pytest.approx(means, abs=1e-4)
-        for name in ("total", "per_token"):  # a figure of the completions, not of the aggregate
-            assert history(trainer, f"{name}/reward_per_token") == pytest.approx(means, abs=1e-4)
-        assert history(trainer, "reward") == pytest.approx(
-            [0.5 * s + 2.0 * m for s, m in zip(sums, means, strict=True)], abs=1e-4
-        )
+        for step, call in enumerate(calls):
+            rows = reference_scores(tiny_policy_path, call)
+            rewards = torch.tensor([row["reward"] for row in rows])
+            lengths = torch.tensor([float(row["length"]) for row in rows])
+            expected = {
+                "rewards/endogenous_reward/std": rewards.std(),
+                "endogenous_reward/reward_per_token": (rewards / lengths).mean(),
+                "endogenous_reward/log_prob_per_token": rewards.sum() / lengths.sum(),
+                "endogenous_reward/entropy": torch.cat([row["entropies"] for row in rows]).mean(),
+                "endogenous_reward/truncated_fraction": sum(row["truncated"] for row in rows) / len(rows),
+                "endogenous_reward/length_correlation": torch.corrcoef(torch.stack([rewards, lengths]))[0, 1],
+            }
+            for key, value in expected.items():
+                assert history(trainer, key)[step] == pytest.approx(float(value), abs=1e-4), key
+            if config_class is RLOOConfig:  # prints its table, and writes no file
+                continue
+            table = pd.read_parquet(tmp_path / "completions" / f"completions_{step + 1:05d}.parquet")
+            assert table["endogenous_reward"].tolist() == pytest.approx(rewards.tolist(), abs=1e-4)
+            per_token = (rewards / lengths).tolist()
+            assert table["endogenous_reward/per_token"].tolist() == pytest.approx(per_token, abs=1e-4)
 
     def test_criterion_is_scored_but_not_generated_from(self, tiny_policy_path, tmp_path):
         prompts = [*CONVERSATIONAL["prompt"]]
@@ -287,37 +263,6 @@ class TestNoReward:
         )
 
 
-class TestLogging:
-    @pytest.mark.parametrize("config_class", [GRPOConfig, RLOOConfig])
-    def test_metrics_and_table(self, config_class, tiny_policy_path, tmp_path):
-        reward, recorder = EndogenousReward(tiny_policy_path), Recorder()
-        args = make_args(config_class, tmp_path, reward_weights=[1.0, 0.0], log_completions=True, max_steps=3)
-        trainer = make_trainer(tiny_policy_path, [reward, recorder], args)
-        trainer.train()
-        for step, call in enumerate(recorder.calls):
-            rows = reference_scores(tiny_policy_path, call)
-            rewards = torch.tensor([row["reward"] for row in rows])
-            lengths = torch.tensor([float(row["length"]) for row in rows])
-            expected = {
-                "reward_per_token": (rewards / lengths).mean(),
-                "log_prob_per_token": rewards.sum() / lengths.sum(),
-                "entropy": torch.cat([row["entropies"] for row in rows]).mean(),
-                "truncated_fraction": sum(row["truncated"] for row in rows) / len(rows),
-                "length_correlation": torch.corrcoef(torch.stack([rewards, lengths]))[0, 1],
-            }
-            for key, value in expected.items():
-                logged = history(trainer, f"endogenous_reward/{key}")
-                assert len(logged) == 3
-                assert logged[step] == pytest.approx(float(value), abs=1e-4), key
-            if config_class is RLOOConfig:  # prints its table, and writes no file
-                continue
-            table = pd.read_parquet(tmp_path / "completions" / f"completions_{step + 1:05d}.parquet")
-            assert table["endogenous_reward"].tolist() == pytest.approx(rewards.tolist(), abs=1e-4)
-            assert table["endogenous_reward/per_token"].tolist() == pytest.approx(
-                (rewards / lengths).tolist(), abs=1e-4
-            )
-
-
 class TestShared:
     """`model=None` and `attach`: the trainer's own frozen weights."""
 
@@ -335,28 +280,16 @@ class TestShared:
     @pytest.mark.parametrize("setting", ["lora", "reference"])
     @pytest.mark.parametrize("checkpointing", [False, True])
     def test_equals_own_copy(self, checkpointing, setting, config_class, tiny_policy_path, tmp_path):
-        reward, recorder = EndogenousReward(model=None), Recorder()
-        args = make_args(
-            config_class, tmp_path, beta=0.1, gradient_checkpointing=checkpointing, reward_weights=[1.0, 0.0]
-        )
-        peft = {"peft_config": LORA} if setting == "lora" else {}
-        trainer = make_trainer(tiny_policy_path, [reward, recorder], args, CONVERSATIONAL, **peft)
-        assert reward.is_shared
-        assert reward.attach(trainer) is reward
-        if setting == "lora":
-            assert trainer.ref_model is None
-            frozen = trainer.model.get_base_model()
-        else:
-            frozen = trainer.ref_model
+        reward, peft = EndogenousReward(model=None), {"peft_config": LORA} if setting == "lora" else {}
+        settings: dict[str, Any] = {"beta": 0.1, "gradient_checkpointing": checkpointing, "peft": peft}
+        trainer, _ = train(tiny_policy_path, reward, tmp_path, config_class, CONVERSATIONAL, **settings)
+        frozen = trainer.model.get_base_model() if setting == "lora" else trainer.ref_model
+        assert reward.is_shared and (trainer.ref_model is None) == (setting == "lora")
         assert shared_parameters(reward) <= {id(parameter) for parameter in frozen.parameters()}
-        names = [name for name, _ in frozen.named_parameters() if "lora_" not in name]
-        before = {name: frozen.get_parameter(name).clone() for name in names}
-        trainer.train()
-
-        key = "objective/scores" if config_class is OnlineDPOConfig else "rewards/endogenous_reward/mean"
-        expected = [sum(step) / len(step) for step in (rewards_of(tiny_policy_path, call) for call in recorder.calls)]
-        assert history(trainer, key) == pytest.approx(expected, abs=1e-4)
-        assert_same_to_the_bit(before, {name: frozen.get_parameter(name) for name in names})
+        own_weights = [(name, weight) for name, weight in frozen.named_parameters() if "lora_" not in name]
+        loaded = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
+        for name, weight in own_weights:
+            assert torch.equal(weight, loaded.get_parameter(name.replace(".base_layer", ""))), name
         # The policy has moved, the reward has not.
         batch = self.batch(tiny_policy_path)
         own = EndogenousReward(tiny_policy_path)(**batch)
@@ -518,57 +451,20 @@ class TestShared:
 
 
 class TestRefused:
-    def test_reference_that_moves(self, tiny_policy_path, tmp_path):
-        reward = EndogenousReward(model=None)
-        args = make_args(GRPOConfig, tmp_path, beta=0.1, sync_ref_model=True)
-        trainer = make_trainer(tiny_policy_path, reward, args)
-        with pytest.raises(ValueError, match="sync_ref_model=True"):
+    @pytest.mark.parametrize(
+        ("config_class", "settings", "message"),
+        [
+            (GRPOConfig, {"beta": 0.1, "sync_ref_model": True}, "sync_ref_model=True"),
+            (GRPOConfig, {"beta": 0.0}, "The trainer holds no frozen weights to share"),
+            (RLOOConfig, {"beta": 0.0}, "The trainer holds no frozen weights to share"),
+            (GRPOConfig, {"beta": 0.1}, "was made for the model '"),
+        ],
+    )
+    def test_trainers(self, config_class, settings, message, tiny_policy_path, tiny_model_path, tmp_path):
+        reward = EndogenousReward(tiny_model_path if "was made for" in message else None)
+        trainer = make_trainer(tiny_policy_path, reward, make_args(config_class, tmp_path, **settings))
+        with pytest.raises(ValueError, match=message):
             reward.attach(trainer)
-
-    @pytest.mark.parametrize("config_class", [GRPOConfig, RLOOConfig])
-    def test_no_frozen_weights(self, config_class, tiny_policy_path, tmp_path):
-        reward = EndogenousReward(model=None)
-        trainer = make_trainer(tiny_policy_path, reward, make_args(config_class, tmp_path, beta=0.0))
-        with pytest.raises(ValueError, match="The trainer holds no frozen weights to share"):
-            reward.attach(trainer)
-
-    def test_another_base_model(self, tiny_policy_path, tiny_model_path, tmp_path):
-        reward = EndogenousReward(tiny_model_path)
-        trainer = make_trainer(tiny_policy_path, reward, make_args(GRPOConfig, tmp_path, beta=0.1))
-        with pytest.raises(ValueError, match=f"was made for the model '{tiny_model_path}'"):
-            reward.attach(trainer)
-
-    @pytest.mark.parametrize("same", [False, True])
-    def test_models_without_a_name(self, same, tiny_policy_path, tmp_path):
-        tokenizer = AutoTokenizer.from_pretrained(tiny_policy_path)
-        config = LlamaConfig(
-            vocab_size=19, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
-        )
-        model = LlamaForCausalLM(config)
-        reward = EndogenousReward(model, tokenizer)
-        trainer = make_trainer(
-            copy.deepcopy(model) if same else LlamaForCausalLM(config),
-            reward,
-            make_args(GRPOConfig, tmp_path),
-            peft_config=LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"),
-            processing_class=tokenizer,
-        )
-        if same:
-            assert reward.attach(trainer).is_shared
-        else:
-            with pytest.raises(ValueError, match="was made for the model ''"):
-                reward.attach(trainer)
-
-    @pytest.mark.parametrize("beta", [0.0, 0.1])
-    def test_adapter_that_was_trained_before(self, beta, tiny_policy_path, tmp_path):
-        policy = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
-        trainer = make_trainer(
-            policy, EndogenousReward(model=None), make_args(GRPOConfig, tmp_path, beta=beta), peft_config=LORA
-        )
-        weight = next(weight for name, weight in trainer.model.named_parameters() if "lora_B" in name)
-        weight.data[0, 0] = 1e-3
-        with pytest.raises(ValueError, match="adapter is not at zero"):
-            EndogenousReward(model=None).attach(trainer)
 
     # "adamw_torch_fused" is the default of `Trainer`; it leaves no trace in the version counters of tensors.
     @pytest.mark.parametrize("optim", ["adamw_torch_fused", "adamw_torch", "sgd"])

@@ -50,33 +50,30 @@ def fresh_choices(monkeypatch):
     yield
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_all_kernels_are_tried_and_right(dtype):
-    expected = log_probs(make_model(QWEN, dtype))
+GEMMA = Gemma2Config(**SIZE, num_key_value_heads=2, head_dim=16)
+NARROW = Qwen2Config(**{**SIZE, "num_attention_heads": 8}, num_key_value_heads=2)
+
+
+@pytest.mark.parametrize(
+    ("config", "dtype", "kernel", "tried"),
+    [
+        (QWEN, torch.float32, None, {"blocks", "flex"}),
+        (QWEN, torch.bfloat16, None, {"blocks", "varlen", "flex"}),
+        *((QWEN, torch.bfloat16, name, set()) for name in kernels.KERNELS),
+        (GEMMA, torch.float32, None, set()),  # padded rows
+        (NARROW, torch.float32, None, set()),  # heads below 16, for which FlexAttention has no kernel on GPUs
+    ],
+)
+def test_numbers_are_those_of_the_cpu(config, dtype, kernel, tried, monkeypatch):
+    expected = log_probs(make_model(config, dtype))
+    if kernel is not None:
+        monkeypatch.setattr(forward_pass, "attend", kernels.KERNELS[kernel])
     with fake_cuda():
-        found = log_probs(make_model(QWEN, dtype).to("cuda"))
+        found = log_probs(make_model(config, dtype).to("cuda"))
     torch.testing.assert_close(found, expected, atol=1e-5 if dtype == torch.float32 else 0.02, rtol=0)
-    assert {name for choice in kernels.choices.values() for name in choice.seconds} == (
-        {"blocks", "flex"} if dtype == torch.float32 else {"blocks", "varlen", "flex"}
-    )
-    assert all(seconds < 60 for choice in kernels.choices.values() for seconds in choice.seconds.values())
-
-
-@pytest.mark.parametrize("name", kernels.KERNELS)
-def test_each_kernel_alone(name, monkeypatch):
-    expected = log_probs(make_model(QWEN, torch.bfloat16))
-    monkeypatch.setattr(forward_pass, "attend", kernels.KERNELS[name])
-    with fake_cuda():
-        found = log_probs(make_model(QWEN, torch.bfloat16).to("cuda"))
-    torch.testing.assert_close(found, expected, atol=0.02, rtol=0)
-
-
-def test_padded_rows():
-    config = Gemma2Config(**SIZE, num_key_value_heads=2, head_dim=16)
-    expected = log_probs(make_model(config, torch.float32))
-    with fake_cuda():
-        found = log_probs(make_model(config, torch.float32).to("cuda"))
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    choices = kernels.choices.values()
+    assert {name for choice in choices for name in choice.seconds} == tried
+    assert all(seconds < 60 for choice in choices for seconds in choice.seconds.values())
 
 
 @pytest.mark.parametrize("offload", [False, True])
@@ -89,14 +86,6 @@ def test_an_own_copy(offload, tmp_path):
         found = torch.cat([stats.log_probs for stats in FrozenScorer(copy)(completions())])
         assert copy._model is not None and copy._model.device.type == ("cpu" if offload else "cuda")
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-
-
-def test_heads_that_flex_attention_does_not_take():
-    """Below a dimension of 16, its kernel for GPUs is not implemented."""
-    narrow = Qwen2Config(**{**SIZE, "num_attention_heads": 8}, num_key_value_heads=2)
-    with fake_cuda():
-        log_probs(make_model(narrow, torch.float32).to("cuda"))
-    assert not kernels.choices
 
 
 def test_flex_attention_takes_states_of_one_dtype():

@@ -10,6 +10,7 @@ import math
 import shutil
 import time
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -52,16 +53,6 @@ def attention_of_each_sequence(query, key, value, queries, keys, causal, scaling
         output[q_start:q_end] = torch.einsum("hqk,khd->qhd", scores.softmax(-1), value[k_start:k_end])
         log_sum_exp[:, q_start:q_end] = scores.logsumexp(-1)
     return output, log_sum_exp
-
-
-@settings(max_examples=40, deadline=None)
-@given(groups=groups(40))
-def test_varlen_is_equal_to_all_scores(groups):
-    row = row_of(groups)
-    query, key, value = random_states(row.input_ids.shape[1])
-    actual = varlen_attention(query, key, value, row, 0.3, attention_of_each_sequence)
-    expected = naive_attention(row, query, key, value, 0.3)
-    torch.testing.assert_close(actual.double(), expected, atol=1e-5, rtol=1e-5)
 
 
 @settings(max_examples=25, deadline=None)
@@ -108,21 +99,45 @@ def test_the_compiled_kernel_is_compiled_once_per_power_of_two():
     assert dynamo.counters["stats"]["unique_graphs"] == before + 1
 
 
-@pytest.mark.parametrize("heads", [(4, 2), (3, 3), (4, 1)])
-@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
-def test_heads_and_dtypes(monkeypatch, heads, dtype, allowed):
-    from torch.nn.attention.flex_attention import flex_attention as as_written
-
-    monkeypatch.setattr(kernels, "flex_kernel", lambda: as_written)
-    row = PackedRow.of([Group([1] * 50, [[2] * 33, [3] * 70, []]), Group([4] * 7, [[5] * 29])])
-    num_tokens = row.input_ids.shape[1]
-    query, key, value = (torch.randn(1, count, num_tokens, 16).to(dtype) for count in (*heads, heads[1]))
-    with warnings.catch_warnings():
+def flex_as_written(*args):
+    """FlexAttention, not compiled."""
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of what is not compiled
-        actual = flex_attention(query, key, value, row, None)
+        patch.setattr(kernels, "flex_kernel", lambda: torch.nn.attention.flex_attention.flex_attention)
+        return flex_attention(*args)
+
+
+RUN = {
+    "blocks": block_attention,
+    "varlen": partial(varlen_attention, kernel=attention_of_each_sequence),
+    "flex": flex_as_written,
+}
+
+
+@pytest.mark.parametrize("name", ["blocks", "varlen"])  # the mask of the third, above
+@settings(max_examples=40, deadline=None)
+@given(groups=groups(40), query_block=st.sampled_from([3, 16, 1024]), kept=st.sampled_from([0, 500, 2**25]))
+def test_equal_to_all_scores(name, groups, query_block, kept):
+    row = row_of(groups)
+    states = random_states(row.input_ids.shape[1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forward_pass, "QUERY_BLOCK", query_block)
+        patch.setattr(forward_pass, "KEPT_MASK_ELEMENTS", kept)
+        actual = RUN[name](*states, row, 0.3)
+        again = RUN[name](*states, row, 0.3)  # with masks that were kept
+    torch.testing.assert_close(actual.double(), naive_attention(row, *states, 0.3), atol=1e-5, rtol=1e-5)
+    assert torch.equal(actual, again)
+
+
+@pytest.mark.parametrize("name", ["blocks", "flex"])
+@pytest.mark.parametrize("heads", [(4, 2), (3, 3), (4, 1)])
+@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
+def test_heads_and_dtypes(name, heads, dtype, allowed):
+    row = PackedRow.of([Group([1] * 50, [[2] * 33, [3] * 70, []]), Group([4] * 7, [[5] * 29])])
+    states = random_states(row.input_ids.shape[1], dtype, heads)
+    actual = RUN[name](*states, row, None)
     assert actual.dtype == dtype
-    assert (actual.double() - naive_attention(row, query, key, value, 0.25)).abs().max() < allowed
-    assert (actual - block_attention(query, key, value, row, None)).abs().max() < allowed
+    assert (actual.double() - naive_attention(row, *states, 0.25)).abs().max() < allowed
 
 
 class Kernel:

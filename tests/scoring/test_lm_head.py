@@ -57,127 +57,110 @@ def blocks(request, monkeypatch):
     return request.param
 
 
-class TestTokenStatistics:
-    @pytest.mark.parametrize("alpha", [1.0, 0.7, 3.0])
-    @pytest.mark.parametrize("bias", [False, True])
-    @pytest.mark.parametrize("shape", [(1, 4, 1), (11, 8, 37)])
-    def test_equal_to_all_logits(self, blocks, shape, bias, alpha):
-        hidden_states, head, token_ids = random_problem(*shape, bias=bias)
-        expected = naive_statistics(exact_logits(hidden_states, head), token_ids, alpha)
-        assert_equal_statistics(all_statistics(hidden_states, head, token_ids, alpha), expected)
+def fused(hidden_states, head, token_ids, alpha, transform):
+    """The path of GPUs: TRL's kernel, which TRL also has in plain torch."""
+    if not lm_head.TRL_HAS_KERNEL:
+        pytest.skip("TRL has the kernel from 1.15 on.")
+    return fused_statistics(hidden_states, head, token_ids, alpha, transform, True, True)
 
-    @pytest.mark.parametrize(
-        ("transform", "formula"),
-        [
-            (LogitTransform(scale=0.25), lambda z: 0.25 * z),
-            (LogitTransform(softcap=2.0), lambda z: 2 * torch.tanh(z / 2)),
-            (LogitTransform(scale=3.0, softcap=1.5), lambda z: 1.5 * torch.tanh(2 * z)),
-        ],
-    )
-    def test_transforms(self, blocks, transform, formula):
-        hidden_states, head, token_ids = random_problem(11, 8, 37, bias=True)
-        expected = naive_statistics(formula(exact_logits(hidden_states, head)), token_ids, 0.7)
-        assert_equal_statistics(all_statistics(hidden_states, head, token_ids, 0.7, transform), expected)
 
-    def test_a_head_that_is_not_linear(self, blocks):
-        # Applied as it is: its weight alone does not say what it does.
-        hidden_states, linear, token_ids = random_problem(11, 8, 37, bias=True)
-        head = nn.Sequential(linear, nn.Tanh())
-        expected = naive_statistics(exact_logits(hidden_states, linear).tanh(), token_ids, 0.7)
-        assert_equal_statistics(all_statistics(hidden_states, head, token_ids, 0.7), expected)
+TRANSFORMS = [
+    (LogitTransform(), lambda z: z),
+    (LogitTransform(scale=0.25), lambda z: 0.25 * z),
+    (LogitTransform(softcap=2.0), lambda z: 2 * torch.tanh(z / 2)),
+    (LogitTransform(scale=3.0, softcap=1.5), lambda z: 1.5 * torch.tanh(2 * z)),
+]
 
-    def test_a_head_that_only_inherits_from_linear(self, blocks):
-        class CosineHead(nn.Linear):
-            def forward(self, hidden_states):
-                return super().forward(nn.functional.normalize(hidden_states, dim=-1))
 
-        hidden_states, linear, token_ids = random_problem(11, 8, 37)
-        head = CosineHead(8, 37, bias=False)
-        head.weight = linear.weight
-        normalized = hidden_states / hidden_states.norm(dim=-1, keepdim=True)
-        expected = naive_statistics(exact_logits(normalized, linear), token_ids, 1.0)
-        assert_equal_statistics(all_statistics(hidden_states, head, token_ids), expected)
+@pytest.mark.parametrize("compute", [all_statistics, fused], ids=["blocks", "fused"])
+@pytest.mark.parametrize(("transform", "formula"), TRANSFORMS, ids=lambda value: getattr(value, "scale", ""))
+@pytest.mark.parametrize("bias", [False, True])
+@settings(max_examples=30, deadline=None)
+@given(
+    num_tokens=st.integers(1, 20),
+    vocab_size=st.integers(1, 50),
+    token_block=st.integers(1, 25),
+    vocab_block=st.integers(1, 60),
+    alpha=st.sampled_from([0.2, 0.7, 1.0, 3.0]),
+    seed=st.integers(0, 10_000),
+)
+def test_equal_to_all_logits(
+    compute, transform, formula, bias, num_tokens, vocab_size, token_block, vocab_block, alpha, seed
+):
+    hidden_states, head, token_ids = random_problem(num_tokens, 6, vocab_size, bias=bias, seed=seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lm_head, "TOKEN_BLOCK", token_block)
+        patch.setattr(lm_head, "VOCAB_BLOCK", vocab_block)
+        actual = compute(hidden_states, head, token_ids, alpha, transform)
+    expected = naive_statistics(formula(exact_logits(hidden_states, head)), token_ids, alpha)
+    assert_equal_statistics(actual, expected)
 
-    def test_a_head_that_keeps_its_output_is_not_disturbed(self):
-        # The engine works in place. A head that returns a tensor it holds must not see that.
-        class TableHead(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.table = nn.Parameter(torch.tensor([[1.0, 2.0, 3.0]]), requires_grad=False)
 
-            def forward(self, hidden_states):
-                return self.table
+class CosineHead(nn.Linear):
+    """Inherits from a linear head, and is none."""
 
-        head = TableHead()
-        token_statistics(torch.zeros(1, 4), head, torch.tensor([1]), 0.5, LogitTransform(scale=2.0, softcap=4.0))
-        assert head.table.tolist() == [[1.0, 2.0, 3.0]]
+    def forward(self, hidden_states):
+        return super().forward(nn.functional.normalize(hidden_states, dim=-1))
 
-    @pytest.mark.parametrize("size", [1e4, -1e4, 1e30])
-    def test_large_logits_do_not_overflow(self, blocks, size):
-        # Every logit is `size`, so V = size + ln 9 (in float32, ln 9 is lost next to 1e30) and the entropy is ln 9.
-        head = nn.Linear(1, 9, bias=False).requires_grad_(False)
-        head.weight.fill_(size)
-        chosen, values, entropies, _ = token_statistics(torch.ones(2, 1), head, torch.tensor([0, 8]))
-        ln9 = 2.1972246
-        assert chosen.tolist() == pytest.approx([size] * 2, rel=1e-6)
-        assert values.tolist() == pytest.approx([size + ln9] * 2, rel=1e-6)
-        assert entropies is not None and entropies.tolist() == pytest.approx([ln9] * 2, rel=1e-6)
 
-    def test_falling_and_rising_logits(self, blocks):
-        # The running maximum is found in the first block, in the last one, or moves with every word.
-        ramp = torch.linspace(-200, 200, 29)
-        head = nn.Linear(2, 29, bias=False).requires_grad_(False)
-        head.weight.copy_(torch.stack([ramp, ramp.flip(0)], dim=1))
-        hidden_states, token_ids = torch.eye(2), torch.tensor([0, 3])
-        expected = naive_statistics(exact_logits(hidden_states, head), token_ids, 0.7)
-        assert_equal_statistics(all_statistics(hidden_states, head, token_ids, 0.7), expected)
+def special_heads():
+    """Names, states, heads, and their logits."""
+    states, linear, _ = random_problem(11, 8, 37, bias=True)
+    # Applied as they are: their weight alone does not say what they do.
+    yield "not linear", states, nn.Sequential(linear, nn.Tanh()), exact_logits(states, linear).tanh()
+    cosine = CosineHead(8, 37, bias=False).requires_grad_(False)
+    cosine.weight.copy_(linear.weight)
+    yield "inherits", states, cosine, exact_logits(states / states.norm(dim=-1, keepdim=True), cosine)
+    # The running maximum is found in the first block, in the last one, or moves with every word.
+    rising, ramp = nn.Linear(2, 29, bias=False).requires_grad_(False), torch.linspace(-200, 200, 29)
+    rising.weight.copy_(torch.stack([ramp, ramp.flip(0)], dim=1))
+    yield "falling and rising", torch.eye(2), rising, exact_logits(torch.eye(2), rising)
+    # A bias of minus infinity forbids words: here the first and last blocks, and all but one word in the middle.
+    states, forbidding, _ = random_problem(5, 4, 37, bias=True)
+    forbidding.bias[[k for k in range(37) if k not in (12, 17, 18, 20)]] = -torch.inf
+    yield "forbidden words", states, forbidding, exact_logits(states, forbidding)
 
-    def test_forbidden_words(self, blocks):
-        # A bias of minus infinity forbids words: here the first and last blocks, and all but one word in the middle.
-        hidden_states, head, _ = random_problem(5, 4, 37, bias=True)
-        allowed = torch.zeros(37, dtype=torch.bool)
-        allowed[[12, 17, 18, 20]] = True
-        head.bias[~allowed] = -torch.inf
-        token_ids = torch.tensor([17, 12, 20, 18, 17])
-        small = nn.Linear(4, 4).requires_grad_(False)
-        small.weight.copy_(head.weight[allowed])
-        small.bias.copy_(head.bias[allowed])
-        places = torch.tensor([1, 0, 3, 2, 1])  # of `token_ids` among the words that are allowed
-        expected = naive_statistics(exact_logits(hidden_states, small), places, 0.7)
-        actual = all_statistics(hidden_states, head, token_ids, 0.7)
-        assert_equal_statistics(actual[:3], expected[:3])
-        assert actual.mean_logits is not None and (actual.mean_logits == -torch.inf).all()
 
-    def test_entropy_only_when_asked(self):
-        hidden_states, head, token_ids = random_problem(3, 4, 9)
-        chosen, values, entropies, means = token_statistics(hidden_states, head, token_ids, entropy=False)
-        assert entropies is None and means is None
-        with_entropy = token_statistics(hidden_states, head, token_ids)
-        torch.testing.assert_close(chosen, with_entropy[0], atol=0, rtol=0)
-        torch.testing.assert_close(values, with_entropy[1], atol=0, rtol=0)
+@pytest.mark.parametrize(
+    ("states", "head", "logits"), [pytest.param(*rest, id=name) for name, *rest in special_heads()]
+)
+def test_special_heads(blocks, states, head, logits):
+    token_ids = torch.tensor([12, 17, 18, 20] * 3)[: len(states)]
+    assert_equal_statistics(all_statistics(states, head, token_ids, 0.7), naive_statistics(logits, token_ids, 0.7))
 
-    def test_no_tokens(self):
-        _, head, _ = random_problem(1, 4, 9)
-        chosen, values, entropies, _ = token_statistics(torch.zeros(0, 4), head, torch.zeros(0, dtype=torch.long))
-        assert chosen.shape == values.shape == (0,)
-        assert entropies is not None and entropies.shape == (0,)
 
-    @settings(max_examples=40, deadline=None)
-    @given(
-        num_tokens=st.integers(1, 20),
-        vocab_size=st.integers(1, 50),
-        token_block=st.integers(1, 25),
-        vocab_block=st.integers(1, 60),
-        alpha=st.floats(0.2, 4.0),
-        seed=st.integers(0, 10_000),
-    )
-    def test_any_blocks(self, num_tokens, vocab_size, token_block, vocab_block, alpha, seed):
-        hidden_states, head, token_ids = random_problem(num_tokens, 6, vocab_size, bias=True, seed=seed)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(lm_head, "TOKEN_BLOCK", token_block)
-            patch.setattr(lm_head, "VOCAB_BLOCK", vocab_block)
-            actual = all_statistics(hidden_states, head, token_ids, alpha)
-        assert_equal_statistics(actual, naive_statistics(exact_logits(hidden_states, head), token_ids, alpha))
+@pytest.mark.parametrize("size", [1e4, -1e4, 1e30])
+def test_large_logits_do_not_overflow(blocks, size):
+    # Every logit is `size`, so V = size + ln 9 (in float32, ln 9 is lost next to 1e30) and the entropy is ln 9.
+    head = nn.Linear(1, 9, bias=False).requires_grad_(False)
+    head.weight.fill_(size)
+    chosen, values, entropies, _ = token_statistics(torch.ones(2, 1), head, torch.tensor([0, 8]))
+    ln9 = 2.1972246
+    assert chosen.tolist() == pytest.approx([size] * 2, rel=1e-6)
+    assert values.tolist() == pytest.approx([size + ln9] * 2, rel=1e-6)
+    assert entropies is not None and entropies.tolist() == pytest.approx([ln9] * 2, rel=1e-6)
+
+
+def test_a_head_that_keeps_its_output_is_not_disturbed():
+    # The engine works in place. A head that returns a tensor it holds must not see that.
+    class TableHead(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Parameter(torch.tensor([[1.0, 2.0, 3.0]]), requires_grad=False)
+
+        def forward(self, hidden_states):
+            return self.table
+
+    head = TableHead()
+    token_statistics(torch.zeros(1, 4), head, torch.tensor([1]), 0.5, LogitTransform(scale=2.0, softcap=4.0))
+    assert head.table.tolist() == [[1.0, 2.0, 3.0]]
+
+
+def test_no_tokens():
+    _, head, _ = random_problem(1, 4, 9)
+    chosen, values, entropies, _ = token_statistics(torch.zeros(0, 4), head, torch.zeros(0, dtype=torch.long))
+    assert chosen.shape == values.shape == (0,)
+    assert entropies is not None and entropies.shape == (0,)
 
 
 class TestPrecision:
@@ -233,28 +216,14 @@ class TestPrecision:
             chosen.double(), exact_logits(hidden_states, head)[range(50), token_ids], atol=1e-5, rtol=1e-5
         )
 
-
-@pytest.mark.skipif(not lm_head.TRL_HAS_KERNEL, reason="TRL has the kernel from 1.15 on")
-class TestFused:
-    """The path of GPUs: TRL's kernel, which TRL also has in plain torch."""
-
-    @pytest.mark.parametrize("alpha", [1.0, 0.7])
-    @pytest.mark.parametrize("transform", [LogitTransform(), LogitTransform(scale=0.5, softcap=3.0)])
-    @pytest.mark.parametrize("bias", [False, True])
-    def test_equal_to_blocks(self, alpha, transform, bias):
-        hidden_states, head, token_ids = random_problem(30, 8, 200, bias=bias)
-        fused = fused_statistics(hidden_states, head, token_ids, alpha, transform, True, True)
-        for theirs, ours in zip(fused, all_statistics(hidden_states, head, token_ids, alpha, transform), strict=True):
-            torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=1e-5)
-        bare = fused_statistics(hidden_states, head, token_ids, alpha, transform, False, False)
-        assert bare.entropies is None and bare.mean_logits is None
-
-    def test_log_probs_are_never_positive_in_half_precision(self):
+    @pytest.mark.skipif(not lm_head.TRL_HAS_KERNEL, reason="TRL has the kernel from 1.15 on")
+    def test_fused_log_probs_are_never_positive(self):
         hidden_states, head, token_ids = random_problem(200, 64, 1000)
         head.weight[token_ids] += hidden_states
         hidden_states, head = hidden_states.bfloat16(), head.bfloat16()
         fused = fused_statistics(hidden_states, head, token_ids, 1.0, LogitTransform(), False, False)
         assert (fused.chosen_logits - fused.soft_values).max() <= 1e-5
+        assert fused.entropies is None and fused.mean_logits is None
 
 
 class TestLogitTransformFromConfig:

@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoConfig, AutoTokenizer
 
 from endotrl.sentence import SentenceEncoder, SentenceRewardConfig
-from endotrl.sentence.encoding import PLACEHOLDER, pad_batch
+from endotrl.sentence.encoding import PLACEHOLDER
 
 
 @pytest.fixture
@@ -27,38 +27,22 @@ def make_encoder(
     )
 
 
-def test_markers_stand_before_the_response_and_behind_every_sentence(tiny_model_path, tokenizer):
-    (row,) = make_encoder(tiny_model_path)(["Hi?"], ["It is. capital"])
+@pytest.mark.parametrize("differences", [True, False])
+@pytest.mark.parametrize("marker", [[PLACEHOLDER], []], ids=["marker", "no marker"])
+def test_where_the_model_is_read(marker, differences, tiny_model_path, tokenizer):
+    """Before the response and behind every sentence; sentences with values of their own, before EOS."""
+    encoder = make_encoder(tiny_model_path, marker=bool(marker), differences=differences)
+    row, only_eos = encoder(["Hi?"] * 2, ["It is. capital", ""])
     prompt, first, second = (
         tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("Hi?", "It is.", " capital")
     )
-    marker, eos = [PLACEHOLDER], [tokenizer.eos_token_id]
-    assert row.input_ids == [*prompt, *marker, *first, *marker, *second, *eos, *marker]
-    states = [len(prompt), len(prompt) + 1 + len(first), len(row.input_ids) - 1]
-    assert row.sentence_ends == states
-    assert row.sentences.last_tokens == [len(first) - 1, len(first) + len(second)]
+    eos = [tokenizer.eos_token_id]
+    end = [*eos, *marker] if differences else [*marker, *eos]
+    assert row.input_ids == [*prompt, *marker, *first, *marker, *second, *end]
+    states = [[*prompt, *marker], [*prompt, *marker, *first, *marker], row.input_ids[: None if differences else -1]]
+    assert row.sentence_ends == [len(state) - 1 for state in states]
+    assert row.sentences.last_tokens == [len(first) - 1, len(first) + len(second)]  # where rewards go
     assert [row.sentences.text[start:end] for start, end in row.sentences.spans] == ["It is. ", "capital<|im_end|>"]
-
-
-def test_without_markers_the_tokens_stay_as_they_are(tiny_model_path, tokenizer):
-    (row,) = make_encoder(tiny_model_path, marker=False)(["Hi?"], ["It is. capital"])
-    prompt, first, second = (
-        tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("Hi?", "It is.", " capital")
-    )
-    assert row.input_ids == [*prompt, *first, *second, tokenizer.eos_token_id]
-    assert row.sentence_ends == [len(prompt) - 1, len(prompt) + len(first) - 1, len(row.input_ids) - 1]
-
-
-@pytest.mark.parametrize("marker", [True, False])
-def test_sentences_with_values_of_their_own_are_read_before_eos(marker, tiny_model_path, tokenizer):
-    eos = tokenizer.eos_token_id
-    read, only_eos = make_encoder(tiny_model_path, marker=marker, differences=False)(
-        ["Hi?"] * 2, ["It is. capital", ""]
-    )
-    assert read.input_ids[-1] == eos
-    assert read.sentence_ends[-1] == len(read.input_ids) - 2
-    assert (read.input_ids[-2] == PLACEHOLDER) == marker
-    assert read.sentences.last_tokens[-1] == len(read.completion_ids) - 1  # where its reward goes
     assert only_eos.sentence_ends[-1] == len(only_eos.input_ids) - 1
 
 
@@ -185,10 +169,3 @@ def test_a_segmenter_that_drops_text_is_refused(tiny_model_path):
     encoder = make_encoder(tiny_model_path, segmenter=lambda text: [(0, 2)])
     with pytest.raises(ValueError, match="do not tile"):
         encoder(["Hi?"], ["Yes."])
-
-
-def test_pad_batch():
-    batch = pad_batch([([5, 6, 7], [1, 2]), ([8], [0])], pad_token_id=9, multiple=2)
-    assert batch["input_ids"].tolist() == [[5, 6, 7, 9], [8, 9, 9, 9]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 0, 0, 0]]
-    assert batch["sentence_ends"].tolist() == [[1, 2], [0, -1]]

@@ -2,10 +2,9 @@
 import cmath
 import math
 
-import pytest
 import torch
 
-from endotrl.sentence.head import attention_weights, rotate, sentence_rewards
+from endotrl.sentence.head import attention_weights, sentence_rewards
 
 
 def test_rewards_are_differences():
@@ -17,32 +16,6 @@ def test_rewards_are_differences():
     assert rewards.sum(dim=-1).tolist() == [7.0, 1.5]
     own = sentence_rewards(values, mask, differences=False)
     assert own.tolist() == [[0.0, 3.0, 2.0, 7.0], [0.0, 1.5, 0.0, 0.0]]
-
-
-def test_rotation_by_hand():
-    # d = 2 has the one angle i * 10000^0 = i, in radians.
-    rotated = rotate(torch.tensor([[[3.0, 4.0]] * 3]))
-    expected = [[3.0, 4.0]] + [[3 * math.cos(i) - 4 * math.sin(i), 4 * math.cos(i) + 3 * math.sin(i)] for i in (1, 2)]
-    torch.testing.assert_close(rotated, torch.tensor([expected]))
-
-
-def test_rotation_depends_on_the_difference_of_indices():
-    generator = torch.Generator().manual_seed(0)
-    query, key = torch.randn(2, 16, generator=generator)
-    queries, keys = (rotate(vector.expand(1, 50, 16))[0] for vector in (query, key))
-    products = queries @ keys.T  # (50, 50)
-    for offset in (-7, 0, 3):
-        diagonal = products.diagonal(offset)
-        torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), rtol=1e-4, atol=1e-4)
-
-
-def test_weights_by_hand():
-    # q = k = (1, 0) for both sentences; turned by one radian, q of the last has cos(1) with the first and 1 with
-    # itself.
-    ones = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])
-    weights = attention_weights(ones, ones, torch.tensor([[True, True]]))
-    first, second = math.exp(math.cos(1) / math.sqrt(2)), math.exp(1 / math.sqrt(2))
-    torch.testing.assert_close(weights, torch.tensor([[first, second]]) / (first + second))
 
 
 def test_weights_against_complex_numbers():
@@ -63,13 +36,3 @@ def test_weights_against_complex_numbers():
             scores.append(math.exp(score / math.sqrt(8)))
         expected = [s / sum(scores) for s in scores] + [0.0] * (5 - count)
         torch.testing.assert_close(weights[row], torch.tensor(expected), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("extra", [0, 4])
-def test_padding_changes_nothing(extra):
-    generator = torch.Generator().manual_seed(2)
-    queries, keys = torch.randn(2, 1, 3 + extra, 8, generator=generator)
-    mask = torch.tensor([[True] * 3 + [False] * extra])
-    weights = attention_weights(queries, keys, mask)
-    torch.testing.assert_close(weights[:, :3], attention_weights(queries[:, :3], keys[:, :3], mask[:, :3]))
-    assert weights[0, 3:].tolist() == [0.0] * extra

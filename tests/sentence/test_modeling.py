@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import itertools
 import json
 from typing import Any
 
@@ -6,7 +7,6 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from endotrl.sentence import SentenceRewardConfig, SentenceRewardModel
@@ -38,10 +38,14 @@ def score(model: torch.nn.Module, rows: list[tuple[list[int], list[int]]], **kwa
 
 
 @pytest.mark.parametrize("marker", [True, False])
-def test_against_a_naive_loop(make_model, marker):
-    model = make_model(marker=marker)
+@pytest.mark.parametrize("aggregator", ["attention", "sum"])
+@pytest.mark.parametrize("differences", [True, False])
+def test_against_a_naive_loop(make_model, marker, aggregator, differences):
+    model = make_model(marker=marker, aggregator=aggregator, differences=differences)
     head = model.sentence_head
-    output = score(model, ROWS)
+    assert hasattr(head, "query") == (aggregator == "attention")
+    # In another order and with more padding, too.
+    outputs = [score(model, ROWS), score(model, ROWS[::-1], multiple=32)]
     for i, (ids, ends) in enumerate(ROWS):
         embeddings = model.backbone.embed_tokens(torch.tensor([ids])).detach()
         if marker:
@@ -49,74 +53,28 @@ def test_against_a_naive_loop(make_model, marker):
                 embeddings[0, end] = model.marker.weight[0].detach()
         states = model.backbone(inputs_embeds=embeddings).last_hidden_state[0, ends].detach()  # (N, D)
         values = [head.value(state).item() for state in states]
-        rewards = [values[0]] + [b - a for a, b in zip(values, values[1:], strict=False)]
-        angles = torch.arange(4) * -2 / 8
-        turned = []
-        for j, state in enumerate(states):
-            turn = torch.polar(torch.ones(4), j * 10_000.0**angles)
-            query, key = head.query.weight.detach() @ state, head.key.weight.detach() @ state
-            turned.append((torch.complex(query[:4], query[4:]) * turn, torch.complex(key[:4], key[4:]) * turn))
-        query = turned[-1][0]
-        scores = torch.stack([(query * key.conj()).real.sum() for _, key in turned]) / 8**0.5
-        weights = scores.softmax(dim=0)
+        rewards = [0.0, *values[1:]]
+        if differences:
+            rewards = [values[0], *(b - a for a, b in itertools.pairwise(values))]
         count = len(ends)
-        torch.testing.assert_close(output.sentence_rewards[i, :count], torch.tensor(rewards), rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(output.weights[i, :count], weights, rtol=1e-4, atol=1e-5)
+        weights = torch.ones(count)
+        if aggregator == "attention":
+            angles = torch.arange(4) * -2 / 8
+            turned = []
+            for j, state in enumerate(states):
+                turn = torch.polar(torch.ones(4), j * 10_000.0**angles)
+                query, key = head.query.weight.detach() @ state, head.key.weight.detach() @ state
+                turned.append((torch.complex(query[:4], query[4:]) * turn, torch.complex(key[:4], key[4:]) * turn))
+            query = turned[-1][0]
+            weights = (torch.stack([(query * key.conj()).real.sum() for _, key in turned]) / 8**0.5).softmax(dim=0)
         expected = sum(float(w) * r for w, r in zip(weights, rewards, strict=True))
-        assert output.logits[i, 0].item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
-        assert output.sentence_rewards[i, count:].abs().sum() == output.weights[i, count:].abs().sum() == 0
-    assert torch.equal((output.weights * output.sentence_rewards).sum(-1), output.logits[:, 0])
-
-
-def test_plain_sum_is_the_last_value(make_model):
-    model = make_model(aggregator="sum")
-    assert not hasattr(model.sentence_head, "query")
-    output = score(model, ROWS)
-    assert output.weights.tolist() == [[1.0] * len(ends) + [0.0] * (4 - len(ends)) for _, ends in ROWS]
-    for i, (ids, ends) in enumerate(ROWS):
-        embeddings = model.backbone.embed_tokens(torch.tensor([ids])).detach()
-        embeddings[0, ends] = model.marker.weight.detach()
-        last_state = model.backbone(inputs_embeds=embeddings).last_hidden_state[0, ends[-1]]
-        torch.testing.assert_close(output.logits[i], model.sentence_head.value(last_state), rtol=1e-4, atol=1e-5)
-
-
-def test_own_values_of_sentences_are_added(make_model):
-    model = make_model(aggregator="sum", differences=False, marker=False)
-    output = score(model, ROWS)
-    for i, (ids, ends) in enumerate(ROWS):
-        states = model.backbone(torch.tensor([ids])).last_hidden_state[0, ends[1:]]
-        values = model.sentence_head.value(states)[:, 0]
-        torch.testing.assert_close(output.sentence_rewards[i, 1 : len(ends)], values, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(output.logits[i, 0], values.sum(), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("marker", [True, False])
-@pytest.mark.parametrize("aggregator", ["attention", "sum"])
-def test_neighbours_order_and_padding_change_nothing(make_model, marker, aggregator):
-    model = make_model(marker=marker, aggregator=aggregator)
-    together = score(model, ROWS)
-    backwards = score(model, ROWS[::-1], multiple=32)
-    for i, row in enumerate(ROWS):
-        alone = score(model, [row])
-        count = len(row[1])
-        for other, j in ((together, i), (backwards, len(ROWS) - 1 - i)):
-            for name in ("logits", "sentence_rewards", "weights"):
-                torch.testing.assert_close(other[name][j, :count], alone[name][0, :count], rtol=1e-4, atol=1e-5)
-
-
-def test_later_sentences_do_not_change_earlier_rewards(make_model):
-    model = make_model()
-    ids, ends = ROWS[0]
-    whole, part = score(model, [(ids, ends)]), score(model, [(ids[:15], ends[:3])])
-    torch.testing.assert_close(whole.sentence_rewards[:, :3], part.sentence_rewards, rtol=1e-4, atol=1e-5)
-
-
-def test_ids_at_markers_are_not_read(make_model):
-    model = make_model()
-    other = [i + 7 if position in ROWS[0][1] else i for position, i in enumerate(ROWS[0][0])]
-    assert score(model, [(other, ROWS[0][1])]).logits == score(model, [ROWS[0]]).logits
-    other[4] += 1  # any other place is read
-    assert score(model, [(other, ROWS[0][1])]).logits != score(model, [ROWS[0]]).logits
+        for output, row in zip(outputs, (i, len(ROWS) - 1 - i), strict=True):
+            given, weighed = output.sentence_rewards[row], output.weights[row]
+            torch.testing.assert_close(given[:count], torch.tensor(rewards), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(weighed[:count], weights, rtol=1e-4, atol=1e-5)
+            assert output.logits[row, 0].item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
+            assert given[count:].abs().sum() == weighed[count:].abs().sum() == 0
+            assert (given * weighed).sum() == output.logits[row, 0]
 
 
 @pytest.mark.parametrize("config", [{}, {"marker": False, "aggregator": "sum"}])
@@ -166,8 +124,6 @@ def test_start_at_equal_weights(make_model):
     weights = score(make_model(attention_init="equal"), ROWS).weights
     for row, (_, ends) in zip(weights, ROWS, strict=True):
         torch.testing.assert_close(row[: len(ends)], torch.full((len(ends),), 1 / len(ends)))
-    with pytest.raises(ValueError, match="must be one of 'orthogonal', 'equal'"):
-        SentenceRewardConfig(attention_init="zero")
 
 
 def test_gradient_checkpointing_changes_no_gradient(make_model):
@@ -183,50 +139,36 @@ def test_gradient_checkpointing_changes_no_gradient(make_model):
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6)
 
 
-def test_lora_trains_the_new_modules_whole(make_model):
-    config = LoraConfig(r=2, target_modules="all-linear", modules_to_save=["sentence_head", "marker"])
-    model = get_peft_model(make_model(), config)
-    trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert {name.split(".modules_to_save")[0].split(".")[-1] for name in trained if "lora" not in name} == {
-        "sentence_head",
-        "marker",
-    }
-    model(**pad_batch(ROWS, pad_token_id=0)).logits.sum().backward()
-    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
-
-
-def test_what_is_refused(make_model, tiny_model_path):
-    model = make_model(max_sentences=2)
-    batch = pad_batch(ROWS[:1], pad_token_id=0)
-    with pytest.raises(ValueError, match="3 sentences, more than the `max_sentences`"):
-        model(**batch)
-    with pytest.raises(ValueError, match="SentenceReward"):
-        model(batch["input_ids"], batch["attention_mask"])
-    with pytest.raises(ValueError, match="is empty"):
-        model(batch["input_ids"], sentence_ends=torch.tensor([[-1]]))
-    left = torch.ones_like(batch["input_ids"])
-    left[0, 0] = 0
-    with pytest.raises(ValueError, match="padded on the left"):
-        model(batch["input_ids"], left, batch["sentence_ends"][:, :2])
+@pytest.mark.parametrize(
+    ("max_sentences", "given", "message"),
+    [
+        (2, {}, "3 sentences, more than the `max_sentences`"),
+        (9, {"sentence_ends": None}, "SentenceReward"),
+        (9, {"sentence_ends": torch.tensor([[-1]])}, "is empty"),
+        (9, {"attention_mask": torch.tensor([[0, *[1] * 19]])}, "padded on the left"),
+    ],
+)
+def test_batches_that_are_refused(max_sentences, given, message, make_model):
+    model = make_model(max_sentences=max_sentences)
+    with pytest.raises(ValueError, match=message):
+        model(**{**pad_batch(ROWS[:1], pad_token_id=0), **given})
     with pytest.raises(ValueError, match="from_pretrained"):
         SentenceRewardModel.from_backbone(model)
-    for bad, message in (
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
         ({"aggregator": "mean"}, "aggregator"),
         ({"attention_dim": 7}, "even"),
+        ({"attention_init": "zero"}, "must be one of 'orthogonal', 'equal'"),
         ({"rope_theta": 0.0}, "rope_theta"),
         ({"max_sentences": 0}, "max_sentences"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            SentenceRewardConfig(**bad)
-
-
-@pytest.mark.parametrize("lost", ["sentence_head", "marker", "backbone.layers.1"])
-def test_a_checkpoint_that_lacks_weights_is_refused(make_model, tmp_path, lost):
-    make_model().save_pretrained(tmp_path)
-    weights = load_file(tmp_path / "model.safetensors")
-    save_file({name: w for name, w in weights.items() if not name.startswith(lost)}, tmp_path / "model.safetensors")
-    with pytest.raises(OSError, match=f"lacks weights: {lost}"):
-        SentenceRewardModel.from_pretrained(tmp_path)
+    ],
+)
+def test_settings_that_are_refused(setting, message):
+    with pytest.raises(ValueError, match=message):
+        SentenceRewardConfig(**setting)
 
 
 def test_an_adapter_without_the_head_is_refused(make_model, tmp_path):

@@ -78,18 +78,6 @@ def test_sentences_of_real_tokenizers_end_at_their_tokens(kind, tiny_model_path)
         assert ends[-1] == len(ids) - 1
 
 
-def test_one_token_can_write_several_sentences(tokenizer):
-    def every_character(text: str) -> list[tuple[int, int]]:
-        return [(i, i + 1) for i in range(len(text))]
-
-    ids = tokenizer("The capital.", add_special_tokens=False)["input_ids"]
-    sentences = find_sentences(tokenizer, every_character, ids)
-    assert [tokenizer.decode([i]) for i in ids] == ["The", " capital", "."]
-    assert sentences.last_tokens == [0, 1, 2]
-    # The space is written by the next token, but has none of its own.
-    assert [sentences.text[start:end] for start, end in sentences.spans] == ["The ", "capital", "."]
-
-
 def test_tools_are_in_no_sentence(tokenizer):
     def encode(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False)["input_ids"]

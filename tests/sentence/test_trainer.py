@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 import copy
-import inspect
 import json
 import math
 from pathlib import Path
@@ -10,9 +9,9 @@ import pytest
 import torch
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
-from transformers import AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from trl import RewardConfig, RewardTrainer, TrlParser
+from trl import RewardConfig
 
 from endotrl import SentenceReward, SentenceRewardModel, SentenceRewardTrainer, SentenceRewardTrainerConfig
 from endotrl.sentence.preferences import DataCollatorForSentencePreference, PairEncoder
@@ -184,17 +183,6 @@ def test_default_lora_is_that_of_the_backbone(tiny_model_path, tmp_path):
     assert adapter.target_modules is None  # the caller's stays as it is
 
 
-def test_adapters_of_prompts_are_refused(tiny_model_path, tmp_path):
-    adapter = PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2)
-    with pytest.raises(ValueError, match="in front of the text"):
-        SentenceRewardTrainer(
-            tiny_model_path,
-            make_args(tmp_path),
-            train_dataset=Dataset.from_list([ROWS["explicit"]] * 4),
-            peft_config=adapter,
-        )
-
-
 @pytest.mark.slow
 def test_lora_adapter_is_saved_and_loaded(tiny_model_path, tmp_path):
     dataset = Dataset.from_list([ROWS["explicit messages"]] * 16)
@@ -282,31 +270,56 @@ def test_own_segmenter(tiny_model_path, tmp_path):
     SentenceReward(str(tmp_path / "run"), segmenter=whole)
 
 
-def test_what_is_refused(tiny_model_path, tmp_path):
-    from transformers import AutoModelForSequenceClassification
+def without_head(path: str) -> Any:
+    adapter = LoraConfig(r=2, target_modules=["q_proj"])
+    return get_peft_model(SentenceRewardModel.from_backbone(path), adapter)
 
+
+def without_sentences(path: str) -> Any:
+    return AutoModelForSequenceClassification.from_pretrained(path, num_labels=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda path: {"model": without_sentences(path)}, TypeError, "from_backbone"),
+        (
+            lambda path: {"model": without_head(path)}, ValueError, r"modules_to_save=\['sentence_head', 'marker'\]"
+        ),
+        (lambda path: {"model": 7}, TypeError, "`model` is a int"),
+        (
+            lambda path: {"args": RewardConfig("never", use_cpu=True, bf16=False)},
+            TypeError, "`args` is a RewardConfig",
+        ),
+        (
+            lambda path: {"train_dataset": Dataset.from_list([{"prompt": "a", "chosen": "b"}])},
+            ValueError, r"columns \['prompt', 'chosen'\].*`rejected`",
+        ),
+        (
+            lambda path: {"train_dataset": Dataset.from_list([{"chosen_ids": [1, 2], "rejected_ids": [1]}])},
+            ValueError, "tokenized without sentences",
+        ),
+        (
+            lambda path: {"peft_config": PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2)},
+            ValueError, "in front of the text",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_refused(change, error, message, tiny_model_path, tmp_path):
     dataset = Dataset.from_list([ROWS["explicit"]] * 4)
-    classifier = AutoModelForSequenceClassification.from_pretrained(tiny_model_path, num_labels=1)
-    with pytest.raises(TypeError, match="from_backbone"):
-        SentenceRewardTrainer(classifier, make_args(tmp_path), train_dataset=dataset)
-    without_head = get_peft_model(
-        SentenceRewardModel.from_backbone(tiny_model_path), LoraConfig(r=2, target_modules=["q_proj"])
-    )
-    with pytest.raises(ValueError, match=r"modules_to_save=\['sentence_head', 'marker'\]"):
-        SentenceRewardTrainer(without_head, make_args(tmp_path), train_dataset=dataset)
+    given = {
+        "model": tiny_model_path,
+        "args": make_args(tmp_path),
+        "train_dataset": dataset,
+        **change(tiny_model_path),
+    }
+    with pytest.raises(error, match=message):
+        SentenceRewardTrainer(**given)
+
+
+def test_a_negative_learning_rate(tmp_path):
     with pytest.raises(ValueError, match="must not be negative"):
         make_args(tmp_path, attention_learning_rate=-1.0)
-    with pytest.raises(TypeError, match="`args` is a RewardConfig"):
-        SentenceRewardTrainer(
-            tiny_model_path, RewardConfig(str(tmp_path), use_cpu=True, bf16=False), train_dataset=dataset
-        )
-    with pytest.raises(TypeError, match="`model` is a int"):
-        SentenceRewardTrainer(7, make_args(tmp_path), train_dataset=dataset)
-    with pytest.raises(ValueError, match=r"columns \['prompt', 'chosen'\].*`rejected`"):
-        SentenceRewardTrainer(tiny_model_path, make_args(tmp_path), train_dataset=dataset.remove_columns("rejected"))
-    tokenized = Dataset.from_list([{"chosen_ids": [1, 2], "rejected_ids": [1]}])
-    with pytest.raises(ValueError, match="tokenized without sentences"):
-        SentenceRewardTrainer(tiny_model_path, make_args(tmp_path), train_dataset=tokenized)
 
 
 def test_collator():
@@ -316,24 +329,3 @@ def test_collator():
     assert batch["input_ids"].tolist() == [[1, 2, 3], [1, 2, 3], [4, 9, 9], [4, 9, 9]]
     assert batch["sentence_ends"].tolist() == [[0, 2], [0, 2], [0, -1], [0, -1]]
     assert batch["margin"].tolist() == [0.5, 1.0]
-
-
-def test_config_is_parsed_as_trl_parses_its_own(tmp_path):
-    path = tmp_path / "run.yaml"
-    path.write_text("output_dir: out\nmarker: false\naggregator: sum\nlearning_rate: 3.0e-06\n")
-    (args,) = TrlParser((SentenceRewardTrainerConfig,)).parse_args_and_config(
-        ["--config", str(path), "--max_sentences", "7", "--use_cpu"]
-    )
-    assert (args.marker, args.aggregator, args.max_sentences, args.learning_rate) == (False, "sum", 7, 3e-6)
-
-
-def test_what_the_trainer_relies_on_in_trl():
-    # `SentenceRewardTrainer` overrides these, and TRL's trainer calls them so.
-    parameters = list(inspect.signature(RewardTrainer._prepare_dataset).parameters)
-    assert parameters == ["self", "dataset", "processing_class", "args", "dataset_name"]
-    source = inspect.getsource(RewardTrainer)
-    # Tokenized columns are left as they are; and the loss reads the two halves of the model's `logits`.
-    assert 'is_processed = "chosen_ids" in column_names and "rejected_ids" in column_names' in source
-    assert "outputs = model(**inputs)" in source
-    assert "torch.chunk(outputs.logits.squeeze(-1), chunks=2)" in source
-    assert 'self._signature_columns = ["chosen_ids", "rejected_ids", "margin"]' in source
