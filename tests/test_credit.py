@@ -133,18 +133,19 @@ class TestGroupBaseline:
         values, mask = batch
         size = data.draw(st.sampled_from([n for n in range(1, len(mask) + 1) if len(mask) % n == 0]))
         given_valid = data.draw(st.none() | st.just(torch.from_numpy(data.draw(hnp.arrays(bool, len(mask))))))
-        valid = mask.any(dim=1) if given_valid is None else given_valid & mask.any(dim=1)
+        written = [
+            [(t, value) for t, (value, there) in enumerate(zip(*row, strict=True)) if there]
+            for row in zip(values.tolist(), mask.tolist(), strict=True)
+        ]
+        valid = [bool(row) and (given_valid is None or bool(given_valid[i])) for i, row in enumerate(written)]
         expected = torch.zeros(mask.shape, dtype=torch.float64)
-        for i in valid.nonzero().flatten().tolist():
+        for i, row in enumerate(written):
             group = [j for j in range(i - i % size, i - i % size + size) if valid[j]]
-            for h in mask[i].nonzero().flatten().tolist():
-
-                def held(j: int, h: int = h) -> float:
-                    places = mask[j].nonzero().flatten().tolist()
-                    return float(values[j, next((place for place in places if place >= h), places[-1])])
-
-                others = [held(j) for j in group if j != i or not leave_one_out] or [held(i)]
-                expected[i, h] = sum(others) / len(others)
+            others = [written[j] for j in group if j != i or not leave_one_out] or [row]
+            for h, _ in row if valid[i] else []:
+                # The value of the next token, or, after the last one, its value
+                held = [next((value for t, value in other if t >= h), other[-1][1]) for other in others]
+                expected[i, h] = sum(held) / len(held)
         assert_near(group_baseline(values, mask, size, leave_one_out, given_valid), expected)
 
 
