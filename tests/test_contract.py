@@ -70,7 +70,9 @@ def signatures() -> Iterator[tuple[Callable[..., Any], str]]:
     yield GRPOTrainer.create_optimizer, "self model"
 
 
-@pytest.mark.parametrize(("function", "expected"), signatures(), ids=lambda value: getattr(value, "__qualname__", ""))
+@pytest.mark.parametrize(
+    ("function", "expected"), list(signatures()), ids=lambda value: getattr(value, "__qualname__", "")
+)
 def test_signatures(function, expected):
     found, names = list(inspect.signature(function).parameters), expected.split()
     assert (found[: len(names) - 1] if names[-1] == "..." else found) == [name for name in names if name != "..."]

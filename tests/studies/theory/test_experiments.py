@@ -13,7 +13,6 @@ from studies.theory import (
     drift,
     expected_return,
     forked_cliff,
-    kl_divergence,
     learned_cliff,
     log_error,
     occupancy,
@@ -240,10 +239,6 @@ class TestSharpening:
         returns = [found["base"]["true_return"], *(row["true_return"] for row in found["with_kl"])]
         assert returns == sorted(returns) and returns[-1] > returns[0] + 0.5
         assert found["unregularised"]["true_return"][0] < found["best_true_return"]
-
-    def test_kl_of_a_policy_to_itself(self) -> None:
-        imitation = _language_model(alpha=1.0)
-        assert kl_divergence(imitation.mdp, imitation.base, imitation.base) == 0.0
 
 
 class TestCommand:
