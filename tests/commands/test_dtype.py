@@ -76,15 +76,6 @@ def test_forecasts_too(tiny_model_path: str, tmp_path: Path, monkeypatch: pytest
     assert json.loads((tmp_path / "forecast" / "settings.json").read_text())["dtype"] == "bfloat16"
 
 
-def test_a_device_that_is_none_is_refused_first(
-    tiny_model_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write(tmp_path / "bench.jsonl", BENCH)
-    words = ["--data", "bench.jsonl", "--model", tiny_model_path, "--device", "gpu:x"]
-    assert main(["eval", "reward-bench", *words]) == 2
-    assert "--device gpu:x cannot be used" in capsys.readouterr().err
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the variables are of x86")
 def test_a_cpu_without_instructions_for_bfloat16_is_found_out_in_seconds() -> None:
