@@ -338,15 +338,3 @@ class TestCommand:
         told = float(number) * {"seconds": 1, "minutes": 60, "hours": 3600}[unit]
         assert told == pytest.approx(2 * 3200 * 8 / sequences * seconds, rel=0.1)
         assert "which the reward reads too (`attach`: 0 GiB more)" in printed
-
-    def test_mistakes(self, tmp_path, capsys):
-        path = tmp_path / "other.yaml"
-        path.write_text("model_name_or_path: nowhere\noutput_dir: output\n")
-        assert main(["plan", str(path), "--gpus", "1", "--gpu-memory", "80"]) == 2
-        assert "pass --kind" in capsys.readouterr().err
-        assert main(["plan", str(path), "--gpus", "1", "--gpu-memory", "80", "--kind", "grpo"]) == 2
-        assert "'nowhere' cannot be loaded" in capsys.readouterr().err
-        for settings in (["--gpu-memory", "0"], ["--gpu-memory", "nan"], ["--gpu-memory", "80", "--gpu-tflops", "0"]):
-            with pytest.raises(SystemExit):
-                main(["plan", str(path), "--gpus", "1", *settings])
-            assert "is not a number above 0" in capsys.readouterr().err
