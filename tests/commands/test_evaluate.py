@@ -10,8 +10,6 @@ import subprocess
 import sys
 
 import pytest
-import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from endotrl import SentenceReward
 from endotrl.commands.evaluate_options import BENCHMARK_HELP, NEEDS_DATA
@@ -24,7 +22,6 @@ from endotrl.evaluation.results import compare, pairs_of
 from endotrl.evaluation.tables import markdown_table
 
 from ..evaluation.rows import PAIR_ROW, RM_BENCH_ROW, items_of, metrics_of, write
-from ..support.reference import chatml
 
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\x1b[31m"
@@ -201,9 +198,8 @@ class TestBenchmark:
         better, worse = results["examples"][0]["scores"][names[1]]
         assert better == pytest.approx(worse, abs=1e-5)
 
-    @pytest.mark.parametrize("chat", [False, True])
     def test_explicit_reward_models_beside_the_intrinsic_ones(
-        self, evaluate, reward_model_path, sentence_model_path, tmp_path, capsys, chat
+        self, evaluate, reward_model_path, sentence_model_path, tmp_path
     ):
         rows = [
             {"prompt": f"What is {i}+2?", "chosen": f"It is {i + 2}. I am sure of it.", "rejected": "No idea, sorry."}
@@ -211,26 +207,14 @@ class TestBenchmark:
         ]
         classifier, sentence = (f"reward_model:{path}" for path in (reward_model_path, sentence_model_path))
         names = ["bellman.sum", "residual:bellman.sum", classifier, sentence, f"residual:{sentence}", "length"]
-        options = ["--scorers", *names, *(["--chat"] if chat else [])]
-        results = evaluate("preference", write(tmp_path / "pairs.jsonl", rows), *options)
+        results = evaluate("preference", write(tmp_path / "pairs.jsonl", rows), "--scorers", *names)
         assert list(results["metrics"]) == names
         answers = [row[key] for row in rows for key in ("chosen", "rejected")]
-        questions = [row["prompt"] for row in rows for _ in range(2)]
-        prompts = [[{"role": "user", "content": question}] for question in questions] if chat else questions
-        scores = {name: sum((example["scores"][name] for example in results["examples"]), []) for name in names}
-        expected = SentenceReward(sentence_model_path, device="cpu")(prompts, answers)
-        assert scores[sentence] == pytest.approx(expected, abs=1e-4) and len(set(expected)) > 5
-        model = AutoModelForSequenceClassification.from_pretrained(reward_model_path).eval()
-        tokenizer = AutoTokenizer.from_pretrained(reward_model_path)
-        for question, answer, score in zip(questions, answers, scores[classifier], strict=True):
-            messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-            ids = tokenizer(chatml(messages) if chat else question + answer, add_special_tokens=not chat)["input_ids"]
-            if not chat:
-                ids = [*ids, tokenizer.eos_token_id]
-            with torch.no_grad():
-                hidden = model.model(torch.tensor([ids])).last_hidden_state[0]
-            last = max(i for i, token in enumerate(ids) if token != tokenizer.pad_token_id)
-            assert score == pytest.approx(model.score(hidden[last]).item(), abs=1e-4)
+        scores = sum((example["scores"][sentence] for example in results["examples"]), [])
+        expected = SentenceReward(sentence_model_path, device="cpu")(
+            [row["prompt"] for row in rows for _ in "ab"], answers
+        )
+        assert scores == pytest.approx(expected, abs=1e-4) and len(set(expected)) > 5
         assert results["verdict"].startswith("5 items are too few") and results["statements"] == []
         page = (tmp_path / "out" / "report.html").read_text()
         assert all(f">{name}</td>" in page for name in names)
