@@ -153,7 +153,7 @@ class TestRewardModel:
         tokenizer = AutoTokenizer.from_pretrained(reward_model_path)
         items = items if chat else items[:1]  # a criterion is a message
         expected = []
-        for item, response in [(item, response) for item in items for response in item.responses]:
+        for item, response in [(each, response) for each in items for response in each.responses]:
             messages = [{"role": "system", "content": item.criterion}] if item.criterion else []
             messages += [{"role": "user", "content": item.prompt}, {"role": "assistant", "content": response}]
             text = chatml(messages) if chat else item.prompt + response + "<|im_end|>"
