@@ -229,8 +229,8 @@ class TestSentences:
     @pytest.mark.parametrize(
         ("parts", "expected"),  # texts, and `None` for the end-of-sequence token
         [
-            (["It is. The capital is Paris. Yes!", None], ["It is.", " The capital is Paris.", " Yes!<|im_end|>"]),
-            (["\N{GRINNING FACE}. \N{GRINNING FACE} is."], ["\N{GRINNING FACE}.", " \N{GRINNING FACE} is."]),
+            (["It is. The capital is Paris. Yes!", None], ["It is. ", "The capital is Paris. ", "Yes!<|im_end|>"]),
+            (["\N{GRINNING FACE}. \N{GRINNING FACE} is."], ["\N{GRINNING FACE}. ", "\N{GRINNING FACE} is."]),
             ([None, "It is.", None, " Paris is."], ["<|im_end|>It is.<|im_end|>", " Paris is."]),
             ([""], []),
             (["", None], ["<|im_end|>"]),
