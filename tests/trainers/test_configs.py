@@ -152,7 +152,7 @@ class TestArguments:
                     [DenseGRPOTrainer, PPOTrainer],
                     {name: dataset},
                     ValueError,
-                    f"`{name}` has a column `input_ids` and none called `prompt`",
+                    f"`{name}` has a column `input_ids` and none called `prompt`: it is tokenized",
                 )
                 for name in ("train_dataset", "eval_dataset")
                 for dataset in (TOKENIZED, TOKENIZED.to_iterable_dataset())
