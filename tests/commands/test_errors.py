@@ -12,11 +12,11 @@ from endotrl.commands.main import main
 from ..evaluation.rows import PAIR_ROW, RM_BENCH_ROW, write
 
 
-GROUP = {"prompt": "1 + 1 =", "completions": [f" {j}" + " a" * j for j in range(4)]}
+ANSWERS = [f" {j}" + " a" * j for j in range(4)]
 # Folders and files that the commands below name
 FILES = {
     "rows.jsonl": [{"prompt": "1 + 1 =", "completion": " 2", "id": "a"}],
-    "groups.jsonl": [{**GROUP, "id": i} for i in range(30)],
+    "groups.jsonl": [{"id": i, "prompt": f"{i} + 1 =", "completions": ANSWERS} for i in range(30)],
     "other.jsonl": [{}],
     "pairs.jsonl": [PAIR_ROW],
     "chat.json": [RM_BENCH_ROW],
@@ -80,7 +80,7 @@ MISTAKES = {
     f"{FORECAST} --max-new-tokens 600": "the model's context has 256",
     f"{FORECAST} --power-sampling 2 --alpha 0.5": "default settings alone",
     f"{FORECAST} --grader best": "The grader is 'best'",
-    "diagnose .": "No log is in",
+    "diagnose empty": "No log is in",
     PLAN: "pass --kind",
     f"{PLAN} --kind grpo": "'nowhere' cannot be loaded",
     "plan none.yaml": "There is no file none.yaml. `endotrl recipes` lists what endotrl://NAME can be.",
@@ -97,7 +97,8 @@ def test_one_message(words, reason, tiny_model_path, sentence_model_path, tmp_pa
         write(tmp_path / name, rows)
     (tmp_path / "t.csv").write_text("prompt,completion\nHi,there\n")
     (tmp_path / "other.yaml").write_text("model_name_or_path: nowhere\noutput_dir: output\n")
-    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    (tmp_path / "empty").mkdir()
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     try:
         code = main(shlex.split(words.replace("MODEL", tiny_model_path).replace("SENTENCES", sentence_model_path)))
     except SystemExit as stop:
@@ -105,7 +106,7 @@ def test_one_message(words, reason, tiny_model_path, sentence_model_path, tmp_pa
     err = capsys.readouterr().err
     assert code == 2 and reason in err and "Traceback" not in err and err.count("error:") == 1
     after = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
-    assert after == before and {path.name for path in tmp_path.iterdir() if path.is_dir()} <= {"eval-generation"}
+    assert after == before and not list(tmp_path.glob("*/answers.jsonl"))
 
 
 def test_nothing_to_write(tiny_model_path, tmp_path, capsys):
