@@ -295,7 +295,7 @@ MISTAKES: dict[str, list[tuple[Any, str]]] = {
         ({"datasets": [1]}, "`datasets` is"),
         ({"on_collapse": "ignore"}, "`on_collapse` is 'ignore'"),
         ({"accuracy": "exact"}, "`accuracy` is 'exact'"),
-        ({"parallelism_config": {"a": 1}}, "parallelism_config"),
+        ({"parallelism_config": {"a": 1}}, "Settings do not go together"),
     ],
     "dense_grpo": [(["--reward_aggregate", "mean"], "cannot be credited to single tokens")],
     "ppo": [
