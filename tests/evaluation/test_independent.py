@@ -135,68 +135,35 @@ def ties(rows, score):
 
 
 PARTS = {"chat": 3, "math": 2, "code": 4, "safety-refuse": 5, "safety-response": 2}
-PAIRS = list(zip(words(40), words(40, 1), strict=True))
-RM_ROWS = [{"id": i, "prompt": "p", "chosen": words(3, i), "rejected": words(3, 99 + i)} for i in range(40)]
+SOURCES, LABELS = ("mmlu-pro-law", "livebench-math", "livecodebench"), ("A>B", "B>A")
+PAIRS = list(enumerate(zip(words(40), words(40, 1), strict=True)))
+RM_BENCH = [{"id": i, "prompt": "p", "chosen": words(3, i), "rejected": words(3, 99 + i)} for i in range(40)]
+TOTAL = [{**RM_BENCH[i], "domain": part} for i, part in enumerate(sum(([part] * n for part, n in PARTS.items()), []))]
+JUDGE_BENCH = [
+    {"pair_id": str(i), "source": SOURCES[i % 3], "question": "q", "label": LABELS[i % 2]}
+    | {"response_A": a, "response_B": b}
+    for i, (a, b) in PAIRS
+]
+LLMBAR = [{"input": "i", "output_1": a, "output_2": b, "label": 1 + i % 2} for i, (a, b) in PAIRS]
+TALK = "\n\nHuman: Hi\n\nAssistant: "
+PREFERENCE = [{"chosen": TALK + a, "rejected": TALK + b} for _, (a, b) in PAIRS]
+NAMES = (*DOMAINS, "normal")
+DSP = [{"query": f"q{i}", "responses": dict(zip(NAMES, words(5, i), strict=True))} for i in range(30)]
+TIES = [
+    {"id": f"{kind}:{n}", "prompt": "p", "subset": "Ties", "chosen": words(k, n), "rejected": words(3, 99 + n)}
+    for n in range(9)
+    for kind, k in (("ref", 1), ("tied", 2 + n % 4))
+]
 # Name of the benchmark; its real file; rows of the same format; and what it makes of them
 CASES = [
-    ("rm-bench", "rm_bench/chat_filtered.json", RM_ROWS, rm_bench),
-    ("rm-bench", "rm_bench/safety-response_filtered.json", RM_ROWS, rm_bench),
-    (
-        "rm-bench",
-        "no real file/total.jsonl",
-        [{**RM_ROWS[i], "domain": part} for i, part in enumerate(part for part, n in PARTS.items() for _ in range(n))],
-        rm_bench,
-    ),
-    (
-        "judge-bench",
-        "judgebench/claude-3-5-sonnet.jsonl",
-        [
-            {"pair_id": str(i), "source": source, "question": "q", "response_A": a, "response_B": b, "label": label}
-            for i, (a, b) in enumerate(PAIRS)
-            for source, label in [(("mmlu-pro-law", "livebench-math", "livecodebench")[i % 3], ("A>B", "B>A")[i % 2])]
-        ],
-        judge_bench,
-    ),
-    (
-        "llmbar",
-        "llmbar/natural.json",
-        [{"input": "i", "output_1": a, "output_2": b, "label": 1 + i % 2} for i, (a, b) in enumerate(PAIRS)],
-        llmbar,
-    ),
-    (
-        "preference",
-        "hh_rlhf/harmless-base.test.jsonl.gz",
-        [
-            {"chosen": f"\n\nHuman: Hi\n\nAssistant: {a}", "rejected": f"\n\nHuman: Hi\n\nAssistant: {b}"}
-            for a, b in PAIRS
-        ],
-        preference,
-    ),
-    (
-        "dsp",
-        "dsp/domain_specific_preference.test.json",
-        [
-            {"query": f"q{i}", "responses": dict(zip((*DOMAINS, "normal"), words(5, i), strict=True))}
-            for i in range(30)
-        ],
-        dsp,
-    ),
-    (
-        "reward-bench-2",
-        "no real file/ties.jsonl",
-        [
-            {
-                "id": f"{kind}:{n}",
-                "prompt": "Name a colour.",
-                "subset": "Ties",
-                "chosen": words(1 if kind == "ref" else 2 + n % 4, n),
-                "rejected": words(3, 99 + n),
-            }
-            for n in range(9)
-            for kind in ("ref", "tied")
-        ],
-        ties,
-    ),
+    ("rm-bench", "rm_bench/chat_filtered.json", RM_BENCH, rm_bench),
+    ("rm-bench", "rm_bench/safety-response_filtered.json", RM_BENCH, rm_bench),
+    ("rm-bench", "no real file/total.jsonl", TOTAL, rm_bench),
+    ("judge-bench", "judgebench/claude-3-5-sonnet.jsonl", JUDGE_BENCH, judge_bench),
+    ("llmbar", "llmbar/natural.json", LLMBAR, llmbar),
+    ("preference", "hh_rlhf/harmless-base.test.jsonl.gz", PREFERENCE, preference),
+    ("dsp", "dsp/domain_specific_preference.test.json", DSP, dsp),
+    ("reward-bench-2", "no real file/ties.jsonl", TIES, ties),
 ]
 
 
@@ -239,7 +206,7 @@ def test_prm_bench(tmp_path, score):
 
 def test_of_the_scores_that_a_run_keeps(tmp_path, tiny_model_path):
     """What `results.json` says is what its own scores give, joined with the raw file by id."""
-    path = real_or_made(tmp_path, "rm_bench/chat_filtered.json", RM_ROWS[:6])
+    path = real_or_made(tmp_path, "rm_bench/chat_filtered.json", RM_BENCH[:6])
     command = ["eval", "rm-bench", "--model", tiny_model_path, "--device", "cpu", "--data", path, "--limit", "6"]
     names = ["bellman.sum", "log_prob.discounted=0.95", "length", "random"]
     options = ["--max-response-tokens", "40", "--output", str(tmp_path / "out"), "--quiet", "--scorers", *names]
