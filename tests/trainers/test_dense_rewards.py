@@ -230,7 +230,7 @@ class TestSentences:
         ("parts", "expected"),  # texts, and `None` for the end-of-sequence token
         [
             (["It is. The capital is Paris. Yes!", None], ["It is. ", "The capital is Paris. ", "Yes!<|im_end|>"]),
-            (["\N{GRINNING FACE}. It is \N{GRINNING FACE}."], ["\N{GRINNING FACE}. ", "It is \N{GRINNING FACE}."]),
+            (["One \N{GRINNING FACE}. Two \N{GRINNING FACE}."], ["One \N{GRINNING FACE}. ", "Two \N{GRINNING FACE}."]),
             ([None, "It is.", None, " Paris is."], ["<|im_end|>It is.<|im_end|>", " Paris is."]),
             ([""], []),
             (["", None], ["<|im_end|>"]),
