@@ -57,7 +57,7 @@ MISTAKES = {
     "score rows.jsonl --model SENTENCES --token-reward log_prob": "--token-reward is a setting of the endogenous",
     f"{PAIRS} --margin -1": "`margin` is -1.0",
     f"{PAIRS} --fraction 0": "`fraction` is 0.0",
-    f"{PAIRS} --form gain.sum": "--form gain.sum needs a second pass or a whole group",
+    f"{PAIRS} --form gain.sum": "--form gain.sum needs a second pass",
     f"{PAIRS} --form length": "There is no scorer 'length'",
     f"{PAIRS} --form bellman.sum --aggregate mean": "--form bellman.sum and --aggregate were given",
     f"{PAIRS} --output groups.jsonl": "would be written over the input",

@@ -212,12 +212,6 @@ class TestDSP:
         metrics = metrics_of("dsp", items, [[4.0, 3.0, 2.0, 1.0, 0.0]] * 5)
         assert metrics["none > academy"] == 1.0 and metrics["none > entertainment"] == 0.25
 
-    def test_criteria_of_ones_own(self, tmp_path):
-        path = write(tmp_path / "f.json", [DSP_ROW])
-        (tmp_path / "c.json").write_text('{"academy": "A"}')
-        with pytest.raises(ValueError, match="one text for each of academy, business, literature, entertainment"):
-            BENCHMARKS["dsp"].read(read_rows(path, None, "dsp"), criteria=str(tmp_path / "c.json"))
-
 
 class TestJudgeBenchAndLLMBar:
     def test_judge_bench(self, tmp_path):
